@@ -1,0 +1,155 @@
+"""What Kubernetes said, typed and validated: Service, EndpointSlice, Node, ServiceCIDR.
+
+These values are made by `model.decode` from the wire form; whoever holds one may rely on it: addresses
+are canonical text, ports are in range, defaults are filled in. They are frozen and compare by value.
+Field rules: Kubernetes API reference, v1 and discovery.k8s.io/v1.
+"""
+
+import enum
+from typing import NamedTuple
+
+import msgspec
+
+from dataplane.model.net import Family, Protocol
+
+
+class ObjectRef(NamedTuple):
+    """Identity of an object; namespace is empty for cluster-scoped kinds."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+
+
+class Problem(NamedTuple):
+    """Something wrong with one object, for people: which object, which field, why, and what to do."""
+
+    ref: ObjectRef
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.ref}: {self.field}: {self.reason}" if self.field else f"{self.ref}: {self.reason}"
+
+
+class ServiceType(enum.Enum):
+    CLUSTER_IP = "ClusterIP"
+    NODE_PORT = "NodePort"
+    LOAD_BALANCER = "LoadBalancer"
+    EXTERNAL_NAME = "ExternalName"
+
+
+class ServicePortSpec(msgspec.Struct, frozen=True, gc=False):
+    """One port of a Service. `name` may be empty; `node_port` 0 means none."""
+
+    name: str
+    protocol: Protocol
+    port: int
+    node_port: int = 0
+
+
+class Service(msgspec.Struct, frozen=True):
+    """A validated Service. Addresses are canonical text of either family; order is that of the object.
+
+    source_ranges: valid CIDRs of spec.loadBalancerSourceRanges; None when the field is absent or empty.
+      An entry that does not parse makes it an empty tuple (nobody is let in) and is reported as a Problem.
+    affinity_seconds: 0 for sessionAffinity None.
+    created: metadata.creationTimestamp (RFC 3339 text sorts by time); empty when unknown, which sorts oldest-last.
+    proxied_elsewhere: label service.kubernetes.io/service-proxy-name is present.
+    headless: clusterIP None, or label service.kubernetes.io/headless.
+    load_balancer_ips: status.loadBalancer.ingress[].ip without those with ipMode Proxy.
+    """
+
+    namespace: str
+    name: str
+    type: ServiceType = ServiceType.CLUSTER_IP
+    cluster_ips: tuple[str, ...] = ()
+    external_ips: tuple[str, ...] = ()
+    load_balancer_ips: tuple[str, ...] = ()
+    ports: tuple[ServicePortSpec, ...] = ()
+    source_ranges: tuple[str, ...] | None = None
+    internal_local: bool = False
+    external_local: bool = False
+    affinity_seconds: int = 0
+    health_check_node_port: int = 0
+    created: str = ""
+    proxied_elsewhere: bool = False
+    headless: bool = False
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef("Service", self.namespace, self.name)
+
+
+class EndpointPort(msgspec.Struct, frozen=True, gc=False):
+    """One port of an EndpointSlice; matched to a Service port by `name` and protocol."""
+
+    name: str
+    protocol: Protocol
+    port: int
+
+
+class Endpoint(msgspec.Struct, frozen=True, gc=False):
+    """One endpoint of a slice: its first address, with the conditions' defaults applied.
+
+    ready nil counts as true, serving nil counts as ready, terminating nil as false (discovery.k8s.io/v1).
+    zone_hints/node_hints: None when the endpoint carries no hint of that kind.
+    """
+
+    address: str
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+    node: str = ""
+    zone_hints: tuple[str, ...] | None = None
+    node_hints: tuple[str, ...] | None = None
+
+
+class EndpointSlice(msgspec.Struct, frozen=True):
+    """A validated EndpointSlice of address type IPv4 or IPv6 (FQDN slices are not decoded).
+
+    service: label kubernetes.io/service-name; empty when missing (then it serves nobody).
+    headless: label service.kubernetes.io/headless is present.
+    """
+
+    namespace: str
+    name: str
+    service: str
+    family: Family
+    ports: tuple[EndpointPort, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    headless: bool = False
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef("EndpointSlice", self.namespace, self.name)
+
+
+class Node(msgspec.Struct, frozen=True):
+    """A Node: its zone (label topology.kubernetes.io/zone), InternalIPs first among its addresses, and pod CIDRs."""
+
+    name: str
+    zone: str = ""
+    addresses: tuple[str, ...] = ()
+    pod_cidrs: tuple[str, ...] = ()
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef("Node", "", self.name)
+
+
+class ServiceCIDR(msgspec.Struct, frozen=True):
+    """A networking.k8s.io/v1 ServiceCIDR: ranges from which clusterIPs are allocated."""
+
+    name: str
+    cidrs: tuple[str, ...] = ()
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef("ServiceCIDR", "", self.name)
+
+
+ModelObject = Service | EndpointSlice | Node | ServiceCIDR

@@ -1,0 +1,78 @@
+"""Differences between plans, and how to apply one."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from dataplane.plan.types import EntryKey, HealthCheck, Plan, PlanEntry
+from dataplane.policy.node import NodeConfig
+
+
+class EntryChange(NamedTuple):
+    """One entry before and after; None where it does not exist. Never equal on both sides."""
+
+    old: PlanEntry | None
+    new: PlanEntry | None
+
+    @property
+    def key(self) -> EntryKey:
+        entry = self.new or self.old
+        assert entry is not None, "an EntryChange has at least one side"
+        return entry.key
+
+
+class PlanChange(msgspec.Struct, frozen=True):
+    """What to do to get from one plan to the next. O(what changed) in size.
+
+    node, service_cidrs, health_checks: the new value when it changed, else None. In health_checks a value None
+    means that the Service no longer has one.
+    """
+
+    entries: tuple[EntryChange, ...] = ()
+    node: NodeConfig | None = None
+    service_cidrs: tuple[str, ...] | None = None
+    health_checks: dict[tuple[str, str], HealthCheck | None] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.entries or self.health_checks) or self.node is not None or self.service_cidrs is not None
+
+    def inverse_of_entries(self) -> Iterator[EntryChange]:
+        """The entry changes that would undo this change."""
+        return (EntryChange(change.new, change.old) for change in self.entries)
+
+
+def diff(old: Plan, new: Plan) -> PlanChange:
+    """The change that turns `old` into `new`. O(size of both plans); for start-up and tests, not for events."""
+    changes = [
+        EntryChange(old.entries.get(key), entry) for key, entry in new.entries.items() if old.entries.get(key) != entry
+    ]
+    changes += [EntryChange(entry, None) for key, entry in old.entries.items() if key not in new.entries]
+    health: dict[tuple[str, str], HealthCheck | None] = {
+        k: v for k, v in new.health_checks.items() if old.health_checks.get(k) != v
+    }
+    health |= {k: None for k in old.health_checks if k not in new.health_checks}
+    return PlanChange(
+        entries=tuple(changes),
+        node=new.node if new.node != old.node else None,
+        service_cidrs=new.service_cidrs if new.service_cidrs != old.service_cidrs else None,
+        health_checks=health or None,
+    )
+
+
+def apply_change(plan: Plan, change: PlanChange) -> None:
+    """Apply a change to a plan in place. O(size of the change)."""
+    for entry in change.entries:
+        if entry.new is None:
+            plan.entries.pop(entry.key, None)
+        else:
+            plan.entries[entry.key] = entry.new
+    for service, health in (change.health_checks or {}).items():
+        if health is None:
+            plan.health_checks.pop(service, None)
+        else:
+            plan.health_checks[service] = health
+    if change.node is not None:
+        plan.node = change.node
+    if change.service_cidrs is not None:
+        plan.service_cidrs = change.service_cidrs

@@ -1,0 +1,139 @@
+"""The plan: one neutral table of frontends and backends. The only thing that a plane sees.
+
+A plan is a dict of `PlanEntry`, one for each Service port and family, beside the node's settings. Nothing
+in it is kernel syntax and nothing in it is a Kubernetes object. All values are frozen and compare by value,
+so a diff is a comparison.
+"""
+
+import enum
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from dataplane.model.net import Family, Protocol, host_port
+from dataplane.policy.endpoints import Backend
+from dataplane.policy.node import NodeConfig
+from dataplane.policy.routes import Action, Routes, Scope
+
+
+class EntryKey(NamedTuple):
+    """Identity of a plan entry: a Service port in one family."""
+
+    namespace: str
+    name: str
+    port: str
+    protocol: Protocol
+    family: Family
+
+    @property
+    def service(self) -> str:
+        """`namespace/name:port`, without the colon for an unnamed port (kube-proxy's ServicePortName)."""
+        return f"{self.namespace}/{self.name}:{self.port}" if self.port else f"{self.namespace}/{self.name}"
+
+
+class FrontendKind(enum.Enum):
+    CLUSTER_IP = "clusterIP"
+    EXTERNAL_IP = "externalIP"
+    LOAD_BALANCER = "loadBalancerIP"
+    NODE_PORT = "nodePort"
+
+
+class FrontendKey(NamedTuple):
+    """What a packet's destination must be. `address` is "" for a node port: any node-port address of the family."""
+
+    family: Family
+    address: str
+    protocol: Protocol
+    port: int
+
+    def __str__(self) -> str:
+        return f"{host_port(self.address or '*', self.port)}/{self.protocol.text}"
+
+
+class SourceRanges(NamedTuple):
+    """Who may use a load-balancer frontend; everyone else is dropped.
+
+    cidrs: of the frontend's family; may be empty, then nobody may.
+    own_address: sources that carry the frontend's own address are let in too (this node is inside the ranges, and
+      a node that sends to a VIP it holds sends from that VIP; kube-proxy's rule).
+    """
+
+    cidrs: tuple[str, ...]
+    own_address: bool = False
+
+
+class Frontend(msgspec.Struct, frozen=True, gc=False):
+    """One way into a Service port. source_ranges None = no restriction."""
+
+    kind: FrontendKind
+    key: FrontendKey
+    routes: Routes
+    source_ranges: SourceRanges | None = None
+
+
+class PlanEntry(msgspec.Struct, frozen=True, gc=False):
+    """A Service port in one family: its backend sets and its frontends.
+
+    cluster, local: backends sorted by address and port, without duplicates (policy `Cluster` and `Local`).
+    affinity_seconds: 0 = none.
+    external_local: externalTrafficPolicy is Local (kept for planes whose syntax spells it, and for views).
+    internal_local: internalTrafficPolicy is Local.
+    """
+
+    key: EntryKey
+    cluster: tuple[Backend, ...] = ()
+    local: tuple[Backend, ...] = ()
+    frontends: tuple[Frontend, ...] = ()
+    affinity_seconds: int = 0
+    internal_local: bool = False
+    external_local: bool = False
+
+    def backends(self, scope: Scope) -> tuple[Backend, ...]:
+        """The set that a route of this scope chooses from."""
+        return self.cluster if scope is Scope.CLUSTER else self.local
+
+    def uses(self, scope: Scope) -> bool:
+        """Whether any route of any frontend forwards to this set."""
+        return any(r.action is Action.FORWARD and r.scope is scope for f in self.frontends for r in f.routes)
+
+
+class HealthCheck(NamedTuple):
+    """A Service's healthCheckNodePort and how many ready endpoints it has on this node."""
+
+    namespace: str
+    name: str
+    port: int
+    local_endpoints: int
+
+
+class Plan(msgspec.Struct):
+    """The whole table for one node. Mutable only through `plan.change.apply_change`."""
+
+    node: NodeConfig
+    entries: dict[EntryKey, PlanEntry] = msgspec.field(default_factory=dict)
+    service_cidrs: tuple[str, ...] = ()
+    health_checks: dict[tuple[str, str], HealthCheck] = msgspec.field(default_factory=dict)
+
+    def frontends(self) -> Iterator[tuple[Frontend, PlanEntry]]:
+        """Every frontend with its entry."""
+        for entry in self.entries.values():
+            for frontend in entry.frontends:
+                yield frontend, entry
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One frontend as a plane holds it, in the plan's terms: what `read_back()` returns and `check` compares.
+
+    A backend set that no route uses is empty here, whatever the entry knows. `service` is EntryKey.service.
+    """
+
+    service: str
+    routes: Routes
+    cluster: tuple[tuple[str, int], ...] = ()
+    local: tuple[tuple[str, int], ...] = ()
+    affinity_seconds: int = 0
+    source_ranges: SourceRanges | None = None
+
+
+Table = Mapping[FrontendKey, Row]

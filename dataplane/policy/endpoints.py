@@ -1,0 +1,106 @@
+"""Which endpoints a Service port may use on this node: the Cluster set and the Local set.
+
+Source of the rules: kube-proxy's published behaviour for endpoint categories (KEP-1672 terminating endpoints,
+KEP-2433 topology hints, KEP-3015 traffic distribution).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from dataplane.model.net import host_port
+from dataplane.model.objects import Endpoint
+from dataplane.policy.node import NodeConfig
+
+
+class Backend(NamedTuple):
+    """An endpoint that a frontend may choose. `local`: it runs on this node. Sorts by address text, then port."""
+
+    address: str
+    port: int
+    local: bool = False
+
+    def __str__(self) -> str:
+        return host_port(self.address, self.port)
+
+
+class Candidate(NamedTuple):
+    """An endpoint of a Service port before any choice: the endpoint and its port there (slices may differ in it)."""
+
+    endpoint: Endpoint
+    port: int
+
+
+class BackendSets(NamedTuple):
+    """The two sets that traffic policies choose from, each sorted and without duplicates.
+
+    topology: which kind of hint narrowed the Cluster set: "forNodes", "forZones" or "" (none applied).
+    cluster_terminating, local_terminating: the set holds terminating endpoints because no ready one was left.
+    """
+
+    cluster: tuple[Backend, ...] = ()
+    local: tuple[Backend, ...] = ()
+    topology: str = ""
+    cluster_terminating: bool = False
+    local_terminating: bool = False
+
+
+def _hinted(
+    ready: list[Candidate], hints: Callable[[Endpoint], tuple[str, ...] | None], here: str
+) -> list[Candidate] | None:
+    """Candidates whose hints of one kind name `here`, or None where that kind of hint does not apply.
+
+    It applies only if every ready endpoint carries it and at least one names this place.
+    """
+    if not here or any(not hints(c.endpoint) for c in ready):
+        return None
+    chosen = [c for c in ready if here in (hints(c.endpoint) or ())]
+    return chosen or None
+
+
+def _topology(ready: list[Candidate], node: NodeConfig) -> tuple[list[Candidate], str]:
+    """Narrow ready endpoints by hints, forNodes before forZones; returns the list and the name of what applied."""
+    by_node = _hinted(ready, lambda endpoint: endpoint.node_hints, node.name)
+    if by_node is not None:
+        return by_node, "forNodes"
+    by_zone = _hinted(ready, lambda endpoint: endpoint.zone_hints, node.zone)
+    if by_zone is not None:
+        return by_zone, "forZones"
+    return ready, ""
+
+
+def _backends(candidates: Iterable[Candidate], node: NodeConfig) -> tuple[Backend, ...]:
+    return tuple(
+        sorted(
+            {Backend(c.endpoint.address, c.port, bool(node.name) and c.endpoint.node == node.name) for c in candidates}
+        )
+    )
+
+
+def _usable(candidates: list[Candidate]) -> tuple[list[Candidate], bool]:
+    """Ready endpoints, or, where there is none, those serving while terminating; the flag says it is the latter."""
+    ready = [c for c in candidates if c.endpoint.ready]
+    if ready:
+        return ready, False
+    terminating = [c for c in candidates if c.endpoint.serving and c.endpoint.terminating]
+    return terminating, bool(terminating)
+
+
+def _distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Collapse duplicates of (address, port) across slices; the first in the given order stays."""
+    return list({(c.endpoint.address, c.port): c for c in reversed(list(candidates))}.values())[::-1]
+
+
+def backend_sets(candidates: Iterable[Candidate], node: NodeConfig) -> BackendSets:
+    """Compute both sets from every endpoint of a Service port in one family.
+
+    in: candidates in a stable order (slices by name), this node. out: the sets; both empty means nobody is home.
+    The Local set looks at this node's endpoints alone, with its own terminating fallback and no topology.
+    """
+    everyone = _distinct(candidates)
+    usable, cluster_terminating = _usable(everyone)
+    chosen, topology = (usable, "") if cluster_terminating else _topology(usable, node)
+    here = [c for c in everyone if node.name and c.endpoint.node == node.name]
+    local, local_terminating = _usable(here)
+    return BackendSets(
+        _backends(chosen, node), _backends(local, node), topology, cluster_terminating, local_terminating
+    )

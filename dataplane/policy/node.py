@@ -1,0 +1,93 @@
+"""This node, as policy sees it: who it is, which sources count as pods, and what the chosen mode promises."""
+
+import enum
+
+import msgspec
+
+from dataplane.model.net import Family, contains, family_of, is_loopback
+
+
+class Source(enum.Enum):
+    """Where a packet comes from, as seen by this node. POD is tested first: a node address inside the
+    pod range (a bridge's, say) counts as a pod, as in kube-proxy's chains."""
+
+    POD = "pod"
+    NODE = "node"
+    OUTSIDE = "outside"
+
+
+class LocalDetector(msgspec.Struct, frozen=True):
+    """How "traffic from a local pod" is recognised (kube-proxy's detectLocalMode).
+
+    cidrs: source CIDRs of either family (ClusterCIDR: the cluster's; NodeCIDR: this node's podCIDRs).
+    interface: incoming device, exact name (BridgeInterface) or prefix (InterfaceNamePrefix).
+    With neither set, nothing is ever recognised as a pod and off-pod masquerade does not happen.
+    """
+
+    cidrs: tuple[str, ...] = ()
+    interface: str = ""
+    interface_is_prefix: bool = False
+
+    def implemented(self, family: Family) -> bool:
+        """Whether pods of this family can be recognised at all."""
+        return bool(self.interface) or any(family_of(c) is family for c in self.cidrs)
+
+    def matches(self, source: str, interface: str = "") -> bool:
+        """Whether a packet with this source address that came in by `interface` ("" = sent by this node) is a pod's."""
+        if self.interface:
+            if self.interface_is_prefix:
+                return interface.startswith(self.interface)
+            return interface == self.interface
+        return contains(self.cidrs, source)
+
+
+class NodePortAddresses(msgspec.Struct, frozen=True):
+    """On which of the node's addresses node ports answer (kube-proxy's nodePortAddresses).
+
+    any_local: every local address (then `addresses` is empty); loopback only where `loopback` says so.
+    addresses: otherwise exactly these, already resolved against the node's interfaces, both families.
+    loopback: node ports answer on 127.0.0.0/8 too (iptables mode with localhostNodePorts); never on ::1.
+    """
+
+    any_local: bool = False
+    addresses: tuple[str, ...] = ()
+    loopback: bool = False
+
+
+class NodeConfig(msgspec.Struct, frozen=True):
+    """Everything about this node and the chosen mode that decides what a frontend means.
+
+    addresses: this node's own addresses, the primary one of each family before the others.
+    masquerade_mark: the mark bit that asks for masquerading (kube-proxy's masqueradeBit 14 = 0x4000).
+    reject_unknown_ports: a known clusterIP on a port it does not have is rejected, and addresses of the service
+      CIDRs that no Service has are dropped (nftables and ebpf modes; not iptables mode).
+    """
+
+    name: str = ""
+    zone: str = ""
+    addresses: tuple[str, ...] = ()
+    detector: LocalDetector = LocalDetector()
+    nodeports: NodePortAddresses = NodePortAddresses()
+    masquerade_all: bool = False
+    masquerade_mark: int = 0x4000
+    reject_unknown_ports: bool = True
+
+    def primary(self, family: Family) -> str:
+        """This node's primary address of a family, or "" when it has none."""
+        return next((a for a in self.addresses if family_of(a) is family), "")
+
+    def is_local(self, address: str) -> bool:
+        """Whether the address is this node's own (loopback included)."""
+        return address in self.addresses or is_loopback(address)
+
+    def answers_node_ports(self, address: str) -> bool:
+        """Whether node ports answer on this destination address."""
+        if is_loopback(address):
+            return self.nodeports.loopback and ":" not in address
+        return self.is_local(address) if self.nodeports.any_local else address in self.nodeports.addresses
+
+    def source(self, address: str, interface: str = "") -> Source:
+        """Classify a packet's source address."""
+        if self.detector.matches(address, interface):
+            return Source.POD
+        return Source.NODE if self.is_local(address) else Source.OUTSIDE

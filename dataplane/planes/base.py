@@ -2,11 +2,12 @@
 
 from typing import Protocol
 
+from dataplane.errors import HotplaneError
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import Plan, Table
 
 
-class PlaneError(Exception):
+class PlaneError(HotplaneError):
     """The kernel refused a change; nothing of it was applied. The text says what, where and what to do."""
 
 

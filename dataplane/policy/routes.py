@@ -24,7 +24,7 @@ class Action(enum.Enum):
 
 
 class Route(NamedTuple):
-    """What happens to a packet of one source class. `masquerade` comes on top of hairpin masquerade, which always applies.
+    """What happens to a packet of one source class; hairpin masquerade applies whatever `masquerade` says.
 
     For REJECT and DROP, scope and masquerade keep their defaults, so that equal outcomes compare equal.
     """

@@ -1,0 +1,31 @@
+"""A plan as the table that a plane holds: what `read_back()` must equal."""
+
+from dataplane.plan.types import Frontend, FrontendKey, Plan, PlanEntry, Row
+from dataplane.policy.endpoints import Backend
+from dataplane.policy.routes import Action, Scope
+
+
+def _pairs(backends: tuple[Backend, ...]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted((backend.address, backend.port) for backend in backends))
+
+
+def row(frontend: Frontend, entry: PlanEntry) -> Row:
+    """One frontend as a plane holds it.
+
+    Only what has an effect is kept, so that equal behaviour compares equal: a set that no route forwards to is
+    empty, and affinity and source ranges are absent where no route forwards at all.
+    """
+    scopes = {route.scope for route in frontend.routes if route.action is Action.FORWARD}
+    return Row(
+        service=entry.key.service,
+        routes=frontend.routes,
+        cluster=_pairs(entry.cluster) if Scope.CLUSTER in scopes else (),
+        local=_pairs(entry.local) if Scope.LOCAL in scopes else (),
+        affinity_seconds=entry.affinity_seconds if scopes else 0,
+        source_ranges=frontend.source_ranges if scopes else None,
+    )
+
+
+def rows(plan: Plan) -> dict[FrontendKey, Row]:
+    """Every frontend of the plan as a row. O(size of the plan)."""
+    return {frontend.key: row(frontend, entry) for frontend, entry in plan.frontends()}

@@ -7,3 +7,7 @@ class HotplaneError(Exception):
     The text is for people, one sentence: what failed, where (namespace/name, field, file), what to do. The command
     line prints it on stderr and exits 1; every other exception is a defect and keeps its traceback.
     """
+
+
+class UsageError(HotplaneError):
+    """The request itself is wrong (an option's value, a combination of options): exit 2 instead of 1."""

@@ -1,0 +1,107 @@
+"""The executable specification: what happens to a packet under a plan.
+
+Every plane must agree with it. It is written to be read: a decision is a lookup, a check of the source ranges and
+the route for the class of the source. Nothing here knows a kernel.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from dataplane.model.net import contains, family_of
+from dataplane.oracle.reasons import Owner, reasons
+from dataplane.oracle.types import Decision, Packet, Verdict
+from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, SourceRanges
+from dataplane.policy.node import NodeConfig
+from dataplane.policy.routes import REJECT_ALL, Action
+
+__all__ = ["Decision", "Oracle", "Packet", "Verdict", "decide"]
+
+Notes = Mapping[EntryKey, Sequence[str]]
+
+
+class Oracle:
+    """A plan, indexed once, that answers for any number of packets at O(1) each.
+
+    It is a snapshot: make a new one after the plan has changed. `notes`: extra sentences for an entry's reasons, such
+    as how its endpoints came about, which the plan no longer knows.
+    Raises ValueError when two entries of the plan claim one frontend, which no planner may let happen.
+    """
+
+    def __init__(self, plan: Plan, notes: Notes | None = None) -> None:
+        self._node: NodeConfig = plan.node
+        self._notes: Notes = notes or {}
+        self._index: dict[FrontendKey, tuple[Frontend, PlanEntry]] = {}
+        self._owners: dict[str, list[Owner]] = {}
+        self._service_cidrs: tuple[str, ...] = plan.service_cidrs
+        self._health_ports = {check.port: f"{check.namespace}/{check.name}" for check in plan.health_checks.values()}
+        for frontend, entry in plan.frontends():
+            claimed = self._index.setdefault(frontend.key, (frontend, entry))
+            if claimed[1] is not entry:
+                raise ValueError(f"{frontend.key} is claimed by {claimed[1].key.service} and by {entry.key.service}")
+            if frontend.kind is FrontendKind.CLUSTER_IP:
+                self._owners.setdefault(frontend.key.address, []).append(Owner(entry.key, frontend.key.port))
+
+    def find(self, packet: Packet) -> tuple[Frontend, PlanEntry] | None:
+        """The frontend that claims a packet: exact address, protocol and port first, then a node port."""
+        family = family_of(packet.destination)
+        exact = self._index.get(FrontendKey(family, packet.destination, packet.protocol, packet.port))
+        if exact is not None or not self._node.answers_node_ports(packet.destination):
+            return exact
+        return self._index.get(FrontendKey(family, "", packet.protocol, packet.port))
+
+    def decide(self, packet: Packet) -> Decision:
+        """What happens to a packet. Raises ValueError when its two addresses are of different families."""
+        if family_of(packet.source) is not family_of(packet.destination):
+            raise ValueError(f"{packet}: source and destination are of different IP families")
+        found = self.find(packet)
+        decision = self._unclaimed(packet) if found is None else self._claimed(packet, *found)
+        return self._with_reasons(decision)
+
+    def _claimed(self, packet: Packet, frontend: Frontend, entry: PlanEntry) -> Decision:
+        source = self._node.source(packet.source, packet.interface)
+        # A frontend that nobody answers rejects everybody: kube-proxy guards the ranges only where it forwards.
+        guarded = frontend.source_ranges is not None and frontend.routes != REJECT_ALL
+        if guarded and not admits(frontend.source_ranges, packet):
+            return Decision(packet, Verdict.DROP, source, entry=entry, frontend=frontend, refused=True)
+        route = frontend.routes.of(source)
+        if route.action is not Action.FORWARD:
+            verdict = Verdict.REJECT if route.action is Action.REJECT else Verdict.DROP
+            return Decision(packet, verdict, source, entry=entry, frontend=frontend, route=route)
+        backends = entry.backends(route.scope)
+        return Decision(packet, Verdict.DNAT, source, backends, entry=entry, frontend=frontend, route=route)
+
+    def _unclaimed(self, packet: Packet) -> Decision:
+        verdict = Verdict.ACCEPT
+        if self._node.reject_unknown_ports:
+            if packet.destination in self._owners:
+                verdict = Verdict.REJECT
+            elif self.in_service_cidrs(packet.destination):
+                verdict = Verdict.DROP
+        return Decision(packet, verdict, self._node.source(packet.source, packet.interface))
+
+    def in_service_cidrs(self, address: str) -> bool:
+        """Whether clusterIPs are allocated from a range that holds this address."""
+        return contains(self._service_cidrs, address)
+
+    def _with_reasons(self, decision: Decision) -> Decision:
+        told = reasons(
+            decision,
+            self._node,
+            notes=self._notes.get(decision.entry.key, ()) if decision.entry else (),
+            owners=self._owners.get(decision.packet.destination, ()),
+            health_service=self._health_ports.get(decision.packet.port, ""),
+        )
+        return msgspec.structs.replace(decision, reasons=told)
+
+
+def admits(ranges: SourceRanges | None, packet: Packet) -> bool:
+    """Whether source ranges let a packet in; None lets everybody in."""
+    if ranges is None or contains(ranges.cidrs, packet.source):
+        return True
+    return ranges.own_address and packet.source == packet.destination
+
+
+def decide(plan: Plan, packet: Packet) -> Decision:
+    """What happens to one packet under a plan. O(size of the plan): make an `Oracle` to ask more than once."""
+    return Oracle(plan).decide(packet)

@@ -1,0 +1,193 @@
+"""Why: a decision told in sentences that a network engineer can follow. Tells, never decides."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from dataplane.model.net import Protocol, contains, family_of, is_loopback
+from dataplane.oracle.types import Decision, Packet, Verdict
+from dataplane.plan.types import EntryKey, Frontend, FrontendKind, PlanEntry
+from dataplane.policy.endpoints import Backend
+from dataplane.policy.node import NodeConfig, Source
+from dataplane.policy.routes import Action, Route, Scope
+
+_LISTED = 8
+
+
+class Owner(NamedTuple):
+    """A Service port that has a certain clusterIP, and the port number it has there."""
+
+    entry: EntryKey
+    port: int
+
+
+def reasons(
+    decision: Decision, node: NodeConfig, *, notes: Sequence[str], owners: Sequence[Owner], health_service: str
+) -> tuple[str, ...]:
+    """The sentences for a decision, in the order in which things are decided.
+
+    notes: what else is known of the entry's endpoints. owners: who has the destination as a clusterIP.
+    health_service: the Service whose healthCheckNodePort is the destination port, or "".
+    """
+    entry, frontend = decision.entry, decision.frontend
+    if entry is None or frontend is None:
+        return tuple(_unclaimed(decision, node, owners, health_service))
+    told = [_match(decision.packet, frontend, entry), _source(decision, node)]
+    told += _ranges(decision, frontend)
+    if not decision.refused:
+        told += notes
+    route = decision.route
+    if route is not None:
+        told.append(_policy(decision, frontend, entry, route))
+    if route is not None and decision.verdict is Verdict.DNAT:
+        told += _choice(decision, entry)
+        told += _masquerade(decision, frontend, entry, route, node)
+    return tuple(told)
+
+
+def count(number: int, thing: str) -> str:
+    """`1 backend`, `2 backends`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def listed(things: Iterable[object]) -> str:
+    """Comma-separated, cut off after a few."""
+    texts = [str(thing) for thing in things]
+    more = f" and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
+    return ", ".join(texts[:_LISTED]) + more
+
+
+def _match(packet: Packet, frontend: Frontend, entry: PlanEntry) -> str:
+    if frontend.kind is FrontendKind.NODE_PORT:
+        return (
+            f"{frontend.key.protocol.text} port {packet.port} is a node port of Service {entry.key.service}, "
+            f"and node ports answer on {packet.destination}"
+        )
+    return f"{frontend.key} is the {frontend.kind.value} of Service {entry.key.service}"
+
+
+def _source(decision: Decision, node: NodeConfig) -> str:
+    packet, detector = decision.packet, node.detector
+    if decision.source is Source.POD:
+        if detector.interface:
+            how = "begins with" if detector.interface_is_prefix else "is"
+            device = f"its incoming device {packet.interface} {how} {detector.interface}"
+            return f"source {packet.source} counts as a pod: {device}"
+        cidr = next(cidr for cidr in detector.cidrs if contains((cidr,), packet.source))
+        return f"source {packet.source} counts as a pod: it is in the pod range {cidr}"
+    if decision.source is Source.NODE:
+        what = "a loopback address" if is_loopback(packet.source) else "an address of this node"
+        return f"source {packet.source} is this node itself: it is {what}"
+    return f"source {packet.source} is outside: it is no address of this node, and {_no_pod(packet, node)}"
+
+
+def _no_pod(packet: Packet, node: NodeConfig) -> str:
+    detector, family = node.detector, family_of(packet.source)
+    if detector.interface:
+        device = f"the incoming device {packet.interface} is not" if packet.interface else "no incoming device is given"
+        return f"{device} (pods come in by {detector.interface}{'*' if detector.interface_is_prefix else ''})"
+    if not detector.implemented(family):
+        return f"no pod range of IPv{family.value} is configured"
+    return f"not in the pod range {listed(cidr for cidr in detector.cidrs if family_of(cidr) is family)}"
+
+
+def _ranges(decision: Decision, frontend: Frontend) -> list[str]:
+    ranges, source = frontend.source_ranges, decision.packet.source
+    if ranges is None:
+        return []
+    allowed = listed(ranges.cidrs) or "nobody (no valid entry of this family)"
+    if decision.refused:
+        return [f"dropped: loadBalancerSourceRanges lets in {allowed}, and {source} is not among them"]
+    if decision.verdict is Verdict.REJECT:
+        return ["loadBalancerSourceRanges is not looked at, as nobody answers here"]
+    cidr = next((cidr for cidr in ranges.cidrs if contains((cidr,), source)), None)
+    if cidr is None:
+        return [f"loadBalancerSourceRanges lets {source} in: it is the frontend's own address, sent by this node"]
+    return [f"loadBalancerSourceRanges lets {source} in by {cidr}"]
+
+
+def _policy_name(frontend: Frontend, entry: PlanEntry) -> tuple[str, bool]:
+    if frontend.kind is FrontendKind.CLUSTER_IP:
+        return "internalTrafficPolicy", entry.internal_local
+    return "externalTrafficPolicy", entry.external_local
+
+
+def _policy(decision: Decision, frontend: Frontend, entry: PlanEntry, route: Route) -> str:
+    if route.action is Action.REJECT:
+        return "rejected (port unreachable): the Service has no usable endpoint on any node"
+    name, local = _policy_name(frontend, entry)
+    policy = f"{name} {'Local' if local else 'Cluster'}"
+    if local and frontend.kind is not FrontendKind.CLUSTER_IP and decision.source is not Source.OUTSIDE:
+        who = "a pod" if decision.source is Source.POD else "this node itself"
+        policy += f", which does not bind {who}"
+    if route.action is Action.DROP:
+        return f"dropped: {policy}, and the only usable endpoints are on other nodes"
+    if route.scope is Scope.LOCAL:
+        return f"{policy}: only backends on this node, {count(len(entry.local), 'backend')}"
+    here = sum(backend.local for backend in entry.cluster)
+    return f"{policy}: any usable backend, {count(len(entry.cluster), 'backend')}, {here} on this node"
+
+
+def _choice(decision: Decision, entry: PlanEntry) -> list[str]:
+    backends = decision.backends
+    if len(backends) == 1:
+        told = [f"sent to {backends[0]}, the only choice"]
+    else:
+        told = [f"sent to one of {listed(backends)}, each with probability 1/{len(backends)}"]
+    if entry.affinity_seconds:
+        told.append(
+            f"sessionAffinity ClientIP: {decision.packet.source} stays with the backend it is given until "
+            f"{entry.affinity_seconds} s after its last new connection"
+        )
+    return told
+
+
+def _masquerade(decision: Decision, frontend: Frontend, entry: PlanEntry, route: Route, node: NodeConfig) -> list[str]:
+    source = decision.packet.source
+    if route.masquerade:
+        return [f"masqueraded as this node: {_masquerade_cause(decision, frontend, entry, node)}"]
+    itself = [backend for backend in decision.backends if backend.address == source]
+    if not itself:
+        return [f"not masqueraded: the backend sees {source}"]
+    hairpin = "as the reply to itself must come back through this node (hairpin)"
+    if len(itself) == len(decision.backends):
+        return [f"masqueraded as this node, {hairpin}"]
+    return [f"masqueraded only if the choice is {_either(itself)}, {hairpin}; other backends see {source}"]
+
+
+def _either(backends: Sequence[Backend]) -> str:
+    return " or ".join(str(backend) for backend in backends)
+
+
+def _masquerade_cause(decision: Decision, frontend: Frontend, entry: PlanEntry, node: NodeConfig) -> str:
+    if frontend.kind is FrontendKind.CLUSTER_IP:
+        return "masqueradeAll is set" if node.masquerade_all else "the source of a clusterIP packet is not a pod"
+    if entry.external_local:
+        return "this node itself is the source of external traffic"
+    return "external traffic under externalTrafficPolicy Cluster"
+
+
+def _unclaimed(decision: Decision, node: NodeConfig, owners: Sequence[Owner], health_service: str) -> Iterable[str]:
+    packet = decision.packet
+    target = f"{packet.protocol.text} port {packet.port}"
+    if owners:
+        ports = listed(f"{owner.entry.protocol.text} {owner.port}" for owner in owners)
+        service = f"{owners[0].entry.namespace}/{owners[0].entry.name}"
+        yield f"{packet.destination} is the clusterIP of Service {service}, which has no {target} (it has {ports})"
+    else:
+        yield f"no Service has {packet.destination} with {target}"
+    if decision.verdict is Verdict.REJECT:
+        yield "rejected (port unreachable): in this mode a clusterIP answers for the ports that it does not have"
+    elif decision.verdict is Verdict.DROP:
+        yield f"dropped: {packet.destination} is in the Service range, and no Service has it"
+    else:
+        yield from _left_alone(packet, node, health_service)
+
+
+def _left_alone(packet: Packet, node: NodeConfig, health_service: str) -> Iterable[str]:
+    if node.answers_node_ports(packet.destination):
+        yield f"node ports answer on {packet.destination}, but no Service has node port {packet.port} there"
+        if health_service and packet.protocol is Protocol.TCP:
+            yield f"it is the healthCheckNodePort of Service {health_service}, which hotplane itself answers"
+    elif node.is_local(packet.destination):
+        yield f"{packet.destination} is this node's own address, but node ports do not answer on it"
+    yield "left alone: the packet goes on unchanged"

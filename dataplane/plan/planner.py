@@ -94,7 +94,8 @@ class Planner:
                 continue
             for port in piece.ports:
                 if port.name == key.port and port.protocol is key.protocol:
-                    found.extend([Candidate(endpoint, port.port) for endpoint in piece.endpoints])
+                    number = port.port
+                    found.extend([(endpoint, number) for endpoint in piece.endpoints])
         return found
 
     def _remember(self, item: ModelObject, dirty: set[ServiceId]) -> None:

@@ -23,11 +23,9 @@ class Backend(NamedTuple):
         return host_port(self.address, self.port)
 
 
-class Candidate(NamedTuple):
-    """An endpoint of a Service port before any choice: the endpoint and its port there (slices may differ in it)."""
-
-    endpoint: Endpoint
-    port: int
+Candidate = tuple[Endpoint, int]
+"""An endpoint of a Service port before any choice, and its port number there (slices may differ in it). A plain
+tuple, because one is made for every endpoint of the cluster."""
 
 
 class BackendSets(NamedTuple):
@@ -51,9 +49,9 @@ def _hinted(
 
     It applies only if every ready endpoint carries it and at least one names this place.
     """
-    if not here or any(not hints(c.endpoint) for c in ready):
+    if not here or any(not hints(endpoint) for endpoint, _ in ready):
         return None
-    chosen = [c for c in ready if here in (hints(c.endpoint) or ())]
+    chosen = [candidate for candidate in ready if here in (hints(candidate[0]) or ())]
     return chosen or None
 
 
@@ -68,26 +66,25 @@ def _topology(ready: list[Candidate], node: NodeConfig) -> tuple[list[Candidate]
     return ready, ""
 
 
-def _backends(candidates: Iterable[Candidate], node: NodeConfig) -> tuple[Backend, ...]:
-    return tuple(
-        sorted(
-            {Backend(c.endpoint.address, c.port, bool(node.name) and c.endpoint.node == node.name) for c in candidates}
-        )
-    )
+def _backends(candidates: Iterable[Candidate], here: str) -> tuple[Backend, ...]:
+    return tuple(sorted([Backend(e.address, port, e.node == here and here != "") for e, port in candidates]))
 
 
 def _usable(candidates: list[Candidate]) -> tuple[list[Candidate], bool]:
     """Ready endpoints, or, where there is none, those serving while terminating; the flag says it is the latter."""
-    ready = [c for c in candidates if c.endpoint.ready]
+    ready = [candidate for candidate in candidates if candidate[0].ready]
     if ready:
         return ready, False
-    terminating = [c for c in candidates if c.endpoint.serving and c.endpoint.terminating]
+    terminating = [candidate for candidate in candidates if candidate[0].serving and candidate[0].terminating]
     return terminating, bool(terminating)
 
 
 def _distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Collapse duplicates of (address, port) across slices; the first in the given order stays."""
-    return list({(c.endpoint.address, c.port): c for c in reversed(list(candidates))}.values())[::-1]
+    first: dict[tuple[str, int], Candidate] = {}
+    for candidate in candidates:
+        first.setdefault((candidate[0].address, candidate[1]), candidate)
+    return list(first.values())
 
 
 def backend_sets(candidates: Iterable[Candidate], node: NodeConfig) -> BackendSets:
@@ -99,8 +96,12 @@ def backend_sets(candidates: Iterable[Candidate], node: NodeConfig) -> BackendSe
     everyone = _distinct(candidates)
     usable, cluster_terminating = _usable(everyone)
     chosen, topology = (usable, "") if cluster_terminating else _topology(usable, node)
-    here = [c for c in everyone if node.name and c.endpoint.node == node.name]
-    local, local_terminating = _usable(here)
+    here = [candidate for candidate in everyone if candidate[0].node == node.name] if node.name else []
+    local, local_terminating = _usable(here) if here else (here, False)
     return BackendSets(
-        _backends(chosen, node), _backends(local, node), topology, cluster_terminating, local_terminating
+        _backends(chosen, node.name),
+        _backends(local, node.name) if local else (),
+        topology,
+        cluster_terminating,
+        local_terminating,
     )

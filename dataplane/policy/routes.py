@@ -5,6 +5,7 @@ kube-proxy's published behaviour.
 """
 
 import enum
+from functools import cache
 from typing import NamedTuple
 
 from dataplane.policy.node import Source
@@ -56,6 +57,7 @@ def _forward(scope: Scope, has_backends: bool, masquerade: bool) -> Route:
     return Route(Action.FORWARD, scope, masquerade) if has_backends else DROP
 
 
+@cache
 def cluster_ip_routes(
     *, has_cluster: bool, has_local: bool, internal_local: bool, detects_pods: bool, masquerade_all: bool
 ) -> Routes:
@@ -71,6 +73,7 @@ def cluster_ip_routes(
     return Routes(pod=_forward(scope, present, masquerade_all), node=off_pod, outside=off_pod)
 
 
+@cache
 def external_routes(*, has_cluster: bool, has_local: bool, external_local: bool) -> Routes:
     """Routes of a node port, externalIP or load-balancer IP.
 

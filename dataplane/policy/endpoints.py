@@ -80,11 +80,16 @@ def _usable(candidates: list[Candidate]) -> tuple[list[Candidate], bool]:
 
 
 def _distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Collapse duplicates of (address, port) across slices; the first in the given order stays."""
-    first: dict[tuple[str, int], Candidate] = {}
+    """Collapse duplicates of (address, port): the first that is not terminating stays, or else the first.
+
+    A pod may have been given the address of one that is still terminating; the running one counts (kube-proxy's rule).
+    """
+    kept: dict[tuple[str, int], Candidate] = {}
     for candidate in candidates:
-        first.setdefault((candidate[0].address, candidate[1]), candidate)
-    return list(first.values())
+        key = (candidate[0].address, candidate[1])
+        if kept.setdefault(key, candidate)[0].terminating and not candidate[0].terminating:
+            kept[key] = candidate
+    return list(kept.values())
 
 
 def backend_sets(candidates: Iterable[Candidate], node: NodeConfig) -> BackendSets:

@@ -44,13 +44,14 @@ try() {
     local sentence=$1
     shift
     "$@" >"$log" 2>&1 </dev/null && return
-    tail -n 15 -- "$log" | sed 's/^/    /' >&2
+    tail -n 8 -- "$log" | sed 's/^/    /' >&2
     die "$sentence"
 }
 
-# Downloads use the network of process 1: the namespace that hotplane was called in may lead nowhere.
+# Downloads use the network of process 1 where it can be had: the namespace that hotplane was called in may lead nowhere.
 online=()
-if [[ $EUID == 0 && $(readlink /proc/self/ns/net) != $(readlink /proc/1/ns/net) ]] && command -v nsenter >/dev/null; then
+if [[ $(readlink /proc/self/ns/net) != "$(readlink /proc/1/ns/net)" ]] &&
+    nsenter --net=/proc/1/ns/net -- true 2>/dev/null; then
     online=(nsenter --net=/proc/1/ns/net --)
 fi
 

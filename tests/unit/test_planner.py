@@ -1,0 +1,245 @@
+"""The planner: events in, changes out, conflicts settled, nothing more than what changed."""
+
+from msgspec.structs import replace
+
+from dataplane.model.net import Family, Protocol
+from dataplane.model.objects import (
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    Node,
+    ObjectRef,
+    Service,
+    ServiceCIDR,
+    ServicePortSpec,
+    ServiceType,
+)
+from dataplane.plan.change import apply_change, diff
+from dataplane.plan.planner import Planner
+from dataplane.plan.rows import rows
+from dataplane.plan.types import EntryKey, FrontendKey, FrontendKind, Plan, SourceRanges
+from dataplane.policy.node import LocalDetector, NodeConfig
+from dataplane.policy.routes import REJECT_ALL
+
+NODE = NodeConfig(
+    name="here", addresses=("172.18.0.2", "fd00::2"), detector=LocalDetector(cidrs=("10.244.0.0/16", "fd00:10::/64"))
+)
+HTTP = ServicePortSpec("http", Protocol.TCP, 80)
+
+
+def service(name: str = "web", ip: str = "10.96.0.1", **fields: object) -> Service:
+    return replace(Service("default", name, cluster_ips=(ip,), ports=(HTTP,)), **fields)
+
+
+def endpoint_slice(*addresses: str, name: str = "web-1", owner: str = "web", **fields: object) -> EndpointSlice:
+    made = EndpointSlice(
+        "default",
+        name,
+        owner,
+        Family.IPV4,
+        (EndpointPort("http", Protocol.TCP, 8080),),
+        tuple(Endpoint(address, node="here") for address in addresses),
+    )
+    return replace(made, **fields)
+
+
+def key(name: str = "web", port: str = "http") -> EntryKey:
+    return EntryKey("default", name, port, Protocol.TCP, Family.IPV4)
+
+
+def test_service_and_slice_make_one_entry() -> None:
+    planner = Planner(NODE)
+    change = planner.update([service(), endpoint_slice("10.244.0.5", "10.244.0.6")])
+    assert [c.key for c in change.entries] == [key()]
+    entry = planner.plan.entries[key()]
+    assert [str(b) for b in entry.cluster] == ["10.244.0.5:8080", "10.244.0.6:8080"]
+    assert entry.cluster == entry.local
+    assert [(f.kind, str(f.key)) for f in entry.frontends] == [(FrontendKind.CLUSTER_IP, "10.96.0.1:80/tcp")]
+
+
+def test_order_of_arrival_does_not_matter() -> None:
+    first, second = Planner(NODE), Planner(NODE)
+    first.update([service()])
+    first.update([endpoint_slice("10.244.0.5")])
+    second.update([endpoint_slice("10.244.0.5")])
+    assert second.plan.entries == {}
+    second.update([service()])
+    assert first.plan == second.plan
+
+
+def test_no_op_cancels() -> None:
+    planner = Planner(NODE)
+    planner.update([service(), endpoint_slice("10.244.0.5")])
+    assert not planner.update([service(), endpoint_slice("10.244.0.5")])
+    # A change to the object that says nothing about this plan is no change either.
+    renamed = endpoint_slice("10.244.0.5", name="web-2")
+    assert not planner.update([renamed], [endpoint_slice().ref])
+
+
+def test_change_touches_only_its_own_service() -> None:
+    planner = Planner(NODE)
+    planner.update([service(), service("other", "10.96.0.2"), endpoint_slice("10.244.0.5")])
+    change = planner.update([endpoint_slice("10.244.0.5", "10.244.0.6")])
+    assert [c.key for c in change.entries] == [key()]
+
+
+def test_everything_deleted_leaves_nothing() -> None:
+    planner = Planner(NODE)
+    objects = [service(), endpoint_slice("10.244.0.5"), ServiceCIDR("kubernetes", ("10.96.0.0/12",))]
+    planner.update(objects)
+    planner.update(deletes=[o.ref for o in objects])
+    assert planner.plan == Plan(node=NODE)
+
+
+def test_unknown_deletes_are_harmless() -> None:
+    assert not Planner(NODE).update(deletes=[ObjectRef("Service", "a", "b"), ObjectRef("EndpointSlice", "a", "b")])
+
+
+def test_what_makes_no_frontends() -> None:
+    for silent in (
+        service(headless=True),
+        service(proxied_elsewhere=True),
+        service(type=ServiceType.EXTERNAL_NAME),
+        service(ports=()),
+    ):
+        planner = Planner(NODE)
+        assert not planner.update([silent, endpoint_slice("10.244.0.5")])
+
+
+def test_headless_slices_and_slices_without_owner_serve_nobody() -> None:
+    planner = Planner(NODE)
+    planner.update([service(), endpoint_slice("10.244.0.5", headless=True), endpoint_slice("10.244.0.6", owner="")])
+    assert planner.plan.entries[key()].cluster == ()
+    assert planner.plan.entries[key()].frontends[0].routes == REJECT_ALL
+
+
+def test_slice_that_changes_its_owner_moves() -> None:
+    planner = Planner(NODE)
+    planner.update([service(), service("other", "10.96.0.2"), endpoint_slice("10.244.0.5")])
+    change = planner.update([endpoint_slice("10.244.0.5", owner="other")])
+    assert {c.key.name for c in change.entries} == {"web", "other"}
+    assert planner.plan.entries[key("other")].cluster
+    assert not planner.plan.entries[key("web")].cluster
+
+
+def test_ports_are_matched_by_name_and_protocol_and_may_differ_by_slice() -> None:
+    planner = Planner(NODE)
+    udp = EndpointPort("http", Protocol.UDP, 53)
+    second = endpoint_slice("10.244.0.6", name="web-2", ports=(EndpointPort("http", Protocol.TCP, 9090), udp))
+    planner.update([service(), endpoint_slice("10.244.0.5"), second])
+    assert [str(b) for b in planner.plan.entries[key()].cluster] == ["10.244.0.5:8080", "10.244.0.6:9090"]
+
+
+def test_older_service_wins_and_the_loser_gets_the_frontend_when_it_goes() -> None:
+    planner = Planner(NODE)
+    old = service("old", "10.96.0.1", created="2020-01-01T00:00:00Z", external_ips=("192.0.2.9",))
+    new = service("new", "10.96.0.2", created="2021-01-01T00:00:00Z", external_ips=("192.0.2.9",))
+    planner.update([new])
+    contested = FrontendKey(Family.IPV4, "192.0.2.9", Protocol.TCP, 80)
+    assert rows(planner.plan)[contested].service == "default/new:http"
+    change = planner.update([old])
+    assert {c.key.name for c in change.entries} == {"old", "new"}
+    assert rows(planner.plan)[contested].service == "default/old:http"
+    (problem,) = planner.problems[new.ref]
+    assert "default/old" in problem.reason
+    assert "192.0.2.9:80/tcp" in problem.field
+    # The loser keeps what is its own.
+    assert [f.key.address for f in planner.plan.entries[key("new")].frontends] == ["10.96.0.2"]
+    planner.update(deletes=[old.ref])
+    assert rows(planner.plan)[contested].service == "default/new:http"
+    assert planner.problems == {}
+
+
+def test_a_conflict_by_name_when_ages_are_equal_or_unknown() -> None:
+    planner = Planner(NODE)
+    planner.update([service("b", "10.96.0.1"), service("a", "10.96.0.1")])
+    assert {r.service for r in rows(planner.plan).values()} == {"default/a:http"}
+    planner.update([service("c", "10.96.0.1", created="2024-01-01T00:00:00Z")])
+    assert {r.service for r in rows(planner.plan).values()} == {"default/c:http"}
+
+
+def test_every_kind_of_frontend_and_one_address_named_twice() -> None:
+    planner = Planner(NODE)
+    planner.update(
+        [
+            service(
+                type=ServiceType.LOAD_BALANCER,
+                external_ips=("192.0.2.1",),
+                load_balancer_ips=("192.0.2.1", "192.0.2.2"),
+                ports=(ServicePortSpec("http", Protocol.TCP, 80, 30080),),
+                source_ranges=("198.51.100.0/24", "2001:db8::/32", "172.18.0.0/16"),
+            ),
+            endpoint_slice("10.244.0.5"),
+        ]
+    )
+    frontends = planner.plan.entries[key()].frontends
+    assert [(f.kind.value, f.key.address, f.key.port) for f in frontends] == [
+        ("clusterIP", "10.96.0.1", 80),
+        ("externalIP", "192.0.2.1", 80),
+        ("loadBalancerIP", "192.0.2.2", 80),
+        ("nodePort", "", 30080),
+    ]
+    assert [f.source_ranges for f in frontends] == [
+        None,
+        None,
+        SourceRanges(("198.51.100.0/24", "172.18.0.0/16"), own_address=True),
+        None,
+    ]
+
+
+def test_source_ranges_of_the_other_family_let_nobody_in() -> None:
+    planner = Planner(NODE)
+    planner.update([service(load_balancer_ips=("192.0.2.2",), source_ranges=("2001:db8::/32",))])
+    assert planner.plan.entries[key()].frontends[1].source_ranges == SourceRanges((), own_address=False)
+
+
+def test_dual_stack_makes_an_entry_for_each_family() -> None:
+    planner = Planner(NODE)
+    six = endpoint_slice("fd00:10::5", name="web-6", family=Family.IPV6)
+    planner.update([service(cluster_ips=("10.96.0.1", "fd00:96::1")), endpoint_slice("10.244.0.5"), six])
+    by_family = {k.family: [b.address for b in e.cluster] for k, e in planner.plan.entries.items()}
+    assert by_family == {Family.IPV4: ["10.244.0.5"], Family.IPV6: ["fd00:10::5"]}
+
+
+def test_single_stack_service_ignores_addresses_of_the_other_family() -> None:
+    planner = Planner(NODE)
+    planner.update([service(external_ips=("2001:db8::9",))])
+    assert {k.family for k in planner.plan.entries} == {Family.IPV4}
+
+
+def test_health_check_counts_local_ready_endpoints() -> None:
+    planner = Planner(NODE)
+    lb = service(type=ServiceType.LOAD_BALANCER, external_local=True, health_check_node_port=32000)
+    elsewhere = Endpoint("10.244.1.9", node="there")
+    going = Endpoint("10.244.0.9", ready=False, serving=True, terminating=True, node="here")
+    piece = endpoint_slice("10.244.0.5", "10.244.0.6")
+    change = planner.update([lb, replace(piece, endpoints=(*piece.endpoints, elsewhere, going))])
+    check = planner.plan.health_checks[("default", "web")]
+    assert (check.port, check.local_endpoints) == (32000, 2)
+    assert change.health_checks == {("default", "web"): check}
+    change = planner.update([replace(lb, external_local=False)])
+    assert change.health_checks == {("default", "web"): None}
+    assert planner.plan.health_checks == {}
+
+
+def test_node_change_plans_everything_anew() -> None:
+    planner = Planner(NODE)
+    planner.update([service(internal_local=True), endpoint_slice("10.244.0.5"), Node("here", zone="a")])
+    change = planner.set_node(replace(NODE, name="there"))
+    assert change.node is not None
+    assert [c.key for c in change.entries] == [key()]
+    assert planner.plan.entries[key()].local == ()
+    assert not planner.set_node(planner.plan.node)
+
+
+def test_diff_and_apply_are_inverse() -> None:
+    one, two = Planner(NODE), Planner(replace(NODE, masquerade_all=True))
+    one.update([service(), service("gone", "10.96.0.7"), endpoint_slice("10.244.0.5")])
+    two.update([service(), service("new", "10.96.0.8"), ServiceCIDR("k", ("10.96.0.0/12",))])
+    lb = service("lb", "10.96.0.9", external_local=True, health_check_node_port=32000)
+    two.update([lb])
+    change = diff(one.plan, two.plan)
+    assert change
+    apply_change(one.plan, change)
+    assert one.plan == two.plan
+    assert not diff(one.plan, two.plan)

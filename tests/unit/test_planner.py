@@ -85,7 +85,11 @@ def test_change_touches_only_its_own_service() -> None:
 
 def test_everything_deleted_leaves_nothing() -> None:
     planner = Planner(NODE)
-    objects = [service(), endpoint_slice("10.244.0.5"), ServiceCIDR("kubernetes", ("10.96.0.0/12",))]
+    objects: list[Service | EndpointSlice | ServiceCIDR] = [
+        service(),
+        endpoint_slice("10.244.0.5"),
+        ServiceCIDR("kubernetes", ("10.96.0.0/12",)),
+    ]
     planner.update(objects)
     planner.update(deletes=[o.ref for o in objects])
     assert planner.plan == Plan(node=NODE)

@@ -41,7 +41,7 @@ TIMEOUT_SECONDS = 20.0
 
 
 def try_command(command: Sequence[str], text: str = "", *, throwaway_namespace: bool = True) -> Trial:
-    """Run a command, by default in a network namespace that ends with it, with `text` as its input. Needs root for that."""
+    """Run a command with `text` as its input, by default in a network namespace that ends with it (needs root)."""
     if shutil.which(command[0]) is None:
         return Trial(False, f"{command[0]} is not installed")
     if throwaway_namespace:

@@ -1,0 +1,359 @@
+"""Kubernetes objects from JSON or YAML bytes to validated model values, fast, one bad item never harming another.
+
+The fast path decodes every item of a List by itself, straight from JSON to typed structs. Only an item that fails
+there is looked at again, slowly: values of a wrong type that stand in a list of independent things (ports,
+endpoints, addresses) are taken out and reported, and the rest of the object is kept.
+"""
+
+import re
+from collections import Counter
+from typing import Any, NamedTuple
+
+import msgspec
+
+from dataplane.model import slices, validate, wire, yamlload
+from dataplane.model.objects import ModelObject, ObjectRef, Problem
+from dataplane.model.report import Report, valid_name
+
+_MAX_LIST_DEPTH = 8
+_MAX_FAULTS = 200
+_MAX_YAML_RETRY = 1 << 20
+_CLUSTER_SCOPED = ("Node", "ServiceCIDR")
+_BLANK = b" \t\r\n"
+
+_any_object = msgspec.json.Decoder(wire.WireObject)
+_typed = {kind: msgspec.json.Decoder(struct) for kind, struct in wire.TYPES.items()}
+_head = msgspec.json.Decoder(wire.Head)
+_raw_list = msgspec.json.Decoder(list[msgspec.Raw])
+_raw_lines = msgspec.json.Decoder(msgspec.Raw)
+
+# Where an item of a wrong type can be taken out and the rest keeps its meaning.
+_ISOLATED = re.compile(
+    r"\$\.((?:endpoints|ports|spec\.ports|spec\.externalIPs|spec\.clusterIPs|spec\.podCIDRs|spec\.cidrs"
+    r"|spec\.loadBalancerSourceRanges|status\.addresses|status\.loadBalancer\.ingress)\[\d+\])"
+)
+_TYPE_NAMES = {
+    "int": "a whole number",
+    "float": "a fraction",
+    "str": "a string",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "null",
+}
+
+
+class Decoded(msgspec.Struct):
+    """What was found in some manifests.
+
+    objects: valid objects in the order of the input (duplicates are kept: the later one is meant to win).
+    problems: faults; a Problem of an object that is in `objects` names a value that was left out of it.
+    notes: nothing wrong, but worth saying when a person asked (a Service without any clusterIP, say).
+    ignored: how many objects of each kind were passed over because no Service proxy needs them.
+    """
+
+    objects: list[ModelObject] = msgspec.field(default_factory=list)
+    problems: list[Problem] = msgspec.field(default_factory=list)
+    notes: list[Problem] = msgspec.field(default_factory=list)
+    ignored: Counter[str] = msgspec.field(default_factory=Counter)
+
+    def extend(self, other: "Decoded") -> None:
+        """Append what another source held."""
+        self.objects += other.objects
+        self.problems += other.problems
+        self.notes += other.notes
+        self.ignored += other.ignored
+
+
+class DecodedObject(NamedTuple):
+    """One object, as a watch event carries it.
+
+    value: None when the object is not valid (then `problems` says why) or of no interest (`ignored` names its kind).
+    ref: its identity, None when even that cannot be told; it is there for invalid objects too.
+    """
+
+    value: ModelObject | None
+    ref: ObjectRef | None = None
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[Problem, ...] = ()
+    ignored: str = ""
+
+
+def decode(data: bytes, source: str) -> Decoded:
+    """Decode a manifest: JSON or YAML, one object or several documents, `List` and typed lists (`ServiceList`).
+
+    in: the bytes, and a name for them ("services.yaml", "stdin") that problems without an object refer to.
+    Never raises for what the bytes hold; whatever cannot be read becomes a Problem.
+    """
+    result = Decoded()
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if data.lstrip(_BLANK)[:1] in (b"{", b"["):
+        _decode_json(data, source, result)
+    else:
+        _decode_yaml(data, source, result)
+    return result
+
+
+def decode_object(raw: bytes | msgspec.Raw, kind: str = "") -> DecodedObject:
+    """Decode one JSON object (of a watch event, or of a list of `kind`, whose items carry no kind of their own)."""
+    try:
+        item = _typed[kind].decode(raw) if kind in _typed else _any_object.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return _decode_slowly(raw, kind)
+    return _validated(item, frozenset(), ())
+
+
+def _decode_json(data: bytes, source: str, result: Decoded) -> None:
+    try:
+        raw = msgspec.json.decode(data, type=msgspec.Raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        _decode_not_json(data, source, str(error), result)
+        return
+    _collect(raw, "", source, 0, result)
+
+
+def _decode_not_json(data: bytes, source: str, reason: str, result: Decoded) -> None:
+    """Bytes that look like JSON but are not one value: one object a line, or YAML in flow style."""
+    try:
+        lines = _raw_lines.decode_lines(data)
+    except (msgspec.DecodeError, RecursionError):
+        lines = []
+    if len(lines) > 1:
+        for number, line in enumerate(lines, start=1):
+            _collect(line, "", f"{source} object {number}", 0, result)
+    elif len(data) <= _MAX_YAML_RETRY:
+        _decode_yaml(data, source, result)
+    else:
+        result.problems.append(_source_problem(source, "", f"is not valid JSON: {reason}"))
+
+
+def _source_problem(source: str, field: str, reason: str) -> Problem:
+    return Problem(ObjectRef("Source", "", source), field, reason)
+
+
+def _collect(raw: msgspec.Raw, kind: str, where: str, depth: int, result: Decoded) -> None:
+    """Decode one JSON value into `result`: an object, or every item of a list."""
+    found = decode_object(raw, kind)
+    if found.value is None and not found.problems:
+        if found.ignored.endswith("List") and _collect_items(raw, found.ignored, where, depth, result):
+            return
+        result.ignored[found.ignored] += 1
+    _add(found, where, result)
+
+
+def _collect_items(raw: msgspec.Raw, list_kind: str, where: str, depth: int, result: Decoded) -> bool:
+    """Decode the items of a list kind; False when it has none, so that it is an object of some other kind."""
+    items = _head.decode(raw).items
+    if bytes(items) in (b"", b"null"):
+        return list_kind == "List" or list_kind[:-4] in wire.TYPES
+    try:
+        raws = _raw_list.decode(items)
+    except msgspec.DecodeError:
+        result.problems.append(_source_problem(where, "items", "must be a list of objects"))
+        return True
+    if depth >= _MAX_LIST_DEPTH:
+        result.problems.append(_source_problem(where, "items", "lists are nested too deeply; write a flat List"))
+        return True
+    kind = list_kind[:-4]
+    for index, item in enumerate(raws):
+        found = decode_object(item, kind if kind in wire.TYPES else "")
+        if found.value is not None:
+            result.objects.append(found.value)
+            if found.problems or found.notes:
+                result.problems += found.problems
+                result.notes += found.notes
+        elif found.ignored.endswith("List"):
+            _collect(item, "", f"{where} items[{index}]", depth + 1, result)
+        else:
+            _add(found, f"{where} items[{index}]", result)
+            if found.ignored:
+                result.ignored[found.ignored] += 1
+    return True
+
+
+def _add(found: DecodedObject, where: str, result: Decoded) -> None:
+    """Take over one decoded object; problems of an object without identity name the source instead."""
+    if found.value is not None:
+        result.objects.append(found.value)
+    for problem in found.problems:
+        result.problems.append(problem if found.ref else _source_problem(where, problem.field, problem.reason))
+    result.notes += found.notes
+
+
+def _decode_yaml(data: bytes, source: str, result: Decoded) -> None:
+    for document in yamlload.documents(data):
+        where = f"{source} line {document.line}"
+        if document.error:
+            result.problems.append(_source_problem(source, "", f"is not valid YAML: {document.error}"))
+        else:
+            _collect_value(document.value, "", where, 0, result)
+
+
+def _collect_value(value: Any, kind: str, where: str, depth: int, result: Decoded) -> None:
+    """`_collect` for a value that is already parsed (YAML)."""
+    own_kind = value.get("kind") if isinstance(value, dict) else None
+    if isinstance(own_kind, str) and own_kind.endswith("List") and isinstance(value.get("items"), list | None):
+        if depth >= _MAX_LIST_DEPTH:
+            result.problems.append(_source_problem(where, "items", "lists are nested too deeply; write a flat List"))
+            return
+        for index, item in enumerate(value.get("items") or ()):
+            _collect_value(item, own_kind[:-4], f"{where} items[{index}]", depth + 1, result)
+        return
+    found = _decode_value(value, kind)
+    if found.ignored:
+        result.ignored[found.ignored] += 1
+    _add(found, where, result)
+
+
+def _decode_slowly(raw: bytes | msgspec.Raw, kind: str) -> DecodedObject:
+    """What the fast path refused: another kind (cheap to tell), or an object with a fault."""
+    try:
+        head = _head.decode(raw)
+        name = head.kind or kind
+        if name not in wire.TYPES and name:
+            return DecodedObject(None, ignored=name)
+        value = msgspec.json.decode(raw)
+    except msgspec.ValidationError:
+        value = _lenient(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        return _unreadable(f"is not valid JSON: {error}")
+    return _decode_value(value, kind)
+
+
+def _lenient(raw: bytes | msgspec.Raw) -> Any:
+    """The JSON value without types, None when it is not JSON or nested too deeply."""
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def _unreadable(reason: str) -> DecodedObject:
+    return DecodedObject(None, None, (Problem(ObjectRef("", "", ""), "", reason),))
+
+
+def _decode_value(value: Any, kind: str) -> DecodedObject:
+    """Decode one parsed object of any shape. `kind` is what a typed list says that it is."""
+    if not isinstance(value, dict):
+        return _unreadable("is not a Kubernetes object; it must be a mapping with apiVersion, kind and metadata")
+    own_kind = value.get("kind") or kind
+    if not isinstance(own_kind, str) or not own_kind:
+        return _unreadable("has no kind; write `kind: Service`, EndpointSlice, Node or ServiceCIDR")
+    if own_kind not in wire.TYPES:
+        return DecodedObject(None, ignored=own_kind)
+    version = value.get("apiVersion")
+    if isinstance(version, str) and (skipped := _other_version(own_kind, version)):
+        return skipped if skipped.ignored else _identified(skipped, _value_ref(value, own_kind))
+    faults: list[Problem] = []
+    muted: set[str] = set()
+    ref = _value_ref(value, own_kind)
+    while True:
+        try:
+            item = msgspec.convert(value, wire.TYPES[own_kind])
+        except msgspec.ValidationError as error:
+            path, reason = _explain(str(error))
+            faults.append(Problem(ref, path, reason))
+            isolated = _ISOLATED.match(f"$.{path}")
+            if isolated is None or len(faults) >= _MAX_FAULTS:
+                return DecodedObject(None, ref, tuple(faults))
+            muted.add(isolated.group(1))
+            value = _without(value, isolated.group(1))
+        else:
+            return _validated(item, frozenset(muted), tuple(faults))
+
+
+def _without(value: Any, path: str) -> Any:
+    """A copy of the value in which the list item at `a.b[3]` is null."""
+    name, _, rest = path.partition(".")
+    if rest:
+        return {**value, name: _without(value[name], rest)}
+    name, _, index = name.partition("[")
+    items = list(value[name])
+    items[int(index[:-1])] = None
+    return {**value, name: items}
+
+
+def _explain(message: str) -> tuple[str, str]:
+    """(field path, reason) from msgspec's message, such as "Expected `int`, got `str` - at `$.spec.ports[0].port`"."""
+    text, _, path = message.partition(" - at `$")
+    field = path.rstrip("`").removeprefix(".")
+    wanted, got = [*re.findall(r"`([^`]*)`", text), "", ""][:2]
+    expected = " or ".join(_TYPE_NAMES.get(word, word) for word in wanted.split(" | ") if word != "null")
+    hint = ""
+    if got == "str" and "int" in wanted:
+        hint = "; write it without quotes, as decimal digits"
+    elif "str" in wanted and got in ("int", "float", "bool"):
+        hint = "; put it in quotes"
+    found = f", not {_TYPE_NAMES.get(got, got)}" if got else ""
+    return field, f"must be {expected}{found}{hint}" if expected else text
+
+
+def _value_ref(value: dict[str, Any], kind: str) -> ObjectRef:
+    """Identity of a parsed object that may be malformed anywhere."""
+    metadata = value.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    name, namespace = metadata.get("name"), metadata.get("namespace")
+    scope = "" if kind in _CLUSTER_SCOPED else namespace if isinstance(namespace, str) and namespace else "default"
+    return ObjectRef(kind, scope, name if isinstance(name, str) and name else "(no name)")
+
+
+def _other_version(kind: str, version: str) -> DecodedObject | None:
+    """Judge an apiVersion: another group's kind of that name is ignored, a version that reads differently is a fault.
+
+    None means that it can be read. Knative, for one, has a `Service` of its own.
+    """
+    group, versions = wire.GROUPS[kind]
+    prefix, _, name = version.rpartition("/")
+    if not version or (prefix == group and name in versions):
+        return None
+    if prefix != group:
+        return DecodedObject(None, ignored=f"{kind}.{prefix}" if prefix else f"{kind}.{name}")
+    wanted = f"{group}/{versions[0]}" if group else versions[0]
+    reason = f"is {version}, whose fields are not read; convert the object to {wanted}"
+    return DecodedObject(None, None, (Problem(ObjectRef(kind, "", ""), "apiVersion", reason),))
+
+
+def _identified(found: DecodedObject, ref: ObjectRef) -> DecodedObject:
+    return found._replace(ref=ref, problems=tuple(problem._replace(ref=ref) for problem in found.problems))
+
+
+def _validated(item: wire.WireObject, muted: frozenset[str], faults: tuple[Problem, ...]) -> DecodedObject:
+    """Validate a typed object: identity first, then what its kind demands."""
+    kind = _KINDS[type(item)]
+    metadata = item.metadata
+    name = (metadata.name if metadata else None) or ""
+    namespace = "" if kind in _CLUSTER_SCOPED else (metadata.namespace if metadata else None) or "default"
+    version = item.api_version
+    if version is not None and version != _EXPECTED[kind] and (skipped := _other_version(kind, version)):
+        if skipped.ignored:
+            return skipped
+        return _identified(skipped, ObjectRef(kind, namespace, name or "(no name)"))
+    report = Report(kind, namespace, name or "(no name)", muted)
+    if not (valid_name(name) and (not namespace or valid_name(namespace))):
+        _report_identity(report, name, namespace)
+        return DecodedObject(None, report.ref, (*faults, *report.problems))
+    value: ModelObject | None
+    if isinstance(item, wire.WireSlice):
+        value = slices.endpoint_slice(item, report)
+        if value is None and not report.problems:
+            return DecodedObject(None, report.ref, faults, ignored="" if faults else "EndpointSlice (FQDN)")
+    elif isinstance(item, wire.WireService):
+        value = validate.service(item, report)
+    elif isinstance(item, wire.WireNode):
+        value = validate.node(item, report)
+    else:
+        value = validate.service_cidr(item, report)
+    return DecodedObject(value, report.ref, (*faults, *report.problems), tuple(report.notes))
+
+
+def _report_identity(report: Report, name: str, namespace: str) -> None:
+    if not name:
+        report.problem("metadata.name", "is missing; every object needs a name")
+    elif not valid_name(name):
+        report.problem("metadata.name", f"is {name!r}; use letters, digits, dashes and dots only")
+    if namespace and not valid_name(namespace):
+        report.problem("metadata.namespace", f"is {namespace!r}; use letters, digits and dashes only")
+
+
+_EXPECTED = {kind: f"{group}/{versions[0]}".lstrip("/") for kind, (group, versions) in wire.GROUPS.items()}
+_KINDS = {struct: kind for kind, struct in wire.TYPES.items()}

@@ -1,0 +1,148 @@
+"""Collecting what is wrong with one object, and the checks of single values that several kinds share."""
+
+import re
+import sys
+from functools import lru_cache
+from typing import TypeGuard
+
+from dataplane.model.net import Network, Protocol, canonical_address, network
+from dataplane.model.objects import ObjectRef, Problem
+
+# Wider than Kubernetes' own rule (DNS labels), but without any character that a rule's comment, a chain's name or a
+# terminal could trip over.
+_NAME = re.compile(r"[A-Za-z0-9](?:[-._A-Za-z0-9]{0,251}[A-Za-z0-9])?", re.ASCII)
+
+_PROTOCOLS = {None: Protocol.TCP, "": Protocol.TCP, "TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
+
+
+class Report:
+    """Problems and notes of one object while it is validated.
+
+    muted: field paths that were reported already (values of a wrong type, which were taken out of the wire form).
+    """
+
+    __slots__ = ("kind", "muted", "name", "namespace", "notes", "problems")
+
+    def __init__(self, kind: str, namespace: str, name: str, muted: frozenset[str] = frozenset()) -> None:
+        self.kind = kind
+        self.namespace = namespace
+        self.name = name
+        self.muted = muted
+        self.problems: list[Problem] = []
+        self.notes: list[Problem] = []
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef(self.kind, self.namespace, self.name)
+
+    def problem(self, field: str, reason: str) -> None:
+        """Record a fault; the caller leaves out the value, or the object."""
+        self.problems.append(Problem(self.ref, field, reason))
+
+    def note(self, field: str, reason: str) -> None:
+        """Record something that is right as it stands but may surprise."""
+        self.notes.append(Problem(self.ref, field, reason))
+
+    def null(self, field: str) -> None:
+        """Record a list item that is null, unless it is null because its fault was reported before."""
+        if field not in self.muted:
+            self.problem(field, "is null; remove the item or fill it in")
+
+
+def valid_name(text: str) -> bool:
+    """Whether the text can name an object or a port."""
+    return _NAME.fullmatch(text) is not None
+
+
+@lru_cache(maxsize=4096)
+def valid_port_name(text: str) -> bool:
+    """`valid_name` with a memory: few port names serve many Services."""
+    return valid_name(text)
+
+
+def is_port(number: int | None) -> TypeGuard[int]:
+    """Whether this is a port number that can be used."""
+    return number is not None and 1 <= number <= 65535
+
+
+def port_reason(number: int | None) -> str:
+    """The sentence for a port that `is_port` refuses."""
+    found = "is missing" if number is None else f"is {number}"
+    return f"{found}; a port is a whole number from 1 to 65535"
+
+
+def protocol(text: str | None) -> Protocol | None:
+    """Protocol of that name, TCP when it is not given (Kubernetes' default), None when it is unknown."""
+    return _PROTOCOLS.get(text)
+
+
+def protocol_reason(text: str | None) -> str:
+    """The sentence for a protocol that `protocol` refuses."""
+    return f"is {text!r}; write TCP, UDP or SCTP, in capitals"
+
+
+def address_reason(text: str) -> str:
+    """The sentence for an address that `canonical_address` refuses."""
+    try:
+        canonical_address(text)
+    except ValueError as error:
+        return f"{error}; write a plain IPv4 or IPv6 address"
+    return ""
+
+
+def special_reason(address: str, *, link_local: bool) -> str:
+    """Why a canonical address can be neither an endpoint nor a frontend, or "".
+
+    Kubernetes' API refuses unspecified, loopback, link-local and link-local multicast addresses for endpoints and
+    externalIPs; no multicast or broadcast address can be balanced either. link_local: also refuse link-local unicast.
+    """
+    if ":" in address:
+        special = {"::": "the unspecified address", "::1": "the loopback address"}.get(address, "")
+        if address.startswith("ff") and not special:
+            special = _multicast_v6(address)
+        if link_local and address[:3] in ("fe8", "fe9", "fea", "feb") and address.index(":") == 4:
+            special = "a link-local address"
+    else:
+        special = _special_v4(address, link_local)
+    return (
+        f"{address} is {special}, which no Service can use; write an address that other hosts reach" if special else ""
+    )
+
+
+def _multicast_v6(address: str) -> str:
+    return "a multicast address" if address.index(":") == 4 else ""
+
+
+def _special_v4(address: str, link_local: bool) -> str:
+    first = int(address[: address.index(".")])
+    if first == 127:
+        return "a loopback address"
+    if first >= 224:
+        return "the broadcast address" if address == "255.255.255.255" else "a multicast or reserved address"
+    if address == "0.0.0.0":
+        return "the unspecified address"
+    return "a link-local address" if link_local and address.startswith("169.254.") else ""
+
+
+def canonical_cidr(text: str) -> str:
+    """Canonical text of a CIDR: spaces around it trimmed, host bits cleared, as Kubernetes does.
+
+    Raises ValueError with a sentence when it is none (netmask notation and IPv4-mapped addresses included).
+    """
+    stripped = text.strip()
+    address, slash, length = stripped.partition("/")
+    if not slash or not (length.isascii() and length.isdigit()):
+        raise ValueError(f"{text!r} is not a CIDR; write address/prefix length, such as 10.0.0.0/8")
+    try:
+        parsed: Network = network(f"{canonical_address(address)}/{length}")
+    except ValueError as error:
+        raise ValueError(
+            f"{text!r} is not a CIDR ({error}); write address/prefix length, such as 10.0.0.0/8"
+        ) from error
+    return str(parsed)
+
+
+@lru_cache(maxsize=1024)
+def interned(names: tuple[str, ...]) -> tuple[str, ...]:
+    """One shared tuple for equal tuples of zone or node names: thousands of endpoints carry the same hints."""
+    return tuple(sys.intern(name) for name in names)

@@ -1,0 +1,138 @@
+"""EndpointSlices from the wire form: the part of validation that runs for every endpoint of the cluster.
+
+An API server sends hundreds of thousands of endpoints at start, so this code spends about a microsecond on each:
+`socket` functions instead of address objects, shared strings for names that repeat.
+Rules: discovery.k8s.io/v1 (only the first address counts, nil conditions have defaults).
+"""
+
+import sys
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+
+from dataplane.model import wire
+from dataplane.model.net import Family
+from dataplane.model.objects import Endpoint, EndpointPort, EndpointSlice
+from dataplane.model.report import (
+    Report,
+    address_reason,
+    interned,
+    is_port,
+    port_reason,
+    protocol,
+    protocol_reason,
+    special_reason,
+    valid_port_name,
+)
+
+_FAMILIES = {"IPv4": Family.IPV4, "IPv6": Family.IPV6}
+_NO_LABELS = wire.Labels()
+_NO_CONDITIONS = wire.Conditions()
+
+
+def _address(text: str, family: Family) -> tuple[str, str]:
+    """(canonical address, ""), or ("", reason) for one that no endpoint of the family can have."""
+    try:
+        if family is Family.IPV4:
+            packed = inet_pton(AF_INET, text)
+            first = packed[0]
+            if 0 < first < 224 and first != 127 and (first != 169 or packed[1] != 254):
+                return inet_ntop(AF_INET, packed), ""
+        else:
+            packed = inet_pton(AF_INET6, text)
+            # global and unique local addresses; ::/16 and f[ef]00::/7 hold the special ones
+            if 0 < packed[0] < 0xFE:
+                return inet_ntop(AF_INET6, packed), ""
+    except (OSError, ValueError):
+        return "", _wrong_address(text, family)
+    return _unusual_address(text, family)
+
+
+def _wrong_address(text: str, family: Family) -> str:
+    if reason := address_reason(text):
+        return reason
+    return f"{text} is not an IPv{family.value} address, as addressType says; move it to a slice of its own family"
+
+
+def _unusual_address(text: str, family: Family) -> tuple[str, str]:
+    """The rare addresses, checked in full."""
+    if reason := address_reason(text):
+        return "", reason
+    address = inet_ntop(family.socket_family, inet_pton(family.socket_family, text))
+    reason = special_reason(address, link_local=True)
+    return ("", reason) if reason else (address, "")
+
+
+def _names(hints: list[wire.Hint] | None) -> tuple[str, ...] | None:
+    """Names of one kind of hint, None when there are none."""
+    if not hints:
+        return None
+    return interned(tuple(hint.name for hint in hints if hint.name)) or None
+
+
+def _endpoints(item: wire.WireSlice, family: Family, report: Report) -> tuple[Endpoint, ...]:
+    result: list[Endpoint] = []
+    intern = sys.intern
+    for index, entry in enumerate(item.endpoints or ()):
+        if entry is None:
+            report.null(f"endpoints[{index}]")
+            continue
+        if not entry.addresses:
+            report.problem(f"endpoints[{index}].addresses", "is empty; an endpoint needs one address")
+            continue
+        address, reason = _address(entry.addresses[0], family)
+        if reason:
+            report.problem(f"endpoints[{index}].addresses[0]", reason)
+            continue
+        conditions = entry.conditions or _NO_CONDITIONS
+        ready = conditions.ready is not False
+        serving = ready if conditions.serving is None else conditions.serving
+        node = intern(entry.node_name) if entry.node_name else ""
+        hints = entry.hints
+        if hints is None:
+            result.append(Endpoint(address, ready, serving, conditions.terminating is True, node))
+        else:
+            zones, nodes = _names(hints.for_zones), _names(hints.for_nodes)
+            result.append(Endpoint(address, ready, serving, conditions.terminating is True, node, zones, nodes))
+    return tuple(result)
+
+
+def _ports(item: wire.WireSlice, report: Report) -> tuple[EndpointPort, ...]:
+    """The slice's ports; one without a number means "all ports", which no Service port can use, and is passed over."""
+    result: dict[tuple[str, int], EndpointPort] = {}
+    for index, entry in enumerate(item.ports or ()):
+        if entry is None:
+            report.null(f"ports[{index}]")
+            continue
+        if entry.port is None:
+            continue
+        name, proto = entry.name or "", protocol(entry.protocol)
+        if proto is None:
+            report.problem(f"ports[{index}].protocol", protocol_reason(entry.protocol))
+        elif not is_port(entry.port):
+            report.problem(f"ports[{index}].port", port_reason(entry.port))
+        elif name and not valid_port_name(name):
+            report.problem(f"ports[{index}].name", f"is {name!r}; use letters, digits and dashes only")
+        elif (name, proto) in result:
+            report.problem(f"ports[{index}].name", f"{name!r} names an earlier port too; give every port its own name")
+        else:
+            result[name, proto] = EndpointPort(sys.intern(name), proto, entry.port)
+    return tuple(result.values())
+
+
+def endpoint_slice(item: wire.WireSlice, report: Report) -> EndpointSlice | None:
+    """Validate an EndpointSlice. None: it was skipped; `report` says why, unless it is of type FQDN."""
+    family = _FAMILIES.get(item.address_type or "")
+    if family is None:
+        if item.address_type != "FQDN":
+            found = f"is {item.address_type!r}" if item.address_type else "is missing"
+            report.problem("addressType", f"{found}; write IPv4 or IPv6 (the slice is skipped)")
+        return None
+    labels = (item.metadata.labels if item.metadata else None) or _NO_LABELS
+    return EndpointSlice(
+        namespace=report.namespace,
+        name=report.name,
+        service=labels.service_name or "",
+        family=family,
+        ports=_ports(item, report),
+        endpoints=_endpoints(item, family, report),
+        headless=labels.headless is not None,
+    )

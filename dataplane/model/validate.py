@@ -1,0 +1,322 @@
+"""From the wire form to the model's values: defaults filled in, addresses canonical, faults isolated and reported.
+
+Rule for faults: a value that can be left out without changing what the rest means (one port, one externalIP, one
+endpoint) is left out; a value that decides what the object means (its name, its type) makes the object be skipped;
+and where leaving a value out would open access (a source range), nobody is let in. Each way reports a Problem.
+
+Sources: Kubernetes API validation of core/v1 and discovery.k8s.io/v1; kube-proxy 1.36 for what is read and ignored
+(the annotation service.beta.kubernetes.io/load-balancer-source-ranges is not read by it, so neither here).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dataplane.model import wire
+from dataplane.model.net import canonical_address, family_of
+from dataplane.model.objects import Node, Service, ServiceCIDR, ServicePortSpec, ServiceType
+from dataplane.model.report import (
+    Report,
+    address_reason,
+    canonical_cidr,
+    is_port,
+    port_reason,
+    protocol,
+    protocol_reason,
+    special_reason,
+    valid_port_name,
+)
+
+DEFAULT_AFFINITY_SECONDS = 10800
+MAX_AFFINITY_SECONDS = 86400
+
+_TYPES = {None: ServiceType.CLUSTER_IP, "": ServiceType.CLUSTER_IP} | {kind.value: kind for kind in ServiceType}
+_NODE_PORT_TYPES = (ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER)
+_NO_METADATA = wire.Metadata()
+_NO_LABELS = wire.Labels()
+_NO_SERVICE_SPEC = wire.ServiceSpec()
+
+
+def _addresses(texts: Sequence[str | None], field: str, report: Report, *, link_local: bool = False) -> tuple[str, ...]:
+    """Canonical, distinct addresses in the given order; those that cannot be a frontend are reported and left out."""
+    found: dict[str, None] = {}
+    for index, text in enumerate(texts):
+        if text is None:
+            report.null(f"{field}[{index}]")
+            continue
+        try:
+            address = canonical_address(text)
+        except ValueError:
+            report.problem(f"{field}[{index}]", address_reason(text))
+            continue
+        if reason := special_reason(address, link_local=link_local):
+            report.problem(f"{field}[{index}]", reason)
+            continue
+        found[address] = None
+    return tuple(found)
+
+
+def _cidrs(texts: Sequence[str | None], field: str, report: Report) -> tuple[tuple[str, ...], bool]:
+    """Canonical, distinct CIDRs, and whether every entry was one; the others are reported."""
+    found: dict[str, None] = {}
+    sound = True
+    for index, text in enumerate(texts):
+        if text is None:
+            report.null(f"{field}[{index}]")
+            sound = False
+            continue
+        try:
+            found[canonical_cidr(text)] = None
+        except ValueError as error:
+            report.problem(f"{field}[{index}]", str(error))
+            sound = False
+    return tuple(found), sound
+
+
+def _cluster_ips(spec: wire.ServiceSpec, report: Report) -> tuple[tuple[str, ...], bool]:
+    """The clusterIPs, one of each family at most, and whether the Service is headless. clusterIPs goes first."""
+    if spec.cluster_ips:
+        texts, field = spec.cluster_ips, "spec.clusterIPs"
+        if spec.cluster_ip and texts[0] is not None and spec.cluster_ip != texts[0]:
+            report.problem("spec.clusterIP", "differs from spec.clusterIPs[0], which is used; make them the same")
+    elif spec.cluster_ip:
+        texts, field = [spec.cluster_ip], "spec.clusterIP"
+    else:
+        return (), False
+    if "None" in texts:
+        return (), True
+    given = [None if text is None else text or None for text in texts]
+    if field == "spec.clusterIP":
+        addresses = _single_address(spec.cluster_ip or "", field, report)
+    else:
+        addresses = _addresses(given, field, report)
+    chosen = {family_of(address): address for address in reversed(addresses)}
+    if len(chosen) < len(addresses):
+        report.problem(field, "holds several addresses of one family; the first of each is used, remove the others")
+    return tuple(address for address in addresses if chosen[family_of(address)] == address), False
+
+
+def _single_address(text: str, field: str, report: Report) -> tuple[str, ...]:
+    try:
+        address = canonical_address(text)
+    except ValueError:
+        report.problem(field, address_reason(text))
+        return ()
+    if reason := special_reason(address, link_local=False):
+        report.problem(field, reason)
+        return ()
+    return (address,)
+
+
+def _node_port(
+    number: int, field: str, kind: ServiceType, taken: set[tuple[int, int]], proto: int, report: Report
+) -> int:
+    """The node port, or 0 when it is not valid (reported)."""
+    if not is_port(number):
+        report.problem(field, port_reason(number))
+        return 0
+    if kind not in _NODE_PORT_TYPES:
+        report.problem(field, f"is not used by type {kind.value}; remove it or set spec.type to NodePort")
+        return 0
+    if (proto, number) in taken:
+        report.problem(field, f"{number} is used by an earlier port of this Service; choose another number")
+        return 0
+    taken.add((proto, number))
+    return number
+
+
+def _ports(spec: wire.ServiceSpec, kind: ServiceType, report: Report) -> tuple[ServicePortSpec, ...]:
+    """The ports, without those whose name, protocol or number is not valid or stands twice (reported)."""
+    result: list[ServicePortSpec] = []
+    names: set[str] = set()
+    numbers: set[tuple[int, int]] = set()
+    node_ports: set[tuple[int, int]] = set()
+    for index, item in enumerate(spec.ports or ()):
+        if item is None:
+            report.null(f"spec.ports[{index}]")
+            continue
+        port = _port(item, names, numbers)
+        if isinstance(port, _Fault):
+            report.problem(f"spec.ports[{index}].{port.field}", port.reason)
+            continue
+        names.add(port.name)
+        numbers.add((port.protocol, port.port))
+        if item.node_port:
+            field = f"spec.ports[{index}].nodePort"
+            node_port = _node_port(item.node_port, field, kind, node_ports, port.protocol, report)
+            port = ServicePortSpec(port.name, port.protocol, port.port, node_port)
+        result.append(port)
+    return tuple(result)
+
+
+class _Fault(NamedTuple):
+    """What makes a Service port unusable."""
+
+    field: str
+    reason: str
+
+
+def _port(item: wire.ServicePort, names: set[str], numbers: set[tuple[int, int]]) -> ServicePortSpec | _Fault:
+    """The port without its node port, or its first fault; names and numbers are those of the ports before it."""
+    name, number, proto = item.name or "", item.port, protocol(item.protocol)
+    if name and not valid_port_name(name):
+        return _Fault("name", f"is {name!r}; use letters, digits and dashes only")
+    if name in names:
+        return _Fault("name", f"{name!r} names an earlier port too; give every port a name of its own")
+    if proto is None:
+        return _Fault("protocol", protocol_reason(item.protocol))
+    if not is_port(number):
+        return _Fault("port", port_reason(number))
+    if (proto, number) in numbers:
+        return _Fault("port", f"{number}/{proto.name} is an earlier port too; remove one of them")
+    return ServicePortSpec(name, proto, number)
+
+
+def _load_balancer_ips(status: wire.ServiceStatus | None, report: Report) -> tuple[str, ...]:
+    """Ingress addresses that this node must answer for; names, and addresses of ipMode Proxy, are somebody else's."""
+    ingress = status.load_balancer.ingress if status and status.load_balancer else None
+    if not ingress:
+        return ()
+    result: dict[str, None] = {}
+    for index, item in enumerate(ingress):
+        field = f"status.loadBalancer.ingress[{index}]"
+        if item is None:
+            report.null(field)
+        elif item.ip and item.ip_mode != "Proxy":
+            result.update(dict.fromkeys(_single_address(item.ip, f"{field}.ip", report)))
+    return tuple(result)
+
+
+def _affinity(spec: wire.ServiceSpec, report: Report) -> int:
+    """Seconds of ClientIP affinity, 0 for none."""
+    if spec.session_affinity in (None, "", "None"):
+        return 0
+    if spec.session_affinity != "ClientIP":
+        report.problem("spec.sessionAffinity", f"is {spec.session_affinity!r}; write ClientIP or None (None is used)")
+        return 0
+    config = spec.session_affinity_config
+    seconds = config.client_ip.timeout_seconds if config and config.client_ip else None
+    if seconds is None:
+        return DEFAULT_AFFINITY_SECONDS
+    if not 1 <= seconds <= MAX_AFFINITY_SECONDS:
+        reason = f"is {seconds}; write 1 to {MAX_AFFINITY_SECONDS} (the default, {DEFAULT_AFFINITY_SECONDS}, is used)"
+        report.problem("spec.sessionAffinityConfig.clientIP.timeoutSeconds", reason)
+        return DEFAULT_AFFINITY_SECONDS
+    return seconds
+
+
+def _is_local(policy: str | None, field: str, report: Report) -> bool:
+    """Whether a traffic policy is Local; unknown ones count as Cluster, the default."""
+    if policy not in (None, "", "Cluster", "Local"):
+        report.problem(field, f"is {policy!r}; write Cluster or Local (Cluster is used)")
+    return policy == "Local"
+
+
+def _source_ranges(spec: wire.ServiceSpec, report: Report) -> tuple[str, ...] | None:
+    """Allowed sources; None lets everybody in, the empty tuple nobody (an entry was malformed)."""
+    if not spec.load_balancer_source_ranges:
+        return None
+    ranges, sound = _cidrs(spec.load_balancer_source_ranges, "spec.loadBalancerSourceRanges", report)
+    return ranges if sound else ()
+
+
+def _health_check_port(spec: wire.ServiceSpec, report: Report) -> int:
+    number = spec.health_check_node_port
+    if not number:
+        return 0
+    if not is_port(number):
+        report.problem("spec.healthCheckNodePort", port_reason(number))
+        return 0
+    return number
+
+
+def service(item: wire.WireService, report: Report) -> Service | None:
+    """Validate a Service. None: it was skipped, and `report` says why."""
+    metadata = item.metadata or _NO_METADATA
+    labels = metadata.labels or _NO_LABELS
+    spec = item.spec or _NO_SERVICE_SPEC
+    kind = _TYPES.get(spec.type)
+    if kind is None:
+        known = ", ".join(known.value for known in ServiceType)
+        report.problem("spec.type", f"is {spec.type!r}; write one of {known} (the Service is skipped)")
+        return None
+    external_name = kind is ServiceType.EXTERNAL_NAME
+    cluster_ips, headless = ((), False) if external_name else _cluster_ips(spec, report)
+    external_ips = (
+        _addresses(spec.external_ips, "spec.externalIPs", report, link_local=True) if spec.external_ips else ()
+    )
+    balancer_ips = _load_balancer_ips(item.status, report) if item.status else ()
+    # kube-proxy obeys the ranges wherever there is a load-balancer address, whatever the type says
+    has_ranges = kind is ServiceType.LOAD_BALANCER or balancer_ips
+    external_local = _is_local(spec.external_traffic_policy, "spec.externalTrafficPolicy", report)
+    result = Service(
+        namespace=report.namespace,
+        name=report.name,
+        type=kind,
+        cluster_ips=cluster_ips,
+        external_ips=external_ips,
+        load_balancer_ips=balancer_ips,
+        ports=_ports(spec, kind, report),
+        source_ranges=_source_ranges(spec, report) if has_ranges else None,
+        internal_local=_is_local(spec.internal_traffic_policy, "spec.internalTrafficPolicy", report),
+        external_local=external_local and (kind in _NODE_PORT_TYPES or bool(external_ips)),
+        affinity_seconds=_affinity(spec, report),
+        health_check_node_port=(
+            _health_check_port(spec, report) if external_local and kind is ServiceType.LOAD_BALANCER else 0
+        ),
+        created=metadata.creation_timestamp or "",
+        proxied_elsewhere=labels.proxy_name is not None,
+        headless=headless or labels.headless is not None,
+    )
+    if not (external_name or result.headless or result.proxied_elsewhere):
+        _note_unreachable(result, spec, report)
+    return result
+
+
+def _note_unreachable(result: Service, spec: wire.ServiceSpec, report: Report) -> None:
+    """Say so when nothing can reach the Service; a hand-written manifest has no clusterIP until a cluster gives one."""
+    if not spec.ports:
+        report.problem("spec.ports", "is empty, so nothing can reach this Service; give it at least one port")
+    elif not result.cluster_ips and not spec.cluster_ip and not spec.cluster_ips:
+        report.note(
+            "spec.clusterIP",
+            "is not set, so this Service answers on no cluster address; a cluster fills it in (use the output of "
+            "`kubectl get services -o yaml`), or write one yourself",
+        )
+
+
+def node(item: wire.WireNode, report: Report) -> Node:
+    """Validate a Node: InternalIPs go before ExternalIPs, host names are not addresses."""
+    metadata = item.metadata or _NO_METADATA
+    found: dict[str, dict[str, None]] = {"InternalIP": {}, "ExternalIP": {}}
+    for index, entry in enumerate((item.status.addresses if item.status else None) or ()):
+        field = f"status.addresses[{index}]"
+        if entry is None:
+            report.null(field)
+        elif entry.type in found:
+            found[entry.type].update(dict.fromkeys(_node_address(entry.address or "", f"{field}.address", report)))
+    spec = item.spec or wire.NodeSpec()
+    ranges: list[str | None] = list(spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else []))
+    pod_cidrs, _ = _cidrs(ranges, "spec.podCIDRs" if spec.pod_cidrs else "spec.podCIDR", report)
+    return Node(
+        name=report.name,
+        zone=(metadata.labels.zone or "") if metadata.labels else "",
+        addresses=tuple(found["InternalIP"] | found["ExternalIP"]),
+        pod_cidrs=pod_cidrs,
+    )
+
+
+def _node_address(text: str, field: str, report: Report) -> tuple[str, ...]:
+    try:
+        return (canonical_address(text),)
+    except ValueError:
+        report.problem(field, address_reason(text))
+        return ()
+
+
+def service_cidr(item: wire.WireServiceCIDR, report: Report) -> ServiceCIDR | None:
+    """Validate a ServiceCIDR. None: no range of it is valid."""
+    cidrs, _ = _cidrs((item.spec.cidrs if item.spec else None) or (), "spec.cidrs", report)
+    if not cidrs:
+        report.problem("spec.cidrs", "holds no valid range; write one CIDR, or one of each family")
+        return None
+    return ServiceCIDR(report.name, cidrs)

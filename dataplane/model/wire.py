@@ -1,0 +1,179 @@
+"""The wire form of the Kubernetes objects that matter here: only the fields that are read, nothing checked but types.
+
+Field names and nesting: Kubernetes API reference, v1, discovery.k8s.io/v1 and networking.k8s.io/v1. Every field may
+be null or missing, as Go's decoder allows. List items may be null so that one item of a wrong type can be taken out
+without moving its neighbours. Unknown fields (managedFields, status conditions, selectors) are skipped unparsed.
+"""
+
+import re
+
+import msgspec
+
+_INITIALISM = re.compile(r"Ip(?=$|s$|[A-Z])|Cidr(?=$|s$)")
+
+
+def _kubernetes_name(name: str) -> str:
+    """`external_ips` -> `externalIPs`: Kubernetes spells words in camel case and IP and CIDR in capitals."""
+    first, *rest = name.split("_")
+    return first + _INITIALISM.sub(lambda match: match.group().upper(), "".join(word.capitalize() for word in rest))
+
+
+class Wire(msgspec.Struct, frozen=True, gc=False, rename=_kubernetes_name, omit_defaults=True):
+    """Base of the wire structs; gc=False because they never form cycles."""
+
+
+class Labels(Wire, frozen=True, gc=False):
+    """The labels that Service proxies look at; a label's presence counts, and its value may be empty."""
+
+    service_name: str | None = msgspec.field(default=None, name="kubernetes.io/service-name")
+    headless: str | None = msgspec.field(default=None, name="service.kubernetes.io/headless")
+    proxy_name: str | None = msgspec.field(default=None, name="service.kubernetes.io/service-proxy-name")
+    zone: str | None = msgspec.field(default=None, name="topology.kubernetes.io/zone")
+
+
+class Metadata(Wire, frozen=True, gc=False):
+    name: str | None = None
+    namespace: str | None = None
+    creation_timestamp: str | None = None
+    labels: Labels | None = None
+
+
+class ServicePort(Wire, frozen=True, gc=False):
+    name: str | None = None
+    protocol: str | None = None
+    port: int | None = None
+    node_port: int | None = None
+
+
+class ClientIPConfig(Wire, frozen=True, gc=False):
+    timeout_seconds: int | None = None
+
+
+class AffinityConfig(Wire, frozen=True, gc=False):
+    client_ip: ClientIPConfig | None = msgspec.field(default=None, name="clientIP")
+
+
+class ServiceSpec(Wire, frozen=True, gc=False):
+    type: str | None = None
+    cluster_ip: str | None = msgspec.field(default=None, name="clusterIP")
+    cluster_ips: list[str | None] | None = None
+    external_ips: list[str | None] | None = None
+    ports: list[ServicePort | None] | None = None
+    load_balancer_source_ranges: list[str | None] | None = None
+    session_affinity: str | None = None
+    session_affinity_config: AffinityConfig | None = None
+    internal_traffic_policy: str | None = None
+    external_traffic_policy: str | None = None
+    health_check_node_port: int | None = None
+
+
+class Ingress(Wire, frozen=True, gc=False):
+    ip: str | None = None
+    ip_mode: str | None = None
+
+
+class LoadBalancerStatus(Wire, frozen=True, gc=False):
+    ingress: list[Ingress | None] | None = None
+
+
+class ServiceStatus(Wire, frozen=True, gc=False):
+    load_balancer: LoadBalancerStatus | None = None
+
+
+class Conditions(Wire, frozen=True, gc=False):
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class Hint(Wire, frozen=True, gc=False):
+    name: str | None = None
+
+
+class Hints(Wire, frozen=True, gc=False):
+    for_zones: list[Hint] | None = None
+    for_nodes: list[Hint] | None = None
+
+
+class WireEndpoint(Wire, frozen=True, gc=False):
+    addresses: list[str] | None = None
+    conditions: Conditions | None = None
+    node_name: str | None = None
+    hints: Hints | None = None
+
+
+class SlicePort(Wire, frozen=True, gc=False):
+    name: str | None = None
+    protocol: str | None = None
+    port: int | None = None
+
+
+class NodeAddress(Wire, frozen=True, gc=False):
+    type: str | None = None
+    address: str | None = None
+
+
+class NodeSpec(Wire, frozen=True, gc=False):
+    pod_cidr: str | None = msgspec.field(default=None, name="podCIDR")
+    pod_cidrs: list[str | None] | None = None
+
+
+class NodeStatus(Wire, frozen=True, gc=False):
+    addresses: list[NodeAddress | None] | None = None
+
+
+class CIDRSpec(Wire, frozen=True, gc=False):
+    cidrs: list[str | None] | None = None
+
+
+class WireService(Wire, frozen=True, gc=False, tag_field="kind", tag="Service"):
+    api_version: str | None = None
+    metadata: Metadata | None = None
+    spec: ServiceSpec | None = None
+    status: ServiceStatus | None = None
+
+
+class WireSlice(Wire, frozen=True, gc=False, tag_field="kind", tag="EndpointSlice"):
+    api_version: str | None = None
+    metadata: Metadata | None = None
+    address_type: str | None = None
+    endpoints: list[WireEndpoint | None] | None = None
+    ports: list[SlicePort | None] | None = None
+
+
+class WireNode(Wire, frozen=True, gc=False, tag_field="kind", tag="Node"):
+    api_version: str | None = None
+    metadata: Metadata | None = None
+    spec: NodeSpec | None = None
+    status: NodeStatus | None = None
+
+
+class WireServiceCIDR(Wire, frozen=True, gc=False, tag_field="kind", tag="ServiceCIDR"):
+    api_version: str | None = None
+    metadata: Metadata | None = None
+    spec: CIDRSpec | None = None
+
+
+WireObject = WireService | WireSlice | WireNode | WireServiceCIDR
+
+TYPES: dict[str, type[WireService] | type[WireSlice] | type[WireNode] | type[WireServiceCIDR]] = {
+    "Service": WireService,
+    "EndpointSlice": WireSlice,
+    "Node": WireNode,
+    "ServiceCIDR": WireServiceCIDR,
+}
+
+# API group of each kind, and the versions whose fields read alike.
+GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Service": ("", ("v1",)),
+    "EndpointSlice": ("discovery.k8s.io", ("v1",)),
+    "Node": ("", ("v1",)),
+    "ServiceCIDR": ("networking.k8s.io", ("v1", "v1beta1")),
+}
+
+
+class Head(Wire, frozen=True, gc=False):
+    """What identifies an object of any kind; `items` stays raw, and empty when missing."""
+
+    kind: str | None = None
+    items: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)

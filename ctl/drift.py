@@ -1,0 +1,80 @@
+"""Differences between what the plan wants and what the kernel holds, in words."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dataplane.model.net import host_port
+from dataplane.plan.types import FrontendKey, Row, SourceRanges, Table
+from dataplane.policy.routes import Action, Route, Routes
+
+
+class Difference(NamedTuple):
+    """One difference: the frontend, its Service as the plan names it (else as the kernel does), what is different."""
+
+    frontend: FrontendKey
+    service: str
+    difference: str
+
+
+def route_text(route: Route) -> str:
+    """A route in a few words: `forward`, `forward local masquerade`, `reject`, `drop`."""
+    if route.action is not Action.FORWARD:
+        return str(route.action.value)
+    words = ["forward", route.scope.value]
+    return " ".join([*words, "masquerade"] if route.masquerade else words)
+
+
+def ranges_text(ranges: SourceRanges | None) -> str:
+    """Who may use a frontend, in words."""
+    if ranges is None:
+        return "everyone"
+    own = ["its own address"] if ranges.own_address else []
+    return ", ".join([*ranges.cidrs, *own]) or "nobody"
+
+
+def differences(want: Table, have: Table) -> Iterator[Difference]:
+    """Every difference between the plan's table and the kernel's, in the order of the frontends."""
+    for key in sorted(want.keys() | have.keys(), key=_order):
+        wanted, held = want.get(key), have.get(key)
+        if wanted is None:
+            assert held is not None, "a key comes from one of the two tables"
+            yield Difference(key, held.service, "is in the kernel and not in the plan")
+        elif held is None:
+            yield Difference(key, wanted.service, "is missing in the kernel")
+        else:
+            for words in _row_differences(wanted, held):
+                yield Difference(key, wanted.service, words)
+
+
+def _order(key: FrontendKey) -> tuple[int, str, int, int]:
+    return (key.family, key.address, key.port, key.protocol)
+
+
+def _row_differences(want: Row, have: Row) -> Iterator[str]:
+    if want.service != have.service:
+        yield f"belongs to Service {have.service} in the kernel"
+    yield from _route_differences(want.routes, have.routes)
+    for name, wanted, held in (("cluster", want.cluster, have.cluster), ("local", want.local, have.local)):
+        for address, port in sorted(set(wanted) - set(held)):
+            yield f"endpoint {host_port(address, port)} is missing from the {name} set"
+        for address, port in sorted(set(held) - set(wanted)):
+            yield f"endpoint {host_port(address, port)} is in the {name} set and not in the plan"
+        if set(wanted) == set(held) and sorted(wanted) != sorted(held):
+            yield f"the {name} set holds an endpoint more than once"
+    if want.affinity_seconds != have.affinity_seconds:
+        yield f"session affinity is {have.affinity_seconds} s instead of {want.affinity_seconds} s"
+    if _comparable(want.source_ranges) != _comparable(have.source_ranges):
+        yield f"lets in {ranges_text(have.source_ranges)} instead of {ranges_text(want.source_ranges)}"
+
+
+def _comparable(ranges: SourceRanges | None) -> tuple[frozenset[str], bool] | None:
+    return None if ranges is None else (frozenset(ranges.cidrs), ranges.own_address)
+
+
+def _route_differences(want: Routes, have: Routes) -> Iterator[str]:
+    for source, wanted, held in zip(Routes._fields, want, have, strict=True):
+        if wanted != held:
+            yield f"traffic from {_SOURCES[source]}: {route_text(held)} instead of {route_text(wanted)}"
+
+
+_SOURCES = {"pod": "pods", "node": "the node", "outside": "outside"}

@@ -1,0 +1,100 @@
+"""What `apply` remembers between calls: the plan it loaded, for `check`, and the mode, for `show` and `cleanup`.
+
+One file a network namespace under the state directory, because one directory serves all namespaces of a machine.
+"""
+
+import os
+import socket
+from pathlib import Path
+
+import msgspec
+
+from dataplane.errors import HotplaneError
+from dataplane.plan.types import HealthCheck, Plan, PlanEntry
+from dataplane.policy.node import NodeConfig
+
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14 and later; unique until the machine restarts
+
+
+class StateError(HotplaneError):
+    """The state directory cannot be written or holds something unreadable."""
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """What one network namespace was last brought to, and in which mode."""
+
+    mode: str
+    node: NodeConfig
+    service_cidrs: tuple[str, ...] = ()
+    entries: tuple[PlanEntry, ...] = ()
+    health_checks: tuple[HealthCheck, ...] = ()
+
+    @classmethod
+    def of(cls, mode: str, plan: Plan) -> "Saved":
+        """Remember a plan."""
+        return cls(
+            mode, plan.node, plan.service_cidrs, tuple(plan.entries.values()), tuple(plan.health_checks.values())
+        )
+
+    def plan(self) -> Plan:
+        """The remembered plan."""
+        return Plan(
+            node=self.node,
+            entries={entry.key: entry for entry in self.entries},
+            service_cidrs=self.service_cidrs,
+            health_checks={(check.namespace, check.name): check for check in self.health_checks},
+        )
+
+
+def namespace_id() -> str:
+    """Text that names this thread's network namespace: its cookie, or on an older kernel its inode number."""
+    try:
+        with socket.socket(socket.AF_UNIX) as door:
+            return f"c{int.from_bytes(door.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), 'little')}"
+    except OSError:  # ENOPROTOOPT before 5.14; an inode number may come back after the namespace is gone
+        return f"i{os.stat('/proc/thread-self/ns/net').st_ino}"
+
+
+def _path(state_dir: Path) -> Path:
+    return state_dir / f"netns-{namespace_id()}.msgpack"
+
+
+def save(state_dir: Path, saved: Saved) -> None:
+    """Remember for this network namespace; whole or not at all. Raises StateError."""
+    path = _path(state_dir)
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(f".{os.getpid()}")
+        fresh.write_bytes(msgspec.msgpack.encode(saved))
+        fresh.replace(path)
+    except OSError as error:
+        raise StateError(f"{path}: cannot be written ({error.strerror}); give another --state-dir") from error
+
+
+def load(state_dir: Path) -> Saved | None:
+    """What was remembered for this network namespace, or None. Raises StateError."""
+    path = _path(state_dir)
+    try:
+        return msgspec.msgpack.decode(path.read_bytes(), type=Saved)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read ({error.strerror}); run as root") from error
+    except msgspec.DecodeError as error:
+        raise StateError(f"{path}: is not what this version writes ({error}); apply the manifests again") from error
+
+
+def forget(state_dir: Path) -> bool:
+    """Forget this network namespace, and remove the directory when nothing else is in it; whether there was anything.
+
+    Raises StateError.
+    """
+    path = _path(state_dir)
+    try:
+        existed = path.exists()
+        path.unlink(missing_ok=True)
+        if state_dir.is_dir() and not any(state_dir.iterdir()):
+            state_dir.rmdir()
+    except OSError as error:
+        raise StateError(f"{path}: cannot be removed: {error.strerror}") from error
+    return existed

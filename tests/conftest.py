@@ -1,0 +1,82 @@
+"""Fixtures that all tests share: network namespaces of their own, and a check that none is left behind."""
+
+import itertools
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import settings
+
+from dataplane.kernel import netns
+
+_counter = itertools.count()
+_BEFORE: pytest.StashKey[frozenset[str]] = pytest.StashKey()
+_LEFT: pytest.StashKey[list[str]] = pytest.StashKey()
+
+settings.register_profile("default", deadline=None)
+settings.register_profile("soak", deadline=None, max_examples=2000)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="more hypothesis examples and more repetitions")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("soak" if config.getoption("--soak") else "default")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[_BEFORE] = frozenset(netns.names())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A run that leaves one of its own namespaces behind fails. Those of other processes carry another pid."""
+    left = [name for name in set(netns.names()) - session.config.stash[_BEFORE] if _made_by_this_run(name)]
+    if left:
+        session.config.stash[_LEFT] = sorted(left)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _made_by_this_run(name: str) -> bool:
+    return name.startswith("hp-") and str(os.getpid()) in re.findall(r"\d+", name)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    left = config.stash.get(_LEFT, [])
+    if left:
+        terminalreporter.section("network namespaces left behind", red=True)
+        terminalreporter.write_line(", ".join(left))
+
+
+@pytest.fixture
+def soak(request: pytest.FixtureRequest) -> bool:
+    """Whether this is the longer run (tests/run --soak)."""
+    return bool(request.config.getoption("--soak"))
+
+
+@pytest.fixture
+def make_namespace() -> Iterator[Callable[[str], str]]:
+    """Make an empty network namespace, loopback up: a word in, its unique name out. All go after the test."""
+    made: list[str] = []
+
+    def make(word: str = "t") -> str:
+        name = f"hp-{word}-{os.getpid()}-{next(_counter)}"
+        netns.create(name)
+        made.append(name)
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        return name
+
+    try:
+        yield make
+    finally:
+        for name in made:
+            netns.remove(name)
+
+
+@pytest.fixture
+def namespace(make_namespace: Callable[[str], str]) -> str:
+    """One network namespace of the test's own."""
+    return make_namespace("t")

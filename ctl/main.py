@@ -156,9 +156,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _run(args: argparse.Namespace) -> int:
-    result: int = importlib.import_module(COMMANDS[args.command].module).run(args)
-    sys.stdout.flush()
+def _status(argv: Sequence[str]) -> int:
+    try:
+        args = parse(argv)
+    except SystemExit as stop:  # argparse showed the help, or the usage error is already on stderr
+        return stop.code if isinstance(stop.code, int) else DONE
+    try:
+        result: int = importlib.import_module(COMMANDS[args.command].module).run(args)
+    except HotplaneError as error:
+        print(f"hotplane: {error}", file=sys.stderr)
+        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     return result
 
 
@@ -169,14 +176,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else is a defect and keeps its traceback.
     """
     try:
-        args = parse(sys.argv[1:] if argv is None else argv)
-    except SystemExit as stop:  # argparse showed the help, or the usage error is already on stderr
-        return stop.code if isinstance(stop.code, int) else DONE
-    try:
-        return _run(args)
-    except HotplaneError as error:
-        print(f"hotplane: {error}", file=sys.stderr)
-        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
+        status = _status(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

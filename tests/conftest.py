@@ -34,9 +34,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A run that leaves one of its own namespaces behind fails. Those of other processes carry another pid."""
-    left = [name for name in set(netns.names()) - session.config.stash[_BEFORE] if _made_by_this_run(name)]
+    before: frozenset[str] = session.config.stash[_BEFORE]
+    left = [name for name in netns.names() if name not in before and _made_by_this_run(name)]
     if left:
-        session.config.stash[_LEFT] = sorted(left)
+        session.config.stash[_LEFT] = left
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

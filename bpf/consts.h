@@ -1,0 +1,156 @@
+/* Every number that the programs and the control plane share. Enumerations only: cffi reads this file too.
+ * Changing a value changes the layout version of the maps (see dataplane/planes/ebpf/layout.py). */
+#ifndef HOTPLANE_CONSTS_H
+#define HOTPLANE_CONSTS_H
+
+/* Where a packet or a socket comes from, as this node sees it (policy.node.Source). Indexes frontend.routes. */
+enum source_class {
+    SOURCE_POD,
+    SOURCE_NODE,
+    SOURCE_OUTSIDE,
+    SOURCE_COUNT,
+};
+
+/* One byte of frontend.routes: an action in the low two bits, then flags. */
+enum route_bits {
+    ROUTE_FORWARD = 1,
+    ROUTE_REJECT = 2,
+    ROUTE_DROP = 3,
+    ROUTE_ACTION = 3,     /* mask of the action */
+    ROUTE_LOCAL = 4,      /* choose from the Local set, not from the Cluster set */
+    ROUTE_MASQUERADE = 8, /* the policy asks for this node's address as source */
+};
+
+/* frontend.kind: for views and read-back; the programs do not look at it. */
+enum frontend_kind {
+    FRONTEND_CLUSTER_IP,
+    FRONTEND_EXTERNAL_IP,
+    FRONTEND_LOAD_BALANCER,
+    FRONTEND_NODE_PORT,
+};
+
+/* frontend.flags */
+enum frontend_flags {
+    FRONTEND_RANGES = 1,      /* sources are restricted to the CIDRs of frontend.range_set */
+    FRONTEND_OWN_ADDRESS = 2, /* a source equal to the destination address is let in too */
+};
+
+/* backend.flags. A backend in neither set is dead: nothing new may go to it. */
+enum backend_flags {
+    BACKEND_IN_CLUSTER = 1, /* member of the Cluster set of its service */
+    BACKEND_IN_LOCAL = 2,   /* member of the Local set of its service */
+    BACKEND_USABLE = 3,     /* mask: member of any set */
+    BACKEND_HERE = 4,       /* the endpoint runs on this node */
+};
+
+/* service.flags: kept for adoption by a later daemon; the programs do not look at them. */
+enum service_flags {
+    SERVICE_PRESENT = 1,
+    SERVICE_INTERNAL_LOCAL = 2,
+    SERVICE_EXTERNAL_LOCAL = 4,
+};
+
+/* Value of the map `addresses`. */
+enum address_flags {
+    ADDRESS_LOCAL = 1,     /* this node's own address */
+    ADDRESS_NODE_PORT = 2, /* node ports answer here */
+};
+
+/* node.flags */
+enum node_flags {
+    NODE_READY = 1,              /* the tables are filled; until then every program passes everything on */
+    NODE_DETECTS_IPV4 = 2,       /* pods of this family can be recognised (policy LocalDetector.implemented) */
+    NODE_DETECTS_IPV6 = 4,
+    NODE_DETECTS_BY_CIDR = 8,    /* by source CIDR (map `detector`), else by incoming device */
+    NODE_MASQUERADE_ALL = 16,
+    NODE_KUBE_PROXY_PARITY = 32, /* masquerade exactly where kube-proxy does, also towards local backends */
+    NODE_LOOPBACK_NODE_PORTS = 64,
+};
+
+/* translation.flags: facts about one direction of a tracked flow. */
+enum translation_flags {
+    FLOW_REPLY = 1,        /* this entry translates replies (backend to client) */
+    FLOW_SNAT = 2,         /* the source becomes a node address and port */
+    FLOW_LOCAL_BACKEND = 4, /* the backend runs on this node */
+    FLOW_BY_XDP = 8,       /* made by the XDP program, otherwise by tc */
+    FLOW_SEEN_REPLY = 16,
+    FLOW_ESTABLISHED = 32,
+    FLOW_FIN_FORWARD = 64,
+    FLOW_FIN_REPLY = 128,
+    FLOW_RST = 256,
+    FLOW_ONE_WAY = 512,    /* replies do not pass this node (direct return) */
+};
+
+/* Which program counted or reported. Counter index = hook * REASON_COUNT + reason. */
+enum hook {
+    HOOK_CONNECT,
+    HOOK_SENDMSG,
+    HOOK_RECVMSG,
+    HOOK_GETPEERNAME,
+    HOOK_TC_INGRESS,
+    HOOK_TC_EGRESS,
+    HOOK_XDP,
+    HOOK_COUNT,
+};
+
+/* Every way out of every program. Names are shown to people in lower case without the prefix. Append only before
+ * REASON_COUNT; the control plane reads the list from here. */
+enum reason {
+    REASON_NONE,
+    /* passed on untouched, to the slow path or to whom it concerns */
+    REASON_NOT_SERVICE,        /* no frontend has this destination */
+    REASON_NOT_READY,          /* the tables are not filled yet */
+    REASON_LOOPBACK,           /* destination is a loopback address */
+    REASON_PROTOCOL,           /* a transport protocol that the programs leave alone */
+    REASON_NO_ENDPOINT,        /* route says reject: the slow path rejects */
+    REASON_POLICY_DROP,        /* route says drop (policy Local, endpoints only elsewhere): the slow path drops */
+    REASON_SOURCE_UNKNOWN,     /* source ranges apply and the source is not known at connect time */
+    REASON_SOURCE_RANGE,       /* source is outside loadBalancerSourceRanges: the slow path drops */
+    REASON_MASQUERADE,         /* needs a masquerade that this hook cannot give */
+    REASON_HAIRPIN,            /* the backend is the client itself */
+    REASON_CHANGED,            /* the tables changed underneath twice in a row */
+    REASON_INCONSISTENT,       /* a table names something that is not there */
+    REASON_NOT_TRANSLATED,     /* a peer or sender that no frontend stands for */
+    REASON_TCP_NO_SYN,         /* TCP without SYN and without entry: a flow from before */
+    REASON_IP_OPTIONS,
+    REASON_IPV6_EXTENSION,
+    REASON_NOT_IP,
+    REASON_MALFORMED,          /* a header is cut short or contradicts itself */
+    REASON_FRAGMENT_UNKNOWN,   /* a later fragment whose first was not seen */
+    REASON_ICMP_UNRELATED,     /* an ICMP error about no flow of ours */
+    REASON_NOT_FOR_US,         /* link-layer destination is another host */
+    REASON_LOCAL_DELIVERY,     /* for this node's own sockets or pods: the stack goes on */
+    REASON_FIB_MISS,           /* no route or neighbour known to the forwarding lookup: the stack resolves it */
+    REASON_MTU,                /* too big for the way out: the stack sends the ICMP error */
+    REASON_TTL,                /* hop limit reached: the stack sends the ICMP error */
+    REASON_GSO,                /* an aggregate that this hook cannot send on */
+    /* translated */
+    REASON_CONNECTED,          /* a socket was pointed at a backend */
+    REASON_DATAGRAM,           /* a datagram of an unconnected socket was pointed at a backend */
+    REASON_RENAMED,            /* a peer or sender address was shown as the frontend's */
+    REASON_NEW_FLOW,           /* entry made, packet translated */
+    REASON_FLOW,               /* packet translated by its entry */
+    REASON_REPLY,              /* reply translated back */
+    REASON_FRAGMENT,           /* later fragment translated */
+    REASON_ICMP_ERROR,         /* ICMP error translated, outer and inner */
+    REASON_REDIRECTED,         /* translated and sent out by redirect */
+    REASON_TRANSMITTED,        /* translated and sent back by XDP_TX */
+    REASON_MOVED,              /* the flow's backend went: another was chosen */
+    /* dropped */
+    REASON_SNAT_EXHAUSTED,     /* no free source port for this remote endpoint */
+    REASON_REWRITE_FAILED,     /* the kernel refused a change to the packet */
+    REASON_DROP_RANGE,         /* outside loadBalancerSourceRanges, dropped here */
+    REASON_DROP_POLICY,        /* policy Local without local endpoint, dropped here */
+    /* tables */
+    REASON_MAP_FULL,           /* an entry could not be stored; the slow path takes the flow */
+    REASON_COUNT,
+};
+
+enum limits {
+    SERVICE_NAME_SIZE = 144, /* namespace (63) / name (63) : port (15) and a closing NUL */
+    BALANCE_ATTEMPTS = 3,    /* how often a selection is tried when tables change underneath */
+    COUNTERS = 512,          /* at least HOOK_COUNT * REASON_COUNT */
+    IPV4_MAPPED_BITS = 96,   /* length of ::ffff:0:0/96, which every IPv4 address carries in the maps */
+};
+
+#endif

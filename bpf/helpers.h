@@ -1,0 +1,108 @@
+/* What every program needs: kernel types, helper calls, addresses, counters, events. */
+#ifndef HOTPLANE_HELPERS_H
+#define HOTPLANE_HELPERS_H
+
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <linux/in6.h>
+
+#include "maps.h"
+
+/* The compiler front end emits whatever lies in such a section as one program of this name. */
+#define PROGRAM(name) __attribute__((section(".bpf.fn." #name), used)) int name
+#define INLINE static __attribute__((always_inline)) inline
+
+#ifndef likely
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+#endif
+
+#define SECOND_NS 1000000000ULL
+
+/* Declared here where the front end's own declaration cuts the result to 32 bits. */
+static __u64 (*socket_cookie)(void *context) = (void *)BPF_FUNC_get_socket_cookie;
+
+INLINE void *map_lookup(__u64 map, const void *key) {
+    return ((void *(*)(__u64, const void *))BPF_FUNC_map_lookup_elem)(map, key);
+}
+
+INLINE long map_update(__u64 map, const void *key, const void *value, __u64 flags) {
+    return ((long (*)(__u64, const void *, const void *, __u64))BPF_FUNC_map_update_elem)(map, key, value, flags);
+}
+
+INLINE long map_delete(__u64 map, const void *key) {
+    return ((long (*)(__u64, const void *))BPF_FUNC_map_delete_elem)(map, key);
+}
+
+/* bpf_htons and friends on constants and variables alike. */
+INLINE __be16 to_be16(__u16 value) {
+    return __builtin_bswap16(value);
+}
+
+INLINE __be32 to_be32(__u32 value) {
+    return __builtin_bswap32(value);
+}
+
+/* Keeps the compiler from moving reads across this point. Programs run on one CPU and x86 and arm64 readers see
+ * a syscall's stores in an order that the checks in lookup.h rely on. */
+#define barrier() asm volatile("" ::: "memory")
+
+INLINE struct address mapped(__be32 ipv4) {
+    struct address result = {.word = {0, 0, to_be32(0xffff), ipv4}};
+    return result;
+}
+
+INLINE int is_ipv4(const struct address *address) {
+    return address->word[0] == 0 && address->word[1] == 0 && address->word[2] == to_be32(0xffff);
+}
+
+INLINE int same_address(const struct address *a, const struct address *b) {
+    return a->word[0] == b->word[0] && a->word[1] == b->word[1] && a->word[2] == b->word[2] &&
+           a->word[3] == b->word[3];
+}
+
+/* 127.0.0.0/8 or ::1 */
+INLINE int is_loopback(const struct address *address) {
+    if (is_ipv4(address))
+        return (to_be32(address->word[3]) >> 24) == 127;
+    return address->word[0] == 0 && address->word[1] == 0 && address->word[2] == 0 && address->word[3] == to_be32(1);
+}
+
+INLINE struct node *this_node(void) {
+    __u32 zero = 0;
+    return map_lookup(MAP(node), &zero);
+}
+
+/* Count one way out of a program. */
+INLINE void count(enum hook hook, enum reason reason) {
+    __u32 index = hook * REASON_COUNT + reason;
+    __u64 *counter = map_lookup(MAP(counters), &index);
+
+    if (counter)
+        *counter += 1; /* per CPU: no other writer */
+}
+
+INLINE struct service_counters *counters_of(__u32 service) {
+    return map_lookup(MAP(service_counters), &service);
+}
+
+/* Whether somebody watches events of this kind. */
+INLINE int watched(enum hook hook, __u8 protocol, __u32 service, __u64 now) {
+    __u32 zero = 0;
+    struct monitor *monitor = map_lookup(MAP(monitor), &zero);
+
+    if (!monitor || likely(now >= monitor->until_ns))
+        return 0;
+    if (monitor->protocol && monitor->protocol != protocol)
+        return 0;
+    if (monitor->has_service && monitor->service != service)
+        return 0;
+    return !monitor->hooks || (monitor->hooks & (1 << hook));
+}
+
+/* Hand an event to the watcher; a full ring loses it, traffic never waits. */
+INLINE void report(struct event *event) {
+    bpf_ringbuf_output((void *)MAP(events), event, sizeof(*event), 0);
+}
+
+#endif

@@ -1,0 +1,209 @@
+/* From a destination to a backend: frontend lookup, source classes, source ranges, affinity, selection. All hooks share
+ * this file. */
+#ifndef HOTPLANE_LOOKUP_H
+#define HOTPLANE_LOOKUP_H
+
+#include "helpers.h"
+
+/* What is known of a client before its frontend is looked up. */
+struct client {
+    struct address identity; /* key of its affinity: its address, or its network namespace at connect time */
+    __u32 source;            /* enum source_class */
+    __u8 address_known;      /* identity is its address */
+    __u8 accepts_masquerade; /* this hook can masquerade */
+};
+
+/* The outcome of balance(). */
+struct selection {
+    struct address address;
+    __be16 port;
+    __u8 backend_flags; /* enum backend_flags */
+    __u8 route;         /* enum route_bits, of the client's class */
+    __u32 backend;
+    __u32 backend_generation;
+    __u32 service; /* valid whenever a frontend was found */
+    __u32 frontend_flags;
+};
+
+INLINE int in_detector(const struct address *address) {
+    struct prefix_key key = {.prefix_length = 128, .address = *address};
+    return map_lookup(MAP(detector), &key) != 0;
+}
+
+INLINE __u32 address_flags(const struct address *address) {
+    __u32 *flags = map_lookup(MAP(addresses), address);
+    return flags ? *flags : 0;
+}
+
+/* Class of a packet's source address. `pod_device`: the device it came in by is one of the detector's; only looked at
+ * where pods are detected by device. POD is tested first, as in policy.node.NodeConfig.source. */
+INLINE __u32 classify(const struct node *node, const struct address *source, int pod_device) {
+    if (node->flags & NODE_DETECTS_BY_CIDR ? in_detector(source) : pod_device)
+        return SOURCE_POD;
+    return is_loopback(source) || (address_flags(source) & ADDRESS_LOCAL) ? SOURCE_NODE : SOURCE_OUTSIDE;
+}
+
+/* The frontend of a destination: by address, else as a node port where node ports answer on it. On success `key` is the
+ * key that hit, to look it up again. */
+INLINE struct frontend *find_frontend(struct frontend_key *key) {
+    struct frontend *frontend = map_lookup(MAP(frontends), key);
+
+    if (frontend)
+        return frontend;
+    if (!(address_flags(&key->address) & ADDRESS_NODE_PORT))
+        return 0;
+    key->address.word[3] = 0;
+    if (!is_ipv4(&key->address))
+        key->address.word[0] = key->address.word[1] = key->address.word[2] = 0;
+    return map_lookup(MAP(frontends), key);
+}
+
+/* Whether the frontend's source ranges let this source in. `destination` is the address it asked for. */
+INLINE int in_ranges(const struct frontend *frontend, const struct address *source,
+                     const struct address *destination) {
+    struct range_key key = {
+        .prefix_length = 160, .range_set = to_be32(frontend->range_set), .address = *source};
+
+    if ((frontend->flags & FRONTEND_OWN_ADDRESS) && same_address(source, destination))
+        return 1;
+    return map_lookup(MAP(source_ranges), &key) != 0;
+}
+
+/* Whether the backend that somebody remembers still serves: same tenant, still a member of one of the sets in
+ * `wanted`. The check that every entry which outlives a packet makes before it is used for UDP or for a new connection. */
+INLINE struct backend *live_backend(__u32 index, __u32 generation, __u32 wanted) {
+    struct backend *backend = map_lookup(MAP(backends), &index);
+
+    if (!backend || backend->generation != generation || !(backend->flags & wanted))
+        return 0;
+    return backend;
+}
+
+/* The remembered backend of a client, if it is still good for this service and set. */
+INLINE struct backend *stuck_backend(const struct frontend *frontend, const struct address *client, __u32 wanted,
+                                     __u64 now, __u32 *index) {
+    struct affinity_key key = {.client = *client, .service = frontend->service};
+    struct affinity *affinity = map_lookup(MAP(affinity), &key);
+    struct backend *backend;
+
+    if (!affinity || now - affinity->last_ns > frontend->affinity_seconds * SECOND_NS)
+        return 0;
+    *index = affinity->backend;
+    backend = live_backend(affinity->backend, affinity->backend_generation, wanted);
+    return backend && backend->service == frontend->service ? backend : 0;
+}
+
+INLINE void remember(const struct selection *chosen, const struct address *client, __u64 now) {
+    struct affinity_key key = {.client = *client, .service = chosen->service};
+    struct affinity value = {
+        .backend = chosen->backend, .backend_generation = chosen->backend_generation, .last_ns = now};
+
+    if (map_update(MAP(affinity), &key, &value, BPF_ANY))
+        count(HOOK_CONNECT, REASON_MAP_FULL);
+}
+
+/* A member of the set, each with the same chance: the high half of random * count is uniform over 0..count-1 up to
+ * count / 2^32, with no division. */
+INLINE struct backend *random_backend(const struct frontend *frontend, __u32 route, __u32 *index) {
+    __u32 base = route & ROUTE_LOCAL ? frontend->local_base : frontend->cluster_base;
+    __u32 members = route & ROUTE_LOCAL ? frontend->local_count : frontend->cluster_count;
+    __u32 position = base + (__u32)(((__u64)bpf_get_prandom_u32() * members) >> 32);
+    struct slot *slot = map_lookup(MAP(slots), &position);
+
+    if (!members || !slot)
+        return 0;
+    *index = slot->backend;
+    return map_lookup(MAP(backends), index);
+}
+
+/* Whether the client's route may be taken here; REASON_NONE = yes. */
+INLINE enum reason admit(const struct frontend *frontend, const struct client *client,
+                         const struct address *destination, __u32 route) {
+    switch (route & ROUTE_ACTION) {
+    case ROUTE_FORWARD:
+        break;
+    case ROUTE_DROP:
+        return REASON_POLICY_DROP;
+    default:
+        return REASON_NO_ENDPOINT;
+    }
+    if (frontend->flags & FRONTEND_RANGES) {
+        if (!client->address_known)
+            return REASON_SOURCE_UNKNOWN;
+        if (!in_ranges(frontend, &client->identity, destination))
+            return REASON_SOURCE_RANGE;
+    }
+    if ((route & ROUTE_MASQUERADE) && !client->accepts_masquerade)
+        return REASON_MASQUERADE;
+    return REASON_NONE;
+}
+
+/* Choose a backend for a new connection of `client` to `destination`. REASON_NONE: `chosen` is filled in. Otherwise the
+ * reason to pass the packet or socket on.
+ *
+ * Why a reader never acts on half a change, though it reads three tables without a lock: the control plane writes
+ *   1. new backends, into indices that nothing refers to;
+ *   2. slots. In the ranges in use each holds a member of the old or of the new set at any time;
+ *   3. the frontends, each in one update, each with a generation never used before;
+ *   4. death of the removed backends (flags = 0), and only now may their indices and freed ranges find new tenants.
+ * Removal of frontends comes as step 3 as well. The reader copies the frontend, follows it, copies the backend, and looks
+ * the frontend up again: is the generation the one it started with, then step 4 of any change to this service had not
+ * begun when the backend was copied, so everything copied belonged together. Otherwise it starts again. That also covers
+ * the kernel's reuse of a deleted element's memory while this program still reads it: such an element was unlinked
+ * before, so the second look finds another generation or nothing. */
+INLINE enum reason balance(struct frontend_key *key, const struct client *client, __u64 now, struct selection *chosen) {
+    struct address destination = key->address;
+    int attempt;
+
+    chosen->service = ~0U;
+    for (attempt = 0; attempt < BALANCE_ATTEMPTS; attempt++) {
+        struct frontend *found = attempt ? map_lookup(MAP(frontends), key) : find_frontend(key);
+        struct frontend frontend;
+        struct backend *backend = 0, copy;
+        enum reason refusal;
+        __u32 route, wanted, index = 0;
+
+        if (!found)
+            return REASON_NOT_SERVICE;
+        frontend = *found;
+        if (client->source >= SOURCE_COUNT)
+            return REASON_INCONSISTENT;
+        route = client->source == SOURCE_POD    ? frontend.routes[SOURCE_POD]
+                : client->source == SOURCE_NODE ? frontend.routes[SOURCE_NODE]
+                                                : frontend.routes[SOURCE_OUTSIDE];
+        wanted = route & ROUTE_LOCAL ? BACKEND_IN_LOCAL : BACKEND_IN_CLUSTER;
+        refusal = admit(&frontend, client, &destination, route);
+        if (refusal == REASON_NONE) {
+            if (frontend.affinity_seconds)
+                backend = stuck_backend(&frontend, &client->identity, wanted, now, &index);
+            if (!backend)
+                backend = random_backend(&frontend, route, &index);
+            if (backend)
+                copy = *backend;
+            else
+                refusal = REASON_INCONSISTENT;
+        }
+        barrier();
+        found = map_lookup(MAP(frontends), key);
+        if (!found || found->generation != frontend.generation)
+            continue;
+        chosen->service = frontend.service;
+        chosen->route = route;
+        chosen->frontend_flags = frontend.flags;
+        if (refusal != REASON_NONE)
+            return refusal;
+        if (copy.service != frontend.service)
+            return REASON_INCONSISTENT;
+        chosen->address = copy.address;
+        chosen->port = copy.port;
+        chosen->backend_flags = copy.flags;
+        chosen->backend = index;
+        chosen->backend_generation = copy.generation;
+        if (frontend.affinity_seconds)
+            remember(chosen, &client->identity, now);
+        return REASON_NONE;
+    }
+    return REASON_CHANGED;
+}
+
+#endif

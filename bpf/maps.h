@@ -1,0 +1,46 @@
+/* Every map, one line each: MAP(name, type, key, value, size, flags). The control plane reads these lines (they are the
+ * only place where a map is described), creates and pins the maps, and puts their descriptors into the programs in
+ * place of the numbers below. `size` in capitals is a constant of consts.h, a number stands for itself, anything else
+ * is an option (dataplane/planes/ebpf/layout.py: Sizes).
+ *
+ * How the control plane changes them without a reader ever seeing half a change: see lookup.h, balance(). */
+#ifndef HOTPLANE_MAPS_H
+#define HOTPLANE_MAPS_H
+
+#include "structs.h"
+
+/* clang-format off */
+#define HOTPLANE_MAPS(MAP) \
+    MAP(frontends, HASH, frontend_key, frontend, frontends, 0) \
+    MAP(slots, ARRAY, u32, slot, slots, MMAPABLE) \
+    MAP(backends, ARRAY, u32, backend, backends, MMAPABLE) \
+    MAP(services, ARRAY, u32, service, services, MMAPABLE) \
+    MAP(source_ranges, LPM_TRIE, range_key, u32, source_ranges, NO_PREALLOC) \
+    MAP(detector, LPM_TRIE, prefix_key, u32, detector, NO_PREALLOC) \
+    MAP(addresses, HASH, address, u32, addresses, 0) \
+    MAP(node, ARRAY, u32, node, 1, 0) \
+    MAP(monitor, ARRAY, u32, monitor, 1, 0) \
+    MAP(affinity, LRU_HASH, affinity_key, affinity, affinity, 0) \
+    MAP(sockets, LRU_HASH, socket_key, socket_peer, sockets, 0) \
+    MAP(pending, LRU_HASH, tuple, translation, pending, 0) \
+    MAP(connections, LRU_HASH, tuple, translation, connections, 0) \
+    MAP(fragments, LRU_HASH, fragment_key, fragment, fragments, 0) \
+    MAP(counters, PERCPU_ARRAY, u32, u64, COUNTERS, 0) \
+    MAP(service_counters, PERCPU_ARRAY, u32, service_counters, services, 0) \
+    MAP(events, RINGBUF, none, none, events, 0)
+/* clang-format on */
+
+/* A number that cannot be a descriptor stands for each map until the program is loaded. */
+enum map_reference {
+    MAP_REFERENCE_BASE = 0x48500000,
+};
+
+#define HOTPLANE_MAP_INDEX(name, type, key, value, size, flags) MAP_INDEX_##name,
+enum map_index {
+    HOTPLANE_MAPS(HOTPLANE_MAP_INDEX) MAP_COUNT
+};
+
+/* The map as helpers want it. BPF_PSEUDO_MAP_FD is 1. */
+#define MAP(name) bpf_pseudo_fd(1, MAP_REFERENCE_BASE + MAP_INDEX_##name)
+
+#endif

@@ -1,0 +1,213 @@
+/* Layouts of all map keys and values, written once: the programs compile them and the control plane reads them through
+ * cffi (dataplane/planes/ebpf/layout.py).
+ *
+ * Byte order: __be16 and __be32 are network order, as in packets; every other field is in the order of this machine.
+ * Addresses are 16 bytes; IPv4 is stored IPv4-mapped (::ffff:a.b.c.d), so that both families share maps and code, and
+ * an address names its family by itself. There is no implicit padding: pad fields exist and are zero, keys are compared
+ * as bytes. */
+#ifndef HOTPLANE_STRUCTS_H
+#define HOTPLANE_STRUCTS_H
+
+#include "consts.h"
+
+struct address {
+    __be32 word[4]; /* network order; IPv4: 0, 0, htonl(0xffff), address */
+};
+
+/* What a destination must be. A node port has the unspecified address of its family (0.0.0.0 mapped, or ::). */
+struct frontend_key {
+    struct address address;
+    __be16 port;
+    __u8 protocol; /* IPPROTO_* */
+    __u8 pad;
+};
+
+/* What a frontend means. `generation` is new at each write of any frontend and of anything it refers to. */
+struct frontend {
+    __u32 generation;
+    __u32 service;       /* index of `services`; owner of the backends it may choose */
+    __u32 cluster_base;  /* first index in `slots` of the Cluster set */
+    __u32 cluster_count; /* members of the Cluster set */
+    __u32 local_base;
+    __u32 local_count;
+    __u32 affinity_seconds; /* 0 = none */
+    __u32 range_set;        /* first part of the key of `source_ranges`, where FRONTEND_RANGES is set */
+    __u8 routes[3];         /* enum route_bits, by enum source_class */
+    __u8 flags;             /* enum frontend_flags */
+    __u8 kind;              /* enum frontend_kind */
+    __u8 order;             /* position among its Service port's frontends, for read-back */
+    __u16 pad;
+};
+
+/* One member of a backend set. Eight bytes, so that one store replaces it. */
+struct slot {
+    __u32 backend; /* index of `backends` */
+    __u32 pad;
+};
+
+/* An endpoint of one service. `generation` differs for every tenant an index ever has, so that whoever remembers
+ * (index, generation) can tell that his backend went; 0 = never used. */
+struct backend {
+    struct address address;
+    __be16 port;
+    __u8 protocol;
+    __u8 flags; /* enum backend_flags; 0 = dead. One store kills it. */
+    __u32 generation;
+    __u32 service;
+    __u32 pad;
+};
+
+/* Name and settings of a service (a plan entry: a Service port in one family), for views and adoption. */
+struct service {
+    char name[144]; /* SERVICE_NAME_SIZE; namespace/name[:port], NUL-padded */
+    __u32 cluster_base;
+    __u32 cluster_count;
+    __u32 local_base;
+    __u32 local_count;
+    __u32 affinity_seconds;
+    __u8 protocol;
+    __u8 family; /* 4 or 6 */
+    __u8 flags;  /* enum service_flags */
+    __u8 pad;
+};
+
+/* Per-CPU sums of one service. Forward is client to backend. */
+struct service_counters {
+    __u64 connections;
+    __u64 packets;
+    __u64 bytes;
+    __u64 reply_packets;
+    __u64 reply_bytes;
+};
+
+/* Who sticks to which backend. `client` is the client's address; a socket that is balanced at connect time has no
+ * address yet, so its network namespace stands for it: 100::<namespace cookie, network order> (the discard-only prefix of RFC 6666). */
+struct affinity_key {
+    struct address client;
+    __u32 service;
+};
+
+struct affinity {
+    __u32 backend;
+    __u32 backend_generation;
+    __u64 last_ns; /* bpf_ktime_get_ns() of the client's last new connection */
+};
+
+/* LPM key of `source_ranges`: prefix_length counts range_set's 32 bits, and 96 more for IPv4. */
+struct range_key {
+    __u32 prefix_length;
+    __be32 range_set; /* network order, since a trie compares bits from the first byte on */
+    struct address address;
+};
+
+/* LPM key of `detector`: the CIDRs whose addresses are pods. */
+struct prefix_key {
+    __u32 prefix_length; /* IPv4: 96 more */
+    struct address address;
+};
+
+/* This node. One entry, replaced as a whole. */
+struct node {
+    __u64 netns_cookie; /* of the node's network namespace */
+    __u32 flags;        /* enum node_flags */
+    __u32 masquerade_mark;
+    __u16 snat_port_low; /* ports that SNAT may use, both included; host order */
+    __u16 snat_port_high;
+    __u32 tcp_syn_seconds; /* idle time after which an entry is forgotten */
+    __u32 tcp_established_seconds;
+    __u32 tcp_closing_seconds;
+    __u32 udp_seconds;        /* no reply seen */
+    __u32 udp_stream_seconds; /* replies seen */
+    struct address masquerade_ipv4; /* primary address of each family; all zero = none */
+    struct address masquerade_ipv6;
+};
+
+/* Who watches. Written by the watcher, which renews until_ns: no watcher, no cost. */
+struct monitor {
+    __u64 until_ns;  /* bpf_ktime_get_ns() clock; 0 = nobody */
+    __u32 service;   /* with has_service: only this service */
+    __u8 has_service;
+    __u8 protocol;   /* 0 = all */
+    __u16 hooks;     /* bit 1 << enum hook; 0 = all */
+};
+
+/* A socket's own translations. Forward (reply = 0): address and port are a frontend that an unconnected socket sends
+ * to, and the value is the chosen backend. Reply (reply = 1): they are a backend, and the value is the frontend that
+ * the socket believes to talk to. */
+struct socket_key {
+    __u64 cookie;
+    struct address address;
+    __be16 port;
+    __u8 protocol;
+    __u8 reply;
+    __u32 pad;
+};
+
+struct socket_peer {
+    struct address address;
+    __be16 port;
+    __u8 connected; /* made by connect(2), not by a single datagram */
+    __u8 pad;
+    __u32 backend;
+    __u32 backend_generation;
+    __u32 service;
+    __u64 last_ns;
+};
+
+/* A packet as it arrives, before translation. */
+struct tuple {
+    struct address source;
+    struct address destination;
+    __be16 source_port;
+    __be16 destination_port;
+    __u8 protocol;
+    __u8 pad[3];
+};
+
+/* What becomes of packets with a tuple: every field of the new tuple, changed or not. Each tracked flow has two entries,
+ * forward and reply, each under the tuple its packets arrive with. */
+struct translation {
+    struct address source;
+    struct address destination;
+    __be16 source_port;
+    __be16 destination_port;
+    __u32 flags; /* enum translation_flags */
+    __u32 backend;
+    __u32 backend_generation;
+    __u32 service;
+    __u32 ifindex;  /* device on which the client's packets come in */
+    __u64 last_ns;  /* last packet in this direction */
+    __u64 packets;  /* of this direction; approximate when CPUs race */
+    __u64 bytes;
+};
+
+/* Identity of a fragmented datagram, and the ports that only its first fragment carries. */
+struct fragment_key {
+    struct address source;
+    struct address destination;
+    __be32 identification; /* IPv4: 16 bits in the low end of a network-order word */
+    __u8 protocol;
+    __u8 pad[3];
+};
+
+struct fragment {
+    __be16 source_port;
+    __be16 destination_port;
+    __u32 pad;
+    __u64 last_ns;
+};
+
+/* One record of the ring `events`. */
+struct event {
+    __u64 ns; /* bpf_ktime_get_ns() */
+    struct tuple tuple; /* as it arrived; connect time: source is 100::<namespace cookie>, port 0 */
+    struct address backend; /* chosen backend, all zero = none */
+    __be16 backend_port;
+    __u8 hook;
+    __u8 reason;
+    __u32 service; /* valid when a frontend was found, else 0xffffffff */
+    __u32 ifindex; /* 0 = none (sockets) */
+    __u32 length;  /* bytes on the wire; 0 for sockets */
+};
+
+#endif

@@ -1,0 +1,138 @@
+"""Compile the C of `bpf/` with bcc, on kernels with or without a headers package.
+
+bcc compiles; loading is `kernel.bpf`'s work, because the programs refer to maps that another process may have pinned.
+Sources are passed to bcc as a single #include, so that the C is plain C: bcc's source rewriter only looks at the
+main text. The result is bytecode whose map references are placeholders (`bpf/maps.h`), kept on disk under a digest
+of everything that went into it: a daemon that starts again does not need the compiler at all.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+SOURCE_DIR = Path(__file__).resolve().parents[2] / "bpf"
+DEFAULT_CACHE_DIR = Path("/var/cache/hotplane/bpf")
+
+_UAPI = Path("/usr/include")
+_KCONFIG = """\
+#ifndef __LINUX_KCONFIG_H
+#define __LINUX_KCONFIG_H
+#define CONFIG_BPF_SYSCALL 1
+#include <linux/types.h>
+typedef __u8 u8; typedef __u16 u16; typedef __u32 u32; typedef __u64 u64;
+typedef __s8 s8; typedef __s16 s16; typedef __s32 s32; typedef __s64 s64;
+typedef __SIZE_TYPE__ size_t; typedef __UINTPTR_TYPE__ uintptr_t;
+#ifndef bool
+#define bool _Bool
+#define true 1
+#define false 0
+#endif
+#endif
+"""
+
+
+class CompileError(Exception):
+    """The C did not compile. The text holds the compiler's messages."""
+
+
+def _multiarch_include() -> Path:
+    """Directory that holds asm/ of this machine's UAPI headers."""
+    found = sorted(p.parent for p in _UAPI.glob("*-linux-gnu*/asm"))
+    return next((p for p in found if p.name.startswith(os.uname().machine)), found[0] if found else _UAPI)
+
+
+def make_kernel_tree(directory: Path) -> None:
+    """Write into `directory` the least that bcc takes for a kernel source tree, made of the UAPI headers of libc."""
+    uapi = directory / "include" / "uapi"
+    for folder in (directory / "include" / "linux", directory / "include" / "asm", uapi / "linux"):
+        folder.mkdir(parents=True, exist_ok=True)
+    (directory / "include/linux/kconfig.h").write_text(_KCONFIG)
+    for empty in ("include/linux/log2.h", "include/asm/page.h", "include/uapi/linux/bpf.h"):
+        (directory / empty).write_text("")  # bcc brings its own bpf.h; a second one would clash with it
+    for header in (_UAPI / "linux").iterdir():
+        if header.name != "bpf.h":
+            (uapi / "linux" / header.name).symlink_to(header)
+    (uapi / "asm").symlink_to(_multiarch_include() / "asm")
+    (uapi / "asm-generic").symlink_to(_UAPI / "asm-generic")
+
+
+def source_digest(source: str, flags: Sequence[str], directory: Path = SOURCE_DIR) -> str:
+    """Digest of everything that decides the bytecode: the program, all headers, flags, compiler version."""
+    digest = hashlib.sha256()
+    for path in (directory / source, *sorted(directory.glob("*.h"))):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    digest.update("\0".join((*flags, _bcc_version(), os.uname().machine)).encode())
+    return digest.hexdigest()
+
+
+def _bcc_version() -> str:
+    version = Path("/var/lib/dpkg/info/libbpfcc:amd64.md5sums")
+    return hashlib.sha256(version.read_bytes()).hexdigest() if version.exists() else "unknown"
+
+
+def _compile_with_bcc(source: Path, flags: Sequence[str]) -> dict[str, bytes]:
+    """Run the compiler. bcc prints its messages to stderr's descriptor, so that is where they are fetched from."""
+    import bcc  # slow to import and only needed when the cache is cold
+
+    tree = Path(tempfile.mkdtemp(prefix="hotplane-kernel-"))
+    saved = os.environ.get("BCC_KERNEL_SOURCE")
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        make_kernel_tree(tree)
+        os.environ["BCC_KERNEL_SOURCE"] = str(tree)
+        with tempfile.TemporaryFile() as messages:
+            os.dup2(messages.fileno(), 2)
+            try:
+                module = bcc.BPF(
+                    text=f'#include "{source}"\n'.encode(),
+                    cflags=[f"-I{source.parent}", "-Wno-unused-function", *flags],
+                )
+            except Exception as error:
+                messages.seek(0)
+                text = messages.read().decode(errors="replace")
+                raise CompileError(f"{source.name}: {error}\n{text}") from error
+            finally:
+                os.dup2(stderr, 2)
+        count = bcc.lib.bpf_num_functions(module.module)
+        names = [bcc.lib.bpf_function_name(module.module, index) for index in range(count)]
+        code = {name.decode(): module.dump_func(name) for name in names}
+        module.cleanup()
+        return code
+    finally:
+        os.close(stderr)
+        if saved is None:
+            os.environ.pop("BCC_KERNEL_SOURCE", None)
+        else:
+            os.environ["BCC_KERNEL_SOURCE"] = saved
+        shutil.rmtree(tree)
+
+
+def compile_programs(
+    source: str, flags: Sequence[str] = (), cache: Path | None = DEFAULT_CACHE_DIR, directory: Path = SOURCE_DIR
+) -> dict[str, bytes]:
+    """Compile one file of `bpf/`.
+
+    in: file name (`connect.c`), compiler flags (`-DNAME=1`), cache directory (None: no cache), folder of the sources.
+    out: bytecode by program name, map references still placeholders; hand it to `kernel.bpf.load_program`.
+    Raises CompileError with the compiler's messages.
+    """
+    stored = cache / f"{Path(source).stem}-{source_digest(source, flags, directory)[:32]}.json" if cache else None
+    if stored is not None and stored.exists():
+        kept: dict[str, str] = json.loads(stored.read_text())
+        return {name: base64.b64decode(text) for name, text in kept.items()}
+    code = _compile_with_bcc(directory / source, flags)
+    if not code:
+        raise CompileError(f"{source}: no programs in it; each must be declared with PROGRAM(name)")
+    if stored is not None:
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        partial = stored.with_suffix(f".{os.getpid()}.tmp")
+        partial.write_text(json.dumps({name: base64.b64encode(text).decode() for name, text in code.items()}))
+        partial.replace(stored)
+    return code

@@ -4,7 +4,7 @@ Every plane must agree with it. It is written to be read: a decision is a lookup
 the route for the class of the source. Nothing here knows a kernel.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -17,20 +17,25 @@ from dataplane.policy.routes import REJECT_ALL, Action
 
 __all__ = ["Decision", "Oracle", "Packet", "Verdict", "decide"]
 
-Notes = Mapping[EntryKey, Sequence[str]]
+Notes = Callable[[EntryKey], Sequence[str]]
+"""Sentences about a plan entry that the plan itself does not hold."""
+
+
+def _no_notes(_key: EntryKey) -> Sequence[str]:
+    return ()
 
 
 class Oracle:
     """A plan, indexed once, that answers for any number of packets at O(1) each.
 
-    It is a snapshot: make a new one after the plan has changed. `notes`: extra sentences for an entry's reasons, such
-    as how its endpoints came about, which the plan no longer knows.
+    It is a snapshot: make a new one after the plan has changed. `notes` gives further sentences for the reasons of
+    an entry, such as how its endpoints came about.
     Raises ValueError when two entries of the plan claim one frontend, which no planner may let happen.
     """
 
-    def __init__(self, plan: Plan, notes: Notes | None = None) -> None:
+    def __init__(self, plan: Plan, notes: Notes = _no_notes) -> None:
         self._node: NodeConfig = plan.node
-        self._notes: Notes = notes or {}
+        self._notes = notes
         self._index: dict[FrontendKey, tuple[Frontend, PlanEntry]] = {}
         self._owners: dict[str, list[Owner]] = {}
         self._service_cidrs: tuple[str, ...] = plan.service_cidrs
@@ -88,7 +93,7 @@ class Oracle:
         told = reasons(
             decision,
             self._node,
-            notes=self._notes.get(decision.entry.key, ()) if decision.entry else (),
+            notes=self._notes(decision.entry.key) if decision.entry else (),
             owners=self._owners.get(decision.packet.destination, ()),
             health_service=self._health_ports.get(decision.packet.port, ""),
         )

@@ -1,0 +1,110 @@
+"""Door to iptables and ip6tables: save and restore, in the current network namespace.
+
+Two variants of the tools exist side by side: *legacy* (the xtables kernel interface, whole tables at once) and
+*nft* (the same rules kept as nf_tables expressions).
+"""
+
+import enum
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Protocol
+
+from dataplane.errors import HotplaneError
+from dataplane.model.net import Family
+
+# What kube-proxy passes too: wait 5 s for the lock that all xtables tools share. Its -W (polling interval) is
+# ignored by iptables 1.8 and later, with a warning, so it is left out.
+_RESTORE_OPTIONS = ("-w", "5", "--noflush", "--counters")
+_FAILED_LINE = re.compile(r"line:? (\d+)")
+
+
+class Variant(enum.Enum):
+    """Which implementation of iptables holds the rules."""
+
+    LEGACY = "legacy"
+    NFT = "nft"
+
+
+class IptablesError(HotplaneError):
+    """iptables refused: the tool's own words, with the input line that it names."""
+
+
+class Tables(Protocol):
+    """One family's tables, as the iptables plane uses them."""
+
+    family: Family
+
+    def present(self) -> frozenset[str]:
+        """Names of the tables that exist already in this network namespace; looking creates none."""
+
+    def save(self, table: str) -> str:
+        """`iptables-save -t TABLE`: chain lines, then rules in the tool's canonical form."""
+
+    def restore(self, text: str) -> None:
+        """`iptables-restore --noflush`: each `*table ... COMMIT` block is applied whole or not at all, in turn."""
+
+
+def _tool(family: Family, variant: Variant, verb: str) -> str:
+    return f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-{variant.value}-{verb}"
+
+
+def installed(family: Family, variant: Variant) -> bool:
+    """Whether the tools of this variant are installed."""
+    return shutil.which(_tool(family, variant, "restore")) is not None
+
+
+def default_variant() -> Variant:
+    """legacy, kube-proxy's classic, where the tools are installed and the kernel has its nat table; else nft.
+
+    Looking instantiates the legacy nat table of this network namespace, which a following load would do anyway.
+    """
+    if not installed(Family.IPV4, Variant.LEGACY):
+        return Variant.NFT
+    probe = subprocess.run(["iptables-legacy", "-t", "nat", "-S", "POSTROUTING"], capture_output=True, check=False)
+    return Variant.LEGACY if probe.returncode == 0 else Variant.NFT
+
+
+class KernelTables:
+    """`Tables` of the kernel. The caller's thread decides the network namespace. Root is needed."""
+
+    def __init__(self, family: Family, variant: Variant) -> None:
+        self.family = family
+        self.variant = variant
+
+    def present(self) -> frozenset[str]:
+        if self.variant is Variant.NFT:
+            return frozenset(re.findall(r"^\*(\S+)$", self._run("save").decode(), re.MULTILINE))
+        # Listing through the tool would instantiate the tables, so ask the kernel which there are.
+        names = "ip_tables_names" if self.family is Family.IPV4 else "ip6_tables_names"
+        path = Path("/proc/thread-self/net") / names
+        return frozenset(path.read_text().split()) if path.exists() else frozenset()
+
+    def save(self, table: str) -> str:
+        return self._run("save", "-t", table).decode()
+
+    def restore(self, text: str) -> None:
+        self._run("restore", *_RESTORE_OPTIONS, text=text)
+
+    def _run(self, verb: str, *options: str, text: str | None = None) -> bytes:
+        tool = _tool(self.family, self.variant, verb)
+        try:
+            done = subprocess.run(
+                [tool, *options], input=None if text is None else text.encode(), capture_output=True, check=False
+            )
+        except OSError as error:
+            raise IptablesError(f"{tool}: {error.strerror}; install the package iptables") from error
+        if done.returncode != 0:
+            raise IptablesError(_explain(tool, done.returncode, done.stderr.decode(errors="replace"), text))
+        return done.stdout
+
+
+def _explain(tool: str, status: int, stderr: str, text: str | None) -> str:
+    """One sentence: the tool, its exit status, what it said, and the input line that it named."""
+    said = " ".join(stderr.split()) or "no message"
+    found = _FAILED_LINE.search(stderr)
+    lines = text.splitlines() if text is not None else []
+    named = int(found[1]) if found else 0
+    where = f"; the line is: {lines[named - 1]}" if 0 < named <= len(lines) else ""
+    return f"{tool} failed with status {status}: {said}{where}"

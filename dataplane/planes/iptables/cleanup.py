@@ -1,0 +1,49 @@
+"""Remove every trace, whoever of the kube-proxy kind left it."""
+
+from dataplane.kernel.iptables import Tables
+from dataplane.planes.iptables import names
+from dataplane.planes.iptables.readback import chains_of, rules_of
+from dataplane.planes.iptables.skeleton import LOCALNET_RULE, chain_lines
+
+_OWN = {
+    "nat": {*names.NAT_CHAINS, names.PROXY_CANARY},
+    "filter": {*names.FILTER_CHAINS, names.PROXY_CANARY},
+    "mangle": {names.PROXY_CANARY},
+}
+
+
+def _removal(table: str, saved: str) -> str:
+    """Restore input that removes the jumps to our chains and the chains; "" when there is nothing to remove."""
+    existing = chains_of(saved)
+    own = {chain for chain in existing if chain in _OWN[table] or (table == "nat" and names.is_service_chain(chain))}
+    if names.FIREWALL in existing and table == "filter" and names.KUBELET_CANARY not in existing:
+        # The kubelet keeps an identical chain; where there is no kubelet, it is ours alone.
+        own.add(names.FIREWALL)
+    if not own:
+        return ""
+    jumps = [
+        f"-D {chain} {rule}"
+        for chain, rules in rules_of(saved).items()
+        if chain not in own
+        for rule in rules
+        if rule.rpartition("-j ")[2] in own
+    ]
+    chains = sorted(own)
+    lines = [f"*{table}", *chain_lines(tuple(chains)), *jumps, *(f"-X {chain}" for chain in chains), "COMMIT"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def clean_family(tables: Tables) -> bool:
+    """Remove all of it from one family's tables, one transaction a table; returns whether the localnet rule went.
+
+    Tables that do not exist are not touched, nor are policies and other rules. Raises IptablesError.
+    """
+    localnet = False
+    for table in ("filter", "nat", "mangle"):
+        if table in tables.present():
+            saved = tables.save(table)
+            removal = _removal(table, saved)
+            localnet |= LOCALNET_RULE in saved and f"-X {names.FIREWALL}\n" in removal
+            if removal:
+                tables.restore(removal)
+    return localnet

@@ -1,0 +1,206 @@
+"""The iptables plane: kube-proxy's iptables mode, to compare with."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from dataplane.kernel import sysctl
+from dataplane.kernel.iptables import IptablesError, KernelTables, Tables, Variant, default_variant, installed
+from dataplane.model.net import Family
+from dataplane.plan.change import EntryChange, PlanChange
+from dataplane.plan.types import FrontendKey, Plan, Row, Table
+from dataplane.planes.base import PlaneError
+from dataplane.planes.iptables.adopt import load_change
+from dataplane.planes.iptables.cleanup import clean_family
+from dataplane.planes.iptables.family import FamilyState, Saved, undo_input
+from dataplane.planes.iptables.readback import FamilyReader
+from dataplane.planes.iptables.settings import family_settings
+from dataplane.policy.node import NodeConfig
+
+ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
+
+# kube-proxy's defaults: stale chains of a large cluster are deleted at a sync this long after the last deletion
+# (syncPeriod), and a sync this long after the last full one is full again.
+_CLEANUP_SECONDS = 30
+_FULL_SYNC_SECONDS = 3600
+
+
+class _FamilySync:
+    """One family: its tables, what they should hold, and when what was last done."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.state: FamilyState | None = None
+        self.cleaned = float("-inf")
+        self.full = float("-inf")
+
+    def saved(self) -> Saved:
+        return Saved(self.tables.save("filter"), self.tables.save("nat"))
+
+    def sync_all(self, state: FamilyState, saved: Saved, now: float) -> None:
+        """A full sync: every chain is written, missing jumps come back, stale chains go."""
+        self.tables.restore(state.restore_input(state.keys, state.stale_chains(saved.nat), saved))
+        self.state, self.cleaned, self.full = state, now, now
+
+    def sync_changed(self, state: FamilyState, change: PlanChange, now: float) -> None:
+        """A partial sync: the dispatch chains whole, Service chains only of what changed."""
+        stale: list[str] = []
+        if not state.large or now - self.cleaned > _CLEANUP_SECONDS:
+            stale = state.stale_chains(self.tables.save("nat"))
+            self.cleaned = now
+        written = [entry.key for entry in _of_family(change, state.family)]
+        self.tables.restore(state.restore_input(written, stale))
+        self.state = state
+
+
+class IptablesPlane:
+    """`planes.base.Plane` in kube-proxy's chains, for IPv4 and IPv6.
+
+    variant: which iptables holds the rules; None = `default_variant()` of the network namespace of the first use.
+    tcp_be_liberal: conntrack.tcpBeLiberal; no rule drops packets in the state INVALID then.
+    tables, clock (seconds), ensure_sysctl: the doors to the kernel, replaceable in tests.
+
+    Each family is one restore with both tables; a refused one is undone, so that the kernel holds what it held.
+    nfacct counters and canary chains are left out: the first only count, the second are kube-proxy's way to notice a
+    flush, which `read_back` shows here (without the jumps from the built-in chains it is empty).
+    """
+
+    name = "iptables"
+
+    def __init__(
+        self,
+        *,
+        variant: Variant | None = None,
+        tcp_be_liberal: bool = False,
+        tables: Sequence[Tables] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        ensure_sysctl: Callable[[str, int], object] = sysctl.ensure,
+    ) -> None:
+        self._variant = variant
+        self._tcp_be_liberal = tcp_be_liberal
+        self._tables = tables
+        self._clock = clock
+        self._ensure_sysctl = ensure_sysctl
+        self._families: dict[Family, _FamilySync] = {}
+        self._node: NodeConfig | None = None
+
+    def load(self, plan: Plan) -> PlanChange:
+        """As `Plane.load`. Rewrites all chains at once, as kube-proxy does at its start; raises PlaneError."""
+        families = self._open()
+        states = {family: self._state(plan, family) for family in families}
+        self._set_route_localnet(plan.node)
+        before: dict[FrontendKey, Row] = {}
+        undo: list[tuple[_FamilySync, Saved]] = []
+        try:
+            for family, sync in families.items():
+                saved = sync.saved()
+                before |= FamilyReader(family, saved.filter, saved.nat, plan.node.primary(family)).rows()
+                undo.append((sync, saved))
+                sync.sync_all(states[family], saved, self._clock())
+        except IptablesError as error:
+            raise self._undone(error, undo) from error
+        self._node = plan.node
+        return load_change(before, plan, frozenset(families))
+
+    def apply(self, change: PlanChange) -> None:
+        """As `Plane.apply`. As in kube-proxy, the cost also grows with the number of Services: the dispatch chains
+        are written whole, and the legacy tools read and replace whole tables. Raises PlaneError."""
+        if self._node is None:
+            raise PlaneError("the iptables plane has no plan yet; load one before applying changes")
+        node = change.node or self._node
+        planned = [
+            (sync, old, new)
+            for sync in self._families.values()
+            if (old := sync.state) is not None and (new := self._changed(old, change, node)) is not None
+        ]
+        if change.node is not None:
+            self._set_route_localnet(node)
+        done: list[tuple[_FamilySync, FamilyState]] = []
+        try:
+            for sync, old, new in planned:
+                done.append((sync, old))
+                self._sync(sync, old, new, change)
+        except IptablesError as error:
+            raise self._rolled_back(error, done) from error
+        self._node = node
+
+    def read_back(self) -> Table:
+        """As `Plane.read_back`; a family whose jumps from the built-in chains are not all there has no rows."""
+        found: dict[FrontendKey, Row] = {}
+        for family, sync in self._open().items():
+            saved = sync.saved()
+            primary = self._node.primary(family) if self._node else ""
+            found |= FamilyReader(family, saved.filter, saved.nat, primary).rows()
+        return found
+
+    def cleanup(self) -> None:
+        """As `Plane.cleanup`: in both variants and both families, whatever the plane's own. The built-in chains and
+        KUBE-FIREWALL of a running kubelet stay. Where the rule that guards route_localnet goes, so does that."""
+        try:
+            guards = [clean_family(tables) for tables in self._every_tables()]
+        except IptablesError as error:
+            raise PlaneError(f"cleaning up iptables: {error}") from error
+        if True in guards:
+            self._ensure_sysctl(ROUTE_LOCALNET, 0)
+        self._families = {}
+        self._node = None
+
+    def _open(self) -> dict[Family, _FamilySync]:
+        if not self._families:
+            tables = self._tables
+            if tables is None:
+                self._variant = self._variant or default_variant()
+                tables = [KernelTables(family, self._variant) for family in Family]
+            self._families = {each.family: _FamilySync(each) for each in tables}
+        return self._families
+
+    def _every_tables(self) -> Sequence[Tables]:
+        if self._tables is not None:
+            return self._tables
+        return [KernelTables(f, v) for v in Variant for f in Family if installed(f, v)]
+
+    def _state(self, plan: Plan, family: Family) -> FamilyState:
+        return FamilyState.of(plan, family_settings(plan.node, family, tcp_be_liberal=self._tcp_be_liberal))
+
+    def _changed(self, old: FamilyState, change: PlanChange, node: NodeConfig) -> FamilyState | None:
+        """The family's state after the change, or None where the change is none of its business."""
+        entries = _of_family(change, old.family)
+        if not entries and change.node is None and not change.health_checks:
+            return None
+        health = {**old.health_checks, **(change.health_checks or {})}
+        settings = family_settings(node, old.family, tcp_be_liberal=self._tcp_be_liberal)
+        return old.changed(entries, {k: v for k, v in health.items() if v is not None}, settings)
+
+    def _sync(self, sync: _FamilySync, old: FamilyState, new: FamilyState, change: PlanChange) -> None:
+        now = self._clock()
+        if new.settings != old.settings or now - sync.full > _FULL_SYNC_SECONDS:
+            sync.sync_all(new, sync.saved(), now)
+        else:
+            sync.sync_changed(new, change, now)
+
+    def _set_route_localnet(self, node: NodeConfig) -> None:
+        """Packets from loopback addresses may be translated to other hosts only with this sysctl."""
+        if node.nodeports.loopback and Family.IPV4 in self._open():
+            self._ensure_sysctl(ROUTE_LOCALNET, 1)
+
+    def _undone(self, error: IptablesError, undo: list[tuple[_FamilySync, Saved]]) -> PlaneError:
+        """Put back what a failed load replaced; the error to raise."""
+        try:
+            for sync, saved in undo:
+                sync.tables.restore(undo_input(saved, sync.saved()))
+        except IptablesError as second:
+            return PlaneError(f"loading iptables: {error}; putting the old rules back failed too: {second}")
+        self._families = {}
+        return PlaneError(f"loading iptables: {error}; the old rules are back in place")
+
+    def _rolled_back(self, error: IptablesError, done: list[tuple[_FamilySync, FamilyState]]) -> PlaneError:
+        """Write the state before a failed change again; the error to raise."""
+        try:
+            for sync, old in done:
+                sync.sync_all(old, sync.saved(), self._clock())
+        except IptablesError as second:
+            return PlaneError(f"changing iptables: {error}; going back failed too: {second}; load the plan again")
+        return PlaneError(f"changing iptables: {error}; the rules are as they were before")
+
+
+def _of_family(change: PlanChange, family: Family) -> tuple[EntryChange, ...]:
+    return tuple(entry for entry in change.entries if entry.key.family is family)

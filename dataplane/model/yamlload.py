@@ -32,7 +32,7 @@ class Document(NamedTuple):
 class _Loader(yaml.CSafeLoader):
     """A safe loader with JSON's scalars, string keys and neither recursion nor repeated keys."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}
     yaml_constructors: ClassVar[dict[str | None, Callable[[Any, Any], Any]]] = {}
 
 

@@ -1,0 +1,63 @@
+"""Objects from manifest files: files, directories of them, and standard input."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dataplane.model.decode import Decoded, decode
+from dataplane.model.objects import ModelObject, ObjectRef
+
+SUFFIXES = (".yaml", ".yml", ".json")
+
+
+class SourceError(Exception):
+    """A source of objects that cannot be read at all; the message is a sentence for the person who named it."""
+
+
+def read_manifests(paths: Sequence[str]) -> Decoded:
+    """Read files, directories (recursively: *.yaml, *.yml, *.json, in sorted order; hidden ones not) and `-` (stdin).
+
+    An object that occurs again (same kind, namespace and name) replaces the earlier one.
+    Raises SourceError when a path cannot be read or a directory holds no manifest; what a file holds never raises.
+    """
+    result = Decoded()
+    for path in paths:
+        for name, data in _read(path):
+            result.extend(decode(data, name))
+    latest: dict[ObjectRef, ModelObject] = {}
+    for value in result.objects:
+        latest[value.ref] = value
+    result.objects = list(latest.values())
+    return result
+
+
+def _read(path: str) -> Iterator[tuple[str, bytes]]:
+    if path == "-":
+        yield "stdin", sys.stdin.buffer.read()
+        return
+    place = Path(path)
+    if place.is_dir():
+        files = _manifests(place)
+        if not files:
+            raise SourceError(f"{path}: no manifest in this directory; it should hold *.yaml, *.yml or *.json files")
+        for file in files:
+            yield str(file), _bytes(file)
+    else:
+        yield path, _bytes(place)
+
+
+def _manifests(directory: Path) -> list[Path]:
+    """Manifests under a directory, without hidden files and folders (editors and mounted volumes keep copies there)."""
+
+    def visible(file: Path) -> bool:
+        return not any(part.startswith(".") for part in file.relative_to(directory).parts)
+
+    found = (file for file in directory.rglob("*") if file.suffix in SUFFIXES and visible(file))
+    return sorted(file for file in found if file.is_file())
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{file}: cannot be read: {error.strerror}; check the path and its permissions") from error

@@ -1,0 +1,151 @@
+"""From configuration and facts about the node to `NodeConfig`: what the chosen mode promises on this node.
+
+Source of the rules: kube-proxy 1.36, published behaviour of nodePortAddresses, localhostNodePorts, detectLocalMode and
+masqueradeAll in its iptables and nftables modes. The ebpf mode keeps the promises of the nftables mode.
+"""
+
+import enum
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from dataplane.model.net import Family, canonical_address, contains, family_of, is_loopback, network
+from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
+
+PRIMARY = "primary"
+LOCALHOST = "localhost"
+ALL = "all"
+_EVERYTHING = {Family.IPV4: "0.0.0.0/0", Family.IPV6: "::/0"}
+_LOOPBACK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1/128"}
+
+
+class Mode(enum.Enum):
+    """How Services are programmed into the kernel."""
+
+    IPTABLES = "iptables"
+    NFTABLES = "nftables"
+    EBPF = "ebpf"
+
+
+class LocalMode(enum.Enum):
+    """detectLocalMode: how traffic from a local pod is recognised."""
+
+    CLUSTER_CIDR = "ClusterCIDR"
+    NODE_CIDR = "NodeCIDR"
+    BRIDGE_INTERFACE = "BridgeInterface"
+    INTERFACE_NAME_PREFIX = "InterfaceNamePrefix"
+
+
+class Masquerading(msgspec.Struct, frozen=True):
+    """The masquerade settings of one mode's section. bit: of the packet mark, 0 to 31 (14 = mark 0x4000)."""
+
+    everything: bool = False
+    bit: int = 14
+
+
+class ProxySettings(msgspec.Struct, frozen=True):
+    """What an operator chose and policy needs, with kube-proxy's defaults.
+
+    nodeport_addresses: CIDRs of either family, or the words `primary`, `localhost`, `all`; empty: by mode.
+    localhost_node_ports: node ports answer on 127.0.0.0/8 too, where nodeport_addresses allow it (iptables mode only).
+    nftables: also holds for the ebpf mode.
+    """
+
+    detect_local: LocalMode = LocalMode.CLUSTER_CIDR
+    cluster_cidrs: tuple[str, ...] = ()
+    bridge_interface: str = ""
+    interface_name_prefix: str = ""
+    nodeport_addresses: tuple[str, ...] = ()
+    localhost_node_ports: bool = True
+    iptables: Masquerading = Masquerading()
+    nftables: Masquerading = Masquerading()
+
+
+def node_config(
+    mode: Mode,
+    settings: ProxySettings,
+    *,
+    node_name: str,
+    zone: str = "",
+    node_ips: Sequence[str],
+    interface_addresses: Sequence[str] = (),
+    node_pod_cidrs: Sequence[str] = (),
+) -> NodeConfig:
+    """Everything that policy needs to know about this node.
+
+    node_ips: the node's addresses as Kubernetes knows them, or as given by hand; the first of each family is primary.
+    interface_addresses: all addresses of the node's interfaces; loopback ones may be among them and do not matter.
+    node_pod_cidrs: the Node object's pod ranges (detectLocalMode NodeCIDR).
+    Raises ValueError, with a sentence, for an address or CIDR that is none.
+    """
+    addresses = _ordered(node_ips, interface_addresses)
+    section = settings.iptables if mode is Mode.IPTABLES else settings.nftables
+    return NodeConfig(
+        name=node_name,
+        zone=zone,
+        addresses=addresses,
+        detector=_detector(settings, node_pod_cidrs),
+        nodeports=node_ports(mode, settings, addresses),
+        masquerade_all=section.everything,
+        masquerade_mark=1 << section.bit,
+        reject_unknown_ports=mode is not Mode.IPTABLES,
+    )
+
+
+def _ordered(node_ips: Iterable[str], interface_addresses: Iterable[str]) -> tuple[str, ...]:
+    """Canonical, distinct, without loopback; the primary address of each family goes first."""
+    canonical = dict.fromkeys(canonical_address(address) for address in (*node_ips, *interface_addresses))
+    everyone = [address for address in canonical if not is_loopback(address)]
+    primaries = {family_of(address): address for address in reversed(everyone)}.values()
+    return (*(a for a in everyone if a in primaries), *(a for a in everyone if a not in primaries))
+
+
+def _detector(settings: ProxySettings, node_pod_cidrs: Sequence[str]) -> LocalDetector:
+    match settings.detect_local:
+        case LocalMode.CLUSTER_CIDR:
+            return LocalDetector(cidrs=_canonical_cidrs(settings.cluster_cidrs))
+        case LocalMode.NODE_CIDR:
+            return LocalDetector(cidrs=_canonical_cidrs(node_pod_cidrs))
+        case LocalMode.BRIDGE_INTERFACE:
+            return LocalDetector(interface=settings.bridge_interface)
+        case LocalMode.INTERFACE_NAME_PREFIX:
+            return LocalDetector(interface=settings.interface_name_prefix, interface_is_prefix=True)
+
+
+def _canonical_cidrs(cidrs: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(network(cidr)) for cidr in cidrs))
+
+
+def node_ports(mode: Mode, settings: ProxySettings, addresses: Sequence[str]) -> NodePortAddresses:
+    """Where node ports answer, resolved against the node's addresses (primary of each family first, no loopback).
+
+    A family without a CIDR of its own is treated as if 0.0.0.0/0 or ::/0 were given, as kube-proxy does; the word
+    `primary` counts as a CIDR of each family, so that a family in which the node has no address gets none.
+    Where one family is open and the other is not, the open one is the list of addresses known now: resolve again
+    when the node's addresses change.
+    """
+    given = settings.nodeport_addresses or ((ALL,) if mode is Mode.IPTABLES else (PRIMARY,))
+    cidrs = {family: _family_cidrs(given, family, addresses) for family in Family}
+    is_open = {family: _EVERYTHING[family] in cidrs[family] for family in Family}
+    # kube-proxy goes by the loopback interface's own address, 127.0.0.1
+    loopback = mode is Mode.IPTABLES and settings.localhost_node_ports and contains(cidrs[Family.IPV4], "127.0.0.1")
+    if all(is_open.values()):
+        return NodePortAddresses(any_local=True, loopback=loopback)
+    matching = tuple(address for address in addresses if contains(cidrs[family_of(address)], address))
+    return NodePortAddresses(addresses=matching, loopback=loopback)
+
+
+def _family_cidrs(given: Iterable[str], family: Family, addresses: Sequence[str]) -> tuple[str, ...]:
+    """The entries as canonical CIDRs of one family, words replaced by what they stand for."""
+    found: list[str] = []
+    closed = False
+    for entry in given:
+        if entry == PRIMARY:
+            closed = True
+            primary = next((address for address in addresses if family_of(address) is family), "")
+            found += [f"{primary}/{family.bits}"] if primary else []
+        elif entry in (ALL, LOCALHOST):
+            found.append((_EVERYTHING if entry == ALL else _LOOPBACK)[family])
+        elif family_of(entry) is family:
+            found.append(str(network(entry)))
+    return tuple(found) if found or closed else (_EVERYTHING[family],)

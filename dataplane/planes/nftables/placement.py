@@ -1,0 +1,81 @@
+"""Where each backend stands in its frontends' maps: its index in a set and its slot number for affinity.
+
+Both are stable: a change to one backend moves as few others as possible (an index) or none at all (a slot).
+"""
+
+import zlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from dataplane.plan.types import PlanEntry
+from dataplane.planes.base import PlaneError
+from dataplane.planes.nftables.syntax import LOCAL_OFFSET
+
+Address = tuple[str, int]
+"""(address, port) of a backend: what makes it itself."""
+
+SLOTS = 0xFFF0
+"""Slot numbers of an entry are below this; the last sixteen would collide with reserved traffic-control handles."""
+
+
+class Placement(NamedTuple):
+    """cluster, local: backends of each set by index. slots: slot number of every backend; empty without affinity."""
+
+    cluster: tuple[Address, ...] = ()
+    local: tuple[Address, ...] = ()
+    slots: dict[Address, int] = {}
+
+
+def _order(previous: tuple[Address, ...], wanted: tuple[Address, ...]) -> tuple[Address, ...]:
+    """`wanted` in an order that keeps the place of everyone who stays: holes are filled with newcomers, then from
+    the end."""
+    if not previous or previous == wanted:
+        return wanted
+    present = set(wanted)
+    order: list[Address | None] = [backend if backend in present else None for backend in previous]
+    known = set(previous)
+    newcomers = [backend for backend in wanted if backend not in known]
+    holes = [index for index, backend in enumerate(order) if backend is None]
+    for index, backend in zip(holes, newcomers, strict=False):
+        order[index] = backend
+    order += newcomers[len(holes) :]
+    for index in holes[len(newcomers) :]:
+        while order and order[-1] is None:
+            order.pop()
+        if index >= len(order):
+            break
+        order[index] = order.pop()
+    return tuple(backend for backend in order if backend is not None)
+
+
+def _slots(previous: dict[Address, int], backends: Iterable[Address], where: str) -> dict[Address, int]:
+    """Slot numbers: kept for those who stay, and for newcomers derived from the address, so that a number is hardly
+    ever given to another backend while clients still remember it."""
+    wanted = dict.fromkeys(backends)
+    if len(wanted) > SLOTS:
+        raise PlaneError(f"{where}: {len(wanted)} backends with session affinity; at most {SLOTS} fit")
+    slots = {backend: slot for backend, slot in previous.items() if backend in wanted}
+    taken = set(slots.values())
+    for backend in wanted:
+        if backend in slots:
+            continue
+        slot = zlib.crc32(f"{backend[0]} {backend[1]}".encode()) % SLOTS
+        while slot in taken:
+            slot = (slot + 1) % SLOTS
+        taken.add(slot)
+        slots[backend] = slot
+    return slots
+
+
+def place(entry: PlanEntry, previous: Placement | None = None) -> Placement:
+    """Where the backends of an entry stand, given where they stood before. Raises PlaneError for too large a set."""
+    cluster = tuple((b.address, b.port) for b in entry.cluster)
+    local = tuple((b.address, b.port) for b in entry.local)
+    if len(cluster) > LOCAL_OFFSET or len(local) > LOCAL_OFFSET:
+        raise PlaneError(f"{entry.key.service}: more than {LOCAL_OFFSET} backends in a set; split the Service")
+    if previous is not None:
+        cluster, local = _order(previous.cluster, cluster), _order(previous.local, local)
+    if not entry.affinity_seconds:
+        return Placement(cluster, local)
+    known = previous.slots if previous is not None else {}
+    return Placement(cluster, local, _slots(known, cluster + local, entry.key.service))

@@ -1,0 +1,195 @@
+"""The constant part of hotplane's table: sets, maps, base chains and the few chains that every Service shares.
+
+Only the node's settings shape it. Text of commands that are fine to run over an existing table of the same version:
+sets and maps stay as they are, chains get exactly these rules.
+"""
+
+import ipaddress
+from collections.abc import Iterable
+
+from dataplane.model.net import Family, family_of, is_loopback
+from dataplane.planes.nftables.syntax import VERSION_CHAIN, Kind, Syntax
+from dataplane.policy.node import NodeConfig
+
+BASE_CHAINS = {
+    "prerouting": "type nat hook prerouting priority -100; policy accept;",
+    "output": "type nat hook output priority -100; policy accept;",
+    "postrouting": "type nat hook postrouting priority 100; policy accept;",
+}
+
+
+def _sets(words: Syntax, kind: Kind) -> dict[str, str]:
+    """Maps and sets of one kind of frontend key: name to declaration.
+
+    nftables has no type name for the number of a backend, so those maps are declared by `typeof`. There `tcp dport`
+    stands for a port of any protocol: with `th dport`, nftables 1.0.6 cannot add a rule to a map that exists.
+    """
+    verdicts = f"map type {kind.key_type} : verdict;"
+    backend = f"{words.address_type} . inet_service"
+    number = f"{kind.key.replace('th dport', 'tcp dport')} . numgen random mod 65536"
+    return {
+        **dict.fromkeys((kind.first, kind.pod, kind.node, kind.outside), verdicts),
+        kind.long_names: f"set type {kind.key_type};",
+        kind.endpoints: f"map typeof {number} : {words.ip} daddr . tcp dport;",
+        kind.slots: f"map typeof {number} : meta priority;",
+        kind.slot_endpoints: f"map type {kind.key_type} . classid : {backend};",
+        kind.local_slot_endpoints: f"map type {kind.key_type} . classid : {backend};",
+    }
+
+
+def declarations(words: Syntax) -> dict[str, str]:
+    """Every constant set and map: name to `set|map` and its declaration."""
+    key, address = words.services.key_type, words.address_type
+    return {
+        **_sets(words, words.services),
+        **_sets(words, words.nodeports),
+        "restricted": f"map type {key} : verdict;",
+        "own_sources": f"set type {address} . {key};",
+        "cluster_ips": f"set type {address};",
+        "service_cidrs": f"set type {address}; flags interval;",
+        "hairpin": f"set type {address} . {address};",
+    }
+
+
+def _one_of(values: Iterable[str]) -> str:
+    """A single value, or an anonymous set of several."""
+    texts = list(values)
+    return texts[0] if len(texts) == 1 else f"{{ {', '.join(texts)} }}"
+
+
+def collapsed(cidrs: Iterable[str], family: Family) -> list[str]:
+    """CIDRs of a family without overlaps, which interval sets refuse."""
+    mine = [cidr for cidr in cidrs if family_of(cidr) is family]
+    if family is Family.IPV4:
+        return [str(n) for n in ipaddress.collapse_addresses(ipaddress.IPv4Network(c, strict=False) for c in mine)]
+    return [str(n) for n in ipaddress.collapse_addresses(ipaddress.IPv6Network(c, strict=False) for c in mine)]
+
+
+def _pod_match(words: Syntax, family: Family, node: NodeConfig) -> str:
+    """Match of packets that come from a pod; "" where pods of this family cannot be recognised."""
+    detector = node.detector
+    if detector.interface:
+        return f'iifname "{detector.interface}{"*" if detector.interface_is_prefix else ""}"'
+    cidrs = collapsed(detector.cidrs, family)
+    return f"{words.ip} saddr {_one_of(cidrs)}" if cidrs else ""
+
+
+def _node_port_rules(words: Syntax, family: Family, node: NodeConfig) -> list[str]:
+    """Where node ports answer. Loopback only on request and never in IPv6 (kube-proxy's localhostNodePorts)."""
+    look_up = f"{words.nodeports.key} vmap @{words.nodeports.first}"
+    settings = node.nodeports
+    rules = []
+    if settings.any_local:
+        rules.append(f"fib daddr type local {words.ip} daddr != {words.loopback} {look_up}")
+    else:
+        addresses = [a for a in settings.addresses if family_of(a) is family and not is_loopback(a)]
+        if addresses:
+            rules.append(f"{words.ip} daddr {_one_of(addresses)} {look_up}")
+    if settings.loopback and family is Family.IPV4:
+        rules.append(f"{words.ip} daddr {words.loopback} {look_up}")
+    return rules
+
+
+def _by_source(words: Syntax, kind: Kind, pod: str) -> list[str]:
+    """Dispatch by where the packet comes from, pods first (see policy.node.Source)."""
+    rules = [f"{pod} {kind.key} vmap @{kind.pod}"] if pod else []
+    return [
+        *rules,
+        f"fib saddr type local {kind.key} vmap @{kind.node}",
+        f"{kind.key} vmap @{kind.outside}",
+        "drop",
+    ]
+
+
+def chains(words: Syntax, family: Family, node: NodeConfig) -> dict[str, list[str]]:
+    """Every constant chain with its rules, apart from `restricted`, in an order in which they can be added.
+
+    Reject and drop stand in nat chains on purpose: only the first packet of a connection passes them.
+    """
+    mark = node.masquerade_mark
+    pod = _pod_match(words, family, node)
+    unknown = [f"{words.ip} daddr @cluster_ips goto reject-packet", f"{words.ip} daddr @service_cidrs drop"]
+    return {
+        VERSION_CHAIN: [],
+        "reject-packet": ["reject"],
+        "mark-packet": [f"meta mark set meta mark or {mark:#x}"],
+        "mark-off-pod": [*([f"{pod} return"] if pod else []), "goto mark-packet"],
+        words.services.by_source: _by_source(words, words.services, pod),
+        words.nodeports.by_source: _by_source(words, words.nodeports, pod),
+        "services": [
+            f"{words.services.key} vmap @{words.services.first}",
+            *_node_port_rules(words, family, node),
+            *(unknown if node.reject_unknown_ports else []),
+        ],
+        "prerouting": ["jump services"],
+        "output": ["jump services"],
+        "postrouting": [
+            # Affinity carried a slot number in the priority (ffff:0 and above, which no queueing discipline uses) of
+            # a connection's first packet, the only one that comes here; nobody else's priorities are touched.
+            "meta priority >= ffff:0 meta priority set 0:0",
+            f"meta mark & {mark:#x} == {mark:#x} meta mark set meta mark & {~mark & 0xFFFFFFFF:#x} "
+            "masquerade fully-random",
+            f"ct status dnat {words.ip} saddr . {words.ip} daddr @hairpin masquerade fully-random",
+        ],
+    }
+
+
+def restricted_rules(words: Syntax, prefixes: Iterable[int]) -> list[str]:
+    """Rules of the chain that checks source ranges: one hash lookup for each prefix length in use.
+
+    An interval set over (frontend, source) would be one lookup, but its whole content is copied in each transaction
+    that touches it.
+    """
+    key = words.services.key
+    let_in = f"{key} vmap @restricted"
+    rules = [
+        f"{key} . {words.ip} saddr & {_mask(words, prefix)} @{ranges_name(prefix)} {let_in}"
+        for prefix in sorted(prefixes, reverse=True)
+    ]
+    return [*rules, f"{words.ip} saddr . {key} @own_sources {let_in}", "drop"]
+
+
+def _mask(words: Syntax, prefix: int) -> str:
+    network = ipaddress.ip_network(f"{'0.0.0.0' if words.bits == 32 else '::'}/{prefix}")
+    return str(network.netmask)
+
+
+def ranges_name(prefix: int) -> str:
+    """Name of the set of source ranges of one prefix length."""
+    return f"ranges-{prefix}"
+
+
+def add_ranges(words: Syntax, prefix: int) -> str:
+    """Command that adds the set of one prefix length; fine when it exists."""
+    return f"add set {words.target(ranges_name(prefix))} {{ type {words.services.key_type} . {words.address_type}; }}\n"
+
+
+def rewrite_chain(words: Syntax, name: str, rules: Iterable[str]) -> str:
+    """Commands that make an existing chain hold exactly these rules."""
+    target = words.target(name)
+    return f"flush chain {target}\n" + "".join(f"add rule {target} {rule}\n" for rule in rules)
+
+
+def skeleton_objects(words: Syntax, family: Family, node: NodeConfig) -> str:
+    """Commands that add the table, its sets, maps and empty chains; fine over an existing table of this version."""
+    lines = [f"add table {words.ip} {words.table}"]
+    for name, declaration in declarations(words).items():
+        what, _, specification = declaration.partition(" ")
+        lines.append(f"add {what} {words.target(name)} {{ {specification} }}")
+    for name in [*chains(words, family, node), "restricted"]:
+        hook = f" {{ {BASE_CHAINS[name]} }}" if name in BASE_CHAINS else ""
+        lines.append(f"add chain {words.target(name)}{hook}")
+    return "\n".join(lines) + "\n"
+
+
+def skeleton_rules(words: Syntax, family: Family, node: NodeConfig) -> str:
+    """Commands that give every constant chain but `restricted` its rules."""
+    return "".join(rewrite_chain(words, name, rules) for name, rules in chains(words, family, node).items())
+
+
+def set_service_cidrs(words: Syntax, family: Family, cidrs: Iterable[str]) -> str:
+    """Commands that make the set of service CIDRs hold exactly these."""
+    target = words.target("service_cidrs")
+    wanted = collapsed(cidrs, family)
+    add = f"add element {target} {{ {', '.join(wanted)} }}\n" if wanted else ""
+    return f"flush set {target}\n{add}"

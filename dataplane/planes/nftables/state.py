@@ -1,0 +1,225 @@
+"""What the kernel holds in one of hotplane's tables, as elements and names, and in the plan's terms."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from dataplane.kernel.nft import JsonObject
+from dataplane.model.net import Family, Protocol
+from dataplane.plan.types import FrontendKey, Row, SourceRanges
+from dataplane.planes.nftables.elements import ElementId
+from dataplane.planes.nftables.placement import Address, Placement
+from dataplane.planes.nftables.shapes import Masquerade, Shape, shape_of
+from dataplane.planes.nftables.syntax import LOCAL_OFFSET, VERSION_CHAIN, Kind, Syntax
+from dataplane.policy.routes import DROP, REJECT, Action, Route, Routes, Scope
+
+_PROTOCOL_NUMBERS = {protocol.text: protocol.value for protocol in Protocol}
+
+
+class TableState(msgspec.Struct):
+    """One table as the kernel lists it. elements: as in `elements.Compiled`. rules: number of rules of each chain."""
+
+    elements: dict[ElementId, str] = {}
+    rules: dict[str, int] = {}
+    sets: set[str] = set()
+
+    @property
+    def current(self) -> bool:
+        """Whether the table has this version's skeleton."""
+        return VERSION_CHAIN in self.rules
+
+
+def _text(part: Any) -> str:
+    """One component of a key or of data as the compiler writes it."""
+    if isinstance(part, dict):
+        if "concat" in part:
+            return " . ".join(map(_text, part["concat"]))
+        if "prefix" in part:
+            return f"{part['prefix']['addr']}/{part['prefix']['len']}"
+        if "goto" in part:
+            return f"goto {part['goto']['target']}"
+        return str(next(iter(part)))
+    return str(_PROTOCOL_NUMBERS.get(part, part))
+
+
+def _element(item: Any) -> tuple[str, str]:
+    """(key, rest) of one listed element of a set or a map."""
+    key, data = item if isinstance(item, list) else (item, None)
+    comment = ""
+    if isinstance(key, dict) and "elem" in key:
+        comment = f' comment "{key["elem"]["comment"]}"' if "comment" in key["elem"] else ""
+        key = key["elem"]["val"]
+    return _text(key), comment + (f" : {_text(data)}" if data is not None else "")
+
+
+def table_state(words: Syntax, objects: Iterable[JsonObject]) -> TableState:
+    """Read the JSON listing of one table. What clients wrote (affinity) is left out."""
+    state = TableState()
+    for item in objects:
+        if "chain" in item:
+            state.rules.setdefault(item["chain"]["name"], 0)
+        elif "rule" in item:
+            chain = item["rule"]["chain"]
+            state.rules[chain] = state.rules.get(chain, 0) + 1
+        for what in ("set", "map"):
+            if what not in item:
+                continue
+            state.sets.add(item[what]["name"])
+            if "dynamic" in item[what].get("flags", ()):
+                continue
+            target = words.target(item[what]["name"])
+            for element in item[what].get("elem", ()):
+                key, rest = _element(element)
+                state.elements[(target, key)] = rest
+    return state
+
+
+class _Held(NamedTuple):
+    """A frontend's maps, gathered. `by_index`: index to backend or slot. `slots`: slot text to backend, by scope."""
+
+    by_index: dict[int, str]
+    slots: dict[str, str]
+    local_slots: dict[str, str]
+
+
+def _split(rest: str) -> tuple[str, str]:
+    """(comment, data) of the rest of an element."""
+    comment = ""
+    if rest.startswith(' comment "'):
+        comment, _, rest = rest.removeprefix(' comment "').partition('"')
+    return comment, rest.removeprefix(" : ")
+
+
+def _address(text: str) -> Address:
+    address, _, port = text.partition(" . ")
+    return address, int(port)
+
+
+class TableReader:
+    """Reads a `TableState` in the plan's terms."""
+
+    def __init__(self, words: Syntax, family: Family, state: TableState) -> None:
+        self._words = words
+        self._family = family
+        self._state = state
+        self._maps: dict[str, dict[str, str]] = defaultdict(dict)
+        for (target, key), rest in state.elements.items():
+            self._maps[target.rpartition(" ")[2]][key] = rest
+        self._held: dict[tuple[bool, str], _Held] = defaultdict(lambda: _Held({}, {}, {}))
+        for nodeport in (False, True):
+            self._gather(nodeport, words.kind(nodeport))
+        self._cidrs: dict[str, list[str]] = defaultdict(list)
+        for name, elements in self._maps.items():
+            if name.startswith("ranges-"):
+                for key in elements:
+                    frontend, _, source = key.rpartition(" . ")
+                    self._cidrs[frontend].append(f"{source}/{name.removeprefix('ranges-')}")
+
+    def _gather(self, nodeport: bool, kind: Kind) -> None:
+        for name in (kind.endpoints, kind.slots):
+            for key, rest in self._maps[name].items():
+                frontend, _, index = key.rpartition(" . ")
+                self._held[(nodeport, frontend)].by_index[int(index)] = rest[3:]
+        for key, rest in self._maps[kind.slot_endpoints].items():
+            frontend, _, slot = key.rpartition(" . ")
+            self._held[(nodeport, frontend)].slots[slot] = rest[3:]
+        for key, rest in self._maps[kind.local_slot_endpoints].items():
+            frontend, _, slot = key.rpartition(" . ")
+            self._held[(nodeport, frontend)].local_slots[slot] = rest[3:]
+
+    def _shape(self, verdict: str, broken: set[str]) -> Shape | None:
+        name = verdict.removeprefix("goto ")
+        return None if name in broken else shape_of(name)
+
+    def _routes(self, kind: Kind, key: str, verdict: str, broken: set[str]) -> tuple[Routes, int] | None:
+        """Routes and affinity behind a frontend's verdict; None where a chain or an element is missing."""
+        if verdict == f"goto {kind.by_source}":
+            verdicts = []
+            for name in (kind.pod, kind.node, kind.outside):
+                if key not in self._maps[name]:
+                    return None
+                verdicts.append(_split(self._maps[name][key])[1])
+        else:
+            verdicts = [verdict] * 3
+        routes: list[Route] = []
+        affinity = 0
+        for position, text in enumerate(verdicts):
+            if text in ("drop", "goto reject-packet"):
+                routes.append(DROP if text == "drop" else REJECT)
+                continue
+            shape = self._shape(text, broken)
+            if shape is None:
+                return None
+            masquerade = shape.masquerade is Masquerade.EVERYBODY or (
+                shape.masquerade is Masquerade.OFF_POD and position > 0
+            )
+            routes.append(Route(Action.FORWARD, Scope.LOCAL if shape.local else Scope.CLUSTER, masquerade))
+            affinity = shape.affinity
+        return Routes(*routes), affinity
+
+    def order(self, nodeport: bool, key: str) -> Placement:
+        """Where a frontend's backends stand now, as far as the kernel holds them."""
+        held = self._held[(nodeport, key)]
+        orders: dict[bool, list[Address]] = {False: [], True: []}
+        for index, value in sorted(held.by_index.items()):
+            local = index >= LOCAL_OFFSET
+            backend = value
+            if value.startswith("ffff:"):
+                backend = (held.local_slots if local else held.slots).get(value, "")
+            if backend:
+                orders[local].append(_address(backend))
+        slots = {_address(backend): int(slot[5:], 16) for slot, backend in (held.slots | held.local_slots).items()}
+        return Placement(tuple(orders[False]), tuple(orders[True]), slots)
+
+    def frontends(self) -> dict[tuple[bool, str], FrontendKey]:
+        """Every frontend in the first maps: (node port?, key text) to its key."""
+        found = {}
+        for nodeport in (False, True):
+            for key in self._maps[self._words.kind(nodeport).first]:
+                parts = key.split(" . ")
+                address = "" if nodeport else parts[0]
+                found[(nodeport, key)] = FrontendKey(self._family, address, Protocol(int(parts[-2])), int(parts[-1]))
+        return found
+
+    def service(self, nodeport: bool, key: str) -> str:
+        """`namespace/name:port` that a frontend belongs to, from its comment."""
+        kind = self._words.kind(nodeport)
+        return _split(self._maps[kind.first][key])[0] + _split(self._maps[kind.long_names].get(key, ""))[0]
+
+    def rows(self, broken: set[str]) -> dict[FrontendKey, Row]:
+        """Every frontend as a row. One whose chain is among the `broken` is left out: it does not work."""
+        table = {}
+        for (nodeport, key), frontend in self.frontends().items():
+            row = self._row(nodeport, key, broken)
+            if row is not None:
+                table[frontend] = row
+        return table
+
+    def _row(self, nodeport: bool, key: str, broken: set[str]) -> Row | None:
+        kind = self._words.kind(nodeport)
+        verdict = _split(self._maps[kind.first][key])[1]
+        restricted = verdict == "goto restricted"
+        if restricted:
+            if key not in self._maps["restricted"] or "restricted" in broken:
+                return None
+            verdict = _split(self._maps["restricted"][key])[1]
+        result = self._routes(kind, key, verdict, broken)
+        if result is None:
+            return None
+        routes, affinity = result
+        placement = self.order(nodeport, key)
+        ranges = None
+        if restricted:
+            address = key.partition(" . ")[0]
+            own = f"{address} . {key}" in self._maps["own_sources"]
+            ranges = SourceRanges(tuple(sorted(self._cidrs.get(key, ()))), own)
+        return Row(
+            service=self.service(nodeport, key),
+            routes=routes,
+            cluster=tuple(sorted(placement.cluster)),
+            local=tuple(sorted(placement.local)),
+            affinity_seconds=affinity,
+            source_ranges=ranges,
+        )

@@ -1,0 +1,148 @@
+"""`hotplane lab`: a small cluster of network namespaces to try Service data planes in."""
+
+import argparse
+from typing import Any
+
+from ctl.output import add_output_option, print_records
+from dataplane.errors import UsageError
+from dataplane.lab.spec import DEFAULT_NAME, LabSpec, PodLink, Routing
+
+ECHO_PORT = 8080
+
+
+def register(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser(
+        "lab",
+        help="a small cluster of network namespaces: up, down, status, exec",
+        description="Nodes, pods behind each, an outside client and an underlay, as network namespaces.",
+    )
+    actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
+    _register_up(actions)
+    down = actions.add_parser("down", help="take a lab down; fine when there is none")
+    _add_name(down)
+    status = actions.add_parser("status", help="the labs that are up, their places, addresses and processes")
+    status.add_argument("--name", help="only this lab (default: all)")
+    add_output_option(status)
+    execute = actions.add_parser("exec", help="run a command in a node, a pod or the client")
+    _add_name(execute)
+    execute.add_argument("place", metavar="NODE|POD|client", help="node1, pod1-2, client, or net for the underlay")
+    execute.add_argument("argv", metavar="-- CMD", nargs=argparse.REMAINDER, help="the command and its arguments")
+
+
+def _register_up(actions: Any) -> None:
+    up = actions.add_parser("up", help="build a lab; one of the same name, or what a crash left of it, is replaced")
+    _add_name(up)
+    up.add_argument("--nodes", type=int, default=3, metavar="N", help="number of nodes (default: 3)")
+    up.add_argument(
+        "--pods", type=_pods, default=2, metavar="N[,N...]", help="pods on each node, or one number a node (default: 2)"
+    )
+    up.add_argument("--routing", choices=[*Routing], default="direct", help="between nodes (default: direct)")
+    up.add_argument("--pod-link", choices=[*PodLink], default="veth", help="pod to node (default: veth)")
+    up.add_argument("--ipv6", action="store_true", help="IPv6 as well as IPv4")
+    up.add_argument(
+        "--echo-port",
+        type=int,
+        default=ECHO_PORT,
+        metavar="PORT",
+        help=f"an echo server on this port of each pod, TCP and UDP; 0 for none (default: {ECHO_PORT})",
+    )
+    add_output_option(up)
+
+
+def _add_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", default=DEFAULT_NAME, help=f"the lab's name (default: {DEFAULT_NAME})")
+
+
+def _pods(text: str) -> int | tuple[int, ...]:
+    counts = tuple(int(part) for part in text.split(","))
+    return counts if len(counts) > 1 else counts[0]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do one action. Raises HotplaneError (LabSpecError for a wrong request)."""
+    match args.action:
+        case "up":
+            return _up(args)
+        case "down":
+            return _down(args.name)
+        case "status":
+            return _status(args)
+        case _:
+            return _exec(args.name, args.place, args.argv)
+
+
+def _up(args: argparse.Namespace) -> int:
+    from dataplane.lab.lab import Lab
+
+    if not 0 <= args.echo_port <= 65535:
+        raise UsageError(f"--echo-port {args.echo_port} is not a port number: use 1 to 65535, or 0 for no echo servers")
+    spec = LabSpec(args.name, args.nodes, args.pods, Routing(args.routing), PodLink(args.pod_link), args.ipv6)
+    lab = Lab.up(spec)
+    if args.echo_port:
+        lab.start_echo(lab.pods, [args.echo_port])
+    _print_labs([args.name], args.output)
+    return 0
+
+
+def _down(name: str) -> int:
+    from dataplane.lab.lab import Lab
+
+    Lab.remove(name)
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from dataplane.lab.lab import Lab
+
+    if args.name:
+        Lab.open(args.name)
+    _print_labs([args.name] if args.name else Lab.names(), args.output)
+    return 0
+
+
+def _print_labs(names: list[str], output: str) -> None:
+    from dataplane.lab import state
+
+    records: list[dict[str, object]] = []
+    for name in names:
+        found = state.load(name)
+        if found is not None and found.ready:
+            records += _places(name)
+        elif found is not None:
+            records.append({"lab": name, "place": "", "state": "unfinished"})
+    print_records(records, output, ("lab", "place", "state", "addresses", "netns", "pids"), empty="no lab is up")
+
+
+def _places(name: str) -> list[dict[str, object]]:
+    from dataplane.kernel import netns
+    from dataplane.lab.lab import Lab
+
+    lab = Lab.open(name)
+    processes = lab.processes()
+    return [
+        {
+            "lab": name,
+            "place": place.name,
+            "state": "up" if netns.exists(place.netns) else "missing",
+            "addresses": list(place.addresses.values()),
+            "netns": place.netns,
+            "cgroup": str(lab.cgroup(place)),
+            "pids": processes.get(place.name, []),
+        }
+        for place in lab.topology.places()
+    ]
+
+
+def _exec(name: str, place: str, argv: list[str]) -> int:
+    from dataplane.lab.lab import Lab
+    from dataplane.lab.spec import LabError
+
+    command = argv[1:] if argv[:1] == ["--"] else argv
+    if not command:
+        raise UsageError("lab exec: the command is missing: hotplane lab exec node1 -- ip address")
+    try:
+        Lab.open(name).execute(place, command)
+    except OSError as error:
+        raise LabError(f"{place}: {command[0]} cannot be run: {error.strerror}") from error
+    raise LabError(f"{place}: {command[0]} was not run")

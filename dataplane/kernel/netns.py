@@ -1,0 +1,184 @@
+"""Network namespaces: make, enter, look into and remove them, in this process and without a helper program.
+
+Named the way iproute2 names them: a file under /run/netns that a namespace is bind-mounted on, so that `ip netns`
+sees them too. Entering is per thread (setns(2)): other threads of the process stay where they are.
+"""
+
+import ctypes
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+NETNS_DIR = Path("/run/netns")
+
+_CLONE_NEWNET = 0x40000000
+_MS_BIND = 0x1000
+_MS_REC = 0x4000
+_MS_SHARED = 0x100000
+_MNT_DETACH = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def mount(source: str, target: Path, fstype: str = "", flags: int = 0) -> None:
+    """mount(2). Raises OSError with the target in its text."""
+    _check(_libc.mount(source.encode(), os.fsencode(target), fstype.encode(), flags, None), f"mount on {target}")
+
+
+def unmount(target: Path) -> None:
+    """Detach the mount at `target` (lazily: it goes when its last user does). Raises OSError."""
+    _check(_libc.umount2(os.fsencode(target), _MNT_DETACH), f"unmount {target}")
+
+
+def _setns(descriptor: int, what: str) -> None:
+    _check(_libc.setns(descriptor, _CLONE_NEWNET), f"enter network namespace {what}")
+
+
+def _open_current() -> int:
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _prepare_directory() -> None:
+    """Make /run/netns a shared mount of its own, as `ip netns add` does, so other mount namespaces see new entries go.
+
+    Whether it is a mount already is asked of the kernel: comparing device numbers (os.path.ismount) misses a bind mount
+    on the same file system, and binding a shared directory on itself again doubles all mounts below it.
+    """
+    NETNS_DIR.mkdir(parents=True, exist_ok=True)
+    try:
+        mount("", NETNS_DIR, flags=_MS_SHARED | _MS_REC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # EINVAL: not a mount point
+            raise
+        mount(str(NETNS_DIR), NETNS_DIR, flags=_MS_BIND | _MS_REC)
+        mount("", NETNS_DIR, flags=_MS_SHARED | _MS_REC)
+
+
+def exists(name: str) -> bool:
+    """Whether a namespace (or what a crash left of one) has this name."""
+    return (NETNS_DIR / name).exists()
+
+
+def names() -> list[str]:
+    """Names of all namespaces, sorted."""
+    return sorted(entry.name for entry in NETNS_DIR.iterdir()) if NETNS_DIR.is_dir() else []
+
+
+def create(name: str) -> None:
+    """Make an empty namespace. Raises FileExistsError when the name is taken, OSError when the kernel refuses."""
+    _prepare_directory()
+    path = NETNS_DIR / name
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+
+    def make() -> None:
+        _check(_libc.unshare(_CLONE_NEWNET), f"make network namespace {name}")
+        mount(f"/proc/self/task/{threading.get_native_id()}/ns/net", path, flags=_MS_BIND)
+
+    try:
+        with _back_afterwards():
+            make()
+    except OSError:
+        path.unlink()
+        raise
+
+
+def remove(name: str) -> None:
+    """Remove a name; the namespace itself goes when the last process in it ends. Fine when there is none."""
+    path = NETNS_DIR / name
+    if not path.exists():
+        return
+    while _is_namespace(path):  # not so when a crash came between making the file and mounting on it
+        unmount(path)
+    path.unlink()
+
+
+def _is_namespace(path: Path) -> bool:
+    """A bind-mounted namespace is a file on nsfs; os.path.ismount only knows about directories."""
+    return path.stat().st_dev == os.stat("/proc/self/ns/net").st_dev
+
+
+@contextmanager
+def _back_afterwards() -> Iterator[None]:
+    origin = _open_current()
+    try:
+        yield
+    finally:
+        try:
+            _setns(origin, "this thread came from")
+        finally:
+            os.close(origin)
+
+
+@contextmanager
+def netns(name: str) -> Iterator[None]:
+    """Run the body of a `with` inside a namespace: this thread only, put back exactly afterwards; nests.
+
+    Sockets, and processes started, inside the body belong to the namespace for good.
+    Raises FileNotFoundError when there is no namespace of that name.
+    """
+    target = os.open(NETNS_DIR / name, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with _back_afterwards():
+            _setns(target, name)
+            yield
+    finally:
+        os.close(target)
+
+
+def in_netns(name: str, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call a function inside a namespace, in this thread, and return what it returns."""
+    with netns(name):
+        return function(*args, **kwargs)
+
+
+def enter(name: str) -> None:
+    """Move this thread into a namespace for good (before exec). Raises FileNotFoundError, OSError."""
+    target = os.open(NETNS_DIR / name, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _setns(target, name)
+    finally:
+        os.close(target)
+
+
+def pids(inside: Iterable[str]) -> dict[int, str]:
+    """Processes whose main thread is in one of these namespaces: pid -> namespace name."""
+    by_inode: dict[int, str] = {}
+    for name in inside:
+        path = NETNS_DIR / name
+        if path.exists() and _is_namespace(path):
+            by_inode[path.stat().st_ino] = name
+    found: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            inode = (entry / "ns" / "net").stat().st_ino
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it ended while we looked, is a zombie, or is beyond our reach and so never was ours
+        if inode in by_inode:
+            found[int(entry.name)] = by_inode[inode]
+    return found
+
+
+def sysctl(name: str, value: str | int, *, optional: bool = False) -> bool:
+    """Write a sysctl of the namespace this thread is in; `name` with slashes, such as net/ipv4/ip_forward.
+
+    Returns False when it does not exist and is `optional`; raises OSError otherwise.
+    """
+    path = Path("/proc/sys") / name
+    if optional and not path.exists():
+        return False
+    path.write_text(f"{value}\n")
+    return True

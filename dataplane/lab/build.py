@@ -1,0 +1,204 @@
+"""Build a lab's namespaces, devices, addresses and routes in the kernel."""
+
+from contextlib import ExitStack
+
+from dataplane.kernel import netns
+from dataplane.kernel.links import Links
+from dataplane.lab.spec import (
+    CLIENT_NETWORK,
+    ROUTER_ON_CLIENT,
+    ROUTER_ON_NODES,
+    Client,
+    LabError,
+    LabSpec,
+    Node,
+    Pod,
+    PodLink,
+    Routing,
+    Topology,
+    gateway,
+)
+from dataplane.model.net import Family, network
+
+UNDERLAY_MTU = 1500
+VXLAN_OVERHEAD = 50
+"""Outer IPv4, UDP, VXLAN and inner Ethernet headers (RFC 7348); the outer packet is IPv4 for both inner families."""
+
+DEFAULT_ROUTE = {Family.IPV4: "0.0.0.0/0", Family.IPV6: "::/0"}
+ENTRY_TABLE = 1000
+"""Routing table of the underlay that leads from the client to the entry node; +n leads to node n."""
+_UNREACHABLE_TABLE = 253
+_POD_GATEWAY = {Family.IPV4: "169.254.1.1", Family.IPV6: "fe80::1"}
+"""Next hop of a pod on a routed veth: link-local, so the node spends no address on it."""
+
+
+def build(spec: LabSpec, plan: Topology) -> None:
+    """Build everything; a failure leaves what was built so far for the caller to remove.
+
+    Raises OSError, LinkError, LabError.
+    """
+    with ExitStack() as stack:
+        doors: dict[str, Links] = {}
+        for place in plan.places():
+            netns.create(place.netns)
+            with netns.netns(place.netns):
+                _settings(spec, forwarding=isinstance(place, Node) or place is plan.underlay)
+            doors[place.name] = stack.enter_context(Links(place.netns))
+            doors[place.name].up("lo")
+        _underlay(spec, plan, doors)
+        for node in plan.nodes:
+            _node(spec, plan, node, doors)
+
+
+def pod_mtu(spec: LabSpec) -> int:
+    """MTU of pod devices: what fits into the underlay after encapsulation."""
+    return UNDERLAY_MTU - (VXLAN_OVERHEAD if spec.routing is Routing.VXLAN else 0)
+
+
+def _settings(spec: LabSpec, *, forwarding: bool) -> None:
+    """Sysctls of the namespace this thread is in, before it has any device.
+
+    ICMP rate limits are off: a rejected connection must never look like a dropped one because many are tried at once.
+    """
+    for scope in ("all", "default"):
+        for name in ("rp_filter", "accept_redirects", "send_redirects"):
+            netns.sysctl(f"net/ipv4/conf/{scope}/{name}", 0)
+        for name in ("accept_dad", "dad_transmits", "accept_ra", "accept_redirects", "router_solicitations"):
+            netns.sysctl(f"net/ipv6/conf/{scope}/{name}", 0)
+        netns.sysctl(f"net/ipv6/conf/{scope}/disable_ipv6", int(not spec.ipv6))
+    netns.sysctl("net/ipv4/icmp_ratemask", 0)
+    netns.sysctl("net/ipv6/icmp/ratelimit", 0)
+    netns.sysctl("net/ipv6/icmp/ratemask", 254, optional=True)  # one unused type: the list cannot be made empty
+    if forwarding:
+        netns.sysctl("net/ipv4/ip_forward", 1)
+        netns.sysctl("net/ipv6/conf/all/forwarding", 1)
+
+
+def _underlay(spec: LabSpec, plan: Topology, doors: dict[str, Links]) -> None:
+    net = doors["net"]
+    net.add_bridge("br0", UNDERLAY_MTU)
+    net.add_veth("client", doors["client"], "eth0", UNDERLAY_MTU)
+    for node in plan.nodes:
+        net.add_veth(node.name, doors[node.name], node.uplink, UNDERLAY_MTU)
+        net.set_gro(node.name, True)
+        net.enslave(node.name, "br0")
+    with netns.netns(net.namespace):  # the switch switches; only nodes look into bridged packets
+        netns.sysctl("net/bridge/bridge-nf-call-iptables", 0, optional=True)
+        netns.sysctl("net/bridge/bridge-nf-call-ip6tables", 0, optional=True)
+    for family in spec.families:
+        net.address("br0", f"{ROUTER_ON_NODES[family]}/{_uplink_length(family)}")
+        net.address("client", f"{ROUTER_ON_CLIENT[family]}/{network(CLIENT_NETWORK[family]).prefixlen}")
+        for node in plan.nodes:
+            net.route(node.pod_cidrs[family], via=node.addresses[family])
+        _entry_rules(net, plan, family)
+        _client(doors["client"], plan.client, family)
+
+
+def _uplink_length(family: Family) -> int:
+    return 16 if family is Family.IPV4 else 64
+
+
+def _entry_rules(net: Links, plan: Topology, family: Family) -> None:
+    """What the main table does not know: from the client, to an entry node; from a node, unreachable."""
+    net.rule(family, 100, 254)
+    for node in plan.nodes:
+        table = ENTRY_TABLE + node.number
+        net.route(DEFAULT_ROUTE[family], via=node.addresses[family], table=table)
+        net.rule(family, 200, table, incoming="client", source=plan.client.via[node.name][family])
+    net.rule(family, 300, ENTRY_TABLE, incoming="client")
+    net.route(DEFAULT_ROUTE[family], via=plan.nodes[0].addresses[family], table=ENTRY_TABLE)
+    net.rule(family, 400, _UNREACHABLE_TABLE)
+    net.route(DEFAULT_ROUTE[family], kind="unreachable", table=_UNREACHABLE_TABLE)
+
+
+def _client(client: Links, place: Client, family: Family) -> None:
+    length = network(CLIENT_NETWORK[family]).prefixlen
+    client.address("eth0", f"{place.addresses[family]}/{length}")
+    for addresses in place.via.values():
+        client.address("eth0", f"{addresses[family]}/{length}", deprecated=True)
+    client.route(DEFAULT_ROUTE[family], via=ROUTER_ON_CLIENT[family])
+
+
+def _node(spec: LabSpec, plan: Topology, node: Node, doors: dict[str, Links]) -> None:
+    links = doors[node.name]
+    for family in spec.families:
+        length = _uplink_length(family)
+        links.address(node.uplink, f"{node.addresses[family]}/{length}")
+        links.address(node.uplink, f"{node.second[family]}/{length}", deprecated=True)
+        links.route(DEFAULT_ROUTE[family], via=ROUTER_ON_NODES[family], source=node.addresses[family])
+    if spec.pod_link is PodLink.BRIDGE:
+        _bridge(spec, node, links)
+    for pod in node.pods:
+        if spec.pod_link is PodLink.BRIDGE:
+            _bridged_pod(spec, node, pod, links, doors[pod.name])
+        else:
+            _routed_pod(spec, node, pod, links, doors[pod.name])
+    if spec.routing is Routing.VXLAN:
+        _overlay(spec, plan, node, links)
+    else:
+        for other in plan.nodes:
+            for family in spec.families if other is not node else ():
+                links.route(other.pod_cidrs[family], via=other.addresses[family])
+
+
+def _bridge(spec: LabSpec, node: Node, links: Links) -> None:
+    """The pod bridge. A reply between two pods of it must pass the node's rules too, or nobody translates it back:
+    that is what bridge-nf-call-* are for, and why kube-proxy asks for them."""
+    links.add_bridge(node.bridge, pod_mtu(spec))
+    with netns.netns(node.netns):
+        for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
+            if not netns.sysctl(f"net/bridge/{name}", 1, optional=True):
+                raise LabError("pods on a bridge need br_netfilter in this kernel: modprobe br_netfilter, or use veth")
+    for family in spec.families:
+        length = network(node.pod_cidrs[family]).prefixlen
+        links.address(node.bridge, f"{gateway(family, node.number)}/{length}")
+
+
+def _bridged_pod(spec: LabSpec, node: Node, pod: Pod, links: Links, inside: Links) -> None:
+    links.add_veth(pod.device, inside, "eth0", pod_mtu(spec))
+    links.enslave(pod.device, node.bridge, hairpin=True)
+    for family in spec.families:
+        inside.address("eth0", f"{pod.addresses[family]}/{network(node.pod_cidrs[family]).prefixlen}")
+        inside.route(DEFAULT_ROUTE[family], via=gateway(family, node.number))
+
+
+def _routed_pod(spec: LabSpec, node: Node, pod: Pod, links: Links, inside: Links) -> None:
+    links.add_veth(pod.device, inside, "eth0", pod_mtu(spec))
+    mac = links.mac(pod.device)
+    for family in spec.families:
+        if family is Family.IPV6:
+            links.address(pod.device, "fe80::1/64")
+        address, hop = pod.addresses[family], _POD_GATEWAY[family]
+        inside.address("eth0", f"{address}/{family.bits}")
+        inside.neighbour("eth0", hop, mac)
+        if family is Family.IPV4:
+            inside.route(f"{hop}/32", device="eth0")
+        inside.route(DEFAULT_ROUTE[family], device="eth0", via=hop)
+        links.route(f"{address}/{family.bits}", device=pod.device, source=node.addresses[family])
+
+
+def _overlay(spec: LabSpec, plan: Topology, node: Node, links: Links) -> None:
+    """flannel's way: one device, each other node's tunnel address as next hop, all entries fixed."""
+    links.add_vxlan(node.overlay, node.uplink, node.addresses[Family.IPV4], pod_mtu(spec), _tunnel_mac(node))
+    for family in spec.families:
+        links.address(node.overlay, f"{_tunnel_address(node, family)}/{family.bits}")
+    for other in plan.nodes:
+        if other is node:
+            continue
+        links.fdb(node.overlay, _tunnel_mac(other), other.addresses[Family.IPV4])
+        for family in spec.families:
+            hop = _tunnel_address(other, family)
+            links.neighbour(node.overlay, hop, _tunnel_mac(other))
+            if family is Family.IPV6:  # IPv6 has no gateway outside every connected prefix, so make it one
+                links.route(f"{hop}/128", device=node.overlay)
+            links.route(other.pod_cidrs[family], device=node.overlay, via=hop, onlink=family is Family.IPV4,
+                        source=_tunnel_address(node, family))  # fmt: skip
+
+
+def _tunnel_mac(node: Node) -> str:
+    return f"0a:58:ac:12:00:{node.number:02x}"
+
+
+def _tunnel_address(node: Node, family: Family) -> str:
+    """A node's address inside the overlay: the network address of its pod CIDR in IPv4, as flannel has it."""
+    return f"10.244.{node.number}.0" if family is Family.IPV4 else f"fd00:10:244:{node.number}::f"

@@ -1,0 +1,84 @@
+"""What a lab leaves on disk so that other processes find it: its spec, and whether it was finished.
+
+Process ids are not kept: the lab's cgroup knows who is in it, and a number on disk may be somebody else's by now.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from dataplane.lab.spec import LabError, LabSpec
+
+STATE_DIR = Path("/run/hotplane/lab")
+
+
+class LabState(msgspec.Struct, frozen=True):
+    """A lab on disk. `ready`: it was built to the end."""
+
+    spec: LabSpec
+    ready: bool = False
+
+
+def path_of(name: str) -> Path:
+    """State file of a lab."""
+    return STATE_DIR / f"{name}.json"
+
+
+def load(name: str) -> LabState | None:
+    """State of a lab, None when there is none. Raises LabError when the file is damaged."""
+    try:
+        return msgspec.json.decode(path_of(name).read_bytes(), type=LabState)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise LabError(f"lab {name}: {path_of(name)} is damaged ({error}): hotplane lab down --name {name}") from error
+
+
+def store(state: LabState) -> None:
+    """Write a lab's state, all or nothing."""
+    path = path_of(state.spec.name)
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(msgspec.json.encode(state))
+    fresh.replace(path)
+
+
+def forget(name: str) -> None:
+    """Remove a lab's state; fine when there is none."""
+    path_of(name).unlink(missing_ok=True)
+    path_of(name).with_suffix(".new").unlink(missing_ok=True)
+
+
+def names() -> list[str]:
+    """Labs that have state, sorted."""
+    return sorted(path.stem for path in STATE_DIR.glob("*.json"))
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """One process at a time builds or removes labs. Removes the directories afterwards when nothing is left in them."""
+    descriptor = _lock()
+    try:
+        yield
+    finally:
+        for directory in (STATE_DIR, STATE_DIR.parent):
+            if directory.is_dir() and not any(directory.iterdir()):
+                directory.rmdir()
+        os.close(descriptor)
+
+
+def _lock() -> int:
+    while True:
+        STATE_DIR.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(STATE_DIR, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # another process removed it just now
+            continue
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # The one we waited for may have removed the directory: a lock on that old one protects nothing.
+        if STATE_DIR.is_dir() and os.path.samestat(os.fstat(descriptor), STATE_DIR.stat()):
+            return descriptor
+        os.close(descriptor)

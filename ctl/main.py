@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ctl.modes import DEFAULT_MODE, MODES
 from dataplane.errors import HotplaneError, UsageError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -36,8 +37,6 @@ COMMANDS = {
     "doctor": Command("ctl.commands.doctor", "what this kernel can and cannot do, and what to install"),
 }
 
-MODES = ("iptables", "nftables")
-
 
 class _GlobalOption(NamedTuple):
     flag: str
@@ -58,7 +57,7 @@ GLOBAL_OPTIONS = (
     ),
     _GlobalOption("--zone", None, "ZONE", "this node's zone (default: that of its Node object)"),
     _GlobalOption(
-        "--mode", None, "MODE", f"{' | '.join(MODES)} (default: the config's mode or nftables)", choices=MODES
+        "--mode", None, "MODE", f"{' | '.join(MODES)} (default: the config's mode or {DEFAULT_MODE})", choices=MODES
     ),
     _GlobalOption("--state-dir", "/run/hotplane", "DIR", "where state is kept between calls (default: /run/hotplane)"),
     _GlobalOption("--hooks", None, "LIST", "ebpf mode: of connect,tc,xdp (default: all that this kernel can do)"),

@@ -1,0 +1,79 @@
+"""`hotplane apply`: program this network namespace once from manifests."""
+
+import argparse
+import time
+from typing import TYPE_CHECKING, Any
+
+from ctl.output import add_output_option, print_records
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dataplane.plan.change import PlanChange
+    from dataplane.plan.types import Plan
+
+
+def register(subparsers: Any) -> None:
+    """Add the command's parser."""
+    from ctl.context import add_manifest_option
+
+    parser = subparsers.add_parser(
+        "apply",
+        help="program this network namespace once from manifests",
+        description="Bring the rules of this network namespace to what the manifests say, without a gap in service. "
+        "Objects with problems are reported and skipped. Another mode's rules go once this mode's are in place.",
+    )
+    add_manifest_option(parser)
+    add_output_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load the plan, clean stale UDP flows, remember the plan; 0 also when some objects had problems."""
+    from ctl import state
+    from ctl.loaded import make_plane
+    from ctl.manifests import plan_manifests
+    from dataplane.planes.conntrack import clean_stale_udp
+
+    context, plan, problems = plan_manifests(args)
+    previous = state.load(context.state_dir)
+    plane = make_plane(context.mode, tcp_be_liberal=context.config.conntrack.tcp_be_liberal)
+    started = time.monotonic()
+    change = plane.load(plan)
+    stale = clean_stale_udp(change, context.node)
+    replaced = _replace_other_mode(context.mode, previous.mode if previous else "", context.state_dir)
+    state.save(context.state_dir, state.Saved.of(context.mode, plan))
+    _print(args.output, context.mode, plan, change, stale, replaced, problems, time.monotonic() - started)
+    return 0
+
+
+def _replace_other_mode(mode: str, previous: str, state_dir: "Path") -> str:
+    """Remove what another mode of an earlier apply loaded here, now that this mode answers; the mode removed, or "".
+
+    Only what this directory's state says was ours: chains of kube-proxy's names may be kube-proxy's own.
+    """
+    from ctl.loaded import make_plane
+
+    if previous in ("", mode):
+        return ""
+    make_plane(previous).cleanup()
+    return previous
+
+
+def _print(
+    output: str, mode: str, plan: "Plan", change: "PlanChange", stale: int, replaced: str, problems: int, seconds: float
+) -> None:
+    entries = change.entries
+    record = {
+        "mode": mode,
+        "frontends": sum(len(entry.frontends) for entry in plan.entries.values()),
+        "endpoints": len({(b.address, b.port) for e in plan.entries.values() for b in (*e.cluster, *e.local)}),
+        "added": sum(entry.old is None for entry in entries),
+        "changed": sum(entry.old is not None and entry.new is not None for entry in entries),
+        "removed": sum(entry.new is None for entry in entries),
+        "staleUDPFlows": stale,
+        "replacedMode": replaced,
+        "problems": problems,
+        "milliseconds": round(seconds * 1000, 1),
+    }
+    columns = ("mode", "frontends", "endpoints", "added", "changed", "removed", "problems", "milliseconds")
+    print_records([record], output, columns)

@@ -1,0 +1,96 @@
+"""`hotplane check`: compare the kernel with the plan, say every difference in words, repair on request."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ctl.output import add_output_option, print_records
+
+if TYPE_CHECKING:
+    from ctl.drift import Difference
+    from ctl.state import Saved
+    from dataplane.plan.types import Plan
+    from dataplane.planes.base import Plane
+
+
+def register(subparsers: Any) -> None:
+    """Add the command's parser."""
+    from ctl.context import add_manifest_option
+
+    parser = subparsers.add_parser(
+        "check",
+        help="compare the kernel with the plan; --repair",
+        description="Compare what the kernel holds with the plan: of -f, else of the last apply in this network "
+        "namespace. Exit 1 when they differ and are not repaired.",
+    )
+    add_manifest_option(parser, required=False)
+    parser.add_argument("--repair", action="store_true", help="bring the kernel back to the plan")
+    add_output_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one record a difference; 0 when there is none (left)."""
+    from ctl.loaded import make_plane
+
+    saved, tcp_be_liberal = _wanted(args)
+    plan = saved.plan()
+    plane = make_plane(saved.mode, tcp_be_liberal=tcp_be_liberal)
+    found = _differences(plan, plane)
+    records = [{"service": d.service, "frontend": str(d.frontend), "difference": d.difference} for d in found]
+    print_records(
+        records,
+        args.output,
+        ("service", "frontend", "difference"),
+        empty=f"no difference: the {saved.mode} rules hold the plan's {sum(1 for _ in plan.frontends())} frontends",
+    )
+    if not found or not args.repair:
+        return int(bool(found))
+    return _repair(args, saved, plan, plane)
+
+
+def _wanted(args: argparse.Namespace) -> "tuple[Saved, bool]":
+    """What the kernel should hold, and conntrack.tcpBeLiberal. Raises HotplaneError when nobody said."""
+    from pathlib import Path
+
+    from ctl import state
+    from dataplane.errors import HotplaneError
+
+    if args.filename:
+        from ctl.manifests import plan_manifests
+
+        context, plan, _ = plan_manifests(args)
+        return state.Saved.of(context.mode, plan), context.config.conntrack.tcp_be_liberal
+    saved = state.load(Path(args.state_dir))
+    if saved is None or (args.mode and args.mode != saved.mode):
+        what = f"in {args.mode} mode" if args.mode else "in this network namespace"
+        raise HotplaneError(f"nothing was applied {what} (no state in {args.state_dir}); name the manifests with -f")
+    tcp_be_liberal = False
+    if args.config:
+        from ctl.config import load_config
+
+        tcp_be_liberal = load_config(args.config).config.conntrack.tcp_be_liberal
+    return saved, tcp_be_liberal
+
+
+def _differences(plan: "Plan", plane: "Plane") -> "list[Difference]":
+    from ctl.drift import differences
+    from dataplane.plan.rows import rows
+
+    return list(differences(rows(plan), plane.read_back()))
+
+
+def _repair(args: argparse.Namespace, saved: "Saved", plan: "Plan", plane: "Plane") -> int:
+    from pathlib import Path
+
+    from ctl import state
+    from dataplane.planes.conntrack import clean_stale_udp
+
+    change = plane.load(plan)
+    clean_stale_udp(change, plan.node)
+    left = _differences(plan, plane)
+    if left:
+        print(f"hotplane: {len(left)} differences are left after the repair", file=sys.stderr)
+        return 1
+    state.save(Path(args.state_dir), saved)
+    print(f"repaired: the {saved.mode} rules hold the plan again", file=sys.stderr)
+    return 0

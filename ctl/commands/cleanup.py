@@ -1,0 +1,32 @@
+"""`hotplane cleanup`: remove every trace from this network namespace."""
+
+import argparse
+from typing import Any
+
+from ctl.output import add_output_option, print_records
+
+
+def register(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser(
+        "cleanup",
+        help="remove every trace from this network namespace",
+        description="Remove the rules of every mode from this network namespace and forget what was applied there. "
+        "The iptables mode's chains have kube-proxy's names: those of a kube-proxy that runs here go too.",
+    )
+    add_output_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Remove everything; fine when there is nothing."""
+    from pathlib import Path
+
+    from ctl import state
+    from ctl.loaded import make_plane
+    from ctl.modes import MODES
+
+    for mode in MODES:
+        make_plane(mode).cleanup()
+    existed = state.forget(Path(args.state_dir))
+    print_records([{"cleaned": list(MODES), "state": existed}], args.output, ("cleaned", "state"))
+    return 0

@@ -1,0 +1,45 @@
+"""`hotplane show`: what the kernel holds now, without manifests."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from ctl.output import Record, add_output_option, print_records
+
+VIEWS = {
+    "services": "frontends, and what happens to their packets by where these come from",
+    "endpoints": "endpoints, and the frontends that choose among them",
+    "affinity": "clients that session affinity remembers now",
+    "connections": "connections through frontends that conntrack holds now",
+    "counters": "connections of each frontend now; in iptables mode also those opened and refused since it was loaded",
+}
+
+
+def register(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser(
+        "show",
+        help="what the kernel holds now",
+        description="What the kernel holds now in this network namespace: " + "; ".join(
+            f"{name}: {text}" for name, text in VIEWS.items()
+        ),
+    )  # fmt: skip
+    parser.add_argument("what", choices=VIEWS, metavar="WHAT", help=" | ".join(VIEWS))
+    parser.add_argument("--service", metavar="NAMESPACE/NAME", help="only this Service")
+    add_output_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the view."""
+    from ctl import views
+    from ctl.loaded import loaded_mode, make_plane
+
+    mode = loaded_mode(args.mode, args.state_dir)
+    view: Callable[..., tuple[list[Record], tuple[str, ...]]] = getattr(views, args.what)
+    records, columns = view(make_plane(mode))
+    if args.service:
+        records = [r for r in records if str(r.get("service", "")).partition(":")[0] == args.service]
+    print_records(
+        records, args.output, columns, empty=f"the {mode} rules of this network namespace hold no {args.what}"
+    )
+    return 0

@@ -1,0 +1,127 @@
+"""What a plane and conntrack hold, as records to print. Each view returns (records, the table's columns)."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from ctl.drift import ranges_text, route_text
+from ctl.output import Record
+from dataplane.kernel.conntrack_list import Connection, translated_connections
+from dataplane.model.net import host_port
+from dataplane.plan.types import FrontendKey, Row, Table
+from dataplane.planes.base import Plane
+from dataplane.planes.iptables.clients import packet_counts
+from dataplane.planes.iptables.clients import remembered_clients as iptables_clients
+from dataplane.planes.iptables.plane import IptablesPlane
+from dataplane.planes.nftables.clients import remembered_clients as nftables_clients
+from dataplane.planes.nftables.plane import NftablesPlane
+
+View = tuple[list[Record], tuple[str, ...]]
+
+
+def _sorted(table: Table) -> list[tuple[FrontendKey, Row]]:
+    return sorted(table.items(), key=lambda item: (item[1].service, item[0].family, item[0].address, item[0].port))
+
+
+def _texts(pairs: tuple[tuple[str, int], ...]) -> list[str]:
+    return [host_port(address, port) for address, port in pairs]
+
+
+def services(plane: Plane) -> View:
+    """One record a frontend."""
+    records: list[Record] = [
+        {
+            "service": row.service,
+            "frontend": str(key),
+            "pods": route_text(row.routes.pod),
+            "node": route_text(row.routes.node),
+            "outside": route_text(row.routes.outside),
+            "cluster": _texts(row.cluster),
+            "local": _texts(row.local),
+            "endpoints": len({*row.cluster, *row.local}),
+            "affinitySeconds": row.affinity_seconds,
+            "sources": ranges_text(row.source_ranges),
+        }
+        for key, row in _sorted(plane.read_back())
+    ]
+    columns = ("service", "frontend", "pods", "node", "outside", "endpoints", "affinitySeconds", "sources")
+    return records, columns
+
+
+def endpoints(plane: Plane) -> View:
+    """One record an endpoint of a Service port: which sets it is in, which frontends lead to it."""
+    found: dict[tuple[str, tuple[str, int]], tuple[set[str], list[str]]] = defaultdict(lambda: (set(), []))
+    for key, row in _sorted(plane.read_back()):
+        for backend in sorted({*row.cluster, *row.local}):
+            sets, frontends = found[(row.service, backend)]
+            sets |= {name for name, pairs in (("cluster", row.cluster), ("local", row.local)) if backend in pairs}
+            frontends.append(str(key))
+    records: list[Record] = [
+        {"service": service, "endpoint": host_port(*backend), "sets": sorted(sets), "frontends": frontends}
+        for (service, backend), (sets, frontends) in found.items()
+    ]
+    return records, ("service", "endpoint", "sets", "frontends")
+
+
+def affinity(plane: Plane) -> View:
+    """One record a remembered client. The nftables mode keeps IPv6 clients as hashes: they are there, but nameless."""
+    clients = nftables_clients() if isinstance(plane, NftablesPlane) else iptables_clients()
+    records: list[Record] = [
+        {
+            "service": client.service,
+            "frontend": str(client.frontend) if client.frontend else "",
+            "client": client.address,
+            "endpoint": host_port(*client.backend) if client.backend else "",
+            "secondsLeft": client.seconds_left,
+        }
+        for client in clients
+    ]
+    return records, ("service", "frontend", "client", "endpoint", "secondsLeft")
+
+
+def _claimed(table: Table) -> Iterator[tuple[FrontendKey, Row, Connection]]:
+    """Translated connections with the frontend they were opened to; those of other programs are left out."""
+    for connection in translated_connections():
+        address, port = connection.frontend
+        for place in (address, ""):
+            key = FrontendKey(connection.family, place, connection.protocol, port)
+            row = table.get(key)
+            if row is not None:
+                yield key, row, connection
+                break
+
+
+def connections(plane: Plane) -> View:
+    """One record a connection through a frontend, as conntrack holds it."""
+    records: list[Record] = [
+        {
+            "service": row.service,
+            "frontend": str(key),
+            "client": host_port(*connection.client),
+            "endpoint": host_port(*connection.backend),
+            "state": connection.state,
+            "secondsLeft": connection.seconds_left,
+        }
+        for key, row, connection in _claimed(plane.read_back())
+    ]
+    columns = ("service", "frontend", "client", "endpoint", "state", "secondsLeft")
+    return sorted(records, key=lambda record: (str(record["service"]), str(record["client"]))), columns
+
+
+def counters(plane: Plane) -> View:
+    """One record a frontend: connections that conntrack holds now, and what the rules counted, where they count."""
+    table = plane.read_back()
+    now = Counter(key for key, _, _ in _claimed(table))
+    counts = packet_counts() if isinstance(plane, IptablesPlane) else None
+    records: list[Record] = []
+    for key, row in _sorted(table):
+        counted = counts.get(key) if counts is not None else None
+        records.append(
+            {
+                "service": row.service,
+                "frontend": str(key),
+                "connections": now[key],
+                "opened": counted.new if counted else None,
+                "refused": counted.refused if counted else None,
+            }
+        )
+    return records, ("service", "frontend", "connections", "opened", "refused")

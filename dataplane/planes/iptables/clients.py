@@ -1,0 +1,80 @@
+"""What the iptables plane's rules remember and count: clients by `recent` lists, packets by rule counters."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from dataplane.kernel.iptables import Variant, default_variant
+from dataplane.model.net import Family, Protocol, canonical_address
+from dataplane.plan.types import FrontendKey
+from dataplane.planes.base import PlaneError
+from dataplane.planes.clients import Client
+
+_RECENT = Path("/proc/thread-self/net/xt_recent")
+_ENDPOINT = re.compile(r'-A (KUBE-SEP-\S+) .*--comment "?([^" ]+)"? .*-j DNAT --to-destination (\S+)')
+_LISTED = re.compile(r"src=(\S+) ")
+_COUNTED = re.compile(
+    r"\[(?P<packets>\d+):\d+\] -A (?P<chain>KUBE-SERVICES|KUBE-NODEPORTS|KUBE-EXTERNAL-SERVICES) "
+    r"(?:-d (?P<address>\S+)/\d+ )?-p (?P<protocol>tcp|udp|sctp) .*--dport (?P<port>\d+) "
+)
+
+
+class Counted(NamedTuple):
+    """Packets that came to a frontend's rules: `new` opened connections, `refused` were rejected or dropped."""
+
+    new: int = 0
+    refused: int = 0
+
+
+def _saved(family: Family, table: str) -> str:
+    tool = f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-{_variant().value}-save"
+    try:
+        done = subprocess.run([tool, "-c", "-t", table], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise PlaneError(f"{tool}: {error.strerror}; install the package iptables") from error
+    if done.returncode != 0:
+        raise PlaneError(f"{tool} -t {table} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _variant() -> Variant:
+    return default_variant()
+
+
+def remembered_clients() -> list[Client]:
+    """Every client in the `recent` list of an endpoint's chain, in this network namespace. Raises PlaneError."""
+    found: list[Client] = []
+    for family in Family:
+        for chain, service, endpoint in _ENDPOINT.findall(_saved(family, "nat")):
+            address, _, port = endpoint.rpartition(":")
+            backend = (address.strip("[]"), int(port))
+            found.extend(Client(service, None, client, backend, None) for client in _listed(chain))
+    return found
+
+
+def _listed(chain: str) -> Iterator[str]:
+    path = _RECENT / chain
+    if path.exists():
+        for line in path.read_text().splitlines():
+            match = _LISTED.match(line)
+            if match:
+                yield canonical_address(match[1])
+
+
+def packet_counts() -> dict[FrontendKey, Counted]:
+    """Counts of each frontend since its rules were written last. Raises PlaneError."""
+    counts: dict[FrontendKey, Counted] = {}
+    for family in Family:
+        for table in ("nat", "filter"):
+            for match in _COUNTED.finditer(_saved(family, table)):
+                protocol = Protocol[match["protocol"].upper()]
+                key = FrontendKey(family, match["address"] or "", protocol, int(match["port"]))
+                before, packets = counts.get(key, Counted()), int(match["packets"])
+                counts[key] = (
+                    before._replace(new=before.new + packets)
+                    if table == "nat"
+                    else before._replace(refused=before.refused + packets)
+                )
+    return counts

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from dataplane.errors import HotplaneError
 from dataplane.model import yamlload
 from dataplane.model.net import canonical_address
 from dataplane.model.report import canonical_cidr
@@ -25,7 +26,7 @@ _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|
 _INITIALISMS = {"Ip": "IP", "Cidr": "CIDR", "Cidrs": "CIDRs", "Arp": "ARP", "Oom": "OOM", "Dsr": "DSR"}
 
 
-class ConfigError(Exception):
+class ConfigError(HotplaneError):
     """A configuration that cannot be used; `field` is its path ("" for the whole file), the message a full sentence."""
 
     def __init__(self, source: str, field: str, reason: str) -> None:

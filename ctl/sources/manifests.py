@@ -4,13 +4,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dataplane.errors import HotplaneError
 from dataplane.model.decode import Decoded, decode
 from dataplane.model.objects import ModelObject, ObjectRef
 
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
-class SourceError(Exception):
+class SourceError(HotplaneError):
     """A source of objects that cannot be read at all; the message is a sentence for the person who named it."""
 
 

@@ -1,7 +1,6 @@
 """Names of chains, exactly as kube-proxy makes them."""
 
 import hashlib
-from base64 import b32encode
 from typing import NamedTuple
 
 from dataplane.model.net import Protocol
@@ -32,9 +31,18 @@ FILTER_CHAINS = (SERVICES, EXTERNAL_SERVICES, FORWARD, NODEPORTS, PROXY_FIREWALL
 NAT_CHAINS = (SERVICES, NODEPORTS, POSTROUTING, MARK_MASQ)
 
 
+_BASE32 = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+_PAIRS = tuple(a + b for a in _BASE32 for b in _BASE32)
+
+
 def chain_hash(text: str) -> str:
-    """The first 16 characters of base32(sha256(text)): chain names may have 28 characters at most."""
-    return b32encode(hashlib.sha256(text.encode()).digest()[:10]).decode()
+    """The first 16 characters of base32(sha256(text)): chain names may have 28 characters at most.
+
+    Two characters at a time by a table, because a load makes one name for every endpoint and base64.b32encode would
+    take half of its time.
+    """
+    bits = int.from_bytes(hashlib.sha256(text.encode()).digest()[:10], "big")
+    return "".join([_PAIRS[bits >> shift & 1023] for shift in range(70, -1, -10)])
 
 
 class ServiceChains(NamedTuple):

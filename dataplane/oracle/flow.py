@@ -15,7 +15,7 @@ def parse_flow(text: str) -> Packet:
     source, arrow, rest = text.partition("->")
     if not arrow:
         raise _wrong(text, "the arrow '->' is missing")
-    target, via, device = rest.strip().partition(" via ")
+    target, via, device = f"{rest.strip()} ".partition(" via ")
     if via and not device.strip():
         raise _wrong(text, "no device stands after 'via'")
     destination, slash, protocol = target.strip().partition("/")

@@ -1,0 +1,175 @@
+"""`hotplane explain`: what happens to a packet in the chosen mode, and why. Reads manifests; touches no kernel."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ctl.output import add_output_option, print_records
+from dataplane.errors import UsageError
+from dataplane.model.objects import Problem
+from dataplane.oracle.decide import Decision, Oracle, Packet, Verdict
+from dataplane.oracle.flow import FORM, parse_flow
+from dataplane.oracle.notes import endpoint_notes
+from dataplane.plan.planner import Planner
+from dataplane.plan.types import EntryKey, FrontendKind
+from dataplane.policy.routes import Action, Scope
+
+
+class Flow(NamedTuple):
+    """A packet and the text that described it."""
+
+    text: str
+    packet: Packet
+
+
+class Explained(msgspec.Struct, frozen=True):
+    """One flow as a script reads it. affinity: seconds, 0 for none; service and frontend are null for a packet that
+    no frontend claims; masquerade: whichever endpoint is chosen."""
+
+    flow: str
+    verdict: str
+    endpoints: tuple[str, ...]
+    masquerade: bool
+    service: str | None
+    frontend: str | None
+    affinity: int
+    reasons: tuple[str, ...]
+
+
+def register(subparsers: Any) -> None:
+    """Add the command's parser."""
+    from ctl.context import add_manifest_option
+
+    parser = subparsers.add_parser(
+        "explain",
+        help="what happens to a packet, and why",
+        description="Say what the chosen mode does with a packet, and why. Nothing is read from or written to the "
+        "kernel.",
+    )
+    add_manifest_option(parser)
+    parser.add_argument(
+        "--flow",
+        action="append",
+        required=True,
+        metavar="FLOW",
+        help=f"{FORM}; @FILE.json reads a JSON list of such texts; repeatable",
+    )
+    add_output_option(parser)
+
+
+def read_flows(arguments: Iterable[str]) -> list[Flow]:
+    """The flows of the command line, `@FILE` replaced by what it lists. Raises UsageError."""
+    texts: list[str] = []
+    for argument in arguments:
+        if not argument.startswith("@"):
+            texts.append(argument)
+            continue
+        path = argument[1:]
+        try:
+            data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+            texts += msgspec.json.decode(data, type=list[str])
+        except OSError as error:
+            raise UsageError(f"--flow {argument}: cannot be read: {error.strerror}") from error
+        except msgspec.DecodeError as error:
+            raise UsageError(f"--flow {argument}: is not a JSON list of flow texts: {error}") from error
+    return [Flow(text, parse_flow(text)) for text in texts]
+
+
+def explained(text: str, decision: Decision, more: Sequence[str] = ()) -> Explained:
+    """One decision in the command's output form; `more` reasons are put after the oracle's."""
+    frontend = decision.frontend
+    return Explained(
+        flow=text,
+        verdict=decision.verdict.value,
+        endpoints=tuple(map(str, decision.backends)),
+        masquerade=decision.masquerade,
+        service=decision.service or None,
+        frontend=f"{frontend.kind.value} {frontend.key}" if frontend else None,
+        affinity=decision.affinity_seconds,
+        reasons=(*decision.reasons, *more),
+    )
+
+
+def explain(planner: Planner, flows: Iterable[Flow], mode: str) -> list[Explained]:
+    """Explain flows under a planner's plan."""
+
+    def notes(key: EntryKey) -> Sequence[str]:
+        return endpoint_notes(planner.candidates(key), planner.sets(key), planner.plan.node)
+
+    oracle = Oracle(planner.plan, notes)
+    conflicts = [problem for problems in planner.problems.values() for problem in problems]
+    return [
+        explained(text, decision, [*_conflicts(decision, conflicts), *_in_kernel(decision, mode)])
+        for text, decision in ((flow.text, oracle.decide(flow.packet)) for flow in flows)
+    ]
+
+
+def _conflicts(decision: Decision, conflicts: Iterable[Problem]) -> Iterable[str]:
+    """Who else wanted the frontend that claimed the packet."""
+    frontend = decision.frontend
+    if frontend is None:
+        return
+    for problem in conflicts:
+        if problem.field.endswith(f" {frontend.key}"):
+            yield f"{problem.ref} wants {frontend.key} too, but the older Service has it"
+
+
+def _in_kernel(decision: Decision, mode: str) -> Iterable[str]:
+    """Which chains do it, in the iptables mode."""
+    entry, frontend, route = decision.entry, decision.frontend, decision.route
+    if mode != "iptables" or entry is None or frontend is None or route is None or route.action is not Action.FORWARD:
+        return
+    from dataplane.planes.iptables import names
+
+    chains = names.service_chains(decision.service, entry.key.protocol)
+    path = [names.SERVICES]
+    if frontend.kind is FrontendKind.NODE_PORT:
+        path.append(names.NODEPORTS)
+    if frontend.source_ranges is not None:
+        path.append(chains.source_ranges)
+    if frontend.kind is not FrontendKind.CLUSTER_IP:
+        path.append(chains.external)
+    path.append(chains.local if route.scope is Scope.LOCAL else chains.cluster)
+    yield f"in the nat table this goes {' -> '.join(path)}"
+
+
+def print_blocks(flows: Sequence[Explained]) -> None:
+    """One block a flow, for people."""
+    for number, flow in enumerate(flows):
+        if number:
+            print()
+        print(flow.flow)
+        print(f"  {headline(flow)}")
+        for reason in flow.reasons:
+            print(f"    - {reason}")
+
+
+def headline(flow: Explained) -> str:
+    """The verdict in one line."""
+    if flow.verdict != Verdict.DNAT.value:
+        return f"{flow.verdict.upper()}{f'  by {flow.service}' if flow.service else ''}"
+    masquerade = ", masqueraded" if flow.masquerade else ""
+    return f"DNAT to {', '.join(flow.endpoints)}{masquerade}  by {flow.service}, {flow.frontend}"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Explain every flow; 0 also when some objects had problems, which are told on stderr."""
+    from ctl.context import build_context, report_problems
+    from ctl.sources.manifests import read_manifests
+
+    asked = read_flows(args.flow)
+    decoded = read_manifests(args.filename)
+    report_problems([*decoded.problems, *decoded.notes])
+    context = build_context(args, decoded.objects, offline=True)
+    planner = Planner(context.node)
+    planner.update(decoded.objects)
+    flows = explain(planner, asked, context.mode)
+    if args.output == "table":
+        print_blocks(flows)
+    else:
+        print_records([msgspec.to_builtins(flow) for flow in flows], args.output, ())
+    return 0

@@ -1,0 +1,161 @@
+"""`hotplane explain` from the command line: output forms, flows from files, exit status."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ctl.main import main
+
+MANIFESTS = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  type: NodePort
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10, "fd00:96::10"]
+  sessionAffinity: ClientIP
+  ports: [{port: 80, targetPort: 8080, nodePort: 30080}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: broken, namespace: shop}
+spec: {clusterIP: 10.96.0.11, ports: [{port: 99999}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-4, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: "", port: 8080}]
+endpoints: [{addresses: [10.244.0.5]}, {addresses: [10.244.1.5]}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-6, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv6
+ports: [{name: "", port: 8080}]
+endpoints: [{addresses: ["fd00:244::5"]}]
+"""
+CONFIG = """
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+clusterCIDR: 10.244.0.0/16
+"""
+NODE = ["--node-name", "n1", "--node-ip", "192.168.0.2", "--node-ip", "fd00:168::2"]
+
+
+@pytest.fixture
+def manifests(tmp_path: Path) -> str:
+    path = tmp_path / "objects.yaml"
+    path.write_text(MANIFESTS)
+    return str(path)
+
+
+def explain(manifests: str, *arguments: str, mode: str = "nftables") -> int:
+    return main(["--mode", mode, *NODE, "explain", "-f", manifests, *arguments])
+
+
+def test_json_holds_every_flow_in_order(manifests: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flows = ["10.244.0.9 -> 10.96.0.10:80/tcp", "fd00::1 -> [fd00:168::2]:30080/TCP", "10.244.0.9 -> 10.96.0.10:81/tcp"]
+    assert explain(manifests, *(word for flow in flows for word in ("--flow", flow)), "-o", "json") == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert [list(flow) for flow in found] == [
+        ["flow", "verdict", "endpoints", "masquerade", "service", "frontend", "affinity", "reasons"]
+    ] * 3
+    for flow in found:
+        assert flow.pop("reasons")
+    assert found == [
+        {
+            "flow": flows[0],
+            "verdict": "dnat",
+            "endpoints": ["10.244.0.5:8080", "10.244.1.5:8080"],
+            "masquerade": False,
+            "service": "shop/web",
+            "frontend": "clusterIP 10.96.0.10:80/tcp",
+            "affinity": 10800,
+        },
+        {
+            "flow": flows[1],
+            "verdict": "dnat",
+            "endpoints": ["[fd00:244::5]:8080"],
+            "masquerade": True,
+            "service": "shop/web",
+            "frontend": "nodePort *:30080/tcp",
+            "affinity": 10800,
+        },
+        {
+            "flow": flows[2],
+            "verdict": "reject",
+            "endpoints": [],
+            "masquerade": False,
+            "service": None,
+            "frontend": None,
+            "affinity": 0,
+        },
+    ]
+    assert "Service shop/broken: spec.ports[0].port" in printed.err
+
+
+def test_the_mode_decides(manifests: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flow = ("--flow", "10.244.0.9 -> 10.96.0.10:81/tcp", "-o", "json")
+    assert explain(manifests, *flow, mode="iptables") == 0
+    assert json.loads(capsys.readouterr().out)[0]["verdict"] == "accept"
+
+
+def test_flows_from_a_file_and_yaml(manifests: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = tmp_path / "flows.json"
+    listed.write_text(json.dumps(["10.0.0.1 -> 10.96.0.10:80/tcp", "10.0.0.1 -> 10.0.0.2:1/udp"]))
+    assert explain(manifests, "--flow", f"@{listed}", "--flow", "::1 -> [::2]:1/sctp", "-o", "yaml") == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert [flow["verdict"] for flow in found] == ["dnat", "accept", "accept"]
+
+
+def test_the_configuration_tells_pods(manifests: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG)
+    flows = ("--flow", "10.244.0.9 -> 10.96.0.10:80/tcp", "--flow", "10.9.0.9 -> 10.96.0.10:80/tcp", "-o", "json")
+    assert main(["--config", str(config), *NODE, "explain", "-f", manifests, *flows]) == 0
+    assert [flow["masquerade"] for flow in json.loads(capsys.readouterr().out)] == [False, True]
+
+
+def test_blocks_for_people(manifests: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain(manifests, "--flow", "10.0.0.1 -> 10.0.0.2:1/udp", "--flow", "10.0.0.1 -> 10.0.0.3:1/udp") == 0
+    assert capsys.readouterr().out == (
+        "10.0.0.1 -> 10.0.0.2:1/udp\n"
+        "  ACCEPT\n"
+        "    - no Service has 10.0.0.2 with udp port 1\n"
+        "    - left alone: the packet goes on unchanged\n"
+        "\n"
+        "10.0.0.1 -> 10.0.0.3:1/udp\n"
+        "  ACCEPT\n"
+        "    - no Service has 10.0.0.3 with udp port 1\n"
+        "    - left alone: the packet goes on unchanged\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, "cannot be read: No such file"), ('{"flow": 1}', "not a JSON list"), ('["x"]', "the arrow")],
+)
+def test_wrong_flow_files(
+    manifests: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, told: str
+) -> None:
+    listed = tmp_path / "flows.json"
+    if content is not None:
+        listed.write_text(content)
+    assert explain(manifests, "--flow", f"@{listed}", "-o", "json") == 2
+    printed = capsys.readouterr()
+    assert told in printed.err
+    assert not printed.out
+
+
+def test_wrong_usage_and_failure(manifests: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """2 for what was asked wrongly, before anything else is complained of; 1 for what cannot be read."""
+    assert explain(manifests, "--flow", "10.0.0.1 -> 10.0.0.2") == 2
+    assert capsys.readouterr().err.startswith("hotplane: flow '10.0.0.1 -> 10.0.0.2'")
+    assert explain(manifests) == 2
+    assert explain(f"{manifests}.gone", "--flow", "10.0.0.1 -> 10.0.0.2:1/udp") == 1
+    assert "cannot be read" in capsys.readouterr().err

@@ -3,19 +3,37 @@
 YAML 1.1 makes `yes`, `on` and `y` booleans, `010` eight, `12:30` a number and `2024-01-01` a date. Here only
 null/~/empty, true/false, decimal integers and decimal fractions are other than strings (the YAML 1.2 core schema
 without hexadecimal and octal); keys are always strings; a key given twice is an error, as `kubectl apply` has it.
+
+The values are built from libyaml's events with a stack of our own: its usual way of composing nodes recurses in C and
+overflows the machine's stack on deeply nested input; this way is faster, too.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import yaml
 
-_INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z")
-_FLOAT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?\Z")
-_BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_NULL = {"", "~", "null", "Null", "NULL"}
+_MAX_DEPTH = 200
+_INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
+_WORDS = {
+    "true": True,
+    "True": True,
+    "TRUE": True,
+    "false": False,
+    "False": False,
+    "FALSE": False,
+    "": None,
+    "~": None,
+    "null": None,
+    "Null": None,
+    "NULL": None,
+}
+_NUMBER_START = frozenset("+-0123456789")
 _PREFIX = "tag:yaml.org,2002:"
+_STRING_TAGS = ("!", _PREFIX + "str")
+_CONTAINER_TAGS = (None, "!", _PREFIX + "map", _PREFIX + "seq")
 # In YAML a line that starts with --- separates documents, inside block scalars too.
 _SEPARATOR = re.compile(rb"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _NO_CONTENT = re.compile(rb"(?:[ \t\r\n]|^[#%][^\n]*$)*\Z", re.MULTILINE)
@@ -29,101 +47,10 @@ class Document(NamedTuple):
     error: str = ""
 
 
-class _Loader(yaml.CSafeLoader):
-    """A safe loader with JSON's scalars, string keys and neither recursion nor repeated keys."""
-
-    yaml_implicit_resolvers: dict[str, list[Any]] = {}
-    yaml_constructors: ClassVar[dict[str | None, Callable[[Any, Any], Any]]] = {}
-
-
-def _fail(node: yaml.Node, reason: str) -> yaml.constructor.ConstructorError:
-    return yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
-
-
-def _number(loader: _Loader, node: yaml.ScalarNode) -> int | float:
-    if _INT.match(node.value):
-        return int(node.value)
-    if _FLOAT.match(node.value):
-        return float(node.value)
-    raise _fail(node, f"{node.value!r} is not a number")
-
-
-def _boolean(loader: _Loader, node: yaml.ScalarNode) -> bool:
-    if node.value not in _BOOL:
-        raise _fail(node, f"{node.value!r} is neither true nor false")
-    return _BOOL[node.value]
-
-
-def _null(loader: _Loader, node: yaml.ScalarNode) -> None:
-    if node.value not in _NULL:
-        raise _fail(node, f"{node.value!r} is not null")
-
-
-def _string(loader: _Loader, node: yaml.ScalarNode) -> str:
-    return str(node.value)
-
-
-def _sequence(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
-    return [loader.construct_object(child, deep=True) for child in node.value]
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
-    merged = {key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
-    has_merge = any(key.tag == _PREFIX + "merge" for key, _ in node.value)
-    if not has_merge and len(merged) != len(node.value):
-        raise _fail(node, "a key is given twice or is not a plain scalar; every key of a mapping stands once")
-    if has_merge:  # merged entries come first, so that the mapping's own override them
-        loader.flatten_mapping(node)
-    result: dict[str, Any] = {}
-    for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            raise _fail(key, "a key must be a plain scalar")
-        result[key.value] = loader.construct_object(value, deep=True)
-    return result
-
-
-def _unknown(loader: _Loader, node: yaml.Node) -> None:
-    raise _fail(node, f"the tag {node.tag!r} has no meaning in a Kubernetes object; remove it")
-
-
-def _configure() -> None:
-    """Register resolvers (by first character) and constructors on the loader."""
-    signed_digits = list("-+0123456789")
-    _Loader.add_implicit_resolver(_PREFIX + "null", re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
-    _Loader.add_implicit_resolver(_PREFIX + "bool", re.compile("(?:" + "|".join(_BOOL) + r")\Z"), list("tTfF"))
-    _Loader.add_implicit_resolver(_PREFIX + "int", _INT, signed_digits)
-    _Loader.add_implicit_resolver(_PREFIX + "float", _FLOAT, signed_digits)
-    _Loader.add_implicit_resolver(_PREFIX + "merge", re.compile(r"<<\Z"), ["<"])
-    makers: dict[str, Callable[[Any, Any], Any]] = {
-        "null": _null,
-        "bool": _boolean,
-        "int": _number,
-        "float": _number,
-        "str": _string,
-    }
-    makers |= {"seq": _sequence, "map": _mapping}
-    for name, maker in makers.items():
-        _Loader.yaml_constructors[_PREFIX + name] = maker
-    _Loader.yaml_constructors[None] = _unknown
-
-
-_configure()
-
-
-def _reason(error: Exception, first_line: int) -> str:
-    if isinstance(error, yaml.MarkedYAMLError):
-        mark = error.problem_mark or error.context_mark
-        where = f"line {first_line + mark.line}, column {mark.column + 1}: " if mark else ""
-        return f"{where}{error.problem or error.context or 'malformed'}"
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    return str(error).replace("\n", " ")
-
-
 def documents(data: bytes) -> Iterator[Document]:
     """Read a YAML stream document by document; one that cannot be read does not harm the others.
 
-    in: UTF-8 bytes (or UTF-16 with a byte order mark and a single document). Empty documents are left out.
+    in: UTF-8 bytes. Empty documents are left out.
     """
     starts = [0, *(match.start() for match in _SEPARATOR.finditer(data))]
     line = 1
@@ -136,9 +63,127 @@ def documents(data: bytes) -> Iterator[Document]:
 
 def _load(chunk: bytes, line: int) -> Iterator[Document]:
     try:
-        for value in yaml.load_all(chunk, Loader=_Loader):
+        for value in _values(chunk):
             if value is not None:
                 yield Document(line, value)
-    except (yaml.YAMLError, RecursionError, UnicodeError, ValueError) as error:
+    except (yaml.YAMLError, UnicodeError, ValueError) as error:
         # ValueError: Python refuses to convert integers of thousands of digits
         yield Document(line, None, _reason(error, line))
+
+
+def _reason(error: Exception, first_line: int) -> str:
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        where = f"line {first_line + mark.line}, column {mark.column + 1}: " if mark else ""
+        return f"{where}{error.problem or error.context or 'malformed'}"
+    return str(error).replace("\n", " ")
+
+
+def _fail(event: Any, reason: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=reason, problem_mark=event.start_mark)
+
+
+def _scalar(event: Any) -> Any:
+    """The value of a scalar: by its tag, or, where it stands plainly, by what it looks like."""
+    text: str = event.value
+    if event.tag is None:
+        if not event.implicit[0] or (text not in _WORDS and text[0] not in _NUMBER_START):
+            return text
+        if text in _WORDS:
+            return _WORDS[text]
+        return _number(text) if _FLOAT.fullmatch(text) else text
+    name = event.tag.removeprefix(_PREFIX)
+    if event.tag in _STRING_TAGS:
+        return text
+    if name in ("int", "float") and _FLOAT.fullmatch(text):
+        return _number(text)
+    if name in ("bool", "null") and text in _WORDS and (_WORDS[text] is None) == (name == "null"):
+        return _WORDS[text]
+    raise _fail(event, f"{text!r} with the tag {event.tag!r} has no meaning in a Kubernetes object; remove the tag")
+
+
+def _number(text: str) -> int | float:
+    return int(text) if _INT.fullmatch(text) else float(text)
+
+
+class _Open:
+    """A list or mapping whose end has not come yet. In a mapping `key` is the key that waits for its value."""
+
+    __slots__ = ("anchor", "key", "merged", "target")
+
+    def __init__(self, target: dict[str, Any] | list[Any], anchor: str | None) -> None:
+        self.target = target
+        self.anchor = anchor
+        self.key: str | None = None
+        self.merged: list[Any] = []
+
+    def add(self, value: Any, event: Any) -> None:
+        """Put a value where it belongs."""
+        if isinstance(self.target, list):
+            self.target.append(value)
+        elif self.key is None:
+            raise _fail(event, "a key must be a plain scalar")
+        else:
+            if self.key == "<<":
+                self.merged += value if isinstance(value, list) else [value]
+            else:
+                self.target[self.key] = value
+            self.key = None
+
+    def set_key(self, event: Any) -> None:
+        """Take a scalar as the next key of this mapping."""
+        key: str = event.value
+        if key in self.target:
+            raise _fail(event, f"the key {key!r} is given twice; remove one of them")
+        self.key = key
+
+    def close(self, event: Any) -> None:
+        """Add what `<<` brings in; the mapping's own entries and earlier sources win."""
+        for source in self.merged:
+            if not (isinstance(source, dict) and isinstance(self.target, dict)):
+                raise _fail(event, "<< must name a mapping or a list of mappings")
+            for key, value in source.items():
+                self.target.setdefault(key, value)
+
+
+def _values(chunk: bytes) -> Iterator[Any]:
+    """The value of each document in the chunk. Raises YAMLError at the first fault."""
+    stack: list[_Open] = []
+    anchors: dict[str, Any] = {}
+    root: Any = None
+    event: Any
+    for event in yaml.parse(chunk, Loader=yaml.CSafeLoader):
+        kind = type(event)
+        if kind is yaml.ScalarEvent:
+            top = stack[-1] if stack else None
+            if top and top.key is None and isinstance(top.target, dict):
+                top.set_key(event)
+                continue
+            value = _scalar(event)
+            if event.anchor:
+                anchors[event.anchor] = value
+        elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
+            if event.tag not in _CONTAINER_TAGS or len(stack) >= _MAX_DEPTH:
+                raise _fail(event, "it is nested too deeply" if len(stack) >= _MAX_DEPTH else f"tag {event.tag!r}")
+            stack.append(_Open({} if kind is yaml.MappingStartEvent else [], event.anchor))
+            continue
+        elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
+            ended = stack.pop()
+            ended.close(event)
+            value = ended.target
+            if ended.anchor:
+                anchors[ended.anchor] = value
+        elif kind is yaml.AliasEvent:
+            if event.anchor not in anchors:
+                raise _fail(event, f"*{event.anchor} names nothing that is complete here")
+            value = anchors[event.anchor]
+        else:
+            if kind is yaml.DocumentEndEvent:
+                yield root
+                root = None
+                anchors = {}
+            continue
+        if stack:
+            stack[-1].add(value, event)
+        else:
+            root = value

@@ -1,0 +1,136 @@
+"""Reading manifests from files, directories and standard input."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from ctl.sources.manifests import SourceError, read_manifests
+from dataplane.model.objects import Node, Service
+
+
+def node(name: str, zone: str = "") -> str:
+    return f"kind: Node\nmetadata: {{name: {name}, labels: {{topology.kubernetes.io/zone: {zone or 'z'}}}}}\n"
+
+
+def names(*paths: object) -> list[str]:
+    return [value.ref.name for value in read_manifests([str(path) for path in paths]).objects]
+
+
+def test_a_directory_is_read_in_order_and_in_depth(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "b.yml").write_text(node("b"))
+    (tmp_path / "a.yaml").write_text(node("a"))
+    (tmp_path / "deep" / "er" / "c.json").write_text('{"kind":"Node","metadata":{"name":"c"}}')
+    (tmp_path / "notes.txt").write_text("not a manifest")
+    (tmp_path / ".hidden.yaml").write_text(node("hidden"))
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "d.yaml").write_text(node("d"))
+    assert names(tmp_path) == ["a", "b", "c"]
+    assert names(tmp_path / "b.yml", tmp_path / "a.yaml") == ["b", "a"]
+
+
+def test_a_directory_mounted_from_a_config_map(tmp_path: Path) -> None:
+    (tmp_path / "..2024").mkdir()
+    (tmp_path / "..2024" / "a.yaml").write_text(node("a"))
+    (tmp_path / "..data").symlink_to("..2024")
+    (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_later_object_replaces_an_earlier_one(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
+    first.write_text(node("n", "old") + "---\n" + node("m"))
+    second.write_text(node("n", "new"))
+    found = read_manifests([str(first), str(second)])
+    assert sorted((value.name, value.zone) for value in found.objects if isinstance(value, Node)) == [
+        ("m", "z"),
+        ("n", "new"),
+    ]
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(node("n").encode())))
+    assert names("-") == ["n"]
+
+
+def test_problems_name_the_file(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [\n")
+    (problem,) = read_manifests([str(tmp_path)]).problems
+    assert str(problem).startswith(f"Source {bad}: is not valid YAML: line ")
+
+
+def test_what_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"missing\.yaml: cannot be read: No such file or directory; check"):
+        read_manifests([str(tmp_path / "missing.yaml")])
+    with pytest.raises(SourceError, match="no manifest in this directory"):
+        read_manifests([str(tmp_path)])
+
+
+WRITTEN_BY_HAND = """\
+apiVersion: v1
+kind: Service
+metadata:
+  name: echo-session
+spec:
+  sessionAffinity: ClientIP
+  ports:
+  - port: 6711
+    targetPort: 8080
+  selector:
+    app: echo
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: echo-extip
+spec:
+  ports:
+  - port: 8711
+    targetPort: 8080
+  selector:
+    app: echo
+  externalIPs:
+  - 172.0.11.33
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: echo-headless
+spec:
+  clusterIP: None
+  ports:
+  - port: 9711
+    targetPort: 8080
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: test
+spec:
+  selector:
+    app: test
+  type: NodePort
+  externalTrafficPolicy: Local
+  ports:
+    - protocol: TCP
+      port: 8080
+      targetPort: 8080
+      nodePort: 30000
+"""
+
+
+def test_services_as_people_write_them(tmp_path: Path) -> None:
+    file = tmp_path / "services.yaml"
+    file.write_text(WRITTEN_BY_HAND)
+    found = read_manifests([str(file)])
+    assert found.problems == []
+    services = {value.name: value for value in found.objects if isinstance(value, Service)}
+    assert services["echo-session"].affinity_seconds == 10800
+    assert services["echo-extip"].external_ips == ("172.0.11.33",)
+    assert services["echo-headless"].headless
+    assert services["test"].external_local
+    assert services["test"].ports[0].node_port == 30000
+    assert sorted(note.ref.name for note in found.notes) == ["echo-extip", "echo-session", "test"]

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     saved, tcp_be_liberal = _wanted(args)
     plan = saved.plan()
-    plane = make_plane(saved.mode, tcp_be_liberal=tcp_be_liberal)
+    plane = make_plane(saved.mode, loaded_for=plan.node, tcp_be_liberal=tcp_be_liberal)
     found = _differences(plan, plane)
     records = [{"service": d.service, "frontend": str(d.frontend), "difference": d.difference} for d in found]
     print_records(

@@ -32,14 +32,14 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the view."""
     from ctl import views
-    from ctl.loaded import loaded_mode, make_plane
+    from ctl.loaded import loaded_plane
 
-    mode = loaded_mode(args.mode, args.state_dir)
+    plane = loaded_plane(args.mode, args.state_dir)
     view: Callable[..., tuple[list[Record], tuple[str, ...]]] = getattr(views, args.what)
-    records, columns = view(make_plane(mode))
+    records, columns = view(plane)
     if args.service:
         records = [r for r in records if str(r.get("service", "")).partition(":")[0] == args.service]
     print_records(
-        records, args.output, columns, empty=f"the {mode} rules of this network namespace hold no {args.what}"
+        records, args.output, columns, empty=f"the {plane.name} rules of this network namespace hold no {args.what}"
     )
     return 0

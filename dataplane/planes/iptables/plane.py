@@ -57,6 +57,7 @@ class IptablesPlane:
 
     variant: which iptables holds the rules; None = `default_variant()` of the network namespace of the first use.
     tcp_be_liberal: conntrack.tcpBeLiberal; no rule drops packets in the state INVALID then.
+    loaded_for: the node of the plan that an earlier run loaded; lets `read_back` tell its rules apart before a load.
     tables, clock (seconds), ensure_sysctl: the doors to the kernel, replaceable in tests.
 
     Each family is one restore with both tables; a refused one is undone, so that the kernel holds what it held.
@@ -71,6 +72,7 @@ class IptablesPlane:
         *,
         variant: Variant | None = None,
         tcp_be_liberal: bool = False,
+        loaded_for: NodeConfig | None = None,
         tables: Sequence[Tables] | None = None,
         clock: Callable[[], float] = time.monotonic,
         ensure_sysctl: Callable[[str, int], object] = sysctl.ensure,
@@ -82,6 +84,7 @@ class IptablesPlane:
         self._ensure_sysctl = ensure_sysctl
         self._families: dict[Family, _FamilySync] = {}
         self._node: NodeConfig | None = None
+        self._loaded_for = loaded_for
 
     def load(self, plan: Plan) -> PlanChange:
         """As `Plane.load`. Rewrites all chains at once, as kube-proxy does at its start; raises PlaneError."""
@@ -126,9 +129,10 @@ class IptablesPlane:
     def read_back(self) -> Table:
         """As `Plane.read_back`; a family whose jumps from the built-in chains are not all there has no rows."""
         found: dict[FrontendKey, Row] = {}
+        node = self._node or self._loaded_for
         for family, sync in self._open().items():
             saved = sync.saved()
-            primary = self._node.primary(family) if self._node else ""
+            primary = node.primary(family) if node else ""
             found |= FamilyReader(family, saved.filter, saved.nat, primary).rows()
         return found
 

@@ -35,16 +35,22 @@ class NftablesPlane:
     """See planes.base.Plane. Works in the network namespace in which the object was made.
 
     families: the families to program; entries of others are ignored. table: name of the tables.
+    loaded_for: the node of the plan that an earlier run loaded; lets `read_back` check every chain before a load.
     """
 
     name = "nftables"
 
     def __init__(
-        self, families: Iterable[Family] = (Family.IPV4, Family.IPV6), table: str = "hotplane", nft: Nft | None = None
+        self,
+        families: Iterable[Family] = (Family.IPV4, Family.IPV6),
+        table: str = "hotplane",
+        nft: Nft | None = None,
+        loaded_for: NodeConfig | None = None,
     ) -> None:
         self._words = {family: syntax(family, table) for family in families}
         self._nft = nft or Nft()
         self._node: NodeConfig | None = None
+        self._loaded_for = loaded_for
         self._references = References()
         # Only placements that differ from what `place` makes of the entry alone.
         self._placements: dict[EntryKey, Placement] = {}
@@ -99,7 +105,7 @@ class NftablesPlane:
         table: dict[FrontendKey, Row] = {}
         for family, state in self._states().items():
             words = self._words[family]
-            broken = broken_chains(words, family, state, self._node)
+            broken = broken_chains(words, family, state, self._node or self._loaded_for)
             if broken is not None:
                 table |= TableReader(words, family, state).rows(broken)
         return table

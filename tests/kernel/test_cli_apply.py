@@ -1,0 +1,181 @@
+"""apply, show, check and cleanup in a namespace of their own, through the launcher, in both modes."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODES = ("nftables", "iptables")
+
+ECHO = """
+apiVersion: v1
+kind: Service
+metadata: {name: echo, namespace: default}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10]
+  sessionAffinity: ClientIP
+  loadBalancerSourceRanges: [192.0.2.0/24]
+  ports: [{name: http, port: 80, protocol: TCP, nodePort: 30080}]
+status: {loadBalancer: {ingress: [{ip: 203.0.113.1}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: echo-1, namespace: default, labels: {kubernetes.io/service-name: echo}}
+addressType: IPv4
+ports: [{name: http, port: 8080, protocol: TCP}]
+endpoints: [{addresses: [10.244.0.5], nodeName: n1}, {addresses: [10.244.0.6], nodeName: n2}]
+"""
+BAD = """
+---
+apiVersion: v1
+kind: Service
+metadata: {name: bad, namespace: default}
+spec: {clusterIP: 10.96.0.12, clusterIPs: [10.96.0.12], ports: [{port: 99999, protocol: TCP}]}
+"""
+
+
+class Cli:
+    """`hotplane` inside one namespace, with a state directory and a manifest of its own."""
+
+    def __init__(self, namespace: str, folder: Path) -> None:
+        self.namespace = namespace
+        self.state = folder / "state"
+        self.manifest = folder / "objects.yaml"
+        self.manifest.write_text(ECHO)
+
+    def inside(self, *command: str) -> str:
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.namespace, *command], capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    def __call__(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            ["ip", "netns", "exec", self.namespace, str(ROOT / "hotplane"), "--state-dir", str(self.state),
+             "--node-name", "n1", *words],
+            capture_output=True, text=True, check=False, cwd="/",
+        )  # fmt: skip
+
+    def json(self, *words: str, status: int = 0) -> Any:
+        done = self(*words, "-o", "json")
+        assert done.returncode == status, done.stderr
+        return json.loads(done.stdout)
+
+    def apply(self, mode: str) -> dict[str, Any]:
+        (record,) = self.json("apply", "--mode", mode, "-f", str(self.manifest))
+        assert isinstance(record, dict)
+        return record
+
+
+@pytest.fixture
+def cli(make_namespace: Callable[[str], str], tmp_path: Path) -> Cli:
+    namespace = make_namespace("cli")
+    subprocess.run(["ip", "-n", namespace, "address", "add", "192.0.2.10/24", "dev", "lo"], check=True)
+    return Cli(namespace, tmp_path)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_apply_show_check_cleanup(cli: Cli, mode: str) -> None:
+    applied = cli.apply(mode)
+    assert {k: applied[k] for k in ("mode", "frontends", "endpoints", "added", "problems")} == {
+        "mode": mode, "frontends": 3, "endpoints": 2, "added": 1, "problems": 0,
+    }  # fmt: skip
+
+    services = {record["frontend"]: record for record in cli.json("show", "services")}
+    assert set(services) == {"10.96.0.10:80/tcp", "203.0.113.1:80/tcp", "*:30080/tcp"}
+    assert {record["service"] for record in services.values()} == {"default/echo:http"}
+    assert services["203.0.113.1:80/tcp"]["sources"].startswith("192.0.2.0/24")
+    assert services["10.96.0.10:80/tcp"]["affinitySeconds"] == 10800
+    endpoints = {record["endpoint"]: record["frontends"] for record in cli.json("show", "endpoints")}
+    assert set(endpoints) == {"10.244.0.5:8080", "10.244.0.6:8080"}
+    assert [r["connections"] for r in cli.json("show", "counters")] == [0, 0, 0]
+    assert cli.json("show", "affinity") == cli.json("show", "connections") == []
+    assert cli.json("show", "services", "--service", "default/other") == []
+
+    assert cli.json("check") == []
+    assert cli.json("cleanup")[0]["state"] is True
+    assert not cli.state.exists()
+    assert cli.inside("nft", "list", "ruleset").strip() == ""
+    assert "KUBE" not in cli.inside("iptables-legacy-save") + cli.inside("ip6tables-legacy-save")
+    assert cli.json("show", "services") == []
+    assert cli.json("cleanup")[0]["state"] is False
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_apply_again_changes_nothing_and_then_only_what_changed(cli: Cli, mode: str) -> None:
+    cli.apply(mode)
+    again = cli.apply(mode)
+    assert (again["added"], again["changed"], again["removed"]) == (0, 0, 0)
+    cli.manifest.write_text(ECHO.replace("10.244.0.6", "10.244.0.7"))
+    changed = cli.apply(mode)
+    assert (changed["added"], changed["changed"], changed["removed"]) == (0, 1, 0)
+    assert {r["endpoint"] for r in cli.json("show", "endpoints")} == {"10.244.0.5:8080", "10.244.0.7:8080"}
+
+
+@pytest.mark.parametrize(("mode", "other"), [MODES, MODES[::-1]])
+def test_another_mode_replaces_the_first(cli: Cli, mode: str, other: str) -> None:
+    cli.apply(other)
+    assert cli.apply(mode)["replacedMode"] == other
+    assert cli.json("check") == []
+    assert cli.json("show", "services", "--mode", other) == []
+    assert len(cli.json("show", "services")) == 3
+
+
+def _damage(cli: Cli, mode: str) -> None:
+    if mode == "nftables":
+        cli.inside("nft", "delete element ip hotplane services { 10.96.0.10 . tcp . 80 }")
+    else:
+        rule = next(r for r in cli.inside("iptables-legacy", "-t", "nat", "-S").splitlines() if "-d 10.96.0.10" in r)
+        chain, position = rule.split()[1], "1"
+        cli.inside("iptables-legacy", "-t", "nat", "-D", chain, position)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_check_names_the_damage_and_repairs_it(cli: Cli, mode: str) -> None:
+    cli.apply(mode)
+    _damage(cli, mode)
+    found = cli.json("check", status=1)
+    assert "10.96.0.10:80/tcp" in {record["frontend"] for record in found}
+    assert cli.json("check", "--repair") == found
+    assert cli.json("check") == []
+
+
+def test_check_against_other_manifests(cli: Cli) -> None:
+    cli.apply("nftables")
+    cli.manifest.write_text(ECHO.replace("10.244.0.6", "10.244.0.7"))
+    found = cli.json("check", "-f", str(cli.manifest), status=1)
+    assert "endpoint 10.244.0.7:8080 is missing from the cluster set" in {r["difference"] for r in found}
+
+
+def test_a_bad_object_is_reported_and_the_rest_applied(cli: Cli) -> None:
+    cli.manifest.write_text(ECHO + BAD)
+    done = cli("apply", "-f", str(cli.manifest))
+    assert done.returncode == 0
+    assert "Service default/bad" in done.stderr
+    assert len(cli.json("show", "services")) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (("check",), 1, "nothing was applied"),
+        (("apply", "-f", "/nonexistent.yaml"), 1, "/nonexistent.yaml: cannot be read"),
+        (("apply",), 2, "-f"),
+        (("apply", "-f", "/dev/null"), 1, "nothing to use in /dev/null"),
+        (("apply", "-f", "/dev/null", "--node-ip", "node"), 2, "'node' is not an IP address"),
+        (("apply", "-f", "/dev/null", "--config", "/nonexistent.yaml"), 1, "--config"),
+        (("show", "weather"), 2, "weather"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_failures_are_sentences(cli: Cli, words: tuple[str, ...], status: int, says: str) -> None:
+    done = cli(*words)
+    assert done.returncode == status
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr

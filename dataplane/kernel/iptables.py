@@ -46,8 +46,8 @@ class Tables(Protocol):
         """`iptables-restore --noflush`: each `*table ... COMMIT` block is applied whole or not at all, in turn."""
 
 
-def _tool(family: Family, variant: Variant, verb: str) -> str:
-    return f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-{variant.value}-{verb}"
+def _tool(family: Family, variant: Variant, verb: str = "") -> str:
+    return f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-{variant.value}{verb and '-' + verb}"
 
 
 def installed(family: Family, variant: Variant) -> bool:
@@ -55,15 +55,27 @@ def installed(family: Family, variant: Variant) -> bool:
     return shutil.which(_tool(family, variant, "restore")) is not None
 
 
-def default_variant() -> Variant:
-    """legacy, kube-proxy's classic, where the tools are installed and the kernel has its nat table; else nft.
+def _succeeds(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:  # tools that are not installed hold no rules
+        return False
 
-    Looking instantiates the legacy nat table of this network namespace, which a following load would do anyway.
+
+def default_variant() -> Variant:
+    """The variant that holds Service rules in this network namespace already; else legacy, kube-proxy's classic,
+    where the tools are installed and the kernel has its nat table; else nft.
+
+    Asking for the legacy table instantiates it in this network namespace, so it is asked for only at the end, when it
+    is likely to be used.
     """
-    if not installed(Family.IPV4, Variant.LEGACY):
-        return Variant.NFT
-    probe = subprocess.run(["iptables-legacy", "-t", "nat", "-S", "POSTROUTING"], capture_output=True, check=False)
-    return Variant.LEGACY if probe.returncode == 0 else Variant.NFT
+    for variant in Variant:
+        for family in Family:
+            tables = KernelTables(family, variant)
+            exists = variant is Variant.NFT or "nat" in tables.present()
+            if exists and _succeeds(_tool(family, variant), "-t", "nat", "-S", "KUBE-MARK-MASQ"):
+                return variant
+    return Variant.LEGACY if _succeeds("iptables-legacy", "-t", "nat", "-S", "POSTROUTING") else Variant.NFT
 
 
 class KernelTables:

@@ -235,6 +235,22 @@ def test_a_large_cluster_drops_endpoint_comments_and_deletes_stale_chains_later(
     assert not service_chains([tables])
 
 
+def test_a_sync_is_full_again_after_an_hour_and_puts_back_a_lost_jump() -> None:
+    now = 0.0
+    tables = FakeTables(Family.IPV4)
+    plane = IptablesPlane(tables=[tables], clock=lambda: now, ensure_sysctl=lambda name, value: None)
+    planner = Planner(NODE)
+    planner.update(every_kind())
+    plane.load(planner.plan)
+    lost = '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
+    tables.restore(f"*nat\n-D OUTPUT {lost}\nCOMMIT\n")
+    plane.apply(planner.update([slice_of("plain", "10.42.0.1")]))
+    assert lost not in tables.save("nat").partition("-A OUTPUT ")[2].partition("\n")[0]
+    now = 3601.0
+    plane.apply(planner.update([slice_of("plain", "10.42.0.2")]))
+    assert plane.read_back() == {key: row for key, row in rows(planner.plan).items() if key.family is Family.IPV4}
+
+
 def test_localhost_node_ports_set_route_localnet_and_cleanup_takes_it_back() -> None:
     written: list[tuple[str, int]] = []
     tables = FakeTables(Family.IPV4)

@@ -140,7 +140,11 @@ class ServiceRules:
         ]
 
     def _external_rules(self) -> list[str]:
-        """KUBE-EXT: policy Cluster masquerades everybody; policy Local lets pods and this node take the short way."""
+        """KUBE-EXT: policy Cluster masquerades everybody; policy Local lets pods and this node take the short way.
+
+        Until Kubernetes 1.23 this was KUBE-XLB, for policy Local alone, with the balancing rules that are in KUBE-SVL
+        now; and KUBE-MARK-DROP dropped what the filter table drops now.
+        """
         chains, what = self.chains, f'traffic for {self.service} external destinations"'
         head = f"-A {chains.external} "
         if not self.entry.external_local:

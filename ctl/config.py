@@ -135,8 +135,8 @@ class KubeProxyConfiguration(Section, frozen=True):
     logging: dict[str, Any] = {}
     hostname_override: str = ""
     bind_address: str = "0.0.0.0"
-    healthz_bind_address: str = ""
-    metrics_bind_address: str = ""
+    healthz_bind_address: str = f"0.0.0.0:{HEALTHZ_PORT}"
+    metrics_bind_address: str = f"127.0.0.1:{METRICS_PORT}"
     bind_address_hard_fail: bool = False
     enable_profiling: bool = False
     show_hidden_metrics_for_version: str = ""
@@ -201,7 +201,7 @@ def parse_config(data: bytes, source: str) -> LoadedConfig:
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$")
         raise ConfigError(source, path.rstrip("`").removeprefix("."), _plain(reason)) from error
-    config = _with_bind_defaults(config, source)
+    config = _with_bind_defaults(config, value, source)
     _check(config, source)
     return LoadedConfig(config, tuple(_unknown(value, KubeProxyConfiguration, "")))
 
@@ -286,15 +286,15 @@ def _split(text: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in text.split(",") if item.strip())
 
 
-def _with_bind_defaults(config: KubeProxyConfiguration, source: str) -> KubeProxyConfiguration:
+def _with_bind_defaults(config: KubeProxyConfiguration, given: dict[str, Any], source: str) -> KubeProxyConfiguration:
     """Fill in bind addresses: every address for health, loopback for metrics, of bindAddress' family."""
     try:
         bind = canonical_address(config.bind_address)
     except ValueError as error:
         raise ConfigError(source, "bindAddress", f"{error}; write an IP address, or leave it out") from error
     everywhere, loopback = ("::", "::1") if ":" in bind else ("0.0.0.0", "127.0.0.1")
-    healthz = _bind(config.healthz_bind_address, everywhere, HEALTHZ_PORT, source, "healthzBindAddress")
-    metrics = _bind(config.metrics_bind_address, loopback, METRICS_PORT, source, "metricsBindAddress")
+    healthz = _bind(given.get("healthzBindAddress", ""), everywhere, HEALTHZ_PORT, source, "healthzBindAddress")
+    metrics = _bind(given.get("metricsBindAddress", ""), loopback, METRICS_PORT, source, "metricsBindAddress")
     return msgspec.structs.replace(
         config, bind_address=bind, healthz_bind_address=healthz, metrics_bind_address=metrics
     )

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ def parse(**fields: Any) -> LoadedConfig:
 def test_defaults() -> None:
     config, unknown = parse()
     assert unknown == ()
+    assert msgspec.structs.replace(config, api_version="", kind="") == KubeProxyConfiguration()
     assert config.proxy_mode() is None
     assert config.proxy_settings() == ProxySettings()
     assert (config.bind_address, config.healthz_bind_address) == ("0.0.0.0", "0.0.0.0:10256")

@@ -1,12 +1,17 @@
 """A plan as the table that a plane holds: what `read_back()` must equal."""
 
-from dataplane.plan.types import Frontend, FrontendKey, Plan, PlanEntry, Row
+from dataplane.plan.types import Frontend, FrontendKey, Plan, PlanEntry, Row, SourceRanges
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.routes import Action, Scope
 
 
 def _pairs(backends: tuple[Backend, ...]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted((backend.address, backend.port) for backend in backends))
+
+
+def _ranges(ranges: SourceRanges | None) -> SourceRanges | None:
+    """Source ranges in an order of their own: a plane holds a set."""
+    return ranges._replace(cidrs=tuple(sorted(set(ranges.cidrs)))) if ranges is not None else None
 
 
 def row(frontend: Frontend, entry: PlanEntry) -> Row:
@@ -22,7 +27,7 @@ def row(frontend: Frontend, entry: PlanEntry) -> Row:
         cluster=_pairs(entry.cluster) if Scope.CLUSTER in scopes else (),
         local=_pairs(entry.local) if Scope.LOCAL in scopes else (),
         affinity_seconds=entry.affinity_seconds if scopes else 0,
-        source_ranges=frontend.source_ranges if scopes else None,
+        source_ranges=_ranges(frontend.source_ranges) if scopes else None,
     )
 
 

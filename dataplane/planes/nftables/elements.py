@@ -12,9 +12,18 @@ from dataplane.model.net import Family, network
 from dataplane.plan.types import Frontend, FrontendKind, PlanEntry
 from dataplane.planes.base import PlaneError
 from dataplane.planes.nftables.placement import Address, Placement
-from dataplane.planes.nftables.shapes import Masquerade, Shape
+from dataplane.planes.nftables.shapes import Masquerade, Shape, ShapeIds
 from dataplane.planes.nftables.skeleton import ranges_name
-from dataplane.planes.nftables.syntax import COMMENT_LIMIT, LOCAL_OFFSET, Kind, Syntax
+from dataplane.planes.nftables.syntax import (
+    BY_SOURCE_ID,
+    COMMENT_LIMIT,
+    DROP_ID,
+    LOCAL_OFFSET,
+    REJECT_ID,
+    RESTRICTED_ID,
+    Kind,
+    Syntax,
+)
 from dataplane.policy.routes import REJECT_ALL, Action, Route, Scope
 
 
@@ -78,8 +87,9 @@ def _needs_hairpin_everywhere(entry: PlanEntry) -> bool:
 class _Compiler:
     """Collects the elements of one entry."""
 
-    def __init__(self, words: Syntax, entry: PlanEntry, placement: Placement) -> None:
+    def __init__(self, words: Syntax, ids: ShapeIds, entry: PlanEntry, placement: Placement) -> None:
         self.words = words
+        self.ids = ids
         self.entry = entry
         self.placement = placement
         self.family = entry.key.family
@@ -95,11 +105,11 @@ class _Compiler:
         kind = self.words.kind(nodeport)
         port = f"{frontend.key.protocol.value} . {frontend.key.port}"
         key = port if nodeport else f"{frontend.key.address} . {port}"
-        verdict = self._verdict(frontend, kind, key, nodeport)
+        way = self._way(frontend, kind, key, nodeport)
         if frontend.source_ranges is not None and frontend.routes != REJECT_ALL:
-            verdict = self._restricted(frontend, key, verdict)
+            way = self._restricted(frontend, key, way)
         name, rest = self.service[:COMMENT_LIMIT], self.service[COMMENT_LIMIT:]
-        self._add(kind.first, key, f' comment "{name}" : {verdict}')
+        self._add(kind.first, key, f' comment "{name}" : {way}')
         if rest:
             self._add(kind.long_names, key, f' comment "{rest}"')
         if frontend.kind is FrontendKind.CLUSTER_IP:
@@ -122,22 +132,22 @@ class _Compiler:
 
     def _route(self, route: Route, nodeport: bool, masquerade: Masquerade) -> str:
         if route.action is Action.REJECT:
-            return "goto reject-packet"
+            return REJECT_ID
         if route.action is Action.DROP:
-            return "drop"
+            return DROP_ID
         count = len(self.entry.backends(route.scope))
         if not count:
             raise PlaneError(f"{self.service}: a route forwards to the {route.scope.value} set, which is empty")
         shape = Shape(nodeport, count, route.scope is Scope.LOCAL, masquerade, self.entry.affinity_seconds)
         self.references.append(ShapeRef(self.family, shape))
-        return f"goto {shape.name}"
+        return self.ids.of(shape)
 
     def _simple(self, route: Route, nodeport: bool) -> str:
         return self._route(route, nodeport, Masquerade.EVERYBODY if route.masquerade else Masquerade.NOBODY)
 
-    def _verdict(self, frontend: Frontend, kind: Kind, key: str, nodeport: bool) -> str:
-        """The verdict of a frontend: direct where every source is treated alike or only masquerading differs between
-        pods and others, else by way of the three maps by source. Any combination of routes can be held."""
+    def _way(self, frontend: Frontend, kind: Kind, key: str, nodeport: bool) -> str:
+        """What the element of a frontend says: a shape where every source is treated alike or only masquerading
+        differs between pods and others, else the three maps by source. Any combination of routes can be held."""
         pod, node, outside = frontend.routes
         if pod == node == outside:
             return self._simple(pod, nodeport)
@@ -145,21 +155,21 @@ class _Compiler:
             return self._route(pod, nodeport, Masquerade.OFF_POD)
         for name, route in ((kind.pod, pod), (kind.node, node), (kind.outside, outside)):
             self._add(name, key, f" : {self._simple(route, nodeport)}")
-        return f"goto {kind.by_source}"
+        return BY_SOURCE_ID
 
-    def _restricted(self, frontend: Frontend, key: str, verdict: str) -> str:
-        """Put the check of source ranges before a verdict; returns the verdict that leads there."""
+    def _restricted(self, frontend: Frontend, key: str, way: str) -> str:
+        """Put the check of source ranges before a way; returns the way that leads there."""
         ranges = frontend.source_ranges
         assert ranges is not None, "only called for frontends with source ranges"
         if not frontend.key.address:
             raise PlaneError(f"{self.service}: source ranges on node port {frontend.key}; only addresses can have them")
-        self._add("restricted", key, f" : {verdict}")
+        self._add("restricted", key, f" : {way}")
         for cidr in dict.fromkeys(map(network, ranges.cidrs)):
             self._add(ranges_name(cidr.prefixlen), f"{key} . {cidr.network_address}", "")
             self.references.append(RangesRef(self.family, cidr.prefixlen))
         if ranges.own_address:
             self._add("own_sources", f"{frontend.key.address} . {key}", "")
-        return "goto restricted"
+        return RESTRICTED_ID
 
     def _backends(self, kind: Kind, key: str, scope: Scope) -> None:
         local = scope is Scope.LOCAL
@@ -181,9 +191,9 @@ class _Compiler:
             self.elements[(backends, f"{key} . {slot}")] = _backend(*backend)
 
 
-def compile_entry(words: Syntax, entry: PlanEntry, placement: Placement) -> Compiled:
+def compile_entry(words: Syntax, ids: ShapeIds, entry: PlanEntry, placement: Placement) -> Compiled:
     """Elements and references of one entry. Raises PlaneError for what nftables cannot hold, naming the Service."""
-    compiler = _Compiler(words, entry, placement)
+    compiler = _Compiler(words, ids, entry, placement)
     for frontend in entry.frontends:
         compiler.frontend(frontend)
     compiler.hairpin()

@@ -15,6 +15,7 @@ from dataplane.planes.base import PlaneError
 from dataplane.planes.nftables.adopt import adoption, broken_chains, changed_entries, previous_placements
 from dataplane.planes.nftables.elements import NOTHING, Compiled, compile_entry
 from dataplane.planes.nftables.placement import Placement, place
+from dataplane.planes.nftables.shapes import ShapeIds
 from dataplane.planes.nftables.skeleton import (
     restricted_rules,
     rewrite_chain,
@@ -51,6 +52,7 @@ class NftablesPlane:
         self._nft = nft or Nft()
         self._node: NodeConfig | None = None
         self._loaded_for = loaded_for
+        self._ids = {family: ShapeIds() for family in self._words}
         self._references = References()
         # Only placements that differ from what `place` makes of the entry alone.
         self._placements: dict[EntryKey, Placement] = {}
@@ -76,7 +78,7 @@ class NftablesPlane:
         """Apply a change in one transaction; see planes.base.Plane.apply."""
         if self._node is None:
             raise PlaneError("nftables plane: a change came before a plan was loaded; call load first")
-        transaction = Transaction(self._words, self._references)
+        transaction = Transaction(self._words, self._ids, self._references)
         placements: dict[EntryKey, Placement | None] = {}
         for old, new in change.entries:
             key = (new or old or _neither()).key
@@ -134,7 +136,8 @@ class NftablesPlane:
     def _compile(self, entry: PlanEntry | None, placement: Placement | None) -> Compiled:
         if entry is None or placement is None:
             return NOTHING
-        return compile_entry(self._words[entry.key.family], entry, placement)
+        family = entry.key.family
+        return compile_entry(self._words[family], self._ids[family], entry, placement)
 
     def _settings(self, change: PlanChange) -> str:
         """Commands for what changed beside the entries."""
@@ -160,7 +163,7 @@ class NftablesPlane:
         """Load into a kernel without hotplane's tables."""
         text = self._skeleton(plan)
         for chunk in _chunks(entries, ENTRIES_A_TRANSACTION):
-            transaction = Transaction(self._words, self._references)
+            transaction = Transaction(self._words, self._ids, self._references)
             for entry in chunk:
                 transaction.replace(NOTHING, self._compile(entry, place(entry)))
             self._nft.run(text + transaction.text())
@@ -178,9 +181,10 @@ class NftablesPlane:
             for family, state in states.items()
             if family not in replaced
         }
+        self._ids = {f: readers[f].shape_ids() if f in readers else ShapeIds() for f in self._words}
         previous = previous_placements(readers, entries)
         references = References()
-        wanted = Transaction(self._words, references)
+        wanted = Transaction(self._words, self._ids, references)
         for entry in entries:
             placement = place(entry, previous.get(entry.key))
             if placement != place(entry):

@@ -7,8 +7,10 @@ depends on how many different shapes there are, never on how many Services.
 
 import enum
 import re
+import zlib
 from typing import NamedTuple
 
+from dataplane.planes.base import PlaneError
 from dataplane.planes.nftables.syntax import LOCAL_OFFSET, Kind, Syntax
 
 AFFINITY_LIMIT = 1 << 20
@@ -50,6 +52,38 @@ def shape_of(chain: str) -> Shape | None:
         return None
     prefix, count, local, masquerade, affinity = match.groups()
     return Shape(prefix == "np", int(count), bool(local), Masquerade(masquerade or ""), int(affinity or 0))
+
+
+class ShapeIds:
+    """Numbers of shapes: stable while the plane lives, taken over from the kernel when a table is adopted.
+
+    A number is derived from the shape's name, so that a shape that comes back gets the same one.
+    """
+
+    _FIRST, _END = 0x10, 0xFFF0
+
+    def __init__(self) -> None:
+        self._texts: dict[Shape, str] = {}
+        self._taken: set[int] = set()
+
+    def of(self, shape: Shape) -> str:
+        """The number of a shape as a packet priority. Raises PlaneError when there are far too many shapes."""
+        text = self._texts.get(shape)
+        if text is not None:
+            return text
+        room = self._END - self._FIRST
+        if len(self._taken) >= room:
+            raise PlaneError(f"more than {room} different ways to forward; use fewer affinity timeouts")
+        number = zlib.crc32(shape.name.encode()) % room + self._FIRST
+        while number in self._taken:
+            number = number + 1 if number + 1 < self._END else self._FIRST
+        return self.adopt(shape, number)
+
+    def adopt(self, shape: Shape, number: int) -> str:
+        """Take over a number that is in use for a shape; returns it as a packet priority."""
+        self._taken.add(number)
+        self._texts[shape] = f"ffff:{number:x}"
+        return self._texts[shape]
 
 
 def affinity_name(kind: Kind, seconds: int) -> str:

@@ -8,7 +8,7 @@ import ipaddress
 from collections.abc import Iterable
 
 from dataplane.model.net import Family, family_of, is_loopback
-from dataplane.planes.nftables.syntax import VERSION_CHAIN, Kind, Syntax
+from dataplane.planes.nftables.syntax import BY_SOURCE_ID, REJECT_ID, RESTRICTED_ID, VERSION_CHAIN, Kind, Syntax
 from dataplane.policy.node import NodeConfig
 
 BASE_CHAINS = {
@@ -24,11 +24,11 @@ def _sets(words: Syntax, kind: Kind) -> dict[str, str]:
     nftables has no type name for the number of a backend, so those maps are declared by `typeof`. There `tcp dport`
     stands for a port of any protocol: with `th dport`, nftables 1.0.6 cannot add a rule to a map that exists.
     """
-    verdicts = f"map type {kind.key_type} : verdict;"
+    ways = f"map type {kind.key_type} : classid;"
     backend = f"{words.address_type} . inet_service"
     number = f"{kind.key.replace('th dport', 'tcp dport')} . numgen random mod 65536"
     return {
-        **dict.fromkeys((kind.first, kind.pod, kind.node, kind.outside), verdicts),
+        **dict.fromkeys((kind.first, kind.pod, kind.node, kind.outside), ways),
         kind.long_names: f"set type {kind.key_type};",
         kind.endpoints: f"map typeof {number} : {words.ip} daddr . tcp dport;",
         kind.slots: f"map typeof {number} : meta priority;",
@@ -43,7 +43,8 @@ def declarations(words: Syntax) -> dict[str, str]:
     return {
         **_sets(words, words.services),
         **_sets(words, words.nodeports),
-        "restricted": f"map type {key} : verdict;",
+        "shapes": "map type classid : verdict;",
+        "restricted": f"map type {key} : classid;",
         "own_sources": f"set type {address} . {key};",
         "cluster_ips": f"set type {address};",
         "service_cidrs": f"set type {address}; flags interval;",
@@ -76,7 +77,7 @@ def _pod_match(words: Syntax, family: Family, node: NodeConfig) -> str:
 
 def _node_port_rules(words: Syntax, family: Family, node: NodeConfig) -> list[str]:
     """Where node ports answer. Loopback only on request and never in IPv6 (kube-proxy's localhostNodePorts)."""
-    look_up = f"{words.nodeports.key} vmap @{words.nodeports.first}"
+    look_up = f"meta priority set {words.nodeports.key} map @{words.nodeports.first} goto nodeport-dispatch"
     settings = node.nodeports
     rules = []
     if settings.any_local:
@@ -92,11 +93,11 @@ def _node_port_rules(words: Syntax, family: Family, node: NodeConfig) -> list[st
 
 def _by_source(words: Syntax, kind: Kind, pod: str) -> list[str]:
     """Dispatch by where the packet comes from, pods first (see policy.node.Source)."""
-    rules = [f"{pod} {kind.key} vmap @{kind.pod}"] if pod else []
+    rules = [f"{pod} meta priority set {kind.key} map @{kind.pod} goto forward"] if pod else []
     return [
         *rules,
-        f"fib saddr type local {kind.key} vmap @{kind.node}",
-        f"{kind.key} vmap @{kind.outside}",
+        f"fib saddr type local meta priority set {kind.key} map @{kind.node} goto forward",
+        f"meta priority set {kind.key} map @{kind.outside} goto forward",
         "drop",
     ]
 
@@ -105,6 +106,9 @@ def chains(words: Syntax, family: Family, node: NodeConfig) -> dict[str, list[st
     """Every constant chain with its rules, apart from `restricted`, in an order in which they can be added.
 
     Reject and drop stand in nat chains on purpose: only the first packet of a connection passes them.
+
+    A frontend's element holds a number, not a verdict: the kernel walks every element of every verdict map again
+    whenever a transaction adds a jump (5 ms for 30,000), and `shapes`, the only verdict map, has few.
     """
     mark = node.masquerade_mark
     pod = _pod_match(words, family, node)
@@ -116,16 +120,20 @@ def chains(words: Syntax, family: Family, node: NodeConfig) -> dict[str, list[st
         "mark-off-pod": [*([f"{pod} return"] if pod else []), "goto mark-packet"],
         words.services.by_source: _by_source(words, words.services, pod),
         words.nodeports.by_source: _by_source(words, words.nodeports, pod),
+        "forward": ["meta priority vmap @shapes", f"meta priority {REJECT_ID} goto reject-packet", "drop"],
+        "unrestricted": [f"meta priority {BY_SOURCE_ID} goto {words.services.by_source}", "goto forward"],
+        "dispatch": [f"meta priority {RESTRICTED_ID} goto restricted", "goto unrestricted"],
+        "nodeport-dispatch": [f"meta priority {BY_SOURCE_ID} goto {words.nodeports.by_source}", "goto forward"],
         "services": [
-            f"{words.services.key} vmap @{words.services.first}",
+            f"meta priority set {words.services.key} map @{words.services.first} goto dispatch",
             *_node_port_rules(words, family, node),
             *(unknown if node.reject_unknown_ports else []),
         ],
         "prerouting": ["jump services"],
         "output": ["jump services"],
         "postrouting": [
-            # Affinity carried a slot number in the priority (ffff:0 and above, which no queueing discipline uses) of
-            # a connection's first packet, the only one that comes here; nobody else's priorities are touched.
+            # A number was carried in the priority of a connection's first packet, the only one that comes here; it
+            # is cleared so that it means nothing to whoever reads priorities later. Nobody else's are touched.
             "meta priority >= ffff:0 meta priority set 0:0",
             f"meta mark & {mark:#x} == {mark:#x} meta mark set meta mark & {~mark & 0xFFFFFFFF:#x} "
             "masquerade fully-random",
@@ -141,7 +149,7 @@ def restricted_rules(words: Syntax, prefixes: Iterable[int]) -> list[str]:
     that touches it.
     """
     key = words.services.key
-    let_in = f"{key} vmap @restricted"
+    let_in = f"meta priority set {key} map @restricted goto unrestricted"
     rules = [
         f"{key} . {words.ip} saddr & {_mask(words, prefix)} @{ranges_name(prefix)} {let_in}"
         for prefix in sorted(prefixes, reverse=True)

@@ -11,8 +11,17 @@ from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import FrontendKey, Row, SourceRanges
 from dataplane.planes.nftables.elements import ElementId
 from dataplane.planes.nftables.placement import Address, Placement
-from dataplane.planes.nftables.shapes import Masquerade, Shape, shape_of
-from dataplane.planes.nftables.syntax import LOCAL_OFFSET, VERSION_CHAIN, Kind, Syntax
+from dataplane.planes.nftables.shapes import Masquerade, Shape, ShapeIds, shape_of
+from dataplane.planes.nftables.syntax import (
+    BY_SOURCE_ID,
+    DROP_ID,
+    LOCAL_OFFSET,
+    REJECT_ID,
+    RESTRICTED_ID,
+    VERSION_CHAIN,
+    Kind,
+    Syntax,
+)
 from dataplane.policy.routes import DROP, REJECT, Action, Route, Routes, Scope
 
 _PROTOCOL_NUMBERS = {protocol.text: protocol.value for protocol in Protocol}
@@ -129,25 +138,34 @@ class TableReader:
             frontend, _, slot = key.rpartition(" . ")
             self._held[(nodeport, frontend)].local_slots[slot] = rest[3:]
 
-    def _shape(self, verdict: str, broken: set[str]) -> Shape | None:
-        name = verdict.removeprefix("goto ")
-        return None if name in broken else shape_of(name)
+    def _shape(self, way: str, broken: set[str]) -> Shape | None:
+        name = self._maps["shapes"].get(way, "").removeprefix(" : goto ")
+        return None if name in broken or name not in self._state.rules else shape_of(name)
 
-    def _routes(self, kind: Kind, key: str, verdict: str, broken: set[str]) -> tuple[Routes, int] | None:
-        """Routes and affinity behind a frontend's verdict; None where a chain or an element is missing."""
-        if verdict == f"goto {kind.by_source}":
-            verdicts = []
+    def shape_ids(self) -> ShapeIds:
+        """The numbers of shapes that the table uses."""
+        ids = ShapeIds()
+        for key, rest in self._maps["shapes"].items():
+            shape = shape_of(rest.removeprefix(" : goto "))
+            if shape is not None and key.startswith("ffff:"):
+                ids.adopt(shape, int(key[5:], 16))
+        return ids
+
+    def _routes(self, kind: Kind, key: str, way: str, broken: set[str]) -> tuple[Routes, int] | None:
+        """Routes and affinity behind a frontend's way; None where a chain or an element is missing."""
+        if way == BY_SOURCE_ID:
+            ways = []
             for name in (kind.pod, kind.node, kind.outside):
                 if key not in self._maps[name]:
                     return None
-                verdicts.append(_split(self._maps[name][key])[1])
+                ways.append(_split(self._maps[name][key])[1])
         else:
-            verdicts = [verdict] * 3
+            ways = [way] * 3
         routes: list[Route] = []
         affinity = 0
-        for position, text in enumerate(verdicts):
-            if text in ("drop", "goto reject-packet"):
-                routes.append(DROP if text == "drop" else REJECT)
+        for position, text in enumerate(ways):
+            if text in (DROP_ID, REJECT_ID):
+                routes.append(DROP if text == DROP_ID else REJECT)
                 continue
             shape = self._shape(text, broken)
             if shape is None:
@@ -199,13 +217,13 @@ class TableReader:
 
     def _row(self, nodeport: bool, key: str, broken: set[str]) -> Row | None:
         kind = self._words.kind(nodeport)
-        verdict = _split(self._maps[kind.first][key])[1]
-        restricted = verdict == "goto restricted"
+        way = _split(self._maps[kind.first][key])[1]
+        restricted = way == RESTRICTED_ID
         if restricted:
             if key not in self._maps["restricted"] or "restricted" in broken:
                 return None
-            verdict = _split(self._maps["restricted"][key])[1]
-        result = self._routes(kind, key, verdict, broken)
+            way = _split(self._maps["restricted"][key])[1]
+        result = self._routes(kind, key, way, broken)
         if result is None:
             return None
         routes, affinity = result

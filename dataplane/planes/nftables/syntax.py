@@ -12,6 +12,10 @@ VERSION_CHAIN = f"version-{VERSION}"
 LOCAL_OFFSET = 32768
 """Index of the first backend of a Local set; a Cluster set starts at 0. So a set holds at most this many backends."""
 
+REJECT_ID, DROP_ID, BY_SOURCE_ID, RESTRICTED_ID = "ffff:1", "ffff:2", "ffff:3", "ffff:4"
+"""What a frontend's element can say beside the number of a shape. Between two rules these numbers stand in the packet's
+priority, so they are written as priorities, in a range (ffff:0 and above) that no queueing discipline uses."""
+
 COMMENT_LIMIT = 120
 """Longest comment put on an element (the kernel's limit is 128, a Service port's name may have 143 characters)."""
 

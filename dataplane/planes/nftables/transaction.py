@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from dataplane.model.net import Family
 from dataplane.planes.nftables.elements import Compiled, ElementId, ElementRef, RangesRef, Reference, ShapeRef
-from dataplane.planes.nftables.shapes import add_shape, affinity_map, affinity_name
+from dataplane.planes.nftables.shapes import ShapeIds, add_shape, affinity_map, affinity_name
 from dataplane.planes.nftables.skeleton import add_ranges, ranges_name, restricted_rules, rewrite_chain
 from dataplane.planes.nftables.syntax import Syntax
 
@@ -78,8 +78,9 @@ class Transaction:
     `references` is the plane's own count, changed only by `commit`.
     """
 
-    def __init__(self, words: Mapping[Family, Syntax], references: References) -> None:
+    def __init__(self, words: Mapping[Family, Syntax], ids: Mapping[Family, ShapeIds], references: References) -> None:
         self._words = words
+        self._ids = ids
         self._references = references
         self._removed: dict[ElementId, str] = {}
         self._added: dict[ElementId, str] = {}
@@ -112,11 +113,17 @@ class Transaction:
         added = [(e, rest) for e, rest in self._added.items() if e not in unchanged]
         removed += [((r.target, r.key), "") for r in gone if isinstance(r, ElementRef)]
         added += [((r.target, r.key), "") for r in new if isinstance(r, ElementRef)]
+        removed += [self._shape_element(r, "") for r in gone if isinstance(r, ShapeRef)]
+        added += [self._shape_element(r, f" : goto {r.shape.name}") for r in new if isinstance(r, ShapeRef)]
         parts = self._appearing(new)
         parts += commands("delete", removed)
         parts += commands("add", added)
         parts += self._disappearing(new, gone)
         return "".join(parts)
+
+    def _shape_element(self, ref: ShapeRef, rest: str) -> tuple[ElementId, str]:
+        """The element that leads from a shape's number to its chain."""
+        return (self._words[ref.family].target("shapes"), self._ids[ref.family].of(ref.shape)), rest
 
     def _appearing(self, new: list[Reference]) -> list[str]:
         parts = []
@@ -156,7 +163,8 @@ class Transaction:
     def elements(self) -> dict[ElementId, str]:
         """Every element that this transaction adds, shared ones included; for one that starts from nothing."""
         shared = {(r.target, r.key): "" for r in self._delta if isinstance(r, ElementRef)}
-        return self._added | shared
+        shapes = dict(self._shape_element(r, f" : goto {r.shape.name}") for r in self._delta if isinstance(r, ShapeRef))
+        return self._added | shared | shapes
 
     def structures_text(self) -> str:
         """Commands that make every map, set and shape chain that this transaction needs, whether or not it exists."""

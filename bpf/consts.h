@@ -50,6 +50,15 @@ enum service_flags {
     SERVICE_EXTERNAL_LOCAL = 4,
 };
 
+/* device.flags, by what the device is to this node. */
+enum device_flags {
+    DEVICE_UPLINK = 1,
+    DEVICE_POD = 2,         /* a pod's own device, or a port of the pods' bridge */
+    DEVICE_OVERLAY = 4,
+    DEVICE_DETECTED = 8,    /* what comes in here counts as a pod's, where pods are detected by device */
+    DEVICE_XDP_TARGET = 16, /* XDP may redirect here */
+};
+
 /* Value of the map `addresses`. */
 enum address_flags {
     ADDRESS_LOCAL = 1,     /* this node's own address */
@@ -143,12 +152,20 @@ enum reason {
     REASON_DROP_POLICY,        /* policy Local without local endpoint, dropped here */
     /* tables */
     REASON_MAP_FULL,           /* an entry could not be stored; the slow path takes the flow */
+    /* passed on untouched, found later */
+    REASON_OTHER_EDGE,         /* a reply that is translated where it leaves towards its client */
+    REASON_OWN_SOURCE,         /* comes in with this node's own address as source */
+    REASON_TUPLE_TAKEN,        /* another flow of this client to the same backend has these ports: the slow path changes them */
+    REASON_LEFT_TO_TC,         /* XDP chose a backend and left the packet to tc */
+    /* answered */
+    REASON_TOO_BIG,            /* too big for the way out: answered with an ICMP error */
     REASON_COUNT,
 };
 
 enum limits {
     SERVICE_NAME_SIZE = 144, /* namespace (63) / name (63) : port (15) and a closing NUL */
     BALANCE_ATTEMPTS = 3,    /* how often a selection is tried when tables change underneath */
+    SNAT_ATTEMPTS = 24,      /* random ports tried for a new flow before it is left to the slow path */
     COUNTERS = 512,          /* at least HOOK_COUNT * REASON_COUNT */
     IPV4_MAPPED_BITS = 96,   /* length of ::ffff:0:0/96, which every IPv4 address carries in the maps */
 };

@@ -20,6 +20,8 @@
     MAP(addresses, HASH, address, u32, addresses, 0) \
     MAP(node, ARRAY, u32, node, 1, 0) \
     MAP(monitor, ARRAY, u32, monitor, 1, 0) \
+    MAP(devices, HASH, u32, device, devices, 0) \
+    MAP(scratch, PERCPU_ARRAY, u32, scratch, 1, 0) \
     MAP(affinity, LRU_HASH, affinity_key, affinity, affinity, 0) \
     MAP(sockets, LRU_HASH, socket_key, socket_peer, sockets, 0) \
     MAP(pending, LRU_HASH, tuple, translation, pending, 0) \

@@ -181,6 +181,21 @@ struct translation {
     __u64 bytes;
 };
 
+/* A device that carries packet programs, by ifindex. */
+struct device {
+    __u32 flags; /* enum device_flags */
+    __u8 mac[6]; /* all zero = none */
+    __u16 pad;
+};
+
+/* Working memory of the packet programs, one per CPU: what does not fit on their stack. */
+struct scratch {
+    struct tuple forward_key;
+    struct tuple reply_key;
+    struct translation forward;
+    struct translation reply;
+};
+
 /* Identity of a fragmented datagram, and the ports that only its first fragment carries. */
 struct fragment_key {
     struct address source;

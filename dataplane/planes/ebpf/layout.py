@@ -39,6 +39,7 @@ class Sizes(msgspec.Struct, frozen=True):
     source_ranges: int = 65536
     detector: int = 1024
     addresses: int = 1024
+    devices: int = 4096
     affinity: int = 131072
     sockets: int = 131072
     pending: int = 65536

@@ -1,0 +1,132 @@
+"""`hotplane demo`: build the lab, prove the example Services with real traffic in every mode, compare the modes."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ctl.modes import MODES
+from ctl.output import add_output_option, print_records, to_json, to_yaml
+
+if TYPE_CHECKING:
+    from dataplane.lab.compare import Row
+    from dataplane.lab.lab import Lab
+    from dataplane.lab.proxy import PlaneMaker
+    from dataplane.lab.showcase import Result
+
+LAB_NAME = "demo"
+DEFAULT_SERVICES = 3000
+
+
+def register(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="build the lab, prove the example Services with real traffic, print the table",
+        description="Build a cluster of network namespaces (3 nodes, 9 pods, an outside client), load the example "
+        "Services in each mode in turn, prove every one with real connections, and compare connection times. "
+        "Everything is removed afterwards. Needs root.",
+    )
+    parser.add_argument(
+        "--services",
+        type=int,
+        default=DEFAULT_SERVICES,
+        metavar="N",
+        help=f"Services loaded for the comparison (default: {DEFAULT_SERVICES}; 0: no comparison)",
+    )
+    add_output_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when every scenario shows what it must in every mode, else 1."""
+    from msgspec.structs import replace
+
+    from dataplane.errors import UsageError
+    from dataplane.lab import showcase
+    from dataplane.lab.compare import compare
+    from dataplane.lab.lab import Lab
+    from dataplane.lab.proxy import LabProxy
+
+    modes = (args.mode,) if args.mode else MODES
+    if args.services < 0:
+        raise UsageError(f"--services {args.services}: give a number of Services, or 0 for no comparison")
+    results: dict[str, dict[str, Result]] = {}
+    with Lab.up(replace(showcase.SPEC, name=LAB_NAME)) as lab:
+        _say(f"lab: {len(lab.nodes)} nodes, {len(lab.pods)} pods and an outside client, each a network namespace")
+        lab.start_echo(lab.pods, [8080])
+        for mode in modes:
+            _say(f"{mode}: {len(showcase.SCENARIOS)} scenarios with real traffic")
+            with LabProxy(lab, mode, _maker(mode)) as proxy:
+                results[mode] = {scenario.name: result for scenario, result in showcase.run_all(lab, proxy)}
+        rows = []
+        if args.services:
+            _say(f"comparison: new connections through the last of {args.services} Services, modes side by side")
+            rows = compare(lab, {mode: _maker(mode) for mode in modes}, args.services)
+    _print(args.output, modes, results, rows)
+    return 0 if all(result.passed for by_name in results.values() for result in by_name.values()) else 1
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _maker(mode: str) -> "PlaneMaker":
+    from ctl.loaded import make_plane
+    from dataplane.lab.spec import Node
+    from dataplane.planes.base import Plane
+
+    def make(lab: "Lab", node: Node) -> Plane:
+        return make_plane(mode)
+
+    return make
+
+
+def _print(output: str, modes: tuple[str, ...], results: "dict[str, dict[str, Result]]", rows: "list[Row]") -> None:
+    from dataplane.lab.showcase import SCENARIOS
+
+    if output != "table":
+        value = {
+            "scenarios": [
+                {
+                    "name": scenario.name,
+                    "proves": scenario.proves,
+                    "modes": {m: {"passed": r.passed, "seen": r.seen} for m, r in _by_mode(results, scenario.name)},
+                }
+                for scenario in SCENARIOS
+            ],
+            "comparison": rows,
+        }
+        print(to_json(value) if output == "json" else to_yaml(value))
+        return
+    table = [
+        {"scenario": scenario.name, "what it proves": scenario.proves}
+        | {mode: "ok" if result.passed else "FAILED" for mode, result in _by_mode(results, scenario.name)}
+        | {f"seen in {modes[-1]} mode": results[modes[-1]][scenario.name].seen}
+        for scenario in SCENARIOS
+    ]
+    print_records(table, "table", ("scenario", "what it proves", *modes, f"seen in {modes[-1]} mode"))
+    for mode, by_name in results.items():
+        for name, result in by_name.items():
+            if not result.passed:
+                print(f"FAILED in {mode} mode: {name}: saw {result.seen}")
+    passed = sum(result.passed for by_name in results.values() for result in by_name.values())
+    total = sum(len(by_name) for by_name in results.values())
+    print(f"\n{passed} of {total} scenario runs passed\n")
+    if rows:
+        print_records([_record(row) for row in rows], "table", tuple(_record(rows[0])))
+
+
+def _by_mode(results: "dict[str, dict[str, Result]]", name: str) -> "list[tuple[str, Result]]":
+    return [(mode, by_name[name]) for mode, by_name in results.items()]
+
+
+def _record(row: "Row") -> dict[str, object]:
+    return {
+        "mode": row.mode,
+        "Services": row.services,
+        "load s": f"{row.load_seconds:.2f}",
+        "connects/s": f"{row.rate:,.0f}",
+        "direct to the pod": f"{row.direct_rate:,.0f}",
+        "ratio": f"{row.ratio:.2f}",
+        "p50 µs": f"{row.p50:.0f} (direct {row.direct_p50:.0f})",
+        "p99 µs": f"{row.p99:.0f} (direct {row.direct_p99:.0f})",
+    }

@@ -1,0 +1,84 @@
+"""The lab's Service proxies: on every node a planner and a plane of its own, fed like a daemon's."""
+
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Self
+
+from dataplane.kernel.netns import netns
+from dataplane.lab.lab import Lab
+from dataplane.lab.spec import CLUSTER_CIDR, Node
+from dataplane.model.objects import ModelObject, ObjectRef
+from dataplane.oracle.decide import Oracle
+from dataplane.plan.change import PlanChange
+from dataplane.plan.planner import Planner
+from dataplane.planes.base import Plane
+from dataplane.planes.conntrack import clean_stale_udp
+from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
+
+PlaneMaker = Callable[[Lab, Node], Plane]
+"""Makes the plane of a node; called, like everything the plane does, inside the node's namespace."""
+
+
+def node_config(lab: Lab, node: Node, mode: str) -> NodeConfig:
+    """What a node of the lab knows of itself, with each mode's own defaults for node ports (kube-proxy's)."""
+    own = (*node.addresses.values(), *node.second.values())
+    every_address = NodePortAddresses(any_local=True, loopback=True)
+    return NodeConfig(
+        name=node.name,
+        addresses=own,
+        detector=LocalDetector(cidrs=tuple(CLUSTER_CIDR[family] for family in lab.spec.families)),
+        nodeports=every_address if mode == "iptables" else NodePortAddresses(addresses=tuple(node.addresses.values())),
+        reject_unknown_ports=mode != "iptables",
+    )
+
+
+class NodeProxy:
+    """One node's proxy: its plan, and the plane that holds it in the node's namespace."""
+
+    def __init__(self, lab: Lab, node: Node, mode: str, make: PlaneMaker) -> None:
+        self.node = node
+        self.planner = Planner(node_config(lab, node, mode))
+        with netns(node.netns):
+            self.plane = make(lab, node)
+            self.plane.load(self.planner.plan)
+
+    def update(self, upserts: Iterable[ModelObject], deletes: Iterable[ObjectRef]) -> PlanChange:
+        """Take in objects and bring the kernel up to date."""
+        change = self.planner.update(upserts, deletes)
+        if change:
+            with netns(self.node.netns):
+                self.plane.apply(change)
+                clean_stale_udp(change, self.planner.plan.node)
+        return change
+
+    def cleanup(self) -> None:
+        """Remove the plane's every trace from the node."""
+        with netns(self.node.netns):
+            self.plane.cleanup()
+
+
+class LabProxy:
+    """A proxy on every node of a lab, in one mode. As a context manager it leaves the nodes clean."""
+
+    def __init__(self, lab: Lab, mode: str, make: PlaneMaker) -> None:
+        self.mode = mode
+        self.nodes = {node.name: NodeProxy(lab, node, mode, make) for node in lab.nodes}
+
+    def update(self, upserts: Iterable[ModelObject] = (), deletes: Iterable[ObjectRef] = ()) -> None:
+        """Tell every node of objects that appeared, changed or went."""
+        upserts, deletes = list(upserts), list(deletes)
+        for proxy in self.nodes.values():
+            proxy.update(upserts, deletes)
+
+    def oracles(self) -> dict[str, Oracle]:
+        """An oracle for each node's plan as it is now."""
+        return {name: Oracle(proxy.planner.plan) for name, proxy in self.nodes.items()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for proxy in self.nodes.values():
+            proxy.cleanup()

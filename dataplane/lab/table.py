@@ -10,7 +10,15 @@ from typing import NamedTuple
 
 from dataplane.lab.spec import LabSpec, Topology
 from dataplane.model.net import Family, Protocol
-from dataplane.model.objects import Endpoint, EndpointPort, EndpointSlice, Service, ServicePortSpec, ServiceType
+from dataplane.model.objects import (
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    ModelObject,
+    Service,
+    ServicePortSpec,
+    ServiceType,
+)
 from dataplane.plan.types import FrontendKind
 
 PORT = 80
@@ -123,6 +131,14 @@ def services(topology: Topology, ipv6: bool) -> list[TableService]:
     for number, (placement, external_local, internal_local) in enumerate(combinations, start=1):
         service = _service(number, placement, external_local, internal_local, ipv6)
         found.append(TableService(service, _slices(topology, service, placement, ipv6)))
+    return found
+
+
+def objects(table: list[TableService]) -> list[ModelObject]:
+    """Everything in the table, as a source of objects would deliver it."""
+    found: list[ModelObject] = []
+    for item in table:
+        found += [item.service, *item.slices]
     return found
 
 

@@ -38,7 +38,7 @@ def test_scenario_table(lab: Lab, mode: str) -> None:
     services = table.services(lab.topology, ipv6=True)
     cells = table.cells(services, lab.topology)
     with _proxy(lab, mode) as proxy:
-        proxy.update([o for item in services for o in (item.service, *item.slices)])
+        proxy.update(table.objects(services))
         verdicts = {d.verdict for d in verify.decisions(lab, proxy.oracles(), cells)}
         findings = verify.verify(lab, proxy, cells)
     assert len(cells) == len(services) * 4 * 2 * 2 * len(table.SOURCES)
@@ -52,7 +52,7 @@ def test_the_table_notices_a_plane_that_is_not_there(lab: Lab, mode: str) -> Non
     services = table.services(lab.topology, ipv6=True)[:2]
     cells = table.cells(services, lab.topology)
     with _proxy(lab, mode) as proxy:
-        proxy.update([o for item in services for o in (item.service, *item.slices)])
+        proxy.update(table.objects(services))
         proxy.nodes["node1"].cleanup()
         findings = verify.verify(lab, proxy, cells)
     assert {finding.cell for finding in findings} == {cell for cell in cells if cell.decides == "node1"}

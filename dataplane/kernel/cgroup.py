@@ -3,6 +3,7 @@
 Only membership matters here (eBPF connect-time programs attach to a group), so no controller is ever enabled.
 """
 
+import errno
 import os
 import signal
 import time
@@ -76,19 +77,33 @@ def remove(group: Path, patience: float = 10.0) -> None:
         return
     if os.getpid() in pids(group):
         enter(root())
+    deadline = time.monotonic() + patience
+    while not _try_remove(group):
+        if time.monotonic() > deadline:
+            raise CgroupError(
+                f"cgroup {group}: processes {pids(group)} do not end after SIGKILL, or new ones keep coming; "
+                "end what starts them and try again"
+            )
+        time.sleep(0.005)
+
+
+def _try_remove(group: Path) -> bool:
+    """Kill, then remove what is empty; False when something is left. A process may enter between the two, and one
+    that has left cgroup.procs may still be on its way out, so the caller comes again."""
     kill = group / "cgroup.kill"
     if kill.exists():  # Linux 5.14
         kill.write_text("1")
-    deadline = time.monotonic() + patience
-    while left := pids(group):
-        if time.monotonic() > deadline:
-            raise CgroupError(f"cgroup {group}: processes {left} do not end after SIGKILL; look at them with ps")
-        if not kill.exists():
-            end_processes(left)
-        time.sleep(0.005)
-    for directory in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
-        _remove_directory(directory, deadline)
-    _remove_directory(group, deadline)
+    else:
+        end_processes(pids(group))
+    below = sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True)
+    for directory in [*below, group]:
+        try:
+            directory.rmdir()
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                raise
+            return False
+    return True
 
 
 def end_processes(targets: list[int]) -> None:
@@ -100,18 +115,3 @@ def end_processes(targets: list[int]) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-
-
-def _remove_directory(directory: Path, deadline: float) -> None:
-    while True:
-        try:
-            directory.rmdir()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            # EBUSY: a process has left cgroup.procs but is still on its way out.
-            if time.monotonic() > deadline:
-                raise CgroupError(f"cgroup {directory} cannot be removed: {error}") from error
-            time.sleep(0.005)
-        else:
-            return

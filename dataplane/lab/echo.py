@@ -160,7 +160,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    server = EchoServer(options.name, options.port, options.protocol or ["tcp", "udp"])
+    try:
+        server = EchoServer(options.name, options.port, options.protocol or ["tcp", "udp"])
+    except OSError as error:
+        sys.exit(f"cannot listen: {error.strerror}")
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     server.run()

@@ -187,7 +187,8 @@ class Lab:
     ) -> subprocess.Popen[Any]:  # fmt: skip
         """Start a program in a place, in its cgroup too unless `in_cgroup` is False; as subprocess.Popen otherwise.
 
-        `env` is added to this process's environment. The program ends with the lab at the latest.
+        `env` is added to this process's environment. The program ends with the lab at the latest. The namespace is
+        entered by the time this returns, the cgroup before the program's first instruction.
         """
         place = self.place(where)
         # A shell enters the cgroup and then becomes the program: unlike code run between fork and exec, this is safe

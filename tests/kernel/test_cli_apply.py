@@ -127,6 +127,33 @@ def test_another_mode_replaces_the_first(cli: Cli, mode: str, other: str) -> Non
     assert len(cli.json("show", "services")) == 3
 
 
+CONNECT = """
+import socket
+listeners = [socket.create_server((address, 8080)) for address in ("10.244.0.5", "10.244.0.6")]
+clients = [socket.create_connection(("10.96.0.10", 80), 5) for _ in range(3)]
+"""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_show_remembers_the_client_and_its_connections(cli: Cli, mode: str) -> None:
+    for address in ("10.244.0.5/32", "10.244.0.6/32"):
+        cli.inside("ip", "address", "add", address, "dev", "lo")
+    cli.inside("ip", "route", "add", "10.96.0.0/16", "dev", "lo", "src", "192.0.2.10")
+    cli.apply(mode)
+    cli.inside("/usr/bin/python3", "-c", CONNECT)
+
+    (client,) = cli.json("show", "affinity")
+    assert (client["service"], client["client"]) == ("default/echo:http", "192.0.2.10")
+    assert client["endpoint"] in ("10.244.0.5:8080", "10.244.0.6:8080")
+    connections = cli.json("show", "connections")
+    assert len(connections) == 3
+    assert {(c["frontend"], c["endpoint"]) for c in connections} == {("10.96.0.10:80/tcp", client["endpoint"])}
+    assert {c["client"].rpartition(":")[0] for c in connections} == {"192.0.2.10"}
+    counters = {record["frontend"]: record for record in cli.json("show", "counters")}
+    assert counters["10.96.0.10:80/tcp"]["connections"] == 3
+    assert counters["10.96.0.10:80/tcp"]["opened"] == (3 if mode == "iptables" else None)
+
+
 def _damage(cli: Cli, mode: str) -> None:
     if mode == "nftables":
         cli.inside("nft", "delete element ip hotplane services { 10.96.0.10 . tcp . 80 }")

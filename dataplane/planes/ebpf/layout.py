@@ -26,7 +26,7 @@ typedef uint16_t __be16; typedef uint32_t __be32; typedef uint32_t u32; typedef 
 _MAP_LINE = re.compile(r"^\s*MAP\((\w+), (\w+), (\w+), (\w+), (\w+), (\w+)\)", re.MULTILINE)
 _FORMATS = {"uint8_t": "B", "uint16_t": "H", "uint32_t": "I", "uint64_t": "Q", "char": "s"}
 FLOW_MAPS = frozenset({"affinity", "sockets", "pending", "connections", "fragments", "counters", "service_counters"})
-"""Maps that the programs fill: what they hold outlives a rebuild of the maps that the control plane fills."""
+"""Maps that the programs fill."""
 
 
 class Sizes(msgspec.Struct, frozen=True):
@@ -79,7 +79,7 @@ def _definitions() -> FFI:
 def enumeration(name: str) -> dict[str, int]:
     """The members of a C enum, in its order."""
     kind: Any = _definitions().typeof(f"enum {name}")
-    return {member: number for number, member in sorted(kind.elements.items())}
+    return dict(sorted(kind.relements.items(), key=lambda item: item[1]))
 
 
 @cache
@@ -189,12 +189,21 @@ def map_specs(sizes: Sizes) -> dict[str, MapSpec]:
     return specs
 
 
-def map_version(spec: MapSpec) -> str:
-    """Digest of everything that makes one map's content readable: its description and all layouts and constants."""
-    described = "\0".join(str(part) for part in spec[:8])
-    return hashlib.sha256((described + _source("consts.h") + _source("structs.h")).encode()).hexdigest()[:16]
+@cache
+def size_options() -> dict[str, str]:
+    """For each map whose size is an option, the name of the option."""
+    lines = _MAP_LINE.findall((SOURCE_DIR / "maps.h").read_text())
+    return {name: size for name, _, _, _, size, _ in lines if size.islower()}
+
+
+@cache
+def struct_version() -> str:
+    """Digest of what makes the content of maps readable: all descriptions, layouts and constants."""
+    lines = _MAP_LINE.findall((SOURCE_DIR / "maps.h").read_text())
+    text = repr(lines) + _source("consts.h") + _source("structs.h")
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def layout_version(sizes: Sizes) -> str:
-    """Digest of all maps together. Maps of another version are never written to; they are rebuilt beside the old."""
-    return hashlib.sha256("".join(map_version(s) for s in map_specs(sizes).values()).encode()).hexdigest()[:16]
+    """`<structs>-<sizes>`. Maps of another version are never written to; new ones are made beside them."""
+    return f"{struct_version()}-{hashlib.sha256(msgspec.json.encode(sizes)).hexdigest()[:8]}"

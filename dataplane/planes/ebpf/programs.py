@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from dataplane.kernel import bpf
 from dataplane.kernel.bcc_loader import compile_programs
-from dataplane.kernel.bpf import AttachType, ProgramType
+from dataplane.kernel.bpf import AttachType, BpfError, ProgramType
+from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.layout import MapSpec
+from dataplane.planes.ebpf.maps import MapSet
+from dataplane.planes.ebpf.pins import PinDirectory
 
 CONNECT_SOURCE = "connect.c"
 CONNECT_PROGRAMS: dict[str, AttachType] = {
@@ -60,3 +64,85 @@ def load_programs(
             program.close()
         raise
     return programs
+
+
+class Hook(Protocol):
+    """One kind of attachment point: loads its programs onto a set of maps and attaches them, or takes them off."""
+
+    name: str
+
+    def attach(self, maps: MapSet, pins: PinDirectory) -> None:
+        """Load the programs and attach them, replacing those of an earlier run atomically. Raises PlaneError."""
+
+    def detach(self, pins: PinDirectory) -> None:
+        """Take off everything that this hook ever attached for this instance."""
+
+
+class ConnectHook:
+    """Connect-time balancing for the processes of one control group and those below it.
+
+    cgroup: directory in a cgroup v2 hierarchy. The links are pinned, so the programs stay when the daemon goes; a link
+    gets the new program in one step (BPF_LINK_UPDATE), so no connect is ever missed in between.
+    """
+
+    name = "connect"
+
+    def __init__(self, cgroup: Path) -> None:
+        self.cgroup = cgroup
+        self.instructions: dict[str, int] = {}
+
+    def attach(self, maps: MapSet, pins: PinDirectory) -> None:
+        """See Hook.attach."""
+        try:
+            programs = load_programs(
+                CONNECT_SOURCE, ProgramType.CGROUP_SOCK_ADDR, CONNECT_PROGRAMS, maps.fds, maps.specs
+            )
+        except BpfError as error:
+            raise PlaneError(f"connect-time programs: {error.strerror}") from error
+        self.instructions = {program.name: program.instructions for program in programs.values()}
+        group = os.open(self.cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name, program in programs.items():
+                _attach_cgroup(program, group, self.cgroup, CONNECT_PROGRAMS[name], pins.link(name))
+        except BpfError as error:
+            raise PlaneError(f"connect-time programs on {self.cgroup}: {error.strerror}; is it cgroup v2?") from error
+        finally:
+            os.close(group)
+            for program in programs.values():
+                program.close()
+
+    def detach(self, pins: PinDirectory) -> None:
+        """See Hook.detach."""
+        for name, path in pins.links().items():
+            if name in CONNECT_PROGRAMS:
+                remove_link(path)
+
+
+def remove_link(path: Path) -> None:
+    """Detach a pinned link and unpin it."""
+    link = bpf.obj_get(str(path))
+    try:
+        bpf.link_detach(link)
+    finally:
+        os.close(link)
+    path.unlink()
+
+
+def _attach_cgroup(program: Program, group: int, cgroup: Path, attach: AttachType, path: Path) -> None:
+    """Attach by a pinned link: the one that is there, if it is on this control group, else a new one that then takes
+    its place."""
+    if path.exists():
+        link = bpf.obj_get(str(path))
+        try:
+            if bpf.link_info(link).target == cgroup.stat().st_ino:
+                bpf.link_update(link, program.fd)
+                return
+        finally:
+            os.close(link)
+    link = bpf.link_create(program.fd, group, attach)
+    try:
+        if path.exists():
+            remove_link(path)
+        bpf.obj_pin(link, str(path))
+    finally:
+        os.close(link)

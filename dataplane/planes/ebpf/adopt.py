@@ -1,0 +1,198 @@
+"""What the maps hold, in the plan's terms: for read-back, and for a daemon that takes over from a dead one.
+
+A daemon may die between any two writes. Whatever it left is understood here: an entry whose record, frontends, slots
+and backends agree is taken as it is; any other is `broken`, to be written anew; the rest is swept away.
+"""
+
+from typing import NamedTuple
+
+from dataplane.plan.rows import row
+from dataplane.plan.types import EntryKey, Frontend, FrontendKey, PlanEntry, Row
+from dataplane.planes.ebpf.allocate import Ids, Runs
+from dataplane.planes.ebpf.encode import (
+    BACKEND,
+    SERVICE,
+    Sets,
+    StoredFrontend,
+    address_text,
+    entry_key,
+    frontend_key,
+    frontend_key_bytes,
+    range_key,
+    stored_frontend,
+)
+from dataplane.planes.ebpf.layout import constant
+from dataplane.planes.ebpf.maps import MapSet
+from dataplane.planes.ebpf.tables import (
+    BACKEND_FLAGS_AT,
+    HERE,
+    IN_CLUSTER,
+    IN_LOCAL,
+    PRESENT,
+    SERVICE_FLAGS_AT,
+    Address,
+    Installed,
+    Tables,
+    wanted_flags,
+)
+from dataplane.policy.endpoints import Backend
+
+_INTERNAL_LOCAL, _EXTERNAL_LOCAL = constant("SERVICE_INTERNAL_LOCAL"), constant("SERVICE_EXTERNAL_LOCAL")
+_GENERATION_WORD = 5
+_WORDS = BACKEND.size // 4
+
+
+class _Reader:
+    """One look at all the maps that the control plane fills."""
+
+    def __init__(self, maps: MapSet) -> None:
+        self.maps = maps
+        self.slots = maps.memory["slots"].cast("Q")
+        self.backends = maps.memory["backends"]
+        self.services = maps.memory["services"]
+        self.frontends: dict[FrontendKey, StoredFrontend] = {
+            frontend_key(key): stored_frontend(value) for key, value in maps.items("frontends")
+        }
+        self.by_service: dict[int, list[FrontendKey]] = {}
+        for key, stored in self.frontends.items():
+            self.by_service.setdefault(stored.service, []).append(key)
+        self.range_sets = _range_sets(maps)
+        for stored in self.frontends.values():
+            if stored.range_set is not None:
+                self.range_sets.setdefault(stored.range_set, ())  # a set without CIDRs leaves no trace of its own
+        self.broken: set[EntryKey] = set()
+        self.installed: dict[EntryKey, Installed] = {}
+        flags = self.services[SERVICE_FLAGS_AT :: SERVICE.size].tobytes()
+        for service, bits in enumerate(flags):
+            if bits & PRESENT:
+                self._entry(service)
+
+    def _set(self, service: int, base: int, count: int, wanted: int) -> tuple[list[Backend], dict[Address, int], bool]:
+        """Members of one set, their indices, and whether all of them are what the set's owner would have written."""
+        members, indices, sound = [], {}, True
+        for slot in self.slots[base : base + count]:
+            index = slot & 0xFFFFFFFF
+            raw, port, _, flags, _, owner, _ = BACKEND.unpack_from(self.backends, index * BACKEND.size)
+            if owner != service or not flags & wanted:
+                sound = False
+                continue
+            port = (port >> 8) | ((port & 0xFF) << 8)
+            members.append(Backend(address_text(raw), port, bool(flags & HERE)))
+            indices[members[-1][:2]] = index
+        return members, indices, sound and len(indices) == count
+
+    def _entry(self, service: int) -> None:
+        name, cb, cc, lb, lc, affinity, protocol, family, flags, _ = SERVICE.unpack_from(
+            self.services, service * SERVICE.size
+        )
+        key, sets = entry_key(name, protocol, family), Sets(cb, cc, lb, lc)
+        cluster, indices, sound = self._set(service, cb, cc, IN_CLUSTER)
+        local, more, local_sound = self._set(service, lb, lc, IN_LOCAL)
+        keys = sorted(self.by_service.get(service, []), key=lambda k: (self.frontends[k].order, k))
+        stored = [self.frontends[k] for k in keys]
+        frontends = tuple(self._frontend(k, s) for k, s in zip(keys, stored, strict=True))
+        entry = PlanEntry(
+            key=key,
+            cluster=tuple(cluster),
+            local=tuple(local),
+            frontends=frontends,
+            affinity_seconds=affinity,
+            internal_local=bool(flags & _INTERNAL_LOCAL),
+            external_local=bool(flags & _EXTERNAL_LOCAL),
+        )
+        backends = indices | more
+        agree = all(
+            s.sets == sets and s.affinity_seconds == affinity and s.order == min(order, 255)
+            for order, s in enumerate(stored)
+        )
+        exact = all(
+            self.backends[backends[address] * BACKEND.size + BACKEND_FLAGS_AT] == flags
+            for address, flags in wanted_flags(entry).items()
+        )
+        if key in self.installed or not (sound and local_sound and agree and exact):
+            self.broken.add(key)
+        self.installed[key] = Installed(
+            entry,
+            service,
+            [backends[address] for address in wanted_flags(entry)],
+            sets,
+            tuple(map(frontend_key_bytes, keys)),
+            tuple(s.range_set or 0 for s in stored),
+        )
+
+    def _frontend(self, key: FrontendKey, stored: StoredFrontend) -> Frontend:
+        return stored.frontend(key, self.range_sets.get(stored.range_set or 0, ()))
+
+
+def _range_sets(maps: MapSet) -> dict[int, tuple[str, ...]]:
+    """CIDRs of every range set, in the order in which the plan had them."""
+    ordered: dict[int, dict[int, str]] = {}
+    for key, value in maps.items("source_ranges"):
+        number, cidr = range_key(key)
+        ordered.setdefault(number, {})[int.from_bytes(value, "little")] = cidr
+    return {number: tuple(cidr for _, cidr in sorted(cidrs.items())) for number, cidrs in ordered.items()}
+
+
+def read_rows(maps: MapSet) -> dict[FrontendKey, Row]:
+    """Every frontend in the maps as a row of the plan."""
+    return {
+        frontend.key: row(frontend, installed.entry)
+        for installed in _Reader(maps).installed.values()
+        for frontend in installed.entry.frontends
+    }
+
+
+class Adopted(NamedTuple):
+    """Tables that know what an earlier daemon left. broken: entries to be written anew, whatever the plan says."""
+
+    tables: Tables
+    broken: frozenset[EntryKey]
+
+
+def adopt(maps: MapSet) -> Adopted:
+    """Take over filled maps. Nothing is written; call `sweep` once the plan is in."""
+    reader, tables = _Reader(maps), Tables(maps)
+    tables.installed = reader.installed
+    tables.owners = {raw: key for key, installed in reader.installed.items() for raw in installed.keys}
+    runs = {
+        run
+        for sets in [i.sets for i in reader.installed.values()] + [s.sets for s in reader.frontends.values()]
+        for run in (sets[:2], sets[2:])
+    }
+    flags = reader.backends[BACKEND_FLAGS_AT :: BACKEND.size].tobytes()
+    present = reader.services[SERVICE_FLAGS_AT :: SERVICE.size].tobytes()
+    tables.backends = Ids("backends", len(flags), [index for index, bits in enumerate(flags) if bits])
+    tables.services = Ids("services", len(present), [index for index, bits in enumerate(present) if bits])
+    tables.runs = Runs("slots", maps.specs["slots"].max_entries, ((base, count) for base, count in runs if count))
+    tables.ranges.adopt(reader.range_sets)
+    for installed in reader.installed.values():
+        for number in installed.range_sets:
+            if number:
+                tables.ranges.use(number)
+    generations = reader.backends.cast("I")[_GENERATION_WORD::_WORDS].tolist()
+    tables.generation = max([*generations, *(s.generation for s in reader.frontends.values()), 1])
+    return Adopted(tables, frozenset(reader.broken))
+
+
+def sweep(tables: Tables) -> None:
+    """After adoption and the first change: remove what no entry refers to. Indices become free again."""
+    maps = tables.maps
+    stray = [key for key, _ in maps.items("frontends") if key not in tables.owners]
+    maps.remove("frontends", stray)
+    tables.ranges.drop_unused()
+    used_backends = {index for installed in tables.installed.values() for index in installed.backends}
+    used_services = {installed.service for installed in tables.installed.values()}
+    for name, size, offset, used, ids in (
+        ("backends", BACKEND.size, BACKEND_FLAGS_AT, used_backends, tables.backends),
+        ("services", SERVICE.size, SERVICE_FLAGS_AT, used_services, tables.services),
+    ):
+        memory = maps.memory[name]
+        for index, flags in enumerate(memory[offset::size].tobytes()):
+            if flags and index not in used:
+                memory[index * size + offset] = 0
+                ids.give_back(index)
+    tables.runs = Runs(
+        "slots",
+        maps.specs["slots"].max_entries,
+        (run for i in tables.installed.values() for run in (i.sets[:2], i.sets[2:]) if run[1]),
+    )

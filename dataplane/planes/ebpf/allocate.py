@@ -1,0 +1,114 @@
+"""Who owns which index of the arrays: single ids, and runs of slots in powers of two."""
+
+from collections.abc import Iterable, Sequence
+
+from dataplane.planes.base import PlaneError
+
+
+class MapFull(PlaneError):
+    """A map has no room for an entry. `map_name` is the map's name, as its size option is called."""
+
+    def __init__(self, map_name: str, size: int) -> None:
+        super().__init__(f"the map {map_name} is full ({size} entries); raise its size")
+        self.map_name = map_name
+
+
+class Ids:
+    """Indices 0..size-1, each given to one owner at a time. The lowest never-used one comes before reused ones, so
+    that an index rests as long as possible before it finds a new tenant."""
+
+    def __init__(self, map_name: str, size: int, used: Iterable[int] = ()) -> None:
+        self._map_name, self._size = map_name, size
+        taken = set(used)
+        self._next = max(taken, default=-1) + 1
+        self._free = [index for index in range(self._next) if index not in taken]
+
+    def take(self) -> int:
+        """An index that nobody has. Raises MapFull."""
+        if self._next < self._size:
+            self._next += 1
+            return self._next - 1
+        if not self._free:
+            raise MapFull(self._map_name, self._size)
+        return self._free.pop()
+
+    def take_many(self, count: int) -> Sequence[int]:
+        """Indices that nobody has. Raises MapFull, and then takes none."""
+        if self._next + count <= self._size:
+            self._next += count
+            return range(self._next - count, self._next)
+        if count > len(self._free) + self._size - self._next:
+            raise MapFull(self._map_name, self._size)
+        return [self.take() for _ in range(count)]
+
+    def give_back(self, *indices: int) -> None:
+        """The indices have no owner any more."""
+        self._free.extend(indices)
+
+
+def capacity(count: int) -> int:
+    """Length of the run that holds `count` members: the next power of two, nothing for none."""
+    return 1 << (count - 1).bit_length() if count else 0
+
+
+class Runs:
+    """Runs of consecutive slots, aligned to their own length, which is a power of two."""
+
+    def __init__(self, map_name: str, size: int, used: Iterable[tuple[int, int]] = ()) -> None:
+        """used: (first index, members) of runs that have owners already."""
+        self._map_name, self._size = map_name, size
+        self._used = {base: capacity(count) for base, count in used if count}
+        self._free: dict[int, list[int]] = {}
+        self._end = 0
+        self._coalesce()
+
+    def _coalesce(self) -> None:
+        """Find the free runs afresh from the gaps between used ones, merging neighbours. O(number of runs)."""
+        self._free = {}
+        position = 0
+        for base, length in sorted(self._used.items()):
+            while position < base:
+                aligned = position & -position or base
+                step = min(aligned, 1 << ((base - position).bit_length() - 1))
+                self._free.setdefault(step, []).append(position)
+                position += step
+            position = max(position, base + length)
+        self._end = position
+
+    def _fit(self, length: int) -> int | None:
+        if self._free.get(length):
+            return self._free[length].pop()
+        base = -(-self._end // length) * length
+        if base + length <= self._size:
+            while self._end < base:
+                step = self._end & -self._end
+                self._free.setdefault(step, []).append(self._end)
+                self._end += step
+            self._end = base + length
+            return base
+        for larger in sorted(size for size, runs in self._free.items() if size > length and runs):
+            base = self._free[larger].pop()
+            while larger > length:
+                larger //= 2
+                self._free.setdefault(larger, []).append(base + larger)
+            return base
+        return None
+
+    def take(self, count: int) -> int:
+        """First index of a run for `count` members; 0 for none. Raises MapFull."""
+        length = capacity(count)
+        if not length:
+            return 0
+        base = self._fit(length)
+        if base is None:
+            self._coalesce()
+            base = self._fit(length)
+        if base is None:
+            raise MapFull(self._map_name, self._size)
+        self._used[base] = length
+        return base
+
+    def give_back(self, base: int, count: int) -> None:
+        """The run that `take(count)` returned has no owner any more."""
+        if count:
+            self._free.setdefault(self._used.pop(base), []).append(base)

@@ -1,0 +1,201 @@
+"""Plan values as the bytes of `bpf/structs.h`, and back."""
+
+import ipaddress
+import socket
+import struct
+from typing import NamedTuple
+
+from dataplane.model.net import Family, Protocol
+from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, SourceRanges
+from dataplane.planes.base import PlaneError
+from dataplane.planes.ebpf.layout import constant, record
+from dataplane.policy.routes import Action, Route, Routes, Scope
+
+FRONTEND_KEY = record("frontend_key", "address", "port", "protocol", "pad")
+FRONTEND = record(
+    "frontend",
+    *("generation", "service", "cluster_base", "cluster_count", "local_base", "local_count"),
+    *("affinity_seconds", "range_set", "routes", "flags", "kind", "order", "pad"),
+)
+BACKEND = record("backend", "address", "port", "protocol", "flags", "generation", "service", "pad")
+SERVICE = record(
+    "service",
+    *("name", "cluster_base", "cluster_count", "local_base", "local_count"),
+    *("affinity_seconds", "protocol", "family", "flags", "pad"),
+)
+RANGE_KEY = record("range_key", "prefix_length", "range_set", "address")
+PREFIX_KEY = record("prefix_key", "prefix_length", "address")
+MAPPED = b"\0" * 10 + b"\xff\xff"
+_UNSPECIFIED = {Family.IPV4: MAPPED + b"\0" * 4, Family.IPV6: b"\0" * 16}
+_IPV4_MAPPED_BITS = constant("IPV4_MAPPED_BITS")
+_KINDS = {
+    FrontendKind.CLUSTER_IP: constant("FRONTEND_CLUSTER_IP"),
+    FrontendKind.EXTERNAL_IP: constant("FRONTEND_EXTERNAL_IP"),
+    FrontendKind.LOAD_BALANCER: constant("FRONTEND_LOAD_BALANCER"),
+    FrontendKind.NODE_PORT: constant("FRONTEND_NODE_PORT"),
+}
+_KIND_OF = {number: kind for kind, number in _KINDS.items()}
+_ACTIONS = {
+    Action.FORWARD: constant("ROUTE_FORWARD"),
+    Action.REJECT: constant("ROUTE_REJECT"),
+    Action.DROP: constant("ROUTE_DROP"),
+}
+_ACTION_OF = {number: action for action, number in _ACTIONS.items()}
+_ROUTE_LOCAL, _ROUTE_MASQUERADE = constant("ROUTE_LOCAL"), constant("ROUTE_MASQUERADE")
+_RANGES, _OWN_ADDRESS = constant("FRONTEND_RANGES"), constant("FRONTEND_OWN_ADDRESS")
+_NAME_SIZE = constant("SERVICE_NAME_SIZE")
+_routes: dict[Routes, tuple[int, int, int]] = {}
+
+
+class Sets(NamedTuple):
+    """Where a service's two backend sets lie in `slots`."""
+
+    cluster_base: int = 0
+    cluster_count: int = 0
+    local_base: int = 0
+    local_count: int = 0
+
+
+def address_bytes(text: str) -> bytes:
+    """16 bytes; IPv4 is mapped."""
+    if ":" in text:
+        return socket.inet_pton(socket.AF_INET6, text)
+    return MAPPED + socket.inet_aton(text)
+
+
+def address_text(raw: bytes) -> str:
+    """Canonical text of 16 bytes."""
+    if raw.startswith(MAPPED):
+        return socket.inet_ntop(socket.AF_INET, raw[12:])
+    return socket.inet_ntop(socket.AF_INET6, raw)
+
+
+def frontend_key_bytes(key: FrontendKey) -> bytes:
+    """The key of `frontends`; a node port has the unspecified address of its family."""
+    address = address_bytes(key.address) if key.address else _UNSPECIFIED[key.family]
+    return FRONTEND_KEY.pack(address, socket.htons(key.port), key.protocol, 0)
+
+
+def frontend_key(raw: bytes) -> FrontendKey:
+    """What `frontend_key_bytes` packed."""
+    address, port, protocol, _ = FRONTEND_KEY.unpack(raw)
+    family = Family.IPV4 if address.startswith(MAPPED) else Family.IPV6
+    text = "" if address == _UNSPECIFIED[family] else address_text(address)
+    return FrontendKey(family, text, Protocol(protocol), socket.ntohs(port))
+
+
+def route_byte(route: Route) -> int:
+    """enum route_bits."""
+    return (
+        _ACTIONS[route.action]
+        | (_ROUTE_LOCAL if route.scope is Scope.LOCAL else 0)
+        | (_ROUTE_MASQUERADE if route.masquerade else 0)
+    )
+
+
+def route_of(bits: int) -> Route:
+    """What `route_byte` packed."""
+    scope = Scope.LOCAL if bits & _ROUTE_LOCAL else Scope.CLUSTER
+    return Route(_ACTION_OF[bits & constant("ROUTE_ACTION")], scope, bool(bits & _ROUTE_MASQUERADE))
+
+
+def frontend_bytes(
+    frontend: Frontend, order: int, generation: int, service: int, sets: Sets, affinity_seconds: int, range_set: int
+) -> bytes:
+    """The value of `frontends`."""
+    routes = _routes.get(frontend.routes)
+    if routes is None:  # a handful of combinations exist
+        r = frontend.routes
+        routes = _routes[r] = (route_byte(r.pod), route_byte(r.node), route_byte(r.outside))
+    ranges = frontend.source_ranges
+    flags = 0 if ranges is None else _RANGES | (_OWN_ADDRESS if ranges.own_address else 0)
+    return FRONTEND.pack(
+        *(generation, service, *sets, affinity_seconds, range_set, *routes, flags),
+        *(_KINDS[frontend.kind], min(order, 255), 0),
+    )
+
+
+class StoredFrontend(NamedTuple):
+    """A value of `frontends`, decoded. range_set: None = no restriction."""
+
+    generation: int
+    service: int
+    sets: Sets
+    affinity_seconds: int
+    range_set: int | None
+    own_address: bool
+    routes: Routes
+    kind: FrontendKind
+    order: int
+
+    def frontend(self, key: FrontendKey, cidrs: tuple[str, ...]) -> Frontend:
+        """The plan's value; `cidrs` are those of its range set."""
+        ranges = None if self.range_set is None else SourceRanges(cidrs, self.own_address)
+        return Frontend(self.kind, key, self.routes, ranges)
+
+
+def stored_frontend(raw: bytes) -> StoredFrontend:
+    """Decode a value of `frontends`."""
+    generation, service, cb, cc, lb, lc, affinity, ranges, pod, node, outside, flags, kind, order, _ = FRONTEND.unpack(
+        raw
+    )
+    return StoredFrontend(
+        generation,
+        service,
+        Sets(cb, cc, lb, lc),
+        affinity,
+        ranges if flags & _RANGES else None,
+        bool(flags & _OWN_ADDRESS),
+        Routes(route_of(pod), route_of(node), route_of(outside)),
+        _KIND_OF[kind],
+        order,
+    )
+
+
+def service_name(key: EntryKey) -> bytes:
+    """The name of a service record. Raises PlaneError for one that Kubernetes would not have allowed."""
+    name = key.service.encode()
+    if len(name) >= _NAME_SIZE:
+        raise PlaneError(f"{key.service}: the name has {len(name)} bytes; at most {_NAME_SIZE - 1} can be stored")
+    return name
+
+
+def entry_key(name: bytes, protocol: int, family: int) -> EntryKey:
+    """The plan's key of a service record."""
+    namespace, _, rest = name.rstrip(b"\0").decode().partition("/")
+    service, _, port = rest.partition(":")
+    return EntryKey(namespace, service, port, Protocol(protocol), Family(family))
+
+
+def prefix_bytes(cidr: str) -> tuple[int, bytes]:
+    """Prefix length within 128 bits and network address of a CIDR, IPv4 mapped."""
+    net = ipaddress.ip_network(cidr, strict=False)
+    raw = net.network_address.packed
+    return (net.prefixlen + _IPV4_MAPPED_BITS, MAPPED + raw) if net.version == 4 else (net.prefixlen, raw)
+
+
+def prefix_text(length: int, raw: bytes) -> str:
+    """The CIDR that `prefix_bytes` packed."""
+    mapped = raw.startswith(MAPPED) and length >= _IPV4_MAPPED_BITS
+    return f"{address_text(raw)}/{length - _IPV4_MAPPED_BITS if mapped else length}"
+
+
+def range_key_bytes(range_set: int, cidr: str) -> bytes:
+    """A key of `source_ranges`."""
+    length, address = prefix_bytes(cidr)
+    return RANGE_KEY.pack(32 + length, socket.htonl(range_set), address)
+
+
+def range_key(raw: bytes) -> tuple[int, str]:
+    """Range set and CIDR of a key of `source_ranges`."""
+    length, range_set, address = RANGE_KEY.unpack(raw)
+    return socket.ntohl(range_set), prefix_text(length - 32, address)
+
+
+def prefix_key_bytes(cidr: str) -> bytes:
+    """A key of `detector`."""
+    return PREFIX_KEY.pack(*prefix_bytes(cidr))
+
+
+SLOT = struct.Struct("=Q")
+"""One slot as a number: backend index in the low half. Little-endian machines only need one store."""

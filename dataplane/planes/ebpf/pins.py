@@ -1,0 +1,185 @@
+"""Where pinned maps and links live: a bpffs of hotplane's own, with one directory for each network namespace.
+
+The file system is mounted at /run/hotplane/bpf, whether or not /sys/fs/bpf is mounted: tools that enter network
+namespaces (`ip netns exec`) replace /sys in a mount namespace of their own, and a mount made in there would be gone
+with that command. So it is made in, and reached through, the mount namespace of the outermost ancestor.
+
+Layout: <bpffs>/<instance>/maps-<layout version>/<map> and <bpffs>/<instance>/links/<program>[-<device>].
+"""
+
+import ctypes
+import fcntl
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from dataplane.kernel.bpf import BPF_FS_MAGIC
+from dataplane.planes.base import PlaneError
+
+MOUNT_POINT = Path("/run/hotplane/bpf")
+_LOCK = Path("/run/hotplane/bpf.lock")
+_SO_NETNS_COOKIE = 71
+_MAPS = "maps-"
+
+
+def netns_cookie() -> int:
+    """The kernel's number of the current network namespace; never used twice while the machine is up (Linux 5.14)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+
+
+def default_instance() -> str:
+    """Name of this network namespace's directory."""
+    return f"netns-{netns_cookie():x}"
+
+
+def _is_bpffs(path: Path) -> bool:
+    """Whether a directory lies in a bpffs; statfs(2), whose first field is the magic number."""
+    buffer = ctypes.create_string_buffer(256)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.statfs(os.fsencode(path), buffer) != 0:
+        return False
+    return int.from_bytes(buffer.raw[:4], "little") == BPF_FS_MAGIC
+
+
+def _outer_process() -> int | None:
+    """The furthest ancestor that can be looked at, if it lives in another mount namespace than this process.
+
+    Not simply process 1: in containers and sandboxes it may be out of reach.
+    """
+    here, pid, outer = os.readlink("/proc/self/ns/mnt"), os.getppid(), None
+    while pid > 0:
+        try:
+            if os.readlink(f"/proc/{pid}/ns/mnt") != here:
+                outer = pid
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (PermissionError, FileNotFoundError, ProcessLookupError):
+            break
+    return outer
+
+
+def _run_outside(outer: int | None, *command: str) -> None:
+    """Run a command in the mount namespace of a process (None: in this one)."""
+    prefix = ("nsenter", f"--mount=/proc/{outer}/ns/mnt") if outer else ()
+    done = subprocess.run((*prefix, *command), capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode:
+        raise PlaneError(f"{' '.join(command)}: {done.stderr.strip()}; a bpffs is needed to keep eBPF state")
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """Mounting and unmounting are one process's at a time. The lock's file goes with its last user, so whoever gets the
+    lock of a file that is not there any more tries again."""
+    while True:
+        _LOCK.parent.mkdir(parents=True, exist_ok=True)
+        with _LOCK.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _LOCK.exists() or not os.path.samestat(_LOCK.stat(), os.fstat(lock.fileno())):
+                continue
+            try:
+                yield
+            finally:
+                _LOCK.unlink()
+            return
+
+
+@cache
+def _held(path: str) -> Path:
+    """A name for a directory that stays good when the process through which it was found ends."""
+    return Path(f"/proc/self/fd/{os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}")
+
+
+def find_root() -> Path | None:
+    """The bpffs, if it is mounted: here, or in the mount namespace that this process came from."""
+    if _is_bpffs(MOUNT_POINT):
+        return MOUNT_POINT
+    outer = _outer_process()
+    outside = Path(f"/proc/{outer}/root") / MOUNT_POINT.relative_to("/")
+    return _held(str(outside)) if outer and _is_bpffs(outside) else None
+
+
+def _ensure_root() -> Path:
+    root = find_root()
+    if root is None:
+        outer = _outer_process()
+        _run_outside(outer, "mkdir", "-p", str(MOUNT_POINT))
+        _run_outside(outer, "mount", "-t", "bpf", "-o", "mode=0700", "hotplane", str(MOUNT_POINT))
+        root = find_root()
+    if root is None:
+        raise PlaneError(f"{MOUNT_POINT}: a bpffs was mounted there but cannot be seen; is /proc mounted?")
+    return root
+
+
+class PinDirectory:
+    """Everything pinned for one instance of the plane."""
+
+    def __init__(self, instance: str) -> None:
+        if not instance or "/" in instance or "." in instance:
+            raise PlaneError(f"{instance!r} cannot name a pin directory: bpffs takes neither '/' nor '.'")
+        self.instance = instance
+
+    @property
+    def path(self) -> Path | None:
+        """The directory, or None when nothing is pinned."""
+        root = find_root()
+        return root / self.instance if root and (root / self.instance).is_dir() else None
+
+    def ensure(self) -> Path:
+        """The directory, made if need be, with the mount below it."""
+        with _locked():
+            path = _ensure_root() / self.instance
+            (path / "links").mkdir(parents=True, exist_ok=True)
+            return path
+
+    def map_versions(self) -> list[str]:
+        """Layout versions of which there are maps."""
+        path = self.path
+        return sorted(p.name.removeprefix(_MAPS) for p in path.glob(f"{_MAPS}*")) if path else []
+
+    def maps(self, version: str) -> Path:
+        """Directory of the maps of one layout version; made if need be."""
+        path = self.ensure() / f"{_MAPS}{version}"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def remove_maps(self, version: str) -> None:
+        """Unpin the maps of one layout version; programs that use them keep them."""
+        if self.path and (self.path / f"{_MAPS}{version}").is_dir():
+            _remove_tree(self.path / f"{_MAPS}{version}")
+
+    def link(self, name: str) -> Path:
+        """Path of a link's pin."""
+        return self.ensure() / "links" / name
+
+    def links(self) -> dict[str, Path]:
+        """Pins of links, by name."""
+        path = self.path
+        return {p.name: p for p in sorted((path / "links").iterdir())} if path and (path / "links").is_dir() else {}
+
+    def remove(self) -> None:
+        """Unpin everything of this instance, and unmount the file system after the last one."""
+        if find_root() is None:
+            return
+        with _locked():
+            if self.path:
+                _remove_tree(self.path)
+            root = find_root()
+            if root is not None and not any(entry.is_dir() for entry in root.iterdir()):
+                outer = _outer_process()
+                _run_outside(outer, "umount", "--lazy", str(MOUNT_POINT))  # other users may hold it open for a moment
+                _run_outside(outer, "rmdir", str(MOUNT_POINT))
+                _held.cache_clear()
+
+
+def _remove_tree(path: Path) -> None:
+    """Like shutil.rmtree, which does not work on bpffs (no directory descriptors for special files)."""
+    for entry in path.iterdir():
+        if entry.is_dir():
+            _remove_tree(entry)
+        else:
+            entry.unlink()
+    path.rmdir()

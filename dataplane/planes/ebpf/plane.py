@@ -1,0 +1,163 @@
+"""The eBPF plane: the plan in maps that programs at several hooks balance by, over a complete slow path."""
+
+from collections.abc import Sequence
+
+from dataplane.model.net import Protocol
+from dataplane.plan.change import EntryChange, PlanChange
+from dataplane.plan.types import Plan, Table
+from dataplane.planes.base import Plane, PlaneError
+from dataplane.planes.ebpf.adopt import adopt, read_rows, sweep
+from dataplane.planes.ebpf.layout import Sizes, constant, layout_version, struct_version
+from dataplane.planes.ebpf.maps import MapSet, copy_maps, create_maps, open_any_sizes, open_maps, pin_maps
+from dataplane.planes.ebpf.pins import PinDirectory, default_instance, netns_cookie
+from dataplane.planes.ebpf.programs import Hook
+from dataplane.planes.ebpf.settings import write_node
+from dataplane.planes.ebpf.sockets import SocketCleaner
+from dataplane.planes.ebpf.tables import Removed, Tables
+
+
+class EbpfPlane:
+    """See planes.base.Plane. Works in the network namespace in which the object was made.
+
+    slow: the plane underneath, always complete, that gets whatever the programs pass on.
+    hooks: what to attach, in this order. sizes: of the maps. instance: name of the pin directory (default: made of the
+    network namespace's cookie). kube_proxy_masquerade: masquerade exactly where kube-proxy does (`--masquerade
+    kube-proxy`), also where a client could keep its address. cleaner: who disconnects UDP sockets from endpoints that
+    went; None leaves them.
+    """
+
+    name = "ebpf"
+
+    def __init__(
+        self,
+        slow: Plane,
+        hooks: Sequence[Hook] = (),
+        sizes: Sizes | None = None,
+        instance: str = "",
+        kube_proxy_masquerade: bool = False,
+        cleaner: SocketCleaner | None = None,
+    ) -> None:
+        self.slow, self.hooks, self.sizes = slow, tuple(hooks), sizes or Sizes()
+        self.pins = PinDirectory(instance or default_instance())
+        self.cleaner = cleaner
+        self._cookie = netns_cookie()
+        self._kube_proxy_masquerade = kube_proxy_masquerade
+        self._tables: Tables | None = None
+
+    @property
+    def tables(self) -> Tables:
+        """What is in the maps. Raises PlaneError before `load`."""
+        if self._tables is None:
+            raise PlaneError("ebpf plane: no plan has been loaded yet; call load first")
+        return self._tables
+
+    @property
+    def overflow(self) -> dict[str, int]:
+        """Full maps by name, with the number of entries that were left to the slow path because of them."""
+        found: dict[str, int] = {}
+        for name in self.tables.overflow.values():
+            found[name] = found.get(name, 0) + 1
+        return found
+
+    def load(self, plan: Plan) -> PlanChange:
+        """See planes.base.Plane.load. What is returned is what changed in the slow path, which is the whole plan.
+
+        Pinned maps of this layout and these sizes are adopted; of other sizes they are copied; anything else is filled
+        from the plan. Either way the programs go over to the new maps in one step, and old maps go afterwards.
+        """
+        changed = self.slow.load(plan)
+        self.close()
+        version = layout_version(self.sizes)
+        maps, filled = self._open(version)
+        tables, broken = adopt(maps) if filled else (Tables(maps), frozenset())
+        removed = tables.apply(
+            [
+                *(EntryChange(i.entry, None) for key, i in tables.installed.items() if key not in plan.entries),
+                *(
+                    EntryChange(None, entry)
+                    for key, entry in plan.entries.items()
+                    if key in broken or key not in tables.installed or tables.installed[key].entry != entry
+                ),
+            ]
+        )
+        if filled:
+            sweep(tables)
+        write_node(maps, plan.node, self._cookie, self._kube_proxy_masquerade)
+        self._tables = tables
+        for hook in self.hooks:
+            hook.attach(maps, self.pins)
+        for old in self.pins.map_versions():
+            if old != version:
+                self.pins.remove_maps(old)
+        self._disconnect(removed)
+        return changed
+
+    def _open(self, version: str) -> tuple[MapSet, bool]:
+        """This version's maps: as pinned, or copied from pinned ones of other sizes, or new; and whether they are
+        filled."""
+        others = [v for v in self.pins.map_versions() if v != version and v.startswith(struct_version())]
+        if version in self.pins.map_versions():
+            maps = open_maps(self.pins.maps(version), self.sizes)
+            if maps is not None and self._ours(maps):
+                return maps, True
+            if maps is not None:
+                maps.close()
+            self.pins.remove_maps(version)
+        for other in others:
+            old = open_any_sizes(self.pins.maps(other))
+            if old is not None:
+                with old:
+                    copied = copy_maps(old, self.sizes) if self._ours(old) else None
+                if copied is not None:
+                    pin_maps(copied, self.pins.maps(version))
+                    return copied, True
+        maps = create_maps(self.sizes)
+        pin_maps(maps, self.pins.maps(version))
+        return maps, False
+
+    def _ours(self, maps: MapSet) -> bool:
+        """Whether maps were filled once, and for this network namespace."""
+        node = maps.node()
+        flags = node["flags"]
+        return isinstance(flags, int) and bool(flags & constant("NODE_READY")) and node["netns_cookie"] == self._cookie
+
+    def apply(self, change: PlanChange) -> None:
+        """See planes.base.Plane.apply. The slow path comes first: what the maps cannot take is then served already."""
+        tables = self.tables
+        self.slow.apply(change)
+        removed = tables.apply(change.entries)
+        if change.node is not None:
+            write_node(tables.maps, change.node, self._cookie, self._kube_proxy_masquerade)
+        self._disconnect(removed)
+
+    def _disconnect(self, removed: list[Removed]) -> None:
+        gone = [r for r in removed if r.entry.protocol is Protocol.UDP]
+        if gone and self.cleaner is not None:
+            self.cleaner.disconnect(self.tables.maps, gone)
+
+    def read_back(self) -> Table:
+        """See planes.base.Plane.read_back. Frontends of entries that did not fit are those of the slow path."""
+        tables = self.tables
+        rows = read_rows(tables.maps)
+        if tables.overflow:
+            left_out = {key.service for key in tables.overflow}
+            rows |= {
+                key: row for key, row in self.slow.read_back().items() if row.service in left_out and key not in rows
+            }
+        return rows
+
+    def close(self) -> None:
+        """Forget the maps; everything in the kernel stays and goes on working."""
+        if self._tables is not None:
+            self._tables.maps.close()
+            self._tables = None
+
+    def cleanup(self) -> None:
+        """See planes.base.Plane.cleanup."""
+        self.close()
+        for hook in self.hooks:
+            hook.detach(self.pins)
+        for path in self.pins.links().values():
+            path.unlink()
+        self.pins.remove()
+        self.slow.cleanup()

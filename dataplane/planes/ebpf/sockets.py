@@ -1,0 +1,105 @@
+"""UDP sockets that connect-time balancing connected to an endpoint which has gone: disconnect them.
+
+After connect(2) no program sees such a socket's datagrams any more, so it would talk to a dead endpoint for ever. It is
+aborted instead: the next call of its owner fails with ECONNABORTED, and whoever connects again gets a live endpoint.
+Only sockets that were pointed at the endpoint by the connect programs (map `sockets`) are touched, never those that
+were connected to the endpoint's own address. They are found in the network namespaces of the control group's processes.
+"""
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from socket import IPPROTO_UDP, htons
+
+from pyroute2.netns import setns
+
+from dataplane.kernel import bpf, cgroup
+from dataplane.kernel.sockdiag import connected_udp_sockets, destroy
+from dataplane.planes.ebpf.encode import address_bytes
+from dataplane.planes.ebpf.layout import record, size_of, unpack
+from dataplane.planes.ebpf.maps import MapSet
+from dataplane.planes.ebpf.tables import Removed
+
+SOCKET_KEY = record("socket_key", "cookie", "address", "port", "protocol", "reply", "pad")
+_PEER_SIZE = size_of("socket_peer")
+_log = logging.getLogger(__name__)
+
+Gone = frozenset[tuple[bytes, int]]
+"""Addresses (16 bytes) and ports of endpoints."""
+
+
+def _namespaces(group: Path) -> dict[int, str]:
+    """Network namespaces of this thread and of the processes of a control group, by inode, as paths to enter."""
+    found: dict[int, str] = {}
+    for path in ("/proc/thread-self/ns/net", *(f"/proc/{pid}/ns/net" for pid in cgroup.pids(group))):
+        try:
+            found.setdefault(os.stat(path).st_ino, path)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # the process ended meanwhile, and its sockets with it
+    return found
+
+
+def disconnect_here(sockets_map: int, gone: Gone) -> int:
+    """Abort the sockets of the current network namespace that the connect programs put on `gone`. Returns how many."""
+    count = 0
+    for found in connected_udp_sockets():
+        if (found.destination, found.port) not in gone:
+            continue
+        key = SOCKET_KEY.pack(found.cookie, found.destination, htons(found.port), IPPROTO_UDP, 1, 0)
+        peer = bpf.map_lookup(sockets_map, key, _PEER_SIZE)
+        if peer is not None and unpack("socket_peer", peer)["connected"]:
+            count += destroy(found)
+            bpf.map_delete(sockets_map, key)
+    return count
+
+
+class SocketCleaner:
+    """Disconnects sockets in a thread of its own, since looking through namespaces takes longer than a change may.
+
+    groups: control groups whose processes may have such sockets. `disconnected` counts them.
+    """
+
+    def __init__(self, *groups: Path) -> None:
+        self._groups = groups
+        self._queue: queue.SimpleQueue[tuple[int, Gone, threading.Event]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._last: threading.Event | None = None
+        self.disconnected = 0
+
+    def disconnect(self, maps: MapSet, gone: Iterable[Removed]) -> None:
+        """Ask for the sockets of these endpoints; returns at once."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="udp-sockets", daemon=True)
+            self._thread.start()
+        endpoints = frozenset((address_bytes(r.address), r.port) for r in gone)
+        self._last = threading.Event()
+        self._queue.put((os.dup(maps.fds["sockets"]), endpoints, self._last))
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until everything asked for so far was done; False when that took longer."""
+        return self._last is None or self._last.wait(seconds)
+
+    def _work(self) -> None:
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        while True:
+            sockets_map, gone, done = self._queue.get()
+            try:
+                for group in self._groups:
+                    self._in_group(group, sockets_map, gone)
+            except OSError as error:
+                _log.error("UDP sockets on removed endpoints could not all be disconnected: %s", error)
+            finally:
+                setns(f"/proc/self/fd/{home}", 0)
+                os.close(sockets_map)
+                done.set()
+
+    def _in_group(self, group: Path, sockets_map: int, gone: Gone) -> None:
+        for path in _namespaces(group).values():
+            try:
+                setns(path, 0)
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # ended since we looked
+            self.disconnected += disconnect_here(sockets_map, gone)

@@ -1,0 +1,323 @@
+"""The plan in the maps: which service, backend and slot indices each entry has, and how a change is written.
+
+The order of writes is what makes a change safe for programs that read at the same time; it is explained where they
+read: `bpf/lookup.h`, balance(). An entry that does not fit is left out whole, so that the slow path serves it.
+"""
+
+import secrets
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from socket import htons
+from typing import NamedTuple
+
+from dataplane.plan.change import EntryChange
+from dataplane.plan.types import EntryKey, PlanEntry
+from dataplane.planes.base import PlaneError
+from dataplane.planes.ebpf.allocate import Ids, MapFull, Runs, capacity
+from dataplane.planes.ebpf.encode import (
+    BACKEND,
+    SERVICE,
+    Sets,
+    address_bytes,
+    frontend_bytes,
+    frontend_key_bytes,
+    range_key_bytes,
+    service_name,
+)
+from dataplane.planes.ebpf.layout import constant, fields_of
+from dataplane.planes.ebpf.maps import MapSet
+
+IN_CLUSTER, IN_LOCAL = constant("BACKEND_IN_CLUSTER"), constant("BACKEND_IN_LOCAL")
+HERE = constant("BACKEND_HERE")
+PRESENT = constant("SERVICE_PRESENT")
+_INTERNAL_LOCAL, _EXTERNAL_LOCAL = constant("SERVICE_INTERNAL_LOCAL"), constant("SERVICE_EXTERNAL_LOCAL")
+BACKEND_FLAGS_AT = fields_of("backend")["flags"]
+SERVICE_FLAGS_AT = fields_of("service")["flags"]
+
+Address = tuple[str, int]
+"""A backend's address text and port."""
+
+
+class Installed(NamedTuple):
+    """What an entry has in the maps.
+
+    backends: indices, in the order of `wanted_flags(entry)`. keys: of its frontends, in the entry's order.
+    range_sets: one for each frontend, 0 = none.
+    """
+
+    entry: PlanEntry
+    service: int
+    backends: Sequence[int]
+    sets: Sets
+    keys: tuple[bytes, ...]
+    range_sets: tuple[int, ...]
+
+    def indices(self) -> dict[Address, int]:
+        """Backend indices by address."""
+        return dict(zip(wanted_flags(self.entry), self.backends, strict=True))
+
+
+class Removed(NamedTuple):
+    """A backend that no longer serves an entry: sockets that still talk to it must be told."""
+
+    entry: EntryKey
+    address: str
+    port: int
+
+
+class _Late:
+    """What may only happen after the frontends of a change were written."""
+
+    def __init__(self) -> None:
+        self.upserts: dict[bytes, bytes] = {}
+        self.deleted: dict[bytes, None] = {}
+        self.kept_flags: list[tuple[int, int]] = []
+        self.dead: list[int] = []
+        self.runs: list[tuple[int, int]] = []
+        self.services: list[int] = []
+        self.range_sets: list[int] = []
+        self.removed: list[Removed] = []
+
+
+def wanted_flags(entry: PlanEntry) -> dict[Address, int]:
+    """Backends of an entry with their flags (enum backend_flags)."""
+    wanted: dict[Address, int] = {}
+    for address, port, local in entry.cluster:
+        wanted[(address, port)] = IN_CLUSTER | HERE if local else IN_CLUSTER
+    for address, port, local in entry.local:
+        key = (address, port)
+        wanted[key] = wanted.get(key, 0) | (IN_LOCAL | HERE if local else IN_LOCAL)
+    return wanted
+
+
+class RangeSets:
+    """Sets of source CIDRs, shared by all frontends that have the same list."""
+
+    def __init__(self, maps: MapSet) -> None:
+        self._maps = maps
+        self._users: dict[int, int] = {}
+        self._by_cidrs: dict[tuple[str, ...], int] = {}
+        self._cidrs: dict[int, tuple[str, ...]] = {}
+        self._ids = Ids("source_ranges", 1 << 31)
+        self._stored = 0
+
+    def adopt(self, found: dict[int, tuple[str, ...]]) -> None:
+        """Take over what the map holds; nobody uses it until `take` or `use`."""
+        self._ids = Ids("source_ranges", 1 << 31, [0, *found])
+        self._cidrs = dict(found)
+        self._by_cidrs = {cidrs: number for number, cidrs in found.items()}
+        self._users = dict.fromkeys(found, 0)
+        self._stored = sum(map(len, found.values()))
+
+    def use(self, number: int) -> None:
+        """One more user of an adopted set."""
+        self._users[number] = self._users.get(number, 0) + 1
+
+    def take(self, cidrs: tuple[str, ...]) -> int:
+        """Number of the set with these CIDRs, stored if it is new. Raises MapFull."""
+        number = self._by_cidrs.get(cidrs)
+        if number is None:
+            size = self._maps.specs["source_ranges"].max_entries
+            if self._stored + len(cidrs) > size:
+                raise MapFull("source_ranges", size)
+            number = self._ids.take() or self._ids.take()  # 0 means none
+            keys = b"".join(range_key_bytes(number, cidr) for cidr in cidrs)
+            values = b"".join(order.to_bytes(4, "little") for order in range(len(cidrs)))
+            self._maps.put_many("source_ranges", keys, values, len(cidrs))
+            self._stored += len(cidrs)
+            self._by_cidrs[cidrs], self._cidrs[number], self._users[number] = number, cidrs, 0
+        self._users[number] += 1
+        return number
+
+    def give_back(self, number: int) -> None:
+        """One user less; the last one's set goes."""
+        self._users[number] -= 1
+        if not self._users[number]:
+            self._drop(number)
+
+    def drop_unused(self) -> None:
+        """Remove adopted sets that nobody came to use."""
+        for number in [number for number, users in self._users.items() if not users]:
+            self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        cidrs = self._cidrs.pop(number)
+        self._maps.remove("source_ranges", [range_key_bytes(number, cidr) for cidr in cidrs])
+        self._stored -= len(cidrs)
+        del self._users[number]
+        if self._by_cidrs.get(cidrs) == number:
+            del self._by_cidrs[cidrs]
+        self._ids.give_back(number)
+
+
+class Tables:
+    """The control plane's knowledge of the maps. `overflow` names, for each entry left out, the map that was full."""
+
+    def __init__(self, maps: MapSet) -> None:
+        self.maps = maps
+        self.installed: dict[EntryKey, Installed] = {}
+        self.owners: dict[bytes, EntryKey] = {}
+        self.overflow: dict[EntryKey, str] = {}
+        self.ranges = RangeSets(maps)
+        self.services = Ids("services", maps.specs["services"].max_entries)
+        self.backends = Ids("backends", maps.specs["backends"].max_entries)
+        self.runs = Runs("slots", maps.specs["slots"].max_entries)
+        # Random, so that flow state carried over from other maps never names a backend of these by accident.
+        self.generation = 1 + secrets.randbits(30)
+        self._slots = maps.memory["slots"].cast("Q")
+        self._backend_memory = maps.memory["backends"]
+        self._service_memory = maps.memory["services"]
+
+    def apply(self, changes: Iterable[EntryChange]) -> list[Removed]:
+        """Write entry changes; returns the backends that went. O(size of the change)."""
+        late = _Late()
+        for change in changes:
+            self._write(change.key, change.new, late)
+        self._finish(late)
+        return late.removed
+
+    def _next(self) -> int:
+        """A generation that nobody has; wraps after four thousand million writes, never to 0."""
+        self.generation = self.generation % 0xFFFFFFFF + 1
+        return self.generation
+
+    def _write(self, key: EntryKey, new: PlanEntry | None, late: _Late) -> None:
+        """Everything of an entry that no program sees yet; the rest goes to `late`."""
+        old = self.installed.get(key)
+        if self.overflow:
+            self.overflow.pop(key, None)
+        done: Installed | None = None
+        if new is not None:
+            wanted, before = wanted_flags(new), old.indices() if old else {}
+            try:
+                done = self._reserve(new, wanted, old, before)
+            except MapFull as full:
+                self.overflow[key] = full.map_name
+            else:
+                self._fill(done, wanted, before, late)
+        if old is not None:
+            self._retire(old, done, late)
+        if done is not None:
+            self.installed[key] = done
+        elif old is not None:
+            del self.installed[key]
+
+    def _reserve(
+        self, new: PlanEntry, wanted: dict[Address, int], old: Installed | None, before: dict[Address, int]
+    ) -> Installed:
+        """Indices for everything that is new in an entry, or none of them. Raises MapFull."""
+        undo: list[Callable[[], None]] = []
+        keys = tuple([frontend_key_bytes(frontend.key) for frontend in new.frontends])
+        try:
+            service = old.service if old else self.services.take()
+            if not old:
+                undo.append(partial(self.services.give_back, service))
+            fresh = self.backends.take_many(
+                len(wanted) - sum(map(before.__contains__, wanted)) if before else len(wanted)
+            )
+            undo.append(partial(self.backends.give_back, *fresh))
+            cluster = self._run(len(new.cluster), old.sets[:2] if old else (0, 0), undo)
+            local = self._run(len(new.local), old.sets[2:] if old else (0, 0), undo)
+            range_sets = []
+            for frontend in new.frontends:
+                number = self.ranges.take(frontend.source_ranges.cidrs) if frontend.source_ranges else 0
+                if number:
+                    undo.append(partial(self.ranges.give_back, number))
+                range_sets.append(number)
+            size = self.maps.specs["frontends"].max_entries
+            if len(self.owners) + sum(key not in self.owners for key in keys) > size:
+                raise MapFull("frontends", size)
+        except PlaneError:
+            for give_back in undo:
+                give_back()
+            raise
+        if before:
+            rest = iter(fresh)
+            backends: Sequence[int] = [before[a] if a in before else next(rest) for a in wanted]
+        else:
+            backends = fresh
+        sets = Sets(cluster, len(new.cluster), local, len(new.local))
+        return Installed(new, service, backends, sets, keys, tuple(range_sets))
+
+    def _run(self, count: int, old: tuple[int, ...], undo: list[Callable[[], None]]) -> int:
+        """Where a set of `count` goes: where it was, if the run there is of the right length."""
+        if not count:
+            return 0
+        if capacity(count) == capacity(old[1]):
+            return old[0]
+        base = self.runs.take(count)
+        undo.append(partial(self.runs.give_back, base, count))
+        return base
+
+    def _fill(self, done: Installed, wanted: dict[Address, int], before: dict[Address, int], late: _Late) -> None:
+        """Write an entry's backends, record and slots, and compose its frontends."""
+        entry, service, sets = done.entry, done.service, done.sets
+        protocol = entry.key.protocol.value
+        memory, pack, size = self._backend_memory, BACKEND.pack_into, BACKEND.size
+        for (address, flags), index in zip(wanted.items(), done.backends, strict=True):
+            if address in before:
+                # Membership grows now and shrinks later: whoever follows the old frontend finds what it promises.
+                memory[index * size + BACKEND_FLAGS_AT] |= flags
+                late.kept_flags.append((index, flags))
+                continue
+            text, port = address
+            pack(memory, index * size, address_bytes(text), htons(port), protocol, flags, self._next(), service, 0)
+        flags = PRESENT
+        flags |= (_INTERNAL_LOCAL if entry.internal_local else 0) | (_EXTERNAL_LOCAL if entry.external_local else 0)
+        named = (service_name(entry.key), *sets, entry.affinity_seconds, protocol, entry.key.family.value, flags, 0)
+        SERVICE.pack_into(self._service_memory, service * SERVICE.size, *named)
+        # wanted_flags() begins with the Cluster set, in its order.
+        self._slots[sets.cluster_base : sets.cluster_base + sets.cluster_count] = array(
+            "Q", done.backends[: sets.cluster_count]
+        )
+        if entry.local:
+            indices = dict(zip(wanted, done.backends, strict=True))
+            local = array("Q", [indices[(text, port)] for text, port, _ in entry.local])
+            self._slots[sets.local_base : sets.local_base + sets.local_count] = local
+        for order, frontend in enumerate(entry.frontends):
+            key = done.keys[order]
+            self.owners[key] = entry.key
+            if late.deleted:
+                late.deleted.pop(key, None)
+            late.upserts[key] = frontend_bytes(
+                *(frontend, order, self._next(), service, sets, entry.affinity_seconds, done.range_sets[order])
+            )
+
+    def _retire(self, old: Installed, new: Installed | None, late: _Late) -> None:
+        """What an entry had and has no longer."""
+        for key in old.keys:
+            # Another entry may have taken the frontend over, in this change or in an earlier one.
+            if (new is None or key not in new.keys) and self.owners.get(key) == old.entry.key:
+                del self.owners[key]
+                late.deleted[key] = None
+        kept = set(new.backends) if new else set()
+        for (text, port), index in old.indices().items():
+            if index not in kept:
+                late.dead.append(index)
+                late.removed.append(Removed(old.entry.key, text, port))
+        now = new.sets if new else Sets()
+        for (base, count), (new_base, new_count) in ((old.sets[:2], now[:2]), (old.sets[2:], now[2:])):
+            if count and (base != new_base or not new_count):
+                late.runs.append((base, count))
+        late.range_sets.extend(number for number in old.range_sets if number)
+        if new is None:
+            late.services.append(old.service)
+
+    def _finish(self, late: _Late) -> None:
+        """Write the frontends, then bury what they no longer lead to."""
+        self.maps.put_many("frontends", b"".join(late.upserts), b"".join(late.upserts.values()), len(late.upserts))
+        self.maps.remove("frontends", late.deleted)
+        for index, flags in late.kept_flags:
+            self._backend_memory[index * BACKEND.size + BACKEND_FLAGS_AT] = flags
+        for index in late.dead:
+            self._backend_memory[index * BACKEND.size + BACKEND_FLAGS_AT] = 0
+        self.backends.give_back(*late.dead)
+        for base, count in late.runs:
+            self.runs.give_back(base, count)
+        for number in late.range_sets:
+            self.ranges.give_back(number)
+        for service in late.services:
+            self._service_memory[service * SERVICE.size + SERVICE_FLAGS_AT] = 0
+            self.maps.clear_per_cpu("service_counters", service)
+            self.services.give_back(service)

@@ -67,9 +67,9 @@ def _backend(address: str, port: int) -> str:
     return f" : {address} . {port}"
 
 
-def slot_text(slot: int) -> str:
-    """A slot number as nftables writes a packet priority: in the range ffff:0 and above."""
-    return f"ffff:{slot:x}"
+def number_text(number: int) -> str:
+    """A slot number or an index as nftables writes a packet priority: in the range ffff:0 and above."""
+    return f"ffff:{number:x}"
 
 
 def _needs_hairpin_everywhere(entry: PlanEntry) -> bool:
@@ -114,8 +114,10 @@ class _Compiler:
             self._add(kind.long_names, key, f' comment "{rest}"')
         if frontend.kind is FrontendKind.CLUSTER_IP:
             self.references.append(ElementRef(self.words.target("cluster_ips"), frontend.key.address))
-        for scope in {r.scope for r in frontend.routes if r.action is Action.FORWARD}:
-            self._backends(kind, key, scope)
+        used = {route.scope for route in frontend.routes if route.action is Action.FORWARD}
+        for scope in Scope:
+            if scope in used:
+                self._backends(kind, key, scope)
 
     def hairpin(self) -> None:
         """Add the pairs under which a backend that reached itself is recognised."""
@@ -178,7 +180,7 @@ class _Compiler:
         if not self.entry.affinity_seconds:
             target = self.words.target(kind.endpoints)
             for index, (address, port) in enumerate(order, offset):
-                self.elements[(target, f"{key} . {index}")] = _backend(address, port)
+                self.elements[(target, f"{key} . {number_text(index)}")] = _backend(address, port)
             return
         self._slots(kind, key, order, offset)
 
@@ -186,8 +188,8 @@ class _Compiler:
         slots = self.words.target(kind.slots)
         backends = self.words.target(kind.local_slot_endpoints if offset else kind.slot_endpoints)
         for index, backend in enumerate(order, offset):
-            slot = slot_text(self.placement.slots[backend])
-            self.elements[(slots, f"{key} . {index}")] = f" : {slot}"
+            slot = number_text(self.placement.slots[backend])
+            self.elements[(slots, f"{key} . {number_text(index)}")] = f" : {slot}"
             self.elements[(backends, f"{key} . {slot}")] = _backend(*backend)
 
 

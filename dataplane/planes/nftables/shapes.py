@@ -132,14 +132,16 @@ def _sticky_rules(words: Syntax, kind: Kind, shape: Shape) -> list[str]:
     return [
         f"meta priority set {client} map @{remembered} {remember} {forward}",
         f"delete @{remembered} {{ {client} : meta priority }}",
-        f"meta priority set {kind.key} . {_index(shape, shape.size)} map @{kind.slots}",
+        _choose(shape, shape.size),
+        f"meta priority set {kind.key} . meta priority map @{kind.slots}",
         remember,
         forward,
     ]
 
 
-def _index(shape: Shape, count: int) -> str:
-    return f"numgen random mod {count}" + (f" offset {LOCAL_OFFSET}" if shape.local else "")
+def _choose(shape: Shape, size: int) -> str:
+    """Put the number of a random backend of the first `size` into the packet's priority."""
+    return f"meta priority set numgen random mod {size} offset {0xFFFF0000 + (LOCAL_OFFSET if shape.local else 0)}"
 
 
 def shape_rules(words: Syntax, shape: Shape) -> list[str]:
@@ -159,8 +161,8 @@ def shape_rules(words: Syntax, shape: Shape) -> list[str]:
         rules += _sticky_rules(words, kind, shape)
     else:
         rules += [
-            f"dnat {words.ip} addr . port to {kind.key} . {_index(shape, count)} map @{kind.endpoints}"
-            for count in (shape.size, 1)
+            f"{_choose(shape, size)} dnat {words.ip} addr . port to {kind.key} . meta priority map @{kind.endpoints}"
+            for size in (shape.size, 1)
         ]
     return [*rules, "drop"]
 

@@ -21,17 +21,17 @@ BASE_CHAINS = {
 def _sets(words: Syntax, kind: Kind) -> dict[str, str]:
     """Maps and sets of one kind of frontend key: name to declaration.
 
-    nftables has no type name for the number of a backend, so those maps are declared by `typeof`. There `tcp dport`
-    stands for a port of any protocol: with `th dport`, nftables 1.0.6 cannot add a rule to a map that exists.
+    Numbers of backends have the type of a packet priority, in which they travel. Declared by `typeof` with ports in
+    it, nftables 1.0.6 would either refuse a rule for a map that exists (`th dport`) or silently make the rule match
+    TCP alone (`tcp dport`).
     """
     ways = f"map type {kind.key_type} : classid;"
     backend = f"{words.address_type} . inet_service"
-    number = f"{kind.key.replace('th dport', 'tcp dport')} . numgen random mod 65536"
     return {
         **dict.fromkeys((kind.first, kind.pod, kind.node, kind.outside), ways),
         kind.long_names: f"set type {kind.key_type};",
-        kind.endpoints: f"map typeof {number} : {words.ip} daddr . tcp dport;",
-        kind.slots: f"map typeof {number} : meta priority;",
+        kind.endpoints: f"map type {kind.key_type} . classid : {backend};",
+        kind.slots: f"map type {kind.key_type} . classid : classid;",
         kind.slot_endpoints: f"map type {kind.key_type} . classid : {backend};",
         kind.local_slot_endpoints: f"map type {kind.key_type} . classid : {backend};",
     }

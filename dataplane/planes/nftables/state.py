@@ -130,7 +130,7 @@ class TableReader:
         for name in (kind.endpoints, kind.slots):
             for key, rest in self._maps[name].items():
                 frontend, _, index = key.rpartition(" . ")
-                self._held[(nodeport, frontend)].by_index[int(index)] = rest[3:]
+                self._held[(nodeport, frontend)].by_index[int(index[5:], 16)] = rest[3:]
         for key, rest in self._maps[kind.slot_endpoints].items():
             frontend, _, slot = key.rpartition(" . ")
             self._held[(nodeport, frontend)].slots[slot] = rest[3:]

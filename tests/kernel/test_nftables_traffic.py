@@ -1,0 +1,265 @@
+"""The nftables plane's rules on real packets: which pod answers, whom it sees, and how a refusal looks on the wire."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import msgspec
+import pytest
+
+from dataplane.kernel.netns import in_netns
+from dataplane.model.net import Protocol
+from dataplane.plan.change import EntryChange, PlanChange
+from dataplane.plan.types import FrontendKind, PlanEntry, SourceRanges
+from dataplane.planes.nftables.plane import NftablesPlane
+from tests.kernel.nftables_net import (
+    CLIENT,
+    GATEWAY,
+    LB,
+    NODE,
+    NODE_CONFIG,
+    PODS,
+    UNUSED,
+    VIP,
+    Network,
+    ask,
+    entry,
+    ip,
+    network,
+    plan_of,
+    pods,
+)
+
+QUICK = 0.4
+BOTH = pytest.mark.parametrize("version", [4, 6])
+TRANSPORTS = pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+
+
+@pytest.fixture
+def net(make_namespace: Callable[[str], str]) -> Iterator[Network]:
+    with network(make_namespace) as made:
+        yield made
+
+
+@pytest.fixture
+def plane(net: Network) -> NftablesPlane:
+    return in_netns(net.node, NftablesPlane)
+
+
+def change(old: PlanEntry | None, new: PlanEntry | None) -> PlanChange:
+    return PlanChange((EntryChange(old, new),))
+
+
+@BOTH
+@TRANSPORTS
+def test_cluster_ip_reaches_every_pod_and_masquerades_who_is_not_a_pod(
+    net: Network, plane: NftablesPlane, version: int, protocol: Protocol
+) -> None:
+    plane.load(plan_of(entry(version, pods(version, 0, 1), protocol=protocol)))
+    answers = Counter(ask(net.client, VIP[version], protocol=protocol) for _ in range(40))
+    assert set(answers) == {f"{number} {GATEWAY[version]}" for number in (0, 1)}
+    # A pod keeps its address.
+    assert {ask(net.pods[2], VIP[version], protocol=protocol) for _ in range(20)} == {
+        f"{number} {PODS[version][2]}" for number in (0, 1)
+    }
+    # The node itself is served, too.
+    assert {ask(net.node, VIP[version], protocol=protocol) for _ in range(20)} == {
+        f"{number} {GATEWAY[version]}" for number in (0, 1)
+    }
+
+
+@BOTH
+@TRANSPORTS
+def test_a_pod_reaches_itself_through_its_service(
+    net: Network, plane: NftablesPlane, version: int, protocol: Protocol
+) -> None:
+    plane.load(plan_of(entry(version, pods(version, 0), protocol=protocol)))
+    assert ask(net.pods[0], VIP[version], protocol=protocol) == f"0 {GATEWAY[version]}"
+
+
+@BOTH
+@TRANSPORTS
+def test_refusal_and_silence(net: Network, plane: NftablesPlane, version: int, protocol: Protocol) -> None:
+    """REJECT answers at once, DROP never: no endpoints, endpoints elsewhere, unknown ports, unknown addresses."""
+    nobody = entry(version, (), protocol=protocol)
+    elsewhere = entry(
+        version, pods(version, 0, local=False), (), protocol=protocol, internal_local=True, port=81, name="elsewhere"
+    )
+    plane.load(plan_of(nobody, elsewhere))
+    for source in (net.client, net.pods[0], net.node):
+        assert ask(source, VIP[version], 80, protocol) == "refused"
+        assert ask(source, VIP[version], 81, protocol, wait=QUICK) == "silence"
+        assert ask(source, VIP[version], 9999, protocol) == "refused"
+        assert ask(source, UNUSED[version], 80, protocol, wait=QUICK) == "silence"
+
+
+@BOTH
+def test_node_port_and_local_policy(net: Network, plane: NftablesPlane, version: int) -> None:
+    """Policy Local: outside clients keep their address and reach local pods only; pods and the node reach all."""
+    local = pods(version, 0)
+    cluster = local + pods(version, 1, local=False)
+    service = entry(version, cluster, local, kind=FrontendKind.NODE_PORT, address="", port=30080, external_local=True)
+    plane.load(plan_of(service))
+    assert {ask(net.client, NODE[version], 30080) for _ in range(20)} == {f"0 {CLIENT[version]}"}
+    assert {ask(net.pods[2], NODE[version], 30080) for _ in range(30)} == {f"{n} {PODS[version][2]}" for n in (0, 1)}
+    assert {ask(net.node, NODE[version], 30080) for _ in range(30)} == {f"{n} {GATEWAY[version]}" for n in (0, 1)}
+    # An address that is not among the node-port addresses does not answer.
+    assert ask(net.client, GATEWAY[version], 30080) == "refused"
+    away = msgspec.structs.replace(
+        entry(
+            version,
+            pods(version, 1, local=False),
+            (),
+            kind=FrontendKind.NODE_PORT,
+            address="",
+            port=30080,
+            external_local=True,
+        )
+    )
+    plane.apply(change(service, away))
+    assert ask(net.client, NODE[version], 30080, wait=QUICK) == "silence"
+    assert ask(net.pods[2], NODE[version], 30080) == f"1 {PODS[version][2]}"
+
+
+@BOTH
+def test_node_ports_on_any_local_address(net: Network, plane: NftablesPlane, version: int) -> None:
+    node = msgspec.structs.replace(
+        NODE_CONFIG, nodeports=msgspec.structs.replace(NODE_CONFIG.nodeports, any_local=True, addresses=())
+    )
+    service = entry(version, pods(version, 0), kind=FrontendKind.NODE_PORT, address="", port=30080)
+    plane.load(plan_of(service, node=node))
+    for address in (NODE[version], GATEWAY[version]):
+        assert ask(net.client, address, 30080) == f"0 {GATEWAY[version]}"
+    loopback = "127.0.0.1" if version == 4 else "::1"
+    assert ask(net.node, loopback, 30080) == "refused"
+    # Back to named addresses, by a change of the node alone.
+    plane.apply(PlanChange(node=NODE_CONFIG))
+    assert ask(net.client, GATEWAY[version], 30080) == "refused"
+    assert ask(net.client, NODE[version], 30080) == f"0 {GATEWAY[version]}"
+
+
+@BOTH
+def test_source_ranges(net: Network, plane: NftablesPlane, version: int) -> None:
+    def limited(ranges: SourceRanges | None) -> PlanEntry:
+        return entry(version, pods(version, 0), kind=FrontendKind.LOAD_BALANCER, address=LB[version], ranges=ranges)
+
+    inside, outside = ("192.0.2.0/24", "203.0.113.0/25") if version == 4 else ("2001:db8::/64", "2001:db8:9::/49")
+    current = limited(SourceRanges((inside,)))
+    plane.load(plan_of(current))
+    assert ask(net.client, LB[version]) == f"0 {GATEWAY[version]}"
+    for ranges, expected in (
+        (SourceRanges((outside,)), "silence"),
+        (SourceRanges((outside, f"{CLIENT[version]}/{32 if version == 4 else 128}")), f"0 {GATEWAY[version]}"),
+        (SourceRanges(()), "silence"),
+        (None, f"0 {GATEWAY[version]}"),
+        (SourceRanges(("0.0.0.0/0" if version == 4 else "::/0",)), f"0 {GATEWAY[version]}"),
+    ):
+        changed = limited(ranges)
+        plane.apply(change(current, changed))
+        current = changed
+        assert ask(net.client, LB[version], wait=QUICK) == expected
+    # The frontend's own address as source: a node that holds the address sends from it.
+    ip(net.node, "address", "add", LB[version], "dev", "lo", *(("nodad",) if version == 6 else ()))
+    for own, expected in ((True, f"0 {GATEWAY[version]}"), (False, "silence")):
+        changed = limited(SourceRanges((outside,), own_address=own))
+        plane.apply(change(current, changed))
+        current = changed
+        assert ask(net.node, LB[version], source=LB[version], wait=QUICK) == expected
+
+
+@BOTH
+@TRANSPORTS
+def test_affinity_sticks_expires_and_moves(
+    net: Network, plane: NftablesPlane, version: int, protocol: Protocol
+) -> None:
+    def sticky(*numbers: int, seconds: int = 60) -> PlanEntry:
+        return entry(version, pods(version, *numbers), protocol=protocol, affinity=seconds)
+
+    def several(count: int = 12) -> set[str]:
+        return {ask(net.client, VIP[version], protocol=protocol).split()[0] for _ in range(count)}
+
+    current = sticky(0, 1, 2)
+    plane.load(plan_of(current))
+    first = several()
+    assert len(first) == 1
+    own = int(next(iter(first)))
+    # Others come and go: the client stays. A priority is carried between rules and does not leave the node.
+    others = [number for number in range(3) if number != own]
+    for numbers in ((own, others[0]), (own, others[1]), (own,), (own, *others), (0, 1, 2)):
+        changed = sticky(*sorted(numbers))
+        plane.apply(change(current, changed))
+        current = changed
+        assert several(6) == first
+    # Its own goes: it moves at once, and sticks again.
+    changed = sticky(*others)
+    plane.apply(change(current, changed))
+    current = changed
+    moved = several()
+    assert len(moved) == 1
+    assert moved < {str(number) for number in others}
+    # A second of silence ends a timeout of one second: over time, more than one pod answers.
+    changed = sticky(0, 1, 2, seconds=1)
+    plane.apply(change(current, changed))
+    seen: set[str] = set()
+    for _ in range(12):
+        burst = several(3)
+        assert len(burst) == 1
+        seen |= burst
+        if len(seen) > 1:
+            break
+        time.sleep(1.6)
+    assert len(seen) > 1
+
+
+@BOTH
+def test_affinity_of_node_ports_and_local_sets(net: Network, plane: NftablesPlane, version: int) -> None:
+    service = entry(
+        version,
+        pods(version, 0, 1, 2),
+        pods(version, 0, 1),
+        kind=FrontendKind.NODE_PORT,
+        address="",
+        port=30080,
+        external_local=True,
+        affinity=60,
+    )
+    plane.load(plan_of(service))
+    outside = {ask(net.client, NODE[version], 30080) for _ in range(12)}
+    assert len(outside) == 1
+    assert outside < {f"{number} {CLIENT[version]}" for number in (0, 1)}
+    # Its pod leaves the Local set but stays in the Cluster set: an outside client moves, too.
+    own = int(next(iter(outside)).split()[0])
+    less = entry(
+        version,
+        pods(version, 0, 1, 2),
+        pods(version, 1 - own),
+        kind=FrontendKind.NODE_PORT,
+        address="",
+        port=30080,
+        external_local=True,
+        affinity=60,
+    )
+    plane.apply(change(service, less))
+    assert {ask(net.client, NODE[version], 30080) for _ in range(6)} == {f"{1 - own} {CLIENT[version]}"}
+
+
+@BOTH
+def test_choice_is_uniform(net: Network, plane: NftablesPlane, version: int) -> None:
+    plane.load(plan_of(entry(version, pods(version, 0, 1, 2), protocol=Protocol.UDP)))
+    count = 600
+    seen = Counter(ask(net.client, VIP[version], protocol=Protocol.UDP).split()[0] for _ in range(count))
+    chi_square = sum((seen[str(number)] - count / 3) ** 2 / (count / 3) for number in range(3))
+    assert chi_square < 23.0  # two degrees of freedom: exceeded once in 100,000 runs
+
+
+@BOTH
+def test_changes_take_effect_at_once(net: Network, plane: NftablesPlane, version: int) -> None:
+    one, two, none = (entry(version, pods(version, *numbers)) for numbers in ((0,), (1, 2), ()))
+    plane.load(plan_of(none))
+    assert ask(net.client, VIP[version]) == "refused"
+    plane.apply(change(none, one))
+    assert ask(net.client, VIP[version]) == f"0 {GATEWAY[version]}"
+    plane.apply(change(one, two))
+    assert {ask(net.client, VIP[version])[0] for _ in range(20)} == {"1", "2"}
+    plane.apply(change(two, None))
+    assert ask(net.client, VIP[version], wait=QUICK) == "silence"

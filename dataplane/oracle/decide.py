@@ -30,7 +30,7 @@ class Oracle:
 
     It is a snapshot: make a new one after the plan has changed. `notes` gives further sentences for the reasons of
     an entry, such as how its endpoints came about.
-    Raises ValueError when two entries of the plan claim one frontend, which no planner may let happen.
+    Raises ValueError when a plan holds one frontend twice, which no planner may let happen.
     """
 
     def __init__(self, plan: Plan, notes: Notes = _no_notes) -> None:
@@ -42,7 +42,7 @@ class Oracle:
         self._health_ports = {check.port: f"{check.namespace}/{check.name}" for check in plan.health_checks.values()}
         for frontend, entry in plan.frontends():
             claimed = self._index.setdefault(frontend.key, (frontend, entry))
-            if claimed[1] is not entry:
+            if claimed[0] is not frontend:
                 raise ValueError(f"{frontend.key} is claimed by {claimed[1].key.service} and by {entry.key.service}")
             if frontend.kind is FrontendKind.CLUSTER_IP:
                 self._owners.setdefault(frontend.key.address, []).append(Owner(entry.key, frontend.key.port))

@@ -44,6 +44,11 @@ def _subset(values: tuple[str, ...], most: int = 2) -> st.SearchStrategy[list[st
     return st.lists(st.sampled_from(values), unique=True, max_size=most)
 
 
+# One place, at times two, and now and then an empty list, which counts as no hint.
+_HINTED_ZONES = st.sampled_from((["za"], ["zb"], ["zb"], ["za", "zb"], []))
+_HINTED_NODES = st.sampled_from((["n1"], ["n2"], ["n2"], ["n1", "n2"], []))
+
+
 @st.composite
 def service_ports(draw: st.DrawFn, with_node_ports: bool) -> list[Object]:
     names = draw(st.sampled_from((("",), ("web",), ("web", "dns"), ("web", "dns", "alt"))))
@@ -63,7 +68,11 @@ def service_ports(draw: st.DrawFn, with_node_ports: bool) -> list[Object]:
 
 @st.composite
 def services(draw: st.DrawFn, namespace: str, name: str) -> Object:
-    kind = draw(st.sampled_from(("ClusterIP", "NodePort", "LoadBalancer", "LoadBalancer", "ExternalName")))
+    kind = draw(
+        st.sampled_from(
+            ("ClusterIP", "NodePort", "LoadBalancer", "LoadBalancer", "NodePort", "ClusterIP", "ExternalName")
+        )
+    )
     versions = draw(st.sampled_from(((4,), (6,), (4, 6), (6, 4))))
     ips = [draw(st.sampled_from(CLUSTER_IPS[version])) for version in versions]
     spec: Object = {"type": kind}
@@ -106,9 +115,11 @@ def services(draw: st.DrawFn, namespace: str, name: str) -> Object:
 @st.composite
 def endpoints(draw: st.DrawFn, version: int, hint: str) -> Object:
     endpoint: Object = {"addresses": [draw(st.sampled_from(PODS[version]))]}
-    mood = draw(st.sampled_from(("plain", "plain", "plain", "terminating", "any")))
+    mood = draw(st.sampled_from(("plain", "plain", "plain", "terminating", "unready", "any")))
     if mood == "terminating":
         endpoint["conditions"] = {"ready": False, "serving": True, "terminating": True}
+    elif mood == "unready":
+        endpoint["conditions"] = {"ready": False, "serving": True}
     elif mood == "any":
         flag = st.sampled_from((None, True, False))
         endpoint["conditions"] = {key: draw(flag) for key in ("ready", "serving", "terminating")}
@@ -116,9 +127,9 @@ def endpoints(draw: st.DrawFn, version: int, hint: str) -> Object:
     if node:
         endpoint["nodeName"] = node
     if hint in ("zones", "both"):
-        endpoint["hints"] = {"forZones": [{"name": z} for z in draw(_subset(("za", "zb")))]}
+        endpoint["hints"] = {"forZones": [{"name": z} for z in draw(_HINTED_ZONES)]}
     if hint in ("nodes", "both"):
-        endpoint.setdefault("hints", {})["forNodes"] = [{"name": n} for n in draw(_subset(("n1", "n2")))]
+        endpoint.setdefault("hints", {})["forNodes"] = [{"name": n} for n in draw(_HINTED_NODES)]
     return endpoint
 
 
@@ -135,7 +146,7 @@ def slices(draw: st.DrawFn, namespace: str, name: str, owner: Object, version: i
         labels = {}
     elif strange == 2:
         labels["service.kubernetes.io/headless"] = ""
-    hint = draw(st.sampled_from(("", "", "zones", "nodes", "both")))
+    hint = draw(st.sampled_from(("", "zones", "nodes", "both")))
     named = _wanted_ports(owner) or [("web", "TCP")]
     if strange == 3:
         named = [("web", draw(PROTOCOLS)), ("other", "TCP")]
@@ -228,7 +239,7 @@ def packets(draw: st.DrawFn, objects: list[Object]) -> NaivePacket:
 def scenes(draw: st.DrawFn) -> tuple[list[Object], NaiveNode, list[NaivePacket]]:
     """A cluster, this node, and some packets."""
     objects = draw(clusters())
-    return objects, draw(nodes()), draw(st.lists(packets(objects), min_size=3, max_size=15))
+    return objects, draw(nodes()), draw(st.lists(packets(objects), min_size=6, max_size=16))
 
 
 def node_config(node: NaiveNode) -> NodeConfig:

@@ -38,6 +38,7 @@ class Command(enum.IntEnum):
     OBJ_GET = 7
     PROG_TEST_RUN = 10
     OBJ_GET_INFO_BY_FD = 15
+    PROG_QUERY = 16
     MAP_LOOKUP_BATCH = 24
     MAP_UPDATE_BATCH = 26
     MAP_DELETE_BATCH = 27
@@ -375,6 +376,16 @@ def link_update(link: int, program: int) -> None:
 def link_detach(link: int) -> None:
     """Detach a link at once, whoever else holds a descriptor or a pin of it."""
     _bpf(Command.LINK_DETACH, struct.pack("=I", link), "link")
+
+
+def attached_programs(target: int, attach: AttachType) -> list[int]:
+    """Ids of the programs attached to a control group, or to a device (by ifindex) for XDP and tcx."""
+    room = 64
+    ids = _ffi.new("unsigned int[]", room)
+    attr = struct.pack("=IIIIQII", target, attach, 0, 0, _pointer(ids), room, 0)
+    _, buffer = _bpf(Command.PROG_QUERY, attr, f"{attach.name} on {target}")
+    (count,) = struct.unpack_from("=I", _ffi.buffer(buffer, _ATTR_SIZE), 24)
+    return [ids[index] for index in range(count)]
 
 
 def run_program(

@@ -21,7 +21,6 @@ from dataplane.kernel.bpf import BPF_FS_MAGIC
 from dataplane.planes.base import PlaneError
 
 MOUNT_POINT = Path("/run/hotplane/bpf")
-_LOCK = Path("/run/hotplane/bpf.lock")
 _SO_NETNS_COOKIE = 71
 _MAPS = "maps-"
 
@@ -72,19 +71,14 @@ def _run_outside(outer: int | None, *command: str) -> None:
 
 @contextmanager
 def _locked() -> Iterator[None]:
-    """Mounting and unmounting are one process's at a time. The lock's file goes with its last user, so whoever gets the
-    lock of a file that is not there any more tries again."""
-    while True:
-        _LOCK.parent.mkdir(parents=True, exist_ok=True)
-        with _LOCK.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _LOCK.exists() or not os.path.samestat(_LOCK.stat(), os.fstat(lock.fileno())):
-                continue
-            try:
-                yield
-            finally:
-                _LOCK.unlink()
-            return
+    """Mounting and unmounting are one process's at a time. The lock is on a directory that is always there, so that
+    it leaves nothing behind."""
+    lock = os.open(MOUNT_POINT.parents[1], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 @cache
@@ -172,6 +166,7 @@ class PinDirectory:
                 outer = _outer_process()
                 _run_outside(outer, "umount", "--lazy", str(MOUNT_POINT))  # other users may hold it open for a moment
                 _run_outside(outer, "rmdir", str(MOUNT_POINT))
+                _run_outside(outer, "rmdir", "--ignore-fail-on-non-empty", str(MOUNT_POINT.parent))
                 _held.cache_clear()
 
 

@@ -1,0 +1,248 @@
+"""Connect-time balancing with real sockets: TCP and UDP, IPv4, IPv6 and IPv4-mapped, from pods and from the node."""
+
+import errno
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import msgspec
+import pytest
+
+from dataplane.kernel import netns
+from dataplane.model.net import Family, Protocol
+from dataplane.plan.change import PlanChange, apply_change, diff
+from dataplane.plan.rows import rows
+from dataplane.plan.types import Plan, PlanEntry, SourceRanges
+from dataplane.planes.ebpf.layout import constant, hook_names, reason_names
+from dataplane.planes.ebpf.plane import EbpfPlane
+from dataplane.planes.ebpf.programs import CONNECT_PROGRAMS, ConnectHook
+from dataplane.planes.ebpf.sockets import SocketCleaner
+from dataplane.policy.endpoints import Backend
+from tests.kernel.ebpf_lab import (
+    BACKEND_PORT,
+    BACKENDS,
+    CLUSTER_IP,
+    NODE,
+    NODE_ADDRESSES,
+    POD_ADDRESSES,
+    SMALL,
+    Node,
+    NoSlowPath,
+    built_node,
+    plan_of,
+    service,
+)
+
+FAMILIES = (Family.IPV4, Family.IPV6)
+
+
+class Bench:
+    """A node with a plane on it, whose plan a test replaces at will."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.cleaner = SocketCleaner(node.group)
+        with netns.netns(node.names["node"]):
+            self.plane = EbpfPlane(NoSlowPath(), [ConnectHook(node.group)], SMALL, cleaner=self.cleaner)
+        self.plan = plan_of()
+        self.plane.load(plan_of())
+        self.pod, self.own = node.process("pod"), node.process("node")
+
+    def become(self, *entries: PlanEntry, plan: Plan | None = None) -> PlanChange:
+        """Apply what leads to a plan with these entries; the maps must hold just that afterwards."""
+        new = plan or plan_of(*entries)
+        change = diff(self.plan, new)
+        self.plane.apply(change)
+        apply_change(self.plan, change)
+        assert self.plane.read_back() == rows(new)
+        return change
+
+    def counted(self, hook: str, reason: str) -> int:
+        index = hook_names().index(hook) * constant("REASON_COUNT") + reason_names().index(reason)
+        return sum(int.from_bytes(value, "little") for value in self.plane.tables.maps.per_cpu("counters", index))
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    with built_node("conn") as node:
+        bench = Bench(node)
+        try:
+            yield bench
+        finally:
+            bench.plane.cleanup()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("caller", ["pod", "own"])
+def test_tcp_reaches_every_backend_and_believes_in_the_frontend(bench: Bench, family: Family, caller: str) -> None:
+    bench.become(service("a", family=family))
+    process = bench.pod if caller == "pod" else bench.own
+    seen: Counter[str] = Counter()
+    for _ in range(60):
+        server, client, peer = process.call("fetch", family.socket_family, CLUSTER_IP[family], 80)
+        seen[server] += 1
+        assert peer == (CLUSTER_IP[family], 80)
+        if caller == "pod":
+            assert client == POD_ADDRESSES[FAMILIES.index(family)]  # no masquerade: the pod itself connects
+    assert sorted(seen) == BACKENDS[family]
+
+
+def test_choice_is_uniform(bench: Bench) -> None:
+    bench.become(service("a"))
+    seen = Counter(bench.pod.call("fetch_many", socket.AF_INET, CLUSTER_IP[Family.IPV4], 80, 900))
+    # Chi-square with 2 degrees of freedom: above 27.6 once in a million runs.
+    assert sum((seen[backend] - 300) ** 2 / 300 for backend in BACKENDS[Family.IPV4]) < 27.6
+
+
+def test_ipv4_mapped_socket(bench: Bench) -> None:
+    bench.become(service("a"))
+    server, _, peer = bench.pod.call("fetch", socket.AF_INET6, f"::ffff:{CLUSTER_IP[Family.IPV4]}", 80)
+    assert server in BACKENDS[Family.IPV4]
+    assert peer == (f"::ffff:{CLUSTER_IP[Family.IPV4]}", 80)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_connected_udp_sees_the_frontend(bench: Bench, family: Family) -> None:
+    bench.become(service("a", Protocol.UDP, family))
+    bench.pod.call("open", "s", family.socket_family, socket.SOCK_DGRAM)
+    assert bench.pod.call("connect", "s", CLUSTER_IP[family], 80) == (CLUSTER_IP[family], 80)
+    first, sender = bench.pod.call("ask", "s")
+    assert sender == (CLUSTER_IP[family], 80)
+    assert all(bench.pod.call("ask", "s")[0] == first for _ in range(5))
+    bench.pod.call("close", "s")
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, None])
+def test_unconnected_udp_sticks_while_its_backend_lives(bench: Bench, family: Family | None) -> None:
+    kind = family or Family.IPV4
+    target = CLUSTER_IP[kind] if family else f"::ffff:{CLUSTER_IP[kind]}"
+    bench.become(service("a", Protocol.UDP, kind))
+    bench.pod.call("open", "s", family.socket_family if family else socket.AF_INET6, socket.SOCK_DGRAM)
+    first, sender = bench.pod.call("ask_at", "s", target, 80)
+    assert sender == (target, 80)
+    assert {bench.pod.call("ask_at", "s", target, 80)[0] for _ in range(8)} == {first}
+    rest = tuple(Backend(address, BACKEND_PORT) for address in BACKENDS[kind] if address != first)
+    bench.become(service("a", Protocol.UDP, kind, backends=rest))
+    second, sender = bench.pod.call("ask_at", "s", target, 80)
+    assert second != first
+    assert sender == (target, 80)
+    bench.pod.call("close", "s")
+
+
+def test_connected_udp_does_not_stay_on_a_removed_endpoint(bench: Bench) -> None:
+    bench.become(service("a", Protocol.UDP))
+    bench.pod.call("open", "s", socket.AF_INET, socket.SOCK_DGRAM)
+    bench.pod.call("connect", "s", CLUSTER_IP[Family.IPV4], 80)
+    first, _ = bench.pod.call("ask", "s")
+    bench.pod.call("open", "direct", socket.AF_INET, socket.SOCK_DGRAM)
+    bench.pod.call("connect", "direct", first, BACKEND_PORT)
+    rest = tuple(Backend(address, BACKEND_PORT) for address in BACKENDS[Family.IPV4] if address != first)
+    bench.become(service("a", Protocol.UDP, backends=rest))
+    assert bench.cleaner.flush(10)
+    with pytest.raises(OSError) as caught:
+        bench.pod.call("ask", "s")
+    assert caught.value.errno in (errno.ECONNABORTED, errno.EDESTADDRREQ)
+    bench.pod.call("clear_error", "s")
+    bench.pod.call("connect", "s", CLUSTER_IP[Family.IPV4], 80)
+    assert bench.pod.call("ask", "s")[0] != first
+    assert bench.pod.call("ask", "direct")[0] == first  # connected to the endpoint itself: none of our business
+    bench.pod.call("close", "s")
+    bench.pod.call("close", "direct")
+
+
+@pytest.mark.parametrize("caller", ["pod", "own"])
+@pytest.mark.parametrize("address", NODE_ADDRESSES)
+def test_node_port_answers_on_node_addresses_only(bench: Bench, caller: str, address: str) -> None:
+    family = Family.IPV6 if ":" in address else Family.IPV4
+    bench.become(service("a", family=family, node_port=30080))
+    process = bench.pod if caller == "pod" else bench.own
+    server, _, peer = process.call("fetch", family.socket_family, address, 30080)
+    assert server in BACKENDS[family]
+    assert peer == (address, 30080)
+    with pytest.raises(ConnectionRefusedError):  # another node's port is not this node's business
+        process.call("fetch", family.socket_family, BACKENDS[family][0], 30080)
+    with pytest.raises(ConnectionRefusedError):
+        process.call("fetch", family.socket_family, "::1" if ":" in address else "127.0.0.1", 30080)
+
+
+def test_pod_reaches_itself(bench: Bench) -> None:
+    process = bench.node.process("pod")
+    process.call("serve", [POD_ADDRESSES[0]], 9090)
+    bench.become(service("a", backends=(Backend(POD_ADDRESSES[0], 9090, True),)))
+    server, client, _ = bench.pod.call("fetch", socket.AF_INET, CLUSTER_IP[Family.IPV4], 80)
+    assert (server, client) == (POD_ADDRESSES[0], POD_ADDRESSES[0])
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        (service("a", backends=()), "no_endpoint"),
+        (service("a", internal_local=True), "policy_drop"),
+        (service("a", masquerade_all=True), None),
+        (service("a", ranges=SourceRanges(("10.0.0.0/8",))), "source_unknown"),
+    ],
+)
+def test_what_is_left_to_the_slow_path(bench: Bench, entry: PlanEntry, reason: str | None) -> None:
+    node = msgspec.structs.replace(NODE, masquerade_all=reason is None)
+    bench.become(plan=plan_of(entry, node=node))
+    before = bench.counted("connect", reason or "masquerade")
+    with pytest.raises(OSError):
+        bench.pod.call("fetch", socket.AF_INET, CLUSTER_IP[Family.IPV4], 80)
+    assert bench.counted("connect", reason or "masquerade") == before + 1
+    bench.become(plan=plan_of())
+
+
+def test_external_policy_local_lets_pods_and_the_node_use_the_cluster_set(bench: Bench) -> None:
+    one = (Backend(BACKENDS[Family.IPV4][0], BACKEND_PORT, True),)
+    bench.become(service("a", local=one, node_port=30081, external_local=True))
+    for process in (bench.pod, bench.own):
+        seen = set(process.call("fetch_many", socket.AF_INET, NODE_ADDRESSES[0], 30081, 40))
+        assert seen == set(BACKENDS[Family.IPV4])
+
+
+def test_internal_policy_local_uses_the_local_set(bench: Bench) -> None:
+    one = (Backend(BACKENDS[Family.IPV4][1], BACKEND_PORT, True),)
+    bench.become(service("a", local=one, internal_local=True))
+    assert set(bench.pod.call("fetch_many", socket.AF_INET, CLUSTER_IP[Family.IPV4], 80, 20)) == {one[0].address}
+
+
+def test_affinity_survives_changes_to_others_and_moves_when_its_own_goes(bench: Bench) -> None:
+    bench.become(service("a", affinity=600))
+    address = CLUSTER_IP[Family.IPV4]
+    (first,) = set(bench.pod.call("fetch_many", socket.AF_INET, address, 80, 20))
+    others = [backend for backend in BACKENDS[Family.IPV4] if backend != first]
+    bench.become(service("a", affinity=600, backends=(Backend(first, BACKEND_PORT), Backend(others[0], BACKEND_PORT))))
+    assert set(bench.pod.call("fetch_many", socket.AF_INET, address, 80, 20)) == {first}
+    bench.become(service("a", affinity=600, backends=tuple(Backend(b, BACKEND_PORT) for b in others)))
+    (second,) = set(bench.pod.call("fetch_many", socket.AF_INET, address, 80, 20))
+    assert second in others
+    bench.become(service("a", affinity=600))  # the first comes back, as a new tenant
+    assert set(bench.pod.call("fetch_many", socket.AF_INET, address, 80, 20)) == {second}
+
+
+def test_affinity_ends_after_its_time(bench: Bench) -> None:
+    bench.become(service("a", affinity=1))
+    maps = bench.plane.tables.maps
+    seen = set()
+    for _ in range(40):
+        seen.add(bench.pod.call("fetch", socket.AF_INET, CLUSTER_IP[Family.IPV4], 80)[0])
+        for key, value in list(maps.items("affinity")):  # let two seconds pass
+            stamp = int.from_bytes(value[8:], "little") - 2_000_000_000
+            maps.put("affinity", key, value[:8] + stamp.to_bytes(8, "little"))
+    assert seen == set(BACKENDS[Family.IPV4])
+
+
+def test_other_control_groups_are_left_alone(bench: Bench) -> None:
+    bench.become(service("a"))
+    stranger = bench.node.process("pod", bench.node.group.parent)
+    with pytest.raises(OSError):
+        stranger.call("fetch", socket.AF_INET, CLUSTER_IP[Family.IPV4], 80)
+
+
+def test_every_program_has_a_bounded_size(bench: Bench, record_property: Callable[[str, object], None]) -> None:
+    (hook,) = bench.plane.hooks
+    assert isinstance(hook, ConnectHook)
+    assert set(hook.instructions) == set(CONNECT_PROGRAMS)
+    for name, count in sorted(hook.instructions.items()):
+        record_property(f"instructions of {name}", count)
+        assert count < 1500

@@ -1,0 +1,303 @@
+"""The plane's state in the kernel: read-back of any sequence of plans, adoption, rebuild, full maps, cleanup."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dataplane.kernel import bpf, cgroup, netns
+from dataplane.model.net import Family, Protocol
+from dataplane.plan.change import EntryChange, PlanChange, diff
+from dataplane.plan.rows import rows
+from dataplane.plan.types import Plan, PlanEntry, SourceRanges
+from dataplane.planes.ebpf import pins
+from dataplane.planes.ebpf.adopt import adopt
+from dataplane.planes.ebpf.layout import layout_version
+from dataplane.planes.ebpf.plane import EbpfPlane
+from dataplane.planes.ebpf.programs import CONNECT_PROGRAMS, ConnectHook
+from dataplane.planes.ebpf.tables import Tables
+from dataplane.policy.endpoints import Backend
+from tests.kernel.ebpf_lab import SMALL, NoSlowPath, plan_of, service
+
+FAMILIES = (Family.IPV4, Family.IPV6)
+
+
+@st.composite
+def entries(draw: st.DrawFn, number: int) -> PlanEntry:
+    """A Service port with its own address, any backends and policies."""
+    family = draw(st.sampled_from(FAMILIES))
+    prefix, address = ("10.244.9.", "172.30.1.") if family is Family.IPV4 else ("fd00:244:9::", "fd00:30:1::")
+    chosen = sorted(draw(st.sets(st.integers(2, 30), max_size=12)))
+    backends = tuple(sorted(Backend(f"{prefix}{n}", 8080, n % 3 == 0) for n in chosen))
+    cidrs = st.sampled_from(
+        ("10.0.0.0/8", "192.0.2.7/32", "0.0.0.0/0") if family is Family.IPV4 else ("2001:db8::/32", "::/0")
+    )
+    ranges = st.builds(SourceRanges, st.lists(cidrs, unique=True, max_size=3).map(tuple), st.booleans())
+    return service(
+        f"s{number}",
+        draw(st.sampled_from((Protocol.TCP, Protocol.UDP))),
+        family,
+        backends=backends,
+        local=tuple(backend for backend in backends if backend.local),
+        affinity=draw(st.sampled_from((0, 10800))),
+        node_port=draw(st.sampled_from((0, 30000 + number))),
+        address=f"{address}{number}",
+        external_local=draw(st.booleans()),
+        internal_local=draw(st.booleans()),
+        ranges=draw(st.none() | ranges),
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    numbers = draw(st.sets(st.integers(1, 8)))
+    return plan_of(*(draw(entries(number)) for number in sorted(numbers)))
+
+
+@pytest.fixture
+def make_plane(namespace: str) -> Iterator[Callable[..., EbpfPlane]]:
+    """Planes of one network namespace; nothing of them is left afterwards."""
+    made: list[EbpfPlane] = []
+
+    def make(**options: object) -> EbpfPlane:
+        with netns.netns(namespace):
+            made.append(EbpfPlane(NoSlowPath(), **({"sizes": SMALL} | options)))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for plane in made:
+        plane.cleanup()
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    path = cgroup.ensure_root() / f"hotplane-test-maps-{os.getpid()}"
+    path.mkdir()
+    yield path
+    cgroup.remove(path)
+
+
+def _no_index_is_lost(tables: Tables) -> None:
+    """Every index is either an entry's or free: what a fresh look at the maps finds in use, the tables know as such."""
+    used = {index for installed in tables.installed.values() for index in installed.backends}
+    found, broken = adopt(tables.maps)
+    assert not broken
+    assert used == {index for installed in found.installed.values() for index in installed.backends}
+    assert {i.service for i in tables.installed.values()} == {i.service for i in found.installed.values()}
+    assert tables.owners == found.owners
+
+
+@given(sequence=st.lists(plans(), min_size=1, max_size=5))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_sequence_of_plans_reads_back(make_plane: Callable[..., EbpfPlane], sequence: list[Plan]) -> None:
+    plane, before = make_plane(), plan_of()
+    plane.load(before)
+    for plan in [*sequence, plan_of()]:
+        plane.apply(diff(before, plan))
+        assert plane.read_back() == rows(plan)
+        _no_index_is_lost(plane.tables)
+        before = plan
+    plane.close()
+
+
+@given(before=plans(), after=plans())
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_later_daemon_adopts_and_goes_on(make_plane: Callable[..., EbpfPlane], before: Plan, after: Plan) -> None:
+    first = make_plane()
+    first.load(before)
+    kept = {key: installed.service for key, installed in first.tables.installed.items()}
+    first.close()
+    second = make_plane()
+    second.load(after)
+    assert second.read_back() == rows(after)
+    _no_index_is_lost(second.tables)
+    for key, installed in second.tables.installed.items():
+        assert kept.get(key, installed.service) == installed.service
+    second.apply(diff(after, before))
+    assert second.read_back() == rows(before)
+    second.close()
+
+
+@given(before=plans(), after=plans(), writes=st.integers(0, 40))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_daemon_that_dies_between_any_two_steps_is_understood(
+    make_plane: Callable[..., EbpfPlane], monkeypatch: pytest.MonkeyPatch, before: Plan, after: Plan, writes: int
+) -> None:
+    """The writes of a change are cut off after so many; the next daemon must still arrive at its plan."""
+
+    class Dies(Exception):
+        pass
+
+    def cut(left: list[int], function: Callable[..., object]) -> Callable[..., object]:
+        def counted(*arguments: object) -> object:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Dies
+            return function(*arguments)
+
+        return counted
+
+    first, left = make_plane(), [writes]
+    first.load(before)
+    with monkeypatch.context() as patched:
+        for target, name in (
+            (first.tables, "_fill"),
+            (first.tables, "_retire"),
+            (first.tables, "_finish"),
+            (first.tables.maps, "put_many"),
+            (first.tables.maps, "remove"),
+            (first.tables.backends, "give_back"),
+        ):
+            patched.setattr(target, name, cut(left, getattr(target, name)))
+        try:
+            first.apply(diff(before, after))
+        except Dies:
+            left[0] = 0
+    first.close()
+    second = make_plane()
+    second.load(after)
+    assert second.read_back() == rows(after)
+    _no_index_is_lost(second.tables)
+    second.close()
+
+
+def test_other_sizes_keep_indices_and_flow_state(make_plane: Callable[..., EbpfPlane]) -> None:
+    plan = plan_of(service("a"), service("b", Protocol.UDP, Family.IPV6))
+    first = make_plane()
+    first.load(plan)
+    flow = bytes(first.tables.maps.specs["sockets"].key_size)
+    first.tables.maps.put("sockets", flow, bytes(40))
+    installed = first.tables.installed
+    first.close()
+    second = make_plane(sizes=msgspec.structs.replace(SMALL, backends=1024, affinity=64))
+    second.load(plan)
+    assert second.read_back() == rows(plan)
+    assert second.tables.maps.get("sockets", flow) is not None
+    assert {k: i.service for k, i in second.tables.installed.items()} == {k: i.service for k, i in installed.items()}
+    assert second.pins.map_versions() == [layout_version(second.sizes)]
+
+
+def test_maps_of_another_layout_are_rebuilt(make_plane: Callable[..., EbpfPlane]) -> None:
+    plan = plan_of(service("a"))
+    first = make_plane()
+    first.load(plan)
+    path = first.pins.maps(layout_version(SMALL))
+    first.close()
+    path.rename(path.with_name("maps-0123456789abcdef-01234567"))
+    second = make_plane()
+    second.load(plan)
+    assert second.read_back() == rows(plan)
+    assert second.pins.map_versions() == [layout_version(SMALL)]
+
+
+@pytest.mark.parametrize(
+    ("full", "sizes"),
+    [
+        ("frontends", {"frontends": 2}),
+        ("slots", {"slots": 8}),
+        ("backends", {"backends": 7}),
+        ("services", {"services": 2}),
+        ("source_ranges", {"source_ranges": 2}),
+    ],
+)
+def test_a_full_map_is_named_and_the_rest_stays(
+    make_plane: Callable[..., EbpfPlane], full: str, sizes: dict[str, int]
+) -> None:
+    plane = make_plane(sizes=msgspec.structs.replace(SMALL, **sizes))
+    every = [
+        service(f"s{n}", address=f"172.30.2.{n}", ranges=SourceRanges((f"10.{n}.0.0/16",), False)) for n in range(3)
+    ]
+    plan = plan_of(*every)
+    slow = plane.slow
+    assert isinstance(slow, NoSlowPath)
+    slow.rows = rows(plan)
+    plane.load(plan)
+    assert plane.overflow == {full: 1}
+    assert len(plane.tables.installed) == 2
+    assert plane.read_back() == rows(plan)  # the rest is the slow path's
+    _no_index_is_lost(plane.tables)
+    plane.apply(PlanChange(entries=(EntryChange(every[0], None),)))
+    plane.apply(PlanChange(entries=(EntryChange(every[2], every[2]),)))
+    assert plane.overflow == {}
+    assert len(plane.tables.installed) == 2
+
+
+def test_two_nodes_do_not_see_each_other(make_namespace: Callable[[str], str]) -> None:
+    planes = []
+    for word in ("x", "y"):
+        with netns.netns(make_namespace(word)):
+            planes.append(EbpfPlane(NoSlowPath(), sizes=SMALL))
+    try:
+        plans_of_both = [plan_of(service("a")), plan_of(service("b", Protocol.UDP))]
+        for plane, plan in zip(planes, plans_of_both, strict=True):
+            plane.load(plan)
+        assert [plane.read_back() for plane in planes] == [rows(plan) for plan in plans_of_both]
+        planes[0].cleanup()
+        assert planes[1].read_back() == rows(plans_of_both[1])
+    finally:
+        for plane in planes:
+            plane.cleanup()
+
+
+def test_programs_are_replaced_in_place_and_survive_their_daemon(
+    make_plane: Callable[..., EbpfPlane], group: Path
+) -> None:
+    plan = plan_of(service("a"))
+    pid = os.fork()
+    if pid == 0:
+        make_plane(hooks=[ConnectHook(group)]).load(plan)
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    plane = make_plane(hooks=[ConnectHook(group)])
+    before = _links(plane)
+    assert set(before) == set(CONNECT_PROGRAMS)
+    plane.load(plan)
+    after = _links(plane)
+    assert {name: link.id for name, link in after.items()} == {name: link.id for name, link in before.items()}
+    assert all(after[name].program_id != before[name].program_id for name in before)
+    assert all(link.target == group.stat().st_ino for link in after.values())
+
+
+def test_programs_move_to_another_control_group(make_plane: Callable[..., EbpfPlane], group: Path) -> None:
+    other = group / "other"
+    other.mkdir()
+    make_plane(hooks=[ConnectHook(group)]).load(plan_of())
+    plane = make_plane(hooks=[ConnectHook(other)])
+    plane.load(plan_of())
+    assert {link.target for link in _links(plane).values()} == {other.stat().st_ino}
+    assert _attached(group) == []
+
+
+def test_cleanup_leaves_nothing(make_plane: Callable[..., EbpfPlane], group: Path) -> None:
+    plane = make_plane(hooks=[ConnectHook(group)])
+    plane.load(plan_of(service("a")))
+    assert sorted(_attached(group)) == sorted(CONNECT_PROGRAMS)
+    plane.cleanup()
+    assert _attached(group) == []
+    assert plane.pins.path is None
+    root = pins.find_root()  # others may be using it at the same time
+    assert root is None or any(entry.is_dir() for entry in root.iterdir())
+    plane.cleanup()  # a second time there is nothing to do
+
+
+def _links(plane: EbpfPlane) -> dict[str, bpf.LinkInfo]:
+    found = {}
+    for name, path in plane.pins.links().items():
+        fd = bpf.obj_get(str(path))
+        found[name] = bpf.link_info(fd)
+        os.close(fd)
+    return found
+
+
+def _attached(group: Path) -> list[str]:
+    """Names of our hooks that have a program on a control group."""
+    fd = os.open(group, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return [name for name, attach in CONNECT_PROGRAMS.items() if bpf.attached_programs(fd, attach)]
+    finally:
+        os.close(fd)

@@ -12,4 +12,6 @@ def clean_stale_udp(change: PlanChange, node: NodeConfig) -> int:
     out: how many kinds of flow were cleaned. Raises ConntrackError.
     """
     stale = stale_udp(change, node)
-    return delete_udp(stale) if stale else 0
+    if stale:
+        delete_udp(stale)
+    return len(stale)

@@ -1,0 +1,189 @@
+"""What a Service does over time, in every mode, with real sockets: affinity, stale UDP, ports that differ by slice."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from msgspec.structs import replace
+
+from dataplane.lab.lab import Lab
+from dataplane.lab.probe import Outcome, Probe
+from dataplane.lab.proxy import LabProxy
+from dataplane.lab.spec import LabSpec
+from dataplane.model.net import Family, Protocol
+from dataplane.model.objects import Endpoint, EndpointPort, EndpointSlice, Service, ServicePortSpec, ServiceType
+from tests.kernel.modes import MODES, lab_proxy
+
+VIP = {Family.IPV4: "10.96.7.1", Family.IPV6: "fd00:10:96::7:1"}
+EXTERNAL = "203.0.113.77"
+PORTS = (8080, 8081)
+CLIENT = "pod1-4"
+FAMILIES = pytest.mark.parametrize("family", list(Family), ids=lambda family: family.name)
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab.up(LabSpec(name="behaviours", nodes=2, pods=(4, 1), ipv6=True)) as lab:
+        lab.start_echo([pod for pod in lab.pods if pod.name != CLIENT], PORTS)
+        yield lab
+
+
+@pytest.fixture(params=MODES)
+def proxy(request: pytest.FixtureRequest, lab: Lab) -> Iterator[LabProxy]:
+    with lab_proxy(lab, request.param) as proxy:
+        yield proxy
+
+
+def service(*protocols: Protocol, node_port: int = 0, **fields: object) -> Service:
+    ports = tuple(ServicePortSpec(p.text, p, 80, node_port) for p in protocols or (Protocol.TCP,))
+    kind = ServiceType.NODE_PORT if node_port else ServiceType.CLUSTER_IP
+    return replace(Service("default", "web", kind, tuple(VIP.values()), ports=ports), **fields)
+
+
+def endpoints(lab: Lab, *pods: str, name: str = "web", port: int = PORTS[0]) -> list[EndpointSlice]:
+    """Slices of both families with these pods as ready endpoints."""
+    made = []
+    for family in Family:
+        items = tuple(Endpoint(lab.place(pod).addresses[family], node=f"node{pod[3]}") for pod in pods)
+        ports = tuple(EndpointPort(protocol.text, protocol, port) for protocol in (Protocol.TCP, Protocol.UDP))
+        made.append(EndpointSlice("default", f"{name}-{family.name}", "web", family, ports, items))
+    return made
+
+
+def servers(lab: Lab, family: Family, count: int = 20, **options: object) -> set[str]:
+    """Who answers `count` connections of the client; every one must be answered."""
+    probe = replace(Probe(VIP[family], 80, count=count, timeout=2.0), **options)
+    (result,) = lab.probe(CLIENT, probe)
+    assert result.count(Outcome.ANSWERED) == count, result.outcomes
+    return set(result.servers)
+
+
+def outcome(lab: Lab, probe: Probe, place: str = CLIENT) -> Outcome:
+    return lab.probe(place, probe)[0].attempts[0].outcome
+
+
+@FAMILIES
+def test_affinity_sticks_moves_only_with_its_endpoint_and_expires(lab: Lab, proxy: LabProxy, family: Family) -> None:
+    pods = ("pod1-1", "pod1-2", "pod1-3", "pod2-1")
+    proxy.update([service(affinity_seconds=3), *endpoints(lab, *pods)])
+    (mine,) = servers(lab, family)
+    others = [pod for pod in pods if pod != mine]
+    # Endpoints come and go, but not this one: the client stays.
+    proxy.update(endpoints(lab, mine, others[0]))
+    assert servers(lab, family) == {mine}
+    proxy.update(endpoints(lab, *pods))
+    assert servers(lab, family) == {mine}
+    # Its own endpoint goes: the client moves at once, and then stays there even when the old one is back.
+    proxy.update(endpoints(lab, *others))
+    (now,) = servers(lab, family)
+    assert now in others
+    proxy.update(endpoints(lab, *pods))
+    assert servers(lab, family) == {now}
+    # After the timeout it is chosen anew: in twelve periods some choice differs (one in 4^12 would not).
+    seen = {now}
+    for _ in range(12):
+        time.sleep(3.2)
+        seen |= servers(lab, family, 1)
+        if len(seen) > 1:
+            break
+    assert len(seen) > 1
+
+
+@FAMILIES
+def test_affinity_lasts_from_the_last_new_connection(lab: Lab, proxy: LabProxy, family: Family) -> None:
+    proxy.update([service(affinity_seconds=3), *endpoints(lab, "pod1-1", "pod1-2", "pod1-3", "pod2-1")])
+    (mine,) = servers(lab, family)
+    for _ in range(4):
+        time.sleep(1.5)
+        assert servers(lab, family, 2) == {mine}
+
+
+@FAMILIES
+def test_udp_flow_follows_every_change(lab: Lab, proxy: LabProxy, family: Family) -> None:
+    """One client socket address, used all the time: its conntrack entry must never outlive the decision it holds."""
+    node = lab.place("node1").addresses[family]
+    flow = Probe(VIP[family], 80, Protocol.UDP, source_port=45001, timeout=1.0)
+    port = Probe(node, 30080, Protocol.UDP, source_port=45002, timeout=1.0)
+
+    def ask(probe: Probe) -> str:
+        attempt = lab.probe(CLIENT, probe)[0].attempts[0]
+        return attempt.server or attempt.outcome
+
+    udp = service(Protocol.UDP, node_port=30080)
+    proxy.update([udp, *endpoints(lab, "pod1-1")])
+    assert (ask(flow), ask(port)) == ("pod1-1", "pod1-1")
+    proxy.update(endpoints(lab, "pod1-2"))  # endpoint replaced
+    assert (ask(flow), ask(port)) == ("pod1-2", "pod1-2")
+    proxy.update(endpoints(lab))  # scaled to zero
+    assert (ask(flow), ask(port)) == (Outcome.REFUSED, Outcome.REFUSED)
+    proxy.update(endpoints(lab, "pod1-3"))  # and back
+    assert (ask(flow), ask(port)) == ("pod1-3", "pod1-3")
+    proxy.update([service(Protocol.UDP, node_port=30081)])  # node port changed
+    assert ask(port) != "pod1-3"
+    assert ask(replace(port, port=30081)) == "pod1-3"
+    proxy.update([], [udp.ref])  # Service deleted
+    assert ask(flow) not in {"pod1-1", "pod1-2", "pod1-3"}
+    proxy.update([udp])  # and created again, while the client kept sending
+    assert (ask(flow), ask(port)) == ("pod1-3", "pod1-3")
+
+
+@FAMILIES
+def test_established_tcp_stays_when_other_endpoints_change(lab: Lab, proxy: LabProxy, family: Family) -> None:
+    proxy.update([service(), *endpoints(lab, "pod1-1")])
+    probe = Probe(VIP[family], 80, packets=2, timeout=2.0)
+    proxy.update(endpoints(lab, "pod1-1", "pod1-2"))
+    (result,) = lab.probe(CLIENT, replace(probe, count=20))
+    assert all(len(attempt.servers) == 2 and len(set(attempt.servers)) == 1 for attempt in result.attempts)
+
+
+@FAMILIES
+def test_port_number_may_differ_by_slice(lab: Lab, proxy: LabProxy, family: Family) -> None:
+    first, second = endpoints(lab, "pod1-1", name="a"), endpoints(lab, "pod1-2", name="b", port=PORTS[1])
+    proxy.update([service(), *first, *second])
+    assert servers(lab, family, 40) == {"pod1-1", "pod1-2"}
+    # The second pod at a port where nobody listens: its share is refused.
+    closed = endpoints(lab, "pod1-2", name="b", port=9)
+    proxy.update(closed)
+    (result,) = lab.probe(CLIENT, Probe(VIP[family], 80, count=40, timeout=2.0))
+    assert set(result.servers) == {"pod1-1"}
+    assert result.count(Outcome.REFUSED) > 0
+
+
+@FAMILIES
+def test_unknown_port_of_a_cluster_ip(lab: Lab, proxy: LabProxy, family: Family) -> None:
+    proxy.update([service(), *endpoints(lab, "pod1-1")])
+    wanted = Outcome.ERROR if proxy.mode == "iptables" else Outcome.REFUSED
+    for protocol in (Protocol.TCP, Protocol.UDP):
+        assert outcome(lab, Probe(VIP[family], 81, protocol, timeout=1.0)) is wanted
+
+
+def test_reject_and_drop_differ_on_the_wire(lab: Lab, proxy: LabProxy) -> None:
+    """A capture of what comes back: ICMP port unreachable for a reject, nothing at all for a drop."""
+    proxy.update([service(external_ips=(EXTERNAL,), external_local=True), *endpoints(lab)])
+    rejected = lab.probe("client", Probe(EXTERNAL, 80, timeout=1.0))[0].attempts[0]
+    assert (rejected.outcome, rejected.detail) == (Outcome.REFUSED, "icmp")
+    proxy.update(endpoints(lab, "pod2-1"))  # endpoints elsewhere only: node 1 drops
+    assert outcome(lab, Probe(EXTERNAL, 80, timeout=1.0), "client") is Outcome.TIMEOUT
+    assert outcome(lab, Probe(EXTERNAL, 80, timeout=1.0)) is Outcome.ANSWERED  # its pods still reach them
+
+
+def test_headless_and_external_name_have_no_frontend(lab: Lab, proxy: LabProxy) -> None:
+    silent = [
+        service(headless=True, cluster_ips=(), external_ips=(EXTERNAL,)),
+        replace(service(type=ServiceType.EXTERNAL_NAME, cluster_ips=(), external_ips=(EXTERNAL,)), name="named"),
+    ]
+    proxy.update([*silent, *endpoints(lab, "pod1-1")])
+    assert outcome(lab, Probe(EXTERNAL, 80, timeout=1.0)) is Outcome.ERROR
+    direct = Probe(lab.place("pod1-1").addresses[Family.IPV4], PORTS[0], timeout=1.0)
+    assert outcome(lab, direct) is Outcome.ANSWERED
+
+
+def test_terminating_endpoints_serve_until_a_ready_one_is_there(lab: Lab, proxy: LabProxy) -> None:
+    going = [
+        replace(piece, endpoints=tuple(replace(e, ready=False, terminating=True) for e in piece.endpoints))
+        for piece in endpoints(lab, "pod1-1", name="old")
+    ]
+    proxy.update([service(), *going])
+    assert servers(lab, Family.IPV4) == {"pod1-1"}
+    proxy.update(endpoints(lab, "pod1-2", name="new"))
+    assert servers(lab, Family.IPV4) == {"pod1-2"}

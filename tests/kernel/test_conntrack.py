@@ -1,0 +1,72 @@
+"""Removing UDP entries from conntrack: exactly those that are named, in both families, NATed or not."""
+
+import socket
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from dataplane.kernel.conntrack import delete_udp
+from dataplane.kernel.netns import netns
+from dataplane.model.net import Family
+from dataplane.plan.udp import StaleFlows
+
+FAMILIES = pytest.mark.parametrize("family", list(Family), ids=lambda family: family.name)
+ADDRESSES = {Family.IPV4: ("10.1.0.1", "10.1.0.2", "10.1.0.3"), Family.IPV6: ("fd00::1", "fd00::2", "fd00::3")}
+RULES = """
+table {ip} t {{
+  chain c {{
+    type nat hook output priority -100
+    {ip} daddr {first} udp dport 53 dnat to {second}:5353
+  }}
+}}
+"""
+
+
+def entries(family: Family) -> set[tuple[str, int, str, int]]:
+    """(destination, port, answering address, its port) of every UDP entry."""
+    name = "ipv6" if family is Family.IPV6 else "ipv4"
+    listing = subprocess.run(["conntrack", "-f", name, "-L", "-p", "udp"], capture_output=True, text=True, check=True)
+    found = set()
+    for line in listing.stdout.splitlines():
+        words = [word.split("=", 1) for word in line.split() if "=" in word]
+        first, second = words[:4], words[4:8]
+        found.add((first[1][1], int(first[3][1]), second[0][1], int(second[2][1])))
+    return found
+
+
+def make_flows(family: Family) -> None:
+    """Every address at ports 53 and 54; the first address at 53 is translated to the second at 5353."""
+    first, second, _ = ADDRESSES[family]
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    for address in ADDRESSES[family]:
+        nodad = ["nodad"] if family is Family.IPV6 else []
+        subprocess.run(["ip", "address", "add", address, "dev", "lo", *nodad], check=True)
+    words = {"ip": "ip6" if family is Family.IPV6 else "ip", "first": first}
+    words["second"] = f"[{second}]" if family is Family.IPV6 else second
+    subprocess.run(["nft", "-f", "-"], input=RULES.format(**words), text=True, check=True)
+    with socket.socket(family.socket_family, socket.SOCK_DGRAM) as door:
+        for address in ADDRESSES[family]:
+            for port in (53, 54):
+                door.sendto(b"x", (address, port))
+
+
+@FAMILIES
+def test_exactly_the_named_flows_go(family: Family, make_namespace: Callable[[str], str]) -> None:
+    first, second, third = ADDRESSES[family]
+    with netns(make_namespace("conntrack")):
+        make_flows(family)
+        before = entries(family)
+        assert len(before) == 6
+        translated = (first, 53, second, 5353)
+        assert translated in before
+        # Another backend of the same frontend, a port and an address that nobody uses: nothing goes.
+        delete_udp([StaleFlows(family, first, 53, (second, 5354)), StaleFlows(family, first, 53, (third, 5353))])
+        delete_udp([StaleFlows(family, first, 55), StaleFlows(family, second, 53, (first, 53))])
+        assert entries(family) == before
+        delete_udp([StaleFlows(family, first, 53, (second, 5353))])
+        assert entries(family) == before - {translated}
+        delete_udp([StaleFlows(family, second, 53), StaleFlows(family, third, 54)])
+        assert entries(family) == before - {translated, (second, 53, second, 53), (third, 54, third, 54)}
+        delete_udp([])
+        assert len(entries(family)) == 3

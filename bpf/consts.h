@@ -149,6 +149,7 @@ enum reason {
     REASON_SNAT_EXHAUSTED,     /* no free source port for this remote endpoint */
     REASON_REWRITE_FAILED,     /* the kernel refused a change to the packet */
     REASON_DROP_RANGE,         /* outside loadBalancerSourceRanges, dropped here */
+    REASON_NO_WAY_OUT,         /* no route any more for an established flow, or its packet may not be cut to size */
     REASON_DROP_POLICY,        /* policy Local without local endpoint, dropped here */
     /* tables */
     REASON_MAP_FULL,           /* an entry could not be stored; the slow path takes the flow */
@@ -164,7 +165,7 @@ enum reason {
 
 enum limits {
     SERVICE_NAME_SIZE = 144, /* namespace (63) / name (63) : port (15) and a closing NUL */
-    BALANCE_ATTEMPTS = 3,    /* how often a selection is tried when tables change underneath */
+    BALANCE_ATTEMPTS = 2,    /* how often a selection is tried when tables change underneath */
     SNAT_ATTEMPTS = 24,      /* random ports tried for a new flow before it is left to the slow path */
     COUNTERS = 512,          /* at least HOOK_COUNT * REASON_COUNT */
     IPV4_MAPPED_BITS = 96,   /* length of ::ffff:0:0/96, which every IPv4 address carries in the maps */

@@ -116,6 +116,13 @@ INLINE struct backend *random_backend(const struct frontend *frontend, __u32 rou
     return map_lookup(MAP(backends), index);
 }
 
+/* The route of a source class: routes[source], without an index that the verifier would have to follow. */
+INLINE __u32 route_of(const struct frontend *frontend, __u32 source) {
+    __u32 routes = frontend->routes[0] | frontend->routes[1] << 8 | frontend->routes[2] << 16;
+
+    return (routes >> ((source & 3) * 8)) & 0xff;
+}
+
 /* Whether the client's route may be taken here; REASON_NONE = yes. */
 INLINE enum reason admit(const struct frontend *frontend, const struct client *client,
                          const struct address *destination, __u32 route) {
@@ -166,11 +173,7 @@ INLINE enum reason balance(struct frontend_key *key, const struct client *client
         if (!found)
             return REASON_NOT_SERVICE;
         frontend = *found;
-        if (client->source >= SOURCE_COUNT)
-            return REASON_INCONSISTENT;
-        route = client->source == SOURCE_POD    ? frontend.routes[SOURCE_POD]
-                : client->source == SOURCE_NODE ? frontend.routes[SOURCE_NODE]
-                                                : frontend.routes[SOURCE_OUTSIDE];
+        route = route_of(&frontend, client->source);
         wanted = route & ROUTE_LOCAL ? BACKEND_IN_LOCAL : BACKEND_IN_CLUSTER;
         refusal = admit(&frontend, client, &destination, route);
         if (refusal == REASON_NONE) {

@@ -190,6 +190,8 @@ struct device {
 
 /* Working memory of the packet programs, one per CPU: what does not fit on their stack. */
 struct scratch {
+    __u64 packet[16]; /* struct packet (packet.h) */
+    __u64 chosen[6];  /* struct selection (lookup.h) */
     struct tuple forward_key;
     struct tuple reply_key;
     struct translation forward;

@@ -5,15 +5,12 @@ from collections.abc import Iterator
 import pytest
 from msgspec.structs import replace
 
-from ctl.loaded import make_plane
 from dataplane.lab import showcase, table, verify
 from dataplane.lab.lab import Lab
-from dataplane.lab.proxy import LabProxy
-from dataplane.lab.spec import Node, PodLink, Routing
+from dataplane.lab.spec import PodLink, Routing
 from dataplane.oracle.decide import Verdict
-from dataplane.planes.base import Plane
+from tests.kernel.modes import MODES, lab_proxy
 
-MODES = ("iptables", "nftables")
 SHAPES = ((Routing.DIRECT, PodLink.VETH), (Routing.VXLAN, PodLink.BRIDGE))
 
 
@@ -26,18 +23,11 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         yield lab
 
 
-def _proxy(lab: Lab, mode: str) -> LabProxy:
-    def make(lab: Lab, node: Node) -> Plane:
-        return make_plane(mode)
-
-    return LabProxy(lab, mode, make)
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_scenario_table(lab: Lab, mode: str) -> None:
     services = table.services(lab.topology, ipv6=True)
     cells = table.cells(services, lab.topology)
-    with _proxy(lab, mode) as proxy:
+    with lab_proxy(lab, mode) as proxy:
         proxy.update(table.objects(services))
         verdicts = {d.verdict for d in verify.decisions(lab, proxy.oracles(), cells)}
         findings = verify.verify(lab, proxy, cells)
@@ -51,7 +41,7 @@ def test_the_table_notices_a_plane_that_is_not_there(lab: Lab, mode: str) -> Non
     """The table can fail: with the rules of one node removed behind the plane's back, its cells must disagree."""
     services = table.services(lab.topology, ipv6=True)[:2]
     cells = table.cells(services, lab.topology)
-    with _proxy(lab, mode) as proxy:
+    with lab_proxy(lab, mode) as proxy:
         proxy.update(table.objects(services))
         proxy.nodes["node1"].cleanup()
         findings = verify.verify(lab, proxy, cells)
@@ -62,7 +52,7 @@ def test_the_table_notices_a_plane_that_is_not_there(lab: Lab, mode: str) -> Non
 def test_showcase(mode: str) -> None:
     with Lab.up(replace(showcase.SPEC, name="showcase")) as lab:
         lab.start_echo(lab.pods, [8080])
-        with _proxy(lab, mode) as proxy:
+        with lab_proxy(lab, mode) as proxy:
             results = showcase.run_all(lab, proxy)
     failed = [f"{scenario.name}: {result.seen}" for scenario, result in results if not result.passed]
     assert len(results) == len(showcase.SCENARIOS)

@@ -254,13 +254,18 @@ def _entry_key(service: Service, port: ServicePortSpec, family: Family) -> Entry
 
 
 def _wanted(service: Service | None) -> dict[EntryKey, list[tuple[FrontendKind, FrontendKey]]]:
-    """What each port of a Service wants to be reached by; empty for a Service that is gone or has no frontends."""
+    """What each port of a Service wants to be reached by; empty for a Service that is gone or has no frontends.
+
+    Two ports of one Service that name one frontend (a node port given twice): the first port has it.
+    """
     if service is None or not has_frontends(service):
         return {}
     wanted: dict[EntryKey, list[tuple[FrontendKind, FrontendKey]]] = {}
+    taken: set[FrontendKey] = set()
     for family in service_families(service):
         for port in service.ports:
-            keys = list(addresses(service, port, family))
+            keys = [way for way in addresses(service, port, family) if way[1] not in taken]
+            taken.update(key for _, key in keys)
             if keys:
                 wanted[_entry_key(service, port, family)] = keys
     return wanted

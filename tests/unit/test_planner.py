@@ -162,6 +162,14 @@ def test_a_conflict_by_name_when_ages_are_equal_or_unknown() -> None:
     assert {r.service for r in rows(planner.plan).values()} == {"default/c:http"}
 
 
+def test_a_node_port_given_to_two_ports_of_one_service_belongs_to_the_first() -> None:
+    planner = Planner(NODE)
+    ports = (ServicePortSpec("http", Protocol.TCP, 80, 30080), ServicePortSpec("admin", Protocol.TCP, 81, 30080))
+    planner.update([service(type=ServiceType.NODE_PORT, ports=ports)])
+    assert [f.key.port for f in planner.plan.entries[key()].frontends] == [80, 30080]
+    assert [f.key.port for f in planner.plan.entries[key(port="admin")].frontends] == [81]
+
+
 def test_every_kind_of_frontend_and_one_address_named_twice() -> None:
     planner = Planner(NODE)
     planner.update(

@@ -82,7 +82,23 @@ class Nft:
         """Run the commands as one transaction: all of them or none. Raises PlaneError."""
         code, _, errors = self._context.cmd(transaction)
         if code != 0:
-            raise PlaneError(f"nftables refused a change, nothing of it was applied: {explain_refusal(errors)}")
+            reason = explain_refusal(self._located(transaction) or errors)
+            raise PlaneError(f"nftables refused a change, nothing of it was applied: {reason}")
+
+    def _located(self, transaction: str) -> str:
+        """The errors of a refused transaction with the lines that they are about, found by a dry run.
+
+        For commands in memory, libnftables prints the first line beside every error; for a file, the right one.
+        """
+        with os.fdopen(os.memfd_create("transaction"), "w", encoding="utf-8") as file:
+            file.write(transaction)
+            file.flush()
+            self._context.set_dry_run(True)
+            try:
+                _, _, errors = self._context.cmd_from_file(f"/proc/self/fd/{file.fileno()}")
+            finally:
+                self._context.set_dry_run(False)
+        return str(errors)
 
     def text(self, command: str) -> str:
         """The text that a `list` command prints. Raises PlaneError."""

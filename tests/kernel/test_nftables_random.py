@@ -28,7 +28,7 @@ def assert_empty(plane: NftablesPlane, plan: Plan) -> None:
     """Only the skeleton is left."""
     for family in FAMILIES:
         words = syntax(family, "hotplane")
-        state = table_state(words, plane._nft.listing(f"list table {words.ip} hotplane"))
+        state = table_state(words, plane._nft.text(f"list table {words.ip} hotplane"))
         assert {element for element in state.elements if not element[0].endswith(" service_cidrs")} == set()
         assert set(state.rules) == {*chains(words, family, plan.node), "restricted"}
         assert state.sets == set(declarations(words))

@@ -20,22 +20,22 @@ def remembered_clients(table: str = "hotplane") -> list[Client]:
     for family in Family:
         words = syntax(family, table)
         if (words.ip, table) in present:
-            found.extend(_of_table(words, family, nft.listing(f"list table {words.ip} {table}")))
+            found.extend(_of_table(words, family, nft))
     return found
 
 
-def _of_table(words: Syntax, family: Family, objects: list[JsonObject]) -> Iterator[Client]:
-    state = table_state(words, objects)
+def _of_table(words: Syntax, family: Family, nft: Nft) -> Iterator[Client]:
+    state = table_state(words, nft.text(f"list table {words.ip} {words.table}"))
     reader = TableReader(words, family, state)
     services = {frontend: reader.service(*where) for where, frontend in reader.frontends().items()}
     slots = {(target.rpartition(" ")[2], key): rest[3:] for (target, key), rest in state.elements.items()}
-    for item in objects:
-        name = item["map"]["name"] if "map" in item else ""
+    for name in sorted(state.sets):
         for nodeport in (False, True):
             kind = words.kind(nodeport)
             if name.startswith(f"{kind.affinity_prefix}-"):
-                for element in _elements(item):
-                    yield _client(family, nodeport, kind, element, services, slots)
+                for item in nft.listing(f"list map {words.target(name)}"):
+                    for element in _elements(item):
+                        yield _client(family, nodeport, kind, element, services, slots)
 
 
 def _elements(item: JsonObject) -> Iterable[list[JsonObject]]:

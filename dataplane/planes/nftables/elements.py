@@ -96,8 +96,8 @@ class _Compiler:
         self.elements: dict[ElementId, str] = {}
         self.references: list[Reference] = []
         self.service = entry.key.service
-        if '"' in self.service or "\n" in self.service:
-            raise PlaneError(f"{self.service!r}: a name with quotes or line breaks cannot be written to nftables")
+        if any(character in self.service for character in '",\n'):
+            raise PlaneError(f"{self.service!r}: a name with quotes, commas or line breaks cannot stand in a comment")
 
     def frontend(self, frontend: Frontend) -> None:
         """Add one frontend."""

@@ -4,7 +4,10 @@ One table of each family, owned by hotplane alone. A change becomes one transact
 nothing is listed for it, because the plane knows from the change what the kernel holds.
 """
 
+import contextlib
+import gc
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 from dataplane.kernel.nft import Nft
@@ -63,14 +66,16 @@ class NftablesPlane:
         An empty kernel is filled in several transactions, each of whole entries. A table of the same version
         is adopted: one transaction with what differs. Any other table is replaced in one transaction.
         """
-        states = self._states()
+        with _no_garbage_collection():
+            states = self._states()
         entries = [entry for entry in plan.entries.values() if entry.key.family in self._words]
         self._node, self._references, self._placements = None, References(), {}
         if not states:
             self._fill(plan, entries)
             changed = tuple(EntryChange(None, entry) for entry in entries)
         else:
-            changed = self._adopt(plan, entries, states)
+            with _no_garbage_collection():
+                changed = self._adopt(plan, entries, states)
         self._node = plan.node
         return PlanChange(entries=changed)
 
@@ -105,11 +110,12 @@ class NftablesPlane:
         A frontend is left out when a chain on its way is missing or does not have the number of rules it should have.
         """
         table: dict[FrontendKey, Row] = {}
-        for family, state in self._states().items():
-            words = self._words[family]
-            broken = broken_chains(words, family, state, self._node or self._loaded_for)
-            if broken is not None:
-                table |= TableReader(words, family, state).rows(broken)
+        with _no_garbage_collection():
+            for family, state in self._states().items():
+                words = self._words[family]
+                broken = broken_chains(words, family, state, self._node or self._loaded_for)
+                if broken is not None:
+                    table |= TableReader(words, family, state).rows(broken)
         return table
 
     def cleanup(self) -> None:
@@ -124,7 +130,7 @@ class NftablesPlane:
         """What the kernel holds, for the families whose table exists."""
         present = self._nft.tables()
         return {
-            family: table_state(words, self._nft.listing(f"list table {words.ip} {words.table}"))
+            family: table_state(words, self._nft.text(f"list table {words.ip} {words.table}"))
             for family, words in self._words.items()
             if (words.ip, words.table) in present
         }
@@ -162,13 +168,21 @@ class NftablesPlane:
     def _fill(self, plan: Plan, entries: list[PlanEntry]) -> None:
         """Load into a kernel without hotplane's tables."""
         text = self._skeleton(plan)
-        for chunk in _chunks(entries, ENTRIES_A_TRANSACTION):
-            transaction = Transaction(self._words, self._ids, self._references)
-            for entry in chunk:
-                transaction.replace(NOTHING, self._compile(entry, place(entry)))
-            self._nft.run(text + transaction.text())
-            transaction.commit()
-            text = ""
+        running: Future[None] | None = None
+        with ThreadPoolExecutor(1) as kernel, _no_garbage_collection():
+            for chunk in _chunks(entries, ENTRIES_A_TRANSACTION):
+                transaction = Transaction(self._words, self._ids, self._references)
+                for entry in chunk:
+                    transaction.replace(NOTHING, self._compile(entry, place(entry)))
+                text += transaction.text()
+                transaction.commit()
+                if running is not None:
+                    running.result()
+                # The kernel takes one chunk while the next is compiled.
+                running = kernel.submit(self._nft.run, text)
+                text = ""
+            if running is not None:
+                running.result()
         if text:
             self._nft.run(text)
 
@@ -207,6 +221,18 @@ class NftablesPlane:
 
 def _neither() -> PlanEntry:
     raise PlaneError("nftables plane: a change with neither an old nor a new entry")
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Hold the cyclic collector while millions of small values are made, none of them in a cycle."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _chunks(entries: list[PlanEntry], size: int) -> Iterator[list[PlanEntry]]:

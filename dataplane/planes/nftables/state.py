@@ -1,12 +1,10 @@
 """What the kernel holds in one of hotplane's tables, as elements and names, and in the plan's terms."""
 
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from dataplane.kernel.nft import JsonObject
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import FrontendKey, Row, SourceRanges
 from dataplane.planes.nftables.elements import ElementId
@@ -24,8 +22,6 @@ from dataplane.planes.nftables.syntax import (
 )
 from dataplane.policy.routes import DROP, REJECT, Action, Route, Routes, Scope
 
-_PROTOCOL_NUMBERS = {protocol.text: protocol.value for protocol in Protocol}
-
 
 class TableState(msgspec.Struct):
     """One table as the kernel lists it. elements: as in `elements.Compiled`. rules: number of rules of each chain."""
@@ -40,49 +36,63 @@ class TableState(msgspec.Struct):
         return VERSION_CHAIN in self.rules
 
 
-def _text(part: Any) -> str:
-    """One component of a key or of data as the compiler writes it."""
-    if isinstance(part, dict):
-        if "concat" in part:
-            return " . ".join(map(_text, part["concat"]))
-        if "prefix" in part:
-            return f"{part['prefix']['addr']}/{part['prefix']['len']}"
-        if "goto" in part:
-            return f"goto {part['goto']['target']}"
-        return str(next(iter(part)))
-    return str(_PROTOCOL_NUMBERS.get(part, part))
-
-
-def _element(item: Any) -> tuple[str, str]:
+def _element(text: str) -> tuple[str, str]:
     """(key, rest) of one listed element of a set or a map."""
-    key, data = item if isinstance(item, list) else (item, None)
-    comment = ""
-    if isinstance(key, dict) and "elem" in key:
-        comment = f' comment "{key["elem"]["comment"]}"' if "comment" in key["elem"] else ""
-        key = key["elem"]["val"]
-    return _text(key), comment + (f" : {_text(data)}" if data is not None else "")
+    for separator in (' comment "', " : "):
+        key, found, rest = text.partition(separator)
+        if found:
+            return key, found + rest
+    return text, ""
 
 
-def table_state(words: Syntax, objects: Iterable[JsonObject]) -> TableState:
-    """Read the JSON listing of one table. What clients wrote (affinity) is left out."""
-    state = TableState()
-    for item in objects:
-        if "chain" in item:
-            state.rules.setdefault(item["chain"]["name"], 0)
-        elif "rule" in item:
-            chain = item["rule"]["chain"]
-            state.rules[chain] = state.rules.get(chain, 0) + 1
-        for what in ("set", "map"):
-            if what not in item:
-                continue
-            state.sets.add(item[what]["name"])
-            if "dynamic" in item[what].get("flags", ()):
-                continue
-            target = words.target(item[what]["name"])
-            for element in item[what].get("elem", ()):
+class _Listing:
+    """Reads the text that `list table` prints, line by line. libnftables' JSON of the same table takes three times as
+    long and many times the memory."""
+
+    def __init__(self, words: Syntax) -> None:
+        self.state = TableState()
+        self._words = words
+        self._block = ""
+        self._what = ""
+        self._skip = False
+        self._in_elements = False
+
+    def line(self, line: str) -> None:
+        """Take the next line, without the white space around it."""
+        if self._in_elements or line.startswith("elements = {"):
+            self._elements(line.removeprefix("elements = {"))
+        elif line.endswith(" {") and line.startswith(("map ", "set ", "chain ")):
+            self._what, self._block = line.split()[:2]
+            self._skip = False
+            if self._what == "chain":
+                self.state.rules[self._block] = 0
+            else:
+                self.state.sets.add(self._block)
+        elif line == "}":
+            self._what = ""
+        elif self._what == "chain" and line and not (line.startswith("type ") and " hook " in line):
+            self.state.rules[self._block] += 1
+        elif line.startswith("flags ") and "dynamic" in line:
+            self._skip = True  # what clients wrote
+
+    def _elements(self, text: str) -> None:
+        self._in_elements = not text.endswith("}")
+        if self._skip:
+            return
+        target = self._words.target(self._block)
+        for part in text.rstrip("}").split(","):
+            element = part.strip()
+            if element:
                 key, rest = _element(element)
-                state.elements[(target, key)] = rest
-    return state
+                self.state.elements[(target, key)] = rest
+
+
+def table_state(words: Syntax, listing: str) -> TableState:
+    """Read the text of one table, protocols as numbers. What clients wrote (affinity) is left out."""
+    reader = _Listing(words)
+    for line in listing.splitlines():
+        reader.line(line.strip())
+    return reader.state
 
 
 class _Held(NamedTuple):

@@ -6,8 +6,6 @@ in when the object was made; it stays with that namespace.
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -17,7 +15,6 @@ from dataplane.planes.base import PlaneError
 
 _LOCATION = re.compile(r"^[^\s:]*:\d+:\d+-\d+: ")
 _SHOWN = 160
-_NO_JSON = re.compile(rb"^warning: stmt ops \w+ have no json callback\n", re.MULTILINE)
 
 JsonObject = dict[str, Any]
 
@@ -46,26 +43,6 @@ def explain_refusal(output: str, limit: int = 5) -> str:
         return output.strip() or "no reason given"
     more = len(reasons) - limit
     return "; ".join(reasons[:limit]) + (f"; and {more} more" if more > 0 else "")
-
-
-@contextmanager
-def _without_json_warnings() -> Iterator[None]:
-    """libnftables 1.0.6 itself writes to file descriptor 2 that a map update has no JSON form, once for each such
-    rule listed. Those lines are left out; whatever else is written there meanwhile follows afterwards."""
-    stderr = os.dup(2)
-    said = os.memfd_create("stderr")
-    try:
-        os.dup2(said, 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-        rest = _NO_JSON.sub(b"", os.pread(said, os.fstat(said).st_size, 0))
-        if rest:
-            os.write(2, rest)
-    finally:
-        os.close(said)
-        os.close(stderr)
 
 
 class Nft:
@@ -111,8 +88,7 @@ class Nft:
         """The objects that a `list` command prints as JSON, without the leading metainfo. Raises PlaneError."""
         self._context.set_json_output(True)
         try:
-            with _without_json_warnings():
-                output = self.text(command)
+            output = self.text(command)
         finally:
             self._context.set_json_output(False)
         objects: list[JsonObject] = msgspec.json.decode(output)["nftables"] if output else []

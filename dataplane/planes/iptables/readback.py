@@ -180,8 +180,8 @@ class FamilyReader:
         own = [f"{address}/{self.family.bits}" for address in self._restricted_addresses[chain]]
         head = found[: len(found) - len(own)]
         if head and found[len(head) :] == own and (not self._primary or contains(head, self._primary)):
-            return SourceRanges(tuple(head), own_address=True)
-        return SourceRanges(tuple(found))
+            return SourceRanges(tuple(sorted(set(head))), own_address=True)
+        return SourceRanges(tuple(sorted(set(found))))
 
     def _balancer(self, chain: str) -> _Balancer:
         known = self._balancers.get(chain)

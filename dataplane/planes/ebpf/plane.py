@@ -1,6 +1,8 @@
 """The eBPF plane: the plan in maps that programs at several hooks balance by, over a complete slow path."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from dataplane.model.net import Protocol
 from dataplane.plan.change import EntryChange, PlanChange
@@ -14,6 +16,18 @@ from dataplane.planes.ebpf.programs import Hook
 from dataplane.planes.ebpf.settings import write_node
 from dataplane.planes.ebpf.sockets import SocketCleaner
 from dataplane.planes.ebpf.tables import Removed, Tables
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """A load makes hundreds of thousands of values that stay: looking for cycles among them costs half of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class EbpfPlane:
@@ -67,6 +81,12 @@ class EbpfPlane:
         """
         changed = self.slow.load(plan)
         self.close()
+        with _without_garbage_collection():
+            self._load_maps(plan)
+        return changed
+
+    def _load_maps(self, plan: Plan) -> None:
+        """Everything of `load` above the slow path."""
         version = layout_version(self.sizes)
         maps, filled = self._open(version)
         tables, broken = adopt(maps) if filled else (Tables(maps), frozenset())
@@ -90,7 +110,6 @@ class EbpfPlane:
             if old != version:
                 self.pins.remove_maps(old)
         self._disconnect(removed)
-        return changed
 
     def _open(self, version: str) -> tuple[MapSet, bool]:
         """This version's maps: as pinned, or copied from pinned ones of other sizes, or new; and whether they are

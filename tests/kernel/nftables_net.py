@@ -51,6 +51,9 @@ class Network:
         self._doors: list[socket.socket] = []
         for path in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
             in_netns(self.node, _sysctl, path, "1")
+        # Without limits: many rejects in a row must all be heard, or they look like drops.
+        for path, value in (("net/ipv4/icmp_ratemask", "0"), ("net/ipv6/icmp/ratelimit", "0")):
+            in_netns(self.node, _sysctl, path, value)
         self._link(self.client, "c0", CLIENT, NODE, ("24", "64"), ("24", "64"))
         for version in (4, 6):  # so that the node's own packets to addresses of Services have a route
             ip(self.node, f"-{version}", "route", "add", "default", "via", CLIENT[version])

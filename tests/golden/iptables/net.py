@@ -59,6 +59,8 @@ class Cluster:
     def __init__(self, node: str, pods: tuple[str, str], client: str) -> None:
         self.node, self.pods, self.client = node, pods, client
         _sysctl(node, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.conf.all.rp_filter=0")
+        # Without limits: many rejects in a row must all be heard, or they look like drops.
+        _sysctl(node, "net.ipv4.icmp_ratemask=0", "net.ipv6.icmp.ratelimit=0")
         # A redirect would send the client back to itself: service addresses are routed to it by default.
         _sysctl(node, "net.ipv4.conf.all.send_redirects=0", "net.ipv4.conf.default.send_redirects=0")
         for pod, host in zip(pods, ("9", "10"), strict=True):

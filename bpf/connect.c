@@ -151,7 +151,7 @@ INLINE int translate(struct bpf_sock_addr *context, struct target *target, enum 
                  : connected                                           ? REASON_CONNECTED
                                                                        : REASON_DATAGRAM;
     count(hook, reason);
-    if (unlikely(watched(hook, asked.protocol, chosen.service, now)))
+    if (reason != REASON_NOT_SERVICE && unlikely(watched(hook, asked.protocol, chosen.service, now)))
         tell(hook, reason, &asked, &client, &chosen, now);
     if (reason != REASON_CONNECTED && reason != REASON_DATAGRAM)
         return 0;

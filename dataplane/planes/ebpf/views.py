@@ -1,0 +1,167 @@
+"""What the maps of a running node hold, for people: counters, affinity, flows. Reads only, from any process."""
+
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from dataplane.planes.ebpf.encode import SERVICE, address_text, entry_key
+from dataplane.planes.ebpf.events import TUPLE, client_text
+from dataplane.planes.ebpf.layout import constant, hook_names, reason_names, struct_version, unpack
+from dataplane.planes.ebpf.maps import MapSet, open_any_sizes
+from dataplane.planes.ebpf.pins import PinDirectory
+
+_MEMORY = re.compile(r"^memlock:\s*(\d+)", re.MULTILINE)
+_PRESENT = constant("SERVICE_PRESENT")
+
+
+class ServiceCounters(NamedTuple):
+    """Sums over all CPUs since the Service came. Forward is client to backend; sockets that were balanced at connect
+    time count as connections only."""
+
+    connections: int
+    packets: int
+    bytes: int
+    reply_packets: int
+    reply_bytes: int
+
+
+class Sticky(NamedTuple):
+    """An affinity entry. client: an address, or `netns:<cookie>` for processes balanced at connect time."""
+
+    client: str
+    service: str
+    backend: tuple[str, int] | None
+    idle_seconds: float
+
+
+class Flow(NamedTuple):
+    """A tracked flow or, with kind `socket`, what a socket was pointed at. source is None for sockets."""
+
+    kind: str
+    protocol: int
+    source: tuple[str, int] | None
+    destination: tuple[str, int]
+    backend: tuple[str, int]
+    service: str
+    idle_seconds: float
+    packets: int
+    bytes: int
+
+
+def open_instance(instance: str) -> MapSet | None:
+    """The maps of a node that runs, or None. Close them after use."""
+    pins = PinDirectory(instance)
+    for version in pins.map_versions():
+        if version.startswith(struct_version()):
+            maps = open_any_sizes(pins.maps(version))
+            if maps is not None:
+                return maps
+    return None
+
+
+def service_names(maps: MapSet) -> dict[int, str]:
+    """Name of every Service port (namespace/name:port) by its index."""
+    found = {}
+    memory = maps.memory["services"]
+    for index, (name, *_, protocol, family, flags, _pad) in enumerate(SERVICE.iter_unpack(memory)):
+        if flags & _PRESENT:
+            found[index] = entry_key(name, protocol, family).service
+    return found
+
+
+def counters(maps: MapSet) -> dict[str, dict[str, int]]:
+    """Hook -> reason -> how often, of what was counted at all."""
+    found: dict[str, dict[str, int]] = {}
+    for hook_number, hook in enumerate(hook_names()):
+        for number, reason in enumerate(reason_names()):
+            values = maps.per_cpu("counters", hook_number * constant("REASON_COUNT") + number)
+            total = sum(int.from_bytes(value, "little") for value in values)
+            if total:
+                found.setdefault(hook, {})[reason] = total
+    return found
+
+
+def service_counters(maps: MapSet) -> dict[str, ServiceCounters]:
+    """Counters of every Service port that has any, by name."""
+    found: dict[str, ServiceCounters] = {}
+    for index, name in service_names(maps).items():
+        cpus = [unpack("service_counters", raw) for raw in maps.per_cpu("service_counters", index)]
+        sums = [sum(cpu[field] for cpu in cpus) for field in ServiceCounters._fields]
+        before = found.get(name, ServiceCounters(0, 0, 0, 0, 0))  # its other protocol or family
+        if any(sums):
+            found[name] = ServiceCounters(*map(sum, zip(before, sums, strict=True)))
+    return found
+
+
+def _idle(last_ns: int) -> float:
+    return (time.monotonic_ns() - last_ns) / 1e9
+
+
+def _backend(maps: MapSet, index: int, generation: int) -> tuple[str, int] | None:
+    """Address and port of a backend, if it is still there."""
+    raw = maps.get("backends", index.to_bytes(4, "little"))
+    fields = unpack("backend", raw) if raw else {}
+    if not fields or fields["generation"] != generation or not fields["flags"]:
+        return None
+    return address_text(fields["address"]), socket.ntohs(fields["port"])
+
+
+def affinity(maps: MapSet) -> Iterator[Sticky]:
+    """Every affinity entry, expired ones included until they are replaced."""
+    names = service_names(maps)
+    for key, value in maps.items("affinity"):
+        who, entry = unpack("affinity_key", key), unpack("affinity", value)
+        backend = _backend(maps, entry["backend"], entry["backend_generation"])
+        yield Sticky(client_text(who["client"]), names.get(who["service"], ""), backend, _idle(entry["last_ns"]))
+
+
+def flows(maps: MapSet) -> Iterator[Flow]:
+    """Tracked flows (the client's direction) and sockets that were balanced at connect time."""
+    names = service_names(maps)
+    for kind in ("pending", "connections"):
+        for key, value in maps.items(kind):
+            source, destination, source_port, destination_port, protocol, *_ = TUPLE.unpack(key)
+            entry = unpack("translation", value)
+            if entry["flags"] & constant("FLOW_REPLY"):
+                continue
+            yield Flow(
+                kind,
+                protocol,
+                (address_text(source), socket.ntohs(source_port)),
+                (address_text(destination), socket.ntohs(destination_port)),
+                (address_text(entry["destination"]), socket.ntohs(entry["destination_port"])),
+                names.get(entry["service"], ""),
+                _idle(entry["last_ns"]),
+                entry["packets"],
+                entry["bytes"],
+            )
+    yield from _sockets(maps, names)
+
+
+def _sockets(maps: MapSet, names: dict[int, str]) -> Iterator[Flow]:
+    for key, value in maps.items("sockets"):
+        own, peer = unpack("socket_key", key), unpack("socket_peer", value)
+        if own["reply"]:
+            yield Flow(
+                "socket",
+                own["protocol"],
+                None,
+                (address_text(peer["address"]), socket.ntohs(peer["port"])),
+                (address_text(own["address"]), socket.ntohs(own["port"])),
+                names.get(peer["service"], ""),
+                _idle(peer["last_ns"]),
+                0,
+                0,
+            )
+
+
+def memory(maps: MapSet) -> dict[str, int]:
+    """Bytes of kernel memory that each map takes."""
+    found = {}
+    for name, fd in maps.fds.items():
+        match = _MEMORY.search(Path(f"/proc/self/fdinfo/{fd}").read_text())
+        found[name] = int(match[1]) if match else 0
+    return found

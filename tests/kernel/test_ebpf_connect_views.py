@@ -1,0 +1,118 @@
+"""What people are shown of connect-time balancing: counters, affinity, flows, events."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from dataplane.kernel import netns
+from dataplane.model.net import Family, Protocol
+from dataplane.plan.types import PlanEntry
+from dataplane.planes.ebpf import views
+from dataplane.planes.ebpf.events import EventStream
+from dataplane.planes.ebpf.maps import MapSet
+from dataplane.planes.ebpf.plane import EbpfPlane
+from dataplane.planes.ebpf.programs import ConnectHook
+from tests.kernel.ebpf_lab import (
+    BACKEND_PORT,
+    CLUSTER_IP,
+    SMALL,
+    Node,
+    NoSlowPath,
+    Process,
+    built_node,
+    plan_of,
+    service,
+)
+
+VIP, VIP6 = CLUSTER_IP[Family.IPV4], CLUSTER_IP[Family.IPV6]
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with built_node("view") as node:
+        yield node
+
+
+def _nobody() -> PlanEntry:
+    return service("nobody", backends=(), address="172.30.0.11")
+
+
+@pytest.fixture
+def running(node: Node) -> Iterator[tuple[MapSet, Process]]:
+    """Maps opened as another process would, and a pod's process."""
+    with netns.netns(node.names["node"]):
+        plane = EbpfPlane(NoSlowPath(), [ConnectHook(node.group)], SMALL)
+    try:
+        plan = plan_of(
+            service("a", affinity=60),
+            service("b", Protocol.UDP, Family.IPV6),
+            service("none", backends=(), address="172.30.0.11"),
+        )
+        plane.load(plan)
+        maps = views.open_instance(plane.pins.instance)
+        assert maps is not None
+        with maps:
+            yield maps, node.process("pod")
+    finally:
+        plane.cleanup()
+
+
+def test_counters_affinity_and_flows(running: tuple[MapSet, Process]) -> None:
+    maps, pod = running
+    server = pod.call("fetch", socket.AF_INET, VIP, 80)[0]
+    pod.call("fetch", socket.AF_INET, VIP, 80)
+    pod.call("open", "s", socket.AF_INET6, socket.SOCK_DGRAM)
+    target = pod.call("ask_at", "s", VIP6, 80)[0]
+    found = views.counters(maps)
+    assert found["connect"]["connected"] == 2
+    assert found["sendmsg"]["datagram"] == 1
+    assert found["recvmsg"]["renamed"] == 1
+    assert views.service_counters(maps) == {
+        "test/a": views.ServiceCounters(2, 0, 0, 0, 0),
+        "test/b": views.ServiceCounters(1, 0, 0, 0, 0),
+    }
+    (sticky,) = views.affinity(maps)
+    assert sticky.client.startswith("netns:")
+    assert (sticky.service, sticky.backend) == ("test/a", (server, BACKEND_PORT))
+    assert 0 <= sticky.idle_seconds < 60
+    flows = {(flow.service, flow.protocol, flow.destination, flow.backend) for flow in views.flows(maps)}
+    assert flows == {
+        ("test/a", socket.IPPROTO_TCP, (VIP, 80), (server, BACKEND_PORT)),
+        ("test/b", socket.IPPROTO_UDP, (VIP6, 80), (target, BACKEND_PORT)),
+    }
+    assert {name for name, size in views.memory(maps).items() if not size} == {"source_ranges"}  # an empty trie
+
+
+def test_events_come_while_somebody_watches(running: tuple[MapSet, Process]) -> None:
+    maps, pod = running
+    pod.call("fetch", socket.AF_INET, VIP, 80)  # nobody watches yet
+    names = views.service_names(maps)
+    with EventStream(maps) as stream:
+        server = pod.call("fetch", socket.AF_INET, VIP, 80)[0]
+        with pytest.raises(OSError):
+            pod.call("fetch", socket.AF_INET, "172.30.0.11", 80)
+        first, second = stream.poll(5)
+        assert (first.hook, first.reason, first.protocol) == ("connect", "connected", socket.IPPROTO_TCP)
+        assert first.source[0].startswith("netns:")
+        assert (first.destination, first.backend) == ((VIP, 80), (server, BACKEND_PORT))
+        assert first.service is not None
+        assert names[first.service] == "test/a"
+        assert (second.reason, second.backend) == ("no_endpoint", None)
+    pod.call("fetch", socket.AF_INET, VIP, 80)
+    with EventStream(maps, protocol=socket.IPPROTO_UDP) as stream:
+        pod.call("fetch", socket.AF_INET, VIP, 80)
+        pod.call("open", "s", socket.AF_INET6, socket.SOCK_DGRAM)
+        pod.call("ask_at", "s", VIP6, 80)
+        assert [event.hook for event in stream.poll(5)] == ["sendmsg"]
+
+
+def test_a_full_ring_goes_on_after_it_was_read(running: tuple[MapSet, Process]) -> None:
+    maps, pod = running
+    with EventStream(maps, hooks=["connect"]) as stream:
+        for _ in range(3):  # the ring holds 46 events: it overflows, and wraps around
+            stream.watch()
+            pod.call("fetch_many", socket.AF_INET, VIP, 80, 60)
+            events = stream.poll(5)
+            assert 20 < len(events) <= 60
+            assert {event.reason for event in events} == {"connected"}

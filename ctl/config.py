@@ -84,10 +84,12 @@ class IPTables(Section, frozen=True):
 
 
 class NFTables(Section, frozen=True):
+    """As kube-proxy's, but syncs need no shortest interval: here one costs what changed, not what there is."""
+
     masquerade_bit: int = 14
     masquerade_all: bool = False
     sync_period: Duration = Duration(30)
-    min_sync_period: Duration = Duration(1)
+    min_sync_period: Duration = Duration(0)
 
 
 class IPVS(Section, frozen=True):

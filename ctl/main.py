@@ -29,6 +29,8 @@ COMMANDS = {
         "ctl.commands.demo", "build the lab, prove the example Services with real traffic, print the table"
     ),
     "apply": Command("ctl.commands.apply", "program this network namespace once from manifests"),
+    "run": Command("ctl.commands.run", "the daemon: watch, reconcile, serve health and metrics"),
+    "adopt": Command("ctl.commands.adopt", "take this node over from kube-proxy: load our rules, then remove its own"),
     "explain": Command("ctl.commands.explain", "what happens to a packet, and why"),
     "show": Command("ctl.commands.show", "what the kernel holds now"),
     "check": Command("ctl.commands.check", "compare the kernel with the plan; --repair"),

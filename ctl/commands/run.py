@@ -1,0 +1,104 @@
+"""`hotplane run`: the daemon. Watches an API server or a directory and keeps this network namespace right."""
+
+import argparse
+from typing import Any
+
+
+def register(subparsers: Any) -> None:
+    """Add the command's parser."""
+    add_parser(
+        subparsers,
+        "run",
+        "the daemon: watch, reconcile, serve health and metrics",
+        "Watch an API server (--kubeconfig, --master, or this pod's service account) or a directory (-f) and keep the "
+        "rules of this network namespace right. SIGHUP reads --config again; SIGTERM ends the daemon and leaves the "
+        "data plane working.",
+    )
+
+
+def add_parser(subparsers: Any, name: str, text: str, description: str) -> argparse.ArgumentParser:
+    """The parser of a command that takes all of the daemon's options."""
+    from ctl.context import add_manifest_option
+    from ctl.daemon.log import FORMATS
+    from ctl.daemon.options import add_flags
+
+    parser: argparse.ArgumentParser = subparsers.add_parser(name, help=text, description=description)
+    source = parser.add_argument_group("where the objects come from")
+    source.add_argument("--kubeconfig", metavar="FILE", help="kubeconfig of the API server")
+    source.add_argument("--master", metavar="URL", help="the API server's URL; wins over the kubeconfig's")
+    add_manifest_option(parser, required=False)
+    parser.add_argument("--init-only", action="store_true", help="set the conntrack sysctls and end")
+    parser.add_argument("--once", action="store_true", help="end after the first load")
+    parser.add_argument("--adopt", action="store_true", help="remove kube-proxy's rules once ours answer")
+    parser.add_argument("--cleanup", action="store_true", help="remove the rules instead (all modes, or --proxy-mode)")
+    parser.add_argument("--write-config-to", metavar="FILE", help="write the effective configuration and end")
+    parser.add_argument("--logging-format", choices=FORMATS, default="text", metavar="text|json")
+    parser.add_argument("-v", "--v", dest="verbosity", type=int, default=2, metavar="LEVEL", help="4: debug; 0: errors")
+    add_flags(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the options say; 0 after an orderly end."""
+    import asyncio
+
+    from ctl.daemon.daemon import Daemon
+    from ctl.daemon.log import Log
+    from ctl.daemon.settings import settings_of
+    from ctl.daemon.sysctls import apply_sysctls
+    from dataplane.errors import UsageError
+
+    settings = settings_of(args)
+    log = Log(_level(args.verbosity), args.logging_format)
+    for field in settings.unknown:
+        log.warning("unknown field in the configuration, ignored", file=args.config, field=field)
+    if args.write_config_to:
+        return _write_config(args.write_config_to, settings.config)
+    if args.cleanup:
+        return _clean_up(args, settings.mode, log)
+    if args.init_only:
+        apply_sysctls(settings.config.conntrack, log)
+        return 0
+    if settings.paths and (settings.kubeconfig or settings.master):
+        raise UsageError("-f names manifests and --kubeconfig or --master an API server; choose one of them")
+    if "-" in settings.paths:
+        raise UsageError("-f -: standard input cannot be watched; use apply, or give a directory")
+
+    async def live() -> int:
+        return await Daemon(settings, log, lambda: settings_of(args)).run()
+
+    return asyncio.run(live())
+
+
+def _level(verbosity: int) -> str:
+    return "debug" if verbosity >= 4 else "info" if verbosity >= 1 else "error"
+
+
+def _write_config(path: str, config: Any) -> int:
+    from pathlib import Path
+
+    from ctl.daemon.options import to_document
+    from ctl.output import to_yaml
+    from dataplane.errors import HotplaneError
+
+    try:
+        Path(path).write_text(to_yaml(to_document(config)), encoding="utf-8")
+    except OSError as error:
+        raise HotplaneError(f"{path}: cannot be written: {error.strerror}; choose another file") from error
+    return 0
+
+
+def _clean_up(args: argparse.Namespace, mode: str, log: Any) -> int:
+    """Remove the rules of one mode when one was named, else of all modes (also kube-proxy's, as kube-proxy would)."""
+    from pathlib import Path
+
+    from ctl import state
+    from ctl.loaded import make_plane
+    from ctl.modes import MODES
+
+    modes = (mode,) if args.mode or args.proxy_mode else MODES
+    for each in modes:
+        make_plane(each).cleanup()
+    state.forget(Path(args.state_dir))
+    log.info("cleaned up", modes=",".join(modes))
+    return 0

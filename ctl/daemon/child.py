@@ -1,0 +1,88 @@
+"""Long looks at a plan that must not stop the daemon: done by a forked child, which sees everything as of the fork.
+
+The child shares the parent's memory until one of the two writes, so a snapshot of any size costs next to nothing.
+"""
+
+import asyncio
+import os
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+
+from dataplane.errors import HotplaneError
+
+
+class ChildError(HotplaneError):
+    """The child failed or took too long."""
+
+
+def _run(function: Callable[[], bytes], door: int) -> None:
+    """In the child: do it, hand over the answer, and vanish without running anybody's clean-up."""
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        answer = function()
+        with open(door, "wb") as pipe:
+            pipe.write(answer)
+        status = 0
+    finally:
+        if status:
+            traceback.print_exception(sys.exc_info()[1])
+            sys.stderr.flush()
+        os._exit(status)
+
+
+class Child:
+    """A function at work in a forked child, from the moment the object is made.
+
+    The caller makes sure that no other thread of the process is at work at that moment.
+    """
+
+    def __init__(self, function: Callable[[], bytes]) -> None:
+        self._reader, writer = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._reader)
+            _run(function, writer)
+        os.close(writer)
+
+    async def answer(self, seconds: float) -> bytes:
+        """What the function returned. The child is ended after `seconds`. Raises ChildError."""
+        pieces: list[bytes] = []
+        try:
+            async with asyncio.timeout(seconds):
+                while piece := await self._read():
+                    pieces.append(piece)
+        except TimeoutError as error:
+            raise ChildError(f"took longer than {seconds:.0f} s") from error
+        finally:
+            os.close(self._reader)
+            status = self._end()
+        if status:
+            raise ChildError(f"ended with status {status}; what it said stands above")
+        return b"".join(pieces)
+
+    async def _read(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        loop.add_reader(self._reader, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_reader(self._reader)
+        return os.read(self._reader, 1 << 16)
+
+    def _end(self) -> int:
+        """Reap the child, which has closed its pipe or has lost our patience; its exit status."""
+        descriptor = os.pidfd_open(self._pid)
+        try:
+            # The pipe's end closes an instant before the process ends, so give it that instant.
+            if not select.select([descriptor], [], [], 0.2)[0]:
+                os.kill(self._pid, signal.SIGKILL)
+        finally:
+            os.close(descriptor)
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])

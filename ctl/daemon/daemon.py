@@ -1,0 +1,312 @@
+"""The daemon: puts source, reconcile loop and servers together, and lives until it is told to end."""
+
+import asyncio
+import ctypes
+import gc
+import resource
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from ctl import state
+from ctl.daemon.drift import DriftCheck
+from ctl.daemon.events import EventRecorder
+from ctl.daemon.health import Health, eligible
+from ctl.daemon.healthports import HealthPorts
+from ctl.daemon.inbox import Inbox
+from ctl.daemon.kernel import Kernel
+from ctl.daemon.log import Log
+from ctl.daemon.metrics import Metrics
+from ctl.daemon.nodes import describe
+from ctl.daemon.options import to_document
+from ctl.daemon.pace import Pace
+from ctl.daemon.reconcile import Reconciler
+from ctl.daemon.settings import Settings
+from ctl.daemon.sysctls import apply_sysctls
+from ctl.daemon.takeover import remove_kube_proxy
+from ctl.daemon.web import Site, health_answer, metrics_answer, split_bind
+from ctl.loaded import make_plane
+from ctl.sources.api import Api
+from ctl.sources.directory import DirectorySource
+from ctl.sources.kubeconfig import find_cluster
+from ctl.sources.watch import Reflector, resources
+from dataplane.errors import HotplaneError
+from dataplane.model.objects import Node, ObjectRef, Problem
+from dataplane.plan.change import PlanChange
+from dataplane.plan.types import HealthCheck, Plan
+from dataplane.planes.conntrack import clean_stale_udp
+from dataplane.policy.node import NodeConfig
+
+KINDS = ("Service", "EndpointSlice", "Node", "ServiceCIDR")
+SAVE_SECONDS = 10.0
+"""How long after a change the plan is written down for other commands (check, show, explain)."""
+
+
+class Daemon:
+    """One run of the daemon. reload: reads the settings again (SIGHUP); raises HotplaneError when they are wrong."""
+
+    def __init__(self, settings: Settings, log: Log, reload: Callable[[], Settings]) -> None:
+        self.settings, self._log, self._reload = settings, log, reload
+        self.metrics = Metrics()
+        self.health = Health(2 * settings.sync_period)
+        self._told: dict[ObjectRef, tuple[Problem, ...]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stop = asyncio.Event()
+        self._saved = 0
+        self._sites: list[tuple[Site, asyncio.Server]] = []
+        self._reflectors: list[tuple[str, Reflector]] = []
+        self.inbox = Inbox(KINDS)
+        self._api: Api | None = None
+        self._events = EventRecorder(None, settings.node.name, log)
+        self._kernel = Kernel(self._make_plane(settings.mode), _clean_up)
+        self._ports = HealthPorts(self.health, log, self._port_refused)
+        self.reconciler = Reconciler(
+            settings.node.name,
+            self.inbox, self._kernel, self._describe, self.health, self.metrics, log,
+            Pace(settings.min_sync_period), self._after,
+        )  # fmt: skip
+
+    async def run(self) -> int:
+        """Until SIGTERM or SIGINT; the data plane stays as it is then. Returns the exit status."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup)
+        _raise_open_files()
+        apply_sysctls(self.settings.config.conntrack, self._log)
+        try:
+            await self._serve()
+            self._open_source()
+            self._spawn(self._work(), "reconcile")
+            await self._stop.wait()
+        finally:
+            await self._close()
+        return 1 if self._failure else 0
+
+    _failure: BaseException | None = None
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run something beside; the daemon ends when it fails."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = error
+            self._stop.set()
+
+    async def _work(self) -> None:
+        await self.reconciler.start()
+        await self._kernel.call(self._replace_other_mode)
+        if self.settings.adopt:
+            await self._kernel.call(remove_kube_proxy, self.settings.mode, self._log)
+        await self._save()
+        _settle_memory()
+        if self.settings.once:
+            self._stop.set()
+            return
+        drift = DriftCheck(self.reconciler, self.metrics, self._log, self.settings.sync_period)
+        self._spawn(drift.run(), "drift")
+        self._spawn(self._tick(), "tick")
+        self._spawn(self._events.run(), "events")
+        await self.reconciler.run()
+
+    def _open_source(self) -> None:
+        settings = self.settings
+        if settings.paths:
+            source = DirectorySource(settings.paths, self.inbox, self._log)
+            source.read()
+            self._spawn(source.run(), "manifests")
+            return
+        cluster = find_cluster(settings.kubeconfig, settings.master)
+        self._log.info("watching", server=cluster.url, node=settings.node.name, mode=settings.mode)
+        self._api = Api(cluster)
+        self._events = EventRecorder(self._api, settings.node.name, self._log)
+        for resource_ in resources(settings.node.name):
+            observe = self._see_node if resource_.kind == "Node" else None
+            reflector = Reflector(self._api, resource_, self.inbox, self._log, observe=observe)
+            self._reflectors.append((resource_.kind, reflector))
+            self._spawn(reflector.run(), f"watch {resource_.kind}")
+
+    def _see_node(self, raw: msgspec.Raw | None) -> None:
+        before, self.health.node_eligible = self.health.node_eligible, eligible(raw)
+        if before != self.health.node_eligible:
+            self._log.info("node eligibility changed", eligible=self.health.node_eligible)
+
+    def _make_plane(self, mode: str) -> Any:
+        return make_plane(mode, tcp_be_liberal=self.settings.config.conntrack.tcp_be_liberal)
+
+    async def _describe(self, node: Node | None) -> NodeConfig:
+        settings = self.settings
+        return await self._kernel.call(describe, settings.mode, settings.config, settings.node, node)
+
+    async def _after(self, change: PlanChange) -> None:
+        """What follows a change, outside of the time that counts."""
+        if change.health_checks or change.node is not None:
+            await self._update_ports()
+        problems = {**self.inbox.problems, **self.reconciler.planner.problems}
+        if problems == self._told:
+            return
+        for ref, found in problems.items():
+            if self._told.get(ref) != found:
+                reason = "FrontendConflict" if ref in self.reconciler.planner.problems else "InvalidObject"
+                for problem in found:
+                    self._log.warning("object refused", object=ref, field=problem.field, reason=problem.reason)
+                    self._events.warn(ref, reason, f"{problem.field}: {problem.reason}")
+        self._told = problems
+
+    async def _update_ports(self) -> None:
+        plan = self.reconciler.planner.plan
+        await self._ports.update(plan.health_checks, plan.node.nodeports)
+
+    def _port_refused(self, check: HealthCheck, why: str) -> None:
+        ref = ObjectRef("Service", check.namespace, check.name)
+        self._log.warning("health-check port", object=ref, reason=why)
+        self._events.warn(ref, "FailedToStartServiceHealthcheck", f"health-check node port: {why}")
+
+    async def _tick(self) -> None:
+        """What is looked after now and then."""
+        while True:
+            await asyncio.sleep(SAVE_SECONDS)
+            self.reconciler.request(self.reconciler.change_node)
+            self.reconciler.request(self._update_ports)
+            await self._save()
+
+    async def _save(self) -> None:
+        """Write the plan down when it changed since the last time."""
+        syncs = self.reconciler.syncs + 1
+        if syncs == self._saved:
+            return
+        saved = state.Saved.of(self.settings.mode, self.reconciler.planner.plan)
+        await asyncio.get_running_loop().run_in_executor(None, state.save, self.settings.state_dir, saved)
+        self._saved = syncs
+
+    def _replace_other_mode(self) -> None:
+        """Remove what another mode of an earlier run loaded, now that this mode answers."""
+        previous = state.load(self.settings.state_dir)
+        if previous is not None and previous.mode != self.settings.mode:
+            make_plane(previous.mode).cleanup()
+            self._log.info("replaced mode", old=previous.mode, new=self.settings.mode)
+
+    def _hangup(self) -> None:
+        self.reconciler.request(self._change_settings)
+
+    async def _change_settings(self) -> None:
+        """SIGHUP: read the configuration again and use what can change while running."""
+        try:
+            fresh = self._reload()
+        except HotplaneError as error:
+            self._log.error("configuration not reloaded, the old one stays", reason=error)
+            return
+        old, self.settings = self.settings, fresh
+        self.reconciler.pace.interval = fresh.min_sync_period
+        self.health.patience = 2 * fresh.sync_period
+        apply_sysctls(fresh.config.conntrack, self._log)
+        await self.reconciler.change_node()
+        if fresh.mode != old.mode:
+            await self._change_mode(old.mode)
+        if _binds(fresh) != _binds(old):
+            await self._close_sites()
+            await self._serve()
+        self._log.info("configuration reloaded", mode=fresh.mode)
+
+    async def _change_mode(self, old_mode: str) -> None:
+        """Load the new mode's rules, then remove the old one's."""
+        old = self._kernel.plane
+        self._kernel.plane = self._make_plane(self.settings.mode)
+        await self.reconciler.reload(f"mode {old_mode} becomes {self.settings.mode}")
+        if not self.reconciler.retry.failures_in_a_row:
+            await self._kernel.call(old.cleanup)
+
+    async def _serve(self) -> None:
+        """Open the health and metrics servers. A port that is taken is fatal only with bindAddressHardFail."""
+        healthz, metrics = _binds(self.settings)
+        answers = (
+            (healthz, health_answer(self.health, self.metrics)),
+            (
+                metrics,
+                metrics_answer(self.health, self.metrics, lambda: self.settings.mode, self._collect, self._configz),
+            ),
+        )
+        for bind, answer in answers:
+            host, port = split_bind(bind)
+            if not port:
+                continue
+            site = Site(answer)
+            try:
+                self._sites.append((site, await site.open(host, port)))
+            except OSError as error:
+                text = f"{bind}: cannot be listened on: {error.strerror}"
+                if self.settings.config.bind_address_hard_fail:
+                    raise HotplaneError(f"{text}; free the port or choose another address") from error
+                self._log.error("server not started", reason=text)
+
+    def _configz(self) -> bytes:
+        return msgspec.json.encode({"kubeproxy.config.k8s.io": to_document(self.settings.config)})
+
+    def _collect(self) -> None:
+        """Bring gauges up to date, once a scrape."""
+        metrics, tally = self.metrics, self.reconciler.tally
+        metrics.frontends.set(tally.frontends)
+        metrics.entries.set(tally.entries)
+        metrics.no_local.labels("internal").set(tally.internal)
+        metrics.no_local.labels("external").set(tally.external)
+        metrics.behind.set(len(self._kernel.ledger))
+        metrics.problems.set(len({**self.inbox.problems, **self.reconciler.planner.problems}))
+        metrics.invalid_events.set(self.inbox.invalid_events)
+        metrics.service_pending.set(self.inbox.pending_of("Service"))
+        metrics.endpoint_pending.set(self.inbox.pending_of("EndpointSlice"))
+        now = time.monotonic()
+        for kind, reflector in self._reflectors:
+            metrics.watch_failing.labels(kind).set(now - reflector.failing_since if reflector.failing_since else 0)
+            metrics.lists.labels(kind).set(reflector.lists)
+
+    async def _close_sites(self) -> None:
+        for site, server in self._sites:
+            server.close()
+            await site.close()
+        self._sites.clear()
+
+    async def _close(self) -> None:
+        """End everything of ours but what is in the kernel."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._ports.close()
+        await self._close_sites()
+        if self._api is not None:
+            await self._api.close()
+        self._kernel.close()
+        if self._failure is not None:
+            raise self._failure
+        if self.health.started:
+            await self._save()
+        self._log.info("stopped; the data plane stays as it is")
+
+
+def _binds(settings: Settings) -> tuple[str, str]:
+    return settings.config.healthz_bind_address, settings.config.metrics_bind_address
+
+
+def _clean_up(change: PlanChange, plan: Plan) -> int:
+    return clean_stale_udp(change, plan.node)
+
+
+def _raise_open_files() -> None:
+    """Each health-check port and each watch is an open file."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _settle_memory() -> None:
+    """After the first load: what is there now stays, so the collector need not look at it again, and what the
+    load needed goes back to the system."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    ctypes.CDLL(None).malloc_trim(0)

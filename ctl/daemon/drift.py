@@ -1,0 +1,86 @@
+"""Periodic read-back: is what the kernel holds still the plan? Somebody may have flushed the tables."""
+
+import asyncio
+import time
+
+import msgspec
+
+from ctl.daemon.child import Child, ChildError
+from ctl.daemon.log import Log
+from ctl.daemon.metrics import Metrics
+from ctl.daemon.reconcile import Reconciler
+from ctl.drift import differences
+from ctl.loaded import make_plane
+from dataplane.plan.rows import rows
+from dataplane.plan.types import Plan
+
+SHARE = 20
+"""A check that takes long is done less often: at most one part in this many of the time is spent on checks."""
+
+PATIENCE = 300.0
+SHOWN = 5
+
+
+class Found(msgspec.Struct):
+    """A difference, as the child reports it. service: EntryKey.service of the plan or of the kernel's row."""
+
+    service: str
+    frontend: str
+    difference: str
+
+
+def _look(plan: Plan, mode: str) -> bytes:
+    """In the child: every difference between the plan and the kernel."""
+    plane = make_plane(mode, loaded_for=plan.node)
+    found = [Found(d.service, str(d.frontend), d.difference) for d in differences(rows(plan), plane.read_back())]
+    return msgspec.msgpack.encode(found)
+
+
+class DriftCheck:
+    """Compares kernel and plan every `period` seconds or less often, and has the plan loaded again when they differ."""
+
+    def __init__(self, reconciler: Reconciler, metrics: Metrics, log: Log, period: float) -> None:
+        self._reconciler, self._metrics, self._log = reconciler, metrics, log
+        self.period = period
+
+    async def run(self) -> None:
+        """Check for ever."""
+        spent = 0.0
+        while True:
+            await asyncio.sleep(max(self.period, SHARE * spent))
+            started = time.monotonic()
+            await self.check()
+            spent = time.monotonic() - started
+
+    async def check(self) -> int:
+        """Look once, in a child, while changes go on; repair what differs and was not changed meanwhile.
+
+        Returns the number of differences.
+        """
+        begun: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        self._reconciler.request(lambda: self._begin(begun))
+        behind = set(self._reconciler.kernel.ledger.services())
+        child = await begun
+        try:
+            found = msgspec.msgpack.decode(await child.answer(PATIENCE), type=list[Found])
+        except ChildError as error:
+            self._log.warning("the kernel could not be read back", reason=error)
+            return 0
+        ignored = self._reconciler.touched | behind
+        found = [each for each in found if each.service not in ignored]
+        if found:
+            for each in found[:SHOWN]:
+                self._log.warning(
+                    "the kernel differs from the plan", service=each.service, frontend=each.frontend,
+                    difference=each.difference,
+                )  # fmt: skip
+            self._metrics.drifted.inc(len(found))
+            self._metrics.repairs.inc()
+            self._reconciler.request(lambda: self._reconciler.reload(f"repair of {len(found)} differences"))
+        return len(found)
+
+    async def _begin(self, begun: "asyncio.Future[Child]") -> None:
+        """Between two changes, when the kernel holds what the plan says."""
+        plan, mode = self._reconciler.planner.plan, self._reconciler.kernel.plane.name
+        self._reconciler.touched = set()
+        begun.set_result(Child(lambda: _look(plan, mode)))

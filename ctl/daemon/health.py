@@ -1,0 +1,97 @@
+"""Whether the proxy keeps up: kube-proxy's rule, and the JSON of its /healthz and /livez."""
+
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+
+TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"
+"""Taint of a node that the cluster autoscaler is about to remove; load balancers should leave it (KEP-3836)."""
+
+
+class _Taint(msgspec.Struct):
+    key: str = ""
+
+
+class _NodeSpec(msgspec.Struct):
+    taints: list[_Taint] | None = None
+
+
+class _NodeMeta(msgspec.Struct):
+    deletion: str | None = msgspec.field(default=None, name="deletionTimestamp")
+
+
+class _NodeState(msgspec.Struct):
+    metadata: _NodeMeta = msgspec.field(default_factory=_NodeMeta)
+    spec: _NodeSpec = msgspec.field(default_factory=_NodeSpec)
+
+
+_node_state = msgspec.json.Decoder(_NodeState)
+
+
+def eligible(raw: msgspec.Raw | None) -> bool:
+    """Whether load balancers may send to a node: not while it is being deleted. None: there is no such Node."""
+    if raw is None:
+        return True
+    try:
+        state = _node_state.decode(raw)
+    except msgspec.DecodeError:
+        return True
+    return state.metadata.deletion is None and all(taint.key != TO_BE_DELETED for taint in state.spec.taints or ())
+
+
+class Health:
+    """Healthy: starting, or no change has waited longer than `patience` seconds to get into the kernel.
+
+    node_eligible: see `eligible`; counts for /healthz only.
+    """
+
+    def __init__(self, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.patience = patience
+        self.node_eligible = True
+        self._clock = clock
+        self._waiting = 0.0
+        self._updated: datetime | None = None
+
+    def queued(self) -> None:
+        """A change waits; the oldest one counts."""
+        self._waiting = self._waiting or self._clock()
+
+    def updated(self) -> None:
+        """The kernel holds all that was asked for."""
+        self._waiting = 0.0
+        self._updated = datetime.now(UTC)
+
+    @property
+    def started(self) -> bool:
+        """Whether the kernel has held the plan once."""
+        return self._updated is not None
+
+    def healthy(self) -> bool:
+        """Whether the proxy keeps up."""
+        return not self._waiting or self._clock() - self._waiting < self.patience
+
+    def livez(self) -> tuple[int, str]:
+        """Status and body of /livez."""
+        return self._answer(self.healthy(), "")
+
+    def healthz(self) -> tuple[int, str]:
+        """Status and body of /healthz."""
+        healthy = self.healthy() and self.node_eligible
+        return self._answer(healthy, f', "nodeEligible": {json.dumps(self.node_eligible)}')
+
+    def _answer(self, healthy: bool, more: str) -> tuple[int, str]:
+        now = datetime.now(UTC)
+        updated = now if healthy else self._updated
+        return (200 if healthy else 503), (
+            f'{{"lastUpdated": "{_go_time(updated)}","currentTime": "{_go_time(now)}"{more}}}'
+        )
+
+
+def _go_time(when: datetime | None) -> str:
+    """A time as Go prints it; Go's zero time for none."""
+    if when is None:
+        return "0001-01-01 00:00:00 +0000 UTC"
+    return when.strftime("%Y-%m-%d %H:%M:%S.%f") + "000 +0000 UTC"

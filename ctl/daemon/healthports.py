@@ -1,0 +1,90 @@
+"""Health-check node ports: a load balancer asks them whether this node has endpoints of a Service (KEP-1860's ports).
+
+One HTTP server behind all ports: thousands of listening sockets, one event loop, no thread.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+
+from aiohttp import web
+
+from ctl.daemon.health import Health
+from ctl.daemon.log import Log
+from ctl.daemon.web import NOSNIFF, Site
+from dataplane.plan.types import HealthCheck
+from dataplane.policy.node import NodePortAddresses
+
+
+class HealthPorts:
+    """The ports that are open, and what each answers. refused: called with the check and the reason of a port that
+    cannot be opened."""
+
+    def __init__(self, health: Health, log: Log, refused: Callable[[HealthCheck, str], None]) -> None:
+        self._health, self._log, self._refused = health, log, refused
+        self._site = Site(self._answer)
+        self._hosts: tuple[str, ...] = ()
+        self._checks: dict[int, HealthCheck] = {}
+        self._servers: dict[int, list[asyncio.Server]] = {}
+        self._complained: dict[int, HealthCheck] = {}
+
+    async def update(self, checks: Mapping[tuple[str, str], HealthCheck], addresses: NodePortAddresses) -> None:
+        """Serve exactly these; where two Services claim one port, the first by namespace and name gets it.
+
+        A port that cannot be opened is reported once and tried again at the next call.
+        """
+        hosts = ("::",) if addresses.any_local else addresses.addresses
+        if hosts != self._hosts:
+            self._close(list(self._servers))
+            self._hosts = hosts
+        wanted: dict[int, HealthCheck] = {}
+        for check in sorted(checks.values()):
+            wanted.setdefault(check.port, check)
+        self._close([port for port in self._servers if port not in wanted])
+        self._checks = wanted
+        for port, check in wanted.items():
+            if port not in self._servers:
+                await self._open(check)
+
+    async def close(self) -> None:
+        """Close all ports."""
+        self._close(list(self._servers))
+        await self._site.close()
+
+    def _close(self, ports: list[int]) -> None:
+        for port in ports:
+            for server in self._servers.pop(port):
+                server.close()
+
+    async def _open(self, check: HealthCheck) -> None:
+        opened: list[asyncio.Server] = []
+        try:
+            for host in self._hosts:
+                opened.append(await self._site.open(host, check.port))
+        except OSError as error:
+            for server in opened:
+                server.close()
+            if self._complained.get(check.port) != check:
+                self._complained[check.port] = check
+                self._refused(check, f"port {check.port} cannot be opened: {error.strerror}")
+            return
+        self._complained.pop(check.port, None)
+        self._servers[check.port] = opened
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        transport = request.transport
+        check = self._checks.get(transport.get_extra_info("sockname")[1]) if transport is not None else None
+        if check is None:
+            return web.Response(status=404, text="404 page not found\n")
+        healthy = self._health.healthy()
+        body = {
+            "service": {"namespace": check.namespace, "name": check.name},
+            "localEndpoints": check.local_endpoints,
+            "serviceProxyHealthy": healthy,
+        }
+        return web.Response(
+            status=200 if check.local_endpoints and healthy else 503,
+            body=json.dumps(body, separators=(",", ":")).encode(),
+            content_type="application/json",
+            headers={**NOSNIFF, "X-Load-Balancing-Endpoint-Weight": str(check.local_endpoints)},
+        )

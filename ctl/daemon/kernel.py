@@ -1,0 +1,170 @@
+"""The daemon's hand on the kernel: one plane, used by one thread, with faults kept apart.
+
+Every call runs in one worker thread, which belongs to the network namespace that the daemon was started in, so that
+health checks are answered while a large plan is loaded. A refused change is cut into independent pieces: what can be
+done is done, the rest stays on the ledger.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+from ctl.daemon.ledger import Ledger, groups
+from dataplane.errors import HotplaneError
+from dataplane.plan.change import EntryChange, PlanChange
+from dataplane.plan.types import Plan
+from dataplane.planes.base import Plane, PlaneError
+
+_T = TypeVar("_T")
+MOST_REFUSALS = 64
+"""Refused attempts after which the rest of a change waits for the next try."""
+
+
+class Done(NamedTuple):
+    """What came of a change. seconds: time in the kernel and in compiling. errors: refusals, "" key for settings.
+
+    changed: what is in the kernel now that was not before; for cleaning up after it. loaded: by a whole load.
+    """
+
+    seconds: float
+    changed: PlanChange
+    errors: tuple[str, ...] = ()
+    loaded: bool = False
+
+
+class Kernel:
+    """Holds a plan in the kernel. Methods are for the event loop; `plane` may only be touched by `call`."""
+
+    def __init__(self, plane: Plane, clean_up: Callable[[PlanChange, Plan], object]) -> None:
+        self.plane = plane
+        self.ledger = Ledger()
+        self._clean_up = clean_up
+        self._worker = ThreadPoolExecutor(1, "plane")
+        self.lock = asyncio.Lock()
+
+    async def call(self, function: Callable[..., _T], *arguments: object) -> _T:
+        """Run something in the plane's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
+
+    async def load(self, plan: Plan) -> Done:
+        """Bring the kernel to the plan from whatever it holds. A refusal is in `errors`; nothing changed then."""
+        async with self.lock:
+            return await self.call(self._load, plan)
+
+    async def apply(self, change: PlanChange, plan: Plan) -> Done:
+        """Do a change that is in the plan already, and all that failed before."""
+        async with self.lock:
+            return await self.call(self._apply, change, plan)
+
+    def close(self) -> None:
+        """End the worker once it is idle."""
+        self._worker.shutdown()
+
+    def _load(self, plan: Plan) -> Done:
+        started = time.perf_counter()
+        try:
+            change = self.plane.load(plan)
+        except PlaneError as error:
+            return self._load_piecewise(plan, error, started)
+        self.ledger.clear()
+        return self._cleaned(Done(time.perf_counter() - started, change, (), True), plan)
+
+    def _load_piecewise(self, plan: Plan, error: PlaneError, started: float) -> Done:
+        """On a kernel that holds nothing yet, one bad entry must not keep out all others."""
+        nothing = PlanChange()
+        if self.plane.read_back():
+            return Done(time.perf_counter() - started, nothing, (str(error),))
+        try:
+            self.plane.load(Plan(node=plan.node, service_cidrs=plan.service_cidrs))
+        except PlaneError as second:
+            return Done(time.perf_counter() - started, nothing, (str(second),))
+        self.ledger.clear()
+        entries = tuple(EntryChange(None, entry) for entry in plan.entries.values())
+        done = self._apply(PlanChange(entries=entries, health_checks=dict(plan.health_checks) or None), plan)
+        return done._replace(seconds=time.perf_counter() - started, loaded=True)
+
+    def _apply(self, change: PlanChange, plan: Plan) -> Done:
+        started = time.perf_counter()
+        due = self.ledger.due(change, plan)
+        if not due:
+            self.ledger.clear()
+            return Done(0.0, due)
+        try:
+            self.plane.apply(due)
+        except PlaneError as error:
+            return self._apply_piecewise(due, plan, error, started)
+        self.ledger.clear()
+        return self._cleaned(Done(time.perf_counter() - started, due), plan)
+
+    def _apply_piecewise(self, due: PlanChange, plan: Plan, error: PlaneError, started: float) -> Done:
+        """Find out what the kernel refuses and do the rest; when it refuses everything, load afresh."""
+        pieces = _Pieces(self.plane)
+        pieces.settings(due)
+        pieces.entries(groups(due.entries))
+        self.ledger.behind(pieces.failed)
+        if not pieces.done:
+            try:
+                loaded = self.plane.load(plan)
+            except PlaneError as second:
+                return Done(time.perf_counter() - started, PlanChange(), (str(error), str(second)))
+            self.ledger.clear()
+            changed = PlanChange(entries=_together(due.entries, loaded.entries), node=due.node)
+            return self._cleaned(Done(time.perf_counter() - started, changed, (str(error),), True), plan)
+        changed = PlanChange(entries=tuple(entry for piece in pieces.done for entry in piece.entries), node=due.node)
+        return self._cleaned(Done(time.perf_counter() - started, changed, tuple(pieces.errors)), plan)
+
+    def _cleaned(self, done: Done, plan: Plan) -> Done:
+        """Remove the UDP flows that the change made stale; a failure to do so is reported like a refusal."""
+        try:
+            self._clean_up(done.changed, plan)
+        except HotplaneError as error:
+            return done._replace(errors=(*done.errors, str(error)))
+        return done
+
+
+def _together(one: tuple[EntryChange, ...], other: tuple[EntryChange, ...]) -> tuple[EntryChange, ...]:
+    """Changes of both, the first one's word on an entry before the second's."""
+    return tuple({change.key: change for change in (*other, *one)}.values())
+
+
+class _Pieces:
+    """Applies a change piece by piece: what worked, what did not, and why."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+        self.done: list[PlanChange] = []
+        self.failed: list[PlanChange] = []
+        self.errors: list[str] = []
+
+    def settings(self, due: PlanChange) -> None:
+        change = PlanChange(node=due.node, service_cidrs=due.service_cidrs, health_checks=due.health_checks)
+        if change:
+            self._try(change)
+
+    def entries(self, parts: list[tuple[EntryChange, ...]]) -> None:
+        """Halve until each refusal is down to one group."""
+        if not parts:
+            return
+        change = PlanChange(entries=tuple(entry for part in parts for entry in part))
+        if len(parts) == 1:
+            self._try(change)
+        elif len(self.errors) >= MOST_REFUSALS:
+            self.failed.append(change)
+        elif not self._try(change, last=False):
+            middle = len(parts) // 2
+            self.entries(parts[:middle])
+            self.entries(parts[middle:])
+
+    def _try(self, change: PlanChange, *, last: bool = True) -> bool:
+        try:
+            self._plane.apply(change)
+        except PlaneError as error:
+            if last:
+                self.failed.append(change)
+                names = sorted({entry.key.service for entry in change.entries})[:3]
+                self.errors.append(f"{', '.join(names)}: {error}" if names else str(error))
+            return False
+        self.done.append(change)
+        return True

@@ -1,0 +1,75 @@
+"""What the kernel still lacks: entries whose change failed, with what the kernel holds of them instead."""
+
+from collections.abc import Iterable
+
+from dataplane.plan.change import EntryChange, PlanChange
+from dataplane.plan.types import EntryKey, FrontendKey, HealthCheck, Plan, PlanEntry
+
+
+class Ledger:
+    """Turns the plan's changes into the kernel's: a change that failed before is part of the next one.
+
+    For an entry that is behind, `held` remembers what the kernel holds; the plan says what it should hold.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[EntryKey, PlanEntry | None] = {}
+        self._node = False
+        self._cidrs = False
+        self._health: dict[tuple[str, str], HealthCheck | None] = {}
+
+    def __len__(self) -> int:
+        """How many entries and settings are behind."""
+        return len(self._held) + self._node + self._cidrs
+
+    def services(self) -> list[str]:
+        """The Service ports that are behind, as text."""
+        return sorted({key.service for key in self._held})
+
+    def due(self, change: PlanChange, plan: Plan) -> PlanChange:
+        """Everything to be done to the kernel: this change (already in the plan) and what failed before."""
+        if not (self._held or self._node or self._cidrs or self._health):
+            return change
+        held = {entry.key: entry.old for entry in change.entries} | self._held
+        now = plan.entries
+        return PlanChange(
+            entries=tuple(EntryChange(old, now.get(key)) for key, old in held.items() if old != now.get(key)),
+            node=plan.node if self._node or change.node is not None else None,
+            service_cidrs=plan.service_cidrs if self._cidrs or change.service_cidrs is not None else None,
+            health_checks={**self._health, **(change.health_checks or {})} or None,
+        )
+
+    def clear(self) -> None:
+        """The kernel holds the plan."""
+        self._held, self._node, self._cidrs, self._health = {}, False, False, {}
+
+    def behind(self, failed: Iterable[PlanChange]) -> None:
+        """Nothing is behind but these parts of the last change that was due."""
+        self.clear()
+        for change in failed:
+            self._held |= {entry.key: entry.old for entry in change.entries}
+            self._node |= change.node is not None
+            self._cidrs |= change.service_cidrs is not None
+            self._health |= change.health_checks or {}
+
+
+def groups(entries: Iterable[EntryChange]) -> list[tuple[EntryChange, ...]]:
+    """Entry changes in groups that can be done one without the other: those that share a frontend stay together."""
+    changes = list(entries)
+    leader = list(range(len(changes)))
+
+    def find(index: int) -> int:
+        while leader[index] != index:
+            leader[index] = leader[leader[index]]
+            index = leader[index]
+        return index
+
+    seen: dict[FrontendKey, int] = {}
+    for index, change in enumerate(changes):
+        for entry in (change.old, change.new):
+            for frontend in entry.frontends if entry is not None else ():
+                leader[find(index)] = find(seen.setdefault(frontend.key, index))
+    found: dict[int, list[EntryChange]] = {}
+    for index, change in enumerate(changes):
+        found.setdefault(find(index), []).append(change)
+    return [tuple(group) for group in found.values()]

@@ -1,0 +1,54 @@
+"""The daemon's log: one line for each event that matters, as text for people or JSON for machines."""
+
+import sys
+import time
+from typing import TextIO
+
+import msgspec
+
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("text", "json")
+
+
+def _value(value: object) -> str:
+    """A field's value as text; quoted when it would not read back as one word."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    if text and text.isprintable() and not any(c in text for c in ' "='):
+        return text
+    return msgspec.json.encode(text).decode()
+
+
+class Log:
+    """Writes lines `TIME LEVEL message key=value ...`, or the same as one JSON object.
+
+    level: the least important level that is written. Values are shown with str(); times are UTC with milliseconds.
+    """
+
+    def __init__(self, level: str = "info", form: str = "text", out: TextIO | None = None) -> None:
+        self._least = LEVELS.index(level)
+        self._json = form == "json"
+        self._out = out or sys.stderr
+
+    def debug(self, message: str, **fields: object) -> None:
+        self._write(0, message, fields)
+
+    def info(self, message: str, **fields: object) -> None:
+        self._write(1, message, fields)
+
+    def warning(self, message: str, **fields: object) -> None:
+        self._write(2, message, fields)
+
+    def error(self, message: str, **fields: object) -> None:
+        self._write(3, message, fields)
+
+    def _write(self, level: int, message: str, fields: dict[str, object]) -> None:
+        if level < self._least:
+            return
+        now = time.time()
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
+        if self._json:
+            plain = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in fields.items()}
+            line = msgspec.json.encode({"ts": stamp, "level": LEVELS[level], "msg": message, **plain}).decode()
+        else:
+            line = " ".join([stamp, LEVELS[level].upper(), message, *(f"{k}={_value(v)}" for k, v in fields.items())])
+        print(line, file=self._out, flush=True)

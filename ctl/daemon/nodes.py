@@ -1,0 +1,40 @@
+"""This node as the daemon sees it: options, configuration, its Node object and the kernel's addresses together."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ctl.config import KubeProxyConfiguration
+from ctl.context import namespace_addresses
+from dataplane.model.objects import Node
+from dataplane.policy.node import NodeConfig
+from dataplane.policy.settings import Mode, node_config
+
+
+class NodeOptions(msgspec.Struct, frozen=True):
+    """What the command line says of this node. zone None, node_ips empty: as the Node object and the kernel say."""
+
+    name: str
+    node_ips: tuple[str, ...] = ()
+    zone: str | None = None
+
+
+def describe(mode: str, config: KubeProxyConfiguration, options: NodeOptions, node: Node | None) -> NodeConfig:
+    """The NodeConfig as of now; asks the kernel for the namespace's addresses unless they were given.
+
+    The Node object's addresses lead, as far as the kernel has them.
+    """
+    node_ips: Sequence[str] = options.node_ips
+    interfaces: Sequence[str] = ()
+    if not node_ips:
+        interfaces = namespace_addresses()
+        node_ips = [address for address in (node.addresses if node else ()) if address in interfaces]
+    return node_config(
+        Mode(mode),
+        config.proxy_settings(),
+        node_name=options.name,
+        zone=(node.zone if node else "") if options.zone is None else options.zone,
+        node_ips=node_ips,
+        interface_addresses=interfaces,
+        node_pod_cidrs=node.pod_cidrs if node else (),
+    )

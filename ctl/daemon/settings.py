@@ -1,0 +1,67 @@
+"""Everything that `hotplane run` was told, in one value."""
+
+import argparse
+import socket
+from pathlib import Path
+
+import msgspec
+
+from ctl.config import KubeProxyConfiguration
+from ctl.daemon.nodes import NodeOptions
+from ctl.daemon.options import effective
+from ctl.modes import DEFAULT_MODE, MODES
+from dataplane.errors import UsageError
+from dataplane.model.net import canonical_address
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """paths: manifests to follow instead of an API server. once: end after the first load. adopt: remove
+    kube-proxy's rules then. unknown: fields of the file that have no meaning here."""
+
+    config: KubeProxyConfiguration
+    mode: str
+    node: NodeOptions
+    kubeconfig: str = ""
+    master: str = ""
+    paths: tuple[str, ...] = ()
+    state_dir: Path = Path("/run/hotplane")
+    once: bool = False
+    adopt: bool = False
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def sync_period(self) -> float:
+        """Seconds between read-backs."""
+        return self.config.iptables.sync_period if self.mode == "iptables" else self.config.nftables.sync_period
+
+    @property
+    def min_sync_period(self) -> float:
+        """Shortest time between two syncs, in seconds."""
+        mode = self.config.iptables if self.mode == "iptables" else self.config.nftables
+        return mode.min_sync_period
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """Settings from a command line; reads the configuration file anew. Raises ConfigError, UsageError."""
+    loaded = effective(args)
+    config = loaded.config
+    mode = args.mode or config.mode or DEFAULT_MODE
+    if mode not in MODES:
+        raise UsageError(f"there is no mode {mode}; choose one of {', '.join(MODES)}")
+    try:
+        node_ips = tuple(canonical_address(ip) for ip in args.node_ip)
+    except ValueError as error:
+        raise UsageError(f"--node-ip: {error}") from error
+    name = (args.node_name or config.hostname_override or socket.gethostname()).strip().lower()
+    return Settings(
+        config=config,
+        mode=mode,
+        node=NodeOptions(name, node_ips, args.zone),
+        kubeconfig=args.kubeconfig or config.client_connection.kubeconfig,
+        master=args.master or "",
+        paths=tuple(args.filename),
+        state_dir=Path(args.state_dir),
+        once=args.once,
+        adopt=args.adopt,
+        unknown=loaded.unknown,
+    )

@@ -1,0 +1,27 @@
+"""Sums over the plan that metrics show, kept up with each change instead of counted each time."""
+
+from dataplane.plan.change import PlanChange
+from dataplane.plan.types import PlanEntry
+
+
+class Tally:
+    """entries, frontends: in the plan. internal, external: entries whose Local traffic policy finds no endpoint on
+    this node although there are some elsewhere."""
+
+    def __init__(self) -> None:
+        self.entries = self.frontends = self.internal = self.external = 0
+
+    def count(self, change: PlanChange) -> None:
+        """Take in a change."""
+        for entry in change.entries:
+            if entry.old is not None:
+                self._add(entry.old, -1)
+            if entry.new is not None:
+                self._add(entry.new, 1)
+
+    def _add(self, entry: PlanEntry, times: int) -> None:
+        self.entries += times
+        self.frontends += times * len(entry.frontends)
+        if entry.cluster and not entry.local:
+            self.internal += times * entry.internal_local
+            self.external += times * entry.external_local

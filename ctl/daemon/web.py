@@ -1,0 +1,91 @@
+"""What the daemon serves over HTTP, all by one event loop: /healthz and /livez, /metrics and /proxyMode."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from ctl.daemon.health import Health
+from ctl.daemon.metrics import Metrics
+
+Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+NOSNIFF = {"X-Content-Type-Options": "nosniff"}
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def split_bind(text: str) -> tuple[str, int]:
+    """Host and port of `address:port`, IPv6 in brackets. Port 0, or an empty text, turns a server off: ("", 0)."""
+    host, _, port = text.rpartition(":")
+    return (host.strip("[]"), int(port)) if port and int(port) else ("", 0)
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; `::` takes IPv4 too. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    door = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
+        door.bind((host, port))
+        door.listen(128)
+        door.setblocking(False)
+    except OSError:
+        door.close()
+        raise
+    return door
+
+
+class Site:
+    """An HTTP server; each socket it serves on can be closed alone. For use in one event loop."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._protocols = web.Server(answer, keepalive_timeout=30, access_log=None)
+
+    async def open(self, host: str, port: int) -> asyncio.Server:
+        """Serve on one more address; closing what this returns ends it. Raises OSError."""
+        door = listening_socket(host, port)
+        return await asyncio.get_running_loop().create_server(self._protocols, sock=door)
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self._protocols.shutdown(0.5)
+
+
+def health_answer(health: Health, metrics: Metrics) -> Answer:
+    """/healthz and /livez, as kube-proxy answers them."""
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path == "/healthz":
+            status, body = health.healthz()
+            metrics.healthz.labels(str(status)).inc()
+        elif request.path == "/livez":
+            status, body = health.livez()
+            metrics.livez.labels(str(status)).inc()
+        else:
+            return web.Response(status=404, text="404 page not found\n")
+        return web.Response(status=status, body=body.encode(), content_type="application/json", headers=NOSNIFF)
+
+    return answer
+
+
+def metrics_answer(
+    health: Health, metrics: Metrics, mode: Callable[[], str], collect: Callable[[], None], config: Callable[[], bytes]
+) -> Answer:
+    """/metrics, /proxyMode, /healthz and /configz on the metrics address. collect: brings the gauges up to date."""
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        match request.path:
+            case "/metrics":
+                collect()
+                return web.Response(body=metrics.text(), headers={"Content-Type": METRICS_TYPE})
+            case "/proxyMode":
+                return web.Response(body=mode().encode(), content_type="text/plain", headers=NOSNIFF)
+            case "/healthz":
+                return web.Response(text="ok" if health.healthy() else "behind", status=health.livez()[0])
+            case "/configz":
+                return web.Response(body=config(), content_type="application/json")
+        return web.Response(status=404, text="404 page not found\n")
+
+    return answer

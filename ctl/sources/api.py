@@ -1,0 +1,144 @@
+"""A Kubernetes API server over HTTP: get, post, and streams, with credentials, timeouts and honest errors."""
+
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from ctl.sources.credentials import Credentials
+from ctl.sources.kubeconfig import Cluster
+from dataplane.errors import HotplaneError
+
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 60.0
+"""Silence in the middle of an answer that is not a watch ends the request."""
+
+USER_AGENT = "hotplane"
+
+
+class ApiError(HotplaneError):
+    """The API server could not be asked, or what it said made no sense; worth trying again later."""
+
+
+class ApiStatus(ApiError):
+    """The API server refused: `code` is the HTTP status (or that of a watch's ERROR event), `reason` its word for it.
+
+    retry_after: seconds that the server asks to wait, 0 when it does not say.
+    """
+
+    def __init__(self, code: int, reason: str, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(f"{code} {reason}: {message}" if reason else f"{code}: {message}")
+        self.code = code
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+class Status(msgspec.Struct):
+    """meta/v1 Status, as refusals and ERROR events carry it."""
+
+    code: int = 0
+    reason: str = ""
+    message: str = ""
+
+
+def parse_status(body: bytes | msgspec.Raw, code: int) -> ApiStatus:
+    """A refusal from its body; a body that is no Status gives its first words."""
+    try:
+        status = msgspec.json.decode(body, type=Status)
+    except msgspec.DecodeError:
+        return ApiStatus(code, "", bytes(body)[:200].decode(errors="replace").strip())
+    return ApiStatus(status.code or code, status.reason, status.message)
+
+
+def _keep_alive(info: Any) -> socket.socket:
+    """A socket on which a peer that vanished is noticed within a minute, however quiet a watch is."""
+    family, kind, protocol, _, _ = info
+    door = socket.socket(family, kind, protocol)
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    door.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20)
+    door.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+    door.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    door.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 50_000)
+    return door
+
+
+class Api:
+    """One API server. Open and use it in one event loop; `close` ends all its requests."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self._credentials = Credentials(cluster.identity, cluster.trust, tls=cluster.url.startswith("https://"))
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """End all requests; the object may be used again."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def get(self, path: str, params: Mapping[str, str]) -> bytes:
+        """The body of a successful answer. Raises ApiStatus for a refusal, ApiError when there was no answer."""
+        async with self._request("GET", path, params, None, READ_SECONDS) as answer:
+            return await answer.read()
+
+    async def post(self, path: str, body: bytes) -> None:
+        """Create an object. Raises as `get`."""
+        async with self._request("POST", path, {}, body, READ_SECONDS) as answer:
+            await answer.read()
+
+    @asynccontextmanager
+    async def stream(self, path: str, params: Mapping[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Pieces of an answer as they come; how long to wait for the next one is the caller's choice.
+
+        Raises ApiStatus for a refusal, ApiError when the stream breaks.
+        """
+        async with self._request("GET", path, params, None, None) as answer:
+            yield answer.content.iter_any()
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, path: str, params: Mapping[str, str], body: bytes | None, silence: float | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request; silence None leaves it to the caller how long to wait once the answer has begun."""
+        headers, context = await self._credentials.current()
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        cluster = self.cluster
+        try:
+            async with self._open().request(
+                method, cluster.url + path, params=params, data=body, headers=headers,
+                ssl=context if context is not None else True,
+                server_hostname=cluster.tls_server_name or None,
+                proxy=cluster.proxy_url or None,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence),
+            ) as answer:  # fmt: skip
+                if answer.status >= 400:
+                    await self._refuse(answer)
+                yield answer
+        except TimeoutError as error:
+            raise ApiError(f"{cluster.url}{path}: no answer in time") from error
+        except aiohttp.ClientPayloadError as error:
+            raise ApiError(f"{cluster.url}{path}: the connection was cut in the middle of an answer") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise ApiError(f"{cluster.url}{path}: {error or type(error).__name__}") from error
+
+    async def _refuse(self, answer: aiohttp.ClientResponse) -> None:
+        if answer.status == 401:
+            self._credentials.refused()
+        refusal = parse_status(await answer.read(), answer.status)
+        refusal.code = answer.status
+        wait = answer.headers.get("Retry-After", "")
+        refusal.retry_after = float(wait) if wait.isdigit() else 0.0
+        raise refusal
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, socket_factory=_keep_alive),
+                headers={"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": USER_AGENT},
+                read_bufsize=1 << 18,
+            )
+        return self._session

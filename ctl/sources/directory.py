@@ -1,0 +1,74 @@
+"""A directory (or files) of manifests as a source that is watched: what changes there becomes events."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from ctl.daemon.inbox import Inbox
+from ctl.daemon.log import Log
+from ctl.sources.manifests import SUFFIXES, SourceError, read_manifests
+from dataplane.model.decode import DecodedObject
+from dataplane.model.objects import ObjectRef, Problem
+
+POLL_SECONDS = 0.5
+_UNREADABLE = "Source"
+
+
+class DirectorySource:
+    """Reads the paths again whenever a file in them changes. A file that cannot be read changes nothing: what was
+    read last stays, as with an API server that is away."""
+
+    def __init__(self, paths: Sequence[str], inbox: Inbox, log: Log) -> None:
+        self._paths, self._inbox, self._log = list(paths), inbox, log
+        self._seen: frozenset[tuple[str, int, int]] | None = None
+
+    def read(self) -> None:
+        """Read everything into the inbox. Raises SourceError for a path that cannot be read at all."""
+        self._seen = self._stamp()
+        found = read_manifests(self._paths)
+        broken = [problem for problem in found.problems if problem.ref.kind == _UNREADABLE]
+        for problem in broken:
+            self._log.warning("a manifest cannot be read", reason=problem)
+        if broken and self._inbox.complete_once:
+            self._log.warning("nothing changes until every manifest can be read", broken=len(broken))
+            return
+        faults: dict[ObjectRef, list[Problem]] = {}
+        for problem in found.problems:
+            if problem.ref.kind in self._inbox.kinds:
+                faults.setdefault(problem.ref, []).append(problem)
+        present: dict[str, set[tuple[str, str]]] = {kind: set() for kind in self._inbox.kinds}
+        for value in found.objects:
+            ref = value.ref
+            present[ref.kind].add((ref.namespace, ref.name))
+            self._inbox.put(DecodedObject(value, ref, tuple(faults.pop(ref, ()))))
+        for ref, problems in faults.items():
+            present[ref.kind].add((ref.namespace, ref.name))
+            self._inbox.put(DecodedObject(None, ref, tuple(problems)))
+        for kind, names in present.items():
+            self._inbox.complete(kind, names)
+
+    async def run(self) -> None:
+        """Look for changes, for ever."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            if self._stamp() == self._seen:
+                continue
+            try:
+                self.read()
+            except SourceError as error:
+                self._log.warning("the manifests cannot be read, nothing changes", reason=error)
+
+    def _stamp(self) -> frozenset[tuple[str, int, int]]:
+        """Every file with its time and size."""
+        files: list[Path] = []
+        for text in self._paths:
+            path = Path(text)
+            files += [file for file in path.rglob("*") if file.suffix in SUFFIXES] if path.is_dir() else [path]
+        found = set()
+        for file in files:
+            try:
+                info = file.stat()
+            except OSError:
+                continue  # it went while we looked; the next look tells
+            found.add((str(file), info.st_mtime_ns, info.st_size))
+        return frozenset(found)

@@ -1,0 +1,357 @@
+"""List and watch one kind of object: what client-go's Reflector does, with bytes instead of object mappers.
+
+First a streaming list (a watch that begins with all objects and says when they are complete), or, where the server
+does not offer it, a list in pages; then a watch from there, resumed at the last resource version as long as the server
+remembers it. Each piece of news goes to the inbox at once; nothing here ever waits for the kernel.
+Rules: Kubernetes API concepts ("Efficient detection of changes", "Streaming lists"); timings: client-go's.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+
+import msgspec
+
+from ctl.daemon.inbox import Inbox
+from ctl.daemon.log import Log
+from ctl.sources.api import Api, ApiError, ApiStatus, parse_status
+from dataplane.errors import HotplaneError
+from dataplane.model.decode import decode_object
+from dataplane.model.objects import ObjectRef
+
+PAGE = 500
+WATCH_SECONDS = (300, 600)
+"""How long the server is asked to keep one watch open: a random time between these."""
+
+STREAM_SILENCE = 10.0
+"""A server that knows no streaming lists ignores the request for one and never says "complete"."""
+
+STREAM_SECONDS = 90.0
+"""Nor does a busy one ever fall silent."""
+
+WATCH_GRACE = 30
+"""Seconds after the asked end of a watch when it counts as dead."""
+
+RELIST_SECONDS = 30.0
+"""A list that follows sooner upon another waits like any failure."""
+
+LONGEST_LINE = 64 << 20
+
+
+class Resource(msgspec.Struct, frozen=True):
+    """A kind of object to follow. optional: a server without it (404) or that keeps it to itself (403) is fine."""
+
+    kind: str
+    path: str
+    label_selector: str = ""
+    field_selector: str = ""
+    optional: bool = False
+
+    def selectors(self) -> dict[str, str]:
+        """Query parameters."""
+        chosen = {"labelSelector": self.label_selector, "fieldSelector": self.field_selector}
+        return {name: value for name, value in chosen.items() if value}
+
+
+_NOT_OURS = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name"
+
+
+def resources(node_name: str) -> tuple[Resource, ...]:
+    """What a Service proxy follows, with kube-proxy's own selectors."""
+    return (
+        Resource("Service", "/api/v1/services", _NOT_OURS),
+        Resource("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices", _NOT_OURS),
+        Resource("Node", "/api/v1/nodes", field_selector=f"metadata.name={node_name}"),
+        Resource("ServiceCIDR", "/apis/networking.k8s.io/v1/servicecidrs", optional=True),
+    )
+
+
+class _Event(msgspec.Struct):
+    type: str
+    object: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+
+
+class _Annotations(msgspec.Struct):
+    triggered: str = msgspec.field(default="", name="endpoints.kubernetes.io/last-change-trigger-time")
+    initial_end: str = msgspec.field(default="", name="k8s.io/initial-events-end")
+
+
+class _Meta(msgspec.Struct):
+    name: str = ""
+    namespace: str = ""
+    resource_version: str = msgspec.field(default="", name="resourceVersion")
+    annotations: _Annotations | None = None
+
+
+class _Head(msgspec.Struct):
+    metadata: _Meta
+
+
+class _ListMeta(msgspec.Struct):
+    resource_version: str = msgspec.field(default="", name="resourceVersion")
+    more: str = msgspec.field(default="", name="continue")
+
+
+class _Page(msgspec.Struct):
+    metadata: _ListMeta
+    items: list[msgspec.Raw] | None = None
+
+
+_event = msgspec.json.Decoder(_Event)
+_head = msgspec.json.Decoder(_Head)
+_page = msgspec.json.Decoder(_Page)
+
+
+class WatchError(HotplaneError):
+    """The stream of events cannot be followed any further; a fresh list is needed."""
+
+
+class Backoff:
+    """Waiting times between failures: 0.8 s doubling to 30 s, each with up to as much again at random; forgotten after
+    two minutes without failure (client-go's reflector)."""
+
+    def __init__(self, first: float = 0.8, most: float = 30.0, reset: float = 120.0) -> None:
+        self._first, self._most, self._reset = first, most, reset
+        self._next = first
+        self._failed = 0.0
+
+    def wait(self) -> float:
+        """Seconds to wait after a failure that happens now."""
+        now = time.monotonic()
+        if now - self._failed > self._reset:
+            self._next = self._first
+        self._failed = now
+        delay = self._next * (1 + random.random())
+        self._next = min(self._next * 2, self._most)
+        return delay
+
+
+class _NotStreaming(Exception):
+    """The server gave no streaming list."""
+
+
+class Reflector:
+    """Keeps the inbox's view of one kind true. observe: sees the bytes of every object, None when one went.
+
+    lists: complete lists so far. failing_since: when the API server was last lost (time.monotonic seconds), 0 when not.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        resource: Resource,
+        inbox: Inbox,
+        log: Log,
+        *,
+        observe: Callable[[msgspec.Raw | None], None] | None = None,
+        backoff: Backoff | None = None,
+        stream_silence: float = STREAM_SILENCE,
+    ) -> None:
+        self._api, self._resource, self._inbox, self._log = api, resource, inbox, log
+        self._observe = observe
+        self._backoff = backoff or Backoff()
+        self._stream_silence = stream_silence
+        self._version = ""
+        self._streaming = True
+        self._relisted = -RELIST_SECONDS
+        self._present: set[tuple[str, str]] | None = None
+        self._started = 0.0
+        self.lists = 0
+        self.failing_since = 0.0
+
+    async def run(self) -> None:
+        """Follow for ever; ends by cancellation, or when an optional kind is not served."""
+        while True:
+            try:
+                if not self._version and not self._streaming:
+                    await self._paged_list()
+                await self._follow()
+            except _NotStreaming:
+                self._streaming = False
+                self._log.info("no streaming lists here, listing in pages", kind=self._resource.kind)
+            except ApiStatus as refusal:
+                if refusal.code == 404 and self._without(refusal):
+                    self._log.info("kind is not served", kind=self._resource.kind, answer=refusal)
+                    self._inbox.complete(self._resource.kind, set())
+                    return
+                await self._failed(refusal)
+            except HotplaneError as error:
+                await self._failed(error)
+
+    async def _failed(self, error: HotplaneError) -> None:
+        """Say so and wait. A version that the server has forgotten leads to a fresh list, at once if that is rare."""
+        if isinstance(error, WatchError) or (isinstance(error, ApiStatus) and error.code == 410):
+            self._version = ""
+            now = time.monotonic()
+            if now - self._relisted >= RELIST_SECONDS:
+                self._relisted = now
+                self._log.info("watch expired, listing again", kind=self._resource.kind, reason=error)
+                return
+        if isinstance(error, ApiStatus) and self._without(error):
+            self._inbox.complete(self._resource.kind, set())
+        self.failing_since = self.failing_since or time.monotonic()
+        delay = self._backoff.wait()
+        if isinstance(error, ApiStatus):
+            delay = max(delay, error.retry_after)
+        self._log.warning("cannot watch", kind=self._resource.kind, reason=error, retry_s=round(delay, 1))
+        await asyncio.sleep(delay)
+
+    def _without(self, refusal: ApiStatus) -> bool:
+        """Whether the proxy can do without this kind: what has once been listed is never given up for a refusal."""
+        return self._resource.optional and not self.lists and refusal.code in (403, 404)
+
+    def _works(self) -> None:
+        if self.failing_since:
+            seconds = round(time.monotonic() - self.failing_since, 1)
+            self._log.info("watching again", kind=self._resource.kind, after_s=seconds)
+            self.failing_since = 0.0
+
+    def _begin_list(self) -> set[tuple[str, str]]:
+        self._started = time.monotonic()
+        self._present = set()
+        return self._present
+
+    def _end_list(self, version: str) -> None:
+        """Everything there is has been put into the inbox."""
+        present, self._present = self._present or set(), None
+        self._version = version
+        gone = self._inbox.complete(self._resource.kind, present)
+        if self._observe is not None and not present:
+            self._observe(None)
+        self.lists += 1
+        self._works()
+        self._log.info(
+            "listed", kind=self._resource.kind, objects=len(present), gone=gone, version=version,
+            seconds=round(time.monotonic() - self._started, 3),
+        )  # fmt: skip
+
+    async def _paged_list(self) -> None:
+        """A list in pages, consistent as of one version. Raises ApiStatus 410 when it took longer than that is kept."""
+        self._begin_list()
+        more = ""
+        while True:
+            params = {"limit": str(PAGE), **self._resource.selectors()} | ({"continue": more} if more else {})
+            body = await self._api.get(self._resource.path, params)
+            try:
+                page = _page.decode(body)
+            except msgspec.DecodeError as error:
+                raise ApiError(f"{self._resource.path}: the list cannot be read: {error}") from error
+            for item in page.items or ():
+                self._take(item)
+            more = page.metadata.more
+            if not more:
+                self._end_list(page.metadata.resource_version)
+                return
+            await asyncio.sleep(0)
+
+    async def _follow(self) -> None:
+        """One watch to its end; from the version reached, or from nothing with a list at its beginning."""
+        seconds = random.randint(*WATCH_SECONDS)
+        params = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
+        params |= self._resource.selectors()
+        if self._version:
+            params["resourceVersion"] = self._version
+        else:
+            params |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+            self._begin_list()
+        started, version = time.monotonic(), self._version
+        try:
+            async with self._api.stream(self._resource.path, params) as pieces:
+                await self._read(pieces, seconds + WATCH_GRACE)
+        except ApiStatus as refusal:
+            if self._present is not None and refusal.code in (400, 422):
+                raise _NotStreaming from refusal
+            raise
+        if self._present is not None:
+            raise ApiError(f"{self._resource.path}: the list broke off")
+        if version == self._version and time.monotonic() - started < 1:
+            raise ApiError(f"{self._resource.path}: the watch ended at once, without any event")
+
+    async def _read(self, pieces: AsyncIterator[bytes], silence: float) -> None:
+        """Read lines until the stream ends."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        rest = b""
+        try:
+            async with asyncio.timeout(self._stream_silence if self._present is not None else silence) as limit:
+                async for piece in pieces:
+                    *lines, rest = (rest + piece).split(b"\n")
+                    for line in lines:
+                        if line:
+                            self._line(line)
+                    if len(rest) > LONGEST_LINE:
+                        raise WatchError(f"{self._resource.path}: an event is longer than {LONGEST_LINE} bytes")
+                    wait = silence
+                    if self._present is not None:
+                        wait = min(self._stream_silence, began + STREAM_SECONDS - loop.time())
+                    limit.reschedule(loop.time() + wait)
+        except TimeoutError as error:
+            if self._present is not None:
+                raise _NotStreaming from error
+            raise ApiError(f"{self._resource.path}: the watch is silent for too long") from error
+        if rest:
+            raise ApiError(f"{self._resource.path}: the watch broke off in the middle of an event")
+
+    def _line(self, line: bytes) -> None:
+        """One event. Raises WatchError for what is none, ApiStatus for an ERROR event."""
+        try:
+            event = _event.decode(line)
+            if event.type == "ERROR":
+                raise self._error_event(event.object)
+            meta = _head.decode(event.object).metadata
+        except msgspec.DecodeError as error:
+            self._inbox.invalid_events += 1
+            raise WatchError(f"{self._resource.path}: an event cannot be read: {error}") from error
+        if event.type == "BOOKMARK":
+            if self._present is not None:
+                if meta.annotations is None or meta.annotations.initial_end != "true":
+                    return
+                self._end_list(meta.resource_version)
+        elif event.type == "DELETED":
+            self._remove(meta)
+        elif event.type in ("ADDED", "MODIFIED"):
+            self._take(event.object, meta)
+        else:
+            raise WatchError(f"{self._resource.path}: an event is of the unknown type {event.type!r}")
+        if self._present is None:
+            self._version = meta.resource_version or self._version
+            self._works()
+
+    def _error_event(self, body: msgspec.Raw) -> ApiStatus:
+        status = parse_status(body, 500)
+        if status.code not in (429, 500, 503, 504):
+            self._version = ""
+        return status
+
+    def _take(self, raw: msgspec.Raw, meta: _Meta | None = None) -> None:
+        """An object as it is now."""
+        found = decode_object(raw, self._resource.kind)
+        if found.ref is None or found.ref.kind != self._resource.kind:
+            self._inbox.invalid_events += 1
+            reason = found.problems[0].reason if found.problems else f"is a {found.ignored or found.ref}"
+            self._log.warning("an object cannot be used", kind=self._resource.kind, reason=reason)
+            return
+        if self._present is not None:
+            self._present.add((found.ref.namespace, found.ref.name))
+        if self._observe is not None:
+            self._observe(raw)
+        self._inbox.put(found, _trigger(meta) if self._present is None else 0.0)
+
+    def _remove(self, meta: _Meta) -> None:
+        if self._present is not None:
+            self._present.discard((meta.namespace, meta.name))
+        if self._observe is not None:
+            self._observe(None)
+        self._inbox.remove(ObjectRef(self._resource.kind, meta.namespace, meta.name))
+
+
+def _trigger(meta: _Meta | None) -> float:
+    """When the change that an EndpointSlice tells of happened, in seconds since 1970; 0 when it does not say."""
+    if meta is None or meta.annotations is None or not meta.annotations.triggered:
+        return 0.0
+    try:
+        return datetime.fromisoformat(meta.annotations.triggered).timestamp()
+    except ValueError:
+        return 0.0

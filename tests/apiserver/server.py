@@ -1,0 +1,271 @@
+"""A test API server that speaks the real wire protocol over HTTP, and misbehaves when it is told to.
+
+Lists with limit and continue, watches as JSON lines in chunks, bookmarks, resourceVersion, 410 Gone, streaming lists
+(sendInitialEvents), gzip, Events. It runs in a thread of its own; its methods may be called from any thread.
+"""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from tests.apiserver.store import PATHS, Event, Object, Refused, Store, selected
+
+_T = TypeVar("_T")
+
+
+@dataclass
+class Mood:
+    """How the server behaves. Change it with `ApiServer.behave`.
+
+    down: every connection is cut before an answer. refuse: answer every request with this HTTP status.
+    streaming_lists: offers sendInitialEvents; "ignore": answers as a server from before it existed does.
+    delay: seconds before an answer. gzip: compress lists. page: never more items in a list than this.
+    bookmark_seconds: time between bookmarks. missing: kinds that are not served. token: what must be presented.
+    watch_seconds: watches end after this time.
+    """
+
+    down: bool = False
+    refuse: int = 0
+    streaming_lists: bool | str = True
+    delay: float = 0.0
+    gzip: bool = True
+    page: int = 0
+    bookmark_seconds: float = 1.0
+    missing: tuple[str, ...] = ()
+    token: str = ""
+    watch_seconds: float = 600.0
+
+
+@dataclass
+class Seen:
+    """What was asked for, by kind where that matters."""
+
+    lists: list[str] = field(default_factory=list)
+    watches: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+
+
+class ApiServer:
+    """`with ApiServer() as server:` — listens on 127.0.0.1 of the network namespace that the caller's thread is in."""
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._door = socket.create_server((host, port), family=family)
+        self.port = self._door.getsockname()[1]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        self.seen = Seen()
+        self._mood = Mood()
+        self._streams: set[web.StreamResponse] = set()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._ready.wait(10)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._call(self._end.set)
+        self._thread.join(10)
+
+    def apply(self, *items: Object) -> None:
+        """Create or replace objects."""
+        self._call(lambda: self._store.apply(list(items)))
+
+    def delete(self, kind: str, namespace: str, name: str) -> None:
+        """Delete an object."""
+        self._call(lambda: self._store.delete(kind, namespace, name))
+
+    def behave(self, **changes: object) -> None:
+        """Change the server's mood, field by field."""
+
+        def change() -> None:
+            for name, value in changes.items():
+                assert hasattr(self._mood, name), name
+                setattr(self._mood, name, value)
+
+        self._call(change)
+
+    def cut(self) -> None:
+        """Cut every open connection of a watch, without a word."""
+        self._call(self._cut)
+
+    def forget(self) -> None:
+        """Compact the history: whoever resumes a watch from before gets 410 Gone."""
+        self._call(lambda: self._store.forget())
+
+    def say(self, line: bytes) -> None:
+        """Send these bytes into every open watch, as they are."""
+        asyncio.run_coroutine_threadsafe(self._say(line), self._loop).result(10)
+
+    def written(self) -> list[Object]:
+        """The Events that clients have created."""
+        return self._call(lambda: list(self._store.written))
+
+    @property
+    def watching(self) -> int:
+        """How many watches are open."""
+        return self._call(lambda: len(self._streams))
+
+    def _call(self, function: Callable[[], _T]) -> _T:
+        async def call() -> _T:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(30)
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._end = asyncio.Event()
+        self._store = Store()
+        server = web.Server(self._answer, access_log=None)
+        listener = await self._loop.create_server(server, sock=self._door)
+        self._ready.set()
+        await self._end.wait()
+        listener.close()
+        self._cut()
+        await server.shutdown(0.1)
+
+    def _cut(self) -> None:
+        for stream in list(self._streams):
+            transport = stream._req.transport if stream._req is not None else None
+            if transport is not None:
+                transport.abort()
+
+    async def _say(self, line: bytes) -> None:
+        for stream in list(self._streams):
+            await stream.write(line)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        mood = self._mood
+        if mood.delay:
+            await asyncio.sleep(mood.delay)
+        if mood.down:
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response()
+        self.seen.tokens.append(request.headers.get("Authorization", ""))
+        try:
+            return await self._dispatch(request)
+        except Refused as refusal:
+            headers = {"Content-Type": "application/json"} | ({"Retry-After": "1"} if refusal.code == 429 else {})
+            return web.Response(status=refusal.code, body=refusal.status(), headers=headers)
+
+    async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
+        mood = self._mood
+        if mood.refuse:
+            raise Refused(mood.refuse, "Test", "told to refuse")
+        if mood.token and request.headers.get("Authorization") != f"Bearer {mood.token}":
+            raise Refused(401, "Unauthorized", "Unauthorized")
+        if request.method == "POST" and request.path.endswith("/events"):
+            self._store.written.append(msgspec.json.decode(await request.read()))
+            return web.Response(status=201, body=b"{}", content_type="application/json")
+        if request.path not in PATHS or PATHS[request.path][1] in mood.missing:
+            raise Refused(404, "NotFound", "the server could not find the requested resource")
+        version, kind = PATHS[request.path]
+        query = dict(request.query)
+        if query.get("watch") in ("1", "true"):
+            return await self._watch(request, version, kind, query)
+        return self._list(request, kind, query)
+
+    def _list(self, request: web.BaseRequest, kind: str, query: dict[str, str]) -> web.StreamResponse:
+        self.seen.lists.append(kind)
+        limit = min(filter(None, (int(query.get("limit", 0)), self._mood.page)), default=0)
+        body = self._store.page(
+            kind, query.get("labelSelector", ""), query.get("fieldSelector", ""), limit, query.get("continue", "")
+        )
+        answer = web.Response(body=body, content_type="application/json")
+        if self._mood.gzip and "gzip" in request.headers.get("Accept-Encoding", ""):
+            answer.enable_compression(web.ContentCoding.gzip)
+        return answer
+
+    async def _watch(
+        self, request: web.BaseRequest, api_version: str, kind: str, query: dict[str, str]
+    ) -> web.StreamResponse:
+        self.seen.watches.append((kind, query))
+        initial = self._initial(query)
+        at = int(query.get("resourceVersion") or 0)
+        if at and at < self._store.oldest:
+            raise Refused(410, "Expired", f"too old resource version: {at} ({self._store.oldest})")
+        stream = web.StreamResponse(headers={"Content-Type": "application/json", "Transfer-Encoding": "chunked"})
+        await stream.prepare(request)
+        self._streams.add(stream)
+        try:
+            if not at:
+                at = self._store.version
+                await self._initial_events(stream, api_version, kind, query, ends=initial)
+            await self._follow(stream, api_version, kind, query, at)
+        except ConnectionError:
+            pass  # the client, or `cut`, ended it
+        finally:
+            self._streams.discard(stream)
+        return stream
+
+    def _initial(self, query: dict[str, str]) -> bool:
+        if query.get("sendInitialEvents") != "true" or self._mood.streaming_lists == "ignore":
+            return False
+        if not self._mood.streaming_lists:
+            raise Refused(422, "Invalid", "sendInitialEvents: Forbidden: not offered")
+        return True
+
+    async def _initial_events(
+        self, stream: web.StreamResponse, api_version: str, kind: str, query: dict[str, str], *, ends: bool
+    ) -> None:
+        version = self._store.version
+        for item in list(self._store.objects[kind].values()):
+            if self._selected(item, query):
+                await stream.write(_line("ADDED", msgspec.json.encode(item)))
+        if ends:
+            marks = {"k8s.io/initial-events-end": "true"}
+            await stream.write(_bookmark(api_version, kind, version, marks))
+
+    async def _follow(
+        self, stream: web.StreamResponse, api_version: str, kind: str, query: dict[str, str], at: int
+    ) -> None:
+        end = self._loop.time() + min(self._mood.watch_seconds, float(query.get("timeoutSeconds") or 600))
+        while (left := end - self._loop.time()) > 0:
+            changed, store = self._store.changed, self._store
+            news = _after(store.events, at)
+            for event in news:
+                if event.kind == kind and self._selected(event.object, query):
+                    await stream.write(_line(event.type, event.json))
+                at = event.version
+            if news:
+                continue
+            try:
+                async with asyncio.timeout(min(left, self._mood.bookmark_seconds)):
+                    await changed.wait()
+            except TimeoutError:
+                if query.get("allowWatchBookmarks") == "true":
+                    await stream.write(_bookmark(api_version, kind, at, {}))
+
+    @staticmethod
+    def _selected(item: Object, query: dict[str, str]) -> bool:
+        return selected(item, query.get("labelSelector", ""), query.get("fieldSelector", ""))
+
+
+def _after(events: Sequence[Event], version: int) -> Sequence[Event]:
+    """The events later than a version; they are in order."""
+    index = len(events)
+    while index and events[index - 1].version > version:
+        index -= 1
+    return events[index:]
+
+
+def _line(type_: str, body: bytes) -> bytes:
+    return b'{"type":"%s","object":%s}\n' % (type_.encode(), body)
+
+
+def _bookmark(api_version: str, kind: str, version: int, annotations: dict[str, str]) -> bytes:
+    metadata: Object = {"resourceVersion": str(version)}
+    if annotations:
+        metadata["annotations"] = annotations
+    return _line("BOOKMARK", msgspec.json.encode({"kind": kind, "apiVersion": api_version, "metadata": metadata}))

@@ -1,0 +1,122 @@
+"""What the test API server remembers: objects by kind, one version counter, and the events since the beginning."""
+
+import asyncio
+import base64
+import copy
+from typing import Any, NamedTuple
+
+import msgspec
+
+Object = dict[str, Any]
+
+PATHS = {
+    "/api/v1/services": ("v1", "Service"),
+    "/apis/discovery.k8s.io/v1/endpointslices": ("discovery.k8s.io/v1", "EndpointSlice"),
+    "/api/v1/nodes": ("v1", "Node"),
+    "/apis/networking.k8s.io/v1/servicecidrs": ("networking.k8s.io/v1", "ServiceCIDR"),
+}
+
+
+class Event(NamedTuple):
+    """A change: its version, ADDED, MODIFIED or DELETED, and the object as JSON."""
+
+    version: int
+    type: str
+    kind: str
+    object: Object
+    json: bytes
+
+
+class Refused(Exception):
+    """What a request is answered with instead of what it asked for: a Status."""
+
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.code, self.reason, self.message = code, reason, message
+
+    def status(self) -> bytes:
+        """The Status object."""
+        return msgspec.json.encode(
+            {
+                "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
+                "code": self.code, "reason": self.reason, "message": self.message,
+            }
+        )  # fmt: skip
+
+
+def _key(item: Object) -> tuple[str, str]:
+    return item["metadata"].get("namespace", ""), item["metadata"]["name"]
+
+
+def selected(item: Object, labels: str, fields: str) -> bool:
+    """Whether an object matches: label selectors of the forms `a`, `!a`, `a=b`; the field metadata.name."""
+    own = item["metadata"].get("labels") or {}
+    for term in filter(None, labels.split(",")):
+        name, equals, value = term.partition("=")
+        if equals:
+            if own.get(name) != value:
+                return False
+        elif (name.lstrip("!") in own) == name.startswith("!"):
+            return False
+    return all(item["metadata"]["name"] == term.partition("=")[2] for term in filter(None, fields.split(",")))
+
+
+class Store:
+    """All objects. Every method must be called in the server's own thread."""
+
+    def __init__(self) -> None:
+        self.version = 1000
+        self.oldest = 0
+        self.objects: dict[str, dict[tuple[str, str], Object]] = {kind: {} for _, kind in PATHS.values()}
+        self.events: list[Event] = []
+        self.changed = asyncio.Event()
+        self.written: list[Object] = []
+
+    def apply(self, items: list[Object]) -> None:
+        """Create or replace objects."""
+        for given in items:
+            item = copy.deepcopy(given)
+            known = self.objects[item["kind"]]
+            key = _key(item)
+            self._record("MODIFIED" if key in known else "ADDED", item)
+            known[key] = item
+        self._wake()
+
+    def delete(self, kind: str, namespace: str, name: str) -> None:
+        """Delete one object."""
+        item = self.objects[kind].pop((namespace, name))
+        self._record("DELETED", item)
+        self._wake()
+
+    def forget(self) -> None:
+        """Compact: no watch can be resumed from before now."""
+        self.events.clear()
+        self.oldest = self.version
+
+    def page(self, kind: str, labels: str, fields: str, limit: int, more: str) -> bytes:
+        """A list or a page of one. Raises Refused 410 for a `continue` from before the last compaction."""
+        start, version = 0, self.version
+        if more:
+            start, version = msgspec.json.decode(base64.urlsafe_b64decode(more), type=tuple[int, int])
+            if version < self.oldest:
+                raise Refused(410, "Expired", "The provided continue parameter is too old")
+        found = [item for _, item in sorted(self.objects[kind].items()) if selected(item, labels, fields)]
+        part = found[start : start + limit] if limit else found[start:]
+        metadata: Object = {"resourceVersion": str(version)}
+        if start + len(part) < len(found):
+            metadata["continue"] = base64.urlsafe_b64encode(msgspec.json.encode((start + len(part), version))).decode()
+            metadata["remainingItemCount"] = len(found) - start - len(part)
+        version_of = next(v for v, k in PATHS.values() if k == kind)
+        bare = [{name: value for name, value in item.items() if name not in ("kind", "apiVersion")} for item in part]
+        return msgspec.json.encode(
+            {"kind": f"{kind}List", "apiVersion": version_of, "metadata": metadata, "items": bare}
+        )
+
+    def _record(self, type_: str, item: Object) -> None:
+        self.version += 1
+        item["metadata"]["resourceVersion"] = str(self.version)
+        self.events.append(Event(self.version, type_, item["kind"], copy.deepcopy(item), msgspec.json.encode(item)))
+
+    def _wake(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()

@@ -2,7 +2,6 @@
 
 import ipaddress
 import socket
-import struct
 from typing import NamedTuple
 
 from dataplane.model.net import Family, Protocol
@@ -195,7 +194,3 @@ def range_key(raw: bytes) -> tuple[int, str]:
 def prefix_key_bytes(cidr: str) -> bytes:
     """A key of `detector`."""
     return PREFIX_KEY.pack(*prefix_bytes(cidr))
-
-
-SLOT = struct.Struct("=Q")
-"""One slot as a number: backend index in the low half. Little-endian machines only need one store."""

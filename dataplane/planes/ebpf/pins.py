@@ -115,6 +115,7 @@ class PinDirectory:
         if not instance or "/" in instance or "." in instance:
             raise PlaneError(f"{instance!r} cannot name a pin directory: bpffs takes neither '/' nor '.'")
         self.instance = instance
+        self.wanted_links: set[str] = set()
 
     @property
     def path(self) -> Path | None:
@@ -146,7 +147,8 @@ class PinDirectory:
             _remove_tree(self.path / f"{_MAPS}{version}")
 
     def link(self, name: str) -> Path:
-        """Path of a link's pin."""
+        """Path of a link's pin. Whoever asks wants the link: `wanted_links` remembers, so that others can be found."""
+        self.wanted_links.add(name)
         return self.ensure() / "links" / name
 
     def links(self) -> dict[str, Path]:

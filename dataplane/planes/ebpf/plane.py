@@ -12,7 +12,7 @@ from dataplane.planes.ebpf.adopt import adopt, read_rows, sweep
 from dataplane.planes.ebpf.layout import Sizes, constant, layout_version, struct_version
 from dataplane.planes.ebpf.maps import MapSet, copy_maps, create_maps, open_any_sizes, open_maps, pin_maps
 from dataplane.planes.ebpf.pins import PinDirectory, default_instance, netns_cookie
-from dataplane.planes.ebpf.programs import Hook
+from dataplane.planes.ebpf.programs import Hook, remove_link
 from dataplane.planes.ebpf.settings import write_node
 from dataplane.planes.ebpf.sockets import SocketCleaner
 from dataplane.planes.ebpf.tables import Removed, Tables
@@ -104,8 +104,12 @@ class EbpfPlane:
             sweep(tables)
         write_node(maps, plan.node, self._cookie, self._kube_proxy_masquerade)
         self._tables = tables
+        self.pins.wanted_links.clear()
         for hook in self.hooks:
             hook.attach(maps, self.pins)
+        for name, path in self.pins.links().items():
+            if name not in self.pins.wanted_links:  # of a hook, device or group that an earlier run had
+                remove_link(path)
         for old in self.pins.map_versions():
             if old != version:
                 self.pins.remove_maps(old)
@@ -177,6 +181,6 @@ class EbpfPlane:
         for hook in self.hooks:
             hook.detach(self.pins)
         for path in self.pins.links().values():
-            path.unlink()
+            remove_link(path)
         self.pins.remove()
         self.slow.cleanup()

@@ -179,6 +179,12 @@ struct translation {
     __u64 last_ns;  /* last packet in this direction */
     __u64 packets;  /* of this direction; approximate when CPUs race */
     __u64 bytes;
+    __u64 hop_until_ns;  /* XDP: how long the next hop below counts as known; 0 = not known */
+    __u32 hop_ifindex;   /* 0 = XDP cannot send there */
+    __u16 hop_mtu;
+    __u8 hop_source[6]; /* link-layer addresses */
+    __u8 hop_destination[6];
+    __u8 pad[6];
 };
 
 /* A device that carries packet programs, by ifindex. */
@@ -190,6 +196,8 @@ struct device {
 
 /* Working memory of the packet programs, one per CPU: what does not fit on their stack. */
 struct scratch {
+    __u64 now_ns;     /* time of the tick below */
+    __u64 tick;       /* bpf_jiffies64() */
     __u64 packet[16]; /* struct packet (packet.h) */
     __u64 chosen[6];  /* struct selection (lookup.h) */
     struct tuple forward_key;

@@ -1,0 +1,62 @@
+/* The way out of the node: the kernel's own routing tables and neighbours. */
+#ifndef HOTPLANE_FIB_H
+#define HOTPLANE_FIB_H
+
+#include "packet.h"
+
+/* Newer than the compiler's own header. */
+enum fib_flags {
+    FIB_SKIP_NEIGHBOUR = 4, /* Linux 6.3 */
+    FIB_SOURCE = 16,        /* Linux 6.7: tell the source address that the node would use */
+};
+
+enum fib_families {
+    FAMILY_IPV4 = 2,
+    FAMILY_IPV6 = 10,
+};
+
+/* Look up the way to `destination`. `size`: of the packet with its IP header, to compare with the route's MTU, 0 = do
+ * not; `ifindex`: the device that the packet came in by. Returns BPF_FIB_LKUP_RET_*, or negative. */
+INLINE long find_route(void *context, const struct packet *packet, const struct address *source,
+                       const struct address *destination, __u32 ifindex, __u32 size, __u32 flags,
+                       struct bpf_fib_lookup *fib) {
+    __builtin_memset(fib, 0, sizeof(*fib));
+    fib->ifindex = ifindex;
+    fib->l4_protocol = packet->protocol;
+    fib->tot_len = size;
+    if (packet->ipv4) {
+        fib->family = FAMILY_IPV4;
+        fib->ipv4_src = source ? source->word[3] : 0;
+        fib->ipv4_dst = destination->word[3];
+    } else {
+        fib->family = FAMILY_IPV6;
+        if (source)
+            __builtin_memcpy(fib->ipv6_src, source, sizeof(*source));
+        __builtin_memcpy(fib->ipv6_dst, destination, sizeof(*destination));
+    }
+    return bpf_fib_lookup(context, fib, sizeof(*fib), flags);
+}
+
+/* The address that this node would send from towards a backend: what masquerading would choose. 0 when there is no
+ * way to it by forwarding (REASON_FIB_MISS), e.g. since it is this node's own. */
+INLINE int masquerade_address(void *context, const struct node *node, const struct packet *packet,
+                              const struct address *destination, __u32 ifindex, struct address *source) {
+    struct bpf_fib_lookup fib;
+    long result;
+
+#ifdef NO_FIB_SOURCE
+    result = find_route(context, packet, 0, destination, ifindex, 0, 0, &fib);
+    *source = packet->ipv4 ? node->masquerade_ipv4 : node->masquerade_ipv6;
+    if (!source->word[0] && !source->word[3])
+        return 0;
+#else
+    result = find_route(context, packet, 0, destination, ifindex, 0, FIB_SOURCE, &fib);
+    if (packet->ipv4)
+        set_mapped(source, fib.ipv4_src);
+    else
+        __builtin_memcpy(source, fib.ipv6_src, sizeof(*source));
+#endif
+    return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH;
+}
+
+#endif

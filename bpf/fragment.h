@@ -1,0 +1,44 @@
+/* Ports of fragmented datagrams: the first fragment tells them, the later ones are found by (source, destination,
+ * identification, protocol). A later fragment that overtakes its first is passed on. */
+#ifndef HOTPLANE_FRAGMENT_H
+#define HOTPLANE_FRAGMENT_H
+
+#include "packet.h"
+
+enum fragment_limits {
+    REASSEMBLY_SECONDS = 30, /* net.ipv4.ipfrag_time; an identification may be used again afterwards */
+};
+
+INLINE void fragment_key(const struct packet *packet, struct fragment_key *key) {
+    copy_address(&key->source, &packet->tuple.source);
+    copy_address(&key->destination, &packet->tuple.destination);
+    key->identification = packet->identification;
+    key->protocol = packet->protocol;
+    key->pad[0] = key->pad[1] = key->pad[2] = 0;
+}
+
+INLINE void remember_fragment(const struct packet *packet, __u64 now, enum hook hook) {
+    struct fragment value = {
+        .source_port = packet->tuple.source_port, .destination_port = packet->tuple.destination_port, .last_ns = now};
+    struct fragment_key key;
+
+    fragment_key(packet, &key);
+    if (map_update(MAP(fragments), &key, &value, BPF_ANY))
+        count(hook, REASON_MAP_FULL);
+}
+
+/* Fills in the ports of a later fragment. */
+INLINE int recall_fragment(struct packet *packet, __u64 now) {
+    struct fragment_key key;
+    struct fragment *found;
+
+    fragment_key(packet, &key);
+    found = map_lookup(MAP(fragments), &key);
+    if (!found || now - found->last_ns > REASSEMBLY_SECONDS * SECOND_NS)
+        return 0;
+    packet->tuple.source_port = found->source_port;
+    packet->tuple.destination_port = found->destination_port;
+    return 1;
+}
+
+#endif

@@ -1,0 +1,253 @@
+/* From bytes to struct packet. Every advance is checked against the end right beside it. REASON_MALFORMED also stands
+ * for "not enough bytes in reach": the caller may fetch more and parse again. */
+#ifndef HOTPLANE_PARSE_H
+#define HOTPLANE_PARSE_H
+
+#include "packet.h"
+
+enum parse_limits {
+    VLAN_TAGS = 2, /* in the packet itself; 802.1Q below 802.1ad */
+    VLAN_TAG_SIZE = 4,
+    PARSE_BYTES = 160, /* link layer, IPv6, fragment and ICMP headers, quoted IPv6 and TCP headers */
+};
+
+#define IPV4_MORE_FRAGMENTS 0x2000
+#define IPV4_DONT_FRAGMENT 0x4000
+#define IPV4_OFFSET 0x1fff
+
+/* Fragment header (RFC 8200, section 4.5). */
+struct fragment_header {
+    __u8 next;
+    __u8 reserved;
+    __be16 offset; /* in units of 8 bytes, 3 bits to the left; bit 0: more fragments */
+    __be32 identification;
+};
+
+/* Finds the IP header behind Ethernet and VLAN headers. Returns the Ethernet type, 0 when cut short. */
+INLINE __be16 parse_ethernet(void *data, void *end, struct packet *packet) {
+    struct ethhdr *ethernet = data;
+    __be16 type;
+    int tags;
+
+    if ((void *)(ethernet + 1) > end)
+        return 0;
+    type = ethernet->h_proto;
+    packet->mac[0] = ((__u16 *)data)[0];
+    packet->mac[1] = ((__u16 *)data)[1];
+    packet->mac[2] = ((__u16 *)data)[2];
+    packet->l3 = sizeof(*ethernet);
+#pragma unroll
+    for (tags = 0; tags < VLAN_TAGS; tags++) {
+        __be16 *tag = data + packet->l3;
+
+        if (type != to_be16(ETH_P_8021Q) && type != to_be16(ETH_P_8021AD))
+            break;
+        if ((void *)(tag + 2) > end)
+            return 0;
+        type = tag[1];
+        packet->l3 += VLAN_TAG_SIZE;
+        packet->tagged = 1;
+    }
+    return type;
+}
+
+/* Ports, and TCP's flags. `whole` headers only: what is cut off cannot be translated. */
+INLINE enum reason parse_transport(void *data, void *end, struct packet *packet) {
+    void *header = data + packet->l4;
+
+    if (packet->protocol == IPPROTO_TCP) {
+        struct tcphdr *tcp = header;
+
+        if ((void *)(tcp + 1) > end || tcp->doff < 5)
+            return REASON_MALFORMED;
+        packet->transport_size = tcp->doff * 4;
+        packet->tcp_flags = ((__u8 *)tcp)[13];
+        packet->tuple.source_port = tcp->source;
+        packet->tuple.destination_port = tcp->dest;
+        if (packet->size < packet->l4 - packet->l3 + tcp->doff * 4)
+            return REASON_MALFORMED;
+        return REASON_NONE;
+    }
+    if (packet->protocol == IPPROTO_UDP) {
+        struct udphdr *udp = header;
+
+        if ((void *)(udp + 1) > end || packet->size < packet->l4 - packet->l3 + sizeof(*udp))
+            return REASON_MALFORMED;
+        packet->transport_size = sizeof(*udp);
+        packet->tuple.source_port = udp->source;
+        packet->tuple.destination_port = udp->dest;
+        return REASON_NONE;
+    }
+    return REASON_PROTOCOL;
+}
+
+/* Ports of a quoted packet; eight bytes of its transport header are all that may be relied on (RFC 792). */
+INLINE enum reason parse_quoted_ports(void *data, void *end, __u32 offset, struct packet *packet) {
+    __be16 *ports = data + offset;
+
+    if ((void *)(ports + 4) > end || packet->size < offset + 8 - packet->l3)
+        return REASON_MALFORMED;
+    if (packet->tuple.protocol != IPPROTO_TCP && packet->tuple.protocol != IPPROTO_UDP)
+        return REASON_PROTOCOL;
+    packet->tuple.destination_port = ports[0];
+    packet->tuple.source_port = ports[1];
+    return REASON_NONE;
+}
+
+INLINE enum reason parse_quoted_ipv4(void *data, void *end, struct packet *packet) {
+    struct icmp_header *icmp = data + packet->l4;
+    struct iphdr *quoted = (void *)(icmp + 1);
+    __be32 receiver = packet->tuple.destination.word[3];
+
+    if ((void *)(quoted + 1) > end)
+        return REASON_MALFORMED;
+    if (icmp->type != ICMP_UNREACHABLE && icmp->type != ICMP_TIME_EXCEEDED && icmp->type != ICMP_BAD_PARAMETER)
+        return REASON_PROTOCOL;
+    if (quoted->version != 4 || quoted->ihl != 5)
+        return REASON_IP_OPTIONS;
+    if (quoted->saddr != receiver || (quoted->frag_off & to_be16(IPV4_OFFSET)))
+        return REASON_ICMP_UNRELATED;
+    packet->kind = PACKET_ICMP_ERROR;
+    packet->quoted = packet->size - (packet->l4 - packet->l3) - sizeof(*icmp);
+    packet->tuple.protocol = quoted->protocol;
+    packet->tuple.source.word[3] = quoted->daddr;
+    return parse_quoted_ports(data, end, packet->l4 + sizeof(*icmp) + sizeof(*quoted), packet);
+}
+
+INLINE enum reason parse_quoted_ipv6(void *data, void *end, struct packet *packet) {
+    struct icmp_header *icmp = data + packet->l4;
+    struct ipv6hdr *quoted = (void *)(icmp + 1);
+    struct address sender;
+
+    if ((void *)(quoted + 1) > end)
+        return REASON_MALFORMED;
+    if (icmp->type < ICMPV6_UNREACHABLE || icmp->type > ICMPV6_BAD_PARAMETER)
+        return REASON_PROTOCOL;
+    copy_ipv6(&sender, &quoted->saddr);
+    if (quoted->version != 6 || !same_address(&sender, &packet->tuple.destination))
+        return REASON_ICMP_UNRELATED;
+    packet->kind = PACKET_ICMP_ERROR;
+    packet->quoted = packet->size - (packet->l4 - packet->l3) - sizeof(*icmp);
+    packet->tuple.protocol = quoted->nexthdr;
+    copy_ipv6(&packet->tuple.source, &quoted->daddr);
+    return parse_quoted_ports(data, end, packet->l4 + sizeof(*icmp) + sizeof(*quoted), packet);
+}
+
+/* `available`: bytes that follow the link-layer header. `aggregate`: many segments in one buffer, whose length may not
+ * fit into the header's field. */
+INLINE enum reason parse_ipv4(void *data, void *end, __u32 available, int aggregate, struct packet *packet) {
+    struct iphdr *ip = data + packet->l3;
+    __u32 offset;
+
+    if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
+        return REASON_MALFORMED;
+    packet->size = to_be16(ip->tot_len);
+    if (!packet->size && aggregate)
+        packet->size = available;
+    if (packet->size < sizeof(*ip) || packet->size > available)
+        return REASON_MALFORMED;
+    if (ip->ihl != 5)
+        return REASON_IP_OPTIONS;
+    packet->ipv4 = 1;
+    packet->l4 = packet->l3 + sizeof(*ip);
+    packet->hops = ip->ttl;
+    packet->protocol = packet->tuple.protocol = ip->protocol;
+    packet->keep_whole = !!(ip->frag_off & to_be16(IPV4_DONT_FRAGMENT));
+    set_mapped(&packet->tuple.source, ip->saddr);
+    set_mapped(&packet->tuple.destination, ip->daddr);
+    offset = to_be16(ip->frag_off);
+    if (unlikely(offset & (IPV4_MORE_FRAGMENTS | IPV4_OFFSET))) {
+        packet->identification = to_be32(to_be16(ip->id));
+        packet->kind = offset & IPV4_OFFSET ? PACKET_LATER_FRAGMENT : PACKET_FIRST_FRAGMENT;
+        if (offset & IPV4_OFFSET)
+            return ip->protocol == IPPROTO_TCP || ip->protocol == IPPROTO_UDP ? REASON_NONE : REASON_PROTOCOL;
+        return parse_transport(data, end, packet);
+    }
+    if (unlikely(ip->protocol == IPPROTO_ICMP))
+        return parse_quoted_ipv4(data, end, packet);
+    return parse_transport(data, end, packet);
+}
+
+INLINE enum reason parse_ipv6_fragment(void *data, void *end, struct packet *packet) {
+    struct fragment_header *fragment = data + packet->l4;
+    __u16 offset;
+
+    if ((void *)(fragment + 1) > end || packet->size < sizeof(struct ipv6hdr) + sizeof(*fragment))
+        return REASON_MALFORMED;
+    offset = to_be16(fragment->offset);
+    packet->l4 += sizeof(*fragment);
+    packet->protocol = packet->tuple.protocol = fragment->next;
+    packet->identification = fragment->identification;
+    if (fragment->next != IPPROTO_TCP && fragment->next != IPPROTO_UDP)
+        return REASON_PROTOCOL;
+    if (offset & 0xfff8) {
+        packet->kind = PACKET_LATER_FRAGMENT;
+        return REASON_NONE;
+    }
+    if (offset & 1)
+        packet->kind = PACKET_FIRST_FRAGMENT; /* else an atomic fragment (RFC 6946): whole */
+    return parse_transport(data, end, packet);
+}
+
+INLINE enum reason parse_ipv6(void *data, void *end, __u32 available, int aggregate, struct packet *packet) {
+    struct ipv6hdr *ip = data + packet->l3;
+
+    if ((void *)(ip + 1) > end || ip->version != 6)
+        return REASON_MALFORMED;
+    packet->size = sizeof(*ip) + to_be16(ip->payload_len);
+    if (!ip->payload_len && aggregate)
+        packet->size = available;
+    if (packet->size > available)
+        return REASON_MALFORMED;
+    packet->l4 = packet->l3 + sizeof(*ip);
+    packet->hops = ip->hop_limit;
+    packet->protocol = packet->tuple.protocol = ip->nexthdr;
+    packet->keep_whole = 1;
+    copy_ipv6(&packet->tuple.source, &ip->saddr);
+    copy_ipv6(&packet->tuple.destination, &ip->daddr);
+    if (is_ipv4(&packet->tuple.source) || is_ipv4(&packet->tuple.destination))
+        return REASON_MALFORMED; /* a mapped address never appears on the wire (RFC 4291); in the maps it is IPv4 */
+    switch (ip->nexthdr) {
+    case IPPROTO_TCP:
+    case IPPROTO_UDP:
+        return parse_transport(data, end, packet);
+    case IPPROTO_FRAGMENT:
+        return parse_ipv6_fragment(data, end, packet);
+    case IPPROTO_ICMPV6:
+        return parse_quoted_ipv6(data, end, packet);
+    case IPPROTO_HOPOPTS:
+    case IPPROTO_ROUTING:
+    case IPPROTO_DSTOPTS:
+    case IPPROTO_AH:
+    case IPPROTO_ESP:
+    case IPPROTO_MH:
+        return REASON_IPV6_EXTENSION;
+    default:
+        return REASON_PROTOCOL;
+    }
+}
+
+/* Parse from the link layer on, or from IP on where the device has none (compiled with RAW_IP). */
+INLINE enum reason parse(void *data, void *end, __u32 length, int aggregate, struct packet *packet) {
+    __be16 type;
+
+#ifdef RAW_IP
+    __u8 *first = data;
+
+    if ((void *)(first + 1) > end)
+        return REASON_MALFORMED;
+    packet->l3 = 0;
+    type = *first >> 4 == 4 ? to_be16(ETH_P_IP) : *first >> 4 == 6 ? to_be16(ETH_P_IPV6) : 0;
+#else
+    type = parse_ethernet(data, end, packet);
+#endif
+    if (!type)
+        return REASON_MALFORMED;
+    if (type == to_be16(ETH_P_IP))
+        return parse_ipv4(data, end, length - packet->l3, aggregate, packet);
+    if (type == to_be16(ETH_P_IPV6))
+        return parse_ipv6(data, end, length - packet->l3, aggregate, packet);
+    return REASON_NOT_IP;
+}
+
+#endif

@@ -1,0 +1,145 @@
+/* Packet programs at the devices where clients' packets come in: translation at the client's edge. At ingress a packet
+ * to a frontend gets its backend's address, and answers to this node's SNAT ports are turned back; at egress answers
+ * of backends get the frontend's address. Everything between sees one pod-addressed flow. A packet that now has this
+ * node's own address as source cannot go through the stack, which takes it for forged: it leaves by redirect, and so
+ * do the answers to it, which otherwise would be taken for this node's own. */
+#include "parse.h"
+#include "rewrite_skb.h"
+#include "track.h"
+
+enum socket_buffer {
+    TO_ANOTHER_HOST = 3, /* PACKET_OTHERHOST */
+};
+
+/* Declared here since the front end's own declaration lacks the flags. */
+static long (*redirect_neighbour)(__u32 ifindex, struct bpf_redir_neigh *next, int size,
+                                  __u64 flags) = (void *)BPF_FUNC_redirect_neigh;
+
+/* Parse what lies in the linear part; fetch more only when that was not enough. */
+INLINE enum reason read_packet(struct __sk_buff *skb, struct packet *packet) {
+    enum reason reason = REASON_MALFORMED;
+    int attempt;
+
+#pragma clang loop unroll(disable)
+    for (attempt = 0; attempt < 2; attempt++) {
+        __u32 wanted = skb->len < PARSE_BYTES ? skb->len : PARSE_BYTES;
+
+        if (attempt && (skb->data_end - skb->data >= wanted || bpf_skb_pull_data(skb, wanted)))
+            break;
+        __builtin_memset(packet, 0, sizeof(*packet));
+        reason = parse((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, skb->gso_segs > 1, packet);
+        if (likely(reason != REASON_MALFORMED))
+            break;
+    }
+    return reason;
+}
+
+/* Bytes of the largest packet that an aggregate will be cut into. */
+INLINE __u32 packet_size(struct __sk_buff *skb, const struct packet *packet) {
+    if (!skb->gso_size)
+        return packet->size;
+    return packet->l4 - packet->l3 + packet->transport_size + skb->gso_size;
+}
+
+/* Where a packet that must not go through the stack leaves. REASON_NONE: `fib` has device and next hop. */
+INLINE enum reason way_out(struct __sk_buff *skb, const struct packet *packet, const struct translation *entry,
+                           struct bpf_fib_lookup *fib) {
+    long result;
+
+    if (packet->hops <= 1)
+        return REASON_TTL;
+    result = find_route(skb, packet, &entry->source, &entry->destination, skb->ifindex, packet_size(skb, packet),
+                        FIB_SKIP_NEIGHBOUR, fib);
+    if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+        return REASON_MTU;
+    return result == BPF_FIB_LKUP_RET_SUCCESS ? REASON_NONE : REASON_FIB_MISS;
+}
+
+/* Send a translated packet on. The kernel finds the next hop's link-layer address, or asks for it. A VLAN tag goes
+ * unless the packet leaves where it came in: a tagged VLAN is a device of its own. */
+INLINE long send(struct __sk_buff *skb, const struct packet *packet, const struct bpf_fib_lookup *fib) {
+    struct bpf_redir_neigh next = {.nh_family = fib->family};
+
+    if (fib->family == FAMILY_IPV4)
+        next.ipv4_nh = fib->ipv4_dst;
+    else
+        __builtin_memcpy(next.ipv6_nh, fib->ipv6_dst, sizeof(next.ipv6_nh));
+    if (skb->vlan_present && fib->ifindex != skb->ifindex && bpf_skb_vlan_pop(skb))
+        return TC_ACT_SHOT;
+    return redirect_neighbour(fib->ifindex, &next, sizeof(next), 0);
+}
+
+/* A packet that cannot leave: answers, and packets of flows that are under way, must not reach the stack, which would
+ * reset the connection; a first packet can still be the slow path's. */
+INLINE int refuse(const struct translation *entry, enum reason refusal, enum reason found) {
+    if (found == REASON_NEW_FLOW || found == REASON_MOVED)
+        return TC_ACT_UNSPEC;
+    return !(entry->flags & FLOW_REPLY) && refusal == REASON_TTL ? TC_ACT_UNSPEC : TC_ACT_SHOT;
+}
+
+/* Do what the entry says. Returns the verdict; packet->reason tells why where it is not what it was. */
+INLINE int translate(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
+                     struct translation *entry) {
+    int away = arrival->hook == HOOK_TC_INGRESS && (entry->flags & FLOW_SNAT);
+    enum reason found = packet->reason;
+    struct bpf_fib_lookup fib;
+    long failed;
+
+    if (away) {
+        enum reason refusal = settle(packet, way_out(skb, packet, entry, &fib));
+
+        if (refusal != REASON_NONE)
+            return refuse(entry, refusal, found);
+        packet->reason = found;
+    }
+    if (packet->kind == PACKET_FIRST_FRAGMENT)
+        remember_fragment(packet, arrival->now, arrival->hook);
+    failed = packet->kind == PACKET_ICMP_ERROR ? rewrite_error_skb(skb, packet, entry, away)
+                                               : rewrite_skb(skb, packet, entry, away);
+    if (failed) {
+        packet->reason = REASON_REWRITE_FAILED;
+        return TC_ACT_SHOT;
+    }
+    touch(packet, entry, arrival->now);
+    return away ? send(skb, packet, &fib) : TC_ACT_UNSPEC;
+}
+
+INLINE int handle(struct __sk_buff *skb, enum hook hook) {
+    struct arrival arrival = {.context = skb, .node = this_node(), .hook = hook, .ifindex = skb->ifindex};
+    struct scratch *scratch = this_scratch();
+    struct translation *entry = 0;
+    struct packet *packet;
+    int action = TC_ACT_UNSPEC;
+    __u32 service = ~0U;
+    enum reason reason;
+
+    if (!scratch || !arrival.node || !(arrival.node->flags & NODE_READY)) {
+        count(hook, REASON_NOT_READY);
+        return TC_ACT_UNSPEC;
+    }
+    packet = new_packet(scratch);
+    arrival.now = coarse_now(scratch);
+    reason = settle(packet, read_packet(skb, packet));
+    if (reason == REASON_NONE && hook == HOOK_TC_INGRESS && unlikely(skb->pkt_type != 0) &&
+        (skb->pkt_type != TO_ANOTHER_HOST || !(device_flags(skb->ifindex) & DEVICE_POD)))
+        reason = REASON_NOT_FOR_US; /* on a bridge's port, the bridge's own address looks like another host's */
+    if (reason == REASON_NONE)
+        reason = hook == HOOK_TC_INGRESS ? track(&arrival, packet, &service, &entry)
+                                         : track_leaving(&arrival, packet, &entry);
+    reason = settle(packet, reason);
+    if (entry && translates(reason)) {
+        service = entry->service;
+        action = translate(skb, &arrival, packet, entry);
+    }
+    count(hook, packet->reason);
+    tell_packet(&arrival, packet, service, entry);
+    return action;
+}
+
+PROGRAM(tc_ingress)(struct __sk_buff *skb) {
+    return handle(skb, HOOK_TC_INGRESS);
+}
+
+PROGRAM(tc_egress)(struct __sk_buff *skb) {
+    return handle(skb, HOOK_TC_EGRESS);
+}

@@ -1,0 +1,217 @@
+/* From a parsed packet to the translation it needs, shared by all packet programs. */
+#ifndef HOTPLANE_TRACK_H
+#define HOTPLANE_TRACK_H
+
+#include "fib.h"
+#include "fragment.h"
+#include "snat.h"
+
+/* What the hook knows besides the packet. */
+struct arrival {
+    void *context;
+    struct node *node;
+    __u64 now;
+    __u32 ifindex;
+    __u32 hook; /* enum hook */
+};
+
+INLINE __u32 device_flags(__u32 ifindex) {
+    struct device *device = map_lookup(MAP(devices), &ifindex);
+    return device ? device->flags : 0;
+}
+
+INLINE int same_mac(const void *a, const void *b) {
+    const __u16 *left = a, *right = b;
+    return !((left[0] ^ right[0]) | (left[1] ^ right[1]) | (left[2] ^ right[2]));
+}
+
+/* Whether a frame is addressed to the device that it came in by: in promiscuous mode, and when a switch floods, there
+ * are others. */
+INLINE int addressed_to_device(const struct packet *packet, __u32 ifindex) {
+    struct device *device = map_lookup(MAP(devices), &ifindex);
+    return device && same_mac(packet->mac, device->mac);
+}
+
+/* What the flow needs beyond a new destination. A client whose backend runs here keeps its address even where the
+ * policy masquerades: the answers pass this node anyway. A client that meets itself would answer itself directly. */
+INLINE __u32 flow_flags(const struct node *node, const struct selection *chosen, const struct address *client) {
+    __u32 flags = chosen->backend_flags & BACKEND_HERE ? FLOW_LOCAL_BACKEND : 0;
+
+    if (same_address(&chosen->address, client))
+        return flags | FLOW_SNAT;
+    if (!(chosen->route & ROUTE_MASQUERADE))
+        return flags;
+    if (!flags || (node->flags & NODE_KUBE_PROXY_PARITY))
+        flags |= FLOW_SNAT;
+    return flags;
+}
+
+/* Choose a backend for the first packet of a flow and store the flow. REASON_NEW_FLOW: *found is what to do with the
+ * packet. Anything else: the packet is passed on, nothing was stored. */
+INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packet, __u32 *service,
+                             struct translation **found) {
+    const struct node *node = arrival->node;
+    const struct tuple *tuple = &packet->tuple;
+    struct frontend_key key = {
+        .address = tuple->destination, .port = tuple->destination_port, .protocol = tuple->protocol};
+    struct client client = {.identity = tuple->source, .address_known = 1, .accepts_masquerade = 1};
+    struct scratch *scratch = this_scratch();
+    struct service_counters *counters;
+    struct selection *chosen;
+    enum reason reason;
+    int shared = 0, pending;
+
+    if (!scratch)
+        return REASON_INCONSISTENT;
+    _Static_assert(sizeof(*chosen) <= sizeof(scratch->chosen), "struct selection outgrew its room");
+    chosen = (struct selection *)scratch->chosen;
+    if (arrival->hook == HOOK_XDP && !addressed_to_device(packet, arrival->ifindex))
+        return REASON_NOT_FOR_US;
+    if (is_loopback(&tuple->destination) || is_loopback(&tuple->source))
+        return REASON_LOOPBACK;
+    packet->source_class = classify(node, &tuple->source, !!(device_flags(arrival->ifindex) & DEVICE_DETECTED));
+    barrier();
+    client.source = packet->source_class;
+    if (client.source == SOURCE_NODE)
+        return REASON_OWN_SOURCE;
+    reason = settle(packet, balance(&key, &client, arrival->now, chosen));
+    *service = chosen->service;
+    if (reason != REASON_NONE)
+        return reason;
+    scratch->forward.flags = flow_flags(node, chosen, &tuple->source);
+    if (arrival->hook == HOOK_XDP)
+        scratch->forward.flags |= FLOW_BY_XDP;
+    copy_address(&scratch->forward.destination, &chosen->address);
+    copy_address(&scratch->forward.source, &tuple->source);
+    scratch->forward.destination_port = chosen->port;
+    scratch->forward.source_port = tuple->source_port;
+    scratch->forward.backend = chosen->backend;
+    scratch->forward.backend_generation = chosen->backend_generation;
+    scratch->forward.service = chosen->service;
+    scratch->forward.ifindex = arrival->ifindex;
+    scratch->forward.last_ns = arrival->now;
+    scratch->forward.packets = scratch->forward.bytes = 0;
+    scratch->forward.hop_until_ns = 0;
+    if ((scratch->forward.flags & FLOW_SNAT) && !masquerade_address(arrival->context, node, packet, &chosen->address,
+                                                                    arrival->ifindex, &scratch->forward.source))
+        return REASON_FIB_MISS;
+    reason = settle(packet, reserve_reply(node, tuple, scratch, arrival->now, &shared));
+    if (reason != REASON_NONE)
+        return reason;
+    if (map_update(MAP(pending), tuple, &scratch->forward, BPF_NOEXIST)) {
+        if (!shared)
+            map_delete(MAP(pending), &scratch->reply_key);
+        *found = find_flow(tuple, &pending); /* another CPU was faster with a packet of this flow */
+        return *found ? REASON_FLOW : REASON_MAP_FULL;
+    }
+    counters = counters_of(chosen->service);
+    if (counters)
+        counters->connections += 1;
+    /* What the caller gets must be the stored entry, so that what it notes there stays. */
+    *found = map_lookup(MAP(pending), tuple);
+    return *found ? REASON_NEW_FLOW : REASON_MAP_FULL;
+}
+
+/* The translation that a packet needs at a hook where clients' packets come in. *found is set with REASON_NEW_FLOW,
+ * _MOVED, _FLOW, _REPLY, _FRAGMENT and _ICMP_ERROR; every other reason passes the packet on. */
+INLINE enum reason track(const struct arrival *arrival, struct packet *packet, __u32 *service,
+                         struct translation **found) {
+    struct translation *entry;
+    struct scratch *scratch;
+    int pending;
+    enum reason reason;
+
+    if (packet->kind == PACKET_LATER_FRAGMENT && !recall_fragment(packet, arrival->now))
+        return REASON_FRAGMENT_UNKNOWN;
+    entry = find_flow(&packet->tuple, &pending);
+    if (entry) {
+        if ((entry->flags & (FLOW_REPLY | FLOW_SNAT)) == FLOW_REPLY)
+            return REASON_OTHER_EDGE;
+        *found = entry;
+        if (packet->kind == PACKET_ICMP_ERROR)
+            return REASON_ICMP_ERROR;
+        if (packet->kind == PACKET_LATER_FRAGMENT)
+            return REASON_FRAGMENT;
+        if (entry->flags & FLOW_REPLY) {
+            if (pending)
+                entry->flags |= FLOW_SEEN_REPLY;
+            return REASON_REPLY;
+        }
+        if (likely(usable(arrival->node, packet, entry, arrival->now))) {
+            if (pending && !opens_connection(packet) && promote(packet, entry, arrival->hook)) {
+                entry = *found = map_lookup(MAP(connections), &packet->tuple);
+                if (!entry)
+                    return REASON_MAP_FULL;
+            }
+            if (likely((entry->packets & CHECK_PACKETS) != CHECK_PACKETS) || other_is_there(packet, entry))
+                return REASON_FLOW;
+        }
+        scratch = this_scratch();
+        if (scratch)
+            forget_flow(&packet->tuple, entry, &scratch->reply_key);
+    }
+    if (packet->kind == PACKET_ICMP_ERROR)
+        return REASON_ICMP_UNRELATED;
+    if (packet->kind == PACKET_LATER_FRAGMENT)
+        return REASON_FRAGMENT_UNKNOWN;
+    if (packet->protocol == IPPROTO_TCP && !opens_connection(packet))
+        return REASON_TCP_NO_SYN;
+    reason = open_flow(arrival, packet, service, found);
+    return reason == REASON_NEW_FLOW && packet->moved ? REASON_MOVED : reason;
+}
+
+/* The translation of an answer where it leaves towards its client. */
+INLINE enum reason track_leaving(const struct arrival *arrival, struct packet *packet, struct translation **found) {
+    struct translation *entry;
+    int pending;
+
+    if (packet->kind == PACKET_LATER_FRAGMENT && !recall_fragment(packet, arrival->now))
+        return REASON_FRAGMENT_UNKNOWN;
+    entry = find_flow(&packet->tuple, &pending);
+    if (!entry || (entry->flags & (FLOW_REPLY | FLOW_SNAT)) != FLOW_REPLY)
+        return packet->kind == PACKET_ICMP_ERROR ? REASON_ICMP_UNRELATED : REASON_NOT_TRANSLATED;
+    *found = entry;
+    if (packet->kind == PACKET_ICMP_ERROR)
+        return REASON_ICMP_ERROR;
+    if (packet->kind == PACKET_LATER_FRAGMENT)
+        return REASON_FRAGMENT;
+    if (pending)
+        entry->flags |= FLOW_SEEN_REPLY;
+    return REASON_REPLY;
+}
+
+/* Whether `reason` comes with a translation. */
+INLINE int translates(enum reason reason) {
+    return reason == REASON_FLOW || reason == REASON_REPLY || reason == REASON_NEW_FLOW || reason == REASON_MOVED ||
+           reason == REASON_FRAGMENT || reason == REASON_ICMP_ERROR;
+}
+
+/* Hand an event to the watcher, if there is one. */
+INLINE void tell_packet(const struct arrival *arrival, const struct packet *packet, __u32 service,
+                        const struct translation *entry) {
+    struct event *event;
+
+    if (likely(!watched(arrival->hook, packet->protocol, service, arrival->now)))
+        return;
+    event = bpf_ringbuf_reserve((void *)MAP(events), sizeof(*event), 0);
+    if (!event)
+        return;
+    event->ns = arrival->now;
+    event->tuple = packet->tuple;
+    __builtin_memset(&event->backend, 0, sizeof(event->backend));
+    event->backend_port = 0;
+    if (entry) {
+        int reply = !!(entry->flags & FLOW_REPLY);
+
+        event->backend = reply ? packet->tuple.source : entry->destination;
+        event->backend_port = reply ? packet->tuple.source_port : entry->destination_port;
+    }
+    event->hook = arrival->hook;
+    event->reason = packet->reason;
+    event->service = service;
+    event->ifindex = arrival->ifindex;
+    event->length = packet->size;
+    bpf_ringbuf_submit(event, 0);
+}
+
+#endif

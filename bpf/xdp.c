@@ -1,0 +1,126 @@
+/* The fast path on uplinks, before the kernel makes a socket buffer. It translates what leaves by redirect (flows with
+ * SNAT: to remote backends, and their answers) and sends it on itself. Everything else it passes on as it is, to tc on
+ * the same device, with which it shares the flows: a local backend's packets need tc at egress anyway, and translating
+ * them once for a whole aggregate of segments is cheaper than here for each; fragments and ICMP errors are rare.
+ *
+ * When XDP has chosen a backend but cannot send the packet on (the neighbour's address is not known, say), it stores
+ * the flow all the same: choosing again in tc would favour backends that XDP cannot serve. */
+#include "parse.h"
+#include "rewrite.h"
+#include "track.h"
+
+enum hop_limits {
+    HOP_NS = 100000000, /* how long a next hop is believed: the routing tables cost as much as all the rest */
+    HOP_PROBE = 31,     /* mask: of so many looks one is left to tc, since only the stack's own use of a neighbour entry
+                           makes it ask whether the neighbour is still there */
+};
+
+/* Ask the routing tables for the next hop of a flow and note it in the entry. A reader on another CPU meanwhile sees no
+ * valid hop, or, should it have begun before, at worst sends one packet to the old one. */
+INLINE enum reason refresh_hop(struct xdp_md *context, const struct packet *packet, struct translation *entry,
+                               __u64 now) {
+    int first = !entry->hop_until_ns;
+    struct bpf_fib_lookup fib;
+    long result;
+
+    if (!first && !(bpf_get_prandom_u32() & HOP_PROBE))
+        return REASON_LEFT_TO_TC;
+    entry->hop_until_ns = 0;
+    barrier();
+    result = find_route(context, packet, &entry->source, &entry->destination, context->ingress_ifindex, packet->size, 0,
+                        &fib);
+    if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+        return REASON_MTU;
+    if (result != BPF_FIB_LKUP_RET_SUCCESS)
+        return REASON_FIB_MISS;
+    if (fib.ifindex != context->ingress_ifindex && (packet->tagged || !(device_flags(fib.ifindex) & DEVICE_XDP_TARGET)))
+        fib.ifindex = 0;
+    entry->hop_ifindex = fib.ifindex;
+    entry->hop_mtu = fib.tot_len; /* the route's MTU by now */
+    __builtin_memcpy(entry->hop_source, fib.smac, sizeof(fib.smac));
+    __builtin_memcpy(entry->hop_destination, fib.dmac, sizeof(fib.dmac));
+    barrier();
+    entry->hop_until_ns = now + HOP_NS;
+    return REASON_NONE;
+}
+
+/* What keeps XDP from sending a translated packet on. REASON_NONE: the entry has the next hop. */
+INLINE enum reason way_out(struct xdp_md *context, const struct packet *packet, struct translation *entry, __u64 now) {
+    if (packet->hops <= 1)
+        return REASON_TTL;
+    if (unlikely((__s64)(entry->hop_until_ns - now) <= 0)) {
+        enum reason refusal = refresh_hop(context, packet, entry, now);
+
+        if (refusal != REASON_NONE)
+            return refusal;
+    }
+    if (unlikely(!entry->hop_ifindex))
+        return REASON_LEFT_TO_TC;
+    if (unlikely(packet->size > entry->hop_mtu))
+        return REASON_MTU;
+    if (likely(entry->hop_ifindex == context->ingress_ifindex))
+        return same_mac(packet->mac, entry->hop_source) ? REASON_NONE : REASON_NOT_FOR_US;
+    return !packet->tagged && addressed_to_device(packet, context->ingress_ifindex) ? REASON_NONE : REASON_NOT_FOR_US;
+}
+
+/* Translate and send on. Returns the verdict; packet->reason tells why where it is not what it was. */
+INLINE int translate(struct xdp_md *context, const struct arrival *arrival, struct packet *packet,
+                     struct translation *entry) {
+    enum reason found = packet->reason;
+    struct ethhdr *ethernet;
+    void *data, *end;
+
+    if (!(entry->flags & FLOW_SNAT)) {
+        packet->reason = REASON_LEFT_TO_TC;
+        return XDP_PASS;
+    }
+    packet->reason = way_out(context, packet, entry, arrival->now);
+    if (packet->reason != REASON_NONE)
+        return XDP_PASS;
+    packet->reason = found;
+    data = (void *)(long)context->data;
+    end = (void *)(long)context->data_end;
+    ethernet = data;
+    if ((void *)(ethernet + 1) > end || rewrite_packet(data, end, packet, entry, 1)) {
+        packet->reason = REASON_REWRITE_FAILED;
+        return XDP_DROP;
+    }
+    __builtin_memcpy(ethernet->h_dest, entry->hop_destination, sizeof(ethernet->h_dest));
+    __builtin_memcpy(ethernet->h_source, entry->hop_source, sizeof(ethernet->h_source));
+    touch(packet, entry, arrival->now);
+    return entry->hop_ifindex == arrival->ifindex ? XDP_TX : bpf_redirect(entry->hop_ifindex, 0);
+}
+
+PROGRAM(xdp_uplink)(struct xdp_md *context) {
+    struct arrival arrival = {
+        .context = context, .node = this_node(), .hook = HOOK_XDP, .ifindex = context->ingress_ifindex};
+    void *data = (void *)(long)context->data, *end = (void *)(long)context->data_end;
+    struct scratch *scratch = this_scratch();
+    struct translation *entry = 0;
+    struct packet *packet;
+    int action = XDP_PASS;
+    __u32 service = ~0U;
+    enum reason reason;
+
+    if (!scratch || !arrival.node || !(arrival.node->flags & NODE_READY)) {
+        count(HOOK_XDP, REASON_NOT_READY);
+        return XDP_PASS;
+    }
+    packet = new_packet(scratch);
+    arrival.now = coarse_now(scratch);
+    reason = settle(packet, parse(data, end, end - data, 0, packet));
+    if (reason == REASON_NONE && packet->kind != PACKET_WHOLE)
+        reason = REASON_LEFT_TO_TC;
+    if (reason == REASON_NONE && (*(__u8 *)packet->mac & 1))
+        reason = REASON_NOT_FOR_US; /* a group address */
+    if (reason == REASON_NONE)
+        reason = track(&arrival, packet, &service, &entry);
+    reason = settle(packet, reason);
+    if (entry && translates(reason)) {
+        service = entry->service;
+        action = translate(context, &arrival, packet, entry);
+    }
+    count(HOOK_XDP, packet->reason);
+    tell_packet(&arrival, packet, service, entry);
+    return action;
+}

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataplane.kernel import bpf, cgroup, netns
+from dataplane.kernel.bpf import AttachType
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange, diff
 from dataplane.plan.rows import rows
@@ -19,7 +20,7 @@ from dataplane.planes.ebpf import pins
 from dataplane.planes.ebpf.adopt import adopt
 from dataplane.planes.ebpf.layout import layout_version
 from dataplane.planes.ebpf.plane import EbpfPlane
-from dataplane.planes.ebpf.programs import CONNECT_PROGRAMS, ConnectHook
+from dataplane.planes.ebpf.programs import CONNECT_PROGRAMS, ConnectHook, connect_problem, remove_instances
 from dataplane.planes.ebpf.tables import Tables
 from dataplane.policy.endpoints import Backend
 from tests.kernel.ebpf_lab import SMALL, NoSlowPath, plan_of, service
@@ -301,3 +302,30 @@ def _attached(group: Path) -> list[str]:
         return [name for name, attach in CONNECT_PROGRAMS.items() if bpf.attached_programs(fd, attach)]
     finally:
         os.close(fd)
+
+
+def test_connect_problem_tells_why(group: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert connect_problem(group) == ""
+    assert connect_problem(cgroup.root()) == ""
+    assert "not a cgroup v2 directory" in connect_problem(tmp_path)
+    monkeypatch.setitem(CONNECT_PROGRAMS, "recvmsg4", AttachType.XDP)
+    assert "was refused" in connect_problem(group)
+
+
+def test_instances_of_a_dead_predecessor_are_removed_by_name(namespace: str, group: Path) -> None:
+    word = f"test-{os.getpid()}-"
+    pid = os.fork()
+    if pid == 0:
+        try:
+            netns.enter(namespace)
+            for number in "12":
+                plane = EbpfPlane(NoSlowPath(), [ConnectHook(group)], SMALL, instance=word + number)
+                plane.load(plan_of(service("a")))
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    netns.remove(namespace)
+    assert len(_attached(group)) == len(CONNECT_PROGRAMS)
+    assert remove_instances(word) == [word + "1", word + "2"]
+    assert _attached(group) == []
+    assert remove_instances(word) == []

@@ -4,6 +4,7 @@ A daemon may die between any two writes. Whatever it left is understood here: an
 and backends agree is taken as it is; any other is `broken`, to be written anew; the rest is swept away.
 """
 
+from socket import ntohs
 from typing import NamedTuple
 
 from dataplane.plan.rows import row
@@ -42,6 +43,15 @@ _GENERATION_WORD = 5
 _WORDS = BACKEND.size // 4
 
 
+class _Found:
+    """Backends of one entry as they are read: indices and flags by address; sound = all are the entry's own."""
+
+    def __init__(self) -> None:
+        self.indices: dict[Address, int] = {}
+        self.flags: dict[Address, int] = {}
+        self.sound = True
+
+
 class _Reader:
     """One look at all the maps that the control plane fills."""
 
@@ -67,57 +77,54 @@ class _Reader:
             if bits & PRESENT:
                 self._entry(service)
 
-    def _set(self, service: int, base: int, count: int, wanted: int) -> tuple[list[Backend], dict[Address, int], bool]:
-        """Members of one set, their indices, and whether all of them are what the set's owner would have written."""
-        members, indices, sound = [], {}, True
-        for slot in self.slots[base : base + count]:
+    def _set(self, service: int, base: int, count: int, wanted: int, found: _Found) -> tuple[Backend, ...]:
+        """Members of one set. What is read on the way goes to `found`."""
+        members = []
+        for slot in self.slots[base : base + count].tolist():
             index = slot & 0xFFFFFFFF
             raw, port, _, flags, _, owner, _ = BACKEND.unpack_from(self.backends, index * BACKEND.size)
             if owner != service or not flags & wanted:
-                sound = False
+                found.sound = False
                 continue
-            port = (port >> 8) | ((port & 0xFF) << 8)
-            members.append(Backend(address_text(raw), port, bool(flags & HERE)))
-            indices[members[-1][:2]] = index
-        return members, indices, sound and len(indices) == count
+            backend = Backend(address_text(raw), ntohs(port), flags & HERE != 0)
+            members.append(backend)
+            found.indices[backend[:2]] = index
+            found.flags[backend[:2]] = flags
+        return tuple(members)
 
     def _entry(self, service: int) -> None:
         name, cb, cc, lb, lc, affinity, protocol, family, flags, _ = SERVICE.unpack_from(
             self.services, service * SERVICE.size
         )
-        key, sets = entry_key(name, protocol, family), Sets(cb, cc, lb, lc)
-        cluster, indices, sound = self._set(service, cb, cc, IN_CLUSTER)
-        local, more, local_sound = self._set(service, lb, lc, IN_LOCAL)
-        keys = sorted(self.by_service.get(service, []), key=lambda k: (self.frontends[k].order, k))
+        key, sets, found = entry_key(name, protocol, family), Sets(cb, cc, lb, lc), _Found()
+        keys = self.by_service.get(service, [])
+        if len(keys) > 1:
+            keys.sort(key=lambda k: (self.frontends[k].order, k))
         stored = [self.frontends[k] for k in keys]
-        frontends = tuple(self._frontend(k, s) for k, s in zip(keys, stored, strict=True))
         entry = PlanEntry(
             key=key,
-            cluster=tuple(cluster),
-            local=tuple(local),
-            frontends=frontends,
+            cluster=self._set(service, cb, cc, IN_CLUSTER, found) if cc else (),
+            local=self._set(service, lb, lc, IN_LOCAL, found) if lc else (),
+            frontends=tuple([self._frontend(k, s) for k, s in zip(keys, stored, strict=True)]),
             affinity_seconds=affinity,
             internal_local=bool(flags & _INTERNAL_LOCAL),
             external_local=bool(flags & _EXTERNAL_LOCAL),
         )
-        backends = indices | more
-        agree = all(
-            s.sets == sets and s.affinity_seconds == affinity and s.order == min(order, 255)
-            for order, s in enumerate(stored)
-        )
-        exact = all(
-            self.backends[backends[address] * BACKEND.size + BACKEND_FLAGS_AT] == flags
-            for address, flags in wanted_flags(entry).items()
-        )
-        if key in self.installed or not (sound and local_sound and agree and exact):
+        wanted = wanted_flags(entry)
+        sound = found.sound and found.flags == wanted and key not in self.installed
+        for order, value in enumerate(stored):
+            sound = (
+                sound and value.sets == sets and value.affinity_seconds == affinity and value.order == min(order, 255)
+            )
+        if not sound:
             self.broken.add(key)
         self.installed[key] = Installed(
             entry,
             service,
-            [backends[address] for address in wanted_flags(entry)],
+            [found.indices[address] for address in wanted],
             sets,
             tuple(map(frontend_key_bytes, keys)),
-            tuple(s.range_set or 0 for s in stored),
+            tuple([value.range_set or 0 for value in stored]),
         )
 
     def _frontend(self, key: FrontendKey, stored: StoredFrontend) -> Frontend:

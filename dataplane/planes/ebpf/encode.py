@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+from functools import cache
 from typing import NamedTuple
 
 from dataplane.model.net import Family, Protocol
@@ -41,9 +42,15 @@ _ACTIONS = {
 }
 _ACTION_OF = {number: action for action, number in _ACTIONS.items()}
 _ROUTE_LOCAL, _ROUTE_MASQUERADE = constant("ROUTE_LOCAL"), constant("ROUTE_MASQUERADE")
+_ROUTE_ACTION = constant("ROUTE_ACTION")
+_PROTOCOL_OF = {protocol.value: protocol for protocol in Protocol}
+_FAMILY_OF = {family.value: family for family in Family}
 _RANGES, _OWN_ADDRESS = constant("FRONTEND_RANGES"), constant("FRONTEND_OWN_ADDRESS")
 _NAME_SIZE = constant("SERVICE_NAME_SIZE")
-_routes: dict[Routes, tuple[int, int, int]] = {}
+
+
+_route_bytes: dict[Routes, tuple[int, ...]] = {}
+"""Routes as bytes; a handful of combinations exist."""
 
 
 class Sets(NamedTuple):
@@ -80,7 +87,7 @@ def frontend_key(raw: bytes) -> FrontendKey:
     address, port, protocol, _ = FRONTEND_KEY.unpack(raw)
     family = Family.IPV4 if address.startswith(MAPPED) else Family.IPV6
     text = "" if address == _UNSPECIFIED[family] else address_text(address)
-    return FrontendKey(family, text, Protocol(protocol), socket.ntohs(port))
+    return FrontendKey(family, text, _PROTOCOL_OF[protocol], socket.ntohs(port))
 
 
 def route_byte(route: Route) -> int:
@@ -95,17 +102,21 @@ def route_byte(route: Route) -> int:
 def route_of(bits: int) -> Route:
     """What `route_byte` packed."""
     scope = Scope.LOCAL if bits & _ROUTE_LOCAL else Scope.CLUSTER
-    return Route(_ACTION_OF[bits & constant("ROUTE_ACTION")], scope, bool(bits & _ROUTE_MASQUERADE))
+    return Route(_ACTION_OF[bits & _ROUTE_ACTION], scope, bool(bits & _ROUTE_MASQUERADE))
+
+
+@cache  # a handful of combinations exist
+def _routes_of(pod: int, node: int, outside: int) -> Routes:
+    return Routes(route_of(pod), route_of(node), route_of(outside))
 
 
 def frontend_bytes(
     frontend: Frontend, order: int, generation: int, service: int, sets: Sets, affinity_seconds: int, range_set: int
 ) -> bytes:
     """The value of `frontends`."""
-    routes = _routes.get(frontend.routes)
-    if routes is None:  # a handful of combinations exist
-        r = frontend.routes
-        routes = _routes[r] = (route_byte(r.pod), route_byte(r.node), route_byte(r.outside))
+    routes = _route_bytes.get(frontend.routes)
+    if routes is None:
+        routes = _route_bytes[frontend.routes] = tuple(map(route_byte, frontend.routes))
     ranges = frontend.source_ranges
     flags = 0 if ranges is None else _RANGES | (_OWN_ADDRESS if ranges.own_address else 0)
     return FRONTEND.pack(
@@ -145,7 +156,7 @@ def stored_frontend(raw: bytes) -> StoredFrontend:
         affinity,
         ranges if flags & _RANGES else None,
         bool(flags & _OWN_ADDRESS),
-        Routes(route_of(pod), route_of(node), route_of(outside)),
+        _routes_of(pod, node, outside),
         _KIND_OF[kind],
         order,
     )
@@ -163,7 +174,7 @@ def entry_key(name: bytes, protocol: int, family: int) -> EntryKey:
     """The plan's key of a service record."""
     namespace, _, rest = name.rstrip(b"\0").decode().partition("/")
     service, _, port = rest.partition(":")
-    return EntryKey(namespace, service, port, Protocol(protocol), Family(family))
+    return EntryKey(namespace, service, port, _PROTOCOL_OF[protocol], _FAMILY_OF[family])
 
 
 def prefix_bytes(cidr: str) -> tuple[int, bytes]:

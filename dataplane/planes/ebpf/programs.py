@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from dataplane.kernel import bpf
-from dataplane.kernel.bcc_loader import compile_programs
+from dataplane.kernel.bcc_loader import CompileError, compile_programs
 from dataplane.kernel.bpf import AttachType, BpfError, ProgramType
 from dataplane.planes.base import PlaneError
-from dataplane.planes.ebpf.layout import MapSpec
-from dataplane.planes.ebpf.maps import MapSet
-from dataplane.planes.ebpf.pins import PinDirectory
+from dataplane.planes.ebpf.layout import MapSpec, Sizes
+from dataplane.planes.ebpf.maps import MapSet, create_maps
+from dataplane.planes.ebpf.pins import PinDirectory, find_root
 
 CONNECT_SOURCE = "connect.c"
 CONNECT_PROGRAMS: dict[str, AttachType] = {
@@ -24,6 +24,9 @@ CONNECT_PROGRAMS: dict[str, AttachType] = {
     "getpeername4": AttachType.CGROUP_INET4_GETPEERNAME,
     "getpeername6": AttachType.CGROUP_INET6_GETPEERNAME,
 }
+
+
+_PROBE_SIZES = Sizes(**dict.fromkeys(Sizes.__struct_fields__, 1) | {"events": 4096})
 
 
 class Program(NamedTuple):
@@ -118,6 +121,27 @@ class ConnectHook:
                 remove_link(path)
 
 
+def connect_problem(cgroup: Path) -> str:
+    """Why connect-time balancing cannot work on a control group here, or "". Loads the programs onto maps of their own
+    and attaches nothing, so the answer is the kernel's, not a guess from its version."""
+    if not (cgroup / "cgroup.procs").exists() or (not (cgroup / "cgroup.type").exists() and not _is_root(cgroup)):
+        return f"{cgroup} is not a cgroup v2 directory"
+    try:
+        with create_maps(_PROBE_SIZES) as maps:
+            for program in load_programs(
+                CONNECT_SOURCE, ProgramType.CGROUP_SOCK_ADDR, CONNECT_PROGRAMS, maps.fds, maps.specs
+            ).values():
+                program.close()
+    except (PlaneError, BpfError, CompileError) as error:
+        return str(error)
+    return ""
+
+
+def _is_root(cgroup: Path) -> bool:
+    """The root of a cgroup v2 hierarchy has no cgroup.type, but a list of controllers."""
+    return (cgroup / "cgroup.controllers").exists()
+
+
 def remove_link(path: Path) -> None:
     """Detach a pinned link and unpin it."""
     link = bpf.obj_get(str(path))
@@ -126,6 +150,22 @@ def remove_link(path: Path) -> None:
     finally:
         os.close(link)
     path.unlink()
+
+
+def remove_instances(prefix: str) -> list[str]:
+    """Take off and unpin everything of the instances whose names begin so, dead or alive; returns the names.
+
+    For whoever named them, to clear up after a predecessor whose network namespaces are gone already.
+    """
+    root = find_root()
+    names = sorted(path.name for path in root.iterdir() if path.is_dir()) if root else []
+    mine = [name for name in names if name.startswith(prefix)]
+    for name in mine:
+        pins = PinDirectory(name)
+        for path in pins.links().values():
+            remove_link(path)
+        pins.remove()
+    return mine
 
 
 def _attach_cgroup(program: Program, group: int, cgroup: Path, attach: AttachType, path: Path) -> None:

@@ -62,6 +62,12 @@ INLINE int same_address(const struct address *a, const struct address *b) {
              (a->word[3] ^ b->word[3]));
 }
 
+/* 0.0.0.0 or :: */
+INLINE int is_unspecified(const struct address *address) {
+    return !(address->word[0] | address->word[1] | address->word[3]) &&
+           (!address->word[2] || address->word[2] == to_be32(0xffff));
+}
+
 /* 127.0.0.0/8 or ::1 */
 INLINE int is_loopback(const struct address *address) {
     if (is_ipv4(address))

@@ -46,8 +46,11 @@ INLINE __u32 classify(const struct node *node, const struct address *source, int
 /* The frontend of a destination: by address, else as a node port where node ports answer on it. On success `key` is the
  * key that hit, to look it up again. */
 INLINE struct frontend *find_frontend(struct frontend_key *key) {
-    struct frontend *frontend = map_lookup(MAP(frontends), key);
+    struct frontend *frontend;
 
+    if (is_unspecified(&key->address)) /* the key of node ports, which nobody can ask for by this address */
+        return 0;
+    frontend = map_lookup(MAP(frontends), key);
     if (frontend)
         return frontend;
     if (!(address_flags(&key->address) & ADDRESS_NODE_PORT))

@@ -161,8 +161,9 @@ def test_node_port_answers_on_node_addresses_only(bench: Bench, caller: str, add
     assert peer == (address, 30080)
     with pytest.raises(ConnectionRefusedError):  # another node's port is not this node's business
         process.call("fetch", family.socket_family, BACKENDS[family][0], 30080)
-    with pytest.raises(ConnectionRefusedError):
-        process.call("fetch", family.socket_family, "::1" if ":" in address else "127.0.0.1", 30080)
+    for itself in ("::1", "::") if ":" in address else ("127.0.0.1", "0.0.0.0"):
+        with pytest.raises(ConnectionRefusedError):
+            process.call("fetch", family.socket_family, itself, 30080)
 
 
 def test_pod_reaches_itself(bench: Bench) -> None:

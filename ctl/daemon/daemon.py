@@ -12,12 +12,13 @@ from typing import Any
 import msgspec
 
 from ctl import state
+from ctl.daemon.child import Child, ChildError
 from ctl.daemon.drift import DriftCheck
 from ctl.daemon.events import EventRecorder
 from ctl.daemon.health import Health, eligible
 from ctl.daemon.healthports import HealthPorts
 from ctl.daemon.inbox import Inbox
-from ctl.daemon.kernel import Kernel
+from ctl.daemon.kernel import Kernel, Untouched
 from ctl.daemon.log import Log
 from ctl.daemon.metrics import Metrics
 from ctl.daemon.nodes import describe
@@ -34,14 +35,20 @@ from ctl.sources.directory import DirectorySource
 from ctl.sources.kubeconfig import find_cluster
 from ctl.sources.watch import Reflector, resources
 from dataplane.errors import HotplaneError
+from dataplane.kernel.nftgen import Generation
 from dataplane.model.objects import Node, ObjectRef, Problem
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import HealthCheck, Plan
 from dataplane.planes.conntrack import clean_stale_udp
 from dataplane.policy.node import NodeConfig
 
+_libc = ctypes.CDLL(None)
+_M_ARENA_MAX = -8  # malloc.h
+
 KINDS = ("Service", "EndpointSlice", "Node", "ServiceCIDR")
-SAVE_SECONDS = 10.0
+TICK_SECONDS = 30.0
+SAVE_PATIENCE = 60.0
+SAVE_SECONDS = 60.0
 """How long after a change the plan is written down for other commands (check, show, explain)."""
 
 
@@ -61,7 +68,7 @@ class Daemon:
         self.inbox = Inbox(KINDS)
         self._api: Api | None = None
         self._events = EventRecorder(None, settings.node.name, log)
-        self._kernel = Kernel(self._make_plane(settings.mode), _clean_up)
+        self._kernel = Kernel(self._make_plane(settings.mode), _clean_up, _untouched(settings.mode))
         self._ports = HealthPorts(self.health, log, self._port_refused)
         self.reconciler = Reconciler(
             settings.node.name,
@@ -76,6 +83,7 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
         _raise_open_files()
+        _prepare_memory()
         apply_sysctls(self.settings.config.conntrack, self._log)
         try:
             await self._serve()
@@ -105,7 +113,6 @@ class Daemon:
         await self._kernel.call(self._replace_other_mode)
         if self.settings.adopt:
             await self._kernel.call(remove_kube_proxy, self.settings.mode, self._log)
-        await self._save()
         _settle_memory()
         if self.settings.once:
             self._stop.set()
@@ -113,6 +120,7 @@ class Daemon:
         drift = DriftCheck(self.reconciler, self.metrics, self._log, self.settings.sync_period)
         self._spawn(drift.run(), "drift")
         self._spawn(self._tick(), "tick")
+        self._spawn(self._keep_saved(), "save")
         self._spawn(self._events.run(), "events")
         await self.reconciler.run()
 
@@ -172,9 +180,13 @@ class Daemon:
     async def _tick(self) -> None:
         """What is looked after now and then."""
         while True:
-            await asyncio.sleep(SAVE_SECONDS)
+            await asyncio.sleep(TICK_SECONDS)
             self.reconciler.request(self.reconciler.change_node)
             self.reconciler.request(self._update_ports)
+
+    async def _keep_saved(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_SECONDS)
             await self._save()
 
     async def _save(self) -> None:
@@ -182,9 +194,22 @@ class Daemon:
         syncs = self.reconciler.syncs + 1
         if syncs == self._saved:
             return
-        saved = state.Saved.of(self.settings.mode, self.reconciler.planner.plan)
-        await asyncio.get_running_loop().run_in_executor(None, state.save, self.settings.state_dir, saved)
-        self._saved = syncs
+        begun: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        mode, folder, plan = self.settings.mode, self.settings.state_dir, self.reconciler.planner.plan
+
+        def write() -> bytes:
+            state.save(folder, state.Saved.of(mode, plan))
+            return b""
+
+        async def begin() -> None:
+            begun.set_result(Child(write))
+
+        self.reconciler.request(begin)
+        try:
+            await (await begun).answer(SAVE_PATIENCE)
+            self._saved = syncs
+        except ChildError as error:
+            self._log.warning("the plan could not be written down", reason=error)
 
     def _replace_other_mode(self) -> None:
         """Remove what another mode of an earlier run loaded, now that this mode answers."""
@@ -219,6 +244,7 @@ class Daemon:
         """Load the new mode's rules, then remove the old one's."""
         old = self._kernel.plane
         self._kernel.plane = self._make_plane(self.settings.mode)
+        self._kernel.untouched = _untouched(self.settings.mode)
         await self.reconciler.reload(f"mode {old_mode} becomes {self.settings.mode}")
         if not self.reconciler.retry.failures_in_a_row:
             await self._kernel.call(old.cleanup)
@@ -285,7 +311,7 @@ class Daemon:
         if self._failure is not None:
             raise self._failure
         if self.health.started:
-            await self._save()
+            state.save(self.settings.state_dir, state.Saved.of(self.settings.mode, self.reconciler.planner.plan))
         self._log.info("stopped; the data plane stays as it is")
 
 
@@ -297,16 +323,26 @@ def _clean_up(change: PlanChange, plan: Plan) -> int:
     return clean_stale_udp(change, plan.node)
 
 
+def _untouched(mode: str) -> Untouched | None:
+    return Untouched(Generation()) if mode == "nftables" else None
+
+
 def _raise_open_files() -> None:
     """Each health-check port and each watch is an open file."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def _prepare_memory() -> None:
+    """Before the first load: one heap for all threads, and no search for garbage while there is none."""
+    _libc.mallopt(_M_ARENA_MAX, 1)
+    gc.disable()
+
+
 def _settle_memory() -> None:
     """After the first load: what is there now stays, so the collector need not look at it again, and what the
     load needed goes back to the system."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(20_000, 20, 50)
-    ctypes.CDLL(None).malloc_trim(0)
+    _libc.malloc_trim(0)

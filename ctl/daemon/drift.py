@@ -17,6 +17,8 @@ from dataplane.plan.types import Plan
 SHARE = 20
 """A check that takes long is done less often: at most one part in this many of the time is spent on checks."""
 
+POLL_SECONDS = 1.0
+RARELY_SECONDS = 600.0
 PATIENCE = 300.0
 SHOWN = 5
 
@@ -37,7 +39,12 @@ def _look(plan: Plan, mode: str) -> bytes:
 
 
 class DriftCheck:
-    """Compares kernel and plan every `period` seconds or less often, and has the plan loaded again when they differ."""
+    """Compares kernel and plan, and has the plan loaded again when they differ.
+
+    Where the kernel can tell that nobody else has changed anything, that is asked every second and the table is read
+    when somebody has, and rarely otherwise; elsewhere it is read every `period` seconds. A check that takes long is
+    done less often.
+    """
 
     def __init__(self, reconciler: Reconciler, metrics: Metrics, log: Log, period: float) -> None:
         self._reconciler, self._metrics, self._log = reconciler, metrics, log
@@ -45,12 +52,20 @@ class DriftCheck:
 
     async def run(self) -> None:
         """Check for ever."""
-        spent = 0.0
+        spent, last = 0.0, time.monotonic()
         while True:
-            await asyncio.sleep(max(self.period, SHARE * spent))
-            started = time.monotonic()
+            await asyncio.sleep(POLL_SECONDS)
+            if time.monotonic() - last < SHARE * spent or not await self._due(last):
+                continue
+            last = time.monotonic()
             await self.check()
-            spent = time.monotonic() - started
+            spent = time.monotonic() - last
+
+    async def _due(self, last: float) -> bool:
+        kernel = self._reconciler.kernel
+        if kernel.untouched is None:
+            return time.monotonic() - last >= self.period
+        return time.monotonic() - last >= RARELY_SECONDS or await kernel.call(kernel.untouched.look)
 
     async def check(self) -> int:
         """Look once, in a child, while changes go on; repair what differs and was not changed meanwhile.
@@ -81,6 +96,9 @@ class DriftCheck:
 
     async def _begin(self, begun: "asyncio.Future[Child]") -> None:
         """Between two changes, when the kernel holds what the plan says."""
-        plan, mode = self._reconciler.planner.plan, self._reconciler.kernel.plane.name
+        kernel = self._reconciler.kernel
+        plan, mode = self._reconciler.planner.plan, kernel.plane.name
         self._reconciler.touched = set()
+        if kernel.untouched is not None:
+            await kernel.call(kernel.untouched.trust)
         begun.set_result(Child(lambda: _look(plan, mode)))

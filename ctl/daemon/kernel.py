@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from ctl.daemon.ledger import Ledger, groups
 from dataplane.errors import HotplaneError
+from dataplane.kernel.nftgen import Generation
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import Plan
 from dataplane.planes.base import Plane, PlaneError
@@ -34,12 +35,43 @@ class Done(NamedTuple):
     loaded: bool = False
 
 
-class Kernel:
-    """Holds a plan in the kernel. Methods are for the event loop; `plane` may only be touched by `call`."""
+class Untouched:
+    """Whether anybody else has changed the nftables rules of this namespace since we did; by their generation."""
 
-    def __init__(self, plane: Plane, clean_up: Callable[[PlanChange, Plan], object]) -> None:
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._expected = generation.read()
+        self.touched = False
+
+    def look(self) -> bool:
+        """Whether somebody has."""
+        self.touched |= self._generation.read() != self._expected
+        return self.touched
+
+    def committed(self) -> None:
+        """We have made one commit since the last `look`; one more than that was somebody else's."""
+        now = self._generation.read()
+        self.touched |= now - self._expected > 1
+        self._expected = now
+
+    def trust(self) -> None:
+        """What there is now is as it should be."""
+        self._expected = self._generation.read()
+        self.touched = False
+
+
+class Kernel:
+    """Holds a plan in the kernel. Methods are for the event loop; `plane` may only be touched by `call`.
+
+    untouched: tells of changes by others, None where the plane's state has no generation.
+    """
+
+    def __init__(
+        self, plane: Plane, clean_up: Callable[[PlanChange, Plan], object], untouched: Untouched | None = None
+    ) -> None:
         self.plane = plane
         self.ledger = Ledger()
+        self.untouched = untouched
         self._clean_up = clean_up
         self._worker = ThreadPoolExecutor(1, "plane")
         self.lock = asyncio.Lock()
@@ -69,6 +101,8 @@ class Kernel:
         except PlaneError as error:
             return self._load_piecewise(plan, error, started)
         self.ledger.clear()
+        if self.untouched is not None:
+            self.untouched.trust()
         return self._cleaned(Done(time.perf_counter() - started, change, (), True), plan)
 
     def _load_piecewise(self, plan: Plan, error: PlaneError, started: float) -> Done:
@@ -91,11 +125,15 @@ class Kernel:
         if not due:
             self.ledger.clear()
             return Done(0.0, due)
+        if self.untouched is not None:
+            self.untouched.look()
         try:
             self.plane.apply(due)
         except PlaneError as error:
             return self._apply_piecewise(due, plan, error, started)
         self.ledger.clear()
+        if self.untouched is not None:
+            self.untouched.committed()
         return self._cleaned(Done(time.perf_counter() - started, due), plan)
 
     def _apply_piecewise(self, due: PlanChange, plan: Plan, error: PlaneError, started: float) -> Done:

@@ -17,6 +17,7 @@ from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.planner import Planner
 from dataplane.policy.node import NodeConfig
 
+TELL_SECONDS = 0.1
 SHOWN = 3
 """Services that a log line names."""
 
@@ -45,6 +46,7 @@ class Reconciler:
         self.node: Node | None = None
         self.syncs = 0
         self.touched: set[str] = set()
+        self._told, self._untold = 0.0, 0
         self._jobs: deque[Callable[[], Awaitable[None]]] = deque()
         self._health, self._metrics, self._log, self._after = health, metrics, log, after
         self.planner = Planner(NodeConfig(name=name))
@@ -144,7 +146,7 @@ class Reconciler:
             done = await self.kernel.apply(change, self.planner.plan)
             self._count(done)
             self._settle(done)
-            self._tell(done)
+            self._tell(done, time.monotonic() - batch.arrived if batch else 0.0)
         else:
             self._health.updated()
         if batch is not None and change:
@@ -177,13 +179,19 @@ class Reconciler:
             nft = self.kernel.plane.name != "iptables"
             (metrics.nftables_failures if nft else metrics.iptables_failures).inc()
 
-    def _tell(self, done: Done) -> None:
+    def _tell(self, done: Done, age: float) -> None:
+        """One line a sync; of those that follow each other closely only one in a tenth of a second, with a count."""
         entries = done.changed.entries
-        if entries:
-            names = list(dict.fromkeys(entry.key.service for entry in entries))
-            self._log.info(
-                "synced", service_ports=len(entries), services=",".join(names[:SHOWN]), ms=round(done.seconds * 1e3, 2)
-            )
+        self._untold += 1
+        now = time.monotonic()
+        if not entries or now - self._told < TELL_SECONDS:
+            return
+        names = list(dict.fromkeys(entry.key.service for entry in entries))
+        self._log.info(
+            "synced", syncs=self._untold, service_ports=len(entries), services=",".join(names[:SHOWN]),
+            kernel_ms=round(done.seconds * 1e3, 2), event_ms=round(age * 1e3, 2),
+        )  # fmt: skip
+        self._told, self._untold = now, 0
 
     def _hear_of_node(self, batch: Batch) -> bool:
         """Whether this node's Node object appeared, changed or went."""

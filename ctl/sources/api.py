@@ -1,5 +1,6 @@
 """A Kubernetes API server over HTTP: get, post, and streams, with credentials, timeouts and honest errors."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -95,8 +96,13 @@ class Api:
 
         Raises ApiStatus for a refusal, ApiError when the stream breaks.
         """
-        async with self._request("GET", path, params, None, None) as answer:
-            yield answer.content.iter_any()
+        try:
+            async with asyncio.timeout(READ_SECONDS) as limit:
+                async with self._request("GET", path, params, None, None) as answer:
+                    limit.reschedule(None)
+                    yield answer.content.iter_any()
+        except TimeoutError as error:
+            raise ApiError(f"{self.cluster.url}{path}: no answer in time") from error
 
     @asynccontextmanager
     async def _request(

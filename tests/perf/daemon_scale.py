@@ -1,0 +1,128 @@
+"""How the daemon scales: cold start, memory, and one endpoint change from the API server's event to the kernel.
+
+    python -m tests.perf.daemon_scale [--services 30000] [--endpoints 5] [--changes 500] [--mode nftables]
+
+Runs a test API server and the daemon in a network namespace of their own, as root. Prints one JSON object.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from dataplane.kernel import netns
+from tests.apiserver.objects import endpoint, endpoint_slice, node, service
+from tests.apiserver.server import ApiServer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _ip(base: str, number: int) -> str:
+    return f"{base}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+
+
+def _fill(server: ApiServer, services: int, endpoints: int) -> None:
+    server.apply(node("node1", "192.0.2.1"))
+    for start in range(0, services, 1000):
+        objects: list[Any] = []
+        for number in range(start, min(start + 1000, services)):
+            objects.append(service(f"service-{number}", _ip("10", number + (96 << 16))))
+            pods = [_ip("10", (128 << 16) + number * endpoints + k) for k in range(endpoints)]
+            placed = [endpoint(pod, f"node{2 + (number + k) % 100}") for k, pod in enumerate(pods)]
+            objects.append(endpoint_slice(f"service-{number}", placed))
+        server.apply(*objects)
+
+
+def _memory(pid: int) -> dict[str, float]:
+    text = Path(f"/proc/{pid}/status").read_text()
+    return {name: int(re.findall(rf"{name}:\s+(\d+)", text)[0]) / 1024 for name in ("VmRSS", "VmHWM")}
+
+
+def _until(daemon: subprocess.Popen[bytes], log: Path, text: str, seconds: float) -> str:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and daemon.poll() is None:
+        for line in log.read_text().splitlines():
+            if text in line:
+                return line
+        time.sleep(0.05)
+    raise SystemExit(f"the daemon did not say {text!r}:\n{log.read_text()[-2000:]}")
+
+
+def _measure(arguments: argparse.Namespace, name: str, folder: Path) -> dict[str, Any]:
+    with netns.netns(name):
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        server = ApiServer()
+    with server:
+        server.behave(streaming_lists=not arguments.pages, bookmark_seconds=60.0)
+        _fill(server, arguments.services, arguments.endpoints)
+        log = folder / "log"
+        started = time.monotonic()
+        with netns.netns(name), log.open("wb") as out:
+            daemon = subprocess.Popen(
+                [sys.executable, "-P", "-m", "ctl.main", "run", "--master", server.url, "--node-name", "node1",
+                 "--mode", arguments.mode, "--state-dir", str(folder / "state")], stderr=out, cwd=ROOT,
+            )  # fmt: skip
+        try:
+            loaded = _until(daemon, log, " loaded ", 300)
+            cold = time.monotonic() - started
+            time.sleep(3)
+            memory = _memory(daemon.pid)
+            waits, kernels = _changes(server, arguments, log)
+            after = _memory(daemon.pid)
+        finally:
+            daemon.terminate()
+            daemon.wait()
+    waits.sort()
+    return {
+        "services": arguments.services, "endpoints": arguments.services * arguments.endpoints,
+        "start_to_loaded_s": round(cold, 2), "loaded": loaded.split(" loaded ")[1],
+        "rss_mb": round(memory["VmRSS"]), "peak_mb": round(memory["VmHWM"]), "rss_after_mb": round(after["VmRSS"]),
+        "changes": len(waits), "event_to_kernel_ms": _quantiles(waits), "kernel_ms": _quantiles(sorted(kernels)),
+        "cpus": os.cpu_count(),
+    }  # fmt: skip
+
+
+def _quantiles(values: list[float]) -> dict[str, float]:
+    return {f"p{q}": values[min(len(values) - 1, len(values) * q // 100)] for q in (50, 90, 99)} | {"max": values[-1]}
+
+
+def _changes(server: ApiServer, arguments: argparse.Namespace, log: Path) -> tuple[list[float], list[float]]:
+    """One endpoint of one Service at a time; the daemon's own log says how long each took."""
+    before = len(log.read_text())
+    for change in range(arguments.changes):
+        number = change * 7919 % arguments.services
+        pods = [_ip("10", (128 << 16) + number * arguments.endpoints + k) for k in range(arguments.endpoints)]
+        pods[change % len(pods)] = _ip("10", (200 << 16) + change)
+        server.apply(endpoint_slice(f"service-{number}", pods))
+        time.sleep(0.12)
+    time.sleep(0.5)
+    text = log.read_text()[before:]
+    found = re.findall(r"kernel_ms=([\d.e-]+) event_ms=([\d.e-]+)", text)
+    return [float(wait) for _, wait in found], [float(kernel) for kernel, _ in found]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--services", type=int, default=30000)
+    parser.add_argument("--endpoints", type=int, default=5)
+    parser.add_argument("--changes", type=int, default=300)
+    parser.add_argument("--mode", default="nftables")
+    parser.add_argument("--pages", action="store_true", help="list in pages instead of by a streaming list")
+    arguments = parser.parse_args()
+    name = f"hp-scale-{os.getpid()}"
+    netns.create(name)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(_measure(arguments, name, Path(folder)), indent=2))
+    finally:
+        netns.remove(name)
+
+
+if __name__ == "__main__":
+    main()

@@ -73,6 +73,7 @@ class Kernel:
         self.ledger = Ledger()
         self.untouched = untouched
         self._clean_up = clean_up
+        self._unclean: tuple[EntryChange, ...] = ()
         self._worker = ThreadPoolExecutor(1, "plane")
         self.lock = asyncio.Lock()
 
@@ -124,7 +125,7 @@ class Kernel:
         due = self.ledger.due(change, plan)
         if not due:
             self.ledger.clear()
-            return Done(0.0, due)
+            return self._cleaned(Done(0.0, due), plan) if self._unclean else Done(0.0, due)
         if self.untouched is not None:
             self.untouched.look()
         try:
@@ -154,11 +155,14 @@ class Kernel:
         return self._cleaned(Done(time.perf_counter() - started, changed, tuple(pieces.errors)), plan)
 
     def _cleaned(self, done: Done, plan: Plan) -> Done:
-        """Remove the UDP flows that the change made stale; a failure to do so is reported like a refusal."""
+        """Remove the UDP flows that the change made stale; a failure is reported like a refusal, and tried again."""
+        entries = (*self._unclean, *done.changed.entries)
         try:
-            self._clean_up(done.changed, plan)
+            self._clean_up(PlanChange(entries=entries, node=done.changed.node), plan)
         except HotplaneError as error:
+            self._unclean = entries
             return done._replace(errors=(*done.errors, str(error)))
+        self._unclean = ()
         return done
 
 

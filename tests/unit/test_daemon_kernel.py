@@ -1,0 +1,186 @@
+"""Faults kept apart: what a plane that refuses some entries ends up holding."""
+
+import asyncio
+
+import pytest
+
+from ctl.daemon.kernel import Done, Kernel
+from dataplane.errors import HotplaneError
+from dataplane.plan.change import EntryChange, PlanChange, apply_change
+from dataplane.plan.types import EntryKey, Plan, PlanEntry, Table
+from dataplane.planes.base import PlaneError
+from dataplane.policy.node import NodeConfig
+from tests.unit.test_daemon_parts import entry
+
+
+class PickyPlane:
+    """Refuses any transaction in which a bad Service occurs; forgets everything when it is `flushed`."""
+
+    name = "nftables"
+
+    def __init__(self) -> None:
+        self.held: dict[EntryKey, PlanEntry] = {}
+        self.bad: set[str] = set()
+        self.flushed = False
+        self.loads = self.refusals = 0
+
+    def load(self, plan: Plan) -> PlanChange:
+        self.loads += 1
+        self._check(plan.entries.values())
+        old = {} if self.flushed else self.held
+        changes = tuple(EntryChange(old.get(k), v) for k, v in plan.entries.items() if old.get(k) != v)
+        self.held, self.flushed = dict(plan.entries), False
+        return PlanChange(entries=changes)
+
+    def apply(self, change: PlanChange) -> None:
+        if self.flushed:
+            raise PlaneError("no such table")
+        self._check(each.new for each in change.entries if each.new is not None)
+        for each in change.entries:
+            assert self.held.get(each.key) == each.old, "a change starts from what the kernel holds"
+        plan = Plan(NodeConfig(), self.held)
+        apply_change(plan, change)
+
+    def _check(self, entries: object) -> None:
+        if any(each.key.name in self.bad for each in entries):  # type: ignore[attr-defined]
+            self.refusals += 1
+            raise PlaneError("refused")
+
+    def read_back(self) -> Table:
+        return {f.key: None for e in self.held.values() for f in e.frontends}  # type: ignore[misc]
+
+    def cleanup(self) -> None:
+        self.held = {}
+
+
+def fresh(*names: str) -> list[PlanEntry]:
+    return [entry(name, "10.0.0.1", address=f"10.96.1.{number}") for number, name in enumerate(names)]
+
+
+class Bench:
+    """A kernel with a picky plane, and the plan beside it."""
+
+    def __init__(self, *bad: str) -> None:
+        self.plane = PickyPlane()
+        self.plane.bad = set(bad)
+        self.cleaned: list[PlanChange] = []
+        self.refuse_cleaning = False
+        self.kernel = Kernel(self.plane, self._clean)
+        self.plan = Plan(NodeConfig())
+
+    def _clean(self, change: PlanChange, plan: Plan) -> None:
+        if self.refuse_cleaning:
+            raise HotplaneError("conntrack said no")
+        self.cleaned.append(change)
+
+    async def add(self, *entries: PlanEntry) -> Done:
+        change = PlanChange(entries=tuple(EntryChange(self.plan.entries.get(e.key), e) for e in entries))
+        apply_change(self.plan, change)
+        return await self.kernel.apply(change, self.plan)
+
+    @property
+    def names(self) -> set[str]:
+        return {key.name for key in self.plane.held}
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+def test_one_bad_entry_never_keeps_out_the_others(count: int) -> None:
+    async def scenario() -> None:
+        bench = Bench("bad")
+        await bench.kernel.load(bench.plan)
+        names = [f"s{number}" for number in range(count)]
+        done = await bench.add(*fresh(*names[: count // 2], "bad", *names[count // 2 :]))
+        assert bench.names == set(names)
+        assert len(done.errors) == 1
+        assert "default/bad" in done.errors[0]
+        assert bench.kernel.ledger.services() == ["default/bad"]
+        assert bench.plane.refusals <= 2 + 2 * count.bit_length()
+        bench.plane.bad = set()
+        again = await bench.kernel.apply(PlanChange(), bench.plan)
+        assert not again.errors
+        assert bench.names == {*names, "bad"}
+        assert len(bench.kernel.ledger) == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_change_of_a_bad_entry_waits_and_the_old_one_keeps_working() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        await bench.kernel.load(bench.plan)
+        [one], [other] = fresh("a"), [entry("a", "10.0.0.9", address="10.96.1.0")]
+        await bench.add(one, *fresh("x", "y")[1:])
+        bench.plane.bad = {"a"}
+        await bench.add(other, *[entry("z", "10.0.0.1", address="10.96.9.9")])
+        assert bench.plane.held[one.key] == one
+        assert "z" in bench.names
+        bench.plane.bad = set()
+        await bench.kernel.apply(PlanChange(), bench.plan)
+        assert bench.plane.held[one.key] == other
+
+    asyncio.run(scenario())
+
+
+def test_a_flushed_table_is_loaded_afresh_by_the_next_change() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        await bench.add(*fresh("a"))
+        await bench.kernel.load(bench.plan)
+        bench.plane.flushed = True
+        done = await bench.add(*[entry("b", "10.0.0.1", address="10.96.7.7")])
+        assert done.loaded
+        assert done.errors
+        assert bench.names == {"a", "b"}
+        assert len(bench.kernel.ledger) == 0
+
+    asyncio.run(scenario())
+
+
+def test_the_first_load_on_an_empty_kernel_leaves_out_only_the_bad() -> None:
+    async def scenario() -> None:
+        bench = Bench("bad")
+        for item in fresh("a", "bad", "c"):
+            bench.plan.entries[item.key] = item
+        done = await bench.kernel.load(bench.plan)
+        assert done.loaded
+        assert done.errors
+        assert bench.names == {"a", "c"}
+        assert bench.kernel.ledger.services() == ["default/bad"]
+
+    asyncio.run(scenario())
+
+
+def test_a_refused_load_over_a_working_table_changes_nothing() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        [old] = fresh("a")
+        bench.plane.held = {old.key: old}
+        bench.plane.bad = {"bad"}
+        for item in fresh("a", "bad"):
+            bench.plan.entries[item.key] = item
+        done = await bench.kernel.load(bench.plan)
+        assert not done.loaded
+        assert done.errors == ("refused",)
+        assert bench.plane.held == {old.key: old}
+
+    asyncio.run(scenario())
+
+
+def test_stale_flows_are_cleaned_for_what_was_done_and_a_failure_is_told() -> None:
+    async def scenario() -> None:
+        bench = Bench("bad")
+        await bench.kernel.load(bench.plan)
+        bench.cleaned.clear()
+        await bench.add(*fresh("a", "bad", "c"))
+        assert {change.key.name for each in bench.cleaned for change in each.entries} == {"a", "c"}
+
+        bench.plane.bad, bench.refuse_cleaning = set(), True
+        done = await bench.add(*[entry("d", "10.0.0.1", address="10.96.8.8")])
+        assert done.errors == ("conntrack said no",)
+        assert "d" in bench.names
+        bench.cleaned.clear()
+        bench.refuse_cleaning = False
+        assert not (await bench.kernel.apply(PlanChange(), bench.plan)).errors
+        assert "d" in {change.key.name for each in bench.cleaned for change in each.entries}
+
+    asyncio.run(scenario())

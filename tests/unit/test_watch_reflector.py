@@ -1,0 +1,381 @@
+"""The watch against a server that speaks the wire protocol and misbehaves: lists, resumption, relists, faults."""
+
+import asyncio
+import io
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+
+from ctl.daemon.inbox import Inbox
+from ctl.daemon.log import Log
+from ctl.sources import watch
+from ctl.sources.api import Api
+from ctl.sources.kubeconfig import Cluster
+from ctl.sources.watch import Backoff, Reflector, resources
+from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Service
+from tests.apiserver.objects import endpoint_slice, node, service
+from tests.apiserver.server import ApiServer
+
+KINDS = ("Service", "EndpointSlice", "Node", "ServiceCIDR")
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    with ApiServer() as running:
+        yield running
+
+
+class Follower:
+    """An inbox fed by all reflectors, and what a planner would know from it."""
+
+    def __init__(self, url: str, silence: float = 5.0) -> None:
+        self.inbox = Inbox(KINDS)
+        self.api = Api(Cluster(url))
+        self.out = io.StringIO()
+        self.reflectors = {
+            resource.kind: Reflector(
+                self.api, resource, self.inbox, Log("debug", out=self.out), backoff=Backoff(0.05, 0.2),
+                stream_silence=silence,
+            )
+            for resource in resources("node1")
+        }  # fmt: skip
+        self.known: dict[ObjectRef, ModelObject] = {}
+        self.deleted: list[ObjectRef] = []
+
+    def take(self) -> None:
+        if not self.inbox.complete_once:
+            return
+        batch = self.inbox.take()
+        for ref in batch.deletes:
+            self.known.pop(ref, None)
+            self.deleted.append(ref)
+        self.known |= {item.ref: item for item in batch.upserts}
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(15):
+            while not condition():
+                self.take()
+                await asyncio.sleep(0.01)
+
+    def services(self) -> set[str]:
+        return {ref.name for ref in self.known if ref.kind == "Service"}
+
+    def addresses(self, name: str = "a") -> list[str]:
+        item = self.known.get(ObjectRef("EndpointSlice", "default", f"{name}-abcde"))
+        return [endpoint.address for endpoint in item.endpoints] if isinstance(item, EndpointSlice) else []
+
+
+def follow(server: ApiServer, scenario: Callable[[Follower], Awaitable[None]], silence: float = 5.0) -> Follower:
+    """Run a scenario while all kinds are followed."""
+
+    async def run() -> Follower:
+        follower = Follower(server.url, silence)
+        tasks = [asyncio.create_task(reflector.run()) for reflector in follower.reflectors.values()]
+        try:
+            await scenario(follower)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await follower.api.close()
+        return follower
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("streaming", [True, False, "ignore"])
+def test_everything_is_listed_and_then_followed(server: ApiServer, streaming: bool | str) -> None:
+    server.behave(streaming_lists=streaming)
+    server.apply(service("a", "10.96.0.1"), endpoint_slice("a", ["10.0.0.1"]), node("node1"), node("other"))
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.inbox.complete_once)
+        f.take()
+        assert f.services() == {"a"}
+        assert [ref.name for ref in f.known if ref.kind == "Node"] == ["node1"]
+        server.apply(service("b", "10.96.0.2"), endpoint_slice("a", ["10.0.0.2", "10.0.0.3"]))
+        await f.until(lambda: f.services() == {"a", "b"} and f.addresses() == ["10.0.0.2", "10.0.0.3"])
+        server.delete("Service", "default", "a")
+        await f.until(lambda: f.services() == {"b"})
+
+    follower = follow(server, scenario, silence=0.5)
+    assert all(reflector.lists == 1 for reflector in follower.reflectors.values())
+    assert bool(server.seen.lists) is (streaming is not True), "a streaming list needs no list request"
+
+
+def test_the_label_selectors_are_kube_proxys(server: ApiServer) -> None:
+    headless, foreign = service("headless", "10.96.0.3"), service("foreign", "10.96.0.4")
+    headless["metadata"]["labels"] = {"service.kubernetes.io/headless": ""}
+    foreign["metadata"]["labels"] = {"service.kubernetes.io/service-proxy-name": "x"}
+    server.apply(service("a", "10.96.0.1"), headless, foreign)
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.inbox.complete_once)
+        f.take()
+        assert f.services() == {"a"}
+
+    follow(server, scenario)
+    selectors = {kind: query.get("labelSelector") for kind, query in server.seen.watches}
+    assert selectors["Service"] == selectors["EndpointSlice"]
+    assert selectors["Node"] is None
+    assert {query.get("fieldSelector") for kind, query in server.seen.watches if kind == "Node"} == {
+        "metadata.name=node1"
+    }
+
+
+def test_a_large_list_comes_in_pages(server: ApiServer) -> None:
+    server.behave(streaming_lists=False, page=7)
+    server.apply(*[service(f"s{number}", f"10.96.1.{number}") for number in range(40)])
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: len(f.services()) == 40)
+
+    follow(server, scenario)
+    assert server.seen.lists.count("Service") == 6
+
+
+def test_nothing_is_handed_out_before_every_kind_is_complete(server: ApiServer) -> None:
+    server.apply(service("a", "10.96.0.1"))
+    server.behave(delay=0.0, missing=("EndpointSlice",))
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: "Service" in f.inbox.synced)
+        await asyncio.sleep(0.3)
+        assert not f.inbox.complete_once
+        server.behave(missing=())
+        await f.until(lambda: f.services() == {"a"})
+
+    follow(server, scenario)
+
+
+def test_kinds_that_old_clusters_lack_are_done_without(server: ApiServer) -> None:
+    server.behave(missing=("ServiceCIDR",))
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.inbox.complete_once)
+
+    follow(server, scenario)
+
+
+def test_a_cut_watch_is_resumed_where_it_was(server: ApiServer) -> None:
+    server.apply(service("a", "10.96.0.1"))
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.services() == {"a"})
+        server.cut()
+        server.apply(service("b", "10.96.0.2"))
+        await f.until(lambda: f.services() == {"a", "b"})
+        assert f.reflectors["Service"].lists == 1
+        assert not f.deleted
+
+    follow(server, scenario)
+
+
+def test_a_bookmark_moves_the_version_on(server: ApiServer) -> None:
+    """The Service watch sees no event, but bookmarks: so it survives that the history before them is dropped."""
+    server.behave(bookmark_seconds=0.1)
+    server.apply(service("a", "10.96.0.1"))
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.services() == {"a"})
+        server.apply(*[endpoint_slice("a", [f"10.0.0.{number}"]) for number in range(1, 20)])
+        await f.until(lambda: f.addresses() == ["10.0.0.19"])
+        await asyncio.sleep(0.4)
+        server.forget()
+        server.cut()
+        server.apply(service("b", "10.96.0.2"))
+        await f.until(lambda: f.services() == {"a", "b"})
+        assert f.reflectors["Service"].lists == 1
+
+    follow(server, scenario)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_after_410_only_differences_come_through(server: ApiServer, streaming: bool) -> None:
+    server.behave(streaming_lists=streaming, bookmark_seconds=60.0)
+    server.apply(*[service(f"s{number}", f"10.96.0.{number}") for number in range(1, 6)])
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: len(f.services()) == 5)
+        server.behave(down=True)
+        server.cut()
+        server.delete("Service", "default", "s1")
+        server.apply(service("s9", "10.96.0.9"))
+        server.forget()
+        await asyncio.sleep(0.3)
+        f.take()
+        assert len(f.services()) == 5, "an outage changes nothing"
+        server.behave(down=False)
+        await f.until(lambda: f.services() == {"s2", "s3", "s4", "s5", "s9"})
+        assert f.deleted == [ObjectRef("Service", "default", "s1")]
+        assert f.reflectors["Service"].lists == 2
+
+    follow(server, scenario)
+
+
+def test_an_error_event_of_410_leads_to_a_list(server: ApiServer) -> None:
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.inbox.complete_once)
+        status = (
+            b'{"kind":"Status","apiVersion":"v1","status":"Failure","message":"too old","reason":"Expired","code":410}'
+        )
+        server.say(b'{"type":"ERROR","object":%s}\n' % status)
+        await f.until(lambda: all(reflector.lists == 2 for reflector in f.reflectors.values()))
+
+    follow(server, scenario)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"this is not JSON\n",
+        b'{"type":"ADDED","object":{"kind":"Service"}}\n',
+        b'{"type":"WHAT","object":{"metadata":{"name":"x"}}}\n',
+        b'{"type":"ADDED","object":[1,2,3]}\n',
+        b'{"type":"MODIFIED"}\n',
+        b"\x00\xff\xfe\n",
+    ],
+)
+def test_garbage_never_harms_what_is_known(server: ApiServer, line: bytes) -> None:
+    server.apply(service("a", "10.96.0.1"))
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.services() == {"a"})
+        server.say(line)
+        server.apply(service("b", "10.96.0.2"))
+        await f.until(lambda: f.services() == {"a", "b"})
+        assert not f.deleted
+
+    follower = follow(server, scenario)
+    assert follower.inbox.invalid_events or "unknown type" in follower.out.getvalue()
+
+
+def test_an_event_in_pieces_is_put_together(server: ApiServer) -> None:
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.inbox.complete_once)
+        whole = b'{"type":"ADDED","object":{"kind":"Service","apiVersion":"v1","metadata":{"name":"p","namespace":"d",'
+        whole += b'"resourceVersion":"5000"},"spec":{"clusterIP":"10.96.0.5","ports":[{"port":80}]}}}\n'
+        for start in range(0, len(whole), 40):
+            server.say(whole[start : start + 40])
+            await asyncio.sleep(0.01)
+        await f.until(lambda: "p" in f.services())
+
+    follow(server, scenario)
+
+
+def test_an_invalid_object_is_reported_and_others_go_on(server: ApiServer) -> None:
+    bad = service("bad", "10.96.0.7")
+    bad["spec"]["ports"] = "none"
+    server.apply(service("a", "10.96.0.1"), bad)
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.services() == {"a"})
+        ref = ObjectRef("Service", "default", "bad")
+        assert [problem.field for problem in f.inbox.problems[ref]] == ["spec.ports"]
+        server.apply(service("bad", "10.96.0.7"))
+        await f.until(lambda: f.services() == {"a", "bad"})
+        assert ref not in f.inbox.problems
+
+    follow(server, scenario)
+
+
+@pytest.mark.parametrize("code", [403, 429, 500, 503])
+def test_refusals_are_waited_out(server: ApiServer, code: int) -> None:
+    server.apply(service("a", "10.96.0.1"))
+    server.behave(refuse=code)
+
+    async def scenario(f: Follower) -> None:
+        await asyncio.sleep(0.3)
+        assert not f.inbox.complete_once
+        assert f.reflectors["Service"].failing_since
+        server.behave(refuse=0)
+        await f.until(lambda: f.services() == {"a"})
+        assert not f.reflectors["Service"].failing_since
+
+    follow(server, scenario)
+
+
+def test_watches_that_end_in_order_are_opened_again(server: ApiServer) -> None:
+    server.behave(watch_seconds=1.1)
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.inbox.complete_once)
+        await asyncio.sleep(1.5)
+        server.apply(service("a", "10.96.0.1"))
+        await f.until(lambda: f.services() == {"a"})
+        assert f.reflectors["Service"].lists == 1
+
+    follower = follow(server, scenario)
+    assert "cannot watch" not in follower.out.getvalue()
+
+
+def test_a_server_that_hangs_is_given_up(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctl.sources.api.READ_SECONDS", 0.3)
+    server.apply(service("a", "10.96.0.1"))
+    server.behave(delay=30.0)
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: bool(f.reflectors["Service"].failing_since))
+        server.behave(delay=0.0)
+        await f.until(lambda: f.services() == {"a"})
+
+    follow(server, scenario)
+
+
+def test_a_silent_watch_is_given_up(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection whose other end is gone without a word: no bookmark, no end."""
+    monkeypatch.setattr(watch, "WATCH_SECONDS", (1, 1))
+    monkeypatch.setattr(watch, "WATCH_GRACE", 0)
+    server.behave(bookmark_seconds=60.0)
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.inbox.complete_once)
+        watches = len(server.seen.watches)
+        await f.until(lambda: len(server.seen.watches) > watches)
+
+    follow(server, scenario)
+
+
+def test_the_time_of_the_change_is_taken_from_a_watched_slice(server: ApiServer) -> None:
+    server.apply(endpoint_slice("a", ["10.0.0.1"], triggered="2026-01-01T00:00:00Z"))
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.inbox.complete_once)
+        assert f.inbox.take().triggers == [], "a list tells nothing of how fast we are"
+        server.apply(endpoint_slice("a", ["10.0.0.2"], triggered="2026-01-01T00:00:00.5Z"))
+        async with asyncio.timeout(5):
+            await f.inbox.news()
+        assert f.inbox.take().triggers == [1767225600.5]
+
+    follow(server, scenario)
+
+
+def test_backoff_grows_with_jitter_and_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("ctl.sources.watch.time.monotonic", lambda: now[0])
+    backoff = Backoff()
+    waits = [backoff.wait() for _ in range(8)]
+    for wait, base in zip(waits, [0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30], strict=True):
+        assert base <= wait <= 2 * base
+    now[0] += 121
+    assert backoff.wait() <= 1.6
+
+
+def test_latest_word_wins_in_the_inbox(server: ApiServer) -> None:
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.inbox.complete_once)
+        server.apply(*[service("a", f"10.96.0.{number}") for number in range(1, 50)])
+        async with asyncio.timeout(5):
+            while f.inbox.pending_of("Service") == 0 or server.watching == 0:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        batch = f.inbox.take()
+        assert [item.cluster_ips for item in batch.upserts if isinstance(item, Service)] == [("10.96.0.49",)]
+        assert batch.events["Service"] == 49
+        server.delete("Service", "default", "a")
+        server.apply(service("a", "10.96.0.77"))
+        await asyncio.sleep(0.2)
+        batch = f.inbox.take()
+        assert (len(batch.upserts), batch.deletes) == (1, [])
+
+    follow(server, scenario)

@@ -15,7 +15,7 @@ INLINE int displace(const struct node *node, struct scratch *scratch, __u64 now)
     if (leads_back(holder, &scratch->reply.destination, scratch->reply.destination_port, &scratch->reply.source,
                    scratch->reply.source_port))
         return 2;
-    if (!expired(node, &scratch->reply_key, holder, now))
+    if (!closed(holder->flags) && !expired(node, &scratch->reply_key, holder, now))
         return 0;
     forget_flow(&scratch->reply_key, holder, &scratch->forward_key);
     return 1;

@@ -135,6 +135,8 @@ INLINE enum reason track(const struct arrival *arrival, struct packet *packet, _
         if (entry->flags & FLOW_REPLY) {
             if (pending)
                 entry->flags |= FLOW_SEEN_REPLY;
+            else if (unlikely((packet->tcp_flags & TCP_SYN) && closed(entry->flags)))
+                return REASON_NOT_TRANSLATED; /* another's connection, from the port of one that is over */
             return REASON_REPLY;
         }
         if (likely(usable(arrival->node, packet, entry, arrival->now))) {

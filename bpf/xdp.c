@@ -3,6 +3,9 @@
  * the same device, with which it shares the flows: a local backend's packets need tc at egress anyway, and translating
  * them once for a whole aggregate of segments is cheaper than here for each; fragments and ICMP errors are rare.
  *
+ * NO_XDP_TX is for veth, whose driver does not wake the other end after XDP_TX unless that has an XDP program too;
+ * frames would lie there until something else is sent. It does after a redirect.
+ *
  * When XDP has chosen a backend but cannot send the packet on (the neighbour's address is not known, say), it stores
  * the flow all the same: choosing again in tc would favour backends that XDP cannot serve. */
 #include "parse.h"
@@ -88,7 +91,11 @@ INLINE int translate(struct xdp_md *context, const struct arrival *arrival, stru
     __builtin_memcpy(ethernet->h_dest, entry->hop_destination, sizeof(ethernet->h_dest));
     __builtin_memcpy(ethernet->h_source, entry->hop_source, sizeof(ethernet->h_source));
     touch(packet, entry, arrival->now);
-    return entry->hop_ifindex == arrival->ifindex ? XDP_TX : bpf_redirect(entry->hop_ifindex, 0);
+#ifndef NO_XDP_TX
+    if (entry->hop_ifindex == arrival->ifindex)
+        return XDP_TX;
+#endif
+    return bpf_redirect(entry->hop_ifindex, 0);
 }
 
 PROGRAM(xdp_uplink)(struct xdp_md *context) {

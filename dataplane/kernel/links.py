@@ -27,6 +27,7 @@ _NTF_SELF = 0x02
 _NUD_PERMANENT = 0x80
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_SGRO = 0x2C
+_ETHTOOL_STXCSUM = 0x17
 _FOREVER = 0xFFFFFFFF
 _SCOPE_LINK = 253
 
@@ -163,8 +164,15 @@ class Links:
     def set_gro(self, device: str, on: bool) -> None:
         """Generic receive offload. On a veth it also makes the device take frames that its peer sends by XDP_TX
         or redirect (the kernel gives such a veth a NAPI queue, 5.13 and later)."""
-        value = struct.pack("=II", _ETHTOOL_SGRO, on)
-        buffer = bytearray(value)
+        self._ethtool(device, _ETHTOOL_SGRO, on)
+
+    def set_tx_checksum(self, device: str, on: bool) -> None:
+        """Transmit checksum offload. Packets that leave a veth with it have no finished checksum, which is fine between
+        sockets of one machine; but XDP at the other end cannot see that, and would send them on as they are."""
+        self._ethtool(device, _ETHTOOL_STXCSUM, on)
+
+    def _ethtool(self, device: str, command: int, value: int) -> None:
+        buffer = bytearray(struct.pack("=II", command, value))
         with netns.netns(self.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
             request = _interface_request(device, buffer)
             fcntl.ioctl(door, _SIOCETHTOOL, request)

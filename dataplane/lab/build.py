@@ -81,6 +81,7 @@ def _underlay(spec: LabSpec, plan: Topology, doors: dict[str, Links]) -> None:
     for node in plan.nodes:
         net.add_veth(node.name, doors[node.name], node.uplink, UNDERLAY_MTU)
         net.set_gro(node.name, True)
+        net.set_tx_checksum(node.name, False)  # what goes to a node is like what comes over a wire
         net.enslave(node.name, "br0")
     with netns.netns(net.namespace):  # the switch switches; only nodes look into bridged packets
         netns.sysctl("net/bridge/bridge-nf-call-iptables", 0, optional=True)

@@ -1,0 +1,54 @@
+"""XDP on uplinks, by a pinned link: in the driver where it can, else in the kernel's generic code."""
+
+import errno
+import os
+
+from dataplane.kernel import bpf
+from dataplane.kernel.bpf import AttachType, BpfError
+from dataplane.planes.ebpf.attach_tc import update_pinned
+from dataplane.planes.ebpf.pins import PinDirectory
+from dataplane.planes.ebpf.programs import remove_link
+
+PROGRAM = "xdp_uplink"
+_MODES = {"native": 4, "generic": 2}
+"""XDP_FLAGS_DRV_MODE and XDP_FLAGS_SKB_MODE."""
+_CANNOT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ERANGE, errno.ENOSPC, errno.ENOMEM)
+
+
+def pin_name(index: int, mode: str) -> str:
+    """Name of the link's pin on a device."""
+    return f"xdp_{mode}-{index}"
+
+
+def attach_xdp(index: int, program: int, pins: PinDirectory, modes: tuple[str, ...] = ("native", "generic")) -> str:
+    """Put the program on a device, or replace it there atomically.
+
+    in: ifindex; the program's descriptor; modes to try in this order. out: the mode that it runs in.
+    Raises BpfError when none is possible (EBUSY: another XDP program is there).
+    """
+    links = pins.links()
+    for mode in _MODES:
+        if pin_name(index, mode) in links and update_pinned(links[pin_name(index, mode)], program, index):
+            pins.link(pin_name(index, mode))
+            return mode
+    for mode in modes:
+        try:
+            link = bpf.link_create(program, index, AttachType.XDP, _MODES[mode])
+        except BpfError as error:
+            if error.errno in _CANNOT and mode != modes[-1]:
+                continue
+            raise
+        try:
+            bpf.obj_pin(link, str(pins.link(pin_name(index, mode))))
+        finally:
+            os.close(link)
+        return mode
+    raise BpfError(errno.EINVAL, "no XDP mode was given to try")
+
+
+def detach_xdp(index: int, pins: PinDirectory) -> None:
+    """Take the program off a device; fine when there is none, or no device."""
+    links = pins.links()
+    for mode in _MODES:
+        if pin_name(index, mode) in links:
+            remove_link(links[pin_name(index, mode)])

@@ -1,0 +1,261 @@
+"""The packet hooks, tc and XDP, as one attachment of the eBPF plane: programs on all devices that need them."""
+
+import errno
+import os
+import re
+import select
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from dataplane.kernel import clsact
+from dataplane.kernel.bpf import AttachType, BpfError, ProgramType
+from dataplane.kernel.clsact import ClsactError
+from dataplane.planes.base import PlaneError
+from dataplane.planes.ebpf.attach_tc import DIRECTIONS, attach_tc, detach_tc
+from dataplane.planes.ebpf.attach_xdp import PROGRAM, attach_xdp, detach_xdp
+from dataplane.planes.ebpf.devices import XDP_TARGET, Device, Wishes, choose_devices, read_network, roles
+from dataplane.planes.ebpf.encode import address_text
+from dataplane.planes.ebpf.layout import record
+from dataplane.planes.ebpf.maps import MapSet
+from dataplane.planes.ebpf.pins import PinDirectory
+from dataplane.planes.ebpf.port_split import join_ports, split_ports
+from dataplane.planes.ebpf.programs import Program, load_programs
+
+TC_SOURCE, XDP_SOURCE = "tc.c", "xdp.c"
+_DEVICE = record("device", "flags", "mac", "pad")
+_PIN = re.compile(r"(tc_ingress|tc_egress|xdp_native|xdp_generic)-(\d+)")
+_RTMGRP_LINK, _RTMGRP_ADDRESSES, _RTMGRP_ROUTES = 0x1, 0x110, 0x440  # of both families
+_CHANGES = _RTMGRP_LINK | _RTMGRP_ADDRESSES | _RTMGRP_ROUTES
+_SETTLE_SECONDS = 0.05
+
+
+class DeviceStatus(NamedTuple):
+    """What a device carries. tc: "tcx" or "clsact"; xdp: "native", "generic" or ""; problem: why XDP is not there."""
+
+    name: str
+    ifindex: int
+    roles: Sequence[str]
+    tc: str
+    xdp: str
+    problem: str = ""
+
+
+class PacketHook:
+    """tc on every device where clients' packets come in, and XDP on the uplinks. See programs.Hook.
+
+    xdp: whether XDP is wanted too. XDP never goes without tc, to which it leaves what it does not do itself (the first
+    lines of bpf/xdp.c say what), so there is no hook of XDP alone. wishes: see devices.Wishes. tcx: False forces
+    clsact. xdp_modes: what to try, in this order.
+
+    New devices are picked up by `refresh`, which `watch` calls whenever links, addresses or routes change.
+    """
+
+    def __init__(
+        self,
+        wishes: Wishes | None = None,
+        *,
+        xdp: bool = True,
+        tcx: bool = True,
+        xdp_modes: tuple[str, ...] = ("native", "generic"),
+    ) -> None:
+        self.name = "xdp" if xdp else "tc"
+        self._wishes, self._xdp, self._tcx, self._modes = wishes or Wishes(), xdp, tcx, xdp_modes
+        self._maps: MapSet | None = None
+        self._pins: PinDirectory | None = None
+        self._programs: dict[str, Program] = {}
+        self._status: dict[int, DeviceStatus] = {}
+        self._devices: dict[int, Device] = {}
+        self._lock = threading.Lock()
+        self.instructions: dict[str, int] = {}
+
+    def attach(self, maps: MapSet, pins: PinDirectory) -> None:
+        """See Hook.attach. The devices of the current network namespace are programmed, now and by `refresh`."""
+        with self._lock:
+            old = self._programs
+            self._maps, self._pins, self._programs = maps, pins, {}
+            try:
+                self._devices.clear()
+                split_ports(maps)
+                self._refresh()
+            finally:
+                _close(old)
+
+    def _load(self, source: str, names: Mapping[str, AttachType], define: str) -> None:
+        kind = ProgramType.XDP if source == XDP_SOURCE else ProgramType.SCHED_CLS
+        attach = dict.fromkeys(names, AttachType.XDP if kind is ProgramType.XDP else AttachType.NONE)
+        if self._maps is None:
+            raise PlaneError("packet programs: attach comes first")
+        try:
+            loaded = load_programs(
+                source, kind, attach, self._maps.fds, self._maps.specs, [f"-D{define}=1"] if define else []
+            )
+        except BpfError as error:
+            raise PlaneError(f"packet programs of {source}: {error.strerror}") from error
+        suffix = f"/{define.lower()}" if define else ""
+        self._programs |= {name + suffix: program for name, program in loaded.items()}
+        self.instructions |= {name + suffix: program.instructions for name, program in loaded.items()}
+
+    def _variant(self, source: str, name: str, names: Mapping[str, AttachType], define: str) -> Program:
+        """A program compiled with (or, for "", without) a definition, loaded at its first use."""
+        suffix = f"/{define.lower()}" if define else ""
+        if name + suffix not in self._programs:
+            self._load(source, names, define)
+        return self._programs[name + suffix]
+
+    def refresh(self) -> list[DeviceStatus]:
+        """Program devices that are new, forget those that went. Returns `status`. Raises PlaneError."""
+        with self._lock:
+            self._refresh()
+            return list(self._status.values())
+
+    def _refresh(self) -> None:
+        if self._maps is None or self._pins is None:
+            raise PlaneError("packet programs: attach comes first")
+        found = {d.ifindex: d for d in choose_devices(read_network(), self._primary_addresses(), self._wishes)}
+        for index in self._devices.keys() - found.keys():
+            self._remove(index)
+        for index, device in found.items():
+            if self._devices.get(index) != device:
+                self._put(device)
+                self._devices[index] = device
+        stale = {int.from_bytes(key, "little") for key, _ in self._maps.items("devices")} - found.keys()
+        self._maps.remove("devices", [index.to_bytes(4, "little") for index in stale])
+
+    def _primary_addresses(self) -> set[str]:
+        if self._maps is None:
+            return set()
+        node = self._maps.node()
+        raw = (node["masquerade_ipv4"], node["masquerade_ipv6"])
+        return {address_text(value) for value in raw if isinstance(value, bytes) and any(value)}
+
+    def _put(self, device: Device) -> None:
+        """Attach everything to one device. XDP comes last, since it counts on tc; and what tc needs to know first."""
+        maps, pins = self._maps, self._pins
+        if maps is None or pins is None:
+            raise PlaneError("packet programs: attach comes first")
+        self._describe(device, 0)
+        define = "RAW_IP" if device.raw_ip else ""
+        programs = {name: self._variant(TC_SOURCE, name, DIRECTIONS, define).fd for name in DIRECTIONS}
+        xdp, problem = "", ""
+        try:
+            tc = attach_tc(device.ifindex, programs, pins, tcx=self._tcx)
+        except (BpfError, ClsactError) as error:
+            raise PlaneError(f"packet programs on {device.name}: {error}") from error
+        if self._xdp and device.xdp:
+            program = self._variant(XDP_SOURCE, PROGRAM, {PROGRAM: AttachType.XDP}, "NO_XDP_TX" if device.veth else "")
+            try:
+                xdp = attach_xdp(device.ifindex, program.fd, pins, self._modes)
+                self._describe(device, XDP_TARGET)
+            except BpfError as error:
+                problem = f"XDP on {device.name}: {error.strerror}; tc does its work there"
+        self._status[device.ifindex] = DeviceStatus(device.name, device.ifindex, roles(device.flags), tc, xdp, problem)
+
+    def _describe(self, device: Device, more: int) -> None:
+        if self._maps is not None:
+            value = _DEVICE.pack(device.flags | more, *device.mac, 0)
+            self._maps.put("devices", device.ifindex.to_bytes(4, "little"), value)
+
+    def _remove(self, index: int) -> None:
+        """Forget a device that went or is no longer wanted."""
+        self._status.pop(index, None)
+        self._devices.pop(index, None)
+        if self._pins is None:
+            return
+        detach_xdp(index, self._pins)
+        detach_tc(index, self._pins)
+        for name in (*DIRECTIONS, "xdp_native", "xdp_generic"):
+            self._pins.wanted_links.discard(f"{name}-{index}")
+        if any(link.ifindex == index for link in read_network().links):
+            clsact.detach(index)
+
+    def status(self) -> list[DeviceStatus]:
+        """What each device carries, by ifindex."""
+        with self._lock:
+            return [self._status[index] for index in sorted(self._status)]
+
+    def detach(self, pins: PinDirectory) -> None:
+        """See Hook.detach. XDP goes before tc, on which it counts."""
+        with self._lock:
+            indices = {int(match[2]) for name in pins.links() if (match := _PIN.fullmatch(name))}
+            for index in indices:
+                detach_xdp(index, pins)
+            for index in indices:
+                detach_tc(index, pins)
+            for link in read_network().links:
+                clsact.detach(link.ifindex)
+            join_ports()
+            self._close()
+
+    def close(self) -> None:
+        """Give up the descriptors; what is attached stays and goes on working."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        _close(self._programs)
+        self._programs, self._maps, self._pins = {}, None, None
+        self._status.clear()
+        self._devices.clear()
+
+    def watch(self) -> "DeviceWatch":
+        """Start picking up devices as they appear; ends with the returned object's `close` (a context manager)."""
+        return DeviceWatch(self)
+
+
+def _close(programs: dict[str, Program]) -> None:
+    for program in programs.values():
+        os.close(program.fd)
+
+
+class DeviceWatch:
+    """A thread that calls `refresh` of a hook when links, addresses or routes change in the network namespace in which
+    this object was made. problems: what went wrong, newest last."""
+
+    def __init__(self, hook: PacketHook) -> None:
+        self._hook = hook
+        self.problems: list[str] = []
+        self._door = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._door.bind((0, _CHANGES))
+        self._door.setblocking(False)
+        self._end, self._wake = os.pipe()
+        self._thread = threading.Thread(target=self._work, daemon=True, name="devices")
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread; fine twice."""
+        if self._thread.is_alive():
+            os.write(self._wake, b"x")
+            self._thread.join()
+            self._door.close()
+            os.close(self._wake)
+            os.close(self._end)
+
+    def _drain(self) -> None:
+        """Take what the kernel has sent; what it says does not matter, nor does it that some was lost (ENOBUFS)."""
+        while select.select([self._door], [], [], 0)[0]:
+            try:
+                self._door.recv(65536)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+
+    def _work(self) -> None:
+        while self._end not in select.select([self._door.fileno(), self._end], [], [])[0]:
+            if select.select([self._end], [], [], _SETTLE_SECONDS)[0]:  # changes come in bunches
+                return
+            self._drain()
+            try:
+                self._hook.refresh()
+            except (PlaneError, OSError) as error:
+                self.problems.append(str(error))

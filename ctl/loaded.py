@@ -3,17 +3,27 @@
 from pathlib import Path
 
 from ctl import state
+from ctl.ebpf import EbpfOptions, make_ebpf_plane
 from ctl.modes import DEFAULT_MODE, MODES
 from dataplane.errors import UsageError
 from dataplane.planes.base import Plane
-from dataplane.policy.node import NodeConfig
+from dataplane.policy.node import LocalDetector, NodeConfig
 
 
-def make_plane(mode: str, *, loaded_for: NodeConfig | None = None, tcp_be_liberal: bool = False) -> Plane:
+def make_plane(
+    mode: str,
+    *,
+    loaded_for: NodeConfig | None = None,
+    tcp_be_liberal: bool = False,
+    ebpf: EbpfOptions | None = None,
+    detector: LocalDetector | None = None,
+    watch: bool = False,
+) -> Plane:
     """The plane of a mode, for this thread's network namespace.
 
     loaded_for: this node as an earlier run knew it, for reading back what that loaded. tcp_be_liberal: the
-    configuration's conntrack.tcpBeLiberal. Raises UsageError for a mode that does not exist.
+    configuration's conntrack.tcpBeLiberal. ebpf, detector, watch: see ctl.ebpf.make_ebpf_plane. Raises UsageError for a
+    mode that does not exist.
     """
     if mode == "nftables":
         from dataplane.planes.nftables.plane import NftablesPlane
@@ -23,6 +33,8 @@ def make_plane(mode: str, *, loaded_for: NodeConfig | None = None, tcp_be_libera
         from dataplane.planes.iptables.plane import IptablesPlane
 
         return IptablesPlane(loaded_for=loaded_for, tcp_be_liberal=tcp_be_liberal)
+    if mode == "ebpf":
+        return make_ebpf_plane(ebpf or EbpfOptions(), detector, watch=watch)
     raise UsageError(f"there is no mode {mode}; choose one of {', '.join(MODES)}")
 
 
@@ -30,4 +42,23 @@ def loaded_plane(asked: str | None, state_dir: str) -> Plane:
     """The plane to look at what is loaded here: of the mode asked for, else last applied, else the default."""
     saved = state.load(Path(state_dir))
     mode = asked or (saved.mode if saved else DEFAULT_MODE)
-    return make_plane(mode, loaded_for=saved.node if saved and saved.mode == mode else None)
+    mine = saved if saved and saved.mode == mode else None
+    return make_plane(
+        mode, loaded_for=mine.node if mine else None, ebpf=(mine.ebpf if mine else None) or EbpfOptions(hooks=())
+    )
+
+
+def replace_plane(old: Plane, mode: str) -> int:
+    """Remove what another mode holds here, now that `mode` answers, without breaking a connection.
+
+    The ebpf mode stands on the nftables mode's table, so between these two that table stays. Returns how many flows of
+    the ebpf mode's packet programs still drain; they do so by themselves.
+    """
+    if old.name == "ebpf":
+        from dataplane.planes.ebpf.plane import EbpfPlane
+
+        assert isinstance(old, EbpfPlane), "the plane of that name"
+        return old.drain(keep_slow=mode == "nftables")
+    if not (old.name == "nftables" and mode == "ebpf"):
+        old.cleanup()
+    return 0

@@ -33,9 +33,12 @@ COMMANDS = {
     "adopt": Command("ctl.commands.adopt", "take this node over from kube-proxy: load our rules, then remove its own"),
     "explain": Command("ctl.commands.explain", "what happens to a packet, and why"),
     "show": Command("ctl.commands.show", "what the kernel holds now"),
+    "top": Command("ctl.commands.top", "live view per Service: connections, packets, bytes per second"),
+    "monitor": Command("ctl.commands.monitor", "event stream: who asked for what, which endpoint, or why not"),
     "check": Command("ctl.commands.check", "compare the kernel with the plan; --repair"),
     "cleanup": Command("ctl.commands.cleanup", "remove every trace from this network namespace"),
     "lab": Command("ctl.commands.lab", "a small cluster of network namespaces: up, down, status, exec"),
+    "bench": Command("ctl.commands.bench", "compare Service data planes side by side: run, report, compare"),
     "doctor": Command("ctl.commands.doctor", "what this kernel can and cannot do, and what to install"),
 }
 
@@ -67,6 +70,13 @@ GLOBAL_OPTIONS = (
     _GlobalOption("--uplink", (), "GLOB", "ebpf mode: uplink devices; repeatable (default: found by themselves)", True),
     _GlobalOption(
         "--pod-device", (), "GLOB", "ebpf mode: pod devices; repeatable (default: found by themselves)", True
+    ),
+    _GlobalOption(
+        "--masquerade",
+        None,
+        "client|kube-proxy",
+        "ebpf mode: client keeps clients' addresses where the endpoint is local (default); kube-proxy: exact parity",
+        choices=("client", "kube-proxy"),
     ),
 )
 

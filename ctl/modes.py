@@ -1,4 +1,4 @@
 """The modes that the command line offers."""
 
-MODES = ("iptables", "nftables")
+MODES = ("iptables", "nftables", "ebpf")
 DEFAULT_MODE = "nftables"

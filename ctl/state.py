@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from ctl.ebpf import EbpfOptions
 from dataplane.errors import HotplaneError
 from dataplane.plan.types import HealthCheck, Plan, PlanEntry
 from dataplane.policy.node import NodeConfig
@@ -21,19 +22,30 @@ class StateError(HotplaneError):
 
 
 class Saved(msgspec.Struct, frozen=True):
-    """What one network namespace was last brought to, and in which mode."""
+    """What one network namespace was last brought to, and in which mode.
+
+    ebpf: that mode's options. left_out: Services that did not fit into its maps and are the slow path's alone.
+    """
 
     mode: str
     node: NodeConfig
     service_cidrs: tuple[str, ...] = ()
     entries: tuple[PlanEntry, ...] = ()
     health_checks: tuple[HealthCheck, ...] = ()
+    ebpf: EbpfOptions | None = None
+    left_out: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, mode: str, plan: Plan) -> "Saved":
+    def of(cls, mode: str, plan: Plan, ebpf: EbpfOptions | None = None, left_out: tuple[str, ...] = ()) -> "Saved":
         """Remember a plan."""
         return cls(
-            mode, plan.node, plan.service_cidrs, tuple(plan.entries.values()), tuple(plan.health_checks.values())
+            mode,
+            plan.node,
+            plan.service_cidrs,
+            tuple(plan.entries.values()),
+            tuple(plan.health_checks.values()),
+            ebpf if mode == "ebpf" else None,
+            left_out,
         )
 
     def plan(self) -> Plan:

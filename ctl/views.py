@@ -3,17 +3,18 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from ctl import ebpf_views
 from ctl.drift import ranges_text, route_text
 from ctl.output import Record
 from dataplane.kernel.conntrack_list import Connection, translated_connections
 from dataplane.model.net import host_port
 from dataplane.plan.types import FrontendKey, Row, Table
 from dataplane.planes.base import Plane
+from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.iptables.clients import packet_counts
 from dataplane.planes.iptables.clients import remembered_clients as iptables_clients
 from dataplane.planes.iptables.plane import IptablesPlane
 from dataplane.planes.nftables.clients import remembered_clients as nftables_clients
-from dataplane.planes.nftables.plane import NftablesPlane
 
 View = tuple[list[Record], tuple[str, ...]]
 
@@ -64,7 +65,9 @@ def endpoints(plane: Plane) -> View:
 
 def affinity(plane: Plane) -> View:
     """One record a remembered client. The nftables mode keeps IPv6 clients as hashes: they are there, but nameless."""
-    clients = nftables_clients() if isinstance(plane, NftablesPlane) else iptables_clients()
+    columns = ("service", "frontend", "client", "endpoint", "secondsLeft")
+    own = ebpf_views.affinity(plane) if isinstance(plane, EbpfPlane) else []
+    clients = iptables_clients() if isinstance(plane, IptablesPlane) else nftables_clients()
     records: list[Record] = [
         {
             "service": client.service,
@@ -75,7 +78,7 @@ def affinity(plane: Plane) -> View:
         }
         for client in clients
     ]
-    return records, ("service", "frontend", "client", "endpoint", "secondsLeft")
+    return own + records, columns
 
 
 def _claimed(table: Table) -> Iterator[tuple[FrontendKey, Row, Connection]]:
@@ -91,7 +94,7 @@ def _claimed(table: Table) -> Iterator[tuple[FrontendKey, Row, Connection]]:
 
 
 def connections(plane: Plane) -> View:
-    """One record a connection through a frontend, as conntrack holds it."""
+    """One record a connection through a frontend: as conntrack holds it, in ebpf mode also as the programs do."""
     records: list[Record] = [
         {
             "service": row.service,
@@ -103,12 +106,31 @@ def connections(plane: Plane) -> View:
         }
         for key, row, connection in _claimed(plane.read_back())
     ]
-    columns = ("service", "frontend", "client", "endpoint", "state", "secondsLeft")
+    columns: tuple[str, ...] = ("service", "frontend", "client", "endpoint", "state", "secondsLeft")
+    if isinstance(plane, EbpfPlane):
+        records = [*ebpf_views.flows(plane), *({**record, "by": "slow path"} for record in records)]
+        columns = ("service", "frontend", "client", "endpoint", "state", "packets", "bytes", "idleSeconds", "by")
     return sorted(records, key=lambda record: (str(record["service"]), str(record["client"]))), columns
 
 
 def counters(plane: Plane) -> View:
-    """One record a frontend: connections that conntrack holds now, and what the rules counted, where they count."""
+    """One record a frontend: connections that conntrack holds now, and what the rules counted, where they count.
+
+    In ebpf mode one record a Service port, and one for each way out of each hook.
+    """
+    if isinstance(plane, EbpfPlane):
+        columns = (
+            "service",
+            "connections",
+            "packets",
+            "bytes",
+            "replyPackets",
+            "replyBytes",
+            "hook",
+            "reason",
+            "count",
+        )
+        return ebpf_views.counters(plane), columns
     table = plane.read_back()
     now = Counter(key for key, _, _ in _claimed(table))
     counts = packet_counts() if isinstance(plane, IptablesPlane) else None
@@ -125,3 +147,19 @@ def counters(plane: Plane) -> View:
             }
         )
     return records, ("service", "frontend", "connections", "opened", "refused")
+
+
+def drops(plane: Plane) -> View:
+    """What was refused or dropped: in ebpf mode by hook and reason, in iptables mode by frontend. The nftables mode's
+    rules do not count."""
+    if isinstance(plane, EbpfPlane):
+        return ebpf_views.drops(plane), ("hook", "reason", "count", "what")
+    records: list[Record] = []
+    if isinstance(plane, IptablesPlane):
+        counts = packet_counts()
+        records = [
+            {"service": row.service, "frontend": str(key), "refused": counts[key].refused}
+            for key, row in _sorted(plane.read_back())
+            if key in counts and counts[key].refused
+        ]
+    return records, ("service", "frontend", "refused")

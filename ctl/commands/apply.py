@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ctl.output import add_output_option, print_records
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from ctl.state import Saved
     from dataplane.plan.change import PlanChange
     from dataplane.plan.types import Plan
 
@@ -30,33 +29,41 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load the plan, clean stale UDP flows, remember the plan; 0 also when some objects had problems."""
     from ctl import state
+    from ctl.ebpf import ebpf_options, settle
     from ctl.loaded import make_plane
     from ctl.manifests import plan_manifests
     from dataplane.planes.conntrack import clean_stale_udp
 
+    options = ebpf_options(args)
     context, plan, problems = plan_manifests(args)
     previous = state.load(context.state_dir)
-    plane = make_plane(context.mode, tcp_be_liberal=context.config.conntrack.tcp_be_liberal)
+    plane = make_plane(
+        context.mode,
+        tcp_be_liberal=context.config.conntrack.tcp_be_liberal,
+        ebpf=options,
+        detector=context.node.detector,
+    )
     started = time.monotonic()
     change = plane.load(plan)
     stale = clean_stale_udp(change, context.node)
-    replaced = _replace_other_mode(context.mode, previous.mode if previous else "", context.state_dir)
-    state.save(context.state_dir, state.Saved.of(context.mode, plan))
+    replaced = _replace_other_mode(context.mode, previous)
+    left_out = settle(plane, change)
+    state.save(context.state_dir, state.Saved.of(context.mode, plan, options, left_out))
     _print(args.output, context.mode, plan, change, stale, replaced, problems, time.monotonic() - started)
     return 0
 
 
-def _replace_other_mode(mode: str, previous: str, state_dir: "Path") -> str:
+def _replace_other_mode(mode: str, previous: "Saved | None") -> str:
     """Remove what another mode of an earlier apply loaded here, now that this mode answers; the mode removed, or "".
 
     Only what this directory's state says was ours: chains of kube-proxy's names may be kube-proxy's own.
     """
-    from ctl.loaded import make_plane
+    from ctl.loaded import make_plane, replace_plane
 
-    if previous in ("", mode):
+    if previous is None or previous.mode == mode:
         return ""
-    make_plane(previous).cleanup()
-    return previous
+    replace_plane(make_plane(previous.mode, ebpf=previous.ebpf), mode)
+    return previous.mode
 
 
 def _print(

@@ -34,8 +34,10 @@ def run(args: argparse.Namespace) -> int:
 
     saved, tcp_be_liberal = _wanted(args)
     plan = saved.plan()
-    plane = make_plane(saved.mode, loaded_for=plan.node, tcp_be_liberal=tcp_be_liberal)
-    found = _differences(plan, plane)
+    plane = make_plane(
+        saved.mode, loaded_for=plan.node, tcp_be_liberal=tcp_be_liberal, ebpf=saved.ebpf, detector=plan.node.detector
+    )
+    found = _differences(saved, plan, plane)
     records = [{"service": d.service, "frontend": str(d.frontend), "difference": d.difference} for d in found]
     print_records(
         records,
@@ -53,13 +55,18 @@ def _wanted(args: argparse.Namespace) -> "tuple[Saved, bool]":
     from pathlib import Path
 
     from ctl import state
+    from ctl.ebpf import ebpf_options, given
     from dataplane.errors import HotplaneError
 
     if args.filename:
         from ctl.manifests import plan_manifests
 
+        options = ebpf_options(args)
         context, plan, _ = plan_manifests(args)
-        return state.Saved.of(context.mode, plan), context.config.conntrack.tcp_be_liberal
+        if not given(args):  # as it was applied
+            before = state.load(context.state_dir)
+            options = before.ebpf if before and before.ebpf else options
+        return state.Saved.of(context.mode, plan, options), context.config.conntrack.tcp_be_liberal
     saved = state.load(Path(args.state_dir))
     if saved is None or (args.mode and args.mode != saved.mode):
         what = f"in {args.mode} mode" if args.mode else "in this network namespace"
@@ -72,22 +79,36 @@ def _wanted(args: argparse.Namespace) -> "tuple[Saved, bool]":
     return saved, tcp_be_liberal
 
 
-def _differences(plan: "Plan", plane: "Plane") -> "list[Difference]":
+def _differences(saved: "Saved", plan: "Plan", plane: "Plane") -> "list[Difference]":
+    """Of the plane; in ebpf mode also of its slow path, which must hold the whole plan too."""
     from ctl.drift import differences
     from dataplane.plan.rows import rows
+    from dataplane.planes.ebpf.plane import EbpfPlane
 
-    return list(differences(rows(plan), plane.read_back()))
+    wanted = rows(plan)
+    if not isinstance(plane, EbpfPlane):
+        return list(differences(wanted, plane.read_back()))
+    in_maps = {key: row for key, row in wanted.items() if row.service not in saved.left_out}
+    held = {key: row for key, row in plane.read_back().items() if row.service not in saved.left_out}
+    below = [
+        d._replace(difference=f"in the slow path: {d.difference}") for d in differences(wanted, plane.slow.read_back())
+    ]
+    return [*differences(in_maps, held), *below]
 
 
 def _repair(args: argparse.Namespace, saved: "Saved", plan: "Plan", plane: "Plane") -> int:
     from pathlib import Path
 
+    from msgspec.structs import replace
+
     from ctl import state
+    from ctl.ebpf import settle
     from dataplane.planes.conntrack import clean_stale_udp
 
     change = plane.load(plan)
     clean_stale_udp(change, plan.node)
-    left = _differences(plan, plane)
+    saved = replace(saved, left_out=settle(plane, change))
+    left = _differences(saved, plan, plane)
     if left:
         print(f"hotplane: {len(left)} differences are left after the repair", file=sys.stderr)
         return 1

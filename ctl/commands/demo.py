@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 LAB_NAME = "demo"
 DEFAULT_SERVICES = 3000
+_INSTANCES = "lab-demo-"
 
 
 def register(subparsers: Any) -> None:
@@ -45,17 +46,19 @@ def run(args: argparse.Namespace) -> int:
     from dataplane.lab.compare import compare
     from dataplane.lab.lab import Lab
     from dataplane.lab.proxy import LabProxy
+    from dataplane.planes.ebpf.programs import remove_instances
 
     modes = (args.mode,) if args.mode else MODES
     if args.services < 0:
         raise UsageError(f"--services {args.services}: give a number of Services, or 0 for no comparison")
     results: dict[str, dict[str, Result]] = {}
+    remove_instances(_INSTANCES)  # of a demo that was killed
     with Lab.up(replace(showcase.SPEC, name=LAB_NAME)) as lab:
         _say(f"lab: {len(lab.nodes)} nodes, {len(lab.pods)} pods and an outside client, each a network namespace")
         lab.start_echo(lab.pods, [8080])
         for mode in modes:
             _say(f"{mode}: {len(showcase.SCENARIOS)} scenarios with real traffic")
-            with LabProxy(lab, mode, _maker(mode)) as proxy:
+            with LabProxy(lab, mode, _maker(mode), keeps_clients=mode == "ebpf") as proxy:
                 results[mode] = {scenario.name: result for scenario, result in showcase.run_all(lab, proxy)}
         rows = []
         if args.services:
@@ -70,12 +73,15 @@ def _say(text: str) -> None:
 
 
 def _maker(mode: str) -> "PlaneMaker":
+    """Planes of nodes; in ebpf mode each with the node's own control group, and pins that name the lab and the node."""
+    from ctl.ebpf import EbpfOptions
     from ctl.loaded import make_plane
     from dataplane.lab.spec import Node
     from dataplane.planes.base import Plane
 
     def make(lab: "Lab", node: Node) -> Plane:
-        return make_plane(mode)
+        options = EbpfOptions(cgroup=str(lab.cgroup(node.name)), instance=f"{_INSTANCES}{node.name}")
+        return make_plane(mode, ebpf=options)
 
     return make
 

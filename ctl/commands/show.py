@@ -11,7 +11,9 @@ VIEWS = {
     "endpoints": "endpoints, and the frontends that choose among them",
     "affinity": "clients that session affinity remembers now",
     "connections": "connections through frontends that conntrack holds now",
-    "counters": "connections of each frontend now; in iptables mode also those opened and refused since it was loaded",
+    "drops": "what was refused or dropped, and why; the nftables mode's rules do not count that",
+    "counters": "connections of each frontend now; in iptables mode also those opened and refused since it was loaded; "
+    "in ebpf mode connections, packets and bytes of each Service port and every way out of each hook",
 }
 
 
@@ -39,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     records, columns = view(plane)
     if args.service:
         records = [r for r in records if str(r.get("service", "")).partition(":")[0] == args.service]
-    print_records(
-        records, args.output, columns, empty=f"the {plane.name} rules of this network namespace hold no {args.what}"
-    )
+    empty = f"the {plane.name} rules of this network namespace hold no {args.what}"
+    if args.what == "drops" and plane.name == "nftables":
+        empty = "the nftables mode's rules do not count what they refuse; explain says what is refused and why"
+    print_records(records, args.output, columns, empty=empty)
     return 0

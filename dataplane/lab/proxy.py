@@ -13,6 +13,7 @@ from dataplane.plan.change import PlanChange
 from dataplane.plan.planner import Planner
 from dataplane.planes.base import Plane
 from dataplane.planes.conntrack import clean_stale_udp
+from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
 
 PlaneMaker = Callable[[Lab, Node], Plane]
@@ -51,6 +52,11 @@ class NodeProxy:
                 clean_stale_udp(change, self.planner.plan.node)
         return change
 
+    def stand_aside(self, aside: bool) -> None:
+        """In ebpf mode: let the slow path serve everything, or no longer. Other modes have nothing above it."""
+        if isinstance(self.plane, EbpfPlane):
+            self.plane.stand_aside(aside)
+
     def cleanup(self) -> None:
         """Remove the plane's every trace from the node."""
         with netns(self.node.netns):
@@ -58,10 +64,14 @@ class NodeProxy:
 
 
 class LabProxy:
-    """A proxy on every node of a lab, in one mode. As a context manager it leaves the nodes clean."""
+    """A proxy on every node of a lab, in one mode. As a context manager it leaves the nodes clean.
 
-    def __init__(self, lab: Lab, mode: str, make: PlaneMaker) -> None:
-        self.mode = mode
+    keeps_clients: whether clients of local backends keep their address where the policy masquerades, as the ebpf
+    mode's packet programs can do it.
+    """
+
+    def __init__(self, lab: Lab, mode: str, make: PlaneMaker, keeps_clients: bool = False) -> None:
+        self.mode, self.keeps_clients = mode, keeps_clients
         self.nodes = {node.name: NodeProxy(lab, node, mode, make) for node in lab.nodes}
 
     def update(self, upserts: Iterable[ModelObject] = (), deletes: Iterable[ObjectRef] = ()) -> None:

@@ -62,6 +62,17 @@ class Showcase:
         """IPv4 address of a place."""
         return self.lab.place(place).addresses[Family.IPV4]
 
+    def masqueraded(self, node: str, result: ProbeResult) -> bool:
+        """Whether pods see the outside client as this node, which decided; where clients of local pods keep their
+        address, pods of this node see the client itself instead."""
+        local = {pod.name for pod in self.lab.pods if pod.node == node}
+        for attempt in result.attempts:
+            seen = attempt.client.rpartition(":")[0]
+            kept = self.proxy.keeps_clients and attempt.server in local
+            if seen != self.address("client") if kept else seen not in self.own[node]:
+                return False
+        return True
+
 
 def objects(topology: Topology, families: tuple[Family, ...] = (Family.IPV4,)) -> list[ModelObject]:
     """The example Services with their EndpointSlices, as a cluster would hold them."""
@@ -107,7 +118,7 @@ def _session(case: Showcase) -> Result:
 
 def _external_ip(case: Showcase) -> Result:
     result = case.probe("client", "172.0.11.33", 8711, 60)
-    return Result(set(result.servers) == set(ECHO) and set(result.clients) <= case.own["node1"], _clients(result))
+    return Result(set(result.servers) == set(ECHO) and case.masqueraded("node1", result), _clients(result))
 
 
 def _no_endpoints(case: Showcase) -> Result:
@@ -130,7 +141,7 @@ def _headless(case: Showcase) -> Result:
 
 def _node_port_cluster(case: Showcase) -> Result:
     result = case.probe("client", case.address("node3"), 31529, 60)
-    return Result(set(result.servers) == set(ECHO) and set(result.clients) <= case.own["node3"], _clients(result))
+    return Result(set(result.servers) == set(ECHO) and case.masqueraded("node3", result), _clients(result))
 
 
 def _node_port_local(case: Showcase) -> Result:
@@ -148,11 +159,11 @@ def _node_port_local_without(case: Showcase) -> Result:
 
 _NO_MARK = """table ip without-snat {
   chain c {
-    type filter hook postrouting priority 99; meta mark set 0
+    type filter hook postrouting priority 98; meta mark set 0
   }
 }
 """
-"""Takes the masquerade mark off just before source NAT (priority 100) would act on it."""
+"""Takes the masquerade mark off just before source NAT (priority 99 and 100) would act on it."""
 
 
 def _why_snat(case: Showcase) -> Result:
@@ -161,14 +172,18 @@ def _why_snat(case: Showcase) -> Result:
         return case.probe("client", case.address("node3"), 30011, 6)
 
     with_snat = connect()
+    case.proxy.nodes["node3"].stand_aside(True)
     case.lab.run("node3", ["nft", "-f", "-"], input=_NO_MARK)
     try:
         without = connect()
     finally:
         case.lab.run("node3", ["nft", "delete table ip without-snat"])
+        case.proxy.nodes["node3"].stand_aside(False)
     passed = with_snat.count(Outcome.ANSWERED) == 6 and without.count(Outcome.ANSWERED) == 0
+    where = " (on the slow path: SNAT in the programs has no switch)" if case.proxy.mode == "ebpf" else ""
     return Result(
-        passed, f"with SNAT {with_snat.count(Outcome.ANSWERED)}/6 answered, without {without.count(Outcome.ANSWERED)}/6"
+        passed,
+        f"with SNAT {with_snat.count(Outcome.ANSWERED)}/6 answered, without{where} {without.count(Outcome.ANSWERED)}/6",
     )
 
 
@@ -209,7 +224,9 @@ def _hairpin(case: Showcase) -> Result:
     result = case.probe("pod1-1", "10.43.91.128", 6711, 60)
     itself = {a.client.rpartition(":")[0] for a in result.attempts if a.server == "pod1-1"}
     others = {a.client.rpartition(":")[0] for a in result.attempts if a.server != "pod1-1"}
-    passed = bool(itself) and itself <= case.own["node1"] and others == {case.address("pod1-1")}
+    # Pointed at itself when it connects, a pod talks to itself directly: no masquerade is needed, none is made.
+    directly = case.proxy.mode == "ebpf" and itself == {case.address("pod1-1")}
+    passed = bool(itself) and (itself <= case.own["node1"] or directly) and others == {case.address("pod1-1")}
     return Result(passed, f"itself sees {'/'.join(sorted(itself))}, others see {'/'.join(sorted(others))}")
 
 
@@ -247,7 +264,7 @@ SCENARIOS = (
     Scenario("imbalance, Local", "1 pod on one node, 2 on another: 50/25/25", _imbalance_local),
     Scenario("imbalance, Cluster", "the same pods under policy Cluster: thirds", _imbalance_cluster),
     Scenario("source ranges", "a listed source passes, others meet silence", _source_ranges),
-    Scenario("hairpin", "a pod that meets itself is masqueraded, and only then", _hairpin),
+    Scenario("hairpin", "a pod reaches itself; masqueraded where it must be, and only then", _hairpin),
     Scenario("udp to zero and back", "a kept UDP socket follows its Service", _udp_scale_to_zero),
 )
 

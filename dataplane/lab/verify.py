@@ -73,10 +73,14 @@ class Judge:
     And an answer returns only by the way of the question: where a node that is not the client's own forwards without
     masquerade to another node, the backend answers the client directly and the client does not know it (kube-proxy
     behaves the same: pods of other nodes count as pods under policy Local, hence unmasqueraded).
+
+    The ebpf mode differs in two points, as it means to: a pod that is pointed at itself when it connects talks to
+    itself directly, so its own address is as right there as the node's; and where clients keep their address
+    (`keeps_clients`: packet programs, no parity to kube-proxy), they do so towards every backend on the deciding node.
     """
 
-    def __init__(self, lab: Lab, mode: str) -> None:
-        self._mode = mode
+    def __init__(self, lab: Lab, mode: str, keeps_clients: bool = False) -> None:
+        self._mode, self._keeps_clients = mode, keeps_clients
         self._pods = {address: pod for pod in lab.pods for address in pod.addresses.values()}
         self._nodes = {pod.name: pod.node for pod in lab.pods}
         self._own = node_addresses(lab)
@@ -132,20 +136,28 @@ class Judge:
         wrong = [a for a in answered if not self._client_as_wanted(cell, decision, a)]
         if wrong:
             seen = Counter(f"{a.server} saw {split_port(a.client)[0]}" for a in wrong)
-            return Finding(cell, self._wanted_clients(decision), _sums(seen))
+            return Finding(cell, self._wanted_clients(cell, decision), _sums(seen))
         return None
 
     def _client_as_wanted(self, cell: Cell, decision: Decision, attempt: Attempt) -> bool:
         """Whether the backend saw the client's own address, or, masqueraded, one of the deciding node's."""
         seen, _ = split_port(attempt.client)
         backend = next(b for b in decision.backends if self._pods[b.address].name == attempt.server)
-        if decision.masquerades(backend):
-            return seen in self._own[cell.decides]
+        if self._masquerades(cell, decision, backend):
+            own = self._mode == "ebpf" and attempt.server == cell.place and seen == decision.packet.source
+            return own or seen in self._own[cell.decides]
         return seen == decision.packet.source
 
-    def _wanted_clients(self, decision: Decision) -> str:
+    def _masquerades(self, cell: Cell, decision: Decision, backend: Backend) -> bool:
+        pod = self._pods[backend.address]
+        if self._keeps_clients and pod.node == cell.decides and cell.place not in (pod.name, cell.decides):
+            return False
+        return decision.masquerades(backend)
+
+    def _wanted_clients(self, cell: Cell, decision: Decision) -> str:
         parts = [
-            f"{self._pods[b.address].name} sees {'the node' if decision.masquerades(b) else decision.packet.source}"
+            f"{self._pods[b.address].name} sees "
+            f"{'the node' if self._masquerades(cell, decision, b) else decision.packet.source}"
             for b in decision.backends
         ]
         return ", ".join(parts)
@@ -160,7 +172,7 @@ def verify(lab: Lab, proxy: LabProxy, cells: Sequence[Cell]) -> list[Finding]:
 
     A cell with several backends is probed again until it had a fair chance to show all of them.
     """
-    judge = Judge(lab, proxy.mode)
+    judge = Judge(lab, proxy.mode, proxy.keeps_clients)
     wanted = decisions(lab, proxy.oracles(), cells)
     counts = [FIRST_ATTEMPTS if d.verdict is Verdict.DNAT else QUIET_ATTEMPTS for d in wanted]
     timeouts = [

@@ -84,7 +84,7 @@ def node_config(
         name=node_name,
         zone=zone,
         addresses=addresses,
-        detector=_detector(settings, node_pod_cidrs),
+        detector=local_detector(settings, node_pod_cidrs),
         nodeports=node_ports(mode, settings, addresses),
         masquerade_all=section.everything,
         masquerade_mark=1 << section.bit,
@@ -100,7 +100,7 @@ def _ordered(node_ips: Iterable[str], interface_addresses: Iterable[str]) -> tup
     return (*(a for a in everyone if a in primaries), *(a for a in everyone if a not in primaries))
 
 
-def _detector(settings: ProxySettings, node_pod_cidrs: Sequence[str]) -> LocalDetector:
+def local_detector(settings: ProxySettings, node_pod_cidrs: Sequence[str]) -> LocalDetector:
     match settings.detect_local:
         case LocalMode.CLUSTER_CIDR:
             return LocalDetector(cidrs=_canonical_cidrs(settings.cluster_cidrs))

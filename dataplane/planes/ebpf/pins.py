@@ -45,7 +45,7 @@ def _is_bpffs(path: Path) -> bool:
     return int.from_bytes(buffer.raw[:4], "little") == BPF_FS_MAGIC
 
 
-def _outer_process() -> int | None:
+def outer_process() -> int | None:
     """The furthest ancestor that can be looked at, if it lives in another mount namespace than this process.
 
     Not simply process 1: in containers and sandboxes it may be out of reach.
@@ -91,7 +91,7 @@ def find_root() -> Path | None:
     """The bpffs, if it is mounted: here, or in the mount namespace that this process came from."""
     if _is_bpffs(MOUNT_POINT):
         return MOUNT_POINT
-    outer = _outer_process()
+    outer = outer_process()
     outside = Path(f"/proc/{outer}/root") / MOUNT_POINT.relative_to("/")
     return _held(str(outside)) if outer and _is_bpffs(outside) else None
 
@@ -99,7 +99,7 @@ def find_root() -> Path | None:
 def _ensure_root() -> Path:
     root = find_root()
     if root is None:
-        outer = _outer_process()
+        outer = outer_process()
         _run_outside(outer, "mkdir", "-p", str(MOUNT_POINT))
         _run_outside(outer, "mount", "-t", "bpf", "-o", "mode=0700", "hotplane", str(MOUNT_POINT))
         root = find_root()
@@ -165,7 +165,7 @@ class PinDirectory:
                 _remove_tree(self.path)
             root = find_root()
             if root is not None and not any(entry.is_dir() for entry in root.iterdir()):
-                outer = _outer_process()
+                outer = outer_process()
                 _run_outside(outer, "umount", "--lazy", str(MOUNT_POINT))  # other users may hold it open for a moment
                 _run_outside(outer, "rmdir", str(MOUNT_POINT))
                 _run_outside(outer, "rmdir", "--ignore-fail-on-non-empty", str(MOUNT_POINT.parent))

@@ -1,6 +1,7 @@
 """The eBPF plane: the plan in maps that programs at several hooks balance by, over a complete slow path."""
 
 import gc
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -8,14 +9,16 @@ from dataplane.model.net import Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import Plan, Table
 from dataplane.planes.base import Plane, PlaneError
+from dataplane.planes.ebpf import drain
 from dataplane.planes.ebpf.adopt import adopt, read_rows, sweep
-from dataplane.planes.ebpf.layout import Sizes, constant, layout_version, struct_version
-from dataplane.planes.ebpf.maps import MapSet, copy_maps, create_maps, open_any_sizes, open_maps, pin_maps
+from dataplane.planes.ebpf.layout import Sizes, constant, fields_of, layout_version, struct_version
+from dataplane.planes.ebpf.maps import NODE_KEY, MapSet, copy_maps, create_maps, open_any_sizes, open_maps, pin_maps
 from dataplane.planes.ebpf.pins import PinDirectory, default_instance, netns_cookie
 from dataplane.planes.ebpf.programs import Hook, remove_link
 from dataplane.planes.ebpf.settings import write_node
 from dataplane.planes.ebpf.sockets import SocketCleaner
 from dataplane.planes.ebpf.tables import Removed, Tables
+from dataplane.planes.ebpf.views import open_instance
 
 
 @contextmanager
@@ -113,6 +116,7 @@ class EbpfPlane:
         for old in self.pins.map_versions():
             if old != version:
                 self.pins.remove_maps(old)
+        drain.resume(self.pins)
         self._disconnect(removed)
 
     def _open(self, version: str) -> tuple[MapSet, bool]:
@@ -159,7 +163,16 @@ class EbpfPlane:
             self.cleaner.disconnect(self.tables.maps, gone)
 
     def read_back(self) -> Table:
-        """See planes.base.Plane.read_back. Frontends of entries that did not fit are those of the slow path."""
+        """See planes.base.Plane.read_back. Frontends of entries that did not fit are those of the slow path.
+
+        Without a load: what the maps of an earlier run hold, nothing where there are none or they only drain.
+        """
+        if self._tables is None:
+            maps = None if drain.is_draining(self.pins) else open_instance(self.pins.instance)
+            if maps is None:
+                return {}
+            with maps:
+                return read_rows(maps)
         tables = self.tables
         rows = read_rows(tables.maps)
         if tables.overflow:
@@ -169,18 +182,35 @@ class EbpfPlane:
             }
         return rows
 
+    def stand_aside(self, aside: bool) -> None:
+        """Have every program pass everything on, so that the slow path serves it all, or work again. Flows that the
+        packet programs translate stand still meanwhile."""
+        maps, ready = self.tables.maps, constant("NODE_READY")
+        raw = bytearray(maps.get("node", NODE_KEY) or b"")
+        (flags,) = struct.unpack_from("=I", raw, fields_of("node")["flags"])
+        struct.pack_into("=I", raw, fields_of("node")["flags"], flags & ~ready if aside else flags | ready)
+        maps.put("node", NODE_KEY, bytes(raw))
+
     def close(self) -> None:
         """Forget the maps; everything in the kernel stays and goes on working."""
         if self._tables is not None:
             self._tables.maps.close()
             self._tables = None
 
+    def drain(self, *, keep_slow: bool) -> int:
+        """Give way to another plane that answers here already: nothing new is balanced, flows that go on do so until
+        they end (see planes.ebpf.drain). keep_slow: the slow path's plane is that other one. Returns how many go on."""
+        self.close()
+        left = drain.drain(self.pins)
+        if not keep_slow:
+            self.slow.cleanup()
+        return left
+
     def cleanup(self) -> None:
         """See planes.base.Plane.cleanup."""
         self.close()
-        for hook in self.hooks:
-            hook.detach(self.pins)
-        for path in self.pins.links().values():
-            remove_link(path)
-        self.pins.remove()
+        if self.pins.path is not None:
+            for hook in self.hooks:
+                hook.detach(self.pins)
+            drain.remove(self.pins)
         self.slow.cleanup()

@@ -1,0 +1,146 @@
+"""The ebpf mode's options, and the plane that they ask for."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from dataplane.errors import UsageError
+from dataplane.policy.node import LocalDetector
+
+if TYPE_CHECKING:
+    from dataplane.plan.change import PlanChange
+    from dataplane.planes.base import Plane
+    from dataplane.planes.ebpf.layout import Sizes
+    from dataplane.planes.ebpf.plane import EbpfPlane
+    from dataplane.planes.ebpf.programs import Hook
+
+HOOKS = ("connect", "tc", "xdp")
+MASQUERADE = ("client", "kube-proxy")
+NO_CGROUP = "none"
+CLEANER_SECONDS = 30.0
+
+
+class EbpfOptions(msgspec.Struct, frozen=True):
+    """What people asked for. hooks: as named. cgroup: directory, "" = the hierarchy's root, "none". uplinks, pods:
+    globs; none = found by themselves. kube_proxy_masquerade: exact parity, else clients keep their address where the
+    backend is local. instance: pin directory, "" = this network namespace's own."""
+
+    hooks: tuple[str, ...] = HOOKS
+    cgroup: str = ""
+    uplinks: tuple[str, ...] = ()
+    pods: tuple[str, ...] = ()
+    kube_proxy_masquerade: bool = False
+    instance: str = ""
+
+
+def ebpf_options(args: argparse.Namespace) -> EbpfOptions:
+    """From the global options. Raises UsageError."""
+    hooks = tuple(dict.fromkeys(word.strip() for word in args.hooks.split(","))) if args.hooks else HOOKS
+    wrong = [hook for hook in hooks if hook not in HOOKS]
+    if wrong:
+        raise UsageError(f"--hooks {args.hooks}: there is no hook {wrong[0]!r}; choose of {','.join(HOOKS)}")
+    if args.cgroup and args.cgroup != NO_CGROUP and not _visible(args.cgroup).is_dir():
+        raise UsageError(f"--cgroup {args.cgroup}: is no directory; name one of a cgroup v2 hierarchy, or none")
+    return EbpfOptions(
+        hooks, args.cgroup or "", tuple(args.uplink), tuple(args.pod_device), args.masquerade == "kube-proxy"
+    )
+
+
+def given(args: argparse.Namespace) -> bool:
+    """Whether any of the mode's options stands on the command line."""
+    return bool(args.hooks or args.cgroup or args.uplink or args.pod_device or args.masquerade)
+
+
+def _tell(text: str) -> None:
+    print(f"hotplane: {text}", file=sys.stderr)
+
+
+def _visible(directory: str) -> Path:
+    """A directory as it was named, or the one that the process outside of this mount namespace has there."""
+    from dataplane.planes.ebpf.pins import outer_process
+
+    outer = None if Path(directory).is_dir() else outer_process()
+    return Path(f"/proc/{outer}/root") / directory.lstrip("/") if outer else Path(directory)
+
+
+def connect_group(cgroup: str) -> Path:
+    """The control group that gets connect-time balancing. Raises CgroupError when the hierarchy is nowhere mounted.
+
+    Tools that enter network namespaces hide /sys with a mount namespace of their own; it is then found through the
+    process that they were started from.
+    """
+    from dataplane.kernel.cgroup import CgroupError, mount_points
+    from dataplane.planes.ebpf.pins import outer_process
+
+    if cgroup:
+        return _visible(cgroup)
+    here = mount_points()
+    if here:
+        return here[0]
+    outer = outer_process()
+    if outer:
+        for line in Path(f"/proc/{outer}/mounts").read_text().splitlines():
+            fields = line.split(" ")
+            if fields[2] == "cgroup2":
+                return Path(f"/proc/{outer}/root") / fields[1].lstrip("/")
+    raise CgroupError("cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup/unified, or --cgroup none")
+
+
+def make_ebpf_plane(
+    options: EbpfOptions,
+    detector: LocalDetector | None = None,
+    *,
+    watch: bool = False,
+    sizes: "Sizes | None" = None,
+    tell: Callable[[str], None] = _tell,
+) -> "EbpfPlane":
+    """The plane for this thread's network namespace, with every hook that was asked for and that works here.
+
+    detector: how pods are recognised, where that goes by device. watch: keep picking up new devices.
+    """
+    from dataplane.kernel.cgroup import CgroupError
+    from dataplane.planes.ebpf.devices import Wishes
+    from dataplane.planes.ebpf.hooks import PacketHook
+    from dataplane.planes.ebpf.optional import OptionalHook
+    from dataplane.planes.ebpf.plane import EbpfPlane
+    from dataplane.planes.ebpf.programs import ConnectHook
+    from dataplane.planes.ebpf.sockets import SocketCleaner
+    from dataplane.planes.nftables.plane import NftablesPlane
+
+    hooks: list[Hook] = []
+    cleaner = None
+    if "connect" in options.hooks and options.cgroup != NO_CGROUP:
+        try:
+            group = connect_group(options.cgroup)
+        except CgroupError as error:
+            tell(f"the connect hook is off: {error}")
+        else:
+            hooks.append(OptionalHook(ConnectHook(group), tell=tell))
+            cleaner = SocketCleaner(group)
+    wishes = Wishes(options.uplinks, options.pods, detector or LocalDetector())
+    if "xdp" in options.hooks:  # counts on tc, which it leaves what it does not do itself
+        choices = (PacketHook(wishes), PacketHook(wishes, xdp=False))
+        hooks.append(OptionalHook(*choices, tell=tell, watch=watch))
+    elif "tc" in options.hooks:
+        hooks.append(OptionalHook(PacketHook(wishes, xdp=False), tell=tell, watch=watch))
+    return EbpfPlane(NftablesPlane(), hooks, sizes, options.instance, options.kube_proxy_masquerade, cleaner)
+
+
+def settle(plane: "Plane", change: "PlanChange") -> tuple[str, ...]:
+    """After a load by a process that ends now: wait for what the plane does in the background, say which maps are
+    full, and let a plane of an earlier mode drain on. Returns the Services that did not fit into the maps."""
+    from dataplane.planes.ebpf.drain import after_change
+    from dataplane.planes.ebpf.plane import EbpfPlane
+
+    if not isinstance(plane, EbpfPlane):
+        after_change(change)
+        return ()
+    if plane.cleaner is not None:
+        plane.cleaner.flush(CLEANER_SECONDS)
+    for name, count in plane.overflow.items():
+        _tell(f"map {name} is full: {count} Services ports are left to the slow path, which serves them")
+    return tuple(sorted({key.service for key in plane.tables.overflow}))

@@ -1,0 +1,66 @@
+"""Hooks that a kernel may lack: one that cannot work is left out alone, and its reason is told once."""
+
+from collections.abc import Callable
+
+from dataplane.kernel.bcc_loader import CompileError
+from dataplane.planes.base import PlaneError
+from dataplane.planes.ebpf.hooks import DeviceWatch, PacketHook
+from dataplane.planes.ebpf.maps import MapSet
+from dataplane.planes.ebpf.pins import PinDirectory
+from dataplane.planes.ebpf.programs import Hook
+
+Tell = Callable[[str], None]
+"""Told in a sentence what cannot be used and why; each sentence comes once."""
+
+
+class OptionalHook:
+    """The first of some hooks that works here, or none. See programs.Hook; `attach` never fails for a missing feature.
+
+    choices: best first. tell: hears why a hook, or XDP on a device, is left out. watch: keep picking up new devices in
+    a thread, for as long as this process lives. used: the hook that is attached, or None.
+    """
+
+    def __init__(self, *choices: Hook, tell: Tell, watch: bool = False) -> None:
+        self.name = choices[0].name
+        self.used: Hook | None = None
+        self._choices, self._tell, self._wants_watch = choices, tell, watch
+        self._told: set[str] = set()
+        self._watch: DeviceWatch | None = None
+
+    def attach(self, maps: MapSet, pins: PinDirectory) -> None:
+        """See programs.Hook.attach."""
+        self._end_watch()
+        self.used = None
+        for hook in self._choices:
+            before = set(pins.wanted_links)
+            try:
+                hook.attach(maps, pins)
+            except (PlaneError, CompileError) as error:
+                pins.wanted_links &= before  # what it had begun goes with the links that nobody wants
+                self._say(f"the {hook.name} hook is off: {error}")
+                continue
+            self.used = hook
+            break
+        if self.used is None:
+            self._choices[0].detach(pins)
+        if isinstance(self.used, PacketHook):
+            for device in self.used.status():
+                if device.problem:
+                    self._say(device.problem)
+            if self._wants_watch:
+                self._watch = self.used.watch()
+
+    def detach(self, pins: PinDirectory) -> None:
+        """See programs.Hook.detach."""
+        self._end_watch()
+        self._choices[0].detach(pins)
+
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _say(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._tell(text)

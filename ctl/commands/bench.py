@@ -1,0 +1,283 @@
+"""`hotplane bench`: compare Service data planes side by side; report what was measured; compare two runs."""
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctl.output import add_output_option, print_records, to_json, to_yaml
+from dataplane.errors import HotplaneError, UsageError
+
+if TYPE_CHECKING:
+    from dataplane.bench.profiles import Settings
+    from dataplane.bench.results import Results
+    from dataplane.bench.run import Progress
+
+DEFAULT_RESULTS = Path("hotplane-bench.json")
+PROFILES = ("quick", "full", "tiny")
+
+
+class ReportError(HotplaneError):
+    """The report cannot be written."""
+
+
+def register(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="compare Service data planes: run, report, compare",
+        description="Without an action: measure all modes side by side in a lab of network namespaces, each mode on a "
+        "node of its own, in rounds of shuffled order. Needs root. Everything is removed afterwards.",
+    )
+    _add_run_options(parser, defaults=True)
+    actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=False)
+    run_parser = actions.add_parser("run", help="measure (the default)")
+    _add_run_options(run_parser, defaults=False)
+    report = actions.add_parser("report", help="make pictures and one HTML page of a results file")
+    report.add_argument("results_file", type=Path, metavar="RESULTS.json", help="a results file, or a run's journal")
+    report.add_argument(
+        "-o",
+        "--directory",
+        type=Path,
+        default=Path("bench-report"),
+        metavar="DIR",
+        help="where (default: bench-report)",
+    )
+    compare = actions.add_parser("compare", help="tell real differences between two runs from noise")
+    compare.add_argument("before", type=Path, metavar="A.json")
+    compare.add_argument("after", type=Path, metavar="B.json")
+    compare.add_argument("--all", action="store_true", help="also what is the same or cannot be told")
+    add_output_option(compare)
+
+
+def _add_run_options(parser: argparse.ArgumentParser, *, defaults: bool) -> None:
+    """The options of a run: of `bench` itself with their defaults, of `bench run` only where given."""
+
+    def add(*flags: str, default: Any, **options: Any) -> None:
+        parser.add_argument(*flags, default=default if defaults else argparse.SUPPRESS, **options)
+
+    add("--profile", default="quick", choices=PROFILES, help="how much (default: quick, about two minutes)")
+    add("--scenario", default=None, type=_words, metavar="NAME[,...]", help="only these (`--list` names all)")
+    add("--modes", default=None, type=_words, metavar="MODE[,...]", help="only these, and direct (`--list` names all)")
+    add(
+        "--services",
+        default=None,
+        type=_numbers,
+        metavar="N[,...]",
+        help="how many, one stage each, e.g. 1,1k,30k",
+    )
+    add("--rounds", default=None, type=int, metavar="N", help="rounds of measurement instead of the profile's")
+    add(
+        "--iptables-max",
+        default=None,
+        type=int,
+        metavar="N",
+        help="leave iptables out above so many Services: its rules take a minute to load at 30000",
+    )
+    add("--seed", default=1, type=int, metavar="N", help="of the order (default: 1)")
+    add("--python-load", default=False, action="store_true", help="the load generator in Python, even with a compiler")
+    add("--results", default=DEFAULT_RESULTS, type=Path, metavar="FILE", help=f"default: {DEFAULT_RESULTS}")
+    add("--resume", default=False, action="store_true", help="go on with the run that FILE's journal is of")
+    add("--overwrite", default=False, action="store_true", help="start anew although FILE or its journal exists")
+    add("--list", default=False, action="store_true", help="list modes, scenarios and profiles, measure nothing")
+    add(
+        "-o",
+        "--output",
+        default="table",
+        choices=("table", "json", "yaml"),
+        metavar="FORMAT",
+        help="table | json | yaml (default: table)",
+    )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.split(",") if word)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word.replace("k", "000")) for word in _words(text))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do one action. Raises HotplaneError."""
+    match args.action:
+        case "report":
+            return _report(args)
+        case "compare":
+            return _compare(args)
+        case _:
+            return _list(args.output) if args.list else _run(args)
+
+
+def _list(output: str) -> int:
+    from dataplane.bench.modes import MODES
+    from dataplane.bench.scenarios import SCENARIOS
+
+    records = [{"kind": "mode", "name": m.name, "what": m.title} for m in MODES.values()]
+    records += [{"kind": "scenario", "name": s.name, "what": s.title} for s in SCENARIOS.values()]
+    print_records(records, output, ("kind", "name", "what"))
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> "Settings":
+    from dataplane.bench.profiles import settings
+
+    return settings(
+        args.profile,
+        args.modes or (),
+        args.scenario or (),
+        args.services or (),
+        args.rounds,
+        args.iptables_max,
+        args.seed,
+    )
+
+
+def _run(args: argparse.Namespace) -> int:
+    from dataplane.bench.results import Journal, journal_path, write
+    from dataplane.bench.rig import Rig
+    from dataplane.bench.run import Runner
+
+    path = args.results
+    results, tool = _begin(args)
+    started = time.monotonic()
+    with Journal(journal_path(path), results, append=args.resume) as journal:
+        with Rig(f"bench-{os.getpid()}", results.settings.modes, tool) as rig:
+            Runner(rig, results, journal, _progress()).run()
+    results.seconds += time.monotonic() - started
+    results.complete = True
+    write(path, results)
+    journal_path(path).unlink()
+    _say(f"{len(results.cells)} cells in {results.seconds:.0f} s -> {path}; hotplane bench report {path} draws it")
+    _print(results, args.output)
+    return 0
+
+
+def _begin(args: argparse.Namespace) -> "tuple[Results, Any]":
+    """The run to do: a new one, or the one of the journal with what it has already; and its load generator."""
+    import msgspec
+
+    from dataplane.bench.machine import facts
+    from dataplane.bench.native import load_tool, python_tool
+    from dataplane.bench.results import Results, journal_path, read_journal
+
+    path, journal = args.results, journal_path(args.results)
+    tool = python_tool("the load generator in Python was asked for") if args.python_load else load_tool()
+    if tool.note:
+        _say(tool.note)
+    if args.resume:
+        if not journal.exists():
+            raise UsageError(f"--resume: there is no {journal}, so no unfinished run of {path}")
+        results = read_journal(journal)
+        if results.settings.load_tool != tool.kind:
+            raise UsageError(
+                f"--resume: {journal} was measured with another load generator ({results.settings.load_tool})"
+            )
+        return results, tool
+    for present in (path, journal):
+        if present.exists() and not args.overwrite:
+            raise UsageError(f"{present} exists: give another --results FILE, --overwrite it, or --resume its run")
+    settings = msgspec.structs.replace(_settings(args), load_tool=tool.kind)
+    settings, skipped = _without_missing(settings)
+    for text in skipped:
+        _say(text)
+    results = Results(facts([tool.note] if tool.note else []), settings, _command(args), skipped=skipped)
+    return results, tool
+
+
+def _without_missing(settings: "Settings") -> "tuple[Settings, list[str]]":
+    """The settings without what this machine or this size cannot do, and sentences about it."""
+    import shutil
+
+    import msgspec
+
+    skipped = []
+    if shutil.which("iperf3") is None and any(name.startswith("bulk") for name in settings.scenarios):
+        skipped.append("bulk scenarios are left out: there is no iperf3; apt-get install iperf3")
+        kept = tuple(name for name in settings.scenarios if not name.startswith("bulk"))
+        settings = msgspec.structs.replace(settings, scenarios=kept)
+    large = [count for count in settings.services if count > settings.iptables_max]
+    if "iptables" in settings.modes and large:
+        skipped.append(f"iptables is left out at {', '.join(map(str, large))} Services: see --iptables-max")
+    return settings, skipped
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What to type to repeat this run."""
+    words = ["hotplane", "bench", "--profile", args.profile]
+    for flag, value in (("--scenario", args.scenario), ("--modes", args.modes), ("--services", args.services)):
+        words += [flag, ",".join(map(str, value))] if value else []
+    for flag, number in (("--rounds", args.rounds), ("--iptables-max", args.iptables_max)):
+        words += [] if number is None else [flag, str(number)]
+    return shlex.join([*words, *(["--python-load"] if args.python_load else []), "--seed", str(args.seed)])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _progress() -> "Progress":
+    """On a terminal one line that changes; otherwise a line every few seconds."""
+    started = last = time.monotonic()
+    drawn = sys.stderr.isatty()
+
+    def show(done: int, total: int, what: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < (0.2 if drawn else 10.0):
+            return
+        last = now
+        text = f"{done}/{total} ({done / total:.0%}, {now - started:.0f} s)  {what}"
+        print(f"\r\033[K{text}" if drawn else text, end="" if drawn else "\n", file=sys.stderr, flush=True)
+        if drawn and done + 1 >= total:
+            print(file=sys.stderr)
+
+    return show
+
+
+def _print(results: "Results", output: str) -> None:
+    from dataplane.bench import bars
+    from dataplane.bench.analyse import analyse, as_records
+
+    analysis = analyse(results)
+    judged = bars.bars(results, analysis)
+    if output != "table":
+        value = {"rows": analysis.rows, "bars": judged, "warnings": analysis.warnings}
+        print(to_json(value) if output == "json" else to_yaml(value))
+        return
+    for records in (as_records(analysis), bars.as_records(judged)):
+        print_records(records, "table", tuple(records[0]) if records else ())
+    for text in analysis.warnings:
+        print(text)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from dataplane.bench.report.page import write_report
+    from dataplane.bench.results import read
+
+    try:
+        for path in write_report(read(args.results_file), args.directory):
+            print(path)
+    except OSError as error:
+        raise ReportError(f"{args.directory}: {error.strerror}: choose a directory that can be written to") from error
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from dataplane.bench.compare import compare
+    from dataplane.bench.results import read
+
+    comparison = compare(read(args.before), read(args.after))
+    differences = [d for d in comparison.differences if args.all or d.verdict in ("better", "worse")]
+    records = [d.record() for d in differences]
+    columns = ("mode", "scenario", "services", "position", "figure", "before", "after", "ratio", "interval", "verdict")
+    if args.output != "table":
+        print(to_json(comparison) if args.output == "json" else to_yaml(comparison))
+        return 0
+    if records:
+        print_records(records, "table", columns)
+    print(comparison.summary())
+    return 0

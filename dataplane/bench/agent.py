@@ -1,0 +1,186 @@
+"""The control plane under measurement: `python -m dataplane.bench.agent LAB NODE MODE` runs on a node of a lab.
+
+A process of its own, so that its memory and processor time are its own and each cold start is one. It obeys JSON
+lines: {"do": "load", "services": N, ...} and so on, and answers each with a JSON object of figures.
+"""
+
+import gc
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dataplane.bench.modes import MODES, make_plane
+from dataplane.bench.objects import Backend, Changes, chunks
+from dataplane.errors import HotplaneError
+from dataplane.lab.lab import Lab
+from dataplane.lab.proxy import node_config
+from dataplane.model.decode import decode, decode_object
+from dataplane.model.objects import ModelObject
+from dataplane.plan.planner import Planner
+from dataplane.planes.conntrack import clean_stale_udp
+
+CHANGES_A_SECOND = 100
+
+
+class Request(msgspec.Struct, frozen=True):
+    """do: "load" (services, local and remote are used), "change" (count, seconds: stop at whichever comes first),
+    "rollout" (seconds) or "cleanup"."""
+
+    do: str
+    services: int = 0
+    local: Backend = Backend("", "")
+    remote: Backend = Backend("", "")
+    count: int = 0
+    seconds: float = 0.0
+
+
+def _cpu() -> float:
+    """Processor seconds of this process and of the programs it ran."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+def memory() -> dict[str, float]:
+    """Resident memory of this process in bytes: now, and at most so far."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {"rss": int(lines["VmRSS"].split()[0]) * 1024.0, "rss_peak": int(lines["VmHWM"].split()[0]) * 1024.0}
+
+
+def spread_of(values: list[int]) -> dict[str, float]:
+    """Percentiles of times in nanoseconds."""
+    ordered = sorted(values)
+
+    def at(share: float) -> float:
+        return float(ordered[min(len(ordered) - 1, int(share * len(ordered)))])
+
+    return {"p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "max": at(1.0), "operations": float(len(ordered))}
+
+
+class Agent:
+    """A planner and a plane, fed as a daemon feeds them."""
+
+    def __init__(self, lab: Lab, node: str, mode: str) -> None:
+        place = next(n for n in lab.nodes if n.name == node)
+        self._planner = Planner(node_config(lab, place, MODES[mode].plane))
+        self._plane, self._slow = make_plane(mode, lab.cgroup(place))
+        self._changes = Changes(0)
+
+    def load(self, request: Request) -> dict[str, float]:
+        """A cold start: decode, plan, load the kernel. Times in seconds; `seconds` is without decoding,
+        `above_slow_seconds` also without the plane below an eBPF plane."""
+        found: list[ModelObject] = []
+        decode_seconds = 0.0
+        size = 0
+        for chunk in chunks(request.services, request.local, request.remote):
+            size += len(chunk)
+            started = time.perf_counter()
+            decoded = decode(chunk, "bench")
+            decode_seconds += time.perf_counter() - started
+            if decoded.problems:
+                raise HotplaneError(f"the benchmark's own objects are wrong: {decoded.problems[0]}")
+            found += decoded.objects
+        cpu = _cpu()
+        started = time.perf_counter()
+        self._planner.update(found)
+        planned = time.perf_counter()
+        self._plane.load(self._planner.plan)
+        done = time.perf_counter()
+        cpu = _cpu() - cpu
+        del found
+        gc.collect()
+        gc.freeze()  # as the daemon does once it has started
+        self._changes = Changes(request.services)
+        return {
+            "seconds": done - started,
+            "decode_seconds": decode_seconds,
+            "plan_seconds": planned - started,
+            "kernel_seconds": done - planned,
+            "above_slow_seconds": done - started - (self._slow.load_seconds if self._slow else 0.0),
+            "json_bytes": float(size),
+            "cpu": cpu,
+            **memory(),
+        }
+
+    def _take(self, events: Iterable[bytes]) -> None:
+        objects = [decode_object(event).value for event in events]
+        change = self._planner.update([o for o in objects if o is not None])
+        if not change:
+            raise HotplaneError("an endpoint change of the benchmark changed nothing")
+        self._plane.apply(change)
+        clean_stale_udp(change, self._planner.plan.node)
+
+    def change(self, request: Request) -> dict[str, float]:
+        """One change after another, each on its own; times in nanoseconds from the event's bytes to the kernel."""
+        times: list[int] = []
+        cpu, end = _cpu(), time.monotonic() + request.seconds
+        while len(times) < request.count and (time.monotonic() < end or len(times) < 2):
+            event = self._changes.next()
+            started = time.perf_counter_ns()
+            self._take([event])
+            times.append(time.perf_counter_ns() - started)
+        cpu = (_cpu() - cpu) / len(times)
+        self._undo()
+        return {**spread_of(times), "cpu": cpu}
+
+    def rollout(self, request: Request) -> dict[str, float]:
+        """CHANGES_A_SECOND events a second for some seconds, all that are due in one go, as a daemon does. Lag in
+        nanoseconds from when an event was due until the kernel had it; cpu: processor seconds a second."""
+        gap = 10**9 // CHANGES_A_SECOND
+        wanted = max(1, int(request.seconds * CHANGES_A_SECOND))
+        lags: list[int] = []
+        syncs = 0
+        cpu, start = _cpu(), time.perf_counter_ns()
+        while len(lags) < wanted:
+            now = time.perf_counter_ns()
+            due = min(wanted, (now - start) // gap + 1)
+            if due <= len(lags):
+                time.sleep((start + len(lags) * gap - now) / 1e9)
+                continue
+            self._take([self._changes.next() for _ in range(due - len(lags))])
+            syncs += 1
+            done = time.perf_counter_ns()
+            lags += [done - (start + number * gap) for number in range(len(lags), due)]
+        seconds = (time.perf_counter_ns() - start) / 1e9
+        cpu = (_cpu() - cpu) / seconds
+        self._undo()
+        return {**spread_of(lags), "rate": wanted / seconds, "syncs": float(syncs), "cpu": cpu, **memory()}
+
+    def _undo(self) -> None:
+        event = self._changes.undo()
+        if event is not None:
+            self._take([event])
+
+    def cleanup(self, request: Request) -> dict[str, float]:
+        """Leave nothing on the node."""
+        self._plane.cleanup()
+        return {}
+
+
+def main(arguments: list[str]) -> None:
+    """Entry point: lab, node, mode."""
+    name, node, mode = arguments
+    agent = Agent(Lab.open(name), node, mode)
+    actions: dict[str, Callable[[Request], dict[str, float]]] = {
+        "load": agent.load,
+        "change": agent.change,
+        "rollout": agent.rollout,
+        "cleanup": agent.cleanup,
+    }
+    for line in sys.stdin.buffer:
+        request = msgspec.json.decode(line, type=Request)
+        answer: dict[str, Any]
+        try:
+            answer = dict(actions[request.do](request))
+        except HotplaneError as error:
+            answer = {"error": str(error)}
+        sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,155 @@
+"""The project's bars against a run: what was asked for, what was measured, and whether it is met."""
+
+import enum
+from collections.abc import Iterator
+
+import msgspec
+
+from dataplane.bench.analyse import Analysis, GroupKey, Rounds, against, analyse, between_sizes, by_group, values
+from dataplane.bench.modes import DIRECT
+from dataplane.bench.results import Results
+from dataplane.bench.scenarios import Position
+from dataplane.bench.stats import Ratio, estimate
+
+SIZE, MOST = 10000, 30000
+EBPF = ("ebpf-connect", "ebpf-tc", "ebpf-xdp")
+LAST = Position.LAST.value
+
+
+class Verdict(enum.StrEnum):
+    """UNCLEAR: the bar is inside the confidence interval, or the machine was too noisy."""
+
+    MET = "met"
+    MISSED = "missed"
+    UNCLEAR = "unclear"
+    UNMEASURED = "not measured"
+
+
+class BarRow(msgspec.Struct, frozen=True):
+    """One bar in one mode. measured: median. low, high: confidence interval for ratios, quartiles otherwise.
+    spread: (high - low) / measured. unit: "" for ratios."""
+
+    what: str
+    mode: str
+    limit: float
+    at_least: bool
+    unit: str = ""
+    measured: float | None = None
+    low: float = 0.0
+    high: float = 0.0
+    verdict: Verdict = Verdict.UNMEASURED
+    note: str = ""
+
+    @property
+    def spread(self) -> float:
+        return (self.high - self.low) / self.measured if self.measured else 0.0
+
+
+def _judged(row: BarRow, value: float, low: float, high: float, note: str = "", *, noisy: bool = False) -> BarRow:
+    def meets(figure: float) -> bool:
+        return figure >= row.limit if row.at_least else figure <= row.limit
+
+    verdict = Verdict.MET if meets(value) else Verdict.MISSED
+    if noisy or meets(low) != meets(high):
+        verdict = Verdict.UNCLEAR
+    if noisy:
+        note = "; ".join(filter(None, [note, "too noisy"]))
+    return msgspec.structs.replace(row, measured=value, low=low, high=high, verdict=verdict, note=note)
+
+
+def _missing(row: BarRow, why: str) -> BarRow:
+    return msgspec.structs.replace(row, note=why)
+
+
+def _ratio(row: BarRow, ratio: Ratio | None, why: str, note: str = "", *, noisy: bool = False) -> BarRow:
+    if ratio is None:
+        return _missing(row, why)
+    return _judged(row, ratio.value, ratio.low, ratio.high, note, noisy=noisy)
+
+
+def _absolute(row: BarRow, rounds: Rounds, scenario: str, figure: str, scale: float = 1.0) -> BarRow:
+    found = list(values(rounds.get(GroupKey(row.mode, scenario, MOST, ""), {}), figure).values())
+    if not found:
+        return _missing(row, f"{scenario} at {MOST} Services was not part of this run")
+    seen = estimate(found)
+    low, high = seen.quartiles
+    return _judged(row, seen.median * scale, low * scale, high * scale, f"{seen.rounds} rounds")
+
+
+def _connect_bars(rounds: Rounds, noisy: set[GroupKey]) -> Iterator[BarRow]:
+    why = f"connect at {SIZE} Services was not part of this run"
+    is_noisy = GroupKey(DIRECT, "connect", SIZE, LAST) in noisy
+    for mode, limit in (*((mode, 0.97) for mode in EBPF), ("nftables", 0.80)):
+        row = BarRow(f"new connections/s, last of {SIZE} Services, against direct", mode, limit, True)
+        ratio = against(rounds, GroupKey(mode, "connect", SIZE, LAST), DIRECT, "rate")
+        yield _ratio(row, ratio, why, noisy=is_noisy)
+    row = BarRow(f"new connections/s, last of {SIZE} Services, against iptables", "nftables", 8.0, True)
+    yield _ratio(
+        row, against(rounds, GroupKey("nftables", "connect", SIZE, LAST), "iptables", "rate"), why, noisy=is_noisy
+    )
+    own = between_sizes(rounds, GroupKey(DIRECT, "connect", MOST, LAST), 1, "p99")
+    for mode in ("nftables", *EBPF):
+        row = BarRow(f"p99 connect latency, {MOST} Services against 1", mode, 1.10, False)
+        ratio = between_sizes(rounds, GroupKey(mode, "connect", MOST, LAST), 1, "p99")
+        noise = GroupKey(DIRECT, "connect", MOST, LAST) in noisy or GroupKey(DIRECT, "connect", 1, LAST) in noisy
+        note = f"direct itself {own.value:.2f}" if own else ""
+        yield _ratio(row, ratio, f"connect at 1 and at {MOST} Services was not part of this run", note, noisy=noise)
+
+
+def _packet_bars(analysis: Analysis, rounds: Rounds, noisy: set[GroupKey]) -> Iterator[BarRow]:
+    sizes = [row.key.services for row in analysis.rows if row.key.scenario == "bulk1"]
+    for mode in EBPF:
+        row = BarRow("bulk TCP through a clusterIP against direct", mode, 0.98, True)
+        key = GroupKey(mode, "bulk1", max(sizes, default=0), LAST)
+        note = f"at {key.services} Services"
+        ratio = against(rounds, key, DIRECT, "rate")
+        yield _ratio(row, ratio, "bulk1 was not part of this run", note, noisy=key._replace(mode=DIRECT) in noisy)
+    row = BarRow("packets/s to a remote backend against plain forwarding", "ebpf-xdp", 3.0, True)
+    yield _missing(row, "needs an in-kernel packet generator, which this run did not use")
+    row = BarRow("XDP program, established node-port flow", "ebpf-xdp", 150.0, False, "ns")
+    yield _missing(row, "measured by a test run of the program, not by this run")
+
+
+def _control_bars(rounds: Rounds) -> Iterator[BarRow]:
+    row = BarRow(f"cold start, {MOST} Services x 5 endpoints", "nftables", 3.0, False, "s")
+    yield _absolute(row, rounds, "coldstart", "seconds")
+    for mode in EBPF:
+        row = BarRow(f"cold start of the eBPF maps, {MOST} Services x 5 endpoints", mode, 1.5, False, "s")
+        yield _absolute(row, rounds, "coldstart", "above_slow_seconds")
+    for mode in ("nftables", *EBPF):
+        row = BarRow(f"one endpoint change at {MOST} Services, p99", mode, 5.0, False, "ms")
+        yield _absolute(row, rounds, "change", "p99", 1e-6)
+    for mode in ("nftables", *EBPF):
+        row = BarRow(f"control plane memory at {MOST} Services", mode, 300.0, False, "MB")
+        yield _absolute(row, rounds, "coldstart", "rss", 1e-6)
+
+
+def bars(results: Results, analysis: Analysis | None = None) -> list[BarRow]:
+    """Every bar, in the modes that the run has."""
+    analysis = analysis or analyse(results)
+    rounds, noisy = by_group(results.cells), set(analysis.noisy)
+    rows = [*_connect_bars(rounds, noisy), *_packet_bars(analysis, rounds, noisy), *_control_bars(rounds)]
+    return [row for row in rows if row.mode in results.settings.modes]
+
+
+def number(value: float, unit: str = "") -> str:
+    """A bar's figure for people: three digits that count, and the unit."""
+    text = f"{value:.0f}" if value >= 100 else f"{value:.3g}" if unit else f"{value:.2f}"
+    return f"{text} {unit}".strip()
+
+
+def as_records(rows: list[BarRow]) -> list[dict[str, object]]:
+    """The bars as a table: bar, measured, interval, spread, verdict."""
+    return [
+        {
+            "what": row.what,
+            "mode": row.mode,
+            "bar": ("≥ " if row.at_least else "≤ ") + f"{row.limit:g} {row.unit}".strip(),
+            "measured": "" if row.measured is None else number(row.measured, row.unit),
+            "interval": "" if row.measured is None else f"{number(row.low)} to {number(row.high)}",
+            "spread": "" if row.measured is None else f"{row.spread:.0%}",
+            "verdict": row.verdict.value,
+            "note": row.note,
+        }
+        for row in rows
+    ]

@@ -1,0 +1,104 @@
+"""The modes that can be compared, and how their planes are made."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from dataplane.errors import UsageError
+from dataplane.plan.change import PlanChange
+from dataplane.plan.types import Plan
+from dataplane.planes.base import Plane
+
+if TYPE_CHECKING:
+    from dataplane.planes.ebpf.programs import Hook
+    from dataplane.planes.ebpf.sockets import SocketCleaner
+
+
+class Mode(NamedTuple):
+    """A way for packets to reach a backend. plane: "" for those that balance nothing.
+
+    hooks: the eBPF plane's hooks. reference: the baseline, or a step between it and the planes."""
+
+    name: str
+    title: str
+    plane: str = ""
+    hooks: tuple[str, ...] = ()
+    reference: bool = False
+
+
+DIRECT = "direct"
+CONNTRACK = "conntrack"
+MODES = {
+    m.name: m
+    for m in (
+        Mode(DIRECT, "direct to the pod, no rules", reference=True),
+        Mode(CONNTRACK, "direct to the pod, connections tracked", reference=True),
+        Mode("iptables", "iptables", "iptables"),
+        Mode("nftables", "nftables", "nftables"),
+        Mode("ebpf-connect", "eBPF at connect time", "ebpf", ("connect",)),
+        Mode("ebpf-tc", "eBPF at tc", "ebpf", ("tc",)),
+        Mode("ebpf-xdp", "eBPF at XDP and tc", "ebpf", ("tc", "xdp")),
+    )
+}
+"""`conntrack` shows what of a plane's cost is the kernel's connection tracking: one rule that uses it, nothing else."""
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """Modes by name, in the order of reports and always with the baseline. Raises UsageError naming those there are."""
+    unknown = [name for name in names if name not in MODES]
+    if unknown:
+        raise UsageError(f"--modes {','.join(unknown)}: there is no such mode; choose of {', '.join(MODES)}")
+    return [name for name in MODES if not names or name in names or name == DIRECT]
+
+
+class TimedPlane:
+    """A plane that remembers how long its load took (`load_seconds`): the slow path's part of an eBPF plane's."""
+
+    name = "timed"
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+        self.load_seconds = 0.0
+        self.apply, self.read_back, self.cleanup = plane.apply, plane.read_back, plane.cleanup
+
+    def load(self, plan: Plan) -> PlanChange:
+        """See planes.base.Plane.load."""
+        started = time.perf_counter()
+        change = self._plane.load(plan)
+        self.load_seconds = time.perf_counter() - started
+        return change
+
+
+class Made(NamedTuple):
+    """A plane, and the one below it if it has one."""
+
+    plane: Plane
+    slow: TimedPlane | None = None
+
+
+def make_plane(mode: str, cgroup: Path) -> Made:
+    """The plane of a mode, for this thread's network namespace. cgroup: of the node's processes and its pods'."""
+    if MODES[mode].plane == "iptables":
+        from dataplane.planes.iptables.plane import IptablesPlane
+
+        return Made(IptablesPlane())
+    from dataplane.planes.nftables.plane import NftablesPlane
+
+    if MODES[mode].plane == "nftables":
+        return Made(NftablesPlane())
+    from dataplane.planes.ebpf.plane import EbpfPlane
+
+    slow = TimedPlane(NftablesPlane())
+    cleaner, hooks = _hooks(MODES[mode].hooks, cgroup)
+    return Made(EbpfPlane(slow, hooks, cleaner=cleaner), slow)
+
+
+def _hooks(names: Sequence[str], cgroup: Path) -> "tuple[SocketCleaner | None, list[Hook]]":
+    from dataplane.planes.ebpf.hooks import PacketHook
+    from dataplane.planes.ebpf.programs import ConnectHook
+    from dataplane.planes.ebpf.sockets import SocketCleaner
+
+    if "connect" in names:
+        return SocketCleaner(cgroup), [ConnectHook(cgroup)]
+    return None, [PacketHook(xdp="xdp" in names)]

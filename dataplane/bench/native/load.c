@@ -1,0 +1,457 @@
+/* Load generator and server of the benchmark. One thread each, no allocation while measuring.
+ *
+ *   load serve PORT COUNT   serve COUNT ports from PORT on, TCP and UDP, both families; says "ready"
+ *   load run                obey lines "OPERATION ADDRESS PORT SECONDS SOURCE" (SOURCE "-": whatever the kernel takes),
+ *                           answer each with one line of JSON
+ *
+ * Operations: connect (a TCP connection each time, ended by a reset so that no port is used up), rr (64 bytes there and
+ * back on one TCP connection), dns (a UDP socket each time, 40 bytes there, 120 back), udp (64-byte datagrams as fast
+ * as they go; counted where they arrive). Answer: operations, failures, seconds, then latencies in nanoseconds (p50,
+ * p90, p99, p999, max), or for udp how many were `sent`. A failure is an operation that did not come to its end within
+ * a second. */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    MOST_SAMPLES = 4000000,
+    PATIENCE_SECONDS = 1,
+    WARM_BYTES = 64,
+    QUERY_BYTES = 40,
+    ANSWER_BYTES = 120,
+    FLOOD_BYTES = 64,
+    BATCH = 32,
+    EVENTS = 256,
+    MOST_PORTS = 64,
+    RECEIVE_BUFFER = 8 << 20,
+};
+
+/* First byte of a datagram to the server. */
+#define QUERY 'Q' /* answer me */
+#define FLOOD 'F' /* count me */
+#define COUNT 'C' /* how many were counted? (answer: the number as text) */
+
+static uint32_t samples[MOST_SAMPLES];
+
+static uint64_t now(void) {
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+static void fail(const char *what) {
+    fprintf(stderr, "load: %s: %s\n", what, strerror(errno));
+    exit(1);
+}
+
+struct target {
+    struct sockaddr_storage address, source;
+    socklen_t length;
+    int has_source;
+};
+
+static int parse_address(const char *text, int port, struct sockaddr_storage *out, socklen_t *length) {
+    struct sockaddr_in *four = (struct sockaddr_in *)out;
+    struct sockaddr_in6 *six = (struct sockaddr_in6 *)out;
+
+    memset(out, 0, sizeof(*out));
+    if (inet_pton(AF_INET, text, &four->sin_addr) == 1) {
+        four->sin_family = AF_INET;
+        four->sin_port = htons((uint16_t)port);
+        *length = sizeof(*four);
+        return 1;
+    }
+    if (inet_pton(AF_INET6, text, &six->sin6_addr) != 1)
+        return 0;
+    six->sin6_family = AF_INET6;
+    six->sin6_port = htons((uint16_t)port);
+    *length = sizeof(*six);
+    return 1;
+}
+
+/* ---------------------------------------------------------------- client */
+
+static int open_socket(const struct target *target, int kind) {
+    struct timeval patience = {PATIENCE_SECONDS, 0};
+    int one = 1;
+    int fd = socket(target->address.ss_family, kind | SOCK_CLOEXEC, 0);
+
+    if (fd < 0)
+        fail("socket");
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+    if (kind == SOCK_STREAM) {
+        struct linger reset = {1, 0};
+
+        setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    }
+    if (target->has_source) {
+        setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
+        if (bind(fd, (const struct sockaddr *)&target->source, target->length))
+            fail("bind to the source address");
+    }
+    return fd;
+}
+
+static int open_connected(const struct target *target, int kind) {
+    int fd = open_socket(target, kind);
+
+    if (connect(fd, (const struct sockaddr *)&target->address, target->length)) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/* One operation: 1 done, 0 failed; *begin and *end are when it began and ended. `fd` is the warm connection. */
+static int operate_connect(const struct target *target, int fd, uint64_t *begin, uint64_t *end) {
+    int done;
+
+    fd = open_socket(target, SOCK_STREAM);
+    *begin = now();
+    done = connect(fd, (const struct sockaddr *)&target->address, target->length) == 0;
+    *end = now();
+    close(fd);
+    return done;
+}
+
+static int operate_rr(const struct target *target, int fd, uint64_t *begin, uint64_t *end) {
+    char buffer[WARM_BYTES] = {0};
+    int done;
+
+    (void)target;
+    *begin = now();
+    done = send(fd, buffer, sizeof(buffer), MSG_NOSIGNAL) == sizeof(buffer) &&
+           recv(fd, buffer, sizeof(buffer), MSG_WAITALL) == sizeof(buffer);
+    *end = now();
+    return done;
+}
+
+static int operate_dns(const struct target *target, int fd, uint64_t *begin, uint64_t *end) {
+    char buffer[ANSWER_BYTES] = {QUERY};
+    int done;
+
+    *begin = now();
+    fd = open_connected(target, SOCK_DGRAM);
+    done = fd >= 0 && send(fd, buffer, QUERY_BYTES, 0) == QUERY_BYTES &&
+           recv(fd, buffer, sizeof(buffer), 0) == ANSWER_BYTES;
+    *end = now();
+    if (fd >= 0)
+        close(fd);
+    return done;
+}
+
+typedef int (*operation)(const struct target *, int, uint64_t *, uint64_t *);
+
+static int ascending(const void *left, const void *right) {
+    uint32_t a = *(const uint32_t *)left, b = *(const uint32_t *)right;
+
+    return (a > b) - (a < b);
+}
+
+static uint32_t percentile(size_t count, double share) {
+    size_t at = (size_t)(share * (double)count);
+
+    return count ? samples[at < count ? at : count - 1] : 0;
+}
+
+static void measure(operation operate, const struct target *target, int fd, double seconds) {
+    uint64_t start = now(), deadline = start + (uint64_t)(seconds * 1e9), begin = 0, end = start;
+    size_t count = 0, failures = 0;
+
+    while (end < deadline && count < MOST_SAMPLES) {
+        if (operate(target, fd, &begin, &end)) {
+            uint64_t took = end - begin;
+
+            samples[count++] = took > UINT32_MAX ? UINT32_MAX : (uint32_t)took;
+        } else {
+            failures++;
+        }
+    }
+    end = now();
+    qsort(samples, count, sizeof(*samples), ascending);
+    printf("{\"operations\":%zu,\"failures\":%zu,\"seconds\":%.9f,\"p50\":%u,\"p90\":%u,\"p99\":%u,\"p999\":%u,"
+           "\"max\":%u}\n",
+           count, failures, (double)(end - start) / 1e9, percentile(count, 0.5), percentile(count, 0.9),
+           percentile(count, 0.99), percentile(count, 0.999), percentile(count, 1.0));
+}
+
+/* What the server has counted, asked through the very same socket; -1 when it does not answer. */
+static long long counted(int fd) {
+    char buffer[64];
+    int attempt;
+
+    for (attempt = 0; attempt < 3; attempt++) {
+        ssize_t length;
+
+        buffer[0] = COUNT;
+        if (send(fd, buffer, 1, 0) != 1)
+            continue;
+        length = recv(fd, buffer, sizeof(buffer) - 1, 0);
+        if (length > 0) {
+            buffer[length] = 0;
+            return atoll(buffer);
+        }
+    }
+    return -1;
+}
+
+static void flood(const struct target *target, double seconds) {
+    char payload[FLOOD_BYTES] = {FLOOD};
+    struct iovec data = {payload, sizeof(payload)};
+    struct mmsghdr messages[BATCH];
+    int fd = open_connected(target, SOCK_DGRAM), number;
+    long long before = fd < 0 ? -1 : counted(fd), after;
+    uint64_t start, deadline, end;
+    size_t sent = 0;
+
+    memset(messages, 0, sizeof(messages));
+    for (number = 0; number < BATCH; number++) {
+        messages[number].msg_hdr.msg_iov = &data;
+        messages[number].msg_hdr.msg_iovlen = 1;
+    }
+    start = end = now();
+    deadline = start + (uint64_t)(seconds * 1e9);
+    while (before >= 0 && end < deadline) {
+        int done = sendmmsg(fd, messages, BATCH, 0);
+
+        if (done > 0)
+            sent += (size_t)done;
+        end = now();
+    }
+    after = before < 0 ? -1 : counted(fd);
+    if (fd >= 0)
+        close(fd);
+    printf("{\"operations\":%lld,\"failures\":%d,\"seconds\":%.9f,\"sent\":%zu}\n", after < 0 ? 0 : after - before,
+           after < 0, (double)(end - start) / 1e9, sent);
+}
+
+static void measure_warm(const struct target *target, double seconds) {
+    int fd = open_connected(target, SOCK_STREAM);
+
+    if (fd < 0) {
+        printf("{\"operations\":0,\"failures\":1,\"seconds\":%.9f}\n", seconds);
+        return;
+    }
+    measure(operate_rr, target, fd, seconds);
+    close(fd);
+}
+
+static void obey(const char *name, const struct target *target, double seconds) {
+    if (!strcmp(name, "connect"))
+        measure(operate_connect, target, -1, seconds);
+    else if (!strcmp(name, "dns"))
+        measure(operate_dns, target, -1, seconds);
+    else if (!strcmp(name, "rr"))
+        measure_warm(target, seconds);
+    else if (!strcmp(name, "udp"))
+        flood(target, seconds);
+    else
+        printf("{\"error\":\"no operation %s\"}\n", name);
+}
+
+static int run(void) {
+    char line[512], name[32], address[64], source[64];
+    int port;
+    double seconds;
+
+    while (fgets(line, sizeof(line), stdin)) {
+        struct target target;
+        socklen_t source_length;
+
+        if (sscanf(line, "%31s %63s %d %lf %63s", name, address, &port, &seconds, source) != 5 ||
+            !parse_address(address, port, &target.address, &target.length)) {
+            printf("{\"error\":\"not a request\"}\n");
+        } else {
+            target.has_source = strcmp(source, "-") != 0;
+            if (target.has_source && !parse_address(source, 0, &target.source, &source_length))
+                printf("{\"error\":\"not a source address\"}\n");
+            else
+                obey(name, &target, seconds);
+        }
+        fflush(stdout);
+    }
+    return 0;
+}
+
+/* ---------------------------------------------------------------- server */
+
+enum kind { LISTENER, CONNECTION, DATAGRAMS };
+
+struct door {
+    enum kind kind;
+    int fd;
+    unsigned long long counted, overflowed;
+};
+
+static void watch(int poll, struct door *door) {
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = door};
+
+    if (epoll_ctl(poll, EPOLL_CTL_ADD, door->fd, &event))
+        fail("epoll_ctl");
+}
+
+static void listen_on(int poll, int family, int kind, int port) {
+    struct door *door = calloc(1, sizeof(*door));
+    struct sockaddr_storage address;
+    socklen_t length;
+    int one = 1, size = RECEIVE_BUFFER;
+
+    if (!door || !parse_address(family == AF_INET ? "0.0.0.0" : "::", port, &address, &length))
+        fail("listen");
+    door->fd = socket(family, kind | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (door->fd < 0 && family == AF_INET6) {
+        free(door); /* a kernel without IPv6 */
+        return;
+    }
+    door->kind = kind == SOCK_STREAM ? LISTENER : DATAGRAMS;
+    setsockopt(door->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+    if (family == AF_INET6)
+        setsockopt(door->fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
+    if (kind == SOCK_DGRAM) {
+        setsockopt(door->fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof(size));
+        setsockopt(door->fd, SOL_SOCKET, SO_RXQ_OVFL, &one, sizeof(one));
+    }
+    if (bind(door->fd, (struct sockaddr *)&address, length))
+        fail("bind");
+    if (kind == SOCK_STREAM && listen(door->fd, 4096))
+        fail("listen");
+    watch(poll, door);
+}
+
+static void accept_all(int poll, int listener) {
+    int fd, one = 1;
+
+    while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
+        struct door *door = calloc(1, sizeof(*door));
+
+        if (!door)
+            fail("calloc");
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+        door->kind = CONNECTION;
+        door->fd = fd;
+        watch(poll, door);
+    }
+}
+
+static void echo(struct door *door) {
+    char buffer[4096];
+    ssize_t length = recv(door->fd, buffer, sizeof(buffer), 0);
+
+    if (length > 0 && send(door->fd, buffer, (size_t)length, MSG_NOSIGNAL) == length)
+        return;
+    if (length < 0 && errno == EAGAIN)
+        return;
+    close(door->fd);
+    free(door);
+}
+
+/* The kernel's count of datagrams that found the socket's buffer full: they came through all the same. */
+static void note_overflow(struct door *door, struct msghdr *message) {
+    struct cmsghdr *control;
+
+    for (control = CMSG_FIRSTHDR(message); control; control = CMSG_NXTHDR(message, control)) {
+        if (control->cmsg_level == SOL_SOCKET && control->cmsg_type == SO_RXQ_OVFL) {
+            uint32_t dropped;
+
+            memcpy(&dropped, CMSG_DATA(control), sizeof(dropped));
+            door->overflowed = dropped;
+        }
+    }
+}
+
+static void answer(struct door *door, struct msghdr *message) {
+    char buffer[ANSWER_BYTES] = {0};
+    char first = *(char *)message->msg_iov->iov_base;
+    size_t length = sizeof(buffer);
+
+    if (first == FLOOD) {
+        door->counted++;
+        return;
+    }
+    if (first == COUNT)
+        length = (size_t)snprintf(buffer, sizeof(buffer), "%llu", door->counted + door->overflowed);
+    sendto(door->fd, buffer, length, 0, message->msg_name, message->msg_namelen);
+}
+
+static void receive(struct door *door) {
+    static char payload[BATCH][FLOOD_BYTES], control[BATCH][64];
+    static struct sockaddr_storage sources[BATCH];
+    struct mmsghdr messages[BATCH];
+    struct iovec data[BATCH];
+    int number, count;
+
+    do {
+        for (number = 0; number < BATCH; number++) {
+            data[number] = (struct iovec){payload[number], FLOOD_BYTES};
+            messages[number].msg_hdr = (struct msghdr){
+                .msg_name = &sources[number],
+                .msg_namelen = sizeof(sources[number]),
+                .msg_iov = &data[number],
+                .msg_iovlen = 1,
+                .msg_control = control[number],
+                .msg_controllen = sizeof(control[number]),
+            };
+        }
+        count = recvmmsg(door->fd, messages, BATCH, MSG_DONTWAIT, NULL);
+        for (number = 0; number < count; number++) {
+            note_overflow(door, &messages[number].msg_hdr);
+            answer(door, &messages[number].msg_hdr);
+        }
+    } while (count == BATCH);
+}
+
+static void serve(int port, int count) {
+    struct epoll_event events[EVENTS];
+    struct rlimit files;
+    int poll = epoll_create1(EPOLL_CLOEXEC), number;
+
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    for (number = 0; number < count; number++) {
+        listen_on(poll, AF_INET, SOCK_STREAM, port + number);
+        listen_on(poll, AF_INET6, SOCK_STREAM, port + number);
+        listen_on(poll, AF_INET, SOCK_DGRAM, port + number);
+        listen_on(poll, AF_INET6, SOCK_DGRAM, port + number);
+    }
+    printf("ready\n");
+    fflush(stdout);
+    for (;;) {
+        int ready = epoll_wait(poll, events, EVENTS, -1);
+
+        for (number = 0; number < ready; number++) {
+            struct door *door = events[number].data.ptr;
+
+            if (door->kind == LISTENER)
+                accept_all(poll, door->fd);
+            else if (door->kind == CONNECTION)
+                echo(door);
+            else
+                receive(door);
+        }
+    }
+}
+
+int main(int count, char **arguments) {
+    if (count == 2 && !strcmp(arguments[1], "run"))
+        return run();
+    if (count == 4 && !strcmp(arguments[1], "serve") && atoi(arguments[3]) > 0 && atoi(arguments[3]) <= MOST_PORTS)
+        serve(atoi(arguments[2]), atoi(arguments[3]));
+    fprintf(stderr, "usage: load serve PORT COUNT | load run\n");
+    return 2;
+}

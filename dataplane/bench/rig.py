@@ -1,0 +1,257 @@
+"""The lab that a benchmark runs in: a node for each mode, one more for remote backends, processes that send and serve.
+
+Each mode's node holds only that mode's rules, so all modes are there at the same time and can take turns. Pod 1 of a
+node serves, pod 2 is the client there; the outside client is the lab's own.
+"""
+
+import contextlib
+import json
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from dataplane.bench.agent import Request
+from dataplane.bench.modes import CONNTRACK, MODES
+from dataplane.bench.native import Tool
+from dataplane.bench.objects import (
+    BULK_PORT,
+    ENDPOINTS,
+    LOCAL_NODE_PORT,
+    REMOTE_NODE_PORT,
+    SERVER_PORT,
+    TCP_PORT,
+    UDP_PORT,
+    Backend,
+    cluster_ip,
+)
+from dataplane.bench.scenarios import Position, Scenario, Way, index
+from dataplane.kernel.links import Links
+from dataplane.kernel.netns import netns, sysctl
+from dataplane.lab import build
+from dataplane.lab.lab import Lab
+from dataplane.lab.spec import LabError, LabSpec, Node
+from dataplane.model.net import Family
+
+PATIENCE = 30.0
+LOAD_PATIENCE = 900.0
+_DIRECT_RULE = 50
+_TRACKED = "add table ip bench; add chain ip bench c { type filter hook prerouting priority -150; }; "
+_TRACKED += "add rule ip bench c ct state invalid counter"
+_CONNTRACK_SECONDS = {
+    "net/netfilter/nf_conntrack_tcp_timeout_close": 1,
+    "net/netfilter/nf_conntrack_udp_timeout": 2,
+    "net/netfilter/nf_conntrack_tcp_timeout_time_wait": 1,
+}
+"""Short, on all nodes alike: tens of thousands of connections a second would otherwise fill the connection table."""
+
+
+class Helper:
+    """A process in the lab that answers each line with a line of JSON."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", what: str) -> None:
+        self.process, self.what = process, what
+
+    def ask(self, line: bytes, patience: float) -> dict[str, Any]:
+        """One request. Raises LabError when the helper has died, is late or answers with an error."""
+        pipe, answers = self.process.stdin, self.process.stdout
+        assert pipe is not None, "helpers are started with both pipes"
+        assert answers is not None, "helpers are started with both pipes"
+        try:
+            pipe.write(line + b"\n")
+            pipe.flush()
+        except BrokenPipeError as error:
+            raise LabError(f"{self.what} has ended; its words are above") from error
+        readable, _, _ = select.select([answers], [], [], patience)
+        answer = answers.readline() if readable else b""
+        if not answer:
+            raise LabError(f"{self.what} {'has ended' if readable else f'gives no answer in {patience:.0f} s'}")
+        found: dict[str, Any] = json.loads(answer)
+        if "error" in found:
+            raise LabError(f"{self.what}: {found['error']}")
+        return found
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None, "helpers are started with both pipes"
+        with contextlib.suppress(BrokenPipeError):  # it died with a request unread
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:  # in the middle of something that nobody waits for any more
+            self.process.kill()
+            self.process.wait()
+
+
+class Rig:
+    """The lab with everything in it; as a context manager it goes without a trace."""
+
+    def __init__(self, name: str, modes: tuple[str, ...], tool: Tool) -> None:
+        self._tool = tool
+        self.lab = Lab.up(LabSpec(name=name, nodes=len(modes) + 1, pods=2))
+        self._clients: dict[str, Helper] = {}
+        self._agents: dict[str, Helper] = {}
+        try:
+            self.nodes: Mapping[str, Node] = dict(zip(modes, self.lab.nodes, strict=False))
+            self.remote = self.lab.nodes[-1]
+            self._start()
+        except BaseException:
+            self.lab.down()
+            raise
+
+    def _start(self) -> None:
+        for node in self.lab.nodes:
+            with netns(node.netns):
+                for key, seconds in _CONNTRACK_SECONDS.items():
+                    sysctl(key, seconds, optional=True)
+            self._serve(node)
+        for mode, node in self.nodes.items():
+            self._clients[mode] = self._client(node.pods[1].name)
+            if MODES[mode].reference:
+                self._through(node)
+        if CONNTRACK in self.nodes:
+            self.lab.run(self.nodes[CONNTRACK], ["nft", _TRACKED])
+        self._clients[""] = self._client("client")
+
+    def _through(self, node: Node) -> None:
+        """Packets that the outside client sends from its address for this node pass by the node, to any pod."""
+        with Links(self.lab.topology.underlay.netns) as links:
+            source = self.lab.client.via[node.name][Family.IPV4]
+            table = build.ENTRY_TABLE + node.number
+            links.rule(Family.IPV4, _DIRECT_RULE, table, incoming="client", source=source)
+
+    def _serve(self, node: Node) -> None:
+        pod = node.pods[0]
+        process = self.lab.spawn(
+            pod, [*self._tool.argv, "serve", str(SERVER_PORT), str(ENDPOINTS)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        assert process.stdout is not None, "it was started with a pipe"
+        if process.stdout.readline() != b"ready\n":
+            raise LabError(f"{pod.name}: the server on port {SERVER_PORT} does not start; its words are above")
+        if shutil.which("iperf3"):
+            self.lab.spawn(
+                pod, ["iperf3", "-s", "-p", str(BULK_PORT)],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+
+    def _client(self, place: str) -> Helper:
+        process = self.lab.spawn(
+            place, [*self._tool.argv, "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        return Helper(process, f"{place}: the load generator")
+
+    @property
+    def group(self) -> Path:
+        """Control group of the whole lab."""
+        return self.lab.cgroup(self.lab.client).parent
+
+    def agent(self, mode: str) -> Helper:
+        """The mode's control plane. Raises KeyError when none was started."""
+        return self._agents[mode]
+
+    def restart_agent(self, mode: str) -> None:
+        """End the mode's control plane, leave nothing of it on the node, start it anew."""
+        if mode in self._agents:
+            agent = self._agents.pop(mode)
+            try:
+                agent.ask(msgspec.json.encode(Request("cleanup")), LOAD_PATIENCE)
+            finally:
+                agent.close()
+        node = self.nodes[mode]
+        process = self.lab.python(
+            node, "dataplane.bench.agent", [self.lab.spec.name, node.name, mode],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        self._agents[mode] = Helper(process, f"{node.name}: the control plane of {mode}")
+
+    def load(self, mode: str, services: int) -> dict[str, float]:
+        """A cold start of the mode with so many Services; its figures."""
+        local = Backend(self._pod(self.nodes[mode]), self.nodes[mode].name)
+        remote = Backend(self._pod(self.remote), self.remote.name)
+        request = Request("load", services, local, remote)
+        return self._agents[mode].ask(msgspec.json.encode(request), LOAD_PATIENCE)
+
+    def _pod(self, node: Node) -> str:
+        return node.pods[0].addresses[Family.IPV4]
+
+    def target(self, mode: str, scenario: Scenario, services: int, position: Position) -> tuple[str, int]:
+        """Address and port that a scenario's packets are sent to."""
+        udp = scenario.operation in ("dns", "udp")
+        node = self.nodes[mode]
+        if scenario.way is Way.CLUSTER_IP:
+            port = BULK_PORT if scenario.operation.startswith("iperf3") else UDP_PORT if udp else TCP_PORT
+            if not MODES[mode].reference:
+                return cluster_ip(index(position, services)), port
+            return self._pod(node), BULK_PORT if port == BULK_PORT else SERVER_PORT
+        remote = scenario.way is Way.NODE_PORT_REMOTE
+        if MODES[mode].reference:
+            return self._pod(self.remote if remote else node), SERVER_PORT
+        return node.addresses[Family.IPV4], REMOTE_NODE_PORT if remote else LOCAL_NODE_PORT
+
+    def traffic(
+        self, mode: str, operation: str, target: tuple[str, int], seconds: float, outside: bool
+    ) -> dict[str, float]:
+        """Let the client of a mode, or the outside client, do an operation for so long; what load.c answers."""
+        source = "-"
+        if outside and MODES[mode].reference:
+            source = self.lab.client.via[self.nodes[mode].name][Family.IPV4]
+        request = f"{operation} {target[0]} {target[1]} {seconds} {source}"
+        return self._clients["" if outside else mode].ask(request.encode(), seconds + PATIENCE)
+
+    def bulk(self, mode: str, streams: int, target: tuple[str, int], size: int) -> dict[str, float]:
+        """Send `size` bytes in so many streams with iperf3; rate is bits a second as the server saw them."""
+        argv = ["iperf3", "-c", target[0], "-p", str(target[1]), "-P", str(streams), "-n", str(size // streams), "-J"]
+        for attempt in range(5):
+            done = self.lab.run(self.nodes[mode].pods[1], argv, check=False)
+            report: dict[str, Any] = json.loads(done.stdout) if done.stdout else {"error": done.stderr.strip()}
+            if "busy" not in report.get("error", ""):
+                break
+            time.sleep(0.1 * (attempt + 1))  # the server is not yet through with the run before
+        if "error" in report:
+            raise LabError(f"iperf3 to {target[0]} port {target[1]} in {mode} mode: {report['error']}")
+        end = report["end"]
+        received = end["sum_received"]
+        return {
+            "rate": received["bits_per_second"],
+            "seconds": received["seconds"],
+            "operations": received["bytes"] / 1e9,
+            "failures": 0.0,
+            "retransmits": float(end["sum_sent"].get("retransmits", 0)),
+        }
+
+    def close(self) -> None:
+        """Take everything down; the planes clean up first, since what eBPF pins outlives a namespace."""
+        failure: LabError | None = None
+        for agent in self._agents.values():
+            try:
+                agent.ask(msgspec.json.encode(Request("cleanup")), LOAD_PATIENCE)
+            except LabError as error:
+                failure = error
+        try:
+            for helper in (*self._agents.values(), *self._clients.values()):
+                helper.close()
+            self._agents.clear()
+            self._clients.clear()
+        finally:
+            self.lab.down()
+        if failure:
+            raise failure
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except LabError:
+            if error is None:  # else the first failure is the one to tell of
+                raise

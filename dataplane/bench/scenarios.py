@@ -1,0 +1,91 @@
+"""What is measured: the scenarios and the figures that each gives."""
+
+import enum
+from typing import NamedTuple
+
+
+class Kind(enum.StrEnum):
+    """What a scenario exercises: packets through the data plane, or the control plane itself."""
+
+    DATA = "data"
+    CONTROL = "control"
+
+
+class Way(enum.StrEnum):
+    """How the packets go. CLUSTER_IP: pod to pod on one node through a clusterIP. NODE_PORT_*: from the outside client
+    to a node port, backend on that node or on another one."""
+
+    CLUSTER_IP = "clusterIP"
+    NODE_PORT_LOCAL = "node port, backend on the node"
+    NODE_PORT_REMOTE = "node port, backend elsewhere"
+    NONE = ""
+
+
+class Scenario(NamedTuple):
+    """One thing to measure. metric: the main figure, which bars and ratios are about. higher: more of it is better.
+    operation: what the load generator is told ("iperf3 N": bulk with N streams). sweep: measured for every number of
+    Services and every position among them, otherwise only where the profile says."""
+
+    name: str
+    title: str
+    kind: Kind
+    metric: str
+    unit: str
+    higher: bool = True
+    way: Way = Way.CLUSTER_IP
+    operation: str = ""
+    sweep: bool = False
+
+
+SCENARIOS = {
+    s.name: s
+    for s in (
+        Scenario("connect", "new TCP connections", Kind.DATA, "rate", "1/s", operation="connect", sweep=True),
+        Scenario("dns", "DNS-like UDP queries, a socket each", Kind.DATA, "rate", "1/s", operation="dns"),
+        Scenario("rr", "request and response, warm TCP connection", Kind.DATA, "rate", "1/s", operation="rr"),
+        Scenario("bulk1", "bulk TCP, one stream", Kind.DATA, "rate", "bit/s", operation="iperf3 1"),
+        Scenario("bulk4", "bulk TCP, four streams", Kind.DATA, "rate", "bit/s", operation="iperf3 4"),
+        Scenario("udp", "UDP packets, one flow", Kind.DATA, "rate", "packets/s", operation="udp"),
+        Scenario(
+            "north-local", "new TCP connections from outside, backend on the node",
+            Kind.DATA, "rate", "1/s", way=Way.NODE_PORT_LOCAL, operation="connect",
+        ),
+        Scenario(
+            "north-remote", "new TCP connections from outside, backend on another node",
+            Kind.DATA, "rate", "1/s", way=Way.NODE_PORT_REMOTE, operation="connect",
+        ),
+        Scenario(
+            "north-remote-rr", "request and response from outside, backend on another node",
+            Kind.DATA, "rate", "1/s", way=Way.NODE_PORT_REMOTE, operation="rr",
+        ),
+        Scenario(
+            "north-remote-udp", "UDP packets from outside, backend on another node",
+            Kind.DATA, "rate", "packets/s", way=Way.NODE_PORT_REMOTE, operation="udp",
+        ),
+        Scenario(
+            "coldstart", "cold start: decoded objects to kernel",
+            Kind.CONTROL, "seconds", "s", higher=False, way=Way.NONE, sweep=True,
+        ),
+        Scenario(
+            "change", "one endpoint changes: event to kernel",
+            Kind.CONTROL, "p99", "ns", higher=False, way=Way.NONE, sweep=True,
+        ),
+        Scenario(
+            "rollout", "100 endpoint changes a second: lag behind the event",
+            Kind.CONTROL, "p99", "ns", higher=False, way=Way.NONE, sweep=True,
+        ),
+    )
+}  # fmt: skip
+
+
+class Position(enum.StrEnum):
+    """Which of the Services is used: in the order of their names, which is that of iptables' rules."""
+
+    FIRST = "first"
+    MIDDLE = "middle"
+    LAST = "last"
+
+
+def index(position: Position, services: int) -> int:
+    """Number of that Service among `services`, from 0."""
+    return {Position.FIRST: 0, Position.MIDDLE: services // 2, Position.LAST: services - 1}[position]

@@ -28,7 +28,7 @@ from ctl.daemon.reconcile import Reconciler
 from ctl.daemon.settings import Settings
 from ctl.daemon.sysctls import apply_sysctls
 from ctl.daemon.takeover import remove_kube_proxy
-from ctl.daemon.web import Site, health_answer, metrics_answer, split_bind
+from ctl.daemon.web import Listener, Site, health_answer, metrics_answer, split_bind
 from ctl.loaded import make_plane
 from ctl.sources.api import Api
 from ctl.sources.directory import DirectorySource
@@ -63,7 +63,7 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._saved = 0
-        self._sites: list[tuple[Site, asyncio.Server]] = []
+        self._sites: list[tuple[Site, Listener]] = []
         self._reflectors: list[tuple[str, Reflector]] = []
         self.inbox = Inbox(KINDS)
         self._api: Api | None = None
@@ -170,7 +170,7 @@ class Daemon:
 
     async def _update_ports(self) -> None:
         plan = self.reconciler.planner.plan
-        await self._ports.update(plan.health_checks, plan.node.nodeports)
+        self._ports.update(plan.health_checks, plan.node.nodeports)
 
     def _port_refused(self, check: HealthCheck, why: str) -> None:
         ref = ObjectRef("Service", check.namespace, check.name)
@@ -265,7 +265,7 @@ class Daemon:
                 continue
             site = Site(answer)
             try:
-                self._sites.append((site, await site.open(host, port)))
+                self._sites.append((site, site.open(host, port)))
             except OSError as error:
                 text = f"{bind}: cannot be listened on: {error.strerror}"
                 if self.settings.config.bind_address_hard_fail:

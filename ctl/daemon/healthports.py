@@ -3,7 +3,6 @@
 One HTTP server behind all ports: thousands of listening sockets, one event loop, no thread.
 """
 
-import asyncio
 import json
 from collections.abc import Callable, Mapping
 
@@ -11,7 +10,7 @@ from aiohttp import web
 
 from ctl.daemon.health import Health
 from ctl.daemon.log import Log
-from ctl.daemon.web import NOSNIFF, Site
+from ctl.daemon.web import NOSNIFF, Listener, Site
 from dataplane.plan.types import HealthCheck
 from dataplane.policy.node import NodePortAddresses
 
@@ -25,10 +24,10 @@ class HealthPorts:
         self._site = Site(self._answer)
         self._hosts: tuple[str, ...] = ()
         self._checks: dict[int, HealthCheck] = {}
-        self._servers: dict[int, list[asyncio.Server]] = {}
+        self._servers: dict[int, list[Listener]] = {}
         self._complained: dict[int, HealthCheck] = {}
 
-    async def update(self, checks: Mapping[tuple[str, str], HealthCheck], addresses: NodePortAddresses) -> None:
+    def update(self, checks: Mapping[tuple[str, str], HealthCheck], addresses: NodePortAddresses) -> None:
         """Serve exactly these; where two Services claim one port, the first by namespace and name gets it.
 
         A port that cannot be opened is reported once and tried again at the next call.
@@ -44,7 +43,7 @@ class HealthPorts:
         self._checks = wanted
         for port, check in wanted.items():
             if port not in self._servers:
-                await self._open(check)
+                self._open(check)
 
     async def close(self) -> None:
         """Close all ports."""
@@ -56,11 +55,11 @@ class HealthPorts:
             for server in self._servers.pop(port):
                 server.close()
 
-    async def _open(self, check: HealthCheck) -> None:
-        opened: list[asyncio.Server] = []
+    def _open(self, check: HealthCheck) -> None:
+        opened: list[Listener] = []
         try:
             for host in self._hosts:
-                opened.append(await self._site.open(host, check.port))
+                opened.append(self._site.open(host, check.port))
         except OSError as error:
             for server in opened:
                 server.close()

@@ -1,6 +1,7 @@
 """What the daemon serves over HTTP, all by one event loop: /healthz and /livez, /metrics and /proxyMode."""
 
 import asyncio
+import errno
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -11,6 +12,7 @@ from ctl.daemon.metrics import Metrics
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
+_BATCH = 100
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -37,16 +39,52 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return door
 
 
+class Listener:
+    """A listening socket of a Site. Connections that were accepted before it is closed are still answered."""
+
+    def __init__(self, door: socket.socket, protocols: web.Server) -> None:
+        self._door, self._protocols = door, protocols
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._door.fileno() >= 0:
+            self._loop.add_reader(self._door, self._accept)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._loop.remove_reader(self._door)
+        self._door.close()
+
+    def _accept(self) -> None:
+        for _ in range(_BATCH):
+            try:
+                connection, _ = self._door.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    self._loop.remove_reader(self._door)
+                    self._loop.call_later(1.0, self._listen)
+                return  # otherwise the client has gone already
+            connection.setblocking(False)
+            task: asyncio.Task[object] = self._loop.create_task(
+                self._loop.connect_accepted_socket(self._protocols, connection)
+            )
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+
 class Site:
     """An HTTP server; each socket it serves on can be closed alone. For use in one event loop."""
 
     def __init__(self, answer: Answer) -> None:
         self._protocols = web.Server(answer, keepalive_timeout=30, access_log=None)
 
-    async def open(self, host: str, port: int) -> asyncio.Server:
+    def open(self, host: str, port: int) -> Listener:
         """Serve on one more address; closing what this returns ends it. Raises OSError."""
-        door = listening_socket(host, port)
-        return await asyncio.get_running_loop().create_server(self._protocols, sock=door)
+        return Listener(listening_socket(host, port), self._protocols)
 
     async def close(self) -> None:
         """End all connections."""

@@ -6,6 +6,7 @@ Lists with limit and continue, watches as JSON lines in chunks, bookmarks, resou
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -55,11 +56,12 @@ class Seen:
 class ApiServer:
     """`with ApiServer() as server:` — listens on 127.0.0.1 of the network namespace that the caller's thread is in."""
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._door = socket.create_server((host, port), family=family)
         self.port = self._door.getsockname()[1]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        self._tls = tls
+        self.url = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{self.port}"
         self.seen = Seen()
         self._mood = Mood()
         self._streams: set[web.StreamResponse] = set()
@@ -127,7 +129,7 @@ class ApiServer:
         self._end = asyncio.Event()
         self._store = Store()
         server = web.Server(self._answer, access_log=None)
-        listener = await self._loop.create_server(server, sock=self._door)
+        listener = await self._loop.create_server(server, sock=self._door, ssl=self._tls)
         self._ready.set()
         await self._end.wait()
         listener.close()

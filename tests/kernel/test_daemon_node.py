@@ -1,0 +1,225 @@
+"""The daemon on one node: what it serves, refuses, reloads, takes over and leaves behind."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dataplane.kernel.netns import in_netns
+from dataplane.lab.lab import Lab
+from dataplane.lab.spec import LabSpec
+from dataplane.model.net import Family
+from tests.apiserver.objects import endpoint_slice, node, service
+from tests.kernel.daemon_lab import PORT, VIP, DaemonLab, Traffic, daemon_lab, http, until
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab.up(LabSpec(f"daemonone-{os.getpid()}", nodes=1, pods=2)) as lab:
+        lab.start_echo(lab.pods, [PORT])
+        yield lab
+
+
+@pytest.fixture
+def cluster(lab: Lab, tmp_path: Path) -> Iterator[DaemonLab]:
+    with daemon_lab(lab, tmp_path) as cluster:
+        cluster.server.apply(service("echo", VIP))
+        cluster.serve(*[(pod, "ready") for pod in lab.pods])
+        yield cluster
+
+
+def _gauge(cluster: DaemonLab, name: str) -> float:
+    _, _, body = http(cluster.daemons[0].netns, "127.0.0.1", 10249, "/metrics")
+    return next(float(line.split()[-1]) for line in body.decode().splitlines() if line.startswith(f"{name} "))
+
+
+def _balanced(name: str, ip: str, port: int) -> dict[str, object]:
+    return service(
+        name, ip, type="LoadBalancer", externalTrafficPolicy="Local", healthCheckNodePort=port,
+        ports=[{"port": 80, "protocol": "TCP", "nodePort": 30080}],
+    )  # fmt: skip
+
+
+def test_what_it_serves(cluster: DaemonLab, lab: Lab) -> None:
+    cluster.start()
+    daemon = cluster.daemons[0]
+    status, headers, body = http(lab.client.netns, lab.nodes[0].addresses[Family.IPV4], 10256, "/healthz")
+    assert (status, headers["content-type"], headers["x-content-type-options"]) == (200, "application/json", "nosniff")
+    assert json.loads(body)["nodeEligible"] is True
+    assert http(daemon.netns, "127.0.0.1", 10256, "/livez")[0] == 200
+    assert http(daemon.netns, "127.0.0.1", 10256, "/other")[0] == 404
+    assert http(daemon.netns, "127.0.0.1", 10249, "/proxyMode")[2] == b"nftables"
+    assert _gauge(cluster, "hotplane_frontends") == 1
+    assert _gauge(cluster, "kubeproxy_sync_proxy_rules_duration_seconds_count") >= 1
+    assert _gauge(cluster, "kubeproxy_sync_proxy_rules_last_timestamp_seconds") > 1.7e9
+    with pytest.raises(ConnectionRefusedError):
+        http(lab.client.netns, lab.nodes[0].addresses[Family.IPV4], 10249, "/metrics")
+    cluster.server.apply(node("node1", "172.18.0.1", taints=["ToBeDeletedByClusterAutoscaler"]))
+    until(lambda: http(daemon.netns, "127.0.0.1", 10256, "/healthz")[0] == 503, "the node is about to go")
+    assert http(daemon.netns, "127.0.0.1", 10256, "/livez")[0] == 200
+    assert daemon.stop() == 0
+
+
+def test_health_check_node_ports(cluster: DaemonLab, lab: Lab) -> None:
+    address = lab.nodes[0].addresses[Family.IPV4]
+    cluster.server.apply(_balanced("echo", VIP, 31000))
+    cluster.start()
+    status, headers, body = http(lab.client.netns, address, 31000)
+    assert status == 200
+    assert headers["content-type"] == "application/json"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-load-balancing-endpoint-weight"] == "2"
+    assert json.loads(body) == {
+        "service": {"namespace": "default", "name": "echo"}, "localEndpoints": 2, "serviceProxyHealthy": True,
+    }  # fmt: skip
+    cluster.serve((lab.pods[0], "terminating"))
+    until(lambda: http(lab.client.netns, address, 31000)[0] == 503, "no ready endpoint here")
+    assert http(lab.client.netns, address, 31000)[1]["x-load-balancing-endpoint-weight"] == "0"
+    cluster.server.apply(service("echo", VIP))
+
+    def closed() -> bool:
+        try:
+            http(lab.client.netns, address, 31000)
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    until(closed, "the port closes when the Service no longer has it")
+
+
+def test_many_health_check_node_ports(cluster: DaemonLab, lab: Lab) -> None:
+    count = 2000
+    cluster.start()
+    many: list[dict[str, object]] = []
+    for number in range(count):
+        item = _balanced(f"lb{number}", f"10.96.{10 + number // 250}.{number % 250 + 1}", 25000 + number)
+        spec = item["spec"]
+        assert isinstance(spec, dict)
+        spec["ports"] = [{"port": 80, "protocol": "TCP", "nodePort": 20000 + number}]
+        many.append(item)
+    cluster.server.apply(*many)
+    address = lab.nodes[0].addresses[Family.IPV4]
+
+    def answers(number: int) -> bool:
+        try:
+            return http(lab.client.netns, address, 25000 + number)[0] == 503
+        except ConnectionRefusedError:
+            return False
+
+    for number in range(0, count, 100):
+        until(lambda n=number: answers(n), f"port {number} opens")  # type: ignore[misc]
+    assert b'"name":"lb200"' in http(lab.client.netns, address, 25000 + 200)[2]
+
+
+def test_refused_objects_are_told_and_harm_nobody(cluster: DaemonLab) -> None:
+    broken = service("broken", "10.96.0.40")
+    broken["spec"]["ports"] = "none"
+    cluster.server.apply(broken, service("z-thief", VIP), service("good", "10.96.0.41"))
+    cluster.server.apply(endpoint_slice("good", ["10.244.1.11"]))
+    cluster.start()
+    assert cluster.holds(cluster.daemons[0], "default/good")
+    assert cluster.holds(cluster.daemons[0], "default/echo")
+    until(lambda: len(cluster.server.written()) >= 2, "Events are written")
+    written = {event["regarding"]["name"]: event for event in cluster.server.written()}
+    assert written["broken"]["reason"] == "InvalidObject"
+    assert "spec.ports" in written["broken"]["note"]
+    assert written["z-thief"]["reason"] == "FrontendConflict"
+    assert "default/echo" in written["z-thief"]["note"]
+    assert _gauge(cluster, "hotplane_objects_refused") == 2
+    cluster.server.delete("Service", "default", "echo")
+    until(lambda: cluster.holds(cluster.daemons[0], "default/z-thief"), "the younger one gets the address")
+
+
+def test_sighup_reads_the_configuration_again(cluster: DaemonLab, lab: Lab, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+
+    def write(**fields: object) -> None:
+        document = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", **fields}
+        config.write_text(yaml.safe_dump(document))
+
+    write(mode="nftables", metricsBindAddress="127.0.0.1:10249")
+    daemon = cluster.daemons[0]
+    daemon.mode = ""
+    cluster.start("--config", str(config))
+    with Traffic(lab.pods[0].netns) as traffic:
+        write(mode="nftables", metricsBindAddress="127.0.0.1:10349", nftables={"masqueradeAll": True})
+        daemon.hangup()
+        until(lambda: "configuration reloaded" in daemon.text, "reload")
+        assert http(daemon.netns, "127.0.0.1", 10349, "/proxyMode")[2] == b"nftables"
+        write(mode="what")
+        daemon.hangup()
+        until(lambda: "the old one stays" in daemon.text, "a wrong configuration is refused")
+        assert daemon.alive
+        write(mode="iptables", metricsBindAddress="127.0.0.1:10349")
+        daemon.hangup()
+        until(lambda: "mode=iptables" in daemon.text.split("configuration reloaded")[-1], "the mode changes")
+    assert traffic.failures == []
+    tables = in_netns(daemon.netns, subprocess.run, ["nft", "list", "tables"], capture_output=True, text=True).stdout
+    assert "hotplane" not in tables
+
+
+def test_adopt_takes_over_from_kube_proxys_rules_and_back(cluster: DaemonLab, lab: Lab) -> None:
+    """The iptables plane's rules are kube-proxy's: they stand, they carry traffic, ours replace them, and back."""
+    daemon = cluster.daemons[0]
+    daemon.mode = "iptables"
+    daemon.run("run", "--once", "--master", cluster.server.url)
+    assert "KUBE-SVC-" in _iptables(daemon.netns)
+    daemon.mode = "nftables"
+    for place in (lab.pods[0].netns, lab.client.netns):
+        assert in_netns(place, subprocess.run, ["ip", "route"], capture_output=True).returncode == 0
+    with Traffic(lab.pods[0].netns) as pod, Traffic(lab.nodes[0].netns) as host:
+        said = daemon.run("adopt", "--master", cluster.server.url)
+        assert "removed kube-proxy's iptables rules" in said
+        assert "KUBE-" not in _iptables(daemon.netns)
+        assert cluster.holds(daemon, "default/echo")
+        daemon.start("--master", cluster.server.url)
+        assert "changed=0" in daemon.text, "the daemon finds the rules as they should be"
+        assert daemon.stop() == 0
+        daemon.mode = "iptables"
+        daemon.run("run", "--once", "--master", cluster.server.url)
+        daemon.mode = "nftables"
+        daemon.run("run", "--cleanup")
+    assert pod.failures == []
+    assert host.failures == []
+    assert "KUBE-SVC-" in _iptables(daemon.netns)
+
+
+def _iptables(namespace: str) -> str:
+    found = ""
+    for tool in ("iptables-legacy-save", "iptables-nft-save"):
+        found += in_netns(namespace, subprocess.run, [tool], capture_output=True, text=True).stdout
+    return found
+
+
+def test_an_end_leaves_the_data_plane_and_cleanup_removes_it(cluster: DaemonLab, lab: Lab) -> None:
+    cluster.start()
+    daemon = cluster.daemons[0]
+    with Traffic(lab.pods[0].netns) as traffic:
+        assert daemon.stop() == 0
+    assert traffic.failures == []
+    assert "the data plane stays" in daemon.text
+    daemon.run("run", "--cleanup", "--mode", "nftables")
+    assert not cluster.holds(daemon, "default/echo")
+
+
+def test_a_directory_is_followed(cluster: DaemonLab, lab: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / "manifests"
+    folder.mkdir()
+    pods = [pod.addresses[Family.IPV4] for pod in lab.pods]
+    (folder / "echo.json").write_text(json.dumps(service("echo", VIP)))
+    (folder / "slice.json").write_text(json.dumps(endpoint_slice("echo", pods)))
+    daemon = cluster.daemons[0]
+    daemon.start("-f", str(folder))
+    with Traffic(lab.pods[0].netns) as traffic:
+        (folder / "slice.json").write_text('{"kind": "EndpointSlice", "broken')
+        until(lambda: "nothing changes until" in daemon.text, "the broken file is told of")
+        assert cluster.holds(daemon, "default/echo")
+        (folder / "slice.json").write_text(json.dumps(endpoint_slice("echo", pods[1:])))
+        until(lambda: daemon.text.count(" synced ") == 1, "the change is taken in")
+    assert traffic.failures == []
+    (folder / "echo.json").unlink()
+    until(lambda: not cluster.holds(daemon, "default/echo"), "the Service goes with its file")

@@ -1,10 +1,12 @@
 """Plan in, exact commands out: what the nftables plane sends for a load, for a change, and for the way back to nothing.
 
-The files in `nftables/` are the expected texts. No kernel: a recording stand-in takes the transactions.
+The files in `nftables/` are the expected texts. No kernel: recording stand-ins for both doors
+take the transactions, and elements that go as netlink messages are recorded as the commands that say the same.
 HOTPLANE_UPDATE_GOLDEN=1 in the environment rewrites them.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,11 @@ from dataplane.kernel.nft import Nft
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, SourceRanges
+from dataplane.planes.nftables.fields import Element, Layouts
 from dataplane.planes.nftables.plane import NftablesPlane
+from dataplane.planes.nftables.store import ElementStore
+from dataplane.planes.nftables.syntax import syntax
+from dataplane.planes.nftables.transaction import add_commands, delete_commands
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
 from dataplane.policy.routes import cluster_ip_routes, external_routes
@@ -41,13 +47,24 @@ class Recorder(Nft):
     def run(self, transaction: str) -> None:
         self.sent.append(transaction)
 
-    def tables(self) -> set[tuple[str, str]]:
-        return set()
-
     def take(self) -> str:
         text = "".join(self.sent)
         self.sent.clear()
         return text
+
+
+class RecorderStore(ElementStore):
+    """Takes transactions of elements without a kernel."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._all = Layouts(syntax(family, "hotplane") for family in Family)
+        self._recorder = recorder
+
+    def change(self, removed: Iterable[Element], added: Iterable[tuple[Element, bytes]]) -> None:
+        self._recorder.run(delete_commands(self._all, removed) + add_commands(self._all, added))
+
+    def has_table(self, target: str) -> bool:
+        return False
 
 
 def backends(family: Family, *numbers: int) -> tuple[Backend, ...]:
@@ -89,7 +106,7 @@ def check(name: str, text: str) -> None:
 @pytest.mark.parametrize("affinity", [0, 10800])
 def test_load_change_and_back_to_nothing(family: Family, affinity: int) -> None:
     recorder = Recorder()
-    plane = NftablesPlane(families=(family,), nft=recorder)
+    plane = NftablesPlane(families=(family,), nft=recorder, store=RecorderStore(recorder))
     name = f"ipv{family.value}-{'sticky' if affinity else 'plain'}"
 
     first = service(family, (2, 3, 4), affinity)
@@ -112,7 +129,7 @@ def test_load_change_and_back_to_nothing(family: Family, affinity: int) -> None:
 
 def test_a_change_that_changes_nothing_sends_nothing() -> None:
     recorder = Recorder()
-    plane = NftablesPlane(nft=recorder)
+    plane = NftablesPlane(nft=recorder, store=RecorderStore(recorder))
     plane.load(Plan(NODE))
     recorder.take()
     plane.apply(PlanChange())

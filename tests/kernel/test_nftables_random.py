@@ -11,6 +11,8 @@ from dataplane.model.objects import ModelObject
 from dataplane.plan.planner import Planner
 from dataplane.plan.rows import rows
 from dataplane.plan.types import Plan
+from dataplane.planes.nftables import load
+from dataplane.planes.nftables.load import TEXT_LIMIT
 from dataplane.planes.nftables.plane import NftablesPlane
 from dataplane.planes.nftables.skeleton import chains, declarations
 from dataplane.planes.nftables.state import table_state
@@ -28,15 +30,17 @@ def assert_empty(plane: NftablesPlane, plan: Plan) -> None:
     """Only the skeleton is left."""
     for family in FAMILIES:
         words = syntax(family, "hotplane")
-        state = table_state(words, plane._nft.text(f"list table {words.ip} hotplane"))
-        assert {element for element in state.elements if not element[0].endswith(" service_cidrs")} == set()
+        state = table_state(words, plane._store)
+        assert not any(state.elements.values())
         assert set(state.rules) == {*chains(words, family, plan.node), "restricted"}
         assert state.sets == set(declarations(words))
 
 
-@pytest.fixture
-def plane(namespace: str) -> NftablesPlane:
-    return in_netns(namespace, NftablesPlane)
+@pytest.fixture(params=[TEXT_LIMIT, 0], ids=["text", "pieces"])
+def plane(namespace: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> NftablesPlane:
+    """Planes whose loads are one transaction of text, and whose loads go in small pieces."""
+    monkeypatch.setattr(load, "ELEMENTS_A_TRANSACTION", 7)
+    return in_netns(namespace, NftablesPlane, text_limit=request.param)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

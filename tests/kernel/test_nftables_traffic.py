@@ -11,6 +11,7 @@ from dataplane.kernel.netns import in_netns
 from dataplane.model.net import Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import FrontendKind, PlanEntry, SourceRanges
+from dataplane.planes.nftables import shapes
 from dataplane.planes.nftables.plane import NftablesPlane
 from tests.kernel.nftables_net import (
     CLIENT,
@@ -209,6 +210,20 @@ def test_affinity_sticks_expires_and_moves(
             break
         time.sleep(1.6)
     assert len(seen) > 1
+
+
+@BOTH
+def test_a_full_affinity_map_stops_nobody(
+    net: Network, plane: NftablesPlane, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clients are remembered, the others are forwarded all the same, each time to any pod."""
+    monkeypatch.setattr(shapes, "AFFINITY_LIMIT", 2)
+    plane.load(plan_of(entry(version, pods(version, 0, 1, 2), affinity=600)))
+    answers = {
+        where: {ask(where, VIP[version]).split()[0] for _ in range(20)} for where in (net.client, net.node, *net.pods)
+    }
+    assert all(found <= {"0", "1", "2"} for found in answers.values())
+    assert [len(found) == 1 for found in answers.values()] == [True, True, False, False, False]
 
 
 @BOTH

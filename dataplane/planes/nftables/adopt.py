@@ -3,16 +3,20 @@
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
 
+import msgspec
+
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange
 from dataplane.plan.rows import row
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, Row
+from dataplane.planes.nftables.elements import frontend_key
+from dataplane.planes.nftables.fields import Element
 from dataplane.planes.nftables.placement import Placement
 from dataplane.planes.nftables.shapes import shape_of, shape_rules
 from dataplane.planes.nftables.skeleton import BASE_CHAINS, chains, restricted_rules
 from dataplane.planes.nftables.state import TableReader, TableState
 from dataplane.planes.nftables.syntax import Syntax
-from dataplane.planes.nftables.transaction import Transaction, affinity_names, commands
+from dataplane.planes.nftables.transaction import affinity_names
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import NodeConfig
 
@@ -39,46 +43,49 @@ def broken_chains(words: Syntax, family: Family, state: TableState, node: NodeCo
     return None if wrong & {*BASE_CHAINS, "services", *expected} else broken
 
 
-def previous_placements(
-    readers: Mapping[Family, TableReader], entries: Iterable[PlanEntry]
-) -> dict[EntryKey, Placement]:
-    """Where the kernel has the backends of each entry now, from the entry's frontends that exist there."""
-    found: dict[tuple[str, FrontendKey], Placement] = {}
-    for reader in readers.values():
-        for (nodeport, key), frontend in reader.frontends().items():
-            found[(reader.service(nodeport, key), frontend)] = reader.order(nodeport, key)
-    placements = {}
-    for entry in entries:
-        known = [found[k] for f in entry.frontends if (k := (entry.key.service, f.key)) in found]
-        if known:
-            cluster = max((p.cluster for p in known), key=len)
-            local = max((p.local for p in known), key=len)
-            slots = {backend: slot for p in known for backend, slot in p.slots.items()}
-            if len(set(slots.values())) < len(slots):
-                slots = {}
-            placements[entry.key] = Placement(cluster, local, slots)
-    return placements
+def previous_placement(reader: TableReader, entry: PlanEntry) -> Placement | None:
+    """Where the kernel has the backends of an entry now, from the entry's frontends that exist there."""
+    keys = [frontend_key(frontend.key) for frontend in entry.frontends]
+    known = [reader.order(k) for k in keys if reader.holds(k) and reader.service(k) == entry.key.service]
+    if not known:
+        return None
+    slots = {backend: slot for placement in known for backend, slot in placement.slots.items()}
+    if len(set(slots.values())) < len(slots):
+        slots = {}
+    return Placement(max((p.cluster for p in known), key=len), max((p.local for p in known), key=len), slots)
 
 
-def adoption(
-    words: Mapping[Family, Syntax], wanted: Transaction, present: Mapping[Family, TableState]
-) -> tuple[str, bool]:
-    """Commands that turn the elements and chains of `present` into those that `wanted` adds to nothing, run after the
-    skeleton's; and whether any element differs."""
-    held = {element: rest for state in present.values() for element, rest in state.elements.items()}
-    cidrs = {w.target("service_cidrs") for w in words.values()}
-    held = {element: rest for element, rest in held.items() if element[0] not in cidrs}
-    needed = wanted.elements()
-    removed = [(element, "") for element, rest in held.items() if needed.get(element) != rest]
-    added = [(element, rest) for element, rest in needed.items() if held.get(element) != rest]
-    text = wanted.structures_text() + "".join(commands("delete", removed) + commands("add", added))
-    text += wanted.restricted_text()
-    for family, state in present.items():
-        text += _leftovers(words[family], state, wanted.chain_names(family), wanted.set_names(family))
-    return text, bool(removed or added)
+class Held:
+    """The elements that the kernel holds and that nothing in the plan has accounted for yet."""
+
+    def __init__(self, words: Mapping[Family, Syntax], present: Mapping[Family, TableState]) -> None:
+        self._maps = {
+            words[family].target(name): elements
+            for family, state in present.items()
+            for name, elements in state.elements.items()
+        }
+
+    def account(self, elements: Mapping[Element, bytes]) -> bool:
+        """Take out all these elements if each is there with this value, else none; returns whether they were."""
+        maps = self._maps
+        for (target, key), value in elements.items():
+            held = maps.get(target)
+            if held is None or held.get(key) != value:
+                return False
+        for target, key in elements:
+            del maps[target][key]
+        return True
+
+    def difference(self, wanted: Mapping[Element, bytes]) -> tuple[list[Element], list[tuple[Element, bytes]]]:
+        """What to remove and what to add so that what is left becomes what is wanted beside it."""
+        missing: dict[bytes, bytes] = {}
+        left = [(target, key, value) for target, held in self._maps.items() for key, value in held.items()]
+        removed = [(target, key) for target, key, value in left if wanted.get((target, key)) != value]
+        added = [(e, value) for e, value in wanted.items() if self._maps.get(e[0], missing).get(e[1]) != value]
+        return removed, added
 
 
-def _leftovers(words: Syntax, state: TableState, shapes: Container[str], sets: Container[str]) -> str:
+def leftovers(words: Syntax, state: TableState, shapes: Container[str], sets: Container[str]) -> str:
     """Commands that delete shape chains, range sets and affinity maps that nobody needs any more."""
     old = [name for name in state.rules if shape_of(name) is not None and name not in shapes]
     text = "".join(f"flush chain {words.target(name)}\n" for name in old)
@@ -117,19 +124,27 @@ def _kind(key: FrontendKey) -> FrontendKind:
 
 
 def changed_entries(
-    before: Mapping[FrontendKey, Row], plan: Plan, families: Container[Family]
+    before: Mapping[FrontendKey, Row], differing: Iterable[PlanEntry], plan: Plan
 ) -> tuple[EntryChange, ...]:
-    """The changes from what the rows of an earlier run say to the plan. An old entry is as far as rows tell: its kinds
-    of frontend are a guess (an address or a node port), its frontends and backends are exact."""
+    """The changes from what the rows of an earlier run say to the plan.
+
+    before: the rows that have no equal in the plan, or that belong to one of the `differing` entries. An old entry is
+    as far as rows tell: its kinds of frontend are a guess (an address or a node port), its frontends and backends are
+    exact.
+    """
     old = _entries_of(before)
     changes = []
-    for key, entry in plan.entries.items():
-        if key.family not in families:
-            continue
-        known = old.pop(key, None)
+    for entry in differing:
+        known = old.pop(entry.key, None)
         now = {frontend.key: row(frontend, entry) for frontend in entry.frontends}
         held = {frontend.key: before[frontend.key] for frontend in known.frontends} if known is not None else {}
         if now != held:
             changes.append(EntryChange(known, entry))
-    changes += [EntryChange(entry, None) for entry in old.values()]
+    for key, entry in old.items():
+        new = plan.entries.get(key)
+        if new is None:
+            changes.append(EntryChange(entry, None))
+        else:  # all of the entry is there, and a frontend of it that is no more
+            frontends = new.frontends + entry.frontends
+            changes.append(EntryChange(msgspec.structs.replace(new, frontends=frontends), new))
     return tuple(changes)

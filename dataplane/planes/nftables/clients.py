@@ -1,70 +1,59 @@
 """Who session affinity remembers in hotplane's tables."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 
-from dataplane.kernel.nft import JsonObject, Nft
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import FrontendKey
 from dataplane.planes.clients import Client
+from dataplane.planes.nftables.fields import Layouts, address_of, port_of
 from dataplane.planes.nftables.state import TableReader, table_state
+from dataplane.planes.nftables.store import ElementStore
 from dataplane.planes.nftables.syntax import Kind, Syntax, syntax
-
-_NUMBERS = {protocol.text: protocol for protocol in Protocol}
 
 
 def remembered_clients(table: str = "hotplane") -> list[Client]:
-    """Every client that the tables of this network namespace remember. Lists the whole tables. Raises PlaneError."""
-    nft = Nft()
-    present = nft.tables()
+    """Every client that the tables of this network namespace remember. Reads the whole tables. Raises PlaneError."""
+    words = {family: syntax(family, table) for family in Family}
+    store = ElementStore(Layouts(words.values()))
     found: list[Client] = []
-    for family in Family:
-        words = syntax(family, table)
-        if (words.ip, table) in present:
-            found.extend(_of_table(words, family, nft))
+    for family, mine in words.items():
+        if store.has_table(mine.own):
+            found.extend(_of_table(mine, family, store))
     return found
 
 
-def _of_table(words: Syntax, family: Family, nft: Nft) -> Iterator[Client]:
-    state = table_state(words, nft.text(f"list table {words.ip} {words.table}"))
+def _of_table(words: Syntax, family: Family, store: ElementStore) -> Iterator[Client]:
+    state = table_state(words, store)
     reader = TableReader(words, family, state)
-    services = {frontend: reader.service(*where) for where, frontend in reader.frontends().items()}
-    slots = {(target.rpartition(" ")[2], key): rest[3:] for (target, key), rest in state.elements.items()}
+    services = {frontend: reader.service(key) for key, frontend in reader.frontends().items()}
     for name in sorted(state.sets):
         for nodeport in (False, True):
             kind = words.kind(nodeport)
             if name.startswith(f"{kind.affinity_prefix}-"):
-                for item in nft.listing(f"list map {words.target(name)}"):
-                    for element in _elements(item):
-                        yield _client(family, nodeport, kind, element, services, slots)
-
-
-def _elements(item: JsonObject) -> Iterable[list[JsonObject]]:
-    elements: list[list[JsonObject]] = item["map"].get("elem", [])
-    return elements
+                for key, slot, left in store.clients(words.target(name)):
+                    yield _client(family, kind, key, slot, left // 1000, services, state.elements)
 
 
 def _client(
     family: Family,
-    nodeport: bool,
     kind: Kind,
-    element: list[JsonObject],
-    services: dict[FrontendKey, str],
-    slots: dict[tuple[str, str], str],
+    key: bytes,
+    slot: bytes,
+    seconds: int,
+    services: Mapping[FrontendKey, str],
+    elements: Mapping[str, Mapping[bytes, bytes]],
 ) -> Client:
     """One element of an affinity map: client and frontend (IPv6: two hashes of them) to a slot's number."""
-    remembered, slot = element[0]["elem"], element[1]
-    parts = remembered["val"]["concat"]
     if family is Family.IPV6:
-        return Client("", None, "", None, remembered["expires"])
-    protocol = parts[-2] if isinstance(parts[-2], int) else _NUMBERS[parts[-2]].value
-    frontend = FrontendKey(family, "" if nodeport else parts[1], Protocol(protocol), parts[-1])
-    key = f"{'' if nodeport else f'{parts[1]} . '}{protocol} . {parts[-1]} . {slot}"
-    backend = slots.get((kind.slot_endpoints, key)) or slots.get((kind.local_slot_endpoints, key))
-    address, _, port = (backend or "").partition(" . ")
+        return Client("", None, "", None, seconds)
+    address, key = key[:4], key[4:]
+    frontend = FrontendKey(family, address_of(key[:-8]) if key[:-8] else "", Protocol(key[-8]), port_of(key[-4:]))
+    maps = (kind.slot_endpoints, kind.local_slot_endpoints)
+    backend = next((data for name in maps if (data := elements.get(name, {}).get(key + slot))), None)
     return Client(
         service=services.get(frontend, ""),
         frontend=frontend,
-        address=parts[0],
-        backend=(address, int(port)) if backend else None,
-        seconds_left=remembered["expires"],
+        address=address_of(address),
+        backend=(address_of(backend[:-4]), port_of(backend[-4:])) if backend else None,
+        seconds_left=seconds,
     )

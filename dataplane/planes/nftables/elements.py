@@ -1,30 +1,31 @@
 """Compile a plan entry to elements: pure, the same entry and placement always give the same elements.
 
-An element is known by (target, key), where target is `family table set` and key its text; the rest of its text (the
-comment and the data) is its value. What several entries may need alike (a shape chain, a clusterIP, a hairpin
-pair) is not an element of the entry but a reference, counted by the plane.
+An element is known by its target (`family table set`) and its key; its value is its data and comment, all as bytes
+(see `fields`). What several entries may need alike (a shape chain, a clusterIP, a hairpin pair) is not an element of
+the entry but a reference, counted by the plane.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
-from dataplane.model.net import Family, network
-from dataplane.plan.types import Frontend, FrontendKind, PlanEntry
+from dataplane.model.net import Family, network, packed
+from dataplane.plan.types import Frontend, FrontendKey, FrontendKind, PlanEntry
 from dataplane.planes.base import PlaneError
+from dataplane.planes.nftables.fields import Element, address_port, number, port
 from dataplane.planes.nftables.placement import Address, Placement
 from dataplane.planes.nftables.shapes import Masquerade, Shape, ShapeIds
-from dataplane.planes.nftables.skeleton import ranges_name
+from dataplane.planes.nftables.skeleton import declarations, ranges_name
 from dataplane.planes.nftables.syntax import (
-    BY_SOURCE_ID,
+    BY_SOURCE_WAY,
     COMMENT_LIMIT,
-    DROP_ID,
+    DROP_WAY,
     LOCAL_OFFSET,
-    REJECT_ID,
-    RESTRICTED_ID,
+    REJECT_WAY,
+    RESTRICTED_WAY,
     Kind,
     Syntax,
 )
-from dataplane.policy.routes import REJECT_ALL, Action, Route, Scope
+from dataplane.policy.endpoints import Backend
+from dataplane.policy.routes import REJECT_ALL, Action, Route, Routes, Scope
 
 
 class ShapeRef(NamedTuple):
@@ -45,31 +46,34 @@ class ElementRef(NamedTuple):
     """A use of an element that several entries may share."""
 
     target: str
-    key: str
+    key: bytes
 
 
 Reference = ShapeRef | RangesRef | ElementRef
-ElementId = tuple[str, str]
+Ordered = Address | Backend
+"""A backend in its order: as placed, or as the entry has it. Both begin with address and port."""
 
 
 class Compiled(NamedTuple):
-    """elements: (target, key) to the rest of the element's text. references: with repetition, one for each use."""
+    """elements: to their values. references: with repetition, one for each use."""
 
-    elements: dict[ElementId, str]
+    elements: dict[Element, bytes]
     references: list[Reference]
 
 
 NOTHING = Compiled({}, [])
 
-
-@lru_cache(maxsize=65536)
-def _backend(address: str, port: int) -> str:
-    return f" : {address} . {port}"
+_INDEXES = [number(index) for index in range(256)]
+_PROTOCOLS = [bytes((value, 0, 0, 0)) for value in range(256)]
 
 
-def number_text(number: int) -> str:
-    """A slot number or an index as nftables writes a packet priority: in the range ffff:0 and above."""
-    return f"ffff:{number:x}"
+def frontend_key(key: FrontendKey) -> bytes:
+    """A frontend's key in the maps: address (none for a node port), protocol, port."""
+    return (packed(key.address) if key.address else b"") + _PROTOCOLS[key.protocol] + port(key.port)
+
+
+def _index(value: int) -> bytes:
+    return _INDEXES[value] if value < len(_INDEXES) else number(value)
 
 
 def _needs_hairpin_everywhere(entry: PlanEntry) -> bool:
@@ -84,119 +88,172 @@ def _needs_hairpin_everywhere(entry: PlanEntry) -> bool:
     )
 
 
-class _Compiler:
+def _is_off_pod(routes: Routes) -> bool:
+    """Whether all that differs by source is that only pods are not masqueraded."""
+    pod, node, outside = routes
+    return node == outside == pod._replace(masquerade=True) and pod.action is Action.FORWARD
+
+
+class Compiler:
+    """Compiles the entries of one family. `ids`: the numbers of shapes, new ones are given as they come up."""
+
+    def __init__(self, words: Syntax, family: Family, ids: ShapeIds) -> None:
+        self._words = words
+        self._family = family
+        self._ids = ids
+        self._targets = {name: words.target(name) for name in declarations(words)}
+        self._off_pod: dict[Routes, bool] = {}
+
+    def compile(self, entry: PlanEntry, placement: Placement | None) -> Compiled:
+        """Elements and references of one entry.
+
+        placement None: the backends stand in the entry's own order (which affinity does not allow). Raises PlaneError
+        for what nftables cannot hold, naming the Service.
+        """
+        entry_compiler = _Entry(self, entry, placement)
+        for frontend in entry.frontends:
+            entry_compiler.frontend(frontend)
+        entry_compiler.hairpin()
+        return Compiled(entry_compiler.elements, entry_compiler.references)
+
+    def is_off_pod(self, routes: Routes) -> bool:
+        """See `_is_off_pod`; remembered, because few different routes exist."""
+        known = self._off_pod.get(routes)
+        if known is None:
+            known = self._off_pod[routes] = _is_off_pod(routes)
+        return known
+
+    @property
+    def words(self) -> Syntax:
+        return self._words
+
+    @property
+    def family(self) -> Family:
+        return self._family
+
+    @property
+    def ids(self) -> ShapeIds:
+        return self._ids
+
+    def target(self, name: str) -> str:
+        """`family table name` of a set or a map."""
+        return self._targets.get(name) or self._words.target(name)
+
+
+class _Entry:
     """Collects the elements of one entry."""
 
-    def __init__(self, words: Syntax, ids: ShapeIds, entry: PlanEntry, placement: Placement) -> None:
-        self.words = words
-        self.ids = ids
-        self.entry = entry
-        self.placement = placement
-        self.family = entry.key.family
-        self.elements: dict[ElementId, str] = {}
+    __slots__ = ("_common", "_entry", "_name", "_placement", "_service", "elements", "references")
+
+    def __init__(self, common: Compiler, entry: PlanEntry, placement: Placement | None) -> None:
+        self._common = common
+        self._entry = entry
+        self._placement = placement
+        self.elements: dict[Element, bytes] = {}
         self.references: list[Reference] = []
-        self.service = entry.key.service
-        if any(character in self.service for character in '",\n'):
-            raise PlaneError(f"{self.service!r}: a name with quotes, commas or line breaks cannot stand in a comment")
+        self._service = entry.key.service
+        if not self._service.isascii() or not self._service.isprintable() or '"' in self._service:
+            raise PlaneError(f"{self._service!r}: a name with quotes or beyond printable ASCII cannot be a comment")
+        self._name = self._service.encode()
 
     def frontend(self, frontend: Frontend) -> None:
         """Add one frontend."""
         nodeport = not frontend.key.address
-        kind = self.words.kind(nodeport)
-        port = f"{frontend.key.protocol.value} . {frontend.key.port}"
-        key = port if nodeport else f"{frontend.key.address} . {port}"
+        common = self._common
+        kind = common.words.nodeports if nodeport else common.words.services
+        key = frontend_key(frontend.key)
         way = self._way(frontend, kind, key, nodeport)
         if frontend.source_ranges is not None and frontend.routes != REJECT_ALL:
             way = self._restricted(frontend, key, way)
-        name, rest = self.service[:COMMENT_LIMIT], self.service[COMMENT_LIMIT:]
-        self._add(kind.first, key, f' comment "{name}" : {way}')
-        if rest:
-            self._add(kind.long_names, key, f' comment "{rest}"')
+        self._add(kind.first, key, number(way) + self._name[:COMMENT_LIMIT])
+        if len(self._name) > COMMENT_LIMIT:
+            self._add(kind.long_names, key, self._name[COMMENT_LIMIT:])
         if frontend.kind is FrontendKind.CLUSTER_IP:
-            self.references.append(ElementRef(self.words.target("cluster_ips"), frontend.key.address))
-        used = {route.scope for route in frontend.routes if route.action is Action.FORWARD}
+            self.references.append(ElementRef(common.target("cluster_ips"), packed(frontend.key.address)))
+        pod, node, outside = frontend.routes
         for scope in Scope:
-            if scope in used:
+            if any(r.scope is scope and r.action is Action.FORWARD for r in (pod, node, outside)):
                 self._backends(kind, key, scope)
 
     def hairpin(self) -> None:
         """Add the pairs under which a backend that reached itself is recognised."""
-        if not self.entry.frontends:
+        entry = self._entry
+        if not entry.frontends:
             return
-        everybody = _needs_hairpin_everywhere(self.entry)
-        addresses = {b.address for b in self.entry.cluster if everybody or b.local}
-        addresses.update(b.address for b in self.entry.local)
-        target = self.words.target("hairpin")
-        self.references += [ElementRef(target, f"{a} . {a}") for a in sorted(addresses)]
+        everybody = _needs_hairpin_everywhere(entry)
+        addresses = {b.address for b in entry.cluster if everybody or b.local}
+        addresses.update(b.address for b in entry.local)
+        target = self._common.target("hairpin")
+        self.references += [ElementRef(target, packed(a) * 2) for a in sorted(addresses)]
 
-    def _add(self, name: str, key: str, rest: str) -> None:
-        self.elements[(self.words.target(name), key)] = rest
+    def _add(self, name: str, key: bytes, value: bytes) -> None:
+        self.elements[(self._common.target(name), key)] = value
 
-    def _route(self, route: Route, nodeport: bool, masquerade: Masquerade) -> str:
+    def _route(self, route: Route, nodeport: bool, masquerade: Masquerade) -> int:
         if route.action is Action.REJECT:
-            return REJECT_ID
+            return REJECT_WAY
         if route.action is Action.DROP:
-            return DROP_ID
-        count = len(self.entry.backends(route.scope))
+            return DROP_WAY
+        count = len(self._entry.backends(route.scope))
         if not count:
-            raise PlaneError(f"{self.service}: a route forwards to the {route.scope.value} set, which is empty")
-        shape = Shape(nodeport, count, route.scope is Scope.LOCAL, masquerade, self.entry.affinity_seconds)
-        self.references.append(ShapeRef(self.family, shape))
-        return self.ids.of(shape)
+            raise PlaneError(f"{self._service}: a route forwards to the {route.scope.value} set, which is empty")
+        shape = Shape(nodeport, count, route.scope is Scope.LOCAL, masquerade, self._entry.affinity_seconds)
+        self.references.append(ShapeRef(self._common.family, shape))
+        return self._common.ids.of(shape)
 
-    def _simple(self, route: Route, nodeport: bool) -> str:
+    def _simple(self, route: Route, nodeport: bool) -> int:
         return self._route(route, nodeport, Masquerade.EVERYBODY if route.masquerade else Masquerade.NOBODY)
 
-    def _way(self, frontend: Frontend, kind: Kind, key: str, nodeport: bool) -> str:
+    def _way(self, frontend: Frontend, kind: Kind, key: bytes, nodeport: bool) -> int:
         """What the element of a frontend says: a shape where every source is treated alike or only masquerading
         differs between pods and others, else the three maps by source. Any combination of routes can be held."""
         pod, node, outside = frontend.routes
         if pod == node == outside:
             return self._simple(pod, nodeport)
-        if node == outside == pod._replace(masquerade=True) and pod.action is Action.FORWARD:
+        if self._common.is_off_pod(frontend.routes):
             return self._route(pod, nodeport, Masquerade.OFF_POD)
         for name, route in ((kind.pod, pod), (kind.node, node), (kind.outside, outside)):
-            self._add(name, key, f" : {self._simple(route, nodeport)}")
-        return BY_SOURCE_ID
+            self._add(name, key, number(self._simple(route, nodeport)))
+        return BY_SOURCE_WAY
 
-    def _restricted(self, frontend: Frontend, key: str, way: str) -> str:
+    def _restricted(self, frontend: Frontend, key: bytes, way: int) -> int:
         """Put the check of source ranges before a way; returns the way that leads there."""
         ranges = frontend.source_ranges
         assert ranges is not None, "only called for frontends with source ranges"
         if not frontend.key.address:
-            raise PlaneError(f"{self.service}: source ranges on node port {frontend.key}; only addresses can have them")
-        self._add("restricted", key, f" : {way}")
+            raise PlaneError(
+                f"{self._service}: source ranges on node port {frontend.key}; only addresses can have them"
+            )
+        self._add("restricted", key, number(way))
         for cidr in dict.fromkeys(map(network, ranges.cidrs)):
-            self._add(ranges_name(cidr.prefixlen), f"{key} . {cidr.network_address}", "")
-            self.references.append(RangesRef(self.family, cidr.prefixlen))
+            self._add(ranges_name(cidr.prefixlen), key + cidr.network_address.packed, b"")
+            self.references.append(RangesRef(self._common.family, cidr.prefixlen))
         if ranges.own_address:
-            self._add("own_sources", f"{frontend.key.address} . {key}", "")
-        return RESTRICTED_ID
+            self._add("own_sources", packed(frontend.key.address) + key, b"")
+        return RESTRICTED_WAY
 
-    def _backends(self, kind: Kind, key: str, scope: Scope) -> None:
+    def _order(self, local: bool) -> tuple[Ordered, ...]:
+        if self._placement is not None:
+            return self._placement.local if local else self._placement.cluster
+        return self._entry.local if local else self._entry.cluster
+
+    def _backends(self, kind: Kind, key: bytes, scope: Scope) -> None:
         local = scope is Scope.LOCAL
-        order = self.placement.local if local else self.placement.cluster
+        order = self._order(local)
         offset = LOCAL_OFFSET if local else 0
-        if not self.entry.affinity_seconds:
-            target = self.words.target(kind.endpoints)
-            for index, (address, port) in enumerate(order, offset):
-                self.elements[(target, f"{key} . {number_text(index)}")] = _backend(address, port)
+        if self._entry.affinity_seconds:
+            self._slots(kind, key, order, offset)
             return
-        self._slots(kind, key, order, offset)
-
-    def _slots(self, kind: Kind, key: str, order: tuple[Address, ...], offset: int) -> None:
-        slots = self.words.target(kind.slots)
-        backends = self.words.target(kind.local_slot_endpoints if offset else kind.slot_endpoints)
+        target = self._common.target(kind.endpoints)
+        elements = self.elements
         for index, backend in enumerate(order, offset):
-            slot = number_text(self.placement.slots[backend])
-            self.elements[(slots, f"{key} . {number_text(index)}")] = f" : {slot}"
-            self.elements[(backends, f"{key} . {slot}")] = _backend(*backend)
+            elements[(target, key + _index(index))] = address_port(backend[0], backend[1])
 
-
-def compile_entry(words: Syntax, ids: ShapeIds, entry: PlanEntry, placement: Placement) -> Compiled:
-    """Elements and references of one entry. Raises PlaneError for what nftables cannot hold, naming the Service."""
-    compiler = _Compiler(words, ids, entry, placement)
-    for frontend in entry.frontends:
-        compiler.frontend(frontend)
-    compiler.hairpin()
-    return Compiled(compiler.elements, compiler.references)
+    def _slots(self, kind: Kind, key: bytes, order: tuple[Ordered, ...], offset: int) -> None:
+        assert self._placement is not None, "affinity needs slots"
+        slots = self._common.target(kind.slots)
+        backends = self._common.target(kind.local_slot_endpoints if offset else kind.slot_endpoints)
+        for index, backend in enumerate(order, offset):
+            slot = number(self._placement.slots[(backend[0], backend[1])])
+            self.elements[(slots, key + _index(index))] = slot
+            self.elements[(backends, key + slot)] = address_port(backend[0], backend[1])

@@ -67,12 +67,26 @@ def _slots(previous: dict[Address, int], backends: Iterable[Address], where: str
     return slots
 
 
+def check_size(entry: PlanEntry) -> None:
+    """Raise PlaneError for an entry whose sets are too large."""
+    if len(entry.cluster) > LOCAL_OFFSET or len(entry.local) > LOCAL_OFFSET:
+        raise PlaneError(f"{entry.key.service}: more than {LOCAL_OFFSET} backends in a set; split the Service")
+
+
+def fresh(entry: PlanEntry) -> Placement | None:
+    """Where the backends of an entry stand that the kernel does not know; None where that is just the entry's own
+    order, as without affinity it is. Raises PlaneError for too large a set."""
+    if entry.affinity_seconds:
+        return place(entry)
+    check_size(entry)
+    return None
+
+
 def place(entry: PlanEntry, previous: Placement | None = None) -> Placement:
     """Where the backends of an entry stand, given where they stood before. Raises PlaneError for too large a set."""
+    check_size(entry)
     cluster = tuple((b.address, b.port) for b in entry.cluster)
     local = tuple((b.address, b.port) for b in entry.local)
-    if len(cluster) > LOCAL_OFFSET or len(local) > LOCAL_OFFSET:
-        raise PlaneError(f"{entry.key.service}: more than {LOCAL_OFFSET} backends in a set; split the Service")
     if previous is not None:
         cluster, local = _order(previous.cluster, cluster), _order(previous.local, local)
     if not entry.affinity_seconds:

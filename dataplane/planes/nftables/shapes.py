@@ -8,6 +8,7 @@ depends on how many different shapes there are, never on how many Services.
 import enum
 import re
 import zlib
+from functools import lru_cache
 from typing import NamedTuple
 
 from dataplane.planes.base import PlaneError
@@ -45,6 +46,7 @@ class Shape(NamedTuple):
 _NAME = re.compile(r"(lb|np)-([1-9]\d*)(-local)?(-offpod|-masq)?(?:-([1-9]\d*)s)?")
 
 
+@lru_cache(maxsize=4096)
 def shape_of(chain: str) -> Shape | None:
     """The shape that a chain's name spells, or None for any other chain."""
     match = _NAME.fullmatch(chain)
@@ -63,27 +65,27 @@ class ShapeIds:
     _FIRST, _END = 0x10, 0xFFF0
 
     def __init__(self) -> None:
-        self._texts: dict[Shape, str] = {}
+        self._numbers: dict[Shape, int] = {}
         self._taken: set[int] = set()
 
-    def of(self, shape: Shape) -> str:
-        """The number of a shape as a packet priority. Raises PlaneError when there are far too many shapes."""
-        text = self._texts.get(shape)
-        if text is not None:
-            return text
+    def of(self, shape: Shape) -> int:
+        """The number of a shape. Raises PlaneError when there are far too many shapes."""
+        known = self._numbers.get(shape)
+        if known is not None:
+            return known
         room = self._END - self._FIRST
         if len(self._taken) >= room:
             raise PlaneError(f"more than {room} different ways to forward; use fewer affinity timeouts")
         number = zlib.crc32(shape.name.encode()) % room + self._FIRST
         while number in self._taken:
             number = number + 1 if number + 1 < self._END else self._FIRST
-        return self.adopt(shape, number)
+        self.adopt(shape, number)
+        return number
 
-    def adopt(self, shape: Shape, number: int) -> str:
-        """Take over a number that is in use for a shape; returns it as a packet priority."""
+    def adopt(self, shape: Shape, number: int) -> None:
+        """Take over a number that is in use for a shape."""
         self._taken.add(number)
-        self._texts[shape] = f"ffff:{number:x}"
-        return self._texts[shape]
+        self._numbers[shape] = number
 
 
 def affinity_name(kind: Kind, seconds: int) -> str:

@@ -8,7 +8,15 @@ import ipaddress
 from collections.abc import Iterable
 
 from dataplane.model.net import Family, family_of, is_loopback
-from dataplane.planes.nftables.syntax import BY_SOURCE_ID, REJECT_ID, RESTRICTED_ID, VERSION_CHAIN, Kind, Syntax
+from dataplane.planes.nftables.syntax import (
+    BY_SOURCE_WAY,
+    REJECT_WAY,
+    RESTRICTED_WAY,
+    VERSION_CHAIN,
+    Kind,
+    Syntax,
+    number_text,
+)
 from dataplane.policy.node import NodeConfig
 
 BASE_CHAINS = {
@@ -112,6 +120,7 @@ def chains(words: Syntax, family: Family, node: NodeConfig) -> dict[str, list[st
     """
     mark = node.masquerade_mark
     pod = _pod_match(words, family, node)
+    reject, by_source, restricted = map(number_text, (REJECT_WAY, BY_SOURCE_WAY, RESTRICTED_WAY))
     unknown = [f"{words.ip} daddr @cluster_ips goto reject-packet", f"{words.ip} daddr @service_cidrs drop"]
     return {
         VERSION_CHAIN: [],
@@ -120,10 +129,17 @@ def chains(words: Syntax, family: Family, node: NodeConfig) -> dict[str, list[st
         "mark-off-pod": [*([f"{pod} return"] if pod else []), "goto mark-packet"],
         words.services.by_source: _by_source(words, words.services, pod),
         words.nodeports.by_source: _by_source(words, words.nodeports, pod),
-        "forward": ["meta priority vmap @shapes", f"meta priority {REJECT_ID} goto reject-packet", "drop"],
-        "unrestricted": [f"meta priority {BY_SOURCE_ID} goto {words.services.by_source}", "goto forward"],
-        "dispatch": [f"meta priority {RESTRICTED_ID} goto restricted", "goto unrestricted"],
-        "nodeport-dispatch": [f"meta priority {BY_SOURCE_ID} goto {words.nodeports.by_source}", "goto forward"],
+        "forward": [
+            "meta priority vmap @shapes",
+            f"meta priority {reject} goto reject-packet",
+            "drop",
+        ],
+        "unrestricted": [f"meta priority {by_source} goto {words.services.by_source}", "goto forward"],
+        "dispatch": [f"meta priority {restricted} goto restricted", "goto unrestricted"],
+        "nodeport-dispatch": [
+            f"meta priority {by_source} goto {words.nodeports.by_source}",
+            "goto forward",
+        ],
         "services": [
             f"meta priority set {words.services.key} map @{words.services.first} goto dispatch",
             *_node_port_rules(words, family, node),
@@ -167,9 +183,15 @@ def ranges_name(prefix: int) -> str:
     return f"ranges-{prefix}"
 
 
+def ranges_declaration(words: Syntax) -> str:
+    """What a set of source ranges is made of: frontend and network address."""
+    return f"set type {words.services.key_type} . {words.address_type};"
+
+
 def add_ranges(words: Syntax, prefix: int) -> str:
     """Command that adds the set of one prefix length; fine when it exists."""
-    return f"add set {words.target(ranges_name(prefix))} {{ type {words.services.key_type} . {words.address_type}; }}\n"
+    what, _, specification = ranges_declaration(words).partition(" ")
+    return f"add {what} {words.target(ranges_name(prefix))} {{ {specification} }}\n"
 
 
 def rewrite_chain(words: Syntax, name: str, rules: Iterable[str]) -> str:
@@ -190,9 +212,19 @@ def skeleton_objects(words: Syntax, family: Family, node: NodeConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def skeleton_rules(words: Syntax, family: Family, node: NodeConfig) -> str:
-    """Commands that give every constant chain but `restricted` its rules."""
-    return "".join(rewrite_chain(words, name, rules) for name, rules in chains(words, family, node).items())
+def skeleton_rules(words: Syntax, family: Family, node: NodeConfig, *, active: bool = True) -> str:
+    """Commands that give every constant chain but `restricted` its rules; where not `active`, the base chains get
+    none, so that no packet finds its way into the others."""
+    return "".join(
+        rewrite_chain(words, name, rules if active or name not in BASE_CHAINS else ())
+        for name, rules in chains(words, family, node).items()
+    )
+
+
+def activation(words: Syntax, family: Family, node: NodeConfig) -> str:
+    """Commands that give the base chains their rules."""
+    wanted = chains(words, family, node)
+    return "".join(rewrite_chain(words, name, wanted[name]) for name in BASE_CHAINS)
 
 
 def set_service_cidrs(words: Syntax, family: Family, cidrs: Iterable[str]) -> str:

@@ -1,21 +1,21 @@
 """What the kernel holds in one of hotplane's tables, as elements and names, and in the plan's terms."""
 
 from collections import defaultdict
-from typing import NamedTuple
 
 import msgspec
 
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import FrontendKey, Row, SourceRanges
-from dataplane.planes.nftables.elements import ElementId
+from dataplane.planes.nftables.fields import address_of, number_of, port_of
 from dataplane.planes.nftables.placement import Address, Placement
 from dataplane.planes.nftables.shapes import Masquerade, Shape, ShapeIds, shape_of
+from dataplane.planes.nftables.store import ElementStore
 from dataplane.planes.nftables.syntax import (
-    BY_SOURCE_ID,
-    DROP_ID,
+    BY_SOURCE_WAY,
+    DROP_WAY,
     LOCAL_OFFSET,
-    REJECT_ID,
-    RESTRICTED_ID,
+    REJECT_WAY,
+    RESTRICTED_WAY,
     VERSION_CHAIN,
     Kind,
     Syntax,
@@ -24,9 +24,10 @@ from dataplane.policy.routes import DROP, REJECT, Action, Route, Routes, Scope
 
 
 class TableState(msgspec.Struct):
-    """One table as the kernel lists it. elements: as in `elements.Compiled`. rules: number of rules of each chain."""
+    """One table as the kernel holds it. elements: by the name of their set or map; to what clients and the node's
+    settings fill, there are none here. rules: number of rules of each chain. sets: names of all sets and maps."""
 
-    elements: dict[ElementId, str] = {}
+    elements: dict[str, dict[bytes, bytes]] = {}
     rules: dict[str, int] = {}
     sets: set[str] = set()
 
@@ -36,148 +37,78 @@ class TableState(msgspec.Struct):
         return VERSION_CHAIN in self.rules
 
 
-def _element(text: str) -> tuple[str, str]:
-    """(key, rest) of one listed element of a set or a map."""
-    for separator in (' comment "', " : "):
-        key, found, rest = text.partition(separator)
-        if found:
-            return key, found + rest
-    return text, ""
+def table_state(words: Syntax, store: ElementStore) -> TableState:
+    """Read one table that exists. The elements of a table of another version are left out. Raises PlaneError."""
+    sets = store.sets(words.own)
+    state = TableState(rules=store.chains(words.own), sets=set(sets))
+    if state.current:
+        for name, dynamic in sets.items():
+            if not dynamic and name != "service_cidrs":
+                state.elements[name] = store.elements(words.target(name))
+    return state
 
 
-class _Listing:
-    """Reads the text that `list table` prints, line by line. libnftables' JSON of the same table takes three times as
-    long and many times the memory."""
-
-    def __init__(self, words: Syntax) -> None:
-        self.state = TableState()
-        self._words = words
-        self._block = ""
-        self._what = ""
-        self._skip = False
-        self._in_elements = False
-
-    def line(self, line: str) -> None:
-        """Take the next line, without the white space around it."""
-        if self._in_elements or line.startswith("elements = {"):
-            self._elements(line.removeprefix("elements = {"))
-        elif line.endswith(" {") and line.startswith(("map ", "set ", "chain ")):
-            self._what, self._block = line.split()[:2]
-            self._skip = False
-            if self._what == "chain":
-                self.state.rules[self._block] = 0
-            else:
-                self.state.sets.add(self._block)
-        elif line == "}":
-            self._what = ""
-        elif self._what == "chain" and line and not (line.startswith("type ") and " hook " in line):
-            self.state.rules[self._block] += 1
-        elif line.startswith("flags ") and "dynamic" in line:
-            self._skip = True  # what clients wrote
-
-    def _elements(self, text: str) -> None:
-        self._in_elements = not text.endswith("}")
-        if self._skip:
-            return
-        target = self._words.target(self._block)
-        for part in text.rstrip("}").split(","):
-            element = part.strip()
-            if element:
-                key, rest = _element(element)
-                self.state.elements[(target, key)] = rest
+def shape_ids(state: TableState) -> ShapeIds:
+    """The numbers of shapes that a table uses."""
+    ids = ShapeIds()
+    for key, name in state.elements.get("shapes", {}).items():
+        shape = shape_of(name.decode())
+        if shape is not None and number_of(key) > 0:
+            ids.adopt(shape, number_of(key))
+    return ids
 
 
-def table_state(words: Syntax, listing: str) -> TableState:
-    """Read the text of one table, protocols as numbers. What clients wrote (affinity) is left out."""
-    reader = _Listing(words)
-    for line in listing.splitlines():
-        reader.line(line.strip())
-    return reader.state
-
-
-class _Held(NamedTuple):
-    """A frontend's maps, gathered. `by_index`: index to backend or slot. `slots`: slot text to backend, by scope."""
-
-    by_index: dict[int, str]
-    slots: dict[str, str]
-    local_slots: dict[str, str]
-
-
-def _split(rest: str) -> tuple[str, str]:
-    """(comment, data) of the rest of an element."""
-    comment = ""
-    if rest.startswith(' comment "'):
-        comment, _, rest = rest.removeprefix(' comment "').partition('"')
-    return comment, rest.removeprefix(" : ")
-
-
-def _address(text: str) -> Address:
-    address, _, port = text.partition(" . ")
-    return address, int(port)
+def _address(data: bytes) -> Address:
+    return address_of(data[:-4]), port_of(data[-4:])
 
 
 class TableReader:
-    """Reads a `TableState` in the plan's terms."""
+    """Reads a `TableState` in the plan's terms, as it is now: later changes of the state do not show."""
 
     def __init__(self, words: Syntax, family: Family, state: TableState) -> None:
         self._words = words
         self._family = family
         self._state = state
-        self._maps: dict[str, dict[str, str]] = defaultdict(dict)
-        for (target, key), rest in state.elements.items():
-            self._maps[target.rpartition(" ")[2]][key] = rest
-        self._held: dict[tuple[bool, str], _Held] = defaultdict(lambda: _Held({}, {}, {}))
-        for nodeport in (False, True):
-            self._gather(nodeport, words.kind(nodeport))
-        self._cidrs: dict[str, list[str]] = defaultdict(list)
+        self._maps: dict[str, dict[bytes, bytes]] = defaultdict(dict, state.elements)
+        # What stands behind each frontend: index to backend or to slot number, in maps of those alone.
+        self._indexes: dict[bytes, list[tuple[int, bytes]]] = defaultdict(list)
+        self._slots: dict[bool, dict[bytes, dict[int, bytes]]] = {
+            False: defaultdict(dict),
+            True: defaultdict(dict),
+        }
+        for kind in (words.services, words.nodeports):
+            self._gather(kind)
+        self._cidrs: dict[bytes, list[str]] = defaultdict(list)
+        width = words.bits // 8
         for name, elements in self._maps.items():
             if name.startswith("ranges-"):
                 for key in elements:
-                    frontend, _, source = key.rpartition(" . ")
-                    self._cidrs[frontend].append(f"{source}/{name.removeprefix('ranges-')}")
+                    self._cidrs[key[:-width]].append(f"{address_of(key[-width:])}/{name.removeprefix('ranges-')}")
 
-    def _gather(self, nodeport: bool, kind: Kind) -> None:
+    def _gather(self, kind: Kind) -> None:
         for name in (kind.endpoints, kind.slots):
-            for key, rest in self._maps[name].items():
-                frontend, _, index = key.rpartition(" . ")
-                self._held[(nodeport, frontend)].by_index[int(index[5:], 16)] = rest[3:]
-        for key, rest in self._maps[kind.slot_endpoints].items():
-            frontend, _, slot = key.rpartition(" . ")
-            self._held[(nodeport, frontend)].slots[slot] = rest[3:]
-        for key, rest in self._maps[kind.local_slot_endpoints].items():
-            frontend, _, slot = key.rpartition(" . ")
-            self._held[(nodeport, frontend)].local_slots[slot] = rest[3:]
+            for key, data in self._maps[name].items():
+                self._indexes[key[:-4]].append((number_of(key[-4:]), data))
+        for local, name in ((False, kind.slot_endpoints), (True, kind.local_slot_endpoints)):
+            for key, data in self._maps[name].items():
+                self._slots[local][key[:-4]][number_of(key[-4:])] = data
 
-    def _shape(self, way: str, broken: set[str]) -> Shape | None:
-        name = self._maps["shapes"].get(way, "").removeprefix(" : goto ")
+    def _shape(self, way: bytes, broken: set[str]) -> Shape | None:
+        name = self._maps["shapes"].get(way, b"").decode()
         return None if name in broken or name not in self._state.rules else shape_of(name)
 
-    def shape_ids(self) -> ShapeIds:
-        """The numbers of shapes that the table uses."""
-        ids = ShapeIds()
-        for key, rest in self._maps["shapes"].items():
-            shape = shape_of(rest.removeprefix(" : goto "))
-            if shape is not None and key.startswith("ffff:"):
-                ids.adopt(shape, int(key[5:], 16))
-        return ids
-
-    def _routes(self, kind: Kind, key: str, way: str, broken: set[str]) -> tuple[Routes, int] | None:
+    def _routes(self, kind: Kind, key: bytes, way: bytes, broken: set[str]) -> tuple[Routes, int] | None:
         """Routes and affinity behind a frontend's way; None where a chain or an element is missing."""
-        if way == BY_SOURCE_ID:
-            ways = []
-            for name in (kind.pod, kind.node, kind.outside):
-                if key not in self._maps[name]:
-                    return None
-                ways.append(_split(self._maps[name][key])[1])
-        else:
-            ways = [way] * 3
+        ways = [way] * 3
+        if number_of(way) == BY_SOURCE_WAY:
+            ways = [self._maps[name].get(key, b"") for name in (kind.pod, kind.node, kind.outside)]
         routes: list[Route] = []
         affinity = 0
-        for position, text in enumerate(ways):
-            if text in (DROP_ID, REJECT_ID):
-                routes.append(DROP if text == DROP_ID else REJECT)
+        for position, data in enumerate(ways):
+            if data and number_of(data) in (DROP_WAY, REJECT_WAY):
+                routes.append(DROP if number_of(data) == DROP_WAY else REJECT)
                 continue
-            shape = self._shape(text, broken)
+            shape = self._shape(data, broken)
             if shape is None:
                 return None
             masquerade = shape.masquerade is Masquerade.EVERYBODY or (
@@ -187,64 +118,67 @@ class TableReader:
             affinity = shape.affinity
         return Routes(*routes), affinity
 
-    def order(self, nodeport: bool, key: str) -> Placement:
+    def order(self, key: bytes) -> Placement:
         """Where a frontend's backends stand now, as far as the kernel holds them."""
-        held = self._held[(nodeport, key)]
         orders: dict[bool, list[Address]] = {False: [], True: []}
-        for index, value in sorted(held.by_index.items()):
+        slots = {local: self._slots[local].get(key, {}) for local in (False, True)}
+        for index, data in sorted(self._indexes.get(key, ())):
             local = index >= LOCAL_OFFSET
-            backend = value
-            if value.startswith("ffff:"):
-                backend = (held.local_slots if local else held.slots).get(value, "")
+            backend = data if len(data) > 4 else slots[local].get(number_of(data), b"")
             if backend:
                 orders[local].append(_address(backend))
-        slots = {_address(backend): int(slot[5:], 16) for slot, backend in (held.slots | held.local_slots).items()}
-        return Placement(tuple(orders[False]), tuple(orders[True]), slots)
+        found = {_address(backend): slot for slot, backend in (slots[False] | slots[True]).items()}
+        return Placement(tuple(orders[False]), tuple(orders[True]), found)
 
-    def frontends(self) -> dict[tuple[bool, str], FrontendKey]:
-        """Every frontend in the first maps: (node port?, key text) to its key."""
+    def frontends(self) -> dict[bytes, FrontendKey]:
+        """Every frontend in the first maps, by its key there."""
         found = {}
         for nodeport in (False, True):
             for key in self._maps[self._words.kind(nodeport).first]:
-                parts = key.split(" . ")
-                address = "" if nodeport else parts[0]
-                found[(nodeport, key)] = FrontendKey(self._family, address, Protocol(int(parts[-2])), int(parts[-1]))
+                address = "" if nodeport else address_of(key[:-8])
+                found[key] = FrontendKey(self._family, address, Protocol(key[-8]), port_of(key[-4:]))
         return found
 
-    def service(self, nodeport: bool, key: str) -> str:
+    def holds(self, key: bytes) -> bool:
+        """Whether there is a frontend of that key."""
+        return key in self._maps[self._kind(key).first]
+
+    def _kind(self, key: bytes) -> Kind:
+        return self._words.kind(len(key) == 8)
+
+    def service(self, key: bytes) -> str:
         """`namespace/name:port` that a frontend belongs to, from its comment."""
-        kind = self._words.kind(nodeport)
-        return _split(self._maps[kind.first][key])[0] + _split(self._maps[kind.long_names].get(key, ""))[0]
+        kind = self._kind(key)
+        return (self._maps[kind.first][key][4:] + self._maps[kind.long_names].get(key, b"")).decode()
 
     def rows(self, broken: set[str]) -> dict[FrontendKey, Row]:
         """Every frontend as a row. One whose chain is among the `broken` is left out: it does not work."""
         table = {}
-        for (nodeport, key), frontend in self.frontends().items():
-            row = self._row(nodeport, key, broken)
+        for key, frontend in self.frontends().items():
+            row = self._row(key, broken)
             if row is not None:
                 table[frontend] = row
         return table
 
-    def _row(self, nodeport: bool, key: str, broken: set[str]) -> Row | None:
-        kind = self._words.kind(nodeport)
-        way = _split(self._maps[kind.first][key])[1]
-        restricted = way == RESTRICTED_ID
+    def _row(self, key: bytes, broken: set[str]) -> Row | None:
+        kind = self._kind(key)
+        way = self._maps[kind.first][key][:4]
+        restricted = number_of(way) == RESTRICTED_WAY
         if restricted:
             if key not in self._maps["restricted"] or "restricted" in broken:
                 return None
-            way = _split(self._maps["restricted"][key])[1]
+            way = self._maps["restricted"][key]
         result = self._routes(kind, key, way, broken)
         if result is None:
             return None
         routes, affinity = result
-        placement = self.order(nodeport, key)
+        placement = self.order(key)
         ranges = None
         if restricted:
-            address = key.partition(" . ")[0]
-            own = f"{address} . {key}" in self._maps["own_sources"]
+            own = key[:-8] + key in self._maps["own_sources"]
             ranges = SourceRanges(tuple(sorted(self._cidrs.get(key, ()))), own)
         return Row(
-            service=self.service(nodeport, key),
+            service=self.service(key),
             routes=routes,
             cluster=tuple(sorted(placement.cluster)),
             local=tuple(sorted(placement.local)),

@@ -12,12 +12,17 @@ VERSION_CHAIN = f"version-{VERSION}"
 LOCAL_OFFSET = 32768
 """Index of the first backend of a Local set; a Cluster set starts at 0. So a set holds at most this many backends."""
 
-REJECT_ID, DROP_ID, BY_SOURCE_ID, RESTRICTED_ID = "ffff:1", "ffff:2", "ffff:3", "ffff:4"
-"""What a frontend's element can say beside the number of a shape. Between two rules these numbers stand in the packet's
-priority, so they are written as priorities, in a range (ffff:0 and above) that no queueing discipline uses."""
+REJECT_WAY, DROP_WAY, BY_SOURCE_WAY, RESTRICTED_WAY = 1, 2, 3, 4
+"""What a frontend's element can say beside the number of a shape."""
 
 COMMENT_LIMIT = 120
 """Longest comment put on an element (the kernel's limit is 128, a Service port's name may have 143 characters)."""
+
+
+def number_text(number: int) -> str:
+    """A number below 65536 as a packet priority, the field in which it travels from one rule to the next: in a range
+    (ffff:0 and above) that no queueing discipline uses."""
+    return f"ffff:{number:x}"
 
 
 class Kind(NamedTuple):
@@ -49,6 +54,11 @@ class Syntax(NamedTuple):
     nodeports: Kind
     loopback: str
     bits: int
+
+    @property
+    def own(self) -> str:
+        """`family table`."""
+        return f"{self.ip} {self.table}"
 
     def target(self, name: str) -> str:
         """`family table name`, as commands want it."""

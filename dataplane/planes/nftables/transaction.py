@@ -1,10 +1,12 @@
-"""Collect changes of elements and references, and write them as the text of one nftables transaction."""
+"""Collect changes of elements and references, as what one nftables transaction is made of."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from dataplane.model.net import Family
-from dataplane.planes.nftables.elements import Compiled, ElementId, ElementRef, RangesRef, Reference, ShapeRef
+from dataplane.planes.nftables.elements import Compiled, ElementRef, RangesRef, Reference, ShapeRef
+from dataplane.planes.nftables.fields import Element, Layouts, number
 from dataplane.planes.nftables.shapes import ShapeIds, add_shape, affinity_map, affinity_name
 from dataplane.planes.nftables.skeleton import add_ranges, ranges_name, restricted_rules, rewrite_chain
 from dataplane.planes.nftables.syntax import Syntax
@@ -41,10 +43,6 @@ class References:
             else:
                 self.structures.discard(reference)
 
-    def elements(self) -> Iterator[ElementRef]:
-        """Every shared element in use."""
-        return (reference for reference in self._counts if isinstance(reference, ElementRef))
-
 
 def affinities(references: Iterable[Reference]) -> set[tuple[Family, bool, int]]:
     """(family, for node ports, seconds) of every affinity map that the referenced shapes need."""
@@ -55,16 +53,56 @@ def affinities(references: Iterable[Reference]) -> set[tuple[Family, bool, int]]
     }
 
 
-def commands(verb: str, elements: Iterable[tuple[ElementId, str]]) -> list[str]:
-    """`add|delete element` commands, grouped by target."""
+def _commands(verb: str, elements: Iterable[tuple[str, str]]) -> str:
+    """`add|delete element` commands for (target, text of an element), grouped by target."""
     by_target: dict[str, list[str]] = defaultdict(list)
-    for (target, key), rest in elements:
-        by_target[target].append(key + rest)
-    return [
+    for target, text in elements:
+        by_target[target].append(text)
+    return "".join(
         f"{verb} element {target} {{ {', '.join(texts[first : first + ELEMENTS_A_COMMAND])} }}\n"
         for target, texts in by_target.items()
         for first in range(0, len(texts), ELEMENTS_A_COMMAND)
-    ]
+    )
+
+
+def delete_commands(layouts: Layouts, elements: Iterable[Element]) -> str:
+    """Commands that delete elements."""
+    return _commands("delete", ((target, layouts.of(target).key_text(key)) for target, key in elements))
+
+
+def add_commands(layouts: Layouts, elements: Iterable[tuple[Element, bytes]]) -> str:
+    """Commands that add elements with their values."""
+    texts = ((target, layouts.of(target), key, value) for (target, key), value in elements)
+    return _commands("add", ((target, of.key_text(key) + of.rest_text(value)) for target, of, key, value in texts))
+
+
+class Parts(NamedTuple):
+    """One transaction, in the order that the kernel accepts.
+
+    appearing: commands for chains, sets and maps that come into use. verdicts_removed, verdicts_added: elements that
+    lead to chains. disappearing: commands for what nobody uses any more and for rules that name it.
+    """
+
+    appearing: str
+    removed: list[Element]
+    verdicts_removed: list[Element]
+    added: list[tuple[Element, bytes]]
+    verdicts_added: list[tuple[Element, bytes]]
+    disappearing: str
+
+    @property
+    def only_elements(self) -> bool:
+        """Whether nothing but elements that are plain data changes."""
+        return not (self.appearing or self.verdicts_removed or self.verdicts_added or self.disappearing)
+
+    def text(self, layouts: Layouts) -> str:
+        """All of it as commands; "" when there is nothing to do."""
+        return (
+            self.appearing
+            + delete_commands(layouts, self.removed + self.verdicts_removed)
+            + add_commands(layouts, self.added + self.verdicts_added)
+            + self.disappearing
+        )
 
 
 def affinity_names(words: Syntax) -> tuple[str, ...]:
@@ -73,7 +111,7 @@ def affinity_names(words: Syntax) -> tuple[str, ...]:
 
 
 class Transaction:
-    """Changes against a state of references. Nothing takes effect before `text()` ran and `commit()` is called.
+    """Changes against a state of references. Nothing takes effect before its `parts` ran and `commit()` is called.
 
     `references` is the plane's own count, changed only by `commit`.
     """
@@ -82,22 +120,31 @@ class Transaction:
         self._words = words
         self._ids = ids
         self._references = references
-        self._removed: dict[ElementId, str] = {}
-        self._added: dict[ElementId, str] = {}
+        self._removed: dict[Element, bytes] = {}
+        self._added: dict[Element, bytes] = {}
         self._delta: Counter[Reference] = Counter()
 
     def replace(self, old: Compiled, new: Compiled) -> None:
         """Replace what an entry held by what it shall hold. O(size of both)."""
-        for element, rest in old.elements.items():
-            if new.elements.get(element) != rest:
-                self._removed[element] = rest
-        for element, rest in new.elements.items():
-            if old.elements.get(element) != rest:
-                self._added[element] = rest
-        for reference in old.references:
-            self._delta[reference] -= 1
-        for reference in new.references:
-            self._delta[reference] += 1
+        for element, value in old.elements.items():
+            if new.elements.get(element) != value:
+                self._removed[element] = value
+        for element, value in new.elements.items():
+            if old.elements.get(element) != value:
+                self._added[element] = value
+        self.refer(old.references, -1)
+        self.refer(new.references)
+
+    def add(self, new: Compiled) -> None:
+        """Add what a new entry shall hold."""
+        self._added.update(new.elements)
+        self.refer(new.references)
+
+    def refer(self, references: Iterable[Reference], times: int = 1) -> None:
+        """Count references, but leave the elements of their entry alone."""
+        delta = self._delta
+        for reference in references:
+            delta[reference] += times
 
     def _crossing(self) -> tuple[list[Reference], list[Reference]]:
         """References that come into use and that go out of use."""
@@ -105,25 +152,26 @@ class Transaction:
         gone = [r for r, d in self._delta.items() if d < 0 and self._references.count(r) + d == 0]
         return new, gone
 
-    def text(self) -> str:
-        """The commands, in an order that the kernel accepts; "" when there is nothing to do."""
+    def parts(self) -> Parts:
+        """What the transaction consists of."""
         new, gone = self._crossing()
-        unchanged = {e for e, rest in self._added.items() if self._removed.get(e) == rest}
-        removed = [(e, "") for e in self._removed if e not in unchanged]
-        added = [(e, rest) for e, rest in self._added.items() if e not in unchanged]
-        removed += [((r.target, r.key), "") for r in gone if isinstance(r, ElementRef)]
-        added += [((r.target, r.key), "") for r in new if isinstance(r, ElementRef)]
-        removed += [self._shape_element(r, "") for r in gone if isinstance(r, ShapeRef)]
-        added += [self._shape_element(r, f" : goto {r.shape.name}") for r in new if isinstance(r, ShapeRef)]
-        parts = self._appearing(new)
-        parts += commands("delete", removed)
-        parts += commands("add", added)
-        parts += self._disappearing(new, gone)
-        return "".join(parts)
+        removed = [e for e, value in self._removed.items() if self._added.get(e) != value]
+        added = [(e, value) for e, value in self._added.items() if self._removed.get(e) != value]
+        removed += [(r.target, r.key) for r in gone if isinstance(r, ElementRef)]
+        added += [((r.target, r.key), b"") for r in new if isinstance(r, ElementRef)]
+        return Parts(
+            "".join(self._appearing(new)),
+            removed,
+            [self._verdict(r)[0] for r in gone if isinstance(r, ShapeRef)],
+            added,
+            [self._verdict(r) for r in new if isinstance(r, ShapeRef)],
+            "".join(self._disappearing(new, gone)),
+        )
 
-    def _shape_element(self, ref: ShapeRef, rest: str) -> tuple[ElementId, str]:
+    def _verdict(self, ref: ShapeRef) -> tuple[Element, bytes]:
         """The element that leads from a shape's number to its chain."""
-        return (self._words[ref.family].target("shapes"), self._ids[ref.family].of(ref.shape)), rest
+        key = number(self._ids[ref.family].of(ref.shape))
+        return (self._words[ref.family].target("shapes"), key), ref.shape.name.encode()
 
     def _appearing(self, new: list[Reference]) -> list[str]:
         parts = []
@@ -160,23 +208,18 @@ class Transaction:
             parts.append(f"delete map {words.target(affinity_name(words.kind(nodeport), seconds))}\n")
         return parts
 
-    def elements(self) -> dict[ElementId, str]:
+    def elements(self) -> dict[Element, bytes]:
         """Every element that this transaction adds, shared ones included; for one that starts from nothing."""
-        shared = {(r.target, r.key): "" for r in self._delta if isinstance(r, ElementRef)}
-        shapes = dict(self._shape_element(r, f" : goto {r.shape.name}") for r in self._delta if isinstance(r, ShapeRef))
-        return self._added | shared | shapes
+        shared = {(r.target, r.key): b"" for r in self._delta if isinstance(r, ElementRef)}
+        return self._added | shared | dict(self._verdict(r) for r in self._delta if isinstance(r, ShapeRef))
 
     def structures_text(self) -> str:
         """Commands that make every map, set and shape chain that this transaction needs, whether or not it exists."""
         return "".join(self._appearing(list(self._delta)))
 
-    def restricted_text(self) -> str:
-        """Commands that give the check of source ranges its rules, for a transaction that starts from nothing."""
-        text = ""
-        for family, words in self._words.items():
-            prefixes = [r.prefix for r in self._delta if isinstance(r, RangesRef) and r.family is family]
-            text += rewrite_chain(words, "restricted", restricted_rules(words, prefixes))
-        return text
+    def prefixes(self, family: Family) -> set[int]:
+        """Prefix lengths of the source ranges of a family that this transaction needs."""
+        return {r.prefix for r in self._delta if isinstance(r, RangesRef) and r.family is family}
 
     def chain_names(self, family: Family) -> set[str]:
         """Shape chains of a family that this transaction needs."""
@@ -184,7 +227,7 @@ class Transaction:
 
     def set_names(self, family: Family) -> set[str]:
         """Sets of source ranges and affinity maps of a family that this transaction needs."""
-        names = {ranges_name(r.prefix) for r in self._delta if isinstance(r, RangesRef) and r.family is family}
+        names = {ranges_name(prefix) for prefix in self.prefixes(family)}
         words = self._words[family]
         return names | {
             affinity_name(words.kind(nodeport), seconds)

@@ -1,0 +1,314 @@
+"""Bring the kernel from whatever it holds to a plan: fill it, or take over the tables of an earlier run."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from dataplane.bulk import no_garbage_collection
+from dataplane.kernel.nfnetlink import Message
+from dataplane.kernel.nft import Nft
+from dataplane.model.net import Family
+from dataplane.plan.change import EntryChange
+from dataplane.plan.types import EntryKey, FrontendKey, Plan, PlanEntry, Row
+from dataplane.planes.base import PlaneError
+from dataplane.planes.nftables.adopt import Held, broken_chains, changed_entries, leftovers, previous_placement
+from dataplane.planes.nftables.elements import Compiled, Compiler
+from dataplane.planes.nftables.fields import Element, Layouts
+from dataplane.planes.nftables.placement import Placement, fresh, place
+from dataplane.planes.nftables.shapes import ShapeIds
+from dataplane.planes.nftables.skeleton import (
+    activation,
+    restricted_rules,
+    rewrite_chain,
+    set_service_cidrs,
+    skeleton_objects,
+    skeleton_rules,
+)
+from dataplane.planes.nftables.state import TableReader, TableState
+from dataplane.planes.nftables.store import ElementStore
+from dataplane.planes.nftables.syntax import Syntax
+from dataplane.planes.nftables.transaction import Parts, References, Transaction, add_commands, delete_commands
+
+ELEMENTS_A_TRANSACTION = 30_000
+"""Elements that a large load puts into one transaction, so that no single commit holds the kernel's lock for long."""
+
+TEXT_LIMIT = 5_000
+"""Elements up to which a load is one transaction of libnftables' text, structure and all."""
+
+
+def remove_tables(nft: Nft, store: ElementStore, words: Iterable[Syntax]) -> None:
+    """Delete those of the tables that exist, in one transaction. Raises PlaneError."""
+    text = "".join(f"delete table {w.own}\n" for w in words if store.has_table(w.own))
+    if text:
+        nft.run(text)
+
+
+class Books:
+    """What the plane knows of the kernel. placements: only those that differ from what `place` makes of an entry."""
+
+    def __init__(self, words: Mapping[Family, Syntax], ids: Mapping[Family, ShapeIds] | None = None) -> None:
+        self.words = words
+        self.ids = ids or {family: ShapeIds() for family in words}
+        self.compilers = {family: Compiler(w, family, self.ids[family]) for family, w in words.items()}
+        self.references = References()
+        self.placements: dict[EntryKey, Placement] = {}
+
+    def compile(self, entry: PlanEntry, placement: Placement | None) -> Compiled:
+        """Elements and references of an entry of one of the plane's families."""
+        return self.compilers[entry.key.family].compile(entry, placement)
+
+    def transaction(self) -> Transaction:
+        """An empty change against what the books say."""
+        return Transaction(self.words, self.ids, self.references)
+
+
+class Loader:
+    """One load. `books` are those of a plane that knows nothing yet; they are right once a method has returned."""
+
+    def __init__(self, nft: Nft, store: ElementStore, layouts: Layouts, plan: Plan, text_limit: int) -> None:
+        self._nft = nft
+        self._store = store
+        self._layouts = layouts
+        self._plan = plan
+        self._text_limit = text_limit
+
+    def _skeleton(self, words: Mapping[Family, Syntax], *, active: bool) -> str:
+        """Commands that make the constant part of every table right, with an empty check of source ranges."""
+        node = self._plan.node
+        return "".join(
+            skeleton_objects(w, family, node)
+            + skeleton_rules(w, family, node, active=active)
+            + rewrite_chain(w, "restricted", restricted_rules(w, ()))
+            + set_service_cidrs(w, family, self._plan.service_cidrs)
+            for family, w in words.items()
+        )
+
+    def fill(self, books: Books, entries: Sequence[PlanEntry]) -> None:
+        """Load into a kernel without hotplane's tables.
+
+        Little is one transaction. Much is a table whose base chains have no rules, then many transactions of
+        elements, then the rules: so packets see nothing of it before all is there. Raises PlaneError, after which there
+        is no table again, or, as the error then says, one that no packet enters.
+        """
+        if _weight(entries) <= self._text_limit:
+            transaction = books.transaction()
+            for entry in entries:
+                transaction.add(books.compile(entry, fresh(entry)))
+            self._nft.run(self._skeleton(books.words, active=True) + transaction.parts().text(self._layouts))
+            transaction.commit()
+            return
+        try:
+            with no_garbage_collection():
+                self._fill_in_pieces(books, entries)
+        except PlaneError as error:
+            raise PlaneError(f"{error}; {self._remove(books.words)}") from error
+
+    def _fill_in_pieces(self, books: Books, entries: Sequence[PlanEntry]) -> None:
+        self._nft.run(self._skeleton(books.words, active=False))
+        with _Pipeline() as pipeline:
+            transaction, elements = books.transaction(), 0
+            for entry in entries:
+                compiled = books.compile(entry, fresh(entry))
+                transaction.add(compiled)
+                elements += len(compiled.elements)
+                if elements >= ELEMENTS_A_TRANSACTION:
+                    self._send_piece(transaction, pipeline)
+                    transaction, elements = books.transaction(), 0
+            self._send_piece(transaction, pipeline)
+        self._nft.run("".join(activation(w, family, self._plan.node) for family, w in books.words.items()))
+
+    def _send_piece(self, transaction: Transaction, pipeline: "_Pipeline") -> None:
+        """The structure that a piece needs, then its elements."""
+        parts = transaction.parts()
+        transaction.commit()
+        structure = Parts(parts.appearing, [], [], [], parts.verdicts_added, parts.disappearing).text(self._layouts)
+        messages = self._store.messages((), parts.added)
+        pipeline.put(lambda: self._send(structure, messages))
+
+    def _send(self, text: str, messages: list[Message]) -> None:
+        if text:
+            self._nft.run(text)
+        self._store.send(messages)
+
+    def _remove(self, words: Mapping[Family, Syntax]) -> str:
+        """Take away the tables of a load that failed; says what stands now."""
+        try:
+            remove_tables(self._nft, self._store, words.values())
+        except PlaneError as error:
+            return f"a part of the table stands, which no packet enters; load again or clean up ({error})"
+        return "what had been loaded was removed again: there is no table, as before"
+
+    def adopt(
+        self, books: Books, entries: Sequence[PlanEntry], states: Mapping[Family, TableState]
+    ) -> tuple[EntryChange, ...]:
+        """Load over tables of an earlier run; returns the entries that changed.
+
+        A few differences, or a table of another version, are one transaction. Many differences are several, each of
+        whole entries; a PlaneError then says that the table stands between the two plans.
+        """
+        replaced = [family for family, state in states.items() if not state.current]
+        present = {f: state for f, state in states.items() if f not in replaced}
+        held = Held(books.words, present)
+        wanted = books.transaction()
+        differing: list[PlanEntry] = []
+        for entry in entries:
+            compiled = books.compile(entry, fresh(entry))
+            if held.account(compiled.elements):
+                wanted.refer(compiled.references)
+            else:
+                differing.append(entry)
+        # From here on, what is read is only what has no equal in the plan.
+        readers = {family: TableReader(books.words[family], family, state) for family, state in present.items()}
+        for entry in differing:
+            family = entry.key.family
+            placement = place(entry, previous_placement(readers[family], entry) if family in readers else None)
+            if placement != place(entry):
+                books.placements[entry.key] = placement
+            wanted.add(books.compile(entry, placement))
+        removed, added = held.difference(wanted.elements())
+        before: dict[FrontendKey, Row] = {}
+        if removed or added:
+            for family, reader in readers.items():
+                before |= reader.rows(broken_chains(books.words[family], family, states[family], None) or set())
+        difference = _Difference(books.words, self._layouts, wanted, present, removed, added)
+        skeleton = self._skeleton(books.words, active=True)
+        if len(present) < len(states) or len(removed) + len(added) <= self._text_limit:
+            deletions = "".join(f"delete table {books.words[f].own}\n" for f in replaced)
+            self._nft.run(deletions + skeleton + difference.text())
+        else:
+            self._settle_in_pieces(skeleton, difference)
+        wanted.commit()
+        return changed_entries(before, differing, self._plan) if removed or added else ()
+
+    def _settle_in_pieces(self, skeleton: str, difference: "_Difference") -> None:
+        try:
+            with no_garbage_collection():
+                self._nft.run(skeleton + difference.first_text())
+                for removed, added in difference.pieces():
+                    self._store.change(removed, added)
+                self._nft.run(difference.last_text())
+        except PlaneError as error:
+            raise PlaneError(f"{error}; the table stands between the earlier plan and this one: load again") from error
+
+
+class _Difference:
+    """What turns the tables that are present into those that are wanted, after the commands of the skeleton."""
+
+    def __init__(
+        self,
+        words: Mapping[Family, Syntax],
+        layouts: Layouts,
+        wanted: Transaction,
+        present: Mapping[Family, TableState],
+        removed: list[Element],
+        added: list[tuple[Element, bytes]],
+    ) -> None:
+        self._words = words
+        self._layouts = layouts
+        self._wanted = wanted
+        self._present = present
+        self._removed = removed
+        self._added = added
+        self._ranks = _ranks(words.values())
+
+    def _restricted(self, *, and_present: bool) -> str:
+        """Commands that give the check of source ranges its rules."""
+        text = ""
+        for family, w in self._words.items():
+            prefixes = self._wanted.prefixes(family)
+            if and_present and family in self._present:
+                sets = self._present[family].sets
+                prefixes |= {int(name.removeprefix("ranges-")) for name in sets if name.startswith("ranges-")}
+            text += rewrite_chain(w, "restricted", restricted_rules(w, prefixes))
+        return text
+
+    def _leftovers(self) -> str:
+        wanted = self._wanted
+        return "".join(
+            leftovers(self._words[family], state, wanted.chain_names(family), wanted.set_names(family))
+            for family, state in self._present.items()
+        )
+
+    def _is_verdict(self, target: str) -> bool:
+        return self._layouts.of(target).verdict
+
+    def text(self) -> str:
+        """All of it, for one transaction."""
+        elements = delete_commands(self._layouts, self._removed) + add_commands(self._layouts, self._added)
+        return self._wanted.structures_text() + elements + self._restricted(and_present=False) + self._leftovers()
+
+    def first_text(self) -> str:
+        """The structure that comes before the elements."""
+        verdicts = [(element, value) for element, value in self._added if self._is_verdict(element[0])]
+        replaced = {element for element, _ in verdicts}.intersection(self._removed)
+        return (
+            self._wanted.structures_text()
+            + delete_commands(self._layouts, replaced)
+            + add_commands(self._layouts, verdicts)
+            + self._restricted(and_present=True)
+        )
+
+    def pieces(self) -> Iterator[tuple[list[Element], list[tuple[Element, bytes]]]]:
+        """(removed, added) of each transaction of elements, in an order in which what leads somewhere comes after what
+        it leads to, and what is no more wanted goes last, the other way round."""
+        added = [item for item in self._added if not self._is_verdict(item[0][0])]
+        added.sort(key=lambda item: self._ranks.get(item[0][0], 0))
+        left = {element for element in self._removed if not self._is_verdict(element[0])}
+        for first in range(0, len(added), ELEMENTS_A_TRANSACTION):
+            piece = added[first : first + ELEMENTS_A_TRANSACTION]
+            replaced = [element for element, _ in piece if element in left]
+            left.difference_update(replaced)
+            yield replaced, piece
+        gone = sorted(left, key=lambda element: -self._ranks.get(element[0], 0))
+        for first in range(0, len(gone), ELEMENTS_A_TRANSACTION):
+            yield gone[first : first + ELEMENTS_A_TRANSACTION], []
+
+    def last_text(self) -> str:
+        """What goes with the elements that went."""
+        replaced = {element for element, _ in self._added}
+        verdicts = [e for e in self._removed if self._is_verdict(e[0]) and e not in replaced]
+        return delete_commands(self._layouts, verdicts) + self._restricted(and_present=False) + self._leftovers()
+
+
+def _ranks(words: Iterable[Syntax]) -> dict[str, int]:
+    """Targets whose elements lead to elements of others: the higher, the later they may be added."""
+    ranks = {}
+    for w in words:
+        ranks[w.target("restricted")] = 3
+        for kind in (w.services, w.nodeports):
+            ranks[w.target(kind.slots)] = 1
+            ranks |= {w.target(name): 2 for name in (kind.pod, kind.node, kind.outside)}
+            ranks[w.target(kind.first)] = 4
+    return ranks
+
+
+class _Pipeline:
+    """Does one thing at a time in another thread, so that the kernel takes a piece while the next is compiled."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1)
+        self._running: Future[None] | None = None
+
+    def __enter__(self) -> "_Pipeline":
+        return self
+
+    def put(self, work: Callable[[], None]) -> None:
+        """Wait for the work before to end, raise what it raised, and start this."""
+        self._wait()
+        self._running = self._executor.submit(work)
+
+    def _wait(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._wait()
+        finally:
+            self._executor.shutdown()
+
+
+def _weight(entries: Iterable[PlanEntry]) -> int:
+    """About how many elements entries have."""
+    return sum(len(e.frontends) * (len(e.cluster) + len(e.local) + 1) for e in entries)

@@ -1,0 +1,213 @@
+"""Elements as netlink bytes: nft lists what hotplane writes, hotplane reads what nft lists, and a refusal is whole."""
+
+import socket
+import string
+from itertools import product
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dataplane.kernel.netns import in_netns
+from dataplane.kernel.nfnetlink import Nfnetlink, Refused
+from dataplane.model.net import Family, packed
+from dataplane.plan.planner import Planner
+from dataplane.plan.types import Plan
+from dataplane.planes.base import PlaneError
+from dataplane.planes.nftables.fields import Element, Layouts, address_port, number, port
+from dataplane.planes.nftables.plane import NftablesPlane
+from dataplane.planes.nftables.skeleton import declarations
+from dataplane.planes.nftables.store import ElementStore
+from dataplane.planes.nftables.syntax import syntax
+from dataplane.policy.node import NodeConfig
+from tests.kernel.nftables_listing import Listed, listed, nft
+from tests.unit.clusters import clusters, decoded, node_config, nodes
+
+WORDS = {family: syntax(family, "hotplane") for family in Family}
+LAYOUTS = Layouts(WORDS.values())
+ADDRESSES = {
+    Family.IPV4: st.ip_addresses(v=4).map(lambda address: address.packed),
+    Family.IPV6: st.ip_addresses(network="2000::/3").map(lambda address: address.packed),
+}
+PORTS = st.integers(0, 65535).map(port)
+NUMBERS = st.integers(0, 0xFFEF).map(number)  # the last sixteen have names of their own
+# nft's grammar has no quotes inside a comment, and prints a comment of no characters as none.
+COMMENTS = st.text(sorted(set(string.printable) - set('"\t\n\r\x0b\x0c')), max_size=120).map(str.encode)
+
+
+class Door:
+    """An empty table of hotplane's in each family, and a store before it."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        in_netns(namespace, NftablesPlane).load(Plan(NodeConfig()))
+        self.store = in_netns(namespace, ElementStore, LAYOUTS)
+
+    def listed(self, family: Family) -> Listed:
+        return listed(self.namespace, WORDS[family].ip)
+
+    def read(self, family: Family) -> Listed:
+        """What the store reads, spelled as nft spells it."""
+        found = {}
+        for name in declarations(WORDS[family]):
+            if name == "service_cidrs":
+                continue
+            target = WORDS[family].target(name)
+            layout = LAYOUTS.of(target)
+            texts = {layout.key_text(k): layout.rest_text(v) for k, v in self.store.elements(target).items()}
+            if texts:
+                found[name] = texts
+        return found
+
+
+@pytest.fixture
+def door(namespace: str) -> Door:
+    return Door(namespace)
+
+
+@st.composite
+def elements(draw: st.DrawFn, family: Family) -> dict[Element, bytes]:
+    """Elements of the sets and maps that hold plain data."""
+    words, found = WORDS[family], {}
+    protocols = st.sampled_from((6, 17, 132)).map(lambda value: bytes((value, 0, 0, 0)))
+    address = ADDRESSES[family]
+    backends = st.tuples(address, PORTS).map(b"".join)
+    for kind, head in ((words.services, [address]), (words.nodeports, [])):
+        key = st.tuples(*head, protocols, PORTS).map(b"".join)
+        indexed = st.tuples(key, NUMBERS).map(b"".join)
+        plain = ((kind.endpoints, indexed, backends), (kind.slots, indexed, NUMBERS), (kind.pod, key, NUMBERS))
+        commented = (kind.first, key, st.tuples(NUMBERS, COMMENTS).map(b"".join))
+        for name, keys, values in (*plain, commented, (kind.long_names, key, COMMENTS)):
+            for chosen, value in draw(st.dictionaries(keys, values, max_size=4)).items():
+                found[(words.target(name), chosen)] = value
+    for chosen in draw(st.lists(address, max_size=4)):
+        found[(words.target("cluster_ips"), chosen)] = b""
+        found[(words.target("hairpin"), chosen * 2)] = b""
+    return found
+
+
+def spelled(held: dict[Element, bytes]) -> Listed:
+    found: Listed = {}
+    for (target, key), value in held.items():
+        layout = LAYOUTS.of(target)
+        found.setdefault(target.rpartition(" ")[2], {})[layout.key_text(key)] = layout.rest_text(value)
+    return found
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("family", list(Family))
+def test_what_is_written_is_what_nft_lists(door: Door, family: Family, data: st.DataObject) -> None:
+    wanted = data.draw(elements(family))
+    door.store.change((), wanted.items())
+    try:
+        assert door.listed(family) == spelled(wanted)
+        assert door.read(family) == spelled(wanted)
+        gone = list(wanted)[::2]
+        door.store.change(gone, ())
+        for element in gone:
+            del wanted[element]
+        assert door.listed(family) == spelled(wanted)
+    finally:
+        door.store.change(wanted, ())
+    assert door.read(family) == {}
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(node=nodes(), cluster=clusters())
+def test_a_plan_in_the_kernel_is_read_as_nft_lists_it(namespace, node, cluster):  # type: ignore[no-untyped-def]
+    plane = in_netns(namespace, NftablesPlane)
+    plane.cleanup()
+    planner = Planner(node_config(node))
+    planner.update(decoded(cluster))
+    plane.load(planner.plan)
+    for family, state in plane._states().items():
+        words = WORDS[family]
+        held = {(words.target(name), k): v for name, found in state.elements.items() for k, v in found.items()}
+        assert spelled(held) == listed(namespace, words.ip)
+
+
+def test_verdicts_and_source_ranges_are_read(door: Door) -> None:
+    for command in (
+        "add chain ip hotplane lb-7",
+        "add element ip hotplane shapes { ffff:77 : goto lb-7 }",
+        "add set ip hotplane ranges-24 { type ipv4_addr . inet_proto . inet_service . ipv4_addr; }",
+        "add element ip hotplane ranges-24 { 10.0.0.1 . 17 . 53 . 192.0.2.0 }",
+    ):
+        nft(door.namespace, command)
+    assert door.store.elements("ip hotplane shapes") == {number(0x77): b"lb-7"}
+    key = packed("10.0.0.1") + bytes((17, 0, 0, 0)) + port(53) + packed("192.0.2.0")
+    assert door.store.elements("ip hotplane ranges-24") == {key: b""}
+    assert door.store.chains("ip hotplane")["lb-7"] == 0
+    assert door.store.sets("ip hotplane")["ranges-24"] is False
+
+
+def service(address: str, index: int) -> Element:
+    return "ip hotplane endpoints", packed(address) + bytes((6, 0, 0, 0)) + port(80) + number(index)
+
+
+def test_many_elements_in_one_transaction(door: Door) -> None:
+    """More than one message of a transaction holds, and more than one answer of a dump."""
+    wanted = {
+        service(f"10.{a}.{b}.1", index): address_port("192.0.2.1", index)
+        for a, b, index in product(range(10), range(200), range(6))
+    }
+    door.store.change((), wanted.items())
+    held = door.store.elements("ip hotplane endpoints")
+    assert {("ip hotplane endpoints", key): value for key, value in held.items()} == wanted
+
+
+@pytest.mark.parametrize("position", ["first", "middle", "last"])
+@pytest.mark.parametrize("mistake", ["removed", "added"])
+def test_a_refused_transaction_leaves_nothing_and_names_the_element(door: Door, position: str, mistake: str) -> None:
+    target = "ip hotplane endpoints"
+    there = service("10.0.0.1", 0)
+    door.store.change((), [(there, address_port("192.0.2.1", 1))])
+    good = [(service(f"10.1.{n >> 8}.{n & 255}", 1), address_port("192.0.2.2", 2)) for n in range(3000)]
+    place = {"first": 0, "middle": 1500, "last": 3000}[position]
+    removed: list[Element] = []
+    if mistake == "added":  # another backend for an index that is taken
+        good.insert(place, (there, address_port("192.0.2.9", 9)))
+        expected = r"File exists.*at: add element ip hotplane endpoints \{ 10\.0\.0\.1 \. 6 \. 80 \. ffff:0 \}"
+    else:
+        door.store.change((), good)
+        removed = [element for element, _ in good]
+        removed.insert(place, service("10.0.0.2", 2))
+        good = []
+        expected = r"No such file.*at: delete element ip hotplane endpoints \{ 10\.0\.0\.2 \. 6 \. 80 \. ffff:2 \}"
+    before = door.store.elements(target)
+    with pytest.raises(PlaneError, match=f"nothing of it was applied: {expected}"):
+        door.store.change(removed, good)
+    assert door.store.elements(target) == before
+    # The door is as good as new.
+    door.store.change([there], ())
+    assert len(door.store.elements(target)) == len(before) - 1
+
+
+def test_a_table_that_is_not_there(namespace: str) -> None:
+    store = in_netns(namespace, ElementStore, LAYOUTS)
+    assert not store.has_table("ip hotplane")
+    with pytest.raises(PlaneError, match="endpoints cannot be read: No such file"):
+        store.elements("ip hotplane endpoints")
+    with pytest.raises(PlaneError, match=r"No such file.*add element ip hotplane endpoints"):
+        store.change((), [(service("10.0.0.1", 0), address_port("192.0.2.1", 1))])
+
+
+class Interrupted(Nfnetlink):
+    """Says of its first dumps that a change came between."""
+
+    times = 2
+
+    def _dump(self, request):  # type: ignore[no-untyped-def]
+        found = super()._dump(request)
+        self.times -= 1
+        return None if self.times >= 0 else found
+
+
+def test_an_interrupted_dump_starts_again(namespace: str) -> None:
+    nft(namespace, "add table ip t")
+    door = in_netns(namespace, Interrupted)
+    assert len(door.dump(10 << 8 | 1, socket.AF_INET, b"")) == 1
+    door.times = 1000
+    with pytest.raises(Refused, match="keeps changing"):
+        door.dump(10 << 8 | 1, socket.AF_INET, b"")

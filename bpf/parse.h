@@ -99,10 +99,12 @@ INLINE enum reason parse_quoted_ipv4(void *data, void *end, struct packet *packe
     struct iphdr *quoted = (void *)(icmp + 1);
     __be32 receiver = packet->tuple.destination.word[3];
 
-    if ((void *)(quoted + 1) > end)
+    if ((void *)(icmp + 1) > end)
         return REASON_MALFORMED;
     if (icmp->type != ICMP_UNREACHABLE && icmp->type != ICMP_TIME_EXCEEDED && icmp->type != ICMP_BAD_PARAMETER)
         return REASON_PROTOCOL;
+    if ((void *)(quoted + 1) > end)
+        return REASON_MALFORMED;
     if (quoted->version != 4 || quoted->ihl != 5)
         return REASON_IP_OPTIONS;
     if (quoted->saddr != receiver || (quoted->frag_off & to_be16(IPV4_OFFSET)))
@@ -119,10 +121,12 @@ INLINE enum reason parse_quoted_ipv6(void *data, void *end, struct packet *packe
     struct ipv6hdr *quoted = (void *)(icmp + 1);
     struct address sender;
 
-    if ((void *)(quoted + 1) > end)
+    if ((void *)(icmp + 1) > end)
         return REASON_MALFORMED;
     if (icmp->type < ICMPV6_UNREACHABLE || icmp->type > ICMPV6_BAD_PARAMETER)
         return REASON_PROTOCOL;
+    if ((void *)(quoted + 1) > end)
+        return REASON_MALFORMED;
     copy_ipv6(&sender, &quoted->saddr);
     if (quoted->version != 6 || !same_address(&sender, &packet->tuple.destination))
         return REASON_ICMP_UNRELATED;

@@ -41,32 +41,63 @@ INLINE __u32 packet_size(struct __sk_buff *skb, const struct packet *packet) {
     return packet->l4 - packet->l3 + packet->transport_size + skb->gso_size;
 }
 
-/* Where a packet that must not go through the stack leaves. REASON_NONE: `fib` has device and next hop. */
+enum neighbour_limits {
+    NEIGHBOUR_PROBE = 31, /* mask: of so many packets one goes by the stack's neighbour code, since only its own use of
+                             an entry makes it ask whether the neighbour is still there */
+};
+
+/* The way out of a packet that must not go through the stack. */
+struct way {
+    struct bpf_fib_lookup fib;
+    int neighbour_known;
+};
+
+/* REASON_NONE: `way` has device, next hop and, if known, link-layer addresses. */
 INLINE enum reason way_out(struct __sk_buff *skb, const struct packet *packet, const struct translation *entry,
-                           struct bpf_fib_lookup *fib) {
+                           struct way *way) {
     long result;
 
     if (packet->hops <= 1)
         return REASON_TTL;
-    result = find_route(skb, packet, &entry->source, &entry->destination, skb->ifindex, packet_size(skb, packet),
-                        FIB_SKIP_NEIGHBOUR, fib);
+    result = find_route(skb, packet, &entry->source, &entry->destination, skb->ifindex, packet_size(skb, packet), 0,
+                        &way->fib);
+    way->neighbour_known = result == BPF_FIB_LKUP_RET_SUCCESS;
     if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
         return REASON_MTU;
-    return result == BPF_FIB_LKUP_RET_SUCCESS ? REASON_NONE : REASON_FIB_MISS;
+    return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ? REASON_NONE : REASON_FIB_MISS;
 }
 
-/* Send a translated packet on. The kernel finds the next hop's link-layer address, or asks for it. A VLAN tag goes
- * unless the packet leaves where it came in: a tagged VLAN is a device of its own. */
-INLINE long send(struct __sk_buff *skb, const struct packet *packet, const struct bpf_fib_lookup *fib) {
-    struct bpf_redir_neigh next = {.nh_family = fib->family};
+/* By the stack's neighbour code, which asks for the next hop's address if need be. It replaces the link-layer header
+ * without a thought for a received packet's sum over all of it (CHECKSUM_COMPLETE), from which the next receiver takes
+ * the new header; UDP over a tunnel would then be thrown away. So that sum is made to be forgotten, by way of growing
+ * the packet, which does that. An aggregate never has such a sum. */
+INLINE long send_by_neighbour(struct __sk_buff *skb, const struct way *way) {
+    struct bpf_redir_neigh next = {.nh_family = way->fib.family};
+    __u32 length = skb->len;
 
-    if (fib->family == FAMILY_IPV4)
-        next.ipv4_nh = fib->ipv4_dst;
+    if (way->fib.family == FAMILY_IPV4)
+        next.ipv4_nh = way->fib.ipv4_dst;
     else
-        __builtin_memcpy(next.ipv6_nh, fib->ipv6_dst, sizeof(next.ipv6_nh));
-    if (skb->vlan_present && fib->ifindex != skb->ifindex && bpf_skb_vlan_pop(skb))
+        __builtin_memcpy(next.ipv6_nh, way->fib.ipv6_dst, sizeof(next.ipv6_nh));
+    if (!skb->gso_size && (bpf_skb_change_tail(skb, length + 1, 0) || bpf_skb_change_tail(skb, length, 0)))
         return TC_ACT_SHOT;
-    return redirect_neighbour(fib->ifindex, &next, sizeof(next), 0);
+    return redirect_neighbour(way->fib.ifindex, &next, sizeof(next), 0);
+}
+
+/* Send a translated packet on. A VLAN tag goes unless the packet leaves where it came in: a tagged VLAN is a device of
+ * its own. */
+INLINE long send(struct __sk_buff *skb, const struct packet *packet, const struct way *way) {
+    __u8 header[12];
+
+    if (skb->vlan_present && way->fib.ifindex != skb->ifindex && bpf_skb_vlan_pop(skb))
+        return TC_ACT_SHOT;
+    if (!way->neighbour_known || !packet->l3 || !(bpf_get_prandom_u32() & NEIGHBOUR_PROBE))
+        return send_by_neighbour(skb, way);
+    __builtin_memcpy(header, way->fib.dmac, 6);
+    __builtin_memcpy(header + 6, way->fib.smac, 6);
+    if (bpf_skb_store_bytes(skb, 0, header, sizeof(header), 0))
+        return TC_ACT_SHOT;
+    return bpf_redirect(way->fib.ifindex, 0);
 }
 
 /* A packet that cannot leave: answers, and packets of flows that are under way, must not reach the stack, which would
@@ -82,11 +113,11 @@ INLINE int translate(struct __sk_buff *skb, const struct arrival *arrival, struc
                      struct translation *entry) {
     int away = arrival->hook == HOOK_TC_INGRESS && (entry->flags & FLOW_SNAT);
     enum reason found = packet->reason;
-    struct bpf_fib_lookup fib;
+    struct way way;
     long failed;
 
     if (away) {
-        enum reason refusal = settle(packet, way_out(skb, packet, entry, &fib));
+        enum reason refusal = settle(packet, way_out(skb, packet, entry, &way));
 
         if (refusal != REASON_NONE)
             return refuse(entry, refusal, found);
@@ -101,7 +132,7 @@ INLINE int translate(struct __sk_buff *skb, const struct arrival *arrival, struc
         return TC_ACT_SHOT;
     }
     touch(packet, entry, arrival->now);
-    return away ? send(skb, packet, &fib) : TC_ACT_UNSPEC;
+    return away ? send(skb, packet, &way) : TC_ACT_UNSPEC;
 }
 
 INLINE int handle(struct __sk_buff *skb, enum hook hook) {

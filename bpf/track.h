@@ -112,6 +112,29 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
     return *found ? REASON_NEW_FLOW : REASON_MAP_FULL;
 }
 
+/* A client that talks to a backend directly from a port from which it came through a frontend before: the answers could
+ * be either's, and the direct way is the newer one. */
+INLINE void make_way(const struct packet *packet) {
+    struct scratch *scratch = this_scratch();
+    struct translation *entry;
+    struct tuple *key;
+    int pending;
+
+    if (!scratch)
+        return;
+    key = &scratch->reply_key;
+    copy_address(&key->source, &packet->tuple.destination);
+    copy_address(&key->destination, &packet->tuple.source);
+    key->source_port = packet->tuple.destination_port;
+    key->destination_port = packet->tuple.source_port;
+    key->protocol = packet->tuple.protocol;
+    key->pad[0] = key->pad[1] = key->pad[2] = 0;
+    entry = find_flow(key, &pending);
+    if (unlikely(entry) && (entry->flags & (FLOW_REPLY | FLOW_SNAT)) == FLOW_REPLY &&
+        (packet->protocol != IPPROTO_TCP || closed(entry->flags)))
+        forget_flow(key, entry, &scratch->forward_key);
+}
+
 /* The translation that a packet needs at a hook where clients' packets come in. *found is set with REASON_NEW_FLOW,
  * _MOVED, _FLOW, _REPLY, _FRAGMENT and _ICMP_ERROR; every other reason passes the packet on. */
 INLINE enum reason track(const struct arrival *arrival, struct packet *packet, __u32 *service,
@@ -159,6 +182,8 @@ INLINE enum reason track(const struct arrival *arrival, struct packet *packet, _
     if (packet->protocol == IPPROTO_TCP && !opens_connection(packet))
         return REASON_TCP_NO_SYN;
     reason = open_flow(arrival, packet, service, found);
+    if (reason == REASON_NOT_SERVICE && arrival->hook != HOOK_XDP)
+        make_way(packet);
     return reason == REASON_NEW_FLOW && packet->moved ? REASON_MOVED : reason;
 }
 

@@ -9,14 +9,20 @@ from dataplane.kernel.nft import Nft
 from dataplane.planes.ebpf.maps import MapSet
 
 TABLE = "inet hotplane-ports"
+_NODE_PORTS = (30000, 32767)
 _PRIORITY = 99
 """Just before srcnat (100): the first chain that chooses a source decides."""
 
 
 def other_ports(low: int, high: int) -> tuple[int, int]:
-    """The larger run of unprivileged ports that is left beside low-high, both included."""
-    below, above = (1024, low - 1), (high + 1, 65535)
-    return max(below, above, key=lambda run: run[1] - run[0])
+    """The largest run of unprivileged ports beside low-high and the usual node ports, both ends included.
+
+    A masqueraded flow with a node port's number would be taken for one to that node port when its answers come in.
+    """
+    taken = sorted([(low, high), _NODE_PORTS])
+    starts = [1024, *(last + 1 for _, last in taken)]
+    ends = [*(first - 1 for first, _ in taken), 65535]
+    return max(zip(starts, ends, strict=True), key=lambda run: run[1] - run[0])
 
 
 def ruleset(mark: int, low: int, high: int) -> str:

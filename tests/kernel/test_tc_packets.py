@@ -1,0 +1,454 @@
+"""tc and XDP packet by packet, through test runs: every byte of what comes out is what it has to be."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
+from scapy.layers.inet6 import (
+    ICMPv6PacketTooBig,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+)
+from scapy.layers.l2 import Dot1Q, Ether
+from scapy.layers.sctp import SCTP
+from scapy.packet import Raw
+
+from dataplane.kernel import netns
+from dataplane.model.net import Family, Protocol
+from dataplane.planes.ebpf.maps import NODE_KEY
+from dataplane.planes.ebpf.settings import NODE
+from tests.kernel.bpf_packets import bench as b
+from tests.kernel.bpf_packets.bench import Bench, bench, entry, ip_of, rebuilt
+
+UDP_PROTO = 17
+ADDRESSES = {
+    Family.IPV4: (b.CLIENT, b.NODE, b.REMOTE, b.POD, "10.96.0.1", "192.0.2.1"),
+    Family.IPV6: (b.CLIENT_6, b.NODE_6, b.REMOTE_6, b.POD_6, "fd00:10:96::1", "fd00:192:2::1"),
+}
+FAMILIES = (Family.IPV4, Family.IPV6)
+TRANSPORTS = (TCP, UDP)
+
+
+@pytest.fixture(scope="module")
+def _bench() -> Iterator[Bench]:
+    made: list[str] = []
+
+    def make(word: str) -> str:
+        name = f"hp-tc{word}-{os.getpid()}"
+        netns.create(name)
+        made.append(name)
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        return name
+
+    try:
+        with bench(make) as made_bench:
+            for family in FAMILIES:
+                _, _, remote, pod, cluster_ip, vip = ADDRESSES[family]
+                for protocol in (Protocol.TCP, Protocol.UDP):
+                    suffix = f"{family.name}-{protocol.name}".lower()
+                    made_bench.install(
+                        entry(f"remote-{suffix}", [remote], protocol=protocol, node_port=30080, ip=cluster_ip,
+                              family=family),
+                        entry(f"local-{suffix}", [pod], protocol=protocol, node_port=30081, family=family),
+                        entry(f"empty-{suffix}", [], protocol=protocol, node_port=30082, family=family),
+                        entry(f"policy-{suffix}", [remote], protocol=protocol, node_port=30083, local_policy=True,
+                              family=family),
+                        entry(f"guarded-{suffix}", [remote], protocol=protocol, load_balancer=vip, family=family,
+                              ranges=("203.0.113.0/24",) if family is Family.IPV4 else ("2001:db8::/32",)),
+                    )  # fmt: skip
+            yield made_bench
+    finally:
+        for name in made:
+            netns.remove(name)
+
+
+@pytest.fixture
+def node(_bench: Bench) -> Iterator[Bench]:
+    """The bench, without any flow."""
+    yield _bench
+    for table in ("pending", "connections", "fragments"):
+        _bench.maps.remove(table, [key for key, _ in list(_bench.maps.items(table))])
+
+
+def ip(family: Family, source: str, destination: str, **fields: Any) -> Any:
+    if family is Family.IPV4:
+        return IP(src=source, dst=destination, **fields)
+    if "ttl" in fields:
+        fields["hlim"] = fields.pop("ttl")
+    return IPv6(src=source, dst=destination, **fields)
+
+
+def hops(packet: Any) -> int:
+    return int(packet.ttl if IP in packet else packet.hlim)
+
+
+def exact(data: bytes) -> Any:
+    """The IP packet of a frame, whose checksums and lengths must all be right."""
+    packet = ip_of(data)
+    assert bytes(packet) == rebuilt(packet)
+    return packet
+
+
+Runner = Callable[[bytes], Any]
+
+
+@pytest.fixture(params=["tc", "xdp"])
+def run(request: pytest.FixtureRequest, node: Bench) -> Runner:
+    return node.tc if request.param == "tc" else node.xdp
+
+
+SENT = (b.TC_REDIRECT, b.XDP_TX)
+PASSED = (b.TC_NEXT, b.XDP_PASS)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_remote_backend_and_back(node: Bench, run: Runner, family: Family, transport: Any) -> None:
+    client, own, remote, *_ = ADDRESSES[family]
+    flags = {"flags": "S"} if transport is TCP else {}
+    out = run(node.frame(ip(family, client, own, ttl=64) / transport(sport=4000, dport=30080, **flags) / b"question"))
+    assert out.result in SENT
+    first = exact(out.data)
+    assert (first.src, first.dst, hops(first)) == (own, remote, 63)
+    assert first[transport].dport == 8080
+    low = node.maps.node()["snat_port_low"]
+    assert isinstance(low, int)
+    assert first[transport].sport >= low
+    assert bytes(first[transport].payload) == b"question"
+    flags = {"flags": "SA"} if transport is TCP else {}
+    answer = ip(family, remote, own, ttl=60) / transport(sport=8080, dport=first[transport].sport, **flags) / b"answer"
+    back = run(node.frame(answer))
+    assert back.result in SENT
+    reply = exact(back.data)
+    assert (reply.src, reply.dst, hops(reply)) == (own, client, 59)
+    assert (reply[transport].sport, reply[transport].dport) == (30080, 4000)
+    assert bytes(reply[transport].payload) == b"answer"
+    if run == node.xdp:
+        assert Ether(out.data).dst == b.NODE2_MAC
+        assert Ether(back.data).dst == b.ROUTER_MAC
+        assert Ether(back.data).src == node.up_mac
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_local_backend_keeps_the_client(node: Bench, family: Family, transport: Any) -> None:
+    client, own, _, pod, *_ = ADDRESSES[family]
+    flags = {"flags": "S"} if transport is TCP else {}
+    question = node.frame(ip(family, client, own, ttl=64) / transport(sport=4000, dport=30081, **flags))
+    assert node.xdp(question).data == question  # left to tc, with the choice made
+    out = node.tc(question)
+    assert out.result == b.TC_NEXT
+    packet = exact(out.data)
+    assert (packet.src, packet.dst, packet[transport].dport, hops(packet)) == (client, pod, 8080, 64)
+    answer = ip(family, pod, client, ttl=63) / transport(sport=8080, dport=4000)
+    back = exact(node.tc(node.frame(answer), egress=True).data)
+    assert (back.src, back.dst, back[transport].sport, hops(back)) == (own, client, 30081, 63)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parity_masquerades_towards_local_backends(node: Bench, family: Family) -> None:
+    client, own, _, pod, *_ = ADDRESSES[family]
+    node.configure(node.plan.node, parity=True)
+    try:
+        out = node.tc(node.frame(ip(family, client, own) / TCP(sport=4000, dport=30081, flags="S")))
+        packet = exact(out.data)
+        assert out.result == b.TC_REDIRECT
+        assert (packet.src, packet.dst) == (own, pod)
+        answer = ip(family, pod, own) / TCP(sport=8080, dport=packet.sport, flags="SA")
+        back = exact(node.tc(node.frame(answer, pod=True), pod=True).data)
+        assert (back.src, back.dst, back.sport, back.dport) == (own, client, 30081, 4000)
+    finally:
+        node.configure(node.plan.node)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pod_meets_itself(node: Bench, family: Family) -> None:
+    _, own, _, pod, *_ = ADDRESSES[family]
+    question = ip(family, pod, own) / UDP(sport=4000, dport=30081) / b"x"
+    out = node.tc(node.frame(question, pod=True), pod=True)
+    packet = exact(out.data)
+    assert out.result == b.TC_REDIRECT
+    assert (packet.src, packet.dst) == (own, pod)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("unknown port", "not_service"),
+        ("no endpoint", "no_endpoint"),
+        ("policy local", "policy_drop"),
+        ("source range", "source_range"),
+        ("no syn", "tcp_no_syn"),
+        ("own source", "own_source"),
+        ("sctp", "protocol"),
+        ("echo", "protocol"),
+        ("options", None),
+        ("arp", "not_ip"),
+        ("cut short", "malformed"),
+        ("bad offset", "malformed"),
+        ("loopback", "loopback"),
+        ("later fragment", None),
+    ],
+)
+def test_passed_on_untouched(node: Bench, run: Runner, family: Family, name: str, reason: str | None) -> None:
+    client, own, _, _, _cluster_ip, vip = ADDRESSES[family]
+    v4 = family is Family.IPV4
+    syn = TCP(sport=4000, dport=30080, flags="S")
+    packets = {
+        "unknown port": ip(family, client, own) / TCP(sport=4000, dport=30099, flags="S"),
+        "no endpoint": ip(family, client, own) / TCP(sport=4000, dport=30082, flags="S"),
+        "policy local": ip(family, client, own) / TCP(sport=4000, dport=30083, flags="S"),
+        "source range": ip(family, client, vip) / TCP(sport=4000, dport=80, flags="S"),
+        "no syn": ip(family, client, own) / TCP(sport=4000, dport=30080, flags="A"),
+        "own source": ip(family, own, own) / syn,
+        "sctp": ip(family, client, own) / SCTP(sport=4000, dport=30080),
+        "echo": (IP(src=client, dst=own) / ICMP())
+        if v4
+        else (IPv6(src=client, dst=own, nh=58) / Raw(b"\x80" + b"\0" * 7)),
+        "options": (IP(src=client, dst=own, options=[IPOption_NOP()] * 4) / syn)
+        if v4
+        else (IPv6(src=client, dst=own) / IPv6ExtHdrDestOpt() / syn),
+        "cut short": Raw(bytes(ip(family, client, own) / syn)[:-6]),
+        "bad offset": ip(family, client, own) / TCP(sport=4000, dport=30080, flags="S", dataofs=3),
+        "loopback": ip(family, client, "127.0.0.1" if v4 else "::1") / syn,
+        "later fragment": (IP(src=client, dst=own, frag=100, proto=17) / Raw(b"x" * 64))
+        if v4
+        else (IPv6(src=client, dst=own) / IPv6ExtHdrFragment(nh=17, offset=100, id=7) / Raw(b"x" * 64)),
+    }
+    if name == "arp":
+        frame = bytes(Ether(dst=node.up_mac, src=b.ROUTER_MAC, type=0x806) / Raw(b"\0" * 28))
+    elif name == "cut short":
+        frame = bytes(Ether(dst=node.up_mac, src=b.ROUTER_MAC, type=0x800 if v4 else 0x86DD) / packets[name])
+    else:
+        frame = node.frame(packets[name])
+    if name == "options":
+        reason = "ip_options" if v4 else "ipv6_extension"
+    if name == "later fragment":
+        reason = "left_to_tc" if run == node.xdp else "fragment_unknown"
+    with node.counted() as counted:
+        out = run(frame)
+    assert out.result in PASSED
+    assert out.data == frame
+    hook = "xdp" if run == node.xdp else "tc_ingress"
+    assert counted == {f"{hook}:{reason}": 1}
+    assert not node.flows("pending")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frames_for_others_are_left_alone(node: Bench, run: Runner, family: Family) -> None:
+    client, own, *_ = ADDRESSES[family]
+    packet = ip(family, client, own) / TCP(sport=4000, dport=30080, flags="S")
+    for destination in ("02:00:00:00:00:99", "ff:ff:ff:ff:ff:ff", "33:33:00:00:00:01"):
+        frame = bytes(Ether(dst=destination, src=b.ROUTER_MAC) / packet)
+        with node.counted() as counted:
+            out = run(frame)
+        assert (out.result in PASSED, out.data) == (True, frame)
+        assert next(iter(counted)).endswith(":not_for_us")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vlan_tag_stays_where_the_packet_goes_back(node: Bench, family: Family) -> None:
+    client, own, remote, *_ = ADDRESSES[family]
+    packet = ip(family, client, own, ttl=64) / TCP(sport=4000, dport=30080, flags="S") / b"x"
+    out = node.xdp(bytes(Ether(dst=node.up_mac, src=b.ROUTER_MAC) / Dot1Q(vlan=5) / packet))
+    assert out.result == b.XDP_TX
+    assert Ether(out.data)[Dot1Q].vlan == 5
+    translated = exact(out.data)
+    assert (translated.src, translated.dst, hops(translated)) == (own, remote, 63)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_syn_retry_reaches_the_same_backend(node: Bench, run: Runner, family: Family) -> None:
+    client, _, remote, _pod, _, _vip = ADDRESSES[family]
+    prefix = remote.rpartition("." if family is Family.IPV4 else ":")[0] + ("." if family is Family.IPV4 else ":")
+    many = entry(f"many-{family.name}", [f"{prefix}{n}" for n in range(20, 60)], node_port=30090, family=family)
+    node.install(many)
+    try:
+        frame = node.frame(ip(family, client, ADDRESSES[family][1]) / TCP(sport=4001, dport=30090, flags="S", seq=7))
+        seen = {(ip_of(run(frame).data).dst, ip_of(run(frame).data).sport) for _ in range(30)}
+        assert len(seen) == 1
+        frames = [
+            node.frame(ip(family, client, ADDRESSES[family][1]) / TCP(sport=5000 + n, dport=30090, flags="S"))
+            for n in range(200)
+        ]
+        assert len({ip_of(run(frame).data).dst for frame in frames}) > 30
+    finally:
+        node.remove(many)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_removed_endpoint_gets_nothing_new(node: Bench, run: Runner, family: Family) -> None:
+    client, own, remote, *_ = ADDRESSES[family]
+    separator = "." if family is Family.IPV4 else ":"
+    other = remote.rpartition(separator)[0] + separator + "77"
+    name = f"churn-{family.name}"
+    for protocol, transport in ((Protocol.TCP, TCP), (Protocol.UDP, UDP)):
+        node.install(entry(name, [remote], protocol=protocol, node_port=30091, family=family))
+        flags = {"flags": "S"} if transport is TCP else {}
+        start = node.frame(ip(family, client, own) / transport(sport=4000, dport=30091, **flags))
+        first = ip_of(run(start).data)
+        assert first.dst == remote
+        back = {"flags": "SA"} if transport is TCP else {}
+        answer = ip(family, remote, own) / transport(sport=8080, dport=first.sport, **back)
+        assert ip_of(run(node.frame(answer)).data).dst == client
+        more = {"flags": "A"} if transport is TCP else {}
+        going_on = node.frame(ip(family, client, own) / transport(sport=4000, dport=30091, **more))
+        assert ip_of(run(going_on).data).dst == remote
+        last = entry(name, [other], protocol=protocol, node_port=30091, family=family)
+        node.install(last)
+        assert ip_of(run(going_on).data).dst == (remote if transport is TCP else other)
+        new = node.frame(ip(family, client, own) / transport(sport=4000, dport=30091, **flags))
+        assert ip_of(run(new).data).dst == other
+        node.remove(last)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_icmp_errors_both_ways(node: Bench, family: Family, transport: Any) -> None:
+    client, own, remote, *_ = ADDRESSES[family]
+    router = b.ROUTER if family is Family.IPV4 else b.ROUTER_6
+    flags = {"flags": "S"} if transport is TCP else {}
+    question = ip(family, client, own, ttl=64) / transport(sport=4000, dport=30080, **flags) / (b"x" * 600)
+    sent = ip_of(node.tc(node.frame(question)).data)
+
+    def error(about: Any, to: str) -> bytes:
+        quoted = bytes(about)[: 28 if family is Family.IPV4 else 400]
+        if family is Family.IPV4:
+            return node.frame(IP(src=router, dst=to, ttl=60) / ICMP(type=3, code=4, nexthopmtu=1300) / Raw(quoted))
+        return node.frame(IPv6(src=router, dst=to, hlim=60) / ICMPv6PacketTooBig(mtu=1300) / Raw(quoted))
+
+    out = node.tc(error(sent, own))  # about the packet to the backend: the client must hear of it
+    assert out.result == b.TC_REDIRECT
+    told = ip_of(out.data)
+    assert (told.src, told.dst, hops(told)) == (own, client, 59)
+    inner = _quoted(told)
+    assert (inner.src, inner.dst) == (client, own)
+    assert _ports(inner) == (4000, 30080)
+    _right_error(told)
+    answer = ip(family, remote, own, ttl=64) / transport(sport=8080, dport=sent.sport) / (b"y" * 600)
+    returned = ip_of(node.tc(node.frame(answer)).data)
+    out = node.tc(error(returned, own))  # about the answer to the client: the backend must hear of it
+    told = ip_of(out.data)
+    assert (told.src, told.dst) == (own, remote)
+    inner = _quoted(told)
+    assert (inner.src, inner.dst) == (remote, own)
+    assert _ports(inner) == (8080, sent.sport)
+    _right_error(told)
+
+
+def _quoted(packet: Any) -> Any:
+    if IP in packet:
+        return IP(bytes(packet[ICMP].payload))
+    return IPv6(bytes(packet[ICMPv6PacketTooBig].payload))
+
+
+def _ports(packet: Any) -> tuple[int, int]:
+    raw = bytes(packet)[20 if IP in packet else 40 :]
+    return int.from_bytes(raw[:2], "big"), int.from_bytes(raw[2:4], "big")
+
+
+def _right_error(packet: Any) -> None:
+    """The ICMP checksum is right over all bytes, and the quoted IPv4 header's over itself."""
+    copy = packet.copy()
+    layer = copy[ICMP] if IP in copy else copy[ICMPv6PacketTooBig]
+    field = "chksum" if IP in copy else "cksum"
+    layer.remove_payload()
+    layer.add_payload(Raw(bytes(packet)[len(packet) - len(bytes(packet[type(layer)].payload)) :]))
+    right = getattr(layer, field)
+    delattr(layer, field)
+    again = (IP if IP in copy else IPv6)(bytes(copy))
+    assert getattr(again[type(layer)], field) == right
+    if IP in copy:
+        header = bytes(packet[ICMP].payload)[:20]
+        assert IP(header).chksum == IP(bytes(_without_checksum(header))).chksum
+
+
+def _without_checksum(header: bytes) -> Any:
+    quoted = IP(header)
+    length = quoted.len
+    del quoted.chksum
+    quoted.len = length
+    return quoted
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fragments_follow_their_first(node: Bench, family: Family) -> None:
+    client, own, remote, *_ = ADDRESSES[family]
+    payload = bytes(range(256)) * 12
+    whole = ip(family, client, own) / UDP(sport=4000, dport=30080) / payload
+    datagram = bytes(rebuilt(whole))[20 if family is Family.IPV4 else 40 :]
+    pieces = [datagram[:1400], datagram[1400:2800], datagram[2800:]]
+    collected = b""
+    for number, piece in enumerate(pieces):
+        more = int(number < len(pieces) - 1)
+        if family is Family.IPV4:
+            packet = IP(src=client, dst=own, id=99, flags=more, frag=number * 175, proto=17) / Raw(piece)
+        else:
+            packet = (
+                IPv6(src=client, dst=own) / IPv6ExtHdrFragment(nh=17, id=99, m=more, offset=number * 175) / Raw(piece)
+            )
+        out = ip_of(node.tc(node.frame(packet)).data)
+        assert (out.src, out.dst) == (own, remote)
+        collected += bytes(out)[20 if family is Family.IPV4 else 48 :]
+    fresh = ip(family, own, remote) / UDP(collected)
+    assert bytes(fresh[UDP]) == bytes(ip_of(bytes(Ether() / type(fresh)(rebuilt(fresh))))[UDP])
+    assert collected[8:] == payload
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_last_hop_is_left_to_the_stack(node: Bench, run: Runner, family: Family) -> None:
+    client, own, *_ = ADDRESSES[family]
+    frame = node.frame(ip(family, client, own, ttl=1) / UDP(sport=4000, dport=30080) / b"x")
+    out = run(frame)
+    assert out.result in PASSED
+    assert out.data == frame
+
+
+def test_udp_without_checksum_stays_without(node: Bench, run: Runner) -> None:
+    out = run(node.frame(IP(src=b.CLIENT, dst=b.NODE) / UDP(sport=4000, dport=30080, chksum=0) / b"x"))
+    assert ip_of(out.data)[UDP].chksum == 0
+
+
+def test_a_flood_of_syns_leaves_an_established_flow(node: Bench, soak: bool) -> None:
+    own = node.frame(IP(src=b.CLIENT, dst=b.NODE) / TCP(sport=4000, dport=30080, flags="S"))
+    sent = ip_of(node.tc(own).data)
+    node.tc(node.frame(IP(src=b.REMOTE, dst=b.NODE) / TCP(sport=8080, dport=sent.sport, flags="SA")))
+    going_on = node.frame(IP(src=b.CLIENT, dst=b.NODE) / TCP(sport=4000, dport=30080, flags="A"))
+    node.tc(going_on)
+    flood = bytearray(node.frame(IP(src="203.0.113.1", dst=b.NODE, chksum=0) / TCP(sport=1, dport=30081, flags="S")))
+    for number in range(1_000_000 if soak else 3 * b.SIZES.pending):
+        flood[26:30] = (0xCB000000 + number).to_bytes(4, "big")
+        flood[34:36] = (1024 + number % 60000).to_bytes(2, "big")
+        node.tc(bytes(flood))
+    again = ip_of(node.tc(going_on).data)
+    assert (again.dst, again.sport) == (b.REMOTE, sent.sport)
+    assert node.flow(b.CLIENT, 4000, b.NODE, 30080)["table"] == "connections"  # type: ignore[index]
+
+
+def test_ports_that_run_out_are_left_to_the_slow_path(node: Bench) -> None:
+    settings = dict(node.maps.node())
+    raw = node.maps.get("node", NODE_KEY)
+    assert raw is not None
+    fields = list(NODE.unpack(raw))
+    fields[3], fields[4] = 61000, 61003
+    node.maps.put("node", NODE_KEY, NODE.pack(*fields))
+    try:
+        ports = []
+        with node.counted() as counted:
+            for number in range(40):
+                frame = node.frame(IP(src=b.CLIENT, dst=b.NODE) / TCP(sport=5000 + number, dport=30080, flags="S"))
+                out = node.tc(frame)
+                if out.result == b.TC_REDIRECT:
+                    ports.append(ip_of(out.data).sport)
+                else:
+                    assert out.data == frame
+        assert sorted(ports) == [61000, 61001, 61002, 61003]
+        assert counted["tc_ingress:snat_exhausted"] == 36
+    finally:
+        node.maps.put("node", NODE_KEY, raw)
+        assert node.maps.node() == settings

@@ -24,12 +24,12 @@ from ctl.daemon.metrics import Metrics
 from ctl.daemon.nodes import describe
 from ctl.daemon.options import to_document
 from ctl.daemon.pace import Pace
+from ctl.daemon.planes import CleanUp, daemon_plane, left_out, replace_saved, settle_plane
 from ctl.daemon.reconcile import Reconciler
 from ctl.daemon.settings import Settings
 from ctl.daemon.sysctls import apply_sysctls
 from ctl.daemon.takeover import remove_kube_proxy
 from ctl.daemon.web import Listener, Site, health_answer, metrics_answer, split_bind
-from ctl.loaded import make_plane
 from ctl.sources.api import Api
 from ctl.sources.directory import DirectorySource
 from ctl.sources.kubeconfig import find_cluster
@@ -38,8 +38,7 @@ from dataplane.errors import HotplaneError
 from dataplane.kernel.nftgen import Generation
 from dataplane.model.objects import Node, ObjectRef, Problem
 from dataplane.plan.change import PlanChange
-from dataplane.plan.types import HealthCheck, Plan
-from dataplane.planes.conntrack import clean_stale_udp
+from dataplane.plan.types import HealthCheck
 from dataplane.policy.node import NodeConfig
 
 _libc = ctypes.CDLL(None)
@@ -68,7 +67,8 @@ class Daemon:
         self.inbox = Inbox(KINDS)
         self._api: Api | None = None
         self._events = EventRecorder(None, settings.node.name, log)
-        self._kernel = Kernel(self._make_plane(settings.mode), _clean_up, _untouched(settings.mode))
+        self._clean_up = CleanUp()
+        self._kernel = Kernel(self._clean_up)
         self._ports = HealthPorts(self.health, log, self._port_refused)
         self.reconciler = Reconciler(
             settings.node.name,
@@ -86,6 +86,7 @@ class Daemon:
         _prepare_memory()
         apply_sysctls(self.settings.config.conntrack, self._log)
         try:
+            await self._use_plane()
             await self._serve()
             self._open_source()
             self._spawn(self._work(), "reconcile")
@@ -115,6 +116,7 @@ class Daemon:
             await self._kernel.call(remove_kube_proxy, self.settings.mode, self._log)
         _settle_memory()
         if self.settings.once:
+            await self._kernel.call(settle_plane, self._kernel.plane)
             self._stop.set()
             return
         drift = DriftCheck(self.reconciler, self.metrics, self._log, self.settings.sync_period)
@@ -146,8 +148,9 @@ class Daemon:
         if before != self.health.node_eligible:
             self._log.info("node eligibility changed", eligible=self.health.node_eligible)
 
-    def _make_plane(self, mode: str) -> Any:
-        return make_plane(mode, tcp_be_liberal=self.settings.config.conntrack.tcp_be_liberal)
+    async def _use_plane(self) -> None:
+        settings = self.settings
+        await self._kernel.use(lambda: daemon_plane(settings), lambda: _untouched(settings.mode))
 
     async def _describe(self, node: Node | None) -> NodeConfig:
         settings = self.settings
@@ -195,10 +198,10 @@ class Daemon:
         if syncs == self._saved:
             return
         begun: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
-        mode, folder, plan = self.settings.mode, self.settings.state_dir, self.reconciler.planner.plan
+        folder, saved = self.settings.state_dir, self._saved_plan
 
         def write() -> bytes:
-            state.save(folder, state.Saved.of(mode, plan))
+            state.save(folder, saved())
             return b""
 
         async def begin() -> None:
@@ -211,12 +214,15 @@ class Daemon:
         except ChildError as error:
             self._log.warning("the plan could not be written down", reason=error)
 
+    def _saved_plan(self) -> state.Saved:
+        settings, plan = self.settings, self.reconciler.planner.plan
+        return state.Saved.of(settings.mode, plan, settings.ebpf, left_out(self._kernel.plane))
+
     def _replace_other_mode(self) -> None:
         """Remove what another mode of an earlier run loaded, now that this mode answers."""
-        previous = state.load(self.settings.state_dir)
-        if previous is not None and previous.mode != self.settings.mode:
-            make_plane(previous.mode).cleanup()
-            self._log.info("replaced mode", old=previous.mode, new=self.settings.mode)
+        old = replace_saved(self._clean_up, state.load(self.settings.state_dir), self.settings.mode)
+        if old:
+            self._log.info("replaced mode", old=old, new=self.settings.mode)
 
     def _hangup(self) -> None:
         self.reconciler.request(self._change_settings)
@@ -243,11 +249,10 @@ class Daemon:
     async def _change_mode(self, old_mode: str) -> None:
         """Load the new mode's rules, then remove the old one's."""
         old = self._kernel.plane
-        self._kernel.plane = self._make_plane(self.settings.mode)
-        self._kernel.untouched = _untouched(self.settings.mode)
+        await self._use_plane()
         await self.reconciler.reload(f"mode {old_mode} becomes {self.settings.mode}")
         if not self.reconciler.retry.failures_in_a_row:
-            await self._kernel.call(old.cleanup)
+            await self._kernel.call(self._clean_up.replace, old, self.settings.mode)
 
     async def _serve(self) -> None:
         """Open the health and metrics servers. A port that is taken is fatal only with bindAddressHardFail."""
@@ -311,16 +316,12 @@ class Daemon:
         if self._failure is not None:
             raise self._failure
         if self.health.started:
-            state.save(self.settings.state_dir, state.Saved.of(self.settings.mode, self.reconciler.planner.plan))
+            state.save(self.settings.state_dir, self._saved_plan())
         self._log.info("stopped; the data plane stays as it is")
 
 
 def _binds(settings: Settings) -> tuple[str, str]:
     return settings.config.healthz_bind_address, settings.config.metrics_bind_address
-
-
-def _clean_up(change: PlanChange, plan: Plan) -> int:
-    return clean_stale_udp(change, plan.node)
 
 
 def _untouched(mode: str) -> Untouched | None:

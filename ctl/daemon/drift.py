@@ -8,9 +8,9 @@ import msgspec
 from ctl.daemon.child import Child, ChildError
 from ctl.daemon.log import Log
 from ctl.daemon.metrics import Metrics
+from ctl.daemon.planes import left_out, reading_plane
 from ctl.daemon.reconcile import Reconciler
 from ctl.drift import differences
-from ctl.loaded import make_plane
 from dataplane.plan.rows import rows
 from dataplane.plan.types import Plan
 
@@ -33,8 +33,8 @@ class Found(msgspec.Struct):
 
 def _look(plan: Plan, mode: str) -> bytes:
     """In the child: every difference between the plan and the kernel."""
-    plane = make_plane(mode, loaded_for=plan.node)
-    found = [Found(d.service, str(d.frontend), d.difference) for d in differences(rows(plan), plane.read_back())]
+    have = reading_plane(mode, plan).read_back()
+    found = [Found(d.service, str(d.frontend), d.difference) for d in differences(rows(plan), have)]
     return msgspec.msgpack.encode(found)
 
 
@@ -74,7 +74,8 @@ class DriftCheck:
         """
         begun: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
         self._reconciler.request(lambda: self._begin(begun))
-        behind = set(self._reconciler.kernel.ledger.services())
+        kernel = self._reconciler.kernel
+        behind = {*kernel.ledger.services(), *await kernel.call(left_out, kernel.plane)}
         child = await begun
         try:
             found = msgspec.msgpack.decode(await child.answer(PATIENCE), type=list[Found])

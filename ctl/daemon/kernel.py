@@ -66,16 +66,26 @@ class Kernel:
     untouched: tells of changes by others, None where the plane's state has no generation.
     """
 
-    def __init__(
-        self, plane: Plane, clean_up: Callable[[PlanChange, Plan], object], untouched: Untouched | None = None
-    ) -> None:
-        self.plane = plane
+    def __init__(self, clean_up: Callable[[PlanChange, Plan], object]) -> None:
         self.ledger = Ledger()
-        self.untouched = untouched
+        self.untouched: Untouched | None = None
+        self._plane: Plane | None = None
         self._clean_up = clean_up
         self._unclean: tuple[EntryChange, ...] = ()
         self._worker = ThreadPoolExecutor(1, "plane")
         self.lock = asyncio.Lock()
+
+    @property
+    def plane(self) -> Plane:
+        """The plane in use, once there is one."""
+        assert self._plane is not None, "use comes first"
+        return self._plane
+
+    async def use(self, make: Callable[[], Plane], untouched: Callable[[], Untouched | None] = lambda: None) -> None:
+        """Work with another plane from now on, made in the worker thread; it holds nothing until `load`."""
+        async with self.lock:
+            self._plane = await self.call(make)
+            self.untouched = await self.call(untouched)
 
     async def call(self, function: Callable[..., _T], *arguments: object) -> _T:
         """Run something in the plane's thread."""

@@ -9,6 +9,7 @@ import msgspec
 from ctl.config import KubeProxyConfiguration
 from ctl.daemon.nodes import NodeOptions
 from ctl.daemon.options import effective
+from ctl.ebpf import EbpfOptions, ebpf_options
 from ctl.modes import DEFAULT_MODE, MODES
 from dataplane.errors import UsageError
 from dataplane.model.net import canonical_address
@@ -28,6 +29,7 @@ class Settings(msgspec.Struct, frozen=True):
     once: bool = False
     adopt: bool = False
     unknown: tuple[str, ...] = ()
+    ebpf: EbpfOptions = EbpfOptions()
 
     @property
     def sync_period(self) -> float:
@@ -64,4 +66,5 @@ def settings_of(args: argparse.Namespace) -> Settings:
         once=args.once,
         adopt=args.adopt,
         unknown=loaded.unknown,
+        ebpf=ebpf_options(args),
     )

@@ -1,0 +1,75 @@
+"""The daemon's planes: how each is made from the settings, and how one gives way to another."""
+
+from ctl.daemon.settings import Settings
+from ctl.ebpf import EbpfOptions, settle
+from ctl.loaded import make_plane, replace_plane
+from ctl.state import Saved
+from dataplane.plan.change import PlanChange
+from dataplane.plan.types import Plan
+from dataplane.planes.base import Plane
+from dataplane.planes.conntrack import clean_stale_udp
+from dataplane.policy.node import LocalDetector
+from dataplane.policy.settings import Mode, node_config
+
+_LOOKING = EbpfOptions(hooks=())
+
+
+def daemon_plane(settings: Settings) -> Plane:
+    """The plane that the daemon works with. Call it in the plane's thread."""
+    detector = LocalDetector()
+    if settings.mode == "ebpf":  # only which devices are pods' matters here, and no option for that needs the Node
+        policy = settings.config.proxy_settings()
+        detector = node_config(Mode.EBPF, policy, node_name=settings.node.name, node_ips=()).detector
+    return make_plane(
+        settings.mode, tcp_be_liberal=settings.config.conntrack.tcp_be_liberal, ebpf=settings.ebpf, detector=detector,
+        watch=not settings.once,
+    )  # fmt: skip
+
+
+def reading_plane(mode: str, plan: Plan) -> Plane:
+    """A plane to read back with what another one loaded."""
+    return make_plane(mode, loaded_for=plan.node, ebpf=_LOOKING)
+
+
+def left_out(plane: Plane) -> tuple[str, ...]:
+    """Services that do not fit into the ebpf mode's maps, which the slow path serves alone."""
+    if plane.name != "ebpf":
+        return ()
+    from dataplane.planes.ebpf.plane import EbpfPlane
+
+    assert isinstance(plane, EbpfPlane), "the plane of that name"
+    return tuple(sorted({key.service for key in plane.tables.overflow}))
+
+
+class CleanUp:
+    """What is done after each change. draining: flows of the ebpf mode go on here although another mode answers."""
+
+    def __init__(self) -> None:
+        self.draining = False
+
+    def __call__(self, change: PlanChange, plan: Plan) -> None:
+        """Remove flows that the change made stale. Raises HotplaneError."""
+        clean_stale_udp(change, plan.node)
+        if self.draining:
+            from dataplane.planes.ebpf.drain import after_change
+
+            after_change(change)
+
+    def replace(self, old: Plane, mode: str) -> None:
+        """Remove what another mode holds here, now that `mode` answers."""
+        replace_plane(old, mode)
+        self.draining = old.name == "ebpf" and mode != "ebpf"
+
+
+def replace_saved(clean_up: CleanUp, previous: Saved | None, mode: str) -> str:
+    """Remove what an earlier run loaded in another mode; that mode, or ""."""
+    if previous is None or previous.mode == mode:
+        return ""
+    clean_up.replace(make_plane(previous.mode, ebpf=previous.ebpf), mode)
+    return previous.mode
+
+
+def settle_plane(plane: Plane) -> None:
+    """Before a process ends soon after a load: wait for what the plane does in the background."""
+    if plane.name == "ebpf":
+        settle(plane, PlanChange())

@@ -10,18 +10,18 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Hold the collector during the body of a `with`. References are counted all the while, so memory is freed."""
+def no_garbage_collection(*, keep: bool = False) -> Iterator[None]:
+    """Hold the collector during the body of a `with`. References are counted all the while, so memory is freed.
+
+    keep: what lives at the end will live long: the collector does not walk it again. What is no longer referenced is
+    freed all the same; only a cycle that is garbage already would stay.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
+        if keep:
+            gc.freeze()
     finally:
         if was_enabled:
             gc.enable()
-
-
-def keep() -> None:
-    """Tell the collector that what lives now will live long: it does not walk it again. What is no longer referenced is
-    freed all the same; only a cycle that is garbage already would stay."""
-    gc.freeze()

@@ -1,8 +1,10 @@
 """From Kubernetes objects to the plan, one change at a time: events in, PlanChange out. Pure; O(what changed)."""
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable
 
+from dataplane.bulk import no_garbage_collection
 from dataplane.model.net import Family
 from dataplane.model.objects import (
     EndpointSlice,
@@ -21,6 +23,9 @@ from dataplane.plan.frontends import addresses, make_frontends, service_families
 from dataplane.plan.types import EntryKey, FrontendKey, FrontendKind, HealthCheck, Plan, PlanEntry
 from dataplane.policy.endpoints import BackendSets, Candidate, backend_sets
 from dataplane.policy.node import NodeConfig
+
+_MANY = 1000
+"""Services in one update from which on it is a load: nobody reads its changes in order, and much memory is taken."""
 
 _NO_SLICES: dict[str, EndpointSlice] = {}
 
@@ -60,7 +65,8 @@ class Planner:
             self._forget(ref, dirty)
         for item in upserts:
             self._remember(item, dirty)
-        entries, health = self._replan(dirty)
+        with no_garbage_collection(keep=True) if len(dirty) >= _MANY else contextlib.nullcontext():
+            entries, health = self._replan(dirty)
         self.plan.service_cidrs = tuple(sorted({c for o in self._service_cidrs.values() for c in o.cidrs}))
         return PlanChange(
             entries=entries,
@@ -157,7 +163,7 @@ class Planner:
             ports[service_id] = _wanted(self._services.get(service_id))
         changes: list[EntryChange] = []
         health: dict[tuple[str, str], HealthCheck | None] = {}
-        for service_id in sorted(ports) if len(ports) < 1000 else ports:
+        for service_id in sorted(ports) if len(ports) < _MANY else ports:
             changes.extend(self._replan_service(service_id, ports[service_id]))
             self._replan_health(service_id, health)
         return tuple(changes), health

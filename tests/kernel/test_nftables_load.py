@@ -113,7 +113,7 @@ def test_a_load_that_fails_over_a_table_says_so_and_can_be_repeated(kernel: Kern
     before, after = services(12, 0, 1), services(8, 1, 2)
     kernel.plane.load(before)
     kernel.store.refused = piece
-    with pytest.raises(PlaneError, match="no more of this; the table stands between .*: load again"):
+    with pytest.raises(PlaneError, match=r"no more of this; the table stands between .*: load again"):
         kernel.plane.load(after)
     assert_whole(kernel.states())
     with pytest.raises(PlaneError, match="load first"):

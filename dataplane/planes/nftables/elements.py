@@ -5,6 +5,8 @@ An element is known by its target (`family table set`) and its key; its value is
 the entry but a reference, counted by the plane.
 """
 
+from collections.abc import Iterable
+from socket import inet_pton
 from typing import NamedTuple
 
 from dataplane.model.net import Family, network, packed
@@ -63,7 +65,8 @@ class Compiled(NamedTuple):
 
 NOTHING = Compiled({}, [])
 
-_INDEXES = [number(index) for index in range(256)]
+_INDEXES = [number(index) for index in range(64)]
+_WAYS_REMEMBERED = 4096
 _PROTOCOLS = [bytes((value, 0, 0, 0)) for value in range(256)]
 
 
@@ -72,8 +75,11 @@ def frontend_key(key: FrontendKey) -> bytes:
     return (packed(key.address) if key.address else b"") + _PROTOCOLS[key.protocol] + port(key.port)
 
 
-def _index(value: int) -> bytes:
-    return _INDEXES[value] if value < len(_INDEXES) else number(value)
+def _indexes(first: int, count: int) -> Iterable[bytes]:
+    """Numbers of backends, from the first on."""
+    if not first and count <= len(_INDEXES):
+        return _INDEXES[:count]
+    return map(number, range(first, first + count))
 
 
 def _needs_hairpin_everywhere(entry: PlanEntry) -> bool:
@@ -88,21 +94,16 @@ def _needs_hairpin_everywhere(entry: PlanEntry) -> bool:
     )
 
 
-def _is_off_pod(routes: Routes) -> bool:
-    """Whether all that differs by source is that only pods are not masqueraded."""
-    pod, node, outside = routes
-    return node == outside == pod._replace(masquerade=True) and pod.action is Action.FORWARD
-
-
 class Compiler:
     """Compiles the entries of one family. `ids`: the numbers of shapes, new ones are given as they come up."""
 
     def __init__(self, words: Syntax, family: Family, ids: ShapeIds) -> None:
-        self._words = words
-        self._family = family
+        self.words = words
+        self.family = family
         self._ids = ids
         self._targets = {name: words.target(name) for name in declarations(words)}
-        self._off_pod: dict[Routes, bool] = {}
+        self._ways: dict[tuple[int, bool, int, int, int], _Ways] = {}
+        self._number = family.socket_family
 
     def compile(self, entry: PlanEntry, placement: Placement | None) -> Compiled:
         """Elements and references of one entry.
@@ -116,28 +117,67 @@ class Compiler:
         entry_compiler.hairpin()
         return Compiled(entry_compiler.elements, entry_compiler.references)
 
-    def is_off_pod(self, routes: Routes) -> bool:
-        """See `_is_off_pod`; remembered, because few different routes exist."""
-        known = self._off_pod.get(routes)
-        if known is None:
-            known = self._off_pod[routes] = _is_off_pod(routes)
-        return known
-
-    @property
-    def words(self) -> Syntax:
-        return self._words
-
-    @property
-    def family(self) -> Family:
-        return self._family
-
-    @property
-    def ids(self) -> ShapeIds:
-        return self._ids
-
     def target(self, name: str) -> str:
         """`family table name` of a set or a map."""
-        return self._targets.get(name) or self._words.target(name)
+        return self._targets.get(name) or self.words.target(name)
+
+    def packed(self, address: str) -> bytes:
+        """An address of the family in network byte order."""
+        return inet_pton(self._number, address)
+
+    def ways(self, entry: PlanEntry, routes: Routes, nodeport: bool) -> "_Ways":
+        """What the elements of a frontend say; remembered, because few different ones exist.
+
+        By the identity of the routes, which live as long as they are remembered: their hash takes longer than the rest.
+        """
+        key = (id(routes), nodeport, len(entry.cluster), len(entry.local), entry.affinity_seconds)
+        known = self._ways.get(key)
+        if known is None:
+            if len(self._ways) >= _WAYS_REMEMBERED:
+                self._ways.clear()
+            known = self._ways[key] = self._new_ways(entry, routes, nodeport)
+        return known
+
+    def _new_ways(self, entry: PlanEntry, routes: Routes, nodeport: bool) -> "_Ways":
+        """A shape where every source is treated alike or only masquerading differs between pods and others, else one
+        for each kind of source. Any combination of routes can be held."""
+        references: list[Reference] = []
+
+        def way(route: Route, masquerade: Masquerade) -> int:
+            if route.action is not Action.FORWARD:
+                return REJECT_WAY if route.action is Action.REJECT else DROP_WAY
+            count = len(entry.backends(route.scope))
+            if not count:
+                where = f"{entry.key.service}: a route forwards to the {route.scope.value} set"
+                raise PlaneError(f"{where}, which is empty")
+            shape = Shape(nodeport, count, route.scope is Scope.LOCAL, masquerade, entry.affinity_seconds)
+            references.append(ShapeRef(self.family, shape))
+            return self._ids.of(shape)
+
+        def simple(route: Route) -> int:
+            return way(route, Masquerade.EVERYBODY if route.masquerade else Masquerade.NOBODY)
+
+        pod, node, outside = routes
+        by_source: tuple[int, ...] = ()
+        if pod == node == outside:
+            first = simple(pod)
+        elif node == outside == pod._replace(masquerade=True) and pod.action is Action.FORWARD:
+            first = way(pod, Masquerade.OFF_POD)
+        else:
+            first, by_source = BY_SOURCE_WAY, (simple(pod), simple(node), simple(outside))
+        used = {route.scope for route in routes if route.action is Action.FORWARD}
+        return _Ways(routes, first, by_source, tuple(references), tuple(scope for scope in Scope if scope in used))
+
+
+class _Ways(NamedTuple):
+    """first: what a frontend's own element says. by_source: what those in the three maps by source say, if they are
+    used. scopes: the sets that are forwarded to. routes: held, so that their identity stays theirs."""
+
+    routes: Routes
+    first: int
+    by_source: tuple[int, ...]
+    references: tuple[Reference, ...]
+    scopes: tuple[Scope, ...]
 
 
 class _Entry:
@@ -161,19 +201,24 @@ class _Entry:
         nodeport = not frontend.key.address
         common = self._common
         kind = common.words.nodeports if nodeport else common.words.services
-        key = frontend_key(frontend.key)
-        way = self._way(frontend, kind, key, nodeport)
+        key = _PROTOCOLS[frontend.key.protocol] + port(frontend.key.port)
+        if not nodeport:
+            key = common.packed(frontend.key.address) + key
+        ways = common.ways(self._entry, frontend.routes, nodeport)
+        way = ways.first
+        self.references += ways.references
+        if ways.by_source:
+            for name, by_source in zip((kind.pod, kind.node, kind.outside), ways.by_source, strict=True):
+                self._add(name, key, number(by_source))
         if frontend.source_ranges is not None and frontend.routes != REJECT_ALL:
             way = self._restricted(frontend, key, way)
         self._add(kind.first, key, number(way) + self._name[:COMMENT_LIMIT])
         if len(self._name) > COMMENT_LIMIT:
             self._add(kind.long_names, key, self._name[COMMENT_LIMIT:])
         if frontend.kind is FrontendKind.CLUSTER_IP:
-            self.references.append(ElementRef(common.target("cluster_ips"), packed(frontend.key.address)))
-        pod, node, outside = frontend.routes
-        for scope in Scope:
-            if any(r.scope is scope and r.action is Action.FORWARD for r in (pod, node, outside)):
-                self._backends(kind, key, scope)
+            self.references.append(ElementRef(common.target("cluster_ips"), key[:-8]))
+        for scope in ways.scopes:
+            self._backends(kind, key, scope)
 
     def hairpin(self) -> None:
         """Add the pairs under which a backend that reached itself is recognised."""
@@ -182,39 +227,14 @@ class _Entry:
             return
         everybody = _needs_hairpin_everywhere(entry)
         addresses = {b.address for b in entry.cluster if everybody or b.local}
-        addresses.update(b.address for b in entry.local)
-        target = self._common.target("hairpin")
-        self.references += [ElementRef(target, packed(a) * 2) for a in sorted(addresses)]
+        if entry.local:
+            addresses.update(b.address for b in entry.local)
+        if addresses:
+            target = self._common.target("hairpin")
+            self.references += [ElementRef(target, packed(a) * 2) for a in sorted(addresses)]
 
     def _add(self, name: str, key: bytes, value: bytes) -> None:
         self.elements[(self._common.target(name), key)] = value
-
-    def _route(self, route: Route, nodeport: bool, masquerade: Masquerade) -> int:
-        if route.action is Action.REJECT:
-            return REJECT_WAY
-        if route.action is Action.DROP:
-            return DROP_WAY
-        count = len(self._entry.backends(route.scope))
-        if not count:
-            raise PlaneError(f"{self._service}: a route forwards to the {route.scope.value} set, which is empty")
-        shape = Shape(nodeport, count, route.scope is Scope.LOCAL, masquerade, self._entry.affinity_seconds)
-        self.references.append(ShapeRef(self._common.family, shape))
-        return self._common.ids.of(shape)
-
-    def _simple(self, route: Route, nodeport: bool) -> int:
-        return self._route(route, nodeport, Masquerade.EVERYBODY if route.masquerade else Masquerade.NOBODY)
-
-    def _way(self, frontend: Frontend, kind: Kind, key: bytes, nodeport: bool) -> int:
-        """What the element of a frontend says: a shape where every source is treated alike or only masquerading
-        differs between pods and others, else the three maps by source. Any combination of routes can be held."""
-        pod, node, outside = frontend.routes
-        if pod == node == outside:
-            return self._simple(pod, nodeport)
-        if self._common.is_off_pod(frontend.routes):
-            return self._route(pod, nodeport, Masquerade.OFF_POD)
-        for name, route in ((kind.pod, pod), (kind.node, node), (kind.outside, outside)):
-            self._add(name, key, number(self._simple(route, nodeport)))
-        return BY_SOURCE_WAY
 
     def _restricted(self, frontend: Frontend, key: bytes, way: int) -> int:
         """Put the check of source ranges before a way; returns the way that leads there."""
@@ -245,15 +265,15 @@ class _Entry:
             self._slots(kind, key, order, offset)
             return
         target = self._common.target(kind.endpoints)
-        elements = self.elements
-        for index, backend in enumerate(order, offset):
-            elements[(target, key + _index(index))] = address_port(backend[0], backend[1])
+        elements, pack = self.elements, self._common.packed
+        for index, backend in zip(_indexes(offset, len(order)), order, strict=True):
+            elements[(target, key + index)] = pack(backend[0]) + port(backend[1])
 
     def _slots(self, kind: Kind, key: bytes, order: tuple[Ordered, ...], offset: int) -> None:
         assert self._placement is not None, "affinity needs slots"
         slots = self._common.target(kind.slots)
         backends = self._common.target(kind.local_slot_endpoints if offset else kind.slot_endpoints)
-        for index, backend in enumerate(order, offset):
+        for index, backend in zip(_indexes(offset, len(order)), order, strict=True):
             slot = number(self._placement.slots[(backend[0], backend[1])])
-            self.elements[(slots, key + _index(index))] = slot
+            self.elements[(slots, key + index)] = slot
             self.elements[(backends, key + slot)] = address_port(backend[0], backend[1])

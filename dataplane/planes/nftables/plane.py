@@ -11,7 +11,7 @@ and hundreds of megabytes there. One transaction is either the one or the other:
 
 from collections.abc import Iterable
 
-from dataplane.bulk import keep, no_garbage_collection
+from dataplane.bulk import no_garbage_collection
 from dataplane.kernel.nft import Nft
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange, PlanChange
@@ -68,7 +68,7 @@ class NftablesPlane:
         repairs whatever it finds.
         """
         self._node = None
-        with no_garbage_collection():
+        with no_garbage_collection(keep=len(plan.entries) > self._text_limit):
             states = self._states()
             entries = [entry for entry in plan.entries.values() if entry.key.family in self._words]
             loader = Loader(self._nft, self._store, self._layouts, plan, self._text_limit)
@@ -79,8 +79,6 @@ class NftablesPlane:
             else:
                 loader.fill(self._books, entries)
                 changed = tuple(EntryChange(None, entry) for entry in entries)
-        if len(entries) > self._text_limit:
-            keep()
         self._node = plan.node
         return PlanChange(entries=changed)
 

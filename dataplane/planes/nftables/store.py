@@ -59,8 +59,11 @@ class ElementStore:
         for target, key in removed:
             deletions[target].append(self._encoder(target).key(key))
         additions: dict[str, list[bytes]] = defaultdict(list)
+        before = ""
         for (target, key), value in added:
-            additions[target].append(self._encoder(target).element(key, value))
+            if target != before:  # they mostly come in runs
+                before, element, append = target, self._encoder(target).element, additions[target].append
+            append(element(key, value))
         return [
             _message(operation, target, attributes)
             for operation, elements in ((_DELETE_ELEMENTS, deletions), (_NEW_ELEMENTS, additions))

@@ -156,7 +156,9 @@ class Transaction:
         """What the transaction consists of."""
         new, gone = self._crossing()
         removed = [e for e, value in self._removed.items() if self._added.get(e) != value]
-        added = [(e, value) for e, value in self._added.items() if self._removed.get(e) != value]
+        added = list(self._added.items())
+        if self._removed:
+            added = [(e, value) for e, value in added if self._removed.get(e) != value]
         removed += [(r.target, r.key) for r in gone if isinstance(r, ElementRef)]
         added += [((r.target, r.key), b"") for r in new if isinstance(r, ElementRef)]
         return Parts(

@@ -5,6 +5,7 @@
  * do the answers to it, which otherwise would be taken for this node's own. */
 #include "parse.h"
 #include "rewrite_skb.h"
+#include "too_big.h"
 #include "track.h"
 
 enum socket_buffer {
@@ -100,12 +101,25 @@ INLINE long send(struct __sk_buff *skb, const struct packet *packet, const struc
     return bpf_redirect(way->fib.ifindex, 0);
 }
 
-/* A packet that cannot leave: answers, and packets of flows that are under way, must not reach the stack, which would
- * reset the connection; a first packet can still be the slow path's. */
-INLINE int refuse(const struct translation *entry, enum reason refusal, enum reason found) {
-    if (found == REASON_NEW_FLOW || found == REASON_MOVED)
+/* A packet that cannot leave. The first one of a flow is left to the slow path, and so will the others be. Answers, and
+ * packets of flows that are under way, must not reach the stack, which would reset the connection. */
+INLINE long refuse(struct __sk_buff *skb, struct packet *packet, const struct translation *entry, const struct way *way,
+                   enum reason found) {
+    struct scratch *scratch = this_scratch();
+
+    if (found == REASON_NEW_FLOW || found == REASON_MOVED) {
+        if (scratch)
+            forget_flow(&packet->tuple, entry, &scratch->reply_key);
         return TC_ACT_UNSPEC;
-    return !(entry->flags & FLOW_REPLY) && refusal == REASON_TTL ? TC_ACT_UNSPEC : TC_ACT_SHOT;
+    }
+    if (packet->reason == REASON_TTL)
+        return entry->flags & FLOW_REPLY ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+    if (packet->reason != REASON_MTU || packet->kind == PACKET_ICMP_ERROR || !packet->keep_whole) {
+        packet->reason = REASON_NO_WAY_OUT;
+        return TC_ACT_SHOT;
+    }
+    packet->reason = REASON_TOO_BIG;
+    return answer_too_big(skb, packet, way->fib.tot_len);
 }
 
 /* Do what the entry says. Returns the verdict; packet->reason tells why where it is not what it was. */
@@ -117,10 +131,8 @@ INLINE int translate(struct __sk_buff *skb, const struct arrival *arrival, struc
     long failed;
 
     if (away) {
-        enum reason refusal = settle(packet, way_out(skb, packet, entry, &way));
-
-        if (refusal != REASON_NONE)
-            return refuse(entry, refusal, found);
+        if (settle(packet, way_out(skb, packet, entry, &way)) != REASON_NONE)
+            return refuse(skb, packet, entry, &way, found);
         packet->reason = found;
     }
     if (packet->kind == PACKET_FIRST_FRAGMENT)

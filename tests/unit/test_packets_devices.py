@@ -1,0 +1,84 @@
+"""Which devices carry packet programs, as a table of networks."""
+
+import pytest
+
+from dataplane.planes.ebpf.devices import (
+    DETECTED,
+    OVERLAY,
+    POD,
+    UPLINK,
+    Device,
+    Link,
+    Network,
+    Route,
+    Wishes,
+    choose_devices,
+)
+from dataplane.planes.ebpf.port_split import other_ports, ruleset
+from dataplane.policy.node import LocalDetector
+
+LO = Link("lo", 1, type=772)
+ETH0 = Link("eth0", 2, mac="02:00:00:00:00:01")
+VETH1 = Link("veth1", 3, "veth", mac="02:00:00:00:00:02")
+CNI0 = Link("cni0", 4, "bridge", mac="02:00:00:00:00:03")
+PORT = Link("veth2", 5, "veth", mac="02:00:00:00:00:04", master=4)
+FLANNEL = Link("flannel.1", 6, "vxlan", mac="02:00:00:00:00:05")
+TUNNEL = Link("tunl0", 7, "ipip", type=768)
+PRIMARY = ("172.18.0.1",)
+ADDRESSES = frozenset({(1, "127.0.0.1"), (2, "172.18.0.1"), (4, "10.244.1.1")})
+ROUTES = frozenset({Route("", 2), Route("10.244.1.11/32", 3), Route("10.244.1.0/24", 4), Route("fe80::/64", 3)})
+NETWORK = Network((LO, ETH0, VETH1, CNI0, PORT, FLANNEL, TUNNEL), ADDRESSES, ROUTES)
+
+
+def chosen(network: Network = NETWORK, wishes: Wishes | None = None) -> dict[str, int]:
+    return {d.name: d.flags for d in choose_devices(network, PRIMARY, wishes or Wishes())}
+
+
+def test_roles_are_found() -> None:
+    assert chosen() == {"eth0": UPLINK, "veth1": POD, "veth2": POD, "flannel.1": OVERLAY, "tunl0": OVERLAY}
+
+
+def test_a_second_default_route_makes_an_uplink() -> None:
+    network = NETWORK._replace(routes=ROUTES | {Route("", 3)})
+    assert chosen(network)["veth1"] == UPLINK
+
+
+def test_the_bridge_of_the_uplink_gives_no_pods() -> None:
+    network = NETWORK._replace(addresses=frozenset({(4, "172.18.0.1")}), routes=frozenset({Route("", 4)}))
+    assert chosen(network) == {"cni0": UPLINK, "flannel.1": OVERLAY, "tunl0": OVERLAY}
+
+
+def test_globs_decide_where_given() -> None:
+    assert chosen(wishes=Wishes(uplinks=("fl*",), pods=("veth[2-9]",))) == {
+        "veth2": POD, "flannel.1": UPLINK, "tunl0": OVERLAY,
+    }  # fmt: skip
+
+
+def test_a_device_that_is_down_waits() -> None:
+    assert "veth1" not in chosen(NETWORK._replace(links=(LO, ETH0, VETH1._replace(up=False))))
+
+
+def test_headers_and_xdp() -> None:
+    by_name = {d.name: d for d in choose_devices(NETWORK, PRIMARY, Wishes())}
+    assert by_name["eth0"] == Device("eth0", 2, UPLINK, b"\x02\0\0\0\0\x01", xdp=True)
+    assert by_name["tunl0"].raw_ip
+    assert not by_name["flannel.1"].raw_ip
+    assert [name for name, device in by_name.items() if device.xdp] == ["eth0"]
+
+
+@pytest.mark.parametrize(
+    ("interface", "prefix", "detected"),
+    [("cni0", False, {"veth2"}), ("veth", True, {"veth1", "veth2"}), ("veth1", False, {"veth1"}), ("", False, set())],
+)
+def test_pods_by_device(interface: str, prefix: bool, detected: set[str]) -> None:
+    wishes = Wishes(detector=LocalDetector(interface=interface, interface_is_prefix=prefix))
+    assert {name for name, flags in chosen(wishes=wishes).items() if flags & DETECTED} == detected
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "left"),
+    [(61000, 65535, (1024, 29999)), (10000, 29999, (32768, 65535)), (32768, 65535, (1024, 29999))],
+)
+def test_the_slow_path_gets_other_ports(low: int, high: int, left: tuple[int, int]) -> None:
+    assert other_ports(low, high) == left
+    assert f"masquerade to :{left[0]}-{left[1]} fully-random" in ruleset(0x4000, low, high)

@@ -1,0 +1,170 @@
+"""Packet programs on devices: pinned, replaced in place, picked up, taken off; also the older ways of attaching."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from dataplane.kernel import bpf, clsact, netns
+from dataplane.kernel.links import Links
+from dataplane.planes.ebpf.devices import Wishes
+from dataplane.planes.ebpf.hooks import PacketHook
+from dataplane.planes.ebpf.maps import MapSet, create_maps
+from dataplane.planes.ebpf.pins import PinDirectory
+from dataplane.planes.ebpf.settings import write_node
+from tests.kernel.bpf_packets.bench import NODE, SIZES, node_config
+
+
+class Place:
+    """A namespace with an uplink `up0`, its pins and its maps."""
+
+    def __init__(self, name: str, other: str, links: Links, far: Links) -> None:
+        self.name, self.other, self.links, self.far = name, other, links, far
+        self.pins = PinDirectory(f"test-{name}")
+        self.maps: MapSet = create_maps(SIZES)
+        write_node(self.maps, node_config(), 1, False)
+
+    def pod(self, number: int) -> str:
+        """One more pod device."""
+        device = f"veth{number}"
+        self.links.add_veth(device, self.far, f"pod{number}", 1500)
+        self.links.route(f"10.244.1.{number}/32", device=device)
+        return device
+
+    def pinned(self) -> list[str]:
+        return sorted(self.pins.links())
+
+
+@pytest.fixture
+def place(make_namespace: Callable[[str], str]) -> Iterator[Place]:
+    name, other = make_namespace("att"), make_namespace("far")
+    with Links(name) as links, Links(other) as far:
+        links.add_veth("up0", far, "eth0", 1500)
+        links.address("up0", f"{NODE}/24")
+        links.route("0.0.0.0/0", via="172.18.0.254")
+        made = Place(name, other, links, far)
+        try:
+            yield made
+        finally:
+            made.maps.close()
+            made.pins.remove()
+
+
+def attached(place: Place, hook: PacketHook) -> PacketHook:
+    with netns.netns(place.name):
+        hook.attach(place.maps, place.pins)
+    return hook
+
+
+def test_programs_are_on_what_needs_them_and_go_without_a_trace(place: Place) -> None:
+    pod = place.pod(11)
+    hook = attached(place, PacketHook())
+    status = {s.name: s for s in hook.status()}
+    assert {n: (tuple(s.roles), s.tc, s.xdp) for n, s in status.items()} == {
+        "up0": (("uplink",), "tcx", "native"),
+        pod: (("pod",), "tcx", ""),
+    }
+    with netns.netns(place.name):
+        hook.detach(place.pins)
+        rules = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+    assert place.pinned() == []
+    assert "hotplane" not in rules
+    qdiscs = subprocess.run(["tc", "-n", place.name, "qdisc"], capture_output=True, text=True, check=True).stdout
+    assert "clsact" not in qdiscs
+    link = subprocess.run(["ip", "-n", place.name, "link"], capture_output=True, text=True, check=True).stdout
+    assert "xdp" not in link
+
+
+def test_a_new_daemon_replaces_the_programs_in_place(place: Place) -> None:
+    first = attached(place, PacketHook())
+    before = {name: _link(place, name) for name in place.pinned()}
+    first.close()  # the daemon dies; links and programs stay
+    second = attached(place, PacketHook())
+    after = {name: _link(place, name) for name in place.pinned()}
+    assert before.keys() == after.keys()
+    assert len(before) == 3
+    for name, link in after.items():
+        assert link.id == before[name].id
+        assert link.program_id != before[name].program_id
+    with netns.netns(place.name):
+        second.detach(place.pins)
+
+
+def _link(place: Place, name: str) -> bpf.LinkInfo:
+    fd = bpf.obj_get(str(place.pins.links()[name]))
+    try:
+        return bpf.link_info(fd)
+    finally:
+        os.close(fd)
+
+
+def test_devices_come_and_go(place: Place) -> None:
+    hook = attached(place, PacketHook(xdp=False))
+    with netns.netns(place.name):
+        watch = hook.watch()
+    with watch:
+        device = place.pod(12)
+        _until(lambda: device in {s.name for s in hook.status()})
+        assert len(place.pinned()) == 4
+        subprocess.run(["ip", "-n", place.name, "link", "del", device], check=True)
+        _until(lambda: device not in {s.name for s in hook.status()})
+        assert len(place.pinned()) == 2
+        assert watch.problems == []
+    with netns.netns(place.name):
+        hook.detach(place.pins)
+
+
+def _until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen within ten seconds"
+        time.sleep(0.02)
+
+
+def test_clsact_and_generic_xdp_where_nothing_better_is(place: Place) -> None:
+    hook = attached(place, PacketHook(tcx=False, xdp_modes=("generic",)))
+    [status] = hook.status()
+    assert (status.tc, status.xdp) == ("clsact", "generic")
+    with netns.netns(place.name):
+        assert [clsact.filters(status.ifindex, egress=egress) for egress in (False, True)] == [
+            ["tc_ingress"],
+            ["tc_egress"],
+        ]
+    hook.close()
+    again = attached(place, PacketHook(tcx=False, xdp_modes=("generic",)))
+    with netns.netns(place.name):
+        assert clsact.filters(status.ifindex, egress=False) == ["tc_ingress"]  # replaced, not added
+    again.close()
+    better = attached(place, PacketHook(xdp_modes=("generic",)))
+    with netns.netns(place.name):
+        assert clsact.filters(status.ifindex, egress=False) == []
+        assert better.status()[0].tc == "tcx"
+        better.detach(place.pins)
+        assert clsact.filters(status.ifindex, egress=False) == []
+
+
+def test_another_xdp_program_is_left_alone(place: Place) -> None:
+    hook = attached(place, PacketHook())
+    other = PinDirectory(f"other-{place.name}")
+    try:
+        with netns.netns(place.name):
+            rival = PacketHook()
+            rival.attach(place.maps, other)
+            [status] = rival.status()
+        assert status.xdp == ""
+        assert "up0" in status.problem
+    finally:
+        with netns.netns(place.name):
+            rival.detach(other)
+            hook.detach(place.pins)
+        other.remove()
+
+
+def test_wishes_decide(place: Place) -> None:
+    place.pod(13)
+    hook = attached(place, PacketHook(Wishes(uplinks=("up*",), pods=("none*",)), xdp=False))
+    assert [s.name for s in hook.status()] == ["up0"]
+    with netns.netns(place.name):
+        hook.detach(place.pins)

@@ -1,4 +1,4 @@
-"""libnftables: run one transaction, list a table as JSON, explain what the kernel refused.
+"""libnftables: run one transaction, explain what the kernel refused; and which tables there are.
 
 One `Nft` holds one libnftables context, whose netlink socket belongs to the network namespace that the thread was
 in when the object was made; it stays with that namespace.
@@ -6,17 +6,19 @@ in when the object was made; it stays with that namespace.
 
 import os
 import re
-from typing import Any
 
-import msgspec
 from nftables import Nftables
 
+from dataplane.kernel.nfnetlink import Nfnetlink, Refused, attributes, text_of
 from dataplane.planes.base import PlaneError
 
 _LOCATION = re.compile(r"^[^\s:]*:\d+:\d+-\d+: ")
 _SHOWN = 160
 
-JsonObject = dict[str, Any]
+# NFPROTO_* of each family word (linux/netfilter.h); NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE; NFTA_TABLE_NAME.
+_FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
+_GET_TABLES = 10 << 8 | 1
+_TABLE_NAME = 1
 
 
 def _around_caret(line: str, carets: str) -> str:
@@ -50,10 +52,7 @@ class Nft:
 
     def __init__(self) -> None:
         self._context = Nftables()
-        # Names of protocols depend on /etc/protocols, which a minimal system lacks; numbers do not.
-        self._context.set_numeric_proto_output(True)
-        self._context.set_numeric_prio_output(True)
-        self._context.set_stateless_output(True)
+        self._door = Nfnetlink()
 
     def run(self, transaction: str) -> None:
         """Run the commands as one transaction: all of them or none. Raises PlaneError."""
@@ -77,23 +76,18 @@ class Nft:
                 self._context.set_dry_run(False)
         return str(errors)
 
-    def text(self, command: str) -> str:
-        """The text that a `list` command prints. Raises PlaneError."""
-        code, output, errors = self._context.cmd(command)
-        if code != 0:
-            raise PlaneError(f"nftables could not run '{command}': {explain_refusal(errors)}")
-        return str(output)
-
-    def listing(self, command: str) -> list[JsonObject]:
-        """The objects that a `list` command prints as JSON, without the leading metainfo. Raises PlaneError."""
-        self._context.set_json_output(True)
-        try:
-            output = self.text(command)
-        finally:
-            self._context.set_json_output(False)
-        objects: list[JsonObject] = msgspec.json.decode(output)["nftables"] if output else []
-        return [item for item in objects if "metainfo" not in item]
-
     def tables(self) -> set[tuple[str, str]]:
-        """(family word, name) of every table in the namespace."""
-        return {(item["table"]["family"], item["table"]["name"]) for item in self.listing("list tables")}
+        """(family word, name) of every table in the namespace. Raises PlaneError.
+
+        Asked of the kernel directly: for `list tables`, libnftables first fetches all that is in them.
+        """
+        try:
+            return {
+                (word, text_of(payload))
+                for word, number in _FAMILIES.items()
+                for message in self._door.dump(_GET_TABLES, number, b"")
+                for kind, payload in attributes(message)
+                if kind == _TABLE_NAME
+            }
+        except (Refused, OSError) as error:
+            raise PlaneError(f"nftables tables cannot be listed: {error}; run as root") from error

@@ -172,6 +172,13 @@ def test_only_the_wanted_families_are_programmed(namespace: str) -> None:
     assert in_netns(namespace, Nft).tables() == {("ip6", "second")}
 
 
+def test_tables_of_every_family_are_known(kernel: Kernel) -> None:
+    families = ("ip", "ip6", "inet", "arp", "bridge", "netdev")
+    for family in families:
+        kernel.nft("add", "table", family, f"of-{family}")
+    assert in_netns(kernel.namespace, Nft).tables() == {(family, f"of-{family}") for family in families}
+
+
 def test_errors_name_the_offending_input(namespace: str) -> None:
     nft = in_netns(namespace, Nft)
     elements = ", ".join(f"192.0.2.{number}" for number in range(200))

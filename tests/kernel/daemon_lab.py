@@ -64,6 +64,7 @@ class NodeDaemon:
     def command(self, command: str, *options: str) -> list[str]:
         common = ["--node-name", self.node, "--state-dir", str(self.folder / "state")]
         common += ["--mode", self.mode] if self.mode else []
+        common += ["--cgroup", str(self.lab.cgroup(self.node))] if self.mode == "ebpf" else []
         common += ["--cluster-cidr", CLUSTER_CIDR[Family.IPV4]]
         return [sys.executable, "-P", "-m", "ctl.main", command, *common, *options]
 
@@ -126,7 +127,7 @@ class DaemonLab:
             if daemon.alive:
                 daemon.kill()
             with netns(daemon.netns):
-                for mode in ("nftables", "iptables"):
+                for mode in ("ebpf", "nftables", "iptables"):
                     make_plane(mode).cleanup()
         self.server.__exit__(None, None, None)
 

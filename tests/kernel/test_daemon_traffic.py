@@ -18,6 +18,7 @@ from dataplane.model.net import Family
 from tests.apiserver.objects import endpoint_slice, service
 from tests.kernel.daemon_lab import PORT, VIP, DaemonLab, Traffic, daemon_lab, until
 
+BOTH_MODES = pytest.mark.parametrize("cluster", ["nftables", "ebpf"], indirect=True)
 SPEC = LabSpec(f"daemon-{os.getpid()}", nodes=2, pods=2)
 
 
@@ -29,9 +30,9 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture
-def cluster(lab: Lab, tmp_path: Path) -> Iterator[DaemonLab]:
-    """Daemons that hold one Service with every pod behind it."""
-    with daemon_lab(lab, tmp_path) as cluster:
+def cluster(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[DaemonLab]:
+    """Daemons that hold one Service with every pod behind it; the parameter is their mode."""
+    with daemon_lab(lab, tmp_path, getattr(request, "param", "nftables")) as cluster:
         cluster.server.apply(service("echo", VIP))
         cluster.serve(*[(pod, "ready") for pod in lab.pods])
         cluster.start()
@@ -63,6 +64,7 @@ def test_an_outage_of_the_api_server_changes_nothing(cluster: DaemonLab, lab: La
     assert traffic.made > 100
 
 
+@BOTH_MODES
 def test_killed_at_random_instants_under_load(cluster: DaemonLab, lab: Lab, soak: bool) -> None:
     daemon, rng = cluster.daemons[0], random.Random(7)
     pods = list(lab.pods)
@@ -136,6 +138,7 @@ def test_blue_green_moves_all_new_connections_at_once(cluster: DaemonLab, lab: L
     assert sum(after.values()) - sum(before.values()) <= 1
 
 
+@BOTH_MODES
 def test_scale_to_zero_and_back_frees_udp_clients(cluster: DaemonLab, lab: Lab) -> None:
     """A client that keeps one UDP socket must neither stay with the dead endpoint nor with the time of none."""
     one, other = lab.pods[2], lab.pods[3]

@@ -1,0 +1,189 @@
+"""Churn: random changes without end, with load, a misbehaving API server and killed daemons; the kernel must hold the
+plan whenever one looks, and a Service that nobody touches must not notice. `tests/run --soak` does it for ten minutes.
+"""
+
+import os
+import random
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from ctl.config import KubeProxyConfiguration
+from ctl.daemon.nodes import NodeOptions, describe
+from ctl.drift import differences
+from ctl.loaded import make_plane
+from dataplane.kernel.netns import netns
+from dataplane.lab.lab import Lab
+from dataplane.lab.spec import CLUSTER_CIDR, LabSpec
+from dataplane.model.decode import decode_object
+from dataplane.model.net import Family
+from dataplane.model.objects import ModelObject, Node, ObjectRef
+from dataplane.plan.planner import Planner
+from dataplane.plan.rows import rows
+from tests.apiserver.objects import endpoint, endpoint_slice, service
+from tests.kernel.daemon_lab import PORT, VIP, DaemonLab, NodeDaemon, Traffic, daemon_lab
+
+SERVICES = 60
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab.up(LabSpec(f"churn-{os.getpid()}", nodes=2, pods=2)) as lab:
+        lab.start_echo(lab.pods, [PORT])
+        yield lab
+
+
+class Churn:
+    """Makes random changes and remembers what the cluster should look like."""
+
+    def __init__(self, cluster: DaemonLab, seed: int) -> None:
+        self.cluster, self.rng = cluster, random.Random(seed)
+        self.objects: dict[ObjectRef, dict[str, Any]] = {}
+
+    def put(self, item: dict[str, Any]) -> None:
+        ref = ObjectRef(item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"])
+        self.objects[ref] = item
+        self.cluster.server.apply(item)
+
+    def drop(self, ref: ObjectRef) -> None:
+        if self.objects.pop(ref, None) is not None:
+            self.cluster.server.delete(ref.kind, ref.namespace, ref.name)
+
+    def change(self) -> None:
+        """One random change."""
+        rng, number = self.rng, self.rng.randrange(SERVICES)
+        name, protocol = f"s{number}", "UDP" if number % 3 == 0 else "TCP"
+        kind = rng.random()
+        if kind < 0.15:
+            self.drop(ObjectRef("Service", "default", name))
+        elif kind < 0.2:
+            self.drop(ObjectRef("EndpointSlice", "default", f"{name}-abcde"))
+        elif kind < 0.5:
+            self.put(self._service(number, name, protocol))
+        else:
+            self.put(endpoint_slice(name, self._endpoints(), protocol=protocol))
+
+    def _service(self, number: int, name: str, protocol: str) -> dict[str, Any]:
+        rng = self.rng
+        more: dict[str, Any] = rng.choice(
+            [
+                {},
+                {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}},
+                {"internalTrafficPolicy": "Local"},
+                {"externalIPs": [f"203.0.113.{rng.randrange(1, 9)}"]},
+                {
+                    "type": "NodePort", "externalTrafficPolicy": rng.choice(("Cluster", "Local")),
+                    "ports": [{"port": 80, "protocol": protocol, "nodePort": 30000 + rng.randrange(20)}],
+                },
+            ]
+        )  # fmt: skip
+        return service(name, f"10.96.3.{number + 1}", protocol=protocol, **more)
+
+    def _endpoints(self) -> list[dict[str, Any]]:
+        rng = self.rng
+        return [
+            endpoint(
+                f"10.244.{rng.randrange(1, 3)}.{100 + rng.randrange(20)}", f"node{rng.randrange(1, 3)}",
+                ready=rng.random() < 0.8, terminating=rng.random() < 0.2, serving=rng.random() < 0.8,
+            )
+            for _ in range(rng.randrange(6))
+        ]  # fmt: skip
+
+    def trouble(self) -> None:
+        """Something goes wrong with the API server or a daemon."""
+        server = self.cluster.server
+        match self.rng.randrange(6):
+            case 0:
+                server.cut()
+            case 1:
+                server.forget()
+                server.cut()
+            case 2:
+                server.say(b'{"type":"MODIFIED","object":{"kind":"Serv\n')
+            case 3:
+                server.behave(down=True)
+                server.cut()
+                time.sleep(0.3)
+                server.behave(down=False)
+            case 4:
+                server.behave(streaming_lists=not self.rng.randrange(2), page=self.rng.choice((0, 7)))
+                server.forget()
+                server.cut()
+            case 5:
+                daemon = self.rng.choice(self.cluster.daemons)
+                daemon.kill()
+                daemon.start("--master", server.url, wait=False)
+
+    def planner(self, daemon: NodeDaemon) -> Planner:
+        """What a planner makes of it all on a node, from nothing."""
+        config = msgspec.structs.replace(KubeProxyConfiguration(), cluster_cidr=CLUSTER_CIDR[Family.IPV4])
+        address = self.cluster.lab.place(daemon.node).addresses[Family.IPV4]
+        with netns(daemon.netns):
+            found = describe(daemon.mode, config, NodeOptions(daemon.node), Node(daemon.node, addresses=(address,)))
+        planner = Planner(found)
+        items: list[ModelObject] = []
+        for item in self.objects.values():
+            value = decode_object(msgspec.json.encode(item)).value
+            assert value is not None
+            items.append(value)
+        planner.update(items)
+        return planner
+
+    def verify(self) -> None:
+        """Every node's kernel holds exactly the plan that follows from the cluster's objects."""
+        self.cluster.synced()
+        for daemon in self.cluster.daemons:
+            plan = self.planner(daemon).plan
+            with netns(daemon.netns):
+                have = make_plane(daemon.mode).read_back()
+            have = {key: row for key, row in have.items() if not row.service.startswith("default/mark-")}
+            assert [str(d) for d in differences(rows(plan), have)] == [], daemon.text[-3000:]
+
+
+def _rss(daemon: NodeDaemon) -> int:
+    """Resident memory in KiB."""
+    return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{daemon.pid}/status").read_text())[0])
+
+
+def test_churn(lab: Lab, tmp_path: Path, soak: bool) -> None:
+    seconds, pause = (600.0, 0.02) if soak else (6.0, 0.005)
+    with daemon_lab(lab, tmp_path) as cluster:
+        churn = Churn(cluster, seed=11)
+        churn.put(service("echo", VIP))
+        churn.put(endpoint_slice("echo", [endpoint(pod.addresses[Family.IPV4], pod.node) for pod in lab.pods]))
+        cluster.start()
+        with Traffic(lab.pods[0].netns) as pod, Traffic(lab.nodes[1].netns) as host:
+            end, check = time.monotonic() + seconds, time.monotonic() + seconds / 4
+            while time.monotonic() < end:
+                for _ in range(50):
+                    churn.change()
+                    time.sleep(pause)
+                if churn.rng.random() < 0.3:
+                    churn.trouble()
+                if time.monotonic() >= check:
+                    churn.verify()
+                    check = time.monotonic() + seconds / 4
+            churn.verify()
+        assert pod.failures == []
+        assert host.failures == []
+
+
+def test_memory_stays_flat(lab: Lab, tmp_path: Path, soak: bool) -> None:
+    """The same changes over and over: what the daemon needs after many rounds is what it needed after some."""
+    rounds = 200 if soak else 6
+    with daemon_lab(lab, tmp_path) as cluster:
+        churn = Churn(cluster, seed=5)
+        cluster.start()
+        sizes = []
+        for _ in range(rounds):
+            for _ in range(200):
+                churn.change()
+            cluster.synced()
+            sizes.append(_rss(cluster.daemons[0]))
+        settled, last = sizes[rounds // 3], max(sizes[-3:])
+        assert last <= settled + 4096, sizes

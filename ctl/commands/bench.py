@@ -1,8 +1,8 @@
 """`hotplane bench`: compare Service data planes side by side; report what was measured; compare two runs."""
 
 import argparse
-import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -138,14 +138,16 @@ def _settings(args: argparse.Namespace) -> "Settings":
 
 def _run(args: argparse.Namespace) -> int:
     from dataplane.bench.results import Journal, journal_path, write
-    from dataplane.bench.rig import Rig
+    from dataplane.bench.rig import Rig, lab_name, remove_abandoned
     from dataplane.bench.run import Runner
 
     path = args.results
     results, tool = _begin(args)
+    remove_abandoned()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the lab goes then too
     started = time.monotonic()
     with Journal(journal_path(path), results, append=args.resume) as journal:
-        with Rig(f"bench-{os.getpid()}", results.settings.modes, tool) as rig:
+        with Rig(lab_name(), results.settings.modes, tool) as rig:
             Runner(rig, results, journal, _progress()).run()
     results.seconds += time.monotonic() - started
     results.complete = True

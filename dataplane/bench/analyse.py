@@ -183,7 +183,7 @@ def as_records(analysis: Analysis) -> list[dict[str, object]]:
             "position": row.key.position,
             "mode": row.key.mode,
             "median": quantity(row.main.median, scenario.unit),
-            "spread": f"{row.main.spread:.0%}",
+            "spread": f"{row.main.spread:.0%}" if row.main.rounds > 1 else "",
             "against direct": ratio_text(row.ratios.get(scenario.metric)),
             "p50": quantity(figures["p50"].median, "ns") if "p50" in figures else "",
             "p99": quantity(figures["p99"].median, "ns") if "p99" in figures else "",

@@ -2,7 +2,7 @@
 
 Figures of packets are compared as their ratios to direct of the same round, so that a machine that is faster on one
 day does not count as a better data plane; the control plane's are compared as they are. A difference is real when
-ranks of the rounds differ by more than chance explains (permutation test, false discoveries bounded over all
+ranks of the rounds differ by more than chance explains (rank sum test, false discoveries bounded over all
 comparisons) and its size matters.
 """
 
@@ -17,7 +17,7 @@ from dataplane.bench.scenarios import SCENARIOS, Kind
 from dataplane.bench.stats import Ratio, difference_probability, discoveries, ratio_of_medians
 
 FALSE_DISCOVERIES = 0.01
-LEAST_EFFECT = 0.03
+LEAST_EFFECT = 0.05
 _DATA_FIGURES = ("rate", "p50", "p99", "cpu")
 _CONTROL_FIGURES = {"coldstart": ("seconds", "rss"), "change": ("p50", "p99", "cpu"), "rollout": ("p99", "cpu")}
 _LEAST_ROUNDS = 4

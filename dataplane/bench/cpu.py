@@ -21,8 +21,11 @@ def _softirqd() -> tuple[Path, ...]:
     """Statistics of the kernel's threads that carry on with packets which were too many to do at once."""
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (entry / "comm").read_text().startswith("ksoftirqd/"):
-            found.append(entry / "schedstat")
+        try:
+            if entry.name.isdigit() and (entry / "comm").read_text().startswith("ksoftirqd/"):
+                found.append(entry / "schedstat")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a process that ended while we looked
     return tuple(found)
 
 

@@ -12,6 +12,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from ipaddress import ip_address
 
 from dataplane.model.net import family_of
 
@@ -29,6 +30,7 @@ class Target:
     """Where to send, and from which address ("-": whatever the kernel takes)."""
 
     def __init__(self, address: str, port: int, source: str) -> None:
+        ip_address(address)  # names are not looked up
         self.address = (address, port)
         self.family = family_of(address).socket_family
         self.source = source

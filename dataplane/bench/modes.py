@@ -11,6 +11,8 @@ from dataplane.plan.types import Plan
 from dataplane.planes.base import Plane
 
 if TYPE_CHECKING:
+    from dataplane.planes.ebpf.maps import MapSet
+    from dataplane.planes.ebpf.pins import PinDirectory
     from dataplane.planes.ebpf.programs import Hook
     from dataplane.planes.ebpf.sockets import SocketCleaner
 
@@ -70,11 +72,32 @@ class TimedPlane:
         return change
 
 
+class TimedHook:
+    """A hook that remembers how long its programs took to compile, verify and attach."""
+
+    def __init__(self, hook: "Hook") -> None:
+        self._hook = hook
+        self.name, self.detach = hook.name, hook.detach
+        self.attach_seconds = 0.0
+
+    def attach(self, maps: "MapSet", pins: "PinDirectory") -> None:
+        """See planes.ebpf.programs.Hook.attach."""
+        started = time.perf_counter()
+        self._hook.attach(maps, pins)
+        self.attach_seconds = time.perf_counter() - started
+
+
 class Made(NamedTuple):
-    """A plane, and the one below it if it has one."""
+    """A plane, and what it is made of if it is an eBPF one."""
 
     plane: Plane
     slow: TimedPlane | None = None
+    hooks: tuple[TimedHook, ...] = ()
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of the last load that went into the slow path and into programs."""
+        slow = self.slow.load_seconds if self.slow else 0.0
+        return {"slow_seconds": slow, "program_seconds": sum(hook.attach_seconds for hook in self.hooks)}
 
 
 def make_plane(mode: str, cgroup: Path) -> Made:
@@ -91,7 +114,8 @@ def make_plane(mode: str, cgroup: Path) -> Made:
 
     slow = TimedPlane(NftablesPlane())
     cleaner, hooks = _hooks(MODES[mode].hooks, cgroup)
-    return Made(EbpfPlane(slow, hooks, cleaner=cleaner), slow)
+    timed = tuple(TimedHook(hook) for hook in hooks)
+    return Made(EbpfPlane(slow, timed, cleaner=cleaner), slow, timed)
 
 
 def _hooks(names: Sequence[str], cgroup: Path) -> "tuple[SocketCleaner | None, list[Hook]]":

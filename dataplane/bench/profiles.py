@@ -40,11 +40,13 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 _ALL = tuple(SCENARIOS)
+_FULL_ONLY = ("bulk4", "north-remote-rr")
 PROFILES = {
     "quick": Settings(
-        profile="quick", modes=(), scenarios=_ALL, services=(1, 1000, 10000), fixed_services=(1000,),
-        positions=(Position.FIRST, Position.LAST), rounds=7, seconds=0.12, bulk_bytes=300 << 20, control_rounds=2,
-        changes=100, change_seconds=0.8, rollout_seconds=1.0, slow_load_seconds=3.0, iptables_max=10000,
+        profile="quick", modes=(), scenarios=tuple(n for n in _ALL if n not in _FULL_ONLY), services=(1, 1000, 10000),
+        fixed_services=(1000,), positions=(Position.FIRST, Position.LAST), rounds=5, seconds=0.1,
+        bulk_bytes=200 << 20, control_rounds=1, changes=100, change_seconds=0.5, rollout_seconds=0.6,
+        slow_load_seconds=3.0, iptables_max=10000,
     ),
     "full": Settings(
         profile="full", modes=(), scenarios=_ALL, services=(1, 100, 1000, 5000, 10000, 30000),
@@ -54,7 +56,7 @@ PROFILES = {
     ),
     "tiny": Settings(
         profile="tiny", modes=(), scenarios=_ALL, services=(1, 20), fixed_services=(20,),
-        positions=(Position.FIRST, Position.LAST), rounds=2, seconds=0.02, bulk_bytes=1 << 20, control_rounds=1,
+        positions=(Position.FIRST, Position.LAST), rounds=2, seconds=0.02, bulk_bytes=32 << 20, control_rounds=1,
         changes=5, change_seconds=0.5, rollout_seconds=0.05, slow_load_seconds=3.0, iptables_max=100,
     ),
 }  # fmt: skip
@@ -84,7 +86,7 @@ def settings(
     return msgspec.structs.replace(
         base,
         modes=tuple(chosen(modes)),
-        scenarios=tuple(name for name in base.scenarios if not scenarios or name in scenarios),
+        scenarios=tuple(name for name in _ALL if name in (scenarios or base.scenarios)),
         services=counts,
         fixed_services=fixed,
         rounds=base.rounds if rounds is None else rounds,

@@ -6,6 +6,8 @@ node serves, pod 2 is the client there; the outside client is the lab's own.
 
 import contextlib
 import json
+import os
+import re
 import select
 import shutil
 import subprocess
@@ -50,6 +52,19 @@ _CONNTRACK_SECONDS = {
     "net/netfilter/nf_conntrack_tcp_timeout_time_wait": 1,
 }
 """Short, on all nodes alike: tens of thousands of connections a second would otherwise fill the connection table."""
+
+
+def lab_name() -> str:
+    """Name of this process's lab."""
+    return f"bench-{os.getpid()}"
+
+
+def remove_abandoned() -> None:
+    """Take down labs of earlier benchmarks that were killed before they could do so themselves."""
+    for name in Lab.names():
+        owner = re.fullmatch(r"bench-(\d+)", name)
+        if owner and not Path("/proc", owner[1]).exists():
+            Lab.remove(name)
 
 
 class Helper:

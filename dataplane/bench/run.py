@@ -1,4 +1,4 @@
-"""A run: for each number of Services, control planes first, then packets, in rounds of shuffled order.
+"""A run: for each number of Services cold starts, then packets, then changes, in rounds of shuffled order.
 
 Every round measures every cell once, all modes, scenarios and positions mixed, so that whatever disturbs the machine
 disturbs all modes alike; the first round of packets only warms up and is not recorded.
@@ -92,8 +92,9 @@ class Runner:
         for services in self._settings.services:
             if all(key in self._done or self._not_repeated(key) for key in self._keys(services)):
                 continue
-            self._control_rounds(services)
+            self._cold_starts(services)
             self._data_rounds(services)
+            self._change_rounds(services)
 
     def _keys(self, services: int) -> list[CellKey]:
         return [key for key in all_keys(self._settings) if key.services == services]
@@ -103,13 +104,13 @@ class Runner:
         return key.scenario == "coldstart" and key.round > 1 and key._replace(round=1) in self._done
 
     def _record(self, key: CellKey, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Measure one cell and keep it; one that is there already is measured but not kept (a plane must be loaded)."""
+        """Measure one cell and keep it, unless it is there already or not wanted (planes must be loaded anyway)."""
         self._progress(len(self._done), self._total, f"{key.services} Services: {key.scenario}, {key.mode}")
         try:
             cell = Cell(key, measure())
         except LabError as error:
             cell = Cell(key, error=str(error))
-        if key not in self._done:
+        if key not in self._done and key.scenario in self._settings.scenarios:
             self._done.add(key)
             self._results.cells.append(cell)
             self._journal.add(cell)
@@ -118,11 +119,9 @@ class Runner:
     def _shuffled(self, items: list[str]) -> list[str]:
         return self._random.sample(items, len(items))
 
-    def _control_rounds(self, services: int) -> None:
-        """Cold starts, then changes and rollouts on what the last one left, which stays for the packets.
-
-        A mode that does not start at this size is left out of the rest of this stage.
-        """
+    def _cold_starts(self, services: int) -> None:
+        """What the last one of each mode leaves stays for the packets. A mode that does not start at this size is left
+        out of the rest of this stage."""
         self._broken.clear()
         modes = plane_modes(self._settings, services)
         wanted = control_scenarios(self._settings)
@@ -133,15 +132,19 @@ class Runner:
                 figures = self._coldstart(mode, services, number)
                 if not figures:
                     self._broken.add(mode)
-                elif figures["seconds"] > self._settings.slow_load_seconds:
+                elif figures["seconds"] > self._settings.slow_load_seconds and number < rounds:
+                    self._total -= rounds - number
                     slow.add(mode)
-        for number, scenario in itertools.product(range(1, self._settings.control_rounds + 1), wanted):
-            for mode in self._shuffled([mode for mode in modes if mode not in self._broken]):
-                key = CellKey(mode, scenario.name, services, "", number)
-                if scenario.name != "coldstart" and key not in self._done:
-                    self._record(key, lambda mode=mode, name=scenario.name: self._control(mode, name))  # type: ignore[misc]
-                elif key not in self._done:
-                    self._total -= 1  # a slow mode's, not repeated
+
+    def _change_rounds(self, services: int) -> None:
+        """Changes come after the packets, because they change the order of iptables' rules."""
+        modes = [mode for mode in plane_modes(self._settings, services) if mode not in self._broken]
+        wanted = [s.name for s in control_scenarios(self._settings) if s.name != "coldstart"]
+        for number, name in itertools.product(range(1, self._settings.control_rounds + 1), wanted):
+            for mode in self._shuffled(modes):
+                key = CellKey(mode, name, services, "", number)
+                if key not in self._done:
+                    self._record(key, lambda mode=mode, name=name: self._control(mode, name))  # type: ignore[misc]
 
     def _coldstart(self, mode: str, services: int, number: int) -> dict[str, float]:
         def start() -> dict[str, float]:

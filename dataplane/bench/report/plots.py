@@ -57,7 +57,8 @@ def _line(axes: Axes, mode: str, points: Sequence[tuple[float, float, float, flo
 
 def _service_axis(axes: Axes, counts: Sequence[int]) -> None:
     axes.set_xscale("log")
-    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    short = [f"{count // 1000}k" if count >= 1000 and not count % 1000 else str(count) for count in counts]
+    axes.set_xticks(counts, short)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("Services")
 
@@ -66,14 +67,18 @@ def _plain_log_axis(axes: Axes, text: Callable[[float], str]) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     low, high = axes.get_ylim()
-    if high / low < 30:  # too few powers of ten for labels at these alone
+    if high / low < 1000:  # too few powers of ten for labels at these alone
         ticks = [m * 10.0**e for e in range(-12, 12) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
         axes.set_yticks(ticks)
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(axes: Axes) -> None:
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, borderaxespad=0.0)
+    """Below the picture, in the order of reports."""
+    picture = axes.get_figure()
+    handles, labels = axes.get_legend_handles_labels()
+    if picture is not None:
+        picture.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
 
 
 def _modes(rows: Sequence[Row]) -> list[str]:

@@ -43,9 +43,7 @@ def sentences(analysis: Analysis) -> list[str]:
         scenario = SCENARIOS[name]
         first = winners(rows)
         rest = [row for row in rows if row not in first]
-        where = f"{scenario.title}, {services:,} Service{'s' if services > 1 else ''}" + (
-            f", {position} of them" if position and services > 1 else ""
-        )
+        where = f"{scenario.title}, {_many(services)}" + (f", {position} of them" if position and services > 1 else "")
         if (name, services, position) in noisy:
             found.append(f"{where}: too noisy to conclude.")
         elif not rest:
@@ -70,8 +68,12 @@ def iptables_wins(analysis: Analysis) -> list[str]:
         name, services, position = key
         verb = "wins" if len(first) == 1 else f"shares the first place with {_others(first)}"
         where = f" ({position})" if position and services > 1 else ""
-        found.append(f"iptables {verb}: {SCENARIOS[name].title}, {services:,} Services{where}.")
+        found.append(f"iptables {verb}: {SCENARIOS[name].title}, {_many(services)}{where}.")
     return found
+
+
+def _many(services: int) -> str:
+    return f"{services:,} Service{'s' if services > 1 else ''}"
 
 
 def _others(rows: list[Row]) -> str:

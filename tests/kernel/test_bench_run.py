@@ -1,0 +1,120 @@
+"""`hotplane bench` end to end, as small as can be: every mode and scenario really runs, and nothing is left behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from dataplane.bench.results import Journal, Results, journal_path, read
+from dataplane.bench.rig import remove_abandoned
+from dataplane.bench.run import all_keys
+from dataplane.kernel import netns
+from dataplane.lab.lab import Lab
+from dataplane.lab.spec import LabSpec
+
+PATIENCE = 300.0
+
+
+def bench(*arguments: str, status: int = 0) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(
+        [sys.executable, "-m", "ctl.main", "bench", *arguments],
+        check=False, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def without_figures(results: Results) -> list[str]:
+    return [f"{cell.key}: {cell.error}" for cell in results.cells if cell.error]
+
+
+def test_every_mode_and_scenario_gives_figures(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    printed: dict[str, Any] = json.loads(bench("--profile", "tiny", "--results", str(path), "-o", "json").stdout)
+    results = read(path)
+    assert without_figures(results) == []
+    assert {cell.key for cell in results.cells} == set(all_keys(results.settings))
+    assert {"direct", "conntrack", "iptables", "nftables", "ebpf-connect"} <= set(results.settings.modes)
+    for cell in results.cells:
+        assert all(value >= 0 for value in cell.figures.values()), cell
+        if "rate" in cell.figures:
+            assert cell.figures["rate"] > 0, cell
+    assert results.complete
+    assert results.machine.kernel
+    assert not journal_path(path).exists()
+    assert {row["key"][0] for row in printed["rows"]} == set(results.settings.modes)
+    assert printed["bars"]
+    assert not any(name.startswith("hp-bench-") and not _alive(name) for name in netns.names())
+    files = bench("report", str(path), "-o", str(tmp_path / "report")).stdout.split()
+    assert all(Path(file).stat().st_size > 1000 for file in files)
+    assert "figures in common: 0 better, 0 worse" in bench("compare", str(path), str(path)).stdout
+
+
+def _alive(name: str) -> bool:
+    return Path("/proc", name.split("-")[2]).exists()
+
+
+SMALL = ("--profile", "tiny", "--modes", "nftables", "--scenario", "connect,change", "--results")
+
+
+def test_a_run_that_broke_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    bench(*SMALL, str(path))
+    whole = read(path)
+    half = len(whole.cells) // 2
+    with Journal(journal_path(path), whole, append=False) as journal:
+        for cell in whole.cells[:half]:
+            journal.add(cell)
+    path.unlink()
+    assert "exists: give another --results" in bench(*SMALL, str(path), status=2).stderr
+    bench("--resume", "--results", str(path))
+    resumed = read(path)
+    assert resumed.cells[:half] == whole.cells[:half]
+    assert {cell.key for cell in resumed.cells} == {cell.key for cell in whole.cells}
+    assert len(resumed.cells) == len(whole.cells)
+    assert msgspec.structs.replace(resumed.settings, seed=1) == whole.settings
+    assert "no unfinished run" in bench("--resume", "--results", str(path), status=2).stderr
+
+
+def test_without_a_compiler_the_load_generator_runs_in_python(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    scenarios = "connect,dns,rr,udp,north-remote"
+    bench("--profile", "tiny", "--modes", "nftables", "--scenario", scenarios, "--services", "5", "--rounds", "1",
+          "--python-load", "--results", str(path))  # fmt: skip
+    results = read(path)
+    assert without_figures(results) == []
+    assert results.settings.load_tool == "python"
+    assert {cell.key.scenario for cell in results.cells} == set(scenarios.split(","))
+
+
+def test_labs_of_killed_benchmarks_are_removed_and_no_others() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    mine, dead = f"bench-{os.getpid()}", f"bench-{ended.pid}"
+    try:
+        for name in (mine, dead):
+            Lab.up(LabSpec(name=name, nodes=1, pods=0)).close()
+        remove_abandoned()
+        assert mine in Lab.names()
+        assert dead not in Lab.names()
+    finally:
+        for name in (mine, dead):
+            Lab.remove(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--modes", "ipvs"), "there is no such mode"),
+        (("--services", "0"), "numbers from 1 to 30000"),
+        (("report", "nothing.json"), "nothing.json"),
+    ],
+)
+def test_what_cannot_be_done_is_said(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    results = ("--results", str(tmp_path / "r.json")) if arguments[0] != "report" else ()
+    assert says in bench(*arguments, *results, status=1 if arguments[0] == "report" else 2).stderr

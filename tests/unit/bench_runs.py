@@ -1,0 +1,59 @@
+"""Made-up benchmark runs, for the tests of what is made of them."""
+
+import random
+
+import msgspec
+
+from dataplane.bench.profiles import Settings, settings
+from dataplane.bench.results import Cell, CellKey, Machine, Results
+from dataplane.bench.run import all_keys
+from dataplane.bench.scenarios import SCENARIOS, Kind
+
+SPEED = {"direct": 1.0, "conntrack": 0.95, "iptables": 0.9, "nftables": 0.9, "ebpf-connect": 1.0, "ebpf-tc": 0.97,
+         "ebpf-xdp": 0.97}  # fmt: skip
+
+
+def made_up(
+    *,
+    modes: tuple[str, ...] = ("iptables", "nftables", "ebpf-connect"),
+    services: tuple[int, ...] = (1, 10000, 30000),
+    rounds: int = 9,
+    noise: float = 0.01,
+    machine: float = 1.0,
+    speed: dict[str, float] | None = None,
+    others: float = 0.0,
+    seed: int = 1,
+) -> Results:
+    """A run in which every mode has its speed as a share of direct's, and iptables gets slower with every Service.
+
+    noise: relative, of each cell. machine: speed of the whole machine. speed: instead of SPEED's.
+    """
+    chosen: Settings = settings("quick", modes, services=services, rounds=rounds, iptables_max=30000)
+    chosen = msgspec.structs.replace(chosen, control_rounds=rounds)
+    rates = SPEED | (speed or {})
+    chance = random.Random(seed)
+    cells = []
+    for key in dict.fromkeys(all_keys(chosen)):
+        shaken = max(0.05, chance.gauss(1.0, noise)) * machine
+        cells.append(Cell(key, _figures(key, rates[key.mode] * shaken, others)))
+    facts = Machine(started="2024-05-01T00:00:00+00:00", cpu_model="Test CPU", cpus=2, kernel="6.1.0")
+    return Results(facts, chosen, "hotplane bench --profile quick", seconds=120.0, complete=True, cells=cells)
+
+
+def _figures(key: CellKey, speed: float, others: float) -> dict[str, float]:
+    """speed: share of a quiet machine's direct rate."""
+    if SCENARIOS[key.scenario].kind is Kind.CONTROL:
+        slow = 20.0 if key.mode == "iptables" else 1.0
+        seconds = slow * key.services / 30000 / speed
+        return {
+            "seconds": seconds, "kernel_seconds": seconds * 0.7, "plan_seconds": seconds * 0.3,
+            "maps_seconds": seconds * 0.5, "rss": 5e7 + 5e3 * key.services, "cpu": seconds,
+            "p50": 1e6 * slow / speed, "p99": 2e6 * slow / speed, "rate": 100.0,
+        }  # fmt: skip
+    if key.mode == "iptables" and key.position != "first" and key.scenario in ("connect", "dns"):
+        speed /= 1 + key.services / 1000
+    return {
+        "rate": 20000 * speed, "operations": 2000.0, "failures": 0.0, "seconds": 0.1, "p50": 40e3 / speed,
+        "p90": 50e3 / speed, "p99": 80e3 / speed, "p999": 200e3 / speed, "max": 1e6, "cpu": 60 / speed,
+        "others": others,
+    }  # fmt: skip

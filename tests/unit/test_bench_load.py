@@ -1,0 +1,94 @@
+"""Both load generators do what they say, over loopback, and say it alike."""
+
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dataplane.bench import native
+from dataplane.bench.native import Tool, load_tool, python_tool
+
+COUNT = 3
+
+
+@pytest.fixture(scope="module", params=["c", "python"])
+def tool(request: pytest.FixtureRequest) -> Tool:
+    found = python_tool() if request.param == "python" else load_tool()
+    assert found.kind == request.param, found.note
+    return found
+
+
+@pytest.fixture(scope="module")
+def port(tool: Tool) -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as door:  # some free port; those after it usually are free too
+        number: int = door.getsockname()[1] % 20000 + 10000
+    server = subprocess.Popen([*tool.argv, "serve", str(number), str(COUNT)], stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"ready\n"
+    yield number
+    server.kill()
+    server.wait()
+    server.stdout.close()
+
+
+def ask(tool: Tool, *lines: str) -> list[dict[str, float]]:
+    done = subprocess.run(
+        [*tool.argv, "run"], input="".join(f"{line}\n" for line in lines), check=True, capture_output=True, text=True
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("operation", ["connect", "rr", "dns"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_operations_succeed_and_latencies_are_in_order(tool: Tool, port: int, operation: str, address: str) -> None:
+    [found] = ask(tool, f"{operation} {address} {port + COUNT - 1} 0.1 -")
+    assert found["operations"] > 10
+    assert found["failures"] == 0
+    assert 0 < found["p50"] <= found["p90"] <= found["p99"] <= found["p999"] <= found["max"]
+    assert found["seconds"] >= 0.1
+    assert found["p50"] * found["operations"] / 2 <= found["seconds"] * 1e9
+
+
+def test_datagrams_are_counted_where_they_arrive(tool: Tool, port: int) -> None:
+    first, second = ask(tool, f"udp 127.0.0.1 {port} 0.1 -", f"udp 127.0.0.1 {port} 0.1 127.0.0.9")
+    for found in (first, second):
+        assert found["failures"] == 0
+        assert 0 < found["operations"] <= found["sent"]
+
+
+def test_what_nobody_serves_fails_and_is_not_counted(tool: Tool, port: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        closed = door.getsockname()[1]
+    for found in ask(
+        tool, *(f"{operation} 127.0.0.1 {closed} 0.02 -" for operation in ("connect", "rr", "dns", "udp"))
+    ):
+        assert found["operations"] == 0
+        assert found["failures"] > 0
+
+
+def test_requests_that_are_none_are_answered(tool: Tool) -> None:
+    for found in ask(tool, "nonsense", "lunch 127.0.0.1 80 0.1 -", "connect not-an-address 80 0.1 -"):
+        assert "error" in found
+
+
+def test_no_compiler_means_python_and_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    found = load_tool()
+    assert found.kind == "python"
+    assert "apt-get install gcc" in found.note
+
+
+def test_a_source_that_does_not_compile_means_python_and_a_note(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "load.c"
+    broken.write_text("int main( {")
+    monkeypatch.setattr(native, "SOURCE", broken)
+    monkeypatch.setattr(native, "CACHE", tmp_path)
+    found = load_tool()
+    assert found.kind == "python"
+    assert "does not compile" in found.note

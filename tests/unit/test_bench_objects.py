@@ -1,0 +1,93 @@
+"""The benchmark's cluster is what it says: so many Services, few of them real, and every change changes something."""
+
+import pytest
+
+from dataplane.bench.objects import (
+    ENDPOINTS,
+    LOCAL_NODE_PORT,
+    REMOTE_NODE_PORT,
+    SERVER_PORT,
+    TCP_PORT,
+    Backend,
+    Changes,
+    chunks,
+    cluster_ip,
+)
+from dataplane.bench.scenarios import Position, index
+from dataplane.model.decode import decode, decode_object
+from dataplane.model.net import Family, Protocol
+from dataplane.model.objects import ModelObject, Service
+from dataplane.plan.planner import Planner
+from dataplane.plan.types import FrontendKey, PlanEntry
+from dataplane.policy.node import NodeConfig, NodePortAddresses
+
+LOCAL, REMOTE = Backend("10.244.1.11", "node1"), Backend("10.244.2.11", "node2")
+NODE = NodeConfig("node1", addresses=("172.18.0.1",), nodeports=NodePortAddresses(addresses=("172.18.0.1",)))
+
+
+def objects(services: int) -> list[ModelObject]:
+    found: list[ModelObject] = []
+    for chunk in chunks(services, LOCAL, REMOTE):
+        decoded = decode(chunk, "test")
+        assert not decoded.problems
+        found += decoded.objects
+    return found
+
+
+def planner(services: int) -> Planner:
+    planner = Planner(NODE)
+    planner.update(objects(services))
+    return planner
+
+
+def entry(planner: Planner, address: str, protocol: Protocol, port: int) -> PlanEntry:
+    key = FrontendKey(Family.IPV4, address, protocol, port)
+    return next(entry for frontend, entry in planner.plan.frontends() if frontend.key == key)
+
+
+@pytest.mark.parametrize("services", [1, 2, 3, 50, 1200])
+def test_positions_lead_to_the_pod_and_the_rest_elsewhere(services: int) -> None:
+    made = objects(services)
+    assert sum(isinstance(o, Service) and o.name.startswith("svc-") for o in made) == services
+    plan = planner(services)
+    real = {cluster_ip(index(position, services)) for position in Position}
+    for address in real:
+        for protocol, port in ((Protocol.TCP, TCP_PORT), (Protocol.UDP, 53)):
+            backends = entry(plan, address, protocol, port).cluster
+            assert {b.address for b in backends} == {LOCAL.address}
+            assert sorted(b.port for b in backends) == list(range(SERVER_PORT, SERVER_PORT + ENDPOINTS))
+        assert len(entry(plan, address, Protocol.TCP, 5201).cluster) == 1
+    for number in range(services):
+        if cluster_ip(number) not in real:
+            backends = entry(plan, cluster_ip(number), Protocol.TCP, TCP_PORT).cluster
+            assert len(backends) == ENDPOINTS
+            assert LOCAL.address not in {b.address for b in backends}
+
+
+def test_addresses_are_distinct_up_to_the_largest_size() -> None:
+    assert len({cluster_ip(number) for number in range(30000)}) == 30000
+
+
+def test_node_ports_lead_here_and_there() -> None:
+    plan = planner(1)
+    for port, backend in ((LOCAL_NODE_PORT, LOCAL), (REMOTE_NODE_PORT, REMOTE)):
+        for protocol in (Protocol.TCP, Protocol.UDP):
+            assert {b.address for b in entry(plan, "", protocol, port).cluster} == {backend.address}
+
+
+@pytest.mark.parametrize("services", [1, 3, 4, 20, 130, 6000])
+def test_every_change_changes_and_never_a_used_service(services: int) -> None:
+    plan, changes = planner(services), Changes(services)
+    before = {number: entry(plan, cluster_ip(index(number, services)), Protocol.TCP, TCP_PORT) for number in Position}
+    for _ in range(300):
+        value = decode_object(changes.next()).value
+        assert value is not None
+        assert plan.update([value]), "an endpoint change that changes nothing"
+    undo = changes.undo()
+    assert (undo is None) == (services > 3)
+    if undo is not None:
+        value = decode_object(undo).value
+        assert value is not None
+        plan.update([value])
+    for position, then in before.items():
+        assert entry(plan, cluster_ip(index(position, services)), Protocol.TCP, TCP_PORT) == then

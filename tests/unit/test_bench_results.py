@@ -1,0 +1,54 @@
+"""Results on disk: the journal, the finished file, and what is said about files that are none."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from dataplane.bench.results import Journal, ResultsError, journal_path, read, read_journal, write
+from tests.unit.bench_runs import made_up
+
+
+def test_a_journal_says_what_the_run_had_so_far(tmp_path: Path) -> None:
+    run = made_up(services=(1,), rounds=2)
+    path = tmp_path / "r.json"
+    with Journal(journal_path(path), run, append=False) as journal:
+        for cell in run.cells[:5]:
+            journal.add(cell)
+    found = read(path)
+    assert found.settings == run.settings
+    assert found.machine == run.machine
+    assert found.cells == run.cells[:5]
+    with Journal(journal_path(path), found, append=True) as journal:
+        journal.add(run.cells[5])
+    assert read_journal(journal_path(path)).cells == run.cells[:6]
+
+
+def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:
+    run = made_up(services=(1,), rounds=2)
+    path = tmp_path / "r.json.journal"
+    with Journal(path, run, append=False) as journal:
+        for cell in run.cells[:3]:
+            journal.add(cell)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert read_journal(path).cells == run.cells[:2]
+
+
+def test_a_finished_file_comes_back_as_it_was(tmp_path: Path) -> None:
+    run = made_up(services=(1,), rounds=2)
+    write(tmp_path / "r.json", run)
+    assert read(tmp_path / "r.json") == run
+    assert msgspec.json.decode((tmp_path / "r.json").read_bytes())["settings"]["profile"] == "quick"
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_files_that_are_no_results_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    with pytest.raises(ResultsError, match=r"r\.json: No such file"):
+        read(path)
+    path.write_text('{"cells": 5}')
+    with pytest.raises(ResultsError, match="no results of hotplane bench"):
+        read(path)
+    journal_path(path).write_text("nonsense\n")
+    with pytest.raises(ResultsError, match="start the benchmark anew"):
+        read_journal(journal_path(path))

@@ -1,0 +1,122 @@
+"""The order of a run: rounds of everything, shuffled, the warm-up dropped, broken modes left out."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from dataplane.bench.machine import facts
+from dataplane.bench.profiles import Settings, settings
+from dataplane.bench.results import CellKey, Journal, Results, read_journal
+from dataplane.bench.rig import Rig
+from dataplane.bench.run import Runner, all_keys
+from dataplane.lab.spec import LabError
+
+SETTINGS = msgspec.structs.replace(
+    settings("quick", ["iptables", "nftables"], ["connect", "rr", "coldstart", "change"], [1, 50], rounds=4),
+    control_rounds=2,
+)
+
+
+class FakeRig:
+    """Remembers what is asked of it. broken: modes that do not start; failing: modes whose operations fail."""
+
+    def __init__(self, group: Path, broken: str = "", failing: str = "", load_seconds: float = 0.1) -> None:
+        self.group, self.broken, self.failing, self.load_seconds = group, broken, failing, load_seconds
+        self.asked: list[tuple[str, ...]] = []
+        (group / "cpu.stat").write_text("usage_usec 0\n")
+
+    def restart_agent(self, mode: str) -> None:
+        self.asked.append(("restart", mode))
+
+    def load(self, mode: str, services: int) -> dict[str, float]:
+        self.asked.append(("load", mode, str(services)))
+        if mode == self.broken:
+            raise LabError("the kernel refuses")
+        return {"seconds": self.load_seconds}
+
+    def agent(self, mode: str) -> "FakeRig":
+        return self
+
+    def ask(self, line: bytes, patience: float) -> dict[str, float]:
+        return {"p50": 1.0, "p99": 2.0}
+
+    def target(self, *_: object) -> tuple[str, int]:
+        return "10.96.0.1", 80
+
+    def traffic(self, mode: str, operation: str, *_: object) -> dict[str, float]:
+        self.asked.append((operation, mode))
+        failures = 50.0 if mode == self.failing else 0.0
+        return {"operations": 100.0, "failures": failures, "seconds": 0.1}
+
+
+def run(tmp_path: Path, rig: FakeRig, chosen: Settings = SETTINGS, **known: Any) -> Results:
+    results = Results(facts(), chosen, **known)
+    with Journal(tmp_path / "journal", results, append=False) as journal:
+        Runner(cast(Rig, rig), results, journal, lambda done, total, what: None).run()
+    return results
+
+
+def test_every_cell_is_measured_once_and_journalled(tmp_path: Path) -> None:
+    results = run(tmp_path, FakeRig(tmp_path))
+    assert sorted(cell.key for cell in results.cells) == sorted(all_keys(SETTINGS))
+    assert read_journal(tmp_path / "journal").cells == results.cells
+
+
+def test_rounds_hold_everything_in_another_order_each(tmp_path: Path) -> None:
+    results = run(tmp_path, FakeRig(tmp_path))
+    rounds: dict[int, list[tuple[str, str, str]]] = {}
+    for cell in results.cells:
+        key = cell.key
+        if key.services == 50 and key.scenario in ("connect", "rr"):
+            rounds.setdefault(key.round, []).append((key.mode, key.scenario, key.position))
+    assert sorted(rounds) == list(rounds) == [1, 2, 3, 4]  # one round is over before the next begins
+    assert len({tuple(order) for order in rounds.values()}) == 4
+    assert len({frozenset(order) for order in rounds.values()}) == 1
+
+
+def test_the_warm_up_is_sent_but_not_recorded(tmp_path: Path) -> None:
+    rig = FakeRig(tmp_path)
+    results = run(tmp_path, rig)
+    sent = sum(what == ("rr", "nftables") for what in rig.asked)
+    recorded = sum(cell.key.mode == "nftables" and cell.key.scenario == "rr" for cell in results.cells)
+    assert sent == recorded // SETTINGS.rounds * (SETTINGS.rounds + 1)
+    assert min(cell.key.round for cell in results.cells) == 1
+
+
+def test_a_mode_that_does_not_start_is_left_out_and_said_so(tmp_path: Path) -> None:
+    rig = FakeRig(tmp_path, broken="iptables")
+    results = run(tmp_path, rig)
+    broken = [cell for cell in results.cells if cell.key.mode == "iptables"]
+    assert {cell.key.scenario for cell in broken} == {"coldstart"}
+    assert {cell.error for cell in broken} == {"the kernel refuses"}
+    assert not any(what[1] == "iptables" for what in rig.asked if what[0] in ("connect", "rr"))
+    assert all(not cell.error for cell in results.cells if cell.key.mode == "nftables")
+
+
+def test_failing_operations_give_no_figures(tmp_path: Path) -> None:
+    results = run(tmp_path, FakeRig(tmp_path, failing="nftables"))
+    failed = [cell for cell in results.cells if cell.error]
+    assert {cell.key.mode for cell in failed} == {"nftables"}
+    assert {cell.error for cell in failed} == {"50 operations failed, 100 did not"}
+    assert all(not cell.figures for cell in failed)
+
+
+def test_a_slow_cold_start_is_not_repeated(tmp_path: Path) -> None:
+    rig = FakeRig(tmp_path, load_seconds=99.0)
+    results = run(tmp_path, rig)
+    assert sum(what == ("load", "nftables", "50") for what in rig.asked) == 1
+    again = FakeRig(tmp_path)
+    run(tmp_path, again, cells=list(results.cells))
+    assert again.asked == []
+
+
+def test_a_resumed_run_measures_only_what_is_missing(tmp_path: Path) -> None:
+    whole = run(tmp_path, FakeRig(tmp_path))
+    lost = CellKey("nftables", "rr", 50, "last", 3)
+    rig = FakeRig(tmp_path)
+    results = run(tmp_path, rig, cells=[cell for cell in whole.cells if cell.key != lost])
+    assert sorted(cell.key for cell in results.cells) == sorted(all_keys(SETTINGS))
+    assert not any(what[-1] == "1" for what in rig.asked if what[0] == "load")  # that size was complete
+    measured = [what for what in rig.asked if what[0] == "rr"]
+    assert measured.count(("rr", "nftables")) == 2  # warm-up and the lost one

@@ -19,6 +19,7 @@ from scapy.packet import Raw
 
 from dataplane.kernel import netns
 from dataplane.model.net import Family, Protocol
+from dataplane.planes.ebpf.layout import constant
 from dataplane.planes.ebpf.maps import NODE_KEY
 from dataplane.planes.ebpf.settings import NODE
 from tests.kernel.bpf_packets import bench as b
@@ -398,6 +399,89 @@ def test_fragments_follow_their_first(node: Bench, family: Family) -> None:
     fresh = ip(family, own, remote) / UDP(collected)
     assert bytes(fresh[UDP]) == bytes(ip_of(bytes(Ether() / type(fresh)(rebuilt(fresh))))[UDP])
     assert collected[8:] == payload
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_too_big_for_the_way_out_is_answered(node: Bench, family: Family) -> None:
+    client, own, *_ = ADDRESSES[family]
+    fields = {"flags": "DF"} if family is Family.IPV4 else {}
+    question = ip(family, client, own, **fields) / UDP(sport=4000, dport=30080)
+    assert node.tc(node.frame(question / b"x")).result == b.TC_REDIRECT
+    big = node.frame(question / (b"x" * 1600))
+    with node.counted() as counted:
+        out = node.tc(big)
+    assert counted == {"tc_ingress:too_big": 1}
+    assert out.result == b.TC_REDIRECT
+    told = ip_of(out.data)
+    assert (told.src, told.dst) == (own, client)
+    assert (Ether(out.data).src, Ether(out.data).dst) == (node.up_mac, b.ROUTER_MAC)
+    error = told[ICMP] if family is Family.IPV4 else told[ICMPv6PacketTooBig]
+    assert (error.nexthopmtu if family is Family.IPV4 else error.mtu) == 1500
+    assert bytes(_quoted(told)) == big[14 : 14 + 128]
+    _right_error(told)
+    assert node.xdp(big).data == big
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_too_big_from_the_start_is_the_slow_paths(node: Bench, family: Family) -> None:
+    client, own, *_ = ADDRESSES[family]
+    frame = node.frame(ip(family, client, own) / UDP(sport=4000, dport=30080) / (b"x" * 1600))
+    for _ in range(2):
+        out = node.tc(frame)
+        assert (out.result, out.data) == (b.TC_NEXT, frame)
+    assert not node.flows("pending")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_direct_way_to_a_backend_ends_the_other(node: Bench, family: Family) -> None:
+    client, own, _, pod, *_ = ADDRESSES[family]
+    node.tc(node.frame(ip(family, client, own) / UDP(sport=4000, dport=30081)))
+    answer = node.frame(ip(family, pod, client) / UDP(sport=8080, dport=4000))
+    assert ip_of(node.tc(answer, egress=True).data).src == own
+    direct = node.frame(ip(family, client, pod) / UDP(sport=4000, dport=8080))
+    assert node.tc(direct).data == direct
+    assert node.tc(answer, egress=True).data == answer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_choices_are_even_where_xdp_leaves_some_to_tc(node: Bench, family: Family) -> None:
+    client, own, remote, pod, *_ = ADDRESSES[family]
+    mixed = entry(f"mixed-{family.name}", [remote, pod], node_port=30092, family=family)
+    node.install(mixed)
+    try:
+        seen = {remote: 0, pod: 0}
+        for number in range(600):
+            frame = node.frame(ip(family, client, own) / TCP(sport=2000 + number, dport=30092, flags="S"))
+            out = node.xdp(frame)
+            seen[ip_of(out.data if out.result == b.XDP_TX else node.tc(out.data).data).dst] += 1
+    finally:
+        node.remove(mixed)
+    assert min(seen.values()) > 225  # 6 standard deviations below 300; a second choice would bring 150
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ends_shorten_a_flow(node: Bench, family: Family) -> None:
+    client, own, remote, *_ = ADDRESSES[family]
+
+    def forward(flags: str) -> Any:
+        return ip_of(node.tc(node.frame(ip(family, client, own) / TCP(sport=4000, dport=30080, flags=flags))).data)
+
+    sent = forward("S")
+
+    def back(flags: str) -> None:
+        answer = ip(family, remote, own) / TCP(sport=8080, dport=sent.sport, flags=flags)
+        assert ip_of(node.tc(node.frame(answer)).data).dst == client
+
+    back("SA")
+    assert forward("A").sport == sent.sport
+    assert forward("FA").sport == sent.sport
+    back("FA")
+    both = constant("FLOW_FIN_FORWARD") | constant("FLOW_FIN_REPLY")
+    for entry_ in (node.flow(client, 4000, own, 30080), node.flow(remote, 8080, own, sent.sport)):
+        assert entry_ is not None
+        assert entry_["flags"] & both == both
+    assert forward("A").sport == sent.sport  # the last acknowledgement
+    assert forward("S").sport != sent.sport  # a new connection from the same port
 
 
 @pytest.mark.parametrize("family", FAMILIES)

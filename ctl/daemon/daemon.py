@@ -7,6 +7,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -84,6 +85,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
         _raise_open_files()
         _prepare_memory()
+        self._score()
         apply_sysctls(self.settings.config.conntrack, self._log)
         try:
             await self._use_plane()
@@ -96,6 +98,13 @@ class Daemon:
         return 1 if self._failure else 0
 
     _failure: BaseException | None = None
+
+    def _score(self) -> None:
+        """oomScoreAdj: the kernel should look elsewhere first when memory runs out."""
+        try:
+            Path("/proc/self/oom_score_adj").write_text(f"{self.settings.config.oom_score_adj}\n", encoding="ascii")
+        except OSError as error:
+            self._log.info("oomScoreAdj not set", reason=error.strerror)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run something beside; the daemon ends when it fails."""

@@ -45,6 +45,7 @@ class NodeDaemon:
         self.folder = folder / node_name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = self.folder / "log"
+        self.wrapper: tuple[str, ...] = ()
         self._process: subprocess.Popen[Any] | None = None
 
     @property
@@ -66,7 +67,7 @@ class NodeDaemon:
         common += ["--mode", self.mode] if self.mode else []
         common += ["--cgroup", str(self.lab.cgroup(self.node))] if self.mode == "ebpf" else []
         common += ["--cluster-cidr", CLUSTER_CIDR[Family.IPV4]]
-        return [sys.executable, "-P", "-m", "ctl.main", command, *common, *options]
+        return [*self.wrapper, sys.executable, "-P", "-m", "ctl.main", command, *common, *options]
 
     def start(self, *options: str, wait: bool = True) -> None:
         with netns(self.netns), self.log.open("wb") as out:

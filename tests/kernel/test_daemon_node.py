@@ -223,3 +223,24 @@ def test_a_directory_is_followed(cluster: DaemonLab, lab: Lab, tmp_path: Path) -
     assert traffic.failures == []
     (folder / "echo.json").unlink()
     until(lambda: not cluster.holds(daemon, "default/echo"), "the Service goes with its file")
+
+
+def test_cap_net_admin_is_enough(cluster: DaemonLab, lab: Lab) -> None:
+    """The one capability that docs/deploy gives it, nothing else that root has."""
+    daemon = cluster.daemons[0]
+    daemon.wrapper = ("setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin", "--no-new-privs")
+    cluster.server.apply(_balanced("echo", VIP, 31000))
+    cluster.server.apply(service("dns", "10.96.0.53", protocol="UDP", port=53))
+    cluster.serve((lab.pods[0], "ready"), name="dns", protocol="UDP")
+    cluster.start()
+    held = Path(f"/proc/{daemon.pid}/status").read_text()
+    assert "CapEff:\t0000000000001000" in held, "CAP_NET_ADMIN is bit 12"
+    cluster.serve(name="dns", protocol="UDP")
+    cluster.synced()
+    assert http(lab.client.netns, lab.nodes[0].addresses[Family.IPV4], 31000)[0] == 200
+    in_netns(daemon.netns, subprocess.run, ["nft", "delete", "table", "ip", "hotplane"], check=True)
+    until(lambda: "loaded again" in daemon.text, "drift is repaired")
+    with Traffic(lab.pods[0].netns) as traffic:
+        cluster.synced()
+    assert traffic.failures == []
+    assert "ERROR" not in daemon.text

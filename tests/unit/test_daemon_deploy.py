@@ -1,0 +1,88 @@
+"""The deployment files against the code: rights asked for, metrics drawn, flags and fields documented."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from ctl.config import KubeProxyConfiguration, Section, parse_config
+from ctl.daemon.metrics import Metrics
+from ctl.daemon.options import FLAGS
+from ctl.main import parse
+from ctl.sources.watch import resources
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def documents() -> dict[str, Any]:
+    return {item["kind"]: item for item in yaml.safe_load_all((DOCS / "deploy" / "hotplane.yaml").read_text())}
+
+
+def test_the_role_allows_what_is_watched_and_nothing_more(documents: dict[str, Any]) -> None:
+    allowed = {
+        (group, resource, verb)
+        for rule in documents["ClusterRole"]["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    wanted = {("events.k8s.io", "events", "create")}
+    for resource in resources("n"):
+        parts = resource.path.split("/")
+        group = parts[2] if parts[1] == "apis" else ""
+        wanted |= {(group, parts[-1], "list"), (group, parts[-1], "watch")}
+    assert allowed == wanted
+
+
+def test_the_daemonset_has_one_capability_and_a_command_that_parses(documents: dict[str, Any]) -> None:
+    spec = documents["DaemonSet"]["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN"]}
+    for each in (*spec["initContainers"], container):
+        assert parse(each["args"]).command == "run"
+    config = parse_config(documents["ConfigMap"]["data"]["config.yaml"].encode(), "config.yaml")
+    assert config.unknown == ()
+    port = int(config.config.healthz_bind_address.rpartition(":")[2])
+    assert container["livenessProbe"]["httpGet"]["port"] == port
+
+
+def test_the_dashboard_draws_metrics_that_exist() -> None:
+    metrics = Metrics()
+    metrics.no_local.labels("internal").set(0)
+    metrics.watch_failing.labels("Service").set(0)
+    metrics.healthz.labels("200").inc()
+    metrics.livez.labels("200").inc()
+    names = {line.split("{")[0].split(" ")[0] for line in metrics.text().decode().splitlines() if line[0] != "#"}
+    dashboard = json.loads((DOCS / "deploy" / "grafana-dashboard.json").read_text())
+    drawn = {
+        name
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"\b(?:hotplane|kubeproxy|process)_[a-z_]+", target["expr"])
+    }
+    assert drawn
+    assert drawn <= names
+
+
+def test_the_unit_runs_a_command_that_parses() -> None:
+    unit = (DOCS / "deploy" / "hotplane.service").read_text()
+    [command] = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    assert parse(command.split()[1:]).command == "run"
+
+
+def test_the_migration_page_names_every_flag_and_field() -> None:
+    page = (DOCS / "migration.md").read_text()
+    for flag in FLAGS:
+        assert f"`{flag.name}`" in page, flag.name
+    for field in msgspec.structs.fields(KubeProxyConfiguration):
+        if isinstance(field.type, type) and issubclass(field.type, Section):
+            for inner in msgspec.structs.fields(field.type):
+                path = f"{field.encode_name}.{inner.encode_name}"
+                assert f"`{path}`" in page or f"`{field.encode_name}.*`" in page, path
+        elif field.encode_name not in ("apiVersion", "kind"):
+            assert f"`{field.encode_name}`" in page, field.encode_name

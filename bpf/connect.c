@@ -12,8 +12,7 @@ struct target {
 
 /* 100::<cookie>: stands for the unknown address of every socket of a network namespace. */
 INLINE struct address namespace_identity(__u64 cookie) {
-    struct address identity = {
-        .word = {to_be32(0x01000000), 0, to_be32(cookie >> 32), to_be32((__u32)cookie)}};
+    struct address identity = {.word = {to_be32(0x01000000), 0, to_be32(cookie >> 32), to_be32((__u32)cookie)}};
     return identity;
 }
 
@@ -25,15 +24,14 @@ INLINE void describe_caller(const struct node *node, __u64 cookie, int ipv4, str
 
     client->identity = namespace_identity(cookie);
     client->address_known = 0;
-    client->source = cookie == node->netns_cookie   ? SOURCE_NODE
-                     : (node->flags & detects) ? SOURCE_POD
-                                               : SOURCE_OUTSIDE;
+    client->source = cookie == node->netns_cookie ? SOURCE_NODE : (node->flags & detects) ? SOURCE_POD : SOURCE_OUTSIDE;
     client->accepts_masquerade =
         client->source == SOURCE_NODE ||
         (client->source == SOURCE_POD && !(node->flags & (NODE_MASQUERADE_ALL | NODE_KUBE_PROXY_PARITY)));
 }
 
-/* Loopback belongs to the caller's own namespace; only the node's may stand for node ports, where that is switched on. */
+/* Loopback belongs to the caller's own namespace; only the node's may stand for node ports, where that is switched on.
+ */
 INLINE int stays_local(const struct node *node, const struct address *address, __u32 source) {
     if (!is_loopback(address))
         return 0;
@@ -92,8 +90,7 @@ INLINE int earlier_choice(const struct node *node, __u64 cookie, struct target *
     struct socket_key key = {
         .cookie = cookie, .address = target->address, .port = target->port, .protocol = target->protocol};
     struct socket_peer *peer = map_lookup(MAP(sockets), &key);
-    struct frontend_key frontend_key = {
-        .address = target->address, .port = target->port, .protocol = target->protocol};
+    struct frontend_key frontend_key = {.address = target->address, .port = target->port, .protocol = target->protocol};
     struct frontend *frontend;
     struct backend *backend;
 
@@ -148,8 +145,8 @@ INLINE int translate(struct bpf_sock_addr *context, struct target *target, enum 
     reason = balance(&key, &client, now, &chosen);
     if (reason == REASON_NONE)
         reason = store_peers(cookie, &asked, &chosen, connected, now) ? REASON_MAP_FULL
-                 : connected                                           ? REASON_CONNECTED
-                                                                       : REASON_DATAGRAM;
+                 : connected                                          ? REASON_CONNECTED
+                                                                      : REASON_DATAGRAM;
     count(hook, reason);
     if (reason != REASON_NOT_SERVICE && unlikely(watched(hook, asked.protocol, chosen.service, now)))
         tell(hook, reason, &asked, &client, &chosen, now);

@@ -53,7 +53,7 @@ enum service_flags {
 /* device.flags, by what the device is to this node. */
 enum device_flags {
     DEVICE_UPLINK = 1,
-    DEVICE_POD = 2,         /* a pod's own device, or a port of the pods' bridge */
+    DEVICE_POD = 2, /* a pod's own device, or a port of the pods' bridge */
     DEVICE_OVERLAY = 4,
     DEVICE_DETECTED = 8,    /* what comes in here counts as a pod's, where pods are detected by device */
     DEVICE_XDP_TARGET = 16, /* XDP may redirect here */
@@ -67,10 +67,10 @@ enum address_flags {
 
 /* node.flags */
 enum node_flags {
-    NODE_READY = 1,              /* the tables are filled; until then every program passes everything on */
-    NODE_DETECTS_IPV4 = 2,       /* pods of this family can be recognised (policy LocalDetector.implemented) */
+    NODE_READY = 1,        /* the tables are filled; until then every program passes everything on */
+    NODE_DETECTS_IPV4 = 2, /* pods of this family can be recognised (policy LocalDetector.implemented) */
     NODE_DETECTS_IPV6 = 4,
-    NODE_DETECTS_BY_CIDR = 8,    /* by source CIDR (map `detector`), else by incoming device */
+    NODE_DETECTS_BY_CIDR = 8, /* by source CIDR (map `detector`), else by incoming device */
     NODE_MASQUERADE_ALL = 16,
     NODE_KUBE_PROXY_PARITY = 32, /* masquerade exactly where kube-proxy does, also towards local backends */
     NODE_LOOPBACK_NODE_PORTS = 64,
@@ -78,16 +78,16 @@ enum node_flags {
 
 /* translation.flags: facts about one direction of a tracked flow. */
 enum translation_flags {
-    FLOW_REPLY = 1,        /* this entry translates replies (backend to client) */
-    FLOW_SNAT = 2,         /* the source becomes a node address and port */
+    FLOW_REPLY = 1,         /* this entry translates replies (backend to client) */
+    FLOW_SNAT = 2,          /* the source becomes a node address and port */
     FLOW_LOCAL_BACKEND = 4, /* the backend runs on this node */
-    FLOW_BY_XDP = 8,       /* made by the XDP program, otherwise by tc */
+    FLOW_BY_XDP = 8,        /* made by the XDP program, otherwise by tc */
     FLOW_SEEN_REPLY = 16,
     FLOW_ESTABLISHED = 32,
     FLOW_FIN_FORWARD = 64,
     FLOW_FIN_REPLY = 128,
     FLOW_RST = 256,
-    FLOW_ONE_WAY = 512,    /* replies do not pass this node (direct return) */
+    FLOW_ONE_WAY = 512, /* replies do not pass this node (direct return) */
 };
 
 /* Which program counted or reported. Counter index = hook * REASON_COUNT + reason. */
@@ -107,59 +107,60 @@ enum hook {
 enum reason {
     REASON_NONE,
     /* passed on untouched, to the slow path or to whom it concerns */
-    REASON_NOT_SERVICE,        /* no frontend has this destination */
-    REASON_NOT_READY,          /* the tables are not filled yet */
-    REASON_LOOPBACK,           /* destination is a loopback address */
-    REASON_PROTOCOL,           /* a transport protocol that the programs leave alone */
-    REASON_NO_ENDPOINT,        /* route says reject: the slow path rejects */
-    REASON_POLICY_DROP,        /* route says drop (policy Local, endpoints only elsewhere): the slow path drops */
-    REASON_SOURCE_UNKNOWN,     /* source ranges apply and the source is not known at connect time */
-    REASON_SOURCE_RANGE,       /* source is outside loadBalancerSourceRanges: the slow path drops */
-    REASON_MASQUERADE,         /* needs a masquerade that this hook cannot give */
-    REASON_HAIRPIN,            /* the backend is the client itself */
-    REASON_CHANGED,            /* the tables changed underneath twice in a row */
-    REASON_INCONSISTENT,       /* a table names something that is not there */
-    REASON_NOT_TRANSLATED,     /* a peer or sender that no frontend stands for */
-    REASON_TCP_NO_SYN,         /* TCP without SYN and without entry: a flow from before */
+    REASON_NOT_SERVICE,    /* no frontend has this destination */
+    REASON_NOT_READY,      /* the tables are not filled yet */
+    REASON_LOOPBACK,       /* destination is a loopback address */
+    REASON_PROTOCOL,       /* a transport protocol that the programs leave alone */
+    REASON_NO_ENDPOINT,    /* route says reject: the slow path rejects */
+    REASON_POLICY_DROP,    /* route says drop (policy Local, endpoints only elsewhere): the slow path drops */
+    REASON_SOURCE_UNKNOWN, /* source ranges apply and the source is not known at connect time */
+    REASON_SOURCE_RANGE,   /* source is outside loadBalancerSourceRanges: the slow path drops */
+    REASON_MASQUERADE,     /* needs a masquerade that this hook cannot give */
+    REASON_HAIRPIN,        /* the backend is the client itself */
+    REASON_CHANGED,        /* the tables changed underneath twice in a row */
+    REASON_INCONSISTENT,   /* a table names something that is not there */
+    REASON_NOT_TRANSLATED, /* a peer or sender that no frontend stands for */
+    REASON_TCP_NO_SYN,     /* TCP without SYN and without entry: a flow from before */
     REASON_IP_OPTIONS,
     REASON_IPV6_EXTENSION,
     REASON_NOT_IP,
-    REASON_MALFORMED,          /* a header is cut short or contradicts itself */
-    REASON_FRAGMENT_UNKNOWN,   /* a later fragment whose first was not seen */
-    REASON_ICMP_UNRELATED,     /* an ICMP error about no flow of ours */
-    REASON_NOT_FOR_US,         /* link-layer destination is another host */
-    REASON_LOCAL_DELIVERY,     /* for this node's own sockets or pods: the stack goes on */
-    REASON_FIB_MISS,           /* no route or neighbour known to the forwarding lookup: the stack resolves it */
-    REASON_MTU,                /* too big for the way out: the stack sends the ICMP error */
-    REASON_TTL,                /* hop limit reached: the stack sends the ICMP error */
-    REASON_GSO,                /* an aggregate that this hook cannot send on */
+    REASON_MALFORMED,        /* a header is cut short or contradicts itself */
+    REASON_FRAGMENT_UNKNOWN, /* a later fragment whose first was not seen */
+    REASON_ICMP_UNRELATED,   /* an ICMP error about no flow of ours */
+    REASON_NOT_FOR_US,       /* link-layer destination is another host */
+    REASON_LOCAL_DELIVERY,   /* for this node's own sockets or pods: the stack goes on */
+    REASON_FIB_MISS,         /* no route or neighbour known to the forwarding lookup: the stack resolves it */
+    REASON_MTU,              /* too big for the way out: the stack sends the ICMP error */
+    REASON_TTL,              /* hop limit reached: the stack sends the ICMP error */
+    REASON_GSO,              /* an aggregate that this hook cannot send on */
     /* translated */
-    REASON_CONNECTED,          /* a socket was pointed at a backend */
-    REASON_DATAGRAM,           /* a datagram of an unconnected socket was pointed at a backend */
-    REASON_RENAMED,            /* a peer or sender address was shown as the frontend's */
-    REASON_NEW_FLOW,           /* entry made, packet translated */
-    REASON_FLOW,               /* packet translated by its entry */
-    REASON_REPLY,              /* reply translated back */
-    REASON_FRAGMENT,           /* later fragment translated */
-    REASON_ICMP_ERROR,         /* ICMP error translated, outer and inner */
-    REASON_REDIRECTED,         /* translated and sent out by redirect */
-    REASON_TRANSMITTED,        /* translated and sent back by XDP_TX */
-    REASON_MOVED,              /* the flow's backend went: another was chosen */
+    REASON_CONNECTED,   /* a socket was pointed at a backend */
+    REASON_DATAGRAM,    /* a datagram of an unconnected socket was pointed at a backend */
+    REASON_RENAMED,     /* a peer or sender address was shown as the frontend's */
+    REASON_NEW_FLOW,    /* entry made, packet translated */
+    REASON_FLOW,        /* packet translated by its entry */
+    REASON_REPLY,       /* reply translated back */
+    REASON_FRAGMENT,    /* later fragment translated */
+    REASON_ICMP_ERROR,  /* ICMP error translated, outer and inner */
+    REASON_REDIRECTED,  /* translated and sent out by redirect */
+    REASON_TRANSMITTED, /* translated and sent back by XDP_TX */
+    REASON_MOVED,       /* the flow's backend went: another was chosen */
     /* dropped */
-    REASON_SNAT_EXHAUSTED,     /* no free source port for this remote endpoint */
-    REASON_REWRITE_FAILED,     /* the kernel refused a change to the packet */
-    REASON_DROP_RANGE,         /* outside loadBalancerSourceRanges, dropped here */
-    REASON_NO_WAY_OUT,         /* no route any more for an established flow, or its packet may not be cut to size */
-    REASON_DROP_POLICY,        /* policy Local without local endpoint, dropped here */
+    REASON_SNAT_EXHAUSTED, /* no free source port for this remote endpoint */
+    REASON_REWRITE_FAILED, /* the kernel refused a change to the packet */
+    REASON_DROP_RANGE,     /* outside loadBalancerSourceRanges, dropped here */
+    REASON_NO_WAY_OUT,     /* no route any more for an established flow, or its packet may not be cut to size */
+    REASON_DROP_POLICY,    /* policy Local without local endpoint, dropped here */
     /* tables */
-    REASON_MAP_FULL,           /* an entry could not be stored; the slow path takes the flow */
+    REASON_MAP_FULL, /* an entry could not be stored; the slow path takes the flow */
     /* passed on untouched, found later */
-    REASON_OTHER_EDGE,         /* a reply that is translated where it leaves towards its client */
-    REASON_OWN_SOURCE,         /* comes in with this node's own address as source */
-    REASON_TUPLE_TAKEN,        /* another flow of this client to the same backend has these ports: the slow path changes them */
-    REASON_LEFT_TO_TC,         /* XDP chose a backend and left the packet to tc */
+    REASON_OTHER_EDGE,  /* a reply that is translated where it leaves towards its client */
+    REASON_OWN_SOURCE,  /* comes in with this node's own address as source */
+    REASON_TUPLE_TAKEN, /* another flow of this client to the same backend has these ports: the slow path changes them
+                         */
+    REASON_LEFT_TO_TC,  /* XDP chose a backend and left the packet to tc */
     /* answered */
-    REASON_TOO_BIG,            /* too big for the way out: answered with an ICMP error */
+    REASON_TOO_BIG, /* too big for the way out: answered with an ICMP error */
     REASON_COUNT,
 };
 

@@ -62,10 +62,8 @@ INLINE struct frontend *find_frontend(struct frontend_key *key) {
 }
 
 /* Whether the frontend's source ranges let this source in. `destination` is the address it asked for. */
-INLINE int in_ranges(const struct frontend *frontend, const struct address *source,
-                     const struct address *destination) {
-    struct range_key key = {
-        .prefix_length = 160, .range_set = to_be32(frontend->range_set), .address = *source};
+INLINE int in_ranges(const struct frontend *frontend, const struct address *source, const struct address *destination) {
+    struct range_key key = {.prefix_length = 160, .range_set = to_be32(frontend->range_set), .address = *source};
 
     if ((frontend->flags & FRONTEND_OWN_ADDRESS) && same_address(source, destination))
         return 1;
@@ -73,7 +71,8 @@ INLINE int in_ranges(const struct frontend *frontend, const struct address *sour
 }
 
 /* Whether the backend that somebody remembers still serves: same tenant, still a member of one of the sets in
- * `wanted`. The check that every entry which outlives a packet makes before it is used for UDP or for a new connection. */
+ * `wanted`. The check that every entry which outlives a packet makes before it is used for UDP or for a new connection.
+ */
 INLINE struct backend *live_backend(__u32 index, __u32 generation, __u32 wanted) {
     struct backend *backend = map_lookup(MAP(backends), &index);
 
@@ -156,11 +155,11 @@ INLINE enum reason admit(const struct frontend *frontend, const struct client *c
  *   2. slots. In the ranges in use each holds a member of the old or of the new set at any time;
  *   3. the frontends, each in one update, each with a generation never used before;
  *   4. death of the removed backends (flags = 0), and only now may their indices and freed ranges find new tenants.
- * Removal of frontends comes as step 3 as well. The reader copies the frontend, follows it, copies the backend, and looks
- * the frontend up again: is the generation the one it started with, then step 4 of any change to this service had not
- * begun when the backend was copied, so everything copied belonged together. Otherwise it starts again. That also covers
- * the kernel's reuse of a deleted element's memory while this program still reads it: such an element was unlinked
- * before, so the second look finds another generation or nothing. */
+ * Removal of frontends comes as step 3 as well. The reader copies the frontend, follows it, copies the backend, and
+ * looks the frontend up again: is the generation the one it started with, then step 4 of any change to this service had
+ * not begun when the backend was copied, so everything copied belonged together. Otherwise it starts again. That also
+ * covers the kernel's reuse of a deleted element's memory while this program still reads it: such an element was
+ * unlinked before, so the second look finds another generation or nothing. */
 INLINE enum reason balance(struct frontend_key *key, const struct client *client, __u64 now, struct selection *chosen) {
     struct address destination = key->address;
     int attempt;

@@ -38,9 +38,7 @@ enum map_reference {
 };
 
 #define HOTPLANE_MAP_INDEX(name, type, key, value, size, flags) MAP_INDEX_##name,
-enum map_index {
-    HOTPLANE_MAPS(HOTPLANE_MAP_INDEX) MAP_COUNT
-};
+enum map_index { HOTPLANE_MAPS(HOTPLANE_MAP_INDEX) MAP_COUNT };
 
 /* The map as helpers want it. BPF_PSEUDO_MAP_FD is 1. */
 #define MAP(name) bpf_pseudo_fd(1, MAP_REFERENCE_BASE + MAP_INDEX_##name)

@@ -81,7 +81,8 @@ struct service_counters {
 };
 
 /* Who sticks to which backend. `client` is the client's address; a socket that is balanced at connect time has no
- * address yet, so its network namespace stands for it: 100::<namespace cookie, network order> (the discard-only prefix of RFC 6666). */
+ * address yet, so its network namespace stands for it: 100::<namespace cookie, network order> (the discard-only prefix
+ * of RFC 6666). */
 struct affinity_key {
     struct address client;
     __u32 service;
@@ -116,19 +117,19 @@ struct node {
     __u32 tcp_syn_seconds; /* idle time after which an entry is forgotten */
     __u32 tcp_established_seconds;
     __u32 tcp_closing_seconds;
-    __u32 udp_seconds;        /* no reply seen */
-    __u32 udp_stream_seconds; /* replies seen */
+    __u32 udp_seconds;              /* no reply seen */
+    __u32 udp_stream_seconds;       /* replies seen */
     struct address masquerade_ipv4; /* primary address of each family; all zero = none */
     struct address masquerade_ipv6;
 };
 
 /* Who watches. Written by the watcher, which renews until_ns: no watcher, no cost. */
 struct monitor {
-    __u64 until_ns;  /* bpf_ktime_get_ns() clock; 0 = nobody */
-    __u32 service;   /* with has_service: only this service */
+    __u64 until_ns; /* bpf_ktime_get_ns() clock; 0 = nobody */
+    __u32 service;  /* with has_service: only this service */
     __u8 has_service;
-    __u8 protocol;   /* 0 = all */
-    __u16 hooks;     /* bit 1 << enum hook; 0 = all */
+    __u8 protocol; /* 0 = all */
+    __u16 hooks;   /* bit 1 << enum hook; 0 = all */
 };
 
 /* A socket's own translations. Forward (reply = 0): address and port are a frontend that an unconnected socket sends
@@ -164,8 +165,8 @@ struct tuple {
     __u8 pad[3];
 };
 
-/* What becomes of packets with a tuple: every field of the new tuple, changed or not. Each tracked flow has two entries,
- * forward and reply, each under the tuple its packets arrive with. */
+/* What becomes of packets with a tuple: every field of the new tuple, changed or not. Each tracked flow has two
+ * entries, forward and reply, each under the tuple its packets arrive with. */
 struct translation {
     struct address source;
     struct address destination;
@@ -175,12 +176,12 @@ struct translation {
     __u32 backend;
     __u32 backend_generation;
     __u32 service;
-    __u32 ifindex;  /* device on which the client's packets come in */
-    __u64 last_ns;  /* last packet in this direction */
-    __u64 packets;  /* of this direction; approximate when CPUs race */
+    __u32 ifindex; /* device on which the client's packets come in */
+    __u64 last_ns; /* last packet in this direction */
+    __u64 packets; /* of this direction; approximate when CPUs race */
     __u64 bytes;
-    __u64 hop_until_ns;  /* XDP: how long the next hop below counts as known; 0 = not known */
-    __u32 hop_ifindex;   /* 0 = XDP cannot send there */
+    __u64 hop_until_ns; /* XDP: how long the next hop below counts as known; 0 = not known */
+    __u32 hop_ifindex;  /* 0 = XDP cannot send there */
     __u16 hop_mtu;
     __u8 hop_source[6]; /* link-layer addresses */
     __u8 hop_destination[6];
@@ -224,8 +225,8 @@ struct fragment {
 
 /* One record of the ring `events`. */
 struct event {
-    __u64 ns; /* bpf_ktime_get_ns() */
-    struct tuple tuple; /* as it arrived; connect time: source is 100::<namespace cookie>, port 0 */
+    __u64 ns;               /* bpf_ktime_get_ns() */
+    struct tuple tuple;     /* as it arrived; connect time: source is 100::<namespace cookie>, port 0 */
     struct address backend; /* chosen backend, all zero = none */
     __be16 backend_port;
     __u8 hook;

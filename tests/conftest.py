@@ -1,4 +1,5 @@
-"""Fixtures that all tests share: network namespaces of their own, and a check that none is left behind."""
+"""Fixtures that all tests share: network namespaces of their own, and a check that neither one of them nor eBPF pins of
+this run are left behind."""
 
 import itertools
 import os
@@ -10,6 +11,8 @@ import pytest
 from hypothesis import settings
 
 from dataplane.kernel import netns
+from dataplane.planes.ebpf.pins import default_instance, find_root
+from dataplane.planes.ebpf.programs import remove_instances
 
 _counter = itertools.count()
 _BEFORE: pytest.StashKey[frozenset[str]] = pytest.StashKey()
@@ -31,11 +34,18 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.stash[_BEFORE] = frozenset(netns.names())
 
 
+def pins() -> set[str]:
+    """Names of the pin directories that there are."""
+    root = find_root()
+    return {path.name for path in root.iterdir() if path.is_dir()} if root else set()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """A run that leaves one of its own namespaces behind fails. Those of other processes carry another pid."""
+    """A run that leaves namespaces or pins of its own behind fails. Those of other processes carry another pid."""
     before: frozenset[str] = session.config.stash[_BEFORE]
     left = [name for name in netns.names() if name not in before and _made_by_this_run(name)]
+    left += [f"pins {name}" for name in pins() if _made_by_this_run(name)]
     if left:
         session.config.stash[_LEFT] = left
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -48,7 +58,7 @@ def _made_by_this_run(name: str) -> bool:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     left = config.stash.get(_LEFT, [])
     if left:
-        terminalreporter.section("network namespaces left behind", red=True)
+        terminalreporter.section("left behind", red=True)
         terminalreporter.write_line(", ".join(left))
 
 
@@ -73,8 +83,15 @@ def make_namespace() -> Iterator[Callable[[str], str]]:
     try:
         yield make
     finally:
+        instances = set()
         for name in made:
+            with netns.netns(name):
+                instances.add(default_instance())
             netns.remove(name)
+        left = instances & pins()
+        for instance in left:
+            remove_instances(instance)
+        assert not left, f"eBPF pins left behind: {left}"
 
 
 @pytest.fixture

@@ -24,9 +24,16 @@ def run(args: argparse.Namespace) -> int:
     from ctl import state
     from ctl.loaded import make_plane
     from ctl.modes import MODES
+    from dataplane.planes.base import PlaneError
 
-    for mode in MODES:
-        make_plane(mode).cleanup()
+    failed = []
+    for mode in reversed(MODES):  # the ebpf mode first: its programs stand on the nftables mode's rules
+        try:
+            make_plane(mode).cleanup()
+        except PlaneError as error:  # the others go nevertheless
+            failed.append(str(error))
+    if failed:
+        raise PlaneError("; ".join(failed))
     existed = state.forget(Path(args.state_dir))
     print_records([{"cleaned": list(MODES), "state": existed}], args.output, ("cleaned", "state"))
     return 0

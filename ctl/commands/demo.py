@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from dataplane.lab import showcase
     from dataplane.lab.compare import compare
     from dataplane.lab.lab import Lab
-    from dataplane.lab.proxy import LabProxy
+    from dataplane.lab.proxy import Keeps, LabProxy
     from dataplane.planes.ebpf.programs import remove_instances
 
     modes = (args.mode,) if args.mode else MODES
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         lab.start_echo(lab.pods, [8080])
         for mode in modes:
             _say(f"{mode}: {len(showcase.SCENARIOS)} scenarios with real traffic")
-            with LabProxy(lab, mode, _maker(mode), keeps_clients=mode == "ebpf") as proxy:
+            with LabProxy(lab, mode, _maker(mode), frozenset(Keeps) if mode == "ebpf" else frozenset()) as proxy:
                 results[mode] = {scenario.name: result for scenario, result in showcase.run_all(lab, proxy)}
         rows = []
         if args.services:

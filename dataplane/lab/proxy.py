@@ -1,5 +1,7 @@
 """The lab's Service proxies: on every node a planner and a plane of its own, fed like a daemon's."""
 
+import enum
+from collections import Counter
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
@@ -14,10 +16,22 @@ from dataplane.plan.planner import Planner
 from dataplane.planes.base import Plane
 from dataplane.planes.conntrack import clean_stale_udp
 from dataplane.planes.ebpf.plane import EbpfPlane
+from dataplane.planes.ebpf.views import counters
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
 
 PlaneMaker = Callable[[Lab, Node], Plane]
 """Makes the plane of a node; called, like everything the plane does, inside the node's namespace."""
+
+
+class Keeps(enum.Enum):
+    """Clients whose address the ebpf mode leaves alone, without parity to kube-proxy, where the policy masquerades.
+
+    LOCAL: those whose backend runs on the deciding node (packet programs). PODS: pods of the deciding node
+    (connect-time balancing).
+    """
+
+    LOCAL = "local"
+    PODS = "pods"
 
 
 def node_config(lab: Lab, node: Node, mode: str) -> NodeConfig:
@@ -66,12 +80,11 @@ class NodeProxy:
 class LabProxy:
     """A proxy on every node of a lab, in one mode. As a context manager it leaves the nodes clean.
 
-    keeps_clients: whether clients of local backends keep their address where the policy masquerades, as the ebpf
-    mode's packet programs can do it.
+    keeps: which clients keep their address where the policy masquerades.
     """
 
-    def __init__(self, lab: Lab, mode: str, make: PlaneMaker, keeps_clients: bool = False) -> None:
-        self.mode, self.keeps_clients = mode, keeps_clients
+    def __init__(self, lab: Lab, mode: str, make: PlaneMaker, keeps: frozenset[Keeps] = frozenset()) -> None:
+        self.mode, self.keeps = mode, keeps
         self.nodes = {node.name: NodeProxy(lab, node, mode, make) for node in lab.nodes}
 
     def update(self, upserts: Iterable[ModelObject] = (), deletes: Iterable[ObjectRef] = ()) -> None:
@@ -79,6 +92,15 @@ class LabProxy:
         upserts, deletes = list(upserts), list(deletes)
         for proxy in self.nodes.values():
             proxy.update(upserts, deletes)
+
+    def counters(self) -> dict[str, int]:
+        """How often each way out of each of the ebpf mode's hooks was taken on all nodes, by `hook:reason`."""
+        found: Counter[str] = Counter()
+        for proxy in self.nodes.values():
+            if isinstance(proxy.plane, EbpfPlane) and proxy.plane.loaded:
+                for hook, reasons in counters(proxy.plane.tables.maps).items():
+                    found.update({f"{hook}:{reason}": count for reason, count in reasons.items()})
+        return dict(found)
 
     def oracles(self) -> dict[str, Oracle]:
         """An oracle for each node's plan as it is now."""

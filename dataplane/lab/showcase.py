@@ -12,7 +12,7 @@ import dataplane
 from dataplane.lab.cluster import cluster_objects, pods
 from dataplane.lab.lab import Lab
 from dataplane.lab.probe import Outcome, Probe, ProbeResult
-from dataplane.lab.proxy import LabProxy
+from dataplane.lab.proxy import Keeps, LabProxy
 from dataplane.lab.spec import LabSpec, Topology
 from dataplane.lab.verify import node_addresses
 from dataplane.model.net import Family, Protocol
@@ -68,7 +68,7 @@ class Showcase:
         local = {pod.name for pod in self.lab.pods if pod.node == node}
         for attempt in result.attempts:
             seen = attempt.client.rpartition(":")[0]
-            kept = self.proxy.keeps_clients and attempt.server in local
+            kept = Keeps.LOCAL in self.proxy.keeps and attempt.server in local
             if seen != self.address("client") if kept else seen not in self.own[node]:
                 return False
         return True

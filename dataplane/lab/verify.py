@@ -9,7 +9,7 @@ from pyroute2 import IPRoute
 from dataplane.kernel.netns import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.probe import DEFAULT_TIMEOUT, Attempt, Outcome, Probe, ProbeResult, split_port
-from dataplane.lab.proxy import LabProxy
+from dataplane.lab.proxy import Keeps, LabProxy
 from dataplane.lab.table import Cell
 from dataplane.model.net import Protocol, canonical_address
 from dataplane.oracle.decide import Decision, Oracle, Packet, Verdict
@@ -20,6 +20,8 @@ FIRST_ATTEMPTS = 6
 MORE_ATTEMPTS = 40
 """With two backends, a choice that is fair misses one of them in 46 attempts once in 10^13 cells."""
 QUIET_ATTEMPTS = 2
+FALLBACKS = ("tc_ingress:tuple_taken", "xdp:tuple_taken")
+"""Ways out of the ebpf mode's programs by which a flow that they could serve gets to the slow path."""
 PATIENCE = 2.0
 """Seconds to wait where an answer must come; silence that is wanted is awaited for the probes' own short time."""
 
@@ -74,13 +76,16 @@ class Judge:
     masquerade to another node, the backend answers the client directly and the client does not know it (kube-proxy
     behaves the same: pods of other nodes count as pods under policy Local, hence unmasqueraded).
 
-    The ebpf mode differs in two points, as it means to: a pod that is pointed at itself when it connects talks to
-    itself directly, so its own address is as right there as the node's; and where clients keep their address
-    (`keeps_clients`: packet programs, no parity to kube-proxy), they do so towards every backend on the deciding node.
+    The ebpf mode differs, as it means to: a pod that is pointed at itself when it connects talks to itself directly, so
+    its own address is as right there as the node's. And without parity to kube-proxy clients keep their address where
+    the policy masquerades: behind packet programs towards backends on the deciding node, and pods that are balanced
+    when they connect towards every backend, since the backends' answers go to pods directly anyway. Not so those that
+    fall back to the slow path, of which there are at most as many as the programs counted (`most_fallbacks`).
     """
 
-    def __init__(self, lab: Lab, mode: str, keeps_clients: bool = False) -> None:
-        self._mode, self._keeps_clients = mode, keeps_clients
+    def __init__(self, lab: Lab, mode: str, keeps: frozenset[Keeps] = frozenset(), most_fallbacks: int = 0) -> None:
+        self._mode, self._keeps = mode, keeps
+        self.fallbacks, self._most_fallbacks = 0, most_fallbacks
         self._pods = {address: pod for pod in lab.pods for address in pod.addresses.values()}
         self._nodes = {pod.name: pod.node for pod in lab.pods}
         self._own = node_addresses(lab)
@@ -146,11 +151,17 @@ class Judge:
         if self._masquerades(cell, decision, backend):
             own = self._mode == "ebpf" and attempt.server == cell.place and seen == decision.packet.source
             return own or seen in self._own[cell.decides]
+        if seen in self._own[cell.decides] and decision.masquerades(backend):
+            # Two flows of a client by two frontends, to one backend, from one port: the slow path has the second.
+            self.fallbacks += 1
+            return self.fallbacks <= self._most_fallbacks
         return seen == decision.packet.source
 
     def _masquerades(self, cell: Cell, decision: Decision, backend: Backend) -> bool:
         pod = self._pods[backend.address]
-        if self._keeps_clients and pod.node == cell.decides and cell.place not in (pod.name, cell.decides):
+        if Keeps.PODS in self._keeps and self._nodes.get(cell.place) == cell.decides:
+            return False
+        if Keeps.LOCAL in self._keeps and pod.node == cell.decides and cell.place not in (pod.name, cell.decides):
             return False
         return decision.masquerades(backend)
 
@@ -172,7 +183,7 @@ def verify(lab: Lab, proxy: LabProxy, cells: Sequence[Cell]) -> list[Finding]:
 
     A cell with several backends is probed again until it had a fair chance to show all of them.
     """
-    judge = Judge(lab, proxy.mode, proxy.keeps_clients)
+    judge = Judge(lab, proxy.mode, proxy.keeps)
     wanted = decisions(lab, proxy.oracles(), cells)
     counts = [FIRST_ATTEMPTS if d.verdict is Verdict.DNAT else QUIET_ATTEMPTS for d in wanted]
     timeouts = [
@@ -189,5 +200,6 @@ def verify(lab: Lab, proxy: LabProxy, cells: Sequence[Cell]) -> list[Finding]:
         more = _probe_all(lab, [cells[n] for n in again], [MORE_ATTEMPTS] * len(again), [timeouts[n] for n in again])
         for number, result in zip(again, more, strict=True):
             results[number] = ProbeResult(results[number].attempts + result.attempts)
+    judge = Judge(lab, proxy.mode, proxy.keeps, sum(proxy.counters().get(way, 0) for way in FALLBACKS))
     found = (judge.judge(*item) for item in zip(cells, wanted, results, strict=True))
     return [finding for finding in found if finding is not None]

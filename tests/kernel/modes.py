@@ -1,18 +1,52 @@
 """The modes that every behaviour is proved in, and how their planes are made for a node of the lab."""
 
+import os
+
+from ctl.ebpf import EbpfOptions
 from ctl.loaded import make_plane
 from dataplane.lab.lab import Lab
-from dataplane.lab.proxy import LabProxy
+from dataplane.lab.proxy import Keeps, LabProxy
 from dataplane.lab.spec import Node
 from dataplane.planes.base import Plane
 
-MODES = ("iptables", "nftables")
+MODES = ("iptables", "nftables", "ebpf")
+"""ebpf: every hook."""
+EBPF_VARIANTS = {
+    "ebpf": EbpfOptions(),
+    "ebpf-parity": EbpfOptions(kube_proxy_masquerade=True),
+    "ebpf-connect": EbpfOptions(hooks=("connect",)),
+    "ebpf-tc": EbpfOptions(hooks=("tc",)),
+    "ebpf-xdp": EbpfOptions(hooks=("tc", "xdp")),
+}
+VARIANTS = ("iptables", "nftables", *EBPF_VARIANTS)
 
 
-def lab_proxy(lab: Lab, mode: str) -> LabProxy:
-    """A proxy in this mode on every node of a lab."""
+def instance(lab: Lab, node: Node) -> str:
+    """Name of the pins of one of this run's nodes."""
+    return f"hp-{os.getpid()}-{lab.spec.name}-{node.name}"
+
+
+def lab_proxy(lab: Lab, variant: str) -> LabProxy:
+    """A proxy in this mode, or variant of the ebpf mode, on every node of a lab."""
+    options = EBPF_VARIANTS.get(variant)
 
     def make(lab: Lab, node: Node) -> Plane:
-        return make_plane(mode)
+        if options is None:
+            return make_plane(variant)
+        return make_plane("ebpf", ebpf=node_options(lab, node, options))
 
-    return LabProxy(lab, mode, make)
+    keeps: frozenset[Keeps] = frozenset()
+    if options is not None and not options.kube_proxy_masquerade:
+        hooks = {Keeps.PODS: "connect", Keeps.LOCAL: "tc"}
+        keeps = frozenset(kept for kept, hook in hooks.items() if hook in options.hooks)
+    return LabProxy(lab, variant if options is None else "ebpf", make, keeps)
+
+
+def node_options(lab: Lab, node: Node, options: EbpfOptions) -> EbpfOptions:
+    """The options for one node of a lab: its own control group, pins of their own name."""
+    return EbpfOptions(
+        options.hooks,
+        str(lab.cgroup(node.name)),
+        kube_proxy_masquerade=options.kube_proxy_masquerade,
+        instance=instance(lab, node),
+    )

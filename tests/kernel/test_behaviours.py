@@ -1,5 +1,6 @@
 """What a Service does over time, in every mode, with real sockets: affinity, stale UDP, ports that differ by slice."""
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -23,7 +24,7 @@ FAMILIES = pytest.mark.parametrize("family", list(Family), ids=lambda family: fa
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab.up(LabSpec(name="behaviours", nodes=2, pods=(4, 1), ipv6=True)) as lab:
+    with Lab.up(LabSpec(name=f"b{os.getpid()}", nodes=2, pods=(4, 1), ipv6=True)) as lab:
         lab.start_echo([pod for pod in lab.pods if pod.name != CLIENT], PORTS)
         yield lab
 

@@ -1,5 +1,7 @@
-"""The scenario table, with real sockets, through each plane, against the oracle: both families, both pod routings."""
+"""The scenario table, with real sockets, through each plane, against the oracle: both families, both pod routings; the
+eBPF plane with each of its hooks on and off, and with and without parity to kube-proxy's masquerade."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +11,7 @@ from dataplane.lab import showcase, table, verify
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import PodLink, Routing
 from dataplane.oracle.decide import Verdict
-from tests.kernel.modes import MODES, lab_proxy
+from tests.kernel.modes import MODES, VARIANTS, lab_proxy
 
 SHAPES = ((Routing.DIRECT, PodLink.VETH), (Routing.VXLAN, PodLink.BRIDGE))
 
@@ -17,13 +19,30 @@ SHAPES = ((Routing.DIRECT, PodLink.VETH), (Routing.VXLAN, PodLink.BRIDGE))
 @pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: "-".join(shape))
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     routing, pod_link = request.param
-    spec = replace(table.SPEC, name=f"table-{routing}", routing=routing, pod_link=pod_link, ipv6=True)
+    spec = replace(table.SPEC, name=f"t{os.getpid()}-{routing}", routing=routing, pod_link=pod_link, ipv6=True)
     with Lab.up(spec) as lab:
         lab.start_echo(lab.pods, [table.TARGET_PORT])
         yield lab
 
 
-@pytest.mark.parametrize("mode", MODES)
+_PACKETS = {"tc_ingress:flow", "tc_egress:reply"}
+_WAYS = {
+    "ebpf": _PACKETS | {"connect:connected", "xdp:left_to_tc"},
+    "ebpf-parity": _PACKETS | {"connect:connected", "xdp:left_to_tc"},
+    "ebpf-connect": {"connect:connected", "recvmsg:renamed"},
+    "ebpf-tc": _PACKETS | {"tc_ingress:new_flow"},
+    "ebpf-xdp": _PACKETS | {"tc_ingress:new_flow", "xdp:left_to_tc"},
+}
+"""Where each variant must have balanced, or the table would only prove the slow path. XDP leaves packets that stay on
+the node, or that go through a tunnel, to tc; with direct routing it also sends on what leaves again."""
+_ABSENT = {
+    "ebpf-connect": {"tc_ingress", "tc_egress", "xdp"},
+    "ebpf-tc": {"connect", "sendmsg", "xdp"},
+    "ebpf-xdp": {"connect", "sendmsg"},
+}
+
+
+@pytest.mark.parametrize("mode", VARIANTS)
 def test_scenario_table(lab: Lab, mode: str) -> None:
     services = table.services(lab.topology, ipv6=True)
     cells = table.cells(services, lab.topology)
@@ -31,9 +50,14 @@ def test_scenario_table(lab: Lab, mode: str) -> None:
         proxy.update(table.objects(services))
         verdicts = {d.verdict for d in verify.decisions(lab, proxy.oracles(), cells)}
         findings = verify.verify(lab, proxy, cells)
+        counted = proxy.counters()
     assert len(cells) == len(services) * 4 * 2 * 2 * len(table.SOURCES)
     assert verdicts == {Verdict.DNAT, Verdict.REJECT, Verdict.DROP}
-    assert not findings, "\n".join(map(str, findings[:20]))
+    assert not findings, "\n".join([*map(str, findings[:20]), str(counted)])
+    assert all(counted.get(way, 0) > len(cells) / 20 for way in _WAYS.get(mode, ())), repr(counted)
+    if "xdp:left_to_tc" in _WAYS.get(mode, ()) and lab.spec.routing is Routing.DIRECT:
+        assert {"xdp:new_flow", "xdp:flow", "xdp:reply"} <= counted.keys()
+    assert not {way.partition(":")[0] for way in counted} & _ABSENT.get(mode, set())
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -48,9 +72,9 @@ def test_the_table_notices_a_plane_that_is_not_there(lab: Lab, mode: str) -> Non
     assert {finding.cell for finding in findings} == {cell for cell in cells if cell.decides == "node1"}
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", VARIANTS)
 def test_showcase(mode: str) -> None:
-    with Lab.up(replace(showcase.SPEC, name="showcase")) as lab:
+    with Lab.up(replace(showcase.SPEC, name=f"s{os.getpid()}")) as lab:
         lab.start_echo(lab.pods, [8080])
         with lab_proxy(lab, mode) as proxy:
             results = showcase.run_all(lab, proxy)

@@ -69,6 +69,11 @@ class EbpfPlane:
         return self._tables
 
     @property
+    def loaded(self) -> bool:
+        """Whether this object holds a plan."""
+        return self._tables is not None
+
+    @property
     def overflow(self) -> dict[str, int]:
         """Full maps by name, with the number of entries that were left to the slow path because of them."""
         found: dict[str, int] = {}

@@ -98,6 +98,21 @@ INLINE int translate(struct xdp_md *context, const struct arrival *arrival, stru
     return bpf_redirect(entry->hop_ifindex, 0);
 }
 
+/* Whether the checksum is still to be filled in. Over a veth, packets of this machine come so, with the sum of the
+ * pseudo header in its place, and only the socket buffer knows, which XDP does not see. */
+INLINE int unfinished(void *data, void *end, const struct packet *packet) {
+    const struct tuple *tuple = &packet->tuple;
+    __be16 *check =
+        data + (packet->l4 & L4_OFFSETS) + (packet->protocol == IPPROTO_TCP ? (int)TCP_CHECK : (int)UDP_CHECK);
+    __u64 sum = to_be16(packet->protocol) + to_be16(packet->size - (packet->l4 - packet->l3));
+
+    sum += (__u64)tuple->source.word[3] + tuple->destination.word[3];
+    if (!packet->ipv4)
+        sum += (__u64)tuple->source.word[0] + tuple->source.word[1] + tuple->source.word[2] +
+               tuple->destination.word[0] + tuple->destination.word[1] + tuple->destination.word[2];
+    return (void *)(check + 1) <= end && *check == fold16(sum);
+}
+
 PROGRAM(xdp_uplink)(struct xdp_md *context) {
     struct arrival arrival = {
         .context = context, .node = this_node(), .hook = HOOK_XDP, .ifindex = context->ingress_ifindex};
@@ -120,6 +135,10 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
         reason = REASON_LEFT_TO_TC;
     if (reason == REASON_NONE && (*(__u8 *)packet->mac & 1))
         reason = REASON_NOT_FOR_US; /* a group address */
+#ifdef NO_XDP_TX
+    if (reason == REASON_NONE && unfinished(data, end, packet))
+        reason = REASON_LEFT_TO_TC;
+#endif
     if (reason == REASON_NONE)
         reason = track(&arrival, packet, &service, &entry);
     reason = settle(packet, reason);

@@ -1,0 +1,161 @@
+"""Switching modes live on a node, under a stream of connections from pods, the node and outside: none is lost."""
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from ctl.ebpf import HOOKS, EbpfOptions
+from ctl.loaded import make_plane, replace_plane
+from dataplane.kernel.netns import netns
+from dataplane.lab.lab import Lab
+from dataplane.lab.proxy import node_config
+from dataplane.lab.spec import LabSpec, Node, PodLink, Routing
+from dataplane.model.net import Family, Protocol
+from dataplane.model.objects import (
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    ModelObject,
+    Service,
+    ServicePortSpec,
+    ServiceType,
+)
+from dataplane.plan.planner import Planner
+from dataplane.planes.base import Plane
+from dataplane.planes.conntrack import clean_stale_udp
+from dataplane.planes.ebpf import drain
+from dataplane.planes.ebpf.pins import PinDirectory, default_instance
+from tests.kernel.traffic import Report, Traffic, lost
+
+VIP, EXTERNAL, NODE_PORT = "10.96.8.1", "203.0.113.78", 30088
+SHAPES = ((Routing.DIRECT, PodLink.VETH), (Routing.VXLAN, PodLink.BRIDGE))
+SETTLE = 0.7
+"""Seconds in each mode: some dozens of connections a client."""
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: "-".join(shape))
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    routing, pod_link = request.param
+    spec = LabSpec(name=f"m{os.getpid()}", nodes=2, pods=3, routing=routing, pod_link=pod_link)
+    with Lab.up(spec) as lab:
+        lab.start_echo([pod for pod in lab.pods if pod.name[-1] != "3"], [8080])
+        yield lab
+
+
+def objects(lab: Lab, *pods: str) -> list[ModelObject]:
+    """One Service with every kind of frontend, TCP and UDP, and these pods behind it."""
+    ports = tuple(ServicePortSpec(p.text, p, 80, NODE_PORT) for p in (Protocol.TCP, Protocol.UDP))
+    kind = ServiceType.NODE_PORT
+    service = Service("default", "web", kind, (VIP,), external_ips=(EXTERNAL,), ports=ports)
+    items = tuple(Endpoint(lab.place(pod).addresses[Family.IPV4], node=f"node{pod[3]}") for pod in pods)
+    slice_ports = tuple(EndpointPort(p.text, p, 8080) for p in (Protocol.TCP, Protocol.UDP))
+    return [service, EndpointSlice("default", "web-1", "web", Family.IPV4, slice_ports, items)]
+
+
+class SwitchedNode:
+    """A node whose mode changes as `apply --mode` changes it."""
+
+    def __init__(self, lab: Lab, node: Node) -> None:
+        self._lab, self._node = lab, node
+        self._plane: Plane | None = None
+
+    def switch(self, mode: str, pods: tuple[str, ...], hooks: tuple[str, ...] = HOOKS) -> int:
+        """Load the mode's plane, then take the one before away; returns how many flows drain."""
+        planner = Planner(node_config(self._lab, self._node, mode))
+        planner.update(objects(self._lab, *pods))
+        with netns(self._node.netns):
+            options = EbpfOptions(hooks, str(self._lab.cgroup(self._node.name)))
+            plane, old = make_plane(mode, ebpf=options), self._plane
+            change = plane.load(planner.plan)
+            clean_stale_udp(change, planner.plan.node)
+            self._plane = plane
+            left = replace_plane(old, mode) if old is not None and old.name != mode else 0
+            if mode != "ebpf":
+                drain.after_change(change)
+        return left
+
+    def draining(self) -> bool:
+        with netns(self._node.netns):
+            return drain.is_draining(PinDirectory(default_instance()))
+
+    def finish(self) -> int:
+        with netns(self._node.netns):
+            return drain.finish(PinDirectory(default_instance()))
+
+    def cleanup(self) -> None:
+        with netns(self._node.netns):
+            for mode in ("ebpf", "nftables", "iptables"):
+                make_plane(mode).cleanup()
+            path = PinDirectory(default_instance()).path
+        assert path is None, f"{path} is left"
+
+
+@pytest.fixture
+def nodes(lab: Lab) -> Iterator[list[SwitchedNode]]:
+    nodes = [SwitchedNode(lab, node) for node in lab.nodes]
+    try:
+        yield nodes
+    finally:
+        for node in nodes:
+            node.cleanup()
+
+
+def ways(lab: Lab) -> dict[str, tuple[str, str, int]]:
+    node = lab.place("node1").addresses[Family.IPV4]
+    return {
+        "pod to clusterIP": ("pod1-3", VIP, 80),
+        "pod to externalIP": ("pod1-3", EXTERNAL, 80),
+        "other node's pod to node port": ("pod2-3", node, NODE_PORT),
+        "node to clusterIP": ("node1", VIP, 80),
+        "outside to node port": ("client", node, NODE_PORT),
+        "outside to externalIP": ("client", EXTERNAL, 80),
+    }
+
+
+def used(reports: dict[str, Report]) -> bool:
+    """Whether every client really did something."""
+    return all(r.opened >= 20 and r.held >= 2 and r.exchanges > 2 * r.held for r in reports.values())
+
+
+PODS = ("pod1-1", "pod1-2", "pod2-1", "pod2-2")
+CHANGES = [
+    ("nftables", HOOKS), ("ebpf", HOOKS), ("iptables", HOOKS), ("ebpf", ("tc", "xdp")), ("nftables", HOOKS),
+    ("ebpf", ("tc",)), ("iptables", HOOKS), ("nftables", HOOKS), ("iptables", HOOKS),
+]  # fmt: skip
+
+
+def test_no_connection_is_lost(lab: Lab, nodes: list[SwitchedNode], soak: bool) -> None:
+    for node in nodes:
+        node.switch("iptables", PODS)
+    traffic = Traffic(lab, ways(lab))
+    drained = 0
+    for _ in range(10 if soak else 1):
+        for mode, hooks in CHANGES:
+            time.sleep(SETTLE)
+            drained += sum(node.switch(mode, PODS, hooks) for node in nodes)
+    time.sleep(SETTLE)
+    reports = traffic.end()
+    assert not lost(reports), reports
+    assert used(reports), reports
+    assert drained > 0  # flows of the packet programs lived on after their plane
+
+
+def test_a_drain_ends_with_its_last_flow(lab: Lab, nodes: list[SwitchedNode]) -> None:
+    node = nodes[0]
+    node.switch("ebpf", PODS, ("tc", "xdp"))
+    traffic = Traffic(lab, {"outside": ways(lab)["outside to node port"]}, "--tcp-only", "--hold", "5")
+    time.sleep(1)
+    assert node.switch("nftables", PODS) > 0
+    assert node.draining()
+    time.sleep(0.5)
+    assert node.finish() > 0
+    reports = traffic.end()
+    assert not lost(reports), reports
+    deadline = time.monotonic() + 20
+    while node.finish() and time.monotonic() < deadline:
+        time.sleep(1)
+    assert not node.draining()
+    with netns(lab.nodes[0].netns):
+        assert PinDirectory(default_instance()).path is None

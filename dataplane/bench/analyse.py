@@ -77,8 +77,12 @@ def values(rounds: dict[int, Cell], figure: str) -> dict[int, float]:
 
 def against(rounds: Rounds, key: GroupKey, other: str, figure: str) -> Ratio | None:
     """Ratio of a mode's figure to another mode's of the same rounds; None where they share no round."""
-    mine = values(rounds.get(key, {}), figure)
-    theirs = values(rounds.get(key._replace(mode=other), {}), figure)
+    return between_scenarios(rounds, key, key._replace(mode=other), figure)
+
+
+def between_scenarios(rounds: Rounds, key: GroupKey, other: GroupKey, figure: str) -> Ratio | None:
+    """Ratio of a figure to that of another group of the same rounds; None where they share no round."""
+    mine, theirs = values(rounds.get(key, {}), figure), values(rounds.get(other, {}), figure)
     common = [number for number in sorted(mine) if theirs.get(number)]
     if not common:
         return None

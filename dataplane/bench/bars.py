@@ -5,7 +5,17 @@ from collections.abc import Iterator
 
 import msgspec
 
-from dataplane.bench.analyse import Analysis, GroupKey, Rounds, against, analyse, between_sizes, by_group, values
+from dataplane.bench.analyse import (
+    Analysis,
+    GroupKey,
+    Rounds,
+    against,
+    analyse,
+    between_scenarios,
+    between_sizes,
+    by_group,
+    values,
+)
 from dataplane.bench.modes import DIRECT
 from dataplane.bench.results import Results
 from dataplane.bench.scenarios import Position
@@ -81,8 +91,10 @@ def _connect_bars(rounds: Rounds, noisy: set[GroupKey]) -> Iterator[BarRow]:
     is_noisy = GroupKey(DIRECT, "connect", SIZE, LAST) in noisy
     for mode, limit in (*((mode, 0.97) for mode in EBPF), ("nftables", 0.80)):
         row = BarRow(f"new connections/s, last of {SIZE} Services, against direct", mode, limit, True)
-        ratio = against(rounds, GroupKey(mode, "connect", SIZE, LAST), DIRECT, "rate")
-        yield _ratio(row, ratio, why, noisy=is_noisy)
+        key = GroupKey(mode, "connect", SIZE, LAST)
+        own = between_scenarios(rounds, key, GroupKey(mode, "pod", SIZE, ""), "rate")
+        note = f"against the pod's address on the same node {own.value:.2f}" if own else ""
+        yield _ratio(row, against(rounds, key, DIRECT, "rate"), why, note, noisy=is_noisy)
     row = BarRow(f"new connections/s, last of {SIZE} Services, against iptables", "nftables", 8.0, True)
     yield _ratio(
         row, against(rounds, GroupKey("nftables", "connect", SIZE, LAST), "iptables", "rate"), why, noisy=is_noisy
@@ -97,7 +109,7 @@ def _connect_bars(rounds: Rounds, noisy: set[GroupKey]) -> Iterator[BarRow]:
 
 
 def _packet_bars(analysis: Analysis, rounds: Rounds, noisy: set[GroupKey]) -> Iterator[BarRow]:
-    sizes = [row.key.services for row in analysis.rows if row.key.scenario == "bulk1"]
+    sizes = [row.key.services for row in analysis.rows if row.key.scenario in ("bulk1", "north-remote-pps")]
     for mode in EBPF:
         row = BarRow("bulk TCP through a clusterIP against direct", mode, 0.98, True)
         key = GroupKey(mode, "bulk1", max(sizes, default=0), LAST)
@@ -105,7 +117,10 @@ def _packet_bars(analysis: Analysis, rounds: Rounds, noisy: set[GroupKey]) -> It
         ratio = against(rounds, key, DIRECT, "rate")
         yield _ratio(row, ratio, "bulk1 was not part of this run", note, noisy=key._replace(mode=DIRECT) in noisy)
     row = BarRow("packets/s to a remote backend against plain forwarding", "ebpf-xdp", 3.0, True)
-    yield _missing(row, "needs an in-kernel packet generator, which this run did not use")
+    key = GroupKey(row.mode, "north-remote-pps", max(sizes, default=0), "")
+    note = f"at {key.services} Services; packets made by the kernel"
+    why = "north-remote-pps was not part of this run"
+    yield _ratio(row, against(rounds, key, DIRECT, "rate"), why, note, noisy=key._replace(mode=DIRECT) in noisy)
     row = BarRow("XDP program, established node-port flow", "ebpf-xdp", 150.0, False, "ns")
     yield _missing(row, "measured by a test run of the program, not by this run")
 

@@ -20,6 +20,7 @@ from typing import Any, Self
 import msgspec
 
 from dataplane.bench.agent import Request
+from dataplane.bench.generator import Generator, udp_frame
 from dataplane.bench.modes import CONNTRACK, MODES
 from dataplane.bench.native import Tool
 from dataplane.bench.objects import (
@@ -44,6 +45,7 @@ from dataplane.model.net import Family
 PATIENCE = 30.0
 LOAD_PATIENCE = 900.0
 _DIRECT_RULE = 50
+_LIVE_PORT = 40000
 _TRACKED = "add table ip bench; add chain ip bench c { type filter hook prerouting priority -150; }; "
 _TRACKED += "add rule ip bench c ct state invalid counter"
 _CONNTRACK_SECONDS = {
@@ -128,11 +130,20 @@ class Rig:
             self._serve(node)
         for mode, node in self.nodes.items():
             self._clients[mode] = self._client(node.pods[1].name)
+            self._take_frames(node)
             if MODES[mode].reference:
                 self._through(node)
         if CONNTRACK in self.nodes:
             self.lab.run(self.nodes[CONNTRACK], ["nft", _TRACKED])
         self._clients[""] = self._client("client")
+
+    def _take_frames(self, node: Node) -> None:
+        """Make the uplink take frames that never were packets of a process, and know the way to the remote node, which
+        it cannot ask for while the generator drops what it sends."""
+        with Links(node.netns) as links, Links(self.remote.netns) as other:
+            links.set_gro(node.uplink, True)
+            mac = other.mac(self.remote.uplink)
+            links.neighbour(node.uplink, self.remote.addresses[Family.IPV4], mac)
 
     def _through(self, node: Node) -> None:
         """Packets that the outside client sends from its address for this node pass by the node, to any pod."""
@@ -205,6 +216,8 @@ class Rig:
             if not MODES[mode].reference:
                 return cluster_ip(index(position, services)), port
             return self._pod(node), BULK_PORT if port == BULK_PORT else SERVER_PORT
+        if scenario.way is Way.POD:
+            return self._pod(node), SERVER_PORT
         remote = scenario.way is Way.NODE_PORT_REMOTE
         if MODES[mode].reference:
             return self._pod(self.remote if remote else node), SERVER_PORT
@@ -219,6 +232,16 @@ class Rig:
             source = self.lab.client.via[self.nodes[mode].name][Family.IPV4]
         request = f"{operation} {target[0]} {target[1]} {seconds} {source}"
         return self._clients["" if outside else mode].ask(request.encode(), seconds + PATIENCE)
+
+    def live(self, mode: str, target: tuple[str, int], seconds: float) -> dict[str, float]:
+        """Let the kernel send packets of its own into the mode's node, to a remote backend; count what leaves it."""
+        node = self.nodes[mode]
+        switch = self.lab.topology.underlay.netns
+        with Links(switch) as port, Links(node.netns) as uplink:
+            macs = port.mac(node.name), uplink.mac(node.uplink)
+        addresses = self.lab.client.addresses[Family.IPV4], target[0]
+        with Generator(switch, node.name, udp_frame(macs, addresses, (_LIVE_PORT, target[1]))) as generator:
+            return generator.run(seconds)
 
     def bulk(self, mode: str, streams: int, target: tuple[str, int], size: int) -> dict[str, float]:
         """Send `size` bytes in so many streams with iperf3; rate is bits a second as the server saw them."""

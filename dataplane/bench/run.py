@@ -49,7 +49,8 @@ def data_cells(settings: Settings, services: int) -> list[tuple[str, Scenario, P
         scenario = SCENARIOS[name]
         if scenario.kind is not Kind.DATA or not (scenario.sweep or services in settings.fixed_services):
             continue
-        positions = positions_at(settings.positions, services) if scenario.sweep else (Position.LAST,)
+        several = scenario.sweep and scenario.way is Way.CLUSTER_IP
+        positions = positions_at(settings.positions, services) if several else (Position.LAST,)
         found += [(mode, scenario, p) for mode, p in itertools.product(data_modes(settings, services), positions)]
     return found
 
@@ -71,7 +72,7 @@ def all_keys(settings: Settings) -> Iterator[CellKey]:
 
 
 def _data_key(mode: str, scenario: Scenario, services: int, position: Position, number: int) -> CellKey:
-    """Node ports do not have a position among the Services."""
+    """Node ports and pods do not have a position among the Services."""
     where = position.value if scenario.way is Way.CLUSTER_IP else ""
     return CellKey(mode, scenario.name, services, where, number)
 
@@ -182,20 +183,24 @@ class Runner:
     def _packets(self, key: CellKey, position: Position) -> dict[str, float]:
         scenario, settings = SCENARIOS[key.scenario], self._settings
         target = self._rig.target(key.mode, scenario, key.services, position)
-        before, started = usage(self._rig.group), time.perf_counter()
+        before, started, own = usage(self._rig.group), time.perf_counter(), time.process_time()
         if scenario.operation.startswith("iperf3"):
             streams = int(scenario.operation.split()[1])
             found, scale = self._rig.bulk(key.mode, streams, target, settings.bulk_bytes), 1.0
+        elif scenario.operation == "live":
+            found = self._rig.live(key.mode, target, settings.seconds)
+            found["rate"], scale = found["operations"] / found["seconds"], 1e6
         else:
-            outside = scenario.way is not Way.CLUSTER_IP
+            outside = scenario.way in (Way.NODE_PORT_LOCAL, Way.NODE_PORT_REMOTE)
             found = self._rig.traffic(key.mode, scenario.operation, target, settings.seconds, outside)
             found["rate"], scale = found["operations"] / found["seconds"], 1e6
         seconds, after = time.perf_counter() - started, usage(self._rig.group)
+        own = time.process_time() - own if scenario.operation == "live" else 0.0  # the kernel works in our name then
         if not found["operations"] or found["failures"] > MOST_FAILURES * found["operations"]:
             raise LabError(f"{found['failures']:.0f} operations failed, {found['operations']:.0f} did not")
-        return found | _processors(before, after, seconds, found["operations"] / scale)
+        return found | _processors(before, after, own, seconds, found["operations"] / scale)
 
 
-def _processors(before: Usage, after: Usage, seconds: float, operations: float) -> dict[str, float]:
-    lab, machine = after.lab - before.lab, after.machine - before.machine
+def _processors(before: Usage, after: Usage, own: float, seconds: float, operations: float) -> dict[str, float]:
+    lab, machine = after.lab - before.lab + own, after.machine - before.machine
     return {"cpu": lab / operations, "others": max(0.0, machine - lab) / seconds}

@@ -13,18 +13,21 @@ class Kind(enum.StrEnum):
 
 class Way(enum.StrEnum):
     """How the packets go. CLUSTER_IP: pod to pod on one node through a clusterIP. NODE_PORT_*: from the outside client
-    to a node port, backend on that node or on another one."""
+    to a node port, backend on that node or on another one. POD: pod to pod without any Service, past the same rules."""
 
     CLUSTER_IP = "clusterIP"
     NODE_PORT_LOCAL = "node port, backend on the node"
     NODE_PORT_REMOTE = "node port, backend elsewhere"
+    POD = "pod address"
     NONE = ""
 
 
 class Scenario(NamedTuple):
     """One thing to measure. metric: the main figure, which bars and ratios are about. higher: more of it is better.
-    operation: what the load generator is told ("iperf3 N": bulk with N streams). sweep: measured for every number of
-    Services and every position among them, otherwise only where the profile says."""
+
+    operation: what the load generator is told; "iperf3 N" is bulk with N streams, "live" the kernel's own packets.
+    sweep: measured for every number of Services (and every position among them), otherwise only where the profile says.
+    """
 
     name: str
     title: str
@@ -41,6 +44,10 @@ SCENARIOS = {
     s.name: s
     for s in (
         Scenario("connect", "new TCP connections", Kind.DATA, "rate", "1/s", operation="connect", sweep=True),
+        Scenario(
+            "pod", "new TCP connections to the pod's own address, past the rules",
+            Kind.DATA, "rate", "1/s", way=Way.POD, operation="connect", sweep=True,
+        ),
         Scenario("dns", "DNS-like UDP queries, a socket each", Kind.DATA, "rate", "1/s", operation="dns"),
         Scenario("rr", "request and response, warm TCP connection", Kind.DATA, "rate", "1/s", operation="rr"),
         Scenario("bulk1", "bulk TCP, one stream", Kind.DATA, "rate", "bit/s", operation="iperf3 1"),
@@ -61,6 +68,10 @@ SCENARIOS = {
         Scenario(
             "north-remote-udp", "UDP packets from outside, backend on another node",
             Kind.DATA, "rate", "packets/s", way=Way.NODE_PORT_REMOTE, operation="udp",
+        ),
+        Scenario(
+            "north-remote-pps", "UDP packets of the kernel's own making, backend on another node",
+            Kind.DATA, "rate", "packets/s", way=Way.NODE_PORT_REMOTE, operation="live",
         ),
         Scenario(
             "coldstart", "cold start: decoded objects to kernel",

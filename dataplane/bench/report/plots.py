@@ -138,6 +138,7 @@ def _grouped_bars(
 
 _SHORT = {
     "connect": "new TCP\nconnections",
+    "pod": "past the\nrules",
     "dns": "DNS-like\nUDP",
     "rr": "warm\nrequests",
     "bulk1": "bulk,\n1 stream",
@@ -147,6 +148,7 @@ _SHORT = {
     "north-remote": "outside,\nremote",
     "north-remote-rr": "outside,\nremote, warm",
     "north-remote-udp": "outside,\nremote, UDP",
+    "north-remote-pps": "kernel's own\npackets",
 }
 
 

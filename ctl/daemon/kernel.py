@@ -14,11 +14,15 @@ from typing import NamedTuple, TypeVar
 from ctl.daemon.ledger import Ledger, groups
 from dataplane.errors import HotplaneError
 from dataplane.kernel.nftgen import Generation
+from dataplane.model.net import Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import Plan
 from dataplane.planes.base import Plane, PlaneError
 
 _T = TypeVar("_T")
+MOST_AT_ONCE = 32
+"""Entries of a change that is done in the event loop's own thread."""
+
 MOST_REFUSALS = 64
 """Refused attempts after which the rest of a change waits for the next try."""
 
@@ -99,7 +103,20 @@ class Kernel:
     async def apply(self, change: PlanChange, plan: Plan) -> Done:
         """Do a change that is in the plan already, and all that failed before."""
         async with self.lock:
+            if self._quick(change):
+                return self._apply(change, plan)
             return await self.call(self._apply, change, plan)
+
+    def _quick(self, change: PlanChange) -> bool:
+        """Whether a change takes about a millisecond: then it is done at once, without waiting for another thread to
+        get a processor. UDP is not, because cleaning up after it walks conntrack (and needs a thread of its own)."""
+        return (
+            self.plane.name == "nftables"
+            and len(change.entries) <= MOST_AT_ONCE
+            and change.node is None
+            and not (self.ledger or self._unclean)
+            and all(entry.key.protocol is not Protocol.UDP for entry in change.entries)
+        )
 
     def close(self) -> None:
         """End the worker once it is idle."""

@@ -54,6 +54,12 @@ def _until(daemon: subprocess.Popen[bytes], log: Path, text: str, seconds: float
     raise SystemExit(f"the daemon did not say {text!r}:\n{log.read_text()[-2000:]}")
 
 
+def _command(arguments: argparse.Namespace, url: str, folder: Path) -> list[str]:
+    first = ["chrt", "-f", "10"] if arguments.realtime else []
+    daemon = [sys.executable, "-P", "-m", "ctl.main", "run", "--master", url, "--node-name", "node1"]
+    return [*first, *daemon, "--mode", arguments.mode, "--state-dir", str(folder / "state")]
+
+
 def _measure(arguments: argparse.Namespace, name: str, folder: Path) -> dict[str, Any]:
     with netns.netns(name):
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
@@ -64,10 +70,7 @@ def _measure(arguments: argparse.Namespace, name: str, folder: Path) -> dict[str
         log = folder / "log"
         started = time.monotonic()
         with netns.netns(name), log.open("wb") as out:
-            daemon = subprocess.Popen(
-                [sys.executable, "-P", "-m", "ctl.main", "run", "--master", server.url, "--node-name", "node1",
-                 "--mode", arguments.mode, "--state-dir", str(folder / "state")], stderr=out, cwd=ROOT,
-            )  # fmt: skip
+            daemon = subprocess.Popen(_command(arguments, server.url, folder), stderr=out, cwd=ROOT)
         try:
             loaded = _until(daemon, log, " loaded ", 300)
             cold = time.monotonic() - started
@@ -114,6 +117,7 @@ def main() -> None:
     parser.add_argument("--changes", type=int, default=300)
     parser.add_argument("--mode", default="nftables")
     parser.add_argument("--pages", action="store_true", help="list in pages instead of by a streaming list")
+    parser.add_argument("--realtime", action="store_true", help="other work on the machine does not hold the daemon up")
     arguments = parser.parse_args()
     name = f"hp-scale-{os.getpid()}"
     netns.create(name)

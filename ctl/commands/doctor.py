@@ -20,15 +20,18 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one record a check; 0 if the nftables mode can run, else 1."""
+    from ctl.ebpf import ebpf_options
     from ctl.probes.bpf import probe_bpf
     from ctl.probes.finding import Status
+    from ctl.probes.hooks import probe_hooks
     from ctl.probes.nft import probe_nft
     from ctl.probes.system import probe_system
     from ctl.probes.xtables import probe_xtables
 
+    options = ebpf_options(args)
     findings = [*probe_system()]
     if os.geteuid() == 0:
-        findings += [*probe_nft(), *probe_xtables(), *probe_bpf()]
+        findings += [*probe_nft(), *probe_xtables(), *probe_bpf(), *probe_hooks(options)]
     records = [
         {"area": f.area, "check": f.check, "status": f.status.value, "detail": f.detail, "advice": f.advice}
         for f in findings

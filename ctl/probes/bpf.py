@@ -87,7 +87,7 @@ def probe_bpf() -> Iterator[Finding]:
             yield Finding("ebpf", name, Status.MISSING, detail, advice)
     yield _jit()
     yield _mount("cgroup v2", "cgroup2", "no connect-time balancing", "mount -t cgroup2 none /sys/fs/cgroup/unified")
-    yield _mount("bpffs", "bpf", "maps cannot outlive a process", "mount -t bpf bpf /sys/fs/bpf")
+    yield _bpffs()
     yield _bcc()
 
 
@@ -106,6 +106,12 @@ def _mount(check: str, kind: str, consequence: str, advice: str) -> Finding:
     if mounts:
         return Finding("ebpf", check, Status.OK, f"at {mounts[0]}")
     return Finding("ebpf", check, Status.MISSING, f"not mounted: {consequence}", advice)
+
+
+def _bpffs() -> Finding:
+    if "\tbpf\n" in Path("/proc/filesystems").read_text():
+        return Finding("ebpf", "bpffs", Status.OK, "mounted for hotplane alone when it is needed")
+    return Finding("ebpf", "bpffs", Status.MISSING, "not in this kernel", "use a kernel with CONFIG_BPF_SYSCALL")
 
 
 def _bcc() -> Finding:

@@ -3,11 +3,14 @@
 from collections.abc import Callable
 
 from dataplane.kernel.bcc_loader import CompileError
+from dataplane.kernel.bpf import AttachType, BpfError, ProgramType
 from dataplane.planes.base import PlaneError
-from dataplane.planes.ebpf.hooks import DeviceWatch, PacketHook
-from dataplane.planes.ebpf.maps import MapSet
+from dataplane.planes.ebpf.attach_tc import DIRECTIONS
+from dataplane.planes.ebpf.attach_xdp import PROGRAM
+from dataplane.planes.ebpf.hooks import TC_SOURCE, XDP_SOURCE, DeviceWatch, PacketHook
+from dataplane.planes.ebpf.maps import MapSet, create_maps
 from dataplane.planes.ebpf.pins import PinDirectory
-from dataplane.planes.ebpf.programs import Hook
+from dataplane.planes.ebpf.programs import PROBE_SIZES, Hook, load_programs
 
 Tell = Callable[[str], None]
 """Told in a sentence what cannot be used and why; each sentence comes once."""
@@ -64,3 +67,17 @@ class OptionalHook:
         if text not in self._told:
             self._told.add(text)
             self._tell(text)
+
+
+def packet_problem(hook: str) -> str:
+    """Why packet programs cannot work here ("tc" or "xdp"), or "". Loads them onto maps of their own, attaches nothing;
+    whether a device takes them is only known when it gets them."""
+    source, kind = (XDP_SOURCE, ProgramType.XDP) if hook == "xdp" else (TC_SOURCE, ProgramType.SCHED_CLS)
+    attach = {PROGRAM: AttachType.XDP} if hook == "xdp" else dict.fromkeys(DIRECTIONS, AttachType.NONE)
+    try:
+        with create_maps(PROBE_SIZES) as maps:
+            for program in load_programs(source, kind, attach, maps.fds, maps.specs).values():
+                program.close()
+    except (PlaneError, BpfError, CompileError) as error:
+        return str(error)
+    return ""

@@ -26,7 +26,7 @@ CONNECT_PROGRAMS: dict[str, AttachType] = {
 }
 
 
-_PROBE_SIZES = Sizes(**dict.fromkeys(Sizes.__struct_fields__, 1) | {"events": 4096})
+PROBE_SIZES = Sizes(**dict.fromkeys(Sizes.__struct_fields__, 1) | {"events": 4096})
 
 
 class Program(NamedTuple):
@@ -127,7 +127,7 @@ def connect_problem(cgroup: Path) -> str:
     if not (cgroup / "cgroup.procs").exists() or (not (cgroup / "cgroup.type").exists() and not _is_root(cgroup)):
         return f"{cgroup} is not a cgroup v2 directory"
     try:
-        with create_maps(_PROBE_SIZES) as maps:
+        with create_maps(PROBE_SIZES) as maps:
             for program in load_programs(
                 CONNECT_SOURCE, ProgramType.CGROUP_SOCK_ADDR, CONNECT_PROGRAMS, maps.fds, maps.specs
             ).values():

@@ -1,0 +1,154 @@
+"""What the command line shows of the ebpf mode: events, rates, flows, affinity, counters; and which hooks it uses."""
+
+import json
+import subprocess
+import time
+
+import pytest
+
+from dataplane.kernel.netns import netns
+from dataplane.planes.ebpf.pins import PinDirectory, default_instance
+from tests.kernel.test_cli_apply import ECHO, ROOT, Cli, cli
+
+__all__ = ["cli"]
+
+SERVER = """
+import socket, time
+listeners = [socket.create_server((address, 8080)) for address in ("10.244.0.5", "10.244.0.6")]
+print("ready", flush=True)
+time.sleep(60)
+"""
+CLIENTS = """
+import socket, sys, time
+clients = [socket.create_connection(("10.96.0.10", 80), 5) for _ in range(5)]
+print(clients[0].getpeername()[0], flush=True)
+sys.stdin.read()
+"""
+
+
+def inside(cli: Cli, code: str) -> "subprocess.Popen[str]":
+    """Python in the namespace, in the control group that gets connect-time balancing; returns once it has printed."""
+    process = subprocess.Popen(
+        ["nsenter", f"--net=/run/netns/{cli.namespace}", "sh", "-c",
+         f'echo $$ > {cli.group}/cgroup.procs; exec /usr/bin/python3 -c "$0"', code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() in ("ready", "10.96.0.10")
+    return process
+
+
+def used_service(cli: Cli) -> None:
+    for address in ("10.244.0.5/32", "10.244.0.6/32"):
+        cli.inside("ip", "address", "add", address, "dev", "lo")
+    cli.apply("ebpf")
+    inside(cli, SERVER)
+
+
+def test_monitor_streams_what_happens(cli: Cli) -> None:
+    used_service(cli)
+    words = [
+        "--state-dir",
+        str(cli.state),
+        "monitor",
+        "-o",
+        "json",
+        "--count",
+        "5",
+        "--seconds",
+        "30",
+        "--hook",
+        "connect",
+    ]
+    monitor = subprocess.Popen(
+        ["ip", "netns", "exec", cli.namespace, str(ROOT / "hotplane"), *words, "--service", "default/echo"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    events: list[dict[str, object]] = []
+    deadline = time.monotonic() + 30
+    while monitor.poll() is None and time.monotonic() < deadline:  # until it watches, and then for its five events
+        inside(cli, CLIENTS).kill()
+    assert monitor.stdout is not None
+    events = [json.loads(line) for line in monitor.stdout]
+    assert len(events) == 5
+    for event in events:
+        assert (event["hook"], event["protocol"]) in (("connect", "tcp"), ("getpeername", "tcp"))
+        assert event["service"] == "default/echo:http"
+    connected = [event for event in events if event["reason"] == "connected"]
+    assert connected
+    assert all(event["destination"] == "10.96.0.10:80" for event in connected)
+    assert all(event["endpoint"] in ("10.244.0.5:8080", "10.244.0.6:8080") for event in connected)
+    assert all(str(event["source"]).startswith("netns:") for event in connected)
+
+
+def test_show_and_top(cli: Cli) -> None:
+    used_service(cli)
+    inside(cli, CLIENTS)
+    connections = cli.json("show", "connections")
+    assert [(c["frontend"], c["state"], c["by"]) for c in connections] == [
+        ("10.96.0.10:80/tcp", "connected", "connect")
+    ] * 5
+    (client,) = cli.json("show", "affinity")
+    assert client["client"].startswith("netns:")
+    assert {c["endpoint"] for c in connections} == {client["endpoint"]}
+    (echo, *ways) = cli.json("show", "counters")
+    assert (echo["service"], echo["connections"]) == ("default/echo:http", 5)
+    assert {"service": "", "hook": "connect", "reason": "connected", "count": 5} in ways
+    (row,) = cli.json("top", "--count", "1", "--interval", "0.2")
+    assert (row["service"], row["connections"], row["connections/s"]) == ("default/echo:http", 5, 0.0)
+
+
+def test_drops_say_why(cli: Cli) -> None:
+    cli.manifest.write_text(ECHO.partition("---")[0])  # no endpoints
+    cli.apply("ebpf")
+    refused = inside(cli, "import socket\nprint('ready', flush=True)\nsocket.socket().connect(('10.96.0.10', 80))")
+    assert refused.wait(20) != 0
+    (record,) = cli.json("show", "drops")
+    assert (record["hook"], record["reason"], record["count"]) == ("connect", "no_endpoint", 1)
+
+
+@pytest.mark.parametrize("command", ["monitor", "top"])
+def test_other_modes_say_what_they_can_show(cli: Cli, command: str) -> None:
+    cli.apply("nftables")
+    done = cli(command)
+    assert done.returncode == 1
+    assert "nftables mode has none" in done.stderr
+    assert "show connections" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("hooks", "links"),
+    [
+        ("connect", {"connect4", "recvmsg6"}),
+        ("tc", {"tc_ingress", "tc_egress"}),
+        ("tc,xdp", {"tc_ingress", "tc_egress", "xdp_native"}),
+    ],
+)
+def test_only_the_hooks_that_were_asked_for(cli: Cli, hooks: str, links: set[str]) -> None:
+    subprocess.run(["ip", "-n", cli.namespace, "link", "add", "up0", "type", "veth", "peer", "name", "up1"], check=True)
+    for command in (
+        ["addr", "add", "192.0.2.20/24", "dev", "up0"],
+        ["link", "set", "up0", "up"],
+        ["link", "set", "up1", "up"],
+    ):
+        subprocess.run(["ip", "-n", cli.namespace, *command], check=True)
+    done = cli("apply", "--mode", "ebpf", "--hooks", hooks, "--node-ip", "192.0.2.20", "-f", str(cli.manifest))
+    assert done.returncode == 0, done.stderr
+    with netns(cli.namespace):
+        names = {name.partition("-")[0] for name in PinDirectory(default_instance()).links()}
+    assert links <= names
+    assert names <= links | ({n for n in names if not n.startswith(("tc_", "xdp_"))} if hooks == "connect" else set())
+    assert cli.json("check") == []  # with the hooks that were applied, not with all
+
+
+def test_a_hook_that_cannot_work_is_off_alone_and_said_once(cli: Cli) -> None:
+    done = cli("--cgroup", "/proc", "apply", "--mode", "ebpf", "-f", str(cli.manifest))
+    assert done.returncode == 0
+    assert done.stderr.count("the connect hook is off") == 1
+    assert cli.json("check") == []
+
+
+def test_there_is_no_such_hook(cli: Cli) -> None:
+    done = cli("apply", "--mode", "ebpf", "--hooks", "connect,netkit", "-f", str(cli.manifest))
+    assert done.returncode == 2
+    assert "netkit" in done.stderr

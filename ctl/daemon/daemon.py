@@ -30,6 +30,7 @@ from ctl.daemon.reconcile import Reconciler
 from ctl.daemon.settings import Settings
 from ctl.daemon.sysctls import apply_sysctls
 from ctl.daemon.takeover import remove_kube_proxy
+from ctl.daemon.traffic import TrafficCollector
 from ctl.daemon.web import Listener, Site, health_answer, metrics_answer, split_bind
 from ctl.sources.api import Api
 from ctl.sources.directory import DirectorySource
@@ -68,6 +69,8 @@ class Daemon:
         self.inbox = Inbox(KINDS)
         self._api: Api | None = None
         self._events = EventRecorder(None, settings.node.name, log)
+        self._traffic = TrafficCollector()
+        self.metrics.registry.register(self._traffic)
         self._clean_up = CleanUp()
         self._kernel = Kernel(self._clean_up)
         self._ports = HealthPorts(self.health, log, self._port_refused)
@@ -289,7 +292,7 @@ class Daemon:
     def _configz(self) -> bytes:
         return msgspec.json.encode({"kubeproxy.config.k8s.io": to_document(self.settings.config)})
 
-    def _collect(self) -> None:
+    async def _collect(self) -> None:
         """Bring gauges up to date, once a scrape."""
         metrics, tally = self.metrics, self.reconciler.tally
         metrics.frontends.set(tally.frontends)
@@ -305,6 +308,8 @@ class Daemon:
         for kind, reflector in self._reflectors:
             metrics.watch_failing.labels(kind).set(now - reflector.failing_since if reflector.failing_since else 0)
             metrics.lists.labels(kind).set(reflector.lists)
+        if self.health.started:
+            await self._kernel.call(self._traffic.read, self._kernel.plane)
 
     async def _close_sites(self) -> None:
         for site, server in self._sites:

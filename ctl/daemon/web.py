@@ -109,14 +109,18 @@ def health_answer(health: Health, metrics: Metrics) -> Answer:
 
 
 def metrics_answer(
-    health: Health, metrics: Metrics, mode: Callable[[], str], collect: Callable[[], None], config: Callable[[], bytes]
+    health: Health,
+    metrics: Metrics,
+    mode: Callable[[], str],
+    collect: Callable[[], Awaitable[None]],
+    config: Callable[[], bytes],
 ) -> Answer:
     """/metrics, /proxyMode, /healthz and /configz on the metrics address. collect: brings the gauges up to date."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         match request.path:
             case "/metrics":
-                collect()
+                await collect()
                 return web.Response(body=metrics.text(), headers={"Content-Type": METRICS_TYPE})
             case "/proxyMode":
                 return web.Response(body=mode().encode(), content_type="text/plain", headers=NOSNIFF)

@@ -5,6 +5,7 @@ Lists with limit and continue, watches as JSON lines in chunks, bookmarks, resou
 """
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import threading
@@ -144,7 +145,8 @@ class ApiServer:
 
     async def _say(self, line: bytes) -> None:
         for stream in list(self._streams):
-            await stream.write(line)
+            with contextlib.suppress(ConnectionError):  # it is just being cut
+                await stream.write(line)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         mood = self._mood

@@ -128,7 +128,7 @@ class DaemonLab:
             if daemon.alive:
                 daemon.kill()
             with netns(daemon.netns):
-                for mode in ("ebpf", "nftables", "iptables"):
+                for mode in dict.fromkeys((daemon.mode or "nftables", "nftables", "iptables")):
                     make_plane(mode).cleanup()
         self.server.__exit__(None, None, None)
 

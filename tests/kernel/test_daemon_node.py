@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dataplane.kernel.netns import in_netns
+from ctl.loaded import make_plane
+from dataplane.kernel.netns import in_netns, netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 from dataplane.model.net import Family
-from tests.apiserver.objects import endpoint_slice, node, service
+from tests.apiserver.objects import endpoint, endpoint_slice, node, service
 from tests.kernel.daemon_lab import PORT, VIP, DaemonLab, Traffic, daemon_lab, http, until
 
 
@@ -244,3 +245,41 @@ def test_cap_net_admin_is_enough(cluster: DaemonLab, lab: Lab) -> None:
         cluster.synced()
     assert traffic.failures == []
     assert "ERROR" not in daemon.text
+
+
+def test_the_ebpf_mode_tells_of_its_traffic(lab: Lab, tmp_path: Path) -> None:
+    with daemon_lab(lab, tmp_path, "ebpf") as cluster:
+        cluster.server.apply(service("echo", VIP))
+        cluster.serve(*[(pod, "ready") for pod in lab.pods])
+        cluster.start()
+        with Traffic(lab.pods[0].netns, lasting=0) as traffic:
+            until(lambda: traffic.made > 20, "connections")
+        assert traffic.failures == []
+        _, _, body = http(cluster.daemons[0].netns, "127.0.0.1", 10249, "/metrics")
+        lines = dict(line.rsplit(" ", 1) for line in body.decode().splitlines() if line[:1] != "#")
+        assert float(lines['hotplane_service_connections_total{service="default/echo"}']) >= 20
+        assert any(name.startswith("hotplane_decisions_total{") for name in lines)
+        assert float(lines['hotplane_map_bytes{map="services"}']) > 0
+
+
+def test_a_changed_node_object_plans_everything_anew(cluster: DaemonLab, lab: Lab) -> None:
+    own = lab.nodes[0].addresses[Family.IPV4]
+    near, far = (pod.addresses[Family.IPV4] for pod in lab.pods)
+    endpoints = [endpoint(near), endpoint(far)]
+    for item, zone in zip(endpoints, ("za", "zb"), strict=True):
+        item["hints"] = {"forZones": [{"name": zone}]}
+    cluster.server.apply(node("node1", own, zone="za"), endpoint_slice("echo", endpoints))
+    cluster.start()
+
+    def chosen() -> set[str]:
+        daemon = cluster.daemons[0]
+        with netns(daemon.netns):
+            rows = make_plane(daemon.mode).read_back().values()
+        return {address for row in rows if row.service == "default/echo" for address, _ in row.cluster}
+
+    assert chosen() == {near}
+    cluster.server.apply(node("node1", own, zone="zb"))
+    until(lambda: chosen() == {far}, "the node moved to another zone")
+    cluster.server.delete("Node", "", "node1")
+    until(lambda: chosen() == {near, far}, "no zone any more")
+    assert not [line for line in cluster.daemons[0].text.splitlines() if "ERROR" in line]

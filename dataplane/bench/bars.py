@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import msgspec
 
 from dataplane.bench.analyse import (
+    BUSY_OTHERS,
     Analysis,
     GroupKey,
     Rounds,
@@ -83,7 +84,10 @@ def _absolute(row: BarRow, rounds: Rounds, scenario: str, figure: str, scale: fl
         return _missing(row, f"{scenario} at {MOST} Services was not part of this run")
     seen = estimate(found)
     low, high = seen.quartiles
-    return _judged(row, seen.median * scale, low * scale, high * scale, f"{seen.rounds} rounds")
+    others = estimate(list(values(rounds[GroupKey(row.mode, scenario, MOST, "")], "others").values() or (0.0,))).median
+    noisy = others > BUSY_OTHERS and figure != "rss"  # memory does not depend on who else runs
+    note = f"{seen.rounds} rounds" + (f", others kept {others:.1f} processors busy" if noisy else "")
+    return _judged(row, seen.median * scale, low * scale, high * scale, note, noisy=noisy)
 
 
 def _connect_bars(rounds: Rounds, noisy: set[GroupKey]) -> Iterator[BarRow]:

@@ -50,8 +50,8 @@ PROFILES = {
     ),
     "full": Settings(
         profile="full", modes=(), scenarios=_ALL, services=(1, 100, 1000, 5000, 10000, 30000),
-        fixed_services=(1, 1000, 10000), positions=tuple(Position), rounds=15, seconds=0.5, bulk_bytes=2 << 30,
-        control_rounds=5, changes=500, change_seconds=3.0, rollout_seconds=5.0, slow_load_seconds=15.0,
+        fixed_services=(1, 10000), positions=tuple(Position), rounds=11, seconds=0.25, bulk_bytes=512 << 20,
+        control_rounds=3, changes=500, change_seconds=1.5, rollout_seconds=2.0, slow_load_seconds=10.0,
         iptables_max=30000,
     ),
     "tiny": Settings(

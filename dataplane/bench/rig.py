@@ -12,7 +12,7 @@ import select
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -67,6 +67,15 @@ def remove_abandoned() -> None:
         owner = re.fullmatch(r"bench-(\d+)", name)
         if owner and not Path("/proc", owner[1]).exists():
             Lab.remove(name)
+
+
+def pinned(role: int, argv: Sequence[str]) -> list[str]:
+    """The command on one processor of its own: clients (role 0) and servers (role 1) never get in each other's way, nor
+    does the scheduler's choice of where they run differ from round to round. On a single processor just the command."""
+    processors = sorted(os.sched_getaffinity(0))
+    if len(processors) < 2 or shutil.which("taskset") is None:
+        return list(argv)
+    return ["taskset", "-c", str(processors[role]), *argv]
 
 
 class Helper:
@@ -155,7 +164,7 @@ class Rig:
     def _serve(self, node: Node) -> None:
         pod = node.pods[0]
         process = self.lab.spawn(
-            pod, [*self._tool.argv, "serve", str(SERVER_PORT), str(ENDPOINTS)],
+            pod, pinned(1, [*self._tool.argv, "serve", str(SERVER_PORT), str(ENDPOINTS)]),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None, "it was started with a pipe"
@@ -163,13 +172,17 @@ class Rig:
             raise LabError(f"{pod.name}: the server on port {SERVER_PORT} does not start; its words are above")
         if shutil.which("iperf3"):
             self.lab.spawn(
-                pod, ["iperf3", "-s", "-p", str(BULK_PORT)],
+                pod, pinned(1, ["iperf3", "-s", "-p", str(BULK_PORT)]),
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
 
     def _client(self, place: str) -> Helper:
         process = self.lab.spawn(
-            place, [*self._tool.argv, "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            place,
+            pinned(0, [*self._tool.argv, "run"]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         return Helper(process, f"{place}: the load generator")
 
@@ -247,7 +260,7 @@ class Rig:
         """Send `size` bytes in so many streams with iperf3; rate is bits a second as the server saw them."""
         argv = ["iperf3", "-c", target[0], "-p", str(target[1]), "-P", str(streams), "-n", str(size // streams), "-J"]
         for attempt in range(5):
-            done = self.lab.run(self.nodes[mode].pods[1], argv, check=False)
+            done = self.lab.run(self.nodes[mode].pods[1], pinned(0, argv), check=False)
             report: dict[str, Any] = json.loads(done.stdout) if done.stdout else {"error": done.stderr.strip()}
             if "busy" not in report.get("error", ""):
                 break

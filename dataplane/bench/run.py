@@ -150,7 +150,7 @@ class Runner:
     def _coldstart(self, mode: str, services: int, number: int) -> dict[str, float]:
         def start() -> dict[str, float]:
             self._rig.restart_agent(mode)
-            return self._rig.load(mode, services)
+            return self._with_others(lambda: self._rig.load(mode, services))
 
         return self._record(CellKey(mode, "coldstart", services, "", number), start)
 
@@ -158,7 +158,14 @@ class Runner:
         settings = self._settings
         seconds = settings.change_seconds if scenario == "change" else settings.rollout_seconds
         request = Request(scenario, count=settings.changes, seconds=seconds)
-        return self._rig.agent(mode).ask(msgspec.json.encode(request), LOAD_PATIENCE)
+        return self._with_others(lambda: self._rig.agent(mode).ask(msgspec.json.encode(request), LOAD_PATIENCE))
+
+    def _with_others(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """What `measure` gives, and how many processors others kept busy meanwhile."""
+        before, started = usage(self._rig.group), time.perf_counter()
+        found = measure()
+        seconds, after = time.perf_counter() - started, usage(self._rig.group)
+        return found | {"others": _others(before, after, 0.0, seconds)}
 
     def _data_rounds(self, services: int) -> None:
         cells = [cell for cell in data_cells(self._settings, services) if cell[0] not in self._broken]
@@ -202,5 +209,9 @@ class Runner:
 
 
 def _processors(before: Usage, after: Usage, own: float, seconds: float, operations: float) -> dict[str, float]:
-    lab, machine = after.lab - before.lab + own, after.machine - before.machine
-    return {"cpu": lab / operations, "others": max(0.0, machine - lab) / seconds}
+    return {"cpu": (after.lab - before.lab + own) / operations, "others": _others(before, after, own, seconds)}
+
+
+def _others(before: Usage, after: Usage, own: float, seconds: float) -> float:
+    """Processors kept busy by neither the lab nor this process's measuring (`own` seconds)."""
+    return max(0.0, after.machine - before.machine - (after.lab - before.lab) - own) / seconds

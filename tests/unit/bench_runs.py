@@ -48,7 +48,7 @@ def _figures(key: CellKey, speed: float, others: float) -> dict[str, float]:
         return {
             "seconds": seconds, "kernel_seconds": seconds * 0.7, "plan_seconds": seconds * 0.3,
             "maps_seconds": seconds * 0.5, "rss": 5e7 + 5e3 * key.services, "cpu": seconds,
-            "p50": 1e6 * slow / speed, "p99": 2e6 * slow / speed, "rate": 100.0,
+            "p50": 1e6 * slow / speed, "p99": 2e6 * slow / speed, "rate": 100.0, "others": others,
         }  # fmt: skip
     if key.mode == "iptables" and key.position != "first" and key.scenario in ("connect", "dns"):
         speed /= 1 + key.services / 1000

@@ -34,6 +34,13 @@ def test_a_noisy_machine_is_named_and_no_bar_is_judged_on_it() -> None:
     assert any("too noisy to conclude" in text for text in sentences(found))
 
 
+def test_times_on_a_busy_machine_are_not_judged_but_memory_is() -> None:
+    run = made_up(others=0.5)
+    assert bar(run, "cold start, 30000", "nftables").verdict is Verdict.UNCLEAR
+    assert "others kept 0.5 processors busy" in bar(run, "one endpoint change", "nftables").note
+    assert bar(run, "memory", "nftables").verdict is Verdict.MET
+
+
 def test_somebody_else_on_the_machine_is_named() -> None:
     assert any("0.50 processors busy" in text for text in analyse(made_up(others=0.5)).warnings)
     assert not any("processors busy" in text for text in analyse(made_up(others=0.02)).warnings)

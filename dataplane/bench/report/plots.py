@@ -175,6 +175,7 @@ def bars_against_direct(analysis: Analysis, services: int) -> bytes | None:
 
     _grouped_bars(axes, [_SHORT[name] for name in scenarios], modes, value)
     axes.axhline(1.0, color="#000000", linewidth=1.2, zorder=0.9)
+    axes.set_ylim(0, 1.2 * max(1.0, *(row.ratios["rate"].value for row in rows.values())))  # cuts wild whiskers off
     axes.annotate("direct", (1.0, 1.0), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
     axes.set_ylabel("rate / direct's rate")
     axes.set_title(f"Rates against direct, {services:,} Services (whiskers: 95 % confidence)", loc="left", fontsize=12)

@@ -14,6 +14,7 @@ from dataplane.errors import HotplaneError
 from dataplane.plan.types import HealthCheck, Plan, PlanEntry
 from dataplane.policy.node import NodeConfig
 
+_DAEMON_SECONDS = 15.0
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14 and later; unique until the machine restarts
 
 
@@ -71,6 +72,23 @@ def _path(state_dir: Path) -> Path:
     return state_dir / f"netns-{namespace_id()}.msgpack"
 
 
+def socket_path(state_dir: Path) -> Path:
+    """Where the daemon of this network namespace listens: a connection there ends once its plan is written down."""
+    return _path(state_dir).with_suffix(".sock")
+
+
+def ask_daemon(state_dir: Path) -> bool:
+    """Have a daemon that runs in this network namespace write its plan down now; whether there is one."""
+    try:
+        with socket.socket(socket.AF_UNIX) as door:
+            door.settimeout(_DAEMON_SECONDS)
+            door.connect(str(socket_path(state_dir)))
+            door.recv(1)
+    except OSError:  # nobody listens: no daemon, or one that was killed; or it is too busy and the last plan must do
+        return False
+    return True
+
+
 def save(state_dir: Path, saved: Saved) -> None:
     """Remember for this network namespace; whole or not at all. Raises StateError."""
     path = _path(state_dir)
@@ -83,8 +101,13 @@ def save(state_dir: Path, saved: Saved) -> None:
         raise StateError(f"{path}: cannot be written ({error.strerror}); give another --state-dir") from error
 
 
-def load(state_dir: Path) -> Saved | None:
-    """What was remembered for this network namespace, or None. Raises StateError."""
+def load(state_dir: Path, *, current: bool = True) -> Saved | None:
+    """What was remembered for this network namespace, or None. Raises StateError.
+
+    current: have a running daemon write down what it holds right now, first.
+    """
+    if current:
+        ask_daemon(state_dir)
     path = _path(state_dir)
     try:
         return msgspec.msgpack.decode(path.read_bytes(), type=Saved)

@@ -86,6 +86,8 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
+        if state.ask_daemon(self.settings.state_dir):
+            raise HotplaneError("a hotplane daemon runs in this network namespace already; end that one first")
         _raise_open_files()
         _prepare_memory()
         self._score()
@@ -101,6 +103,7 @@ class Daemon:
         return 1 if self._failure else 0
 
     _failure: BaseException | None = None
+    _door: asyncio.Server | None = None
 
     def _score(self) -> None:
         """oomScoreAdj: the kernel should look elsewhere first when memory runs out."""
@@ -131,6 +134,7 @@ class Daemon:
             await self._kernel.call(settle_plane, self._kernel.plane)
             self._stop.set()
             return
+        await self._listen()
         drift = DriftCheck(self.reconciler, self.metrics, self._log, self.settings.sync_period)
         self._spawn(drift.run(), "drift")
         self._spawn(self._tick(), "tick")
@@ -226,13 +230,29 @@ class Daemon:
         except ChildError as error:
             self._log.warning("the plan could not be written down", reason=error)
 
+    async def _listen(self) -> None:
+        """Let other commands have the plan written down (see state.ask_daemon)."""
+
+        async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await self._save()
+            writer.close()
+
+        path = state.socket_path(self.settings.state_dir)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            self._door = await asyncio.start_unix_server(answer, path)
+            path.chmod(0o600)
+        except OSError as error:
+            self._log.warning("other commands cannot ask for the plan", path=path, reason=error.strerror)
+
     def _saved_plan(self) -> state.Saved:
         settings, plan = self.settings, self.reconciler.planner.plan
         return state.Saved.of(settings.mode, plan, settings.ebpf, left_out(self._kernel.plane))
 
     def _replace_other_mode(self) -> None:
         """Remove what another mode of an earlier run loaded, now that this mode answers."""
-        old = replace_saved(self._clean_up, state.load(self.settings.state_dir), self.settings.mode)
+        old = replace_saved(self._clean_up, state.load(self.settings.state_dir, current=False), self.settings.mode)
         if old:
             self._log.info("replaced mode", old=old, new=self.settings.mode)
 
@@ -322,6 +342,9 @@ class Daemon:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._door is not None:
+            self._door.close()
+            state.socket_path(self.settings.state_dir).unlink(missing_ok=True)
         await self._ports.close()
         await self._close_sites()
         if self._api is not None:

@@ -73,6 +73,20 @@ class Api:
         self.cluster = cluster
         self._credentials = Credentials(cluster.identity, cluster.trust, tls=cluster.url.startswith("https://"))
         self._session: aiohttp.ClientSession | None = None
+        self._back = asyncio.Event()
+
+    def recovered(self) -> None:
+        """Something that had failed works again: whoever waits in `recovery` need not wait any longer."""
+        self._back.set()
+        self._back = asyncio.Event()
+
+    async def recovery(self, seconds: float) -> None:
+        """Wait, but not longer than until the API server is found to be back."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._back.wait()
+        except TimeoutError:
+            return
 
     async def close(self) -> None:
         """End all requests; the object may be used again."""

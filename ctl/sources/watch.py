@@ -196,7 +196,7 @@ class Reflector:
         if isinstance(error, ApiStatus):
             delay = max(delay, error.retry_after)
         self._log.warning("cannot watch", kind=self._resource.kind, reason=error, retry_s=round(delay, 1))
-        await asyncio.sleep(delay)
+        await self._api.recovery(delay)
 
     def _without(self, refusal: ApiStatus) -> bool:
         """Whether the proxy can do without this kind: what has once been listed is never given up for a refusal."""
@@ -207,6 +207,7 @@ class Reflector:
             seconds = round(time.monotonic() - self.failing_since, 1)
             self._log.info("watching again", kind=self._resource.kind, after_s=seconds)
             self.failing_since = 0.0
+            self._api.recovered()
 
     def _begin_list(self) -> set[tuple[str, str]]:
         self._started = time.monotonic()

@@ -66,7 +66,7 @@ class NodeDaemon:
         common = ["--node-name", self.node, "--state-dir", str(self.folder / "state")]
         common += ["--mode", self.mode] if self.mode else []
         common += ["--cgroup", str(self.lab.cgroup(self.node))] if self.mode == "ebpf" else []
-        common += ["--cluster-cidr", CLUSTER_CIDR[Family.IPV4]]
+        common += ["--cluster-cidr", CLUSTER_CIDR[Family.IPV4]] if command in ("run", "adopt") else []
         return [*self.wrapper, sys.executable, "-P", "-m", "ctl.main", command, *common, *options]
 
     def start(self, *options: str, wait: bool = True) -> None:
@@ -139,13 +139,14 @@ class DaemonLab:
     def synced(self) -> None:
         """Wait until every daemon has taken in all that the API server has said so far.
 
-        A marker Service goes in behind it; when the kernel has that, it has everything before.
+        A marker Service and its slice go in behind it; when the kernel has both, it has everything before. After
+        trouble a watch may wait for a minute before it tries again.
         """
         self._marks = getattr(self, "_marks", 0) + 1
         name = f"mark-{self._marks}"
         self.server.apply(service(name, f"10.96.200.{self._marks % 250 + 1}"), endpoint_slice(name, ["10.244.1.99"]))
         for daemon in self.daemons:
-            until(lambda d=daemon: self.holds(d, f"default/{name}"), f"{daemon.node} follows: {daemon.text[-1000:]}")  # type: ignore[misc]
+            until(lambda d=daemon: self._served(d, f"default/{name}"), f"{daemon.node} follows", 90)  # type: ignore[misc]
         self.server.delete("Service", "default", name)
         self.server.delete("EndpointSlice", "default", f"{name}-abcde")
 
@@ -153,6 +154,13 @@ class DaemonLab:
         """Whether the kernel of a node has a Service port."""
         with netns(daemon.netns):
             return service_port in {row.service for row in make_plane(daemon.mode).read_back().values()}
+
+    def _served(self, daemon: NodeDaemon, service_port: str) -> bool:
+        """Whether the kernel of a node has a Service port with an endpoint."""
+        with netns(daemon.netns):
+            return any(
+                row.cluster for row in make_plane(daemon.mode).read_back().values() if row.service == service_port
+            )
 
     def pods(self) -> tuple[Pod, ...]:
         return self.lab.pods

@@ -4,6 +4,7 @@ The child shares the parent's memory until one of the two writes, so a snapshot 
 """
 
 import asyncio
+import ctypes
 import os
 import select
 import signal
@@ -12,6 +13,8 @@ import traceback
 from collections.abc import Callable
 
 from dataplane.errors import HotplaneError
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class ChildError(HotplaneError):
@@ -22,6 +25,8 @@ def _run(function: Callable[[], bytes], door: int) -> None:
     """In the child: do it, hand over the answer, and vanish without running anybody's clean-up."""
     status = 1
     try:
+        # It holds copies of the daemon's listening sockets, so it must not outlive a daemon that is killed.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)

@@ -64,7 +64,9 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._saved = 0
-        self._sites: list[tuple[Site, Listener]] = []
+        self._failure: BaseException | None = None
+        self._door: asyncio.Server | None = None
+        self._sites: dict[str, tuple[Site, Listener]] = {}
         self._reflectors: list[tuple[str, Reflector]] = []
         self.inbox = Inbox(KINDS)
         self._api: Api | None = None
@@ -81,7 +83,7 @@ class Daemon:
         )  # fmt: skip
 
     async def run(self) -> int:
-        """Until SIGTERM or SIGINT; the data plane stays as it is then. Returns the exit status."""
+        """Until SIGTERM or SIGINT; the data plane stays as it is then. Returns the exit status; raises what failed."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -100,10 +102,7 @@ class Daemon:
             await self._stop.wait()
         finally:
             await self._close()
-        return 1 if self._failure else 0
-
-    _failure: BaseException | None = None
-    _door: asyncio.Server | None = None
+        return 0
 
     def _score(self) -> None:
         """oomScoreAdj: the kernel should look elsewhere first when memory runs out."""
@@ -202,6 +201,7 @@ class Daemon:
             await asyncio.sleep(TICK_SECONDS)
             self.reconciler.request(self.reconciler.change_node)
             self.reconciler.request(self._update_ports)
+            await self._serve()
 
     async def _keep_saved(self) -> None:
         while True:
@@ -287,22 +287,17 @@ class Daemon:
             await self._kernel.call(self._clean_up.replace, old, self.settings.mode)
 
     async def _serve(self) -> None:
-        """Open the health and metrics servers. A port that is taken is fatal only with bindAddressHardFail."""
+        """Open the health and metrics servers that are not open yet. A port that is taken is fatal only with
+        bindAddressHardFail; otherwise it is tried again now and then."""
         healthz, metrics = _binds(self.settings)
-        answers = (
-            (healthz, health_answer(self.health, self.metrics)),
-            (
-                metrics,
-                metrics_answer(self.health, self.metrics, lambda: self.settings.mode, self._collect, self._configz),
-            ),
-        )
-        for bind, answer in answers:
+        look = metrics_answer(self.health, self.metrics, lambda: self.settings.mode, self._collect, self._configz)
+        for bind, answer in ((healthz, health_answer(self.health, self.metrics)), (metrics, look)):
             host, port = split_bind(bind)
-            if not port:
+            if not port or bind in self._sites:
                 continue
             site = Site(answer)
             try:
-                self._sites.append((site, site.open(host, port)))
+                self._sites[bind] = (site, site.open(host, port))
             except OSError as error:
                 text = f"{bind}: cannot be listened on: {error.strerror}"
                 if self.settings.config.bind_address_hard_fail:
@@ -332,7 +327,7 @@ class Daemon:
             await self._kernel.call(self._traffic.read, self._kernel.plane)
 
     async def _close_sites(self) -> None:
-        for site, server in self._sites:
+        for site, server in self._sites.values():
             server.close()
             await site.close()
         self._sites.clear()

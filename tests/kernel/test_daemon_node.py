@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,18 @@ def test_what_it_serves(cluster: DaemonLab, lab: Lab) -> None:
     until(lambda: http(daemon.netns, "127.0.0.1", 10256, "/healthz")[0] == 503, "the node is about to go")
     assert http(daemon.netns, "127.0.0.1", 10256, "/livez")[0] == 200
     assert daemon.stop() == 0
+
+
+def test_a_health_port_that_is_taken_is_said_and_fatal_only_on_request(cluster: DaemonLab) -> None:
+    daemon = cluster.daemons[0]
+    with in_netns(daemon.netns, socket.create_server, ("127.0.0.1", 10256)):
+        daemon.start("--master", cluster.server.url)
+        assert "10256: cannot be listened on: Address already in use" in daemon.text
+        assert cluster.holds(daemon, "default/echo")
+        daemon.kill()
+        daemon.start("--master", cluster.server.url, "--bind-address-hard-fail", wait=False)
+        until(lambda: not daemon.alive, "it ends")
+        assert "free the port or choose another address" in daemon.text
 
 
 def test_health_check_node_ports(cluster: DaemonLab, lab: Lab) -> None:

@@ -18,7 +18,7 @@ from ctl.daemon.inbox import Inbox
 from ctl.daemon.log import Log
 from ctl.sources.api import Api, ApiError, ApiStatus, parse_status
 from dataplane.errors import HotplaneError
-from dataplane.model.decode import decode_object
+from dataplane.model.decode import DecodedObject, decode_object
 from dataplane.model.objects import ObjectRef
 
 PAGE = 500
@@ -156,7 +156,8 @@ class Reflector:
         self._version = ""
         self._streaming = True
         self._relisted = -RELIST_SECONDS
-        self._present: set[tuple[str, str]] | None = None
+        # What the list in progress has brought; it goes to the inbox in one step, so that nothing is ever half listed.
+        self._listing: list[DecodedObject] | None = None
         self._started = 0.0
         self.lists = 0
         self.failing_since = 0.0
@@ -209,15 +210,23 @@ class Reflector:
             self.failing_since = 0.0
             self._api.recovered()
 
-    def _begin_list(self) -> set[tuple[str, str]]:
+    def _begin_list(self) -> None:
         self._started = time.monotonic()
-        self._present = set()
-        return self._present
+        self._listing = []
 
     def _end_list(self, version: str) -> None:
-        """Everything there is has been put into the inbox."""
-        present, self._present = self._present or set(), None
+        """The list is complete: what it holds is what there is."""
+        listing, self._listing = self._listing or [], None
         self._version = version
+        present: set[tuple[str, str]] = set()
+        for found in listing:
+            assert found.ref is not None, "_take lets nothing else in"
+            name = (found.ref.namespace, found.ref.name)
+            if found.value is None and not found.problems:
+                present.discard(name)
+            else:
+                present.add(name)
+            self._inbox.put(found)
         gone = self._inbox.complete(self._resource.kind, present)
         if self._observe is not None and not present:
             self._observe(None)
@@ -262,10 +271,10 @@ class Reflector:
             async with self._api.stream(self._resource.path, params) as pieces:
                 await self._read(pieces, seconds + WATCH_GRACE)
         except ApiStatus as refusal:
-            if self._present is not None and refusal.code in (400, 422):
+            if self._listing is not None and refusal.code in (400, 422):
                 raise _NotStreaming from refusal
             raise
-        if self._present is not None:
+        if self._listing is not None:
             raise ApiError(f"{self._resource.path}: the list broke off")
         if version == self._version and time.monotonic() - started < 1:
             raise ApiError(f"{self._resource.path}: the watch ended at once, without any event")
@@ -276,7 +285,7 @@ class Reflector:
         began = loop.time()
         rest = b""
         try:
-            async with asyncio.timeout(self._stream_silence if self._present is not None else silence) as limit:
+            async with asyncio.timeout(self._stream_silence if self._listing is not None else silence) as limit:
                 async for piece in pieces:
                     *lines, rest = (rest + piece).split(b"\n")
                     for line in lines:
@@ -285,11 +294,11 @@ class Reflector:
                     if len(rest) > LONGEST_LINE:
                         raise WatchError(f"{self._resource.path}: an event is longer than {LONGEST_LINE} bytes")
                     wait = silence
-                    if self._present is not None:
+                    if self._listing is not None:
                         wait = min(self._stream_silence, began + STREAM_SECONDS - loop.time())
                     limit.reschedule(loop.time() + wait)
         except TimeoutError as error:
-            if self._present is not None:
+            if self._listing is not None:
                 raise _NotStreaming from error
             raise ApiError(f"{self._resource.path}: the watch is silent for too long") from error
         if rest:
@@ -306,7 +315,7 @@ class Reflector:
             self._inbox.invalid_events += 1
             raise WatchError(f"{self._resource.path}: an event cannot be read: {error}") from error
         if event.type == "BOOKMARK":
-            if self._present is not None:
+            if self._listing is not None:
                 if meta.annotations is None or meta.annotations.initial_end != "true":
                     return
                 self._end_list(meta.resource_version)
@@ -316,7 +325,7 @@ class Reflector:
             self._take(event.object, meta)
         else:
             raise WatchError(f"{self._resource.path}: an event is of the unknown type {event.type!r}")
-        if self._present is None:
+        if self._listing is None:
             self._version = meta.resource_version or self._version
             self._works()
 
@@ -334,18 +343,21 @@ class Reflector:
             reason = found.problems[0].reason if found.problems else f"is a {found.ignored or found.ref}"
             self._log.warning("an object cannot be used", kind=self._resource.kind, reason=reason)
             return
-        if self._present is not None:
-            self._present.add((found.ref.namespace, found.ref.name))
         if self._observe is not None:
             self._observe(raw)
-        self._inbox.put(found, _trigger(meta) if self._present is None else 0.0)
+        if self._listing is not None:
+            self._listing.append(found)
+        else:
+            self._inbox.put(found, _trigger(meta))
 
     def _remove(self, meta: _Meta) -> None:
-        if self._present is not None:
-            self._present.discard((meta.namespace, meta.name))
+        ref = ObjectRef(self._resource.kind, meta.namespace, meta.name)
         if self._observe is not None:
             self._observe(None)
-        self._inbox.remove(ObjectRef(self._resource.kind, meta.namespace, meta.name))
+        if self._listing is not None:
+            self._listing.append(DecodedObject(None, ref))
+        else:
+            self._inbox.remove(ref)
 
 
 def _trigger(meta: _Meta | None) -> float:

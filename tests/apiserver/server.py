@@ -9,6 +9,7 @@ import contextlib
 import socket
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -29,6 +30,7 @@ class Mood:
     down: every connection is cut before an answer. refuse: answer every request with this HTTP status.
     streaming_lists: offers sendInitialEvents; "ignore": answers as a server from before it existed does.
     delay: seconds before an answer. gzip: compress lists. page: never more items in a list than this.
+    pages_before_refusal: lists break off with 500 after so many pages; 0: never.
     bookmark_seconds: time between bookmarks. missing: kinds that are not served. token: what must be presented.
     watch_seconds: watches end after this time.
     """
@@ -39,6 +41,7 @@ class Mood:
     delay: float = 0.0
     gzip: bool = True
     page: int = 0
+    pages_before_refusal: int = 0
     bookmark_seconds: float = 1.0
     missing: tuple[str, ...] = ()
     token: str = ""
@@ -65,6 +68,7 @@ class ApiServer:
         self.url = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{self.port}"
         self.seen = Seen()
         self._mood = Mood()
+        self._pages: Counter[str] = Counter()
         self._streams: set[web.StreamResponse] = set()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
@@ -182,6 +186,10 @@ class ApiServer:
 
     def _list(self, request: web.BaseRequest, kind: str, query: dict[str, str]) -> web.StreamResponse:
         self.seen.lists.append(kind)
+        if self._mood.pages_before_refusal:
+            self._pages[kind] = self._pages[kind] + 1 if query.get("continue") else 1
+            if self._pages[kind] > self._mood.pages_before_refusal:
+                raise Refused(500, "InternalError", "told to break off")
         limit = min(filter(None, (int(query.get("limit", 0)), self._mood.page)), default=0)
         body = self._store.page(
             kind, query.get("labelSelector", ""), query.get("fieldSelector", ""), limit, query.get("continue", "")

@@ -379,3 +379,29 @@ def test_latest_word_wins_in_the_inbox(server: ApiServer) -> None:
         assert (len(batch.upserts), batch.deletes) == (1, [])
 
     follow(server, scenario)
+
+
+def test_a_list_that_breaks_off_changes_nothing(server: ApiServer) -> None:
+    """A list takes effect as a whole: what a broken one brought, and what was only at its end, waits for the next."""
+    server.apply(*[service(f"s{number}", f"10.96.1.{number}") for number in range(20)])
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: len(f.services()) == 20)
+        server.behave(streaming_lists=False, page=5, down=True)
+        server.cut()
+        server.delete("Service", "default", "s0")
+        server.apply(service("s3", "10.96.9.9"))
+        server.forget()
+        server.behave(pages_before_refusal=2, down=False)
+        async with asyncio.timeout(10):
+            while server.seen.lists.count("Service") < 3:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        f.take()
+        assert len(f.services()) == 20
+        assert getattr(f.known[ObjectRef("Service", "default", "s3")], "cluster_ips", None) == ("10.96.1.3",)
+        server.behave(pages_before_refusal=0)
+        await f.until(lambda: len(f.services()) == 19)
+        assert getattr(f.known[ObjectRef("Service", "default", "s3")], "cluster_ips", None) == ("10.96.9.9",)
+
+    follow(server, scenario)

@@ -9,6 +9,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from dataplane.kernel.conntrack import ConntrackError
 from dataplane.model.net import Family, Protocol
 
+_IPS_SRC_NAT = 1 << 4
 _IPS_DST_NAT = 1 << 5  # linux/netfilter/nf_conntrack_common.h
 _TCP_STATES = (
     "none", "syn-sent", "syn-received", "established", "fin-wait", "close-wait", "last-ack", "time-wait", "close",
@@ -54,9 +55,33 @@ def translated_connections() -> Iterator[Connection]:
         raise ConntrackError(f"connection tracking cannot be listed: {error}; run as root") from error
 
 
-def _translated(message: Any) -> bool:
+class Masqueraded(NamedTuple):
+    """A flow with a translated source, by its answers' tuple: who answers, and the address and port it answers to."""
+
+    protocol: Protocol
+    backend: tuple[str, int]
+    client: tuple[str, int]
+
+
+def masqueraded_connections() -> Iterator[Masqueraded]:
+    """Every TCP, UDP or SCTP flow with a translated source. Raises ConntrackError."""
+    try:
+        for family in Family:
+            with NFCTSocket(nfgen_family=family.socket_family) as door:
+                for message in door.dump():
+                    if _translated(message, _IPS_SRC_NAT):
+                        number = (
+                            message.get_attr("CTA_TUPLE_ORIG").get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_NUM")
+                        )
+                        answers = _tuple(message, "SRC", "REPLY"), _tuple(message, "DST", "REPLY")
+                        yield Masqueraded(Protocol(number), *answers)
+    except (NetlinkError, OSError) as error:
+        raise ConntrackError(f"connection tracking cannot be listed: {error}; run as root") from error
+
+
+def _translated(message: Any, how: int = _IPS_DST_NAT) -> bool:
     number = message.get_attr("CTA_TUPLE_ORIG").get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_NUM")
-    return bool(message.get_attr("CTA_STATUS") & _IPS_DST_NAT) and number in set(Protocol)
+    return bool(message.get_attr("CTA_STATUS") & how) and number in set(Protocol)
 
 
 def _connection(message: Any, family: Family) -> Connection:

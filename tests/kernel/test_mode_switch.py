@@ -10,6 +10,7 @@ from ctl.ebpf import HOOKS, EbpfOptions
 from ctl.loaded import make_plane, replace_plane
 from dataplane.kernel.netns import netns
 from dataplane.lab.lab import Lab
+from dataplane.lab.probe import Probe
 from dataplane.lab.proxy import node_config
 from dataplane.lab.spec import LabSpec, Node, PodLink, Routing
 from dataplane.model.net import Family, Protocol
@@ -130,16 +131,20 @@ def test_no_connection_is_lost(lab: Lab, nodes: list[SwitchedNode], soak: bool) 
     for node in nodes:
         node.switch("iptables", PODS)
     traffic = Traffic(lab, ways(lab))
-    drained = 0
+    drained, switched = 0, []
     for _ in range(10 if soak else 1):
         for mode, hooks in CHANGES:
             time.sleep(SETTLE)
+            began = time.monotonic()
             drained += sum(node.switch(mode, PODS, hooks) for node in nodes)
+            switched.append(f"{mode} {began:.2f}-{time.monotonic():.2f}")
     time.sleep(SETTLE)
     reports = traffic.end()
-    assert not lost(reports), reports
+    assert not lost(reports), (lost(reports), switched)
     assert used(reports), reports
     assert drained > 0  # flows of the packet programs lived on after their plane
+    # A datagram that is under way while its flow is decided anew may meet the old decision on one of its ways.
+    assert all(report.unanswered <= 1 + len(switched) // 4 for report in reports.values()), reports
 
 
 def test_a_drain_ends_with_its_last_flow(lab: Lab, nodes: list[SwitchedNode]) -> None:
@@ -159,3 +164,25 @@ def test_a_drain_ends_with_its_last_flow(lab: Lab, nodes: list[SwitchedNode]) ->
     assert not node.draining()
     with netns(lab.nodes[0].netns):
         assert PinDirectory(default_instance()).path is None
+
+
+def test_udp_leaves_an_endpoint_that_goes_while_its_plane_drains(lab: Lab, nodes: list[SwitchedNode]) -> None:
+    """Packet programs have the flow, then another mode has the Service, then the endpoint goes."""
+    node, address = nodes[0], lab.place("node1").addresses[Family.IPV4]
+    flow = Probe(address, NODE_PORT, Protocol.UDP, source_port=45100, timeout=1.0)
+    held = Traffic(lab, {"outside": ways(lab)["outside to node port"]}, "--tcp-only", "--hold", "1")
+
+    def ask() -> str:
+        attempt = lab.probe("client", flow)[0].attempts[0]
+        return attempt.server or attempt.outcome
+
+    node.switch("ebpf", ("pod1-1",), ("tc", "xdp"))
+    time.sleep(0.3)
+    assert ask() == "pod1-1"
+    assert node.switch("nftables", ("pod1-1",)) > 0
+    assert ask() == "pod1-1"
+    node.switch("nftables", ("pod1-2",))
+    assert node.draining()
+    assert ask() == "pod1-2"
+    broken = held.end()["outside"].broken
+    assert not broken, broken

@@ -1,21 +1,28 @@
 """A client that keeps on: new connections all the time, some of them held and used to the end, and a UDP socket.
 
-`python -m tests.kernel.traffic ADDRESS PORT [--rate PER_SECOND] [--hold EVERY]`. Prints `ready`, works until its input
-ends, then prints what happened as one line of JSON (see Report). Talks to the lab's echo servers.
+`python -m tests.kernel.traffic ADDRESS PORT [--first SOURCE_PORT] [--rate PER_SECOND] [--hold EVERY]`. Prints `ready`,
+works until its input ends, then prints what happened as one line of JSON (see Report). Talks to the lab's echo servers.
+
+Each client has source ports of its own: two connections of one place with one source port, the one to a frontend and
+the other to an endpoint's own address, could meet at that endpoint as one (docs/decisions.md, eBPF plane).
 """
 
 import argparse
+import errno
+import itertools
 import json
 import select
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 PATIENCE = 5.0
 MOST_HELD = 60
+SOURCE_PORTS = 3000
 
 
 class Report(msgspec.Struct):
@@ -50,25 +57,43 @@ def _ask(sock: socket.socket) -> str:
     return str(json.loads(data)["server"])
 
 
-def _open(address: str, port: int, report: Report, began: float) -> Held | None:
+def _bound(family: int, ports: Iterator[int]) -> socket.socket:
+    """A socket with the next source port that is free."""
+    while True:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.settimeout(PATIENCE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("", next(ports)))
+        except OSError as error:
+            sock.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return sock
+
+
+def _open(address: str, port: int, ports: Iterator[int], report: Report) -> Held | None:
     try:
-        sock = socket.create_connection((address, port), PATIENCE)
+        sock = _bound(socket.AF_INET6 if ":" in address else socket.AF_INET, ports)
+        sock.connect((address, port))
         held = Held(sock, _ask(sock))
     except OSError as error:
-        report.failed.append(f"{type(error).__name__} at {time.monotonic() - began:.2f} s")
+        report.failed.append(f"{type(error).__name__} at {time.monotonic():.2f}")
         return None
     report.opened += 1
     return held
 
 
-def _use(held: list[Held], report: Report, began: float) -> list[Held]:
+def _use(held: list[Held], report: Report) -> list[Held]:
     alive = []
     for each in held:
         try:
             server = _ask(each.sock)
             report.exchanges += 1
         except OSError as error:
-            report.broken.append(f"{type(error).__name__} at {time.monotonic() - began:.2f} s")
+            where = f"{each.server} from port {each.sock.getsockname()[1]}"
+            report.broken.append(f"{type(error).__name__} of {where} at {time.monotonic():.2f}")
             continue
         if server == each.server:
             alive.append(each)
@@ -86,26 +111,27 @@ def _datagram(sock: socket.socket, address: str, port: int, report: Report) -> N
         report.unanswered += 1
 
 
-def work(address: str, port: int, rate: float, hold: int, datagrams: bool) -> Report:
+def work(address: str, port: int, first: int, rate: float, hold: int, datagrams: bool) -> Report:
     """Until standard input ends."""
-    report, began = Report(), time.monotonic()
+    report = Report()
     held: list[Held] = []
+    ports = itertools.cycle(range(first, first + SOURCE_PORTS))
     udp = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
     udp.settimeout(1.0)
     turn = 0
     while not select.select([sys.stdin], [], [], 1 / rate)[0]:
-        opened = _open(address, port, report, began)
+        opened = _open(address, port, ports, report)
         if opened is not None:
             if turn % hold == 0 and len(held) < MOST_HELD:
                 held.append(opened)
             else:
                 opened.sock.close()
         if turn % 5 == 0:
-            held = _use(held, report, began)
+            held = _use(held, report)
             if datagrams:
                 _datagram(udp, address, port, report)
         turn += 1
-    held = _use(held, report, began)
+    held = _use(held, report)
     report.held = len(held)
     return report
 
@@ -114,13 +140,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("address")
     parser.add_argument("port", type=int)
+    parser.add_argument("--first", type=int, required=True)
     parser.add_argument("--rate", type=float, default=50)
     parser.add_argument("--hold", type=int, default=10)
     parser.add_argument("--tcp-only", action="store_true")
     options = parser.parse_args(arguments)
     print("ready", flush=True)
-    report = work(options.address, options.port, options.rate, options.hold, not options.tcp_only)
+    report = work(options.address, options.port, options.first, options.rate, options.hold, not options.tcp_only)
     print(msgspec.json.encode(report).decode(), flush=True)
+
+
+def _first(number: int) -> int:
+    """First source port of a place's client."""
+    return 1100 + SOURCE_PORTS * number
 
 
 class Traffic:
@@ -131,10 +163,10 @@ class Traffic:
 
         self._processes = {
             name: lab.python(
-                place, "tests.kernel.traffic", [address, str(port), *options],
+                place, "tests.kernel.traffic", [address, str(port), f"--first={_first(number)}", *options],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )
-            for name, (place, address, port) in ways.items()
+            for number, (name, (place, address, port)) in enumerate(ways.items())
         }  # fmt: skip
         for process in self._processes.values():
             assert process.stdout.readline() == "ready\n"

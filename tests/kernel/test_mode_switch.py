@@ -3,11 +3,14 @@
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from socket import htons
 
 import pytest
 
 from ctl.ebpf import HOOKS, EbpfOptions
 from ctl.loaded import make_plane, replace_plane
+from dataplane.kernel.conntrack_list import masqueraded_connections
 from dataplane.kernel.netns import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.probe import Probe
@@ -26,8 +29,10 @@ from dataplane.model.objects import (
 from dataplane.plan.planner import Planner
 from dataplane.planes.base import Plane
 from dataplane.planes.conntrack import clean_stale_udp
-from dataplane.planes.ebpf import drain
+from dataplane.planes.ebpf import drain, views
+from dataplane.planes.ebpf.events import TUPLE
 from dataplane.planes.ebpf.pins import PinDirectory, default_instance
+from dataplane.planes.ebpf.settings import snat_ports
 from tests.kernel.traffic import Report, Traffic, lost
 
 VIP, EXTERNAL, NODE_PORT = "10.96.8.1", "203.0.113.78", 30088
@@ -186,3 +191,32 @@ def test_udp_leaves_an_endpoint_that_goes_while_its_plane_drains(lab: Lab, nodes
     assert ask() == "pod1-2"
     broken = held.end()["outside"].broken
     assert not broken, broken
+
+
+def test_masqueraded_flows_keep_their_ports(lab: Lab, nodes: list[SwitchedNode]) -> None:
+    """Answers to ports that the kernel gave out before are passed on, also on the range of the packet programs, which
+    is made wide here so that some are sure to be in it."""
+    node, range_file = nodes[0], Path("/proc/sys/net/ipv4/ip_local_port_range")
+    with netns(lab.nodes[0].netns):
+        before = range_file.read_text()
+        range_file.write_text("1024 33000\n")
+    try:
+        node.switch("iptables", PODS)
+        traffic = Traffic(lab, {"outside": ways(lab)["outside to node port"]}, "--tcp-only", "--hold=1")
+        time.sleep(1.5)
+        node.switch("ebpf", PODS, ("tc", "xdp"))
+        with netns(lab.nodes[0].netns):
+            low, _ = snat_ports()
+            flows = [flow for flow in masqueraded_connections() if flow.client[1] >= low]
+            maps = views.open_instance(default_instance())
+            assert maps is not None
+            with maps:
+                entered = {(t[2], t[3]) for t in (TUPLE.unpack(key) for key, _ in maps.items("connections"))}
+        time.sleep(1)
+        reports = traffic.end()
+    finally:
+        with netns(lab.nodes[0].netns):
+            range_file.write_text(before)
+    assert len(flows) > 3
+    assert {(htons(flow.backend[1]), htons(flow.client[1])) for flow in flows} <= entered
+    assert not lost(reports), reports

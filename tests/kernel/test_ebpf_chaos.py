@@ -163,7 +163,7 @@ def test_a_flood_of_opened_connections_pushes_out_no_used_one(lab: Lab, soak: bo
         address = lab.place("node1").addresses[Family.IPV4]
         traffic = Traffic(lab, ways(lab))
         time.sleep(1)
-        _run_flood(lab, "client", address, NODE_PORT, 1_000_000 if soak else 200_000)
+        _run_flood(lab, "client", address, NODE_PORT, 1_000_000 if soak else 300_000)
         time.sleep(0.5)
         reports = traffic.end()
         counted = nodes[0].counters("xdp")

@@ -71,12 +71,17 @@ def drain(pins: PinDirectory) -> int:
 
 
 def _left(maps: MapSet) -> int:
-    """Flows and sockets that would miss the programs."""
+    """Flows and sockets that would miss the programs.
+
+    Ports that are merely reserved (reserve.py) are replies and nothing else, of flows that the programs never had.
+    """
     node, now = maps.node(), time.monotonic_ns()
     alive = {}
     for name in ("connections", "pending"):
         for key, value in maps.items(name):
             entry = unpack("translation", value)
+            if entry["flags"] == _REPLY:
+                continue
             seconds = _seconds(node, _lifetime(TUPLE.unpack(key)[4], entry["flags"]))
             if now - entry["last_ns"] <= seconds * _SECOND_NS:
                 alive[key] = bool(entry["flags"] & _REPLY)

@@ -40,6 +40,7 @@ class EbpfNode:
 
     def __init__(self, lab: Lab, node: Node, sizes: Sizes | None = None) -> None:
         self._lab, self.node, self._sizes = lab, node, sizes
+        self._instance = f"hp-{os.getpid()}-chaos-{node.name}"  # a killed child's is this one's
         self.told: list[str] = []
         self.planner = Planner(node_config(lab, node, "ebpf"))
         self.planner.update(objects(lab, *PODS))
@@ -48,9 +49,7 @@ class EbpfNode:
             self.plane.load(self.planner.plan)
 
     def _make(self) -> EbpfPlane:
-        options = EbpfOptions(
-            cgroup=str(self._lab.cgroup(self.node.name)), instance=f"hp-{os.getpid()}-chaos-{self.node.name}"
-        )
+        options = EbpfOptions(cgroup=str(self._lab.cgroup(self.node.name)), instance=self._instance)
         with netns(self.node.netns):
             return make_ebpf_plane(options, sizes=self._sizes, tell=self.told.append)
 

@@ -1,4 +1,4 @@
-"""Door to connection tracking: remove entries of UDP flows, by netlink, in the current network namespace."""
+"""Door to connection tracking: remove entries by netlink, in the current network namespace."""
 
 import errno
 from collections.abc import Iterable
@@ -57,6 +57,15 @@ def delete_udp(stale: Iterable[StaleFlows]) -> None:
                 f"conntrack entries of UDP flows to {names} could not be removed: {error}; their clients may stay with "
                 "an endpoint that is gone until the entries time out"
             ) from error
+
+
+def forget_all() -> None:
+    """Remove every conntrack entry of the current network namespace. Raises ConntrackError."""
+    try:
+        with NFCTSocket() as door:
+            door.flush()
+    except NetlinkError as error:
+        raise ConntrackError(f"conntrack entries could not be removed: {error}; is nf_conntrack loaded?") from error
 
 
 def _tuple(*, address: Attributes, protocol: Attributes) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """The lab's Service proxies: on every node a planner and a plane of its own, fed like a daemon's."""
 
-import enum
 from collections import Counter
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
-from dataplane.kernel.netns import netns
+from dataplane.kernel.conntrack import forget_all
+from dataplane.kernel.netns import in_netns, netns
+from dataplane.lab.ground import Ground, Keeps
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import CLUSTER_CIDR, Node
 from dataplane.model.objects import ModelObject, ObjectRef
@@ -23,18 +24,7 @@ PlaneMaker = Callable[[Lab, Node], Plane]
 """Makes the plane of a node; called, like everything the plane does, inside the node's namespace."""
 
 
-class Keeps(enum.Enum):
-    """Clients whose address the ebpf mode leaves alone, without parity to kube-proxy, where the policy masquerades.
-
-    LOCAL: those whose backend runs on the deciding node (packet programs). PODS: pods of the deciding node
-    (connect-time balancing).
-    """
-
-    LOCAL = "local"
-    PODS = "pods"
-
-
-def node_config(lab: Lab, node: Node, mode: str) -> NodeConfig:
+def node_config(lab: Ground, node: Node, mode: str) -> NodeConfig:
     """What a node of the lab knows of itself, with each mode's own defaults for node ports (kube-proxy's)."""
     own = (*node.addresses.values(), *node.second.values())
     every_address = NodePortAddresses(any_local=True, loopback=True)
@@ -78,7 +68,9 @@ class NodeProxy:
 
 
 class LabProxy:
-    """A proxy on every node of a lab, in one mode. As a context manager it leaves the nodes clean.
+    """A proxy on every node of a lab, in one mode. As a context manager it leaves the nodes clean: no rules, and no
+    flows either, since the kernel asks no nat rule about a flow that it knows (a SYN that one mode let out unanswered
+    would keep its port from being refused by the next one).
 
     keeps: which clients keep their address where the policy masquerades.
     """
@@ -114,3 +106,4 @@ class LabProxy:
     ) -> None:
         for proxy in self.nodes.values():
             proxy.cleanup()
+            in_netns(proxy.node.netns, forget_all)

@@ -14,9 +14,10 @@ from typing import Protocol
 from dataplane.errors import HotplaneError
 from dataplane.model.net import Family
 
-# What kube-proxy passes too: wait 5 s for the lock that all xtables tools share. Its -W (polling interval) is
-# ignored by iptables 1.8 and later, with a warning, so it is left out.
-_RESTORE_OPTIONS = ("-w", "5", "--noflush", "--counters")
+# Wait for the lock that all xtables tools share, in all network namespaces: a restore of a big table holds it for
+# seconds. kube-proxy waits 5 s and comes again at its next sync; a command that ends has no next one. Its -W (polling
+# interval) is ignored by iptables 1.8 and later, with a warning, so it is left out.
+_RESTORE_OPTIONS = ("-w", "60", "--noflush", "--counters")
 _FAILED_LINE = re.compile(r"line:? (\d+)")
 
 

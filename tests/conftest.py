@@ -1,10 +1,8 @@
 """Fixtures that all tests share: network namespaces of their own, and a check that neither one of them nor eBPF pins of
 this run are left behind."""
 
-import itertools
 import os
 import re
-import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,8 +11,8 @@ from hypothesis import settings
 from dataplane.kernel import netns
 from dataplane.planes.ebpf.pins import default_instance, find_root
 from dataplane.planes.ebpf.programs import remove_instances
+from tests.namespaces import namespaces
 
-_counter = itertools.count()
 _BEFORE: pytest.StashKey[frozenset[str]] = pytest.StashKey()
 _LEFT: pytest.StashKey[list[str]] = pytest.StashKey()
 
@@ -71,27 +69,24 @@ def soak(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture
 def make_namespace() -> Iterator[Callable[[str], str]]:
     """Make an empty network namespace, loopback up: a word in, its unique name out. All go after the test."""
+    instances = set()
     made: list[str] = []
+    with namespaces() as create:
 
-    def make(word: str = "t") -> str:
-        name = f"hp-{word}-{os.getpid()}-{next(_counter)}"
-        netns.create(name)
-        made.append(name)
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
-        return name
+        def make(word: str = "t") -> str:
+            made.append(create(word))
+            return made[-1]
 
-    try:
-        yield make
-    finally:
-        instances = set()
-        for name in filter(netns.exists, made):  # a test may have removed its own
-            with netns.netns(name):
-                instances.add(default_instance())
-            netns.remove(name)
-        left = instances & pins()
-        for instance in left:
-            remove_instances(instance)
-        assert not left, f"eBPF pins left behind: {left}"
+        try:
+            yield make
+        finally:
+            for name in filter(netns.exists, made):  # a test may have removed its own
+                with netns.netns(name):
+                    instances.add(default_instance())
+    left = instances & pins()
+    for instance in left:
+        remove_instances(instance)
+    assert not left, f"eBPF pins left behind: {left}"
 
 
 @pytest.fixture

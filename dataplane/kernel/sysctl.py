@@ -34,6 +34,14 @@ def write(name: str, value: str | int) -> None:
         ) from error
 
 
+def write_if_present(name: str, value: str | int) -> bool:
+    """Set a sysctl that not every kernel has; returns whether this one does. Raises SysctlError."""
+    if not _path(name).exists():
+        return False
+    write(name, value)
+    return True
+
+
 def ensure(name: str, value: int) -> bool:
     """Set a sysctl unless it has that value already; returns whether it was written. Raises SysctlError."""
     if read(name) == str(value):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dataplane.kernel import cgroup, netns
+from dataplane.kernel import cgroup, netns, sysctl
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, SourceRanges, Table
@@ -213,8 +213,8 @@ class Node:
             _ip("-n", name, "link", "set", "lo", "up")
         self.group.mkdir()
         with netns.netns(self.names["node"]):
-            netns.sysctl("net/ipv4/ip_forward", 1)
-            netns.sysctl("net/ipv6/conf/all/forwarding", 1)
+            sysctl.write("net/ipv4/ip_forward", 1)
+            sysctl.write("net/ipv6/conf/all/forwarding", 1)
         self._wire("pod", 1, [POD_ADDRESSES])
         self._wire("back", 2, list(zip(BACKENDS[Family.IPV4], BACKENDS[Family.IPV6], strict=True)))
         self.process("back").call("serve", [a for every in BACKENDS.values() for a in every], BACKEND_PORT)

@@ -1,7 +1,5 @@
 """tc and XDP packet by packet, through test runs: every byte of what comes out is what it has to be."""
 
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +15,6 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.layers.sctp import SCTP
 from scapy.packet import Raw
 
-from dataplane.kernel import netns
 from dataplane.model.net import Family, Protocol
 from dataplane.planes.ebpf.layout import constant
 from dataplane.planes.ebpf.maps import NODE_KEY
@@ -36,35 +33,22 @@ TRANSPORTS = (TCP, UDP)
 
 @pytest.fixture(scope="module")
 def _bench() -> Iterator[Bench]:
-    made: list[str] = []
-
-    def make(word: str) -> str:
-        name = f"hp-tc{word}-{os.getpid()}"
-        netns.create(name)
-        made.append(name)
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
-        return name
-
-    try:
-        with bench(make) as made_bench:
-            for family in FAMILIES:
-                _, _, remote, pod, cluster_ip, vip = ADDRESSES[family]
-                for protocol in (Protocol.TCP, Protocol.UDP):
-                    suffix = f"{family.name}-{protocol.name}".lower()
-                    made_bench.install(
-                        entry(f"remote-{suffix}", [remote], protocol=protocol, node_port=30080, ip=cluster_ip,
-                              family=family),
-                        entry(f"local-{suffix}", [pod], protocol=protocol, node_port=30081, family=family),
-                        entry(f"empty-{suffix}", [], protocol=protocol, node_port=30082, family=family),
-                        entry(f"policy-{suffix}", [remote], protocol=protocol, node_port=30083, local_policy=True,
-                              family=family),
-                        entry(f"guarded-{suffix}", [remote], protocol=protocol, load_balancer=vip, family=family,
-                              ranges=("203.0.113.0/24",) if family is Family.IPV4 else ("2001:db8::/32",)),
-                    )  # fmt: skip
-            yield made_bench
-    finally:
-        for name in made:
-            netns.remove(name)
+    with bench() as made_bench:
+        for family in FAMILIES:
+            _, _, remote, pod, cluster_ip, vip = ADDRESSES[family]
+            for protocol in (Protocol.TCP, Protocol.UDP):
+                suffix = f"{family.name}-{protocol.name}".lower()
+                made_bench.install(
+                    entry(f"remote-{suffix}", [remote], protocol=protocol, node_port=30080, ip=cluster_ip,
+                          family=family),
+                    entry(f"local-{suffix}", [pod], protocol=protocol, node_port=30081, family=family),
+                    entry(f"empty-{suffix}", [], protocol=protocol, node_port=30082, family=family),
+                    entry(f"policy-{suffix}", [remote], protocol=protocol, node_port=30083, local_policy=True,
+                          family=family),
+                    entry(f"guarded-{suffix}", [remote], protocol=protocol, load_balancer=vip, family=family,
+                          ranges=("203.0.113.0/24",) if family is Family.IPV4 else ("2001:db8::/32",)),
+                )  # fmt: skip
+        yield made_bench
 
 
 @pytest.fixture

@@ -5,11 +5,9 @@ checksums that are as right as they came; and with nothing else changed in lengt
 """
 
 import errno
-import os
 import random
 import socket
 import struct
-import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -19,7 +17,6 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.layers.sctp import SCTP
 from scapy.packet import Raw
 
-from dataplane.kernel import netns
 from dataplane.model.net import Family, Protocol
 from dataplane.oracle.decide import Oracle
 from dataplane.oracle.types import Packet, Verdict
@@ -32,34 +29,21 @@ CLIENTS = {b.CLIENT, b.CLIENT_6}
 
 @pytest.fixture
 def node() -> Iterator[Bench]:
-    made: list[str] = []
-
-    def make(word: str) -> str:
-        name = f"hp-rnd{word}-{os.getpid()}"
-        netns.create(name)
-        made.append(name)
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
-        return name
-
-    try:
-        with bench(make) as ready:
-            for family, remote, pod, cluster_ip in (
-                (Family.IPV4, b.REMOTE, b.POD, "10.96.0.1"),
-                (Family.IPV6, b.REMOTE_6, b.POD_6, "fd00:10:96::1"),
-            ):
-                for protocol in (Protocol.TCP, Protocol.UDP):
-                    options = {"protocol": protocol, "family": family}
-                    name = f"{family.name}-{protocol.name}".lower()
-                    ready.install(
-                        entry(f"both-{name}", [remote, pod], node_port=30080, ip=cluster_ip, **options),  # type: ignore[arg-type]
-                        entry(f"sticky-{name}", [remote], node_port=30081, affinity=60, **options),  # type: ignore[arg-type]
-                        entry(f"policy-{name}", [pod], node_port=30082, local_policy=True, **options),  # type: ignore[arg-type]
-                        entry(f"empty-{name}", [], node_port=30083, **options),  # type: ignore[arg-type]
-                    )
-            yield ready
-    finally:
-        for name in made:
-            netns.remove(name)
+    with bench() as ready:
+        for family, remote, pod, cluster_ip in (
+            (Family.IPV4, b.REMOTE, b.POD, "10.96.0.1"),
+            (Family.IPV6, b.REMOTE_6, b.POD_6, "fd00:10:96::1"),
+        ):
+            for protocol in (Protocol.TCP, Protocol.UDP):
+                options = {"protocol": protocol, "family": family}
+                name = f"{family.name}-{protocol.name}".lower()
+                ready.install(
+                    entry(f"both-{name}", [remote, pod], node_port=30080, ip=cluster_ip, **options),  # type: ignore[arg-type]
+                    entry(f"sticky-{name}", [remote], node_port=30081, affinity=60, **options),  # type: ignore[arg-type]
+                    entry(f"policy-{name}", [pod], node_port=30082, local_policy=True, **options),  # type: ignore[arg-type]
+                    entry(f"empty-{name}", [], node_port=30083, **options),  # type: ignore[arg-type]
+                )
+        yield ready
 
 
 def seeds(node: Bench) -> list[bytes]:

@@ -34,7 +34,7 @@ def test_unfinished_checksums_are_left_to_tc(
     packet = header / transport(sport=4000, dport=30080) / b"data"
     if transport is TCP:
         packet[TCP].flags = "S"
-    with bench(make_namespace, "-DNO_XDP_TX=1") as node:
+    with bench("-DNO_XDP_TX=1") as node:
         node.install(
             entry("any", [b.REMOTE if four else b.REMOTE_6], protocol=protocol, node_port=30080, family=family)
         )

@@ -8,7 +8,7 @@ The pods of node 2 (10.244.2.0/24) are behind 172.18.0.2, everybody else behind 
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
-from dataplane.kernel import bpf, netns
+from dataplane.kernel import bpf, netns, sysctl
 from dataplane.kernel.bpf import AttachType, ProgramRun, ProgramType
 from dataplane.kernel.links import Links
 from dataplane.model.net import Family, Protocol
@@ -31,6 +31,7 @@ from dataplane.planes.ebpf.tables import Tables
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
 from dataplane.policy.routes import Routes, cluster_ip_routes, external_routes
+from tests.namespaces import namespaces
 
 NODE, NODE2, ROUTER, CLIENT = "172.18.0.1", "172.18.0.2", "172.18.0.254", "198.51.100.2"
 NODE_6, NODE2_6, ROUTER_6, CLIENT_6 = "fd00:172:18::1", "fd00:172:18::2", "fd00:172:18::fe", "fd00:198:51:100::2"
@@ -210,14 +211,18 @@ def _addresses(links: Links, out: Links, pod: Links) -> None:
 
 
 @contextmanager
-def bench(make_namespace: Any, *flags: str) -> Iterator[Bench]:
+def bench(*flags: str) -> Iterator[Bench]:
     """A bench; `flags` go to the compiler."""
-    names = [make_namespace(word) for word in ("node", "out", "pod")]
+    with namespaces() as make_namespace:
+        yield from _bench([make_namespace(word) for word in ("node", "out", "pod")], flags)
+
+
+def _bench(names: list[str], flags: Sequence[str]) -> Iterator[Bench]:
     with netns.netns(names[0]):
-        netns.sysctl("net/ipv4/ip_forward", 1)
-        netns.sysctl("net/ipv6/conf/all/forwarding", 1)
+        sysctl.write("net/ipv4/ip_forward", 1)
+        sysctl.write("net/ipv6/conf/all/forwarding", 1)
         for scope in ("all", "default"):
-            netns.sysctl(f"net/ipv6/conf/{scope}/accept_dad", 0)
+            sysctl.write(f"net/ipv6/conf/{scope}/accept_dad", 0)
     with Links(names[0]) as node, Links(names[1]) as out, Links(names[2]) as pod:
         node.add_veth("up0", out, "eth0", 1500)
         node.add_veth("pod0", pod, "eth0", 1500)

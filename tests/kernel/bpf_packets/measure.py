@@ -5,17 +5,14 @@ itself: every step is taken, and the next round finds the packet as it was. Prin
 means of 250 packets, in ns; the harness's own 30 to 40 ns are in it.
 """
 
-import os
 import socket
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 
-from dataplane.kernel import netns
 from dataplane.kernel.bpf import ProgramRun
 from dataplane.model.net import Family
 from dataplane.planes.ebpf.encode import address_bytes
@@ -75,23 +72,10 @@ def measure(node: Bench) -> None:
 
 def main() -> None:
     """Build the bench, measure, take it down."""
-    made: list[str] = []
-
-    def make(word: str) -> str:
-        name = f"hp-cost{word}-{os.getpid()}"
-        netns.create(name)
-        made.append(name)
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
-        return name
-
-    try:
-        with bench(make) as node:
-            for program in node.programs.values():
-                print(f"{program.name}: {program.instructions} instructions, {program.jited_bytes} bytes")
-            measure(node)
-    finally:
-        for name in made:
-            netns.remove(name)
+    with bench() as node:
+        for program in node.programs.values():
+            print(f"{program.name}: {program.instructions} instructions, {program.jited_bytes} bytes")
+        measure(node)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ def given(args: argparse.Namespace) -> bool:
     return bool(args.hooks or args.cgroup or args.uplink or args.pod_device or args.masquerade)
 
 
-def _tell(text: str) -> None:
+def say(text: str) -> None:
+    """Tell people something that is no error."""
     print(f"hotplane: {text}", file=sys.stderr)
 
 
@@ -96,11 +97,12 @@ def make_ebpf_plane(
     *,
     watch: bool = False,
     sizes: "Sizes | None" = None,
-    tell: Callable[[str], None] = _tell,
+    tell: Callable[[str], None] = say,
 ) -> "EbpfPlane":
     """The plane for this thread's network namespace, with every hook that was asked for and that works here.
 
-    detector: how pods are recognised, where that goes by device. watch: keep picking up new devices.
+    detector: how pods are recognised, where that goes by device. watch: keep picking up new devices. tell: hears of a
+    hook that is off, and why.
     """
     from dataplane.kernel.cgroup import CgroupError
     from dataplane.planes.ebpf.devices import Wishes
@@ -142,5 +144,5 @@ def settle(plane: "Plane", change: "PlanChange") -> tuple[str, ...]:
     if plane.cleaner is not None:
         plane.cleaner.flush(CLEANER_SECONDS)
     for name, count in plane.overflow.items():
-        _tell(f"map {name} is full: {count} Services ports are left to the slow path, which serves them")
+        say(f"map {name} is full: {count} Services ports are left to the slow path, which serves them")
     return tuple(sorted({key.service for key in plane.tables.overflow}))

@@ -1,9 +1,10 @@
 """The planes that exist, by mode, and what the command line needs to know of what is loaded."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ctl import state
-from ctl.ebpf import EbpfOptions, make_ebpf_plane
+from ctl.ebpf import EbpfOptions, make_ebpf_plane, say
 from ctl.modes import DEFAULT_MODE, MODES
 from dataplane.errors import UsageError
 from dataplane.planes.base import Plane
@@ -18,12 +19,13 @@ def make_plane(
     ebpf: EbpfOptions | None = None,
     detector: LocalDetector | None = None,
     watch: bool = False,
+    tell: Callable[[str], None] = say,
 ) -> Plane:
     """The plane of a mode, for this thread's network namespace.
 
     loaded_for: this node as an earlier run knew it, for reading back what that loaded. tcp_be_liberal: the
-    configuration's conntrack.tcpBeLiberal. ebpf, detector, watch: see ctl.ebpf.make_ebpf_plane. Raises UsageError for a
-    mode that does not exist.
+    configuration's conntrack.tcpBeLiberal. ebpf, detector, watch, tell: see ctl.ebpf.make_ebpf_plane. Raises
+    UsageError for a mode that does not exist.
     """
     if mode == "nftables":
         from dataplane.planes.nftables.plane import NftablesPlane
@@ -34,7 +36,7 @@ def make_plane(
 
         return IptablesPlane(loaded_for=loaded_for, tcp_be_liberal=tcp_be_liberal)
     if mode == "ebpf":
-        return make_ebpf_plane(ebpf or EbpfOptions(), detector, watch=watch)
+        return make_ebpf_plane(ebpf or EbpfOptions(), detector, watch=watch, tell=tell)
     raise UsageError(f"there is no mode {mode}; choose one of {', '.join(MODES)}")
 
 

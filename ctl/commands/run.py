@@ -27,7 +27,9 @@ def add_parser(subparsers: Any, name: str, text: str, description: str) -> argpa
     source.add_argument("--kubeconfig", metavar="FILE", help="kubeconfig of the API server")
     source.add_argument("--master", metavar="URL", help="the API server's URL; wins over the kubeconfig's")
     add_manifest_option(parser, required=False)
-    parser.add_argument("--init-only", action="store_true", help="set the conntrack sysctls and end")
+    parser.add_argument(
+        "--init-only", action="store_true", help="set the conntrack sysctls (ebpf mode: and mount its bpffs) and end"
+    )
     parser.add_argument("--once", action="store_true", help="end after the first load")
     parser.add_argument("--adopt", action="store_true", help="remove kube-proxy's rules once ours answer")
     parser.add_argument("--cleanup", action="store_true", help="remove the rules instead (all modes, or --proxy-mode)")
@@ -44,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ctl.daemon.daemon import Daemon
     from ctl.daemon.log import Log
+    from ctl.daemon.planes import prepare
     from ctl.daemon.settings import settings_of
     from ctl.daemon.sysctls import apply_sysctls
     from dataplane.errors import UsageError
@@ -58,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         return _clean_up(args, settings.mode, log)
     if args.init_only:
         apply_sysctls(settings.config.conntrack, log)
+        prepare(settings.mode)
         return 0
     if settings.paths and (settings.kubeconfig or settings.master):
         raise UsageError("-f names manifests and --kubeconfig or --master an API server; choose one of them")

@@ -20,13 +20,14 @@ from ctl.daemon.health import Health, eligible
 from ctl.daemon.healthports import HealthPorts
 from ctl.daemon.inbox import Inbox
 from ctl.daemon.kernel import Kernel, Untouched
-from ctl.daemon.log import Log
+from ctl.daemon.log import Log, forward_logging
 from ctl.daemon.metrics import Metrics
 from ctl.daemon.nodes import describe
 from ctl.daemon.options import to_document
 from ctl.daemon.pace import Pace
-from ctl.daemon.planes import CleanUp, daemon_plane, left_out, replace_saved, settle_plane
+from ctl.daemon.planes import CleanUp, daemon_plane, has_bpffs, left_out, replace_saved, settle_plane
 from ctl.daemon.reconcile import Reconciler
+from ctl.daemon.rights import check_rights, held_capabilities
 from ctl.daemon.settings import Settings
 from ctl.daemon.sysctls import apply_sysctls
 from ctl.daemon.takeover import remove_kube_proxy
@@ -58,6 +59,7 @@ class Daemon:
 
     def __init__(self, settings: Settings, log: Log, reload: Callable[[], Settings]) -> None:
         self.settings, self._log, self._reload = settings, log, reload
+        forward_logging(log)
         self.metrics = Metrics()
         self.health = Health(2 * settings.sync_period)
         self._told: dict[ObjectRef, tuple[Problem, ...]] = {}
@@ -88,6 +90,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
+        self._check_rights(self.settings.mode)
         if state.ask_daemon(self.settings.state_dir):
             raise HotplaneError("a hotplane daemon runs in this network namespace already; end that one first")
         _raise_open_files()
@@ -103,6 +106,12 @@ class Daemon:
         finally:
             await self._close()
         return 0
+
+    def _check_rights(self, mode: str) -> None:
+        """Raises HotplaneError for a mode that cannot work with this process's capabilities."""
+        warning = check_rights(mode, held_capabilities(), bpffs=mode == "ebpf" and has_bpffs())
+        if warning:
+            self._log.warning("capabilities", reason=warning)
 
     def _score(self) -> None:
         """oomScoreAdj: the kernel should look elsewhere first when memory runs out."""
@@ -165,7 +174,7 @@ class Daemon:
 
     async def _use_plane(self) -> None:
         settings = self.settings
-        await self._kernel.use(lambda: daemon_plane(settings), lambda: _untouched(settings.mode))
+        await self._kernel.use(lambda: daemon_plane(settings, self._log), lambda: _untouched(settings.mode))
 
     async def _describe(self, node: Node | None) -> NodeConfig:
         settings = self.settings
@@ -263,6 +272,7 @@ class Daemon:
         """SIGHUP: read the configuration again and use what can change while running."""
         try:
             fresh = self._reload()
+            self._check_rights(fresh.mode)
         except HotplaneError as error:
             self._log.error("configuration not reloaded, the old one stays", reason=error)
             return

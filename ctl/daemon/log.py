@@ -1,5 +1,6 @@
 """The daemon's log: one line for each event that matters, as text for people or JSON for machines."""
 
+import logging
 import sys
 import time
 from typing import TextIO
@@ -52,3 +53,22 @@ class Log:
         else:
             line = " ".join([stamp, LEVELS[level].upper(), message, *(f"{k}={_value(v)}" for k, v in fields.items())])
         print(line, file=self._out, flush=True)
+
+
+class _Forward(logging.Handler):
+    """Brings what the library logs into the daemon's log."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        write = self._log.error if record.levelno >= logging.ERROR else self._log.warning
+        write(record.getMessage())
+
+
+def forward_logging(log: Log) -> None:
+    """From now on, warnings and errors that the data plane's library logs are lines of this log."""
+    library = logging.getLogger("dataplane")
+    library.handlers = [_Forward(log)]
+    library.propagate = False

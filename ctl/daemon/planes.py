@@ -1,5 +1,6 @@
 """The daemon's planes: how each is made from the settings, and how one gives way to another."""
 
+from ctl.daemon.log import Log
 from ctl.daemon.settings import Settings
 from ctl.ebpf import EbpfOptions, settle
 from ctl.loaded import make_plane, replace_plane
@@ -14,7 +15,7 @@ from dataplane.policy.settings import Mode, node_config
 _LOOKING = EbpfOptions(hooks=())
 
 
-def daemon_plane(settings: Settings) -> Plane:
+def daemon_plane(settings: Settings, log: Log) -> Plane:
     """The plane that the daemon works with. Call it in the plane's thread."""
     detector = LocalDetector()
     if settings.mode == "ebpf":  # only which devices are pods' matters here, and no option for that needs the Node
@@ -22,8 +23,23 @@ def daemon_plane(settings: Settings) -> Plane:
         detector = node_config(Mode.EBPF, policy, node_name=settings.node.name, node_ips=()).detector
     return make_plane(
         settings.mode, tcp_be_liberal=settings.config.conntrack.tcp_be_liberal, ebpf=settings.ebpf, detector=detector,
-        watch=not settings.once,
+        watch=not settings.once, tell=log.warning,
     )  # fmt: skip
+
+
+def has_bpffs() -> bool:
+    """Whether the file system that keeps the ebpf mode's maps is mounted."""
+    from dataplane.planes.ebpf.pins import find_root
+
+    return find_root() is not None
+
+
+def prepare(mode: str) -> None:
+    """What takes more capabilities than the daemon itself needs: the ebpf mode's file system. Raises PlaneError."""
+    if mode == "ebpf":
+        from dataplane.planes.ebpf.pins import ensure_root
+
+        ensure_root()
 
 
 def reading_plane(mode: str, plan: Plan) -> Plane:

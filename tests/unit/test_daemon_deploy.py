@@ -12,8 +12,10 @@ import yaml
 from ctl.config import KubeProxyConfiguration, Section, parse_config
 from ctl.daemon.metrics import Metrics
 from ctl.daemon.options import FLAGS
+from ctl.daemon.rights import RIGHTS, SYS_ADMIN, USEFUL, check_rights
 from ctl.main import parse
 from ctl.sources.watch import resources
+from dataplane.errors import HotplaneError
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -49,6 +51,43 @@ def test_the_daemonset_has_one_capability_and_a_command_that_parses(documents: d
     assert config.unknown == ()
     port = int(config.config.healthz_bind_address.rpartition(":")[2])
     assert container["livenessProbe"]["httpGet"]["port"] == port
+
+
+def test_every_mode_s_capabilities_stand_in_the_deployment_files(documents: dict[str, Any]) -> None:
+    unit = (DOCS / "deploy" / "hotplane.service").read_text()
+    table = (DOCS / "migration.md").read_text()
+    for mode, rights in RIGHTS.items():
+        wanted = [right.name for right in (*rights, *USEFUL.get(mode, ()))]
+        assert re.findall(rf"^#   {mode}: (.+)$", unit, re.MULTILINE) == [" ".join(wanted)]
+        row = next(line for line in table.splitlines() if line.startswith(f"| {mode} | `CAP_"))
+        assert re.findall(r"CAP_\w+", row) == wanted
+    patch = yaml.safe_load((DOCS / "deploy" / "ebpf-patch.yaml").read_text())["spec"]["template"]["spec"]
+    [container] = patch["containers"]
+    added = container["securityContext"]["capabilities"]["add"]
+    assert [f"CAP_{name}" for name in added] == [right.name for right in (*RIGHTS["ebpf"], *USEFUL["ebpf"])]
+    assert parse(container["args"]).cgroup == "/host/cgroup"
+    spec = documents["DaemonSet"]["spec"]["template"]["spec"]
+    assert container["name"] == spec["containers"][0]["name"], "a patch is merged by name"
+    assert patch["initContainers"][0]["name"] == spec["initContainers"][0]["name"]
+    assert spec["initContainers"][0]["args"][-1] == "--init-only", "which mounts the bpffs"
+
+
+def test_a_missing_capability_is_named_with_its_purpose() -> None:
+    for mode, rights in RIGHTS.items():
+        everything = sum(1 << right.bit for right in (*rights, *USEFUL.get(mode, ())))
+        assert check_rights(mode, everything, bpffs=False) == ""
+        for right in rights:
+            held = everything & ~(1 << right.bit) & ~(1 << SYS_ADMIN.bit)
+            with pytest.raises(HotplaneError, match=f"{mode} mode lacks {right.name}, {right.why}"):
+                check_rights(mode, held, bpffs=True)
+    least = sum(1 << right.bit for right in RIGHTS["ebpf"])
+    assert "CAP_SYS_ADMIN and CAP_SYS_PTRACE" in check_rights("ebpf", least, bpffs=True)
+    with pytest.raises(HotplaneError, match="lacks CAP_SYS_ADMIN, to mount the bpffs"):
+        check_rights("ebpf", least, bpffs=False)
+    old = 1 << RIGHTS["ebpf"][0].bit | 1 << SYS_ADMIN.bit
+    assert "CAP_SYS_PTRACE" in check_rights("ebpf", old, bpffs=False), (
+        "CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON"
+    )
 
 
 def test_the_dashboard_draws_metrics_that_exist() -> None:

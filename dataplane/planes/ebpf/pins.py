@@ -96,7 +96,8 @@ def find_root() -> Path | None:
     return _held(str(outside)) if outer and _is_bpffs(outside) else None
 
 
-def _ensure_root() -> Path:
+def ensure_root() -> Path:
+    """The bpffs, mounted if need be (CAP_SYS_ADMIN). Raises PlaneError."""
     root = find_root()
     if root is None:
         outer = outer_process()
@@ -126,7 +127,7 @@ class PinDirectory:
     def ensure(self) -> Path:
         """The directory, made if need be, with the mount below it."""
         with _locked():
-            path = _ensure_root() / self.instance
+            path = ensure_root() / self.instance
             (path / "links").mkdir(parents=True, exist_ok=True)
             return path
 

@@ -31,15 +31,20 @@ Gone = frozenset[tuple[bytes, int]]
 """Addresses (16 bytes) and ports of endpoints."""
 
 
-def _namespaces(group: Path) -> dict[int, str]:
-    """Network namespaces of this thread and of the processes of a control group, by inode, as paths to enter."""
+def _namespaces(group: Path, own: int) -> tuple[dict[int, str], int]:
+    """Network namespaces of the processes of a control group other than the one with the inode `own`, by inode, as
+    paths to enter; and the number of processes that may not be looked at (that takes CAP_SYS_PTRACE)."""
     found: dict[int, str] = {}
-    for path in ("/proc/thread-self/ns/net", *(f"/proc/{pid}/ns/net" for pid in cgroup.pids(group))):
+    hidden = 0
+    for path in (f"/proc/{pid}/ns/net" for pid in cgroup.pids(group)):
         try:
             found.setdefault(os.stat(path).st_ino, path)
+        except PermissionError:
+            hidden += 1
         except (FileNotFoundError, ProcessLookupError):
             continue  # the process ended meanwhile, and its sockets with it
-    return found
+    found.pop(own, None)
+    return found, hidden
 
 
 def disconnect_here(sockets_map: int, gone: Gone) -> int:
@@ -67,6 +72,7 @@ class SocketCleaner:
         self._queue: queue.SimpleQueue[tuple[int, Gone, threading.Event]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._last: threading.Event | None = None
+        self._said: set[str] = set()
         self.disconnected = 0
 
     def disconnect(self, maps: MapSet, gone: Iterable[Removed]) -> None:
@@ -87,19 +93,34 @@ class SocketCleaner:
         while True:
             sockets_map, gone, done = self._queue.get()
             try:
+                self.disconnected += disconnect_here(sockets_map, gone)
                 for group in self._groups:
-                    self._in_group(group, sockets_map, gone)
+                    self._in_group(group, home, sockets_map, gone)
             except OSError as error:
-                _log.error("UDP sockets on removed endpoints could not all be disconnected: %s", error)
+                self._say(str(error))
             finally:
-                setns(f"/proc/self/fd/{home}", 0)
                 os.close(sockets_map)
                 done.set()
 
-    def _in_group(self, group: Path, sockets_map: int, gone: Gone) -> None:
-        for path in _namespaces(group).values():
+    def _in_group(self, group: Path, home: int, sockets_map: int, gone: Gone) -> None:
+        namespaces, hidden = _namespaces(group, os.fstat(home).st_ino)
+        if hidden:
+            self._say("there are processes that only CAP_SYS_PTRACE may look at")
+        for path in namespaces.values():
             try:
                 setns(path, 0)
             except (FileNotFoundError, ProcessLookupError):
                 continue  # ended since we looked
-            self.disconnected += disconnect_here(sockets_map, gone)
+            except PermissionError:
+                self._say("entering the network namespaces of pods takes CAP_SYS_ADMIN")
+                return
+            try:
+                self.disconnected += disconnect_here(sockets_map, gone)
+            finally:
+                setns(f"/proc/self/fd/{home}", 0)
+
+    def _say(self, reason: str) -> None:
+        """Once for each reason."""
+        if reason not in self._said:
+            self._said.add(reason)
+            _log.error("UDP sockets on removed endpoints could not all be disconnected: %s", reason)

@@ -16,7 +16,7 @@ EBPF_VARIANTS = {
     "ebpf-parity": EbpfOptions(kube_proxy_masquerade=True),
     "ebpf-connect": EbpfOptions(hooks=("connect",)),
     "ebpf-tc": EbpfOptions(hooks=("tc",)),
-    "ebpf-xdp": EbpfOptions(hooks=("tc", "xdp")),
+    "ebpf-xdp-parity": EbpfOptions(hooks=("tc", "xdp"), kube_proxy_masquerade=True),
 }
 VARIANTS = ("iptables", "nftables", *EBPF_VARIANTS)
 

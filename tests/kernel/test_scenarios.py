@@ -31,14 +31,14 @@ _WAYS = {
     "ebpf-parity": _PACKETS | {"connect:connected", "xdp:left_to_tc"},
     "ebpf-connect": {"connect:connected", "recvmsg:renamed"},
     "ebpf-tc": _PACKETS | {"tc_ingress:new_flow"},
-    "ebpf-xdp": _PACKETS | {"tc_ingress:new_flow", "xdp:left_to_tc"},
+    "ebpf-xdp-parity": _PACKETS | {"tc_ingress:new_flow", "xdp:left_to_tc"},
 }
 """Where each variant must have balanced, or the table would only prove the slow path. XDP leaves packets that stay on
 the node, or that go through a tunnel, to tc; with direct routing it also sends on what leaves again."""
 _ABSENT = {
     "ebpf-connect": {"tc_ingress", "tc_egress", "xdp"},
     "ebpf-tc": {"connect", "sendmsg", "xdp"},
-    "ebpf-xdp": {"connect", "sendmsg"},
+    "ebpf-xdp-parity": {"connect", "sendmsg"},
 }
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import itertools
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -109,7 +110,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     def make(lab: Lab, node: Node) -> Plane:
         return EbpfPlane(NftablesPlane(), [PacketHook(xdp=xdp)], SMALL)
 
-    spec = LabSpec(name=f"traffic-{routing}", nodes=2, pods=1, routing=routing, pod_link=link, ipv6=True)
+    spec = LabSpec(name=f"traffic{os.getpid()}-{routing}", nodes=2, pods=1, routing=routing, pod_link=link, ipv6=True)
     with Lab.up(spec) as lab, LabProxy(lab, "ebpf", make) as proxy:
         workloads = {"remote": pods(lab.topology, "pod2-1"), "local": pods(lab.topology, "pod1-1")}
         decoded = cluster_objects(MANIFEST.encode(), workloads, spec.families, "manifest")

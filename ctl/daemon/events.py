@@ -1,77 +1,151 @@
 """Kubernetes Events about objects that hotplane must refuse, so that their owners see it with kubectl describe."""
 
 import asyncio
+import hashlib
 import time
+from collections import OrderedDict
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from ctl.daemon.log import Log
-from ctl.sources.api import Api, ApiError
+from ctl.sources.api import Api, ApiError, ApiStatus
 from dataplane.errors import HotplaneError
 from dataplane.model.objects import ObjectRef
 
-REPEAT_SECONDS = 3600.0
-"""The same event about the same object is written again after this time at the earliest."""
+SERIES_SECONDS = 1800.0
+"""A refusal that keeps coming is one Event, whose count is brought up to date this often at most (client-go's
+refreshTime)."""
+
+FORGET_SECONDS = 3600.0
+"""How long an API server keeps Events by default; after that a refusal is a new Event."""
+
+BURST, REFILL_SECONDS = 25.0, 300.0
+"""Events about one object: so many at once, then one each 300 s (client-go's spam filter)."""
 
 MOST_WAITING = 1000
+MOST_KNOWN = 2000
 MOST_A_SECOND = 5.0
 _VERSIONS = {"Service": "v1", "EndpointSlice": "discovery.k8s.io/v1", "Node": "v1"}
+_CONFLICT = 409
+
+
+class _Key(NamedTuple):
+    """What makes two refusals the same."""
+
+    ref: ObjectRef
+    reason: str
+    note: str
+
+
+class _Known:
+    """An Event. count: how often it was to be written; told: the count that stands in it, 0 before there is one."""
+
+    def __init__(self, now: float) -> None:
+        self.count, self.told, self.first, self.written = 1, 0, now, now
+        self.last = ""
 
 
 class EventRecorder:
-    """Writes Events in the background, rate limited, never twice the same; without an API server it only counts.
+    """Writes Events in the background, rate limited; the same refusal again only counts in the Event that there is.
 
-    A full queue drops what comes: Events are help for people, not a record.
+    The name of an Event follows from what it says, so that a daemon that starts again finds the one of before. A full
+    queue drops what comes: Events are help for people, not a record. Without an API server nothing is written.
     """
 
-    def __init__(self, api: Api | None, node: str, log: Log) -> None:
-        self._api, self._node, self._log = api, node, log
-        self._waiting: asyncio.Queue[tuple[ObjectRef, str, str]] = asyncio.Queue(MOST_WAITING)
-        self._written: dict[tuple[ObjectRef, str, str], float] = {}
-        self._number = time.time_ns()
+    def __init__(self, api: Api | None, node: str, log: Log, clock: Callable[[], float] = time.monotonic) -> None:
+        self._api, self._node, self._log, self._clock = api, node, log, clock
+        self._waiting: asyncio.Queue[_Key] = asyncio.Queue(MOST_WAITING)
+        self._known: OrderedDict[_Key, _Known] = OrderedDict()
+        self._budgets: OrderedDict[ObjectRef, tuple[float, float]] = OrderedDict()
 
     def warn(self, ref: ObjectRef, reason: str, note: str) -> None:
         """Say something about an object. reason: one CamelCase word; note: a sentence."""
         if self._api is None or ref.kind not in _VERSIONS:
             return
-        now = time.monotonic()
-        last = self._written.get((ref, reason, note))
-        if (last is not None and now - last < REPEAT_SECONDS) or self._waiting.full():
+        key, now = _Key(ref, reason, note[:1024]), self._clock()
+        known = self._known.get(key)
+        if known is not None and now - known.first < FORGET_SECONDS:
+            known.count += 1
+            known.last = _micro_time()
+            if now - known.written < SERIES_SECONDS:
+                return
+            known.written = now
+        elif not self._may_write(ref, now):
             return
-        if len(self._written) > MOST_WAITING * 10:
-            self._written.clear()
-        self._written[ref, reason, note] = now
-        self._waiting.put_nowait((ref, reason, note))
+        else:
+            self._known[key] = _Known(now)
+            self._known.move_to_end(key)
+            if len(self._known) > MOST_KNOWN:
+                self._known.popitem(last=False)
+        if not self._waiting.full():
+            self._waiting.put_nowait(key)
+
+    def _may_write(self, ref: ObjectRef, now: float) -> bool:
+        """Whether one more Event about an object is within its budget."""
+        left, when = self._budgets.get(ref, (BURST, now))
+        left = min(BURST, left + (now - when) / REFILL_SECONDS)
+        self._budgets[ref] = (max(0.0, left - 1) if left >= 1 else left, now)
+        self._budgets.move_to_end(ref)
+        if len(self._budgets) > MOST_KNOWN:
+            self._budgets.popitem(last=False)
+        return left >= 1
 
     async def run(self) -> None:
         """Write what waits, for ever."""
         while self._api is not None:
-            ref, reason, note = await self._waiting.get()
+            key = await self._waiting.get()
             try:
-                await self._api.post(
-                    f"/apis/events.k8s.io/v1/namespaces/{ref.namespace or 'default'}/events",
-                    msgspec.json.encode(self._event(ref, reason, note)),
-                )
+                await self._write(self._api, key)
             except (ApiError, HotplaneError) as error:
-                self._log.debug("an Event could not be written", object=ref, reason=error)
+                self._log.debug("an Event could not be written", object=key.ref, reason=error)
+            self._waiting.task_done()
             await asyncio.sleep(1 / MOST_A_SECOND)
 
-    def _event(self, ref: ObjectRef, reason: str, note: str) -> dict[str, Any]:
-        self._number += 1
-        namespace = ref.namespace or "default"
+    async def idle(self) -> None:
+        """Wait until everything that waits was written, or could not be."""
+        await self._waiting.join()
+
+    async def _write(self, api: Api, key: _Key) -> None:
+        known = self._known.get(key) or _Known(self._clock())
+        path = f"/apis/events.k8s.io/v1/namespaces/{key.ref.namespace or 'default'}/events"
+        event = self._event(key)
+        if not known.told:
+            try:
+                await api.post(path, msgspec.json.encode(event))
+                known.told = 1
+            except ApiStatus as refusal:
+                if refusal.code != _CONFLICT:  # there is one already, of a daemon that ran here before
+                    raise
+                known.count = max(known.count, 2)
+        if known.count > known.told:
+            series = {"count": known.count, "lastObservedTime": known.last or _micro_time()}
+            await api.patch(f"{path}/{event['metadata']['name']}", msgspec.json.encode({"series": series}))
+            known.told = known.count
+
+    def _event(self, key: _Key) -> dict[str, Any]:
+        ref = key.ref
         regarding = {"apiVersion": _VERSIONS[ref.kind], "kind": ref.kind, "name": ref.name}
+        said = "\0".join((self._node, *ref, key.reason, key.note))
         return {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            "metadata": {"name": f"{ref.name}.{self._number:x}", "namespace": namespace},
-            "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "metadata": {
+                "name": f"{ref.name}.{hashlib.blake2b(said.encode(), digest_size=8).hexdigest()}",
+                "namespace": ref.namespace or "default",
+            },
+            "eventTime": _micro_time(),
             "reportingController": "hotplane",
             "reportingInstance": f"hotplane-{self._node}",
             "action": "Sync",
-            "reason": reason,
-            "note": note[:1024],
+            "reason": key.reason,
+            "note": key.note,
             "type": "Warning",
             "regarding": regarding | ({"namespace": ref.namespace} if ref.namespace else {}),
         }
+
+
+def _micro_time() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -104,6 +104,11 @@ class Api:
         async with self._request("POST", path, {}, body, READ_SECONDS) as answer:
             await answer.read()
 
+    async def patch(self, path: str, body: bytes) -> None:
+        """Change an object by a merge patch. Raises as `get`."""
+        async with self._request("PATCH", path, {}, body, READ_SECONDS) as answer:
+            await answer.read()
+
     @asynccontextmanager
     async def stream(self, path: str, params: Mapping[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
         """Pieces of an answer as they come; how long to wait for the next one is the caller's choice.
@@ -125,7 +130,7 @@ class Api:
         """One request; silence None leaves it to the caller how long to wait once the answer has begun."""
         headers, context = await self._credentials.current()
         if body is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = "application/merge-patch+json" if method == "PATCH" else "application/json"
         cluster = self.cluster
         try:
             async with self._open().request(

@@ -115,8 +115,8 @@ class ApiServer:
         asyncio.run_coroutine_threadsafe(self._say(line), self._loop).result(10)
 
     def written(self) -> list[Object]:
-        """The Events that clients have created."""
-        return self._call(lambda: list(self._store.written))
+        """The Events that clients have created, as they are now."""
+        return self._call(lambda: [dict(item) for item in self._store.written])
 
     @property
     def watching(self) -> int:
@@ -173,9 +173,8 @@ class ApiServer:
             raise Refused(mood.refuse, "Test", "told to refuse")
         if mood.token and request.headers.get("Authorization") != f"Bearer {mood.token}":
             raise Refused(401, "Unauthorized", "Unauthorized")
-        if request.method == "POST" and request.path.endswith("/events"):
-            self._store.written.append(msgspec.json.decode(await request.read()))
-            return web.Response(status=201, body=b"{}", content_type="application/json")
+        if request.method in ("POST", "PATCH") and "/events" in request.path:
+            return self._event(request, msgspec.json.decode(await request.read()))
         if request.path not in PATHS or PATHS[request.path][1] in mood.missing:
             raise Refused(404, "NotFound", "the server could not find the requested resource")
         version, kind = PATHS[request.path]
@@ -183,6 +182,22 @@ class ApiServer:
         if query.get("watch") in ("1", "true"):
             return await self._watch(request, version, kind, query)
         return self._list(request, kind, query)
+
+    def _event(self, request: web.BaseRequest, body: Object) -> web.StreamResponse:
+        """An Event is created, once, or changed."""
+        written = {item["metadata"]["name"]: item for item in self._store.written}
+        if request.method == "PATCH":
+            name = request.path.rpartition("/")[2]
+            if name not in written:
+                raise Refused(404, "NotFound", f'events.events.k8s.io "{name}" not found')
+            if request.headers.get("Content-Type") != "application/merge-patch+json":
+                raise Refused(415, "UnsupportedMediaType", "this is a merge patch by another name")
+            written[name].update(body)
+            return web.Response(body=b"{}", content_type="application/json")
+        if body["metadata"]["name"] in written:
+            raise Refused(409, "AlreadyExists", "there is one of that name")
+        self._store.written.append(body)
+        return web.Response(status=201, body=b"{}", content_type="application/json")
 
     def _list(self, request: web.BaseRequest, kind: str, query: dict[str, str]) -> web.StreamResponse:
         self.seen.lists.append(kind)

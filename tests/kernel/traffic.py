@@ -79,6 +79,8 @@ def _open(address: str, port: int, ports: Iterator[int], report: Report) -> Held
         sock.connect((address, port))
         held = Held(sock, _ask(sock))
     except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:  # a connection that is held has this port: the next one will do
+            return _open(address, port, ports, report)
         report.failed.append(f"{type(error).__name__} at {time.monotonic():.2f}")
         return None
     report.opened += 1

@@ -33,7 +33,7 @@ def test_the_role_allows_what_is_watched_and_nothing_more(documents: dict[str, A
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    wanted = {("events.k8s.io", "events", "create")}
+    wanted = {("events.k8s.io", "events", verb) for verb in ("create", "patch")}
     for resource in resources("n"):
         parts = resource.path.split("/")
         group = parts[2] if parts[1] == "apis" else ""

@@ -1,8 +1,9 @@
 """Build a lab's namespaces, devices, addresses and routes in the kernel."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 
-from dataplane.kernel import netns
+from dataplane.kernel import netns, sysctl
 from dataplane.kernel.links import Links
 from dataplane.lab.spec import (
     CLIENT_NETWORK,
@@ -27,7 +28,9 @@ VXLAN_OVERHEAD = 50
 DEFAULT_ROUTE = {Family.IPV4: "0.0.0.0/0", Family.IPV6: "::/0"}
 ENTRY_TABLE = 1000
 """Routing table of the underlay that leads from the client to the entry node; +n leads to node n."""
-_UNREACHABLE_TABLE = 253
+UNREACHABLE_TABLE = 253
+LAST_RULE = 400
+"""Priority of the last of the underlay's routing rules; the first is above 0, the kernel's own."""
 _POD_GATEWAY = {Family.IPV4: "169.254.1.1", Family.IPV6: "fe80::1"}
 """Next hop of a pod on a routed veth: link-local, so the node spends no address on it."""
 
@@ -35,19 +38,19 @@ _POD_GATEWAY = {Family.IPV4: "169.254.1.1", Family.IPV6: "fe80::1"}
 def build(spec: LabSpec, plan: Topology) -> None:
     """Build everything; a failure leaves what was built so far for the caller to remove.
 
-    Raises OSError, LinkError, LabError.
+    Raises OSError, SysctlError, LinkError, LabError.
     """
     with ExitStack() as stack:
         doors: dict[str, Links] = {}
         for place in plan.places():
             netns.create(place.netns)
             with netns.netns(place.netns):
-                _settings(spec, forwarding=isinstance(place, Node) or place is plan.underlay)
+                settings(spec, forwarding=isinstance(place, Node) or place is plan.underlay)
             doors[place.name] = stack.enter_context(Links(place.netns))
             doors[place.name].up("lo")
         _underlay(spec, plan, doors)
         for node in plan.nodes:
-            _node(spec, plan, node, doors)
+            make_node(spec, plan, node, doors)
 
 
 def pod_mtu(spec: LabSpec) -> int:
@@ -55,23 +58,23 @@ def pod_mtu(spec: LabSpec) -> int:
     return UNDERLAY_MTU - (VXLAN_OVERHEAD if spec.routing is Routing.VXLAN else 0)
 
 
-def _settings(spec: LabSpec, *, forwarding: bool) -> None:
+def settings(spec: LabSpec, *, forwarding: bool) -> None:
     """Sysctls of the namespace this thread is in, before it has any device.
 
     ICMP rate limits are off: a rejected connection must never look like a dropped one because many are tried at once.
     """
     for scope in ("all", "default"):
         for name in ("rp_filter", "accept_redirects", "send_redirects"):
-            netns.sysctl(f"net/ipv4/conf/{scope}/{name}", 0)
+            sysctl.write(f"net/ipv4/conf/{scope}/{name}", 0)
         for name in ("accept_dad", "dad_transmits", "accept_ra", "accept_redirects", "router_solicitations"):
-            netns.sysctl(f"net/ipv6/conf/{scope}/{name}", 0)
-        netns.sysctl(f"net/ipv6/conf/{scope}/disable_ipv6", int(not spec.ipv6))
-    netns.sysctl("net/ipv4/icmp_ratemask", 0)
-    netns.sysctl("net/ipv6/icmp/ratelimit", 0)
-    netns.sysctl("net/ipv6/icmp/ratemask", 254, optional=True)  # one unused type: the list cannot be made empty
+            sysctl.write(f"net/ipv6/conf/{scope}/{name}", 0)
+        sysctl.write(f"net/ipv6/conf/{scope}/disable_ipv6", int(not spec.ipv6))
+    sysctl.write("net/ipv4/icmp_ratemask", 0)
+    sysctl.write("net/ipv6/icmp/ratelimit", 0)
+    sysctl.write_if_present("net/ipv6/icmp/ratemask", 254)  # one unused type: the list cannot be made empty
     if forwarding:
-        netns.sysctl("net/ipv4/ip_forward", 1)
-        netns.sysctl("net/ipv6/conf/all/forwarding", 1)
+        sysctl.write("net/ipv4/ip_forward", 1)
+        sysctl.write("net/ipv6/conf/all/forwarding", 1)
 
 
 def _underlay(spec: LabSpec, plan: Topology, doors: dict[str, Links]) -> None:
@@ -84,10 +87,19 @@ def _underlay(spec: LabSpec, plan: Topology, doors: dict[str, Links]) -> None:
         net.set_tx_checksum(node.name, False)  # what goes to a node is like what comes over a wire
         net.enslave(node.name, "br0")
     with netns.netns(net.namespace):  # the switch switches; only nodes look into bridged packets
-        netns.sysctl("net/bridge/bridge-nf-call-iptables", 0, optional=True)
-        netns.sysctl("net/bridge/bridge-nf-call-ip6tables", 0, optional=True)
+        sysctl.write_if_present("net/bridge/bridge-nf-call-iptables", 0)
+        sysctl.write_if_present("net/bridge/bridge-nf-call-ip6tables", 0)
+    router(spec, plan, doors, "br0")
+
+
+def router(spec: LabSpec, plan: Topology, doors: Mapping[str, Links], device: str) -> None:
+    """Addresses, routes and rules of the router and of the client behind its device `client`.
+
+    doors: at least `net` and `client`. device: the router's on the nodes' network.
+    """
+    net = doors["net"]
     for family in spec.families:
-        net.address("br0", f"{ROUTER_ON_NODES[family]}/{_uplink_length(family)}")
+        net.address(device, f"{ROUTER_ON_NODES[family]}/{_uplink_length(family)}")
         net.address("client", f"{ROUTER_ON_CLIENT[family]}/{network(CLIENT_NETWORK[family]).prefixlen}")
         for node in plan.nodes:
             net.route(node.pod_cidrs[family], via=node.addresses[family])
@@ -108,8 +120,8 @@ def _entry_rules(net: Links, plan: Topology, family: Family) -> None:
         net.rule(family, 200, table, incoming="client", source=plan.client.via[node.name][family])
     net.rule(family, 300, ENTRY_TABLE, incoming="client")
     net.route(DEFAULT_ROUTE[family], via=plan.nodes[0].addresses[family], table=ENTRY_TABLE)
-    net.rule(family, 400, _UNREACHABLE_TABLE)
-    net.route(DEFAULT_ROUTE[family], kind="unreachable", table=_UNREACHABLE_TABLE)
+    net.rule(family, LAST_RULE, UNREACHABLE_TABLE)
+    net.route(DEFAULT_ROUTE[family], kind="unreachable", table=UNREACHABLE_TABLE)
 
 
 def _client(client: Links, place: Client, family: Family) -> None:
@@ -120,7 +132,8 @@ def _client(client: Links, place: Client, family: Family) -> None:
     client.route(DEFAULT_ROUTE[family], via=ROUTER_ON_CLIENT[family])
 
 
-def _node(spec: LabSpec, plan: Topology, node: Node, doors: dict[str, Links]) -> None:
+def make_node(spec: LabSpec, plan: Topology, node: Node, doors: Mapping[str, Links]) -> None:
+    """A node's addresses, routes and overlay, and its pods. doors: at least those of the node and its pods."""
     links = doors[node.name]
     for family in spec.families:
         length = _uplink_length(family)
@@ -148,7 +161,7 @@ def _bridge(spec: LabSpec, node: Node, links: Links) -> None:
     links.add_bridge(node.bridge, pod_mtu(spec))
     with netns.netns(node.netns):
         for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
-            if not netns.sysctl(f"net/bridge/{name}", 1, optional=True):
+            if not sysctl.write_if_present(f"net/bridge/{name}", 1):
                 raise LabError("pods on a bridge need br_netfilter in this kernel: modprobe br_netfilter, or use veth")
     for family in spec.families:
         length = network(node.pod_cidrs[family]).prefixlen

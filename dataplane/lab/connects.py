@@ -12,7 +12,8 @@ import time
 
 import msgspec
 
-from dataplane.lab.lab import Lab, Where, _line, _pipe
+from dataplane.lab.agents import need_pipe, read_line
+from dataplane.lab.lab import Lab, Where
 from dataplane.model.net import family_of
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -89,16 +90,16 @@ class ConnectClient:
 
     def measure(self, address: str, port: int, count: int) -> Sample:
         """Make `count` connections. Raises msgspec.DecodeError when the client died (its traceback is on stderr)."""
-        pipe = _pipe(self._process.stdin)
+        pipe = need_pipe(self._process.stdin)
         pipe.write(msgspec.json.encode(Measure(address, port, count)) + b"\n")
         pipe.flush()
-        return msgspec.json.decode(_line(self._process, time.monotonic() + _PATIENCE), type=Sample)
+        return msgspec.json.decode(read_line(self._process, time.monotonic() + _PATIENCE), type=Sample)
 
     def close(self) -> None:
         """End the client."""
-        _pipe(self._process.stdin).close()
+        need_pipe(self._process.stdin).close()
         self._process.wait(timeout=10)
-        _pipe(self._process.stdout).close()
+        need_pipe(self._process.stdout).close()
 
 
 if __name__ == "__main__":

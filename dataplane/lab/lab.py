@@ -11,28 +11,29 @@ Nothing else is private to them: files, /sys and process ids are the machine's.
 """
 
 import os
-import select
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
-import msgspec
+from pyroute2 import IPRoute
 
 import dataplane
 from dataplane.kernel import cgroup, netns
 from dataplane.kernel.links import Links
+from dataplane.kernel.sysctl import SysctlError
 from dataplane.lab import build, state
-from dataplane.lab.probe import DEFAULT_CONCURRENCY, Probe, ProbeResult, Request
+from dataplane.lab.agents import START_SECONDS, Agents, need_pipe, read_line
+from dataplane.lab.probe import DEFAULT_CONCURRENCY, Probe, ProbeResult
 from dataplane.lab.spec import Client, LabError, LabSpec, LabSpecError, Node, Place, Pod, owns_namespace, topology
+from dataplane.model.net import canonical_address
 
 CGROUP_PREFIX = "hotplane-"
 _ROOT = Path(dataplane.__file__).parent.parent
 _ENTER = 'echo 0 > "$0" && exec "$@"'
-_START_SECONDS = 20.0
 
 Where = str | Place
 
@@ -45,7 +46,7 @@ class Lab:
         self.topology = topology(spec)
         self._owned = owned
         self._places = {place.name: place for place in self.topology.places()}
-        self._agents: dict[str, subprocess.Popen[bytes]] = {}
+        self._agents = Agents(self._start_agent)
         self._processes: list[subprocess.Popen[Any]] = []
         self._group_root = cgroup.root() / (CGROUP_PREFIX + spec.name)
 
@@ -67,7 +68,7 @@ class Lab:
                 for place in lab.topology.places():
                     lab.cgroup(place).mkdir(parents=True, exist_ok=True)
                 build.build(spec, lab.topology)
-            except OSError as error:
+            except (OSError, SysctlError) as error:
                 _remove(spec.name)
                 raise LabError(f"lab {spec.name} cannot be built: {error}; see hotplane doctor") from error
             except BaseException:
@@ -108,16 +109,7 @@ class Lab:
 
     def close(self) -> None:
         """End this object's probe agents; the lab stays up, and so do the echo servers."""
-        for agent in self._agents.values():
-            _pipe(agent.stdin).close()
-        for agent in self._agents.values():
-            try:
-                agent.wait(timeout=2)
-            except subprocess.TimeoutExpired:  # it is in the middle of a long request that nobody waits for any more
-                agent.kill()
-                agent.wait()
-            _pipe(agent.stdout).close()
-        self._agents.clear()
+        self._agents.close()
 
     def __enter__(self) -> Self:
         return self
@@ -255,14 +247,14 @@ class Lab:
                 where, "dataplane.lab.echo", ["--name", name, *options],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         for name, process in started.items():
-            if _line(process, deadline) != b"ready\n":
+            if read_line(process, deadline) != b"ready\n":
                 process.kill()
-                errors = _pipe(process.stderr).read().decode(errors="replace").strip()
+                errors = need_pipe(process.stderr).read().decode(errors="replace").strip()
                 raise LabError(f"{name}: the echo server on ports {list(ports)} does not start: {errors}")
-            _pipe(process.stdout).close()
-            _pipe(process.stderr).close()
+            need_pipe(process.stdout).close()
+            need_pipe(process.stderr).close()
         return started
 
     def probe(self, where: Where, *probes: Probe, concurrency: int = DEFAULT_CONCURRENCY) -> list[ProbeResult]:
@@ -276,50 +268,21 @@ class Lab:
 
         The agents behind it are started at first use and kept. Raises LabError when one fails.
         """
-        agents = {name: self._agent(name) for name in requests}
-        try:
-            for name, probes in requests.items():
-                _pipe(agents[name].stdin).write(msgspec.json.encode(Request(tuple(probes), concurrency)) + b"\n")
-                _pipe(agents[name].stdin).flush()
-        except BrokenPipeError as error:
-            raise self._agent_failed(name, "it has ended") from error
-        results = {}
-        for name, probes in requests.items():
-            patience = _START_SECONDS + sum(p.count * p.packets * p.timeout for p in probes)
-            line = _line(agents[name], time.monotonic() + patience)
-            try:
-                results[name] = msgspec.json.decode(line, type=list[ProbeResult])
-            except msgspec.DecodeError as error:
-                raise self._agent_failed(name, line.decode(errors="replace")[:500] or "no answer") from error
-        return results
+        return self._agents.probe_all(requests, concurrency)
 
-    def _agent_failed(self, name: str, reason: str) -> LabError:
-        """Other agents may be in the middle of answers that nobody will read, so all are started afresh next time."""
-        for agent in self._agents.values():
-            agent.kill()
-        self.close()
-        return LabError(f"{name}: the probe agent failed: {reason}")
+    def node_addresses(self) -> dict[str, set[str]]:
+        """Every address that each node has on any device: what a masqueraded packet may come from."""
+        found = {}
+        for node in self.nodes:
+            with netns.netns(node.netns), IPRoute() as door:
+                found[node.name] = {canonical_address(m.get_attr("IFA_ADDRESS")) for m in door.get_addr()}
+        return found
 
-    def _agent(self, name: str) -> subprocess.Popen[bytes]:
-        if name not in self._agents:
-            # A session of its own: an interrupt at the terminal is this process's to handle, agents end with it anyway.
-            self._agents[name] = self.python(
-                name, "dataplane.lab.agent", stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-            )
-        return self._agents[name]
-
-
-def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-    if pipe is None:
-        raise LabError("this process was started without that pipe")
-    return pipe
-
-
-def _line(process: subprocess.Popen[bytes], deadline: float) -> bytes:
-    """One line of a process's output, empty when it ends or the deadline passes before one begins."""
-    pipe = _pipe(process.stdout)
-    readable, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
-    return pipe.readline() if readable else b""
+    def _start_agent(self, name: str) -> "subprocess.Popen[bytes]":
+        # A session of its own: an interrupt at the terminal is this process's to handle, agents end with it anyway.
+        return self.python(
+            name, "dataplane.lab.agent", stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
 
 
 def _need_root() -> None:

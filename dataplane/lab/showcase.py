@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import dataplane
 from dataplane.lab.cluster import cluster_objects, pods
+from dataplane.lab.ground import Keeps
 from dataplane.lab.lab import Lab
 from dataplane.lab.probe import Outcome, Probe, ProbeResult
-from dataplane.lab.proxy import Keeps, LabProxy
+from dataplane.lab.proxy import LabProxy
 from dataplane.lab.spec import LabSpec, Topology
-from dataplane.lab.verify import node_addresses
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import EndpointSlice, ModelObject
 
@@ -52,7 +52,7 @@ class Showcase:
     def __init__(self, lab: Lab, proxy: LabProxy) -> None:
         self.lab = lab
         self.proxy = proxy
-        self.own = node_addresses(lab)
+        self.own = lab.node_addresses()
 
     def probe(self, place: str, address: str, port: int, count: int = 1, **options: str | Protocol) -> ProbeResult:
         """`count` connections from a place."""

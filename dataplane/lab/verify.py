@@ -4,14 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pyroute2 import IPRoute
-
-from dataplane.kernel.netns import netns
-from dataplane.lab.lab import Lab
+from dataplane.lab.ground import Ground, Keeps, Proxies
 from dataplane.lab.probe import DEFAULT_TIMEOUT, Attempt, Outcome, Probe, ProbeResult, split_port
-from dataplane.lab.proxy import Keeps, LabProxy
 from dataplane.lab.table import Cell
-from dataplane.model.net import Protocol, canonical_address
+from dataplane.model.net import Protocol
 from dataplane.oracle.decide import Decision, Oracle, Packet, Verdict
 from dataplane.plan.types import FrontendKind
 from dataplane.policy.endpoints import Backend
@@ -37,21 +33,12 @@ class Finding(NamedTuple):
         return f"{self.cell}: wanted {self.wanted}, saw {self.seen}"
 
 
-def node_addresses(lab: Lab) -> dict[str, set[str]]:
-    """Every address that each node has on any device: what a masqueraded packet may come from."""
-    found = {}
-    for node in lab.nodes:
-        with netns(node.netns), IPRoute() as door:
-            found[node.name] = {canonical_address(m.get_attr("IFA_ADDRESS")) for m in door.get_addr()}
-    return found
-
-
-def source_address(lab: Lab, cell: Cell) -> str:
+def source_address(lab: Ground, cell: Cell) -> str:
     """The address that a cell's client sends from (nothing binds it: the primary one of its place)."""
     return lab.place(cell.place).addresses[cell.family]
 
 
-def decisions(lab: Lab, oracles: dict[str, Oracle], cells: Sequence[Cell]) -> list[Decision]:
+def decisions(lab: Ground, oracles: dict[str, Oracle], cells: Sequence[Cell]) -> list[Decision]:
     """What the oracle of the deciding node says about each cell."""
     return [
         oracles[cell.decides].decide(Packet(source_address(lab, cell), cell.address, cell.port, cell.protocol))
@@ -59,7 +46,9 @@ def decisions(lab: Lab, oracles: dict[str, Oracle], cells: Sequence[Cell]) -> li
     ]
 
 
-def _probe_all(lab: Lab, cells: Sequence[Cell], counts: Sequence[int], timeouts: Sequence[float]) -> list[ProbeResult]:
+def _probe_all(
+    lab: Ground, cells: Sequence[Cell], counts: Sequence[int], timeouts: Sequence[float]
+) -> list[ProbeResult]:
     """Probe every cell `count` times; places work side by side."""
     requests: dict[str, list[Probe]] = {}
     for cell, count, timeout in zip(cells, counts, timeouts, strict=True):
@@ -83,12 +72,12 @@ class Judge:
     fall back to the slow path, of which there are at most as many as the programs counted (`most_fallbacks`).
     """
 
-    def __init__(self, lab: Lab, mode: str, keeps: frozenset[Keeps] = frozenset(), most_fallbacks: int = 0) -> None:
+    def __init__(self, lab: Ground, mode: str, keeps: frozenset[Keeps] = frozenset(), most_fallbacks: int = 0) -> None:
         self._mode, self._keeps = mode, keeps
         self.fallbacks, self._most_fallbacks = 0, most_fallbacks
         self._pods = {address: pod for pod in lab.pods for address in pod.addresses.values()}
         self._nodes = {pod.name: pod.node for pod in lab.pods}
-        self._own = node_addresses(lab)
+        self._own = lab.node_addresses()
 
     def wanted_servers(self, cell: Cell, decision: Decision) -> set[str]:
         """Names of the pods that the decision may choose and whose answers find back."""
@@ -178,16 +167,17 @@ def _sums(*counters: Counter[Outcome] | Counter[str]) -> str:
     return ", ".join(f"{name} {count}x" for counter in counters for name, count in sorted(counter.items()))
 
 
-def verify(lab: Lab, proxy: LabProxy, cells: Sequence[Cell]) -> list[Finding]:
+def verify(lab: Ground, proxy: Proxies, cells: Sequence[Cell], *, slowness: float = 1.0) -> list[Finding]:
     """Probe every cell with real packets and return those that disagree with the oracle.
 
-    A cell with several backends is probed again until it had a fair chance to show all of them.
+    A cell with several backends is probed again until it had a fair chance to show all of them. slowness: what all
+    time limits are multiplied by, for places that are slower than this machine.
     """
     judge = Judge(lab, proxy.mode, proxy.keeps)
     wanted = decisions(lab, proxy.oracles(), cells)
     counts = [FIRST_ATTEMPTS if d.verdict is Verdict.DNAT else QUIET_ATTEMPTS for d in wanted]
     timeouts = [
-        DEFAULT_TIMEOUT if Outcome.TIMEOUT in judge.wanted_outcomes(cell, decision) else PATIENCE
+        slowness * (DEFAULT_TIMEOUT if Outcome.TIMEOUT in judge.wanted_outcomes(cell, decision) else PATIENCE)
         for cell, decision in zip(cells, wanted, strict=True)
     ]
     results = _probe_all(lab, cells, counts, timeouts)

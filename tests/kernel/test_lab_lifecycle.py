@@ -138,7 +138,7 @@ def test_failure_in_the_middle_leaves_nothing(name: str, monkeypatch: pytest.Mon
     def refuse(*_: object) -> None:
         raise LinkError("refused")
 
-    monkeypatch.setattr(build, "_node", refuse)
+    monkeypatch.setattr(build, "make_node", refuse)
     with pytest.raises(LinkError, match="refused"):
         Lab.up(small(name))
     assert traces(name) == []

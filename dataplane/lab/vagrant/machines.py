@@ -1,0 +1,115 @@
+"""The lab on virtual machines, seen from the host: places are reached over ssh, one connection a machine."""
+
+import json
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from dataplane.lab.agents import Agents
+from dataplane.lab.probe import Probe, ProbeResult
+from dataplane.lab.spec import Client, LabError, LabSpec, LabSpecError, Node, Place, Pod, topology
+from dataplane.model.net import canonical_address
+
+HOME = "/opt/hotplane"
+PYTHON = f"{HOME}/.venv/bin/python"
+CONCURRENCY = 32
+"""Attempts under way at a time from one place: a slow machine answers few in one probe's time."""
+_AGENT_SECONDS = 120.0
+
+
+class Machines:
+    """A lab of machines that are up, as Vagrant's `ssh-config` describes them. Has what lab.ground.Ground asks for."""
+
+    def __init__(self, spec: LabSpec, ssh_config: Path) -> None:
+        self.spec = spec
+        self.topology = topology(spec)
+        self._places = {place.name: place for place in self.topology.places()}
+        # One connection a machine, kept by the first that needs it: each login costs a slow machine seconds.
+        control = ssh_config.with_name("ssh-%n")
+        shared = ("ControlMaster=auto", f"ControlPath={control}", "ControlPersist=yes", "LogLevel=ERROR")
+        self._ssh = ["ssh", "-F", str(ssh_config), *(word for option in shared for word in ("-o", option))]
+        self._agents = Agents(self._start_agent, _AGENT_SECONDS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the agents and the connections; the machines stay up."""
+        self._agents.close()
+        for machine in [*(node.name for node in self.nodes), self.client.name]:
+            subprocess.run([*self._ssh, "-O", "exit", machine], check=False, capture_output=True)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes, node 1 first; each is a machine and holds its pods."""
+        return self.topology.nodes
+
+    @property
+    def pods(self) -> tuple[Pod, ...]:
+        """All pods, by node."""
+        return tuple(pod for node in self.nodes for pod in node.pods)
+
+    @property
+    def client(self) -> Client:
+        """The outside client: a namespace of its machine, which is also the router."""
+        return self.topology.client
+
+    def place(self, where: str) -> Place:
+        """A place by its name. Raises LabSpecError naming those there are."""
+        if where not in self._places:
+            raise LabSpecError(f"this lab has no {where}; it has {', '.join(self._places)}")
+        return self._places[where]
+
+    def command(self, where: str, argv: Sequence[str]) -> list[str]:
+        """The command line, on this host, that runs a program in a place as root."""
+        place = self.place(where)
+        machine = place.node if isinstance(place, Pod) else "client" if place.name == "net" else place.name
+        own = isinstance(place, Node) or place.name == "net"
+        enter = [] if own else ["ip", "netns", "exec", place.netns]
+        return [*self._ssh, machine, shlex.join(["sudo", *enter, *argv])]
+
+    def run(
+        self, where: str, argv: Sequence[str], *, input: bytes | None = None, check: bool = True, timeout: float = 600.0
+    ) -> "subprocess.CompletedProcess[bytes]":
+        """Run a program in a place to its end. Raises LabError when it fails and `check` is set, or is late."""
+        given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
+        command = self.command(where, argv)
+        try:
+            done: subprocess.CompletedProcess[bytes] = subprocess.run(
+                command, capture_output=True, timeout=timeout, check=False, **given
+            )
+        except subprocess.TimeoutExpired as error:
+            raise LabError(f"{where}: {shlex.join(argv)}: not done after {timeout} s") from error
+        if check and done.returncode:
+            words = done.stderr.decode(errors="replace").strip()
+            raise LabError(f"{where}: {shlex.join(argv)}: exit status {done.returncode}: {words}")
+        return done
+
+    def probe_all(self, requests: Mapping[str, Sequence[Probe]]) -> dict[str, list[ProbeResult]]:
+        """Try probes from several places at the same time (place name -> probes); results likewise.
+
+        The agents behind it are started at first use and kept. Raises LabError when one fails.
+        """
+        return self._agents.probe_all(requests, CONCURRENCY)
+
+    def node_addresses(self) -> dict[str, set[str]]:
+        """Every address that each node has on any device."""
+        found = {}
+        for node in self.nodes:
+            listed = json.loads(self.run(node.name, ["ip", "-json", "address"]).stdout)
+            found[node.name] = {
+                canonical_address(entry["local"]) for link in listed for entry in link.get("addr_info", ())
+            }
+        return found
+
+    def _start_agent(self, name: str) -> "subprocess.Popen[bytes]":
+        argv = self.command(name, [PYTHON, "-P", "-m", "dataplane.lab.agent"])
+        return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)

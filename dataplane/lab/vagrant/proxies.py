@@ -1,0 +1,118 @@
+"""hotplane on every machine of the Vagrant lab, driven by its command line; the oracle's plans are made here."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import NamedTuple, Self, TypeVar
+
+from dataplane.lab.ground import Keeps
+from dataplane.lab.manifests import manifest
+from dataplane.lab.proxy import node_config
+from dataplane.lab.spec import CLUSTER_CIDR, Node
+from dataplane.lab.vagrant.machines import HOME, PYTHON, Machines
+from dataplane.model.objects import ModelObject
+from dataplane.oracle.decide import Oracle
+from dataplane.plan.planner import Planner
+
+_CONFIG = "/run/hotplane-lab.json"
+_FORGET = "from dataplane.kernel.conntrack import forget_all; forget_all()"
+_T = TypeVar("_T")
+
+
+class Variant(NamedTuple):
+    """A mode and its options on the command line. keeps: see lab.proxy."""
+
+    mode: str
+    options: tuple[str, ...] = ()
+    keeps: frozenset[Keeps] = frozenset()
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "iptables": Variant("iptables"),
+    "nftables": Variant("nftables"),
+    "ebpf": Variant("ebpf", keeps=frozenset(Keeps)),
+    "ebpf-parity": Variant("ebpf", ("--masquerade", "kube-proxy")),
+    "ebpf-connect": Variant("ebpf", ("--hooks", "connect"), frozenset({Keeps.PODS})),
+    "ebpf-tc": Variant("ebpf", ("--hooks", "tc"), frozenset({Keeps.LOCAL})),
+    "ebpf-xdp": Variant("ebpf", ("--hooks", "tc,xdp"), frozenset({Keeps.LOCAL})),
+}
+
+
+class MachineProxies:
+    """A proxy on every node, in one variant. As a context manager it leaves the nodes without rules and flows.
+
+    said: what the command said on standard error while it loaded (such as a hook that this kernel refuses).
+    """
+
+    def __init__(self, machines: Machines, variant: str) -> None:
+        self._machines = machines
+        self._variant = VARIANTS[variant]
+        self.mode, self.keeps = self._variant.mode, self._variant.keeps
+        self._planners = {n.name: Planner(node_config(machines, n, self.mode)) for n in machines.nodes}
+        self._objects: list[ModelObject] = []
+        self.said: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._everywhere(self._clean)
+
+    def load(self, objects: Iterable[ModelObject]) -> None:
+        """Program every node with exactly these objects. Raises LabError when the command fails on one."""
+        self._objects = list(objects)
+        for planner in self._planners.values():
+            planner.update(self._objects, ())
+        text = manifest(self._objects)
+        self.said = self._everywhere(lambda node: self._apply(node, text))
+
+    def counters(self) -> dict[str, int]:
+        """How often each way out of each of the ebpf mode's hooks was taken on all nodes, by `hook:reason`."""
+        found: Counter[str] = Counter()
+        if self.mode == "ebpf":
+            for records in self._everywhere(lambda node: self._hotplane(node, ["show", "counters", "-o", "json"])[0]):
+                for record in json.loads(records):
+                    if record.get("hook"):
+                        found[f"{record['hook']}:{record['reason']}"] += record["count"]
+        return dict(found)
+
+    def oracles(self) -> dict[str, Oracle]:
+        """An oracle for each node's plan as it is now."""
+        return {name: Oracle(planner.plan) for name, planner in self._planners.items()}
+
+    def _everywhere(self, work: Callable[[Node], _T]) -> list[_T]:
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(work, self._machines.nodes))
+
+    def _hotplane(self, node: Node, argv: Sequence[str], input: bytes | None = None) -> tuple[bytes, str]:
+        """Run the command on a node; its output and what it said on standard error."""
+        addresses = [word for ip in (*node.addresses.values(), *node.second.values()) for word in ("--node-ip", ip)]
+        own = ["--config", _CONFIG, "--node-name", node.name, *addresses, "--mode", self.mode, *self._variant.options]
+        done = self._machines.run(node.name, [f"{HOME}/hotplane", *own, *argv], input=input)
+        return done.stdout, done.stderr.decode(errors="replace").strip()
+
+    def _apply(self, node: Node, text: bytes) -> str:
+        self._machines.run(node.name, ["tee", _CONFIG], input=_configuration(self._machines))
+        _, said = self._hotplane(node, ["apply", "-f", "-"], text)
+        return f"{node.name}: {said}" if said else ""
+
+    def _clean(self, node: Node) -> None:
+        self._hotplane(node, ["cleanup"])
+        self._machines.run(node.name, [PYTHON, "-P", "-c", _FORGET])
+
+
+def _configuration(machines: Machines) -> bytes:
+    """A KubeProxyConfiguration that says what `node_config` does."""
+    cidrs = [CLUSTER_CIDR[family] for family in machines.spec.families]
+    return json.dumps(
+        {
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "kind": "KubeProxyConfiguration",
+            "detectLocalMode": "ClusterCIDR",
+            "clusterCIDR": ",".join(cidrs),
+        }
+    ).encode()

@@ -1,0 +1,84 @@
+"""One report of what was run on the machines: raw as JSON, and a page of Markdown."""
+
+from pathlib import Path
+
+import msgspec
+
+from dataplane.lab.spec import LabSpec
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What the machines are."""
+
+    kernel: str
+    system: str
+    nft: str
+    iptables: str
+    virtualization: str
+    box: str
+    driver: str
+    spec: LabSpec
+
+
+class TableRun(msgspec.Struct, frozen=True):
+    """The scenario table through one variant. findings: cells in which packets and oracle disagree.
+
+    load_seconds: from the manifests to all nodes' kernels, over ssh, the start of the command included.
+    """
+
+    variant: str
+    cells: int
+    verdicts: dict[str, int]
+    findings: list[str]
+    load_seconds: float
+    probe_seconds: float
+    counters: dict[str, int]
+    said: list[str]
+
+    def line(self) -> str:
+        """A line of text."""
+        result = "all as the oracle says" if not self.findings else f"{len(self.findings)} DISAGREE"
+        verdicts = ", ".join(f"{count} {name}" for name, count in sorted(self.verdicts.items()))
+        times = f"load {self.load_seconds:.0f} s, probes {self.probe_seconds:.0f} s"
+        return f"{self.variant}: {self.cells} cells ({verdicts}): {result}; {times}"
+
+
+class Report(msgspec.Struct):
+    """Everything that was run. bench: what `hotplane bench` printed."""
+
+    facts: Facts
+    table: list[TableRun] = []
+    bench: str = ""
+
+
+def markdown(report: Report) -> str:
+    """The page."""
+    facts = report.facts
+    shape = f"{facts.spec.nodes} nodes, {facts.spec.pods} pods each, routing {facts.spec.routing}"
+    lines = [
+        "# The Vagrant lab: what was run",
+        "",
+        f"- machines: {facts.system}, Linux {facts.kernel}, {facts.nft}, {facts.iptables}",
+        f"- virtualization: {facts.virtualization} ({facts.driver}); box: {facts.box}",
+        f"- lab: {shape}, pods on a {facts.spec.pod_link}, {'both families' if facts.spec.ipv6 else 'IPv4'}",
+    ]
+    if report.table:
+        lines += ["", "| mode | cells | disagree with the oracle | load, s | probes, s |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {r.variant} | {r.cells} | {len(r.findings)} | {r.load_seconds:.0f} | {r.probe_seconds:.0f} |"
+            for r in report.table
+        ]
+    for run in report.table:
+        lines += [f"- {run.variant}: {text}" for text in (*run.said, *run.findings)]
+        if run.counters:
+            most = sorted(run.counters.items(), key=lambda item: -item[1])
+            lines += ["", f"{run.variant}, ways out of the programs: " + ", ".join(f"{w} {n}" for w, n in most)]
+    if report.bench:
+        lines += ["", "## hotplane bench, on node 1", "", "```", report.bench.rstrip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def write(report: Report, directory: Path) -> None:
+    """Write report.json and report.md. Raises OSError."""
+    (directory / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
+    (directory / "report.md").write_text(markdown(report))

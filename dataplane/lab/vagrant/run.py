@@ -1,0 +1,168 @@
+"""The scenario table and the benchmark on the machines of the Vagrant lab, and one report of both.
+
+`python -m dataplane.lab.vagrant.run --ssh-config FILE table|bench|exec ...`; vagrant/lab calls it and says more.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from dataplane.errors import HotplaneError
+from dataplane.lab import table, verify
+from dataplane.lab.spec import LabError
+from dataplane.lab.table import Cell
+from dataplane.lab.vagrant.machines import HOME, Machines
+from dataplane.lab.vagrant.proxies import VARIANTS, MachineProxies
+from dataplane.lab.vagrant.report import Facts, Report, TableRun, write
+from dataplane.lab.vagrant.settings import Settings, settings
+from dataplane.model.net import Family
+
+_FAMILIES = {"ipv4": Family.IPV4, "ipv6": Family.IPV6}
+_BENCH_SECONDS = 6 * 3600.0
+_SHOWN = 20
+
+
+def facts(machines: Machines, found: Settings) -> Facts:
+    """What the machines are, as they say themselves."""
+    node = machines.nodes[0].name
+
+    def ask(*argv: str) -> str:
+        return machines.run(node, list(argv)).stdout.decode().strip()
+
+    return Facts(
+        kernel=ask("uname", "-r"),
+        system=ask("sh", "-c", ". /etc/os-release && echo $PRETTY_NAME"),
+        nft=ask("nft", "--version"),
+        iptables=ask("iptables", "--version"),
+        virtualization=ask("sh", "-c", "systemd-detect-virt || true"),
+        box=found.box if "/" in found.box and not Path(found.box).is_absolute() else "built by vagrant/build-box",
+        driver=found.driver,
+        spec=found.spec,
+    )
+
+
+def run_variant(machines: Machines, variant: str, cells: Sequence[Cell], slowness: float) -> TableRun:
+    """The whole table through one variant of a mode. Raises LabError."""
+    services = table.services(machines.topology, ipv6=machines.spec.ipv6)
+    with MachineProxies(machines, variant) as proxies:
+        started = time.monotonic()
+        proxies.load(table.objects(services))
+        loaded = time.monotonic()
+        verdicts = Counter(d.verdict.value for d in verify.decisions(machines, proxies.oracles(), cells))
+        findings = verify.verify(machines, proxies, cells, slowness=slowness)
+        done = time.monotonic()
+        return TableRun(
+            variant=variant,
+            cells=len(cells),
+            verdicts=dict(verdicts),
+            findings=[str(finding) for finding in findings],
+            load_seconds=round(loaded - started, 1),
+            probe_seconds=round(done - loaded, 1),
+            counters=proxies.counters(),
+            said=[text for text in proxies.said if text],
+        )
+
+
+def run_table(machines: Machines, report: Report, variants: Sequence[str], families: Sequence[str], slow: float) -> int:
+    """Each variant in turn, said on standard output as it goes. Returns the number of findings."""
+    if machines.spec.nodes < table.SPEC.nodes or machines.spec.pods_of(1) < table.SPEC.pods_of(1):
+        raise LabError(
+            f"the table needs {table.SPEC.nodes} nodes with {table.SPEC.pods} pods each: set HOTPLANE_VM_PODS"
+        )
+    wanted = {_FAMILIES[name] for name in families}
+    services = table.services(machines.topology, ipv6=machines.spec.ipv6)
+    cells = [cell for cell in table.cells(services, machines.topology) if cell.family in wanted]
+    found = 0
+    for variant in variants:
+        result = run_variant(machines, variant, cells, slow)
+        report.table.append(result)
+        found += len(result.findings)
+        print(result.line(), flush=True)
+        for text in (*result.said, *result.findings[:_SHOWN]):
+            print(f"    {text}", flush=True)
+    return found
+
+
+def run_bench(machines: Machines, report: Report, directory: Path, arguments: Sequence[str]) -> None:
+    """`hotplane bench` on node 1, in namespaces on that machine's kernel; its results and its own report come back.
+
+    The nodes' network is not measured: a virtual switch of one host says nothing of a real one. Raises LabError.
+    """
+    node, where = machines.nodes[0].name, "/run/hotplane-bench.json"
+    started = time.monotonic()
+    own = ["bench", "--results", where, "--overwrite", *arguments]
+    done = machines.run(node, [f"{HOME}/hotplane", *own], timeout=_BENCH_SECONDS)
+    results = machines.run(node, ["cat", where]).stdout
+    (directory / "bench.json").write_bytes(results)
+    report.bench = done.stdout.decode(errors="replace")
+    print(f"bench: {time.monotonic() - started:.0f} s")
+
+
+def _words(text: str, known: Sequence[str]) -> list[str]:
+    words = text.split(",")
+    for word in words:
+        if word not in known:
+            raise argparse.ArgumentTypeError(f"there is no {word}; choose of {','.join(known)}")
+    return words
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lab", description="The Vagrant lab's scenario table and benchmark.")
+    parser.add_argument("--ssh-config", type=Path, required=True, help="what `vagrant ssh-config` printed")
+    actions = parser.add_subparsers(dest="what", required=True)
+    table_parser = actions.add_parser("table")
+    bench = actions.add_parser("bench")
+    for sub in (table_parser, bench):
+        sub.add_argument("--report", type=Path, default=Path("vagrant-report"), metavar="DIR")
+    table_parser.add_argument("--variants", type=lambda text: _words(text, list(VARIANTS)), default=list(VARIANTS))
+    table_parser.add_argument("--families", type=lambda text: _words(text, list(_FAMILIES)), default=["ipv4"])
+    bench.add_argument("options", nargs=argparse.REMAINDER, help="of hotplane bench, after --")
+    execute = actions.add_parser("exec")
+    execute.add_argument("place")
+    execute.add_argument("argv", nargs=argparse.REMAINDER)
+    return parser
+
+
+def _after_dashes(words: Sequence[str]) -> list[str]:
+    return list(words[1:] if words[:1] == ["--"] else words)
+
+
+def _measure(args: argparse.Namespace, machines: Machines, found: Settings) -> int:
+    args.report.mkdir(parents=True, exist_ok=True)
+    stored = args.report / "report.json"
+    report = Report(facts(machines, found))
+    if stored.exists():  # what the other action measured stays in it
+        earlier = msgspec.json.decode(stored.read_bytes(), type=Report)
+        report = Report(report.facts, [] if args.what == "table" else earlier.table, earlier.bench)
+    findings = 0
+    if args.what == "table":
+        findings = run_table(machines, report, args.variants, args.families, found.slowness)
+    else:
+        run_bench(machines, report, args.report, _after_dashes(args.options))
+    write(report, args.report)
+    return 1 if findings else 0
+
+
+def main() -> int:
+    """Command line: 0 all as the oracle says, 1 findings or failed; `exec`: the command's own status."""
+    args = _arguments().parse_args()
+    try:
+        found = settings(os.environ)
+        with Machines(found.spec, args.ssh_config) as machines:
+            if args.what == "exec":
+                return subprocess.run(machines.command(args.place, _after_dashes(args.argv)), check=False).returncode
+            return _measure(args, machines, found)
+    except (HotplaneError, OSError) as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -133,6 +133,14 @@ class Nfnetlink:
         if not answered:
             raise Refused(_NO_ANSWER, None, 0, "the kernel did not say what became of a transaction")
 
+    def request(self, item: Message) -> None:
+        """Send one message that is no part of a transaction, and wait for its acknowledgement. Raises Refused."""
+        self._number += 1
+        self._socket.send(_message(self._number, item._replace(flags=item.flags | _ACK)))
+        for number, error in self._answers():
+            if number == self._number and error is not None:
+                raise error
+
     def _make_room(self, size: int) -> None:
         """A transaction must fit into the socket's send buffer whole."""
         if size <= self._room:

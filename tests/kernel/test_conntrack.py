@@ -8,6 +8,7 @@ import pytest
 
 from dataplane.kernel.conntrack import delete_udp
 from dataplane.kernel.netns import netns
+from dataplane.kernel.nfnetlink import Nfnetlink
 from dataplane.model.net import Family
 from dataplane.plan.udp import StaleFlows
 
@@ -52,7 +53,11 @@ def make_flows(family: Family) -> None:
 
 
 @FAMILIES
-def test_exactly_the_named_flows_go(family: Family, make_namespace: Callable[[str], str]) -> None:
+@pytest.mark.parametrize("listed", [False, True], ids=["filtered", "listed"])
+def test_exactly_the_named_flows_go(
+    family: Family, listed: bool, make_namespace: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dataplane.kernel.conntrack._listing_is_cheaper", lambda deletes: listed)
     first, second, third = ADDRESSES[family]
     with netns(make_namespace("conntrack")):
         make_flows(family)
@@ -70,3 +75,25 @@ def test_exactly_the_named_flows_go(family: Family, make_namespace: Callable[[st
         assert entries(family) == before - {translated, (second, 53, second, 53), (third, 54, third, 54)}
         delete_udp([])
         assert len(entries(family)) == 3
+
+
+def test_many_deletes_of_few_entries_are_one_listing(
+    make_namespace: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dumps = []
+    real = Nfnetlink.dump
+
+    def dump(door: Nfnetlink, kind: int, family: int, attributes: bytes) -> list[memoryview]:
+        dumps.append(kind)
+        return real(door, kind, family, attributes)
+
+    monkeypatch.setattr(Nfnetlink, "dump", dump)
+    first, second, _ = ADDRESSES[Family.IPV4]
+    with netns(make_namespace("conntrack")):
+        make_flows(Family.IPV4)
+        delete_udp([StaleFlows(Family.IPV4, first, 55)])
+        assert dumps == []
+        many = [StaleFlows(Family.IPV4, first, port, (second, 5353)) for port in range(53, 553)]
+        delete_udp(many)
+        assert len(dumps) == 1
+        assert len(entries(Family.IPV4)) == 5

@@ -4,17 +4,21 @@ One file a network namespace under the state directory, because one directory se
 """
 
 import os
+import re
 import socket
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
 
 from ctl.ebpf import EbpfOptions
+from ctl.journal import drop, replay
 from dataplane.errors import HotplaneError
 from dataplane.plan.types import HealthCheck, Plan, PlanEntry
 from dataplane.policy.node import NodeConfig
 
 _DAEMON_SECONDS = 15.0
+_OF_COOKIE = re.compile(r"netns-c(\d+)\.")
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14 and later; unique until the machine restarts
 
 
@@ -25,7 +29,8 @@ class StateError(HotplaneError):
 class Saved(msgspec.Struct, frozen=True):
     """What one network namespace was last brought to, and in which mode.
 
-    ebpf: that mode's options. left_out: Services that did not fit into its maps and are the slow path's alone.
+    ebpf: that mode's options. left_out: Services that did not fit into its maps and are the slow path's alone. journal:
+    number of the first journal with changes since (ctl.journal), 0 = none.
     """
 
     mode: str
@@ -35,9 +40,12 @@ class Saved(msgspec.Struct, frozen=True):
     health_checks: tuple[HealthCheck, ...] = ()
     ebpf: EbpfOptions | None = None
     left_out: tuple[str, ...] = ()
+    journal: int = 0
 
     @classmethod
-    def of(cls, mode: str, plan: Plan, ebpf: EbpfOptions | None = None, left_out: tuple[str, ...] = ()) -> "Saved":
+    def of(
+        cls, mode: str, plan: Plan, ebpf: EbpfOptions | None = None, left_out: tuple[str, ...] = (), journal: int = 0
+    ) -> "Saved":
         """Remember a plan."""
         return cls(
             mode,
@@ -47,6 +55,7 @@ class Saved(msgspec.Struct, frozen=True):
             tuple(plan.health_checks.values()),
             ebpf if mode == "ebpf" else None,
             left_out,
+            journal,
         )
 
     def plan(self) -> Plan:
@@ -68,13 +77,14 @@ def namespace_id() -> str:
         return f"i{os.stat('/proc/thread-self/ns/net').st_ino}"
 
 
-def _path(state_dir: Path) -> Path:
+def plan_path(state_dir: Path) -> Path:
+    """Where this network namespace's plan is kept; its journals lie beside it."""
     return state_dir / f"netns-{namespace_id()}.msgpack"
 
 
 def socket_path(state_dir: Path) -> Path:
     """Where the daemon of this network namespace listens: a connection there ends once its plan is written down."""
-    return _path(state_dir).with_suffix(".sock")
+    return plan_path(state_dir).with_suffix(".sock")
 
 
 def ask_daemon(state_dir: Path) -> bool:
@@ -82,7 +92,7 @@ def ask_daemon(state_dir: Path) -> bool:
     try:
         with socket.socket(socket.AF_UNIX) as door:
             door.settimeout(_DAEMON_SECONDS)
-            door.connect(str(socket_path(state_dir)))
+            door.connect(str(socketplan_path(state_dir)))
             door.recv(1)
     except OSError:  # nobody listens: no daemon, or one that was killed; or it is too busy and the last plan must do
         return False
@@ -91,12 +101,13 @@ def ask_daemon(state_dir: Path) -> bool:
 
 def save(state_dir: Path, saved: Saved) -> None:
     """Remember for this network namespace; whole or not at all. Raises StateError."""
-    path = _path(state_dir)
+    path = plan_path(state_dir)
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(f".{os.getpid()}")
         fresh.write_bytes(msgspec.msgpack.encode(saved))
         fresh.replace(path)
+        drop(path, saved.journal or None)
     except OSError as error:
         raise StateError(f"{path}: cannot be written ({error.strerror}); give another --state-dir") from error
 
@@ -108,9 +119,10 @@ def load(state_dir: Path, *, current: bool = True) -> Saved | None:
     """
     if current:
         ask_daemon(state_dir)
-    path = _path(state_dir)
+    path = plan_path(state_dir)
     try:
-        return msgspec.msgpack.decode(path.read_bytes(), type=Saved)
+        saved = msgspec.msgpack.decode(path.read_bytes(), type=Saved)
+        return _with_journals(path, saved) if saved.journal else saved
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -119,17 +131,43 @@ def load(state_dir: Path, *, current: bool = True) -> Saved | None:
         raise StateError(f"{path}: is not what this version writes ({error}); apply the manifests again") from error
 
 
+def _with_journals(path: Path, saved: Saved) -> Saved:
+    """The plan with what changed since it was saved."""
+    plan = saved.plan()
+    if not replay(path, saved.journal, plan):
+        return saved
+    return Saved.of(saved.mode, plan, saved.ebpf, saved.left_out, saved.journal)
+
+
 def forget(state_dir: Path) -> bool:
     """Forget this network namespace, and remove the directory when nothing else is in it; whether there was anything.
 
     Raises StateError.
     """
-    path = _path(state_dir)
+    path = plan_path(state_dir)
     try:
         existed = path.exists()
         path.unlink(missing_ok=True)
+        drop(path)
         if state_dir.is_dir() and not any(state_dir.iterdir()):
             state_dir.rmdir()
     except OSError as error:
         raise StateError(f"{path}: cannot be removed: {error.strerror}") from error
     return existed
+
+
+def forget_gone(state_dir: Path, living: Collection[int]) -> list[str]:
+    """Forget the network namespaces whose cookies are not among `living`; returns the names of the files that went.
+
+    Raises StateError.
+    """
+    gone = []
+    try:
+        for path in sorted(state_dir.glob("netns-c*")) if state_dir.is_dir() else ():
+            match = _OF_COOKIE.match(path.name)
+            if match and int(match[1]) not in living:
+                path.unlink(missing_ok=True)
+                gone.append(path.name)
+    except OSError as error:
+        raise StateError(f"{state_dir}: cannot be cleared up: {error.strerror}") from error
+    return gone

@@ -14,11 +14,19 @@ def register(subparsers: Any) -> None:
         description="Remove the rules of every mode from this network namespace and forget what was applied there. "
         "The iptables mode's chains have kube-proxy's names: those of a kube-proxy that runs here go too.",
     )
+    parser.add_argument(
+        "--stale",
+        action="store_true",
+        help="instead, remove what network namespaces that are gone left on this machine: pinned programs and maps, "
+        "programs on control groups, files in the state directory",
+    )
     add_output_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Remove everything; fine when there is nothing."""
+    if args.stale:
+        return _stale(args)
     from pathlib import Path
 
     from ctl import state
@@ -36,4 +44,17 @@ def run(args: argparse.Namespace) -> int:
         raise PlaneError("; ".join(failed))
     existed = state.forget(Path(args.state_dir))
     print_records([{"cleaned": list(MODES), "state": existed}], args.output, ("cleaned", "state"))
+    return 0
+
+
+def _stale(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from ctl import state
+    from dataplane.kernel.netns_alive import living_cookies
+    from dataplane.planes.ebpf.stale import remove_stale
+
+    records = [{"kind": "pins", "name": name} for name in remove_stale()]
+    records += [{"kind": "state", "name": name} for name in state.forget_gone(Path(args.state_dir), living_cookies())]
+    print_records(records, args.output, ("kind", "name"), empty="nothing is stale")
     return 0

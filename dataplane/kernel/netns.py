@@ -125,6 +125,7 @@ def _back_afterwards() -> Iterator[None]:
 def netns(name: str) -> Iterator[None]:
     """Run the body of a `with` inside a namespace: this thread only, put back exactly afterwards; nests.
 
+    name: its name, or the full path of any file that stands for one (/proc/1/ns/net).
     Sockets, and processes started, inside the body belong to the namespace for good.
     Raises FileNotFoundError when there is no namespace of that name.
     """
@@ -170,15 +171,3 @@ def pids(inside: Iterable[str]) -> dict[int, str]:
         if inode in by_inode:
             found[int(entry.name)] = by_inode[inode]
     return found
-
-
-def sysctl(name: str, value: str | int, *, optional: bool = False) -> bool:
-    """Write a sysctl of the namespace this thread is in; `name` with slashes, such as net/ipv4/ip_forward.
-
-    Returns False when it does not exist and is `optional`; raises OSError otherwise.
-    """
-    path = Path("/proc/sys") / name
-    if optional and not path.exists():
-        return False
-    path.write_text(f"{value}\n")
-    return True

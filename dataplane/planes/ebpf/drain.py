@@ -18,7 +18,7 @@ from dataplane.planes.ebpf.hooks import PacketHook
 from dataplane.planes.ebpf.layout import constant, struct_version, unpack
 from dataplane.planes.ebpf.maps import MapSet, open_any_sizes
 from dataplane.planes.ebpf.pins import PinDirectory, default_instance
-from dataplane.planes.ebpf.programs import remove_link
+from dataplane.planes.ebpf.programs import remove_links
 from dataplane.planes.ebpf.sockets import disconnect_here
 from dataplane.planes.ebpf.tables import BACKEND_FLAGS_AT
 
@@ -128,8 +128,7 @@ def remove(pins: PinDirectory) -> None:
     if pins.path is None:
         return
     PacketHook().detach(pins)
-    for path in pins.links().values():
-        remove_link(path)
+    remove_links(pins)
     pins.remove()
 
 

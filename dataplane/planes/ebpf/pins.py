@@ -10,7 +10,6 @@ Layout: <bpffs>/<instance>/maps-<layout version>/<map> and <bpffs>/<instance>/li
 import ctypes
 import fcntl
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,17 +17,11 @@ from functools import cache
 from pathlib import Path
 
 from dataplane.kernel.bpf import BPF_FS_MAGIC
+from dataplane.kernel.netns_alive import netns_cookie
 from dataplane.planes.base import PlaneError
 
 MOUNT_POINT = Path("/run/hotplane/bpf")
-_SO_NETNS_COOKIE = 71
 _MAPS = "maps-"
-
-
-def netns_cookie() -> int:
-    """The kernel's number of the current network namespace; never used twice while the machine is up (Linux 5.14)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
 
 
 def default_instance() -> str:
@@ -107,6 +100,12 @@ def ensure_root() -> Path:
     if root is None:
         raise PlaneError(f"{MOUNT_POINT}: a bpffs was mounted there but cannot be seen; is /proc mounted?")
     return root
+
+
+def instance_names() -> list[str]:
+    """Names of all instances of which something is pinned, sorted."""
+    root = find_root()
+    return sorted(path.name for path in root.iterdir() if path.is_dir()) if root else []
 
 
 class PinDirectory:

@@ -5,6 +5,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from dataplane.kernel.netns_alive import netns_cookie
 from dataplane.model.net import Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import Plan, Table
@@ -13,7 +14,7 @@ from dataplane.planes.ebpf import drain
 from dataplane.planes.ebpf.adopt import adopt, read_rows, sweep
 from dataplane.planes.ebpf.layout import Sizes, constant, fields_of, layout_version, struct_version
 from dataplane.planes.ebpf.maps import NODE_KEY, MapSet, copy_maps, create_maps, open_any_sizes, open_maps, pin_maps
-from dataplane.planes.ebpf.pins import PinDirectory, default_instance, netns_cookie
+from dataplane.planes.ebpf.pins import PinDirectory, default_instance
 from dataplane.planes.ebpf.programs import Hook, remove_link
 from dataplane.planes.ebpf.settings import write_node
 from dataplane.planes.ebpf.sockets import SocketCleaner

@@ -11,7 +11,7 @@ from dataplane.kernel.bpf import AttachType, BpfError, ProgramType
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.layout import MapSpec, Sizes
 from dataplane.planes.ebpf.maps import MapSet, create_maps
-from dataplane.planes.ebpf.pins import PinDirectory, find_root
+from dataplane.planes.ebpf.pins import PinDirectory, instance_names
 
 CONNECT_SOURCE = "connect.c"
 CONNECT_PROGRAMS: dict[str, AttachType] = {
@@ -152,18 +152,21 @@ def remove_link(path: Path) -> None:
     path.unlink()
 
 
+def remove_links(pins: PinDirectory) -> None:
+    """Detach and unpin every link of an instance."""
+    for path in pins.links().values():
+        remove_link(path)
+
+
 def remove_instances(prefix: str) -> list[str]:
     """Take off and unpin everything of the instances whose names begin so, dead or alive; returns the names.
 
     For whoever named them, to clear up after a predecessor whose network namespaces are gone already.
     """
-    root = find_root()
-    names = sorted(path.name for path in root.iterdir() if path.is_dir()) if root else []
-    mine = [name for name in names if name.startswith(prefix)]
+    mine = [name for name in instance_names() if name.startswith(prefix)]
     for name in mine:
         pins = PinDirectory(name)
-        for path in pins.links().values():
-            remove_link(path)
+        remove_links(pins)
         pins.remove()
     return mine
 

@@ -4,6 +4,7 @@ this run are left behind."""
 import os
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -44,9 +45,18 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     before: frozenset[str] = session.config.stash[_BEFORE]
     left = [name for name in netns.names() if name not in before and _made_by_this_run(name)]
     left += [f"pins {name}" for name in pins() if _made_by_this_run(name)]
+    left += session.config.stash.get(_LEFT, [])
+    session.config.stash[_LEFT] = left
     if left:
-        session.config.stash[_LEFT] = left
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if hasattr(session.config, "workeroutput"):  # a worker of a run on several processors: it has no summary
+        session.config.workeroutput["left"] = left
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What a worker left behind counts for the whole run."""
+    node.config.stash.setdefault(_LEFT, []).extend(getattr(node, "workeroutput", {}).get("left", []))
 
 
 def _made_by_this_run(name: str) -> bool:

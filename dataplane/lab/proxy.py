@@ -7,9 +7,9 @@ from typing import Self
 
 from dataplane.kernel.conntrack import forget_all
 from dataplane.kernel.netns import in_netns, netns
-from dataplane.lab.ground import Ground, Keeps
+from dataplane.lab.ground import Keeps
 from dataplane.lab.lab import Lab
-from dataplane.lab.spec import CLUSTER_CIDR, Node
+from dataplane.lab.spec import CLUSTER_CIDR, LabSpec, Node
 from dataplane.model.objects import ModelObject, ObjectRef
 from dataplane.oracle.decide import Oracle
 from dataplane.plan.change import PlanChange
@@ -24,14 +24,14 @@ PlaneMaker = Callable[[Lab, Node], Plane]
 """Makes the plane of a node; called, like everything the plane does, inside the node's namespace."""
 
 
-def node_config(lab: Ground, node: Node, mode: str) -> NodeConfig:
+def node_config(spec: LabSpec, node: Node, mode: str) -> NodeConfig:
     """What a node of the lab knows of itself, with each mode's own defaults for node ports (kube-proxy's)."""
     own = (*node.addresses.values(), *node.second.values())
     every_address = NodePortAddresses(any_local=True, loopback=True)
     return NodeConfig(
         name=node.name,
         addresses=own,
-        detector=LocalDetector(cidrs=tuple(CLUSTER_CIDR[family] for family in lab.spec.families)),
+        detector=LocalDetector(cidrs=tuple(CLUSTER_CIDR[family] for family in spec.families)),
         nodeports=every_address if mode == "iptables" else NodePortAddresses(addresses=tuple(node.addresses.values())),
         reject_unknown_ports=mode != "iptables",
     )
@@ -42,7 +42,7 @@ class NodeProxy:
 
     def __init__(self, lab: Lab, node: Node, mode: str, make: PlaneMaker) -> None:
         self.node = node
-        self.planner = Planner(node_config(lab, node, mode))
+        self.planner = Planner(node_config(lab.spec, node, mode))
         with netns(node.netns):
             self.plane = make(lab, node)
             self.plane.load(self.planner.plan)

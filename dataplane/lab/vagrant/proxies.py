@@ -11,10 +11,12 @@ from dataplane.lab.ground import Keeps
 from dataplane.lab.manifests import manifest
 from dataplane.lab.proxy import node_config
 from dataplane.lab.spec import CLUSTER_CIDR, Node
+from dataplane.lab.table import Cell
 from dataplane.lab.vagrant.machines import HOME, PYTHON, Machines
 from dataplane.model.objects import ModelObject
 from dataplane.oracle.decide import Oracle
 from dataplane.plan.planner import Planner
+from dataplane.planes.ipvs.render import says
 
 _CONFIG = "/run/hotplane-lab.json"
 _FORGET = "from dataplane.kernel.conntrack import forget_all; forget_all()"
@@ -22,7 +24,7 @@ _T = TypeVar("_T")
 
 
 class Variant(NamedTuple):
-    """A mode and its options on the command line. keeps: see lab.proxy."""
+    """A mode and its options on the command line. keeps: see lab.ground."""
 
     mode: str
     options: tuple[str, ...] = ()
@@ -37,6 +39,7 @@ VARIANTS: Mapping[str, Variant] = {
     "ebpf-connect": Variant("ebpf", ("--hooks", "connect"), frozenset({Keeps.PODS})),
     "ebpf-tc": Variant("ebpf", ("--hooks", "tc"), frozenset({Keeps.LOCAL})),
     "ebpf-xdp": Variant("ebpf", ("--hooks", "tc,xdp"), frozenset({Keeps.LOCAL})),
+    "ipvs": Variant("ipvs"),
 }
 
 
@@ -50,7 +53,7 @@ class MachineProxies:
         self._machines = machines
         self._variant = VARIANTS[variant]
         self.mode, self.keeps = self._variant.mode, self._variant.keeps
-        self._planners = {n.name: Planner(node_config(machines, n, self.mode)) for n in machines.nodes}
+        self._planners = {n.name: Planner(node_config(machines.spec, n, self.mode)) for n in machines.nodes}
         self._objects: list[ModelObject] = []
         self.said: list[str] = []
 
@@ -84,6 +87,18 @@ class MachineProxies:
         """An oracle for each node's plan as it is now."""
         return {name: Oracle(planner.plan) for name, planner in self._planners.items()}
 
+    def sayable(self, cells: Iterable[Cell]) -> list[Cell]:
+        """The cells that this mode can serve: all, but for the ipvs baseline (planes.ipvs.render.says)."""
+        if self.mode != "ipvs":
+            return list(cells)
+        unsaid = {
+            (entry.key.name, frontend.kind, frontend.key.protocol, frontend.key.family)
+            for planner in self._planners.values()
+            for frontend, entry in planner.plan.frontends()
+            if not says(frontend)
+        }
+        return [cell for cell in cells if (cell.service, cell.kind, cell.protocol, cell.family) not in unsaid]
+
     def _everywhere(self, work: Callable[[Node], _T]) -> list[_T]:
         with ThreadPoolExecutor() as pool:
             return list(pool.map(work, self._machines.nodes))
@@ -96,13 +111,25 @@ class MachineProxies:
         return done.stdout, done.stderr.decode(errors="replace").strip()
 
     def _apply(self, node: Node, text: bytes) -> str:
+        if self.mode == "ipvs":
+            self._ipvs(node, "load", text)
+            return ""
         self._machines.run(node.name, ["tee", _CONFIG], input=_configuration(self._machines))
         _, said = self._hotplane(node, ["apply", "-f", "-"], text)
         return f"{node.name}: {said}" if said else ""
 
     def _clean(self, node: Node) -> None:
-        self._hotplane(node, ["cleanup"])
+        if self.mode == "ipvs":
+            self._ipvs(node, "clean")
+        else:
+            self._hotplane(node, ["cleanup"])
         self._machines.run(node.name, [PYTHON, "-P", "-c", _FORGET])
+
+    def _ipvs(self, node: Node, action: str, text: bytes | None = None) -> None:
+        """The baseline is no mode of the command line; a module of its own drives it."""
+        spec = ["--nodes", str(self._machines.spec.nodes), *(["--ipv6"] if self._machines.spec.ipv6 else [])]
+        argv = [PYTHON, "-P", "-m", "dataplane.lab.vagrant.ipvs", action, node.name, *spec]
+        self._machines.run(node.name, argv, input=text)
 
 
 def _configuration(machines: Machines) -> bytes:

@@ -55,6 +55,7 @@ def run_variant(machines: Machines, variant: str, cells: Sequence[Cell], slownes
         started = time.monotonic()
         proxies.load(table.objects(services))
         loaded = time.monotonic()
+        cells = proxies.sayable(cells)
         verdicts = Counter(d.verdict.value for d in verify.decisions(machines, proxies.oracles(), cells))
         findings = verify.verify(machines, proxies, cells, slowness=slowness)
         done = time.monotonic()

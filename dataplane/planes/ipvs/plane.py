@@ -1,0 +1,78 @@
+"""The ipvs baseline in the kernel.
+
+It is here to be compared with, and only that: it is no mode of the command line, and less than a plane. It loads a
+whole plan at a time and tells nobody what it holds. It needs a kernel with IPVS and dummy devices, and owns the IPVS
+table of its network namespace: whatever else is in there goes.
+
+Limits of one virtual server a frontend (`render.says`): one set of destinations for every source, so policy Local
+serves pods and the node from the Local set too, as kube-proxy's ipvs mode does; refusal where a plan says drop; no
+loadBalancerSourceRanges; round robin instead of a random choice. The node's own packets to a virtual address come
+from that very address until they are masqueraded.
+"""
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from dataplane.kernel import sysctl
+from dataplane.plan.types import Plan
+from dataplane.planes.base import PlaneError
+from dataplane.planes.ipvs.render import TABLE, render
+
+DEVICE = "kube-ipvs0"
+_SETTINGS = {
+    "net/ipv4/vs/conntrack": 1,
+    "net/ipv4/vs/conn_reuse_mode": 1,
+    "net/ipv4/vs/expire_nodest_conn": 1,
+    "net/ipv4/vs/expire_quiescent_template": 1,
+}
+"""kube-proxy's: masquerading needs connection tracking, and nothing is to outlive its endpoint."""
+
+
+class IpvsPlane:
+    """A plan in IPVS, in the current network namespace."""
+
+    name = "ipvs"
+
+    def load(self, plan: Plan) -> None:
+        """Replace whatever IPVS holds by this plan. Not one transaction: a packet in between may find no server.
+
+        Raises PlaneError, saying which tool refused what.
+        """
+        wanted = render(plan)
+        if not Path("/proc/net/ip_vs").exists():
+            _run(["modprobe", "ip_vs"])
+        for key, value in _SETTINGS.items():
+            sysctl.write(key, value)
+        _run(["nft", "-f", "-"], wanted.rules)
+        self._device(wanted.addresses)
+        _run(["ipvsadm", "--clear"])
+        _run(["ipvsadm", "--restore"], wanted.servers)
+
+    def cleanup(self) -> None:
+        """Remove the servers, the device and the rules; fine when there is none."""
+        if Path("/proc/net/ip_vs").exists():
+            _run(["ipvsadm", "--clear"])
+        if Path("/sys/class/net", DEVICE).exists():
+            _run(["ip", "link", "del", DEVICE])
+        _run(["nft", "-f", "-"], f"table inet {TABLE} {{ }}\ndelete table inet {TABLE}\n")
+
+    def _device(self, addresses: Sequence[str]) -> None:
+        """Addresses of a device of this machine are delivered locally, which is where IPVS takes packets up."""
+        if Path("/sys/class/net", DEVICE).exists():
+            _run(["ip", "link", "del", DEVICE])
+        commands = [f"link add {DEVICE} type dummy", f"link set {DEVICE} up"]
+        commands += [
+            f"addr add {address}/{128 if ':' in address else 32} dev {DEVICE}{' nodad' if ':' in address else ''}"
+            for address in addresses
+        ]
+        _run(["ip", "-batch", "-"], "".join(f"{command}\n" for command in commands))
+
+
+def _run(argv: Sequence[str], text: str = "") -> None:
+    try:
+        done = subprocess.run(list(argv), input=text, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise PlaneError(f"ipvs: {argv[0]}: {error.strerror}; install its package") from error
+    if done.returncode:
+        raise PlaneError(f"ipvs: {' '.join(argv)}: {done.stderr.strip() or f'exit status {done.returncode}'}")

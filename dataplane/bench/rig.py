@@ -10,6 +10,7 @@ import os
 import re
 import select
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any, Self
 import msgspec
 
 from dataplane.bench.agent import Request
-from dataplane.bench.generator import Generator, udp_frame
+from dataplane.bench.generator import End, Generator, udp_frame
 from dataplane.bench.modes import CONNTRACK, MODES
 from dataplane.bench.native import Tool
 from dataplane.bench.objects import (
@@ -35,8 +36,9 @@ from dataplane.bench.objects import (
     cluster_ip,
 )
 from dataplane.bench.scenarios import Position, Scenario, Way, index
+from dataplane.kernel import sysctl
 from dataplane.kernel.links import Links
-from dataplane.kernel.netns import netns, sysctl
+from dataplane.kernel.netns import netns
 from dataplane.lab import build
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabError, LabSpec, Node
@@ -46,6 +48,7 @@ PATIENCE = 30.0
 LOAD_PATIENCE = 900.0
 _DIRECT_RULE = 50
 _LIVE_PORT = 40000
+_QUERY, _ANSWER_SECONDS = bytes(40), 5.0
 _TRACKED = "add table ip bench; add chain ip bench c { type filter hook prerouting priority -150; }; "
 _TRACKED += "add rule ip bench c ct state invalid counter"
 _CONNTRACK_SECONDS = {
@@ -135,7 +138,7 @@ class Rig:
         for node in self.lab.nodes:
             with netns(node.netns):
                 for key, seconds in _CONNTRACK_SECONDS.items():
-                    sysctl(key, seconds, optional=True)
+                    sysctl.write_if_present(key, seconds)
             self._serve(node)
         for mode, node in self.nodes.items():
             self._clients[mode] = self._client(node.pods[1].name)
@@ -247,14 +250,32 @@ class Rig:
         return self._clients["" if outside else mode].ask(request.encode(), seconds + PATIENCE)
 
     def live(self, mode: str, target: tuple[str, int], seconds: float) -> dict[str, float]:
-        """Let the kernel send packets of its own into the mode's node, to a remote backend; count what leaves it."""
+        """Let packets of the kernel's own making enter the mode's node, to a remote backend; count what leaves it. They
+        belong to a flow that was answered before, as nearly all packets do."""
+        if not MODES[mode].reference:
+            self._exchange(target)
         node = self.nodes[mode]
         switch = self.lab.topology.underlay.netns
         with Links(switch) as port, Links(node.netns) as uplink:
             macs = port.mac(node.name), uplink.mac(node.uplink)
         addresses = self.lab.client.addresses[Family.IPV4], target[0]
-        with Generator(switch, node.name, udp_frame(macs, addresses, (_LIVE_PORT, target[1]))) as generator:
+        ends = End(node.netns, node.uplink), End(switch, node.name)
+        with Generator(*ends, udp_frame(macs, addresses, (_LIVE_PORT, target[1]))) as generator:
             return generator.run(seconds)
+
+    def _exchange(self, target: tuple[str, int]) -> None:
+        """Two datagrams from the outside client's live port and the answers to them. Raises LabError without those."""
+        with netns(self.lab.client.netns):
+            door = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with door:
+            door.settimeout(_ANSWER_SECONDS)
+            door.bind((self.lab.client.addresses[Family.IPV4], _LIVE_PORT))
+            for _ in range(2):
+                door.sendto(_QUERY, target)
+                try:
+                    door.recv(len(_QUERY))
+                except TimeoutError as error:
+                    raise LabError(f"{target[0]} port {target[1]}: no answer to a datagram from outside") from error
 
     def bulk(self, mode: str, streams: int, target: tuple[str, int], size: int) -> dict[str, float]:
         """Send `size` bytes in so many streams with iperf3; rate is bits a second as the server saw them."""

@@ -37,6 +37,7 @@ class Command(enum.IntEnum):
     OBJ_PIN = 6
     OBJ_GET = 7
     PROG_TEST_RUN = 10
+    PROG_GET_FD_BY_ID = 13
     OBJ_GET_INFO_BY_FD = 15
     PROG_QUERY = 16
     MAP_LOOKUP_BATCH = 24
@@ -360,6 +361,11 @@ def program_load(
             raise BpfError(
                 plain.errno or error.errno, f"program {name} was refused: {plain.strerror}\n{words}"
             ) from None
+
+
+def program_by_id(number: int) -> int:
+    """A descriptor of a program that is loaded; ENOENT when there is none."""
+    return _bpf(Command.PROG_GET_FD_BY_ID, struct.pack("=III", number, 0, 0), f"program {number}")[0]
 
 
 def link_create(program: int, target: int, attach: AttachType, flags: int = 0) -> int:

@@ -16,7 +16,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-SOURCE_DIR = Path(__file__).resolve().parents[2] / "bpf"
+SOURCE_DIR = Path(__file__).resolve().parents[1] / "bpf"
+"""In a checkout a symbolic link to the top level's bpf/; an installed package has the files themselves there."""
 DEFAULT_CACHE_DIR = Path("/var/cache/hotplane/bpf")
 
 _UAPI = Path("/usr/include")

@@ -13,6 +13,7 @@ from ctl.main import main
 from dataplane.kernel import bpf, cgroup, netns
 from dataplane.kernel.links import Links
 from dataplane.kernel.netns_alive import living_cookies, netns_cookie
+from dataplane.planes.ebpf import stale
 from dataplane.planes.ebpf.hooks import PacketHook
 from dataplane.planes.ebpf.pins import PinDirectory, default_instance, instance_names
 from dataplane.planes.ebpf.plane import EbpfPlane
@@ -128,7 +129,12 @@ def test_whoever_holds_a_namespace_keeps_it(place: str, holder: str) -> None:
 
 
 def test_the_command_clears_up(
-    place: str, namespace: str, group: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    place: str,
+    namespace: str,
+    group: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with netns.netns(place):
         gone = default_instance()
@@ -137,6 +143,7 @@ def test_the_command_clears_up(
     (tmp_path / f"netns-c{cookie}.msgpack").write_bytes(b"")
     (tmp_path / f"netns-c{netns_cookie()}.msgpack").write_bytes(b"")
     netns.remove(place)
+    monkeypatch.setattr(stale, "instance_names", lambda: [gone])  # other tests have dead namespaces of their own
     with netns.netns(namespace):
         assert main(["--state-dir", str(tmp_path), "cleanup", "--stale", "-o", "json"]) == 0
     records = json.loads(capsys.readouterr().out)

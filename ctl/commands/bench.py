@@ -46,6 +46,12 @@ def register(subparsers: Any) -> None:
         metavar="DIR",
         help="where (default: bench-report)",
     )
+    report.add_argument(
+        "--markdown", action="store_true", help="print the tables as Markdown instead, write no files of its own"
+    )
+    report.add_argument(
+        "--into", type=Path, metavar="FILE.md", help="put the tables between that file's `hotplane bench` markers too"
+    )
     compare = actions.add_parser("compare", help="tell real differences between two runs from noise")
     compare.add_argument("before", type=Path, metavar="A.json")
     compare.add_argument("after", type=Path, metavar="B.json")
@@ -69,6 +75,9 @@ def _add_run_options(parser: argparse.ArgumentParser, *, defaults: bool) -> None
         metavar="N[,...]",
         help="how many, one stage each, e.g. 1,1k,30k",
     )
+    add("--endpoints", default=5, type=int, metavar="N", help="of each Service (default: 5)")
+    add("--family", default="ipv4", choices=("ipv4", "ipv6"), help="of everything (default: ipv4)")
+    add("--routing", default="direct", choices=("direct", "vxlan"), help="between nodes (default: direct)")
     add("--rounds", default=None, type=int, metavar="N", help="rounds of measurement instead of the profile's")
     add(
         "--iptables-max",
@@ -123,17 +132,22 @@ def _list(output: str) -> int:
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
-    from dataplane.bench.profiles import settings
+    from dataplane.bench.profiles import Wishes, settings
+    from dataplane.lab.spec import Routing
+    from dataplane.model.net import Family
 
-    return settings(
-        args.profile,
-        args.modes or (),
-        args.scenario or (),
-        args.services or (),
-        args.rounds,
-        args.iptables_max,
-        args.seed,
+    wishes = Wishes(
+        modes=args.modes or (),
+        scenarios=args.scenario or (),
+        services=args.services or (),
+        rounds=args.rounds,
+        iptables_max=args.iptables_max,
+        endpoints=args.endpoints,
+        family=Family.IPV6 if args.family == "ipv6" else Family.IPV4,
+        routing=Routing(args.routing),
+        seed=args.seed,
     )
+    return settings(args.profile, wishes)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -144,10 +158,11 @@ def _run(args: argparse.Namespace) -> int:
     path = args.results
     results, tool = _begin(args)
     remove_abandoned()
+    _say(_plan(results))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the lab goes then too
     started = time.monotonic()
     with Journal(journal_path(path), results, append=args.resume) as journal:
-        with Rig(lab_name(), results.settings.modes, tool) as rig:
+        with Rig(lab_name(), results.settings, tool) as rig:
             Runner(rig, results, journal, _progress()).run()
     results.seconds += time.monotonic() - started
     results.complete = True
@@ -191,20 +206,48 @@ def _begin(args: argparse.Namespace) -> "tuple[Results, Any]":
 
 
 def _without_missing(settings: "Settings") -> "tuple[Settings, list[str]]":
-    """The settings without what this machine or this size cannot do, and sentences about it."""
+    """The settings without what this machine, this size or these networks cannot do, and sentences about it."""
     import shutil
 
     import msgspec
 
+    from dataplane.lab.spec import Routing
+    from dataplane.model.net import Family
+
     skipped = []
-    if shutil.which("iperf3") is None and any(name.startswith("bulk") for name in settings.scenarios):
-        skipped.append("bulk scenarios are left out: there is no iperf3; apt-get install iperf3")
-        kept = tuple(name for name in settings.scenarios if not name.startswith("bulk"))
-        settings = msgspec.structs.replace(settings, scenarios=kept)
+
+    def leave_out(names: set[str], why: str) -> None:
+        nonlocal settings
+        kept = tuple(name for name in settings.scenarios if name not in names)
+        if kept != settings.scenarios:
+            skipped.append(f"left out: {', '.join(n for n in settings.scenarios if n not in kept)}: {why}")
+            settings = msgspec.structs.replace(settings, scenarios=kept)
+
+    if shutil.which("iperf3") is None:
+        leave_out({"bulk1", "bulk4"}, "there is no iperf3; apt-get install iperf3")
+    if settings.family is Family.IPV6:
+        leave_out({"north-remote-pps"}, "the kernel's own packets are IPv4")
+    if settings.routing is Routing.VXLAN:
+        leave_out({"xdp-cost"}, "packets to another node leave by the tunnel, which XDP leaves to the stack")
     large = [count for count in settings.services if count > settings.iptables_max]
     if "iptables" in settings.modes and large:
         skipped.append(f"iptables is left out at {', '.join(map(str, large))} Services: see --iptables-max")
     return settings, skipped
+
+
+def _plan(results: "Results") -> str:
+    """What will be measured, and how long that takes."""
+    from dataplane.bench.pace import duration, run_seconds
+    from dataplane.bench.run import all_keys
+
+    settings, known = results.settings, {cell.key for cell in results.cells}
+    left = [key for key in all_keys(settings) if key not in known]
+    sizes = ", ".join(f"{count:,}" for count in settings.services)
+    return (
+        f"{settings.profile}: {len(settings.modes)} modes, {len(settings.scenarios)} scenarios, {sizes} Services with "
+        f"{settings.endpoints} endpoints each; {len(left)} measurements, about {duration(run_seconds(settings, left))} "
+        "min on two quiet processors"
+    )
 
 
 def _command(args: argparse.Namespace) -> str:
@@ -214,6 +257,12 @@ def _command(args: argparse.Namespace) -> str:
         words += [flag, ",".join(map(str, value))] if value else []
     for flag, number in (("--rounds", args.rounds), ("--iptables-max", args.iptables_max)):
         words += [] if number is None else [flag, str(number)]
+    for flag, text, usual in (
+        ("--endpoints", str(args.endpoints), "5"),
+        ("--family", args.family, "ipv4"),
+        ("--routing", args.routing, "direct"),
+    ):
+        words += [] if text == usual else [flag, text]
     return shlex.join([*words, *(["--python-load"] if args.python_load else []), "--seed", str(args.seed)])
 
 
@@ -222,17 +271,19 @@ def _say(text: str) -> None:
 
 
 def _progress() -> "Progress":
-    """On a terminal one line that changes; otherwise a line every few seconds."""
+    """On a terminal one line that changes; otherwise a line every ten seconds."""
+    from dataplane.bench.pace import duration
+
     started = last = time.monotonic()
     drawn = sys.stderr.isatty()
 
-    def show(done: int, total: int, what: str) -> None:
+    def show(done: int, total: int, remaining: float, what: str) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last < (0.2 if drawn else 10.0):
             return
         last = now
-        text = f"{done}/{total} ({done / total:.0%}, {now - started:.0f} s)  {what}"
+        text = f"{done}/{total}, {duration(now - started)} gone, about {duration(remaining)} left: {what}"
         print(f"\r\033[K{text}" if drawn else text, end="" if drawn else "\n", file=sys.stderr, flush=True)
         if drawn and done + 1 >= total:
             print(file=sys.stderr)
@@ -257,15 +308,39 @@ def _print(results: "Results", output: str) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from dataplane.bench.report.page import write_report
+    from dataplane.bench.report.markdown import insert, markdown
     from dataplane.bench.results import read
 
+    results = read(args.results_file)
+    text = markdown(results)
+    if args.into:
+        _write(args.into, insert(_read(args.into), text, str(args.into)))
+        print(args.into)
+    if args.markdown:
+        print(text, end="")
+        return 0
+    from dataplane.bench.report.page import write_report
+
     try:
-        for path in write_report(read(args.results_file), args.directory):
+        for path in write_report(results, args.directory):
             print(path)
     except OSError as error:
         raise ReportError(f"{args.directory}: {error.strerror}: choose a directory that can be written to") from error
     return 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ReportError(f"--into {path}: {error.strerror}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ReportError(f"--into {path}: {error.strerror}") from error
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -9,17 +9,20 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from dataplane.bench.memory import kernel_memory, process_memory, settled_kernel_memory
 from dataplane.bench.modes import MODES, make_plane
-from dataplane.bench.objects import Backend, Changes, chunks
+from dataplane.bench.objects import ENDPOINTS, Backend, Changes, Shape, chunks
+from dataplane.bench.program import ProgramCost, Way
 from dataplane.errors import HotplaneError
 from dataplane.lab.lab import Lab
 from dataplane.lab.proxy import node_config
+from dataplane.lab.spec import LabError
 from dataplane.model.decode import decode, decode_object
+from dataplane.model.net import Family
 from dataplane.model.objects import ModelObject
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import Plan
@@ -29,27 +32,24 @@ CHANGES_A_SECOND = 100
 
 
 class Request(msgspec.Struct, frozen=True):
-    """do: "load" (services, local and remote are used), "change" (count, seconds: stop at whichever comes first),
-    "rollout" (seconds) or "cleanup"."""
+    """do: "load" (services, endpoints of each, family, local and remote are used), "change" (count, seconds: stop at
+    whichever comes first), "rollout" (seconds), "program" (way) or "cleanup"."""
 
     do: str
     services: int = 0
+    endpoints: int = ENDPOINTS
+    family: Family = Family.IPV4
     local: Backend = Backend("", "")
     remote: Backend = Backend("", "")
     count: int = 0
     seconds: float = 0.0
+    way: Way | None = None
 
 
 def _cpu() -> float:
     """Processor seconds of this process and of the programs it ran."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in used)
-
-
-def memory() -> dict[str, float]:
-    """Resident memory of this process in bytes: now, and at most so far."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {"rss": int(lines["VmRSS"].split()[0]) * 1024.0, "rss_peak": int(lines["VmHWM"].split()[0]) * 1024.0}
 
 
 def spread_of(values: list[int]) -> dict[str, float]:
@@ -78,18 +78,21 @@ class Agent:
 
     def __init__(self, lab: Lab, node: str, mode: str) -> None:
         place = next(n for n in lab.nodes if n.name == node)
-        self._planner = Planner(node_config(lab, place, MODES[mode].plane))
+        self._planner = Planner(node_config(lab.spec, place, MODES[mode].plane))
         self._made = make_plane(mode, lab.cgroup(place))
         self._plane = self._made.plane
-        self._changes = Changes(0)
+        self._changes = Changes(Shape(0))
+        self._program: ProgramCost | None = None
 
     def load(self, request: Request) -> dict[str, float]:
         """A cold start: decode, plan, load the kernel. Times in seconds; `seconds` is without decoding,
-        `maps_seconds` also without an eBPF plane's slow path and programs."""
+        `maps_seconds` also without an eBPF plane's slow path and programs. kernel_bytes: memory that the kernel took,
+        see `kernel_memory`."""
+        shape = Shape(request.services, request.endpoints, request.family)
         found: list[ModelObject] = []
         decode_seconds = 0.0
         size = 0
-        for chunk in chunks(request.services, request.local, request.remote):
+        for chunk in chunks(shape, request.local, request.remote):
             size += len(chunk)
             started = time.perf_counter()
             decoded = decode(chunk, "bench")
@@ -97,7 +100,7 @@ class Agent:
             if decoded.problems:
                 raise HotplaneError(f"the benchmark's own objects are wrong: {decoded.problems[0]}")
             found += decoded.objects
-        cpu = _cpu()
+        kernel, cpu = settled_kernel_memory(), _cpu()
         started = time.perf_counter()
         self._planner.update(found)
         planned = time.perf_counter()
@@ -105,12 +108,12 @@ class Agent:
         loading = time.perf_counter()
         self._plane.load(self._planner.plan)
         done = time.perf_counter() - (loading - planned)
-        cpu = _cpu() - cpu
+        cpu, kernel = _cpu() - cpu, kernel_memory() - kernel
         parts = self._made.parts()
         del found
         gc.collect()
         gc.freeze()  # as the daemon does once it has started
-        self._changes = Changes(request.services)
+        self._changes = Changes(shape)
         return {
             "seconds": done - started,
             "decode_seconds": decode_seconds,
@@ -120,7 +123,8 @@ class Agent:
             **parts,
             "json_bytes": float(size),
             "cpu": cpu,
-            **memory(),
+            "kernel_bytes": max(0.0, kernel),
+            **process_memory(),
         }
 
     def _take(self, events: Iterable[bytes]) -> None:
@@ -165,12 +169,21 @@ class Agent:
         seconds = (time.perf_counter_ns() - start) / 1e9
         cpu = (_cpu() - cpu) / seconds
         self._undo()
-        return {**spread_of(lags), "rate": wanted / seconds, "syncs": float(syncs), "cpu": cpu, **memory()}
+        return {**spread_of(lags), "rate": wanted / seconds, "syncs": float(syncs), "cpu": cpu, **process_memory()}
 
     def _undo(self) -> None:
         event = self._changes.undo()
         if event is not None:
             self._take([event])
+
+    def program(self, request: Request) -> dict[str, float]:
+        """What a packet costs in the XDP program."""
+        maps = next((hook.maps for hook in self._made.hooks if hook.maps is not None), None)
+        if maps is None or request.way is None:
+            raise LabError(f"{self._plane.name}: this mode has no packet programs whose cost could be measured")
+        if self._program is None:
+            self._program = ProgramCost(maps, request.way)
+        return self._program.measure()
 
     def cleanup(self, request: Request) -> dict[str, float]:
         """Leave nothing on the node."""
@@ -186,6 +199,7 @@ def main(arguments: list[str]) -> None:
         "load": agent.load,
         "change": agent.change,
         "rollout": agent.rollout,
+        "program": agent.program,
         "cleanup": agent.cleanup,
     }
     for line in sys.stdin.buffer:

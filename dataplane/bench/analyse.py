@@ -129,7 +129,7 @@ def _warnings(results: Results, rows: Sequence[Row], noisy: Sequence[GroupKey]) 
             f"{len(baselines)} groups. Run again on a quiet machine or with more --rounds."
         )
     elif noisy:
-        names = ", ".join(f"{key.scenario} at {key.services}" for key in noisy)
+        names = ", ".join(dict.fromkeys(f"{key.scenario} at {key.services:,}" for key in noisy))
         found.append(f"Too noisy to conclude (direct's own rounds differ by more than {NOISY_SPREAD:.0%}): {names}.")
     others = [cell.figures["others"] for cell in results.cells if "others" in cell.figures]
     if others and statistics.median(others) > BUSY_OTHERS:
@@ -148,17 +148,22 @@ def _warnings(results: Results, rows: Sequence[Row], noisy: Sequence[GroupKey]) 
         example = failed[0]
         what = f"{example.key.mode}, {example.key.scenario} at {example.key.services} Services: {example.error}"
         found.append(f"{len(failed)} of {len(results.cells)} cells have no figures; the first is {what}")
-    many = sum(len(estimate.outliers) for row in rows for estimate in [row.main])
+    many = sum(len(row.main.outliers) for row in rows)
     if many:
-        found.append(f"{many} outliers among {sum(row.main.rounds for row in rows)} rounds; they are left in.")
+        total = sum(row.main.rounds for row in rows)
+        found.append(f"{many} outliers among {total} rounds; they are left in, and medians do not mind them.")
     return [*found, *results.skipped, *results.machine.notes]
 
 
 def quantity(value: float, unit: str) -> str:
     """A figure for people: 12.3 k/s, 4.56 Gbit/s, 38.1 µs, 2.31 s, 91 MB."""
     if unit == "ns":
+        if value < 1e3:
+            return f"{value:.0f} ns"
+        if value >= 1e9:
+            return f"{value / 1e9:.3g} s"
         scaled, unit = (value / 1e3, "µs") if value < 1e6 else (value / 1e6, "ms")
-        return f"{scaled:.3g} {unit}" if scaled < 1000 else f"{scaled:.0f} {unit}"
+        return f"{scaled:.3g} {unit}"
     if unit == "s":
         return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
     if unit == "B":
@@ -177,23 +182,32 @@ def ratio_text(ratio: Ratio | None) -> str:
 def as_records(analysis: Analysis) -> list[dict[str, object]]:
     """The main figures as a table."""
     noisy = {key[1:] for key in analysis.noisy}
-    records: list[dict[str, object]] = []
-    for row in analysis.rows:
-        figures, scenario = row.figures, row.scenario
-        unit = "CPU s/GB" if scenario.operation.startswith("iperf3") else "CPU s/M"
-        record: dict[str, object] = {
-            "scenario": scenario.name,
-            "services": row.key.services,
-            "position": row.key.position,
-            "mode": row.key.mode,
-            "median": quantity(row.main.median, scenario.unit),
-            "spread": f"{row.main.spread:.0%}" if row.main.rounds > 1 else "",
-            "against direct": ratio_text(row.ratios.get(scenario.metric)),
-            "p50": quantity(figures["p50"].median, "ns") if "p50" in figures else "",
-            "p99": quantity(figures["p99"].median, "ns") if "p99" in figures else "",
-            "cpu": f"{figures['cpu'].median:.3g} {unit}" if scenario.kind is Kind.DATA else "",
-            "rss": quantity(figures["rss"].median, "B") if "rss" in figures else "",
-            "note": "noisy" if row.key[1:] in noisy else "",
-        }
-        records.append(record)
-    return records
+    return [_record(row, noisy=row.key[1:] in noisy) for row in analysis.rows]
+
+
+def _record(row: Row, *, noisy: bool) -> dict[str, object]:
+    figures, scenario = row.figures, row.scenario
+
+    def shown(name: str, unit: str) -> str:
+        return quantity(figures[name].median, unit) if name in figures else ""
+
+    unit = "CPU s/GB" if scenario.operation.startswith("iperf3") else "CPU s/M"
+    with_cpu = scenario.kind is Kind.DATA and scenario.operation != "program"
+    notes = ["noisy" if noisy else "", f"{len(row.main.outliers)} outliers" if row.main.outliers else ""]
+    return {
+        "scenario": scenario.name,
+        "services": row.key.services,
+        "position": row.key.position,
+        "mode": row.key.mode,
+        "median": quantity(row.main.median, scenario.unit),
+        "spread": f"{row.main.spread:.0%}" if row.main.rounds > 1 else "",
+        "rounds": row.main.rounds,
+        "against direct": ratio_text(row.ratios.get(scenario.metric)),
+        "p50": shown("p50", "ns"),
+        "p99": shown("p99", "ns"),
+        "p99.9": shown("p999", "ns"),
+        "cpu": f"{figures['cpu'].median:.3g} {unit}" if with_cpu else "",
+        "memory": shown("rss", "B"),
+        "in kernel": shown("kernel_bytes", "B"),
+        "note": ", ".join(filter(None, notes)),
+    }

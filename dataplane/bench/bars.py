@@ -17,7 +17,7 @@ from dataplane.bench.analyse import (
     by_group,
     values,
 )
-from dataplane.bench.modes import DIRECT
+from dataplane.bench.modes import CONNTRACK, DIRECT
 from dataplane.bench.results import Results
 from dataplane.bench.scenarios import Position
 from dataplane.bench.stats import Ratio, estimate
@@ -78,76 +78,94 @@ def _ratio(row: BarRow, ratio: Ratio | None, why: str, note: str = "", *, noisy:
     return _judged(row, ratio.value, ratio.low, ratio.high, note, noisy=noisy)
 
 
-def _absolute(row: BarRow, rounds: Rounds, scenario: str, figure: str, scale: float = 1.0) -> BarRow:
-    found = list(values(rounds.get(GroupKey(row.mode, scenario, MOST, ""), {}), figure).values())
+def _absolute(
+    row: BarRow, rounds: Rounds, key: GroupKey, figure: str, scale: float = 1.0, note: str = "", *, alone: bool = False
+) -> BarRow:
+    """alone: others on the machine make no difference to it."""
+    found = list(values(rounds.get(key, {}), figure).values())
     if not found:
-        return _missing(row, f"{scenario} at {MOST} Services was not part of this run")
+        return _missing(row, f"{key.scenario} at {key.services:,} Services was not part of this run")
     seen = estimate(found)
     low, high = seen.quartiles
-    others = estimate(list(values(rounds[GroupKey(row.mode, scenario, MOST, "")], "others").values() or (0.0,))).median
-    noisy = others > BUSY_OTHERS and figure != "rss"  # memory does not depend on who else runs
-    note = f"{seen.rounds} rounds" + (f", others kept {others:.1f} processors busy" if noisy else "")
-    return _judged(row, seen.median * scale, low * scale, high * scale, note, noisy=noisy)
+    others = estimate(list(values(rounds[key], "others").values()) or [0.0]).median
+    noisy = others > BUSY_OTHERS and not alone
+    notes = [note, f"{seen.rounds} rounds", f"others kept {others:.1f} processors busy" if noisy else ""]
+    text = "; ".join(filter(None, notes))
+    return _judged(row, seen.median * scale, low * scale, high * scale, text, noisy=noisy)
 
 
 def _connect_bars(rounds: Rounds, noisy: set[GroupKey]) -> Iterator[BarRow]:
-    why = f"connect at {SIZE} Services was not part of this run"
+    why = f"connect at {SIZE:,} Services was not part of this run"
+    rate = f"new connections/s, last of {SIZE:,} Services"
     is_noisy = GroupKey(DIRECT, "connect", SIZE, LAST) in noisy
     for mode, limit in (*((mode, 0.97) for mode in EBPF), ("nftables", 0.80)):
-        row = BarRow(f"new connections/s, last of {SIZE} Services, against direct", mode, limit, True)
         key = GroupKey(mode, "connect", SIZE, LAST)
-        own = between_scenarios(rounds, key, GroupKey(mode, "pod", SIZE, ""), "rate")
-        note = f"against the pod's address on the same node {own.value:.2f}" if own else ""
+        row = BarRow(f"{rate} / direct, on a node without rules", mode, limit, True)
+        tracked = against(rounds, key._replace(mode=CONNTRACK), DIRECT, "rate")
+        note = f"connection tracking alone {tracked.value:.2f}" if tracked and mode != "ebpf-connect" else ""
         yield _ratio(row, against(rounds, key, DIRECT, "rate"), why, note, noisy=is_noisy)
-    row = BarRow(f"new connections/s, last of {SIZE} Services, against iptables", "nftables", 8.0, True)
+        row = BarRow(f"{rate} / to the pod's own address on the same node", mode, limit, True)
+        own = between_scenarios(rounds, key, GroupKey(mode, "pod", SIZE, ""), "rate")
+        yield _ratio(row, own, f"pod at {SIZE:,} Services was not part of this run", noisy=is_noisy)
+    row = BarRow(f"{rate} / iptables", "nftables", 8.0, True)
     yield _ratio(
         row, against(rounds, GroupKey("nftables", "connect", SIZE, LAST), "iptables", "rate"), why, noisy=is_noisy
     )
     own = between_sizes(rounds, GroupKey(DIRECT, "connect", MOST, LAST), 1, "p99")
     for mode in ("nftables", *EBPF):
-        row = BarRow(f"p99 connect latency, {MOST} Services against 1", mode, 1.10, False)
+        row = BarRow(f"p99 connect latency, {MOST:,} Services / 1", mode, 1.10, False)
         ratio = between_sizes(rounds, GroupKey(mode, "connect", MOST, LAST), 1, "p99")
         noise = GroupKey(DIRECT, "connect", MOST, LAST) in noisy or GroupKey(DIRECT, "connect", 1, LAST) in noisy
         note = f"direct itself {own.value:.2f}" if own else ""
-        yield _ratio(row, ratio, f"connect at 1 and at {MOST} Services was not part of this run", note, noisy=noise)
+        yield _ratio(row, ratio, f"connect at 1 and at {MOST:,} Services was not part of this run", note, noisy=noise)
 
 
-def _packet_bars(analysis: Analysis, rounds: Rounds, noisy: set[GroupKey]) -> Iterator[BarRow]:
-    sizes = [row.key.services for row in analysis.rows if row.key.scenario in ("bulk1", "north-remote-pps")]
+def _packet_bars(results: Results, rounds: Rounds, noisy: set[GroupKey]) -> Iterator[BarRow]:
+    size = max(results.settings.fixed_services)
+    place = f"at {size:,} Services"
     for mode in EBPF:
-        row = BarRow("bulk TCP through a clusterIP against direct", mode, 0.98, True)
-        key = GroupKey(mode, "bulk1", max(sizes, default=0), LAST)
-        note = f"at {key.services} Services"
-        ratio = against(rounds, key, DIRECT, "rate")
-        yield _ratio(row, ratio, "bulk1 was not part of this run", note, noisy=key._replace(mode=DIRECT) in noisy)
-    row = BarRow("packets/s to a remote backend against plain forwarding", "ebpf-xdp", 3.0, True)
-    key = GroupKey(row.mode, "north-remote-pps", max(sizes, default=0), "")
-    note = f"at {key.services} Services; packets made by the kernel"
+        row = BarRow("bulk TCP through a clusterIP / direct", mode, 0.98, True)
+        key = GroupKey(mode, "bulk1", size, LAST)
+        is_noisy = key._replace(mode=DIRECT) in noisy
+        yield _ratio(row, against(rounds, key, DIRECT, "rate"), "bulk1 was not part of this run", place, noisy=is_noisy)
+    row = BarRow("packets/s to a remote backend / plain forwarding", "ebpf-xdp", 3.0, True)
+    key = GroupKey(row.mode, "north-remote-pps", size, "")
     why = "north-remote-pps was not part of this run"
-    yield _ratio(row, against(rounds, key, DIRECT, "rate"), why, note, noisy=key._replace(mode=DIRECT) in noisy)
-    row = BarRow("XDP program, established node-port flow", "ebpf-xdp", 150.0, False, "ns")
-    yield _missing(row, "measured by a test run of the program, not by this run")
+    note = f"{place}; packets of the kernel's own making"
+    is_noisy = key._replace(mode=DIRECT) in noisy
+    yield _ratio(row, against(rounds, key, DIRECT, "rate"), why, note, noisy=is_noisy)
+    row = BarRow("XDP program, established node-port flow, DNAT and SNAT", "ebpf-xdp", 150.0, False, "ns")
+    cost = key._replace(scenario="xdp-cost")
+    yield _absolute(row, rounds, cost, "ns", note=f"{place}; test run, its own 30 to 40 ns included", alone=True)
 
 
-def _control_bars(rounds: Rounds) -> Iterator[BarRow]:
-    row = BarRow(f"cold start, {MOST} Services x 5 endpoints", "nftables", 3.0, False, "s")
-    yield _absolute(row, rounds, "coldstart", "seconds")
+def _control_bars(endpoints: int, rounds: Rounds) -> Iterator[BarRow]:
+    def key(mode: str, scenario: str) -> GroupKey:
+        return GroupKey(mode, scenario, MOST, "")
+
+    size = f"{MOST:,} Services x {endpoints} endpoints"
+    row = BarRow(f"cold start, {size}: objects to kernel", "nftables", 3.0, False, "s")
+    yield _absolute(row, rounds, key(row.mode, "coldstart"), "seconds")
     for mode in EBPF:
-        row = BarRow(f"cold start, planning and eBPF maps, {MOST} Services x 5 endpoints", mode, 1.5, False, "s")
-        yield _absolute(row, rounds, "coldstart", "maps_seconds")
+        row = BarRow(f"cold start, {size}: objects to eBPF maps", mode, 1.5, False, "s")
+        yield _absolute(row, rounds, key(mode, "coldstart"), "maps_seconds")
     for mode in ("nftables", *EBPF):
-        row = BarRow(f"one endpoint change at {MOST} Services, p99", mode, 5.0, False, "ms")
-        yield _absolute(row, rounds, "change", "p99", 1e-6)
+        row = BarRow(f"one endpoint changes at {MOST:,} Services, event to kernel, p99", mode, 5.0, False, "ms")
+        yield _absolute(row, rounds, key(mode, "change"), "p99", 1e-6)
     for mode in ("nftables", *EBPF):
-        row = BarRow(f"control plane memory at {MOST} Services", mode, 300.0, False, "MB")
-        yield _absolute(row, rounds, "coldstart", "rss", 1e-6)
+        row = BarRow(f"control plane memory, {size}", mode, 300.0, False, "MB")
+        yield _absolute(row, rounds, key(mode, "coldstart"), "rss", 1e-6, alone=True)
 
 
 def bars(results: Results, analysis: Analysis | None = None) -> list[BarRow]:
     """Every bar, in the modes that the run has."""
     analysis = analysis or analyse(results)
     rounds, noisy = by_group(results.cells), set(analysis.noisy)
-    rows = [*_connect_bars(rounds, noisy), *_packet_bars(analysis, rounds, noisy), *_control_bars(rounds)]
+    rows = [
+        *_connect_bars(rounds, noisy),
+        *_packet_bars(results, rounds, noisy),
+        *_control_bars(results.settings.endpoints, rounds),
+    ]
     return [row for row in rows if row.mode in results.settings.modes]
 
 
@@ -172,3 +190,17 @@ def as_records(rows: list[BarRow]) -> list[dict[str, object]]:
         }
         for row in rows
     ]
+
+
+def summary(rows: list[BarRow]) -> str:
+    """One sentence: how many are met, and which are not."""
+    count = {verdict: [row for row in rows if row.verdict is verdict] for verdict in Verdict}
+    judged = len(rows) - len(count[Verdict.UNMEASURED])
+    if not judged:
+        return "No bar was measured in this run; the full profile measures all of them."
+    text = f"{len(count[Verdict.MET])} of {judged} bars that were measured are met"
+    for verdict, words in ((Verdict.MISSED, "missed"), (Verdict.UNCLEAR, "cannot be judged from this run")):
+        if count[verdict]:
+            names = "; ".join(f"{row.what} ({row.mode})" for row in count[verdict])
+            text += f". {len(count[verdict])} {words}: {names}"
+    return text + "."

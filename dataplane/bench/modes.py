@@ -73,18 +73,20 @@ class TimedPlane:
 
 
 class TimedHook:
-    """A hook that remembers how long its programs took to compile, verify and attach."""
+    """A hook that remembers how long its programs took to compile, verify and attach, and their maps."""
 
     def __init__(self, hook: "Hook") -> None:
         self._hook = hook
         self.name, self.detach = hook.name, hook.detach
         self.attach_seconds = 0.0
+        self.maps: MapSet | None = None
 
     def attach(self, maps: "MapSet", pins: "PinDirectory") -> None:
         """See planes.ebpf.programs.Hook.attach."""
         started = time.perf_counter()
         self._hook.attach(maps, pins)
         self.attach_seconds = time.perf_counter() - started
+        self.maps = maps
 
 
 class Made(NamedTuple):

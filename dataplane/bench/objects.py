@@ -6,14 +6,16 @@ from typing import Any, NamedTuple
 import msgspec
 
 from dataplane.bench.scenarios import Position, index
+from dataplane.model.net import Family, canonical_address
 
 NAMESPACE = "bench"
-ENDPOINTS = 5
-"""Endpoints of each Service. Those of a real one are ports of one pod, so that five backends need one process."""
+ENDPOINTS, MOST_ENDPOINTS = 5, 64
+"""Endpoints of each Service, unless asked for otherwise. Those of a real one are ports of one pod, so that all of them
+need one process."""
 TCP_PORT, UDP_PORT, BULK_PORT = 80, 53, 5201
 """Ports of every real Service; the others have only TCP_PORT."""
 SERVER_PORT = 9000
-"""The pod's first port; ENDPOINTS of them, TCP and UDP. Bulk traffic goes to BULK_PORT of the pod."""
+"""The pod's first port; one for each endpoint, TCP and UDP. Bulk traffic goes to BULK_PORT of the pod."""
 LOCAL_NODE_PORT, REMOTE_NODE_PORT = 30080, 30081
 """Node ports (TCP, and UDP of the same number) that lead to a pod of this node, of another node."""
 _CHUNK = 500
@@ -29,10 +31,25 @@ class Backend(NamedTuple):
     node: str
 
 
-def cluster_ip(number: int) -> str:
+class Shape(NamedTuple):
+    """How large the cluster is: so many Services with so many endpoints each, all of one family."""
+
+    services: int
+    endpoints: int = ENDPOINTS
+    family: Family = Family.IPV4
+
+
+def _address(second: int, third: int, fourth: int, family: Family) -> str:
+    """10.second.third.fourth, or an IPv6 address made of the same numbers."""
+    if family is Family.IPV4:
+        return f"10.{second}.{third}.{fourth}"
+    return canonical_address(f"fd00:be:{second:x}:{third:x}::{fourth:x}")
+
+
+def cluster_ip(number: int, family: Family = Family.IPV4) -> str:
     """clusterIP of Service `number` (from 0)."""
     high, low = divmod(number, _PER_NET)
-    return f"10.{96 + high // 256}.{high % 256}.{low + 1}"
+    return _address(96 + high // 256, high % 256, low + 1, family)
 
 
 def _service(name: str, spec: dict[str, Any]) -> dict[str, Any]:
@@ -41,9 +58,9 @@ def _service(name: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def endpoint_slice(
-    service: str, suffix: str, ports: Sequence[Mapping[str, Any]], endpoints: Sequence[Backend]
+    service: str, suffix: str, ports: Sequence[Mapping[str, Any]], endpoints: Sequence[Backend], family: Family
 ) -> dict[str, Any]:
-    """An IPv4 EndpointSlice of ready endpoints."""
+    """An EndpointSlice of ready endpoints, all of one family."""
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
@@ -52,7 +69,7 @@ def endpoint_slice(
             "name": f"{service}-{suffix}",
             "labels": {"kubernetes.io/service-name": service},
         },
-        "addressType": "IPv4",
+        "addressType": f"IPv{family.value}",
         "ports": list(ports),
         "endpoints": [
             {
@@ -70,36 +87,39 @@ def service_name(number: int) -> str:
     return f"svc-{number:06d}"
 
 
-def made_up_endpoints(number: int, generation: int = 0) -> list[Backend]:
+def made_up_endpoints(number: int, shape: Shape, generation: int = 0) -> list[Backend]:
     """Endpoints of a Service that nobody uses; the first one differs from generation to generation."""
     high, low = divmod(number, _PER_NET)
-    rest = [Backend(f"10.{128 + e}.{high}.{low + 1}", "elsewhere") for e in range(1, ENDPOINTS)]
-    return [_changed(generation) if generation else Backend(f"10.128.{high}.{low + 1}", "elsewhere"), *rest]
+    found = [Backend(_address(128 + e, high, low + 1, shape.family), "elsewhere") for e in range(shape.endpoints)]
+    if generation:
+        found[0] = _changed(generation, shape.family)
+    return found
 
 
-def _changed(generation: int) -> Backend:
+def _changed(generation: int, family: Family) -> Backend:
     high, low = divmod(generation, _PER_NET)
-    return Backend(f"10.{200 + high // 256 % 50}.{high % 256}.{low + 1}", "elsewhere")
+    return Backend(_address(200 + high // 256 % 50, high % 256, low + 1, family), "elsewhere")
 
 
-def filler_slice(number: int, generation: int = 0) -> dict[str, Any]:
+def filler_slice(number: int, shape: Shape, generation: int = 0) -> dict[str, Any]:
     """The EndpointSlice of a Service that nobody uses."""
     ports = [{"name": "tcp", "protocol": "TCP", "port": SERVER_PORT}]
-    return endpoint_slice(service_name(number), "0", ports, made_up_endpoints(number, generation))
+    endpoints = made_up_endpoints(number, shape, generation)
+    return endpoint_slice(service_name(number), "0", ports, endpoints, shape.family)
 
 
-def _real_slices(name: str, backend: Backend) -> Iterator[dict[str, Any]]:
-    for number in range(ENDPOINTS):
+def _real_slices(name: str, backend: Backend, shape: Shape) -> Iterator[dict[str, Any]]:
+    for number in range(shape.endpoints):
         ports = [
             {"name": "tcp", "protocol": "TCP", "port": SERVER_PORT + number},
             {"name": "udp", "protocol": "UDP", "port": SERVER_PORT + number},
         ]
         if number == 0:  # the connections of one iperf3 run must all meet the same server
             ports.append({"name": "bulk", "protocol": "TCP", "port": BULK_PORT})
-        yield endpoint_slice(name, str(number), ports, [backend])
+        yield endpoint_slice(name, str(number), ports, [backend], shape.family)
 
 
-def _real(name: str, address: str, backend: Backend, node_port: int = 0) -> Iterator[dict[str, Any]]:
+def _real(name: str, address: str, backend: Backend, shape: Shape, node_port: int = 0) -> Iterator[dict[str, Any]]:
     ports: list[dict[str, Any]] = [
         {"name": "tcp", "protocol": "TCP", "port": TCP_PORT},
         {"name": "udp", "protocol": "UDP", "port": UDP_PORT},
@@ -110,29 +130,32 @@ def _real(name: str, address: str, backend: Backend, node_port: int = 0) -> Iter
         ports.append({"name": "bulk", "protocol": "TCP", "port": BULK_PORT})
     kind = "NodePort" if node_port else "ClusterIP"
     yield _service(name, {"type": kind, "clusterIP": address, "clusterIPs": [address], "ports": ports})
-    yield from _real_slices(name, backend)
+    yield from _real_slices(name, backend, shape)
 
 
-def objects(services: int, local: Backend, remote: Backend) -> Iterator[dict[str, Any]]:
-    """`services` Services and their slices; the first, middle and last lead to `local`; two more have node ports."""
-    real = {index(position, services) for position in Position}
-    for number in range(services):
-        address = cluster_ip(number)
+def objects(shape: Shape, local: Backend, remote: Backend) -> Iterator[dict[str, Any]]:
+    """The Services and their slices; the first, middle and last lead to `local`; two more have node ports."""
+    real = {index(position, shape.services) for position in Position}
+    for number in range(shape.services):
+        address = cluster_ip(number, shape.family)
         if number in real:
-            yield from _real(service_name(number), address, local)
+            yield from _real(service_name(number), address, local, shape)
         else:
             ports = [{"name": "tcp", "protocol": "TCP", "port": TCP_PORT}]
             spec = {"type": "ClusterIP", "clusterIP": address, "clusterIPs": [address], "ports": ports}
             yield _service(service_name(number), spec)
-            yield filler_slice(number)
-    yield from _real("zz-north-local", "10.95.0.1", local, LOCAL_NODE_PORT)
-    yield from _real("zz-north-remote", "10.95.0.2", remote, REMOTE_NODE_PORT)
+            yield filler_slice(number, shape)
+    for name, last, backend, port in (
+        ("zz-north-local", 1, local, LOCAL_NODE_PORT),
+        ("zz-north-remote", 2, remote, REMOTE_NODE_PORT),
+    ):
+        yield from _real(name, _address(95, 0, last, shape.family), backend, shape, port)
 
 
-def chunks(services: int, local: Backend, remote: Backend) -> Iterator[bytes]:
+def chunks(shape: Shape, local: Backend, remote: Backend) -> Iterator[bytes]:
     """The same as JSON documents of kind List, a few hundred objects each."""
     items: list[dict[str, Any]] = []
-    for item in objects(services, local, remote):
+    for item in objects(shape, local, remote):
         items.append(item)
         if len(items) == _CHUNK:
             yield _list(items)
@@ -156,17 +179,18 @@ class Changes:
     """Endless events of one endpoint change each, as JSON: another address for the first endpoint of a made-up Service,
     a different Service each time. Where there is none, an endpoint more for the first Service; `undo` removes it."""
 
-    def __init__(self, services: int) -> None:
-        self._fillers = _fillers(services)
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._fillers = _fillers(shape.services)
         self._generation = 0
 
     def next(self) -> bytes:
         """The next EndpointSlice to arrive."""
         self._generation += 1
         if not self._fillers:
-            return self._extra([_changed(self._generation)])
+            return self._extra([_changed(self._generation, self._shape.family)])
         at = self._generation * _STRIDE % len(self._fillers)
-        return msgspec.json.encode(filler_slice(self._fillers[at], self._generation))
+        return msgspec.json.encode(filler_slice(self._fillers[at], self._shape, self._generation))
 
     def undo(self) -> bytes | None:
         """What puts real Services back as they were; None when they never changed."""
@@ -174,4 +198,4 @@ class Changes:
 
     def _extra(self, endpoints: list[Backend]) -> bytes:
         ports = [{"name": "tcp", "protocol": "TCP", "port": SERVER_PORT}]
-        return msgspec.json.encode(endpoint_slice(service_name(0), "extra", ports, endpoints))
+        return msgspec.json.encode(endpoint_slice(service_name(0), "extra", ports, endpoints, self._shape.family))

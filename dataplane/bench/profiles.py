@@ -5,8 +5,11 @@ from collections.abc import Sequence
 import msgspec
 
 from dataplane.bench.modes import chosen
-from dataplane.bench.scenarios import SCENARIOS, Position
+from dataplane.bench.objects import ENDPOINTS, MOST_ENDPOINTS
+from dataplane.bench.scenarios import SCENARIOS, Position, Scenario
 from dataplane.errors import UsageError
+from dataplane.lab.spec import Routing
+from dataplane.model.net import Family
 
 MOST_SERVICES = 30000
 
@@ -15,9 +18,12 @@ class Settings(msgspec.Struct, frozen=True):
     """Everything that decides what a run measures; two runs with the same settings can be compared cell by cell.
 
     services: how many there are, one stage each. fixed_services: the stages at which scenarios that do not sweep are
-    measured. rounds: without the warm-up. seconds: length of one measurement; bulk_bytes: size of a bulk one.
-    control_rounds, changes, change_seconds, rollout_seconds: of the control plane. slow_load_seconds: a mode whose
-    cold start takes longer has only one at that size. iptables_max: iptables is left out above.
+    measured; few_services: those at which some of them are measured too, to see them where rules are few.
+    position_services: the stages at which `positions` are, elsewhere the last Service only. rounds: without the
+    warm-up, of scenarios with a bar at bar_services; light_rounds: of all others. seconds: length of one measurement;
+    bulk_bytes: size of a bulk one. control_rounds, changes, change_seconds, rollout_seconds: of the control plane at
+    the largest size; light_control_rounds: at the others. slow_load_seconds: a mode whose cold start takes longer has
+    one control round at that size. iptables_max: iptables is left out above. endpoints: of each Service.
     """
 
     profile: str
@@ -25,11 +31,16 @@ class Settings(msgspec.Struct, frozen=True):
     scenarios: tuple[str, ...]
     services: tuple[int, ...]
     fixed_services: tuple[int, ...]
+    few_services: tuple[int, ...]
+    position_services: tuple[int, ...]
+    bar_services: tuple[int, ...]
     positions: tuple[Position, ...]
     rounds: int
+    light_rounds: int
     seconds: float
     bulk_bytes: int
     control_rounds: int
+    light_control_rounds: int
     changes: int
     change_seconds: float
     rollout_seconds: float
@@ -37,6 +48,9 @@ class Settings(msgspec.Struct, frozen=True):
     iptables_max: int
     seed: int = 1
     load_tool: str = "c"
+    endpoints: int = ENDPOINTS
+    family: Family = Family.IPV4
+    routing: Routing = Routing.DIRECT
 
 
 _ALL = tuple(SCENARIOS)
@@ -44,61 +58,107 @@ _FULL_ONLY = ("bulk4", "north-remote-rr")
 PROFILES = {
     "quick": Settings(
         profile="quick", modes=(), scenarios=tuple(n for n in _ALL if n not in _FULL_ONLY), services=(1, 1000, 10000),
-        fixed_services=(1000,), positions=(Position.FIRST, Position.LAST), rounds=5, seconds=0.1,
-        bulk_bytes=200 << 20, control_rounds=1, changes=100, change_seconds=0.5, rollout_seconds=0.6,
+        fixed_services=(1000,), few_services=(), position_services=(10000,), bar_services=(),
+        positions=(Position.FIRST, Position.LAST), rounds=5, light_rounds=5, seconds=0.1, bulk_bytes=200 << 20,
+        control_rounds=1, light_control_rounds=1, changes=100, change_seconds=0.5, rollout_seconds=0.6,
         slow_load_seconds=3.0, iptables_max=10000,
     ),
     "full": Settings(
         profile="full", modes=(), scenarios=_ALL, services=(1, 100, 1000, 5000, 10000, 30000),
-        fixed_services=(1, 10000), positions=tuple(Position), rounds=11, seconds=0.25, bulk_bytes=512 << 20,
-        control_rounds=3, changes=500, change_seconds=1.5, rollout_seconds=2.0, slow_load_seconds=10.0,
-        iptables_max=30000,
+        fixed_services=(10000,), few_services=(1,), position_services=(10000,), bar_services=(1, 10000, 30000),
+        positions=tuple(Position), rounds=15, light_rounds=5, seconds=0.2, bulk_bytes=512 << 20,
+        control_rounds=3, light_control_rounds=1, changes=1000, change_seconds=1.5, rollout_seconds=1.5,
+        slow_load_seconds=10.0, iptables_max=30000,
     ),
     "tiny": Settings(
-        profile="tiny", modes=(), scenarios=_ALL, services=(1, 20), fixed_services=(20,),
-        positions=(Position.FIRST, Position.LAST), rounds=2, seconds=0.02, bulk_bytes=32 << 20, control_rounds=1,
-        changes=5, change_seconds=0.5, rollout_seconds=0.05, slow_load_seconds=3.0, iptables_max=100,
+        profile="tiny", modes=(), scenarios=_ALL, services=(1, 20), fixed_services=(20,), few_services=(1,),
+        position_services=(20,), bar_services=(20,), positions=(Position.FIRST, Position.LAST), rounds=2,
+        light_rounds=1, seconds=0.02, bulk_bytes=32 << 20, control_rounds=1, light_control_rounds=1, changes=5,
+        change_seconds=0.5, rollout_seconds=0.05, slow_load_seconds=3.0, iptables_max=100,
     ),
 }  # fmt: skip
 """tiny only shows that everything works."""
 
 
-def settings(
-    profile: str,
-    modes: Sequence[str] = (),
-    scenarios: Sequence[str] = (),
-    services: Sequence[int] = (),
-    rounds: int | None = None,
-    iptables_max: int | None = None,
-    seed: int = 1,
-) -> Settings:
+class Wishes(msgspec.Struct, frozen=True):
+    """What somebody wants instead of the profile's; empty or None is the profile's."""
+
+    modes: Sequence[str] = ()
+    scenarios: Sequence[str] = ()
+    services: Sequence[int] = ()
+    rounds: int | None = None
+    iptables_max: int | None = None
+    endpoints: int = ENDPOINTS
+    family: Family = Family.IPV4
+    routing: Routing = Routing.DIRECT
+    seed: int = 1
+
+
+def settings(profile: str, wishes: Wishes | None = None) -> Settings:
     """A profile with what was asked for instead. Raises UsageError for what does not exist."""
-    base = PROFILES[profile]
-    unknown = [name for name in scenarios if name not in SCENARIOS]
-    if unknown:
-        raise UsageError(f"--scenario {','.join(unknown)}: there is none; choose of {', '.join(SCENARIOS)}")
-    if any(not 1 <= count <= MOST_SERVICES for count in services):
-        raise UsageError(f"--services {','.join(map(str, services))}: numbers from 1 to {MOST_SERVICES}")
-    if rounds is not None and rounds < 1:
-        raise UsageError(f"--rounds {rounds}: at least 1")
-    counts = tuple(sorted(set(services))) or base.services
-    fixed = tuple(count for count in base.fixed_services if count in counts) or counts
+    base, wishes = PROFILES[profile], wishes or Wishes()
+    _check(wishes)
+    counts = tuple(sorted(set(wishes.services))) or base.services
+
+    def some(wanted: tuple[int, ...], otherwise: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(count for count in wanted if count in counts) or otherwise
+
     return msgspec.structs.replace(
         base,
-        modes=tuple(chosen(modes)),
-        scenarios=tuple(name for name in _ALL if name in (scenarios or base.scenarios)),
+        modes=tuple(chosen(wishes.modes)),
+        scenarios=tuple(name for name in _ALL if name in (wishes.scenarios or base.scenarios)),
         services=counts,
-        fixed_services=fixed,
-        rounds=base.rounds if rounds is None else rounds,
-        iptables_max=base.iptables_max if iptables_max is None else iptables_max,
-        seed=seed,
+        fixed_services=some(base.fixed_services, counts),
+        few_services=some(base.few_services, ()),
+        position_services=some(base.position_services, counts),
+        bar_services=some(base.bar_services, counts),
+        rounds=base.rounds if wishes.rounds is None else wishes.rounds,
+        light_rounds=base.light_rounds if wishes.rounds is None else wishes.rounds,
+        iptables_max=base.iptables_max if wishes.iptables_max is None else wishes.iptables_max,
+        endpoints=wishes.endpoints,
+        family=wishes.family,
+        routing=wishes.routing,
+        seed=wishes.seed,
     )
 
 
-def positions_at(wanted: Sequence[Position], services: int) -> tuple[Position, ...]:
-    """The positions that differ among so many Services: of one alone only the last."""
-    if services == 1:
+def _check(wishes: Wishes) -> None:
+    unknown = [name for name in wishes.scenarios if name not in SCENARIOS]
+    if unknown:
+        raise UsageError(f"--scenario {','.join(unknown)}: there is none; choose of {', '.join(SCENARIOS)}")
+    if any(not 1 <= count <= MOST_SERVICES for count in wishes.services):
+        raise UsageError(f"--services {','.join(map(str, wishes.services))}: numbers from 1 to {MOST_SERVICES}")
+    if not 1 <= wishes.endpoints <= MOST_ENDPOINTS:
+        raise UsageError(f"--endpoints {wishes.endpoints}: a number from 1 to {MOST_ENDPOINTS}")
+    if wishes.rounds is not None and wishes.rounds < 1:
+        raise UsageError(f"--rounds {wishes.rounds}: at least 1")
+
+
+def stages(settings: Settings) -> list[int]:
+    """Numbers of Services in the order in which they are measured: the fewest right before the most, because the two
+    are compared with each other and a machine changes over minutes."""
+    fewest, *others = settings.services
+    return [*others[:-1], fewest, *others[-1:]]
+
+
+def positions_at(settings: Settings, services: int) -> tuple[Position, ...]:
+    """The positions to measure among so many Services: of one alone there is only the last."""
+    if services == 1 or services not in settings.position_services:
         return (Position.LAST,)
-    if services == 2:
-        return tuple(p for p in wanted if p is not Position.MIDDLE)
-    return tuple(wanted)
+    return tuple(p for p in settings.positions if not (services == 2 and p is Position.MIDDLE))
+
+
+def rounds_of(settings: Settings, scenario: Scenario, services: int) -> int:
+    """Rounds of a scenario of packets, without the warm-up."""
+    there = settings.bar_services if scenario.sweep else settings.fixed_services
+    return settings.rounds if scenario.bar and services in there else settings.light_rounds
+
+
+def control_rounds_at(settings: Settings, services: int) -> int:
+    """Rounds of the control plane's scenarios."""
+    return settings.control_rounds if services == max(settings.services) else settings.light_control_rounds
+
+
+def measured_at(settings: Settings, scenario: Scenario, services: int) -> bool:
+    """Whether a scenario of packets is measured at this number of Services."""
+    return scenario.sweep or services in settings.fixed_services or (scenario.few and services in settings.few_services)

@@ -4,7 +4,9 @@ The results file is one JSON object (`Results`). While a run lasts, the same fac
 JSON line a cell, each written out before the next is measured; the finished file takes the journal's place.
 """
 
+import gzip
 import os
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +17,7 @@ from dataplane.bench.profiles import Settings
 from dataplane.errors import HotplaneError
 
 VERSION = 1
+_GZIP = b"\x1f\x8b"
 
 
 class ResultsError(HotplaneError):
@@ -121,20 +124,25 @@ def read_journal(path: Path) -> Results:
 
 
 def write(path: Path, results: Results) -> None:
-    """Write the results file, whole or not at all."""
+    """Write the results file, whole or not at all: one JSON object, a line for each cell."""
     half = path.with_name(f"{path.name}.{os.getpid()}.part")
-    half.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
+    head = msgspec.json.encode(msgspec.structs.replace(results, cells=[])).removesuffix(b"[]}")
+    cells = b",\n".join(msgspec.json.encode(cell) for cell in results.cells)
+    half.write_bytes(head + b"[\n" + cells + b"\n]}\n")
     half.rename(path)
 
 
 def read(path: Path) -> Results:
-    """A results file, or the journal of a run that is not finished. Raises ResultsError."""
+    """A results file, compressed or not, or the journal of a run that is not finished. Raises ResultsError."""
     if path.name.endswith(".journal") and path.exists():
         return read_journal(path)
     if not path.exists() and journal_path(path).exists():
         return read_journal(journal_path(path))
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Results)
+        data = path.read_bytes()
+        return msgspec.json.decode(gzip.decompress(data) if data.startswith(_GZIP) else data, type=Results)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ResultsError(f"{path}: {error}: not a whole compressed file") from error
     except OSError as error:
         raise ResultsError(f"{path}: {error.strerror}; hotplane bench --results {path} makes one") from error
     except msgspec.DecodeError as error:

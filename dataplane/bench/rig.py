@@ -26,7 +26,6 @@ from dataplane.bench.modes import CONNTRACK, MODES
 from dataplane.bench.native import Tool
 from dataplane.bench.objects import (
     BULK_PORT,
-    ENDPOINTS,
     LOCAL_NODE_PORT,
     REMOTE_NODE_PORT,
     SERVER_PORT,
@@ -35,6 +34,8 @@ from dataplane.bench.objects import (
     Backend,
     cluster_ip,
 )
+from dataplane.bench.profiles import Settings
+from dataplane.bench.program import Way as PacketWay
 from dataplane.bench.scenarios import Position, Scenario, Way, index
 from dataplane.kernel import sysctl
 from dataplane.kernel.links import Links
@@ -49,8 +50,8 @@ LOAD_PATIENCE = 900.0
 _DIRECT_RULE = 50
 _LIVE_PORT = 40000
 _QUERY, _ANSWER_SECONDS = bytes(40), 5.0
-_TRACKED = "add table ip bench; add chain ip bench c { type filter hook prerouting priority -150; }; "
-_TRACKED += "add rule ip bench c ct state invalid counter"
+_TRACKED = "add table inet bench; add chain inet bench c { type filter hook prerouting priority -150; }; "
+_TRACKED += "add rule inet bench c ct state invalid counter"
 _CONNTRACK_SECONDS = {
     "net/netfilter/nf_conntrack_tcp_timeout_close": 1,
     "net/netfilter/nf_conntrack_udp_timeout": 2,
@@ -121,9 +122,10 @@ class Helper:
 class Rig:
     """The lab with everything in it; as a context manager it goes without a trace."""
 
-    def __init__(self, name: str, modes: tuple[str, ...], tool: Tool) -> None:
-        self._tool = tool
-        self.lab = Lab.up(LabSpec(name=name, nodes=len(modes) + 1, pods=2))
+    def __init__(self, name: str, settings: Settings, tool: Tool) -> None:
+        self._tool, self._settings, self._family = tool, settings, settings.family
+        modes, ipv6 = settings.modes, settings.family is Family.IPV6
+        self.lab = Lab.up(LabSpec(name=name, nodes=len(modes) + 1, pods=2, routing=settings.routing, ipv6=ipv6))
         self._clients: dict[str, Helper] = {}
         self._agents: dict[str, Helper] = {}
         try:
@@ -155,19 +157,19 @@ class Rig:
         with Links(node.netns) as links, Links(self.remote.netns) as other:
             links.set_gro(node.uplink, True)
             mac = other.mac(self.remote.uplink)
-            links.neighbour(node.uplink, self.remote.addresses[Family.IPV4], mac)
+            links.neighbour(node.uplink, self.remote.addresses[self._family], mac)
 
     def _through(self, node: Node) -> None:
         """Packets that the outside client sends from its address for this node pass by the node, to any pod."""
         with Links(self.lab.topology.underlay.netns) as links:
-            source = self.lab.client.via[node.name][Family.IPV4]
+            source = self.lab.client.via[node.name][self._family]
             table = build.ENTRY_TABLE + node.number
-            links.rule(Family.IPV4, _DIRECT_RULE, table, incoming="client", source=source)
+            links.rule(self._family, _DIRECT_RULE, table, incoming="client", source=source)
 
     def _serve(self, node: Node) -> None:
         pod = node.pods[0]
         process = self.lab.spawn(
-            pod, pinned(1, [*self._tool.argv, "serve", str(SERVER_PORT), str(ENDPOINTS)]),
+            pod, pinned(1, [*self._tool.argv, "serve", str(SERVER_PORT), str(self._settings.endpoints)]),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None, "it was started with a pipe"
@@ -217,11 +219,11 @@ class Rig:
         """A cold start of the mode with so many Services; its figures."""
         local = Backend(self._pod(self.nodes[mode]), self.nodes[mode].name)
         remote = Backend(self._pod(self.remote), self.remote.name)
-        request = Request("load", services, local, remote)
+        request = Request("load", services, self._settings.endpoints, self._family, local, remote)
         return self._agents[mode].ask(msgspec.json.encode(request), LOAD_PATIENCE)
 
     def _pod(self, node: Node) -> str:
-        return node.pods[0].addresses[Family.IPV4]
+        return node.pods[0].addresses[self._family]
 
     def target(self, mode: str, scenario: Scenario, services: int, position: Position) -> tuple[str, int]:
         """Address and port that a scenario's packets are sent to."""
@@ -230,14 +232,14 @@ class Rig:
         if scenario.way is Way.CLUSTER_IP:
             port = BULK_PORT if scenario.operation.startswith("iperf3") else UDP_PORT if udp else TCP_PORT
             if not MODES[mode].reference:
-                return cluster_ip(index(position, services)), port
+                return cluster_ip(index(position, services), self._family), port
             return self._pod(node), BULK_PORT if port == BULK_PORT else SERVER_PORT
         if scenario.way is Way.POD:
             return self._pod(node), SERVER_PORT
         remote = scenario.way is Way.NODE_PORT_REMOTE
         if MODES[mode].reference:
             return self._pod(self.remote if remote else node), SERVER_PORT
-        return node.addresses[Family.IPV4], REMOTE_NODE_PORT if remote else LOCAL_NODE_PORT
+        return node.addresses[self._family], REMOTE_NODE_PORT if remote else LOCAL_NODE_PORT
 
     def traffic(
         self, mode: str, operation: str, target: tuple[str, int], seconds: float, outside: bool
@@ -245,7 +247,7 @@ class Rig:
         """Let the client of a mode, or the outside client, do an operation for so long; what load.c answers."""
         source = "-"
         if outside and MODES[mode].reference:
-            source = self.lab.client.via[self.nodes[mode].name][Family.IPV4]
+            source = self.lab.client.via[self.nodes[mode].name][self._family]
         request = f"{operation} {target[0]} {target[1]} {seconds} {source}"
         return self._clients["" if outside else mode].ask(request.encode(), seconds + PATIENCE)
 
@@ -258,18 +260,28 @@ class Rig:
         switch = self.lab.topology.underlay.netns
         with Links(switch) as port, Links(node.netns) as uplink:
             macs = port.mac(node.name), uplink.mac(node.uplink)
-        addresses = self.lab.client.addresses[Family.IPV4], target[0]
+        addresses = self.lab.client.addresses[self._family], target[0]
         ends = End(node.netns, node.uplink), End(switch, node.name)
         with Generator(*ends, udp_frame(macs, addresses, (_LIVE_PORT, target[1]))) as generator:
             return generator.run(seconds)
 
+    def program(self, mode: str) -> dict[str, float]:
+        """What a packet to a remote backend costs in the mode's XDP program; see bench.program."""
+        node = self.nodes[mode]
+        with Links(self.remote.netns) as other:
+            mac = other.mac(self.remote.uplink)
+        addresses = (self.lab.client.addresses[self._family], node.addresses[self._family])
+        remote = self.remote.addresses[self._family]
+        way = PacketWay(node.netns, node.uplink, remote, mac, *addresses, REMOTE_NODE_PORT, self._pod(self.remote))
+        return self._agents[mode].ask(msgspec.json.encode(Request("program", way=way)), PATIENCE)
+
     def _exchange(self, target: tuple[str, int]) -> None:
         """Two datagrams from the outside client's live port and the answers to them. Raises LabError without those."""
         with netns(self.lab.client.netns):
-            door = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            door = socket.socket(self._family.socket_family, socket.SOCK_DGRAM)
         with door:
             door.settimeout(_ANSWER_SECONDS)
-            door.bind((self.lab.client.addresses[Family.IPV4], _LIVE_PORT))
+            door.bind((self.lab.client.addresses[self._family], _LIVE_PORT))
             for _ in range(2):
                 door.sendto(_QUERY, target)
                 try:
@@ -279,7 +291,7 @@ class Rig:
 
     def bulk(self, mode: str, streams: int, target: tuple[str, int], size: int) -> dict[str, float]:
         """Send `size` bytes in so many streams with iperf3; rate is bits a second as the server saw them."""
-        argv = ["iperf3", "-c", target[0], "-p", str(target[1]), "-P", str(streams), "-n", str(size // streams), "-J"]
+        argv = ["iperf3", "-c", target[0], "-p", str(target[1]), "-P", str(streams), "-n", str(size), "-J"]
         for attempt in range(5):
             done = self.lab.run(self.nodes[mode].pods[1], pinned(0, argv), check=False)
             report: dict[str, Any] = json.loads(done.stdout) if done.stdout else {"error": done.stderr.strip()}

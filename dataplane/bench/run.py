@@ -14,7 +14,15 @@ import msgspec
 from dataplane.bench.agent import Request
 from dataplane.bench.cpu import Usage, usage
 from dataplane.bench.modes import MODES
-from dataplane.bench.profiles import Settings, positions_at
+from dataplane.bench.pace import Pace
+from dataplane.bench.profiles import (
+    Settings,
+    control_rounds_at,
+    measured_at,
+    positions_at,
+    rounds_of,
+    stages,
+)
 from dataplane.bench.results import Cell, CellKey, Journal, Results, done
 from dataplane.bench.rig import LOAD_PATIENCE, Rig
 from dataplane.bench.scenarios import SCENARIOS, Kind, Position, Scenario, Way
@@ -23,8 +31,8 @@ from dataplane.lab.spec import LabError
 MOST_FAILURES = 0.01
 """Share of operations that may fail before a cell has no figures."""
 
-Progress = Callable[[int, int, str], None]
-"""Told the number of cells done, of all cells, and what comes next."""
+Progress = Callable[[int, int, float, str], None]
+"""Told the number of cells done, of all cells, the seconds that the rest will take, and what comes next."""
 
 
 def plane_modes(settings: Settings, services: int) -> list[str]:
@@ -36,22 +44,25 @@ def plane_modes(settings: Settings, services: int) -> list[str]:
     ]
 
 
-def data_modes(settings: Settings, services: int) -> list[str]:
-    """The modes that packets are sent in, at this number of Services."""
+def data_modes(settings: Settings, scenario: Scenario, services: int) -> list[str]:
+    """The modes that a scenario's packets are sent in, at this number of Services."""
+    if scenario.operation == "program":
+        return [mode for mode in settings.modes if "xdp" in MODES[mode].hooks]
     loaded = plane_modes(settings, services)
     return [mode for mode in settings.modes if MODES[mode].reference or mode in loaded]
 
 
 def data_cells(settings: Settings, services: int) -> list[tuple[str, Scenario, Position]]:
-    """What is measured with packets in each round, at this number of Services."""
+    """What is measured with packets in a round, at this number of Services."""
     found = []
     for name in settings.scenarios:
         scenario = SCENARIOS[name]
-        if scenario.kind is not Kind.DATA or not (scenario.sweep or services in settings.fixed_services):
+        if scenario.kind is not Kind.DATA or not measured_at(settings, scenario, services):
             continue
         several = scenario.sweep and scenario.way is Way.CLUSTER_IP
-        positions = positions_at(settings.positions, services) if several else (Position.LAST,)
-        found += [(mode, scenario, p) for mode, p in itertools.product(data_modes(settings, services), positions)]
+        positions = positions_at(settings, services) if several else (Position.LAST,)
+        modes = data_modes(settings, scenario, services)
+        found += [(mode, scenario, p) for mode, p in itertools.product(modes, positions)]
     return found
 
 
@@ -62,12 +73,12 @@ def control_scenarios(settings: Settings) -> list[Scenario]:
 
 def all_keys(settings: Settings) -> Iterator[CellKey]:
     """Every cell of a run."""
-    for services in settings.services:
+    for services in stages(settings):
         for scenario, mode in itertools.product(control_scenarios(settings), plane_modes(settings, services)):
-            for number in range(1, settings.control_rounds + 1):
+            for number in range(1, control_rounds_at(settings, services) + 1):
                 yield CellKey(mode, scenario.name, services, "", number)
-        for number in range(1, settings.rounds + 1):
-            for mode, scenario, position in data_cells(settings, services):
+        for mode, scenario, position in data_cells(settings, services):
+            for number in range(1, rounds_of(settings, scenario, services) + 1):
                 yield _data_key(mode, scenario, services, position, number)
 
 
@@ -84,35 +95,58 @@ class Runner:
         self._rig, self._results, self._journal, self._progress = rig, results, journal, progress
         self._settings = results.settings
         self._done = done(results.cells)
+        self._left = {key: None for key in all_keys(self._settings) if key not in self._done}
+        self._slow: set[tuple[str, int]] = set()
         self._broken: set[str] = set()
-        self._total = len(set(all_keys(self._settings)))
+        self._pace = Pace(self._settings)
         self._random = random.Random(self._settings.seed + len(self._done))
+        for cell in results.cells:
+            if cell.key.scenario == "coldstart":
+                self._mark_slow(cell.key, cell.figures)
 
     def run(self) -> None:
         """Measure everything. Raises LabError when the lab itself fails; a cell that fails is recorded as such."""
-        for services in self._settings.services:
-            if all(key in self._done or self._not_repeated(key) for key in self._keys(services)):
-                continue
-            self._cold_starts(services)
-            self._data_rounds(services)
-            self._change_rounds(services)
+        for services in stages(self._settings):
+            if any(key.services == services for key in self._left):
+                self._cold_starts(services)
+                self._data_rounds(services)
+                self._change_rounds(services)
+                self._leave_out(lambda key, services=services: key.services == services)  # type: ignore[misc]
 
-    def _keys(self, services: int) -> list[CellKey]:
-        return [key for key in all_keys(self._settings) if key.services == services]
+    def _leave_out(self, which: Callable[[CellKey], bool]) -> None:
+        """These will not be measured any more."""
+        self._left = {key: None for key in self._left if not which(key)}
 
-    def _not_repeated(self, key: CellKey) -> bool:
-        """Whether this is a further cold start of a mode that was too slow at its first."""
-        return key.scenario == "coldstart" and key.round > 1 and key._replace(round=1) in self._done
+    def _mark_slow(self, key: CellKey, figures: dict[str, float]) -> None:
+        """Note a mode that is too slow to be started more than once at this size."""
+        if figures.get("seconds", 0.0) > self._settings.slow_load_seconds:
+            self._slow.add((key.mode, key.services))
+            self._leave_out(
+                lambda k: (
+                    (k.mode, k.services) == (key.mode, key.services)
+                    and SCENARIOS[k.scenario].kind is Kind.CONTROL
+                    and k.round > 1
+                )
+            )
+
+    def _tell(self, key: CellKey, doing: str = "") -> None:
+        total = len(self._done) + len(self._left)
+        what = f"{key.services:,} Services: {doing}{key.scenario}, {key.mode}"
+        self._progress(len(self._done), total, self._pace.remaining(self._left), what)
 
     def _record(self, key: CellKey, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Measure one cell and keep it, unless it is there already or not wanted (planes must be loaded anyway)."""
-        self._progress(len(self._done), self._total, f"{key.services} Services: {key.scenario}, {key.mode}")
+        self._tell(key)
+        started = time.perf_counter()
         try:
-            cell = Cell(key, measure())
+            found = {**measure(), "wall": time.perf_counter() - started}
+            cell = Cell(key, {name: float(f"{value:.6g}") for name, value in found.items()})
         except LabError as error:
             cell = Cell(key, error=str(error))
         if key not in self._done and key.scenario in self._settings.scenarios:
             self._done.add(key)
+            self._left.pop(key, None)
+            self._pace.done(key)
             self._results.cells.append(cell)
             self._journal.add(cell)
         return cell.figures
@@ -125,26 +159,27 @@ class Runner:
         out of the rest of this stage."""
         self._broken.clear()
         modes = plane_modes(self._settings, services)
-        wanted = control_scenarios(self._settings)
-        slow: set[str] = set()
-        rounds = self._settings.control_rounds if SCENARIOS["coldstart"] in wanted else 1
+        wanted = SCENARIOS["coldstart"] in control_scenarios(self._settings)
+        rounds = control_rounds_at(self._settings, services) if wanted else 1
         for number in range(1, rounds + 1):
-            for mode in self._shuffled([mode for mode in modes if mode not in slow | self._broken]):
+            for mode in self._shuffled([mode for mode in modes if mode not in self._broken]):
+                if number > 1 and (mode, services) in self._slow:
+                    continue
                 figures = self._coldstart(mode, services, number)
                 if not figures:
                     self._broken.add(mode)
-                elif figures["seconds"] > self._settings.slow_load_seconds and number < rounds:
-                    self._total -= rounds - number
-                    slow.add(mode)
+                    self._leave_out(lambda k, mode=mode: (k.mode, k.services) == (mode, services))  # type: ignore[misc]
+                self._mark_slow(CellKey(mode, "coldstart", services, "", number), figures)
 
     def _change_rounds(self, services: int) -> None:
         """Changes come after the packets, because they change the order of iptables' rules."""
         modes = [mode for mode in plane_modes(self._settings, services) if mode not in self._broken]
         wanted = [s.name for s in control_scenarios(self._settings) if s.name != "coldstart"]
-        for number, name in itertools.product(range(1, self._settings.control_rounds + 1), wanted):
+        rounds = range(1, control_rounds_at(self._settings, services) + 1)
+        for number, name in itertools.product(rounds, wanted):
             for mode in self._shuffled(modes):
                 key = CellKey(mode, name, services, "", number)
-                if key not in self._done:
+                if key in self._left:
                     self._record(key, lambda mode=mode, name=name: self._control(mode, name))  # type: ignore[misc]
 
     def _coldstart(self, mode: str, services: int, number: int) -> dict[str, float]:
@@ -168,20 +203,20 @@ class Runner:
         return found | {"others": _others(before, after, 0.0, seconds)}
 
     def _data_rounds(self, services: int) -> None:
-        cells = [cell for cell in data_cells(self._settings, services) if cell[0] not in self._broken]
-        for number in range(self._settings.rounds + 1):
+        settings = self._settings
+        cells = [cell for cell in data_cells(settings, services) if cell[0] not in self._broken]
+        rounds = {scenario.name: rounds_of(settings, scenario, services) for _, scenario, _ in cells}
+        for number in range(max(rounds.values(), default=0) + 1):
             self._random.shuffle(cells)
             for mode, scenario, position in cells:
                 key = _data_key(mode, scenario, services, position, number)
-                if key in self._done:
-                    continue
-                if number:
+                if number and key in self._left:
                     self._record(key, lambda key=key, p=position: self._packets(key, p))  # type: ignore[misc]
-                else:
+                elif not number and any(key._replace(round=n + 1) in self._left for n in range(rounds[scenario.name])):
                     self._warm_up(key, position)
 
     def _warm_up(self, key: CellKey, position: Position) -> None:
-        self._progress(len(self._done), self._total, f"{key.services} Services: warming up {key.scenario}, {key.mode}")
+        self._tell(key, "warming up ")
         try:
             self._packets(key, position)
         except LabError:
@@ -194,6 +229,8 @@ class Runner:
         if scenario.operation.startswith("iperf3"):
             streams = int(scenario.operation.split()[1])
             found, scale = self._rig.bulk(key.mode, streams, target, settings.bulk_bytes), 1.0
+        elif scenario.operation == "program":
+            found, scale = self._rig.program(key.mode), 1e6
         elif scenario.operation == "live":
             found = self._rig.live(key.mode, target, settings.seconds)
             found["rate"], scale = found["operations"] / found["seconds"], 1e6

@@ -25,8 +25,10 @@ class Way(enum.StrEnum):
 class Scenario(NamedTuple):
     """One thing to measure. metric: the main figure, which bars and ratios are about. higher: more of it is better.
 
-    operation: what the load generator is told; "iperf3 N" is bulk with N streams, "live" the kernel's own packets.
-    sweep: measured for every number of Services (and every position among them), otherwise only where the profile says.
+    operation: what the load generator is told; "iperf3 N" is bulk with N streams, "live" the kernel's own packets,
+    "program" test runs of the XDP program. sweep: measured for every number of Services, otherwise only where the
+    profile says. few: also where Services are few. bar: a bar is about it, so it gets more rounds. short: its name in
+    pictures, with line breaks.
     """
 
     name: str
@@ -38,52 +40,76 @@ class Scenario(NamedTuple):
     way: Way = Way.CLUSTER_IP
     operation: str = ""
     sweep: bool = False
+    few: bool = False
+    bar: bool = False
+    short: str = ""
 
 
 SCENARIOS = {
     s.name: s
     for s in (
-        Scenario("connect", "new TCP connections", Kind.DATA, "rate", "1/s", operation="connect", sweep=True),
         Scenario(
-            "pod", "new TCP connections to the pod's own address, past the rules",
-            Kind.DATA, "rate", "1/s", way=Way.POD, operation="connect", sweep=True,
-        ),
-        Scenario("dns", "DNS-like UDP queries, a socket each", Kind.DATA, "rate", "1/s", operation="dns"),
-        Scenario("rr", "request and response, warm TCP connection", Kind.DATA, "rate", "1/s", operation="rr"),
-        Scenario("bulk1", "bulk TCP, one stream", Kind.DATA, "rate", "bit/s", operation="iperf3 1"),
-        Scenario("bulk4", "bulk TCP, four streams", Kind.DATA, "rate", "bit/s", operation="iperf3 4"),
-        Scenario("udp", "UDP packets, one flow", Kind.DATA, "rate", "packets/s", operation="udp"),
-        Scenario(
-            "north-local", "new TCP connections from outside, backend on the node",
-            Kind.DATA, "rate", "1/s", way=Way.NODE_PORT_LOCAL, operation="connect",
+            "connect", "new TCP connections", Kind.DATA, "rate", "1/s", operation="connect", sweep=True, bar=True,
+            short="new TCP\nconnections",
         ),
         Scenario(
-            "north-remote", "new TCP connections from outside, backend on another node",
-            Kind.DATA, "rate", "1/s", way=Way.NODE_PORT_REMOTE, operation="connect",
+            "pod", "new TCP connections to the pod's own address, past the rules", Kind.DATA, "rate", "1/s",
+            way=Way.POD, operation="connect", sweep=True, bar=True, short="past the\nrules",
         ),
         Scenario(
-            "north-remote-rr", "request and response from outside, backend on another node",
-            Kind.DATA, "rate", "1/s", way=Way.NODE_PORT_REMOTE, operation="rr",
+            "dns", "DNS-like UDP queries, a socket each", Kind.DATA, "rate", "1/s", operation="dns", few=True,
+            short="DNS-like\nUDP",
         ),
         Scenario(
-            "north-remote-udp", "UDP packets from outside, backend on another node",
-            Kind.DATA, "rate", "packets/s", way=Way.NODE_PORT_REMOTE, operation="udp",
+            "rr", "request and response, warm TCP connection", Kind.DATA, "rate", "1/s", operation="rr", few=True,
+            short="warm\nrequests",
         ),
         Scenario(
-            "north-remote-pps", "UDP packets of the kernel's own making, backend on another node",
-            Kind.DATA, "rate", "packets/s", way=Way.NODE_PORT_REMOTE, operation="live",
+            "bulk1", "bulk TCP, one stream", Kind.DATA, "rate", "bit/s", operation="iperf3 1", few=True, bar=True,
+            short="bulk,\n1 stream",
         ),
         Scenario(
-            "coldstart", "cold start: decoded objects to kernel",
-            Kind.CONTROL, "seconds", "s", higher=False, way=Way.NONE, sweep=True,
+            "bulk4", "bulk TCP, four streams", Kind.DATA, "rate", "bit/s", operation="iperf3 4",
+            short="bulk,\n4 streams",
         ),
         Scenario(
-            "change", "one endpoint changes: event to kernel",
-            Kind.CONTROL, "p99", "ns", higher=False, way=Way.NONE, sweep=True,
+            "udp", "UDP packets, one flow", Kind.DATA, "rate", "packets/s", operation="udp", short="UDP\npackets",
         ),
         Scenario(
-            "rollout", "100 endpoint changes a second: lag behind the event",
-            Kind.CONTROL, "p99", "ns", higher=False, way=Way.NONE, sweep=True,
+            "north-local", "new TCP connections from outside, backend on the node", Kind.DATA, "rate", "1/s",
+            way=Way.NODE_PORT_LOCAL, operation="connect", few=True, short="outside,\nlocal",
+        ),
+        Scenario(
+            "north-remote", "new TCP connections from outside, backend on another node", Kind.DATA, "rate", "1/s",
+            way=Way.NODE_PORT_REMOTE, operation="connect", short="outside,\nremote",
+        ),
+        Scenario(
+            "north-remote-rr", "request and response from outside, backend on another node", Kind.DATA, "rate", "1/s",
+            way=Way.NODE_PORT_REMOTE, operation="rr", short="outside,\nremote, warm",
+        ),
+        Scenario(
+            "north-remote-udp", "UDP packets from outside, backend on another node", Kind.DATA, "rate", "packets/s",
+            way=Way.NODE_PORT_REMOTE, operation="udp", short="outside,\nremote, UDP",
+        ),
+        Scenario(
+            "north-remote-pps", "UDP packets of the kernel's own making, backend on another node", Kind.DATA, "rate",
+            "packets/s", way=Way.NODE_PORT_REMOTE, operation="live", bar=True, short="kernel's own\npackets",
+        ),
+        Scenario(
+            "xdp-cost", "one packet in the XDP program, established flow to another node", Kind.DATA, "ns", "ns",
+            higher=False, way=Way.NODE_PORT_REMOTE, operation="program", bar=True,
+        ),
+        Scenario(
+            "coldstart", "cold start: decoded objects to kernel", Kind.CONTROL, "seconds", "s", higher=False,
+            way=Way.NONE, sweep=True, bar=True,
+        ),
+        Scenario(
+            "change", "one endpoint changes: event to kernel", Kind.CONTROL, "p99", "ns", higher=False, way=Way.NONE,
+            sweep=True, bar=True,
+        ),
+        Scenario(
+            "rollout", "100 endpoint changes a second: lag behind the event", Kind.CONTROL, "p99", "ns", higher=False,
+            way=Way.NONE, sweep=True,
         ),
     )
 }  # fmt: skip

@@ -4,7 +4,7 @@ import random
 
 import msgspec
 
-from dataplane.bench.profiles import Settings, settings
+from dataplane.bench.profiles import Settings, Wishes, settings
 from dataplane.bench.results import Cell, CellKey, Machine, Results
 from dataplane.bench.run import all_keys
 from dataplane.bench.scenarios import SCENARIOS, Kind
@@ -28,8 +28,8 @@ def made_up(
 
     noise: relative, of each cell. machine: speed of the whole machine. speed: instead of SPEED's.
     """
-    chosen: Settings = settings("quick", modes, services=services, rounds=rounds, iptables_max=30000)
-    chosen = msgspec.structs.replace(chosen, control_rounds=rounds)
+    chosen: Settings = settings("full", Wishes(modes, services=services, rounds=rounds))
+    chosen = msgspec.structs.replace(chosen, control_rounds=rounds, light_control_rounds=rounds)
     rates = SPEED | (speed or {})
     chance = random.Random(seed)
     cells = []
@@ -47,11 +47,13 @@ def _figures(key: CellKey, speed: float, others: float) -> dict[str, float]:
         seconds = slow * key.services / 30000 / speed
         return {
             "seconds": seconds, "kernel_seconds": seconds * 0.7, "plan_seconds": seconds * 0.3,
-            "maps_seconds": seconds * 0.5, "rss": 5e7 + 5e3 * key.services, "cpu": seconds,
-            "p50": 1e6 * slow / speed, "p99": 2e6 * slow / speed, "rate": 100.0, "others": others,
+            "maps_seconds": seconds * 0.5, "rss": 5e7 + 5e3 * key.services, "kernel_bytes": 4e3 * key.services,
+            "cpu": seconds, "p50": 1e6 * slow / speed, "p99": 2e6 * slow / speed, "rate": 100.0, "others": others,
         }  # fmt: skip
     if key.mode == "iptables" and key.position != "first" and key.scenario in ("connect", "dns"):
         speed /= 1 + key.services / 1000
+    if key.scenario == "xdp-cost":
+        return {"ns": 120 / speed, "least": 110.0, "operations": 5e4, "failures": 0.0, "seconds": 0.01}
     return {
         "rate": 20000 * speed, "operations": 2000.0, "failures": 0.0, "seconds": 0.1, "p50": 40e3 / speed,
         "p90": 50e3 / speed, "p99": 80e3 / speed, "p999": 200e3 / speed, "max": 1e6, "cpu": 60 / speed,

@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from dataplane.bench.analyse import analyse, as_records, quantity
-from dataplane.bench.bars import BarRow, Verdict, bars
-from dataplane.bench.report.summary import iptables_wins, sentences
+from dataplane.bench.bars import BarRow, Verdict, bars, summary
+from dataplane.bench.report.summary import highlights, iptables_wins, places, sentences
 from dataplane.bench.results import Cell, Results
 from tests.unit.bench_runs import made_up
 
@@ -30,14 +30,14 @@ def test_a_noisy_machine_is_named_and_no_bar_is_judged_on_it() -> None:
     run = made_up(noise=0.3)
     found = analyse(run)
     assert found.warnings[0].startswith("TOO NOISY TO CONCLUDE")
-    assert bar(run, "last of 10000 Services, against direct", "nftables").verdict is Verdict.UNCLEAR
+    assert bar(run, "last of 10,000 Services / direct", "nftables").verdict is Verdict.UNCLEAR
     assert any("too noisy to conclude" in text for text in sentences(found))
 
 
 def test_times_on_a_busy_machine_are_not_judged_but_memory_is() -> None:
     run = made_up(others=0.5)
-    assert bar(run, "cold start, 30000", "nftables").verdict is Verdict.UNCLEAR
-    assert "others kept 0.5 processors busy" in bar(run, "one endpoint change", "nftables").note
+    assert bar(run, "objects to kernel", "nftables").verdict is Verdict.UNCLEAR
+    assert "others kept 0.5 processors busy" in bar(run, "one endpoint changes", "nftables").note
     assert bar(run, "memory", "nftables").verdict is Verdict.MET
 
 
@@ -65,17 +65,43 @@ def test_an_unfinished_run_says_so() -> None:
 
 def test_bars_met_missed_unclear_and_not_measured() -> None:
     good = made_up()
-    assert bar(good, "last of 10000 Services, against direct", "ebpf-connect").verdict is Verdict.MET
-    assert bar(good, "against iptables", "nftables").verdict is Verdict.MET
+    assert bar(good, "last of 10,000 Services / direct", "ebpf-connect").verdict is Verdict.MET
+    assert bar(good, "/ iptables", "nftables").verdict is Verdict.MET
     assert bar(good, "p99 connect latency", "nftables").verdict is Verdict.MET
-    assert bar(good, "cold start, 30000", "nftables").verdict is Verdict.MET
+    assert bar(good, "objects to kernel", "nftables").verdict is Verdict.MET
     assert bar(good, "memory", "nftables").measured == pytest.approx(200)
     slow = made_up(speed={"nftables": 0.5, "ebpf-connect": 0.985}, noise=0.03)
-    assert bar(slow, "last of 10000 Services, against direct", "nftables").verdict is Verdict.MISSED
-    assert bar(slow, "last of 10000 Services, against direct", "ebpf-connect").verdict is Verdict.UNCLEAR
+    assert bar(slow, "last of 10,000 Services / direct", "nftables").verdict is Verdict.MISSED
+    assert bar(slow, "last of 10,000 Services / direct", "ebpf-connect").verdict is Verdict.UNCLEAR
     small = made_up(services=(100,))
     assert {row.verdict for row in bars(small) if "Services" in row.what} == {Verdict.UNMEASURED}
     assert all(row.note for row in bars(small) if row.verdict is Verdict.UNMEASURED)
+
+
+def test_the_packet_programs_cost_is_judged_even_on_a_busy_machine() -> None:
+    run = made_up(modes=("ebpf-xdp",), others=0.5)
+    row = bar(run, "XDP program", "ebpf-xdp")
+    assert row.measured == pytest.approx(124, abs=3)
+    assert row.verdict is Verdict.MET
+    assert (
+        bar(made_up(modes=("ebpf-xdp",), speed={"ebpf-xdp": 0.5}), "XDP program", "ebpf-xdp").verdict is Verdict.MISSED
+    )
+
+
+def test_against_direct_means_the_bare_node_and_the_same_node_too() -> None:
+    rows = [
+        row for row in bars(made_up(speed={"nftables": 0.7})) if "connections/s" in row.what and row.mode == "nftables"
+    ]
+    assert [row.what.partition(" / ")[2] for row in rows] == [
+        "direct, on a node without rules", "to the pod's own address on the same node", "iptables",
+    ]  # fmt: skip
+    assert [row.verdict for row in rows] == [Verdict.MISSED, Verdict.MET, Verdict.MET]
+
+
+def test_the_summary_counts_the_bars() -> None:
+    assert summary(bars(made_up())).endswith("bars that were measured are met.")
+    assert "missed: new connections/s" in summary(bars(made_up(speed={"nftables": 0.5})))
+    assert "No bar was measured" in summary(bars(made_up(modes=("iptables",))))
 
 
 def test_bars_are_those_of_the_modes_that_were_measured() -> None:
@@ -91,6 +117,20 @@ def test_sentences_say_who_wins_and_where_iptables_does() -> None:
     wins = iptables_wins(found)
     assert any("wins: new TCP connections, 1 Service." in text for text in wins)
     assert not any("new TCP connections, 10,000 Services (last)" in text for text in wins)
+
+
+def test_highlights_are_of_the_largest_size_at_which_most_compete() -> None:
+    said = highlights(analyse(made_up()))
+    assert [text for text in said if text.startswith("new TCP connections, 30,000 Services")]
+    assert not any("1 Service:" in text for text in said if text.startswith("new TCP"))
+
+
+def test_the_table_of_winners_marks_the_best_and_nobody_on_a_noisy_machine() -> None:
+    found = {(p.title, p.services): p for p in places(analyse(made_up(speed={"nftables": 0.5})))}
+    place = found["new TCP connections", 10000]
+    assert [mode for mode, shown in place.figures.items() if shown.best] == ["ebpf-connect"]
+    assert place.figures["direct"].text.endswith(" k/s")
+    assert not any(shown.best for p in places(analyse(made_up(noise=0.4))) for shown in p.figures.values() if p.noisy)
 
 
 def test_records_have_one_line_a_group_and_name_the_noisy_ones() -> None:
@@ -109,6 +149,8 @@ def test_records_have_one_line_a_group_and_name_the_noisy_ones() -> None:
         (2.5e10, "bit/s", "25 Gbit/s"),
         (38100.0, "ns", "38.1 µs"),
         (4.2e6, "ns", "4.2 ms"),
+        (118.4, "ns", "118 ns"),
+        (1.93e10, "ns", "19.3 s"),
         (2.345, "s", "2.35 s"),
         (0.045, "s", "45 ms"),
         (91e6, "B", "91 MB"),

@@ -10,6 +10,7 @@ from dataplane.bench.objects import (
     TCP_PORT,
     Backend,
     Changes,
+    Shape,
     chunks,
     cluster_ip,
 )
@@ -26,11 +27,15 @@ NODE = NodeConfig("node1", addresses=("172.18.0.1",), nodeports=NodePortAddresse
 
 
 def objects(services: int) -> list[ModelObject]:
+    return decoded(Shape(services), LOCAL, REMOTE)
+
+
+def decoded(shape: Shape, local: Backend, remote: Backend) -> list[ModelObject]:
     found: list[ModelObject] = []
-    for chunk in chunks(services, LOCAL, REMOTE):
-        decoded = decode(chunk, "test")
-        assert not decoded.problems
-        found += decoded.objects
+    for chunk in chunks(shape, local, remote):
+        read = decode(chunk, "test")
+        assert not read.problems
+        found += read.objects
     return found
 
 
@@ -77,7 +82,7 @@ def test_node_ports_lead_here_and_there() -> None:
 
 @pytest.mark.parametrize("services", [1, 3, 4, 20, 130, 6000])
 def test_every_change_changes_and_never_a_used_service(services: int) -> None:
-    plan, changes = planner(services), Changes(services)
+    plan, changes = planner(services), Changes(Shape(services))
     before = {number: entry(plan, cluster_ip(index(number, services)), Protocol.TCP, TCP_PORT) for number in Position}
     for _ in range(300):
         value = decode_object(changes.next()).value
@@ -91,3 +96,19 @@ def test_every_change_changes_and_never_a_used_service(services: int) -> None:
         plan.update([value])
     for position, then in before.items():
         assert entry(plan, cluster_ip(index(position, services)), Protocol.TCP, TCP_PORT) == then
+
+
+@pytest.mark.parametrize(("endpoints", "family"), [(1, Family.IPV4), (64, Family.IPV4), (5, Family.IPV6)])
+def test_other_sizes_and_the_other_family(endpoints: int, family: Family) -> None:
+    shape = Shape(300, endpoints, family)
+    local, remote = (LOCAL, REMOTE) if family is Family.IPV4 else (Backend("fd00::1", "node1"), Backend("fd00::2", "b"))
+    plan = Planner(NODE)
+    plan.update(decoded(shape, local, remote))
+    for number in (0, 7, 260, 299):
+        key = FrontendKey(family, cluster_ip(number, family), Protocol.TCP, TCP_PORT)
+        assert len(next(entry for f, entry in plan.plan.frontends() if f.key == key).cluster) == endpoints
+    changes = Changes(shape)
+    for _ in range(20):
+        value = decode_object(changes.next()).value
+        assert value is not None
+        assert plan.update([value])

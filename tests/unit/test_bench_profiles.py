@@ -1,47 +1,95 @@
 """Which cells a run has."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
-from dataplane.bench.profiles import settings
+from dataplane.bench.modes import MODES
+from dataplane.bench.pace import Pace, duration, expected, run_seconds
+from dataplane.bench.profiles import PROFILES, Settings, Wishes, settings, stages
 from dataplane.bench.run import all_keys, data_modes, plane_modes
+from dataplane.bench.scenarios import SCENARIOS
 from dataplane.errors import UsageError
 
+QUIET_WINDOW = 17 * 60
+CONTROL = ("coldstart", "change", "rollout")
 
-def test_quick_covers_every_mode_and_scenario() -> None:
-    chosen = settings("quick")
+
+def wished(profile: str, **wishes: Any) -> Settings:
+    return settings(profile, Wishes(**wishes))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_measures_each_cell_once_in_every_mode(profile: str) -> None:
+    chosen = settings(profile)
     keys = list(all_keys(chosen))
     assert len(keys) == len(set(keys))
     assert {key.scenario for key in keys} == set(chosen.scenarios)
-    assert {key.mode for key in keys} == set(chosen.modes) >= {"direct", "iptables", "nftables", "ebpf-connect"}
-    assert {key.round for key in keys if key.scenario == "connect"} == set(range(1, chosen.rounds + 1))
+    assert {key.mode for key in keys} == set(chosen.modes) == set(MODES)
+    assert {key.services for key in keys} == set(chosen.services)
+
+
+def test_the_full_profile_has_everything_and_fits_a_quarter_of_an_hour() -> None:
+    chosen = settings("full")
+    assert chosen.services == (1, 100, 1000, 5000, 10000, 30000)
+    assert set(chosen.scenarios) == set(SCENARIOS)
+    assert run_seconds(chosen, all_keys(chosen)) < QUIET_WINDOW
+
+
+def test_what_bars_are_about_gets_the_rounds() -> None:
+    chosen = settings("full")
+    rounds = Counter(
+        (key.scenario, key.services) for key in all_keys(chosen) if key[0] == "nftables" and key[3] in ("", "last")
+    )
+    for scenario, services in (
+        ("connect", 1),
+        ("connect", 10000),
+        ("connect", 30000),
+        ("pod", 10000),
+        ("bulk1", 10000),
+    ):
+        assert rounds[scenario, services] == chosen.rounds
+    assert rounds["connect", 5000] == rounds["rr", 1] == chosen.light_rounds
+    assert rounds["coldstart", 30000] == rounds["change", 30000] == chosen.control_rounds
+    assert rounds["coldstart", 100] == chosen.light_control_rounds
+
+
+def test_the_fewest_services_come_right_before_the_most() -> None:
+    assert stages(settings("full"))[-2:] == [1, 30000]
+    assert sorted(stages(settings("full"))) == list(settings("full").services)
+    assert stages(wished("full", services=[7])) == [7]
+    assert stages(wished("full", services=[7, 5])) == [5, 7]
 
 
 def test_every_cell_has_its_baseline_in_the_same_round() -> None:
-    keys = set(all_keys(settings("full", modes=["nftables"], rounds=2)))
-    packets = [key for key in keys if key.mode == "nftables" and key.scenario not in ("coldstart", "change", "rollout")]
+    keys = set(all_keys(wished("full", modes=["nftables"], rounds=2)))
+    packets = [key for key in keys if key.mode == "nftables" and key.scenario not in CONTROL]
     assert packets
     assert all(key._replace(mode="direct") in keys for key in packets)
 
 
 def test_positions_that_do_not_differ_are_measured_once() -> None:
-    chosen = settings("full", modes=["nftables"], scenarios=["connect"], services=[1, 2, 3], rounds=1)
+    chosen = wished("full", modes=["nftables"], scenarios=["connect"], services=[1, 2, 3], rounds=1)
     seen = Counter((key.services, key.position) for key in all_keys(chosen) if key.mode == "nftables")
     assert seen == {(1, "last"): 1, (2, "first"): 1, (2, "last"): 1, **{(3, p): 1 for p in ("first", "middle", "last")}}
 
 
+def test_the_program_is_measured_where_there_is_one() -> None:
+    assert {key.mode for key in all_keys(settings("full")) if key.scenario == "xdp-cost"} == {"ebpf-xdp"}
+
+
 def test_iptables_is_left_out_above_its_limit() -> None:
-    chosen = settings("quick", services=[100, 5000], iptables_max=1000)
+    chosen, connect = wished("quick", services=[100, 5000], iptables_max=1000), SCENARIOS["connect"]
     assert "iptables" in plane_modes(chosen, 100)
     assert "iptables" not in plane_modes(chosen, 5000)
-    assert "iptables" not in data_modes(chosen, 5000)
-    assert "direct" in data_modes(chosen, 5000)
+    assert "iptables" not in data_modes(chosen, connect, 5000)
+    assert "direct" in data_modes(chosen, connect, 5000)
     assert "direct" not in plane_modes(chosen, 100)
 
 
 def test_the_baseline_is_always_there_and_order_is_that_of_reports() -> None:
-    assert settings("quick", modes=["ebpf-connect", "iptables"]).modes == ("direct", "iptables", "ebpf-connect")
+    assert wished("quick", modes=["ebpf-connect", "iptables"]).modes == ("direct", "iptables", "ebpf-connect")
 
 
 @pytest.mark.parametrize(
@@ -52,8 +100,27 @@ def test_the_baseline_is_always_there_and_order_is_that_of_reports() -> None:
         ({"services": [0]}, "--services 0"),
         ({"services": [40000]}, "--services 40000"),
         ({"rounds": 0}, "--rounds 0"),
+        ({"endpoints": 65}, "--endpoints 65"),
     ],
 )
-def test_what_does_not_exist_is_wrong_usage(options: dict[str, list[str]], says: str) -> None:
+def test_what_does_not_exist_is_wrong_usage(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        settings("quick", **options)  # type: ignore[arg-type]
+        wished("quick", **options)
+
+
+def test_the_rest_is_guessed_by_how_it_went_so_far() -> None:
+    chosen = settings("quick")
+    keys = list(all_keys(chosen))
+    half = len(keys) // 2
+    times = iter([0.0, 0.0, 3 * sum(expected(chosen, key) for key in keys[:half])])
+    pace = Pace(chosen, lambda: next(times))
+    rest = sum(expected(chosen, key) for key in keys[half:])
+    assert pace.remaining(keys[half:]) == pytest.approx(rest)
+    for key in keys[:half]:
+        pace.done(key)
+    assert 1.5 * rest < pace.remaining(keys[half:]) <= 3 * rest
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5.2, "0:05"), (905.0, "15:05"), (59.9, "1:00"), (3725.0, "1:02:05")])
+def test_lengths_of_time_read_well(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

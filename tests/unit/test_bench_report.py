@@ -1,5 +1,6 @@
 """The report's files: one page that needs nothing else, pictures, data."""
 
+import base64
 import re
 from pathlib import Path
 
@@ -7,38 +8,76 @@ import pytest
 
 from dataplane.bench.analyse import analyse
 from dataplane.bench.modes import MODES
-from dataplane.bench.report.page import page, write_report
+from dataplane.bench.report.markdown import BEGIN, END, MarkersError, insert, markdown
+from dataplane.bench.report.page import _PICTURES, _SECTIONS, page, write_report
 from dataplane.bench.report.plots import STYLE, pictures
-from dataplane.bench.results import read
+from dataplane.bench.results import Results, ResultsError, read
 from tests.unit.bench_runs import made_up
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def test_a_full_run_gives_every_picture(tmp_path: Path) -> None:
-    run = made_up()
-    files = write_report(run, tmp_path)
-    names = {path.name for path in files}
-    assert names == {path.name for path in tmp_path.iterdir()}
-    for name in ("connect-p50", "connect-p99", "against-direct", "positions", "cpu", "coldstart", "change", "memory"):
-        image = (tmp_path / f"{name}.png").read_bytes()
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
+    """A run in which nftables misses bars, and the directory of its report."""
+    run, directory = made_up(speed={"nftables": 0.5}), tmp_path_factory.mktemp("report")
+    files = write_report(run, directory)
+    assert set(files) == set(directory.iterdir())
+    return run, directory
+
+
+def test_a_full_run_gives_every_picture(report: tuple[Results, Path]) -> None:
+    run, directory = report
+    shown = [name for names in _SECTIONS.values() for name in names]
+    assert sorted(path.stem for path in directory.glob("*.png")) == sorted(shown) == sorted(_PICTURES)
+    for path in directory.glob("*.png"):
+        image = path.read_bytes()
         assert image.startswith(PNG)
         assert len(image) > 10_000
-    assert read(tmp_path / "results.json") == run
+    assert read(directory / "results.json") == run
+    assert (directory / "tables.md").read_text() == markdown(run)
 
 
-def test_the_page_stands_alone_and_tells_the_main_things() -> None:
-    run = made_up(speed={"nftables": 0.5})
-    found = analyse(run)
-    text = page(run, found, pictures(found))
+def test_the_page_stands_alone_and_tells_the_main_things(report: tuple[Results, Path]) -> None:
+    run, directory = report
+    text = (directory / "index.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
-    assert sources
+    assert len(sources) == len(_PICTURES) + 1
     assert all(source.startswith("data:") for source in sources)
     assert "Where iptables wins" in text
     assert '<td class="missed">missed</td>' in text
     assert '<td class="met">met</td>' in text
     assert run.command in text
     assert "Test CPU" in text
+
+
+def test_the_raw_data_in_the_page_is_the_run(tmp_path: Path) -> None:
+    run = made_up(services=(1,))
+    found = analyse(run)
+    [data] = re.findall(r'href="data:application/gzip;base64,([^"]+)"', page(run, found, {}))
+    (tmp_path / "results.json.gz").write_bytes(base64.b64decode(data))
+    assert read(tmp_path / "results.json.gz") == run
+    (tmp_path / "half.json.gz").write_bytes(base64.b64decode(data)[:500])
+    with pytest.raises(ResultsError, match="not a whole compressed file"):
+        read(tmp_path / "half.json.gz")
+
+
+def test_tables_in_markdown_are_whole_and_go_between_the_markers() -> None:
+    run = made_up(speed={"nftables": 0.5})
+    text = markdown(run)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in rows if "connections/s" in line} == {9}
+    assert "| **missed** |" in text
+    assert run.command in text
+    page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    once = insert(page, text, "README.md")
+    assert insert(once, text, "README.md") == once
+    assert once.startswith("before\n")
+    assert once.endswith("\nafter\n")
+    assert "\nold\n" not in once
+    for broken in ("nothing", BEGIN, END + BEGIN, page + page):
+        with pytest.raises(MarkersError, match=r"README\.md"):
+            insert(broken, text, "README.md")
 
 
 def test_text_from_a_results_file_is_escaped() -> None:

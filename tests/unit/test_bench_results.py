@@ -38,7 +38,7 @@ def test_a_finished_file_comes_back_as_it_was(tmp_path: Path) -> None:
     run = made_up(services=(1,), rounds=2)
     write(tmp_path / "r.json", run)
     assert read(tmp_path / "r.json") == run
-    assert msgspec.json.decode((tmp_path / "r.json").read_bytes())["settings"]["profile"] == "quick"
+    assert msgspec.json.decode((tmp_path / "r.json").read_bytes())["settings"]["profile"] == "full"
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 

@@ -6,15 +6,16 @@ from typing import Any, cast
 import msgspec
 
 from dataplane.bench.machine import facts
-from dataplane.bench.profiles import Settings, settings
+from dataplane.bench.profiles import Settings, Wishes, settings
 from dataplane.bench.results import CellKey, Journal, Results, read_journal
 from dataplane.bench.rig import Rig
 from dataplane.bench.run import Runner, all_keys
 from dataplane.lab.spec import LabError
 
 SETTINGS = msgspec.structs.replace(
-    settings("quick", ["iptables", "nftables"], ["connect", "rr", "coldstart", "change"], [1, 50], rounds=4),
+    settings("quick", Wishes(["iptables", "nftables"], ["connect", "rr", "coldstart", "change"], [1, 50], rounds=4)),
     control_rounds=2,
+    light_control_rounds=2,
 )
 
 
@@ -53,7 +54,7 @@ class FakeRig:
 def run(tmp_path: Path, rig: FakeRig, chosen: Settings = SETTINGS, **known: Any) -> Results:
     results = Results(facts(), chosen, **known)
     with Journal(tmp_path / "journal", results, append=False) as journal:
-        Runner(cast(Rig, rig), results, journal, lambda done, total, what: None).run()
+        Runner(cast(Rig, rig), results, journal, lambda done, total, remaining, what: None).run()
     return results
 
 

@@ -1,6 +1,7 @@
-"""The report: one HTML page that needs nothing else, the pictures as PNG files, and the run's data."""
+"""The report: one HTML page that needs nothing else, the pictures as PNG files, the tables, and the run's data."""
 
 import base64
+import gzip
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,40 +11,40 @@ import msgspec
 from dataplane.bench import bars as bars_module
 from dataplane.bench.analyse import Analysis, analyse, as_records
 from dataplane.bench.modes import MODES
+from dataplane.bench.pace import duration
+from dataplane.bench.report.markdown import markdown
 from dataplane.bench.report.plots import pictures
-from dataplane.bench.report.summary import iptables_wins, sentences
-from dataplane.bench.results import Results
+from dataplane.bench.report.summary import highlights, iptables_wins, places
+from dataplane.bench.results import Results, write
 
-PAGE, DATA = "index.html", "results.json"
+PAGE, DATA, TABLES = "index.html", "results.json", "tables.md"
 _TITLE = "Service data planes side by side"
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1150px; margin: 2rem auto; padding: 0 1rem; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
-table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; margin: 1rem 0; }
-th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid #e5e5e5; vertical-align: top; }
-th { border-bottom: 2px solid #888; } .wide { overflow-x: auto; }
-img { max-width: 100%; height: auto; display: block; margin: 1.2rem 0; }
-.met { color: #00603f; font-weight: 600; } .missed { color: #a83a00; font-weight: 600; }
-.unclear, .unmeasured { color: #555; }
-.warning { background: #fff3cd; border-left: 4px solid #b58900; padding: .5rem 1rem; }
-code { background: #f3f3f3; padding: .1rem .3rem; }
-"""
+_STYLE = Path(__file__).with_name("page.css")
 
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "Against direct": ("against-direct",),
+    "New connections": ("connect-p50", "connect-p99", "connect-rate", "positions"),
+    "Processor time": ("cpu", "connect-cpu"),
+    "Control plane": ("coldstart", "change", "rollout", "memory", "kernel-memory"),
+}
 _PICTURES = {
     "connect-p50": "Median time of connect(2) through the last of the Services. Bands: quartiles of the rounds.",
     "connect-p99": "The time that one connection in a hundred exceeds.",
     "connect-rate": "One client, one connection after another, as fast as they go.",
-    "against-direct": "Each mode's rate divided by direct's of the same round.",
+    "against-direct": "Each mode's rate divided by direct's of the same round. Whiskers: 95 % confidence. Longer "
+    "bars are better; those cut off have their height written in them.",
     "positions": "Rules that are walked through make the last Service slower than the first; maps do not.",
-    "cpu": "Processor time of everybody involved, the kernel's packet work included.",
+    "cpu": "Of everybody involved: client, server and the kernel's packet work. Lower is better.",
+    "connect-cpu": "The same, for new connections to the last of so many Services.",
     "coldstart": "From decoded objects to a kernel that serves them, planning included.",
     "change": "From the bytes of an EndpointSlice to the kernel, one change at a time.",
-    "rollout": "A hundred changes a second for some seconds; whatever is due goes into one update.",
+    "rollout": "A hundred changes a second; whatever is due goes into one update. From due until done.",
     "memory": "Resident memory of the planning process after its start.",
+    "kernel-memory": "Slabs, vmalloc areas and per-CPU memory of the machine, after the cold start less before.",
 }
 
 
-def _table(records: Sequence[Mapping[str, object]]) -> str:
+def _table(records: Sequence[Mapping[str, object]], kind: str = "") -> str:
     if not records:
         return "<p>Nothing was measured.</p>"
     columns = list(records[0])
@@ -56,66 +57,122 @@ def _table(records: Sequence[Mapping[str, object]]) -> str:
             mark = f' class="{text.replace("not measured", "unmeasured")}"' if name == "verdict" else ""
             cells.append(f"<td{mark}>{text}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    inner = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<div class="wide"><table class="{kind}">{inner}</table></div>'
 
 
 def _list(items: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
 
 
+def _places(analysis: Analysis) -> str:
+    """The table of winners."""
+    found = places(analysis)
+    if not found:
+        return "<p>No two modes were measured.</p>"
+    modes = [mode for mode in MODES if any(mode in place.figures for place in found)]
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("", "Services", *modes))
+    lines, last = [], ""
+    for place in found:
+        title = "" if place.title == last else place.title + (" (too noisy)" if place.noisy else "")
+        begins = ' class="begins"' if title else ""
+        last = place.title
+        cells = f'<td>{escape(title)}</td><td class="number">{place.services:,}</td>'
+        for mode in modes:
+            shown = place.figures.get(mode)
+            mark = "number best" if shown and shown.best else "number"
+            cells += f'<td class="{mark}">{escape(shown.text) if shown else ""}</td>'
+        lines.append(f"<tr{begins}>{cells}</tr>")
+    inner = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<div class="wide"><table class="places">{inner}</table></div>'
+
+
 def _machine(results: Results) -> str:
     machine, settings = results.machine, results.settings
     facts = {
-        "run": f"{machine.started}, {results.seconds:.0f} s, profile {settings.profile}",
-        "machine": f"{machine.cpus} x {machine.cpu_model}, {machine.memory_bytes / 2**30:.0f} GiB {machine.virtual}",
+        "run": f"{machine.started}, {duration(results.seconds)} minutes, profile {settings.profile}",
+        "machine": f"{machine.cpus} x {machine.cpu_model}, {machine.memory_bytes / 2**30:.0f} GiB, {machine.virtual}",
         "kernel": machine.kernel,
         "system": machine.system,
         "versions": ", ".join(f"{name}: {version}" for name, version in machine.versions.items()),
         "load average at the start": " ".join(f"{value:.2f}" for value in machine.load_average),
-        "rounds": f"{settings.rounds} of {settings.seconds} s each, the warm-up round not counted; control plane "
-        f"{settings.control_rounds}",
+        "rounds": f"{settings.rounds} where a bar is measured, {settings.light_rounds} elsewhere, of "
+        f"{settings.seconds} s each, the warm-up round not counted; control plane {settings.control_rounds} at the largest "
+        f"size, {settings.light_control_rounds} elsewhere",
+        "cluster": f"{settings.endpoints} endpoints each, IPv{settings.family.value}, routing {settings.routing.value}",
         "load generator": settings.load_tool,
     }
     return _table([{"": name, "fact": value} for name, value in facts.items()])
 
 
-def _modes(results: Results) -> str:
-    return _list([f"{name}: {MODES[name].title}" for name in results.settings.modes])
+def _images(images: Mapping[str, bytes]) -> str:
+    """The pictures by section, wide ones over the whole width."""
+    parts = []
+    for title, names in _SECTIONS.items():
+        figures = [
+            f'<figure class="{"whole" if name in ("against-direct", "cpu") else "half"}">'
+            f'<img alt="{escape(_PICTURES[name])}" src="data:image/png;base64,{_base64(images[name])}">'
+            f"<figcaption>{escape(_PICTURES[name])}</figcaption></figure>"
+            for name in names
+            if name in images
+        ]
+        if figures:
+            parts.append(f'<h2>{escape(title)}</h2><div class="pictures">{"".join(figures)}</div>')
+    return "\n".join(parts)
+
+
+def _introduction(results: Results) -> str:
+    machine = results.machine
+    modes = "".join(
+        f"<li><b>{escape(name)}</b>: {escape(MODES[name].title)}</li>"
+        for name in MODES
+        if name in results.settings.modes
+    )
+    return (
+        f"<p>{len(results.settings.modes)} modes, each on a node of its own of one lab of network namespaces, measured "
+        f"in turns: every round measures everything once, in shuffled order. {escape(machine.started[:10])}, "
+        f"{machine.cpus} x {escape(machine.cpu_model)}, kernel {escape(machine.kernel)}. Compare ratios; "
+        f'absolute figures are this machine\'s.</p><ul class="modes">{modes}</ul>'
+    )
 
 
 def page(results: Results, analysis: Analysis, images: Mapping[str, bytes]) -> str:
     """The whole page."""
     warnings = "".join(f'<p class="warning">{escape(text)}</p>' for text in analysis.warnings)
-    shown = "".join(
-        f'<h3>{escape(_PICTURES[name])}</h3><img alt="{escape(name)}" src="data:image/png;base64,{_base64(image)}">'
-        for name, image in images.items()
-    )
-    data = _base64(msgspec.json.encode(results))
+    bars = bars_module.bars(results, analysis)
+    data = _base64(gzip.compress(msgspec.json.encode(results), mtime=0))
     wins = iptables_wins(analysis)
     parts = [
         f"<h1>{_TITLE}</h1>",
-        f"<p>{len(results.settings.modes)} modes, each on a node of its own of one lab, measured in turns.</p>",
-        _modes(results),
+        _introduction(results),
         warnings,
-        "<h2>Bars</h2>",
-        _table(bars_module.as_records(bars_module.bars(results, analysis))),
-        "<h2>What wins where</h2>",
-        _list(sentences(analysis)),
+        "<h2>In short</h2>",
+        _list([bars_module.summary(bars), *highlights(analysis)]),
         "<h3>Where iptables wins</h3>",
         _list(wins) if wins else "<p>Nowhere in this run, beyond what cannot be told apart.</p>",
-        "<h2>Pictures</h2>",
-        shown,
-        "<h2>All figures</h2>",
-        "<p>Medians of the rounds; spread: distance of the quartiles; against direct: median of the ratios with "
-        "its 95 % confidence interval; CPU: for a million operations, or for a gigabyte of bulk.</p>",
-        _table(as_records(analysis)),
+        "<h2>What wins where</h2>",
+        "<p>Medians of the rounds. Marked: the best mode, and those that cannot be told from it.</p>",
+        _places(analysis),
+        "<h2>Bars</h2>",
+        "<p>What this project asks of itself. Ratios: median over the rounds with its 95 % confidence interval; other "
+        "figures: median with quartiles. Spread: the interval's width. Unclear: the bar is inside the interval, or the "
+        "machine was too noisy.</p>",
+        _table(bars_module.as_records(bars), "bars"),
+        _images(images),
         "<h2>The run</h2>",
         _machine(results),
         f"<p>Repeat it: <code>{escape(results.command)}</code></p>",
-        f'<p><a download="{DATA}" href="data:application/json;base64,{data}">Its raw data</a> (JSON; '
-        "<code>hotplane bench compare</code> compares it with another run's)</p>",
+        f'<p><a download="{DATA}.gz" href="data:application/gzip;base64,{data}">Its raw data</a> (JSON, compressed; '
+        "<code>hotplane bench report</code> and <code>hotplane bench compare</code> read it as it is)</p>",
+        "<details><summary>All figures</summary>",
+        "<p>Medians of the rounds; spread: distance of the quartiles; against direct: median of the ratios with "
+        "its 95 % confidence interval; CPU: for a million operations, or for a gigabyte of bulk.</p>",
+        _table(as_records(analysis)),
+        "</details>",
     ]
-    head = f'<meta charset="utf-8"><title>{_TITLE}</title><style>{_STYLE}</style>'
+    view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    style = _STYLE.read_text(encoding="utf-8")
+    head = f'<meta charset="utf-8">{view}<title>{_TITLE}</title><style>{style}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
 
@@ -124,7 +181,7 @@ def _base64(data: bytes) -> str:
 
 
 def write_report(results: Results, directory: Path) -> list[Path]:
-    """Write the page, the pictures and the data into a directory; returns the files. Raises OSError."""
+    """Write the page, the pictures, the tables and the data into a directory; returns the files. Raises OSError."""
     directory.mkdir(parents=True, exist_ok=True)
     analysis = analyse(results)
     images = pictures(analysis)
@@ -133,5 +190,6 @@ def write_report(results: Results, directory: Path) -> list[Path]:
         written.append(directory / f"{name}.png")
         written[-1].write_bytes(image)
     (directory / PAGE).write_text(page(results, analysis, images), encoding="utf-8")
-    (directory / DATA).write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
-    return [directory / PAGE, directory / DATA, *written]
+    (directory / TABLES).write_text(markdown(results), encoding="utf-8")
+    write(directory / DATA, results)
+    return [directory / PAGE, directory / DATA, directory / TABLES, *written]

@@ -1,8 +1,8 @@
 """The report's pictures, PNG as bytes: one colour and marker a mode everywhere, fit for colour-blind eyes."""
 
 import io
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 
@@ -25,215 +25,196 @@ STYLE = {
     "ebpf-xdp": ("#e69f00", "X", "-"),
 }
 """Okabe and Ito's colours, which all kinds of colour blindness tell apart."""
-_WIDE = (9.0, 5.0)
-_DPI = 120
+NARROW, WIDE = (6.6, 4.5), (13.6, 4.7)
+"""Inches: two pictures side by side, or one over the page's whole width."""
+_DPI = 144
+_TALLEST = 1.5
+"""Bars of ratios end here; what is higher is written above."""
 LAST = Position.LAST.value
 
+Middle = tuple[float, float, float]
+"""A figure with the lower and upper end of its whisker."""
 
-def _figure(width: float = _WIDE[0], height: float = _WIDE[1]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+
+class Group(NamedTuple):
+    """Modes side by side, under one label."""
+
+    label: str
+    values: dict[str, Middle]
+
+
+def _figure(size: tuple[float, float], title: str, label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
+    axes.set_title(title, loc="left", fontsize=12)
+    axes.set_ylabel(label)
     return figure, axes
 
 
-def _png(figure: Figure) -> bytes:
+def _finish(figure: Figure, axes: Axes) -> bytes:
+    """The legend, below and in the order of reports, and the picture."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = len(labels) if figure.get_figwidth() > NARROW[0] else 4
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _line(axes: Axes, mode: str, points: Sequence[tuple[float, float, float, float]]) -> None:
-    """Points: x, median, lower and upper quartile."""
-    colour, marker, dash = STYLE[mode]
-    x, median, low, high = zip(*points, strict=True)
-    axes.plot(
-        x, median, color=colour, marker=marker, linestyle=dash, linewidth=1.8, markersize=6, label=MODES[mode].title
-    )
-    axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
-def _service_axis(axes: Axes, counts: Sequence[int]) -> None:
-    axes.set_xscale("log")
-    short = [f"{count // 1000}k" if count >= 1000 and not count % 1000 else str(count) for count in counts]
-    axes.set_xticks(counts, short)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("Services")
-
-
-def _plain_log_axis(axes: Axes, text: Callable[[float], str]) -> None:
+def _log_axis(axes: Axes) -> None:
+    """Powers of ten, or 1, 2, 5 of each where those are too few."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
     low, high = axes.get_ylim()
-    if high / low < 1000:  # too few powers of ten for labels at these alone
-        ticks = [m * 10.0**e for e in range(-12, 12) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
-        axes.set_yticks(ticks)
+    steps = (1, 2, 5) if high / low < 1000 else (1,)
+    axes.set_yticks([m * 10.0**e for e in range(-12, 12) for m in steps if low <= m * 10.0**e <= high])
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(axes: Axes) -> None:
-    """Below the picture, in the order of reports."""
-    picture = axes.get_figure()
-    handles, labels = axes.get_legend_handles_labels()
-    if picture is not None:
-        picture.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-
-
-def _modes(rows: Sequence[Row]) -> list[str]:
-    here = {row.key.mode for row in rows}
+def _modes(found: Iterable[str]) -> list[str]:
+    here = set(found)
     return [mode for mode in MODES if mode in here]
 
 
-def over_services(
-    rows: Sequence[Row], figure: str, title: str, label: str, scale: float, text: Callable[[float], str]
-) -> bytes | None:
-    """A figure against the number of Services, one line a mode, both axes logarithmic; None without two sizes."""
-    counts = sorted({row.key.services for row in rows if figure in row.figures})
+def lines(rows: Sequence[Row], figure: str, title: str, label: str, scale: float) -> bytes | None:
+    """A figure against the number of Services, one line a mode with its quartiles as a band, both axes logarithmic;
+    None without two sizes."""
+    rows = [row for row in rows if figure in row.figures]
+    counts = sorted({row.key.services for row in rows})
     if len(counts) < 2:
         return None
-    picture, axes = _figure()
-    for mode in _modes(rows):
-        points = sorted(
-            (row.key.services, e.median * scale, e.quartiles[0] * scale, e.quartiles[1] * scale)
-            for row in rows
-            if row.key.mode == mode and (e := row.figures.get(figure)) is not None
-        )
-        if points:
-            _line(axes, mode, points)
-    _service_axis(axes, counts)
-    _plain_log_axis(axes, text)
-    axes.set_ylabel(label)
-    axes.set_title(title, loc="left", fontsize=12)
-    _legend(axes)
-    return _png(picture)
+    picture, axes = _figure(NARROW, title, label)
+    for mode in _modes(row.key.mode for row in rows):
+        colour, marker, dash = STYLE[mode]
+        found = sorted((row.key.services, row.figures[figure]) for row in rows if row.key.mode == mode)
+        x = [services for services, _ in found]
+        axes.plot(
+            x, [e.median * scale for _, e in found], label=mode,
+            color=colour, marker=marker, linestyle=dash, linewidth=1.8, markersize=5.5,
+        )  # fmt: skip
+        low, high = zip(*(e.quartiles for _, e in found), strict=True)
+        axes.fill_between(x, [v * scale for v in low], [v * scale for v in high], color=colour, alpha=0.13, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [f"{n // 1000}k" if n >= 1000 and not n % 1000 else str(n) for n in counts])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("Services")
+    _log_axis(axes)
+    return _finish(picture, axes)
 
 
-def _grouped_bars(
-    axes: Axes,
-    groups: Sequence[str],
-    modes: Sequence[str],
-    value: Callable[[str, str], tuple[float, float, float] | None],
-) -> None:
-    """Bars of each mode side by side in each group; value: height, and the lower and upper end of its whisker."""
-    width = 0.82 / len(modes)
-    for place, mode in enumerate(modes):
-        colour, _, _ = STYLE[mode]
-        x, heights, below, above = [], [], [], []
-        for at, group in enumerate(groups):
-            found = value(mode, group)
-            if found is not None:
-                x.append(at + (place - (len(modes) - 1) / 2) * width)
-                heights.append(found[0])
-                below.append(max(0.0, found[0] - found[1]))
-                above.append(max(0.0, found[2] - found[0]))
-        whiskers: dict[str, Any] = {"ecolor": "#333333", "elinewidth": 0.9, "capsize": 1.5}
-        axes.bar(
-            x, heights, width * 0.92, color=colour, label=MODES[mode].title, yerr=(below, above), error_kw=whiskers
-        )
-    axes.set_xticks(range(len(groups)), groups)
+def _slots(groups: Sequence[Group], modes: Sequence[str], mode: str) -> tuple[list[float], list[Middle]]:
+    """Where a mode stands in each group that has it, and its figures there."""
+    width, place = 0.84 / len(modes), modes.index(mode)
+    found = [(at, group.values[mode]) for at, group in enumerate(groups) if mode in group.values]
+    return [at + (place - (len(modes) - 1) / 2) * width for at, _ in found], [value for _, value in found]
+
+
+def _whiskers(values: Sequence[Middle]) -> dict[str, Any]:
+    below = [max(0.0, middle - low) for middle, low, _ in values]
+    above = [max(0.0, high - middle) for middle, _, high in values]
+    return {"yerr": (below, above), "ecolor": "#333333", "elinewidth": 0.9, "capsize": 1.5}
+
+
+def grouped(
+    groups: Sequence[Group],
+    title: str,
+    label: str,
+    *,
+    size: tuple[float, float] = WIDE,
+    against_direct: bool = False,
+    log: bool = False,
+) -> bytes | None:
+    """Modes side by side in each group: bars, or points where the axis is logarithmic. against_direct: ratios, with a
+    line at 1. None without groups."""
+    if not groups:
+        return None
+    picture, axes = _figure(size, title, label)
+    modes = _modes(mode for group in groups for mode in group.values)
+    for mode in modes:
+        colour, marker, _ = STYLE[mode]
+        x, values = _slots(groups, modes, mode)
+        height, whiskers = [middle for middle, _, _ in values], _whiskers(values)
+        if log:
+            axes.errorbar(x, height, fmt=marker, color=colour, markersize=6, label=mode, **whiskers)
+        else:
+            whiskers = {"yerr": whiskers.pop("yerr"), "error_kw": whiskers}
+            axes.bar(x, height, 0.84 / len(modes) * 0.9, color=colour, label=mode, **whiskers)
+        if against_direct:
+            _write_tall(axes, x, height)
+    axes.set_xticks(range(len(groups)), [group.label for group in groups])
     axes.tick_params(axis="x", length=0)
+    axes.set_xlim(-0.5, len(groups) - 0.5)
+    for at in range(1, len(groups)):
+        axes.axvline(at - 0.5, color="#eeeeee", linewidth=0.8, zorder=0.5)
+    if against_direct:
+        axes.axhline(1.0, color="#000000", linewidth=1.2, zorder=2.5)
+        highest = max(value[0] for group in groups for value in group.values.values())
+        axes.set_ylim(0, min(_TALLEST, max(1.1, 1.1 * highest)))  # cuts wild whiskers off
+    if log:
+        _log_axis(axes)
+    return _finish(picture, axes)
 
 
-_SHORT = {
-    "connect": "new TCP\nconnections",
-    "pod": "past the\nrules",
-    "dns": "DNS-like\nUDP",
-    "rr": "warm\nrequests",
-    "bulk1": "bulk,\n1 stream",
-    "bulk4": "bulk,\n4 streams",
-    "udp": "UDP\npackets",
-    "north-local": "outside,\nlocal",
-    "north-remote": "outside,\nremote",
-    "north-remote-rr": "outside,\nremote, warm",
-    "north-remote-udp": "outside,\nremote, UDP",
-    "north-remote-pps": "kernel's own\npackets",
-}
+def _write_tall(axes: Axes, x: Sequence[float], height: Sequence[float]) -> None:
+    """The height of bars that go on above the picture."""
+    for place, value in zip(x, height, strict=True):
+        if value > _TALLEST:
+            axes.annotate(
+                f"{value:.1f}x", (place, _TALLEST), ha="center", va="top", rotation=90, fontsize=9, color="white",
+                xytext=(0, -4), textcoords="offset points", fontweight="bold",
+            )  # fmt: skip
 
 
-def bars_against_direct(analysis: Analysis, services: int) -> bytes | None:
-    """Every packet scenario's rate as a share of direct's, at one number of Services, with confidence intervals."""
-    rows = {
-        (row.key.mode, row.key.scenario): row
-        for row in analysis.rows
-        if row.key.services == services and row.key.position in ("", LAST) and "rate" in row.ratios
-    }
-    scenarios = [name for name in SCENARIOS if any(scenario == name for _, scenario in rows)]
-    modes = [mode for mode in _modes(list(rows.values())) if mode != DIRECT]
-    if not scenarios:
-        return None
-    picture, axes = _figure(max(_WIDE[0], 3.6 + 1.15 * len(scenarios)))
-
-    def value(mode: str, short: str) -> tuple[float, float, float] | None:
-        name = next(name for name in scenarios if _SHORT[name] == short)
-        row = rows.get((mode, name))
-        if row is None:
-            return None
-        ratio = row.ratios["rate"]
-        return ratio.value, ratio.low, ratio.high
-
-    _grouped_bars(axes, [_SHORT[name] for name in scenarios], modes, value)
-    axes.axhline(1.0, color="#000000", linewidth=1.2, zorder=0.9)
-    axes.set_ylim(0, 1.2 * max(1.0, *(row.ratios["rate"].value for row in rows.values())))  # cuts wild whiskers off
-    axes.annotate("direct", (1.0, 1.0), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
-    axes.set_ylabel("rate / direct's rate")
-    axes.set_title(f"Rates against direct, {services:,} Services (whiskers: 95 % confidence)", loc="left", fontsize=12)
-    _legend(axes)
-    return _png(picture)
+def _by_scenario(rows: Iterable[Row], value: Callable[[Row], Middle | None]) -> list[Group]:
+    """One group for each scenario of packets, in the order of reports."""
+    found: dict[str, dict[str, Middle]] = {}
+    for row in rows:
+        if row.scenario.short and row.key.position in ("", LAST) and (middle := value(row)) is not None:
+            found.setdefault(row.key.scenario, {})[row.key.mode] = middle
+    return [Group(scenario.short, found[name]) for name, scenario in SCENARIOS.items() if name in found]
 
 
-def positions(analysis: Analysis, services: int) -> bytes | None:
+def _rate_ratio(row: Row) -> Middle | None:
+    ratio = row.ratios.get("rate")
+    return None if ratio is None else (ratio.value, ratio.low, ratio.high)
+
+
+def _cpu(row: Row) -> Middle | None:
+    used = row.figures.get("cpu")
+    if used is None or row.scenario.operation.startswith("iperf3"):
+        return None  # bulk is counted by the gigabyte
+    return used.median, *used.quartiles
+
+
+def _rate(row: Row) -> Middle:
+    low, high = row.main.quartiles
+    return row.main.median / 1e3, low / 1e3, high / 1e3
+
+
+def _positions(analysis: Analysis) -> bytes | None:
     """Rate of new connections to the first, middle and last of the Services."""
-    rows = [r for r in analysis.rows if r.key.scenario == "connect" and r.key.services == services]
-    places = [p.value for p in Position if any(row.key.position == p.value for row in rows)]
-    if len(places) < 2:
+    connect = [row for row in analysis.rows if row.key.scenario == "connect" and row.key.mode != DIRECT]
+    sizes = [row.key.services for row in connect if row.key.position != LAST]
+    if not sizes:
         return None
-    picture, axes = _figure()
-
-    def value(mode: str, place: str) -> tuple[float, float, float] | None:
-        row = next((r for r in rows if r.key.mode == mode and r.key.position == place), None)
-        if row is None:
-            return None
-        return row.main.median / 1e3, row.main.quartiles[0] / 1e3, row.main.quartiles[1] / 1e3
-
-    _grouped_bars(axes, places, _modes(rows), value)
-    axes.set_ylabel("new connections, 1000/s")
-    axes.set_title(f"Does it matter which of {services:,} Services? (whiskers: quartiles)", loc="left", fontsize=12)
-    _legend(axes)
-    return _png(picture)
-
-
-def cpu(analysis: Analysis, services: int) -> bytes | None:
-    """Processor time for each operation, at one number of Services."""
-    rows = {
-        (row.key.mode, row.key.scenario): row
-        for row in analysis.rows
-        if row.key.services == services
-        and row.key.position in ("", LAST)
-        and row.scenario.kind is Kind.DATA
-        and not row.scenario.operation.startswith("iperf3")
-    }
-    scenarios = [name for name in SCENARIOS if any(scenario == name for _, scenario in rows)]
-    if not scenarios:
-        return None
-    picture, axes = _figure(max(_WIDE[0], 3.6 + 1.15 * len(scenarios)))
-
-    def value(mode: str, short: str) -> tuple[float, float, float] | None:
-        name = next(name for name in scenarios if _SHORT[name] == short)
-        row = rows.get((mode, name))
-        if row is None:
-            return None
-        used = row.figures["cpu"]
-        return used.median, used.quartiles[0], used.quartiles[1]
-
-    _grouped_bars(axes, [_SHORT[name] for name in scenarios], _modes(list(rows.values())), value)
-    axes.set_ylabel("CPU seconds / million operations")
-    axes.set_title(
-        f"Processor time, {services:,} Services (client, server and kernel together)", loc="left", fontsize=12
-    )
-    _legend(axes)
-    return _png(picture)
+    size = max(sizes)
+    groups = [
+        Group(
+            f"{p.value} of {size:,} Services",
+            {r.key.mode: _rate(r) for r in connect if r.key.services == size and r.key.position == p.value},
+        )
+        for p in Position
+    ]
+    title = "Does the place among the Services matter?"
+    return grouped([g for g in groups if g.values], title, "new connections, 1000/s", size=NARROW)
 
 
 def pictures(analysis: Analysis) -> dict[str, bytes]:
@@ -242,36 +223,29 @@ def pictures(analysis: Analysis) -> dict[str, bytes]:
     def rows(scenario: str, position: str = "") -> list[Row]:
         return [r for r in analysis.rows if r.key.scenario == scenario and r.key.position == position]
 
-    def plain(value: float) -> str:
-        return f"{value:,.0f}" if value >= 1 else f"{value:g}"
-
-    connect, change = rows("connect", LAST), rows("change")
     measured = [row.key.services for row in analysis.rows if row.scenario.kind is Kind.DATA]
-    most_scenarios = max(sorted(set(measured)), key=measured.count, default=0)
-    largest = max((row.key.services for row in connect if row.key.mode == "iptables"), default=0) or max(
-        measured, default=0
-    )
-    us, ms = "microseconds", "milliseconds"
+    size = max(sorted(set(measured)), key=measured.count, default=0)
+    here = [row for row in analysis.rows if row.key.services == size]
+    connect, cold, change, rollout = rows("connect", LAST), rows("coldstart"), rows("change"), rows("rollout")
+    ratio = "rate / direct's rate"
+    per_operation = "CPU seconds / million operations"
+    us, ms, mb = "microseconds", "milliseconds", "MB"
     found = {
-        "connect-p50": over_services(
-            connect, "p50", "Latency of a new connection to the last Service, median", us, 1e-3, plain
+        "connect-p50": lines(connect, "p50", "Latency of a new connection, median", us, 1e-3),
+        "connect-p99": lines(connect, "p99", "Latency of a new connection, p99", us, 1e-3),
+        "connect-rate": lines(connect, "rate", "New connections", "1000/s", 1e-3),
+        "positions": _positions(analysis),
+        "against-direct": grouped(
+            _by_scenario(here, _rate_ratio), f"Rates against direct, {size:,} Services", ratio, against_direct=True
         ),
-        "connect-p99": over_services(
-            connect, "p99", "Latency of a new connection to the last Service, p99", us, 1e-3, plain
+        "cpu": grouped(
+            _by_scenario(here, _cpu), f"Processor time of an operation, {size:,} Services", per_operation, log=True
         ),
-        "connect-rate": over_services(
-            connect, "rate", "New connections to the last Service", "1000 connections/s", 1e-3, plain
-        ),
-        "against-direct": bars_against_direct(analysis, most_scenarios),
-        "positions": positions(analysis, largest),
-        "cpu": cpu(analysis, most_scenarios),
-        "coldstart": over_services(
-            rows("coldstart"), "seconds", "Cold start: from decoded objects to kernel", "seconds", 1.0, plain
-        ),
-        "change": over_services(change, "p99", "One endpoint changes: event to kernel, p99", ms, 1e-6, plain),
-        "rollout": over_services(
-            rows("rollout"), "p99", "100 endpoint changes a second: lag behind the event, p99", ms, 1e-6, plain
-        ),
-        "memory": over_services(rows("coldstart"), "rss", "Memory of the control plane", "MB", 1e-6, plain),
+        "coldstart": lines(cold, "seconds", "Cold start: from objects to kernel", "seconds", 1.0),
+        "change": lines(change, "p99", "One endpoint changes: event to kernel, p99", ms, 1e-6),
+        "rollout": lines(rollout, "p99", "100 changes a second: lag, p99", ms, 1e-6),
+        "connect-cpu": lines(connect, "cpu", "Processor time of a new connection", per_operation, 1.0),
+        "memory": lines(cold, "rss", "Memory of the control plane", mb, 1e-6),
+        "kernel-memory": lines(cold, "kernel_bytes", "Memory that the kernel took", mb, 1e-6),
     }
     return {name: picture for name, picture in found.items() if picture is not None}

@@ -1,0 +1,146 @@
+"""What one packet costs in the XDP program: test runs of it on a flow that is established already.
+
+A test run hands the same buffer to the program again and again, so the flow that is measured translates a packet into
+itself: every step is taken (connection found, backend still there, both addresses and ports and checksums rewritten,
+next hop filled in), and the next run finds the packet as it was but for its hop limit. Everything else is the node's:
+its maps with all their Services, its routes, its neighbours.
+"""
+
+import socket
+import statistics
+import struct
+import time
+from ipaddress import ip_address
+from typing import NamedTuple
+
+from dataplane.kernel import bpf
+from dataplane.kernel.bpf import AttachType, ProgramType
+from dataplane.kernel.links import Links
+from dataplane.lab.spec import LabError
+from dataplane.planes.ebpf.encode import address_bytes
+from dataplane.planes.ebpf.layout import constant, record, unpack
+from dataplane.planes.ebpf.maps import MapSet
+from dataplane.planes.ebpf.programs import load_programs
+
+PROGRAM, SOURCE = "xdp_uplink", "xdp.c"
+RUNS, PACKETS = 200, 250
+"""So many means of so many packets each; a packet's hop limit lasts no longer."""
+_TUPLE = record("tuple", "source", "destination", "source_port", "destination_port", "protocol", "pad")
+_FLOW = record(
+    "translation",
+    *("source", "destination", "source_port", "destination_port", "flags", "backend", "backend_generation"),
+    *("service", "ifindex", "last_ns", "packets", "bytes", "hop_until_ns", "hop_ifindex", "hop_mtu"),
+    *("hop_source", "hop_destination", "pad"),
+)
+_CLIENT_PORT, _SELF_PORT = 41000, 41001
+_SYN, _ACK = 0x02, 0x10
+_TX, _REDIRECT = 3, 4
+_HOPS = 255
+
+
+class Way(NamedTuple):
+    """From whom to whom. uplink: the device, in `namespace`. neighbour: address of the node that has the backend,
+    neighbour_mac: its link-layer address. client, node, backend: addresses; node_port: of a Service with that
+    backend."""
+
+    namespace: str
+    uplink: str
+    neighbour: str
+    neighbour_mac: str
+    client: str
+    node: str
+    node_port: int
+    backend: str
+
+
+def _sum(data: bytes) -> int:
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+def tcp_frame(mac: bytes, addresses: tuple[str, str], ports: tuple[int, int], flags: int) -> bytes:
+    """An Ethernet frame with a TCP segment without data, from `mac` to `mac`. Pairs: source, destination."""
+    packed = b"".join(ip_address(address).packed for address in addresses)
+    tcp = struct.pack("!HHIIBBHHH", *ports, 1, 1, 5 << 4, flags, 65535, 0, 0)
+    pseudo = packed + struct.pack("!IHBB", len(tcp), 0, 0, socket.IPPROTO_TCP)
+    tcp = tcp[:16] + struct.pack("!H", ~_sum(pseudo + tcp) & 0xFFFF) + tcp[18:]
+    if len(packed) > 8:
+        header = struct.pack("!IHBB", 6 << 28, len(tcp), socket.IPPROTO_TCP, _HOPS) + packed
+        return mac + mac + b"\x86\xdd" + header + tcp
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0x4000, _HOPS, socket.IPPROTO_TCP, 0) + packed
+    header = header[:10] + struct.pack("!H", ~_sum(header) & 0xFFFF) + header[12:]
+    return mac + mac + b"\x08\x00" + header + tcp
+
+
+def _tuple(source: str, destination: str, ports: tuple[int, int]) -> bytes:
+    return _TUPLE.pack(
+        address_bytes(source), address_bytes(destination), *map(socket.htons, ports), socket.IPPROTO_TCP, 0, 0, 0
+    )
+
+
+def _run(program: int, index: int, frame: bytes, repeat: int = 1) -> bpf.ProgramRun:
+    return bpf.run_program(program, frame, repeat, struct.pack("=IIIIII", 0, len(frame), 0, index, 0, 0))
+
+
+class ProgramCost:
+    """The program, loaded beside the one that is attached, over the same maps: `maps`, those of the ebpf plane that is
+    loaded in this network namespace. Lives as long as the process."""
+
+    def __init__(self, maps: MapSet, way: Way) -> None:
+        self._maps, self._way = maps, way
+        loaded = load_programs(SOURCE, ProgramType.XDP, {PROGRAM: AttachType.XDP}, maps.fds, maps.specs, ())
+        self._program = loaded[PROGRAM].fd
+
+    def measure(self) -> dict[str, float]:
+        """ns: median of RUNS means, nanoseconds a packet; least: the smallest of them. Both have the test run's own
+        share in them. Raises LabError when the packet does not take the fast path."""
+        way = self._way
+        with Links(way.namespace) as links:
+            index, text = links.index(way.uplink), links.mac(way.uplink)
+            mac = bytes.fromhex(text.replace(":", ""))
+            # A packet that was sent on must look as if it came to this node, for the next run to take it.
+            links.neighbour(way.uplink, way.neighbour, text)
+            keys = self._establish(index, mac)
+            try:
+                return self._means(index, mac)
+            finally:
+                self._maps.remove("connections", keys)
+                links.neighbour(way.uplink, way.neighbour, way.neighbour_mac)
+
+    def _establish(self, index: int, mac: bytes) -> list[bytes]:
+        """Store the flow that translates into itself, with a real backend; its keys."""
+        way, program = self._way, self._program
+        ports = (_CLIENT_PORT, way.node_port)
+        _run(program, index, tcp_frame(mac, (way.client, way.node), ports, _SYN))
+        opened = self._maps.get("pending", _tuple(way.client, way.node, ports))
+        if opened is None:
+            raise LabError(f"{way.uplink}: the XDP program does not open a flow to {way.node} port {way.node_port}")
+        real = unpack("translation", opened)
+        same = (_SELF_PORT, _SELF_PORT)
+        keys = [_tuple(way.client, way.backend, same), _tuple(way.backend, way.client, same)]
+        flags = constant("FLOW_ESTABLISHED") | constant("FLOW_SNAT") | constant("FLOW_BY_XDP")
+        for key, more in zip(keys, (0, constant("FLOW_REPLY")), strict=True):
+            source, destination, source_port, destination_port, *_ = _TUPLE.unpack(key)
+            chosen = (real["backend"], real["backend_generation"], real["service"], index)
+            rest = (time.monotonic_ns(), *(0,) * (5 + 6 + 6 + 6))
+            addresses = (source, destination, source_port, destination_port)
+            self._maps.put("connections", key, _FLOW.pack(*addresses, flags | more, *chosen, *rest))
+        return keys
+
+    def _means(self, index: int, mac: bytes) -> dict[str, float]:
+        way, program = self._way, self._program
+        frame = tcp_frame(mac, (way.client, way.backend), (_SELF_PORT, _SELF_PORT), _ACK)
+        for _ in range(3):
+            seen = _run(program, index, frame)
+        if seen.result not in (_TX, _REDIRECT):
+            raise LabError(f"{way.uplink}: the XDP program leaves an established flow to the stack ({seen.result})")
+        means = [float(_run(program, index, frame, PACKETS).duration_ns) for _ in range(RUNS)]
+        return {
+            "ns": statistics.median(means),
+            "least": min(means),
+            "operations": float(RUNS * PACKETS),
+            "seconds": sum(means) * PACKETS / 1e9,
+            "failures": 0.0,
+        }

@@ -25,9 +25,9 @@ CLEANER_SECONDS = 30.0
 
 
 class EbpfOptions(msgspec.Struct, frozen=True):
-    """What people asked for. hooks: as named. cgroup: directory, "" = the hierarchy's root, "none". uplinks, pods:
-    globs; none = found by themselves. kube_proxy_masquerade: exact parity, else clients keep their address where the
-    backend is local. instance: pin directory, "" = this network namespace's own."""
+    """What people asked for. hooks: as named. cgroup: directory, "" = the hierarchy's root (see connect_group), "none".
+    uplinks, pods: globs; none = found by themselves. kube_proxy_masquerade: exact parity, else clients keep their
+    address where the backend is local. instance: pin directory, "" = this network namespace's own."""
 
     hooks: tuple[str, ...] = HOOKS
     cgroup: str = ""
@@ -69,16 +69,32 @@ def _visible(directory: str) -> Path:
 
 
 def connect_group(cgroup: str) -> Path:
-    """The control group that gets connect-time balancing. Raises CgroupError when the hierarchy is nowhere mounted.
+    """The control group that gets connect-time balancing. Raises CgroupError when the hierarchy is nowhere mounted, or
+    when nobody named a group and the hierarchy's root would be the wrong one: it holds all the machine's processes, and
+    a node in a network namespace of its own has no business with those of the machine.
 
     Tools that enter network namespaces hide /sys with a mount namespace of their own; it is then found through the
     process that they were started from.
     """
-    from dataplane.kernel.cgroup import CgroupError, mount_points
-    from dataplane.planes.ebpf.pins import outer_process
+    from dataplane.kernel.cgroup import CgroupError, is_hierarchy_root
+    from dataplane.kernel.netns import is_first
 
     if cgroup:
         return _visible(cgroup)
+    root = _hierarchy()
+    if is_hierarchy_root(root) and not is_first():
+        raise CgroupError(
+            "this network namespace is not the machine's own, and the root of the control groups holds all of its "
+            "processes; name this node's control group with --cgroup"
+        )
+    return root
+
+
+def _hierarchy() -> Path:
+    """What is mounted of the cgroup v2 hierarchy. Raises CgroupError."""
+    from dataplane.kernel.cgroup import CgroupError, mount_points
+    from dataplane.planes.ebpf.pins import outer_process
+
     here = mount_points()
     if here:
         return here[0]

@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from ctl import state
+    from ctl.ebpf import EbpfOptions
     from ctl.loaded import make_plane
     from ctl.modes import MODES
     from dataplane.planes.base import PlaneError
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     failed = []
     for mode in reversed(MODES):  # the ebpf mode first: its programs stand on the nftables mode's rules
         try:
-            make_plane(mode).cleanup()
+            make_plane(mode, ebpf=EbpfOptions(hooks=())).cleanup()
         except PlaneError as error:  # the others go nevertheless
             failed.append(str(error))
     if failed:

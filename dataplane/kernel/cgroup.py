@@ -35,6 +35,11 @@ def root() -> Path:
     return mounted[0]
 
 
+def is_hierarchy_root(group: Path) -> bool:
+    """Whether a group is the one that holds all others of the machine. A mount of a container shows less."""
+    return (group / "cgroup.procs").exists() and not (group / "cgroup.type").exists()
+
+
 def ensure_root() -> Path:
     """`root()`, mounting the hierarchy at PRIVATE_ROOT first when nobody has. Raises CgroupError."""
     if not mount_points():

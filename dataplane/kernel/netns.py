@@ -66,6 +66,12 @@ def _prepare_directory() -> None:
         mount("", NETNS_DIR, flags=_MS_SHARED | _MS_REC)
 
 
+def is_first() -> bool:
+    """Whether this thread is in the machine's own network namespace, the one that the kernel starts with; only there
+    are the settings that concern all of them."""
+    return Path("/proc/sys/net/core/netdev_budget").exists()
+
+
 def exists(name: str) -> bool:
     """Whether a namespace (or what a crash left of one) has this name."""
     return (NETNS_DIR / name).exists()

@@ -1,0 +1,3 @@
+"""The command line and the daemon."""
+
+VERSION = "0.1.0"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ctl import VERSION
 from ctl.modes import DEFAULT_MODE, MODES
 from dataplane.errors import HotplaneError, UsageError
 
@@ -118,11 +119,20 @@ def _after(flag: str) -> str:
     return f"_{_dest(flag)}_after"
 
 
+class _Version(argparse.Action):
+    """`--version`, in kube-proxy's form."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"hotplane {VERSION}")
+        parser.exit()
+
+
 class _CommandParser(argparse.ArgumentParser):
     """A command's parser: takes the global options too; an option of the command's own with the same name wins."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"conflict_handler": "resolve", "allow_abbrev": False, **kwargs})
+        self.add_argument("--version", action=_Version, nargs=0, help=argparse.SUPPRESS)
         _add_global_options(self, after_command=True)
 
 
@@ -145,6 +155,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
         description="A Service data plane for Kubernetes nodes. Exit status: 0 done, 1 failed, 2 wrong usage.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
     _add_global_options(parser, after_command=False)
     subparsers = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True, parser_class=_CommandParser

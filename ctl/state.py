@@ -92,7 +92,7 @@ def ask_daemon(state_dir: Path) -> bool:
     try:
         with socket.socket(socket.AF_UNIX) as door:
             door.settimeout(_DAEMON_SECONDS)
-            door.connect(str(socketplan_path(state_dir)))
+            door.connect(str(socket_path(state_dir)))
             door.recv(1)
     except OSError:  # nobody listens: no daemon, or one that was killed; or it is too busy and the last plan must do
         return False

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from ctl import state
+from ctl.daemon.addresses import AddressWatch
 from ctl.daemon.child import Child, ChildError
 from ctl.daemon.drift import DriftCheck
 from ctl.daemon.events import EventRecorder
@@ -28,11 +29,12 @@ from ctl.daemon.pace import Pace
 from ctl.daemon.planes import CleanUp, daemon_plane, has_bpffs, left_out, replace_saved, settle_plane
 from ctl.daemon.reconcile import Reconciler
 from ctl.daemon.rights import check_rights, held_capabilities
-from ctl.daemon.settings import Settings
+from ctl.daemon.settings import Settings, waits_for_restart
 from ctl.daemon.sysctls import apply_sysctls
 from ctl.daemon.takeover import remove_kube_proxy
 from ctl.daemon.traffic import TrafficCollector
 from ctl.daemon.web import Listener, Site, health_answer, metrics_answer, split_bind
+from ctl.journal import Journal
 from ctl.sources.api import Api
 from ctl.sources.directory import DirectorySource
 from ctl.sources.kubeconfig import find_cluster
@@ -68,6 +70,7 @@ class Daemon:
         self._saved = 0
         self._failure: BaseException | None = None
         self._door: asyncio.Server | None = None
+        self._addresses: AddressWatch | None = None
         self._sites: dict[str, tuple[Site, Listener]] = {}
         self._reflectors: list[tuple[str, Reflector]] = []
         self.inbox = Inbox(KINDS)
@@ -133,6 +136,7 @@ class Daemon:
             self._stop.set()
 
     async def _work(self) -> None:
+        self._addresses = AddressWatch(self._look_at_node)  # before the addresses are read for the first time
         await self.reconciler.start()
         await self._kernel.call(self._replace_other_mode)
         if self.settings.adopt:
@@ -208,14 +212,18 @@ class Daemon:
         """What is looked after now and then."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            self.reconciler.request(self.reconciler.change_node)
-            self.reconciler.request(self._update_ports)
+            self._look_at_node()
             await self._serve()
+
+    def _look_at_node(self) -> None:
+        """This node's addresses may have changed."""
+        self.reconciler.request(self.reconciler.change_node)
+        self.reconciler.request(self._update_ports)
 
     async def _keep_saved(self) -> None:
         while True:
-            await asyncio.sleep(SAVE_SECONDS)
             await self._save()
+            await asyncio.sleep(SAVE_SECONDS)
 
     async def _save(self) -> None:
         """Write the plan down when it changed since the last time."""
@@ -230,6 +238,7 @@ class Daemon:
             return b""
 
         async def begin() -> None:
+            self._begin_journal()
             begun.set_result(Child(write))
 
         self.reconciler.request(begin)
@@ -238,6 +247,16 @@ class Daemon:
             self._saved = syncs
         except ChildError as error:
             self._log.warning("the plan could not be written down", reason=error)
+
+    def _begin_journal(self) -> None:
+        """From here on changes are written down one by one, beside the plan that is about to be."""
+        if self.reconciler.journal is not None:
+            self.reconciler.journal.close()
+        try:
+            self.reconciler.journal = Journal(state.plan_path(self.settings.state_dir), time.time_ns())
+        except OSError as error:
+            self.reconciler.journal = None
+            self._log.warning("changes cannot be written down for other commands", reason=error.strerror)
 
     async def _listen(self) -> None:
         """Let other commands have the plan written down (see state.ask_daemon)."""
@@ -257,7 +276,8 @@ class Daemon:
 
     def _saved_plan(self) -> state.Saved:
         settings, plan = self.settings, self.reconciler.planner.plan
-        return state.Saved.of(settings.mode, plan, settings.ebpf, left_out(self._kernel.plane))
+        journal = self.reconciler.journal.number if self.reconciler.journal is not None else 0
+        return state.Saved.of(settings.mode, plan, settings.ebpf, left_out(self._kernel.plane), journal)
 
     def _replace_other_mode(self) -> None:
         """Remove what another mode of an earlier run loaded, now that this mode answers."""
@@ -276,17 +296,30 @@ class Daemon:
         except HotplaneError as error:
             self._log.error("configuration not reloaded, the old one stays", reason=error)
             return
-        old, self.settings = self.settings, fresh
+        old, self.settings = self.settings, self._what_can_change(fresh)
+        fresh = self.settings
         self.reconciler.pace.interval = fresh.min_sync_period
         self.health.patience = 2 * fresh.sync_period
         apply_sysctls(fresh.config.conntrack, self._log)
         await self.reconciler.change_node()
+        self._score()
         if fresh.mode != old.mode:
             await self._change_mode(old.mode)
+        elif fresh.mode == "iptables" and fresh.config.conntrack.tcp_be_liberal != old.config.conntrack.tcp_be_liberal:
+            await self._use_plane()
+            await self.reconciler.reload("conntrack.tcpBeLiberal changed")
         if _binds(fresh) != _binds(old):
             await self._close_sites()
             await self._serve()
         self._log.info("configuration reloaded", mode=fresh.mode)
+
+    def _what_can_change(self, fresh: Settings) -> Settings:
+        """Fresh settings, with the old ones where a running daemon cannot change; those are told, each time."""
+        old = self.settings
+        late = waits_for_restart(old, fresh)
+        if late:
+            self._log.warning("changed settings that wait for a restart of hotplane", fields=",".join(late))
+        return msgspec.structs.replace(fresh, node=old.node, kubeconfig=old.kubeconfig)
 
     async def _change_mode(self, old_mode: str) -> None:
         """Load the new mode's rules, then remove the old one's."""
@@ -347,6 +380,8 @@ class Daemon:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._addresses is not None:
+            self._addresses.close()
         if self._door is not None:
             self._door.close()
             state.socket_path(self.settings.state_dir).unlink(missing_ok=True)
@@ -357,6 +392,9 @@ class Daemon:
         self._kernel.close()
         if self._failure is not None:
             raise self._failure
+        if self.reconciler.journal is not None:
+            self.reconciler.journal.close()
+            self.reconciler.journal = None
         if self.health.started:
             state.save(self.settings.state_dir, self._saved_plan())
         self._log.info("stopped; the data plane stays as it is")

@@ -12,6 +12,7 @@ from ctl.daemon.log import Log
 from ctl.daemon.metrics import Metrics
 from ctl.daemon.pace import Pace, Retry
 from ctl.daemon.tally import Tally
+from ctl.journal import Journal
 from dataplane.model.objects import Node
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.planner import Planner
@@ -46,6 +47,7 @@ class Reconciler:
         self.node: Node | None = None
         self.syncs = 0
         self.touched: set[str] = set()
+        self.journal: Journal | None = None
         self._told, self._untold = 0.0, 0
         self._jobs: deque[Callable[[], Awaitable[None]]] = deque()
         self._health, self._metrics, self._log, self._after = health, metrics, log, after
@@ -141,6 +143,7 @@ class Reconciler:
         self.tally.count(change)
         self.syncs += 1
         self.touched.update(entry.key.service for entry in change.entries)
+        self._write_down(change)
         if change or self.retry.failures_in_a_row:
             self._health.queued()
             done = await self.kernel.apply(change, self.planner.plan)
@@ -155,6 +158,17 @@ class Reconciler:
             for trigger in batch.triggers:
                 self._metrics.network.observe(max(0.0, clock - trigger))
         await self._after(change)
+
+    def _write_down(self, change: PlanChange) -> None:
+        """Into the journal before the kernel: what it may lack after a kill is then known to be lacking."""
+        if self.journal is None or not change:
+            return
+        try:
+            self.journal.append(change)
+        except OSError as error:
+            self._log.warning("changes can no longer be written down for other commands", reason=error.strerror)
+            self.journal.close()
+            self.journal = None
 
     def _settle(self, done: Done) -> None:
         """After an attempt: all well, or when to try again."""

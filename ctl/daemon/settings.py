@@ -68,3 +68,15 @@ def settings_of(args: argparse.Namespace) -> Settings:
         unknown=loaded.unknown,
         ebpf=ebpf_options(args),
     )
+
+
+def waits_for_restart(old: Settings, new: Settings) -> list[str]:
+    """Fields of the configuration that a reload changed and that a running daemon does not take over."""
+    changed = {
+        "hostnameOverride": new.node.name != old.node.name,
+        "clientConnection.kubeconfig": new.kubeconfig != old.kubeconfig,
+    }
+    if new.mode == old.mode == "ebpf":  # its device watch recognises pods as it did at the start
+        changed["detectLocalMode"] = new.config.detect_local_mode != old.config.detect_local_mode
+        changed["detectLocal"] = new.config.detect_local != old.config.detect_local
+    return [name for name, is_changed in changed.items() if is_changed]

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +36,11 @@ def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -
     while not condition():
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
         time.sleep(0.02)
+
+
+def _now() -> str:
+    """The time as the daemons' logs say it."""
+    return datetime.now(UTC).strftime("%H:%M:%S.%f")
 
 
 class NodeDaemon:
@@ -245,7 +251,7 @@ class Traffic:
                     self.servers[self._exchange(door)] += 1
                 self.made += 1
             except OSError as error:
-                self.failures.append(f"new connection {self.made}: {error!r}")
+                self.failures.append(f"new connection {self.made} at {_now()}: {error!r}")
             time.sleep(self._pause)
 
     def _long(self) -> None:
@@ -256,7 +262,7 @@ class Traffic:
                     self._exchange(door)
                     self.exchanged += 1
                 except OSError as error:
-                    self.failures.append(f"lasting connection: {error!r}")
+                    self.failures.append(f"lasting connection at {_now()}: {error!r}")
                     doors.remove(door)
             time.sleep(0.01)
         for door in doors:

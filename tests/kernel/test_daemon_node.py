@@ -166,6 +166,15 @@ def test_sighup_reads_the_configuration_again(cluster: DaemonLab, lab: Lab, tmp_
         daemon.hangup()
         until(lambda: "configuration reloaded" in daemon.text, "reload")
         assert http(daemon.netns, "127.0.0.1", 10349, "/proxyMode")[2] == b"nftables"
+        write(
+            mode="nftables",
+            metricsBindAddress="127.0.0.1:10349",
+            hostnameOverride="other",
+            clientConnection={"kubeconfig": "/nowhere"},
+        )
+        daemon.hangup()
+        until(lambda: "wait for a restart" in daemon.text, "what cannot change is named")
+        assert "fields=clientConnection.kubeconfig" in daemon.text, "the flags win over the file's name"
         write(mode="what")
         daemon.hangup()
         until(lambda: "the old one stays" in daemon.text, "a wrong configuration is refused")
@@ -173,6 +182,12 @@ def test_sighup_reads_the_configuration_again(cluster: DaemonLab, lab: Lab, tmp_
         write(mode="iptables", metricsBindAddress="127.0.0.1:10349")
         daemon.hangup()
         until(lambda: "mode=iptables" in daemon.text.split("configuration reloaded")[-1], "the mode changes")
+        liberal = {"tcpBeLiberal": True}
+        write(mode="iptables", metricsBindAddress="127.0.0.1:10349", conntrack=liberal)
+        assert "--ctstate INVALID" in _iptables(daemon.netns)
+        daemon.hangup()
+        until(lambda: "conntrack.tcpBeLiberal changed" in daemon.text, "the rules change")
+        assert "--ctstate INVALID" not in _iptables(daemon.netns)
     assert traffic.failures == []
     tables = in_netns(daemon.netns, subprocess.run, ["nft", "list", "tables"], capture_output=True, text=True).stdout
     assert "hotplane" not in tables
@@ -298,6 +313,34 @@ def test_a_changed_node_object_plans_everything_anew(cluster: DaemonLab, lab: La
     cluster.server.delete("Node", "", "node1")
     until(lambda: chosen() == {near, far}, "no zone any more")
     assert not [line for line in cluster.daemons[0].text.splitlines() if "ERROR" in line]
+
+
+def test_check_after_a_kill_knows_the_last_change(cluster: DaemonLab) -> None:
+    cluster.start()
+    daemon = cluster.daemons[0]
+    until(
+        lambda: bool(list((daemon.folder / "state").glob("*.msgpack"))), "the plan is written down for the first time"
+    )
+    cluster.server.apply(service("later", "10.96.0.77"), endpoint_slice("later", ["10.244.1.11"]))
+    until(lambda: cluster.holds(daemon, "default/later"), "the change is taken in")
+    cluster.server.delete("Service", "default", "echo")
+    until(lambda: not cluster.holds(daemon, "default/echo"), "another one")
+    daemon.kill()
+    assert "no difference" in daemon.run("check")
+    daemon.start("--master", cluster.server.url)
+    assert "changed=0" in daemon.text
+
+
+def test_an_address_that_comes_or_goes_is_noticed_at_once(cluster: DaemonLab) -> None:
+    """Long before the daemon would look by itself, every 30 s."""
+    cluster.start()
+    daemon = cluster.daemons[0]
+    for count, verb in enumerate(("add", "del"), 1):
+        words = ["ip", "address", verb, "198.51.100.7/32", "dev", "lo"]
+        in_netns(daemon.netns, subprocess.run, words, check=True)
+        until(lambda n=count: daemon.text.count("this node changed") == n, f"address {verb}", 10)  # type: ignore[misc]
+    changes = [line for line in daemon.text.splitlines() if "this node changed" in line]
+    assert ["198.51.100.7" in line for line in changes] == [True, False]
 
 
 def test_check_compares_with_what_the_daemon_holds_now(cluster: DaemonLab, lab: Lab) -> None:

@@ -4,11 +4,13 @@ import argparse
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from ctl import VERSION
 from ctl import main as frame
 from dataplane.errors import HotplaneError, UsageError
 
@@ -124,3 +126,11 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("argv", [["--version"], ["run", "--version"], ["--mode", "ebpf", "check", "--version"]])
+def test_the_version_is_told_everywhere(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert frame.main(argv) == 0
+    assert capsys.readouterr().out == f"hotplane {VERSION}\n"
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["version"] == VERSION

@@ -1,0 +1,104 @@
+"""Changes since the plan was last written down, appended one by one, so that a killed daemon's plan is known too.
+
+A journal has a number. A saved plan names the one that begins with it; a newer one begins while the next plan is being
+saved, so the plan is the saved one and every journal from that number on, in order.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from dataplane.plan.change import PlanChange
+from dataplane.plan.types import EntryKey, HealthCheck, Plan, PlanEntry
+from dataplane.policy.node import NodeConfig
+
+_LENGTH = 4
+
+
+class _Step(msgspec.Struct, array_like=True):
+    """A PlanChange, by what is afterwards."""
+
+    entries: tuple[PlanEntry, ...]
+    gone: tuple[EntryKey, ...]
+    node: NodeConfig | None
+    service_cidrs: tuple[str, ...] | None
+    checks: tuple[HealthCheck, ...]
+    unchecked: tuple[tuple[str, str], ...]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Step).decode
+
+
+class Journal:
+    """One journal, open for writing. Raises OSError where the file cannot be written."""
+
+    def __init__(self, base: Path, number: int) -> None:
+        self.number = number
+        base.parent.mkdir(parents=True, exist_ok=True)
+        self._file = _path(base, number).open("ab", buffering=0)
+
+    def append(self, change: PlanChange) -> None:
+        """Write one change down. O(what changed)."""
+        checks = change.health_checks or {}
+        body = _encode(
+            _Step(
+                tuple(entry.new for entry in change.entries if entry.new is not None),
+                tuple(entry.key for entry in change.entries if entry.new is None),
+                change.node,
+                change.service_cidrs,
+                tuple(check for check in checks.values() if check is not None),
+                tuple(service for service, check in checks.items() if check is None),
+            )
+        )
+        self._file.write(len(body).to_bytes(_LENGTH, "little") + body)
+
+    def close(self) -> None:
+        """Write no more; fine twice."""
+        self._file.close()
+
+
+def _path(base: Path, number: int) -> Path:
+    return base.with_name(f"{base.stem}.journal-{number}")
+
+
+def _numbers(base: Path) -> Iterator[int]:
+    for path in base.parent.glob(f"{base.stem}.journal-*"):
+        number = path.name.rpartition("-")[2]
+        if number.isdigit():
+            yield int(number)
+
+
+def replay(base: Path, first: int, plan: Plan) -> int:
+    """Bring a saved plan to where its journals end; how many changes that were. A last change that was only half
+    written counts as not written. Raises OSError, msgspec.DecodeError."""
+    count = 0
+    for number in sorted(number for number in _numbers(base) if number >= first):
+        data = _path(base, number).read_bytes()
+        at = 0
+        while at + _LENGTH <= len(data):
+            end = at + _LENGTH + int.from_bytes(data[at : at + _LENGTH], "little")
+            if end > len(data):
+                break
+            _apply(plan, _decode(data[at + _LENGTH : end]))
+            at, count = end, count + 1
+    return count
+
+
+def _apply(plan: Plan, step: _Step) -> None:
+    for key in step.gone:
+        plan.entries.pop(key, None)
+    plan.entries.update((entry.key, entry) for entry in step.entries)
+    for service in step.unchecked:
+        plan.health_checks.pop(service, None)
+    plan.health_checks.update(((check.namespace, check.name), check) for check in step.checks)
+    plan.node = step.node or plan.node
+    plan.service_cidrs = plan.service_cidrs if step.service_cidrs is None else step.service_cidrs
+
+
+def drop(base: Path, before: int | None = None) -> None:
+    """Remove journals: those older than a number, or all. Raises OSError."""
+    for number in list(_numbers(base)):
+        if before is None or number < before:
+            _path(base, number).unlink(missing_ok=True)

@@ -1,0 +1,84 @@
+"""The plan that other commands find after a daemon was killed: the saved one and every change since."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctl import state
+from ctl.journal import Journal
+from dataplane.plan.change import apply_change, diff
+from dataplane.plan.planner import Planner
+from dataplane.plan.types import HealthCheck, Plan
+from dataplane.policy.node import NodeConfig
+from tests.unit.clusters import clusters, decoded, node_config, nodes
+
+
+def saved(plan: Plan, journal: int = 0) -> state.Saved:
+    return state.Saved.of("nftables", plan, journal=journal)
+
+
+def loaded(folder: Path) -> Plan:
+    found = state.load(folder)
+    assert found is not None
+    return found.plan()
+
+
+def same(one: Plan, other: Plan) -> bool:
+    return not diff(one, other)
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_the_plan_is_what_was_saved_and_all_changes_since(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("state")
+    plans = [Plan(NodeConfig(name="start"))]
+    for _ in range(4):
+        planner = Planner(node_config(data.draw(nodes())))
+        planner.update(decoded(data.draw(clusters())))
+        plans.append(planner.plan)
+    now = saved(plans[0]).plan()
+    journal = Journal(state.plan_path(folder), 1)
+    state.save(folder, saved(now, 1))
+    for number, plan in enumerate(plans[1:], 2):
+        change = diff(now, plan)
+        journal.append(change)
+        apply_change(now, change)
+        assert same(loaded(folder), plan)
+        if data.draw(st.booleans()):
+            journal.close()
+            journal = Journal(state.plan_path(folder), number)
+            assert same(loaded(folder), plan), "a new journal while the plan is still being saved"
+            if data.draw(st.booleans()):
+                state.save(folder, saved(now, number))
+                assert len(list(folder.glob("*.journal-*"))) == 1, "the older ones are gone"
+    journal.close()
+    assert same(loaded(folder), plans[-1])
+
+
+def test_half_a_change_at_the_end_does_not_count(tmp_path: Path) -> None:
+    check = HealthCheck("default", "a", 30000, 1)
+    first, second = Plan(NodeConfig(name="n")), Plan(NodeConfig(name="n"), health_checks={("default", "a"): check})
+    journal = Journal(state.plan_path(tmp_path), 7)
+    state.save(tmp_path, saved(first, 7))
+    journal.append(diff(first, second))
+    journal.append(diff(second, first))
+    journal.close()
+    [path] = tmp_path.glob("*.journal-*")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert same(loaded(tmp_path), second)
+
+
+def test_a_plan_that_is_saved_for_good_needs_no_journal(tmp_path: Path) -> None:
+    journal = Journal(state.plan_path(tmp_path), 7)
+    state.save(tmp_path, saved(Plan(NodeConfig(name="n")), 7))
+    journal.append(diff(Plan(NodeConfig(name="n")), Plan(NodeConfig(name="m"))))
+    journal.close()
+    state.save(tmp_path, saved(Plan(NodeConfig(name="applied"))))
+    assert loaded(tmp_path).node.name == "applied"
+    assert not list(tmp_path.glob("*.journal-*"))
+    assert state.forget(tmp_path)
+    assert not tmp_path.exists()

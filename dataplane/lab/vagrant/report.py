@@ -51,17 +51,19 @@ class Report(msgspec.Struct):
     bench: str = ""
 
 
+def about(facts: Facts) -> list[str]:
+    """What the machines are, a line each."""
+    shape = f"{facts.spec.nodes} nodes, {facts.spec.pods} pods each, routing {facts.spec.routing}"
+    return [
+        f"machines: {facts.system}, Linux {facts.kernel}, {facts.nft}, {facts.iptables}",
+        f"virtualization: {facts.virtualization} ({facts.driver}); box: {facts.box}",
+        f"lab: {shape}, pods on a {facts.spec.pod_link}, {'both families' if facts.spec.ipv6 else 'IPv4'}",
+    ]
+
+
 def markdown(report: Report) -> str:
     """The page."""
-    facts = report.facts
-    shape = f"{facts.spec.nodes} nodes, {facts.spec.pods} pods each, routing {facts.spec.routing}"
-    lines = [
-        "# The Vagrant lab: what was run",
-        "",
-        f"- machines: {facts.system}, Linux {facts.kernel}, {facts.nft}, {facts.iptables}",
-        f"- virtualization: {facts.virtualization} ({facts.driver}); box: {facts.box}",
-        f"- lab: {shape}, pods on a {facts.spec.pod_link}, {'both families' if facts.spec.ipv6 else 'IPv4'}",
-    ]
+    lines = ["# The Vagrant lab: what was run", "", *(f"- {line}" for line in about(report.facts))]
     if report.table:
         lines += ["", "| mode | cells | disagree with the oracle | load, s | probes, s |", "|---|---|---|---|---|"]
         lines += [

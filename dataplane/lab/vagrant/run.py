@@ -20,7 +20,7 @@ from dataplane.lab.spec import LabError
 from dataplane.lab.table import Cell
 from dataplane.lab.vagrant.machines import HOME, Machines
 from dataplane.lab.vagrant.proxies import VARIANTS, MachineProxies
-from dataplane.lab.vagrant.report import Facts, Report, TableRun, write
+from dataplane.lab.vagrant.report import Facts, Report, TableRun, about, write
 from dataplane.lab.vagrant.settings import Settings, settings
 from dataplane.model.net import Family
 
@@ -42,7 +42,7 @@ def facts(machines: Machines, found: Settings) -> Facts:
         nft=ask("nft", "--version"),
         iptables=ask("iptables", "--version"),
         virtualization=ask("sh", "-c", "systemd-detect-virt || true"),
-        box=found.box if "/" in found.box and not Path(found.box).is_absolute() else "built by vagrant/build-box",
+        box=found.box,
         driver=found.driver,
         spec=found.spec,
     )
@@ -80,6 +80,7 @@ def run_table(machines: Machines, report: Report, variants: Sequence[str], famil
     wanted = {_FAMILIES[name] for name in families}
     services = table.services(machines.topology, ipv6=machines.spec.ipv6)
     cells = [cell for cell in table.cells(services, machines.topology) if cell.family in wanted]
+    print("\n".join(about(report.facts)), flush=True)
     found = 0
     for variant in variants:
         result = run_variant(machines, variant, cells, slow)

@@ -28,7 +28,7 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load the plan, clean stale UDP flows, remember the plan; 0 also when some objects had problems."""
-    from ctl import state
+    from ctl import begun, state
     from ctl.ebpf import ebpf_options, settle
     from ctl.loaded import make_plane
     from ctl.manifests import plan_manifests
@@ -44,26 +44,32 @@ def run(args: argparse.Namespace) -> int:
         detector=context.node.detector,
     )
     started = time.monotonic()
+    unfinished = begun.begin(context.state_dir, context.mode)
     change = plane.load(plan)
     stale = clean_stale_udp(change, context.node)
-    replaced = _replace_other_mode(context.mode, previous)
+    replaced = _replace_other_modes(context.mode, previous, unfinished)
     left_out = settle(plane, change)
     state.save(context.state_dir, state.Saved.of(context.mode, plan, options, left_out))
+    begun.end(context.state_dir)
     _print(args.output, context.mode, plan, change, stale, replaced, problems, time.monotonic() - started)
     return 0
 
 
-def _replace_other_mode(mode: str, previous: "Saved | None") -> str:
-    """Remove what another mode of an earlier apply loaded here, now that this mode answers; the mode removed, or "".
+def _replace_other_modes(mode: str, previous: "Saved | None", unfinished: frozenset[str]) -> str:
+    """Remove what other modes of earlier applies loaded here, now that this mode answers; the modes removed, or "".
 
-    Only what this directory's state says was ours: chains of kube-proxy's names may be kube-proxy's own.
+    Only what this directory's state says was ours, or was begun by a process that did not come to its end: chains of
+    kube-proxy's names may be kube-proxy's own.
     """
+    from ctl.ebpf import EbpfOptions
     from ctl.loaded import make_plane, replace_plane
+    from ctl.modes import MODES
 
-    if previous is None or previous.mode == mode:
-        return ""
-    replace_plane(make_plane(previous.mode, ebpf=previous.ebpf), mode)
-    return previous.mode
+    known = {*unfinished, *([previous.mode] if previous else ())}
+    old = [each for each in reversed(MODES) if each in known and each != mode]  # ebpf first: it stands on nftables
+    for each in old:
+        replace_plane(make_plane(each, ebpf=EbpfOptions(hooks=())), mode)
+    return ", ".join(old)
 
 
 def _print(

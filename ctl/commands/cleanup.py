@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         return _stale(args)
     from pathlib import Path
 
-    from ctl import state
+    from ctl import begun, state
     from ctl.ebpf import EbpfOptions
     from ctl.loaded import make_plane
     from ctl.modes import MODES
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
             failed.append(str(error))
     if failed:
         raise PlaneError("; ".join(failed))
+    begun.end(Path(args.state_dir))
     existed = state.forget(Path(args.state_dir))
     print_records([{"cleaned": list(MODES), "state": existed}], args.output, ("cleaned", "state"))
     return 0

@@ -95,7 +95,7 @@ def _use(held: list[Held], report: Report) -> list[Held]:
             report.exchanges += 1
         except OSError as error:
             where = f"{each.server} from port {each.sock.getsockname()[1]}"
-            report.broken.append(f"{type(error).__name__} of {where} at {time.monotonic():.2f}")
+            report.broken.append(f"{error!r} of {where} at {time.monotonic():.2f}")
             continue
         if server == each.server:
             alive.append(each)
@@ -113,11 +113,18 @@ def _datagram(sock: socket.socket, address: str, port: int, report: Report) -> N
         report.unanswered += 1
 
 
+def _free_ports(first: int, held: list[Held]) -> Iterator[int]:
+    """Source ports in turn, but for those of held connections: see the module."""
+    for port in itertools.cycle(range(first, first + SOURCE_PORTS)):
+        if port not in {each.sock.getsockname()[1] for each in held}:
+            yield port
+
+
 def work(address: str, port: int, first: int, rate: float, hold: int, datagrams: bool) -> Report:
     """Until standard input ends."""
     report = Report()
     held: list[Held] = []
-    ports = itertools.cycle(range(first, first + SOURCE_PORTS))
+    ports = _free_ports(first, held)
     udp = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
     udp.settimeout(1.0)
     turn = 0
@@ -129,12 +136,11 @@ def work(address: str, port: int, first: int, rate: float, hold: int, datagrams:
             else:
                 opened.sock.close()
         if turn % 5 == 0:
-            held = _use(held, report)
+            held[:] = _use(held, report)
             if datagrams:
                 _datagram(udp, address, port, report)
         turn += 1
-    held = _use(held, report)
-    report.held = len(held)
+    report.held = len(_use(held, report))
     return report
 
 

@@ -21,9 +21,9 @@ from dataplane.planes.ebpf.encode import address_text
 from dataplane.planes.ebpf.layout import record
 from dataplane.planes.ebpf.maps import MapSet
 from dataplane.planes.ebpf.pins import PinDirectory
-from dataplane.planes.ebpf.port_split import join_ports, ports_are_split, split_ports
+from dataplane.planes.ebpf.port_split import join_ports, split_ports
 from dataplane.planes.ebpf.programs import Program, load_programs
-from dataplane.planes.ebpf.reserve import reserve_ports
+from dataplane.planes.ebpf.reserve import reserve_once
 
 TC_SOURCE, XDP_SOURCE = "tc.c", "xdp.c"
 _DEVICE = record("device", "flags", "mac", "pad")
@@ -79,10 +79,8 @@ class PacketHook:
             self._maps, self._pins, self._programs = maps, pins, {}
             try:
                 self._devices.clear()
-                before = ports_are_split()
                 split_ports(maps)
-                if not before:
-                    reserve_ports(maps)
+                reserve_once(maps, pins)
                 self._refresh()
             finally:
                 _close(old)

@@ -50,11 +50,6 @@ def split_ports(maps: MapSet) -> None:
         Nft().run(ruleset(mark, low, high))
 
 
-def ports_are_split() -> bool:
-    """Whether the kernel of the current network namespace was told already. Raises PlaneError."""
-    return tuple(TABLE.split()) in Nft().tables()
-
-
 def join_ports() -> None:
     """Take the table away; fine when there is none. Raises PlaneError."""
     Nft().run(f"add table {TABLE}\ndelete table {TABLE}\n")

@@ -1,0 +1,58 @@
+"""Ports that masqueraded flows had before the packet programs came are entered once for each set of maps."""
+
+import os
+from collections.abc import Iterator
+from socket import htons
+
+import pytest
+
+from dataplane.kernel.conntrack_list import Masqueraded
+from dataplane.model.net import Protocol
+from dataplane.planes.ebpf import reserve
+from dataplane.planes.ebpf.encode import address_bytes
+from dataplane.planes.ebpf.events import TUPLE
+from dataplane.planes.ebpf.maps import MapSet, create_maps
+from dataplane.planes.ebpf.pins import PinDirectory
+from dataplane.planes.ebpf.settings import write_node
+from tests.kernel.bpf_packets.bench import NODE, REMOTE, SIZES, node_config
+
+
+@pytest.fixture
+def maps() -> Iterator[MapSet]:
+    with create_maps(SIZES) as maps:
+        write_node(maps, node_config(), 1, False)
+        yield maps
+
+
+@pytest.fixture
+def pins() -> Iterator[PinDirectory]:
+    pins = PinDirectory(f"hp-{os.getpid()}-reserve")
+    yield pins
+    pins.remove()
+
+
+def key(port: int) -> bytes:
+    return TUPLE.pack(address_bytes(REMOTE), address_bytes(NODE), htons(8080), htons(port), 6, 0, 0, 0)
+
+
+def test_reserved_once_but_never_over_a_flow(maps: MapSet, pins: PinDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    low = maps.node()["snat_port_low"]
+    assert isinstance(low, int)
+    flows = [Masqueraded(Protocol.TCP, (REMOTE, 8080), (NODE, port)) for port in (low - 1, low, low + 1)]
+    looked = []
+
+    def found() -> Iterator[Masqueraded]:
+        looked.append(1)
+        return iter(flows)
+
+    monkeypatch.setattr(reserve, "masqueraded_connections", found)
+    own = bytes([7]) * maps.specs["connections"].value_size
+    maps.put("connections", key(low + 1), own)
+    reserve.reserve_once(maps, pins)
+    assert {k for k, _ in maps.items("connections")} == {key(low), key(low + 1)}
+    assert maps.get("connections", key(low + 1)) == own
+    reserve.reserve_once(maps, pins)
+    assert looked == [1]
+    pins.remove()  # other maps, or a process that was killed before it had come so far
+    reserve.reserve_once(maps, pins)
+    assert looked == [1, 1]

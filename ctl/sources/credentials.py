@@ -20,7 +20,7 @@ TOKEN_SECONDS = 60.0
 
 EXEC_SECONDS = 60.0
 _EARLY_SECONDS = 10.0
-_EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
+EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
 
 
 class CredentialError(HotplaneError):
@@ -33,7 +33,7 @@ class ExecSpec(msgspec.Struct, frozen=True):
     command: str
     args: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
-    api_version: str = _EXEC_VERSIONS[0]
+    api_version: str = EXEC_VERSIONS[0]
     cluster: dict[str, Any] | None = None
     base: str = ""
 
@@ -220,6 +220,10 @@ async def _plugin_status(spec: ExecSpec) -> _ExecStatus:
         found = msgspec.json.decode(output, type=_ExecCredential)
     except msgspec.DecodeError as error:
         raise CredentialError(f"{command}: the credential plugin printed no ExecCredential: {error}") from error
+    if found.api_version and found.api_version != spec.api_version:
+        raise CredentialError(
+            f"{command}: the credential plugin speaks {found.api_version}, and the kubeconfig says {spec.api_version}"
+        )
     if found.status is None or not (found.status.token or found.status.client_certificate_data):
         raise CredentialError(f"{command}: the credential plugin gave neither a token nor a certificate")
     return found.status

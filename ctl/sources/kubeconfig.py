@@ -9,10 +9,14 @@ from typing import Any
 import msgspec
 import yaml
 
-from ctl.sources.credentials import ExecSpec, Identity, Trust
+from ctl.sources.credentials import EXEC_VERSIONS, ExecSpec, Identity, Trust
 from ctl.sources.manifests import SourceError
 from dataplane.model.net import host_port
 
+_CLUSTER_INFO = (
+    "server", "tls-server-name", "insecure-skip-tls-verify", "certificate-authority-data", "proxy-url",
+    "disable-compression",
+)  # fmt: skip
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
@@ -132,14 +136,34 @@ class _Reader:
             raise SourceError(f"{self._path}: the user's exec has no command")
         if spec.get("interactiveMode") == "Always":
             raise SourceError(f"{self._path}: the user's exec plugin is interactive; a daemon has nobody to ask")
+        version = str(spec.get("apiVersion") or EXEC_VERSIONS[0])
+        if version not in EXEC_VERSIONS:
+            raise SourceError(
+                f"{self._path}: the user's exec speaks {version}; it must be {' or '.join(EXEC_VERSIONS)}"
+            )
         return ExecSpec(
             command=str(spec["command"]),
             args=tuple(map(str, spec.get("args") or ())),
             env=tuple((str(item["name"]), str(item.get("value", ""))) for item in spec.get("env") or ()),
-            api_version=str(spec.get("apiVersion") or ExecSpec.__struct_defaults__[2]),
-            cluster=dict(cluster) if spec.get("provideClusterInfo") else None,
+            api_version=version,
+            cluster=self._cluster_info(cluster) if spec.get("provideClusterInfo") else None,
             base=str(Path(self._path).parent),
         )
+
+    def _cluster_info(self, cluster: dict[str, Any]) -> dict[str, Any]:
+        """The Cluster of an ExecCredential: the authority always as data, and of the extensions only the plugin's own
+        (client.authentication.k8s.io/v1)."""
+        info = {name: cluster[name] for name in _CLUSTER_INFO if name in cluster}
+        authority = self._file(cluster, "certificate-authority")
+        if authority and "certificate-authority-data" not in info:
+            try:
+                info["certificate-authority-data"] = base64.b64encode(Path(authority).read_bytes()).decode()
+            except OSError as error:
+                raise SourceError(f"{authority}: cannot be read: {error.strerror}; {self._path} names it") from error
+        for item in cluster.get("extensions") or ():
+            if item.get("name") == "client.authentication.k8s.io/exec":
+                info["config"] = item.get("extension")
+        return info
 
     def _file(self, section: dict[str, Any], field: str) -> str:
         """A path, relative to the kubeconfig's folder."""

@@ -9,6 +9,7 @@ Rules: Kubernetes API concepts ("Efficient detection of changes", "Streaming lis
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 
@@ -37,17 +38,24 @@ WATCH_GRACE = 30
 RELIST_SECONDS = 30.0
 """A list that follows sooner upon another waits like any failure."""
 
+NOT_SERVED_SECONDS = 600.0
+"""How often an optional kind that the server does not have is asked for again."""
+
 LONGEST_LINE = 64 << 20
 
 
 class Resource(msgspec.Struct, frozen=True):
-    """A kind of object to follow. optional: a server without it (404) or that keeps it to itself (403) is fine."""
+    """A kind of object to follow. optional: a server without it (404) or that keeps it to itself (403) is fine.
+
+    older: where servers have it that do not know `path` yet.
+    """
 
     kind: str
     path: str
     label_selector: str = ""
     field_selector: str = ""
     optional: bool = False
+    older: str = ""
 
     def selectors(self) -> dict[str, str]:
         """Query parameters."""
@@ -55,6 +63,7 @@ class Resource(msgspec.Struct, frozen=True):
         return {name: value for name, value in chosen.items() if value}
 
 
+_CIDRS = "/apis/networking.k8s.io/{}/servicecidrs"
 _NOT_OURS = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name"
 
 
@@ -64,7 +73,9 @@ def resources(node_name: str) -> tuple[Resource, ...]:
         Resource("Service", "/api/v1/services", _NOT_OURS),
         Resource("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices", _NOT_OURS),
         Resource("Node", "/api/v1/nodes", field_selector=f"metadata.name={node_name}"),
-        Resource("ServiceCIDR", "/apis/networking.k8s.io/v1/servicecidrs", optional=True),
+        Resource(
+            "ServiceCIDR", _CIDRS.format("v1"), optional=True, older=_CIDRS.format("v1beta1")
+        ),  # v1 since Kubernetes 1.33, v1beta1 since 1.31
     )
 
 
@@ -155,6 +166,7 @@ class Reflector:
         self._stream_silence = stream_silence
         self._version = ""
         self._streaming = True
+        self._paths = deque(filter(None, (resource.path, resource.older)))
         self._relisted = -RELIST_SECONDS
         # What the list in progress has brought; it goes to the inbox in one step, so that nothing is ever half listed.
         self._listing: list[DecodedObject] | None = None
@@ -163,7 +175,8 @@ class Reflector:
         self.failing_since = 0.0
 
     async def run(self) -> None:
-        """Follow for ever; ends by cancellation, or when an optional kind is not served."""
+        """Follow for ever; ends by cancellation. An optional kind that is not served is asked for again now and then:
+        API servers are upgraded under running proxies."""
         while True:
             try:
                 if not self._version and not self._streaming:
@@ -174,12 +187,21 @@ class Reflector:
                 self._log.info("no streaming lists here, listing in pages", kind=self._resource.kind)
             except ApiStatus as refusal:
                 if refusal.code == 404 and self._without(refusal):
-                    self._log.info("kind is not served", kind=self._resource.kind, answer=refusal)
-                    self._inbox.complete(self._resource.kind, set())
-                    return
-                await self._failed(refusal)
+                    await self._not_served(refusal)
+                else:
+                    await self._failed(refusal)
             except HotplaneError as error:
                 await self._failed(error)
+
+    async def _not_served(self, refusal: ApiStatus) -> None:
+        """Try the older version's path at once, then go on without the kind for a while."""
+        self._paths.rotate(-1)
+        if self._paths[0] != self._resource.path:
+            return
+        if self._resource.kind not in self._inbox.synced:
+            self._log.info("kind is not served", kind=self._resource.kind, answer=refusal)
+            self._inbox.complete(self._resource.kind, set())
+        await asyncio.sleep(NOT_SERVED_SECONDS)
 
     async def _failed(self, error: HotplaneError) -> None:
         """Say so and wait. A version that the server has forgotten leads to a fresh list, at once if that is rare."""
@@ -193,11 +215,11 @@ class Reflector:
         if isinstance(error, ApiStatus) and self._without(error):
             self._inbox.complete(self._resource.kind, set())
         self.failing_since = self.failing_since or time.monotonic()
-        delay = self._backoff.wait()
-        if isinstance(error, ApiStatus):
-            delay = max(delay, error.retry_after)
+        asked = error.retry_after if isinstance(error, ApiStatus) else 0.0
+        delay = max(self._backoff.wait(), asked)
         self._log.warning("cannot watch", kind=self._resource.kind, reason=error, retry_s=round(delay, 1))
-        await self._api.recovery(delay)
+        await asyncio.sleep(asked)  # what the server asks for is kept, whatever other watches find out
+        await self._api.recovery(delay - asked)
 
     def _without(self, refusal: ApiStatus) -> bool:
         """Whether the proxy can do without this kind: what has once been listed is never given up for a refusal."""
@@ -238,12 +260,21 @@ class Reflector:
         )  # fmt: skip
 
     async def _paged_list(self) -> None:
-        """A list in pages, consistent as of one version. Raises ApiStatus 410 when it took longer than that is kept."""
+        """A list in pages, consistent as of one version; in one piece when that took longer than a version is kept
+        (client-go's pager does so too)."""
         self._begin_list()
-        more = ""
+        more, limit = "", {"limit": str(PAGE)}
         while True:
-            params = {"limit": str(PAGE), **self._resource.selectors()} | ({"continue": more} if more else {})
-            body = await self._api.get(self._resource.path, params)
+            params = {**limit, **self._resource.selectors()} | ({"continue": more} if more else {})
+            try:
+                body = await self._api.get(self._paths[0], params)
+            except ApiStatus as refusal:
+                if not (more and refusal.code == 410):
+                    raise
+                self._log.info("the list's version expired, listing in one piece", kind=self._resource.kind)
+                more, limit = "", {}
+                self._begin_list()
+                continue
             try:
                 page = _page.decode(body)
             except msgspec.DecodeError as error:
@@ -268,7 +299,7 @@ class Reflector:
             self._begin_list()
         started, version = time.monotonic(), self._version
         try:
-            async with self._api.stream(self._resource.path, params) as pieces:
+            async with self._api.stream(self._paths[0], params) as pieces:
                 await self._read(pieces, seconds + WATCH_GRACE)
         except ApiStatus as refusal:
             if self._listing is not None and refusal.code in (400, 422):

@@ -31,7 +31,9 @@ class Mood:
     streaming_lists: offers sendInitialEvents; "ignore": answers as a server from before it existed does.
     delay: seconds before an answer. gzip: compress lists. page: never more items in a list than this.
     pages_before_refusal: lists break off with 500 after so many pages; 0: never.
-    bookmark_seconds: time between bookmarks. missing: kinds that are not served. token: what must be presented.
+    expire_pages: every continue token is too old. retry_after: seconds that a 429 asks for.
+    bookmark_seconds: time between bookmarks. missing: kinds, or paths, that are not served. token: what must be
+    presented.
     watch_seconds: watches end after this time.
     """
 
@@ -42,6 +44,8 @@ class Mood:
     gzip: bool = True
     page: int = 0
     pages_before_refusal: int = 0
+    expire_pages: bool = False
+    retry_after: int = 1
     bookmark_seconds: float = 1.0
     missing: tuple[str, ...] = ()
     token: str = ""
@@ -55,6 +59,8 @@ class Seen:
     lists: list[str] = field(default_factory=list)
     watches: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
 
 
 class ApiServer:
@@ -164,7 +170,9 @@ class ApiServer:
         try:
             return await self._dispatch(request)
         except Refused as refusal:
-            headers = {"Content-Type": "application/json"} | ({"Retry-After": "1"} if refusal.code == 429 else {})
+            headers = {"Content-Type": "application/json"} | (
+                {"Retry-After": str(mood.retry_after)} if refusal.code == 429 else {}
+            )
             return web.Response(status=refusal.code, body=refusal.status(), headers=headers)
 
     async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -175,7 +183,8 @@ class ApiServer:
             raise Refused(401, "Unauthorized", "Unauthorized")
         if request.method in ("POST", "PATCH") and "/events" in request.path:
             return self._event(request, msgspec.json.decode(await request.read()))
-        if request.path not in PATHS or PATHS[request.path][1] in mood.missing:
+        self.seen.paths.append(request.path)
+        if request.path not in PATHS or {request.path, PATHS[request.path][1]} & {*mood.missing}:
             raise Refused(404, "NotFound", "the server could not find the requested resource")
         version, kind = PATHS[request.path]
         query = dict(request.query)
@@ -201,6 +210,9 @@ class ApiServer:
 
     def _list(self, request: web.BaseRequest, kind: str, query: dict[str, str]) -> web.StreamResponse:
         self.seen.lists.append(kind)
+        self.seen.limits.append(query.get("limit", ""))
+        if self._mood.expire_pages and query.get("continue"):
+            raise Refused(410, "Expired", "The provided continue parameter is too old")
         if self._mood.pages_before_refusal:
             self._pages[kind] = self._pages[kind] + 1 if query.get("continue") else 1
             if self._pages[kind] > self._mood.pages_before_refusal:

@@ -14,6 +14,7 @@ PATHS = {
     "/apis/discovery.k8s.io/v1/endpointslices": ("discovery.k8s.io/v1", "EndpointSlice"),
     "/api/v1/nodes": ("v1", "Node"),
     "/apis/networking.k8s.io/v1/servicecidrs": ("networking.k8s.io/v1", "ServiceCIDR"),
+    "/apis/networking.k8s.io/v1beta1/servicecidrs": ("networking.k8s.io/v1beta1", "ServiceCIDR"),
 }
 
 

@@ -86,6 +86,7 @@ def test_a_kubeconfig_in_full(tmp_path: Path) -> None:
         ({"clusters": [{"name": "c", "cluster": {"server": "ftp://x"}}]}, "http://"),
         ({"users": [{"name": "u", "user": {"exec": {"args": []}}}]}, "no command"),
         ({"users": [{"name": "u", "user": {"exec": {"command": "x", "interactiveMode": "Always"}}}]}, "interactive"),
+        ({"users": [{"name": "u", "user": {"exec": {"command": "x", "apiVersion": "v1alpha1"}}}]}, "speaks v1alpha1"),
         ({"users": [{"name": "u", "user": {"auth-provider": {"name": "gcp"}}}]}, "auth-provider"),
         ({"users": [{"name": "u", "user": {"client-key-data": "%%"}}]}, "client-key-data"),
     ],
@@ -161,7 +162,15 @@ def test_a_credential_plugin_is_asked_and_asked_again_when_it_expires(tmp_path: 
             "env": [{"name": "WORD", "value": "hello"}], "provideClusterInfo": True,
         }
     }  # fmt: skip
-    cluster = load_kubeconfig(kubeconfig(tmp_path, {"server": "http://x"}, user))
+    (tmp_path / "ca.crt").write_bytes(b"PEM")
+    given = {
+        "server": "http://x", "certificate-authority": "ca.crt", "tls-server-name": "kubernetes",
+        "extensions": [
+            {"name": "client.authentication.k8s.io/exec", "extension": {"audience": "here"}},
+            {"name": "other", "extension": {}},
+        ],
+    }  # fmt: skip
+    cluster = load_kubeconfig(kubeconfig(tmp_path, given, user))
 
     async def scenario() -> None:
         credentials = Credentials(cluster.identity, cluster.trust, tls=False)
@@ -176,7 +185,13 @@ def test_a_credential_plugin_is_asked_and_asked_again_when_it_expires(tmp_path: 
     asyncio.run(scenario())
     assert (tmp_path / "calls").read_text().splitlines()[0] == "hello arg"
     info = msgspec.json.decode((tmp_path / "info").read_bytes())
-    assert info["spec"] == {"interactive": False, "cluster": {"server": "http://x"}}
+    assert info["spec"] == {
+        "interactive": False,
+        "cluster": {
+            "server": "http://x", "tls-server-name": "kubernetes", "config": {"audience": "here"},
+            "certificate-authority-data": base64.b64encode(b"PEM").decode(),
+        },
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -184,6 +199,10 @@ def test_a_credential_plugin_is_asked_and_asked_again_when_it_expires(tmp_path: 
     [
         ("echo oh no >&2; exit 3", "status 3: oh no"),
         ("echo nonsense", "no ExecCredential"),
+        (
+            'echo \'{"apiVersion": "client.authentication.k8s.io/v1beta1", "status": {"token": "t"}}\'',
+            "speaks .*v1beta1",
+        ),
         ("echo '{\"status\": {}}'", "neither a token nor a certificate"),
     ],
 )
@@ -229,6 +248,8 @@ def test_a_server_that_wants_certificates(pair: tuple[Path, Path]) -> None:
     server_side.load_cert_chain(*pair)
     server_side.verify_mode = ssl.CERT_REQUIRED
     trust, who = Trust(authority=CERTIFICATE), Identity(certificate=CERTIFICATE, key=KEY)
+    named: list[str | None] = []
+    server_side.sni_callback = lambda _, name, __: named.append(name)
 
     async def get(url: str, identity: Identity, trust: Trust, name: str = "") -> bytes:
         api = Api(Cluster(url, identity, trust, tls_server_name=name))
@@ -239,7 +260,8 @@ def test_a_server_that_wants_certificates(pair: tuple[Path, Path]) -> None:
 
     with ApiServer(tls=server_side) as server:
         assert b"ServiceList" in asyncio.run(get(server.url, who, trust))
-        assert b"ServiceList" in asyncio.run(get(server.url, who, Trust(insecure=True)))
+        assert b"ServiceList" in asyncio.run(get(server.url, who, Trust(insecure=True), "kubernetes"))
+        assert named[-1] == "kubernetes", "which one is meant of those behind one address"
         for identity, believed, name in ((Identity(), trust, ""), (who, Trust(), ""), (who, trust, "other.example")):
             with pytest.raises(ApiError):
                 asyncio.run(get(server.url, identity, believed, name))

@@ -157,6 +157,107 @@ def test_kinds_that_old_clusters_lack_are_done_without(server: ApiServer) -> Non
     follow(server, scenario)
 
 
+CIDRS = "/apis/networking.k8s.io/{}/servicecidrs"
+CIDR = {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": ["10.96.0.0/16"]}}  # fmt: skip
+
+
+def test_service_cidrs_of_servers_that_have_only_the_beta(server: ApiServer) -> None:
+    server.behave(missing=(CIDRS.format("v1"),))
+    server.apply({**CIDR, "apiVersion": "networking.k8s.io/v1beta1"})
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: ObjectRef("ServiceCIDR", "", "kubernetes") in f.known)
+
+    follow(server, scenario)
+    assert CIDRS.format("v1beta1") in server.seen.paths
+
+
+def test_a_kind_that_comes_with_an_upgrade_is_found(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "NOT_SERVED_SECONDS", 0.1)
+    server.behave(missing=("ServiceCIDR",))
+    server.apply(CIDR)
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.inbox.complete_once)
+        assert not f.known
+        server.behave(missing=())
+        await f.until(lambda: ObjectRef("ServiceCIDR", "", "kubernetes") in f.known)
+
+    follow(server, scenario)
+
+
+def test_a_list_whose_continue_token_expires_is_asked_for_in_one_piece(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "PAGE", 7)
+    server.behave(streaming_lists=False, expire_pages=True)
+    server.apply(*[service(f"s{number}", f"10.96.1.{number}") for number in range(40)])
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: len(f.services()) == 40)
+        assert f.reflectors["Service"].lists == 1
+        assert "in one piece" in f.out.getvalue()
+
+    follow(server, scenario)
+    assert "" in server.seen.limits
+
+
+def test_the_time_that_a_busy_server_asks_for_is_kept(server: ApiServer) -> None:
+    server.apply(service("a", "10.96.0.1"))
+    server.behave(refuse=429, retry_after=2)
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: all(reflector.failing_since for reflector in f.reflectors.values()))
+        server.behave(refuse=0)
+        f.api.recovered()
+        before = len(server.seen.paths)
+        await asyncio.sleep(0.5)
+        assert len(server.seen.paths) == before, "nobody asks again, although somebody found the server back"
+        await f.until(lambda: f.services() == {"a"})
+
+    follow(server, scenario)
+
+
+def test_a_connection_that_breaks_in_the_middle_of_an_event(server: ApiServer) -> None:
+    server.apply(service("a", "10.96.0.1"))
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.services() == {"a"})
+        server.say(b'{"type":"DELETED","object":{"kind":"Service","metadata":{"name":"a","namespace":"default"')
+        await asyncio.sleep(0.05)
+        server.cut()
+        server.apply(service("b", "10.96.0.2"))
+        await f.until(lambda: f.services() == {"a", "b"})
+        assert f.reflectors["Service"].lists == 1
+        assert not f.deleted
+
+    follow(server, scenario)
+
+
+def test_what_is_asked_for(server: ApiServer) -> None:
+    """The parameters of a streaming list and of the watch that resumes it, as the API documentation wants them."""
+    server.apply(service("a", "10.96.0.1"))
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.services() == {"a"})
+        server.cut()
+        server.apply(service("b", "10.96.0.2"))
+        await f.until(lambda: f.services() == {"a", "b"})
+
+    follow(server, scenario)
+    first, second = [query for kind, query in server.seen.watches if kind == "Service"][:2]
+    seconds = [int(query.pop("timeoutSeconds")) for query in (first, second)]
+    assert all(300 <= each <= 600 for each in seconds)
+    common = {
+        "watch": "1", "allowWatchBookmarks": "true",
+        "labelSelector": "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name",
+    }  # fmt: skip
+    assert first == {**common, "sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+    assert second == {**common, "resourceVersion": second["resourceVersion"]}
+    assert int(second["resourceVersion"]) >= 1001
+
+
 def test_a_cut_watch_is_resumed_where_it_was(server: ApiServer) -> None:
     server.apply(service("a", "10.96.0.1"))
 

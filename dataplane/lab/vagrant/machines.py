@@ -14,7 +14,6 @@ from dataplane.lab.spec import Client, LabError, LabSpec, LabSpecError, Node, Pl
 from dataplane.model.net import canonical_address
 
 HOME = "/opt/hotplane"
-PYTHON = f"{HOME}/.venv/bin/python"
 CONCURRENCY = 32
 """Attempts under way at a time from one place: a slow machine answers few in one probe's time."""
 _AGENT_SECONDS = 120.0
@@ -22,6 +21,11 @@ _AGENT_SECONDS = 120.0
 
 class Machines:
     """A lab of machines that are up, as Vagrant's `ssh-config` describes them. Has what lab.ground.Ground asks for."""
+
+    home = HOME
+    """Where hotplane is on the machines."""
+    scratch = "/run"
+    """Where files may be put on them."""
 
     def __init__(self, spec: LabSpec, ssh_config: Path) -> None:
         self.spec = spec
@@ -76,6 +80,14 @@ class Machines:
         enter = [] if own else ["ip", "netns", "exec", place.netns]
         return [*self._ssh, machine, shlex.join(["sudo", *enter, *argv])]
 
+    def python(self, module: str, *arguments: str) -> list[str]:
+        """The command line, in a place, of a module of hotplane's."""
+        return [f"{self.home}/.venv/bin/python", "-P", "-m", module, *arguments]
+
+    def options(self, node: Node) -> list[str]:
+        """Global options that hotplane needs on a node beyond what the node itself says: none on a machine."""
+        return []
+
     def run(
         self, where: str, argv: Sequence[str], *, input: bytes | None = None, check: bool = True, timeout: float = 600.0
     ) -> "subprocess.CompletedProcess[bytes]":
@@ -111,5 +123,5 @@ class Machines:
         return found
 
     def _start_agent(self, name: str) -> "subprocess.Popen[bytes]":
-        argv = self.command(name, [PYTHON, "-P", "-m", "dataplane.lab.agent"])
+        argv = self.command(name, self.python("dataplane.lab.agent"))
         return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)

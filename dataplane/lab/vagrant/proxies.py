@@ -12,14 +12,13 @@ from dataplane.lab.manifests import manifest
 from dataplane.lab.proxy import node_config
 from dataplane.lab.spec import CLUSTER_CIDR, Node
 from dataplane.lab.table import Cell
-from dataplane.lab.vagrant.machines import HOME, PYTHON, Machines
+from dataplane.lab.vagrant.machines import Machines
 from dataplane.model.objects import ModelObject
 from dataplane.oracle.decide import Oracle
 from dataplane.plan.planner import Planner
 from dataplane.planes.ipvs.render import says
 
-_CONFIG = "/run/hotplane-lab.json"
-_FORGET = "from dataplane.kernel.conntrack import forget_all; forget_all()"
+_CONFIG = "hotplane-lab.json"
 _T = TypeVar("_T")
 
 
@@ -54,7 +53,7 @@ class MachineProxies:
         self._variant = VARIANTS[variant]
         self.mode, self.keeps = self._variant.mode, self._variant.keeps
         self._planners = {n.name: Planner(node_config(machines.spec, n, self.mode)) for n in machines.nodes}
-        self._objects: list[ModelObject] = []
+        self._config = f"{machines.scratch}/{_CONFIG}"
         self.said: list[str] = []
 
     def __enter__(self) -> Self:
@@ -67,10 +66,10 @@ class MachineProxies:
 
     def load(self, objects: Iterable[ModelObject]) -> None:
         """Program every node with exactly these objects. Raises LabError when the command fails on one."""
-        self._objects = list(objects)
+        listed = list(objects)
         for planner in self._planners.values():
-            planner.update(self._objects, ())
-        text = manifest(self._objects)
+            planner.update(listed)
+        text = manifest(listed)
         self.said = self._everywhere(lambda node: self._apply(node, text))
 
     def counters(self) -> dict[str, int]:
@@ -106,15 +105,16 @@ class MachineProxies:
     def _hotplane(self, node: Node, argv: Sequence[str], input: bytes | None = None) -> tuple[bytes, str]:
         """Run the command on a node; its output and what it said on standard error."""
         addresses = [word for ip in (*node.addresses.values(), *node.second.values()) for word in ("--node-ip", ip)]
-        own = ["--config", _CONFIG, "--node-name", node.name, *addresses, "--mode", self.mode, *self._variant.options]
-        done = self._machines.run(node.name, [f"{HOME}/hotplane", *own, *argv], input=input)
+        own = ["--config", self._config, "--node-name", node.name, *addresses, "--mode", self.mode]
+        own += [*self._variant.options, *self._machines.options(node)]
+        done = self._machines.run(node.name, [f"{self._machines.home}/hotplane", *own, *argv], input=input)
         return done.stdout, done.stderr.decode(errors="replace").strip()
 
     def _apply(self, node: Node, text: bytes) -> str:
         if self.mode == "ipvs":
             self._ipvs(node, "load", text)
             return ""
-        self._machines.run(node.name, ["tee", _CONFIG], input=_configuration(self._machines))
+        self._machines.run(node.name, ["tee", self._config], input=_configuration(self._machines))
         _, said = self._hotplane(node, ["apply", "-f", "-"], text)
         return f"{node.name}: {said}" if said else ""
 
@@ -123,12 +123,12 @@ class MachineProxies:
             self._ipvs(node, "clean")
         else:
             self._hotplane(node, ["cleanup"])
-        self._machines.run(node.name, [PYTHON, "-P", "-c", _FORGET])
+        self._machines.run(node.name, self._machines.python("dataplane.lab.vagrant.forget"))
 
     def _ipvs(self, node: Node, action: str, text: bytes | None = None) -> None:
         """The baseline is no mode of the command line; a module of its own drives it."""
         spec = ["--nodes", str(self._machines.spec.nodes), *(["--ipv6"] if self._machines.spec.ipv6 else [])]
-        argv = [PYTHON, "-P", "-m", "dataplane.lab.vagrant.ipvs", action, node.name, *spec]
+        argv = self._machines.python("dataplane.lab.vagrant.ipvs", action, node.name, *spec)
         self._machines.run(node.name, argv, input=text)
 
 

@@ -18,7 +18,7 @@ from dataplane.errors import HotplaneError
 from dataplane.lab import table, verify
 from dataplane.lab.spec import LabError
 from dataplane.lab.table import Cell
-from dataplane.lab.vagrant.machines import HOME, Machines
+from dataplane.lab.vagrant.machines import Machines
 from dataplane.lab.vagrant.proxies import VARIANTS, MachineProxies
 from dataplane.lab.vagrant.report import Facts, Report, TableRun, about, write
 from dataplane.lab.vagrant.settings import Settings, settings
@@ -100,7 +100,7 @@ def run_bench(machines: Machines, report: Report, directory: Path, arguments: Se
     node, where = machines.nodes[0].name, "/run/hotplane-bench.json"
     started = time.monotonic()
     own = ["bench", "--results", where, "--overwrite", *arguments]
-    done = machines.run(node, [f"{HOME}/hotplane", *own], timeout=_BENCH_SECONDS)
+    done = machines.run(node, [f"{machines.home}/hotplane", *own], timeout=_BENCH_SECONDS)
     results = machines.run(node, ["cat", where]).stdout
     (directory / "bench.json").write_bytes(results)
     report.bench = done.stdout.decode(errors="replace")

@@ -1,0 +1,81 @@
+"""The Vagrant lab's way to the scenario table, all but ssh and the machines: hotplane's command line on every node,
+agents at the end of pipes, the oracle here. The places are those of a lab of namespaces, so it is always there."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from ctl.loaded import make_plane
+from dataplane.kernel.netns import netns
+from dataplane.lab import table, verify
+from dataplane.lab.lab import Lab
+from dataplane.lab.spec import Node
+from dataplane.lab.vagrant.machines import Machines
+from dataplane.lab.vagrant.proxies import MachineProxies
+from dataplane.lab.vagrant.run import run_variant
+from dataplane.oracle.decide import Verdict
+
+ROOT = Path(__file__).parents[2]
+ENTER = 'echo 0 > "$0" && exec "$@"'
+
+
+class Namespaces(Machines):
+    """Machines that are namespaces of a lab: reached without ssh, each node with state and control group of its own."""
+
+    home = str(ROOT)
+
+    def __init__(self, lab: Lab, scratch: Path) -> None:
+        super().__init__(lab.spec, scratch / "config")
+        self._lab, self.scratch = lab, str(scratch)
+
+    def command(self, where: str, argv: Sequence[str]) -> list[str]:
+        group = str(self._lab.cgroup(where) / "cgroup.procs")
+        place = self.place(where).netns
+        return ["/bin/sh", "-c", ENTER, group, "nsenter", f"--net=/run/netns/{place}", "--", *argv]
+
+    def python(self, module: str, *arguments: str) -> list[str]:
+        return ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", module, *arguments]
+
+    def options(self, node: Node) -> list[str]:
+        return ["--state-dir", f"{self.scratch}/{node.name}", "--cgroup", str(self._lab.cgroup(node.name))]
+
+    def close(self) -> None:
+        self._agents.close()
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespaces]:
+    with Lab.up(replace(table.SPEC, name=f"v{os.getpid()}")) as lab:
+        lab.start_echo(lab.pods, [table.TARGET_PORT])
+        with Namespaces(lab, tmp_path_factory.mktemp("machines")) as found:
+            yield found
+
+
+@pytest.mark.parametrize("variant", ["iptables", "nftables", "ebpf"])
+def test_scenario_table_through_the_command_line(machines: Namespaces, variant: str) -> None:
+    cells = table.cells(table.services(machines.topology, ipv6=False), machines.topology)
+    result = run_variant(machines, variant, cells, 1.0)
+    assert not result.findings, "\n".join(result.findings[:20])
+    assert result.cells == len(cells) == sum(result.verdicts.values())
+    assert not result.said
+    if variant.startswith("ebpf"):
+        assert result.counters["tc_ingress:flow"] > len(cells) / 20
+    for node in machines.nodes:  # nothing is left behind
+        with netns(node.netns):
+            assert not make_plane("nftables").read_back()
+
+
+def test_the_table_notices_a_node_without_rules(machines: Namespaces) -> None:
+    services = table.services(machines.topology, ipv6=False)[:2]
+    cells = table.cells(services, machines.topology)
+    with MachineProxies(machines, "nftables") as proxies:
+        proxies.load(table.objects(services))
+        assert Verdict.DNAT in {d.verdict for d in verify.decisions(machines, proxies.oracles(), cells)}
+        with netns(machines.nodes[0].netns):
+            make_plane("nftables").cleanup()
+        findings = verify.verify(machines, proxies, cells)
+    assert {finding.cell for finding in findings} == {cell for cell in cells if cell.decides == "node1"}

@@ -122,8 +122,14 @@ def compile_programs(
 
     in: file name (`connect.c`), compiler flags (`-DNAME=1`), cache directory (None: no cache), folder of the sources.
     out: bytecode by program name, map references still placeholders; hand it to `kernel.bpf.load_program`.
-    Raises CompileError with the compiler's messages.
+    Raises CompileError with the compiler's messages, and on a big-endian machine: neither the sources nor those who
+    fill their maps know its byte order.
     """
+    if sys.byteorder != "little":
+        raise CompileError(
+            f"the eBPF programs are written for little-endian machines, and {os.uname().machine} is none here; "
+            "use --mode nftables, which does the same"
+        )
     stored = cache / f"{Path(source).stem}-{source_digest(source, flags, directory)[:32]}.json" if cache else None
     if stored is not None and stored.exists():
         kept: dict[str, str] = json.loads(stored.read_text())

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.kernel import cgroup
 from dataplane.kernel.bcc_loader import SOURCE_DIR, CompileError, compile_programs
 from dataplane.planes.ebpf.layout import Sizes, constants, fields_of, map_specs, size_of
+from dataplane.planes.ebpf.optional import packet_problem
+from dataplane.planes.ebpf.programs import connect_problem
 
 
 def _structs() -> list[str]:
@@ -48,3 +51,11 @@ def test_bytecode_is_cached_until_a_source_changes(tmp_path: Path) -> None:
     source.write_text('#include "helpers.h"\nPROGRAM(one)(void *c) { return 0; }\n')
     assert compile_programs("small.c", [f"-I{SOURCE_DIR}"], cache, tmp_path) != first
     assert len(list(cache.iterdir())) == 2
+
+
+def test_a_big_endian_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hook works there, and `doctor` and `apply` say why; with bytecode in the cache too."""
+    assert packet_problem("tc") == ""
+    monkeypatch.setattr("sys.byteorder", "big")
+    for problem in (packet_problem("tc"), packet_problem("xdp"), connect_problem(cgroup.ensure_root())):
+        assert problem.startswith("the eBPF programs are written for little-endian machines")

@@ -26,7 +26,7 @@ from tests.apiserver.server import ApiServer
 PORT = 8080
 VIP = "10.96.0.10"
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 20.0
+PATIENCE = 90.0
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -152,7 +152,7 @@ class DaemonLab:
         name = f"mark-{self._marks}"
         self.server.apply(service(name, f"10.96.200.{self._marks % 250 + 1}"), endpoint_slice(name, ["10.244.1.99"]))
         for daemon in self.daemons:
-            until(lambda d=daemon: self._served(d, f"default/{name}"), f"{daemon.node} follows", 90)  # type: ignore[misc]
+            until(lambda d=daemon: self._served(d, f"default/{name}"), f"{daemon.node} follows")  # type: ignore[misc]
         self.server.delete("Service", "default", name)
         self.server.delete("EndpointSlice", "default", f"{name}-abcde")
 

@@ -153,6 +153,7 @@ def test_show_remembers_the_client_and_its_connections(cli: Cli, mode: str) -> N
         cli.inside("ip", "address", "add", address, "dev", "lo")
     cli.inside("ip", "route", "add", "10.96.0.0/16", "dev", "lo", "src", "192.0.2.10")
     cli.apply(mode)
+    cli.inside("sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_close=600")  # however long looking takes
     cli.inside("/usr/bin/python3", "-c", CONNECT)  # in no control group of the test's: the slow path serves it
 
     (client,) = cli.json("show", "affinity")

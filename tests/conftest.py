@@ -45,7 +45,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     before: frozenset[str] = session.config.stash[_BEFORE]
     left = [name for name in netns.names() if name not in before and _made_by_this_run(name)]
     left += [f"pins {name}" for name in pins() if _made_by_this_run(name)]
-    left += session.config.stash.get(_LEFT, [])
+    worked: list[str] = session.config.stash.get(_LEFT, [])  # by the workers of this run
+    left += worked
     session.config.stash[_LEFT] = left
     if left:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -42,7 +42,7 @@ class EbpfNode:
         self._lab, self.node, self._sizes = lab, node, sizes
         self._instance = f"hp-{os.getpid()}-chaos-{node.name}"  # a killed child's is this one's
         self.told: list[str] = []
-        self.planner = Planner(node_config(lab, node, "ebpf"))
+        self.planner = Planner(node_config(lab.spec, node, "ebpf"))
         self.planner.update(objects(lab, *PODS))
         self.plane = self._make()
         with netns(node.netns):

@@ -69,7 +69,7 @@ class SwitchedNode:
 
     def switch(self, mode: str, pods: tuple[str, ...], hooks: tuple[str, ...] = HOOKS) -> int:
         """Load the mode's plane, then take the one before away; returns how many flows drain."""
-        planner = Planner(node_config(self._lab, self._node, mode))
+        planner = Planner(node_config(self._lab.spec, self._node, mode))
         planner.update(objects(self._lab, *pods))
         with netns(self._node.netns):
             options = EbpfOptions(hooks, str(self._lab.cgroup(self._node.name)))

@@ -170,8 +170,13 @@ def quantity(value: float, unit: str) -> str:
         return f"{value / 1e6:.0f} MB"
     for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.3g} {prefix}{unit.removeprefix('1')}"
-    return f"{value:.3g} {unit.removeprefix('1')}"
+            return f"{value / size:.3g} {prefix}{_ending(unit)}"
+    return f"{value:.3g} {_ending(unit)}".replace("  ", " ")
+
+
+def _ending(unit: str) -> str:
+    """A unit as it follows its prefix: k/s, Gbit/s, k packets/s."""
+    return f" {unit}" if unit == "packets/s" else unit.removeprefix("1")
 
 
 def ratio_text(ratio: Ratio | None) -> str:

@@ -98,12 +98,15 @@ def _connect_bars(rounds: Rounds, noisy: set[GroupKey]) -> Iterator[BarRow]:
     why = f"connect at {SIZE:,} Services was not part of this run"
     rate = f"new connections/s, last of {SIZE:,} Services"
     is_noisy = GroupKey(DIRECT, "connect", SIZE, LAST) in noisy
-    for mode, limit in (*((mode, 0.97) for mode in EBPF), ("nftables", 0.80)):
+    limits = (*((mode, 0.97) for mode in EBPF), ("nftables", 0.80))
+    for mode, limit in limits:
         key = GroupKey(mode, "connect", SIZE, LAST)
         row = BarRow(f"{rate} / direct, on a node without rules", mode, limit, True)
         tracked = against(rounds, key._replace(mode=CONNTRACK), DIRECT, "rate")
         note = f"connection tracking alone {tracked.value:.2f}" if tracked and mode != "ebpf-connect" else ""
         yield _ratio(row, against(rounds, key, DIRECT, "rate"), why, note, noisy=is_noisy)
+    for mode, limit in limits:
+        key = GroupKey(mode, "connect", SIZE, LAST)
         row = BarRow(f"{rate} / to the pod's own address on the same node", mode, limit, True)
         own = between_scenarios(rounds, key, GroupKey(mode, "pod", SIZE, ""), "rate")
         yield _ratio(row, own, f"pod at {SIZE:,} Services was not part of this run", noisy=is_noisy)
@@ -201,6 +204,9 @@ def summary(rows: list[BarRow]) -> str:
     text = f"{len(count[Verdict.MET])} of {judged} bars that were measured are met"
     for verdict, words in ((Verdict.MISSED, "missed"), (Verdict.UNCLEAR, "cannot be judged from this run")):
         if count[verdict]:
-            names = "; ".join(f"{row.what} ({row.mode})" for row in count[verdict])
+            modes: dict[str, list[str]] = {}
+            for row in count[verdict]:
+                modes.setdefault(row.what, []).append(row.mode)
+            names = "; ".join(f"{what} ({', '.join(found)})" for what, found in modes.items())
             text += f". {len(count[verdict])} {words}: {names}"
     return text + "."

@@ -81,6 +81,20 @@ def test_a_run_that_broke_off_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "no unfinished run" in bench("--resume", "--results", str(path), status=2).stderr
 
 
+def test_the_other_family_over_a_tunnel_with_other_numbers_of_endpoints(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    done = bench("--profile", "tiny", "--modes", "nftables,ebpf-xdp", "--family", "ipv6", "--routing", "vxlan",
+                 "--endpoints", "2", "--services", "5", "--rounds", "1", "--results", str(path))  # fmt: skip
+    results = read(path)
+    assert without_figures(results) == []
+    scenarios = {cell.key.scenario for cell in results.cells}
+    assert {"connect", "dns", "north-remote", "north-remote-udp", "change"} <= scenarios
+    assert not {"xdp-cost", "north-remote-pps"} & scenarios
+    assert len([text for text in results.skipped if text.startswith("left out: ")]) == 2
+    assert "measurements, about" in done.stderr
+    assert "--endpoints 2 --family ipv6 --routing vxlan" in results.command
+
+
 def test_without_a_compiler_the_load_generator_runs_in_python(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     scenarios = "connect,dns,rr,udp,north-remote"

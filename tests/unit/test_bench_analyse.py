@@ -115,8 +115,11 @@ def test_sentences_say_who_wins_and_where_iptables_does() -> None:
     assert any(text.startswith("new TCP connections, 1 Service:") and "iptables wins" in text for text in said)
     assert any("10,000 Services, last of them: ebpf-connect wins" in text for text in said)
     wins = iptables_wins(found)
-    assert any("wins: new TCP connections, 1 Service." in text for text in wins)
-    assert not any("new TCP connections, 10,000 Services (last)" in text for text in wins)
+    [first] = [text for text in wins if text.startswith("iptables wins: new TCP connections, 1 Service")]
+    assert "10,000 Services (first)" in first
+    assert "10,000 Services (last)" not in first
+    shares = iptables_wins(analyse(made_up(speed={"iptables": 1.0}, services=(1, 10000))))
+    assert "iptables shares the first place: request and response, warm TCP connection, 1 Service" in " ".join(shares)
 
 
 def test_highlights_are_of_the_largest_size_at_which_most_compete() -> None:
@@ -150,6 +153,8 @@ def test_records_have_one_line_a_group_and_name_the_noisy_ones() -> None:
         (38100.0, "ns", "38.1 µs"),
         (4.2e6, "ns", "4.2 ms"),
         (118.4, "ns", "118 ns"),
+        (3.63e5, "packets/s", "363 k packets/s"),
+        (36.0, "packets/s", "36 packets/s"),
         (1.93e10, "ns", "19.3 s"),
         (2.345, "s", "2.35 s"),
         (0.045, "s", "45 ms"),

@@ -14,6 +14,7 @@ from dataplane.bench.report.plots import STYLE, pictures
 from dataplane.bench.results import Results, ResultsError, read
 from tests.unit.bench_runs import made_up
 
+ROOT = Path(__file__).resolve().parents[2]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -35,7 +36,7 @@ def test_a_full_run_gives_every_picture(report: tuple[Results, Path]) -> None:
         assert image.startswith(PNG)
         assert len(image) > 10_000
     assert read(directory / "results.json") == run
-    assert (directory / "tables.md").read_text() == markdown(run)
+    assert (directory / "tables.md").read_text() == markdown(run, whole=True)
 
 
 def test_the_page_stands_alone_and_tells_the_main_things(report: tuple[Results, Path]) -> None:
@@ -64,10 +65,12 @@ def test_the_raw_data_in_the_page_is_the_run(tmp_path: Path) -> None:
 
 def test_tables_in_markdown_are_whole_and_go_between_the_markers() -> None:
     run = made_up(speed={"nftables": 0.5})
-    text = markdown(run)
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in rows if "connections/s" in line} == {9}
-    assert "| **missed** |" in text
+    whole, text = markdown(run, whole=True), markdown(run)
+    assert {line.count("|") for line in whole.splitlines() if "connections/s" in line} == {9}
+    assert "| **missed** |" in whole
+    [direct] = [line for line in text.splitlines() if "a node without rules" in line and "≥ 0.8 " in line]
+    assert direct.count("|") == 5
+    assert ") **missed** |" in direct
     assert run.command in text
     page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
     once = insert(page, text, "README.md")
@@ -78,6 +81,13 @@ def test_tables_in_markdown_are_whole_and_go_between_the_markers() -> None:
     for broken in ("nothing", BEGIN, END + BEGIN, page + page):
         with pytest.raises(MarkersError, match=r"README\.md"):
             insert(broken, text, "README.md")
+
+
+def test_the_readmes_tables_are_those_of_the_committed_run() -> None:
+    """When this fails: hotplane bench report docs/bench/results.json -o docs/bench --into README.md"""
+    committed, readme = ROOT / "docs/bench/results.json", (ROOT / "README.md").read_text()
+    expected = markdown(read(committed)) if committed.exists() else "`tests/perf/bench` measures, and writes here.\n"
+    assert insert(readme, expected, "README.md") == readme
 
 
 def test_text_from_a_results_file_is_escaped() -> None:

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from dataplane.bench import bars as bars_module
 from dataplane.bench.analyse import analyse
+from dataplane.bench.bars import BarRow, Verdict, as_records, bars
 from dataplane.bench.modes import MODES
 from dataplane.bench.pace import duration
 from dataplane.bench.report.summary import Place, iptables_wins, places
@@ -26,11 +26,26 @@ def table(records: Sequence[Mapping[str, object]]) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
 
 
-def _bars(results: Results) -> str:
-    records = bars_module.as_records(bars_module.bars(results))
-    for record in records:
-        record["verdict"] = f"**{record['verdict']}**" if record["verdict"] == "missed" else record["verdict"]
-    return table(records)
+def _verdict(verdict: str) -> str:
+    return f"**{verdict}**" if verdict == Verdict.MISSED else verdict
+
+
+def _bars(rows: Sequence[BarRow]) -> str:
+    """A line for each bar and mode."""
+    return table([record | {"verdict": _verdict(str(record["verdict"]))} for record in as_records(list(rows))])
+
+
+def _bars_by_mode(rows: Sequence[BarRow]) -> str:
+    """A line for each bar, its modes side by side."""
+    modes = [mode for mode in MODES if any(row.mode == mode for row in rows)]
+    lines: dict[tuple[str, str], dict[str, object]] = {}
+    for row, record in zip(rows, as_records(list(rows)), strict=True):
+        line = lines.setdefault(
+            (row.what, str(record["bar"])), {"what": row.what, "bar": record["bar"], **dict.fromkeys(modes, "")}
+        )
+        text = f"{record['measured']} ({record['interval']}) " if row.measured is not None else ""
+        line[row.mode] = text + _verdict(row.verdict)
+    return table(list(lines.values()))
 
 
 def place_records(found: Sequence[Place], modes: Sequence[str]) -> list[dict[str, object]]:
@@ -48,21 +63,22 @@ def place_records(found: Sequence[Place], modes: Sequence[str]) -> list[dict[str
     return records
 
 
-def markdown(results: Results) -> str:
-    """The bars, what wins where, and how to repeat it."""
+def markdown(results: Results, *, whole: bool = False) -> str:
+    """The bars, what wins where, and how to repeat it. whole: a line for each bar and mode, with spread and note."""
     analysis, machine = analyse(results), results.machine
     found = places(analysis)
     modes = [mode for mode in MODES if any(mode in place.figures for place in found)]
     wins = iptables_wins(analysis)
-    versions = ", ".join(f"{name} {text}" for name, text in machine.versions.items() if name in ("hotplane", "commit"))
+    kernel = f"kernel {machine.kernel}"
+    commit = f"commit {machine.versions['commit']}" if "commit" in machine.versions else ""
+    where = ", ".join(filter(None, (f"{machine.cpus} x {machine.cpu_model}", machine.virtual, kernel, machine.system)))
     parts = [
         f"Made by `{results.command}` on {machine.started[:10]} in {duration(results.seconds)} minutes: "
-        f"{machine.cpus} x {machine.cpu_model}, {machine.virtual or 'no virtual machine'}, "
-        f"kernel {machine.kernel}, {machine.system}, {versions}.\n",
+        f"{', '.join(filter(None, (where, commit)))}.\n",
         *(f"> {text}\n" for text in analysis.warnings),
-        _bars(results),
-        "Ratios are medians over rounds with their 95 % confidence interval, other figures medians with quartiles; "
-        "spread is the interval's width. A bar inside its interval is `unclear`.\n",
+        (_bars if whole else _bars_by_mode)(bars(results, analysis)),
+        "Ratios are medians over rounds with their 95 % confidence interval, other figures medians with their "
+        "quartiles. Where the bar is inside the interval, or the machine was too noisy, it is `unclear`.\n",
         "What wins where (medians; bold: the best mode, and those that cannot be told from it):\n",
         table(place_records(found, modes)),
         "Where iptables wins or shares the first place: "

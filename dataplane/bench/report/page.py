@@ -44,6 +44,16 @@ _PICTURES = {
 }
 
 
+def _bars(records: Sequence[dict[str, object]]) -> str:
+    """The table of bars; what is the same as in the line above is written once."""
+    last, shown = "", []
+    for record in records:
+        what = str(record["what"])
+        shown.append(record if what != last else record | {"what": ""})
+        last = what
+    return _table(shown, "bars")
+
+
 def _table(records: Sequence[Mapping[str, object]], kind: str = "") -> str:
     if not records:
         return "<p>Nothing was measured.</p>"
@@ -97,8 +107,8 @@ def _machine(results: Results) -> str:
         "versions": ", ".join(f"{name}: {version}" for name, version in machine.versions.items()),
         "load average at the start": " ".join(f"{value:.2f}" for value in machine.load_average),
         "rounds": f"{settings.rounds} where a bar is measured, {settings.light_rounds} elsewhere, of "
-        f"{settings.seconds} s each, the warm-up round not counted; control plane {settings.control_rounds} at the largest "
-        f"size, {settings.light_control_rounds} elsewhere",
+        f"{settings.seconds} s each, the warm-up round not counted; control plane {settings.control_rounds} at the "
+        f"largest size, {settings.light_control_rounds} elsewhere",
         "cluster": f"{settings.endpoints} endpoints each, IPv{settings.family.value}, routing {settings.routing.value}",
         "load generator": settings.load_tool,
     }
@@ -157,7 +167,7 @@ def page(results: Results, analysis: Analysis, images: Mapping[str, bytes]) -> s
         "<p>What this project asks of itself. Ratios: median over the rounds with its 95 % confidence interval; other "
         "figures: median with quartiles. Spread: the interval's width. Unclear: the bar is inside the interval, or the "
         "machine was too noisy.</p>",
-        _table(bars_module.as_records(bars), "bars"),
+        _bars(bars_module.as_records(bars)),
         _images(images),
         "<h2>The run</h2>",
         _machine(results),
@@ -190,6 +200,6 @@ def write_report(results: Results, directory: Path) -> list[Path]:
         written.append(directory / f"{name}.png")
         written[-1].write_bytes(image)
     (directory / PAGE).write_text(page(results, analysis, images), encoding="utf-8")
-    (directory / TABLES).write_text(markdown(results), encoding="utf-8")
+    (directory / TABLES).write_text(markdown(results, whole=True), encoding="utf-8")
     write(directory / DATA, results)
     return [directory / PAGE, directory / DATA, directory / TABLES, *written]

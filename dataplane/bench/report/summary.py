@@ -93,18 +93,19 @@ def highlights(analysis: Analysis) -> list[str]:
 
 
 def iptables_wins(analysis: Analysis) -> list[str]:
-    """Where iptables is first, or shares the first place, by scenario and size."""
+    """Where iptables is first, then where it shares the first place: a sentence for each scenario, with the sizes."""
     noisy = {key[1:] for key in analysis.noisy}
-    found = []
+    found: dict[tuple[str, str], list[str]] = {}
     for key, rows in _groups(analysis).items():
         first = winners(rows)
         if key in noisy or len(first) == len(rows) or not any(row.key.mode == "iptables" for row in first):
             continue
         name, services, position = key
-        verb = "wins" if len(first) == 1 else f"shares the first place with {_others(first)}"
-        where = f" ({position})" if position and services > 1 else ""
-        found.append(f"iptables {verb}: {SCENARIOS[name].title}, {_many(services)}{where}.")
-    return found
+        verb = "wins" if len(first) == 1 else "shares the first place"
+        where = _many(services) + (f" ({position})" if position and services > 1 else "")
+        found.setdefault((verb, SCENARIOS[name].title), []).append(where)
+    ordered = sorted(found.items(), key=lambda item: item[0][0] != "wins")
+    return [f"iptables {verb}: {title}, {' and '.join(where)}." for (verb, title), where in ordered]
 
 
 def places(analysis: Analysis) -> list[Place]:
@@ -136,7 +137,3 @@ def _main_sizes(analysis: Analysis) -> set[int]:
 
 def _many(services: int) -> str:
     return f"{services:,} Service{'s' if services > 1 else ''}"
-
-
-def _others(rows: list[Row]) -> str:
-    return ", ".join(row.key.mode for row in rows if row.key.mode != "iptables")

@@ -106,7 +106,7 @@ def _rules(plan: Plan) -> str:
     chains["postrouting"].append(f"meta mark & {mark} == {mark} masquerade fully-random")
     hooks = {
         "prerouting": "type filter hook prerouting priority -101;",
-        "output": "type route hook output priority -101;",
+        "output": "type filter hook output priority -101;",
         "postrouting": "type nat hook postrouting priority 100;",
     }
     body = [f"  chain {name} {{ {hooks[name]}\n    " + "\n    ".join(lines) + "\n  }" for name, lines in chains.items()]

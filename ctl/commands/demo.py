@@ -119,7 +119,12 @@ def _print(output: str, modes: tuple[str, ...], results: "dict[str, dict[str, Re
     total = sum(len(by_name) for by_name in results.values())
     print(f"\n{passed} of {total} scenario runs passed\n")
     if rows:
+        print(f"New connections through the last of {rows[0].services} Services, against the same pod's own address:\n")
         print_records([_record(row) for row in rows], "table", tuple(_record(rows[0])))
+        print("\nratio: median over rounds in shuffled order; on a busy machine only that can be compared.")
+        print(
+            "Next: `hotplane bench` compares the modes at length, `hotplane lab up` leaves you a cluster to play with."
+        )
 
 
 def _by_mode(results: "dict[str, dict[str, Result]]", name: str) -> "list[tuple[str, Result]]":
@@ -130,10 +135,10 @@ def _record(row: "Row") -> dict[str, object]:
     return {
         "mode": row.mode,
         "Services": row.services,
-        "load s": f"{row.load_seconds:.2f}",
-        "connects/s": f"{row.rate:,.0f}",
-        "direct to the pod": f"{row.direct_rate:,.0f}",
+        "load": f"{row.load_seconds:.2f} s",
+        "connections/s": f"{row.rate:,.0f}",
+        "straight to the pod": f"{row.direct_rate:,.0f}",
         "ratio": f"{row.ratio:.2f}",
-        "p50 µs": f"{row.p50:.0f} (direct {row.direct_p50:.0f})",
-        "p99 µs": f"{row.p99:.0f} (direct {row.direct_p99:.0f})",
+        "p50": f"{row.p50:.0f} µs (direct {row.direct_p50:.0f})",
+        "p99": f"{row.p99:.0f} µs (direct {row.direct_p99:.0f})",
     }

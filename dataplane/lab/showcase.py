@@ -254,10 +254,12 @@ SCENARIOS = (
     Scenario("from the node", "the node's own traffic to a clusterIP comes from the node", _from_node),
     Scenario("udp", "UDP is balanced the same", _udp),
     Scenario("session affinity", "ClientIP: each client stays with one pod", _session),
-    Scenario("external IP", "an outside client reaches all pods, masqueraded", _external_ip),
+    Scenario(
+        "external IP", "an outside client reaches all pods, masqueraded (ebpf: where they are remote)", _external_ip
+    ),
     Scenario("no endpoints", "refused at once, not left to time out", _no_endpoints),
     Scenario("headless", "no frontend at all", _headless),
-    Scenario("NodePort, Cluster", "any node serves all pods, masqueraded", _node_port_cluster),
+    Scenario("NodePort, Cluster", "any node serves all pods, masqueraded the same", _node_port_cluster),
     Scenario("NodePort, Local", "only the node's own pod, client address kept", _node_port_local),
     Scenario("NodePort, Local, no pod", "dropped from outside, served to the node itself", _node_port_local_without),
     Scenario("why SNAT", "without SNAT the answer bypasses the node and is lost", _why_snat),

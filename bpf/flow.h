@@ -11,6 +11,7 @@
 
 enum flow_limits {
     CHECK_PACKETS = 255, /* mask: how often a busy flow looks whether its other entry is still there */
+    ANSWER_PACKETS = 15, /* mask: how often one that nobody answers looks whether its other entry knows better */
 };
 
 /* bpf_ktime_get_ns() as of the last tick. Reading the tick's number costs nothing, asking for the time does. */
@@ -77,6 +78,32 @@ INLINE __u32 lifetime(const struct node *node, __u8 protocol, __u32 flags) {
     return flags & FLOW_ESTABLISHED ? node->tcp_established_seconds : node->tcp_syn_seconds;
 }
 
+INLINE int opens_connection(const struct packet *packet) {
+    return (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+}
+
+/* The first answer is noted in both entries, so that the client's packets need not look for it. */
+INLINE void note_answer(const struct tuple *key, struct translation *entry) {
+    struct scratch *scratch = this_scratch();
+    struct translation *other;
+
+    if (likely(entry->flags & FLOW_SEEN_REPLY))
+        return;
+    entry->flags |= FLOW_SEEN_REPLY;
+    if (!scratch)
+        return;
+    other = find_other(key, entry, &scratch->forward_key);
+    if (other)
+        other->flags |= FLOW_SEEN_REPLY;
+}
+
+/* Whether a flow that is still pending may have been answered and should be looked at for that. */
+INLINE int maybe_answered(const struct packet *packet, const struct translation *entry) {
+    if (packet->protocol == IPPROTO_TCP)
+        return !opens_connection(packet);
+    return (entry->flags & FLOW_SEEN_REPLY) || !(entry->packets & ANSWER_PACKETS);
+}
+
 /* Whether neither direction was used for the flow's lifetime. */
 INLINE int expired(const struct node *node, const struct tuple *key, const struct translation *entry, __u64 now) {
     __u32 seconds = lifetime(node, key->protocol, entry->flags);
@@ -100,10 +127,6 @@ INLINE void forget_flow(const struct tuple *key, const struct translation *entry
     }
     map_delete(MAP(connections), key);
     map_delete(MAP(pending), key);
-}
-
-INLINE int opens_connection(const struct packet *packet) {
-    return (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 }
 
 /* Whether a packet may go the way its entry says. Established TCP stays with a backend that is going; UDP and new
@@ -224,24 +247,28 @@ INLINE int other_is_there(const struct packet *packet, const struct translation 
     return claim_reply(scratch);
 }
 
-/* Account a translated packet. */
-INLINE void touch(const struct packet *packet, struct translation *entry, __u64 now) {
+/* Account a translated packet of so many bytes. */
+INLINE void account(struct translation *entry, __u32 size, __u64 now) {
     struct service_counters *counters = counters_of(entry->service);
 
     entry->last_ns = now;
     entry->packets += 1;
-    entry->bytes += packet->size;
-    if (unlikely(packet->tcp_flags & (TCP_FIN | TCP_RST)))
-        note_end(packet, entry);
+    entry->bytes += size;
     if (!counters)
         return;
     if (entry->flags & FLOW_REPLY) {
         counters->reply_packets += 1;
-        counters->reply_bytes += packet->size;
+        counters->reply_bytes += size;
     } else {
         counters->packets += 1;
-        counters->bytes += packet->size;
+        counters->bytes += size;
     }
+}
+
+INLINE void touch(const struct packet *packet, struct translation *entry, __u64 now) {
+    account(entry, packet->size, now);
+    if (unlikely(packet->tcp_flags & (TCP_FIN | TCP_RST)))
+        note_end(packet, entry);
 }
 
 #endif

@@ -59,10 +59,11 @@ struct packet {
     __u8 protocol; /* of the packet itself; tuple.protocol is that of the flow */
     __u8 hops;     /* TTL or hop limit */
     __u8 tcp_flags;
-    __u8 keep_whole;     /* must not be fragmented: DF, or IPv6 */
-    __u8 transport_size; /* of the transport header, options included */
-    __u8 moved;          /* the flow's backend went */
-    __u8 tagged;         /* bears a VLAN tag */
+    __u8 keep_whole;      /* must not be fragmented: DF, or IPv6 */
+    __u8 transport_size;  /* of the transport header, options included */
+    __u8 moved;           /* the flow's backend went */
+    __u8 tagged;          /* bears a VLAN tag */
+    __u8 not_established; /* its flow was looked for in `connections` already, in vain */
 };
 
 _Static_assert(sizeof(struct packet) <= sizeof(((struct scratch *)0)->packet), "struct packet outgrew its room");

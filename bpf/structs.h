@@ -180,12 +180,14 @@ struct translation {
     __u64 last_ns; /* last packet in this direction */
     __u64 packets; /* of this direction; approximate when CPUs race */
     __u64 bytes;
-    __u64 hop_until_ns; /* XDP: how long the next hop below counts as known; 0 = not known */
-    __u32 hop_ifindex;  /* 0 = XDP cannot send there */
+    __u64 hop_until_ns;      /* XDP: how long the next hop below counts as known; 0 = not known */
+    __u32 hop_ifindex;       /* 0 = XDP cannot send there */
+    __u8 hop_destination[6]; /* link-layer addresses, in a frame's order */
+    __u8 hop_source[6];
     __u16 hop_mtu;
-    __u8 hop_source[6]; /* link-layer addresses */
-    __u8 hop_destination[6];
-    __u8 pad[6];
+    __u16 header_change;    /* known as long as the next hop: what the translation and one hop less add to the sum of */
+    __u16 transport_change; /* the IPv4 header, and to that of TCP or UDP; in the order that checksums are in */
+    __u16 pad;
 };
 
 /* A device that carries packet programs, by ifindex. */

@@ -146,7 +146,8 @@ INLINE enum reason track(const struct arrival *arrival, struct packet *packet, _
 
     if (packet->kind == PACKET_LATER_FRAGMENT && !recall_fragment(packet, arrival->now))
         return REASON_FRAGMENT_UNKNOWN;
-    entry = find_flow(&packet->tuple, &pending);
+    pending = 1;
+    entry = packet->not_established ? map_lookup(MAP(pending), &packet->tuple) : find_flow(&packet->tuple, &pending);
     if (entry) {
         if ((entry->flags & (FLOW_REPLY | FLOW_SNAT)) == FLOW_REPLY)
             return REASON_OTHER_EDGE;
@@ -157,13 +158,13 @@ INLINE enum reason track(const struct arrival *arrival, struct packet *packet, _
             return REASON_FRAGMENT;
         if (entry->flags & FLOW_REPLY) {
             if (pending)
-                entry->flags |= FLOW_SEEN_REPLY;
+                note_answer(&packet->tuple, entry);
             else if (unlikely((packet->tcp_flags & TCP_SYN) && closed(entry->flags)))
                 return REASON_NOT_TRANSLATED; /* another's connection, from the port of one that is over */
             return REASON_REPLY;
         }
         if (likely(usable(arrival->node, packet, entry, arrival->now))) {
-            if (pending && !opens_connection(packet) && promote(packet, entry, arrival->hook)) {
+            if (pending && maybe_answered(packet, entry) && promote(packet, entry, arrival->hook)) {
                 entry = *found = map_lookup(MAP(connections), &packet->tuple);
                 if (!entry)
                     return REASON_MAP_FULL;
@@ -203,7 +204,7 @@ INLINE enum reason track_leaving(const struct arrival *arrival, struct packet *p
     if (packet->kind == PACKET_LATER_FRAGMENT)
         return REASON_FRAGMENT;
     if (pending)
-        entry->flags |= FLOW_SEEN_REPLY;
+        note_answer(&packet->tuple, entry);
     return REASON_REPLY;
 }
 

@@ -6,11 +6,13 @@
  * NO_XDP_TX is for veth, whose driver does not wake the other end after XDP_TX unless that has an XDP program too;
  * frames would lie there until something else is sent. It does after a redirect.
  *
+ * ONLY_GENERAL is for tests: everything by the general code, without the short way of established.h.
+ *
  * When XDP has chosen a backend but cannot send the packet on (the neighbour's address is not known, say), it stores
  * the flow all the same: choosing again in tc would favour backends that XDP cannot serve. */
 #include "parse.h"
-#include "rewrite.h"
-#include "track.h"
+
+#include "established.h"
 
 enum hop_limits {
     HOP_NS = 100000000, /* how long a next hop is believed: the routing tables cost as much as all the rest */
@@ -42,6 +44,7 @@ INLINE enum reason refresh_hop(struct xdp_md *context, const struct packet *pack
     entry->hop_mtu = fib.tot_len; /* the route's MTU by now */
     __builtin_memcpy(entry->hop_source, fib.smac, sizeof(fib.smac));
     __builtin_memcpy(entry->hop_destination, fib.dmac, sizeof(fib.dmac));
+    note_changes(packet, entry);
     barrier();
     entry->hop_until_ns = now + HOP_NS;
     return REASON_NONE;
@@ -64,6 +67,14 @@ INLINE enum reason way_out(struct xdp_md *context, const struct packet *packet, 
     if (likely(entry->hop_ifindex == context->ingress_ifindex))
         return same_mac(packet->mac, entry->hop_source) ? REASON_NONE : REASON_NOT_FOR_US;
     return !packet->tagged && addressed_to_device(packet, context->ingress_ifindex) ? REASON_NONE : REASON_NOT_FOR_US;
+}
+
+INLINE int send(const struct translation *entry, __u32 ifindex) {
+#ifndef NO_XDP_TX
+    if (entry->hop_ifindex == ifindex)
+        return XDP_TX;
+#endif
+    return bpf_redirect(entry->hop_ifindex, 0);
 }
 
 /* Translate and send on. Returns the verdict; packet->reason tells why where it is not what it was. */
@@ -91,26 +102,51 @@ INLINE int translate(struct xdp_md *context, const struct arrival *arrival, stru
     __builtin_memcpy(ethernet->h_dest, entry->hop_destination, sizeof(ethernet->h_dest));
     __builtin_memcpy(ethernet->h_source, entry->hop_source, sizeof(ethernet->h_source));
     touch(packet, entry, arrival->now);
-#ifndef NO_XDP_TX
-    if (entry->hop_ifindex == arrival->ifindex)
-        return XDP_TX;
-#endif
-    return bpf_redirect(entry->hop_ifindex, 0);
+    return send(entry, arrival->ifindex);
 }
 
 /* Whether the checksum is still to be filled in. Over a veth, packets of this machine come so, with the sum of the
- * pseudo header in its place, and only the socket buffer knows, which XDP does not see. */
-INLINE int unfinished(void *data, void *end, const struct packet *packet) {
-    const struct tuple *tuple = &packet->tuple;
-    __be16 *check =
-        data + (packet->l4 & L4_OFFSETS) + (packet->protocol == IPPROTO_TCP ? (int)TCP_CHECK : (int)UDP_CHECK);
-    __u64 sum = to_be16(packet->protocol) + to_be16(packet->size - (packet->l4 - packet->l3));
+ * pseudo header in its place, and only the socket buffer knows, which XDP does not see. `length`: of the transport
+ * header and what follows. */
+INLINE int unfinished(const struct tuple *tuple, int ipv4, __u32 length, __be16 check) {
+    __u64 sum = to_be16(tuple->protocol) + to_be16(length);
 
     sum += (__u64)tuple->source.word[3] + tuple->destination.word[3];
-    if (!packet->ipv4)
+    if (!ipv4)
         sum += (__u64)tuple->source.word[0] + tuple->source.word[1] + tuple->source.word[2] +
                tuple->destination.word[0] + tuple->destination.word[1] + tuple->destination.word[2];
-    return (void *)(check + 1) <= end && *check == fold16(sum);
+    return check == fold16(sum);
+}
+
+INLINE int unfinished_packet(void *data, void *end, const struct packet *packet) {
+    __be16 *check =
+        data + (packet->l4 & L4_OFFSETS) + (packet->protocol == IPPROTO_TCP ? (int)TCP_CHECK : (int)UDP_CHECK);
+
+    return (void *)(check + 1) <= end &&
+           unfinished(&packet->tuple, packet->ipv4, packet->size - (packet->l4 - packet->l3), *check);
+}
+
+/* See established.h. Returns the verdict, or XDP_ABORTED for a packet that the general code has to see. `missing`: its
+ * flow is not established. */
+INLINE int forward_established(struct xdp_md *context, __u32 ifindex, __u64 now, int *missing) {
+    void *data = (void *)(long)context->data, *end = (void *)(long)context->data_end;
+    struct translation *entry;
+    struct swift packet;
+
+    if (!swift_parse(data, end, &packet))
+        return XDP_ABORTED;
+#ifdef NO_XDP_TX
+    if (unfinished(&packet.key, packet.ipv4, swift_length(&packet), *packet.check))
+        return XDP_ABORTED;
+#endif
+    entry = map_lookup(MAP(connections), &packet.key);
+    *missing = !entry;
+    if (!entry || !swift_entry(ifindex, data, &packet, entry, now) || unlikely(somebody_watches(now)) ||
+        !swift_rewrite(data, end, &packet, entry))
+        return XDP_ABORTED;
+    account(entry, packet.size, now);
+    count(HOOK_XDP, entry->flags & FLOW_REPLY ? REASON_REPLY : REASON_FLOW);
+    return send(entry, ifindex);
 }
 
 PROGRAM(xdp_uplink)(struct xdp_md *context) {
@@ -120,7 +156,7 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
     struct scratch *scratch = this_scratch();
     struct translation *entry = 0;
     struct packet *packet;
-    int action = XDP_PASS;
+    int action, missing = 0;
     __u32 service = ~0U;
     enum reason reason;
 
@@ -128,15 +164,22 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
         count(HOOK_XDP, REASON_NOT_READY);
         return XDP_PASS;
     }
-    packet = new_packet(scratch);
     arrival.now = coarse_now(scratch);
+#ifndef ONLY_GENERAL
+    action = forward_established(context, arrival.ifindex, arrival.now, &missing);
+    if (likely(action != XDP_ABORTED))
+        return action;
+#endif
+    action = XDP_PASS;
+    packet = new_packet(scratch);
+    packet->not_established = missing;
     reason = settle(packet, parse(data, end, end - data, 0, packet));
     if (reason == REASON_NONE && packet->kind != PACKET_WHOLE)
         reason = REASON_LEFT_TO_TC;
     if (reason == REASON_NONE && (*(__u8 *)packet->mac & 1))
         reason = REASON_NOT_FOR_US; /* a group address */
 #ifdef NO_XDP_TX
-    if (reason == REASON_NONE && unfinished(data, end, packet))
+    if (reason == REASON_NONE && unfinished_packet(data, end, packet))
         reason = REASON_LEFT_TO_TC;
 #endif
     if (reason == REASON_NONE)

@@ -22,6 +22,7 @@ from typing import NamedTuple, Self
 
 from pyroute2 import IPRoute
 
+from dataplane.bench.instructions import STORE_HALF, STORE_WORD, instruction, leave, on_packet, tail_call
 from dataplane.kernel import bpf
 from dataplane.kernel.bpf import AttachType, BpfError, MapType, ProgramType
 from dataplane.kernel.links import Links
@@ -33,23 +34,10 @@ RUN_PACKETS, BATCH = 65536, 64
 _LIVE_FRAMES = 2
 XDP_DROP, XDP_PASS = 1, 2
 DRIVER_MODE = 4
-_LOAD_WORD, _STORE_HALF, _STORE_WORD, _LOAD_IMMEDIATE = 0x61, 0x6A, 0x62, 0x18
-_MOVE, _MOVE_IMMEDIATE, _ADD_IMMEDIATE = 0xBF, 0xB7, 0x07
-_JUMP_GREATER, _CALL, _EXIT = 0x2D, 0x85, 0x95
-_MAP_DESCRIPTOR, _TAIL_CALL = 1, 12
 
 
 class GeneratorError(LabError):
     """This kernel does not run live frames, or the device does not take them."""
-
-
-def _instruction(code: int, destination: int = 0, source: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
-    """struct bpf_insn."""
-    return struct.pack("=BBhi", code, source << 4 | destination, offset, immediate)
-
-
-def _return(value: int) -> bytes:
-    return _instruction(_MOVE_IMMEDIATE, 0, immediate=value) + _instruction(_EXIT)
 
 
 def writer_code(frame: bytes, programs: int) -> bytes:
@@ -57,27 +45,11 @@ def writer_code(frame: bytes, programs: int) -> bytes:
     map of them, or passes the packet on when that is empty. It writes every time, since the kernel uses a frame's page
     again as the last user left it."""
     first, *words, last = struct.unpack(f"=h{len(frame) // 4 - 1}ih", frame)
-    stores = _instruction(_STORE_HALF, 2, immediate=first)
+    stores = instruction(STORE_HALF, 2, immediate=first)
     for at, word in enumerate(words):  # in step with the fields behind the link-layer header: a read of one finds it
-        stores += _instruction(_STORE_WORD, 2, offset=2 + 4 * at, immediate=word)  # in the store buffer as a whole
-    stores += _instruction(_STORE_HALF, 2, offset=len(frame) - 2, immediate=last)
-    go_on = (
-        _instruction(_LOAD_IMMEDIATE, 2, _MAP_DESCRIPTOR, immediate=programs)
-        + _instruction(0)
-        + _instruction(_MOVE_IMMEDIATE, 3)
-        + _instruction(_CALL, immediate=_TAIL_CALL)
-        + _return(XDP_PASS)
-    )
-    return (
-        _instruction(_LOAD_WORD, 2, 1, 0)  # r2 = data
-        + _instruction(_LOAD_WORD, 3, 1, 4)  # r3 = data_end
-        + _instruction(_MOVE, 4, 2)
-        + _instruction(_ADD_IMMEDIATE, 4, immediate=len(frame))
-        + _instruction(_JUMP_GREATER, 4, 3, (len(stores) + len(go_on)) // 8)
-        + stores
-        + go_on
-        + _return(XDP_DROP)
-    )
+        stores += instruction(STORE_WORD, 2, offset=2 + 4 * at, immediate=word)  # in the store buffer as a whole
+    stores += instruction(STORE_HALF, 2, offset=len(frame) - 2, immediate=last)
+    return on_packet(len(frame), stores, tail_call(programs) + leave(XDP_PASS), leave(XDP_DROP))
 
 
 def _checksum(header: bytes) -> int:
@@ -143,7 +115,7 @@ class Generator:
             bpf.map_update(programs, bytes(4), program.to_bytes(4, sys.byteorder))
         with netns(self._far.namespace), Links(self._far.namespace) as links:
             self._far_index = links.index(self._far.device)
-            sink = self._keep(bpf.program_load(_return(XDP_DROP), ProgramType.XDP, name="sink"))
+            sink = self._keep(bpf.program_load(leave(XDP_DROP), ProgramType.XDP, name="sink"))
             self._keep(bpf.link_create(sink, self._far_index, AttachType.XDP, DRIVER_MODE))
 
     def __exit__(

@@ -1,7 +1,6 @@
 """The kernel's own packets: what is sent is what was asked for, and what comes back out of a node is counted."""
 
 import os
-import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
 from dataplane.bench.generator import DRIVER_MODE, FRAME_BYTES, RUN_PACKETS, XDP_DROP, End, Generator, udp_frame
+from dataplane.bench.instructions import leave
 from dataplane.kernel import bpf
 from dataplane.kernel.bpf import AttachType, ProgramType
 from dataplane.kernel.links import Links
@@ -83,8 +83,7 @@ def test_what_a_node_keeps_is_not_counted(aim: Aim) -> None:
 @pytest.mark.parametrize(("verdict", "leaves"), [(XDP_TX, True), (XDP_DROP, False)])
 def test_the_program_that_the_uplink_carries_decides(aim: Aim, verdict: int, leaves: bool) -> None:
     """Sent back although the stack would keep it, or dropped although the stack would forward it."""
-    code = struct.pack("=BBhi", 0xB7, 0, 0, verdict) + struct.pack("=BBhi", 0x95, 0, 0, 0)
-    program = bpf.program_load(code, ProgramType.XDP, AttachType.XDP, "verdict")
+    program = bpf.program_load(leave(verdict), ProgramType.XDP, AttachType.XDP, "verdict")
     with netns(aim.uplink.namespace), Links(aim.uplink.namespace) as links:
         link = bpf.link_create(program, links.index(aim.uplink.device), AttachType.XDP, DRIVER_MODE)
     try:

@@ -21,10 +21,11 @@ from dataplane.planes.ebpf.pins import PinDirectory
 _TRANSLATION_FIELDS = (
     *("source", "destination", "source_port", "destination_port", "flags", "backend", "backend_generation"),
     *("service", "ifindex", "last_ns", "packets", "bytes"),
-    *("hop_until_ns", "hop_ifindex", "hop_mtu", "hop_source", "hop_destination", "pad"),
+    *("hop_until_ns", "hop_ifindex", "hop_destination", "hop_source", "hop_mtu"),
+    *("header_change", "transport_change", "pad"),
 )
 _NOEXIST = 1
-_NO_HOP = (0,) * (3 + 6 + 6 + 6)
+_NO_HOP = (0,) * (3 + 6 + 6 + 3)
 
 
 def reserve_ports(maps: MapSet) -> int:

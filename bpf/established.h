@@ -1,0 +1,149 @@
+/* The packets that are most of all packets: whole, untagged TCP and UDP of a flow that was answered, that leave by
+ * redirect to a next hop that is known. They are found, changed and accounted here with few steps; for anything out of
+ * the ordinary (ends of connections, entries that were idle, hops to ask for again, watchers) the general code does it
+ * all, and does the same. */
+#ifndef HOTPLANE_ESTABLISHED_H
+#define HOTPLANE_ESTABLISHED_H
+
+#include "parse.h"
+#include "rewrite.h"
+#include "track.h"
+
+enum established_limits {
+    IDLE_NS = 1000000000, /* an entry that was used within this time is alive: no lifetime is shorter */
+};
+
+/* Where the parts of the packet at hand are, and the key of its flow. */
+struct swift {
+    struct tuple key;
+    __be16 *ports; /* source and destination */
+    __be16 *check; /* of the transport header */
+    __u32 size;    /* bytes from the IP header on */
+    __u32 ipv4;
+};
+
+INLINE int swift_ipv4(void *data, void *end, struct swift *packet) {
+    struct iphdr *ip = data + sizeof(struct ethhdr);
+
+    if ((void *)(ip + 1) > end || *(__u8 *)ip != 0x45 || (ip->frag_off & to_be16(IPV4_MORE_FRAGMENTS | IPV4_OFFSET)) ||
+        ip->ttl <= 1)
+        return 0;
+    packet->size = to_be16(ip->tot_len);
+    packet->ipv4 = 1;
+    packet->ports = (void *)(ip + 1);
+    set_mapped(&packet->key.source, ip->saddr);
+    set_mapped(&packet->key.destination, ip->daddr);
+    packet->key.protocol = ip->protocol;
+    return packet->size >= sizeof(*ip) && packet->size <= end - (void *)ip;
+}
+
+INLINE int swift_ipv6(void *data, void *end, struct swift *packet) {
+    struct ipv6hdr *ip = data + sizeof(struct ethhdr);
+
+    if ((void *)(ip + 1) > end || ip->version != 6 || ip->hop_limit <= 1)
+        return 0;
+    packet->size = sizeof(*ip) + to_be16(ip->payload_len);
+    packet->ipv4 = 0;
+    packet->ports = (void *)(ip + 1);
+    copy_ipv6(&packet->key.source, &ip->saddr);
+    copy_ipv6(&packet->key.destination, &ip->daddr);
+    packet->key.protocol = ip->nexthdr;
+    return packet->size <= end - (void *)ip && !is_ipv4(&packet->key.source) && !is_ipv4(&packet->key.destination);
+}
+
+INLINE __u32 swift_length(const struct swift *packet) {
+    return packet->size - (packet->ipv4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
+}
+
+/* Whether the transport header is there in whole and says nothing special. */
+INLINE int swift_transport(void *end, struct swift *packet) {
+    struct tcphdr *tcp = (void *)packet->ports;
+    struct udphdr *udp = (void *)packet->ports;
+
+    if ((void *)(udp + 1) > end)
+        return 0;
+    packet->key.source_port = udp->source;
+    packet->key.destination_port = udp->dest;
+    packet->check = &udp->check;
+    if (packet->key.protocol == IPPROTO_UDP)
+        return swift_length(packet) >= sizeof(*udp);
+    packet->check = &tcp->check;
+    return packet->key.protocol == IPPROTO_TCP && (void *)(tcp + 1) <= end && tcp->doff >= 5 &&
+           swift_length(packet) >= tcp->doff * 4 && !(((__u8 *)tcp)[13] & (TCP_SYN | TCP_FIN | TCP_RST));
+}
+
+INLINE int swift_parse(void *data, void *end, struct swift *packet) {
+    struct ethhdr *ethernet = data;
+
+    packet->key.pad[0] = packet->key.pad[1] = packet->key.pad[2] = 0;
+    if ((void *)(ethernet + 1) > end)
+        return 0;
+    if (ethernet->h_proto == to_be16(ETH_P_IP))
+        return swift_ipv4(data, end, packet) && swift_transport(end, packet);
+    return ethernet->h_proto == to_be16(ETH_P_IPV6) && swift_ipv6(data, end, packet) && swift_transport(end, packet);
+}
+
+/* Whether the entry can be used as it is, without a look at anything else. */
+INLINE int swift_entry(__u32 ifindex, void *data, const struct swift *packet, const struct translation *entry,
+                       __u64 now) {
+    if (!(entry->flags & FLOW_SNAT) || (__s64)(entry->hop_until_ns - now) <= 0 || packet->size > entry->hop_mtu ||
+        entry->hop_ifindex != ifindex || !same_mac(data, entry->hop_source))
+        return 0;
+    if (entry->flags & FLOW_REPLY)
+        return 1;
+    return (entry->packets & CHECK_PACKETS) != CHECK_PACKETS && (__s64)(now - entry->last_ns) <= IDLE_NS &&
+           (packet->key.protocol == IPPROTO_TCP ||
+            live_backend(entry->backend, entry->backend_generation, BACKEND_USABLE));
+}
+
+/* 0 = out of reach, which cannot be, but the verifier has forgotten. */
+INLINE int swift_addresses(void *data, void *end, const struct swift *packet, const struct translation *entry) {
+    if (packet->ipv4) {
+        struct iphdr *ip = data + sizeof(struct ethhdr);
+
+        if ((void *)(ip + 1) > end)
+            return 0;
+        ip->saddr = entry->source.word[3];
+        ip->daddr = entry->destination.word[3];
+        ip->check = adjusted(ip->check, entry->header_change);
+        ip->ttl -= 1;
+    } else {
+        struct ipv6hdr *ip = data + sizeof(struct ethhdr);
+
+        if ((void *)(ip + 1) > end)
+            return 0;
+        write_ipv6(&ip->saddr, &entry->source);
+        write_ipv6(&ip->daddr, &entry->destination);
+        ip->hop_limit -= 1;
+    }
+    return 1;
+}
+
+INLINE int swift_rewrite(void *data, void *end, const struct swift *packet, const struct translation *entry) {
+    __u32 *macs = data;
+    const __u32 *hop = (const void *)entry->hop_destination; /* and hop_source behind it */
+
+    if (!swift_addresses(data, end, packet, entry))
+        return 0;
+    packet->ports[0] = entry->source_port;
+    packet->ports[1] = entry->destination_port;
+    if (packet->key.protocol == IPPROTO_TCP)
+        *packet->check = adjusted(*packet->check, entry->transport_change);
+    else
+        adjust_udp(packet->check, entry->transport_change);
+    macs[0] = hop[0];
+    macs[1] = hop[1];
+    macs[2] = hop[2];
+    return 1;
+}
+
+/* The sums that a flow's translation changes are the same for each of its packets; they are kept with the next hop. */
+INLINE void note_changes(const struct packet *packet, struct translation *entry) {
+    struct changes changes;
+
+    describe_changes(packet, entry, &changes);
+    entry->header_change = fold16(changes.addresses + difference16(to_be16(1 << 8), 0)); /* and one hop less */
+    entry->transport_change = fold16(changes.addresses + changes.ports);
+}
+
+#endif

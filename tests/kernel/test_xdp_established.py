@@ -1,0 +1,199 @@
+"""XDP's short way of established flows does what the general code does: verdict, bytes, reasons, entries, counters."""
+
+import random
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Dot1Q, Ether
+
+from dataplane.kernel.bpf import AttachType, ProgramType
+from dataplane.model.net import Family, Protocol
+from dataplane.planes.ebpf.layout import constant, fields_of, reason_names
+from dataplane.planes.ebpf.programs import load_programs
+from tests.kernel.bpf_packets import bench as b
+from tests.kernel.bpf_packets.bench import Bench, bench, entry
+
+FLOWS = [(family, transport) for family in (Family.IPV4, Family.IPV6) for transport in (TCP, UDP)]
+TABLES = ("connections", "pending")
+ROUNDS = 400
+_LONG = 1 << 62
+
+
+class Outcome(NamedTuple):
+    """What one packet led to. service: what its counters rose by; entries: without the time of the last packet."""
+
+    result: int
+    data: bytes
+    reasons: dict[str, int]
+    service: tuple[int, ...]
+    entries: dict[str, dict[bytes, bytes]]
+
+
+class Pair:
+    """The program as it is and without its short way, over the same maps, which hold an established flow of each
+    kind with its next hop known."""
+
+    def __init__(self, node: Bench, flags: tuple[str, ...]) -> None:
+        self.node = node
+        self.short = node.programs["xdp_uplink"]
+        self.general = load_programs(
+            "xdp.c", ProgramType.XDP, {"xdp_uplink": AttachType.XDP}, node.maps.fds, node.maps.specs,
+            ["-DONLY_GENERAL=1", *flags],
+        )["xdp_uplink"]  # fmt: skip
+        self.frames = [frame for family, transport in FLOWS for frame in self._establish(family, transport)]
+        assert node.flows("connections") == 2 * len(FLOWS)
+        self.state = {table: dict(node.maps.items(table)) for table in TABLES}
+        self.change("hop_until_ns", _LONG.to_bytes(8, "little"))
+        self.sent = b.XDP_REDIRECT if flags else b.XDP_TX
+
+    def change(self, field: str, value: bytes) -> None:
+        """From now on the flows start with this field so."""
+        at = fields_of("translation")[field]
+        for flows in self.state.values():
+            flows.update({key: raw[:at] + value + raw[at + len(value) :] for key, raw in flows.items()})
+
+    def _establish(self, family: Family, transport: Any) -> tuple[bytes, bytes]:
+        """Packets of both directions, as they are on the way when the flow is established."""
+        node, four = self.node, family is Family.IPV4
+        kind, client = (IP, b.CLIENT) if four else (IPv6, b.CLIENT_6)
+        own, remote = (b.NODE, b.REMOTE) if four else (b.NODE_6, b.REMOTE_6)
+        ask, answer, more = ({"flags": flags} if transport is TCP else {} for flags in ("S", "SA", "A"))
+        there = node.frame(kind(src=client, dst=own) / transport(sport=4000, dport=30080, **ask) / b"question")
+        port = b.parse(node.xdp(there).data)[transport].sport
+        self._send(kind(src=remote, dst=own) / transport(sport=8080, dport=port, **answer) / b"answer")
+        forward = kind(src=client, dst=own) / transport(sport=4000, dport=30080, **more) / b"question"
+        reply = kind(src=remote, dst=own) / transport(sport=8080, dport=port, **more) / b"answer"
+        for packet in (forward, reply):
+            for _ in range(3):
+                self._send(packet)
+        return node.frame(forward), node.frame(reply)
+
+    def _send(self, packet: Any) -> None:
+        """Until it leaves: one look at the next hop in 32 is left to the stack."""
+        while self.node.xdp(self.node.frame(packet)).result == b.XDP_PASS:
+            pass
+
+    def restore(self) -> None:
+        """All flows as they were at the start, and no others."""
+        for table, flows in self.state.items():
+            self.node.maps.remove(table, [key for key, _ in self.node.maps.items(table) if key not in flows])
+            for key, value in flows.items():
+                self.node.maps.put(table, key, value)
+
+    def run(self, program: Any, frame: bytes) -> Outcome:
+        """The outcome of a packet in one of the programs."""
+        self.restore()
+        self.node.programs["xdp_uplink"] = program
+        before = self._service()
+        reasons = self._reasons()
+        ran = self.node.xdp(frame)
+        reasons = {name: count - reasons[name] for name, count in self._reasons().items() if count != reasons[name]}
+        risen = tuple(new - old for old, new in zip(before, self._service(), strict=True))
+        entries = {table: {k: _timeless(v) for k, v in self.node.maps.items(table)} for table in TABLES}
+        return Outcome(ran.result, ran.data, reasons, risen, entries)
+
+    def _reasons(self) -> dict[str, int]:
+        """The program's counters."""
+        first = constant("HOOK_XDP") * constant("REASON_COUNT")
+        return {
+            name: sum(int.from_bytes(raw, "little") for raw in self.node.maps.per_cpu("counters", first + number))
+            for number, name in enumerate(reason_names())
+        }
+
+    def _service(self) -> list[int]:
+        """The counters of all Services, of all processors together."""
+        found = []
+        for number in range(2 * len(FLOWS)):
+            each = [struct.unpack("=5Q", raw) for raw in self.node.maps.per_cpu("service_counters", number)]
+            found += [sum(column) for column in zip(*each, strict=True)]
+        return found
+
+
+def _timeless(value: bytes) -> bytes:
+    at = fields_of("translation")["last_ns"]
+    return value[:at] + value[at + 8 :]
+
+
+@pytest.fixture(params=[(), ("-DNO_XDP_TX=1",)], ids=["device", "veth"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    with bench(*request.param) as node:
+        for family, transport in FLOWS:
+            protocol = Protocol.TCP if transport is TCP else Protocol.UDP
+            remote = b.REMOTE if family is Family.IPV4 else b.REMOTE_6
+            name = f"{family.name}-{protocol.name}".lower()
+            node.install(entry(name, [remote], node_port=30080, protocol=protocol, family=family))
+        yield Pair(node, request.param)
+
+
+def _changed(chance: random.Random, frame: bytes) -> bytes:
+    """Often as it is; else some bytes changed, cut, added, or a VLAN tag put in."""
+    data = bytearray(frame)
+    for _ in range(chance.choice((0, 1, 1, 1, 2))):
+        at, values = chance.randrange(min(len(data), 78)), (0, 1, 2, 4, 5, 16, 0x45, 0x60, 255, chance.randrange(256))
+        data[at] = chance.choice(values)
+    how = chance.random()
+    if how < 0.1:
+        return bytes(data[: chance.randrange(14, len(data) + 1)])
+    if how < 0.2:
+        return bytes(data) + chance.randbytes(chance.randrange(1500))
+    if how < 0.25:
+        whole = Ether(frame)
+        return bytes(Ether(src=whole.src, dst=whole.dst) / Dot1Q(vlan=7) / whole.payload)
+    return bytes(data)
+
+
+def test_packets_as_they_should_be_have_the_same_fate(pair: Pair) -> None:
+    for number, frame in enumerate(pair.frames):
+        short, general = pair.run(pair.short, frame), pair.run(pair.general, frame)
+        assert short == general
+        assert short.result == pair.sent
+        assert short.reasons == {"reply" if number % 2 else "flow": 1}
+        assert any(short.service)
+
+
+def test_packets_as_they_should_be_take_the_short_way(pair: Pair) -> None:
+    """It trusts the sums that the entry keeps, which the general code works out again."""
+    pair.change("transport_change", b"\x12\x34")
+    for frame in pair.frames:
+        short, general = pair.run(pair.short, frame), pair.run(pair.general, frame)
+        assert short.result == general.result == pair.sent
+        assert short.data != general.data
+
+
+def test_random_packets_have_the_same_fate(pair: Pair) -> None:
+    chance = random.Random(7)
+    fates: set[str] = set()
+    for _ in range(ROUNDS):
+        frame = _changed(chance, chance.choice(pair.frames))
+        short, general = pair.run(pair.short, frame), pair.run(pair.general, frame)
+        fates |= short.reasons.keys()
+        if any(short.service[::5]):  # a new connection: with a port by chance
+            short, general = (o._replace(data=b"", entries={}) for o in (short, general))
+        assert short == general, frame.hex()
+    assert {"flow", "reply", "not_for_us"} <= fates
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("packets", (255).to_bytes(8, "little")),
+        ("last_ns", bytes(8)),
+        ("hop_ifindex", bytes(4)),
+        ("hop_mtu", (20).to_bytes(2, "little")),
+        ("backend_generation", (0xFFFFFF).to_bytes(4, "little")),
+        ("flags", (constant("FLOW_RST") | constant("FLOW_SNAT")).to_bytes(4, "little")),
+        ("flags", constant("FLOW_REPLY").to_bytes(4, "little")),
+        ("hop_source", b"\2\2\2\2\2\2"),
+    ],
+)
+def test_entries_out_of_the_ordinary_have_the_same_effect(pair: Pair, field: str, value: bytes) -> None:
+    pair.change(field, value)
+    for frame in pair.frames:
+        short, general = pair.run(pair.short, frame), pair.run(pair.general, frame)
+        if any(short.service[::5]):
+            short, general = (o._replace(data=b"", entries={}) for o in (short, general))
+        assert short == general

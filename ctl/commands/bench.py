@@ -151,6 +151,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
 
 
 def _run(args: argparse.Namespace) -> int:
+    from dataplane.bench.pace import duration
     from dataplane.bench.results import Journal, journal_path, write
     from dataplane.bench.rig import Rig, lab_name, remove_abandoned
     from dataplane.bench.run import Runner
@@ -168,8 +169,9 @@ def _run(args: argparse.Namespace) -> int:
     results.complete = True
     write(path, results)
     journal_path(path).unlink()
-    _say(f"{len(results.cells)} cells in {results.seconds:.0f} s -> {path}; hotplane bench report {path} draws it")
+    _say(f"{len(results.cells)} measurements in {duration(results.seconds)} min -> {path}")
     _print(results, args.output)
+    _say(f"Next: hotplane bench report {path} draws it as a page; hotplane bench compare {path} OTHER.json")
     return 0
 
 
@@ -294,6 +296,7 @@ def _progress() -> "Progress":
 def _print(results: "Results", output: str) -> None:
     from dataplane.bench import bars
     from dataplane.bench.analyse import analyse, as_records
+    from dataplane.bench.report.summary import highlights, iptables_wins
 
     analysis = analyse(results)
     judged = bars.bars(results, analysis)
@@ -303,8 +306,8 @@ def _print(results: "Results", output: str) -> None:
         return
     for records in (as_records(analysis), bars.as_records(judged)):
         print_records(records, "table", tuple(records[0]) if records else ())
-    for text in analysis.warnings:
-        print(text)
+    for text in (*analysis.warnings, bars.summary(judged), *highlights(analysis), *iptables_wins(analysis)):
+        print(f"- {text}")
 
 
 def _report(args: argparse.Namespace) -> int:

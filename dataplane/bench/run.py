@@ -131,7 +131,7 @@ class Runner:
 
     def _tell(self, key: CellKey, doing: str = "") -> None:
         total = len(self._done) + len(self._left)
-        what = f"{key.services:,} Services: {doing}{key.scenario}, {key.mode}"
+        what = f"{key.services:,} Service{'s' if key.services > 1 else ''}: {doing}{key.scenario}, {key.mode}"
         self._progress(len(self._done), total, self._pace.remaining(self._left), what)
 
     def _record(self, key: CellKey, measure: Callable[[], dict[str, float]]) -> dict[str, float]:

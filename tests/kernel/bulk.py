@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-PATIENCE = 5.0
+PATIENCE = 15.0
 BLOCK = 32 << 10
 PAUSE = 0.02
 AHEAD = 3

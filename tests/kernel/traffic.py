@@ -20,7 +20,8 @@ from typing import Any
 
 import msgspec
 
-PATIENCE = 5.0
+PATIENCE = 15.0
+"""Seconds. Long enough for a lost packet to be sent again thrice, on a machine that is busy with other things."""
 MOST_HELD = 60
 SOURCE_PORTS = 3000
 
@@ -73,15 +74,27 @@ def _bound(family: int, ports: Iterator[int]) -> socket.socket:
             return sock
 
 
+def _connected(address: str, port: int, ports: Iterator[int]) -> socket.socket:
+    """A connection from the next source port that is free for it: this host may still remember its last one there."""
+    while True:
+        sock = _bound(socket.AF_INET6 if ":" in address else socket.AF_INET, ports)
+        try:
+            sock.connect((address, port))
+        except OSError as error:
+            source = sock.getsockname()[1]
+            sock.close()
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise type(error)(f"{error!r} when connecting from port {source}") from error
+        else:
+            return sock
+
+
 def _open(address: str, port: int, ports: Iterator[int], report: Report) -> Held | None:
     try:
-        sock = _bound(socket.AF_INET6 if ":" in address else socket.AF_INET, ports)
-        sock.connect((address, port))
+        sock = _connected(address, port, ports)
         held = Held(sock, _ask(sock))
     except OSError as error:
-        if error.errno == errno.EADDRNOTAVAIL:  # a connection that is held has this port: the next one will do
-            return _open(address, port, ports, report)
-        report.failed.append(f"{type(error).__name__} at {time.monotonic():.2f}")
+        report.failed.append(f"{error!r} at {time.monotonic():.2f}")
         return None
     report.opened += 1
     return held

@@ -1,0 +1,310 @@
+"""Rules that a program could break without losing a packet: when flows end, who may enter, which set, whose port.
+
+Time passes by making entries older.
+"""
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6, IPv6ExtHdrFragment
+from scapy.packet import Raw
+
+from dataplane.model.net import Family, Protocol
+from dataplane.plan.types import SourceRanges
+from dataplane.planes.ebpf.layout import fields_of, size_of
+from dataplane.planes.ebpf.maps import NODE_KEY
+from dataplane.planes.ebpf.settings import NODE
+from tests.kernel.bpf_packets import bench as b
+from tests.kernel.bpf_packets.bench import Bench, entry, ip_of
+from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, PASSED, SENT, Runner, _bench, ip, node, run
+from tests.kernel.test_tc_random import folded
+
+__all__ = ["_bench", "node", "run"]
+
+FLOWS = ("pending", "connections")
+
+
+def age(node: Bench, seconds: int, *tables: str) -> None:
+    """Everything in these tables was last used so much earlier."""
+    layouts = {"fragments": "fragment", "affinity": "affinity"}
+    for table in tables:
+        at = fields_of(layouts.get(table, "translation"))["last_ns"]
+        for key, value in list(node.maps.items(table)):
+            raw = bytearray(value)
+            (last,) = struct.unpack_from("=Q", raw, at)
+            struct.pack_into("=Q", raw, at, (last - seconds * 10**9) % 2**64)  # the machine may be younger
+            node.maps.put(table, key, bytes(raw))
+
+
+@contextmanager
+def one_port(node: Bench, port: int = 61000) -> Iterator[None]:
+    """This node has a single source port to give."""
+    raw = node.maps.get("node", NODE_KEY)
+    assert raw is not None
+    fields = list(NODE.unpack(raw))
+    fields[3] = fields[4] = port
+    node.maps.put("node", NODE_KEY, NODE.pack(*fields))
+    try:
+        yield
+    finally:
+        node.maps.put("node", NODE_KEY, raw)
+
+
+class Talk:
+    """A client's flow to the remote backend by the node port, through tc."""
+
+    def __init__(self, node: Bench, family: Family, transport: Any, port: int = 4000) -> None:
+        self._node, self._family, self._transport, self._port = node, family, transport, port
+        self.client, self.own, self.remote, *_ = ADDRESSES[family]
+        self.source_port = 0
+
+    def _layer(self, flags: str, **ports: int) -> Any:
+        return TCP(flags=flags, **ports) if self._transport is TCP else UDP(**ports)
+
+    def ask(self, flags: str = "A") -> str:
+        """The client sends; out: the reason that was counted."""
+        packet = ip(self._family, self.client, self.own) / self._layer(flags, sport=self._port, dport=30080) / b"x"
+        with self._node.counted() as counted:
+            out = self._node.tc(self._node.frame(packet))
+        if out.result in SENT:
+            self.source_port = ip_of(out.data).sport
+        [(reason, count)] = counted.items()
+        assert count == 1
+        return reason.removeprefix("tc_ingress:")
+
+    def answer(self, flags: str = "A") -> None:
+        packet = ip(self._family, self.remote, self.own) / self._layer(flags, sport=8080, dport=self.source_port)
+        assert ip_of(self._node.tc(self._node.frame(packet)).data).dst == self.client
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("talk", "transport", "seconds", "after"),
+    [
+        ("ask S", TCP, 120, "new_flow"),
+        ("ask S, answer SA, ask A", TCP, 86400, "tcp_no_syn"),
+        ("ask S, answer SA, ask A, ask FA, answer FA", TCP, 120, "tcp_no_syn"),
+        ("ask S, answer SA, ask A, answer R", TCP, 120, "tcp_no_syn"),
+        ("ask S, answer SA, ask A, ask FA", TCP, 86400, "tcp_no_syn"),
+        ("ask A", UDP, 30, "new_flow"),
+        ("ask A, answer A, ask A", UDP, 120, "new_flow"),
+    ],
+)
+def test_flows_are_forgotten_in_their_time(
+    node: Bench, family: Family, talk: str, transport: Any, seconds: int, after: str
+) -> None:
+    flow = Talk(node, family, transport)
+    steps = [step.split() for step in talk.split(", ")]
+    again = "S" if steps[-1] == ["ask", "S"] else "A"
+    for who, flags in steps:
+        flow.ask(flags) if who == "ask" else flow.answer(flags)
+    age(node, seconds - 5, *FLOWS)
+    assert flow.ask(again) == "flow"
+    age(node, seconds + 5, *FLOWS)
+    assert flow.ask(again) == after
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_a_connection_that_ended_gives_way_to_a_new_one(node: Bench, family: Family) -> None:
+    for end, reason in ((["ask FA"], "flow"), (["answer R"], "new_flow"), (["ask FA", "answer FA"], "new_flow")):
+        flow = Talk(node, family, TCP, 4100 + len(end) + len(reason))
+        for step in ("ask S", "answer SA", "ask A", *end):
+            who, flags = step.split()
+            flow.ask(flags) if who == "ask" else flow.answer(flags)
+        assert flow.ask("S") == reason, end
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fragment_is_not_remembered_for_ever(node: Bench, family: Family) -> None:
+    client, own, *_ = ADDRESSES[family]
+    datagram = bytes(UDP(sport=4000, dport=30080, len=1408)) + b"x" * 1392
+
+    def fragment(first: bool) -> bytes:
+        body = Raw(datagram if first else b"y" * 8)
+        if family is Family.IPV4:
+            return node.frame(
+                IP(src=client, dst=own, id=9, flags=int(first), frag=0 if first else 175, proto=17) / body
+            )
+        header = IPv6ExtHdrFragment(nh=17, id=9, m=int(first), offset=0 if first else 175)
+        return node.frame(IPv6(src=client, dst=own) / header / body)
+
+    assert node.tc(fragment(True)).result == b.TC_REDIRECT
+    assert node.tc(fragment(False)).result == b.TC_REDIRECT
+    age(node, 35, "fragments")
+    late = fragment(False)
+    with node.counted() as counted:
+        assert node.tc(late).data == late
+    assert counted == {"tc_ingress:fragment_unknown": 1}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_error_about_somebody_elses_packet_is_passed_on(node: Bench, family: Family) -> None:
+    """It quotes the right ports and receiver, but a sender whom it is not sent to."""
+    flow = Talk(node, family, UDP)
+    flow.ask()
+    other = "203.0.113.77" if family is Family.IPV4 else "2001:db8::77"
+    quoted = bytes(ip(family, other, flow.remote) / UDP(sport=flow.source_port, dport=8080) / (b"x" * 64))
+    if family is Family.IPV4:
+        frame = node.frame(IP(src=b.ROUTER, dst=flow.own) / ICMP(type=3, code=4, nexthopmtu=1300) / Raw(quoted))
+    else:
+        frame = node.frame(IPv6(src=b.ROUTER_6, dst=flow.own) / ICMPv6PacketTooBig(mtu=1300) / Raw(quoted))
+    with node.counted() as counted:
+        assert node.tc(frame).data == frame
+    assert counted == {"tc_ingress:icmp_unrelated": 1}
+
+
+def test_a_mapped_address_on_the_wire_is_no_ipv4_client(node: Bench, run: Runner) -> None:
+    for source, target in ((f"::ffff:{b.CLIENT}", b.NODE_6), (b.CLIENT_6, f"::ffff:{b.NODE}")):
+        frame = node.frame(IPv6(src=source, dst=target) / UDP(sport=4000, dport=30080) / b"x")
+        with node.counted() as counted:
+            out = run(frame)
+        assert (out.result in PASSED, out.data) == (True, frame)
+        assert next(iter(counted)).endswith(":malformed")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_node_ports_answer_on_the_nodes_addresses_only(node: Bench, run: Runner, family: Family) -> None:
+    client, _, _, _, cluster_ip, vip = ADDRESSES[family]
+    for address in (cluster_ip, vip):
+        frame = node.frame(ip(family, client, address) / UDP(sport=4000, dport=30080) / b"x")
+        with node.counted() as counted:
+            assert run(frame).data == frame
+        assert next(iter(counted)).endswith(":not_service")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_policy_local_chooses_local_endpoints_only(node: Bench, family: Family) -> None:
+    client, own, remote, pod, *_ = ADDRESSES[family]
+    service = entry(f"local-only-{family.name}", [remote, pod], node_port=30094, local_policy=True, family=family)
+    node.install(service)
+    try:
+        seen = set()
+        for number in range(40):
+            packet = ip(family, client, own) / TCP(sport=4000 + number, dport=30094, flags="S")
+            out = ip_of(node.tc(node.frame(packet)).data)
+            seen.add((out.src, out.dst))
+        assert seen == {(client, pod)}
+    finally:
+        node.remove(service)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_affinity_lasts_for_its_time(node: Bench, run: Runner, family: Family) -> None:
+    client, own, remote, *_ = ADDRESSES[family]
+    separator = "." if family is Family.IPV4 else ":"
+    prefix = remote.rpartition(separator)[0] + separator
+    service = entry(
+        f"sticky-{family.name}", [f"{prefix}{n}" for n in range(20, 60)], node_port=30095, affinity=60, family=family
+    )
+    node.install(service)
+    ports = iter(range(4000, 5000))
+
+    def ask(who: str = client) -> str:
+        packet = ip(family, who, own) / TCP(sport=next(ports), dport=30095, flags="S")
+        return str(ip_of(run(node.frame(packet)).data).dst)
+
+    try:
+        assert len({ask() for _ in range(20)}) == 1
+        first = ask()
+        age(node, 55, "affinity")
+        assert ask() == first
+        seen = set()
+        for _ in range(20):
+            age(node, 65, "affinity")
+            seen.add(ask())
+        assert len(seen) > 5
+        others = {ask(f"203.0.113.{n}" if family is Family.IPV4 else f"2001:db8::{n}") for n in range(1, 40)}
+        assert len(others) > 5
+    finally:
+        node.remove(service)
+        node.maps.remove("affinity", [key for key, _ in list(node.maps.items("affinity"))])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("own_address", [True, False])
+def test_a_guarded_address_may_reach_itself_where_that_is_said(
+    node: Bench, run: Runner, family: Family, own_address: bool
+) -> None:
+    vip = "192.0.2.9" if family is Family.IPV4 else "fd00:192:2::9"
+    cidr = "203.0.113.0/24" if family is Family.IPV4 else "2001:db8::/32"
+    service = entry(f"own-{family.name}", [ADDRESSES[family][2]], load_balancer=vip, family=family, ranges=(cidr,))
+    [frontend] = service.frontends
+    frontend = msgspec.structs.replace(frontend, source_ranges=SourceRanges((cidr,), own_address))
+    service = msgspec.structs.replace(service, frontends=(frontend,))
+    node.install(service)
+    try:
+        for source, allowed in ((vip, own_address), (ADDRESSES[family][0], False)):
+            frame = node.frame(ip(family, source, vip) / TCP(sport=4000, dport=80, flags="S"))
+            assert (run(frame).result in SENT) == allowed, source
+    finally:
+        node.remove(service)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_tenant_of_a_backends_place_is_another_backend(node: Bench, family: Family) -> None:
+    flow = Talk(node, family, UDP)
+    flow.ask()
+    assert flow.ask() == "flow"
+    kept = node.flow(flow.client, 4000, flow.own, 30080, 17)
+    assert kept is not None
+    at = kept["backend"] * size_of("backend") + fields_of("backend")["generation"]
+    memory = node.maps.memory["backends"]
+    before = bytes(memory[at : at + 4])
+    try:
+        memory[at : at + 4] = struct.pack("=I", 0x7FFFFFFF)
+        assert flow.ask() == "moved"
+    finally:
+        memory[at : at + 4] = before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_established_flows_port_is_nobody_elses(node: Bench, run: Runner, family: Family) -> None:
+    with one_port(node):
+        flow = Talk(node, family, TCP)
+        for step in ("ask S", "answer SA", "ask A"):
+            who, flags = step.split()
+            flow.ask(flags) if who == "ask" else flow.answer(flags)
+        assert node.flow(flow.client, 4000, flow.own, 30080)["table"] == "connections"  # type: ignore[index]
+        frame = node.frame(ip(family, flow.client, flow.own) / TCP(sport=4001, dport=30080, flags="S"))
+        with node.counted() as counted:
+            assert run(frame).data == frame
+        assert next(iter(counted)).endswith(":snat_exhausted")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_udp_checksum_that_comes_to_zero_is_sent_as_ones(node: Bench, run: Runner, family: Family) -> None:
+    client, own, remote, *_ = ADDRESSES[family]
+    with one_port(node):
+        blank = bytes(ip(family, own, remote) / UDP(sport=61000, dport=8080, chksum=0) / b"\0\0")
+        size = 20 if family is Family.IPV4 else 40
+        addresses = blank[12:20] if size == 20 else blank[8:40]
+        missing = 0xFFFF - folded(addresses + struct.pack("!HH", 17, 10) + blank[size:])
+        question = ip(family, client, own) / UDP(sport=4000, dport=30080) / struct.pack("!H", missing)
+        out = run(node.frame(question))
+    assert out.result in SENT
+    packet = ip_of(out.data)
+    assert (packet.src, packet.dst, packet[UDP].sport) == (own, remote, 61000)
+    assert packet[UDP].chksum == 0xFFFF
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+def test_frontends_of_one_protocol_are_not_the_others(
+    node: Bench, run: Runner, family: Family, protocol: Protocol
+) -> None:
+    client, own, remote, *_ = ADDRESSES[family]
+    service = entry(f"only-{family.name}", [remote], protocol=protocol, node_port=30096, family=family)
+    node.install(service)
+    try:
+        for layer, wanted in (
+            (TCP(sport=4000, dport=30096, flags="S"), Protocol.TCP),
+            (UDP(sport=4000, dport=30096), Protocol.UDP),
+        ):
+            assert (run(node.frame(ip(family, client, own) / layer)).result in SENT) == (wanted is protocol)
+    finally:
+        node.remove(service)

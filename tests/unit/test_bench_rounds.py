@@ -76,6 +76,26 @@ def test_rounds_hold_everything_in_another_order_each(tmp_path: Path) -> None:
     assert len({frozenset(order) for order in rounds.values()}) == 1
 
 
+def test_scenarios_without_a_bar_have_fewer_rounds(tmp_path: Path) -> None:
+    chosen = msgspec.structs.replace(SETTINGS, light_rounds=2)
+    results = run(tmp_path, FakeRig(tmp_path), chosen)
+    assert sorted(cell.key for cell in results.cells) == sorted(all_keys(chosen))
+    assert {cell.key.round for cell in results.cells if cell.key.scenario == "rr"} == {1, 2}
+    assert {cell.key.round for cell in results.cells if cell.key.scenario == "connect"} == {1, 2, 3, 4}
+
+
+def test_the_way_to_the_end_is_told_and_gets_no_longer(tmp_path: Path) -> None:
+    told: list[tuple[int, int, float]] = []
+    results = Results(facts(), SETTINGS)
+    rig = FakeRig(tmp_path, broken="iptables", load_seconds=99.0)
+    with Journal(tmp_path / "journal", results, append=False) as journal:
+        Runner(cast(Rig, rig), results, journal, lambda done, total, left, what: told.append((done, total, left))).run()
+    assert told[0][1] == len(list(all_keys(SETTINGS)))
+    assert [total for _, total, _ in told] == sorted((total for _, total, _ in told), reverse=True)
+    assert told[-1][:2] == (len(results.cells) - 1, len(results.cells))
+    assert all(left > 0 for _, _, left in told)
+
+
 def test_the_warm_up_is_sent_but_not_recorded(tmp_path: Path) -> None:
     rig = FakeRig(tmp_path)
     results = run(tmp_path, rig)

@@ -9,17 +9,19 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ctl.ebpf import EbpfOptions
 from ctl.loaded import make_plane
 from dataplane.kernel.netns import in_netns, netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import CLUSTER_CIDR, Pod
 from dataplane.model.net import Family
+from dataplane.planes.base import Plane
 from tests.apiserver.objects import endpoint, endpoint_slice, node, service
 from tests.apiserver.server import ApiServer
 
@@ -111,6 +113,11 @@ class NodeDaemon:
         return done.stderr
 
 
+def looking_plane(mode: str) -> Plane:
+    """A plane that only reads back, for this thread's network namespace."""
+    return make_plane(mode, ebpf=EbpfOptions(hooks=()))
+
+
 class DaemonLab:
     """A lab, its API server, and a daemon for each node."""
 
@@ -135,15 +142,15 @@ class DaemonLab:
                 daemon.kill()
             with netns(daemon.netns):
                 for mode in dict.fromkeys((daemon.mode or "nftables", "nftables", "iptables")):
-                    make_plane(mode).cleanup()
+                    looking_plane(mode).cleanup()
         self.server.__exit__(None, None, None)
 
     def start(self, *options: str) -> None:
         for daemon in self.daemons:
             daemon.start("--master", self.server.url, *options)
 
-    def synced(self) -> None:
-        """Wait until every daemon has taken in all that the API server has said so far.
+    def synced(self, daemons: Sequence[NodeDaemon] | None = None) -> None:
+        """Wait until every daemon (or these) has taken in all that the API server has said so far.
 
         A marker Service and its slice go in behind it; when the kernel has both, it has everything before. After
         trouble a watch may wait for a minute before it tries again.
@@ -151,7 +158,7 @@ class DaemonLab:
         self._marks = getattr(self, "_marks", 0) + 1
         name = f"mark-{self._marks}"
         self.server.apply(service(name, f"10.96.200.{self._marks % 250 + 1}"), endpoint_slice(name, ["10.244.1.99"]))
-        for daemon in self.daemons:
+        for daemon in self.daemons if daemons is None else daemons:
             until(lambda d=daemon: self._served(d, f"default/{name}"), f"{daemon.node} follows")  # type: ignore[misc]
         self.server.delete("Service", "default", name)
         self.server.delete("EndpointSlice", "default", f"{name}-abcde")
@@ -159,13 +166,13 @@ class DaemonLab:
     def holds(self, daemon: NodeDaemon, service_port: str) -> bool:
         """Whether the kernel of a node has a Service port."""
         with netns(daemon.netns):
-            return service_port in {row.service for row in make_plane(daemon.mode).read_back().values()}
+            return service_port in {row.service for row in looking_plane(daemon.mode).read_back().values()}
 
     def _served(self, daemon: NodeDaemon, service_port: str) -> bool:
         """Whether the kernel of a node has a Service port with an endpoint."""
         with netns(daemon.netns):
             return any(
-                row.cluster for row in make_plane(daemon.mode).read_back().values() if row.service == service_port
+                row.cluster for row in looking_plane(daemon.mode).read_back().values() if row.service == service_port
             )
 
     def pods(self) -> tuple[Pod, ...]:
@@ -185,7 +192,7 @@ class DaemonLab:
 
 def http(namespace: str, host: str, port: int, path: str = "/") -> tuple[int, dict[str, str], bytes]:
     """GET, from inside a namespace: status, headers in lower case, body."""
-    with in_netns(namespace, socket.create_connection, (host, port), 5) as door:
+    with in_netns(namespace, socket.create_connection, (host, port), PATIENCE) as door:
         door.sendall(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
         data = b""
         while piece := door.recv(65536):

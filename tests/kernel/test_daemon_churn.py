@@ -19,7 +19,6 @@ import pytest
 from ctl.config import KubeProxyConfiguration
 from ctl.daemon.nodes import NodeOptions, describe
 from ctl.drift import differences
-from ctl.loaded import make_plane
 from dataplane.kernel.netns import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import CLUSTER_CIDR, LabSpec
@@ -29,7 +28,7 @@ from dataplane.model.objects import ModelObject, Node, ObjectRef
 from dataplane.plan.planner import Planner
 from dataplane.plan.rows import rows
 from tests.apiserver.objects import endpoint, endpoint_slice, service
-from tests.kernel.daemon_lab import PORT, VIP, DaemonLab, NodeDaemon, daemon_lab, http
+from tests.kernel.daemon_lab import PORT, VIP, DaemonLab, NodeDaemon, daemon_lab, http, looking_plane
 from tests.kernel.traffic import Traffic, lost
 
 SERVICES = 60
@@ -158,7 +157,7 @@ class Churn:
         for daemon in self.cluster.daemons:
             plan = self.planner(daemon).plan
             with netns(daemon.netns):
-                have = make_plane(daemon.mode).read_back()
+                have = looking_plane(daemon.mode).read_back()
             have = {key: row for key, row in have.items() if not row.service.startswith("default/mark-")}
             assert [str(d) for d in differences(rows(plan), have)] == [], daemon.text[-3000:]
 

@@ -144,7 +144,7 @@ def work(address: str, port: int, first: int, rate: float, hold: int, datagrams:
     while not select.select([sys.stdin], [], [], 1 / rate)[0]:
         opened = _open(address, port, ports, report)
         if opened is not None:
-            if turn % hold == 0 and len(held) < MOST_HELD:
+            if hold and turn % hold == 0 and len(held) < MOST_HELD:
                 held.append(opened)
             else:
                 opened.sock.close()
@@ -201,6 +201,12 @@ class Traffic:
             reports[name] = msgspec.json.decode(process.stdout.read(), type=Report)
             process.wait(30)
         return reports
+
+    def kill(self) -> None:
+        """End the clients that have not ended, without their reports."""
+        for process in self._processes.values():
+            process.kill()
+            process.wait(30)
 
 
 def lost(reports: dict[str, Report]) -> dict[str, list[str]]:

@@ -1,14 +1,16 @@
-"""How the daemon scales: cold start, memory, and one endpoint change from the API server's event to the kernel.
+"""How the daemon scales: cold start, memory, one endpoint change from the API server's event to the kernel, a rollout.
 
-    python -m tests.perf.daemon_scale [--services 30000] [--endpoints 5] [--changes 500] [--mode nftables]
+    python -m tests.perf.daemon_scale [--services 30000] [--endpoints 5] [--changes 300] [--rollout 5000] [--mode ebpf]
 
-Runs a test API server and the daemon in a network namespace of their own, as root. Prints one JSON object.
+Runs a test API server and the daemon in a network namespace and a control group of their own, as root. Prints one JSON
+object.
 """
 
 import argparse
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dataplane.kernel import netns
+from ctl.ebpf import EbpfOptions
+from ctl.loaded import make_plane
+from dataplane.kernel import cgroup, netns
 from tests.apiserver.objects import endpoint, endpoint_slice, node, service
 from tests.apiserver.server import ApiServer
 
@@ -57,7 +61,15 @@ def _until(daemon: subprocess.Popen[bytes], log: Path, text: str, seconds: float
 def _command(arguments: argparse.Namespace, url: str, folder: Path) -> list[str]:
     first = ["chrt", "-f", "10"] if arguments.realtime else []
     daemon = [sys.executable, "-P", "-m", "ctl.main", "run", "--master", url, "--node-name", "node1"]
-    return [*first, *daemon, "--mode", arguments.mode, "--state-dir", str(folder / "state")]
+    group = ["--cgroup", str(_group())] if arguments.mode == "ebpf" else []
+    return [*first, *daemon, "--mode", arguments.mode, "--state-dir", str(folder / "state"), *group]
+
+
+def _group() -> Path:
+    """A control group of our own: connect-time balancing concerns nobody else."""
+    path = cgroup.root() / f"hotplane-scale-{os.getpid()}"
+    path.mkdir(exist_ok=True)
+    return path
 
 
 def _measure(arguments: argparse.Namespace, name: str, folder: Path) -> dict[str, Any]:
@@ -77,6 +89,7 @@ def _measure(arguments: argparse.Namespace, name: str, folder: Path) -> dict[str
             time.sleep(3)
             memory = _memory(daemon.pid)
             waits, kernels = _changes(server, arguments, log)
+            rollout = _rollout(server, arguments, name)
             after = _memory(daemon.pid)
         finally:
             daemon.terminate()
@@ -86,7 +99,8 @@ def _measure(arguments: argparse.Namespace, name: str, folder: Path) -> dict[str
         "services": arguments.services, "endpoints": arguments.services * arguments.endpoints,
         "start_to_loaded_s": round(cold, 2), "loaded": loaded.split(" loaded ")[1],
         "rss_mb": round(memory["VmRSS"]), "peak_mb": round(memory["VmHWM"]), "rss_after_mb": round(after["VmRSS"]),
-        "changes": len(waits), "event_to_kernel_ms": _quantiles(waits), "kernel_ms": _quantiles(sorted(kernels)),
+        "rollout": rollout, "changes": len(waits), "event_to_kernel_ms": _quantiles(waits),
+        "kernel_ms": _quantiles(sorted(kernels)),
         "cpus": os.cpu_count(),
     }  # fmt: skip
 
@@ -100,9 +114,7 @@ def _changes(server: ApiServer, arguments: argparse.Namespace, log: Path) -> tup
     before = len(log.read_text())
     for change in range(arguments.changes):
         number = change * 7919 % arguments.services
-        pods = [_ip("10", (128 << 16) + number * arguments.endpoints + k) for k in range(arguments.endpoints)]
-        pods[change % len(pods)] = _ip("10", (200 << 16) + change)
-        server.apply(endpoint_slice(f"service-{number}", pods))
+        server.apply(_slices(arguments, number, change))
         time.sleep(0.12)
     time.sleep(0.5)
     text = log.read_text()[before:]
@@ -110,11 +122,43 @@ def _changes(server: ApiServer, arguments: argparse.Namespace, log: Path) -> tup
     return [float(wait) for _, wait in found], [float(kernel) for kernel, _ in found]
 
 
+def _slices(arguments: argparse.Namespace, number: int, change: int) -> dict[str, Any]:
+    """A Service's slice with one endpoint replaced."""
+    pods = [_ip("10", (128 << 16) + number * arguments.endpoints + k) for k in range(arguments.endpoints)]
+    pods[change % len(pods)] = _ip("10", (200 << 16) + change)
+    return endpoint_slice(f"service-{number}", pods)
+
+
+def _taken_in(name: str) -> float:
+    """How many endpoint changes the daemon has taken in, by its metrics."""
+    with netns.netns(name):
+        with socket.create_connection(("127.0.0.1", 10249), 60) as door:
+            door.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            text = b"".join(iter(lambda: door.recv(1 << 16), b"")).decode()
+    found = re.search(r"^kubeproxy_sync_proxy_rules_endpoint_changes_total (\S+)$", text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def _rollout(server: ApiServer, arguments: argparse.Namespace, name: str) -> dict[str, float]:
+    """Very many endpoint changes at once, each of another Service: how long until the last one is in the kernel."""
+    before, count = _taken_in(name), min(arguments.rollout, arguments.services)
+    slices = [_slices(arguments, number, 100_000 + number) for number in range(count)]
+    started = time.monotonic()
+    for start in range(0, count, 500):
+        server.apply(*slices[start : start + 500])
+    served = time.monotonic() - started
+    while _taken_in(name) < before + count:
+        time.sleep(0.1)
+    seconds = time.monotonic() - started
+    return {"changes": count, "announced_s": round(served, 2), "in_kernel_s": round(seconds, 2)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--services", type=int, default=30000)
     parser.add_argument("--endpoints", type=int, default=5)
     parser.add_argument("--changes", type=int, default=300)
+    parser.add_argument("--rollout", type=int, default=5000)
     parser.add_argument("--mode", default="nftables")
     parser.add_argument("--pages", action="store_true", help="list in pages instead of by a streaming list")
     parser.add_argument("--realtime", action="store_true", help="other work on the machine does not hold the daemon up")
@@ -125,7 +169,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(_measure(arguments, name, Path(folder)), indent=2))
     finally:
+        with netns.netns(name):
+            make_plane(arguments.mode, ebpf=EbpfOptions(hooks=())).cleanup()
         netns.remove(name)
+        if arguments.mode == "ebpf":
+            cgroup.remove(_group())
 
 
 if __name__ == "__main__":

@@ -20,29 +20,34 @@ def pin_name(index: int, mode: str) -> str:
     return f"xdp_{mode}-{index}"
 
 
-def attach_xdp(index: int, program: int, pins: PinDirectory, modes: tuple[str, ...] = ("native", "generic")) -> str:
+def attach_xdp(
+    index: int, program: int, pins: PinDirectory, modes: tuple[str, ...] = ("native", "generic")
+) -> tuple[str, str]:
     """Put the program on a device, or replace it there atomically.
 
-    in: ifindex; the program's descriptor; modes to try in this order. out: the mode that it runs in.
-    Raises BpfError when none is possible (EBUSY: another XDP program is there).
+    in: ifindex; the program's descriptor; modes to try in this order. out: the mode that it runs in, and the kernel's
+    words why it is not an earlier one, "" where there was none to refuse. A driver refuses, for instance, an MTU whose
+    frames do not fit into a page. Raises BpfError when none is possible (EBUSY: another XDP program is there).
     """
     links = pins.links()
     for mode in _MODES:
         if pin_name(index, mode) in links and update_pinned(links[pin_name(index, mode)], program, index):
             pins.link(pin_name(index, mode))
-            return mode
+            return mode, ""
+    refusal = ""
     for mode in modes:
         try:
             link = bpf.link_create(program, index, AttachType.XDP, _MODES[mode])
         except BpfError as error:
             if error.errno in _CANNOT and mode != modes[-1]:
+                refusal = f"{mode} was refused: {error.strerror}"
                 continue
             raise
         try:
             bpf.obj_pin(link, str(pins.link(pin_name(index, mode))))
         finally:
             os.close(link)
-        return mode
+        return mode, refusal
     raise BpfError(errno.EINVAL, "no XDP mode was given to try")
 
 

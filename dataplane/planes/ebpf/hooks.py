@@ -34,7 +34,8 @@ _SETTLE_SECONDS = 0.05
 
 
 class DeviceStatus(NamedTuple):
-    """What a device carries. tc: "tcx" or "clsact"; xdp: "native", "generic" or ""; problem: why XDP is not there."""
+    """What a device carries. tc: "tcx" or "clsact"; xdp: "native", "generic" or ""; problem: why XDP is not there,
+    or only generic."""
 
     name: str
     ifindex: int
@@ -149,7 +150,8 @@ class PacketHook:
         if self._xdp and device.xdp:
             program = self._variant(XDP_SOURCE, PROGRAM, {PROGRAM: AttachType.XDP}, "NO_XDP_TX" if device.veth else "")
             try:
-                xdp = attach_xdp(device.ifindex, program.fd, pins, self._modes)
+                xdp, refusal = attach_xdp(device.ifindex, program.fd, pins, self._modes)
+                problem = f"XDP on {device.name} is {xdp}, which is slower; {refusal}" if refusal else ""
                 self._describe(device, XDP_TARGET)
             except BpfError as error:
                 problem = f"XDP on {device.name}: {error.strerror}; tc does its work there"

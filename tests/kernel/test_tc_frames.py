@@ -1,0 +1,145 @@
+"""Frames on real devices that are not plain: VLAN tags, which XDP sees inside the packet and the kernel keeps beside it
+from then on, and jumbo frames, which a driver may not give to XDP."""
+
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Dot1Q, Ether
+
+from dataplane.kernel import netns, sysctl
+from dataplane.kernel.links import Links
+from dataplane.model.net import Family, Protocol
+from dataplane.planes.ebpf.devices import Wishes
+from dataplane.planes.ebpf.hooks import PacketHook
+from dataplane.planes.ebpf.maps import create_maps
+from dataplane.planes.ebpf.pins import PinDirectory
+from tests.kernel.bpf_packets import bench as b
+from tests.kernel.bpf_packets.bench import Bench, entry, ip_of
+
+_SOL_PACKET, _PACKET_AUXDATA = 263, 8
+_AUXDATA = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata: status, lengths, offsets, vlan_tci, vlan_tpid
+_VLAN_VALID = 0x10
+VLAN = 5
+
+
+class Wire:
+    """The node with its programs attached, and the far end of its uplink."""
+
+    def __init__(self, node: Bench, far: str, pins: PinDirectory) -> None:
+        self.node, self._far, self.pins = node, far, pins
+        with netns.netns(far):
+            self.door = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        self.door.bind(("eth0", 0))
+        self.door.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+        self.door.settimeout(10)
+
+    def answered(self, frame: bytes, wanted: Callable[[bytes], bool]) -> tuple[bytes, int | None]:
+        """Send a frame; out: the first one that comes back and is wanted, and its VLAN, which the kernel tells."""
+        self.door.send(frame)
+        while True:
+            data, extra, _, sender = self.door.recvmsg(65536, 256)
+            if sender[2] == socket.PACKET_OUTGOING or not wanted(data):
+                continue
+            _, _, _, _, _, tci, _ = _AUXDATA.unpack(extra[0][2][: _AUXDATA.size])
+            (status,) = struct.unpack_from("=I", extra[0][2])
+            return data, tci & 0xFFF if status & _VLAN_VALID else None
+
+
+@contextmanager
+def _node(make_namespace: Callable[[str], str], mtu: int) -> Iterator[tuple[Bench, str]]:
+    """The bench's node without programs, and the namespace at the far end of its uplink."""
+    names = [make_namespace(word) for word in ("node", "far", "pod")]
+    with netns.netns(names[0]):
+        sysctl.write("net/ipv4/ip_forward", 1)
+        sysctl.write("net/ipv6/conf/all/forwarding", 1)
+        sysctl.write("net/ipv6/conf/default/accept_dad", 0)
+    with Links(names[0]) as links, Links(names[1]) as far, Links(names[2]) as pod, create_maps(b.SIZES) as maps:
+        links.add_veth("up0", far, "eth0", mtu)
+        links.add_veth("pod0", pod, "eth0", 1500)
+        links.set_gro("up0", True)
+        far.set_gro("eth0", True)
+        far.address("eth0", f"{b.ROUTER}/24")
+        for cidr in (f"{b.NODE}/24", f"{b.NODE_6}/64"):
+            links.address("up0", cidr)
+        for net, via in (("10.244.2.0/24", b.NODE2), ("fd00:10:244:2::/64", b.NODE2_6)):
+            links.route(net, via=via)
+            links.neighbour("up0", via, b.NODE2_MAC)
+        yield Bench(names[0], maps, {}, links), names[1]
+
+
+@pytest.fixture
+def wire(make_namespace: Callable[[str], str], request: pytest.FixtureRequest) -> Iterator[Wire]:
+    """The parameter, if there is one, is the uplink's MTU."""
+    pins = PinDirectory(f"hp-{os.getpid()}-frames")
+    with _node(make_namespace, getattr(request, "param", 1500)) as (node, far):
+        for family, remote in ((Family.IPV4, b.REMOTE), (Family.IPV6, b.REMOTE_6)):
+            node.install(entry(f"r{family}", [remote], protocol=Protocol.UDP, node_port=30080, family=family))
+        wire = Wire(node, far, pins)
+        try:
+            yield wire
+        finally:
+            wire.door.close()
+            pins.remove()
+
+
+def _attach(wire: Wire, hook: PacketHook) -> None:
+    with netns.netns(wire.node.namespace):
+        hook.attach(wire.node.maps, wire.pins)
+
+
+def _detach(wire: Wire, hook: PacketHook) -> None:
+    with netns.netns(wire.node.namespace):
+        hook.detach(wire.pins)
+
+
+@pytest.mark.parametrize("xdp", [False, True], ids=["tc", "xdp"])
+@pytest.mark.parametrize("family", [Family.IPV4, Family.IPV6])
+@pytest.mark.parametrize("tags", [0, 1])
+def test_a_tag_stays_on_what_goes_back(wire: Wire, xdp: bool, family: Family, tags: int) -> None:
+    hook = PacketHook(Wishes(uplinks=("up0",), pods=("pod*",)), xdp=xdp)
+    _attach(wire, hook)
+    try:
+        assert [s.xdp for s in hook.status() if s.name == "up0"] == ["native" if xdp else ""]
+        four = family is Family.IPV4
+        packet = (IP(src=b.CLIENT, dst=b.NODE) if four else IPv6(src=b.CLIENT_6, dst=b.NODE_6)) / UDP(
+            sport=4000, dport=30080
+        )
+        head = Ether(dst=wire.node.up_mac, src=b.ROUTER_MAC)
+        frame = bytes((head / Dot1Q(vlan=VLAN) if tags else head) / packet / b"question")
+        remote = socket.inet_pton(family.socket_family, b.REMOTE if four else b.REMOTE_6)
+        with wire.node.counted() as counted:
+            data, vlan = wire.answered(frame, lambda data: remote in data and b"question" in data)
+        assert vlan == (VLAN if tags else None)
+        assert ip_of(data).src == (b.NODE if four else b.NODE_6)
+        assert Ether(data).dst == b.NODE2_MAC
+        assert sum(counted.values()) == 1 or counted.get("tc_ingress:new_flow") == 1, counted
+        hooks = {name.partition(":")[0] for name, count in counted.items() if name.endswith(":new_flow") and count}
+        assert hooks == {"xdp" if xdp else "tc_ingress"}
+    finally:
+        _detach(wire, hook)
+
+
+@pytest.mark.parametrize("wire", [9000], indirect=True)
+def test_jumbo_frames_are_given_to_generic_xdp_and_why_is_said(wire: Wire) -> None:
+    hook = PacketHook(Wishes(uplinks=("up0",), pods=("none*",)))
+    _attach(wire, hook)
+    try:
+        [status] = hook.status()
+        assert (status.tc, status.xdp) == ("tcx", "generic")
+        assert status.problem.startswith("XDP on up0 is generic, which is slower; native was refused")
+        packet = IP(src=b.CLIENT, dst=b.NODE) / UDP(sport=4000, dport=30080) / (b"question" * 1100)
+        remote = socket.inet_aton(b.REMOTE)
+        with wire.node.counted() as counted:
+            data, _ = wire.answered(
+                bytes(Ether(dst=wire.node.up_mac, src=b.ROUTER_MAC) / packet), lambda data: remote in data[26:34]
+            )
+        assert bytes(ip_of(data)[UDP].payload) == b"question" * 1100
+        assert counted["xdp:new_flow"] == 1
+    finally:
+        _detach(wire, hook)

@@ -15,7 +15,10 @@ from dataplane.bench.stats import Estimate, Ratio, estimate, paired_ratio, ratio
 NOISY_SPREAD = 0.10
 """Direct's own rounds may differ by this much (quartile distance / median) before nothing is concluded from them."""
 BUSY_OTHERS = 0.15
-"""Processors that somebody else may keep busy during a measurement."""
+"""Processors that somebody else may keep busy during a measurement of the control plane, and before it is told."""
+CROWDED_OTHERS = 0.4
+"""The same for packets, of which modes are compared in turns: then nothing is concluded either."""
+_NOISE = f"direct's own rounds differ by more than {NOISY_SPREAD:.0%} or others kept {CROWDED_OTHERS} processors busy"
 RATIO_FIGURES = ("rate", "p50", "p90", "p99", "p999", "cpu")
 
 
@@ -109,10 +112,15 @@ def analyse(results: Results) -> Analysis:
             ratios = {name: ratio for name, ratio in found.items() if ratio is not None}
         rows.append(Row(key, figures, ratios))
     rows.sort(key=_order)
-    noisy = [
-        row.key for row in rows if row.key.mode == DIRECT and row.main.rounds > 1 and row.main.spread > NOISY_SPREAD
-    ]
+    noisy = [row.key for row in rows if row.key.mode == DIRECT and _is_noisy(row)]
     return Analysis(rows, noisy, _warnings(results, rows, noisy))
+
+
+def _is_noisy(baseline: Row) -> bool:
+    """Whether nothing can be concluded from the rounds of this group, going by direct's."""
+    others = baseline.figures.get("others")
+    crowded = others is not None and others.median > CROWDED_OTHERS
+    return crowded or (baseline.main.rounds > 1 and baseline.main.spread > NOISY_SPREAD)
 
 
 def _order(row: Row) -> tuple[int, int, str, int]:
@@ -125,12 +133,12 @@ def _warnings(results: Results, rows: Sequence[Row], noisy: Sequence[GroupKey]) 
     baselines = [row for row in rows if row.key.mode == DIRECT]
     if baselines and len(noisy) * 2 >= len(baselines):
         found.append(
-            f"TOO NOISY TO CONCLUDE: direct's own rounds differ by more than {NOISY_SPREAD:.0%} in {len(noisy)} of "
-            f"{len(baselines)} groups. Run again on a quiet machine or with more --rounds."
+            f"TOO NOISY TO CONCLUDE: {_NOISE}, in {len(noisy)} of {len(baselines)} groups. "
+            "Run again on a quiet machine or with more --rounds."
         )
     elif noisy:
         names = ", ".join(dict.fromkeys(f"{key.scenario} at {key.services:,}" for key in noisy))
-        found.append(f"Too noisy to conclude (direct's own rounds differ by more than {NOISY_SPREAD:.0%}): {names}.")
+        found.append(f"Too noisy to conclude ({_NOISE}): {names}.")
     others = [cell.figures["others"] for cell in results.cells if "others" in cell.figures]
     if others and statistics.median(others) > BUSY_OTHERS:
         found.append(

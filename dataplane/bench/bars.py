@@ -23,12 +23,14 @@ from dataplane.bench.scenarios import Position
 from dataplane.bench.stats import Ratio, estimate
 
 SIZE, MOST = 10000, 30000
+LEAST_ROUNDS, LEAST_CONTROL_ROUNDS = 5, 3
+"""Fewer rounds have an interval that says nothing: of ratios, of the control plane's figures."""
 EBPF = ("ebpf-connect", "ebpf-tc", "ebpf-xdp")
 LAST = Position.LAST.value
 
 
 class Verdict(enum.StrEnum):
-    """UNCLEAR: the bar is inside the confidence interval, or the machine was too noisy."""
+    """UNCLEAR: the bar is inside the confidence interval, rounds were too few, or the machine was too noisy."""
 
     MET = "met"
     MISSED = "missed"
@@ -56,16 +58,20 @@ class BarRow(msgspec.Struct, frozen=True):
         return (self.high - self.low) / self.measured if self.measured else 0.0
 
 
-def _judged(row: BarRow, value: float, low: float, high: float, note: str = "", *, noisy: bool = False) -> BarRow:
+def _judged(row: BarRow, found: Ratio, note: str = "", *, least: int = LEAST_ROUNDS, noisy: bool = False) -> BarRow:
+    """found: a ratio, or a figure with its quartiles. least: rounds that it takes to judge."""
+
     def meets(figure: float) -> bool:
         return figure >= row.limit if row.at_least else figure <= row.limit
 
-    verdict = Verdict.MET if meets(value) else Verdict.MISSED
-    if noisy or meets(low) != meets(high):
+    verdict = Verdict.MET if meets(found.value) else Verdict.MISSED
+    few = found.rounds < least
+    if noisy or few or meets(found.low) != meets(found.high):
         verdict = Verdict.UNCLEAR
-    if noisy:
-        note = "; ".join(filter(None, [note, "too noisy"]))
-    return msgspec.structs.replace(row, measured=value, low=low, high=high, verdict=verdict, note=note)
+    note = "; ".join(filter(None, [note, "too noisy" if noisy else "", "too few rounds" if few else ""]))
+    return msgspec.structs.replace(
+        row, measured=found.value, low=found.low, high=found.high, verdict=verdict, note=note
+    )
 
 
 def _missing(row: BarRow, why: str) -> BarRow:
@@ -75,7 +81,7 @@ def _missing(row: BarRow, why: str) -> BarRow:
 def _ratio(row: BarRow, ratio: Ratio | None, why: str, note: str = "", *, noisy: bool = False) -> BarRow:
     if ratio is None:
         return _missing(row, why)
-    return _judged(row, ratio.value, ratio.low, ratio.high, note, noisy=noisy)
+    return _judged(row, ratio, note, noisy=noisy)
 
 
 def _absolute(
@@ -91,7 +97,8 @@ def _absolute(
     noisy = others > BUSY_OTHERS and not alone
     notes = [note, f"{seen.rounds} rounds", f"others kept {others:.1f} processors busy" if noisy else ""]
     text = "; ".join(filter(None, notes))
-    return _judged(row, seen.median * scale, low * scale, high * scale, text, noisy=noisy)
+    shown = Ratio(seen.median * scale, low * scale, high * scale, seen.rounds)
+    return _judged(row, shown, text, least=LEAST_CONTROL_ROUNDS, noisy=noisy)
 
 
 def _connect_bars(rounds: Rounds, noisy: set[GroupKey]) -> Iterator[BarRow]:

@@ -28,11 +28,13 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 class Ratio(msgspec.Struct, frozen=True):
-    """A ratio with its confidence interval (CONFIDENCE, bootstrap of the median)."""
+    """A ratio with its confidence interval (CONFIDENCE, bootstrap of the median). rounds: how many
+    it is made of."""
 
     value: float
     low: float
     high: float
+    rounds: int = 0
 
     @property
     def certain(self) -> bool:
@@ -64,23 +66,23 @@ def _medians(array: Floats, stream: int = 0) -> Floats:
     return medians
 
 
-def _interval(value: float, resampled: Floats) -> Ratio:
+def _interval(value: float, resampled: Floats, rounds: int) -> Ratio:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Ratio(value, float(low), float(high))
+    return Ratio(value, float(low), float(high), rounds)
 
 
 def paired_ratio(values: Sequence[float], baseline: Sequence[float]) -> Ratio:
     """Median over the rounds of value / baseline of the same round. Both are of the same, non-zero length."""
     ratios = np.asarray(values, dtype=np.float64) / np.asarray(baseline, dtype=np.float64)
-    return _interval(float(np.median(ratios)), _medians(ratios))
+    return _interval(float(np.median(ratios)), _medians(ratios), len(ratios))
 
 
 def ratio_of_medians(values: Sequence[float], baseline: Sequence[float]) -> Ratio:
     """Median of values / median of the baseline, whose rounds have nothing to do with each other."""
     above, below = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     resampled = _medians(above) / _medians(below, 1)
-    return _interval(float(np.median(above) / np.median(below)), resampled)
+    return _interval(float(np.median(above) / np.median(below)), resampled, min(len(above), len(below)))
 
 
 def difference_probability(left: Sequence[float], right: Sequence[float]) -> float:

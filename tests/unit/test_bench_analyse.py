@@ -98,6 +98,20 @@ def test_against_direct_means_the_bare_node_and_the_same_node_too() -> None:
     assert [row.verdict for row in rows] == [Verdict.MISSED, Verdict.MET, Verdict.MET]
 
 
+def test_too_few_rounds_are_no_verdict() -> None:
+    rows = [row for row in bars(made_up(rounds=2)) if row.measured is not None]
+    assert rows
+    assert {row.verdict for row in rows} == {Verdict.UNCLEAR}
+    assert all("too few rounds" in row.note for row in rows)
+
+
+def test_modes_are_not_compared_while_others_crowd_the_machine() -> None:
+    run = made_up(others=0.5, services=(1, 10000))
+    assert analyse(run).warnings[0].startswith("TOO NOISY TO CONCLUDE")
+    assert bar(run, "last of 10,000 Services / direct", "nftables").verdict is Verdict.UNCLEAR
+    assert bar(made_up(others=0.3, services=(1, 10000)), "/ direct, on", "nftables").verdict is Verdict.MET
+
+
 def test_the_summary_counts_the_bars() -> None:
     assert summary(bars(made_up())).endswith("bars that were measured are met.")
     assert "missed: new connections/s" in summary(bars(made_up(speed={"nftables": 0.5})))

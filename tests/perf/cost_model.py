@@ -1,0 +1,273 @@
+"""Where the time of one connection and of one packet goes: the tables of docs/cost-model.md.
+
+    python -m tests.perf.cost_model [--services 10000] [--rounds 9] [--seconds 0.2] [--write]
+
+Runs a lab of its own, as root; takes about two minutes. Prints the tables, or with --write puts them into the page.
+"""
+
+import argparse
+import os
+import random
+import re
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from scapy.layers.inet import IP, TCP
+
+from dataplane.bench.instructions import leave
+from dataplane.bench.machine import facts
+from dataplane.bench.native import load_tool
+from dataplane.bench.profiles import Wishes, settings
+from dataplane.bench.rig import Rig, lab_name
+from dataplane.bench.scenarios import SCENARIOS, Position
+from dataplane.kernel import bpf, sysctl
+from dataplane.kernel.bpf import AttachType, ProgramType
+from dataplane.kernel.netns import netns
+from dataplane.lab.spec import LabError, Node
+from dataplane.model.net import Family
+from dataplane.planes.ebpf.pins import PinDirectory, default_instance
+from tests.kernel.bpf_packets import bench as b
+from tests.kernel.bpf_packets.measure import flow, tc_mean, xdp_mean
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "cost-model.md"
+MODES = ("direct", "conntrack", "iptables", "nftables", "ebpf-connect", "ebpf-tc", "ebpf-xdp")
+_STATS = "kernel/bpf_stats_enabled"
+_EMPTY_NAT = """table inet cost {
+    chain a { type nat hook prerouting priority -100; }
+    chain b { type nat hook output priority -100; }
+    chain c { type nat hook postrouting priority 100; }
+}"""
+Row = tuple[str, ...]
+
+
+class Step(NamedTuple):
+    """One way to make a connection. mode: whose node; pod: to the pod's own address instead of a clusterIP; rules: what
+    nft loads into the node meanwhile, a table `inet cost`."""
+
+    title: str
+    mode: str
+    pod: bool = False
+    rules: str = ""
+
+
+def _untracked(node: Node) -> str:
+    """Rules that keep conntrack off the packets between the node's two pods."""
+    server, client = (pod.addresses[Family.IPV4] for pod in node.pods)
+    return f"""table inet cost {{
+    chain c {{
+        type filter hook prerouting priority -300;
+        ip saddr {client} ip daddr {server} notrack
+        ip saddr {server} ip daddr {client} notrack
+    }}
+}}"""
+
+
+@contextmanager
+def _loaded(rig: Rig, node: Node, rules: str) -> Iterator[None]:
+    if not rules:
+        yield
+        return
+    rig.lab.run(node, ["nft", "-f", "-"], input=rules)
+    try:
+        yield
+    finally:
+        rig.lab.run(node, ["nft", "delete table inet cost"])
+
+
+def _rates(keys: Sequence[str], rounds: int, measure: Callable[[str], float]) -> dict[str, list[float]]:
+    """Nanoseconds for each key and round; the first round warms up. Every round takes all of them, in another order."""
+    found: dict[str, list[float]] = {key: [] for key in keys}
+    for number in range(rounds + 1):
+        for key in random.sample(keys, len(keys)):
+            value = measure(key)
+            if number:
+                found[key].append(value)
+    return found
+
+
+def _difference(found: dict[str, list[float]], key: str, base: str) -> str:
+    """Median over rounds of the difference in the same round."""
+    return f"{statistics.median(a - b for a, b in zip(found[key], found[base], strict=True)):+.0f}"
+
+
+def _steps(rig: Rig) -> list[Step]:
+    node = rig.nodes["ebpf-connect"]
+    return [
+        Step("direct, no hook in the node", "direct"),
+        Step("direct, connections tracked", "conntrack"),
+        Step("direct, tracked, three empty nat chains", "conntrack", rules=_EMPTY_NAT),
+        Step("pod's address past nftables mode", "nftables", pod=True),
+        Step("clusterIP, nftables mode", "nftables"),
+        Step("pod's address past ebpf mode (connect)", "ebpf-connect", pod=True),
+        Step("clusterIP, ebpf mode (connect)", "ebpf-connect"),
+        Step("clusterIP, ebpf mode (connect), flow not tracked", "ebpf-connect", rules=_untracked(node)),
+        Step("clusterIP, ebpf mode (tc)", "ebpf-tc"),
+        Step("clusterIP, iptables mode, last Service", "iptables"),
+    ]
+
+
+def _connect(rig: Rig, step: Step, services: int, seconds: float) -> float:
+    scenario = SCENARIOS["pod" if step.pod else "connect"]
+    target = rig.target(step.mode, scenario, services, Position.LAST)
+    with _loaded(rig, rig.nodes[step.mode], step.rules):
+        figures = rig.traffic(step.mode, "connect", target, seconds, outside=False)
+    if figures["failures"]:
+        raise LabError(f"{step.title or step.mode}: {figures['failures']:.0f} connections failed")
+    return 1e9 * figures["seconds"] / figures["operations"]
+
+
+def connections(rig: Rig, services: int, rounds: int, seconds: float) -> list[Row]:
+    """A TCP connection of a pod to a pod of the same node: set up, used for nothing, reset."""
+    steps = {step.title: step for step in _steps(rig)}
+    found = _rates(list(steps), rounds, lambda title: _connect(rig, steps[title], services, seconds))
+    base = next(iter(steps))
+    return [
+        (title, f"{statistics.median(found[title]):.0f}", _difference(found, title, base), f"{ratio:.2f}")
+        for title in steps
+        for ratio in [statistics.median(x / y for x, y in zip(found[base], found[title], strict=True))]
+    ]
+
+
+def rules(rig: Rig, counts: Sequence[int], rounds: int, seconds: float) -> list[Row]:
+    """What each further Service costs the iptables mode's new connections: its last Service among ever more."""
+    rows: list[Row] = []
+    for services in counts:
+        rig.load("iptables", services)
+
+        def measure(mode: str, services: int = services) -> float:
+            return _connect(rig, Step("", mode), services, seconds)
+
+        found = _rates(("iptables", "direct"), rounds, measure)
+        median = statistics.median(found["iptables"])
+        rows.append((f"{services}", f"{median:.0f}", _difference(found, "iptables", "direct")))
+    return rows
+
+
+def programs_at_connect(rig: Rig, services: int, seconds: float) -> list[Row]:
+    """The kernel's own count of runs and time of the connect-time program, in real connects."""
+    node = rig.nodes["ebpf-connect"]
+    with netns(node.netns):
+        link = bpf.obj_get(str(PinDirectory(default_instance()).links()["connect4"]))
+    program = bpf.program_by_id(bpf.link_info(link).program_id)
+    before = sysctl.read(_STATS)
+    sysctl.write(_STATS, 1)
+    rows: list[Row] = []
+    try:
+        for title, pod in (("a clusterIP", False), ("an address that is no Service's", True)):
+            start = bpf.program_info(program)
+            _connect(rig, Step("", "ebpf-connect", pod=pod), services, seconds)
+            end = bpf.program_info(program)
+            rows.append((title, f"{(end.run_ns - start.run_ns) / (end.run_count - start.run_count):.0f}"))
+    finally:
+        sysctl.write(_STATS, before)
+        os.close(program)
+        os.close(link)
+    return rows
+
+
+def forwarded(rig: Rig, services: int, rounds: int, seconds: float) -> list[Row]:
+    """A packet from outside to a backend on another node, through a node, as the kernel's own packets."""
+    scenario = SCENARIOS["north-remote-pps"]
+
+    def measure(mode: str) -> float:
+        figures = rig.live(mode, rig.target(mode, scenario, services, Position.LAST), seconds)
+        return 1e9 * figures["seconds"] / figures["operations"]
+
+    found = _rates(MODES, rounds, measure)
+    return [
+        (mode, f"{statistics.median(found[mode]):.0f}", _difference(found, mode, "direct"), f"{ratio:.2f}")
+        for mode in MODES
+        for ratio in [statistics.median(x / y for x, y in zip(found["direct"], found[mode], strict=True))]
+    ]
+
+
+def programs_on_packets() -> list[Row]:
+    """Test runs of the packet programs."""
+    rows: list[Row] = []
+    with b.bench() as node:
+        node.links.neighbour("up0", b.NODE2, node.up_mac)
+        header = IP(src=b.CLIENT, dst=b.REMOTE, ttl=255)
+        frame = node.frame(header / TCP(sport=1000, dport=80, flags="A"))
+        other = node.frame(header / TCP(sport=1001, dport=80, flags="A"))
+        nothing = bpf.program_load(leave(b.XDP_PASS), ProgramType.XDP, AttachType.XDP, "nothing")
+        xdp = node.programs["xdp_uplink"].fd
+
+        def add(title: str, means: list[int]) -> None:
+            rows.append((title, f"{min(means)}", f"{statistics.median(means):.0f}"))
+
+        add("XDP, a program that returns at once", xdp_mean(node, frame, nothing))
+        os.close(nothing)
+        for kind, title in (("remote", "client to remote backend"), ("reply", "its answer")):
+            flow(node, b.CLIENT, b.REMOTE, kind)
+            add(f"XDP, established, {title}, DNAT and SNAT", xdp_mean(node, frame, xdp))
+            add(f"tc, the same, {title}", tc_mean(node, frame))
+        add("XDP, no flow and no Service", xdp_mean(node, other, xdp))
+        add("tc, no flow and no Service", tc_mean(node, other))
+        flow(node, b.CLIENT, b.REMOTE, "local")
+        add("tc, established, local backend, DNAT only", tc_mean(node, frame))
+        add("tc egress, nothing to translate back", tc_mean(node, other, egress=True))
+    return rows
+
+
+def _table(head: Row, rows: list[Row]) -> str:
+    lines = [head, tuple("---" if not at else "---:" for at in range(len(head))), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def tables(services: int, rounds: int, seconds: float) -> dict[str, str]:
+    """Every table of the page, by the name that marks its place."""
+    made = {"programs": _table(("one packet", "least ns", "median ns"), programs_on_packets())}
+    wanted = msgspec.structs.replace(settings("quick", Wishes(services=(services,))), modes=MODES)
+    with Rig(lab_name(), wanted, load_tool()) as rig:
+        for mode in MODES[2:]:
+            rig.restart_agent(mode)
+            rig.load(mode, services)
+        made["connections"] = _table(
+            ("one connection", "ns", "more than direct", "rate / direct"), connections(rig, services, rounds, seconds)
+        )
+        made["connect"] = _table(("connect4 towards", "ns"), programs_at_connect(rig, services, seconds))
+        made["packets"] = _table(
+            ("one packet forwarded", "ns", "more than direct", "rate / direct"),
+            forwarded(rig, services, rounds, seconds / 2),
+        )
+        counts = [count for count in (1, 100, 1000) if count < services]
+        made["rules"] = _table(("Services", "ns", "more than direct"), rules(rig, counts, rounds, seconds))
+    machine = facts()
+    load = " ".join(f"{value:.1f}" for value in machine.load_average)
+    made["machine"] = f"{machine.cpus} processors, {machine.cpu_model}, Linux {machine.kernel}; "
+    made["machine"] += f"{services} Services, {rounds} rounds; load average afterwards {load}."
+    return made
+
+
+def write(page: str, made: dict[str, str]) -> str:
+    """The page with its tables replaced."""
+    for name, text in made.items():
+        place = re.compile(rf"(<!-- {name} -->\n).*?(?=<!-- end -->)", flags=re.DOTALL)
+        page, count = place.subn(lambda found, text=text: f"{found[1]}{text}\n", page)  # type: ignore[misc]
+        if count != 1:
+            raise ValueError(f"{PAGE.name}: {count} places for the table {name}; there must be one")
+    return page
+
+
+def main() -> None:
+    """Measure, and print or write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--services", type=int, default=10000)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=0.2)
+    parser.add_argument("--write", action="store_true")
+    wanted = parser.parse_args()
+    made = tables(wanted.services, wanted.rounds, wanted.seconds)
+    if wanted.write:
+        PAGE.write_text(write(PAGE.read_text(), made))
+        return
+    for name, text in made.items():
+        print(f"{name}\n\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -114,8 +114,25 @@ def test_the_unit_runs_a_command_that_parses() -> None:
     assert parse(command.split()[1:]).command == "run"
 
 
+KUBE_PROXY_FLAGS = """bind-address bind-address-hard-fail cleanup cluster-cidr config config-sync-period
+    conntrack-max-per-core conntrack-min conntrack-tcp-be-liberal conntrack-tcp-timeout-close-wait
+    conntrack-tcp-timeout-established conntrack-udp-timeout conntrack-udp-timeout-stream detect-local-mode feature-gates
+    healthz-bind-address healthz-port hostname-override init-only iptables-localhost-nodeports iptables-masquerade-bit
+    iptables-min-sync-period iptables-sync-period ipvs-exclude-cidrs ipvs-min-sync-period ipvs-scheduler ipvs-strict-arp
+    ipvs-sync-period ipvs-tcp-timeout ipvs-tcpfin-timeout ipvs-udp-timeout kube-api-burst kube-api-content-type
+    kube-api-qps kubeconfig log-flush-frequency log-json-info-buffer-size log-json-split-stream
+    log-text-info-buffer-size log-text-split-stream logging-format masquerade-all master metrics-bind-address
+    metrics-port nodeport-addresses oom-score-adj pod-bridge-interface pod-interface-name-prefix profiling proxy-mode
+    show-hidden-metrics-for-version version vmodule write-config-to""".split()
+"""kube-proxy 1.33 --help, without the flags of klog that went with 1.26."""
+
+
 def test_the_migration_page_names_every_flag_and_field() -> None:
     page = (DOCS / "migration.md").read_text()
+    patterns = [word.removesuffix("*") for word in re.findall(r"`(--[\w-]+\*)`", page)]
+    for name in KUBE_PROXY_FLAGS:
+        flag = f"--{name}"
+        assert f"`{flag}`" in page or any(flag.startswith(start) for start in patterns), flag
     for flag in FLAGS:
         assert f"`{flag.name}`" in page, flag.name
     for field in msgspec.structs.fields(KubeProxyConfiguration):

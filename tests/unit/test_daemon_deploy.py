@@ -123,14 +123,14 @@ KUBE_PROXY_FLAGS = """bind-address bind-address-hard-fail cleanup cluster-cidr c
     kube-api-qps kubeconfig log-flush-frequency log-json-info-buffer-size log-json-split-stream
     log-text-info-buffer-size log-text-split-stream logging-format masquerade-all master metrics-bind-address
     metrics-port nodeport-addresses oom-score-adj pod-bridge-interface pod-interface-name-prefix profiling proxy-mode
-    show-hidden-metrics-for-version version vmodule write-config-to""".split()
+    show-hidden-metrics-for-version version vmodule write-config-to"""
 """kube-proxy 1.33 --help, without the flags of klog that went with 1.26."""
 
 
 def test_the_migration_page_names_every_flag_and_field() -> None:
     page = (DOCS / "migration.md").read_text()
     patterns = [word.removesuffix("*") for word in re.findall(r"`(--[\w-]+\*)`", page)]
-    for name in KUBE_PROXY_FLAGS:
+    for name in KUBE_PROXY_FLAGS.split():
         flag = f"--{name}"
         assert f"`{flag}`" in page or any(flag.startswith(start) for start in patterns), flag
     for flag in FLAGS:

@@ -28,6 +28,7 @@ STYLE = {
 NARROW, WIDE = (6.6, 4.5), (13.6, 4.7)
 """Inches: two pictures side by side, or one over the page's whole width."""
 _DPI = 144
+_LEAST_RANGE = 4.0
 _TALLEST = 1.5
 """Bars of ratios end here; what is higher is written above."""
 LAST = Position.LAST.value
@@ -65,16 +66,23 @@ def _finish(figure: Figure, axes: Axes) -> bytes:
 
 
 def _plain(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+    return f"{value:,.0f}" if value >= 10 else f"{value:g}"
 
 
 def _log_axis(axes: Axes) -> None:
-    """Powers of ten, or 1, 2, 5 of each where those are too few."""
+    """A range of _LEAST_RANGE at least, so that small differences do not look large; labels at powers of ten, or
+    at more where those are too few."""
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
     low, high = axes.get_ylim()
-    steps = (1, 2, 5) if high / low < 1000 else (1,)
-    axes.set_yticks([m * 10.0**e for e in range(-12, 12) for m in steps if low <= m * 10.0**e <= high])
+    wider = max(1.0, _LEAST_RANGE / (high / low)) ** 0.5
+    axes.set_ylim(low / wider, high * wider)
+    low, high = axes.get_ylim()
+    for steps in ((1,), (1, 2, 5), (1, 2, 3, 4, 5, 6, 8)):
+        ticks = [m * 10.0**e for e in range(-12, 12) for m in steps if low <= m * 10.0**e <= high]
+        if len(ticks) > 2:
+            break
+    axes.set_yticks(ticks)
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_formatter(NullFormatter())
 

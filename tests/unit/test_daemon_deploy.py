@@ -130,9 +130,9 @@ KUBE_PROXY_FLAGS = """bind-address bind-address-hard-fail cleanup cluster-cidr c
 def test_the_migration_page_names_every_flag_and_field() -> None:
     page = (DOCS / "migration.md").read_text()
     patterns = [word.removesuffix("*") for word in re.findall(r"`(--[\w-]+\*)`", page)]
-    for name in KUBE_PROXY_FLAGS.split():
-        flag = f"--{name}"
-        assert f"`{flag}`" in page or any(flag.startswith(start) for start in patterns), flag
+    for word in KUBE_PROXY_FLAGS.split():
+        name = f"--{word}"
+        assert f"`{name}`" in page or any(name.startswith(start) for start in patterns), name
     for flag in FLAGS:
         assert f"`{flag.name}`" in page, flag.name
     for field in msgspec.structs.fields(KubeProxyConfiguration):

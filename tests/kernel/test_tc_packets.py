@@ -86,6 +86,16 @@ def run(request: pytest.FixtureRequest, node: Bench) -> Runner:
     return node.tc if request.param == "tc" else node.xdp
 
 
+def sent(run: Runner, frame: bytes) -> Any:
+    """The IP packet that a packet of a flow under way becomes. Now and then XDP leaves one to tc (HOP_PROBE in bpf/xdp.c):
+    then the same again."""
+    for _ in range(20):
+        out = run(frame)
+        if out.data != frame:
+            break
+    return ip_of(out.data)
+
+
 SENT = (b.TC_REDIRECT, b.XDP_TX)
 PASSED = (b.TC_NEXT, b.XDP_PASS)
 
@@ -255,7 +265,7 @@ def test_syn_retry_reaches_the_same_backend(node: Bench, run: Runner, family: Fa
     node.install(many)
     try:
         frame = node.frame(ip(family, client, ADDRESSES[family][1]) / TCP(sport=4001, dport=30090, flags="S", seq=7))
-        seen = {(ip_of(run(frame).data).dst, ip_of(run(frame).data).sport) for _ in range(30)}
+        seen = {(sent(run, frame).dst, sent(run, frame).sport) for _ in range(30)}
         assert len(seen) == 1
         frames = [
             node.frame(ip(family, client, ADDRESSES[family][1]) / TCP(sport=5000 + n, dport=30090, flags="S"))
@@ -276,19 +286,19 @@ def test_removed_endpoint_gets_nothing_new(node: Bench, run: Runner, family: Fam
         node.install(entry(name, [remote], protocol=protocol, node_port=30091, family=family))
         flags = {"flags": "S"} if transport is TCP else {}
         start = node.frame(ip(family, client, own) / transport(sport=4000, dport=30091, **flags))
-        first = ip_of(run(start).data)
+        first = sent(run, start)
         assert first.dst == remote
         back = {"flags": "SA"} if transport is TCP else {}
         answer = ip(family, remote, own) / transport(sport=8080, dport=first.sport, **back)
-        assert ip_of(run(node.frame(answer)).data).dst == client
+        assert sent(run, node.frame(answer)).dst == client
         more = {"flags": "A"} if transport is TCP else {}
         going_on = node.frame(ip(family, client, own) / transport(sport=4000, dport=30091, **more))
-        assert ip_of(run(going_on).data).dst == remote
+        assert sent(run, going_on).dst == remote
         last = entry(name, [other], protocol=protocol, node_port=30091, family=family)
         node.install(last)
-        assert ip_of(run(going_on).data).dst == (remote if transport is TCP else other)
+        assert sent(run, going_on).dst == (remote if transport is TCP else other)
         new = node.frame(ip(family, client, own) / transport(sport=4000, dport=30091, **flags))
-        assert ip_of(run(new).data).dst == other
+        assert sent(run, new).dst == other
         node.remove(last)
 
 

@@ -87,8 +87,8 @@ def run(request: pytest.FixtureRequest, node: Bench) -> Runner:
 
 
 def sent(run: Runner, frame: bytes) -> Any:
-    """The IP packet that a packet of a flow under way becomes. Now and then XDP leaves one to tc (HOP_PROBE in bpf/xdp.c):
-    then the same again."""
+    """The IP packet that a packet of a flow under way becomes. Now and then XDP leaves one to tc (HOP_PROBE in
+    bpf/xdp.c): then the same again."""
     for _ in range(20):
         out = run(frame)
         if out.data != frame:

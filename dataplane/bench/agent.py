@@ -123,7 +123,7 @@ class Agent:
             **parts,
             "json_bytes": float(size),
             "cpu": cpu,
-            "kernel_bytes": max(0.0, kernel),
+            **({"kernel_bytes": kernel} if kernel > 0 else {}),  # others gave back more than this took: no figure
             **process_memory(),
         }
 

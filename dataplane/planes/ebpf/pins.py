@@ -75,8 +75,9 @@ def _locked() -> Iterator[None]:
 
 
 @cache
-def _held(path: str) -> Path:
-    """A name for a directory that stays good when the process through which it was found ends."""
+def _held(path: str, device: int) -> Path:
+    """A name for a directory that stays good when the process through which it was found ends. device: st_dev of the
+    file system there, since after an unmount another one may be in its place."""
     return Path(f"/proc/self/fd/{os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}")
 
 
@@ -86,7 +87,7 @@ def find_root() -> Path | None:
         return MOUNT_POINT
     outer = outer_process()
     outside = Path(f"/proc/{outer}/root") / MOUNT_POINT.relative_to("/")
-    return _held(str(outside)) if outer and _is_bpffs(outside) else None
+    return _held(str(outside), outside.stat().st_dev) if outer and _is_bpffs(outside) else None
 
 
 def ensure_root() -> Path:

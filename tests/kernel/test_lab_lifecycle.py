@@ -260,8 +260,12 @@ assert not cgroup.PRIVATE_ROOT.exists()
 
 
 def test_cgroup_hierarchy_is_mounted_for_the_lab_where_nobody_did(name: str) -> None:
-    command = ["unshare", "--mount", sys.executable, "-c", WITHOUT_CGROUP2, name]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    group = cgroup.root() / f"test-{name}"  # the root of a hierarchy of its own, without the groups of other labs
+    group.mkdir()
+    command = ["unshare", "--mount", "--cgroup", sys.executable, "-c", WITHOUT_CGROUP2, name]
+    enter = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group)]
+    done = subprocess.run([*enter, *command], check=False, capture_output=True, text=True)
+    group.rmdir()
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [f"0::/{CGROUP_PREFIX}{name}/node1"]
     assert traces(name) == []

@@ -13,11 +13,11 @@ from dataplane.bench.scenarios import SCENARIOS, Kind, Scenario
 from dataplane.bench.stats import Estimate, Ratio, estimate, paired_ratio, ratio_of_medians
 
 NOISY_SPREAD = 0.10
-"""Direct's own rounds may differ by this much (quartile distance / median) before nothing is concluded from them."""
+"""Direct's own rounds may differ by this much (quartile distance / median) before nothing is concluded from medians."""
 BUSY_OTHERS = 0.15
 """Processors that somebody else may keep busy during a measurement of the control plane, and before it is told."""
 CROWDED_OTHERS = 0.4
-"""The same for packets, of which modes are compared in turns: then nothing is concluded either."""
+"""The same for packets, of which modes are compared in turns: then ratios conclude nothing either."""
 _NOISE = f"direct's own rounds differ by more than {NOISY_SPREAD:.0%} or others kept {CROWDED_OTHERS} processors busy"
 RATIO_FIGURES = ("rate", "p50", "p90", "p99", "p999", "cpu")
 
@@ -49,10 +49,12 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Analysis(msgspec.Struct, frozen=True):
-    """noisy: groups of which nothing can be concluded. warnings: sentences, worst first."""
+    """noisy: direct's groups whose rounds differ too much: medians there tell no modes apart. crowded: those of them
+    beside which somebody else was at work, so that not even ratios of rounds do. warnings: sentences, worst first."""
 
     rows: list[Row]
     noisy: list[GroupKey]
+    crowded: list[GroupKey]
     warnings: list[str]
 
     def row(self, mode: str, scenario: str, services: int, position: str = "") -> Row | None:
@@ -112,15 +114,19 @@ def analyse(results: Results) -> Analysis:
             ratios = {name: ratio for name, ratio in found.items() if ratio is not None}
         rows.append(Row(key, figures, ratios))
     rows.sort(key=_order)
-    noisy = [row.key for row in rows if row.key.mode == DIRECT and _is_noisy(row)]
-    return Analysis(rows, noisy, _warnings(results, rows, noisy))
+    baselines = [row for row in rows if row.key.mode == DIRECT]
+    noisy = [row.key for row in baselines if _is_crowded(row) or _is_spread(row)]
+    crowded = [row.key for row in baselines if _is_crowded(row)]
+    return Analysis(rows, noisy, crowded, _warnings(results, rows, noisy))
 
 
-def _is_noisy(baseline: Row) -> bool:
-    """Whether nothing can be concluded from the rounds of this group, going by direct's."""
+def _is_crowded(baseline: Row) -> bool:
     others = baseline.figures.get("others")
-    crowded = others is not None and others.median > CROWDED_OTHERS
-    return crowded or (baseline.main.rounds > 1 and baseline.main.spread > NOISY_SPREAD)
+    return others is not None and others.median > CROWDED_OTHERS
+
+
+def _is_spread(baseline: Row) -> bool:
+    return baseline.main.rounds > 1 and baseline.main.spread > NOISY_SPREAD
 
 
 def _order(row: Row) -> tuple[int, int, str, int]:
@@ -134,7 +140,8 @@ def _warnings(results: Results, rows: Sequence[Row], noisy: Sequence[GroupKey]) 
     if baselines and len(noisy) * 2 >= len(baselines):
         found.append(
             f"TOO NOISY TO CONCLUDE: {_NOISE}, in {len(noisy)} of {len(baselines)} groups. "
-            "Run again on a quiet machine or with more --rounds."
+            "Ratios stand as far as their intervals tell: they are of rounds that were taken together. For the rest, "
+            "run again on a quiet machine or with more --rounds."
         )
     elif noisy:
         names = ", ".join(dict.fromkeys(f"{key.scenario} at {key.services:,}" for key in noisy))

@@ -30,7 +30,10 @@ LAST = Position.LAST.value
 
 
 class Verdict(enum.StrEnum):
-    """UNCLEAR: the bar is inside the confidence interval, rounds were too few, or the machine was too noisy."""
+    """UNCLEAR: the bar is inside the confidence interval, rounds were too few, or others were at work on the machine.
+
+    A ratio is of rounds that were taken together, in shuffled order, so a machine's own noise is in its interval.
+    """
 
     MET = "met"
     MISSED = "missed"
@@ -58,7 +61,7 @@ class BarRow(msgspec.Struct, frozen=True):
         return (self.high - self.low) / self.measured if self.measured else 0.0
 
 
-def _judged(row: BarRow, found: Ratio, note: str = "", *, least: int = LEAST_ROUNDS, noisy: bool = False) -> BarRow:
+def _judged(row: BarRow, found: Ratio, note: str = "", *, least: int = LEAST_ROUNDS, crowded: bool = False) -> BarRow:
     """found: a ratio, or a figure with its quartiles. least: rounds that it takes to judge."""
 
     def meets(figure: float) -> bool:
@@ -66,9 +69,9 @@ def _judged(row: BarRow, found: Ratio, note: str = "", *, least: int = LEAST_ROU
 
     verdict = Verdict.MET if meets(found.value) else Verdict.MISSED
     few = found.rounds < least
-    if noisy or few or meets(found.low) != meets(found.high):
+    if crowded or few or meets(found.low) != meets(found.high):
         verdict = Verdict.UNCLEAR
-    note = "; ".join(filter(None, [note, "too noisy" if noisy else "", "too few rounds" if few else ""]))
+    note = "; ".join(filter(None, [note, "others at work" if crowded else "", "too few rounds" if few else ""]))
     return msgspec.structs.replace(
         row, measured=found.value, low=found.low, high=found.high, verdict=verdict, note=note
     )
@@ -78,10 +81,10 @@ def _missing(row: BarRow, why: str) -> BarRow:
     return msgspec.structs.replace(row, note=why)
 
 
-def _ratio(row: BarRow, ratio: Ratio | None, why: str, note: str = "", *, noisy: bool = False) -> BarRow:
+def _ratio(row: BarRow, ratio: Ratio | None, why: str, note: str = "", *, crowded: bool = False) -> BarRow:
     if ratio is None:
         return _missing(row, why)
-    return _judged(row, ratio, note, noisy=noisy)
+    return _judged(row, ratio, note, crowded=crowded)
 
 
 def _absolute(
@@ -94,56 +97,62 @@ def _absolute(
     seen = estimate(found)
     low, high = seen.quartiles
     others = estimate(list(values(rounds[key], "others").values()) or [0.0]).median
-    noisy = others > BUSY_OTHERS and not alone
-    notes = [note, f"{seen.rounds} rounds", f"others kept {others:.1f} processors busy" if noisy else ""]
+    busy = others > BUSY_OTHERS and not alone
+    notes = [note, f"{seen.rounds} rounds", f"others kept {others:.1f} processors busy" if busy else ""]
     text = "; ".join(filter(None, notes))
     shown = Ratio(seen.median * scale, low * scale, high * scale, seen.rounds)
-    return _judged(row, shown, text, least=LEAST_CONTROL_ROUNDS, noisy=noisy)
+    return _judged(row, shown, text, least=LEAST_CONTROL_ROUNDS, crowded=busy)
 
 
-def _connect_bars(rounds: Rounds, noisy: set[GroupKey]) -> Iterator[BarRow]:
+def _connect_bars(rounds: Rounds, crowded: set[GroupKey]) -> Iterator[BarRow]:
     why = f"connect at {SIZE:,} Services was not part of this run"
     rate = f"new connections/s, last of {SIZE:,} Services"
-    is_noisy = GroupKey(DIRECT, "connect", SIZE, LAST) in noisy
+    busy = GroupKey(DIRECT, "connect", SIZE, LAST) in crowded
     limits = (*((mode, 0.97) for mode in EBPF), ("nftables", 0.80))
     for mode, limit in limits:
         key = GroupKey(mode, "connect", SIZE, LAST)
         row = BarRow(f"{rate} / direct, on a node without rules", mode, limit, True)
         tracked = against(rounds, key._replace(mode=CONNTRACK), DIRECT, "rate")
         note = f"connection tracking alone {tracked.value:.2f}" if tracked and mode != "ebpf-connect" else ""
-        yield _ratio(row, against(rounds, key, DIRECT, "rate"), why, note, noisy=is_noisy)
+        yield _ratio(row, against(rounds, key, DIRECT, "rate"), why, note, crowded=busy)
     for mode, limit in limits:
         key = GroupKey(mode, "connect", SIZE, LAST)
         row = BarRow(f"{rate} / to the pod's own address on the same node", mode, limit, True)
         own = between_scenarios(rounds, key, GroupKey(mode, "pod", SIZE, ""), "rate")
-        yield _ratio(row, own, f"pod at {SIZE:,} Services was not part of this run", noisy=is_noisy)
+        yield _ratio(row, own, f"pod at {SIZE:,} Services was not part of this run", crowded=busy)
     row = BarRow(f"{rate} / iptables", "nftables", 8.0, True)
     yield _ratio(
-        row, against(rounds, GroupKey("nftables", "connect", SIZE, LAST), "iptables", "rate"), why, noisy=is_noisy
+        row, against(rounds, GroupKey("nftables", "connect", SIZE, LAST), "iptables", "rate"), why, crowded=busy
     )
     own = between_sizes(rounds, GroupKey(DIRECT, "connect", MOST, LAST), 1, "p99")
     for mode in ("nftables", *EBPF):
         row = BarRow(f"p99 connect latency, {MOST:,} Services / 1", mode, 1.10, False)
         ratio = between_sizes(rounds, GroupKey(mode, "connect", MOST, LAST), 1, "p99")
-        noise = GroupKey(DIRECT, "connect", MOST, LAST) in noisy or GroupKey(DIRECT, "connect", 1, LAST) in noisy
+        both = {GroupKey(DIRECT, "connect", MOST, LAST), GroupKey(DIRECT, "connect", 1, LAST)}
         note = f"direct itself {own.value:.2f}" if own else ""
-        yield _ratio(row, ratio, f"connect at 1 and at {MOST:,} Services was not part of this run", note, noisy=noise)
+        yield _ratio(
+            row,
+            ratio,
+            f"connect at 1 and at {MOST:,} Services was not part of this run",
+            note,
+            crowded=bool(both & crowded),
+        )
 
 
-def _packet_bars(results: Results, rounds: Rounds, noisy: set[GroupKey]) -> Iterator[BarRow]:
+def _packet_bars(results: Results, rounds: Rounds, crowded: set[GroupKey]) -> Iterator[BarRow]:
     size = max(results.settings.fixed_services)
     place = f"at {size:,} Services"
     for mode in EBPF:
         row = BarRow("bulk TCP through a clusterIP / direct", mode, 0.98, True)
         key = GroupKey(mode, "bulk1", size, LAST)
-        is_noisy = key._replace(mode=DIRECT) in noisy
-        yield _ratio(row, against(rounds, key, DIRECT, "rate"), "bulk1 was not part of this run", place, noisy=is_noisy)
+        busy = key._replace(mode=DIRECT) in crowded
+        yield _ratio(row, against(rounds, key, DIRECT, "rate"), "bulk1 was not part of this run", place, crowded=busy)
     row = BarRow("packets/s to a remote backend / plain forwarding", "ebpf-xdp", 3.0, True)
     key = GroupKey(row.mode, "north-remote-pps", size, "")
     why = "north-remote-pps was not part of this run"
     note = f"{place}; packets of the kernel's own making"
-    is_noisy = key._replace(mode=DIRECT) in noisy
-    yield _ratio(row, against(rounds, key, DIRECT, "rate"), why, note, noisy=is_noisy)
+    busy = key._replace(mode=DIRECT) in crowded
+    yield _ratio(row, against(rounds, key, DIRECT, "rate"), why, note, crowded=busy)
     row = BarRow("XDP program, established node-port flow, DNAT and SNAT", "ebpf-xdp", 150.0, False, "ns")
     cost = key._replace(scenario="xdp-cost")
     yield _absolute(row, rounds, cost, "ns", note=f"{place}; test run, its own 30 to 40 ns included", alone=True)
@@ -170,10 +179,10 @@ def _control_bars(endpoints: int, rounds: Rounds) -> Iterator[BarRow]:
 def bars(results: Results, analysis: Analysis | None = None) -> list[BarRow]:
     """Every bar, in the modes that the run has."""
     analysis = analysis or analyse(results)
-    rounds, noisy = by_group(results.cells), set(analysis.noisy)
+    rounds, crowded = by_group(results.cells), set(analysis.crowded)
     rows = [
-        *_connect_bars(rounds, noisy),
-        *_packet_bars(results, rounds, noisy),
+        *_connect_bars(rounds, crowded),
+        *_packet_bars(results, rounds, crowded),
         *_control_bars(results.settings.endpoints, rounds),
     ]
     return [row for row in rows if row.mode in results.settings.modes]

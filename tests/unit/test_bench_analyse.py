@@ -26,12 +26,19 @@ def test_ratios_are_those_that_were_put_in() -> None:
     assert not any("noisy" in text.lower() for text in found.warnings)
 
 
-def test_a_noisy_machine_is_named_and_no_bar_is_judged_on_it() -> None:
+def test_a_noisy_machine_is_named_and_bars_near_the_figure_are_not_judged_on_it() -> None:
     run = made_up(noise=0.3)
     found = analyse(run)
     assert found.warnings[0].startswith("TOO NOISY TO CONCLUDE")
     assert bar(run, "last of 10,000 Services / direct", "nftables").verdict is Verdict.UNCLEAR
     assert any("too noisy to conclude" in text for text in sentences(found))
+
+
+def test_a_ratio_far_from_its_bar_is_judged_on_a_noisy_machine_too() -> None:
+    run = made_up(noise=0.3, speed={"nftables": 0.3, "ebpf-connect": 2.0})
+    assert analyse(run).noisy
+    assert bar(run, "last of 10,000 Services / direct", "nftables").verdict is Verdict.MISSED
+    assert bar(run, "last of 10,000 Services / direct", "ebpf-connect").verdict is Verdict.MET
 
 
 def test_times_on_a_busy_machine_are_not_judged_but_memory_is() -> None:

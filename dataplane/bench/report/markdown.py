@@ -78,7 +78,7 @@ def markdown(results: Results, *, whole: bool = False) -> str:
         *(f"> {text}\n" for text in analysis.warnings),
         (_bars if whole else _bars_by_mode)(bars(results, analysis)),
         "Ratios are medians over rounds with their 95 % confidence interval, other figures medians with their "
-        "quartiles. Where the bar is inside the interval, or the machine was too noisy, it is `unclear`.\n",
+        "quartiles. Where the bar is inside the interval, or others were at work, it is `unclear`.\n",
         "What wins where (medians; bold: the best mode, and those that cannot be told from it):\n",
         table(place_records(found, modes)),
         "Where iptables wins or shares the first place: "

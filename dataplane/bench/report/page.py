@@ -165,8 +165,8 @@ def page(results: Results, analysis: Analysis, images: Mapping[str, bytes]) -> s
         _places(analysis),
         "<h2>Bars</h2>",
         "<p>What this project asks of itself. Ratios: median over the rounds with its 95 % confidence interval; other "
-        "figures: median with quartiles. Spread: the interval's width. Unclear: the bar is inside the interval, or the "
-        "machine was too noisy.</p>",
+        "figures: median with quartiles. Spread: the interval's width. Unclear: the bar is inside the interval, or "
+        "others were at work.</p>",
         _bars(bars_module.as_records(bars)),
         _images(images),
         "<h2>The run</h2>",

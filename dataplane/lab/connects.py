@@ -13,7 +13,8 @@ import time
 import msgspec
 
 from dataplane.lab.agents import need_pipe, read_line
-from dataplane.lab.lab import Lab, Where
+from dataplane.lab.lab import Lab
+from dataplane.lab.places import Where
 from dataplane.model.net import family_of
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)

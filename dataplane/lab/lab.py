@@ -27,25 +27,22 @@ from dataplane.kernel.links import Links
 from dataplane.kernel.sysctl import SysctlError
 from dataplane.lab import build, state
 from dataplane.lab.agents import START_SECONDS, Agents, need_pipe, read_line
+from dataplane.lab.places import Places, Where
 from dataplane.lab.probe import DEFAULT_CONCURRENCY, Probe, ProbeResult
-from dataplane.lab.spec import Client, LabError, LabSpec, LabSpecError, Node, Place, Pod, owns_namespace, topology
+from dataplane.lab.spec import LabError, LabSpec, LabSpecError, owns_namespace, topology
 from dataplane.model.net import canonical_address
 
 CGROUP_PREFIX = "hotplane-"
 _ROOT = Path(dataplane.__file__).parent.parent
 _ENTER = 'echo 0 > "$0" && exec "$@"'
 
-Where = str | Place
 
-
-class Lab:
+class Lab(Places):
     """A lab that is up. As a context manager: taken down at the end if this object brought it up, else only closed."""
 
     def __init__(self, spec: LabSpec, *, owned: bool = False) -> None:
-        self.spec = spec
-        self.topology = topology(spec)
+        super().__init__(spec)
         self._owned = owned
-        self._places = {place.name: place for place in self.topology.places()}
         self._agents = Agents(self._start_agent)
         self._processes: list[subprocess.Popen[Any]] = []
         self._group_root = cgroup.root() / (CGROUP_PREFIX + spec.name)
@@ -121,29 +118,6 @@ class Lab:
             self.down()
         else:
             self.close()
-
-    @property
-    def nodes(self) -> tuple[Node, ...]:
-        """The nodes, node 1 first; each holds its pods."""
-        return self.topology.nodes
-
-    @property
-    def pods(self) -> tuple[Pod, ...]:
-        """All pods, by node."""
-        return tuple(pod for node in self.nodes for pod in node.pods)
-
-    @property
-    def client(self) -> Client:
-        """The outside client."""
-        return self.topology.client
-
-    def place(self, where: Where) -> Place:
-        """A place by its name ("node1", "pod1-2", "client", "net"). Raises LabSpecError naming those there are."""
-        if isinstance(where, Place):
-            return where
-        if where not in self._places:
-            raise LabSpecError(f"lab {self.spec.name} has no {where}; it has {', '.join(self._places)}")
-        return self._places[where]
 
     def cgroup(self, where: Where) -> Path:
         """Cgroup directory of a place's processes: a node's own, which its pods share."""

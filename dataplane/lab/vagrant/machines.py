@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from dataplane.lab.agents import Agents
+from dataplane.lab.places import Places
 from dataplane.lab.probe import Probe, ProbeResult
-from dataplane.lab.spec import Client, LabError, LabSpec, LabSpecError, Node, Place, Pod, topology
+from dataplane.lab.spec import LabError, LabSpec, Node, Pod
 from dataplane.model.net import canonical_address
 
 HOME = "/opt/hotplane"
@@ -19,7 +20,7 @@ CONCURRENCY = 32
 _AGENT_SECONDS = 120.0
 
 
-class Machines:
+class Machines(Places):
     """A lab of machines that are up, as Vagrant's `ssh-config` describes them. Has what lab.ground.Ground asks for."""
 
     home = HOME
@@ -28,9 +29,7 @@ class Machines:
     """Where files may be put on them."""
 
     def __init__(self, spec: LabSpec, ssh_config: Path) -> None:
-        self.spec = spec
-        self.topology = topology(spec)
-        self._places = {place.name: place for place in self.topology.places()}
+        super().__init__(spec)
         # One connection a machine, kept by the first that needs it: each login costs a slow machine seconds.
         control = ssh_config.with_name("ssh-%n")
         shared = ("ControlMaster=auto", f"ControlPath={control}", "ControlPersist=yes", "LogLevel=ERROR")
@@ -50,27 +49,6 @@ class Machines:
         self._agents.close()
         for machine in [*(node.name for node in self.nodes), self.client.name]:
             subprocess.run([*self._ssh, "-O", "exit", machine], check=False, capture_output=True)
-
-    @property
-    def nodes(self) -> tuple[Node, ...]:
-        """The nodes, node 1 first; each is a machine and holds its pods."""
-        return self.topology.nodes
-
-    @property
-    def pods(self) -> tuple[Pod, ...]:
-        """All pods, by node."""
-        return tuple(pod for node in self.nodes for pod in node.pods)
-
-    @property
-    def client(self) -> Client:
-        """The outside client: a namespace of its machine, which is also the router."""
-        return self.topology.client
-
-    def place(self, where: str) -> Place:
-        """A place by its name. Raises LabSpecError naming those there are."""
-        if where not in self._places:
-            raise LabSpecError(f"this lab has no {where}; it has {', '.join(self._places)}")
-        return self._places[where]
 
     def command(self, where: str, argv: Sequence[str]) -> list[str]:
         """The command line, on this host, that runs a program in a place as root."""

@@ -18,8 +18,9 @@ MORE_ATTEMPTS = 40
 QUIET_ATTEMPTS = 2
 FALLBACKS = ("tc_ingress:tuple_taken", "xdp:tuple_taken")
 """Ways out of the ebpf mode's programs by which a flow that they could serve gets to the slow path."""
-PATIENCE = 2.0
-"""Seconds to wait where an answer must come; silence that is wanted is awaited for the probes' own short time."""
+PATIENCE = 5.0
+"""Seconds to wait where an answer must come, two retransmissions of a SYN among them; silence that is wanted is awaited
+for the probes' own short time."""
 
 
 class Finding(NamedTuple):

@@ -211,6 +211,10 @@ class Node:
         for name in self.names.values():
             netns.create(name)
             _ip("-n", name, "link", "set", "lo", "up")
+            with netns.netns(name):  # or nobody is asked for neighbours until link-local addresses are known to be free
+                for scope in ("all", "default"):
+                    sysctl.write(f"net/ipv6/conf/{scope}/accept_dad", 0)
+                    sysctl.write(f"net/ipv6/conf/{scope}/dad_transmits", 0)
         self.group.mkdir()
         with netns.netns(self.names["node"]):
             sysctl.write("net/ipv4/ip_forward", 1)

@@ -6,9 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from pyroute2 import NFCTSocket
-from pyroute2.netlink.exceptions import NetlinkError
-
 from dataplane.errors import HotplaneError
 from dataplane.kernel.nfnetlink import Message, Nfnetlink, Refused, attribute, attributes
 from dataplane.model.net import Family, Protocol, canonical_address, host_port
@@ -84,9 +81,8 @@ def _listing_is_cheaper(deletes: int) -> bool:
 def forget_all() -> None:
     """Remove every conntrack entry of the current network namespace. Raises ConntrackError."""
     try:
-        with NFCTSocket() as door:
-            door.flush()
-    except NetlinkError as error:
+        Nfnetlink().request(Message(_DELETE, 0, socket.AF_UNSPEC, b""))
+    except (Refused, OSError) as error:
         raise ConntrackError(f"conntrack entries could not be removed: {error}; is nf_conntrack loaded?") from error
 
 

@@ -235,15 +235,19 @@ def test_a_connection_that_breaks_in_the_middle_of_an_event(server: ApiServer) -
     follow(server, scenario)
 
 
+async def cut_between_two_services(server: ApiServer, f: Follower) -> None:
+    await f.until(lambda: f.services() == {"a"})
+    server.cut()
+    server.apply(service("b", "10.96.0.2"))
+    await f.until(lambda: f.services() == {"a", "b"})
+
+
 def test_what_is_asked_for(server: ApiServer) -> None:
     """The parameters of a streaming list and of the watch that resumes it, as the API documentation wants them."""
     server.apply(service("a", "10.96.0.1"))
 
     async def scenario(f: Follower) -> None:
-        await f.until(lambda: f.services() == {"a"})
-        server.cut()
-        server.apply(service("b", "10.96.0.2"))
-        await f.until(lambda: f.services() == {"a", "b"})
+        await cut_between_two_services(server, f)
 
     follow(server, scenario)
     first, second = [query for kind, query in server.seen.watches if kind == "Service"][:2]
@@ -262,10 +266,7 @@ def test_a_cut_watch_is_resumed_where_it_was(server: ApiServer) -> None:
     server.apply(service("a", "10.96.0.1"))
 
     async def scenario(f: Follower) -> None:
-        await f.until(lambda: f.services() == {"a"})
-        server.cut()
-        server.apply(service("b", "10.96.0.2"))
-        await f.until(lambda: f.services() == {"a", "b"})
+        await cut_between_two_services(server, f)
         assert f.reflectors["Service"].lists == 1
         assert not f.deleted
 

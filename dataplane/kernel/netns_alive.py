@@ -111,8 +111,9 @@ def _of_process(process: Path, mounts_seen: set[int]) -> Iterator[tuple[int, str
             yield inode, str(link)
     mount_namespace = (process / "ns" / "mnt").stat().st_ino
     if mount_namespace not in mounts_seen:
-        mounts_seen.add(mount_namespace)
-        for line in (process / "mountinfo").read_text().splitlines():
+        lines = (process / "mountinfo").read_text().splitlines()
+        mounts_seen.add(mount_namespace)  # not before: a process that ends now has told nothing
+        for line in lines:
             fields = line.split(" ")
             if _inode(fields[3]):
                 point = fields[4].encode().decode("unicode_escape")  # octal escapes stand for blanks

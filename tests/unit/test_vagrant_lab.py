@@ -131,12 +131,16 @@ def test_every_mode_is_among_the_variants() -> None:
 
 def test_the_report_says_what_was_run(tmp_path: Path) -> None:
     facts = Facts("6.12", "Debian", "nft v1", "iptables v1", "qemu", "box", "qemu", LabSpec())
-    good = TableRun("nftables", 2, {"dnat": 2}, [], 1.4, 2.6, {}, [])
-    bad = TableRun("ebpf", 2, {"dnat": 2}, ["cell: wanted x, saw y"], 1.0, 2.0, {"tc:flow": 3}, ["node1: no XDP"])
+    good = TableRun("nftables", 5, {"dnat": 5}, [], 1.4, 2.6, {}, [], {"ipv6": 2, "ipv4": 3})
+    bad = TableRun(
+        "ebpf", 2, {"dnat": 2}, ["cell: wanted x, saw y"], 1.0, 2.0, {"tc:flow": 3}, ["node1: no XDP"], {"ipv4": 2}
+    )
     report = Report(facts, [good, bad], "fast")
     text = markdown(report)
-    assert "| nftables | 2 | 0 | 1 | 3 |" in text
-    assert "| ebpf | 2 | 1 | 1 | 2 |" in text
+    assert "| mode | ipv4 cells | ipv6 cells | disagree with the oracle | load, s | probes, s |" in text
+    assert "| nftables | 3 | 2 | 0 | 1 | 3 |" in text
+    assert "| ebpf | 2 | 0 | 1 | 1 | 2 |" in text
+    assert good.line().startswith("nftables: 3 ipv4 and 2 ipv6 cells (5 dnat)")
     assert all(word in text for word in ("wanted x, saw y", "node1: no XDP", "tc:flow 3", "fast", "Linux 6.12"))
     assert "as the oracle says" in good.line()
     assert "1 DISAGREE" in bad.line()

@@ -1,5 +1,6 @@
 """One report of what was run on the machines: raw as JSON, and a page of Markdown."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -23,7 +24,8 @@ class Facts(msgspec.Struct, frozen=True):
 class TableRun(msgspec.Struct, frozen=True):
     """The scenario table through one variant. findings: cells in which packets and oracle disagree.
 
-    load_seconds: from the manifests to all nodes' kernels, over ssh, the start of the command included.
+    load_seconds: from the manifests to all nodes' kernels, over ssh, the start of the command included. families: cells
+    of each.
     """
 
     variant: str
@@ -34,13 +36,15 @@ class TableRun(msgspec.Struct, frozen=True):
     probe_seconds: float
     counters: dict[str, int]
     said: list[str]
+    families: dict[str, int] = {}
 
     def line(self) -> str:
         """A line of text."""
         result = "all as the oracle says" if not self.findings else f"{len(self.findings)} DISAGREE"
         verdicts = ", ".join(f"{count} {name}" for name, count in sorted(self.verdicts.items()))
         times = f"load {self.load_seconds:.0f} s, probes {self.probe_seconds:.0f} s"
-        return f"{self.variant}: {self.cells} cells ({verdicts}): {result}; {times}"
+        cells = " and ".join(f"{count} {name}" for name, count in sorted(self.families.items()))
+        return f"{self.variant}: {cells} cells ({verdicts}): {result}; {times}"
 
 
 class Report(msgspec.Struct):
@@ -61,15 +65,22 @@ def about(facts: Facts) -> list[str]:
     ]
 
 
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def markdown(report: Report) -> str:
     """The page."""
     lines = ["# The Vagrant lab: what was run", "", *(f"- {line}" for line in about(report.facts))]
     if report.table:
-        lines += ["", "| mode | cells | disagree with the oracle | load, s | probes, s |", "|---|---|---|---|---|"]
-        lines += [
-            f"| {r.variant} | {r.cells} | {len(r.findings)} | {r.load_seconds:.0f} | {r.probe_seconds:.0f} |"
-            for r in report.table
-        ]
+        families = sorted({name for run in report.table for name in run.families})
+        heads = ["mode", *(f"{name} cells" for name in families), "disagree with the oracle", "load, s", "probes, s"]
+        lines += ["", _line(heads), "|---" * len(heads) + "|"]
+        for r in report.table:
+            cells = [str(r.families.get(name, 0)) for name in families]
+            lines.append(
+                _line([r.variant, *cells, str(len(r.findings)), f"{r.load_seconds:.0f}", f"{r.probe_seconds:.0f}"])
+            )
     for run in report.table:
         lines += [f"- {run.variant}: {text}" for text in (*run.said, *run.findings)]
         if run.counters:

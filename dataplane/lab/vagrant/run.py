@@ -29,6 +29,10 @@ _BENCH_SECONDS = 6 * 3600.0
 _SHOWN = 20
 
 
+def _name(family: Family) -> str:
+    return next(name for name, known in _FAMILIES.items() if known is family)
+
+
 def facts(machines: Machines, found: Settings) -> Facts:
     """What the machines are, as they say themselves."""
     node = machines.nodes[0].name
@@ -68,23 +72,25 @@ def run_variant(machines: Machines, variant: str, cells: Sequence[Cell], slownes
             probe_seconds=round(done - loaded, 1),
             counters=proxies.counters(),
             said=[text for text in proxies.said if text],
+            families=dict(Counter(_name(cell.family) for cell in cells)),
         )
 
 
-def run_table(machines: Machines, report: Report, variants: Sequence[str], families: Sequence[str], slow: float) -> int:
-    """Each variant in turn, said on standard output as it goes. Returns the number of findings."""
+def run_table(machines: Machines, report: Report, args: argparse.Namespace, slow: float) -> int:
+    """Each variant in turn, said on standard output and written as it goes. Returns the number of findings."""
     if machines.spec.nodes < table.SPEC.nodes or machines.spec.pods_of(1) < table.SPEC.pods_of(1):
         raise LabError(
             f"the table needs {table.SPEC.nodes} nodes with {table.SPEC.pods} pods each: set HOTPLANE_VM_PODS"
         )
-    wanted = {_FAMILIES[name] for name in families}
+    wanted = {_FAMILIES[name] for name in args.families}
     services = table.services(machines.topology, ipv6=machines.spec.ipv6)
     cells = [cell for cell in table.cells(services, machines.topology) if cell.family in wanted]
     print("\n".join(about(report.facts)), flush=True)
     found = 0
-    for variant in variants:
+    for variant in args.variants:
         result = run_variant(machines, variant, cells, slow)
         report.table.append(result)
+        write(report, args.report)
         found += len(result.findings)
         print(result.line(), flush=True)
         for text in (*result.said, *result.findings[:_SHOWN]):
@@ -145,7 +151,7 @@ def _measure(args: argparse.Namespace, machines: Machines, found: Settings) -> i
         report = Report(report.facts, [] if args.what == "table" else earlier.table, earlier.bench)
     findings = 0
     if args.what == "table":
-        findings = run_table(machines, report, args.variants, args.families, found.slowness)
+        findings = run_table(machines, report, args, found.slowness)
     else:
         run_bench(machines, report, args.report, _after_dashes(args.options))
     write(report, args.report)

@@ -1,5 +1,6 @@
 """Conflicts: two Services that claim one (address, port, protocol)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from dataplane.model.objects import Service
@@ -15,17 +16,18 @@ class Claim(NamedTuple):
     """A Service's claim to a frontend; the smallest claim wins: older creationTimestamp, then namespace/name."""
 
     created: str
-    namespace: str
-    name: str
+    service: ServiceId
 
-    @property
-    def service(self) -> ServiceId:
-        return self.namespace, self.name
+
+_Held = tuple[tuple[Claim, ...], Sequence[FrontendKey]]
+"""What one Service claims: its claim, alone in a tuple, and the frontends."""
+
+_NOTHING: _Held = ((), ())
 
 
 def claim_of(service: Service) -> Claim:
     """The claim that a Service makes to each of its frontends."""
-    return Claim(service.created or _NO_TIME, service.namespace, service.name)
+    return Claim(service.created or _NO_TIME, (service.namespace, service.name))
 
 
 class Claims:
@@ -33,30 +35,35 @@ class Claims:
 
     def __init__(self) -> None:
         self._claims: dict[FrontendKey, tuple[Claim, ...]] = {}
-        self._of: dict[ServiceId, tuple[Claim, frozenset[FrontendKey]]] = {}
+        self._of: dict[ServiceId, _Held] = {}
 
     def winner(self, key: FrontendKey) -> Claim | None:
         """The claim that gets the frontend."""
         claims = self._claims.get(key)
         return claims[0] if claims else None
 
-    def replace(self, service: ServiceId, claim: Claim | None, keys: frozenset[FrontendKey]) -> set[ServiceId]:
+    def replace(self, service: ServiceId, claim: Claim | None, keys: Sequence[FrontendKey]) -> set[ServiceId]:
         """Set what a Service claims (claim None: nothing). Returns the *other* Services that won or lost by it."""
-        old_claim, old_keys = self._of.pop(service, (None, frozenset()))
-        if claim is not None and keys:
-            self._of[service] = (claim, keys)
-        if claim == old_claim and keys == old_keys:
-            return set()
+        held = self._of.get(service, _NOTHING)
+        new: _Held = ((claim,), keys) if claim is not None and keys else _NOTHING
         affected: set[ServiceId] = set()
-        for key in old_keys | keys:
-            before = self._claims.get(key, ())
-            after = tuple(c for c in before if c.service != service)
-            if claim is not None and key in keys:
-                after = tuple(sorted((*after, claim)))
-            if after:
-                self._claims[key] = after
-            else:
-                self._claims.pop(key, None)
-            if len(before) > 1 or len(after) > 1:
-                affected |= {c.service for c in (*before, *after)}
-        return affected - {service}
+        if new == held:
+            return affected
+        for key in held[1]:
+            self._withdraw(service, key, affected)
+        for key in new[1]:
+            claims = self._claims.setdefault(key, new[0])
+            if claims is not new[0]:
+                affected.update(other.service for other in claims)
+                self._claims[key] = tuple(sorted((*claims, *new[0])))
+        if new is _NOTHING:
+            self._of.pop(service, None)
+        else:
+            self._of[service] = new
+        return affected
+
+    def _withdraw(self, service: ServiceId, key: FrontendKey, affected: set[ServiceId]) -> None:
+        rest = tuple(claim for claim in self._claims.pop(key) if claim.service != service)
+        if rest:
+            self._claims[key] = rest
+            affected.update(other.service for other in rest)

@@ -1,11 +1,10 @@
 """From Kubernetes objects to the plan, one change at a time: events in, PlanChange out. Pure; O(what changed)."""
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Iterable
+from operator import attrgetter
 
 from dataplane.bulk import no_garbage_collection
-from dataplane.model.net import Family
 from dataplane.model.objects import (
     EndpointSlice,
     ModelObject,
@@ -14,25 +13,26 @@ from dataplane.model.objects import (
     Problem,
     Service,
     ServiceCIDR,
-    ServicePortSpec,
-    ServiceType,
 )
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.claims import Claims, ServiceId, claim_of
-from dataplane.plan.frontends import addresses, make_frontends, service_families
-from dataplane.plan.types import EntryKey, FrontendKey, FrontendKind, HealthCheck, Plan, PlanEntry
+from dataplane.plan.frontends import Way, has_frontends, make_frontends, service_families, ways_in
+from dataplane.plan.types import EntryKey, HealthCheck, Plan, PlanEntry
 from dataplane.policy.endpoints import BackendSets, Candidate, backend_sets
 from dataplane.policy.node import NodeConfig
 
 _MANY = 1000
-"""Services in one update from which on it is a load: nobody reads its changes in order, and much memory is taken."""
+"""Objects in one update from which on it is a load: nobody reads its changes in order, and much memory is taken."""
 
-_NO_SLICES: dict[str, EndpointSlice] = {}
+_Dirty = dict[ServiceId, None]
+"""Services to plan anew. A dict for its order: they are visited as they came, which is how they lie in memory."""
+
+_name = attrgetter("name")
 
 
-def has_frontends(service: Service) -> bool:
-    """Whether hotplane serves this Service at all: not headless, not ExternalName, not another proxy's."""
-    return not (service.headless or service.proxied_elsewhere or service.type is ServiceType.EXTERNAL_NAME)
+def _bulk(count: int) -> contextlib.AbstractContextManager[None]:
+    """What `count` objects are worked on in."""
+    return no_garbage_collection(keep=True) if count >= _MANY else contextlib.nullcontext()
 
 
 class Planner:
@@ -46,7 +46,7 @@ class Planner:
         self.plan = Plan(node=node)
         self.problems: dict[ObjectRef, tuple[Problem, ...]] = {}
         self._services: dict[ServiceId, Service] = {}
-        self._slices: defaultdict[ServiceId, dict[str, EndpointSlice]] = defaultdict(dict)
+        self._slices: dict[ServiceId, tuple[EndpointSlice, ...]] = {}  # sorted by name
         self._slice_owner: dict[tuple[str, str], ServiceId] = {}
         self._service_cidrs: dict[str, ServiceCIDR] = {}
         self._entry_keys: dict[ServiceId, tuple[EntryKey, ...]] = {}
@@ -59,15 +59,16 @@ class Planner:
         deleted without complaint. A Node is accepted and has no effect here: what it says about this node is part
         of the NodeConfig.
         """
-        dirty: set[ServiceId] = set()
+        objects = list(upserts)
         service_cidrs = self.plan.service_cidrs
-        for ref in deletes:
-            self._forget(ref, dirty)
-        for item in upserts:
-            self._remember(item, dirty)
-        with no_garbage_collection(keep=True) if len(dirty) >= _MANY else contextlib.nullcontext():
+        with _bulk(len(objects)):
+            dirty: _Dirty = {}
+            for ref in deletes:
+                self._forget(ref, dirty)
+            for item in objects:
+                self._remember(item, dirty)
             entries, health = self._replan(dirty)
-        self.plan.service_cidrs = tuple(sorted({c for o in self._service_cidrs.values() for c in o.cidrs}))
+            self.plan.service_cidrs = tuple(sorted({c for o in self._service_cidrs.values() for c in o.cidrs}))
         return PlanChange(
             entries=entries,
             service_cidrs=self.plan.service_cidrs if self.plan.service_cidrs != service_cidrs else None,
@@ -79,7 +80,8 @@ class Planner:
         if node == self.plan.node:
             return PlanChange()
         self.plan.node = node
-        entries, health = self._replan(set(self._services))
+        with _bulk(len(self._services)):
+            entries, health = self._replan(dict.fromkeys(self._services))
         return PlanChange(entries=entries, node=node, health_checks=health or None)
 
     def service(self, namespace: str, name: str) -> Service | None:
@@ -92,25 +94,22 @@ class Planner:
 
     def candidates(self, key: EntryKey) -> list[Candidate]:
         """Every endpoint of a Service port in one family, whatever its condition, in the order of the slices' names."""
-        slices = self._slices.get((key.namespace, key.name), _NO_SLICES)
         found: list[Candidate] = []
-        for name in sorted(slices) if len(slices) > 1 else slices:
-            piece = slices[name]
-            if piece.family is not key.family:
-                continue
-            for port in piece.ports:
-                if port.name == key.port and port.protocol is key.protocol:
-                    number = port.port
-                    found.extend([(endpoint, number) for endpoint in piece.endpoints])
+        for piece in self._slices.get((key.namespace, key.name), ()):
+            if piece.family is key.family:
+                for port in piece.ports:
+                    if port.name == key.port and port.protocol is key.protocol:
+                        number = port.port
+                        found += [(endpoint, number) for endpoint in piece.endpoints]
         return found
 
-    def _remember(self, item: ModelObject, dirty: set[ServiceId]) -> None:
+    def _remember(self, item: ModelObject, dirty: _Dirty) -> None:
         match item:
             case Service():
                 service_id = (item.namespace, item.name)
                 if self._services.get(service_id) != item:
                     self._services[service_id] = item
-                    dirty.add(service_id)
+                    dirty[service_id] = None
             case EndpointSlice():
                 self._remember_slice(item, dirty)
             case ServiceCIDR():
@@ -118,116 +117,113 @@ class Planner:
             case Node():
                 pass
 
-    def _remember_slice(self, item: EndpointSlice, dirty: set[ServiceId]) -> None:
+    def _remember_slice(self, item: EndpointSlice, dirty: _Dirty) -> None:
         owner = (item.namespace, item.service)
-        if self._slices.get(owner, _NO_SLICES).get(item.name) == item:
+        if item in self._slices.get(owner, ()):
             return
-        self._forget_slice((item.namespace, item.name), dirty)
+        slice_id = (item.namespace, item.name)
+        self._forget_slice(slice_id, dirty)
         # A slice without the service-name label, or of a headless Service, serves no frontend.
         if item.service and not item.headless:
-            self._slices[owner][item.name] = item
-            self._slice_owner[(item.namespace, item.name)] = owner
-            dirty.add(owner)
+            others = self._slices.get(owner)
+            self._slices[owner] = tuple(sorted((*others, item), key=_name)) if others else (item,)
+            self._slice_owner[slice_id] = owner
+            dirty[owner] = None
 
-    def _forget(self, ref: ObjectRef, dirty: set[ServiceId]) -> None:
+    def _forget(self, ref: ObjectRef, dirty: _Dirty) -> None:
         object_id = (ref.namespace, ref.name)
         match ref.kind:
             case "Service":
                 if self._services.pop(object_id, None) is not None:
-                    dirty.add(object_id)
+                    dirty[object_id] = None
             case "EndpointSlice":
                 self._forget_slice(object_id, dirty)
             case "ServiceCIDR":
                 self._service_cidrs.pop(ref.name, None)
 
-    def _forget_slice(self, slice_id: tuple[str, str], dirty: set[ServiceId]) -> None:
+    def _forget_slice(self, slice_id: tuple[str, str], dirty: _Dirty) -> None:
         owner = self._slice_owner.pop(slice_id, None)
         if owner is not None:
-            del self._slices[owner][slice_id[1]]
-            if not self._slices[owner]:
-                del self._slices[owner]
-            dirty.add(owner)
+            rest = tuple(piece for piece in self._slices.pop(owner) if piece.name != slice_id[1])
+            if rest:
+                self._slices[owner] = rest
+            dirty[owner] = None
 
-    def _replan(
-        self, dirty: set[ServiceId]
-    ) -> tuple[tuple[EntryChange, ...], dict[tuple[str, str], HealthCheck | None]]:
+    def _replan(self, dirty: _Dirty) -> tuple[tuple[EntryChange, ...], dict[ServiceId, HealthCheck | None]]:
         """Plan the given Services anew, and those that win or lose a frontend by it."""
-        ports: dict[ServiceId, dict[EntryKey, list[tuple[FrontendKind, FrontendKey]]]] = {}
+        ports: dict[ServiceId, dict[EntryKey, list[Way]]] = {}
         affected: set[ServiceId] = set()
         for service_id in dirty:
             service = self._services.get(service_id)
-            ports[service_id] = _wanted(service)
-            keys = frozenset(key for wanted in ports[service_id].values() for _, key in wanted)
-            affected |= self._claims.replace(service_id, claim_of(service) if service and keys else None, keys)
-        for service_id in affected - dirty:
-            ports[service_id] = _wanted(self._services.get(service_id))
+            if service is None:
+                ports[service_id] = {}
+                affected |= self._claims.replace(service_id, None, ())
+                continue
+            ports[service_id] = wanted = ways_in(service)
+            keys = tuple([key for ways in wanted.values() for _, key in ways])
+            affected |= self._claims.replace(service_id, claim_of(service), keys)
+        for service_id in affected.difference(ports):
+            ports[service_id] = ways_in(self._services[service_id])
         changes: list[EntryChange] = []
-        health: dict[tuple[str, str], HealthCheck | None] = {}
+        health: dict[ServiceId, HealthCheck | None] = {}
         for service_id in sorted(ports) if len(ports) < _MANY else ports:
-            changes.extend(self._replan_service(service_id, ports[service_id]))
+            self._replan_service(service_id, ports[service_id], changes)
             self._replan_health(service_id, health)
         return tuple(changes), health
 
     def _replan_service(
-        self, service_id: ServiceId, ports: dict[EntryKey, list[tuple[FrontendKind, FrontendKey]]]
-    ) -> list[EntryChange]:
-        service = self._services.get(service_id)
-        entries: dict[EntryKey, PlanEntry] = {}
-        problems: list[Problem] = []
-        for entry_key, wanted in ports.items():
-            assert service is not None, "only an existing Service wants frontends"
-            won = [(kind, key) for kind, key in wanted if self._wins(service_id, kind, key, service, problems)]
-            sets = backend_sets(self.candidates(entry_key), self.plan.node)
-            entries[entry_key] = PlanEntry(
-                key=entry_key,
-                cluster=sets.cluster,
-                local=sets.local,
-                frontends=make_frontends(service, sets, entry_key.family, won, self.plan.node),
-                affinity_seconds=service.affinity_seconds,
-                internal_local=service.internal_local,
-                external_local=service.external_local,
-            )
-        return self._store(service_id, entries, problems)
-
-    def _store(
-        self, service_id: ServiceId, entries: dict[EntryKey, PlanEntry], problems: list[Problem]
-    ) -> list[EntryChange]:
-        ref = ObjectRef("Service", *service_id)
-        if problems:
-            self.problems[ref] = tuple(problems)
-        else:
-            self.problems.pop(ref, None)
+        self, service_id: ServiceId, ports: dict[EntryKey, list[Way]], changes: list[EntryChange]
+    ) -> None:
         current = self.plan.entries
-        changes: list[EntryChange] = []
         for key in self._entry_keys.pop(service_id, ()):
-            if key not in entries:
+            if key not in ports:
                 changes.append(EntryChange(current.pop(key), None))
-        for key, entry in entries.items():
-            old = current.get(key)
+        problems: list[Problem] = []
+        for key, wanted in ports.items():
+            entry, old = self._entry(key, self._services[service_id], wanted, problems), current.get(key)
             if old != entry:
                 changes.append(EntryChange(old, entry))
                 current[key] = entry
-        if entries:
-            self._entry_keys[service_id] = tuple(entries)
-        return changes
+        if ports:
+            self._entry_keys[service_id] = tuple(ports)
+        if problems or self.problems:
+            self._report(ObjectRef("Service", *service_id), tuple(problems))
 
-    def _wins(
-        self, service_id: ServiceId, kind: FrontendKind, key: FrontendKey, service: Service, problems: list[Problem]
-    ) -> bool:
+    def _entry(self, key: EntryKey, service: Service, wanted: list[Way], problems: list[Problem]) -> PlanEntry:
+        won = [way for way in wanted if self._wins(way, service, problems)]
+        sets = backend_sets(self.candidates(key), self.plan.node)
+        return PlanEntry(
+            key=key,
+            cluster=sets.cluster,
+            local=sets.local,
+            frontends=make_frontends(service, sets, key.family, won, self.plan.node),
+            affinity_seconds=service.affinity_seconds,
+            internal_local=service.internal_local,
+            external_local=service.external_local,
+        )
+
+    def _report(self, ref: ObjectRef, problems: tuple[Problem, ...]) -> None:
+        if problems:
+            self.problems[ref] = problems
+        else:
+            self.problems.pop(ref, None)
+
+    def _wins(self, way: Way, service: Service, problems: list[Problem]) -> bool:
+        kind, key = way
         winner = self._claims.winner(key)
-        if winner is None or winner.service == service_id:
+        if winner is None or winner.service == (service.namespace, service.name):
             return True
         problems.append(
             Problem(
                 service.ref,
                 f"{kind.value} {key}",
-                f"already taken by the older Service {winner.namespace}/{winner.name}; "
+                f"already taken by the older Service {'/'.join(winner.service)}; "
                 "this frontend is left out, give one of the two another address or port",
             )
         )
         return False
 
-    def _replan_health(self, service_id: ServiceId, health: dict[tuple[str, str], HealthCheck | None]) -> None:
+    def _replan_health(self, service_id: ServiceId, health: dict[ServiceId, HealthCheck | None]) -> None:
         service = self._services.get(service_id)
         old = self.plan.health_checks.get(service_id)
         new = None
@@ -247,31 +243,9 @@ class Planner:
         return len(
             {
                 endpoint.address
-                for piece in self._slices.get((service.namespace, service.name), _NO_SLICES).values()
+                for piece in self._slices.get((service.namespace, service.name), ())
                 if piece.family is family
                 for endpoint in piece.endpoints
                 if endpoint.ready and self.plan.node.name and endpoint.node == self.plan.node.name
             }
         )
-
-
-def _entry_key(service: Service, port: ServicePortSpec, family: Family) -> EntryKey:
-    return EntryKey(service.namespace, service.name, port.name, port.protocol, family)
-
-
-def _wanted(service: Service | None) -> dict[EntryKey, list[tuple[FrontendKind, FrontendKey]]]:
-    """What each port of a Service wants to be reached by; empty for a Service that is gone or has no frontends.
-
-    Two ports of one Service that name one frontend (a node port given twice): the first port has it.
-    """
-    if service is None or not has_frontends(service):
-        return {}
-    wanted: dict[EntryKey, list[tuple[FrontendKind, FrontendKey]]] = {}
-    taken: set[FrontendKey] = set()
-    for family in service_families(service):
-        for port in service.ports:
-            keys = [way for way in addresses(service, port, family) if way[1] not in taken]
-            taken.update(key for _, key in keys)
-            if keys:
-                wanted[_entry_key(service, port, family)] = keys
-    return wanted

@@ -1,6 +1,7 @@
 """This node, as policy sees it: who it is, which sources count as pods, and what the chosen mode promises."""
 
 import enum
+from functools import cache
 
 import msgspec
 
@@ -14,6 +15,12 @@ class Source(enum.Enum):
     POD = "pod"
     NODE = "node"
     OUTSIDE = "outside"
+
+
+@cache
+def _families(cidrs: tuple[str, ...]) -> frozenset[Family]:
+    """The families of CIDRs; asked for each frontend, of one tuple."""
+    return frozenset(map(family_of, cidrs))
 
 
 class LocalDetector(msgspec.Struct, frozen=True):
@@ -30,7 +37,7 @@ class LocalDetector(msgspec.Struct, frozen=True):
 
     def implemented(self, family: Family) -> bool:
         """Whether pods of this family can be recognised at all."""
-        return bool(self.interface) or any(family_of(c) is family for c in self.cidrs)
+        return bool(self.interface) or family in _families(self.cidrs)
 
     def matches(self, source: str, interface: str = "") -> bool:
         """Whether a packet with this source address that came in by `interface` ("" = sent by this node) is a pod's."""

@@ -16,12 +16,14 @@ class Scope(enum.Enum):
 
     CLUSTER = "cluster"
     LOCAL = "local"
+    __hash__ = object.__hash__  # there is one object a member, and Enum's own hash is a call of Python code
 
 
 class Action(enum.Enum):
     FORWARD = "forward"
     REJECT = "reject"
     DROP = "drop"
+    __hash__ = object.__hash__
 
 
 class Route(NamedTuple):

@@ -161,6 +161,8 @@ enum reason {
     REASON_LEFT_TO_TC,  /* XDP chose a backend and left the packet to tc */
     /* answered */
     REASON_TOO_BIG, /* too big for the way out: answered with an ICMP error */
+    /* passed on untouched, found last */
+    REASON_REMOTE_POD, /* a pod of another node keeps its address: the slow path knows which of its ports are free */
     REASON_COUNT,
 };
 

@@ -46,6 +46,13 @@ INLINE __u32 flow_flags(const struct node *node, const struct selection *chosen,
     return flags;
 }
 
+/* Whether a client's own address and port are its alone. A pod of another node was translated there when it asked for
+ * other frontends, and such flows pass here addressed to the endpoint: only connection tracking has seen them. Where no
+ * CIDR tells, pods of other nodes are strangers. */
+INLINE int port_is_free(const struct arrival *arrival, __u32 source, __u32 flow_flags) {
+    return source != SOURCE_POD || (flow_flags & FLOW_SNAT) || (device_flags(arrival->ifindex) & DEVICE_POD);
+}
+
 /* Choose a backend for the first packet of a flow and store the flow. REASON_NEW_FLOW: *found is what to do with the
  * packet. Anything else: the packet is passed on, nothing was stored. */
 INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packet, __u32 *service,
@@ -79,6 +86,8 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
     if (reason != REASON_NONE)
         return reason;
     scratch->forward.flags = flow_flags(node, chosen, &tuple->source);
+    if (!port_is_free(arrival, client.source, scratch->forward.flags))
+        return REASON_REMOTE_POD;
     if (arrival->hook == HOOK_XDP)
         scratch->forward.flags |= FLOW_BY_XDP;
     copy_address(&scratch->forward.destination, &chosen->address);

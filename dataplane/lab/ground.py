@@ -12,8 +12,8 @@ from dataplane.oracle.decide import Oracle
 class Keeps(enum.Enum):
     """Clients whose address the ebpf mode leaves alone, without parity to kube-proxy, where the policy masquerades.
 
-    LOCAL: those whose backend runs on the deciding node (packet programs). PODS: pods of the deciding node
-    (connect-time balancing).
+    LOCAL: those whose backend runs on the deciding node, unless they are pods of another (packet programs). PODS: pods
+    of the deciding node (connect-time balancing).
     """
 
     LOCAL = "local"

@@ -69,8 +69,9 @@ class Judge:
     The ebpf mode differs, as it means to: a pod that is pointed at itself when it connects talks to itself directly, so
     its own address is as right there as the node's. And without parity to kube-proxy clients keep their address where
     the policy masquerades: behind packet programs towards backends on the deciding node, and pods that are balanced
-    when they connect towards every backend, since the backends' answers go to pods directly anyway. Not so those that
-    fall back to the slow path, of which there are at most as many as the programs counted (`most_fallbacks`).
+    when they connect towards every backend, since the backends' answers go to pods directly anyway. Not so pods of
+    other nodes, which the packet programs leave to the slow path, and those that fall back to it, of which there are at
+    most as many as the programs counted (`most_fallbacks`).
     """
 
     def __init__(self, lab: Ground, mode: str, keeps: frozenset[Keeps] = frozenset(), most_fallbacks: int = 0) -> None:
@@ -151,7 +152,9 @@ class Judge:
         pod = self._pods[backend.address]
         if Keeps.PODS in self._keeps and self._nodes.get(cell.place) == cell.decides:
             return False
-        if Keeps.LOCAL in self._keeps and pod.node == cell.decides and cell.place not in (pod.name, cell.decides):
+        no_remote_pod = self._nodes.get(cell.place, cell.decides) == cell.decides
+        others = cell.place not in (pod.name, cell.decides)
+        if Keeps.LOCAL in self._keeps and pod.node == cell.decides and no_remote_pod and others:
             return False
         return decision.masquerades(backend)
 

@@ -1,12 +1,14 @@
 """What a Service does over time, in every mode, with real sockets: affinity, stale UDP, ports that differ by slice."""
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 
 import pytest
 from msgspec.structs import replace
 
+from dataplane.kernel.netns import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.probe import Outcome, Probe
 from dataplane.lab.proxy import LabProxy
@@ -135,6 +137,36 @@ def test_established_tcp_stays_when_other_endpoints_change(lab: Lab, proxy: LabP
     proxy.update(endpoints(lab, "pod1-1", "pod1-2"))
     (result,) = lab.probe(CLIENT, replace(probe, count=20))
     assert all(len(attempt.servers) == 2 and len(set(attempt.servers)) == 1 for attempt in result.attempts)
+
+
+def connection(lab: Lab, family: Family, place: str, source_port: int, address: str, port: int) -> socket.socket:
+    """A TCP connection from this port, which others may be using too."""
+    with netns(lab.place(place).netns):
+        door = socket.socket(family.socket_family, socket.SOCK_STREAM)
+    door.settimeout(5)
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    door.bind((lab.place(place).addresses[family], source_port))
+    door.connect((address, port))
+    return door
+
+
+@FAMILIES
+@pytest.mark.parametrize("first", ["own node", "other node"])
+def test_two_nodes_point_one_source_port_at_one_endpoint(lab: Lab, proxy: LabProxy, family: Family, first: str) -> None:
+    """A pod's connections to a clusterIP, which its own node translates, and to another node's port, from one source
+    port: neither node masquerades, so the endpoint would see them as one."""
+    proxy.update([service(node_port=30077, external_local=True), *endpoints(lab, "pod1-1")])
+    ways = {"own node": (VIP[family], 80), "other node": (lab.nodes[0].addresses[family], 30077)}
+    order = sorted(ways, key=lambda way: way != first)
+    source_port = 20000 + 1000 * MODES.index(proxy.mode) + 10 * list(Family).index(family) + order.index("own node")
+    doors = [connection(lab, family, "pod2-1", source_port, *ways[way]) for way in order]
+    try:
+        for door in [*doors, *doors]:
+            door.sendall(b"?\n")
+            assert b"pod1-1" in door.recv(4096)
+    finally:
+        for door in doors:
+            door.close()
 
 
 @FAMILIES

@@ -194,6 +194,36 @@ def test_policy_local_chooses_local_endpoints_only(node: Bench, family: Family) 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_pod_of_another_node_keeps_its_address_by_the_slow_path_only(
+    node: Bench, run: Runner, family: Family
+) -> None:
+    """Its own node may use the same port towards the same endpoint. Where this node's address replaces its own there is
+    no such danger, nor for pods of this node, whose every flow the programs see."""
+    client, own, remote, pod, *_ = ADDRESSES[family]
+    here = entry(f"here-{family.name}", [pod], node_port=30096, family=family)
+    away = entry(f"away-{family.name}", [remote[:-1] + "9"], node_port=30097, family=family)
+    node.install(here, away)
+    try:
+        for who, port, reasons in (
+            (remote, 30096, {"remote_pod"}),
+            (remote, 30097, {"new_flow"}),
+            (client, 30096, {"new_flow", "left_to_tc"}),
+        ):
+            frame = node.frame(ip(family, who, own) / TCP(sport=4300, dport=port, flags="S"))
+            with node.counted() as counted:
+                out = run(frame)
+            assert {name.partition(":")[2] for name in counted} <= reasons, (who, port)
+            assert out.data == frame or "remote_pod" not in reasons
+        frame = node.frame(ip(family, pod, own) / TCP(sport=4300, dport=30097, flags="S"))
+        with node.counted() as counted:
+            node.tc(frame, pod=True)
+        assert counted == {"tc_ingress:new_flow": 1}
+    finally:
+        node.remove(here)
+        node.remove(away)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_affinity_lasts_for_its_time(node: Bench, run: Runner, family: Family) -> None:
     client, own, remote, *_ = ADDRESSES[family]
     separator = "." if family is Family.IPV4 else ":"

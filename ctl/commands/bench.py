@@ -122,10 +122,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(output: str) -> int:
-    from dataplane.bench.modes import MODES
+    from dataplane.bench.modes import LAB_MODES, MODES
     from dataplane.bench.scenarios import SCENARIOS
 
-    records = [{"kind": "mode", "name": m.name, "what": m.title} for m in MODES.values()]
+    records = [{"kind": "mode", "name": name, "what": MODES[name].title} for name in LAB_MODES]
     records += [{"kind": "scenario", "name": s.name, "what": s.title} for s in SCENARIOS.values()]
     print_records(records, output, ("kind", "name", "what"))
     return 0

@@ -212,7 +212,7 @@ def _record(row: Row, *, noisy: bool) -> dict[str, object]:
         return quantity(figures[name].median, unit) if name in figures else ""
 
     unit = "CPU s/GB" if scenario.operation.startswith("iperf3") else "CPU s/M"
-    with_cpu = scenario.kind is Kind.DATA and scenario.operation != "program"
+    with_cpu = scenario.kind is Kind.DATA and scenario.operation != "program" and "cpu" in figures
     notes = ["noisy" if noisy else "", f"{len(row.main.outliers)} outliers" if row.main.outliers else ""]
     return {
         "scenario": scenario.name,

@@ -1,4 +1,4 @@
-"""Facts about the machine that a run took place on."""
+"""Facts about the machine that a run took place on; `python -m dataplane.bench.machine` prints them as JSON."""
 
 import importlib.metadata
 import os
@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+
+import msgspec
 
 from dataplane.bench.results import Machine
 
@@ -59,3 +61,7 @@ def facts(notes: Sequence[str] = ()) -> Machine:
         versions=_versions(),
         notes=tuple(notes),
     )
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(msgspec.json.encode(facts()) + b"\n")

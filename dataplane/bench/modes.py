@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 class Mode(NamedTuple):
     """A way for packets to reach a backend. plane: "" for those that balance nothing.
 
-    hooks: the eBPF plane's hooks. reference: the baseline, or a step between it and the planes."""
+    hooks: the eBPF plane's hooks. reference: the baseline, or a step between it and the planes. machines: measured
+    between machines only (bench.between), not in one machine's namespaces."""
 
     name: str
     title: str
     plane: str = ""
     hooks: tuple[str, ...] = ()
     reference: bool = False
+    machines: bool = False
 
 
 DIRECT = "direct"
@@ -41,17 +43,23 @@ MODES = {
         Mode("ebpf-connect", "eBPF at connect time", "ebpf", ("connect",)),
         Mode("ebpf-tc", "eBPF at tc", "ebpf", ("tc",)),
         Mode("ebpf-xdp", "eBPF at XDP and tc", "ebpf", ("tc", "xdp")),
+        Mode("ebpf", "eBPF with all its hooks", "ebpf", ("connect", "tc", "xdp"), machines=True),
+        Mode("ipvs", "what kube-proxy's ipvs mode does", "ipvs", machines=True),
     )
 }
 """`conntrack` shows what of a plane's cost is the kernel's connection tracking: one rule that uses it, nothing else."""
 
 
+LAB_MODES = tuple(name for name, mode in MODES.items() if not mode.machines)
+"""Those of one machine's namespaces."""
+
+
 def chosen(names: Sequence[str]) -> list[str]:
     """Modes by name, in the order of reports and always with the baseline. Raises UsageError naming those there are."""
-    unknown = [name for name in names if name not in MODES]
+    unknown = [name for name in names if name not in LAB_MODES]
     if unknown:
-        raise UsageError(f"--modes {','.join(unknown)}: there is no such mode; choose of {', '.join(MODES)}")
-    return [name for name in MODES if not names or name in names or name == DIRECT]
+        raise UsageError(f"--modes {','.join(unknown)}: there is no such mode; choose of {', '.join(LAB_MODES)}")
+    return [name for name in LAB_MODES if not names or name in names or name == DIRECT]
 
 
 class TimedPlane:

@@ -12,7 +12,6 @@ import select
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +21,7 @@ import msgspec
 
 from dataplane.bench.agent import Request
 from dataplane.bench.generator import End, Generator, udp_frame
+from dataplane.bench.iperf import bulk
 from dataplane.bench.modes import CONNTRACK, MODES
 from dataplane.bench.native import Tool
 from dataplane.bench.objects import (
@@ -291,24 +291,10 @@ class Rig:
 
     def bulk(self, mode: str, streams: int, target: tuple[str, int], size: int) -> dict[str, float]:
         """Send `size` bytes in so many streams with iperf3; rate is bits a second as the server saw them."""
-        argv = ["iperf3", "-c", target[0], "-p", str(target[1]), "-P", str(streams), "-n", str(size), "-J"]
-        for attempt in range(5):
-            done = self.lab.run(self.nodes[mode].pods[1], pinned(0, argv), check=False)
-            report: dict[str, Any] = json.loads(done.stdout) if done.stdout else {"error": done.stderr.strip()}
-            if "busy" not in report.get("error", ""):
-                break
-            time.sleep(0.1 * (attempt + 1))  # the server is not yet through with the run before
-        if "error" in report:
-            raise LabError(f"iperf3 to {target[0]} port {target[1]} in {mode} mode: {report['error']}")
-        end = report["end"]
-        received = end["sum_received"]
-        return {
-            "rate": received["bits_per_second"],
-            "seconds": received["seconds"],
-            "operations": received["bytes"] / 1e9,
-            "failures": 0.0,
-            "retransmits": float(end["sum_sent"].get("retransmits", 0)),
-        }
+        what = f"iperf3 to {target[0]} port {target[1]} in {mode} mode"
+        client = self.nodes[mode].pods[1]
+        limit = ["-P", str(streams), "-n", str(size)]
+        return bulk(lambda argv: self.lab.run(client, pinned(0, argv), check=False), target, limit, what)
 
     def close(self) -> None:
         """Take everything down; the planes clean up first, since what eBPF pins outlives a namespace."""

@@ -79,10 +79,10 @@ def all_keys(settings: Settings) -> Iterator[CellKey]:
                 yield CellKey(mode, scenario.name, services, "", number)
         for mode, scenario, position in data_cells(settings, services):
             for number in range(1, rounds_of(settings, scenario, services) + 1):
-                yield _data_key(mode, scenario, services, position, number)
+                yield data_key(mode, scenario, services, position, number)
 
 
-def _data_key(mode: str, scenario: Scenario, services: int, position: Position, number: int) -> CellKey:
+def data_key(mode: str, scenario: Scenario, services: int, position: Position, number: int) -> CellKey:
     """Node ports and pods do not have a position among the Services."""
     where = position.value if scenario.way is Way.CLUSTER_IP else ""
     return CellKey(mode, scenario.name, services, where, number)
@@ -209,7 +209,7 @@ class Runner:
         for number in range(max(rounds.values(), default=0) + 1):
             self._random.shuffle(cells)
             for mode, scenario, position in cells:
-                key = _data_key(mode, scenario, services, position, number)
+                key = data_key(mode, scenario, services, position, number)
                 if number and key in self._left:
                     self._record(key, lambda key=key, p=position: self._packets(key, p))  # type: ignore[misc]
                 elif not number and any(key._replace(round=n + 1) in self._left for n in range(rounds[scenario.name])):

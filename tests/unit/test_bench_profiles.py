@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dataplane.bench.modes import MODES
+from dataplane.bench.modes import LAB_MODES
 from dataplane.bench.pace import Pace, duration, expected, run_seconds
 from dataplane.bench.profiles import PROFILES, Settings, Wishes, settings, stages
 from dataplane.bench.run import all_keys, data_modes, plane_modes
@@ -26,7 +26,7 @@ def test_every_profile_measures_each_cell_once_in_every_mode(profile: str) -> No
     keys = list(all_keys(chosen))
     assert len(keys) == len(set(keys))
     assert {key.scenario for key in keys} == set(chosen.scenarios)
-    assert {key.mode for key in keys} == set(chosen.modes) == set(MODES)
+    assert {key.mode for key in keys} == set(chosen.modes) == set(LAB_MODES)
     assert {key.services for key in keys} == set(chosen.services)
 
 

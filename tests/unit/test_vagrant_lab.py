@@ -13,7 +13,7 @@ from dataplane.lab.spec import LabError, LabSpec, LabSpecError, PodLink, Routing
 from dataplane.lab.vagrant.machine import on_uplink
 from dataplane.lab.vagrant.machines import HOME, Machines
 from dataplane.lab.vagrant.proxies import VARIANTS
-from dataplane.lab.vagrant.report import Facts, Report, TableRun, markdown, write
+from dataplane.lab.vagrant.report import BenchRun, Facts, Report, TableRun, earlier, markdown, write
 from dataplane.lab.vagrant.settings import defaults, settings
 from dataplane.model.decode import decode
 from dataplane.model.net import Family, Protocol
@@ -135,15 +135,30 @@ def test_the_report_says_what_was_run(tmp_path: Path) -> None:
     bad = TableRun(
         "ebpf", 2, {"dnat": 2}, ["cell: wanted x, saw y"], 1.0, 2.0, {"tc:flow": 3}, ["node1: no XDP"], {"ipv4": 2}
     )
-    report = Report(facts, [good, bad], "fast")
+    report = Report(facts, [good, bad], BenchRun("## Fast", msgspec.Raw(b'{"cells": []}')))
     text = markdown(report)
     assert "| mode | ipv4 cells | ipv6 cells | disagree with the oracle | load, s | probes, s |" in text
     assert "| nftables | 3 | 2 | 0 | 1 | 3 |" in text
     assert "| ebpf | 2 | 0 | 1 | 1 | 2 |" in text
     assert good.line().startswith("nftables: 3 ipv4 and 2 ipv6 cells (5 dnat)")
-    assert all(word in text for word in ("wanted x, saw y", "node1: no XDP", "tc:flow 3", "fast", "Linux 6.12"))
+    assert all(word in text for word in ("wanted x, saw y", "node1: no XDP", "tc:flow 3", "## Fast", "Linux 6.12"))
     assert "as the oracle says" in good.line()
     assert "1 DISAGREE" in bad.line()
     write(report, tmp_path)
-    assert msgspec.json.decode((tmp_path / "report.json").read_bytes(), type=Report) == report
     assert (tmp_path / "report.md").read_text() == text
+    found = earlier(tmp_path, facts)
+    assert found.table == [good, bad]
+    assert found.benchmark
+    assert msgspec.json.decode(found.benchmark.results) == {"cells": []}
+
+
+def test_a_report_of_other_machines_is_not_gone_on_with(tmp_path: Path) -> None:
+    facts = Facts("6.12", "Debian", "nft v1", "iptables v1", "qemu", "box", "qemu", LabSpec())
+    run = TableRun("nftables", 5, {"dnat": 5}, [], 1.4, 2.6, {}, [])
+    assert earlier(tmp_path / "new", facts) == Report(facts)
+    write(Report(facts, [run]), tmp_path)
+    other = replace(facts, spec=LabSpec(routing=Routing.VXLAN))
+    assert earlier(tmp_path, other) == Report(other)
+    (tmp_path / "report.json").write_text('{"facts": 1}')
+    with pytest.raises(LabError, match=r"report\.json"):
+        earlier(tmp_path, facts)

@@ -23,6 +23,8 @@ STYLE = {
     "ebpf-connect": ("#009e73", "D", "-"),
     "ebpf-tc": ("#cc79a7", "P", "-"),
     "ebpf-xdp": ("#e69f00", "X", "-"),
+    "ebpf": ("#56b4e9", "h", "-"),
+    "ipvs": ("#b8a800", "<", "-"),
 }
 """Okabe and Ito's colours, which all kinds of colour blindness tell apart."""
 NARROW, WIDE = (6.6, 4.5), (13.6, 4.7)

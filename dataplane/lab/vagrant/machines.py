@@ -25,8 +25,8 @@ class Machines(Places):
 
     home = HOME
     """Where hotplane is on the machines."""
-    scratch = "/run"
-    """Where files may be put on them."""
+    scratch = "/root"
+    """Where files may be put on them, programs too."""
 
     def __init__(self, spec: LabSpec, ssh_config: Path) -> None:
         super().__init__(spec)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from dataplane.lab.spec import LabSpec
+from dataplane.lab.spec import LabError, LabSpec
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -47,12 +47,19 @@ class TableRun(msgspec.Struct, frozen=True):
         return f"{self.variant}: {cells} cells ({verdicts}): {result}; {times}"
 
 
+class BenchRun(msgspec.Struct, frozen=True):
+    """The benchmark between the machines. page: its part of the page. results: raw, see bench.results.Results."""
+
+    page: str
+    results: msgspec.Raw
+
+
 class Report(msgspec.Struct):
-    """Everything that was run. bench: what `hotplane bench` printed."""
+    """Everything that was run, of one kind each the last."""
 
     facts: Facts
     table: list[TableRun] = []
-    bench: str = ""
+    benchmark: BenchRun | None = None
 
 
 def about(facts: Facts) -> list[str]:
@@ -86,9 +93,25 @@ def markdown(report: Report) -> str:
         if run.counters:
             most = sorted(run.counters.items(), key=lambda item: -item[1])
             lines += ["", f"{run.variant}, ways out of the programs: " + ", ".join(f"{w} {n}" for w, n in most)]
-    if report.bench:
-        lines += ["", "## hotplane bench, on node 1", "", "```", report.bench.rstrip(), "```"]
+    if report.benchmark:
+        lines += ["", report.benchmark.page.rstrip()]
     return "\n".join(lines) + "\n"
+
+
+def earlier(directory: Path, now: Facts) -> Report:
+    """What is in that directory already, of machines as they are `now`; makes the directory.
+
+    Raises OSError, LabError when what is there is no such report.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    stored = directory / "report.json"
+    if not stored.exists():
+        return Report(now)
+    try:
+        found = msgspec.json.decode(stored.read_bytes(), type=Report)
+    except msgspec.DecodeError as error:
+        raise LabError(f"{stored}: no report of this lab ({error}); remove it, or name another directory") from error
+    return found if found.facts == now else Report(now)
 
 
 def write(report: Report, directory: Path) -> None:

@@ -1,6 +1,6 @@
-"""The scenario table and the benchmark on the machines of the Vagrant lab, and one report of both.
+"""The scenario table on the machines of the Vagrant lab, and commands in its places.
 
-`python -m dataplane.lab.vagrant.run --ssh-config FILE table|bench|exec ...`; vagrant/lab calls it and says more.
+`python -m dataplane.lab.vagrant.run --ssh-config FILE table|exec ...`; vagrant/lab calls it and says more.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
+from msgspec.structs import replace
 
 from dataplane.errors import HotplaneError
 from dataplane.lab import table, verify
@@ -20,12 +20,11 @@ from dataplane.lab.spec import LabError
 from dataplane.lab.table import Cell
 from dataplane.lab.vagrant.machines import Machines
 from dataplane.lab.vagrant.proxies import VARIANTS, MachineProxies
-from dataplane.lab.vagrant.report import Facts, Report, TableRun, about, write
+from dataplane.lab.vagrant.report import Facts, Report, TableRun, about, earlier, write
 from dataplane.lab.vagrant.settings import Settings, settings
 from dataplane.model.net import Family
 
 _FAMILIES = {"ipv4": Family.IPV4, "ipv6": Family.IPV6}
-_BENCH_SECONDS = 6 * 3600.0
 _SHOWN = 20
 
 
@@ -98,21 +97,6 @@ def run_table(machines: Machines, report: Report, args: argparse.Namespace, slow
     return found
 
 
-def run_bench(machines: Machines, report: Report, directory: Path, arguments: Sequence[str]) -> None:
-    """`hotplane bench` on node 1, in namespaces on that machine's kernel; its results and its own report come back.
-
-    The nodes' network is not measured: a virtual switch of one host says nothing of a real one. Raises LabError.
-    """
-    node, where = machines.nodes[0].name, "/run/hotplane-bench.json"
-    started = time.monotonic()
-    own = ["bench", "--results", where, "--overwrite", *arguments]
-    done = machines.run(node, [f"{machines.home}/hotplane", *own], timeout=_BENCH_SECONDS)
-    results = machines.run(node, ["cat", where]).stdout
-    (directory / "bench.json").write_bytes(results)
-    report.bench = done.stdout.decode(errors="replace")
-    print(f"bench: {time.monotonic() - started:.0f} s")
-
-
 def _words(text: str, known: Sequence[str]) -> list[str]:
     words = text.split(",")
     for word in words:
@@ -122,16 +106,13 @@ def _words(text: str, known: Sequence[str]) -> list[str]:
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lab", description="The Vagrant lab's scenario table and benchmark.")
+    parser = argparse.ArgumentParser(prog="lab", description="The Vagrant lab's scenario table.")
     parser.add_argument("--ssh-config", type=Path, required=True, help="what `vagrant ssh-config` printed")
     actions = parser.add_subparsers(dest="what", required=True)
     table_parser = actions.add_parser("table")
-    bench = actions.add_parser("bench")
-    for sub in (table_parser, bench):
-        sub.add_argument("--report", type=Path, default=Path("vagrant-report"), metavar="DIR")
+    table_parser.add_argument("--report", type=Path, default=Path("vagrant-report"), metavar="DIR")
     table_parser.add_argument("--variants", type=lambda text: _words(text, list(VARIANTS)), default=list(VARIANTS))
     table_parser.add_argument("--families", type=lambda text: _words(text, list(_FAMILIES)), default=["ipv4"])
-    bench.add_argument("options", nargs=argparse.REMAINDER, help="of hotplane bench, after --")
     execute = actions.add_parser("exec")
     execute.add_argument("place")
     execute.add_argument("argv", nargs=argparse.REMAINDER)
@@ -142,20 +123,9 @@ def _after_dashes(words: Sequence[str]) -> list[str]:
     return list(words[1:] if words[:1] == ["--"] else words)
 
 
-def _measure(args: argparse.Namespace, machines: Machines, found: Settings) -> int:
-    args.report.mkdir(parents=True, exist_ok=True)
-    stored = args.report / "report.json"
-    report = Report(facts(machines, found))
-    if stored.exists():  # what the other action measured stays in it
-        earlier = msgspec.json.decode(stored.read_bytes(), type=Report)
-        report = Report(report.facts, [] if args.what == "table" else earlier.table, earlier.bench)
-    findings = 0
-    if args.what == "table":
-        findings = run_table(machines, report, args, found.slowness)
-    else:
-        run_bench(machines, report, args.report, _after_dashes(args.options))
-    write(report, args.report)
-    return 1 if findings else 0
+def _table(args: argparse.Namespace, machines: Machines, found: Settings) -> int:
+    report = replace(earlier(args.report, facts(machines, found)), table=[])
+    return 1 if run_table(machines, report, args, found.slowness) else 0
 
 
 def main() -> int:
@@ -166,7 +136,7 @@ def main() -> int:
         with Machines(found.spec, args.ssh_config) as machines:
             if args.what == "exec":
                 return subprocess.run(machines.command(args.place, _after_dashes(args.argv)), check=False).returncode
-            return _measure(args, machines, found)
+            return _table(args, machines, found)
     except (HotplaneError, OSError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,47 @@
+"""Bulk traffic by iperf3: one run of its client, and what the server says of it."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dataplane.lab.spec import LabError
+
+_ATTEMPTS, _PAUSE_SECONDS = 5, 0.1
+
+
+def bulk(
+    run: "Callable[[list[str]], subprocess.CompletedProcess[Any]]",
+    target: tuple[str, int],
+    limit: Sequence[str],
+    what: str,
+) -> dict[str, float]:
+    """Send to a server of iperf3's; rate is bits a second as that saw them, operations gigabytes.
+
+    run: runs a command where the client is, to its end. target: address and port. limit: iperf3's options for how
+    much. what: names the run in errors. Raises LabError when it fails.
+    """
+    argv = ["iperf3", "-c", target[0], "-p", str(target[1]), *limit, "-J"]
+    report: dict[str, Any] = {"error": "it was not run"}
+    for attempt in range(_ATTEMPTS):
+        done = run(argv)
+        report = json.loads(done.stdout) if done.stdout else {"error": _text(done.stderr).strip() or "it says nothing"}
+        if "busy" not in report.get("error", ""):
+            break
+        time.sleep(_PAUSE_SECONDS * (attempt + 1))  # the server is not yet through with the run before
+    if "error" in report:
+        raise LabError(f"{what}: {report['error']}")
+    end = report["end"]
+    received = end["sum_received"]
+    return {
+        "rate": received["bits_per_second"],
+        "seconds": received["seconds"],
+        "operations": received["bytes"] / 1e9,
+        "failures": 0.0,
+        "retransmits": float(end["sum_sent"].get("retransmits", 0)),
+    }
+
+
+def _text(words: str | bytes) -> str:
+    return words if isinstance(words, str) else words.decode(errors="replace")

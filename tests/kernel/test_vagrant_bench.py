@@ -1,0 +1,92 @@
+"""The benchmark between machines, all but ssh and the machines: real load, real rules, through the command line."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from dataplane.bench import site as site_module
+from dataplane.bench.between import EXTENTS, settings
+from dataplane.bench.native import python_tool
+from dataplane.bench.profiles import Settings
+from dataplane.bench.results import read
+from dataplane.bench.scenarios import SCENARIOS
+from dataplane.bench.site import Site
+from dataplane.bench.vagrant import EMULATED, page, run
+from dataplane.kernel.netns import netns
+from dataplane.lab.lab import Lab
+from dataplane.lab.spec import LabSpec
+from dataplane.model.net import Family
+from tests.kernel.machines import Namespaces
+
+SCENARIO_NAMES = ("connect", "rr", "bulk1", "north-remote", "north-remote-rr")
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespaces]:
+    spec = LabSpec(name=f"w{os.getpid()}", nodes=2, pods=1, ipv6=True)
+    with Lab.up(spec) as lab, Namespaces(lab, tmp_path_factory.mktemp("machines")) as found:
+        yield found
+
+
+def wanted(machines: Namespaces, modes: tuple[str, ...], family: Family = Family.IPV4) -> Settings:
+    base = replace(EXTENTS["standard"], rounds=1, seconds=0.05, family=family)
+    return settings(base, machines.spec, modes, (3,))
+
+
+def left_behind(machines: Namespaces) -> str:
+    """Rules of the router that are the benchmark's, files, and listening servers."""
+    rules = machines.run("net", ["sh", "-c", "ip rule; ip -6 rule"]).stdout.decode()
+    found = [line for line in rules.splitlines() if line.startswith("50:")]
+    found += [path.name for path in Path(machines.scratch).glob("hotplane-load*")]
+    return "\n".join(found) + machines.run(machines.pods[1].name, ["ss", "-Hltn"]).stdout.decode()
+
+
+def test_every_mode_and_scenario_gives_figures(machines: Namespaces, tmp_path: Path) -> None:
+    with Site(machines, Family.IPV4, 1.0) as site:
+        chosen = wanted(machines, ("iptables", "nftables", "ebpf"))
+        results = run(site, chosen, tmp_path, "vagrant/lab bench", emulated=True)
+    assert {cell.key.mode for cell in results.cells} == {"direct", "iptables", "nftables", "ebpf"}
+    assert {cell.key.scenario for cell in results.cells} == set(SCENARIO_NAMES)
+    assert len(results.cells) == 4 * 5
+    assert [f"{cell.key}: {cell.error}" for cell in results.cells if cell.error] == []
+    assert all(cell.figures["rate"] > 0 for cell in results.cells)
+    assert (results.settings.load_tool, results.machine.kernel) == ("c", os.uname().release)
+    assert read(tmp_path / "bench.json") == results
+    assert not (tmp_path / "bench.json.journal").exists()
+    assert EMULATED in page(results)
+    assert not left_behind(machines)
+
+
+def test_ipv6_and_machines_that_cannot_run_what_is_compiled_here(
+    machines: Namespaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site_module, "load_tool", lambda: python_tool("no compiler"))
+    with Site(machines, Family.IPV6, 1.0) as site:
+        results = run(site, wanted(machines, ("nftables",), Family.IPV6), tmp_path, "vagrant/lab bench", emulated=False)
+    assert [f"{cell.key}: {cell.error}" for cell in results.cells if cell.error] == []
+    assert len(results.cells) == 2 * 5
+    assert results.settings.load_tool == "python"
+    assert "no compiler" in results.machine.notes
+    assert EMULATED not in page(results)
+
+
+def test_direct_from_outside_goes_the_way_of_the_node_port(machines: Namespaces) -> None:
+    """Node 1 forwards it: with forwarding off there, nothing comes back."""
+    chosen = wanted(machines, ())
+    with Site(machines, Family.IPV4, 1.0) as site, netns(machines.nodes[0].netns):
+        assert site.measure("direct", SCENARIOS["north-remote"], 3, chosen)["operations"] > 0
+        subprocess.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"], check=True)
+        try:
+            assert not site.measure("direct", SCENARIOS["north-remote"], 3, chosen)["operations"]
+        finally:
+            subprocess.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"], check=True)
+
+
+def test_a_mode_without_rules_has_no_figures(machines: Namespaces) -> None:
+    with Site(machines, Family.IPV4, 1.0) as site:
+        found = site.measure("nftables", SCENARIOS["connect"], 3, wanted(machines, ()))
+    assert not found["operations"]

@@ -5,6 +5,7 @@ A thin layer on pyroute2: devices by name, either family by the text of an addre
 
 import ctypes
 import fcntl
+import os
 import socket
 import struct
 from collections.abc import Callable
@@ -78,14 +79,15 @@ class Links:
     def add_bridge(self, device: str, mtu: int) -> None:
         """A bridge that forwards at once (no spanning tree, no multicast snooping), up."""
         self._do(f"add bridge {device}", self._ipr.link, "add", ifname=device, kind="bridge", mtu=mtu,
-                 br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0)  # fmt: skip
+                 address=_new_mac(), br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0)  # fmt: skip
         self.up(device)
 
     def add_veth(self, device: str, peer: "Links", peer_device: str, mtu: int) -> None:
         """A veth pair: one end here, the other in `peer`'s namespace; both up."""
         with open(netns.NETNS_DIR / peer.namespace) as target:
-            other = {"ifname": peer_device, "net_ns_fd": target.fileno(), "mtu": mtu}
-            self._do(f"add veth {device}", self._ipr.link, "add", ifname=device, kind="veth", mtu=mtu, peer=other)
+            other = {"ifname": peer_device, "net_ns_fd": target.fileno(), "mtu": mtu, "address": _new_mac()}
+            self._do(f"add veth {device}", self._ipr.link, "add", ifname=device, kind="veth", mtu=mtu,
+                     address=_new_mac(), peer=other)  # fmt: skip
         self.up(device)
         peer.up(peer_device)
 
@@ -176,6 +178,13 @@ class Links:
         with netns.netns(self.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
             request = _interface_request(device, buffer)
             fcntl.ioctl(door, _SIOCETHTOOL, request)
+
+
+def _new_mac() -> str:
+    """A random unicast address of local administration. systemd's udevd gives a device another address some time after
+    it came when the kernel chose the first one, and leaves alone what was asked for."""
+    first, *others = os.urandom(6)
+    return ":".join(f"{byte:02x}" for byte in (first & 0xFC | 0x02, *others))
 
 
 def _interface_request(device: str, buffer: bytearray) -> bytes:

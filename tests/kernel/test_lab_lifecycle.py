@@ -18,6 +18,7 @@ from dataplane.lab.probe import Outcome, Probe
 from dataplane.lab.spec import LabError, LabSpec, PodLink, Routing, owns_namespace
 from dataplane.model.net import Family, Protocol
 
+NET_ADDR_SET = 3
 PORT = 8080
 PATIENCE = 10.0
 
@@ -269,3 +270,19 @@ def test_cgroup_hierarchy_is_mounted_for_the_lab_where_nobody_did(name: str) -> 
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [f"0::/{CGROUP_PREFIX}{name}/node1"]
     assert traces(name) == []
+
+
+@pytest.mark.parametrize("pod_link", PodLink)
+def test_hardware_addresses_are_the_labs_own_choice(name: str, pod_link: PodLink) -> None:
+    """udevd changes those that the kernel chose (NET_ADDR_RANDOM) later on, and neighbours would know a wrong one."""
+    with Lab.up(LabSpec(name=name, nodes=1, pods=1, pod_link=pod_link, routing=Routing.VXLAN)) as lab:
+        found = {}
+        for place in lab.topology.places():
+            words = "cd /sys/class/net && grep -H . */addr_assign_type"
+            argv = ["ip", "netns", "exec", place.netns, "sh", "-c", words]
+            for line in subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines():
+                device, kind = line.split("/addr_assign_type:")
+                found[place.name, device] = int(kind)
+    made = {where: kind for where, kind in found.items() if where[1] not in ("lo", "sit0", "ip6tnl0", "tunl0")}
+    assert len(made) >= 6
+    assert set(made.values()) == {NET_ADDR_SET}, made

@@ -25,11 +25,14 @@ FORGET_SECONDS = 3600.0
 BURST, REFILL_SECONDS = 25.0, 300.0
 """Events about one object: so many at once, then one each 300 s (client-go's spam filter)."""
 
+MOST_NOTE, MOST_INSTANCE, MOST_NAME = 1024, 128, 253
+"""What the API server takes, in bytes (kube-apiserver's validation of Events)."""
+
 MOST_WAITING = 1000
 MOST_KNOWN = 2000
 MOST_A_SECOND = 5.0
 _VERSIONS = {"Service": "v1", "EndpointSlice": "discovery.k8s.io/v1", "Node": "v1"}
-_CONFLICT = 409
+_NOT_FOUND, _CONFLICT = 404, 409
 
 
 class _Key(NamedTuple):
@@ -65,7 +68,7 @@ class EventRecorder:
         """Say something about an object. reason: one CamelCase word; note: a sentence."""
         if self._api is None or ref.kind not in _VERSIONS:
             return
-        key, now = _Key(ref, reason, note[:1024]), self._clock()
+        key, now = _Key(ref, reason, _cut(note, MOST_NOTE)), self._clock()
         known = self._known.get(key)
         if known is not None and now - known.first < FORGET_SECONDS:
             known.count += 1
@@ -113,38 +116,53 @@ class EventRecorder:
         path = f"/apis/events.k8s.io/v1/namespaces/{key.ref.namespace or 'default'}/events"
         event = self._event(key)
         if not known.told:
-            try:
-                await api.post(path, msgspec.json.encode(event))
-                known.told = 1
-            except ApiStatus as refusal:
-                if refusal.code != _CONFLICT:  # there is one already, of a daemon that ran here before
-                    raise
-                known.count = max(known.count, 2)
+            await self._create(api, path, event, known)
         if known.count > known.told:
             series = {"count": known.count, "lastObservedTime": known.last or _micro_time()}
-            await api.patch(f"{path}/{event['metadata']['name']}", msgspec.json.encode({"series": series}))
+            try:
+                await api.patch(f"{path}/{event['metadata']['name']}", msgspec.json.encode({"series": series}))
+            except ApiStatus as refusal:
+                if refusal.code != _NOT_FOUND:  # this server keeps Events for less than an hour
+                    raise
+                await self._create(api, path, event | {"series": series}, known)
             known.told = known.count
+
+    @staticmethod
+    async def _create(api: Api, path: str, event: dict[str, Any], known: _Known) -> None:
+        try:
+            await api.post(path, msgspec.json.encode(event))
+            known.told = 1
+        except ApiStatus as refusal:
+            if refusal.code != _CONFLICT:  # there is one already, of a daemon that ran here before
+                raise
+            known.count = max(known.count, 2)
 
     def _event(self, key: _Key) -> dict[str, Any]:
         ref = key.ref
         regarding = {"apiVersion": _VERSIONS[ref.kind], "kind": ref.kind, "name": ref.name}
         said = "\0".join((self._node, *ref, key.reason, key.note))
+        digest = "." + hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
         return {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
             "metadata": {
-                "name": f"{ref.name}.{hashlib.blake2b(said.encode(), digest_size=8).hexdigest()}",
+                "name": _cut(ref.name, MOST_NAME - len(digest)).rstrip("-.") + digest,
                 "namespace": ref.namespace or "default",
             },
             "eventTime": _micro_time(),
             "reportingController": "hotplane",
-            "reportingInstance": f"hotplane-{self._node}",
+            "reportingInstance": _cut(f"hotplane-{self._node}", MOST_INSTANCE),
             "action": "Sync",
             "reason": key.reason,
             "note": key.note,
             "type": "Warning",
             "regarding": regarding | ({"namespace": ref.namespace} if ref.namespace else {}),
         }
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning of a text, at most so many bytes of UTF-8."""
+    return text.encode()[:most].decode(errors="ignore")
 
 
 def _micro_time() -> str:

@@ -18,6 +18,7 @@ from typing import Self, TypeVar
 import msgspec
 from aiohttp import web
 
+from tests.apiserver.events import validate_event, validate_series
 from tests.apiserver.store import PATHS, Event, Object, Refused, Store, selected
 
 _T = TypeVar("_T")
@@ -201,8 +202,10 @@ class ApiServer:
                 raise Refused(404, "NotFound", f'events.events.k8s.io "{name}" not found')
             if request.headers.get("Content-Type") != "application/merge-patch+json":
                 raise Refused(415, "UnsupportedMediaType", "this is a merge patch by another name")
+            validate_series(body["series"])
             written[name].update(body)
             return web.Response(body=b"{}", content_type="application/json")
+        validate_event(body)
         if body["metadata"]["name"] in written:
             raise Refused(409, "AlreadyExists", "there is one of that name")
         self._store.written.append(body)

@@ -32,12 +32,14 @@ class Clock:
         return self.now
 
 
-def record(server: ApiServer, scenario: Callable[[EventRecorder, Clock], Awaitable[None]]) -> list[dict[str, object]]:
+def record(
+    server: ApiServer, scenario: Callable[[EventRecorder, Clock], Awaitable[None]], node: str = "node1"
+) -> list[dict[str, object]]:
     """Run a scenario with a recorder; what the server holds once everything is written."""
 
     async def run() -> None:
         api, clock = Api(Cluster(server.url)), Clock()
-        recorder = EventRecorder(api, "node1", Log(out=io.StringIO()), clock)
+        recorder = EventRecorder(api, node, Log(out=io.StringIO()), clock)
         task = asyncio.create_task(recorder.run())
         await scenario(recorder, clock)
         await recorder.idle()
@@ -106,3 +108,39 @@ def test_one_object_cannot_cause_a_flood(server: ApiServer) -> None:
     notes = [event["note"] for event in record(server, scenario)]
     assert notes[-2:] == ["its own budget", "conflict 100"]
     assert len(notes) == BURST + 2
+
+
+@pytest.mark.parametrize(
+    ("ref", "note", "node"),
+    [
+        (REF, "spec.ports: " + "ä" * 1024, "node1"),
+        (ObjectRef("EndpointSlice", "shop", "a" * 253), "wrong", "node1"),
+        (ObjectRef("EndpointSlice", "shop", ("a" * 63 + ".") * 3 + "b" * 61), "wrong", "node1"),
+        (ObjectRef("EndpointSlice", "shop", "a" * 235 + "." + "b" * 17), "wrong", "node1"),
+        (ObjectRef("Node", "", "n" * 253), "wrong", "n" * 253),
+    ],
+    ids=["a note in other letters", "a long name", "a long name of parts", "cut at a dot", "a long node"],
+)
+def test_an_event_is_within_the_limits_of_the_api(server: ApiServer, ref: ObjectRef, note: str, node: str) -> None:
+    async def scenario(recorder: EventRecorder, clock: Clock) -> None:
+        recorder.warn(ref, "InvalidObject", note)
+
+    [event] = record(server, scenario, node)
+    assert isinstance(event["regarding"], dict)
+    assert event["regarding"]["name"] == ref.name, "what it is about is never cut"
+
+
+def test_an_event_that_went_early_is_written_anew(server: ApiServer) -> None:
+    """A server's --event-ttl may be shorter than an hour."""
+
+    async def scenario(recorder: EventRecorder, clock: Clock) -> None:
+        recorder.warn(REF, "InvalidObject", "spec.ports: wrong")
+        await recorder.idle()
+        server._call(server._store.written.clear)
+        clock.now += SERIES_SECONDS
+        recorder.warn(REF, "InvalidObject", "spec.ports: wrong")
+
+    [event] = record(server, scenario)
+    assert event["note"] == "spec.ports: wrong"
+    assert isinstance(event["series"], dict)
+    assert event["series"]["count"] == 2

@@ -10,7 +10,7 @@ import msgspec
 from dataplane.bench.modes import DIRECT, MODES
 from dataplane.bench.results import Cell, Results
 from dataplane.bench.scenarios import SCENARIOS, Kind, Scenario
-from dataplane.bench.stats import Estimate, Ratio, estimate, paired_ratio, ratio_of_medians
+from dataplane.bench.stats import Estimate, Ratio, estimate, paired_ratio
 
 NOISY_SPREAD = 0.10
 """Direct's own rounds may differ by this much (quartile distance / median) before nothing is concluded from medians."""
@@ -92,13 +92,6 @@ def between_scenarios(rounds: Rounds, key: GroupKey, other: GroupKey, figure: st
     if not common:
         return None
     return paired_ratio([mine[number] for number in common], [theirs[number] for number in common])
-
-
-def between_sizes(rounds: Rounds, key: GroupKey, services: int, figure: str) -> Ratio | None:
-    """Ratio of a figure at `key`'s number of Services to the one at `services` of them (always the last of them)."""
-    above = list(values(rounds.get(key, {}), figure).values())
-    below = list(values(rounds.get(key._replace(services=services), {}), figure).values())
-    return ratio_of_medians(above, below) if above and below else None
 
 
 def analyse(results: Results) -> Analysis:

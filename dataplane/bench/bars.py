@@ -13,7 +13,6 @@ from dataplane.bench.analyse import (
     against,
     analyse,
     between_scenarios,
-    between_sizes,
     by_group,
     values,
 )
@@ -124,18 +123,19 @@ def _connect_bars(rounds: Rounds, crowded: set[GroupKey]) -> Iterator[BarRow]:
     yield _ratio(
         row, against(rounds, GroupKey("nftables", "connect", SIZE, LAST), "iptables", "rate"), why, crowded=busy
     )
-    own = between_sizes(rounds, GroupKey(DIRECT, "connect", MOST, LAST), 1, "p99")
+    many = GroupKey(DIRECT, "connect", MOST, LAST)
+    one = many._replace(scenario="connect-alone", position="")
+    own = between_scenarios(rounds, many, one, "p99")
     for mode in ("nftables", *EBPF):
         row = BarRow(f"p99 connect latency, {MOST:,} Services / 1", mode, 1.10, False)
-        ratio = between_sizes(rounds, GroupKey(mode, "connect", MOST, LAST), 1, "p99")
-        both = {GroupKey(DIRECT, "connect", MOST, LAST), GroupKey(DIRECT, "connect", 1, LAST)}
+        ratio = between_scenarios(rounds, many._replace(mode=mode), one._replace(mode=mode), "p99")
         note = f"direct itself {own.value:.2f}" if own else ""
         yield _ratio(
             row,
             ratio,
-            f"connect at 1 and at {MOST:,} Services was not part of this run",
+            f"connect-alone beside {MOST:,} Services was not part of this run",
             note,
-            crowded=bool(both & crowded),
+            crowded=many in crowded,
         )
 
 

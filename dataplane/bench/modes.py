@@ -50,6 +50,14 @@ MODES = {
 """`conntrack` shows what of a plane's cost is the kernel's connection tracking: one rule that uses it, nothing else."""
 
 
+ALONE = "-alone"
+
+
+def alone(mode: str) -> str:
+    """Name of a mode's second node in the benchmark's lab, the one with a single Service."""
+    return mode + ALONE
+
+
 LAB_MODES = tuple(name for name, mode in MODES.items() if not mode.machines)
 """Those of one machine's namespaces."""
 

@@ -54,7 +54,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 _ALL = tuple(SCENARIOS)
-_FULL_ONLY = ("bulk4", "north-remote-rr")
+_FULL_ONLY = ("bulk4", "north-remote-rr", "connect-alone")
 PROFILES = {
     "quick": Settings(
         profile="quick", modes=(), scenarios=tuple(n for n in _ALL if n not in _FULL_ONLY), services=(1, 1000, 10000),
@@ -65,8 +65,8 @@ PROFILES = {
     ),
     "full": Settings(
         profile="full", modes=(), scenarios=_ALL, services=(1, 100, 1000, 5000, 10000, 30000),
-        fixed_services=(10000,), few_services=(1,), position_services=(10000,), bar_services=(1, 10000, 30000),
-        positions=tuple(Position), rounds=15, light_rounds=5, seconds=0.2, bulk_bytes=512 << 20,
+        fixed_services=(10000,), few_services=(1,), position_services=(10000,), bar_services=(10000, 30000),
+        positions=tuple(Position), rounds=31, light_rounds=5, seconds=0.15, bulk_bytes=256 << 20,
         control_rounds=3, light_control_rounds=1, changes=1000, change_seconds=1.5, rollout_seconds=1.5,
         slow_load_seconds=10.0, iptables_max=30000,
     ),
@@ -134,11 +134,9 @@ def _check(wishes: Wishes) -> None:
         raise UsageError(f"--rounds {wishes.rounds}: at least 1")
 
 
-def stages(settings: Settings) -> list[int]:
-    """Numbers of Services in the order in which they are measured: the fewest right before the most, because the two
-    are compared with each other and a machine changes over minutes."""
-    fewest, *others = settings.services
-    return [*others[:-1], fewest, *others[-1:]]
+def with_alone(settings: Settings) -> bool:
+    """Whether nodes with one Service are needed beside the others."""
+    return any(SCENARIOS[name].alone for name in settings.scenarios) and max(settings.services) > 1
 
 
 def positions_at(settings: Settings, services: int) -> tuple[Position, ...]:
@@ -150,6 +148,8 @@ def positions_at(settings: Settings, services: int) -> tuple[Position, ...]:
 
 def rounds_of(settings: Settings, scenario: Scenario, services: int) -> int:
     """Rounds of a scenario of packets, without the warm-up."""
+    if scenario.alone:
+        return settings.rounds
     there = settings.bar_services if scenario.sweep else settings.fixed_services
     return settings.rounds if scenario.bar and services in there else settings.light_rounds
 
@@ -161,4 +161,6 @@ def control_rounds_at(settings: Settings, services: int) -> int:
 
 def measured_at(settings: Settings, scenario: Scenario, services: int) -> bool:
     """Whether a scenario of packets is measured at this number of Services."""
+    if scenario.alone:
+        return services == max(settings.services) > 1
     return scenario.sweep or services in settings.fixed_services or (scenario.few and services in settings.few_services)

@@ -1,7 +1,8 @@
 """The lab that a benchmark runs in: a node for each mode, one more for remote backends, processes that send and serve.
 
-Each mode's node holds only that mode's rules, so all modes are there at the same time and can take turns. Pod 1 of a
-node serves, pod 2 is the client there; the outside client is the lab's own.
+Each mode's node holds only that mode's rules, so all modes are there at the same time and can take turns; where that
+is wanted a second one with a single Service (modes.alone). Pod 1 of a node serves, pod 2 is the client there; the
+outside client is the lab's own.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ import msgspec
 from dataplane.bench.agent import Request
 from dataplane.bench.generator import End, Generator, udp_frame
 from dataplane.bench.iperf import bulk
-from dataplane.bench.modes import CONNTRACK, MODES
+from dataplane.bench.modes import ALONE, CONNTRACK, MODES, Mode, alone
 from dataplane.bench.native import Tool
 from dataplane.bench.objects import (
     BULK_PORT,
@@ -34,7 +35,7 @@ from dataplane.bench.objects import (
     Backend,
     cluster_ip,
 )
-from dataplane.bench.profiles import Settings
+from dataplane.bench.profiles import Settings, with_alone
 from dataplane.bench.program import Way as PacketWay
 from dataplane.bench.scenarios import Position, Scenario, Way, index
 from dataplane.kernel import sysctl
@@ -119,17 +120,24 @@ class Helper:
             self.process.wait()
 
 
+def _mode(node: str) -> Mode:
+    return MODES[node.removesuffix(ALONE)]
+
+
 class Rig:
-    """The lab with everything in it; as a context manager it goes without a trace."""
+    """The lab with everything in it; as a context manager it goes without a trace. `mode` in its methods is a mode's
+    node: its name, or that of its node with one Service."""
 
     def __init__(self, name: str, settings: Settings, tool: Tool) -> None:
         self._tool, self._settings, self._family = tool, settings, settings.family
-        modes, ipv6 = settings.modes, settings.family is Family.IPV6
-        self.lab = Lab.up(LabSpec(name=name, nodes=len(modes) + 1, pods=2, routing=settings.routing, ipv6=ipv6))
+        names, ipv6 = list(settings.modes), settings.family is Family.IPV6
+        if with_alone(settings):
+            names += [alone(mode) for mode in settings.modes if MODES[mode].plane]
+        self.lab = Lab.up(LabSpec(name=name, nodes=len(names) + 1, pods=2, routing=settings.routing, ipv6=ipv6))
         self._clients: dict[str, Helper] = {}
         self._agents: dict[str, Helper] = {}
         try:
-            self.nodes: Mapping[str, Node] = dict(zip(modes, self.lab.nodes, strict=False))
+            self.nodes: Mapping[str, Node] = dict(zip(names, self.lab.nodes, strict=False))
             self.remote = self.lab.nodes[-1]
             self._start()
         except BaseException:
@@ -145,7 +153,7 @@ class Rig:
         for mode, node in self.nodes.items():
             self._clients[mode] = self._client(node.pods[1].name)
             self._take_frames(node)
-            if MODES[mode].reference:
+            if _mode(mode).reference:
                 self._through(node)
         if CONNTRACK in self.nodes:
             self.lab.run(self.nodes[CONNTRACK], ["nft", _TRACKED])
@@ -210,7 +218,7 @@ class Rig:
                 agent.close()
         node = self.nodes[mode]
         process = self.lab.python(
-            node, "dataplane.bench.agent", [self.lab.spec.name, node.name, mode],
+            node, "dataplane.bench.agent", [self.lab.spec.name, node.name, _mode(mode).name],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         self._agents[mode] = Helper(process, f"{node.name}: the control plane of {mode}")
@@ -231,13 +239,13 @@ class Rig:
         node = self.nodes[mode]
         if scenario.way is Way.CLUSTER_IP:
             port = BULK_PORT if scenario.operation.startswith("iperf3") else UDP_PORT if udp else TCP_PORT
-            if not MODES[mode].reference:
+            if not _mode(mode).reference:
                 return cluster_ip(index(position, services), self._family), port
             return self._pod(node), BULK_PORT if port == BULK_PORT else SERVER_PORT
         if scenario.way is Way.POD:
             return self._pod(node), SERVER_PORT
         remote = scenario.way is Way.NODE_PORT_REMOTE
-        if MODES[mode].reference:
+        if _mode(mode).reference:
             return self._pod(self.remote if remote else node), SERVER_PORT
         return node.addresses[self._family], REMOTE_NODE_PORT if remote else LOCAL_NODE_PORT
 

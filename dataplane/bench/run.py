@@ -1,19 +1,21 @@
 """A run: for each number of Services cold starts, then packets, then changes, in rounds of shuffled order.
 
-Every round measures every cell once, all modes, scenarios and positions mixed, so that whatever disturbs the machine
-disturbs all modes alike; the first round of packets only warms up and is not recorded.
+Every round measures every cell once, in shuffled order: the scenarios, and within each its modes, which are compared
+with each other and therefore follow each other closely, so that whatever disturbs the machine disturbs all of them
+alike. The first round of packets only warms up and is not recorded.
 """
 
 import itertools
 import random
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import msgspec
 
 from dataplane.bench.agent import Request
 from dataplane.bench.cpu import Usage, usage
-from dataplane.bench.modes import MODES
+from dataplane.bench.modes import MODES, alone
 from dataplane.bench.pace import Pace
 from dataplane.bench.profiles import (
     Settings,
@@ -21,7 +23,7 @@ from dataplane.bench.profiles import (
     measured_at,
     positions_at,
     rounds_of,
-    stages,
+    with_alone,
 )
 from dataplane.bench.results import Cell, CellKey, Journal, Results, done
 from dataplane.bench.rig import LOAD_PATIENCE, Rig
@@ -52,7 +54,15 @@ def data_modes(settings: Settings, scenario: Scenario, services: int) -> list[st
     return [mode for mode in settings.modes if MODES[mode].reference or mode in loaded]
 
 
-def data_cells(settings: Settings, services: int) -> list[tuple[str, Scenario, Position]]:
+class DataCell(NamedTuple):
+    """One thing that a round measures with packets."""
+
+    mode: str
+    scenario: Scenario
+    position: Position
+
+
+def data_cells(settings: Settings, services: int) -> list[DataCell]:
     """What is measured with packets in a round, at this number of Services."""
     found = []
     for name in settings.scenarios:
@@ -62,7 +72,7 @@ def data_cells(settings: Settings, services: int) -> list[tuple[str, Scenario, P
         several = scenario.sweep and scenario.way is Way.CLUSTER_IP
         positions = positions_at(settings, services) if several else (Position.LAST,)
         modes = data_modes(settings, scenario, services)
-        found += [(mode, scenario, p) for mode, p in itertools.product(modes, positions)]
+        found += [DataCell(mode, scenario, p) for mode, p in itertools.product(modes, positions)]
     return found
 
 
@@ -73,7 +83,7 @@ def control_scenarios(settings: Settings) -> list[Scenario]:
 
 def all_keys(settings: Settings) -> Iterator[CellKey]:
     """Every cell of a run."""
-    for services in stages(settings):
+    for services in settings.services:
         for scenario, mode in itertools.product(control_scenarios(settings), plane_modes(settings, services)):
             for number in range(1, control_rounds_at(settings, services) + 1):
                 yield CellKey(mode, scenario.name, services, "", number)
@@ -83,8 +93,8 @@ def all_keys(settings: Settings) -> Iterator[CellKey]:
 
 
 def data_key(mode: str, scenario: Scenario, services: int, position: Position, number: int) -> CellKey:
-    """Node ports and pods do not have a position among the Services."""
-    where = position.value if scenario.way is Way.CLUSTER_IP else ""
+    """Node ports, pods, and what is alone do not have a position among the Services."""
+    where = position.value if scenario.way is Way.CLUSTER_IP and not scenario.alone else ""
     return CellKey(mode, scenario.name, services, where, number)
 
 
@@ -106,7 +116,7 @@ class Runner:
 
     def run(self) -> None:
         """Measure everything. Raises LabError when the lab itself fails; a cell that fails is recorded as such."""
-        for services in stages(self._settings):
+        for services in self._settings.services:
             if any(key.services == services for key in self._left):
                 self._cold_starts(services)
                 self._data_rounds(services)
@@ -170,6 +180,10 @@ class Runner:
                     self._broken.add(mode)
                     self._leave_out(lambda k, mode=mode: (k.mode, k.services) == (mode, services))  # type: ignore[misc]
                 self._mark_slow(CellKey(mode, "coldstart", services, "", number), figures)
+        if with_alone(self._settings) and services == max(self._settings.services):
+            for node in [alone(mode) for mode in modes if mode not in self._broken]:
+                self._rig.restart_agent(node)
+                self._rig.load(node, 1)
 
     def _change_rounds(self, services: int) -> None:
         """Changes come after the packets, because they change the order of iptables' rules."""
@@ -204,16 +218,23 @@ class Runner:
 
     def _data_rounds(self, services: int) -> None:
         settings = self._settings
-        cells = [cell for cell in data_cells(settings, services) if cell[0] not in self._broken]
+        cells = [cell for cell in data_cells(settings, services) if cell.mode not in self._broken]
         rounds = {scenario.name: rounds_of(settings, scenario, services) for _, scenario, _ in cells}
         for number in range(max(rounds.values(), default=0) + 1):
-            self._random.shuffle(cells)
-            for mode, scenario, position in cells:
+            for mode, scenario, position in self._in_turns(cells):
                 key = data_key(mode, scenario, services, position, number)
                 if number and key in self._left:
                     self._record(key, lambda key=key, p=position: self._packets(key, p))  # type: ignore[misc]
                 elif not number and any(key._replace(round=n + 1) in self._left for n in range(rounds[scenario.name])):
                     self._warm_up(key, position)
+
+    def _in_turns(self, cells: list[DataCell]) -> list[DataCell]:
+        """The cells of a round in its order."""
+        blocks: dict[tuple[str, Position], list[DataCell]] = {}
+        for cell in cells:
+            blocks.setdefault((cell.scenario.beside or cell.scenario.name, cell.position), []).append(cell)
+        order = self._random.sample(list(blocks.values()), len(blocks))
+        return [cell for block in order for cell in self._random.sample(block, len(block))]
 
     def _warm_up(self, key: CellKey, position: Position) -> None:
         self._tell(key, "warming up ")
@@ -223,20 +244,22 @@ class Runner:
             return  # whatever fails now fails again when it counts, and is recorded then
 
     def _packets(self, key: CellKey, position: Position) -> dict[str, float]:
-        scenario, settings = SCENARIOS[key.scenario], self._settings
-        target = self._rig.target(key.mode, scenario, key.services, position)
+        scenario, settings, node, services = SCENARIOS[key.scenario], self._settings, key.mode, key.services
+        if scenario.alone and not MODES[node].reference:
+            node, services = alone(node), 1
+        target = self._rig.target(node, scenario, services, position)
         before, started, own = usage(self._rig.group), time.perf_counter(), time.process_time()
         if scenario.operation.startswith("iperf3"):
             streams = int(scenario.operation.split()[1])
-            found, scale = self._rig.bulk(key.mode, streams, target, settings.bulk_bytes), 1.0
+            found, scale = self._rig.bulk(node, streams, target, settings.bulk_bytes), 1.0
         elif scenario.operation == "program":
-            found, scale = self._rig.program(key.mode), 1e6
+            found, scale = self._rig.program(node), 1e6
         elif scenario.operation == "live":
-            found = self._rig.live(key.mode, target, settings.seconds)
+            found = self._rig.live(node, target, settings.seconds)
             found["rate"], scale = found["operations"] / found["seconds"], 1e6
         else:
             outside = scenario.way in (Way.NODE_PORT_LOCAL, Way.NODE_PORT_REMOTE)
-            found = self._rig.traffic(key.mode, scenario.operation, target, settings.seconds, outside)
+            found = self._rig.traffic(node, scenario.operation, target, settings.seconds, outside)
             found["rate"], scale = found["operations"] / found["seconds"], 1e6
         seconds, after = time.perf_counter() - started, usage(self._rig.group)
         own = time.process_time() - own if scenario.operation == "live" else 0.0  # the kernel works in our name then

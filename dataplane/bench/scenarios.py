@@ -27,8 +27,9 @@ class Scenario(NamedTuple):
 
     operation: what the load generator is told; "iperf3 N" is bulk with N streams, "live" the kernel's own packets,
     "program" test runs of the XDP program. sweep: measured for every number of Services, otherwise only where the
-    profile says. few: also where Services are few. bar: a bar is about it, so it gets more rounds. short: its name in
-    pictures, with line breaks.
+    profile says. few: also where Services are few. bar: a bar is about it, so it gets more rounds. beside: the scenario
+    that it is compared with, so that the two follow each other closely. alone: on a node that has one Service, while
+    all others have the most. short: its name in pictures, with line breaks.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Scenario(NamedTuple):
     sweep: bool = False
     few: bool = False
     bar: bool = False
+    beside: str = ""
+    alone: bool = False
     short: str = ""
 
 
@@ -54,7 +57,11 @@ SCENARIOS = {
         ),
         Scenario(
             "pod", "new TCP connections to the pod's own address, past the rules", Kind.DATA, "rate", "1/s",
-            way=Way.POD, operation="connect", sweep=True, bar=True, short="past the\nrules",
+            way=Way.POD, operation="connect", sweep=True, bar=True, beside="connect", short="past the\nrules",
+        ),
+        Scenario(
+            "connect-alone", "new TCP connections on a node with one Service, meanwhile", Kind.DATA, "rate", "1/s",
+            operation="connect", bar=True, beside="connect", alone=True, short="one\nService",
         ),
         Scenario(
             "dns", "DNS-like UDP queries, a socket each", Kind.DATA, "rate", "1/s", operation="dns", few=True,

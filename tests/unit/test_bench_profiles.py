@@ -7,7 +7,7 @@ import pytest
 
 from dataplane.bench.modes import LAB_MODES
 from dataplane.bench.pace import Pace, duration, expected, run_seconds
-from dataplane.bench.profiles import PROFILES, Settings, Wishes, settings, stages
+from dataplane.bench.profiles import PROFILES, Settings, Wishes, settings
 from dataplane.bench.run import all_keys, data_modes, plane_modes
 from dataplane.bench.scenarios import SCENARIOS
 from dataplane.errors import UsageError
@@ -43,23 +43,22 @@ def test_what_bars_are_about_gets_the_rounds() -> None:
         (key.scenario, key.services) for key in all_keys(chosen) if key[0] == "nftables" and key[3] in ("", "last")
     )
     for scenario, services in (
-        ("connect", 1),
         ("connect", 10000),
         ("connect", 30000),
+        ("connect-alone", 30000),
         ("pod", 10000),
         ("bulk1", 10000),
     ):
         assert rounds[scenario, services] == chosen.rounds
-    assert rounds["connect", 5000] == rounds["rr", 1] == chosen.light_rounds
+    assert rounds["connect", 5000] == rounds["connect", 1] == rounds["rr", 1] == chosen.light_rounds
     assert rounds["coldstart", 30000] == rounds["change", 30000] == chosen.control_rounds
     assert rounds["coldstart", 100] == chosen.light_control_rounds
 
 
-def test_the_fewest_services_come_right_before_the_most() -> None:
-    assert stages(settings("full"))[-2:] == [1, 30000]
-    assert sorted(stages(settings("full"))) == list(settings("full").services)
-    assert stages(wished("full", services=[7])) == [7]
-    assert stages(wished("full", services=[7, 5])) == [5, 7]
+def test_a_node_with_one_service_is_measured_beside_the_most_services() -> None:
+    keys = list(all_keys(wished("full", services=[1, 100, 500], rounds=1)))
+    assert {key.services for key in keys if key.scenario == "connect-alone"} == {500}
+    assert not any(key.scenario == "connect-alone" for key in all_keys(wished("full", services=[1], rounds=1)))
 
 
 def test_every_cell_has_its_baseline_in_the_same_round() -> None:

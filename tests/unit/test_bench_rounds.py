@@ -76,6 +76,31 @@ def test_rounds_hold_everything_in_another_order_each(tmp_path: Path) -> None:
     assert len({frozenset(order) for order in rounds.values()}) == 1
 
 
+def test_what_is_compared_with_each_other_follows_closely(tmp_path: Path) -> None:
+    chosen = msgspec.structs.replace(SETTINGS, scenarios=("connect", "pod", "connect-alone", "rr"))
+    results = run(tmp_path, FakeRig(tmp_path), chosen)
+    blocks = {"pod": "connect last", "connect-alone": "connect last"}
+    for number in range(1, 5):
+        keys = [cell.key for cell in results.cells if (cell.key.services, cell.key.round) == (50, number)]
+        order = [blocks.get(key.scenario, f"{key.scenario} {key.position}") for key in keys]
+        runs = [name for at, name in enumerate(order) if at == 0 or order[at - 1] != name]
+        assert len(runs) == len(set(runs)) == 3  # connect at first and last, rr
+
+
+def test_nodes_with_one_service_stand_beside_the_largest_stage(tmp_path: Path) -> None:
+    chosen = msgspec.structs.replace(SETTINGS, scenarios=("connect", "connect-alone"))
+    rig = FakeRig(tmp_path)
+    results = run(tmp_path, rig, chosen)
+    assert sorted(cell.key for cell in results.cells) == sorted(all_keys(chosen))
+    assert [what[1:] for what in rig.asked if what[0] == "load" and what[1].endswith("-alone")] == [
+        ("iptables-alone", "1"),
+        ("nftables-alone", "1"),
+    ]
+    assert rig.asked.index(("load", "nftables-alone", "1")) > rig.asked.index(("load", "nftables", "50"))
+    used = {what[1] for what in rig.asked if what[0] == "connect"}
+    assert {"direct", "nftables", "nftables-alone", "iptables-alone"} <= used
+
+
 def test_scenarios_without_a_bar_have_fewer_rounds(tmp_path: Path) -> None:
     chosen = msgspec.structs.replace(SETTINGS, light_rounds=2)
     results = run(tmp_path, FakeRig(tmp_path), chosen)

@@ -73,7 +73,8 @@ def run(site: Site, wanted: Settings, directory: Path, command: str, emulated: b
     return results
 
 
-def _bench(args: argparse.Namespace, machines: Machines, found: LabSettings) -> int:
+def bench(args: argparse.Namespace, machines: Machines, found: LabSettings) -> int:
+    """The whole command on machines that are up. Returns its exit status: 1 when something has no figures."""
     base = EXTENTS[args.profile]
     family = Family.IPV6 if args.family == "ipv6" else Family.IPV4
     base = replace(base, family=family, rounds=args.rounds or base.rounds, seed=args.seed)
@@ -104,30 +105,27 @@ def _command(args: argparse.Namespace) -> str:
     return " ".join([*words, *(f"--{name} {value}" for name, value in given.items() if value)])
 
 
-def _arguments() -> argparse.ArgumentParser:
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="vagrant/lab bench", description="Data planes compared between the machines.")
     parser.add_argument("--ssh-config", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--report", type=Path, default=Path("vagrant-report"), metavar="DIR")
-    parser.add_argument("--extent", choices=EXTENTS, default="standard", help="how much is measured")
-    parser.add_argument(
-        "--modes", type=lambda text: text.split(","), default=[], metavar="A,B", help=", ".join(BETWEEN)
-    )
-    parser.add_argument(
-        "--services", type=lambda text: [int(word) for word in text.split(",")], default=[], metavar="N,N"
-    )
+    parser.add_argument("--profile", choices=EXTENTS, default="standard", help="how much is measured")
+    parser.add_argument("--modes", type=_words, default=[], metavar="A,B", help=", ".join(BETWEEN))
+    parser.add_argument("--services", type=_numbers, default=[], metavar="N,N")
     parser.add_argument("--rounds", type=int, default=0, metavar="N")
     parser.add_argument("--family", choices=("ipv4", "ipv6"), default="ipv4")
     parser.add_argument("--seed", type=int, default=1, help="of the order in which modes take turns")
     return parser
 
 
-def main(arguments: list[str]) -> int:
+def main(words: list[str]) -> int:
     """Command line: 0 done, 1 failed, or something has no figures."""
-    args = _arguments().parse_args(arguments)
+    args = arguments().parse_args(words)
     try:
         found = lab_settings(os.environ)
         with Machines(found.spec, args.ssh_config) as machines:
-            return _bench(args, machines, found)
+            return bench(args, machines, found)
     except (HotplaneError, OSError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1

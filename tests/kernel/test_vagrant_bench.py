@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -12,13 +13,16 @@ from dataplane.bench import site as site_module
 from dataplane.bench.between import EXTENTS, settings
 from dataplane.bench.native import python_tool
 from dataplane.bench.profiles import Settings
-from dataplane.bench.results import read
+from dataplane.bench.results import Results, read
 from dataplane.bench.scenarios import SCENARIOS
 from dataplane.bench.site import Site
-from dataplane.bench.vagrant import EMULATED, page, run
+from dataplane.bench.vagrant import EMULATED, arguments, bench, page, run
 from dataplane.kernel.netns import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
+from dataplane.lab.vagrant.report import Report, TableRun, write
+from dataplane.lab.vagrant.run import facts
+from dataplane.lab.vagrant.settings import Settings as LabSettings
 from dataplane.model.net import Family
 from tests.kernel.machines import Namespaces
 
@@ -59,6 +63,23 @@ def test_every_mode_and_scenario_gives_figures(machines: Namespaces, tmp_path: P
     assert not (tmp_path / "bench.json.journal").exists()
     assert EMULATED in page(results)
     assert not left_behind(machines)
+
+
+def test_the_command_adds_to_the_labs_report(machines: Namespaces, tmp_path: Path) -> None:
+    """Everything but the connection: the words of the command line, the report with what was in it."""
+    lab = LabSettings(machines.spec, 1.0, "box", "qemu")
+    before = TableRun("nftables", 5, {"dnat": 5}, [], 1.4, 2.6, {}, [])
+    write(Report(facts(machines, lab), [before]), tmp_path)
+    words = f"--ssh-config - --report {tmp_path} --profile emulated --modes nftables --services 2 --rounds 1"
+    assert bench(arguments().parse_args(words.split()), machines, lab) == 0
+    whole = msgspec.json.decode((tmp_path / "report.json").read_bytes(), type=Report)
+    assert whole.table == [before]
+    assert whole.benchmark
+    results = msgspec.json.decode(whole.benchmark.results, type=Results)
+    assert {cell.key.mode for cell in results.cells} == {"direct", "nftables"}
+    command = "vagrant/lab bench --profile emulated --family ipv4 --modes nftables --services 2 --rounds 1 --seed 1"
+    assert results.command == command
+    assert EMULATED in (tmp_path / "report.md").read_text()
 
 
 def test_ipv6_and_machines_that_cannot_run_what_is_compiled_here(

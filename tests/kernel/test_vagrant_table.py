@@ -8,11 +8,14 @@ import pytest
 from msgspec.structs import replace
 
 from ctl.loaded import make_plane
+from dataplane.kernel.links import Links
 from dataplane.kernel.netns import netns
 from dataplane.lab import table, verify
 from dataplane.lab.lab import Lab
+from dataplane.lab.spec import LabError
 from dataplane.lab.vagrant.proxies import MachineProxies
-from dataplane.lab.vagrant.run import run_variant
+from dataplane.lab.vagrant.run import check_ways, run_variant
+from dataplane.model.net import Family
 from dataplane.oracle.decide import Verdict
 from tests.kernel.machines import Namespaces
 
@@ -49,3 +52,19 @@ def test_the_table_notices_a_node_without_rules(machines: Namespaces) -> None:
             make_plane("nftables").cleanup()
         findings = verify.verify(machines, proxies, cells)
     assert {finding.cell for finding in findings} == {cell for cell in cells if cell.decides == "node1"}
+
+
+def test_a_pod_that_does_not_answer_is_named_before_any_mode_is_tried(machines: Namespaces) -> None:
+    check_ways(machines, {Family.IPV4}, 1.0)
+    pod = machines.nodes[1].pods[0]
+    with Links(machines.nodes[1].netns) as links:
+        mac = links.mac(pod.device)
+    gateway, wrong = "169.254.1.1", "02:00:00:00:00:01"
+    with Links(pod.netns) as links:
+        links.neighbour("eth0", gateway, wrong)
+        try:
+            with pytest.raises(LabError, match=f"does not reach {pod.name} at {pod.addresses[Family.IPV4]} .timeout"):
+                check_ways(machines, {Family.IPV4}, 0.1)
+        finally:
+            links.neighbour("eth0", gateway, mac)
+    check_ways(machines, {Family.IPV4}, 1.0)

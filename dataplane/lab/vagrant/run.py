@@ -9,20 +9,21 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from dataplane.errors import HotplaneError
 from dataplane.lab import table, verify
+from dataplane.lab.probe import Probe
 from dataplane.lab.spec import LabError
 from dataplane.lab.table import Cell
 from dataplane.lab.vagrant.machines import Machines
 from dataplane.lab.vagrant.proxies import VARIANTS, MachineProxies
 from dataplane.lab.vagrant.report import Facts, Report, TableRun, about, earlier, write
 from dataplane.lab.vagrant.settings import Settings, settings
-from dataplane.model.net import Family
+from dataplane.model.net import Family, Protocol
 
 _FAMILIES = {"ipv4": Family.IPV4, "ipv6": Family.IPV6}
 _SHOWN = 20
@@ -49,6 +50,20 @@ def facts(machines: Machines, found: Settings) -> Facts:
         driver=found.driver,
         spec=found.spec,
     )
+
+
+def check_ways(machines: Machines, families: Collection[Family], slowness: float) -> None:
+    """See that every pod answers everybody at its own address, before any mode has rules: what is lost here is lost in
+    every mode, after long waits. Raises LabError naming the first that does not."""
+    targets = [(pod.name, address) for pod in machines.pods for f, address in pod.addresses.items() if f in families]
+    probe = Probe("", table.TARGET_PORT, Protocol.TCP, timeout=verify.PATIENCE * slowness)
+    places = [*machines.nodes, *machines.pods, machines.client]
+    requests = {place.name: [replace(probe, address=address) for _, address in targets] for place in places}
+    for place, results in machines.probe_all(requests).items():
+        for (pod, address), result in zip(targets, results, strict=True):
+            if set(result.servers) != {pod}:
+                seen = ", ".join(f"{attempt.outcome} {attempt.server}".strip() for attempt in result.attempts)
+                raise LabError(f"{place} does not reach {pod} at {address} ({seen}): provision the machines again")
 
 
 def run_variant(machines: Machines, variant: str, cells: Sequence[Cell], slowness: float) -> TableRun:
@@ -85,6 +100,7 @@ def run_table(machines: Machines, report: Report, args: argparse.Namespace, slow
     services = table.services(machines.topology, ipv6=machines.spec.ipv6)
     cells = [cell for cell in table.cells(services, machines.topology) if cell.family in wanted]
     print("\n".join(about(report.facts)), flush=True)
+    check_ways(machines, wanted, slow)
     found = 0
     for variant in args.variants:
         result = run_variant(machines, variant, cells, slow)

@@ -7,6 +7,7 @@ from ctl import state
 from ctl.ebpf import EbpfOptions, make_ebpf_plane, say
 from ctl.modes import DEFAULT_MODE, MODES
 from dataplane.errors import UsageError
+from dataplane.kernel.rcu import wait_for_packets
 from dataplane.planes.base import Plane
 from dataplane.policy.node import LocalDetector, NodeConfig
 
@@ -54,8 +55,10 @@ def replace_plane(old: Plane, mode: str) -> int:
     """Remove what another mode holds here, now that `mode` answers, without breaking a connection.
 
     The ebpf mode stands on the nftables mode's table, so between these two that table stays. Returns how many flows of
-    the ebpf mode's packet programs still drain; they do so by themselves.
+    the ebpf mode's packet programs still drain; they do so by themselves. A packet that passed this mode's hook before
+    its rules were there must still meet the old ones, so those under way are waited for.
     """
+    wait_for_packets()
     if old.name == "ebpf":
         from dataplane.planes.ebpf.plane import EbpfPlane
 

@@ -3,6 +3,7 @@
 from ctl.daemon.log import Log
 from ctl.loaded import make_plane
 from dataplane.kernel.nft import Nft
+from dataplane.kernel.rcu import wait_for_packets
 from dataplane.planes.base import PlaneError
 
 KUBE_PROXY_TABLES = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
@@ -15,6 +16,7 @@ def remove_kube_proxy(mode: str, log: Log) -> None:
     Established connections keep their translation, which conntrack holds. In iptables mode the chains are ours by now
     (they have kube-proxy's names) and stay. Raises PlaneError.
     """
+    wait_for_packets()  # one that passed our hooks before our rules were there must still meet kube-proxy's
     if mode != "iptables":
         make_plane("iptables").cleanup()
         log.info("removed kube-proxy's iptables rules")

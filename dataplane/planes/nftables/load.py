@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataplane.bulk import no_garbage_collection
 from dataplane.kernel.nfnetlink import Message
 from dataplane.kernel.nft import Nft
+from dataplane.kernel.rcu import wait_for_packets
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange
 from dataplane.plan.types import EntryKey, FrontendKey, Plan, PlanEntry, Row
@@ -16,6 +17,7 @@ from dataplane.planes.nftables.fields import Element, Layouts
 from dataplane.planes.nftables.placement import Placement, fresh, place
 from dataplane.planes.nftables.shapes import ShapeIds
 from dataplane.planes.nftables.skeleton import (
+    BASE_CHAINS,
     activation,
     restricted_rules,
     rewrite_chain,
@@ -36,10 +38,20 @@ TEXT_LIMIT = 5_000
 
 
 def remove_tables(nft: Nft, store: ElementStore, words: Iterable[Syntax]) -> None:
-    """Delete those of the tables that exist, in one transaction. Raises PlaneError."""
-    text = "".join(f"delete table {w.own}\n" for w in words if store.has_table(w.own))
-    if text:
-        nft.run(text)
+    """Delete those of the tables that exist. Raises PlaneError.
+
+    In two transactions: first no packet comes in any more; then, once those that were in have left, the rest goes. In
+    one, a packet between the first rule and its look-ups would find the maps empty but not the sets (of a table that
+    goes, the kernel takes the elements of maps alone out of sight), and an address that is known to have no such
+    frontend is refused.
+    """
+    mine = [w for w in words if store.has_table(w.own)]
+    if not mine:
+        return
+    entrances = [w.target(name) for w in mine for name in sorted(BASE_CHAINS.keys() & store.chains(w.own))]
+    nft.run("".join(f"flush chain {chain}\n" for chain in entrances))
+    wait_for_packets()
+    nft.run("".join(f"delete table {w.own}\n" for w in mine))
 
 
 class Books:

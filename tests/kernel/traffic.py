@@ -92,9 +92,15 @@ def _connected(address: str, port: int, ports: Iterator[int]) -> socket.socket:
 def _open(address: str, port: int, ports: Iterator[int], report: Report) -> Held | None:
     try:
         sock = _connected(address, port, ports)
-        held = Held(sock, _ask(sock))
     except OSError as error:
         report.failed.append(f"{error!r} at {time.monotonic():.2f}")
+        return None
+    try:
+        held = Held(sock, _ask(sock))
+    except OSError as error:
+        source = sock.getsockname()[1]
+        report.failed.append(f"{error!r} when first used, from port {source}, at {time.monotonic():.2f}")
+        sock.close()
         return None
     report.opened += 1
     return held

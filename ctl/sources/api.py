@@ -145,6 +145,11 @@ class Api:
                 yield answer
         except TimeoutError as error:
             raise ApiError(f"{cluster.url}{path}: no answer in time") from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise ApiError(f"{cluster.url}{path}: cannot connect: {error.certificate_error}") from error
+        except aiohttp.ClientConnectorError as error:
+            reason = error.os_error.strerror or error.os_error
+            raise ApiError(f"{cluster.url}{path}: cannot connect: {reason}") from error
         except aiohttp.ClientPayloadError as error:
             raise ApiError(f"{cluster.url}{path}: the connection was cut in the middle of an answer") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:

@@ -36,7 +36,11 @@ WATCH_GRACE = 30
 """Seconds after the asked end of a watch when it counts as dead."""
 
 RELIST_SECONDS = 30.0
-"""A list that follows sooner upon another waits like any failure."""
+"""A list that follows sooner upon another waits, each time for longer."""
+
+STANDS_SECONDS = 1.0
+"""A watch that is open for so long works, whether or not it has brought anything: servers send a quiet one no more
+than a bookmark a minute."""
 
 NOT_SERVED_SECONDS = 600.0
 """How often an optional kind that the server does not have is asked for again."""
@@ -162,7 +166,7 @@ class Reflector:
     ) -> None:
         self._api, self._resource, self._inbox, self._log = api, resource, inbox, log
         self._observe = observe
-        self._backoff = backoff or Backoff()
+        self._backoff, self._relist_backoff = backoff or Backoff(), Backoff()
         self._stream_silence = stream_silence
         self._version = ""
         self._streaming = True
@@ -204,9 +208,12 @@ class Reflector:
         await asyncio.sleep(NOT_SERVED_SECONDS)
 
     async def _failed(self, error: HotplaneError) -> None:
-        """Say so and wait. A version that the server has forgotten leads to a fresh list, at once if that is rare."""
+        """Say so and wait. A version that the server has forgotten leads to a fresh list, at once if that is rare; how
+        often the server could not be reached before does not matter then, for it answers."""
+        backoff = self._backoff
         if isinstance(error, WatchError) or (isinstance(error, ApiStatus) and error.code == 410):
             self._version = ""
+            backoff = self._relist_backoff
             now = time.monotonic()
             if now - self._relisted >= RELIST_SECONDS:
                 self._relisted = now
@@ -216,7 +223,7 @@ class Reflector:
             self._inbox.complete(self._resource.kind, set())
         self.failing_since = self.failing_since or time.monotonic()
         asked = error.retry_after if isinstance(error, ApiStatus) else 0.0
-        delay = max(self._backoff.wait(), asked)
+        delay = max(backoff.wait(), asked)
         self._log.warning("cannot watch", kind=self._resource.kind, reason=error, retry_s=round(delay, 1))
         await asyncio.sleep(asked)  # what the server asks for is kept, whatever other watches find out
         await self._api.recovery(delay - asked)
@@ -300,15 +307,25 @@ class Reflector:
         started, version = time.monotonic(), self._version
         try:
             async with self._api.stream(self._paths[0], params) as pieces:
-                await self._read(pieces, seconds + WATCH_GRACE)
+                await self._read_standing(pieces, seconds + WATCH_GRACE)
         except ApiStatus as refusal:
             if self._listing is not None and refusal.code in (400, 422):
                 raise _NotStreaming from refusal
             raise
         if self._listing is not None:
             raise ApiError(f"{self._resource.path}: the list broke off")
-        if version == self._version and time.monotonic() - started < 1:
+        if version == self._version and time.monotonic() - started < STANDS_SECONDS:
             raise ApiError(f"{self._resource.path}: the watch ended at once, without any event")
+
+    async def _read_standing(self, pieces: AsyncIterator[bytes], silence: float) -> None:
+        """Read; a watch that goes on from a known version works once it stands."""
+        if self._listing is not None:
+            return await self._read(pieces, silence)
+        stands = asyncio.get_running_loop().call_later(STANDS_SECONDS, self._works)
+        try:
+            await self._read(pieces, silence)
+        finally:
+            stands.cancel()
 
     async def _read(self, pieces: AsyncIterator[bytes], silence: float) -> None:
         """Read lines until the stream ends."""

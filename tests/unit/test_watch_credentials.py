@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import os
+import socket
 import ssl
 import stat
 from pathlib import Path
@@ -265,3 +266,29 @@ def test_a_server_that_wants_certificates(pair: tuple[Path, Path]) -> None:
         for identity, believed, name in ((Identity(), trust, ""), (who, Trust(), ""), (who, trust, "other.example")):
             with pytest.raises(ApiError):
                 asyncio.run(get(server.url, identity, believed, name))
+
+
+def complaint(url: str) -> str:
+    """What is said when a server cannot be asked."""
+
+    async def ask() -> str:
+        api = Api(Cluster(url))
+        try:
+            with pytest.raises(ApiError) as raised:
+                await api.get("/version", {})
+            return str(raised.value)
+        finally:
+            await api.close()
+
+    return asyncio.run(ask())
+
+
+def test_a_server_that_cannot_be_reached_is_named_in_few_words(pair: tuple[Path, Path]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        url = f"https://127.0.0.1:{door.getsockname()[1]}"
+    assert complaint(url) == f"{url}/version: cannot connect: Connect call failed ('127.0.0.1', {url.split(':')[-1]})"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*pair)
+    with ApiServer(tls=context) as server:
+        said = complaint(server.url)
+    assert said.startswith(f"{server.url}/version: cannot connect: [SSL: CERTIFICATE_VERIFY_FAILED]")

@@ -273,6 +273,43 @@ def test_a_cut_watch_is_resumed_where_it_was(server: ApiServer) -> None:
     follow(server, scenario)
 
 
+def test_a_watch_that_stands_counts_as_working(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quiet watch brings nothing for a minute: that is no trouble, and whoever waits may know of it."""
+    monkeypatch.setattr(watch, "STANDS_SECONDS", 0.2)
+    server.behave(bookmark_seconds=600.0)
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.inbox.complete_once)
+        waiting = asyncio.create_task(f.api.recovery(600.0))
+        server.behave(down=True)
+        server.cut()
+        await f.until(lambda: all(reflector.failing_since for reflector in f.reflectors.values()))
+        server.behave(down=False)
+        await f.until(lambda: not any(reflector.failing_since for reflector in f.reflectors.values()))
+        await waiting
+        assert all(reflector.lists == 1 for reflector in f.reflectors.values())
+
+    follow(server, scenario)
+
+
+def test_a_watch_that_ends_at_once_does_not_count_as_working(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each such watch would wake all others that wait, and these it, without end."""
+    monkeypatch.setattr(watch, "STANDS_SECONDS", 0.5)
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.inbox.complete_once)
+        server.behave(watch_seconds=0.0, bookmark_seconds=600.0)
+        server.cut()
+        await f.until(lambda: all(reflector.failing_since for reflector in f.reflectors.values()))
+        watches = len(server.seen.watches)
+        await f.until(lambda: len(server.seen.watches) > watches + 8)
+        assert "watching again" not in f.out.getvalue()
+
+    follow(server, scenario)
+
+
 def test_a_bookmark_moves_the_version_on(server: ApiServer) -> None:
     """The Service watch sees no event, but bookmarks: so it survives that the history before them is dropped."""
     server.behave(bookmark_seconds=0.1)
@@ -323,6 +360,23 @@ def test_an_error_event_of_410_leads_to_a_list(server: ApiServer) -> None:
         )
         server.say(b'{"type":"ERROR","object":%s}\n' % status)
         await f.until(lambda: all(reflector.lists == 2 for reflector in f.reflectors.values()))
+
+    follow(server, scenario)
+
+
+def test_versions_that_expire_soon_again_are_no_outage(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """API servers that restart one after the other: the wait for the next list grows by itself, not by the failures
+    to reach a server."""
+    status = b'{"kind":"Status","apiVersion":"v1","status":"Failure","message":"too old","reason":"Expired","code":410}'
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.inbox.complete_once)
+        for reflector in f.reflectors.values():
+            reflector._backoff = Backoff(300.0, 300.0)
+        for lists in (2, 3):
+            server.say(b'{"type":"ERROR","object":%s}\n' % status)
+            await f.until(lambda n=lists: all(reflector.lists == n for reflector in f.reflectors.values()))  # type: ignore[misc]
+            await f.until(lambda: server.watching == len(KINDS))
 
     follow(server, scenario)
 

@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
+from dataplane.kernel.conntrack_list import masqueraded_connections
 from dataplane.kernel.netns import in_netns
+from dataplane.kernel.nft import Nft
 from dataplane.model.net import Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import FrontendKind, PlanEntry, SourceRanges
+from dataplane.planes.ebpf import port_split
 from dataplane.planes.nftables import shapes
 from dataplane.planes.nftables.plane import NftablesPlane
 from tests.kernel.nftables_net import (
@@ -76,6 +79,19 @@ def test_a_pod_reaches_itself_through_its_service(
 ) -> None:
     plane.load(plan_of(entry(version, pods(version, 0), protocol=protocol)))
     assert ask(net.pods[0], VIP[version], protocol=protocol) == f"0 {GATEWAY[version]}"
+
+
+@BOTH
+def test_who_meets_itself_keeps_off_the_packet_programs_ports(net: Network, plane: NftablesPlane, version: int) -> None:
+    """They are shared out by the mark that asks for masquerading (planes.ebpf.port_split)."""
+    low, high = 32768, 60000
+    plane.load(plan_of(entry(version, pods(version, 0))))
+    in_netns(net.node, Nft).run(port_split.ruleset(NODE_CONFIG.masquerade_mark, low, high))
+    for _ in range(20):
+        assert ask(net.pods[0], VIP[version]) == f"0 {GATEWAY[version]}"
+    flows = in_netns(net.node, lambda: list(masqueraded_connections()))
+    assert len(flows) == 20
+    assert [flow.client[1] for flow in flows if low <= flow.client[1] <= high] == []
 
 
 @BOTH

@@ -22,6 +22,7 @@ from dataplane.policy.node import NodeConfig
 BASE_CHAINS = {
     "prerouting": "type nat hook prerouting priority -100; policy accept;",
     "output": "type nat hook output priority -100; policy accept;",
+    "mark-hairpin": "type nat hook postrouting priority 98; policy accept;",
     "postrouting": "type nat hook postrouting priority 100; policy accept;",
 }
 
@@ -147,13 +148,14 @@ def chains(words: Syntax, family: Family, node: NodeConfig) -> dict[str, list[st
         ],
         "prerouting": ["jump services"],
         "output": ["jump services"],
+        # By the mark, before the ebpf mode keeps what is marked off its own ports at 99 (planes.ebpf.port_split).
+        "mark-hairpin": [f"ct status dnat {words.ip} saddr . {words.ip} daddr @hairpin jump mark-packet"],
         "postrouting": [
             # A number was carried in the priority of a connection's first packet, the only one that comes here; it
             # is cleared so that it means nothing to whoever reads priorities later. Nobody else's are touched.
             "meta priority >= ffff:0 meta priority set 0:0",
             f"meta mark & {mark:#x} == {mark:#x} meta mark set meta mark & {~mark & 0xFFFFFFFF:#x} "
             "masquerade fully-random",
-            f"ct status dnat {words.ip} saddr . {words.ip} daddr @hairpin masquerade fully-random",
         ],
     }
 

@@ -80,13 +80,14 @@ class Api:
         self._back.set()
         self._back = asyncio.Event()
 
-    async def recovery(self, seconds: float) -> None:
-        """Wait, but not longer than until the API server is found to be back."""
+    async def recovery(self, seconds: float) -> bool:
+        """Wait, but not longer than until the API server is found to be back; whether it was."""
         try:
             async with asyncio.timeout(seconds):
                 await self._back.wait()
         except TimeoutError:
-            return
+            return False
+        return True
 
     async def close(self) -> None:
         """End all requests; the object may be used again."""

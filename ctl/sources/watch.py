@@ -132,6 +132,10 @@ class Backoff:
         self._next = first
         self._failed = 0.0
 
+    def forget(self) -> None:
+        """The next failure is the first."""
+        self._next = self._first
+
     def wait(self) -> float:
         """Seconds to wait after a failure that happens now."""
         now = time.monotonic()
@@ -226,7 +230,8 @@ class Reflector:
         delay = max(backoff.wait(), asked)
         self._log.warning("cannot watch", kind=self._resource.kind, reason=error, retry_s=round(delay, 1))
         await asyncio.sleep(asked)  # what the server asks for is kept, whatever other watches find out
-        await self._api.recovery(delay - asked)
+        if await self._api.recovery(delay - asked):
+            self._backoff.forget()  # what fails now is a server that begins to serve, not one that is away
 
     def _without(self, refusal: ApiStatus) -> bool:
         """Whether the proxy can do without this kind: what has once been listed is never given up for a refusal."""

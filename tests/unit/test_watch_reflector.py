@@ -273,6 +273,30 @@ def test_a_cut_watch_is_resumed_where_it_was(server: ApiServer) -> None:
     follow(server, scenario)
 
 
+def test_what_fails_after_the_server_is_back_is_tried_soon(server: ApiServer) -> None:
+    """A server that has just started serves one kind and not yet another: its waits begin anew, however long they had
+    become while nothing could be reached."""
+
+    async def scenario(f: Follower) -> None:
+        await f.until(lambda: f.inbox.complete_once)
+        for reflector in f.reflectors.values():
+            reflector._backoff = Backoff(0.05, 1000.0)
+            for _ in range(12):
+                reflector._backoff.wait()
+        server.behave(down=True)
+        server.cut()
+        await f.until(lambda: all(reflector.failing_since for reflector in f.reflectors.values()))
+        server.behave(down=False, missing=("EndpointSlice",))
+        lines = f.out.getvalue().count("cannot watch kind=EndpointSlice")
+        f.api.recovered()
+        await f.until(lambda: f.out.getvalue().count("cannot watch kind=EndpointSlice") >= lines + 3)
+        server.behave(missing=())
+        server.apply(endpoint_slice("a", ["10.0.0.1"]))
+        await f.until(lambda: f.addresses() == ["10.0.0.1"])
+
+    follow(server, scenario)
+
+
 def test_a_watch_that_stands_counts_as_working(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A quiet watch brings nothing for a minute: that is no trouble, and whoever waits may know of it."""
     monkeypatch.setattr(watch, "STANDS_SECONDS", 0.2)

@@ -3,6 +3,7 @@
 Time passes by making entries older.
 """
 
+import ipaddress
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -273,6 +274,33 @@ def test_a_guarded_address_may_reach_itself_where_that_is_said(
             assert (run(frame).result in SENT) == allowed, source
     finally:
         node.remove(service)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_range_of_one_address_lets_in_that_one_alone(node: Bench, run: Runner, family: Family) -> None:
+    vip = "192.0.2.10" if family is Family.IPV4 else "fd00:192:2::10"
+    one, next_to_it = ("203.0.113.8", "203.0.113.9") if family is Family.IPV4 else ("2001:db8::8", "2001:db8::9")
+    cidr = f"{one}/{32 if family is Family.IPV4 else 128}"
+    service = entry(f"one-{family.name}", [ADDRESSES[family][2]], load_balancer=vip, family=family, ranges=(cidr,))
+    node.install(service)
+    try:
+        for source in (one, next_to_it):
+            frame = node.frame(ip(family, source, vip) / TCP(sport=4000, dport=80, flags="S"))
+            assert (run(frame).result in SENT) == (source == one), source
+    finally:
+        node.remove(service)
+
+
+@pytest.mark.parametrize("word", range(4))
+def test_addresses_that_differ_in_one_word_are_two(node: Bench, word: int) -> None:
+    """A pod that meets itself is masqueraded, another one is not."""
+    _, own, _, pod, *_ = ADDRESSES[Family.IPV6]
+    other = str(ipaddress.IPv6Address(int(ipaddress.IPv6Address(pod)) ^ 2 << 96 - 32 * word))
+    for client, kept in ((pod, False), (other, True)):
+        frame = node.frame(ip(Family.IPV6, client, own) / TCP(sport=4000, dport=30081, flags="S"), pod=True)
+        packet = ip_of(node.tc(frame, pod=True).data)
+        assert packet.dst == pod
+        assert (packet.src == client) is kept
 
 
 @pytest.mark.parametrize("family", FAMILIES)

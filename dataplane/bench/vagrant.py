@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from dataplane.bench.analyse import analyse, as_records
+from dataplane.bench.bars import LEAST_ROUNDS
 from dataplane.bench.between import BETWEEN, EXTENTS, Between, settings
 from dataplane.bench.modes import MODES
 from dataplane.bench.pace import duration
@@ -50,12 +51,18 @@ def page(results: Results) -> str:
         "## Data planes between the machines\n",
         f"Made by `{results.command}` in {duration(results.seconds)} minutes. {_ABOUT} Pods' routing is "
         f"{settings.routing}, the family IPv{settings.family.value}.\n",
-        *(f"> {text}\n" for text in analysis.warnings),
+        *(f"> {text}\n" for text in (*_few_rounds(settings), *analysis.warnings)),
         table(records),
         _READING,
         table(place_records(found, modes)),
     ]
     return "\n".join(parts)
+
+
+def _few_rounds(settings: Settings) -> list[str]:
+    if settings.rounds >= LEAST_ROUNDS:
+        return []
+    return [f"FEW ROUNDS: {settings.rounds} of at least {LEAST_ROUNDS}; intervals, and who wins, mean nothing yet."]
 
 
 def run(site: Site, wanted: Settings, directory: Path, command: str, emulated: bool) -> Results:

@@ -110,6 +110,9 @@ def test_the_page_shows_ratios_to_direct_and_says_that_machines_are_emulated(
     _, results = run_with(monkeypatch, tmp_path, small("nftables", "ipvs", "ebpf"))
     text = page(results)
     assert f"> {EMULATED}" in text
+    assert "> FEW ROUNDS: 3 of at least 5" in text
+    results.settings = replace(results.settings, rounds=5)
+    assert "FEW ROUNDS" not in page(results)
     for mode in ("nftables", "ipvs", "ebpf"):
         assert f"| connect | 4 | {mode} | 500 /s | 0% | 3 | 0.50 [0.50, 0.50] | 100 µs | 200 µs |" in text
     assert "| connect | 4 | direct | 1 k/s |" in text

@@ -4,14 +4,28 @@ Written before anything is loaded, taken away once the state says the same (ctl.
 of rules that no state tells of, and removes them when it brings another mode.
 """
 
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ctl.ebpf import EbpfOptions
+from ctl.loaded import make_plane
 from ctl.modes import MODES
-from ctl.state import StateError, plan_path
+from ctl.state import Saved, StateError, plan_path
+from dataplane.planes.base import Plane
 
 
 def _path(state_dir: Path) -> Path:
     return plan_path(state_dir).with_suffix(".begun")
+
+
+def begun(state_dir: Path) -> frozenset[str]:
+    """The modes that were begun in this network namespace and never ended. Raises StateError."""
+    path = _path(state_dir)
+    try:
+        return frozenset(path.read_text().split()) & frozenset(MODES) if path.exists() else frozenset()
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read ({error.strerror}); run as root") from error
 
 
 def begin(state_dir: Path, mode: str) -> frozenset[str]:
@@ -19,19 +33,46 @@ def begin(state_dir: Path, mode: str) -> frozenset[str]:
 
     Raises StateError.
     """
-    path = _path(state_dir)
+    path, before = _path(state_dir), begun(state_dir)
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
-        before = frozenset(path.read_text().split()) if path.exists() else frozenset()
-        path.write_text(" ".join(sorted({*before, mode})))
+        fresh = path.with_suffix(f".begun-{os.getpid()}")
+        fresh.write_text(" ".join(sorted({*before, mode})))
+        fresh.replace(path)  # whole or not at all: what was begun before must not be forgotten
     except OSError as error:
         raise StateError(f"{path}: cannot be written ({error.strerror}); give another --state-dir") from error
-    return before & frozenset(MODES)
+    return before
 
 
 def end(state_dir: Path) -> None:
     """What was begun is written down, or removed. Raises StateError."""
     try:
         _path(state_dir).unlink(missing_ok=True)
+        for fresh in state_dir.glob(f"{_path(state_dir).name}-*"):
+            fresh.unlink(missing_ok=True)
     except OSError as error:
         raise StateError(f"{_path(state_dir)}: cannot be removed: {error.strerror}") from error
+
+
+def other_modes(mode: str, previous: Saved | None, unfinished: frozenset[str]) -> list[str]:
+    """Modes of which rules may be here beside those of `mode`, in the order in which they can go.
+
+    Only what the state says was ours, or was begun by a process that did not come to its end: chains of kube-proxy's
+    names may be kube-proxy's own. The ebpf mode's pins are nobody else's, so they tell of themselves.
+    """
+    from dataplane.planes.ebpf.pins import PinDirectory, default_instance
+
+    pinned = PinDirectory(default_instance()).abandoned
+    known = {*unfinished, *([previous.mode] if previous else ()), *(["ebpf"] if pinned else ())}
+    return [each for each in reversed(MODES) if each in known and each != mode]  # ebpf first: it stands on nftables
+
+
+def replace_others(others: Iterable[str], replace: Callable[[Plane], object], live: Iterable[Plane] = ()) -> str:
+    """Have the planes of other modes give way, now that this mode answers; the modes, or "" for none.
+
+    live: planes that this process has worked with so far, used where one is of such a mode. Raises PlaneError.
+    """
+    planes = {plane.name: plane for plane in live}
+    for each in others:
+        replace(planes.get(each) or make_plane(each, ebpf=EbpfOptions(hooks=())))
+    return ", ".join(others)

@@ -99,6 +99,18 @@ def ask_daemon(state_dir: Path) -> bool:
     return True
 
 
+def _drop_dead_socket(path: Path) -> None:
+    """Remove the socket of a daemon that was killed; a living one's stays."""
+    if not path.is_socket():
+        return
+    try:
+        with socket.socket(socket.AF_UNIX) as door:
+            door.settimeout(_DAEMON_SECONDS)
+            door.connect(str(path))
+    except (ConnectionRefusedError, FileNotFoundError):
+        path.unlink(missing_ok=True)
+
+
 def save(state_dir: Path, saved: Saved) -> None:
     """Remember for this network namespace; whole or not at all. Raises StateError."""
     path = plan_path(state_dir)
@@ -149,6 +161,9 @@ def forget(state_dir: Path) -> bool:
         existed = path.exists()
         path.unlink(missing_ok=True)
         drop(path)
+        for half in (each for each in state_dir.glob(f"{path.stem}.*") if each.suffix[1:].isdigit()):
+            half.unlink(missing_ok=True)  # of a process that was killed while it saved
+        _drop_dead_socket(socket_path(state_dir))
         if state_dir.is_dir() and not any(state_dir.iterdir()):
             state_dir.rmdir()
     except OSError as error:

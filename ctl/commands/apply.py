@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from ctl.output import add_output_option, print_records
 
 if TYPE_CHECKING:
-    from ctl.state import Saved
     from dataplane.plan.change import PlanChange
     from dataplane.plan.types import Plan
 
@@ -30,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Load the plan, clean stale UDP flows, remember the plan; 0 also when some objects had problems."""
     from ctl import begun, state
     from ctl.ebpf import ebpf_options, settle
-    from ctl.loaded import make_plane
+    from ctl.loaded import make_plane, replace_plane
     from ctl.manifests import plan_manifests
     from dataplane.planes.conntrack import clean_stale_udp
 
@@ -47,29 +46,13 @@ def run(args: argparse.Namespace) -> int:
     unfinished = begun.begin(context.state_dir, context.mode)
     change = plane.load(plan)
     stale = clean_stale_udp(change, context.node)
-    replaced = _replace_other_modes(context.mode, previous, unfinished)
+    others = begun.other_modes(context.mode, previous, unfinished)
+    replaced = begun.replace_others(others, lambda old: replace_plane(old, context.mode))
     left_out = settle(plane, change)
     state.save(context.state_dir, state.Saved.of(context.mode, plan, options, left_out))
     begun.end(context.state_dir)
     _print(args.output, context.mode, plan, change, stale, replaced, problems, time.monotonic() - started)
     return 0
-
-
-def _replace_other_modes(mode: str, previous: "Saved | None", unfinished: frozenset[str]) -> str:
-    """Remove what other modes of earlier applies loaded here, now that this mode answers; the modes removed, or "".
-
-    Only what this directory's state says was ours, or was begun by a process that did not come to its end: chains of
-    kube-proxy's names may be kube-proxy's own.
-    """
-    from ctl.ebpf import EbpfOptions
-    from ctl.loaded import make_plane, replace_plane
-    from ctl.modes import MODES
-
-    known = {*unfinished, *([previous.mode] if previous else ())}
-    old = [each for each in reversed(MODES) if each in known and each != mode]  # ebpf first: it stands on nftables
-    for each in old:
-        replace_plane(make_plane(each, ebpf=EbpfOptions(hooks=())), mode)
-    return ", ".join(old)
 
 
 def _print(

@@ -93,16 +93,23 @@ def _write_config(path: str, config: Any) -> int:
 
 
 def _clean_up(args: argparse.Namespace, mode: str, log: Any) -> int:
-    """Remove the rules of one mode when one was named, else of all modes (also kube-proxy's, as kube-proxy would)."""
+    """Remove the rules of one mode when one was named, else of all modes (also kube-proxy's, as kube-proxy would).
+
+    What is remembered of other modes stays, so that whoever comes next can remove them.
+    """
     from pathlib import Path
 
-    from ctl import state
+    from ctl import begun, state
     from ctl.loaded import make_plane
     from ctl.modes import MODES
 
-    modes = (mode,) if args.mode or args.proxy_mode else MODES
+    folder = Path(args.state_dir)
+    modes = (mode,) if args.mode or args.proxy_mode else tuple(reversed(MODES))
     for each in modes:
         make_plane(each).cleanup()
-    state.forget(Path(args.state_dir))
+    if not begun.begun(folder) - {*modes}:
+        begun.end(folder)
+    if len(modes) == len(MODES) or (saved := state.load(folder, current=False)) is None or saved.mode in modes:
+        state.forget(folder)
     log.info("cleaned up", modes=",".join(modes))
     return 0

@@ -1,6 +1,7 @@
 """The daemon: puts source, reconcile loop and servers together, and lives until it is told to end."""
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import resource
@@ -12,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from ctl import state
+from ctl import begun, state
 from ctl.daemon.addresses import AddressWatch
 from ctl.daemon.child import Child, ChildError
 from ctl.daemon.drift import DriftCheck
@@ -26,7 +27,7 @@ from ctl.daemon.metrics import Metrics
 from ctl.daemon.nodes import describe
 from ctl.daemon.options import to_document
 from ctl.daemon.pace import Pace
-from ctl.daemon.planes import CleanUp, daemon_plane, has_bpffs, left_out, replace_saved, settle_plane
+from ctl.daemon.planes import CleanUp, daemon_plane, has_bpffs, left_out, settle_plane
 from ctl.daemon.reconcile import Reconciler
 from ctl.daemon.rights import check_rights, held_capabilities
 from ctl.daemon.settings import Settings, waits_for_restart
@@ -44,6 +45,7 @@ from dataplane.kernel.nftgen import Generation
 from dataplane.model.objects import Node, ObjectRef, Problem
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import HealthCheck
+from dataplane.planes.base import Plane
 from dataplane.policy.node import NodeConfig
 
 _libc = ctypes.CDLL(None)
@@ -68,6 +70,12 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._saved = 0
+        self._saving = asyncio.Lock()
+        self._save_now = asyncio.Event()
+        self._changing = True
+        self._mode_changes = 0
+        self._unfinished: frozenset[str] = frozenset()
+        self._leaving: list[Plane] = []
         self._failure: BaseException | None = None
         self._door: asyncio.Server | None = None
         self._addresses: AddressWatch | None = None
@@ -137,8 +145,10 @@ class Daemon:
 
     async def _work(self) -> None:
         self._addresses = AddressWatch(self._look_at_node)  # before the addresses are read for the first time
+        self._begin_mode(self.settings.mode)
+        await self._kernel.call(self._clean_up.look, self.settings.mode)
         await self.reconciler.start()
-        await self._kernel.call(self._replace_other_mode)
+        await self._finish_mode_change()
         if self.settings.adopt:
             await self._kernel.call(remove_kube_proxy, self.settings.mode, self._log)
         _settle_memory()
@@ -223,30 +233,43 @@ class Daemon:
     async def _keep_saved(self) -> None:
         while True:
             await self._save()
-            await asyncio.sleep(SAVE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._save_now.wait(), SAVE_SECONDS)
+            self._save_now.clear()
 
     async def _save(self) -> None:
-        """Write the plan down when it changed since the last time."""
-        syncs = self.reconciler.syncs + 1
-        if syncs == self._saved:
-            return
-        begun: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
-        folder, saved = self.settings.state_dir, self._saved_plan
+        """Write the plan down when it changed since the last time; not while a change of modes is under way."""
+        async with self._saving:
+            syncs, changes = self.reconciler.syncs + 1, self._mode_changes
+            if syncs == self._saved or self._changing:
+                return
+            started: asyncio.Future[Child | None] = asyncio.get_running_loop().create_future()
+            folder, saved = self.settings.state_dir, self._saved_plan
 
-        def write() -> bytes:
-            state.save(folder, saved())
-            return b""
+            def write() -> bytes:
+                state.save(folder, saved())
+                return b""
 
-        async def begin() -> None:
-            self._begin_journal()
-            begun.set_result(Child(write))
+            async def begin() -> None:
+                if self._changing:
+                    started.set_result(None)
+                    return
+                self._begin_journal()
+                started.set_result(Child(write))
 
-        self.reconciler.request(begin)
-        try:
-            await (await begun).answer(SAVE_PATIENCE)
-            self._saved = syncs
-        except ChildError as error:
-            self._log.warning("the plan could not be written down", reason=error)
+            self.reconciler.request(begin)
+            try:
+                child = await started
+                if child is None:
+                    return
+                await child.answer(SAVE_PATIENCE)
+                self._saved = syncs
+                if changes == self._mode_changes:
+                    begun.end(folder)
+                else:  # in between the mode changed, of which this plan knows nothing
+                    self._saved = 0
+            except (ChildError, state.StateError) as error:
+                self._log.warning("the plan could not be written down", reason=error)
 
     def _begin_journal(self) -> None:
         """From here on changes are written down one by one, beside the plan that is about to be."""
@@ -279,11 +302,28 @@ class Daemon:
         journal = self.reconciler.journal.number if self.reconciler.journal is not None else 0
         return state.Saved.of(settings.mode, plan, settings.ebpf, left_out(self._kernel.plane), journal)
 
-    def _replace_other_mode(self) -> None:
-        """Remove what another mode of an earlier run loaded, now that this mode answers."""
-        old = replace_saved(self._clean_up, state.load(self.settings.state_dir, current=False), self.settings.mode)
+    def _begin_mode(self, mode: str) -> None:
+        """Before anything of a mode is loaded: let whoever comes after a kill know of it (see ctl.begun)."""
+        self._changing = True
+        self._mode_changes += 1
+        try:
+            self._unfinished |= begun.begin(self.settings.state_dir, mode)
+        except state.StateError as error:
+            self._log.warning("a kill from here on may leave rules that nobody knows of", reason=error)
+
+    async def _finish_mode_change(self) -> None:
+        """This mode answers: what others loaded goes, and the plan may be written down as this mode's."""
+        old = await self._kernel.call(self._replace_others)
         if old:
             self._log.info("replaced mode", old=old, new=self.settings.mode)
+        self._leaving.clear()
+        self._unfinished, self._changing, self._saved = frozenset(), False, 0
+        self._save_now.set()
+
+    def _replace_others(self) -> str:
+        mode, folder = self.settings.mode, self.settings.state_dir
+        others = begun.other_modes(mode, state.load(folder, current=False), self._unfinished)
+        return begun.replace_others(others, lambda old: self._clean_up.replace(old, mode), self._leaving)
 
     def _hangup(self) -> None:
         self.reconciler.request(self._change_settings)
@@ -323,11 +363,22 @@ class Daemon:
 
     async def _change_mode(self, old_mode: str) -> None:
         """Load the new mode's rules, then remove the old one's."""
-        old = self._kernel.plane
+        self._leaving.append(self._kernel.plane)
+        self._begin_mode(self.settings.mode)
         await self._use_plane()
-        await self.reconciler.reload(f"mode {old_mode} becomes {self.settings.mode}")
-        if not self.reconciler.retry.failures_in_a_row:
-            await self._kernel.call(self._clean_up.replace, old, self.settings.mode)
+        await self._load_mode(f"mode {old_mode} becomes {self.settings.mode}")
+
+    async def _load_mode(self, why: str) -> None:
+        if not self._changing:
+            return
+        if await self.reconciler.reload(why):
+            await self._finish_mode_change()
+        else:  # the old mode still answers
+            self._spawn(self._load_mode_later(), "mode")
+
+    async def _load_mode_later(self) -> None:
+        await asyncio.sleep(TICK_SECONDS)
+        self.reconciler.request(lambda: self._load_mode("the last attempt failed"))
 
     async def _serve(self) -> None:
         """Open the health and metrics servers that are not open yet. A port that is taken is fatal only with
@@ -395,8 +446,9 @@ class Daemon:
         if self.reconciler.journal is not None:
             self.reconciler.journal.close()
             self.reconciler.journal = None
-        if self.health.started:
+        if self.health.started and not self._changing:
             state.save(self.settings.state_dir, self._saved_plan())
+            begun.end(self.settings.state_dir)
         self._log.info("stopped; the data plane stays as it is")
 
 

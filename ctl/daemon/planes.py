@@ -4,7 +4,6 @@ from ctl.daemon.log import Log
 from ctl.daemon.settings import Settings
 from ctl.ebpf import EbpfOptions, settle
 from ctl.loaded import make_plane, replace_plane
-from ctl.state import Saved
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import Plan
 from dataplane.planes.base import Plane
@@ -74,15 +73,13 @@ class CleanUp:
     def replace(self, old: Plane, mode: str) -> None:
         """Remove what another mode holds here, now that `mode` answers."""
         replace_plane(old, mode)
-        self.draining = old.name == "ebpf" and mode != "ebpf"
+        self.look(mode)
 
+    def look(self, mode: str) -> None:
+        """See whether there is anything that drains, be it that an earlier process left it."""
+        from dataplane.planes.ebpf.pins import PinDirectory, default_instance
 
-def replace_saved(clean_up: CleanUp, previous: Saved | None, mode: str) -> str:
-    """Remove what an earlier run loaded in another mode; that mode, or ""."""
-    if previous is None or previous.mode == mode:
-        return ""
-    clean_up.replace(make_plane(previous.mode, ebpf=previous.ebpf), mode)
-    return previous.mode
+        self.draining = mode != "ebpf" and PinDirectory(default_instance()).draining
 
 
 def settle_plane(plane: Plane) -> None:

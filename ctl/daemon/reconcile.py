@@ -49,7 +49,7 @@ class Reconciler:
         self.touched: set[str] = set()
         self.journal: Journal | None = None
         self._told, self._untold = 0.0, 0
-        self._jobs: deque[Callable[[], Awaitable[None]]] = deque()
+        self._jobs: deque[Callable[[], Awaitable[object]]] = deque()
         self._health, self._metrics, self._log, self._after = health, metrics, log, after
         self.planner = Planner(NodeConfig(name=name))
 
@@ -92,7 +92,7 @@ class Reconciler:
                 await self._jobs.popleft()()
             await self.step()
 
-    def request(self, job: Callable[[], Awaitable[None]]) -> None:
+    def request(self, job: Callable[[], Awaitable[object]]) -> None:
         """Have something done by the loop itself, between two changes."""
         self._jobs.append(job)
         self.inbox.wake()
@@ -117,12 +117,13 @@ class Reconciler:
             self._log.info("this node changed", addresses=",".join(self.planner.plan.node.addresses))
             await self._do(change, None)
 
-    async def reload(self, why: str) -> None:
-        """Bring the kernel to the plan whatever it holds now."""
+    async def reload(self, why: str) -> bool:
+        """Bring the kernel to the plan whatever it holds now; whether that worked."""
         done = await self.kernel.load(self.planner.plan)
         self._count(done)
         self._settle(done)
         self._log.info("loaded again", why=why, changed=len(done.changed.entries), load_s=round(done.seconds, 3))
+        return done.loaded
 
     async def _wait(self) -> None:
         """Until there is news and a sync is allowed, or something that failed is to be tried again."""

@@ -7,7 +7,6 @@ marked dead by `retire`, so that UDP leaves them as it always does.
 """
 
 import time
-from pathlib import Path
 from socket import IPPROTO_TCP, IPPROTO_UDP, ntohs
 
 from dataplane.model.net import Protocol
@@ -17,12 +16,11 @@ from dataplane.planes.ebpf.events import TUPLE
 from dataplane.planes.ebpf.hooks import PacketHook
 from dataplane.planes.ebpf.layout import constant, struct_version, unpack
 from dataplane.planes.ebpf.maps import MapSet, open_any_sizes
-from dataplane.planes.ebpf.pins import PinDirectory, default_instance
+from dataplane.planes.ebpf.pins import DRAINING, PinDirectory, default_instance
 from dataplane.planes.ebpf.programs import remove_links
 from dataplane.planes.ebpf.sockets import disconnect_here
 from dataplane.planes.ebpf.tables import BACKEND_FLAGS_AT
 
-MARKER = "draining"
 _REPLY, _RST, _ESTABLISHED, _SEEN_REPLY = (
     constant(f"FLOW_{name}") for name in ("REPLY", "RST", "ESTABLISHED", "SEEN_REPLY")
 )
@@ -38,21 +36,15 @@ def _maps(pins: PinDirectory) -> MapSet | None:
     return None
 
 
-def _marker(pins: PinDirectory) -> Path | None:
-    return pins.path / MARKER if pins.path else None
-
-
 def is_draining(pins: PinDirectory) -> bool:
     """Whether an instance only finishes what it had begun."""
-    marker = _marker(pins)
-    return marker is not None and marker.is_dir()
+    return pins.draining
 
 
 def resume(pins: PinDirectory) -> None:
     """The instance is to be used again."""
-    marker = _marker(pins)
-    if marker is not None and marker.is_dir():
-        marker.rmdir()
+    if pins.path is not None and pins.draining:
+        (pins.path / DRAINING).rmdir()
 
 
 def drain(pins: PinDirectory) -> int:
@@ -65,7 +57,7 @@ def drain(pins: PinDirectory) -> int:
         remove(pins)
         return 0
     with maps:
-        (path / MARKER).mkdir(exist_ok=True)
+        (path / DRAINING).mkdir(exist_ok=True)
         maps.remove("frontends", [key for key, _ in maps.items("frontends")])
     return finish(pins)
 

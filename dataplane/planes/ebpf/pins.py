@@ -22,6 +22,8 @@ from dataplane.planes.base import PlaneError
 
 MOUNT_POINT = Path("/run/hotplane/bpf")
 _MAPS = "maps-"
+DRAINING = "draining"
+"""Directory beside the pins of an instance that only finishes what it had begun (see drain.py)."""
 
 
 def default_instance() -> str:
@@ -123,6 +125,18 @@ class PinDirectory:
         """The directory, or None when nothing is pinned."""
         root = find_root()
         return root / self.instance if root and (root / self.instance).is_dir() else None
+
+    @property
+    def draining(self) -> bool:
+        """Whether this instance only finishes what it had begun."""
+        path = self.path
+        return path is not None and (path / DRAINING).is_dir()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether something is pinned that nobody told to drain: of a mode in use, or of a process that was killed
+        while it brought or removed it."""
+        return self.path is not None and not self.draining
 
     def ensure(self) -> Path:
         """The directory, made if need be, with the mount below it."""

@@ -1,0 +1,129 @@
+"""kill -9 of a daemon while it brings another mode: whoever comes next removes what it left, and nobody notices."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dataplane.kernel.netns import netns
+from dataplane.lab.lab import Lab
+from dataplane.lab.spec import LabSpec
+from dataplane.planes.ebpf.pins import PinDirectory, default_instance
+from tests.apiserver.objects import service
+from tests.kernel.daemon_lab import PORT, VIP, DaemonLab, NodeDaemon, Traffic, daemon_lab, until
+
+EXTERNAL = "203.0.113.78"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab.up(LabSpec(f"modekill-{os.getpid()}", nodes=1, pods=3)) as lab:
+        lab.start_echo(lab.pods[:2], [PORT])
+        yield lab
+
+
+@pytest.fixture
+def cluster(lab: Lab, tmp_path: Path) -> Iterator[DaemonLab]:
+    with daemon_lab(lab, tmp_path) as cluster:
+        cluster.server.apply(service("echo", VIP, externalIPs=[EXTERNAL]))
+        cluster.serve(*[(pod, "ready") for pod in lab.pods[:2]])
+        yield cluster
+
+
+def traces(daemon: NodeDaemon) -> set[str]:
+    """What is in the node's kernel: modes, and "drain" for packet programs that finish what they had begun."""
+    with netns(daemon.netns):
+        pins = PinDirectory(default_instance())
+        words = (["iptables-legacy-save", "-t", "nat"], ["nft", "list", "tables"])
+        text = "".join(subprocess.run(each, capture_output=True, text=True, check=True).stdout for each in words)
+        found = {mode for mode, word in {"iptables": "KUBE-", "nftables": "ip hotplane"}.items() if word in text}
+        if pins.path is not None:
+            found.add("drain" if pins.draining else "ebpf")
+    return found
+
+
+def of(mode: str) -> set[str]:
+    """The traces that a mode has."""
+    return {"ebpf", "nftables"} if mode == "ebpf" else {mode}
+
+
+def began(daemon: NodeDaemon, old: set[str]) -> bool:
+    """Something of the new mode is in the kernel, or none of the old one's frontends is left."""
+    return traces(daemon) != old
+
+
+def loaded(daemon: NodeDaemon, _: set[str]) -> bool:
+    """The new mode answers."""
+    return " loaded " in daemon.text
+
+
+def replaced(daemon: NodeDaemon, _: set[str]) -> bool:
+    """The old mode's rules went, and the state is about to be written."""
+    return "replaced mode" in daemon.text
+
+
+STEPS: tuple[tuple[Callable[[NodeDaemon, set[str]], bool], bool], ...] = (
+    (loaded, False),
+    (began, True),
+    (replaced, False),
+)
+"""The moment of the kill, and whether the next start is in the new mode, else in the old one."""
+
+
+def killed_switch(daemon: NodeDaemon, url: str, mode: str, when: Callable[[NodeDaemon, set[str]], bool]) -> None:
+    """Start a daemon in another mode and kill it at a moment."""
+    before = traces(daemon)
+    daemon.mode = mode
+    daemon.start("--master", url, wait=False)
+    end = time.monotonic() + 60
+    while not when(daemon, before):
+        assert daemon.alive, daemon.text
+        assert time.monotonic() < end, daemon.text
+    daemon.kill()
+
+
+def settled(daemon: NodeDaemon, url: str, mode: str) -> None:
+    """Start in a mode, to the end of its first load: nothing of another mode is there."""
+    daemon.mode = mode
+    daemon.run("run", "--once", "--master", url)
+    assert traces(daemon) - {"drain"} == of(mode)
+
+
+@pytest.mark.parametrize(("one", "other"), [("iptables", "nftables"), ("nftables", "ebpf"), ("ebpf", "iptables")])
+def test_a_killed_change_of_modes_leaves_nothing(cluster: DaemonLab, lab: Lab, one: str, other: str) -> None:
+    daemon, url = cluster.daemons[0], cluster.server.url
+    settled(daemon, url, one)
+    old, new = one, other
+    with Traffic(lab.pods[2].netns) as pod, Traffic(lab.client.netns, EXTERNAL) as outside:
+        for when, forward in STEPS:
+            killed_switch(daemon, url, new, when)
+            if forward:
+                old, new = new, old
+            settled(daemon, url, old)
+    daemon.run("check")
+    assert pod.failures == []
+    assert outside.failures == []
+    killed_switch(daemon, url, new, loaded)
+    daemon.run("cleanup")
+    assert traces(daemon) == set()
+    assert not list((daemon.folder / "state").glob("*"))
+
+
+def test_a_drain_goes_on_after_a_kill(cluster: DaemonLab, lab: Lab) -> None:
+    """The daemon that comes next ends it, once its last flow has."""
+    daemon, url = cluster.daemons[0], cluster.server.url
+    settled(daemon, url, "ebpf")
+    with Traffic(lab.client.netns, EXTERNAL) as outside:
+        killed_switch(daemon, url, "nftables", replaced)
+        daemon.start("--master", url)
+        assert traces(daemon) == {"nftables", "drain"}
+    assert outside.failures == []
+
+    def over() -> bool:
+        cluster.synced()
+        return traces(daemon) == {"nftables"}
+
+    until(over, "the programs go with the last flow")

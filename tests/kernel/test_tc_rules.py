@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6, IPv6ExtHdrFragment
+from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Raw
 
 from dataplane.model.net import Family, Protocol
@@ -20,6 +21,7 @@ from dataplane.plan.types import SourceRanges
 from dataplane.planes.ebpf.layout import fields_of, size_of
 from dataplane.planes.ebpf.maps import NODE_KEY
 from dataplane.planes.ebpf.settings import NODE
+from dataplane.planes.ebpf.views import service_counters
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, entry, ip_of
 from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, PASSED, SENT, Runner, _bench, ip, node, run
@@ -366,3 +368,30 @@ def test_frontends_of_one_protocol_are_not_the_others(
             assert (run(node.frame(ip(family, client, own) / layer)).result in SENT) == (wanted is protocol)
     finally:
         node.remove(service)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_tags_stay_on_what_goes_back(node: Bench, family: Family) -> None:
+    client, own, remote, *_ = ADDRESSES[family]
+    packet = ip(family, client, own) / TCP(sport=4000, dport=30080, flags="S") / b"x"
+    tags = Dot1AD(vlan=5) / Dot1Q(vlan=6)
+    out = node.xdp(bytes(Ether(dst=node.up_mac, src=b.ROUTER_MAC) / tags / packet))
+    assert out.result == b.XDP_TX
+    frame = Ether(out.data)
+    assert (frame[Dot1AD].vlan, frame[Dot1Q].vlan) == (5, 6)
+    assert (ip_of(out.data).src, ip_of(out.data).dst) == (own, remote)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_connection_is_counted_once(node: Bench, family: Family) -> None:
+    """However often its first packet comes."""
+
+    def told() -> tuple[int, int, int]:
+        counters = service_counters(node.maps).get(f"default/remote-{family.name}-tcp".lower())
+        return (counters.connections, counters.packets, counters.reply_packets) if counters else (0, 0, 0)
+
+    flow, before = Talk(node, family, TCP), told()
+    for step in ("ask S", "ask S", "answer SA", "ask A", "answer A"):
+        who, flags = step.split()
+        flow.ask(flags) if who == "ask" else flow.answer(flags)
+    assert tuple(now - then for now, then in zip(told(), before, strict=True)) == (1, 3, 2)

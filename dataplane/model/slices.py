@@ -6,10 +6,10 @@ Rules: discovery.k8s.io/v1 (only the first address counts, nil conditions have d
 """
 
 import sys
-from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from socket import inet_ntop, inet_pton
 
 from dataplane.model import wire
-from dataplane.model.net import Family
+from dataplane.model.net import AF_INET, AF_INET6, Family
 from dataplane.model.objects import Endpoint, EndpointPort, EndpointSlice
 from dataplane.model.report import (
     Report,

@@ -37,6 +37,7 @@ class FrontendKind(enum.Enum):
     EXTERNAL_IP = "externalIP"
     LOAD_BALANCER = "loadBalancerIP"
     NODE_PORT = "nodePort"
+    __hash__ = object.__hash__  # there is one object a member, and Enum's own hash is a call of Python code
 
 
 class FrontendKey(NamedTuple):

@@ -12,6 +12,7 @@ from dataplane.plan.types import EntryKey, Frontend, FrontendKey, PlanEntry, Row
 from dataplane.planes.ebpf.allocate import Ids, Runs
 from dataplane.planes.ebpf.encode import (
     BACKEND,
+    PRESENT,
     SERVICE,
     Sets,
     StoredFrontend,
@@ -29,7 +30,6 @@ from dataplane.planes.ebpf.tables import (
     HERE,
     IN_CLUSTER,
     IN_LOCAL,
-    PRESENT,
     SERVICE_FLAGS_AT,
     Address,
     Installed,

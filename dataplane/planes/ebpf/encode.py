@@ -5,8 +5,8 @@ import socket
 from functools import cache
 from typing import NamedTuple
 
-from dataplane.model.net import Family, Protocol
-from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, SourceRanges
+from dataplane.model.net import Family, Protocol, packed
+from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, PlanEntry, SourceRanges
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.layout import constant, record
 from dataplane.policy.routes import Action, Route, Routes, Scope
@@ -46,6 +46,8 @@ _ROUTE_ACTION = constant("ROUTE_ACTION")
 _PROTOCOL_OF = {protocol.value: protocol for protocol in Protocol}
 _FAMILY_OF = {family.value: family for family in Family}
 _RANGES, _OWN_ADDRESS = constant("FRONTEND_RANGES"), constant("FRONTEND_OWN_ADDRESS")
+PRESENT = constant("SERVICE_PRESENT")
+_INTERNAL_LOCAL, _EXTERNAL_LOCAL = constant("SERVICE_INTERNAL_LOCAL"), constant("SERVICE_EXTERNAL_LOCAL")
 _NAME_SIZE = constant("SERVICE_NAME_SIZE")
 
 
@@ -64,9 +66,8 @@ class Sets(NamedTuple):
 
 def address_bytes(text: str) -> bytes:
     """16 bytes; IPv4 is mapped."""
-    if ":" in text:
-        return socket.inet_pton(socket.AF_INET6, text)
-    return MAPPED + socket.inet_aton(text)
+    raw = packed(text)
+    return raw if len(raw) == 16 else MAPPED + raw
 
 
 def address_text(raw: bytes) -> str:
@@ -119,10 +120,8 @@ def frontend_bytes(
         routes = _route_bytes[frontend.routes] = tuple(map(route_byte, frontend.routes))
     ranges = frontend.source_ranges
     flags = 0 if ranges is None else _RANGES | (_OWN_ADDRESS if ranges.own_address else 0)
-    return FRONTEND.pack(
-        *(generation, service, *sets, affinity_seconds, range_set, *routes, flags),
-        *(_KINDS[frontend.kind], min(order, 255), 0),
-    )
+    kind, position = _KINDS[frontend.kind], min(order, 255)
+    return FRONTEND.pack(generation, service, *sets, affinity_seconds, range_set, *routes, flags, kind, position, 0)
 
 
 class StoredFrontend(NamedTuple):
@@ -168,6 +167,14 @@ def service_name(key: EntryKey) -> bytes:
     if len(name) >= _NAME_SIZE:
         raise PlaneError(f"{key.service}: the name has {len(name)} bytes; at most {_NAME_SIZE - 1} can be stored")
     return name
+
+
+def service_bytes(entry: PlanEntry, sets: Sets) -> bytes:
+    """The record of `services`. Raises PlaneError for a name that Kubernetes would not have allowed."""
+    key = entry.key
+    flags = PRESENT
+    flags |= (_INTERNAL_LOCAL if entry.internal_local else 0) | (_EXTERNAL_LOCAL if entry.external_local else 0)
+    return SERVICE.pack(service_name(key), *sets, entry.affinity_seconds, key.protocol, key.family, flags, 0)
 
 
 def entry_key(name: bytes, protocol: int, family: int) -> EntryKey:

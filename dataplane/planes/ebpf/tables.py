@@ -7,12 +7,13 @@ read: `bpf/lookup.h`, balance(). An entry that does not fit is left out whole, s
 import secrets
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from socket import htons
 from typing import NamedTuple
 
+import msgspec
+
 from dataplane.plan.change import EntryChange
-from dataplane.plan.types import EntryKey, PlanEntry
+from dataplane.plan.types import EntryKey, PlanEntry, SourceRanges
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.allocate import Ids, MapFull, Runs, capacity
 from dataplane.planes.ebpf.encode import (
@@ -23,15 +24,13 @@ from dataplane.planes.ebpf.encode import (
     frontend_bytes,
     frontend_key_bytes,
     range_key_bytes,
-    service_name,
+    service_bytes,
 )
 from dataplane.planes.ebpf.layout import constant, fields_of
 from dataplane.planes.ebpf.maps import MapSet
 
 IN_CLUSTER, IN_LOCAL = constant("BACKEND_IN_CLUSTER"), constant("BACKEND_IN_LOCAL")
 HERE = constant("BACKEND_HERE")
-PRESENT = constant("SERVICE_PRESENT")
-_INTERNAL_LOCAL, _EXTERNAL_LOCAL = constant("SERVICE_INTERNAL_LOCAL"), constant("SERVICE_EXTERNAL_LOCAL")
 BACKEND_FLAGS_AT = fields_of("backend")["flags"]
 SERVICE_FLAGS_AT = fields_of("service")["flags"]
 
@@ -39,7 +38,7 @@ Address = tuple[str, int]
 """A backend's address text and port."""
 
 
-class Installed(NamedTuple):
+class Installed(msgspec.Struct, frozen=True):
     """What an entry has in the maps.
 
     backends: indices, in the order of `wanted_flags(entry)`. keys: of its frontends, in the entry's order.
@@ -56,6 +55,12 @@ class Installed(NamedTuple):
     def indices(self) -> dict[Address, int]:
         """Backend indices by address."""
         return dict(zip(wanted_flags(self.entry), self.backends, strict=True))
+
+
+_Undo = tuple[Callable[..., None], Sequence[int]]
+"""What gives something back, and its arguments."""
+
+_NO_SETS = Sets()
 
 
 class Removed(NamedTuple):
@@ -165,6 +170,7 @@ class Tables:
         self.runs = Runs("slots", maps.specs["slots"].max_entries)
         # Random, so that flow state carried over from other maps never names a backend of these by accident.
         self.generation = 1 + secrets.randbits(30)
+        self._most_frontends = maps.specs["frontends"].max_entries
         self._slots = maps.memory["slots"].cast("Q")
         self._backend_memory = maps.memory["backends"]
         self._service_memory = maps.memory["services"]
@@ -207,82 +213,98 @@ class Tables:
         self, new: PlanEntry, wanted: dict[Address, int], old: Installed | None, before: dict[Address, int]
     ) -> Installed:
         """Indices for everything that is new in an entry, or none of them. Raises MapFull."""
-        undo: list[Callable[[], None]] = []
+        undo: list[_Undo] = []
         keys = tuple([frontend_key_bytes(frontend.key) for frontend in new.frontends])
+        old_sets = old.sets if old else _NO_SETS
         try:
-            service = old.service if old else self.services.take()
-            if not old:
-                undo.append(partial(self.services.give_back, service))
-            fresh = self.backends.take_many(
-                len(wanted) - sum(map(before.__contains__, wanted)) if before else len(wanted)
+            if old:
+                service = old.service
+            else:
+                service = self.services.take()
+                undo.append((self.services.give_back, (service,)))
+            missing = len(wanted) - sum(map(before.__contains__, wanted)) if before else len(wanted)
+            fresh = self.backends.take_many(missing)
+            undo.append((self.backends.give_back, fresh))
+            sets = Sets(
+                self._run(len(new.cluster), old_sets.cluster_base, old_sets.cluster_count, undo),
+                len(new.cluster),
+                self._run(len(new.local), old_sets.local_base, old_sets.local_count, undo) if new.local else 0,
+                len(new.local),
             )
-            undo.append(partial(self.backends.give_back, *fresh))
-            cluster = self._run(len(new.cluster), old.sets[:2] if old else (0, 0), undo)
-            local = self._run(len(new.local), old.sets[2:] if old else (0, 0), undo)
-            range_sets = []
-            for frontend in new.frontends:
-                number = self.ranges.take(frontend.source_ranges.cidrs) if frontend.source_ranges else 0
-                if number:
-                    undo.append(partial(self.ranges.give_back, number))
-                range_sets.append(number)
-            size = self.maps.specs["frontends"].max_entries
-            if len(self.owners) + sum(key not in self.owners for key in keys) > size:
-                raise MapFull("frontends", size)
+            range_sets = tuple(
+                [self._range_set(f.source_ranges, undo) if f.source_ranges else 0 for f in new.frontends]
+            )
+            if len(self.owners) + len(keys) > self._most_frontends:
+                self._check_frontends(keys)
         except PlaneError:
-            for give_back in undo:
-                give_back()
+            for give_back, numbers in undo:
+                give_back(*numbers)
             raise
         if before:
             rest = iter(fresh)
-            backends: Sequence[int] = [before[a] if a in before else next(rest) for a in wanted]
-        else:
-            backends = fresh
-        sets = Sets(cluster, len(new.cluster), local, len(new.local))
-        return Installed(new, service, backends, sets, keys, tuple(range_sets))
+            fresh = [before[a] if a in before else next(rest) for a in wanted]
+        return Installed(new, service, fresh, sets, keys, range_sets)
 
-    def _run(self, count: int, old: tuple[int, ...], undo: list[Callable[[], None]]) -> int:
+    def _run(self, count: int, old_base: int, old_count: int, undo: list[_Undo]) -> int:
         """Where a set of `count` goes: where it was, if the run there is of the right length."""
         if not count:
             return 0
-        if capacity(count) == capacity(old[1]):
-            return old[0]
+        if old_count and capacity(count) == capacity(old_count):
+            return old_base
         base = self.runs.take(count)
-        undo.append(partial(self.runs.give_back, base, count))
+        undo.append((self.runs.give_back, (base, count)))
         return base
 
+    def _range_set(self, ranges: SourceRanges, undo: list[_Undo]) -> int:
+        number = self.ranges.take(ranges.cidrs)
+        undo.append((self.ranges.give_back, (number,)))
+        return number
+
+    def _check_frontends(self, keys: tuple[bytes, ...]) -> None:
+        if len(self.owners) + sum(key not in self.owners for key in keys) > self._most_frontends:
+            raise MapFull("frontends", self._most_frontends)
+
     def _fill(self, done: Installed, wanted: dict[Address, int], before: dict[Address, int], late: _Late) -> None:
-        """Write an entry's backends, record and slots, and compose its frontends."""
-        entry, service, sets = done.entry, done.service, done.sets
-        protocol = entry.key.protocol.value
-        memory, pack, size = self._backend_memory, BACKEND.pack_into, BACKEND.size
-        for (address, flags), index in zip(wanted.items(), done.backends, strict=True):
-            if address in before:
-                # Membership grows now and shrinks later: whoever follows the old frontend finds what it promises.
-                memory[index * size + BACKEND_FLAGS_AT] |= flags
-                late.kept_flags.append((index, flags))
-                continue
-            text, port = address
-            pack(memory, index * size, address_bytes(text), htons(port), protocol, flags, self._next(), service, 0)
-        flags = PRESENT
-        flags |= (_INTERNAL_LOCAL if entry.internal_local else 0) | (_EXTERNAL_LOCAL if entry.external_local else 0)
-        named = (service_name(entry.key), *sets, entry.affinity_seconds, protocol, entry.key.family.value, flags, 0)
-        SERVICE.pack_into(self._service_memory, service * SERVICE.size, *named)
+        """Write an entry's backends, slots and record, and compose its frontends."""
+        entry, service, sets, generation = done.entry, done.service, done.sets, self._next()
+        self._fill_backends(done, wanted, before, generation, late)
+        cluster_base, cluster_count, local_base, local_count = sets
         # wanted_flags() begins with the Cluster set, in its order.
-        self._slots[sets.cluster_base : sets.cluster_base + sets.cluster_count] = array(
-            "Q", done.backends[: sets.cluster_count]
-        )
-        if entry.local:
+        self._slots[cluster_base : cluster_base + cluster_count] = array("Q", done.backends[:cluster_count])
+        if local_count:
             indices = dict(zip(wanted, done.backends, strict=True))
             local = array("Q", [indices[(text, port)] for text, port, _ in entry.local])
-            self._slots[sets.local_base : sets.local_base + sets.local_count] = local
-        for order, frontend in enumerate(entry.frontends):
-            key = done.keys[order]
+            self._slots[local_base : local_base + local_count] = local
+        self._service_memory[service * SERVICE.size : (service + 1) * SERVICE.size] = service_bytes(entry, sets)
+        for order, (frontend, key) in enumerate(zip(entry.frontends, done.keys, strict=True)):
             self.owners[key] = entry.key
             if late.deleted:
                 late.deleted.pop(key, None)
             late.upserts[key] = frontend_bytes(
-                *(frontend, order, self._next(), service, sets, entry.affinity_seconds, done.range_sets[order])
+                frontend, order, generation, service, sets, entry.affinity_seconds, done.range_sets[order]
             )
+
+    def _fill_backends(
+        self, done: Installed, wanted: dict[Address, int], before: dict[Address, int], generation: int, late: _Late
+    ) -> None:
+        """Write new backends, and what is new of those that were there before."""
+        memory, size, indices = self._backend_memory, BACKEND.size, done.backends
+        protocol, service, pack = done.entry.key.protocol, done.service, BACKEND.pack
+        records = [
+            pack(address_bytes(text), htons(port), protocol, flags, generation, service, 0)
+            for (text, port), flags in wanted.items()
+        ]
+        if isinstance(indices, range):  # one after another, as they come when much is new
+            memory[indices.start * size : indices.stop * size] = b"".join(records)
+            return
+        for (address, flags), index, raw in zip(wanted.items(), indices, records, strict=True):
+            offset = index * size
+            if address in before:
+                # Membership grows now and shrinks later: whoever follows the old frontend finds what it promises.
+                memory[offset + BACKEND_FLAGS_AT] |= flags
+                late.kept_flags.append((index, flags))
+            else:
+                memory[offset : offset + size] = raw
 
     def _retire(self, old: Installed, new: Installed | None, late: _Late) -> None:
         """What an entry had and has no longer."""

@@ -13,7 +13,7 @@ from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 from dataplane.planes.ebpf.pins import PinDirectory, default_instance
 from tests.apiserver.objects import service
-from tests.kernel.daemon_lab import PORT, VIP, DaemonLab, NodeDaemon, Traffic, daemon_lab, until
+from tests.kernel.daemon_lab import PORT, VIP, DaemonLab, NodeDaemon, Traffic, daemon_lab
 
 EXTERNAL = "203.0.113.78"
 
@@ -110,20 +110,3 @@ def test_a_killed_change_of_modes_leaves_nothing(cluster: DaemonLab, lab: Lab, o
     daemon.run("cleanup")
     assert traces(daemon) == set()
     assert not list((daemon.folder / "state").glob("*"))
-
-
-def test_a_drain_goes_on_after_a_kill(cluster: DaemonLab, lab: Lab) -> None:
-    """The daemon that comes next ends it, once its last flow has."""
-    daemon, url = cluster.daemons[0], cluster.server.url
-    settled(daemon, url, "ebpf")
-    with Traffic(lab.client.netns, EXTERNAL) as outside:
-        killed_switch(daemon, url, "nftables", replaced)
-        daemon.start("--master", url)
-        assert traces(daemon) == {"nftables", "drain"}
-    assert outside.failures == []
-
-    def over() -> bool:
-        cluster.synced()
-        return traces(daemon) == {"nftables"}
-
-    until(over, "the programs go with the last flow")

@@ -136,15 +136,23 @@ def network(make: Callable[[str], str]) -> Iterator[Network]:
 
 
 def ask(
-    namespace: str, address: str, port: int = 80, protocol: Protocol = Protocol.TCP, source: str = "", wait: float = 3.0
+    namespace: str,
+    address: str,
+    port: int = 80,
+    protocol: Protocol = Protocol.TCP,
+    source: str = "",
+    wait: float = 3.0,
+    source_port: int = 0,
 ) -> str:
-    """One request: `pod client-address`, "refused" or "silence" (nothing within `wait` seconds)."""
+    """One request: `pod client-address`, "refused" or "silence" (nothing within `wait` seconds). From `source` and
+    `source_port`, if they are given, though the port may have been used before."""
     family = Family.IPV6 if ":" in address else Family.IPV4
     kind = socket.SOCK_STREAM if protocol is Protocol.TCP else socket.SOCK_DGRAM
     with in_netns(namespace, socket.socket, family.socket_family, kind) as door:
         door.settimeout(wait)
-        if source:
-            door.bind((source, 0))
+        if source or source_port:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            door.bind((source, source_port))
         try:
             door.connect((address, port))
             if protocol is Protocol.UDP:

@@ -23,6 +23,7 @@ from tests.kernel.nftables_net import (
     NODE,
     NODE_CONFIG,
     PODS,
+    PORT,
     UNUSED,
     VIP,
     Network,
@@ -89,6 +90,24 @@ def test_who_meets_itself_keeps_off_the_packet_programs_ports(net: Network, plan
     in_netns(net.node, Nft).run(port_split.ruleset(NODE_CONFIG.masquerade_mark, low, high))
     for _ in range(20):
         assert ask(net.pods[0], VIP[version]) == f"0 {GATEWAY[version]}"
+    flows = in_netns(net.node, lambda: list(masqueraded_connections()))
+    assert len(flows) == 20
+    assert [flow.client[1] for flow in flows if low <= flow.client[1] <= high] == []
+
+
+@BOTH
+@TRANSPORTS
+def test_a_changed_port_of_the_nodes_own_keeps_off_the_packet_programs_ports(
+    net: Network, plane: NftablesPlane, version: int, protocol: Protocol
+) -> None:
+    """Two flows of the node to one endpoint from one port, the first through a clusterIP: connection tracking gives the
+    second another port."""
+    low, high = 20000, 65535
+    plane.load(plan_of(entry(version, pods(version, 0), protocol=protocol)))
+    in_netns(net.node, Nft).run(port_split.ruleset(NODE_CONFIG.masquerade_mark, low, high))
+    for port in range(5000, 5020):
+        for target in ((VIP[version], 80), (PODS[version][0], PORT)):
+            assert ask(net.node, *target, protocol, source_port=port) == f"0 {GATEWAY[version]}"
     flows = in_netns(net.node, lambda: list(masqueraded_connections()))
     assert len(flows) == 20
     assert [flow.client[1] for flow in flows if low <= flow.client[1] <= high] == []

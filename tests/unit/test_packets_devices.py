@@ -82,3 +82,11 @@ def test_pods_by_device(interface: str, prefix: bool, detected: set[str]) -> Non
 def test_the_slow_path_gets_other_ports(low: int, high: int, left: tuple[int, int]) -> None:
     assert other_ports(low, high) == left
     assert f"masquerade to :{left[0]}-{left[1]} fully-random" in ruleset(0x4000, low, high)
+
+
+def test_the_nodes_own_flows_change_ports_within_the_run_they_are_in() -> None:
+    rules = ruleset(0x4000, 61000, 65535)
+    for ip in ("ip", "ip6"):
+        for run in ("1024-29999", "32768-60999"):
+            assert f"iif 0 meta l4proto {{ 6, 17 }} th sport {run} snat {ip} to {ip} saddr:{run}\n" in rules
+    assert rules.count("snat") == 4

@@ -1,9 +1,12 @@
-"""Keeping the slow path's masquerading off the source ports that the packet programs give out.
+"""Keeping the slow path off the source ports that the packet programs give out.
 
 Both use this node's addresses. Two flows to one backend with one source port could not be told apart by its answers,
 and the programs come first: they would take the slow path's answers for theirs. The kernel's masquerading may choose
-any port, whatever the host's ephemeral range is, so it must be told.
+any port, whatever the host's ephemeral range is, so it must be told. So must connection tracking where it changes the
+port of a connection of the node's own, because a masqueraded one to the same backend has it.
 """
+
+from collections.abc import Iterator
 
 from dataplane.kernel.nft import Nft
 from dataplane.planes.ebpf.maps import MapSet
@@ -12,6 +15,17 @@ TABLE = "inet hotplane-ports"
 _NODE_PORTS = (30000, 32767)
 _PRIORITY = 99
 """Just before srcnat (100): the first chain that chooses a source decides."""
+_LAST_PRIORITY = 110
+"""After srcnat: for flows whose source nobody chose."""
+
+
+def _runs(low: int, high: int) -> Iterator[tuple[int, int]]:
+    """The runs of unprivileged ports beside low-high and the usual node ports, both ends included."""
+    first = 1024
+    for start, end in sorted([(low, high), _NODE_PORTS, (65536, 65536)]):
+        if first < start:
+            yield first, start - 1
+        first = max(first, end + 1)
 
 
 def other_ports(low: int, high: int) -> tuple[int, int]:
@@ -19,15 +33,22 @@ def other_ports(low: int, high: int) -> tuple[int, int]:
 
     A masqueraded flow with a node port's number would be taken for one to that node port when its answers come in.
     """
-    taken = sorted([(low, high), _NODE_PORTS])
-    starts = [1024, *(last + 1 for _, last in taken)]
-    ends = [*(first - 1 for first, _ in taken), 65535]
-    return max(zip(starts, ends, strict=True), key=lambda run: run[1] - run[0])
+    return max(_runs(low, high), key=lambda run: run[1] - run[0])
+
+
+def _own(first: int, last: int) -> str:
+    """Rules for what the node itself sends (it came in by no device): its port stays if it is free, else it becomes
+    one of the same run."""
+    return "".join(
+        f"        iif 0 meta l4proto {{ 6, 17 }} th sport {first}-{last} snat {ip} to {ip} saddr:{first}-{last}\n"
+        for ip in ("ip", "ip6")
+    )
 
 
 def ruleset(mark: int, low: int, high: int) -> str:
     """The transaction that makes our table what it has to be. mark: what asks for masquerading."""
     first, last = other_ports(low, high)
+    own = "".join(_own(*run) for run in _runs(low, high))
     return f"""add table {TABLE}
 flush table {TABLE}
 table {TABLE} {{
@@ -35,6 +56,9 @@ table {TABLE} {{
         type nat hook postrouting priority {_PRIORITY};
         meta mark & {mark:#x} == {mark:#x} meta l4proto {{ 6, 17 }} meta mark set meta mark & {~mark & 0xFFFFFFFF:#x} masquerade to :{first}-{last} fully-random
     }}
+    chain own {{
+        type nat hook postrouting priority {_LAST_PRIORITY};
+{own}    }}
 }}
 """  # noqa: E501
 

@@ -62,6 +62,14 @@ def test_rules_masquerade_whom_the_plan_does() -> None:
     assert "10.244.2.11" not in sets["itself-ipv4"]
 
 
+def test_the_mark_ends_where_it_has_served() -> None:
+    """A VXLAN packet inherits it from what it carries; masqueraded as well, it would never arrive."""
+    plan = _plan((HERE, ELSEWHERE))
+    mark = f"{plan.node.masquerade_mark:#x}"
+    lines = [line.strip() for line in render(plan).rules.splitlines() if f"{mark} masquerade" in line]
+    assert lines == [f"meta mark & {mark} == {mark} meta mark set meta mark ^ {mark} masquerade fully-random"]
+
+
 def test_no_endpoints_leave_a_server_that_refuses() -> None:
     assert render(_plan(())).servers == "-A -t 10.96.0.9:80 -s rr\n-A -t 172.18.0.1:30080 -s rr\n"
 

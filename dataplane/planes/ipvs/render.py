@@ -103,7 +103,9 @@ def _rules(plan: Plan) -> str:
         for chain, lines in rules.items():
             chains[chain] += lines
     mark = f"{plan.node.masquerade_mark:#x}"
-    chains["postrouting"].append(f"meta mark & {mark} == {mark} masquerade fully-random")
+    # Cleared, as kube-proxy does: a VXLAN packet inherits the mark of what it carries, and must keep its own address.
+    taken = f"meta mark & {mark} == {mark} meta mark set meta mark ^ {mark}"
+    chains["postrouting"].append(f"{taken} masquerade fully-random")
     hooks = {
         "prerouting": "type filter hook prerouting priority -101;",
         "output": "type filter hook output priority -101;",

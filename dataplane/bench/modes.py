@@ -93,7 +93,7 @@ class TimedHook:
 
     def __init__(self, hook: "Hook") -> None:
         self._hook = hook
-        self.name, self.detach = hook.name, hook.detach
+        self.name, self.detach, self.close = hook.name, hook.detach, hook.close
         self.attach_seconds = 0.0
         self.maps: MapSet | None = None
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -9,11 +10,15 @@ import pytest
 
 from dataplane.kernel import bpf, clsact, netns
 from dataplane.kernel.links import Links
+from dataplane.plan.types import Plan
 from dataplane.planes.ebpf.devices import Wishes
 from dataplane.planes.ebpf.hooks import PacketHook
 from dataplane.planes.ebpf.maps import MapSet, create_maps
+from dataplane.planes.ebpf.optional import OptionalHook
 from dataplane.planes.ebpf.pins import PinDirectory
+from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.ebpf.settings import write_node
+from dataplane.planes.nftables.plane import NftablesPlane
 from tests.kernel.bpf_packets.bench import NODE, SIZES, node_config
 
 
@@ -114,6 +119,20 @@ def test_devices_come_and_go(place: Place) -> None:
         assert watch.problems == []
     with netns.netns(place.name):
         hook.detach(place.pins)
+
+
+def test_a_plane_that_gives_way_looks_for_no_more_devices(place: Place) -> None:
+    """Its maps are closed by then: their descriptors may be anything."""
+    told: list[str] = []
+    hook = OptionalHook(PacketHook(xdp=False), tell=told.append, watch=True)
+    with netns.netns(place.name):
+        plane = EbpfPlane(NftablesPlane(), [hook], SIZES, instance=f"test-{place.name}")
+        before = set(threading.enumerate())
+        plane.load(Plan(node_config()))
+        [watcher] = set(threading.enumerate()) - before
+        plane.drain(keep_slow=False)
+    assert not watcher.is_alive()
+    assert told == []
 
 
 def _until(true: Callable[[], bool]) -> None:

@@ -194,7 +194,7 @@ class PacketHook:
             self._close()
 
     def close(self) -> None:
-        """Give up the descriptors; what is attached stays and goes on working."""
+        """See Hook.close."""
         with self._lock:
             self._close()
 

@@ -58,6 +58,12 @@ class OptionalHook:
         self._end_watch()
         self._choices[0].detach(pins)
 
+    def close(self) -> None:
+        """See programs.Hook.close."""
+        self._end_watch()
+        for hook in self._choices:
+            hook.close()
+
     def _end_watch(self) -> None:
         if self._watch is not None:
             self._watch.close()

@@ -198,7 +198,9 @@ class EbpfPlane:
         maps.put("node", NODE_KEY, bytes(raw))
 
     def close(self) -> None:
-        """Forget the maps; everything in the kernel stays and goes on working."""
+        """Forget the maps; everything in the kernel stays and goes on working, but for devices that come later."""
+        for hook in self.hooks:
+            hook.close()
         if self._tables is not None:
             self._tables.maps.close()
             self._tables = None

@@ -80,6 +80,9 @@ class Hook(Protocol):
     def detach(self, pins: PinDirectory) -> None:
         """Take off everything that this hook ever attached for this instance."""
 
+    def close(self) -> None:
+        """Do nothing by itself any more and give up what this process holds; what is attached goes on working."""
+
 
 class ConnectHook:
     """Connect-time balancing for the processes of one control group and those below it.
@@ -119,6 +122,9 @@ class ConnectHook:
         for name, path in pins.links().items():
             if name in CONNECT_PROGRAMS:
                 remove_link(path)
+
+    def close(self) -> None:
+        """See Hook.close; nothing is held after `attach`."""
 
 
 def connect_problem(cgroup: Path) -> str:

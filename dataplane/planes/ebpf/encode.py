@@ -5,7 +5,7 @@ import socket
 from functools import cache
 from typing import NamedTuple
 
-from dataplane.model.net import Family, Protocol, packed
+from dataplane.model.net import AF_INET6, Family, Protocol
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, PlanEntry, SourceRanges
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.layout import constant, record
@@ -66,8 +66,7 @@ class Sets(NamedTuple):
 
 def address_bytes(text: str) -> bytes:
     """16 bytes; IPv4 is mapped."""
-    raw = packed(text)
-    return raw if len(raw) == 16 else MAPPED + raw
+    return socket.inet_pton(AF_INET6, text if ":" in text else "::ffff:" + text)
 
 
 def address_text(raw: bytes) -> str:

@@ -72,6 +72,7 @@ class Store:
         self.events: list[Event] = []
         self.changed = asyncio.Event()
         self.written: list[Object] = []
+        self._lists: dict[tuple[str, str, str, int], list[Object]] = {}
 
     def apply(self, items: list[Object]) -> None:
         """Create or replace objects."""
@@ -85,23 +86,28 @@ class Store:
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
         """Delete one object."""
-        item = self.objects[kind].pop((namespace, name))
+        item = copy.deepcopy(self.objects[kind].pop((namespace, name)))
         self._record("DELETED", item)
         self._wake()
 
     def forget(self) -> None:
         """Compact: no watch can be resumed from before now."""
         self.events.clear()
+        self._lists.clear()
         self.oldest = self.version
 
     def page(self, kind: str, labels: str, fields: str, limit: int, more: str) -> bytes:
-        """A list or a page of one. Raises Refused 410 for a `continue` from before the last compaction."""
+        """A list or a page of one; all pages are of the first one's version. Raises Refused 410 for a `continue` from
+        before the last compaction."""
         start, version = 0, self.version
         if more:
             start, version = msgspec.json.decode(base64.urlsafe_b64decode(more), type=tuple[int, int])
             if version < self.oldest:
                 raise Refused(410, "Expired", "The provided continue parameter is too old")
-        found = [item for _, item in sorted(self.objects[kind].items()) if selected(item, labels, fields)]
+        key = (kind, labels, fields, version)
+        if not more:
+            self._lists[key] = [i for _, i in sorted(self.objects[kind].items()) if selected(i, labels, fields)]
+        found = self._lists[key]
         part = found[start : start + limit] if limit else found[start:]
         metadata: Object = {"resourceVersion": str(version)}
         if start + len(part) < len(found):

@@ -15,13 +15,13 @@ import msgspec
 
 from dataplane.bench.memory import kernel_memory, process_memory, settled_kernel_memory
 from dataplane.bench.modes import MODES, make_plane
-from dataplane.bench.objects import ENDPOINTS, Backend, Changes, Shape, chunks
+from dataplane.bench.objects import ENDPOINTS, Backend, Changes, Shape, chunks, decoded
 from dataplane.bench.program import ProgramCost, Way
 from dataplane.errors import HotplaneError
 from dataplane.lab.lab import Lab
 from dataplane.lab.proxy import node_config
 from dataplane.lab.spec import LabError
-from dataplane.model.decode import decode, decode_object
+from dataplane.model.decode import decode_object
 from dataplane.model.net import Family
 from dataplane.model.objects import ModelObject
 from dataplane.plan.planner import Planner
@@ -95,11 +95,8 @@ class Agent:
         for chunk in chunks(shape, request.local, request.remote):
             size += len(chunk)
             started = time.perf_counter()
-            decoded = decode(chunk, "bench")
+            found += decoded(chunk)
             decode_seconds += time.perf_counter() - started
-            if decoded.problems:
-                raise HotplaneError(f"the benchmark's own objects are wrong: {decoded.problems[0]}")
-            found += decoded.objects
         kernel, cpu = settled_kernel_memory(), _cpu()
         started = time.perf_counter()
         self._planner.update(found)

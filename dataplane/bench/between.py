@@ -11,16 +11,15 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from dataplane.bench.modes import DIRECT
-from dataplane.bench.objects import Backend, Shape, chunks
+from dataplane.bench.objects import Backend, Shape, chunks, decoded
 from dataplane.bench.profiles import PROFILES, Settings
 from dataplane.bench.results import Cell, CellKey, Journal, Results
-from dataplane.bench.run import MOST_FAILURES, data_key
+from dataplane.bench.run import data_key, judged, measured
 from dataplane.bench.scenarios import SCENARIOS, Position
 from dataplane.bench.site import Site
-from dataplane.errors import HotplaneError, UsageError
+from dataplane.errors import UsageError
 from dataplane.lab.spec import LabError, LabSpec
 from dataplane.lab.vagrant.proxies import VARIANTS, MachineProxies
-from dataplane.model.decode import decode
 from dataplane.model.net import Family
 from dataplane.model.objects import ModelObject
 
@@ -81,13 +80,7 @@ class Between:
         """The benchmark's Services; all those that are used lead to the one pod."""
         backend = Backend(self._site.server.addresses[self._settings.family], self._site.server.node)
         shape = Shape(services, self._settings.endpoints, self._settings.family)
-        found: list[ModelObject] = []
-        for chunk in chunks(shape, backend, backend):
-            decoded = decode(chunk, "bench")
-            if decoded.problems:
-                raise HotplaneError(f"the benchmark's own objects are wrong: {decoded.problems[0]}")
-            found += decoded.objects
-        return found
+        return [item for chunk in chunks(shape, backend, backend) for item in decoded(chunk)]
 
     def _turn(self, mode: str, services: int, number: int, objects: list[ModelObject]) -> None:
         """One mode on all nodes, and every scenario in it."""
@@ -108,16 +101,10 @@ class Between:
             self._measure_all(keys)
 
     def _measure_all(self, keys: Sequence[CellKey]) -> None:
-        self._record([self._measure(key) for key in keys])
+        self._record([measured(key, lambda key=key: self._measure(key)) for key in keys])  # type: ignore[misc]
 
-    def _measure(self, key: CellKey) -> Cell:
-        try:
-            found = self._site.measure(key.mode, SCENARIOS[key.scenario], key.services, self._settings)
-            if not found["operations"] or found["failures"] > MOST_FAILURES * found["operations"]:
-                raise LabError(f"{found['failures']:.0f} operations failed, {found['operations']:.0f} did not")
-        except LabError as error:
-            return Cell(key, error=str(error))
-        return Cell(key, {name: float(f"{value:.6g}") for name, value in found.items()})
+    def _measure(self, key: CellKey) -> dict[str, float]:
+        return judged(self._site.measure(key.mode, SCENARIOS[key.scenario], key.services, self._settings))
 
     def _record(self, cells: Sequence[Cell]) -> None:
         """Keep what one turn gave, and say it."""

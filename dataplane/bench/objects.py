@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from dataplane.bench.scenarios import Position, index
+from dataplane.errors import HotplaneError
+from dataplane.model.decode import decode
 from dataplane.model.net import Family, canonical_address
+from dataplane.model.objects import ModelObject
 
 NAMESPACE = "bench"
 ENDPOINTS, MOST_ENDPOINTS = 5, 64
@@ -162,6 +165,14 @@ def chunks(shape: Shape, local: Backend, remote: Backend) -> Iterator[bytes]:
             items = []
     if items:
         yield _list(items)
+
+
+def decoded(chunk: bytes) -> list[ModelObject]:
+    """The objects of one of `chunks`. Raises HotplaneError."""
+    found = decode(chunk, "bench")
+    if found.problems:
+        raise HotplaneError(f"the benchmark's own objects are wrong: {found.problems[0]}")
+    return found.objects
 
 
 def _list(items: list[dict[str, Any]]) -> bytes:

@@ -98,6 +98,22 @@ def data_key(mode: str, scenario: Scenario, services: int, position: Position, n
     return CellKey(mode, scenario.name, services, where, number)
 
 
+def measured(key: CellKey, measure: Callable[[], dict[str, float]]) -> Cell:
+    """A cell with the figures that `measure` gives, or with why it has none."""
+    try:
+        found = measure()
+    except LabError as error:
+        return Cell(key, error=str(error))
+    return Cell(key, {name: float(f"{value:.6g}") for name, value in found.items()})
+
+
+def judged(found: dict[str, float]) -> dict[str, float]:
+    """The figures of an operation, if it worked. Raises LabError when more than MOST_FAILURES of it failed."""
+    if not found["operations"] or found["failures"] > MOST_FAILURES * found["operations"]:
+        raise LabError(f"{found['failures']:.0f} operations failed, {found['operations']:.0f} did not")
+    return found
+
+
 class Runner:
     """Measures whatever `results` does not have yet."""
 
@@ -148,11 +164,7 @@ class Runner:
         """Measure one cell and keep it, unless it is there already or not wanted (planes must be loaded anyway)."""
         self._tell(key)
         started = time.perf_counter()
-        try:
-            found = {**measure(), "wall": time.perf_counter() - started}
-            cell = Cell(key, {name: float(f"{value:.6g}") for name, value in found.items()})
-        except LabError as error:
-            cell = Cell(key, error=str(error))
+        cell = measured(key, lambda: {**measure(), "wall": time.perf_counter() - started})
         if key not in self._done and key.scenario in self._settings.scenarios:
             self._done.add(key)
             self._left.pop(key, None)
@@ -263,9 +275,7 @@ class Runner:
             found["rate"], scale = found["operations"] / found["seconds"], 1e6
         seconds, after = time.perf_counter() - started, usage(self._rig.group)
         own = time.process_time() - own if scenario.operation == "live" else 0.0  # the kernel works in our name then
-        if not found["operations"] or found["failures"] > MOST_FAILURES * found["operations"]:
-            raise LabError(f"{found['failures']:.0f} operations failed, {found['operations']:.0f} did not")
-        return found | _processors(before, after, own, seconds, found["operations"] / scale)
+        return judged(found) | _processors(before, after, own, seconds, found["operations"] / scale)
 
 
 def _processors(before: Usage, after: Usage, own: float, seconds: float, operations: float) -> dict[str, float]:

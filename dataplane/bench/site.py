@@ -8,8 +8,6 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import msgspec
 
@@ -21,6 +19,7 @@ from dataplane.bench.profiles import Settings
 from dataplane.bench.results import Machine
 from dataplane.bench.rig import PATIENCE, Helper
 from dataplane.bench.scenarios import Scenario, Way
+from dataplane.closing import Closing
 from dataplane.lab.agents import read_line
 from dataplane.lab.build import ENTRY_TABLE
 from dataplane.lab.spec import LabError
@@ -38,7 +37,7 @@ _UNTIL_INPUT_ENDS = '"$@" & child=$!; cat >/dev/null; kill "$child"'
 _LISTENS = f'until ss -Hltn "sport = :{BULK_PORT}" | grep -q .; do sleep 0.2; done'
 
 
-class Site:
+class Site(Closing):
     """Clients and servers that run. As a context manager it leaves the machines without them.
 
     tool: the load generator. server: the pod that all Services lead to.
@@ -146,11 +145,3 @@ class Site:
         self._rule("del", check=False)
         for name in self._names:
             self.machines.run(name, ["rm", "-f", self._target], check=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -9,12 +9,12 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from dataplane.closing import Closing
 from dataplane.errors import HotplaneError
 from dataplane.kernel import netns
 from dataplane.model.net import Family, family_of
@@ -37,7 +37,7 @@ class LinkError(HotplaneError):
     """The kernel refused a change of links, addresses or routes. The text says what, in which namespace, and why."""
 
 
-class Links:
+class Links(Closing):
     """An rtnetlink connection to one named namespace; a context manager.
 
     >>> with Links("hp-lab-node1") as links:
@@ -48,14 +48,6 @@ class Links:
         self.namespace = namespace
         self._index: dict[str, int] = {}
         self._ipr = netns.in_netns(namespace, IPRoute)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connection."""

@@ -15,7 +15,6 @@ from dataplane.kernel.netns import enter, netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import CLUSTER_CIDR, Node
 from dataplane.model.net import Family
-from dataplane.planes.ebpf import drain
 from dataplane.planes.ebpf.pins import PinDirectory, default_instance
 from tests.apiserver.objects import endpoint, endpoint_slice, service
 
@@ -154,7 +153,7 @@ class ChaosNode:
         self.run("--mode", self.mode, "check", "-f", str(self.manifests))
         with netns(self.node.netns):
             pins = PinDirectory(default_instance())
-            assert self.mode == "ebpf" or pins.path is None or drain.is_draining(pins)
+            assert self.mode == "ebpf" or pins.path is None or pins.draining
         rules = self._rules()
         assert ("KUBE-" in rules) == (self.mode == "iptables")
         assert ("table ip hotplane" in rules) == (self.mode != "iptables")

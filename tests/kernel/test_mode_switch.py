@@ -84,7 +84,7 @@ class SwitchedNode:
 
     def draining(self) -> bool:
         with netns(self._node.netns):
-            return drain.is_draining(PinDirectory(default_instance()))
+            return PinDirectory(default_instance()).draining
 
     def finish(self) -> int:
         with netns(self._node.netns):

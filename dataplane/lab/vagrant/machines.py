@@ -5,9 +5,9 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from dataplane.closing import Closing
 from dataplane.lab.agents import Agents
 from dataplane.lab.places import Places
 from dataplane.lab.probe import Probe, ProbeResult
@@ -20,7 +20,7 @@ CONCURRENCY = 32
 _AGENT_SECONDS = 120.0
 
 
-class Machines(Places):
+class Machines(Places, Closing):
     """A lab of machines that are up, as Vagrant's `ssh-config` describes them. Has what lab.ground.Ground asks for."""
 
     home = HOME
@@ -35,14 +35,6 @@ class Machines(Places):
         shared = ("ControlMaster=auto", f"ControlPath={control}", "ControlPersist=yes", "LogLevel=ERROR")
         self._ssh = ["ssh", "-F", str(ssh_config), *(word for option in shared for word in ("-o", option))]
         self._agents = Agents(self._start_agent, _AGENT_SECONDS)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the agents and the connections; the machines stay up."""

@@ -36,11 +36,6 @@ def _maps(pins: PinDirectory) -> MapSet | None:
     return None
 
 
-def is_draining(pins: PinDirectory) -> bool:
-    """Whether an instance only finishes what it had begun."""
-    return pins.draining
-
-
 def resume(pins: PinDirectory) -> None:
     """The instance is to be used again."""
     if pins.path is not None and pins.draining:
@@ -103,7 +98,7 @@ def _lifetime(protocol: int, flags: int) -> str:
 
 def finish(pins: PinDirectory) -> int:
     """Remove an instance that drains once none of its flows goes on. Returns how many still do; 0 when none drains."""
-    if not is_draining(pins):
+    if not pins.draining:
         return 0
     maps = _maps(pins)
     left = 0
@@ -127,7 +122,7 @@ def remove(pins: PinDirectory) -> None:
 def retire(pins: PinDirectory, change: PlanChange) -> int:
     """Mark the endpoints that a change took from their Services dead in an instance that drains; returns how many."""
     gone = {key for entry in change.entries for key in _gone(entry)}
-    if not gone or not is_draining(pins):
+    if not gone or not pins.draining:
         return 0
     maps = _maps(pins)
     if maps is None:
@@ -167,7 +162,7 @@ def after_change(change: PlanChange) -> int:
     Returns how many flows still drain.
     """
     pins = PinDirectory(default_instance())
-    if not is_draining(pins):
+    if not pins.draining:
         return 0
     retire(pins, change)
     return finish(pins)

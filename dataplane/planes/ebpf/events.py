@@ -10,9 +10,9 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
+from dataplane.closing import Closing
 from dataplane.planes.ebpf.encode import MAPPED, address_text
 from dataplane.planes.ebpf.layout import constant, hook_names, reason_names, record
 from dataplane.planes.ebpf.maps import NODE_KEY, MapSet
@@ -72,7 +72,7 @@ def decode_event(raw: bytes) -> Event:
     )
 
 
-class EventStream:
+class EventStream(Closing):
     """Watches while it is open. protocol: 0 = all; service: index or None = all; hooks: names, empty = all."""
 
     def __init__(self, maps: MapSet, protocol: int = 0, service: int | None = None, hooks: Sequence[str] = ()) -> None:
@@ -127,11 +127,3 @@ class EventStream:
         self._poll.close()
         self._consumer.close()
         self._ring.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

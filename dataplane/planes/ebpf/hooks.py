@@ -7,9 +7,9 @@ import select
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
+from dataplane.closing import Closing
 from dataplane.kernel import clsact
 from dataplane.kernel.bpf import AttachType, BpfError, ProgramType
 from dataplane.kernel.clsact import ClsactError
@@ -214,7 +214,7 @@ def _close(programs: dict[str, Program]) -> None:
         os.close(program.fd)
 
 
-class DeviceWatch:
+class DeviceWatch(Closing):
     """A thread that calls `refresh` of a hook when links, addresses or routes change in the network namespace in which
     this object was made. problems: what went wrong, newest last."""
 
@@ -227,14 +227,6 @@ class DeviceWatch:
         self._end, self._wake = os.pipe()
         self._thread = threading.Thread(target=self._work, daemon=True, name="devices")
         self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the thread; fine twice."""

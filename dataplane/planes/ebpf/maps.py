@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 
+from dataplane.closing import Closing
 from dataplane.kernel import bpf
 from dataplane.kernel.bpf import BpfError, MapFlag
 from dataplane.planes.base import PlaneError
@@ -21,7 +21,7 @@ NODE_KEY = _INDEX.pack(0)
 _COPIED = (bpf.MapType.HASH, bpf.MapType.LRU_HASH, bpf.MapType.LPM_TRIE)
 
 
-class MapSet:
+class MapSet(Closing):
     """Open maps. `fds` and `specs` are by map name. `memory` are the maps that are written as plain memory
     (MMAPABLE arrays): a store is seen by programs at once, without a system call."""
 
@@ -34,14 +34,6 @@ class MapSet:
                 length = -(-spec.value_size // 8) * 8 * spec.max_entries
                 pages = mmap.mmap(fds[name], -(-length // mmap.PAGESIZE) * mmap.PAGESIZE)
                 self.memory[name] = memoryview(pages)[:length]
-
-    def __enter__(self) -> "MapSet":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Give up the descriptors; pins and programs keep the maps. Memory goes with the last view of it."""

@@ -174,7 +174,7 @@ class EbpfPlane:
         Without a load: what the maps of an earlier run hold, nothing where there are none or they only drain.
         """
         if self._tables is None:
-            maps = None if drain.is_draining(self.pins) else open_instance(self.pins.instance)
+            maps = None if self.pins.draining else open_instance(self.pins.instance)
             if maps is None:
                 return {}
             with maps:

@@ -78,12 +78,20 @@ def test_a_health_port_that_is_taken_is_said_and_fatal_only_on_request(cluster: 
         assert "free the port or choose another address" in daemon.text
 
 
+def _status(lab: Lab, address: str, port: int) -> int | None:
+    """What a health check port says to the client; None while it is closed."""
+    try:
+        return http(lab.client.netns, address, port)[0]
+    except ConnectionRefusedError:
+        return None
+
+
 def test_health_check_node_ports(cluster: DaemonLab, lab: Lab) -> None:
     address = lab.nodes[0].addresses[Family.IPV4]
     cluster.server.apply(_balanced("echo", VIP, 31000))
     cluster.start()
-    status, headers, body = http(lab.client.netns, address, 31000)
-    assert status == 200
+    until(lambda: _status(lab, address, 31000) == 200, "the port opens once the rules are there")
+    _, headers, body = http(lab.client.netns, address, 31000)
     assert headers["content-type"] == "application/json"
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["x-load-balancing-endpoint-weight"] == "2"
@@ -97,12 +105,9 @@ def test_health_check_node_ports(cluster: DaemonLab, lab: Lab) -> None:
 
     def closed() -> bool:
         try:
-            http(lab.client.netns, address, 31000)
-        except ConnectionRefusedError:
-            return True
+            return _status(lab, address, 31000) is None
         except ConnectionResetError:
             return False  # it was in the queue of the port that is being closed
-        return False
 
     until(closed, "the port closes when the Service no longer has it")
 
@@ -119,15 +124,8 @@ def test_many_health_check_node_ports(cluster: DaemonLab, lab: Lab) -> None:
         many.append(item)
     cluster.server.apply(*many)
     address = lab.nodes[0].addresses[Family.IPV4]
-
-    def answers(number: int) -> bool:
-        try:
-            return http(lab.client.netns, address, 25000 + number)[0] == 503
-        except ConnectionRefusedError:
-            return False
-
     for number in range(0, count, 100):
-        until(lambda n=number: answers(n), f"port {number} opens")  # type: ignore[misc]
+        until(lambda n=number: _status(lab, address, 25000 + n) == 503, f"port {number} opens")  # type: ignore[misc]
     assert b'"name":"lb200"' in http(lab.client.netns, address, 25000 + 200)[2]
 
 

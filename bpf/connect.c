@@ -111,6 +111,41 @@ INLINE int earlier_choice(const struct node *node, __u64 cookie, struct target *
     return 1;
 }
 
+INLINE struct answer_key answer_key(struct bpf_sock_addr *context, const struct target *peer) {
+    struct answer_key key = {.netns_cookie = bpf_get_netns_cookie(context),
+                             .address = peer->address,
+                             .port = peer->port,
+                             .own_port = context->sk->src_port};
+    return key;
+}
+
+/* Whether a datagram goes back to where one came from: its port, though it is a frontend's, is the sender's own, or one
+ * that masquerading gave it. Connection tracking knows such an answer; here the question is remembered. */
+INLINE int is_answer(struct bpf_sock_addr *context, const struct node *node, const struct target *target, __u64 now) {
+    struct answer_key key;
+    struct answer *answer;
+
+    if (target->protocol != IPPROTO_UDP || !(address_flags(&target->address) & ADDRESS_LOCAL))
+        return 0;
+    key = answer_key(context, target);
+    answer = map_lookup(MAP(answers), &key);
+    return answer && now - answer->last_ns <= node->udp_stream_seconds * SECOND_NS;
+}
+
+/* Remember a datagram that came from a frontend on one of this node's own addresses without being translated. */
+INLINE enum reason remember_question(struct bpf_sock_addr *context, const struct target *sender) {
+    struct frontend_key frontend = {.address = sender->address, .port = sender->port, .protocol = sender->protocol};
+    struct answer_key key;
+    struct answer answer;
+
+    if (sender->protocol != IPPROTO_UDP || !(address_flags(&sender->address) & ADDRESS_LOCAL) ||
+        !find_frontend(&frontend))
+        return REASON_NOT_TRANSLATED;
+    key = answer_key(context, sender);
+    answer.last_ns = bpf_ktime_get_ns();
+    return map_update(MAP(answers), &key, &answer, BPF_ANY) ? REASON_MAP_FULL : REASON_NOT_TRANSLATED;
+}
+
 /* Point a socket (or one datagram of it) at a backend. Returns whether `target` was changed. */
 INLINE int translate(struct bpf_sock_addr *context, struct target *target, enum hook hook) {
     struct node *node = this_node();
@@ -142,6 +177,10 @@ INLINE int translate(struct bpf_sock_addr *context, struct target *target, enum 
         count(hook, REASON_DATAGRAM);
         return 1;
     }
+    if (is_answer(context, node, target, now)) {
+        count(hook, REASON_ANSWER);
+        return 0;
+    }
     reason = balance(&key, &client, now, &chosen);
     if (reason == REASON_NONE)
         reason = store_peers(cookie, &asked, &chosen, connected, now) ? REASON_MAP_FULL
@@ -170,7 +209,7 @@ INLINE int rename(struct bpf_sock_addr *context, struct target *target, enum hoo
     struct socket_peer *peer = map_lookup(MAP(sockets), &key);
 
     if (!peer) {
-        count(hook, REASON_NOT_TRANSLATED);
+        count(hook, hook == HOOK_RECVMSG ? remember_question(context, target) : REASON_NOT_TRANSLATED);
         return 0;
     }
     target->address = peer->address;

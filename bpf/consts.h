@@ -162,6 +162,8 @@ enum reason {
     /* answered */
     REASON_TOO_BIG, /* too big for the way out: answered with an ICMP error */
     /* passed on untouched, found last */
+    REASON_ANSWER,     /* goes back to where a datagram came from, untranslated, though a frontend is there */
+    REASON_OWN_PORT,   /* a socket of the node's own has this port: only connection tracking knows whose answer it is */
     REASON_REMOTE_POD, /* a pod of another node keeps its address: the slow path knows which of its ports are free */
     REASON_COUNT,
 };

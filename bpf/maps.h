@@ -24,6 +24,7 @@
     MAP(scratch, PERCPU_ARRAY, u32, scratch, 1, 0) \
     MAP(affinity, LRU_HASH, affinity_key, affinity, affinity, 0) \
     MAP(sockets, LRU_HASH, socket_key, socket_peer, sockets, 0) \
+    MAP(answers, LRU_HASH, answer_key, answer, answers, 0) \
     MAP(pending, LRU_HASH, tuple, translation, pending, 0) \
     MAP(connections, LRU_HASH, tuple, translation, connections, 0) \
     MAP(fragments, LRU_HASH, fragment_key, fragment, fragments, 0) \

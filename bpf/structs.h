@@ -155,6 +155,20 @@ struct socket_peer {
     __u64 last_ns;
 };
 
+/* Who sent a datagram to a local port, untranslated, from one of the node's own addresses at which a frontend is: the
+ * key. What goes back there is an answer, not a request to the frontend. */
+struct answer_key {
+    __u64 netns_cookie; /* where the port is */
+    struct address address;
+    __be16 port;
+    __u16 own_port; /* host order */
+    __u32 pad;
+};
+
+struct answer {
+    __u64 last_ns; /* bpf_ktime_get_ns() of the last datagram */
+};
+
 /* A packet as it arrives, before translation. */
 struct tuple {
     struct address source;

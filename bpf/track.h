@@ -53,6 +53,34 @@ INLINE int port_is_free(const struct arrival *arrival, __u32 source, __u32 flow_
     return source != SOURCE_POD || (flow_flags & FLOW_SNAT) || (device_flags(arrival->ifindex) & DEVICE_POD);
 }
 
+/* Whether a socket of the node's own namespace would get a datagram that goes to a frontend on one of its addresses: it
+ * may be the answer to a question of that socket's, whose port has the number of a node port. */
+INLINE int has_own_port(const struct arrival *arrival, const struct tuple *tuple) {
+    int ipv4 = is_ipv4(&tuple->destination);
+    struct bpf_sock_tuple ports;
+    struct bpf_sock *found;
+
+    if (tuple->protocol != IPPROTO_UDP || !(address_flags(&tuple->destination) & ADDRESS_LOCAL))
+        return 0;
+    if (ipv4) {
+        ports.ipv4.saddr = tuple->source.word[3];
+        ports.ipv4.daddr = tuple->destination.word[3];
+        ports.ipv4.sport = tuple->source_port;
+        ports.ipv4.dport = tuple->destination_port;
+    } else {
+        __builtin_memcpy(ports.ipv6.saddr, tuple->source.word, 16);
+        __builtin_memcpy(ports.ipv6.daddr, tuple->destination.word, 16);
+        ports.ipv6.sport = tuple->source_port;
+        ports.ipv6.dport = tuple->destination_port;
+    }
+    found = bpf_sk_lookup_udp(arrival->context, &ports, ipv4 ? sizeof(ports.ipv4) : sizeof(ports.ipv6),
+                              BPF_F_CURRENT_NETNS, 0);
+    if (!found)
+        return 0;
+    bpf_sk_release(found);
+    return 1;
+}
+
 /* Choose a backend for the first packet of a flow and store the flow. REASON_NEW_FLOW: *found is what to do with the
  * packet. Anything else: the packet is passed on, nothing was stored. */
 INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packet, __u32 *service,
@@ -85,6 +113,8 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
     *service = chosen->service;
     if (reason != REASON_NONE)
         return reason;
+    if (has_own_port(arrival, tuple))
+        return REASON_OWN_PORT;
     scratch->forward.flags = flow_flags(node, chosen, &tuple->source);
     if (!port_is_free(arrival, client.source, scratch->forward.flags))
         return REASON_REMOTE_POD;

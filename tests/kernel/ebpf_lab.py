@@ -187,6 +187,19 @@ class Sockets:
         data, sender = self._held[name].recvfrom(100)
         return data.decode().partition("|")[0], sender[:2]
 
+    def bind(self, name: str, address: str, port: int) -> None:
+        """Bind to an address and a port that others may have too; the socket was not bound before."""
+        self._held[name].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held[name].bind((address, port))
+
+    def receive(self, name: str) -> tuple[str, int]:
+        """From whom recvfrom says that the next datagram came."""
+        sender: tuple[str, int] = self._held[name].recvfrom(100)[1][:2]
+        return sender
+
+    def send(self, name: str) -> None:
+        self._held[name].send(b"?")
+
     def send_at(self, name: str, address: str, port: int) -> None:
         self._held[name].sendto(b"?", (address, port))
 

@@ -150,6 +150,39 @@ def test_connected_udp_does_not_stay_on_a_removed_endpoint(bench: Bench) -> None
     bench.pod.call("close", "direct")
 
 
+@pytest.mark.parametrize("connected", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_server_answers_a_client_whose_port_is_a_node_port(bench: Bench, family: Family, connected: bool) -> None:
+    """Masquerading gives out such ports, and a process of the node may have one: what goes back there is an answer. A
+    server may answer by the socket that heard the question, or by one of the same port that it connects to the client.
+    """
+    bench.become(service("a", Protocol.UDP, family, node_port=30082))
+    client, server = (NODE_ADDRESSES[FAMILIES.index(family)], 30082), (BACKENDS[family][0], 7000)
+    stranger = bench.node.process("node", bench.node.group.parent)
+    back = bench.node.process("back")
+    for process, name, address in ((stranger, "client", client), (back, "server", server), (back, "second", server)):
+        process.call("open", name, family.socket_family, socket.SOCK_DGRAM)
+        if name != "second":
+            process.call("bind", name, *address)
+    for _ in range(2):
+        stranger.call("send_at", "client", *server)
+        assert back.call("receive", "server") == client
+        if connected:
+            back.call("bind", "second", *server)
+            assert back.call("connect", "second", *client) == client
+            back.call("send", "second")
+            back.call("close", "second")
+            back.call("open", "second", family.socket_family, socket.SOCK_DGRAM)
+        else:
+            back.call("send_at", "server", *client)
+        assert stranger.call("receive", "client") == server
+    assert bench.counted("connect" if connected else "sendmsg", "answer") >= 2
+    # Who was not asked is a client of the node port, from the very same address too.
+    back.call("open", "other", family.socket_family, socket.SOCK_DGRAM)
+    back.call("bind", "other", server[0], 7001)
+    assert back.call("ask_at", "other", *client)[1] == client
+
+
 @pytest.mark.parametrize("caller", ["pod", "own"])
 @pytest.mark.parametrize("address", NODE_ADDRESSES)
 def test_node_port_answers_on_node_addresses_only(bench: Bench, caller: str, address: str) -> None:

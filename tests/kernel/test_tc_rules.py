@@ -4,6 +4,7 @@ Time passes by making entries older.
 """
 
 import ipaddress
+import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Raw
 
+from dataplane.kernel import netns
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import SourceRanges
 from dataplane.planes.ebpf.layout import fields_of, size_of
@@ -224,6 +226,35 @@ def test_a_pod_of_another_node_keeps_its_address_by_the_slow_path_only(
     finally:
         node.remove(here)
         node.remove(away)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_datagram_to_a_port_that_the_node_itself_uses_is_left_to_conntrack(
+    node: Bench, run: Runner, family: Family
+) -> None:
+    """It may be the answer to one of the node's own processes, whose port happens to be a node port's. TCP has no such
+    doubt: a SYN is no answer."""
+    client, own, remote, *_ = ADDRESSES[family]
+    services = [
+        entry(f"{protocol.name}-{family.name}", [remote], node_port=30098, family=family, protocol=protocol)
+        for protocol in (Protocol.UDP, Protocol.TCP)
+    ]
+    node.install(*services)
+
+    def reasons(transport: Any) -> set[str]:
+        with node.counted() as counted:
+            run(node.frame(ip(family, client, own) / transport))
+        return {name.partition(":")[2] for name in counted}
+
+    try:
+        with netns.in_netns(node.namespace, socket.socket, family.socket_family, socket.SOCK_DGRAM) as door:
+            door.bind((own, 30098))
+            assert reasons(UDP(sport=4400, dport=30098)) == {"own_port"}
+            assert reasons(TCP(sport=4400, dport=30098, flags="S")) == {"new_flow"}
+        assert reasons(UDP(sport=4400, dport=30098)) == {"new_flow"}
+    finally:
+        for service in services:
+            node.remove(service)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

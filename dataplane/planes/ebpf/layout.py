@@ -25,7 +25,9 @@ typedef uint16_t __be16; typedef uint32_t __be32; typedef uint32_t u32; typedef 
 """
 _MAP_LINE = re.compile(r"^\s*MAP\((\w+), (\w+), (\w+), (\w+), (\w+), (\w+)\)", re.MULTILINE)
 _FORMATS = {"uint8_t": "B", "uint16_t": "H", "uint32_t": "I", "uint64_t": "Q", "char": "s"}
-FLOW_MAPS = frozenset({"affinity", "sockets", "pending", "connections", "fragments", "counters", "service_counters"})
+FLOW_MAPS = frozenset(
+    {"affinity", "sockets", "answers", "pending", "connections", "fragments", "counters", "service_counters"}
+)
 """Maps that the programs fill."""
 
 
@@ -42,6 +44,7 @@ class Sizes(msgspec.Struct, frozen=True):
     devices: int = 4096
     affinity: int = 131072
     sockets: int = 131072
+    answers: int = 8192
     pending: int = 65536
     connections: int = 262144
     fragments: int = 8192

@@ -67,14 +67,17 @@ class Untouched:
 class Kernel:
     """Holds a plan in the kernel. Methods are for the event loop; `plane` may only be touched by `call`.
 
-    untouched: tells of changes by others, None where the plane's state has no generation.
+    untouched: tells of changes by others, None where the plane's state has no generation. clean_up: what is done after
+    each change. thorough: whether that is more than a moment's work at present.
     """
 
-    def __init__(self, clean_up: Callable[[PlanChange, Plan], object]) -> None:
+    def __init__(
+        self, clean_up: Callable[[PlanChange, Plan], object], thorough: Callable[[], bool] = lambda: False
+    ) -> None:
         self.ledger = Ledger()
         self.untouched: Untouched | None = None
         self._plane: Plane | None = None
-        self._clean_up = clean_up
+        self._clean_up, self._thorough = clean_up, thorough
         self._unclean: tuple[EntryChange, ...] = ()
         self._worker = ThreadPoolExecutor(1, "plane")
         self.lock = asyncio.Lock()
@@ -109,12 +112,13 @@ class Kernel:
 
     def _quick(self, change: PlanChange) -> bool:
         """Whether a change takes about a millisecond: then it is done at once, without waiting for another thread to
-        get a processor. UDP is not, because cleaning up after it walks conntrack (and needs a thread of its own)."""
+        get a processor. UDP is not, because cleaning up after it walks conntrack (and needs a thread of its own), nor
+        is anything while packet programs drain, whose end reads devices (which no event loop may run beside)."""
         return (
             self.plane.name == "nftables"
             and len(change.entries) <= MOST_AT_ONCE
             and change.node is None
-            and not (self.ledger or self._unclean)
+            and not (self.ledger or self._unclean or self._thorough())
             and all(entry.key.protocol is not Protocol.UDP for entry in change.entries)
         )
 

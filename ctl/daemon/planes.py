@@ -68,7 +68,7 @@ class CleanUp:
         if self.draining:
             from dataplane.planes.ebpf.drain import after_change
 
-            after_change(change)
+            self.draining = after_change(change) > 0
 
     def replace(self, old: Plane, mode: str) -> None:
         """Remove what another mode holds here, now that `mode` answers."""

@@ -1,6 +1,9 @@
 """kill -9 of a daemon while it brings another mode: whoever comes next removes what it left, and nobody notices."""
 
+import itertools
 import os
+import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -8,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.kernel.netns import netns
+from dataplane.kernel.netns import in_netns, netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 from dataplane.planes.ebpf.pins import PinDirectory, default_instance
 from tests.apiserver.objects import service
-from tests.kernel.daemon_lab import PORT, VIP, DaemonLab, NodeDaemon, Traffic, daemon_lab
+from tests.kernel.daemon_lab import PATIENCE, PORT, VIP, DaemonLab, NodeDaemon, Traffic, daemon_lab, until
 
 EXTERNAL = "203.0.113.78"
 
@@ -110,3 +113,29 @@ def test_a_killed_change_of_modes_leaves_nothing(cluster: DaemonLab, lab: Lab, o
     daemon.run("cleanup")
     assert traces(daemon) == set()
     assert not list((daemon.folder / "state").glob("*"))
+
+
+def test_a_restarted_daemon_ends_what_a_killed_one_let_drain(cluster: DaemonLab, lab: Lab) -> None:
+    daemon, url = cluster.daemons[0], cluster.server.url
+    settled(daemon, url, "ebpf")
+    with in_netns(lab.client.netns, socket.create_connection, (EXTERNAL, 80), PATIENCE) as door:
+        # To end by a reset: at once, for both sides.
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        daemon.mode = "nftables"
+        daemon.start("--master", url)
+        until(lambda: traces(daemon) == {"nftables", "drain"}, "the packet programs finish what they had begun")
+        daemon.kill()
+        daemon.start("--master", url)
+        cluster.server.apply(service("second", "10.96.0.60"))
+        until(lambda: cluster.holds(daemon, "default/second"), "the change is in the kernel")
+        assert traces(daemon) == {"nftables", "drain"}
+        door.sendall(b"?\n")
+        assert door.recv(1000)
+
+    def ended() -> bool:
+        cluster.server.apply(service("second", f"10.96.0.{next(numbers)}"))
+        return traces(daemon) == {"nftables"}
+
+    numbers = itertools.cycle(range(61, 90))
+    until(ended, "the first change after the last flow takes the programs off")
+    assert daemon.stop() == 0

@@ -27,7 +27,7 @@ from tests.kernel.test_mode_switch import NODE_PORT, objects, used, ways
 from tests.kernel.traffic import Traffic, lost
 
 PODS = ("pod1-1", "pod1-2", "pod2-1", "pod2-2")
-BURST = 128
+BURST = 32
 
 
 @pytest.fixture(scope="module")

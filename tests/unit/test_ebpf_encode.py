@@ -11,11 +11,13 @@ from dataplane.model.net import Family, Protocol, canonical_address
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, SourceRanges
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.encode import (
+    BACKEND,
     FRONTEND_KEY,
     SERVICE,
     Sets,
     address_bytes,
     address_text,
+    backend_records,
     entry_key,
     frontend_bytes,
     frontend_key,
@@ -75,6 +77,14 @@ def test_frontends(routes: Routes, kind: FrontendKind, ranges: SourceRanges | No
     assert stored[:4] == (n[0], n[1], Sets(*n[2:6]), n[6])
     assert stored.order == 3
     assert stored.frontend(key, ("10.0.0.0/8",)) == frontend
+
+
+@given(st.dictionaries(st.tuples(ADDRESSES, st.sampled_from((80, 8080))), st.sampled_from((1, 2, 3))))
+def test_backends_of_one_service(wanted: dict[tuple[str, int], int]) -> None:
+    records = backend_records(wanted, Protocol.UDP, 1000, 7)
+    assert [BACKEND.unpack(raw) for raw in records] == [
+        (address_bytes(address), socket.htons(port), 17, flags, 1000, 7, 0) for (address, port), flags in wanted.items()
+    ]
 
 
 @given(st.ip_addresses(), st.integers(0, 128), st.integers(1, 2**31))

@@ -154,7 +154,7 @@ def test_loading_over_the_same_table_changes_nothing_and_over_another_says_what(
         assert held is not None
         assert entry.old is not None
         assert {f.key for f in held.frontends} == {f.key for f in entry.old.frontends}
-        assert [b[:2] for b in held.cluster] == [b[:2] for b in entry.old.cluster]
+        assert [(b.address, b.port) for b in held.cluster] == [(b.address, b.port) for b in entry.old.cluster]
 
 
 def test_foreign_rules_and_chains_stay() -> None:

@@ -86,10 +86,10 @@ class _Reader:
             if owner != service or not flags & wanted:
                 found.sound = False
                 continue
-            backend = Backend(address_text(raw), ntohs(port), flags & HERE != 0)
-            members.append(backend)
-            found.indices[backend[:2]] = index
-            found.flags[backend[:2]] = flags
+            address = (address_text(raw), ntohs(port))
+            members.append(Backend(*address, flags & HERE != 0))
+            found.indices[address] = index
+            found.flags[address] = flags
         return tuple(members)
 
     def _entry(self, service: int) -> None:
@@ -164,7 +164,7 @@ def adopt(maps: MapSet) -> Adopted:
     runs = {
         run
         for sets in [i.sets for i in reader.installed.values()] + [s.sets for s in reader.frontends.values()]
-        for run in (sets[:2], sets[2:])
+        for run in sets.runs()
     }
     flags = reader.backends[BACKEND_FLAGS_AT :: BACKEND.size].tobytes()
     present = reader.services[SERVICE_FLAGS_AT :: SERVICE.size].tobytes()
@@ -201,5 +201,5 @@ def sweep(tables: Tables) -> None:
     tables.runs = Runs(
         "slots",
         maps.specs["slots"].max_entries,
-        (run for i in tables.installed.values() for run in (i.sets[:2], i.sets[2:]) if run[1]),
+        (run for i in tables.installed.values() for run in i.sets.runs() if run[1]),
     )

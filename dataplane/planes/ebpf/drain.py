@@ -11,6 +11,7 @@ from socket import IPPROTO_TCP, IPPROTO_UDP, ntohs
 
 from dataplane.model.net import Protocol
 from dataplane.plan.change import EntryChange, PlanChange
+from dataplane.plan.types import PlanEntry
 from dataplane.planes.ebpf.encode import BACKEND, SERVICE, address_bytes, address_text, entry_key
 from dataplane.planes.ebpf.events import TUPLE
 from dataplane.planes.ebpf.hooks import PacketHook
@@ -147,12 +148,14 @@ def retire(pins: PinDirectory, change: PlanChange) -> int:
     return count
 
 
+def _endpoints(entry: PlanEntry | None) -> set[tuple[str, int]]:
+    """Address and port of everything in either set."""
+    return {(b.address, b.port) for b in (*entry.cluster, *entry.local)} if entry else set()
+
+
 def _gone(change: EntryChange) -> set[tuple[str, int, str, int]]:
     """(service, protocol, address, port) of endpoints that an entry lost."""
-    if change.old is None:
-        return set()
-    kept = {b[:2] for b in (*change.new.cluster, *change.new.local)} if change.new else set()
-    lost = {b[:2] for b in (*change.old.cluster, *change.old.local)} - kept
+    lost = _endpoints(change.old) - _endpoints(change.new)
     return {(change.key.service, int(change.key.protocol), address, port) for address, port in lost}
 
 

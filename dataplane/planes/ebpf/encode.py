@@ -2,13 +2,17 @@
 
 import ipaddress
 import socket
+from collections.abc import Mapping
 from functools import cache
+from socket import htons, inet_pton
 from typing import NamedTuple
 
-from dataplane.model.net import AF_INET6, Family, Protocol
+import msgspec
+
+from dataplane.model.net import AF_INET, AF_INET6, Family, Protocol
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, PlanEntry, SourceRanges
 from dataplane.planes.base import PlaneError
-from dataplane.planes.ebpf.layout import constant, record
+from dataplane.planes.ebpf.layout import constant, fields_of, record
 from dataplane.policy.routes import Action, Route, Routes, Scope
 
 FRONTEND_KEY = record("frontend_key", "address", "port", "protocol", "pad")
@@ -26,6 +30,7 @@ SERVICE = record(
 RANGE_KEY = record("range_key", "prefix_length", "range_set", "address")
 PREFIX_KEY = record("prefix_key", "prefix_length", "address")
 MAPPED = b"\0" * 10 + b"\xff\xff"
+_AFTER_ADDRESS = fields_of("backend")["port"]
 _UNSPECIFIED = {Family.IPV4: MAPPED + b"\0" * 4, Family.IPV6: b"\0" * 16}
 _IPV4_MAPPED_BITS = constant("IPV4_MAPPED_BITS")
 _KINDS = {
@@ -55,7 +60,7 @@ _route_bytes: dict[Routes, tuple[int, ...]] = {}
 """Routes as bytes; a handful of combinations exist."""
 
 
-class Sets(NamedTuple):
+class Sets(msgspec.Struct, frozen=True, gc=False):
     """Where a service's two backend sets lie in `slots`."""
 
     cluster_base: int = 0
@@ -63,10 +68,14 @@ class Sets(NamedTuple):
     local_base: int = 0
     local_count: int = 0
 
+    def runs(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Base and count of either set."""
+        return (self.cluster_base, self.cluster_count), (self.local_base, self.local_count)
+
 
 def address_bytes(text: str) -> bytes:
     """16 bytes; IPv4 is mapped."""
-    return socket.inet_pton(AF_INET6, text if ":" in text else "::ffff:" + text)
+    return inet_pton(AF_INET6, text) if ":" in text else MAPPED + inet_pton(AF_INET, text)
 
 
 def address_text(raw: bytes) -> str:
@@ -78,8 +87,9 @@ def address_text(raw: bytes) -> str:
 
 def frontend_key_bytes(key: FrontendKey) -> bytes:
     """The key of `frontends`; a node port has the unspecified address of its family."""
-    address = address_bytes(key.address) if key.address else _UNSPECIFIED[key.family]
-    return FRONTEND_KEY.pack(address, socket.htons(key.port), key.protocol, 0)
+    address = key.address
+    raw = address_bytes(address) if address else _UNSPECIFIED[key.family]
+    return FRONTEND_KEY.pack(raw, htons(key.port), key.protocol, 0)
 
 
 def frontend_key(raw: bytes) -> FrontendKey:
@@ -117,10 +127,38 @@ def frontend_bytes(
     routes = _route_bytes.get(frontend.routes)
     if routes is None:
         routes = _route_bytes[frontend.routes] = tuple(map(route_byte, frontend.routes))
+    pod, node, outside = routes
     ranges = frontend.source_ranges
     flags = 0 if ranges is None else _RANGES | (_OWN_ADDRESS if ranges.own_address else 0)
-    kind, position = _KINDS[frontend.kind], min(order, 255)
-    return FRONTEND.pack(generation, service, *sets, affinity_seconds, range_set, *routes, flags, kind, position, 0)
+    return FRONTEND.pack(  # argument by argument: `*` would take as long as everything else
+        generation,
+        service,
+        sets.cluster_base,
+        sets.cluster_count,
+        sets.local_base,
+        sets.local_count,
+        affinity_seconds,
+        range_set,
+        pod,
+        node,
+        outside,
+        flags,
+        _KINDS[frontend.kind],
+        order if order < 255 else 255,
+        0,
+    )
+
+
+def backend_records(wanted: Mapping[tuple[str, int], int], protocol: int, generation: int, service: int) -> list[bytes]:
+    """Records of `backends` for the members of one service, in their order. wanted: flags by address and port."""
+    records: list[bytes] = []
+    port, flags, rest = -1, -1, b""
+    for (address, own_port), own_flags in wanted.items():
+        if own_port != port or own_flags != flags:  # seldom: members mostly differ in nothing but the address
+            port, flags = own_port, own_flags
+            rest = BACKEND.pack(b"", htons(port), protocol, flags, generation, service, 0)[_AFTER_ADDRESS:]
+        records.append(address_bytes(address) + rest)
+    return records
 
 
 class StoredFrontend(NamedTuple):
@@ -173,7 +211,18 @@ def service_bytes(entry: PlanEntry, sets: Sets) -> bytes:
     key = entry.key
     flags = PRESENT
     flags |= (_INTERNAL_LOCAL if entry.internal_local else 0) | (_EXTERNAL_LOCAL if entry.external_local else 0)
-    return SERVICE.pack(service_name(key), *sets, entry.affinity_seconds, key.protocol, key.family, flags, 0)
+    return SERVICE.pack(
+        service_name(key),
+        sets.cluster_base,
+        sets.cluster_count,
+        sets.local_base,
+        sets.local_count,
+        entry.affinity_seconds,
+        key.protocol,
+        key.family,
+        flags,
+        0,
+    )
 
 
 def entry_key(name: bytes, protocol: int, family: int) -> EntryKey:

@@ -7,7 +7,6 @@ read: `bpf/lookup.h`, balance(). An entry that does not fit is left out whole, s
 import secrets
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from socket import htons
 from typing import NamedTuple
 
 import msgspec
@@ -20,7 +19,7 @@ from dataplane.planes.ebpf.encode import (
     BACKEND,
     SERVICE,
     Sets,
-    address_bytes,
+    backend_records,
     frontend_bytes,
     frontend_key_bytes,
     range_key_bytes,
@@ -88,11 +87,11 @@ class _Late:
 def wanted_flags(entry: PlanEntry) -> dict[Address, int]:
     """Backends of an entry with their flags (enum backend_flags)."""
     wanted: dict[Address, int] = {}
-    for address, port, local in entry.cluster:
-        wanted[(address, port)] = IN_CLUSTER | HERE if local else IN_CLUSTER
-    for address, port, local in entry.local:
-        key = (address, port)
-        wanted[key] = wanted.get(key, 0) | (IN_LOCAL | HERE if local else IN_LOCAL)
+    for backend in entry.cluster:
+        wanted[(backend.address, backend.port)] = IN_CLUSTER | HERE if backend.local else IN_CLUSTER
+    for backend in entry.local:
+        key = (backend.address, backend.port)
+        wanted[key] = wanted.get(key, 0) | (IN_LOCAL | HERE if backend.local else IN_LOCAL)
     return wanted
 
 
@@ -214,7 +213,6 @@ class Tables:
     ) -> Installed:
         """Indices for everything that is new in an entry, or none of them. Raises MapFull."""
         undo: list[_Undo] = []
-        keys = tuple([frontend_key_bytes(frontend.key) for frontend in new.frontends])
         old_sets = old.sets if old else _NO_SETS
         try:
             if old:
@@ -231,9 +229,10 @@ class Tables:
                 self._run(len(new.local), old_sets.local_base, old_sets.local_count, undo) if new.local else 0,
                 len(new.local),
             )
-            range_sets = tuple(
-                [self._range_set(f.source_ranges, undo) if f.source_ranges else 0 for f in new.frontends]
-            )
+            keys, range_sets = [], []
+            for frontend in new.frontends:
+                keys.append(frontend_key_bytes(frontend.key))
+                range_sets.append(self._range_set(frontend.source_ranges, undo) if frontend.source_ranges else 0)
             if len(self.owners) + len(keys) > self._most_frontends:
                 self._check_frontends(keys)
         except PlaneError:
@@ -243,7 +242,7 @@ class Tables:
         if before:
             rest = iter(fresh)
             fresh = [before[a] if a in before else next(rest) for a in wanted]
-        return Installed(new, service, fresh, sets, keys, range_sets)
+        return Installed(new, service, fresh, sets, tuple(keys), tuple(range_sets))
 
     def _run(self, count: int, old_base: int, old_count: int, undo: list[_Undo]) -> int:
         """Where a set of `count` goes: where it was, if the run there is of the right length."""
@@ -260,7 +259,7 @@ class Tables:
         undo.append((self.ranges.give_back, (number,)))
         return number
 
-    def _check_frontends(self, keys: tuple[bytes, ...]) -> None:
+    def _check_frontends(self, keys: list[bytes]) -> None:
         if len(self.owners) + sum(key not in self.owners for key in keys) > self._most_frontends:
             raise MapFull("frontends", self._most_frontends)
 
@@ -268,20 +267,26 @@ class Tables:
         """Write an entry's backends, slots and record, and compose its frontends."""
         entry, service, sets, generation = done.entry, done.service, done.sets, self._next()
         self._fill_backends(done, wanted, before, generation, late)
-        cluster_base, cluster_count, local_base, local_count = sets
+        base, count = sets.cluster_base, sets.cluster_count
         # wanted_flags() begins with the Cluster set, in its order.
-        self._slots[cluster_base : cluster_base + cluster_count] = array("Q", done.backends[:cluster_count])
-        if local_count:
+        self._slots[base : base + count] = array("Q", [*done.backends[:count]])
+        if entry.local:
             indices = dict(zip(wanted, done.backends, strict=True))
-            local = array("Q", [indices[(text, port)] for text, port, _ in entry.local])
-            self._slots[local_base : local_base + local_count] = local
+            base, count = sets.local_base, sets.local_count
+            self._slots[base : base + count] = array("Q", [indices[(b.address, b.port)] for b in entry.local])
         self._service_memory[service * SERVICE.size : (service + 1) * SERVICE.size] = service_bytes(entry, sets)
-        for order, (frontend, key) in enumerate(zip(entry.frontends, done.keys, strict=True)):
+        for order, key in enumerate(done.keys):
             self.owners[key] = entry.key
             if late.deleted:
                 late.deleted.pop(key, None)
             late.upserts[key] = frontend_bytes(
-                frontend, order, generation, service, sets, entry.affinity_seconds, done.range_sets[order]
+                entry.frontends[order],
+                order,
+                generation,
+                service,
+                sets,
+                entry.affinity_seconds,
+                done.range_sets[order],
             )
 
     def _fill_backends(
@@ -289,11 +294,7 @@ class Tables:
     ) -> None:
         """Write new backends, and what is new of those that were there before."""
         memory, size, indices = self._backend_memory, BACKEND.size, done.backends
-        protocol, service, pack = done.entry.key.protocol, done.service, BACKEND.pack
-        records = [
-            pack(address_bytes(text), htons(port), protocol, flags, generation, service, 0)
-            for (text, port), flags in wanted.items()
-        ]
+        records = backend_records(wanted, done.entry.key.protocol, generation, done.service)
         if isinstance(indices, range):  # one after another, as they come when much is new
             memory[indices.start * size : indices.stop * size] = b"".join(records)
             return
@@ -319,7 +320,7 @@ class Tables:
                 late.dead.append(index)
                 late.removed.append(Removed(old.entry.key, text, port))
         now = new.sets if new else Sets()
-        for (base, count), (new_base, new_count) in ((old.sets[:2], now[:2]), (old.sets[2:], now[2:])):
+        for (base, count), (new_base, new_count) in zip(old.sets.runs(), now.runs(), strict=True):
             if count and (base != new_base or not new_count):
                 late.runs.append((base, count))
         late.range_sets.extend(number for number in old.range_sets if number)

@@ -5,7 +5,7 @@ An element is known by its target (`family table set`) and its key; its value is
 the entry but a reference, counted by the plane.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from socket import inet_pton
 from typing import NamedTuple
 
@@ -26,7 +26,6 @@ from dataplane.planes.nftables.syntax import (
     Kind,
     Syntax,
 )
-from dataplane.policy.endpoints import Backend
 from dataplane.policy.routes import REJECT_ALL, Action, Route, Routes, Scope
 
 
@@ -52,8 +51,6 @@ class ElementRef(NamedTuple):
 
 
 Reference = ShapeRef | RangesRef | ElementRef
-Ordered = Address | Backend
-"""A backend in its order: as placed, or as the entry has it. Both begin with address and port."""
 
 
 class Compiled(NamedTuple):
@@ -252,10 +249,11 @@ class _Entry:
             self._add("own_sources", packed(frontend.key.address) + key, b"")
         return RESTRICTED_WAY
 
-    def _order(self, local: bool) -> tuple[Ordered, ...]:
+    def _order(self, local: bool) -> Sequence[Address]:
+        """Backends as placed, or as the entry has them."""
         if self._placement is not None:
             return self._placement.local if local else self._placement.cluster
-        return self._entry.local if local else self._entry.cluster
+        return [(b.address, b.port) for b in (self._entry.local if local else self._entry.cluster)]
 
     def _backends(self, kind: Kind, key: bytes, scope: Scope) -> None:
         local = scope is Scope.LOCAL
@@ -266,14 +264,14 @@ class _Entry:
             return
         target = self._common.target(kind.endpoints)
         elements, pack = self.elements, self._common.packed
-        for index, backend in zip(_indexes(offset, len(order)), order, strict=True):
-            elements[(target, key + index)] = pack(backend[0]) + port(backend[1])
+        for index, (address, port_number) in zip(_indexes(offset, len(order)), order, strict=True):
+            elements[(target, key + index)] = pack(address) + port(port_number)
 
-    def _slots(self, kind: Kind, key: bytes, order: tuple[Ordered, ...], offset: int) -> None:
+    def _slots(self, kind: Kind, key: bytes, order: Sequence[Address], offset: int) -> None:
         assert self._placement is not None, "affinity needs slots"
         slots = self._common.target(kind.slots)
         backends = self._common.target(kind.local_slot_endpoints if offset else kind.slot_endpoints)
         for index, backend in zip(_indexes(offset, len(order)), order, strict=True):
-            slot = number(self._placement.slots[(backend[0], backend[1])])
+            slot = number(self._placement.slots[backend])
             self.elements[(slots, key + index)] = slot
-            self.elements[(backends, key + slot)] = address_port(backend[0], backend[1])
+            self.elements[(backends, key + slot)] = address_port(*backend)

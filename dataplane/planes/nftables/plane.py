@@ -89,7 +89,8 @@ class NftablesPlane:
         books = self._books
         transaction = books.transaction()
         placements: dict[EntryKey, Placement | None] = {}
-        for old, new in change.entries:
+        for entry in change.entries:
+            old, new = entry.old, entry.new
             key = (new or old or _neither()).key
             if key.family not in self._words:
                 continue

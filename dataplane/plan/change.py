@@ -1,7 +1,6 @@
 """Differences between plans, and how to apply one."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import msgspec
 
@@ -9,7 +8,7 @@ from dataplane.plan.types import EntryKey, HealthCheck, Plan, PlanEntry
 from dataplane.policy.node import NodeConfig
 
 
-class EntryChange(NamedTuple):
+class EntryChange(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One entry before and after; None where it does not exist. Never equal on both sides."""
 
     old: PlanEntry | None

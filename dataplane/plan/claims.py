@@ -25,9 +25,9 @@ _Held = tuple[tuple[Claim, ...], Sequence[FrontendKey]]
 _NOTHING: _Held = ((), ())
 
 
-def claim_of(service: Service) -> Claim:
+def claim_of(service_id: ServiceId, service: Service) -> Claim:
     """The claim that a Service makes to each of its frontends."""
-    return Claim(service.created or _NO_TIME, (service.namespace, service.name))
+    return Claim(service.created or _NO_TIME, service_id)
 
 
 class Claims:

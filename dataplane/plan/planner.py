@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable
+from itertools import product
 from operator import attrgetter
 
 from dataplane.bulk import no_garbage_collection
@@ -15,9 +16,9 @@ from dataplane.model.objects import (
     ServiceCIDR,
 )
 from dataplane.plan.change import EntryChange, PlanChange
-from dataplane.plan.claims import Claims, ServiceId, claim_of
+from dataplane.plan.claims import Claim, Claims, ServiceId, claim_of
 from dataplane.plan.frontends import Way, has_frontends, make_frontends, service_families, ways_in
-from dataplane.plan.types import EntryKey, HealthCheck, Plan, PlanEntry
+from dataplane.plan.types import EntryKey, FrontendKey, FrontendKind, HealthCheck, Plan, PlanEntry
 from dataplane.policy.endpoints import BackendSets, Candidate, backend_sets
 from dataplane.policy.node import NodeConfig
 
@@ -33,6 +34,15 @@ _name = attrgetter("name")
 def _bulk(count: int) -> contextlib.AbstractContextManager[None]:
     """What `count` objects are worked on in."""
     return no_garbage_collection(keep=True) if count >= _MANY else contextlib.nullcontext()
+
+
+def _taken(loser: ObjectRef, kind: FrontendKind, key: FrontendKey, winner: Claim) -> Problem:
+    return Problem(
+        loser,
+        f"{kind.value} {key}",
+        f"already taken by the older Service {'/'.join(winner.service)}; "
+        "this frontend is left out, give one of the two another address or port",
+    )
 
 
 class Planner:
@@ -99,8 +109,7 @@ class Planner:
             if piece.family is key.family:
                 for port in piece.ports:
                     if port.name == key.port and port.protocol is key.protocol:
-                        number = port.port
-                        found += [(endpoint, number) for endpoint in piece.endpoints]
+                        found += product(piece.endpoints, (port.port,))
         return found
 
     def _remember(self, item: ModelObject, dirty: _Dirty) -> None:
@@ -122,7 +131,8 @@ class Planner:
         if item in self._slices.get(owner, ()):
             return
         slice_id = (item.namespace, item.name)
-        self._forget_slice(slice_id, dirty)
+        if slice_id in self._slice_owner:
+            self._forget_slice(slice_id, dirty)
         # A slice without the service-name label, or of a headless Service, serves no frontend.
         if item.service and not item.headless:
             others = self._slices.get(owner)
@@ -161,7 +171,7 @@ class Planner:
                 continue
             ports[service_id] = wanted = ways_in(service)
             keys = tuple([key for ways in wanted.values() for _, key in ways])
-            affected |= self._claims.replace(service_id, claim_of(service), keys)
+            affected |= self._claims.replace(service_id, claim_of(service_id, service), keys)
         for service_id in affected.difference(ports):
             ports[service_id] = ways_in(self._services[service_id])
         changes: list[EntryChange] = []
@@ -190,7 +200,7 @@ class Planner:
             self._report(ObjectRef("Service", *service_id), tuple(problems))
 
     def _entry(self, key: EntryKey, service: Service, wanted: list[Way], problems: list[Problem]) -> PlanEntry:
-        won = [way for way in wanted if self._wins(way, service, problems)]
+        won = self._won(service, wanted, problems)
         sets = backend_sets(self.candidates(key), self.plan.node)
         return PlanEntry(
             key=key,
@@ -208,20 +218,17 @@ class Planner:
         else:
             self.problems.pop(ref, None)
 
-    def _wins(self, way: Way, service: Service, problems: list[Problem]) -> bool:
-        kind, key = way
-        winner = self._claims.winner(key)
-        if winner is None or winner.service == (service.namespace, service.name):
-            return True
-        problems.append(
-            Problem(
-                service.ref,
-                f"{kind.value} {key}",
-                f"already taken by the older Service {'/'.join(winner.service)}; "
-                "this frontend is left out, give one of the two another address or port",
-            )
-        )
-        return False
+    def _won(self, service: Service, wanted: list[Way], problems: list[Problem]) -> list[Way]:
+        """The ways in that no older Service has."""
+        won = []
+        for way in wanted:
+            kind, key = way
+            winner = self._claims.winner(key)
+            if winner is None or winner.service == (service.namespace, service.name):
+                won.append(way)
+            else:
+                problems.append(_taken(service.ref, kind, key, winner))
+        return won
 
     def _replan_health(self, service_id: ServiceId, health: dict[ServiceId, HealthCheck | None]) -> None:
         service = self._services.get(service_id)

@@ -61,7 +61,7 @@ def _forward(scope: Scope, has_backends: bool, masquerade: bool) -> Route:
 
 @cache
 def cluster_ip_routes(
-    *, has_cluster: bool, has_local: bool, internal_local: bool, detects_pods: bool, masquerade_all: bool
+    has_cluster: bool, has_local: bool, internal_local: bool, detects_pods: bool, masquerade_all: bool
 ) -> Routes:
     """Routes of a clusterIP.
 
@@ -76,7 +76,7 @@ def cluster_ip_routes(
 
 
 @cache
-def external_routes(*, has_cluster: bool, has_local: bool, external_local: bool) -> Routes:
+def external_routes(has_cluster: bool, has_local: bool, external_local: bool) -> Routes:
     """Routes of a node port, externalIP or load-balancer IP.
 
     Policy Cluster masquerades everybody. Policy Local: pods take the Cluster set unmasqueraded, the node itself the

@@ -196,6 +196,18 @@ def test_maps_of_another_layout_are_rebuilt(make_plane: Callable[..., EbpfPlane]
     assert second.pins.map_versions() == [layout_version(SMALL)]
 
 
+def test_what_a_change_removes_makes_room_for_what_it_adds(make_plane: Callable[..., EbpfPlane]) -> None:
+    plane = make_plane(sizes=msgspec.structs.replace(SMALL, frontends=2))
+    one, two, three, four = (service(f"s{n}", address=f"172.30.2.{n}") for n in range(4))
+    plane.load(plan_of(one, two))
+    plane.apply(PlanChange(entries=(EntryChange(one, None), EntryChange(None, three))))
+    moved = service("s1", address="172.30.2.9")
+    plane.apply(PlanChange(entries=(EntryChange(two, moved), EntryChange(three, None), EntryChange(None, four))))
+    assert plane.overflow == {}
+    assert plane.read_back() == rows(plan_of(moved, four))
+    _no_index_is_lost(plane.tables)
+
+
 @pytest.mark.parametrize(
     ("full", "sizes"),
     [

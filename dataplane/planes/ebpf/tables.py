@@ -84,6 +84,11 @@ class _Late:
         self.removed: list[Removed] = []
 
 
+def _is_kept(change: EntryChange) -> bool:
+    """Sorts entries that go before all others, for which they make room."""
+    return change.new is not None
+
+
 def wanted_flags(entry: PlanEntry) -> dict[Address, int]:
     """Backends of an entry with their flags (enum backend_flags)."""
     wanted: dict[Address, int] = {}
@@ -177,7 +182,7 @@ class Tables:
     def apply(self, changes: Iterable[EntryChange]) -> list[Removed]:
         """Write entry changes; returns the backends that went. O(size of the change)."""
         late = _Late()
-        for change in changes:
+        for change in sorted(changes, key=_is_kept):
             self._write(change.key, change.new, late)
         self._finish(late)
         return late.removed
@@ -234,7 +239,7 @@ class Tables:
                 keys.append(frontend_key_bytes(frontend.key))
                 range_sets.append(self._range_set(frontend.source_ranges, undo) if frontend.source_ranges else 0)
             if len(self.owners) + len(keys) > self._most_frontends:
-                self._check_frontends(keys)
+                self._check_frontends(keys, old)
         except PlaneError:
             for give_back, numbers in undo:
                 give_back(*numbers)
@@ -259,8 +264,10 @@ class Tables:
         undo.append((self.ranges.give_back, (number,)))
         return number
 
-    def _check_frontends(self, keys: list[bytes]) -> None:
-        if len(self.owners) + sum(key not in self.owners for key in keys) > self._most_frontends:
+    def _check_frontends(self, keys: Sequence[bytes], old: Installed | None) -> None:
+        """Whether frontends fit once those are removed that go with the same change. Raises MapFull."""
+        going = sum(self.owners.get(key) == old.entry.key for key in set(old.keys).difference(keys)) if old else 0
+        if len(self.owners) - going + sum(key not in self.owners for key in keys) > self._most_frontends:
             raise MapFull("frontends", self._most_frontends)
 
     def _fill(self, done: Installed, wanted: dict[Address, int], before: dict[Address, int], late: _Late) -> None:
@@ -328,9 +335,9 @@ class Tables:
             late.services.append(old.service)
 
     def _finish(self, late: _Late) -> None:
-        """Write the frontends, then bury what they no longer lead to."""
-        self.maps.put_many("frontends", b"".join(late.upserts), b"".join(late.upserts.values()), len(late.upserts))
+        """Write the frontends, then bury what they no longer lead to. Removed ones come first: they make room."""
         self.maps.remove("frontends", late.deleted)
+        self.maps.put_many("frontends", b"".join(late.upserts), b"".join(late.upserts.values()), len(late.upserts))
         for index, flags in late.kept_flags:
             self._backend_memory[index * BACKEND.size + BACKEND_FLAGS_AT] = flags
         for index in late.dead:

@@ -25,7 +25,7 @@ from dataplane.bench.profiles import Wishes, settings
 from dataplane.bench.rig import Rig, lab_name
 from dataplane.bench.scenarios import SCENARIOS, Position
 from dataplane.kernel import bpf, sysctl
-from dataplane.kernel.bpf import AttachType, ProgramType
+from dataplane.kernel.bpf import AttachType, ProgramInfo, ProgramType
 from dataplane.kernel.netns import netns
 from dataplane.lab.spec import LabError, Node
 from dataplane.model.net import Family
@@ -41,6 +41,7 @@ _EMPTY_NAT = """table inet cost {
     chain b { type nat hook output priority -100; }
     chain c { type nat hook postrouting priority 100; }
 }"""
+_BULK = 10**9
 Row = tuple[str, ...]
 
 
@@ -147,25 +148,52 @@ def rules(rig: Rig, counts: Sequence[int], rounds: int, seconds: float) -> list[
     return rows
 
 
-def programs_at_connect(rig: Rig, services: int, seconds: float) -> list[Row]:
-    """The kernel's own count of runs and time of the connect-time program, in real connects."""
-    node = rig.nodes["ebpf-connect"]
+@contextmanager
+def _counted(node: Node, name: str) -> Iterator[Callable[[], ProgramInfo]]:
+    """Has the kernel count runs and time of every program meanwhile; gives what reads those of a node's program, by the
+    beginning of its link's pin."""
     with netns(node.netns):
-        link = bpf.obj_get(str(PinDirectory(default_instance()).links()["connect4"]))
+        links = PinDirectory(default_instance()).links()
+    link = bpf.obj_get(str(next(path for pin, path in links.items() if pin.startswith(name))))
     program = bpf.program_by_id(bpf.link_info(link).program_id)
     before = sysctl.read(_STATS)
     sysctl.write(_STATS, 1)
-    rows: list[Row] = []
     try:
-        for title, pod in (("a clusterIP", False), ("an address that is no Service's", True)):
-            start = bpf.program_info(program)
-            _connect(rig, Step("", "ebpf-connect", pod=pod), services, seconds)
-            end = bpf.program_info(program)
-            rows.append((title, f"{(end.run_ns - start.run_ns) / (end.run_count - start.run_count):.0f}"))
+        yield lambda: bpf.program_info(program)
     finally:
         sysctl.write(_STATS, before)
         os.close(program)
         os.close(link)
+
+
+def programs_at_connect(rig: Rig, services: int, seconds: float) -> list[Row]:
+    """The kernel's own count of runs and time of the connect-time program, in real connects."""
+    rows: list[Row] = []
+    with _counted(rig.nodes["ebpf-connect"], "connect4") as info:
+        for title, pod in (("a clusterIP", False), ("an address that is no Service's", True)):
+            start = info()
+            _connect(rig, Step("", "ebpf-connect", pod=pod), services, seconds)
+            end = info()
+            rows.append((title, f"{(end.run_ns - start.run_ns) / (end.run_count - start.run_count):.0f}"))
+    return rows
+
+
+def programs_in_bulk(rig: Rig, services: int, rounds: int) -> list[Row]:
+    """The same of the tc programs, while a pod sends a gigabyte at a time to a clusterIP. For each: runs and time in a
+    gigabyte, and the part of a processor that is at the rate of the run."""
+    target = rig.target("ebpf-tc", SCENARIOS["bulk1"], services, Position.LAST)
+    rows: list[Row] = []
+    for name in ("tc_ingress", "tc_egress"):
+        found: list[tuple[float, ...]] = []
+        with _counted(rig.nodes["ebpf-tc"], name) as info:
+            for _ in range(rounds):
+                start = info()
+                figures = rig.bulk("ebpf-tc", 1, target, _BULK)
+                end = info()
+                count, ns, size = end.run_count - start.run_count, end.run_ns - start.run_ns, figures["operations"]
+                found.append((count / size, ns / count, ns / size / 1e6, 100 * ns / figures["seconds"] / 1e9))
+        runs, each, spent, part = (statistics.median(values) for values in zip(*found, strict=True))
+        rows.append((name.replace("_", " "), f"{runs:.0f}", f"{each:.0f}", f"{spent:.1f}", f"{part:.1f}"))
     return rows
 
 
@@ -230,6 +258,10 @@ def tables(services: int, rounds: int, seconds: float) -> dict[str, str]:
             ("one connection", "ns", "more than direct", "rate / direct"), connections(rig, services, rounds, seconds)
         )
         made["connect"] = _table(("connect4 towards", "ns"), programs_at_connect(rig, services, seconds))
+        made["bulk"] = _table(
+            ("program", "runs a gigabyte", "ns a run", "ms a gigabyte", "% of a processor"),
+            programs_in_bulk(rig, services, rounds),
+        )
         made["packets"] = _table(
             ("one packet forwarded", "ns", "more than direct", "rate / direct"),
             forwarded(rig, services, rounds, seconds / 2),

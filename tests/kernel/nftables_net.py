@@ -5,6 +5,7 @@ client 192.0.2.2, 2001:db8::2  --  node 192.0.2.1, 2001:db8::1  --  pods 10.244.
 
 import contextlib
 import errno
+import itertools
 import socket
 import subprocess
 import threading
@@ -31,6 +32,9 @@ NODE_CONFIG = NodeConfig(
     detector=LocalDetector(("10.244.0.0/16", "fd10::/16")),
     nodeports=NodePortAddresses(addresses=(NODE[4], NODE[6])),
 )
+
+
+_ports = itertools.cycle(range(33000, 60000))
 
 
 def ip(namespace: str, *arguments: str) -> None:
@@ -145,7 +149,11 @@ def ask(
     source_port: int = 0,
 ) -> str:
     """One request: `pod client-address`, "refused" or "silence" (nothing within `wait` seconds). From `source` and
-    `source_port`, if they are given, though the port may have been used before."""
+    `source_port`, if they are given, though the port may have been used before. Otherwise datagrams come from a port
+    that none came from before: one chosen at random may be that of a flow which conntrack still leads to a pod that
+    went, since a plane alone does not clean up after it."""
+    if protocol is Protocol.UDP:
+        source_port = source_port or next(_ports)
     family = Family.IPV6 if ":" in address else Family.IPV4
     kind = socket.SOCK_STREAM if protocol is Protocol.TCP else socket.SOCK_DGRAM
     with in_netns(namespace, socket.socket, family.socket_family, kind) as door:

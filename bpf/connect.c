@@ -125,7 +125,7 @@ INLINE int is_answer(struct bpf_sock_addr *context, const struct node *node, con
     struct answer_key key;
     struct answer *answer;
 
-    if (target->protocol != IPPROTO_UDP || !(address_flags(&target->address) & ADDRESS_LOCAL))
+    if (!own_datagram(target->protocol, &target->address))
         return 0;
     key = answer_key(context, target);
     answer = map_lookup(MAP(answers), &key);
@@ -138,8 +138,7 @@ INLINE enum reason remember_question(struct bpf_sock_addr *context, const struct
     struct answer_key key;
     struct answer answer;
 
-    if (sender->protocol != IPPROTO_UDP || !(address_flags(&sender->address) & ADDRESS_LOCAL) ||
-        !find_frontend(&frontend))
+    if (!own_datagram(sender->protocol, &sender->address) || !find_frontend(&frontend))
         return REASON_NOT_TRANSLATED;
     key = answer_key(context, sender);
     answer.last_ns = bpf_ktime_get_ns();

@@ -35,6 +35,12 @@ INLINE __u32 address_flags(const struct address *address) {
     return flags ? *flags : 0;
 }
 
+/* Whether UDP to or from an address can belong to a question that one of this node's own addresses asked: a datagram
+ * has no sign of being an answer, as TCP has, and node ports are at these addresses. */
+INLINE int own_datagram(__u8 protocol, const struct address *address) {
+    return protocol == IPPROTO_UDP && (address_flags(address) & ADDRESS_LOCAL);
+}
+
 /* Class of a packet's source address. `pod_device`: the device it came in by is one of the detector's; only looked at
  * where pods are detected by device. POD is tested first, as in policy.node.NodeConfig.source. */
 INLINE __u32 classify(const struct node *node, const struct address *source, int pod_device) {

@@ -60,7 +60,7 @@ INLINE int has_own_port(const struct arrival *arrival, const struct tuple *tuple
     struct bpf_sock_tuple ports;
     struct bpf_sock *found;
 
-    if (tuple->protocol != IPPROTO_UDP || !(address_flags(&tuple->destination) & ADDRESS_LOCAL))
+    if (!own_datagram(tuple->protocol, &tuple->destination))
         return 0;
     if (ipv4) {
         ports.ipv4.saddr = tuple->source.word[3];

@@ -87,7 +87,7 @@ class Daemon:
         self._traffic = TrafficCollector()
         self.metrics.registry.register(self._traffic)
         self._clean_up = CleanUp()
-        self._kernel = Kernel(self._clean_up, lambda: self._clean_up.draining)
+        self._kernel = Kernel(self._clean_up, self._clean_up.is_brief)
         self._ports = HealthPorts(self.health, log, self._port_refused)
         self.reconciler = Reconciler(
             settings.node.name,

@@ -14,7 +14,6 @@ from typing import NamedTuple, TypeVar
 from ctl.daemon.ledger import Ledger, groups
 from dataplane.errors import HotplaneError
 from dataplane.kernel.nftgen import Generation
-from dataplane.model.net import Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import Plan
 from dataplane.planes.base import Plane, PlaneError
@@ -68,16 +67,16 @@ class Kernel:
     """Holds a plan in the kernel. Methods are for the event loop; `plane` may only be touched by `call`.
 
     untouched: tells of changes by others, None where the plane's state has no generation. clean_up: what is done after
-    each change. thorough: whether that is more than a moment's work at present.
+    each change. brief: whether that is a moment's work after this one, and may be done in the event loop.
     """
 
     def __init__(
-        self, clean_up: Callable[[PlanChange, Plan], object], thorough: Callable[[], bool] = lambda: False
+        self, clean_up: Callable[[PlanChange, Plan], object], brief: Callable[[PlanChange], bool] = lambda _: True
     ) -> None:
         self.ledger = Ledger()
         self.untouched: Untouched | None = None
         self._plane: Plane | None = None
-        self._clean_up, self._thorough = clean_up, thorough
+        self._clean_up, self._brief = clean_up, brief
         self._unclean: tuple[EntryChange, ...] = ()
         self._worker = ThreadPoolExecutor(1, "plane")
         self.lock = asyncio.Lock()
@@ -112,14 +111,13 @@ class Kernel:
 
     def _quick(self, change: PlanChange) -> bool:
         """Whether a change takes about a millisecond: then it is done at once, without waiting for another thread to
-        get a processor. UDP is not, because cleaning up after it walks conntrack (and needs a thread of its own), nor
-        is anything while packet programs drain, whose end reads devices (which no event loop may run beside)."""
+        get a processor."""
         return (
             self.plane.name == "nftables"
             and len(change.entries) <= MOST_AT_ONCE
             and change.node is None
-            and not (self.ledger or self._unclean or self._thorough())
-            and all(entry.key.protocol is not Protocol.UDP for entry in change.entries)
+            and not (self.ledger or self._unclean)
+            and self._brief(change)
         )
 
     def close(self) -> None:

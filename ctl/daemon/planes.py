@@ -4,6 +4,7 @@ from ctl.daemon.log import Log
 from ctl.daemon.settings import Settings
 from ctl.ebpf import EbpfOptions, settle
 from ctl.loaded import make_plane, replace_plane
+from dataplane.model.net import Protocol
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import Plan
 from dataplane.planes.base import Plane
@@ -69,6 +70,11 @@ class CleanUp:
             from dataplane.planes.ebpf.drain import after_change
 
             self.draining = after_change(change) > 0
+
+    def is_brief(self, change: PlanChange) -> bool:
+        """Whether this takes but a moment. Not after UDP, which walks conntrack (and needs a thread of its own), nor
+        while packet programs drain, whose end reads devices (which no event loop may run beside)."""
+        return not self.draining and all(entry.key.protocol is not Protocol.UDP for entry in change.entries)
 
     def replace(self, old: Plane, mode: str) -> None:
         """Remove what another mode holds here, now that `mode` answers."""

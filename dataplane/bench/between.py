@@ -7,6 +7,7 @@ and it leaves nothing behind. `direct` has no rules anywhere.
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -101,7 +102,7 @@ class Between:
             self._measure_all(keys)
 
     def _measure_all(self, keys: Sequence[CellKey]) -> None:
-        self._record([measured(key, lambda key=key: self._measure(key)) for key in keys])  # type: ignore[misc]
+        self._record([measured(key, partial(self._measure, key)) for key in keys])
 
     def _measure(self, key: CellKey) -> dict[str, float]:
         return judged(self._site.measure(key.mode, SCENARIOS[key.scenario], key.services, self._settings))

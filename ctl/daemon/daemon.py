@@ -21,13 +21,13 @@ from ctl.daemon.events import EventRecorder
 from ctl.daemon.health import Health, eligible
 from ctl.daemon.healthports import HealthPorts
 from ctl.daemon.inbox import Inbox
-from ctl.daemon.kernel import Kernel, Untouched
+from ctl.daemon.kernel import Kernel
 from ctl.daemon.log import Log, forward_logging
 from ctl.daemon.metrics import Metrics
 from ctl.daemon.nodes import describe
 from ctl.daemon.options import to_document
 from ctl.daemon.pace import Pace
-from ctl.daemon.planes import CleanUp, daemon_plane, has_bpffs, left_out, settle_plane
+from ctl.daemon.planes import CleanUp, daemon_plane, has_bpffs, left_out, settle_plane, untouched
 from ctl.daemon.reconcile import Reconciler
 from ctl.daemon.rights import check_rights, held_capabilities
 from ctl.daemon.settings import Settings, waits_for_restart
@@ -41,7 +41,6 @@ from ctl.sources.directory import DirectorySource
 from ctl.sources.kubeconfig import find_cluster
 from ctl.sources.watch import Reflector, resources
 from dataplane.errors import HotplaneError
-from dataplane.kernel.nftgen import Generation
 from dataplane.model.objects import Node, ObjectRef, Problem
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import HealthCheck
@@ -188,7 +187,7 @@ class Daemon:
 
     async def _use_plane(self) -> None:
         settings = self.settings
-        await self._kernel.use(lambda: daemon_plane(settings, self._log), lambda: _untouched(settings.mode))
+        await self._kernel.use(lambda: daemon_plane(settings, self._log), untouched)
 
     async def _describe(self, node: Node | None) -> NodeConfig:
         settings = self.settings
@@ -454,10 +453,6 @@ class Daemon:
 
 def _binds(settings: Settings) -> tuple[str, str]:
     return settings.config.healthz_bind_address, settings.config.metrics_bind_address
-
-
-def _untouched(mode: str) -> Untouched | None:
-    return Untouched(Generation()) if mode == "nftables" else None
 
 
 def _raise_open_files() -> None:

@@ -39,11 +39,15 @@ class Done(NamedTuple):
 
 
 class Untouched:
-    """Whether anybody else has changed the nftables rules of this namespace since we did; by their generation."""
+    """Whether anybody else has changed the nftables rules of this namespace since we did; by their generation.
 
-    def __init__(self, generation: Generation) -> None:
+    commits: how many times we have so far.
+    """
+
+    def __init__(self, generation: Generation, commits: Callable[[], int]) -> None:
         self._generation = generation
-        self._expected = generation.read()
+        self._commits = commits
+        self._expected, self._ours = generation.read(), commits()
         self.touched = False
 
     def look(self) -> bool:
@@ -52,14 +56,14 @@ class Untouched:
         return self.touched
 
     def committed(self) -> None:
-        """We have made one commit since the last `look`; one more than that was somebody else's."""
-        now = self._generation.read()
-        self.touched |= now - self._expected > 1
-        self._expected = now
+        """We have changed something since the last `look`; whatever is more than our commits was somebody else's."""
+        now, ours = self._generation.read(), self._commits()
+        self.touched |= now - self._expected > ours - self._ours
+        self._expected, self._ours = now, ours
 
     def trust(self) -> None:
         """What there is now is as it should be."""
-        self._expected = self._generation.read()
+        self._expected, self._ours = self._generation.read(), self._commits()
         self.touched = False
 
 
@@ -87,11 +91,13 @@ class Kernel:
         assert self._plane is not None, "use comes first"
         return self._plane
 
-    async def use(self, make: Callable[[], Plane], untouched: Callable[[], Untouched | None] = lambda: None) -> None:
+    async def use(
+        self, make: Callable[[], Plane], untouched: Callable[[Plane], Untouched | None] = lambda _: None
+    ) -> None:
         """Work with another plane from now on, made in the worker thread; it holds nothing until `load`."""
         async with self.lock:
             self._plane = await self.call(make)
-            self.untouched = await self.call(untouched)
+            self.untouched = await self.call(untouched, self._plane)
 
     async def call(self, function: Callable[..., _T], *arguments: object) -> _T:
         """Run something in the plane's thread."""

@@ -1,9 +1,11 @@
 """The daemon's planes: how each is made from the settings, and how one gives way to another."""
 
+from ctl.daemon.kernel import Untouched
 from ctl.daemon.log import Log
 from ctl.daemon.settings import Settings
 from ctl.ebpf import EbpfOptions, settle
 from ctl.loaded import make_plane, replace_plane
+from dataplane.kernel.nftgen import Generation
 from dataplane.model.net import Protocol
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import Plan
@@ -25,6 +27,16 @@ def daemon_plane(settings: Settings, log: Log) -> Plane:
         settings.mode, tcp_be_liberal=settings.config.conntrack.tcp_be_liberal, ebpf=settings.ebpf, detector=detector,
         watch=not settings.once, tell=log.warning,
     )  # fmt: skip
+
+
+def untouched(plane: Plane) -> Untouched | None:
+    """What tells of changes by others to a plane's rules; None where they have no generation."""
+    if plane.name != "nftables":
+        return None
+    from dataplane.planes.nftables.plane import NftablesPlane
+
+    assert isinstance(plane, NftablesPlane), "the plane of that name"
+    return Untouched(Generation(), lambda: plane.commits)
 
 
 def has_bpffs() -> bool:

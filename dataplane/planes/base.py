@@ -26,7 +26,8 @@ class Plane(Protocol):
         changed in the plan's terms (adopting an identical table changes nothing). O(size of the plan)."""
 
     def apply(self, change: PlanChange) -> None:
-        """Apply a change to the plan last loaded or applied, in one transaction. O(size of the change)."""
+        """Apply a change to the plan last loaded or applied, so that each packet goes by the old plan or by the new
+        one. O(size of the change)."""
 
     def read_back(self) -> Table:
         """What the kernel holds now, in the plan's own terms. Changes nothing. Reads the whole table."""

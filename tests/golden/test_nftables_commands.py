@@ -48,7 +48,8 @@ class Recorder(Nft):
         self.sent.append(transaction)
 
     def take(self) -> str:
-        text = "".join(self.sent)
+        """All transactions since the last time, with a line between two."""
+        text = "# and then\n".join(self.sent)
         self.sent.clear()
         return text
 

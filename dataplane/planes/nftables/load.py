@@ -28,7 +28,7 @@ from dataplane.planes.nftables.skeleton import (
 from dataplane.planes.nftables.state import TableReader, TableState
 from dataplane.planes.nftables.store import ElementStore
 from dataplane.planes.nftables.syntax import Syntax
-from dataplane.planes.nftables.transaction import Parts, References, Transaction, add_commands, delete_commands
+from dataplane.planes.nftables.transaction import References, Transaction, add_commands, delete_commands
 
 ELEMENTS_A_TRANSACTION = 30_000
 """Elements that a large load puts into one transaction, so that no single commit holds the kernel's lock for long."""
@@ -57,8 +57,11 @@ def remove_tables(nft: Nft, store: ElementStore, words: Iterable[Syntax]) -> Non
 class Books:
     """What the plane knows of the kernel. placements: only those that differ from what `place` makes of an entry."""
 
-    def __init__(self, words: Mapping[Family, Syntax], ids: Mapping[Family, ShapeIds] | None = None) -> None:
+    def __init__(
+        self, words: Mapping[Family, Syntax], layouts: Layouts, ids: Mapping[Family, ShapeIds] | None = None
+    ) -> None:
         self.words = words
+        self.layouts = layouts
         self.ids = ids or {family: ShapeIds() for family in words}
         self.compilers = {family: Compiler(w, family, self.ids[family]) for family, w in words.items()}
         self.references = References()
@@ -70,7 +73,7 @@ class Books:
 
     def transaction(self) -> Transaction:
         """An empty change against what the books say."""
-        return Transaction(self.words, self.ids, self.references)
+        return Transaction(self.words, self.layouts, self.ids, self.references)
 
 
 class Loader:
@@ -105,7 +108,9 @@ class Loader:
             transaction = books.transaction()
             for entry in entries:
                 transaction.add(books.compile(entry, fresh(entry)))
-            self._nft.run(self._skeleton(books.words, active=True) + transaction.parts().text(self._layouts))
+            parts = transaction.parts()
+            elements = add_commands(self._layouts, parts.added)
+            self._nft.run(self._skeleton(books.words, active=True) + parts.ahead + elements)
             transaction.commit()
             return
         try:
@@ -132,9 +137,8 @@ class Loader:
         """The structure that a piece needs, then its elements."""
         parts = transaction.parts()
         transaction.commit()
-        structure = Parts(parts.appearing, [], [], [], parts.verdicts_added, parts.disappearing).text(self._layouts)
         messages = self._store.messages((), parts.added)
-        pipeline.put(lambda: self._send(structure, messages))
+        pipeline.put(lambda: self._send(parts.ahead, messages))
 
     def _send(self, text: str, messages: list[Message]) -> None:
         if text:
@@ -154,8 +158,8 @@ class Loader:
     ) -> tuple[EntryChange, ...]:
         """Load over tables of an earlier run; returns the entries that changed.
 
-        A few differences, or a table of another version, are one transaction. Many differences are several, each of
-        whole entries; a PlaneError then says that the table stands between the two plans.
+        A table of another version is replaced in one transaction. Differences take several, in the order that packets
+        under way need (see `Parts`); a PlaneError then says that the table stands between the two plans.
         """
         replaced = [family for family, state in states.items() if not state.current]
         present = {f: state for f, state in states.items() if f not in replaced}
@@ -183,23 +187,33 @@ class Loader:
                 before |= reader.rows(broken_chains(books.words[family], family, states[family], None) or set())
         difference = _Difference(books.words, self._layouts, wanted, present, removed, added)
         skeleton = self._skeleton(books.words, active=True)
-        if len(present) < len(states) or len(removed) + len(added) <= self._text_limit:
+        if replaced:
             deletions = "".join(f"delete table {books.words[f].own}\n" for f in replaced)
             self._nft.run(deletions + skeleton + difference.text())
         else:
-            self._settle_in_pieces(skeleton, difference)
+            self._settle(skeleton, difference)
         wanted.commit()
         return changed_entries(before, differing, self._plan) if removed or added else ()
 
-    def _settle_in_pieces(self, skeleton: str, difference: "_Difference") -> None:
+    def _settle(self, skeleton: str, difference: "_Difference") -> None:
+        self._nft.run(skeleton + difference.first_text())
         try:
             with no_garbage_collection():
-                self._nft.run(skeleton + difference.first_text())
-                for removed, added in difference.pieces():
-                    self._store.change(removed, added)
-                self._nft.run(difference.last_text())
+                self._change_later(difference.additions())
+                self._change_later(difference.removals())
+                last = difference.last_text()
+                if last:
+                    wait_for_packets()
+                    self._nft.run(last)
         except PlaneError as error:
             raise PlaneError(f"{error}; the table stands between the earlier plan and this one: load again") from error
+
+    def _change_later(self, changes: Iterable[tuple[list[Element], list[tuple[Element, bytes]]]]) -> None:
+        """Change elements once no packet is under way that was before now; at once if there is nothing to change."""
+        for index, (removed, added) in enumerate(changes):
+            if index == 0:
+                wait_for_packets()
+            self._store.change(removed, added)
 
 
 class _Difference:
@@ -221,6 +235,7 @@ class _Difference:
         self._removed = removed
         self._added = added
         self._ranks = _ranks(words.values())
+        self._left = {element for element in removed if not self._is_verdict(element[0])}
 
     def _restricted(self, *, and_present: bool) -> str:
         """Commands that give the check of source ranges its rules."""
@@ -259,26 +274,31 @@ class _Difference:
             + self._restricted(and_present=True)
         )
 
-    def pieces(self) -> Iterator[tuple[list[Element], list[tuple[Element, bytes]]]]:
-        """(removed, added) of each transaction of elements, in an order in which what leads somewhere comes after what
-        it leads to, and what is no more wanted goes last, the other way round."""
+    def additions(self) -> Iterator[tuple[list[Element], list[tuple[Element, bytes]]]]:
+        """(removed, added) of each transaction that brings elements, in an order in which what leads somewhere comes
+        after what it leads to; those are removed that get another value."""
         added = [item for item in self._added if not self._is_verdict(item[0][0])]
         added.sort(key=lambda item: self._ranks.get(item[0][0], 0))
-        left = {element for element in self._removed if not self._is_verdict(element[0])}
         for first in range(0, len(added), ELEMENTS_A_TRANSACTION):
             piece = added[first : first + ELEMENTS_A_TRANSACTION]
-            replaced = [element for element, _ in piece if element in left]
-            left.difference_update(replaced)
+            replaced = [element for element, _ in piece if element in self._left]
+            self._left.difference_update(replaced)
             yield replaced, piece
-        gone = sorted(left, key=lambda element: -self._ranks.get(element[0], 0))
+
+    def removals(self) -> Iterator[tuple[list[Element], list[tuple[Element, bytes]]]]:
+        """The same for what is left to remove after all `additions`: what leads somewhere goes first."""
+        gone = sorted(self._left, key=lambda element: -self._ranks.get(element[0], 0))
         for first in range(0, len(gone), ELEMENTS_A_TRANSACTION):
             yield gone[first : first + ELEMENTS_A_TRANSACTION], []
 
     def last_text(self) -> str:
-        """What goes with the elements that went."""
+        """What goes with the elements that went; "" if there is nothing."""
         replaced = {element for element, _ in self._added}
         verdicts = [e for e in self._removed if self._is_verdict(e[0]) and e not in replaced]
-        return delete_commands(self._layouts, verdicts) + self._restricted(and_present=False) + self._leftovers()
+        leftovers = self._leftovers()
+        if not verdicts and not leftovers:
+            return ""
+        return delete_commands(self._layouts, verdicts) + self._restricted(and_present=False) + leftovers
 
 
 def _ranks(words: Iterable[Syntax]) -> dict[str, int]:

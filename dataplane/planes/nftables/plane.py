@@ -1,12 +1,13 @@
 """The nftables plane: Services as elements of a constant set of maps.
 
 One table of each family, owned by hotplane alone. A change becomes one transaction whose size is that of the change;
-nothing is listed for it, because the plane knows from the change what the kernel holds.
+nothing is listed for it, because the plane knows from the change what the kernel holds. A way to forward that is new,
+or that is used no more, takes a transaction of its own, before or after (see `transaction.Parts`).
 
 There are two ways into the kernel. Whatever has structure in it (tables, sets, maps, chains, rules, verdicts) goes as
 libnftables' text, which compiles rules and prints good errors. Large numbers of elements, small changes of nothing but
 elements, and everything that is read go as netlink messages of hotplane's own (see `store`), because text costs seconds
-and hundreds of megabytes there. One transaction is either the one or the other: a change that brings both is text.
+and hundreds of megabytes there. One transaction is either the one or the other.
 """
 
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import EntryKey, FrontendKey, Plan, PlanEntry, Row, Table
 from dataplane.planes.base import PlaneError
 from dataplane.planes.nftables.adopt import broken_chains
+from dataplane.planes.nftables.commits import Commits
 from dataplane.planes.nftables.elements import NOTHING, Compiled
 from dataplane.planes.nftables.fields import Layouts
 from dataplane.planes.nftables.load import TEXT_LIMIT, Books, Loader, remove_tables
@@ -35,7 +37,7 @@ class NftablesPlane:
 
     families: the families to program; entries of others are ignored. table: name of the tables. nft, store: the doors
     to the kernel. loaded_for: the node of the plan that an earlier run loaded; lets `read_back` check every chain
-    before a load. text_limit: elements up to which a load is one transaction.
+    before a load. text_limit: elements up to which filling an empty kernel is one transaction.
     """
 
     name = "nftables"
@@ -56,16 +58,22 @@ class NftablesPlane:
         self._loaded_for = loaded_for
         self._text_limit = text_limit
         self._node: NodeConfig | None = None
-        self._books = Books(self._words)
+        self._books = Books(self._words, self._layouts)
+        self._commits = Commits(self._nft, self._store, self._layouts)
+
+    @property
+    def commits(self) -> int:
+        """Transactions of changes so far, those of loads left out."""
+        return self._commits.count
 
     def load(self, plan: Plan) -> PlanChange:
         """Bring the kernel to `plan`; see planes.base.Plane.load.
 
-        A table of the same version is adopted: only what differs is sent. Little is one transaction, all or nothing;
-        much is several. A load that fails on the way says in its PlaneError what stands: over an empty kernel there
-        is no table again; over a table of an earlier run, each transaction that went through is whole, and the table
-        stands between the two plans. Either way the plane takes no change before a load has succeeded, and a new load
-        repairs whatever it finds.
+        A table of the same version is adopted: only what differs is sent, in several transactions. Into an empty
+        kernel, little is one transaction. A load that fails on the way says in its PlaneError what stands: over an
+        empty kernel there is no table again; over a table of an earlier run, each transaction that went through is
+        whole, and the table stands between the two plans. Either way the plane takes no change before a load has
+        succeeded, and a new load repairs whatever it finds.
         """
         self._node = None
         with no_garbage_collection(keep=len(plan.entries) > self._text_limit):
@@ -73,7 +81,7 @@ class NftablesPlane:
             entries = [entry for entry in plan.entries.values() if entry.key.family in self._words]
             loader = Loader(self._nft, self._store, self._layouts, plan, self._text_limit)
             ids = {f: shape_ids(states[f]) if f in states else ShapeIds() for f in self._words}
-            self._books = Books(self._words, ids)
+            self._books = Books(self._words, self._layouts, ids)
             if states:
                 changed = loader.adopt(self._books, entries, states)
             else:
@@ -83,7 +91,11 @@ class NftablesPlane:
         return PlanChange(entries=changed)
 
     def apply(self, change: PlanChange) -> None:
-        """Apply a change in one transaction; see planes.base.Plane.apply."""
+        """Apply a change; see planes.base.Plane.apply.
+
+        All that packets can see of it is one transaction. When only what that left unused cannot be removed, the
+        PlaneError says so, and the plane wants a `load`, which removes it.
+        """
         if self._node is None:
             raise PlaneError("nftables plane: a change came before a plan was loaded; call load first")
         books = self._books
@@ -99,18 +111,16 @@ class NftablesPlane:
             transaction.replace(self._compile(old, before), self._compile(new, after))
             placements[key] = after if new is not None and after != place(new) else None
         parts = transaction.parts()
-        settings = self._settings(change)
-        if settings or not parts.only_elements:
-            self._nft.run(settings + parts.text(self._layouts))
-        elif parts.removed or parts.added:
-            self._store.change(parts.removed, parts.added)
+        self._commits.change(parts, self._settings(change))
         transaction.commit()
         for key, placement in placements.items():
             if placement is None:
                 books.placements.pop(key, None)
             else:
                 books.placements[key] = placement
-        self._node = change.node or self._node
+        node, self._node = change.node or self._node, None
+        self._commits.tidy(parts)
+        self._node = node
 
     def read_back(self) -> Table:
         """Every frontend that the kernel holds and that works; see planes.base.Plane.read_back.
@@ -129,7 +139,7 @@ class NftablesPlane:
     def cleanup(self) -> None:
         """Delete hotplane's tables of the plane's families, and nothing else."""
         remove_tables(self._nft, self._store, self._words.values())
-        self._node, self._books = None, Books(self._words)
+        self._node, self._books = None, Books(self._words, self._layouts)
 
     def _states(self) -> dict[Family, TableState]:
         """What the kernel holds, for the families whose table exists."""

@@ -123,22 +123,29 @@ def _sticky_rules(words: Syntax, kind: Kind, shape: Shape) -> list[str]:
     32-bit field beside the marks that rules can write; postrouting clears it.
 
     First rule: a remembered client whose slot still has a backend. A miss in any of the lookups ends the rule.
-    Then: forget (an update does not overwrite the slot of a live element), choose, remember, forward. Remembering is a
-    rule of its own, so that a full map stops nobody.
+    Then: forget (an update does not overwrite the slot of a live element); choose, remember, forward. A full map ends
+    such a rule too, so the last ones do without remembering.
     """
     remembered = affinity_name(kind, shape.affinity)
     client = _affinity_key(words, kind)
     remember = f"update @{remembered} {{ {client} timeout {shape.affinity}s : meta priority }}"
     backends = kind.local_slot_endpoints if shape.local else kind.slot_endpoints
     forward = f"dnat {words.ip} addr . port to {kind.key} . meta priority map @{backends}"
+    choices = [
+        f"{_choose(shape, size)} meta priority set {kind.key} . meta priority map @{kind.slots}"
+        for size in _tries(shape)
+    ]
     return [
         f"meta priority set {client} map @{remembered} {remember} {forward}",
         f"delete @{remembered} {{ {client} : meta priority }}",
-        _choose(shape, shape.size),
-        f"meta priority set {kind.key} . meta priority map @{kind.slots}",
-        remember,
-        forward,
+        *(f"{choice} {remember} {forward}" for choice in choices),
+        *(f"{choice} {forward}" for choice in choices),
     ]
+
+
+def _tries(shape: Shape) -> tuple[int, int]:
+    """Of how many backends to choose one, and then, should that have gone since the packet came in."""
+    return shape.size, 1
 
 
 def _choose(shape: Shape, size: int) -> str:
@@ -164,7 +171,7 @@ def shape_rules(words: Syntax, shape: Shape) -> list[str]:
     else:
         rules += [
             f"{_choose(shape, size)} dnat {words.ip} addr . port to {kind.key} . meta priority map @{kind.endpoints}"
-            for size in (shape.size, 1)
+            for size in _tries(shape)
         ]
     return [*rules, "drop"]
 

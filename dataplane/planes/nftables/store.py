@@ -2,8 +2,8 @@
 
 Only elements, and only where there are many or where text would be read back: libnftables takes seconds and hundreds of
 megabytes for what the kernel does in tenths. Tables, sets, chains, rules and verdicts stay with libnftables' text,
-which knows how to compile them; so does every change that has any of these in it, because one transaction is either
-the one or the other.
+which knows how to compile them; so do elements that have to share a transaction with any of these, because one
+transaction is either the one or the other.
 """
 
 import socket

@@ -10,6 +10,7 @@ from dataplane.planes.nftables.fields import Element, Layouts, number
 from dataplane.planes.nftables.shapes import ShapeIds, add_shape, affinity_map, affinity_name
 from dataplane.planes.nftables.skeleton import add_ranges, ranges_name, restricted_rules, rewrite_chain
 from dataplane.planes.nftables.syntax import Syntax
+from dataplane.planes.nftables.under_way import needed_under_way
 
 ELEMENTS_A_COMMAND = 200
 """Elements in one command: few enough that an error shows where, enough that commands cost nothing."""
@@ -77,32 +78,23 @@ def add_commands(layouts: Layouts, elements: Iterable[tuple[Element, bytes]]) ->
 
 
 class Parts(NamedTuple):
-    """One transaction, in the order that the kernel accepts.
+    """One change, in the order of its commits.
 
-    appearing: commands for chains, sets and maps that come into use. verdicts_removed, verdicts_added: elements that
-    lead to chains. disappearing: commands for what nobody uses any more and for rules that name it.
+    A packet goes by the rules as they were when it entered a hook, but by elements as they are when it looks. So what
+    elements lead to is there before them, and what they led to goes after them, each time with all packets that were
+    under way gone in between. Neither matters to a packet that comes while only a part has been done.
+
+    ahead: commands for chains, sets and maps that come into use; "" if there are none. removed, added: elements.
+    behind: elements that only a packet still needs that saw one of `removed`. disappearing: commands for what nobody
+    uses any more. undo: commands that take `ahead` back.
     """
 
-    appearing: str
+    ahead: str
     removed: list[Element]
-    verdicts_removed: list[Element]
     added: list[tuple[Element, bytes]]
-    verdicts_added: list[tuple[Element, bytes]]
+    behind: list[Element]
     disappearing: str
-
-    @property
-    def only_elements(self) -> bool:
-        """Whether nothing but elements that are plain data changes."""
-        return not (self.appearing or self.verdicts_removed or self.verdicts_added or self.disappearing)
-
-    def text(self, layouts: Layouts) -> str:
-        """All of it as commands; "" when there is nothing to do."""
-        return (
-            self.appearing
-            + delete_commands(layouts, self.removed + self.verdicts_removed)
-            + add_commands(layouts, self.added + self.verdicts_added)
-            + self.disappearing
-        )
+    undo: str
 
 
 def affinity_names(words: Syntax) -> tuple[str, ...]:
@@ -116,8 +108,11 @@ class Transaction:
     `references` is the plane's own count, changed only by `commit`.
     """
 
-    def __init__(self, words: Mapping[Family, Syntax], ids: Mapping[Family, ShapeIds], references: References) -> None:
+    def __init__(
+        self, words: Mapping[Family, Syntax], layouts: Layouts, ids: Mapping[Family, ShapeIds], references: References
+    ) -> None:
         self._words = words
+        self._layouts = layouts
         self._ids = ids
         self._references = references
         self._removed: dict[Element, bytes] = {}
@@ -161,13 +156,16 @@ class Transaction:
             added = [(e, value) for e, value in added if self._removed.get(e) != value]
         removed += [(r.target, r.key) for r in gone if isinstance(r, ElementRef)]
         added += [((r.target, r.key), b"") for r in new if isinstance(r, ElementRef)]
+        needed = needed_under_way(self._words.values(), removed, self._added)
+        before = self._references.structures
+        with_new = frozenset[Reference](before).union(ref for ref in new if not isinstance(ref, ElementRef))
         return Parts(
-            "".join(self._appearing(new)),
-            removed,
-            [self._verdict(r)[0] for r in gone if isinstance(r, ShapeRef)],
+            "".join(self._appearing(new, with_new)),
+            [element for element in removed if element not in needed] if needed else removed,
             added,
-            [self._verdict(r) for r in new if isinstance(r, ShapeRef)],
-            "".join(self._disappearing(new, gone)),
+            [element for element in removed if element in needed] if needed else [],
+            "".join(self._disappearing(gone, with_new)),
+            "".join(self._disappearing(new, with_new)),
         )
 
     def _verdict(self, ref: ShapeRef) -> tuple[Element, bytes]:
@@ -175,7 +173,8 @@ class Transaction:
         key = number(self._ids[ref.family].of(ref.shape))
         return (self._words[ref.family].target("shapes"), key), ref.shape.name.encode()
 
-    def _appearing(self, new: list[Reference]) -> list[str]:
+    def _structures(self, new: Iterable[Reference]) -> list[str]:
+        """Make maps, chains and sets that come into use."""
         parts = []
         for family, nodeport, seconds in sorted(affinities(new)):
             words = self._words[family]
@@ -187,22 +186,37 @@ class Transaction:
                 parts.append(add_ranges(self._words[ref.family], ref.prefix))
         return parts
 
-    def _disappearing(self, new: list[Reference], gone: list[Reference]) -> list[str]:
-        """Rewrite the rules that name sets of source ranges, then delete what nobody uses any more."""
-        parts = []
-        after: set[Reference] = (self._references.structures | set(new)) - set(gone)
-        for family in sorted({ref.family for ref in [*new, *gone] if isinstance(ref, RangesRef)}):
-            prefixes = [r.prefix for r in after if isinstance(r, RangesRef) and r.family is family]
-            parts.append(
-                rewrite_chain(self._words[family], "restricted", restricted_rules(self._words[family], prefixes))
+    def _appearing(self, new: Iterable[Reference], after: frozenset[Reference]) -> list[str]:
+        """Make what comes into use, and what leads to it; `after`: all that is in use then."""
+        verdicts = add_commands(self._layouts, (self._verdict(ref) for ref in new if isinstance(ref, ShapeRef)))
+        families = {ref.family for ref in new if isinstance(ref, RangesRef)}
+        return [*self._structures(new), verdicts, *self._restricted(families, after)]
+
+    def _restricted(self, families: Iterable[Family], after: Iterable[Reference]) -> list[str]:
+        """Rewrite the rules that name sets of source ranges."""
+        return [
+            rewrite_chain(
+                self._words[family],
+                "restricted",
+                restricted_rules(
+                    self._words[family], [r.prefix for r in after if isinstance(r, RangesRef) and r.family is family]
+                ),
             )
-        for ref in gone:
-            if isinstance(ref, ShapeRef):
-                chain = self._words[ref.family].target(ref.shape.name)
-                parts.append(f"flush chain {chain}\ndelete chain {chain}\n")
-            elif isinstance(ref, RangesRef):
-                parts.append(f"delete set {self._words[ref.family].target(ranges_name(ref.prefix))}\n")
-        unused = affinities(gone)
+            for family in sorted(families)
+        ]
+
+    def _disappearing(self, gone: Iterable[Reference], present: frozenset[Reference]) -> list[str]:
+        """Delete what is `present` and nobody uses any more, after the rules and verdicts that name it."""
+        after = present.difference(gone)
+        shapes = [ref for ref in gone if isinstance(ref, ShapeRef)]
+        ranges = [ref for ref in gone if isinstance(ref, RangesRef)]
+        parts = [delete_commands(self._layouts, (self._verdict(ref)[0] for ref in shapes))]
+        parts += self._restricted({ref.family for ref in ranges}, after)
+        for ref in shapes:
+            chain = self._words[ref.family].target(ref.shape.name)
+            parts.append(f"flush chain {chain}\ndelete chain {chain}\n")
+        parts += [f"delete set {self._words[ref.family].target(ranges_name(ref.prefix))}\n" for ref in ranges]
+        unused = affinities(shapes)
         if unused:
             unused -= affinities(after)
         for family, nodeport, seconds in sorted(unused):
@@ -217,7 +231,7 @@ class Transaction:
 
     def structures_text(self) -> str:
         """Commands that make every map, set and shape chain that this transaction needs, whether or not it exists."""
-        return "".join(self._appearing(list(self._delta)))
+        return "".join(self._structures(self._delta))
 
     def prefixes(self, family: Family) -> set[int]:
         """Prefix lengths of the source ranges of a family that this transaction needs."""

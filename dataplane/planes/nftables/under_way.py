@@ -1,0 +1,85 @@
+"""What packets need that are on their way through the rules while a change is committed.
+
+The kernel takes a hook's rules as they were when the packet entered it, but each element as it is at the look-up. So a
+packet may have seen that a frontend forwards in one way, and then find nothing where that way leads to.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import NamedTuple
+
+from dataplane.planes.nftables.fields import Element, number, number_of
+from dataplane.planes.nftables.syntax import DROP_WAY, LOCAL_OFFSET, REJECT_WAY, Kind, Syntax
+
+_FIRST_INDEXES = (number(0), number(LOCAL_OFFSET))
+
+
+class _Role(NamedTuple):
+    """Of the elements of one map: where in their keys the frontend's key is, and the map where a frontend begins.
+
+    leads: whether all packets that went a certain way need the element; True: each one, None: that of a set's first
+    backend, which a shape's rules try when there is no other.
+    """
+
+    first: str
+    frontend: slice
+    leads: bool | None
+
+
+@cache
+def _roles(words: Syntax) -> dict[str, _Role]:
+    """By target."""
+    width = words.bits // 8
+    first = words.target(words.services.first)
+    return {
+        **_roles_of(words, words.services),
+        **_roles_of(words, words.nodeports),
+        words.target("restricted"): _Role(first, slice(None), True),
+        words.target("own_sources"): _Role(first, slice(width, None), True),
+    }
+
+
+def _roles_of(words: Syntax, kind: Kind) -> dict[str, _Role]:
+    first = words.target(kind.first)
+    entire, before_index = slice(None), slice(-4)
+    return {
+        **{words.target(name): _Role(first, entire, True) for name in (kind.pod, kind.node, kind.outside)},
+        **{words.target(name): _Role(first, before_index, None) for name in (kind.endpoints, kind.slots)},
+        words.target(kind.slot_endpoints): _Role(first, before_index, False),
+        words.target(kind.local_slot_endpoints): _Role(first, before_index, False),
+    }
+
+
+def _role(words: Syntax, target: str) -> _Role | None:
+    if target.startswith(words.target("ranges-")):
+        return _Role(words.target(words.services.first), slice(-(words.bits // 8)), True)
+    return _roles(words).get(target)
+
+
+def needed_under_way(
+    words: Iterable[Syntax], removed: Iterable[Element], added: Mapping[Element, bytes]
+) -> frozenset[Element]:
+    """Those of the removed elements without which a packet under way would be dropped although it is let through by
+    the plans before and after: all those of a frontend that goes on, but no longer has one of the ways it had.
+
+    Fewer endpoints are no such case, because a shape's rules try another one. Other source ranges are one, because the
+    new one may be looked for before it is there, and the old one after it has gone.
+    """
+    gone = frozenset(element for element in removed if element not in added)
+    changed, of_frontend = set(), []
+    for w in words:
+        for element in gone:
+            role = _role(w, element[0])
+            if role is None:
+                continue
+            frontend = (role.first, element[1][role.frontend])
+            of_frontend.append((frontend, element))
+            if role.leads or (role.leads is None and element[1][-4:] in _FIRST_INDEXES):
+                changed.add(frontend)
+    on = {f for f in changed if f not in gone and not _refuses(added.get(f))}
+    return frozenset(element for frontend, element in of_frontend if frontend in on)
+
+
+def _refuses(value: bytes | None) -> bool:
+    """Whether a frontend's new element lets nobody through; None: it has no new one."""
+    return value is not None and number_of(value[:4]) in (REJECT_WAY, DROP_WAY)

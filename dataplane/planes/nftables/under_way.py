@@ -11,19 +11,18 @@ from typing import NamedTuple
 from dataplane.planes.nftables.fields import Element, number, number_of
 from dataplane.planes.nftables.syntax import DROP_WAY, LOCAL_OFFSET, REJECT_WAY, Kind, Syntax
 
-_FIRST_INDEXES = (number(0), number(LOCAL_OFFSET))
+_ALL, _NONE = (b"",), ()
+_FIRST = (number(0), number(LOCAL_OFFSET))
+"""Indexes of a set's first backend, which a shape's rules try when there is no other."""
 
 
 class _Role(NamedTuple):
-    """Of the elements of one map: where in their keys the frontend's key is, and the map where a frontend begins.
-
-    leads: whether all packets that went a certain way need the element; True: each one, None: that of a set's first
-    backend, which a shape's rules try when there is no other.
-    """
+    """Of one map's elements: where in their keys the frontend's key is, the target where that frontend begins, and
+    what the keys of those end in without which a packet that came this way is dropped."""
 
     first: str
     frontend: slice
-    leads: bool | None
+    needed: tuple[bytes, ...]
 
 
 @cache
@@ -34,8 +33,8 @@ def _roles(words: Syntax) -> dict[str, _Role]:
     return {
         **_roles_of(words, words.services),
         **_roles_of(words, words.nodeports),
-        words.target("restricted"): _Role(first, slice(None), True),
-        words.target("own_sources"): _Role(first, slice(width, None), True),
+        words.target("restricted"): _Role(first, slice(None), _ALL),
+        words.target("own_sources"): _Role(first, slice(width, None), _ALL),
     }
 
 
@@ -43,17 +42,11 @@ def _roles_of(words: Syntax, kind: Kind) -> dict[str, _Role]:
     first = words.target(kind.first)
     entire, before_index = slice(None), slice(-4)
     return {
-        **{words.target(name): _Role(first, entire, True) for name in (kind.pod, kind.node, kind.outside)},
-        **{words.target(name): _Role(first, before_index, None) for name in (kind.endpoints, kind.slots)},
-        words.target(kind.slot_endpoints): _Role(first, before_index, False),
-        words.target(kind.local_slot_endpoints): _Role(first, before_index, False),
+        **{words.target(name): _Role(first, entire, _ALL) for name in (kind.pod, kind.node, kind.outside)},
+        **{words.target(name): _Role(first, before_index, _FIRST) for name in (kind.endpoints, kind.slots)},
+        words.target(kind.slot_endpoints): _Role(first, before_index, _NONE),
+        words.target(kind.local_slot_endpoints): _Role(first, before_index, _NONE),
     }
-
-
-def _role(words: Syntax, target: str) -> _Role | None:
-    if target.startswith(words.target("ranges-")):
-        return _Role(words.target(words.services.first), slice(-(words.bits // 8)), True)
-    return _roles(words).get(target)
 
 
 def needed_under_way(
@@ -68,13 +61,15 @@ def needed_under_way(
     gone = frozenset(element for element in removed if element not in added)
     changed, of_frontend = set(), []
     for w in words:
+        roles, ranges = _roles(w), w.target("ranges-")
+        of_ranges = _Role(w.target(w.services.first), slice(-(w.bits // 8)), _ALL)
         for element in gone:
-            role = _role(w, element[0])
+            role = of_ranges if element[0].startswith(ranges) else roles.get(element[0])
             if role is None:
                 continue
             frontend = (role.first, element[1][role.frontend])
             of_frontend.append((frontend, element))
-            if role.leads or (role.leads is None and element[1][-4:] in _FIRST_INDEXES):
+            if element[1].endswith(role.needed):
                 changed.add(frontend)
     on = {f for f in changed if f not in gone and not _refuses(added.get(f))}
     return frozenset(element for frontend, element in of_frontend if frontend in on)

@@ -108,6 +108,19 @@ def test_what_cannot_be_removed_again_is_told_and_meets_no_packet(namespace: str
     assert kernel.plane.read_back() == rows(plan)
 
 
+def test_a_table_of_another_version_that_cannot_go_stands_beside_what_serves(namespace: str) -> None:
+    kernel, plan = Kernel(namespace, NoDeletions), services(3, 0, 1)
+    nft(namespace, "add", "table", "ip", "hotplane")
+    with pytest.raises(PlaneError, match=r"not that; tables ip hotplane-stand-in and .* serve beside them: load again"):
+        kernel.plane.load(plan)
+    stand_in = in_netns(namespace, NftablesPlane, table="hotplane-stand-in")
+    assert stand_in.read_back() == rows(plan)
+    again = in_netns(namespace, NftablesPlane)
+    again.load(plan)
+    assert again.read_back() == rows(plan)
+    assert in_netns(namespace, Nft).tables() == {("ip", "hotplane"), ("ip6", "hotplane")}
+
+
 @pytest.mark.parametrize("piece", [1, 3, 9])
 def test_a_load_that_fails_over_a_table_says_so_and_can_be_repeated(kernel: Kernel, piece: int) -> None:
     before, after = services(12, 0, 1), services(8, 1, 2)

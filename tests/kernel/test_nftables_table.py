@@ -153,6 +153,13 @@ def test_a_table_of_another_version_is_replaced(kernel: Kernel) -> None:
     assert "version-0" not in kernel.dump()
 
 
+def test_what_stood_in_when_a_process_was_killed_goes(kernel: Kernel) -> None:
+    for end in (lambda: kernel.plane.load(plan_of()), kernel.plane.cleanup):
+        kernel.nft("add table ip hotplane-stand-in; add table ip6 hotplane-stand-in")
+        end()
+        assert "stand-in" not in kernel.dump()
+
+
 def test_tables_of_others_stay(kernel: Kernel) -> None:
     for line in FOREIGN.splitlines():
         kernel.nft(line)

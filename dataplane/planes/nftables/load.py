@@ -158,12 +158,10 @@ class Loader:
     ) -> tuple[EntryChange, ...]:
         """Load over tables of an earlier run; returns the entries that changed.
 
-        A table of another version is replaced in one transaction. Differences take several, in the order that packets
-        under way need (see `Parts`); a PlaneError then says that the table stands between the two plans.
+        It takes several transactions, in the order that packets under way need (see `Parts`); after the first one, a
+        PlaneError says that the table stands between the two plans.
         """
-        replaced = [family for family, state in states.items() if not state.current]
-        present = {f: state for f, state in states.items() if f not in replaced}
-        held = Held(books.words, present)
+        held = Held(books.words, states)
         wanted = books.transaction()
         differing: list[PlanEntry] = []
         for entry in entries:
@@ -173,7 +171,7 @@ class Loader:
             else:
                 differing.append(entry)
         # From here on, what is read is only what has no equal in the plan.
-        readers = {family: TableReader(books.words[family], family, state) for family, state in present.items()}
+        readers = {family: TableReader(books.words[family], family, state) for family, state in states.items()}
         for entry in differing:
             family = entry.key.family
             placement = place(entry, previous_placement(readers[family], entry) if family in readers else None)
@@ -185,13 +183,8 @@ class Loader:
         if removed or added:
             for family, reader in readers.items():
                 before |= reader.rows(broken_chains(books.words[family], family, states[family], None) or set())
-        difference = _Difference(books.words, self._layouts, wanted, present, removed, added)
-        skeleton = self._skeleton(books.words, active=True)
-        if replaced:
-            deletions = "".join(f"delete table {books.words[f].own}\n" for f in replaced)
-            self._nft.run(deletions + skeleton + difference.text())
-        else:
-            self._settle(skeleton, difference)
+        difference = _Difference(books.words, self._layouts, wanted, states, removed, added)
+        self._settle(self._skeleton(books.words, active=True), difference)
         wanted.commit()
         return changed_entries(before, differing, self._plan) if removed or added else ()
 
@@ -257,11 +250,6 @@ class _Difference:
 
     def _is_verdict(self, target: str) -> bool:
         return self._layouts.of(target).verdict
-
-    def text(self) -> str:
-        """All of it, for one transaction."""
-        elements = delete_commands(self._layouts, self._removed) + add_commands(self._layouts, self._added)
-        return self._wanted.structures_text() + elements + self._restricted(and_present=False) + self._leftovers()
 
     def first_text(self) -> str:
         """The structure that comes before the elements."""

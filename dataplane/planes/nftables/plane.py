@@ -10,7 +10,7 @@ elements, and everything that is read go as netlink messages of hotplane's own (
 and hundreds of megabytes there. One transaction is either the one or the other.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from dataplane.bulk import no_garbage_collection
 from dataplane.kernel.nft import Nft
@@ -26,6 +26,7 @@ from dataplane.planes.nftables.load import TEXT_LIMIT, Books, Loader, remove_tab
 from dataplane.planes.nftables.placement import Placement, place
 from dataplane.planes.nftables.shapes import ShapeIds
 from dataplane.planes.nftables.skeleton import set_service_cidrs, skeleton_rules
+from dataplane.planes.nftables.stand_in import StandIn
 from dataplane.planes.nftables.state import TableReader, TableState, shape_ids, table_state
 from dataplane.planes.nftables.store import ElementStore
 from dataplane.planes.nftables.syntax import syntax
@@ -60,6 +61,7 @@ class NftablesPlane:
         self._node: NodeConfig | None = None
         self._books = Books(self._words, self._layouts)
         self._commits = Commits(self._nft, self._store, self._layouts)
+        self._stand_in = StandIn(self._nft, self._store, self._words, table)
 
     @property
     def commits(self) -> int:
@@ -78,17 +80,24 @@ class NftablesPlane:
         self._node = None
         with no_garbage_collection(keep=len(plan.entries) > self._text_limit):
             states = self._states()
-            entries = [entry for entry in plan.entries.values() if entry.key.family in self._words]
-            loader = Loader(self._nft, self._store, self._layouts, plan, self._text_limit)
-            ids = {f: shape_ids(states[f]) if f in states else ShapeIds() for f in self._words}
-            self._books = Books(self._words, self._layouts, ids)
-            if states:
-                changed = loader.adopt(self._books, entries, states)
-            else:
-                loader.fill(self._books, entries)
-                changed = tuple(EntryChange(None, entry) for entry in entries)
+            if not all(state.current for state in states.values()):
+                self._stand_in.replace(self._words.values(), plan, self._text_limit)
+                states = {}
+            changed = self._bring(plan, states)
+            self._stand_in.remove()
         self._node = plan.node
         return PlanChange(entries=changed)
+
+    def _bring(self, plan: Plan, states: Mapping[Family, TableState]) -> tuple[EntryChange, ...]:
+        """Bring tables of this version, or none, to `plan`; returns what changed."""
+        entries = [entry for entry in plan.entries.values() if entry.key.family in self._words]
+        loader = Loader(self._nft, self._store, self._layouts, plan, self._text_limit)
+        ids = {f: shape_ids(states[f]) if f in states else ShapeIds() for f in self._words}
+        self._books = Books(self._words, self._layouts, ids)
+        if states:
+            return loader.adopt(self._books, entries, states)
+        loader.fill(self._books, entries)
+        return tuple(EntryChange(None, entry) for entry in entries)
 
     def apply(self, change: PlanChange) -> None:
         """Apply a change; see planes.base.Plane.apply.
@@ -138,6 +147,7 @@ class NftablesPlane:
 
     def cleanup(self) -> None:
         """Delete hotplane's tables of the plane's families, and nothing else."""
+        self._stand_in.remove()
         remove_tables(self._nft, self._store, self._words.values())
         self._node, self._books = None, Books(self._words, self._layouts)
 

@@ -6,6 +6,7 @@ which knows how to compile them; so do elements that have to share a transaction
 transaction is either the one or the other.
 """
 
+import copy
 import socket
 import time
 from collections import Counter, defaultdict
@@ -39,6 +40,12 @@ class ElementStore:
         self._layouts = layouts
         self._door = Nfnetlink()
         self._encoders: dict[str, wire.Encoder] = {}
+
+    def of(self, layouts: Layouts) -> "ElementStore":
+        """A store of other tables in the same network namespace. Not for use by two threads at once with this one."""
+        other = copy.copy(self)
+        other._layouts, other._encoders = layouts, {}
+        return other
 
     def _encoder(self, target: str) -> wire.Encoder:
         encoder = self._encoders.get(target)

@@ -5,7 +5,8 @@ from typing import NamedTuple
 from dataplane.model.net import Family
 
 VERSION = 1
-"""Version of the skeleton: raise it when a set, a map or a chain changes its shape; an older table is then replaced."""
+"""Version of the skeleton: raise it when a set, a map or a chain changes its shape; an older table is then replaced
+(see `stand_in`)."""
 
 VERSION_CHAIN = f"version-{VERSION}"
 

@@ -1,0 +1,45 @@
+"""Tables of another name that serve while those of another version are replaced.
+
+Two tables of one name cannot stand side by side, and in one transaction that deletes one and makes the other, packets
+under way find neither whole. Both may translate: who comes first does, and the other leaves that packet alone.
+"""
+
+from collections.abc import Iterable
+
+from dataplane.kernel.nft import Nft
+from dataplane.model.net import Family
+from dataplane.plan.types import Plan
+from dataplane.planes.base import PlaneError
+from dataplane.planes.nftables.fields import Layouts
+from dataplane.planes.nftables.load import Books, Loader, remove_tables
+from dataplane.planes.nftables.store import ElementStore
+from dataplane.planes.nftables.syntax import Syntax, syntax
+
+
+class StandIn:
+    """The tables `<table>-stand-in`. There are none, save for a moment, or when that moment was a process's last."""
+
+    def __init__(self, nft: Nft, store: ElementStore, families: Iterable[Family], table: str) -> None:
+        self._nft, self._store = nft, store
+        self._words = {family: syntax(family, f"{table}-stand-in") for family in families}
+
+    def replace(self, old: Iterable[Syntax], plan: Plan, text_limit: int) -> None:
+        """Serve the plan, then remove the old tables. Raises PlaneError, after which those stand as they did."""
+        self.remove()
+        layouts = Layouts(self._words.values())
+        entries = [entry for entry in plan.entries.values() if entry.key.family in self._words]
+        loader = Loader(self._nft, self._store.of(layouts), layouts, plan, text_limit)
+        loader.fill(Books(self._words, layouts), entries)
+        try:
+            remove_tables(self._nft, self._store, old)
+        except PlaneError as error:
+            raise PlaneError(f"{error}; tables {self.names} serve beside them: load again") from error
+
+    @property
+    def names(self) -> str:
+        """All of them, for people."""
+        return " and ".join(words.own for words in self._words.values())
+
+    def remove(self) -> None:
+        """Remove those that there are. Raises PlaneError."""
+        remove_tables(self._nft, self._store, self._words.values())

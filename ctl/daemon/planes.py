@@ -47,11 +47,12 @@ def has_bpffs() -> bool:
 
 
 def prepare(mode: str) -> None:
-    """What takes more capabilities than the daemon itself needs: the ebpf mode's file system. Raises PlaneError."""
+    """What takes more capabilities than the daemon itself needs: the ebpf mode's file system, and in it this network
+    namespace's directory, without which whoever removes the last of others' would unmount it. Raises PlaneError."""
     if mode == "ebpf":
-        from dataplane.planes.ebpf.pins import ensure_root
+        from dataplane.planes.ebpf.pins import PinDirectory, default_instance
 
-        ensure_root()
+        PinDirectory(default_instance()).ensure()
 
 
 def reading_plane(mode: str, plan: Plan) -> Plane:

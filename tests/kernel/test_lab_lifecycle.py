@@ -17,6 +17,7 @@ from dataplane.lab.lab import CGROUP_PREFIX, Lab
 from dataplane.lab.probe import Outcome, Probe
 from dataplane.lab.spec import LabError, LabSpec, PodLink, Routing, owns_namespace
 from dataplane.model.net import Family, Protocol
+from tests.kernel.daemon_lab import until
 
 NET_ADDR_SET = 3
 PORT = 8080
@@ -112,6 +113,7 @@ def test_up_works_over_every_kind_of_leftover(name: str) -> None:
     in_group = subprocess.Popen(["sh", "-c", f"echo 0 > {group}/cgroup.procs; exec sleep 600"])
     with netns.netns(f"hp-{name}-pod7-7"):
         in_netns = subprocess.Popen(["sleep", "600"])
+    until(lambda: str(in_group.pid) in (group / "cgroup.procs").read_text().split(), "the process is in its group")
     state.STATE_DIR.mkdir(parents=True, exist_ok=True)
     state.path_of(name).write_text("{damaged")
     with pytest.raises(LabError, match="damaged"):

@@ -1,5 +1,8 @@
 """Loads in pieces: what packets can see on the way, and what stands when one fails."""
 
+import contextlib
+import itertools
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -134,6 +137,24 @@ def test_a_load_that_fails_over_a_table_says_so_and_can_be_repeated(kernel: Kern
     kernel.plane.load(after)
     assert kernel.plane.read_back() == rows(after)
     assert not kernel.plane.load(after)
+
+
+def test_a_load_that_fails_anywhere_can_be_repeated(kernel: Kernel) -> None:
+    """Fewer endpoints, of which those that stay move: what fails, or a kill, leaves some of them twice."""
+    before, after = services(3, 0, 1, 2), services(3, 1, 2)
+    for piece in itertools.count(1):
+        kernel.plane.cleanup()
+        kernel.plane.load(before)
+        kernel.store.refused = piece
+        with contextlib.suppress(PlaneError):
+            kernel.plane.load(after)
+        done = kernel.store.refused > 0
+        kernel.store.refused = 0
+        kernel.plane.load(after)
+        assert kernel.plane.read_back() == rows(after)
+        if done:
+            break
+    assert piece > 3
 
 
 def assert_whole(states: dict[Family, TableState]) -> None:

@@ -44,7 +44,10 @@ def broken_chains(words: Syntax, family: Family, state: TableState, node: NodeCo
 
 
 def previous_placement(reader: TableReader, entry: PlanEntry) -> Placement | None:
-    """Where the kernel has the backends of an entry now, from the entry's frontends that exist there."""
+    """Where the kernel has the backends of an entry now, from the entry's frontends that exist there.
+
+    Each stands in one place: a load that ended on the way may have moved it and not yet removed where it stood.
+    """
     keys = [frontend_key(frontend.key) for frontend in entry.frontends]
     known = [reader.order(k) for k in keys if reader.holds(k) and reader.service(k) == entry.key.service]
     if not known:
@@ -52,7 +55,8 @@ def previous_placement(reader: TableReader, entry: PlanEntry) -> Placement | Non
     slots = {backend: slot for placement in known for backend, slot in placement.slots.items()}
     if len(set(slots.values())) < len(slots):
         slots = {}
-    return Placement(max((p.cluster for p in known), key=len), max((p.local for p in known), key=len), slots)
+    cluster, local = (max(orders, key=len) for orders in zip(*((p.cluster, p.local) for p in known), strict=True))
+    return Placement(tuple(dict.fromkeys(cluster)), tuple(dict.fromkeys(local)), slots)
 
 
 class Held:

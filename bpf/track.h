@@ -46,11 +46,12 @@ INLINE __u32 flow_flags(const struct node *node, const struct selection *chosen,
     return flags;
 }
 
-/* Whether a client's own address and port are its alone. A pod of another node was translated there when it asked for
- * other frontends, and such flows pass here addressed to the endpoint: only connection tracking has seen them. Where no
- * CIDR tells, pods of other nodes are strangers. */
-INLINE int port_is_free(const struct arrival *arrival, __u32 source, __u32 flow_flags) {
-    return source != SOURCE_POD || (flow_flags & FLOW_SNAT) || (device_flags(arrival->ifindex) & DEVICE_POD);
+/* A pod of another node may have been translated there when it asked for other frontends, and such flows pass here
+ * addressed to the endpoint: only connection tracking has seen them, and knows which of the pod's ports are free. Where
+ * no CIDR tells, pods of other nodes are strangers. To be decided before a backend is chosen: who left only what goes
+ * to some backends to the slow path, which chooses again, would send too much to the others. */
+INLINE int is_foreign_pod(const struct arrival *arrival, __u32 source) {
+    return source == SOURCE_POD && !(device_flags(arrival->ifindex) & DEVICE_POD);
 }
 
 /* Whether a socket of the node's own namespace would get a datagram that goes to a frontend on one of its addresses: it
@@ -109,6 +110,8 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
     client.source = packet->source_class;
     if (client.source == SOURCE_NODE)
         return REASON_OWN_SOURCE;
+    client.foreign_pod = is_foreign_pod(arrival, client.source);
+    client.masquerades_all = !!(node->flags & NODE_KUBE_PROXY_PARITY);
     reason = settle(packet, balance(&key, &client, arrival->now, chosen));
     *service = chosen->service;
     if (reason != REASON_NONE)
@@ -116,8 +119,6 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
     if (has_own_port(arrival, tuple))
         return REASON_OWN_PORT;
     scratch->forward.flags = flow_flags(node, chosen, &tuple->source);
-    if (!port_is_free(arrival, client.source, scratch->forward.flags))
-        return REASON_REMOTE_POD;
     if (arrival->hook == HOOK_XDP)
         scratch->forward.flags |= FLOW_BY_XDP;
     copy_address(&scratch->forward.destination, &chosen->address);

@@ -9,10 +9,13 @@ from msgspec.structs import replace
 
 from dataplane.lab import showcase, table, verify
 from dataplane.lab.lab import Lab
+from dataplane.lab.probe import Probe
 from dataplane.lab.spec import PodLink, Routing
+from dataplane.model.net import Protocol
 from dataplane.oracle.decide import Verdict
 from tests.kernel.modes import MODES, VARIANTS, lab_proxy
 
+SHARED = 400
 SHAPES = ((Routing.DIRECT, PodLink.VETH), (Routing.VXLAN, PodLink.BRIDGE))
 
 
@@ -70,6 +73,30 @@ def test_the_table_notices_a_plane_that_is_not_there(lab: Lab, mode: str) -> Non
         proxy.nodes["node1"].cleanup()
         findings = verify.verify(lab, proxy, cells)
     assert {finding.cell for finding in findings} == {cell for cell in cells if cell.decides == "node1"}
+
+
+@pytest.mark.parametrize("mode", VARIANTS)
+def test_each_endpoint_gets_its_share(lab: Lab, mode: str) -> None:
+    """Of two endpoints, whoever asks: by whatever hook the choice is made, and where one leaves it to the next."""
+    services = [
+        s
+        for s in table.services(lab.topology, ipv6=False)
+        if s.service.name == "both-external-cluster-internal-cluster"
+    ]
+    with lab_proxy(lab, mode) as proxy:
+        proxy.update(table.objects(services))
+        every = [cell for cell in table.cells(services, lab.topology) if cell.protocol is Protocol.UDP]
+        decided = zip(every, verify.decisions(lab, proxy.oracles(), every), strict=True)
+        cells = [cell for cell, decision in decided if decision.verdict is Verdict.DNAT]
+        probes = [Probe(cell.address, cell.port, Protocol.UDP, count=SHARED) for cell in cells]
+        results = [lab.probe(cell.place, probe)[0] for cell, probe in zip(cells, probes, strict=True)]
+    assert len(cells) == 4 * len(table.SOURCES)
+    unfair = [
+        f"{cell.kind.value} from {cell.source}: {dict(result.servers)}"
+        for cell, result in zip(cells, results, strict=True)
+        if result.servers.total() != SHARED or not 0.36 < result.servers["pod1-1"] / SHARED < 0.64
+    ]
+    assert unfair == []  # by chance once in 50 million
 
 
 @pytest.mark.parametrize("mode", VARIANTS)

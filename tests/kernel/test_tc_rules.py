@@ -202,8 +202,9 @@ def test_policy_local_chooses_local_endpoints_only(node: Bench, family: Family) 
 def test_a_pod_of_another_node_keeps_its_address_by_the_slow_path_only(
     node: Bench, run: Runner, family: Family
 ) -> None:
-    """Its own node may use the same port towards the same endpoint. Where this node's address replaces its own there is
-    no such danger, nor for pods of this node, whose every flow the programs see."""
+    """Its own node may use the same port towards the same endpoint. Where this node's address replaces its own towards
+    every endpoint there is no such danger, nor for pods of this node, whose every flow the programs see. Which endpoint
+    it would be must not decide: the slow path chooses afresh."""
     client, own, remote, pod, *_ = ADDRESSES[family]
     here = entry(f"here-{family.name}", [pod], node_port=30096, family=family)
     away = entry(f"away-{family.name}", [remote[:-1] + "9"], node_port=30097, family=family)
@@ -211,7 +212,7 @@ def test_a_pod_of_another_node_keeps_its_address_by_the_slow_path_only(
     try:
         for who, port, reasons in (
             (remote, 30096, {"remote_pod"}),
-            (remote, 30097, {"new_flow"}),
+            (remote, 30097, {"remote_pod"}),
             (client, 30096, {"new_flow", "left_to_tc"}),
         ):
             frame = node.frame(ip(family, who, own) / TCP(sport=4300, dport=port, flags="S"))
@@ -223,7 +224,13 @@ def test_a_pod_of_another_node_keeps_its_address_by_the_slow_path_only(
         with node.counted() as counted:
             node.tc(frame, pod=True)
         assert counted == {"tc_ingress:new_flow": 1}
+        node.configure(node.plan.node, parity=True)
+        for port in (30096, 30097):
+            with node.counted() as counted:
+                run(node.frame(ip(family, remote, own) / TCP(sport=4300, dport=port, flags="S")))
+            assert {name.partition(":")[2] for name in counted} <= {"new_flow", "left_to_tc"}, port
     finally:
+        node.configure(node.plan.node)
         node.remove(here)
         node.remove(away)
 

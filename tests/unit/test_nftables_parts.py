@@ -69,13 +69,11 @@ def test_what_leads_to_a_chain_comes_after_it_and_goes_before_it(kernel: Kernel,
     plane.apply(change(None, balancer(2)))
     assert kernel.verbs() == [
         "add lb-2-masq, flush lb-2-masq, add shapes",
-        "wait",
         "add services, add endpoints, add hairpin",
     ]
     plane.apply(change(balancer(2), balancer(3)))
     assert kernel.verbs() == [
         "add lb-3-masq, flush lb-3-masq, add shapes",
-        "wait",
         "delete services, add services, add endpoints",
         "wait",
         "delete shapes, flush lb-2-masq, delete lb-2-masq",
@@ -96,13 +94,13 @@ def test_what_a_refused_change_had_made_is_removed(kernel: Kernel, plane: Nftabl
     kernel.refused = 2
     with pytest.raises(PlaneError, match=r"^no more of this$"):
         plane.apply(change(None, balancer(2, "192.0.2.0/24")))
-    made, _, undone = kernel.verbs()
+    made, undone = kernel.verbs()
     assert made == "add lb-2-masq, flush lb-2-masq, add ranges-24, add shapes, flush restricted, add restricted"
     assert undone == (
         "delete shapes, flush restricted, add restricted, flush lb-2-masq, delete lb-2-masq, delete ranges-24"
     )
     plane.apply(change(None, balancer(2, "192.0.2.0/24")))
-    assert len(kernel.verbs()) == 3, "the next attempt makes it all again"
+    assert len(kernel.verbs()) == 2, "the next attempt makes it all again"
 
 
 def test_a_refused_structure_leaves_nothing(kernel: Kernel, plane: NftablesPlane) -> None:

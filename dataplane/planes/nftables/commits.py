@@ -24,7 +24,6 @@ class Commits:
         """
         if parts.ahead:
             self._run(parts.ahead)
-            wait_for_packets()
         try:
             if settings:
                 elements = delete_commands(self._layouts, parts.removed) + add_commands(self._layouts, parts.added)

@@ -192,21 +192,17 @@ class Loader:
         self._nft.run(skeleton + difference.first_text())
         try:
             with no_garbage_collection():
-                self._change_later(difference.additions())
-                self._change_later(difference.removals())
-                last = difference.last_text()
-                if last:
+                for removed, added in difference.additions():
+                    self._store.change(removed, added)
+                removals, last = list(difference.removals()), difference.last_text()
+                if removals or last:
                     wait_for_packets()
+                for gone in removals:
+                    self._store.change(gone, ())
+                if last:
                     self._nft.run(last)
         except PlaneError as error:
             raise PlaneError(f"{error}; the table stands between the earlier plan and this one: load again") from error
-
-    def _change_later(self, changes: Iterable[tuple[list[Element], list[tuple[Element, bytes]]]]) -> None:
-        """Change elements once no packet is under way that was before now; at once if there is nothing to change."""
-        for index, (removed, added) in enumerate(changes):
-            if index == 0:
-                wait_for_packets()
-            self._store.change(removed, added)
 
 
 class _Difference:
@@ -273,11 +269,11 @@ class _Difference:
             self._left.difference_update(replaced)
             yield replaced, piece
 
-    def removals(self) -> Iterator[tuple[list[Element], list[tuple[Element, bytes]]]]:
-        """The same for what is left to remove after all `additions`: what leads somewhere goes first."""
+    def removals(self) -> Iterator[list[Element]]:
+        """What is left to remove after all `additions`, for each transaction: what leads somewhere goes first."""
         gone = sorted(self._left, key=lambda element: -self._ranks.get(element[0], 0))
         for first in range(0, len(gone), ELEMENTS_A_TRANSACTION):
-            yield gone[first : first + ELEMENTS_A_TRANSACTION], []
+            yield gone[first : first + ELEMENTS_A_TRANSACTION]
 
     def last_text(self) -> str:
         """What goes with the elements that went; "" if there is nothing."""

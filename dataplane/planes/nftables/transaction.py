@@ -81,8 +81,9 @@ class Parts(NamedTuple):
     """One change, in the order of its commits.
 
     A packet goes by the rules as they were when it entered a hook, but by elements as they are when it looks. So what
-    elements lead to is there before them, and what they led to goes after them, each time with all packets that were
-    under way gone in between. Neither matters to a packet that comes while only a part has been done.
+    elements lead to is committed before them: each commit, before its elements are seen, makes the chains of the commit
+    before it valid for packets of both generations (nf_tables_commit_chain). And what elements led to goes once all
+    packets have left that were under way. Neither matters to a packet that comes while only a part has been done.
 
     ahead: commands for chains, sets and maps that come into use; "" if there are none. removed, added: elements.
     behind: elements that only a packet still needs that saw one of `removed`. disappearing: commands for what nobody

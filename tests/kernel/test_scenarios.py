@@ -15,7 +15,7 @@ from dataplane.model.net import Protocol
 from dataplane.oracle.decide import Verdict
 from tests.kernel.modes import MODES, VARIANTS, lab_proxy
 
-SHARED = 400
+SHARED = 200
 SHAPES = ((Routing.DIRECT, PodLink.VETH), (Routing.VXLAN, PodLink.BRIDGE))
 
 
@@ -94,9 +94,9 @@ def test_each_endpoint_gets_its_share(lab: Lab, mode: str) -> None:
     unfair = [
         f"{cell.kind.value} from {cell.source}: {dict(result.servers)}"
         for cell, result in zip(cells, results, strict=True)
-        if result.servers.total() != SHARED or not 0.36 < result.servers["pod1-1"] / SHARED < 0.64
+        if result.servers.total() != SHARED or not 0.3 < result.servers["pod1-1"] / SHARED < 0.7
     ]
-    assert unfair == []  # by chance once in 50 million
+    assert unfair == []  # by chance once in 60 million
 
 
 @pytest.mark.parametrize("mode", VARIANTS)

@@ -11,7 +11,7 @@ struct client {
     __u32 source;            /* enum source_class */
     __u8 address_known;      /* identity is its address */
     __u8 accepts_masquerade; /* this hook can masquerade */
-    __u8 foreign_pod;        /* a pod of another node, whose flows are left to the slow path unless all of a route's get
+    __u8 remote_pod;         /* a pod of another node, whose flows are left to the slow path unless all of a route's get
                                 this node's address */
     __u8 masquerades_all;    /* a route that masquerades does so towards every backend */
 };
@@ -153,7 +153,7 @@ INLINE enum reason admit(const struct frontend *frontend, const struct client *c
     }
     if ((route & ROUTE_MASQUERADE) && !client->accepts_masquerade)
         return REASON_MASQUERADE;
-    if (client->foreign_pod && !((route & ROUTE_MASQUERADE) && client->masquerades_all))
+    if (client->remote_pod && !((route & ROUTE_MASQUERADE) && client->masquerades_all))
         return REASON_REMOTE_POD;
     return REASON_NONE;
 }

@@ -46,14 +46,6 @@ INLINE __u32 flow_flags(const struct node *node, const struct selection *chosen,
     return flags;
 }
 
-/* A pod of another node may have been translated there when it asked for other frontends, and such flows pass here
- * addressed to the endpoint: only connection tracking has seen them, and knows which of the pod's ports are free. Where
- * no CIDR tells, pods of other nodes are strangers. To be decided before a backend is chosen: who left only what goes
- * to some backends to the slow path, which chooses again, would send too much to the others. */
-INLINE int is_foreign_pod(const struct arrival *arrival, __u32 source) {
-    return source == SOURCE_POD && !(device_flags(arrival->ifindex) & DEVICE_POD);
-}
-
 /* Whether a socket of the node's own namespace would get a datagram that goes to a frontend on one of its addresses: it
  * may be the answer to a question of that socket's, whose port has the number of a node port. */
 INLINE int has_own_port(const struct arrival *arrival, const struct tuple *tuple) {
@@ -92,6 +84,7 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
         .address = tuple->destination, .port = tuple->destination_port, .protocol = tuple->protocol};
     struct client client = {.identity = tuple->source, .address_known = 1, .accepts_masquerade = 1};
     struct scratch *scratch = this_scratch();
+    __u32 device = device_flags(arrival->ifindex);
     struct service_counters *counters;
     struct selection *chosen;
     enum reason reason;
@@ -105,12 +98,16 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
         return REASON_NOT_FOR_US;
     if (is_loopback(&tuple->destination) || is_loopback(&tuple->source))
         return REASON_LOOPBACK;
-    packet->source_class = classify(node, &tuple->source, !!(device_flags(arrival->ifindex) & DEVICE_DETECTED));
+    packet->source_class = classify(node, &tuple->source, !!(device & DEVICE_DETECTED));
     barrier();
     client.source = packet->source_class;
     if (client.source == SOURCE_NODE)
         return REASON_OWN_SOURCE;
-    client.foreign_pod = is_foreign_pod(arrival, client.source);
+    /* A pod of another node may have been translated there when it asked for other frontends, and such flows pass here
+     * addressed to the endpoint: only connection tracking has seen them, and knows which of the pod's ports are free.
+     * Where no CIDR tells, pods of other nodes are strangers. To be decided before a backend is chosen: who left only
+     * what goes to some backends to the slow path, which chooses again, would send too much to the others. */
+    client.remote_pod = client.source == SOURCE_POD && !(device & DEVICE_POD);
     client.masquerades_all = !!(node->flags & NODE_KUBE_PROXY_PARITY);
     reason = settle(packet, balance(&key, &client, arrival->now, chosen));
     *service = chosen->service;

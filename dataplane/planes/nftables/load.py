@@ -19,8 +19,7 @@ from dataplane.planes.nftables.shapes import ShapeIds
 from dataplane.planes.nftables.skeleton import (
     BASE_CHAINS,
     activation,
-    restricted_rules,
-    rewrite_chain,
+    rewrite_restricted,
     set_service_cidrs,
     skeleton_objects,
     skeleton_rules,
@@ -92,18 +91,23 @@ class Loader:
         return "".join(
             skeleton_objects(w, family, node)
             + skeleton_rules(w, family, node, active=active)
-            + rewrite_chain(w, "restricted", restricted_rules(w, ()))
+            + rewrite_restricted(w, ())
             + set_service_cidrs(w, family, self._plan.service_cidrs)
             for family, w in words.items()
         )
 
-    def fill(self, books: Books, entries: Sequence[PlanEntry]) -> None:
-        """Load into a kernel without hotplane's tables.
+    def _entries(self, books: Books) -> list[PlanEntry]:
+        """The plan's entries of the families that the books are about."""
+        return [entry for entry in self._plan.entries.values() if entry.key.family in books.words]
+
+    def fill(self, books: Books) -> tuple[EntryChange, ...]:
+        """Load into a kernel without hotplane's tables; returns what changed: every entry.
 
         Little is one transaction. Much is a table whose base chains have no rules, then many transactions of
         elements, then the rules: so packets see nothing of it before all is there. Raises PlaneError, after which there
         is no table again, or, as the error then says, one that no packet enters.
         """
+        entries = self._entries(books)
         if _weight(entries) <= self._text_limit:
             transaction = books.transaction()
             for entry in entries:
@@ -112,12 +116,13 @@ class Loader:
             elements = add_commands(self._layouts, parts.added)
             self._nft.run(self._skeleton(books.words, active=True) + parts.ahead + elements)
             transaction.commit()
-            return
-        try:
-            with no_garbage_collection():
-                self._fill_in_pieces(books, entries)
-        except PlaneError as error:
-            raise PlaneError(f"{error}; {self._remove(books.words)}") from error
+        else:
+            try:
+                with no_garbage_collection():
+                    self._fill_in_pieces(books, entries)
+            except PlaneError as error:
+                raise PlaneError(f"{error}; {self._remove(books.words)}") from error
+        return tuple(EntryChange(None, entry) for entry in entries)
 
     def _fill_in_pieces(self, books: Books, entries: Sequence[PlanEntry]) -> None:
         self._nft.run(self._skeleton(books.words, active=False))
@@ -153,9 +158,7 @@ class Loader:
             return f"a part of the table stands, which no packet enters; load again or clean up ({error})"
         return "what had been loaded was removed again: there is no table, as before"
 
-    def adopt(
-        self, books: Books, entries: Sequence[PlanEntry], states: Mapping[Family, TableState]
-    ) -> tuple[EntryChange, ...]:
+    def adopt(self, books: Books, states: Mapping[Family, TableState]) -> tuple[EntryChange, ...]:
         """Load over tables of an earlier run; returns the entries that changed.
 
         It takes several transactions, in the order that packets under way need (see `Parts`); after the first one, a
@@ -164,7 +167,7 @@ class Loader:
         held = Held(books.words, states)
         wanted = books.transaction()
         differing: list[PlanEntry] = []
-        for entry in entries:
+        for entry in self._entries(books):
             compiled = books.compile(entry, fresh(entry))
             if held.account(compiled.elements):
                 wanted.refer(compiled.references)
@@ -224,7 +227,7 @@ class _Difference:
         self._removed = removed
         self._added = added
         self._ranks = _ranks(words.values())
-        self._left = {element for element in removed if not self._is_verdict(element[0])}
+        self._replaced = {element for element, _ in added}.intersection(removed)
 
     def _restricted(self, *, and_present: bool) -> str:
         """Commands that give the check of source ranges its rules."""
@@ -234,7 +237,7 @@ class _Difference:
             if and_present and family in self._present:
                 sets = self._present[family].sets
                 prefixes |= {int(name.removeprefix("ranges-")) for name in sets if name.startswith("ranges-")}
-            text += rewrite_chain(w, "restricted", restricted_rules(w, prefixes))
+            text += rewrite_restricted(w, prefixes)
         return text
 
     def _leftovers(self) -> str:
@@ -250,7 +253,7 @@ class _Difference:
     def first_text(self) -> str:
         """The structure that comes before the elements."""
         verdicts = [(element, value) for element, value in self._added if self._is_verdict(element[0])]
-        replaced = {element for element, _ in verdicts}.intersection(self._removed)
+        replaced = [element for element, _ in verdicts if element in self._replaced]
         return (
             self._wanted.structures_text()
             + delete_commands(self._layouts, replaced)
@@ -265,20 +268,18 @@ class _Difference:
         added.sort(key=lambda item: self._ranks.get(item[0][0], 0))
         for first in range(0, len(added), ELEMENTS_A_TRANSACTION):
             piece = added[first : first + ELEMENTS_A_TRANSACTION]
-            replaced = [element for element, _ in piece if element in self._left]
-            self._left.difference_update(replaced)
-            yield replaced, piece
+            yield [element for element, _ in piece if element in self._replaced], piece
 
     def removals(self) -> Iterator[list[Element]]:
         """What is left to remove after all `additions`, for each transaction: what leads somewhere goes first."""
-        gone = sorted(self._left, key=lambda element: -self._ranks.get(element[0], 0))
+        gone = [e for e in self._removed if e not in self._replaced and not self._is_verdict(e[0])]
+        gone.sort(key=lambda element: -self._ranks.get(element[0], 0))
         for first in range(0, len(gone), ELEMENTS_A_TRANSACTION):
             yield gone[first : first + ELEMENTS_A_TRANSACTION]
 
     def last_text(self) -> str:
         """What goes with the elements that went; "" if there is nothing."""
-        replaced = {element for element, _ in self._added}
-        verdicts = [e for e in self._removed if self._is_verdict(e[0]) and e not in replaced]
+        verdicts = [e for e in self._removed if self._is_verdict(e[0]) and e not in self._replaced]
         leftovers = self._leftovers()
         if not verdicts and not leftovers:
             return ""

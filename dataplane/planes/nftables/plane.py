@@ -90,14 +90,10 @@ class NftablesPlane:
 
     def _bring(self, plan: Plan, states: Mapping[Family, TableState]) -> tuple[EntryChange, ...]:
         """Bring tables of this version, or none, to `plan`; returns what changed."""
-        entries = [entry for entry in plan.entries.values() if entry.key.family in self._words]
         loader = Loader(self._nft, self._store, self._layouts, plan, self._text_limit)
         ids = {f: shape_ids(states[f]) if f in states else ShapeIds() for f in self._words}
         self._books = Books(self._words, self._layouts, ids)
-        if states:
-            return loader.adopt(self._books, entries, states)
-        loader.fill(self._books, entries)
-        return tuple(EntryChange(None, entry) for entry in entries)
+        return loader.adopt(self._books, states) if states else loader.fill(self._books)
 
     def apply(self, change: PlanChange) -> None:
         """Apply a change; see planes.base.Plane.apply.

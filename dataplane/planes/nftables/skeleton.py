@@ -180,6 +180,11 @@ def _mask(words: Syntax, prefix: int) -> str:
     return str(network.netmask)
 
 
+def rewrite_restricted(words: Syntax, prefixes: Iterable[int]) -> str:
+    """Commands that make the chain that checks source ranges look at sets of exactly these prefix lengths."""
+    return rewrite_chain(words, "restricted", restricted_rules(words, prefixes))
+
+
 def ranges_name(prefix: int) -> str:
     """Name of the set of source ranges of one prefix length."""
     return f"ranges-{prefix}"

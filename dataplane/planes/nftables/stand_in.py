@@ -27,18 +27,12 @@ class StandIn:
         """Serve the plan, then remove the old tables. Raises PlaneError, after which those stand as they did."""
         self.remove()
         layouts = Layouts(self._words.values())
-        entries = [entry for entry in plan.entries.values() if entry.key.family in self._words]
-        loader = Loader(self._nft, self._store.of(layouts), layouts, plan, text_limit)
-        loader.fill(Books(self._words, layouts), entries)
+        Loader(self._nft, self._store.of(layouts), layouts, plan, text_limit).fill(Books(self._words, layouts))
         try:
             remove_tables(self._nft, self._store, old)
         except PlaneError as error:
-            raise PlaneError(f"{error}; tables {self.names} serve beside them: load again") from error
-
-    @property
-    def names(self) -> str:
-        """All of them, for people."""
-        return " and ".join(words.own for words in self._words.values())
+            names = " and ".join(words.own for words in self._words.values())
+            raise PlaneError(f"{error}; tables {names} serve beside them: load again") from error
 
     def remove(self) -> None:
         """Remove those that there are. Raises PlaneError."""

@@ -8,7 +8,7 @@ from dataplane.model.net import Family
 from dataplane.planes.nftables.elements import Compiled, ElementRef, RangesRef, Reference, ShapeRef
 from dataplane.planes.nftables.fields import Element, Layouts, number
 from dataplane.planes.nftables.shapes import ShapeIds, add_shape, affinity_map, affinity_name
-from dataplane.planes.nftables.skeleton import add_ranges, ranges_name, restricted_rules, rewrite_chain
+from dataplane.planes.nftables.skeleton import add_ranges, ranges_name, rewrite_restricted
 from dataplane.planes.nftables.syntax import Syntax
 from dataplane.planes.nftables.under_way import needed_under_way
 
@@ -196,12 +196,8 @@ class Transaction:
     def _restricted(self, families: Iterable[Family], after: Iterable[Reference]) -> list[str]:
         """Rewrite the rules that name sets of source ranges."""
         return [
-            rewrite_chain(
-                self._words[family],
-                "restricted",
-                restricted_rules(
-                    self._words[family], [r.prefix for r in after if isinstance(r, RangesRef) and r.family is family]
-                ),
+            rewrite_restricted(
+                self._words[family], [r.prefix for r in after if isinstance(r, RangesRef) and r.family is family]
             )
             for family in sorted(families)
         ]

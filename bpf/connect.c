@@ -58,57 +58,183 @@ INLINE void tell(enum hook hook, enum reason reason, const struct target *asked,
     report(&event);
 }
 
-/* Remember what the socket believes, under what it really talks to; and, for single datagrams, the choice. */
-INLINE long store_peers(__u64 cookie, const struct target *asked, const struct selection *chosen, int connected,
-                        __u64 now) {
-    struct socket_key key = {
-        .cookie = cookie, .address = chosen->address, .port = chosen->port, .protocol = asked->protocol, .reply = 1};
-    struct socket_peer peer = {
+INLINE int same_target(const struct target *target, const struct address *address, __be16 port) {
+    return target->port == port && same_address(&target->address, address);
+}
+
+/* Whether this frontend still has this backend, alive. */
+INLINE int still_serves(const struct target *frontend, __u32 index, __u32 generation) {
+    struct frontend_key key = {.address = frontend->address, .port = frontend->port, .protocol = frontend->protocol};
+    struct frontend *found = find_frontend(&key);
+    struct backend *backend = live_backend(index, generation, BACKEND_USABLE);
+
+    return found && backend && backend->service == found->service;
+}
+
+/* Remember what a socket believes to talk to, and what it does. `more`: keep what is said of its other entries. */
+INLINE long store_peer(__u64 cookie, const struct target *asked, const struct selection *chosen, __u8 flags,
+                       __u64 now) {
+    struct peer peer = {
+        .frontend = asked->address,
+        .backend = chosen->address,
+        .frontend_port = asked->port,
+        .backend_port = chosen->port,
+        .protocol = asked->protocol,
+        .flags = flags,
+        .backend_index = chosen->backend,
+        .backend_generation = chosen->backend_generation,
+        .service = chosen->service,
+        .last_ns = now,
+    };
+
+    return map_update(MAP(peers), &cookie, &peer, BPF_ANY);
+}
+
+INLINE void set_key(struct socket_key *key, __u64 cookie, const struct address *address, __be16 port, __u8 protocol,
+                    int reply) {
+    key->cookie = cookie;
+    key->address = *address;
+    key->port = port;
+    key->protocol = protocol;
+    key->reply = reply;
+    key->pad = 0;
+}
+
+/* One more frontend of an unconnected socket. `left`: to be left to the slow path from now on. */
+INLINE long store_more(__u64 cookie, const struct target *asked, const struct selection *chosen, int left, __u64 now) {
+    struct socket_key key;
+    struct socket_peer value = {
         .address = asked->address,
         .port = asked->port,
-        .connected = connected,
+        .flags = left ? PEER_LEFT : 0,
         .backend = chosen->backend,
         .backend_generation = chosen->backend_generation,
         .service = chosen->service,
         .last_ns = now,
     };
-    long failed = map_update(MAP(sockets), &key, &peer, BPF_ANY);
 
-    if (connected || failed)
-        return failed;
-    key.address = asked->address;
-    key.port = asked->port;
-    key.reply = 0;
-    peer.address = chosen->address;
-    peer.port = chosen->port;
-    return map_update(MAP(sockets), &key, &peer, BPF_ANY);
+    set_key(&key, cookie, &chosen->address, chosen->port, asked->protocol, 1);
+    if (!left && map_update(MAP(sockets), &key, &value, BPF_ANY))
+        return -1;
+    set_key(&key, cookie, &asked->address, asked->port, asked->protocol, 0);
+    value.address = chosen->address;
+    value.port = chosen->port;
+    return map_update(MAP(sockets), &key, &value, BPF_ANY);
 }
 
-/* An unconnected socket's earlier choice for this frontend, as long as its backend serves and datagrams keep coming:
- * what connection tracking does for UDP. */
-INLINE int earlier_choice(const struct node *node, __u64 cookie, struct target *target, __u64 now) {
-    struct socket_key key = {
-        .cookie = cookie, .address = target->address, .port = target->port, .protocol = target->protocol};
-    struct socket_peer *peer = map_lookup(MAP(sockets), &key);
-    struct frontend_key frontend_key = {.address = target->address, .port = target->port, .protocol = target->protocol};
-    struct frontend *frontend;
-    struct backend *backend;
+/* What becomes of a datagram for which its socket has chosen before. */
+enum choice {
+    CHOICE_NONE,
+    CHOICE_BACKEND,
+    CHOICE_LEFT, /* to the slow path */
+};
 
-    if (!peer || now - peer->last_ns > node->udp_stream_seconds * SECOND_NS)
+/* The choice that an unconnected socket made for a frontend other than its first. */
+INLINE enum choice later_choice(const struct node *node, __u64 cookie, struct target *target, __u64 now) {
+    struct socket_peer *found;
+    struct socket_key key;
+
+    set_key(&key, cookie, &target->address, target->port, target->protocol, 0);
+    found = map_lookup(MAP(sockets), &key);
+    if (!found || older_than(found->last_ns, now, node->udp_stream_seconds))
+        return CHOICE_NONE;
+    if (!(found->flags & PEER_LEFT) && !still_serves(target, found->backend, found->backend_generation))
+        return CHOICE_NONE;
+    found->last_ns = now;
+    if (found->flags & PEER_LEFT)
+        return CHOICE_LEFT;
+    target->address = found->address;
+    target->port = found->port;
+    return CHOICE_BACKEND;
+}
+
+/* A socket's earlier choice for this frontend, as long as its backend serves and datagrams keep coming: what connection
+ * tracking does for UDP. A connected socket that names its own frontend stays with what it was connected to. */
+INLINE enum choice earlier_choice(const struct node *node, __u64 cookie, struct peer *peer, struct target *target,
+                                  __u64 now) {
+    if (!same_target(target, &peer->frontend, peer->frontend_port) || peer->protocol != target->protocol)
+        return peer->flags & PEER_MORE ? later_choice(node, cookie, target, now) : CHOICE_NONE;
+    if (!(peer->flags & PEER_CONNECTED) && older_than(peer->last_ns, now, node->udp_stream_seconds))
+        return CHOICE_NONE;
+    if (!still_serves(target, peer->backend_index, peer->backend_generation))
+        return CHOICE_NONE;
+    if (!(peer->flags & PEER_CONNECTED))
+        peer->last_ns = now;
+    target->address = peer->backend;
+    target->port = peer->backend_port;
+    return CHOICE_BACKEND;
+}
+
+/* Whether a socket already talks to an endpoint by another name than `asked`: then its answers could be either's. */
+INLINE int known_by_another_name(const struct node *node, __u64 cookie, const struct peer *peer,
+                                 const struct target *asked, const struct selection *chosen, __u64 now) {
+    struct socket_peer *found;
+    struct socket_key key;
+
+    if (peer->backend_port == chosen->port && same_address(&peer->backend, &chosen->address))
+        return 1;
+    if (!(peer->flags & PEER_MORE))
         return 0;
-    frontend = find_frontend(&frontend_key);
-    backend = live_backend(peer->backend, peer->backend_generation, BACKEND_USABLE);
-    if (!frontend || !backend || backend->service != frontend->service)
-        return 0;
-    key.address = peer->address;
-    key.port = peer->port;
-    key.reply = 1;
-    if (!map_lookup(MAP(sockets), &key)) /* evicted: the sender could not be shown its frontend */
-        return 0;
-    peer->last_ns = now;
-    target->address = key.address;
-    target->port = key.port;
-    return 1;
+    set_key(&key, cookie, &chosen->address, chosen->port, asked->protocol, 1);
+    found = map_lookup(MAP(sockets), &key);
+    return found && !same_target(asked, &found->address, found->port) &&
+           !older_than(found->last_ns, now, node->udp_stream_seconds);
+}
+
+/* Remember a new choice. REASON_CONNECTED, REASON_DATAGRAM, or why the socket's packets are left to the slow path. */
+INLINE enum reason remember_choice(const struct node *node, __u64 cookie, int connected, const struct target *asked,
+                                   const struct selection *chosen, __u64 now) {
+    struct peer *peer = map_lookup(MAP(peers), &cookie);
+    int left;
+
+    if (connected || !peer || same_target(asked, &peer->frontend, peer->frontend_port)) {
+        __u8 flags = (connected ? PEER_CONNECTED : 0) | (peer ? peer->flags & PEER_MORE : 0);
+
+        if (store_peer(cookie, asked, chosen, flags, now))
+            return REASON_PEERS_FULL;
+        return connected ? REASON_CONNECTED : REASON_DATAGRAM;
+    }
+    left = known_by_another_name(node, cookie, peer, asked, chosen, now);
+    if (store_more(cookie, asked, chosen, left, now))
+        return REASON_SOCKETS_FULL;
+    peer->flags |= PEER_MORE;
+    return left ? REASON_TUPLE_TAKEN : REASON_DATAGRAM;
+}
+
+/* A socket goes to what is no frontend. Connected: what it was pointed at before counts no more. With a datagram to an
+ * endpoint that it was pointed at: from now on it hears from that endpoint by its own name, and the frontend is left to
+ * the slow path. */
+INLINE void talks_directly(__u64 cookie, int connected, const struct target *target, __u64 now) {
+    struct peer *peer = map_lookup(MAP(peers), &cookie);
+    struct socket_peer value = {.flags = PEER_LEFT, .last_ns = now};
+    struct socket_key key;
+    int first;
+
+    if (likely(!peer))
+        return;
+    if (connected) {
+        map_delete(MAP(peers), &cookie);
+        return;
+    }
+    if (peer->flags & PEER_CONNECTED) /* it hears from nobody but its peer */
+        return;
+    first = same_target(target, &peer->backend, peer->backend_port);
+    if (first) {
+        set_key(&key, cookie, &peer->frontend, peer->frontend_port, target->protocol, 0);
+        map_update(MAP(sockets), &key, &value, BPF_ANY);
+        __builtin_memset(&peer->backend, 0, sizeof(peer->backend));
+        __builtin_memset(&peer->frontend, 0, sizeof(peer->frontend));
+        peer->flags |= PEER_MORE;
+    }
+    if (!(peer->flags & PEER_MORE))
+        return;
+    set_key(&key, cookie, &target->address, target->port, target->protocol, 1);
+    if (!first && !map_lookup(MAP(sockets), &key))
+        return;
+    value.flags = 0;
+    value.address = target->address;
+    value.port = target->port;
+    map_update(MAP(sockets), &key, &value, BPF_ANY);
 }
 
 INLINE struct answer_key answer_key(struct bpf_sock_addr *context, const struct target *peer) {
@@ -129,7 +255,7 @@ INLINE int is_answer(struct bpf_sock_addr *context, const struct node *node, con
         return 0;
     key = answer_key(context, target);
     answer = map_lookup(MAP(answers), &key);
-    return answer && now - answer->last_ns <= node->udp_stream_seconds * SECOND_NS;
+    return answer && !older_than(answer->last_ns, now, node->udp_stream_seconds);
 }
 
 /* Remember a datagram that came from a frontend on one of this node's own addresses without being translated. */
@@ -142,7 +268,52 @@ INLINE enum reason remember_question(struct bpf_sock_addr *context, const struct
         return REASON_NOT_TRANSLATED;
     key = answer_key(context, sender);
     answer.last_ns = bpf_ktime_get_ns();
-    return map_update(MAP(answers), &key, &answer, BPF_ANY) ? REASON_MAP_FULL : REASON_NOT_TRANSLATED;
+    return map_update(MAP(answers), &key, &answer, BPF_ANY) ? REASON_ANSWERS_FULL : REASON_NOT_TRANSLATED;
+}
+
+/* Whether a frontend on one of the node's own addresses may be somebody's who listens there, who then comes first (a
+ * DNS cache, say, on the address of the Service that it stands for). Whether anybody does is seen where the packet
+ * comes to the node. */
+INLINE int may_have_listener(const struct target *target) {
+    struct frontend_key key = {.address = target->address, .port = target->port, .protocol = target->protocol};
+
+    return (address_flags(&target->address) & ADDRESS_LOCAL) && map_lookup(MAP(frontends), &key);
+}
+
+/* What keeps a socket from being balanced here; REASON_NONE = nothing. */
+INLINE enum reason refuse(struct bpf_sock_addr *context, const struct node *node, const struct target *target,
+                          const struct client *client, int connected) {
+    if (target->protocol != IPPROTO_TCP && target->protocol != IPPROTO_UDP)
+        return REASON_PROTOCOL;
+    if (stays_local(node, &target->address, client->source))
+        return REASON_LOOPBACK;
+    if (may_have_listener(target))
+        return REASON_OWN_PORT;
+    if (connected && target->protocol == IPPROTO_TCP && context->sk && context->sk->src_port)
+        return REASON_BOUND;
+    return REASON_NONE;
+}
+
+/* Choose for a socket and remember it. `target` is changed with REASON_CONNECTED and REASON_DATAGRAM. */
+INLINE enum reason choose(const struct node *node, __u64 cookie, const struct client *client, int connected,
+                          struct target *target, struct selection *chosen, __u64 now) {
+    struct frontend_key key = {.address = target->address, .port = target->port, .protocol = target->protocol};
+    struct service_counters *counters;
+    enum reason reason = balance(&key, client, now, chosen);
+
+    if (reason == REASON_NOT_SERVICE)
+        talks_directly(cookie, connected, target, now);
+    if (reason != REASON_NONE)
+        return reason;
+    reason = remember_choice(node, cookie, connected, target, chosen, now);
+    if (reason != REASON_CONNECTED && reason != REASON_DATAGRAM)
+        return reason;
+    counters = counters_of(chosen->service);
+    if (counters)
+        counters->connections += 1;
+    target->address = chosen->address;
+    target->port = chosen->port;
+    return reason;
 }
 
 /* Point a socket (or one datagram of it) at a backend. Returns whether `target` was changed. */
@@ -152,8 +323,7 @@ INLINE int translate(struct bpf_sock_addr *context, struct target *target, enum 
     struct target asked = *target;
     struct selection chosen = {.service = ~0U};
     struct client client = {};
-    struct service_counters *counters;
-    struct frontend_key key = {.address = target->address, .port = target->port, .protocol = target->protocol};
+    struct peer *peer;
     __u64 cookie, now;
     enum reason reason;
 
@@ -161,58 +331,70 @@ INLINE int translate(struct bpf_sock_addr *context, struct target *target, enum 
         count(hook, REASON_NOT_READY);
         return 0;
     }
-    if (target->protocol != IPPROTO_TCP && target->protocol != IPPROTO_UDP) {
-        count(hook, REASON_PROTOCOL);
-        return 0;
-    }
     describe_caller(node, bpf_get_netns_cookie(context), is_ipv4(&target->address), &client);
-    if (stays_local(node, &target->address, client.source)) {
-        count(hook, REASON_LOOPBACK);
+    reason = refuse(context, node, target, &client, connected);
+    if (reason != REASON_NONE) {
+        count(hook, reason);
         return 0;
     }
     now = bpf_ktime_get_ns();
     cookie = socket_cookie(context);
-    if (!connected && earlier_choice(node, cookie, target, now)) {
-        count(hook, REASON_DATAGRAM);
-        return 1;
+    if (!connected) {
+        enum choice choice;
+
+        peer = map_lookup(MAP(peers), &cookie);
+        choice = peer ? earlier_choice(node, cookie, peer, target, now) : CHOICE_NONE;
+        if (choice != CHOICE_NONE) {
+            count(hook, choice == CHOICE_LEFT ? REASON_TUPLE_TAKEN : REASON_DATAGRAM);
+            return choice == CHOICE_BACKEND;
+        }
     }
     if (is_answer(context, node, target, now)) {
         count(hook, REASON_ANSWER);
         return 0;
     }
-    reason = balance(&key, &client, now, &chosen);
-    if (reason == REASON_NONE)
-        reason = store_peers(cookie, &asked, &chosen, connected, now) ? REASON_MAP_FULL
-                 : connected                                          ? REASON_CONNECTED
-                                                                      : REASON_DATAGRAM;
+    reason = choose(node, cookie, &client, connected, target, &chosen, now);
     count(hook, reason);
     if (reason != REASON_NOT_SERVICE && unlikely(watched(hook, asked.protocol, chosen.service, now)))
         tell(hook, reason, &asked, &client, &chosen, now);
-    if (reason != REASON_CONNECTED && reason != REASON_DATAGRAM)
+    return reason == REASON_CONNECTED || reason == REASON_DATAGRAM;
+}
+
+/* The name by which a socket knows whom it talks to; 0 = by the address that it has. */
+INLINE int known_as(__u64 cookie, struct target *target, __u64 now) {
+    struct peer *peer = map_lookup(MAP(peers), &cookie);
+    struct socket_key key;
+    struct socket_peer *found;
+
+    if (!peer)
         return 0;
-    counters = counters_of(chosen.service);
-    if (counters)
-        counters->connections += 1;
-    target->address = chosen.address;
-    target->port = chosen.port;
+    if (same_target(target, &peer->backend, peer->backend_port) && peer->protocol == target->protocol) {
+        target->address = peer->frontend;
+        target->port = peer->frontend_port;
+        if (!(peer->flags & PEER_CONNECTED))
+            peer->last_ns = now;
+        return 1;
+    }
+    if (!(peer->flags & PEER_MORE))
+        return 0;
+    set_key(&key, cookie, &target->address, target->port, target->protocol, 1);
+    found = map_lookup(MAP(sockets), &key);
+    if (!found)
+        return 0;
+    found->last_ns = now;
+    if (same_target(target, &found->address, found->port))
+        return 0;
+    target->address = found->address;
+    target->port = found->port;
     return 1;
 }
 
 /* Show a socket the frontend it asked for instead of the backend it talks to. Returns whether `target` was changed. */
 INLINE int rename(struct bpf_sock_addr *context, struct target *target, enum hook hook) {
-    struct socket_key key = {.cookie = socket_cookie(context),
-                             .address = target->address,
-                             .port = target->port,
-                             .protocol = target->protocol,
-                             .reply = 1};
-    struct socket_peer *peer = map_lookup(MAP(sockets), &key);
-
-    if (!peer) {
+    if (!known_as(socket_cookie(context), target, bpf_ktime_get_ns())) {
         count(hook, hook == HOOK_RECVMSG ? remember_question(context, target) : REASON_NOT_TRANSLATED);
         return 0;
     }
-    target->address = peer->address;
-    target->port = peer->port;
     count(hook, REASON_RENAMED);
     return 1;
 }
@@ -254,6 +436,15 @@ INLINE void aim_ipv6(struct bpf_sock_addr *context, const struct target *target)
             aim_##family(context, &target);                                                                            \
         return 1;                                                                                                      \
     }
+
+/* A socket is closed: nobody will ask for its peer any more. */
+PROGRAM(sock_release)(struct bpf_sock *context) {
+    __u64 cookie = socket_cookie(context);
+
+    if (!map_delete(MAP(peers), &cookie))
+        count(HOOK_RELEASE, REASON_RELEASED);
+    return 1;
+}
 
 SOCKET_PROGRAM(connect4, ipv4, translate, HOOK_CONNECT)
 SOCKET_PROGRAM(connect6, ipv6, translate, HOOK_CONNECT)

@@ -57,6 +57,8 @@ enum device_flags {
     DEVICE_OVERLAY = 4,
     DEVICE_DETECTED = 8,    /* what comes in here counts as a pod's, where pods are detected by device */
     DEVICE_XDP_TARGET = 16, /* XDP may redirect here */
+    DEVICE_STRICT = 32,     /* net.ipv4.conf.*.rp_filter = 1: a source must be reached by the device it came by */
+    DEVICE_LOOSE = 64,      /* = 2: a source must be reached at all */
 };
 
 /* Value of the map `addresses`. */
@@ -82,12 +84,31 @@ enum translation_flags {
     FLOW_SNAT = 2,          /* the source becomes a node address and port */
     FLOW_LOCAL_BACKEND = 4, /* the backend runs on this node */
     FLOW_BY_XDP = 8,        /* made by the XDP program, otherwise by tc */
-    FLOW_SEEN_REPLY = 16,
-    FLOW_ESTABLISHED = 32,
+    FLOW_SEEN_REPLY = 16,   /* the backend answered; TCP: its SYN-ACK acknowledged the client's SYN */
+    FLOW_ESTABLISHED = 32,  /* TCP: the client acknowledged that; UDP: packets both ways for UDP_STREAM_AFTER */
     FLOW_FIN_FORWARD = 64,
     FLOW_FIN_REPLY = 128,
-    FLOW_RST = 256,
-    FLOW_ONE_WAY = 512, /* replies do not pass this node (direct return) */
+    FLOW_RST_FORWARD = 256, /* an RST that its receiver may or may not have taken */
+    FLOW_RST_REPLY = 512,
+    FLOW_REST = 1024,       /* the backend closed first: it remembers the connection after its end (TIME-WAIT) */
+    FLOW_RESTING = 2048,    /* a connection that is over: only keeps its SNAT port from being given out again */
+    FLOW_TIMESTAMPS = 4096, /* translation.timestamp is known */
+    FLOW_FOREIGN = 8192,    /* answers of a flow that the slow path masquerades: not to be translated here */
+};
+
+/* peer.flags, socket_peer.flags */
+enum peer_flags {
+    PEER_CONNECTED = 1, /* by connect(2), not by a single datagram */
+    PEER_MORE = 2,      /* the socket has entries in `sockets`, too */
+    PEER_LEFT = 4, /* datagrams to this frontend are left to the slow path: the socket talks to the same endpoint by
+                      another name, and only connection tracking can keep the answers apart */
+};
+
+/* Indices of the map `flows`. */
+enum flow_tables {
+    FLOWS_TCP,
+    FLOWS_UDP,
+    FLOWS_COUNT,
 };
 
 /* Which program counted or reported. Counter index = hook * REASON_COUNT + reason. */
@@ -99,6 +120,7 @@ enum hook {
     HOOK_TC_INGRESS,
     HOOK_TC_EGRESS,
     HOOK_XDP,
+    HOOK_RELEASE,
     HOOK_COUNT,
 };
 
@@ -152,7 +174,9 @@ enum reason {
     REASON_NO_WAY_OUT,     /* no route any more for an established flow, or its packet may not be cut to size */
     REASON_DROP_POLICY,    /* policy Local without local endpoint, dropped here */
     /* tables */
-    REASON_MAP_FULL, /* an entry could not be stored; the slow path takes the flow */
+    REASON_MAP_FULL, /* an entry could not be stored; the slow path takes the flow. The tables have reasons by name,
+                      * below
+                      */
     /* passed on untouched, found later */
     REASON_OTHER_EDGE,  /* a reply that is translated where it leaves towards its client */
     REASON_OWN_SOURCE,  /* comes in with this node's own address as source */
@@ -165,14 +189,28 @@ enum reason {
     REASON_ANSWER,     /* goes back to where a datagram came from, untranslated, though a frontend is there */
     REASON_OWN_PORT,   /* a socket of the node's own has this port: only connection tracking knows whose answer it is */
     REASON_REMOTE_POD, /* a pod of another node keeps its address: the slow path knows which of its ports are free */
+    REASON_TCP_FLOWS_FULL, /* no room for a new flow, fragmented datagram or client: the slow path takes it */
+    REASON_UDP_FLOWS_FULL,
+    REASON_AFFINITY_FULL,
+    REASON_FRAGMENTS_FULL,
+    REASON_SOCKETS_FULL,
+    REASON_ANSWERS_FULL,
+    REASON_VLAN,         /* a frame of a VLAN: for the VLAN's own device, if the node has it */
+    REASON_MARTIAN,      /* a source address that the stack drops (RFC 1812, section 5.3.7) */
+    REASON_REVERSE_PATH, /* the way back to the source is by another device: the stack's rp_filter decides */
+    REASON_RESTING,      /* from a backend, about a connection that is over */
+    REASON_PEERS_FULL,   /* no room for a socket: the slow path takes what it sends */
+    REASON_BOUND,        /* a socket that chose its own source port: only connection tracking can change that */
+    REASON_RELEASED,     /* a socket that was pointed at a backend was closed */
     REASON_COUNT,
 };
 
 enum limits {
     SERVICE_NAME_SIZE = 144, /* namespace (63) / name (63) : port (15) and a closing NUL */
     BALANCE_ATTEMPTS = 2,    /* how often a selection is tried when tables change underneath */
-    SNAT_ATTEMPTS = 24,      /* random ports tried for a new flow before it is left to the slow path */
-    COUNTERS = 512,          /* at least HOOK_COUNT * REASON_COUNT */
+    SNAT_ATTEMPTS = 16,      /* random ports tried for a new flow before it is left to the slow path */
+    SNAT_IDLE_SECONDS = 30,  /* nothing lives shorter: who was used later need not be looked at for its age */
+    COUNTERS = 1024,         /* at least HOOK_COUNT * REASON_COUNT */
     IPV4_MAPPED_BITS = 96,   /* length of ::ffff:0:0/96, which every IPv4 address carries in the maps */
 };
 

@@ -20,6 +20,8 @@ struct swift {
     __be16 *check; /* of the transport header */
     __u32 size;    /* bytes from the IP header on */
     __u32 ipv4;
+    __u32 sequence_end; /* TCP: what follows it; host order */
+    __u32 acknowledged; /* TCP; host order */
 };
 
 INLINE int swift_ipv4(void *data, void *end, struct swift *packet) {
@@ -68,8 +70,29 @@ INLINE int swift_transport(void *end, struct swift *packet) {
     if (packet->key.protocol == IPPROTO_UDP)
         return swift_length(packet) >= sizeof(*udp);
     packet->check = &tcp->check;
-    return packet->key.protocol == IPPROTO_TCP && (void *)(tcp + 1) <= end && tcp->doff >= 5 &&
-           swift_length(packet) >= tcp->doff * 4 && !(((__u8 *)tcp)[13] & (TCP_SYN | TCP_FIN | TCP_RST));
+    if (packet->key.protocol != IPPROTO_TCP || (void *)(tcp + 1) > end || tcp->doff < 5 ||
+        swift_length(packet) < tcp->doff * 4 ||
+        (((__u8 *)tcp)[13] & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) != TCP_ACK)
+        return 0;
+    packet->sequence_end = to_be32(tcp->seq) + swift_length(packet) - tcp->doff * 4;
+    packet->acknowledged = to_be32(tcp->ack_seq);
+    return 1;
+}
+
+/* Follow a connection's numbers; 0 = the general code has to look at more than them. A datagram's flow that has become
+ * a stream has nothing to note. */
+INLINE int swift_follow(const struct swift *packet, struct translation *entry) {
+    __u32 flags = facts(entry);
+
+    if (!(flags & FLOW_ESTABLISHED))
+        return 0;
+    if (packet->key.protocol != IPPROTO_TCP)
+        return 1;
+    if ((flags & (FLOW_FIN_FORWARD | FLOW_FIN_REPLY | FLOW_RST_FORWARD | FLOW_RST_REPLY | FLOW_RESTING)) ||
+        (__s32)(packet->acknowledged - entry->acknowledged) > FOLLOW_WINDOW)
+        return 0;
+    follow(entry, packet->sequence_end, packet->acknowledged);
+    return 1;
 }
 
 INLINE int swift_parse(void *data, void *end, struct swift *packet) {
@@ -87,7 +110,7 @@ INLINE int swift_parse(void *data, void *end, struct swift *packet) {
 INLINE int swift_entry(__u32 ifindex, void *data, const struct swift *packet, const struct translation *entry,
                        __u64 now) {
     if (!(entry->flags & FLOW_SNAT) || (__s64)(entry->hop_until_ns - now) <= 0 || packet->size > entry->hop_mtu ||
-        entry->hop_ifindex != ifindex || !same_mac(data, entry->hop_source))
+        entry->hop_ifindex != ifindex || entry->ifindex != ifindex || !same_mac(data, entry->hop_source))
         return 0;
     if (entry->flags & FLOW_REPLY)
         return 1;

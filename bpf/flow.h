@@ -1,8 +1,10 @@
 /* Tracked flows: where their entries are, how long they live, when their backend must still serve.
  *
- * A flow has two entries, each under the tuple its packets arrive with. They begin in `pending`; once the backend has
- * answered and the client has gone on, they move to `connections`. Both tables forget what was not used for longest,
- * so a flood of packets that nobody answers can only push out its own kind. */
+ * A flow has two entries, each under the tuple its packets arrive with. TCP and UDP have a table each, so that neither
+ * can take the other's room. Nothing that lives is ever thrown out: a full table refuses newcomers, which the slow path
+ * then serves. Entries go when their connection has provably ended (segments.h), when a new flow needs their tuple and
+ * finds them expired, and otherwise by the collector of the control plane (dataplane/planes/ebpf/collect.py), whose
+ * rule is expired() below. */
 #ifndef HOTPLANE_FLOW_H
 #define HOTPLANE_FLOW_H
 
@@ -10,8 +12,9 @@
 #include "packet.h"
 
 enum flow_limits {
-    CHECK_PACKETS = 255, /* mask: how often a busy flow looks whether its other entry is still there */
-    ANSWER_PACKETS = 15, /* mask: how often one that nobody answers looks whether its other entry knows better */
+    CHECK_PACKETS = 255,  /* mask: how often a busy flow looks whether its other entry is still there */
+    UDP_STREAM_AFTER = 2, /* translation.begun's units: as connection tracking, which takes two seconds */
+    NO_ANSWER_AFTER = 1,
 };
 
 /* bpf_ktime_get_ns() as of the last tick. Reading the tick's number costs nothing, asking for the time does. */
@@ -25,9 +28,39 @@ INLINE __u64 coarse_now(struct scratch *scratch) {
     return scratch->now_ns;
 }
 
-/* Both clocks tick together, but another CPU's reading may be a little ahead of ours. */
-INLINE int older_than(__u64 then, __u64 now, __u64 seconds) {
-    return (__s64)(now - then) > (__s64)(seconds * SECOND_NS);
+/* The unit of translation.begun. Never 0. */
+INLINE __u32 coarse_time(__u64 now) {
+    return (__u32)(now >> 30) | !(__u32)(now >> 30);
+}
+
+/* The table of a protocol's flows. A map of maps, so that to the verifier both are one. */
+INLINE void *flow_table(__u8 protocol) {
+    __u32 index = protocol == IPPROTO_TCP ? FLOWS_TCP : FLOWS_UDP;
+    return map_lookup(MAP(flows), &index);
+}
+
+INLINE struct translation *find_flow(const struct tuple *key) {
+    void *table = flow_table(key->protocol);
+    return likely(table) ? table_lookup(table, key) : 0;
+}
+
+/* Store an entry unless there is one. REASON_NONE, REASON_TUPLE_TAKEN, or the table is full. */
+INLINE enum reason insert_flow(const struct tuple *key, const struct translation *value) {
+    void *table = flow_table(key->protocol);
+    long failed = likely(table) ? table_update(table, key, value, BPF_NOEXIST) : ERROR_TOO_BIG;
+
+    if (likely(!failed))
+        return REASON_NONE;
+    if (failed != ERROR_TOO_BIG)
+        return REASON_TUPLE_TAKEN;
+    return key->protocol == IPPROTO_TCP ? REASON_TCP_FLOWS_FULL : REASON_UDP_FLOWS_FULL;
+}
+
+INLINE void delete_flow(const struct tuple *key) {
+    void *table = flow_table(key->protocol);
+
+    if (likely(table))
+        table_delete(table, key);
 }
 
 /* Whether an entry turns packets into the answers to packets from `client` to `frontend`. */
@@ -47,119 +80,136 @@ INLINE void other_key(const struct translation *entry, __u8 protocol, struct tup
     key->pad[0] = key->pad[1] = key->pad[2] = 0;
 }
 
-INLINE struct translation *find_flow(const struct tuple *key, int *pending) {
-    struct translation *entry = map_lookup(MAP(connections), key);
-
-    *pending = !entry;
-    return likely(entry) ? entry : map_lookup(MAP(pending), key);
-}
-
 /* The other entry of a flow, if it is still this flow's. Leaves its key in `key`. */
 INLINE struct translation *find_other(const struct tuple *own, const struct translation *entry, struct tuple *key) {
     struct translation *other;
-    int pending;
 
     other_key(entry, own->protocol, key);
-    other = find_flow(key, &pending);
+    other = find_flow(key);
     return other && leads_back(other, &own->source, own->source_port, &own->destination, own->destination_port) ? other
                                                                                                                 : 0;
 }
 
-INLINE int closed(__u32 flags) {
-    return (flags & FLOW_RST) || ((flags & FLOW_FIN_FORWARD) && (flags & FLOW_FIN_REPLY));
+/* All that is known of a flow. */
+INLINE __u32 facts(const struct translation *entry) {
+    return entry->flags | entry->noted;
 }
 
-/* Idle time in seconds after which an entry is forgotten. */
+/* What a packet says of its flow is noted in both entries, so that packets of the other direction need not look here.
+ * Plain stores do, since each word has one direction's packets as its writer. */
+INLINE void note(struct translation *entry, struct translation *other, __u32 flags) {
+    entry->flags |= flags;
+    if (other)
+        other->noted |= flags;
+}
+
+/* Whether an entry is about a connection that is over or about to be: a SYN then begins a new one. */
+INLINE int ending(__u32 flags) {
+    return (flags & (FLOW_RST_FORWARD | FLOW_RST_REPLY | FLOW_RESTING)) ||
+           (flags & (FLOW_FIN_FORWARD | FLOW_FIN_REPLY)) == (FLOW_FIN_FORWARD | FLOW_FIN_REPLY);
+}
+
+/* Idle time in seconds after which an entry is forgotten. The collector reckons the same (flows.py, setting()). */
 INLINE __u32 lifetime(const struct node *node, __u8 protocol, __u32 flags) {
     if (protocol != IPPROTO_TCP)
-        return flags & FLOW_SEEN_REPLY ? node->udp_stream_seconds : node->udp_seconds;
-    if (closed(flags))
+        return flags & (FLOW_ESTABLISHED | FLOW_FOREIGN) ? node->udp_stream_seconds : node->udp_seconds;
+    if (flags & FLOW_RESTING)
+        return node->tcp_rest_seconds;
+    if (flags & (FLOW_RST_FORWARD | FLOW_RST_REPLY))
+        return node->tcp_reset_seconds;
+    if (ending(flags))
         return node->tcp_closing_seconds;
-    return flags & FLOW_ESTABLISHED ? node->tcp_established_seconds : node->tcp_syn_seconds;
+    if (flags & (FLOW_FIN_FORWARD | FLOW_FIN_REPLY))
+        return node->tcp_half_closed_seconds;
+    return flags & (FLOW_ESTABLISHED | FLOW_FOREIGN) ? node->tcp_established_seconds : node->tcp_syn_seconds;
 }
 
 INLINE int opens_connection(const struct packet *packet) {
     return (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 }
 
-/* The first answer is noted in both entries, so that the client's packets need not look for it. */
-INLINE void note_answer(const struct tuple *key, struct translation *entry) {
-    struct scratch *scratch = this_scratch();
-    struct translation *other;
+/* A datagram of a flow: the first answer, and when it has become a stream. */
+INLINE void note_datagram(const struct tuple *key, struct translation *entry, __u64 now) {
+    __u32 flags = FLOW_SEEN_REPLY;
+    struct scratch *scratch;
 
-    if (likely(entry->flags & FLOW_SEEN_REPLY))
+    if (likely(facts(entry) & FLOW_ESTABLISHED))
         return;
-    entry->flags |= FLOW_SEEN_REPLY;
-    if (!scratch)
+    if (facts(entry) & FLOW_SEEN_REPLY) {
+        if ((__s32)(coarse_time(now) - entry->begun) < UDP_STREAM_AFTER)
+            return;
+        flags = FLOW_ESTABLISHED;
+    } else if (!(entry->flags & FLOW_REPLY)) {
         return;
-    other = find_other(key, entry, &scratch->forward_key);
-    if (other)
-        other->flags |= FLOW_SEEN_REPLY;
-}
-
-/* Whether a flow that is still pending may have been answered and should be looked at for that. */
-INLINE int maybe_answered(const struct packet *packet, const struct translation *entry) {
-    if (packet->protocol == IPPROTO_TCP)
-        return !opens_connection(packet);
-    return (entry->flags & FLOW_SEEN_REPLY) || !(entry->packets & ANSWER_PACKETS);
+    }
+    scratch = this_scratch();
+    if (scratch)
+        note(entry, find_other(key, entry, &scratch->forward_key), flags);
 }
 
 /* Whether neither direction was used for the flow's lifetime. */
 INLINE int expired(const struct node *node, const struct tuple *key, const struct translation *entry, __u64 now) {
-    __u32 seconds = lifetime(node, key->protocol, entry->flags);
-    struct scratch *scratch;
+    struct scratch *scratch = this_scratch();
     struct translation *other;
+    __u32 seconds;
 
+    if (!scratch)
+        return 0;
+    seconds = settled(scratch, lifetime(node, key->protocol, facts(entry)));
     if (likely(!older_than(entry->last_ns, now, seconds)))
         return 0;
-    scratch = this_scratch();
-    if (!scratch)
-        return 1;
     other = find_other(key, entry, &scratch->forward_key);
-    return !other || older_than(other->last_ns, now, seconds);
+    return settled(scratch, !other || older_than(other->last_ns, now, seconds));
 }
 
-/* Remove both entries of a flow. */
+/* Remove a flow. The entry of answers stays where its port must rest. Leaves the other entry's key in `work`. */
 INLINE void forget_flow(const struct tuple *key, const struct translation *entry, struct tuple *work) {
-    if (find_other(key, entry, work)) {
-        map_delete(MAP(connections), work);
-        map_delete(MAP(pending), work);
-    }
-    map_delete(MAP(connections), key);
-    map_delete(MAP(pending), key);
+    struct translation *other = find_other(key, entry, work);
+
+    if (other && !(facts(other) & FLOW_RESTING))
+        delete_flow(work);
+    delete_flow(key);
+}
+
+/* Whether a SYN may go the way of an entry that its tuple has already. It is sent again to a backend that has not
+ * answered, if that still serves. An established connection is not ended by a SYN: its backend answers with its own
+ * view (RFC 5961, section 4), upon which a client that really began anew resets the old connection. A backend that is
+ * gone does not, and a second SYN after a second of silence is let go. */
+INLINE int takes_syn(const struct tuple *key, struct translation *entry, __u64 now, __u8 *moved) {
+    struct scratch *scratch = this_scratch();
+    struct translation *other;
+    __u32 time = coarse_time(now);
+
+    if (ending(facts(entry)) || !scratch)
+        return 0;
+    if (live_backend(entry->backend, entry->backend_generation, BACKEND_USABLE))
+        return 1;
+    *moved = 1;
+    if (!(facts(entry) & FLOW_ESTABLISHED))
+        return 0;
+    other = find_other(key, entry, &scratch->forward_key);
+    if (entry->begun && (__s32)(time - entry->begun) > NO_ANSWER_AFTER &&
+        (!other || (__s32)(coarse_time(other->last_ns) - entry->begun) < 0))
+        return 0;
+    *moved = 0;
+    if (!entry->begun || (other && (__s32)(coarse_time(other->last_ns) - entry->begun) >= 0))
+        entry->begun = time;
+    return 1;
 }
 
 /* Whether a packet may go the way its entry says. Established TCP stays with a backend that is going; UDP and new
  * connections do not. */
-INLINE int usable(const struct node *node, struct packet *packet, const struct translation *entry, __u64 now) {
-    int opening = packet->protocol != IPPROTO_TCP || opens_connection(packet);
-
-    if (entry->flags & FLOW_REPLY)
-        return 1;
-    if (opening && !live_backend(entry->backend, entry->backend_generation, BACKEND_USABLE)) {
+INLINE int usable(const struct node *node, struct packet *packet, struct translation *entry, __u64 now) {
+    if (packet->protocol == IPPROTO_TCP) {
+        if (likely(!opens_connection(packet)))
+            return !(facts(entry) & FLOW_RESTING);
+        return !expired(node, &packet->tuple, entry, now) && takes_syn(&packet->tuple, entry, now, &packet->moved);
+    }
+    if (!live_backend(entry->backend, entry->backend_generation, BACKEND_USABLE)) {
         packet->moved = 1;
         return 0;
     }
-    if (opens_connection(packet) && closed(entry->flags))
-        return 0;
     return !expired(node, &packet->tuple, entry, now);
-}
-
-/* FIN and RST are noted in both entries. They are plain stores: when two CPUs race, one flag is lost and the flow
- * lives for its usual time. */
-INLINE void note_end(const struct packet *packet, struct translation *entry) {
-    struct scratch *scratch = this_scratch();
-    struct translation *other;
-    __u32 flags = packet->tcp_flags & TCP_RST ? FLOW_RST
-                  : entry->flags & FLOW_REPLY ? FLOW_FIN_REPLY
-                                              : FLOW_FIN_FORWARD;
-
-    entry->flags |= flags;
-    if (!scratch)
-        return;
-    other = find_other(&packet->tuple, entry, &scratch->forward_key);
-    if (other)
-        other->flags |= flags;
 }
 
 /* The answers' entry of a flow that goes forward. */
@@ -167,6 +217,7 @@ INLINE void describe_reply(const struct tuple *key, const struct translation *fo
     struct translation *reply = &scratch->reply;
 
     other_key(forward, key->protocol, &scratch->reply_key);
+    __builtin_memset(reply, 0, sizeof(*reply));
     copy_address(&reply->source, &key->destination);
     copy_address(&reply->destination, &key->source);
     reply->source_port = key->destination_port;
@@ -175,76 +226,21 @@ INLINE void describe_reply(const struct tuple *key, const struct translation *fo
     reply->backend = forward->backend;
     reply->backend_generation = forward->backend_generation;
     reply->service = forward->service;
-    reply->ifindex = forward->ifindex;
     reply->last_ns = forward->last_ns;
-    reply->packets = 0;
-    reply->bytes = 0;
-    reply->hop_until_ns = 0;
+    reply->begun = forward->begun;
 }
 
-/* Reserve the tuple that answers will have. The tuple is in one table at a time, except while it moves from `pending`
- * to `connections`, when it is first in both: whoever finds it neither in the one nor then in the other has it. */
-INLINE int claim_reply(struct scratch *scratch) {
-    if (map_update(MAP(pending), &scratch->reply_key, &scratch->reply, BPF_NOEXIST))
-        return 0;
-    if (!map_lookup(MAP(connections), &scratch->reply_key))
-        return 1;
-    map_delete(MAP(pending), &scratch->reply_key);
-    return 0;
-}
-
-/* A flow whose backend has answered and whose client goes on moves to the table of established ones. An entry for
- * answers that was pushed out of `pending` meanwhile is made again. Returns whether it moved: `entry` is void then. */
-INLINE int promote(const struct packet *packet, const struct translation *entry, enum hook hook) {
-    struct scratch *scratch = this_scratch();
-    struct translation *other;
-    __u32 established = FLOW_SEEN_REPLY;
-
-    if (!scratch)
-        return 0;
-    if (packet->protocol == IPPROTO_TCP)
-        established |= FLOW_ESTABLISHED;
-    other_key(entry, packet->tuple.protocol, &scratch->reply_key);
-    other = map_lookup(MAP(pending), &scratch->reply_key);
-    if (other) {
-        if (!(other->flags & FLOW_SEEN_REPLY))
-            return 0;
-        scratch->reply = *other;
-    } else {
-        describe_reply(&packet->tuple, entry, scratch);
-        if (!claim_reply(scratch) || packet->protocol != IPPROTO_TCP)
-            return 0;
-    }
-    scratch->forward = *entry;
-    scratch->forward.flags |= established;
-    scratch->reply.flags |= established;
-    if (map_update(MAP(connections), &scratch->reply_key, &scratch->reply, BPF_ANY)) {
-        count(hook, REASON_MAP_FULL);
-        return 0;
-    }
-    if (map_update(MAP(connections), &packet->tuple, &scratch->forward, BPF_ANY)) {
-        count(hook, REASON_MAP_FULL);
-        map_delete(MAP(connections), &scratch->reply_key);
-        return 0;
-    }
-    map_delete(MAP(pending), &packet->tuple);
-    map_delete(MAP(pending), &scratch->reply_key);
-    return 1;
-}
-
-/* Make again the answers' entry of a busy flow when it was pushed out. Returns 0 when another flow has its tuple by
- * now: then this one must not go on. */
+/* Make again the answers' entry of a flow when it is not there. Returns 0 when another flow has its tuple by now: then
+ * this one must not go on. */
 INLINE int other_is_there(const struct packet *packet, const struct translation *entry) {
     struct scratch *scratch = this_scratch();
 
-    if (!scratch)
+    if (!scratch || (entry->flags & FLOW_REPLY)) /* the client's side is made by the client's packets */
         return 1;
     if (find_other(&packet->tuple, entry, &scratch->reply_key))
         return 1;
-    if (entry->flags & FLOW_REPLY)
-        return 1; /* the client's side is made by the client's packets */
     describe_reply(&packet->tuple, entry, scratch);
-    return claim_reply(scratch);
+    return insert_flow(&scratch->reply_key, &scratch->reply) == REASON_NONE;
 }
 
 /* Account a translated packet of so many bytes. */
@@ -263,12 +259,6 @@ INLINE void account(struct translation *entry, __u32 size, __u64 now) {
         counters->packets += 1;
         counters->bytes += size;
     }
-}
-
-INLINE void touch(const struct packet *packet, struct translation *entry, __u64 now) {
-    account(entry, packet->size, now);
-    if (unlikely(packet->tcp_flags & (TCP_FIN | TCP_RST)))
-        note_end(packet, entry);
 }
 
 #endif

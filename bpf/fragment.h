@@ -24,7 +24,7 @@ INLINE void remember_fragment(const struct packet *packet, __u64 now, enum hook 
 
     fragment_key(packet, &key);
     if (map_update(MAP(fragments), &key, &value, BPF_ANY))
-        count(hook, REASON_MAP_FULL);
+        count(hook, REASON_FRAGMENTS_FULL);
 }
 
 /* Fills in the ports of a later fragment. */
@@ -34,7 +34,7 @@ INLINE int recall_fragment(struct packet *packet, __u64 now) {
 
     fragment_key(packet, &key);
     found = map_lookup(MAP(fragments), &key);
-    if (!found || now - found->last_ns > REASSEMBLY_SECONDS * SECOND_NS)
+    if (!found || older_than(found->last_ns, now, REASSEMBLY_SECONDS))
         return 0;
     packet->tuple.source_port = found->source_port;
     packet->tuple.destination_port = found->destination_port;

@@ -19,8 +19,17 @@
 
 #define SECOND_NS 1000000000ULL
 
+enum map_errors {
+    ERROR_TOO_BIG = -7, /* E2BIG: the map is full */
+};
+
 /* Declared here where the front end's own declaration cuts the result to 32 bits. */
 static __u64 (*socket_cookie)(void *context) = (void *)BPF_FUNC_get_socket_cookie;
+
+static void *(*table_lookup)(void *table, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
+static long (*table_update)(void *table, const void *key, const void *value,
+                            __u64 flags) = (void *)BPF_FUNC_map_update_elem;
+static long (*table_delete)(void *table, const void *key) = (void *)BPF_FUNC_map_delete_elem;
 
 INLINE void *map_lookup(__u64 map, const void *key) {
     return ((void *(*)(__u64, const void *))BPF_FUNC_map_lookup_elem)(map, key);
@@ -78,6 +87,12 @@ INLINE int is_loopback(const struct address *address) {
 INLINE struct node *this_node(void) {
     __u32 zero = 0;
     return map_lookup(MAP(node), &zero);
+}
+
+/* Whether `then` is more than so many seconds before `now`. Another CPU's reading of the clock may be a little ahead of
+ * ours: then it is not. */
+INLINE int older_than(__u64 then, __u64 now, __u64 seconds) {
+    return (__s64)(now - then) > (__s64)(seconds * SECOND_NS);
 }
 
 /* Count one way out of a program. */

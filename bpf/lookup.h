@@ -16,6 +16,12 @@ struct client {
     __u8 masquerades_all;    /* a route that masquerades does so towards every backend */
 };
 
+enum lookup_limits {
+    OPEN_WINDOW = 64, /* tests: how many look-ups the reader makes where a change could meet it */
+};
+
+#define MIX 0x9e3779b97f4a7c15ULL /* 2^64 / golden ratio: spreads what is multiplied by it over the high bits */
+
 /* The outcome of balance(). */
 struct selection {
     struct address address;
@@ -90,35 +96,57 @@ INLINE struct backend *live_backend(__u32 index, __u32 generation, __u32 wanted)
     return backend;
 }
 
-/* The remembered backend of a client, if it is still good for this service and set. */
+/* What is remembered of a client. */
+struct memory {
+    __u8 good;  /* its backend may be used again */
+    __u8 stale; /* its backend went, or its time is over */
+    __u32 draw; /* when stale: what to choose by, so that several processors that choose anew agree */
+};
+
+/* The remembered backend of a client, if it is still good for this service and set. Its time runs from its last
+ * connection on, which this is. */
 INLINE struct backend *stuck_backend(const struct frontend *frontend, const struct address *client, __u32 wanted,
-                                     __u64 now, __u32 *index) {
+                                     __u64 now, struct memory *memory, __u32 *index) {
     struct affinity_key key = {.client = *client, .service = frontend->service};
     struct affinity *affinity = map_lookup(MAP(affinity), &key);
-    struct backend *backend;
+    struct backend *backend = 0;
 
-    if (!affinity || now - affinity->last_ns > frontend->affinity_seconds * SECOND_NS)
+    if (!affinity)
         return 0;
-    *index = affinity->backend;
-    backend = live_backend(affinity->backend, affinity->backend_generation, wanted);
-    return backend && backend->service == frontend->service ? backend : 0;
+    if (!older_than(affinity->last_ns, now, frontend->affinity_seconds)) {
+        backend = live_backend(affinity->backend, affinity->backend_generation, wanted);
+        if (backend && backend->service == frontend->service) {
+            *index = affinity->backend;
+            memory->good = 1;
+            affinity->last_ns = now;
+            return backend;
+        }
+    }
+    memory->stale = 1;
+    memory->draw = ((affinity->last_ns ^ ((__u64)affinity->backend_generation << 32) ^ client->word[3]) * MIX) >> 32;
+    return 0;
 }
 
-INLINE void remember(const struct selection *chosen, const struct address *client, __u64 now) {
+/* Note a client's new choice. When several processors choose for one client at once, the first one's choice stands:
+ * REASON_CHANGED, choose again and find it. */
+INLINE enum reason remember(const struct selection *chosen, const struct address *client, const struct memory *memory,
+                            __u64 now) {
     struct affinity_key key = {.client = *client, .service = chosen->service};
     struct affinity value = {
         .backend = chosen->backend, .backend_generation = chosen->backend_generation, .last_ns = now};
+    long failed = map_update(MAP(affinity), &key, &value, memory->stale ? BPF_ANY : BPF_NOEXIST);
 
-    if (map_update(MAP(affinity), &key, &value, BPF_ANY))
-        count(HOOK_CONNECT, REASON_MAP_FULL);
+    if (likely(!failed))
+        return REASON_NONE;
+    return failed == ERROR_TOO_BIG ? REASON_AFFINITY_FULL : REASON_CHANGED;
 }
 
-/* A member of the set, each with the same chance: the high half of random * count is uniform over 0..count-1 up to
- * count / 2^32, with no division. */
-INLINE struct backend *random_backend(const struct frontend *frontend, __u32 route, __u32 *index) {
+/* A member of the set: the high half of draw * count is uniform over 0..count-1 up to count / 2^32, with no division.
+ */
+INLINE struct backend *drawn_backend(const struct frontend *frontend, __u32 route, __u32 draw, __u32 *index) {
     __u32 base = route & ROUTE_LOCAL ? frontend->local_base : frontend->cluster_base;
     __u32 members = route & ROUTE_LOCAL ? frontend->local_count : frontend->cluster_count;
-    __u32 position = base + (__u32)(((__u64)bpf_get_prandom_u32() * members) >> 32);
+    __u32 position = base + (__u32)(((__u64)draw * members) >> 32);
     struct slot *slot = map_lookup(MAP(slots), &position);
 
     if (!members || !slot)
@@ -158,6 +186,39 @@ INLINE enum reason admit(const struct frontend *frontend, const struct client *c
     return REASON_NONE;
 }
 
+/* For tests (-DWIDE_WINDOW): wait where a change of the tables could go unnoticed, so that it happens. */
+INLINE void open_window(void) {
+#ifdef WIDE_WINDOW
+    struct address address = {};
+    int turn;
+
+#pragma clang loop unroll(disable)
+    for (turn = 0; turn < OPEN_WINDOW; turn++) {
+        address.word[3] = turn;
+        map_lookup(MAP(addresses), &address);
+        barrier();
+    }
+#endif
+}
+
+/* The frontend of `key` as it is now that everything in `frontend` and `backend` has been read. A look-up begins with
+ * its key: its address is computed from what was read, in such a way that neither compiler nor processor can do it
+ * before (the result is the same: anything and 0 is 0). */
+INLINE struct frontend *second_look(const struct frontend_key *key, const struct frontend *frontend,
+                                    const struct backend *backend) {
+    __u64 read = frontend->generation | frontend->service | frontend->cluster_base | frontend->cluster_count |
+                 frontend->local_base | frontend->local_count | frontend->affinity_seconds | frontend->range_set |
+                 frontend->flags | route_of(frontend, 0) | backend->address.word[0] | backend->address.word[1] |
+                 backend->address.word[2] | backend->address.word[3] | backend->port | backend->flags |
+                 backend->generation | backend->service;
+
+#ifdef NO_GENERATION_CHECK
+    return (struct frontend *)frontend; /* for tests: as if the look had found nothing changed */
+#endif
+    asm volatile("%0 &= 0" : "+r"(read)::"memory");
+    return map_lookup(MAP(frontends), (const void *)key + read);
+}
+
 /* Choose a backend for a new connection of `client` to `destination`. REASON_NONE: `chosen` is filled in. Otherwise the
  * reason to pass the packet or socket on.
  *
@@ -170,7 +231,12 @@ INLINE enum reason admit(const struct frontend *frontend, const struct client *c
  * looks the frontend up again: is the generation the one it started with, then step 4 of any change to this service had
  * not begun when the backend was copied, so everything copied belonged together. Otherwise it starts again. That also
  * covers the kernel's reuse of a deleted element's memory while this program still reads it: such an element was
- * unlinked before, so the second look finds another generation or nothing. */
+ * unlinked before, so the second look finds another generation or nothing.
+ *
+ * For this the second look must come after all reads before it, also on processors that do not keep the order of reads
+ * (arm64): its key is made to depend on everything that was read (second_look()). The control plane's stores are kept
+ * in order by the kernel's own (a map update publishes with release semantics) and by a barrier before step 4
+ * (tables.py). */
 INLINE enum reason balance(struct frontend_key *key, const struct client *client, __u64 now, struct selection *chosen) {
     struct address destination = key->address;
     int attempt;
@@ -179,7 +245,8 @@ INLINE enum reason balance(struct frontend_key *key, const struct client *client
     for (attempt = 0; attempt < BALANCE_ATTEMPTS; attempt++) {
         struct frontend *found = attempt ? map_lookup(MAP(frontends), key) : find_frontend(key);
         struct frontend frontend;
-        struct backend *backend = 0, copy;
+        struct backend *backend = 0, copy = {};
+        struct memory memory = {};
         enum reason refusal;
         __u32 route, wanted, index = 0;
 
@@ -191,16 +258,16 @@ INLINE enum reason balance(struct frontend_key *key, const struct client *client
         refusal = admit(&frontend, client, &destination, route);
         if (refusal == REASON_NONE) {
             if (frontend.affinity_seconds)
-                backend = stuck_backend(&frontend, &client->identity, wanted, now, &index);
+                backend = stuck_backend(&frontend, &client->identity, wanted, now, &memory, &index);
             if (!backend)
-                backend = random_backend(&frontend, route, &index);
+                backend = drawn_backend(&frontend, route, memory.stale ? memory.draw : bpf_get_prandom_u32(), &index);
             if (backend)
                 copy = *backend;
             else
                 refusal = REASON_INCONSISTENT;
         }
-        barrier();
-        found = map_lookup(MAP(frontends), key);
+        open_window();
+        found = second_look(key, &frontend, &copy);
         if (!found || found->generation != frontend.generation)
             continue;
         chosen->service = frontend.service;
@@ -215,9 +282,11 @@ INLINE enum reason balance(struct frontend_key *key, const struct client *client
         chosen->backend_flags = copy.flags;
         chosen->backend = index;
         chosen->backend_generation = copy.generation;
-        if (frontend.affinity_seconds)
-            remember(chosen, &client->identity, now);
-        return REASON_NONE;
+        if (!frontend.affinity_seconds || memory.good)
+            return REASON_NONE;
+        refusal = remember(chosen, &client->identity, &memory, now);
+        if (refusal != REASON_CHANGED)
+            return refusal;
     }
     return REASON_CHANGED;
 }

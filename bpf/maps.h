@@ -22,12 +22,14 @@
     MAP(monitor, ARRAY, u32, monitor, 1, 0) \
     MAP(devices, HASH, u32, device, devices, 0) \
     MAP(scratch, PERCPU_ARRAY, u32, scratch, 1, 0) \
-    MAP(affinity, LRU_HASH, affinity_key, affinity, affinity, 0) \
-    MAP(sockets, LRU_HASH, socket_key, socket_peer, sockets, 0) \
-    MAP(answers, LRU_HASH, answer_key, answer, answers, 0) \
-    MAP(pending, LRU_HASH, tuple, translation, pending, 0) \
-    MAP(connections, LRU_HASH, tuple, translation, connections, 0) \
-    MAP(fragments, LRU_HASH, fragment_key, fragment, fragments, 0) \
+    MAP(affinity, HASH, affinity_key, affinity, affinity, 0) \
+    MAP(peers, HASH, u64, peer, peers, 0) \
+    MAP(sockets, HASH, socket_key, socket_peer, sockets, 0) \
+    MAP(answers, HASH, answer_key, answer, answers, 0) \
+    MAP(tcp_flows, HASH, tuple, translation, tcp_flows, 0) \
+    MAP(udp_flows, HASH, tuple, translation, udp_flows, 0) \
+    MAP(flows, ARRAY_OF_MAPS, u32, u32, FLOWS_COUNT, 0) \
+    MAP(fragments, HASH, fragment_key, fragment, fragments, 0) \
     MAP(counters, PERCPU_ARRAY, u32, u64, COUNTERS, 0) \
     MAP(service_counters, PERCPU_ARRAY, u32, service_counters, services, 0) \
     MAP(events, RINGBUF, none, none, events, 0)

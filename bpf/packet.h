@@ -41,6 +41,19 @@ enum tcp_flags {
     TCP_ACK = 16,
 };
 
+enum tcp_option_kinds {
+    TCP_OPTION_END = 0,
+    TCP_OPTION_NOP = 1,
+    TCP_OPTION_TIMESTAMPS = 8,
+};
+
+/* What is known of a segment's timestamp option. */
+enum timestamps {
+    UNKNOWN_TIMESTAMP,
+    NO_TIMESTAMP,
+    HAS_TIMESTAMP,
+};
+
 /* `tuple` is what flows are looked up by: the packet's own addresses and ports; for an ICMP error those of the quoted
  * packet turned round, since the error travels the way that answers to that packet would. */
 struct packet {
@@ -53,17 +66,21 @@ struct packet {
     __u32 reason;       /* enum reason, so far */
     __u32 source_class; /* enum source_class */
     __u32 quoted;       /* ICMP errors: bytes of the quoted packet that are there */
+    __u32 sequence;     /* TCP: of the first byte; host order */
+    __u32 acknowledged; /* TCP, with ACK: host order */
+    __u32 timestamp;    /* TCP, with HAS_TIMESTAMP: TSval (RFC 7323); host order */
     __be32 identification;
     __u8 ipv4;
     __u8 kind;     /* enum packet_kind */
     __u8 protocol; /* of the packet itself; tuple.protocol is that of the flow */
     __u8 hops;     /* TTL or hop limit */
     __u8 tcp_flags;
-    __u8 keep_whole;      /* must not be fragmented: DF, or IPv6 */
-    __u8 transport_size;  /* of the transport header, options included */
-    __u8 moved;           /* the flow's backend went */
-    __u8 tagged;          /* bears a VLAN tag */
-    __u8 not_established; /* its flow was looked for in `connections` already, in vain */
+    __u8 keep_whole;     /* must not be fragmented: DF, or IPv6 */
+    __u8 transport_size; /* of the transport header, options included */
+    __u8 moved;          /* the flow's backend went */
+    __u8 tagged;         /* bears a VLAN tag */
+    __u8 no_flow;        /* its flow was looked for already, in vain */
+    __u8 timestamps;     /* enum timestamps */
 };
 
 _Static_assert(sizeof(struct packet) <= sizeof(((struct scratch *)0)->packet), "struct packet outgrew its room");
@@ -88,6 +105,13 @@ INLINE enum reason settle(struct packet *packet, enum reason reason) {
     return packet->reason;
 }
 
+/* The same for any other value. */
+INLINE __u32 settled(struct scratch *scratch, __u32 value) {
+    scratch->settled = value;
+    barrier();
+    return scratch->settled;
+}
+
 INLINE void copy_address(struct address *to, const struct address *from) {
     to->word[0] = from->word[0];
     to->word[1] = from->word[1];
@@ -107,6 +131,16 @@ INLINE void set_mapped(struct address *to, __be32 ipv4) {
     to->word[1] = 0;
     to->word[2] = to_be32(0xffff);
     to->word[3] = ipv4;
+}
+
+/* Source addresses that the stack drops whatever its settings: multicast, broadcast, unspecified and "this network"
+ * (RFC 1812, section 5.3.7; RFC 4291, section 2.7). Loopback has a reason of its own. */
+INLINE int is_martian(const struct address *source) {
+    __u32 first = to_be32(source->word[3]);
+
+    if (is_ipv4(source))
+        return (first >> 28) == 14 || first == 0xffffffff || (first >> 24) == 0;
+    return (to_be32(source->word[0]) >> 24) == 0xff || is_unspecified(source);
 }
 
 /* Size of the fixed IP header. */

@@ -9,7 +9,13 @@ enum parse_limits {
     VLAN_TAGS = 2, /* in the packet itself; 802.1Q below 802.1ad */
     VLAN_TAG_SIZE = 4,
     PARSE_BYTES = 160, /* link layer, IPv6, fragment and ICMP headers, quoted IPv6 and TCP headers */
+    TCP_OPTIONS = 10,  /* looked at: a SYN has five to eight */
+    TCP_HEADER = 63,   /* mask: offsets within a TCP header of at most 60 bytes */
+    TIMESTAMPS_SIZE = 10,
 };
+
+/* How every stack sends timestamps in a segment that has no other options: NOP, NOP, kind 8, length 10. */
+#define TIMESTAMPS_ALONE 0x0101080a
 
 #define IPV4_MORE_FRAGMENTS 0x2000
 #define IPV4_DONT_FRAGMENT 0x4000
@@ -51,6 +57,47 @@ INLINE __be16 parse_ethernet(void *data, void *end, struct packet *packet) {
     return type;
 }
 
+/* The sender's timestamp, where it is needed: in a SYN, whose options come in any order, and in segments that end a
+ * connection, of which only the usual layout is read. */
+INLINE void parse_timestamp(struct tcphdr *tcp, void *end, struct packet *packet) {
+    __u32 offset = sizeof(*tcp), size = packet->transport_size;
+    int number;
+
+    if (!(packet->tcp_flags & TCP_SYN)) {
+        __be32 *words = (void *)(tcp + 1);
+
+        packet->timestamps = size == sizeof(*tcp) ? NO_TIMESTAMP : UNKNOWN_TIMESTAMP;
+        if (size >= sizeof(*tcp) + 12 && (void *)(words + 2) <= end && words[0] == to_be32(TIMESTAMPS_ALONE)) {
+            packet->timestamps = HAS_TIMESTAMP;
+            packet->timestamp = to_be32(words[1]);
+        }
+        return;
+    }
+    packet->timestamps = NO_TIMESTAMP;
+#pragma clang loop unroll(disable)
+    for (number = 0; number < TCP_OPTIONS; number++) {
+        __u8 *option;
+
+        if (offset >= size)
+            return;
+        packet->timestamp = offset; /* read back, so that to the verifier it is any */
+        barrier();
+        offset = packet->timestamp & TCP_HEADER;
+        option = (void *)tcp + offset;
+        if ((void *)(option + TIMESTAMPS_SIZE) > end)
+            break;
+        if (option[0] == TCP_OPTION_END)
+            return;
+        if (option[0] == TCP_OPTION_TIMESTAMPS) {
+            packet->timestamp = option[2] << 24 | option[3] << 16 | option[4] << 8 | option[5];
+            packet->timestamps = HAS_TIMESTAMP;
+            return;
+        }
+        offset += option[0] == TCP_OPTION_NOP ? 1 : option[1] > 1 ? option[1] & TCP_HEADER : TCP_HEADER;
+    }
+    packet->timestamps = offset + TIMESTAMPS_SIZE > size ? NO_TIMESTAMP : UNKNOWN_TIMESTAMP;
+}
+
 /* Ports, and TCP's flags. `whole` headers only: what is cut off cannot be translated. */
 INLINE enum reason parse_transport(void *data, void *end, struct packet *packet) {
     void *header = data + packet->l4;
@@ -64,8 +111,11 @@ INLINE enum reason parse_transport(void *data, void *end, struct packet *packet)
         packet->tcp_flags = ((__u8 *)tcp)[13];
         packet->tuple.source_port = tcp->source;
         packet->tuple.destination_port = tcp->dest;
+        packet->sequence = to_be32(tcp->seq);
+        packet->acknowledged = to_be32(tcp->ack_seq);
         if (packet->size < packet->l4 - packet->l3 + tcp->doff * 4)
             return REASON_MALFORMED;
+        parse_timestamp(tcp, end, packet);
         return REASON_NONE;
     }
     if (packet->protocol == IPPROTO_UDP) {

@@ -2,57 +2,97 @@
 #ifndef HOTPLANE_SNAT_H
 #define HOTPLANE_SNAT_H
 
-#include "flow.h"
+#include "arrival.h"
+#include "segments.h"
 
-/* Remove whoever holds the tuple of scratch->reply_key if its flow is over; 1 = removed. 2 = it is this very flow's,
- * from an earlier packet: it may be used again. */
-INLINE int displace(const struct node *node, struct scratch *scratch, __u64 now) {
-    int pending;
-    struct translation *holder = find_flow(&scratch->reply_key, &pending);
-
-    if (!holder)
-        return 1;
-    if (leads_back(holder, &scratch->reply.destination, scratch->reply.destination_port, &scratch->reply.source,
-                   scratch->reply.source_port))
-        return 2;
-    if (!closed(holder->flags) && !expired(node, &scratch->reply_key, holder, now))
-        return 0;
-    forget_flow(&scratch->reply_key, holder, &scratch->forward_key);
-    return 1;
+/* One of the ports that SNAT may use, by its number from 0. */
+INLINE __u16 snat_port(const struct node *node, __u32 index) {
+    return index < node->snat_first_count ? node->snat_first + index
+                                          : node->snat_second + (index - node->snat_first_count);
 }
 
-/* A random port of this node under which no answers to anybody else come from this backend. */
-INLINE int claim_port(const struct node *node, struct scratch *scratch) {
+/* Whether a backend in TIME-WAIT takes a SYN for a new connection from the same address and port: by its timestamp,
+ * else by its sequence number (RFC 6191; RFC 7323, section 5.3; Linux: tcp_timewait_state_process). */
+INLINE int accepted_in_time_wait(const struct packet *packet, const struct translation *resting) {
+    if (packet->timestamps == UNKNOWN_TIMESTAMP)
+        return 0;
+    if (packet->timestamps == HAS_TIMESTAMP && (facts(resting) & FLOW_TIMESTAMPS))
+        return (__s32)(packet->timestamp - resting->timestamp) > 0;
+    return (__s32)(packet->sequence - resting->sequence_end) > 0;
+}
+
+/* Whether whoever holds the tuple of scratch->reply_key can leave it to a new flow. */
+INLINE int gives_way(const struct node *node, const struct packet *packet, struct scratch *scratch,
+                     const struct translation *holder, __u64 now) {
+    __u32 flags = facts(holder);
+
+    if (flags & FLOW_RESTING)
+        return accepted_in_time_wait(packet, holder) || older_than(holder->last_ns, now, node->tcp_rest_seconds);
+    return (!(flags & FLOW_SNAT) && ending(flags)) || expired(node, &scratch->reply_key, holder, now);
+}
+
+/* Reserve the tuple of scratch->reply_key. REASON_NONE: it is this flow's; REASON_FLOW: it has been since an earlier
+ * packet; REASON_TUPLE_TAKEN: it is another's; else the table is full. */
+INLINE enum reason claim_reply(const struct node *node, const struct packet *packet, struct scratch *scratch,
+                               __u64 now) {
+    enum reason refusal = insert_flow(&scratch->reply_key, &scratch->reply);
+    struct translation *holder;
+
+    if (likely(refusal == REASON_NONE))
+        return refusal;
+    holder = find_flow(&scratch->reply_key);
+    if (!holder)
+        return refusal;
+    if (leads_back(holder, &scratch->reply.destination, scratch->reply.destination_port, &scratch->reply.source,
+                   scratch->reply.source_port) &&
+        !(facts(holder) & FLOW_RESTING))
+        return REASON_FLOW;
+    if (!settled(scratch, gives_way(node, packet, scratch, holder, now)))
+        return REASON_TUPLE_TAKEN;
+    forget_flow(&scratch->reply_key, holder, &scratch->forward_key);
+    return insert_flow(&scratch->reply_key, &scratch->reply);
+}
+
+/* Whether nobody holds the tuple of scratch->reply_key, or somebody who may give way. */
+INLINE int looks_free(const struct packet *packet, const struct scratch *scratch, __u64 now) {
+    const struct translation *holder = find_flow(&scratch->reply_key);
+
+    if (likely(!holder))
+        return 1;
+    if (facts(holder) & FLOW_RESTING)
+        return accepted_in_time_wait(packet, holder);
+    return older_than(holder->last_ns, now, SNAT_IDLE_SECONDS);
+}
+
+/* Choose one of this node's ports by chance, under which no answers to anybody else come from this backend. Of those
+ * that are taken it passes over SNAT_ATTEMPTS. */
+INLINE int choose_port(const struct node *node, const struct packet *packet, struct scratch *scratch, __u64 now) {
     int attempt;
 
 #pragma clang loop unroll(disable)
     for (attempt = 0; attempt < SNAT_ATTEMPTS; attempt++) {
-        __u32 low = node->snat_port_low;
-        __u32 span = (__u32)node->snat_port_high - low + 1;
-        __be16 port = to_be16(low + (__u32)(((__u64)bpf_get_prandom_u32() * span) >> 32));
+        __u32 index = (__u32)(((__u64)bpf_get_prandom_u32() * node->snat_ports) >> 32);
 
-        scratch->forward.source_port = scratch->reply_key.destination_port = port;
-        if (claim_reply(scratch))
+        scratch->forward.source_port = scratch->reply_key.destination_port = to_be16(snat_port(node, index));
+        if (settled(scratch, looks_free(packet, scratch, now)))
             return 1;
     }
     return 0;
 }
 
-/* Reserve the answers' tuple of scratch->forward for the flow of `key`; with SNAT under a port of this node. When all
- * ports tried were taken, the last one's holder is looked at more closely. `shared`: the tuple was this flow's before.
- * Returns REASON_NONE or why not. */
-INLINE enum reason reserve_reply(const struct node *node, const struct tuple *key, struct scratch *scratch, __u64 now,
-                                 int *shared) {
-    int displaced;
+/* Reserve the answers' tuple of scratch->forward for the flow of `packet`; with SNAT under a port of this node at which
+ * no socket of its own hears the backend. Returns REASON_NONE, REASON_FLOW (it was this flow's before), or why not. */
+INLINE enum reason reserve_reply(const struct arrival *arrival, struct packet *packet, struct scratch *scratch) {
+    __u32 snat = scratch->forward.flags & FLOW_SNAT;
 
-    describe_reply(key, &scratch->forward, scratch);
-    if (scratch->forward.flags & FLOW_SNAT ? claim_port(node, scratch) : claim_reply(scratch))
-        return REASON_NONE;
-    displaced = displace(node, scratch, now);
-    *shared = displaced == 2;
-    if (displaced == 2 || (displaced && claim_reply(scratch)))
-        return REASON_NONE;
-    return scratch->forward.flags & FLOW_SNAT ? REASON_SNAT_EXHAUSTED : REASON_TUPLE_TAKEN;
+    describe_reply(&packet->tuple, &scratch->forward, scratch);
+    if (snat) {
+        if (!settled(scratch, choose_port(arrival->node, packet, scratch, arrival->now)))
+            return REASON_SNAT_EXHAUSTED;
+        if (has_socket(arrival->context, &scratch->reply_key))
+            return REASON_OWN_PORT;
+    }
+    return claim_reply(arrival->node, packet, scratch, arrival->now);
 }
 
 #endif

@@ -112,13 +112,19 @@ struct node {
     __u64 netns_cookie; /* of the node's network namespace */
     __u32 flags;        /* enum node_flags */
     __u32 masquerade_mark;
-    __u16 snat_port_low; /* ports that SNAT may use, both included; host order */
-    __u16 snat_port_high;
+    __u32 snat_ports; /* how many ports SNAT may use, in two runs; 0 = none */
+    __u16 snat_first; /* the first run begins here; host order */
+    __u16 snat_first_count;
+    __u16 snat_second;
+    __u16 pad;
     __u32 tcp_syn_seconds; /* idle time after which an entry is forgotten */
     __u32 tcp_established_seconds;
-    __u32 tcp_closing_seconds;
+    __u32 tcp_half_closed_seconds;  /* one end has sent FIN */
+    __u32 tcp_closing_seconds;      /* both have, and the last acknowledgment was not seen */
+    __u32 tcp_reset_seconds;        /* RST seen that its receiver may not have taken */
+    __u32 tcp_rest_seconds;         /* how long a closed connection's SNAT port rests */
     __u32 udp_seconds;              /* no reply seen */
-    __u32 udp_stream_seconds;       /* replies seen */
+    __u32 udp_stream_seconds;       /* established */
     struct address masquerade_ipv4; /* primary address of each family; all zero = none */
     struct address masquerade_ipv6;
 };
@@ -132,9 +138,27 @@ struct monitor {
     __u16 hooks;   /* bit 1 << enum hook; 0 = all */
 };
 
-/* A socket's own translations. Forward (reply = 0): address and port are a frontend that an unconnected socket sends
- * to, and the value is the chosen backend. Reply (reply = 1): they are a backend, and the value is the frontend that
- * the socket believes to talk to. */
+/* What a socket was pointed at, by its cookie: the frontend that it believes to talk to, and the backend that it does
+ * talk to. Of a connected socket, or of the first frontend that an unconnected one sent to; goes when the socket is
+ * closed.
+ */
+struct peer {
+    struct address frontend;
+    struct address backend;
+    __be16 frontend_port;
+    __be16 backend_port;
+    __u8 protocol;
+    __u8 flags; /* enum peer_flags */
+    __u16 pad;
+    __u32 backend_index;
+    __u32 backend_generation;
+    __u32 service;
+    __u32 pad2;
+    __u64 last_ns; /* last datagram of an unconnected socket; when a connected one was connected */
+};
+
+/* What else an unconnected socket sends to. Forward (reply = 0): address and port are a frontend. Reply (reply = 1): a
+ * backend that it was pointed at for that, or an endpoint that it talks to directly. */
 struct socket_key {
     __u64 cookie;
     struct address address;
@@ -144,10 +168,11 @@ struct socket_key {
     __u32 pad;
 };
 
+/* Forward: the backend; reply: the frontend, or the endpoint itself. */
 struct socket_peer {
     struct address address;
     __be16 port;
-    __u8 connected; /* made by connect(2), not by a single datagram */
+    __u8 flags; /* enum peer_flags */
     __u8 pad;
     __u32 backend;
     __u32 backend_generation;
@@ -180,20 +205,27 @@ struct tuple {
 };
 
 /* What becomes of packets with a tuple: every field of the new tuple, changed or not. Each tracked flow has two
- * entries, forward and reply, each under the tuple its packets arrive with. */
+ * entries, forward and reply, each under the tuple its packets arrive with. What an entry says of sequence numbers it
+ * has from packets of its own direction alone, so that no processor waits for another's. */
 struct translation {
     struct address source;
     struct address destination;
     __be16 source_port;
     __be16 destination_port;
-    __u32 flags; /* enum translation_flags */
+    __u32 flags; /* enum translation_flags: what it began with, and what this direction's packets said */
+    __u32 noted; /* the same, said by the other direction's packets: each word has one writer */
     __u32 backend;
     __u32 backend_generation;
     __u32 service;
-    __u32 ifindex; /* device on which the client's packets come in */
+    __u32 ifindex; /* device on which this direction's packets come in; 0 = not known */
     __u64 last_ns; /* last packet in this direction */
     __u64 packets; /* of this direction; approximate when CPUs race */
     __u64 bytes;
+    __u32 sequence_end;      /* TCP: what follows the highest sequence number sent; host order */
+    __u32 acknowledged;      /* TCP: highest acknowledgment number sent; host order */
+    __u32 timestamp;         /* TCP, with FLOW_TIMESTAMPS: last TSval while it closed (RFC 7323); host order */
+    __u32 begun;             /* UDP: when the flow began. TCP: when a SYN met it that its backend did not answer yet.
+                                In units of 2^30 ns, modulo 2^32; 0 = never */
     __u64 hop_until_ns;      /* XDP: how long the next hop below counts as known; 0 = not known */
     __u32 hop_ifindex;       /* 0 = XDP cannot send there */
     __u8 hop_destination[6]; /* link-layer addresses, in a frame's order */
@@ -201,13 +233,14 @@ struct translation {
     __u16 hop_mtu;
     __u16 header_change;    /* known as long as the next hop: what the translation and one hop less add to the sum of */
     __u16 transport_change; /* the IPv4 header, and to that of TCP or UDP; in the order that checksums are in */
-    __u16 pad;
+    __u16 pad[3];
 };
 
 /* A device that carries packet programs, by ifindex. */
 struct device {
-    __u32 flags; /* enum device_flags */
-    __u8 mac[6]; /* all zero = none */
+    __u32 flags;   /* enum device_flags */
+    __u32 ifindex; /* of the device that routes see: the bridge of a bridge's port, else its own */
+    __u8 mac[6];   /* all zero = none */
     __u16 pad;
 };
 
@@ -215,6 +248,7 @@ struct device {
 struct scratch {
     __u64 now_ns;     /* time of the tick below */
     __u64 tick;       /* bpf_jiffies64() */
+    __u64 settled;    /* see settled() in packet.h */
     __u64 packet[16]; /* struct packet (packet.h) */
     __u64 chosen[6];  /* struct selection (lookup.h) */
     struct tuple forward_key;

@@ -10,11 +10,18 @@
 
 enum socket_buffer {
     TO_ANOTHER_HOST = 3, /* PACKET_OTHERHOST */
+    VLAN_NUMBER = 0xfff, /* mask of vlan_tci; 0 = a priority tag, which belongs to no VLAN (IEEE 802.1Q) */
 };
 
 /* Declared here since the front end's own declaration lacks the flags. */
 static long (*redirect_neighbour)(__u32 ifindex, struct bpf_redir_neigh *next, int size,
                                   __u64 flags) = (void *)BPF_FUNC_redirect_neigh;
+
+/* Whether a frame belongs to a VLAN: it concerns the VLAN's own device, if the node has one, which has programs of its
+ * own. Tags inside the packet are those below the first one. */
+INLINE int of_a_vlan(const struct __sk_buff *skb, const struct packet *packet) {
+    return (skb->vlan_present && (skb->vlan_tci & VLAN_NUMBER)) || packet->tagged;
+}
 
 /* Parse what lies in the linear part; fetch more only when that was not enough. */
 INLINE enum reason read_packet(struct __sk_buff *skb, struct packet *packet) {
@@ -85,8 +92,7 @@ INLINE long send_by_neighbour(struct __sk_buff *skb, const struct way *way) {
     return redirect_neighbour(way->fib.ifindex, &next, sizeof(next), 0);
 }
 
-/* Send a translated packet on. A VLAN tag goes unless the packet leaves where it came in: a tagged VLAN is a device of
- * its own. */
+/* Send a translated packet on. A priority tag goes unless the packet leaves where it came in. */
 INLINE long send(struct __sk_buff *skb, const struct packet *packet, const struct way *way) {
     __u8 header[12];
 
@@ -109,7 +115,7 @@ INLINE long refuse(struct __sk_buff *skb, struct packet *packet, const struct tr
 
     if (found == REASON_NEW_FLOW || found == REASON_MOVED) {
         if (scratch)
-            forget_flow(&packet->tuple, entry, &scratch->reply_key);
+            forget_flow(&packet->tuple, entry, &scratch->reply_key); /* nothing of it was sent on */
         return TC_ACT_UNSPEC;
     }
     if (packet->reason == REASON_TTL)
@@ -163,6 +169,8 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
     packet = new_packet(scratch);
     arrival.now = coarse_now(scratch);
     reason = settle(packet, read_packet(skb, packet));
+    if (reason == REASON_NONE && unlikely(of_a_vlan(skb, packet)))
+        reason = REASON_VLAN;
     if (reason == REASON_NONE && hook == HOOK_TC_INGRESS && unlikely(skb->pkt_type != 0) &&
         (skb->pkt_type != TO_ANOTHER_HOST || !(device_flags(skb->ifindex) & DEVICE_POD)))
         reason = REASON_NOT_FOR_US; /* on a bridge's port, the bridge's own address looks like another host's */

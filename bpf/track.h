@@ -2,35 +2,8 @@
 #ifndef HOTPLANE_TRACK_H
 #define HOTPLANE_TRACK_H
 
-#include "fib.h"
 #include "fragment.h"
 #include "snat.h"
-
-/* What the hook knows besides the packet. */
-struct arrival {
-    void *context;
-    struct node *node;
-    __u64 now;
-    __u32 ifindex;
-    __u32 hook; /* enum hook */
-};
-
-INLINE __u32 device_flags(__u32 ifindex) {
-    struct device *device = map_lookup(MAP(devices), &ifindex);
-    return device ? device->flags : 0;
-}
-
-INLINE int same_mac(const void *a, const void *b) {
-    const __u16 *left = a, *right = b;
-    return !((left[0] ^ right[0]) | (left[1] ^ right[1]) | (left[2] ^ right[2]));
-}
-
-/* Whether a frame is addressed to the device that it came in by: in promiscuous mode, and when a switch floods, there
- * are others. */
-INLINE int addressed_to_device(const struct packet *packet, __u32 ifindex) {
-    struct device *device = map_lookup(MAP(devices), &ifindex);
-    return device && same_mac(packet->mac, device->mac);
-}
 
 /* What the flow needs beyond a new destination. A client whose backend runs here keeps its address even where the
  * policy masquerades: the answers pass this node anyway. A client that meets itself would answer itself directly. */
@@ -46,32 +19,61 @@ INLINE __u32 flow_flags(const struct node *node, const struct selection *chosen,
     return flags;
 }
 
-/* Whether a socket of the node's own namespace would get a datagram that goes to a frontend on one of its addresses: it
- * may be the answer to a question of that socket's, whose port has the number of a node port. */
-INLINE int has_own_port(const struct arrival *arrival, const struct tuple *tuple) {
-    int ipv4 = is_ipv4(&tuple->destination);
-    struct bpf_sock_tuple ports;
-    struct bpf_sock *found;
-
-    if (!own_datagram(tuple->protocol, &tuple->destination))
+/* Whether a packet of a flow that leaves by redirect comes in where its flow does, or could. What goes through the
+ * stack is checked there. The device of answers is learnt from the first of them. */
+INLINE int comes_from_its_device(const struct arrival *arrival, const struct packet *packet,
+                                 struct translation *entry) {
+    if (!(entry->flags & FLOW_SNAT) || likely(entry->ifindex == arrival->ifindex))
+        return 1;
+    if (check_source(arrival, packet) != REASON_NONE)
         return 0;
-    if (ipv4) {
-        ports.ipv4.saddr = tuple->source.word[3];
-        ports.ipv4.daddr = tuple->destination.word[3];
-        ports.ipv4.sport = tuple->source_port;
-        ports.ipv4.dport = tuple->destination_port;
-    } else {
-        __builtin_memcpy(ports.ipv6.saddr, tuple->source.word, 16);
-        __builtin_memcpy(ports.ipv6.daddr, tuple->destination.word, 16);
-        ports.ipv6.sport = tuple->source_port;
-        ports.ipv6.dport = tuple->destination_port;
-    }
-    found = bpf_sk_lookup_udp(arrival->context, &ports, ipv4 ? sizeof(ports.ipv4) : sizeof(ports.ipv6),
-                              BPF_F_CURRENT_NETNS, 0);
-    if (!found)
-        return 0;
-    bpf_sk_release(found);
+    if (entry->flags & FLOW_REPLY)
+        entry->ifindex = arrival->ifindex;
     return 1;
+}
+
+/* Describe the forward entry of a new flow in scratch->forward, all but a source that SNAT changes. */
+INLINE void describe_forward(const struct arrival *arrival, const struct packet *packet, struct scratch *scratch,
+                             const struct selection *chosen) {
+    struct translation *forward = &scratch->forward;
+
+    __builtin_memset(forward, 0, sizeof(*forward));
+    forward->flags = flow_flags(arrival->node, chosen, &packet->tuple.source);
+    if (arrival->hook == HOOK_XDP)
+        forward->flags |= FLOW_BY_XDP;
+    copy_address(&forward->destination, &chosen->address);
+    copy_address(&forward->source, &packet->tuple.source);
+    forward->destination_port = chosen->port;
+    forward->source_port = packet->tuple.source_port;
+    forward->backend = chosen->backend;
+    forward->backend_generation = chosen->backend_generation;
+    forward->service = chosen->service;
+    forward->ifindex = arrival->ifindex;
+    forward->last_ns = arrival->now;
+    if (packet->protocol == IPPROTO_UDP)
+        forward->begun = coarse_time(arrival->now);
+}
+
+/* Who asks, and whether flows of this source are opened here at all. */
+INLINE enum reason describe_client(const struct arrival *arrival, struct packet *packet, struct client *client) {
+    __u32 device = device_flags(arrival->ifindex);
+
+    if (arrival->hook == HOOK_XDP && !addressed_to_device(packet, arrival->ifindex))
+        return REASON_NOT_FOR_US;
+    if (is_loopback(&packet->tuple.destination) || is_loopback(&packet->tuple.source))
+        return REASON_LOOPBACK;
+    packet->source_class = classify(arrival->node, &packet->tuple.source, !!(device & DEVICE_DETECTED));
+    barrier();
+    client->source = packet->source_class;
+    if (client->source == SOURCE_NODE)
+        return REASON_OWN_SOURCE;
+    /* A pod of another node may have been translated there when it asked for other frontends, and such flows pass here
+     * addressed to the endpoint: only connection tracking has seen them, and knows which of the pod's ports are free.
+     * Where no CIDR tells, pods of other nodes are strangers. To be decided before a backend is chosen: who left only
+     * what goes to some backends to the slow path, which chooses again, would send too much to the others. */
+    client->remote_pod = client->source == SOURCE_POD && !(device & DEVICE_POD);
+    client->masquerades_all = !!(arrival->node->flags & NODE_KUBE_PROXY_PARITY);
+    return REASON_NONE;
 }
 
 /* Choose a backend for the first packet of a flow and store the flow. REASON_NEW_FLOW: *found is what to do with the
@@ -84,80 +86,61 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
         .address = tuple->destination, .port = tuple->destination_port, .protocol = tuple->protocol};
     struct client client = {.identity = tuple->source, .address_known = 1, .accepts_masquerade = 1};
     struct scratch *scratch = this_scratch();
-    __u32 device = device_flags(arrival->ifindex);
     struct service_counters *counters;
     struct selection *chosen;
-    enum reason reason;
-    int shared = 0, pending;
+    enum reason reason, reserved;
 
     if (!scratch)
         return REASON_INCONSISTENT;
     _Static_assert(sizeof(*chosen) <= sizeof(scratch->chosen), "struct selection outgrew its room");
     chosen = (struct selection *)scratch->chosen;
-    if (arrival->hook == HOOK_XDP && !addressed_to_device(packet, arrival->ifindex))
-        return REASON_NOT_FOR_US;
-    if (is_loopback(&tuple->destination) || is_loopback(&tuple->source))
-        return REASON_LOOPBACK;
-    packet->source_class = classify(node, &tuple->source, !!(device & DEVICE_DETECTED));
-    barrier();
-    client.source = packet->source_class;
-    if (client.source == SOURCE_NODE)
-        return REASON_OWN_SOURCE;
-    /* A pod of another node may have been translated there when it asked for other frontends, and such flows pass here
-     * addressed to the endpoint: only connection tracking has seen them, and knows which of the pod's ports are free.
-     * Where no CIDR tells, pods of other nodes are strangers. To be decided before a backend is chosen: who left only
-     * what goes to some backends to the slow path, which chooses again, would send too much to the others. */
-    client.remote_pod = client.source == SOURCE_POD && !(device & DEVICE_POD);
-    client.masquerades_all = !!(node->flags & NODE_KUBE_PROXY_PARITY);
+    reason = settle(packet, describe_client(arrival, packet, &client));
+    if (reason != REASON_NONE)
+        return reason;
     reason = settle(packet, balance(&key, &client, arrival->now, chosen));
     *service = chosen->service;
     if (reason != REASON_NONE)
         return reason;
-    if (has_own_port(arrival, tuple))
+    if (own_datagram(tuple->protocol, &tuple->destination) && has_socket(arrival->context, tuple))
         return REASON_OWN_PORT;
-    scratch->forward.flags = flow_flags(node, chosen, &tuple->source);
-    if (arrival->hook == HOOK_XDP)
-        scratch->forward.flags |= FLOW_BY_XDP;
-    copy_address(&scratch->forward.destination, &chosen->address);
-    copy_address(&scratch->forward.source, &tuple->source);
-    scratch->forward.destination_port = chosen->port;
-    scratch->forward.source_port = tuple->source_port;
-    scratch->forward.backend = chosen->backend;
-    scratch->forward.backend_generation = chosen->backend_generation;
-    scratch->forward.service = chosen->service;
-    scratch->forward.ifindex = arrival->ifindex;
-    scratch->forward.last_ns = arrival->now;
-    scratch->forward.packets = scratch->forward.bytes = 0;
-    scratch->forward.hop_until_ns = 0;
-    if ((scratch->forward.flags & FLOW_SNAT) && !masquerade_address(arrival->context, node, packet, &chosen->address,
-                                                                    arrival->ifindex, &scratch->forward.source))
-        return REASON_FIB_MISS;
-    reason = settle(packet, reserve_reply(node, tuple, scratch, arrival->now, &shared));
-    if (reason != REASON_NONE)
-        return reason;
-    if (map_update(MAP(pending), tuple, &scratch->forward, BPF_NOEXIST)) {
-        if (!shared)
-            map_delete(MAP(pending), &scratch->reply_key);
-        *found = find_flow(tuple, &pending); /* another CPU was faster with a packet of this flow */
-        return *found ? REASON_FLOW : REASON_MAP_FULL;
+    describe_forward(arrival, packet, scratch, chosen);
+    if (scratch->forward.flags & FLOW_SNAT) {
+        reason = settle(packet, check_source(arrival, packet));
+        if (reason != REASON_NONE)
+            return reason;
+        if (!masquerade_address(arrival->context, node, packet, &chosen->address, arrival->ifindex,
+                                &scratch->forward.source))
+            return REASON_FIB_MISS;
+    }
+    reserved = settle(packet, reserve_reply(arrival, packet, scratch));
+    if (reserved != REASON_NONE && reserved != REASON_FLOW)
+        return reserved;
+    reason = settle(packet, insert_flow(tuple, &scratch->forward));
+    if (reason != REASON_NONE) {
+        if (reserved == REASON_NONE)
+            delete_flow(&scratch->reply_key);
+        if (reason != REASON_TUPLE_TAKEN)
+            return reason;
+        *found = find_flow(tuple); /* another CPU was faster with a packet of this flow */
+        return *found ? REASON_FLOW : REASON_CHANGED;
     }
     counters = counters_of(chosen->service);
     if (counters)
         counters->connections += 1;
     /* What the caller gets must be the stored entry, so that what it notes there stays. */
-    *found = map_lookup(MAP(pending), tuple);
-    return *found ? REASON_NEW_FLOW : REASON_MAP_FULL;
+    *found = find_flow(tuple);
+    return *found ? REASON_NEW_FLOW : REASON_CHANGED;
 }
 
-/* A client that talks to a backend directly from a port from which it came through a frontend before: the answers could
- * be either's, and the direct way is the newer one. */
-INLINE void make_way(const struct packet *packet) {
+/* A pod of this node that sends a datagram to a backend directly, from a port from which it came through a frontend
+ * before: the answers could be either's, and the direct way is the newer one. Only who owns the flow may move it: its
+ * device tells. */
+INLINE void end_datagrams(const struct arrival *arrival, const struct packet *packet) {
     struct scratch *scratch = this_scratch();
     struct translation *entry;
     struct tuple *key;
-    int pending;
 
-    if (!scratch)
+    if (!scratch || packet->protocol != IPPROTO_UDP || !(device_flags(arrival->ifindex) & DEVICE_POD))
         return;
     key = &scratch->reply_key;
     copy_address(&key->source, &packet->tuple.destination);
@@ -166,10 +149,37 @@ INLINE void make_way(const struct packet *packet) {
     key->destination_port = packet->tuple.source_port;
     key->protocol = packet->tuple.protocol;
     key->pad[0] = key->pad[1] = key->pad[2] = 0;
-    entry = find_flow(key, &pending);
-    if (unlikely(entry) && (entry->flags & (FLOW_REPLY | FLOW_SNAT)) == FLOW_REPLY &&
-        (packet->protocol != IPPROTO_TCP || closed(entry->flags)))
-        forget_flow(key, entry, &scratch->forward_key);
+    entry = find_flow(key);
+    if (likely(!entry) || (entry->flags & (FLOW_REPLY | FLOW_SNAT)) != FLOW_REPLY)
+        return;
+    entry = find_other(key, entry, &scratch->forward_key);
+    if (!entry || entry->ifindex != arrival->ifindex)
+        return;
+    delete_flow(&scratch->forward_key);
+    delete_flow(key);
+}
+
+/* What an entry says to a packet that came in where clients' packets do. REASON_NONE: the entry is of no use any more.
+ */
+INLINE enum reason follow_entry(const struct arrival *arrival, struct packet *packet, struct translation *entry) {
+    if (entry->flags & FLOW_FOREIGN)
+        entry->last_ns = arrival->now;
+    if ((entry->flags & FLOW_FOREIGN) || (entry->flags & (FLOW_REPLY | FLOW_SNAT)) == FLOW_REPLY)
+        return REASON_OTHER_EDGE;
+    if (packet->kind == PACKET_ICMP_ERROR)
+        return REASON_ICMP_ERROR;
+    if (!comes_from_its_device(arrival, packet, entry))
+        return REASON_REVERSE_PATH;
+    if (packet->kind == PACKET_LATER_FRAGMENT)
+        return REASON_FRAGMENT;
+    if (entry->flags & FLOW_REPLY)
+        return facts(entry) & FLOW_RESTING ? REASON_RESTING : REASON_REPLY;
+    if (unlikely(!usable(arrival->node, packet, entry, arrival->now)))
+        return REASON_NONE;
+    if (unlikely((entry->packets & CHECK_PACKETS) == CHECK_PACKETS || opens_connection(packet)) &&
+        !other_is_there(packet, entry))
+        return REASON_NONE;
+    return REASON_FLOW;
 }
 
 /* The translation that a packet needs at a hook where clients' packets come in. *found is set with REASON_NEW_FLOW,
@@ -178,36 +188,16 @@ INLINE enum reason track(const struct arrival *arrival, struct packet *packet, _
                          struct translation **found) {
     struct translation *entry;
     struct scratch *scratch;
-    int pending;
     enum reason reason;
 
     if (packet->kind == PACKET_LATER_FRAGMENT && !recall_fragment(packet, arrival->now))
         return REASON_FRAGMENT_UNKNOWN;
-    pending = 1;
-    entry = packet->not_established ? map_lookup(MAP(pending), &packet->tuple) : find_flow(&packet->tuple, &pending);
+    entry = packet->no_flow ? 0 : find_flow(&packet->tuple);
     if (entry) {
-        if ((entry->flags & (FLOW_REPLY | FLOW_SNAT)) == FLOW_REPLY)
-            return REASON_OTHER_EDGE;
-        *found = entry;
-        if (packet->kind == PACKET_ICMP_ERROR)
-            return REASON_ICMP_ERROR;
-        if (packet->kind == PACKET_LATER_FRAGMENT)
-            return REASON_FRAGMENT;
-        if (entry->flags & FLOW_REPLY) {
-            if (pending)
-                note_answer(&packet->tuple, entry);
-            else if (unlikely((packet->tcp_flags & TCP_SYN) && closed(entry->flags)))
-                return REASON_NOT_TRANSLATED; /* another's connection, from the port of one that is over */
-            return REASON_REPLY;
-        }
-        if (likely(usable(arrival->node, packet, entry, arrival->now))) {
-            if (pending && maybe_answered(packet, entry) && promote(packet, entry, arrival->hook)) {
-                entry = *found = map_lookup(MAP(connections), &packet->tuple);
-                if (!entry)
-                    return REASON_MAP_FULL;
-            }
-            if (likely((entry->packets & CHECK_PACKETS) != CHECK_PACKETS) || other_is_there(packet, entry))
-                return REASON_FLOW;
+        reason = settle(packet, follow_entry(arrival, packet, entry));
+        if (reason != REASON_NONE) {
+            *found = entry;
+            return reason;
         }
         scratch = this_scratch();
         if (scratch)
@@ -221,28 +211,23 @@ INLINE enum reason track(const struct arrival *arrival, struct packet *packet, _
         return REASON_TCP_NO_SYN;
     reason = open_flow(arrival, packet, service, found);
     if (reason == REASON_NOT_SERVICE && arrival->hook != HOOK_XDP)
-        make_way(packet);
+        end_datagrams(arrival, packet);
     return reason == REASON_NEW_FLOW && packet->moved ? REASON_MOVED : reason;
 }
 
 /* The translation of an answer where it leaves towards its client. */
 INLINE enum reason track_leaving(const struct arrival *arrival, struct packet *packet, struct translation **found) {
     struct translation *entry;
-    int pending;
 
     if (packet->kind == PACKET_LATER_FRAGMENT && !recall_fragment(packet, arrival->now))
         return REASON_FRAGMENT_UNKNOWN;
-    entry = find_flow(&packet->tuple, &pending);
-    if (!entry || (entry->flags & (FLOW_REPLY | FLOW_SNAT)) != FLOW_REPLY)
+    entry = find_flow(&packet->tuple);
+    if (!entry || (entry->flags & (FLOW_REPLY | FLOW_SNAT | FLOW_FOREIGN)) != FLOW_REPLY)
         return packet->kind == PACKET_ICMP_ERROR ? REASON_ICMP_UNRELATED : REASON_NOT_TRANSLATED;
     *found = entry;
     if (packet->kind == PACKET_ICMP_ERROR)
         return REASON_ICMP_ERROR;
-    if (packet->kind == PACKET_LATER_FRAGMENT)
-        return REASON_FRAGMENT;
-    if (pending)
-        note_answer(&packet->tuple, entry);
-    return REASON_REPLY;
+    return packet->kind == PACKET_LATER_FRAGMENT ? REASON_FRAGMENT : REASON_REPLY;
 }
 
 /* Whether `reason` comes with a translation. */

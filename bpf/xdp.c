@@ -38,7 +38,7 @@ INLINE enum reason refresh_hop(struct xdp_md *context, const struct packet *pack
         return REASON_MTU;
     if (result != BPF_FIB_LKUP_RET_SUCCESS)
         return REASON_FIB_MISS;
-    if (fib.ifindex != context->ingress_ifindex && (packet->tagged || !(device_flags(fib.ifindex) & DEVICE_XDP_TARGET)))
+    if (fib.ifindex != context->ingress_ifindex && !(device_flags(fib.ifindex) & DEVICE_XDP_TARGET))
         fib.ifindex = 0;
     entry->hop_ifindex = fib.ifindex;
     entry->hop_mtu = fib.tot_len; /* the route's MTU by now */
@@ -66,15 +66,15 @@ INLINE enum reason way_out(struct xdp_md *context, const struct packet *packet, 
         return REASON_MTU;
     if (likely(entry->hop_ifindex == context->ingress_ifindex))
         return same_mac(packet->mac, entry->hop_source) ? REASON_NONE : REASON_NOT_FOR_US;
-    return !packet->tagged && addressed_to_device(packet, context->ingress_ifindex) ? REASON_NONE : REASON_NOT_FOR_US;
+    return addressed_to_device(packet, context->ingress_ifindex) ? REASON_NONE : REASON_NOT_FOR_US;
 }
 
-INLINE int send(const struct translation *entry, __u32 ifindex) {
+INLINE int send(__u32 to, __u32 ifindex) {
 #ifndef NO_XDP_TX
-    if (entry->hop_ifindex == ifindex)
+    if (to == ifindex)
         return XDP_TX;
 #endif
-    return bpf_redirect(entry->hop_ifindex, 0);
+    return bpf_redirect(to, 0);
 }
 
 /* Translate and send on. Returns the verdict; packet->reason tells why where it is not what it was. */
@@ -83,6 +83,7 @@ INLINE int translate(struct xdp_md *context, const struct arrival *arrival, stru
     enum reason found = packet->reason;
     struct ethhdr *ethernet;
     void *data, *end;
+    __u32 to;
 
     if (!(entry->flags & FLOW_SNAT)) {
         packet->reason = REASON_LEFT_TO_TC;
@@ -101,8 +102,9 @@ INLINE int translate(struct xdp_md *context, const struct arrival *arrival, stru
     }
     __builtin_memcpy(ethernet->h_dest, entry->hop_destination, sizeof(ethernet->h_dest));
     __builtin_memcpy(ethernet->h_source, entry->hop_source, sizeof(ethernet->h_source));
+    to = entry->hop_ifindex;
     touch(packet, entry, arrival->now);
-    return send(entry, arrival->ifindex);
+    return send(to, arrival->ifindex);
 }
 
 /* Whether the checksum is still to be filled in. Over a veth, packets of this machine come so, with the sum of the
@@ -139,14 +141,14 @@ INLINE int forward_established(struct xdp_md *context, __u32 ifindex, __u64 now,
     if (unfinished(&packet.key, packet.ipv4, swift_length(&packet), *packet.check))
         return XDP_ABORTED;
 #endif
-    entry = map_lookup(MAP(connections), &packet.key);
+    entry = find_flow(&packet.key);
     *missing = !entry;
     if (!entry || !swift_entry(ifindex, data, &packet, entry, now) || unlikely(somebody_watches(now)) ||
-        !swift_rewrite(data, end, &packet, entry))
+        !swift_follow(&packet, entry) || !swift_rewrite(data, end, &packet, entry))
         return XDP_ABORTED;
     account(entry, packet.size, now);
     count(HOOK_XDP, entry->flags & FLOW_REPLY ? REASON_REPLY : REASON_FLOW);
-    return send(entry, ifindex);
+    return send(ifindex, ifindex); /* the hop's device, see swift_entry() */
 }
 
 PROGRAM(xdp_uplink)(struct xdp_md *context) {
@@ -172,9 +174,9 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
 #endif
     action = XDP_PASS;
     packet = new_packet(scratch);
-    packet->not_established = missing;
+    packet->no_flow = missing;
     reason = settle(packet, parse(data, end, end - data, 0, packet));
-    if (reason == REASON_NONE && packet->kind != PACKET_WHOLE)
+    if (reason == REASON_NONE && (packet->kind != PACKET_WHOLE || packet->tagged))
         reason = REASON_LEFT_TO_TC;
     if (reason == REASON_NONE && (*(__u8 *)packet->mac & 1))
         reason = REASON_NOT_FOR_US; /* a group address */

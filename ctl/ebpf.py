@@ -117,8 +117,8 @@ def make_ebpf_plane(
 ) -> "EbpfPlane":
     """The plane for this thread's network namespace, with every hook that was asked for and that works here.
 
-    detector: how pods are recognised, where that goes by device. watch: keep picking up new devices. tell: hears of a
-    hook that is off, and why.
+    detector: how pods are recognised, where that goes by device. watch: this process lives on, so it picks up new
+    devices and collects closed flows. tell: hears of a hook that is off, and why, and of maps that are full.
     """
     from dataplane.kernel.cgroup import CgroupError
     from dataplane.planes.ebpf.devices import Wishes
@@ -145,7 +145,9 @@ def make_ebpf_plane(
         hooks.append(OptionalHook(*choices, tell=tell, watch=watch))
     elif "tc" in options.hooks:
         hooks.append(OptionalHook(PacketHook(wishes, xdp=False), tell=tell, watch=watch))
-    return EbpfPlane(NftablesPlane(), hooks, sizes, options.instance, options.kube_proxy_masquerade, cleaner)
+    return EbpfPlane(
+        NftablesPlane(), hooks, sizes, options.instance, options.kube_proxy_masquerade, cleaner, tell if watch else None
+    )
 
 
 def settle(plane: "Plane", change: "PlanChange") -> tuple[str, ...]:

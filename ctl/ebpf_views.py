@@ -11,7 +11,6 @@ from dataplane.planes.ebpf.plane import EbpfPlane
 REFUSED = frozenset({"no_endpoint", "policy_drop", "source_range"})
 """Passed on to be refused by the slow path."""
 DROPPED = frozenset({"snat_exhausted", "rewrite_failed", "drop_range", "no_way_out", "drop_policy", "map_full"})
-_STATES = {"pending": "opening", "connections": "established", "socket": "connected"}
 
 
 def _open(plane: EbpfPlane) -> MapSet | None:
@@ -51,12 +50,12 @@ def flows(plane: EbpfPlane) -> Iterator[Record]:
                     "frontend": f"{host_port(*flow.destination)}/{Protocol(flow.protocol).text}",
                     "client": host_port(*flow.source) if flow.source else "socket",
                     "endpoint": host_port(*flow.backend),
-                    "state": _STATES[flow.kind],
+                    "state": flow.state,
                     "secondsLeft": None,
                     "idleSeconds": round(flow.idle_seconds, 1),
                     "packets": flow.packets,
                     "bytes": flow.bytes,
-                    "by": "connect" if flow.kind == "socket" else "packet programs",
+                    "by": "packet programs" if flow.source else "connect",
                 }
 
 

@@ -23,6 +23,7 @@ from dataplane.kernel.bpf import AttachType, MapType, ProgramType
 from dataplane.kernel.links import Links
 from dataplane.lab.spec import LabError
 from dataplane.planes.ebpf.encode import address_bytes
+from dataplane.planes.ebpf.flows import NO_HOP, TRANSLATION
 from dataplane.planes.ebpf.layout import constant, record, unpack
 from dataplane.planes.ebpf.maps import MapSet
 from dataplane.planes.ebpf.programs import load_programs
@@ -32,12 +33,7 @@ RUNS, PACKETS = 30, 20000
 """So many means of so many packets each. Before a test run the kernel waits for all processors: with few packets, what
 is measured is a program that nobody used for long."""
 _TUPLE = record("tuple", "source", "destination", "source_port", "destination_port", "protocol", "pad")
-_FLOW = record(
-    "translation",
-    *("source", "destination", "source_port", "destination_port", "flags", "backend", "backend_generation"),
-    *("service", "ifindex", "last_ns", "packets", "bytes", "hop_until_ns", "hop_ifindex"),
-    *("hop_destination", "hop_source", "hop_mtu", "header_change", "transport_change", "pad"),
-)
+TABLE = "tcp_flows"
 _CLIENT_PORT, _SELF_PORT = 41000, 41001
 _SYN, _ACK = 0x02, 0x10
 _ABORTED, _TX, _REDIRECT = 0, 3, 4
@@ -135,7 +131,7 @@ class ProgramCost:
             try:
                 return self._means(index, mac)
             finally:
-                self._maps.remove("connections", keys)
+                self._maps.remove(TABLE, keys)
                 links.neighbour(way.uplink, way.neighbour, way.neighbour_mac)
 
     def _establish(self, index: int, mac: bytes) -> list[bytes]:
@@ -143,7 +139,7 @@ class ProgramCost:
         way, program = self._way, self._program
         ports = (_CLIENT_PORT, way.node_port)
         _run(program, index, tcp_frame(mac, (way.client, way.node), ports, _SYN))
-        opened = self._maps.get("pending", _tuple(way.client, way.node, ports))
+        opened = self._maps.get(TABLE, _tuple(way.client, way.node, ports))
         if opened is None:
             raise LabError(f"{way.uplink}: the XDP program does not open a flow to {way.node} port {way.node_port}")
         real = unpack("translation", opened)
@@ -153,9 +149,9 @@ class ProgramCost:
         for key, more in zip(keys, (0, constant("FLOW_REPLY")), strict=True):
             source, destination, source_port, destination_port, *_ = _TUPLE.unpack(key)
             chosen = (real["backend"], real["backend_generation"], real["service"], index)
-            rest = (time.monotonic_ns(), *(0,) * (5 + 6 + 6 + 3))
+            rest = (time.monotonic_ns(), *(0,) * 6, *NO_HOP)
             addresses = (source, destination, source_port, destination_port)
-            self._maps.put("connections", key, _FLOW.pack(*addresses, flags | more, *chosen, *rest))
+            self._maps.put(TABLE, key, TRANSLATION.pack(*addresses, flags | more, 0, *chosen, *rest))
         return keys
 
     def _means(self, index: int, mac: bytes) -> dict[str, float]:

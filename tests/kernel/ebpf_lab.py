@@ -32,9 +32,10 @@ SMALL = Sizes(
     detector=16,
     addresses=64,
     affinity=512,
+    peers=4096,
     sockets=4096,
-    pending=512,
-    connections=512,
+    tcp_flows=16384,
+    udp_flows=8192,
     fragments=64,
     events=4096,
 )

@@ -166,8 +166,9 @@ def _run_flood(lab: Lab, place: str, address: str, port: int, count: int) -> Non
 
 
 def test_a_flood_of_opened_connections_pushes_out_no_used_one(lab: Lab, soak: bool) -> None:
-    """Four times what the table of unanswered flows holds comes in; connections in use go on, new ones are made."""
-    small = Sizes(pending=32768, connections=16384)
+    """Many times what the table of TCP flows holds comes in; connections in use go on, new ones are made, by the slow
+    path."""
+    small = Sizes(tcp_flows=32768, udp_flows=16384)
     nodes = [EbpfNode(lab, node, small) for node in lab.nodes]
     try:
         address = lab.place("node1").addresses[Family.IPV4]
@@ -177,19 +178,19 @@ def test_a_flood_of_opened_connections_pushes_out_no_used_one(lab: Lab, soak: bo
         time.sleep(0.5)
         reports = traffic.end()
         counted = nodes[0].counters("xdp")
-        flooded = counted.get("new_flow", 0) + counted.get("left_to_tc", 0)
+        flooded = counted.get("tcp_flows_full", 0)
     finally:
         for node in nodes:
             node.cleanup()
     broken = {name: report.broken for name, report in reports.items() if report.broken}
     assert not broken, reports
     assert all(r.held >= 2 and r.opened >= 20 for r in reports.values()), reports
-    assert flooded > 4 * small.pending
+    assert flooded > 4 * small.tcp_flows
 
 
 def test_full_maps_are_named_and_traffic_goes_on(lab: Lab) -> None:
     """Only one of the two Service ports fits: the other is the slow path's, and both work."""
-    tiny = Sizes(frontends=4, pending=4096, connections=4096)
+    tiny = Sizes(frontends=4, tcp_flows=4096, udp_flows=4096)
     nodes = [EbpfNode(lab, node, tiny) for node in lab.nodes]
     try:
         named = [node.plane.overflow for node in nodes]

@@ -61,7 +61,8 @@ def running(node: Node) -> Iterator[tuple[MapSet, Process]]:
 def test_counters_affinity_and_flows(running: tuple[MapSet, Process]) -> None:
     maps, pod = running
     server = pod.call("fetch", socket.AF_INET, VIP, 80)[0]
-    pod.call("fetch", socket.AF_INET, VIP, 80)
+    pod.call("open", "t", socket.AF_INET, socket.SOCK_STREAM)
+    pod.call("connect", "t", VIP, 80)
     pod.call("open", "s", socket.AF_INET6, socket.SOCK_DGRAM)
     target = pod.call("ask_at", "s", VIP6, 80)[0]
     found = views.counters(maps)
@@ -81,6 +82,9 @@ def test_counters_affinity_and_flows(running: tuple[MapSet, Process]) -> None:
         ("test/a", socket.IPPROTO_TCP, (VIP, 80), (server, BACKEND_PORT)),
         ("test/b", socket.IPPROTO_UDP, (VIP6, 80), (target, BACKEND_PORT)),
     }
+    for held in ("s", "t"):
+        pod.call("close", held)
+    assert list(views.flows(maps)) == []  # what is known of a socket goes with it
     assert {name for name, size in views.memory(maps).items() if not size} == {"source_ranges"}  # an empty trie
 
 

@@ -172,7 +172,7 @@ def test_other_sizes_keep_indices_and_flow_state(make_plane: Callable[..., EbpfP
     first = make_plane()
     first.load(plan)
     flow = bytes(first.tables.maps.specs["sockets"].key_size)
-    first.tables.maps.put("sockets", flow, bytes(40))
+    first.tables.maps.put("sockets", flow, bytes(first.tables.maps.specs["sockets"].value_size))
     installed = first.tables.installed
     first.close()
     second = make_plane(sizes=msgspec.structs.replace(SMALL, backends=1024, affinity=64))

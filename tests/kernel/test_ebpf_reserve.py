@@ -13,6 +13,7 @@ from dataplane.planes.ebpf.encode import address_bytes
 from dataplane.planes.ebpf.events import TUPLE
 from dataplane.planes.ebpf.maps import MapSet, create_maps
 from dataplane.planes.ebpf.pins import PinDirectory
+from dataplane.planes.ebpf.ports import snat_runs
 from dataplane.planes.ebpf.settings import write_node
 from tests.kernel.bpf_packets.bench import NODE, REMOTE, SIZES, node_config
 
@@ -36,8 +37,7 @@ def key(port: int) -> bytes:
 
 
 def test_reserved_once_but_never_over_a_flow(maps: MapSet, pins: PinDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    low = maps.node()["snat_port_low"]
-    assert isinstance(low, int)
+    low, _ = snat_runs(maps.node())[-1]
     flows = [Masqueraded(Protocol.TCP, (REMOTE, 8080), (NODE, port)) for port in (low - 1, low, low + 1)]
     looked = []
 
@@ -46,11 +46,11 @@ def test_reserved_once_but_never_over_a_flow(maps: MapSet, pins: PinDirectory, m
         return iter(flows)
 
     monkeypatch.setattr(reserve, "masqueraded_connections", found)
-    own = bytes([7]) * maps.specs["connections"].value_size
-    maps.put("connections", key(low + 1), own)
+    own = bytes([7]) * maps.specs["tcp_flows"].value_size
+    maps.put("tcp_flows", key(low + 1), own)
     reserve.reserve_once(maps, pins)
-    assert {k for k, _ in maps.items("connections")} == {key(low), key(low + 1)}
-    assert maps.get("connections", key(low + 1)) == own
+    assert {k for k, _ in maps.items("tcp_flows")} == {key(low), key(low + 1)}
+    assert maps.get("tcp_flows", key(low + 1)) == own
     reserve.reserve_once(maps, pins)
     assert looked == [1]
     pins.remove()  # other maps, or a process that was killed before it had come so far

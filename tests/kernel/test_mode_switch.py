@@ -32,7 +32,7 @@ from dataplane.planes.conntrack import clean_stale_udp
 from dataplane.planes.ebpf import drain, views
 from dataplane.planes.ebpf.events import TUPLE
 from dataplane.planes.ebpf.pins import PinDirectory, default_instance
-from dataplane.planes.ebpf.settings import snat_ports
+from dataplane.planes.ebpf.ports import snat_ports
 from tests.kernel.traffic import Report, Traffic, lost
 
 VIP, EXTERNAL, NODE_PORT = "10.96.8.1", "203.0.113.78", 30088
@@ -206,12 +206,12 @@ def test_masqueraded_flows_keep_their_ports(lab: Lab, nodes: list[SwitchedNode])
         time.sleep(1.5)
         node.switch("ebpf", PODS, ("tc", "xdp"))
         with netns(lab.nodes[0].netns):
-            low, _ = snat_ports()
-            flows = [flow for flow in masqueraded_connections() if flow.client[1] >= low]
+            [(low, high)] = snat_ports()
+            flows = [flow for flow in masqueraded_connections() if low <= flow.client[1] <= high]
             maps = views.open_instance(default_instance())
             assert maps is not None
             with maps:
-                entered = {(t[2], t[3]) for t in (TUPLE.unpack(key) for key, _ in maps.items("connections"))}
+                entered = {(t[2], t[3]) for t in (TUPLE.unpack(key) for key, _ in maps.items("tcp_flows"))}
         time.sleep(1)
         reports = traffic.end()
     finally:

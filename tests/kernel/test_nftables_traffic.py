@@ -85,9 +85,9 @@ def test_a_pod_reaches_itself_through_its_service(
 @BOTH
 def test_who_meets_itself_keeps_off_the_packet_programs_ports(net: Network, plane: NftablesPlane, version: int) -> None:
     """They are shared out by the mark that asks for masquerading (planes.ebpf.port_split)."""
-    low, high = 32768, 60000
+    low, high = taken = 32768, 60000
     plane.load(plan_of(entry(version, pods(version, 0))))
-    in_netns(net.node, Nft).run(port_split.ruleset(NODE_CONFIG.masquerade_mark, low, high))
+    in_netns(net.node, Nft).run(port_split.ruleset(NODE_CONFIG.masquerade_mark, [taken]))
     for _ in range(20):
         assert ask(net.pods[0], VIP[version]) == f"0 {GATEWAY[version]}"
     flows = in_netns(net.node, lambda: list(masqueraded_connections()))
@@ -102,9 +102,9 @@ def test_a_changed_port_of_the_nodes_own_keeps_off_the_packet_programs_ports(
 ) -> None:
     """Two flows of the node to one endpoint from one port, the first through a clusterIP: connection tracking gives the
     second another port."""
-    low, high = 20000, 65535
+    low, high = taken = 20000, 65535
     plane.load(plan_of(entry(version, pods(version, 0), protocol=protocol)))
-    in_netns(net.node, Nft).run(port_split.ruleset(NODE_CONFIG.masquerade_mark, low, high))
+    in_netns(net.node, Nft).run(port_split.ruleset(NODE_CONFIG.masquerade_mark, [taken]))
     for port in range(5000, 5020):
         for target in ((VIP[version], 80), (PODS[version][0], PORT)):
             assert ask(net.node, *target, protocol, source_port=port) == f"0 {GATEWAY[version]}"

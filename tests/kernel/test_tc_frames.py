@@ -98,29 +98,53 @@ def _detach(wire: Wire, hook: PacketHook) -> None:
         hook.detach(wire.pins)
 
 
+def _question(wire: Wire, family: Family, vlan: int | None) -> tuple[bytes, Callable[[bytes], bool]]:
+    """A frame to the node port, with a tag if a VLAN is given; and what tells it when it goes on to the backend."""
+    four = family is Family.IPV4
+    packet = (IP(src=b.CLIENT, dst=b.NODE) if four else IPv6(src=b.CLIENT_6, dst=b.NODE_6)) / UDP(
+        sport=4000, dport=30080
+    )
+    head = Ether(dst=wire.node.up_mac, src=b.ROUTER_MAC)
+    remote = socket.inet_pton(family.socket_family, b.REMOTE if four else b.REMOTE_6)
+    frame = bytes((head if vlan is None else head / Dot1Q(vlan=vlan)) / packet / b"question")
+    return frame, lambda data: remote in data and b"question" in data
+
+
 @pytest.mark.parametrize("xdp", [False, True], ids=["tc", "xdp"])
 @pytest.mark.parametrize("family", [Family.IPV4, Family.IPV6])
-@pytest.mark.parametrize("tags", [0, 1])
-def test_a_tag_stays_on_what_goes_back(wire: Wire, xdp: bool, family: Family, tags: int) -> None:
+@pytest.mark.parametrize("vlan", [None, 0], ids=["plain", "priority"])
+def test_a_frame_of_no_vlan_goes_on(wire: Wire, xdp: bool, family: Family, vlan: int | None) -> None:
+    """A priority tag (VLAN 0) is none."""
     hook = PacketHook(Wishes(uplinks=("up0",), pods=("pod*",)), xdp=xdp)
     _attach(wire, hook)
     try:
         assert [s.xdp for s in hook.status() if s.name == "up0"] == ["native" if xdp else ""]
-        four = family is Family.IPV4
-        packet = (IP(src=b.CLIENT, dst=b.NODE) if four else IPv6(src=b.CLIENT_6, dst=b.NODE_6)) / UDP(
-            sport=4000, dport=30080
-        )
-        head = Ether(dst=wire.node.up_mac, src=b.ROUTER_MAC)
-        frame = bytes((head / Dot1Q(vlan=VLAN) if tags else head) / packet / b"question")
-        remote = socket.inet_pton(family.socket_family, b.REMOTE if four else b.REMOTE_6)
         with wire.node.counted() as counted:
-            data, vlan = wire.answered(frame, lambda data: remote in data and b"question" in data)
-        assert vlan == (VLAN if tags else None)
-        assert ip_of(data).src == (b.NODE if four else b.NODE_6)
+            data, seen = wire.answered(*_question(wire, family, vlan))
+        assert seen == vlan
+        assert ip_of(data).src == (b.NODE if family is Family.IPV4 else b.NODE_6)
         assert Ether(data).dst == b.NODE2_MAC
         assert sum(counted.values()) == 1 or counted.get("tc_ingress:new_flow") == 1, counted
         hooks = {name.partition(":")[0] for name, count in counted.items() if name.endswith(":new_flow") and count}
-        assert hooks == {"xdp" if xdp else "tc_ingress"}
+        assert hooks == {"xdp" if xdp and vlan is None else "tc_ingress"}
+    finally:
+        _detach(wire, hook)
+
+
+@pytest.mark.parametrize("xdp", [False, True], ids=["tc", "xdp"])
+@pytest.mark.parametrize("family", [Family.IPV4, Family.IPV6])
+def test_a_frame_of_a_vlan_that_the_node_does_not_have_goes_nowhere(wire: Wire, xdp: bool, family: Family) -> None:
+    hook = PacketHook(Wishes(uplinks=("up0",), pods=("pod*",)), xdp=xdp)
+    _attach(wire, hook)
+    try:
+        frame, wanted = _question(wire, family, VLAN)
+        wire.door.settimeout(0.5)
+        with wire.node.counted() as counted, pytest.raises(TimeoutError):
+            wire.answered(frame, wanted)
+        assert counted["tc_ingress:vlan"] == 1
+        assert wire.node.flows() == 0
+        wire.door.settimeout(10)
+        wire.answered(*_question(wire, family, None))  # and the same question without a tag is answered
     finally:
         _detach(wire, hook)
 

@@ -20,18 +20,23 @@ from scapy.packet import Raw
 from dataplane.kernel import netns
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import SourceRanges
-from dataplane.planes.ebpf.layout import fields_of, size_of
+from dataplane.planes.ebpf.collect import sweep
+from dataplane.planes.ebpf.flows import FLOW_TABLES
+from dataplane.planes.ebpf.layout import constant, fields_of, size_of
 from dataplane.planes.ebpf.maps import NODE_KEY
+from dataplane.planes.ebpf.ports import snat_fields
 from dataplane.planes.ebpf.settings import NODE
 from dataplane.planes.ebpf.views import service_counters
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, entry, ip_of
+from tests.kernel.bpf_packets.segments import Numbers
 from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, PASSED, SENT, Runner, _bench, ip, node, run
 from tests.kernel.test_tc_random import folded
 
 __all__ = ["_bench", "node", "run"]
 
-FLOWS = ("pending", "connections")
+SNAT_AT = slice(3, 8)
+"""The fields of struct node that name the ports for SNAT."""
 
 
 def age(node: Bench, seconds: int, *tables: str) -> None:
@@ -52,7 +57,7 @@ def one_port(node: Bench, port: int = 61000) -> Iterator[None]:
     raw = node.maps.get("node", NODE_KEY)
     assert raw is not None
     fields = list(NODE.unpack(raw))
-    fields[3] = fields[4] = port
+    fields[SNAT_AT] = snat_fields([(port, port)])
     node.maps.put("node", NODE_KEY, NODE.pack(*fields))
     try:
         yield
@@ -61,66 +66,142 @@ def one_port(node: Bench, port: int = 61000) -> Iterator[None]:
 
 
 class Talk:
-    """A client's flow to the remote backend by the node port, through tc."""
+    """A client's flow to the remote backend by the node port, through tc. Segments are numbered as real ends would."""
 
     def __init__(self, node: Bench, family: Family, transport: Any, port: int = 4000) -> None:
         self._node, self._family, self._transport, self._port = node, family, transport, port
         self.client, self.own, self.remote, *_ = ADDRESSES[family]
         self.source_port = 0
+        self.numbers = Numbers()
 
-    def _layer(self, flags: str, **ports: int) -> Any:
-        return TCP(flags=flags, **ports) if self._transport is TCP else UDP(**ports)
-
-    def ask(self, flags: str = "A") -> str:
+    def ask(self, flags: str = "A", data: bytes = b"", **fields: Any) -> str:
         """The client sends; out: the reason that was counted."""
-        packet = ip(self._family, self.client, self.own) / self._layer(flags, sport=self._port, dport=30080) / b"x"
+        ports = (self._port, 30080)
+        if self._transport is TCP:
+            body = self.numbers.segment(ports, flags, data, client=True, **fields)
+        else:
+            body = UDP(sport=ports[0], dport=ports[1]) / data
         with self._node.counted() as counted:
-            out = self._node.tc(self._node.frame(packet))
+            out = self._node.tc(self._node.frame(ip(self._family, self.client, self.own) / body))
         if out.result in SENT:
             self.source_port = ip_of(out.data).sport
         [(reason, count)] = counted.items()
         assert count == 1
         return reason.removeprefix("tc_ingress:")
 
-    def answer(self, flags: str = "A") -> None:
-        packet = ip(self._family, self.remote, self.own) / self._layer(flags, sport=8080, dport=self.source_port)
-        assert ip_of(self._node.tc(self._node.frame(packet)).data).dst == self.client
+    def answer(self, flags: str = "A", data: bytes = b"", **fields: Any) -> Any:
+        """The backend sends; out: the packet as it goes on."""
+        ports = (8080, self.source_port)
+        if self._transport is TCP:
+            body = self.numbers.segment(ports, flags, data, client=False, **fields)
+        else:
+            body = UDP(sport=ports[0], dport=ports[1]) / data
+        return ip_of(self._node.tc(self._node.frame(ip(self._family, self.remote, self.own) / body)).data)
+
+    def play(self, script: str) -> str:
+        """Segments in turn ("ask S, answer SA, ask A"); out: the reason of the client's last one."""
+        reason = ""
+        for step in script.split(", "):
+            who, flags = step.split()
+            if who == "ask":
+                reason = self.ask(flags)
+            else:
+                assert self.answer(flags).dst == self.client
+        return reason
+
+    def entries(self) -> list[dict[str, Any] | None]:
+        """The flow's two entries."""
+        protocol = 6 if self._transport is TCP else 17
+        return [
+            self._node.flow(self.client, self._port, self.own, 30080, protocol),
+            self._node.flow(self.remote, 8080, self.own, self.source_port, protocol),
+        ]
+
+
+OPEN = "ask S, answer SA, ask A"
+LIVES = [
+    ("ask S", TCP, 120, 2),
+    ("ask S, answer SA", TCP, 120, 2),
+    (OPEN, TCP, 86400, 2),
+    (f"{OPEN}, ask FA", TCP, 3600, 2),
+    (f"{OPEN}, answer FA", TCP, 3600, 2),
+    (f"{OPEN}, ask FA, answer FA", TCP, 120, 2),
+    (f"{OPEN}, answer FA, ask FA, answer A", TCP, 120, 1),  # the backend's TIME-WAIT: its port rests
+    ("ask A", UDP, 30, 2),
+    ("ask A, answer A, ask A", UDP, 30, 2),  # a stream only after two seconds
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("script", "transport", "seconds", "entries"), LIVES)
+def test_flows_are_collected_in_their_time(
+    node: Bench, family: Family, script: str, transport: Any, seconds: int, entries: int
+) -> None:
+    Talk(node, family, transport).play(script)
+    assert node.flows() == entries
+    age(node, seconds - 5, *FLOW_TABLES)
+    sweep(node.maps)
+    assert node.flows() == entries
+    age(node, 10, *FLOW_TABLES)
+    sweep(node.maps)
+    assert node.flows() == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_flow_lives_while_one_of_its_directions_does(node: Bench, family: Family) -> None:
+    flow = Talk(node, family, TCP)
+    flow.play(OPEN)
+    for last in (flow.ask, flow.answer):
+        age(node, 86400 + 5, *FLOW_TABLES)
+        last()
+        sweep(node.maps)
+        assert node.flows() == 2
+        assert flow.ask() == "flow"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_datagrams_both_ways_for_two_seconds_are_a_stream(node: Bench, family: Family) -> None:
+    flow = Talk(node, family, UDP)
+    flow.play("ask A, answer A")
+    for key, value in node.maps.items("udp_flows"):
+        raw = bytearray(value)
+        (begun,) = struct.unpack_from("=I", raw, fields_of("translation")["begun"])
+        struct.pack_into("=I", raw, fields_of("translation")["begun"], begun - 3)
+        node.maps.put("udp_flows", key, bytes(raw))
+    flow.play("ask A, answer A")
+    age(node, 100, *FLOW_TABLES)
+    sweep(node.maps)
+    assert node.flows() == 2
+    age(node, 25, *FLOW_TABLES)
+    sweep(node.maps)
+    assert node.flows() == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    ("talk", "transport", "seconds", "after"),
+    "script",
     [
-        ("ask S", TCP, 120, "new_flow"),
-        ("ask S, answer SA, ask A", TCP, 86400, "tcp_no_syn"),
-        ("ask S, answer SA, ask A, ask FA, answer FA", TCP, 120, "tcp_no_syn"),
-        ("ask S, answer SA, ask A, answer R", TCP, 120, "tcp_no_syn"),
-        ("ask S, answer SA, ask A, ask FA", TCP, 86400, "tcp_no_syn"),
-        ("ask A", UDP, 30, "new_flow"),
-        ("ask A, answer A, ask A", UDP, 120, "new_flow"),
+        "ask S, answer RA",
+        "ask S, ask R",
+        f"{OPEN}, answer R",
+        f"{OPEN}, ask R",
+        f"{OPEN}, ask FA, answer FA, ask A",
+        f"{OPEN}, ask FA, answer A, answer FA, ask A",
     ],
 )
-def test_flows_are_forgotten_in_their_time(
-    node: Bench, family: Family, talk: str, transport: Any, seconds: int, after: str
-) -> None:
-    flow = Talk(node, family, transport)
-    steps = [step.split() for step in talk.split(", ")]
-    again = "S" if steps[-1] == ["ask", "S"] else "A"
-    for who, flags in steps:
-        flow.ask(flags) if who == "ask" else flow.answer(flags)
-    age(node, seconds - 5, *FLOWS)
-    assert flow.ask(again) == "flow"
-    age(node, seconds + 5, *FLOWS)
-    assert flow.ask(again) == after
+def test_a_connection_that_has_ended_for_both_ends_is_gone_at_once(node: Bench, family: Family, script: str) -> None:
+    """In the last two the client remembers it, not the backend, so that even its port is free."""
+    flow = Talk(node, family, TCP)
+    flow.play(script)
+    assert node.flows() == 0
+    assert flow.ask("A") == "tcp_no_syn"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_a_connection_that_ended_gives_way_to_a_new_one(node: Bench, family: Family) -> None:
-    for end, reason in ((["ask FA"], "flow"), (["answer R"], "new_flow"), (["ask FA", "answer FA"], "new_flow")):
+    for end, reason in (("ask FA", "flow"), ("answer R", "new_flow"), ("ask FA, answer FA", "new_flow")):
         flow = Talk(node, family, TCP, 4100 + len(end) + len(reason))
-        for step in ("ask S", "answer SA", "ask A", *end):
-            who, flags = step.split()
-            flow.ask(flags) if who == "ask" else flow.answer(flags)
+        flow.play(f"{OPEN}, {end}")
         assert flow.ask("S") == reason, end
 
 
@@ -364,10 +445,8 @@ def test_a_new_tenant_of_a_backends_place_is_another_backend(node: Bench, family
 def test_an_established_flows_port_is_nobody_elses(node: Bench, run: Runner, family: Family) -> None:
     with one_port(node):
         flow = Talk(node, family, TCP)
-        for step in ("ask S", "answer SA", "ask A"):
-            who, flags = step.split()
-            flow.ask(flags) if who == "ask" else flow.answer(flags)
-        assert node.flow(flow.client, 4000, flow.own, 30080)["table"] == "connections"  # type: ignore[index]
+        flow.play(OPEN)
+        assert all(e is not None and e["facts"] & constant("FLOW_ESTABLISHED") for e in flow.entries())
         frame = node.frame(ip(family, flow.client, flow.own) / TCP(sport=4001, dport=30080, flags="S"))
         with node.counted() as counted:
             assert run(frame).data == frame
@@ -409,15 +488,15 @@ def test_frontends_of_one_protocol_are_not_the_others(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_two_tags_stay_on_what_goes_back(node: Bench, family: Family) -> None:
-    client, own, remote, *_ = ADDRESSES[family]
+@pytest.mark.parametrize("tags", [Dot1Q(vlan=5), Dot1AD(vlan=5) / Dot1Q(vlan=6), Dot1Q(vlan=0)])
+def test_xdp_leaves_tagged_frames_to_those_whose_vlan_it_is(node: Bench, family: Family, tags: Any) -> None:
+    client, own, *_ = ADDRESSES[family]
     packet = ip(family, client, own) / TCP(sport=4000, dport=30080, flags="S") / b"x"
-    tags = Dot1AD(vlan=5) / Dot1Q(vlan=6)
-    out = node.xdp(bytes(Ether(dst=node.up_mac, src=b.ROUTER_MAC) / tags / packet))
-    assert out.result == b.XDP_TX
-    frame = Ether(out.data)
-    assert (frame[Dot1AD].vlan, frame[Dot1Q].vlan) == (5, 6)
-    assert (ip_of(out.data).src, ip_of(out.data).dst) == (own, remote)
+    frame = bytes(Ether(dst=node.up_mac, src=b.ROUTER_MAC) / tags / packet)
+    with node.counted() as counted:
+        out = node.xdp(frame)
+    assert (out.result, out.data) == (b.XDP_PASS, frame)
+    assert counted == {"xdp:left_to_tc": 1}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -429,7 +508,5 @@ def test_a_connection_is_counted_once(node: Bench, family: Family) -> None:
         return (counters.connections, counters.packets, counters.reply_packets) if counters else (0, 0, 0)
 
     flow, before = Talk(node, family, TCP), told()
-    for step in ("ask S", "ask S", "answer SA", "ask A", "answer A"):
-        who, flags = step.split()
-        flow.ask(flags) if who == "ask" else flow.answer(flags)
+    flow.play("ask S, ask S, answer SA, ask A, answer A")
     assert tuple(now - then for now, then in zip(told(), before, strict=True)) == (1, 3, 2)

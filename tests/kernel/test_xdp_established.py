@@ -12,13 +12,15 @@ from scapy.layers.l2 import Dot1Q, Ether
 
 from dataplane.kernel.bpf import AttachType, ProgramType
 from dataplane.model.net import Family, Protocol
+from dataplane.planes.ebpf.flows import FLOW_TABLES
 from dataplane.planes.ebpf.layout import constant, fields_of, reason_names
 from dataplane.planes.ebpf.programs import load_programs
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, bench, entry
+from tests.kernel.bpf_packets.segments import Numbers
 
 FLOWS = [(family, transport) for family in (Family.IPV4, Family.IPV6) for transport in (TCP, UDP)]
-TABLES = ("connections", "pending")
+TABLES = FLOW_TABLES
 ROUNDS = 400
 _LONG = 1 << 62
 
@@ -45,7 +47,7 @@ class Pair:
             ["-DONLY_GENERAL=1", *flags],
         )["xdp_uplink"]  # fmt: skip
         self.frames = [frame for family, transport in FLOWS for frame in self._establish(family, transport)]
-        assert node.flows("connections") == 2 * len(FLOWS)
+        assert node.flows() == 2 * len(FLOWS)
         self.state = {table: dict(node.maps.items(table)) for table in TABLES}
         self.change("hop_until_ns", _LONG.to_bytes(8, "little"))
         self.sent = b.XDP_REDIRECT if flags else b.XDP_TX
@@ -61,16 +63,30 @@ class Pair:
         node, four = self.node, family is Family.IPV4
         kind, client = (IP, b.CLIENT) if four else (IPv6, b.CLIENT_6)
         own, remote = (b.NODE, b.REMOTE) if four else (b.NODE_6, b.REMOTE_6)
-        ask, answer, more = ({"flags": flags} if transport is TCP else {} for flags in ("S", "SA", "A"))
-        there = node.frame(kind(src=client, dst=own) / transport(sport=4000, dport=30080, **ask) / b"question")
-        port = b.parse(node.xdp(there).data)[transport].sport
-        self._send(kind(src=remote, dst=own) / transport(sport=8080, dport=port, **answer) / b"answer")
-        forward = kind(src=client, dst=own) / transport(sport=4000, dport=30080, **more) / b"question"
-        reply = kind(src=remote, dst=own) / transport(sport=8080, dport=port, **more) / b"answer"
-        for packet in (forward, reply):
-            for _ in range(3):
+        numbers = Numbers()
+
+        def body(ports: tuple[int, int], flags: str, data: bytes, *, client: bool) -> Any:
+            if transport is UDP:
+                return UDP(sport=ports[0], dport=ports[1]) / data
+            return numbers.segment(ports, flags, data, client=client)
+
+        out = node.xdp(node.frame(kind(src=client, dst=own) / body((4000, 30080), "S", b"", client=True)))
+        ports = (8080, b.parse(out.data)[transport].sport)
+        self._send(kind(src=remote, dst=own) / body(ports, "SA", b"", client=False))
+        self._age("udp_flows")
+        for _ in range(2):
+            forward = kind(src=client, dst=own) / body((4000, 30080), "A", b"question", client=True)
+            reply = kind(src=remote, dst=own) / body(ports, "A", b"answer", client=False)
+            for packet in (forward, reply):
                 self._send(packet)
         return node.frame(forward), node.frame(reply)
+
+    def _age(self, table: str) -> None:
+        """All flows of a table began some seconds earlier."""
+        at = fields_of("translation")["begun"]
+        for key, value in list(self.node.maps.items(table)):
+            (begun,) = struct.unpack_from("=I", value, at)
+            self.node.maps.put(table, key, value[:at] + struct.pack("=I", begun - 5) + value[at + 4 :])
 
     def _send(self, packet: Any) -> None:
         """Until it leaves: one look at the next hop in 32 is left to the stack."""
@@ -185,7 +201,11 @@ def test_random_packets_have_the_same_fate(pair: Pair) -> None:
         ("hop_ifindex", bytes(4)),
         ("hop_mtu", (20).to_bytes(2, "little")),
         ("backend_generation", (0xFFFFFF).to_bytes(4, "little")),
-        ("flags", (constant("FLOW_RST") | constant("FLOW_SNAT")).to_bytes(4, "little")),
+        ("flags", (constant("FLOW_RST_REPLY") | constant("FLOW_SNAT")).to_bytes(4, "little")),
+        ("noted", constant("FLOW_FIN_REPLY").to_bytes(4, "little")),
+        ("ifindex", bytes(4)),
+        ("sequence_end", (1 << 30).to_bytes(4, "little")),
+        ("acknowledged", (1 << 30).to_bytes(4, "little")),
         ("flags", constant("FLOW_REPLY").to_bytes(4, "little")),
         ("hop_source", b"\2\2\2\2\2\2"),
     ],

@@ -1,5 +1,7 @@
 """Which devices carry packet programs, as a table of networks."""
 
+from pathlib import Path
+
 import pytest
 
 from dataplane.planes.ebpf.devices import (
@@ -15,6 +17,7 @@ from dataplane.planes.ebpf.devices import (
     choose_devices,
 )
 from dataplane.planes.ebpf.port_split import other_ports, ruleset
+from dataplane.planes.ebpf.ports import runs_beside, snat_fields, snat_ports, snat_runs
 from dataplane.policy.node import LocalDetector
 
 LO = Link("lo", 1, type=772)
@@ -60,7 +63,7 @@ def test_a_device_that_is_down_waits() -> None:
 
 def test_headers_and_xdp() -> None:
     by_name = {d.name: d for d in choose_devices(NETWORK, PRIMARY, Wishes())}
-    assert by_name["eth0"] == Device("eth0", 2, UPLINK, b"\x02\0\0\0\0\x01", xdp=True)
+    assert by_name["eth0"] == Device("eth0", 2, UPLINK, b"\x02\0\0\0\0\x01", xdp=True, routed=2)
     assert by_name["tunl0"].raw_ip
     assert not by_name["flannel.1"].raw_ip
     assert [name for name, device in by_name.items() if device.xdp] == ["eth0"]
@@ -76,16 +79,45 @@ def test_pods_by_device(interface: str, prefix: bool, detected: set[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "left"),
-    [(61000, 65535, (1024, 29999)), (10000, 29999, (32768, 65535)), (32768, 65535, (1024, 29999))],
+    ("taken", "left"),
+    [
+        ([(1024, 29999), (61000, 65535)], (32768, 60999)),
+        ([(61000, 65535)], (1024, 29999)),
+        ([(10000, 29999)], (32768, 65535)),
+        ([(32768, 65535)], (1024, 29999)),
+    ],
 )
-def test_the_slow_path_gets_other_ports(low: int, high: int, left: tuple[int, int]) -> None:
-    assert other_ports(low, high) == left
-    assert f"masquerade to :{left[0]}-{left[1]} fully-random" in ruleset(0x4000, low, high)
+def test_the_slow_path_gets_other_ports(taken: list[tuple[int, int]], left: tuple[int, int]) -> None:
+    assert other_ports(taken) == left
+    assert f"masquerade to :{left[0]}-{left[1]} fully-random" in ruleset(0x4000, taken)
+
+
+@pytest.mark.parametrize(
+    ("ephemeral", "ports"),
+    [
+        ("32768\t60999\n", ((1024, 29999), (61000, 65535))),
+        ("1024\t65535\n", ((10000, 29999),)),
+        ("10000 29999", ((1024, 9999), (32768, 65535))),
+        ("1024 33000", ((33001, 65535),)),
+    ],
+)
+def test_the_programs_get_what_is_nobody_elses(
+    ephemeral: str, ports: tuple[tuple[int, int], ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "range"
+    file.write_text(ephemeral)
+    monkeypatch.setattr("dataplane.planes.ebpf.ports._EPHEMERAL", file)
+    assert snat_ports() == ports
+    names = ("snat_ports", "snat_first", "snat_first_count", "snat_second", "pad")
+    assert snat_runs(dict(zip(names, snat_fields(ports), strict=True))) == ports
+
+
+def test_the_kernels_defaults_leave_28000_ports_an_endpoint() -> None:
+    assert sum(last - first + 1 for first, last in runs_beside([(32768, 60999), (30000, 32767)])) >= 28000
 
 
 def test_the_nodes_own_flows_change_ports_within_the_run_they_are_in() -> None:
-    rules = ruleset(0x4000, 61000, 65535)
+    rules = ruleset(0x4000, [(61000, 65535)])
     for ip in ("ip", "ip6"):
         for run in ("1024-29999", "32768-60999"):
             assert f"iif 0 meta l4proto {{ 6, 17 }} th sport {run} snat {ip} to {ip} saddr:{run}\n" in rules

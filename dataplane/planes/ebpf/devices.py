@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 
 from pyroute2 import IPRoute
 
+from dataplane.kernel import sysctl
 from dataplane.planes.ebpf.layout import constant
 from dataplane.policy.node import LocalDetector
 
 UPLINK, POD, OVERLAY = constant("DEVICE_UPLINK"), constant("DEVICE_POD"), constant("DEVICE_OVERLAY")
 DETECTED, XDP_TARGET = constant("DEVICE_DETECTED"), constant("DEVICE_XDP_TARGET")
+REVERSE_PATH = {1: constant("DEVICE_STRICT"), 2: constant("DEVICE_LOOSE")}
+"""Device flags by the value of rp_filter."""
 _OVERLAY_KINDS = frozenset(
     {"vxlan", "geneve", "ipip", "sit", "ip6tnl", "gre", "gretap", "ip6gre", "ip6gretap", "wireguard", "vti", "xfrm"}
 )
@@ -28,7 +31,8 @@ _UP = 1
 
 class Link(NamedTuple):
     """A device as the kernel describes it. type: ARPHRD_*; master: ifindex of its bridge or 0; kind: "veth", "" for
-    real ones."""
+    real ones; reverse_path: rp_filter as it is in effect, the larger of the device's own and `all`
+    (Documentation/networking/ip-sysctl.rst)."""
 
     name: str
     ifindex: int
@@ -37,6 +41,7 @@ class Link(NamedTuple):
     mac: str = ""
     master: int = 0
     up: bool = True
+    reverse_path: int = 0
 
 
 class Route(NamedTuple):
@@ -56,7 +61,7 @@ class Network(NamedTuple):
 
 class Device(NamedTuple):
     """A device that carries programs. flags: enum device_flags. raw_ip: no link-layer header. xdp: may carry XDP.
-    veth: one end of a pair."""
+    veth: one end of a pair. routed: ifindex of the device that routes and settings are about, the bridge of a port."""
 
     name: str
     ifindex: int
@@ -65,6 +70,7 @@ class Device(NamedTuple):
     raw_ip: bool = False
     xdp: bool = False
     veth: bool = False
+    routed: int = 0
 
 
 class Wishes(NamedTuple):
@@ -101,7 +107,16 @@ def _link(message: Any) -> Link:
         str(message.get_attr("IFLA_ADDRESS") or ""),
         int(message.get_attr("IFLA_MASTER") or 0),
         bool(message["flags"] & _UP),
+        _reverse_path(str(message.get_attr("IFLA_IFNAME"))),
     )
+
+
+def _reverse_path(device: str) -> int:
+    """rp_filter in effect on a device; 0 for one that went meanwhile."""
+    try:
+        return max(int(sysctl.read(f"net/ipv4/conf/{name}/rp_filter")) for name in ("all", device))
+    except sysctl.SysctlError:
+        return 0
 
 
 def _matches(name: str, globs: Iterable[str]) -> bool:
@@ -148,6 +163,7 @@ def choose_devices(network: Network, primary: Collection[str], wishes: Wishes) -
     overlays = {link.ifindex for link in network.links if link.kind in _OVERLAY_KINDS} - uplinks
     pods = _pods(network, uplinks, overlays, wishes)
     names = {link.ifindex: link.name for link in network.links}
+    bridges = {link.ifindex: link for link in network.links if link.kind == "bridge"}
     chosen = []
     for link in sorted(network.links, key=lambda link: link.ifindex):
         flags = (
@@ -160,6 +176,8 @@ def choose_devices(network: Network, primary: Collection[str], wishes: Wishes) -
         if _detected(link, names, wishes.detector):
             flags |= DETECTED
         ethernet = link.type == _ARPHRD_ETHER
+        routed = bridges.get(link.master, link)
+        flags |= REVERSE_PATH.get(routed.reverse_path, 0)
         chosen.append(
             Device(
                 link.name,
@@ -169,6 +187,7 @@ def choose_devices(network: Network, primary: Collection[str], wishes: Wishes) -
                 raw_ip=not ethernet,
                 xdp=bool(flags & UPLINK) and ethernet and link.kind not in _NO_XDP_KINDS | _OVERLAY_KINDS,
                 veth=link.kind == "veth",
+                routed=routed.ifindex,
             )
         )
     return chosen

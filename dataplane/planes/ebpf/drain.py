@@ -7,13 +7,13 @@ marked dead by `retire`, so that UDP leaves them as it always does.
 """
 
 import time
-from socket import IPPROTO_TCP, IPPROTO_UDP, ntohs
+from socket import IPPROTO_UDP, ntohs
 
 from dataplane.model.net import Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import PlanEntry
 from dataplane.planes.ebpf.encode import BACKEND, SERVICE, address_bytes, address_text, entry_key
-from dataplane.planes.ebpf.events import TUPLE
+from dataplane.planes.ebpf.flows import FIN, FLOW_TABLES, FOREIGN, REPLY, RESTING, RST, Lifetimes, facts, last_ns
 from dataplane.planes.ebpf.hooks import PacketHook
 from dataplane.planes.ebpf.layout import constant, struct_version, unpack
 from dataplane.planes.ebpf.maps import MapSet, open_any_sizes
@@ -22,12 +22,9 @@ from dataplane.planes.ebpf.programs import remove_links
 from dataplane.planes.ebpf.sockets import disconnect_here
 from dataplane.planes.ebpf.tables import BACKEND_FLAGS_AT
 
-_REPLY, _RST, _ESTABLISHED, _SEEN_REPLY = (
-    constant(f"FLOW_{name}") for name in ("REPLY", "RST", "ESTABLISHED", "SEEN_REPLY")
-)
-_BOTH_FINS = constant("FLOW_FIN_FORWARD") | constant("FLOW_FIN_REPLY")
-_CLOSING_SECONDS = 2
-_SECOND_NS = 1_000_000_000
+_CLOSING_NS = 2_000_000_000
+"""What a connection that has ended gets for its last acknowledgments."""
+_CONNECTED = constant("PEER_CONNECTED")
 
 
 def _maps(pins: PinDirectory) -> MapSet | None:
@@ -61,40 +58,30 @@ def drain(pins: PinDirectory) -> int:
 def _left(maps: MapSet) -> int:
     """Flows and sockets that would miss the programs.
 
-    Ports that are merely reserved (reserve.py) are replies and nothing else, of flows that the programs never had.
+    Ports that only rest, or that flows have which the programs never had (reserve.py), are nobody's.
     """
-    node, now = maps.node(), time.monotonic_ns()
+    lifetimes, now = Lifetimes.of(maps.node()), time.monotonic_ns()
     alive = {}
-    for name in ("connections", "pending"):
+    for name in FLOW_TABLES:
         for key, value in maps.items(name):
-            entry = unpack("translation", value)
-            if entry["flags"] == _REPLY:
-                continue
-            seconds = _seconds(node, _lifetime(TUPLE.unpack(key)[4], entry["flags"]))
-            if now - entry["last_ns"] <= seconds * _SECOND_NS:
-                alive[key] = bool(entry["flags"] & _REPLY)
+            flags = facts(value)
+            over = now - last_ns(value) > _CLOSING_NS if flags & RST or flags & FIN == FIN else False
+            if not flags & (RESTING | FOREIGN) and not over and not lifetimes.over(key, value, now):
+                alive[key] = bool(flags & REPLY)
     flows = max(sum(alive.values()), sum(not reply for reply in alive.values()))
-    sockets = 0
+    return flows + _sockets(maps, now - lifetimes.ns["udp_stream_seconds"])
+
+
+def _sockets(maps: MapSet, since: int) -> int:
+    """Unconnected UDP sockets that were pointed at an endpoint and used since then: they would be shown a stranger's
+    address."""
+    peers = (unpack("peer", value) for _, value in maps.items("peers"))
+    count: int = sum(
+        p["protocol"] == IPPROTO_UDP and not p["flags"] & _CONNECTED and p["last_ns"] >= since for p in peers
+    )
     for key, value in maps.items("sockets"):
-        own, peer = unpack("socket_key", key), unpack("socket_peer", value)
-        recent = now - peer["last_ns"] <= _seconds(node, "udp_stream_seconds") * _SECOND_NS
-        sockets += bool(own["protocol"] == IPPROTO_UDP and own["reply"] and recent)
-    return flows + sockets
-
-
-def _seconds(node: dict[str, int | bytes | list[int]], name: str) -> int:
-    value = node.get(name, _CLOSING_SECONDS)
-    return value if isinstance(value, int) else 0
-
-
-def _lifetime(protocol: int, flags: int) -> str:
-    """The setting that says for how long after its last packet a flow goes on; as lifetime() in bpf/flow.h, but a
-    connection that has ended only gets the time for its last acknowledgements (no setting)."""
-    if protocol != IPPROTO_TCP:
-        return "udp_stream_seconds" if flags & _SEEN_REPLY else "udp_seconds"
-    if flags & _RST or flags & _BOTH_FINS == _BOTH_FINS:
-        return ""
-    return "tcp_established_seconds" if flags & _ESTABLISHED else "tcp_syn_seconds"
+        count += bool(unpack("socket_key", key)["reply"] and unpack("socket_peer", value)["last_ns"] >= since)
+    return count
 
 
 def finish(pins: PinDirectory) -> int:
@@ -144,7 +131,7 @@ def retire(pins: PinDirectory, change: PlanChange) -> int:
                 count += 1
         udp = frozenset((address_bytes(a), port) for _, protocol, a, port in gone if protocol == Protocol.UDP)
         if udp:
-            disconnect_here(maps.fds["sockets"], udp)
+            disconnect_here(maps.fds["peers"], udp)
     return count
 
 

@@ -26,11 +26,13 @@ from dataplane.planes.ebpf.programs import Program, load_programs
 from dataplane.planes.ebpf.reserve import reserve_once
 
 TC_SOURCE, XDP_SOURCE = "tc.c", "xdp.c"
-_DEVICE = record("device", "flags", "mac", "pad")
+_DEVICE = record("device", "flags", "ifindex", "mac", "pad")
 _PIN = re.compile(r"(tc_ingress|tc_egress|xdp_native|xdp_generic)-(\d+)")
 _RTMGRP_LINK, _RTMGRP_ADDRESSES, _RTMGRP_ROUTES = 0x1, 0x110, 0x440  # of both families
 _CHANGES = _RTMGRP_LINK | _RTMGRP_ADDRESSES | _RTMGRP_ROUTES
 _SETTLE_SECONDS = 0.05
+_LOOK_SECONDS = 30.0
+"""Settings of devices (rp_filter) change without a message."""
 
 
 class DeviceStatus(NamedTuple):
@@ -159,7 +161,7 @@ class PacketHook:
 
     def _describe(self, device: Device, more: int) -> None:
         if self._maps is not None:
-            value = _DEVICE.pack(device.flags | more, *device.mac, 0)
+            value = _DEVICE.pack(device.flags | more, device.routed, *device.mac, 0)
             self._maps.put("devices", device.ifindex.to_bytes(4, "little"), value)
 
     def _remove(self, index: int) -> None:
@@ -247,7 +249,7 @@ class DeviceWatch(Closing):
                     raise
 
     def _work(self) -> None:
-        while self._end not in select.select([self._door.fileno(), self._end], [], [])[0]:
+        while self._end not in select.select([self._door.fileno(), self._end], [], [], _LOOK_SECONDS)[0]:
             if select.select([self._end], [], [], _SETTLE_SECONDS)[0]:  # changes come in bunches
                 return
             self._drain()

@@ -26,7 +26,7 @@ typedef uint16_t __be16; typedef uint32_t __be32; typedef uint32_t u32; typedef 
 _MAP_LINE = re.compile(r"^\s*MAP\((\w+), (\w+), (\w+), (\w+), (\w+), (\w+)\)", re.MULTILINE)
 _FORMATS = {"uint8_t": "B", "uint16_t": "H", "uint32_t": "I", "uint64_t": "Q", "char": "s"}
 FLOW_MAPS = frozenset(
-    {"affinity", "sockets", "answers", "pending", "connections", "fragments", "counters", "service_counters"}
+    {"affinity", "peers", "sockets", "answers", "tcp_flows", "udp_flows", "fragments", "counters", "service_counters"}
 )
 """Maps that the programs fill."""
 
@@ -43,10 +43,11 @@ class Sizes(msgspec.Struct, frozen=True):
     addresses: int = 1024
     devices: int = 4096
     affinity: int = 131072
-    sockets: int = 131072
+    peers: int = 131072
+    sockets: int = 65536
     answers: int = 8192
-    pending: int = 65536
-    connections: int = 262144
+    tcp_flows: int = 262144
+    udp_flows: int = 131072
     fragments: int = 8192
     events: int = 1 << 20
 

@@ -69,6 +69,16 @@ class MapSet(Closing):
         spec = self.specs[name]
         return bpf.map_items(self.fds[name], spec.key_size, spec.value_size, spec.max_entries)
 
+    def batches(self, name: str, chunk: int = 16384) -> Iterator[bpf.MapBatch]:
+        """All elements of a hash map, so many at a time."""
+        spec = self.specs[name]
+        return bpf.map_batches(self.fds[name], spec.key_size, spec.value_size, spec.max_entries, chunk)
+
+    def elements(self, name: str) -> bpf.MapElements:
+        """Quick access to single elements of a map, for one thread, as long as this object is open."""
+        spec = self.specs[name]
+        return bpf.MapElements(self.fds[name], spec.key_size, spec.value_size)
+
     def per_cpu(self, name: str, index: int) -> list[bytes]:
         """The values of all CPUs at one index of a per-CPU array."""
         size = -(-self.specs[name].value_size // 8) * 8
@@ -92,9 +102,21 @@ def _possible_cpus() -> int:
     return int(text.rpartition(",")[2].rpartition("-")[2]) + 1
 
 
-def _create(spec: MapSpec) -> int:
+INNER = {"flows": ("tcp_flows", "udp_flows")}
+"""Maps of maps: the maps in each, by index (enum flow_tables)."""
+
+
+def _create(spec: MapSpec, fds: Mapping[str, int]) -> int:
+    """A new map; a map of maps is filled with those in `fds`, which must be made before."""
+    inner = INNER.get(spec.name, ())
     try:
-        return bpf.map_create(spec.type, spec.key_size, spec.value_size, spec.max_entries, spec.flags, spec.name)
+        template = fds[inner[0]] if inner else 0
+        fd = bpf.map_create(
+            spec.type, spec.key_size, spec.value_size, spec.max_entries, spec.flags, spec.name, template
+        )
+        for index, name in enumerate(inner):
+            bpf.map_update(fd, _INDEX.pack(index), _INDEX.pack(fds[name]))
+        return fd
     except BpfError as error:
         raise PlaneError(
             f"map {spec.name} ({spec.type.name}, {spec.max_entries} entries) cannot be made: {error.strerror}; "
@@ -108,7 +130,7 @@ def create_maps(sizes: Sizes, carried: Mapping[str, int] | None = None) -> MapSe
     try:
         for name, spec in map_specs(sizes).items():
             if name not in fds:
-                fds[name] = _create(spec)
+                fds[name] = _create(spec, fds)
         return MapSet(fds, sizes)
     except (PlaneError, OSError):
         for fd in fds.values():
@@ -162,11 +184,8 @@ def copy_maps(old: MapSet, sizes: Sizes) -> MapSet | None:
 
     Maps whose size stays are not copied but shared, so that flows which begin meanwhile are in both.
     """
-    shared = {
-        name: os.dup(old.fds[name])
-        for name, spec in map_specs(sizes).items()
-        if name in FLOW_MAPS and spec == old.specs[name]
-    }
+    same = {name for name, spec in map_specs(sizes).items() if name in FLOW_MAPS and spec == old.specs[name]}
+    shared = {name: os.dup(old.fds[name]) for name in same}
     new = create_maps(sizes, shared)
     try:
         for name, view in old.memory.items():

@@ -2,7 +2,7 @@
 
 import gc
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from dataplane.kernel.netns_alive import netns_cookie
@@ -12,6 +12,7 @@ from dataplane.plan.types import Plan, Table
 from dataplane.planes.base import Plane, PlaneError
 from dataplane.planes.ebpf import drain
 from dataplane.planes.ebpf.adopt import adopt, read_rows, sweep
+from dataplane.planes.ebpf.collect import Collector
 from dataplane.planes.ebpf.layout import Sizes, constant, fields_of, layout_version, struct_version
 from dataplane.planes.ebpf.maps import NODE_KEY, MapSet, copy_maps, create_maps, open_any_sizes, open_maps, pin_maps
 from dataplane.planes.ebpf.pins import PinDirectory, default_instance
@@ -41,7 +42,8 @@ class EbpfPlane:
     hooks: what to attach, in this order. sizes: of the maps. instance: name of the pin directory (default: made of the
     network namespace's cookie). kube_proxy_masquerade: masquerade exactly where kube-proxy does (`--masquerade
     kube-proxy`), also where a client could keep its address. cleaner: who disconnects UDP sockets from endpoints that
-    went; None leaves them.
+    went; None leaves them. collect: hears of full maps, where this process lives on and is to collect what is over in
+    them; None = nobody collects.
     """
 
     name = "ebpf"
@@ -54,6 +56,7 @@ class EbpfPlane:
         instance: str = "",
         kube_proxy_masquerade: bool = False,
         cleaner: SocketCleaner | None = None,
+        collect: Callable[[str], None] | None = None,
     ) -> None:
         self.slow, self.hooks, self.sizes = slow, tuple(hooks), sizes or Sizes()
         self.pins = PinDirectory(instance or default_instance())
@@ -61,6 +64,8 @@ class EbpfPlane:
         self._cookie = netns_cookie()
         self._kube_proxy_masquerade = kube_proxy_masquerade
         self._tables: Tables | None = None
+        self._collect = collect
+        self.collector: Collector | None = None
 
     @property
     def tables(self) -> Tables:
@@ -124,6 +129,8 @@ class EbpfPlane:
                 self.pins.remove_maps(old)
         drain.resume(self.pins)
         self._disconnect(removed)
+        if self._collect is not None:
+            self.collector = Collector(maps, self._collect)
 
     def _open(self, version: str) -> tuple[MapSet, bool]:
         """This version's maps: as pinned, or copied from pinned ones of other sizes, or new; and whether they are
@@ -201,6 +208,9 @@ class EbpfPlane:
         """Forget the maps; everything in the kernel stays and goes on working, but for devices that come later."""
         for hook in self.hooks:
             hook.close()
+        if self.collector is not None:
+            self.collector.close()
+            self.collector = None
         if self._tables is not None:
             self._tables.maps.close()
             self._tables = None

@@ -6,34 +6,25 @@ any port, whatever the host's ephemeral range is, so it must be told. So must co
 port of a connection of the node's own, because a masqueraded one to the same backend has it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from dataplane.kernel.nft import Nft
 from dataplane.planes.ebpf.maps import MapSet
+from dataplane.planes.ebpf.ports import NODE_PORTS, Ports, runs_beside, snat_runs
 
 TABLE = "inet hotplane-ports"
-_NODE_PORTS = (30000, 32767)
 _PRIORITY = 99
 """Just before srcnat (100): the first chain that chooses a source decides."""
 _LAST_PRIORITY = 110
 """After srcnat: for flows whose source nobody chose."""
 
 
-def _runs(low: int, high: int) -> Iterator[tuple[int, int]]:
-    """The runs of unprivileged ports beside low-high and the usual node ports, both ends included."""
-    first = 1024
-    for start, end in sorted([(low, high), _NODE_PORTS, (65536, 65536)]):
-        if first < start:
-            yield first, start - 1
-        first = max(first, end + 1)
-
-
-def other_ports(low: int, high: int) -> tuple[int, int]:
-    """The largest run of unprivileged ports beside low-high and the usual node ports, both ends included.
+def other_ports(taken: Sequence[Ports]) -> Ports:
+    """The largest run of unprivileged ports beside the programs' and the usual node ports.
 
     A masqueraded flow with a node port's number would be taken for one to that node port when its answers come in.
     """
-    return max(_runs(low, high), key=lambda run: run[1] - run[0])
+    return max(runs_beside([*taken, NODE_PORTS]), key=lambda run: run[1] - run[0])
 
 
 def _own(first: int, last: int) -> str:
@@ -45,10 +36,11 @@ def _own(first: int, last: int) -> str:
     )
 
 
-def ruleset(mark: int, low: int, high: int) -> str:
-    """The transaction that makes our table what it has to be. mark: what asks for masquerading."""
-    first, last = other_ports(low, high)
-    own = "".join(_own(*run) for run in _runs(low, high))
+def ruleset(mark: int, taken: Sequence[Ports]) -> str:
+    """The transaction that makes our table what it has to be. mark: what asks for masquerading; taken: the programs'
+    ports."""
+    first, last = other_ports(taken)
+    own = "".join(_own(*run) for run in runs_beside([*taken, NODE_PORTS]))
     return f"""add table {TABLE}
 flush table {TABLE}
 table {TABLE} {{
@@ -69,9 +61,9 @@ def split_ports(maps: MapSet) -> None:
     Raises PlaneError.
     """
     node = maps.node()
-    mark, low, high = node["masquerade_mark"], node["snat_port_low"], node["snat_port_high"]
-    if isinstance(mark, int) and isinstance(low, int) and isinstance(high, int) and mark:
-        Nft().run(ruleset(mark, low, high))
+    mark, runs = node["masquerade_mark"], snat_runs(node)
+    if isinstance(mark, int) and mark and runs:
+        Nft().run(ruleset(mark, runs))
 
 
 def join_ports() -> None:

@@ -23,6 +23,7 @@ CONNECT_PROGRAMS: dict[str, AttachType] = {
     "recvmsg6": AttachType.CGROUP_UDP6_RECVMSG,
     "getpeername4": AttachType.CGROUP_INET4_GETPEERNAME,
     "getpeername6": AttachType.CGROUP_INET6_GETPEERNAME,
+    "sock_release": AttachType.CGROUP_INET_SOCK_RELEASE,
 }
 
 
@@ -59,7 +60,7 @@ def load_programs(
     programs: dict[str, Program] = {}
     try:
         for name, attach_type in attach.items():
-            fd = bpf.program_load(bpf.relocate(code[name], references), kind, attach_type, name)
+            fd = bpf.program_load(bpf.relocate(code[name], references), _type(kind, attach_type), attach_type, name)
             info = bpf.program_info(fd)
             programs[name] = Program(name, fd, info.instructions, info.jited_bytes)
     except OSError:
@@ -67,6 +68,11 @@ def load_programs(
             program.close()
         raise
     return programs
+
+
+def _type(kind: ProgramType, attach: AttachType) -> ProgramType:
+    """The type of one program of a file whose other programs are of type `kind`."""
+    return ProgramType.CGROUP_SOCK if attach is AttachType.CGROUP_INET_SOCK_RELEASE else kind
 
 
 class Hook(Protocol):

@@ -11,21 +11,19 @@ from socket import htons
 from dataplane.kernel import bpf
 from dataplane.kernel.bpf import BpfError
 from dataplane.kernel.conntrack_list import masqueraded_connections
+from dataplane.model.net import Protocol
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.encode import address_bytes
 from dataplane.planes.ebpf.events import TUPLE
-from dataplane.planes.ebpf.layout import constant, layout_version, record
+from dataplane.planes.ebpf.flows import FOREIGN, NO_HOP, REPLY, TRANSLATION
+from dataplane.planes.ebpf.layout import layout_version
 from dataplane.planes.ebpf.maps import MapSet
 from dataplane.planes.ebpf.pins import PinDirectory
+from dataplane.planes.ebpf.ports import snat_runs
 
-_TRANSLATION_FIELDS = (
-    *("source", "destination", "source_port", "destination_port", "flags", "backend", "backend_generation"),
-    *("service", "ifindex", "last_ns", "packets", "bytes"),
-    *("hop_until_ns", "hop_ifindex", "hop_destination", "hop_source", "hop_mtu"),
-    *("header_change", "transport_change", "pad"),
-)
 _NOEXIST = 1
-_NO_HOP = (0,) * (3 + 6 + 6 + 3)
+_TABLES = {Protocol.TCP: "tcp_flows", Protocol.UDP: "udp_flows"}
+_NOBODY = 0xFFFFFFFF
 
 
 def reserve_ports(maps: MapSet) -> int:
@@ -33,34 +31,31 @@ def reserve_ports(maps: MapSet) -> int:
 
     Raises ConntrackError, PlaneError.
     """
-    node = maps.node()
-    low, high = node["snat_port_low"], node["snat_port_high"]
-    if not isinstance(low, int) or not isinstance(high, int):
-        return 0
-    translation = record("translation", *_TRANSLATION_FIELDS)
+    runs = snat_runs(maps.node())
     count = 0
     for flow in masqueraded_connections():
-        if not low <= flow.client[1] <= high:
+        port = flow.client[1]
+        if flow.protocol not in _TABLES or not any(low <= port <= high for low, high in runs):
             continue
         source, destination = address_bytes(flow.backend[0]), address_bytes(flow.client[0])
-        ports = htons(flow.backend[1]), htons(flow.client[1])
-        value = translation.pack(
-            *(source, destination, *ports, constant("FLOW_REPLY"), 0, 0, 0xFFFFFFFF, 0, time.monotonic_ns(), 0, 0),
-            *_NO_HOP,
+        ports = htons(flow.backend[1]), htons(port)
+        value = TRANSLATION.pack(
+            *(source, destination, *ports, REPLY | FOREIGN, 0, 0, 0, _NOBODY, 0, time.monotonic_ns(), 0, 0),
+            *(0, 0, 0, 0, *NO_HOP),
         )
         key = TUPLE.pack(source, destination, *ports, int(flow.protocol), 0, 0, 0)
-        count += _add(maps, key, value)
+        count += _add(maps, _TABLES[flow.protocol], key, value)
     return count
 
 
-def _add(maps: MapSet, key: bytes, value: bytes) -> bool:
+def _add(maps: MapSet, table: str, key: bytes, value: bytes) -> bool:
     """Store an entry unless there is one; whether it is new."""
     try:
-        bpf.map_update(maps.fds["connections"], key, value, _NOEXIST)
+        bpf.map_update(maps.fds[table], key, value, _NOEXIST)
     except BpfError as error:
         if error.errno == errno.EEXIST:
             return False
-        raise PlaneError(f"map connections: {error.strerror}") from error
+        raise PlaneError(f"map {table}: {error.strerror}") from error
     return True
 
 

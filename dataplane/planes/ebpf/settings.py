@@ -1,38 +1,31 @@
 """This node's settings in the maps `node`, `addresses` and `detector`."""
 
-from pathlib import Path
-
 from dataplane.model.net import Family, is_loopback
 from dataplane.planes.ebpf.encode import address_bytes, prefix_key_bytes
 from dataplane.planes.ebpf.layout import constant, record
 from dataplane.planes.ebpf.maps import NODE_KEY, MapSet
+from dataplane.planes.ebpf.ports import snat_fields, snat_ports
 from dataplane.policy.node import NodeConfig
 
 NODE = record(
     "node",
-    *("netns_cookie", "flags", "masquerade_mark", "snat_port_low", "snat_port_high"),
-    *("tcp_syn_seconds", "tcp_established_seconds", "tcp_closing_seconds", "udp_seconds", "udp_stream_seconds"),
+    *("netns_cookie", "flags", "masquerade_mark", "snat_ports", "snat_first", "snat_first_count", "snat_second", "pad"),
+    *("tcp_syn_seconds", "tcp_established_seconds", "tcp_half_closed_seconds", "tcp_closing_seconds"),
+    *("tcp_reset_seconds", "tcp_rest_seconds", "udp_seconds", "udp_stream_seconds"),
     *("masquerade_ipv4", "masquerade_ipv6"),
 )
-TCP_SYN_SECONDS, TCP_ESTABLISHED_SECONDS, TCP_CLOSING_SECONDS = 120, 86400, 120
-UDP_SECONDS, UDP_STREAM_SECONDS = 30, 120
-"""Idle times after which flows are forgotten: the kernel's own for connection tracking, established TCP as kube-proxy
-sets it (conntrack.tcpEstablishedTimeout, 24 h)."""
-
-_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_NODE_PORTS_END = 32767
-_LEAST_SNAT_PORTS = 1024
-
-
-def snat_ports() -> tuple[int, int]:
-    """Source ports that SNAT may use, both included: outside the host's ephemeral range and the usual node ports.
-
-    Above the ephemeral range where there is room, otherwise below it.
-    """
-    low, high = map(int, _PORT_RANGE.read_text().split())
-    if 65535 - high >= _LEAST_SNAT_PORTS:
-        return max(high, _NODE_PORTS_END) + 1, 65535
-    return max(1024, min(low - 1 - 20000, 10000)), min(low - 1, 29999)
+LIFETIMES = {
+    "tcp_syn_seconds": 120,
+    "tcp_established_seconds": 86400,
+    "tcp_half_closed_seconds": 3600,
+    "tcp_closing_seconds": 120,
+    "tcp_reset_seconds": 10,
+    "tcp_rest_seconds": 120,
+    "udp_seconds": 30,
+    "udp_stream_seconds": 120,
+}
+"""Idle times after which flows are forgotten: the kernel's own for connection tracking, established and half-closed TCP
+as kube-proxy sets them (conntrack.tcpEstablishedTimeout, 24 h; conntrack.tcpCloseWaitTimeout, 1 h)."""
 
 
 def _flags(node: NodeConfig, kube_proxy_masquerade: bool) -> int:
@@ -79,8 +72,8 @@ def write_node(maps: MapSet, node: NodeConfig, netns_cookie: int, kube_proxy_mas
         "node",
         NODE_KEY,
         NODE.pack(
-            *(netns_cookie, _flags(node, kube_proxy_masquerade), node.masquerade_mark, *snat_ports()),
-            *(TCP_SYN_SECONDS, TCP_ESTABLISHED_SECONDS, TCP_CLOSING_SECONDS, UDP_SECONDS, UDP_STREAM_SECONDS),
+            *(netns_cookie, _flags(node, kube_proxy_masquerade), node.masquerade_mark, *snat_fields(snat_ports())),
+            *LIFETIMES.values(),
             *(address_bytes(text) if text else bytes(16) for text in primary.values()),
         ),
     )

@@ -2,29 +2,31 @@
 
 After connect(2) no program sees such a socket's datagrams any more, so it would talk to a dead endpoint for ever. It is
 aborted instead: the next call of its owner fails with ECONNABORTED, and whoever connects again gets a live endpoint.
-Only sockets that were pointed at the endpoint by the connect programs (map `sockets`) are touched, never those that
+Only sockets that were pointed at the endpoint by the connect programs (map `peers`) are touched, never those that
 were connected to the endpoint's own address. They are found in the network namespaces of the control group's processes.
 """
 
 import logging
 import os
 import queue
+import struct
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from socket import IPPROTO_UDP, htons
+from socket import ntohs
 
 from pyroute2.netns import setns
 
 from dataplane.kernel import bpf, cgroup
 from dataplane.kernel.sockdiag import connected_udp_sockets, destroy
 from dataplane.planes.ebpf.encode import address_bytes
-from dataplane.planes.ebpf.layout import record, size_of, unpack
+from dataplane.planes.ebpf.layout import constant, size_of, unpack
 from dataplane.planes.ebpf.maps import MapSet
 from dataplane.planes.ebpf.tables import Removed
 
-SOCKET_KEY = record("socket_key", "cookie", "address", "port", "protocol", "reply", "pad")
-_PEER_SIZE = size_of("socket_peer")
+_COOKIE = struct.Struct("=Q")
+_PEER_SIZE = size_of("peer")
+_CONNECTED = constant("PEER_CONNECTED")
 _log = logging.getLogger(__name__)
 
 Gone = frozenset[tuple[bytes, int]]
@@ -47,17 +49,21 @@ def _namespaces(group: Path, own: int) -> tuple[dict[int, str], int]:
     return found, hidden
 
 
-def disconnect_here(sockets_map: int, gone: Gone) -> int:
+def disconnect_here(peers_map: int, gone: Gone) -> int:
     """Abort the sockets of the current network namespace that the connect programs put on `gone`. Returns how many."""
     count = 0
     for found in connected_udp_sockets():
         if (found.destination, found.port) not in gone:
             continue
-        key = SOCKET_KEY.pack(found.cookie, found.destination, htons(found.port), IPPROTO_UDP, 1, 0)
-        peer = bpf.map_lookup(sockets_map, key, _PEER_SIZE)
-        if peer is not None and unpack("socket_peer", peer)["connected"]:
+        key = _COOKIE.pack(found.cookie)
+        raw = bpf.map_lookup(peers_map, key, _PEER_SIZE)
+        if raw is None:
+            continue
+        peer = unpack("peer", raw)
+        mine = (peer["backend"], ntohs(peer["backend_port"])) == (found.destination, found.port)
+        if mine and peer["flags"] & _CONNECTED:
             count += destroy(found)
-            bpf.map_delete(sockets_map, key)
+            bpf.map_delete(peers_map, key)
     return count
 
 
@@ -82,7 +88,7 @@ class SocketCleaner:
             self._thread.start()
         endpoints = frozenset((address_bytes(r.address), r.port) for r in gone)
         self._last = threading.Event()
-        self._queue.put((os.dup(maps.fds["sockets"]), endpoints, self._last))
+        self._queue.put((os.dup(maps.fds["peers"]), endpoints, self._last))
 
     def flush(self, seconds: float) -> bool:
         """Wait until everything asked for so far was done; False when that took longer."""
@@ -91,18 +97,18 @@ class SocketCleaner:
     def _work(self) -> None:
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         while True:
-            sockets_map, gone, done = self._queue.get()
+            peers_map, gone, done = self._queue.get()
             try:
-                self.disconnected += disconnect_here(sockets_map, gone)
+                self.disconnected += disconnect_here(peers_map, gone)
                 for group in self._groups:
-                    self._in_group(group, home, sockets_map, gone)
+                    self._in_group(group, home, peers_map, gone)
             except OSError as error:
                 self._say(str(error))
             finally:
-                os.close(sockets_map)
+                os.close(peers_map)
                 done.set()
 
-    def _in_group(self, group: Path, home: int, sockets_map: int, gone: Gone) -> None:
+    def _in_group(self, group: Path, home: int, peers_map: int, gone: Gone) -> None:
         namespaces, hidden = _namespaces(group, os.fstat(home).st_ino)
         if hidden:
             self._say("there are processes that only CAP_SYS_PTRACE may look at")
@@ -115,7 +121,7 @@ class SocketCleaner:
                 self._say("entering the network namespaces of pods takes CAP_SYS_ADMIN")
                 return
             try:
-                self.disconnected += disconnect_here(sockets_map, gone)
+                self.disconnected += disconnect_here(peers_map, gone)
             finally:
                 setns(f"/proc/self/fd/{home}", 0)
 

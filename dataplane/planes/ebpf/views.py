@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from dataplane.planes.ebpf.encode import SERVICE, address_text, entry_key
 from dataplane.planes.ebpf.events import TUPLE, client_text
+from dataplane.planes.ebpf.flows import FLOW_TABLES, REPLY, facts, state
 from dataplane.planes.ebpf.layout import constant, hook_names, reason_names, struct_version, unpack
 from dataplane.planes.ebpf.maps import MapSet, open_any_sizes
 from dataplane.planes.ebpf.pins import PinDirectory
@@ -38,9 +39,10 @@ class Sticky(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """A tracked flow or, with kind `socket`, what a socket was pointed at. source is None for sockets."""
+    """A tracked flow or what a socket was pointed at. state: opening, answered, established, closing, or connected (a
+    socket). source is None for sockets."""
 
-    kind: str
+    state: str
     protocol: int
     source: tuple[str, int] | None
     destination: tuple[str, int]
@@ -121,14 +123,14 @@ def affinity(maps: MapSet) -> Iterator[Sticky]:
 def flows(maps: MapSet) -> Iterator[Flow]:
     """Tracked flows (the client's direction) and sockets that were balanced at connect time."""
     names = service_names(maps)
-    for kind in ("pending", "connections"):
-        for key, value in maps.items(kind):
+    for table in FLOW_TABLES:
+        for key, value in maps.items(table):
             source, destination, source_port, destination_port, protocol, *_ = TUPLE.unpack(key)
             entry = unpack("translation", value)
-            if entry["flags"] & constant("FLOW_REPLY"):
+            if entry["flags"] & REPLY:
                 continue
             yield Flow(
-                kind,
+                state(protocol, facts(value)),
                 protocol,
                 (address_text(source), socket.ntohs(source_port)),
                 (address_text(destination), socket.ntohs(destination_port)),
@@ -142,20 +144,22 @@ def flows(maps: MapSet) -> Iterator[Flow]:
 
 
 def _sockets(maps: MapSet, names: dict[int, str]) -> Iterator[Flow]:
+    for _, value in maps.items("peers"):
+        peer = unpack("peer", value)
+        if any(peer["backend"]):
+            ends = (peer["frontend"], peer["frontend_port"]), (peer["backend"], peer["backend_port"])
+            yield _socket(peer["protocol"], *ends, names.get(peer["service"], ""), peer["last_ns"])
     for key, value in maps.items("sockets"):
-        own, peer = unpack("socket_key", key), unpack("socket_peer", value)
-        if own["reply"]:
-            yield Flow(
-                "socket",
-                own["protocol"],
-                None,
-                (address_text(peer["address"]), socket.ntohs(peer["port"])),
-                (address_text(own["address"]), socket.ntohs(own["port"])),
-                names.get(peer["service"], ""),
-                _idle(peer["last_ns"]),
-                0,
-                0,
-            )
+        own, more = unpack("socket_key", key), unpack("socket_peer", value)
+        ends = (more["address"], more["port"]), (own["address"], own["port"])
+        if own["reply"] and ends[0] != ends[1]:
+            yield _socket(own["protocol"], *ends, names.get(more["service"], ""), more["last_ns"])
+
+
+def _socket(protocol: int, frontend: tuple[bytes, int], backend: tuple[bytes, int], service: str, last_ns: int) -> Flow:
+    """What a socket was pointed at; ports in network order."""
+    asked, real = ((address_text(address), socket.ntohs(port)) for address, port in (frontend, backend))
+    return Flow("connected", protocol, None, asked, real, service, _idle(last_ns), 0, 0)
 
 
 def memory(maps: MapSet) -> dict[str, int]:

@@ -23,6 +23,7 @@ from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, SourceRanges
 from dataplane.planes.ebpf.encode import address_bytes
+from dataplane.planes.ebpf.flows import FLOW_TABLES
 from dataplane.planes.ebpf.layout import Sizes, constant, enumeration, record, unpack
 from dataplane.planes.ebpf.maps import MapSet, create_maps
 from dataplane.planes.ebpf.programs import Program, load_programs
@@ -40,11 +41,11 @@ REMOTE, REMOTE_6 = "10.244.2.11", "fd00:10:244:2::11"
 NODE2_MAC, ROUTER_MAC, POD_MAC = "02:00:00:00:00:02", "02:00:00:00:00:fe", "02:00:00:00:00:11"
 SIZES = Sizes(
     frontends=256, slots=1024, backends=1024, services=256, source_ranges=64, detector=16, addresses=32, devices=16,
-    affinity=1024, sockets=16, pending=4096, connections=4096, fragments=1024, events=1 << 16,
+    affinity=1024, peers=16, sockets=16, tcp_flows=4096, udp_flows=4096, fragments=1024, events=1 << 16,
 )  # fmt: skip
 TC_NEXT, TC_SHOT, TC_REDIRECT = 0xFFFFFFFF, 2, 7
 XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = 1, 2, 3, 4
-DEVICE = record("device", "flags", "mac", "pad")
+DEVICE = record("device", "flags", "ifindex", "mac", "pad")
 TUPLE = record("tuple", "source", "destination", "source_port", "destination_port", "protocol", "pad")
 _TC_CONTEXT, _TC_IFINDEX_AT = 192, 40
 
@@ -112,7 +113,7 @@ class Bench:
             (self.up, self.up_mac, constant("DEVICE_UPLINK") | constant("DEVICE_XDP_TARGET")),
             (self.pod, self.pod_mac, constant("DEVICE_POD")),
         ):
-            raw = DEVICE.pack(role, *bytes.fromhex(mac.replace(":", "")), 0)
+            raw = DEVICE.pack(role, index, *bytes.fromhex(mac.replace(":", "")), 0)
             maps.put("devices", index.to_bytes(4, "little"), raw)
 
     def configure(self, node: NodeConfig, *, parity: bool = False) -> None:
@@ -170,7 +171,7 @@ class Bench:
     def flow(
         self, source: str, port: int, destination: str, target: int, protocol: int = socket.IPPROTO_TCP
     ) -> dict[str, Any] | None:
-        """The entry of a tuple, with `table` naming where it is."""
+        """The entry of a tuple, with `facts`: all flags, said by either direction."""
         key = TUPLE.pack(
             address_bytes(source),
             address_bytes(destination),
@@ -179,15 +180,15 @@ class Bench:
             protocol,
             *(0,) * 3,
         )
-        for table in ("connections", "pending"):
-            raw = self.maps.get(table, key)
-            if raw is not None:
-                return unpack("translation", raw) | {"table": table}
-        return None
+        raw = self.maps.get("tcp_flows" if protocol == socket.IPPROTO_TCP else "udp_flows", key)
+        if raw is None:
+            return None
+        fields = unpack("translation", raw)
+        return fields | {"facts": fields["flags"] | fields["noted"]}
 
-    def flows(self, table: str) -> int:
-        """Number of entries."""
-        return sum(1 for _ in self.maps.items(table))
+    def flows(self, *tables: str) -> int:
+        """Number of entries in these tables, or in all that hold flows."""
+        return sum(1 for table in tables or FLOW_TABLES for _ in self.maps.items(table))
 
     def frame(self, ip: Any, *, pod: bool = False) -> bytes:
         """An IP packet as a frame that arrives at the uplink, or at the pod's device."""

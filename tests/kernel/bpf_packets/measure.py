@@ -21,16 +21,11 @@ from dataplane.kernel import bpf, netns
 from dataplane.kernel.bpf import AttachType, ProgramRun, ProgramType
 from dataplane.model.net import Family
 from dataplane.planes.ebpf.encode import address_bytes
-from dataplane.planes.ebpf.layout import constant, record
+from dataplane.planes.ebpf.flows import NO_HOP, TRANSLATION
+from dataplane.planes.ebpf.layout import constant
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, bench, entry
 
-TRANSLATION = record(
-    "translation",
-    *("source", "destination", "source_port", "destination_port", "flags", "backend", "backend_generation"),
-    *("service", "ifindex", "last_ns", "packets", "bytes", "hop_until_ns", "hop_ifindex"),
-    *("hop_destination", "hop_source", "hop_mtu", "header_change", "transport_change", "pad"),
-)
 ROUNDS, REPEAT = 200, 250
 LONG_ROUNDS, LONG_REPEAT = 20, 20000
 
@@ -41,8 +36,8 @@ def flow(node: Bench, source: str, destination: str, kind: str) -> None:
     back = (ends[1], ends[0], ends[3], ends[2])
     flags = constant("FLOW_ESTABLISHED") | (constant("FLOW_SNAT") if kind != "local" else 0)
     for tuple_, more in ((ends, constant("FLOW_REPLY") if kind == "reply" else 0), (back, constant("FLOW_REPLY"))):
-        value = TRANSLATION.pack(*tuple_, flags | more, 0, 1, 0, node.up, time.monotonic_ns(), *(0,) * (5 + 6 + 6 + 3))
-        node.maps.put("connections", b.TUPLE.pack(*tuple_, 6, 0, 0, 0), value)
+        value = TRANSLATION.pack(*tuple_, flags | more, 0, 0, 1, 0, node.up, time.monotonic_ns(), *(0,) * 6, *NO_HOP)
+        node.maps.put("tcp_flows", b.TUPLE.pack(*tuple_, 6, 0, 0, 0), value)
 
 
 def _means(run: Callable[..., ProgramRun], frame: bytes, rounds: int, repeat: int) -> list[int]:

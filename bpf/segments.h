@@ -1,0 +1,174 @@
+/* What TCP segments say of the connection that they belong to: when it is established, when it has ended.
+ *
+ * An entry must never say more than both ends would. So each direction follows its own sequence and acknowledgment
+ * numbers, within a window, and only a segment that fits them changes a flow: a SYN-ACK must acknowledge the client's
+ * SYN; a connection that is closed in order has ended once both ends have acknowledged each other's FIN to the byte; an
+ * RST must have the very number that its receiver waits for (RFC 5961, section 3). A guess at any of them is one in
+ * 2^32, or one in 2^12 at where the window may move to. Segments that fit nothing are sent on all the same: what they
+ * mean is up to their receiver. */
+#ifndef HOTPLANE_SEGMENTS_H
+#define HOTPLANE_SEGMENTS_H
+
+#include "flow.h"
+
+enum segment_limits {
+    FOLLOW_WINDOW = 1 << 20, /* how far ahead of what was seen a segment may be */
+    RESUME_WINDOW = 1 << 24, /* how far behind what the other end sent an acknowledgment may be */
+    FIRST_DATA = 1460,       /* what a SYN may carry (RFC 7413) */
+    FIRST_FLIGHT = 1 << 16,  /* what a backend may have sent before its SYN-ACK is acknowledged */
+};
+
+/* Sequence numbers in (from, from + size]. */
+INLINE int within(__u32 number, __u32 from, __u32 size) {
+    return number - from - 1 < size;
+}
+
+/* What follows a segment in its sender's sequence space. */
+INLINE __u32 segment_end(const struct packet *packet) {
+    __u32 length = packet->size - (packet->l4 - packet->l3) - packet->transport_size;
+
+    return packet->sequence + length + !!(packet->tcp_flags & TCP_SYN) + !!(packet->tcp_flags & TCP_FIN);
+}
+
+/* Follow a direction's numbers: all that most segments need. */
+INLINE void follow(struct translation *entry, __u32 end, __u32 acknowledged) {
+    if (within(end, entry->sequence_end, FOLLOW_WINDOW))
+        entry->sequence_end = end;
+    if (within(acknowledged, entry->acknowledged, FOLLOW_WINDOW))
+        entry->acknowledged = acknowledged;
+}
+
+/* Remove a connection that has ended for both ends. Where the backend remembers it (TIME-WAIT; `rests`), a port that
+ * was given to it rests: the entry of answers stays, with what the backend remembers of the client. */
+INLINE void end_flow(const struct tuple *key, struct translation *entry, const struct tuple *other_tuple,
+                     struct translation *other, int rests, __u64 now) {
+    __u32 resting = FLOW_RESTING;
+
+    if (!rests || !(entry->flags & FLOW_SNAT)) {
+        delete_flow(other_tuple);
+        delete_flow(key);
+    } else if (entry->flags & FLOW_REPLY) {
+        entry->sequence_end = other->sequence_end;
+        entry->timestamp = other->timestamp;
+        entry->last_ns = now;
+        entry->flags = (entry->flags & ~FLOW_TIMESTAMPS) | (other->flags & FLOW_TIMESTAMPS) | resting;
+        delete_flow(other_tuple);
+    } else {
+        other->sequence_end = entry->sequence_end;
+        other->timestamp = entry->timestamp;
+        other->last_ns = now;
+        other->flags = (other->flags & ~FLOW_TIMESTAMPS) | (entry->flags & FLOW_TIMESTAMPS) | resting;
+        delete_flow(key);
+    }
+}
+
+/* An RST. The receiver takes it at once where its number is both what the sender has come to and what the receiver has
+ * acknowledged; where it is one of them, it may. Before the handshake it must answer the SYN, or be the client's own.
+ */
+INLINE void note_reset(const struct packet *packet, struct translation *entry, const struct tuple *other_tuple,
+                       struct translation *other, __u64 now) {
+    int reply = !!(entry->flags & FLOW_REPLY);
+    int sent = packet->sequence == entry->sequence_end;
+    int expected = packet->sequence == other->acknowledged;
+
+    if (!(facts(entry) & FLOW_SEEN_REPLY)) {
+        if (reply ? !(packet->tcp_flags & TCP_ACK) || packet->acknowledged != other->sequence_end : !sent)
+            return;
+        sent = expected = 1;
+    }
+    if (sent && expected)
+        end_flow(&packet->tuple, entry, other_tuple, other, 0, now);
+    else if (sent || expected)
+        note(entry, other, reply ? FLOW_RST_REPLY : FLOW_RST_FORWARD);
+}
+
+/* The handshake: the SYN, sent again or not, the SYN-ACK, and what acknowledges that. */
+INLINE void note_handshake(const struct packet *packet, struct translation *entry, struct translation *other,
+                           __u32 end) {
+    __u32 flags = packet->tcp_flags;
+
+    if (!(entry->flags & FLOW_REPLY)) {
+        if (flags & TCP_SYN) {
+            entry->sequence_end = end;
+            entry->acknowledged = 0;
+        } else if ((flags & TCP_ACK) && (facts(entry) & FLOW_SEEN_REPLY) &&
+                   packet->acknowledged - other->sequence_end <= FIRST_FLIGHT) {
+            entry->sequence_end = end;
+            entry->acknowledged = packet->acknowledged;
+            note(entry, other, FLOW_ESTABLISHED);
+        }
+    } else if ((flags & TCP_SYN) && (flags & TCP_ACK) && other->sequence_end - packet->acknowledged <= FIRST_DATA) {
+        entry->sequence_end = end;
+        entry->acknowledged = packet->acknowledged;
+        note(entry, other, FLOW_SEEN_REPLY);
+    }
+}
+
+/* Segments from a FIN on. The backend remembers the connection unless the client closed it first, and it knew. */
+INLINE void note_closing(const struct packet *packet, struct translation *entry, const struct tuple *other_tuple,
+                         struct translation *other, __u32 end, __u64 now) {
+    __u32 reply = entry->flags & FLOW_REPLY, own = reply ? FLOW_FIN_REPLY : FLOW_FIN_FORWARD;
+    __u32 both = FLOW_FIN_FORWARD | FLOW_FIN_REPLY;
+
+    if (packet->timestamps == HAS_TIMESTAMP) {
+        entry->timestamp = packet->timestamp;
+        entry->flags |= FLOW_TIMESTAMPS;
+    }
+    if ((packet->tcp_flags & TCP_FIN) && !(entry->flags & own) && end == entry->sequence_end) {
+        if (reply && (!(facts(entry) & FLOW_FIN_FORWARD) || entry->acknowledged != other->sequence_end))
+            own |= FLOW_REST;
+        note(entry, other, own);
+    }
+    if ((facts(entry) & both) == both && entry->acknowledged == other->sequence_end &&
+        other->acknowledged == entry->sequence_end)
+        end_flow(&packet->tuple, entry, other_tuple, other, !!(facts(entry) & FLOW_REST), now);
+}
+
+/* Note what a translated segment says. The entry may be gone afterwards. */
+INLINE void note_segment(const struct packet *packet, struct translation *entry, __u64 now) {
+    __u32 end = segment_end(packet), flags = facts(entry);
+    __u32 reset = flags & FLOW_REPLY ? FLOW_RST_REPLY : FLOW_RST_FORWARD;
+    int behind = (packet->tcp_flags & TCP_ACK) && (__s32)(packet->acknowledged - entry->acknowledged) > FOLLOW_WINDOW;
+    struct scratch *scratch;
+    struct translation *other;
+
+    if (likely((flags & FLOW_ESTABLISHED) && !(packet->tcp_flags & (TCP_SYN | TCP_RST)))) {
+        follow(entry, end, packet->tcp_flags & TCP_ACK ? packet->acknowledged : entry->acknowledged);
+        if (likely(!(packet->tcp_flags & TCP_FIN) && !behind && !(flags & (FLOW_FIN_FORWARD | FLOW_FIN_REPLY | reset))))
+            return;
+    }
+    scratch = this_scratch();
+    if (!scratch)
+        return;
+    other = find_other(&packet->tuple, entry, &scratch->forward_key);
+    if (!other)
+        return;
+    if (packet->tcp_flags & TCP_RST) {
+        note_reset(packet, entry, &scratch->forward_key, other, now);
+        return;
+    }
+    if (!(flags & FLOW_ESTABLISHED))
+        note_handshake(packet, entry, other, end);
+    if ((packet->tcp_flags & TCP_SYN) || !(facts(entry) & FLOW_ESTABLISHED))
+        return;
+    if (behind && other->sequence_end - packet->acknowledged <= RESUME_WINDOW)
+        entry->acknowledged = packet->acknowledged; /* acknowledgments between were lost before they came here */
+    if ((flags & reset) && end == entry->sequence_end) {
+        entry->flags &= ~reset; /* whoever sent the RST, it was not this end */
+        other->noted &= ~reset;
+    }
+    note_closing(packet, entry, &scratch->forward_key, other, end, now);
+}
+
+/* Account a translated packet, and note what it says of its flow. The entry may be gone afterwards. */
+INLINE void touch(const struct packet *packet, struct translation *entry, __u64 now) {
+    account(entry, packet->size, now);
+    if (packet->kind == PACKET_ICMP_ERROR || packet->kind == PACKET_LATER_FRAGMENT)
+        return;
+    if (packet->protocol == IPPROTO_TCP)
+        note_segment(packet, entry, now);
+    else
+        note_datagram(&packet->tuple, entry, now);
+}
+
+#endif

@@ -17,7 +17,7 @@ struct client {
 };
 
 enum lookup_limits {
-    OPEN_WINDOW = 64, /* tests: how many look-ups the reader makes where a change could meet it */
+    OPEN_WINDOW = 48, /* tests: how many look-ups the reader makes where a change could meet it */
 };
 
 #define MIX 0x9e3779b97f4a7c15ULL /* 2^64 / golden ratio: spreads what is multiplied by it over the high bits */
@@ -252,6 +252,7 @@ INLINE enum reason balance(struct frontend_key *key, const struct client *client
 
         if (!found)
             return REASON_NOT_SERVICE;
+        open_window();
         frontend = *found;
         route = route_of(&frontend, client->source);
         wanted = route & ROUTE_LOCAL ? BACKEND_IN_LOCAL : BACKEND_IN_CLUSTER;

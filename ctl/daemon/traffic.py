@@ -1,12 +1,16 @@
 """What the ebpf mode's programs count, as metrics: traffic of Services, reasons of drops, map pressure."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from dataplane.planes.base import Plane
+
+if TYPE_CHECKING:
+    from dataplane.planes.ebpf.plane import EbpfPlane
 
 _TRAFFIC = {
     "connections": "New connections to a Service port",
@@ -57,4 +61,25 @@ def _families(plane: Plane) -> list[Metric]:
     )
     for name, count in plane.overflow.items():
         full.add_metric([name], count)
-    return [*found.values(), reasons, size, full]
+    return [*found.values(), reasons, size, full, *_rounds(plane)]
+
+
+def _rounds(plane: "EbpfPlane") -> list[Metric]:
+    """What the collector of closed flows found in its last round."""
+    from dataplane.planes.ebpf.collect import refused
+
+    entries = GaugeMetricFamily("hotplane_map_entries", "Entries of a map that the programs fill", labels=["map"])
+    limit = GaugeMetricFamily("hotplane_map_max_entries", "How many it may hold", labels=["map"])
+    removed = GaugeMetricFamily("hotplane_map_collected", "Entries that were over in the last round", labels=["map"])
+    seconds = GaugeMetricFamily("hotplane_collector_seconds", "Processor time of the last round", labels=["map"])
+    for found in plane.collector.rounds if plane.collector is not None else ():
+        entries.add_metric([found.name], found.entries - found.removed)
+        limit.add_metric([found.name], found.limit)
+        removed.add_metric([found.name], found.removed)
+        seconds.add_metric([found.name], found.seconds)
+    turned_away = CounterMetricFamily(
+        "hotplane_map_refused", "Newcomers that a full map left to the slow path", labels=["map"]
+    )
+    for name, count in refused(plane.tables.maps).items():
+        turned_away.add_metric([name], count)
+    return [entries, limit, removed, seconds, turned_away]

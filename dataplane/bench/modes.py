@@ -1,5 +1,6 @@
 """The modes that can be compared, and how their planes are made."""
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from dataplane.planes.ebpf.pins import PinDirectory
     from dataplane.planes.ebpf.programs import Hook
     from dataplane.planes.ebpf.sockets import SocketCleaner
+
+
+_log = logging.getLogger(__name__)
 
 
 class Mode(NamedTuple):
@@ -133,7 +137,7 @@ def make_plane(mode: str, cgroup: Path) -> Made:
     slow = TimedPlane(NftablesPlane())
     cleaner, hooks = _hooks(MODES[mode].hooks, cgroup)
     timed = tuple(TimedHook(hook) for hook in hooks)
-    return Made(EbpfPlane(slow, timed, cleaner=cleaner), slow, timed)
+    return Made(EbpfPlane(slow, timed, cleaner=cleaner, collect=_log.warning), slow, timed)
 
 
 def _hooks(names: Sequence[str], cgroup: Path) -> "tuple[SocketCleaner | None, list[Hook]]":

@@ -39,7 +39,7 @@ SNAT_AT = slice(3, 8)
 """The fields of struct node that name the ports for SNAT."""
 
 
-def age(node: Bench, seconds: int, *tables: str) -> None:
+def age(node: Bench, seconds: float, *tables: str) -> None:
     """Everything in these tables was last used so much earlier."""
     layouts = {"fragments": "fragment", "affinity": "affinity"}
     for table in tables:
@@ -47,7 +47,7 @@ def age(node: Bench, seconds: int, *tables: str) -> None:
         for key, value in list(node.maps.items(table)):
             raw = bytearray(value)
             (last,) = struct.unpack_from("=Q", raw, at)
-            struct.pack_into("=Q", raw, at, (last - seconds * 10**9) % 2**64)  # the machine may be younger
+            struct.pack_into("=Q", raw, at, (last - int(seconds * 10**9)) % 2**64)  # the machine may be younger
             node.maps.put(table, key, bytes(raw))
 
 
@@ -220,6 +220,7 @@ def test_a_fragment_is_not_remembered_for_ever(node: Bench, family: Family) -> N
         return node.frame(IPv6(src=client, dst=own) / header / body)
 
     assert node.tc(fragment(True)).result == b.TC_REDIRECT
+    age(node, -0.004, "fragments")  # by another processor's clock
     assert node.tc(fragment(False)).result == b.TC_REDIRECT
     age(node, 35, "fragments")
     late = fragment(False)
@@ -372,6 +373,30 @@ def test_affinity_lasts_for_its_time(node: Bench, run: Runner, family: Family) -
         assert len(seen) > 5
         others = {ask(f"203.0.113.{n}" if family is Family.IPV4 else f"2001:db8::{n}") for n in range(1, 40)}
         assert len(others) > 5
+    finally:
+        node.remove(service)
+        node.maps.remove("affinity", [key for key, _ in list(node.maps.items("affinity"))])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_processors_clock_that_is_ahead_makes_nothing_old(node: Bench, run: Runner, family: Family) -> None:
+    """Clocks are read once a tick on each processor: what another one noted may be a little later than now."""
+    client, own, remote, *_ = ADDRESSES[family]
+    prefix = remote[: -len(remote.rpartition("." if family is Family.IPV4 else ":")[2])]
+    pods = [f"{prefix}{n}" for n in range(20, 60)]
+    service = entry(f"ahead-{family.name}", pods, node_port=30099, affinity=60, family=family)
+    node.install(service)
+    try:
+        seen = set()
+        for port in range(4000, 4020):
+            packet = ip(family, client, own) / TCP(sport=port, dport=30099, flags="S")
+            seen.add(ip_of(run(node.frame(packet)).data).dst)
+            age(node, -0.004, "affinity", *FLOW_TABLES)
+        assert len(seen) == 1
+        flow = Talk(node, family, UDP)
+        flow.ask()
+        age(node, -0.004, *FLOW_TABLES)
+        assert flow.ask() == "flow"
     finally:
         node.remove(service)
         node.maps.remove("affinity", [key for key, _ in list(node.maps.items("affinity"))])

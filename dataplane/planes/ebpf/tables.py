@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from dataplane.kernel.barrier import full_barrier
 from dataplane.plan.change import EntryChange
 from dataplane.plan.types import EntryKey, PlanEntry, SourceRanges
 from dataplane.planes.base import PlaneError
@@ -338,6 +339,7 @@ class Tables:
         """Write the frontends, then bury what they no longer lead to. Removed ones come first: they make room."""
         self.maps.remove("frontends", late.deleted)
         self.maps.put_many("frontends", b"".join(late.upserts), b"".join(late.upserts.values()), len(late.upserts))
+        full_barrier()
         for index, flags in late.kept_flags:
             self._backend_memory[index * BACKEND.size + BACKEND_FLAGS_AT] = flags
         for index in late.dead:

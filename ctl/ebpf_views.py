@@ -10,7 +10,18 @@ from dataplane.planes.ebpf.plane import EbpfPlane
 
 REFUSED = frozenset({"no_endpoint", "policy_drop", "source_range"})
 """Passed on to be refused by the slow path."""
-DROPPED = frozenset({"snat_exhausted", "rewrite_failed", "drop_range", "no_way_out", "drop_policy", "map_full"})
+DROPPED = frozenset({"rewrite_failed", "drop_range", "no_way_out", "drop_policy"})
+UNSERVED = frozenset({"snat_exhausted"})
+"""Passed on since something ran out; so are all reasons that end in `_full`, which name a map."""
+
+
+def _fate(reason: str) -> str:
+    """What became of the packets that were counted with a reason, "" for those that were served as they should be."""
+    if reason in DROPPED:
+        return "dropped"
+    if reason in REFUSED:
+        return "left to the slow path to refuse"
+    return "left to the slow path to serve" if reason.endswith("_full") or reason in UNSERVED else ""
 
 
 def _open(plane: EbpfPlane) -> MapSet | None:
@@ -91,8 +102,4 @@ def drops(plane: EbpfPlane) -> list[Record]:
     if maps is None:
         return []
     with maps:
-        return [
-            {**record, "what": "dropped" if record["reason"] in DROPPED else "left to the slow path to refuse"}
-            for record in _ways_out(maps)
-            if record["reason"] in DROPPED | REFUSED
-        ]
+        return [{**record, "what": what} for record in _ways_out(maps) if (what := _fate(str(record["reason"])))]

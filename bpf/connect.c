@@ -3,6 +3,10 @@
  * IPv4 mapped. Every program returns 1 (go on): what cannot be done here is done, or refused, by the slow path. */
 #include "lookup.h"
 
+enum socket_states {
+    STATE_CONNECTED = 1, /* TCP_ESTABLISHED, of a UDP socket that has a peer */
+};
+
 /* Where a socket wants to go, and, after translate(), where it shall go. */
 struct target {
     struct address address;
@@ -343,6 +347,10 @@ INLINE int translate(struct bpf_sock_addr *context, struct target *target, enum 
         enum choice choice;
 
         peer = map_lookup(MAP(peers), &cookie);
+        if (peer && (peer->flags & PEER_CONNECTED) && context->sk && context->sk->state != STATE_CONNECTED) {
+            peer->flags &= ~PEER_CONNECTED; /* connect(2) with AF_UNSPEC, which no program sees */
+            peer->last_ns = now;
+        }
         choice = peer ? earlier_choice(node, cookie, peer, target, now) : CHOICE_NONE;
         if (choice != CHOICE_NONE) {
             count(hook, choice == CHOICE_LEFT ? REASON_TUPLE_TAKEN : REASON_DATAGRAM);

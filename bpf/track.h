@@ -76,6 +76,14 @@ INLINE enum reason describe_client(const struct arrival *arrival, struct packet 
     return REASON_NONE;
 }
 
+/* Whether a packet to a frontend on one of the node's own addresses may be for a socket of the node itself: UDP, which
+ * may be an answer; or since somebody listens at a Service's own address (a DNS cache, say, on the address of the
+ * Service that it stands for), who then comes first. A node port is nobody else's. */
+INLINE int may_be_a_sockets(const struct tuple *tuple, const struct frontend_key *key) {
+    return (tuple->protocol == IPPROTO_UDP || !is_unspecified(&key->address)) &&
+           (address_flags(&tuple->destination) & ADDRESS_LOCAL);
+}
+
 /* Choose a backend for the first packet of a flow and store the flow. REASON_NEW_FLOW: *found is what to do with the
  * packet. Anything else: the packet is passed on, nothing was stored. */
 INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packet, __u32 *service,
@@ -101,7 +109,7 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
     *service = chosen->service;
     if (reason != REASON_NONE)
         return reason;
-    if (own_datagram(tuple->protocol, &tuple->destination) && has_socket(arrival->context, tuple))
+    if (may_be_a_sockets(tuple, &key) && has_socket(arrival->context, tuple))
         return REASON_OWN_PORT;
     describe_forward(arrival, packet, scratch, chosen);
     if (scratch->forward.flags & FLOW_SNAT) {

@@ -1,6 +1,7 @@
 """A node with pods, as small as connect-time balancing can be tried on: three namespaces, two control groups, processes
 that do as they are told, and a slow path that serves nobody (so that whatever arrives was balanced at connect time)."""
 
+import ctypes
 import itertools
 import os
 import pickle
@@ -175,6 +176,12 @@ class Sockets:
         self._held[name].connect((address, port))
         peer: tuple[str, int] = self._held[name].getpeername()[:2]
         return peer
+
+    def disconnect(self, name: str) -> None:
+        """connect(2) with AF_UNSPEC: the socket has no peer any more."""
+        nobody = struct.pack("=H14x", socket.AF_UNSPEC)
+        if ctypes.CDLL(None, use_errno=True).connect(self._held[name].fileno(), nobody, len(nobody)):
+            raise OSError(ctypes.get_errno(), "connect(AF_UNSPEC)")
 
     def ask(self, name: str) -> tuple[str, tuple[str, int]]:
         """Send on a connected UDP socket: who answered, and from whom recvfrom says it came."""

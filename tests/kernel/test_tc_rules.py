@@ -347,6 +347,36 @@ def test_a_datagram_to_a_port_that_the_node_itself_uses_is_left_to_conntrack(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("transport", [TCP, UDP])
+def test_who_listens_at_a_services_address_comes_first(
+    node: Bench, run: Runner, family: Family, transport: Any
+) -> None:
+    """A clusterIP that is one of the node's own addresses too, as for a DNS cache on each node."""
+    client, own, remote, *_ = ADDRESSES[family]
+    protocol = Protocol.TCP if transport is TCP else Protocol.UDP
+    service = entry(f"cache-{family.name}", [remote], ip=own, port=53, family=family, protocol=protocol)
+    node.install(service)
+
+    def reason() -> str:
+        flags = {"flags": "S"} if transport is TCP else {}
+        with node.counted() as counted:
+            run(node.frame(ip(family, client, own) / transport(sport=4400, dport=53, **flags)))
+        [name] = counted
+        return name.partition(":")[2]
+
+    try:
+        kind = socket.SOCK_STREAM if transport is TCP else socket.SOCK_DGRAM
+        with netns.in_netns(node.namespace, socket.socket, family.socket_family, kind) as listener:
+            listener.bind((own, 53))
+            if transport is TCP:
+                listener.listen()
+            assert reason() == "own_port"
+        assert reason() == "new_flow"
+    finally:
+        node.remove(service)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_affinity_lasts_for_its_time(node: Bench, run: Runner, family: Family) -> None:
     client, own, remote, *_ = ADDRESSES[family]
     separator = "." if family is Family.IPV4 else ":"

@@ -89,7 +89,7 @@ class Rollout:
             "node": ("node1", address, 80), "outside": ("client", node, NODE_PORTS[name]),
         }  # fmt: skip
         self._ranges += 1  # of source ports, so that clients of one place do not meet
-        options = ("--tcp-only", f"--hold={hold}", f"--first={1100 + SOURCE_PORTS * self._ranges}")
+        options = ("--tcp-only", f"--hold={hold}", f"--first={33000 + SOURCE_PORTS * self._ranges}")
         self._traffic.append(Traffic(self.lab, ways, *options))
         return self._traffic[-1]
 

@@ -143,7 +143,7 @@ def test_connected_anew(talk: Talk, kind: tuple[Family, bool]) -> None:
 
 def test_disconnected_by_hand(talk: Talk, kind: tuple[Family, bool]) -> None:
     """connect(AF_UNSPEC) undoes connect; what is asked then is heard by the name that it was asked by. An IPv6 socket
-    goes on hearing only its last peer's address, with or without a Service (Linux 6.18; findings/udp6-disconnect.sh)."""
+    goes on hearing only its last peer's address, Service or not (Linux 6.18; findings/udp6-disconnect.sh)."""
     family = kind[0]
     asked = [(SECOND[family], 80), (BACKENDS[family][0], BACKEND_PORT)]
     for address, port in asked if family is Family.IPV6 else [*asked, (CLUSTER_IP[family], 80)]:

@@ -13,6 +13,7 @@ import itertools
 import json
 import select
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ PATIENCE = 15.0
 """Seconds. Long enough for a lost packet to be sent again thrice, on a machine that is busy with other things."""
 MOST_HELD = 60
 SOURCE_PORTS = 3000
+_IP_LOCAL_PORT_RANGE = 51
 
 
 class Report(msgspec.Struct):
@@ -58,38 +60,49 @@ def _ask(sock: socket.socket) -> str:
     return str(json.loads(data)["server"])
 
 
-def _bound(family: int, ports: Iterator[int]) -> socket.socket:
-    """A socket with the next source port that is free."""
-    while True:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.settimeout(PATIENCE)
+class Ports:
+    """Source ports of a client, from `first` on, and its connections that have some of them for long."""
+
+    def __init__(self, first: int, held: list[Held]) -> None:
+        self._turn, self._held = itertools.cycle(range(first, first + SOURCE_PORTS)), held
+
+    def others(self) -> Iterator[int]:
+        """Those that no held connection has, in turn."""
+        for port in self._turn:
+            if port not in {each.sock.getsockname()[1] for each in self._held}:
+                yield port
+
+
+def _choose_port(sock: socket.socket, source: int) -> None:
+    """Have connect(2) take this port, by a range of one. A socket that is bound beforehand would be another kind of
+    client: connect-time balancing leaves it alone. Before Linux 6.3 it is bound all the same."""
+    try:
+        sock.setsockopt(socket.SOL_IP, _IP_LOCAL_PORT_RANGE, struct.pack("=I", source << 16 | source))
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind(("", next(ports)))
-        except OSError as error:
-            sock.close()
-            if error.errno != errno.EADDRINUSE:
-                raise
-        else:
-            return sock
+        sock.bind(("", source))
 
 
-def _connected(address: str, port: int, ports: Iterator[int]) -> socket.socket:
-    """A connection from the next source port that is free for it: this host may still remember its last one there."""
-    while True:
-        sock = _bound(socket.AF_INET6 if ":" in address else socket.AF_INET, ports)
+def _connected(address: str, port: int, ports: Ports) -> socket.socket:
+    """A connection from the next of our ports that is free for it: this host may still remember its last one there."""
+    for source in ports.others():
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
         try:
+            sock.settimeout(PATIENCE)
+            _choose_port(sock, source)
             sock.connect((address, port))
         except OSError as error:
-            source = sock.getsockname()[1]
             sock.close()
-            if error.errno != errno.EADDRNOTAVAIL:
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
                 raise type(error)(f"{error!r} when connecting from port {source}") from error
         else:
             return sock
+    raise AssertionError("there is always another port")
 
 
-def _open(address: str, port: int, ports: Iterator[int], report: Report) -> Held | None:
+def _open(address: str, port: int, ports: Ports, report: Report) -> Held | None:
     try:
         sock = _connected(address, port, ports)
     except OSError as error:
@@ -132,18 +145,11 @@ def _datagram(sock: socket.socket, address: str, port: int, report: Report) -> N
         report.unanswered += 1
 
 
-def _free_ports(first: int, held: list[Held]) -> Iterator[int]:
-    """Source ports in turn, but for those of held connections: see the module."""
-    for port in itertools.cycle(range(first, first + SOURCE_PORTS)):
-        if port not in {each.sock.getsockname()[1] for each in held}:
-            yield port
-
-
 def work(address: str, port: int, first: int, rate: float, hold: int, datagrams: bool) -> Report:
     """Until standard input ends."""
     report = Report()
     held: list[Held] = []
-    ports = _free_ports(first, held)
+    ports = Ports(first, held)
     udp = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
     udp.settimeout(1.0)
     turn = 0
@@ -178,8 +184,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _first(number: int) -> int:
-    """First source port of a place's client."""
-    return 1100 + SOURCE_PORTS * number
+    """First source port of a place's client: within ip_local_port_range, which a socket's own range can only narrow."""
+    return 33000 + SOURCE_PORTS * number
 
 
 class Traffic:

@@ -95,7 +95,7 @@ class EndpointPort(msgspec.Struct, frozen=True, gc=False):
 class Endpoint(msgspec.Struct, frozen=True, gc=False):
     """One endpoint of a slice: its first address, with the conditions' defaults applied.
 
-    ready nil counts as true, serving nil counts as ready, terminating nil as false (discovery.k8s.io/v1).
+    ready nil and serving nil count as true, terminating nil as false (discovery.k8s.io/v1).
     zone_hints/node_hints: None when the endpoint carries no hint of that kind.
     """
 

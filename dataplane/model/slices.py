@@ -84,7 +84,7 @@ def _endpoints(item: wire.WireSlice, family: Family, report: Report) -> tuple[En
             continue
         conditions = entry.conditions or _NO_CONDITIONS
         ready = conditions.ready is not False
-        serving = ready if conditions.serving is None else conditions.serving
+        serving = conditions.serving is not False
         node = intern(entry.node_name) if entry.node_name else ""
         hints = entry.hints
         if hints is None:

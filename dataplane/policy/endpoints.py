@@ -89,17 +89,24 @@ def _usable(candidates: Sequence[Candidate]) -> tuple[list[Candidate], bool]:
     return terminating, bool(terminating)
 
 
-def _distinct(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
-    """Collapse duplicates of (address, port): the first that is not terminating stays, or else the first.
+def _distinct(candidates: Sequence[Candidate], here: str) -> Sequence[Candidate]:
+    """Collapse duplicates of (address, port) to the most useful one, whatever the order they come in.
 
-    A pod may have been given the address of one that is still terminating; the running one counts (kube-proxy's rule).
+    Ready goes before serving, serving before neither, then one that is not terminating, then one on this node (which
+    is kube-proxy's preference); among equals the first. An endpoint that moves between slices is in both for a while,
+    and a pod may have been given the address of one that is still terminating.
     """
     if len({endpoint.address for endpoint, _ in candidates}) == len(candidates):
         return candidates
+
+    def usefulness(endpoint: Endpoint) -> tuple[bool, bool, bool, bool]:
+        return endpoint.ready, endpoint.serving, not endpoint.terminating, endpoint.node == here
+
     kept: dict[tuple[str, int], Candidate] = {}
     for candidate in candidates:
         key = (candidate[0].address, candidate[1])
-        if kept.setdefault(key, candidate)[0].terminating and not candidate[0].terminating:
+        held = kept.setdefault(key, candidate)
+        if held is not candidate and usefulness(candidate[0]) > usefulness(held[0]):
             kept[key] = candidate
     return list(kept.values())
 
@@ -111,7 +118,7 @@ def backend_sets(candidates: Sequence[Candidate], node: NodeConfig) -> BackendSe
     The Local set looks at this node's endpoints alone, with its own terminating fallback and no topology.
     """
     name = node.name
-    everyone = _distinct(candidates)
+    everyone = _distinct(candidates, name)
     usable, cluster_terminating = _usable(everyone)
     chosen, topology = (usable, "") if cluster_terminating else _topology(usable, node)
     here = [candidate for candidate in everyone if candidate[0].node == name] if name else []

@@ -55,7 +55,7 @@ def answer(objects: list[Object], node: NaiveNode, packet: NaivePacket) -> Answe
     if not claims:
         return nobody_claims(objects, node, packet)
     _, _, kind, service, port = min(claims, key=lambda claim: (claim[0], claim[1]))
-    everyone = endpoints_of(objects, service, port, packet)
+    everyone = endpoints_of(objects, service, port, packet, node.name)
     return served(service, port, kind, everyone, node, packet)
 
 
@@ -145,8 +145,10 @@ class NaiveEndpoint(NamedTuple):
     nodes: list[str]
 
 
-def endpoints_of(objects: list[Object], service: Object, port: Object, packet: NaivePacket) -> list[NaiveEndpoint]:
-    """Every endpoint of a Service port in the packet's family; of duplicates, one that is not terminating."""
+def endpoints_of(
+    objects: list[Object], service: Object, port: Object, packet: NaivePacket, here: str
+) -> list[NaiveEndpoint]:
+    """Every endpoint of a Service port in the packet's family; of duplicates, the most useful."""
     found: list[NaiveEndpoint] = []
     slices = [item for item in objects if item["kind"] == "EndpointSlice" and belongs(item, service, packet)]
     for piece in sorted(slices, key=lambda item: str(item["metadata"]["name"])):
@@ -157,16 +159,22 @@ def endpoints_of(objects: list[Object], service: Object, port: Object, packet: N
     return [
         endpoint
         for index, endpoint in enumerate(found)
-        if not any(hides(found[other], other, endpoint, index) for other in range(len(found)) if other != index)
+        if not any(hides(found[other], other, endpoint, index, here) for other in range(len(found)) if other != index)
     ]
 
 
-def hides(one: NaiveEndpoint, one_at: int, other: NaiveEndpoint, other_at: int) -> bool:
+def hides(one: NaiveEndpoint, one_at: int, other: NaiveEndpoint, other_at: int, here: str) -> bool:
     """Of two entries with the same address and port: whether the first mentioned hides the second mentioned."""
     if one[:2] != other[:2]:
         return False
+    if one.ready != other.ready:
+        return one.ready
+    if one.serving != other.serving:
+        return one.serving
     if one.terminating != other.terminating:
         return other.terminating
+    if (one.node == here) != (other.node == here):
+        return one.node == here
     return one_at < other_at
 
 
@@ -190,7 +198,7 @@ def read_endpoint(endpoint: Object, port: int) -> NaiveEndpoint:
         endpoint["addresses"][0],
         port,
         ready,
-        ready if serving is None else serving,
+        True if serving is None else serving,
         bool(conditions.get("terminating")),
         endpoint.get("nodeName") or "",
         [zone["name"] for zone in hints.get("forZones") or []],

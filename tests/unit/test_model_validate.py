@@ -251,7 +251,11 @@ ENDPOINTS: list[tuple[dict[str, Any], Endpoint]] = [
     ({}, Endpoint("10.0.0.1")),
     ({"conditions": {}}, Endpoint("10.0.0.1")),
     ({"conditions": {"ready": None, "serving": None, "terminating": None}}, Endpoint("10.0.0.1")),
-    ({"conditions": {"ready": False}}, Endpoint("10.0.0.1", ready=False, serving=False)),
+    ({"conditions": {"ready": False}}, Endpoint("10.0.0.1", ready=False, serving=True)),
+    (
+        {"conditions": {"ready": False, "terminating": True}},
+        Endpoint("10.0.0.1", ready=False, serving=True, terminating=True),
+    ),
     (
         {"conditions": {"ready": False, "serving": True, "terminating": True}},
         Endpoint("10.0.0.1", ready=False, serving=True, terminating=True),

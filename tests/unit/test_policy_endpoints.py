@@ -1,5 +1,7 @@
 """Endpoint categories: the tables of what is usable, on which node, in which zone."""
 
+from itertools import permutations
+
 import pytest
 
 from dataplane.model.objects import Endpoint
@@ -95,5 +97,34 @@ def test_duplicates_collapse_and_order_is_stable() -> None:
     assert backend_sets(twice, HERE).cluster == (
         Backend("10.0.0.1", 80),
         Backend("10.0.0.1", 81),
-        Backend("10.0.0.2", 80),
+        Backend("10.0.0.2", 80, local=True),
     )
+
+
+def condition(ready: bool, serving: bool, terminating: bool, node: str = "here") -> Candidate:
+    return (Endpoint("1", ready=ready, serving=serving, terminating=terminating, node=node), 80)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "served"),
+    [
+        (condition(True, True, False), condition(False, False, False), True),
+        (condition(True, True, False), condition(False, True, True), True),
+        (condition(True, True, True), condition(False, True, False), True),
+        (condition(False, True, True), condition(False, False, False), True),
+        (condition(False, True, True), condition(False, False, True), True),
+        (condition(False, True, False), condition(False, True, True), False),
+        (condition(False, False, False), condition(False, False, True), False),
+    ],
+)
+def test_of_one_address_in_two_slices_the_more_useful_entry_stays(
+    better: Candidate, worse: Candidate, served: bool
+) -> None:
+    for order in permutations((better, worse, worse)):
+        assert addresses(backend_sets(order, HERE)) == ((["1"], ["1"]) if served else ([], []))
+
+
+def test_of_equals_the_one_on_this_node_stays() -> None:
+    there, here = condition(True, True, False, "there"), condition(True, True, False)
+    for order in permutations((there, here)):
+        assert backend_sets(order, HERE).cluster == (Backend("1", 80, local=True),)

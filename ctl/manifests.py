@@ -19,7 +19,7 @@ class Planned(NamedTuple):
 
 
 def plan_manifests(args: argparse.Namespace) -> Planned:
-    """Read `args.filename` and plan it for this node; problems are reported, one line each, and skipped.
+    """Read `args.filename` and plan it for this node; problems are reported, one line each, and skipped; notes too.
 
     Raises HotplaneError when nothing of it could be used.
     """
@@ -29,6 +29,7 @@ def plan_manifests(args: argparse.Namespace) -> Planned:
     planner.update(decoded.objects)
     conflicts = [problem for problems in planner.problems.values() for problem in problems]
     count = report_problems([*decoded.problems, *conflicts])
+    report_problems(decoded.notes)
     if not decoded.objects:
         others = ", ".join(f"{n} {kind}" for kind, n in sorted(decoded.ignored.items()))
         found = f" (found {others})" if others else ""

@@ -66,6 +66,7 @@ class Daemon:
         self.metrics = Metrics()
         self.health = Health(2 * settings.sync_period)
         self._told: dict[ObjectRef, tuple[Problem, ...]] = {}
+        self._noted: dict[ObjectRef, tuple[Problem, ...]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._saved = 0
@@ -197,6 +198,7 @@ class Daemon:
         """What follows a change, outside of the time that counts."""
         if change.health_checks or change.node is not None:
             await self._update_ports()
+        self._tell_notes()
         problems = {**self.inbox.problems, **self.reconciler.planner.problems}
         if problems == self._told:
             return
@@ -207,6 +209,17 @@ class Daemon:
                     self._log.warning("object refused", object=ref, field=problem.field, reason=problem.reason)
                     self._events.warn(ref, reason, f"{problem.field}: {problem.reason}")
         self._told = problems
+
+    def _tell_notes(self) -> None:
+        """Warn, once, of what is used but may surprise."""
+        notes = self.inbox.notes
+        if notes == self._noted:
+            return
+        for ref, found in notes.items():
+            if self._noted.get(ref) != found:
+                for note in found:
+                    self._log.warning("object noted", object=ref, field=note.field, reason=note.reason)
+        self._noted = dict(notes)
 
     async def _update_ports(self) -> None:
         plan = self.reconciler.planner.plan

@@ -28,13 +28,15 @@ class Batch(NamedTuple):
 class Inbox:
     """Collects objects from all sources. For use in one event loop.
 
-    problems: what is wrong with objects as they are now, by object. synced: the kinds of which everything is known.
+    problems, notes: what is wrong with objects as they are now, and what may surprise in them, by object.
+    synced: the kinds of which everything is known.
     Nothing is handed out before every kind in `kinds` is complete.
     """
 
     def __init__(self, kinds: Iterable[str]) -> None:
         self.kinds = frozenset(kinds)
         self.problems: dict[ObjectRef, tuple[Problem, ...]] = {}
+        self.notes: dict[ObjectRef, tuple[Problem, ...]] = {}
         self.synced: set[str] = set()
         self.invalid_events = 0
         self._known: dict[str, set[tuple[str, str]]] = {kind: set() for kind in self.kinds}
@@ -58,6 +60,10 @@ class Inbox:
             self._touch(ref.kind)
         elif ref is not None:
             self.remove(ref)
+        if ref is not None:
+            self.notes.pop(ref, None)
+            if found.notes:
+                self.notes[ref] = found.notes
         if found.problems and ref is not None:
             self.invalid_events += 1
             self.problems[ref] = found.problems
@@ -68,6 +74,7 @@ class Inbox:
     def remove(self, ref: ObjectRef) -> None:
         """An object that is gone; fine when it was never there."""
         self.problems.pop(ref, None)
+        self.notes.pop(ref, None)
         known = self._known[ref.kind]
         if (ref.namespace, ref.name) not in known:
             return

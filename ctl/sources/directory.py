@@ -36,11 +36,14 @@ class DirectorySource:
         for problem in found.problems:
             if problem.ref.kind in self._inbox.kinds:
                 faults.setdefault(problem.ref, []).append(problem)
+        notes: dict[ObjectRef, list[Problem]] = {}
+        for note in found.notes:
+            notes.setdefault(note.ref, []).append(note)
         present: dict[str, set[tuple[str, str]]] = {kind: set() for kind in self._inbox.kinds}
         for value in found.objects:
             ref = value.ref
             present[ref.kind].add((ref.namespace, ref.name))
-            self._inbox.put(DecodedObject(value, ref, tuple(faults.pop(ref, ()))))
+            self._inbox.put(DecodedObject(value, ref, tuple(faults.pop(ref, ())), tuple(notes.get(ref, ()))))
         for ref, problems in faults.items():
             present[ref.kind].add((ref.namespace, ref.name))
             self._inbox.put(DecodedObject(None, ref, tuple(problems)))

@@ -6,6 +6,7 @@ what nftables and iptables read and what people compare; `packed()` gives the ne
 
 import enum
 import ipaddress
+import re
 import socket
 from collections.abc import Iterable
 from functools import lru_cache
@@ -14,6 +15,9 @@ from functools import lru_cache
 AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+_LEADING_ZEROS = re.compile(r"(?<![0-9A-Fa-f])0+(?=[0-9A-Fa-f])")
 
 
 class Family(enum.IntEnum):
@@ -55,12 +59,31 @@ def canonical_address(text: str) -> str:
     try:
         if ":" in text:
             packed_address = socket.inet_pton(socket.AF_INET6, text)
-            if packed_address.startswith(b"\0" * 10 + b"\xff\xff"):
+            if packed_address.startswith(_MAPPED):
                 raise ValueError(f"IPv4-mapped IPv6 address {text!r}; write it as IPv4")
             return socket.inet_ntop(socket.AF_INET6, packed_address)
         return socket.inet_ntop(socket.AF_INET, socket.inet_pton(socket.AF_INET, text))
     except (OSError, UnicodeEncodeError) as error:
         raise ValueError(f"{text!r} is not an IP address") from error
+
+
+def stored_address(text: str) -> str:
+    """Canonical text of an address in an object that the API server may have stored long ago.
+
+    As kube-proxy reads it: numbers with leading zeros are decimal, IPv4-mapped IPv6 is plain IPv4. Newer API servers
+    refuse both in new objects and keep them in old ones (KEP-4858). Raises ValueError for anything else.
+    """
+    try:
+        return canonical_address(text)
+    except ValueError:
+        plain = _LEADING_ZEROS.sub("", text)
+        try:
+            packed_address = socket.inet_pton(socket.AF_INET6, plain) if ":" in plain else b""
+        except (OSError, UnicodeEncodeError):
+            packed_address = b""
+        if packed_address.startswith(_MAPPED):
+            return socket.inet_ntop(socket.AF_INET, packed_address[len(_MAPPED) :])
+        return canonical_address(plain)
 
 
 def family_of(address: str) -> Family:

@@ -5,7 +5,7 @@ import sys
 from functools import lru_cache
 from typing import TypeGuard
 
-from dataplane.model.net import Network, Protocol, canonical_address, network
+from dataplane.model.net import Network, Protocol, canonical_address, network, stored_address
 from dataplane.model.objects import ObjectRef, Problem
 
 # Wider than Kubernetes' own rule (DNS labels), but without any character that a rule's comment, a chain's name or a
@@ -88,6 +88,48 @@ def address_reason(text: str) -> str:
     except ValueError as error:
         return f"{error}; write a plain IPv4 or IPv6 address"
     return ""
+
+
+def read_address(text: str, field: str, report: Report) -> str:
+    """Canonical text of a stored address, or "" for one that is none (reported). A sloppy one is read and noted."""
+    try:
+        address = stored_address(text)
+    except ValueError:
+        report.problem(field, address_reason(text))
+        return ""
+    if address != text and address_reason(text):
+        _note_sloppy(text, address, field, report)
+    return address
+
+
+def _note_sloppy(text: str, read: str, field: str, report: Report) -> None:
+    report.note(field, f"is written {text!r} and read as {read}, as kube-proxy does; write {read}")
+
+
+def read_cidr(text: str, field: str, report: Report) -> str:
+    """Canonical text of a stored CIDR, or "" for one that is none (reported). A sloppy one is read and noted."""
+    try:
+        return canonical_cidr(text)
+    except ValueError as error:
+        try:
+            cidr = _sloppy_cidr(text.strip())
+        except ValueError:
+            report.problem(field, str(error))
+            return ""
+    _note_sloppy(text, cidr, field, report)
+    return cidr
+
+
+def _sloppy_cidr(text: str) -> str:
+    """A CIDR whose address is sloppy. The length of an IPv4-mapped one counts the 96 bits before the IPv4 address;
+    a shorter one is an IPv6 range. Raises ValueError."""
+    address, slash, length = text.partition("/")
+    if not slash or not (length.isascii() and length.isdigit()):
+        raise ValueError
+    read, bits = stored_address(address), int(length)
+    if ":" in address and ":" not in read:
+        read, bits = (read, bits - 96) if bits >= 96 else (f"::ffff:{read}", bits)
+    return str(network(f"{read}/{bits}"))
 
 
 def special_reason(address: str, *, link_local: bool) -> str:

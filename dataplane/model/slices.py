@@ -9,16 +9,16 @@ import sys
 from socket import inet_ntop, inet_pton
 
 from dataplane.model import wire
-from dataplane.model.net import AF_INET, AF_INET6, Family
+from dataplane.model.net import AF_INET, AF_INET6, Family, family_of
 from dataplane.model.objects import Endpoint, EndpointPort, EndpointSlice
 from dataplane.model.report import (
     Report,
-    address_reason,
     interned,
     is_port,
     port_reason,
     protocol,
     protocol_reason,
+    read_address,
     special_reason,
     valid_port_name,
 )
@@ -28,37 +28,36 @@ _NO_LABELS = wire.Labels()
 _NO_CONDITIONS = wire.Conditions()
 
 
-def _address(text: str, family: Family) -> tuple[str, str]:
-    """(canonical address, ""), or ("", reason) for one that no endpoint of the family can have."""
+def _usual_address(text: str, family: Family) -> str:
+    """Canonical text of an address that needs no further look, or ""."""
     try:
         if family is Family.IPV4:
             packed = inet_pton(AF_INET, text)
             first = packed[0]
             if 0 < first < 224 and first != 127 and (first != 169 or packed[1] != 254):
-                return inet_ntop(AF_INET, packed), ""
+                return inet_ntop(AF_INET, packed)
         else:
             packed = inet_pton(AF_INET6, text)
             # global and unique local addresses; ::/16 and f[ef]00::/7 hold the special ones
             if 0 < packed[0] < 0xFE:
-                return inet_ntop(AF_INET6, packed), ""
+                return inet_ntop(AF_INET6, packed)
     except (OSError, ValueError):
-        return "", _wrong_address(text, family)
-    return _unusual_address(text, family)
+        pass
+    return ""
 
 
-def _wrong_address(text: str, family: Family) -> str:
-    if reason := address_reason(text):
-        return reason
-    return f"{text} is not an IPv{family.value} address, as addressType says; move it to a slice of its own family"
-
-
-def _unusual_address(text: str, family: Family) -> tuple[str, str]:
-    """The rare addresses, checked in full."""
-    if reason := address_reason(text):
-        return "", reason
-    address = inet_ntop(family.socket_family, inet_pton(family.socket_family, text))
-    reason = special_reason(address, link_local=True)
-    return ("", reason) if reason else (address, "")
+def _unusual_address(text: str, family: Family, field: str, report: Report) -> str:
+    """The rare addresses, checked in full: canonical text, or "" for one that no endpoint can have (reported)."""
+    address = read_address(text, field, report)
+    if not address:
+        return ""
+    if family_of(address) is not family:
+        reason = f"{address} is not an IPv{family.value} address, as addressType says; move it to a slice of its family"
+    else:
+        reason = special_reason(address, link_local=True)
+    if reason:
+        report.problem(field, reason)
+    return "" if reason else address
 
 
 def _names(hints: list[wire.Hint] | None) -> tuple[str, ...] | None:
@@ -78,9 +77,11 @@ def _endpoints(item: wire.WireSlice, family: Family, report: Report) -> tuple[En
         if not entry.addresses:
             report.problem(f"endpoints[{index}].addresses", "is empty; an endpoint needs one address")
             continue
-        address, reason = _address(entry.addresses[0], family)
-        if reason:
-            report.problem(f"endpoints[{index}].addresses[0]", reason)
+        text = entry.addresses[0]
+        address = _usual_address(text, family) or _unusual_address(
+            text, family, f"endpoints[{index}].addresses[0]", report
+        )
+        if not address:
             continue
         conditions = entry.conditions or _NO_CONDITIONS
         ready = conditions.ready is not False

@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dataplane.model import wire
-from dataplane.model.net import canonical_address, family_of
+from dataplane.model.net import family_of
 from dataplane.model.objects import Node, Service, ServiceCIDR, ServicePortSpec, ServiceType
 from dataplane.model.report import (
     Report,
-    address_reason,
-    canonical_cidr,
     is_port,
     port_reason,
     protocol,
     protocol_reason,
+    read_address,
+    read_cidr,
     special_reason,
     valid_port_name,
 )
@@ -43,15 +43,7 @@ def _addresses(texts: Sequence[str | None], field: str, report: Report, *, link_
         if text is None:
             report.null(f"{field}[{index}]")
             continue
-        try:
-            address = canonical_address(text)
-        except ValueError:
-            report.problem(f"{field}[{index}]", address_reason(text))
-            continue
-        if reason := special_reason(address, link_local=link_local):
-            report.problem(f"{field}[{index}]", reason)
-            continue
-        found[address] = None
+        found.update(dict.fromkeys(_single_address(text, f"{field}[{index}]", report, link_local=link_local)))
     return tuple(found)
 
 
@@ -64,10 +56,10 @@ def _cidrs(texts: Sequence[str | None], field: str, report: Report) -> tuple[tup
             report.null(f"{field}[{index}]")
             sound = False
             continue
-        try:
-            found[canonical_cidr(text)] = None
-        except ValueError as error:
-            report.problem(f"{field}[{index}]", str(error))
+        cidr = read_cidr(text, f"{field}[{index}]", report)
+        if cidr:
+            found[cidr] = None
+        else:
             sound = False
     return tuple(found), sound
 
@@ -95,16 +87,13 @@ def _cluster_ips(spec: wire.ServiceSpec, report: Report) -> tuple[tuple[str, ...
     return tuple(address for address in addresses if chosen[family_of(address)] == address), False
 
 
-def _single_address(text: str, field: str, report: Report) -> tuple[str, ...]:
-    try:
-        address = canonical_address(text)
-    except ValueError:
-        report.problem(field, address_reason(text))
-        return ()
-    if reason := special_reason(address, link_local=False):
+def _single_address(text: str, field: str, report: Report, *, link_local: bool = False) -> tuple[str, ...]:
+    """The address alone in a tuple, empty when it cannot be a frontend (reported)."""
+    address = read_address(text, field, report)
+    reason = special_reason(address, link_local=link_local) if address else ""
+    if reason:
         report.problem(field, reason)
-        return ()
-    return (address,)
+    return (address,) if address and not reason else ()
 
 
 def _node_port(
@@ -293,7 +282,9 @@ def node(item: wire.WireNode, report: Report) -> Node:
         if entry is None:
             report.null(field)
         elif entry.type in found:
-            found[entry.type].update(dict.fromkeys(_node_address(entry.address or "", f"{field}.address", report)))
+            address = read_address(entry.address or "", f"{field}.address", report)
+            if address:
+                found[entry.type][address] = None
     spec = item.spec or wire.NodeSpec()
     ranges: list[str | None] = list(spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else []))
     pod_cidrs, _ = _cidrs(ranges, "spec.podCIDRs" if spec.pod_cidrs else "spec.podCIDR", report)
@@ -303,14 +294,6 @@ def node(item: wire.WireNode, report: Report) -> Node:
         addresses=tuple(found["InternalIP"] | found["ExternalIP"]),
         pod_cidrs=pod_cidrs,
     )
-
-
-def _node_address(text: str, field: str, report: Report) -> tuple[str, ...]:
-    try:
-        return (canonical_address(text),)
-    except ValueError:
-        report.problem(field, address_reason(text))
-        return ()
 
 
 def service_cidr(item: wire.WireServiceCIDR, report: Report) -> ServiceCIDR | None:

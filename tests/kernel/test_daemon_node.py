@@ -148,6 +148,25 @@ def test_refused_objects_are_told_and_harm_nobody(cluster: DaemonLab) -> None:
     until(lambda: cluster.holds(cluster.daemons[0], "default/z-thief"), "the younger one gets the address")
 
 
+def test_addresses_of_old_objects_are_served_with_a_warning(cluster: DaemonLab, lab: Lab) -> None:
+    first, second = (pod.addresses[Family.IPV4] for pod in lab.pods)
+    zeros = ".".join(f"0{octet}" for octet in first.split("."))
+    cluster.server.apply(
+        service("old", "10.096.001.017", externalIPs=["::ffff:203.0.113.014"]),
+        endpoint_slice("old", [zeros, f"::ffff:{second}"]),
+    )
+    cluster.start()
+    for address in ("10.96.1.17", "203.0.113.14"):
+        with Traffic(lab.pods[0].netns, address, lasting=0) as traffic:
+            until(lambda t=traffic: t.made > 40, "connections")  # type: ignore[misc]
+        assert not traffic.failures
+        assert len(traffic.servers) == 2
+    text = cluster.daemons[0].text
+    assert text.count("object noted") == 4
+    assert "is written '10.096.001.017' and read as 10.96.1.17" in text
+    assert _gauge(cluster, "hotplane_objects_refused") == 0
+
+
 def test_sighup_reads_the_configuration_again(cluster: DaemonLab, lab: Lab, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
 

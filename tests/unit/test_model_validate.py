@@ -104,8 +104,8 @@ def test_good_services(spec: dict[str, Any], changes: dict[str, Any]) -> None:
 # spec -> (field of the problem, attribute and what is left in it)
 FAULTS: list[tuple[dict[str, Any], str, str, Any]] = [
     ({"clusterIP": "10.0.0"}, "spec.clusterIP", "cluster_ips", ()),
-    ({"clusterIP": "010.0.0.1"}, "spec.clusterIP", "cluster_ips", ()),
-    ({"clusterIP": "::ffff:10.0.0.1"}, "spec.clusterIP", "cluster_ips", ()),
+    ({"clusterIP": "0x10.0.0.1"}, "spec.clusterIP", "cluster_ips", ()),
+    ({"clusterIP": "010.0.0.0256"}, "spec.clusterIP", "cluster_ips", ()),
     ({"clusterIP": "127.0.0.1"}, "spec.clusterIP", "cluster_ips", ()),
     ({"clusterIPs": ["10.0.0.1", "x"]}, "spec.clusterIPs[1]", "cluster_ips", ("10.0.0.1",)),
     ({"clusterIPs": ["10.0.0.1", "10.0.0.2"]}, "spec.clusterIPs", "cluster_ips", ("10.0.0.1",)),
@@ -201,6 +201,63 @@ def test_a_fault_costs_only_the_value_that_has_it(spec: dict[str, Any], field: s
     assert str(found.problems[0]).startswith(f"Service default/s: {field}: ")
 
 
+# spec -> (field of the note, attribute and what it reads as): objects that were stored before the API refused these
+SLOPPY: list[tuple[dict[str, Any], str, str, Any]] = [
+    ({"clusterIP": "172.030.099.099"}, "spec.clusterIP", "cluster_ips", ("172.30.99.99",)),
+    ({"clusterIP": "", "clusterIPs": ["10.96.001.017"]}, "spec.clusterIPs[0]", "cluster_ips", ("10.96.1.17",)),
+    ({"clusterIP": "::ffff:10.96.1.17"}, "spec.clusterIP", "cluster_ips", ("10.96.1.17",)),
+    ({"externalIPs": ["192.000.002.010"]}, "spec.externalIPs[0]", "external_ips", ("192.0.2.10",)),
+    ({"externalIPs": ["::ffff:192.0.02.10"]}, "spec.externalIPs[0]", "external_ips", ("192.0.2.10",)),
+    ({"externalIPs": ["::ffff:c000:20a"]}, "spec.externalIPs[0]", "external_ips", ("192.0.2.10",)),
+    (
+        {"loadBalancerSourceRanges": ["010.0.0.0/08"]},
+        "spec.loadBalancerSourceRanges[0]",
+        "source_ranges",
+        ("10.0.0.0/8",),
+    ),
+    (
+        {"loadBalancerSourceRanges": ["::ffff:10.1.2.3/104"]},
+        "spec.loadBalancerSourceRanges[0]",
+        "source_ranges",
+        ("10.0.0.0/8",),
+    ),
+    (
+        {"loadBalancerSourceRanges": ["::ffff:10.1.2.3/64"]},
+        "spec.loadBalancerSourceRanges[0]",
+        "source_ranges",
+        ("::/64",),
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "field", "attribute", "read"), SLOPPY)
+def test_addresses_of_old_objects_are_read_as_kube_proxy_reads_them(
+    spec: dict[str, Any], field: str, attribute: str, read: Any
+) -> None:
+    found = service({"clusterIP": "10.0.0.1", "clusterIPs": None, "type": "LoadBalancer", **spec})
+    assert found.problems == ()
+    assert getattr(as_service(found), attribute) == read
+    assert [note.field for note in found.notes] == [field]
+    assert f"read as {read[0]}" in found.notes[0].reason
+
+
+def test_load_balancer_addresses_and_endpoints_of_old_objects() -> None:
+    found = service({"type": "LoadBalancer"}, ingress=[{"ip": "203.0.113.013"}, {"ip": "::ffff:203.0.113.014"}])
+    assert as_service(found).load_balancer_ips == ("203.0.113.13", "203.0.113.14")
+    assert [note.field for note in found.notes] == [f"status.loadBalancer.ingress[{i}].ip" for i in (0, 1)]
+    texts = ["010.244.001.011", "::ffff:10.244.1.12", "10.244.1.13"]
+    ends = endpoint_slice(endpoints=[{"addresses": [text]} for text in texts])
+    assert [e.address for e in as_slice(ends).endpoints] == ["10.244.1.11", "10.244.1.12", "10.244.1.13"]
+    assert ends.problems == ()
+    assert [note.field for note in ends.notes] == [f"endpoints[{i}].addresses[0]" for i in (0, 1)]
+
+
+@pytest.mark.parametrize("text", ["0127.0.0.1", "::ffff:127.0.0.1", "0169.254.0.1"])
+def test_a_sloppy_address_is_judged_by_what_it_reads_as(text: str) -> None:
+    assert fields(endpoint_slice(endpoints=[{"addresses": [text]}])) == ["endpoints[0].addresses[0]"]
+    assert fields(service({"externalIPs": [text]})) == ["spec.externalIPs[0]"]
+
+
 def test_an_unknown_type_skips_the_service() -> None:
     found = service({"type": "Magic"})
     assert found.value is None
@@ -279,7 +336,7 @@ def test_good_endpoints(entry: dict[str, Any], expected: Endpoint) -> None:
 
 BAD_ADDRESSES = {
     "IPv4": ["127.0.0.1", "169.254.0.1", "224.0.0.1", "255.255.255.255", "0.0.0.0", "fd00::1", "x", "", "1.2.3"],
-    "IPv6": ["::1", "::", "fe80::1", "febf::1", "ff02::1", "::ffff:10.0.0.1", "10.0.0.1", "fd00::1%eth0", "fd00:::1"],
+    "IPv6": ["::1", "::", "fe80::1", "febf::1", "ff02::1", "::ffff:10.0.0.1", "010.0.0.1", "fd00::1%eth0", "fd00:::1"],
 }
 GOOD_ADDRESSES = {"IPv4": ["169.253.0.1", "0.0.0.1", "223.1.1.1"], "IPv6": ["fec0::1", "64:ff9b::1", "fd00::A"]}
 

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.model.net import Family, canonical_address, contains, family_of, host_port, is_loopback, packed
+from dataplane.model.net import (
+    Family,
+    canonical_address,
+    contains,
+    family_of,
+    host_port,
+    is_loopback,
+    packed,
+    stored_address,
+)
 
 
 @given(st.ip_addresses())
@@ -29,6 +38,26 @@ def test_canonical_text_round_trips(address: ipaddress.IPv4Address | ipaddress.I
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(ValueError):
         canonical_address(text)
+
+
+@given(st.ip_addresses(v=4), st.lists(st.integers(0, 4), min_size=4, max_size=4))
+def test_stored_addresses_are_read_as_decimal_and_plain_ipv4(address: ipaddress.IPv4Address, zeros: list[int]) -> None:
+    text = ".".join("0" * more + octet for more, octet in zip(zeros, str(address).split("."), strict=True))
+    assert stored_address(text) == str(address)
+    assert stored_address(f"::ffff:{text}") == str(address)
+    assert stored_address(f"0:0:0:0:0:FFFF:{text}") == str(address)
+
+
+@given(st.ip_addresses())
+def test_what_is_stored_plainly_is_read_plainly(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    assert stored_address(address.exploded) == str(mapped or canonical_address(str(address)))
+
+
+@pytest.mark.parametrize("text", ["", "1.2.3", "1.2.3.0400", "0x1.2.3.4", "1.2.3.4 ", "g::", "é", "::ffff:1.2.3"])
+def test_what_no_stored_address_is(text: str) -> None:
+    with pytest.raises(ValueError):
+        stored_address(text)
 
 
 @given(st.ip_addresses(), st.integers(0, 128))

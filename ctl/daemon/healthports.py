@@ -76,14 +76,25 @@ class HealthPorts:
         if check is None:
             return web.Response(status=404, text="404 page not found\n")
         healthy = self._health.healthy()
-        body = {
-            "service": {"namespace": check.namespace, "name": check.name},
-            "localEndpoints": check.local_endpoints,
-            "serviceProxyHealthy": healthy,
-        }
         return web.Response(
             status=200 if check.local_endpoints and healthy else 503,
-            body=json.dumps(body, separators=(",", ":")).encode(),
+            body=_body(check, healthy).encode(),
             content_type="application/json",
             headers={**NOSNIFF, "X-Load-Balancing-Endpoint-Weight": str(check.local_endpoints)},
         )
+
+
+def _body(check: HealthCheck, healthy: bool) -> str:
+    """JSON in kube-proxy's own layout, for probes that compare text: tabs inside `service` alone, no last newline."""
+    return "\n".join(
+        (
+            "{",
+            '"service": {',
+            f'\t"namespace": {json.dumps(check.namespace)},',
+            f'\t"name": {json.dumps(check.name)}',
+            "},",
+            f'"localEndpoints": {check.local_endpoints},',
+            f'"serviceProxyHealthy": {json.dumps(healthy)}',
+            "}",
+        )
+    )

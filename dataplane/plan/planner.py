@@ -245,13 +245,17 @@ class Planner:
             self.plan.health_checks[service_id] = new
 
     def _local_ready(self, service: Service) -> int:
-        """Distinct ready endpoint addresses on this node, in the Service's first family (kube-proxy counts one)."""
+        """Distinct ready endpoint addresses on this node, in the Service's first family (kube-proxy counts one).
+
+        Only of slices that have a port of the Service: nothing leads to the others, whatever they list.
+        """
         family = service_families(service)[0]
+        ports = {(port.name, port.protocol) for port in service.ports}
         return len(
             {
                 endpoint.address
                 for piece in self._slices.get((service.namespace, service.name), ())
-                if piece.family is family
+                if piece.family is family and any((port.name, port.protocol) in ports for port in piece.ports)
                 for endpoint in piece.endpoints
                 if endpoint.ready and self.plan.node.name and endpoint.node == self.plan.node.name
             }

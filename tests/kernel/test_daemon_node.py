@@ -95,9 +95,23 @@ def test_health_check_node_ports(cluster: DaemonLab, lab: Lab) -> None:
     assert headers["content-type"] == "application/json"
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["x-load-balancing-endpoint-weight"] == "2"
-    assert json.loads(body) == {
-        "service": {"namespace": "default", "name": "echo"}, "localEndpoints": 2, "serviceProxyHealthy": True,
-    }  # fmt: skip
+    assert body.decode().splitlines() == [
+        "{",
+        '"service": {',
+        '\t"namespace": "default",',
+        '\t"name": "echo"',
+        "},",
+        '"localEndpoints": 2,',
+        '"serviceProxyHealthy": true',
+        "}",
+    ]
+    assert not body.endswith(b"\n")
+    portless = endpoint_slice("echo", [pod.addresses[Family.IPV4] for pod in lab.pods])
+    cluster.server.apply({**portless, "ports": []})
+    until(lambda: _status(lab, address, 31000) == 503, "no port leads to an endpoint")
+    assert http(lab.client.netns, address, 31000)[1]["x-load-balancing-endpoint-weight"] == "0"
+    cluster.serve(*[(pod, "ready") for pod in lab.pods])
+    until(lambda: _status(lab, address, 31000) == 200, "the ports are back")
     cluster.serve((lab.pods[0], "terminating"))
     until(lambda: http(lab.client.netns, address, 31000)[0] == 503, "no ready endpoint here")
     assert http(lab.client.netns, address, 31000)[1]["x-load-balancing-endpoint-weight"] == "0"
@@ -126,7 +140,7 @@ def test_many_health_check_node_ports(cluster: DaemonLab, lab: Lab) -> None:
     address = lab.nodes[0].addresses[Family.IPV4]
     for number in range(0, count, 100):
         until(lambda n=number: _status(lab, address, 25000 + n) == 503, f"port {number} opens")  # type: ignore[misc]
-    assert b'"name":"lb200"' in http(lab.client.netns, address, 25000 + 200)[2]
+    assert b'"name": "lb200"' in http(lab.client.netns, address, 25000 + 200)[2]
 
 
 def test_refused_objects_are_told_and_harm_nobody(cluster: DaemonLab) -> None:

@@ -1,5 +1,6 @@
 """The planner: events in, changes out, conflicts settled, nothing more than what changed."""
 
+import pytest
 from msgspec.structs import replace
 
 from dataplane.model.net import Family, Protocol
@@ -232,6 +233,23 @@ def test_health_check_counts_local_ready_endpoints() -> None:
     change = planner.update([replace(lb, external_local=False)])
     assert change.health_checks == {("default", "web"): None}
     assert planner.plan.health_checks == {}
+
+
+@pytest.mark.parametrize(
+    ("ports", "weight"),
+    [
+        ((), 0),
+        ((EndpointPort("other", Protocol.TCP, 8080),), 0),
+        ((EndpointPort("http", Protocol.UDP, 8080),), 0),
+        ((EndpointPort("other", Protocol.TCP, 1), EndpointPort("http", Protocol.TCP, 8080)), 1),
+    ],
+)
+def test_what_no_port_leads_to_has_no_health_check_weight(ports: tuple[EndpointPort, ...], weight: int) -> None:
+    planner = Planner(NODE)
+    lb = service(type=ServiceType.LOAD_BALANCER, external_local=True, health_check_node_port=32000)
+    planner.update([lb, endpoint_slice("10.244.0.5", ports=ports)])
+    assert planner.plan.health_checks[("default", "web")].local_endpoints == weight
+    assert bool(planner.plan.entries[key()].local) == bool(weight)
 
 
 def test_node_change_plans_everything_anew() -> None:

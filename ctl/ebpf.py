@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from dataplane.errors import UsageError
+from dataplane.oracle.keeps import Keeps
 from dataplane.policy.node import LocalDetector
 
 if TYPE_CHECKING:
@@ -37,12 +38,28 @@ class EbpfOptions(msgspec.Struct, frozen=True):
     instance: str = ""
 
 
-def ebpf_options(args: argparse.Namespace) -> EbpfOptions:
-    """From the global options. Raises UsageError."""
+def _hooks(args: argparse.Namespace) -> tuple[str, ...]:
+    """The hooks that were asked for. Raises UsageError."""
     hooks = tuple(dict.fromkeys(word.strip() for word in args.hooks.split(","))) if args.hooks else HOOKS
     wrong = [hook for hook in hooks if hook not in HOOKS]
     if wrong:
         raise UsageError(f"--hooks {args.hooks}: there is no hook {wrong[0]!r}; choose of {','.join(HOOKS)}")
+    return hooks
+
+
+def keeps(args: argparse.Namespace) -> frozenset[Keeps]:
+    """Whose address the mode leaves alone with these options, if every hook works. Raises UsageError."""
+    hooks = _hooks(args)
+    if args.masquerade == "kube-proxy":
+        return frozenset()
+    by_packet = Keeps.LOCAL if {"tc", "xdp"} & set(hooks) else None
+    at_connect = Keeps.PODS if "connect" in hooks and args.cgroup != NO_CGROUP else None
+    return frozenset(kept for kept in (by_packet, at_connect) if kept)
+
+
+def ebpf_options(args: argparse.Namespace) -> EbpfOptions:
+    """From the global options. Raises UsageError."""
+    hooks = _hooks(args)
     if args.cgroup and args.cgroup != NO_CGROUP and not _visible(args.cgroup).is_dir():
         raise UsageError(f"--cgroup {args.cgroup}: is no directory; name one of a cgroup v2 hierarchy, or none")
     return EbpfOptions(

@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
     from dataplane.errors import UsageError
     from dataplane.lab import showcase
     from dataplane.lab.compare import compare
-    from dataplane.lab.ground import Keeps
     from dataplane.lab.lab import Lab
     from dataplane.lab.proxy import LabProxy
+    from dataplane.oracle.keeps import Keeps
     from dataplane.planes.ebpf.programs import remove_instances
 
     modes = (args.mode,) if args.mode else MODES

@@ -10,9 +10,11 @@ import msgspec
 
 from ctl.output import add_output_option, print_records
 from dataplane.errors import UsageError
-from dataplane.model.objects import Problem
+from dataplane.model.net import contains
+from dataplane.model.objects import EndpointSlice, ModelObject, Node, Problem
 from dataplane.oracle.decide import Decision, Oracle, Packet, Verdict
 from dataplane.oracle.flow import FORM, parse_flow
+from dataplane.oracle.keeps import NOTHING, Keeping
 from dataplane.oracle.notes import endpoint_notes
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import EntryKey, FrontendKind
@@ -94,13 +96,13 @@ def explained(text: str, decision: Decision, more: Sequence[str] = ()) -> Explai
     )
 
 
-def explain(planner: Planner, flows: Iterable[Flow], mode: str) -> list[Explained]:
-    """Explain flows under a planner's plan."""
+def explain(planner: Planner, flows: Iterable[Flow], mode: str, keeping: Keeping = NOTHING) -> list[Explained]:
+    """Explain flows under a planner's plan. keeping: whose address the ebpf mode leaves alone."""
 
     def notes(key: EntryKey) -> Sequence[str]:
         return endpoint_notes(planner.candidates(key), planner.sets(key), planner.plan.node)
 
-    oracle = Oracle(planner.plan, notes)
+    oracle = Oracle(planner.plan, notes, keeping)
     conflicts = [problem for problems in planner.problems.values() for problem in problems]
     return [
         explained(text, decision, [*_conflicts(decision, conflicts), *_in_kernel(decision, mode)])
@@ -137,6 +139,18 @@ def _in_kernel(decision: Decision, mode: str) -> Iterable[str]:
     yield f"in the nat table this goes {' -> '.join(path)}"
 
 
+def pods_elsewhere(objects: Iterable[ModelObject], here: str, sources: Iterable[str]) -> frozenset[str]:
+    """Which of these source addresses are pods of other nodes, by the Nodes' pod ranges and by endpoints' nodes."""
+    asked = frozenset(sources)
+    found: set[str] = set()
+    for item in objects:
+        if isinstance(item, Node) and item.name != here:
+            found.update(source for source in asked if contains(item.pod_cidrs, source))
+        elif isinstance(item, EndpointSlice):
+            found.update(e.address for e in item.endpoints if e.node and e.node != here and e.address in asked)
+    return frozenset(found)
+
+
 def print_blocks(flows: Sequence[Explained]) -> None:
     """One block a flow, for people."""
     for number, flow in enumerate(flows):
@@ -159,6 +173,7 @@ def headline(flow: Explained) -> str:
 def run(args: argparse.Namespace) -> int:
     """Explain every flow; 0 also when some objects had problems, which are told on stderr."""
     from ctl.context import build_context, report_problems
+    from ctl.ebpf import keeps
     from ctl.sources.manifests import read_manifests
 
     asked = read_flows(args.flow)
@@ -167,7 +182,11 @@ def run(args: argparse.Namespace) -> int:
     context = build_context(args, decoded.objects, offline=True)
     planner = Planner(context.node)
     planner.update(decoded.objects)
-    flows = explain(planner, asked, context.mode)
+    keeping = NOTHING
+    if context.mode == "ebpf":
+        sources = (flow.packet.source for flow in asked)
+        keeping = Keeping(keeps(args), pods_elsewhere(decoded.objects, context.node.name, sources))
+    flows = explain(planner, asked, context.mode, keeping)
     if args.output == "table":
         print_blocks(flows)
     else:

@@ -1,23 +1,12 @@
 """What the scenario table needs of a lab, wherever its places are: namespaces of one machine, or many machines."""
 
-import enum
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from dataplane.lab.probe import Probe, ProbeResult
 from dataplane.lab.spec import LabSpec, Node, Place, Pod, Topology
 from dataplane.oracle.decide import Oracle
-
-
-class Keeps(enum.Enum):
-    """Clients whose address the ebpf mode leaves alone, without parity to kube-proxy, where the policy masquerades.
-
-    LOCAL: those whose backend runs on the deciding node, unless they are pods of another (packet programs). PODS: pods
-    of the deciding node (connect-time balancing).
-    """
-
-    LOCAL = "local"
-    PODS = "pods"
+from dataplane.oracle.keeps import Keeps
 
 
 class Ground(Protocol):

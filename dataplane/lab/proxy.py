@@ -7,11 +7,11 @@ from typing import Self
 
 from dataplane.kernel.conntrack import forget_all
 from dataplane.kernel.netns import in_netns, netns
-from dataplane.lab.ground import Keeps
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import CLUSTER_CIDR, LabSpec, Node
 from dataplane.model.objects import ModelObject, ObjectRef
 from dataplane.oracle.decide import Oracle
+from dataplane.oracle.keeps import Keeps
 from dataplane.plan.change import PlanChange
 from dataplane.plan.planner import Planner
 from dataplane.planes.base import Plane

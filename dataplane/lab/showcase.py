@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import dataplane
 from dataplane.lab.cluster import cluster_objects, pods
-from dataplane.lab.ground import Keeps
 from dataplane.lab.lab import Lab
 from dataplane.lab.probe import Outcome, Probe, ProbeResult
 from dataplane.lab.proxy import LabProxy
 from dataplane.lab.spec import LabSpec, Topology
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import EndpointSlice, ModelObject
+from dataplane.oracle.keeps import Keeps
 
 SPEC = LabSpec(nodes=3, pods=3)
 MANIFEST = Path(dataplane.__file__).parent.parent / "vagrant" / "scenarios" / "services.yaml"

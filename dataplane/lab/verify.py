@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from dataplane.lab.ground import Ground, Keeps, Proxies
+from dataplane.lab.ground import Ground, Proxies
 from dataplane.lab.probe import DEFAULT_TIMEOUT, Attempt, Outcome, Probe, ProbeResult, split_port
 from dataplane.lab.table import Cell
 from dataplane.model.net import Protocol
 from dataplane.oracle.decide import Decision, Oracle, Packet, Verdict
+from dataplane.oracle.keeps import Keeping, Keeps, kept_backends
 from dataplane.plan.types import FrontendKind
 from dataplane.policy.endpoints import Backend
 
@@ -149,14 +150,10 @@ class Judge:
         return seen == decision.packet.source
 
     def _masquerades(self, cell: Cell, decision: Decision, backend: Backend) -> bool:
-        pod = self._pods[backend.address]
-        if Keeps.PODS in self._keeps and self._nodes.get(cell.place) == cell.decides:
-            return False
-        no_remote_pod = self._nodes.get(cell.place, cell.decides) == cell.decides
-        others = cell.place not in (pod.name, cell.decides)
-        if Keeps.LOCAL in self._keeps and pod.node == cell.decides and no_remote_pod and others:
-            return False
-        return decision.masquerades(backend)
+        remote_pod = self._nodes.get(cell.place, cell.decides) != cell.decides
+        elsewhere = frozenset({decision.packet.source} if remote_pod else ())
+        kept = kept_backends(decision, Keeping(self._keeps, elsewhere), masquerade_all=False)
+        return decision.masquerades(backend) and backend not in kept
 
     def _wanted_clients(self, cell: Cell, decision: Decision) -> str:
         parts = [

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from dataplane.model.net import contains, family_of
+from dataplane.oracle.keeps import NOTHING, Keeping, kept_backends
 from dataplane.oracle.reasons import Owner, reasons
 from dataplane.oracle.types import Decision, Packet, Verdict
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, SourceRanges
@@ -29,12 +30,13 @@ class Oracle:
     """A plan, indexed once, that answers for any number of packets at O(1) each.
 
     It is a snapshot: make a new one after the plan has changed. `notes` gives further sentences for the reasons of
-    an entry, such as how its endpoints came about.
+    an entry, such as how its endpoints came about; `keeping` is what the ebpf mode leaves unmasqueraded.
     Raises ValueError when a plan holds one frontend twice, which no planner may let happen.
     """
 
-    def __init__(self, plan: Plan, notes: Notes = _no_notes) -> None:
+    def __init__(self, plan: Plan, notes: Notes = _no_notes, keeping: Keeping = NOTHING) -> None:
         self._node: NodeConfig = plan.node
+        self._keeping = keeping
         self._notes = notes
         self._index: dict[FrontendKey, tuple[Frontend, PlanEntry]] = {}
         self._owners: dict[str, list[Owner]] = {}
@@ -60,7 +62,7 @@ class Oracle:
         if family_of(packet.source) is not family_of(packet.destination):
             raise ValueError(f"{packet}: source and destination are of different IP families")
         found = self.find(packet)
-        decision = self._unclaimed(packet) if found is None else self._claimed(packet, *found)
+        decision = self._claimed(packet, *found) if found else self._refused_beside(packet) or self._unclaimed(packet)
         return self._with_reasons(decision)
 
     def _claimed(self, packet: Packet, frontend: Frontend, entry: PlanEntry) -> Decision:
@@ -74,7 +76,23 @@ class Oracle:
             verdict = Verdict.REJECT if route.action is Action.REJECT else Verdict.DROP
             return Decision(packet, verdict, source, entry=entry, frontend=frontend, route=route)
         backends = entry.backends(route.scope)
-        return Decision(packet, Verdict.DNAT, source, backends, entry=entry, frontend=frontend, route=route)
+        decision = Decision(packet, Verdict.DNAT, source, backends, entry=entry, frontend=frontend, route=route)
+        kept = kept_backends(decision, self._keeping, masquerade_all=self._node.masquerade_all)
+        return msgspec.structs.replace(decision, kept=kept) if kept else decision
+
+    def _refused_beside(self, packet: Packet) -> Decision | None:
+        """A packet to a local address on which node ports do not answer, refused all the same: kube-proxy's iptables
+        mode refuses a node port that nobody serves outsiders on every local address. None: nothing refuses it."""
+        if self._node.reject_unknown_ports or not self._node.is_local(packet.destination):
+            return None
+        found = self._index.get(FrontendKey(family_of(packet.destination), "", packet.protocol, packet.port))
+        if found is None or found[0].routes.outside.action is Action.FORWARD:
+            return None
+        frontend, entry = found
+        route = frontend.routes.outside
+        verdict = Verdict.REJECT if route.action is Action.REJECT else Verdict.DROP
+        source = self._node.source(packet.source, packet.interface)
+        return Decision(packet, verdict, source, entry=entry, frontend=frontend, route=route)
 
     def _unclaimed(self, packet: Packet) -> Decision:
         verdict = Verdict.ACCEPT

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from dataplane.model.net import Protocol, contains, family_of, is_loopback
+from dataplane.oracle.keeps import why_kept
 from dataplane.oracle.types import Decision, Packet, Verdict
 from dataplane.plan.types import EntryKey, Frontend, FrontendKind, PlanEntry
 from dataplane.policy.endpoints import Backend
@@ -31,7 +32,7 @@ def reasons(
     entry, frontend = decision.entry, decision.frontend
     if entry is None or frontend is None:
         return tuple(_unclaimed(decision, node, owners, health_service))
-    told = [_match(decision.packet, frontend, entry), _source(decision, node)]
+    told = [_match(decision.packet, frontend, entry, node), _source(decision, node)]
     told += _ranges(decision, frontend)
     if not decision.refused:
         told += notes
@@ -56,12 +57,15 @@ def listed(things: Iterable[object]) -> str:
     return ", ".join(texts[:_LISTED]) + more
 
 
-def _match(packet: Packet, frontend: Frontend, entry: PlanEntry) -> str:
+def _match(packet: Packet, frontend: Frontend, entry: PlanEntry, node: NodeConfig) -> str:
     if frontend.kind is FrontendKind.NODE_PORT:
-        return (
-            f"{frontend.key.protocol.text} port {packet.port} is a node port of Service {entry.key.service}, "
-            f"and node ports answer on {packet.destination}"
-        )
+        answers = f"and node ports answer on {packet.destination}"
+        if not node.answers_node_ports(packet.destination):
+            answers = (
+                f"which does not answer on {packet.destination}, but is refused on every local address in this mode"
+            )
+        port = f"{frontend.key.protocol.text} port {packet.port}"
+        return f"{port} is a node port of Service {entry.key.service}, {answers}"
     return f"{frontend.key} is the {frontend.kind.value} of Service {entry.key.service}"
 
 
@@ -116,7 +120,8 @@ def _policy(decision: Decision, frontend: Frontend, entry: PlanEntry, route: Rou
         return "rejected (port unreachable): the Service has no usable endpoint on any node"
     name, local = _policy_name(frontend, entry)
     policy = f"{name} {'Local' if local else 'Cluster'}"
-    if local and frontend.kind is not FrontendKind.CLUSTER_IP and decision.source is not Source.OUTSIDE:
+    bound = route.action is Action.DROP or decision.source is Source.OUTSIDE
+    if local and frontend.kind is not FrontendKind.CLUSTER_IP and not bound:
         who = "a pod" if decision.source is Source.POD else "this node itself"
         policy += f", which does not bind {who}"
     if route.action is Action.DROP:
@@ -143,6 +148,8 @@ def _choice(decision: Decision, entry: PlanEntry) -> list[str]:
 
 def _masquerade(decision: Decision, frontend: Frontend, entry: PlanEntry, route: Route, node: NodeConfig) -> list[str]:
     source = decision.packet.source
+    if decision.kept:
+        return [_kept(decision)]
     if route.masquerade:
         return [f"masqueraded as this node: {_masquerade_cause(decision, frontend, entry, node)}"]
     itself = [backend for backend in decision.backends if backend.address == source]
@@ -152,6 +159,16 @@ def _masquerade(decision: Decision, frontend: Frontend, entry: PlanEntry, route:
     if len(itself) == len(decision.backends):
         return [f"masqueraded as this node, {hairpin}"]
     return [f"masqueraded only if the choice is {_either(itself)}, {hairpin}; other backends see {source}"]
+
+
+def _kept(decision: Decision) -> str:
+    source, masqueraded = decision.packet.source, [b for b in decision.backends if decision.masquerades(b)]
+    if not masqueraded:
+        return f"not masqueraded: the backend sees {source}, as {why_kept(decision)} (--masquerade client)"
+    return (
+        f"masqueraded only if the choice is {_either(masqueraded)}; other backends see {source}, as "
+        f"{why_kept(decision)} (--masquerade client)"
+    )
 
 
 def _either(backends: Sequence[Backend]) -> str:

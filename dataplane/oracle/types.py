@@ -45,6 +45,8 @@ class Decision(msgspec.Struct, frozen=True):
     backends: the set from which one is chosen uniformly; empty unless the verdict is DNAT.
     entry, frontend, route: what claimed the packet and the route for its source class; all None when nothing did.
     refused: the source is outside loadBalancerSourceRanges (then there is no route).
+    kept: backends towards which the client keeps its address though the route, or a hairpin, would masquerade it (ebpf
+      mode, see oracle.keeps).
     reasons: sentences in the order in which things were decided.
     """
 
@@ -56,6 +58,7 @@ class Decision(msgspec.Struct, frozen=True):
     frontend: Frontend | None = None
     route: Route | None = None
     refused: bool = False
+    kept: tuple[Backend, ...] = ()
     reasons: tuple[str, ...] = ()
 
     @property
@@ -72,7 +75,7 @@ class Decision(msgspec.Struct, frozen=True):
         """Whether the packet leaves with this node's address when this backend is chosen: the route says so, or the
         backend is the client itself (hairpin: its reply would otherwise never come back through this node)."""
         by_route = self.route is not None and self.route.masquerade
-        return by_route or backend.address == self.packet.source
+        return (by_route or backend.address == self.packet.source) and backend not in self.kept
 
     @property
     def masquerade(self) -> bool:

@@ -4,10 +4,10 @@ import os
 
 from ctl.ebpf import EbpfOptions
 from ctl.loaded import make_plane
-from dataplane.lab.ground import Keeps
 from dataplane.lab.lab import Lab
 from dataplane.lab.proxy import LabProxy
 from dataplane.lab.spec import Node
+from dataplane.oracle.keeps import Keeps
 from dataplane.planes.base import Plane
 
 MODES = ("iptables", "nftables", "ebpf")

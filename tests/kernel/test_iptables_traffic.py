@@ -1,18 +1,25 @@
 """Real connections through the iptables plane's rules."""
 
+import contextlib
+import socket
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from msgspec.structs import replace
+from pyroute2 import IPRoute
 
 from dataplane.kernel.iptables import Variant
 from dataplane.model.net import Protocol
-from dataplane.model.objects import EndpointSlice, Service, ServicePortSpec
+from dataplane.model.objects import EndpointSlice, ModelObject, Service, ServicePortSpec
+from dataplane.oracle.decide import Oracle, Packet
 from dataplane.planes.iptables import IptablesPlane
+from dataplane.policy.node import NodePortAddresses
 from tests.golden.iptables.net import Cluster, cluster, inside
 from tests.golden.iptables.plans import NODE, plan_of, slice_of, tcp
 
 A, B = ("10.42.0.9", "fd00:10:42::9"), ("10.42.0.10", "fd00:10:42::10")
+_NODAD = 2
 BOTH_FAMILIES = pytest.mark.parametrize("v6", [False, True], ids=["ipv4", "ipv6"])
 
 
@@ -26,7 +33,7 @@ def slices(
     return found
 
 
-PLAN = plan_of(
+OBJECTS: tuple[ModelObject, ...] = (
     Service("default", "pair", cluster_ips=("10.96.0.1", "fd00:96::1"), ports=(tcp(80, 30080),)),
     *slices("pair", A, B),
     Service("default", "sticky", cluster_ips=("10.96.0.2", "fd00:96::2"), ports=(tcp(80),), affinity_seconds=60),
@@ -52,15 +59,26 @@ PLAN = plan_of(
     ),
     *slices("udp", B, protocol=Protocol.UDP),
 )  # fmt: skip
+PLAN = plan_of(*OBJECTS)
+NARROW = replace(
+    NODE,
+    addresses=(*NODE.addresses, "198.18.0.1", "2001:db8:18::1"),
+    nodeports=NodePortAddresses(addresses=NODE.addresses),
+)
 
 
 @pytest.fixture(scope="module", params=list(Variant), ids=lambda variant: variant.value)
-def net(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+def programmed(request: pytest.FixtureRequest) -> Iterator[tuple[Cluster, IptablesPlane]]:
     with cluster() as made:
         with inside(made.node):
             plane = IptablesPlane(variant=request.param)
             plane.load(PLAN)
-        yield made
+        yield made, plane
+
+
+@pytest.fixture(scope="module")
+def net(programmed: tuple[Cluster, IptablesPlane]) -> Cluster:
+    return programmed[0]
 
 
 def pick(v6: bool, ipv4: str, ipv6: str) -> str:
@@ -111,6 +129,46 @@ def test_policy_local_without_local_endpoints_drops_outsiders_only(net: Cluster,
         net.ask(net.client, node, 30085, wait=0.5)
     assert net.ask(net.node, node, 30085)[0] == "10"
     assert net.ask(net.pods[0], node, 30085) == ("10", A[v6])
+
+
+@BOTH_FAMILIES
+def test_node_ports_that_nobody_serves_are_refused_where_they_do_not_answer_too(
+    programmed: tuple[Cluster, IptablesPlane], v6: bool
+) -> None:
+    """A local address without node ports, with a server on the node port's number: it is not reached."""
+    net, plane = programmed
+    address = pick(v6, "198.18.0.1", "2001:db8:18::1")
+    client = pick(v6, "192.168.0.9", "2001:db8::9")
+    family, nodad = (socket.AF_INET6, {"flags": _NODAD}) if v6 else (socket.AF_INET, {})
+    oracle = Oracle(plan_of(*OBJECTS, node=NARROW))
+    with inside(net.node), IPRoute() as door:
+        door.addr(
+            "replace", index=door.link_lookup(ifname="lo")[0], address=address, prefixlen=128 if v6 else 32, **nodad
+        )
+        with contextlib.ExitStack() as servers:
+            for port in (30080, 30084, 30085):
+                servers.enter_context(socket.create_server((address, port), family=family))
+            try:
+                plane.load(plan_of(*OBJECTS, node=NARROW))
+                for port, wanted in ((30080, "accept"), (30084, "reject"), (30085, "drop")):
+                    found = oracle.decide(Packet(client, address, port, Protocol.TCP))
+                    assert (found.verdict.value, _attempt(net.client, address, port)) == (wanted, wanted), found.reasons
+            finally:
+                plane.load(PLAN)
+
+
+def _attempt(where: str, address: str, port: int) -> str:
+    with inside(where):
+        door = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    with door:
+        door.settimeout(3)  # an error that comes while connect() holds the socket waits for the next SYN
+        try:
+            door.connect((address, port))
+        except ConnectionRefusedError:
+            return "reject"
+        except TimeoutError:
+            return "drop"
+        return "accept"
 
 
 @BOTH_FAMILIES

@@ -118,7 +118,7 @@ def nodeport_answers(node: NaiveNode, address: str) -> bool:
 
 def nobody_claims(objects: list[Object], node: NaiveNode, packet: NaivePacket) -> Answer:
     if node.iptables:
-        return Answer("accept")
+        return refused_node_port(objects, node, packet)
     for service in objects:
         if service["kind"] != "Service" or not proxied(service):
             continue
@@ -132,6 +132,21 @@ def nobody_claims(objects: list[Object], node: NaiveNode, packet: NaivePacket) -
 
 def inside(cidrs: list[str] | tuple[str, ...], address: str) -> bool:
     return any(ip_address(address) in ip_network(cidr.strip(), strict=False) for cidr in cidrs)
+
+
+def refused_node_port(objects: list[Object], node: NaiveNode, packet: NaivePacket) -> Answer:
+    """iptables mode: a node port that nobody serves outsiders is refused on all local addresses, where it answers or
+    not."""
+    local = loopback(packet.destination) or any(same(own, packet.destination) for own in node.addresses)
+    for service in sorted((o for o in objects if o["kind"] == "Service" and proxied(o)), key=age):
+        for port in service["spec"].get("ports", []):
+            same_port = port.get("nodePort") == packet.port and port.get("protocol", "TCP") == packet.protocol
+            if local and same_port and serves_family(service, packet.destination):
+                everyone = endpoints_of(objects, service, port, packet, node.name)
+                stranger = packet._replace(source="::" if ":" in packet.source else "0.0.0.0", device="")
+                found = served(service, port, "nodePort", everyone, node, stranger)
+                return Answer("accept") if found.verdict == "dnat" else found
+    return Answer("accept")
 
 
 class NaiveEndpoint(NamedTuple):

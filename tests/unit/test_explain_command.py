@@ -159,3 +159,59 @@ def test_wrong_usage_and_failure(manifests: str, capsys: pytest.CaptureFixture[s
     assert explain(manifests) == 2
     assert explain(f"{manifests}.gone", "--flow", "10.0.0.1 -> 10.0.0.2:1/udp") == 1
     assert "cannot be read" in capsys.readouterr().err
+
+
+EBPF = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {type: NodePort, clusterIP: 10.96.0.10, ports: [{port: 80, nodePort: 30080}]}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: n2}
+spec: {podCIDR: 10.244.2.0/24}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-4, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: "", port: 8080}]
+endpoints:
+- {addresses: [10.244.0.5], nodeName: n1}
+- {addresses: [10.244.1.5], nodeName: n3}
+"""
+OUTSIDE, OWN_POD, REMOTE_POD, ENDPOINT_ELSEWHERE, NODE_ITSELF = (
+    "203.0.113.9", "10.244.0.9", "10.244.2.9", "10.244.1.5", "192.168.0.2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "source", "told"),
+    [
+        ((), OUTSIDE, "only if the choice is 10.244.1.5:8080; other backends see 203.0.113.9"),
+        (("--masquerade", "client"), OUTSIDE, "only if the choice is 10.244.1.5:8080"),
+        (("--masquerade", "kube-proxy"), OUTSIDE, "masqueraded as this node: external traffic"),
+        (("--hooks", "tc"), OUTSIDE, "only if the choice is 10.244.1.5:8080"),
+        (("--hooks", "connect"), OUTSIDE, "masqueraded as this node: external traffic"),
+        ((), OWN_POD, "not masqueraded: the backend sees 10.244.0.9, as a pod is pointed at its backend"),
+        (("--hooks", "tc"), OWN_POD, "only if the choice is 10.244.1.5:8080"),
+        (("--cgroup", "none"), OWN_POD, "only if the choice is 10.244.1.5:8080"),
+        (("--masquerade", "kube-proxy"), OWN_POD, "masqueraded as this node: external traffic"),
+        ((), REMOTE_POD, "masqueraded as this node: external traffic"),
+        ((), ENDPOINT_ELSEWHERE, "masqueraded as this node: external traffic"),
+        ((), NODE_ITSELF, "masqueraded as this node: external traffic"),
+    ],
+)
+def test_the_ebpf_mode_keeps_addresses_as_it_was_asked_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], source: str, told: str
+) -> None:
+    manifests, config = tmp_path / "objects.yaml", tmp_path / "config.yaml"
+    manifests.write_text(EBPF)
+    config.write_text(CONFIG)
+    flow = ("--flow", f"{source} -> 192.168.0.2:30080/tcp", "-o", "json")
+    arguments = ["--mode", "ebpf", "--config", str(config), *options, *NODE, "explain", "-f", str(manifests), *flow]
+    assert main(arguments) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert told in found["reasons"][-1]
+    assert found["masquerade"] == ("masqueraded as this node" in told)

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
-from dataplane.lab.ground import Keeps
 from dataplane.lab.manifests import manifest
 from dataplane.lab.proxy import node_config
 from dataplane.lab.spec import CLUSTER_CIDR, Node
@@ -15,6 +14,7 @@ from dataplane.lab.table import Cell
 from dataplane.lab.vagrant.machines import Machines
 from dataplane.model.objects import ModelObject
 from dataplane.oracle.decide import Oracle
+from dataplane.oracle.keeps import Keeps
 from dataplane.plan.planner import Planner
 from dataplane.planes.ipvs.render import says
 

@@ -1,0 +1,73 @@
+"""Whose address the ebpf mode leaves alone where the policy masquerades: what differs from kube-proxy on purpose.
+
+Source: bpf/track.h (flow_flags, open_flow) and bpf/connect.c (describe_caller); the lab's scenario table compares it
+with packets. `--masquerade kube-proxy` turns all of it off.
+"""
+
+import enum
+from typing import NamedTuple
+
+from dataplane.model.net import Protocol, is_loopback
+from dataplane.oracle.types import Decision, Verdict
+from dataplane.policy.endpoints import Backend
+from dataplane.policy.node import Source
+
+
+class Keeps(enum.Enum):
+    """Clients whose address the ebpf mode leaves alone, without parity to kube-proxy, where the policy masquerades.
+
+    LOCAL: those whose backend runs on the deciding node, unless they are pods of another (packet programs). PODS: pods
+    of the deciding node (connect-time balancing).
+    """
+
+    LOCAL = "local"
+    PODS = "pods"
+
+
+class Keeping(NamedTuple):
+    """What is kept on a node. elsewhere: source addresses that are known to be pods of other nodes."""
+
+    keeps: frozenset[Keeps] = frozenset()
+    elsewhere: frozenset[str] = frozenset()
+
+
+NOTHING = Keeping()
+
+
+def kept_backends(decision: Decision, keeping: Keeping, *, masquerade_all: bool) -> tuple[Backend, ...]:
+    """The backends towards which the client keeps its address though policy or hairpin would masquerade it."""
+    if decision.verdict is not Verdict.DNAT or not keeping.keeps or not _seen_by_programs(decision, keeping):
+        return ()
+    would = [backend for backend in decision.backends if decision.masquerades(backend)]
+    if _at_connect_time(decision, keeping, masquerade_all=masquerade_all):
+        return tuple(would)
+    if Keeps.LOCAL not in keeping.keeps:
+        return ()
+    return tuple(backend for backend in would if backend.local and backend.address != decision.packet.source)
+
+
+def _seen_by_programs(decision: Decision, keeping: Keeping) -> bool:
+    """Whether the programs balance such a packet; what they leave to the slow path, that masquerades by the policy.
+
+    The node's own processes are balanced by them, too, but get the address that routing chooses, as by masquerading.
+    """
+    packet = decision.packet
+    if packet.protocol not in (Protocol.TCP, Protocol.UDP) or is_loopback(packet.destination):
+        return False
+    return decision.source is not Source.NODE and not (
+        decision.source is Source.POD and packet.source in keeping.elsewhere
+    )
+
+
+def _at_connect_time(decision: Decision, keeping: Keeping, *, masquerade_all: bool) -> bool:
+    """Whether the client is pointed at its backend before there is a packet: a pod, whose address is not known then,
+    so not where source ranges want it; nor where masqueradeAll asks for the node's."""
+    restricted = decision.frontend is not None and decision.frontend.source_ranges is not None
+    return Keeps.PODS in keeping.keeps and decision.source is Source.POD and not (masquerade_all or restricted)
+
+
+def why_kept(decision: Decision) -> str:
+    """The half sentence that says why."""
+    if any(not backend.local or backend.address == decision.packet.source for backend in decision.kept):
+        return "a pod is pointed at its backend when it connects"
+    return "this mode masquerades only towards backends on other nodes"

@@ -42,14 +42,17 @@ def service_families(service: Service) -> tuple[Family, ...]:
 def _addresses(service: Service) -> dict[str, FrontendKind]:
     """The addresses of a Service, of both families, without node ports.
 
-    One that is named twice (as externalIP and as LB IP, say) counts as the first of clusterIP, externalIP,
-    load-balancer IP.
+    One that is named twice (as externalIP and as LB IP, say) counts as the first of clusterIP, load-balancer IP,
+    externalIP; where source ranges guard the load-balancer IPs, those go first: naming it twice must not open it.
     """
     kinds = dict.fromkeys(service.cluster_ips, _CLUSTER_IP)
+    for address in service.load_balancer_ips:
+        if service.source_ranges is not None:
+            kinds[address] = _LOAD_BALANCER
+        else:
+            kinds.setdefault(address, _LOAD_BALANCER)
     for address in service.external_ips:
         kinds.setdefault(address, _EXTERNAL_IP)
-    for address in service.load_balancer_ips:
-        kinds.setdefault(address, _LOAD_BALANCER)
     return kinds
 
 

@@ -92,13 +92,20 @@ def how_it_is_reached(service: Object, port: Object, node: NaiveNode, packet: Na
     if port.get("protocol", "TCP") != packet.protocol or not serves_family(service, packet.destination):
         return None
     if port["port"] == packet.port:
+        balanced = [
+            ingress["ip"]
+            for ingress in service.get("status", {}).get("loadBalancer", {}).get("ingress") or []
+            if ingress.get("ipMode") != "Proxy" and "ip" in ingress
+        ]
+        is_balanced = any(same(ip, packet.destination) for ip in balanced)
+        if is_balanced and service["spec"].get("loadBalancerSourceRanges"):
+            return "loadBalancer"
         if any(same(ip, packet.destination) for ip in cluster_ips(service)):
             return "clusterIP"
+        if is_balanced:
+            return "loadBalancer"
         if any(same(ip, packet.destination) for ip in service["spec"].get("externalIPs") or []):
             return "externalIP"
-        for ingress in service.get("status", {}).get("loadBalancer", {}).get("ingress") or []:
-            if ingress.get("ipMode") != "Proxy" and "ip" in ingress and same(ingress["ip"], packet.destination):
-                return "loadBalancer"
     if port.get("nodePort") == packet.port and nodeport_answers(node, packet.destination):
         return "nodePort"
     return None

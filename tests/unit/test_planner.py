@@ -188,16 +188,26 @@ def test_every_kind_of_frontend_and_one_address_named_twice() -> None:
     frontends = planner.plan.entries[key()].frontends
     assert [(f.kind.value, f.key.address, f.key.port) for f in frontends] == [
         ("clusterIP", "10.96.0.1", 80),
-        ("externalIP", "192.0.2.1", 80),
+        ("loadBalancerIP", "192.0.2.1", 80),
         ("loadBalancerIP", "192.0.2.2", 80),
         ("nodePort", "", 30080),
     ]
+    ranges = SourceRanges(("198.51.100.0/24", "172.18.0.0/16"), own_address=True)
     assert [f.source_ranges for f in frontends] == [
         None,
-        None,
-        SourceRanges(("198.51.100.0/24", "172.18.0.0/16"), own_address=True),
+        ranges,
+        ranges,
         None,
     ]
+
+
+@pytest.mark.parametrize("ranges", [None, ("198.51.100.0/24",)])
+def test_a_cluster_ip_that_is_a_load_balancer_ip_too_is_guarded(ranges: tuple[str, ...] | None) -> None:
+    planner = Planner(NODE)
+    planner.update([service(load_balancer_ips=("10.96.0.1",), source_ranges=ranges), endpoint_slice("10.244.0.5")])
+    [frontend] = planner.plan.entries[key()].frontends
+    assert frontend.kind is (FrontendKind.LOAD_BALANCER if ranges else FrontendKind.CLUSTER_IP)
+    assert (frontend.source_ranges is None) == (ranges is None)
 
 
 def test_source_ranges_of_the_other_family_let_nobody_in() -> None:

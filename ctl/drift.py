@@ -28,8 +28,7 @@ def ranges_text(ranges: SourceRanges | None) -> str:
     """Who may use a frontend, in words."""
     if ranges is None:
         return "everyone"
-    own = ["its own address"] if ranges.own_address else []
-    return ", ".join([*ranges.cidrs, *own]) or "nobody"
+    return ", ".join(ranges.cidrs) or "nobody"
 
 
 def differences(want: Table, have: Table) -> Iterator[Difference]:
@@ -67,8 +66,8 @@ def _row_differences(want: Row, have: Row) -> Iterator[str]:
         yield f"lets in {ranges_text(have.source_ranges)} instead of {ranges_text(want.source_ranges)}"
 
 
-def _comparable(ranges: SourceRanges | None) -> tuple[frozenset[str], bool] | None:
-    return None if ranges is None else (frozenset(ranges.cidrs), ranges.own_address)
+def _comparable(ranges: SourceRanges | None) -> frozenset[str] | None:
+    return None if ranges is None else frozenset(ranges.cidrs)
 
 
 def _route_differences(want: Routes, have: Routes) -> Iterator[str]:

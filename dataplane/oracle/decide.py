@@ -14,7 +14,7 @@ from dataplane.oracle.reasons import Owner, reasons
 from dataplane.oracle.types import Decision, Packet, Verdict
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, SourceRanges
 from dataplane.policy.node import NodeConfig
-from dataplane.policy.routes import REJECT_ALL, Action
+from dataplane.policy.routes import Action
 
 __all__ = ["Decision", "Oracle", "Packet", "Verdict", "decide"]
 
@@ -67,9 +67,7 @@ class Oracle:
 
     def _claimed(self, packet: Packet, frontend: Frontend, entry: PlanEntry) -> Decision:
         source = self._node.source(packet.source, packet.interface)
-        # A frontend that nobody answers rejects everybody: kube-proxy guards the ranges only where it forwards.
-        guarded = frontend.source_ranges is not None and frontend.routes != REJECT_ALL
-        if guarded and not admits(frontend.source_ranges, packet):
+        if not admits(frontend.source_ranges, packet):
             return Decision(packet, Verdict.DROP, source, entry=entry, frontend=frontend, refused=True)
         route = frontend.routes.of(source)
         if route.action is not Action.FORWARD:
@@ -120,9 +118,7 @@ class Oracle:
 
 def admits(ranges: SourceRanges | None, packet: Packet) -> bool:
     """Whether source ranges let a packet in; None lets everybody in."""
-    if ranges is None or contains(ranges.cidrs, packet.source):
-        return True
-    return ranges.own_address and packet.source == packet.destination
+    return ranges is None or contains(ranges.cidrs, packet.source)
 
 
 def decide(plan: Plan, packet: Packet) -> Decision:

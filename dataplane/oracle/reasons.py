@@ -101,11 +101,7 @@ def _ranges(decision: Decision, frontend: Frontend) -> list[str]:
     allowed = listed(ranges.cidrs) or "nobody (no valid entry of this family)"
     if decision.refused:
         return [f"dropped: loadBalancerSourceRanges lets in {allowed}, and {source} is not among them"]
-    if decision.verdict is Verdict.REJECT:
-        return ["loadBalancerSourceRanges is not looked at, as nobody answers here"]
-    cidr = next((cidr for cidr in ranges.cidrs if contains((cidr,), source)), None)
-    if cidr is None:
-        return [f"loadBalancerSourceRanges lets {source} in: it is the frontend's own address, sent by this node"]
+    cidr = next(cidr for cidr in ranges.cidrs if contains((cidr,), source))
     return [f"loadBalancerSourceRanges lets {source} in by {cidr}"]
 
 

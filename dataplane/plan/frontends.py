@@ -7,7 +7,7 @@ from dataplane.model.objects import Service, ServiceType
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, SourceRanges
 from dataplane.policy.endpoints import BackendSets
 from dataplane.policy.node import NodeConfig
-from dataplane.policy.routes import Routes, cluster_ip_routes, external_routes
+from dataplane.policy.routes import REJECT_ALL, Routes, cluster_ip_routes, external_routes
 
 # Each Service asks for these, and a member is slower to find in its class than in a module.
 _CLUSTER_IP, _EXTERNAL_IP = FrontendKind.CLUSTER_IP, FrontendKind.EXTERNAL_IP
@@ -86,13 +86,17 @@ def ways_in(service: Service) -> dict[EntryKey, list[Way]]:
 def source_ranges(service: Service, family: Family, node: NodeConfig) -> SourceRanges | None:
     """Who may use this Service's load-balancer IPs of a family; None = everyone.
 
-    Ranges of the other family let nobody in here: a list restricts the whole Service, not one of its families.
+    Ranges of the other family let nobody in here: a list restricts the whole Service, not one of its families. Where
+    this node's primary address is in the ranges, so are all the Service's load-balancer IPs: a node that holds such an
+    address sends from it (kube-proxy's rule).
     """
     if service.source_ranges is None:
         return None
-    cidrs = tuple(dict.fromkeys(cidr for cidr in service.source_ranges if family_of(cidr) is family))
+    cidrs = [cidr for cidr in service.source_ranges if family_of(cidr) is family]
     primary = node.primary(family)
-    return SourceRanges(cidrs, own_address=bool(primary) and contains(cidrs, primary))
+    if primary and contains(cidrs, primary):
+        cidrs += [f"{address}/{family.bits}" for address in service.load_balancer_ips if family_of(address) is family]
+    return SourceRanges(tuple(dict.fromkeys(cidrs)))
 
 
 def _routes(kind: FrontendKind, service: Service, sets: BackendSets, family: Family, node: NodeConfig) -> Routes:
@@ -107,10 +111,15 @@ def _routes(kind: FrontendKind, service: Service, sets: BackendSets, family: Fam
 def make_frontends(
     service: Service, sets: BackendSets, family: Family, ways: Iterable[Way], node: NodeConfig
 ) -> tuple[Frontend, ...]:
-    """Frontends for the addresses that this Service port may claim, with their routes."""
+    """Frontends for the addresses that this Service port may claim, with their routes.
+
+    Source ranges come before the routes, so that strangers meet silence whether anybody serves or not; in the mode that
+    guards only where it forwards there are none where everybody is rejected.
+    """
     ranges = source_ranges(service, family, node)
     found = []
     for kind, key in ways:
         routes = _routes(kind, service, sets, family, node)
-        found.append(Frontend(kind, key, routes, ranges if kind is _LOAD_BALANCER else None))
+        guarded = kind is _LOAD_BALANCER and (node.guards_first or routes != REJECT_ALL)
+        found.append(Frontend(kind, key, routes, ranges if guarded else None))
     return tuple(found)

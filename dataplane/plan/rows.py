@@ -11,15 +11,16 @@ def _pairs(backends: tuple[Backend, ...]) -> tuple[tuple[str, int], ...]:
 
 def _ranges(ranges: SourceRanges | None) -> SourceRanges | None:
     """Source ranges in an order of their own: a plane holds a set."""
-    return ranges._replace(cidrs=tuple(sorted(set(ranges.cidrs)))) if ranges is not None else None
+    return SourceRanges(tuple(sorted(set(ranges.cidrs)))) if ranges is not None else None
 
 
 def row(frontend: Frontend, entry: PlanEntry) -> Row:
     """One frontend as a plane holds it.
 
     Only what has an effect is kept, so that equal behaviour compares equal: a set that no route forwards to is
-    empty, and affinity and source ranges are absent where no route forwards at all.
+    empty, affinity is absent where no route forwards at all, source ranges where every route drops.
     """
+    guards = any(route.action is not Action.DROP for route in frontend.routes)
     scopes = {route.scope for route in frontend.routes if route.action is Action.FORWARD}
     return Row(
         service=entry.key.service,
@@ -27,7 +28,7 @@ def row(frontend: Frontend, entry: PlanEntry) -> Row:
         cluster=_pairs(entry.cluster) if Scope.CLUSTER in scopes else (),
         local=_pairs(entry.local) if Scope.LOCAL in scopes else (),
         affinity_seconds=entry.affinity_seconds if scopes else 0,
-        source_ranges=_ranges(frontend.source_ranges) if scopes else None,
+        source_ranges=_ranges(frontend.source_ranges) if guards else None,
     )
 
 

@@ -52,16 +52,13 @@ class FrontendKey(NamedTuple):
         return f"{host_port(self.address or '*', self.port)}/{self.protocol.text}"
 
 
-class SourceRanges(NamedTuple):
+class SourceRanges(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Who may use a load-balancer frontend; everyone else is dropped.
 
     cidrs: of the frontend's family; may be empty, then nobody may.
-    own_address: sources that carry the frontend's own address are let in too (this node is inside the ranges, and
-      a node that sends to a VIP it holds sends from that VIP; kube-proxy's rule).
     """
 
     cidrs: tuple[str, ...]
-    own_address: bool = False
 
 
 class Frontend(msgspec.Struct, frozen=True, gc=False):

@@ -79,6 +79,12 @@ class NodeConfig(msgspec.Struct, frozen=True):
     masquerade_mark: int = 0x4000
     reject_unknown_ports: bool = True
 
+    @property
+    def guards_first(self) -> bool:
+        """Whether source ranges are looked at before whether anyone answers (nftables and ebpf modes; iptables mode
+        rejects everybody where nobody answers)."""
+        return self.reject_unknown_ports
+
     def primary(self, family: Family) -> str:
         """This node's primary address of a family, or "" when it has none."""
         return next((a for a in self.addresses if family_of(a) is family), "")

@@ -88,7 +88,9 @@ def service(family: Family, numbers: tuple[int, ...], affinity: int = 0) -> Plan
 
     frontends = (
         Frontend(FrontendKind.CLUSTER_IP, key(vip, 80), inside),
-        Frontend(FrontendKind.LOAD_BALANCER, key(ingress, 80), outside, SourceRanges((ranges,), own_address=True)),
+        Frontend(
+            FrontendKind.LOAD_BALANCER, key(ingress, 80), outside, SourceRanges((ranges, f"{ingress}/{family.bits}"))
+        ),
         Frontend(FrontendKind.NODE_PORT, key("", 30080), outside),
     )
     return PlanEntry(

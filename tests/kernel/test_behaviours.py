@@ -4,9 +4,11 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 from msgspec.structs import replace
+from pyroute2 import IPRoute
 
 from dataplane.kernel.netns import netns
 from dataplane.lab.lab import Lab
@@ -198,6 +200,63 @@ def test_reject_and_drop_differ_on_the_wire(lab: Lab, proxy: LabProxy) -> None:
     proxy.update(endpoints(lab, "pod2-1"))  # endpoints elsewhere only: node 1 drops
     assert outcome(lab, Probe(EXTERNAL, 80, timeout=1.0), "client") is Outcome.TIMEOUT
     assert outcome(lab, Probe(EXTERNAL, 80, timeout=1.0)) is Outcome.ANSWERED  # its pods still reach them
+
+
+GUARDED = ("203.0.113.78", "203.0.113.79")
+
+
+def guarded(lab: Lab, *ranges: str) -> Service:
+    """A Service with two LB IPs, one of which is its externalIP too, that lets these sources in."""
+    return service(
+        type=ServiceType.LOAD_BALANCER, external_ips=GUARDED[:1], load_balancer_ips=GUARDED, source_ranges=ranges
+    )
+
+
+def test_source_ranges_hold_on_an_external_ip_that_is_a_load_balancer_ip(lab: Lab, proxy: LabProxy) -> None:
+    client = lab.client.addresses[Family.IPV4]
+    for ranges, wanted in (((f"{client}/32",), Outcome.ANSWERED), (("192.0.2.0/24",), Outcome.TIMEOUT)):
+        proxy.update([guarded(lab, *ranges), *endpoints(lab, "pod1-1", "pod2-1")])
+        for address in GUARDED:
+            assert outcome(lab, Probe(address, 80, timeout=1.0), "client") is wanted, (address, ranges)
+
+
+def test_source_ranges_without_endpoints(lab: Lab, proxy: LabProxy) -> None:
+    client = lab.client.addresses[Family.IPV4]
+    proxy.update([guarded(lab, "192.0.2.0/24"), *endpoints(lab)])
+    wanted = Outcome.REFUSED if proxy.mode == "iptables" else Outcome.TIMEOUT
+    assert [outcome(lab, Probe(address, 80, timeout=1.0), "client") for address in GUARDED] == [wanted] * 2
+    proxy.update([guarded(lab, f"{client}/32")])
+    assert [outcome(lab, Probe(address, 80, timeout=3.0), "client") for address in GUARDED] == [Outcome.REFUSED] * 2
+    proxy.update(endpoints(lab, "pod2-1"))
+    assert [outcome(lab, Probe(address, 80, timeout=1.0), "client") for address in GUARDED] == [Outcome.ANSWERED] * 2
+
+
+def test_each_load_balancer_ip_may_be_the_source_where_the_node_is_in_the_ranges(lab: Lab, proxy: LabProxy) -> None:
+    """A node that holds both VIPs sends to one from the other."""
+    node = lab.nodes[0]
+    with netns(node.netns), IPRoute() as door:
+        loopback = door.link_lookup(ifname="lo")[0]
+        for address in GUARDED:
+            door.addr("replace", index=loopback, address=address, prefixlen=32)
+        try:
+            for ranges, wanted in ((f"{node.addresses[Family.IPV4]}/32", True), ("192.0.2.0/24", False)):
+                proxy.update([guarded(lab, ranges), *endpoints(lab, "pod1-1")])
+                for source, target in product(GUARDED, GUARDED):
+                    assert _answered(source, target) == wanted, (source, target, ranges)
+        finally:
+            for address in GUARDED:
+                door.addr("del", index=loopback, address=address, prefixlen=32)
+
+
+def _answered(source: str, target: str) -> bool:
+    with socket.socket() as door:
+        door.settimeout(1.0)
+        door.bind((source, 0))
+        try:
+            door.connect((target, 80))
+        except TimeoutError:
+            return False
+        return True
 
 
 def test_headless_and_external_name_have_no_frontend(lab: Lab, proxy: LabProxy) -> None:

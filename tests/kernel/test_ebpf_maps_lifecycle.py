@@ -38,7 +38,7 @@ def entries(draw: st.DrawFn, number: int) -> PlanEntry:
     cidrs = st.sampled_from(
         ("10.0.0.0/8", "192.0.2.7/32", "0.0.0.0/0") if family is Family.IPV4 else ("2001:db8::/32", "::/0")
     )
-    ranges = st.builds(SourceRanges, st.lists(cidrs, unique=True, max_size=3).map(tuple), st.booleans())
+    ranges = st.builds(SourceRanges, st.lists(cidrs, unique=True, max_size=3).map(tuple))
     return service(
         f"s{number}",
         draw(st.sampled_from((Protocol.TCP, Protocol.UDP))),
@@ -222,9 +222,7 @@ def test_a_full_map_is_named_and_the_rest_stays(
     make_plane: Callable[..., EbpfPlane], full: str, sizes: dict[str, int]
 ) -> None:
     plane = make_plane(sizes=msgspec.structs.replace(SMALL, **sizes))
-    every = [
-        service(f"s{n}", address=f"172.30.2.{n}", ranges=SourceRanges((f"10.{n}.0.0/16",), False)) for n in range(3)
-    ]
+    every = [service(f"s{n}", address=f"172.30.2.{n}", ranges=SourceRanges((f"10.{n}.0.0/16",))) for n in range(3)]
     plan = plan_of(*every)
     slow = plane.slow
     assert isinstance(slow, NoSlowPath)

@@ -83,7 +83,7 @@ def _outside(
         version, pods(version, 0, 1, local=False), pods(version, 0), protocol=Protocol.UDP,
         kind=FrontendKind.LOAD_BALANCER if address else FrontendKind.NODE_PORT, address=address,
         external_local=external_local, affinity=affinity,
-        ranges=SourceRanges(ranges, own_address=False) if ranges else None,
+        ranges=SourceRanges(ranges) if ranges else None,
     )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def several() -> list[PlanEntry]:
                 pods(version, 1),
                 kind=FrontendKind.LOAD_BALANCER,
                 address=LB[version],
-                ranges=SourceRanges(("192.0.2.0/24",) if version == 4 else ("2001:db8::/64",), own_address=True),
+                ranges=SourceRanges(("192.0.2.0/24",) if version == 4 else ("2001:db8::/64",)),
                 external_local=True,
                 name="limited",
             ),

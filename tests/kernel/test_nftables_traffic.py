@@ -196,8 +196,9 @@ def test_source_ranges(net: Network, plane: NftablesPlane, version: int) -> None
         assert ask(net.client, LB[version], wait=QUICK) == expected
     # The frontend's own address as source: a node that holds the address sends from it.
     ip(net.node, "address", "add", LB[version], "dev", "lo", *(("nodad",) if version == 6 else ()))
-    for own, expected in ((True, f"0 {GATEWAY[version]}"), (False, "silence")):
-        changed = limited(SourceRanges((outside,), own_address=own))
+    own = f"{LB[version]}/{32 if version == 4 else 128}"
+    for cidrs, expected in (((outside, own), f"0 {GATEWAY[version]}"), ((outside,), "silence")):
+        changed = limited(SourceRanges(cidrs))
         plane.apply(change(current, changed))
         current = changed
         assert ask(net.node, LB[version], source=LB[version], wait=QUICK) == expected

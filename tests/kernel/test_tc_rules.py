@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6, IPv6ExtHdrFragment
@@ -19,7 +18,6 @@ from scapy.packet import Raw
 
 from dataplane.kernel import netns
 from dataplane.model.net import Family, Protocol
-from dataplane.plan.types import SourceRanges
 from dataplane.planes.ebpf.collect import sweep
 from dataplane.planes.ebpf.flows import FLOW_TABLES
 from dataplane.planes.ebpf.layout import constant, fields_of, size_of
@@ -430,26 +428,6 @@ def test_another_processors_clock_that_is_ahead_makes_nothing_old(node: Bench, r
     finally:
         node.remove(service)
         node.maps.remove("affinity", [key for key, _ in list(node.maps.items("affinity"))])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("own_address", [True, False])
-def test_a_guarded_address_may_reach_itself_where_that_is_said(
-    node: Bench, run: Runner, family: Family, own_address: bool
-) -> None:
-    vip = "192.0.2.9" if family is Family.IPV4 else "fd00:192:2::9"
-    cidr = "203.0.113.0/24" if family is Family.IPV4 else "2001:db8::/32"
-    service = entry(f"own-{family.name}", [ADDRESSES[family][2]], load_balancer=vip, family=family, ranges=(cidr,))
-    [frontend] = service.frontends
-    frontend = msgspec.structs.replace(frontend, source_ranges=SourceRanges((cidr,), own_address))
-    service = msgspec.structs.replace(service, frontends=(frontend,))
-    node.install(service)
-    try:
-        for source, allowed in ((vip, own_address), (ADDRESSES[family][0], False)):
-            frame = node.frame(ip(family, source, vip) / TCP(sport=4000, dport=80, flags="S"))
-            assert (run(frame).result in SENT) == allowed, source
-    finally:
-        node.remove(service)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

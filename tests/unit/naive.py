@@ -78,6 +78,14 @@ def cluster_ips(service: Object) -> list[str]:
     return spec.get("clusterIPs") or ([spec["clusterIP"]] if spec.get("clusterIP") else [])
 
 
+def load_balancer_ips(service: Object) -> list[str]:
+    return [
+        ingress["ip"]
+        for ingress in service.get("status", {}).get("loadBalancer", {}).get("ingress") or []
+        if ingress.get("ipMode") != "Proxy" and "ip" in ingress
+    ]
+
+
 def same(one: str, other: str) -> bool:
     return ip_address(one) == ip_address(other)
 
@@ -92,12 +100,7 @@ def how_it_is_reached(service: Object, port: Object, node: NaiveNode, packet: Na
     if port.get("protocol", "TCP") != packet.protocol or not serves_family(service, packet.destination):
         return None
     if port["port"] == packet.port:
-        balanced = [
-            ingress["ip"]
-            for ingress in service.get("status", {}).get("loadBalancer", {}).get("ingress") or []
-            if ingress.get("ipMode") != "Proxy" and "ip" in ingress
-        ]
-        is_balanced = any(same(ip, packet.destination) for ip in balanced)
+        is_balanced = any(same(ip, packet.destination) for ip in load_balancer_ips(service))
         if is_balanced and service["spec"].get("loadBalancerSourceRanges"):
             return "loadBalancer"
         if any(same(ip, packet.destination) for ip in cluster_ips(service)):
@@ -266,11 +269,12 @@ def served(
     service: Object, port: Object, kind: str, everyone: list[NaiveEndpoint], node: NaiveNode, packet: NaivePacket
 ) -> Answer:
     anywhere, here = cluster_wide(everyone, node), node_local(everyone, node)
+    guarded = kind == "loadBalancer" and not let_in(service, node, packet)
     name = f"{service['metadata']['namespace']}/{service['metadata']['name']}"
     name += f":{port['name']}" if port.get("name") else ""
     if not anywhere and not here:
-        return Answer("reject", service=name)
-    if kind == "loadBalancer" and not let_in(service, node, packet):
+        return Answer("drop" if guarded and not node.iptables else "reject", service=name)
+    if guarded:
         return Answer("drop", service=name)
     pod = from_pod(node, packet)
     if kind == "clusterIP":
@@ -304,4 +308,5 @@ def let_in(service: Object, node: NaiveNode, packet: NaivePacket) -> bool:
     if inside(ranges, packet.source):
         return True
     own = [a for a in node.addresses if ip_address(a).version == ip_address(packet.destination).version]
-    return bool(own) and inside(ranges, own[0]) and same(packet.source, packet.destination)
+    mine = any(same(ip, packet.source) for ip in load_balancer_ips(service))
+    return bool(own) and inside(ranges, own[0]) and mine

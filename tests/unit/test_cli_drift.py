@@ -61,9 +61,9 @@ CASES = {
     ),
     "affinity": Case(_with(affinity_seconds=60), ROW, ["session affinity is 0 s instead of 60 s"]),
     "ranges": Case(
-        _with(source_ranges=SourceRanges(("192.0.2.0/24",), True)),
+        _with(source_ranges=SourceRanges(("192.0.2.0/24", "192.0.2.9/32"))),
         _with(source_ranges=SourceRanges(())),
-        ["lets in nobody instead of 192.0.2.0/24, its own address"],
+        ["lets in nobody instead of 192.0.2.0/24, 192.0.2.9/32"],
     ),
     "ranges removed": Case(_with(source_ranges=SourceRanges(())), ROW, ["lets in everyone instead of nobody"]),
     "service": Case(ROW, _with(service="default/other"), ["belongs to Service default/other in the kernel"]),

@@ -78,9 +78,16 @@ def test_source_ranges_are_told() -> None:
     assert (
         refused[-1] == "dropped: loadBalancerSourceRanges lets in 203.0.113.0/25, and 203.0.113.200 is not among them"
     )
-    nobody = reasons("203.0.113.200 -> 198.51.100.9:80/tcp")
+    assert reasons("203.0.113.200 -> 198.51.100.9:80/tcp")[-1] == refused[-1], "whether anybody answers or not"
+    nobody = reasons("203.0.113.9 -> 198.51.100.9:80/tcp")
     assert nobody[-3:] == (
-        "loadBalancerSourceRanges is not looked at, as nobody answers here",
+        "loadBalancerSourceRanges lets 203.0.113.9 in by 203.0.113.0/25",
+        "no EndpointSlice has an endpoint for this port in this IP family",
+        "rejected (port unreachable): the Service has no usable endpoint on any node",
+    )
+    iptables = msgspec.structs.replace(NODE, reject_unknown_ports=False)
+    nobody = reasons("203.0.113.200 -> 198.51.100.9:80/tcp", node=iptables)
+    assert nobody[-2:] == (
         "no EndpointSlice has an endpoint for this port in this IP family",
         "rejected (port unreachable): the Service has no usable endpoint on any node",
     )

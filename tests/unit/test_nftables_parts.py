@@ -54,7 +54,7 @@ def balancer(count: int, *cidrs: str, external_local: bool = False, name: str = 
     """A load balancer's address with so many endpoints, the first of which is local."""
     cluster = tuple(Backend(f"10.244.0.{number}", 8080, number == 0) for number in range(count))
     routes = external_routes(has_cluster=count > 0, has_local=count > 0, external_local=external_local)
-    ranges = SourceRanges(cidrs, own_address=False) if cidrs else None
+    ranges = SourceRanges(cidrs) if cidrs else None
     address = "198.51.100.7" if name == "web" else "198.51.100.8"
     key = FrontendKey(Family.IPV4, address, Protocol.TCP, 80)
     frontend = Frontend(FrontendKind.LOAD_BALANCER, key, routes, ranges)

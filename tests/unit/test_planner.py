@@ -192,7 +192,8 @@ def test_every_kind_of_frontend_and_one_address_named_twice() -> None:
         ("loadBalancerIP", "192.0.2.2", 80),
         ("nodePort", "", 30080),
     ]
-    ranges = SourceRanges(("198.51.100.0/24", "172.18.0.0/16"), own_address=True)
+    # this node is in the ranges, so each of the Service's LB IPs may be the source, too
+    ranges = SourceRanges(("198.51.100.0/24", "172.18.0.0/16", "192.0.2.1/32", "192.0.2.2/32"))
     assert [f.source_ranges for f in frontends] == [
         None,
         ranges,
@@ -213,7 +214,7 @@ def test_a_cluster_ip_that_is_a_load_balancer_ip_too_is_guarded(ranges: tuple[st
 def test_source_ranges_of_the_other_family_let_nobody_in() -> None:
     planner = Planner(NODE)
     planner.update([service(load_balancer_ips=("192.0.2.2",), source_ranges=("2001:db8::/32",))])
-    assert planner.plan.entries[key()].frontends[1].source_ranges == SourceRanges((), own_address=False)
+    assert planner.plan.entries[key()].frontends[1].source_ranges == SourceRanges(())
 
 
 def test_dual_stack_makes_an_entry_for_each_family() -> None:

@@ -50,7 +50,7 @@ _ROUTE_LOCAL, _ROUTE_MASQUERADE = constant("ROUTE_LOCAL"), constant("ROUTE_MASQU
 _ROUTE_ACTION = constant("ROUTE_ACTION")
 _PROTOCOL_OF = {protocol.value: protocol for protocol in Protocol}
 _FAMILY_OF = {family.value: family for family in Family}
-_RANGES, _OWN_ADDRESS = constant("FRONTEND_RANGES"), constant("FRONTEND_OWN_ADDRESS")
+_RANGES = constant("FRONTEND_RANGES")
 PRESENT = constant("SERVICE_PRESENT")
 _INTERNAL_LOCAL, _EXTERNAL_LOCAL = constant("SERVICE_INTERNAL_LOCAL"), constant("SERVICE_EXTERNAL_LOCAL")
 _NAME_SIZE = constant("SERVICE_NAME_SIZE")
@@ -128,8 +128,7 @@ def frontend_bytes(
     if routes is None:
         routes = _route_bytes[frontend.routes] = tuple(map(route_byte, frontend.routes))
     pod, node, outside = routes
-    ranges = frontend.source_ranges
-    flags = 0 if ranges is None else _RANGES | (_OWN_ADDRESS if ranges.own_address else 0)
+    flags = 0 if frontend.source_ranges is None else _RANGES
     return FRONTEND.pack(  # argument by argument: `*` would take as long as everything else
         generation,
         service,
@@ -169,14 +168,13 @@ class StoredFrontend(NamedTuple):
     sets: Sets
     affinity_seconds: int
     range_set: int | None
-    own_address: bool
     routes: Routes
     kind: FrontendKind
     order: int
 
     def frontend(self, key: FrontendKey, cidrs: tuple[str, ...]) -> Frontend:
         """The plan's value; `cidrs` are those of its range set."""
-        ranges = None if self.range_set is None else SourceRanges(cidrs, self.own_address)
+        ranges = None if self.range_set is None else SourceRanges(cidrs)
         return Frontend(self.kind, key, self.routes, ranges)
 
 
@@ -191,7 +189,6 @@ def stored_frontend(raw: bytes) -> StoredFrontend:
         Sets(cb, cc, lb, lc),
         affinity,
         ranges if flags & _RANGES else None,
-        bool(flags & _OWN_ADDRESS),
         _routes_of(pod, node, outside),
         _KIND_OF[kind],
         order,

@@ -96,7 +96,7 @@ class IptablesPlane:
         try:
             for family, sync in families.items():
                 saved = sync.saved()
-                before |= FamilyReader(family, saved.filter, saved.nat, plan.node.primary(family)).rows()
+                before |= FamilyReader(family, saved.filter, saved.nat).rows()
                 undo.append((sync, saved))
                 sync.sync_all(states[family], saved, self._clock())
         except IptablesError as error:
@@ -129,11 +129,9 @@ class IptablesPlane:
     def read_back(self) -> Table:
         """As `Plane.read_back`; a family whose jumps from the built-in chains are not all there has no rows."""
         found: dict[FrontendKey, Row] = {}
-        node = self._node or self._loaded_for
         for family, sync in self._open().items():
             saved = sync.saved()
-            primary = node.primary(family) if node else ""
-            found |= FamilyReader(family, saved.filter, saved.nat, primary).rows()
+            found |= FamilyReader(family, saved.filter, saved.nat).rows()
         return found
 
     def cleanup(self) -> None:

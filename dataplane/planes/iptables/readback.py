@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from dataplane.model.net import Family, Protocol, contains
+from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import FrontendKey, Row, SourceRanges
 from dataplane.planes.iptables import names
 from dataplane.planes.iptables.skeleton import JUMPS
@@ -64,17 +64,12 @@ _NO_BALANCER = _Balancer((), 0, {})
 
 
 class FamilyReader:
-    """Reads one family's filter and nat tables into rows.
+    """Reads one family's filter and nat tables into rows."""
 
-    primary: this node's primary address, "" if unknown; it tells a source range that equals a load-balancer IP from
-    kube-proxy's exception for the node's own traffic.
-    """
-
-    def __init__(self, family: Family, filter_text: str, nat_text: str, primary: str = "") -> None:
+    def __init__(self, family: Family, filter_text: str, nat_text: str) -> None:
         self.family = family
         self._filter = rules_of(filter_text)
         self._nat = rules_of(nat_text)
-        self._primary = primary
         nat = self._nat
         self._masquerades = any("--set-xmark" in r for r in nat.get(names.MARK_MASQ, ())) and any(
             "-j MASQUERADE" in r for r in nat.get(names.POSTROUTING, ())
@@ -103,10 +98,6 @@ class FamilyReader:
         if any(rule.endswith(f"-j {names.NODEPORTS}") for rule in self._nat.get(names.SERVICES, ())):
             self._dispatched |= {d.key: d for d in self._of("nat", names.NODEPORTS)}
         self._restricted = {d.key for d in self._of("filter", names.PROXY_FIREWALL) if d.target == "DROP"}
-        self._restricted_addresses: defaultdict[str, list[str]] = defaultdict(list)
-        for dispatch in self._dispatched.values():
-            if dispatch.target.startswith(names.SOURCE_RANGES_PREFIX):
-                self._restricted_addresses[dispatch.target].append(dispatch.key.address)
         return iter(self._dispatched.values())
 
     def _translated(self, key: FrontendKey) -> bool:
@@ -177,10 +168,6 @@ class FamilyReader:
             if "-j " in rule:
                 source = _SOURCE.match(rule)
                 found.append(source[1] if source else everything)
-        own = [f"{address}/{self.family.bits}" for address in self._restricted_addresses[chain]]
-        head = found[: len(found) - len(own)]
-        if head and found[len(head) :] == own and (not self._primary or contains(head, self._primary)):
-            return SourceRanges(tuple(sorted(set(head))), own_address=True)
         return SourceRanges(tuple(sorted(set(found))))
 
     def _balancer(self, chain: str) -> _Balancer:

@@ -165,10 +165,8 @@ class ServiceRules:
         """KUBE-FW: sources in a range go on; the others end here untranslated and KUBE-PROXY-FIREWALL drops them."""
         ranges = self._source_ranges
         assert ranges is not None, "only called for a restricted load balancer"
-        head, bits = f"-A {self.chains.source_ranges} ", self.settings.host_bits
+        head = f"-A {self.chains.source_ranges} "
         allowed = [network(cidr).with_prefixlen for cidr in ranges.cidrs]
-        if ranges.own_address:
-            allowed += [f"{f.key.address}/{bits}" for f in self._load_balancer_ips]
         rest = f'-m comment --comment "{self.service} loadbalancer IP" -j {self.chains.external}'
         # iptables prints no match for a range that holds every address.
         found = [f"{head}{'' if c.endswith('/0') else f'-s {c} '}{rest}" for c in allowed]

@@ -26,7 +26,7 @@ from dataplane.planes.nftables.syntax import (
     Kind,
     Syntax,
 )
-from dataplane.policy.routes import REJECT_ALL, Action, Route, Routes, Scope
+from dataplane.policy.routes import Action, Route, Routes, Scope
 
 
 class ShapeRef(NamedTuple):
@@ -207,7 +207,7 @@ class _Entry:
         if ways.by_source:
             for name, by_source in zip((kind.pod, kind.node, kind.outside), ways.by_source, strict=True):
                 self._add(name, key, number(by_source))
-        if frontend.source_ranges is not None and frontend.routes != REJECT_ALL:
+        if frontend.source_ranges is not None and any(r.action is not Action.DROP for r in frontend.routes):
             way = self._restricted(frontend, key, way)
         self._add(kind.first, key, number(way) + self._name[:COMMENT_LIMIT])
         if len(self._name) > COMMENT_LIMIT:
@@ -245,8 +245,6 @@ class _Entry:
         for cidr in dict.fromkeys(map(network, ranges.cidrs)):
             self._add(ranges_name(cidr.prefixlen), key + cidr.network_address.packed, b"")
             self.references.append(RangesRef(self._common.family, cidr.prefixlen))
-        if ranges.own_address:
-            self._add("own_sources", packed(frontend.key.address) + key, b"")
         return RESTRICTED_WAY
 
     def _order(self, local: bool) -> Sequence[Address]:

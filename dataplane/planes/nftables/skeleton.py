@@ -54,7 +54,6 @@ def declarations(words: Syntax) -> dict[str, str]:
         **_sets(words, words.nodeports),
         "shapes": "map type classid : verdict;",
         "restricted": f"map type {key} : classid;",
-        "own_sources": f"set type {address} . {key};",
         "cluster_ips": f"set type {address};",
         "service_cidrs": f"set type {address}; flags interval;",
         "hairpin": f"set type {address} . {address};",
@@ -172,7 +171,7 @@ def restricted_rules(words: Syntax, prefixes: Iterable[int]) -> list[str]:
         f"{key} . {words.ip} saddr & {_mask(words, prefix)} @{ranges_name(prefix)} {let_in}"
         for prefix in sorted(prefixes, reverse=True)
     ]
-    return [*rules, f"{words.ip} saddr . {key} @own_sources {let_in}", "drop"]
+    return [*rules, "drop"]
 
 
 def _mask(words: Syntax, prefix: int) -> str:

@@ -175,8 +175,7 @@ class TableReader:
         placement = self.order(key)
         ranges = None
         if restricted:
-            own = key[:-8] + key in self._maps["own_sources"]
-            ranges = SourceRanges(tuple(sorted(self._cidrs.get(key, ()))), own)
+            ranges = SourceRanges(tuple(sorted(self._cidrs.get(key, ()))))
         return Row(
             service=self.service(key),
             routes=routes,

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from dataplane.model.net import Family
 
-VERSION = 1
+VERSION = 2
 """Version of the skeleton: raise it when a set, a map or a chain changes its shape; an older table is then replaced
 (see `stand_in`)."""
 

@@ -28,13 +28,11 @@ class _Role(NamedTuple):
 @cache
 def _roles(words: Syntax) -> dict[str, _Role]:
     """By target."""
-    width = words.bits // 8
     first = words.target(words.services.first)
     return {
         **_roles_of(words, words.services),
         **_roles_of(words, words.nodeports),
         words.target("restricted"): _Role(first, slice(None), _ALL),
-        words.target("own_sources"): _Role(first, slice(width, None), _ALL),
     }
 
 

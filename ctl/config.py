@@ -18,6 +18,8 @@ from dataplane.policy.settings import ALL, LOCALHOST, PRIMARY, LocalMode, Masque
 
 API_VERSION = "kubeproxy.config.k8s.io/v1alpha1"
 KIND = "KubeProxyConfiguration"
+EXTERNAL_IPS_GATE = "AllowServiceExternalIPs"
+NO_EXTERNAL_IPS = f"featureGates: {EXTERNAL_IPS_GATE} is false, so externalIPs of Services make no frontends"
 HEALTHZ_PORT = 10256
 METRICS_PORT = 10249
 
@@ -172,6 +174,7 @@ class KubeProxyConfiguration(Section, frozen=True):
             localhost_node_ports=self.iptables.localhost_node_ports,
             iptables=Masquerading(self.iptables.masquerade_all, self.iptables.masquerade_bit),
             nftables=Masquerading(self.nftables.masquerade_all, self.nftables.masquerade_bit),
+            external_ips=self.feature_gates.get(EXTERNAL_IPS_GATE, True),
         )
 
 

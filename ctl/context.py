@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from ctl.config import KubeProxyConfiguration, load_config
+from ctl.config import NO_EXTERNAL_IPS, KubeProxyConfiguration, load_config
 from ctl.modes import DEFAULT_MODE
 from dataplane.errors import UsageError
 from dataplane.model.net import Family, canonical_address, is_loopback
@@ -51,6 +51,8 @@ def build_context(args: argparse.Namespace, objects: Iterable[ModelObject] = (),
         config = loaded.config
         for field in loaded.unknown:
             print(f"hotplane: {args.config}: {field}: is not a field of this configuration; ignored", file=sys.stderr)
+    if not config.proxy_settings().external_ips:
+        print(f"hotplane: {NO_EXTERNAL_IPS}", file=sys.stderr)
     asked = config.proxy_mode()
     mode = Mode(args.mode) if args.mode else asked or Mode(DEFAULT_MODE)
     name = args.node_name or config.hostname_override or socket.gethostname()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ctl.config import EXTERNAL_IPS_GATE
 from ctl.output import add_output_option, print_records
 from dataplane.errors import UsageError
 from dataplane.model.net import contains
@@ -105,7 +106,9 @@ def explain(planner: Planner, flows: Iterable[Flow], mode: str, keeping: Keeping
     oracle = Oracle(planner.plan, notes, keeping)
     conflicts = [problem for problems in planner.problems.values() for problem in problems]
     return [
-        explained(text, decision, [*_conflicts(decision, conflicts), *_in_kernel(decision, mode)])
+        explained(
+            text, decision, [*_conflicts(decision, conflicts), *_gated(decision, planner), *_in_kernel(decision, mode)]
+        )
         for text, decision in ((flow.text, oracle.decide(flow.packet)) for flow in flows)
     ]
 
@@ -118,6 +121,16 @@ def _conflicts(decision: Decision, conflicts: Iterable[Problem]) -> Iterable[str
     for problem in conflicts:
         if problem.field.endswith(f" {frontend.key}"):
             yield f"{problem.ref} wants {frontend.key} too, but the older Service has it"
+
+
+def _gated(decision: Decision, planner: Planner) -> Iterable[str]:
+    """Whose externalIP the destination would be if externalIPs made frontends."""
+    if planner.plan.node.external_ips or decision.frontend is not None:
+        return
+    address = decision.packet.destination
+    for service in planner.with_external_ip(address):
+        name = f"{service.namespace}/{service.name}"
+        yield f"{address} is an externalIP of Service {name}, but {EXTERNAL_IPS_GATE} is false"
 
 
 def _in_kernel(decision: Decision, mode: str) -> Iterable[str]:

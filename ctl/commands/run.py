@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Do what the options say; 0 after an orderly end."""
     import asyncio
 
+    from ctl.config import NO_EXTERNAL_IPS
     from ctl.daemon.daemon import Daemon
     from ctl.daemon.log import Log
     from ctl.daemon.planes import prepare
@@ -53,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
     settings = settings_of(args)
     log = Log(_level(args.verbosity), args.logging_format)
+    if not settings.config.proxy_settings().external_ips:
+        log.warning(NO_EXTERNAL_IPS)
     for field in settings.unknown:
         log.warning("unknown field in the configuration, ignored", file=args.config, field=field)
     if args.write_config_to:

@@ -39,7 +39,7 @@ def service_families(service: Service) -> tuple[Family, ...]:
     return tuple(families)
 
 
-def _addresses(service: Service) -> dict[str, FrontendKind]:
+def _addresses(service: Service, external_ips: bool) -> dict[str, FrontendKind]:
     """The addresses of a Service, of both families, without node ports.
 
     One that is named twice (as externalIP and as LB IP, say) counts as the first of clusterIP, load-balancer IP,
@@ -51,20 +51,22 @@ def _addresses(service: Service) -> dict[str, FrontendKind]:
             kinds[address] = _LOAD_BALANCER
         else:
             kinds.setdefault(address, _LOAD_BALANCER)
-    for address in service.external_ips:
+    for address in service.external_ips if external_ips else ():
         kinds.setdefault(address, _EXTERNAL_IP)
     return kinds
 
 
-def ways_in(service: Service) -> dict[EntryKey, list[Way]]:
+def ways_in(service: Service, external_ips: bool) -> dict[EntryKey, list[Way]]:
     """What each port of a Service wants to be reached by; empty for a Service without frontends.
+
+    external_ips: whether externalIPs make frontends.
 
     Two ports of one Service that name one frontend (a node port given twice): the first port has it.
     """
     found: dict[EntryKey, list[Way]] = {}
     if not has_frontends(service):
         return found
-    addresses, several_ports = _addresses(service), len(service.ports) > 1
+    addresses, several_ports = _addresses(service, external_ips), len(service.ports) > 1
     taken: set[FrontendKey] = set()
     for family in service_families(service):
         for port in service.ports:

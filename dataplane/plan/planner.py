@@ -98,6 +98,10 @@ class Planner:
         """The Service of that name, for views and explanations."""
         return self._services.get((namespace, name))
 
+    def with_external_ip(self, address: str) -> list[Service]:
+        """The Services that name an externalIP, whether it makes frontends or not. O(Services); for explanations."""
+        return [item for item in self._services.values() if address in item.external_ips and has_frontends(item)]
+
     def sets(self, key: EntryKey) -> BackendSets:
         """How an entry's backend sets came about (topology, terminating fallback), for explanations."""
         return backend_sets(self.candidates(key), self.plan.node)
@@ -169,11 +173,11 @@ class Planner:
                 ports[service_id] = {}
                 affected |= self._claims.replace(service_id, None, ())
                 continue
-            ports[service_id] = wanted = ways_in(service)
+            ports[service_id] = wanted = ways_in(service, self.plan.node.external_ips)
             keys = tuple([key for ways in wanted.values() for _, key in ways])
             affected |= self._claims.replace(service_id, claim_of(service_id, service), keys)
         for service_id in affected.difference(ports):
-            ports[service_id] = ways_in(self._services[service_id])
+            ports[service_id] = ways_in(self._services[service_id], self.plan.node.external_ips)
         changes: list[EntryChange] = []
         health: dict[ServiceId, HealthCheck | None] = {}
         for service_id in sorted(ports) if len(ports) < _MANY else ports:

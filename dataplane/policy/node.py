@@ -68,6 +68,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     masquerade_mark: the mark bit that asks for masquerading (kube-proxy's masqueradeBit 14 = 0x4000).
     reject_unknown_ports: a known clusterIP on a port it does not have is rejected, and addresses of the service
       CIDRs that no Service has are dropped (nftables and ebpf modes; not iptables mode).
+    external_ips: Services' externalIPs make frontends (kube-proxy's feature gate AllowServiceExternalIPs, KEP-5707).
     """
 
     name: str = ""
@@ -78,6 +79,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     masquerade_all: bool = False
     masquerade_mark: int = 0x4000
     reject_unknown_ports: bool = True
+    external_ips: bool = True
 
     @property
     def guards_first(self) -> bool:

@@ -49,6 +49,7 @@ class ProxySettings(msgspec.Struct, frozen=True):
     nodeport_addresses: CIDRs of either family, or the words `primary`, `localhost`, `all`; empty: by mode.
     localhost_node_ports: node ports answer on 127.0.0.0/8 too, where nodeport_addresses allow it (iptables mode only).
     nftables: also holds for the ebpf mode.
+    external_ips: externalIPs make frontends.
     """
 
     detect_local: LocalMode = LocalMode.CLUSTER_CIDR
@@ -59,6 +60,7 @@ class ProxySettings(msgspec.Struct, frozen=True):
     localhost_node_ports: bool = True
     iptables: Masquerading = Masquerading()
     nftables: Masquerading = Masquerading()
+    external_ips: bool = True
 
 
 def node_config(
@@ -89,6 +91,7 @@ def node_config(
         masquerade_all=section.everything,
         masquerade_mark=1 << section.bit,
         reject_unknown_ports=mode is not Mode.IPTABLES,
+        external_ips=settings.external_ips,
     )
 
 

@@ -161,6 +161,23 @@ def test_wrong_usage_and_failure(manifests: str, capsys: pytest.CaptureFixture[s
     assert "cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("gate", "verdict"), [("true", "dnat"), ("false", "accept")])
+def test_the_gate_of_external_ips(tmp_path: Path, capsys: pytest.CaptureFixture[str], gate: str, verdict: str) -> None:
+    manifests, config = tmp_path / "objects.yaml", tmp_path / "config.yaml"
+    manifests.write_text(EBPF.replace("clusterIP: 10.96.0.10", "clusterIP: 10.96.0.10, externalIPs: [198.51.100.7]"))
+    config.write_text(f"{CONFIG}featureGates: {{AllowServiceExternalIPs: {gate}}}")
+    flow = ("--flow", "203.0.113.9 -> 198.51.100.7:80/tcp", "-o", "json")
+    assert main(["--config", str(config), *NODE, "explain", "-f", str(manifests), *flow]) == 0
+    printed = capsys.readouterr()
+    [found] = json.loads(printed.out)
+    assert found["verdict"] == verdict
+    told = "AllowServiceExternalIPs is false"
+    assert (told in printed.err) == (gate == "false")
+    assert any(f"externalIP of Service shop/web, but {told}" in reason for reason in found["reasons"]) == (
+        gate == "false"
+    )
+
+
 EBPF = """
 apiVersion: v1
 kind: Service

@@ -211,6 +211,28 @@ def test_a_cluster_ip_that_is_a_load_balancer_ip_too_is_guarded(ranges: tuple[st
     assert (frontend.source_ranges is None) == (ranges is None)
 
 
+def test_without_the_gate_external_ips_make_no_frontends() -> None:
+    planner = Planner(replace(NODE, external_ips=False))
+    twice = service(external_ips=("192.0.2.1", "192.0.2.2"), load_balancer_ips=("192.0.2.2",))
+    planner.update([twice, endpoint_slice("10.244.0.5")])
+
+    def ways() -> list[tuple[str, str]]:
+        return [(f.kind.value, f.key.address) for f in planner.plan.entries[key()].frontends]
+
+    closed = [("clusterIP", "10.96.0.1"), ("loadBalancerIP", "192.0.2.2")]
+    assert ways() == closed
+    planner.set_node(replace(planner.plan.node, external_ips=True))
+    assert ways() == [*closed, ("externalIP", "192.0.2.1")]
+    # what nobody claims by its externalIP, another Service may have
+    other = service("other", "10.96.0.2", load_balancer_ips=("192.0.2.1",))
+    planner.update([other])
+    assert planner.problems
+    planner.set_node(replace(planner.plan.node, external_ips=False))
+    assert ways() == closed
+    assert not planner.problems
+    assert len(planner.plan.entries[key("other")].frontends) == 2
+
+
 def test_source_ranges_of_the_other_family_let_nobody_in() -> None:
     planner = Planner(NODE)
     planner.update([service(load_balancer_ips=("192.0.2.2",), source_ranges=("2001:db8::/32",))])

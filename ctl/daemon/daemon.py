@@ -23,7 +23,7 @@ from ctl.daemon.healthports import HealthPorts
 from ctl.daemon.inbox import Inbox
 from ctl.daemon.kernel import Kernel
 from ctl.daemon.log import Log, forward_logging
-from ctl.daemon.metrics import Metrics
+from ctl.daemon.metrics import Metrics, ip_family
 from ctl.daemon.nodes import describe
 from ctl.daemon.options import to_document
 from ctl.daemon.pace import Pace
@@ -41,6 +41,7 @@ from ctl.sources.directory import DirectorySource
 from ctl.sources.kubeconfig import find_cluster
 from ctl.sources.watch import Reflector, resources
 from dataplane.errors import HotplaneError
+from dataplane.model.net import Family
 from dataplane.model.objects import Node, ObjectRef, Problem
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import HealthCheck
@@ -182,6 +183,8 @@ class Daemon:
             self._spawn(reflector.run(), f"watch {resource_.kind}")
 
     def _see_node(self, raw: msgspec.Raw | None) -> None:
+        if raw is None:  # a Node object that goes leaves everything as it was last
+            return
         before, self.health.node_eligible = self.health.node_eligible, eligible(raw)
         if before != self.health.node_eligible:
             self._log.info("node eligibility changed", eligible=self.health.node_eligible)
@@ -418,13 +421,14 @@ class Daemon:
         metrics, tally = self.metrics, self.reconciler.tally
         metrics.frontends.set(tally.frontends)
         metrics.entries.set(tally.entries)
-        metrics.no_local.labels("internal").set(tally.internal)
-        metrics.no_local.labels("external").set(tally.external)
+        for family in Family:
+            metrics.no_local.labels("internal", ip_family(family)).set(tally.internal[family])
+            metrics.no_local.labels("external", ip_family(family)).set(tally.external[family])
+            metrics.service_pending.labels(ip_family(family)).set(self.inbox.pending_of("Service", family))
+            metrics.endpoint_pending.labels(ip_family(family)).set(self.inbox.pending_of("EndpointSlice", family))
         metrics.behind.set(len(self._kernel.ledger))
         metrics.problems.set(len({**self.inbox.problems, **self.reconciler.planner.problems}))
         metrics.invalid_events.set(self.inbox.invalid_events)
-        metrics.service_pending.set(self.inbox.pending_of("Service"))
-        metrics.endpoint_pending.set(self.inbox.pending_of("EndpointSlice"))
         now = time.monotonic()
         for kind, reflector in self._reflectors:
             metrics.watch_failing.labels(kind).set(now - reflector.failing_since if reflector.failing_since else 0)

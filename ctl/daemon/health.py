@@ -31,10 +31,8 @@ class _NodeState(msgspec.Struct):
 _node_state = msgspec.json.Decoder(_NodeState)
 
 
-def eligible(raw: msgspec.Raw | None) -> bool:
-    """Whether load balancers may send to a node: not while it is being deleted. None: there is no such Node."""
-    if raw is None:
-        return True
+def eligible(raw: msgspec.Raw) -> bool:
+    """Whether load balancers may send to a node: not while it is being deleted."""
     try:
         state = _node_state.decode(raw)
     except msgspec.DecodeError:

@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from dataplane.model.decode import DecodedObject
-from dataplane.model.objects import ModelObject, ObjectRef, Problem
+from dataplane.model.net import Family
+from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Problem
 
 
 class Batch(NamedTuple):
@@ -14,15 +16,15 @@ class Batch(NamedTuple):
 
     upserts, deletes: objects that appeared, changed or went; no object is in both.
     arrived: when the oldest of it arrived (time.monotonic seconds). triggers: for slices, when the change
-    that they tell of happened in the cluster (seconds since 1970), as far as they say.
-    events: how many events of each kind were folded into it.
+    that they tell of happened in the cluster (seconds since 1970), as far as they say, with the slice's family.
+    events: how many events of each kind and family were folded into it; one of a Service counts for both families.
     """
 
     upserts: list[ModelObject]
     deletes: list[ObjectRef]
     arrived: float
-    triggers: list[float]
-    events: dict[str, int]
+    triggers: list[tuple[Family, float]]
+    events: Counter[tuple[str, Family]]
 
 
 class Inbox:
@@ -42,8 +44,9 @@ class Inbox:
         self._known: dict[str, set[tuple[str, str]]] = {kind: set() for kind in self.kinds}
         self._upserts: dict[ObjectRef, ModelObject] = {}
         self._deletes: dict[ObjectRef, None] = {}
-        self._triggers: list[float] = []
-        self._events: dict[str, int] = {}
+        self._triggers: list[tuple[Family, float]] = []
+        self._events: Counter[tuple[str, Family]] = Counter()
+        self._ipv6: set[tuple[str, str]] = set()  # slices, by namespace and name
         self._arrived = 0.0
         self._news = asyncio.Event()
 
@@ -55,9 +58,11 @@ class Inbox:
             self._known[ref.kind].add((ref.namespace, ref.name))
             self._deletes.pop(ref, None)
             self._upserts[ref] = found.value
-            if trigger:
-                self._triggers.append(trigger)
-            self._touch(ref.kind)
+            if isinstance(found.value, EndpointSlice):
+                (self._ipv6.add if found.value.family is Family.IPV6 else self._ipv6.discard)((ref.namespace, ref.name))
+                if trigger:
+                    self._triggers.append((found.value.family, trigger))
+            self._touch(ref)
         elif ref is not None:
             self.remove(ref)
         if ref is not None:
@@ -67,7 +72,7 @@ class Inbox:
         if found.problems and ref is not None:
             self.invalid_events += 1
             self.problems[ref] = found.problems
-            self._touch(ref.kind)
+            self._touch(ref)
         elif ref is not None:
             self.problems.pop(ref, None)
 
@@ -81,7 +86,7 @@ class Inbox:
         known.remove((ref.namespace, ref.name))
         self._upserts.pop(ref, None)
         self._deletes[ref] = None
-        self._touch(ref.kind)
+        self._touch(ref)
 
     def complete(self, kind: str, present: set[tuple[str, str]]) -> int:
         """A list of a kind is complete: everything known but not in it is gone. Returns how many went."""
@@ -92,7 +97,7 @@ class Inbox:
             del self.problems[ref]
         if kind not in self.synced:
             self.synced.add(kind)
-            self._touch("")
+            self._touch(None)
         return len(gone)
 
     @property
@@ -105,9 +110,16 @@ class Inbox:
         """Whether anything waits to be taken."""
         return bool(self._upserts or self._deletes)
 
-    def pending_of(self, kind: str) -> int:
-        """How many objects of a kind wait. O(what waits)."""
-        return sum(ref.kind == kind for ref in (*self._upserts, *self._deletes))
+    def pending_of(self, kind: str, family: Family) -> int:
+        """How many objects of a kind wait that concern a family. O(what waits)."""
+        waiting = (ref for ref in (*self._upserts, *self._deletes) if ref.kind == kind)
+        return sum(family in self._families(ref) for ref in waiting)
+
+    def _families(self, ref: ObjectRef) -> tuple[Family, ...]:
+        """The families that an object concerns: an EndpointSlice one, others both."""
+        if ref.kind != "EndpointSlice":
+            return tuple(Family)
+        return (Family.IPV6 if (ref.namespace, ref.name) in self._ipv6 else Family.IPV4,)
 
     async def news(self) -> None:
         """Wait until something may be taken."""
@@ -119,18 +131,19 @@ class Inbox:
 
     def take(self) -> Batch:
         """Hand over everything that waits."""
+        self._ipv6 -= {(ref.namespace, ref.name) for ref in self._deletes if ref.kind == "EndpointSlice"}
         batch = Batch(
             list(self._upserts.values()), list(self._deletes), self._arrived or time.monotonic(), self._triggers,
             self._events,
         )  # fmt: skip
-        self._upserts, self._deletes, self._triggers, self._events = {}, {}, [], {}
+        self._upserts, self._deletes, self._triggers, self._events = {}, {}, [], Counter()
         self._arrived = 0.0
         self._news.clear()
         return batch
 
-    def _touch(self, kind: str) -> None:
-        if kind:
-            self._events[kind] = self._events.get(kind, 0) + 1
+    def _touch(self, ref: ObjectRef | None) -> None:
+        if ref is not None:
+            self._events.update((ref.kind, family) for family in self._families(ref))
         if not self._arrived:
             self._arrived = time.monotonic()
         if self.complete_once:

@@ -1,13 +1,41 @@
 """What /metrics says: kube-proxy's names where they mean the same, hotplane_* for the rest."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+import platform
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.exposition import generate_latest
+
+from ctl import VERSION
+from dataplane.model.net import Family
+
+KUBERNETES = (1, 36)
+"""The version of kube-proxy whose behaviour this follows; what kubernetes_build_info says."""
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # kube-proxy has no *_created series either
 
 _SYNC_BUCKETS = tuple(0.00025 * 2**power for power in range(17))
 _NETWORK_BUCKETS = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, *(float(s) for s in range(1, 60)),
     *(float(s) for s in range(60, 120, 5)), *(float(s) for s in range(120, 301, 30)),
 )  # fmt: skip
+
+
+_FAMILY = ["ip_family"]
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+def ip_family(family: Family) -> str:
+    """A family as the label `ip_family` has it: IPv4 or IPv6."""
+    return f"IPv{family.value}"
 
 
 class Metrics:
@@ -20,42 +48,99 @@ class Metrics:
         self._sync_metrics()
         self._object_metrics()
         self._own_metrics()
+        self._begin()
 
     def _sync_metrics(self) -> None:
         sync = "kubeproxy_sync_proxy_rules_"
-        self.sync_seconds = self._histogram(f"{sync}duration_seconds", "SyncProxyRules latency in seconds")
-        self.full_seconds = self._histogram(
-            "kubeproxy_sync_full_proxy_rules_duration_seconds", "SyncProxyRules latency in seconds for full resyncs"
+        self._seconds = self._histogram(f"{sync}duration_seconds", "SyncProxyRules latency in seconds", _FAMILY)
+        self._full_seconds = self._histogram(
+            "kubeproxy_sync_full_proxy_rules_duration_seconds",
+            "SyncProxyRules latency in seconds for full resyncs",
+            _FAMILY,
         )
-        self.partial_seconds = self._histogram(
+        self._partial_seconds = self._histogram(
             "kubeproxy_sync_partial_proxy_rules_duration_seconds",
             "SyncProxyRules latency in seconds for partial resyncs",
+            _FAMILY,
         )
-        self.last_sync = self._gauge(
-            f"{sync}last_timestamp_seconds", "The last time proxy rules were successfully synced"
+        self._last_sync = self._gauge(
+            f"{sync}last_timestamp_seconds", "The last time proxy rules were successfully synced", _FAMILY
         )
-        self.last_queued = self._gauge(
-            f"{sync}last_queued_timestamp_seconds", "The last time a sync of proxy rules was queued"
+        self._last_queued = self._gauge(
+            f"{sync}last_queued_timestamp_seconds", "The last time a sync of proxy rules was queued", _FAMILY
         )
-        self.nftables_failures = self._counter(f"{sync}nftables_sync_failures_total", "Cumulative nftables failures")
-        self.iptables_failures = self._counter(f"{sync}iptables_restore_failures_total", "Cumulative iptables failures")
+        self._nftables_failures = self._counter(
+            f"{sync}nftables_sync_failures_total", "Cumulative nftables failures", _FAMILY
+        )
+        self._iptables_failures = self._counter(
+            f"{sync}iptables_restore_failures_total", "Cumulative iptables failures", _FAMILY
+        )
 
     def _object_metrics(self) -> None:
         sync = "kubeproxy_sync_proxy_rules_"
         self.network = Histogram(
             "kubeproxy_network_programming_duration_seconds", "In Cluster Network Programming Latency in seconds",
-            buckets=_NETWORK_BUCKETS, registry=self.registry,
+            _FAMILY, buckets=_NETWORK_BUCKETS, registry=self.registry,
         )  # fmt: skip
-        self.endpoint_changes = self._counter(f"{sync}endpoint_changes_total", "Cumulative Endpoint changes")
-        self.service_changes = self._counter(f"{sync}service_changes_total", "Cumulative Service changes")
-        self.endpoint_pending = self._gauge(f"{sync}endpoint_changes_pending", "Pending Endpoint changes")
-        self.service_pending = self._gauge(f"{sync}service_changes_pending", "Pending Service changes")
-        self.no_local = Gauge(
-            f"{sync}no_local_endpoints_total", "Number of Services with a Local traffic policy and no endpoints",
-            ["traffic_policy"], registry=self.registry,
-        )  # fmt: skip
+        self._endpoint_changes = self._counter(f"{sync}endpoint_changes_total", "Cumulative Endpoint changes", _FAMILY)
+        self._service_changes = self._counter(f"{sync}service_changes_total", "Cumulative Service changes", _FAMILY)
+        self.endpoint_pending = self._gauge(f"{sync}endpoint_changes_pending", "Pending Endpoint changes", _FAMILY)
+        self.service_pending = self._gauge(f"{sync}service_changes_pending", "Pending Service changes", _FAMILY)
+        self.no_local = self._gauge(
+            f"{sync}no_local_endpoints_total",
+            "Number of Services with a Local traffic policy and no endpoints",
+            ["traffic_policy", *_FAMILY],
+        )
         self.healthz = self._counter("kubeproxy_proxy_healthz_total", "Cumulative healthz HTTP status", ["code"])
         self.livez = self._counter("kubeproxy_proxy_livez_total", "Cumulative livez HTTP status", ["code"])
+
+    def _begin(self) -> None:
+        """Every series is there from the start, as zero: a rate over one that only appears misses its first events."""
+        for family in map(ip_family, Family):
+            for metric in (
+                self._seconds, self._full_seconds, self._partial_seconds, self._last_sync, self._last_queued,
+                self._nftables_failures, self._iptables_failures, self.network, self._endpoint_changes,
+                self._service_changes, self.endpoint_pending, self.service_pending,
+            ):  # fmt: skip
+                metric.labels(family)
+        for code in ("200", "503"):
+            self.healthz.labels(code)
+            self.livez.labels(code)
+        major, minor = map(str, KUBERNETES)
+        build = {
+            "build_date": "", "compiler": platform.python_implementation(), "git_commit": "", "git_tree_state": "",
+            "git_version": f"v{major}.{minor}.0+hotplane-{VERSION}", "go_version": "", "major": major, "minor": minor,
+            "platform": f"{platform.system().lower()}/{_MACHINES.get(platform.machine(), platform.machine())}",
+        }  # fmt: skip
+        info = self._gauge("kubernetes_build_info", "The version that this follows, and its own", list(build))
+        info.labels(**build).set(1)
+
+    def sync(self, families: Iterable[Family], seconds: float, *, full: bool) -> None:
+        """One round of bringing the kernel to the plan, for the families that it changed."""
+        for family in map(ip_family, families):
+            for metric in (self._seconds, self._full_seconds if full else self._partial_seconds):
+                metric.labels(family).observe(seconds)
+
+    def synced(self) -> None:
+        """The kernel holds the plan now."""
+        for family in map(ip_family, Family):
+            self._last_sync.labels(family).set_to_current_time()
+
+    def queued(self) -> None:
+        """A sync waits from now on."""
+        for family in map(ip_family, Family):
+            self._last_queued.labels(family).set_to_current_time()
+
+    def failed(self, *, iptables: bool) -> None:
+        """A round failed; both families go in one."""
+        for family in map(ip_family, Family):
+            (self._iptables_failures if iptables else self._nftables_failures).labels(family).inc()
+
+    def took(self, events: Mapping[tuple[str, Family], int]) -> None:
+        """Events by kind and family that were taken in."""
+        for kind, metric in (("Service", self._service_changes), ("EndpointSlice", self._endpoint_changes)):
+            for family in Family:
+                metric.labels(ip_family(family)).inc(events.get((kind, family), 0))
 
     def _own_metrics(self) -> None:
         self.event_seconds = self._histogram(
@@ -77,11 +162,11 @@ class Metrics:
         """The exposition in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(name, text, buckets=_SYNC_BUCKETS, registry=self.registry)
+    def _histogram(self, name: str, text: str, labels: list[str] | None = None) -> Histogram:
+        return Histogram(name, text, labels or [], buckets=_SYNC_BUCKETS, registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, registry=self.registry)
+    def _gauge(self, name: str, text: str, labels: list[str] | None = None) -> Gauge:
+        return Gauge(name, text, labels or [], registry=self.registry)
 
     def _counter(self, name: str, text: str, labels: list[str] | None = None) -> Counter:
         return Counter(name, text, labels or [], registry=self.registry)

@@ -9,10 +9,11 @@ from ctl.daemon.health import Health
 from ctl.daemon.inbox import Batch, Inbox
 from ctl.daemon.kernel import Done, Kernel
 from ctl.daemon.log import Log
-from ctl.daemon.metrics import Metrics
+from ctl.daemon.metrics import Metrics, ip_family
 from ctl.daemon.pace import Pace, Retry
 from ctl.daemon.tally import Tally
 from ctl.journal import Journal
+from dataplane.model.net import Family
 from dataplane.model.objects import Node
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.planner import Planner
@@ -26,8 +27,9 @@ SHOWN = 3
 class Reconciler:
     """Owns the plan. For use in one event loop; everything it does to the plan happens in `start` and `run`.
 
-    name: this node's. describe: the NodeConfig for a Node object (None: there is none). after: called when a change has
-    been taken in; health-check ports, Events and the like come then, outside of the time that counts.
+    name: this node's. node: its Node object as it was last known. describe: the NodeConfig for a Node object (None:
+    there never was one). after: called when a change has been taken in; health-check ports, Events and the like come
+    then, outside of the time that counts.
     """
 
     def __init__(
@@ -65,8 +67,7 @@ class Reconciler:
         self.planner.plan.node = await self.describe(self.node)
         change = self.planner.update(batch.upserts, batch.deletes)
         self.tally.count(change)
-        self._metrics.service_changes.inc(batch.events.get("Service", 0))
-        self._metrics.endpoint_changes.inc(batch.events.get("EndpointSlice", 0))
+        self._metrics.took(batch.events)
         planned = time.perf_counter() - started
         del batch, change
         while True:
@@ -106,8 +107,7 @@ class Reconciler:
         change = self.planner.update(batch.upserts, batch.deletes)
         if node:
             change = merged(change, self.planner.set_node(await self.describe(self.node)))
-        self._metrics.service_changes.inc(batch.events.get("Service", 0))
-        self._metrics.endpoint_changes.inc(batch.events.get("EndpointSlice", 0))
+        self._metrics.took(batch.events)
         await self._do(change, batch)
 
     async def change_node(self) -> None:
@@ -135,7 +135,7 @@ class Reconciler:
         delay = 0.0
         if self.inbox.pending:
             self._health.queued()
-            self._metrics.last_queued.set_to_current_time()
+            self._metrics.queued()
             delay = self.pace.delay()
         if delay:
             await asyncio.sleep(delay)
@@ -156,8 +156,8 @@ class Reconciler:
         if batch is not None and change:
             now, clock = time.monotonic(), time.time()
             self._metrics.event_seconds.observe(now - batch.arrived)
-            for trigger in batch.triggers:
-                self._metrics.network.observe(max(0.0, clock - trigger))
+            for family, trigger in batch.triggers:
+                self._metrics.network.labels(ip_family(family)).observe(max(0.0, clock - trigger))
         await self._after(change)
 
     def _write_down(self, change: PlanChange) -> None:
@@ -184,15 +184,14 @@ class Reconciler:
             self._log.info("the kernel holds everything again")
         self.retry.worked()
         self._health.updated()
-        self._metrics.last_sync.set_to_current_time()
+        self._metrics.synced()
 
     def _count(self, done: Done) -> None:
-        metrics = self._metrics
-        metrics.sync_seconds.observe(done.seconds)
-        (metrics.full_seconds if done.loaded else metrics.partial_seconds).observe(done.seconds)
+        families = {entry.key.family for entry in done.changed.entries}
+        whole = done.loaded or not families or bool(done.errors)
+        self._metrics.sync(tuple(Family) if whole else tuple(families), done.seconds, full=done.loaded)
         if done.errors:
-            nft = self.kernel.plane.name != "iptables"
-            (metrics.nftables_failures if nft else metrics.iptables_failures).inc()
+            self._metrics.failed(iptables=self.kernel.plane.name == "iptables")
 
     def _tell(self, done: Done, age: float) -> None:
         """One line a sync; of those that follow each other closely only one in a tenth of a second, with a count."""
@@ -209,12 +208,13 @@ class Reconciler:
         self._told, self._untold = now, 0
 
     def _hear_of_node(self, batch: Batch) -> bool:
-        """Whether this node's Node object appeared, changed or went."""
-        before = self.node
-        if any(ref.kind == "Node" for ref in batch.deletes):
-            self.node = None
+        """Whether this node's Node object appeared or changed. One that goes stays as it was last (as in kube-proxy):
+        a node without zone and pod range is none that anybody meant."""
+        before, name = self.node, self.planner.plan.node.name
+        if any(ref.kind == "Node" and ref.name == name for ref in batch.deletes):
+            self._log.warning("the Node object is gone; its last zone, addresses and pod ranges stay", node=name)
         for item in batch.upserts:
-            if isinstance(item, Node) and item.name == self.planner.plan.node.name:
+            if isinstance(item, Node) and item.name == name:
                 self.node = item
         return self.node != before
 

@@ -1,15 +1,18 @@
 """Sums over the plan that metrics show, kept up with each change instead of counted each time."""
 
+from dataplane.model.net import Family
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import PlanEntry
 
 
 class Tally:
-    """entries, frontends: in the plan. internal, external: entries whose Local traffic policy finds no endpoint on
-    this node although there are some elsewhere."""
+    """entries, frontends: in the plan. internal, external: entries of a family whose Local traffic policy finds no
+    endpoint on this node although there are some elsewhere."""
 
     def __init__(self) -> None:
-        self.entries = self.frontends = self.internal = self.external = 0
+        self.entries = self.frontends = 0
+        self.internal = dict.fromkeys(Family, 0)
+        self.external = dict.fromkeys(Family, 0)
 
     def count(self, change: PlanChange) -> None:
         """Take in a change."""
@@ -23,5 +26,5 @@ class Tally:
         self.entries += times
         self.frontends += times * len(entry.frontends)
         if entry.cluster and not entry.local:
-            self.internal += times * entry.internal_local
-            self.external += times * entry.external_local
+            self.internal[entry.key.family] += times * entry.internal_local
+            self.external[entry.key.family] += times * entry.external_local

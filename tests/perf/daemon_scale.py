@@ -135,7 +135,8 @@ def _taken_in(name: str) -> float:
         with socket.create_connection(("127.0.0.1", 10249), 60) as door:
             door.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             text = b"".join(iter(lambda: door.recv(1 << 16), b"")).decode()
-    found = re.search(r"^kubeproxy_sync_proxy_rules_endpoint_changes_total (\S+)$", text, re.MULTILINE)
+    name = 'kubeproxy_sync_proxy_rules_endpoint_changes_total{ip_family="IPv4"}'
+    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 
 

@@ -92,7 +92,7 @@ def test_a_missing_capability_is_named_with_its_purpose() -> None:
 
 def test_the_dashboard_draws_metrics_that_exist() -> None:
     metrics = Metrics()
-    metrics.no_local.labels("internal").set(0)
+    metrics.no_local.labels("internal", "IPv4").set(0)
     metrics.watch_failing.labels("Service").set(0)
     metrics.healthz.labels("200").inc()
     metrics.livez.labels("200").inc()

@@ -12,6 +12,7 @@ from ctl.sources import watch
 from ctl.sources.api import Api
 from ctl.sources.kubeconfig import Cluster
 from ctl.sources.watch import Backoff, Reflector, resources
+from dataplane.model.net import Family
 from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Service
 from tests.apiserver.objects import endpoint_slice, node, service
 from tests.apiserver.server import ApiServer
@@ -525,7 +526,7 @@ def test_the_time_of_the_change_is_taken_from_a_watched_slice(server: ApiServer)
         server.apply(endpoint_slice("a", ["10.0.0.2"], triggered="2026-01-01T00:00:00.5Z"))
         async with asyncio.timeout(5):
             await f.inbox.news()
-        assert f.inbox.take().triggers == [1767225600.5]
+        assert f.inbox.take().triggers == [(Family.IPV4, 1767225600.5)]
 
     follow(server, scenario)
 
@@ -546,12 +547,12 @@ def test_latest_word_wins_in_the_inbox(server: ApiServer) -> None:
         await f.until(lambda: f.inbox.complete_once)
         server.apply(*[service("a", f"10.96.0.{number}") for number in range(1, 50)])
         async with asyncio.timeout(5):
-            while f.inbox.pending_of("Service") == 0 or server.watching == 0:
+            while f.inbox.pending_of("Service", Family.IPV4) == 0 or server.watching == 0:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
         batch = f.inbox.take()
         assert [item.cluster_ips for item in batch.upserts if isinstance(item, Service)] == [("10.96.0.49",)]
-        assert batch.events["Service"] == 49
+        assert batch.events["Service", Family.IPV4] == 49
         server.delete("Service", "default", "a")
         server.apply(service("a", "10.96.0.77"))
         await asyncio.sleep(0.2)

@@ -34,7 +34,8 @@ from ctl.daemon.settings import Settings, waits_for_restart
 from ctl.daemon.sysctls import apply_sysctls
 from ctl.daemon.takeover import remove_kube_proxy
 from ctl.daemon.traffic import TrafficCollector
-from ctl.daemon.web import Listener, Site, health_answer, metrics_answer, split_bind
+from ctl.daemon.web import Listener, Reply, Site, health_answer, metrics_answer, split_bind
+from ctl.daemon.zpages import Statusz, flagz
 from ctl.journal import Journal
 from ctl.sources.api import Api
 from ctl.sources.directory import DirectorySource
@@ -67,6 +68,7 @@ class Daemon:
         self.metrics = Metrics()
         self.health = Health(2 * settings.sync_period)
         self._told: dict[ObjectRef, tuple[Problem, ...]] = {}
+        self._statusz = Statusz()
         self._noted: dict[ObjectRef, tuple[Problem, ...]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
@@ -399,7 +401,8 @@ class Daemon:
         """Open the health and metrics servers that are not open yet. A port that is taken is fatal only with
         bindAddressHardFail; otherwise it is tried again now and then."""
         healthz, metrics = _binds(self.settings)
-        look = metrics_answer(self.health, self.metrics, lambda: self.settings.mode, self._collect, self._configz)
+        pages = {"/configz": self._configz, "/statusz": self._show_status, "/flagz": self._show_flags}
+        look = metrics_answer(self.health, self.metrics, lambda: self.settings.mode, self._collect, pages)
         for bind, answer in ((healthz, health_answer(self.health, self.metrics)), (metrics, look)):
             host, port = split_bind(bind)
             if not port or bind in self._sites:
@@ -413,8 +416,15 @@ class Daemon:
                     raise HotplaneError(f"{text}; free the port or choose another address") from error
                 self._log.error("server not started", reason=text)
 
-    def _configz(self) -> bytes:
-        return msgspec.json.encode({"kubeproxy.config.k8s.io": to_document(self.settings.config)})
+    def _configz(self) -> Reply:
+        body = msgspec.json.encode({"kubeproxy.config.k8s.io": to_document(self.settings.config)})
+        return Reply(body=body, content_type="application/json")
+
+    def _show_status(self) -> Reply:
+        return Reply(text=self._statusz.text())
+
+    def _show_flags(self) -> Reply:
+        return Reply(text=flagz(self.settings))
 
     async def _collect(self) -> None:
         """Bring gauges up to date, once a scrape."""

@@ -1,4 +1,4 @@
-"""Whether the proxy keeps up: kube-proxy's rule, and the JSON of its /healthz and /livez."""
+"""Whether the proxy keeps up: kube-proxy's rule, and the JSON of its /healthz and /livez (as of 1.36)."""
 
 import json
 import time
@@ -73,23 +73,29 @@ class Health:
 
     def livez(self) -> tuple[int, str]:
         """Status and body of /livez."""
-        return self._answer(self.healthy(), "")
+        return self._answer(self.healthy(), {})
 
     def healthz(self) -> tuple[int, str]:
         """Status and body of /healthz."""
-        healthy = self.healthy() and self.node_eligible
-        return self._answer(healthy, f', "nodeEligible": {json.dumps(self.node_eligible)}')
+        return self._answer(self.healthy() and self.node_eligible, {"nodeEligible": self.node_eligible})
 
-    def _answer(self, healthy: bool, more: str) -> tuple[int, str]:
-        now = datetime.now(UTC)
-        updated = now if healthy else self._updated
-        return (200 if healthy else 503), (
-            f'{{"lastUpdated": "{_go_time(updated)}","currentTime": "{_go_time(now)}"{more}}}'
-        )
+    def _answer(self, good: bool, more: dict[str, object]) -> tuple[int, str]:
+        """The families are in one transaction, so their health is one; before the first there is none to tell."""
+        now, healthy = datetime.now(UTC), self.healthy()
+        body: dict[str, object] = {
+            "lastUpdated": _go_time(now if good else self._updated),
+            "currentTime": _go_time(now),
+            **more,
+            "healthy": healthy,
+        }
+        if self.started:
+            each = {"lastUpdated": _go_time(self._updated), "healthy": healthy}
+            body["status"] = {"IPv4": each, "IPv6": each}
+        return (200 if good else 503), json.dumps(body, separators=(",", ":"))
 
 
 def _go_time(when: datetime | None) -> str:
-    """A time as Go prints it; Go's zero time for none."""
+    """A time as Go's JSON has it (RFC 3339, no zeros at the end of a fraction); Go's zero time for none."""
     if when is None:
-        return "0001-01-01 00:00:00 +0000 UTC"
-    return when.strftime("%Y-%m-%d %H:%M:%S.%f") + "000 +0000 UTC"
+        return "0001-01-01T00:00:00Z"
+    return when.strftime("%Y-%m-%dT%H:%M:%S.%f").rstrip("0").rstrip(".") + "Z"

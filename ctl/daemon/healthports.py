@@ -10,7 +10,7 @@ from aiohttp import web
 
 from ctl.daemon.health import Health
 from ctl.daemon.log import Log
-from ctl.daemon.web import NOSNIFF, Listener, Site
+from ctl.daemon.web import NOSNIFF, NOT_FOUND, Listener, Reply, Site
 from dataplane.plan.types import HealthCheck
 from dataplane.policy.node import NodePortAddresses
 
@@ -74,9 +74,9 @@ class HealthPorts:
         transport = request.transport
         check = self._checks.get(transport.get_extra_info("sockname")[1]) if transport is not None else None
         if check is None:
-            return web.Response(status=404, text="404 page not found\n")
+            return Reply(status=404, text=NOT_FOUND)
         healthy = self._health.healthy()
-        return web.Response(
+        return Reply(
             status=200 if check.local_endpoints and healthy else 503,
             body=_body(check, healthy).encode(),
             content_type="application/json",

@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
@@ -13,6 +13,7 @@ from ctl.daemon.metrics import Metrics
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 _BATCH = 100
+NOT_FOUND = "404 page not found\n"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -37,6 +38,14 @@ def listening_socket(host: str, port: int) -> socket.socket:
         door.close()
         raise
     return door
+
+
+class Reply(web.Response):
+    """A response without the header Server, in which the library puts its name and version; kube-proxy sends none."""
+
+    async def _prepare_headers(self) -> None:
+        await super()._prepare_headers()
+        self.headers.pop("Server", None)
 
 
 class Listener:
@@ -102,8 +111,8 @@ def health_answer(health: Health, metrics: Metrics) -> Answer:
             status, body = health.livez()
             metrics.livez.labels(str(status)).inc()
         else:
-            return web.Response(status=404, text="404 page not found\n")
-        return web.Response(status=status, body=body.encode(), content_type="application/json", headers=NOSNIFF)
+            return Reply(status=404, text=NOT_FOUND)
+        return Reply(status=status, body=body.encode(), content_type="application/json", headers=NOSNIFF)
 
     return answer
 
@@ -113,21 +122,21 @@ def metrics_answer(
     metrics: Metrics,
     mode: Callable[[], str],
     collect: Callable[[], Awaitable[None]],
-    config: Callable[[], bytes],
+    pages: Mapping[str, Callable[[], Reply]],
 ) -> Answer:
-    """/metrics, /proxyMode, /healthz and /configz on the metrics address. collect: brings the gauges up to date."""
+    """/metrics, /proxyMode, /healthz and `pages` on the metrics address. collect: brings the gauges up to date."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         match request.path:
             case "/metrics":
                 await collect()
-                return web.Response(body=metrics.text(), headers={"Content-Type": METRICS_TYPE})
+                return Reply(body=metrics.text(), headers={"Content-Type": METRICS_TYPE})
             case "/proxyMode":
-                return web.Response(body=mode().encode(), content_type="text/plain", headers=NOSNIFF)
+                return Reply(body=mode().encode(), content_type="text/plain", headers=NOSNIFF)
             case "/healthz":
-                return web.Response(text="ok" if health.healthy() else "behind", status=health.livez()[0])
-            case "/configz":
-                return web.Response(body=config(), content_type="application/json")
-        return web.Response(status=404, text="404 page not found\n")
+                return Reply(text="ok" if health.healthy() else "behind", status=health.livez()[0])
+            case path if path in pages:
+                return pages[path]()
+        return Reply(status=404, text=NOT_FOUND)
 
     return answer

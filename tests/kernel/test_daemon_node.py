@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -55,6 +56,16 @@ def test_what_it_serves(cluster: DaemonLab, lab: Lab) -> None:
     assert http(daemon.netns, "127.0.0.1", 10256, "/livez")[0] == 200
     assert http(daemon.netns, "127.0.0.1", 10256, "/other")[0] == 404
     assert http(daemon.netns, "127.0.0.1", 10249, "/proxyMode")[2] == b"nftables"
+    status, headers, body = http(daemon.netns, "127.0.0.1", 10249, "/statusz")
+    assert (status, headers["content-type"]) == (200, "text/plain; charset=utf-8")
+    assert body.startswith(b"\nkube-proxy statusz\nWarning: This endpoint is not meant to be machine parseable")
+    assert re.search(rb"\nStarted: .+\nUp: 0 hr \d\d min \d\d sec\n(.+\n)*Binary version: 1\.36", body)
+    status, _, body = http(daemon.netns, "127.0.0.1", 10249, "/flagz")
+    assert status == 200
+    assert b"\nmaster=http" in body
+    assert b"\nconntrack-min=131072\n" in body
+    for port, path in ((10249, "/metrics"), (10249, "/none"), (10256, "/healthz"), (10256, "/none")):
+        assert "server" not in http(daemon.netns, "127.0.0.1", port, path)[1]
     assert _gauge(cluster, "hotplane_frontends") == 1
     assert _gauge(cluster, 'kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv4"}') >= 1
     assert _gauge(cluster, 'kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv6"}') > 1.7e9

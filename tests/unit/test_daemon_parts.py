@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import msgspec
 import pytest
@@ -142,18 +143,35 @@ def test_healthy_until_a_change_waits_too_long() -> None:
     clock.now += 2
     status, body = health.healthz()
     assert status == 503
-    assert json.loads(body)["lastUpdated"].startswith("0001-01-01 00:00:00")
+    assert json.loads(body) | {"currentTime": ""} == {
+        "lastUpdated": "0001-01-01T00:00:00Z", "currentTime": "", "nodeEligible": True, "healthy": False,
+    }  # fmt: skip
     health.updated()
-    assert health.healthz()[0] == 200
-    assert json.loads(health.healthz()[1]).keys() == {"lastUpdated", "currentTime", "nodeEligible"}
-    assert json.loads(health.livez()[1]).keys() == {"lastUpdated", "currentTime"}
+    status, body = health.healthz()
+    assert status == 200
+    assert list(json.loads(body)) == ["lastUpdated", "currentTime", "nodeEligible", "healthy", "status"]
+    status, body = health.livez()
+    assert list(json.loads(body)) == ["lastUpdated", "currentTime", "healthy", "status"]
+    assert re.fullmatch(
+        r'{"lastUpdated":"TIME","currentTime":"TIME","healthy":true,"status":'
+        r'{"IPv4":{"lastUpdated":"TIME","healthy":true},"IPv6":{"lastUpdated":"TIME","healthy":true}}}'.replace(
+            "TIME", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d*[1-9])?Z"
+        ),
+        body,
+    ), body
+    health.queued()
+    clock.now += 61
+    found = json.loads(health.livez()[1])
+    assert [found["healthy"], *(family["healthy"] for family in found["status"].values())] == [False] * 3
+    assert found["lastUpdated"] == found["status"]["IPv4"]["lastUpdated"]
 
 
 def test_a_node_that_goes_fails_healthz_and_not_livez() -> None:
     health = Health(60, Clock())
     health.node_eligible = False
     assert (health.healthz()[0], health.livez()[0]) == (503, 200)
-    assert json.loads(health.healthz()[1])["nodeEligible"] is False
+    told = json.loads(health.healthz()[1])
+    assert (told["nodeEligible"], told["healthy"]) == (False, True)
 
 
 @pytest.mark.parametrize(

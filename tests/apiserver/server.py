@@ -189,6 +189,7 @@ class ApiServer:
             raise Refused(404, "NotFound", "the server could not find the requested resource")
         version, kind = PATHS[request.path]
         query = dict(request.query)
+        selected({"kind": kind, "metadata": {"name": ""}}, *self._selectors(query))  # refuses what it does not know
         if query.get("watch") in ("1", "true"):
             return await self._watch(request, version, kind, query)
         return self._list(request, kind, query)
@@ -263,7 +264,7 @@ class ApiServer:
     ) -> None:
         version = self._store.version
         for item in list(self._store.objects[kind].values()):
-            if self._selected(item, query):
+            if selected(item, *self._selectors(query)):
                 await stream.write(_line("ADDED", msgspec.json.encode(item)))
         if ends:
             marks = {"k8s.io/initial-events-end": "true"}
@@ -277,8 +278,9 @@ class ApiServer:
             changed, store = self._store.changed, self._store
             news = _after(store.events, at)
             for event in news:
-                if event.kind == kind and self._selected(event.object, query):
-                    await stream.write(_line(event.type, event.json))
+                seen = event.seen_by(*self._selectors(query)) if event.kind == kind else ""
+                if seen:
+                    await stream.write(_line(seen, event.json))
                 at = event.version
             if news:
                 continue
@@ -290,8 +292,8 @@ class ApiServer:
                     await stream.write(_bookmark(api_version, kind, at, {}))
 
     @staticmethod
-    def _selected(item: Object, query: dict[str, str]) -> bool:
-        return selected(item, query.get("labelSelector", ""), query.get("fieldSelector", ""))
+    def _selectors(query: dict[str, str]) -> tuple[str, str]:
+        return query.get("labelSelector", ""), query.get("fieldSelector", "")
 
 
 def _after(events: Sequence[Event], version: int) -> Sequence[Event]:

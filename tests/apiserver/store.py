@@ -19,13 +19,24 @@ PATHS = {
 
 
 class Event(NamedTuple):
-    """A change: its version, ADDED, MODIFIED or DELETED, and the object as JSON."""
+    """A change: its version, ADDED, MODIFIED or DELETED, the object, also as JSON, and what it was before."""
 
     version: int
     type: str
     kind: str
     object: Object
     json: bytes
+    before: Object | None
+
+    def seen_by(self, labels: str, fields: str) -> str:
+        """The type that a watch with these selectors sees, "" if none: an object that begins to match is ADDED to it,
+        one that no longer does is DELETED from it."""
+        was = self.before is not None and selected(self.before, labels, fields)
+        if self.type == "DELETED":
+            return "DELETED" if was else ""
+        if selected(self.object, labels, fields):
+            return "MODIFIED" if was else "ADDED"
+        return "DELETED" if was else ""
 
 
 class Refused(Exception):
@@ -50,16 +61,41 @@ def _key(item: Object) -> tuple[str, str]:
 
 
 def selected(item: Object, labels: str, fields: str) -> bool:
-    """Whether an object matches: label selectors of the forms `a`, `!a`, `a=b`; the field metadata.name."""
+    """Whether an object matches: label selectors of the forms `a`, `!a`, `a=b`, `a!=b`, and field selectors."""
     own = item["metadata"].get("labels") or {}
     for term in filter(None, labels.split(",")):
-        name, equals, value = term.partition("=")
-        if equals:
-            if own.get(name) != value:
+        name, wanted, value = _term(term)
+        if wanted is not None:
+            if (own.get(name) == value) != wanted:
                 return False
         elif (name.lstrip("!") in own) == name.startswith("!"):
             return False
-    return all(item["metadata"]["name"] == term.partition("=")[2] for term in filter(None, fields.split(",")))
+    return all(_has_field(item, *_term(term)) for term in filter(None, fields.split(",")))
+
+
+# What each kind can be selected by, beside its name and namespace; absent fields are empty text.
+_FIELDS = {"Service": ("spec.clusterIP", "spec.type"), "Node": ("spec.unschedulable",)}
+
+
+def _term(term: str) -> tuple[str, bool | None, str]:
+    """Name, whether it must be equal (None: nothing is compared) and value of one term of a selector."""
+    name, equals, value = term.partition("=")
+    if not equals:
+        return name, None, ""
+    return name.removesuffix("!"), not name.endswith("!"), value.removeprefix("=")
+
+
+def _has_field(item: Object, name: str, wanted: bool | None, value: str) -> bool:
+    """Whether a field is as wanted. Raises Refused 400 for one that the kind cannot be selected by."""
+    if wanted is None:
+        raise Refused(400, "BadRequest", f"invalid selector: '{name}'; can't understand '{name}'")
+    if name not in ("metadata.name", "metadata.namespace", *_FIELDS.get(item["kind"], ())):
+        raise Refused(400, "BadRequest", f"field label not supported: {name}")
+    found: Any = item
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    text = str(found).lower() if isinstance(found, bool) else str(found or "")
+    return (text == value) == wanted
 
 
 class Store:
@@ -80,14 +116,14 @@ class Store:
             item = copy.deepcopy(given)
             known = self.objects[item["kind"]]
             key = _key(item)
-            self._record("MODIFIED" if key in known else "ADDED", item)
+            self._record("MODIFIED" if key in known else "ADDED", item, known.get(key))
             known[key] = item
         self._wake()
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
         """Delete one object."""
         item = copy.deepcopy(self.objects[kind].pop((namespace, name)))
-        self._record("DELETED", item)
+        self._record("DELETED", item, copy.deepcopy(item))
         self._wake()
 
     def forget(self) -> None:
@@ -119,10 +155,11 @@ class Store:
             {"kind": f"{kind}List", "apiVersion": version_of, "metadata": metadata, "items": bare}
         )
 
-    def _record(self, type_: str, item: Object) -> None:
+    def _record(self, type_: str, item: Object, before: Object | None) -> None:
         self.version += 1
         item["metadata"]["resourceVersion"] = str(self.version)
-        self.events.append(Event(self.version, type_, item["kind"], copy.deepcopy(item), msgspec.json.encode(item)))
+        json = msgspec.json.encode(item)
+        self.events.append(Event(self.version, type_, item["kind"], copy.deepcopy(item), json, before))
 
     def _wake(self) -> None:
         self.changed.set()

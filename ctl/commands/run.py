@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from ctl.config import NO_EXTERNAL_IPS
     from ctl.daemon.daemon import Daemon
     from ctl.daemon.log import Log
+    from ctl.daemon.options import idle_flags
     from ctl.daemon.planes import prepare
     from ctl.daemon.settings import settings_of
     from ctl.daemon.sysctls import apply_sysctls
@@ -56,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     log = Log(_level(args.verbosity), args.logging_format)
     if not settings.config.proxy_settings().external_ips:
         log.warning(NO_EXTERNAL_IPS)
+    for flag in idle_flags(args):
+        log.warning("this flag of kube-proxy has no effect here, ignored", flag=flag)
     for field in settings.unknown:
         log.warning("unknown field in the configuration, ignored", file=args.config, field=field)
     if args.write_config_to:

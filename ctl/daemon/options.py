@@ -22,12 +22,14 @@ COMMAND_LINE = "command line"
 
 
 class Flag(NamedTuple):
-    """A flag and the configuration field it sets. kind: text, bool, int, float, list (a,b) or map (a=true,b=false)."""
+    """A flag and the configuration field it sets ("" for none). kind: text, bool, int, float, list (a,b) or map
+    (a=true,b=false). idle: it has no effect here, and is taken so that a command line can be kept."""
 
     name: str
     path: str
     kind: str = "text"
     help: str = ""
+    idle: bool = False
 
 
 FLAGS = (
@@ -57,14 +59,31 @@ FLAGS = (
     Flag("--conntrack-tcp-timeout-close-wait", "conntrack.tcpCloseWaitTimeout"),
     Flag("--conntrack-udp-timeout", "conntrack.udpTimeout"),
     Flag("--conntrack-udp-timeout-stream", "conntrack.udpStreamTimeout"),
-    Flag("--config-sync-period", "configSyncPeriod"),
+    Flag("--config-sync-period", "configSyncPeriod", idle=True),
     Flag("--oom-score-adj", "oomScoreAdj", "int"),
-    Flag("--profiling", "enableProfiling", "bool"),
+    Flag("--profiling", "enableProfiling", "bool", idle=True),
     Flag("--feature-gates", "featureGates", "map"),
-    Flag("--kube-api-qps", "clientConnection.qps", "float"),
-    Flag("--kube-api-burst", "clientConnection.burst", "int"),
-    Flag("--kube-api-content-type", "clientConnection.contentType"),
-    Flag("--show-hidden-metrics-for-version", "showHiddenMetricsForVersion"),
+    Flag("--kube-api-qps", "clientConnection.qps", "float", idle=True),
+    Flag("--kube-api-burst", "clientConnection.burst", "int", idle=True),
+    Flag("--kube-api-content-type", "clientConnection.contentType", idle=True),
+    Flag("--show-hidden-metrics-for-version", "showHiddenMetricsForVersion", idle=True),
+    Flag("--ipvs-exclude-cidrs", "ipvs.excludeCIDRs", "list", idle=True),
+    Flag("--ipvs-min-sync-period", "ipvs.minSyncPeriod", idle=True),
+    Flag("--ipvs-scheduler", "ipvs.scheduler", idle=True),
+    Flag("--ipvs-strict-arp", "ipvs.strictARP", "bool", idle=True),
+    Flag("--ipvs-sync-period", "ipvs.syncPeriod", idle=True),
+    Flag("--ipvs-tcp-timeout", "ipvs.tcpTimeout", idle=True),
+    Flag("--ipvs-tcpfin-timeout", "ipvs.tcpFinTimeout", idle=True),
+    Flag("--ipvs-udp-timeout", "ipvs.udpTimeout", idle=True),
+    Flag("--proxy-port-range", "portRange", idle=True),
+    Flag("--boot-id-file", "", idle=True),
+    Flag("--machine-id-file", "", idle=True),
+    Flag("--log-flush-frequency", "", idle=True),
+    Flag("--log-json-info-buffer-size", "", idle=True),
+    Flag("--log-json-split-stream", "", "bool", idle=True),
+    Flag("--log-text-info-buffer-size", "", idle=True),
+    Flag("--log-text-split-stream", "", "bool", idle=True),
+    Flag("--vmodule", "", idle=True),
 )
 
 
@@ -72,8 +91,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags; one that is not given is None."""
     group = parser.add_argument_group("kube-proxy's flags (each wins over the field of --config)")
     for flag in FLAGS:
-        text = f"{flag.help}; " if flag.help else ""
-        kwargs: dict[str, Any] = {"default": None, "help": f"{text}sets {flag.path.replace('*.', 'every mode: ')}"}
+        what = f"sets {flag.path.replace('*.', 'every mode: ')}" if flag.path else "nothing here"
+        what += "; no effect" if flag.idle else ""
+        kwargs: dict[str, Any] = {"default": None, "help": f"{flag.help}; {what}" if flag.help else what}
         if flag.kind == "bool":
             kwargs |= {"nargs": "?", "const": "true", "metavar": "true|false"}
         else:
@@ -84,7 +104,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def effective(args: argparse.Namespace) -> LoadedConfig:
     """The configuration that file and flags make together. Raises ConfigError, UsageError."""
     loaded = load_config(args.config) if args.config else LoadedConfig(KubeProxyConfiguration())
-    given = {flag: text for flag in FLAGS if (text := getattr(args, _dest(flag))) is not None}
+    given = {flag: text for flag in FLAGS if flag.path and (text := getattr(args, _dest(flag))) is not None}
     if not given:
         return loaded
     document = to_document(loaded.config)
@@ -98,6 +118,11 @@ def effective(args: argparse.Namespace) -> LoadedConfig:
     except ConfigError as error:
         names = [flag.name for flag in given if error.field and error.field.startswith(flag.path)]
         raise UsageError(f"{names[0]}: {error.reason}" if names else str(error)) from error
+
+
+def idle_flags(args: argparse.Namespace) -> list[str]:
+    """Names of the flags that were given and have no effect here."""
+    return [flag.name for flag in FLAGS if flag.idle and getattr(args, _dest(flag)) is not None]
 
 
 def to_document(config: KubeProxyConfiguration) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from ctl.commands import run as run_command
-from ctl.config import KubeProxyConfiguration, parse_config
+from ctl.config import KubeProxyConfiguration, load_config, parse_config
 from ctl.daemon.options import FLAGS, effective, go_duration, to_document
 from ctl.daemon.settings import settings_of
 from ctl.main import main, parse
@@ -26,7 +26,8 @@ def test_without_flags_everything_has_its_default() -> None:
 
 def test_every_flag_sets_a_field_that_exists() -> None:
     document = to_document(KubeProxyConfiguration())
-    for flag in FLAGS:
+    assert all(flag.path or flag.idle for flag in FLAGS)
+    for flag in (flag for flag in FLAGS if flag.path):
         for path in [flag.path.replace("*", mode) for mode in ("iptables", "nftables")]:
             node = document
             for part in path.split("."):
@@ -105,3 +106,31 @@ def test_only_one_source_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_durations_are_written_as_go_writes_them(seconds: float, text: str) -> None:
     assert go_duration(seconds) == text
+
+
+IDLE = (
+    *("--boot-id-file=/proc/sys/kernel/random/boot_id", "--machine-id-file=/etc/machine-id,/var/lib/dbus/machine-id"),
+    *("--log-flush-frequency=5s", "--log-json-info-buffer-size=0", "--log-json-split-stream", "--vmodule=a=1,b=2"),
+    *("--log-text-info-buffer-size=1Ki", "--log-text-split-stream=false", "--ipvs-exclude-cidrs=10.0.0.0/8"),
+    *("--ipvs-min-sync-period=1s", "--ipvs-scheduler=rr", "--ipvs-strict-arp", "--ipvs-sync-period=30s"),
+    *("--ipvs-tcp-timeout=0s", "--ipvs-tcpfin-timeout=1m", "--ipvs-udp-timeout=5s", "--profiling"),
+    "--proxy-port-range=1-2",
+)
+
+
+def test_flags_of_kube_proxy_without_effect_are_taken_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = tmp_path / "config.yaml"
+    assert main(["run", *IDLE, "--conntrack-min", "1", "--write-config-to", str(written)]) == 0
+    told = capsys.readouterr().err
+    for flag in IDLE:
+        assert f"flag={flag.partition('=')[0]}\n" in told
+    assert "conntrack-min" not in told
+    assert load_config(str(written)).config.ipvs.scheduler == "rr"
+
+
+@pytest.mark.parametrize("flag", ["--windows-service", "--bogus"])
+def test_what_kube_proxy_does_not_have_is_refused(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", flag]) == 2
+    assert "unrecognized arguments" in capsys.readouterr().err

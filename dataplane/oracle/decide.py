@@ -94,7 +94,7 @@ class Oracle:
 
     def _unclaimed(self, packet: Packet) -> Decision:
         verdict = Verdict.ACCEPT
-        if self._node.reject_unknown_ports:
+        if self._node.reject_unknown_ports and not self._node.is_local(packet.destination):
             if packet.destination in self._owners:
                 verdict = Verdict.REJECT
             elif self.in_service_cidrs(packet.destination):

@@ -1,7 +1,9 @@
 """What a Service does over time, in every mode, with real sockets: affinity, stale UDP, ports that differ by slice."""
 
+import contextlib
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from itertools import product
@@ -14,15 +16,24 @@ from dataplane.kernel.netns import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.probe import Outcome, Probe
 from dataplane.lab.proxy import LabProxy
-from dataplane.lab.spec import LabSpec
+from dataplane.lab.spec import LabSpec, Node
 from dataplane.model.net import Family, Protocol
-from dataplane.model.objects import Endpoint, EndpointPort, EndpointSlice, Service, ServicePortSpec, ServiceType
+from dataplane.model.objects import (
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    Service,
+    ServiceCIDR,
+    ServicePortSpec,
+    ServiceType,
+)
 from tests.kernel.modes import MODES, lab_proxy
 
 VIP = {Family.IPV4: "10.96.7.1", Family.IPV6: "fd00:10:96::7:1"}
 EXTERNAL = "203.0.113.77"
 PORTS = (8080, 8081)
 CLIENT = "pod1-4"
+_NODAD = 2
 FAMILIES = pytest.mark.parametrize("family", list(Family), ids=lambda family: family.name)
 
 
@@ -190,6 +201,62 @@ def test_unknown_port_of_a_cluster_ip(lab: Lab, proxy: LabProxy, family: Family)
     wanted = Outcome.ERROR if proxy.mode == "iptables" else Outcome.REFUSED
     for protocol in (Protocol.TCP, Protocol.UDP):
         assert outcome(lab, Probe(VIP[family], 81, protocol, timeout=1.0)) is wanted
+
+
+SERVICE_CIDR = ServiceCIDR("kubernetes", ("10.96.0.0/16", "fd00:10:96::/108"))
+ELSEWHERE = {Family.IPV4: "10.96.9.9", Family.IPV6: "fd00:10:96::9:9"}
+HELD = {Family.IPV4: "10.96.9.10", Family.IPV6: "fd00:10:96::9:10"}
+
+
+@contextlib.contextmanager
+def other_proxy(node: Node, family: Family, backend: str) -> Iterator[None]:
+    """Another proxy on a node, whose nat chains come after hotplane's."""
+    word, target = ("ip", backend) if family is Family.IPV4 else ("ip6", f"[{backend}]")
+    rule = f"{word} daddr {ELSEWHERE[family]} tcp dport 80 dnat to {target}:{PORTS[0]}"
+    hooks = {"prerouting": -95, "output": -95}
+    chains = "".join(f"chain {h} {{ type nat hook {h} priority {p};\n {rule}\n }}\n" for h, p in hooks.items())
+    with netns(node.netns):
+        subprocess.run(["nft", "-f", "-"], input=f"table {word} other {{\n{chains}}}\n", text=True, check=True)
+    try:
+        yield
+    finally:
+        with netns(node.netns):
+            subprocess.run(["nft", "delete", "table", word, "other"], check=True)
+
+
+@FAMILIES
+def test_what_another_proxy_serves_passes(lab: Lab, proxy: LabProxy, family: Family) -> None:
+    elsewhere = replace(service(cluster_ips=tuple(ELSEWHERE.values())), name="elsewhere", proxied_elsewhere=True)
+    proxy.update([SERVICE_CIDR, elsewhere, service(), *endpoints(lab, "pod1-1")])
+    probe = Probe(ELSEWHERE[family], 80, timeout=2.0)
+    unclaimed = Outcome.ERROR if proxy.mode == "iptables" else Outcome.TIMEOUT
+    for place in (CLIENT, "node1"):
+        assert outcome(lab, replace(probe, timeout=1.0), place) is unclaimed, place
+    with other_proxy(lab.nodes[0], family, lab.place("pod1-1").addresses[family]):
+        for place in (CLIENT, "node1"):
+            assert outcome(lab, probe, place) is Outcome.ANSWERED, place
+
+
+@FAMILIES
+def test_an_address_of_the_service_range_that_the_node_holds_is_its_own(
+    lab: Lab, proxy: LabProxy, family: Family
+) -> None:
+    """Of a server on the node, such as a DNS cache: one that no Service has, and ports that a Service does not have."""
+    proxy.update([SERVICE_CIDR, service(), *endpoints(lab, "pod1-1")])
+    bits = family.bits
+    with netns(lab.nodes[0].netns), IPRoute() as door, contextlib.ExitStack() as servers:
+        loopback = door.link_lookup(ifname="lo")[0]
+        for address, port in ((HELD[family], 80), (VIP[family], 81)):
+            door.addr("replace", index=loopback, address=address, prefixlen=bits, flags=_NODAD)
+            servers.callback(door.addr, "del", index=loopback, address=address, prefixlen=bits)
+            server = socket.create_server((address, port), family=family.socket_family)
+            servers.enter_context(server)
+            for place in (CLIENT, "node1"):
+                with netns(lab.place(place).netns):
+                    client = socket.socket(family.socket_family)
+                servers.enter_context(client)
+                client.settimeout(2.0)
+                client.connect((address, port))
 
 
 def test_reject_and_drop_differ_on_the_wire(lab: Lab, proxy: LabProxy) -> None:

@@ -129,6 +129,8 @@ def nodeport_answers(node: NaiveNode, address: str) -> bool:
 def nobody_claims(objects: list[Object], node: NaiveNode, packet: NaivePacket) -> Answer:
     if node.iptables:
         return refused_node_port(objects, node, packet)
+    if loopback(packet.destination) or any(same(own, packet.destination) for own in node.addresses):
+        return Answer("accept")
     for service in objects:
         if service["kind"] != "Service" or not proxied(service):
             continue

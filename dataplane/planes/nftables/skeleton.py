@@ -24,6 +24,9 @@ BASE_CHAINS = {
     "output": "type nat hook output priority -100; policy accept;",
     "mark-hairpin": "type nat hook postrouting priority 98; policy accept;",
     "postrouting": "type nat hook postrouting priority 100; policy accept;",
+    # Behind everybody's translation: who is left with such an address, nobody serves.
+    "filter-forward": "type filter hook forward priority 0; policy accept;",
+    "filter-output": "type filter hook output priority 0; policy accept;",
 }
 
 
@@ -113,7 +116,9 @@ def _by_source(words: Syntax, kind: Kind, pod: str) -> list[str]:
 def chains(words: Syntax, family: Family, node: NodeConfig) -> dict[str, list[str]]:
     """Every constant chain with its rules, apart from `restricted`, in an order in which they can be added.
 
-    Reject and drop stand in nat chains on purpose: only the first packet of a connection passes them.
+    Frontends reject and drop in nat chains on purpose: only the first packet of a connection passes them. Addresses
+    that no frontend of ours claims are refused in filter chains, because another proxy may yet translate them; an
+    address that the node itself holds is never among them (what arrives for one is not forwarded).
 
     A frontend's element holds a number, not a verdict: the kernel walks every element of every verdict map again
     whenever a transaction adds a jump (5 ms for 30,000), and `shapes`, the only verdict map, has few.
@@ -121,7 +126,8 @@ def chains(words: Syntax, family: Family, node: NodeConfig) -> dict[str, list[st
     mark = node.masquerade_mark
     pod = _pod_match(words, family, node)
     reject, by_source, restricted = map(number_text, (REJECT_WAY, BY_SOURCE_WAY, RESTRICTED_WAY))
-    unknown = [f"{words.ip} daddr @cluster_ips goto reject-packet", f"{words.ip} daddr @service_cidrs drop"]
+    unclaimed = [f"{words.ip} daddr @cluster_ips goto reject-packet", f"{words.ip} daddr @service_cidrs drop"]
+    refuses = node.reject_unknown_ports
     return {
         VERSION_CHAIN: [],
         "reject-packet": ["reject"],
@@ -143,8 +149,10 @@ def chains(words: Syntax, family: Family, node: NodeConfig) -> dict[str, list[st
         "services": [
             f"meta priority set {words.services.key} map @{words.services.first} goto dispatch",
             *_node_port_rules(words, family, node),
-            *(unknown if node.reject_unknown_ports else []),
         ],
+        "unclaimed": unclaimed if refuses else [],
+        "filter-forward": ["ct state new jump unclaimed"] if refuses else [],
+        "filter-output": ["ct state new fib daddr type != local jump unclaimed"] if refuses else [],
         "prerouting": ["jump services"],
         "output": ["jump services"],
         # By the mark, before the ebpf mode keeps what is marked off its own ports at 99 (planes.ebpf.port_split).

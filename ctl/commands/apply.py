@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     unfinished = begun.begin(context.state_dir, context.mode)
     change = plane.load(plan)
-    stale = clean_stale_udp(change, context.node)
+    stale = clean_stale_udp(change, context.node, plan)
     others = begun.other_modes(context.mode, previous, unfinished)
     replaced = begun.replace_others(others, lambda old: replace_plane(old, context.mode))
     left_out = settle(plane, change)

@@ -106,7 +106,7 @@ def _repair(args: argparse.Namespace, saved: "Saved", plan: "Plan", plane: "Plan
     from dataplane.planes.conntrack import clean_stale_udp
 
     change = plane.load(plan)
-    clean_stale_udp(change, plan.node)
+    clean_stale_udp(change, plan.node, plan)
     saved = replace(saved, left_out=settle(plane, change))
     left = _differences(saved, plan, plane)
     if left:

@@ -71,17 +71,19 @@ class Kernel:
     """Holds a plan in the kernel. Methods are for the event loop; `plane` may only be touched by `call`.
 
     untouched: tells of changes by others, None where the plane's state has no generation. clean_up: what is done after
-    each change. brief: whether that is a moment's work after this one, and may be done in the event loop.
+    each change, of which plan, and whether it was a load. brief: whether that is a moment's work after this one, and
+    may be done in the event loop.
     """
 
     def __init__(
-        self, clean_up: Callable[[PlanChange, Plan], object], brief: Callable[[PlanChange], bool] = lambda _: True
+        self, clean_up: Callable[[PlanChange, Plan, bool], object], brief: Callable[[PlanChange], bool] = lambda _: True
     ) -> None:
         self.ledger = Ledger()
         self.untouched: Untouched | None = None
         self._plane: Plane | None = None
         self._clean_up, self._brief = clean_up, brief
         self._unclean: tuple[EntryChange, ...] = ()
+        self._unclean_load = False
         self._worker = ThreadPoolExecutor(1, "plane")
         self.lock = asyncio.Lock()
 
@@ -122,7 +124,7 @@ class Kernel:
             self.plane.name == "nftables"
             and len(change.entries) <= MOST_AT_ONCE
             and change.node is None
-            and not (self.ledger or self._unclean)
+            and not (self.ledger or self._is_unclean)
             and self._brief(change)
         )
 
@@ -160,7 +162,7 @@ class Kernel:
         due = self.ledger.due(change, plan)
         if not due:
             self.ledger.clear()
-            return self._cleaned(Done(0.0, due), plan) if self._unclean else Done(0.0, due)
+            return self._cleaned(Done(0.0, due), plan) if self._is_unclean else Done(0.0, due)
         if self.untouched is not None:
             self.untouched.look()
         try:
@@ -192,13 +194,18 @@ class Kernel:
     def _cleaned(self, done: Done, plan: Plan) -> Done:
         """Remove the UDP flows that the change made stale; a failure is reported like a refusal, and tried again."""
         entries = (*self._unclean, *done.changed.entries)
+        loaded = done.loaded or self._unclean_load
         try:
-            self._clean_up(PlanChange(entries=entries, node=done.changed.node), plan)
+            self._clean_up(PlanChange(entries=entries, node=done.changed.node), plan, loaded)
         except HotplaneError as error:
-            self._unclean = entries
+            self._unclean, self._unclean_load = entries, loaded
             return done._replace(errors=(*done.errors, str(error)))
-        self._unclean = ()
+        self._unclean, self._unclean_load = (), False
         return done
+
+    @property
+    def _is_unclean(self) -> bool:
+        return bool(self._unclean) or self._unclean_load
 
 
 def _together(one: tuple[EntryChange, ...], other: tuple[EntryChange, ...]) -> tuple[EntryChange, ...]:

@@ -76,9 +76,9 @@ class CleanUp:
     def __init__(self) -> None:
         self.draining = False
 
-    def __call__(self, change: PlanChange, plan: Plan) -> None:
-        """Remove flows that the change made stale. Raises HotplaneError."""
-        clean_stale_udp(change, plan.node)
+    def __call__(self, change: PlanChange, plan: Plan, loaded: bool) -> None:
+        """Remove flows that the change, or a load, made stale. Raises HotplaneError."""
+        clean_stale_udp(change, plan.node, plan if loaded else None)
         if self.draining:
             from dataplane.planes.ebpf.drain import after_change
 

@@ -22,6 +22,7 @@ _PORT_KIND = 2  # CTA_PROTO_SRC_PORT; the destination's follows
 # CTA_FILTER_FLAG_*: protocol alone; protocol, and address and port of the side that counts.
 _BY_PROTOCOL = 1 << 3
 _SIDE_FLAGS = {_SOURCE: 1 << 0 | 1 << 3 | 1 << 4, _DESTINATION: 1 << 1 | 1 << 3 | 1 << 5}
+_DESTINATION_ADDRESS = 1 << 1
 _NO_ENTRY = 2  # ENOENT
 _ENTRY_COST = 1000
 """Listing an entry costs about as much as walking so many buckets of the table (5 us to 5 ns)."""
@@ -45,9 +46,10 @@ class _Entry(NamedTuple):
 def delete_udp(stale: Iterable[StaleFlows]) -> None:
     """Remove the conntrack entries of these UDP flows. Raises ConntrackError.
 
-    IPv4: one filtered delete for each (Linux 5.8), in which the kernel walks its own table; when that would be more
-    work than to list the UDP entries once, they are listed. IPv6 entries are always listed: the kernel's filter
-    compares IPv6 addresses the wrong way round (it keeps the equal ones; seen on 6.18).
+    All flows of a port but some, or of a port at any address, are found by listing the UDP entries. Else, for IPv4: one
+    filtered delete for each (Linux 5.8), in which the kernel walks its own table; when that would be more work than to
+    list the UDP entries once, they are listed. IPv6 entries are always listed: the kernel's filter compares IPv6
+    addresses the wrong way round (it keeps the equal ones; seen on 6.18).
     """
     by_family: dict[Family, list[StaleFlows]] = {}
     for flows in stale:
@@ -55,18 +57,24 @@ def delete_udp(stale: Iterable[StaleFlows]) -> None:
     for family, group in by_family.items():
         try:
             door = Nfnetlink()
-            if family is Family.IPV6 or _listing_is_cheaper(len(group)):
-                _delete_listed(door, family, frozenset(group))
+            filtered = family is Family.IPV4 and all(map(_can_be_filtered, group))
+            if not filtered or _listing_is_cheaper(len(group)):
+                _delete_listed(door, family, group)
             else:
                 for flows in group:
                     _delete(door, family, _filter(flows))
         except (Refused, OSError) as error:
-            names = sorted({host_port(flows.address, flows.port) for flows in group})
+            names = sorted({host_port(flows.address or "*", flows.port) for flows in group})
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ConntrackError(
                 f"conntrack entries of UDP flows to {', '.join(names[:3])}{more} could not be removed: {error}; their "
                 "clients may stay with an endpoint that is gone until the entries time out"
             ) from error
+
+
+def _can_be_filtered(flows: StaleFlows) -> bool:
+    """Whether the kernel's filter can say it: it knows no "all but", and not whether a flow was translated."""
+    return not flows.keep and (bool(flows.address) or flows.backend is not None)
 
 
 def _listing_is_cheaper(deletes: int) -> bool:
@@ -94,15 +102,16 @@ def _udp(kind: int, place: bytes, ports: bytes) -> bytes:
 
 
 def _one_side(kind: int, side: int, address: str, port: int) -> bytes:
-    """A tuple attribute that says one side of an IPv4 flow; ports are in network byte order."""
-    place = attribute(_ADDRESS_KIND[Family.IPV4] + side, socket.inet_aton(address))
+    """A tuple attribute that says one side of an IPv4 flow, "" for any address; ports are in network byte order."""
+    place = attribute(_ADDRESS_KIND[Family.IPV4] + side, socket.inet_aton(address)) if address else b""
     return _udp(kind, place, attribute(_PORT_KIND + side, struct.pack("!H", port)))
 
 
 def _filter(flows: StaleFlows) -> bytes:
     """Attributes of a delete that hits exactly these flows (IPv4)."""
     parts = _one_side(_ORIGINAL, _DESTINATION, flows.address, flows.port)
-    flags = attribute(_ORIGINAL, struct.pack("=I", _SIDE_FLAGS[_DESTINATION]))
+    wanted = _SIDE_FLAGS[_DESTINATION] if flows.address else _SIDE_FLAGS[_DESTINATION] & ~_DESTINATION_ADDRESS
+    flags = attribute(_ORIGINAL, struct.pack("=I", wanted))
     if flows.backend is not None:
         parts += _one_side(_REPLY, _SOURCE, *flows.backend)
         flags += attribute(_REPLY, struct.pack("=I", _SIDE_FLAGS[_SOURCE]))
@@ -118,12 +127,15 @@ def _delete(door: Nfnetlink, family: Family, what: bytes) -> None:
             raise
 
 
-def _delete_listed(door: Nfnetlink, family: Family, wanted: frozenset[StaleFlows]) -> None:
+def _delete_listed(door: Nfnetlink, family: Family, wanted: Iterable[StaleFlows]) -> None:
+    by_frontend: dict[tuple[str, int], list[StaleFlows]] = {}
+    for flows in wanted:
+        by_frontend.setdefault((flows.address, flows.port), []).append(flows)
     only_udp = attribute(_FILTER | _NESTED, attribute(_ORIGINAL, struct.pack("=I", _BY_PROTOCOL)))
     for item in door.dump(_GET, int(family.socket_family), _udp(_ORIGINAL, b"", b"") + only_udp):
         entry = _entry(item, family)
-        flows = StaleFlows(family, entry.address, entry.port)
-        if flows in wanted or flows._replace(backend=entry.backend) in wanted:
+        concerned = (by_frontend.get((address, entry.port), ()) for address in (entry.address, ""))
+        if any(flows.hit(entry.address, entry.backend) for group in concerned for flows in group):
             _delete(door, family, entry.name)
 
 

@@ -6,6 +6,7 @@ from itertools import product
 from operator import attrgetter
 
 from dataplane.bulk import no_garbage_collection
+from dataplane.model.net import Protocol
 from dataplane.model.objects import (
     EndpointSlice,
     ModelObject,
@@ -19,7 +20,7 @@ from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.claims import Claim, Claims, ServiceId, claim_of
 from dataplane.plan.frontends import Way, has_frontends, make_frontends, service_families, ways_in
 from dataplane.plan.types import EntryKey, FrontendKey, FrontendKind, HealthCheck, Plan, PlanEntry
-from dataplane.policy.endpoints import BackendSets, Candidate, backend_sets
+from dataplane.policy.endpoints import BackendSets, Candidate, backend_sets, lingering
 from dataplane.policy.node import NodeConfig
 
 _MANY = 1000
@@ -205,7 +206,9 @@ class Planner:
 
     def _entry(self, key: EntryKey, service: Service, wanted: list[Way], problems: list[Problem]) -> PlanEntry:
         won = self._won(service, wanted, problems)
-        sets = backend_sets(self.candidates(key), self.plan.node)
+        candidates = self.candidates(key)
+        sets = backend_sets(candidates, self.plan.node)
+        lingers = key.protocol is Protocol.UDP and bool(candidates)
         return PlanEntry(
             key=key,
             cluster=sets.cluster,
@@ -214,6 +217,7 @@ class Planner:
             affinity_seconds=service.affinity_seconds,
             internal_local=service.internal_local,
             external_local=service.external_local,
+            lingering=lingering(candidates, sets, self.plan.node) if lingers else (),
         )
 
     def _report(self, ref: ObjectRef, problems: tuple[Problem, ...]) -> None:

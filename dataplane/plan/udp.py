@@ -1,60 +1,106 @@
-"""Which UDP flows a change makes stale.
+"""When a UDP flow outlives its endpoint's place in the sets, and which flows a change makes stale.
 
 UDP has no handshake, so a client that keeps sending keeps its conntrack entry alive, and with it a translation to an
-endpoint that is gone, or the decision "no translation" from when the Service had no endpoint. kube-proxy removes such
-entries; so do we, in every case: endpoint removed, scaled to zero and back, Service deleted or created, port changed.
+endpoint that is gone, or the decision "no translation" from when there was no frontend. Those must go; all others must
+stay, or each rolling update cuts QUIC and DTLS flows to pods that drain.
+
+The rule, kube-proxy's (its conntrack reconciler): a flow stays while its endpoint serves that Service port, whatever
+traffic policy, topology, hints or termination say of new flows. `serving` and `stale_backends` are the rule itself;
+planes with flow tables of their own go by them, too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from dataplane.model.net import Family, Protocol, is_loopback
-from dataplane.plan.change import EntryChange, PlanChange
-from dataplane.plan.types import Frontend, PlanEntry
+from dataplane.plan.change import PlanChange
+from dataplane.plan.types import FrontendKey, Plan, PlanEntry
 from dataplane.policy.node import NodeConfig
-from dataplane.policy.routes import Action
 
 _LOOPBACK = "127.0.0.1"
 
+Endpoints = frozenset[tuple[str, int]]
+"""Addresses and ports of endpoints."""
+
+_NOBODY: Endpoints = frozenset()
+
 
 class StaleFlows(NamedTuple):
-    """UDP flows whose first packet was addressed to address:port; with `backend`, only those translated to it."""
+    """UDP flows whose first packet was addressed to address:port, by where they were translated to.
+
+    address: "" stands for any, of flows that were translated (a node port is recognised by its number; what merely has
+    that number somewhere else is nobody's). backend: only flows to this endpoint. keep: all but those to these.
+    """
 
     family: Family
     address: str
     port: int
     backend: tuple[str, int] | None = None
+    keep: Endpoints = _NOBODY
+
+    def hit(self, address: str, backend: tuple[str, int]) -> bool:
+        """Whether a flow to this port, first addressed to `address` and answered by `backend`, is among them."""
+        if self.address not in ("", address) or (not self.address and backend == (address, self.port)):
+            return False
+        return backend == self.backend if self.backend is not None else backend not in self.keep
 
 
-def stale_udp(change: PlanChange, node: NodeConfig) -> list[StaleFlows]:
-    """The flows to remove from conntrack once the change is in the kernel; `node` as it is after the change."""
+def serving(entry: PlanEntry | None) -> Endpoints:
+    """Every endpoint that serves a UDP Service port, chosen for new flows or not."""
+    if entry is None:
+        return _NOBODY
+    return frozenset((b.address, b.port) for b in (*entry.cluster, *entry.local, *entry.lingering))
+
+
+def stale_backends(old: PlanEntry | None, new: PlanEntry | None) -> Endpoints:
+    """The endpoints of a UDP Service port to which no flow may stay after a change."""
+    return serving(old) - serving(new)
+
+
+def stale_udp(change: PlanChange, node: NodeConfig, loaded: Plan | None = None) -> list[StaleFlows]:
+    """The flows to remove from conntrack once the change is in the kernel; `node` as it is after the change.
+
+    loaded: the plan, after a load. Whatever was there before, an earlier run, another mode or kube-proxy itself, flows
+    to endpoints that serve stay, and all others to the plan's frontends go.
+    """
+    before = _by_frontend(entry.old for entry in change.entries)
+    after = _by_frontend(entry.new for entry in change.entries)
+    if loaded is not None:
+        after = _by_frontend(loaded.entries.values())
+        before = {key: endpoints for key, endpoints in before.items() if key not in after}
     found: dict[StaleFlows, None] = {}
-    for entry in change.entries:
-        if entry.key.protocol is Protocol.UDP:
-            found.update(dict.fromkeys(_of_entry(entry, node)))
+    for key in before | after:
+        for backend, keep in _stale(before.get(key), after.get(key)):
+            found.update(dict.fromkeys(_flows(key, backend, keep, node)))
     return list(found)
 
 
-def _backends(frontend: Frontend | None, entry: PlanEntry | None) -> set[tuple[str, int]]:
-    if frontend is None or entry is None:
-        return set()
-    scopes = {route.scope for route in frontend.routes if route.action is Action.FORWARD}
-    return {(backend.address, backend.port) for scope in scopes for backend in entry.backends(scope)}
+def _by_frontend(entries: Iterable[PlanEntry | None]) -> dict[FrontendKey, Endpoints]:
+    """Who serves each UDP frontend. By frontend, not by entry: a port that gets another name is no reason."""
+    found: dict[FrontendKey, Endpoints] = {}
+    for entry in entries:
+        if entry is not None and entry.key.protocol is Protocol.UDP:
+            found |= dict.fromkeys((frontend.key for frontend in entry.frontends), serving(entry))
+    return found
 
 
-def _of_entry(change: EntryChange, node: NodeConfig) -> Iterator[StaleFlows]:
-    before = {frontend.key: frontend for frontend in change.old.frontends} if change.old else {}
-    after = {frontend.key: frontend for frontend in change.new.frontends} if change.new else {}
-    for key in before | after:
-        old = _backends(before.get(key), change.old)
-        new = _backends(after.get(key), change.new)
-        removed: set[tuple[str, int] | None] = set(old - new)
-        if not (old and new):
-            # From nothing or to nothing: every entry of the frontend was decided under rules that no longer hold.
-            removed = {None} if key not in before or key not in after or old != new else set()
-        for address in (key.address,) if key.address else _node_port_addresses(node, key.family):
-            for backend in removed:
-                yield StaleFlows(key.family, address, key.port, backend)
+def _stale(old: Endpoints | None, new: Endpoints | None) -> Iterator[tuple[tuple[str, int] | None, Endpoints]]:
+    """(endpoint, or None for all flows; those to be kept) for a frontend; None is one that is not there."""
+    if old is None or (new and not old):
+        yield None, new or _NOBODY
+    elif new:
+        yield from ((backend, _NOBODY) for backend in sorted(old - new))
+    elif old or new is None:
+        yield None, _NOBODY
+
+
+def _flows(
+    key: FrontendKey, backend: tuple[str, int] | None, keep: Endpoints, node: NodeConfig
+) -> Iterator[StaleFlows]:
+    yield StaleFlows(key.family, key.address, key.port, backend, keep)
+    if not key.address and backend is None:  # and those that were not translated, where node ports answer
+        for address in _node_port_addresses(node, key.family):
+            yield StaleFlows(key.family, address, key.port, None, keep)
 
 
 def _node_port_addresses(node: NodeConfig, family: Family) -> list[str]:

@@ -130,3 +130,12 @@ def backend_sets(candidates: Sequence[Candidate], node: NodeConfig) -> BackendSe
         cluster_terminating,
         local_terminating,
     )
+
+
+def lingering(candidates: Sequence[Candidate], sets: BackendSets, node: NodeConfig) -> tuple[Backend, ...]:
+    """The endpoints that serve and are in neither set: policy, topology or their termination keep new flows off."""
+    if all(endpoint.ready for endpoint, _ in candidates) and not sets.topology:
+        return ()
+    chosen = {*sets.cluster, *sets.local}
+    useful = [c for c in _distinct(candidates, node.name) if c[0].ready or c[0].serving]
+    return tuple(backend for backend in _backends(useful, node.name) if backend not in chosen)

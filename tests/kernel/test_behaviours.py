@@ -27,6 +27,8 @@ from dataplane.model.objects import (
     ServicePortSpec,
     ServiceType,
 )
+from dataplane.plan.change import PlanChange
+from dataplane.planes.conntrack import clean_stale_udp
 from tests.kernel.modes import MODES, lab_proxy
 
 VIP = {Family.IPV4: "10.96.7.1", Family.IPV6: "fd00:10:96::7:1"}
@@ -141,6 +143,43 @@ def test_udp_flow_follows_every_change(lab: Lab, proxy: LabProxy, family: Family
     assert ask(flow) not in {"pod1-1", "pod1-2", "pod1-3"}
     proxy.update([udp])  # and created again, while the client kept sending
     assert (ask(flow), ask(port)) == ("pod1-3", "pod1-3")
+
+
+@FAMILIES
+@pytest.mark.parametrize("mode", ["iptables", "nftables"])
+def test_udp_flows_stay_while_their_endpoint_serves(lab: Lab, mode: str, family: Family) -> None:
+    """To a pod that drains, by clusterIP and node port, through changes of policy and a load by another mode."""
+    node = lab.place("node1").addresses[family]
+    flow = Probe(VIP[family], 80, Protocol.UDP, source_port=45101, timeout=1.0)
+    port = Probe(node, 30083, Protocol.UDP, source_port=45102, timeout=1.0)
+
+    def ask() -> set[str]:
+        return {attempt.server or attempt.outcome for p in (flow, port) for attempt in lab.probe(CLIENT, p)[0].attempts}
+
+    def slices(**conditions: bool) -> list[EndpointSlice]:
+        """pod1-1 in this condition, pod1-2 ready."""
+        return [
+            replace(piece, endpoints=(replace(piece.endpoints[0], **conditions), piece.endpoints[1]))
+            for piece in endpoints(lab, "pod1-1", "pod1-2")
+        ]
+
+    udp = service(Protocol.UDP, node_port=30083)
+    draining = slices(ready=False, terminating=True)
+    with lab_proxy(lab, mode) as proxy:
+        proxy.update([udp, *endpoints(lab, "pod1-1")])
+        assert ask() == {"pod1-1"}
+        for change in (draining, [replace(udp, external_local=True)], [replace(udp, internal_local=True)]):
+            proxy.update(change)
+            assert ask() == {"pod1-1"}, change
+        second = MODES[1 - MODES.index(mode)]
+        with lab_proxy(lab, second) as other:
+            other.update([udp, *draining])
+            planner = other.nodes["node1"].planner
+            with netns(lab.nodes[0].netns):
+                clean_stale_udp(PlanChange(), planner.plan.node, planner.plan)  # as after a load
+            assert ask() == {"pod1-1"}
+            other.update(slices(ready=False, serving=False, terminating=True))
+            assert ask() == {"pod1-2"}
 
 
 @FAMILIES

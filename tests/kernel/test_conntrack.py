@@ -77,6 +77,34 @@ def test_exactly_the_named_flows_go(
         assert len(entries(family)) == 3
 
 
+@FAMILIES
+def test_all_but_some_and_a_port_at_any_address(family: Family, make_namespace: Callable[[str], str]) -> None:
+    first, second, third = ADDRESSES[family]
+    with netns(make_namespace("conntrack")):
+        make_flows(family)
+        before, translated = entries(family), (first, 53, second, 5353)
+        delete_udp([StaleFlows(family, first, 53, keep=frozenset({(second, 5353)}))])
+        delete_udp([StaleFlows(family, "", 53, keep=frozenset({(second, 5353)}))])
+        delete_udp([StaleFlows(family, "", 53, (third, 5353)), StaleFlows(family, "", 54)])
+        assert entries(family) == before, "what was not translated is nobody's, whatever its port"
+        delete_udp([StaleFlows(family, second, 53, keep=frozenset({(third, 5353)}))])
+        assert entries(family) == before - {(second, 53, second, 53)}
+        delete_udp([StaleFlows(family, "", 53, (second, 5353))])
+        assert entries(family) == before - {(second, 53, second, 53), translated}
+
+
+@FAMILIES
+def test_flows_of_a_port_to_whom_no_longer_serves_go_at_any_address(
+    family: Family, make_namespace: Callable[[str], str]
+) -> None:
+    first, second, third = ADDRESSES[family]
+    with netns(make_namespace("conntrack")):
+        make_flows(family)
+        before = entries(family)
+        delete_udp([StaleFlows(family, "", 53, keep=frozenset({(third, 5353)}))])
+        assert entries(family) == before - {(first, 53, second, 5353)}
+
+
 def test_many_deletes_of_few_entries_are_one_listing(
     make_namespace: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,7 +75,7 @@ class SwitchedNode:
             options = EbpfOptions(hooks, str(self._lab.cgroup(self._node.name)))
             plane, old = make_plane(mode, ebpf=options), self._plane
             change = plane.load(planner.plan)
-            clean_stale_udp(change, planner.plan.node)
+            clean_stale_udp(change, planner.plan.node, planner.plan)
             self._plane = plane
             left = replace_plane(old, mode) if old is not None and old.name != mode else 0
             if mode != "ebpf":

@@ -73,7 +73,7 @@ class Bench:
         await self.kernel.use(lambda: self.plane)
         return await self.kernel.load(self.plan)
 
-    def _clean(self, change: PlanChange, plan: Plan) -> None:
+    def _clean(self, change: PlanChange, plan: Plan, loaded: bool) -> None:
         if self.refuse_cleaning:
             raise HotplaneError("conntrack said no")
         self.cleaned.append(change)

@@ -31,6 +31,7 @@ from dataplane.planes.base import Plane
 from dataplane.planes.conntrack import clean_stale_udp
 from dataplane.planes.ebpf import drain, views
 from dataplane.planes.ebpf.events import TUPLE
+from dataplane.planes.ebpf.flows import FLOW_TABLES
 from dataplane.planes.ebpf.pins import PinDirectory, default_instance
 from dataplane.planes.ebpf.ports import snat_ports
 from tests.kernel.traffic import Report, Traffic, lost
@@ -211,7 +212,8 @@ def test_masqueraded_flows_keep_their_ports(lab: Lab, nodes: list[SwitchedNode])
             maps = views.open_instance(default_instance())
             assert maps is not None
             with maps:
-                entered = {(t[2], t[3]) for t in (TUPLE.unpack(key) for key, _ in maps.items("tcp_flows"))}
+                keys = [key for table in FLOW_TABLES for key, _ in maps.items(table)]
+                entered = {(t[2], t[3]) for t in map(TUPLE.unpack, keys)}
         time.sleep(1)
         reports = traffic.end()
     finally:

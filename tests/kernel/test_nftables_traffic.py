@@ -1,5 +1,8 @@
 """The nftables plane's rules on real packets: which pod answers, whom it sees, and how a refusal looks on the wire."""
 
+import contextlib
+import socket
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -7,10 +10,11 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
-from dataplane.kernel.conntrack_list import masqueraded_connections
+from dataplane.kernel.conntrack import forget_all
+from dataplane.kernel.conntrack_list import masqueraded_connections, translated_connections
 from dataplane.kernel.netns import in_netns
 from dataplane.kernel.nft import Nft
-from dataplane.model.net import Protocol
+from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import FrontendKind, PlanEntry, SourceRanges
 from dataplane.planes.ebpf import port_split
@@ -314,3 +318,35 @@ def test_changes_take_effect_at_once(net: Network, plane: NftablesPlane, version
     assert {ask(net.client, VIP[version])[0] for _ in range(20)} == {"1", "2"}
     plane.apply(change(two, None))
     assert ask(net.client, VIP[version], wait=QUICK) == "silence"
+
+
+@BOTH
+def test_what_belongs_to_no_connection_is_reset_and_never_balanced(
+    net: Network, plane: NftablesPlane, version: int
+) -> None:
+    """The kernel forgets connections that live on: who goes on with one must not get an endpoint by chance."""
+    family = Family(version)
+    plane.load(plan_of(entry(version, pods(version, 0, 1))))
+    doors = []
+    for _ in range(8):
+        door = in_netns(net.pods[2], socket.socket, family.socket_family, socket.SOCK_STREAM)
+        door.settimeout(3)
+        door.connect((VIP[version], 80))
+        door.recv(100)
+        doors.append(door)
+    in_netns(net.node, forget_all)
+    for door in doors:
+        with contextlib.suppress(BrokenPipeError):  # its acknowledgment of the server's end was reset already
+            door.send(b"?")
+    time.sleep(0.2)
+    for door in doors:
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            door.send(b"?")
+        door.close()
+    assert in_netns(net.node, lambda: list(translated_connections())) == []
+    listed = in_netns(
+        net.node, subprocess.run, ["nft", "list", "counter", "ip" if version == 4 else "ip6", "hotplane", "stray"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(listed.stdout.split("packets ")[1].split()[0]) >= len(doors)
+    assert ask(net.pods[2], VIP[version])[0] in "01"

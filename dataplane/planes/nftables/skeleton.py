@@ -30,6 +30,10 @@ BASE_CHAINS = {
 }
 
 
+STRAY = "stray"
+"""Name of the counter of TCP packets to a frontend that begin no connection and belong to none that is known."""
+
+
 def _sets(words: Syntax, kind: Kind) -> dict[str, str]:
     """Maps and sets of one kind of frontend key: name to declaration.
 
@@ -131,11 +135,15 @@ def chains(words: Syntax, family: Family, node: NodeConfig) -> dict[str, list[st
     return {
         VERSION_CHAIN: [],
         "reject-packet": ["reject"],
+        # TCP without SYN is in the middle of a connection that nobody here knows any more. Balanced anew it would get
+        # an endpoint by chance, which resets it; so it is reset here, where that can be counted.
+        "stray-packet": [f"counter name {STRAY} reject with tcp reset", "drop"],
         "mark-packet": [f"meta mark set meta mark or {mark:#x}"],
         "mark-off-pod": [*([f"{pod} return"] if pod else []), "goto mark-packet"],
         words.services.by_source: _by_source(words, words.services, pod),
         words.nodeports.by_source: _by_source(words, words.nodeports, pod),
         "forward": [
+            "tcp flags & (fin | syn | rst | ack) != syn goto stray-packet",
             "meta priority vmap @shapes",
             f"meta priority {reject} goto reject-packet",
             "drop",
@@ -216,7 +224,7 @@ def rewrite_chain(words: Syntax, name: str, rules: Iterable[str]) -> str:
 
 def skeleton_objects(words: Syntax, family: Family, node: NodeConfig) -> str:
     """Commands that add the table, its sets, maps and empty chains; fine over an existing table of this version."""
-    lines = [f"add table {words.ip} {words.table}"]
+    lines = [f"add table {words.ip} {words.table}", f"add counter {words.target(STRAY)}"]
     for name, declaration in declarations(words).items():
         what, _, specification = declaration.partition(" ")
         lines.append(f"add {what} {words.target(name)} {{ {specification} }}")

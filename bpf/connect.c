@@ -70,7 +70,7 @@ INLINE int same_target(const struct target *target, const struct address *addres
 INLINE int still_serves(const struct target *frontend, __u32 index, __u32 generation) {
     struct frontend_key key = {.address = frontend->address, .port = frontend->port, .protocol = frontend->protocol};
     struct frontend *found = find_frontend(&key);
-    struct backend *backend = live_backend(index, generation, BACKEND_USABLE);
+    struct backend *backend = live_backend(index, generation, BACKEND_SERVES);
 
     return found && backend && backend->service == found->service;
 }

@@ -31,16 +31,17 @@ enum frontend_kind {
 
 /* frontend.flags */
 enum frontend_flags {
-    FRONTEND_RANGES = 1,      /* sources are restricted to the CIDRs of frontend.range_set */
-    FRONTEND_OWN_ADDRESS = 2, /* a source equal to the destination address is let in too */
+    FRONTEND_RANGES = 1, /* sources are restricted to the CIDRs of frontend.range_set */
 };
 
-/* backend.flags. A backend in neither set is dead: nothing new may go to it. */
+/* backend.flags. Nothing new goes to a backend in neither set; without any of BACKEND_SERVES it is dead. */
 enum backend_flags {
     BACKEND_IN_CLUSTER = 1, /* member of the Cluster set of its service */
     BACKEND_IN_LOCAL = 2,   /* member of the Local set of its service */
     BACKEND_USABLE = 3,     /* mask: member of any set */
     BACKEND_HERE = 4,       /* the endpoint runs on this node */
+    BACKEND_LINGERS = 8,    /* in neither set, yet it serves: UDP flows that it has stay (dataplane/plan/udp.py) */
+    BACKEND_SERVES = 11,    /* mask: member of any set, or lingers */
 };
 
 /* service.flags: kept for adoption by a later daemon; the programs do not look at them. */

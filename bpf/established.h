@@ -116,7 +116,7 @@ INLINE int swift_entry(__u32 ifindex, void *data, const struct swift *packet, co
         return 1;
     return (entry->packets & CHECK_PACKETS) != CHECK_PACKETS && (__s64)(now - entry->last_ns) <= IDLE_NS &&
            (packet->key.protocol == IPPROTO_TCP ||
-            live_backend(entry->backend, entry->backend_generation, BACKEND_USABLE));
+            live_backend(entry->backend, entry->backend_generation, BACKEND_SERVES));
 }
 
 /* 0 = out of reach, which cannot be, but the verifier has forgotten. */

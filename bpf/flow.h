@@ -197,15 +197,15 @@ INLINE int takes_syn(const struct tuple *key, struct translation *entry, __u64 n
     return 1;
 }
 
-/* Whether a packet may go the way its entry says. Established TCP stays with a backend that is going; UDP and new
- * connections do not. */
+/* Whether a packet may go the way its entry says. Established TCP stays with a backend that is going; UDP as long as
+ * the backend serves the port, in a set or not; new connections only with a member of a set. */
 INLINE int usable(const struct node *node, struct packet *packet, struct translation *entry, __u64 now) {
     if (packet->protocol == IPPROTO_TCP) {
         if (likely(!opens_connection(packet)))
             return !(facts(entry) & FLOW_RESTING);
         return !expired(node, &packet->tuple, entry, now) && takes_syn(&packet->tuple, entry, now, &packet->moved);
     }
-    if (!live_backend(entry->backend, entry->backend_generation, BACKEND_USABLE)) {
+    if (!live_backend(entry->backend, entry->backend_generation, BACKEND_SERVES)) {
         packet->moved = 1;
         return 0;
     }

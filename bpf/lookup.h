@@ -76,12 +76,10 @@ INLINE struct frontend *find_frontend(struct frontend_key *key) {
     return map_lookup(MAP(frontends), key);
 }
 
-/* Whether the frontend's source ranges let this source in. `destination` is the address it asked for. */
-INLINE int in_ranges(const struct frontend *frontend, const struct address *source, const struct address *destination) {
+/* Whether the frontend's source ranges let this source in. */
+INLINE int in_ranges(const struct frontend *frontend, const struct address *source) {
     struct range_key key = {.prefix_length = 160, .range_set = to_be32(frontend->range_set), .address = *source};
 
-    if ((frontend->flags & FRONTEND_OWN_ADDRESS) && same_address(source, destination))
-        return 1;
     return map_lookup(MAP(source_ranges), &key) != 0;
 }
 
@@ -163,8 +161,7 @@ INLINE __u32 route_of(const struct frontend *frontend, __u32 source) {
 }
 
 /* Whether the client's route may be taken here; REASON_NONE = yes. */
-INLINE enum reason admit(const struct frontend *frontend, const struct client *client,
-                         const struct address *destination, __u32 route) {
+INLINE enum reason admit(const struct frontend *frontend, const struct client *client, __u32 route) {
     switch (route & ROUTE_ACTION) {
     case ROUTE_FORWARD:
         break;
@@ -176,7 +173,7 @@ INLINE enum reason admit(const struct frontend *frontend, const struct client *c
     if (frontend->flags & FRONTEND_RANGES) {
         if (!client->address_known)
             return REASON_SOURCE_UNKNOWN;
-        if (!in_ranges(frontend, &client->identity, destination))
+        if (!in_ranges(frontend, &client->identity))
             return REASON_SOURCE_RANGE;
     }
     if ((route & ROUTE_MASQUERADE) && !client->accepts_masquerade)
@@ -238,7 +235,6 @@ INLINE struct frontend *second_look(const struct frontend_key *key, const struct
  * in order by the kernel's own (a map update publishes with release semantics) and by a barrier before step 4
  * (tables.py). */
 INLINE enum reason balance(struct frontend_key *key, const struct client *client, __u64 now, struct selection *chosen) {
-    struct address destination = key->address;
     int attempt;
 
     chosen->service = ~0U;
@@ -256,7 +252,7 @@ INLINE enum reason balance(struct frontend_key *key, const struct client *client
         frontend = *found;
         route = route_of(&frontend, client->source);
         wanted = route & ROUTE_LOCAL ? BACKEND_IN_LOCAL : BACKEND_IN_CLUSTER;
-        refusal = admit(&frontend, client, &destination, route);
+        refusal = admit(&frontend, client, route);
         if (refusal == REASON_NONE) {
             if (frontend.affinity_seconds)
                 backend = stuck_backend(&frontend, &client->identity, wanted, now, &memory, &index);

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6, IPv6ExtHdrFragment
@@ -19,6 +20,7 @@ from scapy.packet import Raw
 from dataplane.kernel import netns
 from dataplane.model.net import Family, Protocol
 from dataplane.planes.ebpf.collect import sweep
+from dataplane.planes.ebpf.encode import address_bytes
 from dataplane.planes.ebpf.flows import FLOW_TABLES
 from dataplane.planes.ebpf.layout import constant, fields_of, size_of
 from dataplane.planes.ebpf.maps import NODE_KEY
@@ -472,6 +474,27 @@ def test_a_new_tenant_of_a_backends_place_is_another_backend(node: Bench, family
         assert flow.ask() == "moved"
     finally:
         memory[at : at + 4] = before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_datagrams_stay_with_a_backend_that_serves_though_it_is_in_no_set(node: Bench, family: Family) -> None:
+    """New flows go to the others; when it serves no more, nothing stays."""
+    remote = ADDRESSES[family][2]
+    before = entry(f"remote-{family.name}-udp".lower(), [remote], protocol=Protocol.UDP, node_port=30080, family=family,
+                   ip=ADDRESSES[family][4])  # fmt: skip
+    other = entry(before.key.name, [remote[:-1] + "9"], protocol=Protocol.UDP, node_port=30080, family=family,
+                  ip=ADDRESSES[family][4])  # fmt: skip
+    flow, later = Talk(node, family, UDP), Talk(node, family, UDP, 4001)
+    flow.play("ask A, answer A")
+    try:
+        node.install(msgspec.structs.replace(other, lingering=before.cluster))
+        assert flow.ask() == "flow"
+        assert later.ask() == "new_flow"
+        assert (later.entries()[0] or {})["destination"] == address_bytes(remote[:-1] + "9")
+        node.install(other)
+        assert flow.ask() == "moved"
+    finally:
+        node.install(before)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

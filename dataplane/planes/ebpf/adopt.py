@@ -30,6 +30,7 @@ from dataplane.planes.ebpf.tables import (
     HERE,
     IN_CLUSTER,
     IN_LOCAL,
+    LINGERS,
     SERVICE_FLAGS_AT,
     Address,
     Installed,
@@ -70,6 +71,11 @@ class _Reader:
         for stored in self.frontends.values():
             if stored.range_set is not None:
                 self.range_sets.setdefault(stored.range_set, ())  # a set without CIDRs leaves no trace of its own
+        self.lingering: dict[int, list[int]] = {}
+        for index, bits in enumerate(self.backends[BACKEND_FLAGS_AT :: BACKEND.size].tobytes()):
+            if bits & LINGERS:
+                owner = BACKEND.unpack_from(self.backends, index * BACKEND.size)[5]
+                self.lingering.setdefault(owner, []).append(index)
         self.broken: set[EntryKey] = set()
         self.installed: dict[EntryKey, Installed] = {}
         flags = self.services[SERVICE_FLAGS_AT :: SERVICE.size].tobytes()
@@ -92,6 +98,17 @@ class _Reader:
             found.flags[address] = flags
         return tuple(members)
 
+    def _lingering(self, service: int, found: _Found) -> tuple[Backend, ...]:
+        """Backends that serve and are in neither set."""
+        members = []
+        for index in self.lingering.get(service, ()):
+            raw, port, _, flags, *_ = BACKEND.unpack_from(self.backends, index * BACKEND.size)
+            address = (address_text(raw), ntohs(port))
+            if address not in found.indices:
+                members.append(Backend(*address, flags & HERE != 0))
+                found.indices[address], found.flags[address] = index, flags
+        return tuple(sorted(members))
+
     def _entry(self, service: int) -> None:
         name, cb, cc, lb, lc, affinity, protocol, family, flags, _ = SERVICE.unpack_from(
             self.services, service * SERVICE.size
@@ -109,6 +126,7 @@ class _Reader:
             affinity_seconds=affinity,
             internal_local=bool(flags & _INTERNAL_LOCAL),
             external_local=bool(flags & _EXTERNAL_LOCAL),
+            lingering=self._lingering(service, found) if service in self.lingering else (),
         )
         wanted = wanted_flags(entry)
         sound = found.sound and found.flags == wanted and key not in self.installed

@@ -136,8 +136,8 @@ def retire(pins: PinDirectory, change: PlanChange) -> int:
 
 
 def _endpoints(entry: PlanEntry | None) -> set[tuple[str, int]]:
-    """Address and port of everything in either set."""
-    return {(b.address, b.port) for b in (*entry.cluster, *entry.local)} if entry else set()
+    """Address and port of everything that serves."""
+    return {(b.address, b.port) for b in (*entry.cluster, *entry.local, *entry.lingering)} if entry else set()
 
 
 def _gone(change: EntryChange) -> set[tuple[str, int, str, int]]:

@@ -30,7 +30,7 @@ from dataplane.planes.ebpf.layout import constant, fields_of
 from dataplane.planes.ebpf.maps import MapSet
 
 IN_CLUSTER, IN_LOCAL = constant("BACKEND_IN_CLUSTER"), constant("BACKEND_IN_LOCAL")
-HERE = constant("BACKEND_HERE")
+HERE, LINGERS = constant("BACKEND_HERE"), constant("BACKEND_LINGERS")
 BACKEND_FLAGS_AT = fields_of("backend")["flags"]
 SERVICE_FLAGS_AT = fields_of("service")["flags"]
 
@@ -98,6 +98,8 @@ def wanted_flags(entry: PlanEntry) -> dict[Address, int]:
     for backend in entry.local:
         key = (backend.address, backend.port)
         wanted[key] = wanted.get(key, 0) | (IN_LOCAL | HERE if backend.local else IN_LOCAL)
+    for backend in entry.lingering:
+        wanted.setdefault((backend.address, backend.port), LINGERS | HERE if backend.local else LINGERS)
     return wanted
 
 

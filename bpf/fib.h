@@ -6,8 +6,7 @@
 
 /* Newer than the compiler's own header. */
 enum fib_flags {
-    FIB_SKIP_NEIGHBOUR = 4, /* Linux 6.3 */
-    FIB_SOURCE = 16,        /* Linux 6.7: tell the source address that the node would use */
+    FIB_SOURCE = 16, /* Linux 6.7: tell the source address that the node would use */
 };
 
 enum fib_families {
@@ -37,6 +36,20 @@ INLINE long find_route(void *context, const struct packet *packet, const struct 
     return bpf_fib_lookup(context, fib, sizeof(*fib), flags);
 }
 
+#ifdef NO_FIB_SOURCE
+/* For kernels that do not tell: the address of the device that a packet leaves by, as the control plane noted it, or
+ * the node's primary one where the device has none. All zero = neither. */
+INLINE void device_source(const struct node *node, __u32 ifindex, int ipv4, struct address *source) {
+    struct device *device = map_lookup(MAP(devices), &ifindex);
+
+    *source = ipv4 ? node->masquerade_ipv4 : node->masquerade_ipv6;
+    if (device && ipv4 && device->source_ipv4.word[3])
+        *source = device->source_ipv4;
+    else if (device && !ipv4 && device->source_ipv6.word[0])
+        *source = device->source_ipv6;
+}
+#endif
+
 /* The address that this node would send from towards a backend: what masquerading would choose. 0 when there is no
  * way to it by forwarding (REASON_FIB_MISS), e.g. since it is this node's own. */
 INLINE int masquerade_address(void *context, const struct node *node, const struct packet *packet,
@@ -46,7 +59,7 @@ INLINE int masquerade_address(void *context, const struct node *node, const stru
 
 #ifdef NO_FIB_SOURCE
     result = find_route(context, packet, 0, destination, ifindex, 0, 0, &fib);
-    *source = packet->ipv4 ? node->masquerade_ipv4 : node->masquerade_ipv6;
+    device_source(node, fib.ifindex, packet->ipv4, source);
     if (!source->word[0] && !source->word[3])
         return 0;
 #else

@@ -8,6 +8,10 @@
 
 #include "maps.h"
 
+#ifdef NO_COARSE_CLOCK
+#define bpf_ktime_get_coarse_ns bpf_ktime_get_ns
+#endif
+
 /* The compiler front end emits whatever lies in such a section as one program of this name. */
 #define PROGRAM(name) __attribute__((section(".bpf.fn." #name), used)) int name
 #define INLINE static __attribute__((always_inline)) inline

@@ -242,6 +242,8 @@ struct device {
     __u32 ifindex; /* of the device that routes see: the bridge of a bridge's port, else its own */
     __u8 mac[6];   /* all zero = none */
     __u16 pad;
+    struct address source_ipv4; /* what masquerading chooses for what leaves here (fib.h); all zero = the node's */
+    struct address source_ipv6;
 };
 
 /* Working memory of the packet programs, one per CPU: what does not fit on their stack. */

@@ -27,6 +27,8 @@ _NO_XDP_KINDS = frozenset({"bridge", "vlan", "macvlan", "ipvlan", "dummy", "ifb"
 _ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
 _MAIN_TABLE = 254
 _UP = 1
+_IPV4 = 2
+_SECONDARY, _NOT_USABLE = 0x01, 0x68  # IFA_F_SECONDARY; IFA_F_DADFAILED, _DEPRECATED, _TENTATIVE
 
 
 class Link(NamedTuple):
@@ -52,11 +54,13 @@ class Route(NamedTuple):
 
 
 class Network(NamedTuple):
-    """What a network namespace has, as far as roles depend on it. addresses: (ifindex, address text)."""
+    """What a network namespace has, as far as roles depend on it. addresses: (ifindex, address text); sources: those
+    of them that packets may be masqueraded with, in the kernel's order."""
 
     links: tuple[Link, ...] = ()
     addresses: frozenset[tuple[int, str]] = frozenset()
     routes: frozenset[Route] = frozenset()
+    sources: tuple[tuple[int, str], ...] = ()
 
 
 class Device(NamedTuple):
@@ -86,7 +90,7 @@ def read_network() -> Network:
     """The current network namespace, over rtnetlink."""
     with IPRoute() as door:
         links = tuple(_link(message) for message in door.get_links())
-        addresses = frozenset((a["index"], str(a.get_attr("IFA_ADDRESS"))) for a in door.get_addr())
+        dump = tuple(door.get_addr())
         routes = set()
         for message in door.get_routes(table=_MAIN_TABLE):
             destination, length = message.get_attr("RTA_DST"), message["dst_len"]
@@ -94,7 +98,32 @@ def read_network() -> Network:
             hops = message.get_attr("RTA_MULTIPATH") or ()
             indices = [message.get_attr("RTA_OIF"), *(hop["oif"] for hop in hops)]
             routes |= {Route(cidr, index) for index in indices if index}
-    return Network(links, addresses, frozenset(routes))
+    addresses = frozenset((a["index"], str(a.get_attr("IFA_ADDRESS"))) for a in dump)
+    sources = (
+        (int(a["index"]), str(a.get_attr("IFA_LOCAL") or a.get_attr("IFA_ADDRESS"))) for a in dump if _is_source(a)
+    )
+    return Network(links, addresses, frozenset(routes), tuple(sources))
+
+
+def _is_source(message: Any) -> bool:
+    """Whether the kernel would masquerade with an address: usable everywhere; for IPv4 none that stands behind another
+    of its subnet (for IPv6 the same bit marks a temporary one)."""
+    flags = int(message.get_attr("IFA_FLAGS") or message["flags"])
+    unwanted = _NOT_USABLE | (_SECONDARY if message["family"] == _IPV4 else 0)
+    return message["scope"] == 0 and not flags & unwanted
+
+
+def source_addresses(network: Network, primary: Collection[str]) -> dict[int, tuple[str, str]]:
+    """By ifindex, what leaves by a device is masqueraded with: an IPv4 and an IPv6 address, "" = none.
+
+    The node's primary address where the device has it, else the device's first, as masquerading does. Of several on one
+    device that would take the one in the next hop's subnet (IPv4) or most like the destination (IPv6).
+    """
+    found: dict[int, tuple[str, str]] = {}
+    for index, address in sorted(network.sources, key=lambda source: source[1] not in primary):
+        ipv4, ipv6 = found.get(index, ("", ""))
+        found[index] = (ipv4, ipv6 or address) if ":" in address else (ipv4 or address, ipv6)
+    return found
 
 
 def _link(message: Any) -> Link:

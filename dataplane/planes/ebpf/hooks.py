@@ -16,8 +16,16 @@ from dataplane.kernel.clsact import ClsactError
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.attach_tc import DIRECTIONS, attach_tc, detach_tc
 from dataplane.planes.ebpf.attach_xdp import PROGRAM, attach_xdp, detach_xdp
-from dataplane.planes.ebpf.devices import XDP_TARGET, Device, Wishes, choose_devices, read_network, roles
-from dataplane.planes.ebpf.encode import address_text
+from dataplane.planes.ebpf.devices import (
+    XDP_TARGET,
+    Device,
+    Wishes,
+    choose_devices,
+    read_network,
+    roles,
+    source_addresses,
+)
+from dataplane.planes.ebpf.encode import address_bytes, address_text
 from dataplane.planes.ebpf.layout import record
 from dataplane.planes.ebpf.maps import MapSet
 from dataplane.planes.ebpf.pins import PinDirectory
@@ -26,7 +34,7 @@ from dataplane.planes.ebpf.programs import Program, load_programs
 from dataplane.planes.ebpf.reserve import reserve_once
 
 TC_SOURCE, XDP_SOURCE = "tc.c", "xdp.c"
-_DEVICE = record("device", "flags", "ifindex", "mac", "pad")
+_DEVICE = record("device", "flags", "ifindex", "mac", "pad", "source_ipv4", "source_ipv6")
 _PIN = re.compile(r"(tc_ingress|tc_egress|xdp_native|xdp_generic)-(\d+)")
 _RTMGRP_LINK, _RTMGRP_ADDRESSES, _RTMGRP_ROUTES = 0x1, 0x110, 0x440  # of both families
 _CHANGES = _RTMGRP_LINK | _RTMGRP_ADDRESSES | _RTMGRP_ROUTES
@@ -72,6 +80,9 @@ class PacketHook:
         self._programs: dict[str, Program] = {}
         self._status: dict[int, DeviceStatus] = {}
         self._devices: dict[int, Device] = {}
+        self._sources: dict[int, tuple[str, str]] = {}
+        self._described: dict[int, tuple[int, int, bytes]] = {}
+        self._written: dict[int, bytes] = {}
         self._lock = threading.Lock()
         self.instructions: dict[str, int] = {}
 
@@ -81,7 +92,7 @@ class PacketHook:
             old = self._programs
             self._maps, self._pins, self._programs = maps, pins, {}
             try:
-                self._devices.clear()
+                self._forget()
                 split_ports(maps)
                 reserve_once(maps, pins)
                 self._refresh()
@@ -119,15 +130,22 @@ class PacketHook:
     def _refresh(self) -> None:
         if self._maps is None or self._pins is None:
             raise PlaneError("packet programs: attach comes first")
-        found = {d.ifindex: d for d in choose_devices(read_network(), self._primary_addresses(), self._wishes)}
+        network, primary = read_network(), self._primary_addresses()
+        self._sources = source_addresses(network, primary)
+        found = {d.ifindex: d for d in choose_devices(network, primary, self._wishes)}
         for index in self._devices.keys() - found.keys():
             self._remove(index)
         for index, device in found.items():
             if self._devices.get(index) != device:
                 self._put(device)
                 self._devices[index] = device
-        stale = {int.from_bytes(key, "little") for key, _ in self._maps.items("devices")} - found.keys()
+        known = found.keys() | self._sources.keys()
+        for index in known:
+            self._write(index)
+        stale = {int.from_bytes(key, "little") for key, _ in self._maps.items("devices")} - known
         self._maps.remove("devices", [index.to_bytes(4, "little") for index in stale])
+        for index in stale:
+            self._written.pop(index, None)
 
     def _primary_addresses(self) -> set[str]:
         if self._maps is None:
@@ -161,13 +179,23 @@ class PacketHook:
 
     def _describe(self, device: Device, more: int) -> None:
         if self._maps is not None:
-            value = _DEVICE.pack(device.flags | more, device.routed, *device.mac, 0)
-            self._maps.put("devices", device.ifindex.to_bytes(4, "little"), value)
+            self._described[device.ifindex] = (device.flags | more, device.routed, device.mac)
+            self._write(device.ifindex)
+
+    def _write(self, index: int) -> None:
+        """Put what is known of a device into the map, if it is news. One without programs has but its addresses."""
+        flags, routed, mac = self._described.get(index, (0, index, bytes(6)))
+        sources = (address_bytes(text) if text else bytes(16) for text in self._sources.get(index, ("", "")))
+        value = _DEVICE.pack(flags, routed, *mac, 0, *sources)
+        if self._maps is not None and self._written.get(index) != value:
+            self._maps.put("devices", index.to_bytes(4, "little"), value)
+            self._written[index] = value
 
     def _remove(self, index: int) -> None:
         """Forget a device that went or is no longer wanted."""
         self._status.pop(index, None)
         self._devices.pop(index, None)
+        self._described.pop(index, None)
         if self._pins is None:
             return
         detach_xdp(index, self._pins)
@@ -204,7 +232,13 @@ class PacketHook:
         _close(self._programs)
         self._programs, self._maps, self._pins = {}, None, None
         self._status.clear()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nothing is known of devices any more, as before new maps."""
         self._devices.clear()
+        self._described.clear()
+        self._written.clear()
 
     def watch(self) -> "DeviceWatch":
         """Start picking up devices as they appear; ends with the returned object's `close` (a context manager)."""

@@ -9,6 +9,7 @@ from dataplane.kernel import bpf
 from dataplane.kernel.bcc_loader import CompileError, compile_programs
 from dataplane.kernel.bpf import AttachType, BpfError, ProgramType
 from dataplane.planes.base import PlaneError
+from dataplane.planes.ebpf.kernel_features import packet_flags
 from dataplane.planes.ebpf.layout import MapSpec, Sizes
 from dataplane.planes.ebpf.maps import MapSet, create_maps
 from dataplane.planes.ebpf.pins import PinDirectory, instance_names
@@ -50,12 +51,15 @@ def load_programs(
     specs: Mapping[str, MapSpec],
     flags: Sequence[str] = (),
 ) -> dict[str, Program]:
-    """Compile a file of `bpf/` (or take it from the cache) and load the programs named in `attach`.
+    """Compile a file of `bpf/` (or take it from the cache) and load the programs named in `attach`. Packet programs are
+    compiled for what this kernel can do.
 
     in: program type; for each program its attach type (NONE for tc); descriptors of the maps by name; their specs.
     out: programs by name. Raises CompileError, or BpfError with the verifier's words.
     """
     references = {spec.reference: maps[name] for name, spec in specs.items()}
+    if kind is not ProgramType.CGROUP_SOCK_ADDR:
+        flags = (*flags, *(flag for flag in packet_flags() if flag not in flags))
     code = compile_programs(source, flags)
     programs: dict[str, Program] = {}
     try:

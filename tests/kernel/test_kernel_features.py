@@ -1,0 +1,170 @@
+"""What the kernel can do is found by trying, and what older kernels cannot has a stand-in that does the same."""
+
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+from scapy.layers.inet import TCP
+
+from dataplane.kernel import netns, sysctl
+from dataplane.kernel.links import Links
+from dataplane.model.net import Family
+from dataplane.planes.ebpf import kernel_features
+from dataplane.planes.ebpf.devices import read_network, source_addresses
+from dataplane.planes.ebpf.encode import address_bytes
+from dataplane.planes.ebpf.hooks import PacketHook
+from dataplane.planes.ebpf.layout import unpack
+from dataplane.planes.ebpf.maps import create_maps
+from dataplane.planes.ebpf.pins import PinDirectory
+from dataplane.planes.ebpf.settings import write_node
+from tests.kernel.bpf_packets import bench as b
+from tests.kernel.bpf_packets.bench import Bench, bench, entry, node_config
+from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, exact, ip
+
+DEVICE_SOURCES = {Family.IPV4: "172.18.0.77", Family.IPV6: "fd00:172:18::77"}
+
+
+def test_unknown_flags_and_helpers_are_told_from_known_ones() -> None:
+    assert kernel_features.fib_flag_works(0)
+    assert kernel_features.fib_flag_works(1)
+    assert not kernel_features.fib_flag_works(1 << 30)
+    assert kernel_features.helper_works(5)  # bpf_ktime_get_ns
+    assert not kernel_features.helper_works(100_000)
+
+
+@pytest.fixture(scope="module")
+def old() -> Iterator[Bench]:
+    """A node whose programs are compiled for a kernel that lacks everything."""
+    with bench(*(f"-D{feature.define}=1" for feature in kernel_features.FEATURES)) as made:
+        for family in FAMILIES:
+            made.install(entry(f"remote-{family}", [ADDRESSES[family][2]], node_port=30080, family=family))
+        yield made
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("hook", ["tc", "xdp"])
+def test_without_the_lookup_the_devices_address_is_taken(old: Bench, family: Family, hook: str) -> None:
+    client, own, remote, *_ = ADDRESSES[family]
+    run = getattr(old, hook)
+    role = 0
+    sources = []
+    for port, known in ((5000, ("", "")), (5001, tuple(DEVICE_SOURCES.values()))):
+        old.describe(old.up, old.up_mac, role, *known)
+        out = run(old.frame(ip(family, client, own, ttl=64) / TCP(sport=port, dport=30080, flags="S")))
+        packet = exact(out.data)
+        assert (out.result in (b.TC_REDIRECT, b.XDP_TX), packet.dst) == (True, remote)
+        sources.append(packet.src)
+    assert sources == [own, DEVICE_SOURCES[family]]
+
+
+def test_without_any_address_the_slow_path_takes_the_flow(old: Bench) -> None:
+    client, _, remote, _, _, vip = ADDRESSES[Family.IPV6]
+    old.install(entry("vip", [remote], load_balancer=vip, family=Family.IPV6))
+    old.describe(old.up, old.up_mac, 0)
+    node = node_config()
+    old.configure(node_config(addresses=(b.NODE,)))
+    try:
+        frame = old.frame(ip(Family.IPV6, client, vip) / TCP(sport=5002, dport=80, flags="S"))
+        with old.counted() as risen:
+            out = old.tc(frame)
+    finally:
+        old.configure(node)
+    assert (out.result, out.data) == (b.TC_NEXT, frame)
+    assert risen == {"tc_ingress:fib_miss": 1}
+
+
+PLACES = {
+    "the only address": (["172.18.0.1/24", "fd00:172:18::1/64"], "172.18.0.1", "fd00:172:18::1"),
+    "another of the same subnet": (["172.18.0.9/24", "172.18.0.1/24", "fd00:172:18::1/64"], "", "fd00:172:18::1"),
+    "none of its own": ([], "10.9.9.9", "fd00:9::9"),
+}
+"""Addresses of the device that packets leave by, and the node's primary ones. "" = another device's."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("word", PLACES)
+def test_masquerading_would_choose_the_same(make_namespace: Callable[[str], str], word: str, family: Family) -> None:
+    """A datagram is masqueraded by nftables where `source_addresses` has said with what."""
+    own, *primary = PLACES[word]
+    names = [make_namespace(part) for part in ("node", "out", "pod")]
+    far = "203.0.113.5" if family is Family.IPV4 else "2001:db8::5"
+    with Links(names[0]) as node, Links(names[1]) as out, Links(names[2]) as pod:
+        _wire(node, out, pod, names, own)
+        with netns.netns(names[0]):
+            sysctl.write("net/ipv4/ip_forward", 1)
+            sysctl.write("net/ipv6/conf/all/forwarding", 1)
+            for address in ("10.9.9.9/32", "fd00:9::9/128"):
+                node.address("lo", address)
+            rules = "table inet t { chain c { type nat hook postrouting priority 100; oifname up0 masquerade\n }\n}"
+            subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+            expected = source_addresses(read_network(), primary).get(node.index("up0"), ("", ""))
+    chosen = expected[family is Family.IPV6] or primary[family is Family.IPV6]
+    kind = family.socket_family
+    with netns.netns(names[1]), socket.socket(kind, socket.SOCK_DGRAM) as there:
+        there.bind((far, 9))
+        there.settimeout(5)
+        with netns.netns(names[2]), socket.socket(kind, socket.SOCK_DGRAM) as here:
+            here.sendto(b"?", (far, 9))
+        assert there.recvfrom(10)[1][0] == chosen
+
+
+def _wire(node: Links, out: Links, pod: Links, names: list[str], own: list[str]) -> None:
+    """A pod behind the node, everybody else behind the node's up0, on which `own` are."""
+    for name in names:
+        with netns.netns(name):
+            for scope in ("all", "default"):
+                sysctl.write(f"net/ipv6/conf/{scope}/accept_dad", 0)
+    node.add_veth("up0", out, "eth0", 1500)
+    node.add_veth("pod0", pod, "eth0", 1500)
+    for cidr in own:
+        node.address("up0", cidr)
+    for links, device, cidr in (
+        *((pod, "eth0", cidr) for cidr in ("10.244.1.2/24", "fd00:244:1::2/64")),
+        *((node, "pod0", cidr) for cidr in ("10.244.1.1/24", "fd00:244:1::1/64")),
+        *((out, "lo", cidr) for cidr in ("203.0.113.5/32", "2001:db8::5/128")),
+    ):
+        links.address(device, cidr)
+    for target in ("203.0.113.0/24", "2001:db8::/64"):
+        node.route(target, device="up0")
+    for net in ("10.0.0.0/8", "172.18.0.0/24", "fd00::/16"):
+        out.route(net, device="eth0", replace=True)
+    for via in ("10.244.1.1", "fd00:244:1::1"):
+        pod.route("0.0.0.0/0" if "." in via else "::/0", via=via)
+    for address in ("203.0.113.5", "2001:db8::5"):
+        node.neighbour("up0", address, out.mac("eth0"))
+
+
+def test_the_devices_addresses_are_kept_in_the_map(make_namespace: Callable[[str], str]) -> None:
+    """Those of devices without programs too, since packets may leave there; and they follow the devices."""
+    name, other = make_namespace("src"), make_namespace("far")
+    pins = PinDirectory(f"test-{name}")
+    with Links(name) as links, Links(other) as far, create_maps(b.SIZES) as maps:
+        write_node(maps, node_config(), 1, False)
+        links.add_veth("up0", far, "eth0", 1500)
+        links.add_veth("plain", far, "eth1", 1500)
+        links.address("up0", f"{b.NODE}/24")
+        links.address("plain", "10.1.1.1/24")
+        hook = PacketHook(xdp=False)
+
+        def kept(device: str) -> tuple[bytes, bytes]:
+            raw = maps.get("devices", links.index(device).to_bytes(4, "little"))
+            assert raw is not None
+            found = unpack("device", raw)
+            return found["source_ipv4"], found["source_ipv6"]
+
+        with netns.netns(name):
+            try:
+                hook.attach(maps, pins)
+                before = kept("up0"), kept("plain")
+                subprocess.run(["ip", "addr", "add", f"{b.NODE_6}/64", "dev", "up0", "nodad"], check=True)
+                subprocess.run(["ip", "addr", "del", "10.1.1.1/24", "dev", "plain"], check=True)
+                hook.refresh()
+                after = kept("up0")
+                gone = maps.get("devices", links.index("plain").to_bytes(4, "little"))
+            finally:
+                hook.detach(pins)
+                pins.remove()
+    assert before == ((address_bytes(b.NODE), bytes(16)), (address_bytes("10.1.1.1"), bytes(16)))
+    assert after == (address_bytes(b.NODE), address_bytes(b.NODE_6))
+    assert gone in (None, bytes(len(gone or b"")))

@@ -34,7 +34,7 @@ from dataplane.planes.ebpf.programs import Program, load_programs
 from dataplane.planes.ebpf.reserve import reserve_once
 
 TC_SOURCE, XDP_SOURCE = "tc.c", "xdp.c"
-_DEVICE = record("device", "flags", "ifindex", "mac", "pad", "source_ipv4", "source_ipv6")
+DEVICE = record("device", "flags", "ifindex", "mac", "pad", "source_ipv4", "source_ipv6")
 _PIN = re.compile(r"(tc_ingress|tc_egress|xdp_native|xdp_generic)-(\d+)")
 _RTMGRP_LINK, _RTMGRP_ADDRESSES, _RTMGRP_ROUTES = 0x1, 0x110, 0x440  # of both families
 _CHANGES = _RTMGRP_LINK | _RTMGRP_ADDRESSES | _RTMGRP_ROUTES
@@ -186,7 +186,7 @@ class PacketHook:
         """Put what is known of a device into the map, if it is news. One without programs has but its addresses."""
         flags, routed, mac = self._described.get(index, (0, index, bytes(6)))
         sources = (address_bytes(text) if text else bytes(16) for text in self._sources.get(index, ("", "")))
-        value = _DEVICE.pack(flags, routed, *mac, 0, *sources)
+        value = DEVICE.pack(flags, routed, *mac, 0, *sources)
         if self._maps is not None and self._written.get(index) != value:
             self._maps.put("devices", index.to_bytes(4, "little"), value)
             self._written[index] = value

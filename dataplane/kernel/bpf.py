@@ -7,6 +7,7 @@ Keys and values are bytes exactly as the kernel holds them; descriptors are plai
 import enum
 import errno
 import os
+import resource
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -85,6 +86,7 @@ class AttachType(enum.IntEnum):
     """What a program may be attached to. NONE is for types that have no such distinction (SCHED_CLS)."""
 
     NONE = 0
+    CGROUP_INET_SOCK_CREATE = 2
     CGROUP_INET4_CONNECT = 10
     CGROUP_INET6_CONNECT = 11
     CGROUP_UDP4_SENDMSG = 14
@@ -152,6 +154,28 @@ def _bpf(command: Command, attr: bytes | bytearray, what: str) -> tuple[int, Any
     return result, buffer
 
 
+def _lift_memory_limit() -> bool:
+    """Let this process lock as much memory as it likes: before Linux 5.11, maps and programs count as locked memory, of
+    which a process may have 64 KiB. Whether that changed anything."""
+    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
+        return False
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def _make(command: Command, attr: bytes | bytearray, what: str) -> int:
+    """Call bpf(2) for something that takes memory; returns the descriptor."""
+    try:
+        return _bpf(command, attr, what)[0]
+    except BpfError as error:
+        if error.errno != errno.EPERM or not _lift_memory_limit():
+            raise
+    return _bpf(command, attr, what)[0]
+
+
 def _pointer(data: Any) -> int:
     return int(_ffi.cast("uintptr_t", data))
 
@@ -173,7 +197,7 @@ def map_create(
     """Create a map; returns its descriptor. inner: for a map of maps, the descriptor of one like those that it will
     hold. Raises BpfError (ENOMEM, E2BIG, EINVAL for what the kernel cannot do)."""
     attr = struct.pack("=IIIIIIi16s", kind, key_size, value_size, max_entries, flags, inner, 0, _text(name))
-    return _bpf(Command.MAP_CREATE, attr, f"{name} ({kind.name}, {max_entries} entries)")[0]
+    return _make(Command.MAP_CREATE, attr, f"{name} ({kind.name}, {max_entries} entries)")
 
 
 def _element(fd: int, key: Any, value: Any, flags: int = 0) -> bytes:
@@ -394,7 +418,7 @@ def program_load(
             *(kind, len(code) // 8, _pointer(text), _pointer(license_name)),
             *(1 if size else 0, size, _pointer(log), 0, 0, _text(name), 0, attach),
         )
-        return _bpf(Command.PROG_LOAD, attr, name)[0]
+        return _make(Command.PROG_LOAD, attr, name)
 
     try:
         return attempt(_ffi.NULL, 0)

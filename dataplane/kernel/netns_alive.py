@@ -5,26 +5,19 @@ process that even root may not look at (a sandbox's own).
 
 import fcntl
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from dataplane.errors import HotplaneError
 from dataplane.kernel.netns import netns
+from dataplane.kernel.netns_cookie import netns_cookie
 
 _PROC = Path("/proc")
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, linux/proc_ns.h
-_SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 _NS_GET_NSTYPE, _CLONE_NEWNET = 0xB703, 0x40000000  # linux/nsfs.h, linux/sched.h
 _LOOKS = 5
 _GONE = (FileNotFoundError, ProcessLookupError, NotADirectoryError)
 _OUT_OF_REACH = (*_GONE, PermissionError)
-
-
-def netns_cookie() -> int:
-    """The kernel's number of the current network namespace; never used twice while the machine is up (Linux 5.14)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
 
 
 def living_cookies() -> frozenset[int]:

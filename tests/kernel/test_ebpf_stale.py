@@ -12,7 +12,8 @@ from ctl import state
 from ctl.main import main
 from dataplane.kernel import bpf, cgroup, netns
 from dataplane.kernel.links import Links
-from dataplane.kernel.netns_alive import living_cookies, netns_cookie
+from dataplane.kernel.netns_alive import living_cookies
+from dataplane.kernel.netns_cookie import netns_cookie
 from dataplane.planes.ebpf import stale
 from dataplane.planes.ebpf.hooks import PacketHook
 from dataplane.planes.ebpf.pins import PinDirectory, default_instance, instance_names

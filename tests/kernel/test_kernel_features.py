@@ -2,12 +2,14 @@
 
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from scapy.layers.inet import TCP
 
-from dataplane.kernel import netns, sysctl
+from dataplane.kernel import netns, netns_cookie, sysctl
 from dataplane.kernel.links import Links
 from dataplane.model.net import Family
 from dataplane.planes.ebpf import kernel_features
@@ -22,6 +24,7 @@ from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, bench, entry, node_config
 from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, exact, ip
 
+ROOT = Path(__file__).parents[2]
 DEVICE_SOURCES = {Family.IPV4: "172.18.0.77", Family.IPV6: "fd00:172:18::77"}
 
 
@@ -31,6 +34,30 @@ def test_unknown_flags_and_helpers_are_told_from_known_ones() -> None:
     assert not kernel_features.fib_flag_works(1 << 30)
     assert kernel_features.helper_works(5)  # bpf_ktime_get_ns
     assert not kernel_features.helper_works(100_000)
+
+
+def test_programs_tell_the_number_of_a_network_namespace(namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel itself does not, before Linux 5.14."""
+    with netns.netns(namespace):
+        told, by_program = netns_cookie.netns_cookie(), netns_cookie.cookie_by_program()
+        monkeypatch.setattr(netns_cookie, "_SO_NETNS_COOKIE", 9999)  # no such option
+        without = netns_cookie.netns_cookie()
+    elsewhere = netns_cookie.cookie_by_program()
+    assert told == by_program == without > 0
+    assert elsewhere != told
+
+
+def test_the_limit_on_locked_memory_is_lifted() -> None:
+    """Before Linux 5.11 it holds for maps too, and is too small for any."""
+    script = (
+        "import resource; from dataplane.kernel import bpf\n"
+        "resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))\n"
+        "bpf.map_create(bpf.MapType.ARRAY, 4, 4096, 4096)\n"
+        "print(bpf._lift_memory_limit(), bpf._lift_memory_limit())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    lifted, again = done.stdout.split()
+    assert (lifted, again) in (("True", "False"), ("False", "False"))  # False: map_create needed it
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from dataplane.kernel.bpf import BPF_FS_MAGIC
-from dataplane.kernel.netns_alive import netns_cookie
+from dataplane.kernel.netns_cookie import netns_cookie
 from dataplane.planes.base import PlaneError
 
 MOUNT_POINT = Path("/run/hotplane/bpf")

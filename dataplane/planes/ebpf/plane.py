@@ -5,7 +5,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from dataplane.kernel.netns_alive import netns_cookie
+from dataplane.kernel.netns_cookie import netns_cookie
 from dataplane.model.net import Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import Plan, Table

@@ -19,7 +19,8 @@ _ROOM = 1024
 def netns_cookie() -> int:
     """The number of the current network namespace; never used twice while the machine is up.
 
-    Before Linux 5.14 only programs are told: one that sees sockets made then reports it. Raises HotplaneError, BpfError.
+    Before Linux 5.14 only programs are told: one that sees sockets made then reports it. Raises HotplaneError,
+    BpfError.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:

@@ -22,6 +22,9 @@ _SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351,
 _SYS_BPF = _SYSCALL_NUMBERS[os.uname().machine]
 _ATTR_SIZE = 152
 _ATTR_SIZE_OF_ELEMENT = 32
+_ENOTSUPP = 524
+"""The kernel's own number, which libc does not know: no such operation on this kind of map. Tries have had batches since
+Linux 5.14."""
 BPF_FS_MAGIC = 0xCAFE4A11
 
 
@@ -252,12 +255,24 @@ def _batch(fd: int, into: Any, out: Any, keys: Any, values: Any, count: int) -> 
     return struct.pack("=QQQQIIQQ", _pointer(into), _pointer(out), _pointer(keys), _pointer(values), count, fd, 0, 0)
 
 
+def _cut(data: bytes | bytearray, count: int) -> list[bytes]:
+    """Elements that are laid end to end, one by one."""
+    size = len(data) // count
+    return [bytes(data[at : at + size]) for at in range(0, size * count, size)]
+
+
 def map_update_batch(fd: int, keys: bytes | bytearray, values: bytes | bytearray, count: int, name: str = "") -> None:
     """Store `count` elements, keys and values laid end to end. E2BIG when the map fills up half-way."""
     if count:
         held_keys, held_values = _ffi.from_buffer(keys), _ffi.from_buffer(values)
         attr = _batch(fd, _ffi.NULL, _ffi.NULL, held_keys, held_values, count)
-        _bpf(Command.MAP_UPDATE_BATCH, attr, f"{name} ({count} elements)")
+        try:
+            _bpf(Command.MAP_UPDATE_BATCH, attr, f"{name} ({count} elements)")
+        except BpfError as error:
+            if error.errno != _ENOTSUPP:
+                raise
+            for key, value in zip(_cut(keys, count), _cut(values, count), strict=True):
+                map_update(fd, key, value)
 
 
 def map_delete_batch(fd: int, keys: bytes | bytearray, count: int, name: str = "") -> None:
@@ -265,7 +280,14 @@ def map_delete_batch(fd: int, keys: bytes | bytearray, count: int, name: str = "
     if count:
         held = _ffi.from_buffer(keys)
         attr = _batch(fd, _ffi.NULL, _ffi.NULL, held, _ffi.NULL, count)
-        _bpf(Command.MAP_DELETE_BATCH, attr, f"{name} ({count} elements)")
+        try:
+            _bpf(Command.MAP_DELETE_BATCH, attr, f"{name} ({count} elements)")
+        except BpfError as error:
+            if error.errno != _ENOTSUPP:
+                raise
+            for key in _cut(keys, count):
+                if not map_delete(fd, key):
+                    raise BpfError(errno.ENOENT, f"map_delete {name}: {os.strerror(errno.ENOENT)}") from None
 
 
 MapBatch = tuple[bytes, bytes, int]
@@ -293,6 +315,9 @@ def map_batches(fd: int, key_size: int, value_size: int, max_entries: int, chunk
         if number == errno.ENOSPC and chunk < max_entries:  # one bucket holds more than fits
             chunk *= 2
             continue
+        if number == _ENOTSUPP:
+            yield from _one_by_one(fd, key_size, value_size)
+            return
         if number not in (0, errno.ENOENT):
             raise BpfError(number, f"map_lookup_batch: {os.strerror(number)}")
         (count,) = struct.unpack_from("=I", _ffi.buffer(buffer, _ATTR_SIZE), 32)
@@ -300,6 +325,13 @@ def map_batches(fd: int, key_size: int, value_size: int, max_entries: int, chunk
         if number == errno.ENOENT:
             return
         position, following = following, _ffi.new("char[]", max(key_size, 8))
+
+
+def _one_by_one(fd: int, key_size: int, value_size: int) -> Iterator[MapBatch]:
+    for key in map_keys(fd, key_size):
+        value = map_lookup(fd, key, value_size)
+        if value is not None:
+            yield key, value, 1
 
 
 def map_items(

@@ -1,5 +1,7 @@
 """What the kernel can do is found by trying, and what older kernels cannot has a stand-in that does the same."""
 
+import errno
+import os
 import socket
 import subprocess
 import sys
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 from scapy.layers.inet import TCP
 
-from dataplane.kernel import netns, netns_cookie, sysctl
+from dataplane.kernel import bpf, netns, netns_cookie, sysctl
+from dataplane.kernel.bpf import BpfError, MapType
 from dataplane.kernel.links import Links
 from dataplane.model.net import Family
 from dataplane.planes.ebpf import kernel_features
@@ -195,3 +198,19 @@ def test_the_devices_addresses_are_kept_in_the_map(make_namespace: Callable[[str
     assert before == ((address_bytes(b.NODE), bytes(16)), (address_bytes("10.1.1.1"), bytes(16)))
     assert after == (address_bytes(b.NODE), address_bytes(b.NODE_6))
     assert gone in (None, bytes(len(gone or b"")))
+
+
+def test_maps_without_batches_go_element_by_element() -> None:
+    """As tries did before Linux 5.14. A map of devices has none today; its values are ifindexes (1: the loopback)."""
+    fd = bpf.map_create(MapType.DEVMAP_HASH, 4, 4, 8)
+    keys, values = (b"\1\0\0\0", b"\2\0\0\0"), (b"\1\0\0\0",) * 2
+    try:
+        bpf.map_update_batch(fd, b"".join(keys), b"".join(values), 2)
+        assert dict(bpf.map_items(fd, 4, 4, 8)) == dict(zip(keys, values, strict=True))
+        bpf.map_delete_batch(fd, keys[0], 1)
+        with pytest.raises(BpfError) as refusal:
+            bpf.map_delete_batch(fd, keys[0], 1)
+        assert refusal.value.errno == errno.ENOENT
+        assert dict(bpf.map_items(fd, 4, 4, 8)) == {keys[1]: values[1]}
+    finally:
+        os.close(fd)

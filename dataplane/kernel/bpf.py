@@ -23,7 +23,7 @@ _SYS_BPF = _SYSCALL_NUMBERS[os.uname().machine]
 _ATTR_SIZE = 152
 _ATTR_SIZE_OF_ELEMENT = 32
 _ENOTSUPP = 524
-"""The kernel's own number, which libc does not know: no such operation on this kind of map. Tries have had batches since
+"""The kernel's own number, which libc does not know: no such operation on this kind of map. Tries have batches since
 Linux 5.14."""
 BPF_FS_MAGIC = 0xCAFE4A11
 

@@ -1,0 +1,63 @@
+"""The table of kernels says what tests said, and where they said nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.vm.results import Outcome, Report, Step, page, read_outcome, read_report
+from tests.vm.run import STEPS
+
+JUNIT = """<testsuites><testsuite>
+<testcase name="one"/><testcase name="two[4]"><failure message="assert 1 == 2&#10;more">long</failure></testcase>
+<testcase name="three"><error message="no device"/></testcase><testcase name="four"><skipped/></testcase>
+</testsuite></testsuites>"""
+STEP = Step("packets", ("tests/kernel/test_tc_packets.py",))
+
+
+def _report(folder: Path) -> Report:
+    (folder / "release").write_text("6.1.0\n")
+    found = [
+        {"area": "ebpf", "check": "hook tc", "status": "ok", "detail": ""},
+        {"area": "ebpf", "check": "hook xdp", "status": "missing", "detail": "will not work: because"},
+        {"area": "ebpf", "check": "source-address lookup", "status": "limited", "detail": "not in this kernel"},
+        {"area": "ebpf", "check": "tc attachment", "status": "ok", "detail": "by clsact filters: no tcx"},
+        {"area": "lab", "check": "hook connect", "status": "ok", "detail": ""},
+    ]
+    (folder / "doctor.json").write_text(json.dumps(found))
+    return read_report("6.1", "linux-image 6.1-1", folder, [STEP], 60)
+
+
+def test_outcomes_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "packets.xml").write_text(JUNIT)
+    outcome = read_outcome(tmp_path / "packets.xml")
+    assert outcome == Outcome(1, 2, ("two[4]: assert 1 == 2", "three: no device"))
+    assert outcome.text == "**2 of 3 failed**"
+    assert Outcome(3, 0).text == "3 ok"
+
+
+def test_a_step_that_never_ran_is_no_success(tmp_path: Path) -> None:
+    report = _report(tmp_path)
+    assert report.problems == ["packets: nothing ran"]
+    assert "**nothing ran**" in page([report], [STEP], "tests/kernels", "2026-01-01")
+
+
+def test_the_page_tells_hooks_and_what_is_off(tmp_path: Path) -> None:
+    (tmp_path / "packets.xml").write_text(JUNIT)
+    text = page([_report(tmp_path)], [STEP], "tests/kernels 6.1", "2026-01-01")
+    [row] = [line for line in text.splitlines() if line.startswith("| 6.1.0")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells == [
+        "6.1.0", "linux-image 6.1-1", "**not told**", "ok", "**off**", "stand-in", "**not told**", "clsact",
+        "**2 of 3 failed**",
+    ]  # fmt: skip
+    assert "- hook xdp: will not work: because" in text
+    assert "- failed: packets: three: no device" in text
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_steps_name_files_that_are_there(step: Step) -> None:
+    root = Path(__file__).parents[2]
+    files = [word.partition("::")[0] for word in step.arguments if word.startswith("tests/")]
+    assert files
+    assert [name for name in files if not (root / name).is_file()] == []

@@ -1,0 +1,40 @@
+"""The programs that machines will load, compiled here beforehand: an emulated processor takes half a minute for one."""
+
+from pathlib import Path
+
+from dataplane.kernel.bcc_loader import compile_programs, source_digest
+from dataplane.planes.ebpf.hooks import TC_SOURCE, XDP_SOURCE
+from dataplane.planes.ebpf.kernel_features import FEATURES
+from dataplane.planes.ebpf.programs import CONNECT_SOURCE
+
+_DEFINES = {TC_SOURCE: ("", "NO_XDP_TX", "RAW_IP"), XDP_SOURCE: ("", "NO_XDP_TX", "ONLY_GENERAL")}
+_OLD = [f"-D{feature.define}=1" for feature in FEATURES]
+_LACKING: tuple[list[str], ...] = ([], _OLD[:1], _OLD)
+"""Every kernel lacks what came after something that it lacks: features are listed newest first."""
+
+
+def _variants() -> list[tuple[str, list[str]]]:
+    """Sources with the flags that hooks and tests compile them with."""
+    found: list[tuple[str, list[str]]] = [(CONNECT_SOURCE, [])]
+    for source, defines in _DEFINES.items():
+        for define in defines:
+            own = [f"-D{define}=1"] if define else []
+            found += [(source, own + lacking) for lacking in _LACKING]
+    for lacking in _LACKING:
+        found.append((XDP_SOURCE, ["-DONLY_GENERAL=1", "-DNO_XDP_TX=1", *lacking]))
+    return found
+
+
+def compile_for_all(cache: Path) -> None:
+    """Fill a folder with everything that any kernel asks for, and take out what no longer belongs to these sources."""
+    cache.mkdir(parents=True, exist_ok=True)
+    variants = _variants()
+    wanted = {f"{Path(s).stem}-{source_digest(s, flags)[:32]}.json" for s, flags in variants}
+    missing = wanted - {path.name for path in cache.iterdir()}
+    if missing:
+        print(f"kernels: compiling {len(missing)} variants of the programs", flush=True)
+    for source, flags in variants:
+        compile_programs(source, flags, cache)
+    for path in cache.iterdir():
+        if path.name not in wanted:
+            path.unlink()

@@ -1,0 +1,81 @@
+"""One job on one kernel in a QEMU machine, emulated, so that it needs no hardware virtualization."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.vm.debian import Kernel
+from tests.vm.image import ROOT, base_image, make_disk
+
+CPUS, MEMORY_MB = 2, 2048
+_WORK_SIZE = "512M"
+_PROCESSOR = "max,la57=off"
+"""Not plain max: some kernels do not boot on it."""
+_COMMAND_LINE = "console=ttyS0 quiet loglevel=1 mitigations=off panic=-1 systemd.unified_cgroup_hierarchy=1"
+
+
+class MachineError(Exception):
+    """A machine did not do its job; the text has the end of its console."""
+
+
+def run_job(kernel: Kernel, job: str, compiled: Path, scratch: Path, timeout_seconds: float) -> Path:
+    """Boot a kernel with this checkout, run a job there, power off.
+
+    in: kernel; lines of bash, run in the checkout with /opt/venv; folder of compiled programs (the machine's cache, to
+    which it adds); folder for disks and results. out: folder with what the job wrote to results/, and the console.
+    Raises MachineError when the machine does not end by itself.
+    """
+    shutil.rmtree(scratch, ignore_errors=True)
+    work = scratch / "work"
+    _checkout(work)
+    (work / "results/compiled").mkdir(parents=True)
+    (work / "results/job").write_text(job)
+    shutil.copytree(compiled, work / "cache/bpf")
+    disk = scratch / "work.ext4"
+    make_disk(work, disk, _WORK_SIZE)
+    shutil.rmtree(work)
+    console = scratch / "console"
+    try:
+        with console.open("wb") as out:
+            subprocess.run(
+                _qemu(kernel, disk), stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=timeout_seconds
+            )
+    except subprocess.TimeoutExpired:
+        end = console.read_text(errors="replace")[-2000:]
+        raise MachineError(f"{kernel.release}: no end after {timeout_seconds:.0f} s; its last words:\n{end}") from None
+    results = scratch / "results"
+    subprocess.run(["debugfs", "-R", f"rdump /results {scratch}", str(disk)], check=True, capture_output=True)
+    if not (results / "release").exists():
+        raise MachineError(f"{kernel.release} did not come up:\n{console.read_text(errors='replace')[-2000:]}")
+    shutil.copy(console, results / "console")
+    for path in (results / "compiled").iterdir():
+        if not (compiled / path.name).exists():
+            shutil.copy(path, compiled / path.name)
+    disk.unlink()
+    return results
+
+
+def _checkout(folder: Path) -> None:
+    """The files that git knows or does not ignore, as they are."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in filter(None, listed.stdout.split("\0")):
+        if name.startswith("docs/bench") or not (ROOT / name).exists():
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
+
+
+def _qemu(kernel: Kernel, disk: Path) -> list[str]:
+    drives = [(base_image(), "on"), (kernel.modules, "on"), (disk, "off")]
+    arguments = [
+        *("nice", "-n", "10", "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", _PROCESSOR),
+        *("-smp", str(CPUS), "-m", str(MEMORY_MB), "-nodefaults", "-no-reboot", "-display", "none"),
+        *("-serial", "stdio", "-kernel", str(kernel.image), "-initrd", str(kernel.initrd), "-append", _COMMAND_LINE),
+    ]
+    for number, (path, snapshot) in enumerate(drives):
+        arguments += ["-drive", f"file={path},format=raw,if=none,id=d{number},snapshot={snapshot},cache=unsafe"]
+        arguments += ["-device", f"virtio-blk-pci,drive=d{number}"]
+    return arguments

@@ -1,0 +1,119 @@
+"""What a machine brought back, and the page that shows it: docs/kernels.md."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+
+class Step(NamedTuple):
+    """Tests of one kind. name: for people; arguments: to pytest."""
+
+    name: str
+    arguments: Sequence[str]
+
+
+class Outcome(NamedTuple):
+    """How a step went. passed, failed: counts; failures: names of tests with the first line of what they said."""
+
+    passed: int
+    failed: int
+    failures: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """A cell of the table."""
+        if not self.passed + self.failed:
+            return "**nothing ran**"
+        return f"**{self.failed} of {self.passed + self.failed} failed**" if self.failed else f"{self.passed} ok"
+
+
+class Report(NamedTuple):
+    """One kernel. name: as it was asked for; findings: the doctor's, on ebpf; outcomes: by step; seconds: of all."""
+
+    name: str
+    release: str
+    package: str
+    findings: Mapping[str, Mapping[str, str]]
+    outcomes: Mapping[str, Outcome]
+    seconds: float
+
+    @property
+    def problems(self) -> list[str]:
+        """What kept this kernel from passing."""
+        found = [f"{step}: {line}" for step, outcome in self.outcomes.items() for line in outcome.failures]
+        found += [f"{step}: nothing ran" for step, o in self.outcomes.items() if not o.passed + o.failed]
+        return found
+
+
+HOOK_CHECKS = ("hook connect", "hook tc", "hook xdp", "source-address lookup", "coarse clock", "tc attachment")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]|\x1b\[[0-9;]*m")
+
+
+def read_outcome(junit: Path) -> Outcome:
+    """From pytest's XML; nothing when there is none (the machine ended before)."""
+    if not junit.exists():
+        return Outcome(0, 0)
+    passed, failures = 0, []
+    for case in ElementTree.fromstring(junit.read_text()).iter("testcase"):
+        said = [*case.findall("failure"), *case.findall("error")]
+        if said:
+            message = _CONTROL.sub("", said[0].get("message") or "").splitlines() or [""]
+            failures.append(f"{case.get('name')}: {message[0][:200]}")
+        elif case.find("skipped") is None:
+            passed += 1
+    return Outcome(passed, len(failures), tuple(failures))
+
+
+def read_report(name: str, package: str, folder: Path, steps: Iterable[Step], seconds: float) -> Report:
+    """From the results that a job left in a folder."""
+    findings: dict[str, Any] = {}
+    doctor = folder / "doctor.json"
+    if doctor.exists() and doctor.stat().st_size:
+        findings = {record["check"]: record for record in json.loads(doctor.read_text()) if record["area"] == "ebpf"}
+    outcomes = {step.name: read_outcome(folder / f"{step.name}.xml") for step in steps}
+    return Report(name, (folder / "release").read_text().strip(), package, findings, outcomes, seconds)
+
+
+def _finding(report: Report, check: str) -> str:
+    found = report.findings.get(check)
+    if found is None:
+        return "**not told**"
+    if check == "tc attachment" and found["status"] == "ok":
+        return "tcx" if "tcx links" in found["detail"] else "clsact"
+    return {"ok": "ok", "limited": "stand-in", "missing": "**off**"}[found["status"]]
+
+
+def page(reports: Sequence[Report], steps: Sequence[Step], command: str, date: str) -> str:
+    """docs/kernels.md, as text."""
+    head = [*(("kernel", "Debian package")), *HOOK_CHECKS, *(step.name for step in steps)]
+    lines = [
+        "# Kernels",
+        "",
+        f"Made by `{command}` on {date}: each kernel booted in QEMU (emulated, 2 processors, 2 GB; `running`: this "
+        "machine's own), with Debian 12 and this checkout inside.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+    ]
+    for report in reports:
+        cells = [report.release, report.package, *(_finding(report, check) for check in HOOK_CHECKS)]
+        cells += [report.outcomes[step.name].text if step.name in report.outcomes else "" for step in steps]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Hooks and features are what `hotplane --mode ebpf doctor` says: it sends a packet through the programs and "
+        "uses a Service from a process in a control group. `stand-in`: the kernel lacks the feature, and programs are "
+        "compiled without it. The other columns are tests that passed there:",
+        "",
+        *(f"- **{step.name}**: `pytest {' '.join(step.arguments)}`" for step in steps),
+        "",
+    ]
+    for report in reports:
+        notes = [f"{check}: {f['detail']}" for check, f in report.findings.items() if f["status"] != "ok"]
+        lines += [f"## {report.release}", "", f"All of it took {report.seconds / 60:.0f} minutes.", ""]
+        lines += [f"- {note}" for note in notes] + [f"- failed: {problem}" for problem in report.problems]
+        lines += [""] if notes or report.problems else []
+    return "\n".join(lines).rstrip() + "\n"

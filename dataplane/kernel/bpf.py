@@ -159,9 +159,7 @@ def _bpf(command: Command, attr: bytes | bytearray, what: str) -> tuple[int, Any
 
 def _lift_memory_limit() -> bool:
     """Let this process lock as much memory as it likes: before Linux 5.11, maps and programs count as locked memory, of
-    which a process may have 64 KiB. Whether that changed anything."""
-    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
-        return False
+    which a process may have 64 KiB. Whether that was allowed."""
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     except (ValueError, OSError):
@@ -174,8 +172,11 @@ def _make(command: Command, attr: bytes | bytearray, what: str) -> int:
     try:
         return _bpf(command, attr, what)[0]
     except BpfError as error:
-        if error.errno != errno.EPERM or not _lift_memory_limit():
+        if error.errno != errno.EPERM or resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
             raise
+        if not _lift_memory_limit():
+            hint = "rights are missing or, before Linux 5.11, locked memory (ulimit -l) is too little"
+            raise BpfError(error.errno, f"{error.strerror}; {hint}") from error
     return _bpf(command, attr, what)[0]
 
 

@@ -158,13 +158,18 @@ def _bpf(command: Command, attr: bytes | bytearray, what: str) -> tuple[int, Any
 
 
 def _lift_memory_limit() -> bool:
-    """Let this process lock as much memory as it likes: before Linux 5.11, maps and programs count as locked memory, of
-    which a process may have 64 KiB. Whether that was allowed."""
-    try:
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    except (ValueError, OSError):
-        return False
-    return True
+    """Let this process lock as much memory as it may: before Linux 5.11, maps and programs count as locked memory, of
+    which a process often has 64 KiB. Without CAP_SYS_RESOURCE only the hard limit can be reached. Whether it rose."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    for limit in (resource.RLIM_INFINITY, hard):
+        if limit == soft:
+            return False
+        try:
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
+        except (ValueError, OSError):
+            continue
+        return True
+    return False
 
 
 def _make(command: Command, attr: bytes | bytearray, what: str) -> int:
@@ -172,7 +177,7 @@ def _make(command: Command, attr: bytes | bytearray, what: str) -> int:
     try:
         return _bpf(command, attr, what)[0]
     except BpfError as error:
-        if error.errno != errno.EPERM or resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
+        if error.errno != errno.EPERM:
             raise
         if not _lift_memory_limit():
             hint = "rights are missing or, before Linux 5.11, locked memory (ulimit -l) is too little"

@@ -125,7 +125,7 @@ def test_a_frame_of_no_vlan_goes_on(wire: Wire, xdp: bool, family: Family, vlan:
         assert seen == vlan
         assert ip_of(data).src == (b.NODE if family is Family.IPV4 else b.NODE_6)
         assert Ether(data).dst == b.NODE2_MAC
-        assert sum(counted.values()) == 1 or counted.get("tc_ingress:new_flow") == 1, counted
+        assert sum(count for name, count in counted.items() if name.endswith(":new_flow")) == 1, counted
         hooks = {name.partition(":")[0] for name, count in counted.items() if name.endswith(":new_flow") and count}
         assert hooks == {"xdp" if xdp and vlan is None else "tc_ingress"}
     finally:

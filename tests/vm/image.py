@@ -1,9 +1,11 @@
 """The disk that all kernels share: Debian 12 with what hotplane and its tests need, without any kernel."""
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -14,6 +16,7 @@ CHECKOUT, VENV = "/opt/hotplane", "/opt/venv"
 
 _MORE = ("busybox-static", "kmod", "procps", "ethtool", "mount")
 _NOT_INSIDE = {"gcc", "clang-format", "shellcheck", "vagrant", "vagrant-libvirt", "iperf3"}
+_NO_TOOLS = {"mypy", "ruff", "types-PyYAML"}
 _SIZE = "2G"
 
 
@@ -59,10 +62,22 @@ def base_image() -> Path:
     return disk
 
 
+def _requirements() -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    return [line for line in wanted if re.split(r"[<>=\[ ]", line)[0] not in _NO_TOOLS]
+
+
 def _environment(system: Path) -> None:
-    """This checkout's virtual environment, in a place of its own: it is of the same Debian and the same Python."""
-    venv = system / VENV.lstrip("/")
-    unwanted = shutil.ignore_patterns("mypy*", "ruff*", "__pycache__")
-    shutil.copytree(sys.prefix, venv, symlinks=True, ignore=unwanted)
-    for path in venv.glob("lib/python3*/site-packages/hotplane.pth"):
-        path.write_text(f"{CHECKOUT}\n")
+    """A virtual environment like this checkout's, in a place of its own, from packages that are fetched here."""
+    wheels = system / "wheels"
+    requirements = _requirements()
+    download = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check", "--dest", str(wheels)]
+    subprocess.run([*download, *requirements], check=True)
+    inside = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "chroot", str(system)]
+    subprocess.run([*inside, "python3", "-m", "venv", "--system-site-packages", VENV], check=True)
+    install = [f"{VENV}/bin/python", "-m", "pip", "install", "-qq", "--no-index", "--find-links", "/wheels"]
+    subprocess.run([*inside, *install, *requirements], check=True)
+    [site] = (system / VENV.lstrip("/")).glob("lib/python3*/site-packages")
+    (site / "hotplane.pth").write_text(f"{CHECKOUT}\n")
+    shutil.rmtree(wheels)

@@ -86,8 +86,10 @@ def _finding(report: Report, check: str) -> str:
     return {"ok": "ok", "limited": "stand-in", "missing": "**off**"}[found["status"]]
 
 
-def page(reports: Sequence[Report], steps: Sequence[Step], command: str, date: str) -> str:
-    """docs/kernels.md, as text."""
+def page(
+    reports: Sequence[Report], steps: Sequence[Step], command: str, date: str, left_out: Mapping[str, str] | None = None
+) -> str:
+    """docs/kernels.md, as text. left_out: what kernels were not asked, and why, by their names."""
     head = [*(("kernel", "Debian package")), *HOOK_CHECKS, *(step.name for step in steps)]
     lines = [
         "# Kernels",
@@ -111,6 +113,8 @@ def page(reports: Sequence[Report], steps: Sequence[Step], command: str, date: s
         *(f"- **{step.name}**: `pytest {' '.join(step.arguments)}`" for step in steps),
         "",
     ]
+    for name, words in (left_out or {}).items():
+        lines += [f"{name} is asked less: {words}", ""]
     for report in reports:
         notes = [f"{check}: {f['detail']}" for check, f in report.findings.items() if f["status"] != "ok"]
         lines += [f"## {report.release}", "", f"All of it took {report.seconds / 60:.0f} minutes.", ""]

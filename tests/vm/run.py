@@ -43,8 +43,7 @@ STEPS = (
 """What every kernel is asked. The tests left out, with -k or by name, take most of the time on an emulated processor
 and ask kernels nothing that the others do not."""
 LEFT_OUT = {"5.10": {"features": "not (address_is_taken and xdp)", "packets": "not xdp"}}
-"""What a kernel is not asked, as words for -k: before 5.15 a test run takes no context for XDP, so these tests cannot say
-by which device a packet comes in. The doctor's packet, traffic and scenarios go through XDP there too."""
+"""What a kernel is not asked, as words for -k."""
 _LESS = (
     "not the test runs of XDP, since kernels before 5.15 take no context for them; the doctor's packet, traffic and "
     "scenarios go through XDP there too."

@@ -25,7 +25,9 @@ def _report(folder: Path) -> Report:
         {"area": "lab", "check": "hook connect", "status": "ok", "detail": ""},
     ]
     (folder / "doctor.json").write_text(json.dumps(found))
-    return read_report("6.1", "linux-image 6.1-1", folder, [STEP], 60)
+    about = {"package": "linux-image 6.1-1", "commit": "abc", "date": "2026-01-01"}
+    (folder / "packets.json").write_text(json.dumps(about))
+    return read_report("6.1", folder, [STEP])
 
 
 def test_outcomes_are_counted(tmp_path: Path) -> None:
@@ -39,17 +41,17 @@ def test_outcomes_are_counted(tmp_path: Path) -> None:
 def test_a_step_that_never_ran_is_no_success(tmp_path: Path) -> None:
     report = _report(tmp_path)
     assert report.problems == ["packets: nothing ran"]
-    assert "**nothing ran**" in page([report], [STEP], "tests/kernels", "2026-01-01")
+    assert "**nothing ran**" in page([report], [STEP])
 
 
 def test_the_page_tells_hooks_and_what_is_off(tmp_path: Path) -> None:
     (tmp_path / "packets.xml").write_text(JUNIT)
-    text = page([_report(tmp_path)], [STEP], "tests/kernels 6.1", "2026-01-01")
+    text = page([_report(tmp_path)], [STEP])
     [row] = [line for line in text.splitlines() if line.startswith("| 6.1.0")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == [
-        "6.1.0", "linux-image 6.1-1", "**not told**", "ok", "**off**", "stand-in", "**not told**", "clsact",
-        "**2 of 3 failed**",
+        "6.1.0", "linux-image 6.1-1", "2026-01-01 (abc)", "**not told**", "ok", "**off**", "stand-in", "**not told**",
+        "clsact", "**2 of 3 failed**",
     ]  # fmt: skip
     assert "- hook xdp: will not work: because" in text
     assert "- failed: packets: three: no device" in text

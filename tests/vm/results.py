@@ -31,14 +31,15 @@ class Outcome(NamedTuple):
 
 
 class Report(NamedTuple):
-    """One kernel. name: as it was asked for; findings: the doctor's, on ebpf; outcomes: by step; seconds: of all."""
+    """One kernel. name: as it was asked for; findings: the doctor's, on ebpf; outcomes: by step; made: when, and of
+    which commits."""
 
     name: str
     release: str
     package: str
     findings: Mapping[str, Mapping[str, str]]
     outcomes: Mapping[str, Outcome]
-    seconds: float
+    made: str
 
     @property
     def problems(self) -> list[str]:
@@ -67,14 +68,17 @@ def read_outcome(junit: Path) -> Outcome:
     return Outcome(passed, len(failures), tuple(failures))
 
 
-def read_report(name: str, package: str, folder: Path, steps: Iterable[Step], seconds: float) -> Report:
-    """From the results that a job left in a folder."""
+def read_report(name: str, folder: Path, steps: Iterable[Step]) -> Report:
+    """From the results that jobs left in a folder."""
     findings: dict[str, Any] = {}
     doctor = folder / "doctor.json"
     if doctor.exists() and doctor.stat().st_size:
         findings = {record["check"]: record for record in json.loads(doctor.read_text()) if record["area"] == "ebpf"}
     outcomes = {step.name: read_outcome(folder / f"{step.name}.xml") for step in steps}
-    return Report(name, (folder / "release").read_text().strip(), package, findings, outcomes, seconds)
+    about = [json.loads(path.read_text()) for s in steps if (path := folder / f"{s.name}.json").exists()]
+    package = about[-1]["package"] if about else ""
+    made = ", ".join(dict.fromkeys(f"{a['date']} ({a['commit']})" for a in about))
+    return Report(name, (folder / "release").read_text().strip(), package, findings, outcomes, made)
 
 
 def _finding(report: Report, check: str) -> str:
@@ -86,22 +90,20 @@ def _finding(report: Report, check: str) -> str:
     return {"ok": "ok", "limited": "stand-in", "missing": "**off**"}[found["status"]]
 
 
-def page(
-    reports: Sequence[Report], steps: Sequence[Step], command: str, date: str, left_out: Mapping[str, str] | None = None
-) -> str:
+def page(reports: Sequence[Report], steps: Sequence[Step], left_out: Mapping[str, str] | None = None) -> str:
     """docs/kernels.md, as text. left_out: what kernels were not asked, and why, by their names."""
-    head = [*(("kernel", "Debian package")), *HOOK_CHECKS, *(step.name for step in steps)]
+    head = ["kernel", "Debian package", "made", *HOOK_CHECKS, *(step.name for step in steps)]
     lines = [
         "# Kernels",
         "",
-        f"Made by `{command}` on {date}: each kernel booted in QEMU (emulated, 2 processors, 2 GB; `running`: this "
-        "machine's own), with Debian 12 and this checkout inside.",
+        "Made by `tests/kernels --page docs/kernels.md`: each kernel of a Debian package booted in QEMU (emulated, "
+        "2 processors, 2 GB) with Debian 12 and the checkout inside; one without is that of the machine itself.",
         "",
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),
     ]
     for report in reports:
-        cells = [report.release, report.package, *(_finding(report, check) for check in HOOK_CHECKS)]
+        cells = [report.release, report.package, report.made, *(_finding(report, check) for check in HOOK_CHECKS)]
         cells += [report.outcomes[step.name].text if step.name in report.outcomes else "" for step in steps]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
@@ -117,7 +119,7 @@ def page(
         lines += [f"{name} is asked less: {words}", ""]
     for report in reports:
         notes = [f"{check}: {f['detail']}" for check, f in report.findings.items() if f["status"] != "ok"]
-        lines += [f"## {report.release}", "", f"All of it took {report.seconds / 60:.0f} minutes.", ""]
-        lines += [f"- {note}" for note in notes] + [f"- failed: {problem}" for problem in report.problems]
-        lines += [""] if notes or report.problems else []
+        if notes or report.problems:
+            lines += [f"## {report.release}", "", *(f"- {note}" for note in notes)]
+            lines += [*(f"- failed: {problem}" for problem in report.problems), ""]
     return "\n".join(lines).rstrip() + "\n"

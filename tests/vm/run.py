@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import json
 import platform
 import shlex
 import shutil
@@ -90,8 +91,8 @@ def _natively(steps: Sequence[Step], scratch: Path) -> Path:
     return results
 
 
-def examine(name: str, steps: Sequence[Step], scratch: Path, logs: Path | None) -> Report:
-    """Everything on one kernel. Raises MachineError."""
+def examine(name: str, steps: Sequence[Step], scratch: Path, logs: Path) -> Report:
+    """These steps on one kernel; what came out is kept in `logs` too. Raises MachineError."""
     begun = time.monotonic()
     compiled = CACHE / "compiled"
     if name == RUNNING:
@@ -101,14 +102,20 @@ def examine(name: str, steps: Sequence[Step], scratch: Path, logs: Path | None) 
         package = kernel.package
         limit = _STEP_SECONDS * (len(steps) + 1)
         results = run_job(kernel, _job(steps, f"{VENV}/bin/python", "results"), compiled, scratch, limit)
-    report = read_report(name, package, results, steps, time.monotonic() - begun)
-    if logs is not None:
-        shutil.copytree(results, logs / name, dirs_exist_ok=True)
-    return report
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    about = {"package": package, "seconds": time.monotonic() - begun, "commit": commit.stdout.strip(), "date": _today()}
+    for step in steps:
+        (results / f"{step.name}.json").write_text(json.dumps(about))
+    shutil.copytree(results, logs / name, dirs_exist_ok=True)
+    return read_report(name, results, steps)
+
+
+def _today() -> str:
+    return datetime.date.today().isoformat()
 
 
 def _say(report: Report) -> None:
-    print(f"kernels: {report.name} ({report.release}): {report.seconds:.0f} s", flush=True)
+    print(f"kernels: {report.name} ({report.release})", flush=True)
     for step, outcome in report.outcomes.items():
         print(f"    {step}: {outcome.text}")
     for problem in report.problems:
@@ -120,8 +127,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests/kernels", description="The ebpf mode on several kernels.")
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help=f"{', '.join(OFFERS)} or {RUNNING}; default: all")
     parser.add_argument("--steps", default="", help=f"only these: {','.join(step.name for step in STEPS)}")
-    parser.add_argument("--page", type=Path, help="write the table here (docs/kernels.md)")
-    parser.add_argument("--logs", type=Path, help="keep consoles and results here")
+    parser.add_argument("--page", type=Path, help="write the table of all that is in the logs here (docs/kernels.md)")
+    parser.add_argument("--logs", type=Path, help="keep consoles and results here", default=CACHE / "logs")
     args = parser.parse_args()
     names = args.kernels or [*OFFERS, RUNNING]
     wrong = [name for name in names if name not in (*OFFERS, RUNNING)]
@@ -129,7 +136,7 @@ def main() -> int:
         parser.error(f"there is no kernel {wrong[0]!r}; choose of {', '.join((*OFFERS, RUNNING))}")
     wanted = set(filter(None, args.steps.split(",")))
     steps = [step for step in STEPS if not wanted or step.name in wanted]
-    reports, failed = [], False
+    failed = False
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hotplane-kernels-")))
         compile_for_all(CACHE / "compiled")
@@ -141,13 +148,11 @@ def main() -> int:
                 failed = True
                 continue
             _say(report)
-            reports.append(report)
             failed = failed or bool(report.problems)
-            if args.page:
-                command = shlex.join(["tests/kernels", *sys.argv[1:]])
-                date = datetime.date.today().isoformat()
-                less = {name: _LESS for name in LEFT_OUT if name in names}
-                args.page.write_text(page(reports, steps, command, date, less))
+    if args.page:
+        known = [name for name in (*OFFERS, RUNNING) if (args.logs / name / "release").exists()]
+        reports = [read_report(name, args.logs / name, STEPS) for name in known]
+        args.page.write_text(page(reports, STEPS, {name: _LESS for name in LEFT_OUT if name in known}))
     return int(failed)
 
 

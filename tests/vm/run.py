@@ -51,19 +51,28 @@ _LESS = (
 )
 RUNNING = "running"
 _STEP_SECONDS = 900
+_FIRST_ROW = ("features", "packets")
 
 
 def _job(steps: Sequence[Step], python: str, results: str) -> str:
-    """Lines of bash: the doctor, then each step, with its own time limit."""
-    lines = [f"{python} -m ctl.main --mode ebpf doctor -o json >{results}/doctor.json"]
+    """Lines of bash: the doctor and the steps, in two rows that run at once, each step with its own time limit."""
+    rows: tuple[list[str], list[str]] = (
+        [f"{python} -m ctl.main --mode ebpf doctor -o json >{results}/doctor.json"],
+        [],
+    )
     for step in steps:
-        arguments = shlex.join(step.arguments)
-        lines.append(f"echo == {step.name}: $(uname -r), up for $(cut -d. -f1 /proc/uptime) s")
-        lines.append(
-            f"timeout {_STEP_SECONDS} {python} -m pytest -p no:cacheprovider --color=no -q --tb=short "
-            f"--junit-xml={results}/{step.name}.xml {arguments}"
+        log = f"{results}/{step.name}.log"
+        pytest = (
+            f"{python} -m pytest -p no:cacheprovider --color=no -q --tb=short --junit-xml={results}/{step.name}.xml"
         )
-    return "\n".join([*lines, "true", ""])
+        row = rows[step.name not in _FIRST_ROW]
+        row += [
+            f"echo == {step.name}: $(uname -r), up for $(cut -d. -f1 /proc/uptime) s",
+            f"timeout {_STEP_SECONDS} {pytest} {shlex.join(step.arguments)} >{log}",
+            f"tail -n 1 {log}",
+        ]
+    first, second = ("; ".join([*row, "true"]) for row in rows)
+    return f"( {first} ) & ( {second} ) & wait\n"
 
 
 def asked(name: str, steps: Sequence[Step]) -> list[Step]:

@@ -44,6 +44,15 @@ def test_a_step_that_never_ran_is_no_success(tmp_path: Path) -> None:
     assert "**nothing ran**" in page([report], [STEP])
 
 
+def test_a_step_that_was_not_asked_is_told(tmp_path: Path) -> None:
+    other = Step("traffic", ())
+    (tmp_path / "packets.xml").write_text(JUNIT)
+    _report(tmp_path)
+    report = read_report("6.1", tmp_path, [STEP, other])
+    assert "| not run |" in page([report], [STEP, other])
+    assert len(report.problems) == 2
+
+
 def test_the_page_tells_hooks_and_what_is_off(tmp_path: Path) -> None:
     (tmp_path / "packets.xml").write_text(JUNIT)
     text = page([_report(tmp_path)], [STEP])

@@ -74,8 +74,9 @@ def read_report(name: str, folder: Path, steps: Iterable[Step]) -> Report:
     doctor = folder / "doctor.json"
     if doctor.exists() and doctor.stat().st_size:
         findings = {record["check"]: record for record in json.loads(doctor.read_text()) if record["area"] == "ebpf"}
-    outcomes = {step.name: read_outcome(folder / f"{step.name}.xml") for step in steps}
-    about = [json.loads(path.read_text()) for s in steps if (path := folder / f"{s.name}.json").exists()]
+    asked = [step.name for step in steps if (folder / f"{step.name}.json").exists()]
+    outcomes = {name: read_outcome(folder / f"{name}.xml") for name in asked}
+    about = [json.loads((folder / f"{name}.json").read_text()) for name in asked]
     package = about[-1]["package"] if about else ""
     made = ", ".join(dict.fromkeys(f"{a['date']} ({a['commit']})" for a in about))
     return Report(name, (folder / "release").read_text().strip(), package, findings, outcomes, made)
@@ -104,7 +105,7 @@ def page(reports: Sequence[Report], steps: Sequence[Step], left_out: Mapping[str
     ]
     for report in reports:
         cells = [report.release, report.package, report.made, *(_finding(report, check) for check in HOOK_CHECKS)]
-        cells += [report.outcomes[step.name].text if step.name in report.outcomes else "" for step in steps]
+        cells += [report.outcomes[step.name].text if step.name in report.outcomes else "not run" for step in steps]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",

@@ -69,7 +69,7 @@ def _job(steps: Sequence[Step], python: str, results: str) -> str:
         row += [
             f"echo == {step.name}: $(uname -r), up for $(cut -d. -f1 /proc/uptime) s",
             f"timeout {_STEP_SECONDS} {pytest} {shlex.join(step.arguments)} >{log}",
-            f"tail -n 1 {log}",
+            f"grep -E '^(FAILED|ERROR)|%]' {log}",
         ]
     first, second = ("; ".join([*row, "true"]) for row in rows)
     return f"( {first} ) & ( {second} ) & wait\n"

@@ -26,7 +26,8 @@ def _report(folder: Path) -> Report:
     ]
     (folder / "doctor.json").write_text(json.dumps(found))
     about = {"package": "linux-image 6.1-1", "commit": "abc", "date": "2026-01-01"}
-    (folder / "packets.json").write_text(json.dumps(about))
+    for name in ("about", "packets"):
+        (folder / f"{name}.json").write_text(json.dumps(about))
     return read_report("6.1", folder, [STEP])
 
 

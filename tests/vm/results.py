@@ -76,8 +76,8 @@ def read_report(name: str, folder: Path, steps: Iterable[Step]) -> Report:
         findings = {record["check"]: record for record in json.loads(doctor.read_text()) if record["area"] == "ebpf"}
     asked = [step.name for step in steps if (folder / f"{step.name}.json").exists()]
     outcomes = {name: read_outcome(folder / f"{name}.xml") for name in asked}
-    about = [json.loads((folder / f"{name}.json").read_text()) for name in asked]
-    package = about[-1]["package"] if about else ""
+    about = [json.loads((folder / f"{name}.json").read_text()) for name in ("about", *asked)]
+    package = about[0]["package"]
     made = ", ".join(dict.fromkeys(f"{a['date']} ({a['commit']})" for a in about))
     return Report(name, (folder / "release").read_text().strip(), package, findings, outcomes, made)
 

@@ -113,7 +113,7 @@ def examine(name: str, steps: Sequence[Step], scratch: Path, logs: Path) -> Repo
         results = run_job(kernel, _job(steps, f"{VENV}/bin/python", "results"), compiled, scratch, limit)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     about = {"package": package, "seconds": time.monotonic() - begun, "commit": commit.stdout.strip(), "date": _today()}
-    for step in steps:
+    for step in (Step("about", ()), *steps):
         (results / f"{step.name}.json").write_text(json.dumps(about))
     shutil.copytree(results, logs / name, dirs_exist_ok=True)
     return read_report(name, results, steps)
@@ -135,7 +135,9 @@ def main() -> int:
     """0 if every test passed on every kernel."""
     parser = argparse.ArgumentParser(prog="tests/kernels", description="The ebpf mode on several kernels.")
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help=f"{', '.join(OFFERS)} or {RUNNING}; default: all")
-    parser.add_argument("--steps", default="", help=f"only these: {','.join(step.name for step in STEPS)}")
+    parser.add_argument(
+        "--steps", default="", help=f"only these: {','.join(step.name for step in STEPS)}; doctor: none"
+    )
     parser.add_argument("--page", type=Path, help="write the table of all that is in the logs here (docs/kernels.md)")
     parser.add_argument("--logs", type=Path, help="keep consoles and results here", default=CACHE / "logs")
     args = parser.parse_args()

@@ -41,8 +41,8 @@ def test_outcomes_are_counted(tmp_path: Path) -> None:
 
 def test_a_step_that_never_ran_is_no_success(tmp_path: Path) -> None:
     report = _report(tmp_path)
-    assert report.problems == ["packets: nothing ran"]
-    assert "**nothing ran**" in page([report], [STEP])
+    assert report.problems == ["packets: no result"]
+    assert "**no result**" in page([report], [STEP])
 
 
 def test_a_step_that_was_not_asked_is_told(tmp_path: Path) -> None:

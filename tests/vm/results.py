@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
     def text(self) -> str:
         """A cell of the table."""
         if not self.passed + self.failed:
-            return "**nothing ran**"
+            return "**no result**"
         return f"**{self.failed} of {self.passed + self.failed} failed**" if self.failed else f"{self.passed} ok"
 
 
@@ -45,7 +45,7 @@ class Report(NamedTuple):
     def problems(self) -> list[str]:
         """What kept this kernel from passing."""
         found = [f"{step}: {line}" for step, outcome in self.outcomes.items() for line in outcome.failures]
-        found += [f"{step}: nothing ran" for step, o in self.outcomes.items() if not o.passed + o.failed]
+        found += [f"{step}: no result" for step, o in self.outcomes.items() if not o.passed + o.failed]
         return found
 
 

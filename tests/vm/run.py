@@ -103,6 +103,7 @@ def _natively(steps: Sequence[Step], scratch: Path) -> Path:
 def examine(name: str, steps: Sequence[Step], scratch: Path, logs: Path) -> Report:
     """These steps on one kernel; what came out is kept in `logs` too. Raises MachineError."""
     begun = time.monotonic()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     compiled = CACHE / "compiled"
     if name == RUNNING:
         package, results = "", _natively(steps, scratch)
@@ -111,7 +112,6 @@ def examine(name: str, steps: Sequence[Step], scratch: Path, logs: Path) -> Repo
         package = kernel.package
         limit = _STEP_SECONDS * (len(steps) + 1)
         results = run_job(kernel, _job(steps, f"{VENV}/bin/python", "results"), compiled, scratch, limit)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     about = {"package": package, "seconds": time.monotonic() - begun, "commit": commit.stdout.strip(), "date": _today()}
     for step in (Step("about", ()), *steps):
         (results / f"{step.name}.json").write_text(json.dumps(about))

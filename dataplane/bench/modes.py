@@ -137,7 +137,7 @@ def make_plane(mode: str, cgroup: Path) -> Made:
     slow = TimedPlane(NftablesPlane())
     cleaner, hooks = _hooks(MODES[mode].hooks, cgroup)
     timed = tuple(TimedHook(hook) for hook in hooks)
-    return Made(EbpfPlane(slow, timed, cleaner=cleaner, collect=_log.warning), slow, timed)
+    return Made(EbpfPlane(slow, timed, cleaner=cleaner, report=_log.warning), slow, timed)
 
 
 def _hooks(names: Sequence[str], cgroup: Path) -> "tuple[SocketCleaner | None, list[Hook]]":

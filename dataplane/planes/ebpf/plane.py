@@ -13,6 +13,7 @@ from dataplane.planes.base import Plane, PlaneError
 from dataplane.planes.ebpf import drain
 from dataplane.planes.ebpf.adopt import adopt, read_rows, sweep
 from dataplane.planes.ebpf.collect import Collector
+from dataplane.planes.ebpf.collect import sweep as collect
 from dataplane.planes.ebpf.layout import Sizes, constant, fields_of, layout_version, struct_version
 from dataplane.planes.ebpf.maps import NODE_KEY, MapSet, copy_maps, create_maps, open_any_sizes, open_maps, pin_maps
 from dataplane.planes.ebpf.pins import PinDirectory, default_instance
@@ -42,7 +43,7 @@ class EbpfPlane:
     hooks: what to attach, in this order. sizes: of the maps. instance: name of the pin directory (default: made of the
     network namespace's cookie). kube_proxy_masquerade: masquerade exactly where kube-proxy does (`--masquerade
     kube-proxy`), also where a client could keep its address. cleaner: who disconnects UDP sockets from endpoints that
-    went; None leaves them. collect: hears of full maps, where this process lives on and is to collect what is over in
+    went; None leaves them. report: hears of full maps, where this process lives on and is to collect what is over in
     them; None = nobody collects.
     """
 
@@ -56,7 +57,7 @@ class EbpfPlane:
         instance: str = "",
         kube_proxy_masquerade: bool = False,
         cleaner: SocketCleaner | None = None,
-        collect: Callable[[str], None] | None = None,
+        report: Callable[[str], None] | None = None,
     ) -> None:
         self.slow, self.hooks, self.sizes = slow, tuple(hooks), sizes or Sizes()
         self.pins = PinDirectory(instance or default_instance())
@@ -64,7 +65,7 @@ class EbpfPlane:
         self._cookie = netns_cookie()
         self._kube_proxy_masquerade = kube_proxy_masquerade
         self._tables: Tables | None = None
-        self._collect = collect
+        self._report = report
         self.collector: Collector | None = None
 
     @property
@@ -116,6 +117,7 @@ class EbpfPlane:
         )
         if filled:
             sweep(tables)
+            collect(maps)  # what is over since the last run: nobody may have collected meanwhile
         write_node(maps, plan.node, self._cookie, self._kube_proxy_masquerade)
         self._tables = tables
         self.pins.wanted_links.clear()
@@ -129,8 +131,8 @@ class EbpfPlane:
                 self.pins.remove_maps(old)
         drain.resume(self.pins)
         self._disconnect(removed)
-        if self._collect is not None:
-            self.collector = Collector(maps, self._collect)
+        if self._report is not None:
+            self.collector = Collector(maps, self._report)
 
     def _open(self, version: str) -> tuple[MapSet, bool]:
         """This version's maps: as pinned, or copied from pinned ones of other sizes, or new; and whether they are

@@ -88,11 +88,8 @@ INLINE int swift_follow(const struct swift *packet, struct translation *entry) {
         return 0;
     if (packet->key.protocol != IPPROTO_TCP)
         return 1;
-    if ((flags & (FLOW_FIN_FORWARD | FLOW_FIN_REPLY | FLOW_RST_FORWARD | FLOW_RST_REPLY | FLOW_RESTING)) ||
-        (__s32)(packet->acknowledged - entry->acknowledged) > FOLLOW_WINDOW)
-        return 0;
-    follow(entry, packet->sequence_end, packet->acknowledged);
-    return 1;
+    return !(flags & (FLOW_FIN_FORWARD | FLOW_FIN_REPLY | FLOW_RST_FORWARD | FLOW_RST_REPLY | FLOW_RESTING)) &&
+           follow(entry, packet->sequence_end, packet->acknowledged);
 }
 
 INLINE int swift_parse(void *data, void *end, struct swift *packet) {

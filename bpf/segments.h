@@ -1,26 +1,30 @@
 /* What TCP segments say of the connection that they belong to: when it is established, when it has ended.
  *
  * An entry must never say more than both ends would. So each direction follows its own sequence and acknowledgment
- * numbers, within a window, and only a segment that fits them changes a flow: a SYN-ACK must acknowledge the client's
- * SYN; a connection that is closed in order has ended once both ends have acknowledged each other's FIN to the byte; an
- * RST must have the very number that its receiver waits for (RFC 5961, section 3). A guess at any of them is one in
- * 2^32, or one in 2^12 at where the window may move to. Segments that fit nothing are sent on all the same: what they
- * mean is up to their receiver. */
+ * numbers, within a window, and only a segment whose numbers both fit changes a flow, as with the ends themselves (RFC
+ * 5961, section 5): a SYN-ACK must acknowledge the client's SYN; a connection that is closed in order has ended once
+ * both ends have acknowledged each other's FIN to the byte; an RST must have the very number that its receiver waits
+ * for (RFC 5961, section 3). A guess at that is one in 2^32, and one in 2^19 at both of a segment that moves what is
+ * followed. Segments that fit nothing are sent on all the same: what they mean is up to their receiver. */
 #ifndef HOTPLANE_SEGMENTS_H
 #define HOTPLANE_SEGMENTS_H
 
 #include "flow.h"
 
 enum segment_limits {
-    FOLLOW_WINDOW = 1 << 20, /* how far ahead of what was seen a segment may be */
-    RESUME_WINDOW = 1 << 24, /* how far behind what the other end sent an acknowledgment may be */
+    FOLLOW_WINDOW = 1 << 20, /* how far from what was seen a segment's numbers may be */
+    RESUME_WINDOW = 1 << 24, /* how far one of them may be, after losses */
     FIRST_DATA = 1460,       /* what a SYN may carry (RFC 7413) */
     FIRST_FLIGHT = 1 << 16,  /* what a backend may have sent before its SYN-ACK is acknowledged */
 };
 
-/* Sequence numbers in (from, from + size]. */
-INLINE int within(__u32 number, __u32 from, __u32 size) {
-    return number - from - 1 < size;
+/* Whether a number is within so much of another one, before it or behind it. */
+INLINE int near(__u32 number, __u32 other, __u32 distance) {
+    return number - other + distance <= 2 * distance;
+}
+
+INLINE int is_after(__u32 number, __u32 other) {
+    return (__s32)(number - other) > 0;
 }
 
 /* What follows a segment in its sender's sequence space. */
@@ -30,12 +34,33 @@ INLINE __u32 segment_end(const struct packet *packet) {
     return packet->sequence + length + !!(packet->tcp_flags & TCP_SYN) + !!(packet->tcp_flags & TCP_FIN);
 }
 
-/* Follow a direction's numbers: all that most segments need. */
-INLINE void follow(struct translation *entry, __u32 end, __u32 acknowledged) {
-    if (within(end, entry->sequence_end, FOLLOW_WINDOW))
+/* Take over what of a segment's numbers is news. */
+INLINE void advance(struct translation *entry, __u32 end, __u32 acknowledged) {
+    if (is_after(end, entry->sequence_end))
         entry->sequence_end = end;
-    if (within(acknowledged, entry->acknowledged, FOLLOW_WINDOW))
+    if (is_after(acknowledged, entry->acknowledged))
         entry->acknowledged = acknowledged;
+}
+
+/* Follow a direction's numbers: all that most segments need. Returns whether they fit. */
+INLINE int follow(struct translation *entry, __u32 end, __u32 acknowledged) {
+    if (!near(end, entry->sequence_end, FOLLOW_WINDOW) || !near(acknowledged, entry->acknowledged, FOLLOW_WINDOW))
+        return 0;
+    advance(entry, end, acknowledged);
+    return 1;
+}
+
+/* The same for a segment far ahead of what was seen of its direction. What lies between was lost before it came here:
+ * acknowledgments are not sent again, nor is data behind a gap, which the other end has (RFC 2018). One number may be
+ * far ahead, where the other one fits the tighter; what is acknowledged must have been sent. */
+INLINE int resume(struct translation *entry, const struct translation *other, __u32 end, __u32 acknowledged) {
+    __u32 missing = other->sequence_end - acknowledged;
+
+    if (!(missing <= FOLLOW_WINDOW && end - entry->sequence_end <= RESUME_WINDOW) &&
+        !(missing <= RESUME_WINDOW && near(end, entry->sequence_end, FOLLOW_WINDOW)))
+        return 0;
+    advance(entry, end, acknowledged);
+    return 1;
 }
 
 /* Remove a connection that has ended for both ends. Where the backend remembers it (TIME-WAIT; `rests`), a port that
@@ -92,7 +117,8 @@ INLINE void note_handshake(const struct packet *packet, struct translation *entr
             entry->sequence_end = end;
             entry->acknowledged = 0;
         } else if ((flags & TCP_ACK) && (facts(entry) & FLOW_SEEN_REPLY) &&
-                   packet->acknowledged - other->sequence_end <= FIRST_FLIGHT) {
+                   packet->acknowledged - other->sequence_end <= FIRST_FLIGHT &&
+                   near(packet->sequence, entry->sequence_end, FIRST_FLIGHT)) {
             entry->sequence_end = end;
             entry->acknowledged = packet->acknowledged;
             note(entry, other, FLOW_ESTABLISHED);
@@ -126,33 +152,31 @@ INLINE void note_closing(const struct packet *packet, struct translation *entry,
 
 /* Note what a translated segment says. The entry may be gone afterwards. */
 INLINE void note_segment(const struct packet *packet, struct translation *entry, __u64 now) {
-    __u32 end = segment_end(packet), flags = facts(entry);
+    __u32 end = segment_end(packet), flags = facts(entry), control = packet->tcp_flags;
     __u32 reset = flags & FLOW_REPLY ? FLOW_RST_REPLY : FLOW_RST_FORWARD;
-    int behind = (packet->tcp_flags & TCP_ACK) && (__s32)(packet->acknowledged - entry->acknowledged) > FOLLOW_WINDOW;
     struct scratch *scratch;
     struct translation *other;
 
-    if (likely((flags & FLOW_ESTABLISHED) && !(packet->tcp_flags & (TCP_SYN | TCP_RST)))) {
-        follow(entry, end, packet->tcp_flags & TCP_ACK ? packet->acknowledged : entry->acknowledged);
-        if (likely(!(packet->tcp_flags & TCP_FIN) && !behind && !(flags & (FLOW_FIN_FORWARD | FLOW_FIN_REPLY | reset))))
-            return;
-    }
+    if (likely((flags & FLOW_ESTABLISHED) && (control & (TCP_SYN | TCP_RST | TCP_FIN | TCP_ACK)) == TCP_ACK &&
+               !(flags & (FLOW_FIN_FORWARD | FLOW_FIN_REPLY | reset))) &&
+        likely(follow(entry, end, packet->acknowledged)))
+        return;
     scratch = this_scratch();
     if (!scratch)
         return;
     other = find_other(&packet->tuple, entry, &scratch->forward_key);
     if (!other)
         return;
-    if (packet->tcp_flags & TCP_RST) {
+    if (control & TCP_RST) {
         note_reset(packet, entry, &scratch->forward_key, other, now);
         return;
     }
     if (!(flags & FLOW_ESTABLISHED))
         note_handshake(packet, entry, other, end);
-    if ((packet->tcp_flags & TCP_SYN) || !(facts(entry) & FLOW_ESTABLISHED))
+    if ((control & (TCP_SYN | TCP_ACK)) != TCP_ACK || !(facts(entry) & FLOW_ESTABLISHED))
         return;
-    if (behind && other->sequence_end - packet->acknowledged <= RESUME_WINDOW)
-        entry->acknowledged = packet->acknowledged; /* acknowledgments between were lost before they came here */
+    if (!follow(entry, end, packet->acknowledged) && !resume(entry, other, end, packet->acknowledged))
+        return;
     if ((flags & reset) && end == entry->sequence_end) {
         entry->flags &= ~reset; /* whoever sent the RST, it was not this end */
         other->noted &= ~reset;

@@ -113,10 +113,10 @@ INLINE void note_handshake(const struct packet *packet, struct translation *entr
     __u32 flags = packet->tcp_flags;
 
     if (!(entry->flags & FLOW_REPLY)) {
-        if (flags & TCP_SYN) {
+        if (opens_connection(packet)) {
             entry->sequence_end = end;
             entry->acknowledged = 0;
-        } else if ((flags & TCP_ACK) && (facts(entry) & FLOW_SEEN_REPLY) &&
+        } else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_ACK && (facts(entry) & FLOW_SEEN_REPLY) &&
                    packet->acknowledged - other->sequence_end <= FIRST_FLIGHT &&
                    near(packet->sequence, entry->sequence_end, FIRST_FLIGHT)) {
             entry->sequence_end = end;

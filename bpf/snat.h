@@ -54,14 +54,14 @@ INLINE enum reason claim_reply(const struct node *node, const struct packet *pac
 }
 
 /* Whether nobody holds the tuple of scratch->reply_key, or somebody who may give way. */
-INLINE int looks_free(const struct packet *packet, const struct scratch *scratch, __u64 now) {
+INLINE int looks_free(const struct node *node, const struct packet *packet, const struct scratch *scratch, __u64 now) {
     const struct translation *holder = find_flow(&scratch->reply_key);
 
     if (likely(!holder))
         return 1;
     if (facts(holder) & FLOW_RESTING)
         return accepted_in_time_wait(packet, holder);
-    return older_than(holder->last_ns, now, SNAT_IDLE_SECONDS);
+    return older_than(holder->last_ns, now, lifetime(node, scratch->reply_key.protocol, facts(holder)));
 }
 
 /* Choose one of this node's ports by chance, under which no answers to anybody else come from this backend. Of those
@@ -74,7 +74,7 @@ INLINE int choose_port(const struct node *node, const struct packet *packet, str
         __u32 index = (__u32)(((__u64)bpf_get_prandom_u32() * node->snat_ports) >> 32);
 
         scratch->forward.source_port = scratch->reply_key.destination_port = to_be16(snat_port(node, index));
-        if (settled(scratch, looks_free(packet, scratch, now)))
+        if (settled(scratch, looks_free(node, packet, scratch, now)))
             return 1;
     }
     return 0;

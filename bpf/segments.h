@@ -114,8 +114,8 @@ INLINE void note_handshake(const struct packet *packet, struct translation *entr
 
     if (!(entry->flags & FLOW_REPLY)) {
         if (opens_connection(packet)) {
-            entry->sequence_end = end;
-            entry->acknowledged = 0;
+            if (!entry->sequence_end || entry->sequence_end - end > FIRST_DATA) /* else the same without its data */
+                entry->sequence_end = end;
         } else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_ACK && (facts(entry) & FLOW_SEEN_REPLY) &&
                    packet->acknowledged - other->sequence_end <= FIRST_FLIGHT &&
                    near(packet->sequence, entry->sequence_end, FIRST_FLIGHT)) {

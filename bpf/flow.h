@@ -212,7 +212,7 @@ INLINE int usable(const struct node *node, struct packet *packet, struct transla
     return !expired(node, &packet->tuple, entry, now);
 }
 
-/* The answers' entry of a flow that goes forward. */
+/* The answers' entry of a flow that goes forward. Of its numbers all is known that the client has heard of. */
 INLINE void describe_reply(const struct tuple *key, const struct translation *forward, struct scratch *scratch) {
     struct translation *reply = &scratch->reply;
 
@@ -228,6 +228,8 @@ INLINE void describe_reply(const struct tuple *key, const struct translation *fo
     reply->service = forward->service;
     reply->last_ns = forward->last_ns;
     reply->begun = forward->begun;
+    reply->sequence_end = forward->acknowledged;
+    reply->acknowledged = forward->sequence_end;
 }
 
 /* Make again the answers' entry of a flow when it is not there. Returns 0 when another flow has its tuple by now: then

@@ -1,9 +1,10 @@
-"""Beginnings of connections that are not three segments in a row."""
+"""Beginnings of connections that are not three segments in a row, and flows that lost one of their entries."""
 
 import pytest
 from scapy.layers.inet import TCP
 
 from dataplane.model.net import Family
+from dataplane.planes.ebpf.encode import address_bytes
 from dataplane.planes.ebpf.layout import constant
 from tests.kernel.bpf_packets.bench import Bench
 from tests.kernel.test_tc_packets import FAMILIES, _bench, node
@@ -68,4 +69,21 @@ def test_other_beginnings(node: Bench, family: Family, script: str) -> None:
             flow.play(step)
     assert established(flow)
     flow.play(CLOSE if "FA" not in script else "answer FA, ask A")
+    assert node.flows() == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_entry_that_is_made_again_follows_on(node: Bench, family: Family) -> None:
+    """The entry of answers is made again by the client's packets when it is missing; and the end is seen all the
+    same."""
+    flow = Talk(node, family, TCP)
+    flow.play(f"{OPEN}, ask PA, answer PA, ask A")
+    [answers] = [key for key, _ in node.maps.items("tcp_flows") if key.startswith(address_bytes(flow.remote))]
+    node.maps.remove("tcp_flows", [answers])
+    for _ in range(256):
+        flow.ask("A")
+    assert node.flows() == 2
+    flow.play("answer PA, ask A")
+    assert established(flow)
+    flow.play(CLOSE)
     assert node.flows() == 0

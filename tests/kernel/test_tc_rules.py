@@ -397,8 +397,8 @@ def test_affinity_lasts_for_its_time(node: Bench, run: Runner, family: Family) -
         age(node, 55, "affinity")
         assert ask() == first
         seen = set()
-        for _ in range(20):
-            age(node, 65, "affinity")
+        for number in range(20):
+            age(node, 65 + number, "affinity")  # a stale choice is drawn anew by its time, which has a tick's grain
             seen.add(ask())
         assert len(seen) > 5
         others = {ask(f"203.0.113.{n}" if family is Family.IPV4 else f"2001:db8::{n}") for n in range(1, 40)}

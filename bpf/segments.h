@@ -13,7 +13,7 @@
 
 enum segment_limits {
     FOLLOW_WINDOW = 1 << 20, /* how far from what was seen a segment's numbers may be */
-    RESUME_WINDOW = 1 << 24, /* how far one of them may be, after losses */
+    RESUME_WINDOW = 1 << 24, /* how far ahead its sequence number may be after losses */
     FIRST_DATA = 1460,       /* what a SYN may carry (RFC 7413) */
     FIRST_FLIGHT = 1 << 16,  /* what a backend may have sent before its SYN-ACK is acknowledged */
 };
@@ -51,13 +51,10 @@ INLINE int follow(struct translation *entry, __u32 end, __u32 acknowledged) {
 }
 
 /* The same for a segment far ahead of what was seen of its direction. What lies between was lost before it came here:
- * acknowledgments are not sent again, nor is data behind a gap, which the other end has (RFC 2018). One number may be
- * far ahead, where the other one fits the tighter; what is acknowledged must have been sent. */
+ * acknowledgments are not sent again, nor is data behind a gap, which the other end has (RFC 2018). It must acknowledge
+ * about all that the other end has sent, which acknowledgments come to sooner or later. */
 INLINE int resume(struct translation *entry, const struct translation *other, __u32 end, __u32 acknowledged) {
-    __u32 missing = other->sequence_end - acknowledged;
-
-    if (!(missing <= FOLLOW_WINDOW && end - entry->sequence_end <= RESUME_WINDOW) &&
-        !(missing <= RESUME_WINDOW && near(end, entry->sequence_end, FOLLOW_WINDOW)))
+    if (other->sequence_end - acknowledged > FOLLOW_WINDOW || end - entry->sequence_end + FOLLOW_WINDOW > RESUME_WINDOW)
         return 0;
     advance(entry, end, acknowledged);
     return 1;

@@ -35,12 +35,13 @@ ATTACKS = {
 }
 
 
-def forged(node: Bench, flow: Talk, client: bool, flags: str, chance: random.Random) -> bytes:
-    """A segment in the name of one end, with numbers drawn by chance."""
+def forged(node: Bench, flow: Talk, client: bool, flags: str, chance: random.Random, **known: int) -> bytes:
+    """A segment in the name of one end, with numbers drawn by chance where they are not known."""
     source, ports = (flow.client, (4000, 30080)) if client else (flow.remote, (8080, flow.source_port))
     family = Family.IPV6 if ":" in source else Family.IPV4
     numbers = {"seq": chance.randrange(2**32), "ack": chance.randrange(2**32) if "A" in flags else 0}
-    return node.frame(ip(family, source, flow.own) / TCP(sport=ports[0], dport=ports[1], flags=flags, **numbers))
+    segment = TCP(sport=ports[0], dport=ports[1], flags=flags, **(numbers | known))
+    return node.frame(ip(family, source, flow.own) / segment)
 
 
 def known(flow: Talk) -> list[tuple[int, int, int] | None]:
@@ -88,6 +89,43 @@ def test_blind_segments_do_not_disturb_a_handshake(node: Bench, run: Runner, fam
     assert [e and e["facts"] & constant("FLOW_ESTABLISHED") for e in flow.entries()] == [32, 32]
     flow.play("ask FA, answer FA, ask A")
     assert node.flows() == 0
+
+
+@pytest.mark.parametrize("client", [True, False], ids=["client", "backend"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_reset_behind_data_that_was_not_acknowledged(node: Bench, run: Runner, family: Family, client: bool) -> None:
+    """Its receiver takes it if it has the data. Where it does not, both ends go on, and so does the flow; where they
+    do not, it is over in seconds."""
+    flow = Talk(node, family, TCP)
+    flow.play(OPEN)
+    say, other = (flow.ask, flow.answer) if client else (flow.answer, flow.ask)
+    flag = constant("FLOW_RST_FORWARD" if client else "FLOW_RST_REPLY")
+    for goes_on in (True, False):
+        say("PA", b"x" * 100)
+        run(forged(node, flow, client, "R", random.Random(1), seq=flow.numbers.sent(client=client)))
+        assert [bool(e and e["facts"] & flag) for e in flow.entries()] == [True, True]
+        if goes_on:
+            other("A")
+            say("PA", b"y")
+            assert [bool(e and e["facts"] & flag) for e in flow.entries()] == [False, False]
+            age(node, 130, *FLOW_TABLES)
+            sweep(node.maps)
+            assert node.flows() == 2
+    age(node, 15, *FLOW_TABLES)
+    sweep(node.maps)
+    assert node.flows() == 0
+
+
+@pytest.mark.parametrize("client", [True, False], ids=["client", "backend"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fin_amid_what_was_sent_is_none(node: Bench, run: Runner, family: Family, client: bool) -> None:
+    flow = Talk(node, family, TCP)
+    flow.play(OPEN)
+    (flow.ask if client else flow.answer)("PA", b"x" * 100)
+    before = known(flow)
+    sent, heard = flow.numbers.sent(client=client), flow.numbers.sent(client=not client)
+    run(forged(node, flow, client, "FA", random.Random(1), seq=(sent - 50) % 2**32, ack=heard))
+    assert known(flow) == before
 
 
 @contextmanager

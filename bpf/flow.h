@@ -222,7 +222,7 @@ INLINE void describe_reply(const struct tuple *key, const struct translation *fo
     copy_address(&reply->destination, &key->source);
     reply->source_port = key->destination_port;
     reply->destination_port = key->source_port;
-    reply->flags = forward->flags | FLOW_REPLY;
+    reply->flags = facts(forward) | FLOW_REPLY;
     reply->backend = forward->backend;
     reply->backend_generation = forward->backend_generation;
     reply->service = forward->service;

@@ -22,6 +22,7 @@ __all__ = ["_bench", "node", "run"]
 
 ATTEMPTS = 40
 STRICT, LOOSE = constant("DEVICE_STRICT"), constant("DEVICE_LOOSE")
+NO_SOURCES = (bytes(16), bytes(16))
 UPLINK = constant("DEVICE_UPLINK") | constant("DEVICE_XDP_TARGET")
 ATTACKS = {
     "reset": ["R"],
@@ -134,7 +135,7 @@ def device(node: Bench, index: int, mac: str, flags: int) -> Iterator[None]:
     key = index.to_bytes(4, "little")
     before = node.maps.get("devices", key)
     assert before is not None
-    node.maps.put("devices", key, DEVICE.pack(flags, index, *bytes.fromhex(mac.replace(":", "")), 0))
+    node.maps.put("devices", key, DEVICE.pack(flags, index, *bytes.fromhex(mac.replace(":", "")), 0, *NO_SOURCES))
     try:
         yield
     finally:

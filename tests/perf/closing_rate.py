@@ -167,7 +167,7 @@ def load(lab: Lab, sources: Sequence[str], seconds: int, workers: int) -> Outcom
 
 def _plane(mode: str) -> Plane:
     if mode == "ebpf":
-        return EbpfPlane(make_plane("nftables"), [PacketHook(xdp=True)], _SIZES, collect=print)
+        return EbpfPlane(make_plane("nftables"), [PacketHook(xdp=True)], _SIZES, report=print)
     return make_plane(mode)
 
 

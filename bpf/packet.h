@@ -81,6 +81,7 @@ struct packet {
     __u8 tagged;         /* bears a VLAN tag */
     __u8 no_flow;        /* its flow was looked for already, in vain */
     __u8 timestamps;     /* enum timestamps */
+    __u8 translated;     /* done, and its flow has yet to be told of it */
 };
 
 _Static_assert(sizeof(struct packet) <= sizeof(((struct scratch *)0)->packet), "struct packet outgrew its room");

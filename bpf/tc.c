@@ -149,7 +149,7 @@ INLINE int translate(struct __sk_buff *skb, const struct arrival *arrival, struc
         packet->reason = REASON_REWRITE_FAILED;
         return TC_ACT_SHOT;
     }
-    touch(packet, entry, arrival->now);
+    packet->translated = 1;
     return away ? send(skb, packet, &way) : TC_ACT_UNSPEC;
 }
 
@@ -180,10 +180,12 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
     reason = settle(packet, reason);
     if (entry && translates(reason)) {
         service = entry->service;
-        action = translate(skb, &arrival, packet, entry);
+        action = settled(scratch, translate(skb, &arrival, packet, entry));
     }
     count(hook, packet->reason);
-    tell_packet(&arrival, packet, service, entry);
+    tell_packet(&arrival, packet, service, packet->translated ? entry : 0);
+    if (entry && packet->translated)
+        touch(packet, entry, arrival.now);
     return action;
 }
 

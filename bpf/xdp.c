@@ -83,7 +83,6 @@ INLINE int translate(struct xdp_md *context, const struct arrival *arrival, stru
     enum reason found = packet->reason;
     struct ethhdr *ethernet;
     void *data, *end;
-    __u32 to;
 
     if (!(entry->flags & FLOW_SNAT)) {
         packet->reason = REASON_LEFT_TO_TC;
@@ -102,9 +101,8 @@ INLINE int translate(struct xdp_md *context, const struct arrival *arrival, stru
     }
     __builtin_memcpy(ethernet->h_dest, entry->hop_destination, sizeof(ethernet->h_dest));
     __builtin_memcpy(ethernet->h_source, entry->hop_source, sizeof(ethernet->h_source));
-    to = entry->hop_ifindex;
-    touch(packet, entry, arrival->now);
-    return send(to, arrival->ifindex);
+    packet->translated = 1;
+    return send(entry->hop_ifindex, arrival->ifindex);
 }
 
 /* Whether the checksum is still to be filled in. Over a veth, packets of this machine come so, with the sum of the
@@ -192,6 +190,8 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
         action = translate(context, &arrival, packet, entry);
     }
     count(HOOK_XDP, packet->reason);
-    tell_packet(&arrival, packet, service, entry);
+    tell_packet(&arrival, packet, service, packet->translated ? entry : 0);
+    if (entry && packet->translated)
+        touch(packet, entry, arrival.now);
     return action;
 }

@@ -100,8 +100,20 @@ def test_what_ages_alone_goes_alone(maps: MapSet, name: str) -> None:
 def test_what_is_known_of_a_connected_socket_lives_as_long_as_the_socket(maps: MapSet) -> None:
     value = bytearray(maps.specs["peers"].value_size)
     value[fields_of("peer")["flags"]] = constant("PEER_CONNECTED")
-    maps.put("peers", bytes(8), bytes(value))  # connected when the machine started
+    struct.pack_into("=q", value, fields_of("peer")["last_ns"], time.monotonic_ns() - 90000 * 10**9)
+    maps.put("peers", bytes(8), bytes(value))  # connected more than a day ago
     assert found(sweep(maps), "peers") == (1, 0)
+
+
+def test_sockets_whose_end_nobody_tells_do_not_fill_the_map(maps: MapSet) -> None:
+    """Those of the kernel itself. Only once half of the map is taken, and only after a day."""
+    value = bytearray(maps.specs["peers"].value_size)
+    value[fields_of("peer")["flags"]] = constant("PEER_CONNECTED")
+    for number in range(40):
+        age = 90000 if number < 30 else 80000
+        struct.pack_into("=q", value, fields_of("peer")["last_ns"], time.monotonic_ns() - age * 10**9)
+        maps.put("peers", number.to_bytes(8, "little"), bytes(value))
+    assert found(sweep(maps), "peers") == (40, 30)
 
 
 def test_an_idle_connection_outlives_any_number_of_others(maps: MapSet) -> None:

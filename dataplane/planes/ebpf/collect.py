@@ -29,6 +29,7 @@ _REASSEMBLY_NS = 30 * _SECOND_NS
 """REASSEMBLY_SECONDS in bpf/fragment.h."""
 _CONNECTED = constant("PEER_CONNECTED")
 _FULL = "_full"
+_NEVER = -(1 << 63)
 _AFFINITY_KEY = record("affinity_key", "client", "service")
 _LONG = struct.Struct("=q")
 _log = logging.getLogger(__name__)
@@ -126,13 +127,24 @@ def _since(maps: MapSet, name: str, lifetimes: Lifetimes, now: int) -> Callable[
         return lambda keys, _values, _count: [
             now - seconds[service] * _SECOND_NS for _, service in _AFFINITY_KEY.iter_unpack(keys)
         ]
-    if name == "peers":  # a connected socket's goes with the socket
+    if name == "peers":
+        oldest = _oldest_connected(maps, lifetimes, now)
         return lambda _keys, values, _count: [
-            -1 if flags & _CONNECTED else now - idle for flags in _column(values, "peer", "flags", "B")
+            oldest if flags & _CONNECTED else now - idle for flags in _column(values, "peer", "flags", "B")
         ]
     if name == "fragments":
         idle = _REASSEMBLY_NS
     return lambda _keys, _values, count: [now - idle] * count
+
+
+def _oldest_connected(maps: MapSet, lifetimes: Lifetimes, now: int) -> int:
+    """Before which time a socket must have been connected to be forgotten. Its entry goes with the socket, so never;
+    but nobody tells when a socket of the kernel's own (MPTCP's, a network file system's) is closed. Once such may have
+    taken half of the map, those that are older than a connection may idle go."""
+    used = sum(count for _, _, count in maps.batches("peers"))
+    if used * 2 < maps.specs["peers"].max_entries:
+        return _NEVER
+    return now - lifetimes.ns["tcp_established_seconds"]
 
 
 SINGLE = {

@@ -303,7 +303,8 @@ INLINE enum reason choose(const struct node *node, __u64 cookie, const struct cl
                           struct target *target, struct selection *chosen, __u64 now) {
     struct frontend_key key = {.address = target->address, .port = target->port, .protocol = target->protocol};
     struct service_counters *counters;
-    enum reason reason = balance(&key, client, now, chosen);
+    struct balancing work;
+    enum reason reason = balance(&key, client, now, &work, chosen);
 
     if (reason == REASON_NOT_SERVICE)
         talks_directly(cookie, connected, target, now);

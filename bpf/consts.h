@@ -209,7 +209,7 @@ enum reason {
 enum limits {
     SERVICE_NAME_SIZE = 144, /* namespace (63) / name (63) : port (15) and a closing NUL */
     BALANCE_ATTEMPTS = 2,    /* how often a selection is tried when tables change underneath */
-    SNAT_ATTEMPTS = 16,      /* random ports tried for a new flow before it is left to the slow path */
+    SNAT_ATTEMPTS = 10,      /* random ports tried for a new flow before it is left to the slow path */
     COUNTERS = 1024,         /* at least HOOK_COUNT * REASON_COUNT */
     IPV4_MAPPED_BITS = 96,   /* length of ::ffff:0:0/96, which every IPv4 address carries in the maps */
 };

@@ -96,32 +96,46 @@ INLINE struct backend *live_backend(__u32 index, __u32 generation, __u32 wanted)
 
 /* What is remembered of a client. */
 struct memory {
-    __u8 good;  /* its backend may be used again */
-    __u8 stale; /* its backend went, or its time is over */
-    __u32 draw; /* when stale: what to choose by, so that several processors that choose anew agree */
+    __u32 good;  /* its backend may be used again */
+    __u32 stale; /* its backend went, or its time is over */
+    __u32 draw;  /* when stale: what to choose by, so that several processors that choose anew agree */
 };
+
+/* Working memory of balance(). Packet programs have it in a map, for the verifier's sake: see new_packet(). */
+struct balancing {
+    struct frontend frontend;
+    struct backend backend;
+    struct memory memory;
+    __u32 route;
+    __u32 index; /* of the backend */
+    __u32 refusal;
+};
+
+INLINE __u32 wanted_set(__u32 route) {
+    return route & ROUTE_LOCAL ? BACKEND_IN_LOCAL : BACKEND_IN_CLUSTER;
+}
 
 /* The remembered backend of a client, if it is still good for this service and set. Its time runs from its last
  * connection on, which this is. */
-INLINE struct backend *stuck_backend(const struct frontend *frontend, const struct address *client, __u32 wanted,
-                                     __u64 now, struct memory *memory, __u32 *index) {
-    struct affinity_key key = {.client = *client, .service = frontend->service};
+INLINE struct backend *stuck_backend(struct balancing *work, const struct address *client, __u64 now) {
+    struct affinity_key key = {.client = *client, .service = work->frontend.service};
     struct affinity *affinity = map_lookup(MAP(affinity), &key);
     struct backend *backend = 0;
 
     if (!affinity)
         return 0;
-    if (!older_than(affinity->last_ns, now, frontend->affinity_seconds)) {
-        backend = live_backend(affinity->backend, affinity->backend_generation, wanted);
-        if (backend && backend->service == frontend->service) {
-            *index = affinity->backend;
-            memory->good = 1;
+    if (!older_than(affinity->last_ns, now, work->frontend.affinity_seconds)) {
+        backend = live_backend(affinity->backend, affinity->backend_generation, wanted_set(work->route));
+        if (backend && backend->service == work->frontend.service) {
+            work->index = affinity->backend;
+            work->memory.good = 1;
             affinity->last_ns = now;
             return backend;
         }
     }
-    memory->stale = 1;
-    memory->draw = ((affinity->last_ns ^ ((__u64)affinity->backend_generation << 32) ^ client->word[3]) * MIX) >> 32;
+    work->memory.stale = 1;
+    work->memory.draw =
+        ((affinity->last_ns ^ ((__u64)affinity->backend_generation << 32) ^ client->word[3]) * MIX) >> 32;
     return 0;
 }
 
@@ -141,16 +155,18 @@ INLINE enum reason remember(const struct selection *chosen, const struct address
 
 /* A member of the set: the high half of draw * count is uniform over 0..count-1 up to count / 2^32, with no division.
  */
-INLINE struct backend *drawn_backend(const struct frontend *frontend, __u32 route, __u32 draw, __u32 *index) {
-    __u32 base = route & ROUTE_LOCAL ? frontend->local_base : frontend->cluster_base;
-    __u32 members = route & ROUTE_LOCAL ? frontend->local_count : frontend->cluster_count;
+INLINE struct backend *drawn_backend(struct balancing *work, __u32 draw) {
+    const struct frontend *frontend = &work->frontend;
+    __u32 local = work->route & ROUTE_LOCAL;
+    __u32 base = local ? frontend->local_base : frontend->cluster_base;
+    __u32 members = local ? frontend->local_count : frontend->cluster_count;
     __u32 position = base + (__u32)(((__u64)draw * members) >> 32);
     struct slot *slot = map_lookup(MAP(slots), &position);
 
     if (!members || !slot)
         return 0;
-    *index = slot->backend;
-    return map_lookup(MAP(backends), index);
+    work->index = slot->backend;
+    return map_lookup(MAP(backends), &work->index);
 }
 
 /* The route of a source class: routes[source], without an index that the verifier would have to follow. */
@@ -234,54 +250,55 @@ INLINE struct frontend *second_look(const struct frontend_key *key, const struct
  * (arm64): its key is made to depend on everything that was read (second_look()). The control plane's stores are kept
  * in order by the kernel's own (a map update publishes with release semantics) and by a barrier before step 4
  * (tables.py). */
-INLINE enum reason balance(struct frontend_key *key, const struct client *client, __u64 now, struct selection *chosen) {
+INLINE enum reason balance(struct frontend_key *key, const struct client *client, __u64 now, struct balancing *work,
+                           struct selection *chosen) {
     int attempt;
 
     chosen->service = ~0U;
     for (attempt = 0; attempt < BALANCE_ATTEMPTS; attempt++) {
         struct frontend *found = attempt ? map_lookup(MAP(frontends), key) : find_frontend(key);
-        struct frontend frontend;
-        struct backend *backend = 0, copy = {};
-        struct memory memory = {};
+        struct backend *backend = 0;
         enum reason refusal;
-        __u32 route, wanted, index = 0;
 
         if (!found)
             return REASON_NOT_SERVICE;
         open_window();
-        frontend = *found;
-        route = route_of(&frontend, client->source);
-        wanted = route & ROUTE_LOCAL ? BACKEND_IN_LOCAL : BACKEND_IN_CLUSTER;
-        refusal = admit(&frontend, client, route);
-        if (refusal == REASON_NONE) {
-            if (frontend.affinity_seconds)
-                backend = stuck_backend(&frontend, &client->identity, wanted, now, &memory, &index);
+        work->frontend = *found;
+        __builtin_memset(&work->backend, 0, sizeof(work->backend));
+        work->memory.good = work->memory.stale = work->index = 0;
+        work->route = route_of(&work->frontend, client->source);
+        work->refusal = admit(&work->frontend, client, work->route);
+        barrier();
+        if (work->refusal == REASON_NONE) {
+            if (work->frontend.affinity_seconds)
+                backend = stuck_backend(work, &client->identity, now);
             if (!backend)
-                backend = drawn_backend(&frontend, route, memory.stale ? memory.draw : bpf_get_prandom_u32(), &index);
+                backend = drawn_backend(work, work->memory.stale ? work->memory.draw : bpf_get_prandom_u32());
             if (backend)
-                copy = *backend;
+                work->backend = *backend;
             else
-                refusal = REASON_INCONSISTENT;
+                work->refusal = REASON_INCONSISTENT;
         }
+        barrier();
         open_window();
-        found = second_look(key, &frontend, &copy);
-        if (!found || found->generation != frontend.generation)
+        found = second_look(key, &work->frontend, &work->backend);
+        if (!found || found->generation != work->frontend.generation)
             continue;
-        chosen->service = frontend.service;
-        chosen->route = route;
-        chosen->frontend_flags = frontend.flags;
-        if (refusal != REASON_NONE)
-            return refusal;
-        if (copy.service != frontend.service)
+        chosen->service = work->frontend.service;
+        chosen->route = work->route;
+        chosen->frontend_flags = work->frontend.flags;
+        if (work->refusal != REASON_NONE)
+            return work->refusal;
+        if (work->backend.service != work->frontend.service)
             return REASON_INCONSISTENT;
-        chosen->address = copy.address;
-        chosen->port = copy.port;
-        chosen->backend_flags = copy.flags;
-        chosen->backend = index;
-        chosen->backend_generation = copy.generation;
-        if (!frontend.affinity_seconds || memory.good)
+        chosen->address = work->backend.address;
+        chosen->port = work->backend.port;
+        chosen->backend_flags = work->backend.flags;
+        chosen->backend = work->index;
+        chosen->backend_generation = work->backend.generation;
+        if (!work->frontend.affinity_seconds || work->memory.good)
             return REASON_NONE;
-        refusal = remember(chosen, &client->identity, &memory, now);
+        refusal = remember(chosen, &client->identity, &work->memory, now);
         if (refusal != REASON_CHANGED)
             return refusal;
     }

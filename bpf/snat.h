@@ -53,15 +53,18 @@ INLINE enum reason claim_reply(const struct node *node, const struct packet *pac
     return insert_flow(&scratch->reply_key, &scratch->reply);
 }
 
-/* Whether nobody holds the tuple of scratch->reply_key, or somebody who may give way. */
-INLINE int looks_free(const struct node *node, const struct packet *packet, const struct scratch *scratch, __u64 now) {
+/* Whether nobody holds the tuple of scratch->reply_key, or somebody who may give way. Of others' lifetimes it knows the
+ * longest two, which is enough for a guess: the collector takes what is over. */
+INLINE int looks_free(const struct node *node, const struct packet *packet, struct scratch *scratch, __u64 now) {
     const struct translation *holder = find_flow(&scratch->reply_key);
+    __u32 seconds;
 
     if (likely(!holder))
         return 1;
     if (facts(holder) & FLOW_RESTING)
         return accepted_in_time_wait(packet, holder);
-    return older_than(holder->last_ns, now, lifetime(node, scratch->reply_key.protocol, facts(holder)));
+    seconds = facts(holder) & FLOW_ESTABLISHED ? node->tcp_established_seconds : node->tcp_syn_seconds;
+    return older_than(holder->last_ns, now, seconds);
 }
 
 /* Choose one of this node's ports by chance, under which no answers to anybody else come from this backend. Of those

@@ -253,6 +253,7 @@ struct scratch {
     __u64 settled;    /* see settled() in packet.h */
     __u64 packet[16]; /* struct packet (packet.h) */
     __u64 chosen[6];  /* struct selection (lookup.h) */
+    __u64 work[16];   /* struct balancing (lookup.h) */
     struct tuple forward_key;
     struct tuple reply_key;
     struct translation forward;

@@ -101,11 +101,12 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
     if (!scratch)
         return REASON_INCONSISTENT;
     _Static_assert(sizeof(*chosen) <= sizeof(scratch->chosen), "struct selection outgrew its room");
+    _Static_assert(sizeof(struct balancing) <= sizeof(scratch->work), "struct balancing outgrew its room");
     chosen = (struct selection *)scratch->chosen;
     reason = settle(packet, describe_client(arrival, packet, &client));
     if (reason != REASON_NONE)
         return reason;
-    reason = settle(packet, balance(&key, &client, arrival->now, chosen));
+    reason = settle(packet, balance(&key, &client, arrival->now, (struct balancing *)scratch->work, chosen));
     *service = chosen->service;
     if (reason != REASON_NONE)
         return reason;

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import os
-import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ SOURCE_DIR = Path(__file__).resolve().parents[1] / "bpf"
 """In a checkout a symbolic link to the top level's bpf/; an installed package has the files themselves there."""
 DEFAULT_CACHE_DIR = Path("/var/cache/hotplane/bpf")
 
+_PACKAGE = str(Path(__file__).resolve().parents[2])
 _UAPI = Path("/usr/include")
 _KCONFIG = """\
 #ifndef __LINUX_KCONFIG_H
@@ -78,41 +79,20 @@ def _bcc_version() -> str:
 
 
 def _compile_with_bcc(source: Path, flags: Sequence[str]) -> dict[str, bytes]:
-    """Run the compiler. bcc prints its messages to stderr's descriptor, so that is where they are fetched from."""
-    import bcc  # slow to import and only needed when the cache is cold
-
-    tree = Path(tempfile.mkdtemp(prefix="hotplane-kernel-"))
-    saved = os.environ.get("BCC_KERNEL_SOURCE")
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    try:
-        make_kernel_tree(tree)
-        os.environ["BCC_KERNEL_SOURCE"] = str(tree)
-        with tempfile.TemporaryFile() as messages:
-            os.dup2(messages.fileno(), 2)
-            try:
-                module = bcc.BPF(
-                    text=f'#include "{source}"\n'.encode(),
-                    cflags=[f"-I{source.parent}", "-Wno-unused-function", *flags],
-                )
-            except Exception as error:
-                messages.seek(0)
-                text = messages.read().decode(errors="replace")
-                raise CompileError(f"{source.name}: {error}\n{text}") from error
-            finally:
-                os.dup2(stderr, 2)
-        count = bcc.lib.bpf_num_functions(module.module)
-        names = [bcc.lib.bpf_function_name(module.module, index) for index in range(count)]
-        code = {name.decode(): module.dump_func(name) for name in names}
-        module.cleanup()
-        return code
-    finally:
-        os.close(stderr)
-        if saved is None:
-            os.environ.pop("BCC_KERNEL_SOURCE", None)
-        else:
-            os.environ["BCC_KERNEL_SOURCE"] = saved
-        shutil.rmtree(tree)
+    """Run the compiler in a process of its own, which its faults end instead of this one (see bcc_compile)."""
+    with tempfile.TemporaryDirectory(prefix="hotplane-kernel-") as folder:
+        make_kernel_tree(Path(folder))
+        command = [sys.executable, "-m", "dataplane.kernel.bcc_compile", str(source), folder, *flags]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (_PACKAGE, *sys.path)))}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        except OSError as error:
+            raise CompileError(f"{source.name}: the compiler could not be started: {error}") from error
+    if done.returncode or not done.stdout:
+        said = done.stderr.strip() or "it said nothing"
+        raise CompileError(f"{source.name}: the compiler ended with status {done.returncode}: {said}")
+    found: dict[str, str] = json.loads(done.stdout)
+    return {name: base64.b64decode(text) for name, text in found.items()}
 
 
 def compile_programs(

@@ -207,7 +207,7 @@ enum reason {
 };
 
 enum limits {
-    SERVICE_NAME_SIZE = 144, /* namespace (63) / name (63) : port (15) and a closing NUL */
+    SERVICE_NAME_SIZE = 144, /* namespace/name:port and a closing NUL; longer names end in a digest */
     BALANCE_ATTEMPTS = 2,    /* how often a selection is tried when tables change underneath */
     SNAT_ATTEMPTS = 10,      /* random ports tried for a new flow before it is left to the slow path */
     COUNTERS = 1024,         /* at least HOOK_COUNT * REASON_COUNT */

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from dataplane.model.net import host_port
 from dataplane.plan.types import FrontendKey, Row, SourceRanges, Table
+from dataplane.planes.ebpf.encode import stored_service
 from dataplane.policy.routes import Action, Route, Routes
 
 
@@ -50,7 +51,7 @@ def _order(key: FrontendKey) -> tuple[int, str, int, int]:
 
 
 def _row_differences(want: Row, have: Row) -> Iterator[str]:
-    if want.service != have.service:
+    if have.service not in (want.service, stored_service(want.service)):
         yield f"belongs to Service {have.service} in the kernel"
     yield from _route_differences(want.routes, have.routes)
     for name, wanted, held in (("cluster", want.cluster, have.cluster), ("local", want.local, have.local)):

@@ -180,4 +180,4 @@ def settle(plane: "Plane", change: "PlanChange") -> tuple[str, ...]:
         plane.cleaner.flush(CLEANER_SECONDS)
     for name, count in plane.overflow.items():
         say(f"map {name} is full: {count} Services ports are left to the slow path, which serves them")
-    return tuple(sorted({key.service for key in plane.tables.overflow}))
+    return tuple(sorted({key.service for key in plane.left_out}))

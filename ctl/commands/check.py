@@ -103,9 +103,12 @@ def _repair(args: argparse.Namespace, saved: "Saved", plan: "Plan", plane: "Plan
 
     from ctl import state
     from ctl.ebpf import settle
+    from dataplane.planes.base import load_others
     from dataplane.planes.conntrack import clean_stale_udp
 
-    change = plane.load(plan)
+    change, refusals = load_others(plane, plan)
+    for refusal in refusals:
+        print(f"hotplane: {refusal}", file=sys.stderr)
     clean_stale_udp(change, plan.node, plan)
     saved = replace(saved, left_out=settle(plane, change))
     left = _differences(saved, plan, plane)

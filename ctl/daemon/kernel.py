@@ -16,14 +16,11 @@ from dataplane.errors import HotplaneError
 from dataplane.kernel.nftgen import Generation
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import Plan
-from dataplane.planes.base import Plane, PlaneError
+from dataplane.planes.base import MOST_REFUSALS, EntryRefused, Plane, PlaneError, load_others
 
 _T = TypeVar("_T")
 MOST_AT_ONCE = 32
 """Entries of a change that is done in the event loop's own thread."""
-
-MOST_REFUSALS = 64
-"""Refused attempts after which the rest of a change waits for the next try."""
 
 
 class Done(NamedTuple):
@@ -135,13 +132,13 @@ class Kernel:
     def _load(self, plan: Plan) -> Done:
         started = time.perf_counter()
         try:
-            change = self.plane.load(plan)
+            change, refusals = load_others(self.plane, plan)
         except PlaneError as error:
             return self._load_piecewise(plan, error, started)
-        self.ledger.clear()
+        self.ledger.behind([PlanChange(entries=(EntryChange(None, plan.entries[each.key]),)) for each in refusals])
         if self.untouched is not None:
             self.untouched.trust()
-        return self._cleaned(Done(time.perf_counter() - started, change, (), True), plan)
+        return self._cleaned(Done(time.perf_counter() - started, change, tuple(map(str, refusals)), True), plan)
 
     def _load_piecewise(self, plan: Plan, error: PlaneError, started: float) -> Done:
         """On a kernel that holds nothing yet, one bad entry must not keep out all others."""
@@ -180,7 +177,7 @@ class Kernel:
         pieces.settings(due)
         pieces.entries(groups(due.entries))
         self.ledger.behind(pieces.failed)
-        if not pieces.done:
+        if not pieces.done and not pieces.named:
             try:
                 loaded = self.plane.load(plan)
             except PlaneError as second:
@@ -218,6 +215,7 @@ class _Pieces:
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
+        self.named = False  # whether a plane that works named an entry that it cannot hold
         self.done: list[PlanChange] = []
         self.failed: list[PlanChange] = []
         self.errors: list[str] = []
@@ -245,10 +243,12 @@ class _Pieces:
         try:
             self._plane.apply(change)
         except PlaneError as error:
+            self.named |= isinstance(error, EntryRefused)
             if last:
                 self.failed.append(change)
                 names = sorted({entry.key.service for entry in change.entries})[:3]
-                self.errors.append(f"{', '.join(names)}: {error}" if names else str(error))
+                named = isinstance(error, EntryRefused) or not names
+                self.errors.append(str(error) if named else f"{', '.join(names)}: {error}")
             return False
         self.done.append(change)
         return True

@@ -67,7 +67,7 @@ def left_out(plane: Plane) -> tuple[str, ...]:
     from dataplane.planes.ebpf.plane import EbpfPlane
 
     assert isinstance(plane, EbpfPlane), "the plane of that name"
-    return tuple(sorted({key.service for key in plane.tables.overflow}))
+    return tuple(sorted({key.service for key in plane.left_out}))
 
 
 class CleanUp:

@@ -41,6 +41,8 @@ def _families(plane: Plane) -> list[Metric]:
     from dataplane.planes.ebpf.views import counters, memory, service_counters
 
     assert isinstance(plane, EbpfPlane), "the plane of that name"
+    if not plane.loaded:
+        return []
     maps = plane.tables.maps
     found: dict[str, Metric] = {}
     services = service_counters(maps)

@@ -28,6 +28,8 @@ from dataplane.model.report import (
 
 DEFAULT_AFFINITY_SECONDS = 10800
 MAX_AFFINITY_SECONDS = 86400
+MAX_NAME = 63
+"""Characters of a namespace's, Service's or Service port's name (RFC 1123 labels, core/v1 validation)."""
 
 _TYPES = {None: ServiceType.CLUSTER_IP, "": ServiceType.CLUSTER_IP} | {kind.value: kind for kind in ServiceType}
 _NODE_PORT_TYPES = (ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER)
@@ -147,6 +149,8 @@ class _Fault(NamedTuple):
 def _port(item: wire.ServicePort, names: set[str], numbers: set[tuple[int, int]]) -> ServicePortSpec | _Fault:
     """The port without its node port, or its first fault; names and numbers are those of the ports before it."""
     name, number, proto = item.name or "", item.port, protocol(item.protocol)
+    if len(name) > MAX_NAME:
+        return _Fault("name", f"has {len(name)} characters; a name has at most {MAX_NAME}")
     if name and not valid_port_name(name):
         return _Fault("name", f"is {name!r}; use letters, digits and dashes only")
     if name in names:
@@ -223,6 +227,12 @@ def service(item: wire.WireService, report: Report) -> Service | None:
     metadata = item.metadata or _NO_METADATA
     labels = metadata.labels or _NO_LABELS
     spec = item.spec or _NO_SERVICE_SPEC
+    for field, text in (("metadata.name", report.name), ("metadata.namespace", report.namespace)):
+        if len(text) > MAX_NAME:
+            report.problem(
+                field, f"has {len(text)} characters, at most {MAX_NAME} are allowed (the Service is skipped)"
+            )
+            return None
     kind = _TYPES.get(spec.type)
     if kind is None:
         known = ", ".join(known.value for known in ServiceType)

@@ -4,11 +4,41 @@ from typing import Protocol
 
 from dataplane.errors import HotplaneError
 from dataplane.plan.change import PlanChange
-from dataplane.plan.types import Plan, Table
+from dataplane.plan.types import EntryKey, Plan, Table
+
+MOST_REFUSALS = 64
+"""Refused attempts after which the rest waits for the next try."""
 
 
 class PlaneError(HotplaneError):
     """The kernel refused a change; nothing of it was applied. The text says what, where and what to do."""
+
+
+class EntryRefused(PlaneError):
+    """One entry cannot be held, whatever the others are: a plan without it can be loaded."""
+
+    def __init__(self, key: EntryKey, reason: str) -> None:
+        super().__init__(f"{key.service}: {reason}")
+        self.key = key
+
+
+def load_others(plane: "Plane", plan: Plan) -> tuple[PlanChange, list[EntryRefused]]:
+    """Load a plan without the entries that the plane names as refused; what changed, and those. Raises PlaneError for
+    any other refusal, and after as many as nobody reads one by one."""
+    refusals: list[EntryRefused] = []
+    while True:
+        try:
+            return plane.load(plan), refusals
+        except EntryRefused as error:
+            if error.key not in plan.entries or len(refusals) >= MOST_REFUSALS:
+                raise
+            refusals.append(error)
+            plan = Plan(
+                node=plan.node,
+                entries={key: entry for key, entry in plan.entries.items() if key != error.key},
+                service_cidrs=plan.service_cidrs,
+                health_checks=plan.health_checks,
+            )
 
 
 class Plane(Protocol):

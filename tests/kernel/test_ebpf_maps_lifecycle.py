@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ctl.drift import differences
 from dataplane.kernel import bpf, cgroup, netns
 from dataplane.kernel.bpf import AttachType
 from dataplane.model.net import Family, Protocol
@@ -339,3 +340,34 @@ def test_instances_of_a_dead_predecessor_are_removed_by_name(namespace: str, gro
     assert remove_instances(word) == [word + "1", word + "2"]
     assert _attached(group) == []
     assert remove_instances(word) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_longest_legal_names_are_held_adopted_and_told_apart(
+    make_plane: Callable[..., EbpfPlane], family: Family
+) -> None:
+    def named(port: str, number: int) -> PlanEntry:
+        entry = service(
+            "x", family=family, address=f"172.30.2.{number}" if family is Family.IPV4 else f"fd00::2:{number}"
+        )
+        return msgspec.structs.replace(entry, key=entry.key._replace(namespace="n" * 63, name="s" * 63, port=port))
+
+    long, twin, short = named("p" * 63, 1), named("p" * 62 + "q", 2), service("short", family=family)
+    plan = plan_of(long, twin, short)
+    first = make_plane()
+    first.load(plan)
+    assert first.read_back() == rows(plan)
+    assert not first.left_out
+    indices = {key: installed.service for key, installed in first.tables.installed.items()}
+    first.close()
+    unloaded = make_plane()
+    assert not list(differences(rows(plan), unloaded.read_back())), "who does not know the plan sees no difference"
+    second = make_plane()
+    second.load(plan)
+    assert {key: installed.service for key, installed in second.tables.installed.items()} == indices
+    second.apply(PlanChange(entries=(EntryChange(twin, None),)))
+    assert second.read_back() == rows(plan_of(long, short))
+    second.close()
+    third = make_plane()
+    third.load(plan_of(short))
+    assert third.read_back() == rows(plan_of(short))

@@ -1,6 +1,7 @@
 """Faults kept apart: what a plane that refuses some entries ends up holding."""
 
 import asyncio
+from collections.abc import Iterable
 
 import pytest
 
@@ -8,7 +9,7 @@ from ctl.daemon.kernel import Done, Kernel
 from dataplane.errors import HotplaneError
 from dataplane.plan.change import EntryChange, PlanChange, apply_change
 from dataplane.plan.types import EntryKey, Plan, PlanEntry, Table
-from dataplane.planes.base import PlaneError
+from dataplane.planes.base import EntryRefused, PlaneError
 from dataplane.policy.node import NodeConfig
 from tests.unit.test_daemon_parts import entry
 
@@ -22,6 +23,7 @@ class PickyPlane:
         self.held: dict[EntryKey, PlanEntry] = {}
         self.bad: set[str] = set()
         self.flushed = False
+        self.names = False
         self.loads = self.refusals = 0
 
     def load(self, plan: Plan) -> PlanChange:
@@ -41,10 +43,11 @@ class PickyPlane:
         plan = Plan(NodeConfig(), self.held)
         apply_change(plan, change)
 
-    def _check(self, entries: object) -> None:
-        if any(each.key.name in self.bad for each in entries):  # type: ignore[attr-defined]
+    def _check(self, entries: Iterable[PlanEntry]) -> None:
+        bad = [each.key for each in entries if each.key.name in self.bad]
+        if bad:
             self.refusals += 1
-            raise PlaneError("refused")
+            raise EntryRefused(bad[0], "refused") if self.names else PlaneError("refused")
 
     def read_back(self) -> Table:
         return {f.key: None for e in self.held.values() for f in e.frontends}  # type: ignore[misc]
@@ -187,5 +190,28 @@ def test_stale_flows_are_cleaned_for_what_was_done_and_a_failure_is_told() -> No
         bench.refuse_cleaning = False
         assert not (await bench.kernel.apply(PlanChange(), bench.plan)).errors
         assert "d" in {change.key.name for each in bench.cleaned for change in each.entries}
+
+    asyncio.run(scenario())
+
+
+def test_a_load_over_what_an_earlier_daemon_left_leaves_out_only_what_the_plane_names() -> None:
+    async def scenario() -> None:
+        bench = Bench("bad")
+        bench.plane.names = True
+        one, bad, two = fresh("one", "bad", "two")
+        bench.plane.held = {one.key: one}
+        bench.plan.entries = {each.key: each for each in (one, bad, two)}
+        done = await bench.load()
+        assert done.loaded
+        assert done.errors == ("default/bad: refused",)
+        assert set(bench.plane.held) == {one.key, two.key}
+        loads = bench.plane.loads
+        (three,) = fresh("three")
+        bench.plan.entries[three.key] = three
+        done = await bench.kernel.apply(PlanChange(entries=(EntryChange(None, three),)), bench.plan)
+        assert set(bench.plane.held) == {one.key, two.key, three.key}
+        again = await bench.kernel.apply(PlanChange(), bench.plan)
+        assert again.errors == ("default/bad: refused",)
+        assert bench.plane.loads == loads, "a retry costs the entry, not the plan"
 
     asyncio.run(scenario())

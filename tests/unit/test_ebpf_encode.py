@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from dataplane.model.net import Family, Protocol, canonical_address
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, SourceRanges
-from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.encode import (
     BACKEND,
     FRONTEND_KEY,
@@ -22,12 +21,15 @@ from dataplane.planes.ebpf.encode import (
     frontend_bytes,
     frontend_key,
     frontend_key_bytes,
+    full_keys,
     prefix_bytes,
     prefix_text,
     range_key,
     range_key_bytes,
     service_name,
     stored_frontend,
+    stored_key,
+    stored_service,
 )
 from dataplane.planes.ebpf.layout import Sizes, constant, hook_names, layout_version, reason_names, record, unpack
 from dataplane.policy.routes import DROP, REJECT, Action, Route, Routes, Scope
@@ -100,8 +102,17 @@ def test_service_names() -> None:
     key = EntryKey("n" * 63, "s" * 63, "p" * 15, Protocol.TCP, Family.IPV6)
     packed = SERVICE.pack(service_name(key), 0, 0, 0, 0, 0, key.protocol, key.family, 0, 0)
     assert entry_key(unpack("service", packed)["name"], key.protocol, key.family) == key
-    with pytest.raises(PlaneError, match="144 bytes"):
-        service_name(key._replace(port="p" * 16))
+
+
+def test_long_names_are_shortened_and_stay_apart() -> None:
+    keys = [EntryKey("n" * 63, "s" * 63, "p" * 62 + end, Protocol.TCP, Family.IPV4) for end in "ab"]
+    packed = [SERVICE.pack(service_name(key), 0, 0, 0, 0, 0, key.protocol, key.family, 0, 0) for key in keys]
+    names = [unpack("service", raw)["name"] for raw in packed]
+    found = [entry_key(name, Protocol.TCP, Family.IPV4) for name in names]
+    assert found == [stored_key(key) for key in keys]
+    assert found[0] != found[1]
+    assert all(each.service == stored_service(key.service) for each, key in zip(found, keys, strict=True))
+    assert full_keys(keys) == dict(zip(found, keys, strict=True))
 
 
 def test_names_of_reasons_and_hooks_are_those_of_the_header() -> None:

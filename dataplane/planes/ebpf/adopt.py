@@ -4,6 +4,7 @@ A daemon may die between any two writes. Whatever it left is understood here: an
 and backends agree is taken as it is; any other is `broken`, to be written anew; the rest is swept away.
 """
 
+from collections.abc import Iterable
 from socket import ntohs
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from dataplane.planes.ebpf.encode import (
     entry_key,
     frontend_key,
     frontend_key_bytes,
+    full_keys,
     range_key,
     stored_frontend,
 )
@@ -54,10 +56,11 @@ class _Found:
 
 
 class _Reader:
-    """One look at all the maps that the control plane fills."""
+    """One look at all the maps that the control plane fills. known: keys among which those of shortened names are."""
 
-    def __init__(self, maps: MapSet) -> None:
+    def __init__(self, maps: MapSet, known: Iterable[EntryKey]) -> None:
         self.maps = maps
+        self._full = full_keys(known)
         self.slots = maps.memory["slots"].cast("Q")
         self.backends = maps.memory["backends"]
         self.services = maps.memory["services"]
@@ -114,6 +117,7 @@ class _Reader:
             self.services, service * SERVICE.size
         )
         key, sets, found = entry_key(name, protocol, family), Sets(cb, cc, lb, lc), _Found()
+        key = self._full.get(key, key)
         keys = self.by_service.get(service, [])
         if len(keys) > 1:
             keys.sort(key=lambda k: (self.frontends[k].order, k))
@@ -158,11 +162,12 @@ def _range_sets(maps: MapSet) -> dict[int, tuple[str, ...]]:
     return {number: tuple(cidr for _, cidr in sorted(cidrs.items())) for number, cidrs in ordered.items()}
 
 
-def read_rows(maps: MapSet) -> dict[FrontendKey, Row]:
-    """Every frontend in the maps as a row of the plan."""
+def read_rows(maps: MapSet, known: Iterable[EntryKey] = ()) -> dict[FrontendKey, Row]:
+    """Every frontend in the maps as a row of the plan. known: entries that may be there; long names that are not among
+    them stay shortened."""
     return {
         frontend.key: row(frontend, installed.entry)
-        for installed in _Reader(maps).installed.values()
+        for installed in _Reader(maps, known).installed.values()
         for frontend in installed.entry.frontends
     }
 
@@ -174,9 +179,9 @@ class Adopted(NamedTuple):
     broken: frozenset[EntryKey]
 
 
-def adopt(maps: MapSet) -> Adopted:
-    """Take over filled maps. Nothing is written; call `sweep` once the plan is in."""
-    reader, tables = _Reader(maps), Tables(maps)
+def adopt(maps: MapSet, known: Iterable[EntryKey] = ()) -> Adopted:
+    """Take over filled maps. Nothing is written; call `sweep` once the plan is in. known: see `read_rows`."""
+    reader, tables = _Reader(maps, known), Tables(maps)
     tables.installed = reader.installed
     tables.owners = {raw: key for key, installed in reader.installed.items() for raw in installed.keys}
     runs = {

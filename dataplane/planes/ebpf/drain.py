@@ -12,7 +12,7 @@ from socket import IPPROTO_UDP, ntohs
 from dataplane.model.net import Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import PlanEntry
-from dataplane.planes.ebpf.encode import BACKEND, SERVICE, address_bytes, address_text, entry_key
+from dataplane.planes.ebpf.encode import BACKEND, SERVICE, address_bytes, address_text, entry_key, stored_service
 from dataplane.planes.ebpf.flows import FIN, FLOW_TABLES, FOREIGN, REPLY, RESTING, RST, Lifetimes, facts, last_ns
 from dataplane.planes.ebpf.hooks import PacketHook
 from dataplane.planes.ebpf.layout import constant, struct_version, unpack
@@ -143,7 +143,7 @@ def _endpoints(entry: PlanEntry | None) -> set[tuple[str, int]]:
 def _gone(change: EntryChange) -> set[tuple[str, int, str, int]]:
     """(service, protocol, address, port) of endpoints that an entry lost."""
     lost = _endpoints(change.old) - _endpoints(change.new)
-    return {(change.key.service, int(change.key.protocol), address, port) for address, port in lost}
+    return {(stored_service(change.key.service), int(change.key.protocol), address, port) for address, port in lost}
 
 
 def after_change(change: PlanChange) -> int:

@@ -1,8 +1,9 @@
 """Plan values as the bytes of `bpf/structs.h`, and back."""
 
+import hashlib
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from socket import htons, inet_pton
 from typing import NamedTuple
@@ -11,7 +12,6 @@ import msgspec
 
 from dataplane.model.net import AF_INET, AF_INET6, Family, Protocol
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, PlanEntry, SourceRanges
-from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.layout import constant, fields_of, record
 from dataplane.policy.routes import Action, Route, Routes, Scope
 
@@ -54,6 +54,8 @@ _RANGES = constant("FRONTEND_RANGES")
 PRESENT = constant("SERVICE_PRESENT")
 _INTERNAL_LOCAL, _EXTERNAL_LOCAL = constant("SERVICE_INTERNAL_LOCAL"), constant("SERVICE_EXTERNAL_LOCAL")
 _NAME_SIZE = constant("SERVICE_NAME_SIZE")
+_DIGEST_SIZE = 16
+"""Hexadecimal digits of the digest behind a shortened name: 64 bits."""
 
 
 _route_bytes: dict[Routes, tuple[int, ...]] = {}
@@ -195,16 +197,32 @@ def stored_frontend(raw: bytes) -> StoredFrontend:
     )
 
 
+def stored_service(service: str) -> str:
+    """`namespace/name:port` as a service record has it: what is longer than the record's field is cut, and a digest of
+    the whole tells it from others that begin alike (~ is in no name of Kubernetes)."""
+    if len(service) < _NAME_SIZE:
+        return service
+    digest = hashlib.sha256(service.encode()).hexdigest()[:_DIGEST_SIZE]
+    return f"{service[: _NAME_SIZE - _DIGEST_SIZE - 2]}~{digest}"
+
+
 def service_name(key: EntryKey) -> bytes:
-    """The name of a service record. Raises PlaneError for one that Kubernetes would not have allowed."""
-    name = key.service.encode()
-    if len(name) >= _NAME_SIZE:
-        raise PlaneError(f"{key.service}: the name has {len(name)} bytes; at most {_NAME_SIZE - 1} can be stored")
-    return name
+    """The name of a service record; see `stored_service`."""
+    return stored_service(key.service).encode()
+
+
+def stored_key(key: EntryKey) -> EntryKey:
+    """The key as which an entry is read back: itself, but for a name that had to be shortened."""
+    return key if len(key.service) < _NAME_SIZE else entry_key(service_name(key), key.protocol, key.family)
+
+
+def full_keys(keys: Iterable[EntryKey]) -> dict[EntryKey, EntryKey]:
+    """Which of these keys the shortened ones stand for."""
+    return {stored_key(key): key for key in keys if len(key.service) >= _NAME_SIZE}
 
 
 def service_bytes(entry: PlanEntry, sets: Sets) -> bytes:
-    """The record of `services`. Raises PlaneError for a name that Kubernetes would not have allowed."""
+    """The record of `services`."""
     key = entry.key
     flags = PRESENT
     flags |= (_INTERNAL_LOCAL if entry.internal_local else 0) | (_EXTERNAL_LOCAL if entry.external_local else 0)
@@ -223,8 +241,8 @@ def service_bytes(entry: PlanEntry, sets: Sets) -> bytes:
 
 
 def entry_key(name: bytes, protocol: int, family: int) -> EntryKey:
-    """The plan's key of a service record."""
-    namespace, _, rest = name.rstrip(b"\0").decode().partition("/")
+    """The plan's key of a service record, or what `stored_key` makes of it."""
+    namespace, _, rest = name.rstrip(b"\0").decode(errors="replace").partition("/")
     service, _, port = rest.partition(":")
     return EntryKey(namespace, service, port, _PROTOCOL_OF[protocol], _FAMILY_OF[family])
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataplane.kernel.netns_cookie import netns_cookie
 from dataplane.model.net import Protocol
 from dataplane.plan.change import EntryChange, PlanChange
-from dataplane.plan.types import Plan, Table
+from dataplane.plan.types import EntryKey, Plan, Table
 from dataplane.planes.base import Plane, PlaneError
 from dataplane.planes.ebpf import drain
 from dataplane.planes.ebpf.adopt import adopt, read_rows, sweep
@@ -81,10 +81,15 @@ class EbpfPlane:
         return self._tables is not None
 
     @property
+    def left_out(self) -> frozenset[EntryKey]:
+        """Entries that the maps could not take, which the slow path serves alone; none before `load`."""
+        return frozenset(self._tables.overflow) if self._tables is not None else frozenset()
+
+    @property
     def overflow(self) -> dict[str, int]:
         """Full maps by name, with the number of entries that were left to the slow path because of them."""
         found: dict[str, int] = {}
-        for name in self.tables.overflow.values():
+        for name in self._tables.overflow.values() if self._tables is not None else ():
             found[name] = found.get(name, 0) + 1
         return found
 
@@ -104,7 +109,7 @@ class EbpfPlane:
         """Everything of `load` above the slow path."""
         version = layout_version(self.sizes)
         maps, filled = self._open(version)
-        tables, broken = adopt(maps) if filled else (Tables(maps), frozenset())
+        tables, broken = adopt(maps, plan.entries) if filled else (Tables(maps), frozenset())
         removed = tables.apply(
             [
                 *(EntryChange(i.entry, None) for key, i in tables.installed.items() if key not in plan.entries),
@@ -189,7 +194,7 @@ class EbpfPlane:
             with maps:
                 return read_rows(maps)
         tables = self.tables
-        rows = read_rows(tables.maps)
+        rows = read_rows(tables.maps, tables.installed)
         if tables.overflow:
             left_out = {key.service for key in tables.overflow}
             rows |= {

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dataplane.model.net import Family, network, packed
 from dataplane.plan.types import Frontend, FrontendKey, FrontendKind, PlanEntry
-from dataplane.planes.base import PlaneError
+from dataplane.planes.base import EntryRefused
 from dataplane.planes.nftables.fields import Element, address_port, number, port
 from dataplane.planes.nftables.placement import Address, Placement
 from dataplane.planes.nftables.shapes import Masquerade, Shape, ShapeIds
@@ -145,8 +145,7 @@ class Compiler:
                 return REJECT_WAY if route.action is Action.REJECT else DROP_WAY
             count = len(entry.backends(route.scope))
             if not count:
-                where = f"{entry.key.service}: a route forwards to the {route.scope.value} set"
-                raise PlaneError(f"{where}, which is empty")
+                raise EntryRefused(entry.key, f"a route forwards to the {route.scope.value} set, which is empty")
             shape = Shape(nodeport, count, route.scope is Scope.LOCAL, masquerade, entry.affinity_seconds)
             references.append(ShapeRef(self.family, shape))
             return self._ids.of(shape)
@@ -190,7 +189,7 @@ class _Entry:
         self.references: list[Reference] = []
         self._service = entry.key.service
         if not self._service.isascii() or not self._service.isprintable() or '"' in self._service:
-            raise PlaneError(f"{self._service!r}: a name with quotes or beyond printable ASCII cannot be a comment")
+            raise EntryRefused(entry.key, "a name with quotes or beyond printable ASCII cannot be a comment")
         self._name = self._service.encode()
 
     def frontend(self, frontend: Frontend) -> None:
@@ -238,8 +237,8 @@ class _Entry:
         ranges = frontend.source_ranges
         assert ranges is not None, "only called for frontends with source ranges"
         if not frontend.key.address:
-            raise PlaneError(
-                f"{self._service}: source ranges on node port {frontend.key}; only addresses can have them"
+            raise EntryRefused(
+                self._entry.key, f"source ranges on node port {frontend.key}; only addresses can have them"
             )
         self._add("restricted", key, number(way))
         for cidr in dict.fromkeys(map(network, ranges.cidrs)):

@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from dataplane.plan.types import PlanEntry
-from dataplane.planes.base import PlaneError
+from dataplane.plan.types import EntryKey, PlanEntry
+from dataplane.planes.base import EntryRefused
 from dataplane.planes.nftables.syntax import LOCAL_OFFSET
 
 Address = tuple[str, int]
@@ -48,12 +48,12 @@ def _order(previous: tuple[Address, ...], wanted: tuple[Address, ...]) -> tuple[
     return tuple(backend for backend in order if backend is not None)
 
 
-def _slots(previous: dict[Address, int], backends: Iterable[Address], where: str) -> dict[Address, int]:
+def _slots(previous: dict[Address, int], backends: Iterable[Address], where: EntryKey) -> dict[Address, int]:
     """Slot numbers: kept for those who stay, and for newcomers derived from the address, so that a number is hardly
     ever given to another backend while clients still remember it."""
     wanted = dict.fromkeys(backends)
     if len(wanted) > SLOTS:
-        raise PlaneError(f"{where}: {len(wanted)} backends with session affinity; at most {SLOTS} fit")
+        raise EntryRefused(where, f"{len(wanted)} backends with session affinity; at most {SLOTS} fit")
     slots = {backend: slot for backend, slot in previous.items() if backend in wanted}
     taken = set(slots.values())
     for backend in wanted:
@@ -70,7 +70,7 @@ def _slots(previous: dict[Address, int], backends: Iterable[Address], where: str
 def check_size(entry: PlanEntry) -> None:
     """Raise PlaneError for an entry whose sets are too large."""
     if len(entry.cluster) > LOCAL_OFFSET or len(entry.local) > LOCAL_OFFSET:
-        raise PlaneError(f"{entry.key.service}: more than {LOCAL_OFFSET} backends in a set; split the Service")
+        raise EntryRefused(entry.key, f"more than {LOCAL_OFFSET} backends in a set; split the Service")
 
 
 def fresh(entry: PlanEntry) -> Placement | None:
@@ -92,4 +92,4 @@ def place(entry: PlanEntry, previous: Placement | None = None) -> Placement:
     if not entry.affinity_seconds:
         return Placement(cluster, local)
     known = previous.slots if previous is not None else {}
-    return Placement(cluster, local, _slots(known, cluster + local, entry.key.service))
+    return Placement(cluster, local, _slots(known, cluster + local, entry.key))

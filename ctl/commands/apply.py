@@ -1,6 +1,7 @@
 """`hotplane apply`: program this network namespace once from manifests."""
 
 import argparse
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,23 +20,37 @@ def register(subparsers: Any) -> None:
         "apply",
         help="program this network namespace once from manifests",
         description="Bring the rules of this network namespace to what the manifests say, without a gap in service. "
-        "Objects with problems are reported and skipped. Another mode's rules go once this mode's are in place.",
+        "Objects with problems are reported and skipped, and the exit status is 1 then. Another mode's rules go once "
+        "this mode's are in place.",
     )
     add_manifest_option(parser)
+    parser.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="apply the rest where a manifest cannot be read (else nothing changes)",
+    )
+    parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="let everything go that is loaded, and Services that the manifests name and nothing can reach",
+    )
     add_output_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load the plan, clean stale UDP flows, remember the plan; 0 also when some objects had problems."""
+    """Load the plan, clean stale UDP flows, remember the plan; 1 when something was refused and the rest is loaded."""
     from ctl import begun, state
     from ctl.ebpf import ebpf_options, settle
     from ctl.loaded import make_plane, replace_plane
-    from ctl.manifests import plan_manifests
+    from ctl.manifests import check_intended, plan_manifests
+    from dataplane.planes.base import load_others
     from dataplane.planes.conntrack import clean_stale_udp
 
     options = ebpf_options(args)
-    context, plan, problems = plan_manifests(args)
+    planned = plan_manifests(args)
+    context, plan = planned.context, planned.plan
     previous = state.load(context.state_dir)
+    check_intended(planned, previous.plan() if previous else None, keep_going=args.keep_going, prune=args.prune)
     plane = make_plane(
         context.mode,
         tcp_be_liberal=context.config.conntrack.tcp_be_liberal,
@@ -44,15 +59,18 @@ def run(args: argparse.Namespace) -> int:
     )
     started = time.monotonic()
     unfinished = begun.begin(context.state_dir, context.mode)
-    change = plane.load(plan)
+    change, refusals = load_others(plane, plan)
+    for refusal in refusals:
+        print(f"hotplane: {refusal}", file=sys.stderr)
     stale = clean_stale_udp(change, context.node, plan)
     others = begun.other_modes(context.mode, previous, unfinished)
     replaced = begun.replace_others(others, lambda old: replace_plane(old, context.mode))
     left_out = settle(plane, change)
     state.save(context.state_dir, state.Saved.of(context.mode, plan, options, left_out))
     begun.end(context.state_dir)
+    problems = planned.problems + len(refusals)
     _print(args.output, context.mode, plan, change, stale, replaced, problems, time.monotonic() - started)
-    return 0
+    return 1 if planned.refused or refusals else 0
 
 
 def _print(

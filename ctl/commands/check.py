@@ -62,7 +62,7 @@ def _wanted(args: argparse.Namespace) -> "tuple[Saved, bool]":
         from ctl.manifests import plan_manifests
 
         options = ebpf_options(args)
-        context, plan, _ = plan_manifests(args)
+        context, plan, *_ = plan_manifests(args)
         if not given(args):  # as it was applied
             before = state.load(context.state_dir)
             options = before.ebpf if before and before.ebpf else options

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from ctl.daemon.inbox import Inbox
 from ctl.daemon.log import Log
-from ctl.sources.manifests import SUFFIXES, SourceError, read_manifests
+from ctl.sources.manifests import BROKEN, SUFFIXES, SourceError, read_manifests
 from dataplane.model.decode import DecodedObject
 from dataplane.model.objects import ObjectRef, Problem
 
 POLL_SECONDS = 0.5
-_UNREADABLE = "Source"
 
 
 class DirectorySource:
@@ -26,7 +25,7 @@ class DirectorySource:
         """Read everything into the inbox. Raises SourceError for a path that cannot be read at all."""
         self._seen = self._stamp()
         found = read_manifests(self._paths)
-        broken = [problem for problem in found.problems if problem.ref.kind == _UNREADABLE]
+        broken = [problem for problem in found.problems if problem.ref.kind == BROKEN]
         for problem in broken:
             self._log.warning("a manifest cannot be read", reason=problem)
         if broken and self._inbox.complete_once:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from dataplane.errors import HotplaneError
 from dataplane.model.decode import Decoded, decode
-from dataplane.model.objects import ModelObject, ObjectRef
+from dataplane.model.objects import ModelObject, ObjectRef, Problem
 
 SUFFIXES = (".yaml", ".yml", ".json")
+BROKEN = "Source"
+"""Kind of the problems of what cannot be read at all: a file, a document, an object without identity."""
 
 
 class SourceError(HotplaneError):
@@ -18,18 +20,32 @@ class SourceError(HotplaneError):
 def read_manifests(paths: Sequence[str]) -> Decoded:
     """Read files, directories (recursively: *.yaml, *.yml, *.json, in sorted order; hidden ones not) and `-` (stdin).
 
-    An object that occurs again (same kind, namespace and name) replaces the earlier one.
+    An object that occurs again (same kind, namespace and name) replaces the earlier one, and a note says so. Problems
+    name their file.
     Raises SourceError when a path cannot be read or a directory holds no manifest; what a file holds never raises.
     """
     result = Decoded()
+    latest: dict[ObjectRef, ModelObject] = {}
+    places: dict[ObjectRef, str] = {}
     for path in paths:
         for name, data in _read(path):
-            result.extend(decode(data, name))
-    latest: dict[ObjectRef, ModelObject] = {}
-    for value in result.objects:
-        latest[value.ref] = value
+            found = decode(data, name)
+            for value in found.objects:
+                ref = value.ref
+                if ref in latest:
+                    twice = f"stands in {places[ref]} too; the one that is read last is used"
+                    found.notes.append(Problem(ref, "", twice))
+                latest[ref], places[ref] = value, name
+            found.problems = [_in_file(problem, name) for problem in found.problems]
+            found.notes = [_in_file(note, name) for note in found.notes]
+            result.extend(found)
     result.objects = list(latest.values())
     return result
+
+
+def _in_file(problem: Problem, file: str) -> Problem:
+    """A problem that tells its file; that of a whole source does already."""
+    return problem if problem.ref.kind == BROKEN else problem._replace(source=file)
 
 
 def _read(path: str) -> Iterator[tuple[str, bytes]]:

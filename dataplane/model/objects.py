@@ -13,6 +13,11 @@ import msgspec
 from dataplane.model.net import Family, Protocol
 
 
+def one_line(text: str) -> str:
+    """Text in which whatever no terminal or log should get raw (newlines, escapes) is written as in a Python string."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class ObjectRef(NamedTuple):
     """Identity of an object; namespace is empty for cluster-scoped kinds."""
 
@@ -25,14 +30,17 @@ class ObjectRef(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Something wrong with one object, for people: which object, which field, why, and what to do."""
+    """Something wrong with one object, for people: which object, which field, why, and what to do. source: the file
+    that it stands in, where there is one. Its text is one line, whatever the object's name holds."""
 
     ref: ObjectRef
     field: str
     reason: str
+    source: str = ""
 
     def __str__(self) -> str:
-        return f"{self.ref}: {self.field}: {self.reason}" if self.field else f"{self.ref}: {self.reason}"
+        parts = (self.source, str(self.ref), self.field, self.reason)
+        return one_line(": ".join(part for part in parts if part))
 
 
 class ServiceType(enum.Enum):

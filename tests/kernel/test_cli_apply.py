@@ -200,7 +200,7 @@ def test_check_against_other_manifests(cli: Cli) -> None:
 def test_a_bad_object_is_reported_and_the_rest_applied(cli: Cli) -> None:
     cli.manifest.write_text(ECHO + BAD)
     done = cli("apply", "-f", str(cli.manifest))
-    assert done.returncode == 0
+    assert done.returncode == 1
     assert "Service default/bad" in done.stderr
     assert len(cli.json("show", "services")) == 3
 
@@ -223,3 +223,61 @@ def test_failures_are_sentences(cli: Cli, words: tuple[str, ...], status: int, s
     assert done.returncode == status
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+UNRENDERED = """
+apiVersion: v1
+kind: Service
+metadata: {name: echo, namespace: default}
+spec: {ports: [{name: http, port: 80}]}
+"""
+OTHER = (
+    ECHO.replace("echo", "other")
+    .replace("10.96.0.10", "10.96.0.11")
+    .replace("203.0.113.1", "203.0.113.2")
+    .replace(", nodePort: 30080", "")
+)
+
+
+def _loaded(cli: Cli) -> set[str]:
+    return {record["service"] for record in cli.json("show", "services")}
+
+
+def test_services_that_nothing_can_reach_do_not_empty_the_node(cli: Cli) -> None:
+    cli.apply("nftables")
+    cli.manifest.write_text(UNRENDERED)
+    done = cli("apply", "-f", str(cli.manifest))
+    assert done.returncode == 1
+    assert f"{cli.manifest}: Service default/echo: spec.clusterIP: is not set" in done.stderr
+    assert "nothing was changed: default/echo would be removed, for nothing that is loaded would be left" in done.stderr
+    assert _loaded(cli) == {"default/echo:http"}
+    cli.manifest.write_text(UNRENDERED + "---" + OTHER)
+    done = cli("apply", "-f", str(cli.manifest))
+    assert done.returncode == 1
+    assert "default/echo would be removed, for they are in the manifests, and as they are written" in done.stderr
+    assert _loaded(cli) == {"default/echo:http"}
+    done = cli("apply", "--prune", "-f", str(cli.manifest))
+    assert done.returncode == 1, "an object of no use was named"
+    assert _loaded(cli) == {"default/other:http"}
+    cli.manifest.write_text(ECHO)
+    assert cli("apply", "-f", str(cli.manifest)).returncode == 0, "what is named no more goes unasked"
+    assert _loaded(cli) == {"default/echo:http"}
+
+
+def test_a_manifest_that_cannot_be_read_changes_nothing_unless_asked(cli: Cli) -> None:
+    second = cli.manifest.with_name("other.yaml")
+    second.write_text(OTHER)
+    files = ("-f", str(cli.manifest), "-f", str(second))
+    assert cli("apply", *files).returncode == 0
+    second.write_text(OTHER.replace("spec:", "spec:\n\t", 1))
+    done = cli("apply", *files)
+    assert done.returncode == 1
+    assert f"Source {second}: is not valid YAML" in done.stderr
+    assert "nothing was changed: 1 of the manifests or objects cannot be read" in done.stderr
+    done = cli("apply", "--keep-going", *files)
+    assert done.returncode == 1
+    assert "default/other would be removed, for they are in none of the manifests that could be read" in done.stderr
+    assert _loaded(cli) == {"default/echo:http", "default/other:http"}
+    done = cli("apply", "--keep-going", "--prune", *files)
+    assert done.returncode == 1
+    assert _loaded(cli) == {"default/echo:http"}

@@ -35,8 +35,12 @@ class DirectorySource:
         for problem in found.problems:
             if problem.ref.kind in self._inbox.kinds:
                 faults.setdefault(problem.ref, []).append(problem)
+            elif problem.ref.kind != BROKEN:
+                self._log.warning("in the manifests", problem=problem)
         notes: dict[ObjectRef, list[Problem]] = {}
         for note in found.notes:
+            if note.ref.kind not in self._inbox.kinds:
+                self._log.warning("in the manifests", note=note)
             notes.setdefault(note.ref, []).append(note)
         present: dict[str, set[tuple[str, str]]] = {kind: set() for kind in self._inbox.kinds}
         for value in found.objects:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from dataplane.errors import HotplaneError
 from dataplane.model.decode import Decoded, decode
-from dataplane.model.objects import ModelObject, ObjectRef, Problem
+from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Problem
 
 SUFFIXES = (".yaml", ".yml", ".json")
+_SHOWN = 5
+"""Endpoints that a note names."""
+
 BROKEN = "Source"
 """Kind of the problems of what cannot be read at all: a file, a document, an object without identity."""
 
@@ -40,7 +43,22 @@ def read_manifests(paths: Sequence[str]) -> Decoded:
             found.notes = [_in_file(note, name) for note in found.notes]
             result.extend(found)
     result.objects = list(latest.values())
+    _add_endpoints(result)
     return result
+
+
+def _add_endpoints(result: Decoded) -> None:
+    """Let v1 Endpoints count where their Service has no slices; what became of them is told once."""
+    with_slices = {(value.namespace, value.service) for value in result.objects if isinstance(value, EndpointSlice)}
+    used = [piece for piece in result.slices if (piece.namespace, piece.service) not in with_slices]
+    del result.ignored["Endpoints"]
+    if not used:
+        return
+    names = list(dict.fromkeys(f"{piece.namespace}/{piece.service}" for piece in used))
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    result.objects += used
+    reason = "is of the old API and read as EndpointSlices, for its Service has none; write EndpointSlices"
+    result.notes.append(Problem(ObjectRef("Endpoints", "", ", ".join(names[:_SHOWN]) + more), "", reason))
 
 
 def _in_file(problem: Problem, file: str) -> Problem:

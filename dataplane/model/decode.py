@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from dataplane.model import slices, validate, wire, yamlload
-from dataplane.model.objects import ModelObject, ObjectRef, Problem
+from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Problem
 from dataplane.model.report import Report, valid_name
 
 _MAX_LIST_DEPTH = 8
@@ -50,12 +50,14 @@ class Decoded(msgspec.Struct):
     problems: faults; a Problem of an object that is in `objects` names a value that was left out of it.
     notes: nothing wrong, but worth saying when a person asked (a Service without any clusterIP, say).
     ignored: how many objects of each kind were passed over because no Service proxy needs them.
+    slices: of v1 Endpoints (see DecodedObject); whoever has read everything decides which of them count.
     """
 
     objects: list[ModelObject] = msgspec.field(default_factory=list)
     problems: list[Problem] = msgspec.field(default_factory=list)
     notes: list[Problem] = msgspec.field(default_factory=list)
     ignored: Counter[str] = msgspec.field(default_factory=Counter)
+    slices: list[EndpointSlice] = msgspec.field(default_factory=list)
 
     def extend(self, other: "Decoded") -> None:
         """Append what another source held."""
@@ -63,12 +65,14 @@ class Decoded(msgspec.Struct):
         self.problems += other.problems
         self.notes += other.notes
         self.ignored += other.ignored
+        self.slices += other.slices
 
 
 class DecodedObject(NamedTuple):
     """One object, as a watch event carries it.
 
     value: None when the object is not valid (then `problems` says why) or of no interest (`ignored` names its kind).
+    slices: what v1 Endpoints come to, which count where their Service has no EndpointSlices of its own.
     ref: its identity, None when even that cannot be told; it is there for invalid objects too.
     """
 
@@ -77,6 +81,7 @@ class DecodedObject(NamedTuple):
     problems: tuple[Problem, ...] = ()
     notes: tuple[Problem, ...] = ()
     ignored: str = ""
+    slices: tuple[EndpointSlice, ...] = ()
 
 
 def decode(data: bytes, source: str) -> Decoded:
@@ -178,6 +183,7 @@ def _add(found: DecodedObject, where: str, result: Decoded) -> None:
     for problem in found.problems:
         result.problems.append(problem if found.ref else _source_problem(where, problem.field, problem.reason))
     result.notes += found.notes
+    result.slices += found.slices
 
 
 def _decode_yaml(data: bytes, source: str, result: Decoded) -> None:
@@ -337,6 +343,10 @@ def _validated(item: wire.WireObject, muted: frozenset[str], faults: tuple[Probl
         value = slices.endpoint_slice(item, report)
         if value is None and not report.problems:
             return DecodedObject(None, report.ref, faults, ignored="" if faults else "EndpointSlice (FQDN)")
+    elif isinstance(item, wire.WireEndpoints):
+        pieces = slices.of_endpoints(item, report)
+        problems = (*faults, *report.problems)
+        return DecodedObject(None, report.ref, problems, tuple(report.notes), "Endpoints", pieces)
     elif isinstance(item, wire.WireService):
         value = validate.service(item, report)
     elif isinstance(item, wire.WireNode):

@@ -8,6 +8,8 @@ Rules: discovery.k8s.io/v1 (only the first address counts, nil conditions have d
 import sys
 from socket import inet_ntop, inet_pton
 
+import msgspec
+
 from dataplane.model import wire
 from dataplane.model.net import AF_INET, AF_INET6, Family, family_of
 from dataplane.model.objects import Endpoint, EndpointPort, EndpointSlice
@@ -137,3 +139,34 @@ def endpoint_slice(item: wire.WireSlice, report: Report) -> EndpointSlice | None
         endpoints=_endpoints(item, family, report),
         headless=labels.headless is not None,
     )
+
+
+def of_endpoints(item: wire.WireEndpoints, report: Report) -> tuple[EndpointSlice, ...]:
+    """v1 Endpoints as slices, one for each subset and family (as the control plane mirrors them)."""
+    labels = (item.metadata.labels if item.metadata else None) or _NO_LABELS
+    meta = wire.Metadata(report.name, report.namespace, labels=wire.Labels(report.name, labels.headless))
+    found = []
+    for index, subset in enumerate(item.subsets or ()):
+        for family in Family:
+            inner = Report(report.kind, report.namespace, report.name)
+            listed = [
+                *_listed(subset.addresses, family, ready=True),
+                *_listed(subset.not_ready_addresses, family, ready=False),
+            ]
+            if not listed:
+                continue
+            piece = endpoint_slice(wire.WireSlice("", meta, f"IPv{family.value}", listed, subset.ports), inner)
+            for problem in inner.problems:
+                report.problem(f"subsets[{index}].{problem.field}", problem.reason)
+            if piece is not None:
+                found.append(msgspec.structs.replace(piece, name=f"{report.name}-{index}-ipv{family.value}"))
+    return tuple(found)
+
+
+def _listed(
+    addresses: list[wire.SubsetAddress] | None, family: Family, *, ready: bool
+) -> list[wire.WireEndpoint | None]:
+    """The addresses of a family; one that is of none counts as IPv4, so that it is reported."""
+    conditions = wire.Conditions(ready, ready)
+    wanted = [each for each in addresses or () if (":" in (each.ip or "")) == (family is Family.IPV6)]
+    return [wire.WireEndpoint([each.ip or ""], conditions, each.node_name) for each in wanted]

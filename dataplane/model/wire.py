@@ -108,6 +108,19 @@ class SlicePort(Wire, frozen=True, gc=False):
     port: int | None = None
 
 
+class SubsetAddress(Wire, frozen=True, gc=False):
+    ip: str | None = None
+    node_name: str | None = None
+
+
+class Subset(Wire, frozen=True, gc=False):
+    """core/v1 EndpointSubset."""
+
+    addresses: list[SubsetAddress] | None = None
+    not_ready_addresses: list[SubsetAddress] | None = None
+    ports: list[SlicePort | None] | None = None
+
+
 class NodeAddress(Wire, frozen=True, gc=False):
     type: str | None = None
     address: str | None = None
@@ -141,6 +154,12 @@ class WireSlice(Wire, frozen=True, gc=False, tag_field="kind", tag="EndpointSlic
     ports: list[SlicePort | None] | None = None
 
 
+class WireEndpoints(Wire, frozen=True, gc=False, tag_field="kind", tag="Endpoints"):
+    api_version: str | None = None
+    metadata: Metadata | None = None
+    subsets: list[Subset] | None = None
+
+
 class WireNode(Wire, frozen=True, gc=False, tag_field="kind", tag="Node"):
     api_version: str | None = None
     metadata: Metadata | None = None
@@ -154,11 +173,12 @@ class WireServiceCIDR(Wire, frozen=True, gc=False, tag_field="kind", tag="Servic
     spec: CIDRSpec | None = None
 
 
-WireObject = WireService | WireSlice | WireNode | WireServiceCIDR
+WireObject = WireService | WireSlice | WireEndpoints | WireNode | WireServiceCIDR
 
-TYPES: dict[str, type[WireService] | type[WireSlice] | type[WireNode] | type[WireServiceCIDR]] = {
+TYPES: dict[str, type[WireObject]] = {
     "Service": WireService,
     "EndpointSlice": WireSlice,
+    "Endpoints": WireEndpoints,
     "Node": WireNode,
     "ServiceCIDR": WireServiceCIDR,
 }
@@ -167,6 +187,7 @@ TYPES: dict[str, type[WireService] | type[WireSlice] | type[WireNode] | type[Wir
 GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Service": ("", ("v1",)),
     "EndpointSlice": ("discovery.k8s.io", ("v1",)),
+    "Endpoints": ("", ("v1",)),
     "Node": ("", ("v1",)),
     "ServiceCIDR": ("networking.k8s.io", ("v1", "v1beta1")),
 }

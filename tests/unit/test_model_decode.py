@@ -222,11 +222,11 @@ def test_kubectl_output_reads_as_it_is() -> None:
 def test_other_kinds_are_counted_and_nothing_else() -> None:
     knative = {"apiVersion": "serving.knative.dev/v1", "kind": "Service", "spec": {"ports": "none"}}
     fqdn = {**SLICE, "addressType": "FQDN", "endpoints": [{"addresses": ["example.org"]}]}
-    items = [{"kind": "Pod"}, {"kind": "Pod", "metadata": 5}, {"kind": "Endpoints"}, knative, fqdn, SERVICE]
+    items = [{"kind": "Pod"}, {"kind": "Pod", "metadata": 5}, {"kind": "ReplicaSet"}, knative, fqdn, SERVICE]
     for dump in (json.dumps, yaml.safe_dump):
         found = decode(dump({"kind": "List", "items": items}).encode(), "test")
         assert (found.objects, found.problems) == ([ECHO], [])
-        assert found.ignored == {"Pod": 2, "Endpoints": 1, "Service.serving.knative.dev": 1, "EndpointSlice (FQDN)": 1}
+        assert found.ignored == {"Pod": 2, "ReplicaSet": 1, "Service.serving.knative.dev": 1, "EndpointSlice (FQDN)": 1}
 
 
 BAD_ITEMS: list[tuple[Any, str]] = [

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ctl.sources.manifests import SourceError, read_manifests
-from dataplane.model.objects import Node, Service
+from dataplane.model.net import Family, Protocol
+from dataplane.model.objects import EndpointPort, EndpointSlice, Node, Service
 
 
 def node(name: str, zone: str = "") -> str:
@@ -134,3 +135,49 @@ def test_services_as_people_write_them(tmp_path: Path) -> None:
     assert services["test"].external_local
     assert services["test"].ports[0].node_port == 30000
     assert sorted(note.ref.name for note in found.notes) == ["echo-extip", "echo-session", "test"]
+
+
+ENDPOINTS = """\
+apiVersion: v1
+kind: EndpointsList
+items:
+- metadata: {name: web}
+  subsets:
+  - addresses: [{ip: 10.244.0.5, nodeName: n1}, {ip: "fd00::5"}]
+    notReadyAddresses: [{ip: 10.244.0.6}]
+    ports: [{name: http, port: 8080}]
+  - addresses: [{ip: 127.0.0.1}]
+    ports: [{name: http, port: 99999}]
+- metadata: {name: other}
+  subsets: [{addresses: [{ip: 10.244.0.9}], ports: [{port: 80}]}]
+"""
+SLICE = """\
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: other-1, labels: {kubernetes.io/service-name: other}}
+addressType: IPv4
+ports: [{port: 80}]
+endpoints: [{addresses: [10.244.0.8]}]
+"""
+
+
+def test_endpoints_of_the_old_api_count_where_the_service_has_no_slices(tmp_path: Path) -> None:
+    file = tmp_path / "objects.yaml"
+    file.write_text(ENDPOINTS + SLICE)
+    found = read_manifests([str(file)])
+    slices = [value for value in found.objects if isinstance(value, EndpointSlice)]
+    assert [(s.service, s.family, [(e.address, e.ready, e.node) for e in s.endpoints]) for s in slices] == [
+        ("other", Family.IPV4, [("10.244.0.8", True, "")]),
+        ("web", Family.IPV4, [("10.244.0.5", True, "n1"), ("10.244.0.6", False, "")]),
+        ("web", Family.IPV6, [("fd00::5", True, "")]),
+        ("web", Family.IPV4, []),
+    ]
+    assert slices[1].ports == (EndpointPort("http", Protocol.TCP, 8080),)
+    (note,) = found.notes
+    assert str(note).startswith("Endpoints default/web: is of the old API and read as EndpointSlices")
+    assert [problem.field for problem in found.problems] == [
+        "subsets[1].ports[0].port",
+        "subsets[1].endpoints[0].addresses[0]",
+    ]
+    assert not found.ignored

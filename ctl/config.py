@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from dataplane.errors import HotplaneError
+from dataplane.malformed import MALFORMED
 from dataplane.model import yamlload
 from dataplane.model.net import canonical_address
 from dataplane.model.report import canonical_cidr
@@ -23,6 +24,7 @@ NO_EXTERNAL_IPS = f"featureGates: {EXTERNAL_IPS_GATE} is false, so externalIPs o
 HEALTHZ_PORT = 10256
 METRICS_PORT = 10249
 
+_MOST_SECONDS = 2.0**63 / 1e9  # Go's time.Duration counts nanoseconds in 64 bits
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _INITIALISMS = {"Ip": "IP", "Cidr": "CIDR", "Cidrs": "CIDRs", "Arp": "ARP", "Oom": "OOM", "Dsr": "DSR"}
@@ -51,6 +53,8 @@ def parse_duration(text: str) -> Duration:
     if not body or "".join(number + unit for number, unit in parts) != body:
         raise ValueError(f"{text!r} is not a duration; write a number and a unit, such as 30s, 5m or 2h45m")
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds >= _MOST_SECONDS:
+        raise ValueError(f"{text[:40]!r} is longer than 292 years, the longest duration of Go")
     return Duration(-seconds if text[0] == "-" else seconds)
 
 
@@ -196,7 +200,7 @@ def load_config(path: str) -> LoadedConfig:
 
 def parse_config(data: bytes, source: str) -> LoadedConfig:
     """Read a configuration from YAML or JSON. Raises ConfigError, with the field's path, when it cannot be used."""
-    value = _without_zeros(_without_nulls(_one_document(data, source)), KubeProxyConfiguration)
+    value = _without_zeros(yamlload.without_nulls(_one_document(data, source)), KubeProxyConfiguration)
     for field, expected in (("apiVersion", API_VERSION), ("kind", KIND)):
         if value.get(field) != expected:
             found = f"is {value[field]!r}" if field in value else "is missing"
@@ -215,7 +219,7 @@ def _one_document(data: bytes, source: str) -> dict[str, Any]:
     """The single mapping that the file holds."""
     try:
         value = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         value = None  # not JSON; YAML's reader says what is wrong with it
     if isinstance(value, dict):
         return value
@@ -226,15 +230,6 @@ def _one_document(data: bytes, source: str) -> dict[str, Any]:
     if len(found) != 1 or not isinstance(found[0].value, dict):
         raise ConfigError(source, "", f"must hold exactly one {KIND} object")
     return found[0].value
-
-
-def _without_nulls(value: Any) -> Any:
-    """Null means "not given", at any depth."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
 
 
 # Where kube-proxy cannot tell zero or "" from "not given", and takes the default; kubeadm writes such zeros.

@@ -14,6 +14,7 @@ import msgspec
 from ctl.ebpf import EbpfOptions
 from ctl.journal import drop, replay
 from dataplane.errors import HotplaneError
+from dataplane.malformed import MALFORMED
 from dataplane.plan.types import HealthCheck, Plan, PlanEntry
 from dataplane.policy.node import NodeConfig
 
@@ -139,8 +140,10 @@ def load(state_dir: Path, *, current: bool = True) -> Saved | None:
         return None
     except OSError as error:
         raise StateError(f"{path}: cannot be read ({error.strerror}); run as root") from error
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise StateError(f"{path}: is not what this version writes ({error}); apply the manifests again") from error
+    except ValueError as error:
+        raise StateError(f"{path}: does not hold what it says ({error}); apply the manifests again") from error
 
 
 def _with_journals(path: Path, saved: Saved) -> Saved:

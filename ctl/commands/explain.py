@@ -11,6 +11,7 @@ import msgspec
 from ctl.config import EXTERNAL_IPS_GATE
 from ctl.output import add_output_option, print_records
 from dataplane.errors import UsageError
+from dataplane.malformed import MALFORMED
 from dataplane.model.net import contains
 from dataplane.model.objects import EndpointSlice, ModelObject, Node, Problem
 from dataplane.oracle.decide import Decision, Oracle, Packet, Verdict
@@ -77,7 +78,7 @@ def read_flows(arguments: Iterable[str]) -> list[Flow]:
             texts += msgspec.json.decode(data, type=list[str])
         except OSError as error:
             raise UsageError(f"--flow {argument}: cannot be read: {error.strerror}") from error
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             raise UsageError(f"--flow {argument}: is not a JSON list of flow texts: {error}") from error
     return [Flow(text, parse_flow(text)) for text in texts]
 

@@ -25,7 +25,14 @@ def add_parser(subparsers: Any, name: str, text: str, description: str) -> argpa
     parser: argparse.ArgumentParser = subparsers.add_parser(name, help=text, description=description)
     source = parser.add_argument_group("where the objects come from")
     source.add_argument("--kubeconfig", metavar="FILE", help="kubeconfig of the API server")
-    source.add_argument("--master", metavar="URL", help="the API server's URL; wins over the kubeconfig's")
+    source.add_argument(
+        "--master",
+        metavar="URL",
+        help="the API server's URL, https unless http:// is written; wins over the kubeconfig's",
+    )
+    source.add_argument(
+        "--token-over-http", action="store_true", help="send credentials to an API server without TLS, too"
+    )
     add_manifest_option(parser, required=False)
     parser.add_argument(
         "--init-only", action="store_true", help="set the conntrack sysctls (ebpf mode: and mount its bpffs) and end"

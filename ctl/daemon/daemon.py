@@ -174,7 +174,7 @@ class Daemon:
             source.read()
             self._spawn(source.run(), "manifests")
             return
-        cluster = find_cluster(settings.kubeconfig, settings.master)
+        cluster = find_cluster(settings.kubeconfig, settings.master, token_over_http=settings.token_over_http)
         self._log.info("watching", server=cluster.url, node=settings.node.name, mode=settings.mode)
         self._api = Api(cluster)
         self._events = EventRecorder(self._api, settings.node.name, self._log)

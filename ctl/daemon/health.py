@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from dataplane.malformed import MALFORMED
+
 TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"
 """Taint of a node that the cluster autoscaler is about to remove; load balancers should leave it (KEP-3836)."""
 
@@ -35,7 +37,7 @@ def eligible(raw: msgspec.Raw) -> bool:
     """Whether load balancers may send to a node: not while it is being deleted."""
     try:
         state = _node_state.decode(raw)
-    except msgspec.DecodeError:
+    except MALFORMED:
         return True
     return state.metadata.deletion is None and all(taint.key != TO_BE_DELETED for taint in state.spec.taints or ())
 

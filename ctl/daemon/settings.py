@@ -24,6 +24,7 @@ class Settings(msgspec.Struct, frozen=True):
     node: NodeOptions
     kubeconfig: str = ""
     master: str = ""
+    token_over_http: bool = False
     paths: tuple[str, ...] = ()
     state_dir: Path = Path("/run/hotplane")
     once: bool = False
@@ -61,6 +62,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         node=NodeOptions(name, node_ips, args.zone),
         kubeconfig=args.kubeconfig or config.client_connection.kubeconfig,
         master=args.master or "",
+        token_over_http=args.token_over_http,
         paths=tuple(args.filename),
         state_dir=Path(args.state_dir),
         once=args.once,

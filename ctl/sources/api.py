@@ -12,10 +12,14 @@ import msgspec
 from ctl.sources.credentials import Credentials
 from ctl.sources.kubeconfig import Cluster
 from dataplane.errors import HotplaneError
+from dataplane.malformed import MALFORMED
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
 """Silence in the middle of an answer that is not a watch ends the request."""
+
+MOST_WAIT_SECONDS = 3600.0
+"""Longest wait that a server may ask for."""
 
 USER_AGENT = "hotplane"
 
@@ -49,7 +53,7 @@ def parse_status(body: bytes | msgspec.Raw, code: int) -> ApiStatus:
     """A refusal from its body; a body that is no Status gives its first words."""
     try:
         status = msgspec.json.decode(body, type=Status)
-    except msgspec.DecodeError:
+    except MALFORMED:
         return ApiStatus(code, "", bytes(body)[:200].decode(errors="replace").strip())
     return ApiStatus(status.code or code, status.reason, status.message)
 
@@ -162,7 +166,7 @@ class Api:
         refusal = parse_status(await answer.read(), answer.status)
         refusal.code = answer.status
         wait = answer.headers.get("Retry-After", "")
-        refusal.retry_after = float(wait) if wait.isdigit() else 0.0
+        refusal.retry_after = min(float(wait), MOST_WAIT_SECONDS) if wait.isdecimal() else 0.0
         raise refusal
 
     def _open(self) -> aiohttp.ClientSession:

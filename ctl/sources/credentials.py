@@ -7,13 +7,14 @@ import ssl
 import tempfile
 import time
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from dataplane.errors import HotplaneError
+from dataplane.malformed import MALFORMED
 
 TOKEN_SECONDS = 60.0
 """How long a token that was read from a file is used before the file is read again (client-go's period)."""
@@ -117,10 +118,10 @@ class Credentials:
         if time.monotonic() >= self._token_until:
             try:
                 token = Path(self._identity.token_file).read_text(encoding="utf-8").strip()
-            except OSError as error:
+            except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no path
                 if not self._token:
                     raise CredentialError(
-                        f"{self._identity.token_file}: the token cannot be read: {error.strerror}"
+                        f"{self._identity.token_file}: the token cannot be read: {getattr(error, 'strerror', error)}"
                     ) from error
                 token = self._token  # a file that is away for a moment does not end a working session
             self._token = token
@@ -140,7 +141,7 @@ class Credentials:
         for path in filter(None, paths):
             try:
                 stamps.append((path, os.stat(path).st_mtime_ns))
-            except OSError:
+            except (OSError, ValueError):
                 if self._context is not None:
                     return self._stamps  # in the middle of a rotation; what is loaded still works
                 stamps.append((path, 0))
@@ -161,7 +162,7 @@ class Credentials:
                 certificate, key = self._exec.client_certificate_data.encode(), self._exec.client_key_data.encode()
             if certificate or who.certificate_file:
                 _load_pair(context, certificate, who.certificate_file, key, who.key_file)
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        except (OSError, ValueError, TypeError) as error:  # ssl.SSLError is an OSError
             raise CredentialError(f"the TLS certificates of the kubeconfig cannot be used: {error}") from error
         return context
 
@@ -171,8 +172,18 @@ class Credentials:
         self._context = None
         self._exec_until = float("inf")
         if status.expiration_timestamp:
-            expires = datetime.fromisoformat(status.expiration_timestamp.replace("Z", "+00:00")).timestamp()
-            self._exec_until = expires - _EARLY_SECONDS
+            self._exec_until = _seconds(spec.command, status.expiration_timestamp) - _EARLY_SECONDS
+
+
+def _seconds(command: str, text: str) -> float:
+    """Seconds since the epoch of an RFC 3339 time. Raises CredentialError."""
+    try:
+        time_ = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        return (time_ if time_.tzinfo else time_.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise CredentialError(
+            f"{command}: the credential plugin's status.expirationTimestamp is {text[:40]!r}, not a time (RFC 3339)"
+        ) from error
 
 
 def _load_pair(context: ssl.SSLContext, certificate: bytes, certificate_file: str, key: bytes, key_file: str) -> None:
@@ -205,8 +216,9 @@ async def _plugin_status(spec: ExecSpec) -> _ExecStatus:
             command, *spec.args, env=env, stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-    except OSError as error:
-        raise CredentialError(f"{command}: the credential plugin cannot be run: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in a word of it
+        said = getattr(error, "strerror", error)
+        raise CredentialError(f"{command}: the credential plugin cannot be run: {said}") from error
     try:
         output, errors = await asyncio.wait_for(process.communicate(), EXEC_SECONDS)
     except TimeoutError as error:
@@ -218,7 +230,7 @@ async def _plugin_status(spec: ExecSpec) -> _ExecStatus:
         raise CredentialError(f"{command}: the credential plugin failed with status {process.returncode}: {said}")
     try:
         found = msgspec.json.decode(output, type=_ExecCredential)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise CredentialError(f"{command}: the credential plugin printed no ExecCredential: {error}") from error
     if found.api_version and found.api_version != spec.api_version:
         raise CredentialError(

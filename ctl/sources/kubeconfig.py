@@ -3,15 +3,18 @@
 import base64
 import binascii
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import msgspec
-import yaml
 
 from ctl.sources.credentials import EXEC_VERSIONS, ExecSpec, Identity, Trust
 from ctl.sources.manifests import SourceError
+from dataplane.model import yamlload
+from dataplane.model.decode import explain_type
 from dataplane.model.net import host_port
+from dataplane.model.yamlload import without_nulls
 
 _CLUSTER_INFO = (
     "server", "tls-server-name", "insecure-skip-tls-verify", "certificate-authority-data", "proxy-url",
@@ -30,22 +33,30 @@ class Cluster(msgspec.Struct, frozen=True):
     proxy_url: str = ""
 
 
-def find_cluster(kubeconfig: str, master: str) -> Cluster:
+def find_cluster(kubeconfig: str, master: str, *, token_over_http: bool = False) -> Cluster:
     """The API server that the options name; with neither, that of the pod we run in. Raises SourceError.
 
-    As in kube-proxy, `master` overrides the address in a kubeconfig.
+    As in kube-proxy, `master` overrides the address in a kubeconfig. token_over_http: a token, or whatever else proves
+    who we are, may be sent where everybody on the way can read it.
     """
     if kubeconfig:
         cluster = load_kubeconfig(kubeconfig)
-        return msgspec.structs.replace(cluster, url=_url(master)) if master else cluster
-    if master:
-        return Cluster(_url(master))
-    return in_cluster()
+        cluster = msgspec.structs.replace(cluster, url=_url(master)) if master else cluster
+    else:
+        cluster = Cluster(_url(master)) if master else in_cluster()
+    if cluster.url.startswith("http://") and cluster.identity != Identity() and not token_over_http:
+        raise SourceError(
+            f"{cluster.url}: the credentials of {kubeconfig or 'this pod'} would be sent unencrypted; write https://, "
+            "or say --token-over-http if that is meant"
+        )
+    return cluster
 
 
 def in_cluster(account: Path = SERVICE_ACCOUNT) -> Cluster:
     """The API server of the cluster whose pod this process runs in. Raises SourceError outside of one."""
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5):
+        raise SourceError(f"KUBERNETES_SERVICE_PORT is {port[:20]!r}, not a port; the kubelet sets it")
     token = account / "token"
     if not host or not token.exists():
         raise SourceError(
@@ -60,118 +71,210 @@ def in_cluster(account: Path = SERVICE_ACCOUNT) -> Cluster:
 
 
 def load_kubeconfig(path: str) -> Cluster:
-    """The current context of a kubeconfig. Raises SourceError naming what is missing."""
-    try:
-        document = yaml.safe_load(Path(path).read_bytes())
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror}; check --kubeconfig") from error
-    except yaml.YAMLError as error:
-        raise SourceError(f"{path}: is not valid YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise SourceError(f"{path}: is not a kubeconfig; it must be a mapping with clusters, users and contexts")
-    reader = _Reader(path, document)
-    name = str(document.get("current-context") or "")
-    if not name:
+    """The current context of a kubeconfig. Raises SourceError naming the field that is missing or malformed."""
+    document = _read(path)
+    if not document.current_context:
         raise SourceError(f"{path}: current-context is not set; kubectl config use-context NAME sets it")
-    context = reader.named("contexts", name, "context")
-    cluster = reader.named("clusters", str(context.get("cluster") or ""), "cluster")
-    user = reader.named("users", str(context["user"]), "user") if context.get("user") else {}
-    return reader.cluster(cluster, user)
+    context = _named(path, "contexts", document.contexts, document.current_context).context
+    cluster = _named(path, "clusters", document.clusters, context.cluster).cluster
+    user = _named(path, "users", document.users, context.user).user if context.user else _User()
+    return _Reader(path).cluster(cluster, user)
 
 
 def _url(text: str) -> str:
-    """An API server's URL; an address alone gets http, as in client-go. Raises SourceError."""
-    url = text if "://" in text else f"http://{text}"
-    if not url.startswith(("http://", "https://")):
-        raise SourceError(f"{text}: an API server's URL starts with http:// or https://")
+    """An API server's URL; an address alone gets https: only who writes http:// gets that. Raises SourceError."""
+    url = text if "://" in text else f"https://{text}"
+    if not url.startswith(("http://", "https://")) or not url.isprintable():
+        raise SourceError(f"{text!r}: an API server's URL starts with https:// or http://")
     return url.rstrip("/")
 
 
+class _Section(msgspec.Struct, rename=lambda name: name.replace("_", "-")):
+    """Base of a kubeconfig's parts (k8s.io/client-go, tools/clientcmd/api/v1); other fields are passed over."""
+
+
+class _Extension(_Section):
+    name: str = ""
+    extension: Any = None
+
+
+class _Cluster(_Section):
+    server: str = ""
+    tls_server_name: str = ""
+    insecure_skip_tls_verify: bool = False
+    certificate_authority: str = ""
+    certificate_authority_data: str = ""
+    proxy_url: str = ""
+    disable_compression: bool = False
+    extensions: list[_Extension] = []
+
+
+class _Variable(_Section):
+    name: str
+    value: str = ""
+
+
+class _Exec(msgspec.Struct, rename="camel"):
+    command: str = ""
+    args: list[str] = []
+    env: list[_Variable] = []
+    api_version: str = EXEC_VERSIONS[0]
+    provide_cluster_info: bool = False
+    interactive_mode: str = ""
+
+
+class _User(_Section):
+    token: str = ""
+    token_file: str = msgspec.field(default="", name="tokenFile")
+    username: str = ""
+    password: str = ""
+    client_certificate: str = ""
+    client_certificate_data: str = ""
+    client_key: str = ""
+    client_key_data: str = ""
+    exec: _Exec | None = None
+    auth_provider: Any = None
+
+
+class _Context(_Section):
+    cluster: str = ""
+    user: str = ""
+
+
+class _NamedCluster(_Section):
+    name: str
+    cluster: _Cluster = msgspec.field(default_factory=_Cluster)
+
+
+class _NamedUser(_Section):
+    name: str
+    user: _User = msgspec.field(default_factory=_User)
+
+
+class _NamedContext(_Section):
+    name: str
+    context: _Context = msgspec.field(default_factory=_Context)
+
+
+class _Kubeconfig(_Section):
+    current_context: str = ""
+    clusters: list[_NamedCluster] = []
+    users: list[_NamedUser] = []
+    contexts: list[_NamedContext] = []
+
+
+class _Item(Protocol):
+    name: str
+
+
+_T = TypeVar("_T", bound=_Item)
+
+
+def _read(path: str) -> _Kubeconfig:
+    """The file's one document, types checked. Raises SourceError."""
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", error)
+        raise SourceError(f"{path}: cannot be read: {said}; check --kubeconfig") from error
+    found = list(yamlload.documents(data.removeprefix(b"\xef\xbb\xbf")))
+    for each in found:
+        if each.error:
+            raise SourceError(f"{path}: is not valid YAML: {each.error}")
+    if len(found) != 1 or not isinstance(found[0].value, dict):
+        raise SourceError(f"{path}: is not a kubeconfig; it must be a mapping with clusters, users and contexts")
+    try:
+        return msgspec.convert(without_nulls(found[0].value), _Kubeconfig)
+    except msgspec.ValidationError as error:
+        field, reason = explain_type(str(error))
+        raise SourceError(f"{path}: {field}: {reason}" if field else f"{path}: {reason}") from error
+
+
+def _named(path: str, section: str, items: Sequence[_T], name: str) -> _T:
+    """The item of a named list (clusters, users, contexts). Raises SourceError."""
+    for item in items:
+        if item.name == name:
+            return item
+    raise SourceError(f"{path}: {section} has no {name!r}")
+
+
 class _Reader:
-    def __init__(self, path: str, document: dict[str, Any]) -> None:
+    """Makes the model's values of a kubeconfig's parts."""
+
+    def __init__(self, path: str) -> None:
         self._path = path
-        self._document = document
 
-    def named(self, section: str, name: str, key: str) -> dict[str, Any]:
-        """The item of a named list (clusters, users, contexts)."""
-        for item in self._document.get(section) or ():
-            if isinstance(item, dict) and item.get("name") == name:
-                value = item.get(key) or {}
-                if isinstance(value, dict):
-                    return value
-        raise SourceError(f"{self._path}: {section} has no {name!r}")
-
-    def cluster(self, cluster: dict[str, Any], user: dict[str, Any]) -> Cluster:
-        if not cluster.get("server"):
+    def cluster(self, cluster: _Cluster, user: _User) -> Cluster:
+        if not cluster.server:
             raise SourceError(f"{self._path}: the cluster has no server")
-        if user.get("auth-provider"):
+        if user.auth_provider:
             raise SourceError(f"{self._path}: the user's auth-provider is no longer supported; use exec or a token")
         return Cluster(
-            _url(str(cluster["server"])),
+            _url(cluster.server),
             self._identity(cluster, user),
             Trust(
-                self._data(cluster, "certificate-authority-data"),
-                self._file(cluster, "certificate-authority"),
-                bool(cluster.get("insecure-skip-tls-verify")),
+                self._data(cluster.certificate_authority_data, "certificate-authority-data"),
+                self._file(cluster.certificate_authority),
+                cluster.insecure_skip_tls_verify,
             ),
-            str(cluster.get("tls-server-name") or ""),
-            str(cluster.get("proxy-url") or ""),
+            cluster.tls_server_name,
+            cluster.proxy_url,
         )
 
-    def _identity(self, cluster: dict[str, Any], user: dict[str, Any]) -> Identity:
+    def _identity(self, cluster: _Cluster, user: _User) -> Identity:
         return Identity(
-            token=str(user.get("token") or ""),
-            token_file=self._file(user, "tokenFile"),
-            username=str(user.get("username") or ""),
-            password=str(user.get("password") or ""),
-            certificate=self._data(user, "client-certificate-data"),
-            certificate_file=self._file(user, "client-certificate"),
-            key=self._data(user, "client-key-data"),
-            key_file=self._file(user, "client-key"),
-            plugin=self._plugin(cluster, user["exec"]) if user.get("exec") else None,
+            token=user.token,
+            token_file=self._file(user.token_file),
+            username=user.username,
+            password=user.password,
+            certificate=self._data(user.client_certificate_data, "client-certificate-data"),
+            certificate_file=self._file(user.client_certificate),
+            key=self._data(user.client_key_data, "client-key-data"),
+            key_file=self._file(user.client_key),
+            plugin=self._plugin(cluster, user.exec) if user.exec is not None else None,
         )
 
-    def _plugin(self, cluster: dict[str, Any], spec: dict[str, Any]) -> ExecSpec:
-        if not spec.get("command"):
+    def _plugin(self, cluster: _Cluster, spec: _Exec) -> ExecSpec:
+        if not spec.command:
             raise SourceError(f"{self._path}: the user's exec has no command")
-        if spec.get("interactiveMode") == "Always":
+        if spec.interactive_mode == "Always":
             raise SourceError(f"{self._path}: the user's exec plugin is interactive; a daemon has nobody to ask")
-        version = str(spec.get("apiVersion") or EXEC_VERSIONS[0])
-        if version not in EXEC_VERSIONS:
+        if spec.api_version not in EXEC_VERSIONS:
             raise SourceError(
-                f"{self._path}: the user's exec speaks {version}; it must be {' or '.join(EXEC_VERSIONS)}"
+                f"{self._path}: the user's exec speaks {spec.api_version}; it must be {' or '.join(EXEC_VERSIONS)}"
             )
         return ExecSpec(
-            command=str(spec["command"]),
-            args=tuple(map(str, spec.get("args") or ())),
-            env=tuple((str(item["name"]), str(item.get("value", ""))) for item in spec.get("env") or ()),
-            api_version=version,
-            cluster=self._cluster_info(cluster) if spec.get("provideClusterInfo") else None,
+            command=spec.command,
+            args=tuple(spec.args),
+            env=tuple((item.name, item.value) for item in spec.env),
+            api_version=spec.api_version,
+            cluster=self._cluster_info(cluster) if spec.provide_cluster_info else None,
             base=str(Path(self._path).parent),
         )
 
-    def _cluster_info(self, cluster: dict[str, Any]) -> dict[str, Any]:
+    def _cluster_info(self, cluster: _Cluster) -> dict[str, Any]:
         """The Cluster of an ExecCredential: the authority always as data, and of the extensions only the plugin's own
         (client.authentication.k8s.io/v1)."""
-        info = {name: cluster[name] for name in _CLUSTER_INFO if name in cluster}
-        authority = self._file(cluster, "certificate-authority")
+        given = msgspec.to_builtins(cluster)
+        info = {name: given[name] for name in _CLUSTER_INFO if given[name]}
+        authority = self._file(cluster.certificate_authority)
         if authority and "certificate-authority-data" not in info:
             try:
                 info["certificate-authority-data"] = base64.b64encode(Path(authority).read_bytes()).decode()
-            except OSError as error:
-                raise SourceError(f"{authority}: cannot be read: {error.strerror}; {self._path} names it") from error
-        for item in cluster.get("extensions") or ():
-            if item.get("name") == "client.authentication.k8s.io/exec":
-                info["config"] = item.get("extension")
+            except (OSError, ValueError) as error:
+                said = getattr(error, "strerror", error)
+                raise SourceError(f"{authority}: cannot be read: {said}; {self._path} names it") from error
+        for item in cluster.extensions:
+            if item.name == "client.authentication.k8s.io/exec":
+                info["config"] = item.extension
         return info
 
-    def _file(self, section: dict[str, Any], field: str) -> str:
+    def _file(self, value: str) -> str:
         """A path, relative to the kubeconfig's folder."""
-        value = section.get(field)
-        return str(Path(self._path).parent / str(value)) if value else ""
+        return str(Path(self._path).parent / value) if value else ""
 
-    def _data(self, section: dict[str, Any], field: str) -> bytes:
+    def _data(self, text: str, field: str) -> bytes:
         try:
-            return base64.b64decode(section.get(field) or "", validate=True)
+            return base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError) as error:
             raise SourceError(f"{self._path}: {field}: is not base64: {error}") from error

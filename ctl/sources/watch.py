@@ -19,6 +19,7 @@ from ctl.daemon.inbox import Inbox
 from ctl.daemon.log import Log
 from ctl.sources.api import Api, ApiError, ApiStatus, parse_status
 from dataplane.errors import HotplaneError
+from dataplane.malformed import MALFORMED
 from dataplane.model.decode import DecodedObject, decode_object
 from dataplane.model.objects import ObjectRef
 
@@ -289,7 +290,7 @@ class Reflector:
                 continue
             try:
                 page = _page.decode(body)
-            except msgspec.DecodeError as error:
+            except MALFORMED as error:
                 raise ApiError(f"{self._resource.path}: the list cannot be read: {error}") from error
             for item in page.items or ():
                 self._take(item)
@@ -364,7 +365,7 @@ class Reflector:
             if event.type == "ERROR":
                 raise self._error_event(event.object)
             meta = _head.decode(event.object).metadata
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             self._inbox.invalid_events += 1
             raise WatchError(f"{self._resource.path}: an event cannot be read: {error}") from error
         if event.type == "BOOKMARK":

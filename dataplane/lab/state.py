@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from dataplane.lab.spec import LabError, LabSpec
+from dataplane.malformed import MALFORMED
 
 STATE_DIR = Path("/run/hotplane/lab")
 
@@ -34,7 +35,7 @@ def load(name: str) -> LabState | None:
         return msgspec.json.decode(path_of(name).read_bytes(), type=LabState)
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise LabError(f"lab {name}: {path_of(name)} is damaged ({error}): hotplane lab down --name {name}") from error
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from dataplane.malformed import MALFORMED
 from dataplane.model import slices, validate, wire, yamlload
 from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Problem
 from dataplane.model.report import Report, valid_name
@@ -103,7 +104,7 @@ def decode_object(raw: bytes | msgspec.Raw, kind: str = "") -> DecodedObject:
     """Decode one JSON object (of a watch event, or of a list of `kind`, whose items carry no kind of their own)."""
     try:
         item = _typed[kind].decode(raw) if kind in _typed else _any_object.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         return _decode_slowly(raw, kind)
     return _validated(item, frozenset(), ())
 
@@ -111,7 +112,7 @@ def decode_object(raw: bytes | msgspec.Raw, kind: str = "") -> DecodedObject:
 def _decode_json(data: bytes, source: str, result: Decoded) -> None:
     try:
         raw = msgspec.json.decode(data, type=msgspec.Raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except MALFORMED as error:
         _decode_not_json(data, source, str(error), result)
         return
     _collect(raw, "", source, 0, result)
@@ -121,7 +122,7 @@ def _decode_not_json(data: bytes, source: str, reason: str, result: Decoded) -> 
     """Bytes that look like JSON but are not one value: one object a line, or YAML in flow style."""
     try:
         lines = _raw_lines.decode_lines(data)
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         lines = []
     if len(lines) > 1:
         for number, line in enumerate(lines, start=1):
@@ -153,7 +154,7 @@ def _collect_items(raw: msgspec.Raw, list_kind: str, where: str, depth: int, res
         return list_kind == "List" or list_kind[:-4] in wire.TYPES
     try:
         raws = _raw_list.decode(items)
-    except msgspec.DecodeError:
+    except MALFORMED:
         result.problems.append(_source_problem(where, "items", "must be a list of objects"))
         return True
     if depth >= _MAX_LIST_DEPTH:
@@ -221,7 +222,7 @@ def _decode_slowly(raw: bytes | msgspec.Raw, kind: str) -> DecodedObject:
         value = msgspec.json.decode(raw)
     except msgspec.ValidationError:
         value = _lenient(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except MALFORMED as error:
         return _unreadable(f"is not valid JSON: {error}")
     return _decode_value(value, kind)
 
@@ -230,7 +231,7 @@ def _lenient(raw: bytes | msgspec.Raw) -> Any:
     """The JSON value without types, None when it is not JSON or nested too deeply."""
     try:
         return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         return None
 
 
@@ -257,7 +258,7 @@ def _decode_value(value: Any, kind: str) -> DecodedObject:
         try:
             item = msgspec.convert(value, wire.TYPES[own_kind])
         except msgspec.ValidationError as error:
-            path, reason = _explain(str(error))
+            path, reason = explain_type(str(error))
             faults.append(Problem(ref, path, reason))
             isolated = _ISOLATED.match(f"$.{path}")
             if isolated is None or len(faults) >= _MAX_FAULTS:
@@ -279,10 +280,13 @@ def _without(value: Any, path: str) -> Any:
     return {**value, name: items}
 
 
-def _explain(message: str) -> tuple[str, str]:
+def explain_type(message: str) -> tuple[str, str]:
     """(field path, reason) from msgspec's message, such as "Expected `int`, got `str` - at `$.spec.ports[0].port`"."""
     text, _, path = message.partition(" - at `$")
     field = path.rstrip("`").removeprefix(".")
+    missing = re.fullmatch(r"Object missing required field `(.*)`", text)
+    if missing:
+        return field, f"has no {missing[1]}"
     wanted, got = [*re.findall(r"`([^`]*)`", text), "", ""][:2]
     expected = " or ".join(_TYPE_NAMES.get(word, word) for word in wanted.split(" | ") if word != "null")
     hint = ""

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import yaml
 
 _MAX_DEPTH = 200
+MAX_ALIASED = 100_000
+"""Values that the aliases of one document may stand for, all together: aliases of aliases multiply."""
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _WORDS = {
@@ -106,16 +108,30 @@ def _number(text: str) -> int | float:
     return int(text) if _INT.fullmatch(text) else float(text)
 
 
+class _Anchored(NamedTuple):
+    """What an alias stands for: how many values that is, and how deeply they are nested."""
+
+    value: Any
+    size: int
+    depth: int
+
+
 class _Open:
     """A list or mapping whose end has not come yet. In a mapping `key` is the key that waits for its value."""
 
-    __slots__ = ("anchor", "key", "merged", "target")
+    __slots__ = ("anchor", "depth", "key", "merged", "size", "target")
 
     def __init__(self, target: dict[str, Any] | list[Any], anchor: str | None) -> None:
         self.target = target
         self.anchor = anchor
         self.key: str | None = None
         self.merged: list[Any] = []
+        self.size, self.depth = 1, 1
+
+    def hold(self, size: int, depth: int) -> None:
+        """Count a value that was added: how many values it is with all in it, and how deeply they are nested."""
+        self.size += size
+        self.depth = max(self.depth, depth + 1)
 
     def add(self, value: Any, event: Any) -> None:
         """Put a value where it belongs."""
@@ -149,7 +165,8 @@ class _Open:
 def _values(chunk: bytes) -> Iterator[Any]:
     """The value of each document in the chunk. Raises YAMLError at the first fault."""
     stack: list[_Open] = []
-    anchors: dict[str, Any] = {}
+    anchors: dict[str, _Anchored] = {}
+    aliased = 0
     root: Any = None
     event: Any
     for event in yaml.parse(chunk, Loader=yaml.CSafeLoader):
@@ -159,9 +176,9 @@ def _values(chunk: bytes) -> Iterator[Any]:
             if top and top.key is None and isinstance(top.target, dict):
                 top.set_key(event)
                 continue
-            value = _scalar(event)
+            value, size, depth = _scalar(event), 1, 0
             if event.anchor:
-                anchors[event.anchor] = value
+                anchors[event.anchor] = _Anchored(value, size, depth)
         elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
             if event.tag not in _CONTAINER_TAGS or len(stack) >= _MAX_DEPTH:
                 raise _fail(event, "it is nested too deeply" if len(stack) >= _MAX_DEPTH else f"tag {event.tag!r}")
@@ -170,20 +187,35 @@ def _values(chunk: bytes) -> Iterator[Any]:
         elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
             ended = stack.pop()
             ended.close(event)
-            value = ended.target
+            value, size, depth = ended.target, ended.size, ended.depth
             if ended.anchor:
-                anchors[ended.anchor] = value
+                anchors[ended.anchor] = _Anchored(value, size, depth)
         elif kind is yaml.AliasEvent:
             if event.anchor not in anchors:
                 raise _fail(event, f"*{event.anchor} names nothing that is complete here")
-            value = anchors[event.anchor]
+            value, size, depth = anchors[event.anchor]
+            aliased += size
+            if aliased > MAX_ALIASED:
+                raise _fail(event, f"its aliases stand for more than {MAX_ALIASED} values; write them out")
+            if len(stack) + depth > _MAX_DEPTH:
+                raise _fail(event, "it is nested too deeply")
         else:
             if kind is yaml.DocumentEndEvent:
                 yield root
                 root = None
-                anchors = {}
+                anchors, aliased = {}, 0
             continue
         if stack:
             stack[-1].add(value, event)
+            stack[-1].hold(size, depth)
         else:
             root = value
+
+
+def without_nulls(value: Any) -> Any:
+    """Null means "not given", at any depth."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value

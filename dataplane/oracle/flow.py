@@ -37,7 +37,7 @@ def parse_flow(text: str) -> Packet:
 
 
 def _wrong(text: str, why: str) -> UsageError:
-    return UsageError(f"flow {text!r}: {why}; write {FORM}")
+    return UsageError(f"flow {text[:200]!r}: {why}; write {FORM}")
 
 
 def _address_port(text: str, endpoint: str) -> tuple[str, str]:
@@ -61,8 +61,8 @@ def _address(text: str, address: str) -> str:
 
 
 def _port(text: str, port: str) -> int:
-    if not (port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535):
-        raise _wrong(text, f"{port!r} is not a port number from 1 to 65535")
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65535):
+        raise _wrong(text, f"{port[:20]!r} is not a port number from 1 to 65535")
     return int(port)
 
 

@@ -73,7 +73,10 @@ def test_a_kubeconfig_in_full(tmp_path: Path) -> None:
     assert (cluster.tls_server_name, cluster.proxy_url) == ("kubernetes", "http://proxy:3128")
     who = cluster.identity
     assert (who.certificate, who.key_file, who.token_file) == (b"PEM", "/abs/key.pem", str(tmp_path / "token"))
-    assert find_cluster(path, "1.2.3.4:8080").url == "http://1.2.3.4:8080", "--master wins over the file's address"
+    assert find_cluster(path, "1.2.3.4:8080").url == "https://1.2.3.4:8080", "--master wins over the file's address"
+    with pytest.raises(SourceError, match="would be sent unencrypted"):
+        find_cluster(path, "http://1.2.3.4:8080")
+    assert find_cluster(path, "http://1.2.3.4:8080", token_over_http=True).url == "http://1.2.3.4:8080"
     assert find_cluster(path, "1.2.3.4:8080").identity == who
 
 
@@ -90,6 +93,23 @@ def test_a_kubeconfig_in_full(tmp_path: Path) -> None:
         ({"users": [{"name": "u", "user": {"exec": {"command": "x", "apiVersion": "v1alpha1"}}}]}, "speaks v1alpha1"),
         ({"users": [{"name": "u", "user": {"auth-provider": {"name": "gcp"}}}]}, "auth-provider"),
         ({"users": [{"name": "u", "user": {"client-key-data": "%%"}}]}, "client-key-data"),
+        (
+            {"clusters": [{"name": "c", "cluster": {"server": "https://x", "insecure-skip-tls-verify": "false"}}]},
+            "true or",
+        ),
+        ({"clusters": 5}, "clusters: must be a list"),
+        ({"clusters": [5]}, r"clusters\[0\]: must be a mapping"),
+        ({"clusters": [{"name": "c", "cluster": []}]}, "must be a mapping, not a list"),
+        ({"clusters": [{"name": "c", "cluster": {"server": ["x"]}}]}, "server: must be a string"),
+        ({"clusters": [{"name": "c", "cluster": {"server": "https://x", "extensions": [5]}}]}, "extensions"),
+        ({"users": [{"name": "u", "user": "me"}]}, "user: must be a mapping"),
+        ({"users": [{"name": "u", "user": {"token": 5}}]}, "token: must be a string"),
+        ({"users": [{"name": "u", "user": {"exec": "x"}}]}, "exec: must be a mapping"),
+        ({"users": [{"name": "u", "user": {"exec": {"command": "x", "args": 5}}}]}, "args: must be a list"),
+        ({"users": [{"name": "u", "user": {"exec": {"command": "x", "env": [{"value": "v"}]}}}]}, "env"),
+        ({"users": [{"name": "u", "user": {"client-key-data": {"a": 1}}}]}, "client-key-data: must be a string"),
+        ({"contexts": [{"name": "here", "context": "c"}]}, "context: must be a mapping"),
+        ({"current-context": {"a": 1}}, "current-context: must be a string"),
     ],
 )
 def test_a_kubeconfig_with_a_fault_is_explained(tmp_path: Path, change: dict[str, Any], said: str) -> None:

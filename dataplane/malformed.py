@@ -1,0 +1,6 @@
+"""What decoding bytes of any origin may raise."""
+
+import msgspec
+
+MALFORMED = (msgspec.DecodeError, UnicodeError, RecursionError)
+"""Of msgspec's JSON and MessagePack: not of that format or type, text that is not UTF-8, nested too deeply."""

@@ -13,21 +13,37 @@ _NO_TIME = "9999"  # sorts behind every RFC 3339 time: an object without a creat
 
 
 class Claim(NamedTuple):
-    """A Service's claim to a frontend; the smallest claim wins: older creationTimestamp, then namespace/name."""
+    """A Service's claim to a frontend; the smallest claim wins: that of a clusterIP before any other (the control plane
+    gave it out, whereas anybody may write an externalIP), then older creationTimestamp, then namespace/name."""
 
+    external: bool
     created: str
     service: ServiceId
 
 
-_Held = tuple[tuple[Claim, ...], Sequence[FrontendKey]]
-"""What one Service claims: its claim, alone in a tuple, and the frontends."""
+class Claimant(NamedTuple):
+    """What a Service claims frontends with: at its clusterIPs, and elsewhere. Each claim is alone in a tuple, which all
+    its frontends share."""
 
-_NOTHING: _Held = ((), ())
+    cluster_ips: tuple[str, ...]
+    inside: tuple[Claim, ...]
+    outside: tuple[Claim, ...]
+
+    def claim(self, key: FrontendKey) -> tuple[Claim, ...]:
+        """The claim to one frontend."""
+        return self.inside if key.address in self.cluster_ips else self.outside
 
 
-def claim_of(service_id: ServiceId, service: Service) -> Claim:
-    """The claim that a Service makes to each of its frontends."""
-    return Claim(service.created or _NO_TIME, service_id)
+_Held = tuple[Claimant, Sequence[FrontendKey]]
+"""What one Service claims, and by what."""
+
+_NOTHING: _Held = (Claimant((), (), ()), ())
+
+
+def claimant(service_id: ServiceId, service: Service) -> Claimant:
+    """What a Service claims its frontends with."""
+    created = service.created or _NO_TIME
+    return Claimant(service.cluster_ips, (Claim(False, created, service_id),), (Claim(True, created, service_id),))
 
 
 class Claims:
@@ -42,20 +58,21 @@ class Claims:
         claims = self._claims.get(key)
         return claims[0] if claims else None
 
-    def replace(self, service: ServiceId, claim: Claim | None, keys: Sequence[FrontendKey]) -> set[ServiceId]:
-        """Set what a Service claims (claim None: nothing). Returns the *other* Services that won or lost by it."""
+    def replace(self, service: ServiceId, claims: Claimant | None, keys: Sequence[FrontendKey]) -> set[ServiceId]:
+        """Set what a Service claims (claims None: nothing). Returns the *other* Services that won or lost by it."""
         held = self._of.get(service, _NOTHING)
-        new: _Held = ((claim,), keys) if claim is not None and keys else _NOTHING
+        new: _Held = (claims, keys) if claims is not None and keys else _NOTHING
         affected: set[ServiceId] = set()
         if new == held:
             return affected
         for key in held[1]:
             self._withdraw(service, key, affected)
         for key in new[1]:
-            claims = self._claims.setdefault(key, new[0])
-            if claims is not new[0]:
-                affected.update(other.service for other in claims)
-                self._claims[key] = tuple(sorted((*claims, *new[0])))
+            own = new[0].claim(key)
+            others = self._claims.setdefault(key, own)
+            if others is not own:
+                affected.update(other.service for other in others)
+                self._claims[key] = tuple(sorted((*others, *own)))
         if new is _NOTHING:
             self._of.pop(service, None)
         else:

@@ -17,7 +17,7 @@ from dataplane.model.objects import (
     ServiceCIDR,
 )
 from dataplane.plan.change import EntryChange, PlanChange
-from dataplane.plan.claims import Claim, Claims, ServiceId, claim_of
+from dataplane.plan.claims import Claim, Claims, ServiceId, claimant
 from dataplane.plan.frontends import Way, has_frontends, make_frontends, service_families, ways_in
 from dataplane.plan.types import EntryKey, FrontendKey, FrontendKind, HealthCheck, Plan, PlanEntry
 from dataplane.policy.endpoints import BackendSets, Candidate, backend_sets, lingering
@@ -38,11 +38,12 @@ def _bulk(count: int) -> contextlib.AbstractContextManager[None]:
 
 
 def _taken(loser: ObjectRef, kind: FrontendKind, key: FrontendKey, winner: Claim) -> Problem:
+    equal = winner.external or kind is FrontendKind.CLUSTER_IP
+    taken = "already taken by the older Service" if equal else "is a clusterIP of Service"
     return Problem(
         loser,
         f"{kind.value} {key}",
-        f"already taken by the older Service {'/'.join(winner.service)}; "
-        "this frontend is left out, give one of the two another address or port",
+        f"{taken} {'/'.join(winner.service)}; this frontend is left out, give one of the two another address or port",
     )
 
 
@@ -176,7 +177,7 @@ class Planner:
                 continue
             ports[service_id] = wanted = ways_in(service, self.plan.node.external_ips)
             keys = tuple([key for ways in wanted.values() for _, key in ways])
-            affected |= self._claims.replace(service_id, claim_of(service_id, service), keys)
+            affected |= self._claims.replace(service_id, claimant(service_id, service), keys)
         for service_id in affected.difference(ports):
             ports[service_id] = ways_in(self._services[service_id], self.plan.node.external_ips)
         changes: list[EntryChange] = []

@@ -51,7 +51,9 @@ def answer(objects: list[Object], node: NaiveNode, packet: NaivePacket) -> Answe
         for port in service["spec"].get("ports", []):
             kind = how_it_is_reached(service, port, node, packet)
             if kind is not None:
-                claims.append((kind == "nodePort", age(service), kind, service, port))
+                inside = [service["spec"].get("clusterIP"), *service["spec"].get("clusterIPs", ())]
+                rank = 2 if kind == "nodePort" else packet.destination not in inside
+                claims.append((rank, age(service), kind, service, port))
     if not claims:
         return nobody_claims(objects, node, packet)
     _, _, kind, service, port = min(claims, key=lambda claim: (claim[0], claim[1]))

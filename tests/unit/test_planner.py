@@ -306,3 +306,29 @@ def test_diff_and_apply_are_inverse() -> None:
     apply_change(one.plan, change)
     assert one.plan == two.plan
     assert not diff(one.plan, two.plan)
+
+
+@pytest.mark.parametrize("how", [{"external_ips": ("10.96.0.10",)}, {"load_balancer_ips": ("10.96.0.10",)}])
+def test_a_cluster_ip_beats_older_claims_from_outside(how: dict[str, tuple[str, ...]]) -> None:
+    planner = Planner(NODE)
+    thief = service("thief", "10.96.0.1", created="2020-01-01T00:00:00Z", **how)
+    dns = service("dns", "10.96.0.10", created="2026-01-01T00:00:00Z")
+    planner.update([thief, dns])
+    assert {f.key.address for f in planner.plan.entries[key("dns")].frontends} == {"10.96.0.10"}
+    assert {f.key.address for f in planner.plan.entries[key("thief")].frontends} == {"10.96.0.1"}
+    (problem,) = planner.problems[thief.ref]
+    assert "is a clusterIP of Service default/dns" in problem.reason
+    planner.update(deletes=[dns.ref])
+    assert len(planner.plan.entries[key("thief")].frontends) == 2
+    planner.update([dns])  # made anew
+    assert {f.key.address for f in planner.plan.entries[key("dns")].frontends} == {"10.96.0.10"}
+
+
+def test_a_cluster_ip_that_is_the_service_s_own_lb_ip_too_stays_its_own() -> None:
+    planner = Planner(NODE)
+    thief = service("thief", "10.96.0.1", created="2020-01-01T00:00:00Z", external_ips=("10.96.0.10",))
+    own = service(
+        "own", "10.96.0.10", created="2026-01-01T00:00:00Z", load_balancer_ips=("10.96.0.10",), source_ranges=()
+    )
+    planner.update([thief, own])
+    assert [f.kind for f in planner.plan.entries[key("own")].frontends] == [FrontendKind.LOAD_BALANCER]

@@ -1,5 +1,8 @@
 """tc programs on devices through a clsact qdisc, for kernels without tcx (before Linux 6.6)."""
 
+import socket
+from typing import Any
+
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -8,7 +11,13 @@ from dataplane.errors import HotplaneError
 INGRESS_PARENT, EGRESS_PARENT = 0xFFFFFFF2, 0xFFFFFFF3
 PRIORITY = 0x4850
 """Preference of hotplane's filters: late, and a number that nobody else is likely to use."""
+_MADE, _FOUND = 1, 2
+"""Class ids of hotplane's filters, which mean nothing to a program that decides itself: whether hotplane made the qdisc
+or found it there."""
 _ETH_P_ALL = 0x0003
+_INFO = PRIORITY << 16 | socket.htons(_ETH_P_ALL)
+"""tcm_info of hotplane's filters. A request to delete that lacks it takes everybody's: pyroute2 makes it of `prio` only
+where a kind of filter is named."""
 _EEXIST, _ENOENT, _EINVAL = 17, 2, 22
 
 
@@ -26,41 +35,64 @@ def attach(index: int, program: int, name: str, *, egress: bool) -> None:
     index: ifindex. name: shown by `tc filter show`. Raises ClsactError.
     """
     with IPRoute() as door:
+        mark = _MADE
         try:
             door.tc("add", "clsact", index=index)
         except NetlinkError as error:
             if error.code != _EEXIST:
                 raise ClsactError(f"clsact on device {index}: {error}") from error
+            mark = _mark(door, index) or _FOUND
         try:
             door.tc(
                 "replace-filter", "bpf", index=index, handle=1, fd=program, name=name, parent=_parent(egress),
-                prio=PRIORITY, protocol=_ETH_P_ALL, classid=1, direct_action=True,
+                prio=PRIORITY, protocol=_ETH_P_ALL, classid=mark, direct_action=True,
             )  # fmt: skip
         except NetlinkError as error:
             raise ClsactError(f"tc filter on device {index}: {error}") from error
 
 
 def detach(index: int) -> None:
-    """Take our filters off a device, and the qdisc with the last filter of all; fine when there is none."""
+    """Take our filters off a device, and the qdisc if we made it and no filter of any kind is left; fine when there is
+    nothing of ours."""
     with IPRoute() as door:
+        mark = _mark(door, index)
+        if not mark:
+            return
         for egress in (False, True):
             try:
-                door.tc("del-filter", index=index, parent=_parent(egress), prio=PRIORITY, protocol=_ETH_P_ALL)
+                door.tc("del-filter", index=index, parent=_parent(egress), info=_INFO)
             except NetlinkError as error:
                 if error.code not in (_ENOENT, _EINVAL):
                     raise ClsactError(f"tc filter on device {index}: {error}") from error
-        if not any(filters(index, egress=egress, everybody=True) for egress in (False, True)) and _has_qdisc(
-            door, index
-        ):
+        if mark == _MADE and not any(_anybody(door, index, egress=egress) for egress in (False, True)):
             door.tc("del", "clsact", index=index)
+
+
+def _anybody(door: IPRoute, index: int, *, egress: bool) -> list[Any]:
+    """Every filter on one side of a device, of whatever kind."""
+    return list(door.get_filters(index=index, parent=_parent(egress)))
+
+
+def _mark(door: IPRoute, index: int) -> int:
+    """The class id of a filter of ours on a device; 0 = there is none."""
+    if not _has_qdisc(door, index):
+        return 0
+    for egress in (False, True):
+        for item in _anybody(door, index, egress=egress):
+            options = item.get_attr("TCA_OPTIONS")
+            if item["info"] >> 16 == PRIORITY and item.get_attr("TCA_KIND") == "bpf" and hasattr(options, "get_attr"):
+                number = options.get_attr("TCA_BPF_CLASSID")
+                if number:
+                    return int(number)
+    return 0
 
 
 def _has_qdisc(door: IPRoute, index: int) -> bool:
     return any(q["index"] == index and q.get_attr("TCA_KIND") == "clsact" for q in door.get_qdiscs())
 
 
-def filters(index: int, *, egress: bool, everybody: bool = False) -> list[str]:
-    """Names of our filters on a device (or of everybody's), for status and cleanup."""
+def filters(index: int, *, egress: bool) -> list[str]:
+    """Names of our filters on a device, for status and cleanup."""
     with IPRoute() as door:
         if not _has_qdisc(door, index):
             return []
@@ -68,6 +100,6 @@ def filters(index: int, *, egress: bool, everybody: bool = False) -> list[str]:
         for item in door.get_filters(index=index, parent=_parent(egress)):
             options = item.get_attr("TCA_OPTIONS")
             name = options.get_attr("TCA_BPF_NAME") if options is not None and hasattr(options, "get_attr") else None
-            if name is not None and (everybody or item["info"] >> 16 == PRIORITY):
+            if name is not None and item["info"] >> 16 == PRIORITY:
                 found.append(str(name))
         return found

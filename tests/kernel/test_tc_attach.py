@@ -164,6 +164,32 @@ def test_clsact_and_generic_xdp_where_nothing_better_is(place: Place) -> None:
         assert clsact.filters(status.ifindex, egress=False) == []
 
 
+@pytest.mark.parametrize("tcx", [True, False])
+@pytest.mark.parametrize("with_filter", [True, False])
+def test_another_tool_s_qdisc_and_filters_stay(place: Place, *, tcx: bool, with_filter: bool) -> None:
+    def tc(*words: str) -> str:
+        return subprocess.run(["tc", "-n", place.name, *words], capture_output=True, text=True, check=True).stdout
+
+    tc("qdisc", "add", "dev", "up0", "clsact")
+    if with_filter:  # of classic BPF, which has no name
+        tc("filter", "add", "dev", "up0", "ingress", "prio", "7", "bpf", "bytecode", "1,6 0 0 0", "classid", "1:9")
+    before = tc("filter", "show", "dev", "up0", "ingress")
+    for _ in range(2):  # a second run finds the first one's filters, and still knows whose the qdisc is
+        hook = attached(place, PacketHook(tcx=tcx, xdp=False))
+        hook.close()
+    with netns.netns(place.name):
+        hook.detach(place.pins)
+    assert "clsact" in tc("qdisc", "show", "dev", "up0")
+    assert tc("filter", "show", "dev", "up0", "ingress") == before
+    if not with_filter:
+        return
+    tc("qdisc", "del", "dev", "up0", "clsact")
+    hook = attached(place, PacketHook(tcx=tcx, xdp=False))
+    with netns.netns(place.name):
+        hook.detach(place.pins)
+    assert "clsact" not in tc("qdisc", "show", "dev", "up0"), "what hotplane made goes"
+
+
 def test_another_xdp_program_is_left_alone(place: Place) -> None:
     hook = attached(place, PacketHook())
     other = PinDirectory(f"other-{place.name}")

@@ -4,6 +4,8 @@ Only the chosen command's module is imported, so that every command starts fast.
 """
 
 import argparse
+import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -186,27 +188,79 @@ def _status(argv: Sequence[str]) -> int:
     try:
         result: int = importlib.import_module(COMMANDS[args.command].module).run(args)
     except HotplaneError as error:
-        print(f"hotplane: {error}", file=sys.stderr)
+        _say(str(error))
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     return result
+
+
+def _say(text: str) -> None:
+    """One message on stderr, each line of it without anything that a terminal would obey."""
+    from dataplane.model.objects import one_line
+
+    lines = "\n    ".join(map(one_line, text.split("\n")))  # indented: no line of it looks like another message
+    with contextlib.suppress(OSError):  # a full disk behind stderr: nobody can be told
+        print(f"hotplane: {lines}", file=sys.stderr)
+
+
+def _open_streams() -> None:
+    """Give a process that was started with closed streams open ones, which lead nowhere: whatever is opened first would
+    get their numbers otherwise, and printing would end in a traceback. A closed stdout is said."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    closed = sys.stdout is None
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the end
+    if closed:
+        _say("standard output is closed; what would be printed is lost")
+
+
+def _os_failure(error: OSError) -> int:
+    """The sentence for a refusal of the operating system that nobody foresaw where it happened; FAILED."""
+    reason = error.strerror or getattr(error, "args", ("",))[-1]
+    file = error.filename or ("standard output" if error.errno == errno.ENOSPC else "")
+    where = f"{file}: " if file else ""
+    hint = "; run as root" if isinstance(error, PermissionError) and os.geteuid() else ""
+    _say(f"{where}{reason}{hint}")
+    return FAILED
+
+
+def _forget_stdout() -> None:
+    """Point stdout elsewhere, or the interpreter complains when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's) and return the exit status.
 
-    Expected failures (`HotplaneError`) become one sentence on stderr and status 1 (wrong usage: 2); anything
-    else is a defect and keeps its traceback.
+    Expected failures (`HotplaneError`), and what the operating system refuses (no rights, a full disk), become one
+    sentence on stderr and status 1 (wrong usage: 2); anything else is a defect and keeps its traceback.
     """
+    _open_streams()
     try:
         status = _status(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
-        return status
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has left. Point stdout elsewhere, or the interpreter complains when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
         return BROKEN_PIPE
+    except OSError as error:
+        status = _os_failure(error)
+    except Exception as error:
+        if type(error).__name__ != "NetlinkError":  # pyroute2 takes 200 ms to import, and is there if it was raised
+            raise
+        status = _os_failure(OSError(getattr(error, "code", 0), os.strerror(getattr(error, "code", 0))))
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+        return BROKEN_PIPE
+    except OSError as error:
+        _forget_stdout()
+        _say(f"standard output: {error.strerror}")
+        return FAILED
+    return status
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataplane.errors import HotplaneError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_REFUSED = 3  # exit status of a child whose answer says what was expected to be able to go wrong
 
 
 class ChildError(HotplaneError):
@@ -30,12 +31,15 @@ def _run(function: Callable[[], bytes], door: int) -> None:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        answer = function()
+        try:
+            answer, after = function(), 0
+        except HotplaneError as error:  # expected: a sentence for the parent's log
+            answer, after = str(error).encode(), _REFUSED
         with open(door, "wb") as pipe:
             pipe.write(answer)
-        status = 0
+        status = after
     finally:
-        if status:
+        if status not in (0, _REFUSED):
             traceback.print_exception(sys.exc_info()[1])
             sys.stderr.flush()
         os._exit(status)
@@ -67,6 +71,8 @@ class Child:
         finally:
             os.close(self._reader)
             status = self._end()
+        if status == _REFUSED:
+            raise ChildError(b"".join(pieces).decode(errors="replace"))
         if status:
             raise ChildError(f"ended with status {status}; what it said stands above")
         return b"".join(pieces)

@@ -27,6 +27,8 @@ METRICS_PORT = 10249
 _MOST_SECONDS = 2.0**63 / 1e9  # Go's time.Duration counts nanoseconds in 64 bits
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
+# What the kernel lets a device be called (IFNAMSIZ - 1 bytes), less what rules and terminals could trip over.
+_DEVICE = re.compile(r"[A-Za-z0-9._@+=#-]{1,15}", re.ASCII)
 _INITIALISMS = {"Ip": "IP", "Cidr": "CIDR", "Cidrs": "CIDRs", "Arp": "ARP", "Oom": "OOM", "Dsr": "DSR"}
 
 
@@ -334,6 +336,12 @@ def _check(config: KubeProxyConfiguration, source: str) -> None:
     ):
         if number < 0:
             raise ConfigError(source, field, f"is {number}; write 0 or more (0 leaves the kernel's value)")
+    for field, device in (
+        ("detectLocal.bridgeInterface", config.detect_local.bridge_interface),
+        ("detectLocal.interfaceNamePrefix", config.detect_local.interface_name_prefix),
+    ):
+        if device and not _DEVICE.fullmatch(device):
+            raise ConfigError(source, field, f"is {device!r}; write a device's name: up to 15 letters, digits, . - _ @")
     _check_cidrs(_split(config.cluster_cidr), source, "clusterCIDR")
     cidrs = [entry for entry in config.node_port_addresses if entry.strip() not in (PRIMARY, LOCALHOST, ALL)]
     _check_cidrs(cidrs, source, "nodePortAddresses")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dataplane.errors import HotplaneError
-from dataplane.model.decode import Decoded, decode
+from dataplane.model.decode import Decoded, decode_strictly
 from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Problem
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -32,7 +32,7 @@ def read_manifests(paths: Sequence[str]) -> Decoded:
     places: dict[ObjectRef, str] = {}
     for path in paths:
         for name, data in _read(path):
-            found = decode(data, name)
+            found = decode_strictly(data, name)
             for value in found.objects:
                 ref = value.ref
                 if ref in latest:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from dataplane.malformed import MALFORMED
-from dataplane.model import slices, validate, wire, yamlload
+from dataplane.model import slices, strict, validate, wire, yamlload
 from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Problem
 from dataplane.model.report import Report, valid_name
 
@@ -52,6 +52,7 @@ class Decoded(msgspec.Struct):
     notes: nothing wrong, but worth saying when a person asked (a Service without any clusterIP, say).
     ignored: how many objects of each kind were passed over because no Service proxy needs them.
     slices: of v1 Endpoints (see DecodedObject); whoever has read everything decides which of them count.
+    strict: fields that do not exist are noted.
     """
 
     objects: list[ModelObject] = msgspec.field(default_factory=list)
@@ -59,6 +60,7 @@ class Decoded(msgspec.Struct):
     notes: list[Problem] = msgspec.field(default_factory=list)
     ignored: Counter[str] = msgspec.field(default_factory=Counter)
     slices: list[EndpointSlice] = msgspec.field(default_factory=list)
+    strict: bool = False
 
     def extend(self, other: "Decoded") -> None:
         """Append what another source held."""
@@ -85,14 +87,28 @@ class DecodedObject(NamedTuple):
     slices: tuple[EndpointSlice, ...] = ()
 
 
+def decode_strictly(data: bytes, source: str) -> Decoded:
+    """`decode` for what a person wrote: JSON in which a key stands twice is refused, as such YAML is, and fields that do
+    not exist are noted."""
+    result = Decoded(strict=True)
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    fault = strict.json_fault(data) if data.lstrip(_BLANK)[:1] in (b"{", b"[") else ""
+    if fault:
+        result.problems.append(_source_problem(source, "", f"is not valid JSON: {fault}"))
+        return result
+    return _decode(data, source, result)
+
+
 def decode(data: bytes, source: str) -> Decoded:
     """Decode a manifest: JSON or YAML, one object or several documents, `List` and typed lists (`ServiceList`).
 
     in: the bytes, and a name for them ("services.yaml", "stdin") that problems without an object refer to.
     Never raises for what the bytes hold; whatever cannot be read becomes a Problem.
     """
-    result = Decoded()
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    return _decode(data.removeprefix(b"\xef\xbb\xbf"), source, Decoded())
+
+
+def _decode(data: bytes, source: str, result: Decoded) -> Decoded:
     if data.lstrip(_BLANK)[:1] in (b"{", b"["):
         _decode_json(data, source, result)
     else:
@@ -145,6 +161,8 @@ def _collect(raw: msgspec.Raw, kind: str, where: str, depth: int, result: Decode
             return
         result.ignored[found.ignored] += 1
     _add(found, where, result)
+    if result.strict:
+        _note_unknown(_lenient(raw), found, result)
 
 
 def _collect_items(raw: msgspec.Raw, list_kind: str, where: str, depth: int, result: Decoded) -> bool:
@@ -163,6 +181,8 @@ def _collect_items(raw: msgspec.Raw, list_kind: str, where: str, depth: int, res
     kind = list_kind[:-4]
     for index, item in enumerate(raws):
         found = decode_object(item, kind if kind in wire.TYPES else "")
+        if result.strict:
+            _note_unknown(_lenient(item), found, result)
         if found.value is not None:
             result.objects.append(found.value)
             if found.problems or found.notes:
@@ -210,6 +230,15 @@ def _collect_value(value: Any, kind: str, where: str, depth: int, result: Decode
     if found.ignored:
         result.ignored[found.ignored] += 1
     _add(found, where, result)
+    if result.strict:
+        _note_unknown(value, found, result)
+
+
+def _note_unknown(value: Any, found: DecodedObject, result: Decoded) -> None:
+    """Note the fields of one parsed object that its kind does not have."""
+    if isinstance(value, dict) and found.ref is not None:
+        for field, reason in strict.unknown_fields(found.ref.kind, value):
+            result.notes.append(Problem(found.ref, field, reason))
 
 
 def _decode_slowly(raw: bytes | msgspec.Raw, kind: str) -> DecodedObject:

@@ -255,3 +255,10 @@ def test_load_config(tmp_path: Path) -> None:
     assert load_config(str(file)) == parse_config(KUBEADM.encode(), "x")
     with pytest.raises(ConfigError, match="cannot be read: No such file or directory"):
         load_config(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("name", ['a" accept; iifname "b', "a\nb", "a b", "x" * 16, "br*", "a/b"])
+@pytest.mark.parametrize("field", ["bridgeInterface", "interfaceNamePrefix"])
+def test_a_device_s_name_is_one(field: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"detectLocal.{field}: is .*write a device's name"):
+        parse(detectLocal={field: name})

@@ -181,3 +181,40 @@ def test_endpoints_of_the_old_api_count_where_the_service_has_no_slices(tmp_path
         "subsets[1].endpoints[0].addresses[0]",
     ]
     assert not found.ignored
+
+
+def test_fields_that_do_not_exist_are_told(tmp_path: Path) -> None:
+    spec = '"clusterIP": "10.96.0.1", "sessionAffinty": "ClientIP", "ports": [{"port": 80, "nodeport": 30000}]'
+    text = f'{{"kind": "Service", "metadata": {{"name": "a"}}, "spec": {{{spec}}}}}'
+    file = tmp_path / "a.yaml"
+    lists = [f'{{"kind": "{kind}", "items": [{text}]}}' for kind in ("List", "ServiceList")]
+    for form in (text, f"---\n{text}", *lists):
+        file.write_text(form)
+        assert [str(note) for note in read_manifests([str(file)]).notes] == [
+            f"{file}: Service default/a: spec.sessionAffinty: is no field of this kind and has no effect; "
+            "is sessionAffinity meant?",
+            f"{file}: Service default/a: spec.ports[0].nodeport: is no field of this kind and has no effect; "
+            "is nodePort meant?",
+        ]
+
+
+def test_a_key_that_stands_twice_in_json_is_refused_as_in_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('{"kind": "Service", "metadata": {"name": "a", "name": "b"}, "spec": {}}')
+    found = read_manifests([str(file)])
+    assert not found.objects
+    (problem,) = found.problems
+    assert str(problem) == f"Source {file}: is not valid JSON: the key 'name' is given twice; remove one of them"
+
+
+def test_what_stands_in_two_files_is_told_and_names_are_one_line(tmp_path: Path) -> None:
+    for name in ("a.yaml", "b.yaml"):
+        (tmp_path / name).write_text(node("n"))
+    (note,) = read_manifests([str(tmp_path)]).notes
+    assert str(note) == (
+        f"{tmp_path}/b.yaml: Node n: stands in {tmp_path}/a.yaml too; the one that is read last is used"
+    )
+    (tmp_path / "a.yaml").write_text('kind: Node\nmetadata: {name: "x\\nhotplane: fine \\e[31m"}\n')
+    (problem,) = read_manifests([str(tmp_path / "a.yaml")]).problems
+    assert "\n" not in str(problem)
+    assert "\x1b" not in str(problem)

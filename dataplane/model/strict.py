@@ -1,0 +1,94 @@
+"""What a hand-written object may have wrong that decoders pass over: fields that do not exist, keys that stand twice.
+
+Only for manifests: what an API server sends was decoded by itself, and may be of a later version. Fields: core/v1,
+discovery.k8s.io/v1 and networking.k8s.io/v1 of Kubernetes 1.36, with those that earlier versions had.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+LARGEST = 16 << 20
+"""Bytes of JSON up to which keys that stand twice are looked for: it takes a hundred times as long as decoding."""
+
+_Fields = dict[str, "_Fields | None"]
+"""Fields by name; None = whatever is below is not looked at."""
+
+
+def _names(text: str, **below: _Fields) -> _Fields:
+    return {**dict.fromkeys(text.split()), **below}
+
+
+_OBJECT = "apiVersion kind metadata"
+_PORT = "name protocol port appProtocol"
+_SERVICE_SPEC = _names(
+    "allocateLoadBalancerNodePorts clusterIP clusterIPs externalIPs externalName externalTrafficPolicy "
+    "healthCheckNodePort internalTrafficPolicy ipFamilies ipFamily ipFamilyPolicy loadBalancerClass loadBalancerIP "
+    "loadBalancerSourceRanges publishNotReadyAddresses selector sessionAffinity topologyKeys trafficDistribution type",
+    ports=_names(f"{_PORT} nodePort targetPort"),
+    sessionAffinityConfig=_names("", clientIP=_names("timeoutSeconds")),
+)
+_ENDPOINT = _names(
+    "addresses deprecatedTopology hostname nodeName targetRef topology zone",
+    conditions=_names("ready serving terminating"),
+    hints=_names("", forZones=_names("name"), forNodes=_names("name")),
+)
+_ADDRESS = _names("ip hostname nodeName targetRef")
+KINDS: dict[str, _Fields] = {
+    "Service": _names(f"{_OBJECT} status", spec=_SERVICE_SPEC),
+    "EndpointSlice": _names(f"{_OBJECT} addressType", endpoints=_ENDPOINT, ports=_names(_PORT)),
+    "Endpoints": _names(
+        _OBJECT, subsets=_names("", addresses=_ADDRESS, notReadyAddresses=_ADDRESS, ports=_names(_PORT))
+    ),
+    "ServiceCIDR": _names(f"{_OBJECT} status", spec=_names("cidrs")),
+}
+
+
+def unknown_fields(kind: str, value: dict[str, Any]) -> list[tuple[str, str]]:
+    """Path of each field that objects of a kind do not have, and why it matters. Other kinds have none."""
+    return list(_unknown(value, KINDS.get(kind), ""))
+
+
+def _unknown(value: Any, known: _Fields | None, path: str) -> Iterator[tuple[str, str]]:
+    if known is None:
+        return
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _unknown(item, known, f"{path}[{index}]")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            field = f"{path}.{name}" if path else name
+            if name in known:
+                yield from _unknown(item, known[name], field)
+            else:
+                close = difflib.get_close_matches(name, known, 1)
+                yield field, f"is no field of this kind and has no effect{f'; is {close[0]} meant?' if close else ''}"
+
+
+class _Twice(ValueError):
+    """A key that stands twice in one object."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise _Twice(f"the key {name[:100]!r} is given twice; remove one of them")
+            seen.add(name)
+    return found
+
+
+def json_fault(data: bytes) -> str:
+    """Why JSON should not be used although it can be decoded: a key that stands twice; "" = nothing, or too large."""
+    if len(data) > LARGEST:
+        return ""
+    try:
+        json.loads(data, object_pairs_hook=_object)
+    except _Twice as error:
+        return str(error)
+    except (ValueError, RecursionError):  # other readers have better sentences for it
+        return ""
+    return ""

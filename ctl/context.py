@@ -10,6 +10,7 @@ import msgspec
 
 from ctl.config import NO_EXTERNAL_IPS, KubeProxyConfiguration, load_config
 from ctl.modes import DEFAULT_MODE
+from ctl.sources.manifests import NODE_PORTS, PortRange
 from dataplane.errors import UsageError
 from dataplane.model.net import Family, canonical_address, is_loopback
 from dataplane.model.objects import ModelObject, Node, Problem
@@ -37,6 +38,23 @@ def add_manifest_option(parser: argparse.ArgumentParser, *, required: bool = Tru
         metavar="FILE|DIR|-",
         help="manifests: Service, EndpointSlice, Node, ServiceCIDR; repeatable",
     )
+    parser.add_argument(
+        "--service-node-port-range",
+        dest="node_ports",
+        type=_port_range,
+        default=NODE_PORTS,
+        metavar="FIRST-LAST",
+        help="node ports that manifests may ask for (default: 30000-32767, as kube-apiserver's)",
+    )
+
+
+def _port_range(text: str) -> PortRange:
+    first, dash, last = text.partition("-")
+    if dash and all(number.isascii() and number.isdecimal() and len(number) <= 5 for number in (first, last)):
+        ports = PortRange(int(first), int(last))
+        if 1 <= ports.first <= ports.last <= 65535:
+            return ports
+    raise argparse.ArgumentTypeError(f"{text[:40]!r} is no range of ports; write FIRST-LAST, such as 30000-32767")
 
 
 def build_context(args: argparse.Namespace, objects: Iterable[ModelObject] = (), *, offline: bool = False) -> Context:

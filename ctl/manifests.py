@@ -37,7 +37,7 @@ def plan_manifests(args: argparse.Namespace) -> Planned:
 
     Raises HotplaneError when nothing of it could be used.
     """
-    decoded = read_manifests(args.filename)
+    decoded = read_manifests(args.filename, args.node_ports)
     context = build_context(args, decoded.objects)
     planner = Planner(context.node)
     planner.update(decoded.objects)

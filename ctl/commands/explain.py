@@ -191,7 +191,7 @@ def run(args: argparse.Namespace) -> int:
     from ctl.sources.manifests import read_manifests
 
     asked = read_flows(args.flow)
-    decoded = read_manifests(args.filename)
+    decoded = read_manifests(args.filename, args.node_ports)
     report_problems([*decoded.problems, *decoded.notes])
     context = build_context(args, decoded.objects, offline=True)
     planner = Planner(context.node)

@@ -170,7 +170,7 @@ class Daemon:
     def _open_source(self) -> None:
         settings = self.settings
         if settings.paths:
-            source = DirectorySource(settings.paths, self.inbox, self._log)
+            source = DirectorySource(settings.paths, self.inbox, self._log, settings.node_ports)
             source.read()
             self._spawn(source.run(), "manifests")
             return

@@ -11,6 +11,7 @@ from ctl.daemon.nodes import NodeOptions
 from ctl.daemon.options import effective
 from ctl.ebpf import EbpfOptions, ebpf_options
 from ctl.modes import DEFAULT_MODE, MODES
+from ctl.sources.manifests import NODE_PORTS, PortRange
 from dataplane.errors import UsageError
 from dataplane.model.net import canonical_address
 
@@ -26,6 +27,7 @@ class Settings(msgspec.Struct, frozen=True):
     master: str = ""
     token_over_http: bool = False
     paths: tuple[str, ...] = ()
+    node_ports: PortRange = NODE_PORTS
     state_dir: Path = Path("/run/hotplane")
     once: bool = False
     adopt: bool = False
@@ -64,6 +66,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         master=args.master or "",
         token_over_http=args.token_over_http,
         paths=tuple(args.filename),
+        node_ports=args.node_ports,
         state_dir=Path(args.state_dir),
         once=args.once,
         adopt=args.adopt,

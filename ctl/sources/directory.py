@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ctl.daemon.inbox import Inbox
 from ctl.daemon.log import Log
-from ctl.sources.manifests import BROKEN, SUFFIXES, SourceError, read_manifests
+from ctl.sources.manifests import BROKEN, NODE_PORTS, SUFFIXES, PortRange, SourceError, read_manifests
 from dataplane.model.decode import DecodedObject
 from dataplane.model.objects import ObjectRef, Problem
 
@@ -17,14 +17,14 @@ class DirectorySource:
     """Reads the paths again whenever a file in them changes. A file that cannot be read changes nothing: what was
     read last stays, as with an API server that is away."""
 
-    def __init__(self, paths: Sequence[str], inbox: Inbox, log: Log) -> None:
-        self._paths, self._inbox, self._log = list(paths), inbox, log
+    def __init__(self, paths: Sequence[str], inbox: Inbox, log: Log, node_ports: PortRange = NODE_PORTS) -> None:
+        self._paths, self._inbox, self._log, self._node_ports = list(paths), inbox, log, node_ports
         self._seen: frozenset[tuple[str, int, int]] | None = None
 
     def read(self) -> None:
         """Read everything into the inbox. Raises SourceError for a path that cannot be read at all."""
         self._seen = self._stamp()
-        found = read_manifests(self._paths)
+        found = read_manifests(self._paths, self._node_ports)
         broken = [problem for problem in found.problems if problem.ref.kind == BROKEN]
         for problem in broken:
             self._log.warning("a manifest cannot be read", reason=problem)

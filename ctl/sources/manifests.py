@@ -3,10 +3,13 @@
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
 
 from dataplane.errors import HotplaneError
 from dataplane.model.decode import Decoded, decode_strictly
-from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Problem
+from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Problem, Service
 
 SUFFIXES = (".yaml", ".yml", ".json")
 _SHOWN = 5
@@ -16,15 +19,26 @@ BROKEN = "Source"
 """Kind of the problems of what cannot be read at all: a file, a document, an object without identity."""
 
 
+class PortRange(NamedTuple):
+    """Ports from first to last, both included."""
+
+    first: int
+    last: int
+
+
+NODE_PORTS = PortRange(30000, 32767)
+"""kube-apiserver's default of --service-node-port-range. What an API server sends has met its own."""
+
+
 class SourceError(HotplaneError):
     """A source of objects that cannot be read at all; the message is a sentence for the person who named it."""
 
 
-def read_manifests(paths: Sequence[str]) -> Decoded:
+def read_manifests(paths: Sequence[str], node_ports: PortRange = NODE_PORTS) -> Decoded:
     """Read files, directories (recursively: *.yaml, *.yml, *.json, in sorted order; hidden ones not) and `-` (stdin).
 
     An object that occurs again (same kind, namespace and name) replaces the earlier one, and a note says so. Problems
-    name their file.
+    name their file. Node ports outside of node_ports are left out: they would take ports of the node itself.
     Raises SourceError when a path cannot be read or a directory holds no manifest; what a file holds never raises.
     """
     result = Decoded()
@@ -35,6 +49,8 @@ def read_manifests(paths: Sequence[str]) -> Decoded:
             found = decode_strictly(data, name)
             for value in found.objects:
                 ref = value.ref
+                if isinstance(value, Service):
+                    value = _within(value, node_ports, found.problems)
                 if ref in latest:
                     twice = f"stands in {places[ref]} too; the one that is read last is used"
                     found.notes.append(Problem(ref, "", twice))
@@ -59,6 +75,21 @@ def _add_endpoints(result: Decoded) -> None:
     result.objects += used
     reason = "is of the old API and read as EndpointSlices, for its Service has none; write EndpointSlices"
     result.notes.append(Problem(ObjectRef("Endpoints", "", ", ".join(names[:_SHOWN]) + more), "", reason))
+
+
+def _within(service: Service, allowed: PortRange, problems: list[Problem]) -> Service:
+    """A Service without the node ports that it may not have."""
+    ports = []
+    for index, port in enumerate(service.ports):
+        if port.node_port and not allowed.first <= port.node_port <= allowed.last:
+            reason = (
+                f"{port.node_port} is outside of {allowed.first}-{allowed.last} and left out; choose another, or set "
+                "--service-node-port-range"
+            )
+            problems.append(Problem(service.ref, f"spec.ports[{index}].nodePort", reason))
+            port = msgspec.structs.replace(port, node_port=0)
+        ports.append(port)
+    return msgspec.structs.replace(service, ports=tuple(ports)) if tuple(ports) != service.ports else service
 
 
 def _in_file(problem: Problem, file: str) -> Problem:

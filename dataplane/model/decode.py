@@ -88,8 +88,8 @@ class DecodedObject(NamedTuple):
 
 
 def decode_strictly(data: bytes, source: str) -> Decoded:
-    """`decode` for what a person wrote: JSON in which a key stands twice is refused, as such YAML is, and fields that do
-    not exist are noted."""
+    """`decode` for what a person wrote: JSON in which a key stands twice is refused, as such YAML is, and fields that
+    do not exist are noted."""
     result = Decoded(strict=True)
     data = data.removeprefix(b"\xef\xbb\xbf")
     fault = strict.json_fault(data) if data.lstrip(_BLANK)[:1] in (b"{", b"[") else ""

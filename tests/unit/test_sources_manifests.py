@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ctl.sources.manifests import SourceError, read_manifests
+from ctl.sources.manifests import PortRange, SourceError, read_manifests
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import EndpointPort, EndpointSlice, Node, Service
 
@@ -218,3 +218,18 @@ def test_what_stands_in_two_files_is_told_and_names_are_one_line(tmp_path: Path)
     (problem,) = read_manifests([str(tmp_path / "a.yaml")]).problems
     assert "\n" not in str(problem)
     assert "\x1b" not in str(problem)
+
+
+def test_node_ports_outside_of_the_range_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    ports = "[{name: ssh, port: 22, nodePort: 22}, {name: web, port: 80, nodePort: 30080}]"
+    file.write_text(
+        f"kind: Service\nmetadata: {{name: a}}\nspec: {{clusterIP: 10.96.0.1, type: NodePort, ports: {ports}}}\n"
+    )
+    found = read_manifests([str(file)])
+    (value,) = found.objects
+    assert isinstance(value, Service)
+    assert [port.node_port for port in value.ports] == [0, 30080]
+    (problem,) = found.problems
+    assert str(problem).startswith(f"{file}: Service default/a: spec.ports[0].nodePort: 22 is outside of 30000-32767")
+    assert not read_manifests([str(file)], PortRange(1, 32767)).problems

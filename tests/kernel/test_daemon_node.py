@@ -334,6 +334,27 @@ def test_the_ebpf_mode_tells_of_its_traffic(lab: Lab, tmp_path: Path) -> None:
         assert float(lines['hotplane_map_bytes{map="services"}']) > 0
 
 
+def test_the_longest_legal_name_holds_nothing_up(lab: Lab, tmp_path: Path) -> None:
+    ports = [{"name": "p" * 63, "port": 80, "protocol": "TCP"}]
+    with daemon_lab(lab, tmp_path, "ebpf") as cluster:
+        cluster.server.apply(service("s" * 63, "10.96.7.7", namespace="n" * 63, ports=ports))
+        cluster.start()
+        cluster.server.apply(service("echo", VIP))
+        cluster.serve(*[(pod, "ready") for pod in lab.pods])
+        cluster.synced()
+        with Traffic(lab.pods[0].netns, lasting=0) as traffic:
+            until(lambda: traffic.made > 20, "connections")
+        assert traffic.failures == []
+        daemon = cluster.daemons[0]
+        assert http(daemon.netns, "127.0.0.1", 10249, "/metrics")[0] == 200
+        assert "ERROR" not in daemon.text
+        daemon.stop()
+        daemon.start("--master", cluster.server.url)
+        cluster.synced()
+        assert "ERROR" not in daemon.text
+        assert "changed=0" in daemon.text.rpartition(" loaded ")[2], "what is held is adopted"
+
+
 def test_a_changed_node_object_plans_everything_anew(cluster: DaemonLab, lab: Lab) -> None:
     own = lab.nodes[0].addresses[Family.IPV4]
     near, far = (pod.addresses[Family.IPV4] for pod in lab.pods)

@@ -23,7 +23,7 @@ def begun(state_dir: Path) -> frozenset[str]:
     """The modes that were begun in this network namespace and never ended. Raises StateError."""
     path = _path(state_dir)
     try:
-        return frozenset(path.read_text().split()) & frozenset(MODES) if path.exists() else frozenset()
+        return frozenset(path.read_text(errors="replace").split()) & frozenset(MODES) if path.exists() else frozenset()
     except OSError as error:
         raise StateError(f"{path}: cannot be read ({error.strerror}); run as root") from error
 

@@ -337,6 +337,8 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ReportError(f"--into {path}: {error.strerror}") from error
+    except UnicodeError as error:
+        raise ReportError(f"--into {path}: is not UTF-8 text: {error}") from error
 
 
 def _write(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ import msgspec
 
 from dataplane.bench.profiles import Settings
 from dataplane.errors import HotplaneError
+from dataplane.malformed import MALFORMED
 
 VERSION = 1
 _GZIP = b"\x1f\x8b"
@@ -118,7 +119,7 @@ def read_journal(path: Path) -> Results:
     try:
         results = msgspec.json.decode(lines[0], type=_Head).head
         results.cells = [msgspec.json.decode(line, type=Cell) for line in lines[1:-1]]
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise ResultsError(f"{path}: {error}; remove it and start the benchmark anew") from error
     return results
 
@@ -145,7 +146,7 @@ def read(path: Path) -> Results:
         raise ResultsError(f"{path}: {error}: not a whole compressed file") from error
     except OSError as error:
         raise ResultsError(f"{path}: {error.strerror}; hotplane bench --results {path} makes one") from error
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise ResultsError(f"{path}: {error}: these are no results of hotplane bench") from error
 
 

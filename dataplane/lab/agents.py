@@ -10,6 +10,7 @@ import msgspec
 
 from dataplane.lab.probe import DEFAULT_CONCURRENCY, Probe, ProbeResult, Request
 from dataplane.lab.spec import LabError
+from dataplane.malformed import MALFORMED
 
 START_SECONDS = 20.0
 
@@ -45,7 +46,7 @@ class Agents:
             answer = read_line(agents[name], time.monotonic() + patience)
             try:
                 results[name] = msgspec.json.decode(answer, type=list[ProbeResult])
-            except msgspec.DecodeError as error:
+            except MALFORMED as error:
                 raise self._failed(name, answer.decode(errors="replace")[:500] or "no answer") from error
         return results
 

@@ -281,3 +281,23 @@ def test_a_manifest_that_cannot_be_read_changes_nothing_unless_asked(cli: Cli) -
     done = cli("apply", "--keep-going", "--prune", *files)
     assert done.returncode == 1
     assert _loaded(cli) == {"default/echo:http"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_longest_legal_name(cli: Cli, mode: str) -> None:
+    names = {
+        "name: echo,": f"name: {'s' * 63},",
+        "namespace: default": f"namespace: {'n' * 63}",
+        "name: http": f"name: {'p' * 63}",
+    }
+    long = ECHO.replace("10.96.0.10", "10.96.0.20").replace("203.0.113.1", "203.0.113.2").replace("30080", "30081")
+    long = long.replace("service-name: echo", f"service-name: {'s' * 63}").replace("name: echo-1", "name: long-1")
+    for old, new in names.items():
+        long = long.replace(old, new)
+    cli.manifest.write_text(ECHO + "---" + long)
+    assert cli.apply(mode)["frontends"] == 6
+    assert cli.json("check") == []
+    assert cli.apply(mode)["changed"] == 0
+    services = {record["service"] for record in cli.json("show", "services")}
+    assert len(services) == 2
+    assert "default/echo:http" in services

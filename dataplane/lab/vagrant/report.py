@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from dataplane.lab.spec import LabError, LabSpec
+from dataplane.malformed import MALFORMED
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -109,7 +110,7 @@ def earlier(directory: Path, now: Facts) -> Report:
         return Report(now)
     try:
         found = msgspec.json.decode(stored.read_bytes(), type=Report)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise LabError(f"{stored}: no report of this lab ({error}); remove it, or name another directory") from error
     return found if found.facts == now else Report(now)
 

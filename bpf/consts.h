@@ -95,6 +95,7 @@ enum translation_flags {
     FLOW_RESTING = 2048,    /* a connection that is over: only keeps its SNAT port from being given out again */
     FLOW_TIMESTAMPS = 4096, /* translation.timestamp is known */
     FLOW_FOREIGN = 8192,    /* answers of a flow that the slow path masquerades: not to be translated here */
+    FLOW_LEFT = 16384,      /* with FLOW_FOREIGN: datagrams that the slow path has a flow for (left.h) */
 };
 
 /* peer.flags, socket_peer.flags */
@@ -203,6 +204,8 @@ enum reason {
     REASON_PEERS_FULL,   /* no room for a socket: the slow path takes what it sends */
     REASON_BOUND,        /* a socket that chose its own source port: only connection tracking can change that */
     REASON_RELEASED,     /* a socket that was pointed at a backend was closed */
+    /* passed on untouched, for a flow */
+    REASON_LEFT_FLOW, /* datagrams of a flow that the slow path has */
     REASON_COUNT,
 };
 

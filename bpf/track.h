@@ -3,6 +3,7 @@
 #define HOTPLANE_TRACK_H
 
 #include "fragment.h"
+#include "left.h"
 #include "snat.h"
 
 /* What the flow needs beyond a new destination. A client whose backend runs here keeps its address even where the
@@ -173,6 +174,8 @@ INLINE void end_datagrams(const struct arrival *arrival, const struct packet *pa
 INLINE enum reason follow_entry(const struct arrival *arrival, struct packet *packet, struct translation *entry) {
     if (entry->flags & FLOW_FOREIGN)
         entry->last_ns = arrival->now;
+    if (entry->flags & FLOW_LEFT)
+        return REASON_LEFT_FLOW;
     if ((entry->flags & FLOW_FOREIGN) || (entry->flags & (FLOW_REPLY | FLOW_SNAT)) == FLOW_REPLY)
         return REASON_OTHER_EDGE;
     if (packet->kind == PACKET_ICMP_ERROR)
@@ -231,8 +234,10 @@ INLINE enum reason track_leaving(const struct arrival *arrival, struct packet *p
     if (packet->kind == PACKET_LATER_FRAGMENT && !recall_fragment(packet, arrival->now))
         return REASON_FRAGMENT_UNKNOWN;
     entry = find_flow(&packet->tuple);
-    if (!entry || (entry->flags & (FLOW_REPLY | FLOW_SNAT | FLOW_FOREIGN)) != FLOW_REPLY)
+    if (!entry || (entry->flags & (FLOW_REPLY | FLOW_SNAT | FLOW_FOREIGN)) != FLOW_REPLY) {
+        note_leaving(packet, arrival->now);
         return packet->kind == PACKET_ICMP_ERROR ? REASON_ICMP_UNRELATED : REASON_NOT_TRANSLATED;
+    }
     *found = entry;
     if (packet->kind == PACKET_ICMP_ERROR)
         return REASON_ICMP_ERROR;

@@ -1,0 +1,59 @@
+/* Flows of datagrams that the slow path has. TCP tells by its SYN who may be new here; a datagram does not, so an entry
+ * under the tuple of the client's packets says that they are connection tracking's. It is refreshed from both sides and
+ * goes with its age, as all entries do. */
+#ifndef HOTPLANE_LEFT_H
+#define HOTPLANE_LEFT_H
+
+#include "arrival.h"
+#include "flow.h"
+
+/* Leave the datagrams with this tuple to the slow path from now on, whoever had them. The entry of answers that is
+ * still there translates those that are under way. `flags`: BPF_ANY or BPF_NOEXIST. Returns 0, or negative: no room. */
+INLINE long leave_flow(const struct tuple *key, __u64 now, __u64 flags) {
+    struct scratch *scratch = this_scratch();
+    void *table = flow_table(key->protocol);
+    struct translation *entry;
+
+    if (!scratch || !table)
+        return -1;
+    entry = &scratch->forward;
+    __builtin_memset(entry, 0, sizeof(*entry));
+    entry->flags = FLOW_REPLY | FLOW_FOREIGN | FLOW_LEFT;
+    entry->backend = entry->service = ~0U;
+    entry->last_ns = now;
+    return table_update(table, key, entry, flags);
+}
+
+INLINE int is_frontend(const struct address *address, __be16 port, __u8 protocol) {
+    struct frontend_key key = {.address = *address, .port = port, .protocol = protocol};
+    return find_frontend(&key) != 0;
+}
+
+/* A datagram that leaves from a frontend's port at one of the node's own addresses and is no flow's of the programs: an
+ * answer that the slow path gave, or somebody's question that was masqueraded to that port (a pod's to the outside, by
+ * the network plugin). Whatever comes back there is for connection tracking. */
+INLINE void note_leaving(const struct packet *packet, __u64 now) {
+    const struct tuple *tuple = &packet->tuple;
+    struct scratch *scratch = this_scratch();
+    struct translation *entry;
+    struct tuple *key;
+
+    if (!scratch || packet->kind == PACKET_ICMP_ERROR || packet->kind == PACKET_LATER_FRAGMENT ||
+        !own_datagram(tuple->protocol, &tuple->source) ||
+        !is_frontend(&tuple->source, tuple->source_port, tuple->protocol))
+        return;
+    key = &scratch->forward_key;
+    copy_address(&key->source, &tuple->destination);
+    copy_address(&key->destination, &tuple->source);
+    key->source_port = tuple->destination_port;
+    key->destination_port = tuple->source_port;
+    key->protocol = tuple->protocol;
+    key->pad[0] = key->pad[1] = key->pad[2] = 0;
+    entry = find_flow(key);
+    if (!entry)
+        leave_flow(key, now, BPF_NOEXIST);
+    else if (entry->flags & FLOW_LEFT)
+        entry->last_ns = now;
+}
+
+#endif

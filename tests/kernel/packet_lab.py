@@ -1,0 +1,87 @@
+"""A lab of two nodes behind the packet programs, for packets that are hard on them: over VXLAN, which is narrower than
+the uplinks, with echo servers in all pods."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dataplane.kernel.netns import netns
+from dataplane.lab.cluster import cluster_objects, pods
+from dataplane.lab.lab import Lab
+from dataplane.lab.proxy import LabProxy
+from dataplane.lab.spec import LabSpec, Node, PodLink, Routing
+from dataplane.model.net import Family
+from dataplane.planes.base import Plane
+from dataplane.planes.ebpf.hooks import PacketHook
+from dataplane.planes.ebpf.plane import EbpfPlane
+from dataplane.planes.nftables.plane import NftablesPlane
+from tests.kernel.ebpf_lab import SMALL
+from tests.kernel.test_tc_traffic import PORT, Server
+
+REMOTE, LOCAL, BOTH = 30080, 30081, 30082
+"""Node ports, by where the endpoints are."""
+OWN_PORT = 10001
+"""Port of a Service at node 1's own addresses."""
+FAMILIES = (Family.IPV4, Family.IPV6)
+_SERVICE = """---
+kind: Service
+apiVersion: v1
+metadata: {{name: {name}}}
+spec:
+  type: LoadBalancer
+  selector: {{app: {name}}}
+  ports:
+  - {{name: tcp, port: {port}, targetPort: {target}, nodePort: {node_port}}}
+  - {{name: udp, protocol: UDP, port: {port}, targetPort: {target}, nodePort: {node_port}}}
+status: {{loadBalancer: {{ingress: [{ingress}]}}}}
+"""
+
+
+@contextmanager
+def packet_lab(xdp: bool, routing: Routing = Routing.VXLAN) -> Iterator[tuple[Lab, LabProxy]]:
+    """The lab with Services `remote`, `local` and `both`, and `own` at node 1's addresses."""
+
+    def make(lab: Lab, node: Node) -> Plane:
+        return EbpfPlane(NftablesPlane(), [PacketHook(xdp=xdp)], SMALL)
+
+    name = f"packets{os.getpid()}-{'xdp' if xdp else 'tc'}"
+    spec = LabSpec(name=name, nodes=2, pods=2, routing=routing, pod_link=PodLink.BRIDGE, ipv6=True)
+    with Lab.up(spec) as lab, LabProxy(lab, "ebpf", make) as proxy:
+        own = ", ".join(f"{{ip: '{address}'}}" for address in lab.nodes[0].addresses.values())
+        named = (
+            ("remote", 80, REMOTE, ""),
+            ("local", 80, LOCAL, ""),
+            ("both", 80, BOTH, ""),
+            ("own", OWN_PORT, 30083, own),
+        )
+        manifest = "".join(
+            _SERVICE.format(name=name, port=port, target=PORT, node_port=node_port, ingress=ingress)
+            for name, port, node_port, ingress in named
+        )
+        here, there = pods(lab.topology, "pod1-1"), pods(lab.topology, "pod2-1")
+        workloads = {"remote": there, "local": here, "both": (*here, *there), "own": here}
+        decoded = cluster_objects(manifest.encode(), workloads, spec.families, "manifest")
+        proxy.update(decoded.objects)
+        server = Server([pod.netns for pod in lab.pods])
+        try:
+            yield lab, proxy
+        finally:
+            server.close()
+
+
+@contextmanager
+def counted(proxy: LabProxy) -> Iterator[dict[str, int]]:
+    """Fills the dictionary with what the nodes' programs counted meanwhile, by `hook:reason`."""
+    found: dict[str, int] = {}
+    before = proxy.counters()
+    yield found
+    found |= {name: now - before.get(name, 0) for name, now in proxy.counters().items() if now != before.get(name)}
+
+
+def door(lab: Lab, where: str, family: Family, kind: socket.SocketKind = socket.SOCK_DGRAM) -> socket.socket:
+    """A socket in a place of the lab, with two seconds of patience."""
+    with netns(lab.place(where).netns):
+        made = socket.socket(family.socket_family, kind)
+    made.settimeout(2)
+    return made

@@ -60,6 +60,7 @@ enum device_flags {
     DEVICE_XDP_TARGET = 16, /* XDP may redirect here */
     DEVICE_STRICT = 32,     /* net.ipv4.conf.*.rp_filter = 1: a source must be reached by the device it came by */
     DEVICE_LOOSE = 64,      /* = 2: a source must be reached at all */
+    DEVICE_RAW_IP = 128,    /* no link-layer header: tun, WireGuard, IPIP */
 };
 
 /* Value of the map `addresses`. */

@@ -75,6 +75,15 @@ INLINE enum reason way_out(struct __sk_buff *skb, const struct packet *packet, c
     return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ? REASON_NONE : REASON_FIB_MISS;
 }
 
+/* Give a packet from a device without link-layer header one, since nothing is sent on without; who sends it fills it
+ * in, or takes it off again. */
+INLINE long add_link_layer(struct __sk_buff *skb, const struct packet *packet) {
+    __be16 type = to_be16(packet->ipv4 ? ETH_P_IP : ETH_P_IPV6);
+
+    return bpf_skb_change_head(skb, sizeof(struct ethhdr), 0) ||
+           bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &type, sizeof(type), 0);
+}
+
 /* By the stack's neighbour code, which asks for the next hop's address if need be. It replaces the link-layer header
  * without a thought for a received packet's sum over all of it (CHECKSUM_COMPLETE), from which the next receiver takes
  * the new header; UDP over a tunnel would then be thrown away. So that sum is made to be forgotten, by way of growing
@@ -98,6 +107,10 @@ INLINE long send(struct __sk_buff *skb, const struct packet *packet, const struc
 
     if (skb->vlan_present && way->fib.ifindex != skb->ifindex && bpf_skb_vlan_pop(skb))
         return TC_ACT_SHOT;
+    if (!packet->l3 && add_link_layer(skb, packet))
+        return TC_ACT_SHOT;
+    if (device_flags(way->fib.ifindex) & DEVICE_RAW_IP) /* a tunnel to many looks for its next hop in a route */
+        return redirect_neighbour(way->fib.ifindex, 0, 0, 0);
     if (!way->neighbour_known || !packet->l3 || !(bpf_get_prandom_u32() & NEIGHBOUR_PROBE))
         return send_by_neighbour(skb, way);
     __builtin_memcpy(header, way->fib.dmac, 6);

@@ -79,6 +79,16 @@ def counted(proxy: LabProxy) -> Iterator[dict[str, int]]:
     found |= {name: now - before.get(name, 0) for name, now in proxy.counters().items() if now != before.get(name)}
 
 
+def look_for_devices(proxy: LabProxy) -> None:
+    """Let the nodes' programs have the devices that came since."""
+    for node in proxy.nodes.values():
+        assert isinstance(node.plane, EbpfPlane)
+        with netns(node.node.netns):
+            for hook in node.plane.hooks:
+                assert isinstance(hook, PacketHook)
+                hook.refresh()
+
+
 def door(lab: Lab, where: str, family: Family, kind: socket.SocketKind = socket.SOCK_DGRAM) -> socket.socket:
     """A socket in a place of the lab, with two seconds of patience."""
     with netns(lab.place(where).netns):

@@ -41,6 +41,13 @@ def test_roles_are_found() -> None:
     assert chosen() == {"eth0": UPLINK, "veth1": POD, "veth2": POD, "flannel.1": OVERLAY, "tunl0": OVERLAY}
 
 
+def test_a_device_without_link_layer_header_is_a_tunnel() -> None:
+    tun, tap = Link("tun0", 8, "tun", type=65534), Link("tap0", 9, "tun", mac="02:00:00:00:00:06")
+    devices = choose_devices(NETWORK._replace(links=(*NETWORK.links, tun, tap)), PRIMARY, Wishes())
+    assert {d.name: d.flags for d in devices if d.raw_ip} == {"tunl0": OVERLAY, "tun0": OVERLAY}
+    assert "tap0" not in {d.name for d in devices}
+
+
 def test_a_second_default_route_makes_an_uplink() -> None:
     network = NETWORK._replace(routes=ROUTES | {Route("", 3)})
     assert chosen(network)["veth1"] == UPLINK

@@ -1,7 +1,8 @@
 """Which devices carry packet programs: uplinks, pod devices and overlay devices of the current network namespace.
 
-Uplinks hold one of the node's primary addresses or the default route. Overlay devices are tunnels. Pod devices have a
-host route to a pod, or are ports of a bridge that is itself no uplink. Where globs are given they decide instead.
+Uplinks hold one of the node's primary addresses or the default route. Overlay devices are tunnels, and all others
+without a link-layer header. Pod devices have a host route to a pod, or are ports of a bridge that is itself no uplink.
+Where globs are given they decide instead.
 """
 
 import ipaddress
@@ -18,6 +19,7 @@ from dataplane.policy.node import LocalDetector
 
 UPLINK, POD, OVERLAY = constant("DEVICE_UPLINK"), constant("DEVICE_POD"), constant("DEVICE_OVERLAY")
 DETECTED, XDP_TARGET = constant("DEVICE_DETECTED"), constant("DEVICE_XDP_TARGET")
+RAW_IP = constant("DEVICE_RAW_IP")
 REVERSE_PATH = {1: constant("DEVICE_STRICT"), 2: constant("DEVICE_LOOSE")}
 """Device flags by the value of rp_filter."""
 _OVERLAY_KINDS = frozenset(
@@ -176,6 +178,11 @@ def _pods(network: Network, uplinks: set[int], overlays: set[int], wishes: Wishe
     return (ports | (routed - bridges - overlays)) - uplinks
 
 
+def _tunnel(link: Link) -> bool:
+    """Of a tunnel's kind, or without link-layer header, as those are that programs make (tun)."""
+    return link.kind in _OVERLAY_KINDS or link.type not in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK)
+
+
 def _detected(link: Link, names: dict[int, str], detector: LocalDetector) -> bool:
     """A packet of a bridge's port comes in by the bridge, as far as the detector is concerned."""
     if not detector.interface:
@@ -189,7 +196,7 @@ def choose_devices(network: Network, primary: Collection[str], wishes: Wishes) -
     in: the network; the node's primary addresses (canonical text); what people wish.
     """
     uplinks = _uplinks(network, primary, wishes)
-    overlays = {link.ifindex for link in network.links if link.kind in _OVERLAY_KINDS} - uplinks
+    overlays = {link.ifindex for link in network.links if _tunnel(link)} - uplinks
     pods = _pods(network, uplinks, overlays, wishes)
     names = {link.ifindex: link.name for link in network.links}
     bridges = {link.ifindex: link for link in network.links if link.kind == "bridge"}

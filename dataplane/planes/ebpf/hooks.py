@@ -17,6 +17,7 @@ from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.attach_tc import DIRECTIONS, attach_tc, detach_tc
 from dataplane.planes.ebpf.attach_xdp import PROGRAM, attach_xdp, detach_xdp
 from dataplane.planes.ebpf.devices import (
+    RAW_IP,
     XDP_TARGET,
     Device,
     Wishes,
@@ -179,7 +180,8 @@ class PacketHook:
 
     def _describe(self, device: Device, more: int) -> None:
         if self._maps is not None:
-            self._described[device.ifindex] = (device.flags | more, device.routed, device.mac)
+            flags = device.flags | more | (RAW_IP if device.raw_ip else 0)
+            self._described[device.ifindex] = (flags, device.routed, device.mac)
             self._write(device.ifindex)
 
     def _write(self, index: int) -> None:

@@ -73,7 +73,7 @@ INLINE enum reason check_source(const struct arrival *arrival, const struct pack
         return REASON_NONE;
     result = find_route(arrival->context, packet, &packet->tuple.destination, &packet->tuple.source, device->ifindex, 0,
                         0, &fib);
-    if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+    if (!route_found(result))
         return REASON_REVERSE_PATH;
     return (device->flags & DEVICE_LOOSE) || fib.ifindex == device->ifindex ? REASON_NONE : REASON_REVERSE_PATH;
 }

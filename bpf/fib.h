@@ -50,6 +50,13 @@ INLINE void device_source(const struct node *node, __u32 ifindex, int ipv4, stru
 }
 #endif
 
+/* Whether a look-up without a size found its way. The kernel compares the packet at hand with the device all the same,
+ * when all else is done. */
+INLINE int route_found(long result) {
+    return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ||
+           result == BPF_FIB_LKUP_RET_FRAG_NEEDED;
+}
+
 /* The address that this node would send from towards a backend: what masquerading would choose. 0 when there is no
  * way to it by forwarding (REASON_FIB_MISS), e.g. since it is this node's own. */
 INLINE int masquerade_address(void *context, const struct node *node, const struct packet *packet,
@@ -69,7 +76,7 @@ INLINE int masquerade_address(void *context, const struct node *node, const stru
     else
         __builtin_memcpy(source, fib.ipv6_src, sizeof(*source));
 #endif
-    return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH;
+    return route_found(result);
 }
 
 #endif

@@ -17,14 +17,17 @@ INLINE void fragment_key(const struct packet *packet, struct fragment_key *key) 
     key->pad[0] = key->pad[1] = key->pad[2] = 0;
 }
 
-INLINE void remember_fragment(const struct packet *packet, __u64 now, enum hook hook) {
+/* Returns 0, or negative: no room, and the datagram's other fragments will not be known. */
+INLINE long remember_fragment(const struct packet *packet, __u64 now, enum hook hook) {
     struct fragment value = {
         .source_port = packet->tuple.source_port, .destination_port = packet->tuple.destination_port, .last_ns = now};
     struct fragment_key key;
 
     fragment_key(packet, &key);
-    if (map_update(MAP(fragments), &key, &value, BPF_ANY))
-        count(hook, REASON_FRAGMENTS_FULL);
+    if (likely(!map_update(MAP(fragments), &key, &value, BPF_ANY)))
+        return 0;
+    count(hook, REASON_FRAGMENTS_FULL);
+    return -1;
 }
 
 /* Fills in the ports of a later fragment. */

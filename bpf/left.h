@@ -24,6 +24,13 @@ INLINE long leave_flow(const struct tuple *key, __u64 now, __u64 flags) {
     return table_update(table, key, entry, flags);
 }
 
+/* Leave the flow of a datagram to the slow path, which is possible as long as nothing of the datagram was sent on.
+ * Answers cannot be left: connection tracking never saw what they answer. Returns whether it was. */
+INLINE int give_up_flow(const struct packet *packet, const struct translation *entry, __u64 now) {
+    return packet->tuple.protocol == IPPROTO_UDP && !(entry->flags & FLOW_REPLY) &&
+           !leave_flow(&packet->tuple, now, BPF_ANY);
+}
+
 INLINE int is_frontend(const struct address *address, __be16 port, __u8 protocol) {
     struct frontend_key key = {.address = *address, .port = port, .protocol = protocol};
     return find_frontend(&key) != 0;

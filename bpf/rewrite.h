@@ -28,6 +28,19 @@ INLINE void describe_changes(const struct packet *packet, const struct translati
                                 (__u32)to->source_port << 16 | to->destination_port);
 }
 
+/* Whether the checksum is still to be filled in. Over a veth, packets of this machine come so, with the sum of the
+ * pseudo header in its place, and only the kernel's socket buffer knows, which is not shown to programs. `length`: of
+ * the transport header and what follows. */
+INLINE int unfinished(const struct tuple *tuple, int ipv4, __u32 length, __be16 check) {
+    __u64 sum = to_be16(tuple->protocol) + to_be16(length);
+
+    sum += (__u64)tuple->source.word[3] + tuple->destination.word[3];
+    if (!ipv4)
+        sum += (__u64)tuple->source.word[0] + tuple->source.word[1] + tuple->source.word[2] +
+               tuple->destination.word[0] + tuple->destination.word[1] + tuple->destination.word[2];
+    return check == fold16(sum);
+}
+
 /* UDP over IPv4 may go without checksum (0), and a computed 0 is sent as all ones (RFC 768). */
 INLINE void adjust_udp(__be16 *check, __u64 sum) {
     if (!*check)

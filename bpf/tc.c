@@ -3,6 +3,7 @@
  * of backends get the frontend's address. Everything between sees one pod-addressed flow. A packet that now has this
  * node's own address as source cannot go through the stack, which takes it for forged: it leaves by redirect, and so
  * do the answers to it, which otherwise would be taken for this node's own. */
+#include "cut.h"
 #include "parse.h"
 #include "rewrite_skb.h"
 #include "too_big.h"
@@ -126,6 +127,10 @@ INLINE long refuse(struct __sk_buff *skb, struct packet *packet, const struct tr
                    enum reason found) {
     struct scratch *scratch = this_scratch();
 
+    if (packet->reason == REASON_LEFT_FLOW)
+        return TC_ACT_UNSPEC;
+    if (packet->reason == REASON_REWRITE_FAILED)
+        return TC_ACT_SHOT;
     if (found == REASON_NEW_FLOW || found == REASON_MOVED) {
         if (scratch)
             forget_flow(&packet->tuple, entry, &scratch->reply_key); /* nothing of it was sent on */
@@ -141,6 +146,38 @@ INLINE long refuse(struct __sk_buff *skb, struct packet *packet, const struct tr
     return answer_too_big(skb, packet, way->fib.tot_len);
 }
 
+/* Cut a packet that is too big for its way out, if that is allowed. REASON_NONE: it was. */
+INLINE enum reason cut_to_size(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
+                               const struct translation *entry) {
+    struct scratch *scratch = this_scratch();
+
+    if (!scratch || !may_be_cut(skb, packet))
+        return REASON_MTU;
+    if (begin_cut(skb, packet, scratch))
+        return REASON_REWRITE_FAILED;
+    if (packet->kind == PACKET_FIRST_FRAGMENT && remember_fragment(packet, arrival->now, arrival->hook))
+        return give_up_flow(packet, entry, arrival->now) ? REASON_LEFT_FLOW : REASON_REWRITE_FAILED;
+    return cut(skb, packet, scratch, arrival->hook) ? REASON_REWRITE_FAILED : REASON_NONE;
+}
+
+/* Find the way out, and make the packet fit. REASON_NONE: it can be sent on. */
+INLINE enum reason make_way(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
+                            const struct translation *entry, struct way *way) {
+    enum reason reason = REASON_NONE;
+    int attempt;
+
+#pragma clang loop unroll(disable)
+    for (attempt = 0; attempt < 2; attempt++) {
+        reason = settle(packet, way_out(skb, packet, entry, way));
+        if (likely(reason != REASON_MTU) || attempt)
+            break;
+        reason = settle(packet, cut_to_size(skb, arrival, packet, entry));
+        if (reason != REASON_NONE)
+            break;
+    }
+    return reason;
+}
+
 /* Do what the entry says. Returns the verdict; packet->reason tells why where it is not what it was. */
 INLINE int translate(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
                      struct translation *entry) {
@@ -150,12 +187,15 @@ INLINE int translate(struct __sk_buff *skb, const struct arrival *arrival, struc
     long failed;
 
     if (away) {
-        if (settle(packet, way_out(skb, packet, entry, &way)) != REASON_NONE)
+        if (settle(packet, make_way(skb, arrival, packet, entry, &way)) != REASON_NONE)
             return refuse(skb, packet, entry, &way, found);
         packet->reason = found;
     }
-    if (packet->kind == PACKET_FIRST_FRAGMENT)
-        remember_fragment(packet, arrival->now, arrival->hook);
+    if (packet->kind == PACKET_FIRST_FRAGMENT && remember_fragment(packet, arrival->now, arrival->hook) &&
+        give_up_flow(packet, entry, arrival->now)) {
+        packet->reason = REASON_LEFT_FLOW;
+        return TC_ACT_UNSPEC;
+    }
     failed = packet->kind == PACKET_ICMP_ERROR ? rewrite_error_skb(skb, packet, entry, away)
                                                : rewrite_skb(skb, packet, entry, away);
     if (failed) {

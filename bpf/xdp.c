@@ -105,19 +105,6 @@ INLINE int translate(struct xdp_md *context, const struct arrival *arrival, stru
     return send(entry->hop_ifindex, arrival->ifindex);
 }
 
-/* Whether the checksum is still to be filled in. Over a veth, packets of this machine come so, with the sum of the
- * pseudo header in its place, and only the socket buffer knows, which XDP does not see. `length`: of the transport
- * header and what follows. */
-INLINE int unfinished(const struct tuple *tuple, int ipv4, __u32 length, __be16 check) {
-    __u64 sum = to_be16(tuple->protocol) + to_be16(length);
-
-    sum += (__u64)tuple->source.word[3] + tuple->destination.word[3];
-    if (!ipv4)
-        sum += (__u64)tuple->source.word[0] + tuple->source.word[1] + tuple->source.word[2] +
-               tuple->destination.word[0] + tuple->destination.word[1] + tuple->destination.word[2];
-    return check == fold16(sum);
-}
-
 INLINE int unfinished_packet(void *data, void *end, const struct packet *packet) {
     __be16 *check =
         data + (packet->l4 & L4_OFFSETS) + (packet->protocol == IPPROTO_TCP ? (int)TCP_CHECK : (int)UDP_CHECK);

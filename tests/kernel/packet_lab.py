@@ -6,6 +6,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import msgspec
+
 from dataplane.kernel.netns import netns
 from dataplane.lab.cluster import cluster_objects, pods
 from dataplane.lab.lab import Lab
@@ -39,14 +41,15 @@ status: {{loadBalancer: {{ingress: [{ingress}]}}}}
 
 
 @contextmanager
-def packet_lab(xdp: bool, routing: Routing = Routing.VXLAN) -> Iterator[tuple[Lab, LabProxy]]:
-    """The lab with Services `remote`, `local` and `both`, and `own` at node 1's addresses."""
+def packet_lab(xdp: bool, fragments: int = 4096) -> Iterator[tuple[Lab, LabProxy]]:
+    """The lab with Services `remote`, `local` and `both`, and `own` at node 1's addresses. fragments: how many
+    fragmented datagrams the programs have room for."""
 
     def make(lab: Lab, node: Node) -> Plane:
-        return EbpfPlane(NftablesPlane(), [PacketHook(xdp=xdp)], SMALL)
+        return EbpfPlane(NftablesPlane(), [PacketHook(xdp=xdp)], msgspec.structs.replace(SMALL, fragments=fragments))
 
     name = f"packets{os.getpid()}-{'xdp' if xdp else 'tc'}"
-    spec = LabSpec(name=name, nodes=2, pods=2, routing=routing, pod_link=PodLink.BRIDGE, ipv6=True)
+    spec = LabSpec(name=name, nodes=2, pods=2, routing=Routing.VXLAN, pod_link=PodLink.BRIDGE, ipv6=True)
     with Lab.up(spec) as lab, LabProxy(lab, "ebpf", make) as proxy:
         own = ", ".join(f"{{ip: '{address}'}}" for address in lab.nodes[0].addresses.values())
         named = (
@@ -63,6 +66,8 @@ def packet_lab(xdp: bool, routing: Routing = Routing.VXLAN) -> Iterator[tuple[La
         workloads = {"remote": there, "local": here, "both": (*here, *there), "own": here}
         decoded = cluster_objects(manifest.encode(), workloads, spec.families, "manifest")
         proxy.update(decoded.objects)
+        for pod in lab.pods:  # their answers may be cut
+            lab.run(pod.name, ["sysctl", "-qw", "net.ipv4.ip_no_pmtu_disc=1"])
         server = Server([pod.netns for pod in lab.pods])
         try:
             yield lab, proxy

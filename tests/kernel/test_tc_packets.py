@@ -408,11 +408,26 @@ def test_too_big_for_the_way_out_is_answered(node: Bench, family: Family) -> Non
 @pytest.mark.parametrize("family", FAMILIES)
 def test_too_big_from_the_start_is_the_slow_paths(node: Bench, family: Family) -> None:
     client, own, *_ = ADDRESSES[family]
-    frame = node.frame(ip(family, client, own) / UDP(sport=4000, dport=30080) / (b"x" * 1600))
+    fields = {"flags": "DF"} if family is Family.IPV4 else {}
+    frame = node.frame(ip(family, client, own, **fields) / UDP(sport=4000, dport=30080) / (b"x" * 1600))
     for _ in range(2):
         out = node.tc(frame)
         assert (out.result, out.data) == (b.TC_NEXT, frame)
     assert not node.flows()
+
+
+def test_too_big_and_without_df_is_cut(node: Bench) -> None:
+    client, own, remote, *_ = ADDRESSES[Family.IPV4]
+    whole = IP(src=client, dst=own, id=77) / UDP(sport=4000, dport=30080) / (b"x" * 1600)
+    for reason in ("new_flow", "flow"):
+        with node.counted() as counted:
+            out = node.tc(node.frame(whole))
+        assert (out.result, counted) == (b.TC_REDIRECT, {f"tc_ingress:{reason}": 1, "tc_ingress:cut": 1})
+        head = ip_of(out.data)
+        assert (head.src, head.dst, head.id, head.flags, head.frag, head.len) == (own, remote, 77, "MF", 0, 276)
+        assert head[UDP].len == 1608
+        uncut = IP(src=own, dst=remote) / UDP(sport=head[UDP].sport, dport=head[UDP].dport) / (b"x" * 1600)
+        assert head[UDP].chksum == IP(rebuilt(uncut))[UDP].chksum
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -207,6 +207,8 @@ enum reason {
     REASON_RELEASED,     /* a socket that was pointed at a backend was closed */
     /* passed on untouched, for a flow */
     REASON_LEFT_FLOW, /* datagrams of a flow that the slow path has */
+    /* kept back */
+    REASON_FRAGMENT_HELD, /* came before the first fragment of its datagram, which decides what becomes of it */
     /* counted besides */
     REASON_CUT, /* cut to the size of its way out */
     REASON_COUNT,

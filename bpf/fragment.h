@@ -1,5 +1,5 @@
 /* Ports of fragmented datagrams: the first fragment tells them, the later ones are found by (source, destination,
- * identification, protocol). A later fragment that overtakes its first is passed on. */
+ * identification, protocol). What becomes of one that comes before its first is in hold.h. */
 #ifndef HOTPLANE_FRAGMENT_H
 #define HOTPLANE_FRAGMENT_H
 
@@ -37,7 +37,8 @@ INLINE int recall_fragment(struct packet *packet, __u64 now) {
 
     fragment_key(packet, &key);
     found = map_lookup(MAP(fragments), &key);
-    if (!found || older_than(found->last_ns, now, REASSEMBLY_SECONDS))
+    if (!found || !(found->source_port | found->destination_port) ||
+        older_than(found->last_ns, now, REASSEMBLY_SECONDS))
         return 0;
     packet->tuple.source_port = found->source_port;
     packet->tuple.destination_port = found->destination_port;

@@ -30,6 +30,8 @@
     MAP(udp_flows, HASH, tuple, translation, udp_flows, 0) \
     MAP(flows, ARRAY_OF_MAPS, u32, u32, FLOWS_COUNT, 0) \
     MAP(fragments, HASH, fragment_key, fragment, fragments, 0) \
+    MAP(held, HASH, held_key, held, held, NO_PREALLOC) \
+    MAP(holding, PERCPU_ARRAY, u32, held, 1, 0) \
     MAP(counters, PERCPU_ARRAY, u32, u64, COUNTERS, 0) \
     MAP(service_counters, PERCPU_ARRAY, u32, service_counters, services, 0) \
     MAP(events, RINGBUF, none, none, events, 0)

@@ -271,9 +271,22 @@ struct fragment_key {
 
 struct fragment {
     __be16 source_port;
-    __be16 destination_port;
-    __u32 pad;
+    __be16 destination_port; /* both 0: there is no first fragment that is translated */
+    __u32 held;              /* how many came before the first, as long as that is missing; numbers of held_key */
     __u64 last_ns;
+};
+
+/* A fragment that came before the first of its datagram, to be sent on behind that one. */
+struct held_key {
+    struct fragment_key datagram;
+    __u32 number; /* from 0 */
+};
+
+struct held {
+    __u64 last_ns;
+    __u32 length;     /* of the frame */
+    __u32 instead;    /* the stack did not get it */
+    __u8 bytes[2048]; /* HELD_BYTES */
 };
 
 /* One record of the ring `events`. */

@@ -4,6 +4,7 @@
  * node's own address as source cannot go through the stack, which takes it for forged: it leaves by redirect, and so
  * do the answers to it, which otherwise would be taken for this node's own. */
 #include "cut.h"
+#include "hold.h"
 #include "parse.h"
 #include "rewrite_skb.h"
 #include "too_big.h"
@@ -184,8 +185,11 @@ INLINE int translate(struct __sk_buff *skb, const struct arrival *arrival, struc
     int away = arrival->hook == HOOK_TC_INGRESS && (entry->flags & FLOW_SNAT);
     enum reason found = packet->reason;
     struct way way;
+    __u32 held = 0;
     long failed;
 
+    if (unlikely(packet->kind == PACKET_FIRST_FRAGMENT))
+        held = count_held(packet, arrival->now);
     if (away) {
         if (settle(packet, make_way(skb, arrival, packet, entry, &way)) != REASON_NONE)
             return refuse(skb, packet, entry, &way, found);
@@ -196,6 +200,10 @@ INLINE int translate(struct __sk_buff *skb, const struct arrival *arrival, struc
         packet->reason = REASON_LEFT_FLOW;
         return TC_ACT_UNSPEC;
     }
+    if (unlikely(held) && arrival->hook == HOOK_TC_INGRESS && translate_held(skb, packet, held, arrival->now)) {
+        packet->reason = REASON_REWRITE_FAILED;
+        return TC_ACT_SHOT;
+    }
     failed = packet->kind == PACKET_ICMP_ERROR ? rewrite_error_skb(skb, packet, entry, away)
                                                : rewrite_skb(skb, packet, entry, away);
     if (failed) {
@@ -204,6 +212,16 @@ INLINE int translate(struct __sk_buff *skb, const struct arrival *arrival, struc
     }
     packet->translated = 1;
     return away ? send(skb, packet, &way) : TC_ACT_UNSPEC;
+}
+
+/* A fragment that the programs pass on. */
+INLINE int pass_fragment(struct __sk_buff *skb, struct packet *packet, __u64 now) {
+    if (packet->kind == PACKET_FIRST_FRAGMENT && !translates(packet->reason))
+        return pass_held(skb, packet, now) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+    if (packet->reason != REASON_FRAGMENT_UNKNOWN || !hold(skb, packet, now))
+        return TC_ACT_UNSPEC;
+    packet->reason = REASON_FRAGMENT_HELD;
+    return TC_ACT_STOLEN;
 }
 
 INLINE int handle(struct __sk_buff *skb, enum hook hook) {
@@ -235,6 +253,9 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
         service = entry->service;
         action = settled(scratch, translate(skb, &arrival, packet, entry));
     }
+    if (unlikely(packet->kind == PACKET_FIRST_FRAGMENT || packet->kind == PACKET_LATER_FRAGMENT) &&
+        hook == HOOK_TC_INGRESS && action == TC_ACT_UNSPEC)
+        action = pass_fragment(skb, packet, arrival.now);
     count(hook, packet->reason);
     tell_packet(&arrival, packet, service, packet->translated ? entry : 0);
     if (entry && packet->translated)

@@ -37,7 +37,7 @@ SMALL = Sizes(
     sockets=4096,
     tcp_flows=16384,
     udp_flows=8192,
-    fragments=64,
+    fragments=256,
     events=4096,
 )
 NODE_ADDRESSES = ("10.244.0.1", "fd00:244::1")

@@ -40,6 +40,25 @@ status: {{loadBalancer: {{ingress: [{ingress}]}}}}
 """
 
 
+HEARD: list[tuple[int, tuple[str, int]]] = []
+"""What the pods' servers heard over UDP, newest last: the number of the server's socket, and the client."""
+
+
+class _Listener(Server):
+    """Says in HEARD whom it answers."""
+
+    def _answer(self, door: socket.socket) -> None:
+        while True:
+            try:
+                data, client = door.recvfrom(65536)
+            except OSError:
+                return
+            if not data:
+                return
+            HEARD.append((door.fileno(), (client[0].removeprefix("::ffff:"), client[1])))
+            door.sendto(data, client)
+
+
 @contextmanager
 def packet_lab(xdp: bool, fragments: int = 4096) -> Iterator[tuple[Lab, LabProxy]]:
     """The lab with Services `remote`, `local` and `both`, and `own` at node 1's addresses. fragments: how many
@@ -68,7 +87,7 @@ def packet_lab(xdp: bool, fragments: int = 4096) -> Iterator[tuple[Lab, LabProxy
         proxy.update(decoded.objects)
         for pod in lab.pods:  # their answers may be cut
             lab.run(pod.name, ["sysctl", "-qw", "net.ipv4.ip_no_pmtu_disc=1"])
-        server = Server([pod.netns for pod in lab.pods])
+        server = _Listener([pod.netns for pod in lab.pods])
         try:
             yield lab, proxy
         finally:

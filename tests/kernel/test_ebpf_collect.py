@@ -21,9 +21,10 @@ from tests.kernel.bpf_packets.bench import CLIENT, NODE, REMOTE, entry, node_con
 
 SIZES = Sizes(
     frontends=64, slots=64, backends=64, services=64, source_ranges=64, detector=16, addresses=32, devices=16,
-    affinity=64, peers=64, sockets=64, answers=64, tcp_flows=8192, udp_flows=8192, fragments=64, events=1 << 12,
+    affinity=64, peers=64, sockets=64, answers=64, tcp_flows=8192, udp_flows=8192, fragments=64, held=64,
+    events=1 << 12,
 )  # fmt: skip
-AGED = {"affinity": 60, "peers": 120, "sockets": 120, "answers": 120, "fragments": 30}
+AGED = {"affinity": 60, "peers": 120, "sockets": 120, "answers": 120, "fragments": 30, "held": 30}
 AFFINITY_KEY = record("affinity_key", "client", "service")
 
 

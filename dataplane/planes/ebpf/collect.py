@@ -132,7 +132,7 @@ def _since(maps: MapSet, name: str, lifetimes: Lifetimes, now: int) -> Callable[
         return lambda _keys, values, _count: [
             oldest if flags & _CONNECTED else now - idle for flags in _column(values, "peer", "flags", "B")
         ]
-    if name == "fragments":
+    if name in ("fragments", "held"):
         idle = _REASSEMBLY_NS
     return lambda _keys, _values, count: [now - idle] * count
 
@@ -153,6 +153,7 @@ SINGLE = {
     "sockets": "socket_peer",
     "answers": "answer",
     "fragments": "fragment",
+    "held": "held",
 }
 """Maps of single entries that age, with the struct of their values."""
 

@@ -48,7 +48,8 @@ class Sizes(msgspec.Struct, frozen=True):
     answers: int = 8192
     tcp_flows: int = 262144
     udp_flows: int = 131072
-    fragments: int = 8192
+    fragments: int = 32768
+    held: int = 1024
     events: int = 1 << 20
 
 

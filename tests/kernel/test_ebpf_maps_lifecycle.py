@@ -2,6 +2,8 @@
 
 import os
 import signal
+import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from dataplane.plan.rows import rows
 from dataplane.plan.types import Plan, PlanEntry, SourceRanges
 from dataplane.planes.ebpf import pins
 from dataplane.planes.ebpf.adopt import adopt
-from dataplane.planes.ebpf.layout import layout_version
+from dataplane.planes.ebpf.layout import fields_of, layout_version
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.ebpf.programs import CONNECT_PROGRAMS, ConnectHook, connect_problem, remove_instances
 from dataplane.planes.ebpf.tables import Tables
@@ -173,7 +175,9 @@ def test_other_sizes_keep_indices_and_flow_state(make_plane: Callable[..., EbpfP
     first = make_plane()
     first.load(plan)
     flow = bytes(first.tables.maps.specs["sockets"].key_size)
-    first.tables.maps.put("sockets", flow, bytes(first.tables.maps.specs["sockets"].value_size))
+    value = bytearray(first.tables.maps.specs["sockets"].value_size)
+    struct.pack_into("=q", value, fields_of("socket_peer")["last_ns"], time.monotonic_ns())
+    first.tables.maps.put("sockets", flow, bytes(value))
     installed = first.tables.installed
     first.close()
     second = make_plane(sizes=msgspec.structs.replace(SMALL, backends=1024, affinity=64))

@@ -122,8 +122,9 @@ class EbpfPlane:
         )
         if filled:
             sweep(tables)
-            collect(maps)  # what is over since the last run: nobody may have collected meanwhile
         write_node(maps, plan.node, self._cookie, self._kube_proxy_masquerade)
+        if filled:
+            collect(maps)  # what is over since the last run: nobody may have collected meanwhile
         self._tables = tables
         self.pins.wanted_links.clear()
         for hook in self.hooks:

@@ -166,7 +166,7 @@ def _run_flood(lab: Lab, place: str, address: str, port: int, count: int) -> Non
 
 
 def test_a_flood_of_opened_connections_pushes_out_no_used_one(lab: Lab, soak: bool) -> None:
-    """Many times what the table of TCP flows holds comes in; connections in use go on, new ones are made, by the slow
+    """Some times what the table of TCP flows holds comes in; connections in use go on, new ones are made, by the slow
     path."""
     small = Sizes(tcp_flows=32768, udp_flows=16384)
     nodes = [EbpfNode(lab, node, small) for node in lab.nodes]
@@ -185,7 +185,7 @@ def test_a_flood_of_opened_connections_pushes_out_no_used_one(lab: Lab, soak: bo
     broken = {name: report.broken for name, report in reports.items() if report.broken}
     assert not broken, reports
     assert all(r.held >= 2 and r.opened >= 20 for r in reports.values()), reports
-    assert flooded > 4 * small.tcp_flows
+    assert flooded > 2 * small.tcp_flows
 
 
 def test_full_maps_are_named_and_traffic_goes_on(lab: Lab) -> None:

@@ -23,7 +23,7 @@ from dataplane.oracle.types import Packet, Verdict
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, bench, entry
 
-_TCP, _UDP = 6, 17
+_TCP, _UDP, _FRAGMENT = 6, 17, 44
 CLIENTS = {b.CLIENT, b.CLIENT_6}
 
 
@@ -126,6 +126,8 @@ class Seen:
         length = struct.unpack("!H", ip[2:4] if self.four else ip[4:6])[0] + (0 if self.four else 40)
         self.header_right = not self.four or folded(ip[:20]) == 0xFFFF
         whole = not self.four or not struct.unpack("!H", ip[6:8])[0] & 0x3FFF
+        # Kept until the first of its datagram comes, where others came before theirs (bpf/hold.h).
+        self.later = bool(struct.unpack("!H", ip[6:8])[0] & 0x1FFF) if self.four else ip[6] == _FRAGMENT
         self.plain = whole and self.protocol in (_TCP, _UDP)
         self.port = struct.unpack("!H", ip[size + 2 : size + 4])[0] if self.plain else 0
         body = ip[size:length]
@@ -167,7 +169,8 @@ def test_random_packets(node: Bench, hook: str, soak: bool) -> None:
                 raise
             continue
         if out.data == frame:
-            assert out.result == passed, (number, frame.hex())
+            held = hook == "tc" and out.result == b.TC_STOLEN and Seen(frame).later
+            assert out.result == passed or held, (number, frame.hex())
             continue
         translated += 1
         try:

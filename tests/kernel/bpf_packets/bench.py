@@ -43,7 +43,7 @@ SIZES = Sizes(
     frontends=256, slots=1024, backends=1024, services=256, source_ranges=64, detector=16, addresses=32, devices=16,
     affinity=1024, peers=16, sockets=16, tcp_flows=4096, udp_flows=4096, fragments=1024, events=1 << 16,
 )  # fmt: skip
-TC_NEXT, TC_SHOT, TC_REDIRECT = 0xFFFFFFFF, 2, 7
+TC_NEXT, TC_SHOT, TC_STOLEN, TC_REDIRECT = 0xFFFFFFFF, 2, 4, 7
 XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = 1, 2, 3, 4
 DEVICE = record("device", "flags", "ifindex", "mac", "pad", "source_ipv4", "source_ipv6")
 TUPLE = record("tuple", "source", "destination", "source_port", "destination_port", "protocol", "pad")

@@ -70,6 +70,16 @@ INLINE int leads_back(const struct translation *entry, const struct address *cli
            !((entry->destination_port ^ client_port) | (entry->source_port ^ frontend_port));
 }
 
+/* The tuple of what comes back. */
+INLINE void turn_round(const struct tuple *tuple, struct tuple *back) {
+    copy_address(&back->source, &tuple->destination);
+    copy_address(&back->destination, &tuple->source);
+    back->source_port = tuple->destination_port;
+    back->destination_port = tuple->source_port;
+    back->protocol = tuple->protocol;
+    back->pad[0] = back->pad[1] = back->pad[2] = 0;
+}
+
 /* The key of a flow's other entry: what becomes of a packet, turned round. */
 INLINE void other_key(const struct translation *entry, __u8 protocol, struct tuple *key) {
     copy_address(&key->source, &entry->destination);

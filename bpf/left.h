@@ -50,12 +50,7 @@ INLINE void note_leaving(const struct packet *packet, __u64 now) {
         !is_frontend(&tuple->source, tuple->source_port, tuple->protocol))
         return;
     key = &scratch->forward_key;
-    copy_address(&key->source, &tuple->destination);
-    copy_address(&key->destination, &tuple->source);
-    key->source_port = tuple->destination_port;
-    key->destination_port = tuple->source_port;
-    key->protocol = tuple->protocol;
-    key->pad[0] = key->pad[1] = key->pad[2] = 0;
+    turn_round(tuple, key);
     entry = find_flow(key);
     if (!entry)
         leave_flow(key, now, BPF_NOEXIST);

@@ -153,12 +153,7 @@ INLINE void end_datagrams(const struct arrival *arrival, const struct packet *pa
     if (!scratch || packet->protocol != IPPROTO_UDP || !(device_flags(arrival->ifindex) & DEVICE_POD))
         return;
     key = &scratch->reply_key;
-    copy_address(&key->source, &packet->tuple.destination);
-    copy_address(&key->destination, &packet->tuple.source);
-    key->source_port = packet->tuple.destination_port;
-    key->destination_port = packet->tuple.source_port;
-    key->protocol = packet->tuple.protocol;
-    key->pad[0] = key->pad[1] = key->pad[2] = 0;
+    turn_round(&packet->tuple, key);
     entry = find_flow(key);
     if (likely(!entry) || (entry->flags & (FLOW_REPLY | FLOW_SNAT)) != FLOW_REPLY)
         return;

@@ -75,7 +75,7 @@ INLINE int still_serves(const struct target *frontend, __u32 index, __u32 genera
     return found && backend && backend->service == found->service;
 }
 
-/* Remember what a socket believes to talk to, and what it does. `more`: keep what is said of its other entries. */
+/* Remember what a socket believes to talk to, and what it does talk to. `flags`: enum peer_flags. */
 INLINE long store_peer(__u64 cookie, const struct target *asked, const struct selection *chosen, __u8 flags,
                        __u64 now) {
     struct peer peer = {

@@ -56,8 +56,8 @@ INLINE __be32 to_be32(__u32 value) {
     return __builtin_bswap32(value);
 }
 
-/* Keeps the compiler from moving reads across this point. Programs run on one CPU and x86 and arm64 readers see
- * a syscall's stores in an order that the checks in lookup.h rely on. */
+/* Keeps the compiler from moving reads across this point. Where the processor must not either, see second_look() in
+ * lookup.h. */
 #define barrier() asm volatile("" ::: "memory")
 
 INLINE struct address mapped(__be32 ipv4) {

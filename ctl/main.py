@@ -190,6 +190,13 @@ def _status(argv: Sequence[str]) -> int:
     except HotplaneError as error:
         _say(str(error))
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
+    except ModuleNotFoundError as error:
+        from ctl.extras import INSTALL, MissingPackage
+
+        if error.name not in INSTALL:
+            raise
+        _say(str(MissingPackage(args.command, error.name)))
+        return FAILED
     return result
 
 

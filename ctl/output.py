@@ -1,7 +1,7 @@
 """Printing for people and for scripts: `-o table|json|yaml`.
 
-A command makes plain records (dicts of text, numbers, booleans, lists); this prints them. A table on a terminal is
-drawn, a table in a pipe is aligned text with one record a line, so that grep and awk work on it.
+A command makes plain records (dicts of text, numbers, booleans, lists); this prints them. A table is aligned text with
+one record a line and nothing cut, on a terminal as in a pipe, so that what a person saw is what grep and awk get.
 """
 
 import argparse
@@ -53,24 +53,12 @@ def cell(value: object) -> str:
     return str(value)
 
 
-def _plain(columns: Sequence[str], lines: Sequence[Sequence[str]], out: TextIO) -> None:
+def _print_table(columns: Sequence[str], lines: Sequence[Sequence[str]], out: TextIO) -> None:
     head = [column.upper() for column in columns]
     widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(columns))]
     for line in (head, *lines):
         padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
         print("  ".join(padded).rstrip(), file=out)
-
-
-def _drawn(columns: Sequence[str], lines: Sequence[Sequence[str]], out: TextIO) -> None:
-    from rich import box  # rich costs 60 ms, and scripts never see it
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    for line in lines:
-        table.add_row(*(Text(text) for text in line))
-    Console(file=out).print(table)
 
 
 def print_records(
@@ -90,4 +78,4 @@ def print_records(
         print(empty or "nothing to show", file=sys.stderr)
     else:
         lines = [[cell(record.get(column)) for column in columns] for record in records]
-        (_drawn if out.isatty() else _plain)(columns, lines, out)
+        _print_table(columns, lines, out)

@@ -92,7 +92,8 @@ import tomllib
 
 with open(sys.argv[2], "rb") as file:
     project = tomllib.load(file)["project"]
-wanted = project["dependencies"] + (project["optional-dependencies"]["test"] if sys.argv[1] == "test" else [])
+extras = project["optional-dependencies"]
+wanted = project["dependencies"] + extras["bench"] + (extras["test"] if sys.argv[1] == "test" else [])
 print("\n".join(wanted))
 PYTHON
 }

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctl.extras import require
 from ctl.output import add_output_option, print_records, to_json, to_yaml
 from dataplane.errors import HotplaneError, UsageError
 
@@ -112,13 +113,16 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Do one action. Raises HotplaneError."""
+    if args.action in (None, "run") and args.list:
+        return _list(args.output)
+    require("hotplane bench", ("numpy", "matplotlib"))  # now, not after an hour of measuring
     match args.action:
         case "report":
             return _report(args)
         case "compare":
             return _compare(args)
         case _:
-            return _list(args.output) if args.list else _run(args)
+            return _run(args)
 
 
 def _list(output: str) -> int:

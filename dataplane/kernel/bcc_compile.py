@@ -13,8 +13,11 @@ from pathlib import Path
 
 def main() -> int:
     """0: compiled; 1: not, and standard error says why."""
-    import bcc
-
+    try:
+        import bcc
+    except ModuleNotFoundError:
+        print("the Python module bcc is missing: apt-get install python3-bpfcc", file=sys.stderr)
+        return 1
     source, tree, *flags = sys.argv[1:]
     os.environ["BCC_KERNEL_SOURCE"] = tree
     include = Path(source).parent

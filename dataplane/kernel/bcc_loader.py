@@ -16,8 +16,15 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-SOURCE_DIR = Path(__file__).resolve().parents[1] / "bpf"
-"""In a checkout a symbolic link to the top level's bpf/; an installed package has the files themselves there."""
+
+def _source_dir() -> Path:
+    """`bpf/` at the top of a checkout; in an installed package, inside `dataplane` (setup.py)."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "bpf"
+    return installed if installed.is_dir() else package.parent / "bpf"
+
+
+SOURCE_DIR = _source_dir()
 DEFAULT_CACHE_DIR = Path("/var/cache/hotplane/bpf")
 
 _PACKAGE = str(Path(__file__).resolve().parents[2])

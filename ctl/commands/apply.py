@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from ctl.output import add_output_option, print_records
 
 if TYPE_CHECKING:
+    from ctl.ebpf import EbpfOptions
+    from ctl.manifests import Planned
     from dataplane.plan.change import PlanChange
     from dataplane.plan.types import Plan
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 def register(subparsers: Any) -> None:
     """Add the command's parser."""
     from ctl.context import add_manifest_option
+    from ctl.lock import add_takeover_option
 
     parser = subparsers.add_parser(
         "apply",
@@ -34,20 +37,30 @@ def register(subparsers: Any) -> None:
         action="store_true",
         help="let everything go that is loaded, and Services that the manifests name and nothing can reach",
     )
+    add_takeover_option(parser)
     add_output_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Load the plan, clean stale UDP flows, remember the plan; 1 when something was refused and the rest is loaded."""
-    from ctl import begun, state
-    from ctl.ebpf import ebpf_options, settle
-    from ctl.loaded import make_plane, replace_plane
-    from ctl.manifests import check_intended, plan_manifests
-    from dataplane.planes.base import load_others
-    from dataplane.planes.conntrack import clean_stale_udp
+    from ctl.ebpf import ebpf_options
+    from ctl.lock import hold
+    from ctl.manifests import plan_manifests
 
     options = ebpf_options(args)
     planned = plan_manifests(args)
+    with hold(args.command, planned.context.mode, takeover=args.takeover):
+        return _load(args, options, planned)
+
+
+def _load(args: argparse.Namespace, options: "EbpfOptions", planned: "Planned") -> int:
+    from ctl import begun, state
+    from ctl.ebpf import settle
+    from ctl.loaded import make_plane, replace_plane
+    from ctl.manifests import check_intended
+    from dataplane.planes.base import load_others
+    from dataplane.planes.conntrack import clean_stale_udp
+
     context, plan = planned.context, planned.plan
     previous = state.load(context.state_dir)
     check_intended(planned, previous.plan() if previous else None, keep_going=args.keep_going, prune=args.prune)

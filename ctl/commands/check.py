@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def register(subparsers: Any) -> None:
     """Add the command's parser."""
     from ctl.context import add_manifest_option
+    from ctl.lock import add_takeover_option
 
     parser = subparsers.add_parser(
         "check",
@@ -25,11 +26,21 @@ def register(subparsers: Any) -> None:
     )
     add_manifest_option(parser, required=False)
     parser.add_argument("--repair", action="store_true", help="bring the kernel back to the plan")
+    add_takeover_option(parser)
     add_output_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one record a difference; 0 when there is none (left)."""
+    from ctl.lock import hold
+
+    if not args.repair:
+        return _check(args)
+    with hold("check --repair", takeover=args.takeover):
+        return _check(args)
+
+
+def _check(args: argparse.Namespace) -> int:
     from ctl.loaded import make_plane
 
     saved, tcp_be_liberal = _wanted(args)

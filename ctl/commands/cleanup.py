@@ -8,6 +8,8 @@ from ctl.output import add_output_option, print_records
 
 def register(subparsers: Any) -> None:
     """Add the command's parser."""
+    from ctl.lock import add_takeover_option
+
     parser = subparsers.add_parser(
         "cleanup",
         help="remove every trace from this network namespace",
@@ -20,6 +22,7 @@ def register(subparsers: Any) -> None:
         help="instead, remove what network namespaces that are gone left on this machine: pinned programs and maps, "
         "programs on control groups, files in the state directory",
     )
+    add_takeover_option(parser)
     add_output_option(parser)
 
 
@@ -27,6 +30,17 @@ def run(args: argparse.Namespace) -> int:
     """Remove everything; fine when there is nothing."""
     if args.stale:
         return _stale(args)
+    from ctl.lock import hold
+    from ctl.modes import MODES
+
+    with hold(args.command, takeover=args.takeover):
+        existed = _clean_up(args.state_dir)
+    print_records([{"cleaned": list(MODES), "state": existed}], args.output, ("cleaned", "state"))
+    return 0
+
+
+def _clean_up(state_dir: str) -> bool:
+    """Remove the rules of all modes and the state; whether there was any."""
     from pathlib import Path
 
     from ctl import begun, state
@@ -43,10 +57,8 @@ def run(args: argparse.Namespace) -> int:
             failed.append(str(error))
     if failed:
         raise PlaneError("; ".join(failed))
-    begun.end(Path(args.state_dir))
-    existed = state.forget(Path(args.state_dir))
-    print_records([{"cleaned": list(MODES), "state": existed}], args.output, ("cleaned", "state"))
-    return 0
+    begun.end(Path(state_dir))
+    return state.forget(Path(state_dir))
 
 
 def _stale(args: argparse.Namespace) -> int:

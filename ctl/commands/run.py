@@ -21,6 +21,7 @@ def add_parser(subparsers: Any, name: str, text: str, description: str) -> argpa
     from ctl.context import add_manifest_option
     from ctl.daemon.log import FORMATS
     from ctl.daemon.options import add_flags
+    from ctl.lock import add_takeover_option
 
     parser: argparse.ArgumentParser = subparsers.add_parser(name, help=text, description=description)
     source = parser.add_argument_group("where the objects come from")
@@ -40,6 +41,7 @@ def add_parser(subparsers: Any, name: str, text: str, description: str) -> argpa
     parser.add_argument("--once", action="store_true", help="end after the first load")
     parser.add_argument("--adopt", action="store_true", help="remove kube-proxy's rules once ours answer")
     parser.add_argument("--cleanup", action="store_true", help="remove the rules instead (all modes, or --proxy-mode)")
+    add_takeover_option(parser)
     parser.add_argument("--write-config-to", metavar="FILE", help="write the effective configuration and end")
     parser.add_argument("--logging-format", choices=FORMATS, default="text", metavar="text|json")
     parser.add_argument("-v", "--v", dest="verbosity", type=int, default=2, metavar="LEVEL", help="4: debug; 0: errors")
@@ -58,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from ctl.daemon.planes import prepare
     from ctl.daemon.settings import settings_of
     from ctl.daemon.sysctls import apply_sysctls
+    from ctl.lock import hold
     from dataplane.errors import UsageError
 
     settings = settings_of(args)
@@ -81,10 +84,23 @@ def run(args: argparse.Namespace) -> int:
     if "-" in settings.paths:
         raise UsageError("-f -: standard input cannot be watched; use apply, or give a directory")
 
-    async def live() -> int:
-        return await Daemon(settings, log, lambda: settings_of(args)).run()
+    _check(settings)
+    with hold(args.command, settings.mode, daemon=True, takeover=args.takeover, tell=log.warning) as lock:
 
-    return asyncio.run(live())
+        async def live() -> int:
+            return await Daemon(settings, log, lambda: settings_of(args), lock).run()
+
+        return asyncio.run(live())
+
+
+def _check(settings: Any) -> None:
+    """Raise what would end the daemon at once, before another one is asked to give way to it."""
+    from ctl.daemon.daemon import check_mode
+    from ctl.sources.kubeconfig import find_cluster
+
+    check_mode(settings.mode)
+    if not settings.paths:
+        find_cluster(settings.kubeconfig, settings.master, token_over_http=settings.token_over_http)
 
 
 def _level(verbosity: int) -> str:
@@ -114,15 +130,17 @@ def _clean_up(args: argparse.Namespace, mode: str, log: Any) -> int:
 
     from ctl import begun, state
     from ctl.loaded import make_plane
+    from ctl.lock import hold
     from ctl.modes import MODES
 
     folder = Path(args.state_dir)
     modes = (mode,) if args.mode or args.proxy_mode else tuple(reversed(MODES))
-    for each in modes:
-        make_plane(each).cleanup()
-    if not begun.begun(folder) - {*modes}:
-        begun.end(folder)
-    if len(modes) == len(MODES) or (saved := state.load(folder, current=False)) is None or saved.mode in modes:
-        state.forget(folder)
+    with hold("run --cleanup", takeover=args.takeover, tell=log.warning):
+        for each in modes:
+            make_plane(each).cleanup()
+        if not begun.begun(folder) - {*modes}:
+            begun.end(folder)
+        if len(modes) == len(MODES) or (saved := state.load(folder, current=False)) is None or saved.mode in modes:
+            state.forget(folder)
     log.info("cleaned up", modes=",".join(modes))
     return 0

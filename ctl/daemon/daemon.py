@@ -16,6 +16,7 @@ import msgspec
 from ctl import begun, state
 from ctl.daemon.addresses import AddressWatch
 from ctl.daemon.child import Child, ChildError
+from ctl.daemon.door import Door
 from ctl.daemon.drift import DriftCheck
 from ctl.daemon.events import EventRecorder
 from ctl.daemon.health import Health, eligible
@@ -37,6 +38,7 @@ from ctl.daemon.traffic import TrafficCollector
 from ctl.daemon.web import Listener, Reply, Site, health_answer, metrics_answer, split_bind
 from ctl.daemon.zpages import Statusz, flagz
 from ctl.journal import Journal
+from ctl.lock import GAVE_WAY, Holder, Lock, door_path
 from ctl.sources.api import Api
 from ctl.sources.directory import DirectorySource
 from ctl.sources.kubeconfig import find_cluster
@@ -60,9 +62,10 @@ SAVE_SECONDS = 60.0
 
 
 class Daemon:
-    """One run of the daemon. reload: reads the settings again (SIGHUP); raises HotplaneError when they are wrong."""
+    """One run of the daemon. reload: reads the settings again (SIGHUP); raises HotplaneError when they are wrong.
+    lock: of this network namespace, held."""
 
-    def __init__(self, settings: Settings, log: Log, reload: Callable[[], Settings]) -> None:
+    def __init__(self, settings: Settings, log: Log, reload: Callable[[], Settings], lock: Lock) -> None:
         self.settings, self._log, self._reload = settings, log, reload
         forward_logging(log)
         self.metrics = Metrics()
@@ -81,6 +84,8 @@ class Daemon:
         self._leaving: list[Plane] = []
         self._failure: BaseException | None = None
         self._door: asyncio.Server | None = None
+        self._lock, self._status = lock, 0
+        self._way_out = Door(door_path(), log, self._give_way)
         self._addresses: AddressWatch | None = None
         self._sites: dict[str, tuple[Site, Listener]] = {}
         self._reflectors: list[tuple[str, Reflector]] = []
@@ -99,14 +104,14 @@ class Daemon:
         )  # fmt: skip
 
     async def run(self) -> int:
-        """Until SIGTERM or SIGINT; the data plane stays as it is then. Returns the exit status; raises what failed."""
+        """Until SIGTERM or SIGINT, or until another process asks for this network namespace; the data plane stays as it
+        is then. Returns the exit status; raises what failed."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
         self._check_rights(self.settings.mode)
-        if state.ask_daemon(self.settings.state_dir):
-            raise HotplaneError("a hotplane daemon runs in this network namespace already; end that one first")
+        await self._way_out.open()
         _raise_open_files()
         _prepare_memory()
         self._score()
@@ -119,11 +124,16 @@ class Daemon:
             await self._stop.wait()
         finally:
             await self._close()
-        return 0
+        return self._status
+
+    def _give_way(self, asking: Holder) -> None:
+        self._log.warning("gives way, as it was asked to", to=asking)
+        self._status = GAVE_WAY
+        self._stop.set()
 
     def _check_rights(self, mode: str) -> None:
         """Raises HotplaneError for a mode that cannot work with this process's capabilities."""
-        warning = check_rights(mode, held_capabilities(), bpffs=mode == "ebpf" and has_bpffs())
+        warning = check_mode(mode)
         if warning:
             self._log.warning("capabilities", reason=warning)
 
@@ -321,6 +331,7 @@ class Daemon:
 
     def _begin_mode(self, mode: str) -> None:
         """Before anything of a mode is loaded: let whoever comes after a kill know of it (see ctl.begun)."""
+        self._lock.describe(mode)
         self._changing = True
         self._mode_changes += 1
         try:
@@ -475,7 +486,14 @@ class Daemon:
         if self.health.started and not self._changing:
             state.save(self.settings.state_dir, self._saved_plan())
             begun.end(self.settings.state_dir)
+        await self._way_out.close()
         self._log.info("stopped; the data plane stays as it is")
+
+
+def check_mode(mode: str) -> str:
+    """What this process's capabilities do not allow and a mode can do without, or "". Raises HotplaneError for a mode
+    that cannot work with them."""
+    return check_rights(mode, held_capabilities(), bpffs=mode == "ebpf" and has_bpffs())
 
 
 def _binds(settings: Settings) -> tuple[str, str]:

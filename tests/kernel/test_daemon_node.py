@@ -419,5 +419,5 @@ def test_check_compares_with_what_the_daemon_holds_now(cluster: DaemonLab, lab: 
     second = in_netns(daemon.netns, subprocess.run, daemon.command("run", "--once", "--master", cluster.server.url),
                       capture_output=True, text=True, cwd=ROOT)  # fmt: skip
     assert second.returncode == 1
-    assert "already" in second.stderr
+    assert f"hotplane run (pid {daemon.pid}, nftables mode, since" in second.stderr
     assert daemon.alive

@@ -6,15 +6,16 @@ The child shares the parent's memory until one of the two writes, so a snapshot 
 import asyncio
 import ctypes
 import os
-import select
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 
 from dataplane.errors import HotplaneError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_INSTANT = 0.2  # seconds; the pipe's end closes that long before the process ends, at most
 _REFUSED = 3  # exit status of a child whose answer says what was expected to be able to go wrong
 
 
@@ -46,14 +47,20 @@ def _run(function: Callable[[], bytes], door: int) -> None:
 
 
 class Child:
-    """A function at work in a forked child, from the moment the object is made.
+    """A function at work in a forked child, from the moment the object is made. Raises OSError where the system has no
+    room for one more process or descriptor.
 
     The caller makes sure that no other thread of the process is at work at that moment.
     """
 
     def __init__(self, function: Callable[[], bytes]) -> None:
         self._reader, writer = os.pipe()
-        self._pid = os.fork()
+        try:
+            self._pid = os.fork()
+        except OSError:
+            os.close(self._reader)
+            os.close(writer)
+            raise
         if self._pid == 0:
             os.close(self._reader)
             _run(function, writer)
@@ -88,12 +95,14 @@ class Child:
         return os.read(self._reader, 1 << 16)
 
     def _end(self) -> int:
-        """Reap the child, which has closed its pipe or has lost our patience; its exit status."""
-        descriptor = os.pidfd_open(self._pid)
-        try:
-            # The pipe's end closes an instant before the process ends, so give it that instant.
-            if not select.select([descriptor], [], [], 0.2)[0]:
+        """Reap the child, which has closed its pipe or has lost our patience; its exit status. Takes no descriptor,
+        of which there may be none left."""
+        end = time.monotonic() + _INSTANT
+        while True:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() > end:
                 os.kill(self._pid, signal.SIGKILL)
-        finally:
-            os.close(descriptor)
-        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+                return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+            time.sleep(_INSTANT / 100)

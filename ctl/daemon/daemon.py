@@ -7,9 +7,8 @@ import gc
 import resource
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -17,11 +16,12 @@ from ctl import begun, state
 from ctl.daemon.addresses import AddressWatch
 from ctl.daemon.child import Child, ChildError
 from ctl.daemon.door import Door
-from ctl.daemon.drift import DriftCheck
+from ctl.daemon.drift import POLL_SECONDS, DriftCheck
 from ctl.daemon.events import EventRecorder
 from ctl.daemon.health import Health, eligible
 from ctl.daemon.healthports import HealthPorts
 from ctl.daemon.inbox import Inbox
+from ctl.daemon.jobs import Jobs, attempt
 from ctl.daemon.kernel import Kernel
 from ctl.daemon.log import Log, forward_logging
 from ctl.daemon.metrics import Metrics, ip_family
@@ -73,7 +73,7 @@ class Daemon:
         self._told: dict[ObjectRef, tuple[Problem, ...]] = {}
         self._statusz = Statusz()
         self._noted: dict[ObjectRef, tuple[Problem, ...]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._jobs = Jobs(log, self.metrics.job_failed)
         self._stop = asyncio.Event()
         self._saved = 0
         self._saving = asyncio.Lock()
@@ -100,7 +100,7 @@ class Daemon:
         self.reconciler = Reconciler(
             settings.node.name,
             self.inbox, self._kernel, self._describe, self.health, self.metrics, log,
-            Pace(settings.min_sync_period), self._after,
+            Pace(settings.min_sync_period), self._after, self._jobs,
         )  # fmt: skip
 
     async def run(self) -> int:
@@ -117,10 +117,9 @@ class Daemon:
         self._score()
         apply_sysctls(self.settings.config.conntrack, self._log)
         try:
-            await self._use_plane()
             await self._serve()
             self._open_source()
-            self._spawn(self._work(), "reconcile")
+            self._jobs.start("reconcile", self._work_once if self.settings.once else self._work)
             await self._stop.wait()
         finally:
             await self._close()
@@ -144,20 +143,27 @@ class Daemon:
         except OSError as error:
             self._log.info("oomScoreAdj not set", reason=error.strerror)
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Run something beside; the daemon ends when it fails."""
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._failure = error
-            self._stop.set()
+    async def _work_once(self) -> None:
+        """Load, and end; what fails is the command's failure."""
+        self._failure = await attempt(self._begin)
+        self._stop.set()
 
     async def _work(self) -> None:
-        self._addresses = AddressWatch(self._look_at_node)  # before the addresses are read for the first time
+        """Load, and follow. Begins anew where it fails before it follows; nothing fails after that."""
+        await self._begin()
+        await self._listen()
+        drift = DriftCheck(self.reconciler, self.metrics, self._log, self.settings.sync_period)
+        self._jobs.every("drift", POLL_SECONDS, drift.poll)
+        self._jobs.every("tick", TICK_SECONDS, self._tick)
+        self._jobs.start("save", self._keep_saved)
+        self._jobs.start("events", self._events.run)
+        await self.reconciler.run()
+
+    async def _begin(self) -> None:
+        """From whatever there is to a kernel that holds the plan. Fine to be done again where it failed."""
+        if self._addresses is None:
+            self._addresses = AddressWatch(self._look_at_node)  # before the addresses are read for the first time
+        await self._use_plane()
         self._begin_mode(self.settings.mode)
         await self._kernel.call(self._clean_up.look, self.settings.mode)
         await self.reconciler.start()
@@ -167,22 +173,13 @@ class Daemon:
         _settle_memory()
         if self.settings.once:
             await self._kernel.call(settle_plane, self._kernel.plane)
-            self._stop.set()
-            return
-        await self._listen()
-        drift = DriftCheck(self.reconciler, self.metrics, self._log, self.settings.sync_period)
-        self._spawn(drift.run(), "drift")
-        self._spawn(self._tick(), "tick")
-        self._spawn(self._keep_saved(), "save")
-        self._spawn(self._events.run(), "events")
-        await self.reconciler.run()
 
     def _open_source(self) -> None:
         settings = self.settings
         if settings.paths:
             source = DirectorySource(settings.paths, self.inbox, self._log, settings.node_ports)
             source.read()
-            self._spawn(source.run(), "manifests")
+            self._jobs.start("manifests", source.run)
             return
         cluster = find_cluster(settings.kubeconfig, settings.master, token_over_http=settings.token_over_http)
         self._log.info("watching", server=cluster.url, node=settings.node.name, mode=settings.mode)
@@ -192,7 +189,7 @@ class Daemon:
             observe = self._see_node if resource_.kind == "Node" else None
             reflector = Reflector(self._api, resource_, self.inbox, self._log, observe=observe)
             self._reflectors.append((resource_.kind, reflector))
-            self._spawn(reflector.run(), f"watch {resource_.kind}")
+            self._jobs.start(f"watch {resource_.kind}", reflector.run)
 
     def _see_node(self, raw: msgspec.Raw | None) -> None:
         if raw is None:  # a Node object that goes leaves everything as it was last
@@ -247,15 +244,13 @@ class Daemon:
 
     async def _tick(self) -> None:
         """What is looked after now and then."""
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            self._look_at_node()
-            await self._serve()
+        self._look_at_node()
+        await self._serve()
 
     def _look_at_node(self) -> None:
         """This node's addresses may have changed."""
-        self.reconciler.request(self.reconciler.change_node)
-        self.reconciler.request(self._update_ports)
+        self.reconciler.request("node", self.reconciler.change_node)
+        self.reconciler.request("health-check ports", self._update_ports)
 
     async def _keep_saved(self) -> None:
         while True:
@@ -270,33 +265,30 @@ class Daemon:
             syncs, changes = self.reconciler.syncs + 1, self._mode_changes
             if syncs == self._saved or self._changing:
                 return
-            started: asyncio.Future[Child | None] = asyncio.get_running_loop().create_future()
             folder, saved = self.settings.state_dir, self._saved_plan
 
             def write() -> bytes:
                 state.save(folder, saved())
                 return b""
 
-            async def begin() -> None:
+            async def begin() -> Child | None:
                 if self._changing:
-                    started.set_result(None)
-                    return
+                    return None
                 self._begin_journal()
-                started.set_result(Child(write))
+                return Child(write)
 
-            self.reconciler.request(begin)
+            child = await self.reconciler.between("save", begin)
+            if child is None:
+                return
             try:
-                child = await started
-                if child is None:
-                    return
                 await child.answer(SAVE_PATIENCE)
-                self._saved = syncs
-                if changes == self._mode_changes:
-                    begun.end(folder)
-                else:  # in between the mode changed, of which this plan knows nothing
-                    self._saved = 0
-            except (ChildError, state.StateError) as error:
-                self._log.warning("the plan could not be written down", reason=error)
+            except ChildError as error:
+                raise ChildError(f"the plan could not be written down: {error}") from error
+            self._saved = syncs
+            if changes == self._mode_changes:
+                begun.end(folder)
+            else:  # in between the mode changed, of which this plan knows nothing
+                self._saved = 0
 
     def _begin_journal(self) -> None:
         """From here on changes are written down one by one, beside the plan that is about to be."""
@@ -312,8 +304,12 @@ class Daemon:
         """Let other commands have the plan written down (see state.ask_daemon)."""
 
         async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await self._save()
-            writer.close()
+            try:
+                await self._save()
+            except (HotplaneError, OSError) as error:
+                self._log.warning("the plan could not be written down", reason=error)
+            finally:
+                writer.close()
 
         path = state.socket_path(self.settings.state_dir)
         try:
@@ -354,7 +350,7 @@ class Daemon:
         return begun.replace_others(others, lambda old: self._clean_up.replace(old, mode), self._leaving)
 
     def _hangup(self) -> None:
-        self.reconciler.request(self._change_settings)
+        self.reconciler.request("reload of the configuration", self._change_settings)
 
     async def _change_settings(self) -> None:
         """SIGHUP: read the configuration again and use what can change while running."""
@@ -369,17 +365,19 @@ class Daemon:
         self.reconciler.pace.interval = fresh.min_sync_period
         self.health.patience = 2 * fresh.sync_period
         apply_sysctls(fresh.config.conntrack, self._log)
-        await self.reconciler.change_node()
         self._score()
+        self.reconciler.request("node", self.reconciler.change_node)
         if fresh.mode != old.mode:
-            await self._change_mode(old.mode)
+            self._change_mode(old.mode)
         elif fresh.mode == "iptables" and fresh.config.conntrack.tcp_be_liberal != old.config.conntrack.tcp_be_liberal:
-            await self._use_plane()
-            await self.reconciler.reload("conntrack.tcpBeLiberal changed")
+            self.reconciler.request("tcpBeLiberal", self._be_liberal)
         if _binds(fresh) != _binds(old):
             await self._close_sites()
             await self._serve()
-        self._log.info("configuration reloaded", mode=fresh.mode)
+        self.reconciler.request("reload", lambda: self._reloaded(fresh.mode))  # behind what it asked for
+
+    async def _reloaded(self, mode: str) -> None:
+        self._log.info("configuration reloaded", mode=mode)
 
     def _what_can_change(self, fresh: Settings) -> Settings:
         """Fresh settings, with the old ones where a running daemon cannot change; those are told, each time."""
@@ -389,24 +387,27 @@ class Daemon:
             self._log.warning("changed settings that wait for a restart of hotplane", fields=",".join(late))
         return msgspec.structs.replace(fresh, node=old.node, kubeconfig=old.kubeconfig)
 
-    async def _change_mode(self, old_mode: str) -> None:
-        """Load the new mode's rules, then remove the old one's."""
-        self._leaving.append(self._kernel.plane)
-        self._begin_mode(self.settings.mode)
+    async def _be_liberal(self) -> None:
         await self._use_plane()
-        await self._load_mode(f"mode {old_mode} becomes {self.settings.mode}")
+        await self.reconciler.reload("conntrack.tcpBeLiberal changed")
+
+    def _change_mode(self, old_mode: str) -> None:
+        """Load the new mode's rules, then remove the old one's."""
+        self._begin_mode(self.settings.mode)
+        why = f"mode {old_mode} becomes {self.settings.mode}"
+        self.reconciler.request("change of modes", lambda: self._load_mode(why))
 
     async def _load_mode(self, why: str) -> None:
+        """Raises HotplaneError where the old mode still answers."""
         if not self._changing:
             return
-        if await self.reconciler.reload(why):
-            await self._finish_mode_change()
-        else:  # the old mode still answers
-            self._spawn(self._load_mode_later(), "mode")
-
-    async def _load_mode_later(self) -> None:
-        await asyncio.sleep(TICK_SECONDS)
-        self.reconciler.request(lambda: self._load_mode("the last attempt failed"))
+        if self._kernel.plane.name != self.settings.mode:
+            old = self._kernel.plane
+            await self._use_plane()
+            self._leaving.append(old)
+        if not await self.reconciler.reload(why):
+            raise HotplaneError(f"{why}: the rules could not be loaded, and the old ones still serve")
+        await self._finish_mode_change()
 
     async def _serve(self) -> None:
         """Open the health and metrics servers that are not open yet. A port that is taken is fatal only with
@@ -465,9 +466,7 @@ class Daemon:
 
     async def _close(self) -> None:
         """End everything of ours but what is in the kernel."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._jobs.close()
         if self._addresses is not None:
             self._addresses.close()
         if self._door is not None:
@@ -478,16 +477,24 @@ class Daemon:
         if self._api is not None:
             await self._api.close()
         self._kernel.close()
+        await self._way_out.close()
         if self._failure is not None:
             raise self._failure
-        if self.reconciler.journal is not None:
-            self.reconciler.journal.close()
-            self.reconciler.journal = None
-        if self.health.started and not self._changing:
+        self._save_last()
+        self._log.info("stopped; the data plane stays as it is")
+
+    def _save_last(self) -> None:
+        """Leave the plan written down. What the journal holds besides is good, too, where that cannot be."""
+        journal, self.reconciler.journal = self.reconciler.journal, None
+        if journal is not None:
+            journal.close()
+        if not self.health.started or self._changing:
+            return
+        try:
             state.save(self.settings.state_dir, self._saved_plan())
             begun.end(self.settings.state_dir)
-        await self._way_out.close()
-        self._log.info("stopped; the data plane stays as it is")
+        except state.StateError as error:
+            self._log.warning("the plan could not be written down at the end", reason=error)
 
 
 def check_mode(mode: str) -> str:

@@ -1,6 +1,5 @@
 """Periodic read-back: is what the kernel holds still the plan? Somebody may have flushed the tables."""
 
-import asyncio
 import time
 
 import msgspec
@@ -18,6 +17,8 @@ SHARE = 20
 """A check that takes long is done less often: at most one part in this many of the time is spent on checks."""
 
 POLL_SECONDS = 1.0
+"""Between two calls of `poll`."""
+
 RARELY_SECONDS = 600.0
 PATIENCE = 300.0
 SHOWN = 5
@@ -49,39 +50,39 @@ class DriftCheck:
     def __init__(self, reconciler: Reconciler, metrics: Metrics, log: Log, period: float) -> None:
         self._reconciler, self._metrics, self._log = reconciler, metrics, log
         self.period = period
+        self._spent, self._last = 0.0, time.monotonic()
+        self._failed = False
 
-    async def run(self) -> None:
-        """Check for ever."""
-        spent, last = 0.0, time.monotonic()
-        while True:
-            await asyncio.sleep(POLL_SECONDS)
-            if time.monotonic() - last < SHARE * spent or not await self._due(last):
-                continue
-            last = time.monotonic()
-            await self.check()
-            spent = time.monotonic() - last
+    async def poll(self) -> None:
+        """Check if it is time. Raises what went wrong; the next call tries again then."""
+        if time.monotonic() - self._last < SHARE * self._spent or not await self._due():
+            return
+        self._failed = True
+        started = time.monotonic()
+        await self.check()
+        self._failed, self._last = False, time.monotonic()
+        self._spent = self._last - started
 
-    async def _due(self, last: float) -> bool:
-        kernel = self._reconciler.kernel
+    async def _due(self) -> bool:
+        kernel, ago = self._reconciler.kernel, time.monotonic() - self._last
+        if self._failed:
+            return True
         if kernel.untouched is None:
-            return time.monotonic() - last >= self.period
-        return time.monotonic() - last >= RARELY_SECONDS or await kernel.call(kernel.untouched.look)
+            return ago >= self.period
+        return ago >= RARELY_SECONDS or await kernel.call(kernel.untouched.look)
 
     async def check(self) -> int:
         """Look once, in a child, while changes go on; repair what differs and was not changed meanwhile.
 
-        Returns the number of differences.
+        Returns the number of differences. Raises ChildError, OSError (no child can be made).
         """
-        begun: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
-        self._reconciler.request(lambda: self._begin(begun))
         kernel = self._reconciler.kernel
         behind = {*kernel.ledger.services(), *await kernel.call(left_out, kernel.plane)}
-        child = await begun
+        child = await self._reconciler.between("drift", self._begin)
         try:
             found = msgspec.msgpack.decode(await child.answer(PATIENCE), type=list[Found])
         except ChildError as error:
-            self._log.warning("the kernel could not be read back", reason=error)
-            return 0
+            raise ChildError(f"the kernel could not be read back: {error}") from error
         ignored = self._reconciler.touched | behind
         found = [each for each in found if each.service not in ignored]
         if found:
@@ -92,14 +93,15 @@ class DriftCheck:
                 )  # fmt: skip
             self._metrics.drifted.inc(len(found))
             self._metrics.repairs.inc()
-            self._reconciler.request(lambda: self._reconciler.reload(f"repair of {len(found)} differences"))
+            why = f"repair of {len(found)} differences"
+            self._reconciler.request("repair", lambda: self._reconciler.reload(why))
         return len(found)
 
-    async def _begin(self, begun: "asyncio.Future[Child]") -> None:
+    async def _begin(self) -> Child:
         """Between two changes, when the kernel holds what the plan says."""
         kernel = self._reconciler.kernel
         plan, mode = self._reconciler.planner.plan, kernel.plane.name
         self._reconciler.touched = set()
         if kernel.untouched is not None:
             await kernel.call(kernel.untouched.trust)
-        begun.set_result(Child(lambda: _look(plan, mode)))
+        return Child(lambda: _look(plan, mode))

@@ -141,6 +141,19 @@ class Inbox:
         self._news.clear()
         return batch
 
+    def put_back(self, batch: Batch) -> None:
+        """Take back what could not be used; what was heard since then counts more."""
+        for item in batch.upserts:
+            if item.ref not in self._deletes:
+                self._upserts.setdefault(item.ref, item)
+        for ref in batch.deletes:
+            if ref not in self._upserts:
+                self._deletes[ref] = None
+        self._triggers = [*batch.triggers, *self._triggers]
+        self._events += batch.events
+        self._arrived = batch.arrived
+        self._news.set()
+
     def _touch(self, ref: ObjectRef | None) -> None:
         if ref is not None:
             self._events.update((ref.kind, family) for family in self._families(ref))

@@ -158,6 +158,12 @@ class Metrics:
         )
         self.lists = Gauge("hotplane_watch_lists", "Complete lists so far", ["kind"], registry=self.registry)
 
+        self._job_failures = self._counter("hotplane_job_failures_total", "Failed attempts of a job", ["job"])
+
+    def job_failed(self, job: str) -> None:
+        """A job of the daemon failed; it is tried again."""
+        self._job_failures.labels(job).inc()
+
     def text(self) -> bytes:
         """The exposition in Prometheus' text format."""
         return generate_latest(self.registry)

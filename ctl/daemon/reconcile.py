@@ -4,9 +4,11 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from ctl.daemon.health import Health
 from ctl.daemon.inbox import Batch, Inbox
+from ctl.daemon.jobs import Jobs, attempt, reason
 from ctl.daemon.kernel import Done, Kernel
 from ctl.daemon.log import Log
 from ctl.daemon.metrics import Metrics, ip_family
@@ -19,6 +21,7 @@ from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.planner import Planner
 from dataplane.policy.node import NodeConfig
 
+_T = TypeVar("_T")
 TELL_SECONDS = 0.1
 SHOWN = 3
 """Services that a log line names."""
@@ -27,9 +30,12 @@ SHOWN = 3
 class Reconciler:
     """Owns the plan. For use in one event loop; everything it does to the plan happens in `start` and `run`.
 
+    Whatever fails in between, nothing of it is lost: what was taken from the inbox goes back, and what the kernel may
+    lack is loaded whole at the next try.
+
     name: this node's. node: its Node object as it was last known. describe: the NodeConfig for a Node object (None:
     there never was one). after: called when a change has been taken in; health-check ports, Events and the like come
-    then, outside of the time that counts.
+    then, outside of the time that counts. jobs: tells of what fails.
     """
 
     def __init__(
@@ -43,6 +49,7 @@ class Reconciler:
         log: Log,
         pace: Pace,
         after: Callable[[PlanChange], Awaitable[None]],
+        jobs: Jobs,
     ) -> None:
         self.inbox, self.kernel, self.describe = inbox, kernel, describe
         self.pace, self.retry, self.tally = pace, Retry(), Tally()
@@ -51,8 +58,13 @@ class Reconciler:
         self.touched: set[str] = set()
         self.journal: Journal | None = None
         self._told, self._untold = 0.0, 0
-        self._jobs: deque[Callable[[], Awaitable[object]]] = deque()
+        self._waiting: deque[tuple[str, Callable[[], Awaitable[object]], Retry]] = deque()
+        self._asked = asyncio.Event()
+        self._jobs = jobs
+        self._untrue = ""  # why the kernel may not be what the plan says
+        self._replan = False
         self._health, self._metrics, self._log, self._after = health, metrics, log, after
+        self._name = name
         self.planner = Planner(NodeConfig(name=name))
 
     async def start(self) -> None:
@@ -61,15 +73,9 @@ class Reconciler:
             await self.inbox.news()
             await asyncio.sleep(0)
         self._health.queued()
-        batch = self.inbox.take()
         started = time.perf_counter()
-        self._hear_of_node(batch)
-        self.planner.plan.node = await self.describe(self.node)
-        change = self.planner.update(batch.upserts, batch.deletes)
-        self.tally.count(change)
-        self._metrics.took(batch.events)
+        await self._first_plan()
         planned = time.perf_counter() - started
-        del batch, change
         while True:
             done = await self.kernel.load(self.planner.plan)
             self._count(done)
@@ -83,32 +89,111 @@ class Reconciler:
             "loaded", mode=self.kernel.plane.name, service_ports=self.tally.entries, frontends=self.tally.frontends,
             changed=len(done.changed.entries), plan_s=round(planned, 3), load_s=round(done.seconds, 3),
         )  # fmt: skip
-        await self._after(PlanChange(health_checks=dict(self.planner.plan.health_checks) or None))
+        await self._follow_up(PlanChange(health_checks=dict(self.planner.plan.health_checks) or None))
+
+    async def _first_plan(self) -> None:
+        """Plan all that is known. Fine to be done again where what came after it failed."""
+        batch = self.inbox.take()
+        self.tally.count(await self._planned(batch, first=True))
+        self._metrics.took(batch.events)
 
     async def run(self) -> None:
-        """Follow the inbox for ever."""
+        """Follow the inbox for ever, whatever fails."""
         while True:
             await self._wait()
-            while self._jobs:
-                await self._jobs.popleft()()
-            await self.step()
+            await self._work_off()
+            error = await attempt(self.step)
+            if error is not None:
+                self._health.queued()
+                self._untrue = reason(error)
+                self._jobs.failure("reconcile", error, self.retry)
 
-    def request(self, job: Callable[[], Awaitable[object]]) -> None:
-        """Have something done by the loop itself, between two changes."""
-        self._jobs.append(job)
+    async def _work_off(self) -> None:
+        """Do what was asked for. What fails is tried again later, and keeps nothing else waiting."""
+        self._asked.clear()
+        while self._waiting:
+            await self._try(*self._waiting.popleft())
+
+    async def _try(self, name: str, job: Callable[[], Awaitable[object]], retry: Retry) -> None:
+        error = await attempt(job)
+        if error is not None:
+            wait = self._jobs.failure(name, error, retry)
+            asyncio.get_running_loop().call_later(wait, self._request, name, job, retry)
+
+    def request(self, name: str, job: Callable[[], Awaitable[object]]) -> None:
+        """Have something done by the loop itself, between two changes; tried again until it works."""
+        self._request(name, job, Retry())
+
+    def _request(self, name: str, job: Callable[[], Awaitable[object]], retry: Retry) -> None:
+        self._waiting.append((name, job, retry))
+        self._asked.set()
         self.inbox.wake()
+
+    async def between(self, name: str, job: Callable[[], Awaitable[_T]]) -> _T:
+        """Have something done by the loop itself, once, between two changes; what it returns, or raises."""
+        answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        found: list[_T] = []
+
+        async def once() -> None:
+            found.append(await job())
+
+        async def tell() -> None:
+            error = await attempt(once)
+            if answer.done():  # who asked has gone
+                return
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(found[0])
+
+        self.request(name, tell)
+        return await answer
 
     async def step(self) -> None:
         """Take in what waits, and do it together with what failed before."""
+        if self._untrue and self.retry.due_in():
+            return  # the kernel is loaded whole when it is tried again; what waits in the inbox goes with that
         if self.inbox.pending:
             self.pace.spend()
         batch = self.inbox.take()
-        node = self._hear_of_node(batch)
-        change = self.planner.update(batch.upserts, batch.deletes)
-        if node:
-            change = merged(change, self.planner.set_node(await self.describe(self.node)))
+        change = await self._planned(batch)
         self._metrics.took(batch.events)
         await self._do(change, batch)
+
+    async def _planned(self, batch: Batch, *, first: bool = False) -> PlanChange:
+        """Take a batch into the plan. Where that fails the batch goes back; where it fails in the middle of planning,
+        every Service is planned once more at the next try."""
+        before = self.node
+        try:
+            moved = self._hear_of_node(batch) or self._replan or first
+            node = await self.describe(self.node) if moved else self.planner.plan.node
+        except BaseException:
+            self.node = before
+            self.inbox.put_back(batch)
+            raise
+        try:
+            if first:
+                self.planner.set_node(node)
+            if self._replan:
+                self.planner.plan.node = NodeConfig(name="")  # another one, so that nothing is taken for done
+            change = merged(self.planner.update(batch.upserts, batch.deletes), self.planner.set_node(node))
+        except BaseException:
+            self.node = before
+            self.inbox.put_back(batch)
+            self._replan = True
+            raise
+        if self._replan:
+            self._replan = False
+            self._recount()
+            return PlanChange(node=node)
+        return change
+
+    def _recount(self) -> None:
+        """Nobody knows any more what has changed since the last time: what goes by changes begins anew."""
+        self._untrue = self._untrue or "planned anew"
+        self.tally = Tally()
+        self.tally.count(PlanChange(entries=tuple(EntryChange(None, e) for e in self.planner.plan.entries.values())))
+        self._end_journal("the plan was made anew")
 
     async def change_node(self) -> None:
         """Look again what this node is: its addresses, or the configuration, may have changed."""
@@ -118,8 +203,10 @@ class Reconciler:
             await self._do(change, None)
 
     async def reload(self, why: str) -> bool:
-        """Bring the kernel to the plan whatever it holds now; whether that worked."""
+        """Bring the kernel to the plan whatever it holds now; whether that worked. If not it is tried again."""
+        self._untrue = why
         done = await self.kernel.load(self.planner.plan)
+        self._untrue = "" if done.loaded else why
         self._count(done)
         self._settle(done)
         self._log.info("loaded again", why=why, changed=len(done.changed.entries), load_s=round(done.seconds, 3))
@@ -127,9 +214,10 @@ class Reconciler:
 
     async def _wait(self) -> None:
         """Until there is news and a sync is allowed, or something that failed is to be tried again."""
+        news = self._asked.wait if self._untrue else self.inbox.news
         try:
             async with asyncio.timeout(self.retry.due_in()):
-                await self.inbox.news()
+                await news()
         except TimeoutError:
             return
         delay = 0.0
@@ -145,7 +233,10 @@ class Reconciler:
         self.syncs += 1
         self.touched.update(entry.key.service for entry in change.entries)
         self._write_down(change)
-        if change or self.retry.failures_in_a_row:
+        if self._untrue:
+            self._health.queued()
+            await self.reload(self._untrue)
+        elif change or self.retry.failures_in_a_row:
             self._health.queued()
             done = await self.kernel.apply(change, self.planner.plan)
             self._count(done)
@@ -158,7 +249,10 @@ class Reconciler:
             self._metrics.event_seconds.observe(now - batch.arrived)
             for family, trigger in batch.triggers:
                 self._metrics.network.labels(ip_family(family)).observe(max(0.0, clock - trigger))
-        await self._after(change)
+        await self._follow_up(change)
+
+    async def _follow_up(self, change: PlanChange) -> None:
+        await self._try("after a change", lambda: self._after(change), Retry())
 
     def _write_down(self, change: PlanChange) -> None:
         """Into the journal before the kernel: what it may lack after a kill is then known to be lacking."""
@@ -167,7 +261,12 @@ class Reconciler:
         try:
             self.journal.append(change)
         except OSError as error:
-            self._log.warning("changes can no longer be written down for other commands", reason=error.strerror)
+            self._end_journal(error.strerror or str(error))
+
+    def _end_journal(self, why: str) -> None:
+        """From now on the saved plan is not the one that is served."""
+        if self.journal is not None:
+            self._log.warning("changes can no longer be written down for other commands", reason=why)
             self.journal.close()
             self.journal = None
 
@@ -210,7 +309,7 @@ class Reconciler:
     def _hear_of_node(self, batch: Batch) -> bool:
         """Whether this node's Node object appeared or changed. One that goes stays as it was last (as in kube-proxy):
         a node without zone and pod range is none that anybody meant."""
-        before, name = self.node, self.planner.plan.node.name
+        before, name = self.node, self._name
         if any(ref.kind == "Node" and ref.name == name for ref in batch.deletes):
             self._log.warning("the Node object is gone; its last zone, addresses and pod ranges stay", node=name)
         for item in batch.upserts:

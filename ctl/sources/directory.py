@@ -1,6 +1,7 @@
 """A directory (or files) of manifests as a source that is watched: what changes there becomes events."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from dataplane.model.decode import DecodedObject
 from dataplane.model.objects import ObjectRef, Problem
 
 POLL_SECONDS = 0.5
+AGAIN_SECONDS = 5.0
+"""How often what could not be read is read again though no file has changed: the system may have been at fault."""
 
 
 class DirectorySource:
@@ -20,14 +23,20 @@ class DirectorySource:
     def __init__(self, paths: Sequence[str], inbox: Inbox, log: Log, node_ports: PortRange = NODE_PORTS) -> None:
         self._paths, self._inbox, self._log, self._node_ports = list(paths), inbox, log, node_ports
         self._seen: frozenset[tuple[str, int, int]] | None = None
+        self._again = 0.0  # time.monotonic; 0: all was read
+        self._told: frozenset[str] = frozenset()
 
     def read(self) -> None:
         """Read everything into the inbox. Raises SourceError for a path that cannot be read at all."""
-        self._seen = self._stamp()
+        self._seen, self._again = self._stamp(), time.monotonic() + AGAIN_SECONDS
         found = read_manifests(self._paths, self._node_ports)
         broken = [problem for problem in found.problems if problem.ref.kind == BROKEN]
-        for problem in broken:
-            self._log.warning("a manifest cannot be read", reason=problem)
+        self._again = self._again if broken else 0.0
+        told, self._told = self._told, frozenset(map(str, broken))
+        for reason in sorted(self._told - told):
+            self._log.warning("a manifest cannot be read", reason=reason)
+        if broken and self._told == told:
+            return
         if broken and self._inbox.complete_once:
             self._log.warning("nothing changes until every manifest can be read", broken=len(broken))
             return
@@ -57,12 +66,14 @@ class DirectorySource:
         """Look for changes, for ever."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            if self._stamp() == self._seen:
+            if self._stamp() == self._seen and not (self._again and time.monotonic() >= self._again):
                 continue
             try:
                 self.read()
             except SourceError as error:
-                self._log.warning("the manifests cannot be read, nothing changes", reason=error)
+                if str(error) not in self._told:
+                    self._log.warning("the manifests cannot be read, nothing changes", reason=error)
+                self._told = frozenset((str(error),))
 
     def _stamp(self) -> frozenset[tuple[str, int, int]]:
         """Every file with its time and size."""

@@ -1,0 +1,91 @@
+"""The daemon's jobs: whatever goes on beside the rest. One that fails is told by name and tried again; none ends the
+daemon or another one."""
+
+import asyncio
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from ctl.daemon.log import Log
+from ctl.daemon.pace import Retry
+from dataplane.errors import HotplaneError
+
+LONG_SECONDS = 120.0
+"""A job that has gone on for so long works: what fails then fails for the first time."""
+
+_FRAMES = 4
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in a line. What nobody expected comes with its kind and where it was raised."""
+    if isinstance(error, HotplaneError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+    where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))
+    return f"{type(error).__name__}: {error} ({where})"
+
+
+async def attempt(job: Callable[[], Awaitable[object]]) -> Exception | None:
+    """Do something; what it raised."""
+    try:
+        await job()
+    except Exception as error:  # noqa: BLE001 - this is where nothing that fails ends anything else
+        return error
+    return None
+
+
+class Jobs:
+    """For use in one event loop. failed: called with a job's name each time that it fails."""
+
+    def __init__(self, log: Log, failed: Callable[[str], object] = lambda _: None) -> None:
+        self._log, self._failed = log, failed
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, name: str, job: Callable[[], Awaitable[object]]) -> None:
+        """Have a job done; it begins anew when it fails."""
+        self._go(name, self._until_done(name, job))
+
+    def every(self, name: str, seconds: float, job: Callable[[], Awaitable[object]]) -> None:
+        """Have a job done again and again, with a pause before each time."""
+        self._go(name, self._again_and_again(name, seconds, job))
+
+    def failure(self, name: str, error: Exception, retry: Retry) -> float:
+        """Tell that a job failed; seconds until it is to be tried again."""
+        wait = retry.failed()
+        self._failed(name)
+        self._log.error("job failed", job=name, reason=reason(error), retry_s=wait)
+        return wait
+
+    async def close(self) -> None:
+        """End all of them."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _go(self, name: str, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        assert isinstance(task, asyncio.Task), "made of a coroutine"
+        task.set_name(name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _until_done(self, name: str, job: Callable[[], Awaitable[object]]) -> None:
+        retry, loop = Retry(), asyncio.get_running_loop()
+        while True:
+            started = loop.time()
+            error = await attempt(job)
+            if error is None:
+                return
+            if loop.time() - started > LONG_SECONDS:
+                retry.worked()
+            await asyncio.sleep(self.failure(name, error, retry))
+
+    async def _again_and_again(self, name: str, seconds: float, job: Callable[[], Awaitable[object]]) -> None:
+        retry, wait = Retry(), seconds
+        while True:
+            await asyncio.sleep(wait)
+            error = await attempt(job)
+            if error is None:
+                retry.worked()
+            wait = seconds if error is None else self.failure(name, error, retry)

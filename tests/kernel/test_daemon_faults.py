@@ -1,0 +1,125 @@
+"""The daemon on a node that is short of processes, descriptors or space: it says so, goes on, and loses nothing."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ctl.main import main
+from dataplane.kernel.netns import netns
+from dataplane.kernel.nft import Nft
+from tests.faults.inject import ALL, Faults
+from tests.kernel.daemon_lab import ROOT, looking_plane, until
+
+MANIFEST = "kind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: {ip}, ports: [{{port: 80}}]}}\n"
+
+
+class Node:
+    """A daemon that follows a directory of manifests, and whose calls can be made to fail."""
+
+    def __init__(self, namespace: str, folder: Path, faults: Faults) -> None:
+        self.namespace, self.faults = namespace, faults
+        self.state, self.manifests, self.log = folder / "state", folder / "manifests", folder / "log"
+        self.manifests.mkdir()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def service(self, name: str, ip: str) -> None:
+        (self.manifests / f"{name}.yaml").write_text(MANIFEST.format(name=name, ip=ip))
+
+    def start(self, *options: str, mode: str = "nftables") -> None:
+        words = ["--state-dir", str(self.state), "--node-name", "n1", "--mode", mode, "run", "-f", str(self.manifests)]
+        command = [sys.executable, "-P", "-m", "ctl.main", *words, *options]
+        with netns(self.namespace), self.log.open("wb") as out:
+            self.process = subprocess.Popen(command, stderr=out, cwd=ROOT, env=self.faults.environment)
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def says(self, words: str) -> None:
+        until(lambda: words in self.text or not self.alive, f"it says {words!r}: {self.text}")
+        assert self.alive, self.text
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def end(self) -> int:
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(30)
+
+    def services(self, mode: str = "nftables") -> set[str]:
+        with netns(self.namespace):
+            return {row.service for row in looking_plane(mode).read_back().values()}
+
+
+@pytest.fixture
+def node(namespace: str, tmp_path: Path) -> Iterator[Node]:
+    with Faults(tmp_path) as faults:
+        node = Node(namespace, tmp_path, faults)
+        try:
+            node.service("a", "10.96.0.10")
+            yield node
+        finally:
+            if node.process is not None:
+                node.process.kill()
+                node.process.wait()
+            with netns(namespace):
+                assert main(["--state-dir", str(node.state), "cleanup"]) == 0
+
+
+def test_a_fork_that_fails_is_tried_again_until_the_table_is_back(node: Node) -> None:
+    node.start()
+    node.says(" loaded ")
+    node.faults.fail("fork", ALL)
+    with netns(node.namespace):
+        Nft().run("delete table ip hotplane\n")
+    node.says("job failed job=drift")
+    node.says("BlockingIOError")
+    assert node.services() == set()
+    node.faults.fail("fork", 0)
+    until(lambda: node.services() == {"default/a"}, "the table is back", 30)
+    assert "Traceback" not in node.text
+    assert node.end() == 0
+
+
+def test_every_kind_of_fault_in_a_change_is_made_good_at_the_next_try(node: Node) -> None:
+    node.start()
+    node.says(" loaded ")
+    for number, kind in enumerate(("send", "open"), start=1):
+        node.faults.fail(kind, ALL)
+        node.service(f"s{number}", f"10.96.1.{number}")
+        until(lambda kind=kind: node.faults.count(kind) > 3, f"{kind} is tried")  # type: ignore[misc]
+        node.faults.fail(kind, 0)
+        until(lambda n=number: f"default/s{n}" in node.services(), f"s{number}", 30)  # type: ignore[misc]
+        assert node.alive, node.text
+    assert "Traceback" not in node.text
+    assert node.end() == 0
+
+
+def test_iptables_that_cannot_be_started(node: Node) -> None:
+    node.start(mode="iptables")
+    node.says(" loaded ")
+    node.faults.fail("fork", ALL)
+    node.service("b", "10.96.0.11")
+    until(lambda: node.text.count("retry_s") > 0, "it fails and says so")
+    node.faults.fail("fork", 0)
+    until(lambda: node.services("iptables") == {"default/a", "default/b"}, "both are there", 30)
+    assert "Traceback" not in node.text
+    assert node.end() == 0
+
+
+def test_a_first_load_that_cannot_be(node: Node) -> None:
+    """Short of descriptors from the start: sockets of the plane, pipes of children."""
+    node.faults.fail("fork", ALL)
+    node.start(mode="iptables")
+    until(lambda: node.text.count("retry_s") > 0, "it fails and says so")
+    node.faults.fail("fork", 0)
+    node.says(" loaded ")
+    assert node.services("iptables") == {"default/a"}
+    assert os.path.exists(node.state)
+    assert node.end() == 0

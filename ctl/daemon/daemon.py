@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import ctypes
 import gc
-import resource
 import signal
 import time
 from collections.abc import Callable
@@ -15,9 +14,11 @@ import msgspec
 from ctl import begun, state
 from ctl.daemon.addresses import AddressWatch
 from ctl.daemon.child import Child, ChildError
+from ctl.daemon.descriptors import DescriptorWatch, raise_limit
 from ctl.daemon.door import Door
 from ctl.daemon.drift import POLL_SECONDS, DriftCheck
 from ctl.daemon.events import EventRecorder
+from ctl.daemon.guard import SWEEP_SECONDS, Guard
 from ctl.daemon.health import Health, eligible
 from ctl.daemon.healthports import HealthPorts
 from ctl.daemon.inbox import Inbox
@@ -96,7 +97,8 @@ class Daemon:
         self.metrics.registry.register(self._traffic)
         self._clean_up = CleanUp()
         self._kernel = Kernel(self._clean_up, self._clean_up.is_brief)
-        self._ports = HealthPorts(self.health, log, self._port_refused)
+        self._guard = Guard(self.metrics.connection_closed)
+        self._ports = HealthPorts(self.health, log, self._port_refused, self._guard)
         self.reconciler = Reconciler(
             settings.node.name,
             self.inbox, self._kernel, self._describe, self.health, self.metrics, log,
@@ -112,12 +114,14 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
         self._check_rights(self.settings.mode)
         await self._way_out.open()
-        _raise_open_files()
+        raise_limit()
         _prepare_memory()
         self._score()
         apply_sysctls(self.settings.config.conntrack, self._log)
         try:
             await self._serve()
+            self._jobs.every("connections", SWEEP_SECONDS, self._guard.sweep)
+            self._jobs.every("descriptors", TICK_SECONDS, DescriptorWatch(self._log).look)
             self._open_source()
             self._jobs.start("reconcile", self._work_once if self.settings.once else self._work)
             await self._stop.wait()
@@ -419,7 +423,7 @@ class Daemon:
             host, port = split_bind(bind)
             if not port or bind in self._sites:
                 continue
-            site = Site(answer)
+            site = Site(answer, self._guard)
             try:
                 self._sites[bind] = (site, site.open(host, port))
             except OSError as error:
@@ -443,6 +447,7 @@ class Daemon:
         metrics, tally = self.metrics, self.reconciler.tally
         metrics.frontends.set(tally.frontends)
         metrics.entries.set(tally.entries)
+        metrics.connections.set(self._guard.count)
         for family in Family:
             metrics.no_local.labels("internal", ip_family(family)).set(tally.internal[family])
             metrics.no_local.labels("external", ip_family(family)).set(tally.external[family])
@@ -505,12 +510,6 @@ def check_mode(mode: str) -> str:
 
 def _binds(settings: Settings) -> tuple[str, str]:
     return settings.config.healthz_bind_address, settings.config.metrics_bind_address
-
-
-def _raise_open_files() -> None:
-    """Each health-check port and each watch is an open file."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _prepare_memory() -> None:

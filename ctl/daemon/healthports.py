@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
+from ctl.daemon import descriptors
+from ctl.daemon.guard import Guard
 from ctl.daemon.health import Health
 from ctl.daemon.log import Log
 from ctl.daemon.web import NOSNIFF, NOT_FOUND, Listener, Reply, Site
@@ -17,11 +19,11 @@ from dataplane.policy.node import NodePortAddresses
 
 class HealthPorts:
     """The ports that are open, and what each answers. refused: called with the check and the reason of a port that
-    cannot be opened."""
+    cannot be opened. guard: bounds connections."""
 
-    def __init__(self, health: Health, log: Log, refused: Callable[[HealthCheck, str], None]) -> None:
+    def __init__(self, health: Health, log: Log, refused: Callable[[HealthCheck, str], None], guard: Guard) -> None:
         self._health, self._log, self._refused = health, log, refused
-        self._site = Site(self._answer)
+        self._site = Site(self._answer, guard)
         self._hosts: tuple[str, ...] = ()
         self._checks: dict[int, HealthCheck] = {}
         self._servers: dict[int, list[Listener]] = {}
@@ -41,9 +43,13 @@ class HealthPorts:
             wanted.setdefault(check.port, check)
         self._close([port for port in self._servers if port not in wanted])
         self._checks = wanted
-        for port, check in wanted.items():
-            if port not in self._servers:
-                self._open(check)
+        missing = [check for port, check in wanted.items() if port not in self._servers]
+        room = descriptors.room() if missing else 0
+        for check in missing:
+            if room < len(self._hosts):
+                self._complain(check, f"of this process's {descriptors.limit()} descriptors none is left for it")
+            elif self._open(check):
+                room -= len(self._hosts)
 
     async def close(self) -> None:
         """Close all ports."""
@@ -55,7 +61,12 @@ class HealthPorts:
             for server in self._servers.pop(port):
                 server.close()
 
-    def _open(self, check: HealthCheck) -> None:
+    def _complain(self, check: HealthCheck, why: str) -> None:
+        if self._complained.get(check.port) != check:
+            self._complained[check.port] = check
+            self._refused(check, f"port {check.port} cannot be opened: {why}")
+
+    def _open(self, check: HealthCheck) -> bool:
         opened: list[Listener] = []
         try:
             for host in self._hosts:
@@ -63,12 +74,11 @@ class HealthPorts:
         except OSError as error:
             for server in opened:
                 server.close()
-            if self._complained.get(check.port) != check:
-                self._complained[check.port] = check
-                self._refused(check, f"port {check.port} cannot be opened: {error.strerror}")
-            return
+            self._complain(check, error.strerror or str(error))
+            return False
         self._complained.pop(check.port, None)
         self._servers[check.port] = opened
+        return True
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         transport = request.transport

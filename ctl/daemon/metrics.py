@@ -158,7 +158,19 @@ class Metrics:
         )
         self.lists = Gauge("hotplane_watch_lists", "Complete lists so far", ["kind"], registry=self.registry)
 
+        self.connections = self._gauge("hotplane_http_connections", "Connections to the daemon's own servers, now")
+        self._closed = self._counter(
+            "hotplane_http_connections_closed_total",
+            "Connections closed for others: of one client, in total, or because they were slow",
+            ["reason"],
+        )
+        for reason in ("client", "total", "slow"):
+            self._closed.labels(reason)
         self._job_failures = self._counter("hotplane_job_failures_total", "Failed attempts of a job", ["job"])
+
+    def connection_closed(self, reason: str) -> None:
+        """A connection to one of the daemon's servers was closed. reason: client, total or slow."""
+        self._closed.labels(reason).inc()
 
     def job_failed(self, job: str) -> None:
         """A job of the daemon failed; it is tried again."""

@@ -4,15 +4,21 @@ import asyncio
 import errno
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from aiohttp import web
 
+from ctl.daemon.guard import Connection, Guard
 from ctl.daemon.health import Health
 from ctl.daemon.metrics import Metrics
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 _BATCH = 100
+_FULL_SECONDS = 1.0
+MOST_HEADERS, MOST_LINE = 48, 4096
+"""Of a request, lines and bytes in each; nobody who asks for these pages has anything to send but a bearer token."""
+
 NOT_FOUND = "404 page not found\n"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -73,9 +79,9 @@ class Listener:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE):
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._loop.remove_reader(self._door)
-                    self._loop.call_later(1.0, self._listen)
+                    self._loop.call_later(_FULL_SECONDS, self._listen)
                 return  # otherwise the client has gone already
             connection.setblocking(False)
             task: asyncio.Task[object] = self._loop.create_task(
@@ -85,11 +91,55 @@ class Listener:
             task.add_done_callback(self._tasks.discard)
 
 
-class Site:
-    """An HTTP server; each socket it serves on can be closed alone. For use in one event loop."""
+class _Guarded(web.RequestHandler):
+    """A connection of which a guard knows."""
 
-    def __init__(self, answer: Answer) -> None:
-        self._protocols = web.Server(answer, keepalive_timeout=30, access_log=None)
+    def __init__(self, manager: web.Server, guard: Guard, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._guard = guard
+        self.connection: Connection | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        assert isinstance(transport, asyncio.Transport), "of a socket"
+        self.connection = self._guard.opened(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self.connection is not None:
+            self._guard.gone(self.connection)
+        super().connection_lost(exc)
+
+
+class _Server(web.Server):
+    """Connections of which a guard knows."""
+
+    def __init__(self, answer: Answer, guard: Guard) -> None:
+        super().__init__(answer)
+        self._guard = guard
+
+    def __call__(self) -> web.RequestHandler:
+        return _Guarded(
+            self, self._guard, loop=self._loop, keepalive_timeout=30, access_log=None, lingering_time=0,
+            max_line_size=MOST_LINE, max_field_size=MOST_LINE, max_headers=MOST_HEADERS,
+        )  # fmt: skip
+
+
+class Site:
+    """An HTTP server; each socket it serves on can be closed alone. For use in one event loop. guard: bounds its
+    connections, and those of other servers with the same guard."""
+
+    def __init__(self, answer: Answer, guard: Guard) -> None:
+        async def guarded(request: web.BaseRequest) -> web.StreamResponse:
+            connection = request.protocol.connection if isinstance(request.protocol, _Guarded) else None
+            if connection is None:
+                return await answer(request)
+            connection.begins()
+            try:
+                return await answer(request)
+            finally:
+                connection.ends()
+
+        self._protocols = _Server(guarded, guard)
 
     def open(self, host: str, port: int) -> Listener:
         """Serve on one more address; closing what this returns ends it. Raises OSError."""

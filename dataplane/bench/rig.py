@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import select
 import shutil
 import socket
 import subprocess
@@ -41,6 +40,7 @@ from dataplane.bench.scenarios import Position, Scenario, Way, index
 from dataplane.kernel import sysctl
 from dataplane.kernel.links import Links
 from dataplane.kernel.netns import netns
+from dataplane.kernel.wait import readable
 from dataplane.lab import build
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabError, LabSpec, Node
@@ -99,10 +99,10 @@ class Helper:
             pipe.flush()
         except BrokenPipeError as error:
             raise LabError(f"{self.what} has ended; its words are above") from error
-        readable, _, _ = select.select([answers], [], [], patience)
-        answer = answers.readline() if readable else b""
+        ready = readable([answers.fileno()], patience)
+        answer = answers.readline() if ready else b""
         if not answer:
-            raise LabError(f"{self.what} {'has ended' if readable else f'gives no answer in {patience:.0f} s'}")
+            raise LabError(f"{self.what} {'has ended' if ready else f'gives no answer in {patience:.0f} s'}")
         found: dict[str, Any] = json.loads(answer)
         if "error" in found:
             raise LabError(f"{self.what}: {found['error']}")

@@ -1,6 +1,5 @@
 """Probe agents: one in each place that probes are sent from, started at first use and kept."""
 
-import select
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +7,7 @@ from typing import IO
 
 import msgspec
 
+from dataplane.kernel.wait import readable
 from dataplane.lab.probe import DEFAULT_CONCURRENCY, Probe, ProbeResult, Request
 from dataplane.lab.spec import LabError
 from dataplane.malformed import MALFORMED
@@ -86,5 +86,4 @@ def need_pipe(end: IO[bytes] | None) -> IO[bytes]:
 def read_line(process: "subprocess.Popen[bytes]", deadline: float) -> bytes:
     """One line of a process's output, empty when it ends or the deadline (time.monotonic) passes before one begins."""
     out = need_pipe(process.stdout)
-    readable, _, _ = select.select([out], [], [], max(0.0, deadline - time.monotonic()))
-    return out.readline() if readable else b""
+    return out.readline() if readable([out.fileno()], deadline - time.monotonic()) else b""

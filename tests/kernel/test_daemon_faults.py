@@ -1,6 +1,8 @@
 """The daemon on a node that is short of processes, descriptors or space: it says so, goes on, and loses nothing."""
 
 import os
+import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from ctl.main import main
 from dataplane.kernel.netns import netns
 from dataplane.kernel.nft import Nft
 from tests.faults.inject import ALL, Faults
-from tests.kernel.daemon_lab import ROOT, looking_plane, until
+from tests.kernel.daemon_lab import ROOT, http, looking_plane, until
 
 MANIFEST = "kind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: {ip}, ports: [{{port: 80}}]}}\n"
 
@@ -24,6 +26,7 @@ class Node:
         self.namespace, self.faults = namespace, faults
         self.state, self.manifests, self.log = folder / "state", folder / "manifests", folder / "log"
         self.manifests.mkdir()
+        self.wrapper: tuple[str, ...] = ()
         self.process: subprocess.Popen[bytes] | None = None
 
     def service(self, name: str, ip: str) -> None:
@@ -31,7 +34,7 @@ class Node:
 
     def start(self, *options: str, mode: str = "nftables") -> None:
         words = ["--state-dir", str(self.state), "--node-name", "n1", "--mode", mode, "run", "-f", str(self.manifests)]
-        command = [sys.executable, "-P", "-m", "ctl.main", *words, *options]
+        command = [*self.wrapper, sys.executable, "-P", "-m", "ctl.main", *words, *options]
         with netns(self.namespace), self.log.open("wb") as out:
             self.process = subprocess.Popen(command, stderr=out, cwd=ROOT, env=self.faults.environment)
 
@@ -122,4 +125,88 @@ def test_a_first_load_that_cannot_be(node: Node) -> None:
     node.says(" loaded ")
     assert node.services("iptables") == {"default/a"}
     assert os.path.exists(node.state)
+    assert node.end() == 0
+
+
+CHECKED = """\
+kind: Service
+metadata: {{name: lb{n}}}
+spec:
+  type: LoadBalancer
+  externalTrafficPolicy: Local
+  healthCheckNodePort: {port}
+  clusterIP: 10.97.{high}.{low}
+  ports: [{{port: 80, nodePort: {node_port}}}]
+---
+"""
+
+
+def _ask(node: Node, port: int, address: str = "127.0.0.1") -> int:
+    return http(node.namespace, address, port, "/healthz")[0]
+
+
+def _open(node: Node, port: int) -> bool:
+    try:
+        return _ask(node, port, "192.0.2.1") > 0
+    except ConnectionRefusedError:
+        return False
+
+
+def test_more_health_check_ports_than_select_knows_descriptors(node: Node) -> None:
+    """On two addresses each: 1,200 listening sockets, of which a limit of 1,024 holds most, and the rest is told."""
+    checked = [
+        CHECKED.format(n=n, port=32000 + n, node_port=31000 + n, high=n // 200, low=n % 200 + 1) for n in range(600)
+    ]
+    (node.manifests / "lb.yaml").write_text("".join(checked))
+    for address in ("192.0.2.1/32", "fd00::1/128"):
+        subprocess.run(["ip", "-n", node.namespace, "address", "add", address, "dev", "lo"], check=True)
+    node.start("--nodeport-addresses", "192.0.2.0/24,fd00::/64")
+    node.says(" loaded ")
+    until(lambda: _open(node, 32599), "the last port is open")
+    with netns(node.namespace):
+        Nft().run("delete table ip hotplane\n")
+    until(lambda: "default/a" in node.services(), "a child looks, and the table comes back", 60)
+    assert _ask(node, 32599, "192.0.2.1") == 503
+    assert node.end() == 0
+    node.wrapper = ("prlimit", "--nofile=1024:1024")
+    node.start("--nodeport-addresses", "192.0.2.0/24,fd00::/64")
+    node.says(" loaded ")
+    node.says("descriptors none is left for it")
+    node.service("b", "10.96.0.11")
+    until(lambda: "default/b" in node.services(), "changes go on", 60)
+    with netns(node.namespace):
+        Nft().run("delete table ip hotplane\n")
+    until(lambda: "default/b" in node.services(), "repairs go on", 60)
+    assert "Traceback" not in node.text
+    assert node.end() == 0
+
+
+def test_half_open_requests_of_one_host_to_the_health_port(node: Node) -> None:
+    node.wrapper = ("prlimit", "--nofile=1024:1024")
+    node.start()
+    node.says(" loaded ")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    doors = []
+    try:
+        with netns(node.namespace):
+            for _ in range(1150):
+                door = socket.create_connection(("127.0.0.1", 10256), 10)
+                door.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
+                doors.append(door)
+        assert _ask(node, 10256) == 200
+        node.service("b", "10.96.0.11")
+        until(lambda: "default/b" in node.services(), "changes go on", 30)
+        assert node.process is not None
+        assert len(os.listdir(f"/proc/{node.process.pid}/fd")) < 400
+        metrics = http(node.namespace, "127.0.0.1", 10249, "/metrics")[2].decode()
+        closed = next(
+            line for line in metrics.splitlines() if line.startswith("hotplane_http_connections_closed_total")
+        )
+        assert 'reason="client"' in closed
+        assert float(closed.split()[-1]) > 800
+    finally:
+        for door in doors:
+            door.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert node.end() == 0

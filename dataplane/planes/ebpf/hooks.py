@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import select
 import socket
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from dataplane.closing import Closing
 from dataplane.kernel import clsact
 from dataplane.kernel.bpf import AttachType, BpfError, ProgramType
 from dataplane.kernel.clsact import ClsactError
+from dataplane.kernel.wait import readable
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.attach_tc import DIRECTIONS, attach_tc, detach_tc
 from dataplane.planes.ebpf.attach_xdp import PROGRAM, attach_xdp, detach_xdp
@@ -277,7 +277,7 @@ class DeviceWatch(Closing):
 
     def _drain(self) -> None:
         """Take what the kernel has sent; what it says does not matter, nor does it that some was lost (ENOBUFS)."""
-        while select.select([self._door], [], [], 0)[0]:
+        while readable([self._door.fileno()], 0):
             try:
                 self._door.recv(65536)
             except OSError as error:
@@ -285,8 +285,8 @@ class DeviceWatch(Closing):
                     raise
 
     def _work(self) -> None:
-        while self._end not in select.select([self._door.fileno(), self._end], [], [], _LOOK_SECONDS)[0]:
-            if select.select([self._end], [], [], _SETTLE_SECONDS)[0]:  # changes come in bunches
+        while self._end not in readable([self._door.fileno(), self._end], _LOOK_SECONDS):
+            if readable([self._end], _SETTLE_SECONDS):  # changes come in bunches
                 return
             self._drain()
             try:

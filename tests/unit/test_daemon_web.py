@@ -1,0 +1,165 @@
+"""The daemon's HTTP servers with clients that want too much, or never come to the point."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+from aiohttp import web
+
+from ctl.daemon import guard as guards
+from ctl.daemon.child import Child
+from ctl.daemon.guard import Guard
+from ctl.daemon.web import Listener, Reply, Site
+from dataplane.kernel.wait import readable
+
+
+@pytest.fixture(autouse=True)
+def many_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, hard), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class _Served:
+    """A server that says "ok" on a port of its own, and connections to it."""
+
+    def __init__(self, stack: contextlib.AsyncExitStack) -> None:
+        self.closed: Counter[str] = Counter()
+        self.guard = Guard(lambda why: self.closed.update([why]))
+        self.site = Site(self._answer, self.guard)
+        self.listener: Listener = self.site.open("127.0.0.1", _free_port())
+        self.port = self.listener._door.getsockname()[1]
+        self._stack = stack
+
+    async def _answer(self, _: web.BaseRequest) -> web.StreamResponse:
+        return Reply(text="ok")
+
+    async def connect(self, source: str = "127.0.0.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, local_addr=(source, 0))
+        self._stack.callback(writer.close)
+        return reader, writer
+
+    async def get(self, source: str = "127.0.0.1") -> bytes:
+        reader, writer = await self.connect(source)
+        writer.write(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(10):
+            return await reader.read()
+
+
+def _free_port() -> int:
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        port: int = door.getsockname()[1]
+        return port
+
+
+def _serve(scenario: Callable[[_Served], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            served = _Served(stack)
+            try:
+                await scenario(served)
+            finally:
+                served.listener.close()
+                await served.site.close()
+
+    asyncio.run(whole())
+
+
+def test_a_client_with_half_requests_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "MOST_A_CLIENT", 40)
+    monkeypatch.setattr(guards, "MOST", 60)
+
+    async def scenario(served: _Served) -> None:
+        for _ in range(200):
+            _, writer = await served.connect("127.0.0.2")
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        assert b"200 OK" in await served.get("127.0.0.2"), "not even itself"
+        assert b"200 OK" in await served.get()
+        assert served.guard.count <= 40
+        assert served.closed["client"] >= 160
+        for host in range(3, 103):
+            await served.connect(f"127.0.0.{host}")
+        assert b"200 OK" in await served.get()
+        await asyncio.sleep(0.1)
+        assert served.guard.count <= 60
+        assert served.closed["total"] >= 40
+
+    _serve(scenario)
+
+
+def test_a_request_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(guards, "IDLE_SECONDS", 0.4)
+
+    async def scenario(served: _Served) -> None:
+        slow, writer = await served.connect()
+        writer.write(b"GET / HT")
+        kept, second = await served.connect()
+        second.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in await kept.readuntil(b"ok")
+        await asyncio.sleep(0.25)
+        await served.guard.sweep()
+        assert await slow.read() == b"", "closed without a word"
+        assert served.closed == {"slow": 1}
+        second.write(b"GET / HT")
+        await asyncio.sleep(0.2)
+        await served.guard.sweep()
+        await asyncio.sleep(0.05)
+        assert (served.closed, served.guard.count) == ({"slow": 2}, 0)
+
+    _serve(scenario)
+
+
+@pytest.mark.parametrize(
+    "request_", [b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 100 + b"\r\n"]
+)
+def test_a_request_that_is_too_big(request_: bytes) -> None:
+    async def scenario(served: _Served) -> None:
+        reader, writer = await served.connect()
+        writer.write(request_)
+        async with asyncio.timeout(10):
+            assert (await reader.read()).startswith(b"HTTP/1.0 400")
+
+    _serve(scenario)
+
+
+def test_a_body_is_not_waited_for() -> None:
+    async def scenario(served: _Served) -> None:
+        reader, writer = await served.connect()
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n" + b"x" * 1000)
+        async with asyncio.timeout(5):
+            assert b"200 OK" in await reader.read()
+
+    _serve(scenario)
+
+
+@contextlib.contextmanager
+def _more_than_select_knows() -> Iterator[None]:
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert max(held) > 1023
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def test_a_child_and_a_wait_beyond_1023_descriptors() -> None:
+    with _more_than_select_knows():
+        assert asyncio.run(Child(lambda: b"answer").answer(10)) == b"answer"
+        reader, writer = os.pipe()
+        try:
+            assert reader > 1023
+            assert readable([reader], 0) == set()
+            os.write(writer, b"x")
+            assert readable([reader], 0) == {reader}
+        finally:
+            os.close(reader)
+            os.close(writer)

@@ -23,6 +23,12 @@ settings.register_profile("soak", deadline=None, max_examples=2000)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="more hypothesis examples and more repetitions")
+    parser.addoption(
+        "--slowness",
+        type=float,
+        default=1.0,
+        help="what probes' time limits are multiplied by (an emulated machine: 6)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -75,6 +81,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def soak(request: pytest.FixtureRequest) -> bool:
     """Whether this is the longer run (tests/run --soak)."""
     return bool(request.config.getoption("--soak"))
+
+
+@pytest.fixture(scope="session")
+def slowness(request: pytest.FixtureRequest) -> float:
+    """How much slower than usual this machine is (--slowness): nothing else than time limits may depend on it."""
+    return float(request.config.getoption("--slowness"))
 
 
 @pytest.fixture

@@ -43,6 +43,8 @@ class Lab(Places):
     def __init__(self, spec: LabSpec, *, owned: bool = False) -> None:
         super().__init__(spec)
         self._owned = owned
+        self.concurrency = DEFAULT_CONCURRENCY
+        """Attempts that probes of one place have under way at a time."""
         self._agents = Agents(self._start_agent)
         self._processes: list[subprocess.Popen[Any]] = []
         self._group_root = cgroup.root() / (CGROUP_PREFIX + spec.name)
@@ -231,18 +233,19 @@ class Lab(Places):
             need_pipe(process.stderr).close()
         return started
 
-    def probe(self, where: Where, *probes: Probe, concurrency: int = DEFAULT_CONCURRENCY) -> list[ProbeResult]:
+    def probe(self, where: Where, *probes: Probe, concurrency: int | None = None) -> list[ProbeResult]:
         """Try probes from one place, all at once; one result for each."""
         return self.probe_all({self.place(where).name: probes}, concurrency=concurrency)[self.place(where).name]
 
     def probe_all(
-        self, requests: Mapping[str, Sequence[Probe]], *, concurrency: int = DEFAULT_CONCURRENCY
+        self, requests: Mapping[str, Sequence[Probe]], *, concurrency: int | None = None
     ) -> dict[str, list[ProbeResult]]:
-        """Try probes from several places at the same time (place name -> probes); results likewise.
+        """Try probes from several places at the same time (place name -> probes); results likewise. concurrency:
+        attempts under way at a time from each place, the lab's own where it is not said.
 
         The agents behind it are started at first use and kept. Raises LabError when one fails.
         """
-        return self._agents.probe_all(requests, concurrency)
+        return self._agents.probe_all(requests, concurrency or self.concurrency)
 
     def node_addresses(self) -> dict[str, set[str]]:
         """Every address that each node has on any device: what a masqueraded packet may come from."""

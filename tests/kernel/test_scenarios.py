@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from dataplane.lab import showcase, table, verify
 from dataplane.lab.lab import Lab
-from dataplane.lab.probe import Probe
+from dataplane.lab.probe import DEFAULT_CONCURRENCY, Probe
 from dataplane.lab.spec import PodLink, Routing
 from dataplane.model.net import Protocol
 from dataplane.oracle.decide import Verdict
@@ -20,11 +20,12 @@ SHAPES = ((Routing.DIRECT, PodLink.VETH), (Routing.VXLAN, PodLink.BRIDGE))
 
 
 @pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: "-".join(shape))
-def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+def lab(request: pytest.FixtureRequest, slowness: float) -> Iterator[Lab]:
     routing, pod_link = request.param
     spec = replace(table.SPEC, name=f"t{os.getpid()}-{routing}", routing=routing, pod_link=pod_link, ipv6=True)
     with Lab.up(spec) as lab:
         lab.start_echo(lab.pods, [table.TARGET_PORT])
+        lab.concurrency = max(1, int(DEFAULT_CONCURRENCY / slowness))
         yield lab
 
 
@@ -46,13 +47,13 @@ _ABSENT = {
 
 
 @pytest.mark.parametrize("mode", VARIANTS)
-def test_scenario_table(lab: Lab, mode: str) -> None:
+def test_scenario_table(lab: Lab, mode: str, slowness: float) -> None:
     services = table.services(lab.topology, ipv6=True)
     cells = table.cells(services, lab.topology)
     with lab_proxy(lab, mode) as proxy:
         proxy.update(table.objects(services))
         verdicts = {d.verdict for d in verify.decisions(lab, proxy.oracles(), cells)}
-        findings = verify.verify(lab, proxy, cells)
+        findings = verify.verify(lab, proxy, cells, slowness=slowness)
         counted = proxy.counters()
     assert len(cells) == len(services) * 4 * 2 * 2 * len(table.SOURCES)
     assert verdicts == {Verdict.DNAT, Verdict.REJECT, Verdict.DROP}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.results import Outcome, Report, Step, page, read_outcome, read_report
+from tests.vm.results import Outcome, Report, Step, kernel_troubles, page, read_outcome, read_report
 from tests.vm.run import STEPS
 
 JUNIT = """<testsuites><testsuite>
@@ -73,3 +73,38 @@ def test_steps_name_files_that_are_there(step: Step) -> None:
     files = [word.partition("::")[0] for word in step.arguments if word.startswith("tests/")]
     assert files
     assert [name for name in files if not (root / name).is_file()] == []
+
+
+LOCKUP = """\
+== packets: 6.1.0, up for 4 s
+[    1.913959] Unstable clock detected, switching default tracing clock to "global"
+BUG: said by a test
+[   28.100000] watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [python:123]
+[   28.100100] Call Trace:
+[   31.000000] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:
+"""
+
+
+def test_what_a_kernel_says_of_itself_is_found_on_its_console() -> None:
+    stuck = "BUG: soft lockup - CPU#0 stuck for 22s! [python:123]"
+    assert kernel_troubles(LOCKUP) == (stuck, "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:")
+    assert kernel_troubles(LOCKUP.replace("[   ", "")) == ()
+
+
+def test_a_step_that_a_lockup_ended_names_it(tmp_path: Path) -> None:
+    _report(tmp_path)
+    about = json.loads((tmp_path / "packets.json").read_text())
+    (tmp_path / "packets.json").write_text(json.dumps(about | {"troubles": kernel_troubles(LOCKUP)}))
+    report = read_report("6.1", tmp_path, [STEP])
+    text = page([report], [STEP])
+    assert "**no result: BUG: soft lockup - CPU#0 stuck for 22s! [python:123]**" in text
+    assert "- failed: the kernel said: rcu: INFO: rcu_preempt detected stalls" in text
+
+
+def test_a_lockup_that_tests_survived_is_told_too(tmp_path: Path) -> None:
+    (tmp_path / "packets.xml").write_text(JUNIT.replace("<failure", "<skipped").replace("</failure", "</skipped"))
+    _report(tmp_path)
+    about = json.loads((tmp_path / "packets.json").read_text())
+    (tmp_path / "packets.json").write_text(json.dumps(about | {"troubles": ["BUG: soft lockup"]}))
+    report = read_report("6.1", tmp_path, [STEP])
+    assert "the kernel said: BUG: soft lockup" in report.problems

@@ -9,30 +9,33 @@ from xml.etree import ElementTree
 
 
 class Step(NamedTuple):
-    """Tests of one kind. name: for people; arguments: to pytest."""
+    """Tests of one kind. name: for people; arguments: to pytest; seconds: how long they may take."""
 
     name: str
     arguments: Sequence[str]
+    seconds: int = 900
 
 
 class Outcome(NamedTuple):
-    """How a step went. passed, failed: counts; failures: names of tests with the first line of what they said."""
+    """How a step went. passed, failed: counts; failures: names of tests with the first line of what they said.
+    trouble: why there is no result, if the kernel said so."""
 
     passed: int
     failed: int
     failures: tuple[str, ...] = ()
+    trouble: str = ""
 
     @property
     def text(self) -> str:
         """A cell of the table."""
         if not self.passed + self.failed:
-            return "**no result**"
+            return f"**no result: {self.trouble}**" if self.trouble else "**no result**"
         return f"**{self.failed} of {self.passed + self.failed} failed**" if self.failed else f"{self.passed} ok"
 
 
 class Report(NamedTuple):
     """One kernel. name: as it was asked for; findings: the doctor's, on ebpf; outcomes: by step; made: when, and of
-    which commits."""
+    which commits; troubles: what the kernel said of itself on the console (kernel_troubles), or that it did not end."""
 
     name: str
     release: str
@@ -40,16 +43,22 @@ class Report(NamedTuple):
     findings: Mapping[str, Mapping[str, str]]
     outcomes: Mapping[str, Outcome]
     made: str
+    troubles: tuple[str, ...] = ()
 
     @property
     def problems(self) -> list[str]:
         """What kept this kernel from passing."""
         found = [f"{step}: {line}" for step, outcome in self.outcomes.items() for line in outcome.failures]
         found += [f"{step}: no result" for step, o in self.outcomes.items() if not o.passed + o.failed]
-        return found
+        return [*found, *(f"the kernel said: {line}" for line in self.troubles)]
 
 
 HOOK_CHECKS = ("hook connect", "hook tc", "hook xdp", "source-address lookup", "coarse clock", "tc attachment")
+_TROUBLE = re.compile(
+    r"^\[ *\d+\.\d+\] .*?("
+    r"BUG: .*|Oops: .*|Kernel panic .*|general protection fault.*|WARNING: CPU.*|rcu: INFO: .*stall.*|"
+    r"INFO: task .* blocked for more than.*|I/O error.*)"
+)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]|\x1b\[[0-9;]*m")
 
 
@@ -68,6 +77,13 @@ def read_outcome(junit: Path) -> Outcome:
     return Outcome(passed, len(failures), tuple(failures))
 
 
+def kernel_troubles(console: str) -> tuple[str, ...]:
+    """What a kernel said of itself that it should not have to, each once, from a console's text: lockups, stalls,
+    oopses, warnings, disk errors. Lines of a kernel begin with its time in brackets; what tests print does not."""
+    found = (_TROUBLE.search(_CONTROL.sub("", line)) for line in console.splitlines())
+    return tuple(dict.fromkeys(match[1].strip()[:120] for match in found if match))
+
+
 def read_report(name: str, folder: Path, steps: Iterable[Step]) -> Report:
     """From the results that jobs left in a folder."""
     findings: dict[str, Any] = {}
@@ -75,11 +91,15 @@ def read_report(name: str, folder: Path, steps: Iterable[Step]) -> Report:
     if doctor.exists() and doctor.stat().st_size:
         findings = {record["check"]: record for record in json.loads(doctor.read_text()) if record["area"] == "ebpf"}
     asked = [step.name for step in steps if (folder / f"{step.name}.json").exists()]
-    outcomes = {name: read_outcome(folder / f"{name}.xml") for name in asked}
-    about = [json.loads((folder / f"{name}.json").read_text()) for name in ("about", *asked)]
-    package = about[0]["package"]
-    made = ", ".join(dict.fromkeys(f"{a['date']} ({a['commit']})" for a in about))
-    return Report(name, (folder / "release").read_text().strip(), package, findings, outcomes, made)
+    about = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("about", *asked)}
+    outcomes = {}
+    for step in asked:
+        outcome = read_outcome(folder / f"{step}.xml")
+        outcomes[step] = outcome._replace(trouble=next(iter(about[step].get("troubles", ())), ""))
+    package = about["about"]["package"]
+    made = ", ".join(dict.fromkeys(f"{a['date']} ({a['commit']})" for a in about.values()))
+    troubles = tuple(dict.fromkeys(line for step in asked for line in about[step].get("troubles", ())))
+    return Report(name, (folder / "release").read_text().strip(), package, findings, outcomes, made, troubles)
 
 
 def _finding(report: Report, check: str) -> str:

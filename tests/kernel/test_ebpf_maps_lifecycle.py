@@ -19,6 +19,7 @@ from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange, diff
 from dataplane.plan.rows import rows
 from dataplane.plan.types import Plan, PlanEntry, SourceRanges
+from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf import pins
 from dataplane.planes.ebpf.adopt import adopt
 from dataplane.planes.ebpf.layout import fields_of, layout_version
@@ -27,6 +28,7 @@ from dataplane.planes.ebpf.programs import CONNECT_PROGRAMS, ConnectHook, connec
 from dataplane.planes.ebpf.tables import Tables
 from dataplane.policy.endpoints import Backend
 from tests.kernel.ebpf_lab import SMALL, NoSlowPath, plan_of, service
+from tests.kernel.test_ebpf_collect import held, put_flow
 
 FAMILIES = (Family.IPV4, Family.IPV6)
 
@@ -186,6 +188,23 @@ def test_other_sizes_keep_indices_and_flow_state(make_plane: Callable[..., EbpfP
     assert second.tables.maps.get("sockets", flow) is not None
     assert {k: i.service for k, i in second.tables.installed.items()} == {k: i.service for k, i in installed.items()}
     assert second.pins.map_versions() == [layout_version(second.sizes)]
+
+
+def test_a_load_takes_out_flows_that_are_over(make_plane: Callable[..., EbpfPlane]) -> None:
+    """Where no daemon collects, a full table has room again after the next `apply`; what lives stays."""
+    plan = plan_of(service("a"))
+    first = make_plane()
+    first.load(plan)
+    for port in range(1, SMALL.udp_flows // 2):
+        put_flow(first.tables.maps, port, 17, 0, (500, 500))
+    put_flow(first.tables.maps, 60000, 17, 0, (0, 500))
+    with pytest.raises(PlaneError, match="udp_flows"):
+        put_flow(first.tables.maps, 60001, 17, 0, (0, 0))
+    first.close()
+    second = make_plane()
+    second.load(plan)
+    assert held(second.tables.maps, "udp_flows") == 2
+    put_flow(second.tables.maps, 60001, 17, 0, (0, 0))
 
 
 def test_maps_of_another_layout_are_rebuilt(make_plane: Callable[..., EbpfPlane]) -> None:

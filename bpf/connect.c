@@ -14,7 +14,8 @@ struct target {
     __u8 protocol;
 };
 
-/* 100::<cookie>: stands for the unknown address of every socket of a network namespace. */
+/* 100::<cookie>, network order (the discard-only prefix of RFC 6666): stands for the unknown address of every socket of
+ * a network namespace, in events. */
 INLINE struct address namespace_identity(__u64 cookie) {
     struct address identity = {.word = {to_be32(0x01000000), 0, to_be32(cookie >> 32), to_be32((__u32)cookie)}};
     return identity;
@@ -22,12 +23,16 @@ INLINE struct address namespace_identity(__u64 cookie) {
 
 /* The caller as a client. A process of the node's own namespace is the node; any other in this control group is a pod
  * of this node wherever pods of the family can be recognised at all. The node's own source address is chosen by routing
- * towards the backend, which is what masquerading would choose; a pod keeps its address unless parity is asked for. */
-INLINE void describe_caller(const struct node *node, __u64 cookie, int ipv4, struct client *client) {
-    __u32 detects = ipv4 ? NODE_DETECTS_IPV4 : NODE_DETECTS_IPV6;
+ * towards the backend, which is what masquerading would choose; a pod keeps its address unless parity is asked for.
+ * A socket has no address yet, but 127.0.0.1 or ::1 where it goes to loopback addresses. */
+INLINE void describe_caller(const struct node *node, __u64 cookie, const struct address *target,
+                            struct client *client) {
+    __u32 detects = is_ipv4(target) ? NODE_DETECTS_IPV4 : NODE_DETECTS_IPV6;
 
-    client->identity = namespace_identity(cookie);
-    client->address_known = 0;
+    client->address_known = is_loopback(target);
+    client->identity = client->address_known ? *target : namespace_identity(cookie);
+    if (client->address_known && is_ipv4(target))
+        client->identity.word[3] = to_be32(0x7f000001);
     client->source = cookie == node->netns_cookie ? SOURCE_NODE : (node->flags & detects) ? SOURCE_POD : SOURCE_OUTSIDE;
     client->accepts_masquerade =
         client->source == SOURCE_NODE ||
@@ -336,7 +341,7 @@ INLINE int translate(struct bpf_sock_addr *context, struct target *target, enum 
         count(hook, REASON_NOT_READY);
         return 0;
     }
-    describe_caller(node, bpf_get_netns_cookie(context), is_ipv4(&target->address), &client);
+    describe_caller(node, bpf_get_netns_cookie(context), &target->address, &client);
     reason = refuse(context, node, target, &client, connected);
     if (reason != REASON_NONE) {
         count(hook, reason);

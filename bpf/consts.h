@@ -211,6 +211,9 @@ enum reason {
     REASON_FRAGMENT_HELD, /* came before the first fragment of its datagram, which decides what becomes of it */
     /* counted besides */
     REASON_CUT, /* cut to the size of its way out */
+    /* passed on untouched, at connect time */
+    REASON_AFFINITY, /* session affinity goes by the client's address, which a socket has not got yet: the packets' way
+                      */
     REASON_COUNT,
 };
 

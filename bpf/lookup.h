@@ -7,7 +7,8 @@
 
 /* What is known of a client before its frontend is looked up. */
 struct client {
-    struct address identity; /* key of its affinity: its address, or its network namespace at connect time */
+    struct address identity; /* its address, by which affinity and source ranges go; where that is not known, who it is
+                                to those who watch */
     __u32 source;            /* enum source_class */
     __u8 address_known;      /* identity is its address */
     __u8 accepts_masquerade; /* this hook can masquerade */
@@ -192,6 +193,8 @@ INLINE enum reason admit(const struct frontend *frontend, const struct client *c
         if (!in_ranges(frontend, &client->identity))
             return REASON_SOURCE_RANGE;
     }
+    if (frontend->affinity_seconds && !client->address_known)
+        return REASON_AFFINITY;
     if ((route & ROUTE_MASQUERADE) && !client->accepts_masquerade)
         return REASON_MASQUERADE;
     if (client->remote_pod && !((route & ROUTE_MASQUERADE) && client->masquerades_all))

@@ -80,9 +80,7 @@ struct service_counters {
     __u64 reply_bytes;
 };
 
-/* Who sticks to which backend. `client` is the client's address; a socket that is balanced at connect time has no
- * address yet, so its network namespace stands for it: 100::<namespace cookie, network order> (the discard-only prefix
- * of RFC 6666). */
+/* Who sticks to which backend. `client` is the client's address, which every hook and the slow path go by. */
 struct affinity_key {
     struct address client;
     __u32 service;

@@ -29,7 +29,7 @@ def _open(plane: EbpfPlane) -> MapSet | None:
 
 
 def affinity(plane: EbpfPlane) -> list[Record]:
-    """Remembered clients that have not expired; at connect time a client is a network namespace."""
+    """Remembered clients that have not expired."""
     maps = _open(plane)
     if maps is None:
         return []

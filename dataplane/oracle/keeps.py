@@ -61,9 +61,10 @@ def _seen_by_programs(decision: Decision, keeping: Keeping) -> bool:
 
 def _at_connect_time(decision: Decision, keeping: Keeping, *, masquerade_all: bool) -> bool:
     """Whether the client is pointed at its backend before there is a packet: a pod, whose address is not known then,
-    so not where source ranges want it; nor where masqueradeAll asks for the node's."""
+    so not where source ranges or session affinity want it; nor where masqueradeAll asks for the node's."""
     restricted = decision.frontend is not None and decision.frontend.source_ranges is not None
-    return Keeps.PODS in keeping.keeps and decision.source is Source.POD and not (masquerade_all or restricted)
+    needs_address = restricted or decision.affinity_seconds > 0
+    return Keeps.PODS in keeping.keeps and decision.source is Source.POD and not (masquerade_all or needs_address)
 
 
 def why_kept(decision: Decision) -> str:

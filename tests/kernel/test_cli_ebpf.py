@@ -39,6 +39,8 @@ def inside(cli: Cli, code: str) -> "subprocess.Popen[str]":
 
 
 def used_service(cli: Cli) -> None:
+    """A Service without session affinity, which would leave clients to the packets' way."""
+    cli.manifest.write_text(ECHO.replace("  sessionAffinity: ClientIP\n", ""))
     for address in ("10.244.0.5/32", "10.244.0.6/32"):
         cli.inside("ip", "address", "add", address, "dev", "lo")
     cli.apply("ebpf")
@@ -88,14 +90,25 @@ def test_show_and_top(cli: Cli) -> None:
     assert [(c["frontend"], c["state"], c["by"]) for c in connections] == [
         ("10.96.0.10:80/tcp", "connected", "connect")
     ] * 5
-    (client,) = cli.json("show", "affinity")
-    assert client["client"].startswith("netns:")
-    assert {c["endpoint"] for c in connections} == {client["endpoint"]}
+    assert cli.json("show", "affinity") == []
     (echo, *ways) = cli.json("show", "counters")
     assert (echo["service"], echo["connections"]) == ("default/echo:http", 5)
     assert {"service": "", "hook": "connect", "reason": "connected", "count": 5} in ways
     (row,) = cli.json("top", "--count", "1", "--interval", "0.2")
     assert (row["service"], row["connections"], row["connections/s"]) == ("default/echo:http", 5, 0.0)
+
+
+def test_session_affinity_is_the_packets_business(cli: Cli) -> None:
+    used_service(cli)
+    cli.manifest.write_text(ECHO)
+    cli.apply("ebpf")
+    cli.inside("ip", "route", "add", "10.96.0.0/16", "dev", "lo", "src", "192.0.2.10")
+    inside(cli, CLIENTS)
+    (client,) = cli.json("show", "affinity")
+    assert (client["service"], client["client"]) == ("default/echo:http", "192.0.2.10")
+    assert {c["endpoint"] for c in cli.json("show", "connections")} == {client["endpoint"]}
+    (counted,) = [c for c in cli.json("show", "counters") if c.get("reason") == "affinity"]
+    assert (counted["hook"], counted["count"]) == ("connect", 5)
 
 
 def test_drops_say_why(cli: Cli) -> None:

@@ -239,30 +239,21 @@ def test_internal_policy_local_uses_the_local_set(bench: Bench) -> None:
     assert set(bench.pod.call("fetch_many", socket.AF_INET, CLUSTER_IP[Family.IPV4], 80, 20)) == {one[0].address}
 
 
-def test_affinity_survives_changes_to_others_and_moves_when_its_own_goes(bench: Bench) -> None:
-    bench.become(service("a", affinity=600))
-    address = CLUSTER_IP[Family.IPV4]
-    (first,) = set(bench.pod.call("fetch_many", socket.AF_INET, address, 80, 20))
-    others = [backend for backend in BACKENDS[Family.IPV4] if backend != first]
-    bench.become(service("a", affinity=600, backends=(Backend(first, BACKEND_PORT), Backend(others[0], BACKEND_PORT))))
-    assert set(bench.pod.call("fetch_many", socket.AF_INET, address, 80, 20)) == {first}
-    bench.become(service("a", affinity=600, backends=tuple(Backend(b, BACKEND_PORT) for b in others)))
-    (second,) = set(bench.pod.call("fetch_many", socket.AF_INET, address, 80, 20))
-    assert second in others
-    bench.become(service("a", affinity=600))  # the first comes back, as a new tenant
-    assert set(bench.pod.call("fetch_many", socket.AF_INET, address, 80, 20)) == {second}
-
-
-def test_affinity_ends_after_its_time(bench: Bench) -> None:
-    bench.become(service("a", affinity=1))
-    maps = bench.plane.tables.maps
-    seen = set()
-    for _ in range(40):
-        seen.add(bench.pod.call("fetch", socket.AF_INET, CLUSTER_IP[Family.IPV4], 80)[0])
-        for key, value in list(maps.items("affinity")):  # let two seconds pass
-            stamp = int.from_bytes(value[8:], "little") - 2_000_000_000
-            maps.put("affinity", key, value[:8] + stamp.to_bytes(8, "little"))
-    assert seen == set(BACKENDS[Family.IPV4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_session_affinity_is_left_to_the_packets(bench: Bench, family: Family) -> None:
+    """It goes by the client's address, which packets have and sockets have not; nobody serves packets here."""
+    word = socket.AF_INET if family is Family.IPV4 else socket.AF_INET6
+    bench.become(service("a", family=family, affinity=600), service("u", Protocol.UDP, family, affinity=600))
+    before = {hook: bench.counted(hook, "affinity") for hook in ("connect", "sendmsg")}
+    for process in (bench.pod, bench.own):
+        with pytest.raises(OSError):
+            process.call("fetch", word, CLUSTER_IP[family], 80)
+        process.call("open", "u", word, socket.SOCK_DGRAM)
+        with pytest.raises(OSError):
+            process.call("ask_at", "u", CLUSTER_IP[family], 80)
+        process.call("close", "u")
+    assert {hook: bench.counted(hook, "affinity") - count for hook, count in before.items()} == dict.fromkeys(before, 2)
+    assert not list(bench.plane.tables.maps.items("affinity"))
 
 
 def test_other_control_groups_are_left_alone(bench: Bench) -> None:

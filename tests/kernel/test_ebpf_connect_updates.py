@@ -39,10 +39,10 @@ def node() -> Iterator[Node]:
 
 
 def _stable(rng: random.Random) -> PlanEntry:
-    """The Service that clients use, with a random set of live backends; affinity now and then."""
+    """The Service that clients use, with a random set of live backends."""
     chosen = rng.sample(ADDRESSES, rng.randint(1, len(ADDRESSES)))
     backends = tuple(Backend(address, BACKEND_PORT) for address in sorted(chosen))
-    return service("stable", backends=backends, affinity=rng.choice((0, 0, 10)))
+    return service("stable", backends=backends)
 
 
 def _passing(rng: random.Random, number: int) -> PlanEntry:

@@ -1,4 +1,4 @@
-"""What people are shown of connect-time balancing: counters, affinity, flows, events."""
+"""What people are shown of connect-time balancing: counters, flows, events."""
 
 import socket
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def running(node: Node) -> Iterator[tuple[MapSet, Process]]:
         plane = EbpfPlane(NoSlowPath(), [ConnectHook(node.group)], SMALL)
     try:
         plan = plan_of(
-            service("a", affinity=60),
+            service("a"),
             service("b", Protocol.UDP, Family.IPV6),
             service("none", backends=(), address="172.30.0.11"),
         )
@@ -58,7 +58,7 @@ def running(node: Node) -> Iterator[tuple[MapSet, Process]]:
         plane.cleanup()
 
 
-def test_counters_affinity_and_flows(running: tuple[MapSet, Process]) -> None:
+def test_counters_and_flows(running: tuple[MapSet, Process]) -> None:
     maps, pod = running
     server = pod.call("fetch", socket.AF_INET, VIP, 80)[0]
     pod.call("open", "t", socket.AF_INET, socket.SOCK_STREAM)
@@ -73,10 +73,6 @@ def test_counters_affinity_and_flows(running: tuple[MapSet, Process]) -> None:
         "test/a": views.ServiceCounters(2, 0, 0, 0, 0),
         "test/b": views.ServiceCounters(1, 0, 0, 0, 0),
     }
-    (sticky,) = views.affinity(maps)
-    assert sticky.client.startswith("netns:")
-    assert (sticky.service, sticky.backend) == ("test/a", (server, BACKEND_PORT))
-    assert 0 <= sticky.idle_seconds < 60
     flows = {(flow.service, flow.protocol, flow.destination, flow.backend) for flow in views.flows(maps)}
     assert flows == {
         ("test/a", socket.IPPROTO_TCP, (VIP, 80), (server, BACKEND_PORT)),

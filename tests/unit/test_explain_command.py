@@ -232,3 +232,14 @@ def test_the_ebpf_mode_keeps_addresses_as_it_was_asked_to(
     [found] = json.loads(capsys.readouterr().out)
     assert told in found["reasons"][-1]
     assert found["masquerade"] == ("masqueraded as this node" in told)
+
+
+def test_session_affinity_is_not_for_connect_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So a pod is masqueraded towards a backend elsewhere, as by the packet programs."""
+    manifests, config = tmp_path / "objects.yaml", tmp_path / "config.yaml"
+    manifests.write_text(EBPF.replace("clusterIP: 10.96.0.10,", "clusterIP: 10.96.0.10, sessionAffinity: ClientIP,"))
+    config.write_text(CONFIG)
+    flow = ("--flow", f"{OWN_POD} -> 192.168.0.2:30080/tcp", "-o", "json")
+    assert main(["--mode", "ebpf", "--config", str(config), *NODE, "explain", "-f", str(manifests), *flow]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert "only if the choice is 10.244.1.5:8080" in found["reasons"][-1]

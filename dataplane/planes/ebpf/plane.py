@@ -36,6 +36,11 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+def _sticky(change: PlanChange) -> bool:
+    """Whether a change brings or keeps clients that stay with their endpoint."""
+    return any(entry.new is not None and entry.new.affinity_seconds for entry in change.entries)
+
+
 class EbpfPlane:
     """See planes.base.Plane. Works in the network namespace in which the object was made.
 
@@ -170,10 +175,19 @@ class EbpfPlane:
         return isinstance(flags, int) and bool(flags & constant("NODE_READY")) and node["netns_cookie"] == self._cookie
 
     def apply(self, change: PlanChange) -> None:
-        """See planes.base.Plane.apply. The slow path comes first: what the maps cannot take is then served already."""
+        """See planes.base.Plane.apply. The slow path comes first: what the maps cannot take is then served already.
+        But where session affinity is in it the maps do, or clients that connect in between would move; what they leave
+        to the slow path meanwhile is treated as before the change."""
         tables = self.tables
-        self.slow.apply(change)
-        removed = tables.apply(change.entries)
+        removed = tables.apply(change.entries) if _sticky(change) else []
+        try:
+            self.slow.apply(change)
+        except BaseException:
+            if _sticky(change):
+                tables.apply(change.inverse_of_entries())
+            raise
+        if not _sticky(change):
+            removed = tables.apply(change.entries)
         if change.node is not None:
             write_node(tables.maps, change.node, self._cookie, self._kube_proxy_masquerade)
         self._disconnect(removed)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataplane.planes.ebpf.encode import SERVICE, address_text, entry_key
-from dataplane.planes.ebpf.events import TUPLE, client_text
+from dataplane.planes.ebpf.events import TUPLE
 from dataplane.planes.ebpf.flows import FLOW_TABLES, REPLY, facts, state
 from dataplane.planes.ebpf.layout import constant, hook_names, reason_names, struct_version, unpack
 from dataplane.planes.ebpf.maps import MapSet, open_any_sizes
@@ -30,7 +30,7 @@ class ServiceCounters(NamedTuple):
 
 
 class Sticky(NamedTuple):
-    """An affinity entry. client: an address, or `netns:<cookie>` for processes balanced at connect time."""
+    """An affinity entry. client: its address."""
 
     client: str
     service: str
@@ -117,7 +117,7 @@ def affinity(maps: MapSet) -> Iterator[Sticky]:
     for key, value in maps.items("affinity"):
         who, entry = unpack("affinity_key", key), unpack("affinity", value)
         backend = _backend(maps, entry["backend"], entry["backend_generation"])
-        yield Sticky(client_text(who["client"]), names.get(who["service"], ""), backend, _idle(entry["last_ns"]))
+        yield Sticky(address_text(who["client"]), names.get(who["service"], ""), backend, _idle(entry["last_ns"]))
 
 
 def flows(maps: MapSet) -> Iterator[Flow]:

@@ -75,7 +75,7 @@ def _load(args: argparse.Namespace, options: "EbpfOptions", planned: "Planned") 
     change, refusals = load_others(plane, plan)
     for refusal in refusals:
         print(f"hotplane: {refusal}", file=sys.stderr)
-    stale = clean_stale_udp(change, context.node, plan)
+    stale = sum(cleaned.entries for cleaned in clean_stale_udp(change, context.node, plan).values())
     others = begun.other_modes(context.mode, previous, unfinished)
     replaced = begun.replace_others(others, lambda old: replace_plane(old, context.mode))
     left_out = settle(plane, change)

@@ -95,7 +95,7 @@ class Daemon:
         self._events = EventRecorder(None, settings.node.name, log)
         self._traffic = TrafficCollector()
         self.metrics.registry.register(self._traffic)
-        self._clean_up = CleanUp()
+        self._clean_up = CleanUp(self.metrics.cleaned)
         self._kernel = Kernel(self._clean_up, self._clean_up.is_brief)
         self._guard = Guard(self.metrics.connection_closed)
         self._ports = HealthPorts(self.health, log, self._port_refused, self._guard)

@@ -15,6 +15,7 @@ from prometheus_client import (
 from prometheus_client.exposition import generate_latest
 
 from ctl import VERSION
+from dataplane.kernel.conntrack import Cleaned
 from dataplane.model.net import Family
 
 KUBERNETES = (1, 36)
@@ -23,6 +24,7 @@ KUBERNETES = (1, 36)
 disable_created_metrics()  # type: ignore[no-untyped-call]  # kube-proxy has no *_created series either
 
 _SYNC_BUCKETS = tuple(0.00025 * 2**power for power in range(17))
+_CONNTRACK_BUCKETS = tuple(0.001 * 2**power for power in range(15))
 _NETWORK_BUCKETS = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, *(float(s) for s in range(1, 60)),
     *(float(s) for s in range(60, 120, 5)), *(float(s) for s in range(120, 301, 30)),
@@ -91,6 +93,14 @@ class Metrics:
             "Number of Services with a Local traffic policy and no endpoints",
             ["traffic_policy", *_FAMILY],
         )
+        conntrack = "kubeproxy_conntrack_reconciler_"
+        self._conntrack_seconds = Histogram(
+            f"{conntrack}sync_duration_seconds", "ReconcileConntrackFlowsLatency latency in seconds",
+            _FAMILY, buckets=_CONNTRACK_BUCKETS, registry=self.registry,
+        )  # fmt: skip
+        self._conntrack_deleted = self._counter(
+            f"{conntrack}deleted_entries_total", "Cumulative conntrack flows deleted by conntrack reconciler", _FAMILY
+        )
         self.healthz = self._counter("kubeproxy_proxy_healthz_total", "Cumulative healthz HTTP status", ["code"])
         self.livez = self._counter("kubeproxy_proxy_livez_total", "Cumulative livez HTTP status", ["code"])
 
@@ -100,7 +110,8 @@ class Metrics:
             for metric in (
                 self._seconds, self._full_seconds, self._partial_seconds, self._last_sync, self._last_queued,
                 self._nftables_failures, self._iptables_failures, self.network, self._endpoint_changes,
-                self._service_changes, self.endpoint_pending, self.service_pending,
+                self._service_changes, self.endpoint_pending, self.service_pending, self._conntrack_seconds,
+                self._conntrack_deleted,
             ):  # fmt: skip
                 metric.labels(family)
         for code in ("200", "503"):
@@ -141,6 +152,11 @@ class Metrics:
         for kind, metric in (("Service", self._service_changes), ("EndpointSlice", self._endpoint_changes)):
             for family in Family:
                 metric.labels(ip_family(family)).inc(events.get((kind, family), 0))
+
+    def cleaned(self, family: Family, cleaned: Cleaned) -> None:
+        """Stale UDP flows of a family were removed from connection tracking."""
+        self._conntrack_seconds.labels(ip_family(family)).observe(cleaned.seconds)
+        self._conntrack_deleted.labels(ip_family(family)).inc(cleaned.entries)
 
     def _own_metrics(self) -> None:
         self.event_seconds = self._histogram(

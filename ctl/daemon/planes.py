@@ -1,12 +1,15 @@
 """The daemon's planes: how each is made from the settings, and how one gives way to another."""
 
+from collections.abc import Callable
+
 from ctl.daemon.kernel import Untouched
 from ctl.daemon.log import Log
 from ctl.daemon.settings import Settings
 from ctl.ebpf import EbpfOptions, settle
 from ctl.loaded import make_plane, replace_plane
+from dataplane.kernel.conntrack import Cleaned
 from dataplane.kernel.nftgen import Generation
-from dataplane.model.net import Protocol
+from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import Plan
 from dataplane.planes.base import Plane
@@ -71,14 +74,17 @@ def left_out(plane: Plane) -> tuple[str, ...]:
 
 
 class CleanUp:
-    """What is done after each change. draining: flows of the ebpf mode go on here although another mode answers."""
+    """What is done after each change. draining: flows of the ebpf mode go on here although another mode answers.
+    told: hears what each cleaning of connection tracking did, from the plane's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[Family, Cleaned], None]) -> None:
         self.draining = False
+        self._told = told
 
     def __call__(self, change: PlanChange, plan: Plan, loaded: bool) -> None:
         """Remove flows that the change, or a load, made stale. Raises HotplaneError."""
-        clean_stale_udp(change, plan.node, plan if loaded else None)
+        for family, cleaned in clean_stale_udp(change, plan.node, plan if loaded else None).items():
+            self._told(family, cleaned)
         if self.draining:
             from dataplane.planes.ebpf.drain import after_change
 

@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -43,26 +44,37 @@ class _Entry(NamedTuple):
     name: bytes
 
 
-def delete_udp(stale: Iterable[StaleFlows]) -> None:
-    """Remove the conntrack entries of these UDP flows. Raises ConntrackError.
+class Cleaned(NamedTuple):
+    """What a removal did in one family: how many entries went, and how long it took. After filtered deletes, of which
+    the kernel does not say how many they hit, by how many the namespace has fewer: others that came or went in that
+    millisecond are in it."""
+
+    entries: int
+    seconds: float
+
+
+def delete_udp(stale: Iterable[StaleFlows]) -> dict[Family, Cleaned]:
+    """Remove the conntrack entries of these UDP flows. out: what that did in each family that some of them are of.
+    Raises ConntrackError.
 
     All flows of a port but some, or of a port at any address, are found by listing the UDP entries. Else, for IPv4: one
     filtered delete for each (Linux 5.8), in which the kernel walks its own table; when that would be more work than to
     list the UDP entries once, they are listed. IPv6 entries are always listed: the kernel's filter compares IPv6
     addresses the wrong way round (it keeps the equal ones; seen on 6.18).
     """
+    cleaned: dict[Family, Cleaned] = {}
     by_family: dict[Family, list[StaleFlows]] = {}
     for flows in stale:
         by_family.setdefault(flows.family, []).append(flows)
     for family, group in by_family.items():
+        started = time.perf_counter()
         try:
             door = Nfnetlink()
             filtered = family is Family.IPV4 and all(map(_can_be_filtered, group))
             if not filtered or _listing_is_cheaper(len(group)):
-                _delete_listed(door, family, group)
+                count = _delete_listed(door, family, group)
             else:
-                for flows in group:
-                    _delete(door, family, _filter(flows))
+                count = _delete_filtered(door, family, group)
         except (Refused, OSError) as error:
             names = sorted({host_port(flows.address or "*", flows.port) for flows in group})
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -70,6 +82,8 @@ def delete_udp(stale: Iterable[StaleFlows]) -> None:
                 f"conntrack entries of UDP flows to {', '.join(names[:3])}{more} could not be removed: {error}; their "
                 "clients may stay with an endpoint that is gone until the entries time out"
             ) from error
+        cleaned[family] = Cleaned(count, time.perf_counter() - started)
+    return cleaned
 
 
 def _can_be_filtered(flows: StaleFlows) -> bool:
@@ -108,7 +122,7 @@ def _one_side(kind: int, side: int, address: str, port: int) -> bytes:
 
 
 def _filter(flows: StaleFlows) -> bytes:
-    """Attributes of a delete that hits exactly these flows (IPv4)."""
+    """Attributes of a request that hits exactly these flows (IPv4)."""
     parts = _one_side(_ORIGINAL, _DESTINATION, flows.address, flows.port)
     wanted = _SIDE_FLAGS[_DESTINATION] if flows.address else _SIDE_FLAGS[_DESTINATION] & ~_DESTINATION_ADDRESS
     flags = attribute(_ORIGINAL, struct.pack("=I", wanted))
@@ -118,16 +132,36 @@ def _filter(flows: StaleFlows) -> bytes:
     return parts + attribute(_FILTER | _NESTED, flags)
 
 
-def _delete(door: Nfnetlink, family: Family, what: bytes) -> None:
-    """Delete by filter or by an entry's name; fine when there is no such entry (any more)."""
+def _delete(door: Nfnetlink, family: Family, what: bytes) -> bool:
+    """Delete by filter or by an entry's name; False when there is no such entry (any more)."""
     try:
         door.request(Message(_DELETE, 0, int(family.socket_family), what))
     except Refused as refusal:
         if refusal.number != _NO_ENTRY:
             raise
+        return False
+    return True
 
 
-def _delete_listed(door: Nfnetlink, family: Family, wanted: Iterable[StaleFlows]) -> None:
+def _delete_filtered(door: Nfnetlink, family: Family, wanted: Iterable[StaleFlows]) -> int:
+    """Delete what the kernel's filter finds; returns how many that seems to have been."""
+    before = _entries()
+    for flows in wanted:
+        _delete(door, family, _filter(flows))
+    return max(0, before - _entries())
+
+
+def _entries() -> int:
+    """How many entries the current network namespace has; 0 where there is no conntrack yet."""
+    try:
+        return int((_COUNTS / "nf_conntrack_count").read_text())
+    except FileNotFoundError:
+        return 0
+
+
+def _delete_listed(door: Nfnetlink, family: Family, wanted: Iterable[StaleFlows]) -> int:
+    """Delete what one listing of all UDP entries finds; returns how many."""
+    count = 0
     by_frontend: dict[tuple[str, int], list[StaleFlows]] = {}
     for flows in wanted:
         by_frontend.setdefault((flows.address, flows.port), []).append(flows)
@@ -136,7 +170,8 @@ def _delete_listed(door: Nfnetlink, family: Family, wanted: Iterable[StaleFlows]
         entry = _entry(item, family)
         concerned = (by_frontend.get((address, entry.port), ()) for address in (entry.address, ""))
         if any(flows.hit(entry.address, entry.backend) for group in concerned for flows in group):
-            _delete(door, family, entry.name)
+            count += _delete(door, family, entry.name)
+    return count
 
 
 def _entry(item: memoryview, family: Family) -> _Entry:

@@ -1,20 +1,18 @@
 """Stale UDP flows, for every plane: found from the change, removed from the kernel's conntrack."""
 
-from dataplane.kernel.conntrack import delete_udp
+from dataplane.kernel.conntrack import Cleaned, delete_udp
+from dataplane.model.net import Family
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import Plan
 from dataplane.plan.udp import stale_udp
 from dataplane.policy.node import NodeConfig
 
 
-def clean_stale_udp(change: PlanChange, node: NodeConfig, loaded: Plan | None = None) -> int:
+def clean_stale_udp(change: PlanChange, node: NodeConfig, loaded: Plan | None = None) -> dict[Family, Cleaned]:
     """Remove the conntrack entries that a change made stale. Call it after the plane has applied the change.
 
     loaded: the plan, after a load; then entries from before it are looked at as well.
 
-    out: how many kinds of flow were cleaned. Raises ConntrackError.
+    out: what that did in each family that had something to look for. Raises ConntrackError.
     """
-    stale = stale_udp(change, node, loaded)
-    if stale:
-        delete_udp(stale)
-    return len(stale)
+    return delete_udp(stale_udp(change, node, loaded))

@@ -69,9 +69,11 @@ def test_exactly_the_named_flows_go(
         delete_udp([StaleFlows(family, first, 53, (second, 5354)), StaleFlows(family, first, 53, (third, 5353))])
         delete_udp([StaleFlows(family, first, 55), StaleFlows(family, second, 53, (first, 53))])
         assert entries(family) == before
-        delete_udp([StaleFlows(family, first, 53, (second, 5353))])
+        done = delete_udp([StaleFlows(family, first, 53, (second, 5353))])
         assert entries(family) == before - {translated}
-        delete_udp([StaleFlows(family, second, 53), StaleFlows(family, third, 54)])
+        assert {family: cleaned.entries for family, cleaned in done.items()} == {family: 1}
+        done = delete_udp([StaleFlows(family, second, 53), StaleFlows(family, third, 54)])
+        assert (done[family].entries, 0 < done[family].seconds < 5) == (2, True)
         assert entries(family) == before - {translated, (second, 53, second, 53), (third, 54, third, 54)}
         delete_udp([])
         assert len(entries(family)) == 3

@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from ctl.loaded import make_plane
+from dataplane.kernel.conntrack_list import translated_connections
 from dataplane.kernel.netns import in_netns, netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
-from dataplane.model.net import Family
+from dataplane.model.net import Family, Protocol
 from tests.apiserver.objects import endpoint, endpoint_slice, node, service
 from tests.kernel.daemon_lab import PORT, ROOT, VIP, DaemonLab, Traffic, daemon_lab, http, until
 
@@ -75,6 +76,29 @@ def test_what_it_serves(cluster: DaemonLab, lab: Lab) -> None:
     until(lambda: http(daemon.netns, "127.0.0.1", 10256, "/healthz")[0] == 503, "the node is about to go")
     assert http(daemon.netns, "127.0.0.1", 10256, "/livez")[0] == 200
     assert daemon.stop() == 0
+
+
+def test_cleaning_of_connection_tracking_is_measured(cluster: DaemonLab, lab: Lab) -> None:
+    """Two UDP flows to an endpoint that goes, and one of another Service, which stays."""
+    daemon, server = cluster.daemons[0], cluster.server
+    for name, ip in (("dns", "10.96.0.53"), ("ntp", "10.96.0.54")):
+        server.apply(service(name, ip, protocol="UDP"), endpoint_slice(name, ["10.244.1.11"], protocol="UDP"))
+    daemon.start("--master", server.url)
+    began = _gauge(cluster, 'kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family="IPv4"}')
+    with in_netns(daemon.netns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as first:
+        with in_netns(daemon.netns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as second:
+            for door, address in ((first, "10.96.0.53"), (second, "10.96.0.53"), (first, "10.96.0.54")):
+                door.sendto(b"?", (address, 80))
+            server.apply(endpoint_slice("dns", ["10.244.1.12"], protocol="UDP"))
+            deleted = 'kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="%s"}'
+            until(lambda: _gauge(cluster, deleted % "IPv4") == 2, "both are counted", 20)
+    assert _gauge(cluster, deleted % "IPv6") == 0
+    seconds = "kubeproxy_conntrack_reconciler_sync_duration_seconds_%s"
+    assert _gauge(cluster, f'{seconds % "count"}{{ip_family="IPv4"}}') > began
+    assert 0 < _gauge(cluster, f'{seconds % "sum"}{{ip_family="IPv4"}}') < 5
+    with netns(daemon.netns):
+        left = {each.frontend for each in translated_connections() if each.protocol is Protocol.UDP}
+    assert left == {("10.96.0.54", 80)}
 
 
 def test_a_health_port_that_is_taken_is_said_and_fatal_only_on_request(cluster: DaemonLab) -> None:

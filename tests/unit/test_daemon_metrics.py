@@ -25,6 +25,8 @@ QUERIES = [
     'max(kubeproxy_sync_proxy_rules_endpoint_changes_pending{ip_family="IPv4"})',
     'kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy="external",ip_family="IPv6"}',
     'kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy="internal",ip_family="IPv4"}',
+    'rate(kubeproxy_conntrack_reconciler_sync_duration_seconds_bucket{ip_family="IPv6",le="0.001"}[5m])',
+    'rate(kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv4"}[5m])',
     'sum by (code) (rate(kubeproxy_proxy_healthz_total{code="503"}[5m]))',
     'sum by (code) (rate(kubeproxy_proxy_livez_total{code="200"}[5m]))',
     "process_resident_memory_bytes",

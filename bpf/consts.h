@@ -27,6 +27,7 @@ enum frontend_kind {
     FRONTEND_EXTERNAL_IP,
     FRONTEND_LOAD_BALANCER,
     FRONTEND_NODE_PORT,
+    FRONTEND_HOST_PORT,
 };
 
 /* frontend.flags */

@@ -36,7 +36,7 @@ def add_manifest_option(parser: argparse.ArgumentParser, *, required: bool = Tru
         required=required,
         default=[],
         metavar="FILE|DIR|-",
-        help="manifests: Service, EndpointSlice, Node, ServiceCIDR; repeatable",
+        help="manifests: Service, EndpointSlice, Node, ServiceCIDR, Pod, Namespace; repeatable",
     )
     parser.add_argument(
         "--service-node-port-range",
@@ -45,6 +45,11 @@ def add_manifest_option(parser: argparse.ArgumentParser, *, required: bool = Tru
         default=NODE_PORTS,
         metavar="FIRST-LAST",
         help="node ports that manifests may ask for (default: 30000-32767, as kube-apiserver's)",
+    )
+    parser.add_argument(
+        "--host-ports",
+        action="store_true",
+        help="publish hostPorts of this node's Pods, as the CNI plugin portmap does (default: leave them to it)",
     )
 
 
@@ -89,6 +94,7 @@ def build_context(args: argparse.Namespace, objects: Iterable[ModelObject] = (),
         )
     except ValueError as error:
         raise UsageError(f"{error}; check --node-ip and --config") from error
+    node = msgspec.structs.replace(node, host_ports=getattr(args, "host_ports", False))
     return Context(mode.value, node, config, Path(args.state_dir))
 
 

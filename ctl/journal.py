@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from dataplane.plan.change import PlanChange
-from dataplane.plan.types import EntryKey, HealthCheck, Plan, PlanEntry
+from dataplane.plan.types import EntryKey, HealthCheck, OffPod, Plan, PlanEntry
 from dataplane.policy.node import NodeConfig
 
 _LENGTH = 4
@@ -25,6 +25,7 @@ class _Step(msgspec.Struct, array_like=True):
     service_cidrs: tuple[str, ...] | None
     checks: tuple[HealthCheck, ...]
     unchecked: tuple[tuple[str, str], ...]
+    connect_off: tuple[OffPod, ...] | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -50,6 +51,7 @@ class Journal:
                 change.service_cidrs,
                 tuple(check for check in checks.values() if check is not None),
                 tuple(service for service, check in checks.items() if check is None),
+                tuple(change.connect_off.values()) if change.connect_off is not None else None,
             )
         )
         self._file.write(len(body).to_bytes(_LENGTH, "little") + body)
@@ -95,6 +97,8 @@ def _apply(plan: Plan, step: _Step) -> None:
     plan.health_checks.update(((check.namespace, check.name), check) for check in step.checks)
     plan.node = step.node or plan.node
     plan.service_cidrs = plan.service_cidrs if step.service_cidrs is None else step.service_cidrs
+    if step.connect_off is not None:
+        plan.connect_off = {(pod.namespace, pod.name): pod for pod in step.connect_off}
 
 
 def drop(base: Path, before: int | None = None) -> None:

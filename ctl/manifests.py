@@ -1,13 +1,14 @@
 """From manifest files to a plan, for the commands that work once (apply, check)."""
 
 import argparse
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from ctl.context import Context, build_context, report_problems
 from ctl.sources.manifests import BROKEN, read_manifests
 from dataplane.errors import HotplaneError
-from dataplane.model.objects import ObjectRef, Service
+from dataplane.model.objects import Namespace, ObjectRef, Pod, Service
 from dataplane.plan.frontends import has_frontends
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import Plan
@@ -44,8 +45,9 @@ def plan_manifests(args: argparse.Namespace) -> Planned:
     conflicts = [problem for problems in planner.problems.values() for problem in problems]
     count = report_problems([*decoded.problems, *conflicts])
     report_problems(decoded.notes)
-    if not decoded.objects:
-        others = ", ".join(f"{n} {kind}" for kind, n in sorted(decoded.ignored.items()))
+    kinds = Counter(type(item).__name__ for item in decoded.objects if isinstance(item, Pod | Namespace))
+    if kinds.total() == len(decoded.objects) and not planner.plan.entries:
+        others = ", ".join(f"{n} {kind}" for kind, n in sorted((decoded.ignored + kinds).items()))
         found = f" (found {others})" if others else ""
         raise HotplaneError(
             f"nothing to use in {', '.join(args.filename)}: no valid Service, EndpointSlice, Node or ServiceCIDR"

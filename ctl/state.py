@@ -15,7 +15,7 @@ from ctl.ebpf import EbpfOptions
 from ctl.journal import drop, replay
 from dataplane.errors import HotplaneError
 from dataplane.malformed import MALFORMED
-from dataplane.plan.types import HealthCheck, Plan, PlanEntry
+from dataplane.plan.types import HealthCheck, OffPod, Plan, PlanEntry
 from dataplane.policy.node import NodeConfig
 
 _DAEMON_SECONDS = 15.0
@@ -42,6 +42,7 @@ class Saved(msgspec.Struct, frozen=True):
     ebpf: EbpfOptions | None = None
     left_out: tuple[str, ...] = ()
     journal: int = 0
+    connect_off: tuple[OffPod, ...] = ()
 
     @classmethod
     def of(
@@ -57,6 +58,7 @@ class Saved(msgspec.Struct, frozen=True):
             ebpf if mode == "ebpf" else None,
             left_out,
             journal,
+            tuple(plan.connect_off.values()),
         )
 
     def plan(self) -> Plan:
@@ -66,6 +68,7 @@ class Saved(msgspec.Struct, frozen=True):
             entries={entry.key: entry for entry in self.entries},
             service_cidrs=self.service_cidrs,
             health_checks={(check.namespace, check.name): check for check in self.health_checks},
+            connect_off={(pod.namespace, pod.name): pod for pod in self.connect_off},
         )
 
 

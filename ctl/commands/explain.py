@@ -102,6 +102,8 @@ def explain(planner: Planner, flows: Iterable[Flow], mode: str, keeping: Keeping
     """Explain flows under a planner's plan. keeping: whose address the ebpf mode leaves alone."""
 
     def notes(key: EntryKey) -> Sequence[str]:
+        if any(f.kind is FrontendKind.HOST_PORT for f in planner.plan.entries[key].frontends):
+            return ()  # a Pod's port needs no EndpointSlice
         return endpoint_notes(planner.candidates(key), planner.sets(key), planner.plan.node)
 
     oracle = Oracle(planner.plan, notes, keeping)
@@ -121,7 +123,9 @@ def _conflicts(decision: Decision, conflicts: Iterable[Problem]) -> Iterable[str
         return
     for problem in conflicts:
         if problem.field.endswith(f" {frontend.key}"):
-            yield f"{problem.ref} wants {frontend.key} too, but the older Service has it"
+            pods = problem.ref.kind == "Pod"
+            who = "a Service or an older Pod has it" if pods else "the older Service has it"
+            yield f"{problem.ref} wants {frontend.key} too, but {who}"
 
 
 def _gated(decision: Decision, planner: Planner) -> Iterable[str]:
@@ -147,7 +151,7 @@ def _in_kernel(decision: Decision, mode: str) -> Iterable[str]:
         path.append(names.NODEPORTS)
     if frontend.source_ranges is not None:
         path.append(chains.source_ranges)
-    if frontend.kind is not FrontendKind.CLUSTER_IP:
+    if frontend.kind not in (FrontendKind.CLUSTER_IP, FrontendKind.HOST_PORT):
         path.append(chains.external)
     path.append(chains.local if route.scope is Scope.LOCAL else chains.cluster)
     yield f"in the nat table this goes {' -> '.join(path)}"

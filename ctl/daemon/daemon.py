@@ -43,7 +43,7 @@ from ctl.lock import GAVE_WAY, Holder, Lock, door_path
 from ctl.sources.api import Api
 from ctl.sources.directory import DirectorySource
 from ctl.sources.kubeconfig import find_cluster
-from ctl.sources.watch import Reflector, resources
+from ctl.sources.watch import Reflector, pod_resources, resources
 from dataplane.errors import HotplaneError
 from dataplane.model.net import Family
 from dataplane.model.objects import Node, ObjectRef, Problem
@@ -90,7 +90,10 @@ class Daemon:
         self._addresses: AddressWatch | None = None
         self._sites: dict[str, tuple[Site, Listener]] = {}
         self._reflectors: list[tuple[str, Reflector]] = []
-        self.inbox = Inbox(KINDS)
+        self._of_pods = pod_resources(
+            settings.node.name, host_ports=settings.node.host_ports, connect_time=settings.balances_at_connect_time
+        )
+        self.inbox = Inbox((*KINDS, *(resource_.kind for resource_ in self._of_pods)))
         self._api: Api | None = None
         self._events = EventRecorder(None, settings.node.name, log)
         self._traffic = TrafficCollector()
@@ -189,7 +192,7 @@ class Daemon:
         self._log.info("watching", server=cluster.url, node=settings.node.name, mode=settings.mode)
         self._api = Api(cluster)
         self._events = EventRecorder(self._api, settings.node.name, self._log)
-        for resource_ in resources(settings.node.name):
+        for resource_ in (*resources(settings.node.name), *self._of_pods):
             observe = self._see_node if resource_.kind == "Node" else None
             reflector = Reflector(self._api, resource_, self.inbox, self._log, observe=observe)
             self._reflectors.append((resource_.kind, reflector))

@@ -146,7 +146,7 @@ class Kernel:
         if self.plane.read_back():
             return Done(time.perf_counter() - started, nothing, (str(error),))
         try:
-            self.plane.load(Plan(node=plan.node, service_cidrs=plan.service_cidrs))
+            self.plane.load(Plan(plan.node, service_cidrs=plan.service_cidrs, connect_off=plan.connect_off))
         except PlaneError as second:
             return Done(time.perf_counter() - started, nothing, (str(second),))
         self.ledger.clear()
@@ -221,7 +221,7 @@ class _Pieces:
         self.errors: list[str] = []
 
     def settings(self, due: PlanChange) -> None:
-        change = PlanChange(node=due.node, service_cidrs=due.service_cidrs, health_checks=due.health_checks)
+        change = PlanChange((), due.node, due.service_cidrs, due.health_checks, due.connect_off)
         if change:
             self._try(change)
 

@@ -16,11 +16,12 @@ class Ledger:
         self._held: dict[EntryKey, PlanEntry | None] = {}
         self._node = False
         self._cidrs = False
+        self._connect_off = False
         self._health: dict[tuple[str, str], HealthCheck | None] = {}
 
     def __len__(self) -> int:
         """How many entries and settings are behind."""
-        return len(self._held) + self._node + self._cidrs
+        return len(self._held) + self._node + self._cidrs + self._connect_off
 
     def services(self) -> list[str]:
         """The Service ports that are behind, as text."""
@@ -28,7 +29,7 @@ class Ledger:
 
     def due(self, change: PlanChange, plan: Plan) -> PlanChange:
         """Everything to be done to the kernel: this change (already in the plan) and what failed before."""
-        if not (self._held or self._node or self._cidrs or self._health):
+        if not (self or self._health):
             return change
         held = {entry.key: entry.old for entry in change.entries} | self._held
         now = plan.entries
@@ -37,11 +38,12 @@ class Ledger:
             node=plan.node if self._node or change.node is not None else None,
             service_cidrs=plan.service_cidrs if self._cidrs or change.service_cidrs is not None else None,
             health_checks={**self._health, **(change.health_checks or {})} or None,
+            connect_off=plan.connect_off if self._connect_off or change.connect_off is not None else None,
         )
 
     def clear(self) -> None:
         """The kernel holds the plan."""
-        self._held, self._node, self._cidrs, self._health = {}, False, False, {}
+        self._held, self._node, self._cidrs, self._connect_off, self._health = {}, False, False, False, {}
 
     def behind(self, failed: Iterable[PlanChange]) -> None:
         """Nothing is behind but these parts of the last change that was due."""
@@ -50,6 +52,7 @@ class Ledger:
             self._held |= {entry.key: entry.old for entry in change.entries}
             self._node |= change.node is not None
             self._cidrs |= change.service_cidrs is not None
+            self._connect_off |= change.connect_off is not None
             self._health |= change.health_checks or {}
 
 

@@ -12,11 +12,13 @@ from dataplane.policy.settings import Mode, node_config
 
 
 class NodeOptions(msgspec.Struct, frozen=True):
-    """What the command line says of this node. zone None, node_ips empty: as the Node object and the kernel say."""
+    """What the command line says of this node. zone None, node_ips empty: as the Node object and the kernel say.
+    host_ports: hostPorts of its Pods are published."""
 
     name: str
     node_ips: tuple[str, ...] = ()
     zone: str | None = None
+    host_ports: bool = False
 
 
 def describe(mode: str, config: KubeProxyConfiguration, options: NodeOptions, node: Node | None) -> NodeConfig:
@@ -29,7 +31,7 @@ def describe(mode: str, config: KubeProxyConfiguration, options: NodeOptions, no
     if not node_ips:
         interfaces = namespace_addresses()
         node_ips = [address for address in (node.addresses if node else ()) if address in interfaces]
-    return node_config(
+    found = node_config(
         Mode(mode),
         config.proxy_settings(),
         node_name=options.name,
@@ -38,3 +40,4 @@ def describe(mode: str, config: KubeProxyConfiguration, options: NodeOptions, no
         interface_addresses=interfaces,
         node_pod_cidrs=node.pod_cidrs if node else (),
     )
+    return msgspec.structs.replace(found, host_ports=options.host_ports)

@@ -331,4 +331,5 @@ def merged(first: PlanChange, second: PlanChange) -> PlanChange:
         node=second.node or first.node,
         service_cidrs=second.service_cidrs if second.service_cidrs is not None else first.service_cidrs,
         health_checks={**(first.health_checks or {}), **(second.health_checks or {})} or None,
+        connect_off=second.connect_off if second.connect_off is not None else first.connect_off,
     )

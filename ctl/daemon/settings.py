@@ -9,7 +9,7 @@ import msgspec
 from ctl.config import KubeProxyConfiguration
 from ctl.daemon.nodes import NodeOptions
 from ctl.daemon.options import effective
-from ctl.ebpf import EbpfOptions, ebpf_options
+from ctl.ebpf import NO_CGROUP, EbpfOptions, ebpf_options
 from ctl.modes import DEFAULT_MODE, MODES
 from ctl.sources.manifests import NODE_PORTS, PortRange
 from dataplane.errors import UsageError
@@ -33,6 +33,11 @@ class Settings(msgspec.Struct, frozen=True):
     adopt: bool = False
     unknown: tuple[str, ...] = ()
     ebpf: EbpfOptions = EbpfOptions()
+
+    @property
+    def balances_at_connect_time(self) -> bool:
+        """Whether connections of this node's processes are to be balanced when they are made."""
+        return self.mode == "ebpf" and "connect" in self.ebpf.hooks and self.ebpf.cgroup != NO_CGROUP
 
     @property
     def sync_period(self) -> float:
@@ -61,7 +66,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return Settings(
         config=config,
         mode=mode,
-        node=NodeOptions(name, node_ips, args.zone),
+        node=NodeOptions(name, node_ips, args.zone, args.host_ports),
         kubeconfig=args.kubeconfig or config.client_connection.kubeconfig,
         master=args.master or "",
         token_over_http=args.token_over_http,
@@ -81,6 +86,8 @@ def waits_for_restart(old: Settings, new: Settings) -> list[str]:
         "hostnameOverride": new.node.name != old.node.name,
         "clientConnection.kubeconfig": new.kubeconfig != old.kubeconfig,
     }
+    if new.balances_at_connect_time and not old.balances_at_connect_time:  # nobody watches Pods and Namespaces
+        changed["mode (labels service.hotplane.io/connect-time)"] = True
     if new.mode == old.mode == "ebpf":  # its device watch recognises pods as it did at the start
         changed["detectLocalMode"] = new.config.detect_local_mode != old.config.detect_local_mode
         changed["detectLocal"] = new.config.detect_local != old.config.detect_local

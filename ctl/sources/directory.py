@@ -54,6 +54,8 @@ class DirectorySource:
         present: dict[str, set[tuple[str, str]]] = {kind: set() for kind in self._inbox.kinds}
         for value in found.objects:
             ref = value.ref
+            if ref.kind not in present:
+                continue
             present[ref.kind].add((ref.namespace, ref.name))
             self._inbox.put(DecodedObject(value, ref, tuple(faults.pop(ref, ())), tuple(notes.get(ref, ()))))
         for ref, problems in faults.items():

@@ -52,7 +52,8 @@ LONGEST_LINE = 64 << 20
 class Resource(msgspec.Struct, frozen=True):
     """A kind of object to follow. optional: a server without it (404) or that keeps it to itself (403) is fine.
 
-    older: where servers have it that do not know `path` yet.
+    older: where servers have it that do not know `path` yet. patient: optional for good: a server that keeps it to
+    itself is asked again as seldom as one that does not have it, without a warning.
     """
 
     kind: str
@@ -61,6 +62,7 @@ class Resource(msgspec.Struct, frozen=True):
     field_selector: str = ""
     optional: bool = False
     older: str = ""
+    patient: bool = False
 
     def selectors(self) -> dict[str, str]:
         """Query parameters."""
@@ -82,6 +84,20 @@ def resources(node_name: str) -> tuple[Resource, ...]:
             "ServiceCIDR", _CIDRS.format("v1"), optional=True, older=_CIDRS.format("v1beta1")
         ),  # v1 since Kubernetes 1.33, v1beta1 since 1.31
     )
+
+
+def pod_resources(node_name: str, *, host_ports: bool, connect_time: bool) -> tuple[Resource, ...]:
+    """What tells of this node's Pods. host_ports: their hostPorts are published, so the Pods must be known.
+    connect_time: labels may switch connect-time balancing off, also those of Namespaces; where this proxy may not read
+    them, it is on for everybody."""
+    found = []
+    if host_ports or connect_time:
+        mine = f"spec.nodeName={node_name}"
+        spare = not host_ports
+        found.append(Resource("Pod", "/api/v1/pods", field_selector=mine, optional=spare, patient=spare))
+    if connect_time:
+        found.append(Resource("Namespace", "/api/v1/namespaces", optional=True, patient=True))
+    return tuple(found)
 
 
 class _Event(msgspec.Struct):
@@ -195,7 +211,7 @@ class Reflector:
                 self._streaming = False
                 self._log.info("no streaming lists here, listing in pages", kind=self._resource.kind)
             except ApiStatus as refusal:
-                if refusal.code == 404 and self._without(refusal):
+                if (refusal.code == 404 or self._resource.patient) and self._without(refusal):
                     await self._not_served(refusal)
                 else:
                     await self._failed(refusal)

@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 import msgspec
 
 from dataplane.malformed import MALFORMED
-from dataplane.model import slices, strict, validate, wire, yamlload
+from dataplane.model import pods, slices, strict, validate, wire, yamlload
 from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Problem
 from dataplane.model.report import Report, valid_name
 
 _MAX_LIST_DEPTH = 8
 _MAX_FAULTS = 200
 _MAX_YAML_RETRY = 1 << 20
-_CLUSTER_SCOPED = ("Node", "ServiceCIDR")
+_CLUSTER_SCOPED = ("Node", "ServiceCIDR", "Namespace")
+_BESIDE = ("Pod", "Namespace")  # what Services do without: one that has no name is passed over, not told
+_NO_NAME = "(no name)"
 _BLANK = b" \t\r\n"
 
 _any_object = msgspec.json.Decoder(wire.WireObject)
@@ -289,6 +291,8 @@ def _decode_value(value: Any, kind: str) -> DecodedObject:
         except msgspec.ValidationError as error:
             path, reason = explain_type(str(error))
             faults.append(Problem(ref, path, reason))
+            if own_kind in _BESIDE and ref.name == _NO_NAME:
+                return DecodedObject(None, ignored=own_kind)
             isolated = _ISOLATED.match(f"$.{path}")
             if isolated is None or len(faults) >= _MAX_FAULTS:
                 return DecodedObject(None, ref, tuple(faults))
@@ -333,7 +337,7 @@ def _value_ref(value: dict[str, Any], kind: str) -> ObjectRef:
     metadata = metadata if isinstance(metadata, dict) else {}
     name, namespace = metadata.get("name"), metadata.get("namespace")
     scope = "" if kind in _CLUSTER_SCOPED else namespace if isinstance(namespace, str) and namespace else "default"
-    return ObjectRef(kind, scope, name if isinstance(name, str) and name else "(no name)")
+    return ObjectRef(kind, scope, name if isinstance(name, str) and name else _NO_NAME)
 
 
 def _other_version(kind: str, version: str) -> DecodedObject | None:
@@ -366,8 +370,10 @@ def _validated(item: wire.WireObject, muted: frozenset[str], faults: tuple[Probl
     if version is not None and version != _EXPECTED[kind] and (skipped := _other_version(kind, version)):
         if skipped.ignored:
             return skipped
-        return _identified(skipped, ObjectRef(kind, namespace, name or "(no name)"))
-    report = Report(kind, namespace, name or "(no name)", muted)
+        return _identified(skipped, ObjectRef(kind, namespace, name or _NO_NAME))
+    if kind in _BESIDE and not name:
+        return DecodedObject(None, ignored=kind)
+    report = Report(kind, namespace, name or _NO_NAME, muted)
     if not (valid_name(name) and (not namespace or valid_name(namespace))):
         _report_identity(report, name, namespace)
         return DecodedObject(None, report.ref, (*faults, *report.problems))
@@ -384,6 +390,10 @@ def _validated(item: wire.WireObject, muted: frozenset[str], faults: tuple[Probl
         value = validate.service(item, report)
     elif isinstance(item, wire.WireNode):
         value = validate.node(item, report)
+    elif isinstance(item, wire.WirePod):
+        value = pods.pod(item, report)
+    elif isinstance(item, wire.WireNamespace):
+        value = pods.namespace(item, report)
     else:
         value = validate.service_cidr(item, report)
     return DecodedObject(value, report.ref, (*faults, *report.problems), tuple(report.notes))

@@ -1,4 +1,4 @@
-"""What Kubernetes said, typed and validated: Service, EndpointSlice, Node, ServiceCIDR.
+"""What Kubernetes said, typed and validated: Service, EndpointSlice, Node, ServiceCIDR, Pod, Namespace.
 
 These values are made by `model.decode` from the wire form; whoever holds one may rely on it: addresses
 are canonical text, ports are in range, defaults are filled in. They are frozen and compare by value.
@@ -160,4 +160,56 @@ class ServiceCIDR(msgspec.Struct, frozen=True):
         return ObjectRef("ServiceCIDR", "", self.name)
 
 
-ModelObject = Service | EndpointSlice | Node | ServiceCIDR
+class HostPort(msgspec.Struct, frozen=True, gc=False):
+    """A container port that is published on the node. address: hostIP, canonical; "" = all addresses of the node; that
+    of nobody (0.0.0.0, ::) = all of its family. port: on the node. container_port: in the pod."""
+
+    protocol: Protocol
+    port: int
+    container_port: int
+    address: str = ""
+
+
+class Pod(msgspec.Struct, frozen=True):
+    """A Pod, as far as its node's data plane is concerned.
+
+    uid: what the kubelet names its control group by: metadata.uid, of a static pod the hash of its manifest (annotation
+      kubernetes.io/config.mirror).
+    addresses: status.podIPs, at most one of each family; none before the pod has a network.
+    host_ports: none for a pod in the node's own network.
+    connect_time: what label or annotation service.hotplane.io/connect-time says, None when nothing; connect_time_by
+      names which of the two ("label", "annotation").
+    terminating: it is being deleted. finished: its containers have ended for good (phase Succeeded or Failed).
+    """
+
+    namespace: str
+    name: str
+    uid: str = ""
+    node: str = ""
+    addresses: tuple[str, ...] = ()
+    host_network: bool = False
+    host_ports: tuple[HostPort, ...] = ()
+    connect_time: bool | None = None
+    connect_time_by: str = ""
+    terminating: bool = False
+    finished: bool = False
+    created: str = ""
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef("Pod", self.namespace, self.name)
+
+
+class Namespace(msgspec.Struct, frozen=True):
+    """A Namespace; connect_time and connect_time_by as in Pod, for all of its pods that do not say otherwise."""
+
+    name: str
+    connect_time: bool | None = None
+    connect_time_by: str = ""
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef("Namespace", "", self.name)
+
+
+ModelObject = Service | EndpointSlice | Node | ServiceCIDR | Pod | Namespace

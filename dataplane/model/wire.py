@@ -38,6 +38,54 @@ class Metadata(Wire, frozen=True, gc=False):
     labels: Labels | None = None
 
 
+class ConnectTime(Wire, frozen=True, gc=False):
+    """Labels or annotations of a Pod or a Namespace."""
+
+    connect_time: str | None = msgspec.field(default=None, name="service.hotplane.io/connect-time")
+    mirror: str | None = msgspec.field(default=None, name="kubernetes.io/config.mirror")
+
+
+class PodMetadata(Wire, frozen=True, gc=False):
+    """Of Pods and Namespaces. A struct of its own: slices, of which there are many more, need less."""
+
+    name: str | None = None
+    namespace: str | None = None
+    uid: str | None = None
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    labels: ConnectTime | None = None
+    annotations: ConnectTime | None = None
+
+
+class ContainerPort(Wire, frozen=True, gc=False):
+    container_port: int | None = None
+    host_port: int | None = None
+    host_ip: str | None = msgspec.field(default=None, name="hostIP")
+    protocol: str | None = None
+
+
+class Container(Wire, frozen=True, gc=False):
+    ports: list[ContainerPort | None] | None = None
+    restart_policy: str | None = None
+
+
+class PodSpec(Wire, frozen=True, gc=False):
+    node_name: str | None = None
+    host_network: bool | None = None
+    containers: list[Container | None] | None = None
+    init_containers: list[Container | None] | None = None
+
+
+class PodIP(Wire, frozen=True, gc=False):
+    ip: str | None = None
+
+
+class PodStatus(Wire, frozen=True, gc=False):
+    phase: str | None = None
+    pod_ip: str | None = msgspec.field(default=None, name="podIP")
+    pod_ips: list[PodIP | None] | None = msgspec.field(default=None, name="podIPs")
+
+
 class ServicePort(Wire, frozen=True, gc=False):
     name: str | None = None
     protocol: str | None = None
@@ -173,7 +221,19 @@ class WireServiceCIDR(Wire, frozen=True, gc=False, tag_field="kind", tag="Servic
     spec: CIDRSpec | None = None
 
 
-WireObject = WireService | WireSlice | WireEndpoints | WireNode | WireServiceCIDR
+class WirePod(Wire, frozen=True, gc=False, tag_field="kind", tag="Pod"):
+    api_version: str | None = None
+    metadata: PodMetadata | None = None
+    spec: PodSpec | None = None
+    status: PodStatus | None = None
+
+
+class WireNamespace(Wire, frozen=True, gc=False, tag_field="kind", tag="Namespace"):
+    api_version: str | None = None
+    metadata: PodMetadata | None = None
+
+
+WireObject = WireService | WireSlice | WireEndpoints | WireNode | WireServiceCIDR | WirePod | WireNamespace
 
 TYPES: dict[str, type[WireObject]] = {
     "Service": WireService,
@@ -181,6 +241,8 @@ TYPES: dict[str, type[WireObject]] = {
     "Endpoints": WireEndpoints,
     "Node": WireNode,
     "ServiceCIDR": WireServiceCIDR,
+    "Pod": WirePod,
+    "Namespace": WireNamespace,
 }
 
 # API group of each kind, and the versions whose fields read alike.
@@ -190,6 +252,8 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Endpoints": ("", ("v1",)),
     "Node": ("", ("v1",)),
     "ServiceCIDR": ("networking.k8s.io", ("v1", "v1beta1")),
+    "Pod": ("", ("v1",)),
+    "Namespace": ("", ("v1",)),
 }
 
 

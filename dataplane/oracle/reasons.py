@@ -37,7 +37,7 @@ def reasons(
     if not decision.refused:
         told += notes
     route = decision.route
-    if route is not None:
+    if route is not None and frontend.kind is not FrontendKind.HOST_PORT:
         told.append(_policy(decision, frontend, entry, route))
     if route is not None and decision.verdict is Verdict.DNAT:
         told += _choice(decision, entry)
@@ -66,6 +66,8 @@ def _match(packet: Packet, frontend: Frontend, entry: PlanEntry, node: NodeConfi
             )
         port = f"{frontend.key.protocol.text} port {packet.port}"
         return f"{port} is a node port of Service {entry.key.service}, {answers}"
+    if frontend.kind is FrontendKind.HOST_PORT:
+        return f"{frontend.key} is a hostPort of Pod {entry.key.namespace}/{entry.key.name}"
     return f"{frontend.key} is the {frontend.kind.value} of Service {entry.key.service}"
 
 
@@ -174,6 +176,8 @@ def _either(backends: Sequence[Backend]) -> str:
 def _masquerade_cause(decision: Decision, frontend: Frontend, entry: PlanEntry, node: NodeConfig) -> str:
     if frontend.kind is FrontendKind.CLUSTER_IP:
         return "masqueradeAll is set" if node.masquerade_all else "the source of a clusterIP packet is not a pod"
+    if frontend.kind is FrontendKind.HOST_PORT:
+        return "no pod could answer a loopback address"
     if entry.external_local:
         return "this node itself is the source of external traffic"
     return "external traffic under externalTrafficPolicy Cluster"

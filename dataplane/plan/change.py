@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from dataplane.plan.types import EntryKey, HealthCheck, Plan, PlanEntry
+from dataplane.plan.types import EntryKey, HealthCheck, OffPod, Plan, PlanEntry
 from dataplane.policy.node import NodeConfig
 
 
@@ -24,17 +24,19 @@ class EntryChange(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class PlanChange(msgspec.Struct, frozen=True):
     """What to do to get from one plan to the next. O(what changed) in size.
 
-    node, service_cidrs, health_checks: the new value when it changed, else None. In health_checks a value None
-    means that the Service no longer has one.
+    node, service_cidrs, health_checks, connect_off: the new value when it changed, else None. In health_checks a value
+    None means that the Service no longer has one; connect_off is whole.
     """
 
     entries: tuple[EntryChange, ...] = ()
     node: NodeConfig | None = None
     service_cidrs: tuple[str, ...] | None = None
     health_checks: dict[tuple[str, str], HealthCheck | None] | None = None
+    connect_off: dict[tuple[str, str], OffPod] | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.entries or self.health_checks) or self.node is not None or self.service_cidrs is not None
+        settings = (self.node, self.service_cidrs, self.connect_off)
+        return bool(self.entries or self.health_checks) or any(setting is not None for setting in settings)
 
     def inverse_of_entries(self) -> Iterator[EntryChange]:
         """The entry changes that would undo this change."""
@@ -56,6 +58,7 @@ def diff(old: Plan, new: Plan) -> PlanChange:
         node=new.node if new.node != old.node else None,
         service_cidrs=new.service_cidrs if new.service_cidrs != old.service_cidrs else None,
         health_checks=health or None,
+        connect_off=new.connect_off if new.connect_off != old.connect_off else None,
     )
 
 
@@ -75,3 +78,5 @@ def apply_change(plan: Plan, change: PlanChange) -> None:
         plan.node = change.node
     if change.service_cidrs is not None:
         plan.service_cidrs = change.service_cidrs
+    if change.connect_off is not None:
+        plan.connect_off = dict(change.connect_off)

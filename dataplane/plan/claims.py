@@ -1,4 +1,4 @@
-"""Conflicts: two Services that claim one (address, port, protocol)."""
+"""Conflicts: two Services that claim one (address, port, protocol). Pods come after all of them (see plan.pods)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,8 @@ from dataplane.plan.types import FrontendKey
 ServiceId = tuple[str, str]
 """Namespace and name."""
 
-_NO_TIME = "9999"  # sorts behind every RFC 3339 time: an object without a creation time is not older than any
+NO_TIME = "9999"
+"""Sorts behind every RFC 3339 time: an object without a creation time is not older than any."""
 
 
 class Claim(NamedTuple):
@@ -42,7 +43,7 @@ _NOTHING: _Held = (Claimant((), (), ()), ())
 
 def claimant(service_id: ServiceId, service: Service) -> Claimant:
     """What a Service claims its frontends with."""
-    created = service.created or _NO_TIME
+    created = service.created or NO_TIME
     return Claimant(service.cluster_ips, (Claim(False, created, service_id),), (Claim(True, created, service_id),))
 
 

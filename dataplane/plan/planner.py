@@ -10,8 +10,10 @@ from dataplane.model.net import Protocol
 from dataplane.model.objects import (
     EndpointSlice,
     ModelObject,
+    Namespace,
     Node,
     ObjectRef,
+    Pod,
     Problem,
     Service,
     ServiceCIDR,
@@ -19,6 +21,7 @@ from dataplane.model.objects import (
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.claims import Claim, Claims, ServiceId, claimant
 from dataplane.plan.frontends import Way, has_frontends, make_frontends, service_families, ways_in
+from dataplane.plan.pods import PodPlanner
 from dataplane.plan.types import EntryKey, FrontendKey, FrontendKind, HealthCheck, Plan, PlanEntry
 from dataplane.policy.endpoints import BackendSets, Candidate, backend_sets, lingering
 from dataplane.policy.node import NodeConfig
@@ -63,6 +66,7 @@ class Planner:
         self._service_cidrs: dict[str, ServiceCIDR] = {}
         self._entry_keys: dict[ServiceId, tuple[EntryKey, ...]] = {}
         self._claims = Claims()
+        self._pods = PodPlanner(self.plan, self._claims, self.problems)
 
     def update(self, upserts: Iterable[ModelObject] = (), deletes: Iterable[ObjectRef] = ()) -> PlanChange:
         """Take in objects that appeared, changed or went, and return what that does to the plan (already applied).
@@ -80,11 +84,13 @@ class Planner:
             for item in objects:
                 self._remember(item, dirty)
             entries, health = self._replan(dirty)
+            entries = self._pods.after(entries)
             self.plan.service_cidrs = tuple(sorted({c for o in self._service_cidrs.values() for c in o.cidrs}))
         return PlanChange(
             entries=entries,
             service_cidrs=self.plan.service_cidrs if self.plan.service_cidrs != service_cidrs else None,
             health_checks=health or None,
+            connect_off=self._pods.connect_off(),
         )
 
     def set_node(self, node: NodeConfig) -> PlanChange:
@@ -94,7 +100,10 @@ class Planner:
         self.plan.node = node
         with _bulk(len(self._services)):
             entries, health = self._replan(dict.fromkeys(self._services))
-        return PlanChange(entries=entries, node=node, health_checks=health or None)
+        entries = self._pods.after(entries, node_changed=True)
+        return PlanChange(
+            entries=entries, node=node, health_checks=health or None, connect_off=self._pods.connect_off()
+        )
 
     def service(self, namespace: str, name: str) -> Service | None:
         """The Service of that name, for views and explanations."""
@@ -129,6 +138,8 @@ class Planner:
                 self._remember_slice(item, dirty)
             case ServiceCIDR():
                 self._service_cidrs[item.name] = item
+            case Pod() | Namespace():
+                self._pods.remember(item)
             case Node():
                 pass
 
@@ -156,6 +167,8 @@ class Planner:
                 self._forget_slice(object_id, dirty)
             case "ServiceCIDR":
                 self._service_cidrs.pop(ref.name, None)
+            case "Pod" | "Namespace":
+                self._pods.forget(ref)
 
     def _forget_slice(self, slice_id: tuple[str, str], dirty: _Dirty) -> None:
         owner = self._slice_owner.pop(slice_id, None)

@@ -18,7 +18,8 @@ from dataplane.policy.routes import Action, Routes, Scope
 
 
 class EntryKey(NamedTuple):
-    """Identity of a plan entry: a Service port in one family."""
+    """Identity of a plan entry: a Service port in one family, or a port that a Pod publishes on this node. Then `name`
+    is the Pod's and `port` the number, as text, behind the hostIP where there is one."""
 
     namespace: str
     name: str
@@ -37,6 +38,7 @@ class FrontendKind(enum.Enum):
     EXTERNAL_IP = "externalIP"
     LOAD_BALANCER = "loadBalancerIP"
     NODE_PORT = "nodePort"
+    HOST_PORT = "hostPort"
     __hash__ = object.__hash__  # there is one object a member, and Enum's own hash is a call of Python code
 
 
@@ -108,13 +110,31 @@ class HealthCheck(NamedTuple):
     local_endpoints: int
 
 
+class OffPod(NamedTuple):
+    """A Pod of this node whose connections are left alone when they are made; they are balanced by their packets.
+
+    uid: what its control group is named by. addresses: its own. why: who says so, for people.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    addresses: tuple[str, ...]
+    host_network: bool
+    why: str
+
+
 class Plan(msgspec.Struct):
-    """The whole table for one node. Mutable only through `plan.change.apply_change`."""
+    """The whole table for one node. Mutable only through `plan.change.apply_change`.
+
+    connect_off: by namespace and name, the Pods for which connect-time balancing is off.
+    """
 
     node: NodeConfig
     entries: dict[EntryKey, PlanEntry] = msgspec.field(default_factory=dict)
     service_cidrs: tuple[str, ...] = ()
     health_checks: dict[tuple[str, str], HealthCheck] = msgspec.field(default_factory=dict)
+    connect_off: dict[tuple[str, str], OffPod] = msgspec.field(default_factory=dict)
 
     def frontends(self) -> Iterator[tuple[Frontend, PlanEntry]]:
         """Every frontend with its entry."""

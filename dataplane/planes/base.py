@@ -38,6 +38,7 @@ def load_others(plane: "Plane", plan: Plan) -> tuple[PlanChange, list[EntryRefus
                 entries={key: entry for key, entry in plan.entries.items() if key != error.key},
                 service_cidrs=plan.service_cidrs,
                 health_checks=plan.health_checks,
+                connect_off=plan.connect_off,
             )
 
 

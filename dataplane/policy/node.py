@@ -69,6 +69,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     reject_unknown_ports: a known clusterIP on a port it does not have is rejected, and addresses of the service
       CIDRs that no Service has are dropped (nftables and ebpf modes; not iptables mode).
     external_ips: Services' externalIPs make frontends (kube-proxy's feature gate AllowServiceExternalIPs, KEP-5707).
+    host_ports: hostPorts of this node's Pods make frontends (what the CNI plugin portmap does otherwise).
     """
 
     name: str = ""
@@ -80,6 +81,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     masquerade_mark: int = 0x4000
     reject_unknown_ports: bool = True
     external_ips: bool = True
+    host_ports: bool = False
 
     @property
     def guards_first(self) -> bool:

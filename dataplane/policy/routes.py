@@ -76,6 +76,13 @@ def cluster_ip_routes(
 
 
 @cache
+def host_port_routes(loopback: bool) -> Routes:
+    """Routes of a Pod's hostPort: to the Pod, with the client's address kept (the CNI plugin portmap). What is sent to
+    a loopback address has one as its source, which no pod could answer, so that is masqueraded."""
+    return Routes(*[Route(Action.FORWARD, Scope.CLUSTER, loopback)] * 3)
+
+
+@cache
 def external_routes(has_cluster: bool, has_local: bool, external_local: bool) -> Routes:
     """Routes of a node port, externalIP or load-balancer IP.
 

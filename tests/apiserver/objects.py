@@ -72,3 +72,32 @@ def node(name: str, *addresses: str, zone: str = "", taints: Sequence[str] = ())
         "spec": {"taints": [{"key": key, "effect": "NoSchedule"} for key in taints]},
         "status": {"addresses": [{"type": "InternalIP", "address": address} for address in addresses]},
     }
+
+
+def pod(
+    name: str, node_name: str, *addresses: str, namespace: str = "default", uid: str = "", ports: Sequence[Object] = (),
+    labels: Object | None = None, annotations: Object | None = None, host_network: bool = False, **metadata: Any,
+) -> Object:  # fmt: skip
+    """A running Pod; `ports` are its container's."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name, "namespace": namespace, "uid": uid or f"uid-{namespace}-{name}", "labels": labels or {},
+            "annotations": annotations or {}, "creationTimestamp": "2026-01-01T00:00:00Z", "managedFields": _MANAGED,
+            **metadata,
+        },
+        "spec": {
+            "nodeName": node_name, "hostNetwork": host_network,
+            "containers": [{"name": "main", "image": "echo", "ports": list(ports)}],
+        },
+        "status": {
+            "phase": "Running", "podIP": addresses[0] if addresses else "",
+            "podIPs": [{"ip": address} for address in addresses],
+        },
+    }  # fmt: skip
+
+
+def namespace(name: str, **labels: str) -> Object:
+    """A Namespace; labels with other characters than letters go by a dict: `**{"a/b": "c"}`."""
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}

@@ -13,6 +13,8 @@ PATHS = {
     "/api/v1/services": ("v1", "Service"),
     "/apis/discovery.k8s.io/v1/endpointslices": ("discovery.k8s.io/v1", "EndpointSlice"),
     "/api/v1/nodes": ("v1", "Node"),
+    "/api/v1/pods": ("v1", "Pod"),
+    "/api/v1/namespaces": ("v1", "Namespace"),
     "/apis/networking.k8s.io/v1/servicecidrs": ("networking.k8s.io/v1", "ServiceCIDR"),
     "/apis/networking.k8s.io/v1beta1/servicecidrs": ("networking.k8s.io/v1beta1", "ServiceCIDR"),
 }
@@ -74,7 +76,7 @@ def selected(item: Object, labels: str, fields: str) -> bool:
 
 
 # What each kind can be selected by, beside its name and namespace; absent fields are empty text.
-_FIELDS = {"Service": ("spec.clusterIP", "spec.type"), "Node": ("spec.unschedulable",)}
+_FIELDS = {"Service": ("spec.clusterIP", "spec.type"), "Node": ("spec.unschedulable",), "Pod": ("spec.nodeName",)}
 
 
 def _term(term: str) -> tuple[str, bool | None, str]:

@@ -38,6 +38,7 @@ _KINDS = {
     FrontendKind.EXTERNAL_IP: constant("FRONTEND_EXTERNAL_IP"),
     FrontendKind.LOAD_BALANCER: constant("FRONTEND_LOAD_BALANCER"),
     FrontendKind.NODE_PORT: constant("FRONTEND_NODE_PORT"),
+    FrontendKind.HOST_PORT: constant("FRONTEND_HOST_PORT"),
 }
 _KIND_OF = {number: kind for kind, number in _KINDS.items()}
 _ACTIONS = {

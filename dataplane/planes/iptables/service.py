@@ -33,7 +33,8 @@ class ServiceRules:
         self._external_ips = [f for f in entry.frontends if f.kind is FrontendKind.EXTERNAL_IP]
         self._load_balancer_ips = [f for f in entry.frontends if f.kind is FrontendKind.LOAD_BALANCER]
         self._node_ports = [f for f in entry.frontends if f.kind is FrontendKind.NODE_PORT]
-        self._has_external_frontends = len(self._cluster_ips) < len(entry.frontends)
+        self._host_ports = [f for f in entry.frontends if f.kind is FrontendKind.HOST_PORT]
+        self._has_external_frontends = len(self._cluster_ips) + len(self._host_ports) < len(entry.frontends)
         self._has_endpoints = bool(entry.cluster or entry.local)
         self._has_internal = bool(entry.local if entry.internal_local else entry.cluster)
         self._has_external = bool(entry.local if entry.external_local else entry.cluster)
@@ -76,6 +77,7 @@ class ServiceRules:
         found = []
         if self._has_internal:
             found += [self._to(f, names.SERVICES, f"{service} cluster IP", internal) for f in self._cluster_ips]
+        found += [self._to(f, names.SERVICES, f"{service} host port", chains.cluster) for f in self._host_ports]
         if not self._has_endpoints:
             return found
         for f in self._external_ips:
@@ -125,8 +127,15 @@ class ServiceRules:
         return found
 
     def _internal_rules(self) -> list[str]:
-        """Masquerade clusterIP traffic that does not come from a pod, or all of it."""
+        """Masquerade clusterIP traffic that does not come from a pod, or all of it; of a Pod's hostPort, on which
+        kube-proxy has no word, what is sent to a loopback address."""
         settings = self.settings
+        if self._host_ports:
+            return [
+                self._to(f, self.chains.cluster, f"{self.service} host port", names.MARK_MASQ)
+                for f in self._host_ports
+                if f.routes.node.masquerade
+            ]
         match = settings.off_pod
         if not self._has_internal or (match is None and not settings.masquerade_all):
             return []

@@ -1,0 +1,220 @@
+"""What this node's Pods ask for: ports published on the node, and connections that are left alone when they are made.
+
+Published ports: what the CNI plugin portmap does. Its chain stands behind kube-proxy's in the nat table, so where a
+Service has an address and port it goes first; of two Pods the older one does.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from dataplane.model.net import Family, family_of, host_port, is_loopback
+from dataplane.model.objects import HostPort, Namespace, ObjectRef, Pod, Problem
+from dataplane.plan.change import EntryChange
+from dataplane.plan.claims import NO_TIME, Claims
+from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, OffPod, Plan, PlanEntry
+from dataplane.policy.endpoints import Backend
+from dataplane.policy.node import NodeConfig
+from dataplane.policy.routes import host_port_routes
+
+_LOOPBACK = "127.0.0.1"
+_EVERYBODY = {"0.0.0.0": Family.IPV4, "::": Family.IPV6}
+
+_Problems = dict[ObjectRef, tuple[Problem, ...]]
+
+
+class _Wanted(NamedTuple):
+    """One published port in one family: its entry's key, where it answers, whom it leads to."""
+
+    key: EntryKey
+    frontends: tuple[FrontendKey, ...]
+    backend: Backend
+
+
+class PodPlanner:
+    """The Pods' part of a plan. For the Planner, which owns the plan, the Services' claims and the problems.
+
+    There are a few hundred Pods on a node, so whenever one changes all of them are looked at.
+    """
+
+    def __init__(self, plan: Plan, claims: Claims, problems: _Problems) -> None:
+        self._plan, self._claims, self._problems = plan, claims, problems
+        self._pods: dict[tuple[str, str], Pod] = {}
+        self._namespaces: dict[str, Namespace] = {}
+        self._entries: dict[EntryKey, PlanEntry] = {}
+        self._ports: set[tuple[int, int]] = set()  # protocol and number of every published port
+        self._names: set[EntryKey] = set()
+        self._told: set[ObjectRef] = set()
+        self._changed = False
+
+    def remember(self, item: Pod | Namespace) -> None:
+        """A Pod or a Namespace as it is now; it counts from the next `after` and `connect_off` on."""
+        if isinstance(item, Namespace):
+            changed = self._namespaces.get(item.name) != item
+            self._namespaces[item.name] = item
+        else:
+            changed = self._pods.get((item.namespace, item.name)) != item
+            self._pods[(item.namespace, item.name)] = item
+        self._changed |= changed
+
+    def forget(self, ref: ObjectRef) -> None:
+        """One that is gone; fine when it was never there."""
+        if ref.kind == "Namespace":
+            self._changed |= self._namespaces.pop(ref.name, None) is not None
+        else:
+            self._changed |= self._pods.pop((ref.namespace, ref.name), None) is not None
+
+    def connect_off(self) -> dict[tuple[str, str], OffPod] | None:
+        """The Pods for which connect time is off now, None where that did not change; put into the plan."""
+        if not self._changed:
+            return None
+        self._changed = False
+        off = {name: found for name, pod in self._here() if (found := self._off(pod)) is not None}
+        if off == self._plan.connect_off:
+            return None
+        self._plan.connect_off = off
+        return off
+
+    def _here(self) -> Iterator[tuple[tuple[str, str], Pod]]:
+        """Pods of this node that are not over."""
+        here = self._plan.node.name
+        return (
+            (name, pod)
+            for name, pod in self._pods.items()
+            if pod.node and pod.node.lower() == here and not pod.finished
+        )
+
+    def _off(self, pod: Pod) -> OffPod | None:
+        """A Pod's own word goes before that of its Namespace."""
+        namespace = self._namespaces.get(pod.namespace)
+        word, why = pod.connect_time, f"{pod.connect_time_by} of the Pod"
+        if word is None and namespace is not None:
+            word, why = namespace.connect_time, f"{namespace.connect_time_by} of Namespace {namespace.name}"
+        if word is not False:
+            return None
+        return OffPod(pod.namespace, pod.name, pod.uid, pod.addresses, pod.host_network, why)
+
+    def after(self, changes: tuple[EntryChange, ...], *, node_changed: bool = False) -> tuple[EntryChange, ...]:
+        """The changes of Services' entries, which are in the plan, with those of the Pods' that come of them, of Pods
+        that changed, or of another node."""
+        if not (self._changed or (node_changed and self._pods) or self._touched(changes)):
+            return changes
+        entries, problems = self._plan_all()
+        found = {change.key: change for change in changes}
+        current = self._plan.entries
+        for key in [key for key in self._entries if key not in entries]:
+            if current.get(key) is self._entries[key]:  # else a Service has taken its place
+                _note(found, EntryChange(current.pop(key), None))
+        for key, entry in entries.items():
+            old = current.get(key)
+            if old != entry:
+                _note(found, EntryChange(old, entry))
+                current[key] = entry
+        self._entries = {key: current[key] for key in entries}
+        self._tell(problems)
+        return tuple(found.values())
+
+    def _touched(self, changes: Iterable[EntryChange]) -> bool:
+        """Whether Services came to or left what a Pod wants."""
+        if not self._ports:
+            return False
+        return any(
+            change.key in self._names
+            or any(
+                (frontend.key.protocol, frontend.key.port) in self._ports
+                for entry in (change.old, change.new)
+                if entry is not None
+                for frontend in entry.frontends
+            )
+            for change in changes
+        )
+
+    def _plan_all(self) -> tuple[dict[EntryKey, PlanEntry], list[Problem]]:
+        """Every published port that nobody else has, oldest Pods first."""
+        self._ports, self._names = set(), set()
+        taken: dict[FrontendKey, Pod] = {}
+        entries: dict[EntryKey, PlanEntry] = {}
+        problems: list[Problem] = []
+        if not self._plan.node.host_ports:
+            return entries, problems
+        live = [pod for _, pod in self._here() if pod.host_ports and not pod.terminating]
+        for pod in sorted(live, key=lambda pod: (pod.created or NO_TIME, pod.namespace, pod.name)):
+            for wanted in _wanted(pod, self._plan.node, problems):
+                self._names.add(wanted.key)
+                self._ports.update((key.protocol, key.port) for key in wanted.frontends)
+                if self._is_services(wanted.key):
+                    reason = f"is named as a port of Service {pod.namespace}/{pod.name} is, and left out; rename one"
+                    problems.append(Problem(pod.ref, f"hostPort {wanted.key.port}", reason))
+                    continue
+                won = tuple(key for key in wanted.frontends if self._wins(pod, key, taken, problems))
+                if won:
+                    entries[wanted.key] = _entry(wanted, won)
+        return entries, problems
+
+    def _is_services(self, key: EntryKey) -> bool:
+        held = self._plan.entries.get(key)
+        return held is not None and held is not self._entries.get(key)
+
+    def _wins(self, pod: Pod, key: FrontendKey, taken: dict[FrontendKey, Pod], problems: list[Problem]) -> bool:
+        """Whether a Pod gets a frontend; who has it is told otherwise."""
+        claim = self._claims.winner(key)
+        if claim is None and self._plan.node.answers_node_ports(key.address):
+            claim = self._claims.winner(key._replace(address=""))
+        holder = taken.setdefault(key, pod)
+        if claim is not None:
+            who = f"Service {'/'.join(claim.service)}, and Services go before Pods"
+        elif holder is not pod:
+            who = f"the older Pod {holder.namespace}/{holder.name}"
+        else:
+            return True
+        problems.append(
+            Problem(pod.ref, f"hostPort {key}", f"already taken by {who}; it is left out, give one another port")
+        )
+        return False
+
+    def _tell(self, problems: Iterable[Problem]) -> None:
+        for ref in self._told:
+            self._problems.pop(ref, None)
+        self._told = {problem.ref for problem in problems}
+        for problem in problems:
+            self._problems[problem.ref] = (*self._problems.get(problem.ref, ()), problem)
+
+
+def _note(found: dict[EntryKey, EntryChange], change: EntryChange) -> None:
+    """Add a change to others, of which one may be of the same entry, made just before."""
+    earlier = found.pop(change.key, None)
+    whole = EntryChange(earlier.old, change.new) if earlier is not None else change
+    if whole.old != whole.new:
+        found[change.key] = whole
+
+
+def _wanted(pod: Pod, node: NodeConfig, problems: list[Problem]) -> Iterator[_Wanted]:
+    for address in pod.addresses:
+        family = family_of(address)
+        for port in pod.host_ports:
+            places = _places(port, family, node)
+            if places:
+                text = host_port(port.address, port.port) if port.address else str(port.port)
+                yield _Wanted(
+                    EntryKey(pod.namespace, pod.name, text, port.protocol, family),
+                    tuple(FrontendKey(family, place, port.protocol, port.port) for place in places),
+                    Backend(address, port.container_port, local=True),
+                )
+            elif port.address and port.address not in _EVERYBODY and family_of(port.address) is family:
+                why = "this mode serves no loopback address" if is_loopback(port.address) else "no address of this node"
+                reason = f"hostIP {port.address} is left out: {why}; name another address, or none"
+                problems.append(Problem(pod.ref, f"hostPort {port.port}", reason))
+
+
+def _places(port: HostPort, family: Family, node: NodeConfig) -> list[str]:
+    """The addresses of a family on which a port is published: hostIP, or all of the node's own. Loopback where the mode
+    serves node ports there, and never ::1."""
+    loopback = [_LOOPBACK] if node.nodeports.loopback and family is Family.IPV4 else []
+    own = [address for address in node.addresses if family_of(address) is family and not is_loopback(address)]
+    if port.address in ("", *_EVERYBODY):
+        return [*own, *loopback] if _EVERYBODY.get(port.address, family) is family else []
+    return [port.address] if port.address in (*own, *loopback) else []
+
+
+def _entry(wanted: _Wanted, won: tuple[FrontendKey, ...]) -> PlanEntry:
+    frontends = (Frontend(FrontendKind.HOST_PORT, key, host_port_routes(is_loopback(key.address))) for key in won)
+    return PlanEntry(wanted.key, cluster=(wanted.backend,), frontends=tuple(frontends))

@@ -7,6 +7,7 @@ of everything that went into it: a daemon that starts again does not need the co
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -108,7 +109,8 @@ def compile_programs(
     """Compile one file of `bpf/`.
 
     in: file name (`connect.c`), compiler flags (`-DNAME=1`), cache directory (None: no cache), folder of the sources.
-    out: bytecode by program name, map references still placeholders; hand it to `kernel.bpf.load_program`.
+    out: bytecode by program name, map references still placeholders; hand it to `kernel.bpf.load_program`. A cache that
+    cannot be written or read is done without.
     Raises CompileError with the compiler's messages, and on a big-endian machine: neither the sources nor those who
     fill their maps know its byte order.
     """
@@ -118,15 +120,33 @@ def compile_programs(
             "use --mode nftables, which does the same"
         )
     stored = cache / f"{Path(source).stem}-{source_digest(source, flags, directory)[:32]}.json" if cache else None
-    if stored is not None and stored.exists():
-        kept: dict[str, str] = json.loads(stored.read_text())
-        return {name: base64.b64decode(text) for name, text in kept.items()}
+    if stored is not None and (kept := _kept(stored)) is not None:
+        return kept
     code = _compile_with_bcc(directory / source, flags)
     if not code:
         raise CompileError(f"{source}: no programs in it; each must be declared with PROGRAM(name)")
     if stored is not None:
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        partial = stored.with_suffix(f".{os.getpid()}.tmp")
+        with contextlib.suppress(OSError):  # a read-only or full disk: compiled again next time, which costs seconds
+            _keep(stored, code)
+    return code
+
+
+def _kept(stored: Path) -> dict[str, bytes] | None:
+    """The bytecode of a cache entry; None where there is none, or none that can be used."""
+    try:
+        kept: dict[str, str] = json.loads(stored.read_text())
+        return {name: base64.b64decode(text) for name, text in kept.items()}
+    except (OSError, ValueError):
+        return None
+
+
+def _keep(stored: Path, code: dict[str, bytes]) -> None:
+    """Write a cache entry, whole or not at all. Raises OSError."""
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    partial = stored.with_suffix(f".{os.getpid()}.tmp")
+    try:
         partial.write_text(json.dumps({name: base64.b64encode(text).decode() for name, text in code.items()}))
         partial.replace(stored)
-    return code
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

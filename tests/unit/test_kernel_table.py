@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.results import Outcome, Report, Step, kernel_troubles, page, read_outcome, read_report
+from tests.vm.results import Outcome, Report, Step, kernel_troubles, notes_of, page, read_outcome, read_report
 from tests.vm.run import STEPS
 
 JUNIT = """<testsuites><testsuite>
@@ -65,6 +65,14 @@ def test_the_page_tells_hooks_and_what_is_off(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert "- hook xdp: will not work: because" in text
     assert "- failed: packets: three: no device" in text
+
+
+def test_what_was_written_by_hand_stays(tmp_path: Path) -> None:
+    report = _report(tmp_path)
+    first = page([report], [STEP], notes="## Notes\n\nIt is so.\n")
+    assert page([report], [STEP], notes=notes_of(first)) == first
+    assert first.endswith("## Notes\n\nIt is so.\n")
+    assert notes_of(page([report], [STEP])) == ""
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)

@@ -111,8 +111,19 @@ def _finding(report: Report, check: str) -> str:
     return {"ok": "ok", "limited": "stand-in", "missing": "**off**"}[found["status"]]
 
 
-def page(reports: Sequence[Report], steps: Sequence[Step], left_out: Mapping[str, str] | None = None) -> str:
-    """docs/kernels.md, as text. left_out: what kernels were not asked, and why, by their names."""
+NOTES = "## Notes"
+"""Where the page's hand-written end begins."""
+
+
+def notes_of(text: str) -> str:
+    """The hand-written end of an earlier page; empty when it has none."""
+    return text[text.index(NOTES) :] if NOTES in text else ""
+
+
+def page(
+    reports: Sequence[Report], steps: Sequence[Step], left_out: Mapping[str, str] | None = None, notes: str = ""
+) -> str:
+    """docs/kernels.md, as text. left_out: what kernels were not asked, and why, by their names; notes: its end."""
     head = ["kernel", "Debian package", "made", *HOOK_CHECKS, *(step.name for step in steps)]
     lines = [
         "# Kernels",
@@ -139,8 +150,8 @@ def page(reports: Sequence[Report], steps: Sequence[Step], left_out: Mapping[str
     for name, words in (left_out or {}).items():
         lines += [f"{name} is asked less: {words}", ""]
     for report in reports:
-        notes = [f"{check}: {f['detail']}" for check, f in report.findings.items() if f["status"] != "ok"]
-        if notes or report.problems:
-            lines += [f"## {report.release}", "", *(f"- {note}" for note in notes)]
+        told = [f"{check}: {f['detail']}" for check, f in report.findings.items() if f["status"] != "ok"]
+        if told or report.problems:
+            lines += [f"## {report.release}", "", *(f"- {line}" for line in told)]
             lines += [*(f"- failed: {problem}" for problem in report.problems), ""]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, notes]).rstrip() + "\n"

@@ -18,7 +18,7 @@ from tests.vm.compiled import compile_for_all
 from tests.vm.debian import OFFERS, fetch
 from tests.vm.image import CACHE, ROOT, VENV
 from tests.vm.machine import NO_END, MachineError, run_job
-from tests.vm.results import Report, Step, kernel_troubles, page, read_report
+from tests.vm.results import Report, Step, kernel_troubles, notes_of, page, read_report
 
 _FILES = "tests/kernel/test_"
 STEPS = (
@@ -183,7 +183,8 @@ def main() -> int:
     if args.page:
         known = [name for name in (*OFFERS, RUNNING) if (args.logs / name / "release").exists()]
         reports = [read_report(name, args.logs / name, STEPS) for name in known]
-        args.page.write_text(page(reports, STEPS, {name: _LESS for name in LEFT_OUT if name in known}))
+        notes = notes_of(args.page.read_text()) if args.page.exists() else ""
+        args.page.write_text(page(reports, STEPS, {name: _LESS for name in LEFT_OUT if name in known}, notes))
     return int(failed)
 
 

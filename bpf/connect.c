@@ -2,6 +2,7 @@
  * packet exists. Attached to a control group; IPv4, IPv6 and IPv4-mapped sockets share the code, since the maps store
  * IPv4 mapped. Every program returns 1 (go on): what cannot be done here is done, or refused, by the slow path. */
 #include "lookup.h"
+#include "off.h"
 
 enum socket_states {
     STATE_CONNECTED = 1, /* TCP_ESTABLISHED, of a UDP socket that has a peer */
@@ -326,6 +327,24 @@ INLINE enum reason choose(const struct node *node, __u64 cookie, const struct cl
     return reason;
 }
 
+/* Whether a socket's packets are to carry what it asks for, as connect time is off for its process. A connected UDP
+ * socket that names what it was pointed at before goes on as it is: it hears from nobody else. */
+INLINE int left_alone(struct bpf_sock_addr *context, const struct node *node, __u64 netns_cookie,
+                      const struct target *target, int connected) {
+    struct peer *peer;
+    __u64 cookie;
+
+    if (likely(!(node->flags & NODE_CONNECT_OFF)) || !switched_off(node, netns_cookie))
+        return 0;
+    cookie = socket_cookie(context);
+    peer = connected ? 0 : map_lookup(MAP(peers), &cookie);
+    if (peer && (peer->flags & PEER_CONNECTED) && context->sk && context->sk->state == STATE_CONNECTED &&
+        same_target(target, &peer->frontend, peer->frontend_port))
+        return 0;
+    talks_directly(cookie, connected, target, bpf_ktime_get_ns());
+    return 1;
+}
+
 /* Point a socket (or one datagram of it) at a backend. Returns whether `target` was changed. */
 INLINE int translate(struct bpf_sock_addr *context, struct target *target, enum hook hook) {
     struct node *node = this_node();
@@ -334,14 +353,19 @@ INLINE int translate(struct bpf_sock_addr *context, struct target *target, enum 
     struct selection chosen = {.service = ~0U};
     struct client client = {};
     struct peer *peer;
-    __u64 cookie, now;
+    __u64 cookie, netns_cookie, now;
     enum reason reason;
 
     if (!node || !(node->flags & NODE_READY)) {
         count(hook, REASON_NOT_READY);
         return 0;
     }
-    describe_caller(node, bpf_get_netns_cookie(context), &target->address, &client);
+    netns_cookie = bpf_get_netns_cookie(context);
+    if (left_alone(context, node, netns_cookie, target, connected)) {
+        count(hook, REASON_SWITCHED_OFF);
+        return 0;
+    }
+    describe_caller(node, netns_cookie, &target->address, &client);
     reason = refuse(context, node, target, &client, connected);
     if (reason != REASON_NONE) {
         count(hook, reason);

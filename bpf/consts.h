@@ -79,6 +79,13 @@ enum node_flags {
     NODE_MASQUERADE_ALL = 16,
     NODE_KUBE_PROXY_PARITY = 32, /* masquerade exactly where kube-proxy does, also towards local backends */
     NODE_LOOPBACK_NODE_PORTS = 64,
+    NODE_CONNECT_OFF = 128, /* connect time is off for somebody (node.connect_off) */
+};
+
+/* What off_key.id is the number of. */
+enum off_kinds {
+    OFF_NETNS,
+    OFF_CGROUP,
 };
 
 /* translation.flags: facts about one direction of a tracked flow. */
@@ -215,6 +222,7 @@ enum reason {
     /* passed on untouched, at connect time */
     REASON_AFFINITY, /* session affinity goes by the client's address, which a socket has not got yet: the packets' way
                       */
+    REASON_SWITCHED_OFF, /* connect time is off for the process: its packets are balanced */
     REASON_COUNT,
 };
 
@@ -223,6 +231,7 @@ enum limits {
     BALANCE_ATTEMPTS = 2,    /* how often a selection is tried when tables change underneath */
     SNAT_ATTEMPTS = 10,      /* random ports tried for a new flow before it is left to the slow path */
     COUNTERS = 1024,         /* at least HOOK_COUNT * REASON_COUNT */
+    OFF_LEVELS = 32,         /* depths of control groups that connect time can be off for are less; bits of a word */
     IPV4_MAPPED_BITS = 96,   /* length of ::ffff:0:0/96, which every IPv4 address carries in the maps */
 };
 

@@ -19,6 +19,7 @@
     MAP(detector, LPM_TRIE, prefix_key, u32, detector, NO_PREALLOC) \
     MAP(addresses, HASH, address, u32, addresses, 0) \
     MAP(node, ARRAY, u32, node, 1, 0) \
+    MAP(connect_off, HASH, off_key, u32, connect_off, NO_PREALLOC) \
     MAP(monitor, ARRAY, u32, monitor, 1, 0) \
     MAP(devices, HASH, u32, device, devices, 0) \
     MAP(scratch, PERCPU_ARRAY, u32, scratch, 1, 0) \

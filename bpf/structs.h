@@ -105,6 +105,13 @@ struct prefix_key {
     struct address address;
 };
 
+/* For whom connect time is off: a network namespace by its cookie, or all of a control group by its number. */
+struct off_key {
+    __u64 id;
+    __u32 kind; /* enum off_kinds */
+    __u32 pad;
+};
+
 /* This node. One entry, replaced as a whole. */
 struct node {
     __u64 netns_cookie; /* of the node's network namespace */
@@ -115,6 +122,7 @@ struct node {
     __u16 snat_first_count;
     __u16 snat_second;
     __u16 pad;
+    __u32 connect_off;     /* bit 0: for a network namespace, bit n: for a control group n levels below the root */
     __u32 tcp_syn_seconds; /* idle time after which an entry is forgotten */
     __u32 tcp_established_seconds;
     __u32 tcp_half_closed_seconds;  /* one end has sent FIN */

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,8 @@ CLEANER_SECONDS = 30.0
 class EbpfOptions(msgspec.Struct, frozen=True):
     """What people asked for. hooks: as named. cgroup: directory, "" = the hierarchy's root (see connect_group), "none".
     uplinks, pods: globs; none = found by themselves. kube_proxy_masquerade: exact parity, else clients keep their
-    address where the backend is local. instance: pin directory, "" = this network namespace's own."""
+    address where the backend is local. instance: pin directory, "" = this network namespace's own. off_cgroups,
+    off_netns: for whom connect time is off (see planes.ebpf.off_targets.Wishes)."""
 
     hooks: tuple[str, ...] = HOOKS
     cgroup: str = ""
@@ -36,6 +37,8 @@ class EbpfOptions(msgspec.Struct, frozen=True):
     pods: tuple[str, ...] = ()
     kube_proxy_masquerade: bool = False
     instance: str = ""
+    off_cgroups: tuple[str, ...] = ()
+    off_netns: tuple[str, ...] = ()
 
 
 def _hooks(args: argparse.Namespace) -> tuple[str, ...]:
@@ -63,13 +66,44 @@ def ebpf_options(args: argparse.Namespace) -> EbpfOptions:
     if args.cgroup and args.cgroup != NO_CGROUP and not _visible(args.cgroup).is_dir():
         raise UsageError(f"--cgroup {args.cgroup}: is no directory; name one of a cgroup v2 hierarchy, or none")
     return EbpfOptions(
-        hooks, args.cgroup or "", tuple(args.uplink), tuple(args.pod_device), args.masquerade == "kube-proxy"
+        hooks,
+        args.cgroup or "",
+        tuple(args.uplink),
+        tuple(args.pod_device),
+        args.masquerade == "kube-proxy",
+        off_cgroups=_off_cgroups(args.connect_time_off_cgroup),
+        off_netns=_off_netns(args.connect_time_off_netns),
     )
+
+
+def _off_cgroups(given: Sequence[str]) -> tuple[str, ...]:
+    """Control groups that are named; they may come up later. Raises UsageError for what can be none."""
+    for text in given:
+        place = f"--connect-time-off-cgroup {text}"
+        path = Path(text)
+        if not text.startswith("/") or not text.strip("/") or ".." in path.parts:
+            raise UsageError(f"{place}: write the path of a control group below the root, such as /kubepods/besteffort")
+        if path.exists() and not (path / "cgroup.procs").exists():
+            raise UsageError(f"{place}: is no control group; name one of a cgroup v2 hierarchy")
+    return tuple(dict.fromkeys(given))
+
+
+def _off_netns(given: Sequence[str]) -> tuple[str, ...]:
+    """Network namespaces that are named. Raises UsageError for what can be none."""
+    for text in given:
+        number = text.isascii() and text.isdecimal()
+        if (number and not 0 < int(text) < 1 << 64) or not text or ("/" in text and not text.startswith("/")):
+            raise UsageError(
+                f"--connect-time-off-netns {text}: write the cookie of a network namespace, its name in /run/netns, or "
+                "the path of its file"
+            )
+    return tuple(dict.fromkeys(given))
 
 
 def given(args: argparse.Namespace) -> bool:
     """Whether any of the mode's options stands on the command line."""
-    return bool(args.hooks or args.cgroup or args.uplink or args.pod_device or args.masquerade)
+    off = args.connect_time_off_cgroup or args.connect_time_off_netns
+    return bool(args.hooks or args.cgroup or args.uplink or args.pod_device or args.masquerade or off)
 
 
 def say(text: str) -> None:
@@ -138,8 +172,11 @@ def make_ebpf_plane(
     devices and collects closed flows. tell: hears of a hook that is off, and why, and of maps that are full.
     """
     from dataplane.kernel.cgroup import CgroupError
+    from dataplane.kernel.pod_groups import hierarchy_of
+    from dataplane.planes.ebpf.connect_off import ConnectOff
     from dataplane.planes.ebpf.devices import Wishes
     from dataplane.planes.ebpf.hooks import PacketHook
+    from dataplane.planes.ebpf.off_targets import Wishes as OffWishes
     from dataplane.planes.ebpf.optional import OptionalHook
     from dataplane.planes.ebpf.plane import EbpfPlane
     from dataplane.planes.ebpf.programs import ConnectHook
@@ -147,7 +184,7 @@ def make_ebpf_plane(
     from dataplane.planes.nftables.plane import NftablesPlane
 
     hooks: list[Hook] = []
-    cleaner = None
+    cleaner = off = None
     if "connect" in options.hooks and options.cgroup != NO_CGROUP:
         try:
             group = connect_group(options.cgroup)
@@ -156,6 +193,8 @@ def make_ebpf_plane(
         else:
             hooks.append(OptionalHook(ConnectHook(group), tell=tell))
             cleaner = SocketCleaner(group)
+            asked = OffWishes(options.off_cgroups, options.off_netns)
+            off = ConnectOff(hierarchy_of(group), asked, tell=tell, watch=watch)
     wishes = Wishes(options.uplinks, options.pods, detector or LocalDetector())
     if "xdp" in options.hooks:  # counts on tc, which it leaves what it does not do itself
         choices = (PacketHook(wishes), PacketHook(wishes, xdp=False))
@@ -163,7 +202,14 @@ def make_ebpf_plane(
     elif "tc" in options.hooks:
         hooks.append(OptionalHook(PacketHook(wishes, xdp=False), tell=tell, watch=watch))
     return EbpfPlane(
-        NftablesPlane(), hooks, sizes, options.instance, options.kube_proxy_masquerade, cleaner, tell if watch else None
+        NftablesPlane(),
+        hooks,
+        sizes,
+        options.instance,
+        options.kube_proxy_masquerade,
+        cleaner,
+        tell if watch else None,
+        off,
     )
 
 

@@ -81,6 +81,20 @@ GLOBAL_OPTIONS = (
         "ebpf mode: client keeps clients' addresses where the endpoint is local (default); kube-proxy: exact parity",
         choices=("client", "kube-proxy"),
     ),
+    _GlobalOption(
+        "--connect-time-off-cgroup",
+        (),
+        "PATH",
+        "ebpf mode: a control group whose connections are balanced by their packets; repeatable",
+        True,
+    ),
+    _GlobalOption(
+        "--connect-time-off-netns",
+        (),
+        "COOKIE|NAME|PATH",
+        "ebpf mode: the same for a network namespace; repeatable",
+        True,
+    ),
 )
 
 

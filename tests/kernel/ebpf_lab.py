@@ -177,6 +177,11 @@ class Sockets:
         peer: tuple[str, int] = self._held[name].getpeername()[:2]
         return peer
 
+    def peer(self, name: str) -> tuple[str, int]:
+        """What getpeername says."""
+        peer: tuple[str, int] = self._held[name].getpeername()[:2]
+        return peer
+
     def disconnect(self, name: str) -> None:
         """connect(2) with AF_UNSPEC: the socket has no peer any more."""
         nobody = struct.pack("=H14x", socket.AF_UNSPEC)

@@ -41,6 +41,7 @@ class Sizes(msgspec.Struct, frozen=True):
     source_ranges: int = 65536
     detector: int = 1024
     addresses: int = 1024
+    connect_off: int = 4096
     devices: int = 4096
     affinity: int = 131072
     peers: int = 131072

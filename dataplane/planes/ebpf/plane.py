@@ -1,7 +1,6 @@
 """The eBPF plane: the plan in maps that programs at several hooks balance by, over a complete slow path."""
 
 import gc
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,11 +13,12 @@ from dataplane.planes.ebpf import drain
 from dataplane.planes.ebpf.adopt import adopt, read_rows, sweep
 from dataplane.planes.ebpf.collect import Collector
 from dataplane.planes.ebpf.collect import sweep as collect
-from dataplane.planes.ebpf.layout import Sizes, constant, fields_of, layout_version, struct_version
-from dataplane.planes.ebpf.maps import NODE_KEY, MapSet, copy_maps, create_maps, open_any_sizes, open_maps, pin_maps
+from dataplane.planes.ebpf.connect_off import ConnectOff
+from dataplane.planes.ebpf.layout import Sizes, constant, layout_version, struct_version
+from dataplane.planes.ebpf.maps import MapSet, copy_maps, create_maps, open_any_sizes, open_maps, pin_maps
 from dataplane.planes.ebpf.pins import PinDirectory, default_instance
 from dataplane.planes.ebpf.programs import Hook, remove_link
-from dataplane.planes.ebpf.settings import write_node
+from dataplane.planes.ebpf.settings import write_node, write_ready
 from dataplane.planes.ebpf.sockets import SocketCleaner
 from dataplane.planes.ebpf.tables import Removed, Tables
 from dataplane.planes.ebpf.views import open_instance
@@ -49,7 +49,7 @@ class EbpfPlane:
     network namespace's cookie). kube_proxy_masquerade: masquerade exactly where kube-proxy does (`--masquerade
     kube-proxy`), also where a client could keep its address. cleaner: who disconnects UDP sockets from endpoints that
     went; None leaves them. report: hears of full maps, where this process lives on and is to collect what is over in
-    them; None = nobody collects.
+    them; None = nobody collects. off: who looks after those for whom connect time is off, where there is that hook.
     """
 
     name = "ebpf"
@@ -63,10 +63,12 @@ class EbpfPlane:
         kube_proxy_masquerade: bool = False,
         cleaner: SocketCleaner | None = None,
         report: Callable[[str], None] | None = None,
+        off: ConnectOff | None = None,
     ) -> None:
         self.slow, self.hooks, self.sizes = slow, tuple(hooks), sizes or Sizes()
         self.pins = PinDirectory(instance or default_instance())
         self.cleaner = cleaner
+        self._off = off
         self._cookie = netns_cookie()
         self._kube_proxy_masquerade = kube_proxy_masquerade
         self._tables: Tables | None = None
@@ -127,6 +129,8 @@ class EbpfPlane:
         )
         if filled:
             sweep(tables)
+        if self._off is not None:
+            self._off.begin(maps, plan.connect_off)
         write_node(maps, plan.node, self._cookie, self._kube_proxy_masquerade)
         if filled:
             collect(maps)  # what is over since the last run: nobody may have collected meanwhile
@@ -190,6 +194,8 @@ class EbpfPlane:
             removed = tables.apply(change.entries)
         if change.node is not None:
             write_node(tables.maps, change.node, self._cookie, self._kube_proxy_masquerade)
+        if change.connect_off is not None and self._off is not None:
+            self._off.use(change.connect_off)
         self._disconnect(removed)
 
     def _disconnect(self, removed: list[Removed]) -> None:
@@ -220,11 +226,7 @@ class EbpfPlane:
     def stand_aside(self, aside: bool) -> None:
         """Have every program pass everything on, so that the slow path serves it all, or work again. Flows that the
         packet programs translate stand still meanwhile."""
-        maps, ready = self.tables.maps, constant("NODE_READY")
-        raw = bytearray(maps.get("node", NODE_KEY) or b"")
-        (flags,) = struct.unpack_from("=I", raw, fields_of("node")["flags"])
-        struct.pack_into("=I", raw, fields_of("node")["flags"], flags & ~ready if aside else flags | ready)
-        maps.put("node", NODE_KEY, bytes(raw))
+        write_ready(self.tables.maps, not aside)
 
     def close(self) -> None:
         """Forget the maps; everything in the kernel stays and goes on working, but for devices that come later."""
@@ -233,6 +235,8 @@ class EbpfPlane:
         if self.collector is not None:
             self.collector.close()
             self.collector = None
+        if self._off is not None:
+            self._off.close()
         if self._tables is not None:
             self._tables.maps.close()
             self._tables = None

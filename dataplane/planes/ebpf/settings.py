@@ -1,8 +1,11 @@
 """This node's settings in the maps `node`, `addresses` and `detector`."""
 
+import struct
+import threading
+
 from dataplane.model.net import Family, is_loopback
 from dataplane.planes.ebpf.encode import address_bytes, prefix_key_bytes
-from dataplane.planes.ebpf.layout import constant, record
+from dataplane.planes.ebpf.layout import constant, fields_of, record
 from dataplane.planes.ebpf.maps import NODE_KEY, MapSet
 from dataplane.planes.ebpf.ports import snat_fields, snat_ports
 from dataplane.policy.node import NodeConfig
@@ -10,10 +13,14 @@ from dataplane.policy.node import NodeConfig
 NODE = record(
     "node",
     *("netns_cookie", "flags", "masquerade_mark", "snat_ports", "snat_first", "snat_first_count", "snat_second", "pad"),
+    "connect_off",
     *("tcp_syn_seconds", "tcp_established_seconds", "tcp_half_closed_seconds", "tcp_closing_seconds"),
     *("tcp_reset_seconds", "tcp_rest_seconds", "udp_seconds", "udp_stream_seconds"),
     *("masquerade_ipv4", "masquerade_ipv6"),
 )
+_WORD = struct.Struct("=I")
+_CONNECT_OFF = constant("NODE_CONNECT_OFF")
+_record = threading.Lock()  # one thread looks after the node, another after those for whom connect time is off
 LIFETIMES = {
     "tcp_syn_seconds": 120,
     "tcp_established_seconds": 86400,
@@ -57,7 +64,8 @@ def _addresses(node: NodeConfig) -> dict[bytes, bytes]:
 def write_node(maps: MapSet, node: NodeConfig, netns_cookie: int, kube_proxy_masquerade: bool) -> None:
     """Write everything that `node` says; from then on the programs work (NODE_READY).
 
-    New addresses come before, old ones go after the settings, so that none is missing in between.
+    New addresses come before, old ones go after the settings, so that none is missing in between. For whom connect time
+    is off stays as it is.
     """
     wanted = {
         "addresses": _addresses(node),
@@ -68,14 +76,46 @@ def write_node(maps: MapSet, node: NodeConfig, netns_cookie: int, kube_proxy_mas
         new = {key: value for key, value in elements.items() if held[name].get(key) != value}
         maps.put_many(name, b"".join(new), b"".join(new.values()), len(new))
     primary = {family: node.primary(family) for family in Family}
-    maps.put(
-        "node",
-        NODE_KEY,
-        NODE.pack(
-            *(netns_cookie, _flags(node, kube_proxy_masquerade), node.masquerade_mark, *snat_fields(snat_ports())),
-            *LIFETIMES.values(),
-            *(address_bytes(text) if text else bytes(16) for text in primary.values()),
-        ),
-    )
+    flags = _flags(node, kube_proxy_masquerade)
+    with _record:
+        off = _connect_off(maps)
+        maps.put(
+            "node",
+            NODE_KEY,
+            NODE.pack(
+                *(netns_cookie, flags | (_CONNECT_OFF if off else 0), node.masquerade_mark),
+                *(*snat_fields(snat_ports()), off),
+                *LIFETIMES.values(),
+                *(address_bytes(text) if text else bytes(16) for text in primary.values()),
+            ),
+        )
     for name, elements in wanted.items():
         maps.remove(name, [key for key in held[name] if key not in elements])
+
+
+def _connect_off(maps: MapSet) -> int:
+    value = maps.node()["connect_off"]
+    assert isinstance(value, int), "a number in the header"
+    return value
+
+
+def write_connect_off(maps: MapSet, levels: int) -> None:
+    """Say for whom the map `connect_off` has entries (node.connect_off in bpf/structs.h). Any thread may call it."""
+    _patch(maps, "connect_off", 0xFFFFFFFF, levels)
+
+
+def write_ready(maps: MapSet, ready: bool) -> None:
+    """Have every program pass everything on, or work."""
+    _patch(maps, "flags", constant("NODE_READY"), constant("NODE_READY") if ready else 0)
+
+
+def _patch(maps: MapSet, field: str, mask: int, value: int) -> None:
+    """Change bits of one field of the node's record, and what follows from it, in one store."""
+    offsets = fields_of("node")
+    with _record:
+        raw = bytearray(maps.get("node", NODE_KEY) or b"")
+        (held,) = _WORD.unpack_from(raw, offsets[field])
+        _WORD.pack_into(raw, offsets[field], held & ~mask | value)
+        (off,), (flags,) = _WORD.unpack_from(raw, offsets["connect_off"]), _WORD.unpack_from(raw, offsets["flags"])
+        _WORD.pack_into(raw, offsets["flags"], flags & ~_CONNECT_OFF | (_CONNECT_OFF if off else 0))
+        maps.put("node", NODE_KEY, bytes(raw))

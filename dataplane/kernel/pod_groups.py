@@ -1,0 +1,68 @@
+"""The control groups of a node's pods, as the kubelet makes them with either of its drivers.
+
+cgroupfs: kubepods/burstable/pod<uid>; systemd: kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid with
+underscores>.slice; without a class in between for guaranteed pods, and below whatever --cgroup-root names (nodes of
+kind: kubelet.slice/kubelet-kubepods.slice/...). Source: kubelet, pkg/kubelet/cm.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+_POD = re.compile(r"(?:.*-)?pod([0-9a-f][0-9a-f_-]*)(?:\.slice)?")
+_ROOTS = ("kubepods", "kubepods.slice", "*-kubepods.slice")
+_DEPTH = 3
+"""How far below the root of the hierarchy the kubelet's groups are looked for."""
+
+
+class PodGroups(NamedTuple):
+    """groups: by uid. directories: where groups of other pods would come up."""
+
+    groups: dict[str, Path]
+    directories: tuple[Path, ...]
+
+
+def normal_uid(uid: str) -> str:
+    """A uid as `PodGroups` has it: with dashes, in lower case."""
+    return uid.lower().replace("_", "-")
+
+
+def pod_groups(root: Path) -> PodGroups:
+    """Everything that there is now below the root of a cgroup v2 hierarchy."""
+    groups: dict[str, Path] = {}
+    directories: list[Path] = []
+    for top in _tops(root):
+        directories.append(top)
+        for child in _children(top):
+            if match := _POD.fullmatch(child.name):
+                groups[normal_uid(match[1])] = child
+                continue
+            directories.append(child)
+            for each in _children(child):
+                if match := _POD.fullmatch(each.name):
+                    groups[normal_uid(match[1])] = each
+    return PodGroups(groups, tuple(directories))
+
+
+def _tops(root: Path) -> Iterator[Path]:
+    """The groups that hold all pods of a kubelet."""
+    for depth in range(_DEPTH):
+        for name in _ROOTS:
+            yield from root.glob("*/" * depth + name)
+
+
+def _children(directory: Path) -> list[Path]:
+    """Groups right below one; none where it went meanwhile."""
+    try:
+        return [path for path in directory.iterdir() if path.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def hierarchy_of(group: Path) -> Path:
+    """The root of what is mounted of the hierarchy that a group is in."""
+    group = group.resolve()
+    while (group.parent / "cgroup.procs").exists():
+        group = group.parent
+    return group

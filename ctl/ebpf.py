@@ -56,8 +56,13 @@ def keeps(args: argparse.Namespace) -> frozenset[Keeps]:
     if args.masquerade == "kube-proxy":
         return frozenset()
     by_packet = Keeps.LOCAL if {"tc", "xdp"} & set(hooks) else None
-    at_connect = Keeps.PODS if "connect" in hooks and args.cgroup != NO_CGROUP else None
+    at_connect = Keeps.PODS if at_connect_time(args) else None
     return frozenset(kept for kept in (by_packet, at_connect) if kept)
+
+
+def at_connect_time(args: argparse.Namespace) -> bool:
+    """Whether the options ask for connect-time balancing. Raises UsageError."""
+    return "connect" in _hooks(args) and args.cgroup != NO_CGROUP
 
 
 def ebpf_options(args: argparse.Namespace) -> EbpfOptions:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 from ctl.output import add_output_option, print_records
@@ -25,13 +26,20 @@ def run(args: argparse.Namespace) -> int:
     from ctl.probes.finding import Status
     from ctl.probes.hooks import probe_hooks
     from ctl.probes.nft import probe_nft
+    from ctl.probes.off import probe_off
     from ctl.probes.system import probe_system
     from ctl.probes.xtables import probe_xtables
 
     options = ebpf_options(args)
     findings = [*probe_system()]
     if os.geteuid() == 0:
-        findings += [*probe_nft(), *probe_xtables(), *probe_bpf(), *probe_hooks(options)]
+        findings += [
+            *probe_nft(),
+            *probe_xtables(),
+            *probe_bpf(),
+            *probe_hooks(options),
+            *probe_off(Path(args.state_dir)),
+        ]
     records = [
         {"area": f.area, "check": f.check, "status": f.status.value, "detail": f.detail, "advice": f.advice}
         for f in findings

@@ -110,7 +110,14 @@ def explain(planner: Planner, flows: Iterable[Flow], mode: str, keeping: Keeping
     conflicts = [problem for problems in planner.problems.values() for problem in problems]
     return [
         explained(
-            text, decision, [*_conflicts(decision, conflicts), *_gated(decision, planner), *_in_kernel(decision, mode)]
+            text,
+            decision,
+            [
+                *_conflicts(decision, conflicts),
+                *_gated(decision, planner),
+                *_connect_time(decision, planner, keeping),
+                *_in_kernel(decision, mode),
+            ],
         )
         for text, decision in ((flow.text, oracle.decide(flow.packet)) for flow in flows)
     ]
@@ -136,6 +143,20 @@ def _gated(decision: Decision, planner: Planner) -> Iterable[str]:
     for service in planner.with_external_ip(address):
         name = f"{service.namespace}/{service.name}"
         yield f"{address} is an externalIP of Service {name}, but {EXTERNAL_IPS_GATE} is false"
+
+
+def _connect_time(decision: Decision, planner: Planner, keeping: Keeping) -> Iterable[str]:
+    """Whether a pod's packet is there at all because its connection was left alone when it was made."""
+    source = decision.packet.source
+    if decision.frontend is None or source not in keeping.off:
+        return
+    for pod in planner.plan.connect_off.values():
+        if source in pod.addresses:
+            who = f"Pod {pod.namespace}/{pod.name} ({pod.why})"
+            yield (
+                f"connect time is off for {who}: its packets carry {decision.packet.destination} and are balanced on "
+                "their way, by tc or by the slow path"
+            )
 
 
 def _in_kernel(decision: Decision, mode: str) -> Iterable[str]:
@@ -191,7 +212,7 @@ def headline(flow: Explained) -> str:
 def run(args: argparse.Namespace) -> int:
     """Explain every flow; 0 also when some objects had problems, which are told on stderr."""
     from ctl.context import build_context, report_problems
-    from ctl.ebpf import keeps
+    from ctl.ebpf import at_connect_time, keeps
     from ctl.sources.manifests import read_manifests
 
     asked = read_flows(args.flow)
@@ -203,7 +224,9 @@ def run(args: argparse.Namespace) -> int:
     keeping = NOTHING
     if context.mode == "ebpf":
         sources = (flow.packet.source for flow in asked)
-        keeping = Keeping(keeps(args), pods_elsewhere(decoded.objects, context.node.name, sources))
+        off = {a for pod in planner.plan.connect_off.values() if not pod.host_network for a in pod.addresses}
+        elsewhere = pods_elsewhere(decoded.objects, context.node.name, sources)
+        keeping = Keeping(keeps(args), elsewhere, frozenset(off if at_connect_time(args) else ()))
     flows = explain(planner, asked, context.mode, keeping)
     if args.output == "table":
         print_blocks(flows)

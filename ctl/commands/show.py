@@ -12,6 +12,7 @@ VIEWS = {
     "affinity": "clients that session affinity remembers now",
     "connections": "connections through frontends that conntrack holds now",
     "drops": "what was refused or dropped, and why; the nftables mode's rules do not count that",
+    "connect-time": "ebpf mode: for which Pods, control groups and network namespaces connect time is off, and why",
     "counters": "connections of each frontend now; in iptables mode also those opened and refused since it was loaded; "
     "in ebpf mode connections, packets and bytes of each Service port and every way out of each hook",
 }
@@ -36,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     from ctl import views
     from ctl.loaded import loaded_plane
 
+    if args.what == "connect-time":
+        return _connect_time(args)
     plane = loaded_plane(args.mode, args.state_dir)
     view: Callable[..., tuple[list[Record], tuple[str, ...]]] = getattr(views, args.what)
     records, columns = view(plane)
@@ -45,4 +48,14 @@ def run(args: argparse.Namespace) -> int:
     if args.what == "drops" and plane.name == "nftables":
         empty = "the nftables mode's rules do not count what they refuse; explain says what is refused and why"
     print_records(records, args.output, columns, empty=empty)
+    return 0
+
+
+def _connect_time(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from ctl.connect_off import COLUMNS, records
+
+    empty = "connect time is off for nobody in this network namespace"
+    print_records(list(records(Path(args.state_dir))), args.output, COLUMNS, empty=empty)
     return 0

@@ -31,7 +31,7 @@ MOST_NOTE, MOST_INSTANCE, MOST_NAME = 1024, 128, 253
 MOST_WAITING = 1000
 MOST_KNOWN = 2000
 MOST_A_SECOND = 5.0
-_VERSIONS = {"Service": "v1", "EndpointSlice": "discovery.k8s.io/v1", "Node": "v1"}
+_VERSIONS = {"Service": "v1", "EndpointSlice": "discovery.k8s.io/v1", "Node": "v1", "Pod": "v1"}
 _NOT_FOUND, _CONFLICT = 404, 409
 
 

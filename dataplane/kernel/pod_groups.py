@@ -61,8 +61,9 @@ def _children(directory: Path) -> list[Path]:
 
 
 def hierarchy_of(group: Path) -> Path:
-    """The root of what is mounted of the hierarchy that a group is in."""
-    group = group.resolve()
+    """The root of what is mounted of the hierarchy that a group is in. Links are not followed: the way may lead through
+    another process's root directory."""
+    group = group.absolute()
     while (group.parent / "cgroup.procs").exists():
         group = group.parent
     return group

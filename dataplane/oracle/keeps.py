@@ -25,10 +25,12 @@ class Keeps(enum.Enum):
 
 
 class Keeping(NamedTuple):
-    """What is kept on a node. elsewhere: source addresses that are known to be pods of other nodes."""
+    """What is kept on a node. elsewhere: source addresses that are known to be pods of other nodes. off: those of pods
+    for which connect time is off."""
 
     keeps: frozenset[Keeps] = frozenset()
     elsewhere: frozenset[str] = frozenset()
+    off: frozenset[str] = frozenset()
 
 
 NOTHING = Keeping()
@@ -62,6 +64,8 @@ def _seen_by_programs(decision: Decision, keeping: Keeping) -> bool:
 def _at_connect_time(decision: Decision, keeping: Keeping, *, masquerade_all: bool) -> bool:
     """Whether the client is pointed at its backend before there is a packet: a pod, whose address is not known then,
     so not where source ranges or session affinity want it; nor where masqueradeAll asks for the node's."""
+    if decision.packet.source in keeping.off:
+        return False
     restricted = decision.frontend is not None and decision.frontend.source_ranges is not None
     needs_address = restricted or decision.affinity_seconds > 0
     return Keeps.PODS in keeping.keeps and decision.source is Source.POD and not (masquerade_all or needs_address)

@@ -243,3 +243,48 @@ def test_session_affinity_is_not_for_connect_time(tmp_path: Path, capsys: pytest
     assert main(["--mode", "ebpf", "--config", str(config), *NODE, "explain", "-f", str(manifests), *flow]) == 0
     [found] = json.loads(capsys.readouterr().out)
     assert "only if the choice is 10.244.1.5:8080" in found["reasons"][-1]
+
+
+PODS = """---
+apiVersion: v1
+kind: Namespace
+metadata: {name: mesh, labels: {service.hotplane.io/connect-time: "off"}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: sidecar, namespace: mesh, uid: u-1}
+spec: {nodeName: n1, containers: [{ports: [{containerPort: 80, hostPort: 8080}]}]}
+status: {podIP: 10.244.0.9}
+"""
+
+
+def test_a_pods_host_port(manifests: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(manifests).write_text(PODS)
+    flow = ["--flow", "203.0.113.9 -> 192.168.0.2:8080/tcp"]
+    assert explain(manifests, *flow, "--host-ports") == 0
+    said = capsys.readouterr().out
+    assert "DNAT to 10.244.0.9:80  by mesh/sidecar:8080, hostPort 192.168.0.2:8080/tcp" in said
+    assert "192.168.0.2:8080/tcp is a hostPort of Pod mesh/sidecar" in said
+    assert "EndpointSlice" not in said
+    assert explain(manifests, *flow) == 0
+    assert "ACCEPT" in capsys.readouterr().out
+
+
+def test_a_pod_whose_connections_are_left_alone(
+    manifests: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(manifests).write_text(MANIFESTS.replace("  sessionAffinity: ClientIP\n", "") + PODS)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    words = ["--config", str(tmp_path / "config.yaml"), "--flow", "10.244.0.9 -> 192.168.0.2:30080/tcp", "-o", "json"]
+    told = "connect time is off for Pod mesh/sidecar (label of Namespace mesh): its packets carry 192.168.0.2 and are"
+    for mode, options, is_off in (("ebpf", [], True), ("ebpf", ["--hooks", "tc"], False), ("nftables", [], False)):
+        assert explain(manifests, *words, *options, mode=mode) == 0
+        [flow] = json.loads(capsys.readouterr().out)
+        assert any(reason.startswith(told) for reason in flow["reasons"]) == is_off, (mode, options)
+    explain(manifests, *[word.replace("0.9", "0.8") for word in words], mode="ebpf")
+    [other] = json.loads(capsys.readouterr().out)
+    explain(manifests, *words, mode="ebpf")
+    [off] = json.loads(capsys.readouterr().out)
+    pointed = "a pod is pointed at its backend when it connects"
+    assert pointed in " ".join(other["reasons"])
+    assert pointed not in " ".join(off["reasons"])

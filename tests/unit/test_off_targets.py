@@ -12,7 +12,7 @@ from dataplane.kernel.inotify import Inotify
 from dataplane.kernel.pod_groups import hierarchy_of, normal_uid, pod_groups
 from dataplane.plan.types import OffPod
 from dataplane.planes.ebpf.layout import unpack
-from dataplane.planes.ebpf.off_targets import Wishes, find_targets
+from dataplane.planes.ebpf.off_targets import Wishes, find_targets, group_path
 
 UID = "0f6c1d3e-1111-4222-8333-aaaaaaaaaaaa"
 BELOW = UID.replace("-", "_")
@@ -135,3 +135,19 @@ def test_right_values() -> None:
     words = ["--connect-time-off-cgroup", "/x/y", "--connect-time-off-netns", "7", "--connect-time-off-netns", "vm-1"]
     options = ebpf_options(parse([*words, "show", "services", "--connect-time-off-netns", "/run/netns/z"]))
     assert (options.off_cgroups, options.off_netns) == (("/x/y",), ("7", "vm-1", "/run/netns/z"))
+
+
+@pytest.mark.parametrize(
+    ("root", "text", "path"),
+    [
+        ("/sys/fs/cgroup", "/sys/fs/cgroup/a/b", "/sys/fs/cgroup/a/b"),
+        ("/sys/fs/cgroup", "/a/b", "/sys/fs/cgroup/a/b"),
+        ("/sys/fs/cgroup/unified", "/sys/fs/cgroup/unified/a", "/sys/fs/cgroup/unified/a"),
+        ("/host/cgroup", "/sys/fs/cgroup/a", "/host/cgroup/a"),
+        ("/host/cgroup", "/host/cgroup/a", "/host/cgroup/a"),
+        ("/proc/7/root/sys/fs/cgroup", "/sys/fs/cgroup/a", "/proc/7/root/sys/fs/cgroup/a"),
+        ("/proc/7/root/sys/fs/cgroup", "/a", "/proc/7/root/sys/fs/cgroup/a"),
+    ],
+)
+def test_what_a_path_names(root: str, text: str, path: str) -> None:
+    assert group_path(Path(root), text) == Path(path)

@@ -31,7 +31,7 @@ STEPS = (
             "not random_packets and not flood and not choices and not out_of_the_ordinary and not goes",
         ),
     ),
-    Step("connect", (f"{_FILES}ebpf_connect_sockets.py",)),
+    Step("connect", (f"{_FILES}ebpf_connect_sockets.py", f"{_FILES}connect_off.py")),
     Step("traffic", (f"{_FILES}tc_traffic.py", "-k", "remote and (bulk or 1400)")),
     *(
         Step(

@@ -20,6 +20,7 @@ _KEY = record("off_key", "id", "kind", "pad")
 _NETNS, _CGROUP = constant("OFF_NETNS"), constant("OFF_CGROUP")
 _LEVELS = constant("OFF_LEVELS")
 
+_MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")  # where people see it, wherever it is mounted here
 CGROUP_OPTION, NETNS_OPTION = "--connect-time-off-cgroup", "--connect-time-off-netns"
 
 
@@ -101,9 +102,13 @@ def _group(group: Path, root: Path, what: str, why: str) -> Target:
 
 
 def group_path(root: Path, text: str) -> Path:
-    """The directory that a path names: itself, or one below the root of the hierarchy."""
-    path = Path(text)
-    return path.resolve() if (path / "cgroup.procs").exists() else root / text.lstrip("/")
+    """The directory that a path names: one below the mounted root, or as /proc/PID/cgroup has it. It need not exist."""
+    outside = root.parts[1:2] == ("proc",) and root.parts[3:4] == ("root",)  # another process's view of the files
+    path = Path(*root.parts[:4] if outside else "/") / text.lstrip("/")
+    if path.is_relative_to(root):
+        return path
+    mount = next((mount for mount in _MOUNTS if text.startswith(f"{mount}/")), "")
+    return root / text.removeprefix(mount).lstrip("/")
 
 
 def _option_group(root: Path, text: str, whole: bool, directories: set[Path]) -> Target:

@@ -1,0 +1,104 @@
+"""Connect time off from the command line: Pods and Namespaces in manifests, options, and what show and doctor tell."""
+
+import subprocess
+from pathlib import Path
+
+from ctl.probes.finding import Status
+from ctl.probes.off import probe_off
+from dataplane.kernel import cgroup
+from dataplane.kernel.netns import netns
+from dataplane.planes.ebpf.pins import default_instance
+from dataplane.planes.ebpf.views import counters, open_instance
+from tests.kernel.test_cli_apply import ECHO, Cli, cli
+
+__all__ = ["cli"]
+
+PODS = """---
+apiVersion: v1
+kind: Namespace
+metadata: {name: mesh, labels: {service.hotplane.io/connect-time: "off"}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: sidecar, namespace: mesh, uid: %s}
+spec: {nodeName: n1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: other, namespace: mesh, uid: elsewhere, labels: {service.hotplane.io/connect-time: "on"}}
+spec: {nodeName: n1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: wrong, namespace: default, uid: wrong, annotations: {service.hotplane.io/connect-time: "no"}}
+spec: {nodeName: n1}
+"""
+PLAIN = ECHO.replace("  sessionAffinity: ClientIP\n", "")
+ASK = """
+import socket
+try:
+    socket.create_connection(("10.96.0.10", 80), 0.2)
+except OSError:
+    pass
+"""
+
+
+def connect(cli: Cli, group: Path) -> None:
+    """A process of this group asks for a Service whose endpoints nobody is."""
+    subprocess.run(
+        ["nsenter", f"--net=/run/netns/{cli.namespace}", "sh", "-c",
+         f'echo $$ > {group}/cgroup.procs; exec /usr/bin/python3 -c "$0"', ASK],
+        check=True,
+    )  # fmt: skip
+
+
+def counted(cli: Cli) -> dict[str, int]:
+    """Ways out of the connect programs so far."""
+    with netns(cli.namespace):
+        maps = open_instance(default_instance())
+    assert maps is not None
+    with maps:
+        return counters(maps).get("connect", {})
+
+
+def test_pods_of_manifests_and_groups_of_options(cli: Cli) -> None:
+    uid = f"{cli.namespace}".encode().hex()
+    pod, unit = cli.group / "kubepods" / f"pod{uid}", cli.group / "unit"
+    for group in (pod, unit):
+        group.mkdir(parents=True)
+    cli.manifest.write_text(PLAIN + PODS % uid)
+    path = f"/{unit.relative_to(cgroup.root())}"
+    words = ("apply", "--mode", "ebpf", "-f", str(cli.manifest), "--connect-time-off-cgroup", path)
+    done = cli(*words, "--connect-time-off-netns", "nobody")
+    assert done.returncode == 1, "one Pod has a fault"
+    assert (
+        f"{cli.manifest}: Pod default/wrong: metadata.annotations[service.hotplane.io/connect-time]: is 'no'"
+        in done.stderr
+    )
+    assert (
+        "connect time is not off for --connect-time-off-netns nobody (command line): /run/netns/nobody" in done.stderr
+    )
+    shown = {record["what"]: record for record in cli.json("show", "connect-time")}
+    assert {what: (record["why"], record["inEffect"]) for what, record in shown.items()} == {
+        f"--connect-time-off-cgroup {path}": ("command line", True),
+        "--connect-time-off-netns nobody": ("command line", False),
+        "Pod mesh/sidecar": ("label of Namespace mesh", True),
+    }
+    assert shown["Pod mesh/sidecar"]["where"] == f"control group /{pod.relative_to(cgroup.root())}"
+    for group, off in ((pod, True), (unit, True), (cli.group, False)):
+        before = counted(cli)
+        connect(cli, group)
+        after = counted(cli)
+        reason = "switched_off" if off else "connected"
+        assert after.get(reason, 0) == before.get(reason, 0) + 1, group
+    with netns(cli.namespace):
+        found = list(probe_off(cli.state))
+    assert [finding.status for finding in found].count(Status.OK) == 2
+    [missing] = [finding.detail for finding in found if finding.status is Status.LIMITED]
+    assert missing.startswith("not in effect for --connect-time-off-netns nobody")
+    cli.manifest.write_text(PLAIN)
+    assert cli.apply("ebpf")["problems"] == 0
+    assert cli.json("show", "connect-time") == []
+    before = counted(cli)
+    connect(cli, pod)
+    assert counted(cli)["connected"] == before["connected"] + 1

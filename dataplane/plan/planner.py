@@ -2,8 +2,11 @@
 
 import contextlib
 from collections.abc import Iterable
+from functools import partial
 from itertools import product
 from operator import attrgetter
+
+from msgspec.structs import replace
 
 from dataplane.bulk import no_garbage_collection
 from dataplane.model.net import Protocol
@@ -23,7 +26,9 @@ from dataplane.plan.claims import Claim, Claims, ServiceId, claimant
 from dataplane.plan.frontends import Way, has_frontends, make_frontends, service_families, ways_in
 from dataplane.plan.pods import PodPlanner
 from dataplane.plan.types import EntryKey, FrontendKey, FrontendKind, HealthCheck, Plan, PlanEntry
-from dataplane.policy.endpoints import BackendSets, Candidate, backend_sets, lingering
+from dataplane.policy.difference import LARGE
+from dataplane.policy.endpoints import Backend, BackendSets, Candidate, backend_sets, lingering
+from dataplane.policy.merged import MergedEndpoints
 from dataplane.policy.node import NodeConfig
 
 _MANY = 1000
@@ -40,6 +45,21 @@ def _bulk(count: int) -> contextlib.AbstractContextManager[None]:
     return no_garbage_collection(keep=True) if count >= _MANY else contextlib.nullcontext()
 
 
+def _port_of(key: EntryKey, piece: EndpointSlice) -> int | None:
+    """The number that a Service port has in a slice; None where it has none there."""
+    for port in piece.ports:
+        if port.name == key.port and port.protocol is key.protocol:
+            return port.port
+    return None
+
+
+def _sharing(new: EndpointSlice, old: EndpointSlice) -> EndpointSlice:
+    """A slice that has the endpoints of its predecessor wherever they are equal: they need no memory of their own, and
+    are found equal at once."""
+    before = {endpoint: endpoint for endpoint in old.endpoints}
+    return replace(new, endpoints=tuple([before.get(endpoint, endpoint) for endpoint in new.endpoints]))
+
+
 def _taken(loser: ObjectRef, kind: FrontendKind, key: FrontendKey, winner: Claim) -> Problem:
     equal = winner.external or kind is FrontendKind.CLUSTER_IP
     taken = "already taken by the older Service" if equal else "is a clusterIP of Service"
@@ -54,11 +74,13 @@ class Planner:
     """Keeps the objects and the plan made of them.
 
     `plan` is always complete and consistent with the objects seen so far; `problems` holds what is wrong now
-    (conflicts between Services), by the object that suffers.
+    (conflicts between Services), by the object that suffers. large: endpoints of a Service from which on they are kept
+    merged (see policy.merged).
     """
 
-    def __init__(self, node: NodeConfig) -> None:
+    def __init__(self, node: NodeConfig, large: int = LARGE) -> None:
         self.plan = Plan(node=node)
+        self._large = large
         self.problems: dict[ObjectRef, tuple[Problem, ...]] = {}
         self._services: dict[ServiceId, Service] = {}
         self._slices: dict[ServiceId, tuple[EndpointSlice, ...]] = {}  # sorted by name
@@ -67,6 +89,7 @@ class Planner:
         self._entry_keys: dict[ServiceId, tuple[EntryKey, ...]] = {}
         self._claims = Claims()
         self._pods = PodPlanner(self.plan, self._claims, self.problems)
+        self._merged: dict[ServiceId, dict[EntryKey, MergedEndpoints]] = {}  # of Services with many endpoints
 
     def update(self, upserts: Iterable[ModelObject] = (), deletes: Iterable[ObjectRef] = ()) -> PlanChange:
         """Take in objects that appeared, changed or went, and return what that does to the plan (already applied).
@@ -97,6 +120,8 @@ class Planner:
         """Change what is known of this node; plans every Service anew. O(size of the plan)."""
         if node == self.plan.node:
             return PlanChange()
+        if (node.name, node.zone) != (self.plan.node.name, self.plan.node.zone):
+            self._merged.clear()
         self.plan.node = node
         with _bulk(len(self._services)):
             entries, health = self._replan(dict.fromkeys(self._services))
@@ -122,9 +147,9 @@ class Planner:
         found: list[Candidate] = []
         for piece in self._slices.get((key.namespace, key.name), ()):
             if piece.family is key.family:
-                for port in piece.ports:
-                    if port.name == key.port and port.protocol is key.protocol:
-                        found += product(piece.endpoints, (port.port,))
+                port = _port_of(key, piece)
+                if port is not None:
+                    found += product(piece.endpoints, (port,))
         return found
 
     def _remember(self, item: ModelObject, dirty: _Dirty) -> None:
@@ -144,18 +169,35 @@ class Planner:
                 pass
 
     def _remember_slice(self, item: EndpointSlice, dirty: _Dirty) -> None:
-        owner = (item.namespace, item.service)
-        if item in self._slices.get(owner, ()):
+        owner, slice_id = (item.namespace, item.service), (item.namespace, item.name)
+        others = self._slices.get(owner, ())
+        if item in others:
             return
-        slice_id = (item.namespace, item.name)
-        if slice_id in self._slice_owner:
-            self._forget_slice(slice_id, dirty)
+        before = self._slice_owner.get(slice_id)
         # A slice without the service-name label, or of a headless Service, serves no frontend.
-        if item.service and not item.headless:
-            others = self._slices.get(owner)
+        serves = bool(item.service) and not item.headless
+        if before is not None and (before != owner or not serves):
+            self._forget_slice(slice_id, dirty)
+            before = None
+        if not serves:
+            return
+        old = next((piece for piece in others if piece.name == item.name), None) if before is not None else None
+        if old is not None:
+            item = _sharing(item, old)
+            self._slices[owner] = tuple([item if piece is old else piece for piece in others])
+        else:
             self._slices[owner] = tuple(sorted((*others, item), key=_name)) if others else (item,)
-            self._slice_owner[slice_id] = owner
-            dirty[owner] = None
+        self._slice_owner[slice_id] = owner
+        self._merge(owner, old, item)
+        dirty[owner] = None
+
+    def _merge(self, owner: ServiceId, old: EndpointSlice | None, new: EndpointSlice | None) -> None:
+        """Let the endpoints of a Service with many know that one of its slices changed."""
+        for key, merged in self._merged.get(owner, {}).items():
+            merged.replace(
+                old if old is not None and old.family is key.family else None,
+                new if new is not None and new.family is key.family else None,
+            )
 
     def _forget(self, ref: ObjectRef, dirty: _Dirty) -> None:
         object_id = (ref.namespace, ref.name)
@@ -173,9 +215,11 @@ class Planner:
     def _forget_slice(self, slice_id: tuple[str, str], dirty: _Dirty) -> None:
         owner = self._slice_owner.pop(slice_id, None)
         if owner is not None:
-            rest = tuple(piece for piece in self._slices.pop(owner) if piece.name != slice_id[1])
+            pieces = self._slices.pop(owner)
+            rest = tuple([piece for piece in pieces if piece.name != slice_id[1]])
             if rest:
                 self._slices[owner] = rest
+            self._merge(owner, next((piece for piece in pieces if piece.name == slice_id[1]), None), None)
             dirty[owner] = None
 
     def _replan(self, dirty: _Dirty) -> tuple[tuple[EntryChange, ...], dict[ServiceId, HealthCheck | None]]:
@@ -207,6 +251,9 @@ class Planner:
         for key in self._entry_keys.pop(service_id, ()):
             if key not in ports:
                 changes.append(EntryChange(current.pop(key), None))
+                self._merged.get(service_id, {}).pop(key, None)
+        if service_id in self._merged and not self._merged[service_id]:
+            del self._merged[service_id]
         problems: list[Problem] = []
         for key, wanted in ports.items():
             entry, old = self._entry(key, self._services[service_id], wanted, problems), current.get(key)
@@ -220,9 +267,7 @@ class Planner:
 
     def _entry(self, key: EntryKey, service: Service, wanted: list[Way], problems: list[Problem]) -> PlanEntry:
         won = self._won(service, wanted, problems)
-        candidates = self.candidates(key)
-        sets = backend_sets(candidates, self.plan.node)
-        lingers = key.protocol is Protocol.UDP and bool(candidates)
+        sets, lingers = self._sets(key)
         return PlanEntry(
             key=key,
             cluster=sets.cluster,
@@ -231,8 +276,25 @@ class Planner:
             affinity_seconds=service.affinity_seconds,
             internal_local=service.internal_local,
             external_local=service.external_local,
-            lingering=lingering(candidates, sets, self.plan.node) if lingers else (),
+            lingering=lingers,
         )
+
+    def _sets(self, key: EntryKey) -> tuple[BackendSets, tuple[Backend, ...]]:
+        """The backend sets of a Service port, and what lingers. With many endpoints, O(what changed)."""
+        service_id, udp = (key.namespace, key.name), key.protocol is Protocol.UDP
+        merged = self._merged.get(service_id, {}).get(key)
+        pieces = self._slices.get(service_id, ())
+        if merged is None and sum([len(piece.endpoints) for piece in pieces]) >= self._large:
+            node = self.plan.node
+            merged = MergedEndpoints(
+                partial(_port_of, key), (p for p in pieces if p.family is key.family), node.name, node.zone
+            )
+            self._merged.setdefault(service_id, {})[key] = merged
+        if merged is not None:
+            return merged.sets(lingering=udp)
+        candidates = self.candidates(key)
+        sets = backend_sets(candidates, self.plan.node)
+        return sets, lingering(candidates, sets, self.plan.node) if udp and candidates else ()
 
     def _report(self, ref: ObjectRef, problems: tuple[Problem, ...]) -> None:
         if problems:

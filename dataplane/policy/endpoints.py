@@ -99,16 +99,22 @@ def _distinct(candidates: Sequence[Candidate], here: str) -> Sequence[Candidate]
     if len({endpoint.address for endpoint, _ in candidates}) == len(candidates):
         return candidates
 
-    def usefulness(endpoint: Endpoint) -> tuple[bool, bool, bool, bool]:
-        return endpoint.ready, endpoint.serving, not endpoint.terminating, endpoint.node == here
-
     kept: dict[tuple[str, int], Candidate] = {}
     for candidate in candidates:
         key = (candidate[0].address, candidate[1])
         held = kept.setdefault(key, candidate)
-        if held is not candidate and usefulness(candidate[0]) > usefulness(held[0]):
+        if held is not candidate and _usefulness(candidate[0], here) > _usefulness(held[0], here):
             kept[key] = candidate
     return list(kept.values())
+
+
+def _usefulness(endpoint: Endpoint, here: str) -> tuple[bool, bool, bool, bool]:
+    return endpoint.ready, endpoint.serving, not endpoint.terminating, endpoint.node == here
+
+
+def most_useful(endpoints: Sequence[Endpoint], here: str) -> Endpoint:
+    """Which of several endpoints of one address and port counts, by the rule of duplicates (see `_distinct`)."""
+    return endpoints[0] if len(endpoints) == 1 else max(endpoints, key=lambda endpoint: _usefulness(endpoint, here))
 
 
 def backend_sets(candidates: Sequence[Candidate], node: NodeConfig) -> BackendSets:

@@ -10,6 +10,7 @@ from dataplane.model.objects import ModelObject, ObjectRef
 from dataplane.plan.change import PlanChange, apply_change, diff
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import Plan
+from dataplane.policy.difference import LARGE
 from dataplane.policy.node import NodeConfig
 from tests.unit.clusters import clusters, decoded, node_config, nodes
 from tests.unit.naive import NaiveNode
@@ -55,12 +56,15 @@ def histories(draw: st.DrawFn) -> list[list[Objects]]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(histories(), nodes(), nodes(), st.booleans())
+@given(histories(), nodes(), nodes(), st.booleans(), st.sampled_from((LARGE, 0)))
 def test_event_by_event_is_the_same_as_all_at_once(
-    history: list[list[Objects]], node: NaiveNode, later_node: NaiveNode, deletes_first: bool
+    history: list[list[Objects]], node: NaiveNode, later_node: NaiveNode, deletes_first: bool, large: int
 ) -> None:
-    """The planner, the sum of its changes, and a fresh planner over the final objects agree, problems included."""
-    planner = Planner(node_config(node))
+    """The planner, the sum of its changes, and a fresh planner over the final objects agree, problems included.
+
+    large: 0 has the planner treat every Service as one with many endpoints.
+    """
+    planner = Planner(node_config(node), large)
     follower = copied(planner.plan)
     known: dict[ObjectRef, ModelObject] = {}
     for batches in history:

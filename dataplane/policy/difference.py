@@ -1,0 +1,98 @@
+"""What two sorted sets of backends differ in, where they are large and nearly the same.
+
+A plan's sets are sorted tuples, and a change leaves most of a large one as it was: the same objects in the same order.
+Python compares and copies such runs at a nanosecond an endpoint, so long as nobody looks at each of them; that is what
+these functions are for. With many differences they are right too, but slow.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from dataplane.policy.endpoints import Backend
+
+LARGE = 64
+"""Backends in a set from which on a change of it is looked at by its difference."""
+
+Backends = tuple[Backend, ...]
+
+
+class Difference(NamedTuple):
+    """removed, added: sorted. A backend that only began or ceased to be on this node is in both, as it was and is."""
+
+    removed: list[Backend]
+    added: list[Backend]
+
+    def __bool__(self) -> bool:
+        return bool(self.removed or self.added)
+
+
+def _run(old: Backends, at: int, new: Backends, other: int) -> int:
+    """How many backends are the same from here on in both."""
+    most = min(len(old) - at, len(new) - other)
+    same, step = 0, 16
+    while same < most:
+        step = min(step, most - same)
+        if old[at + same : at + same + step] != new[other + same : other + same + step]:
+            break
+        same += step
+        step *= 2
+    else:
+        return most
+    while step > 1:  # the first that differs is among the next `step`
+        half = step // 2
+        if old[at + same : at + same + half] == new[other + same : other + same + half]:
+            same += half
+            step -= half
+        else:
+            step = half
+    return same
+
+
+def difference(old: Backends, new: Backends) -> Difference:
+    """What turns one set into another. Both sorted (others come out right as well, in no order). O(what differs), but
+    for comparing the runs in between."""
+    if old is new:
+        return Difference([], [])
+    removed: list[Backend] = []
+    added: list[Backend] = []
+    at = other = 0
+    while True:
+        same = _run(old, at, new, other)
+        at, other = at + same, other + same
+        if at == len(old) or other == len(new):
+            break
+        if old[at] < new[other]:
+            removed.append(old[at])
+            at += 1
+        else:
+            added.append(new[other])
+            other += 1
+    removed += old[at:]
+    added += new[other:]
+    moved = set(removed).intersection(added)
+    if moved:  # of a set that was not sorted
+        return Difference([b for b in removed if b not in moved], [b for b in added if b not in moved])
+    return Difference(removed, added)
+
+
+def spliced(members: Backends, removed: Iterable[Backend], added: Iterable[Backend]) -> Backends:
+    """A sorted set without some of its backends and with others."""
+    order = list(members)
+    for backend in removed:
+        del order[bisect_left(order, backend)]
+    for backend in added:
+        order.insert(bisect_left(order, backend), backend)
+    return tuple(order)
+
+
+def holds(members: Backends, address: str, port: int) -> bool:
+    """Whether a sorted set has a backend of this address and port, on this node or not."""
+    at = bisect_left(members, Backend(address, port))
+    return at < len(members) and (members[at].address, members[at].port) == (address, port)
+
+
+def holds_address(members: Backends, address: str) -> bool:
+    """Whether a sorted set has a backend of this address, whatever its port."""
+    at = bisect_left(members, Backend(address, 0))
+    return at < len(members) and members[at].address == address

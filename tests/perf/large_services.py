@@ -1,0 +1,224 @@
+"""What one change of a large Service costs the daemon: an event, decoded, planned, written down, in the kernel.
+
+    python -m tests.perf.large_services [--endpoints 1000,5000,20000] [--changes 60] [--mode nftables] [--slice 100]
+
+Runs the daemon's own parts in one process, in a network namespace of its own, as root; beside the large Service there
+are small ones. Prints one JSON object a size: milliseconds for each kind of change, and for how long the event loop
+stood still. `--tree DIR` measures another checkout, in the same shuffled rounds.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = ("replaced", "scaled", "unready")
+SMALL_SERVICES = 200
+TICK_SECONDS = 0.0005
+
+
+def _address(number: int) -> str:
+    return f"10.{128 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
+
+
+class Objects:
+    """The slices of the large Service as they are now. protocol: TCP or UDP."""
+
+    def __init__(self, endpoints: int, a_slice: int, protocol: str) -> None:
+        self.protocol, self.fresh = protocol, endpoints
+        self.slices = [
+            [_address(number) for number in range(first, min(first + a_slice, endpoints))]
+            for first in range(0, endpoints, a_slice)
+        ]
+        self.unready: set[str] = set()
+
+    def line(self, number: int) -> bytes:
+        """The watch event of one slice."""
+        from tests.apiserver.objects import endpoint, endpoint_slice
+
+        placed = [
+            endpoint(address, f"node{1 + index % 100}", ready=address not in self.unready)
+            for index, address in enumerate(self.slices[number])
+        ]
+        item = endpoint_slice("large", placed, suffix=f"{number:05}", protocol=self.protocol)
+        return json.dumps({"type": "MODIFIED", "object": item}).encode()
+
+    def change(self, kind: str, rng: random.Random) -> bytes:
+        """Change one endpoint; the event that tells of it."""
+        number = rng.randrange(len(self.slices))
+        piece = self.slices[number]
+        at = rng.randrange(len(piece))
+        if kind == "replaced":
+            piece[at] = _address(self.fresh)
+            self.fresh += 1
+        elif kind == "scaled" and self.fresh % 2:
+            piece.append(_address(self.fresh))
+            self.fresh += 1
+        elif kind == "scaled":
+            del piece[at]
+            self.fresh += 1
+        else:
+            self.unready = set() if self.unready else {piece[at]}
+        return self.line(number)
+
+
+class Loop:
+    """For how long the event loop stood still at most, since `begin`."""
+
+    def __init__(self) -> None:
+        self.most = 0.0
+
+    async def watch(self) -> None:
+        """Look for ever."""
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(TICK_SECONDS)
+            self.most = max(self.most, time.perf_counter() - before - TICK_SECONDS)
+
+
+async def _measure(endpoints: int, a_slice: int, changes: int, mode: str, protocol: str, folder: Path) -> Any:
+    from ctl.daemon.daemon import KINDS as KNOWN
+    from ctl.daemon.daemon import _prepare_memory, _settle_memory
+    from ctl.daemon.health import Health
+    from ctl.daemon.inbox import Inbox
+    from ctl.daemon.kernel import Kernel
+    from ctl.daemon.log import Log
+    from ctl.daemon.metrics import Metrics
+    from ctl.daemon.pace import Pace
+    from ctl.daemon.planes import CleanUp, untouched
+    from ctl.daemon.reconcile import Reconciler
+    from ctl.ebpf import EbpfOptions
+    from ctl.journal import Journal
+    from ctl.loaded import make_plane
+    from ctl.sources.watch import Reflector, resources
+    from dataplane.plan.change import PlanChange
+    from dataplane.policy.node import NodeConfig
+    from tests.apiserver.objects import endpoint_slice, service
+
+    async def describe(_: object) -> NodeConfig:
+        return NodeConfig(name="node1", addresses=("192.0.2.1",))
+
+    async def after(_: PlanChange) -> None:
+        pass
+
+    _prepare_memory()
+    log = Log("error")
+    inbox, clean_up = Inbox(KNOWN), CleanUp()
+    kernel = Kernel(clean_up, clean_up.is_brief)
+    await kernel.use(lambda: make_plane(mode, ebpf=EbpfOptions(hooks=())), untouched)
+    reconciler = Reconciler("node1", inbox, kernel, describe, Health(60.0), Metrics(), log, Pace(0.0), after)
+    watch = {each.kind: Reflector(None, each, inbox, log) for each in resources("node1")}  # type: ignore[arg-type]
+    objects = Objects(endpoints, a_slice, protocol)
+
+    def tell(kind: str, item: Any) -> None:
+        watch[kind]._line(item if isinstance(item, bytes) else json.dumps({"type": "ADDED", "object": item}).encode())
+
+    tell("Service", service("large", "10.96.0.1", protocol=protocol))
+    for number in range(len(objects.slices)):
+        tell("EndpointSlice", objects.line(number))
+    for number in range(SMALL_SERVICES):
+        tell("Service", service(f"small-{number}", f"10.97.0.{number}"))
+        tell("EndpointSlice", endpoint_slice(f"small-{number}", [_address(200_000 + number)]))
+    for kind in KNOWN:
+        inbox.complete(kind, inbox._known[kind])
+    loop = Loop()
+    ticker = asyncio.get_running_loop().create_task(loop.watch())
+    started = time.perf_counter()
+    await reconciler.start()
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    load = time.perf_counter() - started
+    load_still, loop.most = loop.most, 0.0
+    _settle_memory()
+    reconciler.journal = Journal(folder / "plan", 1)
+    rng = random.Random(1)
+    for turn in range(changes * len(KINDS)):
+        kind = KINDS[turn % len(KINDS)]
+        line = objects.change(kind, rng)
+        await asyncio.sleep(0.02)
+        loop.most = 0.0
+        started = time.perf_counter()
+        tell("EndpointSlice", line)
+        decoded = time.perf_counter()
+        await reconciler.step()
+        done = time.perf_counter()
+        await asyncio.sleep(0.002)
+        found[kind]["decode"].append(decoded - started)
+        found[kind]["all"].append(done - started)
+        found[kind]["still"].append(loop.most)
+        assert not kernel.ledger, kernel.ledger.services()
+    ticker.cancel()
+    kernel.close()
+    return {"load_s": round(load, 3), "load_still_ms": round(load_still * 1e3, 1)} | {
+        kind: {name: _quantiles(values) for name, values in of.items()} for kind, of in found.items()
+    }
+
+
+def _quantiles(values: list[float]) -> list[float]:
+    """p50 and p99, in milliseconds."""
+    ordered = sorted(values)
+    return [round(ordered[min(len(ordered) - 1, len(ordered) * q // 100)] * 1e3, 2) for q in (50, 99)]
+
+
+def _in_namespace(arguments: argparse.Namespace, tree: Path, endpoints: int) -> Any:
+    """One size in a process and a network namespace of its own."""
+    name = f"hp-large-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        command = ["ip", "netns", "exec", name, sys.executable, "-P", str(Path(__file__).resolve()), "--inside"]
+        command += ["--endpoints", str(endpoints), "--changes", str(arguments.changes), "--mode", arguments.mode]
+        command += ["--slice", str(arguments.slice), "--protocol", arguments.protocol]
+        environment = os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{ROOT}"}
+        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, cwd=tree).stdout
+        return json.loads(out)
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def _inside(arguments: argparse.Namespace) -> None:
+    from ctl.ebpf import EbpfOptions
+    from ctl.loaded import make_plane
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = asyncio.run(
+                _measure(
+                    int(arguments.endpoints), arguments.slice, arguments.changes, arguments.mode, arguments.protocol,
+                    Path(folder),
+                )
+            )  # fmt: skip
+        finally:
+            make_plane(arguments.mode, ebpf=EbpfOptions(hooks=())).cleanup()
+    print(json.dumps(found))
+
+
+def main() -> None:
+    """Measure every size in each tree, in shuffled order."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--endpoints", default="1000,5000,20000")
+    parser.add_argument("--changes", type=int, default=60, help="of each kind")
+    parser.add_argument("--mode", default="nftables")
+    parser.add_argument("--slice", type=int, default=100, help="endpoints in a slice")
+    parser.add_argument("--protocol", default="TCP")
+    parser.add_argument("--tree", type=Path, action="append", default=[], help="another checkout to measure too")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.inside:
+        _inside(arguments)
+        return
+    wanted = [(tree, int(size)) for tree in (ROOT, *arguments.tree) for size in arguments.endpoints.split(",")]
+    for tree, size in random.sample(wanted, len(wanted)):
+        found = _in_namespace(arguments, tree, size)
+        print(json.dumps({"tree": str(tree), "mode": arguments.mode, "endpoints": size, **found}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Large backend sets: their difference, and sets kept up by slices against sets made of all endpoints at once."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataplane.model.net import Family, Protocol
+from dataplane.model.objects import Endpoint, EndpointPort, EndpointSlice, ObjectRef, Service, ServicePortSpec
+from dataplane.plan.planner import Planner
+from dataplane.plan.types import EntryKey
+from dataplane.policy.difference import difference, holds, holds_address, spliced
+from dataplane.policy.endpoints import Backend, backend_sets, lingering
+from dataplane.policy.merged import MergedEndpoints
+from dataplane.policy.node import NodeConfig
+
+HERE = NodeConfig(name="here", zone="a")
+MANY = [Backend(f"10.{n >> 8}.0.{n & 255}", 80 + n % 3, n % 5 == 0) for n in range(700)]
+
+sets = st.sets(st.sampled_from(MANY)).map(lambda found: tuple(sorted(found)))
+few = st.sets(st.sampled_from(MANY), max_size=4)
+
+
+@settings(max_examples=200)
+@given(sets, sets)
+def test_any_two_sets_differ_in_what_they_differ_in(old: tuple[Backend, ...], new: tuple[Backend, ...]) -> None:
+    found = difference(old, new)
+    assert found.removed == sorted(set(old) - set(new))
+    assert found.added == sorted(set(new) - set(old))
+    assert spliced(old, *found) == new
+
+
+@settings(max_examples=200)
+@given(few, few)
+def test_large_sets_that_differ_in_little(gone: set[Backend], come: set[Backend]) -> None:
+    everybody = tuple(sorted(MANY))
+    old = tuple(b for b in everybody if b not in come)
+    new = tuple(b for b in everybody if b not in gone)
+    found = difference(old, new)
+    assert set(found.removed) == gone - come
+    assert set(found.added) == come - gone
+    assert spliced(old, *found) == new
+    for backend in MANY:
+        assert holds(new, backend.address, backend.port) == (backend not in gone)
+        assert holds_address(new, backend.address) == (backend not in gone)
+
+
+def test_unsorted_sets_differ_in_no_more_than_they_do() -> None:
+    assert difference(tuple(MANY), (*MANY[100:], *MANY[:90])) == (sorted(MANY[90:100]), [])
+
+
+_HINTS = st.sampled_from((None, (), ("here",), ("there",), ("a",), ("b", "a")))
+_endpoints = st.builds(
+    Endpoint,
+    st.sampled_from([f"10.0.0.{n}" for n in range(8)]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(("here", "there", "")),
+    _HINTS,
+    _HINTS,
+)
+_ports = st.sampled_from((80, 80, 80, 81, None))
+
+
+@st.composite
+def _slices(draw: st.DrawFn, name: str) -> EndpointSlice | None:
+    if not draw(st.integers(0, 5)):
+        return None
+    number = draw(_ports)
+    ports = (EndpointPort("p", Protocol.UDP, number),) if number else ()
+    found = draw(st.lists(_endpoints, max_size=6))
+    return EndpointSlice("n", name, "s", Family.IPV4, ports, tuple(found))
+
+
+_NAMES = ("a", "b", "c")
+_events = st.sampled_from(_NAMES).flatmap(lambda name: st.tuples(st.just(name), _slices(name)))
+_nodes = st.sampled_from((HERE, NodeConfig(name="here"), NodeConfig(name="", zone="a"), NodeConfig()))
+
+
+@settings(max_examples=400)
+@given(st.lists(_events, min_size=1, max_size=8), _nodes, st.sets(st.integers(0, 7)))
+def test_slice_by_slice_is_the_same_as_all_at_once(
+    events: list[tuple[str, EndpointSlice | None]], node: NodeConfig, unseen: set[int]
+) -> None:
+    """unseen: events after which nobody looks."""
+    slices: dict[str, EndpointSlice] = {}
+    merged = MergedEndpoints(lambda piece: piece.ports[0].port if piece.ports else None, (), node.name, node.zone)
+    for number, (name, item) in enumerate(events):
+        merged.replace(slices.pop(name, None), item)
+        if item is not None:
+            slices[name] = item
+        if number in unseen and number + 1 < len(events):
+            continue
+        candidates = [
+            (endpoint, piece.ports[0].port) for _, piece in sorted(slices.items()) if piece.ports
+            for endpoint in piece.endpoints
+        ]  # fmt: skip
+        wanted = backend_sets(candidates, node)
+        found, left = merged.sets(lingering=True)
+        assert found == wanted
+        assert left == (lingering(candidates, wanted, node) if candidates else ())
+
+
+def _service(count: int, change: Callable[[int], dict[str, object]] = lambda _: {}) -> list[Service | EndpointSlice]:
+    port = EndpointPort("", Protocol.TCP, 80)
+    slices = [
+        EndpointSlice(
+            "n", f"s-{first:05}", "s", Family.IPV4, (port,),
+            tuple(
+                Endpoint(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", node=f"n{n % 50}", **change(n))  # type: ignore[arg-type]
+                for n in range(first, min(first + 100, count))
+            ),
+        )
+        for first in range(0, count, 100)
+    ]  # fmt: skip
+    service = Service("n", "s", cluster_ips=("10.96.0.1",), ports=(ServicePortSpec("", Protocol.TCP, 80),))
+    return [service, *slices]
+
+
+def test_backends_that_stay_are_the_same_objects() -> None:
+    """What compares and finds differences counts on it."""
+    planner = Planner(NodeConfig(name="n1"))
+    planner.update(_service(3000))
+    (entry,) = planner.plan.entries.values()
+    planner.update(_service(3000, lambda n: {"ready": n != 1234})[13:14])
+    (after,) = planner.plan.entries.values()
+    assert difference(entry.cluster, after.cluster) == ([Backend("10.0.4.210", 80)], [])
+    ours = {backend.address: backend for backend in entry.cluster}
+    assert all(backend is ours[backend.address] for backend in after.cluster)
+
+
+@pytest.mark.parametrize("count", [3000, 30])
+def test_slices_that_go_and_ports_that_change(count: int) -> None:
+    """A Service with many endpoints that loses slices and ports, and goes, leaves what a small one leaves."""
+    planner = Planner(NodeConfig(name="n1"))
+    objects = _service(count)
+    planner.update(objects)
+    key = EntryKey("n", "s", "", Protocol.TCP, Family.IPV4)
+    assert len(planner.plan.entries[key].cluster) == count
+    planner.update((), [item.ref for item in objects[2:]])
+    assert len(planner.plan.entries[key].cluster) == min(100, count)
+    planner.update((), [ObjectRef("Service", "n", "s")])
+    assert not planner.plan.entries
+    planner.update(objects[:1])
+    assert len(planner.plan.entries[key].cluster) == min(100, count)
+    planner.set_node(NodeConfig(name="n2"))
+    assert [b.address for b in planner.plan.entries[key].local] == [
+        f"10.0.0.{n}" for n in sorted(range(2, min(100, count), 50), key=str)
+    ]

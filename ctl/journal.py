@@ -8,12 +8,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
-from dataplane.plan.change import PlanChange
+from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import EntryKey, HealthCheck, OffPod, Plan, PlanEntry
+from dataplane.policy.difference import LARGE, difference, spliced
+from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import NodeConfig
 
 _LENGTH = 4
+
+
+class _SetChange(msgspec.Struct, array_like=True):
+    """What went from a backend set and what came."""
+
+    removed: list[Backend]
+    added: list[Backend]
+
+
+class _Large(msgspec.Struct, array_like=True):
+    """An entry with many backends that was there before: all the rest of it, and what its sets differ in."""
+
+    rest: PlanEntry
+    cluster: _SetChange
+    local: _SetChange
+    lingering: _SetChange
 
 
 class _Step(msgspec.Struct, array_like=True):
@@ -26,6 +45,7 @@ class _Step(msgspec.Struct, array_like=True):
     checks: tuple[HealthCheck, ...]
     unchecked: tuple[tuple[str, str], ...]
     connect_off: tuple[OffPod, ...] | None = None
+    large: tuple[_Large, ...] = ()
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -43,15 +63,17 @@ class Journal:
     def append(self, change: PlanChange) -> None:
         """Write one change down. O(what changed)."""
         checks = change.health_checks or {}
+        large = {entry.key: entry for entry in change.entries if _is_large(entry)}
         body = _encode(
             _Step(
-                tuple(entry.new for entry in change.entries if entry.new is not None),
+                tuple(entry.new for entry in change.entries if entry.new is not None and entry.key not in large),
                 tuple(entry.key for entry in change.entries if entry.new is None),
                 change.node,
                 change.service_cidrs,
                 tuple(check for check in checks.values() if check is not None),
                 tuple(service for service, check in checks.items() if check is None),
                 tuple(change.connect_off.values()) if change.connect_off is not None else None,
+                tuple(_large(entry.old, entry.new) for entry in large.values() if entry.old and entry.new),
             )
         )
         self._file.write(len(body).to_bytes(_LENGTH, "little") + body)
@@ -59,6 +81,26 @@ class Journal:
     def close(self) -> None:
         """Write no more; fine twice."""
         self._file.close()
+
+
+def _is_large(change: EntryChange) -> bool:
+    """Whether to write down what differs instead of what is."""
+    return change.old is not None and change.new is not None and len(change.new.cluster) >= LARGE
+
+
+def _large(old: PlanEntry, new: PlanEntry) -> _Large:
+    rest = replace(new, cluster=(), local=(), lingering=())
+    sets = ((old.cluster, new.cluster), (old.local, new.local), (old.lingering, new.lingering))
+    return _Large(rest, *(_SetChange(*difference(was, now)) for was, now in sets))
+
+
+def _restored(old: PlanEntry | None, large: _Large) -> PlanEntry:
+    """The entry after a step. Raises ValueError where the step is none from this one."""
+    if old is None:
+        raise ValueError(f"{large.rest.key.service} changes before it is there")
+    sets = ((old.cluster, large.cluster), (old.local, large.local), (old.lingering, large.lingering))
+    cluster, local, lingering = (spliced(was, step.removed, step.added) for was, step in sets)
+    return replace(large.rest, cluster=cluster, local=local, lingering=lingering)
 
 
 def _path(base: Path, number: int) -> Path:
@@ -74,7 +116,7 @@ def _numbers(base: Path) -> Iterator[int]:
 
 def replay(base: Path, first: int, plan: Plan) -> int:
     """Bring a saved plan to where its journals end; how many changes that were. A last change that was only half
-    written counts as not written. Raises OSError, msgspec.DecodeError."""
+    written counts as not written. Raises OSError, msgspec.DecodeError, ValueError."""
     count = 0
     for number in sorted(number for number in _numbers(base) if number >= first):
         data = _path(base, number).read_bytes()
@@ -92,6 +134,8 @@ def _apply(plan: Plan, step: _Step) -> None:
     for key in step.gone:
         plan.entries.pop(key, None)
     plan.entries.update((entry.key, entry) for entry in step.entries)
+    for large in step.large:
+        plan.entries[large.rest.key] = _restored(plan.entries.get(large.rest.key), large)
     for service in step.unchecked:
         plan.health_checks.pop(service, None)
     plan.health_checks.update(((check.namespace, check.name), check) for check in step.checks)

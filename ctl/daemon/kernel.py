@@ -22,6 +22,9 @@ _T = TypeVar("_T")
 MOST_AT_ONCE = 32
 """Entries of a change that is done in the event loop's own thread."""
 
+MOST_BACKENDS = 500
+"""Backends that such a change may be about."""
+
 
 class Done(NamedTuple):
     """What came of a change. seconds: time in the kernel and in compiling. errors: refusals, "" key for settings.
@@ -122,6 +125,7 @@ class Kernel:
             and len(change.entries) <= MOST_AT_ONCE
             and change.node is None
             and not (self.ledger or self._is_unclean)
+            and sum([entry.size() for entry in change.entries]) <= MOST_BACKENDS
             and self._brief(change)
         )
 

@@ -176,7 +176,7 @@ class Reconciler:
                 self.planner.set_node(node)
             if self._replan:
                 self.planner.plan.node = NodeConfig(name="")  # another one, so that nothing is taken for done
-            change = merged(self.planner.update(batch.upserts, batch.deletes), self.planner.set_node(node))
+            change = merged(await self._update(batch), await self._set_node(node))
         except BaseException:
             self.node = before
             self.inbox.put_back(batch)
@@ -188,6 +188,17 @@ class Reconciler:
             return PlanChange(node=node)
         return change
 
+    async def _update(self, batch: Batch) -> PlanChange:
+        """At once what takes a moment, else in the kernel's thread, so that health checks and watches go on."""
+        if self.planner.takes_long(batch.upserts, batch.deletes):
+            return await self.kernel.call(self.planner.update, batch.upserts, batch.deletes)
+        return self.planner.update(batch.upserts, batch.deletes)
+
+    async def _set_node(self, node: NodeConfig) -> PlanChange:
+        if node == self.planner.plan.node:
+            return PlanChange()
+        return await self.kernel.call(self.planner.set_node, node)
+
     def _recount(self) -> None:
         """Nobody knows any more what has changed since the last time: what goes by changes begins anew."""
         self._untrue = self._untrue or "planned anew"
@@ -197,7 +208,7 @@ class Reconciler:
 
     async def change_node(self) -> None:
         """Look again what this node is: its addresses, or the configuration, may have changed."""
-        change = self.planner.set_node(await self.describe(self.node))
+        change = await self._set_node(await self.describe(self.node))
         if change:
             self._log.info("this node changed", addresses=",".join(self.planner.plan.node.addresses))
             await self._do(change, None)

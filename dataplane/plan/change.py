@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import msgspec
 
 from dataplane.plan.types import EntryKey, HealthCheck, OffPod, Plan, PlanEntry
+from dataplane.policy.difference import LARGE, difference
 from dataplane.policy.node import NodeConfig
 
 
@@ -19,6 +20,19 @@ class EntryChange(msgspec.Struct, frozen=True, array_like=True, gc=False):
         entry = self.new or self.old
         assert entry is not None, "an EntryChange has at least one side"
         return entry.key
+
+    def size(self) -> int:
+        """About how many backends a plane looks at for it: those that differ, where nothing else does."""
+        old, new = self.old, self.new
+        if (
+            old is None
+            or new is None
+            or len(new.cluster) < LARGE
+            or old.frontends != new.frontends
+            or old.affinity_seconds != new.affinity_seconds
+        ):
+            return sum(len(entry.cluster) + len(entry.local) for entry in (old, new) if entry is not None)
+        return sum(map(len, (*difference(old.cluster, new.cluster), *difference(old.local, new.local))))
 
 
 class PlanChange(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """From Kubernetes objects to the plan, one change at a time: events in, PlanChange out. Pure; O(what changed)."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import product
 from operator import attrgetter
@@ -33,6 +33,9 @@ from dataplane.policy.node import NodeConfig
 
 _MANY = 1000
 """Objects in one update from which on it is a load: nobody reads its changes in order, and much memory is taken."""
+
+_MANY_ENDPOINTS = 3000
+"""Endpoints that are more than a few milliseconds' work, where each has to be looked at."""
 
 _Dirty = dict[ServiceId, None]
 """Services to plan anew. A dict for its order: they are visited as they came, which is how they lie in memory."""
@@ -115,6 +118,32 @@ class Planner:
             health_checks=health or None,
             connect_off=self._pods.connect_off(),
         )
+
+    def takes_long(self, upserts: Sequence[ModelObject], deletes: Sequence[ObjectRef]) -> bool:
+        """Whether an update with these may take more than a few milliseconds: it is about very many objects or
+        endpoints, or may have all endpoints of a Service with many looked at."""
+        if len(upserts) + len(deletes) >= _MANY:
+            return True
+        about: dict[ServiceId, int] = {}
+        for item in upserts:
+            if isinstance(item, EndpointSlice):
+                owner = (item.namespace, item.service)
+                about[owner] = about.get(owner, 0) + len(item.endpoints)
+            elif isinstance(item, Service):
+                about.setdefault((item.namespace, item.name), 0)
+        for ref in deletes:
+            slice_owner = self._slice_owner.get((ref.namespace, ref.name)) if ref.kind == "EndpointSlice" else None
+            if slice_owner is not None:
+                about[slice_owner] = about.get(slice_owner, 0) + _MANY
+        return sum(about.values()) >= _MANY_ENDPOINTS or any(self._looks_at_all(*each) for each in about.items())
+
+    def _looks_at_all(self, service_id: ServiceId, changed: int) -> bool:
+        """Whether a change of so many endpoints may have every endpoint of a Service with very many looked at."""
+        pieces = self._slices.get(service_id, ())
+        if sum([len(piece.endpoints) for piece in pieces]) < _MANY_ENDPOINTS:
+            return False
+        merged = self._merged.get(service_id)
+        return not merged or any(each.margin() <= changed for each in merged.values())
 
     def set_node(self, node: NodeConfig) -> PlanChange:
         """Change what is known of this node; plans every Service anew. O(size of the plan)."""

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from dataplane.model.net import Family, Protocol, is_loopback
-from dataplane.plan.change import PlanChange
+from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import FrontendKey, Plan, PlanEntry
+from dataplane.policy.difference import difference, holds
 from dataplane.policy.node import NodeConfig
 
 _LOOPBACK = "127.0.0.1"
@@ -63,16 +64,49 @@ def stale_udp(change: PlanChange, node: NodeConfig, loaded: Plan | None = None) 
     loaded: the plan, after a load. Whatever was there before, an earlier run, another mode or kube-proxy itself, flows
     to endpoints that serve stay, and all others to the plan's frontends go.
     """
-    before = _by_frontend(entry.old for entry in change.entries)
-    after = _by_frontend(entry.new for entry in change.entries)
-    if loaded is not None:
+    found: dict[StaleFlows, None] = {}
+    if loaded is None:
+        simple = [entry for entry in change.entries if _changes_only_endpoints(entry)]
+        for entry in simple:
+            for key, gone in _gone(entry):
+                found.update(dict.fromkeys(_flows(key, gone, _NOBODY, node)))
+        others = [entry for entry in change.entries if not _changes_only_endpoints(entry)] if simple else change.entries
+        before = _by_frontend(entry.old for entry in others)
+        after = _by_frontend(entry.new for entry in others)
+    else:
+        before = _by_frontend(entry.old for entry in change.entries)
         after = _by_frontend(loaded.entries.values())
         before = {key: endpoints for key, endpoints in before.items() if key not in after}
-    found: dict[StaleFlows, None] = {}
     for key in before | after:
         for backend, keep in _stale(before.get(key), after.get(key)):
             found.update(dict.fromkeys(_flows(key, backend, keep, node)))
     return list(found)
+
+
+def _changes_only_endpoints(change: EntryChange) -> bool:
+    """Whether a UDP port keeps its frontends and goes from some endpoints to some."""
+    old, new = change.old, change.new
+    return (
+        old is not None
+        and new is not None
+        and change.key.protocol is Protocol.UDP
+        and [f.key for f in old.frontends] == [f.key for f in new.frontends]
+        and bool(old.cluster or old.local or old.lingering)
+        and bool(new.cluster or new.local or new.lingering)
+    )
+
+
+def _gone(change: EntryChange) -> Iterator[tuple[FrontendKey, tuple[str, int]]]:
+    """The endpoints of such a change that serve no more, for each frontend. O(what differs)."""
+    old, new = change.old, change.new
+    assert old is not None, "_changes_only_endpoints"
+    assert new is not None, "_changes_only_endpoints"
+    pairs = ((old.cluster, new.cluster), (old.local, new.local), (old.lingering, new.lingering))
+    removed = {(b.address, b.port) for was, now in pairs for b in difference(was, now).removed}
+    for backend in sorted(removed):
+        if not any(holds(now, *backend) for _, now in pairs):
+            for frontend in new.frontends:
+                yield frontend.key, backend
 
 
 def _by_frontend(entries: Iterable[PlanEntry | None]) -> dict[FrontendKey, Endpoints]:

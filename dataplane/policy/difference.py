@@ -54,6 +54,26 @@ def difference(old: Backends, new: Backends) -> Difference:
     for comparing the runs in between."""
     if old is new:
         return Difference([], [])
+    if max(len(old), len(new)) < LARGE:
+        return _difference(old, new)
+    for was, now, known in _asked.last:
+        if was is old and now is new:
+            return known
+    found = _difference(old, new)
+    _asked.last = ((old, new, found), *_asked.last[:2])
+    return found
+
+
+class _Asked:
+    """What was asked last: everybody whom a change concerns asks for the difference of its three pairs of sets."""
+
+    last: tuple[tuple[Backends, Backends, Difference], ...] = ()
+
+
+_asked = _Asked()
+
+
+def _difference(old: Backends, new: Backends) -> Difference:
     removed: list[Backend] = []
     added: list[Backend] = []
     at = other = 0
@@ -77,10 +97,14 @@ def difference(old: Backends, new: Backends) -> Difference:
 
 
 def spliced(members: Backends, removed: Iterable[Backend], added: Iterable[Backend]) -> Backends:
-    """A sorted set without some of its backends and with others."""
+    """A sorted set without some of its backends and with others. Raises ValueError where one to be removed is not in
+    it."""
     order = list(members)
     for backend in removed:
-        del order[bisect_left(order, backend)]
+        at = bisect_left(order, backend)
+        if order[at : at + 1] != [backend]:
+            raise ValueError(f"{backend} is not in the set that it should leave")
+        del order[at]
     for backend in added:
         order.insert(bisect_left(order, backend), backend)
     return tuple(order)
@@ -92,7 +116,9 @@ def holds(members: Backends, address: str, port: int) -> bool:
     return at < len(members) and (members[at].address, members[at].port) == (address, port)
 
 
-def holds_address(members: Backends, address: str) -> bool:
-    """Whether a sorted set has a backend of this address, whatever its port."""
-    at = bisect_left(members, Backend(address, 0))
-    return at < len(members) and members[at].address == address
+def at_address(members: Backends, address: str) -> Backends:
+    """The backends of a sorted set that have this address, whatever their port."""
+    first = last = bisect_left(members, Backend(address, 0))
+    while last < len(members) and members[last].address == address:
+        last += 1
+    return members[first:last]

@@ -78,6 +78,7 @@ class MergedEndpoints:
         self._port, self._node, self._zone = port, node, zone
         self._said: dict[_Address, _Said] = {}
         self._chosen: dict[_Address, Endpoint] = {}
+        self._here: dict[_Address, Endpoint] = {}  # those of them on this node
         self._touched: dict[_Address, Endpoint | None] = {}  # what was chosen at the last look
         self._counts = _Counts(node, zone)
         self._rule = _Rule("", "", "")
@@ -123,8 +124,13 @@ class MergedEndpoints:
             new = self._chosen[address] = most_useful([endpoint for _, endpoint in said], self._node)
             self._counts.add(new, 1)
         else:
+            new = None
             self._said.pop(address, None)
             self._chosen.pop(address, None)
+        if new is not None and new.node == self._node:
+            self._here[address] = new
+        else:
+            self._here.pop(address, None)
         if old is not None:
             self._counts.add(old, -1)
         self._touched.setdefault(address, old)
@@ -153,35 +159,53 @@ class MergedEndpoints:
         local = kinds[rule.local]
         return kinds[rule.cluster], lambda e: e.node == node and local(e)
 
+    def margin(self) -> int:
+        """How many endpoints have to change, at least, before another rule picks the Cluster set, for which every
+        endpoint is looked at."""
+        if self._rule.cluster != "ready":
+            return 0
+        counts = self._counts
+        return counts.ready - max(counts.node_hinted, counts.zone_hinted)
+
     def sets(self, *, lingering: bool) -> tuple[BackendSets, Backends]:
         """Both sets, and the endpoints that linger (see endpoints.lingering; () where nobody asks for them).
 
-        Backends that were there at the last look are the same objects.
+        Backends that were there at the last look are the same objects. O(what changed), but for the sets that another
+        rule picks now.
         """
-        rule = self._rule_now()
-        touched = self._touched if rule == self._rule else None
+        rule, before = self._rule_now(), self._rule
         in_cluster, in_local = self._picks(rule)
 
         def lingers(e: Endpoint) -> bool:
             return (e.ready or e.serving) and not in_cluster(e) and not in_local(e)
 
-        cluster = self._updated(self._sets.cluster, in_cluster, touched)
-        local = self._updated(self._sets.local, in_local, touched)
-        self._lingering = self._updated(self._lingering, lingers, touched) if lingering else ()
+        same_cluster, same_local = rule.cluster == before.cluster, rule.local == before.local
+        cluster, local = self._sets.cluster, self._sets.local
+        cluster = self._updated(cluster, in_cluster) if same_cluster else self._made(cluster, in_cluster, self._chosen)
+        local = self._updated(local, in_local) if same_local else self._made(local, in_local, self._here)
+        if not lingering:
+            self._lingering = ()
+        elif same_cluster and same_local:
+            self._lingering = self._updated(self._lingering, lingers)
+        else:
+            self._lingering = self._made(self._lingering, lingers, self._chosen)
         self._rule, self._touched = rule, {}
         self._sets = BackendSets(cluster, local, rule.topology, rule.cluster == "draining", rule.local == "draining")
         return self._sets, self._lingering
 
-    def _updated(self, members: Backends, picks: _Picks, touched: dict[_Address, Endpoint | None] | None) -> Backends:
-        """A set after what was touched; None: the rule is another one, everything counts."""
+    def _made(self, before: Backends, picks: _Picks, among: dict[_Address, Endpoint]) -> Backends:
+        """A set from all endpoints."""
         here = self._node or None
-        if touched is None:
-            kept = {backend: backend for backend in members}
-            made = [Backend(*key, e.node == here) for key, e in self._chosen.items() if picks(e)]
-            made.sort()
-            return tuple([kept.get(backend, backend) for backend in made])
+        kept = {backend: backend for backend in before}
+        made = [Backend(*key, e.node == here) for key, e in among.items() if picks(e)]
+        made.sort()
+        return tuple([kept.get(backend, backend) for backend in made] if kept else made)
+
+    def _updated(self, members: Backends, picks: _Picks) -> Backends:
+        """A set after what was touched, where the rule is the same."""
+        here = self._node or None
         removed, added = [], []
-        for key, old in touched.items():
+        for key, old in self._touched.items():
             now = self._chosen.get(key)
             before = Backend(*key, old.node == here) if old is not None and picks(old) else None
             after = Backend(*key, now.node == here) if now is not None and picks(now) else None

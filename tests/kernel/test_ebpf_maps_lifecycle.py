@@ -20,12 +20,13 @@ from dataplane.plan.change import EntryChange, PlanChange, diff
 from dataplane.plan.rows import rows
 from dataplane.plan.types import Plan, PlanEntry, SourceRanges
 from dataplane.planes.base import PlaneError
-from dataplane.planes.ebpf import pins
+from dataplane.planes.ebpf import members, pins
 from dataplane.planes.ebpf.adopt import adopt
 from dataplane.planes.ebpf.layout import fields_of, layout_version
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.ebpf.programs import CONNECT_PROGRAMS, ConnectHook, connect_problem, remove_instances
 from dataplane.planes.ebpf.tables import Tables
+from dataplane.policy.difference import LARGE
 from dataplane.policy.endpoints import Backend
 from tests.kernel.ebpf_lab import SMALL, NoSlowPath, plan_of, service
 from tests.kernel.test_ebpf_collect import held, put_flow
@@ -98,6 +99,13 @@ def _no_index_is_lost(tables: Tables) -> None:
     assert tables.owners == found.owners
 
 
+@pytest.fixture(params=[LARGE, 1], ids=["small", "large"])
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every entry is treated as it is, or as one with many backends."""
+    monkeypatch.setattr(members, "LARGE", request.param)
+
+
+@pytest.mark.usefixtures("size")
 @given(sequence=st.lists(plans(), min_size=1, max_size=5))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_sequence_of_plans_reads_back(make_plane: Callable[..., EbpfPlane], sequence: list[Plan]) -> None:
@@ -111,6 +119,7 @@ def test_any_sequence_of_plans_reads_back(make_plane: Callable[..., EbpfPlane], 
     plane.close()
 
 
+@pytest.mark.usefixtures("size")
 @given(before=plans(), after=plans())
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_later_daemon_adopts_and_goes_on(make_plane: Callable[..., EbpfPlane], before: Plan, after: Plan) -> None:
@@ -129,6 +138,50 @@ def test_a_later_daemon_adopts_and_goes_on(make_plane: Callable[..., EbpfPlane],
     second.close()
 
 
+_members = st.dictionaries(st.integers(2, 40), st.sampled_from(("here", "there", "lingers")), min_size=1, max_size=30)
+
+
+@pytest.mark.usefixtures("size")
+@given(
+    steps=st.lists(_members, min_size=2, max_size=6),
+    protocol=st.sampled_from((Protocol.TCP, Protocol.UDP)),
+    affinity=st.sampled_from((0, 10800)),
+    restart=st.integers(0, 6),
+)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_service_that_changes_in_its_backends_alone(
+    make_plane: Callable[..., EbpfPlane], steps: list[dict[int, str]], protocol: Protocol, affinity: int, restart: int
+) -> None:
+    """restart: before this step another daemon takes over."""
+    found = []
+    for places in steps:
+        backends = {where: tuple(sorted(
+            Backend(f"10.244.9.{n}", 8080 + n % 2, n % 3 == 0) for n, place in places.items() if place == where
+        )) for where in ("here", "there", "lingers")}  # fmt: skip
+        entry = service(
+            "s1", protocol, backends=tuple(sorted((*backends["here"], *backends["there"]))), local=backends["here"],
+            affinity=affinity, node_port=30001,
+        )  # fmt: skip
+        routes = service("s1", protocol, node_port=30001).frontends
+        found.append(plan_of(msgspec.structs.replace(entry, lingering=backends["lingers"], frontends=routes)))
+    plane, before = make_plane(), found[0]
+    plane.load(before)
+    for number, plan in enumerate(found[1:]):
+        if number == restart:
+            plane.close()
+            plane = make_plane()
+            plane.load(plan)
+        plane.apply(diff(before, plan))
+        assert {key: installed.entry for key, installed in plane.tables.installed.items()} == plan.entries
+        assert plane.read_back() == rows(plan)
+        held = adopt(plane.tables.maps).tables.installed
+        assert {key: installed.entry for key, installed in held.items()} == plan.entries
+        _no_index_is_lost(plane.tables)
+        before = plan
+    plane.close()
+
+
+@pytest.mark.usefixtures("size")
 @given(before=plans(), after=plans(), writes=st.integers(0, 40))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_daemon_that_dies_between_any_two_steps_is_understood(
@@ -153,6 +206,9 @@ def test_a_daemon_that_dies_between_any_two_steps_is_understood(
     with monkeypatch.context() as patched:
         for target, name in (
             (first.tables, "_fill"),
+            (first.tables, "_change_members"),
+            (first.tables, "_move_slots"),
+            (first.tables, "_compose_frontends"),
             (first.tables, "_retire"),
             (first.tables, "_finish"),
             (first.tables.maps, "put_many"),

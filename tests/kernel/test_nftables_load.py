@@ -18,7 +18,7 @@ from dataplane.planes.base import PlaneError
 from dataplane.planes.nftables import load
 from dataplane.planes.nftables.fields import Layouts, number_of
 from dataplane.planes.nftables.plane import NftablesPlane
-from dataplane.planes.nftables.shapes import shape_of
+from dataplane.planes.nftables.shapes import drawn_from, shape_of
 from dataplane.planes.nftables.skeleton import BASE_CHAINS
 from dataplane.planes.nftables.state import TableReader, TableState, table_state
 from dataplane.planes.nftables.store import ElementStore
@@ -178,7 +178,7 @@ def assert_whole(states: dict[Family, TableState]) -> None:
                     assert shape is not None
                     assert name in state.rules
                     placed = reader.order(key)
-                    assert len(placed.local if shape.local else placed.cluster) >= shape.size
+                    assert drawn_from(len(placed.local if shape.local else placed.cluster)) >= shape.size
 
 
 class Watched(Store):

@@ -11,12 +11,13 @@ from dataplane.model.objects import ModelObject
 from dataplane.plan.planner import Planner
 from dataplane.plan.rows import rows
 from dataplane.plan.types import Plan
-from dataplane.planes.nftables import load
+from dataplane.planes.nftables import load, seats
 from dataplane.planes.nftables.load import TEXT_LIMIT
 from dataplane.planes.nftables.plane import NftablesPlane
 from dataplane.planes.nftables.skeleton import chains, declarations
 from dataplane.planes.nftables.state import table_state
 from dataplane.planes.nftables.syntax import syntax
+from dataplane.policy.difference import LARGE
 from tests.unit.clusters import clusters, decoded, node_config, nodes
 
 FAMILIES = (Family.IPV4, Family.IPV6)
@@ -36,11 +37,14 @@ def assert_empty(plane: NftablesPlane, plan: Plan) -> None:
         assert state.sets == set(declarations(words))
 
 
-@pytest.fixture(params=[TEXT_LIMIT, 0], ids=["text", "pieces"])
+@pytest.fixture(params=[(TEXT_LIMIT, LARGE), (0, LARGE), (TEXT_LIMIT, 1)], ids=["text", "pieces", "large"])
 def plane(namespace: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> NftablesPlane:
-    """Planes whose loads are one transaction of text, and whose loads go in small pieces."""
+    """Planes whose loads are one transaction of text, whose loads go in small pieces, and that treat every Service with
+    backends as one with many."""
+    text_limit, large = request.param
     monkeypatch.setattr(load, "ELEMENTS_A_TRANSACTION", 7)
-    return in_netns(namespace, NftablesPlane, text_limit=request.param)
+    monkeypatch.setattr(seats, "LARGE", large)
+    return in_netns(namespace, NftablesPlane, text_limit=text_limit)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

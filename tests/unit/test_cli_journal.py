@@ -3,14 +3,19 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck as Unhealthy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ctl import journal as journal_module
 from ctl import state
 from ctl.journal import Journal
+from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import apply_change, diff
 from dataplane.plan.planner import Planner
-from dataplane.plan.types import HealthCheck, Plan
+from dataplane.plan.types import EntryKey, HealthCheck, Plan, PlanEntry
+from dataplane.policy.difference import LARGE
+from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import NodeConfig
 from tests.unit.clusters import clusters, decoded, node_config, nodes
 
@@ -29,11 +34,14 @@ def same(one: Plan, other: Plan) -> bool:
     return not diff(one, other)
 
 
-@settings(max_examples=25)
+@pytest.mark.parametrize("large", [LARGE, 0])
+@settings(max_examples=25, suppress_health_check=[Unhealthy.function_scoped_fixture])
 @given(data=st.data())
 def test_the_plan_is_what_was_saved_and_all_changes_since(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, large: int, data: st.DataObject
 ) -> None:
+    """large: 0 has every entry written down by what it differs in."""
+    monkeypatch.setattr(journal_module, "LARGE", large)
     folder = tmp_path_factory.mktemp("state")
     plans = [Plan(NodeConfig(name="start"))]
     for _ in range(4):
@@ -82,3 +90,30 @@ def test_a_plan_that_is_saved_for_good_needs_no_journal(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.journal-*"))
     assert state.forget(tmp_path)
     assert not tmp_path.exists()
+
+
+def test_one_endpoint_of_many_is_a_short_step(tmp_path: Path) -> None:
+    key = EntryKey("n", "s", "", Protocol.TCP, Family.IPV4)
+    members = tuple(Backend(f"10.0.{n >> 8}.{n & 255}", 80) for n in range(5000))
+    plans = [
+        Plan(NodeConfig(), {key: PlanEntry(key, tuple(sorted(members[:count])))}) for count in (len(members), 4999)
+    ]
+    journal = Journal(state.plan_path(tmp_path), 1)
+    state.save(tmp_path, saved(plans[0], 1))
+    journal.append(diff(*plans))
+    journal.close()
+    [path] = tmp_path.glob("*.journal-*")
+    assert path.stat().st_size < 200
+    assert same(loaded(tmp_path), plans[1])
+
+
+def test_a_step_that_does_not_begin_where_the_plan_stands_is_an_error(tmp_path: Path) -> None:
+    key = EntryKey("n", "s", "", Protocol.TCP, Family.IPV4)
+    members = tuple(sorted(Backend(f"10.0.0.{n}", 80) for n in range(100)))
+    plans = [Plan(NodeConfig(), {key: PlanEntry(key, members[first:])}) for first in range(3)]
+    journal = Journal(state.plan_path(tmp_path), 1)
+    state.save(tmp_path, saved(plans[1], 1))
+    journal.append(diff(plans[0], plans[1]))
+    journal.close()
+    with pytest.raises(state.StateError, match="apply the manifests again"):
+        state.load(tmp_path)

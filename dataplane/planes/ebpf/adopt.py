@@ -27,18 +27,8 @@ from dataplane.planes.ebpf.encode import (
 )
 from dataplane.planes.ebpf.layout import constant
 from dataplane.planes.ebpf.maps import MapSet
-from dataplane.planes.ebpf.tables import (
-    BACKEND_FLAGS_AT,
-    HERE,
-    IN_CLUSTER,
-    IN_LOCAL,
-    LINGERS,
-    SERVICE_FLAGS_AT,
-    Address,
-    Installed,
-    Tables,
-    wanted_flags,
-)
+from dataplane.planes.ebpf.members import HERE, IN_CLUSTER, IN_LOCAL, LINGERS, Address, wanted_flags
+from dataplane.planes.ebpf.tables import BACKEND_FLAGS_AT, SERVICE_FLAGS_AT, Installed, Tables
 from dataplane.policy.endpoints import Backend
 
 _INTERNAL_LOCAL, _EXTERNAL_LOCAL = constant("SERVICE_INTERNAL_LOCAL"), constant("SERVICE_EXTERNAL_LOCAL")
@@ -99,7 +89,7 @@ class _Reader:
             members.append(Backend(*address, flags & HERE != 0))
             found.indices[address] = index
             found.flags[address] = flags
-        return tuple(members)
+        return tuple(sorted(members))  # in `slots` they stand in any order
 
     def _lingering(self, service: int, found: _Found) -> tuple[Backend, ...]:
         """Backends that serve and are in neither set."""

@@ -5,8 +5,10 @@ read: `bpf/lookup.h`, balance(). An entry that does not fit is left out whole, s
 """
 
 import secrets
+import sys
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -26,38 +28,37 @@ from dataplane.planes.ebpf.encode import (
     range_key_bytes,
     service_bytes,
 )
-from dataplane.planes.ebpf.layout import constant, fields_of
+from dataplane.planes.ebpf.layout import fields_of
 from dataplane.planes.ebpf.maps import MapSet
+from dataplane.planes.ebpf.members import Address, MemberChange, changes_only_backends, wanted_flags
+from dataplane.planes.moves import moves
 
-IN_CLUSTER, IN_LOCAL = constant("BACKEND_IN_CLUSTER"), constant("BACKEND_IN_LOCAL")
-HERE, LINGERS = constant("BACKEND_HERE"), constant("BACKEND_LINGERS")
 BACKEND_FLAGS_AT = fields_of("backend")["flags"]
 SERVICE_FLAGS_AT = fields_of("service")["flags"]
-
-Address = tuple[str, int]
-"""A backend's address text and port."""
 
 
 class Installed(msgspec.Struct, frozen=True):
     """What an entry has in the maps.
 
-    backends: indices, in the order of `wanted_flags(entry)`. keys: of its frontends, in the entry's order.
-    range_sets: one for each frontend, 0 = none.
+    backends: indices, in the order of `wanted_flags(entry)` where there are no `members`. keys: of its frontends, in
+    the entry's order. range_sets: one for each frontend, 0 = none. members: of a large entry that has changed, the
+    indices of its backends by address; the entry's next `Installed` has the same dict.
     """
 
     entry: PlanEntry
     service: int
-    backends: Sequence[int]
+    backends: Collection[int]
     sets: Sets
     keys: tuple[bytes, ...]
     range_sets: tuple[int, ...]
+    members: dict[Address, int] | None = None
 
     def indices(self) -> dict[Address, int]:
-        """Backend indices by address."""
-        return dict(zip(wanted_flags(self.entry), self.backends, strict=True))
+        """Backend indices by address. Not to be changed."""
+        return dict(zip(wanted_flags(self.entry), self.backends, strict=True)) if self.members is None else self.members
 
 
-_Undo = tuple[Callable[..., None], Sequence[int]]
+_Undo = tuple[Callable[..., None], Collection[int]]
 """What gives something back, and its arguments."""
 
 _NO_SETS = Sets()
@@ -90,17 +91,16 @@ def _is_kept(change: EntryChange) -> bool:
     return change.new is not None
 
 
-def wanted_flags(entry: PlanEntry) -> dict[Address, int]:
-    """Backends of an entry with their flags (enum backend_flags)."""
-    wanted: dict[Address, int] = {}
-    for backend in entry.cluster:
-        wanted[(backend.address, backend.port)] = IN_CLUSTER | HERE if backend.local else IN_CLUSTER
-    for backend in entry.local:
-        key = (backend.address, backend.port)
-        wanted[key] = wanted.get(key, 0) | (IN_LOCAL | HERE if backend.local else IN_LOCAL)
-    for backend in entry.lingering:
-        wanted.setdefault((backend.address, backend.port), LINGERS | HERE if backend.local else LINGERS)
-    return wanted
+_SLOT_SIZE = 8
+
+
+def _position(slots: bytes, index: int) -> int:
+    """Which slot holds a backend's index."""
+    wanted, at = index.to_bytes(_SLOT_SIZE, sys.byteorder), -1
+    while True:
+        at = slots.index(wanted, at + 1)
+        if at % _SLOT_SIZE == 0:
+            return at // _SLOT_SIZE
 
 
 class RangeSets:
@@ -201,6 +201,14 @@ class Tables:
         if self.overflow:
             self.overflow.pop(key, None)
         done: Installed | None = None
+        if old is not None and new is not None and changes_only_backends(old.entry, new):
+            try:
+                self.installed[key] = self._change_members(old, new, late)
+            except MapFull as full:
+                self.overflow[key] = full.map_name
+                self._retire(old, None, late)
+                del self.installed[key]
+            return
         if new is not None:
             wanted, before = wanted_flags(new), old.indices() if old else {}
             try:
@@ -215,6 +223,74 @@ class Tables:
             self.installed[key] = done
         elif old is not None:
             del self.installed[key]
+
+    def _change_members(self, old: Installed, new: PlanEntry, late: _Late) -> Installed:
+        """The change of a large entry of which only backends differ. O(what differs). Raises MapFull, having changed
+        nothing."""
+        was = old.entry
+        members = old.indices()
+        change = MemberChange.of(was, new)
+        come = [address for address in change.flags if change.flags[address] and address not in members]
+        undo: list[_Undo] = []
+        try:
+            fresh = self.backends.take_many(len(come))
+            undo.append((self.backends.give_back, fresh))
+            sets = Sets(
+                self._run(len(new.cluster), old.sets.cluster_base, old.sets.cluster_count, undo),
+                len(new.cluster),
+                self._run(len(new.local), old.sets.local_base, old.sets.local_count, undo) if new.local else 0,
+                len(new.local),
+            )
+        except PlaneError:
+            for give_back, numbers in undo:
+                give_back(*numbers)
+            raise
+        generation, places = self._next(), dict(zip(come, fresh, strict=True))
+        for records in (
+            backend_records({a: change.flags[a] for a in come}, was.key.protocol, generation, old.service),
+        ):
+            for index, raw in zip(fresh, records, strict=True):
+                self._backend_memory[index * BACKEND.size : (index + 1) * BACKEND.size] = raw
+        for pair, wanted in zip(zip(old.sets.runs(), sets.runs(), strict=True), change.sets, strict=True):
+            self._move_slots(*pair, wanted, members, places)
+        members.update(places)
+        self._service_memory[old.service * SERVICE.size : (old.service + 1) * SERVICE.size] = service_bytes(new, sets)
+        done = Installed(new, old.service, members.values(), sets, old.keys, old.range_sets, members)
+        self._compose_frontends(done, generation, late)
+        for address, flags in change.flags.items():
+            if flags and address not in places:
+                offset = members[address] * BACKEND.size + BACKEND_FLAGS_AT
+                self._backend_memory[offset] |= flags
+                late.kept_flags.append((members[address], flags))
+            elif not flags:
+                late.dead.append(members.pop(address))
+                late.removed.append(Removed(was.key, *address))
+        for (base, count), (new_base, new_count) in zip(old.sets.runs(), sets.runs(), strict=True):
+            if count and (base != new_base or not new_count):
+                late.runs.append((base, count))
+        return done
+
+    def _move_slots(
+        self,
+        old: tuple[int, int],
+        new: tuple[int, int],
+        change: tuple[Sequence[Address], Sequence[Address]],
+        members: Mapping[Address, int],
+        places: Mapping[Address, int],
+    ) -> None:
+        """Bring one set's slots to what it holds now, in its run or in a new one. change: who went and who came."""
+        (base, count), (new_base, _) = old, new
+        gone, come = change
+        raw = self.maps.memory["slots"][base * _SLOT_SIZE : (base + count) * _SLOT_SIZE].tobytes() if gone else b""
+        holes = [_position(raw, members[address]) for address in gone]
+        added = [places[address] if address in places else members[address] for address in come]
+        moved = moves(count, holes, added, lambda at: self._slots[base + at])
+        if base != new_base and new_base + count <= len(self._slots):
+            kept = min(count, capacity(new[1]))
+            self._slots[new_base : new_base + kept] = self._slots[base : base + kept]
+        for at, index in moved.items():
+            if index is not None:
+                self._slots[new_base + at] = index
 
     def _reserve(
         self, new: PlanEntry, wanted: dict[Address, int], old: Installed | None, before: dict[Address, int]
@@ -279,12 +355,17 @@ class Tables:
         self._fill_backends(done, wanted, before, generation, late)
         base, count = sets.cluster_base, sets.cluster_count
         # wanted_flags() begins with the Cluster set, in its order.
-        self._slots[base : base + count] = array("Q", [*done.backends[:count]])
+        self._slots[base : base + count] = array("Q", [*islice(done.backends, count)])
         if entry.local:
             indices = dict(zip(wanted, done.backends, strict=True))
             base, count = sets.local_base, sets.local_count
             self._slots[base : base + count] = array("Q", [indices[(b.address, b.port)] for b in entry.local])
         self._service_memory[service * SERVICE.size : (service + 1) * SERVICE.size] = service_bytes(entry, sets)
+        self._compose_frontends(done, generation, late)
+
+    def _compose_frontends(self, done: Installed, generation: int, late: _Late) -> None:
+        """The values of an entry's frontends, to be written after all that they lead to."""
+        entry = done.entry
         for order, key in enumerate(done.keys):
             self.owners[key] = entry.key
             if late.deleted:
@@ -293,8 +374,8 @@ class Tables:
                 entry.frontends[order],
                 order,
                 generation,
-                service,
-                sets,
+                done.service,
+                done.sets,
                 entry.affinity_seconds,
                 done.range_sets[order],
             )

@@ -14,7 +14,8 @@ from dataplane.plan.types import Frontend, FrontendKey, FrontendKind, PlanEntry
 from dataplane.planes.base import EntryRefused
 from dataplane.planes.nftables.fields import Element, address_port, number, port
 from dataplane.planes.nftables.placement import Address, Placement
-from dataplane.planes.nftables.shapes import Masquerade, Shape, ShapeIds
+from dataplane.planes.nftables.seats import Touched, needs_hairpin_everywhere
+from dataplane.planes.nftables.shapes import Masquerade, Shape, ShapeIds, drawn_from
 from dataplane.planes.nftables.skeleton import declarations, ranges_name
 from dataplane.planes.nftables.syntax import (
     BY_SOURCE_WAY,
@@ -79,18 +80,6 @@ def _indexes(first: int, count: int) -> Iterable[bytes]:
     return map(number, range(first, first + count))
 
 
-def _needs_hairpin_everywhere(entry: PlanEntry) -> bool:
-    """Whether pods of other nodes may reach themselves through this node: an external frontend hands them the
-    Cluster set unmasqueraded. Otherwise only this node's own pods can."""
-    return any(
-        frontend.kind is not FrontendKind.CLUSTER_IP
-        and frontend.routes.pod.action is Action.FORWARD
-        and frontend.routes.pod.scope is Scope.CLUSTER
-        and not frontend.routes.pod.masquerade
-        for frontend in entry.frontends
-    )
-
-
 class Compiler:
     """Compiles the entries of one family. `ids`: the numbers of shapes, new ones are given as they come up."""
 
@@ -102,11 +91,11 @@ class Compiler:
         self._ways: dict[tuple[int, bool, int, int, int], _Ways] = {}
         self._number = family.socket_family
 
-    def compile(self, entry: PlanEntry, placement: Placement | None) -> Compiled:
+    def compile(self, entry: PlanEntry, placement: Placement | Touched | None) -> Compiled:
         """Elements and references of one entry.
 
-        placement None: the backends stand in the entry's own order (which affinity does not allow). Raises PlaneError
-        for what nftables cannot hold, naming the Service.
+        placement None: the backends stand in the entry's own order (which affinity does not allow). Touched: of the
+        backends, only what a change touches. Raises PlaneError for what nftables cannot hold, naming the Service.
         """
         entry_compiler = _Entry(self, entry, placement)
         for frontend in entry.frontends:
@@ -127,7 +116,8 @@ class Compiler:
 
         By the identity of the routes, which live as long as they are remembered: their hash takes longer than the rest.
         """
-        key = (id(routes), nodeport, len(entry.cluster), len(entry.local), entry.affinity_seconds)
+        drawn = drawn_from(len(entry.cluster)), drawn_from(len(entry.local))
+        key = (id(routes), nodeport, *drawn, entry.affinity_seconds)
         known = self._ways.get(key)
         if known is None:
             if len(self._ways) >= _WAYS_REMEMBERED:
@@ -146,7 +136,7 @@ class Compiler:
             count = len(entry.backends(route.scope))
             if not count:
                 raise EntryRefused(entry.key, f"a route forwards to the {route.scope.value} set, which is empty")
-            shape = Shape(nodeport, count, route.scope is Scope.LOCAL, masquerade, entry.affinity_seconds)
+            shape = Shape(nodeport, drawn_from(count), route.scope is Scope.LOCAL, masquerade, entry.affinity_seconds)
             references.append(ShapeRef(self.family, shape))
             return self._ids.of(shape)
 
@@ -181,7 +171,7 @@ class _Entry:
 
     __slots__ = ("_common", "_entry", "_name", "_placement", "_service", "elements", "references")
 
-    def __init__(self, common: Compiler, entry: PlanEntry, placement: Placement | None) -> None:
+    def __init__(self, common: Compiler, entry: PlanEntry, placement: Placement | Touched | None) -> None:
         self._common = common
         self._entry = entry
         self._placement = placement
@@ -221,10 +211,13 @@ class _Entry:
         entry = self._entry
         if not entry.frontends:
             return
-        everybody = _needs_hairpin_everywhere(entry)
-        addresses = {b.address for b in entry.cluster if everybody or b.local}
-        if entry.local:
-            addresses.update(b.address for b in entry.local)
+        if isinstance(self._placement, Touched):
+            addresses = set(self._placement.hairpin)
+        else:
+            everybody = needs_hairpin_everywhere(entry)
+            addresses = {b.address for b in entry.cluster if everybody or b.local}
+            if entry.local:
+                addresses.update(b.address for b in entry.local)
         if addresses:
             target = self._common.target("hairpin")
             self.references += [ElementRef(target, packed(a) * 2) for a in sorted(addresses)]
@@ -246,29 +239,35 @@ class _Entry:
             self.references.append(RangesRef(self._common.family, cidr.prefixlen))
         return RESTRICTED_WAY
 
-    def _order(self, local: bool) -> Sequence[Address]:
-        """Backends as placed, or as the entry has them."""
-        if self._placement is not None:
-            return self._placement.local if local else self._placement.cluster
-        return [(b.address, b.port) for b in (self._entry.local if local else self._entry.cluster)]
+    def _order(self, local: bool) -> Iterable[tuple[bytes, Address]]:
+        """Backends by index, as placed or as the entry has them."""
+        offset = LOCAL_OFFSET if local else 0
+        placement = self._placement
+        if isinstance(placement, Touched):
+            touched = placement.local if local else placement.cluster
+            return [(number(offset + index), backend) for index, backend in touched]
+        if placement is not None:
+            order: Sequence[Address] = placement.local if local else placement.cluster
+        else:
+            order = [(b.address, b.port) for b in (self._entry.local if local else self._entry.cluster)]
+        return zip(_indexes(offset, len(order)), order, strict=True)
 
     def _backends(self, kind: Kind, key: bytes, scope: Scope) -> None:
         local = scope is Scope.LOCAL
         order = self._order(local)
-        offset = LOCAL_OFFSET if local else 0
         if self._entry.affinity_seconds:
-            self._slots(kind, key, order, offset)
+            self._slots(kind, key, order, local=local)
             return
         target = self._common.target(kind.endpoints)
         elements, pack = self.elements, self._common.packed
-        for index, (address, port_number) in zip(_indexes(offset, len(order)), order, strict=True):
+        for index, (address, port_number) in order:
             elements[(target, key + index)] = pack(address) + port(port_number)
 
-    def _slots(self, kind: Kind, key: bytes, order: Sequence[Address], offset: int) -> None:
+    def _slots(self, kind: Kind, key: bytes, order: Iterable[tuple[bytes, Address]], *, local: bool) -> None:
         assert self._placement is not None, "affinity needs slots"
         slots = self._common.target(kind.slots)
-        backends = self._common.target(kind.local_slot_endpoints if offset else kind.slot_endpoints)
-        for index, backend in zip(_indexes(offset, len(order)), order, strict=True):
+        backends = self._common.target(kind.local_slot_endpoints if local else kind.slot_endpoints)
+        for index, backend in order:
             slot = number(self._placement.slots[backend])
             self.elements[(slots, key + index)] = slot
             self.elements[(backends, key + slot)] = address_port(*backend)

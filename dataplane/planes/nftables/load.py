@@ -9,13 +9,12 @@ from dataplane.kernel.nft import Nft
 from dataplane.kernel.rcu import wait_for_packets
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange
-from dataplane.plan.types import EntryKey, FrontendKey, Plan, PlanEntry, Row
+from dataplane.plan.types import FrontendKey, Plan, PlanEntry, Row
 from dataplane.planes.base import PlaneError
 from dataplane.planes.nftables.adopt import Held, broken_chains, changed_entries, leftovers, previous_placement
-from dataplane.planes.nftables.elements import Compiled, Compiler
+from dataplane.planes.nftables.books import Books
 from dataplane.planes.nftables.fields import Element, Layouts
-from dataplane.planes.nftables.placement import Placement, fresh, place
-from dataplane.planes.nftables.shapes import ShapeIds
+from dataplane.planes.nftables.placement import fresh, place
 from dataplane.planes.nftables.skeleton import (
     BASE_CHAINS,
     activation,
@@ -27,7 +26,7 @@ from dataplane.planes.nftables.skeleton import (
 from dataplane.planes.nftables.state import TableReader, TableState
 from dataplane.planes.nftables.store import ElementStore
 from dataplane.planes.nftables.syntax import Syntax
-from dataplane.planes.nftables.transaction import References, Transaction, add_commands, delete_commands
+from dataplane.planes.nftables.transaction import Transaction, add_commands, delete_commands
 
 ELEMENTS_A_TRANSACTION = 30_000
 """Elements that a large load puts into one transaction, so that no single commit holds the kernel's lock for long."""
@@ -51,28 +50,6 @@ def remove_tables(nft: Nft, store: ElementStore, words: Iterable[Syntax]) -> Non
     nft.run("".join(f"flush chain {chain}\n" for chain in entrances))
     wait_for_packets()
     nft.run("".join(f"delete table {w.own}\n" for w in mine))
-
-
-class Books:
-    """What the plane knows of the kernel. placements: only those that differ from what `place` makes of an entry."""
-
-    def __init__(
-        self, words: Mapping[Family, Syntax], layouts: Layouts, ids: Mapping[Family, ShapeIds] | None = None
-    ) -> None:
-        self.words = words
-        self.layouts = layouts
-        self.ids = ids or {family: ShapeIds() for family in words}
-        self.compilers = {family: Compiler(w, family, self.ids[family]) for family, w in words.items()}
-        self.references = References()
-        self.placements: dict[EntryKey, Placement] = {}
-
-    def compile(self, entry: PlanEntry, placement: Placement | None) -> Compiled:
-        """Elements and references of an entry of one of the plane's families."""
-        return self.compilers[entry.key.family].compile(entry, placement)
-
-    def transaction(self) -> Transaction:
-        """An empty change against what the books say."""
-        return Transaction(self.words, self.layouts, self.ids, self.references)
 
 
 class Loader:

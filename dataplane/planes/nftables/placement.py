@@ -4,7 +4,7 @@ Both are stable: a change to one backend moves as few others as possible (an ind
 """
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 from dataplane.plan.types import EntryKey, PlanEntry
@@ -57,14 +57,20 @@ def _slots(previous: dict[Address, int], backends: Iterable[Address], where: Ent
     slots = {backend: slot for backend, slot in previous.items() if backend in wanted}
     taken = set(slots.values())
     for backend in wanted:
-        if backend in slots:
-            continue
-        slot = zlib.crc32(f"{backend[0]} {backend[1]}".encode()) % SLOTS
-        while slot in taken:
-            slot = (slot + 1) % SLOTS
-        taken.add(slot)
-        slots[backend] = slot
+        if backend not in slots:
+            slots[backend] = slot = new_slot(backend, taken, len(slots), where)
+            taken.add(slot)
     return slots
+
+
+def new_slot(backend: Address, taken: Container[int], count: int, where: EntryKey) -> int:
+    """A slot number for a newcomer. taken, count: those that have one. Raises EntryRefused where all are taken."""
+    if count >= SLOTS:
+        raise EntryRefused(where, f"more than {count} backends with session affinity; at most {SLOTS} fit")
+    slot = zlib.crc32(f"{backend[0]} {backend[1]}".encode()) % SLOTS
+    while slot in taken:
+        slot = (slot + 1) % SLOTS
+    return slot
 
 
 def check_size(entry: PlanEntry) -> None:

@@ -16,14 +16,13 @@ from dataplane.bulk import no_garbage_collection
 from dataplane.kernel.nft import Nft
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange, PlanChange
-from dataplane.plan.types import EntryKey, FrontendKey, Plan, PlanEntry, Row, Table
+from dataplane.plan.types import FrontendKey, Plan, Row, Table
 from dataplane.planes.base import PlaneError
 from dataplane.planes.nftables.adopt import broken_chains
+from dataplane.planes.nftables.books import Books
 from dataplane.planes.nftables.commits import Commits
-from dataplane.planes.nftables.elements import NOTHING, Compiled
 from dataplane.planes.nftables.fields import Layouts
-from dataplane.planes.nftables.load import TEXT_LIMIT, Books, Loader, remove_tables
-from dataplane.planes.nftables.placement import Placement, place
+from dataplane.planes.nftables.load import TEXT_LIMIT, Loader, remove_tables
 from dataplane.planes.nftables.shapes import ShapeIds
 from dataplane.planes.nftables.skeleton import set_service_cidrs, skeleton_rules
 from dataplane.planes.nftables.stand_in import StandIn
@@ -93,7 +92,9 @@ class NftablesPlane:
         loader = Loader(self._nft, self._store, self._layouts, plan, self._text_limit)
         ids = {f: shape_ids(states[f]) if f in states else ShapeIds() for f in self._words}
         self._books = Books(self._words, self._layouts, ids)
-        return loader.adopt(self._books, states) if states else loader.fill(self._books)
+        changed = loader.adopt(self._books, states) if states else loader.fill(self._books)
+        self._books.seat(plan.entries.values())
+        return changed
 
     def apply(self, change: PlanChange) -> None:
         """Apply a change; see planes.base.Plane.apply.
@@ -105,24 +106,12 @@ class NftablesPlane:
             raise PlaneError("nftables plane: a change came before a plan was loaded; call load first")
         books = self._books
         transaction = books.transaction()
-        placements: dict[EntryKey, Placement | None] = {}
-        for entry in change.entries:
-            old, new = entry.old, entry.new
-            key = (new or old or _neither()).key
-            if key.family not in self._words:
-                continue
-            before = self._placement(old) if old is not None else None
-            after = place(new, before) if new is not None else None
-            transaction.replace(self._compile(old, before), self._compile(new, after))
-            placements[key] = after if new is not None and after != place(new) else None
+        steps = [books.replace(entry, transaction) for entry in change.entries if entry.key.family in self._words]
         parts = transaction.parts()
         self._commits.change(parts, self._settings(change))
         transaction.commit()
-        for key, placement in placements.items():
-            if placement is None:
-                books.placements.pop(key, None)
-            else:
-                books.placements[key] = placement
+        for commit in steps:
+            commit()
         node, self._node = change.node or self._node, None
         self._commits.tidy(parts)
         self._node = node
@@ -155,13 +144,6 @@ class NftablesPlane:
             if self._store.has_table(words.own)
         }
 
-    def _placement(self, entry: PlanEntry) -> Placement:
-        stored = self._books.placements.get(entry.key)
-        return stored if stored is not None else place(entry)
-
-    def _compile(self, entry: PlanEntry | None, placement: Placement | None) -> Compiled:
-        return self._books.compile(entry, placement) if entry is not None else NOTHING
-
     def _settings(self, change: PlanChange) -> str:
         """Commands for what changed beside the entries."""
         parts = []
@@ -171,7 +153,3 @@ class NftablesPlane:
             if change.service_cidrs is not None:
                 parts.append(set_service_cidrs(words, family, change.service_cidrs))
         return "".join(parts)
-
-
-def _neither() -> PlanEntry:
-    raise PlaneError("nftables plane: a change with neither an old nor a new entry")

@@ -3,6 +3,10 @@
 A shape is the number of backends, which set they come from, when to masquerade and how long a client sticks. Which
 frontend a packet wants is in the packet; which backends that frontend has is in the maps. So the number of chains
 depends on how many different shapes there are, never on how many Services.
+
+With many backends the number is rounded up, so that it stays when one comes or goes: a chain that is made and one that
+is removed again take longer than everything else of such a change. Whoever draws an index at which nobody stands draws
+again, which leaves the choice uniform.
 """
 
 import enum
@@ -18,6 +22,21 @@ AFFINITY_LIMIT = 1 << 20
 """Clients remembered for each timeout. When it is full, new clients are forwarded all the same, but not remembered."""
 
 
+ROUNDED = 64
+"""Backends from which on their number is rounded up, to at most a 32nd more."""
+
+_DRAWS = 4
+"""How often a rounded shape draws before it takes the first backend: one packet in a million comes so far."""
+
+
+def drawn_from(count: int) -> int:
+    """The number of indexes that a shape for so many backends draws from."""
+    if count < ROUNDED:
+        return count
+    step = 1 << (count.bit_length() - 6)
+    return -(-count // step) * step
+
+
 class Masquerade(enum.Enum):
     """Whose packets a shape masquerades; the value is the part of the chain's name."""
 
@@ -27,7 +46,7 @@ class Masquerade(enum.Enum):
 
 
 class Shape(NamedTuple):
-    """One way to forward. size: backends in the set, at least 1. affinity: seconds, 0 = none."""
+    """One way to forward. size: indexes to draw from, at least 1 (see `drawn_from`). affinity: seconds, 0 = none."""
 
     nodeport: bool
     size: int
@@ -143,9 +162,9 @@ def _sticky_rules(words: Syntax, kind: Kind, shape: Shape) -> list[str]:
     ]
 
 
-def _tries(shape: Shape) -> tuple[int, int]:
-    """Of how many backends to choose one, and then, should that have gone since the packet came in."""
-    return shape.size, 1
+def _tries(shape: Shape) -> tuple[int, ...]:
+    """Of how many indexes to draw one, and then, should nobody stand there, or have gone since the packet came in."""
+    return (*[shape.size] * (_DRAWS if shape.size >= ROUNDED else 1), 1)
 
 
 def _choose(shape: Shape, size: int) -> str:

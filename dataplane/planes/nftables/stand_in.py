@@ -10,8 +10,9 @@ from dataplane.kernel.nft import Nft
 from dataplane.model.net import Family
 from dataplane.plan.types import Plan
 from dataplane.planes.base import PlaneError
+from dataplane.planes.nftables.books import Books
 from dataplane.planes.nftables.fields import Layouts
-from dataplane.planes.nftables.load import Books, Loader, remove_tables
+from dataplane.planes.nftables.load import Loader, remove_tables
 from dataplane.planes.nftables.store import ElementStore
 from dataplane.planes.nftables.syntax import Syntax, syntax
 

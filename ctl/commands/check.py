@@ -49,6 +49,11 @@ def _check(args: argparse.Namespace) -> int:
         saved.mode, loaded_for=plan.node, tcp_be_liberal=tcp_be_liberal, ebpf=saved.ebpf, detector=plan.node.detector
     )
     found = _differences(saved, plan, plane)
+    for service in sorted({key.service for key, entry in plan.entries.items() if entry.limited}):
+        print(
+            f"hotplane: {service}: has more endpoints than the plan may use; see apply's or the daemon's messages",
+            file=sys.stderr,
+        )
     records = [{"service": d.service, "frontend": str(d.frontend), "difference": d.difference} for d in found]
     print_records(
         records,

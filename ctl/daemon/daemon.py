@@ -223,8 +223,12 @@ class Daemon:
             return
         for ref, found in problems.items():
             if self._told.get(ref) != found:
-                reason = "FrontendConflict" if ref in self.reconciler.planner.problems else "InvalidObject"
+                planned = self.reconciler.planner.problems.get(ref, ())
                 for problem in found:
+                    reason = "InvalidObject"
+                    if problem in planned:
+                        limited = problem.field.startswith("endpoints")
+                        reason = "TooManyEndpoints" if limited else "FrontendConflict"
                     self._log.warning("object refused", object=ref, field=problem.field, reason=problem.reason)
                     self._events.warn(ref, reason, f"{problem.field}: {problem.reason}")
         self._told = problems
@@ -451,6 +455,7 @@ class Daemon:
         metrics.frontends.set(tally.frontends)
         metrics.entries.set(tally.entries)
         metrics.connections.set(self._guard.count)
+        metrics.limited.set(tally.limited)
         for family in Family:
             metrics.no_local.labels("internal", ip_family(family)).set(tally.internal[family])
             metrics.no_local.labels("external", ip_family(family)).set(tally.external[family])

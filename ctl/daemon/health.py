@@ -13,6 +13,10 @@ TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"
 """Taint of a node that the cluster autoscaler is about to remove; load balancers should leave it (KEP-3836)."""
 
 
+SHOWN = 20
+"""Refused Service ports that an answer names."""
+
+
 class _Taint(msgspec.Struct):
     key: str = ""
 
@@ -45,12 +49,14 @@ def eligible(raw: msgspec.Raw) -> bool:
 class Health:
     """Healthy: starting, or no change has waited longer than `patience` seconds to get into the kernel.
 
-    node_eligible: see `eligible`; counts for /healthz only.
+    node_eligible: see `eligible`; counts for /healthz only. refused: Service ports that the mode cannot hold, whatever
+    is tried. They are told, but nobody is better off where every node calls itself unhealthy for them.
     """
 
     def __init__(self, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.patience = patience
         self.node_eligible = True
+        self.refused: list[str] = []
         self._clock = clock
         self._waiting = 0.0
         self._updated: datetime | None = None
@@ -93,6 +99,8 @@ class Health:
         if self.started:
             each = {"lastUpdated": _go_time(self._updated), "healthy": healthy}
             body["status"] = {"IPv4": each, "IPv6": each}
+        if self.refused:
+            body["refusedServicePorts"] = self.refused[:SHOWN]
         return (200 if good else 503), json.dumps(body, separators=(",", ":"))
 
 

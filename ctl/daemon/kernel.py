@@ -7,7 +7,7 @@ done is done, the rest stays on the ledger.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -15,7 +15,8 @@ from ctl.daemon.ledger import Ledger, groups
 from dataplane.errors import HotplaneError
 from dataplane.kernel.nftgen import Generation
 from dataplane.plan.change import EntryChange, PlanChange
-from dataplane.plan.types import Plan
+from dataplane.plan.rows import row
+from dataplane.plan.types import Plan, PlanEntry, Table
 from dataplane.planes.base import MOST_REFUSALS, EntryRefused, Plane, PlaneError, load_others
 
 _T = TypeVar("_T")
@@ -29,13 +30,15 @@ MOST_BACKENDS = 500
 class Done(NamedTuple):
     """What came of a change. seconds: time in the kernel and in compiling. errors: refusals, "" key for settings.
 
-    changed: what is in the kernel now that was not before; for cleaning up after it. loaded: by a whole load.
+    changed: what is in the kernel now that was not before; for cleaning up after it. loaded: by a whole load. refused:
+    those of the errors that only say that the mode cannot hold an entry, whatever is tried.
     """
 
     seconds: float
     changed: PlanChange
     errors: tuple[str, ...] = ()
     loaded: bool = False
+    refused: tuple[str, ...] = ()
 
 
 class Untouched:
@@ -142,20 +145,30 @@ class Kernel:
         self.ledger.behind([PlanChange(entries=(EntryChange(None, plan.entries[each.key]),)) for each in refusals])
         if self.untouched is not None:
             self.untouched.trust()
-        return self._cleaned(Done(time.perf_counter() - started, change, tuple(map(str, refusals)), True), plan)
+        told = tuple(map(str, refusals))
+        return self._cleaned(Done(time.perf_counter() - started, change, told, True, told), plan)
 
     def _load_piecewise(self, plan: Plan, error: PlaneError, started: float) -> Done:
-        """On a kernel that holds nothing yet, one bad entry must not keep out all others."""
+        """One entry that nobody names must not keep out all others: load what the kernel holds as it should be, which
+        it took before, then the rest piece by piece. What it holds otherwise is away in between."""
         nothing = PlanChange()
-        if self.plane.read_back():
-            return Done(time.perf_counter() - started, nothing, (str(error),))
         try:
-            self.plane.load(Plan(plan.node, service_cidrs=plan.service_cidrs, connect_off=plan.connect_off))
+            held = self.plane.read_back()
+            good = {key: entry for key, entry in plan.entries.items() if _is_held(entry, held)}
+            self.plane.load(Plan(plan.node, good, plan.service_cidrs, connect_off=plan.connect_off))
         except PlaneError as second:
-            return Done(time.perf_counter() - started, nothing, (str(second),))
+            return Done(time.perf_counter() - started, nothing, tuple(dict.fromkeys((str(error), str(second)))))
         self.ledger.clear()
-        entries = tuple(EntryChange(None, entry) for entry in plan.entries.values())
-        done = self._apply(PlanChange(entries=entries, health_checks=dict(plan.health_checks) or None), plan)
+        entries = tuple(EntryChange(None, entry) for key, entry in plan.entries.items() if key not in good)
+        rest = PlanChange(entries=entries, health_checks=dict(plan.health_checks) or None)
+        try:
+            self.plane.apply(rest)
+        except PlaneError as second:
+            done = self._apply_piecewise(rest, plan, second, started, again=False)
+        else:
+            done = self._cleaned(Done(0.0, rest), plan)
+        if self.untouched is not None:
+            self.untouched.trust()
         return done._replace(seconds=time.perf_counter() - started, loaded=True)
 
     def _apply(self, change: PlanChange, plan: Plan) -> Done:
@@ -175,22 +188,22 @@ class Kernel:
             self.untouched.committed()
         return self._cleaned(Done(time.perf_counter() - started, due), plan)
 
-    def _apply_piecewise(self, due: PlanChange, plan: Plan, error: PlaneError, started: float) -> Done:
-        """Find out what the kernel refuses and do the rest; when it refuses everything, load afresh."""
+    def _apply_piecewise(
+        self, due: PlanChange, plan: Plan, error: PlaneError, started: float, *, again: bool = True
+    ) -> Done:
+        """Find out what the kernel refuses and do the rest. again: when it refuses everything, load afresh."""
         pieces = _Pieces(self.plane)
         pieces.settings(due)
         pieces.entries(groups(due.entries))
         self.ledger.behind(pieces.failed)
-        if not pieces.done and not pieces.named:
-            try:
-                loaded = self.plane.load(plan)
-            except PlaneError as second:
-                return Done(time.perf_counter() - started, PlanChange(), (str(error), str(second)))
-            self.ledger.clear()
-            changed = PlanChange(entries=_together(due.entries, loaded.entries), node=due.node)
-            return self._cleaned(Done(time.perf_counter() - started, changed, (str(error),), True), plan)
+        if again and not pieces.done and not pieces.refused:
+            self._unclean += due.entries
+            done = self._load(plan)
+            errors = tuple(dict.fromkeys((str(error), *done.errors)))
+            return done._replace(seconds=time.perf_counter() - started, errors=errors)
         changed = PlanChange(entries=tuple(entry for piece in pieces.done for entry in piece.entries), node=due.node)
-        return self._cleaned(Done(time.perf_counter() - started, changed, tuple(pieces.errors)), plan)
+        done = Done(time.perf_counter() - started, changed, tuple(pieces.errors), refused=tuple(pieces.refused))
+        return self._cleaned(done, plan)
 
     def _cleaned(self, done: Done, plan: Plan) -> Done:
         """Remove the UDP flows that the change made stale; a failure is reported like a refusal, and tried again."""
@@ -209,9 +222,9 @@ class Kernel:
         return bool(self._unclean) or self._unclean_load
 
 
-def _together(one: tuple[EntryChange, ...], other: tuple[EntryChange, ...]) -> tuple[EntryChange, ...]:
-    """Changes of both, the first one's word on an entry before the second's."""
-    return tuple({change.key: change for change in (*other, *one)}.values())
+def _is_held(entry: PlanEntry, held: Table) -> bool:
+    """Whether the kernel holds an entry as it should be."""
+    return all(held.get(frontend.key) == row(frontend, entry) for frontend in entry.frontends)
 
 
 class _Pieces:
@@ -219,40 +232,50 @@ class _Pieces:
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
-        self.named = False  # whether a plane that works named an entry that it cannot hold
         self.done: list[PlanChange] = []
         self.failed: list[PlanChange] = []
         self.errors: list[str] = []
+        self.refused: list[str] = []  # those of the errors that name an entry which the plane cannot hold
 
     def settings(self, due: PlanChange) -> None:
         change = PlanChange((), due.node, due.service_cidrs, due.health_checks, due.connect_off)
-        if change:
-            self._try(change)
+        if change and (error := self._try(change)) is not None:
+            self._failed(change, error)
 
-    def entries(self, parts: list[tuple[EntryChange, ...]]) -> None:
-        """Halve until each refusal is down to one group."""
+    def entries(self, parts: Sequence[tuple[EntryChange, ...]]) -> None:
+        """Leave out what is refused by name; else halve until each refusal is down to one group."""
         if not parts:
             return
         change = PlanChange(entries=tuple(entry for part in parts for entry in part))
-        if len(parts) == 1:
-            self._try(change)
-        elif len(self.errors) >= MOST_REFUSALS:
+        error = self._try(change)
+        if error is None:
+            return
+        named = {each.key: each for each in (error, *error.others)} if isinstance(error, EntryRefused) else {}
+        bad = [any(entry.key in named for entry in part) for part in parts]
+        if any(bad):
+            told = [str(each) for each in named.values()]
+            self.refused += told
+            self.errors += told
+            self.failed += [PlanChange(entries=part) for part, is_bad in zip(parts, bad, strict=True) if is_bad]
+            self.entries([part for part, is_bad in zip(parts, bad, strict=True) if not is_bad])
+        elif len(parts) == 1:
+            self._failed(change, error)
+        elif len(self.errors) - len(self.refused) >= MOST_REFUSALS:
             self.failed.append(change)
-        elif not self._try(change, last=False):
+        else:
             middle = len(parts) // 2
             self.entries(parts[:middle])
             self.entries(parts[middle:])
 
-    def _try(self, change: PlanChange, *, last: bool = True) -> bool:
+    def _try(self, change: PlanChange) -> PlaneError | None:
         try:
             self._plane.apply(change)
         except PlaneError as error:
-            self.named |= isinstance(error, EntryRefused)
-            if last:
-                self.failed.append(change)
-                names = sorted({entry.key.service for entry in change.entries})[:3]
-                named = isinstance(error, EntryRefused) or not names
-                self.errors.append(str(error) if named else f"{', '.join(names)}: {error}")
-            return False
+            return error
         self.done.append(change)
-        return True
+        return None
+
+    def _failed(self, change: PlanChange, error: PlaneError) -> None:
+        self.failed.append(change)
+        names = sorted({entry.key.service for entry in change.entries})[:3]
+        self.errors.append(f"{', '.join(names)}: {error}" if names else str(error))

@@ -165,6 +165,9 @@ class Metrics:
         self.frontends = self._gauge("hotplane_frontends", "Frontends in the plan")
         self.entries = self._gauge("hotplane_service_ports", "Service ports in the plan, one for each family")
         self.behind = self._gauge("hotplane_service_ports_behind", "Service ports that the kernel refused so far")
+        self.limited = self._gauge(
+            "hotplane_service_ports_limited", "Service ports with more endpoints than the mode can balance over"
+        )
         self.problems = self._gauge("hotplane_objects_refused", "Objects with a fault or a conflict, now")
         self.invalid_events = self._gauge("hotplane_invalid_objects_seen", "Invalid objects and events so far")
         self.repairs = self._counter("hotplane_drift_repairs_total", "Repairs after the kernel was found changed")

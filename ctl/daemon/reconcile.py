@@ -289,7 +289,12 @@ class Reconciler:
                 "the kernel refused changes", behind=len(self.kernel.ledger), retry_s=wait,
                 services=",".join(self.kernel.ledger.services()[:SHOWN]), reason="; ".join(done.errors[:SHOWN]),
             )  # fmt: skip
+            if set(done.errors) == set(done.refused):  # nothing waits that could get into the kernel
+                self._health.refused = self.kernel.ledger.services()
+                self._health.updated()
+                self._metrics.synced()
             return
+        self._health.refused = []
         if self.retry.failures_in_a_row:
             self._log.info("the kernel holds everything again")
         self.retry.worked()

@@ -63,6 +63,15 @@ def _sharing(new: EndpointSlice, old: EndpointSlice) -> EndpointSlice:
     return replace(new, endpoints=tuple([before.get(endpoint, endpoint) for endpoint in new.endpoints]))
 
 
+def _too_many(ref: ObjectRef, key: EntryKey, most: int) -> Problem:
+    return Problem(
+        ref,
+        f"endpoints of port {key.port or 'without a name'}/{key.protocol.text} (IPv{key.family.value})",
+        f"are more than the {most} that a node can balance over in this mode; each node uses so many, chosen at "
+        "random; split the Service to use all from every node",
+    )
+
+
 def _taken(loser: ObjectRef, kind: FrontendKind, key: FrontendKey, winner: Claim) -> Problem:
     equal = winner.external or kind is FrontendKind.CLUSTER_IP
     taken = "already taken by the older Service" if equal else "is a clusterIP of Service"
@@ -149,7 +158,8 @@ class Planner:
         """Change what is known of this node; plans every Service anew. O(size of the plan)."""
         if node == self.plan.node:
             return PlanChange()
-        if (node.name, node.zone) != (self.plan.node.name, self.plan.node.zone):
+        before = self.plan.node
+        if (node.name, node.zone, node.most_backends) != (before.name, before.zone, before.most_backends):
             self._merged.clear()
         self.plan.node = node
         with _bulk(len(self._services)):
@@ -297,6 +307,10 @@ class Planner:
     def _entry(self, key: EntryKey, service: Service, wanted: list[Way], problems: list[Problem]) -> PlanEntry:
         won = self._won(service, wanted, problems)
         sets, lingers = self._sets(key)
+        merged = self._merged.get((key.namespace, key.name), {}).get(key)
+        limited = merged is not None and merged.limited
+        if limited:
+            problems.append(_too_many(service.ref, key, self.plan.node.most_backends))
         return PlanEntry(
             key=key,
             cluster=sets.cluster,
@@ -306,6 +320,7 @@ class Planner:
             internal_local=service.internal_local,
             external_local=service.external_local,
             lingering=lingers,
+            limited=limited,
         )
 
     def _sets(self, key: EntryKey) -> tuple[BackendSets, tuple[Backend, ...]]:
@@ -316,7 +331,11 @@ class Planner:
         if merged is None and sum([len(piece.endpoints) for piece in pieces]) >= self._large:
             node = self.plan.node
             merged = MergedEndpoints(
-                partial(_port_of, key), (p for p in pieces if p.family is key.family), node.name, node.zone
+                partial(_port_of, key),
+                (piece for piece in pieces if piece.family is key.family),
+                node.name,
+                node.zone,
+                node.most_backends,
             )
             self._merged.setdefault(service_id, {})[key] = merged
         if merged is not None:

@@ -79,6 +79,7 @@ class PlanEntry(msgspec.Struct, frozen=True, gc=False):
     affinity_seconds: 0 = none.
     external_local: externalTrafficPolicy is Local (kept for planes whose syntax spells it, and for views).
     internal_local: internalTrafficPolicy is Local.
+    limited: there are more endpoints than one of the sets may have (NodeConfig.most_backends).
     lingering: of a UDP port, the endpoints that serve it and are in neither set: new flows do not get there, those that
       are there stay (see plan.udp).
     """
@@ -91,6 +92,7 @@ class PlanEntry(msgspec.Struct, frozen=True, gc=False):
     internal_local: bool = False
     external_local: bool = False
     lingering: tuple[Backend, ...] = ()
+    limited: bool = False
 
     def backends(self, scope: Scope) -> tuple[Backend, ...]:
         """The set that a route of this scope chooses from."""

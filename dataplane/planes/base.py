@@ -1,5 +1,6 @@
 """What every plane is: something that holds a plan in the kernel."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from dataplane.errors import HotplaneError
@@ -7,7 +8,7 @@ from dataplane.plan.change import PlanChange
 from dataplane.plan.types import EntryKey, Plan, Table
 
 MOST_REFUSALS = 64
-"""Refused attempts after which the rest waits for the next try."""
+"""Attempts refused without a name after which the rest waits for the next try."""
 
 
 class PlaneError(HotplaneError):
@@ -15,27 +16,31 @@ class PlaneError(HotplaneError):
 
 
 class EntryRefused(PlaneError):
-    """One entry cannot be held, whatever the others are: a plan without it can be loaded."""
+    """One entry cannot be held, whatever the others are: a plan without it can be loaded.
 
-    def __init__(self, key: EntryKey, reason: str) -> None:
+    others: refusals of other entries of the same plan or change, as far as the plane looked for them.
+    """
+
+    def __init__(self, key: EntryKey, reason: str, others: "Sequence[EntryRefused]" = ()) -> None:
         super().__init__(f"{key.service}: {reason}")
-        self.key = key
+        self.key, self.reason, self.others = key, reason, tuple(others)
 
 
 def load_others(plane: "Plane", plan: Plan) -> tuple[PlanChange, list[EntryRefused]]:
     """Load a plan without the entries that the plane names as refused; what changed, and those. Raises PlaneError for
-    any other refusal, and after as many as nobody reads one by one."""
-    refusals: list[EntryRefused] = []
+    any other refusal."""
+    refusals: dict[EntryKey, EntryRefused] = {}
     while True:
         try:
-            return plane.load(plan), refusals
+            return plane.load(plan), list(refusals.values())
         except EntryRefused as error:
-            if error.key not in plan.entries or len(refusals) >= MOST_REFUSALS:
+            named = {each.key: each for each in (error, *error.others) if each.key in plan.entries}
+            if not named:
                 raise
-            refusals.append(error)
+            refusals |= named
             plan = Plan(
                 node=plan.node,
-                entries={key: entry for key, entry in plan.entries.items() if key != error.key},
+                entries={key: entry for key, entry in plan.entries.items() if key not in named},
                 service_cidrs=plan.service_cidrs,
                 health_checks=plan.health_checks,
                 connect_off=plan.connect_off,

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from dataplane.model.objects import Endpoint, EndpointSlice
-from dataplane.policy.difference import Backends, spliced
+from dataplane.policy.difference import Backends, difference, spliced
 from dataplane.policy.endpoints import Backend, BackendSets, most_useful
+from dataplane.policy.limit import Limit
 
 _Address = tuple[str, int]
 _Said = tuple[tuple[str, Endpoint], ...]
@@ -69,11 +70,16 @@ class MergedEndpoints:
     """Every endpoint of one Service port in one family.
 
     port: gives the port number that a slice has for it, None where the slice has none. slices: all of its Service, of
-    the family. node, zone: where this is.
+    the family. node, zone: where this is. most: the most backends of a set, 0 = no limit.
     """
 
     def __init__(
-        self, port: Callable[[EndpointSlice], int | None], slices: Iterable[EndpointSlice], node: str, zone: str
+        self,
+        port: Callable[[EndpointSlice], int | None],
+        slices: Iterable[EndpointSlice],
+        node: str,
+        zone: str,
+        most: int = 0,
     ) -> None:
         self._port, self._node, self._zone = port, node, zone
         self._said: dict[_Address, _Said] = {}
@@ -83,6 +89,8 @@ class MergedEndpoints:
         self._counts = _Counts(node, zone)
         self._rule = _Rule("", "", "")
         self._sets, self._lingering = BackendSets(), Backends()
+        self._whole = self._sets  # as they would be without a limit
+        self._limits = Limit(most, node), Limit(most, node)
         for piece in slices:
             self.replace(None, piece)
 
@@ -162,7 +170,7 @@ class MergedEndpoints:
     def margin(self) -> int:
         """How many endpoints have to change, at least, before another rule picks the Cluster set, for which every
         endpoint is looked at."""
-        if self._rule.cluster != "ready":
+        if self._rule.cluster != "ready" or self.limited:
             return 0
         counts = self._counts
         return counts.ready - max(counts.node_hinted, counts.zone_hinted)
@@ -180,18 +188,28 @@ class MergedEndpoints:
             return (e.ready or e.serving) and not in_cluster(e) and not in_local(e)
 
         same_cluster, same_local = rule.cluster == before.cluster, rule.local == before.local
-        cluster, local = self._sets.cluster, self._sets.local
+        cluster, local = self._whole.cluster, self._whole.local
         cluster = self._updated(cluster, in_cluster) if same_cluster else self._made(cluster, in_cluster, self._chosen)
         local = self._updated(local, in_local) if same_local else self._made(local, in_local, self._here)
+        self._rule, self._whole = rule, BackendSets(cluster, local)
+        within = (limit.keep(members) for limit, members in zip(self._limits, (cluster, local), strict=True))
+        cluster, local = within
         if not lingering:
             self._lingering = ()
-        elif same_cluster and same_local:
+        elif same_cluster and same_local and not self.limited:
             self._lingering = self._updated(self._lingering, lingers)
         else:
-            self._lingering = self._made(self._lingering, lingers, self._chosen)
-        self._rule, self._touched = rule, {}
+            serving = self._made((), lambda e: e.ready or e.serving, self._chosen)
+            removed, _ = difference(serving, tuple(sorted({*cluster, *local})))
+            self._lingering = tuple(removed)
+        self._touched = {}
         self._sets = BackendSets(cluster, local, rule.topology, rule.cluster == "draining", rule.local == "draining")
         return self._sets, self._lingering
+
+    @property
+    def limited(self) -> bool:
+        """Whether a set has more endpoints than may be in it, as of the last look."""
+        return any(limit.reached for limit in self._limits)
 
     def _made(self, before: Backends, picks: _Picks, among: dict[_Address, Endpoint]) -> Backends:
         """A set from all endpoints."""

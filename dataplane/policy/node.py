@@ -7,6 +7,9 @@ import msgspec
 
 from dataplane.model.net import Family, contains, family_of, is_loopback
 
+MOST_BACKENDS = 0x8000
+"""The most backends of a set in the nftables and the ebpf mode, whose maps number the Local set from there on."""
+
 
 class Source(enum.Enum):
     """Where a packet comes from, as seen by this node. POD is tested first: a node address inside the
@@ -70,6 +73,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
       CIDRs that no Service has are dropped (nftables and ebpf modes; not iptables mode).
     external_ips: Services' externalIPs make frontends (kube-proxy's feature gate AllowServiceExternalIPs, KEP-5707).
     host_ports: hostPorts of this node's Pods make frontends (what the CNI plugin portmap does otherwise).
+    most_backends: the most that a set of backends may have; of more, this node uses so many. 0 = no limit.
     """
 
     name: str = ""
@@ -82,6 +86,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     reject_unknown_ports: bool = True
     external_ips: bool = True
     host_ports: bool = False
+    most_backends: int = MOST_BACKENDS
 
     @property
     def guards_first(self) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from dataplane.model.net import Family, canonical_address, contains, family_of, is_loopback, network
-from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
+from dataplane.policy.node import MOST_BACKENDS, LocalDetector, NodeConfig, NodePortAddresses
 
 PRIMARY = "primary"
 LOCALHOST = "localhost"
@@ -92,6 +92,7 @@ def node_config(
         masquerade_mark=1 << section.bit,
         reject_unknown_ports=mode is not Mode.IPTABLES,
         external_ips=settings.external_ips,
+        most_backends=0 if mode is Mode.IPTABLES else MOST_BACKENDS,
     )
 
 

@@ -90,6 +90,7 @@ async def _measure(endpoints: int, a_slice: int, changes: int, mode: str, protoc
     from ctl.daemon.daemon import _prepare_memory, _settle_memory
     from ctl.daemon.health import Health
     from ctl.daemon.inbox import Inbox
+    from ctl.daemon.jobs import Jobs
     from ctl.daemon.kernel import Kernel
     from ctl.daemon.log import Log
     from ctl.daemon.metrics import Metrics
@@ -112,10 +113,10 @@ async def _measure(endpoints: int, a_slice: int, changes: int, mode: str, protoc
 
     _prepare_memory()
     log = Log("error")
-    inbox, clean_up = Inbox(KNOWN), CleanUp()
+    inbox, clean_up = Inbox(KNOWN), CleanUp(lambda *_: None)
     kernel = Kernel(clean_up, clean_up.is_brief)
     await kernel.use(lambda: make_plane(mode, ebpf=EbpfOptions(hooks=())), untouched)
-    reconciler = Reconciler("node1", inbox, kernel, describe, Health(60.0), Metrics(), log, Pace(0.0), after)
+    reconciler = Reconciler("node1", inbox, kernel, describe, Health(60.0), Metrics(), log, Pace(0.0), after, Jobs(log))
     watch = {each.kind: Reflector(None, each, inbox, log) for each in resources("node1")}  # type: ignore[arg-type]
     objects = Objects(endpoints, a_slice, protocol)
 

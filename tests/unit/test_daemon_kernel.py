@@ -1,13 +1,24 @@
 """Faults kept apart: what a plane that refuses some entries ends up holding."""
 
 import asyncio
+import io
+import json
 from collections.abc import Iterable
 
 import pytest
+from msgspec.structs import replace
 
+from ctl.daemon.health import Health
+from ctl.daemon.inbox import Inbox
+from ctl.daemon.jobs import Jobs
 from ctl.daemon.kernel import Done, Kernel
+from ctl.daemon.log import Log
+from ctl.daemon.metrics import Metrics
+from ctl.daemon.pace import Pace
+from ctl.daemon.reconcile import Reconciler
 from dataplane.errors import HotplaneError
 from dataplane.plan.change import EntryChange, PlanChange, apply_change
+from dataplane.plan.rows import rows
 from dataplane.plan.types import EntryKey, Plan, PlanEntry, Table
 from dataplane.planes.base import EntryRefused, PlaneError
 from dataplane.policy.node import NodeConfig
@@ -47,10 +58,11 @@ class PickyPlane:
         bad = [each.key for each in entries if each.key.name in self.bad]
         if bad:
             self.refusals += 1
-            raise EntryRefused(bad[0], "refused") if self.names else PlaneError("refused")
+            others = [EntryRefused(key, "refused") for key in bad[1:]]
+            raise EntryRefused(bad[0], "refused", others) if self.names else PlaneError("refused")
 
     def read_back(self) -> Table:
-        return {f.key: None for e in self.held.values() for f in e.frontends}  # type: ignore[misc]
+        return rows(Plan(NodeConfig(), self.held))
 
     def cleanup(self) -> None:
         self.held = {}
@@ -158,18 +170,100 @@ def test_the_first_load_on_an_empty_kernel_leaves_out_only_the_bad() -> None:
     asyncio.run(scenario())
 
 
-def test_a_refused_load_over_a_working_table_changes_nothing() -> None:
+def test_a_load_over_a_working_table_leaves_out_only_the_bad() -> None:
+    """Nobody names the bad one: what is held as it should be never goes, and the rest is tried piece by piece."""
+
+    async def scenario() -> None:
+        bench = Bench()
+        kept, changed, gone = fresh("a", "changed", "gone")
+        bench.plane.held = {each.key: each for each in (kept, changed, gone)}
+        bench.plane.bad = {"bad"}
+        wanted = [kept, replace(changed, cluster=changed.cluster * 2), *fresh("", "", "", "bad", "new")[3:]]
+        bench.plan.entries = {item.key: item for item in wanted}
+        done = await bench.load()
+        assert done.loaded
+        assert done.errors == ("default/bad: refused",)
+        assert bench.plane.held == {item.key: item for item in wanted if item.key.name != "bad"}
+        done = await bench.add(*[entry("later", "10.0.0.1", address="10.96.8.8")])
+        assert done.errors == ("default/bad: refused",)
+        assert bench.names == {"a", "changed", "new", "later"}
+
+    asyncio.run(scenario())
+
+
+def test_a_plane_that_refuses_everything_keeps_what_it_holds() -> None:
     async def scenario() -> None:
         bench = Bench()
         [old] = fresh("a")
-        bench.plane.held = {old.key: old}
-        bench.plane.bad = {"bad"}
-        for item in fresh("a", "bad"):
-            bench.plan.entries[item.key] = item
+        bench.plane.held, bench.plane.bad = {old.key: old}, {"a", "b"}
+        bench.plan.entries = {item.key: item for item in fresh("a", "b")}
         done = await bench.load()
         assert not done.loaded
         assert done.errors == ("refused",)
         assert bench.plane.held == {old.key: old}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_health_tells_of_what_cannot_be_held_and_fails_for_what_may_pass(names: bool) -> None:
+    """names: whether the plane says that it can never hold the entry."""
+
+    async def scenario() -> None:
+        bench, now = Bench("bad"), [0.0]
+        bench.plane.names = names
+        await bench.load()
+        health = Health(60.0, lambda: now[0])
+
+        async def nothing(*_: object) -> NodeConfig:
+            return NodeConfig()
+
+        log = Log("error", out=io.StringIO())
+        reconciler = Reconciler(
+            "n", Inbox(()), bench.kernel, nothing, health, Metrics(), log, Pace(0.0),
+            nothing, Jobs(log),  # type: ignore[arg-type]
+        )  # fmt: skip
+        for number, added in enumerate((fresh("good", "bad"), [entry("later", "10.0.0.1", address="10.96.8.8")])):
+            now[0] = 1000.0 * (number + 1)
+            change = PlanChange(entries=tuple(EntryChange(None, each) for each in added))
+            apply_change(bench.plan, change)
+            reconciler.planner.plan = bench.plan
+            await reconciler._do(change, None)
+        assert bench.names == {"good", "later"}
+        status, body = health.healthz()
+        assert status == (200 if names else 503)
+        assert json.loads(body).get("refusedServicePorts") == (["default/bad"] if names else None)
+        bench.plane.bad = set()
+        await reconciler._do(PlanChange(), None)
+        status, body = health.livez()
+        assert status == 200
+        assert "refusedServicePorts" not in json.loads(body)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_very_many_that_cannot_be_held_keep_out_nobody_and_are_all_named(loaded: bool) -> None:
+    """At a start and by a change; trying again costs one attempt, and they are told apart from what may pass."""
+
+    async def scenario() -> None:
+        names = [f"s{number}" for number in range(300)]
+        bad = set(names[::2])
+        bench = Bench(*bad)
+        bench.plane.names = True
+        if loaded:
+            bench.plan.entries = {item.key: item for item in fresh(*names)}
+            done = await bench.load()
+        else:
+            await bench.load()
+            done = await bench.add(*fresh(*names))
+        assert bench.names == set(names) - bad
+        assert set(done.refused) == set(done.errors) == {f"default/{name}: refused" for name in bad}
+        bench.plane.refusals = 0
+        done = await bench.add(*[entry("later", "10.0.0.1", address="10.96.8.8")])
+        assert "later" in bench.names
+        assert len(done.refused) == len(bad)
+        assert bench.plane.refusals <= 2
 
     asyncio.run(scenario())
 

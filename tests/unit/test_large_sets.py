@@ -12,6 +12,7 @@ from dataplane.plan.planner import Planner
 from dataplane.plan.types import EntryKey
 from dataplane.policy.difference import at_address, difference, holds, spliced
 from dataplane.policy.endpoints import Backend, backend_sets, lingering
+from dataplane.policy.limit import Limit
 from dataplane.policy.merged import MergedEndpoints
 from dataplane.policy.node import NodeConfig
 
@@ -149,3 +150,51 @@ def test_slices_that_go_and_ports_that_change(count: int) -> None:
     assert [b.address for b in planner.plan.entries[key].local] == [
         f"10.0.0.{n}" for n in sorted(range(2, min(100, count), 50), key=str)
     ]
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(few, few), max_size=6), st.integers(1, 700))
+def test_a_limited_set_follows_its_changes(steps: list[tuple[set[Backend], set[Backend]]], most: int) -> None:
+    """What is kept is the same as if it were chosen anew, and nobody changes places without need."""
+    limit, members = Limit(most, "here"), tuple(sorted(MANY[:650]))
+    kept = limit.keep(members)
+    for gone, come in steps:
+        before, members = kept, tuple(sorted(set(members).difference(gone).union(come)))
+        kept = limit.keep(members)
+        assert kept == Limit(most, "here").keep(members)
+        assert set(kept) <= set(members)
+        assert len(kept) == min(most, len(members))
+        assert limit.reached == (len(members) > most)
+        assert len(difference(before, kept).added) <= len(gone) + len(come)
+
+
+def test_nodes_use_different_endpoints_of_too_many() -> None:
+    members = tuple(sorted(MANY))
+    kept = [set(Limit(350, f"node{number}").keep(members)) for number in range(40)]
+    assert set().union(*kept) == set(members)
+
+
+def test_a_service_with_more_endpoints_than_a_plane_holds_is_limited_and_told() -> None:
+    planner = Planner(NodeConfig(name="n1", most_backends=1000))
+    other = Service("n", "other", cluster_ips=("10.96.0.2",), ports=(ServicePortSpec("", Protocol.TCP, 80),))
+    objects = _service(1200)
+    planner.update([*objects, other])
+    key = EntryKey("n", "s", "", Protocol.TCP, Family.IPV4)
+    before = planner.plan.entries[key]
+    assert (len(before.cluster), before.limited) == (1000, True)
+    assert [(str(p.ref), p.field) for found in planner.problems.values() for p in found] == [
+        ("Service n/s", "endpoints of port without a name/tcp (IPv4)")
+    ]
+    assert not planner.update(objects[:3])
+    (change,) = planner.update(_service(1200, lambda n: {"ready": n != 300})[4:5]).entries
+    assert change.new is not None
+    assert len(change.new.cluster) == 1000
+    assert len(difference(before.cluster, change.new.cluster).added) <= 1
+    planner.update((), [item.ref for item in objects[-2:]])
+    assert (len(planner.plan.entries[key].cluster), planner.plan.entries[key].limited) == (999, False)
+    assert not planner.problems
+    planner.update(objects[-2:])
+    assert planner.problems
+    planner.set_node(NodeConfig(name="n1", most_backends=0))
+    assert len(planner.plan.entries[key].cluster) == 1199
+    assert not planner.problems

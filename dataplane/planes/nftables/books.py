@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange
 from dataplane.plan.types import EntryKey, PlanEntry
+from dataplane.planes.base import EntryRefused
 from dataplane.planes.nftables.elements import NOTHING, Compiled, Compiler
 from dataplane.planes.nftables.fields import Layouts
 from dataplane.planes.nftables.placement import Placement, place
@@ -35,6 +36,17 @@ class Books:
     def transaction(self) -> Transaction:
         """An empty change against what the books say."""
         return Transaction(self.words, self.layouts, self.ids, self.references)
+
+    def refusals(self, entries: Iterable[PlanEntry]) -> list[EntryRefused]:
+        """Every entry that cannot be held, whatever the others are. O(size); for when one was refused."""
+        found = []
+        for entry in entries:
+            try:
+                if entry.key.family in self.words:
+                    self.compile(entry, place(entry))
+            except EntryRefused as error:
+                found.append(error)
+        return found
 
     def seat(self, entries: Iterable[PlanEntry]) -> None:
         """After a load: prepare for changes of what is large, which shall be quick from the first one on."""

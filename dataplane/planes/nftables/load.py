@@ -10,7 +10,7 @@ from dataplane.kernel.rcu import wait_for_packets
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange
 from dataplane.plan.types import FrontendKey, Plan, PlanEntry, Row
-from dataplane.planes.base import PlaneError
+from dataplane.planes.base import EntryRefused, PlaneError
 from dataplane.planes.nftables.adopt import Held, broken_chains, changed_entries, leftovers, previous_placement
 from dataplane.planes.nftables.books import Books
 from dataplane.planes.nftables.fields import Element, Layouts
@@ -97,6 +97,8 @@ class Loader:
             try:
                 with no_garbage_collection():
                     self._fill_in_pieces(books, entries)
+            except EntryRefused as error:
+                raise EntryRefused(error.key, f"{error.reason}; {self._remove(books.words)}") from error
             except PlaneError as error:
                 raise PlaneError(f"{error}; {self._remove(books.words)}") from error
         return tuple(EntryChange(None, entry) for entry in entries)

@@ -10,14 +10,14 @@ elements, and everything that is read go as netlink messages of hotplane's own (
 and hundreds of megabytes there. One transaction is either the one or the other.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from dataplane.bulk import no_garbage_collection
 from dataplane.kernel.nft import Nft
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import FrontendKey, Plan, Row, Table
-from dataplane.planes.base import PlaneError
+from dataplane.planes.base import EntryRefused, PlaneError
 from dataplane.planes.nftables.adopt import broken_chains
 from dataplane.planes.nftables.books import Books
 from dataplane.planes.nftables.commits import Commits
@@ -29,6 +29,7 @@ from dataplane.planes.nftables.stand_in import StandIn
 from dataplane.planes.nftables.state import TableReader, TableState, shape_ids, table_state
 from dataplane.planes.nftables.store import ElementStore
 from dataplane.planes.nftables.syntax import syntax
+from dataplane.planes.nftables.transaction import Transaction
 from dataplane.policy.node import NodeConfig
 
 
@@ -74,15 +75,22 @@ class NftablesPlane:
         kernel, little is one transaction. A load that fails on the way says in its PlaneError what stands: over an
         empty kernel there is no table again; over a table of an earlier run, each transaction that went through is
         whole, and the table stands between the two plans. Either way the plane takes no change before a load has
-        succeeded, and a new load repairs whatever it finds.
+        succeeded, and a new load repairs whatever it finds. EntryRefused names all entries that cannot be held; over a
+        table of this version it comes before anything is sent, and then the plane goes on as before.
         """
-        self._node = None
+        before, self._node = (self._node, self._books), None
         with no_garbage_collection(keep=len(plan.entries) > self._text_limit):
             states = self._states()
             if not all(state.current for state in states.values()):
                 self._stand_in.replace(self._words.values(), plan, self._text_limit)
                 states = {}
-            changed = self._bring(plan, states)
+            try:
+                changed = self._bring(plan, states)
+            except EntryRefused as error:
+                if states:
+                    self._node, self._books = before
+                refused = Books(self._words, self._layouts).refusals(plan.entries.values())
+                raise EntryRefused(error.key, error.reason, refused) from error
             self._stand_in.remove()
         self._node = plan.node
         return PlanChange(entries=changed)
@@ -106,7 +114,7 @@ class NftablesPlane:
             raise PlaneError("nftables plane: a change came before a plan was loaded; call load first")
         books = self._books
         transaction = books.transaction()
-        steps = [books.replace(entry, transaction) for entry in change.entries if entry.key.family in self._words]
+        steps = self._replaced(change, transaction)
         parts = transaction.parts()
         self._commits.change(parts, self._settings(change))
         transaction.commit()
@@ -115,6 +123,21 @@ class NftablesPlane:
         node, self._node = change.node or self._node, None
         self._commits.tidy(parts)
         self._node = node
+
+    def _replaced(self, change: PlanChange, transaction: Transaction) -> list[Callable[[], None]]:
+        """Put every entry's change into a transaction; what is to be called once the kernel took it. Raises
+        EntryRefused, naming all that cannot be held."""
+        steps, refused = [], []
+        for entry in change.entries:
+            if entry.key.family in self._words:
+                try:
+                    steps.append(self._books.replace(entry, transaction))
+                except EntryRefused as error:
+                    refused.append(error)
+        if refused:
+            first, *others = refused
+            raise EntryRefused(first.key, first.reason, others)
+        return steps
 
     def read_back(self) -> Table:
         """Every frontend that the kernel holds and that works; see planes.base.Plane.read_back.

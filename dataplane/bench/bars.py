@@ -1,19 +1,25 @@
 """The project's bars against a run: what was asked for, what was measured, and whether it is met."""
 
 import enum
+import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import msgspec
 
+from dataplane.bench import noise
 from dataplane.bench.analyse import (
     BUSY_OTHERS,
     Analysis,
     GroupKey,
+    PlaceKey,
     Rounds,
     against,
     analyse,
     between_scenarios,
     by_group,
+    floor_text,
+    place_line,
     values,
 )
 from dataplane.bench.modes import CONNTRACK, DIRECT
@@ -24,14 +30,18 @@ from dataplane.bench.stats import Ratio, estimate
 SIZE, MOST = 10000, 30000
 LEAST_ROUNDS, LEAST_CONTROL_ROUNDS = 5, 3
 """Fewer rounds have an interval that says nothing: of ratios, of the control plane's figures."""
+_RATIO_BARS = 16
+"""Of a whole run: among how many the probability of an error is shared out."""
 EBPF = ("ebpf-connect", "ebpf-tc", "ebpf-xdp")
 LAST = Position.LAST.value
 
 
 class Verdict(enum.StrEnum):
-    """UNCLEAR: the bar is inside the confidence interval, rounds were too few, or others were at work on the machine.
+    """UNCLEAR: the bar is inside the confidence interval, or nearer to the figure than the noise floor, rounds were too
+    few, or others were at work on the machine.
 
-    A ratio is of rounds that were taken together, in shuffled order, so a machine's own noise is in its interval.
+    A ratio is of rounds that were taken together, in shuffled order, so a machine's own noise is in its interval; what
+    is in no interval, a difference between nodes that have the same rules, is in the floor.
     """
 
     MET = "met"
@@ -60,17 +70,37 @@ class BarRow(msgspec.Struct, frozen=True):
         return (self.high - self.low) / self.measured if self.measured else 0.0
 
 
-def _judged(row: BarRow, found: Ratio, note: str = "", *, least: int = LEAST_ROUNDS, crowded: bool = False) -> BarRow:
-    """found: a ratio, or a figure with its quartiles. least: rounds that it takes to judge."""
+class _Run(NamedTuple):
+    """What a run's bars are judged from."""
+
+    rounds: Rounds
+    analysis: Analysis
+
+    def crowded(self, key: GroupKey) -> bool:
+        return PlaceKey(*key[1:]) in self.analysis.crowded
+
+    def floor(self, key: GroupKey, figure: str) -> float:
+        """Noise floor of a figure in the line that a group is in."""
+        return noise.floor(place_line(self.rounds, PlaceKey(*key[1:]), figure), _RATIO_BARS)
+
+
+def _judged(
+    row: BarRow, found: Ratio, note: str = "", *, least: int = LEAST_ROUNDS, crowded: bool = False, floor: float = 0.0
+) -> BarRow:
+    """found: a ratio, or a figure with its quartiles. least: rounds that it takes to judge. floor: relative difference
+    from the bar that is not told."""
 
     def meets(figure: float) -> bool:
         return figure >= row.limit if row.at_least else figure <= row.limit
 
     verdict = Verdict.MET if meets(found.value) else Verdict.MISSED
     few = found.rounds < least
-    if crowded or few or meets(found.low) != meets(found.high):
+    fine = not few and abs(math.log(found.value / row.limit)) <= math.log1p(floor)
+    if crowded or few or fine or meets(found.low) != meets(found.high):
         verdict = Verdict.UNCLEAR
-    note = "; ".join(filter(None, [note, "others at work" if crowded else "", "too few rounds" if few else ""]))
+    reasons = ["others at work" if crowded else "", "too few rounds" if few else ""]
+    reasons.append(f"noise floor {floor_text(floor)}" if fine and floor else "")
+    note = "; ".join(filter(None, [note, *reasons]))
     return msgspec.structs.replace(
         row, measured=found.value, low=found.low, high=found.high, verdict=verdict, note=note
     )
@@ -80,10 +110,12 @@ def _missing(row: BarRow, why: str) -> BarRow:
     return msgspec.structs.replace(row, note=why)
 
 
-def _ratio(row: BarRow, ratio: Ratio | None, why: str, note: str = "", *, crowded: bool = False) -> BarRow:
+def _ratio(
+    row: BarRow, ratio: Ratio | None, why: str, note: str = "", *, crowded: bool = False, floor: float = 0.0
+) -> BarRow:
     if ratio is None:
         return _missing(row, why)
-    return _judged(row, ratio, note, crowded=crowded)
+    return _judged(row, ratio, note, crowded=crowded, floor=floor)
 
 
 def _absolute(
@@ -103,59 +135,59 @@ def _absolute(
     return _judged(row, shown, text, least=LEAST_CONTROL_ROUNDS, crowded=busy)
 
 
-def _connect_bars(rounds: Rounds, crowded: set[GroupKey]) -> Iterator[BarRow]:
-    why = f"connect at {SIZE:,} Services was not part of this run"
+def _connect_bars(run: _Run) -> Iterator[BarRow]:
+    rounds, why = run.rounds, f"connect at {SIZE:,} Services was not part of this run"
     rate = f"new connections/s, last of {SIZE:,} Services"
-    busy = GroupKey(DIRECT, "connect", SIZE, LAST) in crowded
+    direct = GroupKey(DIRECT, "connect", SIZE, LAST)
+    busy, floor = run.crowded(direct), run.floor(direct, "rate")
     limits = (*((mode, 0.97) for mode in EBPF), ("nftables", 0.80))
     for mode, limit in limits:
-        key = GroupKey(mode, "connect", SIZE, LAST)
+        key = direct._replace(mode=mode)
         row = BarRow(f"{rate} / direct, on a node without rules", mode, limit, True)
         tracked = against(rounds, key._replace(mode=CONNTRACK), DIRECT, "rate")
         note = f"connection tracking alone {tracked.value:.2f}" if tracked and mode != "ebpf-connect" else ""
-        yield _ratio(row, against(rounds, key, DIRECT, "rate"), why, note, crowded=busy)
+        yield _ratio(row, against(rounds, key, DIRECT, "rate"), why, note, crowded=busy, floor=floor)
     for mode, limit in limits:
-        key = GroupKey(mode, "connect", SIZE, LAST)
         row = BarRow(f"{rate} / to the pod's own address on the same node", mode, limit, True)
-        own = between_scenarios(rounds, key, GroupKey(mode, "pod", SIZE, ""), "rate")
-        yield _ratio(row, own, f"pod at {SIZE:,} Services was not part of this run", crowded=busy)
+        own = between_scenarios(rounds, direct._replace(mode=mode), GroupKey(mode, "pod", SIZE, ""), "rate")
+        yield _ratio(row, own, f"pod at {SIZE:,} Services was not part of this run", crowded=busy, floor=floor)
     row = BarRow(f"{rate} / iptables", "nftables", 8.0, True)
-    yield _ratio(
-        row, against(rounds, GroupKey("nftables", "connect", SIZE, LAST), "iptables", "rate"), why, crowded=busy
-    )
+    ratio = against(rounds, direct._replace(mode=row.mode), "iptables", "rate")
+    yield _ratio(row, ratio, why, crowded=busy, floor=floor)
+    yield from _latency_bars(run)
+
+
+def _latency_bars(run: _Run) -> Iterator[BarRow]:
     many = GroupKey(DIRECT, "connect", MOST, LAST)
     one = many._replace(scenario="connect-alone", position="")
-    own = between_scenarios(rounds, many, one, "p99")
+    own = between_scenarios(run.rounds, many, one, "p99")
+    note = f"direct itself {own.value:.2f}" if own else ""
+    why = f"connect-alone beside {MOST:,} Services was not part of this run"
+    busy, floor = run.crowded(many), run.floor(many, "p99")
     for mode in ("nftables", *EBPF):
         row = BarRow(f"p99 connect latency, {MOST:,} Services / 1", mode, 1.10, False)
-        ratio = between_scenarios(rounds, many._replace(mode=mode), one._replace(mode=mode), "p99")
-        note = f"direct itself {own.value:.2f}" if own else ""
-        yield _ratio(
-            row,
-            ratio,
-            f"connect-alone beside {MOST:,} Services was not part of this run",
-            note,
-            crowded=many in crowded,
-        )
+        ratio = between_scenarios(run.rounds, many._replace(mode=mode), one._replace(mode=mode), "p99")
+        yield _ratio(row, ratio, why, note, crowded=busy, floor=floor)
 
 
-def _packet_bars(results: Results, rounds: Rounds, crowded: set[GroupKey]) -> Iterator[BarRow]:
+def _packet_bars(results: Results, run: _Run) -> Iterator[BarRow]:
     size = max(results.settings.fixed_services)
     place = f"at {size:,} Services"
     for mode in EBPF:
         row = BarRow("bulk TCP through a clusterIP / direct", mode, 0.98, True)
-        key = GroupKey(mode, "bulk1", size, LAST)
-        busy = key._replace(mode=DIRECT) in crowded
-        yield _ratio(row, against(rounds, key, DIRECT, "rate"), "bulk1 was not part of this run", place, crowded=busy)
+        yield _against_direct(run, row, GroupKey(mode, "bulk1", size, LAST), place)
     row = BarRow("packets/s to a remote backend / plain forwarding", "ebpf-xdp", 3.0, True)
     key = GroupKey(row.mode, "north-remote-pps", size, "")
-    why = "north-remote-pps was not part of this run"
-    note = f"{place}; packets of the kernel's own making"
-    busy = key._replace(mode=DIRECT) in crowded
-    yield _ratio(row, against(rounds, key, DIRECT, "rate"), why, note, crowded=busy)
+    yield _against_direct(run, row, key, f"{place}; packets of the kernel's own making")
     row = BarRow("XDP program, established node-port flow, DNAT and SNAT", "ebpf-xdp", 150.0, False, "ns")
     cost = key._replace(scenario="xdp-cost")
-    yield _absolute(row, rounds, cost, "ns", note=f"{place}; test run, its own 30 to 40 ns included", alone=True)
+    yield _absolute(row, run.rounds, cost, "ns", note=f"{place}; test run, its own 30 to 40 ns included", alone=True)
+
+
+def _against_direct(run: _Run, row: BarRow, key: GroupKey, note: str) -> BarRow:
+    why = f"{key.scenario} was not part of this run"
+    ratio = against(run.rounds, key, DIRECT, "rate")
+    return _ratio(row, ratio, why, note, crowded=run.crowded(key), floor=run.floor(key, "rate"))
 
 
 def _control_bars(endpoints: int, rounds: Rounds) -> Iterator[BarRow]:
@@ -179,11 +211,11 @@ def _control_bars(endpoints: int, rounds: Rounds) -> Iterator[BarRow]:
 def bars(results: Results, analysis: Analysis | None = None) -> list[BarRow]:
     """Every bar, in the modes that the run has."""
     analysis = analysis or analyse(results)
-    rounds, crowded = by_group(results.cells), set(analysis.crowded)
+    run = _Run(by_group(results.cells), analysis)
     rows = [
-        *_connect_bars(rounds, crowded),
-        *_packet_bars(results, rounds, crowded),
-        *_control_bars(results.settings.endpoints, rounds),
+        *_connect_bars(run),
+        *_packet_bars(results, run),
+        *_control_bars(results.settings.endpoints, run.rounds),
     ]
     return [row for row in rows if row.mode in results.settings.modes]
 

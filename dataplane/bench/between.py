@@ -11,7 +11,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from dataplane.bench.modes import DIRECT
+from dataplane.bench.modes import AGAIN, DIRECT, MODES
 from dataplane.bench.objects import Backend, Shape, chunks, decoded
 from dataplane.bench.profiles import PROFILES, Settings
 from dataplane.bench.results import Cell, CellKey, Journal, Results
@@ -24,9 +24,9 @@ from dataplane.lab.vagrant.proxies import VARIANTS, MachineProxies
 from dataplane.model.net import Family
 from dataplane.model.objects import ModelObject
 
-BETWEEN = (DIRECT, *(name for name in VARIANTS if name != "ebpf-parity"))
+BETWEEN = (DIRECT, AGAIN, *(name for name in VARIANTS if name != "ebpf-parity"))
 """The modes that there are; the usual ones are measured unless others are asked for."""
-_USUAL = (DIRECT, "iptables", "nftables", "ebpf", "ipvs")
+_USUAL = (DIRECT, AGAIN, "iptables", "nftables", "ebpf", "ipvs")
 _SCENARIOS = ("connect", "rr", "bulk1", "north-remote", "north-remote-rr")
 _BASE = replace(
     PROFILES["quick"], profile="machines", modes=_USUAL, scenarios=_SCENARIOS, services=(1, 1000, 10000), rounds=7,
@@ -51,7 +51,7 @@ def settings(base: Settings, spec: LabSpec, modes: Sequence[str] = (), services:
     sizes = tuple(sorted(set(services))) or base.services
     if sizes[0] < 1:
         raise UsageError(f"--services {sizes[0]}: at least 1")
-    wanted = tuple(mode for mode in BETWEEN if mode in (modes or base.modes) or mode == DIRECT)
+    wanted = tuple(mode for mode in BETWEEN if mode in (modes or base.modes) or mode in (DIRECT, AGAIN))
     return replace(
         base, modes=wanted, services=sizes, fixed_services=sizes, light_rounds=base.rounds, routing=spec.routing
     )
@@ -89,7 +89,7 @@ class Between:
             data_key(mode, SCENARIOS[name], services, Position.LAST, number)
             for name in self._random.sample(self._settings.scenarios, len(self._settings.scenarios))
         ]
-        if mode == DIRECT:
+        if MODES[mode].reference:
             self._measure_all(keys)
             return
         with MachineProxies(self._site.machines, mode) as proxies:

@@ -1,6 +1,7 @@
 """Processor time of the lab's processes and of the packets they cause, and of everybody else on the machine."""
 
 import os
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +11,12 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 class Usage(NamedTuple):
     """Processor seconds so far. lab: the lab's processes, the packets they cause included. machine: everybody, with the
-    time that a hypervisor took (steal)."""
+    time that a hypervisor took (steal). softirq: the whole machine's in interrupts, and in the kernel's threads that
+    carry on with them; on kernels that do not keep interrupts apart most of it is in the interrupted process's too."""
 
     lab: float
     machine: float
+    softirq: float = 0.0
 
 
 @cache
@@ -52,5 +55,17 @@ def usage(group: Path) -> Usage:
     lab = int(lines["usage_usec"]) / 1e6
     if interrupts_are_apart():
         lab += (irq + softirq) / _TICKS
-    lab += sum(int(path.read_text().split()[0]) for path in _softirqd()) / 1e9
-    return Usage(lab, (user + nice + system + irq + softirq + steal) / _TICKS)
+    threads = sum(int(path.read_text().split()[0]) for path in _softirqd()) / 1e9
+    machine = user + nice + system + irq + softirq + steal
+    return Usage(lab + threads, machine / _TICKS, (irq + softirq) / _TICKS + threads)
+
+
+def process_seconds(pids: Iterable[int]) -> float:
+    """Processor seconds that processes have used so far, to the nanosecond; ended ones count as nothing."""
+    used = 0
+    for pid in pids:
+        try:
+            used += int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return used / 1e9

@@ -17,7 +17,8 @@ def bulk(
     limit: Sequence[str],
     what: str,
 ) -> dict[str, float]:
-    """Send to a server of iperf3's; rate is bits a second as that saw them, operations gigabytes.
+    """Send to a server of iperf3's; rate is bits a second as that saw them, operations gigabytes, cpu_client processor
+    seconds of the client.
 
     run: runs a command where the client is, to its end. target: address and port. limit: iperf3's options for how
     much. what: names the run in errors. Raises LabError when it fails.
@@ -33,12 +34,14 @@ def bulk(
     if "error" in report:
         raise LabError(f"{what}: {report['error']}")
     end = report["end"]
+    used = end.get("cpu_utilization_percent", {})
     received = end["sum_received"]
     return {
         "rate": received["bits_per_second"],
         "seconds": received["seconds"],
         "operations": received["bytes"] / 1e9,
         "failures": 0.0,
+        "cpu_client": used.get("host_total", 0.0) / 100 * end["sum_sent"]["seconds"],
         "retransmits": float(end["sum_sent"].get("retransmits", 0)),
     }
 

@@ -35,12 +35,14 @@ class Mode(NamedTuple):
     machines: bool = False
 
 
-DIRECT = "direct"
+DIRECT, AGAIN = "direct", "direct-again"
+"""The baseline, and the same once more on a node of its own: the A/A pair, which shows what no data plane causes."""
 CONNTRACK = "conntrack"
 MODES = {
     m.name: m
     for m in (
         Mode(DIRECT, "direct to the pod, no rules", reference=True),
+        Mode(AGAIN, "direct once more, to see the noise (A/A)", reference=True),
         Mode(CONNTRACK, "direct to the pod, connections tracked", reference=True),
         Mode("iptables", "iptables", "iptables"),
         Mode("nftables", "nftables", "nftables"),
@@ -67,11 +69,11 @@ LAB_MODES = tuple(name for name, mode in MODES.items() if not mode.machines)
 
 
 def chosen(names: Sequence[str]) -> list[str]:
-    """Modes by name, in the order of reports and always with the baseline. Raises UsageError naming those there are."""
+    """Modes by name, in the order of reports and always with the baseline, twice. Raises UsageError."""
     unknown = [name for name in names if name not in LAB_MODES]
     if unknown:
         raise UsageError(f"--modes {','.join(unknown)}: there is no such mode; choose of {', '.join(LAB_MODES)}")
-    return [name for name in LAB_MODES if not names or name in names or name == DIRECT]
+    return [name for name in LAB_MODES if not names or name in names or name in (DIRECT, AGAIN)]
 
 
 class TimedPlane:

@@ -66,7 +66,7 @@ PROFILES = {
     "full": Settings(
         profile="full", modes=(), scenarios=_ALL, services=(1, 100, 1000, 5000, 10000, 30000),
         fixed_services=(10000,), few_services=(1,), position_services=(10000,), bar_services=(10000, 30000),
-        positions=tuple(Position), rounds=31, light_rounds=5, seconds=0.15, bulk_bytes=256 << 20,
+        positions=tuple(Position), rounds=25, light_rounds=5, seconds=0.15, bulk_bytes=256 << 20,
         control_rounds=3, light_control_rounds=1, changes=1000, change_seconds=1.5, rollout_seconds=1.5,
         slow_load_seconds=10.0, iptables_max=30000,
     ),

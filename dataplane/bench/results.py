@@ -38,8 +38,9 @@ class CellKey(NamedTuple):
 class Cell(msgspec.Struct, frozen=True):
     """One measurement. figures: by name. Data plane: rate (operations, bits or packets a second), seconds, operations,
     failures, p50 p90 p99 p999 max (nanoseconds), cpu (processor seconds for a million operations, of a gigabyte for
-    bulk), others (processors that somebody else kept busy meanwhile). Control plane: see `agent`. error: why there
-    are no figures."""
+    bulk; cpu_client, cpu_server and cpu_softirq are parts of it), cycles and instructions (of one operation, where the
+    machine counts them), others (processors that somebody else kept busy meanwhile). Control plane: see `agent`. error:
+    why there are no figures."""
 
     key: CellKey
     figures: dict[str, float] = {}

@@ -136,6 +136,7 @@ class Rig:
         self.lab = Lab.up(LabSpec(name=name, nodes=len(names) + 1, pods=2, routing=settings.routing, ipv6=ipv6))
         self._clients: dict[str, Helper] = {}
         self._agents: dict[str, Helper] = {}
+        self._servers: dict[str, list[int]] = {}
         try:
             self.nodes: Mapping[str, Node] = dict(zip(names, self.lab.nodes, strict=False))
             self.remote = self.lab.nodes[-1]
@@ -183,11 +184,13 @@ class Rig:
         assert process.stdout is not None, "it was started with a pipe"
         if process.stdout.readline() != b"ready\n":
             raise LabError(f"{pod.name}: the server on port {SERVER_PORT} does not start; its words are above")
+        self._servers[node.name] = [process.pid]
         if shutil.which("iperf3"):
-            self.lab.spawn(
+            process = self.lab.spawn(
                 pod, pinned(1, ["iperf3", "-s", "-p", str(BULK_PORT)]),
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
+            self._servers[node.name].append(process.pid)
 
     def _client(self, place: str) -> Helper:
         process = self.lab.spawn(
@@ -203,6 +206,12 @@ class Rig:
     def group(self) -> Path:
         """Control group of the whole lab."""
         return self.lab.cgroup(self.lab.client).parent
+
+    def ends(self, mode: str, scenario: Scenario) -> tuple[list[int], list[int]]:
+        """Processes that send and that serve in a scenario of a mode's node."""
+        outside = scenario.way in (Way.NODE_PORT_LOCAL, Way.NODE_PORT_REMOTE)
+        server = self.remote if scenario.way is Way.NODE_PORT_REMOTE else self.nodes[mode]
+        return [self._clients["" if outside else mode].process.pid], self._servers[server.name]
 
     def agent(self, mode: str) -> Helper:
         """The mode's control plane. Raises KeyError when none was started."""

@@ -5,6 +5,7 @@ with each other and therefore follow each other closely, so that whatever distur
 alike. The first round of packets only warms up and is not recorded.
 """
 
+import contextlib
 import itertools
 import random
 import time
@@ -14,7 +15,8 @@ from typing import NamedTuple
 import msgspec
 
 from dataplane.bench.agent import Request
-from dataplane.bench.cpu import Usage, usage
+from dataplane.bench.counters import Counters, hardware
+from dataplane.bench.cpu import Usage, process_seconds, usage
 from dataplane.bench.modes import MODES, alone
 from dataplane.bench.pace import Pace
 from dataplane.bench.profiles import (
@@ -126,18 +128,22 @@ class Runner:
         self._broken: set[str] = set()
         self._pace = Pace(self._settings)
         self._random = random.Random(self._settings.seed + len(self._done))
+        self._counters: Counters | None = None
         for cell in results.cells:
             if cell.key.scenario == "coldstart":
                 self._mark_slow(cell.key, cell.figures)
 
     def run(self) -> None:
         """Measure everything. Raises LabError when the lab itself fails; a cell that fails is recorded as such."""
-        for services in self._settings.services:
-            if any(key.services == services for key in self._left):
-                self._cold_starts(services)
-                self._data_rounds(services)
-                self._change_rounds(services)
-                self._leave_out(lambda key, services=services: key.services == services)  # type: ignore[misc]
+        with contextlib.ExitStack() as stack:
+            found = hardware()
+            self._counters = stack.enter_context(found) if found else None
+            for services in self._settings.services:
+                if any(key.services == services for key in self._left):
+                    self._cold_starts(services)
+                    self._data_rounds(services)
+                    self._change_rounds(services)
+                    self._leave_out(lambda key, services=services: key.services == services)  # type: ignore[misc]
 
     def _leave_out(self, which: Callable[[CellKey], bool]) -> None:
         """These will not be measured any more."""
@@ -256,30 +262,61 @@ class Runner:
             return  # whatever fails now fails again when it counts, and is recorded then
 
     def _packets(self, key: CellKey, position: Position) -> dict[str, float]:
-        scenario, settings, node, services = SCENARIOS[key.scenario], self._settings, key.mode, key.services
+        scenario, node, services = SCENARIOS[key.scenario], key.mode, key.services
         if scenario.alone and not MODES[node].reference:
             node, services = alone(node), 1
         target = self._rig.target(node, scenario, services, position)
-        before, started, own = usage(self._rig.group), time.perf_counter(), time.process_time()
+        before = self._used(node, scenario)
+        found, scale = self._operate(node, scenario, target)
+        after = self._used(node, scenario)
+        own = after.own - before.own if scenario.operation == "live" else 0.0  # the kernel works in our name then
+        return judged(found) | _processors(before, after, own, found, found["operations"] / scale)
+
+    def _operate(self, node: str, scenario: Scenario, target: tuple[str, int]) -> tuple[dict[str, float], float]:
+        """The figures of one measurement, and for how many operations processor time is told."""
+        settings = self._settings
         if scenario.operation.startswith("iperf3"):
-            streams = int(scenario.operation.split()[1])
-            found, scale = self._rig.bulk(node, streams, target, settings.bulk_bytes), 1.0
-        elif scenario.operation == "program":
-            found, scale = self._rig.program(node), 1e6
-        elif scenario.operation == "live":
+            return self._rig.bulk(node, int(scenario.operation.split()[1]), target, settings.bulk_bytes), 1.0
+        if scenario.operation == "program":
+            return self._rig.program(node), 1e6
+        if scenario.operation == "live":
             found = self._rig.live(node, target, settings.seconds)
-            found["rate"], scale = found["operations"] / found["seconds"], 1e6
         else:
             outside = scenario.way in (Way.NODE_PORT_LOCAL, Way.NODE_PORT_REMOTE)
             found = self._rig.traffic(node, scenario.operation, target, settings.seconds, outside)
-            found["rate"], scale = found["operations"] / found["seconds"], 1e6
-        seconds, after = time.perf_counter() - started, usage(self._rig.group)
-        own = time.process_time() - own if scenario.operation == "live" else 0.0  # the kernel works in our name then
-        return judged(found) | _processors(before, after, own, seconds, found["operations"] / scale)
+        return found | {"rate": found["operations"] / found["seconds"]}, 1e6
+
+    def _used(self, node: str, scenario: Scenario) -> "_Used":
+        client, server = map(process_seconds, self._rig.ends(node, scenario))
+        counted = self._counters.read() if self._counters else {}
+        return _Used(usage(self._rig.group), client, server, counted, time.process_time(), time.perf_counter())
 
 
-def _processors(before: Usage, after: Usage, own: float, seconds: float, operations: float) -> dict[str, float]:
-    return {"cpu": (after.lab - before.lab + own) / operations, "others": _others(before, after, own, seconds)}
+class _Used(NamedTuple):
+    """What was used until a moment, in processor seconds: by all (see cpu.Usage), by clients, by servers, by this
+    process; counted by hardware counters. at: the moment."""
+
+    all: Usage
+    client: float
+    server: float
+    counted: dict[str, float]
+    own: float
+    at: float
+
+
+def _processors(
+    before: _Used, after: _Used, own: float, found: dict[str, float], operations: float
+) -> dict[str, float]:
+    """Processor time of so many operations, of everybody and apart. own: seconds of this process that are the lab's."""
+    seconds = {
+        "cpu": after.all.lab - before.all.lab + own,
+        "cpu_client": found.get("cpu_client", after.client - before.client),
+        "cpu_server": after.server - before.server,
+        "cpu_softirq": after.all.softirq - before.all.softirq,
+    }
+    counted = {name: (after.counted[name] - before.counted[name]) / found["operations"] for name in after.counted}
+    others = _others(before.all, after.all, own, after.at - before.at)
+    return {name: value / operations for name, value in seconds.items()} | counted | {"others": others}
 
 
 def _others(before: Usage, after: Usage, own: float, seconds: float) -> float:

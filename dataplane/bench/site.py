@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from dataplane.bench.iperf import bulk
-from dataplane.bench.modes import DIRECT
+from dataplane.bench.modes import MODES
 from dataplane.bench.native import Tool, load_tool, python_tool
 from dataplane.bench.objects import BULK_PORT, ENDPOINTS, REMOTE_NODE_PORT, SERVER_PORT, TCP_PORT, cluster_ip
 from dataplane.bench.profiles import Settings
@@ -116,7 +116,7 @@ class Site(Closing):
             what = f"iperf3 to {address} port {port} in {mode} mode"
             return bulk(self._command(self._pod.name), (address, port), limit, what)
         outside = scenario.way is Way.NODE_PORT_REMOTE
-        source = self._through_entry if outside and mode == DIRECT else "-"
+        source = self._through_entry if outside and MODES[mode].reference else "-"
         client = self._clients[self.machines.client.name if outside else self._pod.name]
         found: dict[str, float] = {}
         for seconds in (_WARM_SHARE * settings.seconds, settings.seconds):
@@ -130,7 +130,7 @@ class Site(Closing):
     def _aim(self, mode: str, scenario: Scenario, services: int) -> tuple[str, int]:
         """Address and port that a scenario's packets are sent to: the last Service's, or the pod's own."""
         is_bulk = scenario.operation.startswith("iperf3")
-        if mode == DIRECT:
+        if MODES[mode].reference:
             return self.server.addresses[self._family], BULK_PORT if is_bulk else SERVER_PORT
         if scenario.way is Way.NODE_PORT_REMOTE:
             return self._entry.addresses[self._family], REMOTE_NODE_PORT

@@ -36,9 +36,13 @@ _ABOUT = """A pod of node 1 connects to clusterIPs, the outside client to a node
 node 2, and `direct` goes to that pod's own address on the same way, with no rules anywhere. Clients use the last
 Service. Every round loads each mode on all nodes anew, in shuffled order."""
 _READING = """Medians over rounds; spread: distance of their quartiles; against direct: median of the rounds' ratios,
-with its 95 % confidence interval. What wins where (bold: the best mode, and those that cannot be told from it):
+with its 95 % confidence interval; noise floor: the smallest difference that the line can tell, by direct measured twice
+and by how much rounds disagree. What wins where (bold: the best mode, and those not told from it):
 """
-_COLUMNS = ("scenario", "services", "mode", "median", "spread", "rounds", "against direct", "p50", "p99", "note")
+_COLUMNS = (
+    "scenario", "services", "mode", "median", "unit", "spread", "rounds", "against direct", "noise floor",
+    "p50 µs", "p99 µs", "note",
+)  # fmt: skip
 
 
 def page(results: Results) -> str:

@@ -53,9 +53,9 @@ def test_every_mode_and_scenario_gives_figures(machines: Namespaces, tmp_path: P
     with Site(machines, Family.IPV4, 1.0) as site:
         chosen = wanted(machines, ("iptables", "nftables", "ebpf"))
         results = run(site, chosen, tmp_path, "vagrant/lab bench", emulated=True)
-    assert {cell.key.mode for cell in results.cells} == {"direct", "iptables", "nftables", "ebpf"}
+    assert {cell.key.mode for cell in results.cells} == {"direct", "direct-again", "iptables", "nftables", "ebpf"}
     assert {cell.key.scenario for cell in results.cells} == set(SCENARIO_NAMES)
-    assert len(results.cells) == 4 * 5
+    assert len(results.cells) == 5 * 5
     assert [f"{cell.key}: {cell.error}" for cell in results.cells if cell.error] == []
     assert all(cell.figures["rate"] > 0 for cell in results.cells)
     assert (results.settings.load_tool, results.machine.kernel) == ("c", os.uname().release)
@@ -76,7 +76,7 @@ def test_the_command_adds_to_the_labs_report(machines: Namespaces, tmp_path: Pat
     assert whole.table == [before]
     assert whole.benchmark
     results = msgspec.json.decode(whole.benchmark.results, type=Results)
-    assert {cell.key.mode for cell in results.cells} == {"direct", "nftables"}
+    assert {cell.key.mode for cell in results.cells} == {"direct", "direct-again", "nftables"}
     command = "vagrant/lab bench --profile emulated --family ipv4 --modes nftables --services 2 --rounds 1 --seed 1"
     assert results.command == command
     assert EMULATED in (tmp_path / "report.md").read_text()
@@ -89,7 +89,7 @@ def test_ipv6_and_machines_that_cannot_run_what_is_compiled_here(
     with Site(machines, Family.IPV6, 1.0) as site:
         results = run(site, wanted(machines, ("nftables",), Family.IPV6), tmp_path, "vagrant/lab bench", emulated=False)
     assert [f"{cell.key}: {cell.error}" for cell in results.cells if cell.error] == []
-    assert len(results.cells) == 2 * 5
+    assert len(results.cells) == 3 * 5
     assert results.settings.load_tool == "python"
     assert "no compiler" in results.machine.notes
     assert EMULATED not in page(results)

@@ -31,11 +31,11 @@ def test_a_noisy_machine_is_named_and_bars_near_the_figure_are_not_judged_on_it(
     found = analyse(run)
     assert found.warnings[0].startswith("TOO NOISY TO CONCLUDE")
     assert bar(run, "last of 10,000 Services / direct", "nftables").verdict is Verdict.UNCLEAR
-    assert any("too noisy to conclude" in text for text in sentences(found))
+    assert any("no difference above" in text for text in sentences(found))
 
 
 def test_a_ratio_far_from_its_bar_is_judged_on_a_noisy_machine_too() -> None:
-    run = made_up(noise=0.3, speed={"nftables": 0.3, "ebpf-connect": 2.0})
+    run = made_up(noise=0.3, speed={"nftables": 0.1, "ebpf-connect": 9.0})
     assert analyse(run).noisy
     assert bar(run, "last of 10,000 Services / direct", "nftables").verdict is Verdict.MISSED
     assert bar(run, "last of 10,000 Services / direct", "ebpf-connect").verdict is Verdict.MET
@@ -71,13 +71,14 @@ def test_an_unfinished_run_says_so() -> None:
 
 
 def test_bars_met_missed_unclear_and_not_measured() -> None:
-    good = made_up()
+    good = made_up(noise=0.002)
     assert bar(good, "last of 10,000 Services / direct", "ebpf-connect").verdict is Verdict.MET
     assert bar(good, "/ iptables", "nftables").verdict is Verdict.MET
     assert bar(good, "p99 connect latency", "nftables").verdict is Verdict.MET
     assert bar(good, "objects to kernel", "nftables").verdict is Verdict.MET
     assert bar(good, "memory", "nftables").measured == pytest.approx(200)
     slow = made_up(speed={"nftables": 0.5, "ebpf-connect": 0.985}, noise=0.03)
+    assert "noise floor" in bar(slow, "last of 10,000 Services / direct", "ebpf-connect").note
     assert bar(slow, "last of 10,000 Services / direct", "nftables").verdict is Verdict.MISSED
     assert bar(slow, "last of 10,000 Services / direct", "ebpf-connect").verdict is Verdict.UNCLEAR
     small = made_up(services=(100,))
@@ -133,28 +134,48 @@ def test_bars_are_those_of_the_modes_that_were_measured() -> None:
 def test_sentences_say_who_wins_and_where_iptables_does() -> None:
     found = analyse(made_up(speed={"iptables": 1.2}, services=(1, 10000)))
     said = sentences(found)
-    assert any(text.startswith("new TCP connections, 1 Service:") and "iptables wins" in text for text in said)
+    assert any(text.startswith("connect, 1 Service:") and "iptables wins" in text for text in said)
     assert any("10,000 Services, last of them: ebpf-connect wins" in text for text in said)
     wins = iptables_wins(found)
-    [first] = [text for text in wins if text.startswith("iptables wins: new TCP connections, 1 Service")]
+    [first] = [text for text in wins if text.startswith("iptables wins: connect, 1 Service")]
     assert "10,000 Services (first)" in first
     assert "10,000 Services (last)" not in first
     shares = iptables_wins(analyse(made_up(speed={"iptables": 1.0}, services=(1, 10000))))
-    assert "iptables shares the first place: request and response, warm TCP connection, 1 Service" in " ".join(shares)
+    assert "iptables shares the first place: rr, 1 Service" in " ".join(shares)
 
 
 def test_highlights_are_of_the_largest_size_at_which_most_compete() -> None:
     said = highlights(analyse(made_up()))
-    assert [text for text in said if text.startswith("new TCP connections, 30,000 Services")]
-    assert not any("1 Service:" in text for text in said if text.startswith("new TCP"))
+    assert [text for text in said if text.startswith("connect, 30,000 Services")]
+    assert not any("1 Service:" in text for text in said if text.startswith("connect,"))
 
 
 def test_the_table_of_winners_marks_the_best_and_nobody_on_a_noisy_machine() -> None:
-    found = {(p.title, p.services): p for p in places(analyse(made_up(speed={"nftables": 0.5})))}
-    place = found["new TCP connections", 10000]
+    found = {p.key: p for p in places(analyse(made_up(speed={"nftables": 0.5})))}
+    place = found["connect", 10000, "last"]
     assert [mode for mode, shown in place.figures.items() if shown.best] == ["ebpf-connect"]
-    assert place.figures["direct"].text.endswith(" k/s")
-    assert not any(shown.best for p in places(analyse(made_up(noise=0.4))) for shown in p.figures.values() if p.noisy)
+    assert (place.unit, place.figures["direct"].text) == ("k/s", "20.1")
+    assert place.floor.endswith("%")
+    noisy = [p for p in places(analyse(made_up(noise=0.6, speed={"iptables": 1.0}, equal=True))) if p.noisy]
+    assert noisy
+    assert not any(shown.best for p in noisy for shown in p.figures.values())
+
+
+def test_figures_of_one_round_have_no_winner() -> None:
+    found = analyse(made_up(rounds=1, speed={"nftables": 0.2}))
+    assert not any(shown.best for place in places(found) for shown in place.figures.values())
+    assert {place.floor for place in places(found)} == {"none"}
+    assert all("too few rounds" in text for text in sentences(found))
+    assert iptables_wins(found) == []
+    assert {record["spread"] for record in as_records(found)} == {"one round"}
+
+
+def test_a_line_has_one_unit_and_so_has_every_column() -> None:
+    run = made_up(modes=("iptables", "nftables"), speed={"nftables": 0.01}, services=(1,))
+    records = [r for r in as_records(analyse(run)) if r["scenario"] == "connect"]
+    assert {record["unit"] for record in records} == {"/s"}
+    assert [record["median"] for record in records if record["mode"] == "direct"] == ["20,032"]
+    assert not any(str(record["p99 µs"]).endswith("s") for record in records)
 
 
 def test_records_have_one_line_a_group_and_name_the_noisy_ones() -> None:

@@ -1,5 +1,6 @@
 """The order of a run: rounds of everything, shuffled, the warm-up dropped, broken modes left out."""
 
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,6 +42,9 @@ class FakeRig:
 
     def ask(self, line: bytes, patience: float) -> dict[str, float]:
         return {"p50": 1.0, "p99": 2.0}
+
+    def ends(self, mode: str, scenario: object) -> tuple[list[int], list[int]]:
+        return [os.getpid()], [os.getpid()]
 
     def target(self, *_: object) -> tuple[str, int]:
         return "10.96.0.1", 80
@@ -166,3 +170,12 @@ def test_a_resumed_run_measures_only_what_is_missing(tmp_path: Path) -> None:
     assert not any(what[-1] == "1" for what in rig.asked if what[0] == "load")  # that size was complete
     measured = [what for what in rig.asked if what[0] == "rr"]
     assert measured.count(("rr", "nftables")) == 2  # warm-up and the lost one
+
+
+def test_processor_time_is_told_apart(tmp_path: Path) -> None:
+    results = run(tmp_path, FakeRig(tmp_path))
+    packets = [cell.figures for cell in results.cells if cell.key.scenario == "rr"]
+    assert packets
+    for figures in packets:
+        assert {"cpu", "cpu_client", "cpu_server", "cpu_softirq", "others"} <= set(figures)
+        assert figures["cpu_client"] > 0  # the fake's client is this very process

@@ -53,8 +53,10 @@ def place_records(found: Sequence[Place], modes: Sequence[str]) -> list[dict[str
     records = []
     for place in found:
         record: dict[str, object] = {
-            "": place.title + (" (too noisy)" if place.noisy else ""),
-            "Services": place.services,
+            "scenario": place.key.scenario,
+            "Services": place.key.services,
+            "unit": place.unit,
+            "noise floor": place.floor,
         }
         for mode in modes:
             shown = place.figures.get(mode)
@@ -79,7 +81,8 @@ def markdown(results: Results, *, whole: bool = False) -> str:
         (_bars if whole else _bars_by_mode)(bars(results, analysis)),
         "Ratios are medians over rounds with their 95 % confidence interval, other figures medians with their "
         "quartiles. Where the bar is inside the interval, or others were at work, it is `unclear`.\n",
-        "What wins where (medians; bold: the best mode, and those that cannot be told from it):\n",
+        "What wins where. Medians; bold: the best mode, and those that differ from it by less than the noise floor, "
+        "the smallest difference that the line can tell; none: too few rounds.\n",
         table(place_records(found, modes)),
         "Where iptables wins or shares the first place: "
         + (" ".join(text.removeprefix("iptables ") for text in wins) if wins else "nowhere in this run.")

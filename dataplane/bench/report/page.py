@@ -16,6 +16,7 @@ from dataplane.bench.report.markdown import markdown
 from dataplane.bench.report.plots import pictures
 from dataplane.bench.report.summary import highlights, iptables_wins, places
 from dataplane.bench.results import Results, write
+from dataplane.bench.scenarios import SCENARIOS
 
 PAGE, DATA, TABLES = "index.html", "results.json", "tables.md"
 _TITLE = "Service data planes side by side"
@@ -81,13 +82,17 @@ def _places(analysis: Analysis) -> str:
     if not found:
         return "<p>No two modes were measured.</p>"
     modes = [mode for mode in MODES if any(mode in place.figures for place in found)]
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("", "Services", *modes))
+    head = "".join(f"<th>{escape(n)}</th>" for n in ("scenario", "Services", "unit", "noise floor", *modes))
     lines, last = [], ""
     for place in found:
-        title = "" if place.title == last else place.title + (" (too noisy)" if place.noisy else "")
-        begins = ' class="begins"' if title else ""
-        last = place.title
-        cells = f'<td>{escape(title)}</td><td class="number">{place.services:,}</td>'
+        name = place.key.scenario
+        begins = ' class="begins"' if name != last else ""
+        last = name
+        cells = (
+            f'<th scope="row" title="{escape(SCENARIOS[name].title)}">{escape(name)}</th>'
+            f'<td class="number">{place.key.services:,}</td><td>{escape(place.unit)}</td>'
+            f'<td class="number">{escape(place.floor)}</td>'
+        )
         for mode in modes:
             shown = place.figures.get(mode)
             mark = "number best" if shown and shown.best else "number"

@@ -17,6 +17,7 @@ from dataplane.bench.scenarios import SCENARIOS, Kind, Position
 
 STYLE = {
     "direct": ("#000000", "o", "-"),
+    "direct-again": ("#444444", "*", ":"),
     "conntrack": ("#7f7f7f", "s", "--"),
     "iptables": ("#d55e00", "v", "-"),
     "nftables": ("#0072b2", "^", "-"),

@@ -1,0 +1,42 @@
+"""Counters of perf_event_open(2): proved on events that every kernel counts, hardware or not."""
+
+import os
+import time
+
+import pytest
+
+from dataplane.bench.counters import HARDWARE, Counters, CountersError, Event, hardware
+
+_SOFTWARE = 1
+CPU_CLOCK, PAGE_FAULTS = Event(_SOFTWARE, 0), Event(_SOFTWARE, 2)
+
+
+def test_every_processor_is_counted_over_the_same_time() -> None:
+    with Counters({"clock": CPU_CLOCK, "faults": PAGE_FAULTS}) as counters:
+        before, started = counters.read(), time.perf_counter()
+        pages = bytearray(512 << 12)  # touched one by one: a fault each
+        pages[:: 1 << 12] = bytes(512)
+        time.sleep(0.1)
+        after, took = counters.read(), time.perf_counter() - started
+    assert (after["clock"] - before["clock"]) / 1e9 == pytest.approx(took * len(os.sched_getaffinity(0)), rel=0.2)
+    assert after["faults"] - before["faults"] >= 200
+
+
+def test_what_cannot_be_counted_is_an_error_and_leaves_nothing_open() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(CountersError, match="perf_event_open on processor"):
+        Counters({"clock": CPU_CLOCK, "none": Event(_SOFTWARE, 999)})
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_machines_own_counters_work_or_are_not_there() -> None:
+    counters = hardware()
+    if counters is None:
+        with pytest.raises(CountersError):
+            Counters(HARDWARE)
+        return
+    with counters:
+        before = counters.read()
+        sum(range(100_000))
+        after = counters.read()
+    assert all(after[name] > before[name] + 100_000 for name in HARDWARE)

@@ -130,7 +130,10 @@ def _list(output: str) -> int:
     from dataplane.bench.scenarios import SCENARIOS
 
     records = [{"kind": "mode", "name": name, "what": MODES[name].title} for name in LAB_MODES]
-    records += [{"kind": "scenario", "name": s.name, "what": s.title} for s in SCENARIOS.values()]
+    records += [
+        {"kind": "scenario", "name": s.name, "what": s.title + (f" (SLI: {s.sli})" if s.sli else "")}
+        for s in SCENARIOS.values()
+    ]
     print_records(records, output, ("kind", "name", "what"))
     return 0
 
@@ -230,7 +233,7 @@ def _without_missing(settings: "Settings") -> "tuple[Settings, list[str]]":
             settings = msgspec.structs.replace(settings, scenarios=kept)
 
     if shutil.which("iperf3") is None:
-        leave_out({"bulk1", "bulk4"}, "there is no iperf3; apt-get install iperf3")
+        leave_out({"TCP_STREAM", "TCP_STREAM-4"}, "there is no iperf3; apt-get install iperf3")
     if settings.family is Family.IPV6:
         leave_out({"north-remote-pps"}, "the kernel's own packets are IPv4")
     if settings.routing is Routing.VXLAN:

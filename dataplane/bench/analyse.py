@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from dataplane.bench import noise
+from dataplane.bench import hdr, noise
 from dataplane.bench.modes import AGAIN, DIRECT, MODES
-from dataplane.bench.results import Cell, Results
+from dataplane.bench.results import VERSION, Cell, Results
 from dataplane.bench.scenarios import SCENARIOS, Kind, Scenario
 from dataplane.bench.stats import Estimate, Ratio, estimate, paired_ratio
 
@@ -42,11 +42,13 @@ class PlaceKey(NamedTuple):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One group's figures, each with its rounds' median and spread; ratios: of the same round to direct, by figure."""
+    """One group's figures, each with its rounds' median and spread; ratios: of the same round to direct, by figure.
+    latencies: of paced operations of all rounds together, number by bucket of an HdrHistogram."""
 
     key: GroupKey
     figures: dict[str, Estimate]
     ratios: dict[str, Ratio] = {}
+    latencies: dict[int, int] = {}
 
     @property
     def place(self) -> PlaceKey:
@@ -135,7 +137,8 @@ def analyse(results: Results) -> Analysis:
         if SCENARIOS[key.scenario].kind is Kind.DATA and key.mode != DIRECT:
             to_direct = {name: against(rounds, key, DIRECT, name) for name in RATIO_FIGURES if name in figures}
             ratios = {name: ratio for name, ratio in to_direct.items() if ratio is not None}
-        rows.append(Row(key, figures, ratios))
+        paced = hdr.merged(hdr.decode(cell.histogram) for cell in cells.values() if cell.histogram)
+        rows.append(Row(key, figures, ratios, paced))
     rows.sort(key=_order)
     lines = _lines(rounds, rows)
     compared = noise.comparisons(lines.values())
@@ -215,6 +218,8 @@ def _machine_warnings(results: Results) -> list[str]:
         )
     if not results.complete:
         found.append("This run is not finished: hotplane bench --resume goes on with it.")
+    if results.version < VERSION:
+        found.append("Measured by an earlier version: its TCP_RR, then called rr, sent 64 bytes each way.")
     return found
 
 
@@ -309,6 +314,7 @@ def _record(analysis: Analysis, row: Row, unit: Scale) -> dict[str, object]:
         "CPU of a gigabyte" if is_bulk and with_cpu else "",
     ]
     many = row.main.rounds > 1
+    tail = hdr.percentile(row.latencies, 0.9999) if sum(row.latencies.values()) >= 10000 else 0
     return {
         "scenario": scenario.name,
         "services": row.key.services,
@@ -323,6 +329,7 @@ def _record(analysis: Analysis, row: Row, unit: Scale) -> dict[str, object]:
         "p50 µs": shown("p50", 1e-3),
         "p99 µs": shown("p99", 1e-3),
         "p99.9 µs": shown("p999", 1e-3),
+        "p99.99 µs": f"{tail / 1e3:.3g}" if tail else "",
         "CPU s/M": shown("cpu") if with_cpu else "",
         "client": shown("cpu_client") if with_cpu else "",
         "server": shown("cpu_server") if with_cpu else "",

@@ -175,7 +175,7 @@ def _packet_bars(results: Results, run: _Run) -> Iterator[BarRow]:
     place = f"at {size:,} Services"
     for mode in EBPF:
         row = BarRow("bulk TCP through a clusterIP / direct", mode, 0.98, True)
-        yield _against_direct(run, row, GroupKey(mode, "bulk1", size, LAST), place)
+        yield _against_direct(run, row, GroupKey(mode, "TCP_STREAM", size, LAST), place)
     row = BarRow("packets/s to a remote backend / plain forwarding", "ebpf-xdp", 3.0, True)
     key = GroupKey(row.mode, "north-remote-pps", size, "")
     yield _against_direct(run, row, key, f"{place}; packets of the kernel's own making")

@@ -27,7 +27,7 @@ from dataplane.model.objects import ModelObject
 BETWEEN = (DIRECT, AGAIN, *(name for name in VARIANTS if name != "ebpf-parity"))
 """The modes that there are; the usual ones are measured unless others are asked for."""
 _USUAL = (DIRECT, AGAIN, "iptables", "nftables", "ebpf", "ipvs")
-_SCENARIOS = ("connect", "rr", "bulk1", "north-remote", "north-remote-rr")
+_SCENARIOS = ("connect", "TCP_CRR", "TCP_RR", "TCP_STREAM", "north-remote", "north-remote-rr")
 _BASE = replace(
     PROFILES["quick"], profile="machines", modes=_USUAL, scenarios=_SCENARIOS, services=(1, 1000, 10000), rounds=7,
     seconds=1.0, few_services=(), position_services=(), bar_services=(), positions=(Position.LAST,),

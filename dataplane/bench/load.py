@@ -11,13 +11,17 @@ import socket
 import struct
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from ipaddress import ip_address
+from typing import Any
 
+from dataplane.bench.hdr import bucket
 from dataplane.model.net import family_of
 
 PATIENCE_SECONDS = 1.0
-WARM_BYTES, QUERY_BYTES, ANSWER_BYTES, FLOOD_BYTES = 64, 40, 120, 64
+QUERY_BYTES, ANSWER_BYTES, FLOOD_BYTES = 40, 120, 64
+ONCE, MORE, ECHO = b"1", b"+", b"E"
 _RESET = struct.pack("ii", 1, 0)
 _BATCH = 32
 _RECEIVE_BUFFER = 8 << 20
@@ -39,7 +43,6 @@ class Target:
         """A socket, not connected yet."""
         door = socket.socket(self.family, kind)
         if kind == socket.SOCK_STREAM:
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.source != "-":
             door.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
@@ -60,8 +63,18 @@ class Target:
 
 def _connect(target: Target) -> int:
     with target.open(socket.SOCK_STREAM) as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         begin = time.perf_counter_ns()
         door.connect(target.address)
+        return time.perf_counter_ns() - begin
+
+
+def _connect_and_ask(target: Target) -> int:
+    begin = time.perf_counter_ns()
+    with target.connected(socket.SOCK_STREAM) as door:
+        door.send(ONCE)
+        if door.recv(1) != ONCE or door.recv(1):
+            raise ConnectionError("the server does not answer with a byte and close")
         return time.perf_counter_ns() - begin
 
 
@@ -75,11 +88,13 @@ def _query(target: Target) -> int:
 
 def _percentiles(times: list[int]) -> dict[str, int]:
     ordered = sorted(times) or [0]
-    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
+    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "p9999": 0.9999, "max": 1.0}
     return {name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] for name, share in shares.items()}
 
 
-def _measure(operate: Callable[[], int], seconds: float) -> dict[str, float]:
+def _measure(operate: Callable[[], int], seconds: float, rate: float) -> dict[str, Any]:
+    if rate > 0:
+        return _paced(operate, seconds, rate)
     times: list[int] = []
     failures = 0
     start = time.perf_counter()
@@ -92,22 +107,45 @@ def _measure(operate: Callable[[], int], seconds: float) -> dict[str, float]:
     return {"operations": len(times), "failures": failures, "seconds": took, **_percentiles(times)}
 
 
-def _warm(target: Target, seconds: float) -> dict[str, float]:
+def _paced(operate: Callable[[], int], seconds: float, rate: float) -> dict[str, Any]:
+    times: list[int] = []
+    failures = behind = 0
+    start = time.perf_counter_ns()
+    for number in range(int(rate * seconds)):
+        moment = start + int(number * 1e9 / rate)
+        left = moment - time.perf_counter_ns()
+        if left > 0:
+            time.sleep(left / 1e9)
+        else:
+            behind += 1
+        try:
+            operate()
+            times.append(time.perf_counter_ns() - moment)
+        except OSError:
+            failures += 1
+            if time.perf_counter_ns() - start > (seconds + PATIENCE_SECONDS) * 1e9:
+                break
+    took = (time.perf_counter_ns() - start) / 1e9
+    counts = sorted(Counter(map(bucket, times)).items())
+    found = {"operations": len(times), "failures": failures, "seconds": took, **_percentiles(times)}
+    return {**found, "behind": behind, "counts": counts}
+
+
+def _warm(target: Target, kind: socket.SocketKind, byte: bytes, seconds: float, rate: float) -> dict[str, Any]:
     try:
-        door = target.connected(socket.SOCK_STREAM)
+        door = target.connected(kind)
     except OSError:
         return {"operations": 0, "failures": 1, "seconds": seconds}
-    payload = bytes(WARM_BYTES)
 
     def operate() -> int:
         begin = time.perf_counter_ns()
-        door.sendall(payload)
-        if len(door.recv(WARM_BYTES, socket.MSG_WAITALL)) != WARM_BYTES:
+        door.send(byte)
+        if len(door.recv(1)) != 1:
             raise ConnectionError("the server has closed the connection")
         return time.perf_counter_ns() - begin
 
     with door:
-        return _measure(operate, seconds)
+        return _measure(operate, seconds, rate)
 
 
 def _counted(door: socket.socket) -> int:
@@ -115,7 +153,7 @@ def _counted(door: socket.socket) -> int:
     return int(door.recv(FLOOD_BYTES))
 
 
-def _flood(target: Target, seconds: float) -> dict[str, float]:
+def _flood(target: Target, seconds: float) -> dict[str, Any]:
     payload = b"F" + bytes(FLOOD_BYTES - 1)
     sent = 0
     try:
@@ -132,22 +170,28 @@ def _flood(target: Target, seconds: float) -> dict[str, float]:
         return {"operations": 0, "failures": 1, "seconds": seconds, "sent": sent}
 
 
-def obey(line: str) -> dict[str, float] | dict[str, str]:
+def obey(line: str) -> dict[str, Any]:
     """One request and its answer, as load.c documents them."""
     try:
-        name, address, port, seconds, source = line.split()
-        target = Target(address, int(port), source)
+        name, address, port, seconds, source, *rest = line.split()
+        target, length, rate = Target(address, int(port), source), float(seconds), float(rest[0]) if rest else 0.0
     except ValueError:
+        return {"error": "not a request"}
+    if rate < 0:
         return {"error": "not a request"}
     match name:
         case "connect":
-            return _measure(lambda: _connect(target), float(seconds))
+            return _measure(lambda: _connect(target), length, rate)
+        case "crr":
+            return _measure(lambda: _connect_and_ask(target), length, rate)
         case "dns":
-            return _measure(lambda: _query(target), float(seconds))
+            return _measure(lambda: _query(target), length, rate)
         case "rr":
-            return _warm(target, float(seconds))
+            return _warm(target, socket.SOCK_STREAM, MORE, length, rate)
+        case "urr":
+            return _warm(target, socket.SOCK_DGRAM, ECHO, length, rate)
         case "udp":
-            return _flood(target, float(seconds))
+            return _flood(target, length)
     return {"error": f"no operation {name}"}
 
 
@@ -196,6 +240,7 @@ class Server:
             data = connection.recv(4096)
             if data:
                 connection.sendall(data)
+            if data and not data.startswith(ONCE):
                 return
         except OSError:  # reset: over, as at its orderly end
             data = b""
@@ -223,7 +268,7 @@ class _Counter:
             elif data[:1] == b"C":
                 door.sendto(str(self._came + self._overflowed).encode(), client)
             else:
-                door.sendto(bytes(ANSWER_BYTES), client)
+                door.sendto(bytes(1 if data[:1] == ECHO else ANSWER_BYTES), client)
 
 
 def main(arguments: list[str]) -> None:

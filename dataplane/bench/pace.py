@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from dataplane.bench.modes import MODES
-from dataplane.bench.profiles import Settings, rounds_of
+from dataplane.bench.profiles import Settings, rounds_of, seconds_of
 from dataplane.bench.results import CellKey
 from dataplane.bench.scenarios import SCENARIOS, Kind
 
@@ -31,7 +31,7 @@ def expected(settings: Settings, key: CellKey) -> float:
     elif scenario.operation == "program":
         seconds = _PROGRAM
     else:
-        seconds = settings.seconds + (_LIVE if scenario.operation == "live" else _ASK)
+        seconds = seconds_of(settings, scenario) + (_LIVE if scenario.operation == "live" else _ASK)
     return seconds * (rounds + 1) / rounds
 
 

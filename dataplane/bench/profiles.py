@@ -6,12 +6,13 @@ import msgspec
 
 from dataplane.bench.modes import chosen
 from dataplane.bench.objects import ENDPOINTS, MOST_ENDPOINTS
-from dataplane.bench.scenarios import SCENARIOS, Position, Scenario
+from dataplane.bench.scenarios import RENAMED, SCENARIOS, Position, Scenario
 from dataplane.errors import UsageError
 from dataplane.lab.spec import Routing
 from dataplane.model.net import Family
 
 MOST_SERVICES = 30000
+PACED_TIMES = 4
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -20,7 +21,8 @@ class Settings(msgspec.Struct, frozen=True):
     services: how many there are, one stage each. fixed_services: the stages at which scenarios that do not sweep are
     measured; few_services: those at which some of them are measured too, to see them where rules are few.
     position_services: the stages at which `positions` are, elsewhere the last Service only. rounds: without the
-    warm-up, of scenarios with a bar at bar_services; light_rounds: of all others. seconds: length of one measurement;
+    warm-up, of scenarios with a bar at bar_services; light_rounds: of all others. seconds: length of one measurement,
+    of paced ones PACED_TIMES as long, since one in ten thousand is looked for;
     bulk_bytes: size of a bulk one. control_rounds, changes, change_seconds, rollout_seconds: of the control plane at
     the largest size; light_control_rounds: at the others. slow_load_seconds: a mode whose cold start takes longer has
     one control round at that size. iptables_max: iptables is left out above. endpoints: of each Service.
@@ -54,7 +56,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 _ALL = tuple(SCENARIOS)
-_FULL_ONLY = ("bulk4", "north-remote-rr", "connect-alone")
+_FULL_ONLY = ("TCP_STREAM-4", "north-remote-rr", "connect-alone", "TCP_CRR@50", "TCP_CRR@80", "TCP_CRR@95")
 PROFILES = {
     "quick": Settings(
         profile="quick", modes=(), scenarios=tuple(n for n in _ALL if n not in _FULL_ONLY), services=(1, 1000, 10000),
@@ -97,6 +99,8 @@ class Wishes(msgspec.Struct, frozen=True):
 def settings(profile: str, wishes: Wishes | None = None) -> Settings:
     """A profile with what was asked for instead. Raises UsageError for what does not exist."""
     base, wishes = PROFILES[profile], wishes or Wishes()
+    names = [RENAMED.get(name, name) for name in wishes.scenarios]
+    wishes = msgspec.structs.replace(wishes, scenarios=names)
     _check(wishes)
     counts = tuple(sorted(set(wishes.services))) or base.services
 
@@ -106,7 +110,7 @@ def settings(profile: str, wishes: Wishes | None = None) -> Settings:
     return msgspec.structs.replace(
         base,
         modes=tuple(chosen(wishes.modes)),
-        scenarios=tuple(name for name in _ALL if name in (wishes.scenarios or base.scenarios)),
+        scenarios=_with_rates(wishes.scenarios or base.scenarios),
         services=counts,
         fixed_services=some(base.fixed_services, counts),
         few_services=some(base.few_services, ()),
@@ -120,6 +124,12 @@ def settings(profile: str, wishes: Wishes | None = None) -> Settings:
         routing=wishes.routing,
         seed=wishes.seed,
     )
+
+
+def _with_rates(names: Sequence[str]) -> tuple[str, ...]:
+    """The scenarios in the order of reports, with those whose rates others are paced by."""
+    wanted = {*names, *(SCENARIOS[name].beside for name in names if SCENARIOS[name].load)}
+    return tuple(name for name in _ALL if name in wanted)
 
 
 def _check(wishes: Wishes) -> None:
@@ -137,6 +147,11 @@ def _check(wishes: Wishes) -> None:
 def with_alone(settings: Settings) -> bool:
     """Whether nodes with one Service are needed beside the others."""
     return any(SCENARIOS[name].alone for name in settings.scenarios) and max(settings.services) > 1
+
+
+def seconds_of(settings: Settings, scenario: Scenario) -> float:
+    """Length of one measurement."""
+    return settings.seconds * (PACED_TIMES if scenario.load else 1)
 
 
 def positions_at(settings: Settings, services: int) -> tuple[Position, ...]:

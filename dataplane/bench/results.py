@@ -14,10 +14,12 @@ from typing import NamedTuple
 import msgspec
 
 from dataplane.bench.profiles import Settings
+from dataplane.bench.scenarios import RENAMED
 from dataplane.errors import HotplaneError
 from dataplane.malformed import MALFORMED
 
-VERSION = 1
+VERSION = 2
+"""1: scenarios had the names of scenarios.RENAMED, and TCP_RR sent 64 bytes each way."""
 _GZIP = b"\x1f\x8b"
 
 
@@ -35,16 +37,18 @@ class CellKey(NamedTuple):
     round: int
 
 
-class Cell(msgspec.Struct, frozen=True):
+class Cell(msgspec.Struct, frozen=True, omit_defaults=True):
     """One measurement. figures: by name. Data plane: rate (operations, bits or packets a second), seconds, operations,
     failures, p50 p90 p99 p999 max (nanoseconds), cpu (processor seconds for a million operations, of a gigabyte for
     bulk; cpu_client, cpu_server and cpu_softirq are parts of it), cycles and instructions (of one operation, where the
     machine counts them), others (processors that somebody else kept busy meanwhile). Control plane: see `agent`. error:
-    why there are no figures."""
+    why there are no figures. histogram: of all latencies in nanoseconds, where they were paced, as hdr.encode writes
+    it."""
 
     key: CellKey
     figures: dict[str, float] = {}
     error: str = ""
+    histogram: str = ""
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -73,6 +77,19 @@ class Results(msgspec.Struct):
     complete: bool = False
     skipped: list[str] = []
     cells: list[Cell] = []
+
+
+def renamed(results: Results) -> Results:
+    """The run with the names that scenarios have now."""
+    results.cells = [
+        msgspec.structs.replace(cell, key=cell.key._replace(scenario=RENAMED[cell.key.scenario]))
+        if cell.key.scenario in RENAMED
+        else cell
+        for cell in results.cells
+    ]
+    names = tuple(RENAMED.get(name, name) for name in results.settings.scenarios)
+    results.settings = msgspec.structs.replace(results.settings, scenarios=names)
+    return results
 
 
 class _Head(msgspec.Struct):
@@ -122,7 +139,7 @@ def read_journal(path: Path) -> Results:
         results.cells = [msgspec.json.decode(line, type=Cell) for line in lines[1:-1]]
     except MALFORMED as error:
         raise ResultsError(f"{path}: {error}; remove it and start the benchmark anew") from error
-    return results
+    return renamed(results)
 
 
 def write(path: Path, results: Results) -> None:
@@ -142,7 +159,8 @@ def read(path: Path) -> Results:
         return read_journal(journal_path(path))
     try:
         data = path.read_bytes()
-        return msgspec.json.decode(gzip.decompress(data) if data.startswith(_GZIP) else data, type=Results)
+        plain = gzip.decompress(data) if data.startswith(_GZIP) else data
+        return renamed(msgspec.json.decode(plain, type=Results))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ResultsError(f"{path}: {error}: not a whole compressed file") from error
     except OSError as error:

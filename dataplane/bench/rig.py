@@ -244,7 +244,7 @@ class Rig:
 
     def target(self, mode: str, scenario: Scenario, services: int, position: Position) -> tuple[str, int]:
         """Address and port that a scenario's packets are sent to."""
-        udp = scenario.operation in ("dns", "udp")
+        udp = scenario.operation in ("dns", "udp", "urr")
         node = self.nodes[mode]
         if scenario.way is Way.CLUSTER_IP:
             port = BULK_PORT if scenario.operation.startswith("iperf3") else UDP_PORT if udp else TCP_PORT
@@ -259,13 +259,14 @@ class Rig:
         return node.addresses[self._family], REMOTE_NODE_PORT if remote else LOCAL_NODE_PORT
 
     def traffic(
-        self, mode: str, operation: str, target: tuple[str, int], seconds: float, outside: bool
-    ) -> dict[str, float]:
-        """Let the client of a mode, or the outside client, do an operation for so long; what load.c answers."""
+        self, mode: str, operation: str, target: tuple[str, int], seconds: float, outside: bool, rate: float = 0.0
+    ) -> dict[str, Any]:
+        """Let the client of a mode, or the outside client, do an operation for so long; what load.c answers. rate: as
+        load.c takes it."""
         source = "-"
         if outside and MODES[mode].reference:
             source = self.lab.client.via[self.nodes[mode].name][self._family]
-        request = f"{operation} {target[0]} {target[1]} {seconds} {source}"
+        request = f"{operation} {target[0]} {target[1]} {seconds} {source} {rate:.6g}"
         return self._clients["" if outside else mode].ask(request.encode(), seconds + PATIENCE)
 
     def live(self, mode: str, target: tuple[str, int], seconds: float) -> dict[str, float]:

@@ -8,12 +8,15 @@ alike. The first round of packets only warms up and is not recorded.
 import contextlib
 import itertools
 import random
+import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
+from dataplane.bench import hdr
 from dataplane.bench.agent import Request
 from dataplane.bench.counters import Counters, hardware
 from dataplane.bench.cpu import Usage, process_seconds, usage
@@ -25,6 +28,7 @@ from dataplane.bench.profiles import (
     measured_at,
     positions_at,
     rounds_of,
+    seconds_of,
     with_alone,
 )
 from dataplane.bench.results import Cell, CellKey, Journal, Results, done
@@ -100,16 +104,18 @@ def data_key(mode: str, scenario: Scenario, services: int, position: Position, n
     return CellKey(mode, scenario.name, services, where, number)
 
 
-def measured(key: CellKey, measure: Callable[[], dict[str, float]]) -> Cell:
-    """A cell with the figures that `measure` gives, or with why it has none."""
+def measured(key: CellKey, measure: Callable[[], dict[str, Any]]) -> Cell:
+    """A cell with the figures that `measure` gives, or with why it has none. Its `counts` become the histogram."""
     try:
         found = measure()
     except LabError as error:
         return Cell(key, error=str(error))
-    return Cell(key, {name: float(f"{value:.6g}") for name, value in found.items()})
+    counts = found.pop("counts", None)
+    histogram = hdr.encode(dict(counts)) if counts else ""
+    return Cell(key, {name: float(f"{value:.6g}") for name, value in found.items()}, histogram=histogram)
 
 
-def judged(found: dict[str, float]) -> dict[str, float]:
+def judged(found: dict[str, Any]) -> dict[str, Any]:
     """The figures of an operation, if it worked. Raises LabError when more than MOST_FAILURES of it failed."""
     if not found["operations"] or found["failures"] > MOST_FAILURES * found["operations"]:
         raise LabError(f"{found['failures']:.0f} operations failed, {found['operations']:.0f} did not")
@@ -129,7 +135,10 @@ class Runner:
         self._pace = Pace(self._settings)
         self._random = random.Random(self._settings.seed + len(self._done))
         self._counters: Counters | None = None
+        self._rates: dict[CellKey, list[float]] = defaultdict(list)
         for cell in results.cells:
+            if "rate" in cell.figures:
+                self._rates[cell.key._replace(round=0)].append(cell.figures["rate"])
             if cell.key.scenario == "coldstart":
                 self._mark_slow(cell.key, cell.figures)
 
@@ -166,7 +175,7 @@ class Runner:
         what = f"{key.services:,} Service{'s' if key.services > 1 else ''}: {doing}{key.scenario}, {key.mode}"
         self._progress(len(self._done), total, self._pace.remaining(self._left), what)
 
-    def _record(self, key: CellKey, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    def _record(self, key: CellKey, measure: Callable[[], dict[str, Any]]) -> dict[str, float]:
         """Measure one cell and keep it, unless it is there already or not wanted (planes must be loaded anyway)."""
         self._tell(key)
         started = time.perf_counter()
@@ -261,20 +270,21 @@ class Runner:
         except LabError:
             return  # whatever fails now fails again when it counts, and is recorded then
 
-    def _packets(self, key: CellKey, position: Position) -> dict[str, float]:
+    def _packets(self, key: CellKey, position: Position) -> dict[str, Any]:
         scenario, node, services = SCENARIOS[key.scenario], key.mode, key.services
         if scenario.alone and not MODES[node].reference:
             node, services = alone(node), 1
         target = self._rig.target(node, scenario, services, position)
         before = self._used(node, scenario)
-        found, scale = self._operate(node, scenario, target)
+        found, scale = self._operate(key, node, target)
         after = self._used(node, scenario)
         own = after.own - before.own if scenario.operation == "live" else 0.0  # the kernel works in our name then
-        return judged(found) | _processors(before, after, own, found, found["operations"] / scale)
+        self._rates[key._replace(round=0)].append(judged(found).get("rate", 0.0))
+        return found | _processors(before, after, own, found, found["operations"] / scale)
 
-    def _operate(self, node: str, scenario: Scenario, target: tuple[str, int]) -> tuple[dict[str, float], float]:
+    def _operate(self, key: CellKey, node: str, target: tuple[str, int]) -> tuple[dict[str, Any], float]:
         """The figures of one measurement, and for how many operations processor time is told."""
-        settings = self._settings
+        settings, scenario = self._settings, SCENARIOS[key.scenario]
         if scenario.operation.startswith("iperf3"):
             return self._rig.bulk(node, int(scenario.operation.split()[1]), target, settings.bulk_bytes), 1.0
         if scenario.operation == "program":
@@ -283,8 +293,19 @@ class Runner:
             found = self._rig.live(node, target, settings.seconds)
         else:
             outside = scenario.way in (Way.NODE_PORT_LOCAL, Way.NODE_PORT_REMOTE)
-            found = self._rig.traffic(node, scenario.operation, target, settings.seconds, outside)
+            seconds, rate = seconds_of(settings, scenario), self._paced_rate(key, scenario)
+            found = self._rig.traffic(node, scenario.operation, target, seconds, outside, rate)
         return found | {"rate": found["operations"] / found["seconds"]}, 1e6
+
+    def _paced_rate(self, key: CellKey, scenario: Scenario) -> float:
+        """Operations a second at which they are due; 0 for one after the other. Raises LabError where the rate that it
+        is a share of is not known."""
+        if not scenario.load:
+            return 0.0
+        rates = self._rates[key._replace(scenario=scenario.beside, round=0)]
+        if not rates:
+            raise LabError(f"{scenario.beside} has no rate yet, of which {scenario.name} is a share")
+        return scenario.load * statistics.median(rates)
 
     def _used(self, node: str, scenario: Scenario) -> "_Used":
         client, server = map(process_seconds, self._rig.ends(node, scenario))

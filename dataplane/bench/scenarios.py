@@ -1,4 +1,8 @@
-"""What is measured: the scenarios and the figures that each gives."""
+"""What is measured: the scenarios and the figures that each gives.
+
+TCP_CRR, TCP_RR, TCP_STREAM, UDP_RR and UDP_STREAM are netperf's tests of these names, with its default sizes: a byte
+there and a byte back. Service level indicators are those that Kubernetes' SIG Scalability names.
+"""
 
 import enum
 from typing import NamedTuple
@@ -45,7 +49,19 @@ class Scenario(NamedTuple):
     bar: bool = False
     beside: str = ""
     alone: bool = False
-    short: str = ""
+    load: float = 0.0
+    sli: str = ""
+
+
+FIRST_PACKET, PROGRAMMING = "first packet latency", "network programming latency"
+THROUGHPUT = "throughput to Services"
+
+
+def _paced(share: int) -> Scenario:
+    return Scenario(
+        f"TCP_CRR@{share}", f"TCP_CRR at {share} % of its rate, latency from when each was due", Kind.DATA, "p99", "ns",
+        higher=False, operation="crr", beside="TCP_CRR", load=share / 100,
+    )  # fmt: skip
 
 
 SCENARIOS = {
@@ -53,54 +69,56 @@ SCENARIOS = {
     for s in (
         Scenario(
             "connect", "new TCP connections", Kind.DATA, "rate", "1/s", operation="connect", sweep=True, bar=True,
-            short="new TCP\nconnections",
+            sli=FIRST_PACKET,
         ),
         Scenario(
             "pod", "new TCP connections to the pod's own address, past the rules", Kind.DATA, "rate", "1/s",
-            way=Way.POD, operation="connect", sweep=True, bar=True, beside="connect", short="past the\nrules",
+            way=Way.POD, operation="connect", sweep=True, bar=True, beside="connect",
         ),
         Scenario(
             "connect-alone", "new TCP connections on a node with one Service, meanwhile", Kind.DATA, "rate", "1/s",
-            operation="connect", bar=True, beside="connect", alone=True, short="one\nService",
+            operation="connect", bar=True, beside="connect", alone=True,
         ),
+        Scenario(
+            "TCP_CRR", "connect, a byte each way, close", Kind.DATA, "rate", "1/s", operation="crr", few=True,
+        ),
+        _paced(50),
+        _paced(80),
+        _paced(95),
+        Scenario(
+            "TCP_RR", "a byte each way on one TCP connection", Kind.DATA, "rate", "1/s", operation="rr", few=True,
+        ),
+        Scenario(
+            "TCP_STREAM", "bulk TCP, one stream", Kind.DATA, "rate", "bit/s", operation="iperf3 1", few=True, bar=True,
+            sli=THROUGHPUT,
+        ),
+        Scenario(
+            "TCP_STREAM-4", "bulk TCP, four streams", Kind.DATA, "rate", "bit/s", operation="iperf3 4", sli=THROUGHPUT,
+        ),
+        Scenario("UDP_RR", "a byte each way, one UDP socket", Kind.DATA, "rate", "1/s", operation="urr"),
+        Scenario("UDP_STREAM", "UDP packets, one flow", Kind.DATA, "rate", "packets/s", operation="udp"),
         Scenario(
             "dns", "DNS-like UDP queries, a socket each", Kind.DATA, "rate", "1/s", operation="dns", few=True,
-            short="DNS-like\nUDP",
-        ),
-        Scenario(
-            "rr", "request and response, warm TCP connection", Kind.DATA, "rate", "1/s", operation="rr", few=True,
-            short="warm\nrequests",
-        ),
-        Scenario(
-            "bulk1", "bulk TCP, one stream", Kind.DATA, "rate", "bit/s", operation="iperf3 1", few=True, bar=True,
-            short="bulk,\n1 stream",
-        ),
-        Scenario(
-            "bulk4", "bulk TCP, four streams", Kind.DATA, "rate", "bit/s", operation="iperf3 4",
-            short="bulk,\n4 streams",
-        ),
-        Scenario(
-            "udp", "UDP packets, one flow", Kind.DATA, "rate", "packets/s", operation="udp", short="UDP\npackets",
         ),
         Scenario(
             "north-local", "new TCP connections from outside, backend on the node", Kind.DATA, "rate", "1/s",
-            way=Way.NODE_PORT_LOCAL, operation="connect", few=True, short="outside,\nlocal",
+            way=Way.NODE_PORT_LOCAL, operation="connect", few=True,
         ),
         Scenario(
             "north-remote", "new TCP connections from outside, backend on another node", Kind.DATA, "rate", "1/s",
-            way=Way.NODE_PORT_REMOTE, operation="connect", short="outside,\nremote",
+            way=Way.NODE_PORT_REMOTE, operation="connect",
         ),
         Scenario(
-            "north-remote-rr", "request and response from outside, backend on another node", Kind.DATA, "rate", "1/s",
-            way=Way.NODE_PORT_REMOTE, operation="rr", short="outside,\nremote, warm",
+            "north-remote-rr", "a byte each way from outside, backend on another node", Kind.DATA, "rate", "1/s",
+            way=Way.NODE_PORT_REMOTE, operation="rr",
         ),
         Scenario(
             "north-remote-udp", "UDP packets from outside, backend on another node", Kind.DATA, "rate", "packets/s",
-            way=Way.NODE_PORT_REMOTE, operation="udp", short="outside,\nremote, UDP",
+            way=Way.NODE_PORT_REMOTE, operation="udp",
         ),
         Scenario(
             "north-remote-pps", "UDP packets of the kernel's own making, backend on another node", Kind.DATA, "rate",
-            "packets/s", way=Way.NODE_PORT_REMOTE, operation="live", bar=True, short="kernel's own\npackets",
+            "packets/s", way=Way.NODE_PORT_REMOTE, operation="live", bar=True,
         ),
         Scenario(
             "xdp-cost", "one packet in the XDP program, established flow to another node", Kind.DATA, "ns", "ns",
@@ -112,14 +130,16 @@ SCENARIOS = {
         ),
         Scenario(
             "change", "one endpoint changes: event to kernel", Kind.CONTROL, "p99", "ns", higher=False, way=Way.NONE,
-            sweep=True, bar=True,
+            sweep=True, bar=True, sli=PROGRAMMING,
         ),
         Scenario(
             "rollout", "100 endpoint changes a second: lag behind the event", Kind.CONTROL, "p99", "ns", higher=False,
-            way=Way.NONE, sweep=True,
+            way=Way.NONE, sweep=True, sli=PROGRAMMING,
         ),
     )
 }  # fmt: skip
+RENAMED = {"rr": "TCP_RR", "bulk1": "TCP_STREAM", "bulk4": "TCP_STREAM-4", "udp": "UDP_STREAM"}
+"""Earlier names, which results files of version 1 and habits have."""
 
 
 class Position(enum.StrEnum):

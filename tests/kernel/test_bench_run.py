@@ -97,13 +97,13 @@ def test_the_other_family_over_a_tunnel_with_other_numbers_of_endpoints(tmp_path
 
 def test_without_a_compiler_the_load_generator_runs_in_python(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    scenarios = "connect,dns,rr,udp,north-remote"
+    scenarios = "connect,TCP_CRR@80,UDP_RR,dns,TCP_RR,UDP_STREAM,north-remote"
     bench("--profile", "tiny", "--modes", "nftables", "--scenario", scenarios, "--services", "5", "--rounds", "1",
           "--python-load", "--results", str(path))  # fmt: skip
     results = read(path)
     assert without_figures(results) == []
     assert results.settings.load_tool == "python"
-    assert {cell.key.scenario for cell in results.cells} == set(scenarios.split(","))
+    assert {cell.key.scenario for cell in results.cells} == {*scenarios.split(","), "TCP_CRR"}
 
 
 def test_labs_of_killed_benchmarks_are_removed_and_no_others() -> None:

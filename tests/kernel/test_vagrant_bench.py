@@ -26,7 +26,7 @@ from dataplane.lab.vagrant.settings import Settings as LabSettings
 from dataplane.model.net import Family
 from tests.kernel.machines import Namespaces
 
-SCENARIO_NAMES = ("connect", "rr", "bulk1", "north-remote", "north-remote-rr")
+SCENARIO_NAMES = ("connect", "TCP_CRR", "TCP_RR", "TCP_STREAM", "north-remote", "north-remote-rr")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_every_mode_and_scenario_gives_figures(machines: Namespaces, tmp_path: P
         results = run(site, chosen, tmp_path, "vagrant/lab bench", emulated=True)
     assert {cell.key.mode for cell in results.cells} == {"direct", "direct-again", "iptables", "nftables", "ebpf"}
     assert {cell.key.scenario for cell in results.cells} == set(SCENARIO_NAMES)
-    assert len(results.cells) == 5 * 5
+    assert len(results.cells) == 5 * 6
     assert [f"{cell.key}: {cell.error}" for cell in results.cells if cell.error] == []
     assert all(cell.figures["rate"] > 0 for cell in results.cells)
     assert (results.settings.load_tool, results.machine.kernel) == ("c", os.uname().release)
@@ -89,7 +89,7 @@ def test_ipv6_and_machines_that_cannot_run_what_is_compiled_here(
     with Site(machines, Family.IPV6, 1.0) as site:
         results = run(site, wanted(machines, ("nftables",), Family.IPV6), tmp_path, "vagrant/lab bench", emulated=False)
     assert [f"{cell.key}: {cell.error}" for cell in results.cells if cell.error] == []
-    assert len(results.cells) == 3 * 5
+    assert len(results.cells) == 3 * 6
     assert results.settings.load_tool == "python"
     assert "no compiler" in results.machine.notes
     assert EMULATED not in page(results)

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from dataplane.bench.analyse import analyse, as_records, quantity
+from dataplane.bench.analyse import PlaceKey, analyse, as_records, quantity
 from dataplane.bench.bars import BarRow, Verdict, bars, summary
 from dataplane.bench.report.summary import highlights, iptables_wins, places, sentences
 from dataplane.bench.results import Cell, Results
@@ -141,7 +141,7 @@ def test_sentences_say_who_wins_and_where_iptables_does() -> None:
     assert "10,000 Services (first)" in first
     assert "10,000 Services (last)" not in first
     shares = iptables_wins(analyse(made_up(speed={"iptables": 1.0}, services=(1, 10000))))
-    assert "iptables shares the first place: rr, 1 Service" in " ".join(shares)
+    assert "iptables shares the first place: TCP_RR, 1 Service" in " ".join(shares)
 
 
 def test_highlights_are_of_the_largest_size_at_which_most_compete() -> None:
@@ -152,9 +152,9 @@ def test_highlights_are_of_the_largest_size_at_which_most_compete() -> None:
 
 def test_the_table_of_winners_marks_the_best_and_nobody_on_a_noisy_machine() -> None:
     found = {p.key: p for p in places(analyse(made_up(speed={"nftables": 0.5})))}
-    place = found["connect", 10000, "last"]
+    place = found[PlaceKey("connect", 10000, "last")]
     assert [mode for mode, shown in place.figures.items() if shown.best] == ["ebpf-connect"]
-    assert (place.unit, place.figures["direct"].text) == ("k/s", "20.1")
+    assert (place.unit, place.figures["direct"].text) == ("k/s", "20")
     assert place.floor.endswith("%")
     noisy = [p for p in places(analyse(made_up(noise=0.6, speed={"iptables": 1.0}, equal=True))) if p.noisy]
     assert noisy
@@ -176,6 +176,16 @@ def test_a_line_has_one_unit_and_so_has_every_column() -> None:
     assert {record["unit"] for record in records} == {"/s"}
     assert [record["median"] for record in records if record["mode"] == "direct"] == ["20,032"]
     assert not any(str(record["p99 µs"]).endswith("s") for record in records)
+
+
+def test_latencies_of_all_rounds_together_have_a_tail_where_they_are_enough() -> None:
+    def tails(rounds: int) -> set[object]:
+        records = as_records(analyse(made_up(services=(10000,), rounds=rounds)))
+        return {r["p99.99 µs"] for r in records if r["scenario"] == "TCP_CRR@80" and r["mode"] == "nftables"}
+
+    assert tails(3) == {""}  # of 9,000 operations none is one of ten thousand
+    [tail] = tails(9)
+    assert float(str(tail)) == pytest.approx(80, rel=0.1)
 
 
 def test_records_have_one_line_a_group_and_name_the_noisy_ones() -> None:

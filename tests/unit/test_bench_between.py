@@ -75,7 +75,7 @@ def test_every_round_loads_every_mode_anew_and_measures_it_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     log, results = run_with(monkeypatch, tmp_path, small("nftables", "ipvs"))
-    assert len(results.cells) == len({cell.key for cell in results.cells}) == 2 * 3 * 4 * 5
+    assert len(results.cells) == len({cell.key for cell in results.cells}) == 2 * 3 * 4 * 6
     loaded = ""
     for line in log:
         words = line.split()
@@ -87,7 +87,7 @@ def test_every_round_loads_every_mode_anew_and_measures_it_alone(
         elif words[0] in results.settings.scenarios:
             assert words[-1] == loaded or (not loaded and MODES[words[-1]].reference)
     assert len([line for line in log if line.startswith("load")]) == 2 * 3 * 2
-    orders = [cell.key.mode for cell in results.cells][::5]
+    orders = [cell.key.mode for cell in results.cells][::6]
     turns = {tuple(orders[at : at + 4]) for at in range(0, len(orders), 4)}
     assert len(turns) > 1
     assert all(sorted(turn) == ["direct", "direct-again", "ipvs", "nftables"] for turn in turns)
@@ -106,7 +106,7 @@ def test_a_mode_that_does_not_load_or_fails_is_recorded_as_such(
         "nftables": "10 operations failed, 90 did not",
     }
     assert "clean ipvs" in log
-    assert len(results.cells) == 2 * 3 * 4 * 5
+    assert len(results.cells) == 2 * 3 * 4 * 6
 
 
 def test_the_page_shows_ratios_to_direct_and_says_that_machines_are_emulated(

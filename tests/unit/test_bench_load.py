@@ -4,12 +4,15 @@ import json
 import shutil
 import socket
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dataplane.bench import native
+from dataplane.bench.hdr import percentile
 from dataplane.bench.native import Tool, load_tool, python_tool
 
 COUNT = 3
@@ -42,13 +45,13 @@ def ask(tool: Tool, *lines: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("operation", ["connect", "rr", "dns"])
+@pytest.mark.parametrize("operation", ["connect", "crr", "rr", "urr", "dns"])
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_operations_succeed_and_latencies_are_in_order(tool: Tool, port: int, operation: str, address: str) -> None:
     [found] = ask(tool, f"{operation} {address} {port + COUNT - 1} 0.1 -")
     assert found["operations"] > 10
     assert found["failures"] == 0
-    assert 0 < found["p50"] <= found["p90"] <= found["p99"] <= found["p999"] <= found["max"]
+    assert 0 < found["p50"] <= found["p90"] <= found["p99"] <= found["p999"] <= found["p9999"] <= found["max"]
     assert found["seconds"] >= 0.1
     assert found["p50"] * found["operations"] / 2 <= found["seconds"] * 1e9
 
@@ -60,18 +63,54 @@ def test_datagrams_are_counted_where_they_arrive(tool: Tool, port: int) -> None:
         assert 0 < found["operations"] <= found["sent"]
 
 
+@pytest.mark.parametrize("operation", ["crr", "rr", "urr"])
+def test_paced_operations_are_as_many_as_were_due(tool: Tool, port: int, operation: str) -> None:
+    [found] = ask(tool, f"{operation} 127.0.0.1 {port} 0.5 - 200")
+    assert (found["operations"], found["failures"]) == (100, 0)
+    assert found["seconds"] >= 0.49
+    counts = dict(found["counts"])  # type: ignore[call-overload]
+    assert sum(counts.values()) == 100
+    assert percentile(counts, 1.0) == pytest.approx(found["max"], rel=0.01)
+    assert found["behind"] <= 100
+
+
+def test_a_stall_delays_everything_that_was_due_in_it(tool: Tool) -> None:
+    """A server that stops for a third of a second: in a closed loop one operation would have seen it, here a third."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        client = threading.Thread(target=_answer_with_a_stall, args=(door,))
+        client.start()
+        [found] = ask(tool, f"rr 127.0.0.1 {door.getsockname()[1]} 1.0 - 300")
+        client.join()
+    assert found["operations"] == 300
+    assert found["p90"] > 100e6
+    assert found["max"] > 300e6
+    assert found["behind"] > 60
+
+
+def _answer_with_a_stall(door: socket.socket) -> None:
+    connection, _ = door.accept()
+    with connection:
+        for number in range(300):
+            data = connection.recv(1)
+            if number == 100:
+                time.sleep(0.35)
+            connection.sendall(data)
+
+
 def test_what_nobody_serves_fails_and_is_not_counted(tool: Tool, port: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as door:
         closed = door.getsockname()[1]
     for found in ask(
-        tool, *(f"{operation} 127.0.0.1 {closed} 0.02 -" for operation in ("connect", "rr", "dns", "udp"))
+        tool, *(f"{operation} 127.0.0.1 {closed} 0.02 -" for operation in ("connect", "crr", "rr", "urr", "dns", "udp"))
     ):
         assert found["operations"] == 0
         assert found["failures"] > 0
 
 
 def test_requests_that_are_none_are_answered(tool: Tool) -> None:
-    for found in ask(tool, "nonsense", "lunch 127.0.0.1 80 0.1 -", "connect not-an-address 80 0.1 -"):
+    for found in ask(
+        tool, "nonsense", "lunch 127.0.0.1 80 0.1 -", "connect not-an-address 80 0.1 -", "crr ::1 80 0.1 - -5"
+    ):
         assert "error" in found
 
 

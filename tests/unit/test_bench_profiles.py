@@ -7,12 +7,12 @@ import pytest
 
 from dataplane.bench.modes import LAB_MODES
 from dataplane.bench.pace import Pace, duration, expected, run_seconds
-from dataplane.bench.profiles import PROFILES, Settings, Wishes, settings
+from dataplane.bench.profiles import PROFILES, Settings, Wishes, seconds_of, settings
 from dataplane.bench.run import all_keys, data_modes, plane_modes
 from dataplane.bench.scenarios import SCENARIOS
 from dataplane.errors import UsageError
 
-QUIET_WINDOW = 17 * 60
+QUIET_WINDOW = 19 * 60
 CONTROL = ("coldstart", "change", "rollout")
 
 
@@ -47,10 +47,10 @@ def test_what_bars_are_about_gets_the_rounds() -> None:
         ("connect", 30000),
         ("connect-alone", 30000),
         ("pod", 10000),
-        ("bulk1", 10000),
+        ("TCP_STREAM", 10000),
     ):
         assert rounds[scenario, services] == chosen.rounds
-    assert rounds["connect", 5000] == rounds["connect", 1] == rounds["rr", 1] == chosen.light_rounds
+    assert rounds["connect", 5000] == rounds["connect", 1] == rounds["TCP_RR", 1] == chosen.light_rounds
     assert rounds["coldstart", 30000] == rounds["change", 30000] == chosen.control_rounds
     assert rounds["coldstart", 100] == chosen.light_control_rounds
 
@@ -66,6 +66,12 @@ def test_every_cell_has_its_baseline_in_the_same_round() -> None:
     packets = [key for key in keys if key.mode == "nftables" and key.scenario not in CONTROL]
     assert packets
     assert all(key._replace(mode="direct") in keys for key in packets)
+
+
+def test_what_is_paced_brings_the_rate_that_it_is_a_share_of() -> None:
+    chosen = wished("quick", scenarios=["TCP_CRR@80", "bulk1"])
+    assert chosen.scenarios == ("TCP_CRR", "TCP_CRR@80", "TCP_STREAM")  # an earlier name is understood
+    assert seconds_of(chosen, SCENARIOS["TCP_CRR@80"]) == 4 * seconds_of(chosen, SCENARIOS["TCP_CRR"])
 
 
 def test_positions_that_do_not_differ_are_measured_once() -> None:

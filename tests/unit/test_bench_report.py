@@ -36,6 +36,8 @@ def test_a_full_run_gives_every_picture(report: tuple[Results, Path]) -> None:
         assert image.startswith(PNG)
         assert len(image) > 10_000
     assert read(directory / "results.json") == run
+    log = (directory / "latency.hlog").read_text().splitlines()
+    assert len([line for line in log if line.startswith("Tag=TCP_CRR@95/nftables/10000,")]) == run.settings.light_rounds
     assert (directory / "tables.md").read_text() == markdown(run, whole=True)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from dataplane.bench.analyse import analyse
 from dataplane.bench.results import Journal, ResultsError, journal_path, read, read_journal, write
 from tests.unit.bench_runs import made_up
 
@@ -40,6 +41,17 @@ def test_a_finished_file_comes_back_as_it_was(tmp_path: Path) -> None:
     assert read(tmp_path / "r.json") == run
     assert msgspec.json.decode((tmp_path / "r.json").read_bytes())["settings"]["profile"] == "full"
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_a_file_of_version_1_has_todays_names(tmp_path: Path) -> None:
+    run = made_up(services=(1,), rounds=2)
+    write(tmp_path / "r.json", run)
+    text = (tmp_path / "r.json").read_text().replace("TCP_RR", "rr").replace("TCP_STREAM-4", "bulk4")
+    text = text.replace("TCP_STREAM", "bulk1").replace("UDP_STREAM", "udp")
+    (tmp_path / "old.json").write_text(text.replace('"version":2', '"version":1'))
+    found = read(tmp_path / "old.json")
+    assert (found.version, found.settings, found.cells) == (1, run.settings, run.cells)
+    assert any("64 bytes" in text for text in analyse(found).warnings)
 
 
 def test_files_that_are_no_results_are_named(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import msgspec
 
+from dataplane.bench import hdr
 from dataplane.bench.machine import facts
 from dataplane.bench.profiles import Settings, Wishes, settings
 from dataplane.bench.results import CellKey, Journal, Results, read_journal
@@ -14,7 +15,9 @@ from dataplane.bench.run import Runner, all_keys
 from dataplane.lab.spec import LabError
 
 SETTINGS = msgspec.structs.replace(
-    settings("quick", Wishes(["iptables", "nftables"], ["connect", "rr", "coldstart", "change"], [1, 50], rounds=4)),
+    settings(
+        "quick", Wishes(["iptables", "nftables"], ["connect", "TCP_RR", "coldstart", "change"], [1, 50], rounds=4)
+    ),
     control_rounds=2,
     light_control_rounds=2,
 )
@@ -26,6 +29,7 @@ class FakeRig:
     def __init__(self, group: Path, broken: str = "", failing: str = "", load_seconds: float = 0.1) -> None:
         self.group, self.broken, self.failing, self.load_seconds = group, broken, failing, load_seconds
         self.asked: list[tuple[str, ...]] = []
+        self.paced: list[tuple[str, float, float]] = []
         (group / "cpu.stat").write_text("usage_usec 0\n")
 
     def restart_agent(self, mode: str) -> None:
@@ -49,10 +53,16 @@ class FakeRig:
     def target(self, *_: object) -> tuple[str, int]:
         return "10.96.0.1", 80
 
-    def traffic(self, mode: str, operation: str, *_: object) -> dict[str, float]:
+    def traffic(
+        self, mode: str, operation: str, target: object, seconds: float, outside: bool, rate: float = 0.0
+    ) -> dict[str, Any]:
         self.asked.append((operation, mode))
         failures = 50.0 if mode == self.failing else 0.0
-        return {"operations": 100.0, "failures": failures, "seconds": 0.1}
+        found = {"operations": 100.0, "failures": failures, "seconds": 0.1}
+        if rate:
+            self.paced.append((mode, rate, seconds))
+            return found | {"p99": 2e5, "counts": [[200, 99], [300, 1]], "behind": 0.0}
+        return found
 
 
 def run(tmp_path: Path, rig: FakeRig, chosen: Settings = SETTINGS, **known: Any) -> Results:
@@ -73,7 +83,7 @@ def test_rounds_hold_everything_in_another_order_each(tmp_path: Path) -> None:
     rounds: dict[int, list[tuple[str, str, str]]] = {}
     for cell in results.cells:
         key = cell.key
-        if key.services == 50 and key.scenario in ("connect", "rr"):
+        if key.services == 50 and key.scenario in ("connect", "TCP_RR"):
             rounds.setdefault(key.round, []).append((key.mode, key.scenario, key.position))
     assert sorted(rounds) == list(rounds) == [1, 2, 3, 4]  # one round is over before the next begins
     assert len({tuple(order) for order in rounds.values()}) == 4
@@ -81,7 +91,7 @@ def test_rounds_hold_everything_in_another_order_each(tmp_path: Path) -> None:
 
 
 def test_what_is_compared_with_each_other_follows_closely(tmp_path: Path) -> None:
-    chosen = msgspec.structs.replace(SETTINGS, scenarios=("connect", "pod", "connect-alone", "rr"))
+    chosen = msgspec.structs.replace(SETTINGS, scenarios=("connect", "pod", "connect-alone", "TCP_RR"))
     results = run(tmp_path, FakeRig(tmp_path), chosen)
     blocks = {"pod": "connect last", "connect-alone": "connect last"}
     for number in range(1, 5):
@@ -109,7 +119,7 @@ def test_scenarios_without_a_bar_have_fewer_rounds(tmp_path: Path) -> None:
     chosen = msgspec.structs.replace(SETTINGS, light_rounds=2)
     results = run(tmp_path, FakeRig(tmp_path), chosen)
     assert sorted(cell.key for cell in results.cells) == sorted(all_keys(chosen))
-    assert {cell.key.round for cell in results.cells if cell.key.scenario == "rr"} == {1, 2}
+    assert {cell.key.round for cell in results.cells if cell.key.scenario == "TCP_RR"} == {1, 2}
     assert {cell.key.round for cell in results.cells if cell.key.scenario == "connect"} == {1, 2, 3, 4}
 
 
@@ -129,7 +139,7 @@ def test_the_warm_up_is_sent_but_not_recorded(tmp_path: Path) -> None:
     rig = FakeRig(tmp_path)
     results = run(tmp_path, rig)
     sent = sum(what == ("rr", "nftables") for what in rig.asked)
-    recorded = sum(cell.key.mode == "nftables" and cell.key.scenario == "rr" for cell in results.cells)
+    recorded = sum(cell.key.mode == "nftables" and cell.key.scenario == "TCP_RR" for cell in results.cells)
     assert sent == recorded // SETTINGS.rounds * (SETTINGS.rounds + 1)
     assert min(cell.key.round for cell in results.cells) == 1
 
@@ -163,7 +173,7 @@ def test_a_slow_cold_start_is_not_repeated(tmp_path: Path) -> None:
 
 def test_a_resumed_run_measures_only_what_is_missing(tmp_path: Path) -> None:
     whole = run(tmp_path, FakeRig(tmp_path))
-    lost = CellKey("nftables", "rr", 50, "last", 3)
+    lost = CellKey("nftables", "TCP_RR", 50, "last", 3)
     rig = FakeRig(tmp_path)
     results = run(tmp_path, rig, cells=[cell for cell in whole.cells if cell.key != lost])
     assert sorted(cell.key for cell in results.cells) == sorted(all_keys(SETTINGS))
@@ -174,8 +184,29 @@ def test_a_resumed_run_measures_only_what_is_missing(tmp_path: Path) -> None:
 
 def test_processor_time_is_told_apart(tmp_path: Path) -> None:
     results = run(tmp_path, FakeRig(tmp_path))
-    packets = [cell.figures for cell in results.cells if cell.key.scenario == "rr"]
+    packets = [cell.figures for cell in results.cells if cell.key.scenario == "TCP_RR"]
     assert packets
     for figures in packets:
         assert {"cpu", "cpu_client", "cpu_server", "cpu_softirq", "others"} <= set(figures)
         assert figures["cpu_client"] > 0  # the fake's client is this very process
+
+
+def test_paced_operations_are_due_at_a_share_of_the_modes_own_rate(tmp_path: Path) -> None:
+    chosen = settings("quick", Wishes(["nftables"], ["TCP_CRR@50", "TCP_CRR@95"], [50], rounds=2))
+    rig = FakeRig(tmp_path)
+    results = run(tmp_path, rig, chosen)
+    assert sorted(cell.key for cell in results.cells) == sorted(all_keys(chosen))
+    assert {(mode, rate) for mode, rate, _ in rig.paced} == {
+        (mode, share * 1000.0) for mode in ("direct", "direct-again", "nftables") for share in (0.5, 0.95)
+    }
+    assert {seconds for _, _, seconds in rig.paced} == {4 * chosen.seconds}
+    for cell in results.cells:
+        assert (hdr.decode(cell.histogram) if cell.histogram else {}) == (
+            {200: 99, 300: 1} if "@" in cell.key.scenario else {}
+        )
+        assert "counts" not in cell.figures
+    assert read_journal(tmp_path / "journal").cells == results.cells
+    resumed = FakeRig(tmp_path)
+    lost = [cell.key for cell in results.cells if cell.key.scenario == "TCP_CRR@95"]
+    run(tmp_path, resumed, chosen, cells=[cell for cell in results.cells if cell.key not in lost])
+    assert {rate for _, rate, _ in resumed.paced} == {950.0}

@@ -1,14 +1,20 @@
 /* Load generator and server of the benchmark. One thread each, no allocation while measuring.
  *
  *   load serve PORT COUNT   serve COUNT ports from PORT on, TCP and UDP, both families; says "ready"
- *   load run                obey lines "OPERATION ADDRESS PORT SECONDS SOURCE" (SOURCE "-": whatever the kernel takes),
- *                           answer each with one line of JSON
+ *   load run                obey lines "OPERATION ADDRESS PORT SECONDS SOURCE [RATE]" (SOURCE "-": whatever the kernel
+ *                           takes), answer each with one line of JSON
  *
- * Operations: connect (a TCP connection each time, ended by a reset so that no port is used up), rr (64 bytes there and
- * back on one TCP connection), dns (a UDP socket each time, 40 bytes there, 120 back), udp (64-byte datagrams as fast
- * as they go; counted where they arrive). Answer: operations, failures, seconds, then latencies in nanoseconds (p50,
- * p90, p99, p999, max), or for udp how many were `sent`. A failure is an operation that did not come to its end within
- * a second. */
+ * Operations: connect (a TCP connection each time, ended by a reset so that no port is used up), crr (a TCP connection
+ * each time, a byte there and back, closed in order, by the server first), rr (a byte there and back on one TCP
+ * connection), urr (a byte there and back, one UDP socket), dns (a UDP socket each time, 40 bytes there, 120 back), udp
+ * (64-byte datagrams as fast as they go; counted where they arrive). Answer: operations, failures, seconds, then
+ * latencies in nanoseconds (p50, p90, p99, p999, p9999, max), or for udp how many were `sent`. A failure is an
+ * operation that did not come to its end within a second.
+ *
+ * Without RATE the next operation begins when the last has ended (closed loop). With it operations are due RATE times
+ * a second, whatever the last ones took, and a latency begins when its operation was due, not when its turn came (open
+ * loop: a stall delays all that were due in it). Then the answer has `counts` too, the buckets of an HdrHistogram of
+ * two digits from 1 ns on, [index, count] each where count is not 0; and `behind`, how many were not begun in time. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -20,6 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -28,13 +35,15 @@
 enum {
     MOST_SAMPLES = 4000000,
     PATIENCE_SECONDS = 1,
-    WARM_BYTES = 64,
     QUERY_BYTES = 40,
     ANSWER_BYTES = 120,
     FLOOD_BYTES = 64,
     BATCH = 32,
     EVENTS = 256,
     MOST_PORTS = 64,
+    HALF_BITS = 7, /* of an HdrHistogram with two digits: 256 sub-buckets, of which the upper half is used */
+    MOST_BUCKETS = (64 - HALF_BITS) << HALF_BITS,
+    SPIN_NANOSECONDS = 60000,
     RECEIVE_BUFFER = 8 << 20,
 };
 
@@ -42,8 +51,14 @@ enum {
 #define QUERY 'Q' /* answer me */
 #define FLOOD 'F' /* count me */
 #define COUNT 'C' /* how many were counted? (answer: the number as text) */
+#define ECHO 'E'  /* answer me with a byte */
+
+/* First byte that comes on a connection. */
+#define ONCE '1' /* send it back and close */
+#define MORE '+' /* send it back */
 
 static uint32_t samples[MOST_SAMPLES];
+static uint32_t counts[MOST_BUCKETS];
 
 static uint64_t now(void) {
     struct timespec time;
@@ -93,18 +108,22 @@ static int open_socket(const struct target *target, int kind) {
         fail("socket");
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
-    if (kind == SOCK_STREAM) {
-        struct linger reset = {1, 0};
-
-        setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+    if (kind == SOCK_STREAM)
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-    }
     if (target->has_source) {
         setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
         if (bind(fd, (const struct sockaddr *)&target->source, target->length))
             fail("bind to the source address");
     }
     return fd;
+}
+
+/* Close a connection by a reset: nothing waits for its port afterwards. */
+static void reset(int fd) {
+    struct linger now = {1, 0};
+
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
+    close(fd);
 }
 
 static int open_connected(const struct target *target, int kind) {
@@ -125,18 +144,43 @@ static int operate_connect(const struct target *target, int fd, uint64_t *begin,
     *begin = now();
     done = connect(fd, (const struct sockaddr *)&target->address, target->length) == 0;
     *end = now();
-    close(fd);
+    reset(fd);
+    return done;
+}
+
+static int operate_crr(const struct target *target, int fd, uint64_t *begin, uint64_t *end) {
+    char byte = ONCE;
+    int done;
+
+    *begin = now();
+    fd = open_connected(target, SOCK_STREAM);
+    done = fd >= 0 && send(fd, &byte, 1, MSG_NOSIGNAL) == 1 && recv(fd, &byte, 1, 0) == 1 && recv(fd, &byte, 1, 0) == 0;
+    *end = now();
+    if (done)
+        close(fd);
+    else if (fd >= 0)
+        reset(fd);
     return done;
 }
 
 static int operate_rr(const struct target *target, int fd, uint64_t *begin, uint64_t *end) {
-    char buffer[WARM_BYTES] = {0};
+    char byte = MORE;
     int done;
 
     (void)target;
     *begin = now();
-    done = send(fd, buffer, sizeof(buffer), MSG_NOSIGNAL) == sizeof(buffer) &&
-           recv(fd, buffer, sizeof(buffer), MSG_WAITALL) == sizeof(buffer);
+    done = send(fd, &byte, 1, MSG_NOSIGNAL) == 1 && recv(fd, &byte, 1, 0) == 1;
+    *end = now();
+    return done;
+}
+
+static int operate_urr(const struct target *target, int fd, uint64_t *begin, uint64_t *end) {
+    char byte = ECHO;
+    int done;
+
+    (void)target;
+    *begin = now();
+    done = send(fd, &byte, 1, 0) == 1 && recv(fd, &byte, 1, 0) == 1;
     *end = now();
     return done;
 }
@@ -169,25 +213,70 @@ static uint32_t percentile(size_t count, double share) {
     return count ? samples[at < count ? at : count - 1] : 0;
 }
 
-static void measure(operation operate, const struct target *target, int fd, double seconds) {
-    uint64_t start = now(), deadline = start + (uint64_t)(seconds * 1e9), begin = 0, end = start;
-    size_t count = 0, failures = 0;
+static unsigned bucket(uint64_t value) {
+    unsigned shift = 63u - (unsigned)__builtin_clzll(value | ((1u << (HALF_BITS + 1)) - 1)) - HALF_BITS;
 
-    while (end < deadline && count < MOST_SAMPLES) {
+    return (shift << HALF_BITS) + (unsigned)(value >> shift);
+}
+
+/* Sleep, and at the very end spin, until a moment; whether it was still to come. */
+static int wait_for(uint64_t moment) {
+    uint64_t early = moment - SPIN_NANOSECONDS;
+    struct timespec time = {(time_t)(early / 1000000000u), (long)(early % 1000000000u)};
+
+    if (now() > moment)
+        return 0;
+    clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &time, NULL);
+    while (now() < moment)
+        ;
+    return 1;
+}
+
+static void print_counts(size_t behind) {
+    const char *separator = "";
+    unsigned index;
+
+    printf(",\"behind\":%zu,\"counts\":[", behind);
+    for (index = 0; index < MOST_BUCKETS; index++) {
+        if (counts[index]) {
+            printf("%s[%u,%u]", separator, index, counts[index]);
+            separator = ",";
+        }
+    }
+    printf("]");
+}
+
+/* rate: operations a second, each from when it was due; 0: one after the other. */
+static void measure(operation operate, const struct target *target, int fd, double seconds, double rate) {
+    uint64_t start = now(), deadline = start + (uint64_t)(seconds * 1e9), begin = 0, end = start;
+    size_t count = 0, failures = 0, behind = 0, number, due = rate > 0 ? (size_t)(rate * seconds) : MOST_SAMPLES;
+
+    memset(counts, 0, sizeof(counts));
+    for (number = 0; number < due && count < MOST_SAMPLES && (rate > 0 || end < deadline); number++) {
+        uint64_t moment = start + (uint64_t)((double)number * 1e9 / rate);
+
+        if (rate > 0 && !wait_for(moment))
+            behind++;
         if (operate(target, fd, &begin, &end)) {
-            uint64_t took = end - begin;
+            uint64_t took = end - (rate > 0 ? moment : begin);
 
             samples[count++] = took > UINT32_MAX ? UINT32_MAX : (uint32_t)took;
+            counts[bucket(took)]++;
         } else {
             failures++;
+            if (end > deadline + PATIENCE_SECONDS * 1000000000ull)
+                break; /* nobody answers: no need to fail for as many seconds as operations were due */
         }
     }
     end = now();
     qsort(samples, count, sizeof(*samples), ascending);
     printf("{\"operations\":%zu,\"failures\":%zu,\"seconds\":%.9f,\"p50\":%u,\"p90\":%u,\"p99\":%u,\"p999\":%u,"
-           "\"max\":%u}\n",
+           "\"p9999\":%u,\"max\":%u",
            count, failures, (double)(end - start) / 1e9, percentile(count, 0.5), percentile(count, 0.9),
-           percentile(count, 0.99), percentile(count, 0.999), percentile(count, 1.0));
+           percentile(count, 0.99), percentile(count, 0.999), percentile(count, 0.9999), percentile(count, 1.0));
+    if (rate > 0)
+        print_counts(behind);
+    printf("}\n");
 }
 
 /* What the server has counted, asked through the very same socket; -1 when it does not answer. */
@@ -240,24 +329,28 @@ static void flood(const struct target *target, double seconds) {
            after < 0, (double)(end - start) / 1e9, sent);
 }
 
-static void measure_warm(const struct target *target, double seconds) {
-    int fd = open_connected(target, SOCK_STREAM);
+static void measure_warm(operation operate, const struct target *target, int kind, double seconds, double rate) {
+    int fd = open_connected(target, kind);
 
     if (fd < 0) {
         printf("{\"operations\":0,\"failures\":1,\"seconds\":%.9f}\n", seconds);
         return;
     }
-    measure(operate_rr, target, fd, seconds);
-    close(fd);
+    measure(operate, target, fd, seconds, rate);
+    reset(fd);
 }
 
-static void obey(const char *name, const struct target *target, double seconds) {
+static void obey(const char *name, const struct target *target, double seconds, double rate) {
     if (!strcmp(name, "connect"))
-        measure(operate_connect, target, -1, seconds);
+        measure(operate_connect, target, -1, seconds, rate);
+    else if (!strcmp(name, "crr"))
+        measure(operate_crr, target, -1, seconds, rate);
     else if (!strcmp(name, "dns"))
-        measure(operate_dns, target, -1, seconds);
+        measure(operate_dns, target, -1, seconds, rate);
     else if (!strcmp(name, "rr"))
-        measure_warm(target, seconds);
+        measure_warm(operate_rr, target, SOCK_STREAM, seconds, rate);
+    else if (!strcmp(name, "urr"))
+        measure_warm(operate_urr, target, SOCK_DGRAM, seconds, rate);
     else if (!strcmp(name, "udp"))
         flood(target, seconds);
     else
@@ -267,13 +360,15 @@ static void obey(const char *name, const struct target *target, double seconds) 
 static int run(void) {
     char line[512], name[32], address[64], source[64];
     int port;
-    double seconds;
+    double seconds, rate;
 
+    prctl(PR_SET_TIMERSLACK, 1);
     while (fgets(line, sizeof(line), stdin)) {
         struct target target;
         socklen_t source_length;
 
-        if (sscanf(line, "%31s %63s %d %lf %63s", name, address, &port, &seconds, source) != 5 ||
+        rate = 0;
+        if (sscanf(line, "%31s %63s %d %lf %63s %lf", name, address, &port, &seconds, source, &rate) < 5 || rate < 0 ||
             !parse_address(address, port, &target.address, &target.length)) {
             printf("{\"error\":\"not a request\"}\n");
         } else {
@@ -281,7 +376,7 @@ static int run(void) {
             if (target.has_source && !parse_address(source, 0, &target.source, &source_length))
                 printf("{\"error\":\"not a source address\"}\n");
             else
-                obey(name, &target, seconds);
+                obey(name, &target, seconds, rate);
         }
         fflush(stdout);
     }
@@ -352,7 +447,7 @@ static void echo(struct door *door) {
     char buffer[4096];
     ssize_t length = recv(door->fd, buffer, sizeof(buffer), 0);
 
-    if (length > 0 && send(door->fd, buffer, (size_t)length, MSG_NOSIGNAL) == length)
+    if (length > 0 && send(door->fd, buffer, (size_t)length, MSG_NOSIGNAL) == length && buffer[0] != ONCE)
         return;
     if (length < 0 && errno == EAGAIN)
         return;
@@ -383,6 +478,8 @@ static void answer(struct door *door, struct msghdr *message) {
         door->counted++;
         return;
     }
+    if (first == ECHO)
+        length = 1;
     if (first == COUNT)
         length = (size_t)snprintf(buffer, sizeof(buffer), "%llu", door->counted + door->overflowed);
     sendto(door->fd, buffer, length, 0, message->msg_name, message->msg_namelen);

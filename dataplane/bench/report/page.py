@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from dataplane.bench import bars as bars_module
+from dataplane.bench import hdr
 from dataplane.bench.analyse import Analysis, analyse, as_records
 from dataplane.bench.modes import MODES
 from dataplane.bench.pace import duration
@@ -18,7 +19,7 @@ from dataplane.bench.report.summary import highlights, iptables_wins, places
 from dataplane.bench.results import Results, write
 from dataplane.bench.scenarios import SCENARIOS
 
-PAGE, DATA, TABLES = "index.html", "results.json", "tables.md"
+PAGE, DATA, TABLES, LATENCIES = "index.html", "results.json", "tables.md", "latency.hlog"
 _TITLE = "Service data planes side by side"
 _STYLE = Path(__file__).with_name("page.css")
 
@@ -195,6 +196,23 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
+def latency_log(results: Results) -> str:
+    """An HdrHistogram log of what was paced, a line for each round, tagged scenario/mode/Services; "" without any."""
+    paced = [cell for cell in results.cells if cell.histogram]
+    return (
+        hdr.log_file(
+            (
+                f"{cell.key.scenario}/{cell.key.mode}/{cell.key.services}",
+                cell.figures["seconds"],
+                hdr.decode(cell.histogram),
+            )
+            for cell in paced
+        )
+        if paced
+        else ""
+    )
+
+
 def write_report(results: Results, directory: Path) -> list[Path]:
     """Write the page, the pictures, the tables and the data into a directory; returns the files. Raises OSError."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -207,4 +225,7 @@ def write_report(results: Results, directory: Path) -> list[Path]:
     (directory / PAGE).write_text(page(results, analysis, images), encoding="utf-8")
     (directory / TABLES).write_text(markdown(results, whole=True), encoding="utf-8")
     write(directory / DATA, results)
+    if text := latency_log(results):
+        written.append(directory / LATENCIES)
+        written[-1].write_text(text, encoding="utf-8")
     return [directory / PAGE, directory / DATA, directory / TABLES, *written]

@@ -188,9 +188,9 @@ def _by_scenario(rows: Iterable[Row], value: Callable[[Row], Middle | None]) -> 
     """One group for each scenario of packets, in the order of reports."""
     found: dict[str, dict[str, Middle]] = {}
     for row in rows:
-        if row.scenario.short and row.key.position in ("", LAST) and (middle := value(row)) is not None:
+        if row.scenario.kind is Kind.DATA and row.key.position in ("", LAST) and (middle := value(row)) is not None:
             found.setdefault(row.key.scenario, {})[row.key.mode] = middle
-    return [Group(scenario.short, found[name]) for name, scenario in SCENARIOS.items() if name in found]
+    return [Group(name, found[name]) for name in SCENARIOS if name in found]
 
 
 def _rate_ratio(row: Row) -> Middle | None:

@@ -6,7 +6,7 @@ from dataplane.bench.analyse import Analysis, PlaceKey, Row, common_scale, floor
 from dataplane.bench.modes import DIRECT, MODES
 from dataplane.bench.scenarios import SCENARIOS, Position
 
-_HIGHLIGHTS = ("connect", "dns", "rr", "bulk1", "north-remote-pps", "coldstart", "change")
+_HIGHLIGHTS = ("connect", "TCP_CRR", "TCP_RR", "TCP_STREAM", "dns", "north-remote-pps", "coldstart", "change")
 _ASIDE = ("pod", "xdp-cost")
 """Scenarios that explain others; nobody wins them."""
 

@@ -118,7 +118,8 @@ def _connect(rig: Rig, step: Step, services: int, seconds: float) -> float:
         figures = rig.traffic(step.mode, "connect", target, seconds, outside=False)
     if figures["failures"]:
         raise LabError(f"{step.title or step.mode}: {figures['failures']:.0f} connections failed")
-    return 1e9 * figures["seconds"] / figures["operations"]
+    nanoseconds: float = 1e9 * figures["seconds"] / figures["operations"]
+    return nanoseconds
 
 
 def connections(rig: Rig, services: int, rounds: int, seconds: float) -> list[Row]:
@@ -203,7 +204,8 @@ def forwarded(rig: Rig, services: int, rounds: int, seconds: float) -> list[Row]
 
     def measure(mode: str) -> float:
         figures = rig.live(mode, rig.target(mode, scenario, services, Position.LAST), seconds)
-        return 1e9 * figures["seconds"] / figures["operations"]
+        nanoseconds: float = 1e9 * figures["seconds"] / figures["operations"]
+        return nanoseconds
 
     found = _rates(MODES, rounds, measure)
     return [

@@ -13,6 +13,10 @@ NO_END = "no-end"
 _WORK_SIZE = "512M"
 _PROCESSOR = "max,la57=off"
 """Not plain max: some kernels do not boot on it."""
+_ACCELERATOR = "tcg,thread=single"
+"""One host thread for all emulated processors. With one each (the default), a processor may run code as it was before
+another one changed it: kernels put a breakpoint over a jump, and later take it away again, when they switch a feature
+on (netfilter's hooks, say). That ended 6.12 by `Oops: int3` in NF_HOOK, and stopped both processors of 6.1 once."""
 # The console has warnings and the traces of lockups, of all processors: where a machine ends early, it is all there is.
 _COMMAND_LINE = (
     "console=ttyS0 loglevel=5 mitigations=off panic=-1 panic_on_oops=1 softlockup_all_cpu_backtrace=1 "
@@ -84,7 +88,7 @@ def _checkout(folder: Path) -> None:
 def _qemu(kernel: Kernel, disk: Path) -> list[str]:
     drives = [(base_image(), "on"), (kernel.modules, "on"), (disk, "off")]
     arguments = [
-        *("nice", "-n", "10", "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", _PROCESSOR),
+        *("nice", "-n", "10", "qemu-system-x86_64", "-accel", _ACCELERATOR, "-cpu", _PROCESSOR),
         *("-smp", str(CPUS), "-m", str(MEMORY_MB), "-nodefaults", "-no-reboot", "-display", "none"),
         *("-serial", "stdio", "-kernel", str(kernel.image), "-initrd", str(kernel.initrd), "-append", _COMMAND_LINE),
     ]

@@ -1,5 +1,7 @@
 """The programs that machines will load, compiled here beforehand: an emulated processor takes half a minute for one."""
 
+import os
+import time
 from pathlib import Path
 
 from dataplane.kernel.bcc_loader import compile_programs, source_digest
@@ -7,6 +9,7 @@ from dataplane.planes.ebpf.hooks import TC_SOURCE, XDP_SOURCE
 from dataplane.planes.ebpf.kernel_features import FEATURES
 from dataplane.planes.ebpf.programs import CONNECT_SOURCE
 
+_DAY = 86400
 _DEFINES = {TC_SOURCE: ("", "NO_XDP_TX", "RAW_IP"), XDP_SOURCE: ("", "NO_XDP_TX", "ONLY_GENERAL")}
 _OLD = [f"-D{feature.define}=1" for feature in FEATURES]
 _LACKING: tuple[list[str], ...] = ([], _OLD[:1], _OLD)
@@ -26,7 +29,8 @@ def _variants() -> list[tuple[str, list[str]]]:
 
 
 def compile_for_all(cache: Path) -> None:
-    """Fill a folder with everything that any kernel asks for, and take out what no longer belongs to these sources."""
+    """Fill a folder with everything that any kernel asks for, and take out what has not been of use for a day: other
+    checkouts may be at work with sources of their own."""
     cache.mkdir(parents=True, exist_ok=True)
     variants = _variants()
     wanted = {f"{Path(s).stem}-{source_digest(s, flags)[:32]}.json" for s, flags in variants}
@@ -35,6 +39,9 @@ def compile_for_all(cache: Path) -> None:
         print(f"kernels: compiling {len(missing)} variants of the programs", flush=True)
     for source, flags in variants:
         compile_programs(source, flags, cache)
+    now = time.time()
     for path in cache.iterdir():
-        if path.name not in wanted:
-            path.unlink()
+        if path.name in wanted:
+            os.utime(path)
+        elif now - path.stat().st_mtime > _DAY:
+            path.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.ebpf.programs import ConnectHook
 from tests.kernel.ebpf_lab import (
     BACKEND_PORT,
+    BACKENDS,
     CLUSTER_IP,
     SMALL,
     Node,
@@ -60,7 +61,7 @@ def running(node: Node) -> Iterator[tuple[MapSet, Process]]:
 
 def test_counters_and_flows(running: tuple[MapSet, Process]) -> None:
     maps, pod = running
-    server = pod.call("fetch", socket.AF_INET, VIP, 80)[0]
+    pod.call("fetch", socket.AF_INET, VIP, 80)
     pod.call("open", "t", socket.AF_INET, socket.SOCK_STREAM)
     pod.call("connect", "t", VIP, 80)
     pod.call("open", "s", socket.AF_INET6, socket.SOCK_DGRAM)
@@ -73,11 +74,11 @@ def test_counters_and_flows(running: tuple[MapSet, Process]) -> None:
         "test/a": views.ServiceCounters(2, 0, 0, 0, 0),
         "test/b": views.ServiceCounters(1, 0, 0, 0, 0),
     }
-    flows = {(flow.service, flow.protocol, flow.destination, flow.backend) for flow in views.flows(maps)}
-    assert flows == {
-        ("test/a", socket.IPPROTO_TCP, (VIP, 80), (server, BACKEND_PORT)),
-        ("test/b", socket.IPPROTO_UDP, (VIP6, 80), (target, BACKEND_PORT)),
-    }
+    flows = {flow.service: (flow.protocol, flow.destination, flow.backend) for flow in views.flows(maps)}
+    assert flows.keys() == {"test/a", "test/b"}
+    assert flows["test/a"][:2] == (socket.IPPROTO_TCP, (VIP, 80))
+    assert flows["test/a"][2] in [(backend, BACKEND_PORT) for backend in BACKENDS[Family.IPV4]]
+    assert flows["test/b"] == (socket.IPPROTO_UDP, (VIP6, 80), (target, BACKEND_PORT))
     for held in ("s", "t"):
         pod.call("close", held)
     assert list(views.flows(maps)) == []  # what is known of a socket goes with it

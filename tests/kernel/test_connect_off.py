@@ -202,6 +202,22 @@ def test_a_pod_in_the_nodes_network_has_no_namespace_of_its_own(bench: Bench) ->
     assert "nor a network namespace" not in bench.told[0]
 
 
+@FAMILIES
+def test_a_pod_in_the_nodes_network_is_served_by_the_slow_path(bench: Bench, family: Family) -> None:
+    uid = str(uuid.uuid4())
+    group = cgroupfs(bench.node.group, uid)
+    group.mkdir(parents=True)
+    process = bench.process(group, "node")
+    bench.off(pod(uid, host_network=True))
+    way = ["route", "replace", CLUSTER_IP[family], "dev", "to-back"]  # as by a node's default route
+    subprocess.run(["ip", "-n", bench.node.names["node"], *way], check=True)
+    before = bench.counted("connect", "switched_off")
+    server, _, peer = fetch(process, family)
+    assert server in BACKENDS[family]
+    assert peer == (CLUSTER_IP[family], 80)
+    assert bench.counted("connect", "switched_off") == before + 1
+
+
 def test_by_option(bench: Bench) -> None:
     group = bench.node.group / "sandboxes"
     root = hierarchy_of(bench.node.group)

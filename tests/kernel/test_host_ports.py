@@ -121,6 +121,15 @@ def test_a_service_takes_the_port_and_gives_it_back(lab: Lab, proxy: LabProxy) -
     assert probe(lab, "client", target).servers == {"pod1-1": 4}
 
 
+@FAMILIES
+def test_a_host_ip_answers_alone(lab: Lab, proxy: LabProxy, family: Family) -> None:
+    first, second = lab.nodes[0].addresses[family], lab.nodes[0].second[family]
+    port = HostPort(Protocol.TCP, HOST_PORT, PORT, second)
+    proxy.update([pod("pod1-1", lab, host_ports=(port,))])
+    assert probe(lab, "client", second).servers == {"pod1-1": 4}
+    assert probe(lab, "client", first).outcomes == {Outcome.REFUSED: 4}
+
+
 def test_loopback_where_the_mode_serves_it(lab: Lab, proxy: LabProxy) -> None:
     proxy.update([pod("pod1-1", lab)])
     serves = proxy.nodes["node1"].planner.plan.node.nodeports.loopback

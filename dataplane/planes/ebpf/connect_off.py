@@ -45,11 +45,13 @@ class ConnectOff:
         self._follow()
 
     def use(self, pods: Mapping[tuple[str, str], OffPod]) -> None:
-        """The Pods for which connect time is off are these from now on. Raises PlaneError."""
+        """The Pods for which connect time is off are these from now on. Where somebody watches, that thread looks for
+        them, at once: it may take long where they are known by their address alone. Raises PlaneError."""
         with self._lock:
             self._pods = dict(pods)
-            self._refresh()
         self._follow()
+        if self._watch is None:
+            self.refresh()
 
     def refresh(self) -> Found:
         """Look again. Raises PlaneError, OSError."""

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from dataplane.model.decode import DecodedObject
@@ -27,6 +27,29 @@ class Batch(NamedTuple):
     events: Counter[tuple[str, Family]]
 
 
+class _Names:
+    """Namespaces and names of the objects of one kind: a set for each namespace, for there are very many."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, set[str]] = {}
+
+    def add(self, namespace: str, name: str) -> None:
+        self._names.setdefault(namespace, set()).add(name)
+
+    def discard(self, namespace: str, name: str) -> bool:
+        """Whether it was there."""
+        names = self._names.get(namespace, set())
+        if name not in names:
+            return False
+        names.remove(name)
+        if not names:
+            del self._names[namespace]
+        return True
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return ((namespace, name) for namespace, names in self._names.items() for name in names)
+
+
 class Inbox:
     """Collects objects from all sources. For use in one event loop.
 
@@ -41,7 +64,7 @@ class Inbox:
         self.notes: dict[ObjectRef, tuple[Problem, ...]] = {}
         self.synced: set[str] = set()
         self.invalid_events = 0
-        self._known: dict[str, set[tuple[str, str]]] = {kind: set() for kind in self.kinds}
+        self._known = {kind: _Names() for kind in self.kinds}
         self._upserts: dict[ObjectRef, ModelObject] = {}
         self._deletes: dict[ObjectRef, None] = {}
         self._triggers: list[tuple[Family, float]] = []
@@ -55,7 +78,7 @@ class Inbox:
         ref = found.ref
         if found.value is not None:
             ref = found.value.ref
-            self._known[ref.kind].add((ref.namespace, ref.name))
+            self._known[ref.kind].add(ref.namespace, ref.name)
             self._deletes.pop(ref, None)
             self._upserts[ref] = found.value
             if isinstance(found.value, EndpointSlice):
@@ -80,17 +103,15 @@ class Inbox:
         """An object that is gone; fine when it was never there."""
         self.problems.pop(ref, None)
         self.notes.pop(ref, None)
-        known = self._known[ref.kind]
-        if (ref.namespace, ref.name) not in known:
+        if not self._known[ref.kind].discard(ref.namespace, ref.name):
             return
-        known.remove((ref.namespace, ref.name))
         self._upserts.pop(ref, None)
         self._deletes[ref] = None
         self._touch(ref)
 
     def complete(self, kind: str, present: set[tuple[str, str]]) -> int:
         """A list of a kind is complete: everything known but not in it is gone. Returns how many went."""
-        gone = self._known[kind] - present
+        gone = [name for name in self._known[kind] if name not in present]
         for namespace, name in gone:
             self.remove(ObjectRef(kind, namespace, name))
         for ref in [ref for ref in self.problems if ref.kind == kind and (ref.namespace, ref.name) not in present]:

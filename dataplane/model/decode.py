@@ -6,6 +6,7 @@ endpoints, addresses) are taken out and reported, and the rest of the object is 
 """
 
 import re
+import sys
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -365,7 +366,7 @@ def _validated(item: wire.WireObject, muted: frozenset[str], faults: tuple[Probl
     kind = _KINDS[type(item)]
     metadata = item.metadata
     name = (metadata.name if metadata else None) or ""
-    namespace = "" if kind in _CLUSTER_SCOPED else (metadata.namespace if metadata else None) or "default"
+    namespace = "" if kind in _CLUSTER_SCOPED else sys.intern((metadata.namespace if metadata else None) or "default")
     version = item.api_version
     if version is not None and version != _EXPECTED[kind] and (skipped := _other_version(kind, version)):
         if skipped.ignored:

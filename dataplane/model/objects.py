@@ -59,7 +59,7 @@ class ServicePortSpec(msgspec.Struct, frozen=True, gc=False):
     node_port: int = 0
 
 
-class Service(msgspec.Struct, frozen=True):
+class Service(msgspec.Struct, frozen=True, gc=False):
     """A validated Service. Addresses are canonical text of either family; order is that of the object.
 
     source_ranges: valid CIDRs of spec.loadBalancerSourceRanges; None when the field is absent or empty.
@@ -116,7 +116,7 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
     node_hints: tuple[str, ...] | None = None
 
 
-class EndpointSlice(msgspec.Struct, frozen=True):
+class EndpointSlice(msgspec.Struct, frozen=True, gc=False):
     """A validated EndpointSlice of address type IPv4 or IPv6 (FQDN slices are not decoded).
 
     service: label kubernetes.io/service-name; empty when missing (then it serves nobody).

@@ -3,7 +3,7 @@
 import re
 import sys
 from functools import lru_cache
-from typing import TypeGuard
+from typing import Generic, TypeGuard, TypeVar
 
 from dataplane.model.net import Network, Protocol, canonical_address, network, stored_address
 from dataplane.model.objects import ObjectRef, Problem
@@ -182,6 +182,24 @@ def canonical_cidr(text: str) -> str:
             f"{text!r} is not a CIDR ({error}); write address/prefix length, such as 10.0.0.0/8"
         ) from error
     return str(parsed)
+
+
+_T = TypeVar("_T")
+
+
+class Shared(Generic[_T]):
+    """One object for all equal ones, of values that many objects of the cluster have alike, such as their ports."""
+
+    _MOST = 4096
+
+    def __init__(self) -> None:
+        self._known: dict[_T, _T] = {}
+
+    def __call__(self, value: _T) -> _T:
+        """The object to keep."""
+        if len(self._known) >= self._MOST:
+            self._known.clear()
+        return self._known.setdefault(value, value)
 
 
 @lru_cache(maxsize=1024)

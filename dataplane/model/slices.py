@@ -15,6 +15,7 @@ from dataplane.model.net import AF_INET, AF_INET6, Family, family_of
 from dataplane.model.objects import Endpoint, EndpointPort, EndpointSlice
 from dataplane.model.report import (
     Report,
+    Shared,
     interned,
     is_port,
     port_reason,
@@ -118,7 +119,10 @@ def _ports(item: wire.WireSlice, report: Report) -> tuple[EndpointPort, ...]:
             report.problem(f"ports[{index}].name", f"{name!r} names an earlier port too; give every port its own name")
         else:
             result[name, proto] = EndpointPort(sys.intern(name), proto, entry.port)
-    return tuple(result.values())
+    return _shared_ports(tuple(result.values()))
+
+
+_shared_ports: Shared[tuple[EndpointPort, ...]] = Shared()
 
 
 def endpoint_slice(item: wire.WireSlice, report: Report) -> EndpointSlice | None:

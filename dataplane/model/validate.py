@@ -16,6 +16,7 @@ from dataplane.model.net import family_of
 from dataplane.model.objects import Node, Service, ServiceCIDR, ServicePortSpec, ServiceType
 from dataplane.model.report import (
     Report,
+    Shared,
     is_port,
     port_reason,
     protocol,
@@ -136,7 +137,10 @@ def _ports(spec: wire.ServiceSpec, kind: ServiceType, report: Report) -> tuple[S
             node_port = _node_port(item.node_port, field, kind, node_ports, port.protocol, report)
             port = ServicePortSpec(port.name, port.protocol, port.port, node_port)
         result.append(port)
-    return tuple(result)
+    return _shared_ports(tuple(result))
+
+
+_shared_ports: Shared[tuple[ServicePortSpec, ...]] = Shared()
 
 
 class _Fault(NamedTuple):

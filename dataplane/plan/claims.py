@@ -1,7 +1,8 @@
 """Conflicts: two Services that claim one (address, port, protocol). Pods come after all of them (see plan.pods)."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
+
+import msgspec
 
 from dataplane.model.objects import Service
 from dataplane.plan.types import FrontendKey
@@ -22,66 +23,67 @@ class Claim(NamedTuple):
     service: ServiceId
 
 
-class Claimant(NamedTuple):
-    """What a Service claims frontends with: at its clusterIPs, and elsewhere. Each claim is alone in a tuple, which all
-    its frontends share."""
+class Claimant(msgspec.Struct, frozen=True, gc=False):
+    """What a Service claims, and with what: at its clusterIPs, and elsewhere. One is kept for each Service of the
+    cluster, and a claim is made of it when somebody asks."""
 
+    service: ServiceId
+    created: str
     cluster_ips: tuple[str, ...]
-    inside: tuple[Claim, ...]
-    outside: tuple[Claim, ...]
+    keys: tuple[FrontendKey, ...]
 
-    def claim(self, key: FrontendKey) -> tuple[Claim, ...]:
+    def claim(self, key: FrontendKey) -> Claim:
         """The claim to one frontend."""
-        return self.inside if key.address in self.cluster_ips else self.outside
+        return Claim(key.address not in self.cluster_ips, self.created, self.service)
 
 
-_Held = tuple[Claimant, Sequence[FrontendKey]]
-"""What one Service claims, and by what."""
-
-_NOTHING: _Held = (Claimant((), (), ()), ())
-
-
-def claimant(service_id: ServiceId, service: Service) -> Claimant:
-    """What a Service claims its frontends with."""
-    created = service.created or NO_TIME
-    return Claimant(service.cluster_ips, (Claim(False, created, service_id),), (Claim(True, created, service_id),))
+def claimant(service_id: ServiceId, service: Service, keys: tuple[FrontendKey, ...]) -> Claimant:
+    """What a Service claims, by these keys."""
+    return Claimant(service_id, service.created or NO_TIME, service.cluster_ips, keys)
 
 
 class Claims:
     """Who claims which frontend. Each operation is O(frontends of the Service that changes)."""
 
     def __init__(self) -> None:
-        self._claims: dict[FrontendKey, tuple[Claim, ...]] = {}
-        self._of: dict[ServiceId, _Held] = {}
+        self._claims: dict[FrontendKey, Claimant | tuple[Claimant, ...]] = {}  # several: the winner first
+        self._of: dict[ServiceId, Claimant] = {}
 
     def winner(self, key: FrontendKey) -> Claim | None:
         """The claim that gets the frontend."""
-        claims = self._claims.get(key)
-        return claims[0] if claims else None
+        claimants = self._claimants(key)
+        return claimants[0].claim(key) if claimants else None
 
-    def replace(self, service: ServiceId, claims: Claimant | None, keys: Sequence[FrontendKey]) -> set[ServiceId]:
-        """Set what a Service claims (claims None: nothing). Returns the *other* Services that won or lost by it."""
-        held = self._of.get(service, _NOTHING)
-        new: _Held = (claims, keys) if claims is not None and keys else _NOTHING
+    def replace(self, service: ServiceId, new: Claimant | None) -> set[ServiceId]:
+        """Set what a Service claims (None: nothing). Returns the *other* Services that won or lost by it."""
+        held = self._of.get(service)
+        if new is not None and not new.keys:
+            new = None
         affected: set[ServiceId] = set()
         if new == held:
             return affected
-        for key in held[1]:
+        for key in held.keys if held is not None else ():
             self._withdraw(service, key, affected)
-        for key in new[1]:
-            own = new[0].claim(key)
-            others = self._claims.setdefault(key, own)
-            if others is not own:
+        for key in new.keys if new is not None else ():
+            assert new is not None, "it has keys"
+            if self._claims.setdefault(key, new) is not new:
+                others = self._claimants(key)
                 affected.update(other.service for other in others)
-                self._claims[key] = tuple(sorted((*others, *own)))
-        if new is _NOTHING:
+                self._claims[key] = tuple(sorted((*others, new), key=lambda each: each.claim(key)))
+        if new is None:
             self._of.pop(service, None)
         else:
             self._of[service] = new
         return affected
 
+    def _claimants(self, key: FrontendKey) -> tuple[Claimant, ...]:
+        found = self._claims.get(key, ())
+        return found if isinstance(found, tuple) else (found,)
+
     def _withdraw(self, service: ServiceId, key: FrontendKey, affected: set[ServiceId]) -> None:
-        rest = tuple(claim for claim in self._claims.pop(key) if claim.service != service)
+        rest = tuple([each for each in self._claimants(key) if each.service != service])
         if rest:
-            self._claims[key] = rest
+            self._claims[key] = rest if len(rest) > 1 else rest[0]
             affected.update(other.service for other in rest)
+        else:
+            del self._claims[key]

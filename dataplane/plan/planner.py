@@ -95,10 +95,10 @@ class Planner:
         self._large = large
         self.problems: dict[ObjectRef, tuple[Problem, ...]] = {}
         self._services: dict[ServiceId, Service] = {}
-        self._slices: dict[ServiceId, tuple[EndpointSlice, ...]] = {}  # sorted by name
-        self._slice_owner: dict[tuple[str, str], ServiceId] = {}
+        self._slices: dict[ServiceId, EndpointSlice | tuple[EndpointSlice, ...]] = {}  # several: sorted by name
+        self._slice_owner: dict[str, dict[str, ServiceId]] = {}  # by namespace and name
         self._service_cidrs: dict[str, ServiceCIDR] = {}
-        self._entry_keys: dict[ServiceId, tuple[EntryKey, ...]] = {}
+        self._entry_keys: dict[ServiceId, EntryKey | list[EntryKey]] = {}
         self._claims = Claims()
         self._pods = PodPlanner(self.plan, self._claims, self.problems)
         self._merged: dict[ServiceId, dict[EntryKey, MergedEndpoints]] = {}  # of Services with many endpoints
@@ -141,14 +141,14 @@ class Planner:
             elif isinstance(item, Service):
                 about.setdefault((item.namespace, item.name), 0)
         for ref in deletes:
-            slice_owner = self._slice_owner.get((ref.namespace, ref.name)) if ref.kind == "EndpointSlice" else None
+            slice_owner = self._owner(ref.namespace, ref.name) if ref.kind == "EndpointSlice" else None
             if slice_owner is not None:
                 about[slice_owner] = about.get(slice_owner, 0) + _MANY
         return sum(about.values()) >= _MANY_ENDPOINTS or any(self._looks_at_all(*each) for each in about.items())
 
     def _looks_at_all(self, service_id: ServiceId, changed: int) -> bool:
         """Whether a change of so many endpoints may have every endpoint of a Service with very many looked at."""
-        pieces = self._slices.get(service_id, ())
+        pieces = self._pieces(service_id)
         if sum([len(piece.endpoints) for piece in pieces]) < _MANY_ENDPOINTS:
             return False
         merged = self._merged.get(service_id)
@@ -184,7 +184,7 @@ class Planner:
     def candidates(self, key: EntryKey) -> list[Candidate]:
         """Every endpoint of a Service port in one family, whatever its condition, in the order of the slices' names."""
         found: list[Candidate] = []
-        for piece in self._slices.get((key.namespace, key.name), ()):
+        for piece in self._pieces((key.namespace, key.name)):
             if piece.family is key.family:
                 port = _port_of(key, piece)
                 if port is not None:
@@ -209,10 +209,10 @@ class Planner:
 
     def _remember_slice(self, item: EndpointSlice, dirty: _Dirty) -> None:
         owner, slice_id = (item.namespace, item.service), (item.namespace, item.name)
-        others = self._slices.get(owner, ())
+        others = self._pieces(owner)
         if item in others:
             return
-        before = self._slice_owner.get(slice_id)
+        before = self._owner(*slice_id)
         # A slice without the service-name label, or of a headless Service, serves no frontend.
         serves = bool(item.service) and not item.headless
         if before is not None and (before != owner or not serves):
@@ -223,12 +223,25 @@ class Planner:
         old = next((piece for piece in others if piece.name == item.name), None) if before is not None else None
         if old is not None:
             item = _sharing(item, old)
-            self._slices[owner] = tuple([item if piece is old else piece for piece in others])
+            self._set_pieces(owner, tuple([item if piece is old else piece for piece in others]))
         else:
-            self._slices[owner] = tuple(sorted((*others, item), key=_name)) if others else (item,)
-        self._slice_owner[slice_id] = owner
+            self._set_pieces(owner, tuple(sorted((*others, item), key=_name)) if others else (item,))
+        self._slice_owner.setdefault(item.namespace, {})[item.name] = owner
         self._merge(owner, old, item)
         dirty[owner] = None
+
+    def _owner(self, namespace: str, name: str) -> ServiceId | None:
+        """Whose slice one of that name is."""
+        return self._slice_owner.get(namespace, {}).get(name)
+
+    def _pieces(self, owner: ServiceId) -> tuple[EndpointSlice, ...]:
+        """The slices of a Service, sorted by name."""
+        found = self._slices.get(owner, ())
+        return found if isinstance(found, tuple) else (found,)
+
+    def _set_pieces(self, owner: ServiceId, pieces: tuple[EndpointSlice, ...]) -> None:
+        """Most have one, and a tuple takes as much memory as a name."""
+        self._slices[owner] = pieces if len(pieces) > 1 else pieces[0]
 
     def _merge(self, owner: ServiceId, old: EndpointSlice | None, new: EndpointSlice | None) -> None:
         """Let the endpoints of a Service with many know that one of its slices changed."""
@@ -252,12 +265,16 @@ class Planner:
                 self._pods.forget(ref)
 
     def _forget_slice(self, slice_id: tuple[str, str], dirty: _Dirty) -> None:
-        owner = self._slice_owner.pop(slice_id, None)
+        owner = self._owner(*slice_id)
         if owner is not None:
-            pieces = self._slices.pop(owner)
+            del self._slice_owner[slice_id[0]][slice_id[1]]
+            if not self._slice_owner[slice_id[0]]:
+                del self._slice_owner[slice_id[0]]
+            pieces = self._pieces(owner)
+            del self._slices[owner]
             rest = tuple([piece for piece in pieces if piece.name != slice_id[1]])
             if rest:
-                self._slices[owner] = rest
+                self._set_pieces(owner, rest)
             self._merge(owner, next((piece for piece in pieces if piece.name == slice_id[1]), None), None)
             dirty[owner] = None
 
@@ -269,11 +286,11 @@ class Planner:
             service = self._services.get(service_id)
             if service is None:
                 ports[service_id] = {}
-                affected |= self._claims.replace(service_id, None, ())
+                affected |= self._claims.replace(service_id, None)
                 continue
             ports[service_id] = wanted = ways_in(service, self.plan.node.external_ips)
             keys = tuple([key for ways in wanted.values() for _, key in ways])
-            affected |= self._claims.replace(service_id, claimant(service_id, service), keys)
+            affected |= self._claims.replace(service_id, claimant(service_id, service, keys))
         for service_id in affected.difference(ports):
             ports[service_id] = ways_in(self._services[service_id], self.plan.node.external_ips)
         changes: list[EntryChange] = []
@@ -287,7 +304,8 @@ class Planner:
         self, service_id: ServiceId, ports: dict[EntryKey, list[Way]], changes: list[EntryChange]
     ) -> None:
         current = self.plan.entries
-        for key in self._entry_keys.pop(service_id, ()):
+        before = self._entry_keys.pop(service_id, [])
+        for key in before if isinstance(before, list) else (before,):
             if key not in ports:
                 changes.append(EntryChange(current.pop(key), None))
                 self._merged.get(service_id, {}).pop(key, None)
@@ -300,7 +318,7 @@ class Planner:
                 changes.append(EntryChange(old, entry))
                 current[key] = entry
         if ports:
-            self._entry_keys[service_id] = tuple(ports)
+            self._entry_keys[service_id] = list(ports) if len(ports) > 1 else next(iter(ports))
         if problems or self.problems:
             self._report(ObjectRef("Service", *service_id), tuple(problems))
 
@@ -327,7 +345,7 @@ class Planner:
         """The backend sets of a Service port, and what lingers. With many endpoints, O(what changed)."""
         service_id, udp = (key.namespace, key.name), key.protocol is Protocol.UDP
         merged = self._merged.get(service_id, {}).get(key)
-        pieces = self._slices.get(service_id, ())
+        pieces = self._pieces(service_id)
         if merged is None and sum([len(piece.endpoints) for piece in pieces]) >= self._large:
             node = self.plan.node
             merged = MergedEndpoints(
@@ -386,7 +404,7 @@ class Planner:
         return len(
             {
                 endpoint.address
-                for piece in self._slices.get((service.namespace, service.name), ())
+                for piece in self._pieces((service.namespace, service.name))
                 if piece.family is family and any((port.name, port.protocol) in ports for port in piece.ports)
                 for endpoint in piece.endpoints
                 if endpoint.ready and self.plan.node.name and endpoint.node == self.plan.node.name

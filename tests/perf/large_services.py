@@ -130,7 +130,7 @@ async def _measure(endpoints: int, a_slice: int, changes: int, mode: str, protoc
         tell("Service", service(f"small-{number}", f"10.97.0.{number}"))
         tell("EndpointSlice", endpoint_slice(f"small-{number}", [_address(200_000 + number)]))
     for kind in KNOWN:
-        inbox.complete(kind, inbox._known[kind])
+        inbox.complete(kind, set(inbox._known[kind]))
     loop = Loop()
     ticker = asyncio.get_running_loop().create_task(loop.watch())
     started = time.perf_counter()

@@ -18,7 +18,7 @@ from dataplane.lab.lab import Lab
 from dataplane.lab.proxy import NodeProxy, PlaneMaker
 from dataplane.lab.spec import LabError, Node
 from dataplane.model.net import Family, Protocol
-from dataplane.model.objects import Endpoint, EndpointPort, EndpointSlice, Service, ServicePortSpec
+from dataplane.model.objects import EndpointPort, EndpointSlice, Service, ServicePortSpec, make_endpoint
 
 PORT = 80
 SERVER_PORT = 9090
@@ -61,7 +61,7 @@ def many_services(count: int, backend: str, endpoints: int = 5) -> list[Service 
         )
         ports = (EndpointPort("", Protocol.TCP, SERVER_PORT),)
         addresses = [backend] if last else [f"10.{128 + e}.{high}.{low + 1}" for e in range(endpoints)]
-        items = tuple(Endpoint(address, node="elsewhere") for address in addresses)
+        items = tuple(make_endpoint(address, node="elsewhere") for address in addresses)
         found.append(EndpointSlice("many", name, name, Family.IPV4, ports, items))
     return found
 

@@ -18,6 +18,7 @@ from dataplane.model.objects import (
     Service,
     ServicePortSpec,
     ServiceType,
+    make_endpoint,
 )
 from dataplane.plan.types import FrontendKind
 
@@ -106,7 +107,7 @@ def _service(number: int, placement: Placement, external_local: bool, internal_l
 def _endpoint(topology: Topology, name: str, family: Family, placement: Placement) -> Endpoint:
     pod = next(pod for node in topology.nodes for pod in node.pods if pod.name == name)
     going = placement is Placement.TERMINATING
-    return Endpoint(pod.addresses[family], ready=not going, serving=True, terminating=going, node=pod.node)
+    return make_endpoint(pod.addresses[family], ready=not going, serving=True, terminating=going, node=pod.node)
 
 
 def _slices(topology: Topology, service: Service, placement: Placement, ipv6: bool) -> tuple[EndpointSlice, ...]:

@@ -6,6 +6,7 @@ Field rules: Kubernetes API reference, v1 and discovery.k8s.io/v1.
 """
 
 import enum
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -100,20 +101,79 @@ class EndpointPort(msgspec.Struct, frozen=True, gc=False):
     port: int
 
 
-class Endpoint(msgspec.Struct, frozen=True, gc=False):
-    """One endpoint of a slice: its first address, with the conditions' defaults applied.
+class Traits(msgspec.Struct, frozen=True, gc=False):
+    """What endpoints have in common: most of a node's are alike, so that one object serves them all (see `traits`).
 
     ready nil and serving nil count as true, terminating nil as false (discovery.k8s.io/v1).
     zone_hints/node_hints: None when the endpoint carries no hint of that kind.
     """
 
-    address: str
     ready: bool = True
     serving: bool = True
     terminating: bool = False
     node: str = ""
     zone_hints: tuple[str, ...] | None = None
     node_hints: tuple[str, ...] | None = None
+
+
+class Endpoint(msgspec.Struct, frozen=True, gc=False):
+    """One endpoint of a slice: its first address, with the conditions' defaults applied. There are very many.
+
+    Where each of them is looked at, asking `traits` takes a third of the time of asking for the trait.
+    """
+
+    address: str
+    traits: Traits
+
+    @property
+    def ready(self) -> bool:
+        return self.traits.ready
+
+    @property
+    def serving(self) -> bool:
+        return self.traits.serving
+
+    @property
+    def terminating(self) -> bool:
+        return self.traits.terminating
+
+    @property
+    def node(self) -> str:
+        return self.traits.node
+
+    @property
+    def zone_hints(self) -> tuple[str, ...] | None:
+        return self.traits.zone_hints
+
+    @property
+    def node_hints(self) -> tuple[str, ...] | None:
+        return self.traits.node_hints
+
+
+@lru_cache(maxsize=1 << 14)
+def traits(
+    ready: bool = True,
+    serving: bool = True,
+    terminating: bool = False,
+    node: str = "",
+    zone_hints: tuple[str, ...] | None = None,
+    node_hints: tuple[str, ...] | None = None,
+) -> Traits:
+    """The traits of these values, mostly the same object for the same ones."""
+    return Traits(ready, serving, terminating, node, zone_hints, node_hints)
+
+
+def make_endpoint(
+    address: str,
+    ready: bool = True,
+    serving: bool = True,
+    terminating: bool = False,
+    node: str = "",
+    zone_hints: tuple[str, ...] | None = None,
+    node_hints: tuple[str, ...] | None = None,
+) -> Endpoint:
+    """An endpoint of these traits."""
+    return Endpoint(address, traits(ready, serving, terminating, node, zone_hints, node_hints))
 
 
 class EndpointSlice(msgspec.Struct, frozen=True, gc=False):

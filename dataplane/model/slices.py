@@ -12,7 +12,7 @@ import msgspec
 
 from dataplane.model import wire
 from dataplane.model.net import AF_INET, AF_INET6, Family, family_of
-from dataplane.model.objects import Endpoint, EndpointPort, EndpointSlice
+from dataplane.model.objects import Endpoint, EndpointPort, EndpointSlice, traits
 from dataplane.model.report import (
     Report,
     Shared,
@@ -92,10 +92,10 @@ def _endpoints(item: wire.WireSlice, family: Family, report: Report) -> tuple[En
         node = intern(entry.node_name) if entry.node_name else ""
         hints = entry.hints
         if hints is None:
-            result.append(Endpoint(address, ready, serving, conditions.terminating is True, node))
+            result.append(Endpoint(address, traits(ready, serving, conditions.terminating is True, node)))
         else:
             zones, nodes = _names(hints.for_zones), _names(hints.for_nodes)
-            result.append(Endpoint(address, ready, serving, conditions.terminating is True, node, zones, nodes))
+            result.append(Endpoint(address, traits(ready, serving, conditions.terminating is True, node, zones, nodes)))
     return tuple(result)
 
 

@@ -59,8 +59,9 @@ def _port_of(key: EntryKey, piece: EndpointSlice) -> int | None:
 def _sharing(new: EndpointSlice, old: EndpointSlice) -> EndpointSlice:
     """A slice that has the endpoints of its predecessor wherever they are equal: they need no memory of their own, and
     are found equal at once."""
-    before = {endpoint: endpoint for endpoint in old.endpoints}
-    return replace(new, endpoints=tuple([before.get(endpoint, endpoint) for endpoint in new.endpoints]))
+    before = {endpoint.address: endpoint for endpoint in old.endpoints}
+    pairs = [(before.get(endpoint.address), endpoint) for endpoint in new.endpoints]
+    return replace(new, endpoints=tuple([known if known == endpoint else endpoint for known, endpoint in pairs]))
 
 
 def _too_many(ref: ObjectRef, key: EntryKey, most: int) -> Problem:
@@ -407,6 +408,6 @@ class Planner:
                 for piece in self._pieces((service.namespace, service.name))
                 if piece.family is family and any((port.name, port.protocol) in ports for port in piece.ports)
                 for endpoint in piece.endpoints
-                if endpoint.ready and self.plan.node.name and endpoint.node == self.plan.node.name
+                if endpoint.traits.ready and self.plan.node.name and endpoint.traits.node == self.plan.node.name
             }
         )

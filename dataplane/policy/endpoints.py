@@ -62,12 +62,12 @@ def _hinted(
 
 def _topology(ready: list[Candidate], node: NodeConfig) -> tuple[list[Candidate], str]:
     """Narrow ready endpoints by hints, forNodes before forZones; returns the list and the name of what applied."""
-    if not ready or not (ready[0][0].node_hints or ready[0][0].zone_hints):
+    if not ready or not (ready[0][0].traits.node_hints or ready[0][0].traits.zone_hints):
         return ready, ""  # the first already lacks what every one must carry
-    by_node = _hinted(ready, lambda endpoint: endpoint.node_hints, node.name)
+    by_node = _hinted(ready, lambda endpoint: endpoint.traits.node_hints, node.name)
     if by_node is not None:
         return by_node, "forNodes"
-    by_zone = _hinted(ready, lambda endpoint: endpoint.zone_hints, node.zone)
+    by_zone = _hinted(ready, lambda endpoint: endpoint.traits.zone_hints, node.zone)
     if by_zone is not None:
         return by_zone, "forZones"
     return ready, ""
@@ -75,17 +75,19 @@ def _topology(ready: list[Candidate], node: NodeConfig) -> tuple[list[Candidate]
 
 def _backends(candidates: Iterable[Candidate], here: str) -> tuple[Backend, ...]:
     name = here or None  # a node without a name is no endpoint's
-    found = [(endpoint.address, port, endpoint.node == name) for endpoint, port in candidates]
+    found = [(endpoint.address, port, endpoint.traits.node == name) for endpoint, port in candidates]
     found.sort()  # while they are plain tuples, which compare faster
     return tuple(starmap(Backend, found))
 
 
 def _usable(candidates: Sequence[Candidate]) -> tuple[list[Candidate], bool]:
     """Ready endpoints, or, where there is none, those serving while terminating; the flag says it is the latter."""
-    ready = [candidate for candidate in candidates if candidate[0].ready]
+    ready = [candidate for candidate in candidates if candidate[0].traits.ready]
     if ready:
         return ready, False
-    terminating = [candidate for candidate in candidates if candidate[0].serving and candidate[0].terminating]
+    terminating = [
+        candidate for candidate in candidates if candidate[0].traits.serving and candidate[0].traits.terminating
+    ]
     return terminating, bool(terminating)
 
 
@@ -109,7 +111,7 @@ def _distinct(candidates: Sequence[Candidate], here: str) -> Sequence[Candidate]
 
 
 def _usefulness(endpoint: Endpoint, here: str) -> tuple[bool, bool, bool, bool]:
-    return endpoint.ready, endpoint.serving, not endpoint.terminating, endpoint.node == here
+    return endpoint.traits.ready, endpoint.traits.serving, not endpoint.traits.terminating, endpoint.traits.node == here
 
 
 def most_useful(endpoints: Sequence[Endpoint], here: str) -> Endpoint:
@@ -127,7 +129,7 @@ def backend_sets(candidates: Sequence[Candidate], node: NodeConfig) -> BackendSe
     everyone = _distinct(candidates, name)
     usable, cluster_terminating = _usable(everyone)
     chosen, topology = (usable, "") if cluster_terminating else _topology(usable, node)
-    here = [candidate for candidate in everyone if candidate[0].node == name] if name else []
+    here = [candidate for candidate in everyone if candidate[0].traits.node == name] if name else []
     local, local_terminating = _usable(here) if here else (here, False)
     return BackendSets(
         _backends(chosen, name),
@@ -140,8 +142,8 @@ def backend_sets(candidates: Sequence[Candidate], node: NodeConfig) -> BackendSe
 
 def lingering(candidates: Sequence[Candidate], sets: BackendSets, node: NodeConfig) -> tuple[Backend, ...]:
     """The endpoints that serve and are in neither set: policy, topology or their termination keep new flows off."""
-    if all(endpoint.ready for endpoint, _ in candidates) and not sets.topology:
+    if all(endpoint.traits.ready for endpoint, _ in candidates) and not sets.topology:
         return ()
     chosen = {*sets.cluster, *sets.local}
-    useful = [c for c in _distinct(candidates, node.name) if c[0].ready or c[0].serving]
+    useful = [c for c in _distinct(candidates, node.name) if c[0].traits.ready or c[0].traits.serving]
     return tuple(backend for backend in _backends(useful, node.name) if backend not in chosen)

@@ -25,11 +25,11 @@ def _nobody(_: Endpoint) -> bool:
 
 
 def _is_ready(endpoint: Endpoint) -> bool:
-    return endpoint.ready
+    return endpoint.traits.ready
 
 
 def _is_draining(endpoint: Endpoint) -> bool:
-    return endpoint.serving and endpoint.terminating and not endpoint.ready
+    return endpoint.traits.serving and endpoint.traits.terminating and not endpoint.traits.ready
 
 
 class _Counts:
@@ -42,20 +42,20 @@ class _Counts:
 
     def add(self, endpoint: Endpoint, times: int) -> None:
         """Count an endpoint, or count it no more (-1)."""
-        here = bool(self._node) and endpoint.node == self._node
+        here = bool(self._node) and endpoint.traits.node == self._node
         if _is_draining(endpoint):
             self.draining += times
             self.draining_here += times * here
-        if not endpoint.ready:
+        if not endpoint.traits.ready:
             return
         self.ready += times
         self.ready_here += times * here
-        if endpoint.node_hints:
+        if endpoint.traits.node_hints:
             self.node_hinted += times
-            self.for_node += times * (self._node in endpoint.node_hints)
-        if endpoint.zone_hints:
+            self.for_node += times * (self._node in endpoint.traits.node_hints)
+        if endpoint.traits.zone_hints:
             self.zone_hinted += times
-            self.for_zone += times * (self._zone in endpoint.zone_hints)
+            self.for_zone += times * (self._zone in endpoint.traits.zone_hints)
 
 
 class _Rule(NamedTuple):
@@ -135,7 +135,7 @@ class MergedEndpoints:
             new = None
             self._said.pop(address, None)
             self._chosen.pop(address, None)
-        if new is not None and new.node == self._node:
+        if new is not None and new.traits.node == self._node:
             self._here[address] = new
         else:
             self._here.pop(address, None)
@@ -161,11 +161,11 @@ class MergedEndpoints:
             "": _nobody,
             "ready": _is_ready,
             "draining": _is_draining,
-            "forNodes": lambda e: e.ready and node in (e.node_hints or ()),
-            "forZones": lambda e: e.ready and zone in (e.zone_hints or ()),
+            "forNodes": lambda e: e.traits.ready and node in (e.traits.node_hints or ()),
+            "forZones": lambda e: e.traits.ready and zone in (e.traits.zone_hints or ()),
         }
         local = kinds[rule.local]
-        return kinds[rule.cluster], lambda e: e.node == node and local(e)
+        return kinds[rule.cluster], lambda e: e.traits.node == node and local(e)
 
     def margin(self) -> int:
         """How many endpoints have to change, at least, before another rule picks the Cluster set, for which every
@@ -185,7 +185,7 @@ class MergedEndpoints:
         in_cluster, in_local = self._picks(rule)
 
         def lingers(e: Endpoint) -> bool:
-            return (e.ready or e.serving) and not in_cluster(e) and not in_local(e)
+            return (e.traits.ready or e.traits.serving) and not in_cluster(e) and not in_local(e)
 
         same_cluster, same_local = rule.cluster == before.cluster, rule.local == before.local
         cluster, local = self._whole.cluster, self._whole.local
@@ -199,7 +199,7 @@ class MergedEndpoints:
         elif same_cluster and same_local and not self.limited:
             self._lingering = self._updated(self._lingering, lingers)
         else:
-            serving = self._made((), lambda e: e.ready or e.serving, self._chosen)
+            serving = self._made((), lambda e: e.traits.ready or e.traits.serving, self._chosen)
             removed, _ = difference(serving, tuple(sorted({*cluster, *local})))
             self._lingering = tuple(removed)
         self._touched = {}
@@ -215,7 +215,7 @@ class MergedEndpoints:
         """A set from all endpoints."""
         here = self._node or None
         kept = {backend: backend for backend in before}
-        made = [Backend(*key, e.node == here) for key, e in among.items() if picks(e)]
+        made = [Backend(*key, e.traits.node == here) for key, e in among.items() if picks(e)]
         made.sort()
         return tuple([kept.get(backend, backend) for backend in made] if kept else made)
 
@@ -225,8 +225,8 @@ class MergedEndpoints:
         removed, added = [], []
         for key, old in self._touched.items():
             now = self._chosen.get(key)
-            before = Backend(*key, old.node == here) if old is not None and picks(old) else None
-            after = Backend(*key, now.node == here) if now is not None and picks(now) else None
+            before = Backend(*key, old.traits.node == here) if old is not None and picks(old) else None
+            after = Backend(*key, now.traits.node == here) if now is not None and picks(now) else None
             if before != after:
                 removed += [before] if before is not None else []
                 added += [after] if after is not None else []

@@ -19,13 +19,13 @@ from dataplane.lab.proxy import LabProxy
 from dataplane.lab.spec import LabSpec, Node
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import (
-    Endpoint,
     EndpointPort,
     EndpointSlice,
     Service,
     ServiceCIDR,
     ServicePortSpec,
     ServiceType,
+    make_endpoint,
 )
 from dataplane.plan.change import PlanChange
 from dataplane.planes.conntrack import clean_stale_udp
@@ -62,7 +62,7 @@ def endpoints(lab: Lab, *pods: str, name: str = "web", port: int = PORTS[0]) -> 
     """Slices of both families with these pods as ready endpoints."""
     made = []
     for family in Family:
-        items = tuple(Endpoint(lab.place(pod).addresses[family], node=f"node{pod[3]}") for pod in pods)
+        items = tuple(make_endpoint(lab.place(pod).addresses[family], node=f"node{pod[3]}") for pod in pods)
         ports = tuple(EndpointPort(protocol.text, protocol, port) for protocol in (Protocol.TCP, Protocol.UDP))
         made.append(EndpointSlice("default", f"{name}-{family.name}", "web", family, ports, items))
     return made
@@ -378,7 +378,12 @@ def test_headless_and_external_name_have_no_frontend(lab: Lab, proxy: LabProxy) 
 
 def test_terminating_endpoints_serve_until_a_ready_one_is_there(lab: Lab, proxy: LabProxy) -> None:
     going = [
-        replace(piece, endpoints=tuple(replace(e, ready=False, terminating=True) for e in piece.endpoints))
+        replace(
+            piece,
+            endpoints=tuple(
+                replace(e, traits=replace(e.traits, ready=False, terminating=True)) for e in piece.endpoints
+            ),
+        )
         for piece in endpoints(lab, "pod1-1", name="old")
     ]
     proxy.update([service(), *going])

@@ -18,13 +18,13 @@ from dataplane.lab.proxy import node_config
 from dataplane.lab.spec import LabSpec, Node, PodLink, Routing
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import (
-    Endpoint,
     EndpointPort,
     EndpointSlice,
     ModelObject,
     Service,
     ServicePortSpec,
     ServiceType,
+    make_endpoint,
 )
 from dataplane.plan.planner import Planner
 from dataplane.planes.base import Plane
@@ -56,7 +56,7 @@ def objects(lab: Lab, *pods: str) -> list[ModelObject]:
     ports = tuple(ServicePortSpec(p.text, p, 80, NODE_PORT) for p in (Protocol.TCP, Protocol.UDP))
     kind = ServiceType.NODE_PORT
     service = Service("default", "web", kind, (VIP,), external_ips=(EXTERNAL,), ports=ports)
-    items = tuple(Endpoint(lab.place(pod).addresses[Family.IPV4], node=f"node{pod[3]}") for pod in pods)
+    items = tuple(make_endpoint(lab.place(pod).addresses[Family.IPV4], node=f"node{pod[3]}") for pod in pods)
     slice_ports = tuple(EndpointPort(p.text, p, 8080) for p in (Protocol.TCP, Protocol.UDP))
     return [service, EndpointSlice("default", "web-1", "web", Family.IPV4, slice_ports, items)]
 

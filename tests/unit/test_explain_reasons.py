@@ -14,6 +14,7 @@ from dataplane.model.objects import (
     ServiceCIDR,
     ServicePortSpec,
     ServiceType,
+    make_endpoint,
 )
 from dataplane.plan.planner import Planner
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
@@ -40,7 +41,7 @@ WEB = Service(
 
 
 def endpoint(number: int, node: str = "n2", **fields: object) -> Endpoint:
-    return msgspec.structs.replace(Endpoint(f"10.1.0.{number}", node=node), **fields)
+    return make_endpoint(f"10.1.0.{number}", **{"node": node, **fields})  # type: ignore[arg-type]
 
 
 def slice_of(*endpoints: Endpoint) -> EndpointSlice:

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from dataplane.errors import UsageError
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import (
-    Endpoint,
     EndpointPort,
     EndpointSlice,
     ModelObject,
@@ -15,6 +14,7 @@ from dataplane.model.objects import (
     Service,
     ServicePortSpec,
     ServiceType,
+    make_endpoint,
 )
 from dataplane.plan.planner import Planner
 from dataplane.plan.rows import rows
@@ -63,7 +63,7 @@ def slices(draw: st.DrawFn, index: int, ports: tuple[ServicePortSpec, ...]) -> l
     for family, prefix in ((Family.IPV4, "10.42.0."), (Family.IPV6, "fd00:10:42::")):
         hosts = draw(st.lists(st.integers(1, 30), unique=True, max_size=4))
         endpoints = tuple(
-            Endpoint(
+            make_endpoint(
                 f"{prefix}{host}",
                 ready=draw(st.booleans()),
                 terminating=draw(st.booleans()),

@@ -4,7 +4,15 @@ from dataplane.lab import table
 from dataplane.lab.proxy import node_config
 from dataplane.lab.spec import LabSpec, topology
 from dataplane.model.net import Family, Protocol
-from dataplane.model.objects import Endpoint, EndpointPort, EndpointSlice, Service, ServicePortSpec, ServiceType
+from dataplane.model.objects import (
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    Service,
+    ServicePortSpec,
+    ServiceType,
+    make_endpoint,
+)
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import FrontendKind, Plan
 from dataplane.planes.ipvs.render import render, says
@@ -35,7 +43,7 @@ def _plan(
     return planner.plan
 
 
-HERE, ELSEWHERE = Endpoint("10.244.1.11", node="node1"), Endpoint("10.244.2.11", node="node2")
+HERE, ELSEWHERE = make_endpoint("10.244.1.11", node="node1"), make_endpoint("10.244.2.11", node="node2")
 
 
 def test_a_service_becomes_virtual_servers() -> None:

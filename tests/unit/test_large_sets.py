@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataplane.model.net import Family, Protocol
-from dataplane.model.objects import Endpoint, EndpointPort, EndpointSlice, ObjectRef, Service, ServicePortSpec
+from dataplane.model.objects import EndpointPort, EndpointSlice, ObjectRef, Service, ServicePortSpec, make_endpoint
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import EntryKey
 from dataplane.policy.difference import at_address, difference, holds, spliced
@@ -53,7 +53,7 @@ def test_unsorted_sets_differ_in_no_more_than_they_do() -> None:
 
 _HINTS = st.sampled_from((None, (), ("here",), ("there",), ("a",), ("b", "a")))
 _endpoints = st.builds(
-    Endpoint,
+    make_endpoint,
     st.sampled_from([f"10.0.0.{n}" for n in range(8)]),
     st.booleans(),
     st.booleans(),
@@ -110,7 +110,7 @@ def _service(count: int, change: Callable[[int], dict[str, object]] = lambda _: 
         EndpointSlice(
             "n", f"s-{first:05}", "s", Family.IPV4, (port,),
             tuple(
-                Endpoint(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", node=f"n{n % 50}", **change(n))  # type: ignore[arg-type]
+                make_endpoint(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", node=f"n{n % 50}", **change(n))  # type: ignore[arg-type]
                 for n in range(first, min(first + 100, count))
             ),
         )

@@ -7,7 +7,16 @@ import pytest
 
 from dataplane.model.decode import DecodedObject, decode_object
 from dataplane.model.net import Protocol
-from dataplane.model.objects import Endpoint, EndpointPort, EndpointSlice, Node, Service, ServicePortSpec, ServiceType
+from dataplane.model.objects import (
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    Node,
+    Service,
+    ServicePortSpec,
+    ServiceType,
+    make_endpoint,
+)
 
 PORT = {"port": 80}
 
@@ -305,25 +314,25 @@ def test_a_service_without_cluster_ip_is_noted_not_faulted() -> None:
 
 
 ENDPOINTS: list[tuple[dict[str, Any], Endpoint]] = [
-    ({}, Endpoint("10.0.0.1")),
-    ({"conditions": {}}, Endpoint("10.0.0.1")),
-    ({"conditions": {"ready": None, "serving": None, "terminating": None}}, Endpoint("10.0.0.1")),
-    ({"conditions": {"ready": False}}, Endpoint("10.0.0.1", ready=False, serving=True)),
+    ({}, make_endpoint("10.0.0.1")),
+    ({"conditions": {}}, make_endpoint("10.0.0.1")),
+    ({"conditions": {"ready": None, "serving": None, "terminating": None}}, make_endpoint("10.0.0.1")),
+    ({"conditions": {"ready": False}}, make_endpoint("10.0.0.1", ready=False, serving=True)),
     (
         {"conditions": {"ready": False, "terminating": True}},
-        Endpoint("10.0.0.1", ready=False, serving=True, terminating=True),
+        make_endpoint("10.0.0.1", ready=False, serving=True, terminating=True),
     ),
     (
         {"conditions": {"ready": False, "serving": True, "terminating": True}},
-        Endpoint("10.0.0.1", ready=False, serving=True, terminating=True),
+        make_endpoint("10.0.0.1", ready=False, serving=True, terminating=True),
     ),
-    ({"conditions": {"serving": False}}, Endpoint("10.0.0.1", serving=False)),
-    ({"addresses": ["10.0.0.1", "10.0.0.2"]}, Endpoint("10.0.0.1")),
-    ({"nodeName": "n1", "zone": "a", "deprecatedTopology": {"x": "y"}}, Endpoint("10.0.0.1", node="n1")),
-    ({"hints": {}}, Endpoint("10.0.0.1")),
-    ({"hints": {"forZones": [], "forNodes": None}}, Endpoint("10.0.0.1")),
-    ({"hints": {"forZones": [{"name": "a"}, {"name": "b"}]}}, Endpoint("10.0.0.1", zone_hints=("a", "b"))),
-    ({"hints": {"forNodes": [{"name": "n1"}]}}, Endpoint("10.0.0.1", node_hints=("n1",))),
+    ({"conditions": {"serving": False}}, make_endpoint("10.0.0.1", serving=False)),
+    ({"addresses": ["10.0.0.1", "10.0.0.2"]}, make_endpoint("10.0.0.1")),
+    ({"nodeName": "n1", "zone": "a", "deprecatedTopology": {"x": "y"}}, make_endpoint("10.0.0.1", node="n1")),
+    ({"hints": {}}, make_endpoint("10.0.0.1")),
+    ({"hints": {"forZones": [], "forNodes": None}}, make_endpoint("10.0.0.1")),
+    ({"hints": {"forZones": [{"name": "a"}, {"name": "b"}]}}, make_endpoint("10.0.0.1", zone_hints=("a", "b"))),
+    ({"hints": {"forNodes": [{"name": "n1"}]}}, make_endpoint("10.0.0.1", node_hints=("n1",))),
 ]
 
 

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from dataplane.model.net import Family, Protocol
-from dataplane.model.objects import Endpoint, EndpointPort, EndpointSlice, Service, ServicePortSpec, ServiceType
+from dataplane.model.objects import EndpointPort, EndpointSlice, Service, ServicePortSpec, ServiceType, make_endpoint
 from dataplane.oracle.choose import AffinityTable, choose
 from dataplane.oracle.decide import Decision, Packet, decide
 from dataplane.plan.planner import Planner
@@ -30,7 +30,7 @@ def decision(
 def _decision(packet: Packet, count: int, affinity: int, gone: frozenset[int]) -> Decision:
     planner = Planner(NODE)
     ports = (ServicePortSpec("", Protocol.TCP, 80, 30080),)
-    endpoints = tuple(Endpoint(f"10.1.0.{n}", node="n1") for n in range(1, count + 1) if n not in gone)
+    endpoints = tuple(make_endpoint(f"10.1.0.{n}", node="n1") for n in range(1, count + 1) if n not in gone)
     planner.update(
         [
             Service(

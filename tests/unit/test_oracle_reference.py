@@ -6,13 +6,13 @@ import pytest
 
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import (
-    Endpoint,
     EndpointPort,
     EndpointSlice,
     Service,
     ServiceCIDR,
     ServicePortSpec,
     ServiceType,
+    make_endpoint,
 )
 from dataplane.oracle.decide import Decision, Oracle, Packet, Verdict, decide
 from dataplane.plan.planner import Planner
@@ -111,7 +111,7 @@ def decision(
         external_local=external_local,
     )
     nodes = {"near": "n1", "far": "n2"}
-    listed = tuple(Endpoint(getattr(place, name), node=nodes[name]) for name in endpoints)
+    listed = tuple(make_endpoint(getattr(place, name), node=nodes[name]) for name in endpoints)
     ports = (EndpointPort("http", Protocol.TCP, 8080),)
     planner = Planner(node)
     planner.update(
@@ -321,7 +321,7 @@ def test_pods_known_by_their_device(detector: LocalDetector, device: str, masque
         [
             Service("ns", "dns", cluster_ips=(place.vip,), ports=ports, affinity_seconds=60),
             EndpointSlice(
-                "ns", "dns-1", "dns", Family.IPV4, (EndpointPort("", Protocol.UDP, 5353),), (Endpoint(place.far),)
+                "ns", "dns-1", "dns", Family.IPV4, (EndpointPort("", Protocol.UDP, 5353),), (make_endpoint(place.far),)
             ),
         ]
     )

@@ -5,7 +5,6 @@ from msgspec.structs import replace
 
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import (
-    Endpoint,
     EndpointPort,
     EndpointSlice,
     Node,
@@ -14,6 +13,7 @@ from dataplane.model.objects import (
     ServiceCIDR,
     ServicePortSpec,
     ServiceType,
+    make_endpoint,
 )
 from dataplane.plan.change import apply_change, diff
 from dataplane.plan.planner import Planner
@@ -39,7 +39,7 @@ def endpoint_slice(*addresses: str, name: str = "web-1", owner: str = "web", **f
         owner,
         Family.IPV4,
         (EndpointPort("http", Protocol.TCP, 8080),),
-        tuple(Endpoint(address, node="here") for address in addresses),
+        tuple(make_endpoint(address, node="here") for address in addresses),
     )
     return replace(made, **fields)
 
@@ -256,8 +256,8 @@ def test_single_stack_service_ignores_addresses_of_the_other_family() -> None:
 def test_health_check_counts_local_ready_endpoints() -> None:
     planner = Planner(NODE)
     lb = service(type=ServiceType.LOAD_BALANCER, external_local=True, health_check_node_port=32000)
-    elsewhere = Endpoint("10.244.1.9", node="there")
-    going = Endpoint("10.244.0.9", ready=False, serving=True, terminating=True, node="here")
+    elsewhere = make_endpoint("10.244.1.9", node="there")
+    going = make_endpoint("10.244.0.9", ready=False, serving=True, terminating=True, node="here")
     piece = endpoint_slice("10.244.0.5", "10.244.0.6")
     change = planner.update([lb, replace(piece, endpoints=(*piece.endpoints, elsewhere, going))])
     check = planner.plan.health_checks[("default", "web")]

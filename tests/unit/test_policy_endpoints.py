@@ -4,7 +4,7 @@ from itertools import permutations
 
 import pytest
 
-from dataplane.model.objects import Endpoint
+from dataplane.model.objects import make_endpoint
 from dataplane.policy.endpoints import Backend, BackendSets, Candidate, backend_sets
 from dataplane.policy.node import NodeConfig
 
@@ -14,15 +14,15 @@ HERE = NodeConfig(name="here", zone="a")
 def ready(
     address: str, node: str = "", zones: tuple[str, ...] | None = None, nodes: tuple[str, ...] | None = None
 ) -> Candidate:
-    return (Endpoint(address, node=node, zone_hints=zones, node_hints=nodes), 80)
+    return (make_endpoint(address, node=node, zone_hints=zones, node_hints=nodes), 80)
 
 
 def terminating(address: str, node: str = "", serving: bool = True) -> Candidate:
-    return (Endpoint(address, ready=False, serving=serving, terminating=True, node=node), 80)
+    return (make_endpoint(address, ready=False, serving=serving, terminating=True, node=node), 80)
 
 
 def unready(address: str, node: str = "") -> Candidate:
-    return (Endpoint(address, ready=False, serving=False, node=node), 80)
+    return (make_endpoint(address, ready=False, serving=False, node=node), 80)
 
 
 def addresses(sets: BackendSets) -> tuple[list[str], list[str]]:
@@ -42,7 +42,7 @@ def addresses(sets: BackendSets) -> tuple[list[str], list[str]]:
         ([terminating("1", "here"), ready("2", "here")], ["2"], ["2"]),
         ([terminating("1", "here", serving=False), unready("2", "here")], [], []),
         # Serving without terminating and without ready is not a state that helps.
-        ([(Endpoint("1", ready=False, serving=True, terminating=False, node="here"), 80)], [], []),
+        ([(make_endpoint("1", ready=False, serving=True, terminating=False, node="here"), 80)], [], []),
     ],
 )
 def test_categories(candidates: list[Candidate], cluster: list[str], local: list[str]) -> None:
@@ -84,8 +84,8 @@ def test_topology_needs_to_know_where_here_is() -> None:
 
 def test_terminating_fallback_is_not_narrowed_by_hints() -> None:
     candidates = [
-        (Endpoint("1", ready=False, serving=True, terminating=True, zone_hints=("a",)), 80),
-        (Endpoint("2", ready=False, serving=True, terminating=True, zone_hints=("b",)), 80),
+        (make_endpoint("1", ready=False, serving=True, terminating=True, zone_hints=("a",)), 80),
+        (make_endpoint("2", ready=False, serving=True, terminating=True, zone_hints=("b",)), 80),
     ]
     sets = backend_sets(candidates, HERE)
     assert [b.address for b in sets.cluster] == ["1", "2"]
@@ -93,7 +93,7 @@ def test_terminating_fallback_is_not_narrowed_by_hints() -> None:
 
 
 def test_duplicates_collapse_and_order_is_stable() -> None:
-    twice = [ready("10.0.0.2", "there"), ready("10.0.0.1"), ready("10.0.0.2", "here"), (Endpoint("10.0.0.1"), 81)]
+    twice = [ready("10.0.0.2", "there"), ready("10.0.0.1"), ready("10.0.0.2", "here"), (make_endpoint("10.0.0.1"), 81)]
     assert backend_sets(twice, HERE).cluster == (
         Backend("10.0.0.1", 80),
         Backend("10.0.0.1", 81),
@@ -102,7 +102,7 @@ def test_duplicates_collapse_and_order_is_stable() -> None:
 
 
 def condition(ready: bool, serving: bool, terminating: bool, node: str = "here") -> Candidate:
-    return (Endpoint("1", ready=ready, serving=serving, terminating=terminating, node=node), 80)
+    return (make_endpoint("1", ready=ready, serving=serving, terminating=terminating, node=node), 80)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from dataplane.model.net import Family, Protocol
-from dataplane.model.objects import Endpoint, EndpointPort, EndpointSlice, ObjectRef, Service, ServicePortSpec
+from dataplane.model.objects import EndpointPort, EndpointSlice, ObjectRef, Service, ServicePortSpec, make_endpoint
 from dataplane.plan.change import PlanChange, diff
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import EntryKey
@@ -21,7 +21,7 @@ BUT_ONE = StaleFlows(V4, "10.96.0.10", 53, keep=ONE)
 
 def pods(*addresses: str) -> EndpointSlice:
     ports = (EndpointPort("", Protocol.UDP, 5353),)
-    return EndpointSlice("kube-system", "dns-1", "dns", V4, ports, tuple(Endpoint(a, node="x") for a in addresses))
+    return EndpointSlice("kube-system", "dns-1", "dns", V4, ports, tuple(make_endpoint(a, node="x") for a in addresses))
 
 
 def planned(*objects: Service | EndpointSlice) -> Planner:
@@ -89,7 +89,12 @@ def conditions(first: dict[str, bool], second: dict[str, bool] | None = None) ->
     """Two pods, of which the first, and perhaps the second, is in some condition."""
     piece = pods("10.0.0.1", "10.0.0.2")
     one, two = piece.endpoints
-    return replace(piece, endpoints=(replace(one, **first), replace(two, **(second or {}))))
+    return replace(
+        piece,
+        endpoints=tuple(
+            replace(e, traits=replace(e.traits, **changes)) for e, changes in ((one, first), (two, second or {}))
+        ),
+    )
 
 
 def test_a_draining_endpoint_keeps_its_flows_until_it_no_longer_serves() -> None:
@@ -104,7 +109,8 @@ def test_a_draining_endpoint_keeps_its_flows_until_it_no_longer_serves() -> None
 
 def test_policy_and_topology_are_no_reason() -> None:
     hinted = replace(pods("10.0.0.1", "10.0.0.2"), endpoints=(
-        Endpoint("10.0.0.1", node="here", zone_hints=("a",)), Endpoint("10.0.0.2", node="x", zone_hints=("b",)),
+        make_endpoint("10.0.0.1", node="here", zone_hints=("a",)),
+        make_endpoint("10.0.0.2", node="x", zone_hints=("b",)),
     ))  # fmt: skip
     external = replace(DNS, external_ips=("198.51.100.1",))
     planner = Planner(replace(NODE, zone="a"))

@@ -18,7 +18,6 @@ from dataplane.lab.vagrant.settings import defaults, settings
 from dataplane.model.decode import decode
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import (
-    Endpoint,
     EndpointPort,
     EndpointSlice,
     ModelObject,
@@ -26,6 +25,7 @@ from dataplane.model.objects import (
     Service,
     ServicePortSpec,
     ServiceType,
+    make_endpoint,
 )
 
 
@@ -112,7 +112,9 @@ def test_every_field_survives_its_way_through_manifests() -> None:
         proxied_elsewhere=True,
     )  # fmt: skip
     headless = Service("a", "h", headless=True, ports=(ServicePortSpec("", Protocol.TCP, 5),))
-    endpoint = Endpoint("10.244.1.9", ready=False, serving=False, node="n", zone_hints=("z",), node_hints=("n", "m"))
+    endpoint = make_endpoint(
+        "10.244.1.9", ready=False, serving=False, node="n", zone_hints=("z",), node_hints=("n", "m")
+    )
     endpoints = EndpointSlice(
         "a", "b-1", "b", Family.IPV4, (EndpointPort("x", Protocol.SCTP, 9),), (endpoint,), headless=True
     )

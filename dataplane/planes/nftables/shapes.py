@@ -76,7 +76,7 @@ def shape_of(chain: str) -> Shape | None:
 
 
 class ShapeIds:
-    """Numbers of shapes: stable while the plane lives, taken over from the kernel when a table is adopted.
+    """Numbers of shapes: stable as long as the kernel holds the shape, taken over from there when a table is adopted.
 
     A number is derived from the shape's name, so that a shape that comes back gets the same one.
     """
@@ -100,6 +100,12 @@ class ShapeIds:
             number = number + 1 if number + 1 < self._END else self._FIRST
         self.adopt(shape, number)
         return number
+
+    def forget(self, shape: Shape) -> None:
+        """The kernel holds a shape no more, so its number is free; fine when it has none."""
+        number = self._numbers.pop(shape, None)
+        if number is not None:
+            self._taken.discard(number)
 
     def adopt(self, shape: Shape, number: int) -> None:
         """Take over a number that is in use for a shape."""

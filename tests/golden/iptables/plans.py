@@ -2,13 +2,13 @@
 
 from dataplane.model.net import Family, Protocol, family_of
 from dataplane.model.objects import (
-    Endpoint,
     EndpointPort,
     EndpointSlice,
     ModelObject,
     Service,
     ServicePortSpec,
     ServiceType,
+    make_endpoint,
 )
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import Plan
@@ -41,7 +41,7 @@ def slice_of(
         service,
         family,
         (EndpointPort(port_name, protocol, port),),
-        tuple(Endpoint(address, node="here" if address in local else "there") for address in addresses),
+        tuple(make_endpoint(address, node="here" if address in local else "there") for address in addresses),
     )
 
 

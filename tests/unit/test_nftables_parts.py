@@ -1,6 +1,7 @@
 """The order in which a change is committed, what is taken back, and which elements wait for packets under way."""
 
 import pytest
+from msgspec.structs import replace
 
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange
@@ -8,6 +9,7 @@ from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, 
 from dataplane.planes.base import PlaneError
 from dataplane.planes.nftables import commits
 from dataplane.planes.nftables.plane import NftablesPlane
+from dataplane.planes.nftables.shapes import ShapeIds
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import NodeConfig
 from dataplane.policy.routes import external_routes
@@ -142,3 +144,21 @@ def test_elements_that_packets_under_way_need_go_last(
     assert kernel.sent[1:2] in ([], ["wait"]), "the change, then what it left behind"
     left = [line.split()[4] for text in kernel.sent[2:] for line in text.splitlines() if "delete element" in line]
     assert [name for name in left if name != "shapes"] == behind.split()
+
+
+def test_a_shape_that_is_gone_leaves_its_number_to_others(
+    kernel: Kernel, plane: NftablesPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many affinity timeouts one after the other as there is no room for at once."""
+    monkeypatch.setattr(ShapeIds, "_END", ShapeIds._FIRST + 4)
+    stays, old = balancer(2, name="other"), balancer(2)
+    plane.apply(PlanChange((EntryChange(None, stays), EntryChange(None, old))))
+    for seconds in range(1, 20):
+        new = replace(old, affinity_seconds=seconds)
+        plane.apply(change(old, new))
+        old = new
+    numbers = plane._books.ids[Family.IPV4]._numbers
+    assert {shape.affinity for shape in numbers} == {0, 19}
+    assert len(set(numbers.values())) == len(numbers)
+    plane.apply(change(old, replace(old, affinity_seconds=0)))
+    assert {shape.affinity for shape in numbers} == {0}

@@ -6,7 +6,7 @@ from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange
 from dataplane.plan.types import EntryKey, PlanEntry
 from dataplane.planes.base import EntryRefused
-from dataplane.planes.nftables.elements import NOTHING, Compiled, Compiler
+from dataplane.planes.nftables.elements import NOTHING, Compiled, Compiler, ShapeRef
 from dataplane.planes.nftables.fields import Layouts
 from dataplane.planes.nftables.placement import Placement, place
 from dataplane.planes.nftables.seats import Seats, Touched, changes_only_backends, is_large
@@ -47,6 +47,12 @@ class Books:
             except EntryRefused as error:
                 found.append(error)
         return found
+
+    def forget(self, unused: Iterable[ShapeRef]) -> None:
+        """Shapes that the kernel holds no more: their numbers may be given to others."""
+        for family, shape in unused:
+            self.ids[family].forget(shape)
+            self.compilers[family].forget()
 
     def seat(self, entries: Iterable[PlanEntry]) -> None:
         """After a load: prepare for changes of what is large, which shall be quick from the first one on."""

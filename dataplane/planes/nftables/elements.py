@@ -125,6 +125,10 @@ class Compiler:
             known = self._ways[key] = self._new_ways(entry, routes, nodeport)
         return known
 
+    def forget(self) -> None:
+        """Some shape's number is no longer its own."""
+        self._ways.clear()
+
     def _new_ways(self, entry: PlanEntry, routes: Routes, nodeport: bool) -> "_Ways":
         """A shape where every source is treated alike or only masquerading differs between pods and others, else one
         for each kind of source. Any combination of routes can be held."""

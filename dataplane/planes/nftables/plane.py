@@ -122,6 +122,7 @@ class NftablesPlane:
             commit()
         node, self._node = change.node or self._node, None
         self._commits.tidy(parts)
+        books.forget(transaction.unused)
         self._node = node
 
     def _replaced(self, change: PlanChange, transaction: Transaction) -> list[Callable[[], None]]:

@@ -119,6 +119,7 @@ class Transaction:
         self._removed: dict[Element, bytes] = {}
         self._added: dict[Element, bytes] = {}
         self._delta: Counter[Reference] = Counter()
+        self.unused: list[ShapeRef] = []  # shapes that `parts` removes
 
     def replace(self, old: Compiled, new: Compiled) -> None:
         """Replace what an entry held by what it shall hold. O(size of both)."""
@@ -151,6 +152,7 @@ class Transaction:
     def parts(self) -> Parts:
         """What the transaction consists of."""
         new, gone = self._crossing()
+        self.unused = [reference for reference in gone if isinstance(reference, ShapeRef)]
         removed = [e for e, value in self._removed.items() if self._added.get(e) != value]
         added = list(self._added.items())
         if self._removed:

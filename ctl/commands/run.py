@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         return _clean_up(args, settings.mode, log)
     if args.init_only:
         apply_sysctls(settings.config.conntrack, log)
-        prepare(settings.mode)
+        prepare(settings)
         return 0
     if settings.paths and (settings.kubeconfig or settings.master):
         raise UsageError("-f names manifests and --kubeconfig or --master an API server; choose one of them")

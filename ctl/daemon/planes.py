@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from ctl.daemon.kernel import Untouched
 from ctl.daemon.log import Log
+from ctl.daemon.nodes import describe
 from ctl.daemon.settings import Settings
 from ctl.ebpf import EbpfOptions, settle
 from ctl.loaded import make_plane, replace_plane
@@ -49,9 +50,16 @@ def has_bpffs() -> bool:
     return find_root() is not None
 
 
-def prepare(mode: str) -> None:
-    """What takes more capabilities than the daemon itself needs: the ebpf mode's file system, and in it this network
-    namespace's directory, without which whoever removes the last of others' would unmount it. Raises PlaneError."""
+def prepare(settings: Settings) -> None:
+    """What takes more capabilities than the daemon itself needs: compiling nftables rules, for which libnftables gets a
+    network namespace of its own; the ebpf mode's file system, and in it this network namespace's directory, without
+    which whoever removes the last of others' would unmount it. Raises PlaneError."""
+    mode = settings.mode
+    if mode in ("nftables", "ebpf"):
+        from dataplane.kernel.nft_forms import CACHE_DIRS
+        from dataplane.planes.nftables.library import compile_ahead
+
+        compile_ahead(describe(mode, settings.config, settings.node, None), CACHE_DIRS[-1])
     if mode == "ebpf":
         from dataplane.planes.ebpf.pins import PinDirectory, default_instance
 

@@ -69,10 +69,15 @@ def probe_nft() -> Iterator[Finding]:
 
 
 def _libnftables() -> Finding:
+    """Whether libnftables compiles what hotplane writes, tried where it always does: in a process of its own."""
+    from dataplane.kernel.nft_forms import Compiler
+    from dataplane.kernel.nft_messages import messages
+    from dataplane.planes.base import PlaneError
+    from dataplane.planes.nftables.library import library
+
     try:
-        import nftables
-    except ImportError as error:
-        detail = f"cannot be imported ({error}): no nftables mode"
+        messages(library().groups[0], Compiler(()), library())
+    except PlaneError as error:
+        detail = f"{error}: no nftables mode"
         return Finding("nftables", "libnftables for Python", Status.MISSING, detail, "apt-get install python3-nftables")
-    nftables.Nftables()
     return Finding("nftables", "libnftables for Python", Status.OK)

@@ -1,93 +1,66 @@
-"""libnftables: run one transaction, explain what the kernel refused; and which tables there are.
+"""nftables' text as transactions: netlink messages of hotplane's own, whose rules libnftables compiled elsewhere.
 
-One `Nft` holds one libnftables context, whose netlink socket belongs to the network namespace that the thread was
-in when the object was made; it stays with that namespace.
+libnftables never sees the network namespace that is programmed: it would read every table there first, whosever and
+however large, and has its faults over some of them (see nft_compile). One `Nft` has a netlink socket, which belongs to
+the network namespace that the thread was in when the object was made.
 """
 
-import os
-import re
-
-from nftables import Nftables
-
+from dataplane.kernel import nf_tables
+from dataplane.kernel.nf_tables import Operation
 from dataplane.kernel.nfnetlink import Nfnetlink, Refused, attributes, text_of
+from dataplane.kernel.nft_command import Command
+from dataplane.kernel.nft_forms import Compiler, Library
+from dataplane.kernel.nft_messages import messages
 from dataplane.planes.base import PlaneError
 
-_LOCATION = re.compile(r"^[^\s:]*:\d+:\d+-\d+: ")
 _SHOWN = 160
-
-# NFPROTO_* of each family word (linux/netfilter.h); NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE; NFTA_TABLE_NAME.
-_FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
-_GET_TABLES = 10 << 8 | 1
 _TABLE_NAME = 1
 
-
-def _around_caret(line: str, carets: str) -> str:
-    """The part of an offending line that the carets point at; transaction lines may be very long."""
-    start = max(carets.find("^"), 0)
-    first = max(start - _SHOWN // 2, 0)
-    shown = line[first : first + _SHOWN].strip()
-    return shown if len(line) <= _SHOWN else f"... {shown} ..."
-
-
-def explain_refusal(output: str, limit: int = 5) -> str:
-    """libnftables' error text as sentences: at most `limit` reasons, each with the piece of input it is about."""
-    lines = output.splitlines()
-    reasons: list[str] = []
-    for number, line in enumerate(lines):
-        if "Error:" not in line and "BUG:" not in line:
-            continue
-        reason = _LOCATION.sub("", line).removeprefix("Error: ").strip()
-        following = lines[number + 1 : number + 3]
-        if len(following) == 2 and following[1].strip().startswith("^"):
-            reason += f" at: {_around_caret(*following)}"
-        reasons.append(reason)
-    if not reasons:
-        return output.strip() or "no reason given"
-    more = len(reasons) - limit
-    return "; ".join(reasons[:limit]) + (f"; and {more} more" if more > 0 else "")
+COMPILER = Compiler()
+"""What this process knows of compiled text."""
 
 
 class Nft:
-    """A libnftables context in the network namespace it was made in. Not for use by two threads at once."""
+    """Transactions of text in the network namespace that the object was made in. Not for use by two threads at once.
+
+    library: of the tables that the text is about; whoever has tables with a library sets it.
+    """
+
+    library = Library()
 
     def __init__(self) -> None:
-        self._context = Nftables()
         self._door = Nfnetlink()
 
     def run(self, transaction: str) -> None:
         """Run the commands as one transaction: all of them or none. Raises PlaneError."""
-        code, _, errors = self._context.cmd(transaction)
-        if code != 0:
-            reason = explain_refusal(self._located(transaction) or errors)
-            raise PlaneError(f"nftables refused a change, nothing of it was applied: {reason}")
+        sent = messages(transaction, COMPILER, self.library)
+        try:
+            self._door.transact(nf_tables.SUBSYSTEM, [item.message for item in sent])
+        except Refused as error:
+            about = f" at: {shown(sent[error.message].command)}" if error.message is not None else ""
+            raise PlaneError(f"nftables refused a change, nothing of it was applied: {error}{about}") from error
+        except OSError as error:
+            raise PlaneError(f"nftables could not be told a change: {error}; run as root") from error
 
-    def _located(self, transaction: str) -> str:
-        """The errors of a refused transaction with the lines that they are about, found by a dry run.
-
-        For commands in memory, libnftables prints the first line beside every error; for a file, the right one.
-        """
-        with os.fdopen(os.memfd_create("transaction"), "w", encoding="utf-8") as file:
-            file.write(transaction)
-            file.flush()
-            self._context.set_dry_run(True)
-            try:
-                _, _, errors = self._context.cmd_from_file(f"/proc/self/fd/{file.fileno()}")
-            finally:
-                self._context.set_dry_run(False)
-        return str(errors)
+    def prepare(self, transaction: str) -> None:
+        """Have the rules of a transaction compiled, and do nothing with them. Raises PlaneError."""
+        messages(transaction, COMPILER, self.library)
 
     def tables(self) -> set[tuple[str, str]]:
-        """(family word, name) of every table in the namespace. Raises PlaneError.
-
-        Asked of the kernel directly: for `list tables`, libnftables first fetches all that is in them.
-        """
+        """(family word, name) of every table in the namespace. Raises PlaneError."""
         try:
             return {
                 (word, text_of(payload))
-                for word, number in _FAMILIES.items()
-                for message in self._door.dump(_GET_TABLES, number, b"")
+                for word, number in nf_tables.FAMILIES.items()
+                for message in self._door.dump(Operation.GET_TABLE.kind, number, b"")
                 for kind, payload in attributes(message)
                 if kind == _TABLE_NAME
             }
         except (Refused, OSError) as error:
             raise PlaneError(f"nftables tables cannot be listed: {error}; run as root") from error
+
+
+def shown(command: Command) -> str:
+    """A command as errors show it: what is long, in short."""
+    text = command.text
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."

@@ -61,8 +61,15 @@ class RecorderStore(ElementStore):
         self._all = Layouts(syntax(family, "hotplane") for family in Family)
         self._recorder = recorder
 
-    def change(self, removed: Iterable[Element], added: Iterable[tuple[Element, bytes]]) -> None:
-        self._recorder.run(delete_commands(self._all, removed) + add_commands(self._all, added))
+    def change(
+        self,
+        removed: Iterable[Element],
+        added: Iterable[tuple[Element, bytes]],
+        ahead: str = "",
+        behind: str = "",
+    ) -> None:
+        elements = delete_commands(self._all, removed) + add_commands(self._all, added)
+        self._recorder.run(ahead + elements + behind)
 
     def has_table(self, target: str) -> bool:
         return False

@@ -99,7 +99,7 @@ def _restart(plane: NftablesPlane, old: PlanEntry, new: PlanEntry) -> None:
 def _upgrade(plane: NftablesPlane, old: PlanEntry, new: PlanEntry) -> None:
     """As a daemon does that finds tables of a version that it does not know."""
     ip = "ip" if old.key.family is Family.IPV4 else "ip6"
-    Nft().run(f"rename chain {ip} hotplane {VERSION_CHAIN} version-0")
+    Nft().run(f"delete chain {ip} hotplane {VERSION_CHAIN}\nadd chain {ip} hotplane version-0\n")
     plane.load(plan_of(new))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from dataplane.kernel.netns import in_netns
 from dataplane.kernel.nfnetlink import Message
 from dataplane.kernel.nft import Nft
+from dataplane.kernel.nft_messages import Sent
 from dataplane.model.net import Family
 from dataplane.plan.change import PlanChange
 from dataplane.plan.planner import Planner
@@ -35,11 +37,11 @@ class Store(ElementStore):
 
     refused = 0
 
-    def send(self, messages: list[Message]) -> None:
+    def send(self, messages: list[Message], *commands: Sequence[Sent]) -> None:
         self.refused -= 1
         if self.refused == 0:
             raise PlaneError("no more of this")
-        super().send(messages)
+        super().send(messages, *commands)
 
 
 class NoDeletions(Nft):
@@ -184,8 +186,8 @@ def assert_whole(states: dict[Family, TableState]) -> None:
 class Watched(Store):
     """Looks at the tables after every transaction of elements."""
 
-    def send(self, messages: list[Message]) -> None:
-        super().send(messages)
+    def send(self, messages: list[Message], *commands: Sequence[Sent]) -> None:
+        super().send(messages, *commands)
         assert_whole({f: table_state(w, self) for f, w in WORDS.items() if self.has_table(w.own)})
 
 

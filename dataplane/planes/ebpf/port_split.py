@@ -31,7 +31,8 @@ def _own(first: int, last: int) -> str:
     """Rules for what the node itself sends (it came in by no device): its port stays if it is free, else it becomes
     one of the same run."""
     return "".join(
-        f"        iif 0 meta l4proto {{ 6, 17 }} th sport {first}-{last} snat {ip} to {ip} saddr:{first}-{last}\n"
+        f"add rule {TABLE} own iif 0 meta l4proto {{ 6, 17 }} th sport {first}-{last} snat {ip} to {ip} "
+        f"saddr:{first}-{last}\n"
         for ip in ("ip", "ip6")
     )
 
@@ -41,18 +42,19 @@ def ruleset(mark: int, taken: Sequence[Ports]) -> str:
     ports."""
     first, last = other_ports(taken)
     own = "".join(_own(*run) for run in runs_beside([*taken, NODE_PORTS]))
+    hook = "type nat hook postrouting priority"
     return f"""add table {TABLE}
 flush table {TABLE}
-table {TABLE} {{
-    chain postrouting {{
-        type nat hook postrouting priority {_PRIORITY};
-        meta mark & {mark:#x} == {mark:#x} meta l4proto {{ 6, 17 }} meta mark set meta mark & {~mark & 0xFFFFFFFF:#x} masquerade to :{first}-{last} fully-random
-    }}
-    chain own {{
-        type nat hook postrouting priority {_LAST_PRIORITY};
-{own}    }}
-}}
-"""  # noqa: E501
+add chain {TABLE} postrouting {{ {hook} {_PRIORITY}; }}
+add chain {TABLE} own {{ {hook} {_LAST_PRIORITY}; }}
+add rule {TABLE} postrouting {_marked(mark)} masquerade to :{first}-{last} fully-random
+{own}"""
+
+
+def _marked(mark: int) -> str:
+    """Match of TCP and UDP that carries the mark, which is cleared."""
+    cleared = f"meta mark set meta mark & {~mark & 0xFFFFFFFF:#x}"
+    return f"meta mark & {mark:#x} == {mark:#x} meta l4proto {{ 6, 17 }} {cleared}"
 
 
 def split_ports(maps: MapSet) -> None:

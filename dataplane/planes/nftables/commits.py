@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from dataplane.kernel.nft import Nft
 from dataplane.kernel.rcu import wait_for_packets
 from dataplane.planes.base import PlaneError
-from dataplane.planes.nftables.fields import Element, Layouts
+from dataplane.planes.nftables.fields import Element
 from dataplane.planes.nftables.store import ElementStore
-from dataplane.planes.nftables.transaction import Parts, add_commands, delete_commands
+from dataplane.planes.nftables.transaction import Parts
 
 
 class Commits:
     """Sends changes. count: the transactions that the kernel took so far."""
 
-    def __init__(self, nft: Nft, store: ElementStore, layouts: Layouts) -> None:
-        self._nft, self._store, self._layouts = nft, store, layouts
+    def __init__(self, nft: Nft, store: ElementStore) -> None:
+        self._nft, self._store = nft, store
         self.count = 0
 
     def change(self, parts: Parts, settings: str) -> None:
@@ -25,11 +25,8 @@ class Commits:
         if parts.ahead:
             self._run(parts.ahead)
         try:
-            if settings:
-                elements = delete_commands(self._layouts, parts.removed) + add_commands(self._layouts, parts.added)
-                self._run(settings + elements)
-            elif parts.removed or parts.added:
-                self._send(parts.removed, parts.added)
+            if settings or parts.removed or parts.added:
+                self._send(parts.removed, parts.added, ahead=settings)
         except PlaneError as error:
             if parts.ahead:
                 self._take_back(parts, error)
@@ -47,10 +44,7 @@ class Commits:
             return
         wait_for_packets()
         try:
-            if parts.disappearing:
-                self._run(delete_commands(self._layouts, parts.behind) + parts.disappearing)
-            else:
-                self._send(parts.behind, ())
+            self._send(parts.behind, (), behind=parts.disappearing)
         except PlaneError as error:
             raise PlaneError(
                 f"{error}; the change itself is in effect, what it left unused stays: load again"
@@ -60,6 +54,12 @@ class Commits:
         self._nft.run(text)
         self.count += 1
 
-    def _send(self, removed: Sequence[Element], added: Sequence[tuple[Element, bytes]]) -> None:
-        self._store.change(removed, added)
+    def _send(
+        self,
+        removed: Sequence[Element],
+        added: Sequence[tuple[Element, bytes]],
+        ahead: str = "",
+        behind: str = "",
+    ) -> None:
+        self._store.change(removed, added, ahead, behind)
         self.count += 1

@@ -32,7 +32,7 @@ ELEMENTS_A_TRANSACTION = 30_000
 """Elements that a large load puts into one transaction, so that no single commit holds the kernel's lock for long."""
 
 TEXT_LIMIT = 5_000
-"""Elements up to which a load is one transaction of libnftables' text, structure and all."""
+"""Elements up to which a load is one transaction, structure and all."""
 
 
 def remove_tables(nft: Nft, store: ElementStore, words: Iterable[Syntax]) -> None:
@@ -90,8 +90,7 @@ class Loader:
             for entry in entries:
                 transaction.add(books.compile(entry, fresh(entry)))
             parts = transaction.parts()
-            elements = add_commands(self._layouts, parts.added)
-            self._nft.run(self._skeleton(books.words, active=True) + parts.ahead + elements)
+            self._store.change((), parts.added, ahead=self._skeleton(books.words, active=True) + parts.ahead)
             transaction.commit()
         else:
             try:
@@ -104,6 +103,7 @@ class Loader:
         return tuple(EntryChange(None, entry) for entry in entries)
 
     def _fill_in_pieces(self, books: Books, entries: Sequence[PlanEntry]) -> None:
+        self._nft.prepare(self._skeleton(books.words, active=True))
         self._nft.run(self._skeleton(books.words, active=False))
         with _Pipeline() as pipeline:
             transaction, elements = books.transaction(), 0

@@ -4,10 +4,9 @@ One table of each family, owned by hotplane alone. A change becomes one transact
 nothing is listed for it, because the plane knows from the change what the kernel holds. A way to forward that is new,
 or that is used no more, takes a transaction of its own, before or after (see `transaction.Parts`).
 
-There are two ways into the kernel. Whatever has structure in it (tables, sets, maps, chains, rules, verdicts) goes as
-libnftables' text, which compiles rules and prints good errors. Large numbers of elements, small changes of nothing but
-elements, and everything that is read go as netlink messages of hotplane's own (see `store`), because text costs seconds
-and hundreds of megabytes there. One transaction is either the one or the other.
+There is one way into the kernel, netlink messages of hotplane's own. What has structure in it (tables, sets, maps,
+chains, rules, verdicts) is written as nftables' text, whose rules libnftables has compiled before, elsewhere (see
+kernel.nft). Elements are written as bytes (see `store`), because text costs seconds and hundreds of megabytes there.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +21,7 @@ from dataplane.planes.nftables.adopt import broken_chains
 from dataplane.planes.nftables.books import Books
 from dataplane.planes.nftables.commits import Commits
 from dataplane.planes.nftables.fields import Layouts
+from dataplane.planes.nftables.library import library
 from dataplane.planes.nftables.load import TEXT_LIMIT, Loader, remove_tables
 from dataplane.planes.nftables.shapes import ShapeIds
 from dataplane.planes.nftables.skeleton import set_service_cidrs, skeleton_rules
@@ -55,12 +55,13 @@ class NftablesPlane:
         self._words = {family: syntax(family, table) for family in families}
         self._layouts = Layouts(self._words.values())
         self._nft = nft or Nft()
+        self._nft.library = library()
         self._store = store or ElementStore(self._layouts)
         self._loaded_for = loaded_for
         self._text_limit = text_limit
         self._node: NodeConfig | None = None
         self._books = Books(self._words, self._layouts)
-        self._commits = Commits(self._nft, self._store, self._layouts)
+        self._commits = Commits(self._nft, self._store)
         self._stand_in = StandIn(self._nft, self._store, self._words, table)
 
     @property

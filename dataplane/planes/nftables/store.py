@@ -1,36 +1,33 @@
-"""The elements of hotplane's sets in the kernel, written and read without libnftables.
+"""The elements of hotplane's sets in the kernel, written and read as bytes, and what is read beside them.
 
-Only elements, and only where there are many or where text would be read back: libnftables takes seconds and hundreds of
-megabytes for what the kernel does in tenths. Tables, sets, chains, rules and verdicts stay with libnftables' text,
-which knows how to compile them; so do elements that have to share a transaction with any of these, because one
-transaction is either the one or the other.
+Text of elements would take seconds and hundreds of megabytes for what the kernel does in tenths. Tables, sets, chains,
+rules and verdicts are text (see kernel.nft); where elements have to share a transaction with any of these, both become
+messages of one.
 """
 
 import copy
-import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from dataplane.kernel.nfnetlink import BODY, CREATE, Message, Nfnetlink, Refused, attribute, attributes, text_of
+from dataplane.kernel import nf_tables
+from dataplane.kernel.nf_tables import NAME, TABLE, Chain, Operation, Rule, Set
+from dataplane.kernel.nfnetlink import BODY, CREATE, Message, Nfnetlink, Refused, attributes, text_of
+from dataplane.kernel.nft import COMPILER, shown
+from dataplane.kernel.nft_messages import Sent, messages
 from dataplane.planes.base import PlaneError
 from dataplane.planes.nftables import wire
 from dataplane.planes.nftables.fields import Element, Layouts
+from dataplane.planes.nftables.library import library
 
-_SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
-_GET_TABLES, _GET_CHAINS, _GET_RULES, _GET_SETS = 1, 4, 7, 10
-_NEW_ELEMENTS, _GET_ELEMENTS, _DELETE_ELEMENTS = 12, 13, 14
-_TABLE, _CHAIN_NAME, _RULE_CHAIN, _SET_NAME, _SET_FLAGS, _SET_COUNT = 1, 3, 2, 2, 3, 20
-_ANONYMOUS, _DYNAMIC = 0x1, 0x10 | 0x20  # NFT_SET_ANONYMOUS; NFT_SET_TIMEOUT, NFT_SET_EVAL
 _READ_ATTEMPTS = 20
 _PAUSE = 0.005
 """Seconds by which the wait before each further attempt to read a set grows."""
-_FAMILIES = {"ip": socket.AF_INET, "ip6": socket.AF_INET6}
 
 
-def _message(operation: int, target: str, attributes: bytes) -> Message:
-    flags = CREATE if operation == _NEW_ELEMENTS else 0
-    return Message(_SUBSYSTEM << 8 | operation, flags, _FAMILIES[target.partition(" ")[0]], attributes)
+def _message(operation: Operation, target: str, attributes: bytes) -> Message:
+    flags = CREATE if operation == Operation.NEW_ELEMENTS else 0
+    return Message(operation.kind, flags, nf_tables.FAMILIES[target.partition(" ")[0]], attributes)
 
 
 class ElementStore:
@@ -53,12 +50,21 @@ class ElementStore:
             encoder = self._encoders[target] = wire.Encoder(self._layouts.of(target))
         return encoder
 
-    def change(self, removed: Iterable[Element], added: Iterable[tuple[Element, bytes]]) -> None:
+    def change(
+        self,
+        removed: Iterable[Element],
+        added: Iterable[tuple[Element, bytes]],
+        ahead: str = "",
+        behind: str = "",
+    ) -> None:
         """Remove and add elements in one transaction: all of it or nothing. Raises PlaneError, naming the element.
 
-        An element that is there with the same value may be added again; one that is not there cannot be removed.
+        An element that is there with the same value may be added again; one that is not there cannot be removed. ahead,
+        behind: commands (see kernel.nft) that come before and after the elements in the same transaction.
         """
-        self.send(self.messages(removed, added))
+        first, last = (messages(text, COMPILER, library()) if text else [] for text in (ahead, behind))
+        elements = self.messages(removed, added)
+        self.send([*(s.message for s in first), *elements, *(s.message for s in last)], first, last)
 
     def messages(self, removed: Iterable[Element], added: Iterable[tuple[Element, bytes]]) -> list[Message]:
         """What `send` takes, for a change that another thread is to send."""
@@ -73,32 +79,41 @@ class ElementStore:
             append(element(key, value))
         return [
             _message(operation, target, attributes)
-            for operation, elements in ((_DELETE_ELEMENTS, deletions), (_NEW_ELEMENTS, additions))
+            for operation, elements in (
+                (Operation.DELETE_ELEMENTS, deletions),
+                (Operation.NEW_ELEMENTS, additions),
+            )
             for target, encoded in elements.items()
             for attributes in wire.lists(target, encoded)
         ]
 
-    def send(self, messages: list[Message]) -> None:
-        """Send one transaction. Raises PlaneError."""
+    def send(self, messages: list[Message], first: Sequence[Sent] = (), last: Sequence[Sent] = ()) -> None:
+        """Send one transaction. first, last: those of its messages that come from commands, at either end. Raises
+        PlaneError."""
         try:
-            self._door.transact(_SUBSYSTEM, messages)
+            self._door.transact(nf_tables.SUBSYSTEM, messages)
         except Refused as error:
-            where = "" if error.message is None else self._about(messages[error.message], error.offset)
+            where = "" if error.message is None else f" at: {self._about(messages, error, first, last)}"
             raise PlaneError(f"nftables refused a change, nothing of it was applied: {error}{where}") from error
         except OSError as error:
             raise PlaneError(f"nftables could not be told a change: {error}; run as root") from error
 
-    def _about(self, message: Message, offset: int) -> str:
+    def _about(self, messages: list[Message], error: Refused, first: Sequence[Sent], last: Sequence[Sent]) -> str:
         """What a refused message was about, as far as the kernel points at it."""
-        words = next(ip for ip, number in _FAMILIES.items() if number == message.family)
-        names = [text_of(payload) for kind, payload in attributes(message.attributes) if kind in (1, 2)]
+        number = error.message or 0
+        behind = number - (len(messages) - len(last))
+        if number < len(first) or behind >= 0:
+            return shown((first[number] if behind < 0 else last[behind]).command)
+        message = messages[number]
+        words = next(ip for ip, family in nf_tables.FAMILIES.items() if family == message.family)
+        names = [text_of(payload) for kind, payload in attributes(message.attributes) if kind in (TABLE, NAME)]
         target = " ".join((words, *names))
-        verb = "add" if message.kind & 0xFF == _NEW_ELEMENTS else "delete"
+        verb = "add" if message.kind == Operation.NEW_ELEMENTS.kind else "delete"
         layout = self._layouts.of(target)
-        key = wire.element_at(message.attributes, layout, offset - BODY)
-        return f" at: {verb} element {target}" + (f" {{ {layout.key_text(key)} }}" if key is not None else "")
+        key = wire.element_at(message.attributes, layout, error.offset - BODY)
+        return f"{verb} element {target}" + (f" {{ {layout.key_text(key)} }}" if key is not None else "")
 
-    def _dump(self, operation: int, target: str, attributes: bytes) -> list[memoryview]:
+    def _dump(self, operation: Operation, target: str, attributes: bytes) -> list[memoryview]:
         message = _message(operation, target, b"")
         try:
             return self._door.dump(message.kind, message.family, attributes)
@@ -116,7 +131,7 @@ class ElementStore:
         before = -1
         for attempt in range(_READ_ATTEMPTS):
             time.sleep(_PAUSE * attempt)
-            messages = self._dump(_GET_ELEMENTS, target, wire.dump_request(target))
+            messages = self._dump(Operation.GET_ELEMENTS, target, wire.dump_request(target))
             found = dict(element for message in messages for element in wire.decode(message, layout))
             if len(messages) <= 1 or len(found) in (before, self._count(target)):
                 return found
@@ -127,45 +142,45 @@ class ElementStore:
         """How many elements a set has, -1 where the kernel does not say."""
         own, _, name = target.rpartition(" ")
         for parts in self._sets(own):
-            if text_of(parts[_SET_NAME]) == name and _SET_COUNT in parts:
-                return int.from_bytes(parts[_SET_COUNT], "big")
+            if text_of(parts[NAME]) == name and Set.COUNT in parts:
+                return int.from_bytes(parts[Set.COUNT], "big")
         return -1
 
     def clients(self, target: str) -> list[tuple[bytes, bytes, int]]:
         """(key, data, milliseconds left) of every element of an affinity map. Raises PlaneError."""
-        messages = self._dump(_GET_ELEMENTS, target, wire.dump_request(target))
+        messages = self._dump(Operation.GET_ELEMENTS, target, wire.dump_request(target))
         return [client for message in messages for client in wire.remembered(message)]
 
     def has_table(self, target: str) -> bool:
         """Whether there is a table `family table`. Raises PlaneError."""
         table = target.partition(" ")[2]
-        return any(self._texts(message)[_TABLE] == table for message in self._dump(_GET_TABLES, target, b""))
+        return any(self._texts(message)[TABLE] == table for message in self._dump(Operation.GET_TABLE, target, b""))
 
     def chains(self, target: str) -> dict[str, int]:
         """Number of rules of each chain of `family table`. Raises PlaneError."""
         table = target.partition(" ")[2]
-        request = attribute(_TABLE, table.encode() + b"\0")
-        chains = [self._texts(message) for message in self._dump(_GET_CHAINS, target, request)]
-        rules = [self._texts(message) for message in self._dump(_GET_RULES, target, request)]
-        counts = Counter(rule[_RULE_CHAIN] for rule in rules if rule[_TABLE] == table)
-        return {chain[_CHAIN_NAME]: counts[chain[_CHAIN_NAME]] for chain in chains if chain[_TABLE] == table}
+        request = nf_tables.text(TABLE, table)
+        chains = [self._texts(message) for message in self._dump(Operation.GET_CHAIN, target, request)]
+        rules = [self._texts(message) for message in self._dump(Operation.GET_RULE, target, request)]
+        counts = Counter(rule[Rule.CHAIN] for rule in rules if rule[TABLE] == table)
+        return {chain[Chain.NAME]: counts[chain[Chain.NAME]] for chain in chains if chain[TABLE] == table}
 
     def _sets(self, target: str) -> Iterator[dict[int, memoryview]]:
         table = target.partition(" ")[2]
-        for message in self._dump(_GET_SETS, target, attribute(_TABLE, table.encode() + b"\0")):
+        for message in self._dump(Operation.GET_SET, target, nf_tables.text(TABLE, table)):
             parts = dict(attributes(message))
-            if text_of(parts[_TABLE]) == table:
+            if text_of(parts[TABLE]) == table:
                 yield parts
 
     def sets(self, target: str) -> dict[str, bool]:
         """Every named set and map of `family table`: whether packets fill it. Raises PlaneError."""
         found = {}
         for parts in self._sets(target):
-            flags = int.from_bytes(parts.get(_SET_FLAGS, b""), "big")
-            if not flags & _ANONYMOUS:
-                found[text_of(parts[_SET_NAME])] = bool(flags & _DYNAMIC)
+            flags = int.from_bytes(parts.get(Set.FLAGS, b""), "big")
+            if not flags & nf_tables.ANONYMOUS:
+                found[text_of(parts[NAME])] = bool(flags & nf_tables.DYNAMIC)
         return found
 
     @staticmethod
     def _texts(message: memoryview) -> dict[int, str]:
-        return {kind: text_of(payload) for kind, payload in attributes(message) if kind <= _CHAIN_NAME}
+        return {kind: text_of(payload) for kind, payload in attributes(message) if kind <= Chain.NAME}

@@ -1,0 +1,219 @@
+"""nftables' text in the kernel's form: compiled once by libnftables, elsewhere, and kept on disk.
+
+libnftables only compiles (see nft_compile), in a process that its faults end instead of this one. What it made of a
+rule or a declaration is kept under a digest of the text, the library, the kernel and this format, so that a process
+that starts again needs neither the library nor a namespace for it. Of rules that differ in numbers alone, one is
+compiled (see nft_pattern).
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from dataplane.kernel.nft_command import Command
+from dataplane.kernel.nft_compile import Forms, Request, RuleForm
+from dataplane.kernel.nft_pattern import NUMBER, filled, pattern
+from dataplane.planes.base import PlaneError
+
+CACHE_DIRS = (Path("/var/cache/hotplane/nftables"), Path("/run/hotplane/nftables"))
+"""Where compiled text is looked for; new is kept in the first that can be written."""
+
+_FORMAT = "1"
+_SECONDS = 120.0
+_MOST = 100
+"""Files that are kept: a handful for each set of a node's settings."""
+
+_PACKAGE = str(Path(__file__).resolve().parents[2])
+_LIBRARY = ("/usr/lib/*-linux-gnu/libnftables.so.1", "/usr/lib64/libnftables.so.1", "/usr/lib/libnftables.so.1")
+_TARGETS = re.compile(r"(?:jump|goto) (\S+)")
+
+
+class Library(NamedTuple):
+    """What rules of a table may refer to, and rules that may come at any time; of any table name.
+
+    objects: commands that add sets, maps and counters. groups: commands that add rules; all of a group are compiled
+    with the first of them that is needed, and the objects with those of the first group.
+    """
+
+    objects: str = ""
+    groups: tuple[str, ...] = ()
+
+
+class Compiler:
+    """Compiled text, from memory, from disk, or from libnftables. cache: directories, none of which need exist."""
+
+    def __init__(self, cache: Iterable[Path] = CACHE_DIRS) -> None:
+        self._cache = tuple(cache)
+        self._known = Forms()
+
+    def set_form(self, command: Command) -> bytes:
+        """The attributes of a set or map, but table, name and number; after `prepare`."""
+        return self._known.sets[_set_key(command)]
+
+    def rule(self, command: Command, new_id: Callable[[], int]) -> tuple[RuleForm, bytes, dict[str, int]]:
+        """A rule's form, its expressions with its numbers put in, and the numbers of its anonymous sets, which come
+        from `new_id`, by their names in the form; after `prepare`."""
+        wanted = pattern(command.rest)
+        form = self._known.rules[f"{command.family} {wanted.text}"]
+        numbers = {name: new_id() for name in form.sets}
+        return form, filled(form.expressions, wanted, numbers), numbers
+
+    def prepare(self, commands: Iterable[Command], library: Library) -> None:
+        """Have all sets and rules that these commands add compiled. Raises PlaneError."""
+        added = [c for c in commands if c.verb == "add" and c.what in ("set", "map", "counter", "rule")]
+        missing = self._request(added)
+        if not missing.rules and not missing.sets:
+            return
+        for standing in _standing(library):
+            if missing.rules.keys() & standing.rules.keys() or missing.sets.keys() & standing.sets.keys():
+                self._get(standing)
+                missing = self._request(added)
+        if missing.rules or missing.sets:
+            objects = _objects([*_commands(library.objects), *added])
+            self._get(msgspec.structs.replace(missing, objects=objects))
+
+    def _request(self, added: Iterable[Command]) -> Request:
+        """What is not known yet of what commands add."""
+        wanted = _wanted(added)
+        rules = {key: rule for key, rule in wanted.rules.items() if key not in self._known.rules}
+        sets = {key: held for key, held in wanted.sets.items() if key not in self._known.sets}
+        return Request(sets=sets, rules=rules)
+
+    def _get(self, request: Request) -> None:
+        """Learn what a request asks for, from the cache if it is there."""
+        targets = [(family, name) for family, rule in request.rules.values() for name in _TARGETS.findall(rule)]
+        # In an order of its own, so that it is the same request whatever the order in which its parts were needed.
+        request = Request(
+            sorted(request.objects),
+            dict(sorted(request.sets.items())),
+            dict(sorted(request.rules.items())),
+            sorted(set(targets)),
+        )
+        name = f"{_digest(request)[:32]}.json"
+        forms = _kept(directory / name for directory in self._cache)
+        if forms is None:
+            encoded = compile_forms(request)
+            forms = msgspec.json.decode(encoded, type=Forms)
+            _keep(self._cache, name, encoded)
+        self._known.rules.update(forms.rules)
+        self._known.sets.update(forms.sets)
+
+
+def _commands(text: str) -> list[Command]:
+    return [Command.of(line) for line in text.splitlines()]
+
+
+@lru_cache(maxsize=8)
+def _standing(library: Library) -> tuple[Request, ...]:
+    """What a library has to compile, by group."""
+    declared = _commands(library.objects)
+    requests = [_wanted(_commands(group)) for group in library.groups]
+    if requests:
+        requests[0].sets.update(_wanted(declared).sets)
+    return tuple(msgspec.structs.replace(request, objects=_objects(declared)) for request in requests)
+
+
+def _objects(commands: Iterable[Command]) -> list[tuple[str, str, str, str]]:
+    """Declarations of sets, maps and counters among commands, under the names that patterns of rules have for them."""
+    declared = {}
+    for command in commands:
+        if command.what in ("set", "map", "counter"):
+            name = NUMBER.sub("1", command.name) if "-" in command.name else command.name
+            declared[(command.family, name)] = (command.what, command.family, name, command.rest)
+    return list(declared.values())
+
+
+def _set_key(command: Command) -> str:
+    return f"{command.what} {command.family} {command.rest}"
+
+
+def _wanted(added: Iterable[Command]) -> Request:
+    request = Request()
+    for command in added:
+        if command.what == "rule":
+            text = pattern(command.rest).text
+            request.rules[f"{command.family} {text}"] = (command.family, text)
+        elif command.what in ("set", "map"):
+            request.sets[_set_key(command)] = (command.what, command.family, command.rest)
+    return request
+
+
+def _library_version() -> str:
+    """What tells one build of libnftables from another; "" where there is none."""
+    root = Path("/")
+    found = [path.resolve() for place in _LIBRARY for path in root.glob(place[1:])]
+    return " ".join(f"{path.name} {(held := path.stat()).st_size} {held.st_mtime_ns}" for path in found)
+
+
+def _digest(request: Request) -> str:
+    machine = os.uname()
+    parts = (_FORMAT, _library_version(), machine.release, machine.machine)
+    return hashlib.sha256("\0".join(parts).encode() + b"\0" + msgspec.json.encode(request)).hexdigest()
+
+
+def _kept(files: Iterable[Path]) -> Forms | None:
+    """The first of the files that is there and whole."""
+    for file in files:
+        try:
+            return msgspec.json.decode(file.read_bytes(), type=Forms)
+        except (OSError, msgspec.DecodeError):
+            continue  # not there, not ours to read, or of a disk that was full: compiled again
+    return None
+
+
+def _keep(directories: Iterable[Path], name: str, encoded: bytes) -> None:
+    """Keep a compiled request in the first directory that takes it; in none if none does. What is there too many goes,
+    the oldest first: settings that a node had once."""
+    for directory in directories:
+        partial = directory / f"{name}.{os.getpid()}.tmp"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(encoded)
+            partial.replace(directory / name)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            continue
+        with contextlib.suppress(OSError):  # another process does the same at this moment
+            for file in sorted(directory.glob("*.json"), key=lambda file: file.stat().st_mtime)[:-_MOST]:
+                file.unlink()
+        return
+
+
+def compile_forms(request: Request) -> bytes:
+    """Have libnftables compile a request, in a process and a network namespace of its own; returns `Forms` as JSON.
+
+    Raises PlaneError with what it said, or how it ended.
+    """
+    command = [sys.executable, "-m", "dataplane.kernel.nft_compile"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (_PACKAGE, *sys.path)))}
+    try:
+        done = subprocess.run(
+            command, input=msgspec.json.encode(request), capture_output=True, env=environment, check=False,
+            timeout=_SECONDS,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise PlaneError(f"libnftables, which compiles nftables rules, did not do it: {error}{_UNCHANGED}") from error
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise PlaneError(
+            f"libnftables crashed ({name}) while it compiled nftables rules, in a process of its own{_UNCHANGED}: "
+            "install another version of the packages libnftables1 and python3-nftables, then try again"
+        )
+    if done.returncode or not done.stdout:
+        said = done.stderr.decode("utf-8", "replace").strip() or f"it ended with status {done.returncode}"
+        raise PlaneError(f"libnftables could not compile nftables rules: {said}{_UNCHANGED}")
+    return done.stdout
+
+
+_UNCHANGED = "; nothing was changed, and what is loaded goes on serving"

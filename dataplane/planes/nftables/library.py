@@ -1,0 +1,56 @@
+"""What rules of hotplane's tables refer to, and the rules that a change may bring: compiled ahead of need."""
+
+from collections.abc import Iterable
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+from dataplane.kernel.nft_forms import Compiler, Library
+from dataplane.kernel.nft_messages import messages
+from dataplane.model.net import Family
+from dataplane.planes.nftables.shapes import Masquerade, Shape, affinity_map, shape_rules
+from dataplane.planes.nftables.skeleton import add_ranges, chains, restricted_rules, skeleton_objects, skeleton_rules
+from dataplane.planes.nftables.syntax import Syntax, syntax
+from dataplane.policy.node import NodeConfig
+
+
+@cache
+def library() -> Library:
+    """Of both families. One group of rules for what every table has and for all shapes, one for all source ranges."""
+    tables = {family: syntax(family, "hotplane") for family in Family}
+    objects, usual, ranges = "", "", ""
+    for family, words in tables.items():
+        for line in skeleton_objects(words, family, NodeConfig()).splitlines():
+            if line.split(" ", 2)[1] in ("counter", "map", "set"):
+                objects += f"{line}\n"
+        objects += "".join(affinity_map(words, words.kind(nodeport), 1) for nodeport in (False, True))
+        objects += add_ranges(words, 1)
+        usual += _rules(words, (rule for rules in chains(words, family, NodeConfig()).values() for rule in rules))
+        usual += _rules(words, (rule for shape in _shapes() for rule in shape_rules(words, shape)))
+        ranges += _rules(words, restricted_rules(words, range(words.bits + 1)))
+    return Library(objects, (usual, ranges))
+
+
+def compile_ahead(node: NodeConfig, directory: Path) -> None:
+    """Keep in a directory what tables of such a node need compiled. Raises PlaneError."""
+    compiler = Compiler((directory,))
+    for text in (*library().groups, skeletons(node)):
+        messages(text, compiler, library())
+
+
+def skeletons(node: NodeConfig) -> str:
+    """Commands that make the constant part of the tables of both families, for compiling it in one."""
+    tables = {family: syntax(family, "hotplane") for family in Family}
+    return "".join(
+        skeleton_objects(words, family, node) + skeleton_rules(words, family, node) for family, words in tables.items()
+    )
+
+
+def _shapes() -> list[Shape]:
+    """One of each kind; the numbers in them make no difference to what is compiled."""
+    return [Shape(*parts) for parts in product((False, True), (1,), (False, True), Masquerade, (0, 1))]
+
+
+def _rules(words: Syntax, rules: Iterable[str]) -> str:
+    """Commands that add each rule once, to a chain that does not matter."""
+    return "".join(f"add rule {words.target('any')} {rule}\n" for rule in dict.fromkeys(rules))

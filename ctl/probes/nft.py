@@ -76,7 +76,7 @@ def _libnftables() -> Finding:
     from dataplane.planes.nftables.library import library
 
     try:
-        messages(library().groups[0], Compiler(()), library())
+        messages(library().groups[0].rules(), Compiler(()), library())
     except PlaneError as error:
         detail = f"{error}: no nftables mode"
         return Finding("nftables", "libnftables for Python", Status.MISSING, detail, "apt-get install python3-nftables")

@@ -165,18 +165,18 @@ class Nfnetlink:
                     found.append(_acknowledgement(flags, body))
         yield from found
 
-    def dump(self, kind: int, family: int, attributes: bytes) -> list[memoryview]:
-        """The attributes of every message of a dump, a copy each. A dump that a change interrupted starts again.
+    def dump(self, kind: int, family: int, attributes: bytes, beginning: bytes = b"") -> list[memoryview]:
+        """The attributes of every message of a dump that begin with these bytes, a copy each.
 
-        Raises Refused, also when changes keep interrupting.
+        A dump that a change interrupted starts again. Raises Refused, also when changes keep interrupting.
         """
         for _ in range(_DUMP_ATTEMPTS):
-            found = self._dump(Message(kind, _DUMP, family, attributes))
+            found = self._dump(Message(kind, _DUMP, family, attributes), beginning)
             if found is not None:
                 return found
         raise Refused(_INTERRUPTED, None, 0, "the table keeps changing while it is read; try again")
 
-    def _dump(self, request: Message) -> list[memoryview] | None:
+    def _dump(self, request: Message, beginning: bytes) -> list[memoryview] | None:
         """None: interrupted, what was read may be wrong."""
         self._number += 1
         self._socket.send(_message(self._number, request))
@@ -198,7 +198,7 @@ class Nfnetlink:
                     error = _acknowledgement(flags, body)[1]
                     if error is not None:
                         raise error
-                else:
+                elif body[_FAMILY_HEADER.size : _FAMILY_HEADER.size + len(beginning)] == beginning:
                     found.append(body[_FAMILY_HEADER.size :])
 
 

@@ -38,15 +38,22 @@ _LIBRARY = ("/usr/lib/*-linux-gnu/libnftables.so.1", "/usr/lib64/libnftables.so.
 _TARGETS = re.compile(r"(?:jump|goto) (\S+)")
 
 
+class Group(NamedTuple):
+    """Rules that are compiled together, with the first of them that is needed. mark: what each of them has in its text.
+    rules: gives the commands that add them."""
+
+    mark: str
+    rules: Callable[[], str]
+
+
 class Library(NamedTuple):
     """What rules of a table may refer to, and rules that may come at any time; of any table name.
 
-    objects: commands that add sets, maps and counters. groups: commands that add rules; all of a group are compiled
-    with the first of them that is needed, and the objects with those of the first group.
+    objects: commands that add sets, maps and counters, which are compiled with the first group.
     """
 
     objects: str = ""
-    groups: tuple[str, ...] = ()
+    groups: tuple[Group, ...] = ()
 
 
 class Compiler:
@@ -74,7 +81,10 @@ class Compiler:
         missing = self._request(added)
         if not missing.rules and not missing.sets:
             return
-        for standing in _standing(library):
+        for number, group in enumerate(library.groups):
+            if group.mark and not any(group.mark in rule for rule in missing.rules):
+                continue
+            standing = _standing(library, number)
             if missing.rules.keys() & standing.rules.keys() or missing.sets.keys() & standing.sets.keys():
                 self._get(standing)
                 missing = self._request(added)
@@ -114,13 +124,13 @@ def _commands(text: str) -> list[Command]:
 
 
 @lru_cache(maxsize=8)
-def _standing(library: Library) -> tuple[Request, ...]:
-    """What a library has to compile, by group."""
+def _standing(library: Library, number: int) -> Request:
+    """What a group of a library has to compile."""
     declared = _commands(library.objects)
-    requests = [_wanted(_commands(group)) for group in library.groups]
-    if requests:
-        requests[0].sets.update(_wanted(declared).sets)
-    return tuple(msgspec.structs.replace(request, objects=_objects(declared)) for request in requests)
+    request = _wanted(_commands(library.groups[number].rules()))
+    if number == 0:
+        request.sets.update(_wanted(declared).sets)
+    return msgspec.structs.replace(request, objects=_objects(declared))
 
 
 def _objects(commands: Iterable[Command]) -> list[tuple[str, str, str, str]]:
@@ -195,7 +205,7 @@ def compile_forms(request: Request) -> bytes:
 
     Raises PlaneError with what it said, or how it ended.
     """
-    command = [sys.executable, "-m", "dataplane.kernel.nft_compile"]
+    command = [sys.executable, "-P", "-m", "dataplane.kernel.nft_compile"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (_PACKAGE, *sys.path)))}
     try:
         done = subprocess.run(

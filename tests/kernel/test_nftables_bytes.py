@@ -198,8 +198,8 @@ class Interrupted(Nfnetlink):
 
     times = 2
 
-    def _dump(self, request):  # type: ignore[no-untyped-def]
-        found = super()._dump(request)
+    def _dump(self, request, beginning):  # type: ignore[no-untyped-def]
+        found = super()._dump(request, beginning)
         self.times -= 1
         return None if self.times >= 0 else found
 

@@ -5,7 +5,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from dataplane.kernel.nft_forms import Compiler, Library
+from dataplane.kernel.nft_forms import Compiler, Group, Library
 from dataplane.kernel.nft_messages import messages
 from dataplane.model.net import Family
 from dataplane.planes.nftables.shapes import Masquerade, Shape, affinity_map, shape_rules
@@ -17,32 +17,45 @@ from dataplane.policy.node import NodeConfig
 @cache
 def library() -> Library:
     """Of both families. One group of rules for what every table has and for all shapes, one for all source ranges."""
-    tables = {family: syntax(family, "hotplane") for family in Family}
-    objects, usual, ranges = "", "", ""
-    for family, words in tables.items():
+    objects = ""
+    for family, words in _tables().items():
         for line in skeleton_objects(words, family, NodeConfig()).splitlines():
             if line.split(" ", 2)[1] in ("counter", "map", "set"):
                 objects += f"{line}\n"
         objects += "".join(affinity_map(words, words.kind(nodeport), 1) for nodeport in (False, True))
         objects += add_ranges(words, 1)
-        usual += _rules(words, (rule for rules in chains(words, family, NodeConfig()).values() for rule in rules))
-        usual += _rules(words, (rule for shape in _shapes() for rule in shape_rules(words, shape)))
-        ranges += _rules(words, restricted_rules(words, range(words.bits + 1)))
-    return Library(objects, (usual, ranges))
+    return Library(objects, (Group("", _usual), Group("@ranges-", _ranges)))
+
+
+def _tables() -> dict[Family, Syntax]:
+    return {family: syntax(family, "hotplane") for family in Family}
+
+
+def _usual() -> str:
+    text = ""
+    for family, words in _tables().items():
+        text += _rules(words, (rule for rules in chains(words, family, NodeConfig()).values() for rule in rules))
+        text += _rules(words, (rule for shape in _shapes() for rule in shape_rules(words, shape)))
+    return text
+
+
+def _ranges() -> str:
+    """The last rule of each family's, which drops, is among the usual ones."""
+    return "".join(_rules(words, restricted_rules(words, range(words.bits + 1))[:-1]) for words in _tables().values())
 
 
 def compile_ahead(node: NodeConfig, directory: Path) -> None:
     """Keep in a directory what tables of such a node need compiled. Raises PlaneError."""
     compiler = Compiler((directory,))
-    for text in (*library().groups, skeletons(node)):
+    for text in (*(group.rules() for group in library().groups), skeletons(node)):
         messages(text, compiler, library())
 
 
 def skeletons(node: NodeConfig) -> str:
     """Commands that make the constant part of the tables of both families, for compiling it in one."""
-    tables = {family: syntax(family, "hotplane") for family in Family}
     return "".join(
-        skeleton_objects(words, family, node) + skeleton_rules(words, family, node) for family, words in tables.items()
+        skeleton_objects(words, family, node) + skeleton_rules(words, family, node)
+        for family, words in _tables().items()
     )
 
 

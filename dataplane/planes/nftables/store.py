@@ -113,10 +113,10 @@ class ElementStore:
         key = wire.element_at(message.attributes, layout, error.offset - BODY)
         return f"{verb} element {target}" + (f" {{ {layout.key_text(key)} }}" if key is not None else "")
 
-    def _dump(self, operation: Operation, target: str, attributes: bytes) -> list[memoryview]:
+    def _dump(self, operation: Operation, target: str, attributes: bytes, beginning: bytes = b"") -> list[memoryview]:
         message = _message(operation, target, b"")
         try:
-            return self._door.dump(message.kind, message.family, attributes)
+            return self._door.dump(message.kind, message.family, attributes, beginning)
         except (Refused, OSError) as error:
             raise PlaneError(f"nftables table {target} cannot be read: {error}") from error
 
@@ -151,26 +151,26 @@ class ElementStore:
         messages = self._dump(Operation.GET_ELEMENTS, target, wire.dump_request(target))
         return [client for message in messages for client in wire.remembered(message)]
 
+    def _of_table(self, operation: Operation, target: str) -> list[memoryview]:
+        """The messages of a dump that are about `family table`; what others have is skipped, much as it may be."""
+        table = nf_tables.text(TABLE, target.partition(" ")[2])
+        return self._dump(operation, target, table, table)
+
     def has_table(self, target: str) -> bool:
         """Whether there is a table `family table`. Raises PlaneError."""
-        table = target.partition(" ")[2]
-        return any(self._texts(message)[TABLE] == table for message in self._dump(Operation.GET_TABLE, target, b""))
+        table = nf_tables.text(TABLE, target.partition(" ")[2])
+        return bool(self._dump(Operation.GET_TABLE, target, b"", table))
 
     def chains(self, target: str) -> dict[str, int]:
         """Number of rules of each chain of `family table`. Raises PlaneError."""
-        table = target.partition(" ")[2]
-        request = nf_tables.text(TABLE, table)
-        chains = [self._texts(message) for message in self._dump(Operation.GET_CHAIN, target, request)]
-        rules = [self._texts(message) for message in self._dump(Operation.GET_RULE, target, request)]
-        counts = Counter(rule[Rule.CHAIN] for rule in rules if rule[TABLE] == table)
-        return {chain[Chain.NAME]: counts[chain[Chain.NAME]] for chain in chains if chain[TABLE] == table}
+        chains = [self._texts(message)[Chain.NAME] for message in self._of_table(Operation.GET_CHAIN, target)]
+        rules = [self._texts(message)[Rule.CHAIN] for message in self._of_table(Operation.GET_RULE, target)]
+        counts = Counter(rules)
+        return {chain: counts[chain] for chain in chains}
 
     def _sets(self, target: str) -> Iterator[dict[int, memoryview]]:
-        table = target.partition(" ")[2]
-        for message in self._dump(Operation.GET_SET, target, nf_tables.text(TABLE, table)):
-            parts = dict(attributes(message))
-            if text_of(parts[TABLE]) == table:
-                yield parts
+        for message in self._of_table(Operation.GET_SET, target):
+            yield dict(attributes(message))
 
     def sets(self, target: str) -> dict[str, bool]:
         """Every named set and map of `family table`: whether packets fill it. Raises PlaneError."""

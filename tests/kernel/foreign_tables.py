@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,10 +97,11 @@ class Ran(NamedTuple):
 
 _RUNNER = """
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from ctl.main import main
-from dataplane.kernel import nft
-nft.COMPILER._cache = (Path(sys.argv[1]),)
+from dataplane.kernel import nft, nft_forms
+nft.COMPILER._cache = nft_forms.CACHE_DIRS = (Path(sys.argv[1]),)
 status = main(sys.argv[2:])
 loaded = "libnftables" in Path("/proc/self/maps").read_text() or "nftables" in sys.modules
 print("libnftables is loaded" if loaded else "no libnftables here")
@@ -107,11 +109,19 @@ raise SystemExit(status)
 """
 
 
-def hotplane(namespace: str, cache: Path, *words: str, modules: Path | None = None, until: str | None = None) -> Ran:
+def hotplane(
+    namespace: str,
+    cache: Path,
+    *words: str,
+    modules: Path | None = None,
+    until: str | None = None,
+    wrapper: Sequence[str] = (),
+) -> Ran:
     """Run a command line of hotplane in a namespace. cache: for compiled rules. modules: a folder whose Python modules
-    come before all others. until: a part of a line with which a daemon has done enough, and is told to end."""
+    come before all others. until: a part of a line with which a daemon has done enough, and is told to end. wrapper:
+    what runs the command line."""
     path = os.pathsep.join(map(str, filter(None, (modules, ROOT))))
-    command = ["ip", "netns", "exec", namespace, sys.executable, "-c", _RUNNER, str(cache), *words]
+    command = ["ip", "netns", "exec", namespace, *wrapper, sys.executable, "-c", _RUNNER, str(cache), *words]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"PYTHONPATH": path}
     ) as process:

@@ -139,6 +139,30 @@ def test_what_a_full_disk_or_a_stranger_left_is_compiled_again(namespace: str, t
     applied(hotplane(namespace, Path("/proc/nowhere"), *words))
 
 
+RIGHTS = ("setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin", "--no-new-privs")
+_NONE = 'echo 0 > /proc/sys/user/max_user_namespaces && ip link set lo up && exec "$@"'
+NO_NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "sh", "-c", _NONE, "sh", *RIGHTS)
+"""A user namespace in which nobody makes another one."""
+
+
+def test_it_is_compiled_with_the_rights_of_the_daemon_or_ahead(namespace: str, tmp_path: Path) -> None:
+    """In a user namespace of its own, or, where there may be none, by the container that begins with all rights."""
+    file, cache = manifests(tmp_path, 3), tmp_path / "cache"
+
+    def run(cache: Path, *words: str, wrapper: tuple[str, ...] = ()) -> Ran:
+        options = ("--state-dir", str(tmp_path / "state"), "--node-name", "n1")
+        return hotplane(namespace, cache, *options, *words, wrapper=wrapper)
+
+    applied(run(tmp_path / "other", "apply", "-f", str(file), wrapper=RIGHTS))
+    assert "table ip hotplane {" in nft(namespace, "list", "ruleset")
+    text = applied(run(cache, "apply", "-f", str(file), wrapper=NO_NAMESPACES), 1)
+    assert "no empty network namespace could be made for it" in text
+    assert "run `hotplane run --init-only`" in text
+    applied(run(cache, "run", "--init-only"))
+    applied(run(cache, "apply", "-f", str(file), wrapper=NO_NAMESPACES))
+    applied(run(cache, "run", "--once", "-f", str(file), wrapper=NO_NAMESPACES))
+
+
 def test_strange_tables_stay_as_they_are(namespace: str, tmp_path: Path) -> None:
     (tmp_path / "strange.nft").write_text(STRANGE)
     nft(namespace, "-f", str(tmp_path / "strange.nft"))

@@ -1,8 +1,8 @@
 """What commands cost beside other programs' tables: `python -m tests.perf.foreign_tables [ELEMENTS]`, as root.
 
 For 1,000 Services of five endpoints: each command in turn in a network namespace with a block list of so many networks
-(300,000 if no number is given) and in one without, in rounds. Prints medians: seconds by the clock, seconds of
-processor time, megabytes at most.
+(300,000 if no number is given) and in one without, in rounds. Prints a table of medians; megabytes are the most
+that a process had in memory.
 """
 
 import statistics
@@ -43,11 +43,13 @@ def main() -> None:
                     assert ran.status == 0, ran.text
                     if turn:  # the first round compiles
                         found[what, where].append((time.monotonic() - start, ran))
+    print(f"| 1000 Services, {count} foreign networks | s by the clock | s of processor time | MB |")
+    print("| --- | ---: | ---: | ---: |")
     for (what, where), rounds in found.items():
         wall = statistics.median(seconds for seconds, _ in rounds)
         busy = statistics.median(ran.seconds for _, ran in rounds)
         size = statistics.median(ran.megabytes for _, ran in rounds)
-        print(f"{what:15} {where:8} {wall:7.2f} s {busy:7.2f} s busy {size:6.1f} MB")
+        print(f"| {what}, {where} them | {wall:.2f} | {busy:.2f} | {size:.1f} |")
 
 
 if __name__ == "__main__":

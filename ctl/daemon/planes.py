@@ -56,10 +56,9 @@ def prepare(settings: Settings) -> None:
     which whoever removes the last of others' would unmount it. Raises PlaneError."""
     mode = settings.mode
     if mode in ("nftables", "ebpf"):
-        from dataplane.kernel.nft_forms import CACHE_DIRS
         from dataplane.planes.nftables.library import compile_ahead
 
-        compile_ahead(describe(mode, settings.config, settings.node, None), CACHE_DIRS[-1])
+        compile_ahead(describe(mode, settings.config, settings.node, None))
     if mode == "ebpf":
         from dataplane.planes.ebpf.pins import PinDirectory, default_instance
 

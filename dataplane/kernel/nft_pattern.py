@@ -18,7 +18,7 @@ NUMBER = re.compile(r"\d+$")
 """The number that a set's name ends in; 1 in a pattern."""
 
 _HOLES = re.compile(
-    r"(?P<modulus>(?<=numgen random mod )\d+)|(?P<timeout>(?<=timeout )\d+(?=s))|(?P<set>@[a-z-]+-\d+)"
+    r"(?P<modulus>(?<=numgen random mod )\d+)|(?P<timeout>(?<=timeout )\d+(?=s))|(?P<set>(?<= )@[a-z-]+-\d+)"
     r"|(?P<address>(?<=daddr )(?:\d+\.\d+\.\d+\.\d+|[0-9a-f]*:[0-9a-f:.]+)(?= ))"
 )
 _SAMPLES = {4: "192.0.2.77", 16: "2001:db8:77::77"}

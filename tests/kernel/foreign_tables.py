@@ -100,8 +100,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from ctl.main import main
-from dataplane.kernel import nft, nft_forms
-nft.COMPILER._cache = nft_forms.CACHE_DIRS = (Path(sys.argv[1]),)
+from dataplane.kernel import nft
+nft.COMPILER._cache = (Path(sys.argv[1]),)
 status = main(sys.argv[2:])
 loaded = "libnftables" in Path("/proc/self/maps").read_text() or "nftables" in sys.modules
 print("libnftables is loaded" if loaded else "no libnftables here")

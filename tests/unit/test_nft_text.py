@@ -78,6 +78,11 @@ def test_an_address_leaves_a_rule_only_where_it_is_compared() -> None:
         filled(expression("cmp", compared), pattern("ip daddr 10.0.0.1 drop"), {})
 
 
+def test_a_device_of_a_strange_name_is_left_alone() -> None:
+    rule = 'iifname "@veth-7" return'
+    assert pattern(rule).text == rule
+
+
 def test_two_sets_of_one_kind_in_a_rule_are_refused() -> None:
     with pytest.raises(PlaneError, match="two sets of one kind"):
         pattern("ip saddr @ranges-8 ip daddr @ranges-9")

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from functools import cache
 from itertools import product
-from pathlib import Path
 
-from dataplane.kernel.nft_forms import Compiler, Group, Library
+from dataplane.kernel.nft import COMPILER
+from dataplane.kernel.nft_forms import Group, Library
 from dataplane.kernel.nft_messages import messages
 from dataplane.model.net import Family
 from dataplane.planes.nftables.shapes import Masquerade, Shape, affinity_map, shape_rules
@@ -44,11 +44,10 @@ def _ranges() -> str:
     return "".join(_rules(words, restricted_rules(words, range(words.bits + 1))[:-1]) for words in _tables().values())
 
 
-def compile_ahead(node: NodeConfig, directory: Path) -> None:
-    """Keep in a directory what tables of such a node need compiled. Raises PlaneError."""
-    compiler = Compiler((directory,))
+def compile_ahead(node: NodeConfig) -> None:
+    """Have compiled, and kept on disk, what tables of such a node need. Raises PlaneError."""
     for text in (*(group.rules() for group in library().groups), skeletons(node)):
-        messages(text, compiler, library())
+        messages(text, COMPILER, library())
 
 
 def skeletons(node: NodeConfig) -> str:

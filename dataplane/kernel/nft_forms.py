@@ -8,6 +8,7 @@ compiled (see nft_pattern).
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import signal
@@ -28,6 +29,7 @@ from dataplane.planes.base import PlaneError
 CACHE_DIRS = (Path("/var/cache/hotplane/nftables"), Path("/run/hotplane/nftables"))
 """Where compiled text is looked for; new is kept in the first that can be written."""
 
+_LOG = logging.getLogger(__name__)
 _FORMAT = "1"
 _SECONDS = 120.0
 _MOST = 100
@@ -109,12 +111,19 @@ class Compiler:
             dict(sorted(request.rules.items())),
             sorted(set(targets)),
         )
-        name = f"{_digest(request)[:32]}.json"
+        text, name = _text_digest(request), f"{_text_digest(request)}-{_build()}.json"
         forms = _kept(directory / name for directory in self._cache)
         if forms is None:
-            encoded = compile_forms(request)
-            forms = msgspec.json.decode(encoded, type=Forms)
-            _keep(self._cache, name, encoded)
+            try:
+                encoded = compile_forms(request)
+            except PlaneError as error:
+                forms = _kept(_of_other_builds(self._cache, text))
+                if forms is None:
+                    raise
+                _LOG.warning("%s. Used instead: what another version or kernel made of the same text", error)
+            else:
+                forms = msgspec.json.decode(encoded, type=Forms)
+                _keep(self._cache, name, encoded)
         self._known.rules.update(forms.rules)
         self._known.sets.update(forms.sets)
 
@@ -165,10 +174,19 @@ def _library_version() -> str:
     return " ".join(f"{path.name} {(held := path.stat()).st_size} {held.st_mtime_ns}" for path in found)
 
 
-def _digest(request: Request) -> str:
-    machine = os.uname()
-    parts = (_FORMAT, _library_version(), machine.release, machine.machine)
-    return hashlib.sha256("\0".join(parts).encode() + b"\0" + msgspec.json.encode(request)).hexdigest()
+def _text_digest(request: Request) -> str:
+    parts = (_FORMAT, os.uname().machine)
+    return hashlib.sha256("\0".join(parts).encode() + b"\0" + msgspec.json.encode(request)).hexdigest()[:32]
+
+
+def _build() -> str:
+    """What may make another form of the same text: the library and the kernel."""
+    return hashlib.sha256(f"{_library_version()} {os.uname().release}".encode()).hexdigest()[:8]
+
+
+def _of_other_builds(directories: Iterable[Path], text: str) -> list[Path]:
+    """What other libraries made of a text, or this one for other kernels; this kernel judges it like any other."""
+    return [file for directory in directories for file in sorted(directory.glob(f"{text}-*.json"))]
 
 
 def _kept(files: Iterable[Path]) -> Forms | None:

@@ -108,6 +108,20 @@ def test_a_library_that_crashes_is_a_sentence(namespace: str, tmp_path: Path, mo
     assert nft(namespace, "list", "ruleset") == ""
 
 
+def test_a_version_that_crashes_has_what_another_one_compiled(
+    namespace: str, tmp_path: Path, modules: Callable[[str], Path]
+) -> None:
+    """After an upgrade of libnftables, or of the kernel."""
+    file, cache = manifests(tmp_path, 3), tmp_path / "cache"
+    words = ("--state-dir", str(tmp_path / "state"), "apply", "-f", str(file))
+    applied(hotplane(namespace, cache, *words))
+    for path in cache.iterdir():
+        path.rename(path.with_name(f"{path.name.partition('-')[0]}-of-old.json"))
+    text = applied(hotplane(namespace, cache, *words, modules=modules(CRASHES)))
+    assert "libnftables crashed (SIGSEGV)" in text
+    assert "Used instead: what another version or kernel made" in text
+
+
 def test_what_is_loaded_goes_on_serving_where_it_crashes(
     namespace: str, tmp_path: Path, modules: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ class Agents:
     """The agents of a lab. start_seconds: how long one may take to start, on top of its probes' time."""
 
     def __init__(self, start: Starter, start_seconds: float = START_SECONDS) -> None:
-        self._start, self._start_seconds = start, start_seconds
+        self._start, self.start_seconds = start, start_seconds
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def probe_all(
@@ -42,7 +42,7 @@ class Agents:
             raise self._failed(name, "it has ended") from error
         results = {}
         for name, probes in requests.items():
-            patience = self._start_seconds + sum(p.count * p.packets * p.timeout for p in probes)
+            patience = self.start_seconds + sum(p.count * p.packets * p.timeout for p in probes)
             answer = read_line(agents[name], time.monotonic() + patience)
             try:
                 results[name] = msgspec.json.decode(answer, type=list[ProbeResult])

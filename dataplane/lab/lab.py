@@ -43,8 +43,7 @@ class Lab(Places):
     def __init__(self, spec: LabSpec, *, owned: bool = False) -> None:
         super().__init__(spec)
         self._owned = owned
-        self.concurrency = DEFAULT_CONCURRENCY
-        """Attempts that probes of one place have under way at a time."""
+        self._concurrency, self._start_seconds = DEFAULT_CONCURRENCY, START_SECONDS
         self._agents = Agents(self._start_agent)
         self._processes: list[subprocess.Popen[Any]] = []
         self._group_root = cgroup.root() / (CGROUP_PREFIX + spec.name)
@@ -206,6 +205,12 @@ class Lab(Places):
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
         return self.spawn(where, [sys.executable, "-m", module, *arguments], env={"PYTHONPATH": path}, **popen)
 
+    def allow(self, slowness: float) -> None:
+        """On a machine that is so many times slower than usual: servers and agents have as much more time to start, and
+        probes that do not say otherwise fewer attempts under way at a time. Their own time is each probe's."""
+        self._concurrency = max(1, int(DEFAULT_CONCURRENCY / slowness))
+        self._start_seconds = self._agents.start_seconds = START_SECONDS * slowness
+
     def start_echo(
         self, places: Iterable[Where], ports: Sequence[int], protocols: Sequence[str] = ("tcp", "udp")
     ) -> dict[str, subprocess.Popen[bytes]]:
@@ -223,7 +228,7 @@ class Lab(Places):
                 where, "dataplane.lab.echo", ["--name", name, *options],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self._start_seconds
         for name, process in started.items():
             if read_line(process, deadline) != b"ready\n":
                 process.kill()
@@ -245,7 +250,7 @@ class Lab(Places):
 
         The agents behind it are started at first use and kept. Raises LabError when one fails.
         """
-        return self._agents.probe_all(requests, concurrency or self.concurrency)
+        return self._agents.probe_all(requests, concurrency or self._concurrency)
 
     def node_addresses(self) -> dict[str, set[str]]:
         """Every address that each node has on any device: what a masqueraded packet may come from."""

@@ -115,3 +115,11 @@ def test_bad_requests_are_named_and_the_next_one_works(lab: Lab) -> None:
 def test_echo_server_that_cannot_listen_is_an_error_that_says_why(lab: Lab) -> None:
     with pytest.raises(LabError, match=r"node1: the echo server on ports \[8080\].*Address already in use"):
         lab.start_echo(["node1"], [PORT], ["tcp"])
+
+
+def test_servers_have_the_time_to_start_that_the_machine_is_allowed(lab: Lab) -> None:
+    lab.allow(1e-6)
+    with pytest.raises(LabError, match=r"echo server on ports .*8081.* does not start"):
+        lab.start_echo([lab.pods[0]], [8081])
+    lab.allow(2)
+    lab.start_echo([lab.pods[0]], [8082])

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from dataplane.lab import showcase, table, verify
 from dataplane.lab.lab import Lab
-from dataplane.lab.probe import DEFAULT_CONCURRENCY, Probe
+from dataplane.lab.probe import Probe
 from dataplane.lab.spec import PodLink, Routing
 from dataplane.model.net import Protocol
 from dataplane.oracle.decide import Verdict
@@ -24,8 +24,8 @@ def lab(request: pytest.FixtureRequest, slowness: float) -> Iterator[Lab]:
     routing, pod_link = request.param
     spec = replace(table.SPEC, name=f"t{os.getpid()}-{routing}", routing=routing, pod_link=pod_link, ipv6=True)
     with Lab.up(spec) as lab:
+        lab.allow(slowness)
         lab.start_echo(lab.pods, [table.TARGET_PORT])
-        lab.concurrency = max(1, int(DEFAULT_CONCURRENCY / slowness))
         yield lab
 
 

@@ -18,7 +18,7 @@ from dataplane.planes.base import Plane
 from dataplane.planes.conntrack import clean_stale_udp
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.ebpf.views import counters
-from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
+from dataplane.policy.node import MOST_BACKENDS, LocalDetector, NodeConfig, NodePortAddresses
 
 PlaneMaker = Callable[[Lab, Node], Plane]
 """Makes the plane of a node; called, like everything the plane does, inside the node's namespace."""
@@ -34,6 +34,7 @@ def node_config(spec: LabSpec, node: Node, mode: str) -> NodeConfig:
         detector=LocalDetector(cidrs=tuple(CLUSTER_CIDR[family] for family in spec.families)),
         nodeports=every_address if mode == "iptables" else NodePortAddresses(addresses=tuple(node.addresses.values())),
         reject_unknown_ports=mode != "iptables",
+        most_backends=0 if mode == "iptables" else MOST_BACKENDS,
     )
 
 

@@ -8,7 +8,6 @@ from dataplane.errors import HotplaneError
 _BENCH = "pip install 'hotplane[bench]'"
 INSTALL = {
     "numpy": _BENCH,
-    "matplotlib": _BENCH,
     "bcc": "apt-get install python3-bpfcc",
     "nftables": "apt-get install python3-nftables",
 }

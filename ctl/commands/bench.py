@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT_RESULTS = Path("hotplane-bench.json")
 PROFILES = ("quick", "full", "tiny")
+EXPORTS = ("k8s-netperf", "perf-dash", "benchstat", "openmetrics", "hdr")
 
 
 class ReportError(HotplaneError):
@@ -29,7 +30,7 @@ def register(subparsers: Any) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "bench",
-        help="compare Service data planes: run, report, compare",
+        help="compare Service data planes: run, report, compare, export, history",
         description="Without an action: measure all modes side by side in a lab of network namespaces, each mode on a "
         "node of its own, in rounds of shuffled order. Needs root. Everything is removed afterwards.",
     )
@@ -37,7 +38,7 @@ def register(subparsers: Any) -> None:
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=False)
     run_parser = actions.add_parser("run", help="measure (the default)")
     _add_run_options(run_parser, defaults=False)
-    report = actions.add_parser("report", help="make pictures and one HTML page of a results file")
+    report = actions.add_parser("report", help="make charts and one HTML page of a results file")
     report.add_argument("results_file", type=Path, metavar="RESULTS.json", help="a results file, or a run's journal")
     report.add_argument(
         "-o",
@@ -58,6 +59,13 @@ def register(subparsers: Any) -> None:
     compare.add_argument("after", type=Path, metavar="B.json")
     compare.add_argument("--all", action="store_true", help="also what is the same or cannot be told")
     add_output_option(compare)
+    export = actions.add_parser("export", help="print a run in a format that other tools read")
+    export.add_argument("results_file", type=Path, metavar="RESULTS.json", help="a results file, or a run's journal")
+    export.add_argument("--format", required=True, choices=EXPORTS, help="of what tool")
+    history = actions.add_parser("history", help="the same figures over all runs in a directory, oldest first")
+    history.add_argument("runs", type=Path, metavar="DIR", help="where results files are, folders below it included")
+    history.add_argument("--page", type=Path, metavar="FILE.html", help="draw them as a page too, a line for each mode")
+    add_output_option(history)
 
 
 def _add_run_options(parser: argparse.ArgumentParser, *, defaults: bool) -> None:
@@ -115,12 +123,16 @@ def run(args: argparse.Namespace) -> int:
     """Do one action. Raises HotplaneError."""
     if args.action in (None, "run") and args.list:
         return _list(args.output)
-    require("hotplane bench", ("numpy", "matplotlib"))  # now, not after an hour of measuring
+    require("hotplane bench", ("numpy",))  # now, not after an hour of measuring
     match args.action:
         case "report":
             return _report(args)
         case "compare":
             return _compare(args)
+        case "export":
+            return _export(args)
+        case "history":
+            return _history(args)
         case _:
             return _run(args)
 
@@ -169,9 +181,16 @@ def _run(args: argparse.Namespace) -> int:
     _say(_plan(results))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the lab goes then too
     started = time.monotonic()
-    with Journal(journal_path(path), results, append=args.resume) as journal:
-        with Rig(lab_name(), results.settings, tool) as rig:
-            Runner(rig, results, journal, _progress()).run()
+    try:
+        with Journal(journal_path(path), results, append=args.resume) as journal:
+            with Rig(lab_name(), results.settings, tool) as rig:
+                Runner(rig, results, journal, _progress()).run()
+    except KeyboardInterrupt:
+        _say(
+            f"\nStopped; {len(results.cells)} measurements are kept, nothing else is left. Go on with: "
+            f"{shlex.join(['hotplane', 'bench', '--resume', '--results', str(path)])}"
+        )
+        raise
     results.seconds += time.monotonic() - started
     results.complete = True
     write(path, results)
@@ -302,8 +321,10 @@ def _progress() -> "Progress":
 
 def _print(results: "Results", output: str) -> None:
     from dataplane.bench import bars
-    from dataplane.bench.analyse import analyse, as_records
-    from dataplane.bench.report.summary import highlights, iptables_wins
+    from dataplane.bench.analyse import analyse, floor_text
+    from dataplane.bench.modes import MODES
+    from dataplane.bench.report.markdown import place_records
+    from dataplane.bench.report.summary import places
 
     analysis = analyse(results)
     judged = bars.bars(results, analysis)
@@ -311,9 +332,15 @@ def _print(results: "Results", output: str) -> None:
         value = {"rows": analysis.rows, "bars": judged, "warnings": analysis.warnings}
         print(to_json(value) if output == "json" else to_yaml(value))
         return
-    for records in (as_records(analysis), bars.as_records(judged)):
-        print_records(records, "table", tuple(records[0]) if records else ())
-    for text in (*analysis.warnings, bars.summary(judged), *highlights(analysis), *iptables_wins(analysis)):
+    found = places(analysis)
+    records = place_records(found, [mode for mode in MODES if any(mode in place.figures for place in found)], "*")
+    if records:
+        print_records(records, "table", tuple(records[0]))
+        print(
+            "* the best, and what differs from it by less than the noise floor: the smallest difference that the line "
+            f"can tell. Medians (spread of the rounds). Median noise floor: {floor_text(analysis.median_floor())}."
+        )
+    for text in (*analysis.warnings, bars.summary(judged)):
         print(f"- {text}")
 
 
@@ -348,11 +375,11 @@ def _read(path: Path) -> str:
         raise ReportError(f"--into {path}: is not UTF-8 text: {error}") from error
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, option: str = "--into") -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ReportError(f"--into {path}: {error.strerror}") from error
+        raise ReportError(f"{option} {path}: {error.strerror}") from error
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -362,11 +389,44 @@ def _compare(args: argparse.Namespace) -> int:
     comparison = compare(read(args.before), read(args.after))
     differences = [d for d in comparison.differences if args.all or d.verdict in ("better", "worse")]
     records = [d.record() for d in differences]
-    columns = ("mode", "scenario", "services", "position", "figure", "before", "after", "ratio", "interval", "verdict")
+    columns = (
+        "mode", "scenario", "services", "position", "figure", "unit", "before", "after", "ratio", "interval", "p",
+        "verdict",
+    )  # fmt: skip
     if args.output != "table":
         print(to_json(comparison) if args.output == "json" else to_yaml(comparison))
         return 0
     if records:
         print_records(records, "table", columns)
+    for text in comparison.sentences():
+        print(f"- {text}")
     print(comparison.summary())
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from dataplane.bench.export import FORMATS
+    from dataplane.bench.results import read
+
+    print(FORMATS[args.format](read(args.results_file)), end="")
+    return 0
+
+
+def _history(args: argparse.Namespace) -> int:
+    from dataplane.bench.history import as_records, runs, series
+    from dataplane.bench.report.charts import over_runs, style
+    from dataplane.bench.report.html import document, table
+
+    found, said = runs(args.runs)
+    for text in said:
+        _say(f"left out: {text}")
+    lines = series(found)
+    records = as_records(found, lines)
+    print_records(records, args.output, tuple(records[0]) if records else ())
+    if args.page:
+        charts = "".join(f"<figure>{chart}</figure>" for chart in over_runs(found, lines).values())
+        title = "Service data planes over time"
+        body = f'<h1>{title}</h1><div class="pictures">{charts}</div>{table(records)}'
+        _write(args.page, document(title, body, style()), "--page")
+        _say(str(args.page))
     return 0

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,23 @@ def test_a_run_that_broke_off_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(resumed.cells) == len(whole.cells)
     assert msgspec.structs.replace(resumed.settings, seed=1) == whole.settings
     assert "no unfinished run" in bench("--resume", "--results", str(path), status=2).stderr
+
+
+def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    words = [sys.executable, "-m", "ctl.main", "bench", *SMALL, str(path), "--rounds", "500"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + PATIENCE
+    while not (journal_path(path).exists() and len(journal_path(path).read_bytes().splitlines()) > 5):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert f"Go on with: hotplane bench --resume --results {path}" in said
+    assert len(read(path).cells) >= 5
+    assert f"bench-{process.pid}" not in Lab.names()
 
 
 def test_the_other_family_over_a_tunnel_with_other_numbers_of_endpoints(tmp_path: Path) -> None:

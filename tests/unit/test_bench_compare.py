@@ -1,6 +1,7 @@
 """Two runs against each other: real differences are found, noise and faster machines are not."""
 
 import msgspec
+import pytest
 
 from dataplane.bench.compare import compare
 from tests.unit.bench_runs import made_up
@@ -19,6 +20,32 @@ def test_a_slower_mode_is_found_and_only_that() -> None:
     assert len(slower) >= 0.95 * len(real)
     assert {d.verdict for d in slower} == {"worse"}
     assert {d.figure for d in slower} >= {"rate", "p99", "cpu", "seconds"}
+
+
+def test_a_difference_is_told_with_its_probability_unit_and_in_a_sentence() -> None:
+    found = compare(made_up(noise=0.02, seed=1), made_up(noise=0.02, seed=2, speed={"nftables": 0.6}))
+    [rate] = [d for d in found.differences if d.key == ("nftables", "connect", 10000, "last") and d.figure == "rate"]
+    assert rate.probability < 0.001
+    assert rate.record()["unit"] == "x direct"
+    assert float(str(rate.record()["p"])) == pytest.approx(rate.probability, rel=0.1)
+    assert rate.sentence().startswith(
+        "nftables, connect at 10,000 Services (last): rate against direct 33% lower, worse (p = "
+    )
+    assert 5 < len(found.sentences()) <= 12
+    [own] = [d for d in found.differences if d.key == ("direct", "connect", 10000, "last") and d.figure == "p99"]
+    assert own.unit == "ns"
+    same = compare(made_up(noise=0.02, seed=1), made_up(noise=0.02, seed=1))
+    assert same.sentences() == ["Nothing differs beyond noise."]
+
+
+def test_no_difference_is_finer_than_what_a_and_a_differ_by() -> None:
+    apart = {"direct-again": 1.5}
+    before = made_up(noise=0.02, seed=1, speed=apart)
+    after = made_up(noise=0.02, seed=2, speed={"nftables": 0.7} | apart)
+    found = [d for d in compare(before, after).differences if d.key.mode == "nftables" and d.figure == "rate"]
+    assert found
+    assert {d.verdict for d in found} == {"same"}
+    assert all(d.least > 0.45 for d in found)
 
 
 def test_a_faster_machine_is_no_better_data_plane() -> None:

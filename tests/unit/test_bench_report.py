@@ -3,19 +3,22 @@
 import base64
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from dataplane.bench.analyse import analyse
 from dataplane.bench.modes import MODES
+from dataplane.bench.report.charts import CAPTIONS, MAIN, charts, style
 from dataplane.bench.report.markdown import BEGIN, END, MarkersError, insert, markdown
-from dataplane.bench.report.page import _PICTURES, _SECTIONS, page, write_report
-from dataplane.bench.report.plots import STYLE, pictures
+from dataplane.bench.report.page import _SECTIONS, page, write_report
+from dataplane.bench.report.svg import MARKERS, Axis, Group, Mark, grouped
 from dataplane.bench.results import Results, ResultsError, read
+from dataplane.bench.scenarios import SCENARIOS
 from tests.unit.bench_runs import made_up
 
 ROOT = Path(__file__).resolve().parents[2]
-PNG = b"\x89PNG\r\n\x1a\n"
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module")
@@ -27,31 +30,67 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
     return run, directory
 
 
-def test_a_full_run_gives_every_picture(report: tuple[Results, Path]) -> None:
+def test_a_full_run_gives_every_chart(report: tuple[Results, Path]) -> None:
     run, directory = report
-    shown = [name for names in _SECTIONS.values() for name in names]
-    assert sorted(path.stem for path in directory.glob("*.png")) == sorted(shown) == sorted(_PICTURES)
-    for path in directory.glob("*.png"):
-        image = path.read_bytes()
-        assert image.startswith(PNG)
-        assert len(image) > 10_000
-    assert read(directory / "results.json") == run
+    shown = [MAIN, *(name for names in _SECTIONS.values() for name in names)]
+    assert sorted(shown) == sorted(CAPTIONS)
+    assert {path.stem for path in directory.glob("*.svg")} == set(CAPTIONS) - {"processors"}
+    for path in directory.glob("*.svg"):
+        picture = ElementTree.fromstring(path.read_text())
+        words = [text.text or "" for text in picture.iter(f"{SVG}text")]
+        assert any("(logarithmic)" in text or "(linear, from 0)" in text for text in words), path.name
+        tips = [mark.attrib["data-tip"] for mark in picture.iter(f"{SVG}g") if "data-tip" in mark.attrib]
+        assert len(tips) > 5
+        assert all("rounds" in tip or "one round" in tip for tip in tips), path.name
     log = (directory / "latency.hlog").read_text().splitlines()
     assert len([line for line in log if line.startswith("Tag=TCP_CRR@95/nftables/10000,")]) == run.settings.light_rounds
+    assert read(directory / "results.json") == run
     assert (directory / "tables.md").read_text() == markdown(run, whole=True)
 
 
-def test_the_page_stands_alone_and_tells_the_main_things(report: tuple[Results, Path]) -> None:
+def test_an_interval_that_goes_on_beyond_the_chart_is_cut_with_a_mark() -> None:
+    axis = Axis(0.0, 1.5, False, "ratio (linear, from 0)")
+    whole = {"nftables": Mark(0.9, 0.8, 1.0, "a")}
+    cut = {"nftables": Mark(0.9, 0.8, 7.25, "a"), "ebpf-tc": Mark(3.0, 2.0, 4.0, "b")}
+    assert "goes on" not in grouped([Group("x", whole)], "t", axis, "")
+    drawn = grouped([Group("x", cut)], "t", axis, "")
+    assert "cut: the interval goes on to 7.25" in drawn
+    assert "cut: the interval goes on to 4" in drawn
+    ElementTree.fromstring(drawn)
+
+
+def test_the_page_stands_alone_and_tells_the_main_things_first(report: tuple[Results, Path]) -> None:
     run, directory = report
     text = (directory / "index.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
-    assert len(sources) == len(_PICTURES) + 1
-    assert all(source.startswith("data:") for source in sources)
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    order = ('class="card"', f'id="chart-{MAIN}"', "<nav>", 'id="what-wins-where"', 'id="against-direct"')
+    places = [text.index(piece) for piece in order]
+    assert places == sorted(places)
     assert "Where iptables wins" in text
     assert '<td class="missed">missed</td>' in text
     assert '<td class="met">met</td>' in text
     assert run.command in text
     assert "Test CPU" in text
+    assert "first packet latency" in text
+
+
+def test_scenarios_have_the_same_name_everywhere(report: tuple[Results, Path]) -> None:
+    _, directory = report
+    text, tables = (directory / "index.html").read_text(), (directory / "tables.md").read_text()
+    for name in ("TCP_CRR", "TCP_RR", "TCP_STREAM", "UDP_RR", "coldstart"):
+        assert f'title="{SCENARIOS[name].title}">{name}</th>' in text
+        assert f"| {name} | 10000 |" in tables
+    assert f">{'TCP_CRR'}</text>" in (directory / "against-direct.svg").read_text()
+
+
+def test_no_figure_stands_without_its_rounds_and_spread(report: tuple[Results, Path]) -> None:
+    _, directory = report
+    cells = re.findall(
+        r'<td class="number(?: best)?">([^<]+) <small>([^<]*)</small></td>', (directory / "index.html").read_text()
+    )
+    assert len(cells) > 50
+    assert all(re.fullmatch(r"\d+%(, \d+ rounds)?|1 round", spread) for _, spread in cells)
 
 
 def test_the_raw_data_in_the_page_is_the_run(tmp_path: Path) -> None:
@@ -96,13 +135,13 @@ def test_text_from_a_results_file_is_escaped() -> None:
     run = made_up(services=(1,))
     run.command = "<script>alert(1)</script>"
     found = analyse(run)
-    assert "<script>" not in page(run, found, {})
+    assert "<script>alert" not in page(run, found, {})
 
 
 @pytest.mark.parametrize("services", [(1,), (10000,)])
 def test_a_run_of_one_size_has_no_lines_over_sizes(services: tuple[int, ...]) -> None:
-    found = pictures(analyse(made_up(services=services)))
-    assert "connect-p50" not in found
+    found = charts(analyse(made_up(services=services)))
+    assert MAIN not in found
     assert "against-direct" in found
 
 
@@ -114,6 +153,10 @@ def test_a_run_without_anything_still_gives_a_page(tmp_path: Path) -> None:
 
 
 def test_every_mode_has_a_colour_and_a_marker_of_its_own() -> None:
-    assert set(STYLE) == set(MODES)
-    assert len({colour for colour, _, _ in STYLE.values()}) == len(STYLE)
-    assert len({marker for _, marker, _ in STYLE.values()}) == len(STYLE)
+    assert set(MARKERS) == set(MODES)
+    assert len(set(MARKERS.values())) == len(MARKERS)
+    light, dark = style().split("prefers-color-scheme")
+    for scheme in (light, dark):
+        colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]+);", scheme))
+        assert set(MODES) <= set(colours)
+        assert len(set(colours.values())) == len(colours)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOW = "10.244.1.7 -> 10.96.0.10:80/tcp"
 ABSENT = """
 import sys
-sys.modules.update(dict.fromkeys(("numpy", "matplotlib", "nftables", "bcc")))
+sys.modules.update(dict.fromkeys(("numpy", "nftables", "bcc")))
 from ctl.main import main
 sys.exit(main())
 """

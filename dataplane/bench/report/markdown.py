@@ -48,19 +48,27 @@ def _bars_by_mode(rows: Sequence[BarRow]) -> str:
     return table(list(lines.values()))
 
 
-def place_records(found: Sequence[Place], modes: Sequence[str]) -> list[dict[str, object]]:
-    """The table of winners as records, the best of each line in bold."""
+def place_records(found: Sequence[Place], modes: Sequence[str], mark: str = "**") -> list[dict[str, object]]:
+    """The table of winners as records, the best of each line between marks."""
     records = []
     for place in found:
         record: dict[str, object] = {
             "scenario": place.key.scenario,
             "Services": place.key.services,
             "unit": place.unit,
+            "rounds": place.rounds,
             "noise floor": place.floor,
         }
         for mode in modes:
             shown = place.figures.get(mode)
-            record[mode] = "" if shown is None else f"**{shown.text}**" if shown.best else shown.text
+            text = (
+                ""
+                if shown is None
+                else f"{mark}{shown.text}{mark if len(mark) > 1 else ''}"
+                if shown.best
+                else shown.text
+            )
+            record[mode] = f"{text} ({shown.spread})" if shown else ""
         records.append(record)
     return records
 
@@ -81,8 +89,9 @@ def markdown(results: Results, *, whole: bool = False) -> str:
         (_bars if whole else _bars_by_mode)(bars(results, analysis)),
         "Ratios are medians over rounds with their 95 % confidence interval, other figures medians with their "
         "quartiles. Where the bar is inside the interval, or others were at work, it is `unclear`.\n",
-        "What wins where. Medians; bold: the best mode, and those that differ from it by less than the noise floor, "
-        "the smallest difference that the line can tell; none: too few rounds.\n",
+        "What wins where. Medians with the spread of their rounds (distance of the quartiles); bold: the best mode, "
+        "and those that differ from it by less than the noise floor, the smallest difference that the line can tell; "
+        "none: too few rounds.\n",
         table(place_records(found, modes)),
         "Where iptables wins or shares the first place: "
         + (" ".join(text.removeprefix("iptables ") for text in wins) if wins else "nowhere in this run.")

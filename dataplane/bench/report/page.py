@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing else, the pictures as PNG files, the tables, and the run's data."""
+"""The report: one HTML page that needs nothing else, its charts as SVG files, the tables, and the run's data."""
 
 import base64
 import gzip
@@ -9,41 +9,28 @@ from pathlib import Path
 import msgspec
 
 from dataplane.bench import bars as bars_module
-from dataplane.bench import hdr
 from dataplane.bench.analyse import Analysis, analyse, as_records
+from dataplane.bench.export import latency_log
 from dataplane.bench.modes import MODES
 from dataplane.bench.pace import duration
+from dataplane.bench.report.charts import CAPTIONS, MAIN, alone, charts, style
+from dataplane.bench.report.html import anchor, document, listed, table
 from dataplane.bench.report.markdown import markdown
-from dataplane.bench.report.plots import pictures
-from dataplane.bench.report.summary import highlights, iptables_wins, places
+from dataplane.bench.report.summary import headlines, highlights, iptables_wins, places
 from dataplane.bench.results import Results, write
 from dataplane.bench.scenarios import SCENARIOS
 
 PAGE, DATA, TABLES, LATENCIES = "index.html", "results.json", "tables.md", "latency.hlog"
 _TITLE = "Service data planes side by side"
-_STYLE = Path(__file__).with_name("page.css")
 
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "Against direct": ("against-direct",),
-    "New connections": ("connect-p50", "connect-p99", "connect-rate", "positions"),
+    "New connections": ("connect-p50", "connect-p99", "positions", "paced"),
     "Processor time": ("cpu", "connect-cpu"),
+    "Processors": ("processors",),
     "Control plane": ("coldstart", "change", "rollout", "memory", "kernel-memory"),
 }
-_PICTURES = {
-    "connect-p50": "Median time of connect(2) through the last of the Services. Bands: quartiles of the rounds.",
-    "connect-p99": "The time that one connection in a hundred exceeds.",
-    "connect-rate": "One client, one connection after another, as fast as they go.",
-    "against-direct": "Each mode's rate divided by direct's of the same round. Whiskers: 95 % confidence. Longer "
-    "bars are better; those cut off have their height written in them.",
-    "positions": "Rules that are walked through make the last Service slower than the first; maps do not.",
-    "cpu": "Of everybody involved: client, server and the kernel's packet work. Lower is better.",
-    "connect-cpu": "The same, for new connections to the last of so many Services.",
-    "coldstart": "From decoded objects to a kernel that serves them, planning included.",
-    "change": "From the bytes of an EndpointSlice to the kernel, one change at a time.",
-    "rollout": "A hundred changes a second; whatever is due goes into one update. From due until done.",
-    "memory": "Resident memory of the planning process after its start.",
-    "kernel-memory": "Slabs, vmalloc areas and per-CPU memory of the machine, after the cold start less before.",
-}
+_WIDE = ("against-direct", "cpu")
 
 
 def _bars(records: Sequence[dict[str, object]]) -> str:
@@ -53,28 +40,7 @@ def _bars(records: Sequence[dict[str, object]]) -> str:
         what = str(record["what"])
         shown.append(record if what != last else record | {"what": ""})
         last = what
-    return _table(shown, "bars")
-
-
-def _table(records: Sequence[Mapping[str, object]], kind: str = "") -> str:
-    if not records:
-        return "<p>Nothing was measured.</p>"
-    columns = list(records[0])
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    lines = []
-    for record in records:
-        cells = []
-        for name in columns:
-            text = escape(str(record[name]))
-            mark = f' class="{text.replace("not measured", "unmeasured")}"' if name == "verdict" else ""
-            cells.append(f"<td{mark}>{text}</td>")
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    inner = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return f'<div class="wide"><table class="{kind}">{inner}</table></div>'
-
-
-def _list(items: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
+    return table(shown, "bars")
 
 
 def _places(analysis: Analysis) -> str:
@@ -83,24 +49,26 @@ def _places(analysis: Analysis) -> str:
     if not found:
         return "<p>No two modes were measured.</p>"
     modes = [mode for mode in MODES if any(mode in place.figures for place in found)]
-    head = "".join(f"<th>{escape(n)}</th>" for n in ("scenario", "Services", "unit", "noise floor", *modes))
+    names = ("scenario", "Services", "unit", "rounds", "noise floor", *modes)
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     lines, last = [], ""
     for place in found:
         name = place.key.scenario
         begins = ' class="begins"' if name != last else ""
         last = name
         cells = (
-            f'<th scope="row" title="{escape(SCENARIOS[name].title)}">{escape(name)}</th>'
+            f'<th scope="row" title="{escape(SCENARIOS[name].title, quote=True)}">{escape(name)}</th>'
             f'<td class="number">{place.key.services:,}</td><td>{escape(place.unit)}</td>'
-            f'<td class="number">{escape(place.floor)}</td>'
+            f'<td class="number">{place.rounds}</td><td class="number">{escape(place.floor)}</td>'
         )
         for mode in modes:
             shown = place.figures.get(mode)
             mark = "number best" if shown and shown.best else "number"
-            cells += f'<td class="{mark}">{escape(shown.text) if shown else ""}</td>'
+            text = f"{escape(shown.text)} <small>{escape(shown.spread)}</small>" if shown else ""
+            cells += f'<td class="{mark}">{text}</td>'
         lines.append(f"<tr{begins}>{cells}</tr>")
     inner = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return f'<div class="wide"><table class="places">{inner}</table></div>'
+    return f'<div class="wide" tabindex="0"><table class="places">{inner}</table></div>'
 
 
 def _machine(results: Results) -> str:
@@ -118,23 +86,31 @@ def _machine(results: Results) -> str:
         "cluster": f"{settings.endpoints} endpoints each, IPv{settings.family.value}, routing {settings.routing.value}",
         "load generator": settings.load_tool,
     }
-    return _table([{"": name, "fact": value} for name, value in facts.items()])
+    return table([{"": name, "fact": value} for name, value in facts.items()])
 
 
-def _images(images: Mapping[str, bytes]) -> str:
-    """The pictures by section, wide ones over the whole width."""
-    parts = []
+def _scenarios(results: Results) -> str:
+    found = [SCENARIOS[name] for name in results.settings.scenarios]
+    records = [{"scenario": s.name, "what it is": s.title, "Kubernetes SLI": s.sli, "way": s.way.value} for s in found]
+    return table(records)
+
+
+def _figure(name: str, images: Mapping[str, str]) -> str:
+    kind = "whole" if name in _WIDE or name == MAIN else "half"
+    return (
+        f'<figure class="{kind}" id="chart-{name}"><div class="wide" tabindex="0">{images[name]}</div>'
+        f"<figcaption>{escape(CAPTIONS[name])}</figcaption></figure>"
+    )
+
+
+def _images(images: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The charts by section."""
+    found = []
     for title, names in _SECTIONS.items():
-        figures = [
-            f'<figure class="{"whole" if name in ("against-direct", "cpu") else "half"}">'
-            f'<img alt="{escape(_PICTURES[name])}" src="data:image/png;base64,{_base64(images[name])}">'
-            f"<figcaption>{escape(_PICTURES[name])}</figcaption></figure>"
-            for name in names
-            if name in images
-        ]
+        figures = [_figure(name, images) for name in names if name in images]
         if figures:
-            parts.append(f'<h2>{escape(title)}</h2><div class="pictures">{"".join(figures)}</div>')
-    return "\n".join(parts)
+            found.append((title, f'<div class="pictures">{"".join(figures)}</div>'))
+    return found
 
 
 def _introduction(results: Results) -> str:
@@ -152,80 +128,80 @@ def _introduction(results: Results) -> str:
     )
 
 
-def page(results: Results, analysis: Analysis, images: Mapping[str, bytes]) -> str:
+def _headlines(analysis: Analysis) -> str:
+    cards = "".join(
+        f'<div class="card"><b>{escape(line.figure)}</b><span>{escape(line.what)}</span>'
+        f"<small>{escape(line.certainty)}</small></div>"
+        for line in headlines(analysis)
+    )
+    return f'<div class="cards">{cards}</div>' if cards else ""
+
+
+def page(results: Results, analysis: Analysis, images: Mapping[str, str]) -> str:
     """The whole page."""
     warnings = "".join(f'<p class="warning">{escape(text)}</p>' for text in analysis.warnings)
     bars = bars_module.bars(results, analysis)
-    data = _base64(gzip.compress(msgspec.json.encode(results), mtime=0))
+    data = base64.b64encode(gzip.compress(msgspec.json.encode(results), mtime=0)).decode()
     wins = iptables_wins(analysis)
+    sections = [
+        (
+            "In short",
+            listed([bars_module.summary(bars), *highlights(analysis)]) + "<h3>Where iptables wins</h3>"
+            + (listed(wins) if wins else "<p>Nowhere in this run, beyond what cannot be told apart.</p>"),
+        ),
+        (
+            "What wins where",
+            "<p>Medians of the rounds, small beside them their spread (distance of the quartiles). Marked: the best "
+            "mode, and those that differ from it by less than the noise floor, the smallest difference that the line "
+            "can tell.</p>" + _places(analysis),
+        ),
+        (
+            "Bars",
+            "<p>What this project asks of itself. Ratios: median over the rounds with its 95 % confidence interval; "
+            "other figures: median with quartiles. Spread: the interval's width. Unclear: the bar is inside the "
+            "interval or nearer than the noise floor, or others were at work.</p>"
+            + _bars(bars_module.as_records(bars)),
+        ),
+        *_images(images),
+        ("Scenarios", _scenarios(results)),
+        ("The run", _run(results, data)),
+        (
+            "All figures",
+            "<details><summary>Every row</summary><p>Medians of the rounds; spread: distance of the quartiles; against "
+            "direct: median of the ratios with its 95 % confidence interval; CPU: seconds for a million operations, or "
+            f"for a gigabyte of bulk.</p>{table(as_records(analysis))}</details>",
+        ),
+    ]  # fmt: skip
+    contents = "".join(f'<a href="#{anchor(title)}">{escape(title)}</a>' for title, _ in sections)
+    main = _figure(MAIN, images) if MAIN in images else ""
     parts = [
-        f"<h1>{_TITLE}</h1>",
-        _introduction(results),
-        warnings,
-        "<h2>In short</h2>",
-        _list([bars_module.summary(bars), *highlights(analysis)]),
-        "<h3>Where iptables wins</h3>",
-        _list(wins) if wins else "<p>Nowhere in this run, beyond what cannot be told apart.</p>",
-        "<h2>What wins where</h2>",
-        "<p>Medians of the rounds. Marked: the best mode, and those that cannot be told from it.</p>",
-        _places(analysis),
-        "<h2>Bars</h2>",
-        "<p>What this project asks of itself. Ratios: median over the rounds with its 95 % confidence interval; other "
-        "figures: median with quartiles. Spread: the interval's width. Unclear: the bar is inside the interval, or "
-        "others were at work.</p>",
-        _bars(bars_module.as_records(bars)),
-        _images(images),
-        "<h2>The run</h2>",
-        _machine(results),
-        f"<p>Repeat it: <code>{escape(results.command)}</code></p>",
-        f'<p><a download="{DATA}.gz" href="data:application/gzip;base64,{data}">Its raw data</a> (JSON, compressed; '
-        "<code>hotplane bench report</code> and <code>hotplane bench compare</code> read it as it is)</p>",
-        "<details><summary>All figures</summary>",
-        "<p>Medians of the rounds; spread: distance of the quartiles; against direct: median of the ratios with "
-        "its 95 % confidence interval; CPU: for a million operations, or for a gigabyte of bulk.</p>",
-        _table(as_records(analysis)),
-        "</details>",
-    ]
-    view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    style = _STYLE.read_text(encoding="utf-8")
-    head = f'<meta charset="utf-8">{view}<title>{_TITLE}</title><style>{style}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+        f"<h1>{_TITLE}</h1>", _headlines(analysis), main, warnings, f"<nav>{contents}</nav>", _introduction(results),
+        *(f'<section id="{anchor(title)}"><h2>{escape(title)}</h2>{text}</section>' for title, text in sections),
+    ]  # fmt: skip
+    return document(_TITLE, "\n".join(parts), style())
 
 
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def latency_log(results: Results) -> str:
-    """An HdrHistogram log of what was paced, a line for each round, tagged scenario/mode/Services; "" without any."""
-    paced = [cell for cell in results.cells if cell.histogram]
+def _run(results: Results, data: str) -> str:
     return (
-        hdr.log_file(
-            (
-                f"{cell.key.scenario}/{cell.key.mode}/{cell.key.services}",
-                cell.figures["seconds"],
-                hdr.decode(cell.histogram),
-            )
-            for cell in paced
-        )
-        if paced
-        else ""
+        f"{_machine(results)}<p>Repeat it: <code>{escape(results.command)}</code></p>"
+        f'<p><a download="{DATA}.gz" href="data:application/gzip;base64,{data}">Its raw data</a> (JSON, compressed; '
+        "<code>hotplane bench report</code> and <code>hotplane bench compare</code> read it as it is)</p>"
     )
 
 
 def write_report(results: Results, directory: Path) -> list[Path]:
-    """Write the page, the pictures, the tables and the data into a directory; returns the files. Raises OSError."""
+    """Write the page, the charts, the tables and the data into a directory; returns the files. Raises OSError."""
     directory.mkdir(parents=True, exist_ok=True)
     analysis = analyse(results)
-    images = pictures(analysis)
+    images = charts(analysis)
     written = []
     for name, image in images.items():
-        written.append(directory / f"{name}.png")
-        written[-1].write_bytes(image)
+        written.append(directory / f"{name}.svg")
+        written[-1].write_text(alone(image), encoding="utf-8")
     (directory / PAGE).write_text(page(results, analysis, images), encoding="utf-8")
     (directory / TABLES).write_text(markdown(results, whole=True), encoding="utf-8")
     write(directory / DATA, results)
-    if text := latency_log(results):
+    if any(cell.histogram for cell in results.cells):
         written.append(directory / LATENCIES)
-        written[-1].write_text(text, encoding="utf-8")
+        written[-1].write_text(latency_log(results), encoding="utf-8")
     return [directory / PAGE, directory / DATA, directory / TABLES, *written]

@@ -12,17 +12,20 @@ _ASIDE = ("pod", "xdp-cost")
 
 
 class Shown(NamedTuple):
-    """A mode's figure in the table of winners. best: it wins or shares the first place."""
+    """A mode's figure in the table of winners. best: it wins or shares the first place. spread: of its rounds."""
 
     text: str
     best: bool = False
+    spread: str = ""
 
 
 class Place(NamedTuple):
-    """A line of the table of winners. figures: by mode, in `unit`. floor: the smallest difference that it can tell."""
+    """A line of the table of winners. figures: by mode, in `unit`. rounds: of the mode that has most. floor: the
+    smallest difference that it can tell."""
 
     key: PlaceKey
     unit: str
+    rounds: int
     figures: dict[str, Shown]
     floor: str
     noisy: bool
@@ -126,8 +129,67 @@ def places(analysis: Analysis) -> list[Place]:
         direct = analysis.row(DIRECT, name, services, position)
         shown = [*([direct] if direct else []), *rows]
         unit = common_scale((row.main.median for row in shown), SCENARIOS[name].unit)
-        figures = {row.key.mode: Shown(unit.number(row.main.median), row.key.mode in first) for row in shown}
-        found.append(Place(key, unit.unit, figures, floor_text(analysis.floor(key)), key in analysis.noisy))
+        rounds = max(row.main.rounds for row in shown)
+        figures = {
+            row.key.mode: Shown(unit.number(row.main.median), row.key.mode in first, _spread(row, rounds))
+            for row in shown
+        }
+        found.append(Place(key, unit.unit, rounds, figures, floor_text(analysis.floor(key)), key in analysis.noisy))
+    return found
+
+
+def _spread(row: Row, rounds: int) -> str:
+    """Spread of a figure's rounds; how many those are, where a line's other modes have more."""
+    few = "" if row.main.rounds == rounds else f", {row.main.rounds} rounds"
+    return f"{row.main.spread:.0%}{few}" if row.main.rounds > 1 else "1 round"
+
+
+class Headline(NamedTuple):
+    """A number that a reader wants first. certainty: its interval, rounds, and noise floor."""
+
+    figure: str
+    what: str
+    certainty: str
+
+
+def headlines(analysis: Analysis) -> list[Headline]:
+    """Connections against direct and against iptables, latency of a programmed change, cold start: each at the largest
+    size, or where the most was measured."""
+    return [*_rates(analysis), *_times(analysis)]
+
+
+def _rates(analysis: Analysis) -> list[Headline]:
+    rows = [r for r in analysis.rows if r.key.scenario == "connect" and r.key.position == Position.LAST.value]
+    if not rows:
+        return []
+    size = max(rows, key=lambda row: (row.main.rounds, row.key.services)).key.services
+    here = {row.key.mode: row for row in rows if row.key.services == size}
+    found = []
+    for mode in ("nftables", "ebpf-connect"):
+        ratio = here[mode].ratios.get("rate") if mode in here else None
+        if ratio is not None:
+            floor = floor_text(analysis.floor(here[mode].place))
+            certainty = f"{ratio.low:.2f} to {ratio.high:.2f}, {ratio.rounds} rounds, noise floor {floor}"
+            what = f"of direct's new connections, {mode}, last of {_many(size)}"
+            found.append(Headline(f"{ratio.value:.0%}", what, certainty))
+    if {"nftables", "iptables"} <= set(here):
+        fast, slow = here["nftables"].main, here["iptables"].main
+        rounds = f"medians of {min(fast.rounds, slow.rounds)} rounds"
+        what = f"as many new connections as iptables, nftables, last of {_many(size)}"
+        found.append(Headline(f"{fast.median / slow.median:.2g}x", what, rounds))
+    return found
+
+
+def _times(analysis: Analysis) -> list[Headline]:
+    found = []
+    for name, what in (("change", "p99 from one change to the kernel"), ("coldstart", "cold start")):
+        rows = [row for row in analysis.rows if row.key.scenario == name and row.key.mode == "nftables"]
+        if rows:
+            row = max(rows, key=lambda row: row.key.services)
+            low, high = (quantity(value, row.scenario.unit) for value in row.main.quartiles)
+            rounds = f"quartiles {low} to {high}, {row.main.rounds} rounds" if row.main.rounds > 1 else "one round"
+            where = f"{what}, nftables, {_many(row.key.services)}"
+            found.append(Headline(quantity(row.main.median, row.scenario.unit), where, rounds))
     return found
 
 

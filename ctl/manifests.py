@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ctl.context import Context, build_context, report_problems
 from ctl.sources.manifests import BROKEN, read_manifests
 from dataplane.errors import HotplaneError
-from dataplane.model.objects import Namespace, ObjectRef, Pod, Service
+from dataplane.model.objects import Namespace, ObjectRef, Pod, Problem, Service
 from dataplane.plan.frontends import has_frontends
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import Plan
@@ -40,11 +40,11 @@ def plan_manifests(args: argparse.Namespace) -> Planned:
     """
     decoded = read_manifests(args.filename, args.node_ports)
     context = build_context(args, decoded.objects)
-    planner = Planner(context.node)
+    planner = Planner(context.node, vouched=False)
     planner.update(decoded.objects)
     conflicts = [problem for problems in planner.problems.values() for problem in problems]
     count = report_problems([*decoded.problems, *conflicts])
-    report_problems(decoded.notes)
+    report_problems([*decoded.notes, *place_notes(planner)])
     kinds = Counter(type(item).__name__ for item in decoded.objects if isinstance(item, Pod | Namespace))
     if kinds.total() == len(decoded.objects) and not planner.plan.entries:
         others = ", ".join(f"{n} {kind}" for kind, n in sorted((decoded.ignored + kinds).items()))
@@ -67,6 +67,21 @@ def plan_manifests(args: argparse.Namespace) -> Planned:
         broken,
         frozenset(silent | named),
     )
+
+
+def place_notes(planner: Planner) -> list[Problem]:
+    """What to tell where nobody has this node's name, and of endpoints that no policy Local can count as anybody's."""
+    doubt = planner.places.doubt()
+    notes = [Problem(ObjectRef("Node", "", planner.places.here), "metadata.name", doubt)] if doubt else []
+    unknown = [
+        ObjectRef("Service", key.namespace, key.name)
+        for key, entry in planner.plan.entries.items()
+        if (entry.internal_local or entry.external_local)
+        and entry.unplaced
+        and any(not endpoint.node for endpoint, _ in planner.candidates(key))
+    ]
+    reason = "some have no nodeName, which policy Local counts as another node's; name the node that each runs on"
+    return notes + [Problem(ref, "endpoints", reason) for ref in dict.fromkeys(unknown)]
 
 
 def _refused(refs: Iterable[ObjectRef]) -> set[tuple[str, str]]:

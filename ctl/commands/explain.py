@@ -213,14 +213,16 @@ def run(args: argparse.Namespace) -> int:
     """Explain every flow; 0 also when some objects had problems, which are told on stderr."""
     from ctl.context import build_context, report_problems
     from ctl.ebpf import at_connect_time, keeps
+    from ctl.manifests import place_notes
     from ctl.sources.manifests import read_manifests
 
     asked = read_flows(args.flow)
     decoded = read_manifests(args.filename, args.node_ports)
     report_problems([*decoded.problems, *decoded.notes])
     context = build_context(args, decoded.objects, offline=True)
-    planner = Planner(context.node)
+    planner = Planner(context.node, vouched=False)
     planner.update(decoded.objects)
+    report_problems(place_notes(planner))
     keeping = NOTHING
     if context.mode == "ebpf":
         sources = (flow.packet.source for flow in asked)

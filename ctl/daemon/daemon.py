@@ -75,6 +75,7 @@ class Daemon:
         self._statusz = Statusz()
         self._noted: dict[ObjectRef, tuple[Problem, ...]] = {}
         self._jobs = Jobs(log, self.metrics.job_failed)
+        self._doubt = ""
         self._stop = asyncio.Event()
         self._saved = 0
         self._saving = asyncio.Lock()
@@ -105,7 +106,7 @@ class Daemon:
         self.reconciler = Reconciler(
             settings.node.name,
             self.inbox, self._kernel, self._describe, self.health, self.metrics, log,
-            Pace(settings.min_sync_period), self._after, self._jobs,
+            Pace(settings.min_sync_period), self._after, self._jobs, vouched=not settings.paths,
         )  # fmt: skip
 
     async def run(self) -> int:
@@ -235,6 +236,10 @@ class Daemon:
 
     def _tell_notes(self) -> None:
         """Warn, once, of what is used but may surprise."""
+        doubt = self.reconciler.planner.places.doubt()
+        if doubt != self._doubt:
+            self._log.warning(doubt or f"node name {self.settings.node.name!r} is known now")
+            self._doubt = doubt
         notes = self.inbox.notes
         if notes == self._noted:
             return

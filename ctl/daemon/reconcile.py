@@ -35,7 +35,8 @@ class Reconciler:
 
     name: this node's. node: its Node object as it was last known. describe: the NodeConfig for a Node object (None:
     there never was one). after: called when a change has been taken in; health-check ports, Events and the like come
-    then, outside of the time that counts. jobs: tells of what fails.
+    then, outside of the time that counts. jobs: tells of what fails. vouched: the objects come from an API server (see
+    Planner).
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Reconciler:
         pace: Pace,
         after: Callable[[PlanChange], Awaitable[None]],
         jobs: Jobs,
+        *,
+        vouched: bool = True,
     ) -> None:
         self.inbox, self.kernel, self.describe = inbox, kernel, describe
         self.pace, self.retry, self.tally = pace, Retry(), Tally()
@@ -65,7 +68,7 @@ class Reconciler:
         self._replan = False
         self._health, self._metrics, self._log, self._after = health, metrics, log, after
         self._name = name
-        self.planner = Planner(NodeConfig(name=name))
+        self.planner = Planner(NodeConfig(name=name), vouched=vouched)
 
     async def start(self) -> None:
         """Wait until everything is known, then bring the kernel to it; try again until that has worked."""

@@ -7,6 +7,7 @@ sees them too. Entering is per thread (setns(2)): other threads of the process s
 import ctypes
 import errno
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ NETNS_DIR = Path("/run/netns")
 
 _CLONE_NEWNET = 0x40000000
 _CLONE_NEWUSER = 0x10000000
+_CLONE_NEWUTS = 0x04000000
 _MS_BIND = 0x1000
 _MS_REC = 0x4000
 _MS_SHARED = 0x100000
@@ -170,6 +172,12 @@ def leave() -> None:
         _check(_libc.unshare(_CLONE_NEWNET), "make a network namespace")
     except PermissionError:
         _check(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET), "make a user and a network namespace")
+
+
+def call_host(name: str) -> None:
+    """Give this thread a host name of its own for good (before exec). Raises OSError."""
+    _check(_libc.unshare(_CLONE_NEWUTS), f"make a UTS namespace for {name}")
+    socket.sethostname(name)
 
 
 def pids(inside: Iterable[str]) -> dict[int, str]:

@@ -194,10 +194,14 @@ class Lab(Places):
         return subprocess.CompletedProcess(list(argv), process.returncode, output, errors)
 
     def execute(self, where: Where, argv: Sequence[str]) -> None:
-        """Become a program in a place (exec: does not return). Raises OSError when there is no such program."""
+        """Become a program in a place (exec: does not return). Raises OSError when there is no such program.
+
+        Its host name is the place's: a node's proxy takes its node name from there.
+        """
         place = self.place(where)
         cgroup.enter(self.cgroup(place))
         netns.enter(place.netns)
+        netns.call_host(place.name)
         os.execvp(argv[0], list(argv))
 
     def python(self, where: Where, module: str, arguments: Sequence[str] = (), **popen: Any) -> subprocess.Popen[Any]:

@@ -24,6 +24,7 @@ from dataplane.model.objects import (
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.claims import Claim, Claims, ServiceId, claimant
 from dataplane.plan.frontends import Way, has_frontends, make_frontends, service_families, ways_in
+from dataplane.plan.places import Places
 from dataplane.plan.pods import PodPlanner
 from dataplane.plan.types import EntryKey, FrontendKey, FrontendKind, HealthCheck, Plan, PlanEntry
 from dataplane.policy.difference import LARGE
@@ -87,12 +88,15 @@ class Planner:
     """Keeps the objects and the plan made of them.
 
     `plan` is always complete and consistent with the objects seen so far; `problems` holds what is wrong now
-    (conflicts between Services), by the object that suffers. large: endpoints of a Service from which on they are kept
-    merged (see policy.merged).
+    (conflicts between Services), by the object that suffers. `places` tells where endpoints run.
+
+    large: endpoints of a Service from which on they are kept merged (see policy.merged). vouched: the objects come from
+    an API server; False for manifests, whose nodeName somebody may have mistyped.
     """
 
-    def __init__(self, node: NodeConfig, large: int = LARGE) -> None:
+    def __init__(self, node: NodeConfig, large: int = LARGE, *, vouched: bool = True) -> None:
         self.plan = Plan(node=node)
+        self.places = Places(node.name, vouched=vouched)
         self._large = large
         self.problems: dict[ObjectRef, tuple[Problem, ...]] = {}
         self._services: dict[ServiceId, Service] = {}
@@ -108,17 +112,19 @@ class Planner:
         """Take in objects that appeared, changed or went, and return what that does to the plan (already applied).
 
         Deletes come before upserts, so an object named in both exists afterwards. An object that is not known is
-        deleted without complaint. A Node is accepted and has no effect here: what it says about this node is part
+        deleted without complaint. Of a Node only the name has an effect here: what it says about this node is part
         of the NodeConfig.
         """
         objects = list(upserts)
-        service_cidrs = self.plan.service_cidrs
+        service_cidrs, places = self.plan.service_cidrs, self.places.knowledge
         with _bulk(len(objects)):
             dirty: _Dirty = {}
             for ref in deletes:
                 self._forget(ref, dirty)
             for item in objects:
                 self._remember(item, dirty)
+            if self.places.knowledge != places:
+                dirty = dirty | dict.fromkeys(self._services)
             entries, health = self._replan(dirty)
             entries = self._pods.after(entries)
             self.plan.service_cidrs = tuple(sorted({c for o in self._service_cidrs.values() for c in o.cidrs}))
@@ -162,6 +168,9 @@ class Planner:
         before = self.plan.node
         if (node.name, node.zone, node.most_backends) != (before.name, before.zone, before.most_backends):
             self._merged.clear()
+        if node.name != self.places.here:
+            pieces = (piece for owner in self._slices for piece in self._pieces(owner))
+            self.places.rename(node.name, (piece.endpoints for piece in pieces))
         self.plan.node = node
         with _bulk(len(self._services)):
             entries, health = self._replan(dict.fromkeys(self._services))
@@ -206,7 +215,7 @@ class Planner:
             case Pod() | Namespace():
                 self._pods.remember(item)
             case Node():
-                pass
+                self.places.add_node(item.name)
 
     def _remember_slice(self, item: EndpointSlice, dirty: _Dirty) -> None:
         owner, slice_id = (item.namespace, item.service), (item.namespace, item.name)
@@ -222,7 +231,9 @@ class Planner:
         if not serves:
             return
         old = next((piece for piece in others if piece.name == item.name), None) if before is not None else None
+        self.places.count(item.endpoints)
         if old is not None:
+            self.places.count(old.endpoints, -1)
             item = _sharing(item, old)
             self._set_pieces(owner, tuple([item if piece is old else piece for piece in others]))
         else:
@@ -264,6 +275,8 @@ class Planner:
                 self._service_cidrs.pop(ref.name, None)
             case "Pod" | "Namespace":
                 self._pods.forget(ref)
+            case "Node":
+                self.places.remove_node(ref.name)
 
     def _forget_slice(self, slice_id: tuple[str, str], dirty: _Dirty) -> None:
         owner = self._owner(*slice_id)
@@ -276,7 +289,10 @@ class Planner:
             rest = tuple([piece for piece in pieces if piece.name != slice_id[1]])
             if rest:
                 self._set_pieces(owner, rest)
-            self._merge(owner, next((piece for piece in pieces if piece.name == slice_id[1]), None), None)
+            gone = next((piece for piece in pieces if piece.name == slice_id[1]), None)
+            if gone is not None:
+                self.places.count(gone.endpoints, -1)
+            self._merge(owner, gone, None)
             dirty[owner] = None
 
     def _replan(self, dirty: _Dirty) -> tuple[tuple[EntryChange, ...], dict[ServiceId, HealthCheck | None]]:
@@ -340,6 +356,7 @@ class Planner:
             external_local=service.external_local,
             lingering=lingers,
             limited=limited,
+            unplaced=self.places.unplaced(self.candidates(key), sets),
         )
 
     def _sets(self, key: EntryKey) -> tuple[BackendSets, tuple[Backend, ...]]:

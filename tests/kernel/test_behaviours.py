@@ -14,7 +14,7 @@ from pyroute2 import IPRoute
 
 from dataplane.kernel.netns import netns
 from dataplane.lab.lab import Lab
-from dataplane.lab.probe import Outcome, Probe
+from dataplane.lab.probe import Outcome, Probe, split_port
 from dataplane.lab.proxy import LabProxy
 from dataplane.lab.spec import LabSpec, Node
 from dataplane.model.net import Family, Protocol
@@ -27,7 +27,10 @@ from dataplane.model.objects import (
     ServiceType,
     make_endpoint,
 )
+from dataplane.model.objects import Node as NodeObject
+from dataplane.oracle.decide import Packet
 from dataplane.plan.change import PlanChange
+from dataplane.plan.places import Places
 from dataplane.planes.conntrack import clean_stale_udp
 from tests.kernel.modes import MODES, lab_proxy
 
@@ -390,3 +393,36 @@ def test_terminating_endpoints_serve_until_a_ready_one_is_there(lab: Lab, proxy:
     assert servers(lab, Family.IPV4) == {"pod1-1"}
     proxy.update(endpoints(lab, "pod1-2", name="new"))
     assert servers(lab, Family.IPV4) == {"pod1-2"}
+
+
+def hairpin(lab: Lab, family: Family) -> tuple[str, str]:
+    """pod1-1 through the Service to itself: how it ends, and whom it sees ("" while nothing answers)."""
+    attempt = lab.probe("pod1-1", Probe(VIP[family], 80, timeout=1.0))[0].attempts[0]
+    return attempt.outcome, split_port(attempt.client)[0] if attempt.client else ""
+
+
+@FAMILIES
+@pytest.mark.parametrize(
+    ("named", "others"),
+    [("", ()), ("", ("node1", "node2")), ("nobody", ()), ("nobody", ("node1", "node2"))],
+    ids=["no node name", "no node name, nodes known", "a name of nobody's", "a name of nobody's, nodes known"],
+)
+@pytest.mark.parametrize("mode", ["iptables", "nftables", "ebpf-tc"])
+def test_a_pod_reaches_itself_whatever_node_its_endpoint_names(
+    lab: Lab, mode: str, family: Family, named: str, others: tuple[str, ...]
+) -> None:
+    """Nothing tells that it runs here, nor that it does not: masqueraded as the oracle says, or it would never hear."""
+    with lab_proxy(lab, mode) as proxy:
+        for node in proxy.nodes.values():
+            node.planner.places = Places(node.node.name, vouched=False)
+        slices = [
+            replace(piece, endpoints=tuple(replace(e, traits=replace(e.traits, node=named)) for e in piece.endpoints))
+            for piece in endpoints(lab, "pod1-1")
+        ]
+        away = replace(endpoints(lab, "pod2-1", name="away")[0], service="away")  # confirms the name of node 2 only
+        proxy.update([service(), *slices, away, *(NodeObject(name) for name in others)])
+        packet = Packet(lab.place("pod1-1").addresses[family], VIP[family], 80, Protocol.TCP)
+        assert proxy.oracles()["node1"].decide(packet).masquerade
+        outcome, seen = hairpin(lab, family)
+    assert outcome is Outcome.ANSWERED
+    assert seen in lab.node_addresses()["node1"]

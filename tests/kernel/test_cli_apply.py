@@ -301,3 +301,19 @@ def test_the_longest_legal_name(cli: Cli, mode: str) -> None:
     services = {record["service"] for record in cli.json("show", "services")}
     assert len(services) == 2
     assert "default/echo:http" in services
+
+
+def test_a_node_name_of_nobodys_and_endpoints_without_one_are_told(cli: Cli) -> None:
+    def told(manifest: str) -> str:
+        cli.manifest.write_text(manifest)
+        done = cli("apply", "-f", str(cli.manifest))
+        assert done.returncode == 0
+        return done.stderr
+
+    assert told(ECHO) == ""
+    nobody = ECHO.replace("nodeName: n1", "nodeName: n3")
+    assert "Node n1: metadata.name: node name 'n1': no Node object and no endpoint has this name" in told(nobody)
+    assert told(nobody + "---\napiVersion: v1\nkind: Node\nmetadata: {name: n1}\n") == ""
+    local = ECHO.replace("type: LoadBalancer", "type: LoadBalancer\n  externalTrafficPolicy: Local")
+    assert told(local) == ""
+    assert "Service default/echo: endpoints: some have no nodeName" in told(local.replace(", nodeName: n2", ""))

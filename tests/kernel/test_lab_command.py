@@ -62,6 +62,7 @@ def test_up_status_exec_down(name: str) -> None:
     script = connect + "; s.send(b'x\\n'); print(s.recv(999))"
     assert "pod2-2" in hotplane("lab", "exec", "--name", name, "client", sys.executable, "-c", script).stdout
     hotplane("lab", "exec", "--name", name, "node1", "--", "sh", "-c", "exit 7", status=7)
+    assert hotplane("lab", "exec", "--name", name, "node1", "--", "uname", "-n").stdout == "node1\n"
     hotplane("lab", "down", "--name", name)
     hotplane("lab", "down", "--name", name)
     assert f"there is no lab {name}" in hotplane("lab", "status", "--name", name, status=1).stderr

@@ -167,7 +167,7 @@ def changes_only_backends(old: PlanEntry, new: PlanEntry) -> bool:
 
 def needs_hairpin_everywhere(entry: PlanEntry) -> bool:
     """Whether pods of other nodes may reach themselves through this node: an external frontend hands them the
-    Cluster set unmasqueraded. Otherwise only this node's own pods can."""
+    Cluster set unmasqueraded. Otherwise only this node's own pods can, and those that may be."""
     return any(
         frontend.kind is not FrontendKind.CLUSTER_IP
         and frontend.routes.pod.action is Action.FORWARD
@@ -192,13 +192,14 @@ def _hairpin(entry: PlanEntry, other: PlanEntry) -> list[str]:
     everybody = needs_hairpin_everywhere(entry)
 
     def has(e: PlanEntry, address: str) -> bool:
-        return bool(at_address(e.local, address)) or any(
-            everybody or backend.local for backend in at_address(e.cluster, address)
-        )
+        found = at_address(e.cluster, address)
+        here = at_address(e.local, address) or any(everybody or backend.local for backend in found)
+        return bool(here) or address in e.unplaced
 
     changed = {
         backend.address
         for was, now in ((entry.cluster, other.cluster), (entry.local, other.local))
         for backend in difference(was, now).removed
     }
+    changed.update(set(entry.unplaced).difference(other.unplaced))
     return [address for address in sorted(changed) if has(entry, address) and not has(other, address)]

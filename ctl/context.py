@@ -12,7 +12,7 @@ from ctl.config import NO_EXTERNAL_IPS, KubeProxyConfiguration, load_config
 from ctl.modes import DEFAULT_MODE
 from ctl.sources.manifests import NODE_PORTS, PortRange
 from dataplane.errors import UsageError
-from dataplane.model.net import Family, canonical_address, is_loopback
+from dataplane.model.net import canonical_address
 from dataplane.model.objects import ModelObject, Node, Problem
 from dataplane.policy.node import NodeConfig
 from dataplane.policy.settings import Mode, node_config
@@ -107,26 +107,10 @@ def _addresses(given: Sequence[str], this: Node, *, offline: bool) -> tuple[Sequ
 
 
 def namespace_addresses() -> list[str]:
-    """Global addresses of this network namespace, those of the default routes' devices before the others."""
-    from pyroute2 import IPRoute  # costs 200 ms, and `explain` with --node-ip does without
+    """Addresses of this network namespace, the first of each family the node's primary one (see own_addresses)."""
+    from dataplane.kernel.addresses import own_addresses  # costs 200 ms, and `explain` with --node-ip does without
 
-    with IPRoute() as door:
-        preferred = {
-            route.get_attr("RTA_OIF")
-            for family in Family
-            for route in door.get_default_routes(family=int(family.socket_family))
-        }
-        found = [
-            (message["index"] not in preferred, message["index"], str(message.get_attr("IFA_ADDRESS")))
-            for message in door.get_addr()
-            if message["scope"] == 0
-        ]
-        local = {
-            str(message.get_attr("IFA_ADDRESS")): str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
-            for message in door.get_addr()
-        }
-    ordered = [local[address] for _, _, address in sorted(found, key=lambda item: item[:2])]
-    return [address for address in dict.fromkeys(map(canonical_address, ordered)) if not is_loopback(address)]
+    return own_addresses()
 
 
 def report_problems(problems: Iterable[Problem]) -> int:

@@ -59,7 +59,7 @@ def listed(things: Iterable[object]) -> str:
 
 def _match(packet: Packet, frontend: Frontend, entry: PlanEntry, node: NodeConfig) -> str:
     if frontend.kind is FrontendKind.NODE_PORT:
-        answers = f"and node ports answer on {packet.destination}"
+        answers = f"and node ports answer on {_answering(packet, node)}"
         if not node.answers_node_ports(packet.destination):
             answers = (
                 f"which does not answer on {packet.destination}, but is refused on every local address in this mode"
@@ -69,6 +69,14 @@ def _match(packet: Packet, frontend: Frontend, entry: PlanEntry, node: NodeConfi
     if frontend.kind is FrontendKind.HOST_PORT:
         return f"{frontend.key} is a hostPort of Pod {entry.key.namespace}/{entry.key.name}"
     return f"{frontend.key} is the {frontend.kind.value} of Service {entry.key.service}"
+
+
+def _answering(packet: Packet, node: NodeConfig) -> str:
+    """Where node ports of the packet's family answer."""
+    if node.nodeports.any_local:
+        return f"{packet.destination}, as on every local address"
+    family = family_of(packet.destination)
+    return listed(a for a in node.nodeports.addresses if family_of(a) is family) or f"no IPv{family.value} address"
 
 
 def _source(decision: Decision, node: NodeConfig) -> str:
@@ -206,5 +214,7 @@ def _left_alone(packet: Packet, node: NodeConfig, health_service: str) -> Iterab
         if health_service and packet.protocol is Protocol.TCP:
             yield f"it is the healthCheckNodePort of Service {health_service}, which hotplane itself answers"
     elif node.is_local(packet.destination):
-        yield f"{packet.destination} is this node's own address, but node ports do not answer on it"
+        others = "every other local address" if node.nodeports.any_local else _answering(packet, node)
+        own = f"{packet.destination} is this node's own address, but node ports do not answer on it"
+        yield f"{own} (they answer on {others})"
     yield "left alone: the packet goes on unchanged"

@@ -3,12 +3,14 @@
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ctl.context import namespace_addresses
+from dataplane.kernel import sysctl
 from dataplane.kernel.netns import in_netns
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,3 +85,67 @@ def test_the_default_routes_device_has_the_primary_address(namespace: str, ip: C
     found = in_netns(namespace, namespace_addresses)
     assert set(found[:2]) == {"198.51.2.1", "2001:db8:2::1"}
     assert set(found[2:]) == {"198.51.1.1", "2001:db8:1::1"}
+
+
+def first(namespace: str, family: str = ":") -> str:
+    return next(address for address in in_netns(namespace, namespace_addresses) if family in address)
+
+
+@pytest.fixture
+def uplink(ip: Callable[..., None]) -> None:
+    """eth0 with a default route of both families, and addresses that came one after the other."""
+    ip("link", "add", "eth0", "type", "veth", "peer", "name", "far")
+    ip("link", "set", "eth0", "up")
+    ip("link", "set", "far", "up")
+    for address in ("198.51.100.5/24", "198.51.100.6/24", "2a00:1::5/64", "2a00:1::6/64", "fd00:1::7/64"):
+        ip("address", "add", address, "dev", "eth0", *(("nodad",) if ":" in address else ()))
+    ip("route", "add", "default", "via", "198.51.100.254")
+    ip("-6", "route", "add", "default", "via", "2a00:1::fe", "dev", "eth0")
+
+
+def routed(namespace: str) -> str:
+    words = ["ip", "-n", namespace, "-j", "-6", "route", "get", "2000::1"]
+    found = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    return str(found[0]["prefsrc"])
+
+
+@pytest.mark.usefixtures("uplink")
+def test_the_primary_address_is_the_one_that_routes_prefer(namespace: str, ip: Callable[..., None]) -> None:
+    assert first(namespace, ".") == "198.51.100.5"
+    before = first(namespace)
+    assert before == routed(namespace)
+    assert before != "fd00:1::7"  # the newest, which the kernel lists first
+    assert set(in_netns(namespace, namespace_addresses)) > {"2a00:1::5", "2a00:1::6", "fd00:1::7"}
+    for number in ("5", "6"):
+        chosen = f"2a00:1::{number}"
+        ip("-6", "route", "replace", "default", "via", "2a00:1::fe", "dev", "eth0", "src", chosen)
+        assert first(namespace) == chosen
+    ip("route", "replace", "default", "via", "198.51.100.254", "src", "198.51.100.6")
+    assert first(namespace, ".") == "198.51.100.6"
+    ip("-6", "route", "del", "default")
+    assert first(namespace) == "2a00:1::5"
+
+
+@pytest.mark.usefixtures("uplink")
+def test_the_primary_address_is_not_one_that_goes_or_hides(namespace: str, ip: Callable[..., None]) -> None:
+    ip("address", "del", "2a00:1::5/64", "dev", "eth0")
+    ip("address", "change", "2a00:1::6/64", "dev", "eth0", "preferred_lft", "0", "valid_lft", "forever")
+    assert first(namespace) == "fd00:1::7"
+    assert in_netns(namespace, namespace_addresses)[-1] == "2a00:1::6"
+    temporary(namespace, ip)
+    assert routed(namespace) != first(namespace) == "2a00:1::6:7"
+    ip("link", "set", "far", "down")  # without a carrier nobody answers, so that an address stays tentative
+    ip("address", "add", "2a00:1::8/64", "dev", "eth0")
+    assert "2a00:1::8" not in in_netns(namespace, namespace_addresses)
+
+
+def temporary(namespace: str, ip: Callable[..., None]) -> None:
+    """Let the kernel make a temporary address beside a managed one, and prefer it, as on a host with privacy on."""
+    for name, value in (("use_tempaddr", "2"), ("dad_transmits", "0")):
+        in_netns(namespace, sysctl.write, f"net/ipv6/conf/eth0/{name}", int(value))
+    ip("address", "add", "2a00:1::6:7/64", "dev", "eth0", "mngtmpaddr", "nodad",
+       "valid_lft", "86400", "preferred_lft", "86400")  # fmt: skip
+    end = time.monotonic() + 10
+    while routed(namespace) in ("2a00:1::6:7", "fd00:1::7"):
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -186,7 +186,8 @@ def test_hints_without_a_known_zone() -> None:
             "10.9.0.1 -> 192.168.1.2:30080/tcp",
             (
                 "no Service has 192.168.1.2 with tcp port 30080",
-                "192.168.1.2 is this node's own address, but node ports do not answer on it",
+                "192.168.1.2 is this node's own address, but node ports do not answer on it "
+                "(they answer on 192.168.0.2)",
                 "left alone: the packet goes on unchanged",
             ),
         ),

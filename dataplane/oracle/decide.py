@@ -4,7 +4,7 @@ Every plane must agree with it. It is written to be read: a decision is a lookup
 the route for the class of the source. Nothing here knows a kernel.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -13,6 +13,7 @@ from dataplane.oracle.keeps import NOTHING, Keeping, kept_backends
 from dataplane.oracle.reasons import Owner, reasons
 from dataplane.oracle.types import Decision, Packet, Verdict
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, SourceRanges
+from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import NodeConfig
 from dataplane.policy.routes import Action
 
@@ -76,7 +77,14 @@ class Oracle:
         backends = entry.backends(route.scope)
         decision = Decision(packet, Verdict.DNAT, source, backends, entry=entry, frontend=frontend, route=route)
         kept = kept_backends(decision, self._keeping, masquerade_all=self._node.masquerade_all)
+        kept += tuple(b for b in self._staying(decision) if b not in kept)
         return msgspec.structs.replace(decision, kept=kept) if kept else decision
+
+    def _staying(self, decision: Decision) -> Iterator[Backend]:
+        """Backends that are processes of this node itself (host network), for packets that come in from elsewhere:
+        those are delivered here and never pass POSTROUTING, where every mode masquerades."""
+        if not self._node.is_local(decision.packet.source):
+            yield from (b for b in decision.backends if self._node.is_local(b.address) and decision.masquerades(b))
 
     def _refused_beside(self, packet: Packet) -> Decision | None:
         """A packet to a local address on which node ports do not answer, refused all the same: kube-proxy's iptables

@@ -155,7 +155,7 @@ def _choice(decision: Decision, entry: PlanEntry) -> list[str]:
 def _masquerade(decision: Decision, frontend: Frontend, entry: PlanEntry, route: Route, node: NodeConfig) -> list[str]:
     source = decision.packet.source
     if decision.kept:
-        return [_kept(decision)]
+        return [_kept(decision, node)]
     if route.masquerade:
         return [f"masqueraded as this node: {_masquerade_cause(decision, frontend, entry, node)}"]
     itself = [backend for backend in decision.backends if backend.address == source]
@@ -167,14 +167,14 @@ def _masquerade(decision: Decision, frontend: Frontend, entry: PlanEntry, route:
     return [f"masqueraded only if the choice is {_either(itself)}, {hairpin}; other backends see {source}"]
 
 
-def _kept(decision: Decision) -> str:
+def _kept(decision: Decision, node: NodeConfig) -> str:
     source, masqueraded = decision.packet.source, [b for b in decision.backends if decision.masquerades(b)]
+    why = f"{why_kept(decision)} (--masquerade client)"
+    if all(node.is_local(backend.address) for backend in decision.kept):
+        why = "what is delivered to a process of this node itself does not leave it"
     if not masqueraded:
-        return f"not masqueraded: the backend sees {source}, as {why_kept(decision)} (--masquerade client)"
-    return (
-        f"masqueraded only if the choice is {_either(masqueraded)}; other backends see {source}, as "
-        f"{why_kept(decision)} (--masquerade client)"
-    )
+        return f"not masqueraded: the backend sees {source}, as {why}"
+    return f"masqueraded only if the choice is {_either(masqueraded)}; other backends see {source}, as {why}"
 
 
 def _either(backends: Sequence[Backend]) -> str:

@@ -45,8 +45,8 @@ class Decision(msgspec.Struct, frozen=True):
     backends: the set from which one is chosen uniformly; empty unless the verdict is DNAT.
     entry, frontend, route: what claimed the packet and the route for its source class; all None when nothing did.
     refused: the source is outside loadBalancerSourceRanges (then there is no route).
-    kept: backends towards which the client keeps its address though the route, or a hairpin, would masquerade it (ebpf
-      mode, see oracle.keeps).
+    kept: backends towards which the client keeps its address though the route, or a hairpin, would masquerade it: in
+      the ebpf mode (see oracle.keeps), and where the backend is a process of this node itself.
     reasons: sentences in the order in which things were decided.
     """
 

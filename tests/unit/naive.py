@@ -295,6 +295,8 @@ def served(
     if not candidates:
         return Answer("drop", service=name)
     targets = {(e.address, e.port): masquerade or same(e.address, packet.source) for e in candidates}
+    if not from_node(node, packet):  # what is delivered here passes no POSTROUTING
+        targets |= {pair: False for pair in targets if any(same(own, pair[0]) for own in node.addresses)}
     return Answer("dnat", targets, name)
 
 

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from dataplane.errors import UsageError
 from dataplane.model.net import Family, Protocol
@@ -249,6 +250,21 @@ def test_a_sync_is_full_again_after_an_hour_and_puts_back_a_lost_jump() -> None:
     now = 3601.0
     plane.apply(planner.update([slice_of("plain", "10.42.0.2")]))
     assert plane.read_back() == {key: row for key, row in rows(planner.plan).items() if key.family is Family.IPV4}
+
+
+def test_node_ports_that_answer_nowhere_are_read_back() -> None:
+    """kube-proxy keeps their rules and has no jump to them then: nothing is amiss."""
+    nowhere = replace(NODE, nodeports=NodePortAddresses(addresses=("192.0.2.99",)))
+    planner = Planner(nowhere)
+    planner.update(every_kind())
+    tables = [FakeTables(Family.IPV4), FakeTables(Family.IPV6)]
+    plane = IptablesPlane(tables=tables, ensure_sysctl=lambda name, value: None)
+    plane.load(planner.plan)
+    assert "-j KUBE-NODEPORTS" in tables[0].save("nat")
+    assert "-j KUBE-NODEPORTS" not in tables[1].save("nat")
+    assert plane.read_back() == rows(planner.plan)
+    fresh = IptablesPlane(tables=tables, loaded_for=nowhere)
+    assert fresh.read_back() == rows(planner.plan)
 
 
 def test_localhost_node_ports_set_route_localnet_and_cleanup_takes_it_back() -> None:

@@ -13,7 +13,7 @@ from dataplane.planes.iptables.adopt import load_change
 from dataplane.planes.iptables.cleanup import clean_family
 from dataplane.planes.iptables.family import FamilyState, Saved, undo_input
 from dataplane.planes.iptables.readback import FamilyReader
-from dataplane.planes.iptables.settings import family_settings
+from dataplane.planes.iptables.settings import family_settings, node_port_destinations
 from dataplane.policy.node import NodeConfig
 
 ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
@@ -129,9 +129,11 @@ class IptablesPlane:
     def read_back(self) -> Table:
         """As `Plane.read_back`; a family whose jumps from the built-in chains are not all there has no rows."""
         found: dict[FrontendKey, Row] = {}
+        node = self._node or self._loaded_for
         for family, sync in self._open().items():
             saved = sync.saved()
-            found |= FamilyReader(family, saved.filter, saved.nat).rows()
+            answers = node is None or bool(node_port_destinations(node, family))
+            found |= FamilyReader(family, saved.filter, saved.nat, answers=answers).rows()
         return found
 
     def cleanup(self) -> None:

@@ -64,10 +64,14 @@ _NO_BALANCER = _Balancer((), 0, {})
 
 
 class FamilyReader:
-    """Reads one family's filter and nat tables into rows."""
+    """Reads one family's filter and nat tables into rows.
 
-    def __init__(self, family: Family, filter_text: str, nat_text: str) -> None:
+    answers: node ports answer on some address of the family; where they do not, no jump leads to their rules.
+    """
+
+    def __init__(self, family: Family, filter_text: str, nat_text: str, *, answers: bool = True) -> None:
         self.family = family
+        self._answers = answers
         self._filter = rules_of(filter_text)
         self._nat = rules_of(nat_text)
         nat = self._nat
@@ -95,7 +99,8 @@ class FamilyReader:
 
     def _reachable(self) -> Iterator[_Dispatch]:
         self._dispatched: dict[FrontendKey, _Dispatch] = {d.key: d for d in self._of("nat", names.SERVICES)}
-        if any(rule.endswith(f"-j {names.NODEPORTS}") for rule in self._nat.get(names.SERVICES, ())):
+        led = any(rule.endswith(f"-j {names.NODEPORTS}") for rule in self._nat.get(names.SERVICES, ()))
+        if led or not self._answers:
             self._dispatched |= {d.key: d for d in self._of("nat", names.NODEPORTS)}
         self._restricted = {d.key for d in self._of("filter", names.PROXY_FIREWALL) if d.target == "DROP"}
         return iter(self._dispatched.values())

@@ -61,8 +61,9 @@ def _pod_match(detector: LocalDetector, family: Family) -> tuple[PodMatch | None
     return PodMatch(f"-s {cidr} ", ""), PodMatch(f"! -s {cidr} ", "")
 
 
-def _node_port_destinations(node: NodeConfig, family: Family, bits: int) -> tuple[tuple[str, str], ...]:
-    """Where node ports answer; loopback never for IPv6, and for IPv4 only with localhostNodePorts."""
+def node_port_destinations(node: NodeConfig, family: Family) -> tuple[tuple[str, str], ...]:
+    """Where node ports answer, as option texts (destination, match): on loopback never for IPv6, and for IPv4 only with
+    localhostNodePorts."""
     ports = node.nodeports
     loopback = ports.loopback and family is Family.IPV4
     if ports.any_local:
@@ -71,7 +72,7 @@ def _node_port_destinations(node: NodeConfig, family: Family, bits: int) -> tupl
     chosen = [a for a in ports.addresses if family_of(a) is family and (loopback or not is_loopback(a))]
     if loopback and not any(map(is_loopback, chosen)):
         chosen.append("127.0.0.1")
-    return tuple((f"-d {address}/{bits} ", "") for address in dict.fromkeys(chosen))
+    return tuple((f"-d {address}/{family.bits} ", "") for address in dict.fromkeys(chosen))
 
 
 def family_settings(node: NodeConfig, family: Family, *, tcp_be_liberal: bool) -> FamilySettings:
@@ -87,7 +88,7 @@ def family_settings(node: NodeConfig, family: Family, *, tcp_be_liberal: bool) -
         masquerade_all=node.masquerade_all,
         pod=pod,
         off_pod=off_pod,
-        node_port_destinations=_node_port_destinations(node, family, family.bits),
+        node_port_destinations=node_port_destinations(node, family),
         localhost_node_ports=node.nodeports.loopback and ipv4,
         tcp_be_liberal=tcp_be_liberal,
     )

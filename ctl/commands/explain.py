@@ -13,7 +13,7 @@ from ctl.output import add_output_option, print_records
 from dataplane.errors import UsageError
 from dataplane.malformed import MALFORMED
 from dataplane.model.net import contains
-from dataplane.model.objects import EndpointSlice, ModelObject, Node, Problem
+from dataplane.model.objects import EndpointSlice, ModelObject, Node, Problem, Service
 from dataplane.oracle.decide import Decision, Oracle, Packet, Verdict
 from dataplane.oracle.flow import FORM, parse_flow
 from dataplane.oracle.keeps import NOTHING, Keeping
@@ -214,11 +214,15 @@ def run(args: argparse.Namespace) -> int:
     from ctl.context import build_context, report_problems
     from ctl.ebpf import at_connect_time, keeps
     from ctl.manifests import place_notes
-    from ctl.sources.manifests import read_manifests
+    from ctl.sources.manifests import ALL_PORTS, NODE_PORTS, outside, read_manifests
 
     asked = read_flows(args.flow)
-    decoded = read_manifests(args.filename, args.node_ports)
-    report_problems([*decoded.problems, *decoded.notes])
+    # Objects of a cluster with another range of node ports are explained as well: nothing is taken here.
+    default = args.node_ports is NODE_PORTS
+    decoded = read_manifests(args.filename, ALL_PORTS if default else args.node_ports)
+    services = (item for item in decoded.objects if isinstance(item, Service) and default)
+    strange = [note._replace(field=f"apply: {note.field}") for note in outside(services, NODE_PORTS)]
+    report_problems([*decoded.problems, *decoded.notes, *strange])
     context = build_context(args, decoded.objects, offline=True)
     planner = Planner(context.node, vouched=False)
     planner.update(decoded.objects)

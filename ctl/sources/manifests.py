@@ -1,7 +1,7 @@
 """Objects from manifest files: files, directories of them, and standard input."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ class PortRange(NamedTuple):
 
 NODE_PORTS = PortRange(30000, 32767)
 """kube-apiserver's default of --service-node-port-range. What an API server sends has met its own."""
+ALL_PORTS = PortRange(1, 65535)
 
 
 class SourceError(HotplaneError):
@@ -75,6 +76,14 @@ def _add_endpoints(result: Decoded) -> None:
     result.objects += used
     reason = "is of the old API and read as EndpointSlices, for its Service has none; write EndpointSlices"
     result.notes.append(Problem(ObjectRef("Endpoints", "", ", ".join(names[:_SHOWN]) + more), "", reason))
+
+
+def outside(services: Iterable[Service], allowed: PortRange) -> list[Problem]:
+    """What would be left out of these Services with that range of node ports, as notes for those who only ask."""
+    found: list[Problem] = []
+    for service in services:
+        _within(service, allowed, found)
+    return found
 
 
 def _within(service: Service, allowed: PortRange, problems: list[Problem]) -> Service:

@@ -105,6 +105,19 @@ def test_the_mode_decides(manifests: str, capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(capsys.readouterr().out)[0]["verdict"] == "accept"
 
 
+def test_a_node_port_of_another_range_is_explained_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cluster may have another range of node ports; explain takes no port, so it need not be told which."""
+    file = tmp_path / "objects.yaml"
+    file.write_text(MANIFESTS.replace("30080", "3080"))
+    flow = ("--flow", "203.0.113.9 -> 192.168.0.2:3080/tcp", "-o", "json")
+    assert explain(str(file), *flow) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)[0]["verdict"] == "dnat"
+    assert "shop/web: apply: spec.ports[0].nodePort: 3080 is outside of 30000-32767 and left out" in printed.err
+    assert explain(str(file), *flow, "--service-node-port-range", "30000-32767") == 0
+    assert json.loads(capsys.readouterr().out)[0]["verdict"] == "accept"
+
+
 def test_flows_from_a_file_and_yaml(manifests: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     listed = tmp_path / "flows.json"
     listed.write_text(json.dumps(["10.0.0.1 -> 10.96.0.10:80/tcp", "10.0.0.1 -> 10.0.0.2:1/udp"]))

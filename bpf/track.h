@@ -7,7 +7,8 @@
 #include "snat.h"
 
 /* What the flow needs beyond a new destination. A client whose backend runs here keeps its address even where the
- * policy masquerades: the answers pass this node anyway. A client that meets itself would answer itself directly. */
+ * policy masquerades: the answers pass this node anyway. A client that meets itself would answer itself directly. What
+ * is delivered to a process of this node itself does not leave, and has no address of its way out to be given. */
 INLINE __u32 flow_flags(const struct node *node, const struct selection *chosen, const struct address *client) {
     __u32 flags = chosen->backend_flags & BACKEND_HERE ? FLOW_LOCAL_BACKEND : 0;
 
@@ -15,7 +16,7 @@ INLINE __u32 flow_flags(const struct node *node, const struct selection *chosen,
         return flags | FLOW_SNAT;
     if (!(chosen->route & ROUTE_MASQUERADE))
         return flags;
-    if (!flags || (node->flags & NODE_KUBE_PROXY_PARITY))
+    if ((!flags || (node->flags & NODE_KUBE_PROXY_PARITY)) && !(address_flags(&chosen->address) & ADDRESS_LOCAL))
         flags |= FLOW_SNAT;
     return flags;
 }

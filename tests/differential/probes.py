@@ -19,6 +19,8 @@ PATIENCE = 3.0
 """Seconds for what must come: a retransmission of a SYN among them."""
 QUIET = 0.06
 """Seconds without any event after which silence, where it is wanted, is taken for silence."""
+FIRST_PORT, LAST_PORT = 33000, 60000
+"""Ports that datagrams come from: ephemeral ones, since packet programs give lower ones out."""
 _PKTINFO = struct.Struct("=i4s4s")
 _PKTINFO6 = struct.Struct("=16si")
 _RESET = struct.pack("ii", 1, 0)
@@ -65,7 +67,7 @@ class Prober:
         self._selector = selectors.DefaultSelector()
         self._servers: list[socket.socket] = []
         self._attempts: dict[int, _Attempt] = {}
-        self._number, self._port = 0, 20000
+        self._number, self._port = 0, FIRST_PORT
         for place in PLACES:
             for family in (socket.AF_INET, socket.AF_INET6):
                 for port in SERVER_PORTS:
@@ -200,7 +202,7 @@ class Prober:
     def _bind(self, door: socket.socket, flow: Flow, kind: int) -> None:
         """Datagrams come from ports that none came from for long: whatever tracks flows must not know them."""
         if kind == socket.SOCK_DGRAM:
-            self._port = self._port + 1 if self._port < 32000 else 20000
+            self._port = self._port + 1 if self._port < LAST_PORT else FIRST_PORT
             door.bind((flow.source if flow.bound else "", self._port))
         elif flow.bound:
             door.bind((flow.source, 0))

@@ -39,7 +39,9 @@ HOOKS: dict[str, tuple[str, ...]] = {
     "ebpf": ("connect", "tc"),
     "ebpf-tc": ("tc",),
     "ebpf-xdp": ("connect", "tc", "xdp"),
+    "ebpf-parity": ("connect", "tc", "xdp"),
 }
+PARITY = "ebpf-parity"
 MODES = ("iptables", "nftables", *HOOKS)
 _FIRST, _TOP_UPS = 4, (24, 60, 120)
 """Packets of a flow, and more for those that have not met all their backends. Of six, a fair choice misses one in 208
@@ -71,10 +73,16 @@ class Differential:
         if self.mode not in HOOKS:
             return make_plane(self.mode)
         instance = f"hp-{self._ground.spaces['node']}"
-        return make_plane("ebpf", ebpf=EbpfOptions(HOOKS[self.mode], str(self._ground.group), instance=instance))
+        options = EbpfOptions(
+            HOOKS[self.mode],
+            str(self._ground.group),
+            kube_proxy_masquerade=self.mode == PARITY,
+            instance=instance,
+        )
+        return make_plane("ebpf", ebpf=options)
 
     def _keeping(self) -> Keeping:
-        hooks = HOOKS.get(self.mode, ())
+        hooks = HOOKS.get(self.mode, ()) if self.mode != PARITY else ()
         keeps = {Keeps.PODS: "connect", Keeps.LOCAL: "tc"}
         return Keeping(frozenset(kept for kept, hook in keeps.items() if hook in hooks))
 

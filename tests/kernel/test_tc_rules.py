@@ -280,6 +280,29 @@ def test_policy_local_chooses_local_endpoints_only(node: Bench, family: Family) 
         node.remove(service)
 
 
+@pytest.mark.parametrize("here", [True, False], ids=["named", "not named"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_endpoint_of_the_nodes_own_gets_its_share_and_sees_the_client(
+    node: Bench, family: Family, here: bool
+) -> None:
+    """Nothing leaves by a device, so there is no address to masquerade with: looking for one left such flows to the
+    slow path, which chose again. Whether the endpoint names this node does not matter."""
+    client, own, *_ = ADDRESSES[family]
+    made = entry(f"own-{family.name}", [own], node_port=30095, family=family)
+    service = msgspec.structs.replace(made, cluster=tuple(msgspec.structs.replace(x, local=here) for x in made.cluster))
+    node.install(service)
+    node.configure(node.plan.node, parity=True)
+    try:
+        frame = node.frame(ip(family, client, own) / TCP(sport=4100, dport=30095, flags="S"))
+        with node.counted() as counted:
+            out = ip_of(node.tc(frame).data)
+        assert (out.src, out.dst, out[TCP].sport, out[TCP].dport) == (client, own, 4100, 8080)
+        assert counted == {"tc_ingress:new_flow": 1}
+    finally:
+        node.configure(node.plan.node)
+        node.remove(service)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pod_of_another_node_keeps_its_address_by_the_slow_path_only(
     node: Bench, run: Runner, family: Family

@@ -152,7 +152,8 @@ class Judge:
     def _masquerades(self, cell: Cell, decision: Decision, backend: Backend) -> bool:
         remote_pod = self._nodes.get(cell.place, cell.decides) != cell.decides
         elsewhere = frozenset({decision.packet.source} if remote_pod else ())
-        kept = kept_backends(decision, Keeping(self._keeps, elsewhere), masquerade_all=False)
+        keeping = Keeping(self._keeps, elsewhere)
+        kept = kept_backends(decision, keeping, self._own[cell.decides], masquerade_all=False)
         return decision.masquerades(backend) and backend not in kept
 
     def _wanted_clients(self, cell: Cell, decision: Decision) -> str:

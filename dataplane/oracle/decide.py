@@ -76,7 +76,7 @@ class Oracle:
             return Decision(packet, verdict, source, entry=entry, frontend=frontend, route=route)
         backends = entry.backends(route.scope)
         decision = Decision(packet, Verdict.DNAT, source, backends, entry=entry, frontend=frontend, route=route)
-        kept = kept_backends(decision, self._keeping, masquerade_all=self._node.masquerade_all)
+        kept = kept_backends(decision, self._keeping, self._node.addresses, masquerade_all=self._node.masquerade_all)
         kept += tuple(b for b in self._staying(decision) if b not in kept)
         return msgspec.structs.replace(decision, kept=kept) if kept else decision
 

@@ -5,6 +5,7 @@ with packets. `--masquerade kube-proxy` turns all of it off.
 """
 
 import enum
+from collections.abc import Collection
 from typing import NamedTuple
 
 from dataplane.model.net import Protocol, is_loopback
@@ -36,12 +37,15 @@ class Keeping(NamedTuple):
 NOTHING = Keeping()
 
 
-def kept_backends(decision: Decision, keeping: Keeping, *, masquerade_all: bool) -> tuple[Backend, ...]:
-    """The backends towards which the client keeps its address though policy or hairpin would masquerade it."""
+def kept_backends(
+    decision: Decision, keeping: Keeping, own: Collection[str], *, masquerade_all: bool
+) -> tuple[Backend, ...]:
+    """The backends towards which the client keeps its address though policy or hairpin would masquerade it. own: the
+    addresses of the deciding node."""
     if decision.verdict is not Verdict.DNAT or not keeping.keeps or not _seen_by_programs(decision, keeping):
         return ()
     would = [backend for backend in decision.backends if decision.masquerades(backend)]
-    if _at_connect_time(decision, keeping, masquerade_all=masquerade_all):
+    if _at_connect_time(decision, keeping, own, masquerade_all=masquerade_all):
         return tuple(would)
     if Keeps.LOCAL not in keeping.keeps:
         return ()
@@ -61,13 +65,14 @@ def _seen_by_programs(decision: Decision, keeping: Keeping) -> bool:
     )
 
 
-def _at_connect_time(decision: Decision, keeping: Keeping, *, masquerade_all: bool) -> bool:
+def _at_connect_time(decision: Decision, keeping: Keeping, own: Collection[str], *, masquerade_all: bool) -> bool:
     """Whether the client is pointed at its backend before there is a packet: a pod, whose address is not known then,
-    so not where source ranges or session affinity want it; nor where masqueradeAll asks for the node's."""
-    if decision.packet.source in keeping.off:
+    so not where source ranges or session affinity want it; nor where masqueradeAll asks for the node's; nor at an address
+    of the node itself, where somebody may listen (node ports are nobody else's)."""
+    frontend = decision.frontend
+    if frontend is None or decision.packet.source in keeping.off or frontend.key.address in own:
         return False
-    restricted = decision.frontend is not None and decision.frontend.source_ranges is not None
-    needs_address = restricted or decision.affinity_seconds > 0
+    needs_address = frontend.source_ranges is not None or decision.affinity_seconds > 0
     return Keeps.PODS in keeping.keeps and decision.source is Source.POD and not (masquerade_all or needs_address)
 
 

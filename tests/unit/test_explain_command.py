@@ -301,3 +301,26 @@ def test_a_pod_whose_connections_are_left_alone(
     pointed = "a pod is pointed at its backend when it connects"
     assert pointed in " ".join(other["reasons"])
     assert pointed not in " ".join(off["reasons"])
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("198.51.100.7", "not masqueraded: the backend sees 10.244.0.9, as a pod is pointed at its backend"),
+        (
+            "192.168.0.2",
+            "masqueraded only if the choice is 10.244.1.5:8080; other backends see 10.244.0.9, as this mode",
+        ),
+    ],
+)
+def test_nobody_is_pointed_away_from_an_address_of_the_node_at_connect_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], address: str, told: str
+) -> None:
+    """Somebody may listen at such an address, whatever Service has it; only packets show whether anybody does."""
+    manifests, config = tmp_path / "objects.yaml", tmp_path / "config.yaml"
+    manifests.write_text(EBPF.replace("clusterIP: 10.96.0.10", f"clusterIP: 10.96.0.10, externalIPs: [{address}]"))
+    config.write_text(CONFIG)
+    flow = ("--flow", f"{OWN_POD} -> {address}:80/tcp", "-o", "json")
+    assert main(["--mode", "ebpf", "--config", str(config), *NODE, "explain", "-f", str(manifests), *flow]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert told in found["reasons"][-1]

@@ -67,8 +67,8 @@ def _seen_by_programs(decision: Decision, keeping: Keeping) -> bool:
 
 def _at_connect_time(decision: Decision, keeping: Keeping, own: Collection[str], *, masquerade_all: bool) -> bool:
     """Whether the client is pointed at its backend before there is a packet: a pod, whose address is not known then,
-    so not where source ranges or session affinity want it; nor where masqueradeAll asks for the node's; nor at an address
-    of the node itself, where somebody may listen (node ports are nobody else's)."""
+    so not where source ranges or session affinity want it; nor where masqueradeAll asks for the node's; nor at an
+    address of the node itself, where somebody may listen (node ports are nobody else's)."""
     frontend = decision.frontend
     if frontend is None or decision.packet.source in keeping.off or frontend.key.address in own:
         return False

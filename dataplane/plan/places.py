@@ -46,20 +46,24 @@ class Places:
 
     def count(self, endpoints: Iterable[Endpoint], sign: int = 1) -> None:
         """The endpoints of a slice came (sign 1) or went (sign -1)."""
-        names = set(map(_node, endpoints))
-        if "" in names:
-            names.discard("")
-            self._nameless += sign
-        if self.here in names:
-            names.discard(self.here)
-            self._own += sign
-        if names:
-            self._others += sign
+        if self._vouched and self.here in self._nodes:  # then nothing else is asked for any more
+            self._nameless += sign if "" in map(_node, endpoints) else 0
+            return
+        names = list(map(_node, endpoints))
+        nameless, own = names.count(""), names.count(self.here) if self.here else 0
+        self._nameless += sign if nameless else 0
+        self._own += sign if own else 0
+        self._others += sign if nameless + own < len(names) else 0
 
     @property
     def confirmed(self) -> bool:
         """Whether a Node object or an endpoint has this node's name."""
         return self.here in self._nodes or self._own > 0
+
+    @property
+    def certain(self) -> bool:
+        """Whether there is nobody whose place is not known."""
+        return self._vouched and not self._nameless and self.confirmed
 
     @property
     def knowledge(self) -> tuple[bool, frozenset[str]]:
@@ -72,8 +76,6 @@ class Places:
 
     def unplaced(self, candidates: Iterable[Candidate], sets: BackendSets) -> tuple[str, ...]:
         """Addresses, sorted, of the Cluster set's endpoints that do not count as this node's and may yet run here."""
-        if self._vouched and not self._nameless and self.confirmed:
-            return ()
         doubtful = {
             endpoint.address
             for endpoint, _ in candidates

@@ -98,6 +98,7 @@ class Planner:
         self.plan = Plan(node=node)
         self.places = Places(node.name, vouched=vouched)
         self._large = large
+        self._certain = False
         self.problems: dict[ObjectRef, tuple[Problem, ...]] = {}
         self._services: dict[ServiceId, Service] = {}
         self._slices: dict[ServiceId, EndpointSlice | tuple[EndpointSlice, ...]] = {}  # several: sorted by name
@@ -297,6 +298,7 @@ class Planner:
 
     def _replan(self, dirty: _Dirty) -> tuple[tuple[EntryChange, ...], dict[ServiceId, HealthCheck | None]]:
         """Plan the given Services anew, and those that win or lose a frontend by it."""
+        self._certain = self.places.certain
         ports: dict[ServiceId, dict[EntryKey, list[Way]]] = {}
         affected: set[ServiceId] = set()
         for service_id in dirty:
@@ -356,7 +358,7 @@ class Planner:
             external_local=service.external_local,
             lingering=lingers,
             limited=limited,
-            unplaced=self.places.unplaced(self.candidates(key), sets),
+            unplaced=() if self._certain else self.places.unplaced(self.candidates(key), sets),
         )
 
     def _sets(self, key: EntryKey) -> tuple[BackendSets, tuple[Backend, ...]]:

@@ -5,13 +5,15 @@ underscores>.slice; without a class in between for guaranteed pods, and below wh
 kind: kubelet.slice/kubelet-kubepods.slice/...). Source: kubelet, pkg/kubelet/cm.
 """
 
+import errno
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 _POD = re.compile(r"(?:.*-)?pod([0-9a-f][0-9a-f_-]*)(?:\.slice)?")
-_ROOTS = ("kubepods", "kubepods.slice", "*-kubepods.slice")
+_TOP = re.compile(r"kubepods|(?:.*-)?kubepods\.slice")
 _DEPTH = 3
 """How far below the root of the hierarchy the kubelet's groups are looked for."""
 
@@ -47,16 +49,21 @@ def pod_groups(root: Path) -> PodGroups:
 
 def _tops(root: Path) -> Iterator[Path]:
     """The groups that hold all pods of a kubelet."""
-    for depth in range(_DEPTH):
-        for name in _ROOTS:
-            yield from root.glob("*/" * depth + name)
+    level = [root]
+    for _ in range(_DEPTH):
+        below = [child for directory in level for child in _children(directory)]
+        yield from (child for child in below if _TOP.fullmatch(child.name))
+        level = [child for child in below if not _TOP.fullmatch(child.name)]
 
 
 def _children(directory: Path) -> list[Path]:
-    """Groups right below one; none where it went meanwhile."""
+    """Groups right below one; none where it went meanwhile, as groups of others do all the time."""
     try:
-        return [path for path in directory.iterdir() if path.is_dir()]
-    except (FileNotFoundError, NotADirectoryError):
+        with os.scandir(directory) as entries:
+            return [directory / entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV):
+            raise
         return []
 
 

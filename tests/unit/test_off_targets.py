@@ -1,6 +1,8 @@
 """For whom connect time is off: control groups as the kubelet names them, and what the command line may say."""
 
 import select
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,25 @@ def test_a_pods_group(root: Path, path: str) -> None:
     assert target.level == len(Path(path).parts)
     assert unpack("off_key", target.key or b"") == {"id": made.stat().st_ino, "kind": 1, "pad": 0}
     assert target[:3] == ("Pod shop/web", "label of Namespace shop", f"control group /{path}")
+
+
+def test_groups_that_go_while_they_are_looked_at(root: Path) -> None:
+    """As those of others do all the time."""
+    made = group(root, f"kubepods/burstable/pod{UID}")
+    end = threading.Event()
+
+    def churn() -> None:
+        while not end.is_set():
+            group(root, "a/b/c")
+            shutil.rmtree(root / "a")
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        assert all(pod_groups(root).groups == {UID: made} for _ in range(2000))
+    finally:
+        end.set()
+        thread.join()
 
 
 def test_a_static_pod_has_the_hash_of_its_manifest(root: Path) -> None:

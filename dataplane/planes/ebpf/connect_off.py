@@ -10,6 +10,7 @@ from dataplane.closing import Closing
 from dataplane.errors import HotplaneError
 from dataplane.kernel.inotify import Inotify
 from dataplane.plan.types import OffPod
+from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.maps import MapSet
 from dataplane.planes.ebpf.off_targets import Found, Target, Wishes, find_targets
 from dataplane.planes.ebpf.settings import write_connect_off
@@ -54,7 +55,7 @@ class ConnectOff:
             self.refresh()
 
     def refresh(self) -> Found:
-        """Look again. Raises PlaneError, OSError."""
+        """Look again. Raises PlaneError."""
         with self._lock:
             self._refresh()
             return self._found
@@ -64,7 +65,10 @@ class ConnectOff:
         maps = self._maps
         if maps is None:
             return
-        self._found = found = find_targets(self._root, self._wishes, self._pods)
+        try:
+            self._found = found = find_targets(self._root, self._wishes, self._pods)
+        except OSError as error:
+            raise PlaneError(f"for whom connect time is off cannot be looked at: {error}") from error
         held = {key for key, _ in maps.items("connect_off")}
         for key in found.keys - held:
             maps.put("connect_off", key, _ON)
@@ -153,9 +157,10 @@ class _Watch(Closing):
             self._groups.watch(found.directories)
             found = self._owner.refresh()
         except (HotplaneError, OSError) as error:
-            if str(error) != self._failed:
-                self._failed = str(error)
-                self._tell(f"for whom connect time is off cannot be looked at: {error}")
+            text = f"control groups cannot be watched: {error}" if isinstance(error, OSError) else str(error)
+            if text != self._failed:
+                self._failed = text
+                self._tell(text)
             return None
         self._failed = ""
         return found

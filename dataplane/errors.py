@@ -9,5 +9,9 @@ class HotplaneError(Exception):
     """
 
 
+class PlaneError(HotplaneError):
+    """The kernel refused a change; nothing of it was applied. The text says what, where and what to do."""
+
+
 class UsageError(HotplaneError):
     """The request itself is wrong (an option's value, a combination of options): exit 2 instead of 1."""

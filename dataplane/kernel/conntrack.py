@@ -1,4 +1,4 @@
-"""Door to connection tracking: remove entries by netlink, in the current network namespace."""
+"""Connection tracking: remove entries by netlink, in the current network namespace."""
 
 import socket
 import struct
@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+from typing import Protocol as Interface
 
 from dataplane.errors import HotplaneError
 from dataplane.kernel.nfnetlink import Message, Nfnetlink, Refused, attribute, attributes
 from dataplane.model.net import Family, Protocol, canonical_address, host_port
-from dataplane.plan.udp import StaleFlows
 
 # linux/netfilter/nfnetlink_conntrack.h: NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*, then CTA_*.
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2
@@ -53,7 +53,33 @@ class Cleaned(NamedTuple):
     seconds: float
 
 
-def delete_udp(stale: Iterable[StaleFlows]) -> dict[Family, Cleaned]:
+class FlowFilter(Interface):
+    """Which UDP flows are meant: by where their first packet went, and by who answers.
+
+    address: "" for any address, of flows that were translated. backend: only flows to this one. keep: all but those to
+    these.
+    """
+
+    @property
+    def family(self) -> Family: ...
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def backend(self) -> tuple[str, int] | None: ...
+
+    @property
+    def keep(self) -> frozenset[tuple[str, int]]: ...
+
+    def hit(self, address: str, backend: tuple[str, int]) -> bool:
+        """Whether a flow to this port, first addressed to `address` and answered by `backend`, is meant."""
+
+
+def delete_udp(stale: Iterable[FlowFilter]) -> dict[Family, Cleaned]:
     """Remove the conntrack entries of these UDP flows. out: what that did in each family that some of them are of.
     Raises ConntrackError.
 
@@ -63,7 +89,7 @@ def delete_udp(stale: Iterable[StaleFlows]) -> dict[Family, Cleaned]:
     addresses the wrong way round (it keeps the equal ones; seen on 6.18).
     """
     cleaned: dict[Family, Cleaned] = {}
-    by_family: dict[Family, list[StaleFlows]] = {}
+    by_family: dict[Family, list[FlowFilter]] = {}
     for flows in stale:
         by_family.setdefault(flows.family, []).append(flows)
     for family, group in by_family.items():
@@ -86,7 +112,7 @@ def delete_udp(stale: Iterable[StaleFlows]) -> dict[Family, Cleaned]:
     return cleaned
 
 
-def _can_be_filtered(flows: StaleFlows) -> bool:
+def _can_be_filtered(flows: FlowFilter) -> bool:
     """Whether the kernel's filter can say it: it knows no "all but", and not whether a flow was translated."""
     return not flows.keep and (bool(flows.address) or flows.backend is not None)
 
@@ -121,7 +147,7 @@ def _one_side(kind: int, side: int, address: str, port: int) -> bytes:
     return _udp(kind, place, attribute(_PORT_KIND + side, struct.pack("!H", port)))
 
 
-def _filter(flows: StaleFlows) -> bytes:
+def _filter(flows: FlowFilter) -> bytes:
     """Attributes of a request that hits exactly these flows (IPv4)."""
     parts = _one_side(_ORIGINAL, _DESTINATION, flows.address, flows.port)
     wanted = _SIDE_FLAGS[_DESTINATION] if flows.address else _SIDE_FLAGS[_DESTINATION] & ~_DESTINATION_ADDRESS
@@ -143,7 +169,7 @@ def _delete(door: Nfnetlink, family: Family, what: bytes) -> bool:
     return True
 
 
-def _delete_filtered(door: Nfnetlink, family: Family, wanted: Iterable[StaleFlows]) -> int:
+def _delete_filtered(door: Nfnetlink, family: Family, wanted: Iterable[FlowFilter]) -> int:
     """Delete what the kernel's filter finds; returns how many that seems to have been."""
     before = _entries()
     for flows in wanted:
@@ -159,10 +185,10 @@ def _entries() -> int:
         return 0
 
 
-def _delete_listed(door: Nfnetlink, family: Family, wanted: Iterable[StaleFlows]) -> int:
+def _delete_listed(door: Nfnetlink, family: Family, wanted: Iterable[FlowFilter]) -> int:
     """Delete what one listing of all UDP entries finds; returns how many."""
     count = 0
-    by_frontend: dict[tuple[str, int], list[StaleFlows]] = {}
+    by_frontend: dict[tuple[str, int], list[FlowFilter]] = {}
     for flows in wanted:
         by_frontend.setdefault((flows.address, flows.port), []).append(flows)
     only_udp = attribute(_FILTER | _NESTED, attribute(_ORIGINAL, struct.pack("=I", _BY_PROTOCOL)))

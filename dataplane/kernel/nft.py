@@ -5,13 +5,13 @@ however large, and has its faults over some of them (see nft_compile). One `Nft`
 the network namespace that the thread was in when the object was made.
 """
 
+from dataplane.errors import PlaneError
 from dataplane.kernel import nf_tables
 from dataplane.kernel.nf_tables import Operation
 from dataplane.kernel.nfnetlink import Nfnetlink, Refused, attributes, text_of
 from dataplane.kernel.nft_command import Command
 from dataplane.kernel.nft_forms import Compiler, Library
 from dataplane.kernel.nft_messages import messages
-from dataplane.planes.base import PlaneError
 
 _SHOWN = 160
 _TABLE_NAME = 1

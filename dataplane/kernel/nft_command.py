@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from dataplane.planes.base import PlaneError
+from dataplane.errors import PlaneError
 
 _COMMAND = re.compile(
     r"(?P<verb>add|delete|flush) (?P<what>table|counter|set|map|chain|rule|element) "

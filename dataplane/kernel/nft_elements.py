@@ -8,10 +8,10 @@ import re
 import socket
 import sys
 
+from dataplane.errors import PlaneError
 from dataplane.kernel import nf_tables
 from dataplane.kernel.nf_tables import Element, nested, number
 from dataplane.kernel.nfnetlink import attribute
-from dataplane.planes.base import PlaneError
 
 # What libnftnl notes of an interval without an end, for listings: type, length, SET_ELEM_F_INTERVAL_OPEN.
 _OPEN = attribute(Element.USERDATA, bytes((1, 4)) + (1).to_bytes(4, sys.byteorder))

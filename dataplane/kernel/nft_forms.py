@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from dataplane.errors import PlaneError
 from dataplane.kernel.nft_command import Command
 from dataplane.kernel.nft_compile import Forms, Request, RuleForm
 from dataplane.kernel.nft_pattern import NUMBER, filled, pattern
-from dataplane.planes.base import PlaneError
 
 CACHE_DIRS = (Path("/var/cache/hotplane/nftables"), Path("/run/hotplane/nftables"))
 """Where compiled text is looked for; new is kept in the first that can be written."""

@@ -5,13 +5,13 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from dataplane.errors import PlaneError
 from dataplane.kernel import nf_tables
 from dataplane.kernel.nf_tables import NAME, TABLE, Chain, Operation, Rule, Set, nested, number, text
 from dataplane.kernel.nfnetlink import CREATE, Message, attribute
 from dataplane.kernel.nft_command import Command
 from dataplane.kernel.nft_elements import encoded
 from dataplane.kernel.nft_forms import Compiler, Library
-from dataplane.planes.base import PlaneError
 
 _APPEND = 0x800  # NLM_F_APPEND
 _COUNTER = 1  # NFT_OBJECT_COUNTER

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from dataplane.errors import PlaneError
 from dataplane.kernel import nf_tables
 from dataplane.kernel.nfnetlink import attribute, attributes, text_of
-from dataplane.planes.base import PlaneError
 
 NUMBER = re.compile(r"\d+$")
 """The number that a set's name ends in; 1 in a pattern."""

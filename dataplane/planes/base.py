@@ -3,16 +3,12 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from dataplane.errors import HotplaneError
+from dataplane.errors import PlaneError as PlaneError
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import EntryKey, Plan, Table
 
 MOST_REFUSALS = 64
 """Attempts refused without a name after which the rest waits for the next try."""
-
-
-class PlaneError(HotplaneError):
-    """The kernel refused a change; nothing of it was applied. The text says what, where and what to do."""
 
 
 class EntryRefused(PlaneError):

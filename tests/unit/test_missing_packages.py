@@ -1,5 +1,6 @@
 """A machine without the optional packages: what does not need them works, what does says what to install."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,17 @@ def test_help_and_explain_need_none_of_them(tmp_path: Path) -> None:
     done = _run("--node-name", "n", "--node-ip", "10.0.0.1", "explain", "-f", str(manifest), "--flow", FLOW)
     assert (done.returncode, done.stderr) == (0, "")
     assert "b/a" in done.stdout
+
+
+def test_doctor_says_what_to_install(tmp_path: Path) -> None:
+    """libnftables is asked in a process of its own, where it is missing as well."""
+    (tmp_path / "nftables.py").write_text("raise ModuleNotFoundError('no nftables', name='nftables')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "ctl.main", "doctor"],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert "apt-get install python3-nftables" in done.stdout
 
 
 @pytest.mark.parametrize("action", [["run", "--profile", "quick"], ["report", "x.json"], ["compare", "x", "y"]])

@@ -110,6 +110,7 @@ class Lock:
         if self._descriptor is None:
             return
         with contextlib.suppress(OSError):
+            self.path.with_suffix(".door").unlink(missing_ok=True)  # of a daemon that was killed
             self.path.unlink()  # while it is held: whoever opened it meanwhile finds that it is not the one any more
             DIRECTORY.rmdir()  # fails where anything else is in it
         os.close(self._descriptor)

@@ -6,7 +6,8 @@ One file a network namespace under the state directory, because one directory se
 import os
 import re
 import socket
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import msgspec
@@ -177,18 +178,35 @@ def forget(state_dir: Path) -> bool:
     return existed
 
 
-def forget_gone(state_dir: Path, living: Collection[int]) -> list[str]:
-    """Forget the network namespaces whose cookies are not among `living`; returns the names of the files that went.
+def of_namespaces(state_dir: Path, of: Collection[int] | None = None, age: float = 0.0) -> list[Path]:
+    """Files of network namespaces that a directory holds. of: cookies, None for any. age: seconds for which none of a
+    namespace's files has been written to. Raises StateError."""
+    found: dict[int, list[Path]] = {}
+    youngest: dict[int, float] = {}
+    try:
+        for path in sorted(state_dir.glob("netns-c*")) if state_dir.is_dir() else ():
+            match = _OF_COOKIE.match(path.name)
+            if match and (of is None or int(match[1]) in of):
+                found.setdefault(int(match[1]), []).append(path)
+                youngest[int(match[1])] = max(youngest.get(int(match[1]), 0.0), path.lstat().st_mtime)
+    except OSError as error:
+        raise StateError(f"{state_dir}: cannot be looked through: {error.strerror}") from error
+    since = time.time() - age
+    return [path for cookie, paths in found.items() if not age or youngest[cookie] < since for path in paths]
+
+
+def forget_gone(files: Iterable[Path], living: Collection[int]) -> list[str]:
+    """Remove those of `of_namespaces` whose cookies are not among `living`; returns the names of the files that went.
 
     Raises StateError.
     """
     gone = []
-    try:
-        for path in sorted(state_dir.glob("netns-c*")) if state_dir.is_dir() else ():
-            match = _OF_COOKIE.match(path.name)
-            if match and int(match[1]) not in living:
+    for path in files:
+        match = _OF_COOKIE.match(path.name)
+        if match and int(match[1]) not in living:
+            try:
                 path.unlink(missing_ok=True)
-                gone.append(path.name)
-    except OSError as error:
-        raise StateError(f"{state_dir}: cannot be cleared up: {error.strerror}") from error
+            except OSError as error:
+                raise StateError(f"{path}: cannot be removed: {error.strerror}") from error
+            gone.append(path.name)
     return gone

@@ -46,11 +46,14 @@ def run(args: argparse.Namespace) -> int:
     from ctl.ebpf import ebpf_options
     from ctl.lock import hold
     from ctl.manifests import plan_manifests
+    from ctl.stale import sweep_on_the_way
 
     options = ebpf_options(args)
     planned = plan_manifests(args)
     with hold(args.command, planned.context.mode, takeover=args.takeover):
-        return _load(args, options, planned)
+        status = _load(args, options, planned)
+    sweep_on_the_way(planned.context.state_dir)
+    return status
 
 
 def _load(args: argparse.Namespace, options: "EbpfOptions", planned: "Planned") -> int:

@@ -64,11 +64,7 @@ def _clean_up(state_dir: str) -> bool:
 def _stale(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from ctl import state
-    from dataplane.kernel.netns_alive import living_cookies
-    from dataplane.planes.ebpf.stale import remove_stale
+    from ctl.stale import sweep
 
-    records = [{"kind": "pins", "name": name} for name in remove_stale()]
-    records += [{"kind": "state", "name": name} for name in state.forget_gone(Path(args.state_dir), living_cookies())]
-    print_records(records, args.output, ("kind", "name"), empty="nothing is stale")
+    print_records(sweep(Path(args.state_dir)), args.output, ("kind", "name"), empty="nothing is stale")
     return 0

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctl.modes import MODES
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """0 when every scenario shows what it must in every mode, else 1."""
     from msgspec.structs import replace
 
+    from ctl.stale import lab_cookies, sweep_lab
     from dataplane.errors import UsageError
     from dataplane.lab import showcase
     from dataplane.lab.compare import compare
@@ -54,7 +56,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--services {args.services}: give a number of Services, or 0 for no comparison")
     results: dict[str, dict[str, Result]] = {}
     remove_instances(_INSTANCES)  # of a demo that was killed
+    before = lab_cookies(LAB_NAME)
     with Lab.up(replace(showcase.SPEC, name=LAB_NAME)) as lab:
+        sweep_lab(before, Path(args.state_dir))
         _say(f"lab: {len(lab.nodes)} nodes, {len(lab.pods)} pods and an outside client, each a network namespace")
         lab.start_echo(lab.pods, [8080])
         for mode in modes:

@@ -1,6 +1,7 @@
 """`hotplane lab`: a small cluster of network namespaces to try Service data planes in."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from ctl.output import add_output_option, print_records
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         case "up":
             return _up(args)
         case "down":
-            return _down(args.name)
+            return _down(args.name, args.state_dir)
         case "status":
             return _status(args)
         case _:
@@ -73,22 +74,28 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _up(args: argparse.Namespace) -> int:
+    from ctl.stale import lab_cookies, sweep_lab
     from dataplane.lab.lab import Lab
 
     if not 0 <= args.echo_port <= 65535:
         raise UsageError(f"--echo-port {args.echo_port} is not a port number: use 1 to 65535, or 0 for no echo servers")
     spec = LabSpec(args.name, args.nodes, args.pods, Routing(args.routing), PodLink(args.pod_link), args.ipv6)
+    before = lab_cookies(args.name)
     lab = Lab.up(spec)
+    sweep_lab(before, Path(args.state_dir))
     if args.echo_port:
         lab.start_echo(lab.pods, [args.echo_port])
     _print_labs([args.name], args.output)
     return 0
 
 
-def _down(name: str) -> int:
+def _down(name: str, state_dir: str) -> int:
+    from ctl.stale import lab_cookies, sweep_lab
     from dataplane.lab.lab import Lab
 
+    cookies = lab_cookies(name)
     Lab.remove(name)
+    sweep_lab(cookies, Path(state_dir))
     return 0
 
 

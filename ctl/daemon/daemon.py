@@ -18,7 +18,8 @@ from ctl.daemon.descriptors import DescriptorWatch, raise_limit
 from ctl.daemon.door import Door
 from ctl.daemon.drift import POLL_SECONDS, DriftCheck
 from ctl.daemon.events import EventRecorder
-from ctl.daemon.guard import SWEEP_SECONDS, Guard
+from ctl.daemon.guard import SWEEP_SECONDS as SLOW_SECONDS
+from ctl.daemon.guard import Guard
 from ctl.daemon.health import Health, eligible
 from ctl.daemon.healthports import HealthPorts
 from ctl.daemon.inbox import Inbox
@@ -44,6 +45,7 @@ from ctl.sources.api import Api
 from ctl.sources.directory import DirectorySource
 from ctl.sources.kubeconfig import find_cluster
 from ctl.sources.watch import Reflector, pod_resources, resources
+from ctl.stale import sweep_on_the_way
 from dataplane.errors import HotplaneError
 from dataplane.model.net import Family
 from dataplane.model.objects import Node, ObjectRef, Problem
@@ -58,6 +60,7 @@ _M_ARENA_MAX = -8  # malloc.h
 KINDS = ("Service", "EndpointSlice", "Node", "ServiceCIDR")
 TICK_SECONDS = 30.0
 SAVE_PATIENCE = 60.0
+SWEEP_SECONDS = 3600.0
 SAVE_SECONDS = 60.0
 """How long after a change the plan is written down for other commands (check, show, explain)."""
 
@@ -124,7 +127,7 @@ class Daemon:
         apply_sysctls(self.settings.config.conntrack, self._log)
         try:
             await self._serve()
-            self._jobs.every("connections", SWEEP_SECONDS, self._guard.sweep)
+            self._jobs.every("connections", SLOW_SECONDS, self._guard.sweep)
             self._jobs.every("descriptors", TICK_SECONDS, DescriptorWatch(self._log).look)
             self._open_source()
             self._jobs.start("reconcile", self._work_once if self.settings.once else self._work)
@@ -164,6 +167,7 @@ class Daemon:
         self._jobs.every("drift", POLL_SECONDS, drift.poll)
         self._jobs.every("tick", TICK_SECONDS, self._tick)
         self._jobs.start("save", self._keep_saved)
+        self._jobs.start("sweep", self._keep_swept)
         self._jobs.start("events", self._events.run)
         await self.reconciler.run()
 
@@ -274,6 +278,20 @@ class Daemon:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._save_now.wait(), SAVE_SECONDS)
             self._save_now.clear()
+
+    async def _keep_swept(self) -> None:
+        """Remove what network namespaces that are gone left on this machine, now and then, in a child, which may enter
+        others and takes as long as it takes."""
+        folder = self.settings.state_dir
+
+        async def begin() -> Child:
+            return Child(lambda: msgspec.json.encode(sweep_on_the_way(folder)))
+
+        while True:
+            child = await self.reconciler.between("sweep", begin)
+            for record in msgspec.json.decode(await child.answer(SAVE_PATIENCE), type=list[dict[str, str]]):
+                self._log.info("removed what a network namespace that is gone had left", **record)
+            await asyncio.sleep(SWEEP_SECONDS)
 
     async def _save(self) -> None:
         """Write the plan down when it changed since the last time; not while a change of modes is under way."""

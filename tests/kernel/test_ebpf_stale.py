@@ -152,7 +152,7 @@ def test_the_command_clears_up(
     assert {"kind": "state", "name": f"netns-c{cookie}.msgpack"} in records
     assert attached(group) == 0
     assert [path.name for path in tmp_path.iterdir()] == [f"netns-c{netns_cookie()}.msgpack"]
-    assert state.forget_gone(tmp_path, living_cookies()) == []
+    assert state.forget_gone(state.of_namespaces(tmp_path), living_cookies()) == []
 
 
 def test_state_and_pins_are_named_by_the_same_number() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ctl.ebpf import EbpfOptions
+from ctl.files import make_folder, replace_whole
 from ctl.loaded import make_plane
 from ctl.modes import MODES
 from ctl.state import Saved, StateError, plan_path
@@ -35,10 +36,10 @@ def begin(state_dir: Path, mode: str) -> frozenset[str]:
     """
     path, before = _path(state_dir), begun(state_dir)
     try:
-        state_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(state_dir)
         fresh = path.with_suffix(f".begun-{os.getpid()}")
-        fresh.write_text(" ".join(sorted({*before, mode})))
-        fresh.replace(path)  # whole or not at all: what was begun before must not be forgotten
+        words = " ".join(sorted({*before, mode}))
+        replace_whole(path, fresh, words.encode())  # what was begun before must not be forgotten
     except OSError as error:
         raise StateError(f"{path}: cannot be written ({error.strerror}); give another --state-dir") from error
     return before

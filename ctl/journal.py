@@ -4,12 +4,15 @@ A journal has a number. A saved plan names the one that begins with it; a newer 
 saved, so the plan is the saved one and every journal from that number on, in order.
 """
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
+from ctl.files import make_folder, opener
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import EntryKey, HealthCheck, OffPod, Plan, PlanEntry
 from dataplane.policy.difference import LARGE, difference, spliced
@@ -57,11 +60,12 @@ class Journal:
 
     def __init__(self, base: Path, number: int) -> None:
         self.number = number
-        base.parent.mkdir(parents=True, exist_ok=True)
-        self._file = _path(base, number).open("ab", buffering=0)
+        make_folder(base.parent)
+        self._file = open(_path(base, number), "ab", buffering=0, opener=opener)  # noqa: SIM115 - until `close`
 
     def append(self, change: PlanChange) -> None:
-        """Write one change down. O(what changed)."""
+        """Write one change down. O(what changed). Raises OSError; a part of it that was written counts for nothing, and
+        nothing may be written behind it."""
         checks = change.health_checks or {}
         large = {entry.key: entry for entry in change.entries if _is_large(entry)}
         body = _encode(
@@ -76,7 +80,9 @@ class Journal:
                 tuple(_large(entry.old, entry.new) for entry in large.values() if entry.old and entry.new),
             )
         )
-        self._file.write(len(body).to_bytes(_LENGTH, "little") + body)
+        record = len(body).to_bytes(_LENGTH, "little") + body
+        if self._file.write(record) != len(record):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Write no more; fine twice."""

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import struct
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from typing import Self
 import msgspec
 
 from ctl.ebpf import say
+from ctl.files import PRIVATE, make_folder
 from ctl.state import namespace_id
 from dataplane.errors import HotplaneError
 from dataplane.malformed import MALFORMED
@@ -163,8 +165,8 @@ def _take(path: Path) -> int | Holder:
     """The locked file's descriptor, or who has it. Raises OSError."""
     while True:
         try:
-            DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            make_folder(DIRECTORY)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
         except FileNotFoundError:
             continue  # the last holder removed the directory in between
         try:
@@ -172,6 +174,8 @@ def _take(path: Path) -> int | Holder:
             mine = os.fstat(descriptor)
             if mine.st_uid not in (0, os.geteuid()):
                 raise PermissionError(errno.EPERM, f"it belongs to user {mine.st_uid}; remove it")
+            if stat.S_IMODE(mine.st_mode) != PRIVATE:
+                os.fchmod(descriptor, PRIVATE)
             if path.stat().st_ino == mine.st_ino:
                 return descriptor
         except FileNotFoundError:

@@ -3,6 +3,7 @@
 One file a network namespace under the state directory, because one directory serves all namespaces of a machine.
 """
 
+import contextlib
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from ctl.ebpf import EbpfOptions
+from ctl.files import make_folder, replace_whole
 from ctl.journal import drop, replay
 from dataplane.errors import HotplaneError
 from dataplane.malformed import MALFORMED
@@ -120,13 +122,37 @@ def save(state_dir: Path, saved: Saved) -> None:
     """Remember for this network namespace; whole or not at all. Raises StateError."""
     path = plan_path(state_dir)
     try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(f".{os.getpid()}")
-        fresh.write_bytes(msgspec.msgpack.encode(saved))
-        fresh.replace(path)
+        make_folder(state_dir)
+        replace_whole(path, path.with_suffix(f".{os.getpid()}"), msgspec.msgpack.encode(saved))
         drop(path, saved.journal or None)
+        _stale_path(path).unlink(missing_ok=True)
     except OSError as error:
         raise StateError(f"{path}: cannot be written ({error.strerror}); give another --state-dir") from error
+
+
+def _stale_path(path: Path) -> Path:
+    return path.with_suffix(".stale")
+
+
+def mark_stale(state_dir: Path) -> None:
+    """The remembered plan is not what the kernel holds any more, and the change cannot be written down: say that by the
+    file's name, for which even a full file system has room. Fine when nothing is remembered. Raises StateError."""
+    path = plan_path(state_dir)
+    try:
+        path.replace(_stale_path(path))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise StateError(f"{path}: cannot be renamed ({error.strerror})") from error
+
+
+def is_stale(state_dir: Path) -> bool:
+    """Whether the remembered plan is older than what the kernel holds (see `mark_stale`). Raises StateError."""
+    path = plan_path(state_dir)
+    try:
+        return not path.exists() and _stale_path(path).exists()
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read ({error.strerror}); run as root") from error
 
 
 def load(state_dir: Path, *, current: bool = True) -> Saved | None:
@@ -138,7 +164,8 @@ def load(state_dir: Path, *, current: bool = True) -> Saved | None:
         ask_daemon(state_dir)
     path = plan_path(state_dir)
     try:
-        saved = msgspec.msgpack.decode(path.read_bytes(), type=Saved)
+        file = _stale_path(path) if is_stale(state_dir) else path
+        saved = msgspec.msgpack.decode(file.read_bytes(), type=Saved)
         return _with_journals(path, saved) if saved.journal else saved
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -166,13 +193,16 @@ def forget(state_dir: Path) -> bool:
     path = plan_path(state_dir)
     try:
         existed = path.exists()
+        existed |= _stale_path(path).exists()
         path.unlink(missing_ok=True)
+        _stale_path(path).unlink(missing_ok=True)
         drop(path)
         for half in (each for each in state_dir.glob(f"{path.stem}.*") if each.suffix[1:].isdigit()):
             half.unlink(missing_ok=True)  # of a process that was killed while it saved
         _drop_dead_socket(socket_path(state_dir))
         if state_dir.is_dir() and not any(state_dir.iterdir()):
-            state_dir.rmdir()
+            with contextlib.suppress(OSError):  # mounted there, as in a container
+                state_dir.rmdir()
     except OSError as error:
         raise StateError(f"{path}: cannot be removed: {error.strerror}") from error
     return existed

@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ctl.output import add_output_option, print_records
+from dataplane.errors import HotplaneError
 
 if TYPE_CHECKING:
     from ctl.drift import Difference
@@ -44,6 +45,11 @@ def _check(args: argparse.Namespace) -> int:
     from ctl.loaded import make_plane
 
     saved, tcp_be_liberal = _wanted(args)
+    doubt = _doubt(args)
+    if doubt and args.repair:
+        raise HotplaneError(f"{doubt}; a repair would undo them: apply the manifests again, or name them with -f")
+    if doubt:
+        print(f"hotplane: {doubt}; what differs may be this plan", file=sys.stderr)
     plan = saved.plan()
     plane = make_plane(
         saved.mode, loaded_for=plan.node, tcp_be_liberal=tcp_be_liberal, ebpf=saved.ebpf, detector=plan.node.detector
@@ -66,13 +72,28 @@ def _check(args: argparse.Namespace) -> int:
     return _repair(args, saved, plan, plane)
 
 
+def _doubt(args: argparse.Namespace) -> str:
+    """Why the remembered plan may be older than what the kernel holds; "" where it is good, or none is used."""
+    from pathlib import Path
+
+    from ctl import begun, state
+
+    if args.filename:
+        return ""
+    folder = Path(args.state_dir)
+    if state.is_stale(folder):
+        return f"the plan in {folder} is from before changes that could not be written down there (is it full?)"
+    if begun.begun(folder):
+        return f"the plan in {folder} is from before changes that were ended in the middle"
+    return ""
+
+
 def _wanted(args: argparse.Namespace) -> "tuple[Saved, bool]":
     """What the kernel should hold, and conntrack.tcpBeLiberal. Raises HotplaneError when nobody said."""
     from pathlib import Path
 
     from ctl import state
     from ctl.ebpf import ebpf_options, given
-    from dataplane.errors import HotplaneError
 
     if args.filename:
         from ctl.manifests import plan_manifests

@@ -15,7 +15,7 @@ from ctl import begun, state
 from ctl.daemon.addresses import AddressWatch
 from ctl.daemon.child import Child, ChildError
 from ctl.daemon.descriptors import DescriptorWatch, raise_limit
-from ctl.daemon.door import Door
+from ctl.daemon.door import Door, listen
 from ctl.daemon.drift import POLL_SECONDS, DriftCheck
 from ctl.daemon.events import EventRecorder
 from ctl.daemon.guard import SWEEP_SECONDS as SLOW_SECONDS
@@ -39,6 +39,7 @@ from ctl.daemon.takeover import remove_kube_proxy
 from ctl.daemon.traffic import TrafficCollector
 from ctl.daemon.web import Listener, Reply, Site, health_answer, metrics_answer, split_bind
 from ctl.daemon.zpages import Statusz, flagz
+from ctl.files import make_folder
 from ctl.journal import Journal
 from ctl.lock import GAVE_WAY, Holder, Lock, door_path
 from ctl.sources.api import Api
@@ -109,7 +110,7 @@ class Daemon:
         self.reconciler = Reconciler(
             settings.node.name,
             self.inbox, self._kernel, self._describe, self.health, self.metrics, log,
-            Pace(settings.min_sync_period), self._after, self._jobs, vouched=not settings.paths,
+            Pace(settings.min_sync_period), self._after, self._jobs, self._unwritten, vouched=not settings.paths,
         )  # fmt: skip
 
     async def run(self) -> int:
@@ -276,7 +277,8 @@ class Daemon:
         while True:
             await self._save()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._save_now.wait(), SAVE_SECONDS)
+                async with asyncio.timeout(SAVE_SECONDS):  # wait_for may lose the word that it is time to end
+                    await self._save_now.wait()
             self._save_now.clear()
 
     async def _keep_swept(self) -> None:
@@ -324,6 +326,14 @@ class Daemon:
             else:  # in between the mode changed, of which this plan knows nothing
                 self._saved = 0
 
+    def _unwritten(self) -> None:
+        """A change could not be written down: the saved plan is not the one that is served, until the next is saved."""
+        self._saved = 0
+        try:
+            state.mark_stale(self.settings.state_dir)
+        except state.StateError as error:
+            self._log.warning("the saved plan is older than the one that is served", reason=error)
+
     def _begin_journal(self) -> None:
         """From here on changes are written down one by one, beside the plan that is about to be."""
         if self.reconciler.journal is not None:
@@ -347,10 +357,9 @@ class Daemon:
 
         path = state.socket_path(self.settings.state_dir)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             path.unlink(missing_ok=True)
-            self._door = await asyncio.start_unix_server(answer, path)
-            path.chmod(0o600)
+            self._door = await listen(answer, path)
         except OSError as error:
             self._log.warning("other commands cannot ask for the plan", path=path, reason=error.strerror)
 

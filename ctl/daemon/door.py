@@ -2,13 +2,24 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from ctl.daemon.log import Log
 from ctl.lock import Holder, asks_to_give_way
 
 _PATIENCE = 5.0
+
+
+async def listen(
+    hear: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], path: Path
+) -> asyncio.Server:
+    """A server on a socket that is its owner's alone from the first moment on. Raises OSError."""
+    before = os.umask(0o177)
+    try:
+        return await asyncio.start_unix_server(hear, path)
+    finally:
+        os.umask(before)
 
 
 class Door:
@@ -22,11 +33,7 @@ class Door:
         """Listen; where that cannot be, say so: then nobody can ask."""
         try:
             self._path.unlink(missing_ok=True)  # of a daemon that was killed: the lock is ours
-            before = os.umask(0o177)  # root's alone, from its first moment
-            try:
-                self._server = await asyncio.start_unix_server(self._hear, self._path)
-            finally:
-                os.umask(before)
+            self._server = await listen(self._hear, self._path)
         except OSError as error:
             self._log.warning("nobody can ask this daemon to give way", path=self._path, reason=error.strerror)
 

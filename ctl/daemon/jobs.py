@@ -14,6 +14,7 @@ LONG_SECONDS = 120.0
 """A job that has gone on for so long works: what fails then fails for the first time."""
 
 _FRAMES = 4
+_PATIENCE = 1.0
 
 
 def reason(error: BaseException) -> str:
@@ -58,10 +59,10 @@ class Jobs:
 
     async def close(self) -> None:
         """End all of them."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(list(self._tasks), timeout=_PATIENCE)  # library code may lose the word
 
     def _go(self, name: str, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

@@ -35,8 +35,8 @@ class Reconciler:
 
     name: this node's. node: its Node object as it was last known. describe: the NodeConfig for a Node object (None:
     there never was one). after: called when a change has been taken in; health-check ports, Events and the like come
-    then, outside of the time that counts. jobs: tells of what fails. vouched: the objects come from an API server (see
-    Planner).
+    then, outside of the time that counts. jobs: tells of what fails. unwritten: called for each change that the
+    journal lacks. vouched: the objects come from an API server (see Planner).
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Reconciler:
         pace: Pace,
         after: Callable[[PlanChange], Awaitable[None]],
         jobs: Jobs,
+        unwritten: Callable[[], None] = lambda: None,
         *,
         vouched: bool = True,
     ) -> None:
@@ -63,7 +64,7 @@ class Reconciler:
         self._told, self._untold = 0.0, 0
         self._waiting: deque[tuple[str, Callable[[], Awaitable[object]], Retry]] = deque()
         self._asked = asyncio.Event()
-        self._jobs = jobs
+        self._jobs, self._unwritten = jobs, unwritten
         self._untrue = ""  # why the kernel may not be what the plan says
         self._replan = False
         self._health, self._metrics, self._log, self._after = health, metrics, log, after
@@ -270,7 +271,10 @@ class Reconciler:
 
     def _write_down(self, change: PlanChange) -> None:
         """Into the journal before the kernel: what it may lack after a kill is then known to be lacking."""
-        if self.journal is None or not change:
+        if not change:
+            return
+        if self.journal is None:
+            self._unwritten()
             return
         try:
             self.journal.append(change)
@@ -283,6 +287,7 @@ class Reconciler:
             self._log.warning("changes can no longer be written down for other commands", reason=why)
             self.journal.close()
             self.journal = None
+        self._unwritten()
 
     def _settle(self, done: Done) -> None:
         """After an attempt: all well, or when to try again."""

@@ -220,7 +220,8 @@ async def _plugin_status(spec: ExecSpec) -> _ExecStatus:
         said = getattr(error, "strerror", error)
         raise CredentialError(f"{command}: the credential plugin cannot be run: {said}") from error
     try:
-        output, errors = await asyncio.wait_for(process.communicate(), EXEC_SECONDS)
+        async with asyncio.timeout(EXEC_SECONDS):
+            output, errors = await process.communicate()
     except TimeoutError as error:
         process.kill()
         await process.wait()

@@ -1,8 +1,10 @@
 """The daemon on a node that is short of processes, descriptors or space: it says so, goes on, and loses nothing."""
 
+import contextlib
 import os
 import resource
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ctl.lock import door_path, lock_path
 from ctl.main import main
 from dataplane.kernel.netns import netns
 from dataplane.kernel.nft import Nft
@@ -209,4 +212,62 @@ def test_half_open_requests_of_one_host_to_the_health_port(node: Node) -> None:
         for door in doors:
             door.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert node.end() == 0
+
+
+@pytest.fixture
+def small_state(node: Node) -> Iterator[Path]:
+    """A state directory with room for 64 KiB."""
+    node.state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "hotplane-test", str(node.state)], check=True)
+    yield node.state
+    subprocess.run(["umount", str(node.state)], check=True)
+
+
+def test_a_full_state_directory(node: Node, small_state: Path) -> None:
+    node.start()
+    node.says(" loaded ")
+    until(lambda: any(small_state.glob("*.msgpack")), "the plan is saved")
+    full = small_state / "full"
+    with contextlib.suppress(OSError), full.open("wb", buffering=0) as out:
+        while out.write(bytes(4096)):
+            pass
+    many = [MANIFEST.format(name=f"s{n}", ip=f"10.98.0.{n + 1}") for n in range(200)]
+    (node.manifests / "many.yaml").write_text("---\n".join(many))
+    node.says("changes can no longer be written down")
+    until(lambda: len(node.services()) == 201, "they are served nevertheless", 30)
+    assert node.end() == 0
+    assert "WARNING the plan could not be written down at the end" in node.text
+    command = ["--state-dir", str(node.state), "check"]
+    with netns(node.namespace):
+        assert main(command) == 1
+        assert main([*command, "--repair"]) == 1
+    assert len(node.services()) == 201, "a repair would bring back what was"
+    full.unlink()
+    node.start()
+    node.says(" loaded ")
+    until(lambda: any(small_state.glob("*.msgpack")) and not any(small_state.glob("*.begun")), "it is saved again")
+    assert node.end() == 0
+    with netns(node.namespace):
+        assert main([*command, "--repair"]) == 0
+    assert len(node.services()) == 201
+    with netns(node.namespace):
+        assert main(["--state-dir", str(node.state), "cleanup"]) == 0
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o777])
+def test_files_have_modes_of_their_own(node: Node, umask: int) -> None:
+    """Also where nobody, or everybody, might read and write what is made."""
+    node.wrapper = ("bash", "-c", f'umask {umask:o}; exec "$@"', "bash")
+    node.state.mkdir(mode=0o777)
+    node.state.chmod(0o777)
+    node.start()
+    node.says(" loaded ")
+    until(lambda: any(node.state.glob("*.journal-*")), "a journal is begun")
+    until(lambda: any(node.state.glob("*.msgpack")), "the plan is saved")
+    with netns(node.namespace):
+        locks = [lock_path(), door_path()]
+    made = {path: stat.S_IMODE(path.lstat().st_mode) for path in (*node.state.iterdir(), *locks)}
+    assert {mode & ~0o100 for mode in made.values()} == {0o600}, made
+    assert node.state.stat().st_mode & 0o022 == 0
     assert node.end() == 0

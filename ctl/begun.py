@@ -61,9 +61,12 @@ def other_modes(mode: str, previous: Saved | None, unfinished: frozenset[str]) -
     Only what the state says was ours, or was begun by a process that did not come to its end: chains of kube-proxy's
     names may be kube-proxy's own. The ebpf mode's pins are nobody else's, so they tell of themselves.
     """
-    from dataplane.planes.ebpf.pins import PinDirectory, default_instance
+    from dataplane.planes.ebpf.pins import PinDirectory, PinsHidden, default_instance
 
-    pinned = PinDirectory(default_instance()).abandoned
+    try:
+        pinned = PinDirectory(default_instance()).abandoned
+    except PinsHidden:  # another user's, which only that one can remove
+        pinned = False
     known = {*unfinished, *([previous.mode] if previous else ()), *(["ebpf"] if pinned else ())}
     return [each for each in reversed(MODES) if each in known and each != mode]  # ebpf first: it stands on nftables
 

@@ -157,12 +157,25 @@ class Daemon:
 
     async def _work_once(self) -> None:
         """Load, and end; what fails is the command's failure."""
-        self._failure = await attempt(self._begin)
+        self._failure = await attempt(self._load_once)
         self._stop.set()
+
+    async def _load_once(self) -> None:
+        await self._begin()
+        await self._finish_mode_change()
+        if self.settings.adopt:
+            await self._remove_kube_proxy()
+        await self._kernel.call(settle_plane, self._kernel.plane)
+
+    async def _remove_kube_proxy(self) -> None:
+        await self._kernel.call(remove_kube_proxy, self.settings.mode, self._log)
 
     async def _work(self) -> None:
         """Load, and follow. Begins anew where it fails before it follows; nothing fails after that."""
         await self._begin()
+        self.reconciler.request("removal of another mode's rules", self._finish_mode_change)
+        if self.settings.adopt:
+            self.reconciler.request("removal of kube-proxy's rules", self._remove_kube_proxy)
         await self._listen()
         drift = DriftCheck(self.reconciler, self.metrics, self._log, self.settings.sync_period)
         self._jobs.every("drift", POLL_SECONDS, drift.poll)
@@ -180,12 +193,7 @@ class Daemon:
         self._begin_mode(self.settings.mode)
         await self._kernel.call(self._clean_up.look, self.settings.mode)
         await self.reconciler.start()
-        await self._finish_mode_change()
-        if self.settings.adopt:
-            await self._kernel.call(remove_kube_proxy, self.settings.mode, self._log)
         _settle_memory()
-        if self.settings.once:
-            await self._kernel.call(settle_plane, self._kernel.plane)
 
     def _open_source(self) -> None:
         settings = self.settings

@@ -14,12 +14,16 @@ from typing import NamedTuple, TypeVar
 from ctl.daemon.ledger import Ledger, groups
 from dataplane.errors import HotplaneError
 from dataplane.kernel.nftgen import Generation
+from dataplane.kernel.tools import end_tools
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.rows import row
 from dataplane.plan.types import Plan, PlanEntry, Table
 from dataplane.planes.base import MOST_REFUSALS, EntryRefused, Plane, PlaneError, load_others
 
 _T = TypeVar("_T")
+_GRACE = 5.0
+"""Seconds that programs, such as iptables-restore, have to come to their end when the daemon ends."""
+
 MOST_AT_ONCE = 32
 """Entries of a change that is done in the event loop's own thread."""
 
@@ -133,7 +137,13 @@ class Kernel:
         )
 
     def close(self) -> None:
-        """End the worker once it is idle."""
+        """End the worker once it is idle. What it is at may take a while; programs that it waits for may not."""
+        try:
+            self._worker.submit(lambda: None).result(_GRACE)
+        except TimeoutError:
+            end_tools()
+        except RuntimeError:  # there is no worker yet, and the system has no room for one
+            pass
         self._worker.shutdown()
 
     def _load(self, plan: Plan) -> Done:

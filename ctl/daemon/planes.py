@@ -109,9 +109,12 @@ class CleanUp:
 
     def look(self, mode: str) -> None:
         """See whether there is anything that drains, be it that an earlier process left it."""
-        from dataplane.planes.ebpf.pins import PinDirectory, default_instance
+        from dataplane.planes.ebpf.pins import PinDirectory, PinsHidden, default_instance
 
-        self.draining = mode != "ebpf" and PinDirectory(default_instance()).draining
+        try:
+            self.draining = mode != "ebpf" and PinDirectory(default_instance()).draining
+        except PinsHidden:  # another user's, who has them drained
+            self.draining = False
 
 
 def settle_plane(plane: Plane) -> None:

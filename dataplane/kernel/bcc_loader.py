@@ -11,11 +11,12 @@ import contextlib
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from dataplane.kernel.tools import ToolError, run_tool
 
 
 def _source_dir() -> Path:
@@ -27,6 +28,7 @@ def _source_dir() -> Path:
 
 SOURCE_DIR = _source_dir()
 DEFAULT_CACHE_DIR = Path("/var/cache/hotplane/bpf")
+_COMPILE_SECONDS = 300.0
 
 _PACKAGE = str(Path(__file__).resolve().parents[2])
 _UAPI = Path("/usr/include")
@@ -93,11 +95,11 @@ def _compile_with_bcc(source: Path, flags: Sequence[str]) -> dict[str, bytes]:
         command = [sys.executable, "-m", "dataplane.kernel.bcc_compile", str(source), folder, *flags]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (_PACKAGE, *sys.path)))}
         try:
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        except OSError as error:
+            done = run_tool(command, env=environment, seconds=_COMPILE_SECONDS)
+        except (OSError, ToolError) as error:
             raise CompileError(f"{source.name}: the compiler could not be started: {error}") from error
     if done.returncode or not done.stdout:
-        said = done.stderr.strip() or "it said nothing"
+        said = done.stderr.decode(errors="replace").strip() or "it said nothing"
         raise CompileError(f"{source.name}: the compiler ended with status {done.returncode}: {said}")
     found: dict[str, str] = json.loads(done.stdout)
     return {name: base64.b64decode(text) for name, text in found.items()}

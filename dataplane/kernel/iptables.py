@@ -7,17 +7,22 @@ Two variants of the tools exist side by side: *legacy* (the xtables kernel inter
 import enum
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Protocol
 
 from dataplane.errors import HotplaneError
+from dataplane.kernel.tools import ToolError, run_tool
 from dataplane.model.net import Family
 
 # Wait for the lock that all xtables tools share, in all network namespaces: a restore of a big table holds it for
 # seconds. kube-proxy waits 5 s and comes again at its next sync; a command that ends has no next one. Its -W (polling
 # interval) is ignored by iptables 1.8 and later, with a warning, so it is left out.
 _RESTORE_OPTIONS = ("-w", "60", "--noflush", "--counters")
+_LOOK_SECONDS, _RESTORE_SECONDS = 120.0, 360.0
+"""How long a tool may take; a restore waits a minute for the lock, and 30,000 Services take it another."""
+
+_RIGHTS = re.compile(r"you must be root|xtables\.lock")
+_HINT = "; the legacy tools need CAP_NET_ADMIN, CAP_NET_RAW and a writable /run/xtables.lock (docs/migration.md)"
 _FAILED_LINE = re.compile(r"line:? (\d+)")
 
 
@@ -58,7 +63,7 @@ def installed(family: Family, variant: Variant) -> bool:
 
 def _succeeds(*command: str) -> bool:
     try:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        return run_tool(command, seconds=_LOOK_SECONDS).returncode == 0
     except FileNotFoundError:  # tools that are not installed hold no rules
         return False
 
@@ -103,11 +108,17 @@ class KernelTables:
     def _run(self, verb: str, *options: str, text: str | None = None) -> bytes:
         tool = _tool(self.family, self.variant, verb)
         try:
-            done = subprocess.run(
-                [tool, *options], input=None if text is None else text.encode(), capture_output=True, check=False
+            done = run_tool(
+                [tool, *options],
+                input=None if text is None else text.encode(),
+                seconds=_LOOK_SECONDS if text is None else _RESTORE_SECONDS,
             )
-        except OSError as error:
+        except FileNotFoundError as error:
             raise IptablesError(f"{tool}: {error.strerror}; install the package iptables") from error
+        except OSError as error:
+            raise IptablesError(f"{tool}: cannot be started ({error.strerror})") from error
+        except ToolError as error:
+            raise IptablesError(str(error)) from error
         if done.returncode != 0:
             raise IptablesError(_explain(tool, done.returncode, done.stderr.decode(errors="replace"), text))
         return done.stdout
@@ -120,4 +131,5 @@ def _explain(tool: str, status: int, stderr: str, text: str | None) -> str:
     lines = text.splitlines() if text is not None else []
     named = int(found[1]) if found else 0
     where = f"; the line is: {lines[named - 1]}" if 0 < named <= len(lines) else ""
-    return f"{tool} failed with status {status}: {said}{where}"
+    hint = _HINT if _RIGHTS.search(said) else ""
+    return f"{tool} failed with status {status}: {said}{where}{hint}"

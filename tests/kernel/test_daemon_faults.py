@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shutil
 import socket
 import stat
 import subprocess
@@ -16,6 +17,7 @@ from ctl.lock import door_path, lock_path
 from ctl.main import main
 from dataplane.kernel.netns import netns
 from dataplane.kernel.nft import Nft
+from dataplane.planes.ebpf.pins import PinDirectory
 from tests.faults.inject import ALL, Faults
 from tests.kernel.daemon_lab import ROOT, http, looking_plane, until
 
@@ -271,3 +273,69 @@ def test_files_have_modes_of_their_own(node: Node, umask: int) -> None:
     assert {mode & ~0o100 for mode in made.values()} == {0o600}, made
     assert node.state.stat().st_mode & 0o022 == 0
     assert node.end() == 0
+
+
+def test_iptables_that_hangs_does_not_keep_the_daemon_from_ending(node: Node, tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    real = shutil.which("iptables-legacy-restore")
+    fake = folder / "iptables-legacy-restore"
+    fake.write_text(f'#!/bin/sh\n[ -e {folder}/hang ] && echo $$ >> {folder}/pids && sleep 600\nexec {real} "$@"\n')
+    fake.chmod(0o755)
+    node.wrapper = ("env", f"PATH={folder}:{os.environ['PATH']}")
+    node.start(mode="iptables")
+    node.says(" loaded ")
+    (folder / "hang").touch()
+    node.service("b", "10.96.0.11")
+    until(lambda: (folder / "pids").exists(), "a restore hangs")
+    assert _ask(node, 10256) == 200, "health is answered meanwhile"
+    assert node.end() == 0
+    assert "Traceback" not in node.text
+    for pid in (folder / "pids").read_text().split():
+        assert not Path(f"/proc/{pid}").exists()
+
+
+ONLY = "-all,+net_admin"
+
+
+def test_leaving_the_iptables_mode_without_its_rights(node: Node, tmp_path: Path) -> None:
+    """The new mode serves and follows; what lacks is said, and once it is there the old chains go."""
+    with netns(node.namespace):
+        manifests = str(node.manifests)
+        assert main(["--state-dir", str(node.state), "--mode", "iptables", "apply", "-f", manifests]) == 0
+    node.wrapper = ("setpriv", f"--bounding-set={ONLY}", f"--inh-caps={ONLY}", "--no-new-privs")
+    node.start()
+    node.says("the legacy tools need CAP_NET_ADMIN, CAP_NET_RAW and a writable /run/xtables.lock")
+    node.service("b", "10.96.0.11")
+    until(lambda: "default/b" in node.services(), "changes go on", 30)
+    assert node.services("iptables") == {"default/a"}
+    assert node.end() == 0
+    rights = f"{ONLY},+net_raw"
+    node.wrapper = ("setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}", "--no-new-privs")
+    node.start()
+    node.says("replaced mode old=iptables new=nftables")
+    assert node.services("iptables") == set()
+    assert node.end() == 0
+
+
+def test_another_user_s_daemon_beside_root_s_pins(node: Node) -> None:
+    """The bpffs is there, and nobody but root may look into it."""
+    pins = PinDirectory(f"hp-{os.getpid()}-other")
+    pins.ensure()
+    try:
+        node.state.mkdir()
+        os.chown(node.state, 65534, 65534)
+        for parent in (*node.state.parents,)[:3]:
+            if not parent.stat().st_mode & 0o001 and str(parent) != "/tmp":
+                parent.chmod(parent.stat().st_mode | 0o011)
+        who = ("--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+net_admin", "--ambient-caps=+net_admin")
+        node.wrapper = ("setpriv", *who)
+        node.start()
+        node.says(" loaded ")
+        node.service("b", "10.96.0.11")
+        until(lambda: "default/b" in node.services(), "changes go on", 30)
+        assert "Traceback" not in node.text
+        assert " ERROR " not in node.text
+        assert node.end() == 0
+    finally:
+        pins.remove()

@@ -10,7 +10,6 @@ Layout: <bpffs>/<instance>/maps-<layout version>/<map> and <bpffs>/<instance>/li
 import ctypes
 import fcntl
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,12 +17,17 @@ from pathlib import Path
 
 from dataplane.kernel.bpf import BPF_FS_MAGIC
 from dataplane.kernel.netns_cookie import netns_cookie
+from dataplane.kernel.tools import ToolError, run_tool
 from dataplane.planes.base import PlaneError
 
 MOUNT_POINT = Path("/run/hotplane/bpf")
 _MAPS = "maps-"
 DRAINING = "draining"
 """Directory beside the pins of an instance that only finishes what it had begun (see drain.py)."""
+
+
+class PinsHidden(PlaneError):
+    """This process's user may not see what is pinned, so none of it is its own."""
 
 
 def default_instance() -> str:
@@ -59,9 +63,13 @@ def outer_process() -> int | None:
 def _run_outside(outer: int | None, *command: str) -> None:
     """Run a command in the mount namespace of a process (None: in this one)."""
     prefix = ("nsenter", f"--mount=/proc/{outer}/ns/mnt") if outer else ()
-    done = subprocess.run((*prefix, *command), capture_output=True, text=True, timeout=30, check=False)
+    try:
+        done = run_tool((*prefix, *command), seconds=30)
+    except (OSError, ToolError) as error:
+        raise PlaneError(f"{' '.join(command)}: {error}; a bpffs is needed to keep eBPF state") from error
     if done.returncode:
-        raise PlaneError(f"{' '.join(command)}: {done.stderr.strip()}; a bpffs is needed to keep eBPF state")
+        said = done.stderr.decode(errors="replace").strip()
+        raise PlaneError(f"{' '.join(command)}: {said}; a bpffs is needed to keep eBPF state")
 
 
 @contextmanager
@@ -108,7 +116,10 @@ def ensure_root() -> Path:
 def instance_names() -> list[str]:
     """Names of all instances of which something is pinned, sorted."""
     root = find_root()
-    return sorted(path.name for path in root.iterdir() if path.is_dir()) if root else []
+    try:
+        return sorted(path.name for path in root.iterdir() if path.is_dir()) if root else []
+    except PermissionError as error:
+        raise PinsHidden(f"{root}: cannot be looked into: {error.strerror}; it is root's, be root") from error
 
 
 class PinDirectory:
@@ -124,7 +135,12 @@ class PinDirectory:
     def path(self) -> Path | None:
         """The directory, or None when nothing is pinned."""
         root = find_root()
-        return root / self.instance if root and (root / self.instance).is_dir() else None
+        if root is None:
+            return None
+        try:
+            return root / self.instance if (root / self.instance).is_dir() else None
+        except PermissionError as error:
+            raise PinsHidden(f"{root}: cannot be looked into: {error.strerror}; it is root's, be root") from error
 
     @property
     def draining(self) -> bool:

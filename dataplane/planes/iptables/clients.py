@@ -1,12 +1,12 @@
 """What the iptables plane's rules remember and count: clients by `recent` lists, packets by rule counters."""
 
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from dataplane.kernel.iptables import Variant, default_variant
+from dataplane.kernel.tools import ToolError, run_tool
 from dataplane.model.net import Family, Protocol, canonical_address
 from dataplane.plan.types import FrontendKey
 from dataplane.planes.base import PlaneError
@@ -21,6 +21,9 @@ _COUNTED = re.compile(
 )
 
 
+_SECONDS = 120.0
+
+
 class Counted(NamedTuple):
     """Packets that came to a frontend's rules: `new` opened connections, `refused` were rejected or dropped."""
 
@@ -31,12 +34,14 @@ class Counted(NamedTuple):
 def _saved(family: Family, table: str) -> str:
     tool = f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-{_variant().value}-save"
     try:
-        done = subprocess.run([tool, "-c", "-t", table], capture_output=True, text=True, check=False)
-    except OSError as error:
+        done = run_tool([tool, "-c", "-t", table], seconds=_SECONDS)
+    except FileNotFoundError as error:
         raise PlaneError(f"{tool}: {error.strerror}; install the package iptables") from error
+    except (OSError, ToolError) as error:
+        raise PlaneError(f"{tool}: {error}") from error
     if done.returncode != 0:
-        raise PlaneError(f"{tool} -t {table} failed: {done.stderr.strip()}")
-    return done.stdout
+        raise PlaneError(f"{tool} -t {table} failed: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout.decode(errors="replace")
 
 
 def _variant() -> Variant:

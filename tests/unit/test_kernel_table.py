@@ -109,6 +109,13 @@ def test_a_step_that_a_lockup_ended_names_it(tmp_path: Path) -> None:
     assert "- failed: the kernel said: rcu: INFO: rcu_preempt detected stalls" in text
 
 
+def test_a_step_whose_time_was_over_tells_how_far_it_came(tmp_path: Path) -> None:
+    (tmp_path / "packets.log").write_text("...F..   [ 63%]\n..")
+    report = _report(tmp_path)
+    assert "| **no result: 7 passed and 1 failed when its time was over** |" in page([report], [STEP])
+    assert report.problems == ["packets: no result"]
+
+
 def test_a_lockup_that_tests_survived_is_told_too(tmp_path: Path) -> None:
     (tmp_path / "packets.xml").write_text(JUNIT.replace("<failure", "<skipped").replace("</failure", "</skipped"))
     _report(tmp_path)

@@ -13,7 +13,7 @@ class Step(NamedTuple):
 
     name: str
     arguments: Sequence[str]
-    seconds: int = 900
+    seconds: int = 1800
 
 
 class Outcome(NamedTuple):
@@ -59,6 +59,7 @@ _TROUBLE = re.compile(
     r"BUG: .*|Oops: .*|Kernel panic .*|general protection fault.*|WARNING: CPU.*|rcu: INFO: .*stall.*|"
     r"INFO: task .* blocked for more than.*|I/O error.*)"
 )
+_PROGRESS = re.compile(r"([.FE]+) *(?:\[ *\d+%\])?$")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]|\x1b\[[0-9;]*m")
 
 
@@ -75,6 +76,14 @@ def read_outcome(junit: Path) -> Outcome:
         elif case.find("skipped") is None:
             passed += 1
     return Outcome(passed, len(failures), tuple(failures))
+
+
+def how_far(log: Path) -> str:
+    """How many tests had passed and failed when pytest was ended, from the dots and letters that it prints; empty when
+    there are none."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    said = "".join(match[1] for match in map(_PROGRESS.match, lines) if match)
+    return f"{said.count('.')} passed and {len(said) - said.count('.')} failed when its time was over" if said else ""
 
 
 def kernel_troubles(console: str) -> tuple[str, ...]:
@@ -95,7 +104,8 @@ def read_report(name: str, folder: Path, steps: Iterable[Step]) -> Report:
     outcomes = {}
     for step in asked:
         outcome = read_outcome(folder / f"{step}.xml")
-        outcomes[step] = outcome._replace(trouble=next(iter(about[step].get("troubles", ())), ""))
+        trouble = next(iter(about[step].get("troubles", ())), "") or how_far(folder / f"{step}.log")
+        outcomes[step] = outcome._replace(trouble=trouble)
     package = about["about"]["package"]
     made = ", ".join(dict.fromkeys(f"{a['date']} ({a['commit']})" for a in about.values()))
     troubles = tuple(dict.fromkeys(line for step in asked for line in about[step].get("troubles", ())))

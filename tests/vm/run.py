@@ -37,7 +37,7 @@ STEPS = (
         Step(
             name,
             (f"{_FILES}scenarios.py::test_scenario_table[{variant}]", "--slowness", "8"),
-            2400,
+            3600,
         )
         for name, variant in (("scenarios", "direct-veth-ebpf"), ("scenarios-xdp", "vxlan-bridge-ebpf-xdp-parity"))
     ),

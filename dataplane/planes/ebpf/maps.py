@@ -1,6 +1,5 @@
 """The set of maps that all programs of one node share: made or opened, pinned, carried over, closed."""
 
-import mmap
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +12,7 @@ from dataplane.kernel import bpf
 from dataplane.kernel.bpf import BpfError, MapFlag
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.layout import FLOW_MAPS, MapSpec, Sizes, map_specs, size_options, unpack
+from dataplane.planes.ebpf.window import Memory
 
 _INDEX = struct.Struct("=I")
 NODE_KEY = _INDEX.pack(0)
@@ -22,24 +22,21 @@ _COPIED = (bpf.MapType.HASH, bpf.MapType.LRU_HASH, bpf.MapType.LPM_TRIE)
 
 
 class MapSet(Closing):
-    """Open maps. `fds` and `specs` are by map name. `memory` are the maps that are written as plain memory
-    (MMAPABLE arrays): a store is seen by programs at once, without a system call."""
+    """Open maps. `fds` and `specs` are by map name. `memory` are the maps that are written as plain memory."""
 
     def __init__(self, fds: dict[str, int], sizes: Sizes) -> None:
         self.fds, self.sizes = fds, sizes
         self.specs = map_specs(sizes)
-        self.memory: dict[str, memoryview] = {}
-        for name, spec in self.specs.items():
-            if spec.flags & MapFlag.MMAPABLE:
-                length = -(-spec.value_size // 8) * 8 * spec.max_entries
-                pages = mmap.mmap(fds[name], -(-length // mmap.PAGESIZE) * mmap.PAGESIZE)
-                self.memory[name] = memoryview(pages)[:length]
+        self.memory = Memory({
+            name: (fds[name], -(-spec.value_size // 8) * 8 * spec.max_entries)
+            for name, spec in self.specs.items() if spec.flags & MapFlag.MMAPABLE
+        })  # fmt: skip
 
     def close(self) -> None:
         """Give up the descriptors; pins and programs keep the maps. Memory goes with the last view of it."""
         for fd in self.fds.values():
             os.close(fd)
-        self.memory, self.fds = {}, {}
+        self.memory, self.fds = Memory({}), {}
 
     def get(self, name: str, key: bytes) -> bytes | None:
         """The value under a key, or None."""

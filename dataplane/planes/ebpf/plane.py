@@ -132,6 +132,7 @@ class EbpfPlane:
         if self._off is not None:
             self._off.begin(maps, plan.connect_off)
         write_node(maps, plan.node, self._cookie, self._kube_proxy_masquerade)
+        tables.settle()
         if filled:
             collect(maps)  # what is over since the last run: nobody may have collected meanwhile
         self._tables = tables

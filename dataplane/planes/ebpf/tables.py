@@ -8,6 +8,7 @@ import secrets
 import sys
 from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache
 from itertools import islice
 from typing import NamedTuple
 
@@ -31,13 +32,14 @@ from dataplane.planes.ebpf.encode import (
 from dataplane.planes.ebpf.layout import fields_of
 from dataplane.planes.ebpf.maps import MapSet
 from dataplane.planes.ebpf.members import Address, MemberChange, changes_only_backends, wanted_flags
+from dataplane.planes.ebpf.window import Window
 from dataplane.planes.moves import moves
 
 BACKEND_FLAGS_AT = fields_of("backend")["flags"]
 SERVICE_FLAGS_AT = fields_of("service")["flags"]
 
 
-class Installed(msgspec.Struct, frozen=True):
+class Installed(msgspec.Struct, frozen=True, gc=False):
     """What an entry has in the maps.
 
     backends: indices, in the order of `wanted_flags(entry)` where there are no `members`. keys: of its frontends, in
@@ -62,6 +64,12 @@ _Undo = tuple[Callable[..., None], Collection[int]]
 """What gives something back, and its arguments."""
 
 _NO_SETS = Sets()
+
+
+@cache
+def no_ranges(count: int) -> tuple[int, ...]:
+    """`range_sets` of so many frontends without any: one tuple for all entries."""
+    return (0,) * count
 
 
 class Removed(NamedTuple):
@@ -178,9 +186,16 @@ class Tables:
         # Random, so that flow state carried over from other maps never names a backend of these by accident.
         self.generation = 1 + secrets.randbits(30)
         self._most_frontends = maps.specs["frontends"].max_entries
-        self._slots = maps.memory["slots"].cast("Q")
-        self._backend_memory = maps.memory["backends"]
-        self._service_memory = maps.memory["services"]
+        self._slots: memoryview | Window = maps.memory["slots"].cast("Q")
+        self._backend_memory: memoryview | Window = maps.memory["backends"]
+        self._service_memory: memoryview | Window = maps.memory["services"]
+
+    def settle(self) -> None:
+        """After a load: from now on changes are small, and no map need be in this process's memory for them."""
+        memory = self.maps.memory
+        self._slots = memory.window("slots", _SLOT_SIZE)
+        self._backend_memory, self._service_memory = memory.window("backends", 1), memory.window("services", 1)
+        memory.let_go()
 
     def apply(self, changes: Iterable[EntryChange]) -> list[Removed]:
         """Write entry changes; returns the backends that went. O(size of the change)."""
@@ -281,13 +296,13 @@ class Tables:
         """Bring one set's slots to what it holds now, in its run or in a new one. change: who went and who came."""
         (base, count), (new_base, _) = old, new
         gone, come = change
-        raw = self.maps.memory["slots"][base * _SLOT_SIZE : (base + count) * _SLOT_SIZE].tobytes() if gone else b""
+        raw = self._slots[base : base + count].tobytes() if gone else b""
         holes = [_position(raw, members[address]) for address in gone]
         added = [places[address] if address in places else members[address] for address in come]
         moved = moves(count, holes, added, lambda at: self._slots[base + at])
-        if base != new_base and new_base + count <= len(self._slots):
+        if base != new_base:
             kept = min(count, capacity(new[1]))
-            self._slots[new_base : new_base + kept] = self._slots[base : base + kept]
+            self._slots[new_base : new_base + kept] = array("Q", self._slots[base : base + kept].tobytes())
         for at, index in moved.items():
             if index is not None:
                 self._slots[new_base + at] = index
@@ -326,7 +341,9 @@ class Tables:
         if before:
             rest = iter(fresh)
             fresh = [before[a] if a in before else next(rest) for a in wanted]
-        return Installed(new, service, fresh, sets, tuple(keys), tuple(range_sets))
+        return Installed(
+            new, service, fresh, sets, tuple(keys), tuple(range_sets) if any(range_sets) else no_ranges(len(keys))
+        )
 
     def _run(self, count: int, old_base: int, old_count: int, undo: list[_Undo]) -> int:
         """Where a set of `count` goes: where it was, if the run there is of the right length."""

@@ -97,7 +97,6 @@ def _add_run_options(parser: argparse.ArgumentParser, *, defaults: bool) -> None
     )
     add("--seed", default=1, type=int, metavar="N", help="of the order (default: 1)")
     add("--python-load", default=False, action="store_true", help="the load generator in Python, even with a compiler")
-    add("--load", default="own", choices=("own", "netperf"), help="what makes load where both can (default: own)")
     add("--results", default=DEFAULT_RESULTS, type=Path, metavar="FILE", help=f"default: {DEFAULT_RESULTS}")
     add("--resume", default=False, action="store_true", help="go on with the run that FILE's journal is of")
     add("--overwrite", default=False, action="store_true", help="start anew although FILE or its journal exists")
@@ -166,7 +165,6 @@ def _settings(args: argparse.Namespace) -> "Settings":
         family=Family.IPV6 if args.family == "ipv6" else Family.IPV4,
         routing=Routing(args.routing),
         seed=args.seed,
-        load=args.load,
     )
     return settings(args.profile, wishes)
 
@@ -241,7 +239,6 @@ def _without_missing(settings: "Settings") -> "tuple[Settings, list[str]]":
 
     import msgspec
 
-    from dataplane.bench import netperf
     from dataplane.lab.spec import Routing
     from dataplane.model.net import Family
 
@@ -254,12 +251,7 @@ def _without_missing(settings: "Settings") -> "tuple[Settings, list[str]]":
             skipped.append(f"left out: {', '.join(n for n in settings.scenarios if n not in kept)}: {why}")
             settings = msgspec.structs.replace(settings, scenarios=kept)
 
-    if settings.load == "netperf" and not netperf.installed():
-        skipped.append("netperf is not installed (Debian: non-free): load is the bench's own")
-        settings = msgspec.structs.replace(settings, load="own")
-    if settings.load == "netperf":
-        leave_out({"TCP_STREAM-4"}, "netperf has one stream")
-    elif shutil.which("iperf3") is None:
+    if shutil.which("iperf3") is None:
         leave_out({"TCP_STREAM", "TCP_STREAM-4"}, "there is no iperf3; apt-get install iperf3")
     if settings.family is Family.IPV6:
         leave_out({"north-remote-pps"}, "the kernel's own packets are IPv4")
@@ -297,7 +289,6 @@ def _command(args: argparse.Namespace) -> str:
         ("--endpoints", str(args.endpoints), "5"),
         ("--family", args.family, "ipv4"),
         ("--routing", args.routing, "direct"),
-        ("--load", args.load, "own"),
     ):
         words += [] if text == usual else [flag, text]
     return shlex.join([*words, *(["--python-load"] if args.python_load else []), "--seed", str(args.seed)])

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from dataplane.bench import netperf
 from dataplane.bench.modes import chosen
 from dataplane.bench.objects import ENDPOINTS, MOST_ENDPOINTS
-from dataplane.bench.scenarios import RENAMED, SCENARIOS, Position, Scenario, Way
+from dataplane.bench.scenarios import RENAMED, SCENARIOS, Position, Scenario
 from dataplane.errors import UsageError
 from dataplane.lab.spec import Routing
 from dataplane.model.net import Family
@@ -26,8 +25,7 @@ class Settings(msgspec.Struct, frozen=True):
     of paced ones PACED_TIMES as long, since one in ten thousand is looked for;
     bulk_bytes: size of a bulk one. control_rounds, changes, change_seconds, rollout_seconds: of the control plane at
     the largest size; light_control_rounds: at the others. slow_load_seconds: a mode whose cold start takes longer has
-    one control round at that size. load: "own", or "netperf" for what bench.netperf has through a Service.
-    iptables_max: iptables is left out above. endpoints: of each Service.
+    one control round at that size. iptables_max: iptables is left out above. endpoints: of each Service.
     """
 
     profile: str
@@ -52,7 +50,6 @@ class Settings(msgspec.Struct, frozen=True):
     iptables_max: int
     seed: int = 1
     load_tool: str = "c"
-    load: str = "own"
     endpoints: int = ENDPOINTS
     family: Family = Family.IPV4
     routing: Routing = Routing.DIRECT
@@ -97,7 +94,6 @@ class Wishes(msgspec.Struct, frozen=True):
     family: Family = Family.IPV4
     routing: Routing = Routing.DIRECT
     seed: int = 1
-    load: str = "own"
 
 
 def settings(profile: str, wishes: Wishes | None = None) -> Settings:
@@ -127,7 +123,6 @@ def settings(profile: str, wishes: Wishes | None = None) -> Settings:
         family=wishes.family,
         routing=wishes.routing,
         seed=wishes.seed,
-        load=wishes.load,
     )
 
 
@@ -154,16 +149,8 @@ def with_alone(settings: Settings) -> bool:
     return any(SCENARIOS[name].alone for name in settings.scenarios) and max(settings.services) > 1
 
 
-def by_netperf(settings: Settings, scenario: Scenario) -> bool:
-    """Whether netperf makes the load of a scenario."""
-    wanted = settings.load == "netperf" and scenario.way is Way.CLUSTER_IP and not scenario.load
-    return wanted and scenario.operation in netperf.THROUGH_A_SERVICE
-
-
 def seconds_of(settings: Settings, scenario: Scenario) -> float:
     """Length of one measurement."""
-    if by_netperf(settings, scenario):
-        return 1.0  # the shortest that it knows
     return settings.seconds * (PACED_TIMES if scenario.load else 1)
 
 

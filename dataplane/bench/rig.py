@@ -19,7 +19,6 @@ from typing import Any, Self
 
 import msgspec
 
-from dataplane.bench import netperf
 from dataplane.bench.agent import Request
 from dataplane.bench.generator import End, Generator, udp_frame
 from dataplane.bench.iperf import bulk
@@ -35,7 +34,7 @@ from dataplane.bench.objects import (
     Backend,
     cluster_ip,
 )
-from dataplane.bench.profiles import Settings, by_netperf, with_alone
+from dataplane.bench.profiles import Settings, with_alone
 from dataplane.bench.program import Way as PacketWay
 from dataplane.bench.scenarios import Position, Scenario, Way, index
 from dataplane.kernel import sysctl
@@ -186,12 +185,9 @@ class Rig:
         if process.stdout.readline() != b"ready\n":
             raise LabError(f"{pod.name}: the server on port {SERVER_PORT} does not start; its words are above")
         self._servers[node.name] = [process.pid]
-        server = ["iperf3", "-s", "-p", str(BULK_PORT)]
-        if self._settings.load == "netperf":
-            server = ["netserver", "-D", "-p", str(netperf.CONTROL_PORT)]
-        if shutil.which(server[0]):
+        if shutil.which("iperf3"):
             process = self.lab.spawn(
-                pod, pinned(1, server),
+                pod, pinned(1, ["iperf3", "-s", "-p", str(BULK_PORT)]),
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
             self._servers[node.name].append(process.pid)
@@ -251,8 +247,7 @@ class Rig:
         udp = scenario.operation in ("dns", "udp", "urr")
         node = self.nodes[mode]
         if scenario.way is Way.CLUSTER_IP:
-            bulk_port = scenario.operation.startswith("iperf3") or by_netperf(self._settings, scenario)
-            port = BULK_PORT if bulk_port else UDP_PORT if udp else TCP_PORT
+            port = BULK_PORT if scenario.operation.startswith("iperf3") else UDP_PORT if udp else TCP_PORT
             if not _mode(mode).reference:
                 return cluster_ip(index(position, services), self._family), port
             return self._pod(node), BULK_PORT if port == BULK_PORT else SERVER_PORT
@@ -318,14 +313,6 @@ class Rig:
         client = self.nodes[mode].pods[1]
         limit = ["-P", str(streams), "-n", str(size)]
         return bulk(lambda argv: self.lab.run(client, pinned(0, argv), check=False), target, limit, what)
-
-    def netperf(self, mode: str, operation: str, target: tuple[str, int], seconds: float) -> dict[str, float]:
-        """Let netperf's client in the mode's node do an operation; see bench.netperf."""
-        node = self.nodes[mode]
-        client, control = node.pods[1], self._pod(node)
-        return netperf.measure(
-            lambda words: self.lab.run(client, pinned(0, words), check=False), operation, control, target, seconds
-        )
 
     def close(self) -> None:
         """Take everything down; the planes clean up first, since what eBPF pins outlives a namespace."""

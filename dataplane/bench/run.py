@@ -24,7 +24,6 @@ from dataplane.bench.modes import MODES, alone
 from dataplane.bench.pace import Pace
 from dataplane.bench.profiles import (
     Settings,
-    by_netperf,
     control_rounds_at,
     measured_at,
     positions_at,
@@ -286,10 +285,6 @@ class Runner:
     def _operate(self, key: CellKey, node: str, target: tuple[str, int]) -> tuple[dict[str, Any], float]:
         """The figures of one measurement, and for how many operations processor time is told."""
         settings, scenario = self._settings, SCENARIOS[key.scenario]
-        if by_netperf(settings, scenario):
-            found = self._rig.netperf(node, scenario.operation, target, seconds_of(settings, scenario))
-            scale = 1.0 if scenario.operation.startswith("iperf3") else 1e6
-            return {"rate": found["operations"] / found["seconds"], **found}, scale
         if scenario.operation.startswith("iperf3"):
             return self._rig.bulk(node, int(scenario.operation.split()[1]), target, settings.bulk_bytes), 1.0
         if scenario.operation == "program":

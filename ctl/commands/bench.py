@@ -74,7 +74,7 @@ def _add_run_options(parser: argparse.ArgumentParser, *, defaults: bool) -> None
     def add(*flags: str, default: Any, **options: Any) -> None:
         parser.add_argument(*flags, default=default if defaults else argparse.SUPPRESS, **options)
 
-    add("--profile", default="quick", choices=PROFILES, help="how much (default: quick, about two minutes)")
+    add("--profile", default="quick", choices=PROFILES, help="how much (default: quick, about three minutes)")
     add("--scenario", default=None, type=_words, metavar="NAME[,...]", help="only these (`--list` names all)")
     add("--modes", default=None, type=_words, metavar="MODE[,...]", help="only these, and direct (`--list` names all)")
     add(

@@ -30,7 +30,6 @@ CAPTIONS = {
     "rollout": "Network programming latency while a hundred changes a second come: from due until done.",
     "memory": "Resident memory of the planning process after its start.",
     "kernel-memory": "Slabs, vmalloc areas and per-CPU memory of the machine, after the cold start less before.",
-    "processors": "Rate on so many processors of each side, divided by the same mode's on one.",
 }
 
 

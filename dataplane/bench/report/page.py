@@ -27,7 +27,6 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "Against direct": ("against-direct",),
     "New connections": ("connect-p50", "connect-p99", "positions", "paced"),
     "Processor time": ("cpu", "connect-cpu"),
-    "Processors": ("processors",),
     "Control plane": ("coldstart", "change", "rollout", "memory", "kernel-memory"),
 }
 _WIDE = ("against-direct", "cpu")

@@ -45,7 +45,17 @@ INLINE void describe_caller(const struct node *node, __u64 cookie, const struct 
 INLINE int stays_local(const struct node *node, const struct address *address, __u32 source) {
     if (!is_loopback(address))
         return 0;
-    return source != SOURCE_NODE || !is_ipv4(address) || !(node->flags & NODE_LOOPBACK_NODE_PORTS);
+    return source != SOURCE_NODE ||
+           !(node->flags & (is_ipv4(address) ? NODE_LOOPBACK_NODE_PORTS : NODE_LOOPBACK_NODE_PORTS_IPV6));
+}
+
+/* What to look a destination up by: all of 127.0.0.0/8 is 127.0.0.1. */
+INLINE struct frontend_key key_of(const struct target *target) {
+    struct frontend_key key = {.address = target->address, .port = target->port, .protocol = target->protocol};
+
+    if (is_ipv4(&key.address) && is_loopback(&key.address))
+        key.address.word[3] = to_be32(0x7f000001);
+    return key;
 }
 
 INLINE void tell(enum hook hook, enum reason reason, const struct target *asked, const struct client *client,
@@ -74,7 +84,7 @@ INLINE int same_target(const struct target *target, const struct address *addres
 
 /* Whether this frontend still has this backend, alive. */
 INLINE int still_serves(const struct target *frontend, __u32 index, __u32 generation) {
-    struct frontend_key key = {.address = frontend->address, .port = frontend->port, .protocol = frontend->protocol};
+    struct frontend_key key = key_of(frontend);
     struct frontend *found = find_frontend(&key);
     struct backend *backend = live_backend(index, generation, BACKEND_SERVES);
 
@@ -290,6 +300,16 @@ INLINE int may_have_listener(const struct target *target) {
     return (address_flags(&target->address) & ADDRESS_LOCAL) && map_lookup(MAP(frontends), &key);
 }
 
+/* Whether a socket has chosen its source address: to loopback that is one of its own, from which no packet can go to a
+ * backend. */
+INLINE int bound_to_loopback(struct bpf_sock_addr *context, const struct target *target) {
+    if (!is_loopback(&target->address) || !context->sk)
+        return 0;
+    if (is_ipv4(&target->address))
+        return context->sk->src_ip4 != 0;
+    return (context->sk->src_ip6[0] | context->sk->src_ip6[1] | context->sk->src_ip6[2] | context->sk->src_ip6[3]) != 0;
+}
+
 /* What keeps a socket from being balanced here; REASON_NONE = nothing. */
 INLINE enum reason refuse(struct bpf_sock_addr *context, const struct node *node, const struct target *target,
                           const struct client *client, int connected) {
@@ -301,13 +321,15 @@ INLINE enum reason refuse(struct bpf_sock_addr *context, const struct node *node
         return REASON_OWN_PORT;
     if (connected && target->protocol == IPPROTO_TCP && context->sk && context->sk->src_port)
         return REASON_BOUND;
+    if (bound_to_loopback(context, target))
+        return REASON_BOUND;
     return REASON_NONE;
 }
 
 /* Choose for a socket and remember it. `target` is changed with REASON_CONNECTED and REASON_DATAGRAM. */
 INLINE enum reason choose(const struct node *node, __u64 cookie, const struct client *client, int connected,
                           struct target *target, struct selection *chosen, __u64 now) {
-    struct frontend_key key = {.address = target->address, .port = target->port, .protocol = target->protocol};
+    struct frontend_key key = key_of(target);
     struct service_counters *counters;
     struct balancing work;
     enum reason reason = balance(&key, client, now, &work, chosen);

@@ -77,9 +77,10 @@ enum node_flags {
     NODE_DETECTS_IPV6 = 4,
     NODE_DETECTS_BY_CIDR = 8, /* by source CIDR (map `detector`), else by incoming device */
     NODE_MASQUERADE_ALL = 16,
-    NODE_KUBE_PROXY_PARITY = 32, /* masquerade exactly where kube-proxy does, also towards local backends */
-    NODE_LOOPBACK_NODE_PORTS = 64,
-    NODE_CONNECT_OFF = 128, /* connect time is off for somebody (node.connect_off) */
+    NODE_KUBE_PROXY_PARITY = 32,         /* masquerade exactly where kube-proxy does, also towards local backends */
+    NODE_LOOPBACK_NODE_PORTS = 64,       /* node ports answer on 127.0.0.0/8 */
+    NODE_CONNECT_OFF = 128,              /* connect time is off for somebody (node.connect_off) */
+    NODE_LOOPBACK_NODE_PORTS_IPV6 = 256, /* node ports answer on ::1 */
 };
 
 /* What off_key.id is the number of. */

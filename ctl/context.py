@@ -68,6 +68,8 @@ def build_context(args: argparse.Namespace, objects: Iterable[ModelObject] = (),
     offline: ask the kernel for addresses only when neither options nor Node object tell any (for `explain`).
     Raises ConfigError, and UsageError for an address that is none.
     """
+    from ctl.ebpf import at_connect_time
+
     config = KubeProxyConfiguration()
     if args.config:
         loaded = load_config(args.config)
@@ -91,6 +93,7 @@ def build_context(args: argparse.Namespace, objects: Iterable[ModelObject] = (),
             node_ips=node_ips,
             interface_addresses=others,
             node_pod_cidrs=this.pod_cidrs,
+            at_connect=at_connect_time(args),
         )
     except ValueError as error:
         raise UsageError(f"{error}; check --node-ip and --config") from error

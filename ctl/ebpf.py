@@ -40,6 +40,11 @@ class EbpfOptions(msgspec.Struct, frozen=True):
     off_cgroups: tuple[str, ...] = ()
     off_netns: tuple[str, ...] = ()
 
+    @property
+    def at_connect(self) -> bool:
+        """Whether connect-time balancing is wanted."""
+        return "connect" in self.hooks and self.cgroup != NO_CGROUP
+
 
 def _hooks(args: argparse.Namespace) -> tuple[str, ...]:
     """The hooks that were asked for. Raises UsageError."""
@@ -56,13 +61,13 @@ def keeps(args: argparse.Namespace) -> frozenset[Keeps]:
     if args.masquerade == "kube-proxy":
         return frozenset()
     by_packet = Keeps.LOCAL if {"tc", "xdp"} & set(hooks) else None
-    at_connect = Keeps.PODS if at_connect_time(args) else None
-    return frozenset(kept for kept in (by_packet, at_connect) if kept)
+    by_socket = Keeps.PODS if at_connect_time(args) else None
+    return frozenset(kept for kept in (by_packet, by_socket) if kept)
 
 
 def at_connect_time(args: argparse.Namespace) -> bool:
     """Whether the options ask for connect-time balancing. Raises UsageError."""
-    return "connect" in _hooks(args) and args.cgroup != NO_CGROUP
+    return EbpfOptions(_hooks(args), args.cgroup or "").at_connect
 
 
 def ebpf_options(args: argparse.Namespace) -> EbpfOptions:
@@ -190,7 +195,7 @@ def make_ebpf_plane(
 
     hooks: list[Hook] = []
     cleaner = off = None
-    if "connect" in options.hooks and options.cgroup != NO_CGROUP:
+    if options.at_connect:
         try:
             group = connect_group(options.cgroup)
         except CgroupError as error:
@@ -215,6 +220,7 @@ def make_ebpf_plane(
         cleaner,
         tell if watch else None,
         off,
+        loopback_at_connect=options.at_connect,
     )
 
 

@@ -7,8 +7,12 @@ from ctl import state
 from ctl.ebpf import EbpfOptions, make_ebpf_plane, say
 from ctl.modes import DEFAULT_MODE, MODES
 from dataplane.errors import UsageError
+from dataplane.kernel import sysctl
+from dataplane.kernel.nft import Nft
 from dataplane.kernel.rcu import wait_for_packets
+from dataplane.model.net import Family
 from dataplane.planes.base import Plane
+from dataplane.planes.nftables.localnet import ROUTE_LOCALNET, guards_loopback, note_setting
 from dataplane.policy.node import LocalDetector, NodeConfig
 
 
@@ -59,6 +63,16 @@ def replace_plane(old: Plane, mode: str) -> int:
     its rules were there must still meet the old ones, so those under way are waited for.
     """
     wait_for_packets()
+    routed = sysctl.read(ROUTE_LOCALNET)
+    left = _remove(old, mode)
+    # Every mode sets it where node ports answer on 127.0.0.0/8, and takes it back.
+    reset = routed == "1" and _guards_loopback(mode) and sysctl.ensure(ROUTE_LOCALNET, 1)
+    if reset and mode != "iptables":
+        note_setting(Nft())
+    return left
+
+
+def _remove(old: Plane, mode: str) -> int:
     if old.name == "ebpf":
         from dataplane.planes.ebpf.plane import EbpfPlane
 
@@ -67,3 +81,14 @@ def replace_plane(old: Plane, mode: str) -> int:
     if not (old.name == "nftables" and mode == "ebpf"):
         old.cleanup()
     return 0
+
+
+def _guards_loopback(mode: str) -> bool:
+    """Whether a mode has what must stand beside route_localnet."""
+    if mode != "iptables":
+        return guards_loopback(Nft())
+    from dataplane.kernel.iptables import KernelTables, Variant, installed
+    from dataplane.planes.iptables.skeleton import LOCALNET_RULE
+
+    variants = [KernelTables(Family.IPV4, variant) for variant in Variant if installed(Family.IPV4, variant)]
+    return any("filter" in tables.present() and LOCALNET_RULE in tables.save("filter") for tables in variants)

@@ -225,7 +225,8 @@ class Daemon:
 
     async def _describe(self, node: Node | None) -> NodeConfig:
         settings = self.settings
-        return await self._kernel.call(describe, settings.mode, settings.config, settings.node, node)
+        at_connect = settings.ebpf.at_connect
+        return await self._kernel.call(describe, settings.mode, settings.config, settings.node, node, at_connect)
 
     async def _after(self, change: PlanChange) -> None:
         """What follows a change, outside of the time that counts."""

@@ -21,8 +21,11 @@ class NodeOptions(msgspec.Struct, frozen=True):
     host_ports: bool = False
 
 
-def describe(mode: str, config: KubeProxyConfiguration, options: NodeOptions, node: Node | None) -> NodeConfig:
-    """The NodeConfig as of now; asks the kernel for the namespace's addresses unless they were given.
+def describe(
+    mode: str, config: KubeProxyConfiguration, options: NodeOptions, node: Node | None, at_connect: bool
+) -> NodeConfig:
+    """The NodeConfig as of now; asks the kernel for the namespace's addresses unless they were given. at_connect: see
+    policy.settings.node_config.
 
     The Node object's addresses lead, as far as the kernel has them.
     """
@@ -39,5 +42,6 @@ def describe(mode: str, config: KubeProxyConfiguration, options: NodeOptions, no
         node_ips=node_ips,
         interface_addresses=interfaces,
         node_pod_cidrs=node.pod_cidrs if node else (),
+        at_connect=at_connect,
     )
     return msgspec.structs.replace(found, host_ports=options.host_ports)

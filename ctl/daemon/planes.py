@@ -58,7 +58,7 @@ def prepare(settings: Settings) -> None:
     if mode in ("nftables", "ebpf"):
         from dataplane.planes.nftables.library import compile_ahead
 
-        compile_ahead(describe(mode, settings.config, settings.node, None))
+        compile_ahead(describe(mode, settings.config, settings.node, None, settings.ebpf.at_connect))
     if mode == "ebpf":
         from dataplane.planes.ebpf.pins import PinDirectory, default_instance
 

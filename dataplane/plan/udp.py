@@ -18,7 +18,7 @@ from dataplane.plan.types import FrontendKey, Plan, PlanEntry
 from dataplane.policy.difference import difference, holds
 from dataplane.policy.node import NodeConfig
 
-_LOOPBACK = "127.0.0.1"
+_LOOPBACK = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
 
 Endpoints = frozenset[tuple[str, int]]
 """Addresses and ports of endpoints."""
@@ -139,5 +139,5 @@ def _flows(
 
 def _node_port_addresses(node: NodeConfig, family: Family) -> list[str]:
     own = [a for a in node.addresses if (":" in a) is (family is Family.IPV6) and not is_loopback(a)]
-    candidates = [*dict.fromkeys([*own, *node.nodeports.addresses])] + ([_LOOPBACK] if family is Family.IPV4 else [])
+    candidates = [*dict.fromkeys([*own, *node.nodeports.addresses]), _LOOPBACK[family]]
     return [a for a in candidates if (":" in a) is (family is Family.IPV6) and node.answers_node_ports(a)]

@@ -56,12 +56,13 @@ class NodePortAddresses(msgspec.Struct, frozen=True):
 
     any_local: every local address (then `addresses` is empty); loopback only where `loopback` says so.
     addresses: otherwise exactly these, already resolved against the node's interfaces, both families.
-    loopback: node ports answer on 127.0.0.0/8 too (iptables mode with localhostNodePorts); never on ::1.
+    loopback: node ports answer on 127.0.0.0/8 too, to processes of the node. loopback_ipv6: on ::1.
     """
 
     any_local: bool = False
     addresses: tuple[str, ...] = ()
     loopback: bool = False
+    loopback_ipv6: bool = False
 
 
 class NodeConfig(msgspec.Struct, frozen=True):
@@ -105,7 +106,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     def answers_node_ports(self, address: str) -> bool:
         """Whether node ports answer on this destination address."""
         if is_loopback(address):
-            return self.nodeports.loopback and ":" not in address
+            return self.nodeports.loopback_ipv6 if ":" in address else self.nodeports.loopback
         return self.is_local(address) if self.nodeports.any_local else address in self.nodeports.addresses
 
     def source(self, address: str, interface: str = "") -> Source:

@@ -47,7 +47,8 @@ class ProxySettings(msgspec.Struct, frozen=True):
     """What an operator chose and policy needs, with kube-proxy's defaults.
 
     nodeport_addresses: CIDRs of either family, or the words `primary`, `localhost`, `all`; empty: by mode.
-    localhost_node_ports: node ports answer on 127.0.0.0/8 too, where nodeport_addresses allow it (iptables mode only).
+    localhost_node_ports: in iptables mode, node ports answer on 127.0.0.0/8 where nodeport_addresses allow it. In the
+      others they do where nodeport_addresses name loopback addresses (KEP-6032), which "all" does not.
     nftables: also holds for the ebpf mode.
     external_ips: externalIPs make frontends.
     """
@@ -72,12 +73,14 @@ def node_config(
     node_ips: Sequence[str],
     interface_addresses: Sequence[str] = (),
     node_pod_cidrs: Sequence[str] = (),
+    at_connect: bool = True,
 ) -> NodeConfig:
     """Everything that policy needs to know about this node.
 
     node_ips: the node's addresses as Kubernetes knows them, or as given by hand; the first of each family is primary.
     interface_addresses: all addresses of the node's interfaces; loopback ones may be among them and do not matter.
     node_pod_cidrs: the Node object's pod ranges (detectLocalMode NodeCIDR).
+    at_connect: the ebpf mode balances at connect time, which alone can lead away from ::1.
     Raises ValueError, with a sentence, for an address or CIDR that is none.
     """
     addresses = _ordered(node_ips, interface_addresses)
@@ -87,7 +90,7 @@ def node_config(
         zone=zone,
         addresses=addresses,
         detector=local_detector(settings, node_pod_cidrs),
-        nodeports=node_ports(mode, settings, addresses),
+        nodeports=node_ports(mode, settings, addresses, at_connect=at_connect),
         masquerade_all=section.everything,
         masquerade_mark=1 << section.bit,
         reject_unknown_ports=mode is not Mode.IPTABLES,
@@ -120,7 +123,9 @@ def _canonical_cidrs(cidrs: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(network(cidr)) for cidr in cidrs))
 
 
-def node_ports(mode: Mode, settings: ProxySettings, addresses: Sequence[str]) -> NodePortAddresses:
+def node_ports(
+    mode: Mode, settings: ProxySettings, addresses: Sequence[str], *, at_connect: bool = True
+) -> NodePortAddresses:
     """Where node ports answer, resolved against the node's addresses (primary of each family first, no loopback).
 
     A family without a CIDR of its own is treated as if 0.0.0.0/0 or ::/0 were given, as kube-proxy does; the word
@@ -131,12 +136,25 @@ def node_ports(mode: Mode, settings: ProxySettings, addresses: Sequence[str]) ->
     given = settings.nodeport_addresses or ((ALL,) if mode is Mode.IPTABLES else (PRIMARY,))
     cidrs = {family: _family_cidrs(given, family, addresses) for family in Family}
     is_open = {family: _EVERYTHING[family] in cidrs[family] for family in Family}
-    # kube-proxy goes by the loopback interface's own address, 127.0.0.1
-    loopback = mode is Mode.IPTABLES and settings.localhost_node_ports and contains(cidrs[Family.IPV4], "127.0.0.1")
+    if mode is Mode.IPTABLES:
+        # kube-proxy goes by the loopback interface's own address, 127.0.0.1
+        loopback = settings.localhost_node_ports and contains(cidrs[Family.IPV4], "127.0.0.1")
+    else:
+        loopback = _names_loopback(given, Family.IPV4)
+    loopback_ipv6 = mode is Mode.EBPF and at_connect and _names_loopback(given, Family.IPV6)
     if all(is_open.values()):
-        return NodePortAddresses(any_local=True, loopback=loopback)
+        return NodePortAddresses(any_local=True, loopback=loopback, loopback_ipv6=loopback_ipv6)
     matching = tuple(address for address in addresses if contains(cidrs[family_of(address)], address))
-    return NodePortAddresses(addresses=matching, loopback=loopback)
+    return NodePortAddresses(addresses=matching, loopback=loopback, loopback_ipv6=loopback_ipv6)
+
+
+def _names_loopback(given: Iterable[str], family: Family) -> bool:
+    """Whether an entry means a family's loopback address and no others: not 0.0.0.0/0 (KEP-6032)."""
+    lowest = "127.0.0.1" if family is Family.IPV4 else "::1"
+    cidrs = (entry for entry in given if entry not in (PRIMARY, ALL, LOCALHOST) and family_of(entry) is family)
+    return LOCALHOST in given or any(
+        contains((cidr,), lowest) and network(cidr).prefixlen >= network(_LOOPBACK[family]).prefixlen for cidr in cidrs
+    )
 
 
 def _family_cidrs(given: Iterable[str], family: Family, addresses: Sequence[str]) -> tuple[str, ...]:

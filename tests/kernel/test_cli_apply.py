@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dataplane.kernel import cgroup
+from dataplane.kernel.netns import netns
 
 ROOT = Path(__file__).resolve().parents[2]
 MODES = ("nftables", "iptables", "ebpf")
@@ -144,6 +145,14 @@ CONNECT = """
 import socket
 listeners = [socket.create_server((address, 8080)) for address in ("10.244.0.5", "10.244.0.6")]
 clients = [socket.create_connection(("10.96.0.10", 80), 5) for _ in range(3)]
+"""
+
+
+LOOPBACK = """
+import socket
+listeners = [socket.create_server((address, 8080)) for address in ("10.244.0.5", "10.244.0.6")]
+client = socket.create_connection(("127.0.0.1", 30080), 5)
+assert client.getpeername() == ("127.0.0.1", 30080)
 """
 
 
@@ -317,3 +326,29 @@ def test_a_node_name_of_nobodys_and_endpoints_without_one_are_told(cli: Cli) -> 
     local = ECHO.replace("type: LoadBalancer", "type: LoadBalancer\n  externalTrafficPolicy: Local")
     assert told(local) == ""
     assert "Service default/echo: endpoints: some have no nodeName" in told(local.replace(", nodeName: n2", ""))
+
+
+def test_node_ports_on_loopback_survive_a_switch_of_modes(cli: Cli, tmp_path: Path) -> None:
+    """Each mode has what it needs when the one before has taken its own away; at the end nothing is left."""
+    for address in ("10.244.0.5/32", "10.244.0.6/32"):
+        cli.inside("ip", "address", "add", address, "dev", "lo")
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+        "nodePortAddresses: [primary, localhost]\n"
+    )
+    routed = Path("/proc/sys/net/ipv4/conf/all/route_localnet")
+    for mode, value in (("nftables", "1"), ("iptables", "1"), ("nftables", "1"), ("ebpf", "0"), ("iptables", "1")):
+        done = cli("--config", str(config), "apply", "--mode", mode, "--node-ip", "192.0.2.10", "-f", str(cli.manifest))
+        assert done.returncode == 0, done.stderr
+        asked = subprocess.run(
+            ["nsenter", f"--net=/run/netns/{cli.namespace}", "sh", "-c",
+             f'echo $$ > {cli.group}/cgroup.procs; exec /usr/bin/python3 -c "$0"', LOOPBACK],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (mode, asked.stderr) == (mode, "")
+        with netns(cli.namespace):
+            assert (mode, routed.read_text().strip()) == (mode, value)
+    assert cli("cleanup").returncode == 0
+    with netns(cli.namespace):
+        assert routed.read_text() == "0\n"

@@ -141,7 +141,8 @@ class Churn:
         config = msgspec.structs.replace(KubeProxyConfiguration(), cluster_cidr=CLUSTER_CIDR[Family.IPV4])
         address = self.cluster.lab.place(daemon.node).addresses[Family.IPV4]
         with netns(daemon.netns):
-            found = describe(daemon.mode, config, NodeOptions(daemon.node), Node(daemon.node, addresses=(address,)))
+            this = Node(daemon.node, addresses=(address,))
+            found = describe(daemon.mode, config, NodeOptions(daemon.node), this, at_connect=True)
         planner = Planner(found)
         items: list[ModelObject] = []
         for item in self.objects.values():

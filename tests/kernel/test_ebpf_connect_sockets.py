@@ -18,6 +18,7 @@ from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.ebpf.programs import CONNECT_PROGRAMS, ConnectHook
 from dataplane.planes.ebpf.sockets import SocketCleaner
 from dataplane.policy.endpoints import Backend
+from dataplane.policy.node import NodePortAddresses
 from tests.kernel.ebpf_lab import (
     BACKEND_PORT,
     BACKENDS,
@@ -254,6 +255,48 @@ def test_session_affinity_is_left_to_the_packets(bench: Bench, family: Family) -
         process.call("close", "u")
     assert {hook: bench.counted(hook, "affinity") - count for hook, count in before.items()} == dict.fromkeys(before, 2)
     assert not list(bench.plane.tables.maps.items("affinity"))
+
+
+LOOPBACK = {Family.IPV4: ("127.0.0.1", "127.5.5.5"), Family.IPV6: ("::1",)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_node_ports_on_loopback_where_they_are_asked_for(bench: Bench, family: Family) -> None:
+    """For the node's own processes: a pod's loopback is the pod's. Who has bound a source keeps to it."""
+    word = socket.AF_INET if family is Family.IPV4 else socket.AF_INET6
+    node = msgspec.structs.replace(NODE, nodeports=NodePortAddresses(True, loopback=True, loopback_ipv6=True))
+    entries = (
+        service("a", family=family, node_port=30081, affinity=600),
+        service("u", Protocol.UDP, family, node_port=30082),
+    )
+    bench.become(plan=plan_of(*entries))
+    for address in LOOPBACK[family]:
+        with pytest.raises(ConnectionRefusedError):
+            bench.own.call("fetch", word, address, 30081)
+    bench.become(plan=plan_of(*entries, node=node))
+    for address in LOOPBACK[family]:
+        with pytest.raises(ConnectionRefusedError):
+            bench.pod.call("fetch", word, address, 30081)
+        server, client, peer = bench.own.call("fetch", word, address, 30081)
+        assert (server in BACKENDS[family], peer) == (True, (address, 30081))
+        assert not client.startswith(("127.", "::1"))
+        for asked in ("ask_at", "ask"):
+            bench.own.call("open", "l", word, socket.SOCK_DGRAM)
+            if asked == "ask":
+                bench.own.call("connect", "l", address, 30082)
+            where = (address, 30082)
+            for _ in range(2):
+                server, sender = bench.own.call(asked, "l", *(where if asked == "ask_at" else ()))
+                assert (server in BACKENDS[family], sender) == (True, where)
+            bench.own.call("close", "l")
+        bench.own.call("open", "l", word, socket.SOCK_STREAM)
+        bench.own.call("bind", "l", address, 0)
+        with pytest.raises(ConnectionRefusedError):
+            bench.own.call("connect", "l", address, 30081)
+        bench.own.call("close", "l")
+    several = [bench.own.call("fetch", word, address, 30081)[0] for address in LOOPBACK[family] for _ in range(10)]
+    assert len(set(several)) == 1
+    bench.become(plan=plan_of())
 
 
 def test_other_control_groups_are_left_alone(bench: Bench) -> None:

@@ -1,6 +1,7 @@
 """The nftables plane's rules on real packets: which pod answers, whom it sees, and how a refusal looks on the wire."""
 
 import contextlib
+import json
 import socket
 import subprocess
 import time
@@ -9,7 +10,10 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
 
+from dataplane.kernel import sysctl
 from dataplane.kernel.conntrack import forget_all
 from dataplane.kernel.conntrack_list import masqueraded_connections, translated_connections
 from dataplane.kernel.netns import in_netns
@@ -176,6 +180,52 @@ def test_node_ports_on_any_local_address(net: Network, plane: NftablesPlane, ver
     plane.apply(PlanChange(node=NODE_CONFIG))
     assert ask(net.client, GATEWAY[version], 30080) == "refused"
     assert ask(net.client, NODE[version], 30080) == f"0 {GATEWAY[version]}"
+
+
+def send_to_loopback(net: Network, source: str, port: int) -> None:
+    """A datagram from the client's wire to 127.0.0.1 on the node."""
+    shown = subprocess.run(["ip", "-n", net.node, "-j", "link", "show", "c0"], capture_output=True, check=True).stdout
+    frame = (
+        Ether(dst=json.loads(shown)[0]["address"])
+        / IP(src=source, dst="127.0.0.1")
+        / UDP(sport=4000, dport=port)
+        / b"intruder"
+    )
+    with in_netns(net.client, socket.socket, socket.AF_PACKET, socket.SOCK_RAW) as door:
+        door.bind(("eth0", 0))
+        door.send(bytes(frame))
+
+
+def test_node_ports_on_loopback_where_they_are_asked_for(net: Network, plane: NftablesPlane) -> None:
+    """The node's own processes, masqueraded; nobody else gets at loopback addresses, though they are routed now."""
+    named = msgspec.structs.replace(NODE_CONFIG.nodeports, loopback=True)
+    service = entry(4, pods(4, 0), kind=FrontendKind.NODE_PORT, address="", port=30080)
+    routed = "net/ipv4/conf/all/route_localnet"
+    plane.load(plan_of(service, node=NODE_CONFIG))
+    assert ask(net.node, "127.0.0.1", 30080) == "refused"
+    assert in_netns(net.node, sysctl.read, routed) == "0"
+    plane.apply(PlanChange(node=msgspec.structs.replace(NODE_CONFIG, nodeports=named)))
+    for address in ("127.0.0.1", "127.5.5.5"):
+        assert ask(net.node, address, 30080) == f"0 {GATEWAY[4]}"
+    assert ask(net.node, "127.0.0.1", 30081) == "refused"
+    assert in_netns(net.node, sysctl.read, routed) == "1"
+    with in_netns(net.node, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 30099))
+        server.settimeout(QUICK)
+        for source in (CLIENT[4], "127.0.0.1"):
+            send_to_loopback(net, source, 30099)
+        with pytest.raises(TimeoutError):
+            server.recv(10)
+        in_netns(net.node, Nft).run("flush chain ip hotplane-localnet prerouting")
+        send_to_loopback(net, CLIENT[4], 30099)
+        assert server.recv(10) == b"intruder", "without the guard anybody's packet comes in"
+    plane.load(plan_of(service, node=NODE_CONFIG))
+    assert ask(net.node, "127.0.0.1", 30080) == "refused"
+    assert in_netns(net.node, sysctl.read, routed) == "0"
+    plane.load(plan_of(service, node=msgspec.structs.replace(NODE_CONFIG, nodeports=named)))
+    plane.cleanup()
+    assert in_netns(net.node, sysctl.read, routed) == "0"
+    assert in_netns(net.node, subprocess.run, ["nft", "list", "tables"], capture_output=True).stdout == b""
 
 
 @BOTH

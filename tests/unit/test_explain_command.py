@@ -324,3 +324,32 @@ def test_nobody_is_pointed_away_from_an_address_of_the_node_at_connect_time(
     assert main(["--mode", "ebpf", "--config", str(config), *NODE, "explain", "-f", str(manifests), *flow]) == 0
     [found] = json.loads(capsys.readouterr().out)
     assert told in found["reasons"][-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "address", "verdict"),
+    [
+        (("--mode", "nftables"), "127.0.0.1", "dnat"),
+        (("--mode", "nftables"), "[::1]", "accept"),
+        (("--mode", "ebpf"), "127.0.0.1", "dnat"),
+        (("--mode", "ebpf"), "[::1]", "dnat"),
+        (("--mode", "ebpf", "--hooks", "tc"), "127.0.0.1", "dnat"),
+        (("--mode", "ebpf", "--hooks", "tc"), "[::1]", "accept"),
+    ],
+)
+def test_node_ports_on_loopback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], address: str, verdict: str
+) -> None:
+    manifests, config = tmp_path / "objects.yaml", tmp_path / "config.yaml"
+    ports = "ports: [{port: 80, nodePort: 30080}]"
+    both = EBPF.replace("clusterIP: 10.96.0.10", "clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10, 'fd00:96::a']")
+    slices = both + both[both.rindex("---") :].replace("name: web-4", "name: web-6").replace("IPv4", "IPv6").replace(
+        "10.244.0.5", "'fd00:244::5'"
+    ).replace("10.244.1.5", "'fd00:244::15'")
+    assert ports in both
+    manifests.write_text(slices)
+    config.write_text(f"{CONFIG}nodePortAddresses: [primary, localhost]\n")
+    flow = ("--flow", f"{address} -> {address}:30080/tcp", "-o", "json")
+    assert main(["--config", str(config), *options, *NODE, "explain", "-f", str(manifests), *flow]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == verdict

@@ -56,13 +56,37 @@ def test_node_ports_of_the_iptables_mode(cidrs: tuple[str, ...], localhost: bool
         (("0.0.0.0/0",), V4 | V6),
         (("0.0.0.0/0", "2001:db8:1::/64"), V4 | {"2001:db8:1::2"}),
         (("192.168.0.0/16", "::/0"), V4 | V6),
-        (("192.168.1.0/24", "127.0.0.0/8", "2001:db8::/64"), {"192.168.1.2", "2001:db8::1"}),
+        (("192.168.1.0/24", "127.0.0.0/8", "2001:db8::/64"), {"192.168.1.2", "2001:db8::1"} | LOOPBACK),
+        (("primary", "127.0.0.1/32"), {"192.168.0.2", "2001:db8::1"} | LOOPBACK),
+        (("primary", "127.5.0.0/16"), {"192.168.0.2", "2001:db8::1"}),
+        (("0.0.0.0/0", "127.0.0.1/32"), V4 | V6 | LOOPBACK),
+        (("all",), V4 | V6),
+        (("126.0.0.0/7", "::/0"), V6),
     ],
 )
-def test_node_ports_of_the_other_modes_are_never_on_loopback(
+def test_node_ports_of_the_other_modes_are_on_loopback_where_it_is_named(
     mode: Mode, cidrs: tuple[str, ...], expected: set[str]
 ) -> None:
     assert answering(config(mode, *cidrs)) == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "cidrs", "at_connect", "expected"),
+    [
+        (Mode.NFTABLES, ("localhost",), True, LOOPBACK),
+        (Mode.EBPF, ("localhost",), True, {*LOOPBACK, "::1"}),
+        (Mode.EBPF, ("localhost",), False, LOOPBACK),
+        (Mode.EBPF, ("primary", "::1/128"), True, {"192.168.0.2", "2001:db8::1", "::1"}),
+        (Mode.EBPF, ("primary", "localhost"), True, {"192.168.0.2", "2001:db8::1", *LOOPBACK, "::1"}),
+        (Mode.EBPF, ("all",), True, V4 | V6),
+    ],
+)
+def test_only_connect_time_leads_away_from_the_ipv6_loopback_address(
+    mode: Mode, cidrs: tuple[str, ...], at_connect: bool, expected: set[str]
+) -> None:
+    settings = ProxySettings(nodeport_addresses=cidrs)
+    node = node_config(mode, settings, node_name="n", node_ips=IPS, at_connect=at_connect)
+    assert answering(node) == expected
 
 
 def test_open_node_ports_need_no_list_of_addresses() -> None:

@@ -4,6 +4,8 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from msgspec.structs import replace
+
 from dataplane.kernel.netns_cookie import netns_cookie
 from dataplane.model.net import Protocol
 from dataplane.plan.change import EntryChange, PlanChange
@@ -22,6 +24,7 @@ from dataplane.planes.ebpf.settings import write_node, write_ready
 from dataplane.planes.ebpf.sockets import SocketCleaner
 from dataplane.planes.ebpf.tables import Removed, Tables
 from dataplane.planes.ebpf.views import open_instance
+from dataplane.policy.node import NodeConfig
 
 
 @contextmanager
@@ -48,8 +51,10 @@ class EbpfPlane:
     hooks: what to attach, in this order. sizes: of the maps. instance: name of the pin directory (default: made of the
     network namespace's cookie). kube_proxy_masquerade: masquerade exactly where kube-proxy does (`--masquerade
     kube-proxy`), also where a client could keep its address. cleaner: who disconnects UDP sockets from endpoints that
-    went; None leaves them. report: hears of full maps, where this process lives on and is to collect what is over in
-    them; None = nobody collects. off: who looks after those for whom connect time is off, where there is that hook.
+    went; None leaves them. loopback_at_connect: node ports at loopback addresses are connect time's alone, and the slow
+    path need not lead packets away from there, for which it opens routing. report: hears of full maps, where this
+    process lives on and is to collect what is over in them; None = nobody collects. off: who looks after those for
+    whom connect time is off, where there is that hook.
     """
 
     name = "ebpf"
@@ -64,6 +69,8 @@ class EbpfPlane:
         cleaner: SocketCleaner | None = None,
         report: Callable[[str], None] | None = None,
         off: ConnectOff | None = None,
+        *,
+        loopback_at_connect: bool = False,
     ) -> None:
         self.slow, self.hooks, self.sizes = slow, tuple(hooks), sizes or Sizes()
         self.pins = PinDirectory(instance or default_instance())
@@ -73,6 +80,7 @@ class EbpfPlane:
         self._kube_proxy_masquerade = kube_proxy_masquerade
         self._tables: Tables | None = None
         self._report = report
+        self._loopback_at_connect = loopback_at_connect
         self.collector: Collector | None = None
 
     @property
@@ -106,7 +114,7 @@ class EbpfPlane:
         Pinned maps of this layout and these sizes are adopted; of other sizes they are copied; anything else is filled
         from the plan. Either way the programs go over to the new maps in one step, and old maps go afterwards.
         """
-        changed = self.slow.load(plan)
+        changed = self.slow.load(replace(plan, node=self._slow_node(plan.node)))
         self.close()
         with _without_garbage_collection():
             self._load_maps(plan)
@@ -186,7 +194,7 @@ class EbpfPlane:
         tables = self.tables
         removed = tables.apply(change.entries) if _sticky(change) else []
         try:
-            self.slow.apply(change)
+            self.slow.apply(replace(change, node=change.node and self._slow_node(change.node)))
         except BaseException:
             if _sticky(change):
                 tables.apply(change.inverse_of_entries())
@@ -198,6 +206,12 @@ class EbpfPlane:
         if change.connect_off is not None and self._off is not None:
             self._off.use(change.connect_off)
         self._disconnect(removed)
+
+    def _slow_node(self, node: NodeConfig) -> NodeConfig:
+        """This node as the slow path is to see it."""
+        if not self._loopback_at_connect:
+            return node
+        return replace(node, nodeports=replace(node.nodeports, loopback=False, loopback_ipv6=False))
 
     def _disconnect(self, removed: list[Removed]) -> None:
         gone = [r for r in removed if r.entry.protocol is Protocol.UDP]

@@ -45,6 +45,7 @@ def _flags(node: NodeConfig, kube_proxy_masquerade: bool) -> int:
         "NODE_MASQUERADE_ALL": node.masquerade_all,
         "NODE_KUBE_PROXY_PARITY": kube_proxy_masquerade,
         "NODE_LOOPBACK_NODE_PORTS": node.nodeports.loopback,
+        "NODE_LOOPBACK_NODE_PORTS_IPV6": node.nodeports.loopback_ipv6,
     }
     return sum(constant(name) for name, on in chosen.items() if on)
 
@@ -56,8 +57,9 @@ def _addresses(node: NodeConfig) -> dict[bytes, bytes]:
         flags = (local if node.is_local(address) else 0) | (answers if node.answers_node_ports(address) else 0)
         if flags and not is_loopback(address):
             found[address_bytes(address)] = flags.to_bytes(4, "little")
-    if node.nodeports.loopback:
-        found[address_bytes("127.0.0.1")] = (local | answers).to_bytes(4, "little")
+    for address in ("127.0.0.1", "::1"):
+        if node.answers_node_ports(address):
+            found[address_bytes(address)] = (local | answers).to_bytes(4, "little")
     return found
 
 

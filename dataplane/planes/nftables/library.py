@@ -8,6 +8,7 @@ from dataplane.kernel.nft import COMPILER
 from dataplane.kernel.nft_forms import Group, Library
 from dataplane.kernel.nft_messages import messages
 from dataplane.model.net import Family
+from dataplane.planes.nftables.localnet import guard
 from dataplane.planes.nftables.shapes import Masquerade, Shape, affinity_map, shape_rules
 from dataplane.planes.nftables.skeleton import add_ranges, chains, restricted_rules, skeleton_objects, skeleton_rules
 from dataplane.planes.nftables.syntax import Syntax, syntax
@@ -51,8 +52,10 @@ def compile_ahead(node: NodeConfig) -> None:
 
 
 def skeletons(node: NodeConfig) -> str:
-    """Commands that make the constant part of the tables of both families, for compiling it in one."""
-    return "".join(
+    """Commands that make the constant part of the tables of both families, and what stands beside them, for compiling
+    it in one."""
+    text = guard() if node.nodeports.loopback else ""
+    return text + "".join(
         skeleton_objects(words, family, node) + skeleton_rules(words, family, node)
         for family, words in _tables().items()
     )

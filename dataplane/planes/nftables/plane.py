@@ -23,6 +23,7 @@ from dataplane.planes.nftables.commits import Commits
 from dataplane.planes.nftables.fields import Layouts
 from dataplane.planes.nftables.library import library
 from dataplane.planes.nftables.load import TEXT_LIMIT, Loader, remove_tables
+from dataplane.planes.nftables.localnet import Localnet
 from dataplane.planes.nftables.shapes import ShapeIds
 from dataplane.planes.nftables.skeleton import set_service_cidrs, skeleton_rules
 from dataplane.planes.nftables.stand_in import StandIn
@@ -63,6 +64,7 @@ class NftablesPlane:
         self._books = Books(self._words, self._layouts)
         self._commits = Commits(self._nft, self._store)
         self._stand_in = StandIn(self._nft, self._store, self._words, table)
+        self._localnet = Localnet(self._nft, self._store, table)
 
     @property
     def commits(self) -> int:
@@ -80,6 +82,8 @@ class NftablesPlane:
         table of this version it comes before anything is sent, and then the plane goes on as before.
         """
         before, self._node = (self._node, self._books), None
+        if self._leads_from_loopback(plan.node):
+            self._localnet.open()
         with no_garbage_collection(keep=len(plan.entries) > self._text_limit):
             states = self._states()
             if not all(state.current for state in states.values()):
@@ -93,6 +97,8 @@ class NftablesPlane:
                 refused = Books(self._words, self._layouts).refusals(plan.entries.values())
                 raise EntryRefused(error.key, error.reason, refused) from error
             self._stand_in.remove()
+        if not self._leads_from_loopback(plan.node):
+            self._localnet.close()
         self._node = plan.node
         return PlanChange(entries=changed)
 
@@ -113,6 +119,9 @@ class NftablesPlane:
         """
         if self._node is None:
             raise PlaneError("nftables plane: a change came before a plan was loaded; call load first")
+        led, leads = (self._leads_from_loopback(node) for node in (self._node, change.node or self._node))
+        if leads and not led:
+            self._localnet.open()
         books = self._books
         transaction = books.transaction()
         steps = self._replaced(change, transaction)
@@ -124,6 +133,8 @@ class NftablesPlane:
         node, self._node = change.node or self._node, None
         self._commits.tidy(parts)
         books.forget(transaction.unused)
+        if led and not leads:
+            self._localnet.close()
         self._node = node
 
     def _replaced(self, change: PlanChange, transaction: Transaction) -> list[Callable[[], None]]:
@@ -156,10 +167,15 @@ class NftablesPlane:
         return table
 
     def cleanup(self) -> None:
-        """Delete hotplane's tables of the plane's families, and nothing else."""
+        """Delete hotplane's tables of the plane's families, and what they need beside them, and nothing else."""
         self._stand_in.remove()
         remove_tables(self._nft, self._store, self._words.values())
+        self._localnet.close()
         self._node, self._books = None, Books(self._words, self._layouts)
+
+    def _leads_from_loopback(self, node: NodeConfig) -> bool:
+        """Whether node ports answer on 127.0.0.0/8."""
+        return node.nodeports.loopback and Family.IPV4 in self._words
 
     def _states(self) -> dict[Family, TableState]:
         """What the kernel holds, for the families whose table exists."""

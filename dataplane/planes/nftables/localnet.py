@@ -1,0 +1,85 @@
+"""Leading the node's own packets away from 127.0.0.0/8: what node ports there need beside a rule that translates.
+
+The kernel routes such packets only with the sysctl route_localnet, and then also takes packets with loopback addresses
+from other hosts, which it drops otherwise (CVE-2020-8558). A table of its own drops these, before anything else sees
+them; it is there whenever hotplane has set the sysctl. IPv6 has no such sysctl: nothing leads away from ::1 but
+balancing at connect time.
+"""
+
+import os
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dataplane.kernel.nft import Nft
+from dataplane.planes.base import PlaneError
+
+if TYPE_CHECKING:
+    from dataplane.planes.nftables.store import ElementStore
+
+ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
+_FOLDER, _, _FILE = f"/proc/sys/{ROUTE_LOCALNET}".rpartition("/")
+_SUFFIX = "-localnet"
+_SET_BY_US = "set-by-hotplane"
+"""Name of an empty chain that says so: somebody else's setting stays."""
+
+_GUARD = """add table ip {table}
+flush table ip {table}
+add chain ip {table} prerouting {{ type filter hook prerouting priority -300; }}
+add rule ip {table} prerouting iifname != "lo" ip daddr 127.0.0.0/8 drop
+add rule ip {table} prerouting iifname != "lo" ip saddr 127.0.0.0/8 drop
+"""
+
+
+def guard(table: str = "hotplane") -> str:
+    """Commands that make the guard of a plane's tables what it has to be."""
+    return _GUARD.format(table=f"{table}{_SUFFIX}")
+
+
+def guards_loopback(nft: Nft, table: str = "hotplane") -> bool:
+    """Whether the guard of a plane's tables stands. Raises PlaneError."""
+    return ("ip", f"{table}{_SUFFIX}") in nft.tables()
+
+
+def note_setting(nft: Nft, table: str = "hotplane") -> None:
+    """Say beside the guard that the sysctl is hotplane's setting, to be taken back with it. Raises PlaneError."""
+    nft.run(f"add chain ip {table}{_SUFFIX} {_SET_BY_US}\n")
+
+
+class Localnet:
+    """The guard and the sysctl of the network namespace in which the object was made. table: the plane's, from whose
+    name the guard's is made."""
+
+    def __init__(self, nft: Nft, store: "ElementStore", table: str) -> None:
+        self._nft, self._store, self._table, self._guard = nft, store, f"{table}{_SUFFIX}", guard(table)
+        # What is below a folder of sysctls stays its namespace's, whoever opens it later.
+        self._folder = os.open(_FOLDER, os.O_PATH | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._folder)
+
+    def open(self) -> None:
+        """Let packets be led away from loopback addresses. Raises PlaneError."""
+        self._nft.run(self._guard)
+        if self._set(1):
+            self._nft.run(f"add chain ip {self._table} {_SET_BY_US}\n")
+
+    def close(self) -> None:
+        """Take it back; fine when there is nothing. Raises PlaneError."""
+        if not self._store.has_table(f"ip {self._table}"):
+            return
+        if _SET_BY_US in self._store.chains(f"ip {self._table}"):
+            self._set(0)
+        self._nft.run(f"delete table ip {self._table}\n")
+
+    def _set(self, value: int) -> bool:
+        """Set the sysctl unless it has that value already; returns whether it was written. Raises PlaneError."""
+        path = Path(f"/proc/self/fd/{self._folder}/{_FILE}")
+        try:
+            if path.read_text().strip() == str(value):
+                return False
+            path.write_text(f"{value}\n")
+        except OSError as error:
+            raise PlaneError(
+                f"node ports on 127.0.0.0/8: cannot set the sysctl {ROUTE_LOCALNET} to {value}: {error.strerror}; root "
+                "and a writable /proc/sys are needed, or leave loopback addresses out of nodePortAddresses"
+            ) from error
+        return True

@@ -51,6 +51,22 @@ def add_manifest_option(parser: argparse.ArgumentParser, *, required: bool = Tru
         action="store_true",
         help="publish hostPorts of this node's Pods, as the CNI plugin portmap does (default: leave them to it)",
     )
+    parser.add_argument(
+        "--answer-ping",
+        action="store_true",
+        help="nftables and ebpf modes: answer pings to addresses of Services with endpoints (default: as kube-proxy)",
+    )
+
+
+def answers_ping(args: argparse.Namespace, mode: str) -> bool:
+    """Whether `--answer-ping` stands there. Raises UsageError for a mode that cannot."""
+    asked = bool(getattr(args, "answer_ping", False))
+    if asked and mode == Mode.IPTABLES.value:
+        raise UsageError(
+            "--answer-ping: the iptables mode has kube-proxy's rules to the letter, and they answer no ping; use "
+            "--mode nftables or ebpf, or leave the option out"
+        )
+    return asked
 
 
 def _port_range(text: str) -> PortRange:
@@ -97,7 +113,9 @@ def build_context(args: argparse.Namespace, objects: Iterable[ModelObject] = (),
         )
     except ValueError as error:
         raise UsageError(f"{error}; check --node-ip and --config") from error
-    node = msgspec.structs.replace(node, host_ports=getattr(args, "host_ports", False))
+    node = msgspec.structs.replace(
+        node, host_ports=getattr(args, "host_ports", False), answer_ping=answers_ping(args, mode.value)
+    )
     return Context(mode.value, node, config, Path(args.state_dir))
 
 

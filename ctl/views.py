@@ -15,6 +15,8 @@ from dataplane.planes.iptables.clients import packet_counts
 from dataplane.planes.iptables.clients import remembered_clients as iptables_clients
 from dataplane.planes.iptables.plane import IptablesPlane
 from dataplane.planes.nftables.clients import remembered_clients as nftables_clients
+from dataplane.planes.nftables.ping import answered_pings
+from dataplane.planes.nftables.ping_rules import COUNTER as PING_COUNTER
 
 View = tuple[list[Record], tuple[str, ...]]
 
@@ -130,7 +132,7 @@ def counters(plane: Plane) -> View:
             "reason",
             "count",
         )
-        return ebpf_views.counters(plane), columns
+        return [*ebpf_views.counters(plane), *_pings()], columns
     table = plane.read_back()
     now = Counter(key for key, _, _ in _claimed(table))
     counts = packet_counts() if isinstance(plane, IptablesPlane) else None
@@ -146,7 +148,15 @@ def counters(plane: Plane) -> View:
                 "refused": counted.refused if counted else None,
             }
         )
-    return records, ("service", "frontend", "connections", "opened", "refused")
+    pings = _pings() if plane.name == "nftables" else []
+    shown = ("service", "frontend", "connections", "opened", "refused")
+    return [*records, *pings], (*shown, "reason", "count") if pings else shown
+
+
+def _pings() -> list[Record]:
+    """What answers pings, where something does: one record."""
+    count = answered_pings()
+    return [] if count is None else [{"service": "", "frontend": "", "reason": PING_COUNTER, "count": count}]
 
 
 def drops(plane: Plane) -> View:

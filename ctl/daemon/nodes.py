@@ -13,12 +13,13 @@ from dataplane.policy.settings import Mode, node_config
 
 class NodeOptions(msgspec.Struct, frozen=True):
     """What the command line says of this node. zone None, node_ips empty: as the Node object and the kernel say.
-    host_ports: hostPorts of its Pods are published."""
+    host_ports: hostPorts of its Pods are published. answer_ping: see NodeConfig."""
 
     name: str
     node_ips: tuple[str, ...] = ()
     zone: str | None = None
     host_ports: bool = False
+    answer_ping: bool = False
 
 
 def describe(
@@ -44,4 +45,4 @@ def describe(
         node_pod_cidrs=node.pod_cidrs if node else (),
         at_connect=at_connect,
     )
-    return msgspec.structs.replace(found, host_ports=options.host_ports)
+    return msgspec.structs.replace(found, host_ports=options.host_ports, answer_ping=options.answer_ping)

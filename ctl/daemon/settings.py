@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from ctl.config import KubeProxyConfiguration
+from ctl.context import answers_ping
 from ctl.daemon.nodes import NodeOptions
 from ctl.daemon.options import effective
 from ctl.ebpf import NO_CGROUP, EbpfOptions, ebpf_options
@@ -66,7 +67,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return Settings(
         config=config,
         mode=mode,
-        node=NodeOptions(name, node_ips, args.zone, args.host_ports),
+        node=NodeOptions(name, node_ips, args.zone, args.host_ports, answers_ping(args, mode)),
         kubeconfig=args.kubeconfig or config.client_connection.kubeconfig,
         master=args.master or "",
         token_over_http=args.token_over_http,

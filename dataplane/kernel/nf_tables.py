@@ -33,6 +33,7 @@ class Operation(enum.IntEnum):
     GET_ELEMENTS = 13
     DELETE_ELEMENTS = 14
     NEW_OBJECT = 18
+    GET_OBJECT = 19
 
     @property
     def kind(self) -> int:

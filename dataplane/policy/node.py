@@ -73,6 +73,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     reject_unknown_ports: a known clusterIP on a port it does not have is rejected, and addresses of the service
       CIDRs that no Service has are dropped (nftables and ebpf modes; not iptables mode).
     external_ips: Services' externalIPs make frontends (kube-proxy's feature gate AllowServiceExternalIPs, KEP-5707).
+    answer_ping: ICMP echo requests to addresses of Services that lead to an endpoint are answered (nftables, ebpf).
     host_ports: hostPorts of this node's Pods make frontends (what the CNI plugin portmap does otherwise).
     most_backends: the most that a set of backends may have; of more, this node uses so many. 0 = no limit.
     """
@@ -87,6 +88,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     reject_unknown_ports: bool = True
     external_ips: bool = True
     host_ports: bool = False
+    answer_ping: bool = False
     most_backends: int = MOST_BACKENDS
 
     @property

@@ -148,6 +148,32 @@ clients = [socket.create_connection(("10.96.0.10", 80), 5) for _ in range(3)]
 """
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_answer_ping_is_applied_shown_and_removed_or_refused(cli: Cli, mode: str) -> None:
+    cli.manifest.write_text(ECHO)
+    done = cli("apply", "--mode", mode, "--node-ip", "192.0.2.10", "--answer-ping", "-f", str(cli.manifest))
+    if mode == "iptables":
+        assert done.returncode == 2
+        assert "--answer-ping: the iptables mode has kube-proxy's rules to the letter" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    cli.inside("ip", "route", "add", "10.96.0.0/16", "dev", "lo", "src", "192.0.2.10")
+    assert cli.inside("/usr/bin/python3", "-c", PING) == "answered\n"
+    assert [c["count"] for c in cli.json("show", "counters") if c.get("reason") == "answered_ping"] == [1]
+    assert cli.json("check") == []
+    assert cli("cleanup").returncode == 0
+    assert cli.inside("nft", "list", "tables") == ""
+
+
+PING = """
+import socket
+door = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+door.settimeout(5)
+door.sendto(bytes.fromhex("0800 f7ff 0000 0000"), ("10.96.0.10", 0))
+while (answer := door.recvfrom(100))[0][20] != 0 or answer[1][0] != "10.96.0.10":
+    pass
+print("answered")
+"""
 LOOPBACK = """
 import socket
 listeners = [socket.create_server((address, 8080)) for address in ("10.244.0.5", "10.244.0.6")]

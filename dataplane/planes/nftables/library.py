@@ -9,6 +9,7 @@ from dataplane.kernel.nft_forms import Group, Library
 from dataplane.kernel.nft_messages import messages
 from dataplane.model.net import Family
 from dataplane.planes.nftables.localnet import guard
+from dataplane.planes.nftables.ping_rules import ping_objects, ping_rules
 from dataplane.planes.nftables.shapes import Masquerade, Shape, affinity_map, shape_rules
 from dataplane.planes.nftables.skeleton import add_ranges, chains, restricted_rules, skeleton_objects, skeleton_rules
 from dataplane.planes.nftables.syntax import Syntax, syntax
@@ -55,6 +56,8 @@ def skeletons(node: NodeConfig) -> str:
     """Commands that make the constant part of the tables of both families, and what stands beside them, for compiling
     it in one."""
     text = guard() if node.nodeports.loopback else ""
+    if node.answer_ping:
+        text += "".join(ping_objects(words) + ping_rules(words, family, node) for family, words in _tables().items())
     return text + "".join(
         skeleton_objects(words, family, node) + skeleton_rules(words, family, node)
         for family, words in _tables().items()

@@ -24,6 +24,7 @@ from dataplane.planes.nftables.fields import Layouts
 from dataplane.planes.nftables.library import library
 from dataplane.planes.nftables.load import TEXT_LIMIT, Loader, remove_tables
 from dataplane.planes.nftables.localnet import Localnet
+from dataplane.planes.nftables.ping import Pings
 from dataplane.planes.nftables.shapes import ShapeIds
 from dataplane.planes.nftables.skeleton import set_service_cidrs, skeleton_rules
 from dataplane.planes.nftables.stand_in import StandIn
@@ -65,11 +66,12 @@ class NftablesPlane:
         self._commits = Commits(self._nft, self._store)
         self._stand_in = StandIn(self._nft, self._store, self._words, table)
         self._localnet = Localnet(self._nft, self._store, table)
+        self._pings = Pings(self._nft, self._store, self._words)
 
     @property
     def commits(self) -> int:
         """Transactions of changes so far, those of loads left out."""
-        return self._commits.count
+        return self._commits.count + self._pings.count
 
     def load(self, plan: Plan) -> PlanChange:
         """Bring the kernel to `plan`; see planes.base.Plane.load.
@@ -99,6 +101,7 @@ class NftablesPlane:
             self._stand_in.remove()
         if not self._leads_from_loopback(plan.node):
             self._localnet.close()
+        self._pings.load(plan)
         self._node = plan.node
         return PlanChange(entries=changed)
 
@@ -135,6 +138,8 @@ class NftablesPlane:
         books.forget(transaction.unused)
         if led and not leads:
             self._localnet.close()
+        if node is not None:
+            self._pings.apply(change, node)
         self._node = node
 
     def _replaced(self, change: PlanChange, transaction: Transaction) -> list[Callable[[], None]]:
@@ -171,6 +176,7 @@ class NftablesPlane:
         self._stand_in.remove()
         remove_tables(self._nft, self._store, self._words.values())
         self._localnet.close()
+        self._pings.remove()
         self._node, self._books = None, Books(self._words, self._layouts)
 
     def _leads_from_loopback(self, node: NodeConfig) -> bool:

@@ -20,6 +20,7 @@ from dataplane.planes.nftables import wire
 from dataplane.planes.nftables.fields import Element, Layouts
 from dataplane.planes.nftables.library import library
 
+_OBJECT_DATA, _COUNTER_PACKETS = 4, 2  # NFTA_OBJ_DATA, NFTA_COUNTER_PACKETS
 _READ_ATTEMPTS = 20
 _PAUSE = 0.005
 """Seconds by which the wait before each further attempt to read a set grows."""
@@ -167,6 +168,14 @@ class ElementStore:
         rules = [self._texts(message)[Rule.CHAIN] for message in self._of_table(Operation.GET_RULE, target)]
         counts = Counter(rules)
         return {chain: counts[chain] for chain in chains}
+
+    def counter(self, target: str, name: str) -> int:
+        """Packets that a named counter of `family table` has seen, 0 where there is none. Raises PlaneError."""
+        for message in self._of_table(Operation.GET_OBJECT, target):
+            parts = dict(attributes(message))
+            if text_of(parts[NAME]) == name:
+                return int.from_bytes(dict(attributes(parts[_OBJECT_DATA]))[_COUNTER_PACKETS], "big")
+        return 0
 
     def _sets(self, target: str) -> Iterator[dict[int, memoryview]]:
         for message in self._of_table(Operation.GET_SET, target):

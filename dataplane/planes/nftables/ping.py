@@ -1,0 +1,113 @@
+"""Answers to ICMP echo requests at the virtual addresses of Services (`--answer-ping`).
+
+A request to an address that leads to an endpoint is translated to this node's own primary address, whose kernel
+answers; connection tracking turns the answer back. So type, checksums, hop limit and the limits on ICMP are the
+kernel's, in both families, and for the node's own processes, too. It takes a table of its own, which is there only
+where it was asked for: a set of addresses beside the maps of frontends, which go by ports that such a request has not.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from dataplane.kernel.nft import Nft
+from dataplane.model.net import Family
+from dataplane.plan.change import PlanChange
+from dataplane.plan.types import FrontendKind, Plan, PlanEntry
+from dataplane.planes.nftables.fields import Layouts
+from dataplane.planes.nftables.ping_rules import COUNTER, ping_objects, ping_rules, ping_table
+from dataplane.planes.nftables.store import ElementStore
+from dataplane.planes.nftables.syntax import Syntax, syntax
+from dataplane.policy.node import NodeConfig
+from dataplane.policy.routes import Action
+
+_ELEMENTS_A_COMMAND = 1000
+_VIRTUAL = (FrontendKind.CLUSTER_IP, FrontendKind.EXTERNAL_IP, FrontendKind.LOAD_BALANCER)
+
+
+def virtual_addresses(entry: PlanEntry) -> set[str]:
+    """Addresses of an entry that lead somebody to an endpoint. Where source ranges say who may come in, none do."""
+    return {
+        frontend.key.address
+        for frontend in entry.frontends
+        if frontend.kind in _VIRTUAL
+        and frontend.source_ranges is None
+        and any(route.action is Action.FORWARD for route in frontend.routes)
+    }
+
+
+def answered_pings(table: str = "hotplane") -> int | None:
+    """How many requests in this network namespace were answered so far; None where nobody answers. Raises
+    PlaneError."""
+    words = [syntax(family, table) for family in Family]
+    store = ElementStore(Layouts(words))
+    tables = [ping_table(each) for each in words if store.has_table(ping_table(each))]
+    return sum(store.counter(each, COUNTER) for each in tables) if tables else None
+
+
+class Pings:
+    """The tables of a plane. count: transactions of changes so far, those of loads left out."""
+
+    def __init__(self, nft: Nft, store: ElementStore, words: Mapping[Family, Syntax]) -> None:
+        self._nft, self._store, self._words = nft, store, words
+        self._uses: Counter[tuple[Family, str]] = Counter()
+        self._on = False
+        self.count = 0
+
+    def load(self, plan: Plan) -> None:
+        """Answer for a plan's addresses, or no longer. Raises PlaneError."""
+        self._on = plan.node.answer_ping
+        self._uses.clear()
+        if not self._on:
+            self.remove()
+            return
+        for entry in plan.entries.values():
+            self._uses.update((entry.key.family, address) for address in virtual_addresses(entry))
+        self._nft.run("".join(self._whole(family, plan.node) for family in self._words))
+
+    def apply(self, change: PlanChange, node: NodeConfig) -> None:
+        """Follow a change that the plane has applied. Raises PlaneError, after which a load is wanted."""
+        if not self._on:
+            return
+        before = {key for entry in change.entries for key in self._keys(entry.old) | self._keys(entry.new)}
+        held = {key: self._uses[key] for key in before}
+        for entry in change.entries:
+            self._uses.subtract(self._keys(entry.old))
+            self._uses.update(self._keys(entry.new))
+        text = "".join(self._rules(family, node) for family in self._words) if change.node is not None else ""
+        text += self._elements("delete", [key for key in before if held[key] and not self._uses[key]])
+        text += self._elements("add", [key for key in before if not held[key] and self._uses[key]])
+        for key in before:
+            if not self._uses[key]:
+                del self._uses[key]
+        if text:
+            self._nft.run(text)
+            self.count += 1
+
+    def remove(self) -> None:
+        """Take the tables away; fine when there are none. Raises PlaneError."""
+        tables = [ping_table(words) for words in self._words.values() if self._store.has_table(ping_table(words))]
+        if tables:
+            self._nft.run("".join(f"delete table {table}\n" for table in tables))
+
+    @staticmethod
+    def _keys(entry: PlanEntry | None) -> set[tuple[Family, str]]:
+        return {(entry.key.family, address) for address in virtual_addresses(entry)} if entry is not None else set()
+
+    def _whole(self, family: Family, node: NodeConfig) -> str:
+        words = self._words[family]
+        mine = [key for key, uses in self._uses.items() if uses and key[0] is family]
+        text = ping_objects(words) + f"flush set {ping_table(words)} answered\n" + self._rules(family, node)
+        return text + self._elements("add", mine)
+
+    def _rules(self, family: Family, node: NodeConfig) -> str:
+        return ping_rules(self._words[family], family, node)
+
+    def _elements(self, verb: str, keys: list[tuple[Family, str]]) -> str:
+        return "".join(self._commands(verb, keys))
+
+    def _commands(self, verb: str, keys: list[tuple[Family, str]]) -> Iterator[str]:
+        for family, words in self._words.items():
+            mine = sorted(address for each, address in keys if each is family)
+            for first in range(0, len(mine), _ELEMENTS_A_COMMAND):
+                part = ", ".join(mine[first : first + _ELEMENTS_A_COMMAND])
+                yield f"{verb} element {ping_table(words)} answered {{ {part} }}\n"

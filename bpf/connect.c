@@ -317,7 +317,7 @@ INLINE enum reason refuse(struct bpf_sock_addr *context, const struct node *node
         return REASON_PROTOCOL;
     if (stays_local(node, &target->address, client->source))
         return REASON_LOOPBACK;
-    if (may_have_listener(target))
+    if (!is_loopback(&target->address) && may_have_listener(target)) /* a hostPort there is nobody else's */
         return REASON_OWN_PORT;
     if (connected && target->protocol == IPPROTO_TCP && context->sk && context->sk->src_port)
         return REASON_BOUND;

@@ -268,6 +268,7 @@ def test_node_ports_on_loopback_where_they_are_asked_for(bench: Bench, family: F
     entries = (
         service("a", family=family, node_port=30081, affinity=600),
         service("u", Protocol.UDP, family, node_port=30082),
+        service("h", family=family, address=LOOPBACK[family][0]),
     )
     bench.become(plan=plan_of(*entries))
     for address in LOOPBACK[family]:
@@ -294,6 +295,7 @@ def test_node_ports_on_loopback_where_they_are_asked_for(bench: Bench, family: F
         with pytest.raises(ConnectionRefusedError):
             bench.own.call("connect", "l", address, 30081)
         bench.own.call("close", "l")
+    assert bench.own.call("fetch", word, LOOPBACK[family][0], 80)[0] in BACKENDS[family]  # as a hostPort has it
     several = [bench.own.call("fetch", word, address, 30081)[0] for address in LOOPBACK[family] for _ in range(10)]
     assert len(set(several)) == 1
     bench.become(plan=plan_of())

@@ -14,11 +14,34 @@ enum fib_families {
     FAMILY_IPV6 = 10,
 };
 
+#ifdef NO_FIB_MTU
+enum unknown_mtus {
+    LEAST_MTU = 1280, /* what every IPv6 link carries, and every IPv4 link that matters */
+};
+
+/* For kernels that do not tell the MTU of a route: that of the device, as the control plane noted it. Where the packet
+ * was too big they do not tell the device either, but without its size they do. */
+INLINE void note_mtu(void *context, struct bpf_fib_lookup *fib, __u32 flags, long result) {
+    struct device *device;
+    __u32 ifindex;
+
+    fib->tot_len = 0;
+    if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+        bpf_fib_lookup(context, fib, sizeof(*fib), flags);
+    ifindex = fib->ifindex;
+    device = map_lookup(MAP(devices), &ifindex);
+    fib->tot_len = device && device->mtu ? device->mtu : LEAST_MTU;
+}
+#endif
+
 /* Look up the way to `destination`. `size`: of the packet with its IP header, to compare with the route's MTU, 0 = do
- * not; `ifindex`: the device that the packet came in by. Returns BPF_FIB_LKUP_RET_*, or negative. */
+ * not; `ifindex`: the device that the packet came in by. With a size, `fib->tot_len` is the MTU afterwards. Returns
+ * BPF_FIB_LKUP_RET_*, or negative. */
 INLINE long find_route(void *context, const struct packet *packet, const struct address *source,
                        const struct address *destination, __u32 ifindex, __u32 size, __u32 flags,
                        struct bpf_fib_lookup *fib) {
+    long result;
+
     __builtin_memset(fib, 0, sizeof(*fib));
     fib->ifindex = ifindex;
     fib->l4_protocol = packet->protocol;
@@ -33,7 +56,12 @@ INLINE long find_route(void *context, const struct packet *packet, const struct 
             __builtin_memcpy(fib->ipv6_src, source, sizeof(*source));
         __builtin_memcpy(fib->ipv6_dst, destination, sizeof(*destination));
     }
-    return bpf_fib_lookup(context, fib, sizeof(*fib), flags);
+    result = bpf_fib_lookup(context, fib, sizeof(*fib), flags);
+#ifdef NO_FIB_MTU
+    if (size)
+        note_mtu(context, fib, flags, result);
+#endif
+    return result;
 }
 
 #ifdef NO_FIB_SOURCE

@@ -244,10 +244,10 @@ struct translation {
 
 /* A device that carries packet programs, by ifindex. */
 struct device {
-    __u32 flags;   /* enum device_flags */
-    __u32 ifindex; /* of the device that routes see: the bridge of a bridge's port, else its own */
-    __u8 mac[6];   /* all zero = none */
-    __u16 pad;
+    __u32 flags;                /* enum device_flags */
+    __u32 ifindex;              /* of the device that routes see: the bridge of a bridge's port, else its own */
+    __u8 mac[6];                /* all zero = none */
+    __u16 mtu;                  /* 0 = not known, or more than any packet has */
     struct address source_ipv4; /* what masquerading chooses for what leaves here (fib.h); all zero = the node's */
     struct address source_ipv6;
 };

@@ -9,22 +9,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from scapy.layers.inet import TCP
+from scapy.layers.inet import ICMP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6PacketTooBig
 
 from dataplane.kernel import bpf, netns, netns_cookie, sysctl
 from dataplane.kernel.bpf import BpfError, MapType
 from dataplane.kernel.links import Links
-from dataplane.model.net import Family
+from dataplane.model.net import Family, Protocol
 from dataplane.planes.ebpf import kernel_features
 from dataplane.planes.ebpf.devices import read_network, source_addresses
 from dataplane.planes.ebpf.encode import address_bytes
 from dataplane.planes.ebpf.hooks import PacketHook
-from dataplane.planes.ebpf.layout import unpack
+from dataplane.planes.ebpf.layout import constant, unpack
 from dataplane.planes.ebpf.maps import create_maps
 from dataplane.planes.ebpf.pins import PinDirectory
 from dataplane.planes.ebpf.settings import write_node
 from tests.kernel.bpf_packets import bench as b
-from tests.kernel.bpf_packets.bench import Bench, bench, entry, node_config
+from tests.kernel.bpf_packets.bench import Bench, bench, entry, ip_of, node_config
 from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, exact, ip
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +70,9 @@ def old() -> Iterator[Bench]:
     """A node whose programs are compiled for a kernel that lacks everything."""
     with bench(*(f"-D{feature.define}=1" for feature in kernel_features.FEATURES)) as made:
         for family in FAMILIES:
-            made.install(entry(f"remote-{family}", [ADDRESSES[family][2]], node_port=30080, family=family))
+            for protocol in (Protocol.TCP, Protocol.UDP):
+                name = f"remote-{family}-{protocol.name}"
+                made.install(entry(name, [ADDRESSES[family][2]], node_port=30080, family=family, protocol=protocol))
         yield made
 
 
@@ -80,8 +83,8 @@ def test_without_the_lookup_the_devices_address_is_taken(old: Bench, family: Fam
     run = getattr(old, hook)
     role = 0
     sources = []
-    for port, known in ((5000, ("", "")), (5001, tuple(DEVICE_SOURCES.values()))):
-        old.describe(old.up, old.up_mac, role, *known)
+    for port, (ipv4, ipv6) in ((5000, ("", "")), (5001, tuple(DEVICE_SOURCES.values()))):
+        old.describe(old.up, old.up_mac, role, ipv4, ipv6)
         out = run(old.frame(ip(family, client, own, ttl=64) / TCP(sport=port, dport=30080, flags="S")))
         packet = exact(out.data)
         assert (out.result in (b.TC_REDIRECT, b.XDP_TX), packet.dst) == (True, remote)
@@ -103,6 +106,43 @@ def test_without_any_address_the_slow_path_takes_the_flow(old: Bench) -> None:
         old.configure(node)
     assert (out.result, out.data) == (b.TC_NEXT, frame)
     assert risen == {"tc_ingress:fib_miss": 1}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("noted", "told"), [(1400, 1400), (0, 1280)])
+def test_a_packet_that_is_too_big_is_told_the_mtu_of_its_device(
+    old: Bench, family: Family, noted: int, told: int
+) -> None:
+    """1400 is not the device's own, so the answer has it from where the control plane noted it."""
+    client, own, *_ = ADDRESSES[family]
+    fields = {"flags": "DF"} if family is Family.IPV4 else {}
+    question = ip(family, client, own, **fields) / UDP(sport=4100 + told, dport=30080)
+    role = constant("DEVICE_UPLINK") | constant("DEVICE_XDP_TARGET")
+    try:
+        assert old.tc(old.frame(question / b"x")).result == b.TC_REDIRECT
+        old.describe(old.up, old.up_mac, role, mtu=noted)
+        with old.counted() as counted:
+            out = old.tc(old.frame(question / (b"x" * 1600)))
+    finally:
+        old.describe(old.up, old.up_mac, role)
+    assert counted == {"tc_ingress:too_big": 1}
+    answer = ip_of(out.data)
+    assert (answer.src, answer.dst) == (own, client)
+    error = answer[ICMP] if family is Family.IPV4 else answer[ICMPv6PacketTooBig]
+    assert (error.nexthopmtu if family is Family.IPV4 else error.mtu) == told
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_xdp_holds_packets_against_the_mtu_of_their_device(old: Bench, family: Family) -> None:
+    client, own, *_ = ADDRESSES[family]
+    question = ip(family, client, own) / UDP(sport=4200, dport=30080)
+    for _ in range(2):
+        assert old.tc(old.frame(question / b"x")).result == b.TC_REDIRECT
+    with old.counted() as counted:
+        small, big = (old.xdp(old.frame(question / (b"x" * size))) for size in (1000, 1600))
+    assert small.result != b.XDP_PASS
+    assert big.result == b.XDP_PASS
+    assert counted["xdp:mtu"] == 1
 
 
 PLACES = {

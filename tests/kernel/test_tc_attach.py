@@ -1,6 +1,7 @@
 """Packet programs on devices: pinned, replaced in place, picked up, taken off; also the older ways of attaching."""
 
 import os
+import platform
 import subprocess
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 from dataplane.kernel import bpf, clsact, netns
 from dataplane.kernel.links import Links
 from dataplane.plan.types import Plan
+from dataplane.planes.ebpf.attach_xdp import veth_problem
 from dataplane.planes.ebpf.devices import Wishes
 from dataplane.planes.ebpf.hooks import PacketHook
 from dataplane.planes.ebpf.maps import MapSet, create_maps
@@ -205,6 +207,19 @@ def test_another_xdp_program_is_left_alone(place: Place) -> None:
             rival.detach(other)
             hook.detach(place.pins)
         other.remove()
+
+
+@pytest.mark.parametrize(("release", "mode"), [("5.12.19-amd64", ""), ("5.13.0-amd64", "native"), ("6.1", "native")])
+def test_xdp_is_not_on_a_veth_that_takes_no_frames(
+    place: Place, monkeypatch: pytest.MonkeyPatch, release: str, mode: str
+) -> None:
+    monkeypatch.setattr(platform, "release", lambda: release)
+    hook = attached(place, PacketHook())
+    [status] = hook.status()
+    assert (status.xdp, status.tc) == (mode, "tcx")
+    assert status.problem == ("" if mode else "XDP on up0: " + veth_problem() + "; tc does its work there")
+    with netns.netns(place.name):
+        hook.detach(place.pins)
 
 
 def test_wishes_decide(place: Place) -> None:

@@ -53,7 +53,9 @@ class Report(NamedTuple):
         return [*found, *(f"the kernel said: {line}" for line in self.troubles)]
 
 
-HOOK_CHECKS = ("hook connect", "hook tc", "hook xdp", "source-address lookup", "coarse clock", "tc attachment")
+HOOK_CHECKS = (
+    *("hook connect", "hook tc", "hook xdp", "source-address lookup", "coarse clock", "route MTU", "tc attachment"),
+)
 _TROUBLE = re.compile(
     r"^\[ *\d+\.\d+\] .*?("
     r"BUG: .*|Oops: .*|Kernel panic .*|general protection fault.*|WARNING: CPU.*|rcu: INFO: .*stall.*|"

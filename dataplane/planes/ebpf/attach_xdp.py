@@ -2,6 +2,8 @@
 
 import errno
 import os
+import platform
+import re
 
 from dataplane.kernel import bpf
 from dataplane.kernel.bpf import AttachType, BpfError
@@ -13,6 +15,21 @@ PROGRAM = "xdp_uplink"
 _MODES = {"native": 4, "generic": 2}
 """XDP_FLAGS_DRV_MODE and XDP_FLAGS_SKB_MODE."""
 _CANNOT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ERANGE, errno.ENOSPC, errno.ENOMEM)
+
+
+_VETH_SINCE = (5, 13)
+
+
+def veth_problem() -> str:
+    """Why XDP cannot send on veth devices of this kernel, "" where it can.
+
+    Before Linux 5.13 a veth takes redirected frames only where its other end carries an XDP program itself, and drops
+    them without a word otherwise; since then GRO on that end is enough (drivers/net/veth.c, veth_xdp_xmit).
+    """
+    found = re.match(r"(\d+)\.(\d+)", platform.release())
+    if found is None or (int(found[1]), int(found[2])) >= _VETH_SINCE:
+        return ""
+    return "veth devices take no redirected frames before Linux 5.13"
 
 
 def pin_name(index: int, mode: str) -> str:

@@ -36,7 +36,7 @@ _SECONDARY, _NOT_USABLE = 0x01, 0x68  # IFA_F_SECONDARY; IFA_F_DADFAILED, _DEPRE
 class Link(NamedTuple):
     """A device as the kernel describes it. type: ARPHRD_*; master: ifindex of its bridge or 0; kind: "veth", "" for
     real ones; reverse_path: rp_filter as it is in effect, the larger of the device's own and `all`
-    (Documentation/networking/ip-sysctl.rst)."""
+    (Documentation/networking/ip-sysctl.rst); mtu: bytes of an IP packet."""
 
     name: str
     ifindex: int
@@ -46,6 +46,7 @@ class Link(NamedTuple):
     master: int = 0
     up: bool = True
     reverse_path: int = 0
+    mtu: int = 0
 
 
 class Route(NamedTuple):
@@ -139,6 +140,7 @@ def _link(message: Any) -> Link:
         int(message.get_attr("IFLA_MASTER") or 0),
         bool(message["flags"] & _UP),
         _reverse_path(str(message.get_attr("IFLA_IFNAME"))),
+        int(message.get_attr("IFLA_MTU") or 0),
     )
 
 

@@ -15,7 +15,7 @@ from dataplane.kernel.clsact import ClsactError
 from dataplane.kernel.wait import readable
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.attach_tc import DIRECTIONS, attach_tc, detach_tc
-from dataplane.planes.ebpf.attach_xdp import PROGRAM, attach_xdp, detach_xdp
+from dataplane.planes.ebpf.attach_xdp import PROGRAM, attach_xdp, detach_xdp, veth_problem
 from dataplane.planes.ebpf.devices import (
     RAW_IP,
     XDP_TARGET,
@@ -35,12 +35,14 @@ from dataplane.planes.ebpf.programs import Program, load_programs
 from dataplane.planes.ebpf.reserve import reserve_once
 
 TC_SOURCE, XDP_SOURCE = "tc.c", "xdp.c"
-DEVICE = record("device", "flags", "ifindex", "mac", "pad", "source_ipv4", "source_ipv6")
+DEVICE = record("device", "flags", "ifindex", "mac", "mtu", "source_ipv4", "source_ipv6")
 _PIN = re.compile(r"(tc_ingress|tc_egress|xdp_native|xdp_generic)-(\d+)")
 _RTMGRP_LINK, _RTMGRP_ADDRESSES, _RTMGRP_ROUTES = 0x1, 0x110, 0x440  # of both families
 _CHANGES = _RTMGRP_LINK | _RTMGRP_ADDRESSES | _RTMGRP_ROUTES
 _SETTLE_SECONDS = 0.05
 _LOOK_SECONDS = 30.0
+_LARGEST_PACKET = 0xFFFF
+"""Bytes; a device that takes more, or says 0 as lo may, limits no packet."""
 """Settings of devices (rp_filter) change without a message."""
 
 
@@ -82,6 +84,7 @@ class PacketHook:
         self._status: dict[int, DeviceStatus] = {}
         self._devices: dict[int, Device] = {}
         self._sources: dict[int, tuple[str, str]] = {}
+        self._mtus: dict[int, int] = {}
         self._described: dict[int, tuple[int, int, bytes]] = {}
         self._written: dict[int, bytes] = {}
         self._lock = threading.Lock()
@@ -133,6 +136,7 @@ class PacketHook:
             raise PlaneError("packet programs: attach comes first")
         network, primary = read_network(), self._primary_addresses()
         self._sources = source_addresses(network, primary)
+        self._mtus = {link.ifindex: link.mtu if link.mtu <= _LARGEST_PACKET else 0 for link in network.links}
         found = {d.ifindex: d for d in choose_devices(network, primary, self._wishes)}
         for index in self._devices.keys() - found.keys():
             self._remove(index)
@@ -163,12 +167,14 @@ class PacketHook:
         self._describe(device, 0)
         define = "RAW_IP" if device.raw_ip else ""
         programs = {name: self._variant(TC_SOURCE, name, DIRECTIONS, define).fd for name in DIRECTIONS}
-        xdp, problem = "", ""
+        xdp, problem = "", veth_problem() if self._xdp and device.xdp and device.veth else ""
         try:
             tc = attach_tc(device.ifindex, programs, pins, tcx=self._tcx)
         except (BpfError, ClsactError) as error:
             raise PlaneError(f"packet programs on {device.name}: {error}") from error
-        if self._xdp and device.xdp:
+        if problem:
+            problem = f"XDP on {device.name}: {problem}; tc does its work there"
+        elif self._xdp and device.xdp:
             program = self._variant(XDP_SOURCE, PROGRAM, {PROGRAM: AttachType.XDP}, "NO_XDP_TX" if device.veth else "")
             try:
                 xdp, refusal = attach_xdp(device.ifindex, program.fd, pins, self._modes)
@@ -188,7 +194,7 @@ class PacketHook:
         """Put what is known of a device into the map, if it is news. One without programs has but its addresses."""
         flags, routed, mac = self._described.get(index, (0, index, bytes(6)))
         sources = (address_bytes(text) if text else bytes(16) for text in self._sources.get(index, ("", "")))
-        value = DEVICE.pack(flags, routed, *mac, 0, *sources)
+        value = DEVICE.pack(flags, routed, *mac, self._mtus.get(index, 0), *sources)
         if self._maps is not None and self._written.get(index) != value:
             self._maps.put("devices", index.to_bytes(4, "little"), value)
             self._written[index] = value

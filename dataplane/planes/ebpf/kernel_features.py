@@ -11,7 +11,7 @@ from typing import NamedTuple
 from dataplane.kernel import bpf
 from dataplane.kernel.bpf import BpfError, ProgramType
 
-_FIB_LOOKUP, _KTIME_GET_COARSE_NS = 69, 160  # enum bpf_func_id
+_FIB_LOOKUP, _KTIME_GET_COARSE_NS, _CHECK_MTU = 69, 160, 163  # enum bpf_func_id
 _FIB_SOURCE = 16  # BPF_FIB_LOOKUP_SRC
 _FIB_SIZE = 64  # sizeof(struct bpf_fib_lookup)
 _FRAME = bytes(14) + b"\x45" + bytes(63)
@@ -68,6 +68,20 @@ def helper_works(helper: int) -> bool:
     return _runs(_call(helper) + _EXIT) is not None
 
 
+def fib_tells_mtu() -> bool:
+    """Whether bpf_fib_lookup tells the MTU of a route. It began to together with the helper bpf_check_mtu (Linux 5.12),
+    which can be asked for: context, device 0, size by pointer, no difference, no flags."""
+    arguments = (
+        struct.pack("<BBhi", 0x7A, 10, -8, 0)  # u64 [r10 - 8] = 0
+        + struct.pack("<BBhi", 0xB7, 2, 0, 0)
+        + struct.pack("<BBhi", 0xBF, 10 << 4 | 3, 0, 0)  # r3 = r10
+        + struct.pack("<BBhi", 0x07, 3, 0, -8)
+        + struct.pack("<BBhi", 0xB7, 4, 0, 0)
+        + struct.pack("<BBhi", 0xB7, 5, 0, 0)
+    )
+    return _runs(arguments + _call(_CHECK_MTU) + _EXIT) is not None
+
+
 FEATURES = (
     Feature(
         "source-address lookup",
@@ -82,6 +96,13 @@ FEATURES = (
         "NO_COARSE_CLOCK",
         lambda: helper_works(_KTIME_GET_COARSE_NS),
         "the exact clock, which costs more",
+    ),
+    Feature(
+        "route MTU",
+        "5.12",
+        "NO_FIB_MTU",
+        fib_tells_mtu,
+        "packets are held against the MTU of the device that they leave by, not the route's own",
     ),
 )
 

@@ -45,7 +45,7 @@ SIZES = Sizes(
 )  # fmt: skip
 TC_NEXT, TC_SHOT, TC_STOLEN, TC_REDIRECT = 0xFFFFFFFF, 2, 4, 7
 XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = 1, 2, 3, 4
-DEVICE = record("device", "flags", "ifindex", "mac", "pad", "source_ipv4", "source_ipv6")
+DEVICE = record("device", "flags", "ifindex", "mac", "mtu", "source_ipv4", "source_ipv6")
 TUPLE = record("tuple", "source", "destination", "source_port", "destination_port", "protocol", "pad")
 _TC_CONTEXT, _TC_IFINDEX_AT = 192, 40
 
@@ -115,10 +115,10 @@ class Bench:
         ):
             self.describe(index, mac, role)
 
-    def describe(self, index: int, mac: str, role: int, ipv4: str = "", ipv6: str = "") -> None:
-        """Write what a device is; ipv4, ipv6: its addresses to masquerade with, "" = none."""
+    def describe(self, index: int, mac: str, role: int, ipv4: str = "", ipv6: str = "", mtu: int = 1500) -> None:
+        """Write what a device is; ipv4, ipv6: its addresses to masquerade with, "" = none; mtu: 0 = not known."""
         sources = (address_bytes(text) if text else bytes(16) for text in (ipv4, ipv6))
-        raw = DEVICE.pack(role, index, *bytes.fromhex(mac.replace(":", "")), 0, *sources)
+        raw = DEVICE.pack(role, index, *bytes.fromhex(mac.replace(":", "")), mtu, *sources)
         self.maps.put("devices", index.to_bytes(4, "little"), raw)
 
     def configure(self, node: NodeConfig, *, parity: bool = False) -> None:

@@ -171,6 +171,11 @@ class NftablesPlane:
                     table |= TableReader(words, family, state).rows(broken)
         return table
 
+    def lead_from_loopback(self) -> None:
+        """Set the sysctl for node ports on 127.0.0.0/8, with its guard, ahead of a plane that has no right to: this one
+        or the iptables mode's. Raises PlaneError."""
+        self._localnet.open()
+
     def cleanup(self) -> None:
         """Delete hotplane's tables of the plane's families, and what they need beside them, and nothing else."""
         self._stand_in.remove()

@@ -19,6 +19,7 @@ from dataplane.lab.proxy import LabProxy
 from dataplane.lab.spec import LabSpec, Node
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import (
+    Endpoint,
     EndpointPort,
     EndpointSlice,
     Service,
@@ -161,8 +162,12 @@ def test_udp_flows_stay_while_their_endpoint_serves(lab: Lab, mode: str, family:
 
     def slices(**conditions: bool) -> list[EndpointSlice]:
         """pod1-1 in this condition, pod1-2 ready."""
+
+        def with_conditions(endpoint: Endpoint) -> Endpoint:
+            return replace(endpoint, traits=replace(endpoint.traits, **conditions))
+
         return [
-            replace(piece, endpoints=(replace(piece.endpoints[0], **conditions), piece.endpoints[1]))
+            replace(piece, endpoints=(with_conditions(piece.endpoints[0]), piece.endpoints[1]))
             for piece in endpoints(lab, "pod1-1", "pod1-2")
         ]
 

@@ -402,6 +402,15 @@ def test_too_big_for_the_way_out_is_answered(node: Bench, family: Family) -> Non
     assert (error.nexthopmtu if family is Family.IPV4 else error.mtu) == 1500
     assert bytes(_quoted(told)) == big[14 : 14 + 128]
     _right_error(told)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_xdp_leaves_what_is_too_big_to_tc(node: Bench, family: Family) -> None:
+    client, own, *_ = ADDRESSES[family]
+    fields = {"flags": "DF"} if family is Family.IPV4 else {}
+    question = ip(family, client, own, **fields) / UDP(sport=4001, dport=30080)
+    assert node.tc(node.frame(question / b"x")).result == b.TC_REDIRECT
+    big = node.frame(question / (b"x" * 1600))
     assert node.xdp(big).data == big
 
 

@@ -51,10 +51,13 @@ def parse_duration(text: str) -> Duration:
     body = text[1:] if text[:1] in ("-", "+") else text
     if body == "0":
         return Duration(0)
-    parts = _DURATION_PART.findall(body)
-    if not body or "".join(number + unit for number, unit in parts) != body:
-        raise ValueError(f"{text!r} is not a duration; write a number and a unit, such as 30s, 5m or 2h45m")
-    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    parts, at = [], 0
+    while part := _DURATION_PART.match(body, at):
+        parts.append(part)
+        at = part.end()
+    if not body or at < len(body):
+        raise ValueError(f"{text[:40]!r} is not a duration; write a number and a unit, such as 30s, 5m or 2h45m")
+    seconds = sum(float(part[1]) * _UNITS[part[2]] for part in parts)
     if seconds >= _MOST_SECONDS:
         raise ValueError(f"{text[:40]!r} is longer than 292 years, the longest duration of Go")
     return Duration(-seconds if text[0] == "-" else seconds)
@@ -202,7 +205,7 @@ def load_config(path: str) -> LoadedConfig:
 
 def parse_config(data: bytes, source: str) -> LoadedConfig:
     """Read a configuration from YAML or JSON. Raises ConfigError, with the field's path, when it cannot be used."""
-    value = _without_zeros(yamlload.without_nulls(_one_document(data, source)), KubeProxyConfiguration)
+    value = _without_zeros(_one_document(data, source), KubeProxyConfiguration)
     for field, expected in (("apiVersion", API_VERSION), ("kind", KIND)):
         if value.get(field) != expected:
             found = f"is {value[field]!r}" if field in value else "is missing"
@@ -218,11 +221,11 @@ def parse_config(data: bytes, source: str) -> LoadedConfig:
 
 
 def _one_document(data: bytes, source: str) -> dict[str, Any]:
-    """The single mapping that the file holds."""
+    """The single mapping that the file holds, without nulls."""
     try:
-        value = msgspec.json.decode(data)
+        value: Any = yamlload.without_nulls(msgspec.json.decode(data))
     except MALFORMED:
-        value = None  # not JSON; YAML's reader says what is wrong with it
+        value = None  # not JSON, or nested too deeply; YAML's reader says what is wrong with it
     if isinstance(value, dict):
         return value
     found = list(yamlload.documents(data.removeprefix(b"\xef\xbb\xbf")))
@@ -231,7 +234,8 @@ def _one_document(data: bytes, source: str) -> dict[str, Any]:
             raise ConfigError(source, "", f"is neither valid YAML nor JSON: {document.error}")
     if len(found) != 1 or not isinstance(found[0].value, dict):
         raise ConfigError(source, "", f"must hold exactly one {KIND} object")
-    return found[0].value
+    given: dict[str, Any] = yamlload.without_nulls(found[0].value)
+    return given
 
 
 # Where kube-proxy cannot tell zero or "" from "not given", and takes the default; kubeadm writes such zeros.

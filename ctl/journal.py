@@ -116,7 +116,7 @@ def _path(base: Path, number: int) -> Path:
 def _numbers(base: Path) -> Iterator[int]:
     for path in base.parent.glob(f"{base.stem}.journal-*"):
         number = path.name.rpartition("-")[2]
-        if number.isdigit():
+        if number.isascii() and number.isdecimal():
             yield int(number)
 
 

@@ -1,5 +1,6 @@
 """The daemon's log: one line for each event that matters, as text for people or JSON for machines."""
 
+import json
 import logging
 import sys
 import time
@@ -16,7 +17,13 @@ def _value(value: object) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     if text and text.isprintable() and not any(c in text for c in ' "='):
         return text
-    return msgspec.json.encode(text).decode()
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)
+
+
+def _encodable(text: str) -> str:
+    """Text without what UTF-8 has no form for: a file's name may hold any bytes, which Python keeps as surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class Log:
@@ -48,7 +55,7 @@ class Log:
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
         if self._json:
-            plain = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in fields.items()}
+            plain = {k: v if isinstance(v, bool | int | float) else _encodable(str(v)) for k, v in fields.items()}
             line = msgspec.json.encode({"ts": stamp, "level": LEVELS[level], "msg": message, **plain}).decode()
         else:
             line = " ".join([stamp, LEVELS[level].upper(), message, *(f"{k}={_value(v)}" for k, v in fields.items())])

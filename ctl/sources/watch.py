@@ -353,15 +353,18 @@ class Reflector:
         """Read lines until the stream ends."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        rest = b""
+        begun, size = list[bytes](), 0  # a line whose end has not come yet: joined once, however many pieces it has
         try:
             async with asyncio.timeout(self._stream_silence if self._listing is not None else silence) as limit:
                 async for piece in pieces:
-                    *lines, rest = (rest + piece).split(b"\n")
+                    first, *lines = piece.split(b"\n")
+                    begun.append(first)
+                    size += len(first)
                     for line in lines:
-                        if line:
-                            self._line(line)
-                    if len(rest) > LONGEST_LINE:
+                        if size:
+                            self._line(b"".join(begun))
+                        begun, size = [line], len(line)
+                    if size > LONGEST_LINE:
                         raise WatchError(f"{self._resource.path}: an event is longer than {LONGEST_LINE} bytes")
                     wait = silence
                     if self._listing is not None:
@@ -371,7 +374,7 @@ class Reflector:
             if self._listing is not None:
                 raise _NotStreaming from error
             raise ApiError(f"{self._resource.path}: the watch is silent for too long") from error
-        if rest:
+        if size:
             raise ApiError(f"{self._resource.path}: the watch broke off in the middle of an event")
 
     def _line(self, line: bytes) -> None:
@@ -436,5 +439,5 @@ def _trigger(meta: _Meta | None) -> float:
         return 0.0
     try:
         return datetime.fromisoformat(meta.annotations.triggered).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0

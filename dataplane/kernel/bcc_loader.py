@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from dataplane.kernel.sealed import seal, unseal
 from dataplane.kernel.tools import ToolError, run_tool
 
 
@@ -29,6 +30,8 @@ def _source_dir() -> Path:
 SOURCE_DIR = _source_dir()
 DEFAULT_CACHE_DIR = Path("/var/cache/hotplane/bpf")
 _COMPILE_SECONDS = 300.0
+_FORMAT = "2"
+"""Of the cache's files."""
 
 _PACKAGE = str(Path(__file__).resolve().parents[2])
 _UAPI = Path("/usr/include")
@@ -79,7 +82,7 @@ def source_digest(source: str, flags: Sequence[str], directory: Path = SOURCE_DI
     digest = hashlib.sha256()
     for path in (directory / source, *sorted(directory.glob("*.h"))):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    digest.update("\0".join((*flags, _bcc_version(), os.uname().machine)).encode())
+    digest.update("\0".join((*flags, _bcc_version(), os.uname().machine, _FORMAT)).encode())
     return digest.hexdigest()
 
 
@@ -136,10 +139,13 @@ def compile_programs(
 def _kept(stored: Path) -> dict[str, bytes] | None:
     """The bytecode of a cache entry; None where there is none, or none that can be used."""
     try:
-        kept: dict[str, str] = json.loads(stored.read_text())
-        return {name: base64.b64decode(text) for name, text in kept.items()}
-    except (OSError, ValueError):
+        content = unseal(stored.read_bytes())
+    except OSError:
         return None
+    if content is None:  # of a disk that was full, or has lost some of it
+        return None
+    kept: dict[str, str] = json.loads(content)
+    return {name: base64.b64decode(text) for name, text in kept.items()}
 
 
 def _keep(stored: Path, code: dict[str, bytes]) -> None:
@@ -147,7 +153,8 @@ def _keep(stored: Path, code: dict[str, bytes]) -> None:
     stored.parent.mkdir(parents=True, exist_ok=True)
     partial = stored.with_suffix(f".{os.getpid()}.tmp")
     try:
-        partial.write_text(json.dumps({name: base64.b64encode(text).decode() for name, text in code.items()}))
+        content = json.dumps({name: base64.b64encode(text).decode() for name, text in code.items()})
+        partial.write_bytes(seal(content.encode()))
         partial.replace(stored)
     except OSError:
         partial.unlink(missing_ok=True)

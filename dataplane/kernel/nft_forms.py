@@ -25,12 +25,13 @@ from dataplane.errors import PlaneError
 from dataplane.kernel.nft_command import Command
 from dataplane.kernel.nft_compile import Forms, Request, RuleForm
 from dataplane.kernel.nft_pattern import NUMBER, filled, pattern
+from dataplane.kernel.sealed import seal, unseal
 
 CACHE_DIRS = (Path("/var/cache/hotplane/nftables"), Path("/run/hotplane/nftables"))
 """Where compiled text is looked for; new is kept in the first that can be written."""
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = "1"
+_FORMAT = "2"
 _SECONDS = 120.0
 _MOST = 100
 """Files that are kept: a handful for each set of a node's settings."""
@@ -193,9 +194,11 @@ def _kept(files: Iterable[Path]) -> Forms | None:
     """The first of the files that is there and whole."""
     for file in files:
         try:
-            return msgspec.json.decode(file.read_bytes(), type=Forms)
-        except (OSError, msgspec.DecodeError):
-            continue  # not there, not ours to read, or of a disk that was full: compiled again
+            content = unseal(file.read_bytes())
+        except OSError:
+            continue  # not there, or not ours to read
+        if content is not None:  # else of a disk that was full, or has lost some of it: compiled again
+            return msgspec.json.decode(content, type=Forms)
     return None
 
 
@@ -206,7 +209,7 @@ def _keep(directories: Iterable[Path], name: str, encoded: bytes) -> None:
         partial = directory / f"{name}.{os.getpid()}.tmp"
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(encoded)
+            partial.write_bytes(seal(encoded))
             partial.replace(directory / name)
         except OSError:
             with contextlib.suppress(OSError):

@@ -33,8 +33,8 @@ _raw_lines = msgspec.json.Decoder(msgspec.Raw)
 
 # Where an item of a wrong type can be taken out and the rest keeps its meaning.
 _ISOLATED = re.compile(
-    r"\$\.((?:endpoints|ports|spec\.ports|spec\.externalIPs|spec\.clusterIPs|spec\.podCIDRs|spec\.cidrs"
-    r"|spec\.loadBalancerSourceRanges|status\.addresses|status\.loadBalancer\.ingress)\[\d+\])"
+    r"\$\.(endpoints|ports|spec\.ports|spec\.externalIPs|spec\.clusterIPs|spec\.podCIDRs|spec\.cidrs"
+    r"|spec\.loadBalancerSourceRanges|status\.addresses|status\.loadBalancer\.ingress)\[(\d+)\]"
 )
 _TYPE_NAMES = {
     "int": "a whole number",
@@ -170,7 +170,10 @@ def _collect(raw: msgspec.Raw, kind: str, where: str, depth: int, result: Decode
 
 def _collect_items(raw: msgspec.Raw, list_kind: str, where: str, depth: int, result: Decoded) -> bool:
     """Decode the items of a list kind; False when it has none, so that it is an object of some other kind."""
-    items = _head.decode(raw).items
+    try:
+        items = _head.decode(raw).items
+    except MALFORMED:  # a key stands in it twice, with values of different types
+        return False
     if bytes(items) in (b"", b"null"):
         return list_kind == "List" or list_kind[:-4] in wire.TYPES
     try:
@@ -291,27 +294,52 @@ def _decode_value(value: Any, kind: str) -> DecodedObject:
             item = msgspec.convert(value, wire.TYPES[own_kind])
         except msgspec.ValidationError as error:
             path, reason = explain_type(str(error))
-            faults.append(Problem(ref, path, reason))
             if own_kind in _BESIDE and ref.name == _NO_NAME:
                 return DecodedObject(None, ignored=own_kind)
             isolated = _ISOLATED.match(f"$.{path}")
-            if isolated is None or len(faults) >= _MAX_FAULTS:
-                return DecodedObject(None, ref, tuple(faults))
-            muted.add(isolated.group(1))
-            value = _without(value, isolated.group(1))
+            if isolated is None:
+                return DecodedObject(None, ref, (*faults, Problem(ref, path, reason)))
+            value, found = _without_wrong(value, isolated[1], wire.TYPES[own_kind])
+            faults += [Problem(ref, path, reason) for path, reason in found.values()]
+            muted.update(found)
+            if len(faults) >= _MAX_FAULTS:
+                return DecodedObject(None, ref, tuple(faults[:_MAX_FAULTS]))
         else:
             return _validated(item, frozenset(muted), tuple(faults))
 
 
-def _without(value: Any, path: str) -> Any:
-    """A copy of the value in which the list item at `a.b[3]` is null."""
-    name, _, rest = path.partition(".")
-    if rest:
-        return {**value, name: _without(value[name], rest)}
-    name, _, index = name.partition("[")
-    items = list(value[name])
-    items[int(index[:-1])] = None
-    return {**value, name: items}
+def _without_wrong(
+    value: dict[str, Any], path: str, kind: type[wire.WireObject]
+) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
+    """A copy of the value in which those items of the list at `a.b` are null that are of a wrong type; and, by `a.b[3]`
+    of each, the field at fault and why, _MAX_FAULTS at most. Each item is looked at once, however many are wrong."""
+    *outer, name = path.split(".")
+    copy = dict(value)
+    holder = copy
+    for step in outer:
+        holder[step] = dict(holder[step])
+        holder = holder[step]
+    items = holder[name] = list(holder[name])
+    found: dict[str, tuple[str, str]] = {}
+    at = 0
+    while len(found) < _MAX_FAULTS:
+        alone: Any = items[at:]
+        for step in (name, *reversed(outer)):
+            alone = {step: alone}
+        try:
+            msgspec.convert(alone, kind)
+        except msgspec.ValidationError as error:
+            field, reason = explain_type(str(error))
+            match = _ISOLATED.match(f"$.{field}")
+            assert match is not None, "nothing but the list is there"
+            index = at + int(match[2])
+            item = f"{path}[{index}]"
+            found[item] = (f"{item}{f'$.{field}'[match.end() :]}", reason)
+            items[index] = None
+            at = index + 1
+        else:
+            break
+    return copy, found
 
 
 def explain_type(message: str) -> tuple[str, str]:

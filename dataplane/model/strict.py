@@ -12,6 +12,9 @@ from typing import Any
 LARGEST = 16 << 20
 """Bytes of JSON up to which keys that stand twice are looked for: it takes a hundred times as long as decoding."""
 
+_GUESSED = 20
+"""Fields of an object that do not exist, for which one that was meant is looked for: it takes long."""
+
 _Fields = dict[str, "_Fields | None"]
 """Fields by name; None = whatever is below is not looked at."""
 
@@ -47,23 +50,33 @@ KINDS: dict[str, _Fields] = {
 
 def unknown_fields(kind: str, value: dict[str, Any]) -> list[tuple[str, str]]:
     """Path of each field that objects of a kind do not have, and why it matters. Other kinds have none."""
-    return list(_unknown(value, KINDS.get(kind), ""))
+    found = list(_unknown(value, KINDS.get(kind), ""))
+    return [
+        (field, _why(name, known if number < _GUESSED else {})) for number, (field, name, known) in enumerate(found)
+    ]
 
 
-def _unknown(value: Any, known: _Fields | None, path: str) -> Iterator[tuple[str, str]]:
+def _why(name: str, known: _Fields) -> str:
+    """What a field that does not exist means, and which of the known ones may have been meant."""
+    close = difflib.get_close_matches(name, known, 1)
+    return f"is no field of this kind and has no effect{f'; is {close[0]} meant?' if close else ''}"
+
+
+def _unknown(value: Any, known: _Fields | None, path: str) -> Iterator[tuple[str, str, _Fields]]:
+    """Path and name of each field that is not known, and what is known there."""
     if known is None:
         return
     if isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _unknown(item, known, f"{path}[{index}]")
+            if isinstance(item, dict):
+                yield from _unknown(item, known, f"{path}[{index}]")
     elif isinstance(value, dict):
         for name, item in value.items():
             field = f"{path}.{name}" if path else name
             if name in known:
                 yield from _unknown(item, known[name], field)
             else:
-                close = difflib.get_close_matches(name, known, 1)
-                yield field, f"is no field of this kind and has no effect{f'; is {close[0]} meant?' if close else ''}"
+                yield field, name, known
 
 
 class _Twice(ValueError):

@@ -2,30 +2,35 @@
 
 import asyncio
 import contextlib
-import time
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ctl import state
+from ctl.commands.explain import read_flows
 from ctl.config import parse_config
+from ctl.journal import Journal
 from ctl.sources.api import parse_status
 from ctl.sources.credentials import Credentials, ExecSpec, Identity, Trust
 from ctl.sources.kubeconfig import find_cluster
+from ctl.sources.manifests import SUFFIXES, read_manifests
 from ctl.state import Saved
 from dataplane.errors import HotplaneError
 from dataplane.model import yamlload
-from dataplane.model.decode import decode, decode_object
+from dataplane.model.decode import decode, decode_object, decode_strictly
 from dataplane.oracle.flow import parse_flow
+from dataplane.plan.planner import Planner
 from dataplane.plan.types import Plan
 from dataplane.policy.node import NodeConfig
+from tests.unit.mangling import examples, flipped, mangled, twisted
 
-SHORT = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SHORT = examples(250)
 
 OBJECTS = b"""{"apiVersion": "v1", "kind": "List", "items": [
  {"kind": "Service", "metadata": {"name": "a", "labels": {"x": "y"}}, "spec": {"clusterIP": "10.0.0.1",
@@ -36,6 +41,21 @@ OBJECTS = b"""{"apiVersion": "v1", "kind": "List", "items": [
  {"kind": "Endpoints", "metadata": {"name": "c"}, "subsets": [{"addresses": [{"ip": "1.1.1.1"}], "ports": [{}]}]},
  {"kind": "Node", "metadata": {"name": "d"}, "spec": {"podCIDRs": ["10.1.0.0/16"]}},
  {"kind": "ServiceCIDR", "metadata": {"name": "e"}, "spec": {"cidrs": ["10.0.0.0/8"]}}]}"""
+DOCUMENTS = b"""# two of them
+apiVersion: v1
+kind: Service
+metadata: &m {name: a, creationTimestamp: "2026-01-01T00:00:00Z"}
+spec: {clusterIP: 10.0.0.1, ports: &p [{port: 80, name: p, nodePort: 30080}], type: NodePort}
+---
+kind: EndpointSlice
+metadata: {<<: *m, name: a-1, labels: {kubernetes.io/service-name: a}}
+addressType: IPv4
+endpoints: [{addresses: [10.1.0.1], conditions: {ready: true}}]
+ports: [{port: 8080, name: p}]
+---
+{"kind": "ServiceList", "items": [{"metadata": {"name": "b"},
+ "spec": {"clusterIP": "10.0.0.2", "ports": [{"port": 1}]}}]}
+"""
 CONFIG = b"""apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: nftables
@@ -54,25 +74,6 @@ ANSWER = (
     b'{"apiVersion": "client.authentication.k8s.io/v1", "status": {"token": "t", "expirationTimestamp": "2030-01-01"}}'
 )
 SAVED = msgspec.msgpack.encode(Saved.of("nftables", Plan(NodeConfig(name="n1"))))
-PIECES = (
-    b"\xff", b"\xc3\x28", b"[" * 60_000, b'{"a":' * 60_000, b"\x00", b"\n", b"'", b'"', b"9" * 5000, b"null", b"[]",
-    b"{}", b"5", b"-1", b"1e999", b"true", b"2024-01-01", b"!!python/object:x {}", b"*a", b"&a ", b"\t", b"---\n",
-    b"\xef\xbb\xbf",
-)  # fmt: skip
-
-
-@st.composite
-def mangled(draw: st.DrawFn, whole: bytes) -> bytes:
-    """A good document with pieces of it replaced, or any bytes at all."""
-    if draw(st.integers(0, 9)) == 0:
-        return draw(st.binary(max_size=200))
-    data = whole
-    for _ in range(draw(st.integers(1, 3))):
-        start = draw(st.integers(0, len(data)))
-        end = min(len(data), start + draw(st.sampled_from((0, 1, 4, 9, 30))))
-        piece = draw(st.sampled_from(PIECES) | st.binary(max_size=3))
-        data = data[:start] + piece + data[end:]
-    return data
 
 
 def _sentence(read: Callable[[], object]) -> None:
@@ -81,24 +82,55 @@ def _sentence(read: Callable[[], object]) -> None:
         read()
 
 
+def _records() -> bytes:
+    """What a journal holds after a Service came, got its endpoints and went again."""
+    planner = Planner(NodeConfig(name="n1"))
+    found = decode(DOCUMENTS, "file").objects
+    changes = [planner.update([each]) for each in found]
+    changes.append(planner.update(deletes=[found[0].ref]))
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "plan.msgpack", 1)
+        for change in changes:
+            journal.append(change)
+        journal.close()
+        [file] = Path(folder).iterdir()
+        return file.read_bytes()
+
+
+RECORDS = _records()
+
+
 @SHORT
-@given(mangled(OBJECTS))
+@given(mangled(OBJECTS) | mangled(DOCUMENTS) | twisted(yaml.safe_load(OBJECTS)))
 def test_objects(data: bytes) -> None:
-    for problem in decode(data, "stdin").problems:
+    decoded = decode_strictly(data, "stdin")
+    for problem in (*decode(data, "stdin").problems, *decoded.problems, *decoded.notes):
         assert str(problem).isprintable()
     decode_object(data)
     decode_object(data, "Service")
     parse_status(data, 500)
+    planner = Planner(NodeConfig(name="n1"))
+    planner.update(decoded.objects)
+    assert msgspec.msgpack.encode(Saved.of("nftables", planner.plan))
 
 
 @SHORT
-@given(mangled(CONFIG))
+@given(data=mangled(DOCUMENTS) | twisted(yaml.safe_load(OBJECTS)), suffix=st.sampled_from(SUFFIXES))
+def test_manifests(tmp_path: Path, data: bytes, suffix: str) -> None:
+    file = tmp_path / f"objects{suffix}"
+    file.write_bytes(data)
+    found = read_manifests([str(file)])
+    assert all(str(file) in str(problem) for problem in found.problems)
+
+
+@SHORT
+@given(mangled(CONFIG) | twisted(yaml.safe_load(CONFIG)))
 def test_the_configuration(data: bytes) -> None:
     _sentence(lambda: parse_config(data, "file"))
 
 
 @SHORT
-@given(data=mangled(KUBECONFIG))
+@given(data=mangled(KUBECONFIG) | twisted(yaml.safe_load(KUBECONFIG)))
 def test_a_kubeconfig(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "kubeconfig"
     path.write_bytes(data)
@@ -106,7 +138,7 @@ def test_a_kubeconfig(tmp_path: Path, data: bytes) -> None:
 
 
 @SHORT
-@given(data=mangled(SAVED))
+@given(data=mangled(SAVED) | flipped(SAVED))
 def test_the_state(tmp_path: Path, data: bytes) -> None:
     path = state.plan_path(tmp_path)
     path.write_bytes(data)
@@ -114,7 +146,7 @@ def test_the_state(tmp_path: Path, data: bytes) -> None:
 
 
 @SHORT
-@given(data=mangled(b"\x05\x00\x00\x00\x96\x90\x90\xc0\xc0\x90\x90"))
+@given(data=mangled(RECORDS) | flipped(RECORDS))
 def test_a_journal(tmp_path: Path, data: bytes) -> None:
     path = state.plan_path(tmp_path)
     path.write_bytes(msgspec.msgpack.encode(Saved.of("nftables", Plan(NodeConfig(name="n1")), journal=1)))
@@ -130,7 +162,7 @@ def test_a_token(tmp_path: Path, data: bytes) -> None:
     _sentence(lambda: asyncio.run(Credentials(identity, Trust(), tls=False).current()))
 
 
-@settings(SHORT, max_examples=15)
+@examples(15)
 @given(data=mangled(ANSWER))
 def test_the_answer_of_a_plugin(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "answer").write_bytes(data)
@@ -144,6 +176,16 @@ def test_a_flow(text: str) -> None:
     _sentence(lambda: parse_flow(text))
 
 
+FLOWS = b'["10.0.0.1 -> 10.0.0.2:80/tcp", "[fd00::1] -> [fd00::2]:53/udp via eth0"]'
+
+
+@SHORT
+@given(data=mangled(FLOWS) | twisted(msgspec.json.decode(FLOWS)))
+def test_a_file_of_flows(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "flows").write_bytes(data)
+    _sentence(lambda: read_flows([f"@{tmp_path / 'flows'}"]))
+
+
 def _doubling(levels: int) -> str:
     lines = ["l0: &l0 [x, x, x, x, x, x, x, x, x, x]"]
     for n in range(1, levels):
@@ -153,9 +195,7 @@ def _doubling(levels: int) -> str:
 
 @pytest.mark.parametrize("read", [lambda data: parse_config(data, "file"), lambda data: decode(data, "file")])
 def test_aliases_that_multiply_are_bounded(read: Callable[[bytes], object]) -> None:
-    started = time.monotonic()
     _sentence(lambda: read(f"kind: KubeProxyConfiguration\n{_doubling(12)}\n".encode()))
-    assert time.monotonic() - started < 2
     (document,) = yamlload.documents(_doubling(12).encode())
     assert "its aliases stand for more than 100000 values" in document.error
     few = yaml.safe_dump({"a": 1}) + "b: &b {c: [1, 2]}\nd: [*b, *b]\n"

@@ -35,8 +35,8 @@ def _run(function: Callable[[], bytes], door: int) -> None:
             signal.signal(number, signal.SIG_DFL)
         try:
             answer, after = function(), 0
-        except HotplaneError as error:  # expected: a sentence for the parent's log
-            answer, after = str(error).encode(), _REFUSED
+        except (HotplaneError, OSError) as error:  # expected, or the system's: a sentence for the parent's log
+            answer, after = str(error).encode(errors="replace"), _REFUSED
         with contextlib.suppress(BrokenPipeError), open(door, "wb") as pipe:  # nobody waits for it any more
             pipe.write(answer)
         status = after

@@ -30,12 +30,15 @@ class Log:
     """Writes lines `TIME LEVEL message key=value ...`, or the same as one JSON object.
 
     level: the least important level that is written. Values are shown with str(); times are UTC with milliseconds.
+    Never raises where nothing can be written (a full disk, a reader that is gone): nobody who has something to tell may
+    fail for it. How many lines that were is told as soon as it can be.
     """
 
     def __init__(self, level: str = "info", form: str = "text", out: TextIO | None = None) -> None:
         self._least = LEVELS.index(level)
         self._json = form == "json"
         self._out = out or sys.stderr
+        self._refused = 0
 
     def debug(self, message: str, **fields: object) -> None:
         self._write(0, message, fields)
@@ -59,7 +62,14 @@ class Log:
             line = msgspec.json.encode({"ts": stamp, "level": LEVELS[level], "msg": message, **plain}).decode()
         else:
             line = " ".join([stamp, LEVELS[level].upper(), message, *(f"{k}={_value(v)}" for k, v in fields.items())])
-        print(line, file=self._out, flush=True)
+        try:
+            print(line, file=self._out, flush=True)
+        except OSError:
+            self._refused += 1
+            return
+        if self._refused:
+            refused, self._refused = self._refused, 0
+            self.warning("the log could not be written for a while", lines=refused)
 
 
 class _Forward(logging.Handler):

@@ -1,6 +1,7 @@
 """Streams that are closed or full, folders that cannot be written: one sentence each, never a traceback."""
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -74,6 +75,15 @@ def test_a_child_s_refusal_is_a_sentence_of_its_parent(tmp_path: Path, capfd: py
 
     with pytest.raises(ChildError, match=r"netns-.*: cannot be written \(Not a directory\)"):
         asyncio.run(Child(save).answer(10))
+    assert capfd.readouterr().err == ""
+
+
+def test_what_the_system_refuses_a_child_is_a_sentence_of_its_parent(capfd: pytest.CaptureFixture[str]) -> None:
+    def look() -> bytes:
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    with pytest.raises(ChildError, match="No buffer space available"):
+        asyncio.run(Child(look).answer(10))
     assert capfd.readouterr().err == ""
 
 

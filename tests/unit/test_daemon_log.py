@@ -1,5 +1,6 @@
 """A line of the log is one line, and can be written, whatever text it tells of."""
 
+import errno
 import io
 import json
 import os
@@ -36,6 +37,26 @@ def test_json(text: str) -> None:
     [line, end] = out.getvalue().split("\n")
     assert end == ""
     assert json.loads(line)["reason"] == text.encode("utf-8", "backslashreplace").decode()
+
+
+class _Full(io.StringIO):
+    """A disk that is full for so many lines."""
+
+    left = 2
+
+    def flush(self) -> None:
+        self.left -= 1
+        if self.left >= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_log_that_cannot_be_written_fails_nobody() -> None:
+    out = _Full()
+    log = Log(out=out)
+    for number in range(4):
+        log.info("line", number=number)
+    assert "line number=3" in out.getvalue()
+    assert out.getvalue().count("WARNING the log could not be written for a while lines=2\n") == 1
 
 
 @pytest.mark.parametrize("form", FORMATS)

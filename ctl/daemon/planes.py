@@ -52,8 +52,8 @@ def has_bpffs() -> bool:
 
 def prepare(settings: Settings) -> None:
     """What takes more capabilities than the daemon itself needs: compiling nftables rules, for which libnftables gets a
-    network namespace of its own; a writable /proc/sys, where node ports shall answer on 127.0.0.0/8, with the guard that
-    must stand beside it; the ebpf mode's file system, and in it this network namespace's directory, without
+    network namespace of its own; a writable /proc/sys, where node ports shall answer on 127.0.0.0/8, with the guard
+    that must stand beside it; the ebpf mode's file system, and in it this network namespace's directory, without
     which whoever removes the last of others' would unmount it. Raises PlaneError."""
     mode = settings.mode
     node = describe(mode, settings.config, settings.node, None, settings.ebpf.at_connect)

@@ -90,8 +90,11 @@ class Node:
         self.run_folder = run_folder()
         cache = self.folder / "cache"
         cache.mkdir()
+        lock = self.folder / "xtables.lock"
+        lock.touch()
         stand_ins = {
-            "/run/hotplane": self.run_folder, "/var/cache/hotplane": cache, "/sys/fs/cgroup": lab.cgroup(place.name),
+            "/run/hotplane": self.run_folder, "/var/cache/hotplane": cache, "/run/xtables.lock": lock,
+            "/sys/fs/cgroup": lab.cgroup(place.name),
         }  # fmt: skip
         config = write_config(self.folder, self.manifest)
         self._volumes: dict[str, Path | None] = {

@@ -7,7 +7,7 @@ import msgspec
 from ctl.daemon.child import Child, ChildError
 from ctl.daemon.log import Log
 from ctl.daemon.metrics import Metrics
-from ctl.daemon.planes import left_out, reading_plane
+from ctl.daemon.planes import left_out, reading_plane, slow_path
 from ctl.daemon.reconcile import Reconciler
 from ctl.drift import differences
 from dataplane.plan.rows import rows
@@ -34,8 +34,13 @@ class Found(msgspec.Struct):
 
 def _look(plan: Plan, mode: str) -> bytes:
     """In the child: every difference between the plan and the kernel."""
-    have = reading_plane(mode, plan).read_back()
-    found = [Found(d.service, str(d.frontend), d.difference) for d in differences(rows(plan), have)]
+    plane, wanted = reading_plane(mode, plan), rows(plan)
+    found = [Found(d.service, str(d.frontend), d.difference) for d in differences(wanted, plane.read_back())]
+    if below := slow_path(plane):
+        held = below.read_back()
+        found += [
+            Found(d.service, str(d.frontend), f"in the slow path: {d.difference}") for d in differences(wanted, held)
+        ]
     return msgspec.msgpack.encode(found)
 
 

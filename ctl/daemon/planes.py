@@ -86,6 +86,16 @@ def left_out(plane: Plane) -> tuple[str, ...]:
     return tuple(sorted({key.service for key in plane.left_out}))
 
 
+def slow_path(plane: Plane) -> Plane | None:
+    """The nftables plane below the ebpf mode's programs, which must hold the whole plan too; None in other modes."""
+    if plane.name != "ebpf":
+        return None
+    from dataplane.planes.ebpf.plane import EbpfPlane
+
+    assert isinstance(plane, EbpfPlane), "the plane of that name"
+    return plane.slow
+
+
 class CleanUp:
     """What is done after each change. draining: flows of the ebpf mode go on here although another mode answers.
     told: hears what each cleaning of connection tracking did, from the plane's thread."""

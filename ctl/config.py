@@ -12,7 +12,6 @@ import msgspec
 
 from dataplane.errors import HotplaneError
 from dataplane.malformed import MALFORMED
-from dataplane.model import yamlload
 from dataplane.model.net import canonical_address
 from dataplane.model.report import canonical_cidr
 from dataplane.policy.settings import ALL, LOCALHOST, PRIMARY, LocalMode, Masquerading, Mode, ProxySettings
@@ -222,19 +221,21 @@ def parse_config(data: bytes, source: str) -> LoadedConfig:
 
 def _one_document(data: bytes, source: str) -> dict[str, Any]:
     """The single mapping that the file holds, without nulls."""
+    from dataplane.model.yamlload import documents, without_nulls
+
     try:
-        value: Any = yamlload.without_nulls(msgspec.json.decode(data))
+        value: Any = without_nulls(msgspec.json.decode(data))
     except MALFORMED:
         value = None  # not JSON, or nested too deeply; YAML's reader says what is wrong with it
     if isinstance(value, dict):
         return value
-    found = list(yamlload.documents(data.removeprefix(b"\xef\xbb\xbf")))
+    found = list(documents(data.removeprefix(b"\xef\xbb\xbf")))
     for document in found:
         if document.error:
             raise ConfigError(source, "", f"is neither valid YAML nor JSON: {document.error}")
     if len(found) != 1 or not isinstance(found[0].value, dict):
         raise ConfigError(source, "", f"must hold exactly one {KIND} object")
-    given: dict[str, Any] = yamlload.without_nulls(found[0].value)
+    given: dict[str, Any] = without_nulls(found[0].value)
     return given
 
 

@@ -6,7 +6,8 @@ One HTTP server behind all ports: thousands of listening sockets, one event loop
 import json
 from collections.abc import Callable, Mapping
 
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import StreamResponse
 
 from ctl.daemon import descriptors
 from ctl.daemon.guard import Guard
@@ -80,7 +81,7 @@ class HealthPorts:
         self._servers[check.port] = opened
         return True
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _answer(self, request: BaseRequest) -> StreamResponse:
         transport = request.transport
         check = self._checks.get(transport.get_extra_info("sockname")[1]) if transport is not None else None
         if check is None:

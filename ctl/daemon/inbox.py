@@ -3,9 +3,10 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 
+from ctl.daemon.names import Names, Waiting
 from dataplane.model.decode import DecodedObject
 from dataplane.model.net import Family
 from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Problem
@@ -27,29 +28,6 @@ class Batch(NamedTuple):
     events: Counter[tuple[str, Family]]
 
 
-class _Names:
-    """Namespaces and names of the objects of one kind: a set for each namespace, for there are very many."""
-
-    def __init__(self) -> None:
-        self._names: dict[str, set[str]] = {}
-
-    def add(self, namespace: str, name: str) -> None:
-        self._names.setdefault(namespace, set()).add(name)
-
-    def discard(self, namespace: str, name: str) -> bool:
-        """Whether it was there."""
-        names = self._names.get(namespace, set())
-        if name not in names:
-            return False
-        names.remove(name)
-        if not names:
-            del self._names[namespace]
-        return True
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        return ((namespace, name) for namespace, names in self._names.items() for name in names)
-
-
 class Inbox:
     """Collects objects from all sources. For use in one event loop.
 
@@ -64,8 +42,8 @@ class Inbox:
         self.notes: dict[ObjectRef, tuple[Problem, ...]] = {}
         self.synced: set[str] = set()
         self.invalid_events = 0
-        self._known = {kind: _Names() for kind in self.kinds}
-        self._upserts: dict[ObjectRef, ModelObject] = {}
+        self._known = {kind: Names() for kind in self.kinds}
+        self._upserts = Waiting()
         self._deletes: dict[ObjectRef, None] = {}
         self._triggers: list[tuple[Family, float]] = []
         self._events: Counter[tuple[str, Family]] = Counter()
@@ -80,7 +58,7 @@ class Inbox:
             ref = found.value.ref
             self._known[ref.kind].add(ref.namespace, ref.name)
             self._deletes.pop(ref, None)
-            self._upserts[ref] = found.value
+            self._upserts.put(ref, found.value)
             if isinstance(found.value, EndpointSlice):
                 (self._ipv6.add if found.value.family is Family.IPV6 else self._ipv6.discard)((ref.namespace, ref.name))
                 if trigger:
@@ -105,11 +83,11 @@ class Inbox:
         self.notes.pop(ref, None)
         if not self._known[ref.kind].discard(ref.namespace, ref.name):
             return
-        self._upserts.pop(ref, None)
+        self._upserts.discard(ref)
         self._deletes[ref] = None
         self._touch(ref)
 
-    def complete(self, kind: str, present: set[tuple[str, str]]) -> int:
+    def complete(self, kind: str, present: Container[tuple[str, str]]) -> int:
         """A list of a kind is complete: everything known but not in it is gone. Returns how many went."""
         gone = [name for name in self._known[kind] if name not in present]
         for namespace, name in gone:
@@ -133,7 +111,7 @@ class Inbox:
 
     def pending_of(self, kind: str, family: Family) -> int:
         """How many objects of a kind wait that concern a family. O(what waits)."""
-        waiting = (ref for ref in (*self._upserts, *self._deletes) if ref.kind == kind)
+        waiting = (ref for ref in (*(item.ref for item in self._upserts), *self._deletes) if ref.kind == kind)
         return sum(family in self._families(ref) for ref in waiting)
 
     def _families(self, ref: ObjectRef) -> tuple[Family, ...]:
@@ -154,10 +132,10 @@ class Inbox:
         """Hand over everything that waits."""
         self._ipv6 -= {(ref.namespace, ref.name) for ref in self._deletes if ref.kind == "EndpointSlice"}
         batch = Batch(
-            list(self._upserts.values()), list(self._deletes), self._arrived or time.monotonic(), self._triggers,
+            list(self._upserts), list(self._deletes), self._arrived or time.monotonic(), self._triggers,
             self._events,
         )  # fmt: skip
-        self._upserts, self._deletes, self._triggers, self._events = {}, {}, [], Counter()
+        self._upserts, self._deletes, self._triggers, self._events = Waiting(), {}, [], Counter()
         self._arrived = 0.0
         self._news.clear()
         return batch
@@ -165,8 +143,8 @@ class Inbox:
     def put_back(self, batch: Batch) -> None:
         """Take back what could not be used; what was heard since then counts more."""
         for item in batch.upserts:
-            if item.ref not in self._deletes:
-                self._upserts.setdefault(item.ref, item)
+            if item.ref not in self._deletes and item.ref not in self._upserts:
+                self._upserts.put(item.ref, item)
         for ref in batch.deletes:
             if ref not in self._upserts:
                 self._deletes[ref] = None

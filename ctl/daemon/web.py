@@ -6,13 +6,16 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import Response, StreamResponse
+from aiohttp.web_server import Server
 
 from ctl.daemon.guard import Connection, Guard
 from ctl.daemon.health import Health
 from ctl.daemon.metrics import Metrics
 
-Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Answer = Callable[[BaseRequest], Awaitable[StreamResponse]]
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 _BATCH = 100
 _FULL_SECONDS = 1.0
@@ -46,7 +49,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return door
 
 
-class Reply(web.Response):
+class Reply(Response):
     """A response without the header Server, in which the library puts its name and version; kube-proxy sends none."""
 
     async def _prepare_headers(self) -> None:
@@ -57,7 +60,7 @@ class Reply(web.Response):
 class Listener:
     """A listening socket of a Site. Connections that were accepted before it is closed are still answered."""
 
-    def __init__(self, door: socket.socket, protocols: web.Server) -> None:
+    def __init__(self, door: socket.socket, protocols: Server) -> None:
         self._door, self._protocols = door, protocols
         self._tasks: set[asyncio.Task[object]] = set()
         self._loop = asyncio.get_running_loop()
@@ -91,10 +94,10 @@ class Listener:
             task.add_done_callback(self._tasks.discard)
 
 
-class _Guarded(web.RequestHandler):
+class _Guarded(RequestHandler):
     """A connection of which a guard knows."""
 
-    def __init__(self, manager: web.Server, guard: Guard, **options: Any) -> None:
+    def __init__(self, manager: Server, guard: Guard, **options: Any) -> None:
         super().__init__(manager, **options)
         self._guard = guard
         self.connection: Connection | None = None
@@ -110,14 +113,14 @@ class _Guarded(web.RequestHandler):
         super().connection_lost(exc)
 
 
-class _Server(web.Server):
+class _Server(Server):
     """Connections of which a guard knows."""
 
     def __init__(self, answer: Answer, guard: Guard) -> None:
         super().__init__(answer)
         self._guard = guard
 
-    def __call__(self) -> web.RequestHandler:
+    def __call__(self) -> RequestHandler:
         return _Guarded(
             self, self._guard, loop=self._loop, keepalive_timeout=30, access_log=None, lingering_time=0,
             max_line_size=MOST_LINE, max_field_size=MOST_LINE, max_headers=MOST_HEADERS,
@@ -129,7 +132,7 @@ class Site:
     connections, and those of other servers with the same guard."""
 
     def __init__(self, answer: Answer, guard: Guard) -> None:
-        async def guarded(request: web.BaseRequest) -> web.StreamResponse:
+        async def guarded(request: BaseRequest) -> StreamResponse:
             connection = request.protocol.connection if isinstance(request.protocol, _Guarded) else None
             if connection is None:
                 return await answer(request)
@@ -153,7 +156,7 @@ class Site:
 def health_answer(health: Health, metrics: Metrics) -> Answer:
     """/healthz and /livez, as kube-proxy answers them."""
 
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+    async def answer(request: BaseRequest) -> StreamResponse:
         if request.path == "/healthz":
             status, body = health.healthz()
             metrics.healthz.labels(str(status)).inc()
@@ -176,7 +179,7 @@ def metrics_answer(
 ) -> Answer:
     """/metrics, /proxyMode, /healthz and `pages` on the metrics address. collect: brings the gauges up to date."""
 
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+    async def answer(request: BaseRequest) -> StreamResponse:
         match request.path:
             case "/metrics":
                 await collect()

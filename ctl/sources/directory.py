@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ctl.daemon.inbox import Inbox
 from ctl.daemon.log import Log
+from ctl.daemon.names import Names
 from ctl.sources.manifests import BROKEN, NODE_PORTS, SUFFIXES, PortRange, SourceError, read_manifests
 from dataplane.model.decode import DecodedObject
 from dataplane.model.objects import ObjectRef, Problem
@@ -51,15 +52,15 @@ class DirectorySource:
             if note.ref.kind not in self._inbox.kinds:
                 self._log.warning("in the manifests", note=note)
             notes.setdefault(note.ref, []).append(note)
-        present: dict[str, set[tuple[str, str]]] = {kind: set() for kind in self._inbox.kinds}
+        present = {kind: Names() for kind in self._inbox.kinds}
         for value in found.objects:
             ref = value.ref
             if ref.kind not in present:
                 continue
-            present[ref.kind].add((ref.namespace, ref.name))
+            present[ref.kind].add(ref.namespace, ref.name)
             self._inbox.put(DecodedObject(value, ref, tuple(faults.pop(ref, ())), tuple(notes.get(ref, ()))))
         for ref, problems in faults.items():
-            present[ref.kind].add((ref.namespace, ref.name))
+            present[ref.kind].add(ref.namespace, ref.name)
             self._inbox.put(DecodedObject(None, ref, tuple(problems)))
         for kind, names in present.items():
             self._inbox.complete(kind, names)

@@ -11,10 +11,8 @@ import msgspec
 
 from ctl.sources.credentials import EXEC_VERSIONS, ExecSpec, Identity, Trust
 from ctl.sources.manifests import SourceError
-from dataplane.model import yamlload
 from dataplane.model.decode import explain_type
 from dataplane.model.net import host_port
-from dataplane.model.yamlload import without_nulls
 
 _CLUSTER_INFO = (
     "server", "tls-server-name", "insecure-skip-tls-verify", "certificate-authority-data", "proxy-url",
@@ -177,7 +175,9 @@ def _read(path: str) -> _Kubeconfig:
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", error)
         raise SourceError(f"{path}: cannot be read: {said}; check --kubeconfig") from error
-    found = list(yamlload.documents(data.removeprefix(b"\xef\xbb\xbf")))
+    from dataplane.model.yamlload import documents, without_nulls
+
+    found = list(documents(data.removeprefix(b"\xef\xbb\xbf")))
     for each in found:
         if each.error:
             raise SourceError(f"{path}: is not valid YAML: {each.error}")

@@ -17,11 +17,12 @@ import msgspec
 
 from ctl.daemon.inbox import Inbox
 from ctl.daemon.log import Log
+from ctl.daemon.names import Names
 from ctl.sources.api import Api, ApiError, ApiStatus, parse_status
 from dataplane.errors import HotplaneError
 from dataplane.malformed import MALFORMED
 from dataplane.model.decode import DecodedObject, decode_object
-from dataplane.model.objects import ObjectRef
+from dataplane.model.objects import ModelObject, ObjectRef
 
 PAGE = 500
 WATCH_SECONDS = (300, 600)
@@ -194,7 +195,8 @@ class Reflector:
         self._paths = deque(filter(None, (resource.path, resource.older)))
         self._relisted = -RELIST_SECONDS
         # What the list in progress has brought; it goes to the inbox in one step, so that nothing is ever half listed.
-        self._listing: list[DecodedObject] | None = None
+        # Of an object without faults only the object, for there are very many.
+        self._listing: list[DecodedObject | ModelObject] | None = None
         self._started = 0.0
         self.lists = 0
         self.failing_since = 0.0
@@ -269,14 +271,14 @@ class Reflector:
         """The list is complete: what it holds is what there is."""
         listing, self._listing = self._listing or [], None
         self._version = version
-        present: set[tuple[str, str]] = set()
-        for found in listing:
+        present = Names()
+        for each in listing:
+            found = each if isinstance(each, DecodedObject) else DecodedObject(each, each.ref)
             assert found.ref is not None, "_take lets nothing else in"
-            name = (found.ref.namespace, found.ref.name)
             if found.value is None and not found.problems:
-                present.discard(name)
+                present.discard(found.ref.namespace, found.ref.name)
             else:
-                present.add(name)
+                present.add(found.ref.namespace, found.ref.name)
             self._inbox.put(found)
         gone = self._inbox.complete(self._resource.kind, present)
         if self._observe is not None and not present:
@@ -419,7 +421,7 @@ class Reflector:
         if self._observe is not None:
             self._observe(raw)
         if self._listing is not None:
-            self._listing.append(found)
+            self._listing.append(found if found.value is None or found.problems or found.notes else found.value)
         else:
             self._inbox.put(found, _trigger(meta))
 

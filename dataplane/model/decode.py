@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from dataplane.malformed import MALFORMED
-from dataplane.model import pods, slices, strict, validate, wire, yamlload
+from dataplane.model import pods, slices, strict, validate, wire
 from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Problem
 from dataplane.model.report import Report, valid_name
 
@@ -214,7 +214,9 @@ def _add(found: DecodedObject, where: str, result: Decoded) -> None:
 
 
 def _decode_yaml(data: bytes, source: str, result: Decoded) -> None:
-    for document in yamlload.documents(data):
+    from dataplane.model.yamlload import documents  # an API server's JSON does without, and without 2 MB
+
+    for document in documents(data):
         where = f"{source} line {document.line}"
         if document.error:
             result.problems.append(_source_problem(source, "", f"is not valid YAML: {document.error}"))

@@ -9,6 +9,7 @@ Sources: Kubernetes API validation of core/v1 and discovery.k8s.io/v1; kube-prox
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from dataplane.model import wire
@@ -226,6 +227,12 @@ def _health_check_port(spec: wire.ServiceSpec, report: Report) -> int:
     return number
 
 
+@lru_cache(maxsize=1 << 10)
+def _same(text: str) -> str:
+    """The text, mostly the same object for equal ones: Services come in droves, at one time."""
+    return text
+
+
 def service(item: wire.WireService, report: Report) -> Service | None:
     """Validate a Service. None: it was skipped, and `report` says why."""
     metadata = item.metadata or _NO_METADATA
@@ -266,7 +273,7 @@ def service(item: wire.WireService, report: Report) -> Service | None:
         health_check_node_port=(
             _health_check_port(spec, report) if external_local and kind is ServiceType.LOAD_BALANCER else 0
         ),
-        created=metadata.creation_timestamp or "",
+        created=_same(metadata.creation_timestamp or ""),
         proxied_elsewhere=labels.proxy_name is not None,
         headless=headless or labels.headless is not None,
     )

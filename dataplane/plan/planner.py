@@ -65,6 +65,12 @@ def _sharing(new: EndpointSlice, old: EndpointSlice) -> EndpointSlice:
     return replace(new, endpoints=tuple([known if known == endpoint else endpoint for known, endpoint in pairs]))
 
 
+def _change(changes: dict[EntryKey, EntryChange], key: EntryKey, old: PlanEntry | None, new: PlanEntry | None) -> None:
+    """An entry changes, perhaps once more."""
+    earlier = changes.get(key)
+    changes[key] = EntryChange(earlier.old if earlier is not None else old, new)
+
+
 def _too_many(ref: ObjectRef, key: EntryKey, most: int) -> Problem:
     return Problem(
         ref,
@@ -299,34 +305,36 @@ class Planner:
     def _replan(self, dirty: _Dirty) -> tuple[tuple[EntryChange, ...], dict[ServiceId, HealthCheck | None]]:
         """Plan the given Services anew, and those that win or lose a frontend by it."""
         self._certain = self.places.certain
-        ports: dict[ServiceId, dict[EntryKey, list[Way]]] = {}
         affected: set[ServiceId] = set()
-        for service_id in dirty:
-            service = self._services.get(service_id)
-            if service is None:
-                ports[service_id] = {}
-                affected |= self._claims.replace(service_id, None)
-                continue
-            ports[service_id] = wanted = ways_in(service, self.plan.node.external_ips)
-            keys = tuple([key for ways in wanted.values() for _, key in ways])
-            affected |= self._claims.replace(service_id, claimant(service_id, service, keys))
-        for service_id in affected.difference(ports):
-            ports[service_id] = ways_in(self._services[service_id], self.plan.node.external_ips)
-        changes: list[EntryChange] = []
+        changes: dict[EntryKey, EntryChange] = {}
         health: dict[ServiceId, HealthCheck | None] = {}
-        for service_id in sorted(ports) if len(ports) < _MANY else ports:
-            self._replan_service(service_id, ports[service_id], changes)
+        # One Service after the other, claims and entries, so that a load holds little beside what it makes. Whoever
+        # wins or loses by a later one is planned once more.
+        for service_id in sorted(dirty) if len(dirty) < _MANY else dirty:
+            service = self._services.get(service_id)
+            ports = ways_in(service, self.plan.node.external_ips) if service is not None else {}
+            keys = tuple([key for ways in ports.values() for _, key in ways])
+            claims = claimant(service_id, service, keys) if service is not None else None
+            affected |= self._claims.replace(service_id, claims)
+            self._replan_service(service_id, ports, changes)
             self._replan_health(service_id, health)
-        return tuple(changes), health
+        if not affected:
+            return tuple(changes.values()), health
+        for service_id in affected:
+            service = self._services.get(service_id)
+            if service is not None:
+                self._replan_service(service_id, ways_in(service, self.plan.node.external_ips), changes)
+        made = [change for change in changes.values() if change.old != change.new]
+        return tuple(sorted(made, key=lambda change: change.key[:2])), health
 
     def _replan_service(
-        self, service_id: ServiceId, ports: dict[EntryKey, list[Way]], changes: list[EntryChange]
+        self, service_id: ServiceId, ports: dict[EntryKey, list[Way]], changes: dict[EntryKey, EntryChange]
     ) -> None:
         current = self.plan.entries
         before = self._entry_keys.pop(service_id, [])
         for key in before if isinstance(before, list) else (before,):
             if key not in ports:
-                changes.append(EntryChange(current.pop(key), None))
+                _change(changes, key, current.pop(key), None)
                 self._merged.get(service_id, {}).pop(key, None)
         if service_id in self._merged and not self._merged[service_id]:
             del self._merged[service_id]
@@ -334,7 +342,7 @@ class Planner:
         for key, wanted in ports.items():
             entry, old = self._entry(key, self._services[service_id], wanted, problems), current.get(key)
             if old != entry:
-                changes.append(EntryChange(old, entry))
+                _change(changes, key, old, entry)
                 current[key] = entry
         if ports:
             self._entry_keys[service_id] = list(ports) if len(ports) > 1 else next(iter(ports))

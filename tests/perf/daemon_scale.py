@@ -27,28 +27,32 @@ from tests.apiserver.server import ApiServer
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _ip(base: str, number: int) -> str:
+def address(base: str, number: int) -> str:
+    """An IPv4 address by its number below `base`, the first byte."""
     return f"{base}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
 
 
-def _fill(server: ApiServer, services: int, endpoints: int) -> None:
+def fill(server: ApiServer, services: int, endpoints: int) -> None:
+    """So many Services of so many endpoints each, on a hundred other nodes."""
     server.apply(node("node1", "192.0.2.1"))
     for start in range(0, services, 1000):
         objects: list[Any] = []
         for number in range(start, min(start + 1000, services)):
-            objects.append(service(f"service-{number}", _ip("10", number + (96 << 16))))
-            pods = [_ip("10", (128 << 16) + number * endpoints + k) for k in range(endpoints)]
+            objects.append(service(f"service-{number}", address("10", number + (96 << 16))))
+            pods = [address("10", (128 << 16) + number * endpoints + k) for k in range(endpoints)]
             placed = [endpoint(pod, f"node{2 + (number + k) % 100}") for k, pod in enumerate(pods)]
             objects.append(endpoint_slice(f"service-{number}", placed))
         server.apply(*objects)
 
 
-def _memory(pid: int) -> dict[str, float]:
+def resident(pid: int) -> dict[str, float]:
+    """MB resident now (VmRSS) and the most that ever were (VmHWM)."""
     text = Path(f"/proc/{pid}/status").read_text()
     return {name: int(re.findall(rf"{name}:\s+(\d+)", text)[0]) / 1024 for name in ("VmRSS", "VmHWM")}
 
 
-def _until(daemon: subprocess.Popen[bytes], log: Path, text: str, seconds: float) -> str:
+def until(daemon: subprocess.Popen[bytes], log: Path, text: str, seconds: float) -> str:
+    """The line of the daemon's log that has this text, once there is one."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and daemon.poll() is None:
         for line in log.read_text().splitlines():
@@ -58,14 +62,15 @@ def _until(daemon: subprocess.Popen[bytes], log: Path, text: str, seconds: float
     raise SystemExit(f"the daemon did not say {text!r}:\n{log.read_text()[-2000:]}")
 
 
-def _command(arguments: argparse.Namespace, url: str, folder: Path) -> list[str]:
-    first = ["chrt", "-f", "10"] if arguments.realtime else []
+def command(arguments: argparse.Namespace, url: str, folder: Path) -> list[str]:
+    """The daemon's command line. arguments: mode, and whether it shall be scheduled before everybody else."""
+    first = ["chrt", "-f", "10"] if getattr(arguments, "realtime", False) else []
     daemon = [sys.executable, "-P", "-m", "ctl.main", "run", "--master", url, "--node-name", "node1"]
-    group = ["--cgroup", str(_group())] if arguments.mode == "ebpf" else []
+    group = ["--cgroup", str(own_group())] if arguments.mode == "ebpf" else []
     return [*first, *daemon, "--mode", arguments.mode, "--state-dir", str(folder / "state"), *group]
 
 
-def _group() -> Path:
+def own_group() -> Path:
     """A control group of our own: connect-time balancing concerns nobody else."""
     path = cgroup.root() / f"hotplane-scale-{os.getpid()}"
     path.mkdir(exist_ok=True)
@@ -78,19 +83,20 @@ def _measure(arguments: argparse.Namespace, name: str, folder: Path) -> dict[str
         server = ApiServer()
     with server:
         server.behave(streaming_lists=not arguments.pages, bookmark_seconds=60.0)
-        _fill(server, arguments.services, arguments.endpoints)
+        fill(server, arguments.services, arguments.endpoints)
         log = folder / "log"
         started = time.monotonic()
         with netns.netns(name), log.open("wb") as out:
-            daemon = subprocess.Popen(_command(arguments, server.url, folder), stderr=out, cwd=ROOT)
+            daemon = subprocess.Popen(command(arguments, server.url, folder), stderr=out, cwd=ROOT)
         try:
-            loaded = _until(daemon, log, " loaded ", 300)
+            loaded = until(daemon, log, " loaded ", 300)
             cold = time.monotonic() - started
             time.sleep(3)
-            memory = _memory(daemon.pid)
+            loaded_memory = resident(daemon.pid)
             waits, kernels = _changes(server, arguments, log)
+            changed = resident(daemon.pid)
             rollout = _rollout(server, arguments, name)
-            after = _memory(daemon.pid)
+            after = resident(daemon.pid)
         finally:
             daemon.terminate()
             daemon.wait()
@@ -98,7 +104,8 @@ def _measure(arguments: argparse.Namespace, name: str, folder: Path) -> dict[str
     return {
         "services": arguments.services, "endpoints": arguments.services * arguments.endpoints,
         "start_to_loaded_s": round(cold, 2), "loaded": loaded.split(" loaded ")[1],
-        "rss_mb": round(memory["VmRSS"]), "peak_mb": round(memory["VmHWM"]), "rss_after_mb": round(after["VmRSS"]),
+        "rss_mb": round(loaded_memory["VmRSS"], 1), "peak_mb": round(loaded_memory["VmHWM"], 1),
+        "rss_changed_mb": round(changed["VmRSS"], 1), "rss_after_mb": round(after["VmRSS"], 1),
         "rollout": rollout, "changes": len(waits), "event_to_kernel_ms": _quantiles(waits),
         "kernel_ms": _quantiles(sorted(kernels)),
         "cpus": os.cpu_count(),
@@ -114,7 +121,7 @@ def _changes(server: ApiServer, arguments: argparse.Namespace, log: Path) -> tup
     before = len(log.read_text())
     for change in range(arguments.changes):
         number = change * 7919 % arguments.services
-        server.apply(_slices(arguments, number, change))
+        server.apply(slice_of(number, arguments.endpoints, change))
         time.sleep(0.12)
     time.sleep(0.5)
     text = log.read_text()[before:]
@@ -122,10 +129,10 @@ def _changes(server: ApiServer, arguments: argparse.Namespace, log: Path) -> tup
     return [float(wait) for _, wait in found], [float(kernel) for kernel, _ in found]
 
 
-def _slices(arguments: argparse.Namespace, number: int, change: int) -> dict[str, Any]:
+def slice_of(number: int, endpoints: int, change: int) -> dict[str, Any]:
     """A Service's slice with one endpoint replaced."""
-    pods = [_ip("10", (128 << 16) + number * arguments.endpoints + k) for k in range(arguments.endpoints)]
-    pods[change % len(pods)] = _ip("10", (200 << 16) + change)
+    pods = [address("10", (128 << 16) + number * endpoints + k) for k in range(endpoints)]
+    pods[change % len(pods)] = address("10", (200 << 16) + change)
     return endpoint_slice(f"service-{number}", pods)
 
 
@@ -143,7 +150,7 @@ def _taken_in(name: str) -> float:
 def _rollout(server: ApiServer, arguments: argparse.Namespace, name: str) -> dict[str, float]:
     """Very many endpoint changes at once, each of another Service: how long until the last one is in the kernel."""
     before, count = _taken_in(name), min(arguments.rollout, arguments.services)
-    slices = [_slices(arguments, number, 100_000 + number) for number in range(count)]
+    slices = [slice_of(number, arguments.endpoints, 100_000 + number) for number in range(count)]
     started = time.monotonic()
     for start in range(0, count, 500):
         server.apply(*slices[start : start + 500])
@@ -174,7 +181,7 @@ def main() -> None:
             make_plane(arguments.mode, ebpf=EbpfOptions(hooks=())).cleanup()
         netns.remove(name)
         if arguments.mode == "ebpf":
-            cgroup.remove(_group())
+            cgroup.remove(own_group())
 
 
 if __name__ == "__main__":

@@ -324,6 +324,26 @@ def test_a_cluster_ip_beats_older_claims_from_outside(how: dict[str, tuple[str, 
     assert {f.key.address for f in planner.plan.entries[key("dns")].frontends} == {"10.96.0.10"}
 
 
+def test_who_goes_or_takes_over_in_one_update_is_planned_as_it_is_in_the_end() -> None:
+    planner = Planner(NODE)
+    old, young = (service(name, "10.96.0.1", created=f"202{n}-01-01T00:00:00Z") for n, name in enumerate("zy"))
+    planner.update([old, young])
+    heir = service("a", "10.96.0.1", created="2025-01-01T00:00:00Z")
+    change = planner.update([heir], [old.ref, young.ref])
+    assert {c.key.name: bool(c.new) for c in change.entries} == {"a": True, "y": False, "z": False}
+    assert {f.key.address for f in planner.plan.entries[key("a")].frontends} == {"10.96.0.1"}
+    assert not planner.problems
+    apart = [replace(heir, cluster_ips=("10.96.0.2",)), service("b", "10.96.0.1", created="2026-01-01T00:00:00Z")]
+    planner.update(apart)
+    swapped = [replace(each, cluster_ips=other.cluster_ips) for each, other in zip(apart, apart[::-1], strict=True)]
+    change = planner.update(swapped)
+    assert [c.key.name for c in change.entries] == ["a", "b"]
+    assert not planner.problems
+    fresh = Planner(NODE)
+    fresh.update(swapped)
+    assert fresh.plan == planner.plan
+
+
 def test_a_cluster_ip_that_is_the_service_s_own_lb_ip_too_stays_its_own() -> None:
     planner = Planner(NODE)
     thief = service("thief", "10.96.0.1", created="2020-01-01T00:00:00Z", external_ips=("10.96.0.10",))

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from operator import attrgetter
 
 from dataplane.model.objects import Endpoint
+from dataplane.policy.difference import Backends
 from dataplane.policy.endpoints import BackendSets, Candidate
 
 _node = attrgetter("traits.node")
@@ -74,14 +75,16 @@ class Places:
         """Whether an endpoint with this nodeName, which is not this node's, surely runs on another node."""
         return bool(name) and self.confirmed and (self._vouched or name in self._nodes)
 
-    def unplaced(self, candidates: Iterable[Candidate], sets: BackendSets) -> tuple[str, ...]:
-        """Addresses, sorted, of the Cluster set's endpoints that do not count as this node's and may yet run here."""
-        doubtful = {
-            endpoint.address
-            for endpoint, _ in candidates
-            if endpoint.node != self.here and not self.elsewhere(endpoint.node)
-        }
-        return tuple(sorted({b.address for b in sets.cluster if not b.local} & doubtful)) if doubtful else ()
+    def doubtful(self, name: str) -> bool:
+        """Whether an endpoint with this nodeName does not count as this node's and may yet run here."""
+        return name != self.here and not self.elsewhere(name)
+
+    def unplaced(self, candidates: Iterable[Candidate], sets: BackendSets) -> Backends:
+        """The Cluster set's backends, in its order, that do not count as this node's and may yet run here. Where that
+        is all of them, as where nobody has this node's name, it is the set itself, which takes no memory."""
+        doubtful = {(endpoint.address, port) for endpoint, port in candidates if self.doubtful(endpoint.traits.node)}
+        found = [b for b in sets.cluster if not b.local and (b.address, b.port) in doubtful] if doubtful else []
+        return sets.cluster if len(found) == len(sets.cluster) else tuple(found)
 
     def doubt(self) -> str:
         """A sentence for people where nobody has this node's name; "" where all is well, or nothing tells."""

@@ -27,7 +27,7 @@ from dataplane.plan.frontends import Way, has_frontends, make_frontends, service
 from dataplane.plan.places import Places
 from dataplane.plan.pods import PodPlanner
 from dataplane.plan.types import EntryKey, FrontendKey, FrontendKind, HealthCheck, Plan, PlanEntry
-from dataplane.policy.difference import LARGE
+from dataplane.policy.difference import LARGE, Backends
 from dataplane.policy.endpoints import Backend, BackendSets, Candidate, backend_sets, lingering
 from dataplane.policy.merged import MergedEndpoints
 from dataplane.policy.node import NodeConfig
@@ -366,7 +366,7 @@ class Planner:
             external_local=service.external_local,
             lingering=lingers,
             limited=limited,
-            unplaced=() if self._certain else self.places.unplaced(self.candidates(key), sets),
+            unplaced=() if self._certain else self._unplaced(key, sets, merged),
         )
 
     def _sets(self, key: EntryKey) -> tuple[BackendSets, tuple[Backend, ...]]:
@@ -389,6 +389,12 @@ class Planner:
         candidates = self.candidates(key)
         sets = backend_sets(candidates, self.plan.node)
         return sets, lingering(candidates, sets, self.plan.node) if udp and candidates else ()
+
+    def _unplaced(self, key: EntryKey, sets: BackendSets, merged: MergedEndpoints | None) -> Backends:
+        """See Places.unplaced. With many endpoints, O(what changed)."""
+        if merged is None:
+            return self.places.unplaced(self.candidates(key), sets)
+        return merged.doubted(self.places.doubtful, self.places.knowledge)
 
     def _report(self, ref: ObjectRef, problems: tuple[Problem, ...]) -> None:
         if problems:

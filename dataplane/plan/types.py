@@ -82,8 +82,8 @@ class PlanEntry(msgspec.Struct, frozen=True, gc=False):
     limited: there are more endpoints than one of the sets may have (NodeConfig.most_backends).
     lingering: of a UDP port, the endpoints that serve it and are in neither set: new flows do not get there, those that
       are there stay (see plan.udp).
-    unplaced: sorted addresses of backends of the Cluster set that are not `local` and may run on this node all the same
-      (see plan.places): they can meet themselves here.
+    unplaced: backends of the Cluster set that are not `local` and may run on this node all the same (see plan.places):
+      they can meet themselves here.
     """
 
     key: EntryKey
@@ -95,7 +95,7 @@ class PlanEntry(msgspec.Struct, frozen=True, gc=False):
     external_local: bool = False
     lingering: tuple[Backend, ...] = ()
     limited: bool = False
-    unplaced: tuple[str, ...] = ()
+    unplaced: tuple[Backend, ...] = ()
 
     def backends(self, scope: Scope) -> tuple[Backend, ...]:
         """The set that a route of this scope chooses from."""

@@ -5,11 +5,11 @@ and only addresses of which it says something else are looked at again. The sets
 where the rule changes that picks them: the first ready endpoint, the last, hints that begin or cease to apply.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
 from dataplane.model.objects import Endpoint, EndpointSlice
-from dataplane.policy.difference import Backends, difference, spliced
+from dataplane.policy.difference import Backends, difference, is_in, spliced
 from dataplane.policy.endpoints import Backend, BackendSets, most_useful
 from dataplane.policy.limit import Limit
 
@@ -66,6 +66,15 @@ class _Rule(NamedTuple):
     topology: str
 
 
+class _Doubted(NamedTuple):
+    """What `doubted` found, at which look, in which set."""
+
+    looks: int = -1
+    knowledge: Hashable = None
+    cluster: Backends = ()
+    found: Backends = ()
+
+
 class MergedEndpoints:
     """Every endpoint of one Service port in one family.
 
@@ -91,6 +100,9 @@ class MergedEndpoints:
         self._sets, self._lingering = BackendSets(), Backends()
         self._whole = self._sets  # as they would be without a limit
         self._limits = Limit(most, node), Limit(most, node)
+        self._looks = 0
+        self._looked_at: frozenset[_Address] = frozenset()  # what was touched before the last look
+        self._doubted = _Doubted()
         for piece in slices:
             self.replace(None, piece)
 
@@ -202,9 +214,41 @@ class MergedEndpoints:
             serving = self._made((), lambda e: e.traits.ready or e.traits.serving, self._chosen)
             removed, _ = difference(serving, tuple(sorted({*cluster, *local})))
             self._lingering = tuple(removed)
-        self._touched = {}
+        self._looked_at, self._touched = frozenset(self._touched), {}
+        self._looks += 1
         self._sets = BackendSets(cluster, local, rule.topology, rule.cluster == "draining", rule.local == "draining")
         return self._sets, self._lingering
+
+    def doubted(self, doubtful: Callable[[str], bool], knowledge: Hashable) -> Backends:
+        """The Cluster set's backends of the last look that are not this node's and of which something is said with a
+        doubtful nodeName; the set itself where that is all of them.
+
+        knowledge: equal as long as `doubtful` answers the same. O(what changed) where that is so, and the look before
+        was followed by this too.
+        """
+        cluster, before = self._sets.cluster, self._doubted
+        if (before.looks, before.knowledge) == (self._looks, knowledge):
+            return before.found
+        known = (before.looks, before.knowledge) == (self._looks - 1, knowledge)
+        about: Iterable[Backend] = cluster
+        if known:
+            differ = difference(before.cluster, cluster)
+            about = {Backend(*key) for key in self._looked_at}.union(differ.removed, differ.added)
+        doubted = [
+            backend
+            for backend in about
+            if not backend.local
+            and (not known or is_in(cluster, backend))
+            and any(doubtful(endpoint.traits.node) for _, endpoint in self._said[backend.address, backend.port])
+        ]
+        if known:
+            found = spliced(before.found, [b for b in about if is_in(before.found, b)], doubted)
+        else:
+            found = tuple(doubted)
+        if len(found) == len(cluster):
+            found = cluster
+        self._doubted = _Doubted(self._looks, knowledge, cluster, found)
+        return found
 
     @property
     def limited(self) -> bool:

@@ -4,7 +4,8 @@
 
 Runs the daemon's own parts in one process, in a network namespace of its own, as root; beside the large Service there
 are small ones. Prints one JSON object a size: milliseconds for each kind of change, and for how long the event loop
-stood still. `--tree DIR` measures another checkout, in the same shuffled rounds.
+stood still. `--tree DIR` measures another checkout, in the same shuffled rounds; `--strange` has no endpoint carry
+this node's name, so that all of them may run here.
 """
 
 import argparse
@@ -31,10 +32,11 @@ def _address(number: int) -> str:
 
 
 class Objects:
-    """The slices of the large Service as they are now. protocol: TCP or UDP."""
+    """The slices of the large Service as they are now. protocol: TCP or UDP. first: number of the first node that
+    endpoints run on."""
 
-    def __init__(self, endpoints: int, a_slice: int, protocol: str) -> None:
-        self.protocol, self.fresh = protocol, endpoints
+    def __init__(self, endpoints: int, a_slice: int, protocol: str, first: int = 1) -> None:
+        self.protocol, self.fresh, self.first = protocol, endpoints, first
         self.slices = [
             [_address(number) for number in range(first, min(first + a_slice, endpoints))]
             for first in range(0, endpoints, a_slice)
@@ -46,7 +48,7 @@ class Objects:
         from tests.apiserver.objects import endpoint, endpoint_slice
 
         placed = [
-            endpoint(address, f"node{1 + index % 100}", ready=address not in self.unready)
+            endpoint(address, f"node{self.first + index % 100}", ready=address not in self.unready)
             for index, address in enumerate(self.slices[number])
         ]
         item = endpoint_slice("large", placed, suffix=f"{number:05}", protocol=self.protocol)
@@ -85,7 +87,9 @@ class Loop:
             self.most = max(self.most, time.perf_counter() - before - TICK_SECONDS)
 
 
-async def _measure(endpoints: int, a_slice: int, changes: int, mode: str, protocol: str, folder: Path) -> Any:
+async def _measure(
+    endpoints: int, a_slice: int, changes: int, mode: str, protocol: str, folder: Path, first: int
+) -> Any:
     from ctl.daemon.daemon import KINDS as KNOWN
     from ctl.daemon.daemon import _prepare_memory, _settle_memory
     from ctl.daemon.health import Health
@@ -103,7 +107,7 @@ async def _measure(endpoints: int, a_slice: int, changes: int, mode: str, protoc
     from ctl.sources.watch import Reflector, resources
     from dataplane.plan.change import PlanChange
     from dataplane.policy.node import NodeConfig
-    from tests.apiserver.objects import endpoint_slice, service
+    from tests.apiserver.objects import endpoint, endpoint_slice, service
 
     async def describe(_: object) -> NodeConfig:
         return NodeConfig(name="node1", addresses=("192.0.2.1",))
@@ -118,7 +122,7 @@ async def _measure(endpoints: int, a_slice: int, changes: int, mode: str, protoc
     await kernel.use(lambda: make_plane(mode, ebpf=EbpfOptions(hooks=())), untouched)
     reconciler = Reconciler("node1", inbox, kernel, describe, Health(60.0), Metrics(), log, Pace(0.0), after, Jobs(log))
     watch = {each.kind: Reflector(None, each, inbox, log) for each in resources("node1")}  # type: ignore[arg-type]
-    objects = Objects(endpoints, a_slice, protocol)
+    objects = Objects(endpoints, a_slice, protocol, first)
 
     def tell(kind: str, item: Any) -> None:
         watch[kind]._line(item if isinstance(item, bytes) else json.dumps({"type": "ADDED", "object": item}).encode())
@@ -128,7 +132,7 @@ async def _measure(endpoints: int, a_slice: int, changes: int, mode: str, protoc
         tell("EndpointSlice", objects.line(number))
     for number in range(SMALL_SERVICES):
         tell("Service", service(f"small-{number}", f"10.97.0.{number}"))
-        tell("EndpointSlice", endpoint_slice(f"small-{number}", [_address(200_000 + number)]))
+        tell("EndpointSlice", endpoint_slice(f"small-{number}", [endpoint(_address(200_000 + number), f"node{first}")]))
     for kind in KNOWN:
         inbox.complete(kind, set(inbox._known[kind]))
     loop = Loop()
@@ -177,6 +181,7 @@ def _in_namespace(arguments: argparse.Namespace, tree: Path, endpoints: int) -> 
         command = ["ip", "netns", "exec", name, sys.executable, "-P", str(Path(__file__).resolve()), "--inside"]
         command += ["--endpoints", str(endpoints), "--changes", str(arguments.changes), "--mode", arguments.mode]
         command += ["--slice", str(arguments.slice), "--protocol", arguments.protocol]
+        command += ["--strange"] if arguments.strange else []
         environment = os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{ROOT}"}
         out = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, cwd=tree).stdout
         return json.loads(out)
@@ -193,7 +198,7 @@ def _inside(arguments: argparse.Namespace) -> None:
             found = asyncio.run(
                 _measure(
                     int(arguments.endpoints), arguments.slice, arguments.changes, arguments.mode, arguments.protocol,
-                    Path(folder),
+                    Path(folder), 2 if arguments.strange else 1,
                 )
             )  # fmt: skip
         finally:
@@ -209,6 +214,7 @@ def main() -> None:
     parser.add_argument("--mode", default="nftables")
     parser.add_argument("--slice", type=int, default=100, help="endpoints in a slice")
     parser.add_argument("--protocol", default="TCP")
+    parser.add_argument("--strange", action="store_true", help="no endpoint carries this node's name")
     parser.add_argument("--tree", type=Path, action="append", default=[], help="another checkout to measure too")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

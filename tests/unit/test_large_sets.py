@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import EndpointPort, EndpointSlice, ObjectRef, Service, ServicePortSpec, make_endpoint
+from dataplane.plan.places import Places
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import EntryKey
 from dataplane.policy.difference import at_address, difference, holds, spliced
@@ -118,6 +119,50 @@ def _service(count: int, change: Callable[[int], dict[str, object]] = lambda _: 
     ]  # fmt: skip
     service = Service("n", "s", cluster_ips=("10.96.0.1",), ports=(ServicePortSpec("", Protocol.TCP, 80),))
     return [service, *slices]
+
+
+@settings(max_examples=200)
+@given(st.lists(_events, min_size=1, max_size=8), st.sets(st.integers(0, 7)), st.sets(st.integers(0, 7)))
+def test_who_may_run_here_is_found_slice_by_slice_as_it_is_all_at_once(
+    events: list[tuple[str, EndpointSlice | None]], unasked: set[int], learned: set[int]
+) -> None:
+    """unasked: looks after which nobody asks. learned: events with which another node's name becomes known, or goes."""
+    slices: dict[str, EndpointSlice] = {}
+    places = Places("here", vouched=False)
+    places.add_node("here")
+    merged = MergedEndpoints(lambda piece: piece.ports[0].port if piece.ports else None, (), "here", "a")
+    for number, (name, item) in enumerate(events):
+        if number in learned:
+            (places.remove_node if places.elsewhere("there") else places.add_node)("there")
+        merged.replace(slices.pop(name, None), item)
+        if item is not None:
+            slices[name] = item
+        sets, _ = merged.sets(lingering=False)
+        if number in unasked:
+            continue
+        candidates = [(e, p.ports[0].port) for p in slices.values() if p.ports for e in p.endpoints]
+        found = merged.doubted(places.doubtful, places.knowledge)
+        assert found == places.unplaced(candidates, sets)
+        assert found is sets.cluster or found != sets.cluster
+
+
+def test_one_change_where_nobody_has_this_nodes_name_looks_at_few_endpoints() -> None:
+    """And takes no memory beside that of the set."""
+    planner, looks = Planner(NodeConfig(name="me")), 0
+    planner.update(_service(3000))
+    doubtful = planner.places.doubtful
+
+    def counted(name: str) -> bool:
+        nonlocal looks
+        looks += 1
+        return doubtful(name)
+
+    planner.places.doubtful = counted  # type: ignore[method-assign]
+    for ready in (False, True, False):
+        planner.update(_service(3000, lambda n, ready=ready: {"ready": ready or n != 1234})[13:14])  # type: ignore[misc]
+        (entry,) = planner.plan.entries.values()
+        assert entry.unplaced is entry.cluster
+    assert looks <= 6
 
 
 def test_backends_that_stay_are_the_same_objects() -> None:

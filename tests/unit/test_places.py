@@ -25,7 +25,7 @@ def pieces(*names: str, name: str = "s-1") -> EndpointSlice:
 
 def unplaced(planner: Planner) -> list[str]:
     (entry,) = planner.plan.entries.values()
-    return [address.removeprefix("10.0.0.") for address in entry.unplaced]
+    return [backend.address.removeprefix("10.0.0.") for backend in entry.unplaced]
 
 
 def planner(*names: str, vouched: bool = True, nodes: tuple[str, ...] = ()) -> Planner:

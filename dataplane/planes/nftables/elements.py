@@ -222,7 +222,7 @@ class _Entry:
             addresses = {b.address for b in entry.cluster if everybody or b.local}
             if entry.local:
                 addresses.update(b.address for b in entry.local)
-            addresses.update(entry.unplaced)
+            addresses.update(b.address for b in entry.unplaced)
         if addresses:
             target = self._common.target("hairpin")
             self.references += [ElementRef(target, packed(a) * 2) for a in sorted(addresses)]

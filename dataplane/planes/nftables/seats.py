@@ -194,12 +194,15 @@ def _hairpin(entry: PlanEntry, other: PlanEntry) -> list[str]:
     def has(e: PlanEntry, address: str) -> bool:
         found = at_address(e.cluster, address)
         here = at_address(e.local, address) or any(everybody or backend.local for backend in found)
-        return bool(here) or address in e.unplaced
+        return bool(here or at_address(e.unplaced, address))
 
     changed = {
         backend.address
-        for was, now in ((entry.cluster, other.cluster), (entry.local, other.local))
+        for was, now in (
+            (entry.cluster, other.cluster),
+            (entry.local, other.local),
+            (entry.unplaced, other.unplaced),
+        )
         for backend in difference(was, now).removed
     }
-    changed.update(set(entry.unplaced).difference(other.unplaced))
     return [address for address in sorted(changed) if has(entry, address) and not has(other, address)]

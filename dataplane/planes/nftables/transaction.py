@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from dataplane.model.net import Family
 from dataplane.planes.nftables.elements import Compiled, ElementRef, RangesRef, Reference, ShapeRef
@@ -16,33 +16,45 @@ ELEMENTS_A_COMMAND = 200
 """Elements in one command: few enough that an error shows where, enough that commands cost nothing."""
 
 Structure = ShapeRef | RangesRef
+_T = TypeVar("_T")
 
 
 class References:
-    """How often everything shared is used. `structures`: the shapes and range sets in use, few in number."""
+    """How often everything shared is used. `structures`: the shapes and range sets in use, few in number.
+
+    Of elements there is one for each Service: they are kept by target, with the key as a number, in half the memory.
+    """
 
     def __init__(self) -> None:
-        self._counts: dict[Reference, int] = {}
+        self._counts: dict[Structure, int] = {}
+        self._elements: dict[str, dict[int, int]] = {}
         self.structures: set[Structure] = set()
 
     def count(self, reference: Reference) -> int:
         """Uses of one reference."""
+        if isinstance(reference, ElementRef):
+            return self._elements.get(reference.target, {}).get(int.from_bytes(reference.key), 0)
         return self._counts.get(reference, 0)
 
     def add(self, deltas: Mapping[Reference, int]) -> None:
         """Change the counts."""
         for reference, delta in deltas.items():
             count = self.count(reference) + delta
-            if count:
-                self._counts[reference] = count
-            else:
-                self._counts.pop(reference, None)
             if isinstance(reference, ElementRef):
+                _set(self._elements.setdefault(reference.target, {}), int.from_bytes(reference.key), count)
                 continue
+            _set(self._counts, reference, count)
             if count:
                 self.structures.add(reference)
             else:
                 self.structures.discard(reference)
+
+
+def _set(counts: dict[_T, int], key: _T, count: int) -> None:
+    if count:
+        counts[key] = count
+    else:
+        counts.pop(key, None)
 
 
 def affinities(references: Iterable[Reference]) -> set[tuple[Family, bool, int]]:

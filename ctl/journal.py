@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from ctl.files import make_folder, opener
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import EntryKey, HealthCheck, OffPod, Plan, PlanEntry
-from dataplane.policy.difference import LARGE, difference, spliced
+from dataplane.policy.difference import LARGE, Backends, difference, spliced
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import NodeConfig
 
@@ -36,6 +36,7 @@ class _Large(msgspec.Struct, array_like=True):
     cluster: _SetChange
     local: _SetChange
     lingering: _SetChange
+    unplaced: _SetChange
 
 
 class _Step(msgspec.Struct, array_like=True):
@@ -94,19 +95,23 @@ def _is_large(change: EntryChange) -> bool:
     return change.old is not None and change.new is not None and len(change.new.cluster) >= LARGE
 
 
+def _sets(entry: PlanEntry) -> tuple[Backends, ...]:
+    return entry.cluster, entry.local, entry.lingering, entry.unplaced
+
+
 def _large(old: PlanEntry, new: PlanEntry) -> _Large:
-    rest = replace(new, cluster=(), local=(), lingering=())
-    sets = ((old.cluster, new.cluster), (old.local, new.local), (old.lingering, new.lingering))
-    return _Large(rest, *(_SetChange(*difference(was, now)) for was, now in sets))
+    rest = replace(new, cluster=(), local=(), lingering=(), unplaced=())
+    return _Large(rest, *(_SetChange(*difference(was, now)) for was, now in zip(_sets(old), _sets(new), strict=True)))
 
 
 def _restored(old: PlanEntry | None, large: _Large) -> PlanEntry:
     """The entry after a step. Raises ValueError where the step is none from this one."""
     if old is None:
         raise ValueError(f"{large.rest.key.service} changes before it is there")
-    sets = ((old.cluster, large.cluster), (old.local, large.local), (old.lingering, large.lingering))
-    cluster, local, lingering = (spliced(was, step.removed, step.added) for was, step in sets)
-    return replace(large.rest, cluster=cluster, local=local, lingering=lingering)
+    steps = (large.cluster, large.local, large.lingering, large.unplaced)
+    sets = (spliced(was, step.removed, step.added) for was, step in zip(_sets(old), steps, strict=True))
+    cluster, local, lingering, unplaced = sets
+    return replace(large.rest, cluster=cluster, local=local, lingering=lingering, unplaced=unplaced)
 
 
 def _path(base: Path, number: int) -> Path:

@@ -274,6 +274,7 @@ class Daemon:
 
     async def _tick(self) -> None:
         """What is looked after now and then."""
+        _libc.malloc_trim(0)  # what changes leave free among what stays, the heap would never give back by itself
         self._look_at_node()
         await self._serve()
 

@@ -60,12 +60,12 @@ def difference(old: Backends, new: Backends) -> Difference:
         if was is old and now is new:
             return known
     found = _difference(old, new)
-    _asked.last = ((old, new, found), *_asked.last[:2])
+    _asked.last = ((old, new, found), *_asked.last[:3])
     return found
 
 
 class _Asked:
-    """What was asked last: everybody whom a change concerns asks for the difference of its three pairs of sets."""
+    """What was asked last: everybody whom a change concerns asks for the difference of its four pairs of sets."""
 
     last: tuple[tuple[Backends, Backends, Difference], ...] = ()
 

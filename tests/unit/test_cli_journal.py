@@ -95,9 +95,8 @@ def test_a_plan_that_is_saved_for_good_needs_no_journal(tmp_path: Path) -> None:
 def test_one_endpoint_of_many_is_a_short_step(tmp_path: Path) -> None:
     key = EntryKey("n", "s", "", Protocol.TCP, Family.IPV4)
     members = tuple(Backend(f"10.0.{n >> 8}.{n & 255}", 80) for n in range(5000))
-    plans = [
-        Plan(NodeConfig(), {key: PlanEntry(key, tuple(sorted(members[:count])))}) for count in (len(members), 4999)
-    ]
+    sets = [tuple(sorted(members[:count])) for count in (len(members), 4999)]
+    plans = [Plan(NodeConfig(), {key: PlanEntry(key, found, unplaced=found)}) for found in sets]
     journal = Journal(state.plan_path(tmp_path), 1)
     state.save(tmp_path, saved(plans[0], 1))
     journal.append(diff(*plans))

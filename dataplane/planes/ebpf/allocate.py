@@ -1,5 +1,6 @@
 """Who owns which index of the arrays: single ids, and runs of slots in powers of two."""
 
+from array import array
 from collections.abc import Iterable, Sequence
 
 from dataplane.planes.base import PlaneError
@@ -21,7 +22,8 @@ class Ids:
         self._map_name, self._size = map_name, size
         taken = set(used)
         self._next = max(taken, default=-1) + 1
-        self._free = [index for index in range(self._next) if index not in taken]
+        # In time that is every index of the map; as Python's numbers they would take ten times as much memory.
+        self._free = array("I", (index for index in range(self._next) if index not in taken))
 
     def take(self) -> int:
         """An index that nobody has. Raises MapFull."""

@@ -340,7 +340,7 @@ class Tables:
             raise
         if before:
             rest = iter(fresh)
-            fresh = [before[a] if a in before else next(rest) for a in wanted]
+            fresh = array("I", (before[a] if a in before else next(rest) for a in wanted))
         return Installed(
             new, service, fresh, sets, tuple(keys), tuple(range_sets) if any(range_sets) else no_ranges(len(keys))
         )

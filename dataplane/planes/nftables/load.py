@@ -28,8 +28,9 @@ from dataplane.planes.nftables.store import ElementStore
 from dataplane.planes.nftables.syntax import Syntax
 from dataplane.planes.nftables.transaction import Transaction, add_commands, delete_commands
 
-ELEMENTS_A_TRANSACTION = 30_000
-"""Elements that a large load puts into one transaction, so that no single commit holds the kernel's lock for long."""
+ELEMENTS_A_TRANSACTION = 8_000
+"""Elements that a large load puts into one transaction, so that no single commit holds the
+kernel's lock for long, and what is made for it takes little memory."""
 
 TEXT_LIMIT = 5_000
 """Elements up to which a load is one transaction, structure and all."""

@@ -61,7 +61,7 @@ def test_the_page_tells_hooks_and_what_is_off(tmp_path: Path) -> None:
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == [
         "6.1.0", "linux-image 6.1-1", "2026-01-01 (abc)", "**not told**", "ok", "**off**", "stand-in", "**not told**",
-        "clsact", "**2 of 3 failed**",
+        "**not told**", "clsact", "**2 of 3 failed**",
     ]  # fmt: skip
     assert "- hook xdp: will not work: because" in text
     assert "- failed: packets: three: no device" in text

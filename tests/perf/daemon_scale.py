@@ -11,99 +11,28 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from ctl.ebpf import EbpfOptions
-from ctl.loaded import make_plane
-from dataplane.kernel import cgroup, netns
-from tests.apiserver.objects import endpoint, endpoint_slice, node, service
+from dataplane.kernel import netns
 from tests.apiserver.server import ApiServer
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def address(base: str, number: int) -> str:
-    """An IPv4 address by its number below `base`, the first byte."""
-    return f"{base}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
-
-
-def fill(server: ApiServer, services: int, endpoints: int) -> None:
-    """So many Services of so many endpoints each, on a hundred other nodes."""
-    server.apply(node("node1", "192.0.2.1"))
-    for start in range(0, services, 1000):
-        objects: list[Any] = []
-        for number in range(start, min(start + 1000, services)):
-            objects.append(service(f"service-{number}", address("10", number + (96 << 16))))
-            pods = [address("10", (128 << 16) + number * endpoints + k) for k in range(endpoints)]
-            placed = [endpoint(pod, f"node{2 + (number + k) % 100}") for k, pod in enumerate(pods)]
-            objects.append(endpoint_slice(f"service-{number}", placed))
-        server.apply(*objects)
-
-
-def resident(pid: int) -> dict[str, float]:
-    """MB resident now (VmRSS) and the most that ever were (VmHWM)."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    return {name: int(re.findall(rf"{name}:\s+(\d+)", text)[0]) / 1024 for name in ("VmRSS", "VmHWM")}
-
-
-def until(daemon: subprocess.Popen[bytes], log: Path, text: str, seconds: float) -> str:
-    """The line of the daemon's log that has this text, once there is one."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and daemon.poll() is None:
-        for line in log.read_text().splitlines():
-            if text in line:
-                return line
-        time.sleep(0.05)
-    raise SystemExit(f"the daemon did not say {text!r}:\n{log.read_text()[-2000:]}")
-
-
-def command(arguments: argparse.Namespace, url: str, folder: Path) -> list[str]:
-    """The daemon's command line. arguments: mode, and whether it shall be scheduled before everybody else."""
-    first = ["chrt", "-f", "10"] if getattr(arguments, "realtime", False) else []
-    daemon = [sys.executable, "-P", "-m", "ctl.main", "run", "--master", url, "--node-name", "node1"]
-    group = ["--cgroup", str(own_group())] if arguments.mode == "ebpf" else []
-    return [*first, *daemon, "--mode", arguments.mode, "--state-dir", str(folder / "state"), *group]
-
-
-def own_group() -> Path:
-    """A control group of our own: connect-time balancing concerns nobody else."""
-    path = cgroup.root() / f"hotplane-scale-{os.getpid()}"
-    path.mkdir(exist_ok=True)
-    return path
+from tests.perf.measured_daemon import ground, measured, resident, slice_of
 
 
 def _measure(arguments: argparse.Namespace, name: str, folder: Path) -> dict[str, Any]:
-    with netns.netns(name):
-        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-        server = ApiServer()
-    with server:
-        server.behave(streaming_lists=not arguments.pages, bookmark_seconds=60.0)
-        fill(server, arguments.services, arguments.endpoints)
-        log = folder / "log"
-        started = time.monotonic()
-        with netns.netns(name), log.open("wb") as out:
-            daemon = subprocess.Popen(command(arguments, server.url, folder), stderr=out, cwd=ROOT)
-        try:
-            loaded = until(daemon, log, " loaded ", 300)
-            cold = time.monotonic() - started
-            time.sleep(3)
-            loaded_memory = resident(daemon.pid)
-            waits, kernels = _changes(server, arguments, log)
-            changed = resident(daemon.pid)
-            rollout = _rollout(server, arguments, name)
-            after = resident(daemon.pid)
-        finally:
-            daemon.terminate()
-            daemon.wait()
+    lists = not arguments.pages
+    with measured(arguments, name, folder, streaming_lists=lists, realtime=arguments.realtime) as daemon:
+        time.sleep(3)
+        loaded_memory = resident(daemon.pid)
+        waits, kernels = _changes(daemon.server, arguments, daemon.log)
+        changed = resident(daemon.pid)
+        rollout = _rollout(daemon.server, arguments, name)
+        after = resident(daemon.pid)
     waits.sort()
     return {
         "services": arguments.services, "endpoints": arguments.services * arguments.endpoints,
-        "start_to_loaded_s": round(cold, 2), "loaded": loaded.split(" loaded ")[1],
+        "start_to_loaded_s": round(daemon.cold, 2), "loaded": daemon.loaded.split(" loaded ")[1],
         "rss_mb": round(loaded_memory["VmRSS"], 1), "peak_mb": round(loaded_memory["VmHWM"], 1),
         "rss_changed_mb": round(changed["VmRSS"], 1), "rss_after_mb": round(after["VmRSS"], 1),
         "rollout": rollout, "changes": len(waits), "event_to_kernel_ms": _quantiles(waits),
@@ -127,13 +56,6 @@ def _changes(server: ApiServer, arguments: argparse.Namespace, log: Path) -> tup
     text = log.read_text()[before:]
     found = re.findall(r"kernel_ms=([\d.e-]+) event_ms=([\d.e-]+)", text)
     return [float(wait) for _, wait in found], [float(kernel) for kernel, _ in found]
-
-
-def slice_of(number: int, endpoints: int, change: int) -> dict[str, Any]:
-    """A Service's slice with one endpoint replaced."""
-    pods = [address("10", (128 << 16) + number * endpoints + k) for k in range(endpoints)]
-    pods[change % len(pods)] = address("10", (200 << 16) + change)
-    return endpoint_slice(f"service-{number}", pods)
 
 
 def _taken_in(name: str) -> float:
@@ -172,16 +94,8 @@ def main() -> None:
     parser.add_argument("--realtime", action="store_true", help="other work on the machine does not hold the daemon up")
     arguments = parser.parse_args()
     name = f"hp-scale-{os.getpid()}"
-    netns.create(name)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(_measure(arguments, name, Path(folder)), indent=2))
-    finally:
-        with netns.netns(name):
-            make_plane(arguments.mode, ebpf=EbpfOptions(hooks=())).cleanup()
-        netns.remove(name)
-        if arguments.mode == "ebpf":
-            cgroup.remove(own_group())
+    with ground(name, arguments.mode) as folder:
+        print(json.dumps(_measure(arguments, name, folder), indent=2))
 
 
 if __name__ == "__main__":

@@ -10,20 +10,13 @@ JSON object every two minutes: MB resident and the most that ever were.
 import argparse
 import json
 import os
-import subprocess
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-from ctl.ebpf import EbpfOptions
-from ctl.loaded import make_plane
-from dataplane.kernel import cgroup, netns
 from tests.apiserver.objects import service
 from tests.apiserver.server import ApiServer
-from tests.perf.daemon_scale import address, command, fill, own_group, resident, slice_of, until
+from tests.perf.measured_daemon import address, ground, measured, resident, slice_of
 
-ROOT = Path(__file__).resolve().parents[2]
 PERIOD_SECONDS = 120
 STEP_SECONDS = 0.1
 
@@ -49,25 +42,7 @@ class Churn:
         self._server.apply(*changed)
 
 
-def _run(arguments: argparse.Namespace, name: str, folder: Path) -> None:
-    with netns.netns(name):
-        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-        server = ApiServer()
-    with server:
-        server.behave(bookmark_seconds=60.0)
-        fill(server, arguments.services, arguments.endpoints)
-        log = folder / "log"
-        with netns.netns(name), log.open("wb") as out:
-            daemon = subprocess.Popen(command(arguments, server.url, folder), stderr=out, cwd=ROOT)
-        try:
-            until(daemon, log, " loaded ", 300)
-            _churn(arguments, Churn(server, arguments.services, arguments.endpoints), daemon)
-        finally:
-            daemon.terminate()
-            daemon.wait()
-
-
-def _churn(arguments: argparse.Namespace, churn: Churn, daemon: "subprocess.Popen[bytes]") -> None:
+def _churn(arguments: argparse.Namespace, churn: Churn, pid: int) -> None:
     started, made = time.monotonic(), 0
     told = 0
     while (passed := time.monotonic() - started) < arguments.minutes * 60 + 1:
@@ -76,7 +51,7 @@ def _churn(arguments: argparse.Namespace, churn: Churn, daemon: "subprocess.Pope
         made += due
         if passed >= told:
             told += PERIOD_SECONDS
-            found = {key: round(value, 1) for key, value in resident(daemon.pid).items()}
+            found = {key: round(value, 1) for key, value in resident(pid).items()}
             print(json.dumps({"minute": round(passed / 60, 1), "changes": made, **found}), flush=True)
         time.sleep(STEP_SECONDS)
 
@@ -91,16 +66,8 @@ def main() -> None:
     parser.add_argument("--mode", default="nftables")
     arguments = parser.parse_args()
     name = f"hp-churn-{os.getpid()}"
-    netns.create(name)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            _run(arguments, name, Path(folder))
-    finally:
-        with netns.netns(name):
-            make_plane(arguments.mode, ebpf=EbpfOptions(hooks=())).cleanup()
-        netns.remove(name)
-        if arguments.mode == "ebpf":
-            cgroup.remove(own_group())
+    with ground(name, arguments.mode) as folder, measured(arguments, name, folder) as daemon:
+        _churn(arguments, Churn(daemon.server, arguments.services, arguments.endpoints), daemon.pid)
 
 
 if __name__ == "__main__":

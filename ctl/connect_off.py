@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ctl import state
-from ctl.ebpf import NO_CGROUP, connect_group
+from ctl.ebpf import connect_group
 from ctl.output import Record
 
 COLUMNS = ("what", "why", "where", "inEffect")
@@ -26,7 +26,7 @@ def switched_off(state_dir: Path) -> list[Off]:
     connect hook. Raises StateError, CgroupError."""
     saved = state.load(state_dir)
     options = saved.ebpf if saved else None
-    if saved is None or options is None or "connect" not in options.hooks or options.cgroup == NO_CGROUP:
+    if saved is None or options is None or not options.at_connect:
         return []
     asked = saved.plan().connect_off
     if not (asked or options.off_cgroups or options.off_netns):

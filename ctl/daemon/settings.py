@@ -10,7 +10,7 @@ from ctl.config import KubeProxyConfiguration
 from ctl.context import answers_ping
 from ctl.daemon.nodes import NodeOptions
 from ctl.daemon.options import effective
-from ctl.ebpf import NO_CGROUP, EbpfOptions, ebpf_options
+from ctl.ebpf import EbpfOptions, ebpf_options
 from ctl.modes import DEFAULT_MODE, MODES
 from ctl.sources.manifests import NODE_PORTS, PortRange
 from dataplane.errors import UsageError
@@ -38,7 +38,7 @@ class Settings(msgspec.Struct, frozen=True):
     @property
     def balances_at_connect_time(self) -> bool:
         """Whether connections of this node's processes are to be balanced when they are made."""
-        return self.mode == "ebpf" and "connect" in self.ebpf.hooks and self.ebpf.cgroup != NO_CGROUP
+        return self.mode == "ebpf" and self.ebpf.at_connect
 
     @property
     def sync_period(self) -> float:

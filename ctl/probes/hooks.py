@@ -3,7 +3,7 @@ connections, on maps of their own and in a network namespace of their own, and w
 
 from collections.abc import Iterator
 
-from ctl.ebpf import NO_CGROUP, EbpfOptions, connect_group
+from ctl.ebpf import EbpfOptions, connect_group
 from ctl.probes.finding import Finding, Status
 
 
@@ -33,7 +33,7 @@ def _connect(options: EbpfOptions) -> Finding:
     from dataplane.planes.ebpf.programs import connect_problem
     from dataplane.planes.ebpf.proof import connect_proof
 
-    if "connect" not in options.hooks or options.cgroup == NO_CGROUP:
+    if not options.at_connect:
         return Finding("ebpf", "hook connect", Status.LIMITED, "not asked for (--hooks, --cgroup)")
     try:
         group = connect_group(options.cgroup)

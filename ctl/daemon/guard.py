@@ -52,12 +52,12 @@ class Guard:
     def opened(self, transport: asyncio.Transport) -> Connection:
         """A new connection, for which room is made."""
         connection = Connection(transport, client_of(transport))
-        mine = self._clients[connection.client]
+        mine = self._clients.get(connection.client, {})
         if len(mine) >= MOST_A_CLIENT:
             self._close_oldest(mine, "client")
         elif self.count >= min(MOST, limit() // 4) and self._clients:
             self._close_oldest(max(self._clients.values(), key=len), "total")
-        mine[connection] = None
+        self._clients[connection.client][connection] = None  # not `mine`: it may be gone with its last connection
         self.count += 1
         return connection
 

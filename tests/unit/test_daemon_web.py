@@ -7,6 +7,7 @@ import resource
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from typing import cast
 
 import pytest
 from aiohttp import web
@@ -50,6 +51,34 @@ class _Served:
         writer.write(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")
         async with asyncio.timeout(10):
             return await reader.read()
+
+
+class _Peer:
+    """The transport of a connection from an address, which is closed when the guard says so."""
+
+    def __init__(self, address: str) -> None:
+        self.address, self.open = address, True
+
+    def get_extra_info(self, _: str) -> tuple[str, int]:
+        return self.address, 1
+
+    def abort(self) -> None:
+        self.open = False
+
+
+def test_a_client_whose_only_connection_makes_room_for_its_next_is_still_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "MOST", 3)
+    guard = Guard()
+    first, *others = peers = [_Peer(f"10.0.0.{last}") for last in (1, 2, 3)]
+    for peer in peers:
+        guard.opened(cast(asyncio.Transport, peer))
+    again = _Peer(first.address)
+    connection = guard.opened(cast(asyncio.Transport, again))
+    assert (first.open, again.open, [peer.open for peer in others]) == (False, True, [True, True])
+    assert guard.count == 3
+    connection.since -= 2 * guards.REQUEST_SECONDS
+    asyncio.run(guard.sweep())
+    assert (again.open, guard.count) == (False, 2)
 
 
 def _free_port() -> int:

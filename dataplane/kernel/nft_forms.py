@@ -112,7 +112,8 @@ class Compiler:
             dict(sorted(request.rules.items())),
             sorted(set(targets)),
         )
-        text, name = _text_digest(request), f"{_text_digest(request)}-{_build()}.json"
+        text = _text_digest(request)
+        name = f"{text}-{_build()}.json"
         forms = _kept(directory / name for directory in self._cache)
         if forms is None:
             try:

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataplane.kernel.sealed import seal, unseal
+from dataplane.kernel.sealed import read_sealed, write_sealed
 from dataplane.kernel.tools import ToolError, run_tool
 
 
@@ -138,11 +138,8 @@ def compile_programs(
 
 def _kept(stored: Path) -> dict[str, bytes] | None:
     """The bytecode of a cache entry; None where there is none, or none that can be used."""
-    try:
-        content = unseal(stored.read_bytes())
-    except OSError:
-        return None
-    if content is None:  # of a disk that was full, or has lost some of it
+    content = read_sealed(stored)
+    if content is None:
         return None
     kept: dict[str, str] = json.loads(content)
     return {name: base64.b64decode(text) for name, text in kept.items()}
@@ -150,12 +147,5 @@ def _kept(stored: Path) -> dict[str, bytes] | None:
 
 def _keep(stored: Path, code: dict[str, bytes]) -> None:
     """Write a cache entry, whole or not at all. Raises OSError."""
-    stored.parent.mkdir(parents=True, exist_ok=True)
-    partial = stored.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        content = json.dumps({name: base64.b64encode(text).decode() for name, text in code.items()})
-        partial.write_bytes(seal(content.encode()))
-        partial.replace(stored)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    content = json.dumps({name: base64.b64encode(text).decode() for name, text in code.items()})
+    write_sealed(stored, content.encode())

@@ -25,7 +25,7 @@ from dataplane.errors import PlaneError
 from dataplane.kernel.nft_command import Command
 from dataplane.kernel.nft_compile import Forms, Request, RuleForm
 from dataplane.kernel.nft_pattern import NUMBER, filled, pattern
-from dataplane.kernel.sealed import seal, unseal
+from dataplane.kernel.sealed import read_sealed, write_sealed
 
 CACHE_DIRS = (Path("/var/cache/hotplane/nftables"), Path("/run/hotplane/nftables"))
 """Where compiled text is looked for; new is kept in the first that can be written."""
@@ -194,11 +194,8 @@ def _of_other_builds(directories: Iterable[Path], text: str) -> list[Path]:
 def _kept(files: Iterable[Path]) -> Forms | None:
     """The first of the files that is there and whole."""
     for file in files:
-        try:
-            content = unseal(file.read_bytes())
-        except OSError:
-            continue  # not there, or not ours to read
-        if content is not None:  # else of a disk that was full, or has lost some of it: compiled again
+        content = read_sealed(file)
+        if content is not None:  # else not there, or of a disk that was full or has lost some of it: compiled again
             return msgspec.json.decode(content, type=Forms)
     return None
 
@@ -207,14 +204,9 @@ def _keep(directories: Iterable[Path], name: str, encoded: bytes) -> None:
     """Keep a compiled request in the first directory that takes it; in none if none does. What is there too many goes,
     the oldest first: settings that a node had once."""
     for directory in directories:
-        partial = directory / f"{name}.{os.getpid()}.tmp"
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(seal(encoded))
-            partial.replace(directory / name)
+            write_sealed(directory / name, encoded)
         except OSError:
-            with contextlib.suppress(OSError):
-                partial.unlink()
             continue
         with contextlib.suppress(OSError):  # another process does the same at this moment
             for file in sorted(directory.glob("*.json"), key=lambda file: file.stat().st_mtime)[:-_MOST]:

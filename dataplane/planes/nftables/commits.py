@@ -1,11 +1,8 @@
 """The transactions of one change, in the order in which packets under way need them (see `transaction.Parts`)."""
 
-from collections.abc import Sequence
-
 from dataplane.kernel.nft import Nft
 from dataplane.kernel.rcu import wait_for_packets
 from dataplane.planes.base import PlaneError
-from dataplane.planes.nftables.fields import Element
 from dataplane.planes.nftables.store import ElementStore
 from dataplane.planes.nftables.transaction import Parts
 
@@ -26,7 +23,8 @@ class Commits:
             self._run(parts.ahead)
         try:
             if settings or parts.removed or parts.added:
-                self._send(parts.removed, parts.added, ahead=settings)
+                self._store.change(parts.removed, parts.added, ahead=settings)
+                self.count += 1
         except PlaneError as error:
             if parts.ahead:
                 self._take_back(parts, error)
@@ -44,22 +42,13 @@ class Commits:
             return
         wait_for_packets()
         try:
-            self._send(parts.behind, (), behind=parts.disappearing)
+            self._store.change(parts.behind, (), behind=parts.disappearing)
         except PlaneError as error:
             raise PlaneError(
                 f"{error}; the change itself is in effect, what it left unused stays: load again"
             ) from error
+        self.count += 1
 
     def _run(self, text: str) -> None:
         self._nft.run(text)
-        self.count += 1
-
-    def _send(
-        self,
-        removed: Sequence[Element],
-        added: Sequence[tuple[Element, bytes]],
-        ahead: str = "",
-        behind: str = "",
-    ) -> None:
-        self._store.change(removed, added, ahead, behind)
         self.count += 1

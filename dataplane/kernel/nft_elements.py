@@ -5,13 +5,13 @@ Numbers (ports, protocols) do not: whoever has such elements knows their types, 
 
 import ipaddress
 import re
-import socket
 import sys
 
 from dataplane.errors import PlaneError
 from dataplane.kernel import nf_tables
 from dataplane.kernel.nf_tables import Element, nested, number
 from dataplane.kernel.nfnetlink import attribute
+from dataplane.model.net import packed
 
 # What libnftnl notes of an interval without an end, for listings: type, length, SET_ELEM_F_INTERVAL_OPEN.
 _OPEN = attribute(Element.USERDATA, bytes((1, 4)) + (1).to_bytes(4, sys.byteorder))
@@ -47,7 +47,7 @@ def _field(text: str) -> bytes:
     if class_id is not None:
         return (int(class_id[1], 16) << 16 | int(class_id[2], 16)).to_bytes(4, sys.byteorder)
     try:
-        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+        return packed(text)
     except OSError as error:
         raise PlaneError(f"hotplane has no nftables element like this: {text}") from error
 

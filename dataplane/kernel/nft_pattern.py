@@ -5,7 +5,6 @@ name ends in, and a destination address. So a change that brings a new one waits
 """
 
 import re
-import socket
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from dataplane.errors import PlaneError
 from dataplane.kernel import nf_tables
 from dataplane.kernel.nfnetlink import attribute, attributes, text_of
+from dataplane.model.net import packed
 
 NUMBER = re.compile(r"\d+$")
 """The number that a set's name ends in; 1 in a pattern."""
@@ -56,7 +56,7 @@ def pattern(rule: str) -> Pattern:
                 raise PlaneError(f"an nftables rule names two sets of one kind: {rule}")
             return sample
         if match.lastgroup == "address":
-            addresses.append(socket.inet_pton(socket.AF_INET6 if ":" in found else socket.AF_INET, found))
+            addresses.append(packed(found))
             return _SAMPLES[len(addresses[-1])]
         (moduli if match.lastgroup == "modulus" else timeouts).append(int(found))
         return "1"
@@ -98,8 +98,8 @@ class _Filling:
             return expression
         data = {kind: bytes(payload) for kind, payload in attributes(parts[_DATA])}
         fill(data)
-        packed = (attribute(kind, payload) for kind, payload in data.items())
-        return nf_tables.text(_NAME, name) + nf_tables.nested(_DATA, *packed)
+        content = (attribute(kind, payload) for kind, payload in data.items())
+        return nf_tables.text(_NAME, name) + nf_tables.nested(_DATA, *content)
 
     def _choose(self, data: dict[int, bytes]) -> None:
         if self.moduli:
@@ -125,8 +125,6 @@ class _Filling:
     def _compare(self, data: dict[int, bytes]) -> None:
         if not self.addresses:
             return
-        sample = socket.inet_pton(
-            socket.AF_INET if len(self.addresses[0]) == 4 else socket.AF_INET6, _SAMPLES[len(self.addresses[0])]
-        )
+        sample = packed(_SAMPLES[len(self.addresses[0])])
         if data[_COMPARED] == attribute(nf_tables.DATA_VALUE, sample):
             data[_COMPARED] = attribute(nf_tables.DATA_VALUE, self.addresses.pop(0))

@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -26,6 +25,7 @@ from dataplane.kernel.nft_command import Command
 from dataplane.kernel.nft_compile import Forms, Request, RuleForm
 from dataplane.kernel.nft_pattern import NUMBER, filled, pattern
 from dataplane.kernel.sealed import read_sealed, write_sealed
+from dataplane.kernel.tools import ToolError, run_tool
 
 CACHE_DIRS = (Path("/var/cache/hotplane/nftables"), Path("/run/hotplane/nftables"))
 """Where compiled text is looked for; new is kept in the first that can be written."""
@@ -222,11 +222,8 @@ def compile_forms(request: Request) -> bytes:
     command = [sys.executable, "-P", "-m", "dataplane.kernel.nft_compile"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (_PACKAGE, *sys.path)))}
     try:
-        done = subprocess.run(
-            command, input=msgspec.json.encode(request), capture_output=True, env=environment, check=False,
-            timeout=_SECONDS,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
+        done = run_tool(command, input=msgspec.json.encode(request), env=environment, seconds=_SECONDS)
+    except (OSError, ToolError) as error:
         raise PlaneError(f"libnftables, which compiles nftables rules, did not do it: {error}{_UNCHANGED}") from error
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name

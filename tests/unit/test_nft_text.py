@@ -1,13 +1,19 @@
 """nftables text as hotplane reads it: commands, elements that tell their type, and numbers that are put in later."""
 
+import sys
+import threading
+import time
+from pathlib import Path
+
 import pytest
 
+from dataplane.kernel import tools
 from dataplane.kernel.nf_tables import LIST_ELEMENT, nested, number, text
 from dataplane.kernel.nfnetlink import attributes
 from dataplane.kernel.nft_command import Command
-from dataplane.kernel.nft_compile import explain
+from dataplane.kernel.nft_compile import Request, explain
 from dataplane.kernel.nft_elements import encoded
-from dataplane.kernel.nft_forms import Compiler
+from dataplane.kernel.nft_forms import Compiler, compile_forms
 from dataplane.kernel.nft_messages import messages
 from dataplane.kernel.nft_pattern import filled, pattern
 from dataplane.planes.base import PlaneError
@@ -94,3 +100,29 @@ def test_a_refusal_by_libnftables_names_the_command() -> None:
     assert explain(output, lines) == "syntax error, unexpected string at: add rule ip t c nonsense"
     assert explain("Segmentation of thought\n", lines) == "Segmentation of thought"
     assert explain("", lines) == "no reason given"
+
+
+def test_a_library_that_hangs_goes_with_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As every program of others: it is killed when the daemon ends, which does not wait for it."""
+    monkeypatch.setattr(tools, "_running", tools._Running())
+    begun = tmp_path / "begun"
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f"#!/bin/sh\necho > {begun}\nexec sleep 300\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stand_in))
+    said: list[str] = []
+
+    def compile_one() -> None:
+        try:
+            compile_forms(Request())
+        except PlaneError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=compile_one, daemon=True)
+    thread.start()
+    while not begun.exists():
+        time.sleep(0.01)
+    tools.end_tools()
+    thread.join(20)
+    assert len(said) == 1
+    assert "was killed, because this process ends; nothing was changed" in said[0]

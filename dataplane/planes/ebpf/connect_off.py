@@ -1,7 +1,6 @@
 """Keeping the map `connect_off` true: for whom connect time is off, while groups and namespaces come and go."""
 
 import os
-import select
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from dataplane.closing import Closing
 from dataplane.errors import HotplaneError
 from dataplane.kernel.inotify import Inotify
+from dataplane.kernel.wait import readable
 from dataplane.plan.types import OffPod
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.maps import MapSet
@@ -135,8 +135,7 @@ class _Watch(Closing):
     def _work(self) -> None:
         wait = waited = 0.0
         while True:
-            ready = select.select([self._groups.fileno(), self._end], [], [], wait)[0]
-            if self._end in ready:
+            if self._end in readable([self._groups.fileno(), self._end], wait):
                 if b"x" in os.read(self._end, 4096):
                     return
                 wait = waited = 0.0

@@ -191,15 +191,15 @@ class EbpfPlane:
         """See planes.base.Plane.apply. The slow path comes first: what the maps cannot take is then served already.
         But where session affinity is in it the maps do, or clients that connect in between would move; what they leave
         to the slow path meanwhile is treated as before the change."""
-        tables = self.tables
-        removed = tables.apply(change.entries) if _sticky(change) else []
+        tables, maps_first = self.tables, _sticky(change)
+        removed = tables.apply(change.entries) if maps_first else []
         try:
             self.slow.apply(replace(change, node=change.node and self._slow_node(change.node)))
         except BaseException:
-            if _sticky(change):
+            if maps_first:
                 tables.apply(change.inverse_of_entries())
             raise
-        if not _sticky(change):
+        if not maps_first:
             removed = tables.apply(change.entries)
         if change.node is not None:
             write_node(tables.maps, change.node, self._cookie, self._kube_proxy_masquerade)

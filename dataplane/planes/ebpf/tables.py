@@ -261,11 +261,9 @@ class Tables:
                 give_back(*numbers)
             raise
         generation, places = self._next(), dict(zip(come, fresh, strict=True))
-        for records in (
-            backend_records({a: change.flags[a] for a in come}, was.key.protocol, generation, old.service),
-        ):
-            for index, raw in zip(fresh, records, strict=True):
-                self._backend_memory[index * BACKEND.size : (index + 1) * BACKEND.size] = raw
+        records = backend_records({a: change.flags[a] for a in come}, was.key.protocol, generation, old.service)
+        for index, raw in zip(fresh, records, strict=True):
+            self._backend_memory[index * BACKEND.size : (index + 1) * BACKEND.size] = raw
         for pair, wanted in zip(zip(old.sets.runs(), sets.runs(), strict=True), change.sets, strict=True):
             self._move_slots(*pair, wanted, members, places)
         members.update(places)

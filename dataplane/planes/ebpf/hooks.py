@@ -41,9 +41,10 @@ _RTMGRP_LINK, _RTMGRP_ADDRESSES, _RTMGRP_ROUTES = 0x1, 0x110, 0x440  # of both f
 _CHANGES = _RTMGRP_LINK | _RTMGRP_ADDRESSES | _RTMGRP_ROUTES
 _SETTLE_SECONDS = 0.05
 _LOOK_SECONDS = 30.0
+"""Settings of devices (rp_filter) change without a message."""
+
 _LARGEST_PACKET = 0xFFFF
 """Bytes; a device that takes more, or says 0 as lo may, limits no packet."""
-"""Settings of devices (rp_filter) change without a message."""
 
 
 class DeviceStatus(NamedTuple):

@@ -64,6 +64,14 @@ def difference(old: Backends, new: Backends) -> Difference:
     return found
 
 
+def replaced(old: Backends, new: Backends) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """Address and port of those who went and of those who came, in the order of `difference`. Who only began or ceased
+    to be on this node stays, and is in neither."""
+    gone, come = ([(b.address, b.port) for b in side] for side in difference(old, new))
+    stays = set(gone).intersection(come)
+    return [a for a in gone if a not in stays], [a for a in come if a not in stays]
+
+
 class _Asked:
     """What was asked last: everybody whom a change concerns asks for the difference of its four pairs of sets."""
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from dataplane.plan.types import PlanEntry
 from dataplane.planes.ebpf.layout import constant
-from dataplane.policy.difference import LARGE, Backends, at_address, difference
+from dataplane.policy.difference import LARGE, at_address, difference, replaced
 
 IN_CLUSTER, IN_LOCAL = constant("BACKEND_IN_CLUSTER"), constant("BACKEND_IN_LOCAL")
 HERE, LINGERS = constant("BACKEND_HERE"), constant("BACKEND_LINGERS")
@@ -52,18 +52,9 @@ class MemberChange(NamedTuple):
     def of(cls, old: PlanEntry, new: PlanEntry) -> "MemberChange":
         """What differs between two states of an entry. O(what differs)."""
         pairs = ((old.cluster, new.cluster), (old.local, new.local), (old.lingering, new.lingering))
-        changes = [_by_address(*pair) for pair in pairs]
-        touched = dict.fromkeys(address for change in changes for side in change for address in side)
-        sets = []
-        for gone, come in changes[:2]:
-            stays = set(gone).intersection(come)  # what only began or ceased to be on this node
-            sets.append(([a for a in gone if a not in stays], [a for a in come if a not in stays]))
-        return cls({address: flags_of(new, address) for address in touched}, tuple(sets))
-
-
-def _by_address(was: Backends, now: Backends) -> tuple[list[Address], list[Address]]:
-    removed, added = difference(was, now)
-    return [(b.address, b.port) for b in removed], [(b.address, b.port) for b in added]
+        touched = dict.fromkeys((b.address, b.port) for pair in pairs for side in difference(*pair) for b in side)
+        flags = {address: flags_of(new, address) for address in touched}
+        return cls(flags, (replaced(old.cluster, new.cluster), replaced(old.local, new.local)))
 
 
 def changes_only_backends(old: PlanEntry, new: PlanEntry) -> bool:

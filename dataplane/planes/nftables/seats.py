@@ -10,8 +10,7 @@ from typing import NamedTuple
 from dataplane.plan.types import FrontendKind, PlanEntry
 from dataplane.planes.moves import moves
 from dataplane.planes.nftables.placement import Address, Placement, check_size, new_slot
-from dataplane.policy.difference import LARGE, Backends, at_address, difference
-from dataplane.policy.endpoints import Backend
+from dataplane.policy.difference import LARGE, at_address, difference, holds, replaced
 from dataplane.policy.routes import Action, Scope
 
 
@@ -77,10 +76,7 @@ class Seats:
         check_size(new)
         found = []
         for order, was, now in ((self._cluster, old.cluster, new.cluster), (self._local, old.local, new.local)):
-            removed, added = difference(was, now)
-            gone, come = _addresses(removed), _addresses(added)
-            stays = set(gone).intersection(come)  # what only began or ceased to be on this node
-            found.append(order.moves([a for a in gone if a not in stays], [a for a in come if a not in stays]))
+            found.append(order.moves(*replaced(was, now)))
         cluster, local = found
         return Moves(cluster, local, self._new_slots(cluster, local, new) if new.affinity_seconds else {})
 
@@ -95,7 +91,7 @@ class Seats:
             come |= dict.fromkeys(address for address in moved.values() if address is not None)
         found: dict[Address, int | None] = {}
         for address in gone.difference(come):
-            if not any(_is_in(members, address) for members in (new.cluster, new.local)):
+            if not any(holds(members, *address) for members in (new.cluster, new.local)):
                 found[address] = None
         count, given = len(self._slots) - len(found), set[int]()
         freed = {self._slots[address] for address in found}
@@ -175,14 +171,6 @@ def needs_hairpin_everywhere(entry: PlanEntry) -> bool:
         and not frontend.routes.pod.masquerade
         for frontend in entry.frontends
     )
-
-
-def _addresses(backends: Iterable[Backend]) -> list[Address]:
-    return [(backend.address, backend.port) for backend in backends]
-
-
-def _is_in(members: Backends, address: Address) -> bool:
-    return any(backend.port == address[1] for backend in at_address(members, address[0]))
 
 
 def _hairpin(entry: PlanEntry, other: PlanEntry) -> list[str]:

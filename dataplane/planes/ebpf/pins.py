@@ -113,13 +113,20 @@ def ensure_root() -> Path:
     return root
 
 
+@contextmanager
+def _looking_into(root: Path | None) -> Iterator[None]:
+    """Where the kernel hides what is below the root, PinsHidden."""
+    try:
+        yield
+    except PermissionError as error:
+        raise PinsHidden(f"{root}: cannot be looked into: {error.strerror}; it is root's, be root") from error
+
+
 def instance_names() -> list[str]:
     """Names of all instances of which something is pinned, sorted."""
     root = find_root()
-    try:
+    with _looking_into(root):
         return sorted(path.name for path in root.iterdir() if path.is_dir()) if root else []
-    except PermissionError as error:
-        raise PinsHidden(f"{root}: cannot be looked into: {error.strerror}; it is root's, be root") from error
 
 
 class PinDirectory:
@@ -135,12 +142,8 @@ class PinDirectory:
     def path(self) -> Path | None:
         """The directory, or None when nothing is pinned."""
         root = find_root()
-        if root is None:
-            return None
-        try:
-            return root / self.instance if (root / self.instance).is_dir() else None
-        except PermissionError as error:
-            raise PinsHidden(f"{root}: cannot be looked into: {error.strerror}; it is root's, be root") from error
+        with _looking_into(root):
+            return root / self.instance if root and (root / self.instance).is_dir() else None
 
     @property
     def draining(self) -> bool:

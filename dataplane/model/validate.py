@@ -9,7 +9,6 @@ Sources: Kubernetes API validation of core/v1 and discovery.k8s.io/v1; kube-prox
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 from dataplane.model import wire
@@ -227,10 +226,8 @@ def _health_check_port(spec: wire.ServiceSpec, report: Report) -> int:
     return number
 
 
-@lru_cache(maxsize=1 << 10)
-def _same(text: str) -> str:
-    """The text, mostly the same object for equal ones: Services come in droves, at one time."""
-    return text
+_shared_times: Shared[str] = Shared()
+"""Services come in droves, at one time."""
 
 
 def service(item: wire.WireService, report: Report) -> Service | None:
@@ -273,7 +270,7 @@ def service(item: wire.WireService, report: Report) -> Service | None:
         health_check_node_port=(
             _health_check_port(spec, report) if external_local and kind is ServiceType.LOAD_BALANCER else 0
         ),
-        created=_same(metadata.creation_timestamp or ""),
+        created=_shared_times(metadata.creation_timestamp or ""),
         proxied_elsewhere=labels.proxy_name is not None,
         headless=headless or labels.headless is not None,
     )

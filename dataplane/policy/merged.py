@@ -106,10 +106,6 @@ class MergedEndpoints:
         for piece in slices:
             self.replace(None, piece)
 
-    def __len__(self) -> int:
-        """How many endpoints there are, duplicates left out."""
-        return len(self._chosen)
-
     def replace(self, old: EndpointSlice | None, new: EndpointSlice | None) -> None:
         """A slice appeared, changed or went. Both have the same name."""
         before, after = self._by_address(old), self._by_address(new)

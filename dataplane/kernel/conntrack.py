@@ -3,7 +3,7 @@
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from typing import Protocol as Interface
@@ -15,14 +15,14 @@ from dataplane.model.net import Family, Protocol, canonical_address, host_port
 # linux/netfilter/nfnetlink_conntrack.h: NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*, then CTA_*.
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2
 _NESTED = 0x8000
-_ORIGINAL, _REPLY, _ZONE, _FILTER = 1, 2, 18, 25
+ORIGINAL, REPLY, _STATUS, _ZONE, _FILTER, _STATUS_MASK = 1, 2, 3, 18, 25, 26
 _TUPLE_IP, _TUPLE_PROTO, _PROTO_NUM = 1, 2, 1
-_SOURCE, _DESTINATION = 0, 1
+SOURCE, DESTINATION = 0, 1
 _ADDRESS_KIND = {Family.IPV4: 1, Family.IPV6: 3}  # CTA_IP_V4_SRC, CTA_IP_V6_SRC; the destination's follows
 _PORT_KIND = 2  # CTA_PROTO_SRC_PORT; the destination's follows
 # CTA_FILTER_FLAG_*: protocol alone; protocol, and address and port of the side that counts.
 _BY_PROTOCOL = 1 << 3
-_SIDE_FLAGS = {_SOURCE: 1 << 0 | 1 << 3 | 1 << 4, _DESTINATION: 1 << 1 | 1 << 3 | 1 << 5}
+_SIDE_FLAGS = {SOURCE: 1 << 0 | 1 << 3 | 1 << 4, DESTINATION: 1 << 1 | 1 << 3 | 1 << 5}
 _DESTINATION_ADDRESS = 1 << 1
 _NO_ENTRY = 2  # ENOENT
 _ENTRY_COST = 1000
@@ -149,12 +149,12 @@ def _one_side(kind: int, side: int, address: str, port: int) -> bytes:
 
 def _filter(flows: FlowFilter) -> bytes:
     """Attributes of a request that hits exactly these flows (IPv4)."""
-    parts = _one_side(_ORIGINAL, _DESTINATION, flows.address, flows.port)
-    wanted = _SIDE_FLAGS[_DESTINATION] if flows.address else _SIDE_FLAGS[_DESTINATION] & ~_DESTINATION_ADDRESS
-    flags = attribute(_ORIGINAL, struct.pack("=I", wanted))
+    parts = _one_side(ORIGINAL, DESTINATION, flows.address, flows.port)
+    wanted = _SIDE_FLAGS[DESTINATION] if flows.address else _SIDE_FLAGS[DESTINATION] & ~_DESTINATION_ADDRESS
+    flags = attribute(ORIGINAL, struct.pack("=I", wanted))
     if flows.backend is not None:
-        parts += _one_side(_REPLY, _SOURCE, *flows.backend)
-        flags += attribute(_REPLY, struct.pack("=I", _SIDE_FLAGS[_SOURCE]))
+        parts += _one_side(REPLY, SOURCE, *flows.backend)
+        flags += attribute(REPLY, struct.pack("=I", _SIDE_FLAGS[SOURCE]))
     return parts + attribute(_FILTER | _NESTED, flags)
 
 
@@ -191,8 +191,8 @@ def _delete_listed(door: Nfnetlink, family: Family, wanted: Iterable[FlowFilter]
     by_frontend: dict[tuple[str, int], list[FlowFilter]] = {}
     for flows in wanted:
         by_frontend.setdefault((flows.address, flows.port), []).append(flows)
-    only_udp = attribute(_FILTER | _NESTED, attribute(_ORIGINAL, struct.pack("=I", _BY_PROTOCOL)))
-    for item in door.dump(_GET, int(family.socket_family), _udp(_ORIGINAL, b"", b"") + only_udp):
+    only_udp = attribute(_FILTER | _NESTED, attribute(ORIGINAL, struct.pack("=I", _BY_PROTOCOL)))
+    for item in door.dump(_GET, int(family.socket_family), _udp(ORIGINAL, b"", b"") + only_udp):
         entry = _entry(item, family)
         concerned = (by_frontend.get((address, entry.port), ()) for address in (entry.address, ""))
         if any(flows.hit(entry.address, entry.backend) for group in concerned for flows in group):
@@ -200,15 +200,33 @@ def _delete_listed(door: Nfnetlink, family: Family, wanted: Iterable[FlowFilter]
     return count
 
 
+def list_entries(family: Family, status: int) -> Iterator[dict[int, memoryview]]:
+    """The attributes (CTA_*) of every entry of a family that has one of these IPS_* bits.
+
+    Later kernels than 5.10 send no others; a full table has hundreds of thousands. Raises Refused, OSError.
+    """
+    bits = struct.pack("!I", status)
+    wanted = attribute(_STATUS, bits) + attribute(_STATUS_MASK, bits)
+    for item in Nfnetlink().dump(_GET, int(family.socket_family), wanted):
+        parts = dict(attributes(item))
+        if int.from_bytes(parts[_STATUS], "big") & status:
+            yield parts
+
+
+def protocol_number(tuple_: memoryview) -> int:
+    """IPPROTO_* of a CTA_TUPLE_*."""
+    return dict(attributes(dict(attributes(tuple_))[_TUPLE_PROTO]))[_PROTO_NUM][0]
+
+
 def _entry(item: memoryview, family: Family) -> _Entry:
     parts = dict(attributes(item))
     zone = attribute(_ZONE, bytes(parts[_ZONE])) if _ZONE in parts else b""
-    name = attribute(_ORIGINAL | _NESTED, bytes(parts[_ORIGINAL])) + zone
-    return _Entry(*_side(parts[_ORIGINAL], family, _DESTINATION), _side(parts[_REPLY], family, _SOURCE), name)
+    name = attribute(ORIGINAL | _NESTED, bytes(parts[ORIGINAL])) + zone
+    return _Entry(*one_end(parts[ORIGINAL], family, DESTINATION), one_end(parts[REPLY], family, SOURCE), name)
 
 
-def _side(tuple_: memoryview, family: Family, side: int) -> tuple[str, int]:
-    """Address and port of one side of a tuple."""
+def one_end(tuple_: memoryview, family: Family, side: int) -> tuple[str, int]:
+    """Address and port of one end, SOURCE or DESTINATION, of a CTA_TUPLE_* of a protocol with ports."""
     parts = dict(attributes(tuple_))
     address = dict(attributes(parts[_TUPLE_IP]))[_ADDRESS_KIND[family] + side]
     port = dict(attributes(parts[_TUPLE_PROTO]))[_PORT_KIND + side]

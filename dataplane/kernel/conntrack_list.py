@@ -1,16 +1,25 @@
-"""Door to connection tracking: the translated connections that the kernel holds now, in this network namespace."""
+"""The translated connections that connection tracking holds now, in this network namespace."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pyroute2 import NFCTSocket
-from pyroute2.netlink.exceptions import NetlinkError
-
-from dataplane.kernel.conntrack import ConntrackError
+from dataplane.kernel.conntrack import (
+    DESTINATION,
+    ORIGINAL,
+    REPLY,
+    SOURCE,
+    ConntrackError,
+    list_entries,
+    one_end,
+    protocol_number,
+)
+from dataplane.kernel.nfnetlink import Refused, attributes
 from dataplane.model.net import Family, Protocol
 
 _IPS_SRC_NAT = 1 << 4
 _IPS_DST_NAT = 1 << 5  # linux/netfilter/nf_conntrack_common.h
+_PROTOINFO, _TIMEOUT = 4, 7  # CTA_PROTOINFO, CTA_TIMEOUT
+_PROTOINFO_TCP, _TCP_STATE = 1, 1
 _TCP_STATES = (
     "none", "syn-sent", "syn-received", "established", "fin-wait", "close-wait", "last-ack", "time-wait", "close",
 )  # fmt: skip
@@ -31,30 +40,6 @@ class Connection(NamedTuple):
     seconds_left: int
 
 
-def _tuple(message: Any, side: str, which: str) -> tuple[str, int]:
-    """(address, port) of one end ("SRC" or "DST") of one direction's tuple."""
-    version = "V6" if message["nfgen_family"] == Family.IPV6.socket_family else "V4"
-    both = message.get_attr(f"CTA_TUPLE_{which}")
-    address = both.get_attr("CTA_TUPLE_IP").get_attr(f"CTA_IP_{version}_{side}")
-    return str(address), int(both.get_attr("CTA_TUPLE_PROTO").get_attr(f"CTA_PROTO_{side}_PORT") or 0)
-
-
-def _state(message: Any) -> str:
-    info = message.get_attr("CTA_PROTOINFO")
-    tcp = info.get_attr("CTA_PROTOINFO_TCP") if info is not None else None
-    return _TCP_STATES[tcp.get_attr("CTA_PROTOINFO_TCP_STATE")] if tcp is not None else ""
-
-
-def translated_connections() -> Iterator[Connection]:
-    """Every TCP, UDP or SCTP connection with a translated destination. Raises ConntrackError."""
-    try:
-        for family in Family:
-            with NFCTSocket(nfgen_family=family.socket_family) as door:
-                yield from (_connection(message, family) for message in door.dump() if _translated(message))
-    except (NetlinkError, OSError) as error:
-        raise ConntrackError(f"connection tracking cannot be listed: {error}; run as root") from error
-
-
 class Masqueraded(NamedTuple):
     """A flow with a translated source, by its answers' tuple: who answers, and the address and port it answers to."""
 
@@ -63,35 +48,42 @@ class Masqueraded(NamedTuple):
     client: tuple[str, int]
 
 
+def translated_connections() -> Iterator[Connection]:
+    """Every TCP, UDP or SCTP connection with a translated destination. Raises ConntrackError."""
+    for family, protocol, entry in _entries(_IPS_DST_NAT):
+        yield Connection(
+            family=family,
+            protocol=protocol,
+            client=one_end(entry[ORIGINAL], family, SOURCE),
+            frontend=one_end(entry[ORIGINAL], family, DESTINATION),
+            backend=one_end(entry[REPLY], family, SOURCE),
+            state=_state(entry),
+            seconds_left=int.from_bytes(entry.get(_TIMEOUT, b""), "big"),
+        )
+
+
 def masqueraded_connections() -> Iterator[Masqueraded]:
     """Every TCP, UDP or SCTP flow with a translated source. Raises ConntrackError."""
+    for family, protocol, entry in _entries(_IPS_SRC_NAT):
+        reply = entry[REPLY]
+        yield Masqueraded(protocol, one_end(reply, family, SOURCE), one_end(reply, family, DESTINATION))
+
+
+def _entries(status: int) -> Iterator[tuple[Family, Protocol, dict[int, memoryview]]]:
+    """Entries of both families, of protocols that Services have. Raises ConntrackError."""
     try:
         for family in Family:
-            with NFCTSocket(nfgen_family=family.socket_family) as door:
-                for message in door.dump():
-                    if _translated(message, _IPS_SRC_NAT):
-                        number = (
-                            message.get_attr("CTA_TUPLE_ORIG").get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_NUM")
-                        )
-                        answers = _tuple(message, "SRC", "REPLY"), _tuple(message, "DST", "REPLY")
-                        yield Masqueraded(Protocol(number), *answers)
-    except (NetlinkError, OSError) as error:
+            for entry in list_entries(family, status):
+                number = protocol_number(entry[ORIGINAL])
+                if number in set(Protocol):
+                    yield family, Protocol(number), entry
+    except (Refused, OSError) as error:
         raise ConntrackError(f"connection tracking cannot be listed: {error}; run as root") from error
 
 
-def _translated(message: Any, how: int = _IPS_DST_NAT) -> bool:
-    number = message.get_attr("CTA_TUPLE_ORIG").get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_NUM")
-    return bool(message.get_attr("CTA_STATUS") & how) and number in set(Protocol)
-
-
-def _connection(message: Any, family: Family) -> Connection:
-    number = message.get_attr("CTA_TUPLE_ORIG").get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_NUM")
-    return Connection(
-        family=family,
-        protocol=Protocol(number),
-        client=_tuple(message, "SRC", "ORIG"),
-        frontend=_tuple(message, "DST", "ORIG"),
-        backend=_tuple(message, "SRC", "REPLY"),
-        state=_state(message),
-        seconds_left=int(message.get_attr("CTA_TIMEOUT") or 0),
-    )
+def _state(entry: dict[int, memoryview]) -> str:
+    """TCP's state in words, "" for other protocols."""
+    info = dict(attributes(entry[_PROTOINFO])) if _PROTOINFO in entry else {}
+    if _PROTOINFO_TCP not in info:
+        return ""
+    return _TCP_STATES[dict(attributes(info[_PROTOINFO_TCP]))[_TCP_STATE][0]]

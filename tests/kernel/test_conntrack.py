@@ -2,14 +2,16 @@
 
 import socket
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
 
 from dataplane.kernel.conntrack import delete_udp
+from dataplane.kernel.conntrack_list import masqueraded_connections, translated_connections
 from dataplane.kernel.netns import netns
 from dataplane.kernel.nfnetlink import Nfnetlink
-from dataplane.model.net import Family
+from dataplane.model.net import Family, Protocol
 from dataplane.plan.udp import StaleFlows
 
 FAMILIES = pytest.mark.parametrize("family", list(Family), ids=lambda family: family.name)
@@ -127,3 +129,30 @@ def test_many_deletes_of_few_entries_are_one_listing(
         delete_udp(many)
         assert len(dumps) == 1
         assert len(entries(Family.IPV4)) == 5
+
+
+@FAMILIES
+def test_a_listing_holds_what_it_is_asked_for_and_little_else(
+    family: Family, make_namespace: Callable[[str], str]
+) -> None:
+    """A full table has hundreds of thousands of flows, of which few are masqueraded."""
+    first, second, third = ADDRESSES[family]
+    others = 3000
+    with netns(make_namespace("conntrack")):
+        make_flows(family)
+        with socket.socket(family.socket_family, socket.SOCK_DGRAM) as door:
+            for port in range(10_000, 10_000 + others):
+                door.sendto(b"x", (third, port))
+        assert len(entries(family)) == others + 6
+        tracemalloc.start()
+        try:
+            masqueraded, translated = list(masqueraded_connections()), list(translated_connections())
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert masqueraded == []
+    [flow] = translated
+    assert (flow.family, flow.protocol, flow.state) == (family, Protocol.UDP, "")
+    assert (flow.frontend, flow.backend, flow.client[0]) == ((first, 53), (second, 5353), first)
+    assert 0 < flow.seconds_left <= 180
+    assert peak / others < 1000, "bytes a flow that nobody asked for"

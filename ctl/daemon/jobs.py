@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from ctl.daemon.log import Log
-from ctl.daemon.pace import Retry
+from dataplane.backoff import Backoff
 from dataplane.errors import HotplaneError
 
 LONG_SECONDS = 120.0
@@ -50,7 +50,7 @@ class Jobs:
         """Have a job done again and again, with a pause before each time."""
         self._go(name, self._again_and_again(name, seconds, job))
 
-    def failure(self, name: str, error: Exception, retry: Retry) -> float:
+    def failure(self, name: str, error: Exception, retry: Backoff) -> float:
         """Tell that a job failed; seconds until it is to be tried again."""
         wait = retry.failed()
         self._failed(name)
@@ -72,7 +72,7 @@ class Jobs:
         task.add_done_callback(self._tasks.discard)
 
     async def _until_done(self, name: str, job: Callable[[], Awaitable[object]]) -> None:
-        retry, loop = Retry(), asyncio.get_running_loop()
+        retry, loop = Backoff(), asyncio.get_running_loop()
         while True:
             started = loop.time()
             error = await attempt(job)
@@ -83,7 +83,7 @@ class Jobs:
             await asyncio.sleep(self.failure(name, error, retry))
 
     async def _again_and_again(self, name: str, seconds: float, job: Callable[[], Awaitable[object]]) -> None:
-        retry, wait = Retry(), seconds
+        retry, wait = Backoff(), seconds
         while True:
             await asyncio.sleep(wait)
             error = await attempt(job)

@@ -32,33 +32,3 @@ class Pace:
         gained = (now - self._as_of) / self.interval if self.interval > 0 else self._burst
         self._tokens = min(float(self._burst), self._tokens + gained)
         self._as_of = now
-
-
-class Retry:
-    """When to try again after failures: 1 s doubling to 60 s; 0 while nothing has failed. Times: time.monotonic."""
-
-    FIRST, MOST = 1.0, 60.0
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._wait = 0.0
-        self.at = 0.0
-
-    @property
-    def failures_in_a_row(self) -> bool:
-        """Whether the last attempt failed."""
-        return self.at > 0
-
-    def failed(self) -> float:
-        """An attempt failed: seconds until the next."""
-        self._wait = min(self._wait * 2, self.MOST) if self._wait else self.FIRST
-        self.at = self._clock() + self._wait
-        return self._wait
-
-    def worked(self) -> None:
-        """An attempt worked."""
-        self._wait = self.at = 0.0
-
-    def due_in(self) -> float | None:
-        """Seconds until the next attempt, None when there is nothing to try again."""
-        return max(0.0, self.at - self._clock()) if self.at else None

@@ -12,9 +12,10 @@ from ctl.daemon.jobs import Jobs, attempt, reason
 from ctl.daemon.kernel import Done, Kernel
 from ctl.daemon.log import Log
 from ctl.daemon.metrics import Metrics, ip_family
-from ctl.daemon.pace import Pace, Retry
+from ctl.daemon.pace import Pace
 from ctl.daemon.tally import Tally
 from ctl.journal import Journal
+from dataplane.backoff import Backoff
 from dataplane.model.net import Family
 from dataplane.model.objects import Node
 from dataplane.plan.change import EntryChange, PlanChange
@@ -56,13 +57,13 @@ class Reconciler:
         vouched: bool = True,
     ) -> None:
         self.inbox, self.kernel, self.describe = inbox, kernel, describe
-        self.pace, self.retry, self.tally = pace, Retry(), Tally()
+        self.pace, self.retry, self.tally = pace, Backoff(), Tally()
         self.node: Node | None = None
         self.syncs = 0
         self.touched: set[str] = set()
         self.journal: Journal | None = None
         self._told, self._untold = 0.0, 0
-        self._waiting: deque[tuple[str, Callable[[], Awaitable[object]], Retry]] = deque()
+        self._waiting: deque[tuple[str, Callable[[], Awaitable[object]], Backoff]] = deque()
         self._asked = asyncio.Event()
         self._jobs, self._unwritten = jobs, unwritten
         self._untrue = ""  # why the kernel may not be what the plan says
@@ -118,7 +119,7 @@ class Reconciler:
         while self._waiting:
             await self._try(*self._waiting.popleft())
 
-    async def _try(self, name: str, job: Callable[[], Awaitable[object]], retry: Retry) -> None:
+    async def _try(self, name: str, job: Callable[[], Awaitable[object]], retry: Backoff) -> None:
         error = await attempt(job)
         if error is not None:
             wait = self._jobs.failure(name, error, retry)
@@ -126,9 +127,9 @@ class Reconciler:
 
     def request(self, name: str, job: Callable[[], Awaitable[object]]) -> None:
         """Have something done by the loop itself, between two changes; tried again until it works."""
-        self._request(name, job, Retry())
+        self._request(name, job, Backoff())
 
-    def _request(self, name: str, job: Callable[[], Awaitable[object]], retry: Retry) -> None:
+    def _request(self, name: str, job: Callable[[], Awaitable[object]], retry: Backoff) -> None:
         self._waiting.append((name, job, retry))
         self._asked.set()
         self.inbox.wake()
@@ -267,7 +268,7 @@ class Reconciler:
         await self._follow_up(change)
 
     async def _follow_up(self, change: PlanChange) -> None:
-        await self._try("after a change", lambda: self._after(change), Retry())
+        await self._try("after a change", lambda: self._after(change), Backoff())
 
     def _write_down(self, change: PlanChange) -> None:
         """Into the journal before the kernel: what it may lack after a kill is then known to be lacking."""

@@ -19,6 +19,7 @@ from ctl.daemon.inbox import Inbox
 from ctl.daemon.log import Log
 from ctl.daemon.names import Names
 from ctl.sources.api import Api, ApiError, ApiStatus, parse_status
+from dataplane.backoff import Backoff
 from dataplane.errors import HotplaneError
 from dataplane.malformed import MALFORMED
 from dataplane.model.decode import DecodedObject, decode_object
@@ -141,28 +142,9 @@ class WatchError(HotplaneError):
     """The stream of events cannot be followed any further; a fresh list is needed."""
 
 
-class Backoff:
-    """Waiting times between failures: 0.8 s doubling to 30 s, each with up to as much again at random; forgotten after
-    two minutes without failure (client-go's reflector)."""
-
-    def __init__(self, first: float = 0.8, most: float = 30.0, reset: float = 120.0) -> None:
-        self._first, self._most, self._reset = first, most, reset
-        self._next = first
-        self._failed = 0.0
-
-    def forget(self) -> None:
-        """The next failure is the first."""
-        self._next = self._first
-
-    def wait(self) -> float:
-        """Seconds to wait after a failure that happens now."""
-        now = time.monotonic()
-        if now - self._failed > self._reset:
-            self._next = self._first
-        self._failed = now
-        delay = self._next * (1 + random.random())
-        self._next = min(self._next * 2, self._most)
-        return delay
+def reflector_backoff() -> Backoff:
+    """As client-go's reflector waits: 0.8 s doubling to 30 s, up to as much again, forgotten after two minutes."""
+    return Backoff(0.8, 30.0, jitter=1.0, reset=120.0)
 
 
 class _NotStreaming(Exception):
@@ -188,7 +170,7 @@ class Reflector:
     ) -> None:
         self._api, self._resource, self._inbox, self._log = api, resource, inbox, log
         self._observe = observe
-        self._backoff, self._relist_backoff = backoff or Backoff(), Backoff()
+        self._backoff, self._relist_backoff = backoff or reflector_backoff(), reflector_backoff()
         self._stream_silence = stream_silence
         self._version = ""
         self._streaming = True
@@ -246,11 +228,11 @@ class Reflector:
             self._inbox.complete(self._resource.kind, set())
         self.failing_since = self.failing_since or time.monotonic()
         asked = error.retry_after if isinstance(error, ApiStatus) else 0.0
-        delay = max(backoff.wait(), asked)
+        delay = max(backoff.failed(), asked)
         self._log.warning("cannot watch", kind=self._resource.kind, reason=error, retry_s=round(delay, 1))
         await asyncio.sleep(asked)  # what the server asks for is kept, whatever other watches find out
         if await self._api.recovery(delay - asked):
-            self._backoff.forget()  # what fails now is a server that begins to serve, not one that is away
+            self._backoff.worked()  # what fails now is a server that begins to serve, not one that is away
 
     def _without(self, refusal: ApiStatus) -> bool:
         """Whether the proxy can do without this kind: what has once been listed is never given up for a refusal."""

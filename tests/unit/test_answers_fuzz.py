@@ -15,7 +15,8 @@ from ctl.daemon.health import eligible
 from ctl.daemon.inbox import Inbox
 from ctl.daemon.log import Log
 from ctl.sources.api import Api
-from ctl.sources.watch import Backoff, Reflector, Resource
+from ctl.sources.watch import Reflector, Resource
+from dataplane.backoff import Backoff
 from tests.unit.mangling import examples, mangled, twisted
 
 SERVICE = {

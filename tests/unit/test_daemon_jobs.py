@@ -12,8 +12,9 @@ from ctl.daemon.jobs import Jobs
 from ctl.daemon.kernel import Kernel
 from ctl.daemon.log import Log
 from ctl.daemon.metrics import Metrics
-from ctl.daemon.pace import Pace, Retry
+from ctl.daemon.pace import Pace
 from ctl.daemon.reconcile import Reconciler
+from dataplane.backoff import Backoff
 from dataplane.model.decode import DecodedObject
 from dataplane.model.net import Protocol
 from dataplane.model.objects import Node, ObjectRef, Service, ServicePortSpec
@@ -25,8 +26,7 @@ from dataplane.policy.node import NodeConfig
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Retry, "FIRST", 0.01)
-    monkeypatch.setattr(Retry, "MOST", 0.02)
+    monkeypatch.setattr(Backoff.__init__, "__defaults__", (0.01, 0.02))
 
 
 async def _until(condition: Callable[[], bool]) -> None:

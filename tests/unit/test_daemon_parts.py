@@ -10,9 +10,10 @@ import pytest
 from ctl.daemon.health import TO_BE_DELETED, Health, eligible
 from ctl.daemon.ledger import Ledger, groups
 from ctl.daemon.log import Log
-from ctl.daemon.pace import Pace, Retry
+from ctl.daemon.pace import Pace
 from ctl.daemon.reconcile import merged
 from ctl.daemon.tally import Tally
+from dataplane.backoff import Backoff
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, HealthCheck, Plan, PlanEntry
@@ -64,7 +65,7 @@ def test_pace_without_an_interval_never_waits() -> None:
 
 def test_retry_doubles_to_a_minute_and_forgets_after_success() -> None:
     clock = Clock()
-    retry = Retry(clock)
+    retry = Backoff(clock=clock)
     assert retry.due_in() is None
     assert [retry.failed() for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
     clock.now += 45

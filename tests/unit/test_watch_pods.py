@@ -16,7 +16,8 @@ from ctl.main import parse
 from ctl.sources.api import Api
 from ctl.sources.directory import DirectorySource
 from ctl.sources.kubeconfig import Cluster
-from ctl.sources.watch import Backoff, Reflector, Resource, pod_resources
+from ctl.sources.watch import Reflector, Resource, pod_resources
+from dataplane.backoff import Backoff
 from dataplane.model.objects import Namespace, ObjectRef, Pod
 from tests.apiserver.objects import namespace, pod
 from tests.apiserver.server import ApiServer

@@ -11,7 +11,8 @@ from ctl.daemon.log import Log
 from ctl.sources import watch
 from ctl.sources.api import Api
 from ctl.sources.kubeconfig import Cluster
-from ctl.sources.watch import Backoff, Reflector, resources
+from ctl.sources.watch import Reflector, reflector_backoff, resources
+from dataplane.backoff import Backoff
 from dataplane.model.net import Family
 from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Service
 from tests.apiserver.objects import endpoint_slice, node, service
@@ -283,7 +284,7 @@ def test_what_fails_after_the_server_is_back_is_tried_soon(server: ApiServer) ->
         for reflector in f.reflectors.values():
             reflector._backoff = Backoff(0.05, 1000.0)
             for _ in range(12):
-                reflector._backoff.wait()
+                reflector._backoff.failed()
         server.behave(down=True)
         server.cut()
         await f.until(lambda: all(reflector.failing_since for reflector in f.reflectors.values()))
@@ -533,13 +534,13 @@ def test_the_time_of_the_change_is_taken_from_a_watched_slice(server: ApiServer)
 
 def test_backoff_grows_with_jitter_and_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("ctl.sources.watch.time.monotonic", lambda: now[0])
-    backoff = Backoff()
-    waits = [backoff.wait() for _ in range(8)]
+    monkeypatch.setattr("dataplane.backoff.time.monotonic", lambda: now[0])
+    backoff = reflector_backoff()
+    waits = [backoff.failed() for _ in range(8)]
     for wait, base in zip(waits, [0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30], strict=True):
         assert base <= wait <= 2 * base
     now[0] += 121
-    assert backoff.wait() <= 1.6
+    assert backoff.failed() <= 1.6
 
 
 def test_latest_word_wins_in_the_inbox(server: ApiServer) -> None:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from dataplane.backoff import longer
 from dataplane.closing import Closing
 from dataplane.errors import HotplaneError
 from dataplane.kernel.inotify import Inotify
@@ -20,7 +21,7 @@ _LOOK_SECONDS = 30.0
 """A namespace that goes tells nobody."""
 
 _FIRST_SECONDS, _TOLD_SECONDS = 0.2, 5.0
-"""How soon what is missing is looked for again, each time after twice as long; after how long it is told."""
+"""How soon what is missing is looked for again, at first; after how long it is told."""
 
 
 class ConnectOff:
@@ -147,7 +148,7 @@ class _Watch(Closing):
             waited += wait
             if waited >= _TOLD_SECONDS:
                 self._owner.tell_missing()
-            wait = min(max(_FIRST_SECONDS, 2 * wait), _LOOK_SECONDS)
+            wait = longer(wait, _FIRST_SECONDS, _LOOK_SECONDS)
 
     def _look(self) -> Found | None:
         """Watch where something may come up, then look, so that nothing comes in between unseen."""

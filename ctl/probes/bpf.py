@@ -1,67 +1,31 @@
 """What this kernel offers to eBPF programs: the system call, the JIT, program types, mounts, and bcc."""
 
-import ctypes
 import errno
 import os
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 from ctl.probes.finding import Finding, Status
-
-_SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
-_BPF_PROG_LOAD = 5
+from dataplane.kernel.bpf import AttachType, BpfError, ProgramType, program_load
 
 # mov64 r0, N; exit: the smallest programs, each returning what its hook reads as "let it pass".
 _RETURN = {0: b"\xb7\0\0\0\0\0\0\0\x95\0\0\0\0\0\0\0", 1: b"\xb7\0\0\0\x01\0\0\0\x95\0\0\0\0\0\0\0"}
 
-# hook -> (BPF_PROG_TYPE_*, BPF_* expected_attach_type, value to return)
+# hook -> (type, expected attach type, value to return)
 PROGRAM_TYPES = {
-    "XDP programs": (6, 0, 1),
-    "tc programs": (3, 0, 0),
-    "connect-time programs (IPv4)": (18, 10, 1),
-    "connect-time programs (IPv6)": (18, 11, 1),
+    "XDP programs": (ProgramType.XDP, AttachType.NONE, 1),
+    "tc programs": (ProgramType.SCHED_CLS, AttachType.NONE, 0),
+    "connect-time programs (IPv4)": (ProgramType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET4_CONNECT, 1),
+    "connect-time programs (IPv6)": (ProgramType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET6_CONNECT, 1),
 }
 
 
-class _ProgramLoad(ctypes.Structure):
-    """The BPF_PROG_LOAD member of union bpf_attr (linux/bpf.h), up to expected_attach_type."""
-
-    _fields_ = [
-        ("prog_type", ctypes.c_uint32),
-        ("insn_cnt", ctypes.c_uint32),
-        ("insns", ctypes.c_uint64),
-        ("license", ctypes.c_uint64),
-        ("log_level", ctypes.c_uint32),
-        ("log_size", ctypes.c_uint32),
-        ("log_buf", ctypes.c_uint64),
-        ("kern_version", ctypes.c_uint32),
-        ("prog_flags", ctypes.c_uint32),
-        ("prog_name", ctypes.c_char * 16),
-        ("prog_ifindex", ctypes.c_uint32),
-        ("expected_attach_type", ctypes.c_uint32),
-    ]
-
-
-def _load_error(prog_type: int, attach_type: int, value: int) -> int:
+def _load_error(prog_type: ProgramType, attach_type: AttachType, value: int) -> int:
     """Load a two-instruction program and close it again; 0, or the errno."""
-    number = _SYSCALL_NUMBERS.get(platform.machine())
-    if number is None:
-        return errno.ENOSYS
-    code = ctypes.create_string_buffer(_RETURN[value], 16)
-    license_text = ctypes.create_string_buffer(b"GPL")
-    attributes = _ProgramLoad(
-        prog_type=prog_type,
-        insn_cnt=2,
-        insns=ctypes.addressof(code),
-        license=ctypes.addressof(license_text),
-        expected_attach_type=attach_type,
-    )
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(number, _BPF_PROG_LOAD, ctypes.byref(attributes), ctypes.sizeof(attributes))
-    if fd < 0:
-        return ctypes.get_errno()
-    os.close(fd)
+    try:
+        os.close(program_load(_RETURN[value], prog_type, attach_type))
+    except BpfError as error:
+        return error.errno or errno.EINVAL
     return 0
 
 

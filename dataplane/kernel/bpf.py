@@ -19,7 +19,7 @@ _ffi.cdef("long syscall(long number, ...);")
 _libc: Any = _ffi.dlopen(None)
 
 _SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
-_SYS_BPF = _SYSCALL_NUMBERS[os.uname().machine]
+_SYS_BPF = _SYSCALL_NUMBERS.get(os.uname().machine, -1)  # -1: ENOSYS
 _ATTR_SIZE = 152
 _ATTR_SIZE_OF_ELEMENT = 32
 _ENOTSUPP = 524
@@ -144,15 +144,19 @@ class ProgramRun(NamedTuple):
     duration_ns: int
 
 
-def _bpf(command: Command, attr: bytes | bytearray, what: str) -> tuple[int, Any]:
-    """Call bpf(2). Returns its result and the attribute buffer, in which some commands leave answers."""
+def _call(command: Command, attr: bytes | bytearray) -> tuple[int, int, Any]:
+    """Call bpf(2). Returns its errno (0: success), its result, and the attribute buffer, where some commands answer."""
     buffer = _ffi.new("char[]", _ATTR_SIZE)
     _ffi.memmove(buffer, attr, len(attr))
-    result = int(
-        _libc.syscall(_SYS_BPF, _ffi.cast("long", command), buffer, _ffi.cast("unsigned long", max(len(attr), 8)))
-    )
-    if result < 0:
-        number = _ffi.errno
+    size = _ffi.cast("unsigned long", max(len(attr), 8))
+    result = int(_libc.syscall(_SYS_BPF, _ffi.cast("long", command), buffer, size))
+    return _ffi.errno if result < 0 else 0, result, buffer
+
+
+def _bpf(command: Command, attr: bytes | bytearray, what: str) -> tuple[int, Any]:
+    """The result of bpf(2) and the attribute buffer. Raises BpfError."""
+    number, result, buffer = _call(command, attr)
+    if number:
         raise BpfError(number, f"{command.name.lower()} {what}: {os.strerror(number)}")
     return result, buffer
 
@@ -307,17 +311,7 @@ def map_batches(fd: int, key_size: int, value_size: int, max_entries: int, chunk
     while True:
         keys, values = _ffi.new("char[]", chunk * key_size), _ffi.new("char[]", chunk * value_size)
         attr = _batch(fd, position, following, keys, values, chunk)
-        buffer = _ffi.new("char[]", _ATTR_SIZE)
-        _ffi.memmove(buffer, attr, len(attr))
-        failed = int(
-            _libc.syscall(
-                _SYS_BPF,
-                _ffi.cast("long", Command.MAP_LOOKUP_BATCH),
-                buffer,
-                _ffi.cast("unsigned long", len(attr)),
-            )
-        )
-        number = _ffi.errno if failed else 0
+        number, _, buffer = _call(Command.MAP_LOOKUP_BATCH, attr)
         if number == errno.ENOSPC and chunk < max_entries:  # one bucket holds more than fits
             chunk *= 2
             continue

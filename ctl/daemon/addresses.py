@@ -1,9 +1,9 @@
 """Word of this namespace's addresses: the kernel tells when one comes or goes (rtnetlink(7)), so nobody has to look."""
 
 import asyncio
-import errno
-import socket
 from collections.abc import Callable
+
+from dataplane.kernel.netlink import Notifications
 
 _CHANGES = 0x10 | 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR; linux/rtnetlink.h
 SETTLE_SECONDS = 0.1
@@ -18,28 +18,18 @@ class AddressWatch:
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._soon: asyncio.TimerHandle | None = None
-        self._door = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._door.bind((0, _CHANGES))
-        self._door.setblocking(False)
-        self._loop.add_reader(self._door, self._heard)
+        self._changes = Notifications(_CHANGES)
+        self._loop.add_reader(self._changes, self._heard)
 
     def close(self) -> None:
         """Listen no more."""
-        self._loop.remove_reader(self._door)
-        self._door.close()
+        self._loop.remove_reader(self._changes)
+        self._changes.close()
         if self._soon is not None:
             self._soon.cancel()
 
     def _heard(self) -> None:
-        """What the messages say does not matter, nor does it that some were lost (ENOBUFS)."""
-        while True:
-            try:
-                self._door.recv(65536)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
+        self._changes.drain()
         if self._soon is None:
             self._soon = self._loop.call_later(SETTLE_SECONDS, self._tell)
 

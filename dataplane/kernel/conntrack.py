@@ -9,7 +9,8 @@ from typing import NamedTuple
 from typing import Protocol as Interface
 
 from dataplane.errors import HotplaneError
-from dataplane.kernel.nfnetlink import Message, Nfnetlink, Refused, attribute, attributes
+from dataplane.kernel.netlink import Refused, attribute, attributes
+from dataplane.kernel.nfnetlink import Message, Nfnetlink
 from dataplane.model.net import Family, Protocol, canonical_address, host_port
 
 # linux/netfilter/nfnetlink_conntrack.h: NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*, then CTA_*.

@@ -13,7 +13,7 @@ from dataplane.kernel.conntrack import (
     one_end,
     protocol_number,
 )
-from dataplane.kernel.nfnetlink import Refused, attributes
+from dataplane.kernel.netlink import Refused, attributes
 from dataplane.model.net import Family, Protocol
 
 _IPS_SRC_NAT = 1 << 4

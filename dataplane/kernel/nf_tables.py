@@ -5,7 +5,7 @@ Attribute headers are in host byte order, numbers inside attributes in network b
 
 import enum
 
-from dataplane.kernel.nfnetlink import attribute
+from dataplane.kernel.netlink import attribute
 
 SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 NESTED = 0x8000  # NLA_F_NESTED

@@ -7,8 +7,9 @@ the network namespace that the thread was in when the object was made.
 
 from dataplane.errors import PlaneError
 from dataplane.kernel import nf_tables
+from dataplane.kernel.netlink import Refused, attributes, text_of
 from dataplane.kernel.nf_tables import Operation
-from dataplane.kernel.nfnetlink import Nfnetlink, Refused, attributes, text_of
+from dataplane.kernel.nfnetlink import Nfnetlink
 from dataplane.kernel.nft_command import Command
 from dataplane.kernel.nft_forms import Compiler, Library
 from dataplane.kernel.nft_messages import messages

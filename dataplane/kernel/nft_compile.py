@@ -11,8 +11,9 @@ import sys
 import msgspec
 
 from dataplane.kernel import netns, nf_tables
+from dataplane.kernel.netlink import attribute, attributes, text_of
 from dataplane.kernel.nf_tables import Element, Operation, Rule, Set
-from dataplane.kernel.nfnetlink import Nfnetlink, attribute, attributes, text_of
+from dataplane.kernel.nfnetlink import Nfnetlink
 
 _LINES_A_TRANSACTION = 100
 """Without CAP_NET_ADMIN over the machine a socket's buffer is small, and a transaction must fit into it."""

@@ -9,8 +9,8 @@ import sys
 
 from dataplane.errors import PlaneError
 from dataplane.kernel import nf_tables
+from dataplane.kernel.netlink import attribute
 from dataplane.kernel.nf_tables import Element, nested, number
-from dataplane.kernel.nfnetlink import attribute
 from dataplane.model.net import packed
 
 # What libnftnl notes of an interval without an end, for listings: type, length, SET_ELEM_F_INTERVAL_OPEN.

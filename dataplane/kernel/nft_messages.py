@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from dataplane.errors import PlaneError
 from dataplane.kernel import nf_tables
+from dataplane.kernel.netlink import attribute
 from dataplane.kernel.nf_tables import NAME, TABLE, Chain, Operation, Rule, Set, nested, number, text
-from dataplane.kernel.nfnetlink import CREATE, Message, attribute
+from dataplane.kernel.nfnetlink import CREATE, Message
 from dataplane.kernel.nft_command import Command
 from dataplane.kernel.nft_elements import encoded
 from dataplane.kernel.nft_forms import Compiler, Library

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dataplane.errors import PlaneError
 from dataplane.kernel import nf_tables
-from dataplane.kernel.nfnetlink import attribute, attributes, text_of
+from dataplane.kernel.netlink import attribute, attributes, text_of
 from dataplane.model.net import packed
 
 NUMBER = re.compile(r"\d+$")

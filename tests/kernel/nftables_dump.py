@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 from dataplane.kernel import nf_tables
+from dataplane.kernel.netlink import attributes, text_of
 from dataplane.kernel.netns import in_netns
 from dataplane.kernel.nf_tables import NAME, TABLE, Chain, Operation, Rule
-from dataplane.kernel.nfnetlink import Nfnetlink, attributes, text_of
+from dataplane.kernel.nfnetlink import Nfnetlink
 
 _OBJECTS = 19  # NFT_MSG_GETOBJ
 _RULE_HANDLES = (3, 6)  # NFTA_RULE_HANDLE, NFTA_RULE_POSITION

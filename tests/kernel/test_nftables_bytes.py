@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dataplane.kernel.netlink import ACK, NETFILTER, Netlink, Refused, attribute, attributes, message
 from dataplane.kernel.netns import in_netns
-from dataplane.kernel.nfnetlink import Nfnetlink, Refused
 from dataplane.model.net import Family, packed
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import Plan
@@ -193,21 +193,47 @@ def test_a_table_that_is_not_there(namespace: str) -> None:
         store.change((), [(service("10.0.0.1", 0), address_port("192.0.2.1", 1))])
 
 
-class Interrupted(Nfnetlink):
+class Interrupted(Netlink):
     """Says of its first dumps that a change came between."""
 
     times = 2
 
-    def _dump(self, request, beginning):  # type: ignore[no-untyped-def]
-        found = super()._dump(request, beginning)
+    def _dump(self, *request):  # type: ignore[no-untyped-def]
+        found = super()._dump(*request)
         self.times -= 1
         return None if self.times >= 0 else found
 
 
+_TABLES = 10 << 8 | 1, bytes((socket.AF_INET, 0, 0, 0))
+
+
 def test_an_interrupted_dump_starts_again(namespace: str) -> None:
     nft(namespace, "add table ip t")
-    door = in_netns(namespace, Interrupted)
-    assert len(door.dump(10 << 8 | 1, socket.AF_INET, b"")) == 1
-    door.times = 1000
+    netlink = in_netns(namespace, Interrupted, NETFILTER)
+    assert len(netlink.dump(*_TABLES)) == 1
+    netlink.times = 1000
     with pytest.raises(Refused, match="keeps changing"):
-        door.dump(10 << 8 | 1, socket.AF_INET, b"")
+        netlink.dump(*_TABLES)
+
+
+def test_a_refusal_is_not_lost_where_answers_are(namespace: str) -> None:
+    netlink = in_netns(namespace, Netlink, NETFILTER)
+    unknown = bytes((socket.AF_INET, 0, 0, 0))
+    first = netlink.numbers(1000)
+    requests = b"".join(message(first + each, 10 << 8 | 0xFF, ACK, unknown) for each in range(1000))
+    answers = netlink.exchange(requests)
+    assert 0 < len(answers) < 1000, "the kernel had no room for all of them"
+    assert answers[0][0] == first
+    assert all(isinstance(answer, Refused) for _, answer in answers)
+    assert len(netlink.dump(*_TABLES)) == 0, "what was left of them is no answer to anything else"
+
+
+def test_acknowledgements_that_were_lost_are_an_error(namespace: str) -> None:
+    nft(namespace, "add table ip t")
+    netlink = in_netns(namespace, Netlink, NETFILTER)
+    kind, body = _TABLES
+    ask = body + attribute(1, b"t\0")
+    assert bytes(dict(attributes(netlink.request(kind, ask)[4:]))[1]) == b"t\0"
+    first = netlink.numbers(1000)
+    with pytest.raises(Refused, match="answers were lost"):
+        netlink.exchange(b"".join(message(first + each, kind, 0, ask) for each in range(1000)))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dataplane.kernel import tools
+from dataplane.kernel.netlink import attributes
 from dataplane.kernel.nf_tables import LIST_ELEMENT, nested, number, text
-from dataplane.kernel.nfnetlink import attributes
 from dataplane.kernel.nft_command import Command
 from dataplane.kernel.nft_compile import Request, explain
 from dataplane.kernel.nft_elements import encoded

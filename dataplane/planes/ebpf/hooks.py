@@ -1,9 +1,7 @@
 """The packet hooks, tc and XDP, as one attachment of the eBPF plane: programs on all devices that need them."""
 
-import errno
 import os
 import re
-import socket
 import threading
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,6 +10,7 @@ from dataplane.closing import Closing
 from dataplane.kernel import clsact
 from dataplane.kernel.bpf import AttachType, BpfError, ProgramType
 from dataplane.kernel.clsact import ClsactError
+from dataplane.kernel.netlink import Notifications
 from dataplane.kernel.wait import readable
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.attach_tc import DIRECTIONS, attach_tc, detach_tc
@@ -266,9 +265,7 @@ class DeviceWatch(Closing):
     def __init__(self, hook: PacketHook) -> None:
         self._hook = hook
         self.problems: list[str] = []
-        self._door = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        self._door.bind((0, _CHANGES))
-        self._door.setblocking(False)
+        self._changes = Notifications(_CHANGES)
         self._end, self._wake = os.pipe()
         self._thread = threading.Thread(target=self._work, daemon=True, name="devices")
         self._thread.start()
@@ -278,24 +275,15 @@ class DeviceWatch(Closing):
         if self._thread.is_alive():
             os.write(self._wake, b"x")
             self._thread.join()
-            self._door.close()
+            self._changes.close()
             os.close(self._wake)
             os.close(self._end)
 
-    def _drain(self) -> None:
-        """Take what the kernel has sent; what it says does not matter, nor does it that some was lost (ENOBUFS)."""
-        while readable([self._door.fileno()], 0):
-            try:
-                self._door.recv(65536)
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-
     def _work(self) -> None:
-        while self._end not in readable([self._door.fileno(), self._end], _LOOK_SECONDS):
+        while self._end not in readable([self._changes.fileno(), self._end], _LOOK_SECONDS):
             if readable([self._end], _SETTLE_SECONDS):  # changes come in bunches
                 return
-            self._drain()
+            self._changes.drain()
             try:
                 self._hook.refresh()
             except (PlaneError, OSError) as error:

@@ -17,6 +17,7 @@ from socket import ntohs
 
 from pyroute2.netns import setns
 
+from dataplane.errors import HotplaneError
 from dataplane.kernel import bpf, cgroup
 from dataplane.kernel.sockdiag import connected_udp_sockets, destroy
 from dataplane.planes.ebpf.encode import address_bytes
@@ -102,7 +103,7 @@ class SocketCleaner:
                 self.disconnected += disconnect_here(peers_map, gone)
                 for group in self._groups:
                     self._in_group(group, home, peers_map, gone)
-            except OSError as error:
+            except (HotplaneError, OSError) as error:
                 self._say(str(error))
             finally:
                 os.close(peers_map)

@@ -11,8 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from dataplane.kernel import nf_tables
+from dataplane.kernel.netlink import Refused, attributes, text_of
 from dataplane.kernel.nf_tables import NAME, TABLE, Chain, Operation, Rule, Set
-from dataplane.kernel.nfnetlink import BODY, CREATE, Message, Nfnetlink, Refused, attributes, text_of
+from dataplane.kernel.nfnetlink import BODY, CREATE, Message, Nfnetlink
 from dataplane.kernel.nft import COMPILER, shown
 from dataplane.kernel.nft_messages import Sent, messages
 from dataplane.planes.base import PlaneError

@@ -6,7 +6,7 @@ Attribute headers are in host byte order, numbers inside in network byte order.
 import struct
 from collections.abc import Iterable, Iterator
 
-from dataplane.kernel.nfnetlink import attribute, attributes
+from dataplane.kernel.netlink import attribute, attributes
 from dataplane.planes.nftables.fields import Layout
 
 NESTED = 0x8000

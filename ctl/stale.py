@@ -16,11 +16,13 @@ def sweep(state_dir: Path, *, of: Collection[int] | None = None, age: float = 0.
     """Remove everything; one record for each thing that went.
 
     of: cookies of the network namespaces that it is about, None: all. age: seconds for which nobody has written to
-    what goes. Raises HotplaneError where it cannot be known who lives, or something cannot be removed.
+    what goes. Raises HotplaneError where it cannot be known who lives, whether or not anything is found there, or
+    something cannot be removed.
     """
-    from dataplane.kernel.netns_alive import living_cookies
+    from dataplane.kernel.netns_alive import check_sight, living_cookies
     from dataplane.planes.ebpf.stale import remove_stale
 
+    check_sight()
     folders = [folder for folder in dict.fromkeys((state_dir, lock.DIRECTORY)) if folder.is_dir()]
     files = [state.of_namespaces(folder, of, age) for folder in folders]  # first: later ones belong to somebody
     records: list[Record] = [{"kind": "pins", "name": name} for name in remove_stale(of=of, age=age)]

@@ -16,9 +16,31 @@ _PROC = Path("/proc")
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, linux/proc_ns.h
 _NS_GET_NSTYPE, _CLONE_NEWNET = 0xB703, 0x40000000  # linux/nsfs.h, linux/sched.h
 _LOOKS = 5
-_DAC, _SYS_PTRACE, _SYS_ADMIN = 1 << 1 | 1 << 2, 1 << 19, 1 << 21  # linux/capability.h; the first: override, or read
+_NEEDED = {  # bits of linux/capability.h, any of which will do
+    "CAP_SYS_ADMIN": 1 << 21,
+    "CAP_SYS_PTRACE": 1 << 19,
+    "CAP_DAC_READ_SEARCH": 1 << 1 | 1 << 2,  # CAP_DAC_OVERRIDE allows more
+}
 _GONE = (FileNotFoundError, ProcessLookupError, NotADirectoryError)
 _OUT_OF_REACH = (*_GONE, PermissionError)
+
+
+def check_sight() -> None:
+    """Raises HotplaneError where this process may not look at every other one of this machine, naming what it lacks:
+    what it cannot see may well live."""
+    if os.stat("/proc/self/ns/pid").st_ino != _FIRST_PID_NAMESPACE:
+        raise HotplaneError(
+            "not all processes of this machine can be seen from here, so nobody knows which network namespaces are in "
+            "use; run this in the machine's first pid namespace (hostPID)"
+        )
+    status = Path("/proc/thread-self/status").read_text(encoding="ascii")
+    held = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
+    lacking = [name for name, bits in _NEEDED.items() if not held & bits]
+    if lacking:
+        raise HotplaneError(
+            f"not every process may be looked at without {', '.join(lacking)}, so nobody knows which network "
+            "namespaces are in use; run this as root"
+        )
 
 
 def living_cookies() -> frozenset[int]:
@@ -26,29 +48,12 @@ def living_cookies() -> frozenset[int]:
 
     Raises HotplaneError where not all of the machine's processes can be seen, or a namespace cannot be entered.
     """
-    if os.stat("/proc/self/ns/pid").st_ino != _FIRST_PID_NAMESPACE:
-        raise HotplaneError(
-            "not all processes of this machine can be seen from here, so nobody knows which network namespaces are in "
-            "use; run this in the machine's first pid namespace (hostPID)"
-        )
-    _check_sight()
+    check_sight()
     for _ in range(_LOOKS):
         cookies: set[int] = set()
         if all(_look_into(inode, paths, cookies) for inode, paths in _holders().items()):
             return frozenset(cookies)
     raise HotplaneError("network namespaces come and go faster than they can be looked at; try again")
-
-
-def _check_sight() -> None:
-    """Raises HotplaneError where this process may not look at every other one: what it cannot see may well live."""
-    for line in Path("/proc/thread-self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("CapEff:"):
-            held = int(line.split()[1], 16)
-            if any(held & needed != needed for needed in (_SYS_ADMIN, _SYS_PTRACE)) or not held & _DAC:
-                raise HotplaneError(
-                    "not every process may be looked at with these capabilities, so nobody knows which network "
-                    "namespaces are in use; run this as root"
-                )
 
 
 def _look_into(inode: int, paths: list[str], cookies: set[int]) -> bool:

@@ -4,7 +4,7 @@ One sentence each, a status other than 0 where it was not done, and never a trac
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +18,12 @@ MANIFEST = "kind: Service\nmetadata: {name: a}\nspec: {clusterIP: 10.96.0.10, po
 FLOW = ("--flow", "1.1.1.1 -> 10.96.0.10:80/tcp", "--node-ip", "192.0.2.1")
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all")
 LAB = "hp-none"
+EMPTY = "mount -t tmpfs -o mode=0755 hotplane-test /run"
+FOUND = (
+    f"{EMPTY} && mkdir -p /run/hotplane/bpf && touch /run/hotplane/netns-c1.lock "
+    "&& mount -t bpf -o mode=0700 hotplane-test /run/hotplane/bpf && mkdir /run/hotplane/bpf/netns-1"
+)
+"""Makes /run for a command: nothing in it, or what a network namespace left that is gone."""
 
 
 def commands(manifest: str, nowhere: str) -> dict[str, tuple[str, ...]]:
@@ -66,6 +72,13 @@ class Refused:
         (folder / "nowhere").mkdir(mode=0o500)
         self.lines = commands(str(folder / "a.yaml"), str(folder / "nowhere"))
 
+    def as_nobody(self, names: Iterable[str], runtime: str) -> dict[str, tuple[int, str]]:
+        """Status and standard error of these, without any right. runtime: makes /run, which is the command's own."""
+        own = ("unshare", "--mount", "--propagation=private", "bash", "-c", f'{runtime} && exec "$@"', "bash")
+        names = tuple(names)
+        with ThreadPoolExecutor(4) as pool:
+            return dict(zip(names, pool.map(lambda name: self.run(name, "", *own, *NOBODY), names), strict=True))
+
     def run(self, name: str, ending: str, *wrapper: str) -> tuple[int, str]:
         """Status and standard error."""
         common = [*wrapper, sys.executable, "-P", "-m", "ctl.main", "--state-dir", str(self.folder / "state")]
@@ -95,9 +108,7 @@ def _said(found: dict[str, tuple[int, str]]) -> None:
 
 def test_as_nobody(refused: Refused) -> None:
     assert {name.split()[0] for name in refused.lines} >= set(COMMANDS)
-    with ThreadPoolExecutor(4) as pool:
-        answers = pool.map(lambda name: refused.run(name, "", *NOBODY), refused.lines)
-        found = dict(zip(refused.lines, answers, strict=True))
+    found = refused.as_nobody(refused.lines, EMPTY)
     _said(found)
     assert {name for name, (status, _) in found.items() if status == 0} == {
         "explain",
@@ -105,6 +116,16 @@ def test_as_nobody(refused: Refused) -> None:
         "help",
         "run --init-only",
     }, found
+
+
+def test_as_nobody_where_something_is_stale(refused: Refused) -> None:
+    """What is on the machine changes no answer to somebody who may not look."""
+    names = ("cleanup --stale", "cleanup", "show in ebpf mode", "top", "monitor")
+    found = refused.as_nobody(names, FOUND)
+    _said(found)
+    assert all(status == 1 for status, _ in found.values()), found
+    assert found["cleanup --stale"] == refused.as_nobody(names[:1], EMPTY)["cleanup --stale"]
+    assert "CAP_SYS_PTRACE" in found["cleanup --stale"][1], found
 
 
 @pytest.mark.parametrize(

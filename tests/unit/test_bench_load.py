@@ -14,6 +14,7 @@ import pytest
 from dataplane.bench import native
 from dataplane.bench.hdr import percentile
 from dataplane.bench.native import Tool, load_tool, python_tool
+from tests.unit.ports import closed_port, free_ports
 
 COUNT = 3
 
@@ -27,15 +28,16 @@ def tool(request: pytest.FixtureRequest) -> Tool:
 
 @pytest.fixture(scope="module")
 def port(tool: Tool) -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as door:  # some free port; those after it usually are free too
-        number: int = door.getsockname()[1] % 20000 + 10000
-    server = subprocess.Popen([*tool.argv, "serve", str(number), str(COUNT)], stdout=subprocess.PIPE)
-    assert server.stdout is not None
-    assert server.stdout.readline() == b"ready\n"
-    yield number
-    server.kill()
-    server.wait()
-    server.stdout.close()
+    with (
+        free_ports(COUNT) as number,
+        subprocess.Popen([*tool.argv, "serve", str(number), str(COUNT)], stdout=subprocess.PIPE) as server,
+    ):
+        assert server.stdout is not None
+        try:
+            assert server.stdout.readline() == b"ready\n"
+            yield number
+        finally:
+            server.kill()
 
 
 def ask(tool: Tool, *lines: str) -> list[dict[str, float]]:
@@ -97,12 +99,11 @@ def _answer_with_a_stall(door: socket.socket) -> None:
             connection.sendall(data)
 
 
-def test_what_nobody_serves_fails_and_is_not_counted(tool: Tool, port: int) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        closed = door.getsockname()[1]
-    for found in ask(
-        tool, *(f"{operation} 127.0.0.1 {closed} 0.02 -" for operation in ("connect", "crr", "rr", "urr", "dns", "udp"))
-    ):
+def test_what_nobody_serves_fails_and_is_not_counted(tool: Tool) -> None:
+    operations = ("connect", "crr", "rr", "urr", "dns", "udp")
+    with closed_port() as closed:
+        answers = ask(tool, *(f"{operation} 127.0.0.1 {closed} 0.02 -" for operation in operations))
+    for found in answers:
         assert found["operations"] == 0
         assert found["failures"] > 0
 

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import resource
-import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import cast
@@ -34,7 +33,7 @@ class _Served:
         self.closed: Counter[str] = Counter()
         self.guard = Guard(lambda why: self.closed.update([why]))
         self.site = Site(self._answer, self.guard)
-        self.listener: Listener = self.site.open("127.0.0.1", _free_port())
+        self.listener: Listener = self.site.open("127.0.0.1", 0)
         self.port = self.listener._door.getsockname()[1]
         self._stack = stack
 
@@ -79,13 +78,6 @@ def test_a_client_whose_only_connection_makes_room_for_its_next_is_still_known(m
     connection.since -= 2 * guards.REQUEST_SECONDS
     asyncio.run(guard.sweep())
     assert (again.open, guard.count) == (False, 2)
-
-
-def _free_port() -> int:
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        port: int = door.getsockname()[1]
-        return port
 
 
 def _serve(scenario: Callable[[_Served], Awaitable[None]]) -> None:

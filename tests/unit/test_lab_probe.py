@@ -13,23 +13,15 @@ from hypothesis import strategies as st
 
 from dataplane.lab.probe import Attempt, Outcome, Probe, ProbeResult, run, split_port
 from dataplane.model.net import Protocol, host_port
+from tests.unit.ports import closed_port, free_ports
 
 LOOPBACK = ("127.0.0.1", "::1")
 
 
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as door:
-        door.bind(("::", 0))
-        port: int = door.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
 def echo() -> Iterator[int]:
-    port = _free_port()
-    with subprocess.Popen(
-        [sys.executable, "-m", "dataplane.lab.echo", "--name", "here", "--port", str(port)], stdout=subprocess.PIPE
-    ) as process:
+    words = [sys.executable, "-m", "dataplane.lab.echo", "--name", "here", "--port"]
+    with free_ports() as port, subprocess.Popen([*words, str(port)], stdout=subprocess.PIPE) as process:
         output: IO[bytes] | None = process.stdout
         assert output is not None
         assert output.readline() == b"ready\n"
@@ -41,7 +33,7 @@ def echo() -> Iterator[int]:
 @pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
 @pytest.mark.parametrize("connected", [True, False])
 def test_an_answer_tells_server_client_and_peer(echo: int, address: str, protocol: Protocol, connected: bool) -> None:
-    [result] = run([Probe(address, echo, protocol, count=20, timeout=5, packets=3, connected=connected)])
+    [result] = run([Probe(address, echo, protocol, count=20, timeout=20, packets=3, connected=connected)])
     assert result.outcomes == {Outcome.ANSWERED: 20}
     assert result.servers == {"here": 20}
     assert result.clients == {address: 20}
@@ -55,10 +47,10 @@ def test_an_answer_tells_server_client_and_peer(echo: int, address: str, protoco
 @pytest.mark.parametrize("address", LOOPBACK)
 @pytest.mark.parametrize("connected", [True, False])
 def test_a_closed_port_refuses(address: str, connected: bool) -> None:
-    port = _free_port()
-    tcp, udp = run(
-        [Probe(address, port, p, count=5, timeout=5, connected=connected) for p in (Protocol.TCP, Protocol.UDP)]
-    )
+    with closed_port() as port:
+        tcp, udp = run(
+            [Probe(address, port, p, count=5, timeout=20, connected=connected) for p in (Protocol.TCP, Protocol.UDP)]
+        )
     assert tcp.outcomes == {Outcome.REFUSED: 5}
     assert tcp.details == {"rst": 5}
     assert udp.outcomes == {Outcome.REFUSED: 5}
@@ -81,15 +73,15 @@ def test_a_server_that_closes_without_an_answer_is_an_error_and_not_an_answer() 
     with socket.create_server(("127.0.0.1", 0)) as door:
         closer = threading.Thread(target=lambda: door.accept()[0].close())
         closer.start()
-        [result] = run([Probe("127.0.0.1", door.getsockname()[1], timeout=5)])
+        [result] = run([Probe("127.0.0.1", door.getsockname()[1], timeout=20)])
         closer.join()
     assert result.outcomes == {Outcome.ERROR: 1}
     assert result.details == {"ECONNRESET": 1}
 
 
 def test_source_address_and_port_are_bound(echo: int) -> None:
-    port = _free_port()
-    [result] = run([Probe("127.0.0.1", echo, timeout=5, source="127.0.0.7", source_port=port)])
+    with free_ports() as port:
+        [result] = run([Probe("127.0.0.1", echo, timeout=20, source="127.0.0.7", source_port=port)])
     assert result.attempts[0].client == f"127.0.0.7:{port}"
 
 
@@ -101,8 +93,8 @@ def test_a_source_address_that_is_not_here_is_an_error(echo: int) -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 7])
 def test_results_keep_the_order_of_the_probes(echo: int, concurrency: int) -> None:
-    closed = _free_port()
-    results = run([Probe("127.0.0.1", p, count=3, timeout=5) for p in (echo, closed, echo)], concurrency)
+    with closed_port() as closed:
+        results = run([Probe("127.0.0.1", p, count=3, timeout=20) for p in (echo, closed, echo)], concurrency)
     kinds = [list(result.outcomes) for result in results]
     assert kinds == [[Outcome.ANSWERED], [Outcome.REFUSED], [Outcome.ANSWERED]]
     assert [len(result.attempts) for result in results] == [3, 3, 3]
@@ -121,7 +113,7 @@ def test_probes_that_cannot_be_tried_are_refused(probe: Probe, reason: str) -> N
 
 
 def test_a_thousand_connections_at_once_are_all_answered(echo: int) -> None:
-    [result] = run([Probe("127.0.0.1", echo, count=1000, timeout=10)], concurrency=500)
+    [result] = run([Probe("127.0.0.1", echo, count=1000, timeout=30)], concurrency=500)
     assert result.servers == {"here": 1000}
 
 

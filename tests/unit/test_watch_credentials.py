@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import os
-import socket
 import ssl
 import stat
 from pathlib import Path
@@ -19,6 +18,7 @@ from ctl.sources.kubeconfig import Cluster, find_cluster, in_cluster, load_kubec
 from ctl.sources.manifests import SourceError
 from tests.apiserver.server import ApiServer
 from tests.apiserver.tls import CERTIFICATE, KEY
+from tests.unit.ports import closed_port
 
 
 def kubeconfig(folder: Path, cluster: dict[str, Any], user: dict[str, Any] | None = None, **more: Any) -> str:
@@ -304,9 +304,9 @@ def complaint(url: str) -> str:
 
 
 def test_a_server_that_cannot_be_reached_is_named_in_few_words(pair: tuple[Path, Path]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        url = f"https://127.0.0.1:{door.getsockname()[1]}"
-    assert complaint(url) == f"{url}/version: cannot connect: Connect call failed ('127.0.0.1', {url.split(':')[-1]})"
+    with closed_port() as port:
+        url = f"https://127.0.0.1:{port}"
+        assert complaint(url) == f"{url}/version: cannot connect: Connect call failed ('127.0.0.1', {port})"
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*pair)
     with ApiServer(tls=context) as server:

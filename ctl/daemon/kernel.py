@@ -6,6 +6,7 @@ done is done, the rest stays on the ledger.
 """
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,10 @@ MOST_AT_ONCE = 32
 
 MOST_BACKENDS = 500
 """Backends that such a change may be about."""
+
+SWITCH_SECONDS = 0.0005
+"""For how long one of two busy threads keeps the interpreter from the other. With Python's 5 ms the event loop stands
+still that long each time that it wakes up while the worker computes."""
 
 
 class Done(NamedTuple):
@@ -92,6 +97,7 @@ class Kernel:
         self._unclean: tuple[EntryChange, ...] = ()
         self._unclean_load = False
         self._worker = ThreadPoolExecutor(1, "plane")
+        sys.setswitchinterval(SWITCH_SECONDS)
         self.lock = asyncio.Lock()
 
     @property

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import sys
 from collections.abc import Iterable
 
 import pytest
@@ -309,3 +310,13 @@ def test_a_load_over_what_an_earlier_daemon_left_leaves_out_only_what_the_plane_
         assert bench.plane.loads == loads, "a retry costs the entry, not the plan"
 
     asyncio.run(scenario())
+
+
+def test_the_worker_leaves_the_event_loop_its_turns() -> None:
+    before = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(0.005)
+        Kernel(lambda *_: None).close()
+        assert sys.getswitchinterval() <= 0.001, "a loop that wakes up waits that long for a worker that computes"
+    finally:
+        sys.setswitchinterval(before)

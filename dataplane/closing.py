@@ -1,4 +1,4 @@
-"""What every class that holds something of the kernel's, or a process, is as a context manager."""
+"""Base class for objects that hold a kernel resource or a process: closed at the end of a `with`."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType

@@ -23,14 +23,14 @@ def own_addresses() -> list[str]:
     on its device), then addresses on default routes' devices, in the kernel's order for IPv4, the oldest first for
     IPv6, then all others. Deprecated and temporary addresses come last, tentative ones not at all (RFC 4862).
     """
-    with IPRoute() as door:
-        messages = [m for m in door.get_addr() if m["scope"] == 0 and not _flags(m) & _NOT_YET]
+    with IPRoute() as netlink:
+        messages = [m for m in netlink.get_addr() if m["scope"] == 0 and not _flags(m) & _NOT_YET]
         devices = {
             route.get_attr("RTA_OIF")
             for family in Family
-            for route in door.get_default_routes(family=int(family.socket_family))
+            for route in netlink.get_default_routes(family=int(family.socket_family))
         }
-        sources = [source for family in Family if (source := _source(door, family))]
+        sources = [source for family in Family if (source := _source(netlink, family))]
     order = [message for message in messages if ":" not in _address(message)]
     order += [message for message in reversed(messages) if ":" in _address(message)]
     order.sort(key=lambda m: (_standing(m), -_likeness(m, messages, sources), m["index"] not in devices, m["index"]))
@@ -70,10 +70,10 @@ def _common(one: str, other: str) -> int:
     return 8 * len(first) + 1 - (int.from_bytes(first, "big") ^ int.from_bytes(second, "big")).bit_length()
 
 
-def _source(door: IPRoute, family: Family) -> str:
+def _source(netlink: IPRoute, family: Family) -> str:
     """The address that the kernel would send from to somewhere far, or ""."""
     try:
-        found = door.route("get", dst=_ANYWHERE[family], family=int(family.socket_family))
+        found = netlink.route("get", dst=_ANYWHERE[family], family=int(family.socket_family))
     except NetlinkError as error:
         if error.code in _NO_WAY:
             return ""

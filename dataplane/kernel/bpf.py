@@ -29,7 +29,7 @@ BPF_FS_MAGIC = 0xCAFE4A11
 
 
 class BpfError(OSError):
-    """bpf(2) failed; errno as usual, the text says which operation on what, and the verifier's words where it spoke."""
+    """bpf(2) failed; errno as usual, the text says which operation on what, with the verifier's log if any."""
 
 
 class Command(enum.IntEnum):
@@ -86,7 +86,7 @@ class ProgramType(enum.IntEnum):
 
 
 class AttachType(enum.IntEnum):
-    """What a program may be attached to. NONE is for types that have no such distinction (SCHED_CLS)."""
+    """Hooks that a program may be attached to. NONE is for types that have no such distinction (SCHED_CLS)."""
 
     NONE = 0
     CGROUP_INET_SOCK_CREATE = 2
@@ -397,14 +397,14 @@ def _name(raw: bytes) -> str:
 
 
 def map_info(fd: int) -> MapInfo:
-    """What the kernel knows of a map."""
+    """A map's properties, as the kernel reports them."""
     raw = _info(fd, 88, "map")
     kind, number, key_size, value_size, max_entries, flags, name = struct.unpack_from("=6I16s", raw)
     return MapInfo(kind, number, key_size, value_size, max_entries, flags, _name(name))
 
 
 def program_info(fd: int) -> ProgramInfo:
-    """What the kernel knows of a program."""
+    """A program's properties, as the kernel reports them."""
     raw = _info(fd, 224, "program")
     kind, number, tag, jited, translated = struct.unpack_from("=II8sII", raw)
     (name,) = struct.unpack_from("=16s", raw, 64)
@@ -413,7 +413,7 @@ def program_info(fd: int) -> ProgramInfo:
 
 
 def link_info(fd: int) -> LinkInfo:
-    """What the kernel knows of a link. target: control group id (inode number) for cgroup links, 0 once it is gone."""
+    """A link's properties. target: control group id (inode number) for cgroup links, 0 once it is gone."""
     raw = _info(fd, 64, "link")
     kind, number, program = struct.unpack_from("=III", raw)
     target, attach = struct.unpack_from("=QI", raw, 16)
@@ -459,9 +459,9 @@ def program_load(
         try:
             return attempt(log, log_size)
         except BpfError as error:
-            words = bytes(_ffi.string(log)).decode(errors="replace")[-4000:]
+            log_text = bytes(_ffi.string(log)).decode(errors="replace")[-4000:]
             raise BpfError(
-                plain.errno or error.errno, f"program {name} was refused: {plain.strerror}\n{words}"
+                plain.errno or error.errno, f"program {name} was refused: {plain.strerror}\n{log_text}"
             ) from None
 
 

@@ -34,16 +34,16 @@ def attach(index: int, program: int, name: str, *, egress: bool) -> None:
 
     index: ifindex. name: shown by `tc filter show`. Raises ClsactError.
     """
-    with IPRoute() as door:
+    with IPRoute() as netlink:
         mark = _MADE
         try:
-            door.tc("add", "clsact", index=index)
+            netlink.tc("add", "clsact", index=index)
         except NetlinkError as error:
             if error.code != _EEXIST:
                 raise ClsactError(f"clsact on device {index}: {error}") from error
-            mark = _mark(door, index) or _FOUND
+            mark = _mark(netlink, index) or _FOUND
         try:
-            door.tc(
+            netlink.tc(
                 "replace-filter", "bpf", index=index, handle=1, fd=program, name=name, parent=_parent(egress),
                 prio=PRIORITY, protocol=_ETH_P_ALL, classid=mark, direct_action=True,
             )  # fmt: skip
@@ -54,31 +54,31 @@ def attach(index: int, program: int, name: str, *, egress: bool) -> None:
 def detach(index: int) -> None:
     """Take our filters off a device, and the qdisc if we made it and no filter of any kind is left; fine when there is
     nothing of ours."""
-    with IPRoute() as door:
-        mark = _mark(door, index)
+    with IPRoute() as netlink:
+        mark = _mark(netlink, index)
         if not mark:
             return
         for egress in (False, True):
             try:
-                door.tc("del-filter", index=index, parent=_parent(egress), info=_INFO)
+                netlink.tc("del-filter", index=index, parent=_parent(egress), info=_INFO)
             except NetlinkError as error:
                 if error.code not in (_ENOENT, _EINVAL):
                     raise ClsactError(f"tc filter on device {index}: {error}") from error
-        if mark == _MADE and not any(_anybody(door, index, egress=egress) for egress in (False, True)):
-            door.tc("del", "clsact", index=index)
+        if mark == _MADE and not any(_anybody(netlink, index, egress=egress) for egress in (False, True)):
+            netlink.tc("del", "clsact", index=index)
 
 
-def _anybody(door: IPRoute, index: int, *, egress: bool) -> list[Any]:
+def _anybody(netlink: IPRoute, index: int, *, egress: bool) -> list[Any]:
     """Every filter on one side of a device, of whatever kind."""
-    return list(door.get_filters(index=index, parent=_parent(egress)))
+    return list(netlink.get_filters(index=index, parent=_parent(egress)))
 
 
-def _mark(door: IPRoute, index: int) -> int:
+def _mark(netlink: IPRoute, index: int) -> int:
     """The class id of a filter of ours on a device; 0 = there is none."""
-    if not _has_qdisc(door, index):
+    if not _has_qdisc(netlink, index):
         return 0
     for egress in (False, True):
-        for item in _anybody(door, index, egress=egress):
+        for item in _anybody(netlink, index, egress=egress):
             options = item.get_attr("TCA_OPTIONS")
             if item["info"] >> 16 == PRIORITY and item.get_attr("TCA_KIND") == "bpf" and hasattr(options, "get_attr"):
                 number = options.get_attr("TCA_BPF_CLASSID")
@@ -87,17 +87,17 @@ def _mark(door: IPRoute, index: int) -> int:
     return 0
 
 
-def _has_qdisc(door: IPRoute, index: int) -> bool:
-    return any(q["index"] == index and q.get_attr("TCA_KIND") == "clsact" for q in door.get_qdiscs())
+def _has_qdisc(netlink: IPRoute, index: int) -> bool:
+    return any(q["index"] == index and q.get_attr("TCA_KIND") == "clsact" for q in netlink.get_qdiscs())
 
 
 def filters(index: int, *, egress: bool) -> list[str]:
     """Names of our filters on a device, for status and cleanup."""
-    with IPRoute() as door:
-        if not _has_qdisc(door, index):
+    with IPRoute() as netlink:
+        if not _has_qdisc(netlink, index):
             return []
         found = []
-        for item in door.get_filters(index=index, parent=_parent(egress)):
+        for item in netlink.get_filters(index=index, parent=_parent(egress)):
             options = item.get_attr("TCA_OPTIONS")
             name = options.get_attr("TCA_BPF_NAME") if options is not None and hasattr(options, "get_attr") else None
             if name is not None and item["info"] >> 16 == PRIORITY:

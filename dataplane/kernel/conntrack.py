@@ -96,12 +96,12 @@ def delete_udp(stale: Iterable[FlowFilter]) -> dict[Family, Cleaned]:
     for family, group in by_family.items():
         started = time.perf_counter()
         try:
-            door = Nfnetlink()
+            netlink = Nfnetlink()
             filtered = family is Family.IPV4 and all(map(_can_be_filtered, group))
             if not filtered or _listing_is_cheaper(len(group)):
-                count = _delete_listed(door, family, group)
+                count = _delete_listed(netlink, family, group)
             else:
-                count = _delete_filtered(door, family, group)
+                count = _delete_filtered(netlink, family, group)
         except (Refused, OSError) as error:
             names = sorted({host_port(flows.address or "*", flows.port) for flows in group})
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -159,10 +159,10 @@ def _filter(flows: FlowFilter) -> bytes:
     return parts + attribute(_FILTER | _NESTED, flags)
 
 
-def _delete(door: Nfnetlink, family: Family, what: bytes) -> bool:
+def _delete(netlink: Nfnetlink, family: Family, what: bytes) -> bool:
     """Delete by filter or by an entry's name; False when there is no such entry (any more)."""
     try:
-        door.request(Message(_DELETE, 0, int(family.socket_family), what))
+        netlink.request(Message(_DELETE, 0, int(family.socket_family), what))
     except Refused as refusal:
         if refusal.number != _NO_ENTRY:
             raise
@@ -170,11 +170,11 @@ def _delete(door: Nfnetlink, family: Family, what: bytes) -> bool:
     return True
 
 
-def _delete_filtered(door: Nfnetlink, family: Family, wanted: Iterable[FlowFilter]) -> int:
+def _delete_filtered(netlink: Nfnetlink, family: Family, wanted: Iterable[FlowFilter]) -> int:
     """Delete what the kernel's filter finds; returns how many that seems to have been."""
     before = _entries()
     for flows in wanted:
-        _delete(door, family, _filter(flows))
+        _delete(netlink, family, _filter(flows))
     return max(0, before - _entries())
 
 
@@ -186,18 +186,18 @@ def _entries() -> int:
         return 0
 
 
-def _delete_listed(door: Nfnetlink, family: Family, wanted: Iterable[FlowFilter]) -> int:
+def _delete_listed(netlink: Nfnetlink, family: Family, wanted: Iterable[FlowFilter]) -> int:
     """Delete what one listing of all UDP entries finds; returns how many."""
     count = 0
     by_frontend: dict[tuple[str, int], list[FlowFilter]] = {}
     for flows in wanted:
         by_frontend.setdefault((flows.address, flows.port), []).append(flows)
     only_udp = attribute(_FILTER | _NESTED, attribute(ORIGINAL, struct.pack("=I", _BY_PROTOCOL)))
-    for item in door.dump(_GET, int(family.socket_family), _udp(ORIGINAL, b"", b"") + only_udp):
+    for item in netlink.dump(_GET, int(family.socket_family), _udp(ORIGINAL, b"", b"") + only_udp):
         entry = _entry(item, family)
         concerned = (by_frontend.get((address, entry.port), ()) for address in (entry.address, ""))
         if any(flows.hit(entry.address, entry.backend) for group in concerned for flows in group):
-            count += _delete(door, family, entry.name)
+            count += _delete(netlink, family, entry.name)
     return count
 
 

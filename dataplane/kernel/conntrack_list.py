@@ -82,7 +82,7 @@ def _entries(status: int) -> Iterator[tuple[Family, Protocol, dict[int, memoryvi
 
 
 def _state(entry: dict[int, memoryview]) -> str:
-    """TCP's state in words, "" for other protocols."""
+    """TCP's state by name, "" for other protocols."""
     info = dict(attributes(entry[_PROTOINFO])) if _PROTOINFO in entry else {}
     if _PROTOINFO_TCP not in info:
         return ""

@@ -16,24 +16,24 @@ class Inotify(Closing):
     """Watches directories. `fileno` is readable when something was made or removed in one of them."""
 
     def __init__(self) -> None:
-        self._door = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self._door < 0:
+        self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._fd < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), "inotify")
         self._watched: dict[Path, int] = {}
 
     def fileno(self) -> int:
-        return int(self._door)
+        return int(self._fd)
 
     def watch(self, directories: Iterable[Path]) -> None:
         """Watch exactly these directories from now on; those that are not there are left out. Raises OSError where the
         system allows no more watches."""
         wanted = set(directories)
         for path in [path for path in self._watched if path not in wanted]:
-            _libc.inotify_rm_watch(self._door, self._watched.pop(path))
+            _libc.inotify_rm_watch(self._fd, self._watched.pop(path))
         for path in wanted:  # again too: a directory that was made anew has another watch
             mask = _IN_CREATE | _IN_DELETE | _IN_MOVED | _IN_ONLYDIR
-            number = _libc.inotify_add_watch(self._door, os.fsencode(path), mask)
+            number = _libc.inotify_add_watch(self._fd, os.fsencode(path), mask)
             if number >= 0:
                 self._watched[path] = number
                 continue
@@ -44,13 +44,13 @@ class Inotify(Closing):
     def drain(self) -> None:
         """Take what was heard."""
         try:
-            while os.read(self._door, 65536):
+            while os.read(self._fd, 65536):
                 pass
         except BlockingIOError:
             return
 
     def close(self) -> None:
         """Hear no more; fine twice."""
-        if self._door >= 0:
-            os.close(self._door)
-            self._door = -1
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -1,4 +1,4 @@
-"""Door to iptables and ip6tables: save and restore, in the current network namespace.
+"""iptables and ip6tables: save and restore, in the current network namespace.
 
 Two variants of the tools exist side by side: *legacy* (the xtables kernel interface, whole tables at once) and
 *nft* (the same rules kept as nf_tables expressions).
@@ -34,7 +34,7 @@ class Variant(enum.Enum):
 
 
 class IptablesError(HotplaneError):
-    """iptables refused: the tool's own words, with the input line that it names."""
+    """iptables refused: the tool's own message, with the input line that it names."""
 
 
 class Tables(Protocol):
@@ -57,7 +57,7 @@ def _tool(family: Family, variant: Variant, verb: str = "") -> str:
 
 
 def installed(family: Family, variant: Variant) -> bool:
-    """Whether the tools of this variant are installed."""
+    """True if the tools of this variant are installed."""
     return shutil.which(_tool(family, variant, "restore")) is not None
 
 

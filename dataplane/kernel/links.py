@@ -167,9 +167,9 @@ class Links(Closing):
 
     def _ethtool(self, device: str, command: int, value: int) -> None:
         buffer = bytearray(struct.pack("=II", command, value))
-        with netns.netns(self.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
+        with netns.netns(self.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             request = _interface_request(device, buffer)
-            fcntl.ioctl(door, _SIOCETHTOOL, request)
+            fcntl.ioctl(sock, _SIOCETHTOOL, request)
 
 
 def _new_mac() -> str:

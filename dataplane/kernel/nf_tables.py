@@ -11,7 +11,7 @@ SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 NESTED = 0x8000  # NLA_F_NESTED
 
 FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
-"""NFPROTO_* of each family word (linux/netfilter.h)."""
+"""NFPROTO_* of each family keyword (linux/netfilter.h)."""
 
 
 class Operation(enum.IntEnum):

@@ -18,7 +18,7 @@ _SHOWN = 160
 _TABLE_NAME = 1
 
 COMPILER = Compiler()
-"""What this process knows of compiled text."""
+"""Compiled text that this process knows."""
 
 
 class Nft:
@@ -30,13 +30,13 @@ class Nft:
     library = Library()
 
     def __init__(self) -> None:
-        self._door = Nfnetlink()
+        self._netlink = Nfnetlink()
 
     def run(self, transaction: str) -> None:
         """Run the commands as one transaction: all of them or none. Raises PlaneError."""
         sent = messages(transaction, COMPILER, self.library)
         try:
-            self._door.transact(nf_tables.SUBSYSTEM, [item.message for item in sent])
+            self._netlink.transact(nf_tables.SUBSYSTEM, [item.message for item in sent])
         except Refused as error:
             about = f" at: {shown(sent[error.message].command)}" if error.message is not None else ""
             raise PlaneError(f"nftables refused a change, nothing of it was applied: {error}{about}") from error
@@ -48,12 +48,12 @@ class Nft:
         messages(transaction, COMPILER, self.library)
 
     def tables(self) -> set[tuple[str, str]]:
-        """(family word, name) of every table in the namespace. Raises PlaneError."""
+        """(family keyword, name) of every table in the namespace. Raises PlaneError."""
         try:
             return {
-                (word, text_of(payload))
-                for word, number in nf_tables.FAMILIES.items()
-                for message in self._door.dump(Operation.GET_TABLE.kind, number, b"")
+                (keyword, text_of(payload))
+                for keyword, number in nf_tables.FAMILIES.items()
+                for message in self._netlink.dump(Operation.GET_TABLE.kind, number, b"")
                 for kind, payload in attributes(message)
                 if kind == _TABLE_NAME
             }

@@ -23,7 +23,7 @@ _TABLE = "compiled"
 
 
 class Request(msgspec.Struct):
-    """What to compile. Each text is what follows `family table name` in a command, and may use the table's objects.
+    """Texts to compile. Each text is what follows `family table name` in a command, and may use the table's objects.
 
     objects: `set|map|counter`, family, name and declaration of each. sets: `set|map`, family and declaration by any
     name. rules: family and rule by any name. chains: of each family, where rules lead to.
@@ -106,16 +106,16 @@ def _make(lines: list[str]) -> str:
 
 
 class _Dump:
-    """What one family's table holds."""
+    """The contents of one family's table."""
 
-    def __init__(self, door: Nfnetlink, family: str) -> None:
-        self._door, self._family = door, nf_tables.FAMILIES[family]
+    def __init__(self, netlink: Nfnetlink, family: str) -> None:
+        self._netlink, self._family = netlink, nf_tables.FAMILIES[family]
         self.sets = {text_of(parts[nf_tables.NAME]): parts for parts in self._all(Operation.GET_SET)}
         self.rules = {text_of(parts[Rule.CHAIN]): parts for parts in self._all(Operation.GET_RULE)}
 
     def _all(self, operation: Operation, more: bytes = b"") -> list[dict[int, memoryview]]:
         request = nf_tables.text(nf_tables.TABLE, _TABLE) + more
-        return [dict(attributes(m)) for m in self._door.dump(operation.kind, self._family, request)]
+        return [dict(attributes(m)) for m in self._netlink.dump(operation.kind, self._family, request)]
 
     def set_form(self, name: str) -> bytes:
         """The attributes that make a set, in the order of the kernel's dump."""
@@ -156,12 +156,12 @@ def named_sets(expressions: bytes) -> list[str]:
 
 
 def _taken(request: Request) -> Forms:
-    """What the kernel holds after the commands of a request."""
-    door, dumps, forms = Nfnetlink(), dict[str, _Dump](), Forms()
+    """The kernel's state after the commands of a request."""
+    netlink, dumps, forms = Nfnetlink(), dict[str, _Dump](), Forms()
 
     def dump(family: str) -> _Dump:
         if family not in dumps:
-            dumps[family] = _Dump(door, family)
+            dumps[family] = _Dump(netlink, family)
         return dumps[family]
 
     for number, (key, (_, family, _)) in enumerate(request.sets.items()):

@@ -96,7 +96,7 @@ class Compiler:
             self._get(msgspec.structs.replace(missing, objects=objects))
 
     def _request(self, added: Iterable[Command]) -> Request:
-        """What is not known yet of what commands add."""
+        """The parts of commands that are not known yet."""
         wanted = _wanted(added)
         rules = {key: rule for key, rule in wanted.rules.items() if key not in self._known.rules}
         sets = {key: held for key, held in wanted.sets.items() if key not in self._known.sets}
@@ -136,7 +136,7 @@ def _commands(text: str) -> list[Command]:
 
 @lru_cache(maxsize=8)
 def _standing(library: Library, number: int) -> Request:
-    """What a group of a library has to compile."""
+    """The texts that a group of a library has to compile."""
     declared = _commands(library.objects)
     request = _wanted(_commands(library.groups[number].rules()))
     if number == 0:
@@ -170,7 +170,7 @@ def _wanted(added: Iterable[Command]) -> Request:
 
 
 def _library_version() -> str:
-    """What tells one build of libnftables from another; "" where there is none."""
+    """An identifier of a build of libnftables; "" where there is none."""
     root = Path("/")
     found = [path.resolve() for place in _LIBRARY for path in root.glob(place[1:])]
     return " ".join(f"{path.name} {(held := path.stat()).st_size} {held.st_mtime_ns}" for path in found)
@@ -182,7 +182,7 @@ def _text_digest(request: Request) -> str:
 
 
 def _build() -> str:
-    """What may make another form of the same text: the library and the kernel."""
+    """The versions on which a text's compiled form depends: the library's and the kernel's."""
     return hashlib.sha256(f"{_library_version()} {os.uname().release}".encode()).hexdigest()[:8]
 
 

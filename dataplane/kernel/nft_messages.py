@@ -39,7 +39,7 @@ class Sent(NamedTuple):
 
 
 def messages(transaction: str, compiler: Compiler, library: Library) -> list[Sent]:
-    """What the commands of a text are in netlink, in their order. Raises PlaneError for text that is none of hotplane's
+    """The netlink messages of a text's commands, in their order. Raises PlaneError for text that is none of hotplane's
     commands, or that libnftables does not compile."""
     commands = [Command.of(line) for line in transaction.splitlines() if line]
     compiler.prepare(commands, library)

@@ -59,6 +59,6 @@ def _paths() -> Iterator[str]:
 
 
 def _addresses() -> set[str]:
-    with IPRoute() as door:
-        texts = (message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS") for message in door.get_addr())
+    with IPRoute() as netlink:
+        texts = (message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS") for message in netlink.get_addr())
         return {canonical_address(str(text)) for text in texts if text}

@@ -13,7 +13,7 @@ _MARK = b"sha256 "
 
 
 def seal(content: bytes) -> bytes:
-    """What to write for a content: a line with its digest, then itself."""
+    """The bytes to write for a content: a line with its digest, then the content."""
     return _MARK + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
 
 

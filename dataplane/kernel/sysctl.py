@@ -1,4 +1,4 @@
-"""Door to sysctls of the current network namespace, through /proc/sys."""
+"""Sysctls of the current network namespace, through /proc/sys."""
 
 from pathlib import Path
 

@@ -15,7 +15,7 @@ class ToolError(HotplaneError):
 
 
 class _Running:
-    """What runs now. ending: nothing is to be started any more."""
+    """The processes that run now. ending: nothing is to be started any more."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

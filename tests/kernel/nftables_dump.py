@@ -17,15 +17,15 @@ Dump = dict[tuple[str, ...], object]
 
 def dump(namespace: str, *families: str) -> Dump:
     """Everything in the tables of these families: (family, what it is, table, name, ...) to its attributes as bytes."""
-    door = in_netns(namespace, Nfnetlink)
-    return {key: value for family in families for key, value in _family(door, family)}
+    netlink = in_netns(namespace, Nfnetlink)
+    return {key: value for family in families for key, value in _family(netlink, family)}
 
 
-def _family(door: Nfnetlink, family: str) -> Iterator[tuple[tuple[str, ...], object]]:
+def _family(netlink: Nfnetlink, family: str) -> Iterator[tuple[tuple[str, ...], object]]:
     number = nf_tables.FAMILIES[family]
 
     def all_of(kind: int, request: bytes = b"") -> list[dict[int, memoryview]]:
-        return [dict(attributes(message)) for message in door.dump(kind, number, request)]
+        return [dict(attributes(message)) for message in netlink.dump(kind, number, request)]
 
     for parts in all_of(Operation.GET_CHAIN.kind):
         place = [bytes(parts.get(kind, b"")) for kind in (Chain.HOOK, Chain.POLICY, Chain.TYPE)]

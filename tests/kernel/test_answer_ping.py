@@ -46,23 +46,23 @@ def ping(namespace: str, address: str, count: int = 1, series: int = 0) -> int:
     version = 6 if ":" in address else 4
     family, protocol = (socket.AF_INET6, socket.IPPROTO_ICMPV6) if version == 6 else (socket.AF_INET, 1)
     answered = 0
-    with netns.in_netns(namespace, socket.socket, family, socket.SOCK_RAW, protocol) as door:
+    with netns.in_netns(namespace, socket.socket, family, socket.SOCK_RAW, protocol) as sock:
         for number in range(count):
             rest = struct.pack("!HH", series, number) + os.urandom(64)
             checksum = _sum(struct.pack("!BBH", _REQUEST[version], 0, 0) + rest) if version == 4 else 0
             try:
-                door.sendto(struct.pack("!BBH", _REQUEST[version], 0, checksum) + rest, (address, 0))
+                sock.sendto(struct.pack("!BBH", _REQUEST[version], 0, checksum) + rest, (address, 0))
             except OSError:  # rejected right here
                 continue
-            answered += _answer(door, version, address, rest)
+            answered += _answer(sock, version, address, rest)
     return answered
 
 
-def _answer(door: socket.socket, version: int, address: str, sent: bytes) -> bool:
-    door.settimeout(WAIT)
+def _answer(sock: socket.socket, version: int, address: str, sent: bytes) -> bool:
+    sock.settimeout(WAIT)
     while True:
         try:
-            data, sender = door.recvfrom(500)
+            data, sender = sock.recvfrom(500)
         except TimeoutError:
             return False
         message = data[(data[0] & 15) * 4 :] if version == 4 else data

@@ -167,10 +167,10 @@ def test_answer_ping_is_applied_shown_and_removed_or_refused(cli: Cli, mode: str
 
 PING = """
 import socket
-door = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-door.settimeout(5)
-door.sendto(bytes.fromhex("0800 f7ff 0000 0000"), ("10.96.0.10", 0))
-while (answer := door.recvfrom(100))[0][20] != 0 or answer[1][0] != "10.96.0.10":
+sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+sock.settimeout(5)
+sock.sendto(bytes.fromhex("0800 f7ff 0000 0000"), ("10.96.0.10", 0))
+while (answer := sock.recvfrom(100))[0][20] != 0 or answer[1][0] != "10.96.0.10":
     pass
 print("answered")
 """

@@ -48,10 +48,10 @@ def make_flows(family: Family) -> None:
     words = {"ip": "ip6" if family is Family.IPV6 else "ip", "first": first}
     words["second"] = f"[{second}]" if family is Family.IPV6 else second
     subprocess.run(["nft", "-f", "-"], input=RULES.format(**words), text=True, check=True)
-    with socket.socket(family.socket_family, socket.SOCK_DGRAM) as door:
+    with socket.socket(family.socket_family, socket.SOCK_DGRAM) as sock:
         for address in ADDRESSES[family]:
             for port in (53, 54):
-                door.sendto(b"x", (address, port))
+                sock.sendto(b"x", (address, port))
 
 
 @FAMILIES
@@ -115,9 +115,9 @@ def test_many_deletes_of_few_entries_are_one_listing(
     dumps = []
     real = Nfnetlink.dump
 
-    def dump(door: Nfnetlink, kind: int, family: int, attributes: bytes) -> list[memoryview]:
+    def dump(netlink: Nfnetlink, kind: int, family: int, attributes: bytes) -> list[memoryview]:
         dumps.append(kind)
-        return real(door, kind, family, attributes)
+        return real(netlink, kind, family, attributes)
 
     monkeypatch.setattr(Nfnetlink, "dump", dump)
     first, second, _ = ADDRESSES[Family.IPV4]
@@ -140,9 +140,9 @@ def test_a_listing_holds_what_it_is_asked_for_and_little_else(
     others = 3000
     with netns(make_namespace("conntrack")):
         make_flows(family)
-        with socket.socket(family.socket_family, socket.SOCK_DGRAM) as door:
+        with socket.socket(family.socket_family, socket.SOCK_DGRAM) as sock:
             for port in range(10_000, 10_000 + others):
-                door.sendto(b"x", (third, port))
+                sock.sendto(b"x", (third, port))
         assert len(entries(family)) == others + 6
         tracemalloc.start()
         try:

@@ -118,9 +118,9 @@ def test_a_killed_change_of_modes_leaves_nothing(cluster: DaemonLab, lab: Lab, o
 def test_a_restarted_daemon_ends_what_a_killed_one_let_drain(cluster: DaemonLab, lab: Lab) -> None:
     daemon, url = cluster.daemons[0], cluster.server.url
     settled(daemon, url, "ebpf")
-    with in_netns(lab.client.netns, socket.create_connection, (EXTERNAL, 80), PATIENCE) as door:
+    with in_netns(lab.client.netns, socket.create_connection, (EXTERNAL, 80), PATIENCE) as sock:
         # To end by a reset: at once, for both sides.
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         daemon.mode = "nftables"
         daemon.start("--master", url)
         until(lambda: traces(daemon) == {"nftables", "drain"}, "the packet programs finish what they had begun")
@@ -129,8 +129,8 @@ def test_a_restarted_daemon_ends_what_a_killed_one_let_drain(cluster: DaemonLab,
         cluster.server.apply(service("second", "10.96.0.60"))
         until(lambda: cluster.holds(daemon, "default/second"), "the change is in the kernel")
         assert traces(daemon) == {"nftables", "drain"}
-        door.sendall(b"?\n")
-        assert door.recv(1000)
+        sock.sendall(b"?\n")
+        assert sock.recv(1000)
 
     def ended() -> bool:
         cluster.server.apply(service("second", f"10.96.0.{next(numbers)}"))

@@ -87,8 +87,8 @@ def test_cleaning_of_connection_tracking_is_measured(cluster: DaemonLab, lab: La
     began = _gauge(cluster, 'kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family="IPv4"}')
     with in_netns(daemon.netns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as first:
         with in_netns(daemon.netns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as second:
-            for door, address in ((first, "10.96.0.53"), (second, "10.96.0.53"), (first, "10.96.0.54")):
-                door.sendto(b"?", (address, 80))
+            for sock, address in ((first, "10.96.0.53"), (second, "10.96.0.53"), (first, "10.96.0.54")):
+                sock.sendto(b"?", (address, 80))
             server.apply(endpoint_slice("dns", ["10.244.1.12"], protocol="UDP"))
             deleted = 'kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="%s"}'
             until(lambda: _gauge(cluster, deleted % "IPv4") == 2, "both are counted", 20)

@@ -65,11 +65,11 @@ def test_the_capabilities_of_the_manifest_are_enough(lab: Lab, tmp_path: Path, m
         daemon.kill()
         daemon.start("--master", cluster.server.url)
         assert http(lab.client.netns, node, 10256, "/healthz")[0] == 200
-        with in_netns(client.netns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as door:
-            door.settimeout(5)
-            door.connect(("10.96.0.53", 53))
-            door.send(b"?\n")
-            assert other.name.encode() in door.recv(1000)
+        with in_netns(client.netns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(5)
+            sock.connect(("10.96.0.53", 53))
+            sock.send(b"?\n")
+            assert other.name.encode() in sock.recv(1000)
         reports = traffic.end()
         assert not lost(reports), reports
         assert all(report.opened > 10 for report in reports.values()), reports

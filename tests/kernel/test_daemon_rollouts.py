@@ -142,10 +142,10 @@ def test_scale_to_zero_and_back(rollout: Rollout, lab: Lab) -> None:
     none_failed(traffic.end())
     rollout.end(*pods)
     rollout.states({})
-    with in_netns(lab.place("pod1-3").netns, socket.socket, socket.AF_INET, socket.SOCK_STREAM) as door:
-        door.settimeout(20)
+    with in_netns(lab.place("pod1-3").netns, socket.socket, socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.settimeout(20)
         with pytest.raises(ConnectionRefusedError):
-            door.connect((VIP, 80))
+            sock.connect((VIP, 80))
     rollout.start("pod1-1")
     rollout.states({"pod1-1": "ready"})
     traffic = rollout.traffic()

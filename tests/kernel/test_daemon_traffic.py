@@ -146,14 +146,14 @@ def test_scale_to_zero_and_back_frees_udp_clients(cluster: DaemonLab, lab: Lab) 
     cluster.server.apply(service("dns", "10.96.0.53", protocol="UDP", port=53))
     cluster.serve((one, "ready"), name="dns", protocol="UDP")
     cluster.synced()
-    with in_netns(lab.pods[0].netns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as door:
-        door.settimeout(0.3)
-        door.connect(("10.96.0.53", 53))
+    with in_netns(lab.pods[0].netns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0.3)
+        sock.connect(("10.96.0.53", 53))
 
         def ask() -> str:
             try:
-                door.send(b"?\n")
-                return door.recv(1000).split(b'"')[3].decode()
+                sock.send(b"?\n")
+                return sock.recv(1000).split(b'"')[3].decode()
             except OSError:
                 return ""
 

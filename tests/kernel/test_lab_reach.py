@@ -75,15 +75,15 @@ def test_full_size_packets_pass_between_nodes(lab: Lab) -> None:
     """A datagram as large as the pod's MTU, never fragmented."""
     for family in lab.spec.families:
         with netns(lab.place("pod1-1").netns):
-            door = socket.socket(family.socket_family, socket.SOCK_DGRAM)
-        with door:
-            door.setsockopt(*_MTU_DISCOVER[family], _PMTUDISC_DO)
-            door.settimeout(PATIENCE)
-            door.connect((lab.place("pod3-1").addresses[family], PORT))
-            door.send(bytes(pod_mtu(lab.spec) - _HEADERS[family]))
-            assert b"pod3-1" in door.recv(1000)
+            sock = socket.socket(family.socket_family, socket.SOCK_DGRAM)
+        with sock:
+            sock.setsockopt(*_MTU_DISCOVER[family], _PMTUDISC_DO)
+            sock.settimeout(PATIENCE)
+            sock.connect((lab.place("pod3-1").addresses[family], PORT))
+            sock.send(bytes(pod_mtu(lab.spec) - _HEADERS[family]))
+            assert b"pod3-1" in sock.recv(1000)
             with pytest.raises(OSError, match="Message too long"):
-                door.send(bytes(pod_mtu(lab.spec) - _HEADERS[family] + 1))
+                sock.send(bytes(pod_mtu(lab.spec) - _HEADERS[family] + 1))
 
 
 def test_node_translates_between_its_own_pods(lab: Lab) -> None:

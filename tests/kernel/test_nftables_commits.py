@@ -31,10 +31,10 @@ address, first = sys.argv[1], int(sys.argv[2])
 family = socket.AF_INET6 if ":" in address else socket.AF_INET
 while True:
     for port in range(first, first + 24000):
-        with socket.socket(family, socket.SOCK_DGRAM) as door:
-            door.bind(("", port))
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.bind(("", port))
             with contextlib.suppress(OSError):
-                door.sendto(b"?", (address, 80))
+                sock.sendto(b"?", (address, 80))
 """
 _COUNT = """table {ip} seen {{
     counter sent {{ }}

@@ -50,9 +50,9 @@ endpoints: [{{addresses: ["{address}"], conditions: {{ready: true}}, nodeName: n
 
 def _open_tun(namespace: str) -> int:
     with netns(namespace):
-        door = os.open("/dev/net/tun", os.O_RDWR)
-        fcntl.ioctl(door, _TUNSETIFF, struct.pack("16sH22x", b"tun0", _IFF_TUN | _IFF_NO_PI))
-    return door
+        sock = os.open("/dev/net/tun", os.O_RDWR)
+        fcntl.ioctl(sock, _TUNSETIFF, struct.pack("16sH22x", b"tun0", _IFF_TUN | _IFF_NO_PI))
+    return sock
 
 
 @contextmanager
@@ -115,12 +115,12 @@ def ask(namespace: str, family: Family, address: str, port: int) -> tuple[int, i
     datagrams = connections = 0
     with netns(namespace):
         for number in range(6):
-            with socket.socket(family.socket_family, socket.SOCK_DGRAM) as door:
-                door.settimeout(1)
-                door.connect((address, port))
-                door.send(b"%d" % number)
+            with socket.socket(family.socket_family, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(1)
+                sock.connect((address, port))
+                sock.send(b"%d" % number)
                 try:
-                    datagrams += door.recv(100) == b"%d" % number
+                    datagrams += sock.recv(100) == b"%d" % number
                 except OSError:
                     continue
         for _ in range(3):

@@ -78,10 +78,10 @@ def test_paced_operations_are_as_many_as_were_due(tool: Tool, port: int, operati
 
 def test_a_stall_delays_everything_that_was_due_in_it(tool: Tool) -> None:
     """A server that stops for a third of a second: in a closed loop one operation would have seen it, here a third."""
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        client = threading.Thread(target=_answer_with_a_stall, args=(door,))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = threading.Thread(target=_answer_with_a_stall, args=(listener,))
         client.start()
-        [found] = ask(tool, f"rr 127.0.0.1 {door.getsockname()[1]} 1.0 - 300")
+        [found] = ask(tool, f"rr 127.0.0.1 {listener.getsockname()[1]} 1.0 - 300")
         client.join()
     assert found["operations"] == 300
     assert found["p90"] > 100e6
@@ -89,8 +89,8 @@ def test_a_stall_delays_everything_that_was_due_in_it(tool: Tool) -> None:
     assert found["behind"] > 60
 
 
-def _answer_with_a_stall(door: socket.socket) -> None:
-    connection, _ = door.accept()
+def _answer_with_a_stall(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
     with connection:
         for number in range(300):
             data = connection.recv(1)

@@ -70,10 +70,10 @@ def test_a_listener_that_never_answers_times_out(protocol: Protocol) -> None:
 
 
 def test_a_server_that_closes_without_an_answer_is_an_error_and_not_an_answer() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        closer = threading.Thread(target=lambda: door.accept()[0].close())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        closer = threading.Thread(target=lambda: listener.accept()[0].close())
         closer.start()
-        [result] = run([Probe("127.0.0.1", door.getsockname()[1], timeout=20)])
+        [result] = run([Probe("127.0.0.1", listener.getsockname()[1], timeout=20)])
         closer.join()
     assert result.outcomes == {Outcome.ERROR: 1}
     assert result.details == {"ECONNRESET": 1}

@@ -37,7 +37,7 @@ class ElementStore:
 
     def __init__(self, layouts: Layouts) -> None:
         self._layouts = layouts
-        self._door = Nfnetlink()
+        self._netlink = Nfnetlink()
         self._encoders: dict[str, wire.Encoder] = {}
 
     def of(self, layouts: Layouts) -> "ElementStore":
@@ -93,7 +93,7 @@ class ElementStore:
         """Send one transaction. first, last: those of its messages that come from commands, at either end. Raises
         PlaneError."""
         try:
-            self._door.transact(nf_tables.SUBSYSTEM, messages)
+            self._netlink.transact(nf_tables.SUBSYSTEM, messages)
         except Refused as error:
             where = "" if error.message is None else f" at: {self._about(messages, error, first, last)}"
             raise PlaneError(f"nftables refused a change, nothing of it was applied: {error}{where}") from error
@@ -118,7 +118,7 @@ class ElementStore:
     def _dump(self, operation: Operation, target: str, attributes: bytes, beginning: bytes = b"") -> list[memoryview]:
         message = _message(operation, target, b"")
         try:
-            return self._door.dump(message.kind, message.family, attributes, beginning)
+            return self._netlink.dump(message.kind, message.family, attributes, beginning)
         except (Refused, OSError) as error:
             raise PlaneError(f"nftables table {target} cannot be read: {error}") from error
 

@@ -20,6 +20,9 @@ from dataplane.model.report import Report, valid_name
 _MAX_LIST_DEPTH = 8
 _MAX_FAULTS = 200
 _MAX_YAML_RETRY = 1 << 20
+MAX_NAMELESS = 1000
+"""Documents and items that are no object with a kind and a name, after which a source is read no further."""
+
 _CLUSTER_SCOPED = ("Node", "ServiceCIDR", "Namespace")
 _BESIDE = ("Pod", "Namespace")  # what Services do without: one that has no name is passed over, not told
 _NO_NAME = "(no name)"
@@ -55,7 +58,8 @@ class Decoded(msgspec.Struct):
     notes: nothing wrong, but worth saying when a person asked (a Service without any clusterIP, say).
     ignored: how many objects of each kind were passed over because no Service proxy needs them.
     slices: of v1 Endpoints (see DecodedObject); whoever has read everything decides which of them count.
-    strict: fields that do not exist are noted.
+    strict: fields that do not exist are noted. nameless: how many documents and items were no object with a kind and a
+    name; from MAX_NAMELESS on the rest of the source is not read.
     """
 
     objects: list[ModelObject] = msgspec.field(default_factory=list)
@@ -64,6 +68,12 @@ class Decoded(msgspec.Struct):
     ignored: Counter[str] = msgspec.field(default_factory=Counter)
     slices: list[EndpointSlice] = msgspec.field(default_factory=list)
     strict: bool = False
+    nameless: int = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether there was so much that is no object that nothing more is read."""
+        return self.nameless >= MAX_NAMELESS
 
     def extend(self, other: "Decoded") -> None:
         """Append what another source held."""
@@ -145,6 +155,8 @@ def _decode_not_json(data: bytes, source: str, reason: str, result: Decoded) -> 
         lines = []
     if len(lines) > 1:
         for number, line in enumerate(lines, start=1):
+            if result.full:
+                break
             _collect(line, "", f"{source} object {number}", 0, result)
     elif len(data) <= _MAX_YAML_RETRY:
         _decode_yaml(data, source, result)
@@ -165,7 +177,7 @@ def _collect(raw: msgspec.Raw, kind: str, where: str, depth: int, result: Decode
         result.ignored[found.ignored] += 1
     _add(found, where, result)
     if result.strict:
-        _note_unknown(_lenient(raw), found, result)
+        _note_unknown_raw(raw, found, result)
 
 
 def _collect_items(raw: msgspec.Raw, list_kind: str, where: str, depth: int, result: Decoded) -> bool:
@@ -186,9 +198,11 @@ def _collect_items(raw: msgspec.Raw, list_kind: str, where: str, depth: int, res
         return True
     kind = list_kind[:-4]
     for index, item in enumerate(raws):
+        if result.full:
+            break
         found = decode_object(item, kind if kind in wire.TYPES else "")
         if result.strict:
-            _note_unknown(_lenient(item), found, result)
+            _note_unknown_raw(item, found, result)
         if found.value is not None:
             result.objects.append(found.value)
             if found.problems or found.notes:
@@ -209,17 +223,31 @@ def _add(found: DecodedObject, where: str, result: Decoded) -> None:
         result.objects.append(found.value)
     for problem in found.problems:
         result.problems.append(problem if found.ref else _source_problem(where, problem.field, problem.reason))
+    if found.problems and found.value is None and (found.ref is None or found.ref.name == _NO_NAME):
+        _count_nameless(where, result)
     result.notes += found.notes
     result.slices += found.slices
+
+
+def _count_nameless(where: str, result: Decoded) -> None:
+    result.nameless += 1
+    if result.full:
+        reason = (
+            f"is the {MAX_NAMELESS}th that is no object with a kind and a name; mend them, nothing behind it is read"
+        )
+        result.problems.append(_source_problem(where, "", reason))
 
 
 def _decode_yaml(data: bytes, source: str, result: Decoded) -> None:
     from dataplane.model.yamlload import documents  # an API server's JSON does without, and without 2 MB
 
     for document in documents(data):
+        if result.full:
+            break
         where = f"{source} line {document.line}"
         if document.error:
             result.problems.append(_source_problem(source, "", f"is not valid YAML: {document.error}"))
+            _count_nameless(where, result)
         else:
             _collect_value(document.value, "", where, 0, result)
 
@@ -232,6 +260,8 @@ def _collect_value(value: Any, kind: str, where: str, depth: int, result: Decode
             result.problems.append(_source_problem(where, "items", "lists are nested too deeply; write a flat List"))
             return
         for index, item in enumerate(value.get("items") or ()):
+            if result.full:
+                break
             _collect_value(item, own_kind[:-4], f"{where} items[{index}]", depth + 1, result)
         return
     found = _decode_value(value, kind)
@@ -240,6 +270,12 @@ def _collect_value(value: Any, kind: str, where: str, depth: int, result: Decode
     _add(found, where, result)
     if result.strict:
         _note_unknown(value, found, result)
+
+
+def _note_unknown_raw(raw: msgspec.Raw, found: DecodedObject, result: Decoded) -> None:
+    """`_note_unknown` for JSON, which is decoded again only where fields are known."""
+    if found.ref is not None and found.ref.kind in strict.KINDS:
+        _note_unknown(_lenient(raw), found, result)
 
 
 def _note_unknown(value: Any, found: DecodedObject, result: Decoded) -> None:

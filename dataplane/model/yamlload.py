@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import yaml
+from yaml._yaml import CParser
 
 _MAX_DEPTH = 200
 MAX_ALIASED = 100_000
@@ -162,14 +163,20 @@ class _Open:
                 self.target.setdefault(key, value)
 
 
+def _events(chunk: bytes) -> Iterator[Any]:
+    """libyaml's events. yaml.parse() would ask twice for each, and make a constructor for each document."""
+    get_event = CParser(chunk).get_event
+    while (event := get_event()) is not None:
+        yield event
+
+
 def _values(chunk: bytes) -> Iterator[Any]:
     """The value of each document in the chunk. Raises YAMLError at the first fault."""
     stack: list[_Open] = []
     anchors: dict[str, _Anchored] = {}
     aliased = 0
     root: Any = None
-    event: Any
-    for event in yaml.parse(chunk, Loader=yaml.CSafeLoader):
+    for event in _events(chunk):
         kind = type(event)
         if kind is yaml.ScalarEvent:
             top = stack[-1] if stack else None

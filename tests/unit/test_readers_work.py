@@ -4,12 +4,14 @@ most. Small samples of each by default; with --soak a megabyte, whose processor 
 import contextlib
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from ctl.config import API_VERSION, parse_config
+from ctl.sources.manifests import BROKEN
 from dataplane.errors import HotplaneError
+from dataplane.model import decode, yamlload
 from dataplane.model.decode import decode_object, decode_strictly
 from dataplane.model.strict import unknown_fields
 
@@ -42,12 +44,16 @@ OBJECTS = {
     "yaml documents": Sample(b"", b"---\na\n"),
     "yaml documents that break off": Sample(b"", b"---\n[\n"),
     "yaml nesting": Sample(b"a: ", b"[[a, "),
+    "yaml documents that are ignored": Sample(b"", b"---\nkind: A\n"),
+    "yaml documents that are null": Sample(b"", b"---\n~\n"),
     "yaml blanks": Sample(b"", b" \n", b"]"),
     "yaml comments": Sample(b"", b"# a\n", b"]"),
     "yaml aliases": Sample(b"", ALIASES),
     "json items": Sample(b'{"kind":"List","items":[', b"1,", b"1]}"),
+    "json items that are ignored": Sample(b'{"kind":"List","items":[', b'{"kind":"A"},', b"1]}"),
     "json services": Sample(b'{"kind":"ServiceList","items":[', b"{},", b"{}]}"),
     "json lines": Sample(b"", b"{}\n"),
+    "json lines that are ignored": Sample(b"", b'{"kind":"A"}\n'),
     "json endpoints, all wrong": Sample(SLICE, b"1,", b"1]}"),
     "json endpoints, the last wrong": Sample(SLICE, b"{},", b"1," * 190 + b"1]}"),
     "json ports": Sample(SERVICE + b'"ports":[', b'{"port":1},', b"1]}}"),
@@ -96,3 +102,37 @@ def test_what_an_unknown_field_means_is_guessed_for_a_few(monkeypatch: pytest.Mo
     found = unknown_fields("Service", {"spec": {f"clusterIq{n}": 1 for n in range(5000)}})
     assert len(found) == 5000
     assert sum(1 for words in asked if words[1]) <= 20
+
+
+NAMELESS = (
+    "yaml list", "yaml documents", "yaml documents that break off", "json items", "json services", "json lines",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMELESS)
+def test_what_is_no_object_is_read_so_often_and_no_more(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            read.append(arguments)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(decode, "decode_object", counted(decode.decode_object))
+    monkeypatch.setattr(yamlload, "_values", counted(yamlload._values))
+    found = decode_strictly(OBJECTS[name].of(10 * SAMPLE), "file")
+    assert len(read) <= decode.MAX_NAMELESS + 1
+    assert len(found.problems) <= decode.MAX_NAMELESS + 1
+
+
+def test_what_stands_behind_too_much_that_is_no_object_is_not_read() -> None:
+    service = b"---\nkind: Service\nmetadata: {name: a}\nspec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}\n"
+    fine = decode_strictly(b"---\na\n" * (decode.MAX_NAMELESS - 1) + service, "file")
+    assert [each.ref.name for each in fine.objects] == ["a"]
+    cut = decode_strictly(b"---\na\n" * decode.MAX_NAMELESS + service, "file")
+    assert not cut.objects
+    told = cut.problems[-1]
+    assert told.ref.kind == BROKEN, "so that apply and the daemon change nothing"
+    assert "file line 1999: is the 1000th that is no object with a kind and a name" in str(told)

@@ -70,10 +70,11 @@ def _succeeds(*command: str) -> bool:
 
 def default_variant() -> Variant:
     """The variant that holds Service rules in this network namespace already; else legacy, kube-proxy's classic,
-    where the tools are installed and the kernel has its nat table; else nft.
+    where the tools are installed and the kernel has its nat tables of both families; else nft.
 
-    Asking for the legacy table instantiates it in this network namespace, so it is asked for only at the end, when it
-    is likely to be used.
+    A process without CAP_SYS_MODULE has them only where somebody loaded ip_tables and ip6_tables before: unlike all
+    else, the kernel does not load these two itself. Asking for a legacy table instantiates it in this network
+    namespace, so it is asked for only at the end, when it is likely to be used.
     """
     for variant in Variant:
         for family in Family:
@@ -81,7 +82,10 @@ def default_variant() -> Variant:
             exists = variant is Variant.NFT or "nat" in tables.present()
             if exists and _succeeds(_tool(family, variant), "-t", "nat", "-S", "KUBE-MARK-MASQ"):
                 return variant
-    return Variant.LEGACY if _succeeds("iptables-legacy", "-t", "nat", "-S", "POSTROUTING") else Variant.NFT
+    classic = (
+        _succeeds(_tool(family, Variant.LEGACY), "-t", "nat", "-S", "POSTROUTING") for family in reversed(Family)
+    )
+    return Variant.LEGACY if all(classic) else Variant.NFT
 
 
 class KernelTables:

@@ -1,7 +1,9 @@
 """The iptables plane and the kernel's tables: what is sent is what is held, in both variants and both families."""
 
+import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -86,6 +88,17 @@ def test_cleaning_up_where_nothing_is_makes_no_tables() -> None:
 def test_an_empty_namespace_gets_the_classic_variant() -> None:
     assert default_variant() is Variant.LEGACY
     assert subprocess.run(["nft", "list", "tables"], capture_output=True, check=True).stdout == b""
+
+
+def test_without_one_family_s_classic_tables_both_get_the_other_variant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a process that may not load modules finds ip_tables in the kernel and ip6_tables not."""
+    refusing = tmp_path / "ip6tables-legacy"
+    refusing.write_text("#!/bin/sh\necho 'ip6tables: cannot initialize: iptables who?' >&2\nexit 3\n")
+    refusing.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert default_variant() is Variant.NFT
 
 
 @VARIANTS

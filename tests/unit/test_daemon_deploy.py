@@ -13,9 +13,13 @@ from ctl.config import KubeProxyConfiguration, Section, parse_config
 from ctl.daemon.metrics import Metrics
 from ctl.daemon.options import FLAGS
 from ctl.daemon.rights import RIGHTS, SYS_ADMIN, USEFUL, check_rights
+from ctl.lock import DIRECTORY, GAVE_WAY
 from ctl.main import parse
 from ctl.sources.watch import resources
 from dataplane.errors import HotplaneError
+from dataplane.kernel.bcc_loader import DEFAULT_CACHE_DIR
+from dataplane.kernel.nft_forms import CACHE_DIRS
+from tests.service import unit
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -54,11 +58,10 @@ def test_the_daemonset_has_one_capability_and_a_command_that_parses(documents: d
 
 
 def test_every_mode_s_capabilities_stand_in_the_deployment_files(documents: dict[str, Any]) -> None:
-    unit = (DOCS / "deploy" / "hotplane.service").read_text()
     table = (DOCS / "migration.md").read_text()
     for mode, rights in RIGHTS.items():
         wanted = [right.name for right in (*rights, *USEFUL.get(mode, ()))]
-        assert re.findall(rf"^#   {mode}: (.+)$", unit, re.MULTILINE) == [" ".join(wanted)]
+        assert unit.capabilities(mode) == wanted
         row = next(line for line in table.splitlines() if line.startswith(f"| {mode} | `CAP_"))
         assert re.findall(r"CAP_\w+", row) == wanted
     patch = yaml.safe_load((DOCS / "deploy" / "ebpf-patch.yaml").read_text())["spec"]["template"]["spec"]
@@ -109,9 +112,35 @@ def test_the_dashboard_draws_metrics_that_exist() -> None:
 
 
 def test_the_unit_runs_a_command_that_parses() -> None:
-    unit = (DOCS / "deploy" / "hotplane.service").read_text()
-    [command] = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    [command] = unit.setting("ExecStart")
     assert parse(command.split()[1:]).command == "run"
+
+
+def test_the_unit_comes_back_for_ever_but_where_it_gave_way() -> None:
+    """systemd gives a unit up that ends five times in ten seconds, unless it is told not to count."""
+    head, _, _ = unit.UNIT.read_text().partition("[Service]")
+    assert "\nStartLimitIntervalSec=0\n" in head
+    assert unit.setting("Restart") == ["always"]
+    assert unit.setting("RestartPreventExitStatus") == [str(GAVE_WAY)]
+
+
+def test_the_unit_lets_the_daemon_write_where_it_does() -> None:
+    """All else is read-only to it (ProtectSystem=strict)."""
+    [run], [cache] = unit.setting("RuntimeDirectory"), unit.setting("CacheDirectory")
+    assert DIRECTORY == Path("/run") / run == Path(parse(["run"]).state_dir)
+    assert {CACHE_DIRS[0].parent, DEFAULT_CACHE_DIR.parent} == {Path("/var/cache") / cache}
+    assert unit.setting("RuntimeDirectoryPreserve") == ["yes"]
+
+
+def test_the_unit_s_comments_make_a_drop_in_for_each_mode() -> None:
+    assert unit.drop_in("nftables") == ""
+    for mode in ("ebpf", "iptables"):
+        settings = unit.drop_in(mode).splitlines()
+        assert settings[0] == "[Service]"
+        held = [line.partition("=")[2].split() for line in settings if "Capabilit" in line]
+        assert held == [[right.name for right in (*RIGHTS[mode], *USEFUL.get(mode, ()))]] * 2
+    [prepare] = [line for line in unit.drop_in("ebpf").splitlines() if line.startswith("ExecStartPre=+")]
+    assert parse(prepare.partition("hotplane ")[2].split()).init_only
 
 
 KUBE_PROXY_FLAGS = """bind-address bind-address-hard-fail cleanup cluster-cidr config config-sync-period

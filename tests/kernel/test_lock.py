@@ -1,6 +1,7 @@
 """One process a network namespace changes its rules: daemons, commands beside them, and who gives way to whom."""
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -170,6 +171,40 @@ def test_nobody_else_s_process_can_take_it(namespace: str, make_namespace: Calla
                 pass  # another network namespace's is another lock
     finally:
         os.umask(before)
+
+
+def test_a_file_that_somebody_else_made_is_no_lock(namespace: str) -> None:
+    """In a directory that anybody could write to before it was this one's."""
+    with netns(namespace):
+        path = lock_path()
+        with hold("apply"):
+            pass
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        os.chown(path, 65534, 65534)
+        try:
+            with pytest.raises(LockError, match="belongs to user 65534"):
+                hold("apply").release()
+        finally:
+            path.unlink()
+
+
+def test_a_file_that_its_last_holder_removed_is_no_lock(namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was opened before, and locked after: whoever comes next makes another one."""
+    whole, removed = fcntl.lockf, list[Path]()
+
+    def lockf(descriptor: int, *rest: int) -> None:
+        if not removed:
+            removed.append(path)
+            path.unlink()
+        whole(descriptor, *rest)
+
+    with netns(namespace):
+        path = lock_path()
+        monkeypatch.setattr(fcntl, "lockf", lockf)
+        with hold("apply"):
+            assert removed
+            assert path.exists()
 
 
 def test_many_at_once_are_one_after_the_other(namespace: str, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import socket
 import string
+from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -214,6 +216,33 @@ def test_an_interrupted_dump_starts_again(namespace: str) -> None:
     netlink.times = 1000
     with pytest.raises(Refused, match="keeps changing"):
         netlink.dump(*_TABLES)
+
+
+class _Slow:
+    """A netlink socket whose first piece of an answer is followed by something else before the next one."""
+
+    def __init__(self, door: socket.socket, between: Callable[[], object]) -> None:
+        self._door, self._between, self.left = door, between, 1
+
+    def recv_into(self, *arguments: Any) -> int:
+        length = self._door.recv_into(*arguments)
+        if self.left:
+            self.left -= 1
+            self._between()
+        return length
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._door, name)
+
+
+def test_a_dump_between_whose_pieces_a_change_came_starts_again(namespace: str) -> None:
+    """The kernel makes each piece when it is asked for, and says in the next one that a change came between."""
+    nft(namespace, "".join(f"add table ip t{number}\n" for number in range(2000)))
+    netlink = in_netns(namespace, Netlink, NETFILTER)
+    slow = _Slow(netlink._socket, lambda: nft(namespace, "delete table ip t7"))
+    netlink._socket = slow  # type: ignore[assignment]
+    assert len(netlink.dump(*_TABLES)) == 1999
+    assert not slow.left
 
 
 def test_a_refusal_is_not_lost_where_answers_are(namespace: str) -> None:

@@ -91,6 +91,23 @@ def test_a_pod_reaches_itself_through_its_service(
 
 
 @BOTH
+@pytest.mark.parametrize("why", ["it says no node", "pods of others pass here"])
+def test_a_pod_that_is_not_known_to_be_here_reaches_itself(
+    net: Network, plane: NftablesPlane, version: int, why: str
+) -> None:
+    """An endpoint without nodeName, and one of another node where external policy Local sends that node's pods on with
+    their own address."""
+    elsewhere = pods(version, 0, local=False)
+    if why == "it says no node":
+        address, service = VIP[version], msgspec.structs.replace(entry(version, elsewhere, ()), unplaced=elsewhere)
+    else:
+        address = LB[version]
+        service = entry(version, elsewhere, (), kind=FrontendKind.LOAD_BALANCER, address=address, external_local=True)
+    plane.load(plan_of(service))
+    assert ask(net.pods[0], address, wait=QUICK) == f"0 {GATEWAY[version]}"
+
+
+@BOTH
 def test_who_meets_itself_keeps_off_the_packet_programs_ports(net: Network, plane: NftablesPlane, version: int) -> None:
     """They are shared out by the mark that asks for masquerading (planes.ebpf.port_split)."""
     low, high = taken = 32768, 60000

@@ -30,7 +30,7 @@ from dataplane.planes.ebpf.views import service_counters
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, entry, ip_of
 from tests.kernel.bpf_packets.segments import Numbers
-from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, PASSED, SENT, Runner, _bench, ip, node, run
+from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, PASSED, SENT, Runner, _bench, ip, node, run, sent
 from tests.kernel.test_tc_random import folded
 
 __all__ = ["_bench", "node", "run"]
@@ -429,6 +429,68 @@ def test_affinity_lasts_for_its_time(node: Bench, run: Runner, family: Family) -
     finally:
         node.remove(service)
         node.maps.remove("affinity", [key for key, _ in list(node.maps.items("affinity"))])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_affinity_runs_from_the_last_connection(node: Bench, run: Runner, family: Family) -> None:
+    client, own, remote, *_ = ADDRESSES[family]
+    pods = [remote[:-1] + str(n) for n in range(2, 10)]
+    service = entry(f"lasting-{family.name}", pods, node_port=30085, affinity=60, family=family)
+    node.install(service)
+    try:
+        seen = set()
+        for port in range(4000, 4012):
+            packet = ip(family, client, own) / TCP(sport=port, dport=30085, flags="S")
+            seen.add(sent(node, run, node.frame(packet)).dst)
+            age(node, 40, "affinity")
+    finally:
+        node.remove(service)
+        node.maps.remove("affinity", [key for key, _ in list(node.maps.items("affinity"))])
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_remembered_for_another_service_does_not_count(node: Bench, run: Runner, family: Family) -> None:
+    """A Service gets the number that another one had; what was remembered under it names that one's endpoint."""
+    client, own, remote, *_ = ADDRESSES[family]
+    pods = [remote[:-1] + str(n) for n in range(2, 8)]
+    other = entry(f"other-{family.name}", pods[:3], node_port=30086, affinity=60, family=family)
+    service = entry(f"later-{family.name}", pods[3:], node_port=30087, affinity=60, family=family)
+    node.install(other, service)
+    ports = iter(range(4000, 4100))
+
+    def ask(number: int) -> str:
+        packet = ip(family, client, own) / TCP(sport=next(ports), dport=number, flags="S")
+        return str(sent(node, run, node.frame(packet)).dst)
+
+    try:
+        assert ask(30086) in pods[:3]
+        [(key, value)] = node.maps.items("affinity")
+        at = fields_of("affinity_key")["service"]
+        number = struct.pack("=I", node.tables.installed[service.key].service)
+        node.maps.put("affinity", key[:at] + number + key[at + 4 :], value)
+        first = ask(30087)
+        assert first in pods[3:]
+        assert {ask(30087) for _ in range(10)} == {first}
+    finally:
+        node.remove(other)
+        node.remove(service)
+        node.maps.remove("affinity", [key for key, _ in list(node.maps.items("affinity"))])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_flow_that_finds_no_room_leaves_nothing(node: Bench, family: Family) -> None:
+    """There is room for the entry of its answers, which is made first, and for no other."""
+    client, own, *_ = ADDRESSES[family]
+    count, spec = b.SIZES.tcp_flows - 1, node.maps.specs["tcp_flows"]
+    keys = b"".join(number.to_bytes(spec.key_size, "big") for number in range(count))
+    node.maps.put_many("tcp_flows", keys, bytes(spec.value_size) * count, count)
+    for port in (30080, 30081):
+        frame = node.frame(ip(family, client, own) / TCP(sport=4000, dport=port, flags="S"))
+        with node.counted() as counted:
+            assert node.tc(frame).data == frame
+        assert counted == {"tc_ingress:tcp_flows_full": 1}
+        assert node.flows("tcp_flows") == count
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,5 +1,6 @@
 """The plan that other commands find after a daemon was killed: the saved one and every change since."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,21 @@ def test_the_plan_is_what_was_saved_and_all_changes_since(
                 assert len(list(folder.glob("*.journal-*"))) == 1, "the older ones are gone"
     journal.close()
     assert same(loaded(folder), plans[-1])
+
+
+def test_entries_come_and_go_over_several_journals(tmp_path: Path) -> None:
+    """In the order in which they were begun, whatever their names sort as: the last word on an entry counts."""
+    keys = [EntryKey("n", name, "", Protocol.TCP, Family.IPV4) for name in ("a", "b")]
+    steps = [
+        Plan(NodeConfig(), {key: PlanEntry(key, (Backend(f"10.0.0.{number}", 80),)) for key in keys[number % 3 :]})
+        for number in range(12)
+    ]
+    state.save(tmp_path, saved(steps[0], 1))
+    for number, (before, after) in enumerate(pairwise(steps), 1):
+        journal = Journal(state.plan_path(tmp_path), number)
+        journal.append(diff(before, after))
+        journal.close()
+        assert same(loaded(tmp_path), after)
 
 
 def test_half_a_change_at_the_end_does_not_count(tmp_path: Path) -> None:

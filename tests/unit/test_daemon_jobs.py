@@ -182,10 +182,21 @@ def test_a_planner_and_a_node_that_fail(monkeypatch: pytest.MonkeyPatch) -> None
                 whole(*given)  # type: ignore[arg-type]
                 raise MemoryError
 
+            def none(*given: object) -> PlanChange:
+                raise MemoryError
+
+            monkeypatch.setattr(planner, "update", none)
+            loop.put(_service("d", 4))
+            await _until(lambda: loop.failures >= 1)
+            monkeypatch.setattr(planner, "update", whole)
+            await _until(lambda: loop.names() == {"a", "d"})
+            loop.inbox.remove(ObjectRef("Service", "default", "d"))
+            await _until(lambda: loop.names() == {"a"})
+            before = loop.failures
             monkeypatch.setattr(planner, "update", half)
             loop.put(_service("b", 2))
             loop.inbox.remove(ObjectRef("Service", "default", "a"))
-            await _until(lambda: loop.failures >= 2)
+            await _until(lambda: loop.failures >= before + 2)
             loop.put(_service("c", 3))
             monkeypatch.setattr(planner, "update", whole)
             await _until(lambda: loop.names() == {"b", "c"})

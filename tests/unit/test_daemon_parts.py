@@ -8,13 +8,16 @@ import msgspec
 import pytest
 
 from ctl.daemon.health import TO_BE_DELETED, Health, eligible
+from ctl.daemon.inbox import Inbox
 from ctl.daemon.ledger import Ledger, groups
 from ctl.daemon.log import Log
 from ctl.daemon.pace import Pace
 from ctl.daemon.reconcile import merged
 from ctl.daemon.tally import Tally
 from dataplane.backoff import Backoff
+from dataplane.model.decode import DecodedObject
 from dataplane.model.net import Family, Protocol
+from dataplane.model.objects import ObjectRef, Service, ServiceType
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, HealthCheck, Plan, PlanEntry
 from dataplane.policy.endpoints import Backend
@@ -186,6 +189,26 @@ def test_a_node_that_goes_fails_healthz_and_not_livez() -> None:
 )
 def test_which_nodes_load_balancers_may_use(node: dict[str, object], expected: bool) -> None:
     assert eligible(msgspec.Raw(msgspec.json.encode(node))) is expected
+
+
+def test_what_is_put_back_does_not_undo_what_was_heard_since() -> None:
+    """A batch that could not be used: of one of its objects something newer is known, one is gone by now."""
+
+    def service(name: str, number: int) -> Service:
+        return Service("default", name, ServiceType.CLUSTER_IP, cluster_ips=(f"10.96.0.{number}",))
+
+    inbox = Inbox(["Service"])
+    for name in ("stays", "changes", "goes"):
+        inbox.put(DecodedObject(service(name, 1)))
+    batch = inbox.take()
+    inbox.put(DecodedObject(service("changes", 2)))
+    inbox.remove(ObjectRef("Service", "default", "goes"))
+    inbox.put_back(batch)
+    again = inbox.take()
+    assert {item.ref.name: item for item in again.upserts} == {
+        "stays": service("stays", 1), "changes": service("changes", 2),
+    }  # fmt: skip
+    assert again.deletes == [ObjectRef("Service", "default", "goes")]
 
 
 def test_tally_follows_changes() -> None:

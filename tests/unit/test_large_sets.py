@@ -146,6 +146,19 @@ def test_who_may_run_here_is_found_slice_by_slice_as_it_is_all_at_once(
         assert found is sets.cluster or found != sets.cluster
 
 
+def test_the_local_set_falls_back_by_itself_slice_by_slice() -> None:
+    """A ready endpoint elsewhere does not keep this node from those of its own that serve while they terminate."""
+    merged = MergedEndpoints(lambda piece: piece.ports[0].port, (), "here", "")
+    ready = make_endpoint("10.0.0.1", True, True, False, "there")
+    draining = make_endpoint("10.0.0.2", False, True, True, "here")
+    ports = (EndpointPort("p", Protocol.TCP, 80),)
+    for number, endpoint in enumerate((ready, draining)):
+        merged.replace(None, EndpointSlice("n", f"s-{number}", "s", Family.IPV4, ports, (endpoint,)))
+        found, _ = merged.sets(lingering=False)
+    assert (found.cluster, found.local) == ((Backend("10.0.0.1", 80),), (Backend("10.0.0.2", 80, True),))
+    assert (found.cluster_terminating, found.local_terminating) == (False, True)
+
+
 def test_one_change_where_nobody_has_this_nodes_name_looks_at_few_endpoints() -> None:
     """And takes no memory beside that of the set."""
     planner, looks = Planner(NodeConfig(name="me")), 0

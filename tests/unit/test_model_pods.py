@@ -45,6 +45,15 @@ def test_what_is_read_of_a_pod() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("phase", "finished"),
+    [("Pending", False), ("Running", False), ("Unknown", False), ("Succeeded", True), ("Failed", True)],
+)
+def test_a_pod_that_has_ended_is_finished(phase: str, finished: bool) -> None:
+    value, problems = read(pod(status={"phase": phase}))
+    assert (value.finished, problems) == (finished, [])
+
+
 def test_a_pod_in_the_nodes_network_publishes_nothing() -> None:
     value, _ = read(pod(hostNetwork=True, containers=[{"ports": [{"containerPort": 80, "hostPort": 80}]}]))
     assert value.host_network

@@ -110,7 +110,7 @@ def decision(
         internal_local=internal_local,
         external_local=external_local,
     )
-    nodes = {"near": "n1", "far": "n2"}
+    nodes = {"near": "n1", "far": "n2", "node": "n1"}
     listed = tuple(make_endpoint(getattr(place, name), node=nodes[name]) for name in endpoints)
     ports = (EndpointPort("http", Protocol.TCP, 8080),)
     planner = Planner(node)
@@ -265,6 +265,16 @@ def test_hairpin(family: Family) -> None:
         str(backend): backend.address == PLACES[family].near for backend in either.backends
     }
     assert any("(hairpin)" in reason for reason in either.reasons)
+
+
+@both_families
+def test_a_process_of_the_node_sees_who_comes_from_elsewhere(family: Family) -> None:
+    """Nothing is masqueraded that is delivered on the node (POSTROUTING sees what leaves); what the node itself sends
+    to its own address is."""
+    for source, kept in (("outside", True), ("node", False)):
+        found = decision(family, source, "balancer", ("node", "far"))
+        place = PLACES[family]
+        assert [backend.address for backend in found.kept] == ([place.node] if kept else []), source
 
 
 RANGES = {Family.IPV4: ("203.0.113.0/24", "192.168.0.0/24"), Family.IPV6: ("2001:db8:9::/48", "fd00:168::/64")}

@@ -261,10 +261,10 @@ def ip_of(data: bytes) -> Any:
 
 
 def rebuilt(layer: Any) -> bytes:
-    """The same packet with all lengths and checksums computed afresh, also those of a quoted packet's outer layers."""
+    """The same packet with all lengths and checksums computed afresh."""
     copy = layer.copy()
     for part in copy.iterpayloads():
-        for field in ("chksum", "cksum"):
-            if field in part.fields and part.fields[field] is not None:
-                del part.fields[field]
+        for field in ("len", "plen", "chksum", "cksum"):
+            if part.fields.get(field) is not None:
+                part.delfieldval(field)  # not from `fields`: bytes of a header that was parsed are kept until then
     return bytes(copy)

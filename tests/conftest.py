@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from dataplane.kernel import netns
 from dataplane.planes.ebpf.pins import default_instance, find_root
@@ -19,10 +19,12 @@ _LEFT: pytest.StashKey[list[str]] = pytest.StashKey()
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("soak", deadline=None, max_examples=2000)
+settings.register_profile("first", deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="more hypothesis examples and more repetitions")
+    parser.addoption("--first", action="store_true", help="an example that fails is told as it is, not simplified")
     parser.addoption(
         "--slowness",
         type=float,
@@ -32,7 +34,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    settings.load_profile("soak" if config.getoption("--soak") else "default")
+    chosen = [profile for profile in ("soak", "first") if config.getoption(f"--{profile}")]
+    settings.load_profile(chosen[0] if chosen else "default")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -1,0 +1,145 @@
+"""Faults in the command line and the daemon."""
+
+from tests.mutation.mutation import Mutation
+
+_STATE, _JOBS = ("test_cli_drift.py",), ("test_daemon_jobs.py",)
+_JOURNAL = ("test_cli_journal.py::test_half_a_change_at_the_end_does_not_count",)
+_ORDER = ("test_cli_journal.py::test_entries_come_and_go_over_several_journals",)
+_CONFIG, _WATCH, _WEB = ("test_config_file.py",), ("test_watch_reflector.py",), ("test_daemon_web.py",)
+_PARTS = ("test_daemon_parts.py",)
+
+CTL = (
+    Mutation(
+        "health checks are not remembered",
+        "ctl/state.py",
+        "tuple(plan.health_checks.values()),",
+        "(),",
+        _STATE,
+    ),
+    Mutation(
+        "a journal's last step counts though only half of it is there",
+        "journal.py",
+        "if end > len(data):",
+        "if at > len(data):",
+        _JOURNAL,
+    ),
+    Mutation(
+        "entries that went come back from the journal",
+        "journal.py",
+        "tuple(entry.key for entry in change.entries if entry.new is None),",
+        "(),",
+        _ORDER,
+    ),
+    Mutation(
+        "journals are replayed in no order",
+        "journal.py",
+        "for number in sorted(number for number in _numbers(base) if number >= first):",
+        "for number in sorted((number for number in _numbers(base) if number >= first), reverse=True):",
+        _ORDER,
+    ),
+    Mutation(
+        "a file that another user made is the lock",
+        "ctl/lock.py",
+        "if mine.st_uid not in (0, os.geteuid()):",
+        "if False:",
+        ("test_lock.py::test_a_file_that_somebody_else_made_is_no_lock",),
+    ),
+    Mutation(
+        "a lock whose file was removed counts as held",
+        "ctl/lock.py",
+        "if path.stat().st_ino == mine.st_ino:",
+        "if True:",
+        ("test_lock.py::test_a_file_that_its_last_holder_removed_is_no_lock",),
+    ),
+    Mutation(
+        "a client may have as many connections as it likes",
+        "guard.py",
+        "if len(mine) >= MOST_A_CLIENT:",
+        "if False:",
+        _WEB,
+    ),
+    Mutation(
+        "a slow request is waited for",
+        "guard.py",
+        "if now - connection.since > connection.patience:",
+        "if False:",
+        _WEB,
+    ),
+    Mutation(
+        "a job that failed is never tried again",
+        "jobs.py",
+        "await asyncio.sleep(self.failure(name, error, retry))",
+        "return await asyncio.sleep(self.failure(name, error, retry))",
+        _JOBS,
+    ),
+    Mutation(
+        "a failure in a batch loses what was in it",
+        "reconcile.py",
+        "self.node = before\n            self.inbox.put_back(batch)\n            self._replan = True",
+        "self.node = before\n            \n            self._replan = True",
+        _JOBS,
+    ),
+    Mutation(
+        "of two changes in a row the older state is forgotten",
+        "reconcile.py",
+        "entries[change.key] = EntryChange(earlier.old, change.new) if earlier else change",
+        "entries[change.key] = change",
+        _PARTS,
+    ),
+    Mutation(
+        "what the kernel refused is forgotten",
+        "ledger.py",
+        "self._held |= {entry.key: entry.old for entry in change.entries}",
+        "self._held |= {}",
+        (*_PARTS, "test_daemon_kernel.py"),
+    ),
+    Mutation(
+        "what the inbox took back undoes what was heard since",
+        "inbox.py",
+        "if item.ref not in self._deletes and item.ref not in self._upserts:",
+        "if True:",
+        ("test_daemon_parts.py::test_what_is_put_back_does_not_undo_what_was_heard_since",),
+    ),
+    Mutation(
+        "what is missing in a new list stays",
+        "inbox.py",
+        "gone = [name for name in self._known[kind] if name not in present]",
+        "gone: list[tuple[str, str]] = []",
+        _WATCH,
+    ),
+    Mutation(
+        "a watch begins again where it began",
+        "watch.py",
+        "self._version = meta.resource_version or self._version",
+        "self._version = self._version or meta.resource_version",
+        _WATCH,
+    ),
+    Mutation(
+        "the time that a server asks for is not kept",
+        "watch.py",
+        "await asyncio.sleep(asked)  # what the server asks for is kept, whatever other watches find out",
+        "await asyncio.sleep(0)",
+        _WATCH,
+    ),
+    Mutation(
+        "an expired version is asked for again",
+        "watch.py",
+        "if isinstance(error, WatchError) or (isinstance(error, ApiStatus) and error.code == 410):",
+        "if isinstance(error, WatchError):",
+        _WATCH,
+    ),
+    Mutation(
+        "negative durations are taken",
+        "config.py",
+        "if duration < 0:",
+        "if duration < -1e18:",
+        _CONFIG,
+    ),
+    Mutation(
+        "an IPv6 bind address leaves the others at IPv4",
+        "config.py",
+        'everywhere, loopback = ("::", "::1") if ":" in bind else ("0.0.0.0", "127.0.0.1")',
+        'everywhere, loopback = ("0.0.0.0", "127.0.0.1")',
+        _CONFIG,
+    ),
+)

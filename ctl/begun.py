@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ctl.ebpf import EbpfOptions
 from ctl.files import make_folder, replace_whole
-from ctl.loaded import make_plane
-from ctl.modes import MODES
 from ctl.state import Saved, StateError, plan_path
 from dataplane.planes.base import Plane
+from dataplane.planes.mode import Making
+from dataplane.planes.options import LOOKING
+from dataplane.planes.registry import MODES, mode_of, modes
 
 
 def _path(state_dir: Path) -> Path:
@@ -58,17 +58,11 @@ def end(state_dir: Path) -> None:
 def other_modes(mode: str, previous: Saved | None, unfinished: frozenset[str]) -> list[str]:
     """Modes of which rules may be here beside those of `mode`, in the order in which they can go.
 
-    Only what the state says was ours, or was begun by a process that did not come to its end: chains of kube-proxy's
-    names may be kube-proxy's own. The ebpf mode's pins are nobody else's, so they tell of themselves.
+    Only what the state says was ours, or was begun by a process that did not come to its end, or tells of itself:
+    chains of kube-proxy's names may be kube-proxy's own.
     """
-    from dataplane.planes.ebpf.pins import PinDirectory, PinsHidden, default_instance
-
-    try:
-        pinned = PinDirectory(default_instance()).abandoned
-    except PinsHidden:  # another user's, which only that one can remove
-        pinned = False
-    known = {*unfinished, *([previous.mode] if previous else ()), *(["ebpf"] if pinned else ())}
-    return [each for each in reversed(MODES) if each in known and each != mode]  # ebpf first: it stands on nftables
+    known = {*unfinished, *([previous.mode] if previous else ()), *(each.name for each in modes() if each.is_here())}
+    return [each for each in reversed(MODES) if each in known and each != mode]  # first what stands on others
 
 
 def replace_others(others: Iterable[str], replace: Callable[[Plane], object], live: Iterable[Plane] = ()) -> str:
@@ -78,5 +72,5 @@ def replace_others(others: Iterable[str], replace: Callable[[Plane], object], li
     """
     planes = {plane.name: plane for plane in live}
     for each in others:
-        replace(planes.get(each) or make_plane(each, ebpf=EbpfOptions(hooks=())))
+        replace(planes.get(each) or mode_of(each).make(Making(LOOKING)))
     return ", ".join(others)

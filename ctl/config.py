@@ -14,7 +14,8 @@ from dataplane.errors import HotplaneError
 from dataplane.malformed import MALFORMED
 from dataplane.model.net import canonical_address
 from dataplane.model.report import canonical_cidr
-from dataplane.policy.settings import ALL, LOCALHOST, PRIMARY, LocalMode, Masquerading, Mode, ProxySettings
+from dataplane.planes.registry import MODES
+from dataplane.policy.settings import ALL, LOCALHOST, PRIMARY, LocalMode, Masquerading, Promises, ProxySettings
 
 API_VERSION = "kubeproxy.config.k8s.io/v1alpha1"
 KIND = "KubeProxyConfiguration"
@@ -29,6 +30,11 @@ _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|
 # What the kernel lets a device be called (IFNAMSIZ - 1 bytes), less what rules and terminals could trip over.
 _DEVICE = re.compile(r"[A-Za-z0-9._@+=#-]{1,15}", re.ASCII)
 _INITIALISMS = {"Ip": "IP", "Cidr": "CIDR", "Cidrs": "CIDRs", "Arp": "ARP", "Oom": "OOM", "Dsr": "DSR"}
+
+
+SECTIONS = ("iptables", "nftables")
+"""Sections of the file that hold settings of kube-proxy's modes of these names: the file's format, which is why they
+are named here. Which of them a plane goes by follows from its `promises`."""
 
 
 class ConfigError(HotplaneError):
@@ -167,9 +173,9 @@ class KubeProxyConfiguration(Section, frozen=True):
     port_range: str = ""
     windows_run_as_service: bool = False
 
-    def proxy_mode(self) -> Mode | None:
-        """The mode asked for; None when the file leaves it open."""
-        return Mode(self.mode) if self.mode else None
+    def section(self, promises: Promises) -> IPTables | NFTables:
+        """The section of kube-proxy's mode whose promises a plane keeps."""
+        return self.iptables if promises is Promises.IPTABLES else self.nftables
 
     def proxy_settings(self) -> ProxySettings:
         """The part that policy needs, as plain values."""
@@ -352,10 +358,10 @@ def _check(config: KubeProxyConfiguration, source: str) -> None:
 
 
 def _check_mode(config: KubeProxyConfiguration, source: str) -> None:
-    offered = ", ".join(mode.value for mode in Mode)
-    if config.mode == "ipvs":
+    offered = ", ".join(MODES)
+    if config.mode == "ipvs":  # known to kube-proxy, and to the files that people bring
         raise ConfigError(source, "mode", f"ipvs is not offered; choose one of {offered}")
-    if config.mode and config.mode not in {mode.value for mode in Mode}:
+    if config.mode and config.mode not in MODES:
         raise ConfigError(source, "mode", f"is {config.mode!r}; choose one of {offered}")
     detect = config.detect_local_mode
     if detect and detect not in {mode.value for mode in LocalMode}:

@@ -9,17 +9,17 @@ from pathlib import Path
 import msgspec
 
 from ctl.config import NO_EXTERNAL_IPS, KubeProxyConfiguration, load_config
-from ctl.modes import DEFAULT_MODE
 from ctl.sources.manifests import NODE_PORTS, PortRange
 from dataplane.errors import UsageError
 from dataplane.model.net import canonical_address
 from dataplane.model.objects import ModelObject, Node, Problem
+from dataplane.planes.registry import DEFAULT_MODE, mode_of, modes
 from dataplane.policy.node import NodeConfig
-from dataplane.policy.settings import Mode, node_config
+from dataplane.policy.settings import node_config
 
 
 class Context(msgspec.Struct, frozen=True):
-    """mode: "iptables", "nftables" or "ebpf". node: see NodeConfig. config: the file given, or all defaults."""
+    """mode: a name of the registry's. node: see NodeConfig. config: the file given, or all defaults."""
 
     mode: str
     node: NodeConfig
@@ -61,11 +61,9 @@ def add_manifest_option(parser: argparse.ArgumentParser, *, required: bool = Tru
 def answers_ping(args: argparse.Namespace, mode: str) -> bool:
     """Whether `--answer-ping` stands there. Raises UsageError for a mode that cannot."""
     asked = bool(getattr(args, "answer_ping", False))
-    if asked and mode == Mode.IPTABLES.value:
-        raise UsageError(
-            "--answer-ping: the iptables mode has kube-proxy's rules to the letter, and they answer no ping; use "
-            "--mode nftables or ebpf, or leave the option out"
-        )
+    if asked and (why := mode_of(mode).why_no_ping):
+        able = " or ".join(each.name for each in modes() if not each.why_no_ping)
+        raise UsageError(f"--answer-ping: the {mode} mode {why}; use --mode {able}, or leave the option out")
     return asked
 
 
@@ -84,7 +82,7 @@ def build_context(args: argparse.Namespace, objects: Iterable[ModelObject] = (),
     offline: ask the kernel for addresses only when neither options nor Node object tell any (for `explain`).
     Raises ConfigError, and UsageError for an address that is none.
     """
-    from ctl.ebpf import at_connect_time
+    from ctl.plane_options import unchecked_options
 
     config = KubeProxyConfiguration()
     if args.config:
@@ -94,29 +92,28 @@ def build_context(args: argparse.Namespace, objects: Iterable[ModelObject] = (),
             print(f"hotplane: {args.config}: {field}: is not a field of this configuration; ignored", file=sys.stderr)
     if not config.proxy_settings().external_ips:
         print(f"hotplane: {NO_EXTERNAL_IPS}", file=sys.stderr)
-    asked = config.proxy_mode()
-    mode = Mode(args.mode) if args.mode else asked or Mode(DEFAULT_MODE)
+    mode = mode_of(args.mode or config.mode or DEFAULT_MODE)
     name = args.node_name or config.hostname_override or socket.gethostname()
     name = name.strip().lower()
     this = next((o for o in objects if isinstance(o, Node) and o.name == name), Node(name=name))
     try:
         node_ips, others = _addresses([canonical_address(ip) for ip in args.node_ip], this, offline=offline)
         node = node_config(
-            mode,
+            mode.promises,
             config.proxy_settings(),
             node_name=name,
             zone=this.zone if args.zone is None else args.zone,
             node_ips=node_ips,
             interface_addresses=others,
             node_pod_cidrs=this.pod_cidrs,
-            at_connect=at_connect_time(args),
+            at_connect=unchecked_options(args).at_connect,
         )
     except ValueError as error:
         raise UsageError(f"{error}; check --node-ip and --config") from error
     node = msgspec.structs.replace(
-        node, host_ports=getattr(args, "host_ports", False), answer_ping=answers_ping(args, mode.value)
+        node, host_ports=getattr(args, "host_ports", False), answer_ping=answers_ping(args, mode.name)
     )
-    return Context(mode.value, node, config, Path(args.state_dir))
+    return Context(mode.name, node, config, Path(args.state_dir))
 
 
 def _addresses(given: Sequence[str], this: Node, *, offline: bool) -> tuple[Sequence[str], Sequence[str]]:

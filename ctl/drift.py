@@ -1,10 +1,11 @@
 """Differences between what the plan wants and what the kernel holds, in words."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from dataplane.model.net import host_port
 from dataplane.plan.types import FrontendKey, Row, SourceRanges, Table
+from dataplane.planes.base import Plane
 from dataplane.policy.routes import Action, Route, Routes
 
 
@@ -31,8 +32,20 @@ def ranges_text(ranges: SourceRanges | None) -> str:
     return ", ".join(ranges.cidrs) or "nobody"
 
 
-def differences(want: Table, have: Table) -> Iterator[Difference]:
-    """Every difference between the plan's table and the kernel's, in the order of the frontends."""
+def plane_differences(plane: Plane, want: Table, left_out: Collection[str] = ()) -> Iterator[Difference]:
+    """Every difference between the plan's table and what a plane holds, then what the plane underneath does, which must
+    hold the whole plan. left_out: Services that the plane may lack."""
+    mine = {key: row for key, row in want.items() if row.service not in left_out}
+    held = {key: row for key, row in plane.read_back().items() if row.service not in left_out}
+    yield from differences(mine, held, plane.stored_name)
+    if plane.slow is not None:
+        for found in differences(want, plane.slow.read_back(), plane.slow.stored_name):
+            yield found._replace(difference=f"in the slow path: {found.difference}")
+
+
+def differences(want: Table, have: Table, stored: Callable[[str], str] = str) -> Iterator[Difference]:
+    """Every difference between the plan's table and the kernel's, in the order of the frontends. stored: see
+    planes.base.Plane.stored_name."""
     for key in sorted(want.keys() | have.keys(), key=_order):
         wanted, held = want.get(key), have.get(key)
         if wanted is None:
@@ -41,7 +54,7 @@ def differences(want: Table, have: Table) -> Iterator[Difference]:
         elif held is None:
             yield Difference(key, wanted.service, "is missing in the kernel")
         else:
-            for words in _row_differences(wanted, held):
+            for words in _row_differences(wanted, held, stored):
                 yield Difference(key, wanted.service, words)
 
 
@@ -49,15 +62,8 @@ def _order(key: FrontendKey) -> tuple[int, str, int, int]:
     return (key.family, key.address, key.port, key.protocol)
 
 
-def _stored(service: str) -> str:
-    """The name as the ebpf mode's maps have it. Imported here, because what reads their layout takes 4 MB."""
-    from dataplane.planes.ebpf.encode import stored_service
-
-    return stored_service(service)
-
-
-def _row_differences(want: Row, have: Row) -> Iterator[str]:
-    if have.service != want.service and have.service != _stored(want.service):
+def _row_differences(want: Row, have: Row, stored: Callable[[str], str]) -> Iterator[str]:
+    if have.service != want.service and have.service != stored(want.service):
         yield f"belongs to Service {have.service} in the kernel"
     yield from _route_differences(want.routes, have.routes)
     for name, wanted, held in (("cluster", want.cluster, have.cluster), ("local", want.local, have.local)):

@@ -23,11 +23,11 @@ from typing import Self
 
 import msgspec
 
-from ctl.ebpf import say
 from ctl.files import PRIVATE, make_folder
 from ctl.state import namespace_id
 from dataplane.errors import HotplaneError
 from dataplane.malformed import MALFORMED
+from dataplane.planes.mode import say
 
 DIRECTORY = Path("/run/hotplane")
 GAVE_WAY = 4

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ctl import VERSION
-from ctl.modes import DEFAULT_MODE, MODES
 from dataplane.errors import HotplaneError, UsageError
+from dataplane.planes.registry import DEFAULT_MODE, MODES
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 INTERRUPTED, BROKEN_PIPE = 130, 141  # what a shell reports for a process ended by SIGINT, SIGPIPE

@@ -20,12 +20,13 @@ def sweep(state_dir: Path, *, of: Collection[int] | None = None, age: float = 0.
     something cannot be removed.
     """
     from dataplane.kernel.netns_alive import check_sight, living_cookies
-    from dataplane.planes.ebpf.stale import remove_stale
+    from dataplane.planes.registry import modes
 
     check_sight()
     folders = [folder for folder in dict.fromkeys((state_dir, lock.DIRECTORY)) if folder.is_dir()]
     files = [state.of_namespaces(folder, of, age) for folder in folders]  # first: later ones belong to somebody
-    records: list[Record] = [{"kind": "pins", "name": name} for name in remove_stale(of=of, age=age)]
+    gone = [name for mode in modes() for name in mode.remove_stale(of=of, age=age)]
+    records: list[Record] = [{"kind": "pins", "name": name} for name in gone]
     if any(files):
         living = living_cookies()
         for found in files:

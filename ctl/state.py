@@ -13,12 +13,12 @@ from pathlib import Path
 
 import msgspec
 
-from ctl.ebpf import EbpfOptions
 from ctl.files import make_folder, replace_whole
 from ctl.journal import drop, replay
 from dataplane.errors import HotplaneError
 from dataplane.malformed import MALFORMED
 from dataplane.plan.types import HealthCheck, OffPod, Plan, PlanEntry
+from dataplane.planes.options import PlaneOptions
 from dataplane.policy.node import NodeConfig
 
 _DAEMON_SECONDS = 15.0
@@ -33,8 +33,9 @@ class StateError(HotplaneError):
 class Saved(msgspec.Struct, frozen=True):
     """What one network namespace was last brought to, and in which mode.
 
-    ebpf: that mode's options. left_out: Services that did not fit into its maps and are the slow path's alone. journal:
-    number of the first journal with changes since (ctl.journal), 0 = none.
+    options: what people asked of its plane, written under the name of the mode that was the first to have any.
+    left_out: Services that the plane could not take and the one underneath serves alone. journal: number of the first
+    journal with changes since (ctl.journal), 0 = none.
     """
 
     mode: str
@@ -42,14 +43,19 @@ class Saved(msgspec.Struct, frozen=True):
     service_cidrs: tuple[str, ...] = ()
     entries: tuple[PlanEntry, ...] = ()
     health_checks: tuple[HealthCheck, ...] = ()
-    ebpf: EbpfOptions | None = None
+    options: PlaneOptions | None = msgspec.field(name="ebpf", default=None)
     left_out: tuple[str, ...] = ()
     journal: int = 0
     connect_off: tuple[OffPod, ...] = ()
 
     @classmethod
     def of(
-        cls, mode: str, plan: Plan, ebpf: EbpfOptions | None = None, left_out: tuple[str, ...] = (), journal: int = 0
+        cls,
+        mode: str,
+        plan: Plan,
+        options: PlaneOptions | None = None,
+        left_out: tuple[str, ...] = (),
+        journal: int = 0,
     ) -> "Saved":
         """Remember a plan."""
         return cls(
@@ -58,7 +64,7 @@ class Saved(msgspec.Struct, frozen=True):
             plan.service_cidrs,
             tuple(plan.entries.values()),
             tuple(plan.health_checks.values()),
-            ebpf if mode == "ebpf" else None,
+            options,
             left_out,
             journal,
             tuple(plan.connect_off.values()),
@@ -182,7 +188,7 @@ def _with_journals(path: Path, saved: Saved) -> Saved:
     plan = saved.plan()
     if not replay(path, saved.journal, plan):
         return saved
-    return Saved.of(saved.mode, plan, saved.ebpf, saved.left_out, saved.journal)
+    return Saved.of(saved.mode, plan, saved.options, saved.left_out, saved.journal)
 
 
 def forget(state_dir: Path) -> bool:

@@ -3,21 +3,16 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from ctl import ebpf_views
 from ctl.drift import ranges_text, route_text
 from ctl.output import Record
 from dataplane.kernel.conntrack_list import Connection, translated_connections
-from dataplane.model.net import host_port
+from dataplane.model.net import Protocol, host_port
 from dataplane.plan.types import FrontendKey, Row, Table
+from dataplane.planes.answers import Flow, Traffic
 from dataplane.planes.base import Plane
-from dataplane.planes.ebpf.plane import EbpfPlane
-from dataplane.planes.iptables.clients import packet_counts
-from dataplane.planes.iptables.clients import remembered_clients as iptables_clients
-from dataplane.planes.iptables.plane import IptablesPlane
-from dataplane.planes.nftables.clients import remembered_clients as nftables_clients
-from dataplane.planes.nftables.ping import answered_pings
-from dataplane.planes.nftables.ping_rules import COUNTER as PING_COUNTER
 
+PINGS = "answered_ping"
+TRAFFIC = ("service", "connections", "packets", "bytes", "replyPackets", "replyBytes", "hook", "reason", "count")
 View = tuple[list[Record], tuple[str, ...]]
 
 
@@ -66,10 +61,8 @@ def endpoints(plane: Plane) -> View:
 
 
 def affinity(plane: Plane) -> View:
-    """One record a remembered client. The nftables mode keeps IPv6 clients as hashes: they are there, but nameless."""
+    """One record a remembered client. Some planes keep clients as hashes: they are there, but nameless."""
     columns = ("service", "frontend", "client", "endpoint", "secondsLeft")
-    own = ebpf_views.affinity(plane) if isinstance(plane, EbpfPlane) else []
-    clients = iptables_clients() if isinstance(plane, IptablesPlane) else nftables_clients()
     records: list[Record] = [
         {
             "service": client.service,
@@ -78,9 +71,9 @@ def affinity(plane: Plane) -> View:
             "endpoint": host_port(*client.backend) if client.backend else "",
             "secondsLeft": client.seconds_left,
         }
-        for client in clients
+        for client in plane.remembered_clients()
     ]
-    return own + records, columns
+    return records, columns
 
 
 def _claimed(table: Table) -> Iterator[tuple[FrontendKey, Row, Connection]]:
@@ -96,7 +89,7 @@ def _claimed(table: Table) -> Iterator[tuple[FrontendKey, Row, Connection]]:
 
 
 def connections(plane: Plane) -> View:
-    """One record a connection through a frontend: as conntrack holds it, in ebpf mode also as the programs do."""
+    """One record a connection through a frontend: as conntrack holds it, and as the plane does, where it tracks any."""
     records: list[Record] = [
         {
             "service": row.service,
@@ -109,18 +102,35 @@ def connections(plane: Plane) -> View:
         for key, row, connection in _claimed(plane.read_back())
     ]
     columns: tuple[str, ...] = ("service", "frontend", "client", "endpoint", "state", "secondsLeft")
-    if isinstance(plane, EbpfPlane):
-        records = [*ebpf_views.flows(plane), *({**record, "by": "slow path"} for record in records)]
+    flows = plane.flows()
+    if flows is not None:
+        mine = [_flow(flow) for flow in flows if flow.service]
+        records = [*mine, *({**record, "by": "slow path"} for record in records)]
         columns = ("service", "frontend", "client", "endpoint", "state", "packets", "bytes", "idleSeconds", "by")
     return sorted(records, key=lambda record: (str(record["service"]), str(record["client"]))), columns
 
 
-def counters(plane: Plane) -> View:
-    """One record a frontend: connections that conntrack holds now, and what the rules counted, where they count.
+def _flow(flow: Flow) -> Record:
+    return {
+        "service": flow.service,
+        "frontend": f"{host_port(*flow.destination)}/{Protocol(flow.protocol).text}",
+        "client": host_port(*flow.source) if flow.source else "socket",
+        "endpoint": host_port(*flow.backend),
+        "state": flow.state,
+        "secondsLeft": None,
+        "idleSeconds": round(flow.idle_seconds, 1),
+        "packets": flow.packets,
+        "bytes": flow.bytes,
+        "by": "packet programs" if flow.source else "connect",
+    }
 
-    In ebpf mode one record a Service port, and one for each way out of each hook.
-    """
-    if isinstance(plane, EbpfPlane):
+
+def counters(plane: Plane) -> View:
+    """Where a plane counts by itself, one record a Service port and one for each way out of each hook; else one a
+    frontend: connections that conntrack holds now, and what the rules counted, where they count."""
+    pings = _pings(plane)
+    traffic = plane.traffic()
+    if traffic is not None:
         columns = (
             "service",
             "connections",
@@ -132,13 +142,13 @@ def counters(plane: Plane) -> View:
             "reason",
             "count",
         )
-        return [*ebpf_views.counters(plane), *_pings()], columns
+        return [*_by_service(traffic), *_ways_out(traffic), *pings], columns
     table = plane.read_back()
     now = Counter(key for key, _, _ in _claimed(table))
-    counts = packet_counts() if isinstance(plane, IptablesPlane) else None
+    counts = plane.frontend_counts() or {}
     records: list[Record] = []
     for key, row in _sorted(table):
-        counted = counts.get(key) if counts is not None else None
+        counted = counts.get(key)
         records.append(
             {
                 "service": row.service,
@@ -148,28 +158,52 @@ def counters(plane: Plane) -> View:
                 "refused": counted.refused if counted else None,
             }
         )
-    pings = _pings() if plane.name == "nftables" else []
     shown = ("service", "frontend", "connections", "opened", "refused")
     return [*records, *pings], (*shown, "reason", "count") if pings else shown
 
 
-def _pings() -> list[Record]:
+def _by_service(traffic: Traffic) -> Iterator[Record]:
+    for name, counted in sorted(traffic.services.items()):
+        yield {
+            "service": name,
+            "connections": counted.connections,
+            "packets": counted.packets,
+            "bytes": counted.bytes,
+            "replyPackets": counted.reply_packets,
+            "replyBytes": counted.reply_bytes,
+        }
+
+
+def _ways_out(traffic: Traffic) -> Iterator[Record]:
+    for way in traffic.ways_out:
+        yield {"service": "", "hook": way.hook, "reason": way.reason, "count": way.times}
+
+
+def _pings(plane: Plane) -> list[Record]:
     """What answers pings, where something does: one record."""
-    count = answered_pings()
-    return [] if count is None else [{"service": "", "frontend": "", "reason": PING_COUNTER, "count": count}]
+    count = plane.answered_pings()
+    return [] if count is None else [{"service": "", "frontend": "", "reason": PINGS, "count": count}]
+
+
+def counts_drops(plane: Plane) -> bool:
+    """Whether `drops` can have anything."""
+    return plane.traffic() is not None or plane.frontend_counts() is not None
 
 
 def drops(plane: Plane) -> View:
-    """What was refused or dropped: in ebpf mode by hook and reason, in iptables mode by frontend. The nftables mode's
-    rules do not count."""
-    if isinstance(plane, EbpfPlane):
-        return ebpf_views.drops(plane), ("hook", "reason", "count", "what")
-    records: list[Record] = []
-    if isinstance(plane, IptablesPlane):
-        counts = packet_counts()
-        records = [
-            {"service": row.service, "frontend": str(key), "refused": counts[key].refused}
-            for key, row in _sorted(plane.read_back())
-            if key in counts and counts[key].refused
+    """What was refused or dropped: by hook and reason where a plane counts so, else by frontend."""
+    traffic = plane.traffic()
+    if traffic is not None:
+        records: list[Record] = [
+            {"service": "", "hook": way.hook, "reason": way.reason, "count": way.times, "what": way.fate}
+            for way in traffic.ways_out
+            if way.fate
         ]
+        return records, ("hook", "reason", "count", "what")
+    counts = plane.frontend_counts() or {}
+    records = [
+        {"service": row.service, "frontend": str(key), "refused": counts[key].refused}
+        for key, row in _sorted(plane.read_back())
+        if key in counts and counts[key].refused
+    ]
     return records, ("service", "frontend", "refused")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from ctl.output import add_output_option, print_records
 
 if TYPE_CHECKING:
-    from ctl.ebpf import EbpfOptions
     from ctl.manifests import Planned
     from dataplane.plan.change import PlanChange
     from dataplane.plan.types import Plan
+    from dataplane.planes.options import PlaneOptions
 
 
 def register(subparsers: Any) -> None:
@@ -43,12 +43,12 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load the plan, clean stale UDP flows, remember the plan; 1 when something was refused and the rest is loaded."""
-    from ctl.ebpf import ebpf_options
     from ctl.lock import hold
     from ctl.manifests import plan_manifests
+    from ctl.plane_options import plane_options
     from ctl.stale import sweep_on_the_way
 
-    options = ebpf_options(args)
+    options = plane_options(args)
     planned = plan_manifests(args)
     with hold(args.command, planned.context.mode, takeover=args.takeover):
         status = _load(args, options, planned)
@@ -56,23 +56,20 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def _load(args: argparse.Namespace, options: "EbpfOptions", planned: "Planned") -> int:
+def _load(args: argparse.Namespace, options: "PlaneOptions", planned: "Planned") -> int:
     from ctl import begun, state
-    from ctl.ebpf import settle
-    from ctl.loaded import make_plane, replace_plane
+    from ctl.loaded import replace_plane, settle
     from ctl.manifests import check_intended
     from dataplane.planes.base import load_others
     from dataplane.planes.conntrack import clean_stale_udp
+    from dataplane.planes.mode import Making
+    from dataplane.planes.registry import mode_of
 
     context, plan = planned.context, planned.plan
     previous = state.load(context.state_dir)
     check_intended(planned, previous.plan() if previous else None, keep_going=args.keep_going, prune=args.prune)
-    plane = make_plane(
-        context.mode,
-        tcp_be_liberal=context.config.conntrack.tcp_be_liberal,
-        ebpf=options,
-        detector=context.node.detector,
-    )
+    making = Making(options, tcp_be_liberal=context.config.conntrack.tcp_be_liberal, detector=context.node.detector)
+    plane = mode_of(context.mode).make(making)
     started = time.monotonic()
     unfinished = begun.begin(context.state_dir, context.mode)
     change, refusals = load_others(plane, plan)

@@ -42,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from ctl.loaded import make_plane
+    from dataplane.planes.mode import Making
+    from dataplane.planes.options import PlaneOptions
+    from dataplane.planes.registry import mode_of
 
     saved, tcp_be_liberal = _wanted(args)
     doubt = _doubt(args)
@@ -51,9 +53,8 @@ def _check(args: argparse.Namespace) -> int:
     if doubt:
         print(f"hotplane: {doubt}; what differs may be this plan", file=sys.stderr)
     plan = saved.plan()
-    plane = make_plane(
-        saved.mode, loaded_for=plan.node, tcp_be_liberal=tcp_be_liberal, ebpf=saved.ebpf, detector=plan.node.detector
-    )
+    making = Making(saved.options or PlaneOptions(), plan.node, tcp_be_liberal, plan.node.detector)
+    plane = mode_of(saved.mode).make(making)
     found = _differences(saved, plan, plane)
     for service in sorted({key.service for key, entry in plan.entries.items() if entry.limited}):
         print(
@@ -93,16 +94,16 @@ def _wanted(args: argparse.Namespace) -> "tuple[Saved, bool]":
     from pathlib import Path
 
     from ctl import state
-    from ctl.ebpf import ebpf_options, given
+    from ctl.plane_options import given, plane_options
 
     if args.filename:
         from ctl.manifests import plan_manifests
 
-        options = ebpf_options(args)
+        options = plane_options(args)
         context, plan, *_ = plan_manifests(args)
         if not given(args):  # as it was applied
             before = state.load(context.state_dir)
-            options = before.ebpf if before and before.ebpf else options
+            options = before.options if before and before.mode == context.mode and before.options else options
         return state.Saved.of(context.mode, plan, options), context.config.conntrack.tcp_be_liberal
     saved = state.load(Path(args.state_dir))
     if saved is None or (args.mode and args.mode != saved.mode):
@@ -117,20 +118,11 @@ def _wanted(args: argparse.Namespace) -> "tuple[Saved, bool]":
 
 
 def _differences(saved: "Saved", plan: "Plan", plane: "Plane") -> "list[Difference]":
-    """Of the plane; in ebpf mode also of its slow path, which must hold the whole plan too."""
-    from ctl.drift import differences
+    """What the plane holds otherwise, beside what it was known to leave out."""
+    from ctl.drift import plane_differences
     from dataplane.plan.rows import rows
-    from dataplane.planes.ebpf.plane import EbpfPlane
 
-    wanted = rows(plan)
-    if not isinstance(plane, EbpfPlane):
-        return list(differences(wanted, plane.read_back()))
-    in_maps = {key: row for key, row in wanted.items() if row.service not in saved.left_out}
-    held = {key: row for key, row in plane.read_back().items() if row.service not in saved.left_out}
-    below = [
-        d._replace(difference=f"in the slow path: {d.difference}") for d in differences(wanted, plane.slow.read_back())
-    ]
-    return [*differences(in_maps, held), *below]
+    return list(plane_differences(plane, rows(plan), frozenset(saved.left_out)))
 
 
 def _repair(args: argparse.Namespace, saved: "Saved", plan: "Plan", plane: "Plane") -> int:
@@ -139,7 +131,7 @@ def _repair(args: argparse.Namespace, saved: "Saved", plan: "Plan", plane: "Plan
     from msgspec.structs import replace
 
     from ctl import state
-    from ctl.ebpf import settle
+    from ctl.loaded import settle
     from dataplane.planes.base import load_others
     from dataplane.planes.conntrack import clean_stale_udp
 

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     if args.stale:
         return _stale(args)
     from ctl.lock import hold
-    from ctl.modes import MODES
+    from dataplane.planes.registry import MODES
 
     with hold(args.command, takeover=args.takeover):
         existed = _clean_up(args.state_dir)
@@ -44,15 +44,15 @@ def _clean_up(state_dir: str) -> bool:
     from pathlib import Path
 
     from ctl import begun, state
-    from ctl.ebpf import EbpfOptions
-    from ctl.loaded import make_plane
-    from ctl.modes import MODES
     from dataplane.planes.base import PlaneError
+    from dataplane.planes.mode import Making
+    from dataplane.planes.options import LOOKING
+    from dataplane.planes.registry import modes
 
     failed = []
-    for mode in reversed(MODES):  # the ebpf mode first: its programs stand on the nftables mode's rules
+    for mode in reversed([*modes()]):  # first what stands on others
         try:
-            make_plane(mode, ebpf=EbpfOptions(hooks=())).cleanup()
+            mode.make(Making(LOOKING)).cleanup()
         except PlaneError as error:  # the others go nevertheless
             failed.append(str(error))
     if failed:

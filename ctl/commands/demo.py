@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctl.modes import MODES
 from ctl.output import add_output_option, print_records, to_json, to_yaml
+from dataplane.planes.registry import MODES
 
 if TYPE_CHECKING:
     from dataplane.lab.compare import Row
@@ -48,14 +48,16 @@ def run(args: argparse.Namespace) -> int:
     from dataplane.lab.compare import compare
     from dataplane.lab.lab import Lab
     from dataplane.lab.proxy import LabProxy
-    from dataplane.oracle.keeps import Keeps
-    from dataplane.planes.ebpf.programs import remove_instances
+    from dataplane.planes.options import PlaneOptions
+    from dataplane.planes.registry import mode_of
+    from dataplane.planes.registry import modes as every_mode
 
     modes = (args.mode,) if args.mode else MODES
     if args.services < 0:
         raise UsageError(f"--services {args.services}: give a number of Services, or 0 for no comparison")
     results: dict[str, dict[str, Result]] = {}
-    remove_instances(_INSTANCES)  # of a demo that was killed
+    for each in every_mode():
+        each.remove_instances(_INSTANCES)  # of a demo that was killed
     before = lab_cookies(LAB_NAME)
     with Lab.up(replace(showcase.SPEC, name=LAB_NAME)) as lab:
         sweep_lab(before, Path(args.state_dir))
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         lab.start_echo(lab.pods, [8080])
         for mode in modes:
             _say(f"{mode}: {len(showcase.SCENARIOS)} scenarios with real traffic")
-            with LabProxy(lab, mode, _maker(mode), frozenset(Keeps) if mode == "ebpf" else frozenset()) as proxy:
+            with LabProxy(lab, mode, _maker(mode), mode_of(mode).keeps(PlaneOptions())) as proxy:
                 results[mode] = {scenario.name: result for scenario, result in showcase.run_all(lab, proxy)}
         rows = []
         if args.services:
@@ -78,15 +80,16 @@ def _say(text: str) -> None:
 
 
 def _maker(mode: str) -> "PlaneMaker":
-    """Planes of nodes; in ebpf mode each with the node's own control group, and pins that name the lab and the node."""
-    from ctl.ebpf import EbpfOptions
-    from ctl.loaded import make_plane
+    """Planes of nodes: each with the node's own control group, and pins that name the lab and the node."""
     from dataplane.lab.spec import Node
     from dataplane.planes.base import Plane
+    from dataplane.planes.mode import Making
+    from dataplane.planes.options import PlaneOptions
+    from dataplane.planes.registry import mode_of
 
     def make(lab: "Lab", node: Node) -> Plane:
-        options = EbpfOptions(cgroup=str(lab.cgroup(node.name)), instance=f"{_INSTANCES}{node.name}")
-        return make_plane(mode, ebpf=options)
+        options = PlaneOptions(cgroup=str(lab.cgroup(node.name)), instance=f"{_INSTANCES}{node.name}")
+        return mode_of(mode).make(Making(options))
 
     return make
 

@@ -21,29 +21,21 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one record a check; 0 if the nftables mode can run, else 1."""
-    from ctl.ebpf import ebpf_options
-    from ctl.probes.bpf import probe_bpf
-    from ctl.probes.finding import Status
-    from ctl.probes.hooks import probe_hooks
-    from ctl.probes.nft import probe_nft
+    from ctl.plane_options import plane_options
     from ctl.probes.off import probe_off
     from ctl.probes.system import probe_system
-    from ctl.probes.xtables import probe_xtables
+    from dataplane.planes.finding import Status
+    from dataplane.planes.registry import DEFAULT_MODE, modes
 
-    options = ebpf_options(args)
+    options = plane_options(args)
     findings = [*probe_system()]
     if os.geteuid() == 0:
-        findings += [
-            *probe_nft(),
-            *probe_xtables(),
-            *probe_bpf(),
-            *probe_hooks(options),
-            *probe_off(Path(args.state_dir)),
-        ]
+        for mode in sorted(modes(), key=lambda mode: mode.name != DEFAULT_MODE):
+            findings += [*mode.findings(options), *probe_off(mode, Path(args.state_dir))]
     records = [
         {"area": f.area, "check": f.check, "status": f.status.value, "detail": f.detail, "advice": f.advice}
         for f in findings
     ]
     print_records(records, args.output, ("area", "check", "status", "detail", "advice"))
-    needed = [f for f in findings if f.area == "nftables" or f.check == "root"]
+    needed = [f for f in findings if f.area == DEFAULT_MODE or f.check == "root"]
     return int(any(f.status is Status.MISSING for f in needed))

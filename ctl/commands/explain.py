@@ -20,7 +20,7 @@ from dataplane.oracle.keeps import NOTHING, Keeping
 from dataplane.oracle.notes import endpoint_notes
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import EntryKey, FrontendKind
-from dataplane.policy.routes import Action, Scope
+from dataplane.planes.registry import mode_of
 
 
 class Flow(NamedTuple):
@@ -99,7 +99,7 @@ def explained(text: str, decision: Decision, more: Sequence[str] = ()) -> Explai
 
 
 def explain(planner: Planner, flows: Iterable[Flow], mode: str, keeping: Keeping = NOTHING) -> list[Explained]:
-    """Explain flows under a planner's plan. keeping: whose address the ebpf mode leaves alone."""
+    """Explain flows under a planner's plan. keeping: whose address the mode leaves alone."""
 
     def notes(key: EntryKey) -> Sequence[str]:
         if any(f.kind is FrontendKind.HOST_PORT for f in planner.plan.entries[key].frontends):
@@ -116,7 +116,7 @@ def explain(planner: Planner, flows: Iterable[Flow], mode: str, keeping: Keeping
                 *_conflicts(decision, conflicts),
                 *_gated(decision, planner),
                 *_connect_time(decision, planner, keeping),
-                *_in_kernel(decision, mode),
+                *filter(None, (mode_of(mode).path(decision),)),
             ],
         )
         for text, decision in ((flow.text, oracle.decide(flow.packet)) for flow in flows)
@@ -159,25 +159,6 @@ def _connect_time(decision: Decision, planner: Planner, keeping: Keeping) -> Ite
             )
 
 
-def _in_kernel(decision: Decision, mode: str) -> Iterable[str]:
-    """Which chains do it, in the iptables mode."""
-    entry, frontend, route = decision.entry, decision.frontend, decision.route
-    if mode != "iptables" or entry is None or frontend is None or route is None or route.action is not Action.FORWARD:
-        return
-    from dataplane.planes.iptables import names
-
-    chains = names.service_chains(decision.service, entry.key.protocol)
-    path = [names.SERVICES]
-    if frontend.kind is FrontendKind.NODE_PORT:
-        path.append(names.NODEPORTS)
-    if frontend.source_ranges is not None:
-        path.append(chains.source_ranges)
-    if frontend.kind not in (FrontendKind.CLUSTER_IP, FrontendKind.HOST_PORT):
-        path.append(chains.external)
-    path.append(chains.local if route.scope is Scope.LOCAL else chains.cluster)
-    yield f"in the nat table this goes {' -> '.join(path)}"
-
-
 def pods_elsewhere(objects: Iterable[ModelObject], here: str, sources: Iterable[str]) -> frozenset[str]:
     """Which of these source addresses are pods of other nodes, by the Nodes' pod ranges and by endpoints' nodes."""
     asked = frozenset(sources)
@@ -212,8 +193,8 @@ def headline(flow: Explained) -> str:
 def run(args: argparse.Namespace) -> int:
     """Explain every flow; 0 also when some objects had problems, which are told on stderr."""
     from ctl.context import build_context, report_problems
-    from ctl.ebpf import at_connect_time, keeps
     from ctl.manifests import place_notes
+    from ctl.plane_options import unchecked_options
     from ctl.sources.manifests import ALL_PORTS, NODE_PORTS, outside, read_manifests
 
     asked = read_flows(args.flow)
@@ -227,12 +208,11 @@ def run(args: argparse.Namespace) -> int:
     planner = Planner(context.node, vouched=False)
     planner.update(decoded.objects)
     report_problems(place_notes(planner))
-    keeping = NOTHING
-    if context.mode == "ebpf":
-        sources = (flow.packet.source for flow in asked)
-        off = {a for pod in planner.plan.connect_off.values() if not pod.host_network for a in pod.addresses}
-        elsewhere = pods_elsewhere(decoded.objects, context.node.name, sources)
-        keeping = Keeping(keeps(args), elsewhere, frozenset(off if at_connect_time(args) else ()))
+    mode, options = mode_of(context.mode), unchecked_options(args)
+    sources = (flow.packet.source for flow in asked)
+    off = {a for pod in planner.plan.connect_off.values() if not pod.host_network for a in pod.addresses}
+    elsewhere = pods_elsewhere(decoded.objects, context.node.name, sources)
+    keeping = Keeping(mode.keeps(options), elsewhere, frozenset(off if mode.at_connect(options) else ()))
     flows = explain(planner, asked, context.mode, keeping)
     if args.output == "table":
         print_blocks(flows)

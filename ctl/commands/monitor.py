@@ -7,18 +7,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ctl.output import add_output_option
+from dataplane.planes.options import HOOKS
 
 if TYPE_CHECKING:
     from ctl.output import Record
-    from dataplane.planes.ebpf.events import Event
-    from dataplane.planes.ebpf.maps import MapSet
+    from dataplane.errors import HotplaneError
+    from dataplane.planes.decisions import Decision, DecisionStream
 
 POLL_SECONDS = 0.5
-ALL_HOOKS = {
-    "connect": ("connect", "sendmsg", "recvmsg", "getpeername"),
-    "tc": ("tc_ingress", "tc_egress"),
-    "xdp": ("xdp",),
-}
 
 
 def register(subparsers: Any) -> None:
@@ -32,93 +28,63 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--service", metavar="NAMESPACE/NAME[:PORT]", help="only this Service")
     parser.add_argument("--protocol", choices=("tcp", "udp"), help="only this protocol")
-    parser.add_argument("--hook", choices=ALL_HOOKS, action="append", default=[], help="only this hook; repeatable")
+    parser.add_argument("--hook", choices=HOOKS, action="append", default=[], help="only this hook; repeatable")
     parser.add_argument("--count", type=int, default=0, metavar="N", help="end after N events (default: never)")
     parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help="end after S seconds (default: never)")
     add_output_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print events until interrupted, or as many or as long as asked. Raises HotplaneError outside ebpf mode."""
+    """Print decisions until interrupted, or as many or as long as asked. Raises HotplaneError in modes that tell of
+    none."""
+    from ctl.loaded import loaded_plane
     from dataplane.errors import HotplaneError
-    from dataplane.planes.ebpf.views import open_instance
+    from dataplane.model.net import Protocol
+    from dataplane.planes.decisions import Asked, matches
 
-    plane = ebpf_plane(args, "monitor shows what programs report")
-    maps = open_instance(plane.pins.instance)
-    if maps is None:
-        raise HotplaneError("no ebpf plane is loaded in this network namespace: hotplane --mode ebpf apply -f ...")
-    with maps:
-        _check_service(maps, args.service)
-        for printed, record in enumerate(_records(maps, args), start=1):
+    plane = loaded_plane(args.mode, args.state_dir)
+    protocol = Protocol[args.protocol.upper()].value if args.protocol else 0
+    stream = plane.decisions(Asked(args.service or "", protocol, args.hook))
+    if stream is None:
+        raise tells_nothing("monitor shows what programs report", plane.name)
+    with stream:
+        if args.service and not any(matches(name, args.service) for name in stream.services()):
+            raise HotplaneError(f"--service {args.service}: there is no such Service here; show services lists them")
+        for printed, record in enumerate(_records(stream, args.seconds), start=1):
             _print(record, args.output)
             if args.count and printed >= args.count:
                 break
     return 0
 
 
-def ebpf_plane(args: argparse.Namespace, what: str) -> Any:
-    """The loaded ebpf plane. Raises HotplaneError where another mode is loaded, which counts and reports nothing."""
-    from ctl.loaded import loaded_plane
+def tells_nothing(what: str, mode: str) -> "HotplaneError":
+    """The error for a mode that neither counts nor reports."""
     from dataplane.errors import HotplaneError
 
-    plane = loaded_plane(args.mode, args.state_dir)
-    if plane.name != "ebpf":
-        raise HotplaneError(
-            f"{what}, and the {plane.name} mode has none: its rules neither report nor say which endpoint they chose; "
-            "show connections lists what conntrack holds, explain says what becomes of a packet and why"
-        )
-    return plane
+    return HotplaneError(
+        f"{what}, and the {mode} mode has none: its rules neither report nor say which endpoint they chose; "
+        "show connections lists what conntrack holds, explain says what becomes of a packet and why"
+    )
 
 
-def _check_service(maps: "MapSet", service: str | None) -> None:
-    from dataplane.errors import HotplaneError
-    from dataplane.planes.ebpf.views import service_names
-
-    if service and not any(matches(name, service) for name in service_names(maps).values()):
-        raise HotplaneError(f"--service {service}: there is no such Service here; show services lists them")
+def _records(stream: "DecisionStream", seconds: float) -> "Iterator[Record]":
+    deadline = time.monotonic() + seconds if seconds else None
+    while deadline is None or time.monotonic() < deadline:
+        yield from map(_record, stream.poll(POLL_SECONDS))
 
 
-def matches(name: str, asked: str) -> bool:
-    """Whether a Service port (namespace/name:port) is one of the Service, or the Service port, that was asked for."""
-    return asked in (name, name.partition(":")[0])
-
-
-def _records(maps: "MapSet", args: argparse.Namespace) -> "Iterator[Record]":
-    from dataplane.model.net import Protocol
-    from dataplane.planes.ebpf.events import EventStream
-    from dataplane.planes.ebpf.views import service_names
-
-    names = service_names(maps)
-    chosen = [index for index, name in names.items() if args.service and matches(name, args.service)]
-    hooks = [name for hook in args.hook for name in ALL_HOOKS[hook]]
-    protocol = Protocol[args.protocol.upper()].value if args.protocol else 0
-    deadline = time.monotonic() + args.seconds if args.seconds else None
-    with EventStream(maps, protocol, chosen[0] if len(chosen) == 1 else None, hooks) as stream:
-        while deadline is None or time.monotonic() < deadline:
-            for event in stream.poll(POLL_SECONDS):
-                if event.service is not None and event.service not in names:
-                    names = service_names(maps)
-                name = names.get(event.service, "") if event.service is not None else ""
-                if not args.service or matches(name, args.service):
-                    yield _record(event, name)
-
-
-def _record(event: "Event", service: str) -> "Record":
-    from dataplane.model.net import Protocol, host_port
-
-    known = {protocol.value: protocol.text for protocol in Protocol}
-    source, port = event.source
+def _record(decision: "Decision") -> "Record":
     return {
-        "seconds": round(event.ns / 1e9, 6),
-        "hook": event.hook,
-        "reason": event.reason,
-        "protocol": known.get(event.protocol, str(event.protocol)),
-        "source": source if source.startswith("netns:") else host_port(source, port),
-        "destination": host_port(*event.destination),
-        "service": service,
-        "endpoint": host_port(*event.backend) if event.backend else "",
-        "device": event.ifindex,
-        "bytes": event.length,
+        "seconds": decision.seconds,
+        "hook": decision.hook,
+        "reason": decision.reason,
+        "protocol": decision.protocol,
+        "source": decision.source,
+        "destination": decision.destination,
+        "service": decision.service,
+        "endpoint": decision.endpoint,
+        "device": decision.ifindex,
+        "bytes": decision.length,
     }
 
 

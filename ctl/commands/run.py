@@ -129,15 +129,14 @@ def _clean_up(args: argparse.Namespace, mode: str, log: Any) -> int:
     from pathlib import Path
 
     from ctl import begun, state
-    from ctl.loaded import make_plane
     from ctl.lock import hold
-    from ctl.modes import MODES
+    from dataplane.planes.registry import MODES, mode_of
 
     folder = Path(args.state_dir)
     modes = (mode,) if args.mode or args.proxy_mode else tuple(reversed(MODES))
     with hold("run --cleanup", takeover=args.takeover, tell=log.warning):
         for each in modes:
-            make_plane(each).cleanup()
+            mode_of(each).make().cleanup()
         if not begun.begun(folder) - {*modes}:
             begun.end(folder)
         if len(modes) == len(MODES) or (saved := state.load(folder, current=False)) is None or saved.mode in modes:

@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
     if args.service:
         records = [r for r in records if str(r.get("service", "")).partition(":")[0] == args.service]
     empty = f"the {plane.name} rules of this network namespace hold no {args.what}"
-    if args.what == "drops" and plane.name == "nftables":
-        empty = "the nftables mode's rules do not count what they refuse; explain says what is refused and why"
+    if args.what == "drops" and not views.counts_drops(plane):
+        empty = f"the {plane.name} mode's rules do not count what they refuse; explain says what is refused and why"
     print_records(records, args.output, columns, empty=empty)
     return 0
 

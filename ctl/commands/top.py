@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 from ctl.output import add_output_option, print_records
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ctl.output import Record
-    from dataplane.planes.ebpf.views import ServiceCounters
+    from dataplane.planes.answers import ServiceCounters
+    from dataplane.planes.base import Plane
 
 COLUMNS = ("service", "connections/s", "packets/s", "bytes/s", "replyPackets/s", "replyBytes/s", "connections")
 
@@ -32,31 +35,40 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show views until interrupted, or as many as asked. Raises HotplaneError outside ebpf mode."""
-    from ctl.commands.monitor import ebpf_plane
-    from dataplane.errors import HotplaneError, UsageError
-    from dataplane.planes.ebpf.views import open_instance, service_counters
+    from ctl.loaded import loaded_plane
+    from dataplane.errors import UsageError
 
     if args.interval <= 0:
         raise UsageError(f"--interval {args.interval}: give a number of seconds above 0")
-    plane = ebpf_plane(args, "top shows what programs count per Service")
-    maps = open_instance(plane.pins.instance)
-    if maps is None:
-        raise HotplaneError("no ebpf plane is loaded in this network namespace: hotplane --mode ebpf apply -f ...")
-    with maps:
-        before, then, shown = service_counters(maps), time.monotonic(), 0
-        while not args.count or shown < args.count:
-            time.sleep(args.interval)
-            now, counters = time.monotonic(), service_counters(maps)
-            _show(rates(before, counters, now - then, args.service or "")[: args.limit], args.output)
-            before, then, shown = counters, now, shown + 1
+    plane = loaded_plane(args.mode, args.state_dir)
+    before, then, shown = _counted(plane), time.monotonic(), 0
+    while not args.count or shown < args.count:
+        time.sleep(args.interval)
+        now, counters = time.monotonic(), _counted(plane)
+        _show(rates(before, counters, now - then, args.service or "")[: args.limit], args.output)
+        before, then, shown = counters, now, shown + 1
     return 0
 
 
+def _counted(plane: "Plane") -> "Mapping[str, ServiceCounters]":
+    """Counters by Service port. Raises HotplaneError where nothing counts."""
+    from ctl.commands.monitor import tells_nothing
+    from dataplane.errors import HotplaneError
+
+    traffic = plane.traffic()
+    if traffic is None:
+        raise tells_nothing("top shows what programs count per Service", plane.name)
+    if not traffic.loaded:
+        mode = plane.name
+        raise HotplaneError(f"no {mode} plane is loaded in this network namespace: hotplane --mode {mode} apply -f ...")
+    return traffic.services
+
+
 def rates(
-    before: "dict[str, ServiceCounters]", after: "dict[str, ServiceCounters]", seconds: float, service: str = ""
+    before: "Mapping[str, ServiceCounters]", after: "Mapping[str, ServiceCounters]", seconds: float, service: str = ""
 ) -> "list[Record]":
     """One record a Service port, the busiest first: its rates between two readings and its connections so far."""
-    from ctl.commands.monitor import matches
+    from dataplane.planes.decisions import matches
 
     records: list[dict[str, Any]] = []
     for name, counters in after.items():

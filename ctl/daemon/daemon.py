@@ -30,7 +30,7 @@ from ctl.daemon.metrics import Metrics, ip_family
 from ctl.daemon.nodes import describe
 from ctl.daemon.options import to_document
 from ctl.daemon.pace import Pace
-from ctl.daemon.planes import CleanUp, daemon_plane, has_bpffs, left_out, settle_plane, untouched
+from ctl.daemon.planes import CleanUp, daemon_plane, settle_plane, untouched
 from ctl.daemon.reconcile import Reconciler
 from ctl.daemon.rights import check_rights, held_capabilities
 from ctl.daemon.settings import Settings, waits_for_restart
@@ -41,6 +41,7 @@ from ctl.daemon.web import Listener, Reply, Site, health_answer, metrics_answer,
 from ctl.daemon.zpages import Statusz, flagz
 from ctl.files import make_folder
 from ctl.journal import Journal
+from ctl.loaded import left_out
 from ctl.lock import GAVE_WAY, Holder, Lock, door_path
 from ctl.sources.api import Api
 from ctl.sources.directory import DirectorySource
@@ -53,6 +54,7 @@ from dataplane.model.objects import Node, ObjectRef, Problem
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import HealthCheck
 from dataplane.planes.base import Plane
+from dataplane.planes.registry import mode_of
 from dataplane.policy.node import NodeConfig
 
 _libc = ctypes.CDLL(None)
@@ -225,8 +227,8 @@ class Daemon:
 
     async def _describe(self, node: Node | None) -> NodeConfig:
         settings = self.settings
-        at_connect = settings.ebpf.at_connect
-        return await self._kernel.call(describe, settings.mode, settings.config, settings.node, node, at_connect)
+        mode, at_connect = mode_of(settings.mode), settings.options.at_connect
+        return await self._kernel.call(describe, mode, settings.config, settings.node, node, at_connect)
 
     async def _after(self, change: PlanChange) -> None:
         """What follows a change, outside of the time that counts."""
@@ -376,7 +378,7 @@ class Daemon:
     def _saved_plan(self) -> state.Saved:
         settings, plan = self.settings, self.reconciler.planner.plan
         journal = self.reconciler.journal.number if self.reconciler.journal is not None else 0
-        return state.Saved.of(settings.mode, plan, settings.ebpf, left_out(self._kernel.plane), journal)
+        return state.Saved.of(settings.mode, plan, settings.options, left_out(self._kernel.plane), journal)
 
     def _begin_mode(self, mode: str) -> None:
         """Before anything of a mode is loaded: let whoever comes after a kill know of it (see ctl.begun)."""
@@ -422,7 +424,7 @@ class Daemon:
         self.reconciler.request("node", self.reconciler.change_node)
         if fresh.mode != old.mode:
             self._change_mode(old.mode)
-        elif fresh.mode == "iptables" and fresh.config.conntrack.tcp_be_liberal != old.config.conntrack.tcp_be_liberal:
+        elif mode_of(fresh.mode).tcp_be_liberal and _tcp_be_liberal(fresh) != _tcp_be_liberal(old):
             self.reconciler.request("tcpBeLiberal", self._be_liberal)
         if _binds(fresh) != _binds(old):
             await self._close_sites()
@@ -555,7 +557,11 @@ class Daemon:
 def check_mode(mode: str) -> str:
     """What this process's capabilities do not allow and a mode can do without, or "". Raises HotplaneError for a mode
     that cannot work with them."""
-    return check_rights(mode, held_capabilities(), bpffs=mode == "ebpf" and has_bpffs())
+    return check_rights(mode, held_capabilities(), prepared=mode_of(mode).is_prepared())
+
+
+def _tcp_be_liberal(settings: Settings) -> bool:
+    return settings.config.conntrack.tcp_be_liberal
 
 
 def _binds(settings: Settings) -> tuple[str, str]:

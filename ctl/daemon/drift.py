@@ -7,11 +7,14 @@ import msgspec
 from ctl.daemon.child import Child, ChildError
 from ctl.daemon.log import Log
 from ctl.daemon.metrics import Metrics
-from ctl.daemon.planes import left_out, reading_plane, slow_path
 from ctl.daemon.reconcile import Reconciler
-from ctl.drift import differences
+from ctl.drift import plane_differences
+from ctl.loaded import left_out
 from dataplane.plan.rows import rows
 from dataplane.plan.types import Plan
+from dataplane.planes.mode import Making
+from dataplane.planes.options import LOOKING
+from dataplane.planes.registry import mode_of
 
 SHARE = 20
 """A check that takes long is done less often: at most one part in this many of the time is spent on checks."""
@@ -34,13 +37,8 @@ class Found(msgspec.Struct):
 
 def _look(plan: Plan, mode: str) -> bytes:
     """In the child: every difference between the plan and the kernel."""
-    plane, wanted = reading_plane(mode, plan), rows(plan)
-    found = [Found(d.service, str(d.frontend), d.difference) for d in differences(wanted, plane.read_back())]
-    if below := slow_path(plane):
-        held = below.read_back()
-        found += [
-            Found(d.service, str(d.frontend), f"in the slow path: {d.difference}") for d in differences(wanted, held)
-        ]
+    plane = mode_of(mode).make(Making(LOOKING, loaded_for=plan.node))
+    found = [Found(d.service, str(d.frontend), d.difference) for d in plane_differences(plane, rows(plan))]
     return msgspec.msgpack.encode(found)
 
 

@@ -25,12 +25,6 @@ _T = TypeVar("_T")
 _GRACE = 5.0
 """Seconds that programs, such as iptables-restore, have to come to their end when the daemon ends."""
 
-MOST_AT_ONCE = 32
-"""Entries of a change that is done in the event loop's own thread."""
-
-MOST_BACKENDS = 500
-"""Backends that such a change may be about."""
-
 SWITCH_SECONDS = 0.0005
 """For how long one of two busy threads keeps the interpreter from the other. With Python's 5 ms the event loop stands
 still that long each time that it wakes up while the worker computes."""
@@ -133,14 +127,7 @@ class Kernel:
     def _quick(self, change: PlanChange) -> bool:
         """Whether a change takes about a millisecond: then it is done at once, without waiting for another thread to
         get a processor."""
-        return (
-            self.plane.name == "nftables"
-            and len(change.entries) <= MOST_AT_ONCE
-            and change.node is None
-            and not (self.ledger or self._is_unclean)
-            and sum([entry.size() for entry in change.entries]) <= MOST_BACKENDS
-            and self._brief(change)
-        )
+        return not (self.ledger or self._is_unclean) and self.plane.is_brief(change) and self._brief(change)
 
     def close(self) -> None:
         """End the worker once it is idle. What it is at may take a while; programs that it waits for may not."""

@@ -7,8 +7,9 @@ import msgspec
 from ctl.config import KubeProxyConfiguration
 from ctl.context import namespace_addresses
 from dataplane.model.objects import Node
+from dataplane.planes.mode import Mode
 from dataplane.policy.node import NodeConfig
-from dataplane.policy.settings import Mode, node_config
+from dataplane.policy.settings import node_config
 
 
 class NodeOptions(msgspec.Struct, frozen=True):
@@ -23,7 +24,7 @@ class NodeOptions(msgspec.Struct, frozen=True):
 
 
 def describe(
-    mode: str, config: KubeProxyConfiguration, options: NodeOptions, node: Node | None, at_connect: bool
+    mode: Mode, config: KubeProxyConfiguration, options: NodeOptions, node: Node | None, at_connect: bool
 ) -> NodeConfig:
     """The NodeConfig as of now; asks the kernel for the namespace's addresses unless they were given. at_connect: see
     policy.settings.node_config.
@@ -36,7 +37,7 @@ def describe(
         interfaces = namespace_addresses()
         node_ips = [address for address in (node.addresses if node else ()) if address in interfaces]
     found = node_config(
-        Mode(mode),
+        mode.promises,
         config.proxy_settings(),
         node_name=options.name,
         zone=(node.zone if node else "") if options.zone is None else options.zone,

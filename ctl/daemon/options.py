@@ -8,6 +8,7 @@ import msgspec
 from ctl.config import (
     API_VERSION,
     KIND,
+    SECTIONS,
     ConfigError,
     Duration,
     KubeProxyConfiguration,
@@ -110,7 +111,7 @@ def effective(args: argparse.Namespace) -> LoadedConfig:
     document = to_document(loaded.config)
     for flag, text in given.items():
         value = _value(flag, str(text))
-        paths = [flag.path] if "*" not in flag.path else [flag.path.replace("*", m) for m in ("iptables", "nftables")]
+        paths = [flag.path] if "*" not in flag.path else [flag.path.replace("*", m) for m in SECTIONS]
         for path in paths:
             _set(document, path, value)
     try:

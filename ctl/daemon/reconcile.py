@@ -20,7 +20,9 @@ from dataplane.model.net import Family
 from dataplane.model.objects import Node
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.planner import Planner
+from dataplane.planes.registry import mode_of
 from dataplane.policy.node import NodeConfig
+from dataplane.policy.settings import Promises
 
 _T = TypeVar("_T")
 TELL_SECONDS = 0.1
@@ -315,7 +317,7 @@ class Reconciler:
         whole = done.loaded or not families or bool(done.errors)
         self._metrics.sync(tuple(Family) if whole else tuple(families), done.seconds, full=done.loaded)
         if done.errors:
-            self._metrics.failed(iptables=self.kernel.plane.name == "iptables")
+            self._metrics.failed(iptables=mode_of(self.kernel.plane.name).promises is Promises.IPTABLES)
 
     def _tell(self, done: Done, age: float) -> None:
         """One line a sync; of those that follow each other closely only one in a tenth of a second, with a count."""

@@ -10,11 +10,12 @@ from ctl.config import KubeProxyConfiguration
 from ctl.context import answers_ping
 from ctl.daemon.nodes import NodeOptions
 from ctl.daemon.options import effective
-from ctl.ebpf import EbpfOptions, ebpf_options
-from ctl.modes import DEFAULT_MODE, MODES
+from ctl.plane_options import plane_options
 from ctl.sources.manifests import NODE_PORTS, PortRange
 from dataplane.errors import UsageError
 from dataplane.model.net import canonical_address
+from dataplane.planes.options import PlaneOptions
+from dataplane.planes.registry import DEFAULT_MODE, mode_of
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -33,23 +34,22 @@ class Settings(msgspec.Struct, frozen=True):
     once: bool = False
     adopt: bool = False
     unknown: tuple[str, ...] = ()
-    ebpf: EbpfOptions = EbpfOptions()
+    options: PlaneOptions = PlaneOptions()
 
     @property
     def balances_at_connect_time(self) -> bool:
         """Whether connections of this node's processes are to be balanced when they are made."""
-        return self.mode == "ebpf" and self.ebpf.at_connect
+        return mode_of(self.mode).at_connect(self.options)
 
     @property
     def sync_period(self) -> float:
         """Seconds between read-backs."""
-        return self.config.iptables.sync_period if self.mode == "iptables" else self.config.nftables.sync_period
+        return self.config.section(mode_of(self.mode).promises).sync_period
 
     @property
     def min_sync_period(self) -> float:
         """Shortest time between two syncs, in seconds."""
-        mode = self.config.iptables if self.mode == "iptables" else self.config.nftables
-        return mode.min_sync_period
+        return self.config.section(mode_of(self.mode).promises).min_sync_period
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -57,8 +57,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     loaded = effective(args)
     config = loaded.config
     mode = args.mode or config.mode or DEFAULT_MODE
-    if mode not in MODES:
-        raise UsageError(f"there is no mode {mode}; choose one of {', '.join(MODES)}")
+    mode_of(mode)
     try:
         node_ips = tuple(canonical_address(ip) for ip in args.node_ip)
     except ValueError as error:
@@ -77,7 +76,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         once=args.once,
         adopt=args.adopt,
         unknown=loaded.unknown,
-        ebpf=ebpf_options(args),
+        options=plane_options(args),
     )
 
 
@@ -89,7 +88,7 @@ def waits_for_restart(old: Settings, new: Settings) -> list[str]:
     }
     if new.balances_at_connect_time and not old.balances_at_connect_time:  # nobody watches Pods and Namespaces
         changed["mode (labels service.hotplane.io/connect-time)"] = True
-    if new.mode == old.mode == "ebpf":  # its device watch recognises pods as it did at the start
+    if new.mode == old.mode and mode_of(new.mode).watches_devices:  # with pods recognised as they were at the start
         changed["detectLocalMode"] = new.config.detect_local_mode != old.config.detect_local_mode
         changed["detectLocal"] = new.config.detect_local != old.config.detect_local
     return [name for name, is_changed in changed.items() if is_changed]

@@ -1,10 +1,10 @@
 """Taking a node over from kube-proxy: its rules go once ours answer."""
 
 from ctl.daemon.log import Log
-from ctl.loaded import make_plane
 from dataplane.kernel.nft import Nft
 from dataplane.kernel.rcu import wait_for_packets
 from dataplane.planes.base import PlaneError
+from dataplane.planes.registry import modes
 
 KUBE_PROXY_TABLES = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
 """Tables of kube-proxy's nftables mode."""
@@ -13,12 +13,14 @@ KUBE_PROXY_TABLES = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
 def remove_kube_proxy(mode: str, log: Log) -> None:
     """Remove kube-proxy's iptables chains and nftables tables from this network namespace; for the plane's thread.
 
-    Established connections keep their translation, which conntrack holds. In iptables mode the chains are ours by now
-    (they have kube-proxy's names) and stay. Raises PlaneError.
+    Established connections keep their translation, which conntrack holds. Chains with kube-proxy's names that are a
+    mode's own stay where that is the mode. Raises PlaneError.
     """
     wait_for_packets()  # one that passed our hooks before our rules were there must still meet kube-proxy's
-    if mode != "iptables":
-        make_plane("iptables").cleanup()
+    named_alike = [each for each in modes() if each.kube_proxy_chains]
+    if all(each.name != mode for each in named_alike):
+        for each in named_alike:
+            each.make().cleanup()
         log.info("removed kube-proxy's iptables rules")
     nft = Nft()
     present = nft.tables()

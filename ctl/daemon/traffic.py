@@ -1,16 +1,13 @@
-"""What the ebpf mode's programs count, as metrics: traffic of Services, reasons of drops, map pressure."""
+"""What a plane counts by itself, as metrics: traffic of Services, reasons of drops, map pressure."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from dataplane.planes.answers import Traffic, Usage
 from dataplane.planes.base import Plane
-
-if TYPE_CHECKING:
-    from dataplane.planes.ebpf.plane import EbpfPlane
 
 _TRAFFIC = {
     "connections": "New connections to a Service port",
@@ -32,56 +29,47 @@ class TrafficCollector(Collector):
         return self._families
 
     def read(self, plane: Plane) -> None:
-        """Read the maps. The other modes count nothing: then there is nothing."""
-        self._families = _families(plane) if plane.name == "ebpf" else []
+        """Ask the plane; nothing where it counts nothing."""
+        usage = plane.usage()
+        traffic = plane.traffic() if usage is not None else None
+        self._families = [*_traffic(traffic), *_usage(usage)] if usage is not None and traffic is not None else []
 
 
-def _families(plane: Plane) -> list[Metric]:
-    from dataplane.planes.ebpf.plane import EbpfPlane
-    from dataplane.planes.ebpf.views import counters, memory, service_counters
-
-    assert isinstance(plane, EbpfPlane), "the plane of that name"
-    if not plane.loaded:
-        return []
-    maps = plane.tables.maps
-    found: dict[str, Metric] = {}
-    services = service_counters(maps)
+def _traffic(traffic: Traffic) -> Iterable[Metric]:
     for name, text in _TRAFFIC.items():
         family = CounterMetricFamily(f"hotplane_service_{name}", text, labels=["service"])
-        for service, values in services.items():
+        for service, values in traffic.services.items():
             family.add_metric([service], getattr(values, name))
-        found[name] = family
+        yield family
     reasons = CounterMetricFamily("hotplane_decisions", "Ways out of a program, by reason", labels=["hook", "reason"])
-    for hook, by_reason in counters(maps).items():
-        for reason, count in by_reason.items():
-            reasons.add_metric([hook, reason], count)
-    size = GaugeMetricFamily("hotplane_map_bytes", "Kernel memory of each map", labels=["map"])
-    for name, amount in memory(maps).items():
-        size.add_metric([name], amount)
-    full = GaugeMetricFamily(
-        "hotplane_map_left_out", "Service ports that did not fit into a map, which the slow path serves", labels=["map"]
-    )
-    for name, count in plane.overflow.items():
-        full.add_metric([name], count)
-    return [*found.values(), reasons, size, full, *_rounds(plane)]
+    for way in traffic.ways_out:
+        reasons.add_metric([way.hook, way.reason], way.times)
+    yield reasons
 
 
-def _rounds(plane: "EbpfPlane") -> list[Metric]:
-    """What the collector of closed flows found in its last round."""
-    from dataplane.planes.ebpf.collect import refused
+def _by_map(name: str, text: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(f"hotplane_map_{name}", text, labels=["map"])
+    for table, value in values.items():
+        family.add_metric([table], value)
+    return family
 
-    entries = GaugeMetricFamily("hotplane_map_entries", "Entries of a map that the programs fill", labels=["map"])
-    limit = GaugeMetricFamily("hotplane_map_max_entries", "How many it may hold", labels=["map"])
-    removed = GaugeMetricFamily("hotplane_map_collected", "Entries that were over in the last round", labels=["map"])
+
+def _usage(usage: Usage) -> Iterable[Metric]:
+    rounds = usage.rounds
+    yield _by_map("bytes", "Kernel memory of each map", usage.memory)
+    yield _by_map("left_out", "Service ports that did not fit into a map, which the slow path serves", usage.left_out)
+    entries = {each.name: each.entries - each.removed for each in rounds}
+    yield _by_map("entries", "Entries of a map that the programs fill", entries)
+    yield _by_map("max_entries", "How many it may hold", {each.name: each.limit for each in rounds})
+    over = {each.name: each.removed for each in rounds}
+    yield _by_map("collected", "Entries that were over in the last round", over)
     seconds = GaugeMetricFamily("hotplane_collector_seconds", "Processor time of the last round", labels=["map"])
-    for found in plane.collector.rounds if plane.collector is not None else ():
-        entries.add_metric([found.name], found.entries - found.removed)
-        limit.add_metric([found.name], found.limit)
-        removed.add_metric([found.name], found.removed)
-        seconds.add_metric([found.name], found.seconds)
+    for each in rounds:
+        seconds.add_metric([each.name], each.seconds)
+    yield seconds
     turned_away = CounterMetricFamily(
         "hotplane_map_refused", "Newcomers that a full map left to the slow path", labels=["map"]
     )
-    for name, count in refused(plane.tables.maps).items():
+    for name, count in usage.refused.items():
         turned_away.add_metric([name], count)
-    return [entries, limit, removed, seconds, turned_away]
+    yield turned_away

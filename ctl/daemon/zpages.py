@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ctl import VERSION
+from ctl.config import SECTIONS
 from ctl.daemon.metrics import KUBERNETES
 from ctl.daemon.options import FLAGS, to_document
 from ctl.daemon.settings import Settings
@@ -57,7 +58,7 @@ def _page(name: str, lines: Iterable[str]) -> str:
 def _value(document: dict[str, Any], path: str) -> Any:
     """What the configuration says at a path of the file; `*` stands for the section of every mode, which agree."""
     value: Any = document
-    for name in path.replace("*", "nftables").split("."):
+    for name in path.replace("*", SECTIONS[-1]).split("."):
         value = value[name]
     return value
 

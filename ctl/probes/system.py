@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from ctl.probes.finding import Finding, Status, try_command
+from dataplane.planes.finding import Finding, Status, try_command
 
 OLDEST_KERNEL = (5, 10)  # reject in prerouting came with 5.9; 5.10 is the oldest one that Debian supported with it
 

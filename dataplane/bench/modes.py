@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dataplane.errors import UsageError
 from dataplane.plan.change import PlanChange
-from dataplane.plan.types import Plan
+from dataplane.plan.types import Plan, Table
 from dataplane.planes.base import Plane
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def chosen(names: Sequence[str]) -> list[str]:
     return [name for name in LAB_MODES if not names or name in names or name in (DIRECT, AGAIN)]
 
 
-class TimedPlane:
+class TimedPlane(Plane):
     """A plane that remembers how long its load took (`load_seconds`): the slow path's part of an eBPF plane's."""
 
     name = "timed"
@@ -84,7 +84,18 @@ class TimedPlane:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
         self.load_seconds = 0.0
-        self.apply, self.read_back, self.cleanup = plane.apply, plane.read_back, plane.cleanup
+
+    def apply(self, change: PlanChange) -> None:
+        """See planes.base.Plane.apply."""
+        self._plane.apply(change)
+
+    def read_back(self) -> Table:
+        """See planes.base.Plane.read_back."""
+        return self._plane.read_back()
+
+    def cleanup(self) -> None:
+        """See planes.base.Plane.cleanup."""
+        self._plane.cleanup()
 
     def load(self, plan: Plan) -> PlanChange:
         """See planes.base.Plane.load."""

@@ -5,6 +5,8 @@ from pathlib import Path
 from dataplane.errors import HotplaneError
 
 _ROOT = Path("/proc/sys")
+ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
+"""Whether packets from and to loopback addresses are routed, which node ports on 127.0.0.0/8 need."""
 
 
 class SysctlError(HotplaneError):

@@ -1,7 +1,7 @@
 """From configuration and facts about the node to `NodeConfig`: what the chosen mode promises on this node.
 
 Source of the rules: kube-proxy 1.36, published behaviour of nodePortAddresses, localhostNodePorts, detectLocalMode and
-masqueradeAll in its iptables and nftables modes. The ebpf mode keeps the promises of the nftables mode.
+masqueradeAll in its iptables and nftables modes.
 """
 
 import enum
@@ -19,12 +19,16 @@ _EVERYTHING = {Family.IPV4: "0.0.0.0/0", Family.IPV6: "::/0"}
 _LOOPBACK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1/128"}
 
 
-class Mode(enum.Enum):
-    """How Services are programmed into the kernel."""
+class Promises(enum.Enum):
+    """What a plane promises beside the plan: whose defaults and limits it has.
 
-    IPTABLES = "iptables"
-    NFTABLES = "nftables"
-    EBPF = "ebpf"
+    IPTABLES, NFTABLES: those of kube-proxy's modes, with their sections of the configuration. CONNECT_TIME: those of
+    NFTABLES, and node ports at ::1 where it balances at connect time.
+    """
+
+    IPTABLES = enum.auto()
+    NFTABLES = enum.auto()
+    CONNECT_TIME = enum.auto()
 
 
 class LocalMode(enum.Enum):
@@ -49,7 +53,7 @@ class ProxySettings(msgspec.Struct, frozen=True):
     nodeport_addresses: CIDRs of either family, or the words `primary`, `localhost`, `all`; empty: by mode.
     localhost_node_ports: in iptables mode, node ports answer on 127.0.0.0/8 where nodeport_addresses allow it. In the
       others they do where nodeport_addresses name loopback addresses (KEP-6032), which "all" does not.
-    nftables: also holds for the ebpf mode.
+    nftables: also holds for CONNECT_TIME.
     external_ips: externalIPs make frontends.
     """
 
@@ -65,7 +69,7 @@ class ProxySettings(msgspec.Struct, frozen=True):
 
 
 def node_config(
-    mode: Mode,
+    promises: Promises,
     settings: ProxySettings,
     *,
     node_name: str,
@@ -80,22 +84,22 @@ def node_config(
     node_ips: the node's addresses as Kubernetes knows them, or as given by hand; the first of each family is primary.
     interface_addresses: all addresses of the node's interfaces; loopback ones may be among them and do not matter.
     node_pod_cidrs: the Node object's pod ranges (detectLocalMode NodeCIDR).
-    at_connect: the ebpf mode balances at connect time, which alone can lead away from ::1.
+    at_connect: connections are balanced at connect time, which alone can lead away from ::1.
     Raises ValueError, with a sentence, for an address or CIDR that is none.
     """
     addresses = _ordered(node_ips, interface_addresses)
-    section = settings.iptables if mode is Mode.IPTABLES else settings.nftables
+    section = settings.iptables if promises is Promises.IPTABLES else settings.nftables
     return NodeConfig(
         name=node_name,
         zone=zone,
         addresses=addresses,
         detector=local_detector(settings, node_pod_cidrs),
-        nodeports=node_ports(mode, settings, addresses, at_connect=at_connect),
+        nodeports=node_ports(promises, settings, addresses, at_connect=at_connect),
         masquerade_all=section.everything,
         masquerade_mark=1 << section.bit,
-        reject_unknown_ports=mode is not Mode.IPTABLES,
+        reject_unknown_ports=promises is not Promises.IPTABLES,
         external_ips=settings.external_ips,
-        most_backends=0 if mode is Mode.IPTABLES else MOST_BACKENDS,
+        most_backends=0 if promises is Promises.IPTABLES else MOST_BACKENDS,
     )
 
 
@@ -124,7 +128,7 @@ def _canonical_cidrs(cidrs: Iterable[str]) -> tuple[str, ...]:
 
 
 def node_ports(
-    mode: Mode, settings: ProxySettings, addresses: Sequence[str], *, at_connect: bool = True
+    promises: Promises, settings: ProxySettings, addresses: Sequence[str], *, at_connect: bool = True
 ) -> NodePortAddresses:
     """Where node ports answer, resolved against the node's addresses (primary of each family first, no loopback).
 
@@ -133,15 +137,15 @@ def node_ports(
     Where one family is open and the other is not, the open one is the list of addresses known now: resolve again
     when the node's addresses change.
     """
-    given = settings.nodeport_addresses or ((ALL,) if mode is Mode.IPTABLES else (PRIMARY,))
+    given = settings.nodeport_addresses or ((ALL,) if promises is Promises.IPTABLES else (PRIMARY,))
     cidrs = {family: _family_cidrs(given, family, addresses) for family in Family}
     is_open = {family: _EVERYTHING[family] in cidrs[family] for family in Family}
-    if mode is Mode.IPTABLES:
+    if promises is Promises.IPTABLES:
         # kube-proxy goes by the loopback interface's own address, 127.0.0.1
         loopback = settings.localhost_node_ports and contains(cidrs[Family.IPV4], "127.0.0.1")
     else:
         loopback = _names_loopback(given, Family.IPV4)
-    loopback_ipv6 = mode is Mode.EBPF and at_connect and _names_loopback(given, Family.IPV6)
+    loopback_ipv6 = promises is Promises.CONNECT_TIME and at_connect and _names_loopback(given, Family.IPV6)
     if all(is_open.values()):
         return NodePortAddresses(any_local=True, loopback=loopback, loopback_ipv6=loopback_ipv6)
     matching = tuple(address for address in addresses if contains(cidrs[family_of(address)], address))

@@ -15,12 +15,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ctl.ebpf import EbpfOptions
-from ctl.loaded import make_plane
 from dataplane.kernel.netns import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec, Place
 from dataplane.model.net import Family
+from dataplane.planes.mode import Making
+from dataplane.planes.options import PlaneOptions
+from dataplane.planes.registry import mode_of
 from tests.apiserver.objects import endpoint, endpoint_slice, node, service
 from tests.apiserver.server import ApiServer
 from tests.container.build import build, make_base, remove
@@ -119,7 +120,7 @@ class Node:
     def clean(self, mode: str) -> None:
         """Remove rules and the stand-in of /run/hotplane."""
         with netns(self._place.netns):
-            make_plane(mode, ebpf=EbpfOptions(hooks=())).cleanup()
+            mode_of(mode).make(Making(PlaneOptions(hooks=()))).cleanup()
         subprocess.run(["umount", "--recursive", str(self.run_folder)], check=True)
         self.run_folder.rmdir()
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dataplane.policy.node import NodeConfig
-from dataplane.policy.settings import LocalMode, Masquerading, Mode, ProxySettings, node_config
+from dataplane.policy.settings import LocalMode, Masquerading, Promises, ProxySettings, node_config
 from tests.differential import ground as g
 
 Object = dict[str, Any]
@@ -54,7 +54,7 @@ class Cluster(NamedTuple):
     zone: str
     flows: tuple[Flow, ...]
 
-    def node(self, mode: Mode) -> NodeConfig:
+    def node(self, mode: Promises) -> NodeConfig:
         """This node in a mode."""
         return node_config(
             mode,

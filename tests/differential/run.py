@@ -15,8 +15,6 @@ from typing import Any
 
 import msgspec
 
-from ctl.ebpf import EbpfOptions
-from ctl.loaded import make_plane
 from dataplane.kernel.conntrack import forget_all
 from dataplane.kernel.netns import netns
 from dataplane.model.decode import decode_object
@@ -29,7 +27,9 @@ from dataplane.plan.rows import rows
 from dataplane.plan.types import Plan
 from dataplane.planes.base import Plane
 from dataplane.planes.conntrack import clean_stale_udp
-from dataplane.policy.settings import Mode
+from dataplane.planes.mode import Making
+from dataplane.planes.options import PlaneOptions
+from dataplane.planes.registry import mode_of
 from tests.differential.generate import Cluster, Flow, Generator
 from tests.differential.ground import Ground, ground
 from tests.differential.judge import Finding, Judge, elsewhere
@@ -54,8 +54,8 @@ class Differential:
     def __init__(self, where: Ground, prober: Prober, mode: str) -> None:
         self.mode = mode
         self._ground, self._prober = where, prober
-        self._kind = Mode("ebpf" if mode in HOOKS else mode)
-        self._judge = Judge(self._kind.value)
+        kind = mode_of("ebpf" if mode in HOOKS else mode)
+        self._kind, self._judge = kind.promises, Judge(kind.name)
         self._plane, self._plan = self._start()
         self.packets = 0
         self.verdicts: Counter[str] = Counter()
@@ -71,15 +71,15 @@ class Differential:
 
     def _make_plane(self) -> Plane:
         if self.mode not in HOOKS:
-            return make_plane(self.mode)
+            return mode_of(self.mode).make()
         instance = f"hp-{self._ground.spaces['node']}"
-        options = EbpfOptions(
+        options = PlaneOptions(
             HOOKS[self.mode],
             str(self._ground.group),
             kube_proxy_masquerade=self.mode == PARITY,
             instance=instance,
         )
-        return make_plane("ebpf", ebpf=options)
+        return mode_of("ebpf").make(Making(options))
 
     def _keeping(self) -> Keeping:
         hooks = HOOKS.get(self.mode, ()) if self.mode != PARITY else ()

@@ -3,8 +3,8 @@
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import EndpointSlice, Service, ServicePortSpec
 from dataplane.plan.types import Plan
-from dataplane.planes.iptables import IptablesPlane
 from dataplane.planes.iptables.fake import FakeTables
+from dataplane.planes.iptables.plane import IptablesPlane
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
 from tests.golden.iptables.plans import plan_of, slice_of, tcp
 

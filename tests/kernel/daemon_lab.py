@@ -15,13 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ctl.ebpf import EbpfOptions
-from ctl.loaded import make_plane
 from dataplane.kernel.netns import in_netns, netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import CLUSTER_CIDR, Pod
 from dataplane.model.net import Family
 from dataplane.planes.base import Plane
+from dataplane.planes.mode import Making
+from dataplane.planes.options import PlaneOptions
+from dataplane.planes.registry import mode_of
 from tests.apiserver.objects import endpoint, endpoint_slice, node, service
 from tests.apiserver.server import ApiServer
 
@@ -115,7 +116,7 @@ class NodeDaemon:
 
 def looking_plane(mode: str) -> Plane:
     """A plane that only reads back, for this thread's network namespace."""
-    return make_plane(mode, ebpf=EbpfOptions(hooks=()))
+    return mode_of(mode).make(Making(PlaneOptions(hooks=())))
 
 
 class DaemonLab:

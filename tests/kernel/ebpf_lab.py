@@ -19,6 +19,7 @@ from dataplane.kernel import cgroup, netns, sysctl
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, SourceRanges, Table
+from dataplane.planes.base import Plane
 from dataplane.planes.ebpf.layout import Sizes
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
@@ -48,7 +49,7 @@ BACKEND_PORT = 8080
 _counter = itertools.count()
 
 
-class NoSlowPath:
+class NoSlowPath(Plane):
     """A slow path that holds nothing; it remembers the plan for read-back."""
 
     name = "none"

@@ -2,22 +2,23 @@
 
 import os
 
-from ctl.ebpf import EbpfOptions
-from ctl.loaded import make_plane
 from dataplane.lab.lab import Lab
 from dataplane.lab.proxy import LabProxy
 from dataplane.lab.spec import Node
 from dataplane.oracle.keeps import Keeps
 from dataplane.planes.base import Plane
+from dataplane.planes.mode import Making
+from dataplane.planes.options import PlaneOptions
+from dataplane.planes.registry import mode_of
 
 MODES = ("iptables", "nftables", "ebpf")
 """ebpf: every hook."""
 EBPF_VARIANTS = {
-    "ebpf": EbpfOptions(),
-    "ebpf-parity": EbpfOptions(kube_proxy_masquerade=True),
-    "ebpf-connect": EbpfOptions(hooks=("connect",)),
-    "ebpf-tc": EbpfOptions(hooks=("tc",)),
-    "ebpf-xdp-parity": EbpfOptions(hooks=("tc", "xdp"), kube_proxy_masquerade=True),
+    "ebpf": PlaneOptions(),
+    "ebpf-parity": PlaneOptions(kube_proxy_masquerade=True),
+    "ebpf-connect": PlaneOptions(hooks=("connect",)),
+    "ebpf-tc": PlaneOptions(hooks=("tc",)),
+    "ebpf-xdp-parity": PlaneOptions(hooks=("tc", "xdp"), kube_proxy_masquerade=True),
 }
 VARIANTS = ("iptables", "nftables", *EBPF_VARIANTS)
 
@@ -33,8 +34,8 @@ def lab_proxy(lab: Lab, variant: str) -> LabProxy:
 
     def make(lab: Lab, node: Node) -> Plane:
         if options is None:
-            return make_plane(variant)
-        return make_plane("ebpf", ebpf=node_options(lab, node, options))
+            return mode_of(variant).make()
+        return mode_of("ebpf").make(Making(node_options(lab, node, options)))
 
     keeps: frozenset[Keeps] = frozenset()
     if options is not None and not options.kube_proxy_masquerade:
@@ -43,9 +44,9 @@ def lab_proxy(lab: Lab, variant: str) -> LabProxy:
     return LabProxy(lab, variant if options is None else "ebpf", make, keeps)
 
 
-def node_options(lab: Lab, node: Node, options: EbpfOptions) -> EbpfOptions:
+def node_options(lab: Lab, node: Node, options: PlaneOptions) -> PlaneOptions:
     """The options for one node of a lab: its own control group, pins of their own name."""
-    return EbpfOptions(
+    return PlaneOptions(
         options.hooks,
         str(lab.cgroup(node.name)),
         kube_proxy_masquerade=options.kube_proxy_masquerade,

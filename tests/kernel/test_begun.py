@@ -8,9 +8,9 @@ import pytest
 
 from ctl import begun, state
 from ctl.main import main
-from ctl.modes import MODES
 from dataplane.kernel import netns
 from dataplane.planes.base import PlaneError
+from dataplane.planes.registry import MODES
 from tests.kernel.test_cli_apply import ECHO
 
 TRACES = {"iptables": "KUBE-", "nftables": "table ip hotplane", "ebpf": "xdp"}

@@ -3,12 +3,13 @@
 import subprocess
 from pathlib import Path
 
-from ctl.probes.finding import Status
 from ctl.probes.off import probe_off
 from dataplane.kernel import cgroup
 from dataplane.kernel.netns import netns
 from dataplane.planes.ebpf.pins import default_instance
 from dataplane.planes.ebpf.views import counters, open_instance
+from dataplane.planes.finding import Status
+from dataplane.planes.registry import mode_of
 from tests.kernel.test_cli_apply import ECHO, Cli, cli
 
 __all__ = ["cli"]
@@ -92,7 +93,7 @@ def test_pods_of_manifests_and_groups_of_options(cli: Cli) -> None:
         reason = "switched_off" if off else "connected"
         assert after.get(reason, 0) == before.get(reason, 0) + 1, group
     with netns(cli.namespace):
-        found = list(probe_off(cli.state))
+        found = list(probe_off(mode_of("ebpf"), cli.state))
     assert [finding.status for finding in found].count(Status.OK) == 2
     [missing] = [finding.detail for finding in found if finding.status is Status.LIMITED]
     assert missing.startswith("not in effect for --connect-time-off-netns nobody")

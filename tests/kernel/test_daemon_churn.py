@@ -27,6 +27,7 @@ from dataplane.model.net import Family
 from dataplane.model.objects import ModelObject, Node, ObjectRef
 from dataplane.plan.planner import Planner
 from dataplane.plan.rows import rows
+from dataplane.planes.registry import mode_of
 from tests.apiserver.objects import endpoint, endpoint_slice, service
 from tests.kernel.daemon_lab import PORT, VIP, DaemonLab, NodeDaemon, daemon_lab, http, looking_plane
 from tests.kernel.traffic import Traffic, lost
@@ -142,7 +143,7 @@ class Churn:
         address = self.cluster.lab.place(daemon.node).addresses[Family.IPV4]
         with netns(daemon.netns):
             this = Node(daemon.node, addresses=(address,))
-            found = describe(daemon.mode, config, NodeOptions(daemon.node), this, at_connect=True)
+            found = describe(mode_of(daemon.mode), config, NodeOptions(daemon.node), this, at_connect=True)
         planner = Planner(found)
         items: list[ModelObject] = []
         for item in self.objects.values():

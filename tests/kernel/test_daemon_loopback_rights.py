@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from dataplane.kernel.netns import in_netns, netns
-from dataplane.kernel.sysctl import read
+from dataplane.kernel.sysctl import ROUTE_LOCALNET, read
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
-from dataplane.planes.nftables.localnet import ROUTE_LOCALNET
 from tests.apiserver.objects import service
 from tests.kernel.daemon_lab import PORT, VIP, daemon_lab, looking_plane
 

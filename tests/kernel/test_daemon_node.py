@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ctl.loaded import make_plane
 from dataplane.kernel.conntrack_list import translated_connections
 from dataplane.kernel.netns import in_netns, netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 from dataplane.model.net import Family, Protocol
+from dataplane.planes.registry import mode_of
 from tests.apiserver.objects import endpoint, endpoint_slice, node, service
 from tests.kernel.daemon_lab import PORT, ROOT, VIP, DaemonLab, Traffic, daemon_lab, http, until
 
@@ -391,7 +391,7 @@ def test_a_changed_node_object_plans_everything_anew(cluster: DaemonLab, lab: La
     def chosen() -> set[str]:
         daemon = cluster.daemons[0]
         with netns(daemon.netns):
-            rows = make_plane(daemon.mode).read_back().values()
+            rows = mode_of(daemon.mode).make().read_back().values()
         return {address for row in rows if row.service == "default/echo" for address, _ in row.cluster}
 
     assert chosen() == {near}

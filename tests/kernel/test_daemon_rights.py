@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from ctl.daemon.rights import RIGHTS, USEFUL, Right
 from dataplane.kernel.netns import in_netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 from dataplane.model.net import Family
 from dataplane.planes.ebpf.pins import PinDirectory
+from dataplane.planes.registry import MODES, mode_of
+from dataplane.planes.rights import Right
 from tests.apiserver.objects import service
 from tests.kernel.daemon_lab import PORT, ROOT, VIP, NodeDaemon, daemon_lab, http, until
 from tests.kernel.traffic import Traffic, lost
-
-MODES = tuple(RIGHTS)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def effective(pid: int) -> int:
 @pytest.mark.parametrize("mode", MODES)
 def test_the_capabilities_of_the_manifest_are_enough(lab: Lab, tmp_path: Path, mode: str) -> None:
     """Load, change, clean up after UDP, serve health, carry pods', the node's and outside traffic, start again."""
-    rights = (*RIGHTS[mode], *USEFUL.get(mode, ()))
+    rights = (*mode_of(mode).needs, *mode_of(mode).uses)
     one, other, client = lab.pods
     node = lab.nodes[0].addresses[Family.IPV4]
     with daemon_lab(lab, tmp_path, mode) as cluster:
@@ -78,9 +77,9 @@ def test_the_capabilities_of_the_manifest_are_enough(lab: Lab, tmp_path: Path, m
 
 @pytest.mark.parametrize("mode", MODES)
 def test_without_one_of_them_it_ends_and_names_it(lab: Lab, tmp_path: Path, mode: str) -> None:
-    for missing in RIGHTS[mode]:
+    for missing in mode_of(mode).needs:
         daemon = NodeDaemon(lab, lab.nodes[0].name, tmp_path, mode)
-        daemon.wrapper = only(tuple(right for right in RIGHTS[mode] if right is not missing))
+        daemon.wrapper = only(tuple(right for right in mode_of(mode).needs if right is not missing))
         command = daemon.command("run", "--once", "--master", "http://192.0.2.1:1")
         done = in_netns(daemon.netns, subprocess.run, command, capture_output=True, text=True, cwd=ROOT, timeout=60)
         assert done.returncode == 1
@@ -97,7 +96,7 @@ def test_the_ebpf_mode_says_what_it_cannot_do_without_the_last_two(lab: Lab, tmp
         other = PinDirectory(f"hp-{os.getpid()}-other")
         other.ensure()
         other.remove()  # who removes what is the last of the others' leaves what was made for this daemon
-        daemon.wrapper = only(RIGHTS["ebpf"])
+        daemon.wrapper = only(mode_of("ebpf").needs)
         cluster.start()
         assert "UDP sockets of pods stay connected" in daemon.text
         for states in ((), ((lab.pods[1], "ready"),), ()):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from ctl.ebpf import EbpfOptions, make_ebpf_plane
 from dataplane.kernel.netns import enter, netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.proxy import node_config
@@ -23,7 +22,10 @@ from dataplane.plan.rows import rows
 from dataplane.plan.types import Table
 from dataplane.planes.ebpf import views
 from dataplane.planes.ebpf.layout import Sizes
+from dataplane.planes.ebpf.make import make_ebpf_plane
 from dataplane.planes.ebpf.plane import EbpfPlane
+from dataplane.planes.mode import Making
+from dataplane.planes.options import PlaneOptions
 from tests.kernel.test_mode_switch import NODE_PORT, objects, used, ways
 from tests.kernel.traffic import Traffic, lost
 
@@ -65,9 +67,9 @@ class EbpfNode:
             self.plane.load(self.planner.plan)
 
     def _make(self) -> EbpfPlane:
-        options = EbpfOptions(cgroup=str(self._lab.cgroup(self.node.name)), instance=self._instance)
+        options = PlaneOptions(cgroup=str(self._lab.cgroup(self.node.name)), instance=self._instance)
         with netns(self.node.netns):
-            return make_ebpf_plane(options, sizes=self._sizes, tell=self.told.append)
+            return make_ebpf_plane(Making(options, tell=self.told.append), sizes=self._sizes)
 
     def endpoints(self, *pods: str) -> None:
         """The Service has these pods from now on."""

@@ -9,7 +9,8 @@ import pytest
 
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange
-from dataplane.planes.ebpf.collect import SINGLE, Collector, Round, sweep
+from dataplane.planes.answers import Round
+from dataplane.planes.ebpf.collect import SINGLE, Collector, sweep
 from dataplane.planes.ebpf.encode import address_bytes
 from dataplane.planes.ebpf.events import TUPLE
 from dataplane.planes.ebpf.flows import ESTABLISHED, FLOW_TABLES, NO_HOP, REPLY, SNAT, TRANSLATION, Lifetimes, setting

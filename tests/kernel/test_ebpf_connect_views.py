@@ -8,6 +8,7 @@ import pytest
 from dataplane.kernel import netns
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import PlanEntry
+from dataplane.planes.answers import ServiceCounters
 from dataplane.planes.ebpf import views
 from dataplane.planes.ebpf.events import EventStream
 from dataplane.planes.ebpf.maps import MapSet
@@ -71,8 +72,8 @@ def test_counters_and_flows(running: tuple[MapSet, Process]) -> None:
     assert found["sendmsg"]["datagram"] == 1
     assert found["recvmsg"]["renamed"] == 1
     assert views.service_counters(maps) == {
-        "test/a": views.ServiceCounters(2, 0, 0, 0, 0),
-        "test/b": views.ServiceCounters(1, 0, 0, 0, 0),
+        "test/a": ServiceCounters(2, 0, 0, 0, 0),
+        "test/b": ServiceCounters(1, 0, 0, 0, 0),
     }
     flows = {flow.service: (flow.protocol, flow.destination, flow.backend) for flow in views.flows(maps)}
     assert flows.keys() == {"test/a", "test/b"}

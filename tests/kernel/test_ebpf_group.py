@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from ctl.ebpf import EbpfOptions, connect_group, make_ebpf_plane
-from ctl.probes.finding import Status
-from ctl.probes.hooks import probe_hooks
 from dataplane.kernel import cgroup, netns
 from dataplane.kernel.cgroup import CgroupError
+from dataplane.planes.ebpf.make import connect_group, make_ebpf_plane
+from dataplane.planes.ebpf.probe_hooks import probe_hooks
+from dataplane.planes.finding import Status
+from dataplane.planes.mode import Making
+from dataplane.planes.options import PlaneOptions
 
-ONLY_CONNECT = EbpfOptions(hooks=("connect",))
+ONLY_CONNECT = PlaneOptions(hooks=("connect",))
 
 
 def test_a_namespace_of_its_own_leaves_the_machines_processes_alone(namespace: str) -> None:
@@ -18,7 +20,7 @@ def test_a_namespace_of_its_own_leaves_the_machines_processes_alone(namespace: s
     root = cgroup.ensure_root()
     with netns.netns(namespace):
         assert not netns.is_first()
-        plane = make_ebpf_plane(ONLY_CONNECT, tell=told.append)
+        plane = make_ebpf_plane(Making(ONLY_CONNECT, tell=told.append))
         finding = next(iter(probe_hooks(ONLY_CONNECT)))
     assert cgroup.is_hierarchy_root(root)
     assert plane.hooks == ()
@@ -33,7 +35,7 @@ def test_a_named_group_is_taken_anywhere(namespace: str) -> None:
     root = cgroup.ensure_root()
     with netns.netns(namespace):
         assert connect_group(str(root)) == root
-        assert make_ebpf_plane(EbpfOptions(("connect",), str(root))).hooks[0].name == "connect"
+        assert make_ebpf_plane(Making(PlaneOptions(("connect",), str(root)))).hooks[0].name == "connect"
 
 
 def test_the_machines_own_namespace_has_the_root(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from ctl.ebpf import EbpfOptions
-from ctl.probes.finding import Status
-from ctl.probes.hooks import probe_hooks
 from dataplane.kernel import bpf, cgroup, netns
 from dataplane.kernel.bpf import BpfError
 from dataplane.planes.ebpf import kernel_features, proof
 from dataplane.planes.ebpf.encode import address_bytes
+from dataplane.planes.ebpf.probe_hooks import probe_hooks
 from dataplane.planes.ebpf.programs import load_programs
+from dataplane.planes.finding import Status
+from dataplane.planes.options import PlaneOptions
 
 
 def left() -> list[str]:
@@ -78,7 +78,7 @@ def test_the_doctor_tells_each_hook_and_feature(monkeypatch: pytest.MonkeyPatch)
     lacking = (source_lookup, coarse_clock) if without_clock else (source_lookup,)
     monkeypatch.setattr(kernel_features, "missing", lambda: lacking)
     group = cgroup.ensure_root()
-    told = {finding.check: finding for finding in probe_hooks(EbpfOptions(cgroup=str(group)))}
+    told = {finding.check: finding for finding in probe_hooks(PlaneOptions(cgroup=str(group)))}
     assert {name: told[f"hook {name}"].status for name in ("connect", "tc", "xdp")} == dict.fromkeys(
         ("connect", "tc", "xdp"), Status.OK
     )
@@ -91,7 +91,7 @@ def test_the_doctor_tells_each_hook_and_feature(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("asleep")
 def test_the_doctor_tells_what_does_not_work() -> None:
-    told = {finding.check: finding for finding in probe_hooks(EbpfOptions(cgroup=str(cgroup.ensure_root())))}
+    told = {finding.check: finding for finding in probe_hooks(PlaneOptions(cgroup=str(cgroup.ensure_root())))}
     for name in ("connect", "tc", "xdp"):
         assert told[f"hook {name}"].status is Status.MISSING
         assert "not_ready" in told[f"hook {name}"].detail

@@ -13,7 +13,7 @@ from dataplane.kernel.iptables import Variant
 from dataplane.model.net import Protocol
 from dataplane.model.objects import EndpointSlice, ModelObject, Service, ServicePortSpec
 from dataplane.oracle.decide import Oracle, Packet
-from dataplane.planes.iptables import IptablesPlane
+from dataplane.planes.iptables.plane import IptablesPlane
 from dataplane.policy.node import NodePortAddresses
 from tests.golden.iptables.net import Cluster, cluster, inside
 from tests.golden.iptables.plans import NODE, plan_of, slice_of, tcp

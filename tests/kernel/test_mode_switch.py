@@ -8,8 +8,7 @@ from socket import htons
 
 import pytest
 
-from ctl.ebpf import HOOKS, EbpfOptions
-from ctl.loaded import make_plane, replace_plane
+from ctl.loaded import replace_plane
 from dataplane.kernel.conntrack_list import masqueraded_connections
 from dataplane.kernel.netns import netns
 from dataplane.lab.lab import Lab
@@ -34,6 +33,9 @@ from dataplane.planes.ebpf.events import TUPLE
 from dataplane.planes.ebpf.flows import FLOW_TABLES
 from dataplane.planes.ebpf.pins import PinDirectory, default_instance
 from dataplane.planes.ebpf.ports import snat_ports
+from dataplane.planes.mode import Making
+from dataplane.planes.options import HOOKS, PlaneOptions
+from dataplane.planes.registry import mode_of
 from tests.kernel.traffic import Report, Traffic, lost
 
 VIP, EXTERNAL, NODE_PORT = "10.96.8.1", "203.0.113.78", 30088
@@ -73,8 +75,8 @@ class SwitchedNode:
         planner = Planner(node_config(self._lab.spec, self._node, mode))
         planner.update(objects(self._lab, *pods))
         with netns(self._node.netns):
-            options = EbpfOptions(hooks, str(self._lab.cgroup(self._node.name)))
-            plane, old = make_plane(mode, ebpf=options), self._plane
+            options = PlaneOptions(hooks, str(self._lab.cgroup(self._node.name)))
+            plane, old = mode_of(mode).make(Making(options)), self._plane
             change = plane.load(planner.plan)
             clean_stale_udp(change, planner.plan.node, planner.plan)
             self._plane = plane
@@ -94,7 +96,7 @@ class SwitchedNode:
     def cleanup(self) -> None:
         with netns(self._node.netns):
             for mode in ("ebpf", "nftables", "iptables"):
-                make_plane(mode).cleanup()
+                mode_of(mode).make().cleanup()
             path = PinDirectory(default_instance()).path
         assert path is None, f"{path} is left"
 

@@ -132,7 +132,7 @@ def test_a_plane_that_gives_way_looks_for_no_more_devices(place: Place) -> None:
         before = set(threading.enumerate())
         plane.load(Plan(node_config()))
         [watcher] = set(threading.enumerate()) - before
-        plane.drain(keep_slow=False)
+        plane.give_way(())
     assert not watcher.is_alive()
     assert told == []
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 from msgspec.structs import replace
 
-from ctl.loaded import make_plane
 from dataplane.kernel.links import Links
 from dataplane.kernel.netns import netns
 from dataplane.lab import table, verify
@@ -17,6 +16,7 @@ from dataplane.lab.vagrant.proxies import MachineProxies
 from dataplane.lab.vagrant.run import check_ways, run_variant
 from dataplane.model.net import Family
 from dataplane.oracle.decide import Verdict
+from dataplane.planes.registry import mode_of
 from tests.kernel.machines import Namespaces
 
 
@@ -39,7 +39,7 @@ def test_scenario_table_through_the_command_line(machines: Namespaces, variant: 
         assert result.counters["tc_ingress:flow"] > len(cells) / 20
     for node in machines.nodes:  # nothing is left behind
         with netns(node.netns):
-            assert not make_plane("nftables").read_back()
+            assert not mode_of("nftables").make().read_back()
 
 
 def test_the_table_notices_a_node_without_rules(machines: Namespaces) -> None:
@@ -49,7 +49,7 @@ def test_the_table_notices_a_node_without_rules(machines: Namespaces) -> None:
         proxies.load(table.objects(services))
         assert Verdict.DNAT in {d.verdict for d in verify.decisions(machines, proxies.oracles(), cells)}
         with netns(machines.nodes[0].netns):
-            make_plane("nftables").cleanup()
+            mode_of("nftables").make().cleanup()
         findings = verify.verify(machines, proxies, cells)
     assert {finding.cell for finding in findings} == {cell for cell in cells if cell.decides == "node1"}
 

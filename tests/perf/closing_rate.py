@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from ctl.loaded import make_plane
 from dataplane.kernel import netns
 from dataplane.lab.cluster import cluster_objects, pods
 from dataplane.lab.lab import Lab
@@ -34,6 +33,7 @@ from dataplane.planes.ebpf.maps import NODE_KEY
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.ebpf.ports import snat_fields
 from dataplane.planes.ebpf.settings import NODE
+from dataplane.planes.registry import mode_of
 
 TARGET, NODE_PORT, SLOW = 9090, 30014, 0.5
 FIRST_PORT = 20000
@@ -167,8 +167,8 @@ def load(lab: Lab, sources: Sequence[str], seconds: int, workers: int) -> Outcom
 
 def _plane(mode: str) -> Plane:
     if mode == "ebpf":
-        return EbpfPlane(make_plane("nftables"), [PacketHook(xdp=True)], _SIZES, report=print)
-    return make_plane(mode)
+        return EbpfPlane(mode_of("nftables").make(), [PacketHook(xdp=True)], _SIZES, report=print)
+    return mode_of(mode).make()
 
 
 def _limit_ports(proxy: LabProxy, count: int) -> None:

@@ -101,11 +101,12 @@ async def _measure(
     from ctl.daemon.pace import Pace
     from ctl.daemon.planes import CleanUp, untouched
     from ctl.daemon.reconcile import Reconciler
-    from ctl.ebpf import EbpfOptions
     from ctl.journal import Journal
-    from ctl.loaded import make_plane
     from ctl.sources.watch import Reflector, resources
     from dataplane.plan.change import PlanChange
+    from dataplane.planes.mode import Making
+    from dataplane.planes.options import PlaneOptions
+    from dataplane.planes.registry import mode_of
     from dataplane.policy.node import NodeConfig
     from tests.apiserver.objects import endpoint, endpoint_slice, service
 
@@ -119,7 +120,7 @@ async def _measure(
     log = Log("error")
     inbox, clean_up = Inbox(KNOWN), CleanUp(lambda *_: None)
     kernel = Kernel(clean_up, clean_up.is_brief)
-    await kernel.use(lambda: make_plane(mode, ebpf=EbpfOptions(hooks=())), untouched)
+    await kernel.use(lambda: mode_of(mode).make(Making(PlaneOptions(hooks=()))), untouched)
     reconciler = Reconciler("node1", inbox, kernel, describe, Health(60.0), Metrics(), log, Pace(0.0), after, Jobs(log))
     watch = {each.kind: Reflector(None, each, inbox, log) for each in resources("node1")}  # type: ignore[arg-type]
     objects = Objects(endpoints, a_slice, protocol, first)
@@ -190,8 +191,9 @@ def _in_namespace(arguments: argparse.Namespace, tree: Path, endpoints: int) -> 
 
 
 def _inside(arguments: argparse.Namespace) -> None:
-    from ctl.ebpf import EbpfOptions
-    from ctl.loaded import make_plane
+    from dataplane.planes.mode import Making
+    from dataplane.planes.options import PlaneOptions
+    from dataplane.planes.registry import mode_of
 
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -202,7 +204,7 @@ def _inside(arguments: argparse.Namespace) -> None:
                 )
             )  # fmt: skip
         finally:
-            make_plane(arguments.mode, ebpf=EbpfOptions(hooks=())).cleanup()
+            mode_of(arguments.mode).make(Making(PlaneOptions(hooks=()))).cleanup()
     print(json.dumps(found))
 
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ctl.ebpf import EbpfOptions
-from ctl.loaded import make_plane
 from dataplane.kernel import cgroup, netns
+from dataplane.planes.mode import Making
+from dataplane.planes.options import PlaneOptions
+from dataplane.planes.registry import mode_of
 from tests.apiserver.objects import endpoint, endpoint_slice, node, service
 from tests.apiserver.server import ApiServer
 
@@ -40,7 +41,7 @@ def ground(name: str, mode: str) -> Iterator[Path]:
             yield Path(folder)
     finally:
         with netns.netns(name):
-            make_plane(mode, ebpf=EbpfOptions(hooks=())).cleanup()
+            mode_of(mode).make(Making(PlaneOptions(hooks=()))).cleanup()
         netns.remove(name)
         if mode == "ebpf":
             cgroup.remove(_own_group())

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctl.config import ConfigError, KubeProxyConfiguration, LoadedConfig, load_config, parse_config, parse_duration
-from dataplane.policy.settings import LocalMode, Masquerading, Mode, ProxySettings
+from dataplane.policy.settings import LocalMode, Masquerading, ProxySettings
 
 HEAD = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}
 
@@ -23,7 +23,7 @@ def test_defaults() -> None:
     config, unknown = parse()
     assert unknown == ()
     assert msgspec.structs.replace(config, api_version="", kind="") == KubeProxyConfiguration()
-    assert config.proxy_mode() is None
+    assert config.mode == ""
     assert config.proxy_settings() == ProxySettings()
     assert (config.bind_address, config.healthz_bind_address) == ("0.0.0.0", "0.0.0.0:10256")
     assert (config.metrics_bind_address, config.oom_score_adj) == ("127.0.0.1:10249", -999)
@@ -129,7 +129,7 @@ def test_settings_for_policy() -> None:
         iptables={"masqueradeAll": True, "localhostNodePorts": False},
         nftables={"masqueradeBit": 3},
     )
-    assert config.proxy_mode() is Mode.EBPF
+    assert config.mode == "ebpf"
     assert config.proxy_settings() == ProxySettings(
         detect_local=LocalMode.INTERFACE_NAME_PREFIX,
         bridge_interface="cni0",

@@ -12,13 +12,15 @@ import yaml
 from ctl.config import KubeProxyConfiguration, Section, parse_config
 from ctl.daemon.metrics import Metrics
 from ctl.daemon.options import FLAGS
-from ctl.daemon.rights import RIGHTS, SYS_ADMIN, USEFUL, check_rights
+from ctl.daemon.rights import check_rights
 from ctl.lock import DIRECTORY, GAVE_WAY
 from ctl.main import parse
 from ctl.sources.watch import resources
 from dataplane.errors import HotplaneError
 from dataplane.kernel.bcc_loader import DEFAULT_CACHE_DIR
 from dataplane.kernel.nft_forms import CACHE_DIRS
+from dataplane.planes.registry import MODES, mode_of
+from dataplane.planes.rights import SYS_ADMIN
 from tests.service import unit
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -59,15 +61,16 @@ def test_the_daemonset_has_one_capability_and_a_command_that_parses(documents: d
 
 def test_every_mode_s_capabilities_stand_in_the_deployment_files(documents: dict[str, Any]) -> None:
     table = (DOCS / "migration.md").read_text()
-    for mode, rights in RIGHTS.items():
-        wanted = [right.name for right in (*rights, *USEFUL.get(mode, ()))]
+    for mode in MODES:
+        wanted = [right.name for right in (*mode_of(mode).needs, *mode_of(mode).uses)]
         assert unit.capabilities(mode) == wanted
         row = next(line for line in table.splitlines() if line.startswith(f"| {mode} | `CAP_"))
         assert re.findall(r"CAP_\w+", row) == wanted
     patch = yaml.safe_load((DOCS / "deploy" / "ebpf-patch.yaml").read_text())["spec"]["template"]["spec"]
     [container] = patch["containers"]
     added = container["securityContext"]["capabilities"]["add"]
-    assert [f"CAP_{name}" for name in added] == [right.name for right in (*RIGHTS["ebpf"], *USEFUL["ebpf"])]
+    ebpf = mode_of("ebpf")
+    assert [f"CAP_{name}" for name in added] == [right.name for right in (*ebpf.needs, *ebpf.uses)]
     assert parse(container["args"]).cgroup == "/host/cgroup"
     spec = documents["DaemonSet"]["spec"]["template"]["spec"]
     assert container["name"] == spec["containers"][0]["name"], "a patch is merged by name"
@@ -76,19 +79,20 @@ def test_every_mode_s_capabilities_stand_in_the_deployment_files(documents: dict
 
 
 def test_a_missing_capability_is_named_with_its_purpose() -> None:
-    for mode, rights in RIGHTS.items():
-        everything = sum(1 << right.bit for right in (*rights, *USEFUL.get(mode, ())))
-        assert check_rights(mode, everything, bpffs=False) == ""
+    for mode in MODES:
+        rights = mode_of(mode).needs
+        everything = sum(1 << right.bit for right in (*rights, *mode_of(mode).uses))
+        assert check_rights(mode, everything, prepared=False) == ""
         for right in rights:
             held = everything & ~(1 << right.bit) & ~(1 << SYS_ADMIN.bit)
             with pytest.raises(HotplaneError, match=f"{mode} mode lacks {right.name}, {right.why}"):
-                check_rights(mode, held, bpffs=True)
-    least = sum(1 << right.bit for right in RIGHTS["ebpf"])
-    assert "CAP_SYS_ADMIN and CAP_SYS_PTRACE" in check_rights("ebpf", least, bpffs=True)
+                check_rights(mode, held, prepared=True)
+    least = sum(1 << right.bit for right in mode_of("ebpf").needs)
+    assert "CAP_SYS_ADMIN and CAP_SYS_PTRACE" in check_rights("ebpf", least, prepared=True)
     with pytest.raises(HotplaneError, match="lacks CAP_SYS_ADMIN, to mount the bpffs"):
-        check_rights("ebpf", least, bpffs=False)
-    old = 1 << RIGHTS["ebpf"][0].bit | 1 << SYS_ADMIN.bit
-    assert "CAP_SYS_PTRACE" in check_rights("ebpf", old, bpffs=False), (
+        check_rights("ebpf", least, prepared=False)
+    old = 1 << mode_of("ebpf").needs[0].bit | 1 << SYS_ADMIN.bit
+    assert "CAP_SYS_PTRACE" in check_rights("ebpf", old, prepared=False), (
         "CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON"
     )
 

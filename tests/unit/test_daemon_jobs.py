@@ -21,6 +21,7 @@ from dataplane.model.objects import Node, ObjectRef, Service, ServicePortSpec
 from dataplane.plan.change import PlanChange
 from dataplane.plan.rows import rows
 from dataplane.plan.types import Plan, Table
+from dataplane.planes.base import Plane
 from dataplane.policy.node import NodeConfig
 
 
@@ -64,7 +65,7 @@ def _service(name: str, number: int) -> Service:
     return Service(namespace="default", name=name, cluster_ips=(f"10.96.0.{number}",), ports=(port,))
 
 
-class _Plane:
+class _Plane(Plane):
     """Holds a plan; `broken` makes every call fail in a way that no plane promises."""
 
     name = "memory"

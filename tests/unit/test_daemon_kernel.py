@@ -21,12 +21,12 @@ from dataplane.errors import HotplaneError
 from dataplane.plan.change import EntryChange, PlanChange, apply_change
 from dataplane.plan.rows import rows
 from dataplane.plan.types import EntryKey, Plan, PlanEntry, Table
-from dataplane.planes.base import EntryRefused, PlaneError
+from dataplane.planes.base import EntryRefused, Plane, PlaneError
 from dataplane.policy.node import NodeConfig
 from tests.unit.test_daemon_parts import entry
 
 
-class PickyPlane:
+class PickyPlane(Plane):
     """Refuses any transaction in which a bad Service occurs; forgets everything when it is `flushed`."""
 
     name = "nftables"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ctl.ebpf import ebpf_options
 from ctl.main import parse
+from ctl.plane_options import plane_options
 from dataplane.errors import UsageError
 from dataplane.kernel.inotify import Inotify
 from dataplane.kernel.pod_groups import hierarchy_of, normal_uid, pod_groups
@@ -149,12 +149,12 @@ def _ready(heard: Inotify) -> bool:
 )
 def test_wrong_values_are_told(option: str, value: str) -> None:
     with pytest.raises(UsageError, match=f"^{option} {value}: "):
-        ebpf_options(parse([option, value, "doctor"]))
+        plane_options(parse([option, value, "doctor"]))
 
 
 def test_right_values() -> None:
     words = ["--connect-time-off-cgroup", "/x/y", "--connect-time-off-netns", "7", "--connect-time-off-netns", "vm-1"]
-    options = ebpf_options(parse([*words, "show", "services", "--connect-time-off-netns", "/run/netns/z"]))
+    options = plane_options(parse([*words, "show", "services", "--connect-time-off-netns", "/run/netns/z"]))
     assert (options.off_cgroups, options.off_netns) == (("/x/y",), ("7", "vm-1", "/run/netns/z"))
 
 

@@ -4,13 +4,13 @@ import pytest
 
 from dataplane.model.net import Family
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses, Source
-from dataplane.policy.settings import LocalMode, Masquerading, Mode, ProxySettings, node_config, node_ports
+from dataplane.policy.settings import LocalMode, Masquerading, Promises, ProxySettings, node_config, node_ports
 
 IPS = ("192.168.0.2", "192.168.1.2", "192.168.99.11", "2001:db8::1", "2001:db8:1::2")
-NON_IPTABLES = (Mode.NFTABLES, Mode.EBPF)
+NON_IPTABLES = (Promises.NFTABLES, Promises.CONNECT_TIME)
 
 
-def config(mode: Mode, *cidrs: str, localhost: bool = True, ips: tuple[str, ...] = IPS) -> NodeConfig:
+def config(mode: Promises, *cidrs: str, localhost: bool = True, ips: tuple[str, ...] = IPS) -> NodeConfig:
     settings = ProxySettings(nodeport_addresses=cidrs, localhost_node_ports=localhost)
     return node_config(mode, settings, node_name="n", node_ips=ips)
 
@@ -44,7 +44,7 @@ IPTABLES_CASES: list[tuple[tuple[str, ...], bool, set[str]]] = [
 
 @pytest.mark.parametrize(("cidrs", "localhost", "expected"), IPTABLES_CASES)
 def test_node_ports_of_the_iptables_mode(cidrs: tuple[str, ...], localhost: bool, expected: set[str]) -> None:
-    assert answering(config(Mode.IPTABLES, *cidrs, localhost=localhost)) == expected
+    assert answering(config(Promises.IPTABLES, *cidrs, localhost=localhost)) == expected
 
 
 @pytest.mark.parametrize("mode", NON_IPTABLES)
@@ -65,7 +65,7 @@ def test_node_ports_of_the_iptables_mode(cidrs: tuple[str, ...], localhost: bool
     ],
 )
 def test_node_ports_of_the_other_modes_are_on_loopback_where_it_is_named(
-    mode: Mode, cidrs: tuple[str, ...], expected: set[str]
+    mode: Promises, cidrs: tuple[str, ...], expected: set[str]
 ) -> None:
     assert answering(config(mode, *cidrs)) == expected
 
@@ -73,16 +73,16 @@ def test_node_ports_of_the_other_modes_are_on_loopback_where_it_is_named(
 @pytest.mark.parametrize(
     ("mode", "cidrs", "at_connect", "expected"),
     [
-        (Mode.NFTABLES, ("localhost",), True, LOOPBACK),
-        (Mode.EBPF, ("localhost",), True, {*LOOPBACK, "::1"}),
-        (Mode.EBPF, ("localhost",), False, LOOPBACK),
-        (Mode.EBPF, ("primary", "::1/128"), True, {"192.168.0.2", "2001:db8::1", "::1"}),
-        (Mode.EBPF, ("primary", "localhost"), True, {"192.168.0.2", "2001:db8::1", *LOOPBACK, "::1"}),
-        (Mode.EBPF, ("all",), True, V4 | V6),
+        (Promises.NFTABLES, ("localhost",), True, LOOPBACK),
+        (Promises.CONNECT_TIME, ("localhost",), True, {*LOOPBACK, "::1"}),
+        (Promises.CONNECT_TIME, ("localhost",), False, LOOPBACK),
+        (Promises.CONNECT_TIME, ("primary", "::1/128"), True, {"192.168.0.2", "2001:db8::1", "::1"}),
+        (Promises.CONNECT_TIME, ("primary", "localhost"), True, {"192.168.0.2", "2001:db8::1", *LOOPBACK, "::1"}),
+        (Promises.CONNECT_TIME, ("all",), True, V4 | V6),
     ],
 )
 def test_only_connect_time_leads_away_from_the_ipv6_loopback_address(
-    mode: Mode, cidrs: tuple[str, ...], at_connect: bool, expected: set[str]
+    mode: Promises, cidrs: tuple[str, ...], at_connect: bool, expected: set[str]
 ) -> None:
     settings = ProxySettings(nodeport_addresses=cidrs)
     node = node_config(mode, settings, node_name="n", node_ips=IPS, at_connect=at_connect)
@@ -90,20 +90,20 @@ def test_only_connect_time_leads_away_from_the_ipv6_loopback_address(
 
 
 def test_open_node_ports_need_no_list_of_addresses() -> None:
-    assert node_ports(Mode.IPTABLES, ProxySettings(), IPS) == NodePortAddresses(any_local=True, loopback=True)
+    assert node_ports(Promises.IPTABLES, ProxySettings(), IPS) == NodePortAddresses(any_local=True, loopback=True)
     both = ProxySettings(nodeport_addresses=("0.0.0.0/0", "::/0"))
-    assert node_ports(Mode.NFTABLES, both, IPS) == NodePortAddresses(any_local=True)
+    assert node_ports(Promises.NFTABLES, both, IPS) == NodePortAddresses(any_local=True)
 
 
 def test_a_family_without_a_node_address_has_no_primary() -> None:
-    node = config(Mode.NFTABLES, ips=("192.168.0.2",))
+    node = config(Promises.NFTABLES, ips=("192.168.0.2",))
     assert node.nodeports == NodePortAddresses(addresses=("192.168.0.2",))
     assert node.primary(Family.IPV6) == ""
 
 
 def test_addresses_are_canonical_and_the_primary_ones_lead() -> None:
     node = node_config(
-        Mode.NFTABLES,
+        Promises.NFTABLES,
         ProxySettings(),
         node_name="n",
         zone="a",
@@ -114,7 +114,7 @@ def test_addresses_are_canonical_and_the_primary_ones_lead() -> None:
     assert (node.name, node.zone) == ("n", "a")
     assert node.source("10.42.0.1") is Source.NODE
     with pytest.raises(ValueError, match="is not an IP address"):
-        node_config(Mode.NFTABLES, ProxySettings(), node_name="n", node_ips=("node-1",))
+        node_config(Promises.NFTABLES, ProxySettings(), node_name="n", node_ips=("node-1",))
 
 
 @pytest.mark.parametrize(
@@ -137,20 +137,20 @@ def test_addresses_are_canonical_and_the_primary_ones_lead() -> None:
     ],
 )
 def test_local_detection(settings: ProxySettings, detector: LocalDetector) -> None:
-    node = node_config(Mode.EBPF, settings, node_name="n", node_ips=IPS, node_pod_cidrs=("10.42.0.0/24",))
+    node = node_config(Promises.CONNECT_TIME, settings, node_name="n", node_ips=IPS, node_pod_cidrs=("10.42.0.0/24",))
     assert node.detector == detector
 
 
 def test_each_mode_takes_its_own_masquerade_settings() -> None:
     settings = ProxySettings(iptables=Masquerading(True, 14), nftables=Masquerading(False, 31))
-    seen = {mode: node_config(mode, settings, node_name="n", node_ips=IPS) for mode in Mode}
+    seen = {mode: node_config(mode, settings, node_name="n", node_ips=IPS) for mode in Promises}
     assert {mode: (node.masquerade_all, node.masquerade_mark) for mode, node in seen.items()} == {
-        Mode.IPTABLES: (True, 0x4000),
-        Mode.NFTABLES: (False, 1 << 31),
-        Mode.EBPF: (False, 1 << 31),
+        Promises.IPTABLES: (True, 0x4000),
+        Promises.NFTABLES: (False, 1 << 31),
+        Promises.CONNECT_TIME: (False, 1 << 31),
     }
     assert {mode: node.reject_unknown_ports for mode, node in seen.items()} == {
-        Mode.IPTABLES: False,
-        Mode.NFTABLES: True,
-        Mode.EBPF: True,
+        Promises.IPTABLES: False,
+        Promises.NFTABLES: True,
+        Promises.CONNECT_TIME: True,
     }

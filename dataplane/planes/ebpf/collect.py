@@ -12,10 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from socket import IPPROTO_TCP, IPPROTO_UDP
-from typing import NamedTuple
 
 from dataplane.closing import Closing
 from dataplane.kernel.bpf import BpfError, MapElements
+from dataplane.planes.answers import Round
 from dataplane.planes.ebpf.flows import FLOW_TABLES, Lifetimes, belongs, other_key
 from dataplane.planes.ebpf.layout import constant, fields_of, reason_names, record, size_of
 from dataplane.planes.ebpf.maps import MapSet
@@ -33,16 +33,6 @@ _NEVER = -(1 << 63)
 _AFFINITY_KEY = record("affinity_key", "client", "service")
 _LONG = struct.Struct("=q")
 _log = logging.getLogger(__name__)
-
-
-class Round(NamedTuple):
-    """What one look through a map found. limit: how many entries it may hold. seconds: of processor time."""
-
-    name: str
-    entries: int
-    removed: int
-    limit: int
-    seconds: float
 
 
 def _column(raw: bytes, struct_name: str, field: str, form: str) -> list[int]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dataplane.kernel.bpf import BPF_FS_MAGIC
 from dataplane.kernel.netns_cookie import netns_cookie
+from dataplane.kernel.outside import outer_process
 from dataplane.kernel.tools import ToolError, run_tool
 from dataplane.planes.base import PlaneError
 
@@ -42,22 +43,6 @@ def _is_bpffs(path: Path) -> bool:
     if libc.statfs(os.fsencode(path), buffer) != 0:
         return False
     return int.from_bytes(buffer.raw[:4], "little") == BPF_FS_MAGIC
-
-
-def outer_process() -> int | None:
-    """The furthest ancestor that can be looked at, if it lives in another mount namespace than this process.
-
-    Not simply process 1: in containers and sandboxes it may be out of reach.
-    """
-    here, pid, outer = os.readlink("/proc/self/ns/mnt"), os.getppid(), None
-    while pid > 0:
-        try:
-            if os.readlink(f"/proc/{pid}/ns/mnt") != here:
-                outer = pid
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except (PermissionError, FileNotFoundError, ProcessLookupError):
-            break
-    return outer
 
 
 def _run_outside(outer: int | None, *command: str) -> None:

@@ -1,7 +1,7 @@
 """The eBPF plane: the plan in maps that programs at several hooks balance by, over a complete slow path."""
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from msgspec.structs import replace
@@ -10,12 +10,16 @@ from dataplane.kernel.netns_cookie import netns_cookie
 from dataplane.model.net import Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import EntryKey, Plan, Table
+from dataplane.planes.answers import Flow, Traffic, Usage
 from dataplane.planes.base import Plane, PlaneError
-from dataplane.planes.ebpf import drain
+from dataplane.planes.clients import Client
+from dataplane.planes.decisions import Asked, DecisionStream
+from dataplane.planes.ebpf import answers, drain, views
 from dataplane.planes.ebpf.adopt import adopt, read_rows, sweep
 from dataplane.planes.ebpf.collect import Collector
 from dataplane.planes.ebpf.collect import sweep as collect
 from dataplane.planes.ebpf.connect_off import ConnectOff
+from dataplane.planes.ebpf.encode import stored_service
 from dataplane.planes.ebpf.layout import Sizes, constant, layout_version, struct_version
 from dataplane.planes.ebpf.maps import MapSet, copy_maps, create_maps, open_any_sizes, open_maps, pin_maps
 from dataplane.planes.ebpf.pins import PinDirectory, default_instance
@@ -23,8 +27,10 @@ from dataplane.planes.ebpf.programs import Hook, remove_link
 from dataplane.planes.ebpf.settings import write_node, write_ready
 from dataplane.planes.ebpf.sockets import SocketCleaner
 from dataplane.planes.ebpf.tables import Removed, Tables
-from dataplane.planes.ebpf.views import open_instance
 from dataplane.policy.node import NodeConfig
+
+CLEANER_SECONDS = 30.0
+"""How long a process that ends waits for UDP sockets to be disconnected."""
 
 
 @contextmanager
@@ -44,20 +50,28 @@ def _sticky(change: PlanChange) -> bool:
     return any(entry.new is not None and entry.new.affinity_seconds for entry in change.entries)
 
 
-class EbpfPlane:
+def slow_node(node: NodeConfig, *, at_connect: bool) -> NodeConfig:
+    """A node as the slow path is to see it. at_connect: node ports at loopback addresses are connect time's alone, and
+    the slow path need not lead packets away from there, for which it opens routing."""
+    if not at_connect:
+        return node
+    return replace(node, nodeports=replace(node.nodeports, loopback=False, loopback_ipv6=False))
+
+
+class EbpfPlane(Plane):
     """See planes.base.Plane. Works in the network namespace in which the object was made.
 
     slow: the plane underneath, always complete, that gets whatever the programs pass on.
     hooks: what to attach, in this order. sizes: of the maps. instance: name of the pin directory (default: made of the
     network namespace's cookie). kube_proxy_masquerade: masquerade exactly where kube-proxy does (`--masquerade
     kube-proxy`), also where a client could keep its address. cleaner: who disconnects UDP sockets from endpoints that
-    went; None leaves them. loopback_at_connect: node ports at loopback addresses are connect time's alone, and the slow
-    path need not lead packets away from there, for which it opens routing. report: hears of full maps, where this
-    process lives on and is to collect what is over in them; None = nobody collects. off: who looks after those for
-    whom connect time is off, where there is that hook.
+    went; None leaves them. loopback_at_connect: see slow_node. report: hears of full maps, where this process lives on
+    and is to collect what is over in them; None = nobody collects. off: who looks after those for whom connect time is
+    off, where there is that hook.
     """
 
     name = "ebpf"
+    slow: Plane
 
     def __init__(
         self,
@@ -208,10 +222,7 @@ class EbpfPlane:
         self._disconnect(removed)
 
     def _slow_node(self, node: NodeConfig) -> NodeConfig:
-        """This node as the slow path is to see it."""
-        if not self._loopback_at_connect:
-            return node
-        return replace(node, nodeports=replace(node.nodeports, loopback=False, loopback_ipv6=False))
+        return slow_node(node, at_connect=self._loopback_at_connect)
 
     def _disconnect(self, removed: list[Removed]) -> None:
         gone = [r for r in removed if r.entry.protocol is Protocol.UDP]
@@ -224,7 +235,7 @@ class EbpfPlane:
         Without a load: what the maps of an earlier run hold, nothing where there are none or they only drain.
         """
         if self._tables is None:
-            maps = None if self.pins.draining else open_instance(self.pins.instance)
+            maps = None if self.pins.draining else views.open_instance(self.pins.instance)
             if maps is None:
                 return {}
             with maps:
@@ -239,9 +250,68 @@ class EbpfPlane:
         return rows
 
     def stand_aside(self, aside: bool) -> None:
-        """Have every program pass everything on, so that the slow path serves it all, or work again. Flows that the
-        packet programs translate stand still meanwhile."""
+        """See planes.base.Plane.stand_aside. Flows that the packet programs translate stand still meanwhile."""
         write_ready(self.tables.maps, not aside)
+
+    def settle(self) -> Sequence[str]:
+        """See planes.base.Plane.settle."""
+        if self.cleaner is not None:
+            self.cleaner.flush(CLEANER_SECONDS)
+        return [
+            f"map {name} is full: {count} Services ports are left to the slow path, which serves them"
+            for name, count in self.overflow.items()
+        ]
+
+    def stored_name(self, service: str) -> str:
+        """See planes.base.Plane.stored_name."""
+        return stored_service(service)
+
+    @contextmanager
+    def _maps(self) -> Iterator[MapSet | None]:
+        """The maps of this object's load, or of whichever process's is in force here; None where none is."""
+        maps = None if self._tables is not None else views.open_instance(self.pins.instance)
+        if maps is None:
+            yield self._tables.maps if self._tables is not None else None
+        else:
+            with maps:
+                yield maps
+
+    def remembered_clients(self) -> Sequence[Client]:
+        """See planes.base.Plane.remembered_clients."""
+        with self._maps() as maps:
+            mine = list(answers.clients(maps, self.read_back())) if maps is not None else []
+        return [*mine, *self.slow.remembered_clients()]
+
+    def flows(self) -> Sequence[Flow]:
+        """See planes.base.Plane.flows."""
+        with self._maps() as maps:
+            return list(views.flows(maps)) if maps is not None else []
+
+    def traffic(self) -> Traffic:
+        """See planes.base.Plane.traffic."""
+        with self._maps() as maps:
+            return answers.traffic(maps) if maps is not None else Traffic({}, (), loaded=False)
+
+    def answered_pings(self) -> int | None:
+        """See planes.base.Plane.answered_pings."""
+        return self.slow.answered_pings()
+
+    def usage(self) -> Usage | None:
+        """See planes.base.Plane.usage."""
+        if self._tables is None:
+            return None
+        return answers.usage(self._tables.maps, self.overflow, self.collector)
+
+    def decisions(self, asked: Asked) -> DecisionStream:
+        """See planes.base.Plane.decisions."""
+        maps = views.open_instance(self.pins.instance)
+        if maps is None:
+            raise PlaneError("no ebpf plane is loaded in this network namespace: hotplane --mode ebpf apply -f ...")
+        try:
+            return answers.EbpfDecisions(maps, asked)
+        except BaseException:
+            maps.close()
+            raise
 
     def close(self) -> None:
         """Forget the maps; everything in the kernel stays and goes on working, but for devices that come later."""
@@ -256,13 +326,12 @@ class EbpfPlane:
             self._tables.maps.close()
             self._tables = None
 
-    def drain(self, *, keep_slow: bool) -> int:
-        """Give way to another plane that answers here already: nothing new is balanced, flows that go on do so until
-        they end (see planes.ebpf.drain). keep_slow: the slow path's plane is that other one. Returns how many go on."""
+    def give_way(self, stays: Collection[str]) -> int:
+        """See planes.base.Plane.give_way: nothing new is balanced, flows that go on do so until they end (see
+        planes.ebpf.drain)."""
         self.close()
         left = drain.drain(self.pins)
-        if not keep_slow:
-            self.slow.cleanup()
+        self.slow.give_way(stays)
         return left
 
     def cleanup(self) -> None:

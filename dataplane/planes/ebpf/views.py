@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from dataplane.planes.answers import Flow, ServiceCounters
 from dataplane.planes.ebpf.encode import SERVICE, address_text, entry_key
 from dataplane.planes.ebpf.events import TUPLE
 from dataplane.planes.ebpf.flows import FLOW_TABLES, REPLY, facts, state
@@ -18,17 +19,6 @@ _MEMORY = re.compile(r"^memlock:\s*(\d+)", re.MULTILINE)
 _PRESENT = constant("SERVICE_PRESENT")
 
 
-class ServiceCounters(NamedTuple):
-    """Sums over all CPUs since the Service came. Forward is client to backend; sockets that were balanced at connect
-    time count as connections only."""
-
-    connections: int
-    packets: int
-    bytes: int
-    reply_packets: int
-    reply_bytes: int
-
-
 class Sticky(NamedTuple):
     """An affinity entry. client: its address."""
 
@@ -36,21 +26,6 @@ class Sticky(NamedTuple):
     service: str
     backend: tuple[str, int] | None
     idle_seconds: float
-
-
-class Flow(NamedTuple):
-    """A tracked flow or what a socket was pointed at. state: opening, answered, established, closing, or connected (a
-    socket). source is None for sockets."""
-
-    state: str
-    protocol: int
-    source: tuple[str, int] | None
-    destination: tuple[str, int]
-    backend: tuple[str, int]
-    service: str
-    idle_seconds: float
-    packets: int
-    bytes: int
 
 
 def open_instance(instance: str) -> MapSet | None:

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from dataplane.kernel.iptables import Variant, default_variant
 from dataplane.kernel.tools import ToolError, run_tool
 from dataplane.model.net import Family, Protocol, canonical_address
 from dataplane.plan.types import FrontendKey
+from dataplane.planes.answers import Counted
 from dataplane.planes.base import PlaneError
 from dataplane.planes.clients import Client
 
@@ -22,13 +22,6 @@ _COUNTED = re.compile(
 
 
 _SECONDS = 120.0
-
-
-class Counted(NamedTuple):
-    """Packets that came to a frontend's rules: `new` opened connections, `refused` were rejected or dropped."""
-
-    new: int = 0
-    refused: int = 0
 
 
 def _saved(family: Family, table: str) -> str:

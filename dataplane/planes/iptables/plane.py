@@ -1,22 +1,24 @@
 """The iptables plane: kube-proxy's iptables mode, to compare with."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from dataplane.kernel import sysctl
 from dataplane.kernel.iptables import IptablesError, KernelTables, Tables, Variant, default_variant, installed
+from dataplane.kernel.sysctl import ROUTE_LOCALNET
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import FrontendKey, Plan, Row, Table
-from dataplane.planes.base import PlaneError
+from dataplane.planes.answers import Counted
+from dataplane.planes.base import Plane, PlaneError
+from dataplane.planes.clients import Client
 from dataplane.planes.iptables.adopt import load_change
 from dataplane.planes.iptables.cleanup import clean_family
+from dataplane.planes.iptables.clients import packet_counts, remembered_clients
 from dataplane.planes.iptables.family import FamilyState, Saved, undo_input
 from dataplane.planes.iptables.readback import FamilyReader
 from dataplane.planes.iptables.settings import family_settings, node_port_destinations
 from dataplane.policy.node import NodeConfig
-
-ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
 
 # kube-proxy's defaults: stale chains of a large cluster are deleted at a sync this long after the last deletion
 # (syncPeriod), and a sync this long after the last full one is full again.
@@ -52,7 +54,7 @@ class _FamilySync:
         self.state = state
 
 
-class IptablesPlane:
+class IptablesPlane(Plane):
     """`planes.base.Plane` in kube-proxy's chains, for IPv4 and IPv6.
 
     variant: which iptables holds the rules; None = `default_variant()` of the network namespace of the first use.
@@ -135,6 +137,14 @@ class IptablesPlane:
             answers = node is None or bool(node_port_destinations(node, family))
             found |= FamilyReader(family, saved.filter, saved.nat, answers=answers).rows()
         return found
+
+    def remembered_clients(self) -> Sequence[Client]:
+        """As `Plane.remembered_clients`."""
+        return remembered_clients()
+
+    def frontend_counts(self) -> Mapping[FrontendKey, Counted]:
+        """As `Plane.frontend_counts`."""
+        return packet_counts()
 
     def cleanup(self) -> None:
         """As `Plane.cleanup`: in both variants and both families, whatever the plane's own. The built-in chains and

@@ -11,13 +11,14 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataplane.kernel import sysctl
 from dataplane.kernel.nft import Nft
+from dataplane.kernel.sysctl import ROUTE_LOCALNET
 from dataplane.planes.base import PlaneError
 
 if TYPE_CHECKING:
     from dataplane.planes.nftables.store import ElementStore
 
-ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
 _FOLDER, _, _FILE = f"/proc/sys/{ROUTE_LOCALNET}".rpartition("/")
 _SUFFIX = "-localnet"
 _SET_BY_US = "set-by-hotplane"
@@ -36,14 +37,12 @@ def guard(table: str = "hotplane") -> str:
     return _GUARD.format(table=f"{table}{_SUFFIX}")
 
 
-def guards_loopback(nft: Nft, table: str = "hotplane") -> bool:
-    """Whether the guard of a plane's tables stands. Raises PlaneError."""
-    return ("ip", f"{table}{_SUFFIX}") in nft.tables()
-
-
-def note_setting(nft: Nft, table: str = "hotplane") -> None:
-    """Say beside the guard that the sysctl is hotplane's setting, to be taken back with it. Raises PlaneError."""
-    nft.run(f"add chain ip {table}{_SUFFIX} {_SET_BY_US}\n")
+def keep_open(table: str = "hotplane") -> None:
+    """Set the sysctl where the guard of a plane's tables stands, and say beside the guard that it is hotplane's
+    setting, to be taken back with it. Raises PlaneError."""
+    nft = Nft()
+    if ("ip", f"{table}{_SUFFIX}") in nft.tables() and sysctl.ensure(ROUTE_LOCALNET, 1):
+        nft.run(f"add chain ip {table}{_SUFFIX} {_SET_BY_US}\n")
 
 
 class Localnet:

@@ -9,22 +9,24 @@ chains, rules, verdicts) is written as nftables' text, whose rules libnftables h
 kernel.nft). Elements are written as bytes (see `store`), because text costs seconds and hundreds of megabytes there.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from dataplane.bulk import no_garbage_collection
 from dataplane.kernel.nft import Nft
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import FrontendKey, Plan, Row, Table
-from dataplane.planes.base import EntryRefused, PlaneError
+from dataplane.planes.base import EntryRefused, Plane, PlaneError
+from dataplane.planes.clients import Client
 from dataplane.planes.nftables.adopt import broken_chains
 from dataplane.planes.nftables.books import Books
+from dataplane.planes.nftables.clients import remembered_clients
 from dataplane.planes.nftables.commits import Commits
 from dataplane.planes.nftables.fields import Layouts
 from dataplane.planes.nftables.library import library
 from dataplane.planes.nftables.load import TEXT_LIMIT, Loader, remove_tables
 from dataplane.planes.nftables.localnet import Localnet
-from dataplane.planes.nftables.ping import Pings
+from dataplane.planes.nftables.ping import Pings, answered_pings
 from dataplane.planes.nftables.shapes import ShapeIds
 from dataplane.planes.nftables.skeleton import set_service_cidrs, skeleton_rules
 from dataplane.planes.nftables.stand_in import StandIn
@@ -34,8 +36,14 @@ from dataplane.planes.nftables.syntax import syntax
 from dataplane.planes.nftables.transaction import Transaction
 from dataplane.policy.node import NodeConfig
 
+MOST_AT_ONCE = 32
+"""Entries of a change that is brief."""
 
-class NftablesPlane:
+MOST_BACKENDS = 500
+"""Backends that such a change may be about."""
+
+
+class NftablesPlane(Plane):
     """See planes.base.Plane. Works in the network namespace in which the object was made.
 
     families: the families to program; entries of others are ignored. table: name of the tables. nft, store: the doors
@@ -70,7 +78,7 @@ class NftablesPlane:
 
     @property
     def commits(self) -> int:
-        """Transactions of changes so far, those of loads left out."""
+        """See planes.base.Plane.commits."""
         return self._commits.count + self._pings.count
 
     def load(self, plan: Plan) -> PlanChange:
@@ -171,10 +179,32 @@ class NftablesPlane:
                     table |= TableReader(words, family, state).rows(broken)
         return table
 
+    def is_brief(self, change: PlanChange) -> bool:
+        """See planes.base.Plane.is_brief."""
+        return (
+            len(change.entries) <= MOST_AT_ONCE
+            and change.node is None
+            and sum([entry.size() for entry in change.entries]) <= MOST_BACKENDS
+        )
+
+    def remembered_clients(self) -> Sequence[Client]:
+        """See planes.base.Plane.remembered_clients."""
+        return remembered_clients()
+
+    def answered_pings(self) -> int | None:
+        """See planes.base.Plane.answered_pings."""
+        return answered_pings()
+
     def lead_from_loopback(self) -> None:
         """Set the sysctl for node ports on 127.0.0.0/8, with its guard, ahead of a plane that has no right to: this one
         or the iptables mode's. Raises PlaneError."""
         self._localnet.open()
+
+    def give_way(self, stays: Collection[str]) -> int:
+        """See planes.base.Plane.give_way. What stands on this plane goes on with it."""
+        if self.name not in stays:
+            self.cleanup()
+        return 0
 
     def cleanup(self) -> None:
         """Delete hotplane's tables of the plane's families, and what they need beside them, and nothing else."""

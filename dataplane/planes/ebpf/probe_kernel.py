@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ctl.probes.finding import Finding, Status
 from dataplane.kernel.bpf import AttachType, BpfError, ProgramType, program_load
+from dataplane.planes.finding import Finding, Status
 
 # mov64 r0, N; exit: the smallest programs, each returning what its hook reads as "let it pass".
 _RETURN = {0: b"\xb7\0\0\0\0\0\0\0\x95\0\0\0\0\0\0\0", 1: b"\xb7\0\0\0\x01\0\0\0\x95\0\0\0\0\0\0\0"}

@@ -3,11 +3,11 @@ connections, on maps of their own and in a network namespace of their own, and w
 
 from collections.abc import Iterator
 
-from ctl.ebpf import EbpfOptions, connect_group
-from ctl.probes.finding import Finding, Status
+from dataplane.planes.finding import Finding, Status
+from dataplane.planes.options import PlaneOptions
 
 
-def probe_hooks(options: EbpfOptions) -> Iterator[Finding]:
+def probe_hooks(options: PlaneOptions) -> Iterator[Finding]:
     """One finding a hook, one for each feature of the kernel that the programs can do without, one for the way of
     attaching to devices. A hook that cannot work is left out alone; the slow path does its work."""
     from dataplane.planes.ebpf.optional import packet_problem
@@ -28,8 +28,9 @@ def probe_hooks(options: EbpfOptions) -> Iterator[Finding]:
         yield _attachment()
 
 
-def _connect(options: EbpfOptions) -> Finding:
+def _connect(options: PlaneOptions) -> Finding:
     from dataplane.kernel.cgroup import CgroupError
+    from dataplane.planes.ebpf.make import connect_group
     from dataplane.planes.ebpf.programs import connect_problem
     from dataplane.planes.ebpf.proof import connect_proof
 

@@ -3,7 +3,7 @@
 import subprocess
 from collections.abc import Iterator
 
-from ctl.probes.finding import Finding, Status, try_command
+from dataplane.planes.finding import Finding, Status, try_command
 
 _SERVICES = "map services { type ipv4_addr . inet_proto . inet_service : verdict; }\n"
 _NAT_HOOK = "type nat hook prerouting priority -100;\n"

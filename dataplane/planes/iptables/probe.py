@@ -3,7 +3,7 @@
 import subprocess
 from collections.abc import Iterator
 
-from ctl.probes.finding import Finding, Status, try_command
+from dataplane.planes.finding import Finding, Status, try_command
 
 # match or target -> (table, rule)
 FEATURES = {

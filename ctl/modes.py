@@ -1,4 +1,0 @@
-"""The modes that the command line offers."""
-
-MODES = ("iptables", "nftables", "ebpf")
-DEFAULT_MODE = "nftables"

@@ -1,0 +1,49 @@
+"""Each choice and refusal of a plane as it is made, where a plane can tell of them."""
+
+from abc import abstractmethod
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from dataplane.closing import Closing
+
+
+class Decision(NamedTuple):
+    """One of them. seconds: CLOCK_MONOTONIC. protocol: as text. source: address and port, or what stands for them.
+    service: namespace/name:port, "" where no frontend has the destination. endpoint: "" where none was chosen."""
+
+    seconds: float
+    hook: str
+    reason: str
+    protocol: str
+    source: str
+    destination: str
+    service: str
+    endpoint: str
+    ifindex: int
+    length: int
+
+
+class Asked(NamedTuple):
+    """Which decisions to tell of. service: namespace/name or namespace/name:port, "" for all. protocol: its number, 0
+    for all. hooks: as in PlaneOptions, none for all."""
+
+    service: str = ""
+    protocol: int = 0
+    hooks: Sequence[str] = ()
+
+
+class DecisionStream(Closing):
+    """Decisions from now on, while it is open."""
+
+    @abstractmethod
+    def services(self) -> Collection[str]:
+        """Service ports that there are."""
+
+    @abstractmethod
+    def poll(self, seconds: float) -> Sequence[Decision]:
+        """Decisions that were made, waiting up to `seconds` for the first."""
+
+
+def matches(name: str, asked: str) -> bool:
+    """Whether a Service port (namespace/name:port) is one of the Service, or the Service port, that was asked for."""
+    return asked in (name, name.partition(":")[0])

@@ -1,0 +1,122 @@
+"""The ebpf mode, as the registry has it."""
+
+from collections.abc import Collection, Iterator, Mapping
+
+from dataplane.oracle.keeps import Keeps
+from dataplane.plan.change import PlanChange
+from dataplane.plan.types import OffPod
+from dataplane.planes.answers import OffTarget
+from dataplane.planes.base import Plane
+from dataplane.planes.finding import Finding
+from dataplane.planes.mode import PLAIN, Making, Mode
+from dataplane.planes.options import PlaneOptions
+from dataplane.planes.registry import mode_of
+from dataplane.planes.rights import BPF, NET_ADMIN, PERFMON, SYS_ADMIN, SYS_PTRACE
+from dataplane.policy.node import NodeConfig
+from dataplane.policy.settings import Promises
+
+SLOW = "nftables"
+"""The mode of the plane underneath."""
+
+
+class EbpfMode(Mode):
+    """Programs at up to three hooks over the nftables plane."""
+
+    name = "ebpf"
+    promises = Promises.CONNECT_TIME
+    needs = (NET_ADMIN, BPF, PERFMON)
+    until_prepared = (SYS_ADMIN,)
+    uses = (SYS_ADMIN, SYS_PTRACE)
+    without_uses = "UDP sockets of pods stay connected to endpoints that went"
+    stands_on = (SLOW,)
+    why_no_ping = ""
+    connect_time = True
+    watches_devices = True
+
+    def make(self, making: Making = PLAIN) -> Plane:
+        """See Mode.make."""
+        from dataplane.planes.ebpf.make import make_ebpf_plane
+
+        return make_ebpf_plane(making)
+
+    def prepare(self, node: NodeConfig, options: PlaneOptions) -> None:
+        """See Mode.prepare: what the slow path needs, and this network namespace's directory in the bpffs, without
+        which whoever removes the last of others' would unmount it."""
+        from dataplane.planes.ebpf.pins import PinDirectory, default_instance
+        from dataplane.planes.ebpf.plane import slow_node
+
+        mode_of(SLOW).prepare(slow_node(node, at_connect=options.at_connect), options)
+        PinDirectory(default_instance()).ensure()
+
+    def is_prepared(self) -> bool:
+        """See Mode.is_prepared: the bpffs is mounted."""
+        from dataplane.planes.ebpf.pins import find_root
+
+        return find_root() is not None
+
+    def is_here(self) -> bool:
+        """See Mode.is_here."""
+        from dataplane.planes.ebpf.pins import PinDirectory, PinsHidden, default_instance
+
+        try:
+            return PinDirectory(default_instance()).abandoned
+        except PinsHidden:  # another user's, which only that one can remove
+            return False
+
+    def is_draining(self) -> bool:
+        """See Mode.is_draining."""
+        from dataplane.planes.ebpf.pins import PinDirectory, PinsHidden, default_instance
+
+        try:
+            return PinDirectory(default_instance()).draining
+        except PinsHidden:  # another user's, who has them drained
+            return False
+
+    def drain_on(self, change: PlanChange) -> int:
+        """See Mode.drain_on."""
+        from dataplane.planes.ebpf.drain import after_change
+
+        return after_change(change)
+
+    def keep_loopback_open(self) -> None:
+        """See Mode.keep_loopback_open."""
+        mode_of(SLOW).keep_loopback_open()
+
+    def findings(self, options: PlaneOptions) -> Iterator[Finding]:
+        """See Mode.findings."""
+        from dataplane.planes.ebpf.probe_hooks import probe_hooks
+        from dataplane.planes.ebpf.probe_kernel import probe_bpf
+
+        yield from probe_bpf()
+        yield from probe_hooks(options)
+
+    def keeps(self, options: PlaneOptions) -> frozenset[Keeps]:
+        """See Mode.keeps."""
+        if options.kube_proxy_masquerade:
+            return frozenset()
+        by_packet = Keeps.LOCAL if {"tc", "xdp"} & set(options.hooks) else None
+        by_socket = Keeps.PODS if options.at_connect else None
+        return frozenset(kept for kept in (by_packet, by_socket) if kept)
+
+    def off_targets(self, options: PlaneOptions, pods: Mapping[tuple[str, str], OffPod]) -> Collection[OffTarget]:
+        """See Mode.off_targets. Raises CgroupError."""
+        if not options.at_connect or not (pods or options.off_cgroups or options.off_netns):
+            return ()
+        from dataplane.planes.ebpf.make import look_for_off
+
+        return look_for_off(options, pods)
+
+    def remove_stale(self, *, of: Collection[int] | None = None, age: float = 0.0) -> list[str]:
+        """See Mode.remove_stale."""
+        from dataplane.planes.ebpf.stale import remove_stale
+
+        return remove_stale(of=of, age=age)
+
+    def remove_instances(self, prefix: str) -> None:
+        """See Mode.remove_instances."""
+        from dataplane.planes.ebpf.programs import remove_instances
+
+        remove_instances(prefix)
+
+
+MODE: Mode = EbpfMode()

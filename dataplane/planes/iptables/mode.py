@@ -1,0 +1,75 @@
+"""The iptables mode, as the registry has it."""
+
+from collections.abc import Iterable
+
+from dataplane.model.net import Family
+from dataplane.oracle.types import Decision
+from dataplane.plan.types import FrontendKind
+from dataplane.planes.base import Plane
+from dataplane.planes.finding import Finding
+from dataplane.planes.iptables import names
+from dataplane.planes.mode import PLAIN, Making, Mode
+from dataplane.planes.options import PlaneOptions
+from dataplane.planes.registry import mode_of
+from dataplane.planes.rights import NET_ADMIN, NET_RAW
+from dataplane.policy.node import NodeConfig
+from dataplane.policy.routes import Action, Scope
+from dataplane.policy.settings import Promises
+
+
+class IptablesMode(Mode):
+    """kube-proxy's iptables mode, to the letter."""
+
+    name = "iptables"
+    promises = Promises.IPTABLES
+    needs = (NET_ADMIN, NET_RAW)
+    kube_proxy_chains = True
+    tcp_be_liberal = True
+    why_no_ping = "has kube-proxy's rules to the letter, and they answer no ping"
+
+    def make(self, making: Making = PLAIN) -> Plane:
+        """See Mode.make."""
+        from dataplane.planes.iptables.plane import IptablesPlane
+
+        return IptablesPlane(loaded_for=making.loaded_for, tcp_be_liberal=making.tcp_be_liberal)
+
+    def prepare(self, node: NodeConfig, options: PlaneOptions) -> None:
+        """A writable /proc/sys, where node ports shall answer on 127.0.0.0/8: with the nftables mode's guard, since
+        this mode's chains are not there yet."""
+        if node.nodeports.loopback:
+            mode_of("nftables").lead_from_loopback()
+
+    def keep_loopback_open(self) -> None:
+        """See Mode.keep_loopback_open. The rule that guards it is beside the chains."""
+        from dataplane.kernel.iptables import KernelTables, Variant, installed
+        from dataplane.kernel.sysctl import ROUTE_LOCALNET, ensure
+        from dataplane.planes.iptables.skeleton import LOCALNET_RULE
+
+        variants = [KernelTables(Family.IPV4, variant) for variant in Variant if installed(Family.IPV4, variant)]
+        if any("filter" in tables.present() and LOCALNET_RULE in tables.save("filter") for tables in variants):
+            ensure(ROUTE_LOCALNET, 1)
+
+    def findings(self, options: PlaneOptions) -> Iterable[Finding]:
+        """See Mode.findings."""
+        from dataplane.planes.iptables.probe import probe_xtables
+
+        return probe_xtables()
+
+    def path(self, decision: Decision) -> str:
+        """The chains that do it."""
+        entry, frontend, route = decision.entry, decision.frontend, decision.route
+        if entry is None or frontend is None or route is None or route.action is not Action.FORWARD:
+            return ""
+        chains = names.service_chains(decision.service, entry.key.protocol)
+        path = [names.SERVICES]
+        if frontend.kind is FrontendKind.NODE_PORT:
+            path.append(names.NODEPORTS)
+        if frontend.source_ranges is not None:
+            path.append(chains.source_ranges)
+        if frontend.kind not in (FrontendKind.CLUSTER_IP, FrontendKind.HOST_PORT):
+            path.append(chains.external)
+        path.append(chains.local if route.scope is Scope.LOCAL else chains.cluster)
+        return f"in the nat table this goes {' -> '.join(path)}"
+
+
+MODE: Mode = IptablesMode()

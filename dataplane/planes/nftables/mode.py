@@ -1,0 +1,56 @@
+"""The nftables mode, as the registry has it."""
+
+from collections.abc import Iterable
+
+from dataplane.planes.base import Plane
+from dataplane.planes.finding import Finding
+from dataplane.planes.mode import PLAIN, Making, Mode
+from dataplane.planes.options import PlaneOptions
+from dataplane.planes.rights import NET_ADMIN
+from dataplane.policy.node import NodeConfig
+from dataplane.policy.settings import Promises
+
+
+class NftablesMode(Mode):
+    """Services as elements of maps."""
+
+    name = "nftables"
+    promises = Promises.NFTABLES
+    needs = (NET_ADMIN,)
+    why_no_ping = ""
+
+    def make(self, making: Making = PLAIN) -> Plane:
+        """See Mode.make."""
+        from dataplane.planes.nftables.plane import NftablesPlane
+
+        return NftablesPlane(loaded_for=making.loaded_for)
+
+    def prepare(self, node: NodeConfig, options: PlaneOptions) -> None:
+        """Compile the rules, for which libnftables gets a network namespace of its own, and what node ports on
+        127.0.0.0/8 need, a writable /proc/sys."""
+        from dataplane.planes.nftables.library import compile_ahead
+
+        compile_ahead(node)
+        if node.nodeports.loopback:
+            self.lead_from_loopback()
+
+    def lead_from_loopback(self) -> None:
+        """See Mode.lead_from_loopback."""
+        from dataplane.planes.nftables.plane import NftablesPlane
+
+        NftablesPlane().lead_from_loopback()
+
+    def keep_loopback_open(self) -> None:
+        """See Mode.keep_loopback_open. A table of its own guards it."""
+        from dataplane.planes.nftables.localnet import keep_open
+
+        keep_open()
+
+    def findings(self, options: PlaneOptions) -> Iterable[Finding]:
+        """See Mode.findings."""
+        from dataplane.planes.nftables.probe import probe_nft
+
+        return probe_nft()
+
+
+MODE: Mode = NftablesMode()

@@ -1,0 +1,32 @@
+"""What people ask of a plane beside the plan; a plane takes of it what it has."""
+
+import msgspec
+
+HOOKS = ("connect", "tc", "xdp")
+MASQUERADE = ("client", "kube-proxy")
+NO_CGROUP = "none"
+
+
+class PlaneOptions(msgspec.Struct, frozen=True):
+    """What people asked for. hooks: as named. cgroup: directory, "" = the hierarchy's root, "none". uplinks, pods:
+    globs; none = found by themselves. kube_proxy_masquerade: exact parity, else clients keep their address where the
+    backend is local. instance: pin directory, "" = this network namespace's own. off_cgroups, off_netns: for whom
+    connect time is off (see planes.ebpf.off_targets.Wishes)."""
+
+    hooks: tuple[str, ...] = HOOKS
+    cgroup: str = ""
+    uplinks: tuple[str, ...] = ()
+    pods: tuple[str, ...] = ()
+    kube_proxy_masquerade: bool = False
+    instance: str = ""
+    off_cgroups: tuple[str, ...] = ()
+    off_netns: tuple[str, ...] = ()
+
+    @property
+    def at_connect(self) -> bool:
+        """Whether connect-time balancing is wanted."""
+        return "connect" in self.hooks and self.cgroup != NO_CGROUP
+
+
+LOOKING = PlaneOptions(hooks=())
+"""For a plane that only looks at what is there, or removes it."""

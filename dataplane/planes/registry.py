@@ -1,0 +1,39 @@
+"""The planes that exist, by mode: the one place that knows their names.
+
+What describes a mode (planes.mode.Mode) is imported when somebody asks for it, and its plane when one is made: a mode
+never imports another one that it does not stand on, and this table imports none.
+"""
+
+import importlib
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING
+
+from dataplane.errors import UsageError
+
+if TYPE_CHECKING:
+    from dataplane.planes.mode import Mode
+
+_TABLE = {
+    "iptables": "dataplane.planes.iptables.mode",
+    "nftables": "dataplane.planes.nftables.mode",
+    "ebpf": "dataplane.planes.ebpf.mode",
+}
+"""Mode -> the module with its `MODE`. A mode that stands on another one comes after it."""
+
+MODES = tuple(_TABLE)
+DEFAULT_MODE = "nftables"
+
+
+@cache
+def mode_of(name: str) -> "Mode":
+    """A mode by its name. Raises UsageError for one that does not exist."""
+    if name not in _TABLE:
+        raise UsageError(f"there is no mode {name}; choose one of {', '.join(MODES)}")
+    found: Mode = importlib.import_module(_TABLE[name]).MODE
+    return found
+
+
+def modes() -> "Iterator[Mode]":
+    """Every mode, each before those that stand on it."""
+    return map(mode_of, MODES)

@@ -87,6 +87,13 @@ def _add_run_options(parser: argparse.ArgumentParser, *, defaults: bool) -> None
     add("--endpoints", default=5, type=int, metavar="N", help="of each Service (default: 5)")
     add("--family", default="ipv4", choices=("ipv4", "ipv6"), help="of everything (default: ipv4)")
     add("--routing", default="direct", choices=("direct", "vxlan"), help="between nodes (default: direct)")
+    add(
+        "--processors",
+        default=None,
+        type=_numbers,
+        metavar="N[,...]",
+        help="also how rates grow with processors: clients, servers and packet generators on so many, e.g. 1,2,4,8",
+    )
     add("--rounds", default=None, type=int, metavar="N", help="rounds of measurement instead of the profile's")
     add(
         "--iptables-max",
@@ -151,10 +158,12 @@ def _list(output: str) -> int:
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
+    from dataplane.bench.processors import present, refuse_missing
     from dataplane.bench.profiles import Wishes, settings
     from dataplane.lab.spec import Routing
     from dataplane.model.net import Family
 
+    refuse_missing(args.processors or (), len(present()))
     wishes = Wishes(
         modes=args.modes or (),
         scenarios=args.scenario or (),
@@ -165,6 +174,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
         family=Family.IPV6 if args.family == "ipv6" else Family.IPV4,
         routing=Routing(args.routing),
         seed=args.seed,
+        processors=args.processors or (),
     )
     return settings(args.profile, wishes)
 
@@ -207,6 +217,7 @@ def _begin(args: argparse.Namespace) -> "tuple[Results, Any]":
 
     from dataplane.bench.machine import facts
     from dataplane.bench.native import load_tool, python_tool
+    from dataplane.bench.processors import present, refuse_missing
     from dataplane.bench.results import Results, journal_path, read_journal
 
     path, journal = args.results, journal_path(args.results)
@@ -221,10 +232,11 @@ def _begin(args: argparse.Namespace) -> "tuple[Results, Any]":
             raise UsageError(
                 f"--resume: {journal} was measured with another load generator ({results.settings.load_tool})"
             )
+        refuse_missing(results.settings.processors, len(present()))
         return results, tool
-    for present in (path, journal):
-        if present.exists() and not args.overwrite:
-            raise UsageError(f"{present} exists: give another --results FILE, --overwrite it, or --resume its run")
+    for old in (path, journal):
+        if old.exists() and not args.overwrite:
+            raise UsageError(f"{old} exists: give another --results FILE, --overwrite it, or --resume its run")
     settings = msgspec.structs.replace(_settings(args), load_tool=tool.kind)
     settings, skipped = _without_missing(settings)
     for text in skipped:
@@ -254,7 +266,7 @@ def _without_missing(settings: "Settings") -> "tuple[Settings, list[str]]":
     if shutil.which("iperf3") is None:
         leave_out({"TCP_STREAM", "TCP_STREAM-4"}, "there is no iperf3; apt-get install iperf3")
     if settings.family is Family.IPV6:
-        leave_out({"north-remote-pps"}, "the kernel's own packets are IPv4")
+        leave_out({"north-remote-pps", "forward-processors"}, "the kernel's own packets are IPv4")
     if settings.routing is Routing.VXLAN:
         leave_out({"xdp-cost"}, "packets to another node leave by the tunnel, which XDP leaves to the stack")
     large = [count for count in settings.services if count > settings.iptables_max]
@@ -281,7 +293,12 @@ def _plan(results: "Results") -> str:
 def _command(args: argparse.Namespace) -> str:
     """What to type to repeat this run."""
     words = ["hotplane", "bench", "--profile", args.profile]
-    for flag, value in (("--scenario", args.scenario), ("--modes", args.modes), ("--services", args.services)):
+    for flag, value in (
+        ("--scenario", args.scenario),
+        ("--modes", args.modes),
+        ("--services", args.services),
+        ("--processors", args.processors),
+    ):
         words += [flag, ",".join(map(str, value))] if value else []
     for flag, number in (("--rounds", args.rounds), ("--iptables-max", args.iptables_max)):
         words += [] if number is None else [flag, str(number)]
@@ -320,7 +337,7 @@ def _progress() -> "Progress":
 
 
 def _print(results: "Results", output: str) -> None:
-    from dataplane.bench import bars
+    from dataplane.bench import bars, scaling
     from dataplane.bench.analyse import analyse, floor_text
     from dataplane.bench.modes import MODES
     from dataplane.bench.report.markdown import place_records
@@ -340,6 +357,10 @@ def _print(results: "Results", output: str) -> None:
             "* the best, and what differs from it by less than the noise floor: the smallest difference that the line "
             f"can tell. Medians (spread of the rounds). Median noise floor: {floor_text(analysis.median_floor())}."
         )
+    scaled = scaling.records(analysis)
+    if scaled:
+        print_records(scaled, "table", tuple(scaled[0]))
+        print(scaling.NOTE)
     for text in (*analysis.warnings, bars.summary(judged)):
         print(f"- {text}")
 

@@ -32,8 +32,8 @@ CHANGES_A_SECOND = 100
 
 
 class Request(msgspec.Struct, frozen=True):
-    """do: "load" (services, endpoints of each, family, local and remote are used), "change" (count, seconds: stop at
-    whichever comes first), "rollout" (seconds), "program" (way) or "cleanup"."""
+    """do: "load" (services, endpoints of each, family, servers, local and remote are used), "change" (count, seconds:
+    stop at whichever comes first), "rollout" (seconds), "program" (way) or "cleanup"."""
 
     do: str
     services: int = 0
@@ -44,6 +44,7 @@ class Request(msgspec.Struct, frozen=True):
     count: int = 0
     seconds: float = 0.0
     way: Way | None = None
+    servers: int = 0
 
 
 def _cpu() -> float:
@@ -88,7 +89,7 @@ class Agent:
         """A cold start: decode, plan, load the kernel. Times in seconds; `seconds` is without decoding,
         `maps_seconds` also without an eBPF plane's slow path and programs. kernel_bytes: memory that the kernel took,
         see `kernel_memory`."""
-        shape = Shape(request.services, request.endpoints, request.family)
+        shape = Shape(request.services, request.endpoints, request.family, request.servers)
         found: list[ModelObject] = []
         decode_seconds = 0.0
         size = 0

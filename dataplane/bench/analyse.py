@@ -10,6 +10,7 @@ import msgspec
 
 from dataplane.bench import hdr, noise
 from dataplane.bench.modes import AGAIN, DIRECT, MODES
+from dataplane.bench.processors import count_of, position
 from dataplane.bench.results import VERSION, Cell, Results
 from dataplane.bench.scenarios import SCENARIOS, Kind, Scenario
 from dataplane.bench.stats import Estimate, Ratio, estimate, paired_ratio
@@ -43,11 +44,13 @@ class PlaceKey(NamedTuple):
 
 class Row(msgspec.Struct, frozen=True):
     """One group's figures, each with its rounds' median and spread; ratios: of the same round to direct, by figure.
-    latencies: of paced operations of all rounds together, number by bucket of an HdrHistogram."""
+    scaling: of the same round and mode to one processor, by figure. latencies: of paced operations of all rounds
+    together, number by bucket of an HdrHistogram."""
 
     key: GroupKey
     figures: dict[str, Estimate]
     ratios: dict[str, Ratio] = {}
+    scaling: dict[str, Ratio] = {}
     latencies: dict[int, int] = {}
 
     @property
@@ -137,8 +140,13 @@ def analyse(results: Results) -> Analysis:
         if SCENARIOS[key.scenario].kind is Kind.DATA and key.mode != DIRECT:
             to_direct = {name: against(rounds, key, DIRECT, name) for name in RATIO_FIGURES if name in figures}
             ratios = {name: ratio for name, ratio in to_direct.items() if ratio is not None}
+        scaling: dict[str, Ratio] = {}
+        if SCENARIOS[key.scenario].scaling:
+            one = key._replace(position=position(1))
+            to_one = {name: between_scenarios(rounds, key, one, name) for name in ("rate", "p99") if name in figures}
+            scaling = {name: ratio for name, ratio in to_one.items() if ratio is not None}
         paced = hdr.merged(hdr.decode(cell.histogram) for cell in cells.values() if cell.histogram)
-        rows.append(Row(key, figures, ratios, paced))
+        rows.append(Row(key, figures, ratios, scaling, paced))
     rows.sort(key=_order)
     lines = _lines(rounds, rows)
     compared = noise.comparisons(lines.values())
@@ -167,9 +175,10 @@ def _is_crowded(baseline: Row) -> bool:
     return others is not None and others.median > CROWDED_OTHERS
 
 
-def _order(row: Row) -> tuple[int, int, str, int]:
-    names, modes = list(SCENARIOS), list(MODES)
-    return (names.index(row.key.scenario), row.key.services, row.key.position, modes.index(row.key.mode))
+def _order(row: Row) -> tuple[int, int, int, str, int]:
+    names, modes, key = list(SCENARIOS), list(MODES), row.key
+    processors = count_of(key.position) if row.scenario.scaling else 0
+    return (names.index(key.scenario), key.services, processors, key.position, modes.index(key.mode))
 
 
 def floor_text(floor: float) -> str:

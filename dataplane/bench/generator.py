@@ -11,18 +11,31 @@ in batches of BATCH, as from a driver. All of it on one processor, in the contex
 card and its driver.
 """
 
+import contextlib
 import ipaddress
 import os
 import socket
 import struct
 import sys
+import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from pyroute2 import IPRoute
 
-from dataplane.bench.instructions import STORE_HALF, STORE_WORD, instruction, leave, on_packet, tail_call
+from dataplane.bench.instructions import (
+    STORE_HALF,
+    STORE_WORD,
+    instruction,
+    leave,
+    on_packet,
+    store_by_processor,
+    tail_call,
+    with_processor,
+)
 from dataplane.kernel import bpf
 from dataplane.kernel.bpf import AttachType, BpfError, MapType, ProgramType
 from dataplane.kernel.links import Links
@@ -31,7 +44,10 @@ from dataplane.lab.spec import LabError
 
 FRAME_BYTES = 64
 RUN_PACKETS, BATCH = 65536, 64
+_MOST_PACKETS = 1 << 30
 _LIVE_FRAMES = 2
+_PORT_AT, _CHECKSUM_AT = 34, 40
+"""Of an IPv4 UDP datagram's frame."""
 XDP_DROP, XDP_PASS = 1, 2
 DRIVER_MODE = 4
 
@@ -44,12 +60,28 @@ def writer_code(frame: bytes, programs: int) -> bytes:
     """A program that writes `frame` (whole 4-byte words) over the packet and goes on with the first of `programs`, a
     map of them, or passes the packet on when that is empty. It writes every time, since the kernel uses a frame's page
     again as the last user left it."""
+    return _writer(frame, programs)
+
+
+def _writer(frame: bytes, programs: int, more: bytes = b"") -> bytes:
+    """more: instructions after the stores of the frame."""
     first, *words, last = struct.unpack(f"=h{len(frame) // 4 - 1}ih", frame)
     stores = instruction(STORE_HALF, 2, immediate=first)
     for at, word in enumerate(words):  # in step with the fields behind the link-layer header: a read of one finds it
         stores += instruction(STORE_WORD, 2, offset=2 + 4 * at, immediate=word)  # in the store buffer as a whole
     stores += instruction(STORE_HALF, 2, offset=len(frame) - 2, immediate=last)
-    return on_packet(len(frame), stores, tail_call(programs) + leave(XDP_PASS), leave(XDP_DROP))
+    return on_packet(len(frame), stores + more, tail_call(programs) + leave(XDP_PASS), leave(XDP_DROP))
+
+
+def port_writer_code(frame: bytes, programs: int) -> bytes:
+    """The same, with the number of the processor added to the source port of `frame`, an IPv4 UDP datagram whose port
+    and checksum leave room for that."""
+    return with_processor(_writer(frame, programs, _by_port(frame)))
+
+
+def _by_port(frame: bytes) -> bytes:
+    port, checksum = (int.from_bytes(frame[at : at + 2]) for at in (_PORT_AT, _CHECKSUM_AT))
+    return store_by_processor(_PORT_AT, port) + store_by_processor(_CHECKSUM_AT, checksum, down=True)
 
 
 def _checksum(header: bytes) -> int:
@@ -85,10 +117,11 @@ class End(NamedTuple):
 
 class Generator:
     """Lets one packet enter a node over and over by its `uplink`, and counts what comes out to `far`, the other end of
-    that veth. As a context manager. The uplink must take frames (GRO on, or native XDP), which goes on as it is."""
+    that veth. As a context manager. The uplink must take frames (GRO on, or native XDP), which goes on as it is.
+    by_port: each processor's packets are a flow of their own, see `port_writer_code`."""
 
-    def __init__(self, uplink: End, far: End, frame: bytes) -> None:
-        self._uplink, self._far, self._frame = uplink, far, frame
+    def __init__(self, uplink: End, far: End, frame: bytes, *, by_port: bool = False) -> None:
+        self._uplink, self._far, self._frame, self._by_port = uplink, far, frame, by_port
         self._open: list[int] = []
 
     def __enter__(self) -> Self:
@@ -105,7 +138,8 @@ class Generator:
 
     def _prepare(self) -> None:
         programs = self._keep(bpf.map_create(MapType.PROG_ARRAY, 4, 4, 1, name="programs"))
-        code = writer_code(self._frame, programs)
+        write = port_writer_code if self._by_port else writer_code
+        code = write(self._frame, programs)
         self._writer = self._keep(bpf.program_load(code, ProgramType.XDP, AttachType.XDP, "writer"))
         with netns(self._uplink.namespace), IPRoute() as door:
             self._index = door.link_lookup(ifname=self._uplink.device)[0]
@@ -135,18 +169,72 @@ class Generator:
         """Send for so long. operations: packets that came out of the node; sent; seconds: of sending, by the kernel's
         own clock. It stands while other processes run, and leaves out what surrounds a test run (the kernel waits for
         all processors before and after one, which takes longer than the packets)."""
-        context = struct.pack("=IIIIII", 0, len(self._frame), 0, self._index, 0, 0)
         with netns(self._far.namespace):
             door = IPRoute()
         with door, netns(self._uplink.namespace):
             before, sent, took = self._came_out(door), 0, 0.0
             end = time.monotonic() + seconds
             while not sent or time.monotonic() < end:
-                try:
-                    done = bpf.run_program(self._writer, self._frame, RUN_PACKETS, context, _LIVE_FRAMES, BATCH)
-                except BpfError as error:
-                    raise GeneratorError(f"{self._uplink.device}: live frames do not run: {error.strerror}") from error
+                took += self._test_run(RUN_PACKETS)
                 sent += RUN_PACKETS
-                took += RUN_PACKETS * done.duration_ns / 1e9
             came = self._came_out(door) - before
         return {"operations": float(came), "sent": float(sent), "seconds": took, "failures": 0.0}
+
+    def run_on(self, processors: Sequence[int], seconds: float) -> dict[str, float]:
+        """The same on several processors at once, one long run of each after a short one that tells how many packets
+        take so long. rate: the sum of what each sends in a second of its own sending, times the share that came out.
+        together: the share of the time in which they sent. They share one program: the kernel waits for all processors
+        only when the first run of a program begins and when the last one ends."""
+        barrier = threading.Barrier(len(processors) + 1)
+
+        def send(processor: int) -> tuple[int, float]:
+            os.sched_setaffinity(0, {processor})  # of this thread
+            try:
+                with netns(self._uplink.namespace):
+                    packets = int(seconds / self._test_run(RUN_PACKETS) * RUN_PACKETS)
+                    packets = min(_MOST_PACKETS, max(RUN_PACKETS, packets))
+                    barrier.wait()  # everybody is ready
+                    barrier.wait()  # what came before has been counted
+                    return packets, self._test_run(packets)
+            except GeneratorError:
+                barrier.abort()
+                raise
+
+        with netns(self._far.namespace):
+            door = IPRoute()
+        with door, ThreadPoolExecutor(len(processors)) as threads:
+            futures = [threads.submit(send, processor) for processor in processors]
+            before, started = 0, 0.0
+            with contextlib.suppress(threading.BrokenBarrierError):  # somebody failed, which is told below
+                barrier.wait()
+                before, started = self._came_out(door), time.perf_counter()
+                barrier.wait()
+            senders = _results(futures)
+            wall, came = time.perf_counter() - started, self._came_out(door) - before
+        sent, took = sum(sent for sent, _ in senders), sum(took for _, took in senders)
+        return {
+            "operations": float(came),
+            "sent": float(sent),
+            "seconds": took / len(senders),
+            "rate": sum(sent / took for sent, took in senders) * came / sent,
+            "together": took / len(senders) / wall,
+            "failures": 0.0,
+        }
+
+    def _test_run(self, packets: int) -> float:
+        """Let the frame enter so often, in this thread and namespace; the seconds of sending."""
+        context = struct.pack("=IIIIII", 0, len(self._frame), 0, self._index, 0, 0)
+        try:
+            done = bpf.run_program(self._writer, self._frame, packets, context, _LIVE_FRAMES, BATCH)
+        except BpfError as error:
+            raise GeneratorError(f"{self._uplink.device}: live frames do not run: {error.strerror}") from error
+        return max(1, done.duration_ns) * packets / 1e9
+
+
+def _results(futures: "Sequence[Future[tuple[int, float]]]") -> list[tuple[int, float]]:
+    """What all of them found. Raises the failure that others broke off for."""
+    failures = [error for future in futures if (error := future.exception()) is not None]
+    for error in failures:
+        if not isinstance(error, threading.BrokenBarrierError):
+            raise error
+    return [future.result() for future in futures]

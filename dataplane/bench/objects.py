@@ -21,6 +21,9 @@ SERVER_PORT = 9000
 """The pod's first port; one for each endpoint, TCP and UDP. Bulk traffic goes to BULK_PORT of the pod."""
 LOCAL_NODE_PORT, REMOTE_NODE_PORT = 30080, 30081
 """Node ports (TCP, and UDP of the same number) that lead to a pod of this node, of another node."""
+PROCESSORS_PORT = 9100
+"""The pod's first port of servers that have a processor each (see processors); one for each of them, TCP."""
+PROCESSORS_SERVICE = "zz-processors"
 _CHUNK = 500
 _PER_NET = 250
 _MOST_CHANGED = 5000
@@ -35,11 +38,13 @@ class Backend(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """How large the cluster is: so many Services with so many endpoints each, all of one family."""
+    """How large the cluster is: so many Services with so many endpoints each, all of one family. servers: endpoints of
+    one more Service, for load on several processors; 0: there is none."""
 
     services: int
     endpoints: int = ENDPOINTS
     family: Family = Family.IPV4
+    servers: int = 0
 
 
 def _address(second: int, third: int, fourth: int, family: Family) -> str:
@@ -53,6 +58,11 @@ def cluster_ip(number: int, family: Family = Family.IPV4) -> str:
     """clusterIP of Service `number` (from 0)."""
     high, low = divmod(number, _PER_NET)
     return _address(96 + high // 256, high % 256, low + 1, family)
+
+
+def processors_ip(family: Family = Family.IPV4) -> str:
+    """clusterIP of the Service whose endpoints have a processor each."""
+    return _address(95, 0, 3, family)
 
 
 def _service(name: str, spec: dict[str, Any]) -> dict[str, Any]:
@@ -153,6 +163,18 @@ def objects(shape: Shape, local: Backend, remote: Backend) -> Iterator[dict[str,
         ("zz-north-remote", 2, remote, REMOTE_NODE_PORT),
     ):
         yield from _real(name, _address(95, 0, last, shape.family), backend, shape, port)
+    if shape.servers:
+        yield from _on_processors(local, shape)
+
+
+def _on_processors(backend: Backend, shape: Shape) -> Iterator[dict[str, Any]]:
+    address = processors_ip(shape.family)
+    ports: list[dict[str, Any]] = [{"name": "tcp", "protocol": "TCP", "port": TCP_PORT}]
+    spec = {"type": "ClusterIP", "clusterIP": address, "clusterIPs": [address], "ports": ports}
+    yield _service(PROCESSORS_SERVICE, spec)
+    for number in range(shape.servers):
+        ports = [{"name": "tcp", "protocol": "TCP", "port": PROCESSORS_PORT + number}]
+        yield endpoint_slice(PROCESSORS_SERVICE, str(number), ports, [backend], shape.family)
 
 
 def chunks(shape: Shape, local: Backend, remote: Backend) -> Iterator[bytes]:

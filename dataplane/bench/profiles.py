@@ -22,10 +22,12 @@ class Settings(msgspec.Struct, frozen=True):
     measured; few_services: those at which some of them are measured too, to see them where rules are few.
     position_services: the stages at which `positions` are, elsewhere the last Service only. rounds: without the
     warm-up, of scenarios with a bar at bar_services; light_rounds: of all others. seconds: length of one measurement,
-    of paced ones PACED_TIMES as long, since one in ten thousand is looked for;
+    of paced ones PACED_TIMES as long, since one in ten thousand is looked for, and on several processors, which do not
+    begin at the same moment;
     bulk_bytes: size of a bulk one. control_rounds, changes, change_seconds, rollout_seconds: of the control plane at
     the largest size; light_control_rounds: at the others. slow_load_seconds: a mode whose cold start takes longer has
     one control round at that size. iptables_max: iptables is left out above. endpoints: of each Service.
+    processors: those that scaling scenarios are measured on, how many at once.
     """
 
     profile: str
@@ -53,9 +55,11 @@ class Settings(msgspec.Struct, frozen=True):
     endpoints: int = ENDPOINTS
     family: Family = Family.IPV4
     routing: Routing = Routing.DIRECT
+    processors: tuple[int, ...] = ()
 
 
-_ALL = tuple(SCENARIOS)
+SCALING = tuple(name for name, scenario in SCENARIOS.items() if scenario.scaling)
+_ALL = tuple(name for name in SCENARIOS if name not in SCALING)
 _FULL_ONLY = ("TCP_STREAM-4", "north-remote-rr", "connect-alone", "TCP_CRR@50", "TCP_CRR@80", "TCP_CRR@95")
 PROFILES = {
     "quick": Settings(
@@ -94,6 +98,7 @@ class Wishes(msgspec.Struct, frozen=True):
     family: Family = Family.IPV4
     routing: Routing = Routing.DIRECT
     seed: int = 1
+    processors: Sequence[int] = ()
 
 
 def settings(profile: str, wishes: Wishes | None = None) -> Settings:
@@ -110,7 +115,7 @@ def settings(profile: str, wishes: Wishes | None = None) -> Settings:
     return msgspec.structs.replace(
         base,
         modes=tuple(chosen(wishes.modes)),
-        scenarios=_with_rates(wishes.scenarios or base.scenarios),
+        scenarios=_with_rates(_with_scaling(wishes.scenarios or base.scenarios, wishes.processors)),
         services=counts,
         fixed_services=some(base.fixed_services, counts),
         few_services=some(base.few_services, ()),
@@ -123,13 +128,19 @@ def settings(profile: str, wishes: Wishes | None = None) -> Settings:
         family=wishes.family,
         routing=wishes.routing,
         seed=wishes.seed,
+        processors=tuple(sorted({1, *wishes.processors})) if wishes.processors else (),
     )
+
+
+def _with_scaling(names: Sequence[str], processors: Sequence[int]) -> tuple[str, ...]:
+    """The scenarios, and those on several processors if such were asked for and none of them is named."""
+    return (*names, *SCALING) if processors and not set(SCALING) & set(names) else tuple(names)
 
 
 def _with_rates(names: Sequence[str]) -> tuple[str, ...]:
     """The scenarios in the order of reports, with those whose rates others are paced by."""
     wanted = {*names, *(SCENARIOS[name].beside for name in names if SCENARIOS[name].load)}
-    return tuple(name for name in _ALL if name in wanted)
+    return tuple(name for name in SCENARIOS if name in wanted)
 
 
 def _check(wishes: Wishes) -> None:
@@ -140,6 +151,11 @@ def _check(wishes: Wishes) -> None:
         raise UsageError(f"--services {','.join(map(str, wishes.services))}: numbers from 1 to {MOST_SERVICES}")
     if not 1 <= wishes.endpoints <= MOST_ENDPOINTS:
         raise UsageError(f"--endpoints {wishes.endpoints}: a number from 1 to {MOST_ENDPOINTS}")
+    scaling = [name for name in wishes.scenarios if name in SCALING]
+    if scaling and not wishes.processors:
+        raise UsageError(f"--scenario {','.join(scaling)}: say on how many processors, e.g. --processors 1,2,4")
+    if any(count < 1 for count in wishes.processors):
+        raise UsageError(f"--processors {','.join(map(str, wishes.processors))}: numbers from 1")
     if wishes.rounds is not None and wishes.rounds < 1:
         raise UsageError(f"--rounds {wishes.rounds}: at least 1")
 
@@ -151,7 +167,7 @@ def with_alone(settings: Settings) -> bool:
 
 def seconds_of(settings: Settings, scenario: Scenario) -> float:
     """Length of one measurement."""
-    return settings.seconds * (PACED_TIMES if scenario.load else 1)
+    return settings.seconds * (PACED_TIMES if scenario.load or scenario.scaling else 1)
 
 
 def positions_at(settings: Settings, services: int) -> tuple[Position, ...]:

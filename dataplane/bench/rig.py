@@ -34,6 +34,7 @@ from dataplane.bench.objects import (
     Backend,
     cluster_ip,
 )
+from dataplane.bench.processors import servers_of
 from dataplane.bench.profiles import Settings, with_alone
 from dataplane.bench.program import Way as PacketWay
 from dataplane.bench.scenarios import Position, Scenario, Way, index
@@ -43,7 +44,7 @@ from dataplane.kernel.netns import netns
 from dataplane.kernel.wait import readable
 from dataplane.lab import build
 from dataplane.lab.lab import Lab
-from dataplane.lab.spec import LabError, LabSpec, Node
+from dataplane.lab.spec import LabError, LabSpec, Node, Pod
 from dataplane.model.net import Family
 
 PATIENCE = 30.0
@@ -76,7 +77,8 @@ def remove_abandoned() -> None:
 
 def pinned(role: int, argv: Sequence[str]) -> list[str]:
     """The command on one processor of its own: clients (role 0) and servers (role 1) never get in each other's way, nor
-    does the scheduler's choice of where they run differ from round to round. On a single processor just the command."""
+    does the scheduler's choice of where they run differ from round to round. On a single processor just the command.
+    role: the number of one of the processors that this process may run on."""
     processors = sorted(os.sched_getaffinity(0))
     if len(processors) < 2 or shutil.which("taskset") is None:
         return list(argv)
@@ -177,13 +179,7 @@ class Rig:
 
     def _serve(self, node: Node) -> None:
         pod = node.pods[0]
-        process = self.lab.spawn(
-            pod, pinned(1, [*self._tool.argv, "serve", str(SERVER_PORT), str(self._settings.endpoints)]),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
-        assert process.stdout is not None, "it was started with a pipe"
-        if process.stdout.readline() != b"ready\n":
-            raise LabError(f"{pod.name}: the server on port {SERVER_PORT} does not start; its words are above")
+        process = self._server(pod, SERVER_PORT, self._settings.endpoints, 1)
         self._servers[node.name] = [process.pid]
         if shutil.which("iperf3"):
             process = self.lab.spawn(
@@ -192,10 +188,28 @@ class Rig:
             )  # fmt: skip
             self._servers[node.name].append(process.pid)
 
-    def _client(self, place: str) -> Helper:
+    def _server(self, pod: Pod, port: int, count: int, processor: int) -> "subprocess.Popen[bytes]":
+        process = self.lab.spawn(
+            pod, pinned(processor, [*self._tool.argv, "serve", str(port), str(count)]),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        assert process.stdout is not None, "it was started with a pipe"
+        if process.stdout.readline() != b"ready\n":
+            raise LabError(f"{pod.name}: the server on port {port} does not start; its words are above")
+        return process
+
+    def client(self, mode: str, processor: int) -> Helper:
+        """One more client in the mode's client pod, on a processor by its number."""
+        return self._client(self.nodes[mode].pods[1].name, processor)
+
+    def server(self, mode: str, port: int, processor: int) -> "subprocess.Popen[bytes]":
+        """One more server in the mode's server pod, of one port, on a processor by its number."""
+        return self._server(self.nodes[mode].pods[0], port, 1, processor)
+
+    def _client(self, place: str, processor: int = 0) -> Helper:
         process = self.lab.spawn(
             place,
-            pinned(0, [*self._tool.argv, "run"]),
+            pinned(processor, [*self._tool.argv, "run"]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -236,11 +250,17 @@ class Rig:
         """A cold start of the mode with so many Services; its figures."""
         local = Backend(self._pod(self.nodes[mode]), self.nodes[mode].name)
         remote = Backend(self._pod(self.remote), self.remote.name)
-        request = Request("load", services, self._settings.endpoints, self._family, local, remote)
+        request = Request(
+            "load", services, self._settings.endpoints, self._family, local, remote, servers=servers_of(self._settings)
+        )
         return self._agents[mode].ask(msgspec.json.encode(request), LOAD_PATIENCE)
 
     def _pod(self, node: Node) -> str:
         return node.pods[0].addresses[self._family]
+
+    def pod(self, mode: str) -> str:
+        """Address of the mode's server pod."""
+        return self._pod(self.nodes[mode])
 
     def target(self, mode: str, scenario: Scenario, services: int, position: Position) -> tuple[str, int]:
         """Address and port that a scenario's packets are sent to."""
@@ -269,19 +289,24 @@ class Rig:
         request = f"{operation} {target[0]} {target[1]} {seconds} {source} {rate:.6g}"
         return self._clients["" if outside else mode].ask(request.encode(), seconds + PATIENCE)
 
-    def live(self, mode: str, target: tuple[str, int], seconds: float) -> dict[str, float]:
+    def live(
+        self, mode: str, target: tuple[str, int], seconds: float, processors: Sequence[int] = ()
+    ) -> dict[str, float]:
         """Let packets of the kernel's own making enter the mode's node, to a remote backend; count what leaves it. They
-        belong to a flow that was answered before, as nearly all packets do."""
-        if not MODES[mode].reference:
-            self._exchange(target)
+        belong to a flow that was answered before, as nearly all packets do. processors: send on each of them, a flow
+        each; see Generator.run_on."""
+        ports = [_LIVE_PORT + number for number in processors or (0,)]
+        for number in () if MODES[mode].reference else ports:
+            self._exchange(target, number)
         node = self.nodes[mode]
         switch = self.lab.topology.underlay.netns
-        with Links(switch) as port, Links(node.netns) as uplink:
-            macs = port.mac(node.name), uplink.mac(node.uplink)
+        with Links(switch) as far, Links(node.netns) as uplink:
+            macs = far.mac(node.name), uplink.mac(node.uplink)
         addresses = self.lab.client.addresses[self._family], target[0]
         ends = End(node.netns, node.uplink), End(switch, node.name)
-        with Generator(*ends, udp_frame(macs, addresses, (_LIVE_PORT, target[1]))) as generator:
-            return generator.run(seconds)
+        frame = udp_frame(macs, addresses, (_LIVE_PORT, target[1]))
+        with Generator(*ends, frame, by_port=bool(processors)) as generator:
+            return generator.run_on(processors, seconds) if processors else generator.run(seconds)
 
     def program(self, mode: str) -> dict[str, float]:
         """What a packet to a remote backend costs in the mode's XDP program; see bench.program."""
@@ -293,13 +318,13 @@ class Rig:
         way = PacketWay(node.netns, node.uplink, remote, mac, *addresses, REMOTE_NODE_PORT, self._pod(self.remote))
         return self._agents[mode].ask(msgspec.json.encode(Request("program", way=way)), PATIENCE)
 
-    def _exchange(self, target: tuple[str, int]) -> None:
-        """Two datagrams from the outside client's live port and the answers to them. Raises LabError without those."""
+    def _exchange(self, target: tuple[str, int], port: int) -> None:
+        """Two datagrams from a port of the outside client and the answers to them. Raises LabError without those."""
         with netns(self.lab.client.netns):
             door = socket.socket(self._family.socket_family, socket.SOCK_DGRAM)
         with door:
             door.settimeout(_ANSWER_SECONDS)
-            door.bind((self.lab.client.addresses[self._family], _LIVE_PORT))
+            door.bind((self.lab.client.addresses[self._family], port))
             for _ in range(2):
                 door.sendto(_QUERY, target)
                 try:

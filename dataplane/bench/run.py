@@ -22,6 +22,9 @@ from dataplane.bench.counters import Counters, hardware
 from dataplane.bench.cpu import Usage, process_seconds, usage
 from dataplane.bench.modes import MODES, alone
 from dataplane.bench.pace import Pace
+from dataplane.bench.processor_load import ProcessorLoad
+from dataplane.bench.processors import count_of
+from dataplane.bench.processors import position as on_processors
 from dataplane.bench.profiles import (
     Settings,
     control_rounds_at,
@@ -73,7 +76,7 @@ def data_cells(settings: Settings, services: int) -> list[DataCell]:
     found = []
     for name in settings.scenarios:
         scenario = SCENARIOS[name]
-        if scenario.kind is not Kind.DATA or not measured_at(settings, scenario, services):
+        if scenario.kind is not Kind.DATA or scenario.scaling or not measured_at(settings, scenario, services):
             continue
         several = scenario.sweep and scenario.way is Way.CLUSTER_IP
         positions = positions_at(settings, services) if several else (Position.LAST,)
@@ -96,6 +99,16 @@ def all_keys(settings: Settings) -> Iterator[CellKey]:
         for mode, scenario, position in data_cells(settings, services):
             for number in range(1, rounds_of(settings, scenario, services) + 1):
                 yield data_key(mode, scenario, services, position, number)
+        yield from scaling_keys(settings, services)
+
+
+def scaling_keys(settings: Settings, services: int) -> Iterator[CellKey]:
+    """The cells that are measured on several processors, at this number of Services."""
+    scaling = [SCENARIOS[name] for name in settings.scenarios if SCENARIOS[name].scaling]
+    for scenario in [s for s in scaling if measured_at(settings, s, services)]:
+        for mode, count in itertools.product(data_modes(settings, scenario, services), settings.processors):
+            for number in range(1, rounds_of(settings, scenario, services) + 1):
+                yield CellKey(mode, scenario.name, services, on_processors(count), number)
 
 
 def data_key(mode: str, scenario: Scenario, services: int, position: Position, number: int) -> CellKey:
@@ -151,6 +164,7 @@ class Runner:
                 if any(key.services == services for key in self._left):
                     self._cold_starts(services)
                     self._data_rounds(services)
+                    self._scaling_rounds(services)
                     self._change_rounds(services)
                     self._leave_out(lambda key, services=services: key.services == services)  # type: ignore[misc]
 
@@ -254,6 +268,32 @@ class Runner:
                     self._record(key, lambda key=key, p=position: self._packets(key, p))  # type: ignore[misc]
                 elif not number and any(key._replace(round=n + 1) in self._left for n in range(rounds[scenario.name])):
                     self._warm_up(key, position)
+
+    def _scaling_rounds(self, services: int) -> None:
+        """Rounds on several processors, apart from the others: uplinks have more queues meanwhile. In each round a mode
+        is measured on all numbers of processors before the next one is, since those are compared with each other."""
+        wanted = [key for key in scaling_keys(self._settings, services) if key in self._left]
+        wanted = [key for key in wanted if key.mode not in self._broken]
+        if not wanted:
+            return
+        groups = list(dict.fromkeys((key.scenario, key.mode) for key in wanted))
+        last = max(key.round for key in wanted)
+        with ProcessorLoad(self._rig, self._settings, dict.fromkeys(key.mode for key in wanted)) as load:
+
+            def measure(key: CellKey) -> dict[str, Any]:
+                return judged(load.measure(key.mode, SCENARIOS[key.scenario], count_of(key.position), services))
+
+            for number in range(last + 1):
+                for scenario, mode in self._random.sample(groups, len(groups)):
+                    places = [on_processors(count) for count in self._settings.processors]
+                    for place in self._shuffled(places):
+                        key = CellKey(mode, scenario, services, place, number)
+                        if key in self._left:
+                            self._record(key, lambda key=key: measure(key))  # type: ignore[misc]
+                        elif not number:
+                            self._tell(key, "warming up ")
+                            with contextlib.suppress(LabError):  # fails again when it counts, and is recorded then
+                                measure(key)
 
     def _in_turns(self, cells: list[DataCell]) -> list[DataCell]:
         """The cells of a round in its order."""

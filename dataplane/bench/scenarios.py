@@ -33,7 +33,7 @@ class Scenario(NamedTuple):
     "program" test runs of the XDP program. sweep: measured for every number of Services, otherwise only where the
     profile says. few: also where Services are few. bar: a bar is about it, so it gets more rounds. beside: the scenario
     that it is compared with, so that the two follow each other closely. alone: on a node that has one Service, while
-    all others have the most. short: its name in pictures, with line breaks.
+    all others have the most. scaling: measured on 1, 2, … processors, as many as were asked for (see processors).
     """
 
     name: str
@@ -51,6 +51,7 @@ class Scenario(NamedTuple):
     alone: bool = False
     load: float = 0.0
     sli: str = ""
+    scaling: bool = False
 
 
 FIRST_PACKET, PROGRAMMING = "first packet latency", "network programming latency"
@@ -123,6 +124,14 @@ SCENARIOS = {
         Scenario(
             "xdp-cost", "one packet in the XDP program, established flow to another node", Kind.DATA, "ns", "ns",
             higher=False, way=Way.NODE_PORT_REMOTE, operation="program", bar=True,
+        ),
+        Scenario(
+            "connect-processors", "new TCP connections, a client on each of so many processors", Kind.DATA, "rate",
+            "1/s", operation="connect", scaling=True,
+        ),
+        Scenario(
+            "forward-processors", "UDP packets of the kernel's own making by so many processors, backend on another "
+            "node", Kind.DATA, "rate", "packets/s", way=Way.NODE_PORT_REMOTE, operation="live", scaling=True,
         ),
         Scenario(
             "coldstart", "cold start: decoded objects to kernel", Kind.CONTROL, "seconds", "s", higher=False,

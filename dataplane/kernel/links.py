@@ -29,6 +29,7 @@ _NUD_PERMANENT = 0x80
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_SGRO = 0x2C
 _ETHTOOL_STXCSUM = 0x17
+_ETHTOOL_GCHANNELS, _ETHTOOL_SCHANNELS = 0x3C, 0x3D
 _FOREVER = 0xFFFFFFFF
 _SCOPE_LINK = 253
 
@@ -164,6 +165,19 @@ class Links(Closing):
         """Transmit checksum offload. Packets that leave a veth with it have no finished checksum, which is fine between
         sockets of one machine; but XDP at the other end cannot see that, and would send them on as they are."""
         self._ethtool(device, _ETHTOOL_STXCSUM, on)
+
+    def set_queues(self, device: str, count: int) -> int:
+        """Give a veth up to so many queues each way, and answer how many it has then: no more than it was made with,
+        which is one for each possible processor since Linux 5.15. Raises OSError (EINVAL while its peer has XDP and
+        fewer queues, EOPNOTSUPP before 5.15)."""
+        with netns.netns(self.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
+            known = bytearray(struct.pack("=9I", _ETHTOOL_GCHANNELS, *(0,) * 8))
+            fcntl.ioctl(door, _SIOCETHTOOL, _interface_request(device, known))
+            _, most_in, most_out, *_ = struct.unpack("=9I", known)
+            wanted = min(count, int(most_in), int(most_out))
+            buffer = bytearray(struct.pack("=9I", _ETHTOOL_SCHANNELS, *(0,) * 4, wanted, wanted, 0, 0))
+            fcntl.ioctl(door, _SIOCETHTOOL, _interface_request(device, buffer))
+        return wanted
 
     def _ethtool(self, device: str, command: int, value: int) -> None:
         buffer = bytearray(struct.pack("=II", command, value))

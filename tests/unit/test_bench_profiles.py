@@ -7,7 +7,7 @@ import pytest
 
 from dataplane.bench.modes import LAB_MODES
 from dataplane.bench.pace import Pace, duration, expected, run_seconds
-from dataplane.bench.profiles import PROFILES, Settings, Wishes, seconds_of, settings
+from dataplane.bench.profiles import PROFILES, SCALING, Settings, Wishes, seconds_of, settings
 from dataplane.bench.run import all_keys, data_modes, plane_modes
 from dataplane.bench.scenarios import SCENARIOS
 from dataplane.errors import UsageError
@@ -33,7 +33,7 @@ def test_every_profile_measures_each_cell_once_in_every_mode(profile: str) -> No
 def test_the_full_profile_has_everything_and_fits_a_quarter_of_an_hour() -> None:
     chosen = settings("full")
     assert chosen.services == (1, 100, 1000, 5000, 10000, 30000)
-    assert set(chosen.scenarios) == set(SCENARIOS)
+    assert set(chosen.scenarios) == set(SCENARIOS) - set(SCALING)
     assert run_seconds(chosen, all_keys(chosen)) < QUIET_WINDOW
 
 

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dataplane.bench import scaling
 from dataplane.bench.analyse import Analysis, Row
 from dataplane.bench.history import Run, Series, column_names
 from dataplane.bench.modes import AGAIN, MODES
 from dataplane.bench.report.svg import Axis, Group, Mark, grouped, lines, log_axis
 from dataplane.bench.scenarios import SCENARIOS, Kind, Position
-from dataplane.bench.stats import Estimate
+from dataplane.bench.stats import Estimate, Ratio
 
 LAST = Position.LAST.value
 _HIGHEST = 1.5
@@ -25,6 +26,8 @@ CAPTIONS = {
     "positions": "Rules that are walked through make the last Service slower than the first; maps do not.",
     "cpu": "Of everybody involved: client, server and the kernel's packet work. Lower is better.",
     "connect-cpu": "The same, for new connections to the last of so many Services.",
+    "scaling-connect": "Rate with a client on each of k processors over the rate with one; bands: 95 % confidence.",
+    "scaling-forward": "Rate with k processors that send over the rate with one; bands: 95 % confidence.",
     "coldstart": "From decoded objects to a kernel that serves them, planning included.",
     "change": "Network programming latency: from the bytes of an EndpointSlice to the kernel, one change at a time.",
     "rollout": "Network programming latency while a hundred changes a second come: from due until done.",
@@ -111,6 +114,27 @@ def _positions(analysis: Analysis) -> str:
     return _logarithmic(groups, "Does the place among the Services matter?", "new connections, 1000/s", 720)
 
 
+def _scaling(analysis: Analysis, scenario: str, title: str) -> str:
+    """Rate on k processors over that on one, a line for each mode, at the most Services; "" without two of them."""
+    found = [line for line in scaling.lines(analysis) if line.scenario == scenario and line.mode != AGAIN]
+    size = max((line.services for line in found), default=0)
+    series = {
+        line.mode: {
+            float(count): _ratio_mark(f"{line.mode}, {count} / 1 processors", row.scaling["rate"])
+            for count, row in line.rows.items()
+            if "rate" in row.scaling
+        }
+        for line in found
+        if line.services == size
+    }
+    return lines(series, title, "rate at k / rate at 1", "processors, k")
+
+
+def _ratio_mark(where: str, ratio: Ratio) -> Mark:
+    certain = f"95 % confidence {ratio.low:.2f} to {ratio.high:.2f}, {ratio.rounds} rounds"
+    return Mark(ratio.value, ratio.low, ratio.high, f"{where}: {ratio.value:.2f} ({certain})")
+
+
 def _paced(rows: Sequence[Row]) -> str:
     found: dict[str, dict[str, Mark]] = {}
     for row in rows:
@@ -146,6 +170,8 @@ def charts(analysis: Analysis) -> dict[str, str]:
             _by_scenario(here, _cpu), f"Processor time of an operation, {size:,} Services", per_operation, 1200
         ),
         "connect-cpu": _over_services(connect, "cpu", "Processor time of a new connection", per_operation, 1.0),
+        "scaling-connect": _scaling(analysis, "connect-processors", "New connections on several processors"),
+        "scaling-forward": _scaling(analysis, "forward-processors", "Packets forwarded on several processors"),
         "coldstart": _over_services(cold, "seconds", "Cold start: from objects to kernel", "seconds", 1.0),
         "change": _over_services(change, "p99", "One endpoint changes: event to kernel, p99", ms, 1e-6),
         "rollout": _over_services(rollout, "p99", "100 changes a second: lag, p99", ms, 1e-6),

@@ -8,6 +8,7 @@ from dataplane.bench.modes import MODES
 from dataplane.bench.pace import duration
 from dataplane.bench.report.summary import Place, iptables_wins, places
 from dataplane.bench.results import Results
+from dataplane.bench.scaling import NOTE, records
 from dataplane.errors import HotplaneError
 
 BEGIN, END = "<!-- hotplane bench: begin -->", "<!-- hotplane bench: end -->"
@@ -79,6 +80,7 @@ def markdown(results: Results, *, whole: bool = False) -> str:
     found = places(analysis)
     modes = [mode for mode in MODES if any(mode in place.figures for place in found)]
     wins = iptables_wins(analysis)
+    scaled = records(analysis)
     kernel = f"kernel {machine.kernel}"
     commit = f"commit {machine.versions['commit']}" if "commit" in machine.versions else ""
     where = ", ".join(filter(None, (f"{machine.cpus} x {machine.cpu_model}", machine.virtual, kernel, machine.system)))
@@ -93,6 +95,7 @@ def markdown(results: Results, *, whole: bool = False) -> str:
         "and those that differ from it by less than the noise floor, the smallest difference that the line can tell; "
         "none: too few rounds.\n",
         table(place_records(found, modes)),
+        *((f"On several processors. {NOTE}\n", table(scaled)) if scaled else ()),
         "Where iptables wins or shares the first place: "
         + (" ".join(text.removeprefix("iptables ") for text in wins) if wins else "nowhere in this run.")
         + "\n",

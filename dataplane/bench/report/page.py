@@ -18,15 +18,18 @@ from dataplane.bench.report.html import anchor, document, listed, table
 from dataplane.bench.report.markdown import markdown
 from dataplane.bench.report.summary import headlines, highlights, iptables_wins, places
 from dataplane.bench.results import Results, write
+from dataplane.bench.scaling import NOTE, records
 from dataplane.bench.scenarios import SCENARIOS
 
 PAGE, DATA, TABLES, LATENCIES = "index.html", "results.json", "tables.md", "latency.hlog"
 _TITLE = "Service data planes side by side"
 
+_SCALING = "On several processors"
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "Against direct": ("against-direct",),
     "New connections": ("connect-p50", "connect-p99", "positions", "paced"),
     "Processor time": ("cpu", "connect-cpu"),
+    _SCALING: ("scaling-connect", "scaling-forward"),
     "Control plane": ("coldstart", "change", "rollout", "memory", "kernel-memory"),
 }
 _WIDE = ("against-direct", "cpu")
@@ -102,14 +105,21 @@ def _figure(name: str, images: Mapping[str, str]) -> str:
     )
 
 
-def _images(images: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The charts by section."""
+def _images(images: Mapping[str, str], analysis: Analysis) -> list[tuple[str, str]]:
+    """The charts by section, and what belongs below them."""
     found = []
     for title, names in _SECTIONS.items():
         figures = [_figure(name, images) for name in names if name in images]
-        if figures:
-            found.append((title, f'<div class="pictures">{"".join(figures)}</div>'))
+        below = _scaling(analysis) if title == _SCALING else ""
+        if figures or below:
+            found.append((title, (f'<div class="pictures">{"".join(figures)}</div>' if figures else "") + below))
     return found
+
+
+def _scaling(analysis: Analysis) -> str:
+    """The table of what was measured on several processors; "" without such."""
+    found = records(analysis)
+    return f"<p>{escape(NOTE)}</p>{table(found)}" if found else ""
 
 
 def _introduction(results: Results) -> str:
@@ -161,7 +171,7 @@ def page(results: Results, analysis: Analysis, images: Mapping[str, str]) -> str
             "interval or nearer than the noise floor, or others were at work.</p>"
             + _bars(bars_module.as_records(bars)),
         ),
-        *_images(images),
+        *_images(images, analysis),
         ("Scenarios", _scenarios(results)),
         ("The run", _run(results, data)),
         (

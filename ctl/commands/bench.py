@@ -66,6 +66,13 @@ def register(subparsers: Any) -> None:
     history.add_argument("runs", type=Path, metavar="DIR", help="where results files are, folders below it included")
     history.add_argument("--page", type=Path, metavar="FILE.html", help="draw them as a page too, a line for each mode")
     add_output_option(history)
+    pack = actions.add_parser(
+        "pack",
+        help="make one archive that runs the benchmark on a machine without network or packages",
+        description="Make an archive with a small Debian, hotplane and all that the benchmark needs: `tar xf` it as "
+        "root anywhere, then ./run [options of bench]; results.json is left beside it. Needs root and mmdebstrap.",
+    )
+    pack.add_argument("archive", type=Path, metavar="OUT.tar.xz", help="the archive to make")
 
 
 def _add_run_options(parser: argparse.ArgumentParser, *, defaults: bool) -> None:
@@ -140,6 +147,8 @@ def run(args: argparse.Namespace) -> int:
             return _export(args)
         case "history":
             return _history(args)
+        case "pack":
+            return _pack(args)
         case _:
             return _run(args)
 
@@ -430,6 +439,16 @@ def _export(args: argparse.Namespace) -> int:
     from dataplane.bench.results import read
 
     print(FORMATS[args.format](read(args.results_file)), end="")
+    return 0
+
+
+def _pack(args: argparse.Namespace) -> int:
+    from dataplane.bench.pack import TOP, digest, pack
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half made goes then too
+    size = pack(args.archive, _say)
+    _say(f"{args.archive}: {size / 1e6:.0f} MB, sha256 {digest(args.archive)}")
+    _say(f"Next, as root on any machine: tar xf {args.archive.name} && {TOP}/run")
     return 0
 
 

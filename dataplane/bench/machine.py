@@ -15,6 +15,8 @@ from dataplane.bench.results import Machine
 
 _TOOLS = {"nft": ("nft", "--version"), "iptables": ("iptables", "--version"), "iperf3": ("iperf3", "--version")}
 _ROOT = Path(__file__).parent.parent.parent
+COMMIT = "COMMIT"
+"""File beside the sources that says what they are of, where git cannot."""
 
 
 def _first_line(argv: Sequence[str]) -> str:
@@ -37,9 +39,14 @@ def _value(path: str, name: str, separator: str) -> str:
 def _versions() -> dict[str, str]:
     found = {name: _first_line(argv) for name, argv in _TOOLS.items()}
     found["hotplane"] = importlib.metadata.version("hotplane") if _installed() else ""
-    found["commit"] = _first_line(("git", "-C", str(_ROOT), "rev-parse", "--short", "HEAD"))
+    found["commit"] = _first_line(("git", "-C", str(_ROOT), "rev-parse", "--short", "HEAD")) or _packed_commit()
     found["python"] = ".".join(map(str, sys.version_info[:3]))
     return {name: version for name, version in found.items() if version}
+
+
+def _packed_commit() -> str:
+    file = _ROOT / COMMIT
+    return file.read_text().strip() if file.exists() else ""
 
 
 def _installed() -> bool:

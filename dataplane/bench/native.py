@@ -28,11 +28,11 @@ def python_tool(note: str = "") -> Tool:
 
 def load_tool() -> Tool:
     """The load generator to use here, compiled if it has not been yet."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        return python_tool("there is no C compiler: the load generator runs in Python; apt-get install gcc libc6-dev")
     target = CACHE / f"load-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}"
-    if not target.exists():
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None and not target.exists():
+        return python_tool("there is no C compiler: the load generator runs in Python; apt-get install gcc libc6-dev")
+    if compiler is not None and not target.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         half = target.with_suffix(f".{os.getpid()}")
         done = subprocess.run(

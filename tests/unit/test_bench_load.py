@@ -115,7 +115,8 @@ def test_requests_that_are_none_are_answered(tool: Tool) -> None:
         assert "error" in found
 
 
-def test_no_compiler_means_python_and_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_compiler_means_python_and_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataplane.bench.native.CACHE", tmp_path)  # what was compiled earlier would do without
     monkeypatch.setattr(shutil, "which", lambda name: None)
     found = load_tool()
     assert found.kind == "python"

@@ -21,7 +21,9 @@ from dataplane.model.net import family_of
 
 PATIENCE_SECONDS = 1.0
 QUERY_BYTES, ANSWER_BYTES, FLOOD_BYTES = 40, 120, 64
-ONCE, MORE, ECHO = b"1", b"+", b"E"
+ONCE, MORE, SINK, ECHO = b"1", b"+", b"S", b"E"
+STREAM_BYTES = 128 << 10
+STREAM_PATIENCE_SECONDS = 10.0
 _RESET = struct.pack("ii", 1, 0)
 _BATCH = 32
 _RECEIVE_BUFFER = 8 << 20
@@ -170,6 +172,21 @@ def _flood(target: Target, seconds: float) -> dict[str, Any]:
         return {"operations": 0, "failures": 1, "seconds": seconds, "sent": sent}
 
 
+def _stream(target: Target, seconds: float) -> dict[str, Any]:
+    payload = SINK * STREAM_BYTES
+    start = time.perf_counter()
+    try:
+        with target.connected(socket.SOCK_STREAM) as door:
+            while time.perf_counter() - start < seconds:
+                door.sendall(payload)
+            door.settimeout(STREAM_PATIENCE_SECONDS)
+            door.shutdown(socket.SHUT_WR)
+            arrived = int(b"".join(iter(lambda: door.recv(64), b"")) or b"0")
+    except OSError:
+        arrived = 0
+    return {"operations": arrived, "failures": int(not arrived), "seconds": time.perf_counter() - start}
+
+
 def obey(line: str) -> dict[str, Any]:
     """One request and its answer, as load.c documents them."""
     try:
@@ -192,6 +209,8 @@ def obey(line: str) -> dict[str, Any]:
             return _warm(target, socket.SOCK_DGRAM, ECHO, length, rate)
         case "udp":
             return _flood(target, length)
+        case "stream":
+            return _stream(target, length)
     return {"error": f"no operation {name}"}
 
 
@@ -238,14 +257,40 @@ class Server:
     def _echo(self, connection: socket.socket) -> None:
         try:
             data = connection.recv(4096)
+            if data.startswith(SINK):
+                self._selector.modify(connection, selectors.EVENT_READ, _Sink(len(data), self._closed).receive)
+                return
             if data:
                 connection.sendall(data)
             if data and not data.startswith(ONCE):
                 return
         except OSError:  # reset: over, as at its orderly end
             data = b""
+        self._closed(connection)
+
+    def _closed(self, connection: socket.socket) -> None:
         self._selector.unregister(connection)
         connection.close()
+
+
+class _Sink:
+    """One stream: counts what comes, and says how much it was at its end."""
+
+    def __init__(self, came: int, close: Callable[[socket.socket], None]) -> None:
+        self._came, self._close = came, close
+
+    def receive(self, connection: socket.socket) -> None:
+        try:
+            data = connection.recv(STREAM_BYTES)
+            self._came += len(data)
+            if data:
+                return
+            connection.sendall(str(self._came).encode())
+        except BlockingIOError:
+            return
+        except OSError:  # reset: nobody asks any more
+            pass
+        self._close(connection)
 
 
 class _Counter:

@@ -65,6 +65,15 @@ def test_datagrams_are_counted_where_they_arrive(tool: Tool, port: int) -> None:
         assert 0 < found["operations"] <= found["sent"]
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_stream_is_counted_where_it_arrives(tool: Tool, port: int, address: str) -> None:
+    for found in ask(tool, f"stream {address} {port} 0.2 -", f"stream {address} {port + 1} 0.1 -"):
+        assert found["failures"] == 0
+        assert found["operations"] > 1 << 20
+        assert not found["operations"] % (128 << 10)
+        assert 0.1 <= found["seconds"] < 5
+
+
 @pytest.mark.parametrize("operation", ["crr", "rr", "urr"])
 def test_paced_operations_are_as_many_as_were_due(tool: Tool, port: int, operation: str) -> None:
     [found] = ask(tool, f"{operation} 127.0.0.1 {port} 0.5 - 200")
@@ -100,7 +109,7 @@ def _answer_with_a_stall(listener: socket.socket) -> None:
 
 
 def test_what_nobody_serves_fails_and_is_not_counted(tool: Tool) -> None:
-    operations = ("connect", "crr", "rr", "urr", "dns", "udp")
+    operations = ("connect", "crr", "rr", "urr", "dns", "udp", "stream")
     with closed_port() as closed:
         answers = ask(tool, *(f"{operation} 127.0.0.1 {closed} 0.02 -" for operation in operations))
     for found in answers:

@@ -7,9 +7,10 @@
  * Operations: connect (a TCP connection each time, ended by a reset so that no port is used up), crr (a TCP connection
  * each time, a byte there and back, closed in order, by the server first), rr (a byte there and back on one TCP
  * connection), urr (a byte there and back, one UDP socket), dns (a UDP socket each time, 40 bytes there, 120 back), udp
- * (64-byte datagrams as fast as they go; counted where they arrive). Answer: operations, failures, seconds, then
- * latencies in nanoseconds (p50, p90, p99, p999, p9999, max), or for udp how many were `sent`. A failure is an
- * operation that did not come to its end within a second.
+ * (64-byte datagrams as fast as they go; counted where they arrive), stream (one TCP connection, as much as goes;
+ * operations are bytes, counted where they arrive, and seconds last until all have). Answer: operations, failures,
+ * seconds, then latencies in nanoseconds (p50, p90, p99, p999, p9999, max), or for udp how many were `sent`. A failure
+ * is an operation that did not come to its end within a second.
  *
  * Without RATE the next operation begins when the last has ended (closed loop). With it operations are due RATE times
  * a second, whatever the last ones took, and a latency begins when its operation was due, not when its turn came (open
@@ -45,6 +46,8 @@ enum {
     MOST_BUCKETS = (64 - HALF_BITS) << HALF_BITS,
     SPIN_NANOSECONDS = 60000,
     RECEIVE_BUFFER = 8 << 20,
+    STREAM_BYTES = 128 << 10, /* at once, as iperf3 does */
+    STREAM_PATIENCE_SECONDS = 10,
 };
 
 /* First byte of a datagram to the server. */
@@ -56,6 +59,7 @@ enum {
 /* First byte that comes on a connection. */
 #define ONCE '1' /* send it back and close */
 #define MORE '+' /* send it back */
+#define SINK 'S' /* count it and all that follows; at its end answer with the number of bytes as text */
 
 static uint32_t samples[MOST_SAMPLES];
 static uint32_t counts[MOST_BUCKETS];
@@ -329,6 +333,42 @@ static void flood(const struct target *target, double seconds) {
            after < 0, (double)(end - start) / 1e9, sent);
 }
 
+/* Bytes that the server has got, as it says once the stream has ended; -1 when it does not. */
+static long long streamed(int fd) {
+    struct timeval patience = {STREAM_PATIENCE_SECONDS, 0};
+    char buffer[64];
+    ssize_t length;
+
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+    shutdown(fd, SHUT_WR);
+    length = recv(fd, buffer, sizeof(buffer) - 1, MSG_WAITALL);
+    if (length <= 0)
+        return -1;
+    buffer[length] = 0;
+    return atoll(buffer);
+}
+
+static void stream(const struct target *target, double seconds) {
+    static char payload[STREAM_BYTES];
+    int fd = open_connected(target, SOCK_STREAM);
+    uint64_t start = now(), deadline = start + (uint64_t)(seconds * 1e9), end = start;
+    ssize_t sent = fd < 0 ? -1 : 0;
+    long long arrived = -1;
+
+    memset(payload, SINK, sizeof(payload));
+    while (sent >= 0 && end < deadline) {
+        sent = send(fd, payload, sizeof(payload), MSG_NOSIGNAL);
+        end = now();
+    }
+    if (sent >= 0)
+        arrived = streamed(fd);
+    end = now();
+    if (fd >= 0)
+        close(fd);
+    printf("{\"operations\":%lld,\"failures\":%d,\"seconds\":%.9f}\n", arrived < 0 ? 0 : arrived, arrived < 0,
+           (double)(end - start) / 1e9);
+}
+
 static void measure_warm(operation operate, const struct target *target, int kind, double seconds, double rate) {
     int fd = open_connected(target, kind);
 
@@ -353,6 +393,8 @@ static void obey(const char *name, const struct target *target, double seconds, 
         measure_warm(operate_urr, target, SOCK_DGRAM, seconds, rate);
     else if (!strcmp(name, "udp"))
         flood(target, seconds);
+    else if (!strcmp(name, "stream"))
+        stream(target, seconds);
     else
         printf("{\"error\":\"no operation %s\"}\n", name);
 }
@@ -385,7 +427,7 @@ static int run(void) {
 
 /* ---------------------------------------------------------------- server */
 
-enum kind { LISTENER, CONNECTION, DATAGRAMS };
+enum kind { LISTENER, CONNECTION, STREAM, DATAGRAMS };
 
 struct door {
     enum kind kind;
@@ -447,10 +489,32 @@ static void echo(struct door *door) {
     char buffer[4096];
     ssize_t length = recv(door->fd, buffer, sizeof(buffer), 0);
 
+    if (length > 0 && buffer[0] == SINK) {
+        door->kind = STREAM;
+        door->counted = (unsigned long long)length;
+        return;
+    }
     if (length > 0 && send(door->fd, buffer, (size_t)length, MSG_NOSIGNAL) == length && buffer[0] != ONCE)
         return;
     if (length < 0 && errno == EAGAIN)
         return;
+    close(door->fd);
+    free(door);
+}
+
+static void sink(struct door *door) {
+    static char buffer[STREAM_BYTES];
+    char answer[32];
+    ssize_t length = recv(door->fd, buffer, sizeof(buffer), 0);
+
+    if (length > 0)
+        door->counted += (unsigned long long)length;
+    if (length > 0 || (length < 0 && errno == EAGAIN))
+        return;
+    if (length == 0) {
+        length = snprintf(answer, sizeof(answer), "%llu", door->counted);
+        send(door->fd, answer, (size_t)length, MSG_NOSIGNAL);
+    }
     close(door->fd);
     free(door);
 }
@@ -538,6 +602,8 @@ static void serve(int port, int count) {
                 accept_all(poll, door->fd);
             else if (door->kind == CONNECTION)
                 echo(door);
+            else if (door->kind == STREAM)
+                sink(door);
             else
                 receive(door);
         }

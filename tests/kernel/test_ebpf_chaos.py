@@ -125,6 +125,7 @@ def test_endpoints_that_come_and_go(lab: Lab, nodes: list[EbpfNode], soak: bool)
         for node in nodes:
             node.endpoints(*kept)
         time.sleep(0.05)
+    traffic.until_used()
     reports = traffic.end()
     assert not lost(reports), reports
     assert used(reports), reports
@@ -138,6 +139,7 @@ def test_killed_and_started_again(lab: Lab, nodes: list[EbpfNode], soak: bool) -
             node.killed_while_loading(draw.uniform(0, 0.4))
             node.restart()
             node.endpoints(*draw.sample(PODS, 3))
+    traffic.until_used()
     reports = traffic.end()
     assert not lost(reports), reports
     assert used(reports), reports
@@ -192,7 +194,7 @@ def test_a_flood_of_opened_connections_pushes_out_no_used_one(own_lab: Lab, soak
     try:
         address = lab.place("node1").addresses[Family.IPV4]
         traffic = Traffic(lab, ways(lab))
-        time.sleep(1)
+        traffic.until_used()
         _run_flood(lab, "client", address, NODE_PORT, 1_000_000 if soak else 300_000)
         time.sleep(0.5)
         reports = traffic.end()
@@ -214,7 +216,7 @@ def test_full_maps_are_named_and_traffic_goes_on(lab: Lab) -> None:
     try:
         named = [node.plane.overflow for node in nodes]
         traffic = Traffic(lab, ways(lab))
-        time.sleep(6)  # on a busy machine a client may only begin after two
+        traffic.until_used()
         reports = traffic.end()
         same = [rows(node.planner.plan) == node.read_back() for node in nodes]
     finally:

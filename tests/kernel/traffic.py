@@ -1,7 +1,8 @@
 """A client that keeps on: new connections all the time, some of them held and used to the end, and a UDP socket.
 
 `python -m tests.kernel.traffic ADDRESS PORT [--first SOURCE_PORT] [--rate PER_SECOND] [--hold EVERY]`. Prints `ready`,
-works until its input ends, then prints what happened as one line of JSON (see Report). Talks to the lab's echo servers.
+works until its input ends, then prints what happened as one line of JSON (see Report). In between it prints
+`used`, once it has done enough for a test to tell something by it. Talks to the lab's echo servers.
 
 Each client has source ports of its own: two connections of one place with one source port, the one to a frontend and
 the other to an endpoint's own address, could meet at that endpoint as one (docs/decisions.md, eBPF plane).
@@ -23,6 +24,9 @@ import msgspec
 
 PATIENCE = 15.0
 """Seconds. Long enough for a lost packet to be sent again thrice, on a machine that is busy with other things."""
+SLOWEST = 60.0
+"""Seconds within which a client has done enough, whatever else the machine does."""
+ENOUGH_OPENED, ENOUGH_HELD = 20, 2
 MOST_HELD = 60
 SOURCE_PORTS = 3000
 _IP_LOCAL_PORT_RANGE = 51
@@ -39,6 +43,11 @@ class Report(msgspec.Struct):
     broken: list[str] = msgspec.field(default_factory=list)
     asked: int = 0
     unanswered: int = 0
+
+
+def enough(report: Report, held: int) -> bool:
+    """Whether a client that holds so many connections has opened, held and used enough. Once it has, it goes on so."""
+    return report.opened >= ENOUGH_OPENED and held >= ENOUGH_HELD and report.exchanges > 2 * held
 
 
 class Held:
@@ -151,8 +160,8 @@ def work(address: str, port: int, first: int, rate: float, hold: int, datagrams:
     held: list[Held] = []
     ports = Ports(first, held)
     udp = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
-    udp.settimeout(1.0)
-    turn = 0
+    udp.settimeout(3.0)
+    turn, slowest, told = 0, time.monotonic() + SLOWEST, False
     while not select.select([sys.stdin], [], [], 1 / rate)[0]:
         opened = _open(address, port, ports, report)
         if opened is not None:
@@ -165,6 +174,9 @@ def work(address: str, port: int, first: int, rate: float, hold: int, datagrams:
             if datagrams:
                 _datagram(udp, address, port, report)
         turn += 1
+        if not told and (enough(report, len(held)) or time.monotonic() > slowest):
+            told = True
+            print("used" if enough(report, len(held)) else "not used", flush=True)
     report.held = len(_use(held, report))
     return report
 
@@ -204,13 +216,19 @@ class Traffic:
         for process in self._processes.values():
             assert process.stdout.readline() == "ready\n"
 
+    def until_used(self) -> None:
+        """Wait until every client has done enough (see `enough`), which on a busy machine may take it long. At most
+        once. Fails the test when one has not within a minute."""
+        slow = [name for name, process in self._processes.items() if process.stdout.readline() != "used\n"]
+        assert not slow, f"did not do enough within {SLOWEST} s, or failed: {slow}: {self.end()}"
+
     def end(self) -> dict[str, Report]:
         """What happened to each."""
         reports = {}
         for process in self._processes.values():
             process.stdin.close()
         for name, process in self._processes.items():
-            reports[name] = msgspec.json.decode(process.stdout.read(), type=Report)
+            reports[name] = msgspec.json.decode(process.stdout.read().rpartition("used\n")[2], type=Report)
             process.wait(30)
         return reports
 

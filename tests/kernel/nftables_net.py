@@ -145,7 +145,7 @@ def ask(
     port: int = 80,
     protocol: Protocol = Protocol.TCP,
     source: str = "",
-    wait: float = 3.0,
+    wait: float = 20.0,
     source_port: int = 0,
 ) -> str:
     """One request: `pod client-address`, "refused" or "silence" (nothing within `wait` seconds). From `source` and

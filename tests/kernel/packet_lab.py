@@ -114,8 +114,8 @@ def look_for_devices(proxy: LabProxy) -> None:
 
 
 def door(lab: Lab, where: str, family: Family, kind: socket.SocketKind = socket.SOCK_DGRAM) -> socket.socket:
-    """A socket in a place of the lab, with two seconds of patience."""
+    """A socket in a place of the lab, with twenty seconds of patience."""
     with netns(lab.place(where).netns):
         made = socket.socket(family.socket_family, kind)
-    made.settimeout(2)
+    made.settimeout(20)
     return made

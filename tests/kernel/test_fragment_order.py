@@ -88,7 +88,6 @@ def ask(lab: Lab, sock: socket.socket, port: int, order: Sequence[int], where: s
 def bound(lab: Lab, family: Family, where: str = "") -> socket.socket:
     sock = door(lab, where or lab.client.name, family)
     sock.bind((lab.place(where or lab.client.name).addresses[family], 0))
-    sock.settimeout(1)
     return sock
 
 

@@ -236,7 +236,7 @@ class Traffic:
 
     def _connect(self) -> socket.socket:
         door = in_netns(self._namespace, socket.socket, socket.AF_INET, socket.SOCK_STREAM)
-        door.settimeout(5)
+        door.settimeout(20)
         door.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         door.connect((self._address, self._port))
         return door

@@ -156,7 +156,7 @@ class Sockets:
     def fetch(self, family: int, address: str, port: int) -> tuple[str, str, tuple[str, int]]:
         """One TCP connection: who answered, whom it saw, and what getpeername says."""
         with socket.socket(family, socket.SOCK_STREAM) as sock:
-            sock.settimeout(3)
+            sock.settimeout(20)
             # Closing with RST keeps thousands of tests' ports out of TIME_WAIT.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.connect((address, port))
@@ -170,7 +170,7 @@ class Sockets:
 
     def open(self, name: str, family: int, kind: int) -> None:
         self._held[name] = socket.socket(family, kind)
-        self._held[name].settimeout(3)
+        self._held[name].settimeout(20)
 
     def connect(self, name: str, address: str, port: int) -> tuple[str, int]:
         """Connect; returns what getpeername says."""

@@ -27,7 +27,7 @@ def test_flows_of_one_mode_do_not_reach_the_next() -> None:
     seen = {}
     with Lab.up(spec) as lab:
         decoded = cluster_objects(MANIFEST.encode(), {"nobody": pods(lab.topology)}, spec.families, "manifest")
-        probe = Probe(EXTERNAL_IP, 80, timeout=1.0, source_port=SOURCE_PORT)
+        probe = Probe(EXTERNAL_IP, 80, timeout=20.0, source_port=SOURCE_PORT)
         for mode in ("iptables", "nftables"):
             with lab_proxy(lab, mode) as proxy:
                 proxy.update(decoded.objects)

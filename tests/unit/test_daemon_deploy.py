@@ -142,7 +142,7 @@ def test_the_unit_s_comments_make_a_drop_in_for_each_mode() -> None:
         settings = unit.drop_in(mode).splitlines()
         assert settings[0] == "[Service]"
         held = [line.partition("=")[2].split() for line in settings if "Capabilit" in line]
-        assert held == [[right.name for right in (*RIGHTS[mode], *USEFUL.get(mode, ()))]] * 2
+        assert held == [[right.name for right in (*mode_of(mode).needs, *mode_of(mode).uses)]] * 2
     [prepare] = [line for line in unit.drop_in("ebpf").splitlines() if line.startswith("ExecStartPre=+")]
     assert parse(prepare.partition("hotplane ")[2].split()).init_only
 

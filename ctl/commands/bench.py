@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctl import bench_cluster
 from ctl.extras import require
 from ctl.output import add_output_option, print_records, to_json, to_yaml
 from dataplane.errors import HotplaneError, UsageError
@@ -30,7 +31,7 @@ def register(subparsers: Any) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "bench",
-        help="compare Service data planes: run, report, compare, export, history",
+        help="compare Service data planes: run, cluster, report, compare, export, history",
         description="Without an action: measure all modes side by side in a lab of network namespaces, each mode on a "
         "node of its own, in rounds of shuffled order. Needs root. Everything is removed afterwards.",
     )
@@ -38,6 +39,7 @@ def register(subparsers: Any) -> None:
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=False)
     run_parser = actions.add_parser("run", help="measure (the default)")
     _add_run_options(run_parser, defaults=False)
+    bench_cluster.register(actions)
     report = actions.add_parser("report", help="make charts and one HTML page of a results file")
     report.add_argument("results_file", type=Path, metavar="RESULTS.json", help="a results file, or a run's journal")
     report.add_argument(
@@ -139,6 +141,8 @@ def run(args: argparse.Namespace) -> int:
         return _list(args.output)
     require("hotplane bench", ("numpy",))  # now, not after an hour of measuring
     match args.action:
+        case "cluster":
+            return bench_cluster.run(args)
         case "report":
             return _report(args)
         case "compare":

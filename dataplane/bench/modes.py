@@ -51,6 +51,9 @@ MODES = {
         Mode("ebpf-xdp", "eBPF at XDP and tc", "ebpf", ("tc", "xdp")),
         Mode("ebpf", "eBPF with all its hooks", "ebpf", ("connect", "tc", "xdp"), machines=True),
         Mode("ipvs", "what kube-proxy's ipvs mode does", "ipvs", machines=True),
+        Mode("host-network", "between the nodes' own addresses", reference=True, machines=True),
+        Mode("cluster-ip", "through a clusterIP, by the cluster's own proxy", machines=True),
+        Mode("node-port", "through a node port of the client's node, by the cluster's own proxy", machines=True),
     )
 }
 """`conntrack` shows what of a plane's cost is the kernel's connection tracking: one rule that uses it, nothing else."""

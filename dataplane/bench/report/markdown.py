@@ -79,7 +79,7 @@ def markdown(results: Results, *, whole: bool = False) -> str:
     analysis, machine = analyse(results), results.machine
     found = places(analysis)
     modes = [mode for mode in MODES if any(mode in place.figures for place in found)]
-    wins = iptables_wins(analysis)
+    wins, judged = iptables_wins(analysis), bars(results, analysis)
     scaled = records(analysis)
     kernel = f"kernel {machine.kernel}"
     commit = f"commit {machine.versions['commit']}" if "commit" in machine.versions else ""
@@ -88,19 +88,26 @@ def markdown(results: Results, *, whole: bool = False) -> str:
         f"Made by `{results.command}` on {machine.started[:10]} in {duration(results.seconds)} minutes: "
         f"{', '.join(filter(None, (where, commit)))}.\n",
         *(f"> {text}\n" for text in analysis.warnings),
-        (_bars if whole else _bars_by_mode)(bars(results, analysis)),
-        "Ratios are medians over rounds with their 95 % confidence interval, other figures medians with their "
-        "quartiles. Where the bar is inside the interval, or others were at work, it is `unclear`.\n",
+        *(_judged(judged, whole=whole) if results.settings.profile != "cluster" else ()),
         "What wins where. Medians with the spread of their rounds (distance of the quartiles); bold: the best mode, "
         "and those that differ from it by less than the noise floor, the smallest difference that the line can tell; "
         "none: too few rounds.\n",
         table(place_records(found, modes)),
         *((f"On several processors. {NOTE}\n", table(scaled)) if scaled else ()),
-        "Where iptables wins or shares the first place: "
-        + (" ".join(text.removeprefix("iptables ") for text in wins) if wins else "nowhere in this run.")
-        + "\n",
     ]
+    if "iptables" in results.settings.modes:
+        told = " ".join(text.removeprefix("iptables ") for text in wins) if wins else "nowhere in this run."
+        parts.append(f"Where iptables wins or shares the first place: {told}\n")
     return "\n".join(parts)
+
+
+def _judged(rows: Sequence[BarRow], *, whole: bool) -> tuple[str, str]:
+    """The table of bars, and how to read it."""
+    return (
+        (_bars if whole else _bars_by_mode)(rows),
+        "Ratios are medians over rounds with their 95 % confidence interval, other figures medians with their "
+        "quartiles. Where the bar is inside the interval, or others were at work, it is `unclear`.\n",
+    )
 
 
 def insert(page: str, text: str, name: str) -> str:

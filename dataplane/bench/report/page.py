@@ -33,6 +33,9 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "Control plane": ("coldstart", "change", "rollout", "memory", "kernel-memory"),
 }
 _WIDE = ("against-direct", "cpu")
+_LAB = "each on a node of its own of one lab of network namespaces"
+_WHERE = {"cluster": "which are ways between two pods of one cluster"}
+"""Where the modes are, by profile."""
 
 
 def _bars(records: Sequence[dict[str, object]]) -> str:
@@ -85,7 +88,8 @@ def _machine(results: Results) -> str:
         "rounds": f"{settings.rounds} where a bar is measured, {settings.light_rounds} elsewhere, of "
         f"{settings.seconds} s each, the warm-up round not counted; control plane {settings.control_rounds} at the "
         f"largest size, {settings.light_control_rounds} elsewhere",
-        "cluster": f"{settings.endpoints} endpoints each, IPv{settings.family.value}, routing {settings.routing.value}",
+        "cluster": f"{settings.endpoints} endpoints each, IPv{settings.family.value}"
+        + ("" if settings.profile in _WHERE else f", routing {settings.routing.value}"),
         "load generator": settings.load_tool,
     }
     return table([{"": name, "fact": value} for name, value in facts.items()])
@@ -130,10 +134,18 @@ def _introduction(results: Results) -> str:
         if name in results.settings.modes
     )
     return (
-        f"<p>{len(results.settings.modes)} modes, each on a node of its own of one lab of network namespaces, measured "
+        f"<p>{len(results.settings.modes)} modes, {_WHERE.get(results.settings.profile, _LAB)}, measured "
         f"in turns: every round measures everything once, in shuffled order. {escape(machine.started[:10])}, "
         f"{machine.cpus} x {escape(machine.cpu_model)}, kernel {escape(machine.kernel)}. Compare ratios; "
         f'absolute figures are this machine\'s.</p><ul class="modes">{modes}</ul>'
+    )
+
+
+def _iptables(analysis: Analysis) -> str:
+    """Where the baseline is not beaten."""
+    wins = iptables_wins(analysis)
+    return "<h3>Where iptables wins</h3>" + (
+        listed(wins) if wins else "<p>Nowhere in this run, beyond what cannot be told apart.</p>"
     )
 
 
@@ -151,12 +163,11 @@ def page(results: Results, analysis: Analysis, images: Mapping[str, str]) -> str
     warnings = "".join(f'<p class="warning">{escape(text)}</p>' for text in analysis.warnings)
     bars = bars_module.bars(results, analysis)
     data = base64.b64encode(gzip.compress(msgspec.json.encode(results), mtime=0)).decode()
-    wins = iptables_wins(analysis)
     sections = [
         (
             "In short",
-            listed([bars_module.summary(bars), *highlights(analysis)]) + "<h3>Where iptables wins</h3>"
-            + (listed(wins) if wins else "<p>Nowhere in this run, beyond what cannot be told apart.</p>"),
+            listed([*([bars_module.summary(bars)] if bars else []), *highlights(analysis)])
+            + (_iptables(analysis) if "iptables" in results.settings.modes else ""),
         ),
         (
             "What wins where",

@@ -28,8 +28,14 @@ MARKERS = {
     "ebpf-xdp": "cross",
     "ebpf": "bar",
     "ipvs": "dash",
+    "host-network": "frame",
+    "cluster-ip": "left",
+    "node-port": "right",
 }
 _SHAPES = {
+    "frame": '<path d="M-4,-4 L4,-4 L4,4 L-4,4 Z" class="hollow"/>',
+    "left": '<path d="M-5,0 L4,-5 L4,5 Z"/>',
+    "right": '<path d="M5,0 L-4,-5 L-4,5 Z"/>',
     "circle": '<circle r="4.5"/>',
     "ring": '<circle r="4" class="hollow"/>',
     "square": '<rect x="-4" y="-4" width="8" height="8"/>',

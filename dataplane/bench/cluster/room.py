@@ -1,0 +1,84 @@
+"""The benchmark's namespace in a cluster: made, known again by its label, and removed."""
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from dataplane.bench.cluster.kubectl import ClusterError, Kubectl, KubectlError
+from dataplane.bench.cluster.manifests import LABEL, OWNER, RUN, namespace
+
+_PAUSE_SECONDS = 0.5
+
+
+class Room:
+    """A namespace of our own. seconds: what its removal may take. begun: it may be there, made by this object."""
+
+    def __init__(self, kubectl: Kubectl, name: str, seconds: float, say: Callable[[str], None]) -> None:
+        self._kubectl, self.name, self._seconds, self._say = kubectl, name, seconds, say
+        self._run = uuid.uuid4().hex
+        self.begun = False
+
+    def make(self) -> None:
+        """Make it; one that an earlier run left is removed first. Raises ClusterError when it is somebody else's."""
+        found = self._get()
+        if found is not None:
+            labels = found["metadata"].get("labels", {})
+            if labels.get(LABEL) != OWNER:
+                raise ClusterError(
+                    f"namespace {self.name} exists and is not the benchmark's (it has no label {LABEL}={OWNER}): "
+                    "give another --namespace"
+                )
+            self._say(f"namespace {self.name} is left from an earlier run, and goes first")
+            self._delete(found["metadata"]["uid"])
+        self.begun = True
+        document = msgspec.json.encode(namespace(self.name, self._run))
+        self._kubectl.run(f"namespace {self.name}", "create", "--validate=false", "-f", "-", input=document)
+
+    def remove(self) -> None:
+        """Remove it with everything in it, if this object made it. Raises ClusterError when it does not go in time; it
+        goes on going then."""
+        if not self.begun:
+            return
+        found = self._get()
+        if found is not None and found["metadata"].get("annotations", {}).get(RUN) == self._run:
+            self._delete(found["metadata"]["uid"])
+        self.begun = False
+
+    def _get(self) -> Any:
+        """The Namespace as it is now, or None."""
+        try:
+            return self._kubectl.json(f"namespace {self.name}", "get", "namespace", self.name)
+        except KubectlError as error:
+            if error.is_missing:
+                return None
+            raise
+
+    def _delete(self, uid: str) -> None:
+        """Delete the Namespace that has this uid, and no other of its name, and wait until it is gone."""
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+        path = f"/api/v1/namespaces/{self.name}"
+        end = time.monotonic() + self._seconds
+        try:
+            self._kubectl.run(
+                f"namespace {self.name}", "delete", "--raw", path, "-f", "-", input=msgspec.json.encode(options)
+            )
+        except KubectlError as error:
+            if not error.is_missing and "the object has been modified" not in error.said:
+                raise
+        while (found := self._get()) is not None and found["metadata"]["uid"] == uid:
+            if time.monotonic() > end:
+                raise ClusterError(
+                    f"namespace {self.name} is not gone after {self._seconds:.0f} s: {_reason(found)}; it goes on "
+                    f"going: kubectl get namespace {self.name}"
+                )
+            time.sleep(_PAUSE_SECONDS)
+
+
+def _reason(found: Any) -> str:
+    """Why a Namespace does not go, as its conditions say."""
+    conditions = found.get("status", {}).get("conditions", ())
+    told = [c["message"] for c in conditions if c.get("status") == "True" and c.get("message")]
+    return told[0] if told else f"it is {found.get('status', {}).get('phase', 'there')}"

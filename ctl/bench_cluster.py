@@ -119,7 +119,10 @@ def _measured(args: argparse.Namespace, wanted: "Settings") -> "Results":
             with Journal(journal_path(path), results, append=False) as journal:
                 Runner(site, results, journal, _progress()).run()
         except BaseException:
-            _say(f"{len(results.cells)} measurements are kept: hotplane bench report {journal_path(path)}")
+            if results.cells:
+                _say(f"{len(results.cells)} measurements are kept: hotplane bench report {journal_path(path)}")
+            else:
+                journal_path(path).unlink()
             raise
     results.seconds, results.complete = time.monotonic() - started, True
     write(path, results)

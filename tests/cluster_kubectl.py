@@ -10,8 +10,6 @@ import os
 import shutil
 import signal
 import socketserver
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -22,7 +20,10 @@ from typing import Any, NoReturn, Self
 
 import msgspec
 
+from ctl.main import main
 from dataplane.bench.cluster.manifests import ROLE, VOLUME, Role
+from dataplane.bench.objects import cluster_ip
+from dataplane.kernel.netns import in_netns
 from dataplane.lab.spec import LabSpec, Node, topology
 from dataplane.model.net import Family
 
@@ -120,6 +121,7 @@ class Cluster:
     def _started(self, pod: Object) -> Object:
         """Give it a place; its status."""
         name, spec = pod["metadata"]["name"], pod["spec"]
+        pod["metadata"]["annotations"] = {"place": ""}
         if name in self.settings.status:
             return self.settings.status[name]
         required = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
@@ -136,7 +138,7 @@ class Cluster:
 
     def _allocate(self, service: Object, number: int) -> None:
         family = Family.IPV6 if service["spec"]["ipFamilies"] == ["IPv6"] else Family.IPV4
-        address = f"10.96.0.{number + 1}" if family is Family.IPV4 else f"fd00:10:96::{number + 1:x}"
+        address = cluster_ip(number, family)
         service["spec"] |= {"clusterIP": address, "clusterIPs": [address]}
         if service["spec"]["type"] == "NodePort":
             for index, port in enumerate(service["spec"]["ports"]):
@@ -182,20 +184,15 @@ class Cluster:
         found += [*services, *(self._slice(service) for service in services)]
         manifest = self.folder / "manifest.json"
         manifest.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": found}))
-        running = []
         for node in self.nodes:
             state = self.folder / "state" / node.name
             words = ["--mode", "nftables", "--node-name", node.name, "--state-dir", str(state), "apply", "--prune"]
-            command = [sys.executable, "-m", "ctl.main", *words, "-f", str(manifest)]
-            running.append(subprocess.Popen([*enter(node.netns), *command], cwd=ROOT))
-        assert [process.wait() for process in running] == [0] * len(running)
+            assert in_netns(node.netns, main, [*words, "-f", str(manifest)]) == 0
 
-    def delete_namespace(self, name: str, uid: str) -> None:
+    def delete_namespace(self, name: str) -> None:
         found = [item for item in self.objects.get("namespaces", []) if item["metadata"]["name"] == name]
         if not found:
             die(f'Error from server (NotFound): namespaces "{name}" not found')
-        if found[0]["metadata"]["uid"] != uid:
-            die("Error from server (Conflict): the object has been modified")
         if self.settings.stuck:
             message = "Some content in the namespace has finalizers remaining: example.org/hold in 1 resource instances"
             found[0]["status"] = {"phase": "Terminating", "conditions": [{"status": "True", "message": message}]}
@@ -238,7 +235,7 @@ def parsed(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """The words without options, and the options."""
     plain: list[str] = []
     options: dict[str, str] = {}
-    valued = ("--kubeconfig", "--context", "--namespace", "-o", "--output", "-f", "--raw", "--field-selector")
+    valued = ("--kubeconfig", "--context", "--namespace", "-o", "--output", "-f", "--field-selector")
     rest = iter(words)
     for word in rest:
         if word in valued:
@@ -288,9 +285,9 @@ def answer(cluster: Cluster, words: list[str], text: str) -> tuple[str, list[str
             return get(cluster, kind, names, options.get("--output") or options.get("-o", "")), []
         case ["create"]:
             return create(cluster, json.loads(text), options.get("--namespace", "default")), []
-        case ["delete"]:
-            cluster.delete_namespace(options["--raw"].rpartition("/")[2], json.loads(text)["preconditions"]["uid"])
-            return "", []
+        case ["delete", "namespace", name]:
+            cluster.delete_namespace(name)
+            return f'namespace "{name}" deleted\n', []
     die(f'error: unknown command "{" ".join(plain)}"')
 
 

@@ -108,7 +108,7 @@ def test_without_the_nodes_network_the_rest_is_measured(cluster: StandIn, tmp_pa
     assert 'left out: host-network: pod host-client: Error from server (Forbidden): pods "host-client"' in said
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing_but_its_figures(
     cluster: StandIn, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -29,7 +29,7 @@ _HINTS = (
     ("Unauthorized", "", "the kubeconfig's credentials are not accepted"),
     ("You must be logged in", "", "the kubeconfig's credentials are not accepted"),
     ("context", "does not exist", "kubectl config get-contexts names those that there are"),
-    ("was refused", "", "is this the right kubeconfig, and does the API server run?"),
+    ("context was not found", "", "kubectl config get-contexts names those that there are"),
     ("Unable to connect to the server", "", "is this the right kubeconfig, and does the API server run?"),
 )
 

@@ -57,17 +57,11 @@ class Room:
             raise
 
     def _delete(self, uid: str) -> None:
-        """Delete the Namespace that has this uid, and no other of its name, and wait until it is gone."""
-        options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
-        path = f"/api/v1/namespaces/{self.name}"
+        """Delete the Namespace, which was seen to have this uid, and wait until that one is gone."""
         end = time.monotonic() + self._seconds
-        try:
-            self._kubectl.run(
-                f"namespace {self.name}", "delete", "--raw", path, "-f", "-", input=msgspec.json.encode(options)
-            )
-        except KubectlError as error:
-            if not error.is_missing and "the object has been modified" not in error.said:
-                raise
+        self._kubectl.run(
+            f"namespace {self.name}", "delete", "namespace", self.name, "--wait=false", "--ignore-not-found"
+        )
         while (found := self._get()) is not None and found["metadata"]["uid"] == uid:
             if time.monotonic() > end:
                 raise ClusterError(

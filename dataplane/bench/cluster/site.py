@@ -10,7 +10,7 @@ import msgspec
 
 from dataplane.bench.cluster import nodes as node_module
 from dataplane.bench.cluster import pods as pod_module
-from dataplane.bench.cluster import proxy
+from dataplane.bench.cluster import proxy, tables
 from dataplane.bench.cluster.kubectl import ClusterError, Kubectl, KubectlError
 from dataplane.bench.cluster.manifests import (
     NODE_PORT_SERVICE,
@@ -39,8 +39,6 @@ from dataplane.model.net import Family, family_of, host_port
 Say = Callable[[str], None]
 _ANSWER_SECONDS, _PROBE_SECONDS, _PAUSE_SECONDS = 30.0, 0.05, 0.5
 _CREATE_SECONDS = 120.0
-_MOST_TRACKED = 0.5
-"""Share of a node's connection table that may be in use before a measurement begins: others need the rest."""
 
 
 class Site(Closing):
@@ -168,14 +166,16 @@ class Site(Closing):
 
     def serve(self, count: int) -> None:
         """Have so many Services, of which the last is measured from now on; more than before. Raises ClusterError."""
-        for made, document in documents(list(services(self._made, count, self.family, self._wishes.port))):
-            self._create(f"Services in {self._wishes.namespace}", document)
-            self._made += made
-            if count > made:
-                self._say(f"{self._made:,} of {count:,} Services made")
+        wanted = list(services(self._made, count, self.family, self._wishes.port))
         if NODE_PORT in self.modes and NODE_PORT not in self._targets:
-            made_of = service(NODE_PORT_SERVICE, self.family, self._wishes.port, node_port=True, udp=True)
-            self._create(f"Service {NODE_PORT_SERVICE}", msgspec.json.encode(made_of))
+            wanted.append(service(NODE_PORT_SERVICE, self.family, self._wishes.port, node_port=True, udp=True))
+        done = 0
+        for number, document in documents(wanted):
+            self._create(f"Services in {self._wishes.namespace}", document)
+            done += number
+            if len(wanted) > number:
+                self._say(f"{done:,} of {len(wanted):,} Services made")
+        self._made = count
         self._aim(service_name(count - 1))
         self._wait_for_endpoints(count)
         for mode in list(self.modes):
@@ -252,20 +252,8 @@ class Site(Closing):
         return found | {"rate": found["operations"] / found["seconds"]}
 
     def make_room(self) -> None:
-        """Wait while a node's connection table is so full that others on the node might miss room in it. Raises
-        ClusterError when that does not end."""
-        end, told = time.monotonic() + 2 * self._wishes.timeout, False
-        for watch in self._watches:
-            while (seen := watch.ask("?", _ANSWER_SECONDS))["count"] > _MOST_TRACKED * seen["most"]:
-                if not told:
-                    told = True
-                    self._say(f"a node tracks {seen['count']:,} connections of {seen['most']:,}: waiting for room")
-                if time.monotonic() > end:
-                    raise ClusterError(
-                        f"a node's connection table stays full ({seen['count']:,} of {seen['most']:,}): raise "
-                        "net.netfilter.nf_conntrack_max there, or measure with less --seconds"
-                    )
-                time.sleep(_PAUSE_SECONDS)
+        """Wait while a node's connection table has little room. Raises ClusterError when that does not end."""
+        tables.wait(self._watches, 2 * self._wishes.timeout, self._say)
 
     def machine(self) -> Machine:
         """The client's node, and what is known of the cluster."""

@@ -124,9 +124,9 @@ def _measured(args: argparse.Namespace, wanted: "Settings") -> "Results":
             else:
                 journal_path(path).unlink()
             raise
-    results.seconds, results.complete = time.monotonic() - started, True
-    write(path, results)
-    journal_path(path).unlink()
+        results.seconds, results.complete = time.monotonic() - started, True
+        write(path, results)  # before the namespace goes, which may fail
+        journal_path(path).unlink()
     return results
 
 

@@ -133,3 +133,15 @@ def test_a_client_that_dies_costs_a_measurement_and_no_more(cluster: StandIn, tm
     results = read(path)
     assert 1 <= len(without_figures(results)) <= 2
     assert len(results.cells) == 3 * 12
+
+
+def test_results_are_kept_though_the_namespace_does_not_go(cluster: StandIn, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    cluster.behave(stuck=True)
+    process = start(cluster, path, "--rounds", "1", "--scenario", "TCP_RR", "--modes", "cluster-ip", "--timeout", "3")
+    _, said = process.communicate(timeout=PATIENCE)
+    cluster.behave()
+    cluster.delete_namespace("hotplane-bench")
+    assert process.returncode == 1
+    assert "namespace hotplane-bench is not gone after 3 s: Some content" in said
+    assert without_figures(read(path)) == []

@@ -17,7 +17,7 @@ class Room:
     """A namespace of our own. seconds: what its removal may take. begun: it may be there, made by this object."""
 
     def __init__(self, kubectl: Kubectl, name: str, seconds: float, say: Callable[[str], None]) -> None:
-        self._kubectl, self.name, self._seconds, self._say = kubectl, name, seconds, say
+        self._kubectl, self.name, self.seconds, self._say = kubectl, name, seconds, say
         self._run = uuid.uuid4().hex
         self.begun = False
 
@@ -58,14 +58,14 @@ class Room:
 
     def _delete(self, uid: str) -> None:
         """Delete the Namespace, which was seen to have this uid, and wait until that one is gone."""
-        end = time.monotonic() + self._seconds
+        end = time.monotonic() + self.seconds
         self._kubectl.run(
             f"namespace {self.name}", "delete", "namespace", self.name, "--wait=false", "--ignore-not-found"
         )
         while (found := self._get()) is not None and found["metadata"]["uid"] == uid:
             if time.monotonic() > end:
                 raise ClusterError(
-                    f"namespace {self.name} is not gone after {self._seconds:.0f} s: {_reason(found)}; it goes on "
+                    f"namespace {self.name} is not gone after {self.seconds:.0f} s: {_reason(found)}; it goes on "
                     f"going: kubectl get namespace {self.name}"
                 )
             time.sleep(_PAUSE_SECONDS)

@@ -39,6 +39,8 @@ from dataplane.model.net import Family, family_of, host_port
 Say = Callable[[str], None]
 _ANSWER_SECONDS, _PROBE_SECONDS, _PAUSE_SECONDS = 30.0, 0.05, 0.5
 _CREATE_SECONDS = 120.0
+_SERVICE_SECONDS = 0.05
+"""What each Service may take, beyond the time for all, to have its endpoints written and to be removed."""
 
 
 class Site(Closing):
@@ -176,8 +178,9 @@ class Site(Closing):
             if len(wanted) > number:
                 self._say(f"{done:,} of {len(wanted):,} Services made")
         self._made = count
+        self._room.seconds = self._wishes.timeout + count * _SERVICE_SECONDS
         self._aim(service_name(count - 1))
-        self._wait_for_endpoints(count)
+        self._wait_for_endpoints(count + (NODE_PORT in self._targets))
         for mode in list(self.modes):
             self._wait_for_answer(mode)
 
@@ -201,16 +204,17 @@ class Site(Closing):
 
     def _wait_for_endpoints(self, count: int) -> None:
         """Until the control plane has written an EndpointSlice for each Service."""
-        end = time.monotonic() + self._wishes.timeout + count / 50
+        seconds = self._wishes.timeout + count * _SERVICE_SECONDS
+        end = time.monotonic() + seconds
         while True:
-            words = ("endpointslices", "--output", "name")
-            found = len(self._kubectl.run("EndpointSlices", "get", *words).split())
+            said = self._kubectl.run("EndpointSlices", "get", "endpointslices", "--output", "name")
+            found = len(said.split())
             if found >= count:
                 return
             if time.monotonic() > end:
                 raise ClusterError(
-                    f"{found} EndpointSlices for {count} Services after {self._wishes.timeout + count / 50:.0f} s "
-                    "(--timeout): is the controller manager at work?"
+                    f"{found} EndpointSlices for {count} Services after {seconds:.0f} s (--timeout): is the controller "
+                    "manager at work?"
                 )
             time.sleep(_PAUSE_SECONDS)
 

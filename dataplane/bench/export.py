@@ -15,9 +15,10 @@ import msgspec
 
 from dataplane.bench import hdr
 from dataplane.bench.analyse import Analysis, Row, analyse
+from dataplane.bench.cluster.settings import CLIENT_NODE, HOST, SERVER_NODE
 from dataplane.bench.modes import MODES
 from dataplane.bench.results import Cell, Results
-from dataplane.bench.scenarios import SCENARIOS, Kind, Way
+from dataplane.bench.scenarios import SCENARIOS, Kind, Scenario, Way
 
 _CSV_HEAD = (
     "Driver", "Profile", "Same node", "Host Network", "Service", "Duration", "Parallelism", "# of Samples",
@@ -48,13 +49,21 @@ def k8s_netperf(results: Results) -> str:
         latency = row.figures.get("p99")
         place = f"{scenario.name}/{row.key.services}" + (f"/{row.key.position}" if row.key.position else "")
         writer.writerow((
-            row.key.mode, place, _yes(scenario.way is not Way.NODE_PORT_REMOTE), "false",
+            row.key.mode, place, _yes(_on_one_node(results, scenario)), _yes(row.key.mode == HOST),
             _yes(not MODES[row.key.mode].reference and scenario.way is not Way.POD), f"{settings.seconds:g}",
             scenario.operation.split()[1] if bulk else 1, len(rates),
             _BULK_BYTES if bulk else _MESSAGE_BYTES.get(scenario.operation, 64),
             f"{mean / 1e6 if bulk else mean:f}", metric, f"{latency.median / 1e3:f}" if latency else "0", "usec",
         ))  # fmt: skip
     return out.getvalue()
+
+
+def _on_one_node(results: Results, scenario: Scenario) -> bool:
+    """Whether client and server were on one node: a cluster's results name both, elsewhere the scenario decides."""
+    versions = results.machine.versions
+    if CLIENT_NODE in versions:
+        return versions[CLIENT_NODE] == versions.get(SERVER_NODE)
+    return scenario.way is not Way.NODE_PORT_REMOTE
 
 
 def _yes(value: bool) -> str:

@@ -16,6 +16,8 @@ from dataplane.bench.cluster.nodes import Node, choose, nodes, quantity
 from dataplane.bench.cluster.pods import state
 from dataplane.bench.cluster.settings import PORT, ROUNDS, SCENARIOS, SECONDS, WAYS, settings
 from dataplane.bench.cluster.ship import archive
+from dataplane.bench.export import k8s_netperf
+from dataplane.bench.results import Cell, CellKey, Machine, Results
 from dataplane.bench.scenarios import SCENARIOS as ALL
 from dataplane.errors import UsageError
 from dataplane.model.decode import decode
@@ -233,6 +235,20 @@ def test_a_full_connection_table_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
     assert said == ["a node tracks 90 of 100 connections: waiting for room"]
     with pytest.raises(ClusterError, match=r"stays full \(51 of 100\): raise net.netfilter.nf_conntrack_max"):
         tables.wait([Table(51)], 0.01, said.append)
+
+
+@pytest.mark.parametrize(("server", "same"), [("a", "true"), ("b", "false")])
+def test_exports_tell_of_nodes_and_their_network(server: str, same: str) -> None:
+    machine = Machine(versions={"client node": "a", "server node": server})
+    keys = [CellKey(mode, "TCP_RR", 1, "last", 1) for mode in ("direct", "host-network", "cluster-ip")]
+    cells = [Cell(key, {"rate": 1000.0, "p99": 5000.0}) for key in keys]
+    lines = k8s_netperf(Results(machine, settings(), cells=cells)).splitlines()[1:]
+    found = [tuple(line.split(",")[index] for index in (0, 2, 3, 4)) for line in lines]
+    assert found == [
+        ("direct", same, "false", "false"),
+        ("host-network", same, "true", "false"),
+        ("cluster-ip", same, "false", "true"),
+    ]
 
 
 def test_documents_are_json_lists() -> None:

@@ -14,6 +14,8 @@ from dataplane.errors import UsageError
 PROFILE = "cluster"
 """Name of the profile in results files."""
 HOST, CLUSTER_IP, NODE_PORT = "host-network", "cluster-ip", "node-port"
+CLIENT_NODE, SERVER_NODE = "client node", "server node"
+"""Where results files have the nodes' names, among the machine's versions."""
 WAYS = (DIRECT, AGAIN, HOST, CLUSTER_IP, NODE_PORT)
 """The modes of bench.modes that there are here: ways to the same server."""
 SCENARIOS = ("connect", "TCP_CRR", "TCP_RR", "TCP_STREAM", "UDP_RR")

@@ -25,7 +25,7 @@ from dataplane.bench.cluster.manifests import (
 )
 from dataplane.bench.cluster.room import Room
 from dataplane.bench.cluster.session import Session
-from dataplane.bench.cluster.settings import CLUSTER_IP, HOST, NODE_PORT, Wishes
+from dataplane.bench.cluster.settings import CLIENT_NODE, CLUSTER_IP, HOST, NODE_PORT, SERVER_NODE, Wishes
 from dataplane.bench.cluster.ship import Shipped, ship
 from dataplane.bench.modes import AGAIN, DIRECT
 from dataplane.bench.objects import TCP_PORT, UDP_PORT, service_name
@@ -264,6 +264,7 @@ class Site(Closing):
         node, other = self.pair.client, self.pair.server
         versions = {"kubernetes": self.version, "service proxy": self.proxy.name, "kubelet": node.kubelet}
         versions |= {"container runtime": node.runtime, "image": self._wishes.image}
+        versions |= {CLIENT_NODE: node.name, SERVER_NODE: other.name}
         differs = [f"{name} {theirs}" for name, ours, theirs in zip(
             ("kernel", "system", "architecture"), (node.kernel, node.system, node.architecture),
             (other.kernel, other.system, other.architecture), strict=True,

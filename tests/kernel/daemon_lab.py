@@ -55,6 +55,7 @@ class NodeDaemon:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = self.folder / "log"
         self.wrapper: tuple[str, ...] = ()
+        self.program: tuple[str, ...] = ("-P", "-m", "ctl.main")
         self._process: subprocess.Popen[Any] | None = None
 
     @property
@@ -76,7 +77,7 @@ class NodeDaemon:
         common += ["--mode", self.mode] if self.mode else []
         common += ["--cgroup", str(self.lab.cgroup(self.node))] if self.mode == "ebpf" else []
         common += ["--cluster-cidr", CLUSTER_CIDR[Family.IPV4]] if command in ("run", "adopt") else []
-        return [*self.wrapper, sys.executable, "-P", "-m", "ctl.main", command, *common, *options]
+        return [*self.wrapper, sys.executable, *self.program, command, *common, *options]
 
     def start(self, *options: str, wait: bool = True) -> None:
         with netns(self.netns), self.log.open("wb") as out:

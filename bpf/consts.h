@@ -1,5 +1,5 @@
 /* Every number that the programs and the control plane share. Enumerations only: cffi reads this file too.
- * Changing a value changes the layout version of the maps (see dataplane/planes/ebpf/layout.py). */
+ * Changing a value changes the layout version of the maps (see dataplane/planes/ebpf/maps/layout.py). */
 #ifndef HOTPLANE_CONSTS_H
 #define HOTPLANE_CONSTS_H
 

@@ -3,7 +3,7 @@
  * A flow has two entries, each under the tuple its packets arrive with. TCP and UDP have a table each, so that neither
  * can take the other's room. Nothing that lives is ever thrown out: a full table refuses newcomers, which the slow path
  * then serves. Entries go when their connection has provably ended (segments.h), when a new flow needs their tuple and
- * finds them expired, and otherwise by the collector of the control plane (dataplane/planes/ebpf/collect.py), whose
+ * finds them expired, and otherwise by the collector of the control plane (dataplane/planes/ebpf/flows/collect.py), whose
  * rule is expired() below. */
 #ifndef HOTPLANE_FLOW_H
 #define HOTPLANE_FLOW_H

@@ -1,7 +1,7 @@
 /* Every map, one line each: MAP(name, type, key, value, size, flags). The control plane reads these lines (they are the
  * only place where a map is described), creates and pins the maps, and puts their descriptors into the programs in
  * place of the numbers below. `size` in capitals is a constant of consts.h, a number stands for itself, anything else
- * is an option (dataplane/planes/ebpf/layout.py: Sizes).
+ * is an option (dataplane/planes/ebpf/maps/layout.py: Sizes).
  *
  * How the control plane changes them without a reader ever seeing half a change: see lookup.h, balance(). */
 #ifndef HOTPLANE_MAPS_H

@@ -1,5 +1,5 @@
 /* Layouts of all map keys and values, written once: the programs compile them and the control plane reads them through
- * cffi (dataplane/planes/ebpf/layout.py).
+ * cffi (dataplane/planes/ebpf/maps/layout.py).
  *
  * Byte order: __be16 and __be32 are network order, as in packets; every other field is in the order of this machine.
  * Addresses are 16 bytes; IPv4 is stored IPv4-mapped (::ffff:a.b.c.d), so that both families share maps and code, and

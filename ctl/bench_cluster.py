@@ -14,8 +14,8 @@ from dataplane.errors import UsageError
 
 if TYPE_CHECKING:
     from dataplane.bench.cluster.settings import Wishes
+    from dataplane.bench.figures.results import Results
     from dataplane.bench.profiles import Settings
-    from dataplane.bench.results import Results
 
 RESULTS = Path("hotplane-bench-cluster.json")
 _COLUMNS = (
@@ -88,7 +88,7 @@ def _say(text: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, write the results file, print the figures. Raises HotplaneError."""
     from dataplane.bench.cluster.settings import settings
-    from dataplane.bench.results import journal_path
+    from dataplane.bench.figures.results import journal_path
 
     path = args.results
     for present in (path, journal_path(path)):
@@ -109,7 +109,7 @@ def _measured(args: argparse.Namespace, wanted: "Settings") -> "Results":
     """The whole run. Nothing but results is left of it, unless the namespace is to be kept."""
     from dataplane.bench.cluster.run import Runner
     from dataplane.bench.cluster.site import Site
-    from dataplane.bench.results import Journal, Results, journal_path, write
+    from dataplane.bench.figures.results import Journal, Results, journal_path, write
 
     started, path = time.monotonic(), args.results
     with Site(_wishes(args), wanted.modes, _say) as site:
@@ -172,7 +172,7 @@ def _progress() -> Callable[[int, int, float, str], None]:
 
 
 def _print(results: "Results", output: str) -> None:
-    from dataplane.bench.analyse import analyse, as_records
+    from dataplane.bench.figures.analyse import analyse, as_records
 
     analysis = analyse(results)
     if output != "table":

@@ -4,8 +4,8 @@ kernel knows of it."""
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from ctl import state
 from ctl.output import Record
+from ctl.store import state
 from dataplane.planes.answers import OffTarget
 from dataplane.planes.mode import Mode
 from dataplane.planes.registry import mode_of

@@ -126,7 +126,9 @@ def _addresses(given: Sequence[str], this: Node, *, offline: bool) -> tuple[Sequ
 
 def namespace_addresses() -> list[str]:
     """Addresses of this network namespace, the first of each family the node's primary one (see own_addresses)."""
-    from dataplane.kernel.addresses import own_addresses  # costs 200 ms, and `explain` with --node-ip does without
+    from dataplane.kernel.netlink.addresses import (
+        own_addresses,  # costs 200 ms, and `explain` with --node-ip does without
+    )
 
     return own_addresses()
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ctl import state
+from ctl.store import state
 from dataplane.kernel import sysctl
 from dataplane.kernel.rcu import wait_for_packets
 from dataplane.plan.change import PlanChange

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataplane.errors import UsageError
-from dataplane.kernel.outside import visible
+from dataplane.kernel.namespaces.outside import visible
 from dataplane.planes.options import HOOKS, MASQUERADE, NO_CGROUP, PlaneOptions
 
 

@@ -3,9 +3,9 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from ctl.drift import ranges_text, route_text
 from ctl.output import Record
-from dataplane.kernel.conntrack_list import Connection, translated_connections
+from ctl.store.drift import ranges_text, route_text
+from dataplane.kernel.netlink.conntrack_list import Connection, translated_connections
 from dataplane.model.net import Protocol, host_port
 from dataplane.plan.types import FrontendKey, Row, Table
 from dataplane.planes.answers import Flow, Traffic

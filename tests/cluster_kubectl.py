@@ -23,7 +23,7 @@ import msgspec
 from ctl.main import main
 from dataplane.bench.cluster.manifests import ROLE, VOLUME, Role
 from dataplane.bench.objects import cluster_ip
-from dataplane.kernel.netns import in_netns
+from dataplane.kernel.namespaces.netns import in_netns
 from dataplane.lab.spec import LabSpec, Node, topology
 from dataplane.model.net import Family
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import Phase, settings
 
-from dataplane.kernel import netns
-from dataplane.planes.ebpf.pins import default_instance, find_root
-from dataplane.planes.ebpf.programs import remove_instances
+from dataplane.kernel.namespaces import netns
+from dataplane.planes.ebpf.attach.programs import remove_instances
+from dataplane.planes.ebpf.maps.pins import default_instance, find_root
 from tests.namespaces import namespaces
 
 _BEFORE: pytest.StashKey[frozenset[str]] = pytest.StashKey()

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from dataplane.kernel import netns
+from dataplane.kernel.namespaces import netns
 
 _counter = itertools.count()
 

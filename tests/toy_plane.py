@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from dataplane.errors import PlaneError
-from dataplane.kernel.netns_cookie import netns_cookie
+from dataplane.kernel.namespaces.netns_cookie import netns_cookie
 from dataplane.plan.change import PlanChange, apply_change, diff
 from dataplane.plan.rows import rows
 from dataplane.plan.types import Plan, PlanEntry, Table

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def register(subparsers: Any) -> None:
     """Add the command's parser."""
     from ctl.context import add_manifest_option
-    from ctl.lock import add_takeover_option
+    from ctl.store.lock import add_takeover_option
 
     parser = subparsers.add_parser(
         "apply",
@@ -43,10 +43,10 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load the plan, clean stale UDP flows, remember the plan; 1 when something was refused and the rest is loaded."""
-    from ctl.lock import hold
     from ctl.manifests import plan_manifests
     from ctl.plane_options import plane_options
-    from ctl.stale import sweep_on_the_way
+    from ctl.store.lock import hold
+    from ctl.store.stale import sweep_on_the_way
 
     options = plane_options(args)
     planned = plan_manifests(args)
@@ -57,9 +57,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace, options: "PlaneOptions", planned: "Planned") -> int:
-    from ctl import begun, state
     from ctl.loaded import replace_plane, settle
     from ctl.manifests import check_intended
+    from ctl.store import state
+    from ctl.store import unfinished as begun
     from dataplane.planes.base import load_others
     from dataplane.planes.conntrack import clean_stale_udp
     from dataplane.planes.mode import Making

@@ -14,8 +14,8 @@ from ctl.output import add_output_option, print_records, to_json, to_yaml
 from dataplane.errors import HotplaneError, UsageError
 
 if TYPE_CHECKING:
+    from dataplane.bench.figures.results import Results
     from dataplane.bench.profiles import Settings
-    from dataplane.bench.results import Results
     from dataplane.bench.run import Progress
 
 DEFAULT_RESULTS = Path("hotplane-bench.json")
@@ -193,8 +193,8 @@ def _settings(args: argparse.Namespace) -> "Settings":
 
 
 def _run(args: argparse.Namespace) -> int:
+    from dataplane.bench.figures.results import Journal, journal_path, write
     from dataplane.bench.pace import duration
-    from dataplane.bench.results import Journal, journal_path, write
     from dataplane.bench.rig import Rig, lab_name, remove_abandoned
     from dataplane.bench.run import Runner
 
@@ -228,10 +228,10 @@ def _begin(args: argparse.Namespace) -> "tuple[Results, Any]":
     """The run to do: a new one, or the one of the journal with what it has already; and its load generator."""
     import msgspec
 
-    from dataplane.bench.machine import facts
-    from dataplane.bench.native import load_tool, python_tool
+    from dataplane.bench.figures.results import Results, journal_path, read_journal
+    from dataplane.bench.load.native import load_tool, python_tool
+    from dataplane.bench.machine.facts import facts
     from dataplane.bench.processors import present, refuse_missing
-    from dataplane.bench.results import Results, journal_path, read_journal
 
     path, journal = args.results, journal_path(args.results)
     tool = python_tool("the load generator in Python was asked for") if args.python_load else load_tool()
@@ -350,8 +350,8 @@ def _progress() -> "Progress":
 
 
 def _print(results: "Results", output: str) -> None:
-    from dataplane.bench import bars, scaling
-    from dataplane.bench.analyse import analyse, floor_text
+    from dataplane.bench.figures import bars, scaling
+    from dataplane.bench.figures.analyse import analyse, floor_text
     from dataplane.bench.modes import MODES
     from dataplane.bench.report.markdown import place_records
     from dataplane.bench.report.summary import places
@@ -379,8 +379,8 @@ def _print(results: "Results", output: str) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from dataplane.bench.figures.results import read
     from dataplane.bench.report.markdown import insert, markdown
-    from dataplane.bench.results import read
 
     results = read(args.results_file)
     text = markdown(results)
@@ -417,8 +417,8 @@ def _write(path: Path, text: str, option: str = "--into") -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from dataplane.bench.compare import compare
-    from dataplane.bench.results import read
+    from dataplane.bench.figures.compare import compare
+    from dataplane.bench.figures.results import read
 
     comparison = compare(read(args.before), read(args.after))
     differences = [d for d in comparison.differences if args.all or d.verdict in ("better", "worse")]
@@ -439,8 +439,8 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from dataplane.bench.export import FORMATS
-    from dataplane.bench.results import read
+    from dataplane.bench.figures.export import FORMATS
+    from dataplane.bench.figures.results import read
 
     print(FORMATS[args.format](read(args.results_file)), end="")
     return 0
@@ -457,7 +457,7 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _history(args: argparse.Namespace) -> int:
-    from dataplane.bench.history import as_records, runs, series
+    from dataplane.bench.figures.history import as_records, runs, series
     from dataplane.bench.report.charts import over_runs, style
     from dataplane.bench.report.html import document, table
 

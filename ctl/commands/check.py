@@ -8,8 +8,8 @@ from ctl.output import add_output_option, print_records
 from dataplane.errors import HotplaneError
 
 if TYPE_CHECKING:
-    from ctl.drift import Difference
-    from ctl.state import Saved
+    from ctl.store.drift import Difference
+    from ctl.store.state import Saved
     from dataplane.plan.types import Plan
     from dataplane.planes.base import Plane
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def register(subparsers: Any) -> None:
     """Add the command's parser."""
     from ctl.context import add_manifest_option
-    from ctl.lock import add_takeover_option
+    from ctl.store.lock import add_takeover_option
 
     parser = subparsers.add_parser(
         "check",
@@ -33,7 +33,7 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one record a difference; 0 when there is none (left)."""
-    from ctl.lock import hold
+    from ctl.store.lock import hold
 
     if not args.repair:
         return _check(args)
@@ -77,7 +77,8 @@ def _doubt(args: argparse.Namespace) -> str:
     """Why the remembered plan may be older than what the kernel holds; "" where it is good, or none is used."""
     from pathlib import Path
 
-    from ctl import begun, state
+    from ctl.store import state
+    from ctl.store import unfinished as begun
 
     if args.filename:
         return ""
@@ -93,8 +94,8 @@ def _wanted(args: argparse.Namespace) -> "tuple[Saved, bool]":
     """What the kernel should hold, and conntrack.tcpBeLiberal. Raises HotplaneError when nobody said."""
     from pathlib import Path
 
-    from ctl import state
     from ctl.plane_options import given, plane_options
+    from ctl.store import state
 
     if args.filename:
         from ctl.manifests import plan_manifests
@@ -119,7 +120,7 @@ def _wanted(args: argparse.Namespace) -> "tuple[Saved, bool]":
 
 def _differences(saved: "Saved", plan: "Plan", plane: "Plane") -> "list[Difference]":
     """What the plane holds otherwise, beside what it was known to leave out."""
-    from ctl.drift import plane_differences
+    from ctl.store.drift import plane_differences
     from dataplane.plan.rows import rows
 
     return list(plane_differences(plane, rows(plan), frozenset(saved.left_out)))
@@ -130,8 +131,8 @@ def _repair(args: argparse.Namespace, saved: "Saved", plan: "Plan", plane: "Plan
 
     from msgspec.structs import replace
 
-    from ctl import state
     from ctl.loaded import settle
+    from ctl.store import state
     from dataplane.planes.base import load_others
     from dataplane.planes.conntrack import clean_stale_udp
 

@@ -8,7 +8,7 @@ from ctl.output import add_output_option, print_records
 
 def register(subparsers: Any) -> None:
     """Add the command's parser."""
-    from ctl.lock import add_takeover_option
+    from ctl.store.lock import add_takeover_option
 
     parser = subparsers.add_parser(
         "cleanup",
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Remove everything; fine when there is nothing."""
     if args.stale:
         return _stale(args)
-    from ctl.lock import hold
+    from ctl.store.lock import hold
     from dataplane.planes.registry import MODES
 
     with hold(args.command, takeover=args.takeover):
@@ -43,7 +43,8 @@ def _clean_up(state_dir: str) -> bool:
     """Remove the rules of all modes and the state; whether there was any."""
     from pathlib import Path
 
-    from ctl import begun, state
+    from ctl.store import state
+    from ctl.store import unfinished as begun
     from dataplane.planes.base import PlaneError
     from dataplane.planes.mode import Making
     from dataplane.planes.options import LOOKING
@@ -64,7 +65,7 @@ def _clean_up(state_dir: str) -> bool:
 def _stale(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from ctl.stale import sweep
+    from ctl.store.stale import sweep
 
     print_records(sweep(Path(args.state_dir)), args.output, ("kind", "name"), empty="nothing is stale")
     return 0

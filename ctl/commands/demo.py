@@ -9,10 +9,10 @@ from ctl.output import add_output_option, print_records, to_json, to_yaml
 from dataplane.planes.registry import MODES
 
 if TYPE_CHECKING:
-    from dataplane.lab.compare import Row
     from dataplane.lab.lab import Lab
     from dataplane.lab.proxy import PlaneMaker
-    from dataplane.lab.showcase import Result
+    from dataplane.lab.scenarios.compare import Row
+    from dataplane.lab.scenarios.showcase import Result
 
 LAB_NAME = "demo"
 DEFAULT_SERVICES = 3000
@@ -42,12 +42,12 @@ def run(args: argparse.Namespace) -> int:
     """0 when every scenario shows what it must in every mode, else 1."""
     from msgspec.structs import replace
 
-    from ctl.stale import lab_cookies, sweep_lab
+    from ctl.store.stale import lab_cookies, sweep_lab
     from dataplane.errors import UsageError
-    from dataplane.lab import showcase
-    from dataplane.lab.compare import compare
     from dataplane.lab.lab import Lab
     from dataplane.lab.proxy import LabProxy
+    from dataplane.lab.scenarios import showcase
+    from dataplane.lab.scenarios.compare import compare
     from dataplane.planes.options import PlaneOptions
     from dataplane.planes.registry import mode_of
     from dataplane.planes.registry import modes as every_mode
@@ -95,7 +95,7 @@ def _maker(mode: str) -> "PlaneMaker":
 
 
 def _print(output: str, modes: tuple[str, ...], results: "dict[str, dict[str, Result]]", rows: "list[Row]") -> None:
-    from dataplane.lab.showcase import SCENARIOS
+    from dataplane.lab.scenarios.showcase import SCENARIOS
 
     if output != "table":
         value = {

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _up(args: argparse.Namespace) -> int:
-    from ctl.stale import lab_cookies, sweep_lab
+    from ctl.store.stale import lab_cookies, sweep_lab
     from dataplane.lab.lab import Lab
 
     if not 0 <= args.echo_port <= 65535:
@@ -90,7 +90,7 @@ def _up(args: argparse.Namespace) -> int:
 
 
 def _down(name: str, state_dir: str) -> int:
-    from ctl.stale import lab_cookies, sweep_lab
+    from ctl.store.stale import lab_cookies, sweep_lab
     from dataplane.lab.lab import Lab
 
     cookies = lab_cookies(name)
@@ -122,7 +122,7 @@ def _print_labs(names: list[str], output: str) -> None:
 
 
 def _places(name: str) -> list[dict[str, object]]:
-    from dataplane.kernel import netns
+    from dataplane.kernel.namespaces import netns
     from dataplane.lab.lab import Lab
 
     lab = Lab.open(name)

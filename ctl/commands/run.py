@@ -21,7 +21,7 @@ def add_parser(subparsers: Any, name: str, text: str, description: str) -> argpa
     from ctl.context import add_manifest_option
     from ctl.daemon.log import FORMATS
     from ctl.daemon.options import add_flags
-    from ctl.lock import add_takeover_option
+    from ctl.store.lock import add_takeover_option
 
     parser: argparse.ArgumentParser = subparsers.add_parser(name, help=text, description=description)
     source = parser.add_argument_group("where the objects come from")
@@ -56,11 +56,11 @@ def run(args: argparse.Namespace) -> int:
     from ctl.config import NO_EXTERNAL_IPS
     from ctl.daemon.daemon import Daemon
     from ctl.daemon.log import Log
+    from ctl.daemon.node.sysctls import apply_sysctls
     from ctl.daemon.options import idle_flags
-    from ctl.daemon.planes import prepare
     from ctl.daemon.settings import settings_of
-    from ctl.daemon.sysctls import apply_sysctls
-    from ctl.lock import hold
+    from ctl.daemon.sync.planes import prepare
+    from ctl.store.lock import hold
     from dataplane.errors import UsageError
 
     settings = settings_of(args)
@@ -128,8 +128,9 @@ def _clean_up(args: argparse.Namespace, mode: str, log: Any) -> int:
     """
     from pathlib import Path
 
-    from ctl import begun, state
-    from ctl.lock import hold
+    from ctl.store import state
+    from ctl.store import unfinished as begun
+    from ctl.store.lock import hold
     from dataplane.planes.registry import MODES, mode_of
 
     folder = Path(args.state_dir)

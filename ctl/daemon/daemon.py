@@ -11,43 +11,44 @@ from pathlib import Path
 
 import msgspec
 
-from ctl import begun, state
-from ctl.daemon.addresses import AddressWatch
-from ctl.daemon.child import Child, ChildError
-from ctl.daemon.descriptors import DescriptorWatch, raise_limit
-from ctl.daemon.door import Door, listen
-from ctl.daemon.drift import POLL_SECONDS, DriftCheck
 from ctl.daemon.events import EventRecorder
-from ctl.daemon.guard import SWEEP_SECONDS as SLOW_SECONDS
-from ctl.daemon.guard import Guard
-from ctl.daemon.health import Health, eligible
-from ctl.daemon.healthports import HealthPorts
-from ctl.daemon.inbox import Inbox
+from ctl.daemon.http.guard import SWEEP_SECONDS as SLOW_SECONDS
+from ctl.daemon.http.guard import Guard
+from ctl.daemon.http.health import Health, eligible
+from ctl.daemon.http.healthports import HealthPorts
+from ctl.daemon.http.metrics import Metrics, ip_family
+from ctl.daemon.http.traffic import TrafficCollector
+from ctl.daemon.http.web import Listener, Reply, Site, health_answer, metrics_answer, split_bind
+from ctl.daemon.http.zpages import Statusz, flagz
 from ctl.daemon.jobs import Jobs, attempt
-from ctl.daemon.kernel import Kernel
 from ctl.daemon.log import Log, forward_logging
-from ctl.daemon.metrics import Metrics, ip_family
-from ctl.daemon.nodes import describe
+from ctl.daemon.node.addresses import AddressWatch
+from ctl.daemon.node.descriptors import DescriptorWatch, raise_limit
+from ctl.daemon.node.nodes import describe
+from ctl.daemon.node.rights import check_rights, held_capabilities
+from ctl.daemon.node.sysctls import apply_sysctls
 from ctl.daemon.options import to_document
-from ctl.daemon.pace import Pace
-from ctl.daemon.planes import CleanUp, daemon_plane, settle_plane, untouched
-from ctl.daemon.reconcile import Reconciler
-from ctl.daemon.rights import check_rights, held_capabilities
 from ctl.daemon.settings import Settings, waits_for_restart
-from ctl.daemon.sysctls import apply_sysctls
+from ctl.daemon.sync.child import Child, ChildError
+from ctl.daemon.sync.drift import POLL_SECONDS, DriftCheck
+from ctl.daemon.sync.inbox import Inbox
+from ctl.daemon.sync.kernel import Kernel
+from ctl.daemon.sync.pace import Pace
+from ctl.daemon.sync.planes import CleanUp, daemon_plane, settle_plane, untouched
+from ctl.daemon.sync.reconcile import Reconciler
 from ctl.daemon.takeover import remove_kube_proxy
-from ctl.daemon.traffic import TrafficCollector
-from ctl.daemon.web import Listener, Reply, Site, health_answer, metrics_answer, split_bind
-from ctl.daemon.zpages import Statusz, flagz
-from ctl.files import make_folder
-from ctl.journal import Journal
+from ctl.daemon.takeover_socket import Door, listen
 from ctl.loaded import left_out
-from ctl.lock import GAVE_WAY, Holder, Lock, door_path
 from ctl.sources.api import Api
 from ctl.sources.directory import DirectorySource
 from ctl.sources.kubeconfig import find_cluster
 from ctl.sources.watch import Reflector, pod_resources, resources
-from ctl.stale import sweep_on_the_way
+from ctl.store import state
+from ctl.store import unfinished as begun
+from ctl.store.files import make_folder
+from ctl.store.journal import Journal
+from ctl.store.lock import GAVE_WAY, Holder, Lock, door_path
+from ctl.store.stale import sweep_on_the_way
 from dataplane.errors import HotplaneError
 from dataplane.model.net import Family
 from dataplane.model.objects import Node, ObjectRef, Problem
@@ -381,7 +382,7 @@ class Daemon:
         return state.Saved.of(settings.mode, plan, settings.options, left_out(self._kernel.plane), journal)
 
     def _begin_mode(self, mode: str) -> None:
-        """Before anything of a mode is loaded: let whoever comes after a kill know of it (see ctl.begun)."""
+        """Before anything of a mode is loaded: let whoever comes after a kill know of it (see ctl.store.unfinished)."""
         self._lock.describe(mode)
         self._changing = True
         self._mode_changes += 1

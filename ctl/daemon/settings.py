@@ -8,7 +8,7 @@ import msgspec
 
 from ctl.config import KubeProxyConfiguration
 from ctl.context import answers_ping
-from ctl.daemon.nodes import NodeOptions
+from ctl.daemon.node.nodes import NodeOptions
 from ctl.daemon.options import effective
 from ctl.plane_options import plane_options
 from ctl.sources.manifests import NODE_PORTS, PortRange

@@ -1,7 +1,7 @@
 """Taking a node over from kube-proxy: its rules go once ours answer."""
 
 from ctl.daemon.log import Log
-from dataplane.kernel.nft import Nft
+from dataplane.kernel.nft.transaction import Nft
 from dataplane.kernel.rcu import wait_for_packets
 from dataplane.planes.base import PlaneError
 from dataplane.planes.registry import modes

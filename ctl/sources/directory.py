@@ -5,9 +5,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ctl.daemon.inbox import Inbox
 from ctl.daemon.log import Log
-from ctl.daemon.names import Names
+from ctl.daemon.sync.inbox import Inbox
+from ctl.daemon.sync.names import Names
 from ctl.sources.manifests import BROKEN, NODE_PORTS, SUFFIXES, PortRange, SourceError, read_manifests
 from dataplane.model.decode import DecodedObject
 from dataplane.model.objects import ObjectRef, Problem

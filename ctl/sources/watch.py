@@ -15,9 +15,9 @@ from datetime import datetime
 
 import msgspec
 
-from ctl.daemon.inbox import Inbox
 from ctl.daemon.log import Log
-from ctl.daemon.names import Names
+from ctl.daemon.sync.inbox import Inbox
+from ctl.daemon.sync.names import Names
 from ctl.sources.api import Api, ApiError, ApiStatus, parse_status
 from dataplane.backoff import Backoff
 from dataplane.errors import HotplaneError

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from dataplane.bench.memory import kernel_memory, process_memory, settled_kernel_memory
+from dataplane.bench.machine.memory import kernel_memory, process_memory, settled_kernel_memory
 from dataplane.bench.modes import MODES, make_plane
 from dataplane.bench.objects import ENDPOINTS, Backend, Changes, Shape, chunks, decoded
 from dataplane.bench.program import ProgramCost, Way

@@ -12,10 +12,10 @@ from dataplane.plan.types import Plan, Table
 from dataplane.planes.base import Plane
 
 if TYPE_CHECKING:
-    from dataplane.planes.ebpf.maps import MapSet
-    from dataplane.planes.ebpf.pins import PinDirectory
-    from dataplane.planes.ebpf.programs import Hook
-    from dataplane.planes.ebpf.sockets import SocketCleaner
+    from dataplane.planes.ebpf.attach.programs import Hook
+    from dataplane.planes.ebpf.flows.sockets import SocketCleaner
+    from dataplane.planes.ebpf.maps.mapset import MapSet
+    from dataplane.planes.ebpf.maps.pins import PinDirectory
 
 
 _log = logging.getLogger(__name__)
@@ -157,9 +157,9 @@ def make_plane(mode: str, cgroup: Path) -> Made:
 
 
 def _hooks(names: Sequence[str], cgroup: Path) -> "tuple[SocketCleaner | None, list[Hook]]":
-    from dataplane.planes.ebpf.hooks import PacketHook
-    from dataplane.planes.ebpf.programs import ConnectHook
-    from dataplane.planes.ebpf.sockets import SocketCleaner
+    from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
+    from dataplane.planes.ebpf.attach.programs import ConnectHook
+    from dataplane.planes.ebpf.flows.sockets import SocketCleaner
 
     if "connect" in names:
         return SocketCleaner(cgroup), [ConnectHook(cgroup)]

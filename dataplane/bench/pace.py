@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable, Iterable
 
+from dataplane.bench.figures.results import CellKey
 from dataplane.bench.modes import MODES
 from dataplane.bench.profiles import Settings, rounds_of, seconds_of
-from dataplane.bench.results import CellKey
 from dataplane.bench.scenarios import SCENARIOS, Kind
 
 _SETUP_SECONDS = 4.0

@@ -19,12 +19,12 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from dataplane.bench.machine import COMMIT
-from dataplane.bench.native import load_tool
+from dataplane.bench.load.native import load_tool
+from dataplane.bench.machine.facts import COMMIT
 from dataplane.errors import HotplaneError
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN_SCRIPT = Path(__file__).parent / "native" / "run.sh"
+RUN_SCRIPT = Path(__file__).with_suffix(".sh")
 TOP = "hotplane-bench"
 """The archive's only folder: `run`, and `root`, the file system."""
 HOME = Path("opt/hotplane")

@@ -17,16 +17,16 @@ from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from dataplane.bench.instructions import STORE_BYTE, STORE_HALF, instruction, leave, on_packet, tail_call
-from dataplane.kernel import bpf
-from dataplane.kernel.bpf import AttachType, MapType, ProgramType
-from dataplane.kernel.links import Links
+from dataplane.bench.load.instructions import STORE_BYTE, STORE_HALF, instruction, leave, on_packet, tail_call
+from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.ebpf.bpf import AttachType, MapType, ProgramType
+from dataplane.kernel.netlink.links import Links
 from dataplane.lab.spec import LabError
-from dataplane.planes.ebpf.encode import address_bytes
-from dataplane.planes.ebpf.flows import NO_HOP, TRANSLATION
-from dataplane.planes.ebpf.layout import constant, record, unpack
-from dataplane.planes.ebpf.maps import MapSet
-from dataplane.planes.ebpf.programs import load_programs
+from dataplane.planes.ebpf.attach.programs import load_programs
+from dataplane.planes.ebpf.flows.entries import NO_HOP, TRANSLATION
+from dataplane.planes.ebpf.maps.encode import address_bytes
+from dataplane.planes.ebpf.maps.layout import constant, record, unpack
+from dataplane.planes.ebpf.maps.mapset import MapSet
 
 PROGRAM, SOURCE = "xdp_uplink", "xdp.c"
 RUNS, PACKETS = 30, 20000

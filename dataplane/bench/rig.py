@@ -20,10 +20,10 @@ from typing import Any, Self
 import msgspec
 
 from dataplane.bench.agent import Request
-from dataplane.bench.generator import End, Generator, udp_frame
-from dataplane.bench.iperf import bulk
+from dataplane.bench.load.generator import End, Generator, udp_frame
+from dataplane.bench.load.iperf import bulk
+from dataplane.bench.load.native import Tool
 from dataplane.bench.modes import ALONE, CONNTRACK, MODES, Mode, alone
-from dataplane.bench.native import Tool
 from dataplane.bench.objects import (
     BULK_PORT,
     LOCAL_NODE_PORT,
@@ -39,8 +39,8 @@ from dataplane.bench.profiles import Settings, with_alone
 from dataplane.bench.program import Way as PacketWay
 from dataplane.bench.scenarios import Position, Scenario, Way, index
 from dataplane.kernel import sysctl
-from dataplane.kernel.links import Links
-from dataplane.kernel.netns import netns
+from dataplane.kernel.namespaces.netns import netns
+from dataplane.kernel.netlink.links import Links
 from dataplane.kernel.wait import readable
 from dataplane.lab import build
 from dataplane.lab.lab import Lab

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from dataplane.bench import hdr
 from dataplane.bench.agent import Request
-from dataplane.bench.counters import Counters, hardware
-from dataplane.bench.cpu import Usage, process_seconds, usage
+from dataplane.bench.figures import hdr
+from dataplane.bench.figures.results import Cell, CellKey, Journal, Results, done
+from dataplane.bench.load.processors import ProcessorLoad
+from dataplane.bench.machine.counters import Counters, hardware
+from dataplane.bench.machine.cpu import Usage, process_seconds, usage
 from dataplane.bench.modes import MODES, alone
 from dataplane.bench.pace import Pace
-from dataplane.bench.processor_load import ProcessorLoad
 from dataplane.bench.processors import count_of
 from dataplane.bench.processors import position as on_processors
 from dataplane.bench.profiles import (
@@ -34,7 +35,6 @@ from dataplane.bench.profiles import (
     seconds_of,
     with_alone,
 )
-from dataplane.bench.results import Cell, CellKey, Journal, Results, done
 from dataplane.bench.rig import LOAD_PATIENCE, Rig
 from dataplane.bench.scenarios import SCENARIOS, Kind, Position, Scenario, Way
 from dataplane.lab.spec import LabError

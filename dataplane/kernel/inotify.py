@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from dataplane.closing import Closing
+from dataplane.resource import Closing
 
 _IN_CREATE, _IN_DELETE, _IN_MOVED, _IN_ONLYDIR = 0x100, 0x200, 0xC0, 0x01000000
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from dataplane.kernel import netns, sysctl
-from dataplane.kernel.links import Links
+from dataplane.kernel import sysctl
+from dataplane.kernel.namespaces import netns
+from dataplane.kernel.netlink.links import Links
 from dataplane.lab.spec import (
     CLIENT_NETWORK,
     ROUTER_ON_CLIENT,

@@ -22,14 +22,14 @@ from typing import Any, Self
 from pyroute2 import IPRoute
 
 import dataplane
-from dataplane.kernel import cgroup, netns
-from dataplane.kernel.links import Links
+from dataplane.kernel.namespaces import cgroup, netns
+from dataplane.kernel.netlink.links import Links
 from dataplane.kernel.sysctl import SysctlError
 from dataplane.lab import build, state
-from dataplane.lab.agents import START_SECONDS, Agents, need_pipe, read_line
 from dataplane.lab.places import Places, Where
-from dataplane.lab.probe import DEFAULT_CONCURRENCY, Probe, ProbeResult
 from dataplane.lab.spec import LabError, LabSpec, LabSpecError, owns_namespace, topology
+from dataplane.lab.traffic.agents import START_SECONDS, Agents, need_pipe, read_line
+from dataplane.lab.traffic.probe import DEFAULT_CONCURRENCY, Probe, ProbeResult
 from dataplane.model.net import canonical_address
 
 CGROUP_PREFIX = "hotplane-"
@@ -229,7 +229,7 @@ class Lab(Places):
         for where in places:
             name = self.place(where).name
             started[name] = self.python(
-                where, "dataplane.lab.echo", ["--name", name, *options],
+                where, "dataplane.lab.traffic.echo", ["--name", name, *options],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
         deadline = time.monotonic() + self._start_seconds
@@ -267,7 +267,7 @@ class Lab(Places):
     def _start_agent(self, name: str) -> "subprocess.Popen[bytes]":
         # A session of its own: an interrupt at the terminal is this process's to handle, agents end with it anyway.
         return self.python(
-            name, "dataplane.lab.agent", stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            name, "dataplane.lab.traffic.agent", stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
-from dataplane.kernel.conntrack import forget_all
-from dataplane.kernel.netns import in_netns, netns
+from dataplane.kernel.namespaces.netns import in_netns, netns
+from dataplane.kernel.netlink.conntrack import forget_all
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import CLUSTER_CIDR, LabSpec, Node
 from dataplane.model.objects import ModelObject, ObjectRef
@@ -17,7 +17,7 @@ from dataplane.plan.planner import Planner
 from dataplane.planes.base import Plane
 from dataplane.planes.conntrack import clean_stale_udp
 from dataplane.planes.ebpf.plane import EbpfPlane
-from dataplane.planes.ebpf.views import counters
+from dataplane.planes.ebpf.views.records import counters
 from dataplane.policy.node import MOST_BACKENDS, LocalDetector, NodeConfig, NodePortAddresses
 
 PlaneMaker = Callable[[Lab, Node], Plane]

@@ -8,7 +8,7 @@ from operator import attrgetter
 
 from msgspec.structs import replace
 
-from dataplane.bulk import no_garbage_collection
+from dataplane.garbage import no_garbage_collection
 from dataplane.model.net import Protocol
 from dataplane.model.objects import (
     EndpointSlice,

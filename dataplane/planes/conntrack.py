@@ -1,6 +1,6 @@
 """Stale UDP flows, for every plane: found from the change, removed from the kernel's conntrack."""
 
-from dataplane.kernel.conntrack import Cleaned, delete_udp
+from dataplane.kernel.netlink.conntrack import Cleaned, delete_udp
 from dataplane.model.net import Family
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import Plan

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from dataplane.closing import Closing
+from dataplane.resource import Closing
 
 
 class Decision(NamedTuple):

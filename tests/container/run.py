@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataplane.kernel.netns import netns
+from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec, Place
 from dataplane.model.net import Family

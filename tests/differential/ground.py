@@ -15,8 +15,9 @@ from contextlib import ExitStack, contextmanager
 from multiprocessing import reduction
 from pathlib import Path
 
-from dataplane.kernel import cgroup, netns, sysctl
-from dataplane.kernel.links import Links
+from dataplane.kernel import sysctl
+from dataplane.kernel.namespaces import cgroup, netns
+from dataplane.kernel.netlink.links import Links
 from tests.namespaces import namespaces
 
 NODE_IPS = ("172.18.0.1", "fd00:18::1")

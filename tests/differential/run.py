@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from dataplane.kernel.conntrack import forget_all
-from dataplane.kernel.netns import netns
+from dataplane.kernel.namespaces.netns import netns
+from dataplane.kernel.netlink.conntrack import forget_all
 from dataplane.model.decode import decode_object
 from dataplane.model.net import Protocol
 from dataplane.oracle.decide import Decision, Oracle, Packet

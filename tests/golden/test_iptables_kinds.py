@@ -14,9 +14,9 @@ from dataplane.plan.change import PlanChange
 from dataplane.plan.planner import Planner
 from dataplane.plan.rows import rows
 from dataplane.planes.iptables.fake import FakeTables
-from dataplane.planes.iptables.names import endpoint_chain, is_service_chain, service_chains
 from dataplane.planes.iptables.plane import IptablesPlane
 from dataplane.planes.iptables.readback import chains_of
+from dataplane.planes.iptables.rules.names import endpoint_chain, is_service_chain, service_chains
 from tests.golden.iptables.plans import NODE, every_kind, slice_of
 
 EXPECTED = Path(__file__).with_name("iptables")

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.kernel.nft import Nft
+from dataplane.kernel.nft.transaction import Nft
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, SourceRanges
-from dataplane.planes.nftables.fields import Element, Layouts
+from dataplane.planes.nftables.elements.transaction import add_commands, delete_commands
+from dataplane.planes.nftables.netlink.fields import Element, Layouts
+from dataplane.planes.nftables.netlink.store import ElementStore
 from dataplane.planes.nftables.plane import NftablesPlane
-from dataplane.planes.nftables.store import ElementStore
-from dataplane.planes.nftables.syntax import syntax
-from dataplane.planes.nftables.transaction import add_commands, delete_commands
+from dataplane.planes.nftables.rules.syntax import syntax
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
 from dataplane.policy.routes import cluster_ip_routes, external_routes

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ctl.main import main
-from dataplane.kernel.netns import enter, netns
+from dataplane.kernel.namespaces.netns import enter, netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import CLUSTER_CIDR, Node
 from dataplane.model.net import Family
-from dataplane.planes.ebpf.pins import PinDirectory, default_instance
+from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
 from tests.apiserver.objects import endpoint, endpoint_slice, service
 
 VIP, EXTERNAL, NODE_PORT = "10.96.8.1", "203.0.113.78", 30088

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dataplane.kernel.netns import in_netns, netns
+from dataplane.kernel.namespaces.netns import in_netns, netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import CLUSTER_CIDR, Pod
 from dataplane.model.net import Family

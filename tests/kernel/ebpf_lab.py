@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dataplane.kernel import cgroup, netns, sysctl
+from dataplane.kernel import sysctl
+from dataplane.kernel.namespaces import cgroup, netns
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, SourceRanges, Table
 from dataplane.planes.base import Plane
-from dataplane.planes.ebpf.layout import Sizes
+from dataplane.planes.ebpf.maps.layout import Sizes
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
 from dataplane.policy.routes import Routes, cluster_ip_routes, external_routes

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dataplane.kernel.netns import netns
+from dataplane.kernel.namespaces.netns import netns
 from tests.faults.inject import Faults
 from tests.kernel.daemon_lab import ROOT, looking_plane, until
 

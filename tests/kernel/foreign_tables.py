@@ -100,7 +100,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from ctl.main import main
-from dataplane.kernel import nft
+from dataplane.kernel.nft import transaction as nft
 nft.COMPILER._cache = (Path(sys.argv[1]),)
 status = main(sys.argv[2:])
 loaded = "libnftables" in Path("/proc/self/maps").read_text() or "nftables" in sys.modules

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from dataplane.kernel import nf_tables
-from dataplane.kernel.netlink import attributes, text_of
-from dataplane.kernel.netns import in_netns
-from dataplane.kernel.nf_tables import NAME, TABLE, Chain, Operation, Rule
-from dataplane.kernel.nfnetlink import Nfnetlink
+from dataplane.kernel.namespaces.netns import in_netns
+from dataplane.kernel.netlink.netlink import attributes, text_of
+from dataplane.kernel.netlink.nfnetlink import Nfnetlink
+from dataplane.kernel.nft import uapi as nf_tables
+from dataplane.kernel.nft.uapi import NAME, TABLE, Chain, Operation, Rule
 
 _OBJECTS = 19  # NFT_MSG_GETOBJ
 _RULE_HANDLES = (3, 6)  # NFTA_RULE_HANDLE, NFTA_RULE_POSITION

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 import pytest
 from msgspec.structs import replace
 
-from dataplane.kernel.netns import netns
-from dataplane.kernel.nft import Nft
+from dataplane.kernel.namespaces.netns import netns
+from dataplane.kernel.nft.transaction import Nft
 from dataplane.lab.lab import Lab
-from dataplane.lab.probe import Outcome, Probe
 from dataplane.lab.proxy import LabProxy
 from dataplane.lab.spec import LabSpec, PodLink
+from dataplane.lab.traffic.probe import Outcome, Probe
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import EndpointSlice, Service
 from dataplane.plan.change import PlanChange

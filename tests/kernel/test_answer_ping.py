@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
-from dataplane.kernel import netns
+from dataplane.kernel.namespaces import netns
 from dataplane.lab import proxy as lab_proxies
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec, Node, PodLink

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ctl.main import main
-from dataplane.kernel.netns import in_netns, netns
+from dataplane.kernel.namespaces.netns import in_netns, netns
 from tests.faults.inject import Faults
 from tests.kernel.daemon_lab import ROOT, looking_plane
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ctl import begun, state
 from ctl.main import main
-from dataplane.kernel import netns
+from ctl.store import state
+from ctl.store import unfinished as begun
+from dataplane.kernel.namespaces import netns
 from dataplane.planes.base import PlaneError
 from dataplane.planes.registry import MODES
 from tests.kernel.test_cli_apply import ECHO

@@ -12,11 +12,11 @@ import pytest
 from msgspec.structs import replace
 from pyroute2 import IPRoute
 
-from dataplane.kernel.netns import netns
+from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.lab import Lab
-from dataplane.lab.probe import Outcome, Probe, split_port
 from dataplane.lab.proxy import LabProxy
 from dataplane.lab.spec import LabSpec, Node
+from dataplane.lab.traffic.probe import Outcome, Probe, split_port
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import (
     Endpoint,

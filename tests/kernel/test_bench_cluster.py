@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ctl.main import main
-from dataplane.bench.results import Results, read
+from dataplane.bench.figures.results import Results, read
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 from tests.cluster_kubectl import ROOT, StandIn, end

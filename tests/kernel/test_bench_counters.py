@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dataplane.bench.counters import HARDWARE, Counters, CountersError, Event, hardware
+from dataplane.bench.machine.counters import HARDWARE, Counters, CountersError, Event, hardware
 
 _SOFTWARE = 1
 CPU_CLOCK, PAGE_FAULTS = Event(_SOFTWARE, 0), Event(_SOFTWARE, 2)

@@ -8,12 +8,12 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
-from dataplane.bench.generator import DRIVER_MODE, FRAME_BYTES, RUN_PACKETS, XDP_DROP, End, Generator, udp_frame
-from dataplane.bench.instructions import leave
-from dataplane.kernel import bpf
-from dataplane.kernel.bpf import AttachType, ProgramType
-from dataplane.kernel.links import Links
-from dataplane.kernel.netns import netns
+from dataplane.bench.load.generator import DRIVER_MODE, FRAME_BYTES, RUN_PACKETS, XDP_DROP, End, Generator, udp_frame
+from dataplane.bench.load.instructions import leave
+from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.ebpf.bpf import AttachType, ProgramType
+from dataplane.kernel.namespaces.netns import netns
+from dataplane.kernel.netlink.links import Links
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 from dataplane.model.net import Family

@@ -11,12 +11,12 @@ import pytest
 from scapy.layers.inet import UDP
 from scapy.layers.l2 import Ether
 
-from dataplane.bench.generator import RUN_PACKETS, End, Generator, port_writer_code, udp_frame
+from dataplane.bench.figures.results import read
+from dataplane.bench.load.generator import RUN_PACKETS, End, Generator, port_writer_code, udp_frame
 from dataplane.bench.processors import present
-from dataplane.bench.results import read
-from dataplane.kernel import bpf
-from dataplane.kernel.bpf import AttachType, MapType, ProgramType
-from dataplane.kernel.links import Links
+from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.ebpf.bpf import AttachType, MapType, ProgramType
+from dataplane.kernel.netlink.links import Links
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 from dataplane.model.net import Family

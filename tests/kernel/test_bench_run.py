@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from dataplane.bench.results import Journal, Results, journal_path, read
+from dataplane.bench.figures.results import Journal, Results, journal_path, read
 from dataplane.bench.rig import remove_abandoned
 from dataplane.bench.run import all_keys
-from dataplane.kernel import netns
+from dataplane.kernel.namespaces import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 

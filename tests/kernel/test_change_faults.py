@@ -13,7 +13,7 @@ import pytest
 
 from ctl.main import main
 from dataplane.errors import HotplaneError
-from dataplane.kernel.netns import netns
+from dataplane.kernel.namespaces.netns import netns
 from dataplane.kernel.tools import run_tool
 from tests.faults.inject import ALL, Faults
 from tests.kernel.daemon_lab import looking_plane, until

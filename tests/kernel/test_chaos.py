@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from dataplane.lab.lab import Lab
-from dataplane.lab.probe import Probe
 from dataplane.lab.spec import LabSpec, PodLink, Routing
+from dataplane.lab.traffic.probe import Probe
 from dataplane.model.net import Family
 from tests.kernel.bulk import BLOCK, Bulk, start_servers
 from tests.kernel.chaos import BULK, BULK_PORT, EXTERNAL, HOOKS, MODES, NODE_PORT, VIP, ChaosNode, Cluster

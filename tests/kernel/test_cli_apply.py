@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dataplane.kernel import cgroup
-from dataplane.kernel.netns import netns
+from dataplane.kernel.namespaces import cgroup
+from dataplane.kernel.namespaces.netns import netns
 
 ROOT = Path(__file__).resolve().parents[2]
 MODES = ("nftables", "iptables", "ebpf")

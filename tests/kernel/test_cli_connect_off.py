@@ -4,10 +4,10 @@ import subprocess
 from pathlib import Path
 
 from ctl.probes.off import probe_off
-from dataplane.kernel import cgroup
-from dataplane.kernel.netns import netns
-from dataplane.planes.ebpf.pins import default_instance
-from dataplane.planes.ebpf.views import counters, open_instance
+from dataplane.kernel.namespaces import cgroup
+from dataplane.kernel.namespaces.netns import netns
+from dataplane.planes.ebpf.maps.pins import default_instance
+from dataplane.planes.ebpf.views.records import counters, open_instance
 from dataplane.planes.finding import Status
 from dataplane.planes.registry import mode_of
 from tests.kernel.test_cli_apply import ECHO, Cli, cli

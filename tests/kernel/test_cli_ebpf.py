@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from dataplane.kernel.netns import netns
-from dataplane.planes.ebpf.pins import PinDirectory, default_instance
+from dataplane.kernel.namespaces.netns import netns
+from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
 from tests.kernel.test_cli_apply import ECHO, ROOT, Cli, cli
 
 __all__ = ["cli"]

@@ -11,7 +11,7 @@ import pytest
 
 from ctl.context import namespace_addresses
 from dataplane.kernel import sysctl
-from dataplane.kernel.netns import in_netns
+from dataplane.kernel.namespaces.netns import in_netns
 
 ROOT = Path(__file__).resolve().parents[2]
 

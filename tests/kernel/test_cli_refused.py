@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ctl.main import COMMANDS, main
-from dataplane.kernel.netns import in_netns, netns
+from dataplane.kernel.namespaces.netns import in_netns, netns
 from tests.kernel.daemon_lab import ROOT
 
 MANIFEST = "kind: Service\nmetadata: {name: a}\nspec: {clusterIP: 10.96.0.10, ports: [{port: 80}]}\n"

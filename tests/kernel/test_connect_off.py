@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.kernel import netns
-from dataplane.kernel.netns_cookie import netns_cookie
-from dataplane.kernel.pod_groups import hierarchy_of
+from dataplane.kernel.namespaces import netns
+from dataplane.kernel.namespaces.netns_cookie import netns_cookie
+from dataplane.kernel.namespaces.pod_groups import hierarchy_of
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import PlanChange, diff
 from dataplane.plan.types import OffPod, Plan
-from dataplane.planes.ebpf import devices
-from dataplane.planes.ebpf.connect_off import ConnectOff
-from dataplane.planes.ebpf.hooks import PacketHook
-from dataplane.planes.ebpf.off_targets import Wishes, find_targets
+from dataplane.planes.ebpf.attach import devices
+from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
+from dataplane.planes.ebpf.attach.programs import ConnectHook, Hook
+from dataplane.planes.ebpf.connect_time.off import ConnectOff
+from dataplane.planes.ebpf.connect_time.off_targets import Wishes, find_targets
 from dataplane.planes.ebpf.plane import EbpfPlane
-from dataplane.planes.ebpf.programs import ConnectHook, Hook
-from dataplane.planes.ebpf.views import counters
+from dataplane.planes.ebpf.views.records import counters
 from dataplane.planes.nftables.plane import NftablesPlane
 from tests.kernel.ebpf_lab import (
     BACKENDS,

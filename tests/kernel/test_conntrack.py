@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from dataplane.kernel.conntrack import delete_udp
-from dataplane.kernel.conntrack_list import masqueraded_connections, translated_connections
-from dataplane.kernel.netns import netns
-from dataplane.kernel.nfnetlink import Nfnetlink
+from dataplane.kernel.namespaces.netns import netns
+from dataplane.kernel.netlink.conntrack import delete_udp
+from dataplane.kernel.netlink.conntrack_list import masqueraded_connections, translated_connections
+from dataplane.kernel.netlink.nfnetlink import Nfnetlink
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.udp import StaleFlows
 
@@ -59,7 +59,7 @@ def make_flows(family: Family) -> None:
 def test_exactly_the_named_flows_go(
     family: Family, listed: bool, make_namespace: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dataplane.kernel.conntrack._listing_is_cheaper", lambda deletes: listed)
+    monkeypatch.setattr("dataplane.kernel.netlink.conntrack._listing_is_cheaper", lambda deletes: listed)
     first, second, third = ADDRESSES[family]
     with netns(make_namespace("conntrack")):
         make_flows(family)

@@ -17,9 +17,9 @@ import msgspec
 import pytest
 
 from ctl.config import KubeProxyConfiguration
-from ctl.daemon.nodes import NodeOptions, describe
-from ctl.drift import differences
-from dataplane.kernel.netns import netns
+from ctl.daemon.node.nodes import NodeOptions, describe
+from ctl.store.drift import differences
+from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import CLUSTER_CIDR, LabSpec
 from dataplane.model.decode import decode_object

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from ctl.lock import door_path, lock_path
 from ctl.main import main
-from dataplane.kernel.netns import netns
-from dataplane.kernel.nft import Nft
-from dataplane.planes.ebpf.pins import PinDirectory
+from ctl.store.lock import door_path, lock_path
+from dataplane.kernel.namespaces.netns import netns
+from dataplane.kernel.nft.transaction import Nft
+from dataplane.planes.ebpf.maps.pins import PinDirectory
 from tests.faults.inject import ALL, Faults
 from tests.kernel.daemon_lab import http, until
 from tests.kernel.faulty_node import MANIFEST, Node

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.kernel.netns import in_netns, netns
+from dataplane.kernel.namespaces.netns import in_netns, netns
 from dataplane.kernel.sysctl import ROUTE_LOCALNET, read
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.kernel.netns import in_netns, netns
+from dataplane.kernel.namespaces.netns import in_netns, netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
-from dataplane.planes.ebpf.pins import PinDirectory, default_instance
+from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
 from tests.apiserver.objects import service
 from tests.kernel.daemon_lab import PATIENCE, PORT, VIP, DaemonLab, NodeDaemon, Traffic, daemon_lab, until
 

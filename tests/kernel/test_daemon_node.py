@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dataplane.kernel.conntrack_list import translated_connections
-from dataplane.kernel.netns import in_netns, netns
+from dataplane.kernel.namespaces.netns import in_netns, netns
+from dataplane.kernel.netlink.conntrack_list import translated_connections
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 from dataplane.model.net import Family, Protocol

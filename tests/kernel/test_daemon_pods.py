@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.kernel.netns import netns
+from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.lab import Lab
-from dataplane.lab.probe import Outcome, Probe
 from dataplane.lab.spec import LabSpec
+from dataplane.lab.traffic.probe import Outcome, Probe
 from dataplane.model.net import Family
-from dataplane.planes.ebpf.pins import default_instance
-from dataplane.planes.ebpf.views import counters, open_instance
+from dataplane.planes.ebpf.maps.pins import default_instance
+from dataplane.planes.ebpf.views.records import counters, open_instance
 from tests.apiserver.objects import namespace, pod, service
 from tests.kernel.daemon_lab import PORT, VIP, DaemonLab, daemon_lab, until
 from tests.kernel.ebpf_lab import Process

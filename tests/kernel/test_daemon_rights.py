@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.kernel.netns import in_netns
+from dataplane.kernel.namespaces.netns import in_netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 from dataplane.model.net import Family
-from dataplane.planes.ebpf.pins import PinDirectory
+from dataplane.planes.ebpf.maps.pins import PinDirectory
 from dataplane.planes.registry import MODES, mode_of
 from dataplane.planes.rights import Right
 from tests.apiserver.objects import service

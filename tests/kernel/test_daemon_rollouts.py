@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.kernel.netns import in_netns
+from dataplane.kernel.namespaces.netns import in_netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 from dataplane.model.net import Family

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.kernel.netns import in_netns, netns
-from dataplane.kernel.nftgen import Generation
+from dataplane.kernel.namespaces.netns import in_netns, netns
+from dataplane.kernel.nft.generation import Generation
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 from dataplane.model.net import Family

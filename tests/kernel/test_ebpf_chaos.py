@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.kernel.netns import enter, netns
+from dataplane.kernel.namespaces.netns import enter, netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.proxy import node_config
 from dataplane.lab.spec import LabSpec, Node
@@ -20,10 +20,10 @@ from dataplane.model.net import Family
 from dataplane.plan.planner import Planner
 from dataplane.plan.rows import rows
 from dataplane.plan.types import Table
-from dataplane.planes.ebpf import views
-from dataplane.planes.ebpf.layout import Sizes
 from dataplane.planes.ebpf.make import make_ebpf_plane
+from dataplane.planes.ebpf.maps.layout import Sizes
 from dataplane.planes.ebpf.plane import EbpfPlane
+from dataplane.planes.ebpf.views import records as views
 from dataplane.planes.mode import Making
 from dataplane.planes.options import PlaneOptions
 from tests.kernel.test_mode_switch import NODE_PORT, objects, used, ways

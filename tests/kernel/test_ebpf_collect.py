@@ -10,14 +10,23 @@ import pytest
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange
 from dataplane.planes.answers import Round
-from dataplane.planes.ebpf.collect import SINGLE, Collector, sweep
-from dataplane.planes.ebpf.encode import address_bytes
-from dataplane.planes.ebpf.events import TUPLE
-from dataplane.planes.ebpf.flows import ESTABLISHED, FLOW_TABLES, NO_HOP, REPLY, SNAT, TRANSLATION, Lifetimes, setting
-from dataplane.planes.ebpf.layout import Sizes, constant, fields_of, record
-from dataplane.planes.ebpf.maps import MapSet, create_maps
-from dataplane.planes.ebpf.settings import write_node
-from dataplane.planes.ebpf.tables import Tables
+from dataplane.planes.ebpf.flows.collect import SINGLE, Collector, sweep
+from dataplane.planes.ebpf.flows.entries import (
+    ESTABLISHED,
+    FLOW_TABLES,
+    NO_HOP,
+    REPLY,
+    SNAT,
+    TRANSLATION,
+    Lifetimes,
+    setting,
+)
+from dataplane.planes.ebpf.maps.encode import address_bytes
+from dataplane.planes.ebpf.maps.layout import Sizes, constant, fields_of, record
+from dataplane.planes.ebpf.maps.mapset import MapSet, create_maps
+from dataplane.planes.ebpf.maps.node_settings import write_node
+from dataplane.planes.ebpf.maps.tables import Tables
+from dataplane.planes.ebpf.views.events import TUPLE
 from tests.kernel.bpf_packets.bench import CLIENT, NODE, REMOTE, entry, node_config
 
 SIZES = Sizes(

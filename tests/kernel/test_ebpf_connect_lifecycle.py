@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from dataplane.kernel import netns
+from dataplane.kernel.namespaces import netns
 from dataplane.model.net import Family
-from dataplane.planes.ebpf import views
-from dataplane.planes.ebpf.layout import Sizes
+from dataplane.planes.ebpf.attach.programs import ConnectHook
+from dataplane.planes.ebpf.maps.layout import Sizes
 from dataplane.planes.ebpf.plane import EbpfPlane
-from dataplane.planes.ebpf.programs import ConnectHook
+from dataplane.planes.ebpf.views import records as views
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import LocalDetector
 from tests.kernel.ebpf_lab import (

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from dataplane.kernel import netns
-from dataplane.kernel.links import Links
+from dataplane.kernel.namespaces import netns
+from dataplane.kernel.netlink.links import Links
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import PlanEntry
+from dataplane.planes.ebpf.attach.programs import ConnectHook
 from dataplane.planes.ebpf.plane import EbpfPlane
-from dataplane.planes.ebpf.programs import ConnectHook
 from dataplane.planes.nftables.plane import NftablesPlane
 from dataplane.policy.endpoints import Backend
 from tests.kernel.ebpf_lab import (

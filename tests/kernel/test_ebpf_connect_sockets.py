@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
-from dataplane.kernel import netns
+from dataplane.kernel.namespaces import netns
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import PlanChange, apply_change, diff
 from dataplane.plan.rows import rows
 from dataplane.plan.types import Plan, PlanEntry, SourceRanges
-from dataplane.planes.ebpf.layout import constant, hook_names, reason_names
+from dataplane.planes.ebpf.attach.programs import CONNECT_PROGRAMS, ConnectHook
+from dataplane.planes.ebpf.flows.sockets import SocketCleaner
+from dataplane.planes.ebpf.maps.layout import constant, hook_names, reason_names
 from dataplane.planes.ebpf.plane import EbpfPlane
-from dataplane.planes.ebpf.programs import CONNECT_PROGRAMS, ConnectHook
-from dataplane.planes.ebpf.sockets import SocketCleaner
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import NodePortAddresses
 from tests.kernel.ebpf_lab import (

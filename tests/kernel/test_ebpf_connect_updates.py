@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dataplane.kernel import netns
+from dataplane.kernel.namespaces import netns
 from dataplane.model.net import Family
 from dataplane.plan.change import apply_change, diff
 from dataplane.plan.types import PlanEntry
+from dataplane.planes.ebpf.attach.programs import ConnectHook
 from dataplane.planes.ebpf.plane import EbpfPlane
-from dataplane.planes.ebpf.programs import ConnectHook
 from dataplane.policy.endpoints import Backend
 from tests.kernel.ebpf_lab import (
     BACKEND_PORT,

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from dataplane.kernel import netns
+from dataplane.kernel.namespaces import netns
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import PlanEntry
 from dataplane.planes.answers import ServiceCounters
-from dataplane.planes.ebpf import views
-from dataplane.planes.ebpf.events import EventStream
-from dataplane.planes.ebpf.maps import MapSet
+from dataplane.planes.ebpf.attach.programs import ConnectHook
+from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.plane import EbpfPlane
-from dataplane.planes.ebpf.programs import ConnectHook
+from dataplane.planes.ebpf.views import records as views
+from dataplane.planes.ebpf.views.events import EventStream
 from tests.kernel.ebpf_lab import (
     BACKEND_PORT,
     BACKENDS,

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.kernel import cgroup, netns
-from dataplane.kernel.cgroup import CgroupError
+from dataplane.kernel.namespaces import cgroup, netns
+from dataplane.kernel.namespaces.cgroup import CgroupError
+from dataplane.planes.ebpf.attach.probe_hooks import probe_hooks
 from dataplane.planes.ebpf.make import connect_group, make_ebpf_plane
-from dataplane.planes.ebpf.probe_hooks import probe_hooks
 from dataplane.planes.finding import Status
 from dataplane.planes.mode import Making
 from dataplane.planes.options import PlaneOptions

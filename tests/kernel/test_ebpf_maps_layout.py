@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.kernel import cgroup
-from dataplane.kernel.bcc_loader import SOURCE_DIR, CompileError, compile_programs
-from dataplane.planes.ebpf.layout import Sizes, constants, fields_of, map_specs, size_of
-from dataplane.planes.ebpf.optional import packet_problem
-from dataplane.planes.ebpf.programs import connect_problem
+from dataplane.kernel.ebpf.bcc_loader import SOURCE_DIR, CompileError, compile_programs
+from dataplane.kernel.namespaces import cgroup
+from dataplane.planes.ebpf.attach.optional import packet_problem
+from dataplane.planes.ebpf.attach.programs import connect_problem
+from dataplane.planes.ebpf.maps.layout import Sizes, constants, fields_of, map_specs, size_of
 
 
 def _structs() -> list[str]:

@@ -12,20 +12,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ctl.drift import differences
-from dataplane.kernel import bpf, cgroup, netns
-from dataplane.kernel.bpf import AttachType
+from ctl.store.drift import differences
+from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.ebpf.bpf import AttachType
+from dataplane.kernel.namespaces import cgroup, netns
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange, diff
 from dataplane.plan.rows import rows
 from dataplane.plan.types import Plan, PlanEntry, SourceRanges
 from dataplane.planes.base import PlaneError
-from dataplane.planes.ebpf import members, pins
-from dataplane.planes.ebpf.adopt import adopt
-from dataplane.planes.ebpf.layout import fields_of, layout_version
+from dataplane.planes.ebpf.attach.programs import CONNECT_PROGRAMS, ConnectHook, connect_problem, remove_instances
+from dataplane.planes.ebpf.maps import members, pins
+from dataplane.planes.ebpf.maps.adopt import adopt
+from dataplane.planes.ebpf.maps.layout import fields_of, layout_version
+from dataplane.planes.ebpf.maps.tables import Tables
 from dataplane.planes.ebpf.plane import EbpfPlane
-from dataplane.planes.ebpf.programs import CONNECT_PROGRAMS, ConnectHook, connect_problem, remove_instances
-from dataplane.planes.ebpf.tables import Tables
 from dataplane.policy.difference import LARGE
 from dataplane.policy.endpoints import Backend
 from tests.kernel.ebpf_lab import SMALL, NoSlowPath, plan_of, service
@@ -440,7 +441,9 @@ def test_the_longest_legal_names_are_held_adopted_and_told_apart(
     indices = {key: installed.service for key, installed in first.tables.installed.items()}
     first.close()
     unloaded = make_plane()
-    assert not list(differences(rows(plan), unloaded.read_back())), "who does not know the plan sees no difference"
+    assert not list(differences(rows(plan), unloaded.read_back(), unloaded.stored_name)), (
+        "who does not know the plan sees no difference"
+    )
     second = make_plane()
     second.load(plan)
     assert {key: installed.service for key, installed in second.tables.installed.items()} == indices

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.planes.ebpf import pins
-from dataplane.planes.ebpf.pins import PinDirectory
+from dataplane.planes.ebpf.maps import pins
+from dataplane.planes.ebpf.maps.pins import PinDirectory
 
 ELSEWHERE = """
 import sys
 from pathlib import Path
-from dataplane.planes.ebpf import pins
+from dataplane.planes.ebpf.maps import pins
 pins.MOUNT_POINT = Path(sys.argv[1])
 print("started", flush=True)
 sys.stdin.readline()

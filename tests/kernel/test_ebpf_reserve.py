@@ -6,15 +6,15 @@ from socket import htons
 
 import pytest
 
-from dataplane.kernel.conntrack_list import Masqueraded
+from dataplane.kernel.netlink.conntrack_list import Masqueraded
 from dataplane.model.net import Protocol
-from dataplane.planes.ebpf import reserve
-from dataplane.planes.ebpf.encode import address_bytes
-from dataplane.planes.ebpf.events import TUPLE
-from dataplane.planes.ebpf.maps import MapSet, create_maps
-from dataplane.planes.ebpf.pins import PinDirectory
-from dataplane.planes.ebpf.ports import snat_runs
-from dataplane.planes.ebpf.settings import write_node
+from dataplane.planes.ebpf.flows import reserve
+from dataplane.planes.ebpf.flows.ports import snat_runs
+from dataplane.planes.ebpf.maps.encode import address_bytes
+from dataplane.planes.ebpf.maps.mapset import MapSet, create_maps
+from dataplane.planes.ebpf.maps.node_settings import write_node
+from dataplane.planes.ebpf.maps.pins import PinDirectory
+from dataplane.planes.ebpf.views.events import TUPLE
 from tests.kernel.bpf_packets.bench import NODE, REMOTE, SIZES, node_config
 
 

@@ -8,18 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from ctl import state
 from ctl.main import main
-from dataplane.kernel import bpf, cgroup, netns
-from dataplane.kernel.links import Links
-from dataplane.kernel.netns_alive import living_cookies
-from dataplane.kernel.netns_cookie import netns_cookie
-from dataplane.planes.ebpf import stale
-from dataplane.planes.ebpf.hooks import PacketHook
-from dataplane.planes.ebpf.pins import PinDirectory, default_instance, instance_names
+from ctl.store import state
+from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.namespaces import cgroup, netns
+from dataplane.kernel.namespaces.netns_alive import living_cookies
+from dataplane.kernel.namespaces.netns_cookie import netns_cookie
+from dataplane.kernel.netlink.links import Links
+from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
+from dataplane.planes.ebpf.attach.programs import CONNECT_PROGRAMS, ConnectHook, Hook, remove_instances
+from dataplane.planes.ebpf.flows import stale
+from dataplane.planes.ebpf.flows.stale import remove_stale, stale_instances
+from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance, instance_names
 from dataplane.planes.ebpf.plane import EbpfPlane
-from dataplane.planes.ebpf.programs import CONNECT_PROGRAMS, ConnectHook, Hook, remove_instances
-from dataplane.planes.ebpf.stale import remove_stale, stale_instances
 from tests.kernel.daemon_lab import until
 from tests.kernel.ebpf_lab import SMALL, NoSlowPath, plan_of, service
 

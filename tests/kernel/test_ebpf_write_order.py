@@ -12,9 +12,9 @@ from scapy.layers.inet import UDP
 
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import PlanEntry
-from dataplane.planes.ebpf import members, tables
-from dataplane.planes.ebpf.encode import BACKEND, SERVICE, address_text, frontend_key, stored_frontend
-from dataplane.planes.ebpf.members import IN_CLUSTER, IN_LOCAL
+from dataplane.planes.ebpf.maps import members, tables
+from dataplane.planes.ebpf.maps.encode import BACKEND, SERVICE, address_text, frontend_key, stored_frontend
+from dataplane.planes.ebpf.maps.members import IN_CLUSTER, IN_LOCAL
 from dataplane.policy.difference import LARGE
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, bench, entry, ip_of

@@ -12,12 +12,12 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.packet import Raw
 
-from dataplane.kernel.netns import netns
+from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.proxy import LabProxy
 from dataplane.model.net import Family
-from dataplane.planes.ebpf.collect import sweep
-from dataplane.planes.ebpf.layout import fields_of
+from dataplane.planes.ebpf.flows.collect import sweep
+from dataplane.planes.ebpf.maps.layout import fields_of
 from dataplane.planes.ebpf.plane import EbpfPlane
 from tests.kernel.packet_lab import BOTH, FAMILIES, HEARD, LOCAL, REMOTE, counted, door, packet_lab
 from tests.kernel.test_tc_traffic import PORT

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from dataplane.kernel import bpf, cgroup, netns
-from dataplane.kernel.bpf import BpfError
-from dataplane.planes.ebpf import kernel_features, proof
-from dataplane.planes.ebpf.encode import address_bytes
-from dataplane.planes.ebpf.probe_hooks import probe_hooks
-from dataplane.planes.ebpf.programs import load_programs
+from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.ebpf.bpf import BpfError
+from dataplane.kernel.namespaces import cgroup, netns
+from dataplane.planes.ebpf.attach import kernel_features, proof
+from dataplane.planes.ebpf.attach.probe_hooks import probe_hooks
+from dataplane.planes.ebpf.attach.programs import load_programs
+from dataplane.planes.ebpf.maps.encode import address_bytes
 from dataplane.planes.finding import Status
 from dataplane.planes.options import PlaneOptions
 

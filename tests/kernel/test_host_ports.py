@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 from msgspec.structs import replace
 
-from dataplane.kernel.netns import netns
+from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.lab import Lab
-from dataplane.lab.probe import Outcome, Probe, ProbeResult
 from dataplane.lab.proxy import LabProxy
 from dataplane.lab.spec import LabSpec, PodLink
+from dataplane.lab.traffic.probe import Outcome, Probe, ProbeResult
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import HostPort, Pod, Service, ServicePortSpec, ServiceType
 from dataplane.oracle.decide import Packet, Verdict

@@ -12,18 +12,20 @@ import pytest
 from scapy.layers.inet import ICMP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6PacketTooBig
 
-from dataplane.kernel import bpf, netns, netns_cookie, sysctl
-from dataplane.kernel.bpf import BpfError, MapType
-from dataplane.kernel.links import Links
+from dataplane.kernel import sysctl
+from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.ebpf.bpf import BpfError, MapType
+from dataplane.kernel.namespaces import netns, netns_cookie
+from dataplane.kernel.netlink.links import Links
 from dataplane.model.net import Family, Protocol
-from dataplane.planes.ebpf import kernel_features
-from dataplane.planes.ebpf.devices import read_network, source_addresses
-from dataplane.planes.ebpf.encode import address_bytes
-from dataplane.planes.ebpf.hooks import PacketHook
-from dataplane.planes.ebpf.layout import constant, unpack
-from dataplane.planes.ebpf.maps import create_maps
-from dataplane.planes.ebpf.pins import PinDirectory
-from dataplane.planes.ebpf.settings import write_node
+from dataplane.planes.ebpf.attach import kernel_features
+from dataplane.planes.ebpf.attach.devices import read_network, source_addresses
+from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
+from dataplane.planes.ebpf.maps.encode import address_bytes
+from dataplane.planes.ebpf.maps.layout import constant, unpack
+from dataplane.planes.ebpf.maps.mapset import create_maps
+from dataplane.planes.ebpf.maps.node_settings import write_node
+from dataplane.planes.ebpf.maps.pins import PinDirectory
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, bench, entry, ip_of, node_config
 from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, exact, ip

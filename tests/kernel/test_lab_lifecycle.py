@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.kernel import cgroup, netns
-from dataplane.kernel.links import LinkError
+from dataplane.kernel.namespaces import cgroup, netns
+from dataplane.kernel.netlink.links import LinkError
 from dataplane.lab import build, state
 from dataplane.lab.lab import CGROUP_PREFIX, Lab
-from dataplane.lab.probe import Outcome, Probe
 from dataplane.lab.spec import LabError, LabSpec, PodLink, Routing, owns_namespace
+from dataplane.lab.traffic.probe import Outcome, Probe
 from dataplane.model.net import Family, Protocol
 from tests.kernel.daemon_lab import until
 
@@ -72,8 +72,8 @@ def test_down_leaves_nothing_and_is_fine_twice(name: str, pod_link: PodLink) -> 
 
 CRASH = """
 import os, signal, sys
-from dataplane.kernel import netns
-from dataplane.kernel.links import Links
+from dataplane.kernel.namespaces import netns
+from dataplane.kernel.netlink.links import Links
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 stages = {"netns": (netns, "create", 3), "veth": (Links, "add_veth", 2), "route": (Links, "route", 9)}
@@ -249,7 +249,7 @@ def test_making_namespaces_never_multiplies_mounts(name: str) -> None:
 
 WITHOUT_CGROUP2 = """
 import subprocess, sys
-from dataplane.kernel import cgroup
+from dataplane.kernel.namespaces import cgroup
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 for mounted in reversed(cgroup.mount_points()):

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from dataplane.lab.lab import Lab
-from dataplane.lab.probe import Outcome, Probe
 from dataplane.lab.spec import LabError, LabSpec
+from dataplane.lab.traffic.probe import Outcome, Probe
 from dataplane.model.net import Family, Protocol
 
 PORT = 8080

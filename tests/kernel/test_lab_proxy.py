@@ -2,10 +2,10 @@
 
 import os
 
-from dataplane.lab.cluster import cluster_objects, pods
 from dataplane.lab.lab import Lab
-from dataplane.lab.probe import Outcome, Probe
+from dataplane.lab.scenarios.cluster import cluster_objects, pods
 from dataplane.lab.spec import LabSpec
+from dataplane.lab.traffic.probe import Outcome, Probe
 from tests.kernel.modes import lab_proxy
 
 EXTERNAL_IP, SOURCE_PORT = "203.0.113.9", 41234

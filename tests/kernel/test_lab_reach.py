@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from dataplane.kernel.netns import netns
+from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.build import pod_mtu
 from dataplane.lab.lab import Lab
-from dataplane.lab.probe import Outcome, Probe, split_port
 from dataplane.lab.spec import LabSpec, PodLink, Routing
+from dataplane.lab.traffic.probe import Outcome, Probe, split_port
 from dataplane.model.net import Family, Protocol, host_port
 
 PORT = 8080

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from dataplane.kernel.netns import netns
+from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.proxy import LabProxy, NodeProxy
 from dataplane.lab.spec import LabSpec

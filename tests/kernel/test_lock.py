@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ctl.lock import GAVE_WAY, LockError, hold, lock_path
 from ctl.main import main
-from dataplane.kernel.netns import in_netns, netns
+from ctl.store.lock import GAVE_WAY, LockError, hold, lock_path
+from dataplane.kernel.namespaces.netns import in_netns, netns
 from tests.kernel.daemon_lab import ROOT, looking_plane, until
 
 NOBODY_ANSWERS = ("--master", "http://192.0.2.1:1")

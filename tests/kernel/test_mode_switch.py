@@ -9,12 +9,12 @@ from socket import htons
 import pytest
 
 from ctl.loaded import replace_plane
-from dataplane.kernel.conntrack_list import masqueraded_connections
-from dataplane.kernel.netns import netns
+from dataplane.kernel.namespaces.netns import netns
+from dataplane.kernel.netlink.conntrack_list import masqueraded_connections
 from dataplane.lab.lab import Lab
-from dataplane.lab.probe import Probe
 from dataplane.lab.proxy import node_config
 from dataplane.lab.spec import LabSpec, Node, PodLink, Routing
+from dataplane.lab.traffic.probe import Probe
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import (
     EndpointPort,
@@ -28,11 +28,12 @@ from dataplane.model.objects import (
 from dataplane.plan.planner import Planner
 from dataplane.planes.base import Plane
 from dataplane.planes.conntrack import clean_stale_udp
-from dataplane.planes.ebpf import drain, views
-from dataplane.planes.ebpf.events import TUPLE
-from dataplane.planes.ebpf.flows import FLOW_TABLES
-from dataplane.planes.ebpf.pins import PinDirectory, default_instance
-from dataplane.planes.ebpf.ports import snat_ports
+from dataplane.planes.ebpf.flows import drain
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
+from dataplane.planes.ebpf.flows.ports import snat_ports
+from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
+from dataplane.planes.ebpf.views import records as views
+from dataplane.planes.ebpf.views.events import TUPLE
 from dataplane.planes.mode import Making
 from dataplane.planes.options import HOOKS, PlaneOptions
 from dataplane.planes.registry import mode_of

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataplane.kernel.netlink import ACK, NETFILTER, Netlink, Refused, attribute, attributes, message
-from dataplane.kernel.netns import in_netns
+from dataplane.kernel.namespaces.netns import in_netns
+from dataplane.kernel.netlink.netlink import ACK, NETFILTER, Netlink, Refused, attribute, attributes, message
 from dataplane.model.net import Family, packed
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import Plan
 from dataplane.planes.base import PlaneError
-from dataplane.planes.nftables.fields import Element, Layouts, address_port, number, port
+from dataplane.planes.nftables.netlink.fields import Element, Layouts, address_port, number, port
+from dataplane.planes.nftables.netlink.store import ElementStore
 from dataplane.planes.nftables.plane import NftablesPlane
-from dataplane.planes.nftables.skeleton import declarations
-from dataplane.planes.nftables.store import ElementStore
-from dataplane.planes.nftables.syntax import syntax
+from dataplane.planes.nftables.rules.skeleton import declarations
+from dataplane.planes.nftables.rules.syntax import syntax
 from dataplane.policy.node import NodeConfig
 from tests.kernel.nftables_listing import Listed, listed, nft
 from tests.unit.clusters import clusters, decoded, node_config, nodes

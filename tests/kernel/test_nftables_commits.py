@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import pytest
 
-from dataplane.kernel.netns import in_netns
-from dataplane.kernel.nft import Nft
+from dataplane.kernel.namespaces.netns import in_netns
+from dataplane.kernel.nft.transaction import Nft
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import FrontendKind, PlanEntry, SourceRanges
 from dataplane.planes.nftables.plane import NftablesPlane
-from dataplane.planes.nftables.syntax import VERSION_CHAIN
+from dataplane.planes.nftables.rules.syntax import VERSION_CHAIN
 from tests.kernel.nftables_net import LB, NODE, PORT, VIP, Network, entry, network, plan_of, pods
 
 SECONDS = 1.5

@@ -8,15 +8,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dataplane.kernel.netns import in_netns
-from dataplane.kernel.nft import Nft
+from dataplane.kernel.namespaces.netns import in_netns
+from dataplane.kernel.nft.transaction import Nft
 from dataplane.model.net import Family
 from dataplane.planes.base import PlaneError
-from dataplane.planes.ebpf.port_split import ruleset
-from dataplane.planes.nftables.library import library, skeletons
-from dataplane.planes.nftables.shapes import Masquerade, Shape, add_shape, affinity_map
-from dataplane.planes.nftables.skeleton import add_ranges, rewrite_restricted, set_service_cidrs
-from dataplane.planes.nftables.syntax import syntax
+from dataplane.planes.ebpf.flows.port_split import ruleset
+from dataplane.planes.nftables.rules.library import library, skeletons
+from dataplane.planes.nftables.rules.shapes import Masquerade, Shape, add_shape, affinity_map
+from dataplane.planes.nftables.rules.skeleton import add_ranges, rewrite_restricted, set_service_cidrs
+from dataplane.planes.nftables.rules.syntax import syntax
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
 from tests.kernel.nftables_dump import Dump, dump
 
@@ -126,7 +126,7 @@ def test_a_change_of_numbers_compiles_nothing(namespace: str, monkeypatch: pytes
     def never(*_: object) -> bytes:
         raise PlaneError("compiled again")
 
-    monkeypatch.setattr("dataplane.kernel.nft_forms.compile_forms", never)
+    monkeypatch.setattr("dataplane.kernel.nft.forms.compile_forms", never)
     timeout = 4711
     nft.run(affinity_map(words, words.services, timeout))
     for shape in (

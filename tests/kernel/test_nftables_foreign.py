@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.kernel import nft as nft_module
-from dataplane.kernel.netns import in_netns
-from dataplane.kernel.nft_forms import Compiler
+from dataplane.kernel.namespaces.netns import in_netns
+from dataplane.kernel.nft import transaction as nft_module
+from dataplane.kernel.nft.forms import Compiler
 from dataplane.plan.change import PlanChange
 from dataplane.plan.rows import rows
 from dataplane.planes.base import PlaneError

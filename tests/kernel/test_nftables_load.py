@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from dataplane.kernel.netns import in_netns
-from dataplane.kernel.nfnetlink import Message
-from dataplane.kernel.nft import Nft
-from dataplane.kernel.nft_messages import Sent
+from dataplane.kernel.namespaces.netns import in_netns
+from dataplane.kernel.netlink.nfnetlink import Message
+from dataplane.kernel.nft.messages import Sent
+from dataplane.kernel.nft.transaction import Nft
 from dataplane.model.net import Family
 from dataplane.plan.change import PlanChange
 from dataplane.plan.planner import Planner
@@ -18,13 +18,13 @@ from dataplane.plan.rows import rows
 from dataplane.plan.types import Plan
 from dataplane.planes.base import PlaneError
 from dataplane.planes.nftables import load
-from dataplane.planes.nftables.fields import Layouts, number_of
+from dataplane.planes.nftables.netlink.fields import Layouts, number_of
+from dataplane.planes.nftables.netlink.state import TableReader, TableState, table_state
+from dataplane.planes.nftables.netlink.store import ElementStore
 from dataplane.planes.nftables.plane import NftablesPlane
-from dataplane.planes.nftables.shapes import drawn_from, shape_of
-from dataplane.planes.nftables.skeleton import BASE_CHAINS
-from dataplane.planes.nftables.state import TableReader, TableState, table_state
-from dataplane.planes.nftables.store import ElementStore
-from dataplane.planes.nftables.syntax import BY_SOURCE_WAY, DROP_WAY, REJECT_WAY, RESTRICTED_WAY, syntax
+from dataplane.planes.nftables.rules.shapes import drawn_from, shape_of
+from dataplane.planes.nftables.rules.skeleton import BASE_CHAINS
+from dataplane.planes.nftables.rules.syntax import BY_SOURCE_WAY, DROP_WAY, REJECT_WAY, RESTRICTED_WAY, syntax
 from tests.kernel.nftables_listing import nft
 from tests.kernel.nftables_net import entry, plan_of, pods
 from tests.unit.clusters import clusters, decoded, node_config, nodes

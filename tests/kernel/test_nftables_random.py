@@ -5,18 +5,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataplane.kernel.netns import in_netns
+from dataplane.kernel.namespaces.netns import in_netns
 from dataplane.model.net import Family
 from dataplane.model.objects import ModelObject
 from dataplane.plan.planner import Planner
 from dataplane.plan.rows import rows
 from dataplane.plan.types import Plan
-from dataplane.planes.nftables import load, seats
+from dataplane.planes.nftables import load
+from dataplane.planes.nftables.elements import seats
 from dataplane.planes.nftables.load import TEXT_LIMIT
+from dataplane.planes.nftables.netlink.state import table_state
 from dataplane.planes.nftables.plane import NftablesPlane
-from dataplane.planes.nftables.skeleton import chains, declarations
-from dataplane.planes.nftables.state import table_state
-from dataplane.planes.nftables.syntax import syntax
+from dataplane.planes.nftables.rules.skeleton import chains, declarations
+from dataplane.planes.nftables.rules.syntax import syntax
 from dataplane.policy.difference import LARGE
 from tests.unit.clusters import clusters, decoded, node_config, nodes
 

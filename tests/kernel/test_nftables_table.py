@@ -5,8 +5,8 @@ import subprocess
 import msgspec
 import pytest
 
-from dataplane.kernel.netns import in_netns
-from dataplane.kernel.nft import Nft
+from dataplane.kernel.namespaces.netns import in_netns
+from dataplane.kernel.nft.transaction import Nft
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.rows import rows

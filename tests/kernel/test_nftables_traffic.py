@@ -14,16 +14,16 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
 from dataplane.kernel import sysctl
-from dataplane.kernel.conntrack import forget_all
-from dataplane.kernel.conntrack_list import masqueraded_connections, translated_connections
-from dataplane.kernel.netns import in_netns
-from dataplane.kernel.nft import Nft
+from dataplane.kernel.namespaces.netns import in_netns
+from dataplane.kernel.netlink.conntrack import forget_all
+from dataplane.kernel.netlink.conntrack_list import masqueraded_connections, translated_connections
+from dataplane.kernel.nft.transaction import Nft
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import FrontendKind, PlanEntry, SourceRanges
-from dataplane.planes.ebpf import port_split
-from dataplane.planes.nftables import shapes
+from dataplane.planes.ebpf.flows import port_split
 from dataplane.planes.nftables.plane import NftablesPlane
+from dataplane.planes.nftables.rules import shapes
 from tests.kernel.nftables_net import (
     CLIENT,
     GATEWAY,

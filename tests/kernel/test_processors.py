@@ -10,8 +10,8 @@ import pytest
 from scapy.layers.inet import TCP
 
 from dataplane.model.net import Family
-from dataplane.planes.ebpf.encode import frontend_key_bytes
-from dataplane.planes.ebpf.layout import fields_of
+from dataplane.planes.ebpf.maps.encode import frontend_key_bytes
+from dataplane.planes.ebpf.maps.layout import fields_of
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, bench, entry, ip_of
 from tests.kernel.test_tc_packets import ip

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from dataplane.kernel.netns import netns
+from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.proxy import LabProxy
 from dataplane.model.decode import decode

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator
 import pytest
 from msgspec.structs import replace
 
-from dataplane.kernel import netns
+from dataplane.kernel.namespaces import netns
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.rows import rows
 from dataplane.plan.types import PlanEntry
 from dataplane.planes.base import EntryRefused, Plane, load_others
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.nftables import load
-from dataplane.planes.nftables.placement import SLOTS
+from dataplane.planes.nftables.elements.placement import SLOTS
 from dataplane.planes.nftables.plane import NftablesPlane
 from dataplane.policy.endpoints import Backend
 from tests.kernel.ebpf_lab import SMALL, plan_of, service

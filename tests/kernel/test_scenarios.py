@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 from msgspec.structs import replace
 
-from dataplane.lab import showcase, table, verify
 from dataplane.lab.lab import Lab
-from dataplane.lab.probe import Probe
+from dataplane.lab.scenarios import showcase, table, verify
 from dataplane.lab.spec import PodLink, Routing
+from dataplane.lab.traffic.probe import Probe
 from dataplane.model.net import Protocol
 from dataplane.oracle.decide import Verdict
 from tests.kernel.modes import MODES, VARIANTS, lab_proxy

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ctl import stale
 from ctl.main import main
-from dataplane.kernel import netns
-from dataplane.kernel.netns_cookie import netns_cookie
-from dataplane.planes.ebpf.pins import PinDirectory, default_instance, instance_names
+from ctl.store import stale
+from dataplane.kernel.namespaces import netns
+from dataplane.kernel.namespaces.netns_cookie import netns_cookie
+from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance, instance_names
 from tests.kernel.daemon_lab import ROOT, until
 
 MANIFEST = "kind: Service\nmetadata: {name: a}\nspec: {clusterIP: 10.96.0.10, ports: [{port: 80}]}\n"

@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dataplane.kernel import bpf, clsact, netns
-from dataplane.kernel.links import Links
+from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.namespaces import netns
+from dataplane.kernel.netlink import clsact
+from dataplane.kernel.netlink.links import Links
 from dataplane.plan.types import Plan
-from dataplane.planes.ebpf.attach_xdp import veth_problem
-from dataplane.planes.ebpf.devices import Wishes
-from dataplane.planes.ebpf.hooks import PacketHook
-from dataplane.planes.ebpf.maps import MapSet, create_maps
-from dataplane.planes.ebpf.optional import OptionalHook
-from dataplane.planes.ebpf.pins import PinDirectory
+from dataplane.planes.ebpf.attach.devices import Wishes
+from dataplane.planes.ebpf.attach.optional import OptionalHook
+from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
+from dataplane.planes.ebpf.attach.xdp import veth_problem
+from dataplane.planes.ebpf.maps.mapset import MapSet, create_maps
+from dataplane.planes.ebpf.maps.node_settings import write_node
+from dataplane.planes.ebpf.maps.pins import PinDirectory
 from dataplane.planes.ebpf.plane import EbpfPlane
-from dataplane.planes.ebpf.settings import write_node
 from dataplane.planes.nftables.plane import NftablesPlane
 from tests.kernel.bpf_packets.bench import NODE, SIZES, node_config
 

@@ -10,9 +10,9 @@ import pytest
 from scapy.layers.inet import TCP, UDP
 
 from dataplane.model.net import Family
-from dataplane.planes.ebpf.collect import sweep
-from dataplane.planes.ebpf.flows import FLOW_TABLES
-from dataplane.planes.ebpf.layout import constant
+from dataplane.planes.ebpf.flows.collect import sweep
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
+from dataplane.planes.ebpf.maps.layout import constant
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import DEVICE, Bench, ip_of
 from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, PASSED, SENT, Runner, _bench, ip, node, run

@@ -12,14 +12,15 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 
-from dataplane.kernel import netns, sysctl
-from dataplane.kernel.links import Links
+from dataplane.kernel import sysctl
+from dataplane.kernel.namespaces import netns
+from dataplane.kernel.netlink.links import Links
 from dataplane.model.net import Family, Protocol
-from dataplane.planes.ebpf.devices import Wishes
-from dataplane.planes.ebpf.hooks import PacketHook
-from dataplane.planes.ebpf.maps import create_maps
-from dataplane.planes.ebpf.pins import PinDirectory
-from dataplane.planes.ebpf.proof import tc_attachment
+from dataplane.planes.ebpf.attach.devices import Wishes
+from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
+from dataplane.planes.ebpf.attach.proof import tc_attachment
+from dataplane.planes.ebpf.maps.mapset import create_maps
+from dataplane.planes.ebpf.maps.pins import PinDirectory
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, entry, ip_of
 

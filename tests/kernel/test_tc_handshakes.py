@@ -4,8 +4,8 @@ import pytest
 from scapy.layers.inet import TCP
 
 from dataplane.model.net import Family
-from dataplane.planes.ebpf.encode import address_bytes
-from dataplane.planes.ebpf.layout import constant
+from dataplane.planes.ebpf.maps.encode import address_bytes
+from dataplane.planes.ebpf.maps.layout import constant
 from tests.kernel.bpf_packets.bench import Bench
 from tests.kernel.test_tc_packets import FAMILIES, _bench, node
 from tests.kernel.test_tc_rules import OPEN, Talk

@@ -17,11 +17,11 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Raw
 
 from dataplane.model.net import Family, Protocol
-from dataplane.planes.ebpf.collect import refused
-from dataplane.planes.ebpf.flows import FLOW_TABLES
-from dataplane.planes.ebpf.maps import NODE_KEY
-from dataplane.planes.ebpf.ports import snat_fields, snat_runs
-from dataplane.planes.ebpf.settings import NODE
+from dataplane.planes.ebpf.flows.collect import refused
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
+from dataplane.planes.ebpf.flows.ports import snat_fields, snat_runs
+from dataplane.planes.ebpf.maps.mapset import NODE_KEY
+from dataplane.planes.ebpf.maps.node_settings import NODE
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, bench, entry, ip_of, rebuilt
 from tests.kernel.bpf_packets.segments import Numbers

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 import pytest
 from scapy.layers.inet import TCP, UDP
 
-from dataplane.kernel import netns
+from dataplane.kernel.namespaces import netns
 from dataplane.model.net import Family
-from dataplane.planes.ebpf.collect import sweep
-from dataplane.planes.ebpf.flows import FLOW_TABLES
-from dataplane.planes.ebpf.maps import NODE_KEY
-from dataplane.planes.ebpf.ports import snat_fields
-from dataplane.planes.ebpf.settings import LIFETIMES, NODE
+from dataplane.planes.ebpf.flows.collect import sweep
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
+from dataplane.planes.ebpf.flows.ports import snat_fields
+from dataplane.planes.ebpf.maps.mapset import NODE_KEY
+from dataplane.planes.ebpf.maps.node_settings import LIFETIMES, NODE
 from tests.kernel.bpf_packets.bench import Bench, ip_of
 from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, SENT, Runner, _bench, ip, node, run
 from tests.kernel.test_tc_rules import OPEN, SNAT_AT, Talk, age, one_port

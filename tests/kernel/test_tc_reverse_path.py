@@ -8,10 +8,11 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
-from dataplane.kernel import netns, sysctl
+from dataplane.kernel import sysctl
+from dataplane.kernel.namespaces import netns
 from dataplane.model.net import Protocol
-from dataplane.planes.ebpf.devices import Wishes
-from dataplane.planes.ebpf.hooks import PacketHook
+from dataplane.planes.ebpf.attach.devices import Wishes
+from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import entry
 from tests.kernel.test_tc_frames import Wire, wire

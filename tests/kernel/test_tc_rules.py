@@ -17,16 +17,16 @@ from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Raw
 
-from dataplane.kernel import netns
+from dataplane.kernel.namespaces import netns
 from dataplane.model.net import Family, Protocol
-from dataplane.planes.ebpf.collect import sweep
-from dataplane.planes.ebpf.encode import address_bytes
-from dataplane.planes.ebpf.flows import FLOW_TABLES
-from dataplane.planes.ebpf.layout import constant, fields_of, size_of
-from dataplane.planes.ebpf.maps import NODE_KEY
-from dataplane.planes.ebpf.ports import snat_fields
-from dataplane.planes.ebpf.settings import NODE
-from dataplane.planes.ebpf.views import service_counters
+from dataplane.planes.ebpf.flows.collect import sweep
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
+from dataplane.planes.ebpf.flows.ports import snat_fields
+from dataplane.planes.ebpf.maps.encode import address_bytes
+from dataplane.planes.ebpf.maps.layout import constant, fields_of, size_of
+from dataplane.planes.ebpf.maps.mapset import NODE_KEY
+from dataplane.planes.ebpf.maps.node_settings import NODE
+from dataplane.planes.ebpf.views.records import service_counters
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, entry, ip_of
 from tests.kernel.bpf_packets.segments import Numbers

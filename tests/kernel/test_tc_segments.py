@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataplane.kernel import netns
+from dataplane.kernel.namespaces import netns
 from dataplane.model.net import Family
-from dataplane.planes.ebpf.collect import sweep
-from dataplane.planes.ebpf.flows import FLOW_TABLES
+from dataplane.planes.ebpf.flows.collect import sweep
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
 from tests.kernel.bpf_packets.bench import Bench
 from tests.kernel.bpf_packets.between import SNAT_PORT, Between
 from tests.kernel.bpf_packets.ends import ACK, FIN, NOTHING_MORE, OVER, PSH, RST, SYN, Segment, State, after

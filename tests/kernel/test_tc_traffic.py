@@ -10,14 +10,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from dataplane.kernel.netns import netns
-from dataplane.lab.cluster import cluster_objects, pods
+from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.proxy import LabProxy
+from dataplane.lab.scenarios.cluster import cluster_objects, pods
 from dataplane.lab.spec import LabSpec, Node, PodLink, Routing
 from dataplane.model.net import Family
 from dataplane.planes.base import Plane
-from dataplane.planes.ebpf.hooks import PacketHook
+from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.nftables.plane import NftablesPlane
 from tests.kernel.ebpf_lab import SMALL

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dataplane.kernel.netns import in_netns
+from dataplane.kernel.namespaces.netns import in_netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 from dataplane.planes import registry

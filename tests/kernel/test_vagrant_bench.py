@@ -9,15 +9,15 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from dataplane.bench import site as site_module
-from dataplane.bench.between import EXTENTS, settings
-from dataplane.bench.native import python_tool
+from dataplane.bench.figures.results import Results, read
+from dataplane.bench.load.native import python_tool
 from dataplane.bench.profiles import Settings
-from dataplane.bench.results import Results, read
+from dataplane.bench.remote import site as site_module
+from dataplane.bench.remote.between import EXTENTS, settings
+from dataplane.bench.remote.site import Site
+from dataplane.bench.remote.vagrant import EMULATED, arguments, bench, page, run
 from dataplane.bench.scenarios import SCENARIOS
-from dataplane.bench.site import Site
-from dataplane.bench.vagrant import EMULATED, arguments, bench, page, run
-from dataplane.kernel.netns import netns
+from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 from dataplane.lab.vagrant.report import Report, TableRun, write

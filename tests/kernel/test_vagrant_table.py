@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 from msgspec.structs import replace
 
-from dataplane.kernel.links import Links
-from dataplane.kernel.netns import netns
-from dataplane.lab import table, verify
+from dataplane.kernel.namespaces.netns import netns
+from dataplane.kernel.netlink.links import Links
 from dataplane.lab.lab import Lab
+from dataplane.lab.scenarios import table, verify
 from dataplane.lab.spec import LabError
 from dataplane.lab.vagrant.proxies import MachineProxies
 from dataplane.lab.vagrant.run import check_ways, run_variant

@@ -10,11 +10,11 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 
-from dataplane.kernel.bpf import AttachType, ProgramType
+from dataplane.kernel.ebpf.bpf import AttachType, ProgramType
 from dataplane.model.net import Family, Protocol
-from dataplane.planes.ebpf.flows import FLOW_TABLES
-from dataplane.planes.ebpf.layout import constant, fields_of, reason_names
-from dataplane.planes.ebpf.programs import load_programs
+from dataplane.planes.ebpf.attach.programs import load_programs
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
+from dataplane.planes.ebpf.maps.layout import constant, fields_of, reason_names
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, bench, entry
 from tests.kernel.bpf_packets.segments import Numbers

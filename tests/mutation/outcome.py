@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
-from dataplane.kernel import netns
+from dataplane.kernel.namespaces import netns
 from tests.mutation.mutation import Mutation, MutationError, node_ids
 from tests.mutation.tree import fault, python_of
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dataplane.bench.pack import TOP
-from dataplane.kernel import netns
+from dataplane.kernel.namespaces import netns
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_BYTES = 105_000_000

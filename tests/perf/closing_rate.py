@@ -20,19 +20,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from dataplane.kernel import netns
-from dataplane.lab.cluster import cluster_objects, pods
+from dataplane.kernel.namespaces import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.proxy import LabProxy
+from dataplane.lab.scenarios.cluster import cluster_objects, pods
 from dataplane.lab.spec import LabSpec, Node
 from dataplane.model.net import Family
 from dataplane.planes.base import Plane
-from dataplane.planes.ebpf.hooks import PacketHook
-from dataplane.planes.ebpf.layout import Sizes
-from dataplane.planes.ebpf.maps import NODE_KEY
+from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
+from dataplane.planes.ebpf.flows.ports import snat_fields
+from dataplane.planes.ebpf.maps.layout import Sizes
+from dataplane.planes.ebpf.maps.mapset import NODE_KEY
+from dataplane.planes.ebpf.maps.node_settings import NODE
 from dataplane.planes.ebpf.plane import EbpfPlane
-from dataplane.planes.ebpf.ports import snat_fields
-from dataplane.planes.ebpf.settings import NODE
 from dataplane.planes.registry import mode_of
 
 TARGET, NODE_PORT, SLOW = 9090, 30014, 0.5

@@ -18,18 +18,19 @@ from typing import NamedTuple
 import msgspec
 from scapy.layers.inet import IP, TCP
 
-from dataplane.bench.instructions import leave
-from dataplane.bench.machine import facts
-from dataplane.bench.native import load_tool
+from dataplane.bench.load.instructions import leave
+from dataplane.bench.load.native import load_tool
+from dataplane.bench.machine.facts import facts
 from dataplane.bench.profiles import Wishes, settings
 from dataplane.bench.rig import Rig, lab_name
 from dataplane.bench.scenarios import SCENARIOS, Position
-from dataplane.kernel import bpf, sysctl
-from dataplane.kernel.bpf import AttachType, ProgramInfo, ProgramType
-from dataplane.kernel.netns import netns
+from dataplane.kernel import sysctl
+from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.ebpf.bpf import AttachType, ProgramInfo, ProgramType
+from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.spec import LabError, Node
 from dataplane.model.net import Family
-from dataplane.planes.ebpf.pins import PinDirectory, default_instance
+from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.measure import flow, tc_mean, xdp_mean
 

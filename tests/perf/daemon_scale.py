@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dataplane.kernel import netns
+from dataplane.kernel.namespaces import netns
 from tests.apiserver.server import ApiServer
 from tests.perf.measured_daemon import ground, measured, resident, slice_of
 

@@ -92,17 +92,17 @@ async def _measure(
 ) -> Any:
     from ctl.daemon.daemon import KINDS as KNOWN
     from ctl.daemon.daemon import _prepare_memory, _settle_memory
-    from ctl.daemon.health import Health
-    from ctl.daemon.inbox import Inbox
+    from ctl.daemon.http.health import Health
+    from ctl.daemon.http.metrics import Metrics
     from ctl.daemon.jobs import Jobs
-    from ctl.daemon.kernel import Kernel
     from ctl.daemon.log import Log
-    from ctl.daemon.metrics import Metrics
-    from ctl.daemon.pace import Pace
-    from ctl.daemon.planes import CleanUp, untouched
-    from ctl.daemon.reconcile import Reconciler
-    from ctl.journal import Journal
+    from ctl.daemon.sync.inbox import Inbox
+    from ctl.daemon.sync.kernel import Kernel
+    from ctl.daemon.sync.pace import Pace
+    from ctl.daemon.sync.planes import CleanUp, untouched
+    from ctl.daemon.sync.reconcile import Reconciler
     from ctl.sources.watch import Reflector, resources
+    from ctl.store.journal import Journal
     from dataplane.plan.change import PlanChange
     from dataplane.planes.mode import Making
     from dataplane.planes.options import PlaneOptions

@@ -15,8 +15,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from dataplane.bench.native import load_tool
-from dataplane.bench.stats import paired_ratio
+from dataplane.bench.figures.stats import paired_ratio
+from dataplane.bench.load.native import load_tool
 
 _HERE, _OURS, _CONTROL, _DATA = "127.0.0.1", 23400, 12865, 23401
 TESTS = {"crr": "TCP_CRR", "rr": "TCP_RR", "urr": "UDP_RR"}

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from dataplane.bench import noise
+from dataplane.bench.figures import noise
+from dataplane.bench.load.native import load_tool
 from dataplane.bench.modes import AGAIN, DIRECT, MODES, Mode
-from dataplane.bench.native import load_tool
 from dataplane.bench.profiles import Wishes, settings
 from dataplane.bench.rig import Rig, lab_name, remove_abandoned
 from dataplane.bench.scenarios import SCENARIOS, Position

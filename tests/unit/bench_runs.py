@@ -4,9 +4,9 @@ import random
 
 import msgspec
 
-from dataplane.bench import hdr
+from dataplane.bench.figures import hdr
+from dataplane.bench.figures.results import Cell, CellKey, Machine, Results
 from dataplane.bench.profiles import Settings, Wishes, settings
-from dataplane.bench.results import Cell, CellKey, Machine, Results
 from dataplane.bench.run import all_keys
 from dataplane.bench.scenarios import SCENARIOS, Kind
 

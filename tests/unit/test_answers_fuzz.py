@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctl.daemon.health import eligible
-from ctl.daemon.inbox import Inbox
+from ctl.daemon.http.health import eligible
 from ctl.daemon.log import Log
+from ctl.daemon.sync.inbox import Inbox
 from ctl.sources.api import Api
 from ctl.sources.watch import Reflector, Resource
 from dataplane.backoff import Backoff

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.kernel import bcc_loader
+from dataplane.kernel.ebpf import bcc_loader
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.kernel.bcc_loader import CompileError, compile_programs
+from dataplane.kernel.ebpf.bcc_loader import CompileError, compile_programs
 
 
 def _stand_in(folder: Path, body: str) -> str:

@@ -3,10 +3,10 @@
 import msgspec
 import pytest
 
-from dataplane.bench.analyse import PlaceKey, analyse, as_records, quantity
-from dataplane.bench.bars import BarRow, Verdict, bars, summary
+from dataplane.bench.figures.analyse import PlaceKey, analyse, as_records, quantity
+from dataplane.bench.figures.bars import BarRow, Verdict, bars, summary
+from dataplane.bench.figures.results import Cell, Results
 from dataplane.bench.report.summary import highlights, iptables_wins, places, sentences
-from dataplane.bench.results import Cell, Results
 from tests.unit.bench_runs import made_up
 
 

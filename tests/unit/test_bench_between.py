@@ -6,13 +6,13 @@ from typing import Any, Self
 import pytest
 from msgspec.structs import replace
 
-from dataplane.bench import between
-from dataplane.bench.between import BETWEEN, EXTENTS, Between, settings
+from dataplane.bench.figures.results import Journal, Machine, Results, read_journal
 from dataplane.bench.modes import AGAIN, DIRECT, LAB_MODES, MODES
 from dataplane.bench.profiles import Settings
-from dataplane.bench.results import Journal, Machine, Results, read_journal
+from dataplane.bench.remote import between
+from dataplane.bench.remote.between import BETWEEN, EXTENTS, Between, settings
+from dataplane.bench.remote.vagrant import EMULATED, page
 from dataplane.bench.scenarios import Scenario
-from dataplane.bench.vagrant import EMULATED, page
 from dataplane.errors import UsageError
 from dataplane.lab.spec import LabError, LabSpec, Pod, Routing, topology
 from dataplane.lab.vagrant.proxies import VARIANTS

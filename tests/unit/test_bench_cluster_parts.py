@@ -16,8 +16,8 @@ from dataplane.bench.cluster.nodes import Node, choose, nodes, quantity
 from dataplane.bench.cluster.pods import state
 from dataplane.bench.cluster.settings import PORT, ROUNDS, SCENARIOS, SECONDS, WAYS, settings
 from dataplane.bench.cluster.ship import archive
-from dataplane.bench.export import k8s_netperf
-from dataplane.bench.results import Cell, CellKey, Machine, Results
+from dataplane.bench.figures.export import k8s_netperf
+from dataplane.bench.figures.results import Cell, CellKey, Machine, Results
 from dataplane.bench.scenarios import SCENARIOS as ALL
 from dataplane.errors import UsageError
 from dataplane.model.decode import decode

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from dataplane.bench.compare import compare
+from dataplane.bench.figures.compare import compare
 from tests.unit.bench_runs import made_up
 
 

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from dataplane.bench import export
-from dataplane.bench.results import Results
+from dataplane.bench.figures import export
+from dataplane.bench.figures.results import Results
 from tests.unit.bench_runs import made_up
 
 

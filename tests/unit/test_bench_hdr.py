@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dataplane.bench import hdr
+from dataplane.bench.figures import hdr
 
 VALUES = [1, 255, 256, 257, 1000, 24277, 24277, 45291, 1528185, 7388374, 123456789]
 ENCODED = "HISTFAAAADp4nJNpmSzMwMAgwQABTFCakYGB2c1gxwIG+w9QAaafzEwsH5mZmjlZHjMyTeRiOs3CNJGDCQABVwnc"

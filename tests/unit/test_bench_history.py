@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from ctl.main import main
-from dataplane.bench.history import as_records, column_names, runs, series
-from dataplane.bench.results import ResultsError, write
+from dataplane.bench.figures.history import as_records, column_names, runs, series
+from dataplane.bench.figures.results import ResultsError, write
 from tests.unit.bench_runs import made_up
 
 

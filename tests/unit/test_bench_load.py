@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.bench import native
-from dataplane.bench.hdr import percentile
-from dataplane.bench.native import Tool, load_tool, python_tool
+from dataplane.bench.figures.hdr import percentile
+from dataplane.bench.load import native
+from dataplane.bench.load.native import Tool, load_tool, python_tool
 from tests.unit.ports import closed_port, free_ports
 
 COUNT = 3
@@ -125,7 +125,7 @@ def test_requests_that_are_none_are_answered(tool: Tool) -> None:
 
 
 def test_no_compiler_means_python_and_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataplane.bench.native.CACHE", tmp_path)  # what was compiled earlier would do without
+    monkeypatch.setattr("dataplane.bench.load.native.CACHE", tmp_path)  # what was compiled earlier would do without
     monkeypatch.setattr(shutil, "which", lambda name: None)
     found = load_tool()
     assert found.kind == "python"

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from dataplane.bench.analyse import analyse
+from dataplane.bench.figures.analyse import analyse
+from dataplane.bench.figures.noise import comparisons, floor, judge, line, student
 from dataplane.bench.modes import AGAIN, DIRECT
-from dataplane.bench.noise import comparisons, floor, judge, line, student
 from dataplane.bench.report.summary import winners_at
 from tests.unit.bench_runs import made_up
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.bench import native, pack
+from dataplane.bench import pack
+from dataplane.bench.load import native
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0

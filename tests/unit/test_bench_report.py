@@ -7,13 +7,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dataplane.bench.analyse import analyse
+from dataplane.bench.figures.analyse import analyse
+from dataplane.bench.figures.results import Results, ResultsError, read
 from dataplane.bench.modes import MODES
 from dataplane.bench.report.charts import CAPTIONS, MAIN, charts, style
 from dataplane.bench.report.markdown import BEGIN, END, MarkersError, insert, markdown
 from dataplane.bench.report.page import _SECTIONS, page, write_report
 from dataplane.bench.report.svg import MARKERS, Axis, Group, Mark, grouped
-from dataplane.bench.results import Results, ResultsError, read
 from dataplane.bench.scenarios import SCENARIOS
 from tests.unit.bench_runs import made_up
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dataplane.bench.analyse import analyse
-from dataplane.bench.results import Journal, ResultsError, journal_path, read, read_journal, write
+from dataplane.bench.figures.analyse import analyse
+from dataplane.bench.figures.results import Journal, ResultsError, journal_path, read, read_journal, write
 from tests.unit.bench_runs import made_up
 
 

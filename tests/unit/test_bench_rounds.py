@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import msgspec
 
-from dataplane.bench import hdr
-from dataplane.bench.machine import facts
+from dataplane.bench.figures import hdr
+from dataplane.bench.figures.results import CellKey, Journal, Results, read_journal
+from dataplane.bench.machine.facts import facts
 from dataplane.bench.profiles import Settings, Wishes, settings
-from dataplane.bench.results import CellKey, Journal, Results, read_journal
 from dataplane.bench.rig import Rig
 from dataplane.bench.run import Runner, all_keys
 from dataplane.lab.spec import LabError

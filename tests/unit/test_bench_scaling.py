@@ -6,16 +6,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dataplane.bench import scaling
-from dataplane.bench.analyse import analyse
+from dataplane.bench.figures import scaling
+from dataplane.bench.figures.analyse import analyse
+from dataplane.bench.figures.results import Cell, Machine, Results, read, write
+from dataplane.bench.load.processors import together
 from dataplane.bench.objects import PROCESSORS_SERVICE, Backend, Shape, objects
-from dataplane.bench.processor_load import together
 from dataplane.bench.processors import client_places, count_of, position, refuse_missing, server_places
 from dataplane.bench.profiles import SCALING, Wishes, settings
 from dataplane.bench.report.charts import charts
 from dataplane.bench.report.markdown import markdown
 from dataplane.bench.report.page import write_report
-from dataplane.bench.results import Cell, Machine, Results, read, write
 from dataplane.bench.run import all_keys, scaling_keys
 from dataplane.bench.scenarios import SCENARIOS
 from dataplane.errors import UsageError

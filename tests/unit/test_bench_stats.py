@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dataplane.bench.stats import (
+from dataplane.bench.figures.stats import (
     difference_probability,
     discoveries,
     estimate,

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataplane.errors import PlaneError
-from dataplane.kernel import bcc_loader, nft_forms
-from dataplane.kernel.nft_command import Command
-from dataplane.kernel.nft_compile import Forms
-from dataplane.kernel.nft_forms import Compiler, Library
-from dataplane.kernel.sealed import seal, unseal
+from dataplane.kernel.ebpf import bcc_loader
+from dataplane.kernel.nft import forms as nft_forms
+from dataplane.kernel.nft.command import Command
+from dataplane.kernel.nft.compile import Forms
+from dataplane.kernel.nft.forms import Compiler, Library
+from dataplane.kernel.nft.sealed import seal, unseal
 from tests.unit.mangling import examples, flipped, mangled
 
 SET = Command.of("add set ip t s { type ipv4_addr; }")

@@ -6,8 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ctl import state
-from ctl.drift import differences
+from ctl.store import state
+from ctl.store.drift import differences
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import (
     EntryKey,

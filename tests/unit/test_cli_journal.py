@@ -8,9 +8,9 @@ from hypothesis import HealthCheck as Unhealthy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctl import journal as journal_module
-from ctl import state
-from ctl.journal import Journal
+from ctl.store import journal as journal_module
+from ctl.store import state
+from ctl.store.journal import Journal
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import apply_change, diff
 from dataplane.plan.planner import Planner

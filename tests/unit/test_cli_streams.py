@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ctl import state
-from ctl.daemon.child import Child, ChildError
+from ctl.daemon.sync.child import Child, ChildError
 from ctl.main import main
-from ctl.state import Saved
+from ctl.store import state
+from ctl.store.state import Saved
 from dataplane.errors import HotplaneError
 from dataplane.plan.types import Plan
 from dataplane.policy.node import NodeConfig

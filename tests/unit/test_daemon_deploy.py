@@ -10,15 +10,15 @@ import pytest
 import yaml
 
 from ctl.config import KubeProxyConfiguration, Section, parse_config
-from ctl.daemon.metrics import Metrics
+from ctl.daemon.http.metrics import Metrics
+from ctl.daemon.node.rights import check_rights
 from ctl.daemon.options import FLAGS
-from ctl.daemon.rights import check_rights
-from ctl.lock import DIRECTORY, GAVE_WAY
 from ctl.main import parse
 from ctl.sources.watch import resources
+from ctl.store.lock import DIRECTORY, GAVE_WAY
 from dataplane.errors import HotplaneError
-from dataplane.kernel.bcc_loader import DEFAULT_CACHE_DIR
-from dataplane.kernel.nft_forms import CACHE_DIRS
+from dataplane.kernel.ebpf.bcc_loader import DEFAULT_CACHE_DIR
+from dataplane.kernel.nft.forms import CACHE_DIRS
 from dataplane.planes.registry import MODES, mode_of
 from dataplane.planes.rights import SYS_ADMIN
 from tests.service import unit

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from ctl.daemon.health import Health
-from ctl.daemon.inbox import Inbox
+from ctl.daemon.http.health import Health
+from ctl.daemon.http.metrics import Metrics
 from ctl.daemon.jobs import Jobs
-from ctl.daemon.kernel import Kernel
 from ctl.daemon.log import Log
-from ctl.daemon.metrics import Metrics
-from ctl.daemon.pace import Pace
-from ctl.daemon.reconcile import Reconciler
+from ctl.daemon.sync.inbox import Inbox
+from ctl.daemon.sync.kernel import Kernel
+from ctl.daemon.sync.pace import Pace
+from ctl.daemon.sync.reconcile import Reconciler
 from dataplane.backoff import Backoff
 from dataplane.model.decode import DecodedObject
 from dataplane.model.net import Protocol

@@ -9,14 +9,14 @@ from collections.abc import Iterable
 import pytest
 from msgspec.structs import replace
 
-from ctl.daemon.health import Health
-from ctl.daemon.inbox import Inbox
+from ctl.daemon.http.health import Health
+from ctl.daemon.http.metrics import Metrics
 from ctl.daemon.jobs import Jobs
-from ctl.daemon.kernel import Done, Kernel
 from ctl.daemon.log import Log
-from ctl.daemon.metrics import Metrics
-from ctl.daemon.pace import Pace
-from ctl.daemon.reconcile import Reconciler
+from ctl.daemon.sync.inbox import Inbox
+from ctl.daemon.sync.kernel import Done, Kernel
+from ctl.daemon.sync.pace import Pace
+from ctl.daemon.sync.reconcile import Reconciler
 from dataplane.errors import HotplaneError
 from dataplane.plan.change import EntryChange, PlanChange, apply_change
 from dataplane.plan.rows import rows

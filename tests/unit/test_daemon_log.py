@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctl.daemon.inbox import Inbox
 from ctl.daemon.log import FORMATS, Log
+from ctl.daemon.sync.inbox import Inbox
 from ctl.sources.directory import DirectorySource
 from tests.unit.mangling import examples
 

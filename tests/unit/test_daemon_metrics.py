@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from ctl.daemon.inbox import Inbox
-from ctl.daemon.metrics import Metrics
+from ctl.daemon.http.metrics import Metrics
+from ctl.daemon.sync.inbox import Inbox
 from dataplane.model.decode import DecodedObject
 from dataplane.model.net import Family
 from dataplane.model.objects import EndpointSlice, ObjectRef, Service

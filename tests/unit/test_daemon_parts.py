@@ -7,13 +7,13 @@ import re
 import msgspec
 import pytest
 
-from ctl.daemon.health import TO_BE_DELETED, Health, eligible
-from ctl.daemon.inbox import Inbox
-from ctl.daemon.ledger import Ledger, groups
+from ctl.daemon.http.health import TO_BE_DELETED, Health, eligible
+from ctl.daemon.http.tally import Tally
 from ctl.daemon.log import Log
-from ctl.daemon.pace import Pace
-from ctl.daemon.reconcile import merged
-from ctl.daemon.tally import Tally
+from ctl.daemon.sync.inbox import Inbox
+from ctl.daemon.sync.ledger import Ledger, groups
+from ctl.daemon.sync.pace import Pace
+from ctl.daemon.sync.reconcile import merged
 from dataplane.backoff import Backoff
 from dataplane.model.decode import DecodedObject
 from dataplane.model.net import Family, Protocol

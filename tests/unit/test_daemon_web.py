@@ -11,10 +11,10 @@ from typing import cast
 import pytest
 from aiohttp import web
 
-from ctl.daemon import guard as guards
-from ctl.daemon.child import Child
-from ctl.daemon.guard import Guard
-from ctl.daemon.web import Listener, Reply, Site
+from ctl.daemon.http import guard as guards
+from ctl.daemon.http.guard import Guard
+from ctl.daemon.http.web import Listener, Reply, Site
+from ctl.daemon.sync.child import Child
 from dataplane.kernel.wait import readable
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.planes.ebpf.allocate import Ids, MapFull, Runs, capacity
+from dataplane.planes.ebpf.maps.allocate import Ids, MapFull, Runs, capacity
 
 SIZE = 64
 

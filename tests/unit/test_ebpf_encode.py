@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dataplane.model.net import Family, Protocol, canonical_address
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, SourceRanges
-from dataplane.planes.ebpf.encode import (
+from dataplane.planes.ebpf.maps.encode import (
     BACKEND,
     FRONTEND_KEY,
     SERVICE,
@@ -31,7 +31,7 @@ from dataplane.planes.ebpf.encode import (
     stored_key,
     stored_service,
 )
-from dataplane.planes.ebpf.layout import Sizes, constant, hook_names, layout_version, reason_names, record, unpack
+from dataplane.planes.ebpf.maps.layout import Sizes, constant, hook_names, layout_version, reason_names, record, unpack
 from dataplane.policy.routes import DROP, REJECT, Action, Route, Routes, Scope
 
 ADDRESSES = st.one_of(

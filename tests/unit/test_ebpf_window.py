@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataplane.planes.ebpf import window
-from dataplane.planes.ebpf.window import Memory
+from dataplane.planes.ebpf.maps import window
+from dataplane.planes.ebpf.maps.window import Memory
 
 LENGTH = 5 * 4096 + 80
 _steps = st.lists(st.tuples(st.integers(0, LENGTH // 8 - 1), st.integers(0, 600), st.integers(0, 255)), max_size=20)

@@ -21,9 +21,9 @@ from dataplane.plan.planner import Planner
 from dataplane.plan.rows import rows
 from dataplane.planes.base import PlaneError
 from dataplane.planes.iptables.fake import FakeTables
-from dataplane.planes.iptables.names import is_service_chain
 from dataplane.planes.iptables.plane import IptablesPlane
 from dataplane.planes.iptables.readback import chains_of
+from dataplane.planes.iptables.rules.names import is_service_chain
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
 from tests.golden.iptables.plans import NODE, every_kind, slice_of, tcp
 

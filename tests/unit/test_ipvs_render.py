@@ -1,7 +1,7 @@
 """The ipvs baseline's rendering: servers, addresses and rules from a plan; and a plan that it has no words for."""
 
-from dataplane.lab import table
 from dataplane.lab.proxy import node_config
+from dataplane.lab.scenarios import table
 from dataplane.lab.spec import LabSpec, topology
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import (

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.lab.probe import Attempt, Outcome, Probe, ProbeResult, run, split_port
+from dataplane.lab.traffic.probe import Attempt, Outcome, Probe, ProbeResult, run, split_port
 from dataplane.model.net import Protocol, host_port
 from tests.unit.ports import closed_port, free_ports
 
@@ -20,7 +20,7 @@ LOOPBACK = ("127.0.0.1", "::1")
 
 @pytest.fixture(scope="module")
 def echo() -> Iterator[int]:
-    words = [sys.executable, "-m", "dataplane.lab.echo", "--name", "here", "--port"]
+    words = [sys.executable, "-m", "dataplane.lab.traffic.echo", "--name", "here", "--port"]
     with free_ports() as port, subprocess.Popen([*words, str(port)], stdout=subprocess.PIPE) as process:
         output: IO[bytes] | None = process.stdout
         assert output is not None

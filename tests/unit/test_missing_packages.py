@@ -63,7 +63,7 @@ def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "sys.path.insert(0, sys.argv[1])\n"
-        "from dataplane.kernel.bcc_loader import CompileError, compile_programs\n"
+        "from dataplane.kernel.ebpf.bcc_loader import CompileError, compile_programs\n"
         "try:\n"
         "    compile_programs('connect.c', cache=None)\n"
         "except CompileError as error:\n"

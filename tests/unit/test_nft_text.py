@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from dataplane.kernel import tools
-from dataplane.kernel.netlink import attributes
-from dataplane.kernel.nf_tables import LIST_ELEMENT, nested, number, text
-from dataplane.kernel.nft_command import Command
-from dataplane.kernel.nft_compile import Request, explain
-from dataplane.kernel.nft_elements import encoded
-from dataplane.kernel.nft_forms import Compiler, compile_forms
-from dataplane.kernel.nft_messages import messages
-from dataplane.kernel.nft_pattern import filled, pattern
+from dataplane.kernel.netlink.netlink import attributes
+from dataplane.kernel.nft.command import Command
+from dataplane.kernel.nft.compile import Request, explain
+from dataplane.kernel.nft.elements import encoded
+from dataplane.kernel.nft.forms import Compiler, compile_forms
+from dataplane.kernel.nft.messages import messages
+from dataplane.kernel.nft.pattern import filled, pattern
+from dataplane.kernel.nft.uapi import LIST_ELEMENT, nested, number, text
 from dataplane.planes.base import PlaneError
-from dataplane.planes.nftables.library import library
+from dataplane.planes.nftables.rules.library import library
 
 
 def expression(name: str, *parts: bytes) -> bytes:

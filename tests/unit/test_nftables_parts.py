@@ -7,9 +7,9 @@ from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, SourceRanges
 from dataplane.planes.base import PlaneError
-from dataplane.planes.nftables import commits
+from dataplane.planes.nftables.elements import commits
 from dataplane.planes.nftables.plane import NftablesPlane
-from dataplane.planes.nftables.shapes import ShapeIds
+from dataplane.planes.nftables.rules.shapes import ShapeIds
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import NodeConfig
 from dataplane.policy.routes import external_routes

@@ -9,7 +9,7 @@ from ctl import loaded
 from dataplane.model.net import Family
 from dataplane.planes.nftables import load
 from dataplane.planes.nftables.plane import NftablesPlane
-from dataplane.planes.nftables.syntax import syntax
+from dataplane.planes.nftables.rules.syntax import syntax
 
 
 class _Kernel:

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, PlanEntry
-from dataplane.planes.nftables import seats
-from dataplane.planes.nftables.books import Books
-from dataplane.planes.nftables.fields import Layouts
-from dataplane.planes.nftables.placement import SLOTS, Placement, place
-from dataplane.planes.nftables.seats import Seats
-from dataplane.planes.nftables.syntax import syntax
-from dataplane.planes.nftables.transaction import Parts
+from dataplane.planes.nftables.elements import seats
+from dataplane.planes.nftables.elements.books import Books
+from dataplane.planes.nftables.elements.placement import SLOTS, Placement, place
+from dataplane.planes.nftables.elements.seats import Seats
+from dataplane.planes.nftables.elements.transaction import Parts
+from dataplane.planes.nftables.netlink.fields import Layouts
+from dataplane.planes.nftables.rules.syntax import syntax
 from dataplane.policy.difference import LARGE
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.routes import cluster_ip_routes, external_routes
@@ -100,7 +100,7 @@ def test_a_change_that_is_not_taken_leaves_the_seats_as_they_were() -> None:
 
 def test_slots_stay_with_their_backends_until_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """A newcomer gets a slot that is free, be it the one of a backend that goes with the same change."""
-    monkeypatch.setattr("dataplane.planes.nftables.placement.SLOTS", 98)
+    monkeypatch.setattr("dataplane.planes.nftables.elements.placement.SLOTS", 98)
     old = entry([Backend(f"10.0.0.{n}", 80) for n in range(2, 100)], set(), 30, False)
     new = entry([Backend(f"10.0.0.{n}", 80) for n in range(3, 101)], set(), 30, False)
     held = Seats(place(old))

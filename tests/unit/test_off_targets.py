@@ -11,10 +11,10 @@ from ctl.main import parse
 from ctl.plane_options import plane_options
 from dataplane.errors import UsageError
 from dataplane.kernel.inotify import Inotify
-from dataplane.kernel.pod_groups import hierarchy_of, normal_uid, pod_groups
+from dataplane.kernel.namespaces.pod_groups import hierarchy_of, normal_uid, pod_groups
 from dataplane.plan.types import OffPod
-from dataplane.planes.ebpf.layout import unpack
-from dataplane.planes.ebpf.off_targets import Wishes, find_targets, group_path
+from dataplane.planes.ebpf.connect_time.off_targets import Wishes, find_targets, group_path
+from dataplane.planes.ebpf.maps.layout import unpack
 
 UID = "0f6c1d3e-1111-4222-8333-aaaaaaaaaaaa"
 BELOW = UID.replace("-", "_")

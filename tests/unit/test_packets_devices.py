@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.planes.ebpf.devices import (
+from dataplane.planes.ebpf.attach.devices import (
     DETECTED,
     OVERLAY,
     POD,
@@ -16,8 +16,8 @@ from dataplane.planes.ebpf.devices import (
     Wishes,
     choose_devices,
 )
-from dataplane.planes.ebpf.port_split import other_ports, ruleset
-from dataplane.planes.ebpf.ports import runs_beside, snat_fields, snat_ports, snat_runs
+from dataplane.planes.ebpf.flows.port_split import other_ports, ruleset
+from dataplane.planes.ebpf.flows.ports import runs_beside, snat_fields, snat_ports, snat_runs
 from dataplane.policy.node import LocalDetector
 
 LO = Link("lo", 1, type=772)
@@ -113,7 +113,7 @@ def test_the_programs_get_what_is_nobody_elses(
 ) -> None:
     file = tmp_path / "range"
     file.write_text(ephemeral)
-    monkeypatch.setattr("dataplane.planes.ebpf.ports._EPHEMERAL", file)
+    monkeypatch.setattr("dataplane.planes.ebpf.flows.ports._EPHEMERAL", file)
     assert snat_ports() == ports
     names = ("snat_ports", "snat_first", "snat_first_count", "snat_second", "pad")
     assert snat_runs(dict(zip(names, snat_fields(ports), strict=True))) == ports

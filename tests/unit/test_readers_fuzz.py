@@ -12,15 +12,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctl import state
 from ctl.commands.explain import read_flows
 from ctl.config import parse_config
-from ctl.journal import Journal
 from ctl.sources.api import parse_status
 from ctl.sources.credentials import Credentials, ExecSpec, Identity, Trust
 from ctl.sources.kubeconfig import find_cluster
 from ctl.sources.manifests import SUFFIXES, read_manifests
-from ctl.state import Saved
+from ctl.store import state
+from ctl.store.journal import Journal
+from ctl.store.state import Saved
 from dataplane.errors import HotplaneError
 from dataplane.model import yamlload
 from dataplane.model.decode import decode, decode_object, decode_strictly

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from dataplane.lab import table
-from dataplane.lab.manifests import manifest
+from dataplane.lab.scenarios import table
+from dataplane.lab.scenarios.manifests import manifest
 from dataplane.lab.spec import LabError, LabSpec, LabSpecError, PodLink, Routing, topology
 from dataplane.lab.vagrant.machine import on_uplink
 from dataplane.lab.vagrant.machines import HOME, Machines

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ctl.daemon.inbox import Inbox
 from ctl.daemon.log import Log
 from ctl.daemon.settings import settings_of
+from ctl.daemon.sync.inbox import Inbox
 from ctl.main import parse
 from ctl.sources.api import Api
 from ctl.sources.directory import DirectorySource

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from ctl.daemon.inbox import Inbox
 from ctl.daemon.log import Log
+from ctl.daemon.sync.inbox import Inbox
 from ctl.sources import watch
 from ctl.sources.api import Api
 from ctl.sources.kubeconfig import Cluster

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
 LOOK = """
-from dataplane.kernel import bcc_loader
-from dataplane.planes.ebpf.layout import Sizes, map_specs, struct_version
+from dataplane.kernel.ebpf import bcc_loader
+from dataplane.planes.ebpf.maps.layout import Sizes, map_specs, struct_version
 assert bcc_loader.__file__.startswith(sys.argv[1]), bcc_loader.__file__
 assert str(bcc_loader.SOURCE_DIR).startswith(sys.argv[1])
 print(*sorted(path.name for path in bcc_loader.SOURCE_DIR.iterdir()))
@@ -45,7 +45,7 @@ def test_the_programs_are_found_where_they_were_installed(installed: Path) -> No
     assert done.returncode == 0, done.stderr
     files, layout = done.stdout.splitlines()
     assert files.split() == sorted(path.name for path in (ROOT / "bpf").iterdir())
-    from dataplane.planes.ebpf.layout import Sizes, map_specs, struct_version
+    from dataplane.planes.ebpf.maps.layout import Sizes, map_specs, struct_version
 
     assert layout == f"{struct_version()} {len(map_specs(Sizes()))}"
 

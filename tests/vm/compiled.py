@@ -4,10 +4,10 @@ import os
 import time
 from pathlib import Path
 
-from dataplane.kernel.bcc_loader import compile_programs, source_digest
-from dataplane.planes.ebpf.hooks import TC_SOURCE, XDP_SOURCE
-from dataplane.planes.ebpf.kernel_features import FEATURES
-from dataplane.planes.ebpf.programs import CONNECT_SOURCE
+from dataplane.kernel.ebpf.bcc_loader import compile_programs, source_digest
+from dataplane.planes.ebpf.attach.kernel_features import FEATURES
+from dataplane.planes.ebpf.attach.packet_hooks import TC_SOURCE, XDP_SOURCE
+from dataplane.planes.ebpf.attach.programs import CONNECT_SOURCE
 
 _DAY = 86400
 _DEFINES = {TC_SOURCE: ("", "NO_XDP_TX", "RAW_IP"), XDP_SOURCE: ("", "NO_XDP_TX", "ONLY_GENERAL")}

@@ -10,7 +10,7 @@ import msgspec
 
 from dataplane.bench.cluster.kubectl import ClusterError
 from dataplane.bench.cluster.site import Site
-from dataplane.bench.results import CellKey, Journal, Results
+from dataplane.bench.figures.results import CellKey, Journal, Results
 from dataplane.bench.run import Progress, data_key, judged, measured
 from dataplane.bench.scenarios import SCENARIOS, Position
 

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from dataplane.bench.cluster.kubectl import ClusterError, Kubectl, sentence
-from dataplane.closing import Closing
-from dataplane.lab.agents import need_pipe, read_line
+from dataplane.lab.traffic.agents import need_pipe, read_line
+from dataplane.resource import Closing
 
 _END_SECONDS = 5.0
 

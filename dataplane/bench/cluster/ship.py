@@ -14,12 +14,12 @@ import dataplane
 from dataplane.bench.cluster.kubectl import ClusterError, Kubectl, KubectlError
 from dataplane.bench.cluster.manifests import VOLUME, inside
 from dataplane.bench.cluster.nodes import Node
-from dataplane.bench.native import load_tool
+from dataplane.bench.load.native import load_tool
 
 _ROOT = Path(dataplane.__file__).parent
-_FILES = ("bench/load.py", "bench/hdr.py", "model/net.py")
+_FILES = ("bench/load/load.py", "bench/figures/hdr.py", "model/net.py")
 """What the Python load generator is made of; it needs nothing but the standard library."""
-_MAIN = b"import sys\nfrom dataplane.bench.load import main\nmain(sys.argv[1:])\n"
+_MAIN = b"import sys\nfrom dataplane.bench.load.load import main\nmain(sys.argv[1:])\n"
 _PROGRAM, _ARCHIVE = f"{VOLUME}/load", f"{VOLUME}/load.pyz"
 _LEAST_PYTHON = (3, 10)
 _RUNS = "usage: load serve"
@@ -38,7 +38,7 @@ def archive() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as files:
         files.writestr("__main__.py", _MAIN)
-        for package in ("dataplane", "dataplane/bench", "dataplane/model"):
+        for package in sorted({str(each) for name in _FILES for each in Path("dataplane", name).parents} - {"."}):
             files.writestr(f"{package}/__init__.py", b"")
         for name in _FILES:
             files.writestr(f"dataplane/{name}", (_ROOT / name).read_bytes())

@@ -27,14 +27,14 @@ from dataplane.bench.cluster.room import Room
 from dataplane.bench.cluster.session import Session
 from dataplane.bench.cluster.settings import CLIENT_NODE, CLUSTER_IP, HOST, NODE_PORT, SERVER_NODE, Wishes
 from dataplane.bench.cluster.ship import Shipped, ship
+from dataplane.bench.figures.results import Machine
 from dataplane.bench.modes import AGAIN, DIRECT
 from dataplane.bench.objects import TCP_PORT, UDP_PORT, service_name
 from dataplane.bench.profiles import Settings
-from dataplane.bench.results import Machine
 from dataplane.bench.scenarios import Scenario
-from dataplane.closing import Closing
 from dataplane.errors import HotplaneError
 from dataplane.model.net import Family, family_of, host_port
+from dataplane.resource import Closing
 
 Say = Callable[[str], None]
 _ANSWER_SECONDS, _PROBE_SECONDS, _PAUSE_SECONDS = 30.0, 0.05, 0.5

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dataplane.bench import scaling
-from dataplane.bench.analyse import Analysis, Row
-from dataplane.bench.history import Run, Series, column_names
+from dataplane.bench.figures import scaling
+from dataplane.bench.figures.analyse import Analysis, Row
+from dataplane.bench.figures.history import Run, Series, column_names
+from dataplane.bench.figures.stats import Estimate, Ratio
 from dataplane.bench.modes import AGAIN, MODES
 from dataplane.bench.report.svg import Axis, Group, Mark, grouped, lines, log_axis
 from dataplane.bench.scenarios import SCENARIOS, Kind, Position
-from dataplane.bench.stats import Estimate, Ratio
 
 LAST = Position.LAST.value
 _HIGHEST = 1.5

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from dataplane.bench.analyse import analyse
-from dataplane.bench.bars import BarRow, Verdict, as_records, bars
+from dataplane.bench.figures.analyse import analyse
+from dataplane.bench.figures.bars import BarRow, Verdict, as_records, bars
+from dataplane.bench.figures.results import Results
+from dataplane.bench.figures.scaling import NOTE, records
 from dataplane.bench.modes import MODES
 from dataplane.bench.pace import duration
 from dataplane.bench.report.summary import Place, iptables_wins, places
-from dataplane.bench.results import Results
-from dataplane.bench.scaling import NOTE, records
 from dataplane.errors import HotplaneError
 
 BEGIN, END = "<!-- hotplane bench: begin -->", "<!-- hotplane bench: end -->"

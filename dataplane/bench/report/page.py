@@ -8,17 +8,17 @@ from pathlib import Path
 
 import msgspec
 
-from dataplane.bench import bars as bars_module
-from dataplane.bench.analyse import Analysis, analyse, as_records
-from dataplane.bench.export import latency_log
+from dataplane.bench.figures import bars as bars_module
+from dataplane.bench.figures.analyse import Analysis, analyse, as_records
+from dataplane.bench.figures.export import latency_log
+from dataplane.bench.figures.results import Results, write
+from dataplane.bench.figures.scaling import NOTE, records
 from dataplane.bench.modes import MODES
 from dataplane.bench.pace import duration
 from dataplane.bench.report.charts import CAPTIONS, MAIN, alone, charts, style
 from dataplane.bench.report.html import anchor, document, listed, table
 from dataplane.bench.report.markdown import markdown
 from dataplane.bench.report.summary import headlines, highlights, iptables_wins, places
-from dataplane.bench.results import Results, write
-from dataplane.bench.scaling import NOTE, records
 from dataplane.bench.scenarios import SCENARIOS
 
 PAGE, DATA, TABLES, LATENCIES = "index.html", "results.json", "tables.md", "latency.hlog"

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from dataplane.bench.analyse import Analysis, PlaceKey, Row, common_scale, floor_text, quantity
+from dataplane.bench.figures.analyse import Analysis, PlaceKey, Row, common_scale, floor_text, quantity
 from dataplane.bench.modes import DIRECT, MODES
 from dataplane.bench.scenarios import SCENARIOS, Position
 

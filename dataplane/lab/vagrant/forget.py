@@ -3,7 +3,7 @@
 Between two modes: the kernel asks no nat rule about a flow that it knows.
 """
 
-from dataplane.kernel.conntrack import forget_all
+from dataplane.kernel.netlink.conntrack import forget_all
 
 if __name__ == "__main__":
     forget_all()

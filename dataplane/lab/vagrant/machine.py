@@ -18,12 +18,13 @@ from msgspec.structs import replace
 from pyroute2 import IPRoute
 
 from dataplane.errors import HotplaneError
-from dataplane.kernel import netns, sysctl
-from dataplane.kernel.cgroup import end_processes
-from dataplane.kernel.links import Links
+from dataplane.kernel import sysctl
+from dataplane.kernel.namespaces import netns
+from dataplane.kernel.namespaces.cgroup import end_processes
+from dataplane.kernel.netlink.links import Links
 from dataplane.lab import build
-from dataplane.lab.agents import need_pipe, read_line
 from dataplane.lab.spec import LabError, LabSpec, Node, Place, PodLink, Routing, Topology, owns_namespace, topology
+from dataplane.lab.traffic.agents import need_pipe, read_line
 from dataplane.model.net import Family
 
 ECHO_PORT = 8080
@@ -114,7 +115,7 @@ def _echo(node: Node) -> None:
     """Start an echo server in each pod; returns when all listen. They live until the machine or the shape goes."""
     started, null = [], subprocess.DEVNULL
     for pod in node.pods:
-        argv = [sys.executable, "-P", "-m", "dataplane.lab.echo", "--name", pod.name, "--port", str(ECHO_PORT)]
+        argv = [sys.executable, "-P", "-m", "dataplane.lab.traffic.echo", "--name", pod.name, "--port", str(ECHO_PORT)]
         with netns.netns(pod.netns):
             process = subprocess.Popen(argv, stdin=null, stdout=subprocess.PIPE, stderr=null, start_new_session=True)
         started.append((pod.name, process))

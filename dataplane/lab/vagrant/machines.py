@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataplane.closing import Closing
-from dataplane.lab.agents import Agents
 from dataplane.lab.places import Places
-from dataplane.lab.probe import Probe, ProbeResult
 from dataplane.lab.spec import LabError, LabSpec, Node, Pod
+from dataplane.lab.traffic.agents import Agents
+from dataplane.lab.traffic.probe import Probe, ProbeResult
 from dataplane.model.net import canonical_address
+from dataplane.resource import Closing
 
 HOME = "/opt/hotplane"
 CONCURRENCY = 32
@@ -93,5 +93,5 @@ class Machines(Places, Closing):
         return found
 
     def _start_agent(self, name: str) -> "subprocess.Popen[bytes]":
-        argv = self.command(name, self.python("dataplane.lab.agent"))
+        argv = self.command(name, self.python("dataplane.lab.traffic.agent"))
         return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
-from dataplane.lab.manifests import manifest
 from dataplane.lab.proxy import node_config
+from dataplane.lab.scenarios.manifests import manifest
+from dataplane.lab.scenarios.table import Cell
 from dataplane.lab.spec import CLUSTER_CIDR, Node
-from dataplane.lab.table import Cell
 from dataplane.lab.vagrant.machines import Machines
 from dataplane.model.objects import ModelObject
 from dataplane.oracle.decide import Oracle

@@ -15,10 +15,10 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from dataplane.errors import HotplaneError
-from dataplane.lab import table, verify
-from dataplane.lab.probe import Probe
+from dataplane.lab.scenarios import table, verify
+from dataplane.lab.scenarios.table import Cell
 from dataplane.lab.spec import LabError
-from dataplane.lab.table import Cell
+from dataplane.lab.traffic.probe import Probe
 from dataplane.lab.vagrant.machines import Machines
 from dataplane.lab.vagrant.proxies import VARIANTS, MachineProxies
 from dataplane.lab.vagrant.report import Facts, Report, TableRun, about, earlier, write

@@ -3,26 +3,26 @@
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from dataplane.kernel import cgroup as groups
-from dataplane.kernel import netns
-from dataplane.kernel.cgroup import CgroupError
-from dataplane.kernel.outside import outer_process, visible
-from dataplane.kernel.pod_groups import hierarchy_of
+from dataplane.kernel.namespaces import cgroup as groups
+from dataplane.kernel.namespaces import netns
+from dataplane.kernel.namespaces.cgroup import CgroupError
+from dataplane.kernel.namespaces.outside import outer_process, visible
+from dataplane.kernel.namespaces.pod_groups import hierarchy_of
 from dataplane.plan.types import OffPod
 from dataplane.planes.answers import OffTarget
-from dataplane.planes.ebpf.connect_off import ConnectOff
-from dataplane.planes.ebpf.devices import Wishes
-from dataplane.planes.ebpf.hooks import PacketHook
-from dataplane.planes.ebpf.layout import Sizes
+from dataplane.planes.ebpf.attach.devices import Wishes
+from dataplane.planes.ebpf.attach.optional import OptionalHook
+from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
+from dataplane.planes.ebpf.attach.programs import ConnectHook, Hook
+from dataplane.planes.ebpf.connect_time.off import ConnectOff
+from dataplane.planes.ebpf.connect_time.off_targets import Wishes as OffWishes
+from dataplane.planes.ebpf.connect_time.off_targets import find_targets
+from dataplane.planes.ebpf.flows.sockets import SocketCleaner
+from dataplane.planes.ebpf.maps.layout import Sizes
+from dataplane.planes.ebpf.maps.pins import default_instance
 from dataplane.planes.ebpf.mode import SLOW
-from dataplane.planes.ebpf.off_targets import Wishes as OffWishes
-from dataplane.planes.ebpf.off_targets import find_targets
-from dataplane.planes.ebpf.optional import OptionalHook
-from dataplane.planes.ebpf.pins import default_instance
 from dataplane.planes.ebpf.plane import EbpfPlane
-from dataplane.planes.ebpf.programs import ConnectHook, Hook
-from dataplane.planes.ebpf.sockets import SocketCleaner
-from dataplane.planes.ebpf.views import open_instance
+from dataplane.planes.ebpf.views.records import open_instance
 from dataplane.planes.mode import Making
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.registry import mode_of

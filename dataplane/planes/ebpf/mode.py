@@ -42,7 +42,7 @@ class EbpfMode(Mode):
     def prepare(self, node: NodeConfig, options: PlaneOptions) -> None:
         """See Mode.prepare: what the slow path needs, and this network namespace's directory in the bpffs, without
         which whoever removes the last of others' would unmount it."""
-        from dataplane.planes.ebpf.pins import PinDirectory, default_instance
+        from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
         from dataplane.planes.ebpf.plane import slow_node
 
         mode_of(SLOW).prepare(slow_node(node, at_connect=options.at_connect), options)
@@ -50,13 +50,13 @@ class EbpfMode(Mode):
 
     def is_prepared(self) -> bool:
         """See Mode.is_prepared: the bpffs is mounted."""
-        from dataplane.planes.ebpf.pins import find_root
+        from dataplane.planes.ebpf.maps.pins import find_root
 
         return find_root() is not None
 
     def is_here(self) -> bool:
         """See Mode.is_here."""
-        from dataplane.planes.ebpf.pins import PinDirectory, PinsHidden, default_instance
+        from dataplane.planes.ebpf.maps.pins import PinDirectory, PinsHidden, default_instance
 
         try:
             return PinDirectory(default_instance()).abandoned
@@ -65,7 +65,7 @@ class EbpfMode(Mode):
 
     def is_draining(self) -> bool:
         """See Mode.is_draining."""
-        from dataplane.planes.ebpf.pins import PinDirectory, PinsHidden, default_instance
+        from dataplane.planes.ebpf.maps.pins import PinDirectory, PinsHidden, default_instance
 
         try:
             return PinDirectory(default_instance()).draining
@@ -74,7 +74,7 @@ class EbpfMode(Mode):
 
     def drain_on(self, change: PlanChange) -> int:
         """See Mode.drain_on."""
-        from dataplane.planes.ebpf.drain import after_change
+        from dataplane.planes.ebpf.flows.drain import after_change
 
         return after_change(change)
 
@@ -84,8 +84,8 @@ class EbpfMode(Mode):
 
     def findings(self, options: PlaneOptions) -> Iterator[Finding]:
         """See Mode.findings."""
-        from dataplane.planes.ebpf.probe_hooks import probe_hooks
-        from dataplane.planes.ebpf.probe_kernel import probe_bpf
+        from dataplane.planes.ebpf.attach.probe_hooks import probe_hooks
+        from dataplane.planes.ebpf.attach.probe_kernel import probe_bpf
 
         yield from probe_bpf()
         yield from probe_hooks(options)
@@ -108,13 +108,13 @@ class EbpfMode(Mode):
 
     def remove_stale(self, *, of: Collection[int] | None = None, age: float = 0.0) -> list[str]:
         """See Mode.remove_stale."""
-        from dataplane.planes.ebpf.stale import remove_stale
+        from dataplane.planes.ebpf.flows.stale import remove_stale
 
         return remove_stale(of=of, age=age)
 
     def remove_instances(self, prefix: str) -> None:
         """See Mode.remove_instances."""
-        from dataplane.planes.ebpf.programs import remove_instances
+        from dataplane.planes.ebpf.attach.programs import remove_instances
 
         remove_instances(prefix)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from msgspec.structs import replace
 
-from dataplane.kernel.netns_cookie import netns_cookie
+from dataplane.kernel.namespaces.netns_cookie import netns_cookie
 from dataplane.model.net import Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import EntryKey, Plan, Table
@@ -14,19 +14,21 @@ from dataplane.planes.answers import Flow, Traffic, Usage
 from dataplane.planes.base import Plane, PlaneError
 from dataplane.planes.clients import Client
 from dataplane.planes.decisions import Asked, DecisionStream
-from dataplane.planes.ebpf import answers, drain, views
-from dataplane.planes.ebpf.adopt import adopt, read_rows, sweep
-from dataplane.planes.ebpf.collect import Collector
-from dataplane.planes.ebpf.collect import sweep as collect
-from dataplane.planes.ebpf.connect_off import ConnectOff
-from dataplane.planes.ebpf.encode import stored_service
-from dataplane.planes.ebpf.layout import Sizes, constant, layout_version, struct_version
-from dataplane.planes.ebpf.maps import MapSet, copy_maps, create_maps, open_any_sizes, open_maps, pin_maps
-from dataplane.planes.ebpf.pins import PinDirectory, default_instance
-from dataplane.planes.ebpf.programs import Hook, remove_link
-from dataplane.planes.ebpf.settings import write_node, write_ready
-from dataplane.planes.ebpf.sockets import SocketCleaner
-from dataplane.planes.ebpf.tables import Removed, Tables
+from dataplane.planes.ebpf.attach.programs import Hook, remove_link
+from dataplane.planes.ebpf.connect_time.off import ConnectOff
+from dataplane.planes.ebpf.flows import drain
+from dataplane.planes.ebpf.flows.collect import Collector
+from dataplane.planes.ebpf.flows.collect import sweep as collect
+from dataplane.planes.ebpf.flows.sockets import SocketCleaner
+from dataplane.planes.ebpf.maps.adopt import adopt, read_rows, sweep
+from dataplane.planes.ebpf.maps.encode import stored_service
+from dataplane.planes.ebpf.maps.layout import Sizes, constant, layout_version, struct_version
+from dataplane.planes.ebpf.maps.mapset import MapSet, copy_maps, create_maps, open_any_sizes, open_maps, pin_maps
+from dataplane.planes.ebpf.maps.node_settings import write_node, write_ready
+from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
+from dataplane.planes.ebpf.maps.tables import Removed, Tables
+from dataplane.planes.ebpf.views import answers
+from dataplane.planes.ebpf.views import records as views
 from dataplane.policy.node import NodeConfig
 
 CLEANER_SECONDS = 30.0

@@ -1,9 +1,9 @@
 """Remove every trace, whoever of the kube-proxy kind left it."""
 
 from dataplane.kernel.iptables import Tables
-from dataplane.planes.iptables import names
 from dataplane.planes.iptables.readback import chains_of, rules_of
-from dataplane.planes.iptables.skeleton import LOCALNET_RULE, chain_lines
+from dataplane.planes.iptables.rules import names
+from dataplane.planes.iptables.rules.skeleton import LOCALNET_RULE, chain_lines
 
 _OWN = {
     "nat": {*names.NAT_CHAINS, names.PROXY_CANARY},

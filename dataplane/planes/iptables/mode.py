@@ -7,7 +7,7 @@ from dataplane.oracle.types import Decision
 from dataplane.plan.types import FrontendKind
 from dataplane.planes.base import Plane
 from dataplane.planes.finding import Finding
-from dataplane.planes.iptables import names
+from dataplane.planes.iptables.rules import names
 from dataplane.planes.mode import PLAIN, Making, Mode
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.registry import mode_of
@@ -43,7 +43,7 @@ class IptablesMode(Mode):
         """See Mode.keep_loopback_open. The rule that guards it is beside the chains."""
         from dataplane.kernel.iptables import KernelTables, Variant, installed
         from dataplane.kernel.sysctl import ROUTE_LOCALNET, ensure
-        from dataplane.planes.iptables.skeleton import LOCALNET_RULE
+        from dataplane.planes.iptables.rules.skeleton import LOCALNET_RULE
 
         variants = [KernelTables(Family.IPV4, variant) for variant in Variant if installed(Family.IPV4, variant)]
         if any("filter" in tables.present() and LOCALNET_RULE in tables.save("filter") for tables in variants):

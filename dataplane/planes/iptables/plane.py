@@ -15,8 +15,8 @@ from dataplane.planes.clients import Client
 from dataplane.planes.iptables.adopt import load_change
 from dataplane.planes.iptables.cleanup import clean_family
 from dataplane.planes.iptables.clients import packet_counts, remembered_clients
-from dataplane.planes.iptables.family import FamilyState, Saved, undo_input
 from dataplane.planes.iptables.readback import FamilyReader
+from dataplane.planes.iptables.rules.family import FamilyState, Saved, undo_input
 from dataplane.planes.iptables.settings import family_settings, node_port_destinations
 from dataplane.policy.node import NodeConfig
 

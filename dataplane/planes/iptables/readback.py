@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import FrontendKey, Row, SourceRanges
-from dataplane.planes.iptables import names
-from dataplane.planes.iptables.skeleton import JUMPS
+from dataplane.planes.iptables.rules import names
+from dataplane.planes.iptables.rules.skeleton import JUMPS
 from dataplane.policy.routes import DROP, DROP_ALL, REJECT_ALL, Action, Route, Routes, Scope
 
 _DISPATCH = re.compile(

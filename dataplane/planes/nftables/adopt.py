@@ -9,14 +9,14 @@ from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange
 from dataplane.plan.rows import row
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, Row
-from dataplane.planes.nftables.elements import frontend_key
-from dataplane.planes.nftables.fields import Element
-from dataplane.planes.nftables.placement import Placement
-from dataplane.planes.nftables.shapes import shape_of, shape_rules
-from dataplane.planes.nftables.skeleton import BASE_CHAINS, chains, restricted_rules
-from dataplane.planes.nftables.state import TableReader, TableState
-from dataplane.planes.nftables.syntax import Syntax
-from dataplane.planes.nftables.transaction import affinity_names
+from dataplane.planes.nftables.elements.compile import frontend_key
+from dataplane.planes.nftables.elements.placement import Placement
+from dataplane.planes.nftables.elements.transaction import affinity_names
+from dataplane.planes.nftables.netlink.fields import Element
+from dataplane.planes.nftables.netlink.state import TableReader, TableState
+from dataplane.planes.nftables.rules.shapes import shape_of, shape_rules
+from dataplane.planes.nftables.rules.skeleton import BASE_CHAINS, chains, restricted_rules
+from dataplane.planes.nftables.rules.syntax import Syntax
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import NodeConfig
 

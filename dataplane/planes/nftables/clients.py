@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import FrontendKey
 from dataplane.planes.clients import Client
-from dataplane.planes.nftables.fields import Layouts, address_of, port_of
-from dataplane.planes.nftables.state import TableReader, table_state
-from dataplane.planes.nftables.store import ElementStore
-from dataplane.planes.nftables.syntax import Kind, Syntax, syntax
+from dataplane.planes.nftables.netlink.fields import Layouts, address_of, port_of
+from dataplane.planes.nftables.netlink.state import TableReader, table_state
+from dataplane.planes.nftables.netlink.store import ElementStore
+from dataplane.planes.nftables.rules.syntax import Kind, Syntax, syntax
 
 
 def remembered_clients(table: str = "hotplane") -> list[Client]:

@@ -3,19 +3,22 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from dataplane.bulk import no_garbage_collection
-from dataplane.kernel.nfnetlink import Message
-from dataplane.kernel.nft import Nft
+from dataplane.garbage import no_garbage_collection
+from dataplane.kernel.netlink.nfnetlink import Message
+from dataplane.kernel.nft.transaction import Nft
 from dataplane.kernel.rcu import wait_for_packets
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange
 from dataplane.plan.types import FrontendKey, Plan, PlanEntry, Row
 from dataplane.planes.base import EntryRefused, PlaneError
 from dataplane.planes.nftables.adopt import Held, broken_chains, changed_entries, leftovers, previous_placement
-from dataplane.planes.nftables.books import Books
-from dataplane.planes.nftables.fields import Element, Layouts
-from dataplane.planes.nftables.placement import fresh, place
-from dataplane.planes.nftables.skeleton import (
+from dataplane.planes.nftables.elements.books import Books
+from dataplane.planes.nftables.elements.placement import fresh, place
+from dataplane.planes.nftables.elements.transaction import Transaction, add_commands, delete_commands
+from dataplane.planes.nftables.netlink.fields import Element, Layouts
+from dataplane.planes.nftables.netlink.state import TableReader, TableState
+from dataplane.planes.nftables.netlink.store import ElementStore
+from dataplane.planes.nftables.rules.skeleton import (
     BASE_CHAINS,
     activation,
     rewrite_restricted,
@@ -23,10 +26,7 @@ from dataplane.planes.nftables.skeleton import (
     skeleton_objects,
     skeleton_rules,
 )
-from dataplane.planes.nftables.state import TableReader, TableState
-from dataplane.planes.nftables.store import ElementStore
-from dataplane.planes.nftables.syntax import Syntax
-from dataplane.planes.nftables.transaction import Transaction, add_commands, delete_commands
+from dataplane.planes.nftables.rules.syntax import Syntax
 
 ELEMENTS_A_TRANSACTION = 8_000
 """Elements that a large load puts into one transaction, so that no single commit holds the

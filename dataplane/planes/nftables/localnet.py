@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataplane.kernel import sysctl
-from dataplane.kernel.nft import Nft
+from dataplane.kernel.nft.transaction import Nft
 from dataplane.kernel.sysctl import ROUTE_LOCALNET
 from dataplane.planes.base import PlaneError
 
 if TYPE_CHECKING:
-    from dataplane.planes.nftables.store import ElementStore
+    from dataplane.planes.nftables.netlink.store import ElementStore
 
 _FOLDER, _, _FILE = f"/proc/sys/{ROUTE_LOCALNET}".rpartition("/")
 _SUFFIX = "-localnet"

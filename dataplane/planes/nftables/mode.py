@@ -28,7 +28,7 @@ class NftablesMode(Mode):
     def prepare(self, node: NodeConfig, options: PlaneOptions) -> None:
         """Compile the rules, for which libnftables gets a network namespace of its own, and what node ports on
         127.0.0.0/8 need, a writable /proc/sys."""
-        from dataplane.planes.nftables.library import compile_ahead
+        from dataplane.planes.nftables.rules.library import compile_ahead
 
         compile_ahead(node)
         if node.nodeports.loopback:

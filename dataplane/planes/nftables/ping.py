@@ -9,14 +9,14 @@ where it was asked for: a set of addresses beside the maps of frontends, which g
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from dataplane.kernel.nft import Nft
+from dataplane.kernel.nft.transaction import Nft
 from dataplane.model.net import Family
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import FrontendKind, Plan, PlanEntry
-from dataplane.planes.nftables.fields import Layouts
-from dataplane.planes.nftables.ping_rules import COUNTER, ping_objects, ping_rules, ping_table
-from dataplane.planes.nftables.store import ElementStore
-from dataplane.planes.nftables.syntax import Syntax, syntax
+from dataplane.planes.nftables.netlink.fields import Layouts
+from dataplane.planes.nftables.netlink.store import ElementStore
+from dataplane.planes.nftables.rules.ping import COUNTER, ping_objects, ping_rules, ping_table
+from dataplane.planes.nftables.rules.syntax import Syntax, syntax
 from dataplane.policy.node import NodeConfig
 from dataplane.policy.routes import Action
 

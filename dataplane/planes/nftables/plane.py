@@ -11,29 +11,29 @@ kernel.nft). Elements are written as bytes (see `store`), because text costs sec
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from dataplane.bulk import no_garbage_collection
-from dataplane.kernel.nft import Nft
+from dataplane.garbage import no_garbage_collection
+from dataplane.kernel.nft.transaction import Nft
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import FrontendKey, Plan, Row, Table
 from dataplane.planes.base import EntryRefused, Plane, PlaneError
 from dataplane.planes.clients import Client
 from dataplane.planes.nftables.adopt import broken_chains
-from dataplane.planes.nftables.books import Books
 from dataplane.planes.nftables.clients import remembered_clients
-from dataplane.planes.nftables.commits import Commits
-from dataplane.planes.nftables.fields import Layouts
-from dataplane.planes.nftables.library import library
+from dataplane.planes.nftables.elements.books import Books
+from dataplane.planes.nftables.elements.commits import Commits
+from dataplane.planes.nftables.elements.transaction import Transaction
 from dataplane.planes.nftables.load import TEXT_LIMIT, Loader, remove_tables
 from dataplane.planes.nftables.localnet import Localnet
+from dataplane.planes.nftables.netlink.fields import Layouts
+from dataplane.planes.nftables.netlink.state import TableReader, TableState, shape_ids, table_state
+from dataplane.planes.nftables.netlink.store import ElementStore
 from dataplane.planes.nftables.ping import Pings, answered_pings
-from dataplane.planes.nftables.shapes import ShapeIds
-from dataplane.planes.nftables.skeleton import set_service_cidrs, skeleton_rules
-from dataplane.planes.nftables.stand_in import StandIn
-from dataplane.planes.nftables.state import TableReader, TableState, shape_ids, table_state
-from dataplane.planes.nftables.store import ElementStore
-from dataplane.planes.nftables.syntax import syntax
-from dataplane.planes.nftables.transaction import Transaction
+from dataplane.planes.nftables.rules.library import library
+from dataplane.planes.nftables.rules.shapes import ShapeIds
+from dataplane.planes.nftables.rules.skeleton import set_service_cidrs, skeleton_rules
+from dataplane.planes.nftables.rules.syntax import syntax
+from dataplane.planes.nftables.standby import StandIn
 from dataplane.policy.node import NodeConfig
 
 MOST_AT_ONCE = 32

@@ -70,10 +70,10 @@ def probe_nft() -> Iterator[Finding]:
 
 def _libnftables() -> Finding:
     """Whether libnftables compiles what hotplane writes, tried where it always does: in a process of its own."""
-    from dataplane.kernel.nft_forms import Compiler
-    from dataplane.kernel.nft_messages import messages
+    from dataplane.kernel.nft.forms import Compiler
+    from dataplane.kernel.nft.messages import messages
     from dataplane.planes.base import PlaneError
-    from dataplane.planes.nftables.library import library
+    from dataplane.planes.nftables.rules.library import library
 
     try:
         messages(library().groups[0].rules(), Compiler(()), library())

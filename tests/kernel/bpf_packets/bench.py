@@ -16,19 +16,21 @@ from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
-from dataplane.kernel import bpf, netns, sysctl
-from dataplane.kernel.bpf import AttachType, ProgramRun, ProgramType
-from dataplane.kernel.links import Links
+from dataplane.kernel import sysctl
+from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.ebpf.bpf import AttachType, ProgramRun, ProgramType
+from dataplane.kernel.namespaces import netns
+from dataplane.kernel.netlink.links import Links
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, SourceRanges
-from dataplane.planes.ebpf.encode import address_bytes
-from dataplane.planes.ebpf.flows import FLOW_TABLES
-from dataplane.planes.ebpf.layout import Sizes, constant, enumeration, record, unpack
-from dataplane.planes.ebpf.maps import MapSet, create_maps
-from dataplane.planes.ebpf.programs import Program, load_programs
-from dataplane.planes.ebpf.settings import write_node
-from dataplane.planes.ebpf.tables import Tables
+from dataplane.planes.ebpf.attach.programs import Program, load_programs
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
+from dataplane.planes.ebpf.maps.encode import address_bytes
+from dataplane.planes.ebpf.maps.layout import Sizes, constant, enumeration, record, unpack
+from dataplane.planes.ebpf.maps.mapset import MapSet, create_maps
+from dataplane.planes.ebpf.maps.node_settings import write_node
+from dataplane.planes.ebpf.maps.tables import Tables
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
 from dataplane.policy.routes import Routes, cluster_ip_routes, external_routes

@@ -7,10 +7,10 @@ import socket
 import struct
 from typing import NamedTuple
 
-from dataplane.kernel import bpf
+from dataplane.kernel.ebpf import bpf
 from dataplane.model.net import Family
-from dataplane.planes.ebpf.encode import address_bytes
-from dataplane.planes.ebpf.layout import constant, fields_of
+from dataplane.planes.ebpf.maps.encode import address_bytes
+from dataplane.planes.ebpf.maps.layout import constant, fields_of
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import TUPLE, Bench
 from tests.kernel.bpf_packets.ends import ACK, RST, SYN, End, Segment, State, after

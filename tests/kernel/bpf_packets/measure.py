@@ -15,14 +15,15 @@ from collections.abc import Callable
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 
-from dataplane.bench.instructions import leave
+from dataplane.bench.load.instructions import leave
 from dataplane.bench.program import steady
-from dataplane.kernel import bpf, netns
-from dataplane.kernel.bpf import AttachType, ProgramRun, ProgramType
+from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.ebpf.bpf import AttachType, ProgramRun, ProgramType
+from dataplane.kernel.namespaces import netns
 from dataplane.model.net import Family
-from dataplane.planes.ebpf.encode import address_bytes
-from dataplane.planes.ebpf.flows import NO_HOP, TRANSLATION
-from dataplane.planes.ebpf.layout import constant
+from dataplane.planes.ebpf.flows.entries import NO_HOP, TRANSLATION
+from dataplane.planes.ebpf.maps.encode import address_bytes
+from dataplane.planes.ebpf.maps.layout import constant
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, bench, entry
 

@@ -11,7 +11,7 @@ _PARTS = ("test_daemon_parts.py",)
 CTL = (
     Mutation(
         "health checks are not remembered",
-        "ctl/state.py",
+        "ctl/store/state.py",
         "tuple(plan.health_checks.values()),",
         "(),",
         _STATE,
@@ -39,14 +39,14 @@ CTL = (
     ),
     Mutation(
         "a file that another user made is the lock",
-        "ctl/lock.py",
+        "ctl/store/lock.py",
         "if mine.st_uid not in (0, os.geteuid()):",
         "if False:",
         ("test_lock.py::test_a_file_that_somebody_else_made_is_no_lock",),
     ),
     Mutation(
         "a lock whose file was removed counts as held",
-        "ctl/lock.py",
+        "ctl/store/lock.py",
         "if path.stat().st_ino == mine.st_ino:",
         "if True:",
         ("test_lock.py::test_a_file_that_its_last_holder_removed_is_no_lock",),

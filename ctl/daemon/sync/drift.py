@@ -1,0 +1,110 @@
+"""Periodic read-back: is what the kernel holds still the plan? Somebody may have flushed the tables."""
+
+import time
+
+import msgspec
+
+from ctl.daemon.http.metrics import Metrics
+from ctl.daemon.log import Log
+from ctl.daemon.sync.child import Child, ChildError
+from ctl.daemon.sync.reconcile import Reconciler
+from ctl.loaded import left_out
+from ctl.store.drift import plane_differences
+from dataplane.plan.rows import rows
+from dataplane.plan.types import Plan
+from dataplane.planes.mode import Making
+from dataplane.planes.options import LOOKING
+from dataplane.planes.registry import mode_of
+
+SHARE = 20
+"""A check that takes long is done less often: at most one part in this many of the time is spent on checks."""
+
+POLL_SECONDS = 1.0
+"""Between two calls of `poll`."""
+
+RARELY_SECONDS = 600.0
+PATIENCE = 300.0
+SHOWN = 5
+
+
+class Found(msgspec.Struct):
+    """A difference, as the child reports it. service: EntryKey.service of the plan or of the kernel's row."""
+
+    service: str
+    frontend: str
+    difference: str
+
+
+def _look(plan: Plan, mode: str) -> bytes:
+    """In the child: every difference between the plan and the kernel."""
+    plane = mode_of(mode).make(Making(LOOKING, loaded_for=plan.node))
+    found = [Found(d.service, str(d.frontend), d.difference) for d in plane_differences(plane, rows(plan))]
+    return msgspec.msgpack.encode(found)
+
+
+class DriftCheck:
+    """Compares kernel and plan, and has the plan loaded again when they differ.
+
+    Where the kernel can tell that nobody else has changed anything, that is asked every second and the table is read
+    when somebody has, and rarely otherwise; elsewhere it is read every `period` seconds. A check that takes long is
+    done less often.
+    """
+
+    def __init__(self, reconciler: Reconciler, metrics: Metrics, log: Log, period: float) -> None:
+        self._reconciler, self._metrics, self._log = reconciler, metrics, log
+        self.period = period
+        self._spent, self._last = 0.0, time.monotonic()
+        self._failed = False
+
+    async def poll(self) -> None:
+        """Check if it is time. Raises what went wrong; the next call tries again then."""
+        if time.monotonic() - self._last < SHARE * self._spent or not await self._due():
+            return
+        self._failed = True
+        started = time.monotonic()
+        await self.check()
+        self._failed, self._last = False, time.monotonic()
+        self._spent = self._last - started
+
+    async def _due(self) -> bool:
+        kernel, ago = self._reconciler.kernel, time.monotonic() - self._last
+        if self._failed:
+            return True
+        if kernel.untouched is None:
+            return ago >= self.period
+        return ago >= RARELY_SECONDS or await kernel.call(kernel.untouched.look)
+
+    async def check(self) -> int:
+        """Look once, in a child, while changes go on; repair what differs and was not changed meanwhile.
+
+        Returns the number of differences. Raises ChildError, OSError (no child can be made).
+        """
+        kernel = self._reconciler.kernel
+        behind = {*kernel.ledger.services(), *await kernel.call(left_out, kernel.plane)}
+        child = await self._reconciler.between("drift", self._begin)
+        try:
+            found = msgspec.msgpack.decode(await child.answer(PATIENCE), type=list[Found])
+        except ChildError as error:
+            raise ChildError(f"the kernel could not be read back: {error}") from error
+        ignored = self._reconciler.touched | behind
+        found = [each for each in found if each.service not in ignored]
+        if found:
+            for each in found[:SHOWN]:
+                self._log.warning(
+                    "the kernel differs from the plan", service=each.service, frontend=each.frontend,
+                    difference=each.difference,
+                )  # fmt: skip
+            self._metrics.drifted.inc(len(found))
+            self._metrics.repairs.inc()
+            why = f"repair of {len(found)} differences"
+            self._reconciler.request("repair", lambda: self._reconciler.reload(why))
+        return len(found)
+
+    async def _begin(self) -> Child:
+        """Between two changes, when the kernel holds what the plan says."""
+        kernel = self._reconciler.kernel
+        plan, mode = self._reconciler.planner.plan, kernel.plane.name
+        self._reconciler.touched = set()
+        if kernel.untouched is not None:
+            await kernel.call(kernel.untouched.trust)
+        return Child(lambda: _look(plan, mode))

@@ -1,0 +1,162 @@
+"""Where sources leave what they heard, until the reconcile loop takes it: the latest word on each object wins."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Container, Iterable
+from typing import NamedTuple
+
+from ctl.daemon.sync.names import Names, Waiting
+from dataplane.model.decode import DecodedObject
+from dataplane.model.net import Family
+from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Problem
+
+
+class Batch(NamedTuple):
+    """What became known since the last batch.
+
+    upserts, deletes: objects that appeared, changed or went; no object is in both.
+    arrived: when the oldest of it arrived (time.monotonic seconds). triggers: for slices, when the change
+    that they tell of happened in the cluster (seconds since 1970), as far as they say, with the slice's family.
+    events: how many events of each kind and family were folded into it; one of a Service counts for both families.
+    """
+
+    upserts: list[ModelObject]
+    deletes: list[ObjectRef]
+    arrived: float
+    triggers: list[tuple[Family, float]]
+    events: Counter[tuple[str, Family]]
+
+
+class Inbox:
+    """Collects objects from all sources. For use in one event loop.
+
+    problems, notes: what is wrong with objects as they are now, and what may surprise in them, by object.
+    synced: the kinds of which everything is known.
+    Nothing is handed out before every kind in `kinds` is complete.
+    """
+
+    def __init__(self, kinds: Iterable[str]) -> None:
+        self.kinds = frozenset(kinds)
+        self.problems: dict[ObjectRef, tuple[Problem, ...]] = {}
+        self.notes: dict[ObjectRef, tuple[Problem, ...]] = {}
+        self.synced: set[str] = set()
+        self.invalid_events = 0
+        self._known = {kind: Names() for kind in self.kinds}
+        self._upserts = Waiting()
+        self._deletes: dict[ObjectRef, None] = {}
+        self._triggers: list[tuple[Family, float]] = []
+        self._events: Counter[tuple[str, Family]] = Counter()
+        self._ipv6: set[tuple[str, str]] = set()  # slices, by namespace and name
+        self._arrived = 0.0
+        self._news = asyncio.Event()
+
+    def put(self, found: DecodedObject, trigger: float = 0.0) -> None:
+        """An object as it is now. One that is not valid counts as absent, so that a restart would change nothing."""
+        ref = found.ref
+        if found.value is not None:
+            ref = found.value.ref
+            self._known[ref.kind].add(ref.namespace, ref.name)
+            self._deletes.pop(ref, None)
+            self._upserts.put(ref, found.value)
+            if isinstance(found.value, EndpointSlice):
+                (self._ipv6.add if found.value.family is Family.IPV6 else self._ipv6.discard)((ref.namespace, ref.name))
+                if trigger:
+                    self._triggers.append((found.value.family, trigger))
+            self._touch(ref)
+        elif ref is not None:
+            self.remove(ref)
+        if ref is not None:
+            self.notes.pop(ref, None)
+            if found.notes:
+                self.notes[ref] = found.notes
+        if found.problems and ref is not None:
+            self.invalid_events += 1
+            self.problems[ref] = found.problems
+            self._touch(ref)
+        elif ref is not None:
+            self.problems.pop(ref, None)
+
+    def remove(self, ref: ObjectRef) -> None:
+        """An object that is gone; fine when it was never there."""
+        self.problems.pop(ref, None)
+        self.notes.pop(ref, None)
+        if not self._known[ref.kind].discard(ref.namespace, ref.name):
+            return
+        self._upserts.discard(ref)
+        self._deletes[ref] = None
+        self._touch(ref)
+
+    def complete(self, kind: str, present: Container[tuple[str, str]]) -> int:
+        """A list of a kind is complete: everything known but not in it is gone. Returns how many went."""
+        gone = [name for name in self._known[kind] if name not in present]
+        for namespace, name in gone:
+            self.remove(ObjectRef(kind, namespace, name))
+        for ref in [ref for ref in self.problems if ref.kind == kind and (ref.namespace, ref.name) not in present]:
+            del self.problems[ref]
+        if kind not in self.synced:
+            self.synced.add(kind)
+            self._touch(None)
+        return len(gone)
+
+    @property
+    def complete_once(self) -> bool:
+        """Whether every kind has been listed completely."""
+        return self.synced >= self.kinds
+
+    @property
+    def pending(self) -> bool:
+        """Whether anything waits to be taken."""
+        return bool(self._upserts or self._deletes)
+
+    def pending_of(self, kind: str, family: Family) -> int:
+        """How many objects of a kind wait that concern a family. O(what waits)."""
+        waiting = (ref for ref in (*(item.ref for item in self._upserts), *self._deletes) if ref.kind == kind)
+        return sum(family in self._families(ref) for ref in waiting)
+
+    def _families(self, ref: ObjectRef) -> tuple[Family, ...]:
+        """The families that an object concerns: an EndpointSlice one, others both."""
+        if ref.kind != "EndpointSlice":
+            return tuple(Family)
+        return (Family.IPV6 if (ref.namespace, ref.name) in self._ipv6 else Family.IPV4,)
+
+    async def news(self) -> None:
+        """Wait until something may be taken."""
+        await self._news.wait()
+
+    def wake(self) -> None:
+        """Make `news` return, whatever waits."""
+        self._news.set()
+
+    def take(self) -> Batch:
+        """Hand over everything that waits."""
+        self._ipv6 -= {(ref.namespace, ref.name) for ref in self._deletes if ref.kind == "EndpointSlice"}
+        batch = Batch(
+            list(self._upserts), list(self._deletes), self._arrived or time.monotonic(), self._triggers,
+            self._events,
+        )  # fmt: skip
+        self._upserts, self._deletes, self._triggers, self._events = Waiting(), {}, [], Counter()
+        self._arrived = 0.0
+        self._news.clear()
+        return batch
+
+    def put_back(self, batch: Batch) -> None:
+        """Take back what could not be used; what was heard since then counts more."""
+        for item in batch.upserts:
+            if item.ref not in self._deletes and item.ref not in self._upserts:
+                self._upserts.put(item.ref, item)
+        for ref in batch.deletes:
+            if ref not in self._upserts:
+                self._deletes[ref] = None
+        self._triggers = [*batch.triggers, *self._triggers]
+        self._events += batch.events
+        self._arrived = batch.arrived
+        self._news.set()
+
+    def _touch(self, ref: ObjectRef | None) -> None:
+        if ref is not None:
+            self._events.update((ref.kind, family) for family in self._families(ref))
+        if not self._arrived:
+            self._arrived = time.monotonic()
+        if self.complete_once:
+            self._news.set()

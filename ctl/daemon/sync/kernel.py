@@ -1,0 +1,284 @@
+"""The daemon's hand on the kernel: one plane, used by one thread, with faults kept apart.
+
+Every call runs in one worker thread, which belongs to the network namespace that the daemon was started in, so that
+health checks are answered while a large plan is loaded. A refused change is cut into independent pieces: what can be
+done is done, the rest stays on the ledger.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+from ctl.daemon.sync.ledger import Ledger, groups
+from dataplane.errors import HotplaneError
+from dataplane.kernel.nft.generation import Generation
+from dataplane.kernel.tools import end_tools
+from dataplane.plan.change import EntryChange, PlanChange
+from dataplane.plan.rows import row
+from dataplane.plan.types import Plan, PlanEntry, Table
+from dataplane.planes.base import MOST_REFUSALS, EntryRefused, Plane, PlaneError, load_others
+
+_T = TypeVar("_T")
+_GRACE = 5.0
+"""Seconds that programs, such as iptables-restore, have to come to their end when the daemon ends."""
+
+SWITCH_SECONDS = 0.0005
+"""For how long one of two busy threads keeps the interpreter from the other. With Python's 5 ms the event loop stands
+still that long each time that it wakes up while the worker computes."""
+
+
+class Done(NamedTuple):
+    """What came of a change. seconds: time in the kernel and in compiling. errors: refusals, "" key for settings.
+
+    changed: what is in the kernel now that was not before; for cleaning up after it. loaded: by a whole load. refused:
+    those of the errors that only say that the mode cannot hold an entry, whatever is tried.
+    """
+
+    seconds: float
+    changed: PlanChange
+    errors: tuple[str, ...] = ()
+    loaded: bool = False
+    refused: tuple[str, ...] = ()
+
+
+class Untouched:
+    """Whether anybody else has changed the nftables rules of this namespace since we did; by their generation.
+
+    commits: how many times we have so far.
+    """
+
+    def __init__(self, generation: Generation, commits: Callable[[], int]) -> None:
+        self._generation = generation
+        self._commits = commits
+        self._expected, self._ours = generation.read(), commits()
+        self.touched = False
+
+    def look(self) -> bool:
+        """Whether somebody has."""
+        self.touched |= self._generation.read() != self._expected
+        return self.touched
+
+    def committed(self) -> None:
+        """We have changed something since the last `look`; whatever is more than our commits was somebody else's."""
+        now, ours = self._generation.read(), self._commits()
+        self.touched |= now - self._expected > ours - self._ours
+        self._expected, self._ours = now, ours
+
+    def trust(self) -> None:
+        """What there is now is as it should be."""
+        self._expected, self._ours = self._generation.read(), self._commits()
+        self.touched = False
+
+
+class Kernel:
+    """Holds a plan in the kernel. Methods are for the event loop; `plane` may only be touched by `call`.
+
+    untouched: tells of changes by others, None where the plane's state has no generation. clean_up: what is done after
+    each change, of which plan, and whether it was a load. brief: whether that is a moment's work after this one, and
+    may be done in the event loop.
+    """
+
+    def __init__(
+        self, clean_up: Callable[[PlanChange, Plan, bool], object], brief: Callable[[PlanChange], bool] = lambda _: True
+    ) -> None:
+        self.ledger = Ledger()
+        self.untouched: Untouched | None = None
+        self._plane: Plane | None = None
+        self._clean_up, self._brief = clean_up, brief
+        self._unclean: tuple[EntryChange, ...] = ()
+        self._unclean_load = False
+        self._worker = ThreadPoolExecutor(1, "plane")
+        sys.setswitchinterval(SWITCH_SECONDS)
+        self.lock = asyncio.Lock()
+
+    @property
+    def plane(self) -> Plane:
+        """The plane in use, once there is one."""
+        assert self._plane is not None, "use comes first"
+        return self._plane
+
+    async def use(
+        self, make: Callable[[], Plane], untouched: Callable[[Plane], Untouched | None] = lambda _: None
+    ) -> None:
+        """Work with another plane from now on, made in the worker thread; it holds nothing until `load`."""
+        async with self.lock:
+            self._plane = await self.call(make)
+            self.untouched = await self.call(untouched, self._plane)
+
+    async def call(self, function: Callable[..., _T], *arguments: object) -> _T:
+        """Run something in the plane's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
+
+    async def load(self, plan: Plan) -> Done:
+        """Bring the kernel to the plan from whatever it holds. A refusal is in `errors`; nothing changed then."""
+        async with self.lock:
+            return await self.call(self._load, plan)
+
+    async def apply(self, change: PlanChange, plan: Plan) -> Done:
+        """Do a change that is in the plan already, and all that failed before."""
+        async with self.lock:
+            if self._quick(change):
+                return self._apply(change, plan)
+            return await self.call(self._apply, change, plan)
+
+    def _quick(self, change: PlanChange) -> bool:
+        """Whether a change takes about a millisecond: then it is done at once, without waiting for another thread to
+        get a processor."""
+        return not (self.ledger or self._is_unclean) and self.plane.is_brief(change) and self._brief(change)
+
+    def close(self) -> None:
+        """End the worker once it is idle. What it is at may take a while; programs that it waits for may not."""
+        try:
+            self._worker.submit(lambda: None).result(_GRACE)
+        except TimeoutError:
+            end_tools()
+        except RuntimeError:  # there is no worker yet, and the system has no room for one
+            pass
+        self._worker.shutdown()
+
+    def _load(self, plan: Plan) -> Done:
+        started = time.perf_counter()
+        try:
+            change, refusals = load_others(self.plane, plan)
+        except PlaneError as error:
+            return self._load_piecewise(plan, error, started)
+        self.ledger.behind([PlanChange(entries=(EntryChange(None, plan.entries[each.key]),)) for each in refusals])
+        if self.untouched is not None:
+            self.untouched.trust()
+        told = tuple(map(str, refusals))
+        return self._cleaned(Done(time.perf_counter() - started, change, told, True, told), plan)
+
+    def _load_piecewise(self, plan: Plan, error: PlaneError, started: float) -> Done:
+        """One entry that nobody names must not keep out all others: load what the kernel holds as it should be, which
+        it took before, then the rest piece by piece. What it holds otherwise is away in between."""
+        nothing = PlanChange()
+        try:
+            held = self.plane.read_back()
+            good = {key: entry for key, entry in plan.entries.items() if _is_held(entry, held)}
+            self.plane.load(Plan(plan.node, good, plan.service_cidrs, connect_off=plan.connect_off))
+        except PlaneError as second:
+            return Done(time.perf_counter() - started, nothing, tuple(dict.fromkeys((str(error), str(second)))))
+        self.ledger.clear()
+        entries = tuple(EntryChange(None, entry) for key, entry in plan.entries.items() if key not in good)
+        rest = PlanChange(entries=entries, health_checks=dict(plan.health_checks) or None)
+        try:
+            self.plane.apply(rest)
+        except PlaneError as second:
+            done = self._apply_piecewise(rest, plan, second, started, again=False)
+        else:
+            done = self._cleaned(Done(0.0, rest), plan)
+        if self.untouched is not None:
+            self.untouched.trust()
+        return done._replace(seconds=time.perf_counter() - started, loaded=True)
+
+    def _apply(self, change: PlanChange, plan: Plan) -> Done:
+        started = time.perf_counter()
+        due = self.ledger.due(change, plan)
+        if not due:
+            self.ledger.clear()
+            return self._cleaned(Done(0.0, due), plan) if self._is_unclean else Done(0.0, due)
+        if self.untouched is not None:
+            self.untouched.look()
+        try:
+            self.plane.apply(due)
+        except PlaneError as error:
+            return self._apply_piecewise(due, plan, error, started)
+        self.ledger.clear()
+        if self.untouched is not None:
+            self.untouched.committed()
+        return self._cleaned(Done(time.perf_counter() - started, due), plan)
+
+    def _apply_piecewise(
+        self, due: PlanChange, plan: Plan, error: PlaneError, started: float, *, again: bool = True
+    ) -> Done:
+        """Find out what the kernel refuses and do the rest. again: when it refuses everything, load afresh."""
+        pieces = _Pieces(self.plane)
+        pieces.settings(due)
+        pieces.entries(groups(due.entries))
+        self.ledger.behind(pieces.failed)
+        if again and not pieces.done and not pieces.refused:
+            self._unclean += due.entries
+            done = self._load(plan)
+            errors = tuple(dict.fromkeys((str(error), *done.errors)))
+            return done._replace(seconds=time.perf_counter() - started, errors=errors)
+        changed = PlanChange(entries=tuple(entry for piece in pieces.done for entry in piece.entries), node=due.node)
+        done = Done(time.perf_counter() - started, changed, tuple(pieces.errors), refused=tuple(pieces.refused))
+        return self._cleaned(done, plan)
+
+    def _cleaned(self, done: Done, plan: Plan) -> Done:
+        """Remove the UDP flows that the change made stale; a failure is reported like a refusal, and tried again."""
+        entries = (*self._unclean, *done.changed.entries)
+        loaded = done.loaded or self._unclean_load
+        try:
+            self._clean_up(PlanChange(entries=entries, node=done.changed.node), plan, loaded)
+        except HotplaneError as error:
+            self._unclean, self._unclean_load = entries, loaded
+            return done._replace(errors=(*done.errors, str(error)))
+        self._unclean, self._unclean_load = (), False
+        return done
+
+    @property
+    def _is_unclean(self) -> bool:
+        return bool(self._unclean) or self._unclean_load
+
+
+def _is_held(entry: PlanEntry, held: Table) -> bool:
+    """Whether the kernel holds an entry as it should be."""
+    return all(held.get(frontend.key) == row(frontend, entry) for frontend in entry.frontends)
+
+
+class _Pieces:
+    """Applies a change piece by piece: what worked, what did not, and why."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+        self.done: list[PlanChange] = []
+        self.failed: list[PlanChange] = []
+        self.errors: list[str] = []
+        self.refused: list[str] = []  # those of the errors that name an entry which the plane cannot hold
+
+    def settings(self, due: PlanChange) -> None:
+        change = PlanChange((), due.node, due.service_cidrs, due.health_checks, due.connect_off)
+        if change and (error := self._try(change)) is not None:
+            self._failed(change, error)
+
+    def entries(self, parts: Sequence[tuple[EntryChange, ...]]) -> None:
+        """Leave out what is refused by name; else halve until each refusal is down to one group."""
+        if not parts:
+            return
+        change = PlanChange(entries=tuple(entry for part in parts for entry in part))
+        error = self._try(change)
+        if error is None:
+            return
+        named = {each.key: each for each in (error, *error.others)} if isinstance(error, EntryRefused) else {}
+        bad = [any(entry.key in named for entry in part) for part in parts]
+        if any(bad):
+            told = [str(each) for each in named.values()]
+            self.refused += told
+            self.errors += told
+            self.failed += [PlanChange(entries=part) for part, is_bad in zip(parts, bad, strict=True) if is_bad]
+            self.entries([part for part, is_bad in zip(parts, bad, strict=True) if not is_bad])
+        elif len(parts) == 1:
+            self._failed(change, error)
+        elif len(self.errors) - len(self.refused) >= MOST_REFUSALS:
+            self.failed.append(change)
+        else:
+            middle = len(parts) // 2
+            self.entries(parts[:middle])
+            self.entries(parts[middle:])
+
+    def _try(self, change: PlanChange) -> PlaneError | None:
+        try:
+            self._plane.apply(change)
+        except PlaneError as error:
+            return error
+        self.done.append(change)
+        return None
+
+    def _failed(self, change: PlanChange, error: PlaneError) -> None:
+        self.failed.append(change)
+        names = sorted({entry.key.service for entry in change.entries})[:3]
+        self.errors.append(f"{', '.join(names)}: {error}" if names else str(error))

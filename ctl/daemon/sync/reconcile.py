@@ -1,0 +1,362 @@
+"""The reconcile loop: from the inbox through the planner to the kernel, one change after the other."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from ctl.daemon.http.health import Health
+from ctl.daemon.http.metrics import Metrics, ip_family
+from ctl.daemon.http.tally import Tally
+from ctl.daemon.jobs import Jobs, attempt, reason
+from ctl.daemon.log import Log
+from ctl.daemon.sync.inbox import Batch, Inbox
+from ctl.daemon.sync.kernel import Done, Kernel
+from ctl.daemon.sync.pace import Pace
+from ctl.store.journal import Journal
+from dataplane.backoff import Backoff
+from dataplane.model.net import Family
+from dataplane.model.objects import Node
+from dataplane.plan.change import EntryChange, PlanChange
+from dataplane.plan.planner import Planner
+from dataplane.planes.registry import mode_of
+from dataplane.policy.node import NodeConfig
+from dataplane.policy.settings import Promises
+
+_T = TypeVar("_T")
+TELL_SECONDS = 0.1
+SHOWN = 3
+"""Services that a log line names."""
+
+
+class Reconciler:
+    """Owns the plan. For use in one event loop; everything it does to the plan happens in `start` and `run`.
+
+    Whatever fails in between, nothing of it is lost: what was taken from the inbox goes back, and what the kernel may
+    lack is loaded whole at the next try.
+
+    name: this node's. node: its Node object as it was last known. describe: the NodeConfig for a Node object (None:
+    there never was one). after: called when a change has been taken in; health-check ports, Events and the like come
+    then, outside of the time that counts. jobs: tells of what fails. unwritten: called for each change that the
+    journal lacks. vouched: the objects come from an API server (see Planner).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inbox: Inbox,
+        kernel: Kernel,
+        describe: Callable[[Node | None], Awaitable[NodeConfig]],
+        health: Health,
+        metrics: Metrics,
+        log: Log,
+        pace: Pace,
+        after: Callable[[PlanChange], Awaitable[None]],
+        jobs: Jobs,
+        unwritten: Callable[[], None] = lambda: None,
+        *,
+        vouched: bool = True,
+    ) -> None:
+        self.inbox, self.kernel, self.describe = inbox, kernel, describe
+        self.pace, self.retry, self.tally = pace, Backoff(), Tally()
+        self.node: Node | None = None
+        self.syncs = 0
+        self.touched: set[str] = set()
+        self.journal: Journal | None = None
+        self._told, self._untold = 0.0, 0
+        self._waiting: deque[tuple[str, Callable[[], Awaitable[object]], Backoff]] = deque()
+        self._asked = asyncio.Event()
+        self._jobs, self._unwritten = jobs, unwritten
+        self._untrue = ""  # why the kernel may not be what the plan says
+        self._replan = False
+        self._health, self._metrics, self._log, self._after = health, metrics, log, after
+        self._name = name
+        self.planner = Planner(NodeConfig(name=name), vouched=vouched)
+
+    async def start(self) -> None:
+        """Wait until everything is known, then bring the kernel to it; try again until that has worked."""
+        while not self.inbox.complete_once:
+            await self.inbox.news()
+            await asyncio.sleep(0)
+        self._health.queued()
+        started = time.perf_counter()
+        await self._first_plan()
+        planned = time.perf_counter() - started
+        while True:
+            done = await self.kernel.load(self.planner.plan)
+            self._count(done)
+            if done.loaded:
+                break
+            wait = self.retry.failed()
+            self._log.error("the plan cannot be loaded", reason="; ".join(done.errors), retry_s=wait)
+            await asyncio.sleep(wait)
+        self._settle(done)
+        self._log.info(
+            "loaded", mode=self.kernel.plane.name, service_ports=self.tally.entries, frontends=self.tally.frontends,
+            changed=len(done.changed.entries), plan_s=round(planned, 3), load_s=round(done.seconds, 3),
+        )  # fmt: skip
+        await self._follow_up(PlanChange(health_checks=dict(self.planner.plan.health_checks) or None))
+
+    async def _first_plan(self) -> None:
+        """Plan all that is known. Fine to be done again where what came after it failed."""
+        batch = self.inbox.take()
+        self.tally.count(await self._planned(batch, first=True))
+        self._metrics.took(batch.events)
+
+    async def run(self) -> None:
+        """Follow the inbox for ever, whatever fails."""
+        while True:
+            await self._wait()
+            await self._work_off()
+            error = await attempt(self.step)
+            if error is not None:
+                self._health.queued()
+                self._untrue = reason(error)
+                self._jobs.failure("reconcile", error, self.retry)
+
+    async def _work_off(self) -> None:
+        """Do what was asked for. What fails is tried again later, and keeps nothing else waiting."""
+        self._asked.clear()
+        while self._waiting:
+            await self._try(*self._waiting.popleft())
+
+    async def _try(self, name: str, job: Callable[[], Awaitable[object]], retry: Backoff) -> None:
+        error = await attempt(job)
+        if error is not None:
+            wait = self._jobs.failure(name, error, retry)
+            asyncio.get_running_loop().call_later(wait, self._request, name, job, retry)
+
+    def request(self, name: str, job: Callable[[], Awaitable[object]]) -> None:
+        """Have something done by the loop itself, between two changes; tried again until it works."""
+        self._request(name, job, Backoff())
+
+    def _request(self, name: str, job: Callable[[], Awaitable[object]], retry: Backoff) -> None:
+        self._waiting.append((name, job, retry))
+        self._asked.set()
+        self.inbox.wake()
+
+    async def between(self, name: str, job: Callable[[], Awaitable[_T]]) -> _T:
+        """Have something done by the loop itself, once, between two changes; what it returns, or raises."""
+        answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        found: list[_T] = []
+
+        async def once() -> None:
+            found.append(await job())
+
+        async def tell() -> None:
+            error = await attempt(once)
+            if answer.done():  # who asked has gone
+                return
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(found[0])
+
+        self.request(name, tell)
+        return await answer
+
+    async def step(self) -> None:
+        """Take in what waits, and do it together with what failed before."""
+        if self._untrue and self.retry.due_in():
+            return  # the kernel is loaded whole when it is tried again; what waits in the inbox goes with that
+        if self.inbox.pending:
+            self.pace.spend()
+        batch = self.inbox.take()
+        change = await self._planned(batch)
+        self._metrics.took(batch.events)
+        await self._do(change, batch)
+
+    async def _planned(self, batch: Batch, *, first: bool = False) -> PlanChange:
+        """Take a batch into the plan. Where that fails the batch goes back; where it fails in the middle of planning,
+        every Service is planned once more at the next try."""
+        before = self.node
+        try:
+            moved = self._hear_of_node(batch) or self._replan or first
+            node = await self.describe(self.node) if moved else self.planner.plan.node
+        except BaseException:
+            self.node = before
+            self.inbox.put_back(batch)
+            raise
+        try:
+            if first:
+                self.planner.set_node(node)
+            if self._replan:
+                self.planner.plan.node = NodeConfig(name="")  # another one, so that nothing is taken for done
+            change = merged(await self._update(batch), await self._set_node(node))
+        except BaseException:
+            self.node = before
+            self.inbox.put_back(batch)
+            self._replan = True
+            raise
+        if self._replan:
+            self._replan = False
+            self._recount()
+            return PlanChange(node=node)
+        return change
+
+    async def _update(self, batch: Batch) -> PlanChange:
+        """At once what takes a moment, else in the kernel's thread, so that health checks and watches go on."""
+        if self.planner.takes_long(batch.upserts, batch.deletes):
+            return await self.kernel.call(self.planner.update, batch.upserts, batch.deletes)
+        return self.planner.update(batch.upserts, batch.deletes)
+
+    async def _set_node(self, node: NodeConfig) -> PlanChange:
+        if node == self.planner.plan.node:
+            return PlanChange()
+        return await self.kernel.call(self.planner.set_node, node)
+
+    def _recount(self) -> None:
+        """Nobody knows any more what has changed since the last time: what goes by changes begins anew."""
+        self._untrue = self._untrue or "planned anew"
+        self.tally = Tally()
+        self.tally.count(PlanChange(entries=tuple(EntryChange(None, e) for e in self.planner.plan.entries.values())))
+        self._end_journal("the plan was made anew")
+
+    async def change_node(self) -> None:
+        """Look again what this node is: its addresses, or the configuration, may have changed."""
+        change = await self._set_node(await self.describe(self.node))
+        if change:
+            self._log.info("this node changed", addresses=",".join(self.planner.plan.node.addresses))
+            await self._do(change, None)
+
+    async def reload(self, why: str) -> bool:
+        """Bring the kernel to the plan whatever it holds now; whether that worked. If not it is tried again."""
+        self._untrue = why
+        done = await self.kernel.load(self.planner.plan)
+        self._untrue = "" if done.loaded else why
+        self._count(done)
+        self._settle(done)
+        self._log.info("loaded again", why=why, changed=len(done.changed.entries), load_s=round(done.seconds, 3))
+        return done.loaded
+
+    async def _wait(self) -> None:
+        """Until there is news and a sync is allowed, or something that failed is to be tried again."""
+        news = self._asked.wait if self._untrue else self.inbox.news
+        try:
+            async with asyncio.timeout(self.retry.due_in()):
+                await news()
+        except TimeoutError:
+            return
+        delay = 0.0
+        if self.inbox.pending:
+            self._health.queued()
+            self._metrics.queued()
+            delay = self.pace.delay()
+        if delay:
+            await asyncio.sleep(delay)
+
+    async def _do(self, change: PlanChange, batch: Batch | None) -> None:
+        self.tally.count(change)
+        self.syncs += 1
+        self.touched.update(entry.key.service for entry in change.entries)
+        self._write_down(change)
+        if self._untrue:
+            self._health.queued()
+            await self.reload(self._untrue)
+        elif change or self.retry.failures_in_a_row:
+            self._health.queued()
+            done = await self.kernel.apply(change, self.planner.plan)
+            self._count(done)
+            self._settle(done)
+            self._tell(done, time.monotonic() - batch.arrived if batch else 0.0)
+        else:
+            self._health.updated()
+        if batch is not None and change:
+            now, clock = time.monotonic(), time.time()
+            self._metrics.event_seconds.observe(now - batch.arrived)
+            for family, trigger in batch.triggers:
+                self._metrics.network.labels(ip_family(family)).observe(max(0.0, clock - trigger))
+        await self._follow_up(change)
+
+    async def _follow_up(self, change: PlanChange) -> None:
+        await self._try("after a change", lambda: self._after(change), Backoff())
+
+    def _write_down(self, change: PlanChange) -> None:
+        """Into the journal before the kernel: what it may lack after a kill is then known to be lacking."""
+        if not change:
+            return
+        if self.journal is None:
+            self._unwritten()
+            return
+        try:
+            self.journal.append(change)
+        except OSError as error:
+            self._end_journal(error.strerror or str(error))
+
+    def _end_journal(self, why: str) -> None:
+        """From now on the saved plan is not the one that is served."""
+        if self.journal is not None:
+            self._log.warning("changes can no longer be written down for other commands", reason=why)
+            self.journal.close()
+            self.journal = None
+        self._unwritten()
+
+    def _settle(self, done: Done) -> None:
+        """After an attempt: all well, or when to try again."""
+        if done.errors or self.kernel.ledger:
+            wait = self.retry.failed()
+            self._log.error(
+                "the kernel refused changes", behind=len(self.kernel.ledger), retry_s=wait,
+                services=",".join(self.kernel.ledger.services()[:SHOWN]), reason="; ".join(done.errors[:SHOWN]),
+            )  # fmt: skip
+            if set(done.errors) == set(done.refused):  # nothing waits that could get into the kernel
+                self._health.refused = self.kernel.ledger.services()
+                self._health.updated()
+                self._metrics.synced()
+            return
+        self._health.refused = []
+        if self.retry.failures_in_a_row:
+            self._log.info("the kernel holds everything again")
+        self.retry.worked()
+        self._health.updated()
+        self._metrics.synced()
+
+    def _count(self, done: Done) -> None:
+        families = {entry.key.family for entry in done.changed.entries}
+        whole = done.loaded or not families or bool(done.errors)
+        self._metrics.sync(tuple(Family) if whole else tuple(families), done.seconds, full=done.loaded)
+        if done.errors:
+            self._metrics.failed(iptables=mode_of(self.kernel.plane.name).promises is Promises.IPTABLES)
+
+    def _tell(self, done: Done, age: float) -> None:
+        """One line a sync; of those that follow each other closely only one in a tenth of a second, with a count."""
+        entries = done.changed.entries
+        self._untold += 1
+        now = time.monotonic()
+        if not entries or now - self._told < TELL_SECONDS:
+            return
+        names = list(dict.fromkeys(entry.key.service for entry in entries))
+        self._log.info(
+            "synced", syncs=self._untold, service_ports=len(entries), services=",".join(names[:SHOWN]),
+            kernel_ms=round(done.seconds * 1e3, 2), event_ms=round(age * 1e3, 2),
+        )  # fmt: skip
+        self._told, self._untold = now, 0
+
+    def _hear_of_node(self, batch: Batch) -> bool:
+        """Whether this node's Node object appeared or changed. One that goes stays as it was last (as in kube-proxy):
+        a node without zone and pod range is none that anybody meant."""
+        before, name = self.node, self._name
+        if any(ref.kind == "Node" and ref.name == name for ref in batch.deletes):
+            self._log.warning("the Node object is gone; its last zone, addresses and pod ranges stay", node=name)
+        for item in batch.upserts:
+            if isinstance(item, Node) and item.name == name:
+                self.node = item
+        return self.node != before
+
+
+def merged(first: PlanChange, second: PlanChange) -> PlanChange:
+    """Two changes in a row as one."""
+    if not second:
+        return first
+    entries: dict[object, EntryChange] = {change.key: change for change in first.entries}
+    for change in second.entries:
+        earlier = entries.get(change.key)
+        entries[change.key] = EntryChange(earlier.old, change.new) if earlier else change
+    return PlanChange(
+        entries=tuple(change for change in entries.values() if change.old != change.new),
+        node=second.node or first.node,
+        service_cidrs=second.service_cidrs if second.service_cidrs is not None else first.service_cidrs,
+        health_checks={**(first.health_checks or {}), **(second.health_checks or {})} or None,
+        connect_off=second.connect_off if second.connect_off is not None else first.connect_off,
+    )

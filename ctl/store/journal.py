@@ -1,0 +1,163 @@
+"""Changes since the plan was last written down, appended one by one, so that a killed daemon's plan is known too.
+
+A journal has a number. A saved plan names the one that begins with it; a newer one begins while the next plan is being
+saved, so the plan is the saved one and every journal from that number on, in order.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from ctl.store.files import make_folder, opener
+from dataplane.plan.change import EntryChange, PlanChange
+from dataplane.plan.types import EntryKey, HealthCheck, OffPod, Plan, PlanEntry
+from dataplane.policy.difference import LARGE, Backends, difference, spliced
+from dataplane.policy.endpoints import Backend
+from dataplane.policy.node import NodeConfig
+
+_LENGTH = 4
+
+
+class _SetChange(msgspec.Struct, array_like=True):
+    """What went from a backend set and what came."""
+
+    removed: list[Backend]
+    added: list[Backend]
+
+
+class _Large(msgspec.Struct, array_like=True):
+    """An entry with many backends that was there before: all the rest of it, and what its sets differ in."""
+
+    rest: PlanEntry
+    cluster: _SetChange
+    local: _SetChange
+    lingering: _SetChange
+    unplaced: _SetChange
+
+
+class _Step(msgspec.Struct, array_like=True):
+    """A PlanChange, by what is afterwards."""
+
+    entries: tuple[PlanEntry, ...]
+    gone: tuple[EntryKey, ...]
+    node: NodeConfig | None
+    service_cidrs: tuple[str, ...] | None
+    checks: tuple[HealthCheck, ...]
+    unchecked: tuple[tuple[str, str], ...]
+    connect_off: tuple[OffPod, ...] | None = None
+    large: tuple[_Large, ...] = ()
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Step).decode
+
+
+class Journal:
+    """One journal, open for writing. Raises OSError where the file cannot be written."""
+
+    def __init__(self, base: Path, number: int) -> None:
+        self.number = number
+        make_folder(base.parent)
+        self._file = open(_path(base, number), "ab", buffering=0, opener=opener)  # noqa: SIM115 - until `close`
+
+    def append(self, change: PlanChange) -> None:
+        """Write one change down. O(what changed). Raises OSError; a part of it that was written counts for nothing, and
+        nothing may be written behind it."""
+        checks = change.health_checks or {}
+        large = {entry.key: entry for entry in change.entries if _is_large(entry)}
+        body = _encode(
+            _Step(
+                tuple(entry.new for entry in change.entries if entry.new is not None and entry.key not in large),
+                tuple(entry.key for entry in change.entries if entry.new is None),
+                change.node,
+                change.service_cidrs,
+                tuple(check for check in checks.values() if check is not None),
+                tuple(service for service, check in checks.items() if check is None),
+                tuple(change.connect_off.values()) if change.connect_off is not None else None,
+                tuple(_large(entry.old, entry.new) for entry in large.values() if entry.old and entry.new),
+            )
+        )
+        record = len(body).to_bytes(_LENGTH, "little") + body
+        if self._file.write(record) != len(record):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def close(self) -> None:
+        """Write no more; fine twice."""
+        self._file.close()
+
+
+def _is_large(change: EntryChange) -> bool:
+    """Whether to write down what differs instead of what is."""
+    return change.old is not None and change.new is not None and len(change.new.cluster) >= LARGE
+
+
+def _sets(entry: PlanEntry) -> tuple[Backends, ...]:
+    return entry.cluster, entry.local, entry.lingering, entry.unplaced
+
+
+def _large(old: PlanEntry, new: PlanEntry) -> _Large:
+    rest = replace(new, cluster=(), local=(), lingering=(), unplaced=())
+    return _Large(rest, *(_SetChange(*difference(was, now)) for was, now in zip(_sets(old), _sets(new), strict=True)))
+
+
+def _restored(old: PlanEntry | None, large: _Large) -> PlanEntry:
+    """The entry after a step. Raises ValueError where the step is none from this one."""
+    if old is None:
+        raise ValueError(f"{large.rest.key.service} changes before it is there")
+    steps = (large.cluster, large.local, large.lingering, large.unplaced)
+    sets = (spliced(was, step.removed, step.added) for was, step in zip(_sets(old), steps, strict=True))
+    cluster, local, lingering, unplaced = sets
+    return replace(large.rest, cluster=cluster, local=local, lingering=lingering, unplaced=unplaced)
+
+
+def _path(base: Path, number: int) -> Path:
+    return base.with_name(f"{base.stem}.journal-{number}")
+
+
+def _numbers(base: Path) -> Iterator[int]:
+    for path in base.parent.glob(f"{base.stem}.journal-*"):
+        number = path.name.rpartition("-")[2]
+        if number.isascii() and number.isdecimal():
+            yield int(number)
+
+
+def replay(base: Path, first: int, plan: Plan) -> int:
+    """Bring a saved plan to where its journals end; how many changes that were. A last change that was only half
+    written counts as not written. Raises OSError, msgspec.DecodeError, ValueError."""
+    count = 0
+    for number in sorted(number for number in _numbers(base) if number >= first):
+        data = _path(base, number).read_bytes()
+        at = 0
+        while at + _LENGTH <= len(data):
+            end = at + _LENGTH + int.from_bytes(data[at : at + _LENGTH], "little")
+            if end > len(data):
+                break
+            _apply(plan, _decode(data[at + _LENGTH : end]))
+            at, count = end, count + 1
+    return count
+
+
+def _apply(plan: Plan, step: _Step) -> None:
+    for key in step.gone:
+        plan.entries.pop(key, None)
+    plan.entries.update((entry.key, entry) for entry in step.entries)
+    for large in step.large:
+        plan.entries[large.rest.key] = _restored(plan.entries.get(large.rest.key), large)
+    for service in step.unchecked:
+        plan.health_checks.pop(service, None)
+    plan.health_checks.update(((check.namespace, check.name), check) for check in step.checks)
+    plan.node = step.node or plan.node
+    plan.service_cidrs = plan.service_cidrs if step.service_cidrs is None else step.service_cidrs
+    if step.connect_off is not None:
+        plan.connect_off = {(pod.namespace, pod.name): pod for pod in step.connect_off}
+
+
+def drop(base: Path, before: int | None = None) -> None:
+    """Remove journals: those older than a number, or all. Raises OSError."""
+    for number in list(_numbers(base)):
+        if before is None or number < before:
+            _path(base, number).unlink(missing_ok=True)

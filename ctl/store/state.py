@@ -1,0 +1,248 @@
+"""What `apply` remembers between calls: the plan it loaded, for `check`, and the mode, for `show` and `cleanup`.
+
+One file a network namespace under the state directory, because one directory serves all namespaces of a machine.
+"""
+
+import contextlib
+import os
+import re
+import socket
+import time
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import msgspec
+
+from ctl.store.files import make_folder, replace_whole
+from ctl.store.journal import drop, replay
+from dataplane.errors import HotplaneError
+from dataplane.malformed import MALFORMED
+from dataplane.plan.types import HealthCheck, OffPod, Plan, PlanEntry
+from dataplane.planes.options import PlaneOptions
+from dataplane.policy.node import NodeConfig
+
+_DAEMON_SECONDS = 15.0
+_OF_COOKIE = re.compile(r"netns-c(\d+)\.")
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14 and later; unique until the machine restarts
+
+
+class StateError(HotplaneError):
+    """The state directory cannot be written or holds something unreadable."""
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """What one network namespace was last brought to, and in which mode.
+
+    options: what people asked of its plane, written under the name of the mode that was the first to have any.
+    left_out: Services that the plane could not take and the one underneath serves alone. journal: number of the first
+    journal with changes since (ctl.store.journal), 0 = none.
+    """
+
+    mode: str
+    node: NodeConfig
+    service_cidrs: tuple[str, ...] = ()
+    entries: tuple[PlanEntry, ...] = ()
+    health_checks: tuple[HealthCheck, ...] = ()
+    options: PlaneOptions | None = msgspec.field(name="ebpf", default=None)
+    left_out: tuple[str, ...] = ()
+    journal: int = 0
+    connect_off: tuple[OffPod, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        mode: str,
+        plan: Plan,
+        options: PlaneOptions | None = None,
+        left_out: tuple[str, ...] = (),
+        journal: int = 0,
+    ) -> "Saved":
+        """Remember a plan."""
+        return cls(
+            mode,
+            plan.node,
+            plan.service_cidrs,
+            tuple(plan.entries.values()),
+            tuple(plan.health_checks.values()),
+            options,
+            left_out,
+            journal,
+            tuple(plan.connect_off.values()),
+        )
+
+    def plan(self) -> Plan:
+        """The remembered plan."""
+        return Plan(
+            node=self.node,
+            entries={entry.key: entry for entry in self.entries},
+            service_cidrs=self.service_cidrs,
+            health_checks={(check.namespace, check.name): check for check in self.health_checks},
+            connect_off={(pod.namespace, pod.name): pod for pod in self.connect_off},
+        )
+
+
+def namespace_id() -> str:
+    """Text that names this thread's network namespace: its cookie, or on an older kernel its inode number."""
+    try:
+        with socket.socket(socket.AF_UNIX) as door:
+            return f"c{int.from_bytes(door.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), 'little')}"
+    except OSError:  # ENOPROTOOPT before 5.14; an inode number may come back after the namespace is gone
+        return f"i{os.stat('/proc/thread-self/ns/net').st_ino}"
+
+
+def plan_path(state_dir: Path) -> Path:
+    """Where this network namespace's plan is kept; its journals lie beside it."""
+    return state_dir / f"netns-{namespace_id()}.msgpack"
+
+
+def socket_path(state_dir: Path) -> Path:
+    """Where the daemon of this network namespace listens: a connection there ends once its plan is written down."""
+    return plan_path(state_dir).with_suffix(".sock")
+
+
+def ask_daemon(state_dir: Path) -> bool:
+    """Have a daemon that runs in this network namespace write its plan down now; whether there is one."""
+    try:
+        with socket.socket(socket.AF_UNIX) as door:
+            door.settimeout(_DAEMON_SECONDS)
+            door.connect(str(socket_path(state_dir)))
+            door.recv(1)
+    except OSError:  # nobody listens: no daemon, or one that was killed; or it is too busy and the last plan must do
+        return False
+    return True
+
+
+def _drop_dead_socket(path: Path) -> None:
+    """Remove the socket of a daemon that was killed; a living one's stays."""
+    if not path.is_socket():
+        return
+    try:
+        with socket.socket(socket.AF_UNIX) as door:
+            door.settimeout(_DAEMON_SECONDS)
+            door.connect(str(path))
+    except (ConnectionRefusedError, FileNotFoundError):
+        path.unlink(missing_ok=True)
+
+
+def save(state_dir: Path, saved: Saved) -> None:
+    """Remember for this network namespace; whole or not at all. Raises StateError."""
+    path = plan_path(state_dir)
+    try:
+        make_folder(state_dir)
+        replace_whole(path, path.with_suffix(f".{os.getpid()}"), msgspec.msgpack.encode(saved))
+        drop(path, saved.journal or None)
+        _stale_path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise StateError(f"{path}: cannot be written ({error.strerror}); give another --state-dir") from error
+
+
+def _stale_path(path: Path) -> Path:
+    return path.with_suffix(".stale")
+
+
+def mark_stale(state_dir: Path) -> None:
+    """The remembered plan is not what the kernel holds any more, and the change cannot be written down: say that by the
+    file's name, for which even a full file system has room. Fine when nothing is remembered. Raises StateError."""
+    path = plan_path(state_dir)
+    try:
+        path.replace(_stale_path(path))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise StateError(f"{path}: cannot be renamed ({error.strerror})") from error
+
+
+def is_stale(state_dir: Path) -> bool:
+    """Whether the remembered plan is older than what the kernel holds (see `mark_stale`). Raises StateError."""
+    path = plan_path(state_dir)
+    try:
+        return not path.exists() and _stale_path(path).exists()
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read ({error.strerror}); run as root") from error
+
+
+def load(state_dir: Path, *, current: bool = True) -> Saved | None:
+    """What was remembered for this network namespace, or None. Raises StateError.
+
+    current: have a running daemon write down what it holds right now, first.
+    """
+    if current:
+        ask_daemon(state_dir)
+    path = plan_path(state_dir)
+    try:
+        file = _stale_path(path) if is_stale(state_dir) else path
+        saved = msgspec.msgpack.decode(file.read_bytes(), type=Saved)
+        return _with_journals(path, saved) if saved.journal else saved
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read ({error.strerror}); run as root") from error
+    except MALFORMED as error:
+        raise StateError(f"{path}: is not what this version writes ({error}); apply the manifests again") from error
+    except ValueError as error:
+        raise StateError(f"{path}: does not hold what it says ({error}); apply the manifests again") from error
+
+
+def _with_journals(path: Path, saved: Saved) -> Saved:
+    """The plan with what changed since it was saved."""
+    plan = saved.plan()
+    if not replay(path, saved.journal, plan):
+        return saved
+    return Saved.of(saved.mode, plan, saved.options, saved.left_out, saved.journal)
+
+
+def forget(state_dir: Path) -> bool:
+    """Forget this network namespace, and remove the directory when nothing else is in it; whether there was anything.
+
+    Raises StateError.
+    """
+    path = plan_path(state_dir)
+    try:
+        existed = path.exists()
+        existed |= _stale_path(path).exists()
+        path.unlink(missing_ok=True)
+        _stale_path(path).unlink(missing_ok=True)
+        drop(path)
+        for half in (each for each in state_dir.glob(f"{path.stem}.*") if each.suffix[1:].isdigit()):
+            half.unlink(missing_ok=True)  # of a process that was killed while it saved
+        _drop_dead_socket(socket_path(state_dir))
+        if state_dir.is_dir() and not any(state_dir.iterdir()):
+            with contextlib.suppress(OSError):  # mounted there, as in a container
+                state_dir.rmdir()
+    except OSError as error:
+        raise StateError(f"{path}: cannot be removed: {error.strerror}") from error
+    return existed
+
+
+def of_namespaces(state_dir: Path, of: Collection[int] | None = None, age: float = 0.0) -> list[Path]:
+    """Files of network namespaces that a directory holds. of: cookies, None for any. age: seconds for which none of a
+    namespace's files has been written to. Raises StateError."""
+    found: dict[int, list[Path]] = {}
+    youngest: dict[int, float] = {}
+    try:
+        for path in sorted(state_dir.glob("netns-c*")) if state_dir.is_dir() else ():
+            match = _OF_COOKIE.match(path.name)
+            if match and (of is None or int(match[1]) in of):
+                found.setdefault(int(match[1]), []).append(path)
+                youngest[int(match[1])] = max(youngest.get(int(match[1]), 0.0), path.lstat().st_mtime)
+    except OSError as error:
+        raise StateError(f"{state_dir}: cannot be looked through: {error.strerror}") from error
+    since = time.time() - age
+    return [path for cookie, paths in found.items() if not age or youngest[cookie] < since for path in paths]
+
+
+def forget_gone(files: Iterable[Path], living: Collection[int]) -> list[str]:
+    """Remove those of `of_namespaces` whose cookies are not among `living`; returns the names of the files that went.
+
+    Raises StateError.
+    """
+    gone = []
+    for path in files:
+        match = _OF_COOKIE.match(path.name)
+        if match and int(match[1]) not in living:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise StateError(f"{path}: cannot be removed: {error.strerror}") from error
+            gone.append(path.name)
+    return gone

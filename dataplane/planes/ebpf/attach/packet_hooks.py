@@ -1,0 +1,290 @@
+"""The packet hooks, tc and XDP, as one attachment of the eBPF plane: programs on all devices that need them."""
+
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from dataplane.kernel.ebpf.bpf import AttachType, BpfError, ProgramType
+from dataplane.kernel.netlink import clsact
+from dataplane.kernel.netlink.clsact import ClsactError
+from dataplane.kernel.netlink.netlink import Notifications
+from dataplane.kernel.wait import readable
+from dataplane.planes.base import PlaneError
+from dataplane.planes.ebpf.attach.devices import (
+    RAW_IP,
+    XDP_TARGET,
+    Device,
+    Wishes,
+    choose_devices,
+    read_network,
+    roles,
+    source_addresses,
+)
+from dataplane.planes.ebpf.attach.programs import Program, load_programs
+from dataplane.planes.ebpf.attach.tc import DIRECTIONS, attach_tc, detach_tc
+from dataplane.planes.ebpf.attach.xdp import PROGRAM, attach_xdp, detach_xdp, veth_problem
+from dataplane.planes.ebpf.flows.port_split import join_ports, split_ports
+from dataplane.planes.ebpf.flows.reserve import reserve_once
+from dataplane.planes.ebpf.maps.encode import address_bytes, address_text
+from dataplane.planes.ebpf.maps.layout import record
+from dataplane.planes.ebpf.maps.mapset import MapSet
+from dataplane.planes.ebpf.maps.pins import PinDirectory
+from dataplane.resource import Closing
+
+TC_SOURCE, XDP_SOURCE = "tc.c", "xdp.c"
+DEVICE = record("device", "flags", "ifindex", "mac", "mtu", "source_ipv4", "source_ipv6")
+_PIN = re.compile(r"(tc_ingress|tc_egress|xdp_native|xdp_generic)-(\d+)")
+_RTMGRP_LINK, _RTMGRP_ADDRESSES, _RTMGRP_ROUTES = 0x1, 0x110, 0x440  # of both families
+_CHANGES = _RTMGRP_LINK | _RTMGRP_ADDRESSES | _RTMGRP_ROUTES
+_SETTLE_SECONDS = 0.05
+_LOOK_SECONDS = 30.0
+"""Settings of devices (rp_filter) change without a message."""
+
+_LARGEST_PACKET = 0xFFFF
+"""Bytes; a device that takes more, or says 0 as lo may, limits no packet."""
+
+
+class DeviceStatus(NamedTuple):
+    """What a device carries. tc: "tcx" or "clsact"; xdp: "native", "generic" or ""; problem: why XDP is not there,
+    or only generic."""
+
+    name: str
+    ifindex: int
+    roles: Sequence[str]
+    tc: str
+    xdp: str
+    problem: str = ""
+
+
+class PacketHook:
+    """tc on every device where clients' packets come in, and XDP on the uplinks. See programs.Hook.
+
+    xdp: whether XDP is wanted too. XDP never goes without tc, to which it leaves what it does not do itself (the first
+    lines of bpf/xdp.c say what), so there is no hook of XDP alone. wishes: see devices.Wishes. tcx: False forces
+    clsact. xdp_modes: what to try, in this order.
+
+    New devices are picked up by `refresh`, which `watch` calls whenever links, addresses or routes change.
+    """
+
+    def __init__(
+        self,
+        wishes: Wishes | None = None,
+        *,
+        xdp: bool = True,
+        tcx: bool = True,
+        xdp_modes: tuple[str, ...] = ("native", "generic"),
+    ) -> None:
+        self.name = "xdp" if xdp else "tc"
+        self._wishes, self._xdp, self._tcx, self._modes = wishes or Wishes(), xdp, tcx, xdp_modes
+        self._maps: MapSet | None = None
+        self._pins: PinDirectory | None = None
+        self._programs: dict[str, Program] = {}
+        self._status: dict[int, DeviceStatus] = {}
+        self._devices: dict[int, Device] = {}
+        self._sources: dict[int, tuple[str, str]] = {}
+        self._mtus: dict[int, int] = {}
+        self._described: dict[int, tuple[int, int, bytes]] = {}
+        self._written: dict[int, bytes] = {}
+        self._lock = threading.Lock()
+        self.instructions: dict[str, int] = {}
+
+    def attach(self, maps: MapSet, pins: PinDirectory) -> None:
+        """See Hook.attach. The devices of the current network namespace are programmed, now and by `refresh`."""
+        with self._lock:
+            old = self._programs
+            self._maps, self._pins, self._programs = maps, pins, {}
+            try:
+                self._forget()
+                split_ports(maps)
+                reserve_once(maps, pins)
+                self._refresh()
+            finally:
+                _close(old)
+
+    def _load(self, source: str, names: Mapping[str, AttachType], define: str) -> None:
+        kind = ProgramType.XDP if source == XDP_SOURCE else ProgramType.SCHED_CLS
+        attach = dict.fromkeys(names, AttachType.XDP if kind is ProgramType.XDP else AttachType.NONE)
+        if self._maps is None:
+            raise PlaneError("packet programs: attach comes first")
+        try:
+            loaded = load_programs(
+                source, kind, attach, self._maps.fds, self._maps.specs, [f"-D{define}=1"] if define else []
+            )
+        except BpfError as error:
+            raise PlaneError(f"packet programs of {source}: {error.strerror}") from error
+        suffix = f"/{define.lower()}" if define else ""
+        self._programs |= {name + suffix: program for name, program in loaded.items()}
+        self.instructions |= {name + suffix: program.instructions for name, program in loaded.items()}
+
+    def _variant(self, source: str, name: str, names: Mapping[str, AttachType], define: str) -> Program:
+        """A program compiled with (or, for "", without) a definition, loaded at its first use."""
+        suffix = f"/{define.lower()}" if define else ""
+        if name + suffix not in self._programs:
+            self._load(source, names, define)
+        return self._programs[name + suffix]
+
+    def refresh(self) -> list[DeviceStatus]:
+        """Program devices that are new, forget those that went. Returns `status`. Raises PlaneError."""
+        with self._lock:
+            self._refresh()
+            return list(self._status.values())
+
+    def _refresh(self) -> None:
+        if self._maps is None or self._pins is None:
+            raise PlaneError("packet programs: attach comes first")
+        network, primary = read_network(), self._primary_addresses()
+        self._sources = source_addresses(network, primary)
+        self._mtus = {link.ifindex: link.mtu if link.mtu <= _LARGEST_PACKET else 0 for link in network.links}
+        found = {d.ifindex: d for d in choose_devices(network, primary, self._wishes)}
+        for index in self._devices.keys() - found.keys():
+            self._remove(index)
+        for index, device in found.items():
+            if self._devices.get(index) != device:
+                self._put(device)
+                self._devices[index] = device
+        known = found.keys() | self._sources.keys()
+        for index in known:
+            self._write(index)
+        stale = {int.from_bytes(key, "little") for key, _ in self._maps.items("devices")} - known
+        self._maps.remove("devices", [index.to_bytes(4, "little") for index in stale])
+        for index in stale:
+            self._written.pop(index, None)
+
+    def _primary_addresses(self) -> set[str]:
+        if self._maps is None:
+            return set()
+        node = self._maps.node()
+        raw = (node["masquerade_ipv4"], node["masquerade_ipv6"])
+        return {address_text(value) for value in raw if isinstance(value, bytes) and any(value)}
+
+    def _put(self, device: Device) -> None:
+        """Attach everything to one device. XDP comes last, since it counts on tc; and what tc needs to know first."""
+        maps, pins = self._maps, self._pins
+        if maps is None or pins is None:
+            raise PlaneError("packet programs: attach comes first")
+        self._describe(device, 0)
+        define = "RAW_IP" if device.raw_ip else ""
+        programs = {name: self._variant(TC_SOURCE, name, DIRECTIONS, define).fd for name in DIRECTIONS}
+        xdp, problem = "", veth_problem() if self._xdp and device.xdp and device.veth else ""
+        try:
+            tc = attach_tc(device.ifindex, programs, pins, tcx=self._tcx)
+        except (BpfError, ClsactError) as error:
+            raise PlaneError(f"packet programs on {device.name}: {error}") from error
+        if problem:
+            problem = f"XDP on {device.name}: {problem}; tc does its work there"
+        elif self._xdp and device.xdp:
+            program = self._variant(XDP_SOURCE, PROGRAM, {PROGRAM: AttachType.XDP}, "NO_XDP_TX" if device.veth else "")
+            try:
+                xdp, refusal = attach_xdp(device.ifindex, program.fd, pins, self._modes)
+                problem = f"XDP on {device.name} is {xdp}, which is slower; {refusal}" if refusal else ""
+                self._describe(device, XDP_TARGET)
+            except BpfError as error:
+                problem = f"XDP on {device.name}: {error.strerror}; tc does its work there"
+        self._status[device.ifindex] = DeviceStatus(device.name, device.ifindex, roles(device.flags), tc, xdp, problem)
+
+    def _describe(self, device: Device, more: int) -> None:
+        if self._maps is not None:
+            flags = device.flags | more | (RAW_IP if device.raw_ip else 0)
+            self._described[device.ifindex] = (flags, device.routed, device.mac)
+            self._write(device.ifindex)
+
+    def _write(self, index: int) -> None:
+        """Put what is known of a device into the map, if it is news. One without programs has but its addresses."""
+        flags, routed, mac = self._described.get(index, (0, index, bytes(6)))
+        sources = (address_bytes(text) if text else bytes(16) for text in self._sources.get(index, ("", "")))
+        value = DEVICE.pack(flags, routed, *mac, self._mtus.get(index, 0), *sources)
+        if self._maps is not None and self._written.get(index) != value:
+            self._maps.put("devices", index.to_bytes(4, "little"), value)
+            self._written[index] = value
+
+    def _remove(self, index: int) -> None:
+        """Forget a device that went or is no longer wanted."""
+        self._status.pop(index, None)
+        self._devices.pop(index, None)
+        self._described.pop(index, None)
+        if self._pins is None:
+            return
+        detach_xdp(index, self._pins)
+        detach_tc(index, self._pins)
+        for name in (*DIRECTIONS, "xdp_native", "xdp_generic"):
+            self._pins.wanted_links.discard(f"{name}-{index}")
+        if any(link.ifindex == index for link in read_network().links):
+            clsact.detach(index)
+
+    def status(self) -> list[DeviceStatus]:
+        """What each device carries, by ifindex."""
+        with self._lock:
+            return [self._status[index] for index in sorted(self._status)]
+
+    def detach(self, pins: PinDirectory) -> None:
+        """See Hook.detach. XDP goes before tc, on which it counts."""
+        with self._lock:
+            indices = {int(match[2]) for name in pins.links() if (match := _PIN.fullmatch(name))}
+            for index in indices:
+                detach_xdp(index, pins)
+            for index in indices:
+                detach_tc(index, pins)
+            for link in read_network().links:
+                clsact.detach(link.ifindex)
+            join_ports()
+            self._close()
+
+    def close(self) -> None:
+        """See Hook.close."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        _close(self._programs)
+        self._programs, self._maps, self._pins = {}, None, None
+        self._status.clear()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nothing is known of devices any more, as before new maps."""
+        self._devices.clear()
+        self._described.clear()
+        self._written.clear()
+
+    def watch(self) -> "DeviceWatch":
+        """Start picking up devices as they appear; ends with the returned object's `close` (a context manager)."""
+        return DeviceWatch(self)
+
+
+def _close(programs: dict[str, Program]) -> None:
+    for program in programs.values():
+        os.close(program.fd)
+
+
+class DeviceWatch(Closing):
+    """A thread that calls `refresh` of a hook when links, addresses or routes change in the network namespace in which
+    this object was made. problems: what went wrong, newest last."""
+
+    def __init__(self, hook: PacketHook) -> None:
+        self._hook = hook
+        self.problems: list[str] = []
+        self._changes = Notifications(_CHANGES)
+        self._end, self._wake = os.pipe()
+        self._thread = threading.Thread(target=self._work, daemon=True, name="devices")
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; fine twice."""
+        if self._thread.is_alive():
+            os.write(self._wake, b"x")
+            self._thread.join()
+            self._changes.close()
+            os.close(self._wake)
+            os.close(self._end)
+
+    def _work(self) -> None:
+        while self._end not in readable([self._changes.fileno(), self._end], _LOOK_SECONDS):
+            if readable([self._end], _SETTLE_SECONDS):  # changes come in bunches
+                return
+            self._changes.drain()
+            try:
+                self._hook.refresh()
+            except (PlaneError, OSError) as error:
+                self.problems.append(str(error))

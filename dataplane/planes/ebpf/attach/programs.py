@@ -1,0 +1,207 @@
+"""Loading the programs of one hook onto a set of maps, and attaching the connect-time ones."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.ebpf.bcc_loader import CompileError, compile_programs
+from dataplane.kernel.ebpf.bpf import AttachType, BpfError, ProgramType
+from dataplane.planes.base import PlaneError
+from dataplane.planes.ebpf.attach.kernel_features import packet_flags
+from dataplane.planes.ebpf.maps.layout import MapSpec, Sizes
+from dataplane.planes.ebpf.maps.mapset import MapSet, create_maps
+from dataplane.planes.ebpf.maps.pins import PinDirectory, instance_names
+
+CONNECT_SOURCE = "connect.c"
+CONNECT_PROGRAMS: dict[str, AttachType] = {
+    "connect4": AttachType.CGROUP_INET4_CONNECT,
+    "connect6": AttachType.CGROUP_INET6_CONNECT,
+    "sendmsg4": AttachType.CGROUP_UDP4_SENDMSG,
+    "sendmsg6": AttachType.CGROUP_UDP6_SENDMSG,
+    "recvmsg4": AttachType.CGROUP_UDP4_RECVMSG,
+    "recvmsg6": AttachType.CGROUP_UDP6_RECVMSG,
+    "getpeername4": AttachType.CGROUP_INET4_GETPEERNAME,
+    "getpeername6": AttachType.CGROUP_INET6_GETPEERNAME,
+    "sock_release": AttachType.CGROUP_INET_SOCK_RELEASE,
+}
+
+
+PROBE_SIZES = Sizes(**dict.fromkeys(Sizes.__struct_fields__, 1) | {"events": 4096})
+
+
+class Program(NamedTuple):
+    """A loaded program. fd: its descriptor, closed by the holder. instructions: after verification."""
+
+    name: str
+    fd: int
+    instructions: int
+    jited_bytes: int
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def load_programs(
+    source: str,
+    kind: ProgramType,
+    attach: Mapping[str, AttachType],
+    maps: Mapping[str, int],
+    specs: Mapping[str, MapSpec],
+    flags: Sequence[str] = (),
+) -> dict[str, Program]:
+    """Compile a file of `bpf/` (or take it from the cache) and load the programs named in `attach`. Packet programs are
+    compiled for what this kernel can do.
+
+    in: program type; for each program its attach type (NONE for tc); descriptors of the maps by name; their specs.
+    out: programs by name. Raises CompileError, or BpfError with the verifier's words.
+    """
+    references = {spec.reference: maps[name] for name, spec in specs.items()}
+    if kind is not ProgramType.CGROUP_SOCK_ADDR:
+        flags = (*flags, *(flag for flag in packet_flags() if flag not in flags))
+    code = compile_programs(source, flags)
+    programs: dict[str, Program] = {}
+    try:
+        for name, attach_type in attach.items():
+            fd = bpf.program_load(bpf.relocate(code[name], references), _type(kind, attach_type), attach_type, name)
+            info = bpf.program_info(fd)
+            programs[name] = Program(name, fd, info.instructions, info.jited_bytes)
+    except OSError:
+        for program in programs.values():
+            program.close()
+        raise
+    return programs
+
+
+def _type(kind: ProgramType, attach: AttachType) -> ProgramType:
+    """The type of one program of a file whose other programs are of type `kind`."""
+    return ProgramType.CGROUP_SOCK if attach is AttachType.CGROUP_INET_SOCK_RELEASE else kind
+
+
+class Hook(Protocol):
+    """One kind of attachment point: loads its programs onto a set of maps and attaches them, or takes them off."""
+
+    name: str
+
+    def attach(self, maps: MapSet, pins: PinDirectory) -> None:
+        """Load the programs and attach them, replacing those of an earlier run atomically. Raises PlaneError."""
+
+    def detach(self, pins: PinDirectory) -> None:
+        """Take off everything that this hook ever attached for this instance."""
+
+    def close(self) -> None:
+        """Do nothing by itself any more and give up what this process holds; what is attached goes on working."""
+
+
+class ConnectHook:
+    """Connect-time balancing for the processes of one control group and those below it.
+
+    cgroup: directory in a cgroup v2 hierarchy. The links are pinned, so the programs stay when the daemon goes; a link
+    gets the new program in one step (BPF_LINK_UPDATE), so no connect is ever missed in between.
+    """
+
+    name = "connect"
+
+    def __init__(self, cgroup: Path) -> None:
+        self.cgroup = cgroup
+        self.instructions: dict[str, int] = {}
+
+    def attach(self, maps: MapSet, pins: PinDirectory) -> None:
+        """See Hook.attach."""
+        try:
+            programs = load_programs(
+                CONNECT_SOURCE, ProgramType.CGROUP_SOCK_ADDR, CONNECT_PROGRAMS, maps.fds, maps.specs
+            )
+        except BpfError as error:
+            raise PlaneError(f"connect-time programs: {error.strerror}") from error
+        self.instructions = {program.name: program.instructions for program in programs.values()}
+        group = os.open(self.cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name, program in programs.items():
+                _attach_cgroup(program, group, self.cgroup, CONNECT_PROGRAMS[name], pins.link(name))
+        except BpfError as error:
+            raise PlaneError(f"connect-time programs on {self.cgroup}: {error.strerror}; is it cgroup v2?") from error
+        finally:
+            os.close(group)
+            for program in programs.values():
+                program.close()
+
+    def detach(self, pins: PinDirectory) -> None:
+        """See Hook.detach."""
+        for name, path in pins.links().items():
+            if name in CONNECT_PROGRAMS:
+                remove_link(path)
+
+    def close(self) -> None:
+        """See Hook.close; nothing is held after `attach`."""
+
+
+def connect_problem(cgroup: Path) -> str:
+    """Why connect-time balancing cannot work on a control group here, or "". Loads the programs onto maps of their own
+    and attaches nothing, so the answer is the kernel's, not a guess from its version."""
+    if not (cgroup / "cgroup.procs").exists() or (not (cgroup / "cgroup.type").exists() and not _is_root(cgroup)):
+        return f"{cgroup} is not a cgroup v2 directory"
+    try:
+        with create_maps(PROBE_SIZES) as maps:
+            for program in load_programs(
+                CONNECT_SOURCE, ProgramType.CGROUP_SOCK_ADDR, CONNECT_PROGRAMS, maps.fds, maps.specs
+            ).values():
+                program.close()
+    except (PlaneError, BpfError, CompileError) as error:
+        return str(error)
+    return ""
+
+
+def _is_root(cgroup: Path) -> bool:
+    """The root of a cgroup v2 hierarchy has no cgroup.type, but a list of controllers."""
+    return (cgroup / "cgroup.controllers").exists()
+
+
+def remove_link(path: Path) -> None:
+    """Detach a pinned link and unpin it."""
+    link = bpf.obj_get(str(path))
+    try:
+        bpf.link_detach(link)
+    finally:
+        os.close(link)
+    path.unlink()
+
+
+def remove_links(pins: PinDirectory) -> None:
+    """Detach and unpin every link of an instance."""
+    for path in pins.links().values():
+        remove_link(path)
+
+
+def remove_instances(prefix: str) -> list[str]:
+    """Take off and unpin everything of the instances whose names begin so, dead or alive; returns the names.
+
+    For whoever named them, to clear up after a predecessor whose network namespaces are gone already.
+    """
+    mine = [name for name in instance_names() if name.startswith(prefix)]
+    for name in mine:
+        pins = PinDirectory(name)
+        remove_links(pins)
+        pins.remove()
+    return mine
+
+
+def _attach_cgroup(program: Program, group: int, cgroup: Path, attach: AttachType, path: Path) -> None:
+    """Attach by a pinned link: the one that is there, if it is on this control group, else a new one that then takes
+    its place."""
+    if path.exists():
+        link = bpf.obj_get(str(path))
+        try:
+            if bpf.link_info(link).target == cgroup.stat().st_ino:
+                bpf.link_update(link, program.fd)
+                return
+        finally:
+            os.close(link)
+    link = bpf.link_create(program.fd, group, attach)
+    try:
+        if path.exists():
+            remove_link(path)
+        bpf.obj_pin(link, str(path))
+    finally:
+        os.close(link)

@@ -1,0 +1,76 @@
+"""tc programs on devices: by a pinned tcx link where the kernel has it (Linux 6.6), else by a clsact filter."""
+
+import errno
+import os
+from pathlib import Path
+
+from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.ebpf.bpf import AttachType, BpfError
+from dataplane.kernel.netlink import clsact
+from dataplane.planes.ebpf.attach.programs import remove_link
+from dataplane.planes.ebpf.maps.pins import PinDirectory
+
+DIRECTIONS = {"tc_ingress": AttachType.TCX_INGRESS, "tc_egress": AttachType.TCX_EGRESS}
+_NOT_THERE = (errno.EINVAL, errno.EOPNOTSUPP)
+
+
+def link_device(link: int) -> int:
+    """Ifindex that a tcx or XDP link is attached to; 0 once the device is gone."""
+    return bpf.link_info(link).target & 0xFFFFFFFF
+
+
+def update_pinned(path: Path, program: int, index: int) -> bool:
+    """Give a pinned link a new program in one step. False, and the pin is gone, when there is no such link on that
+    device (any more). Raises BpfError."""
+    if not path.exists():
+        return False
+    link = bpf.obj_get(str(path))
+    try:
+        if link_device(link) == index:
+            bpf.link_update(link, program)
+            return True
+    finally:
+        os.close(link)
+    remove_link(path)
+    return False
+
+
+def attach_tc(index: int, programs: dict[str, int], pins: PinDirectory, *, tcx: bool = True) -> str:
+    """Put tc_ingress and tc_egress on a device, or replace them there atomically.
+
+    in: ifindex; descriptors of both programs; whether to try tcx. out: "tcx" or "clsact", whichever it is.
+    Raises BpfError, ClsactError.
+    """
+    for name, kind in DIRECTIONS.items():
+        if not tcx or not _attach_tcx(index, programs[name], kind, pins, f"{name}-{index}"):
+            tcx = False
+            clsact.attach(index, programs[name], name, egress=kind is AttachType.TCX_EGRESS)
+    if tcx:
+        clsact.detach(index)  # what an earlier kernel or run may have left: never both
+    return "tcx" if tcx else "clsact"
+
+
+def _attach_tcx(index: int, program: int, kind: AttachType, pins: PinDirectory, name: str) -> bool:
+    path = pins.link(name)
+    if update_pinned(path, program, index):
+        return True
+    try:
+        link = bpf.link_create(program, index, kind)
+    except BpfError as error:
+        if error.errno in _NOT_THERE:
+            pins.wanted_links.discard(name)
+            return False
+        raise
+    try:
+        bpf.obj_pin(link, str(path))
+    finally:
+        os.close(link)
+    return True
+
+
+def detach_tc(index: int, pins: PinDirectory) -> None:
+    """Take both programs off a device; fine when there are none, or no device."""
+    links = pins.links()
+    for name in DIRECTIONS:
+        if f"{name}-{index}" in links:
+            remove_link(links[f"{name}-{index}"])

@@ -1,0 +1,234 @@
+"""The collector: takes out of the maps that the programs fill what nobody needs any more.
+
+The programs themselves remove a connection that has provably ended, and whoever closes a socket removes its peer. What
+is left are flows that were never answered, were left alone or lost their ends, UDP, which has no end, and clients whose
+affinity is over. Nothing alive is ever removed to make room, so what is over must go in time: each map is looked
+through every SECONDS, in batches, with pauses, in which other threads of this process go on.
+"""
+
+import logging
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from socket import IPPROTO_TCP, IPPROTO_UDP
+
+from dataplane.kernel.ebpf.bpf import BpfError, MapElements
+from dataplane.planes.answers import Round
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, Lifetimes, belongs, other_key
+from dataplane.planes.ebpf.maps.layout import constant, fields_of, reason_names, record, size_of
+from dataplane.planes.ebpf.maps.mapset import MapSet
+from dataplane.resource import Closing
+
+SECONDS = 10.0
+"""From the end of one round to the beginning of the next. With a round's own length, what is over goes within 30 s."""
+BATCH = 2048
+_PAUSE = 0.002
+_SECOND_NS = 10**9
+_REASSEMBLY_NS = 30 * _SECOND_NS
+"""REASSEMBLY_SECONDS in bpf/fragment.h."""
+_CONNECTED = constant("PEER_CONNECTED")
+_FULL = "_full"
+_NEVER = -(1 << 63)
+_AFFINITY_KEY = record("affinity_key", "client", "service")
+_LONG = struct.Struct("=q")
+_log = logging.getLogger(__name__)
+
+
+def _column(raw: bytes, struct_name: str, field: str, form: str) -> list[int]:
+    """One field of structs that are laid end to end. form: its memoryview format."""
+    width = struct.calcsize(form)
+    start, stride = fields_of(struct_name)[field] // width, size_of(struct_name) // width
+    return memoryview(raw).cast(form)[start::stride].tolist()  # type: ignore[call-overload, no-any-return]
+
+
+class _Ages(dict[int, int]):
+    """Lifetime in ns by flags, of one protocol."""
+
+    def __init__(self, protocol: int, lifetimes: Lifetimes) -> None:
+        super().__init__()
+        self._protocol, self._lifetimes = protocol, lifetimes
+
+    def __missing__(self, flags: int) -> int:
+        found = self[flags] = self._lifetimes.of_flags(self._protocol, flags)
+        return found
+
+
+class _Flows:
+    """One table of flows, in which two entries go together."""
+
+    def __init__(self, maps: MapSet, name: str, lifetimes: Lifetimes) -> None:
+        self._lifetimes, self._elements = lifetimes, maps.elements(name)
+        self._ages = _Ages(IPPROTO_TCP if name == "tcp_flows" else IPPROTO_UDP, lifetimes)
+        self._key_size = maps.specs[name].key_size
+
+    def over(self, keys: bytes, values: bytes, now: int) -> Iterator[bytes]:
+        """Keys of the entries of a batch that were not used for their lifetime, looked at alone."""
+        ages, size = self._ages, self._key_size
+        columns = zip(
+            _column(values, "translation", "last_ns", "q"),
+            _column(values, "translation", "flags", "I"),
+            _column(values, "translation", "noted", "I"),
+            strict=True,
+        )
+        for index, (last, flags, noted) in enumerate(columns):
+            if now - last > ages[flags | noted]:
+                yield keys[index * size : (index + 1) * size]
+
+    def remove(self, key: bytes, now: int) -> int:
+        """Remove a flow of which neither direction was used; returns how many entries went. Both are read anew right
+        before: a packet may have come meanwhile, or a new flow."""
+        own = self._elements.get(key)
+        if own is None or not self._lifetimes.over(key, own, now):
+            return 0
+        second = other_key(key, own)
+        other = self._elements.get(second)
+        if other is not None and belongs(key, own, other):
+            if not self._lifetimes.over(second, other, now):
+                return 0
+            return self._elements.delete(key) + self._elements.delete(second)
+        return int(self._elements.delete(key))
+
+
+def _single(elements: MapElements, key: bytes, last_at: int, since: int) -> int:
+    """Remove one entry unless it was used since a batch was read."""
+    value = elements.get(key)
+    if value is None or _LONG.unpack_from(value, last_at)[0] >= since:
+        return 0
+    return int(elements.delete(key))
+
+
+def _sweep_flows(maps: MapSet, name: str, lifetimes: Lifetimes, pause: Callable[[], None]) -> tuple[int, int]:
+    table = _Flows(maps, name, lifetimes)
+    entries = removed = 0
+    for keys, values, count in maps.batches(name, BATCH):
+        now = time.monotonic_ns()
+        entries += count
+        removed += sum(table.remove(key, now) for key in table.over(keys, values, now))
+        pause()
+    return entries, removed
+
+
+def _since(maps: MapSet, name: str, lifetimes: Lifetimes, now: int) -> Callable[[bytes, bytes, int], list[int]]:
+    """For a map of single entries: before which time each entry of a batch must have been used last to be over."""
+    idle = lifetimes.ns["udp_stream_seconds"]
+    if name == "affinity":
+        seconds = _column(bytes(maps.memory["services"]), "service", "affinity_seconds", "I")
+        return lambda keys, _values, _count: [
+            now - seconds[service] * _SECOND_NS for _, service in _AFFINITY_KEY.iter_unpack(keys)
+        ]
+    if name == "peers":
+        oldest = _oldest_connected(maps, lifetimes, now)
+        return lambda _keys, values, _count: [
+            oldest if flags & _CONNECTED else now - idle for flags in _column(values, "peer", "flags", "B")
+        ]
+    if name in ("fragments", "held"):
+        idle = _REASSEMBLY_NS
+    return lambda _keys, _values, count: [now - idle] * count
+
+
+def _oldest_connected(maps: MapSet, lifetimes: Lifetimes, now: int) -> int:
+    """Before which time a socket must have been connected to be forgotten. Its entry goes with the socket, so never;
+    but nobody tells when a socket of the kernel's own (MPTCP's, a network file system's) is closed. Once such may have
+    taken half of the map, those that are older than a connection may idle go."""
+    used = sum(count for _, _, count in maps.batches("peers"))
+    if used * 2 < maps.specs["peers"].max_entries:
+        return _NEVER
+    return now - lifetimes.ns["tcp_established_seconds"]
+
+
+SINGLE = {
+    "affinity": "affinity",
+    "peers": "peer",
+    "sockets": "socket_peer",
+    "answers": "answer",
+    "fragments": "fragment",
+    "held": "held",
+}
+"""Maps of single entries that age, with the struct of their values."""
+
+
+def _sweep_single(maps: MapSet, name: str, lifetimes: Lifetimes, pause: Callable[[], None]) -> tuple[int, int]:
+    spec, elements, kind = maps.specs[name], maps.elements(name), SINGLE[name]
+    last_at = fields_of(kind)["last_ns"]
+    entries = removed = 0
+    for keys, values, count in maps.batches(name, BATCH):
+        entries += count
+        bounds = _since(maps, name, lifetimes, time.monotonic_ns())(keys, values, count)
+        for index, (last, bound) in enumerate(zip(_column(values, kind, "last_ns", "q"), bounds, strict=True)):
+            if last < bound:
+                key = keys[index * spec.key_size : (index + 1) * spec.key_size]
+                removed += _single(elements, key, last_at, bound)
+        pause()
+    return entries, removed
+
+
+def sweep(maps: MapSet, pause: Callable[[], None] = lambda: None) -> list[Round]:
+    """Look through every map that the programs fill and remove what is over. pause: called between batches."""
+    lifetimes = Lifetimes.of(maps.node())
+    found = []
+    for name in (*FLOW_TABLES, *SINGLE):
+        start = time.thread_time()
+        look = _sweep_flows if name in FLOW_TABLES else _sweep_single
+        entries, removed = look(maps, name, lifetimes, pause)
+        found.append(Round(name, entries, removed, maps.specs[name].max_entries, time.thread_time() - start))
+    return found
+
+
+def refused(maps: MapSet) -> dict[str, int]:
+    """How many newcomers each map had no room for so far, by the map's name."""
+    found: dict[str, int] = {}
+    for number, reason in enumerate(reason_names()):
+        if reason.endswith(_FULL) and reason != "map_full":
+            for hook in range(constant("HOOK_COUNT")):
+                values = maps.per_cpu("counters", hook * constant("REASON_COUNT") + number)
+                total = sum(int.from_bytes(value, "little") for value in values)
+                found[reason.removesuffix(_FULL)] = found.get(reason.removesuffix(_FULL), 0) + total
+    return found
+
+
+class Collector(Closing):
+    """Sweeps a set of maps in a thread, until `close`. tell: hears of a map that is full. rounds: the last round's
+    findings, for metrics."""
+
+    def __init__(self, maps: MapSet, tell: Callable[[str], None] = _log.warning, seconds: float = SECONDS) -> None:
+        self.rounds: list[Round] = []
+        self._maps, self._tell, self._seconds = maps, tell, seconds
+        self._refused = refused(maps)
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="collector", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; fine twice. Call it before the maps are closed."""
+        self._end.set()
+        self._thread.join()
+
+    def _pause(self) -> None:
+        if self._end.wait(_PAUSE):
+            raise _EndedError
+
+    def _work(self) -> None:
+        while not self._end.wait(self._seconds):
+            try:
+                self.rounds = sweep(self._maps, self._pause)
+                self._report()
+            except _EndedError:
+                return
+            except (BpfError, OSError) as error:
+                self._tell(f"closed flows could not be collected: {error}; trying again in {self._seconds:.0f} s")
+
+    def _report(self) -> None:
+        """Tell which maps had no room since the last round."""
+        now = refused(self._maps)
+        for name, count in now.items():
+            more = count - self._refused.get(name, 0)
+            if more > 0:
+                entries = next((r for r in self.rounds if r.name == name), None)
+                size = f" ({entries.entries} of {entries.limit} entries after collecting)" if entries else ""
+                self._tell(f"map {name} was full{size}: {more} newcomers were left to the slow path, which serves them")
+        self._refused = now
+
+
+class _EndedError(Exception):
+    """The thread is to end."""

@@ -1,0 +1,71 @@
+"""Source ports in the packet programs' range that the kernel's masquerading gave out before the programs came.
+
+Once the programs work, the kernel keeps off their ports (see port_split); flows from before may have some of them. Such
+a flow's answers must not be taken for those of a flow of ours, so its tuple is entered as one that is passed on.
+"""
+
+import errno
+import time
+from socket import htons
+
+from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.ebpf.bpf import BpfError
+from dataplane.kernel.netlink.conntrack_list import masqueraded_connections
+from dataplane.model.net import Protocol
+from dataplane.planes.base import PlaneError
+from dataplane.planes.ebpf.flows.entries import FOREIGN, NO_HOP, REPLY, TRANSLATION
+from dataplane.planes.ebpf.flows.ports import snat_runs
+from dataplane.planes.ebpf.maps.encode import address_bytes
+from dataplane.planes.ebpf.maps.layout import layout_version
+from dataplane.planes.ebpf.maps.mapset import MapSet
+from dataplane.planes.ebpf.maps.pins import PinDirectory
+from dataplane.planes.ebpf.views.events import TUPLE
+
+_NOEXIST = 1
+_TABLES = {Protocol.TCP: "tcp_flows", Protocol.UDP: "udp_flows"}
+_NOBODY = 0xFFFFFFFF
+
+
+def reserve_ports(maps: MapSet) -> int:
+    """Enter the answers' tuples of masqueraded flows that conntrack holds on the programs' ports; returns how many.
+
+    Raises ConntrackError, PlaneError.
+    """
+    runs = snat_runs(maps.node())
+    count = 0
+    for flow in masqueraded_connections():
+        port = flow.client[1]
+        if flow.protocol not in _TABLES or not any(low <= port <= high for low, high in runs):
+            continue
+        source, destination = address_bytes(flow.backend[0]), address_bytes(flow.client[0])
+        ports = htons(flow.backend[1]), htons(port)
+        value = TRANSLATION.pack(
+            *(source, destination, *ports, REPLY | FOREIGN, 0, 0, 0, _NOBODY, 0, time.monotonic_ns(), 0, 0),
+            *(0, 0, 0, 0, *NO_HOP),
+        )
+        key = TUPLE.pack(source, destination, *ports, int(flow.protocol), 0, 0, 0)
+        count += _add(maps, _TABLES[flow.protocol], key, value)
+    return count
+
+
+def _add(maps: MapSet, table: str, key: bytes, value: bytes) -> bool:
+    """Store an entry unless there is one; whether it is new."""
+    try:
+        bpf.map_update(maps.fds[table], key, value, _NOEXIST)
+    except BpfError as error:
+        if error.errno == errno.EEXIST:
+            return False
+        raise PlaneError(f"map {table}: {error.strerror}") from error
+    return True
+
+
+def reserve_once(maps: MapSet, pins: PinDirectory) -> None:
+    """`reserve_ports`, unless it was done for these maps; a mark beside their pins says so. Call it when the kernel
+    keeps off the ports already, so that none is given out meanwhile. Raises ConntrackError, PlaneError.
+
+    Not by whether the kernel was told already: whoever told it may have been killed before this.
+    """
+    mark = pins.maps(layout_version(maps.sizes)) / "reserved"
+    if not mark.is_dir():
+        reserve_ports(maps)
+        mark.mkdir()

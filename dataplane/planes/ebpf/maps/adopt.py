@@ -1,0 +1,218 @@
+"""What the maps hold, in the plan's terms: for read-back, and for a daemon that takes over from a dead one.
+
+A daemon may die between any two writes. Whatever it left is understood here: an entry whose record, frontends, slots
+and backends agree is taken as it is; any other is `broken`, to be written anew; the rest is swept away.
+"""
+
+from collections.abc import Iterable
+from socket import ntohs
+from typing import NamedTuple
+
+from dataplane.plan.rows import row
+from dataplane.plan.types import EntryKey, Frontend, FrontendKey, PlanEntry, Row
+from dataplane.planes.ebpf.maps.allocate import Ids, Runs
+from dataplane.planes.ebpf.maps.encode import (
+    BACKEND,
+    PRESENT,
+    SERVICE,
+    Sets,
+    StoredFrontend,
+    address_text,
+    entry_key,
+    frontend_key,
+    frontend_key_bytes,
+    full_keys,
+    range_key,
+    stored_frontend,
+)
+from dataplane.planes.ebpf.maps.layout import constant
+from dataplane.planes.ebpf.maps.mapset import MapSet
+from dataplane.planes.ebpf.maps.members import HERE, IN_CLUSTER, IN_LOCAL, LINGERS, Address, wanted_flags
+from dataplane.planes.ebpf.maps.tables import BACKEND_FLAGS_AT, SERVICE_FLAGS_AT, Installed, Tables
+from dataplane.policy.endpoints import Backend
+
+_INTERNAL_LOCAL, _EXTERNAL_LOCAL = constant("SERVICE_INTERNAL_LOCAL"), constant("SERVICE_EXTERNAL_LOCAL")
+_GENERATION_WORD = 5
+_WORDS = BACKEND.size // 4
+
+
+class _Found:
+    """Backends of one entry as they are read: indices and flags by address; sound = all are the entry's own."""
+
+    def __init__(self) -> None:
+        self.indices: dict[Address, int] = {}
+        self.flags: dict[Address, int] = {}
+        self.sound = True
+
+
+class _Reader:
+    """One look at all the maps that the control plane fills. known: keys among which those of shortened names are."""
+
+    def __init__(self, maps: MapSet, known: Iterable[EntryKey]) -> None:
+        self.maps = maps
+        self._full = full_keys(known)
+        self.slots = maps.memory["slots"].cast("Q")
+        self.backends = maps.memory["backends"]
+        self.services = maps.memory["services"]
+        self.frontends: dict[FrontendKey, StoredFrontend] = {
+            frontend_key(key): stored_frontend(value) for key, value in maps.items("frontends")
+        }
+        self.by_service: dict[int, list[FrontendKey]] = {}
+        for key, stored in self.frontends.items():
+            self.by_service.setdefault(stored.service, []).append(key)
+        self.range_sets = _range_sets(maps)
+        for stored in self.frontends.values():
+            if stored.range_set is not None:
+                self.range_sets.setdefault(stored.range_set, ())  # a set without CIDRs leaves no trace of its own
+        self.lingering: dict[int, list[int]] = {}
+        for index, bits in enumerate(self.backends[BACKEND_FLAGS_AT :: BACKEND.size].tobytes()):
+            if bits & LINGERS:
+                owner = BACKEND.unpack_from(self.backends, index * BACKEND.size)[5]
+                self.lingering.setdefault(owner, []).append(index)
+        self.broken: set[EntryKey] = set()
+        self.installed: dict[EntryKey, Installed] = {}
+        flags = self.services[SERVICE_FLAGS_AT :: SERVICE.size].tobytes()
+        for service, bits in enumerate(flags):
+            if bits & PRESENT:
+                self._entry(service)
+
+    def _set(self, service: int, base: int, count: int, wanted: int, found: _Found) -> tuple[Backend, ...]:
+        """Members of one set. What is read on the way goes to `found`."""
+        members = []
+        for slot in self.slots[base : base + count].tolist():
+            index = slot & 0xFFFFFFFF
+            raw, port, _, flags, _, owner, _ = BACKEND.unpack_from(self.backends, index * BACKEND.size)
+            if owner != service or not flags & wanted:
+                found.sound = False
+                continue
+            address = (address_text(raw), ntohs(port))
+            members.append(Backend(*address, flags & HERE != 0))
+            found.indices[address] = index
+            found.flags[address] = flags
+        return tuple(sorted(members))  # in `slots` they stand in any order
+
+    def _lingering(self, service: int, found: _Found) -> tuple[Backend, ...]:
+        """Backends that serve and are in neither set."""
+        members = []
+        for index in self.lingering.get(service, ()):
+            raw, port, _, flags, *_ = BACKEND.unpack_from(self.backends, index * BACKEND.size)
+            address = (address_text(raw), ntohs(port))
+            if address not in found.indices:
+                members.append(Backend(*address, flags & HERE != 0))
+                found.indices[address], found.flags[address] = index, flags
+        return tuple(sorted(members))
+
+    def _entry(self, service: int) -> None:
+        name, cb, cc, lb, lc, affinity, protocol, family, flags, _ = SERVICE.unpack_from(
+            self.services, service * SERVICE.size
+        )
+        key, sets, found = entry_key(name, protocol, family), Sets(cb, cc, lb, lc), _Found()
+        key = self._full.get(key, key)
+        keys = self.by_service.get(service, [])
+        if len(keys) > 1:
+            keys.sort(key=lambda k: (self.frontends[k].order, k))
+        stored = [self.frontends[k] for k in keys]
+        entry = PlanEntry(
+            key=key,
+            cluster=self._set(service, cb, cc, IN_CLUSTER, found) if cc else (),
+            local=self._set(service, lb, lc, IN_LOCAL, found) if lc else (),
+            frontends=tuple([self._frontend(k, s) for k, s in zip(keys, stored, strict=True)]),
+            affinity_seconds=affinity,
+            internal_local=bool(flags & _INTERNAL_LOCAL),
+            external_local=bool(flags & _EXTERNAL_LOCAL),
+            lingering=self._lingering(service, found) if service in self.lingering else (),
+        )
+        wanted = wanted_flags(entry)
+        sound = found.sound and found.flags == wanted and key not in self.installed
+        for order, value in enumerate(stored):
+            sound = (
+                sound and value.sets == sets and value.affinity_seconds == affinity and value.order == min(order, 255)
+            )
+        if not sound:
+            self.broken.add(key)
+        self.installed[key] = Installed(
+            entry,
+            service,
+            [found.indices[address] for address in wanted],
+            sets,
+            tuple(map(frontend_key_bytes, keys)),
+            tuple([value.range_set or 0 for value in stored]),
+        )
+
+    def _frontend(self, key: FrontendKey, stored: StoredFrontend) -> Frontend:
+        return stored.frontend(key, self.range_sets.get(stored.range_set or 0, ()))
+
+
+def _range_sets(maps: MapSet) -> dict[int, tuple[str, ...]]:
+    """CIDRs of every range set, in the order in which the plan had them."""
+    ordered: dict[int, dict[int, str]] = {}
+    for key, value in maps.items("source_ranges"):
+        number, cidr = range_key(key)
+        ordered.setdefault(number, {})[int.from_bytes(value, "little")] = cidr
+    return {number: tuple(cidr for _, cidr in sorted(cidrs.items())) for number, cidrs in ordered.items()}
+
+
+def read_rows(maps: MapSet, known: Iterable[EntryKey] = ()) -> dict[FrontendKey, Row]:
+    """Every frontend in the maps as a row of the plan. known: entries that may be there; long names that are not among
+    them stay shortened."""
+    return {
+        frontend.key: row(frontend, installed.entry)
+        for installed in _Reader(maps, known).installed.values()
+        for frontend in installed.entry.frontends
+    }
+
+
+class Adopted(NamedTuple):
+    """Tables that know what an earlier daemon left. broken: entries to be written anew, whatever the plan says."""
+
+    tables: Tables
+    broken: frozenset[EntryKey]
+
+
+def adopt(maps: MapSet, known: Iterable[EntryKey] = ()) -> Adopted:
+    """Take over filled maps. Nothing is written; call `sweep` once the plan is in. known: see `read_rows`."""
+    reader, tables = _Reader(maps, known), Tables(maps)
+    tables.installed = reader.installed
+    tables.owners = {raw: key for key, installed in reader.installed.items() for raw in installed.keys}
+    runs = {
+        run
+        for sets in [i.sets for i in reader.installed.values()] + [s.sets for s in reader.frontends.values()]
+        for run in sets.runs()
+    }
+    flags = reader.backends[BACKEND_FLAGS_AT :: BACKEND.size].tobytes()
+    present = reader.services[SERVICE_FLAGS_AT :: SERVICE.size].tobytes()
+    tables.backends = Ids("backends", len(flags), [index for index, bits in enumerate(flags) if bits])
+    tables.services = Ids("services", len(present), [index for index, bits in enumerate(present) if bits])
+    tables.runs = Runs("slots", maps.specs["slots"].max_entries, ((base, count) for base, count in runs if count))
+    tables.ranges.adopt(reader.range_sets)
+    for installed in reader.installed.values():
+        for number in installed.range_sets:
+            if number:
+                tables.ranges.use(number)
+    generations = reader.backends.cast("I")[_GENERATION_WORD::_WORDS].tolist()
+    tables.generation = max([*generations, *(s.generation for s in reader.frontends.values()), 1])
+    return Adopted(tables, frozenset(reader.broken))
+
+
+def sweep(tables: Tables) -> None:
+    """After adoption and the first change: remove what no entry refers to. Indices become free again."""
+    maps = tables.maps
+    stray = [key for key, _ in maps.items("frontends") if key not in tables.owners]
+    maps.remove("frontends", stray)
+    tables.ranges.drop_unused()
+    used_backends = {index for installed in tables.installed.values() for index in installed.backends}
+    used_services = {installed.service for installed in tables.installed.values()}
+    for name, size, offset, used, ids in (
+        ("backends", BACKEND.size, BACKEND_FLAGS_AT, used_backends, tables.backends),
+        ("services", SERVICE.size, SERVICE_FLAGS_AT, used_services, tables.services),
+    ):
+        memory = maps.memory[name]
+        for index, flags in enumerate(memory[offset::size].tobytes()):
+            if flags and index not in used:
+                memory[index * size + offset] = 0
+                ids.give_back(index)
+    tables.runs = Runs(
+        "slots",
+        maps.specs["slots"].max_entries,
+        (run for i in tables.installed.values() for run in i.sets.runs() if run[1]),
+    )

@@ -1,0 +1,201 @@
+"""Where pinned maps and links live: a bpffs of hotplane's own, with one directory for each network namespace.
+
+The file system is mounted at /run/hotplane/bpf, whether or not /sys/fs/bpf is mounted: tools that enter network
+namespaces (`ip netns exec`) replace /sys in a mount namespace of their own, and a mount made in there would be gone
+with that command. So it is made in, and reached through, the mount namespace of the outermost ancestor.
+
+Layout: <bpffs>/<instance>/maps-<layout version>/<map> and <bpffs>/<instance>/links/<program>[-<device>].
+"""
+
+import ctypes
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from dataplane.kernel.ebpf.bpf import BPF_FS_MAGIC
+from dataplane.kernel.namespaces.netns_cookie import netns_cookie
+from dataplane.kernel.namespaces.outside import outer_process
+from dataplane.kernel.tools import ToolError, run_tool
+from dataplane.planes.base import PlaneError
+
+MOUNT_POINT = Path("/run/hotplane/bpf")
+_MAPS = "maps-"
+DRAINING = "draining"
+"""Directory beside the pins of an instance that only finishes what it had begun (see drain.py)."""
+
+
+class PinsHidden(PlaneError):
+    """This process's user may not see what is pinned, so none of it is its own."""
+
+
+def default_instance() -> str:
+    """Name of this network namespace's directory."""
+    return f"netns-{netns_cookie():x}"
+
+
+def _is_bpffs(path: Path) -> bool:
+    """Whether a directory lies in a bpffs; statfs(2), whose first field is the magic number."""
+    buffer = ctypes.create_string_buffer(256)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.statfs(os.fsencode(path), buffer) != 0:
+        return False
+    return int.from_bytes(buffer.raw[:4], "little") == BPF_FS_MAGIC
+
+
+def _run_outside(outer: int | None, *command: str) -> None:
+    """Run a command in the mount namespace of a process (None: in this one)."""
+    prefix = ("nsenter", f"--mount=/proc/{outer}/ns/mnt") if outer else ()
+    try:
+        done = run_tool((*prefix, *command), seconds=30)
+    except (OSError, ToolError) as error:
+        raise PlaneError(f"{' '.join(command)}: {error}; a bpffs is needed to keep eBPF state") from error
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        raise PlaneError(f"{' '.join(command)}: {said}; a bpffs is needed to keep eBPF state")
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """Mounting and unmounting are one process's at a time. The lock is on a directory that is always there, so that
+    it leaves nothing behind."""
+    lock = os.open(MOUNT_POINT.parents[1], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+@cache
+def _held(path: str, device: int) -> Path:
+    """A name for a directory that stays good when the process through which it was found ends. device: st_dev of the
+    file system there, since after an unmount another one may be in its place."""
+    return Path(f"/proc/self/fd/{os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}")
+
+
+def find_root() -> Path | None:
+    """The bpffs, if it is mounted: here, or in the mount namespace that this process came from."""
+    if _is_bpffs(MOUNT_POINT):
+        return MOUNT_POINT
+    outer = outer_process()
+    outside = Path(f"/proc/{outer}/root") / MOUNT_POINT.relative_to("/")
+    return _held(str(outside), outside.stat().st_dev) if outer and _is_bpffs(outside) else None
+
+
+def ensure_root() -> Path:
+    """The bpffs, mounted if need be (CAP_SYS_ADMIN). Raises PlaneError."""
+    root = find_root()
+    if root is None:
+        outer = outer_process()
+        _run_outside(outer, "mkdir", "-p", str(MOUNT_POINT))
+        _run_outside(outer, "mount", "-t", "bpf", "-o", "mode=0700", "hotplane", str(MOUNT_POINT))
+        root = find_root()
+    if root is None:
+        raise PlaneError(f"{MOUNT_POINT}: a bpffs was mounted there but cannot be seen; is /proc mounted?")
+    return root
+
+
+@contextmanager
+def _looking_into(root: Path | None) -> Iterator[None]:
+    """Where the kernel hides what is below the root, PinsHidden."""
+    try:
+        yield
+    except PermissionError as error:
+        raise PinsHidden(f"{root}: cannot be looked into: {error.strerror}; it is root's, be root") from error
+
+
+def instance_names() -> list[str]:
+    """Names of all instances of which something is pinned, sorted."""
+    root = find_root()
+    with _looking_into(root):
+        return sorted(path.name for path in root.iterdir() if path.is_dir()) if root else []
+
+
+class PinDirectory:
+    """Everything pinned for one instance of the plane."""
+
+    def __init__(self, instance: str) -> None:
+        if not instance or "/" in instance or "." in instance:
+            raise PlaneError(f"{instance!r} cannot name a pin directory: bpffs takes neither '/' nor '.'")
+        self.instance = instance
+        self.wanted_links: set[str] = set()
+
+    @property
+    def path(self) -> Path | None:
+        """The directory, or None when nothing is pinned."""
+        root = find_root()
+        with _looking_into(root):
+            return root / self.instance if root and (root / self.instance).is_dir() else None
+
+    @property
+    def draining(self) -> bool:
+        """Whether this instance only finishes what it had begun."""
+        path = self.path
+        return path is not None and (path / DRAINING).is_dir()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether something is pinned that nobody told to drain: of a mode in use, or of a process that was killed
+        while it brought or removed it."""
+        return self.path is not None and not self.draining
+
+    def ensure(self) -> Path:
+        """The directory, made if need be, with the mount below it."""
+        with _locked():
+            path = ensure_root() / self.instance
+            (path / "links").mkdir(parents=True, exist_ok=True)
+            return path
+
+    def map_versions(self) -> list[str]:
+        """Layout versions of which there are maps."""
+        path = self.path
+        return sorted(p.name.removeprefix(_MAPS) for p in path.glob(f"{_MAPS}*")) if path else []
+
+    def maps(self, version: str) -> Path:
+        """Directory of the maps of one layout version; made if need be."""
+        path = self.ensure() / f"{_MAPS}{version}"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def remove_maps(self, version: str) -> None:
+        """Unpin the maps of one layout version; programs that use them keep them."""
+        if self.path and (self.path / f"{_MAPS}{version}").is_dir():
+            _remove_tree(self.path / f"{_MAPS}{version}")
+
+    def link(self, name: str) -> Path:
+        """Path of a link's pin. Whoever asks wants the link: `wanted_links` remembers, so that others can be found."""
+        self.wanted_links.add(name)
+        return self.ensure() / "links" / name
+
+    def links(self) -> dict[str, Path]:
+        """Pins of links, by name."""
+        path = self.path
+        return {p.name: p for p in sorted((path / "links").iterdir())} if path and (path / "links").is_dir() else {}
+
+    def remove(self) -> None:
+        """Unpin everything of this instance, and unmount the file system after the last one."""
+        if find_root() is None:
+            return
+        with _locked():
+            if self.path:
+                _remove_tree(self.path)
+            root = find_root()
+            if root is not None and not any(entry.is_dir() for entry in root.iterdir()):
+                outer = outer_process()
+                _run_outside(outer, "umount", "--lazy", str(MOUNT_POINT))  # other users may hold it open for a moment
+                _run_outside(outer, "rmdir", str(MOUNT_POINT))
+                _run_outside(outer, "rmdir", "--ignore-fail-on-non-empty", str(MOUNT_POINT.parent))
+                _held.cache_clear()
+
+
+def _remove_tree(path: Path) -> None:
+    """Like shutil.rmtree, which does not work on bpffs (no directory descriptors for special files)."""
+    for entry in path.iterdir():
+        if entry.is_dir():
+            _remove_tree(entry)
+        else:
+            entry.unlink()
+    path.rmdir()

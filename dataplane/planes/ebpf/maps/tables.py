@@ -1,0 +1,453 @@
+"""The plan in the maps: which service, backend and slot indices each entry has, and how a change is written.
+
+The order of writes is what makes a change safe for programs that read at the same time; it is explained where they
+read: `bpf/lookup.h`, balance(). An entry that does not fit is left out whole, so that the slow path serves it.
+"""
+
+import secrets
+import sys
+from array import array
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache
+from itertools import islice
+from typing import NamedTuple
+
+import msgspec
+
+from dataplane.kernel.ebpf.barrier import full_barrier
+from dataplane.plan.change import EntryChange
+from dataplane.plan.types import EntryKey, PlanEntry, SourceRanges
+from dataplane.planes.base import PlaneError
+from dataplane.planes.ebpf.maps.allocate import Ids, MapFull, Runs, capacity
+from dataplane.planes.ebpf.maps.encode import (
+    BACKEND,
+    SERVICE,
+    Sets,
+    backend_records,
+    frontend_bytes,
+    frontend_key_bytes,
+    range_key_bytes,
+    service_bytes,
+)
+from dataplane.planes.ebpf.maps.layout import fields_of
+from dataplane.planes.ebpf.maps.mapset import MapSet
+from dataplane.planes.ebpf.maps.members import Address, MemberChange, changes_only_backends, wanted_flags
+from dataplane.planes.ebpf.maps.window import Window
+from dataplane.planes.moves import moves
+
+BACKEND_FLAGS_AT = fields_of("backend")["flags"]
+SERVICE_FLAGS_AT = fields_of("service")["flags"]
+
+
+class Installed(msgspec.Struct, frozen=True, gc=False):
+    """What an entry has in the maps.
+
+    backends: indices, in the order of `wanted_flags(entry)` where there are no `members`. keys: of its frontends, in
+    the entry's order. range_sets: one for each frontend, 0 = none. members: of a large entry that has changed, the
+    indices of its backends by address; the entry's next `Installed` has the same dict.
+    """
+
+    entry: PlanEntry
+    service: int
+    backends: Collection[int]
+    sets: Sets
+    keys: tuple[bytes, ...]
+    range_sets: tuple[int, ...]
+    members: dict[Address, int] | None = None
+
+    def indices(self) -> dict[Address, int]:
+        """Backend indices by address. Not to be changed."""
+        return dict(zip(wanted_flags(self.entry), self.backends, strict=True)) if self.members is None else self.members
+
+
+_Undo = tuple[Callable[..., None], Collection[int]]
+"""What gives something back, and its arguments."""
+
+_NO_SETS = Sets()
+
+
+@cache
+def no_ranges(count: int) -> tuple[int, ...]:
+    """`range_sets` of so many frontends without any: one tuple for all entries."""
+    return (0,) * count
+
+
+class Removed(NamedTuple):
+    """A backend that no longer serves an entry: sockets that still talk to it must be told."""
+
+    entry: EntryKey
+    address: str
+    port: int
+
+
+class _Late:
+    """What may only happen after the frontends of a change were written."""
+
+    def __init__(self) -> None:
+        self.upserts: dict[bytes, bytes] = {}
+        self.deleted: dict[bytes, None] = {}
+        self.kept_flags: list[tuple[int, int]] = []
+        self.dead: list[int] = []
+        self.runs: list[tuple[int, int]] = []
+        self.services: list[int] = []
+        self.range_sets: list[int] = []
+        self.removed: list[Removed] = []
+
+
+def _is_kept(change: EntryChange) -> bool:
+    """Sorts entries that go before all others, for which they make room."""
+    return change.new is not None
+
+
+_SLOT_SIZE = 8
+
+
+def _position(slots: bytes, index: int) -> int:
+    """Which slot holds a backend's index."""
+    wanted, at = index.to_bytes(_SLOT_SIZE, sys.byteorder), -1
+    while True:
+        at = slots.index(wanted, at + 1)
+        if at % _SLOT_SIZE == 0:
+            return at // _SLOT_SIZE
+
+
+class RangeSets:
+    """Sets of source CIDRs, shared by all frontends that have the same list."""
+
+    def __init__(self, maps: MapSet) -> None:
+        self._maps = maps
+        self._users: dict[int, int] = {}
+        self._by_cidrs: dict[tuple[str, ...], int] = {}
+        self._cidrs: dict[int, tuple[str, ...]] = {}
+        self._ids = Ids("source_ranges", 1 << 31)
+        self._stored = 0
+
+    def adopt(self, found: dict[int, tuple[str, ...]]) -> None:
+        """Take over what the map holds; nobody uses it until `take` or `use`."""
+        self._ids = Ids("source_ranges", 1 << 31, [0, *found])
+        self._cidrs = dict(found)
+        self._by_cidrs = {cidrs: number for number, cidrs in found.items()}
+        self._users = dict.fromkeys(found, 0)
+        self._stored = sum(map(len, found.values()))
+
+    def use(self, number: int) -> None:
+        """One more user of an adopted set."""
+        self._users[number] = self._users.get(number, 0) + 1
+
+    def take(self, cidrs: tuple[str, ...]) -> int:
+        """Number of the set with these CIDRs, stored if it is new. Raises MapFull."""
+        number = self._by_cidrs.get(cidrs)
+        if number is None:
+            size = self._maps.specs["source_ranges"].max_entries
+            if self._stored + len(cidrs) > size:
+                raise MapFull("source_ranges", size)
+            number = self._ids.take() or self._ids.take()  # 0 means none
+            keys = b"".join(range_key_bytes(number, cidr) for cidr in cidrs)
+            values = b"".join(order.to_bytes(4, "little") for order in range(len(cidrs)))
+            self._maps.put_many("source_ranges", keys, values, len(cidrs))
+            self._stored += len(cidrs)
+            self._by_cidrs[cidrs], self._cidrs[number], self._users[number] = number, cidrs, 0
+        self._users[number] += 1
+        return number
+
+    def give_back(self, number: int) -> None:
+        """One user less; the last one's set goes."""
+        self._users[number] -= 1
+        if not self._users[number]:
+            self._drop(number)
+
+    def drop_unused(self) -> None:
+        """Remove adopted sets that nobody came to use."""
+        for number in [number for number, users in self._users.items() if not users]:
+            self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        cidrs = self._cidrs.pop(number)
+        self._maps.remove("source_ranges", [range_key_bytes(number, cidr) for cidr in cidrs])
+        self._stored -= len(cidrs)
+        del self._users[number]
+        if self._by_cidrs.get(cidrs) == number:
+            del self._by_cidrs[cidrs]
+        self._ids.give_back(number)
+
+
+class Tables:
+    """The control plane's knowledge of the maps. `overflow` names, for each entry left out, the map that was full."""
+
+    def __init__(self, maps: MapSet) -> None:
+        self.maps = maps
+        self.installed: dict[EntryKey, Installed] = {}
+        self.owners: dict[bytes, EntryKey] = {}
+        self.overflow: dict[EntryKey, str] = {}
+        self.ranges = RangeSets(maps)
+        self.services = Ids("services", maps.specs["services"].max_entries)
+        self.backends = Ids("backends", maps.specs["backends"].max_entries)
+        self.runs = Runs("slots", maps.specs["slots"].max_entries)
+        # Random, so that flow state carried over from other maps never names a backend of these by accident.
+        self.generation = 1 + secrets.randbits(30)
+        self._most_frontends = maps.specs["frontends"].max_entries
+        self._slots: memoryview | Window = maps.memory["slots"].cast("Q")
+        self._backend_memory: memoryview | Window = maps.memory["backends"]
+        self._service_memory: memoryview | Window = maps.memory["services"]
+
+    def settle(self) -> None:
+        """After a load: from now on changes are small, and no map need be in this process's memory for them."""
+        memory = self.maps.memory
+        self._slots = memory.window("slots", _SLOT_SIZE)
+        self._backend_memory, self._service_memory = memory.window("backends", 1), memory.window("services", 1)
+        memory.let_go()
+
+    def apply(self, changes: Iterable[EntryChange]) -> list[Removed]:
+        """Write entry changes; returns the backends that went. O(size of the change)."""
+        late = _Late()
+        for change in sorted(changes, key=_is_kept):
+            self._write(change.key, change.new, late)
+        self._finish(late)
+        return late.removed
+
+    def _next(self) -> int:
+        """A generation that nobody has; wraps after four thousand million writes, never to 0."""
+        self.generation = self.generation % 0xFFFFFFFF + 1
+        return self.generation
+
+    def _write(self, key: EntryKey, new: PlanEntry | None, late: _Late) -> None:
+        """Everything of an entry that no program sees yet; the rest goes to `late`."""
+        old = self.installed.get(key)
+        if self.overflow:
+            self.overflow.pop(key, None)
+        done: Installed | None = None
+        if old is not None and new is not None and changes_only_backends(old.entry, new):
+            try:
+                self.installed[key] = self._change_members(old, new, late)
+            except MapFull as full:
+                self.overflow[key] = full.map_name
+                self._retire(old, None, late)
+                del self.installed[key]
+            return
+        if new is not None:
+            wanted, before = wanted_flags(new), old.indices() if old else {}
+            try:
+                done = self._reserve(new, wanted, old, before)
+            except MapFull as full:
+                self.overflow[key] = full.map_name
+            else:
+                self._fill(done, wanted, before, late)
+        if old is not None:
+            self._retire(old, done, late)
+        if done is not None:
+            self.installed[key] = done
+        elif old is not None:
+            del self.installed[key]
+
+    def _change_members(self, old: Installed, new: PlanEntry, late: _Late) -> Installed:
+        """The change of a large entry of which only backends differ. O(what differs). Raises MapFull, having changed
+        nothing."""
+        was = old.entry
+        members = old.indices()
+        change = MemberChange.of(was, new)
+        come = [address for address in change.flags if change.flags[address] and address not in members]
+        undo: list[_Undo] = []
+        try:
+            fresh = self.backends.take_many(len(come))
+            undo.append((self.backends.give_back, fresh))
+            sets = Sets(
+                self._run(len(new.cluster), old.sets.cluster_base, old.sets.cluster_count, undo),
+                len(new.cluster),
+                self._run(len(new.local), old.sets.local_base, old.sets.local_count, undo) if new.local else 0,
+                len(new.local),
+            )
+        except PlaneError:
+            for give_back, numbers in undo:
+                give_back(*numbers)
+            raise
+        generation, places = self._next(), dict(zip(come, fresh, strict=True))
+        records = backend_records({a: change.flags[a] for a in come}, was.key.protocol, generation, old.service)
+        for index, raw in zip(fresh, records, strict=True):
+            self._backend_memory[index * BACKEND.size : (index + 1) * BACKEND.size] = raw
+        for pair, wanted in zip(zip(old.sets.runs(), sets.runs(), strict=True), change.sets, strict=True):
+            self._move_slots(*pair, wanted, members, places)
+        members.update(places)
+        self._service_memory[old.service * SERVICE.size : (old.service + 1) * SERVICE.size] = service_bytes(new, sets)
+        done = Installed(new, old.service, members.values(), sets, old.keys, old.range_sets, members)
+        self._compose_frontends(done, generation, late)
+        for address, flags in change.flags.items():
+            if flags and address not in places:
+                offset = members[address] * BACKEND.size + BACKEND_FLAGS_AT
+                self._backend_memory[offset] |= flags
+                late.kept_flags.append((members[address], flags))
+            elif not flags:
+                late.dead.append(members.pop(address))
+                late.removed.append(Removed(was.key, *address))
+        for (base, count), (new_base, new_count) in zip(old.sets.runs(), sets.runs(), strict=True):
+            if count and (base != new_base or not new_count):
+                late.runs.append((base, count))
+        return done
+
+    def _move_slots(
+        self,
+        old: tuple[int, int],
+        new: tuple[int, int],
+        change: tuple[Sequence[Address], Sequence[Address]],
+        members: Mapping[Address, int],
+        places: Mapping[Address, int],
+    ) -> None:
+        """Bring one set's slots to what it holds now, in its run or in a new one. change: who went and who came."""
+        (base, count), (new_base, _) = old, new
+        gone, come = change
+        raw = self._slots[base : base + count].tobytes() if gone else b""
+        holes = [_position(raw, members[address]) for address in gone]
+        added = [places[address] if address in places else members[address] for address in come]
+        moved = moves(count, holes, added, lambda at: self._slots[base + at])
+        if base != new_base:
+            kept = min(count, capacity(new[1]))
+            self._slots[new_base : new_base + kept] = array("Q", self._slots[base : base + kept].tobytes())
+        for at, index in moved.items():
+            if index is not None:
+                self._slots[new_base + at] = index
+
+    def _reserve(
+        self, new: PlanEntry, wanted: dict[Address, int], old: Installed | None, before: dict[Address, int]
+    ) -> Installed:
+        """Indices for everything that is new in an entry, or none of them. Raises MapFull."""
+        undo: list[_Undo] = []
+        old_sets = old.sets if old else _NO_SETS
+        try:
+            if old:
+                service = old.service
+            else:
+                service = self.services.take()
+                undo.append((self.services.give_back, (service,)))
+            missing = len(wanted) - sum(map(before.__contains__, wanted)) if before else len(wanted)
+            fresh = self.backends.take_many(missing)
+            undo.append((self.backends.give_back, fresh))
+            sets = Sets(
+                self._run(len(new.cluster), old_sets.cluster_base, old_sets.cluster_count, undo),
+                len(new.cluster),
+                self._run(len(new.local), old_sets.local_base, old_sets.local_count, undo) if new.local else 0,
+                len(new.local),
+            )
+            keys, range_sets = [], []
+            for frontend in new.frontends:
+                keys.append(frontend_key_bytes(frontend.key))
+                range_sets.append(self._range_set(frontend.source_ranges, undo) if frontend.source_ranges else 0)
+            if len(self.owners) + len(keys) > self._most_frontends:
+                self._check_frontends(keys, old)
+        except PlaneError:
+            for give_back, numbers in undo:
+                give_back(*numbers)
+            raise
+        if before:
+            rest = iter(fresh)
+            fresh = array("I", (before[a] if a in before else next(rest) for a in wanted))
+        return Installed(
+            new, service, fresh, sets, tuple(keys), tuple(range_sets) if any(range_sets) else no_ranges(len(keys))
+        )
+
+    def _run(self, count: int, old_base: int, old_count: int, undo: list[_Undo]) -> int:
+        """Where a set of `count` goes: where it was, if the run there is of the right length."""
+        if not count:
+            return 0
+        if old_count and capacity(count) == capacity(old_count):
+            return old_base
+        base = self.runs.take(count)
+        undo.append((self.runs.give_back, (base, count)))
+        return base
+
+    def _range_set(self, ranges: SourceRanges, undo: list[_Undo]) -> int:
+        number = self.ranges.take(ranges.cidrs)
+        undo.append((self.ranges.give_back, (number,)))
+        return number
+
+    def _check_frontends(self, keys: Sequence[bytes], old: Installed | None) -> None:
+        """Whether frontends fit once those are removed that go with the same change. Raises MapFull."""
+        going = sum(self.owners.get(key) == old.entry.key for key in set(old.keys).difference(keys)) if old else 0
+        if len(self.owners) - going + sum(key not in self.owners for key in keys) > self._most_frontends:
+            raise MapFull("frontends", self._most_frontends)
+
+    def _fill(self, done: Installed, wanted: dict[Address, int], before: dict[Address, int], late: _Late) -> None:
+        """Write an entry's backends, slots and record, and compose its frontends."""
+        entry, service, sets, generation = done.entry, done.service, done.sets, self._next()
+        self._fill_backends(done, wanted, before, generation, late)
+        base, count = sets.cluster_base, sets.cluster_count
+        # wanted_flags() begins with the Cluster set, in its order.
+        self._slots[base : base + count] = array("Q", [*islice(done.backends, count)])
+        if entry.local:
+            indices = dict(zip(wanted, done.backends, strict=True))
+            base, count = sets.local_base, sets.local_count
+            self._slots[base : base + count] = array("Q", [indices[(b.address, b.port)] for b in entry.local])
+        self._service_memory[service * SERVICE.size : (service + 1) * SERVICE.size] = service_bytes(entry, sets)
+        self._compose_frontends(done, generation, late)
+
+    def _compose_frontends(self, done: Installed, generation: int, late: _Late) -> None:
+        """The values of an entry's frontends, to be written after all that they lead to."""
+        entry = done.entry
+        for order, key in enumerate(done.keys):
+            self.owners[key] = entry.key
+            if late.deleted:
+                late.deleted.pop(key, None)
+            late.upserts[key] = frontend_bytes(
+                entry.frontends[order],
+                order,
+                generation,
+                done.service,
+                done.sets,
+                entry.affinity_seconds,
+                done.range_sets[order],
+            )
+
+    def _fill_backends(
+        self, done: Installed, wanted: dict[Address, int], before: dict[Address, int], generation: int, late: _Late
+    ) -> None:
+        """Write new backends, and what is new of those that were there before."""
+        memory, size, indices = self._backend_memory, BACKEND.size, done.backends
+        records = backend_records(wanted, done.entry.key.protocol, generation, done.service)
+        if isinstance(indices, range):  # one after another, as they come when much is new
+            memory[indices.start * size : indices.stop * size] = b"".join(records)
+            return
+        for (address, flags), index, raw in zip(wanted.items(), indices, records, strict=True):
+            offset = index * size
+            if address in before:
+                # Membership grows now and shrinks later: whoever follows the old frontend finds what it promises.
+                memory[offset + BACKEND_FLAGS_AT] |= flags
+                late.kept_flags.append((index, flags))
+            else:
+                memory[offset : offset + size] = raw
+
+    def _retire(self, old: Installed, new: Installed | None, late: _Late) -> None:
+        """What an entry had and has no longer."""
+        for key in old.keys:
+            # Another entry may have taken the frontend over, in this change or in an earlier one.
+            if (new is None or key not in new.keys) and self.owners.get(key) == old.entry.key:
+                del self.owners[key]
+                late.deleted[key] = None
+        kept = set(new.backends) if new else set()
+        for (text, port), index in old.indices().items():
+            if index not in kept:
+                late.dead.append(index)
+                late.removed.append(Removed(old.entry.key, text, port))
+        now = new.sets if new else Sets()
+        for (base, count), (new_base, new_count) in zip(old.sets.runs(), now.runs(), strict=True):
+            if count and (base != new_base or not new_count):
+                late.runs.append((base, count))
+        late.range_sets.extend(number for number in old.range_sets if number)
+        if new is None:
+            late.services.append(old.service)
+
+    def _finish(self, late: _Late) -> None:
+        """Write the frontends, then bury what they no longer lead to. Removed ones come first: they make room."""
+        self.maps.remove("frontends", late.deleted)
+        self.maps.put_many("frontends", b"".join(late.upserts), b"".join(late.upserts.values()), len(late.upserts))
+        full_barrier()
+        for index, flags in late.kept_flags:
+            self._backend_memory[index * BACKEND.size + BACKEND_FLAGS_AT] = flags
+        for index in late.dead:
+            self._backend_memory[index * BACKEND.size + BACKEND_FLAGS_AT] = 0
+        self.backends.give_back(*late.dead)
+        for base, count in late.runs:
+            self.runs.give_back(base, count)
+        for number in late.range_sets:
+            self.ranges.give_back(number)
+        for service in late.services:
+            self._service_memory[service * SERVICE.size + SERVICE_FLAGS_AT] = 0
+            self.maps.clear_per_cpu("service_counters", service)
+            self.services.give_back(service)

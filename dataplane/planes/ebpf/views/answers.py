@@ -1,0 +1,106 @@
+"""What the ebpf plane answers about its traffic, from maps that are open."""
+
+from collections.abc import Collection, Iterator, Sequence
+
+from dataplane.model.net import Protocol, host_port
+from dataplane.plan.types import Table
+from dataplane.planes.answers import Traffic, Usage, WayOut
+from dataplane.planes.clients import Client
+from dataplane.planes.decisions import Asked, Decision, DecisionStream, matches
+from dataplane.planes.ebpf.flows.collect import Collector, refused
+from dataplane.planes.ebpf.maps.mapset import MapSet
+from dataplane.planes.ebpf.views import records as views
+from dataplane.planes.ebpf.views.events import Event, EventStream
+
+REFUSED = frozenset({"no_endpoint", "policy_drop", "source_range"})
+"""Passed on to be refused by the slow path."""
+DROPPED = frozenset({"rewrite_failed", "drop_range", "no_way_out", "drop_policy"})
+UNSERVED = frozenset({"snat_exhausted"})
+"""Passed on since something ran out; so are all reasons that end in `_full`, which name a map."""
+ALL_HOOKS = {
+    "connect": ("connect", "sendmsg", "recvmsg", "getpeername"),
+    "tc": ("tc_ingress", "tc_egress"),
+    "xdp": ("xdp",),
+}
+
+
+def _fate(reason: str) -> str:
+    """What became of the packets that were counted with a reason, "" for those that were served as they should be."""
+    if reason in DROPPED:
+        return "dropped"
+    if reason in REFUSED:
+        return "left to the slow path to refuse"
+    return "left to the slow path to serve" if reason.endswith("_full") or reason in UNSERVED else ""
+
+
+def traffic(maps: MapSet) -> Traffic:
+    """What the programs counted."""
+    ways = [
+        WayOut(hook, reason, count, _fate(reason))
+        for hook, reasons in views.counters(maps).items()
+        for reason, count in reasons.items()
+    ]
+    return Traffic(views.service_counters(maps), ways)
+
+
+def clients(maps: MapSet, table: Table) -> Iterator[Client]:
+    """Remembered clients that have not expired. table: what the plane reads back."""
+    seconds = {row.service: row.affinity_seconds for row in table.values()}
+    for sticky in views.affinity(maps):
+        left = seconds.get(sticky.service, 0) - sticky.idle_seconds
+        if left > 0:
+            yield Client(sticky.service, None, sticky.client, sticky.backend, round(left))
+
+
+def usage(maps: MapSet, left_out: dict[str, int], collector: Collector | None) -> Usage:
+    """What the maps take, and the collector's last round, where there is one."""
+    return Usage(views.memory(maps), left_out, collector.rounds if collector is not None else (), refused(maps))
+
+
+class EbpfDecisions(DecisionStream):
+    """What the programs report. Takes the maps over."""
+
+    def __init__(self, maps: MapSet, asked: Asked) -> None:
+        self._maps, self._service = maps, asked.service
+        self._names = views.service_names(maps)
+        chosen = [index for index, name in self._names.items() if asked.service and matches(name, asked.service)]
+        hooks = [name for hook in asked.hooks for name in ALL_HOOKS[hook]]
+        self._stream = EventStream(maps, asked.protocol, chosen[0] if len(chosen) == 1 else None, hooks)
+
+    def services(self) -> Collection[str]:
+        """See DecisionStream.services."""
+        return self._names.values()
+
+    def poll(self, seconds: float) -> Sequence[Decision]:
+        """See DecisionStream.poll."""
+        return list(self._decisions(self._stream.poll(seconds)))
+
+    def _decisions(self, events: Sequence[Event]) -> Iterator[Decision]:
+        for event in events:
+            if event.service is not None and event.service not in self._names:
+                self._names = views.service_names(self._maps)
+            name = self._names.get(event.service, "") if event.service is not None else ""
+            if not self._service or matches(name, self._service):
+                yield _decision(event, name)
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._stream.close()
+        self._maps.close()
+
+
+def _decision(event: Event, service: str) -> Decision:
+    known = {protocol.value: protocol.text for protocol in Protocol}
+    source, port = event.source
+    return Decision(
+        round(event.ns / 1e9, 6),
+        event.hook,
+        event.reason,
+        known.get(event.protocol, str(event.protocol)),
+        source if source.startswith("netns:") else host_port(source, port),
+        host_port(*event.destination),
+        service,
+        host_port(*event.backend) if event.backend else "",
+        event.ifindex,
+        event.length,
+    )

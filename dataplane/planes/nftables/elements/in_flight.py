@@ -1,0 +1,78 @@
+"""What packets need that are on their way through the rules while a change is committed.
+
+The kernel takes a hook's rules as they were when the packet entered it, but each element as it is at the look-up. So a
+packet may have seen that a frontend forwards in one way, and then find nothing where that way leads to.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import NamedTuple
+
+from dataplane.planes.nftables.netlink.fields import Element, number, number_of
+from dataplane.planes.nftables.rules.syntax import DROP_WAY, LOCAL_OFFSET, REJECT_WAY, Kind, Syntax
+
+_ALL, _NONE = (b"",), ()
+_FIRST = (number(0), number(LOCAL_OFFSET))
+"""Indexes of a set's first backend, which a shape's rules try when there is no other."""
+
+
+class _Role(NamedTuple):
+    """Of one map's elements: where in their keys the frontend's key is, the target where that frontend begins, and
+    what the keys of those end in without which a packet that came this way is dropped."""
+
+    first: str
+    frontend: slice
+    needed: tuple[bytes, ...]
+
+
+@cache
+def _roles(words: Syntax) -> dict[str, _Role]:
+    """By target."""
+    first = words.target(words.services.first)
+    return {
+        **_roles_of(words, words.services),
+        **_roles_of(words, words.nodeports),
+        words.target("restricted"): _Role(first, slice(None), _ALL),
+    }
+
+
+def _roles_of(words: Syntax, kind: Kind) -> dict[str, _Role]:
+    first = words.target(kind.first)
+    entire, before_index = slice(None), slice(-4)
+    return {
+        **{words.target(name): _Role(first, entire, _ALL) for name in (kind.pod, kind.node, kind.outside)},
+        **{words.target(name): _Role(first, before_index, _FIRST) for name in (kind.endpoints, kind.slots)},
+        words.target(kind.slot_endpoints): _Role(first, before_index, _NONE),
+        words.target(kind.local_slot_endpoints): _Role(first, before_index, _NONE),
+    }
+
+
+def needed_under_way(
+    words: Iterable[Syntax], removed: Iterable[Element], added: Mapping[Element, bytes]
+) -> frozenset[Element]:
+    """Those of the removed elements without which a packet under way would be dropped although it is let through by
+    the plans before and after: all those of a frontend that goes on, but no longer has one of the ways it had.
+
+    Fewer endpoints are no such case, because a shape's rules try another one. Other source ranges are one, because the
+    new one may be looked for before it is there, and the old one after it has gone.
+    """
+    gone = frozenset(element for element in removed if element not in added)
+    changed, of_frontend = set(), []
+    for w in words:
+        roles, ranges = _roles(w), w.target("ranges-")
+        of_ranges = _Role(w.target(w.services.first), slice(-(w.bits // 8)), _ALL)
+        for element in gone:
+            role = of_ranges if element[0].startswith(ranges) else roles.get(element[0])
+            if role is None:
+                continue
+            frontend = (role.first, element[1][role.frontend])
+            of_frontend.append((frontend, element))
+            if element[1].endswith(role.needed):
+                changed.add(frontend)
+    on = {f for f in changed if f not in gone and not _refuses(added.get(f))}
+    return frozenset(element for frontend, element in of_frontend if frontend in on)
+
+
+def _refuses(value: bytes | None) -> bool:
+    """Whether a frontend's new element lets nobody through; None: it has no new one."""
+    return value is not None and number_of(value[:4]) in (REJECT_WAY, DROP_WAY)

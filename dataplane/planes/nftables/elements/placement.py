@@ -1,0 +1,101 @@
+"""Where each backend stands in its frontends' maps: its index in a set and its slot number for affinity.
+
+Both are stable: a change to one backend moves as few others as possible (an index) or none at all (a slot).
+"""
+
+import zlib
+from collections.abc import Container, Iterable
+from typing import NamedTuple
+
+from dataplane.plan.types import EntryKey, PlanEntry
+from dataplane.planes.base import EntryRefused
+from dataplane.planes.nftables.rules.syntax import LOCAL_OFFSET
+
+Address = tuple[str, int]
+"""(address, port) of a backend: what makes it itself."""
+
+SLOTS = 0xFFF0
+"""Slot numbers of an entry are below this; the last sixteen would collide with reserved traffic-control handles."""
+
+
+class Placement(NamedTuple):
+    """cluster, local: backends of each set by index. slots: slot number of every backend; empty without affinity."""
+
+    cluster: tuple[Address, ...] = ()
+    local: tuple[Address, ...] = ()
+    slots: dict[Address, int] = {}
+
+
+def _order(previous: tuple[Address, ...], wanted: tuple[Address, ...]) -> tuple[Address, ...]:
+    """`wanted` in an order that keeps the place of everyone who stays: holes are filled with newcomers, then from
+    the end."""
+    if not previous or previous == wanted:
+        return wanted
+    present = set(wanted)
+    order: list[Address | None] = [backend if backend in present else None for backend in previous]
+    known = set(previous)
+    newcomers = [backend for backend in wanted if backend not in known]
+    holes = [index for index, backend in enumerate(order) if backend is None]
+    for index, backend in zip(holes, newcomers, strict=False):
+        order[index] = backend
+    order += newcomers[len(holes) :]
+    for index in holes[len(newcomers) :]:
+        while order and order[-1] is None:
+            order.pop()
+        if index >= len(order):
+            break
+        order[index] = order.pop()
+    return tuple(backend for backend in order if backend is not None)
+
+
+def _slots(previous: dict[Address, int], backends: Iterable[Address], where: EntryKey) -> dict[Address, int]:
+    """Slot numbers: kept for those who stay, and for newcomers derived from the address, so that a number is hardly
+    ever given to another backend while clients still remember it."""
+    wanted = dict.fromkeys(backends)
+    if len(wanted) > SLOTS:
+        raise EntryRefused(where, f"{len(wanted)} backends with session affinity; at most {SLOTS} fit")
+    slots = {backend: slot for backend, slot in previous.items() if backend in wanted}
+    taken = set(slots.values())
+    for backend in wanted:
+        if backend not in slots:
+            slots[backend] = slot = new_slot(backend, taken, len(slots), where)
+            taken.add(slot)
+    return slots
+
+
+def new_slot(backend: Address, taken: Container[int], count: int, where: EntryKey) -> int:
+    """A slot number for a newcomer. taken, count: those that have one. Raises EntryRefused where all are taken."""
+    if count >= SLOTS:
+        raise EntryRefused(where, f"more than {count} backends with session affinity; at most {SLOTS} fit")
+    slot = zlib.crc32(f"{backend[0]} {backend[1]}".encode()) % SLOTS
+    while slot in taken:
+        slot = (slot + 1) % SLOTS
+    return slot
+
+
+def check_size(entry: PlanEntry) -> None:
+    """Raise PlaneError for an entry whose sets are too large."""
+    if len(entry.cluster) > LOCAL_OFFSET or len(entry.local) > LOCAL_OFFSET:
+        raise EntryRefused(entry.key, f"more than {LOCAL_OFFSET} backends in a set; split the Service")
+
+
+def fresh(entry: PlanEntry) -> Placement | None:
+    """Where the backends of an entry stand that the kernel does not know; None where that is just the entry's own
+    order, as without affinity it is. Raises PlaneError for too large a set."""
+    if entry.affinity_seconds:
+        return place(entry)
+    check_size(entry)
+    return None
+
+
+def place(entry: PlanEntry, previous: Placement | None = None) -> Placement:
+    """Where the backends of an entry stand, given where they stood before. Raises PlaneError for too large a set."""
+    check_size(entry)
+    cluster = tuple((b.address, b.port) for b in entry.cluster)
+    local = tuple((b.address, b.port) for b in entry.local)
+    if previous is not None:
+        cluster, local = _order(previous.cluster, cluster), _order(previous.local, local)
+    if not entry.affinity_seconds:
+        return Placement(cluster, local)
+    known = previous.slots if previous is not None else {}
+    return Placement(cluster, local, _slots(known, cluster + local, entry.key))

@@ -1,0 +1,267 @@
+"""Collect changes of elements and references, as what one nftables transaction is made of."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, TypeVar
+
+from dataplane.model.net import Family
+from dataplane.planes.nftables.elements.compile import Compiled, ElementRef, RangesRef, Reference, ShapeRef
+from dataplane.planes.nftables.elements.in_flight import needed_under_way
+from dataplane.planes.nftables.netlink.fields import Element, Layouts, number
+from dataplane.planes.nftables.rules.shapes import ShapeIds, add_shape, affinity_map, affinity_name
+from dataplane.planes.nftables.rules.skeleton import add_ranges, ranges_name, rewrite_restricted
+from dataplane.planes.nftables.rules.syntax import Syntax
+
+ELEMENTS_A_COMMAND = 200
+"""Elements in one command: few enough that an error shows where, enough that commands cost nothing."""
+
+Structure = ShapeRef | RangesRef
+_T = TypeVar("_T")
+
+
+class References:
+    """How often everything shared is used. `structures`: the shapes and range sets in use, few in number.
+
+    Of elements there is one for each Service: they are kept by target, with the key as a number, in half the memory.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[Structure, int] = {}
+        self._elements: dict[str, dict[int, int]] = {}
+        self.structures: set[Structure] = set()
+
+    def count(self, reference: Reference) -> int:
+        """Uses of one reference."""
+        if isinstance(reference, ElementRef):
+            return self._elements.get(reference.target, {}).get(int.from_bytes(reference.key), 0)
+        return self._counts.get(reference, 0)
+
+    def add(self, deltas: Mapping[Reference, int]) -> None:
+        """Change the counts."""
+        for reference, delta in deltas.items():
+            count = self.count(reference) + delta
+            if isinstance(reference, ElementRef):
+                _set(self._elements.setdefault(reference.target, {}), int.from_bytes(reference.key), count)
+                continue
+            _set(self._counts, reference, count)
+            if count:
+                self.structures.add(reference)
+            else:
+                self.structures.discard(reference)
+
+
+def _set(counts: dict[_T, int], key: _T, count: int) -> None:
+    if count:
+        counts[key] = count
+    else:
+        counts.pop(key, None)
+
+
+def affinities(references: Iterable[Reference]) -> set[tuple[Family, bool, int]]:
+    """(family, for node ports, seconds) of every affinity map that the referenced shapes need."""
+    return {
+        (ref.family, ref.shape.nodeport, ref.shape.affinity)
+        for ref in references
+        if isinstance(ref, ShapeRef) and ref.shape.affinity
+    }
+
+
+def _commands(verb: str, elements: Iterable[tuple[str, str]]) -> str:
+    """`add|delete element` commands for (target, text of an element), grouped by target."""
+    by_target: dict[str, list[str]] = defaultdict(list)
+    for target, text in elements:
+        by_target[target].append(text)
+    return "".join(
+        f"{verb} element {target} {{ {', '.join(texts[first : first + ELEMENTS_A_COMMAND])} }}\n"
+        for target, texts in by_target.items()
+        for first in range(0, len(texts), ELEMENTS_A_COMMAND)
+    )
+
+
+def delete_commands(layouts: Layouts, elements: Iterable[Element]) -> str:
+    """Commands that delete elements."""
+    return _commands("delete", ((target, layouts.of(target).key_text(key)) for target, key in elements))
+
+
+def add_commands(layouts: Layouts, elements: Iterable[tuple[Element, bytes]]) -> str:
+    """Commands that add elements with their values."""
+    texts = ((target, layouts.of(target), key, value) for (target, key), value in elements)
+    return _commands("add", ((target, of.key_text(key) + of.rest_text(value)) for target, of, key, value in texts))
+
+
+class Parts(NamedTuple):
+    """One change, in the order of its commits.
+
+    A packet goes by the rules as they were when it entered a hook, but by elements as they are when it looks. So what
+    elements lead to is committed before them: each commit, before its elements are seen, makes the chains of the commit
+    before it valid for packets of both generations (nf_tables_commit_chain). And what elements led to goes once all
+    packets have left that were under way. Neither matters to a packet that comes while only a part has been done.
+
+    ahead: commands for chains, sets and maps that come into use; "" if there are none. removed, added: elements.
+    behind: elements that only a packet still needs that saw one of `removed`. disappearing: commands for what nobody
+    uses any more. undo: commands that take `ahead` back.
+    """
+
+    ahead: str
+    removed: list[Element]
+    added: list[tuple[Element, bytes]]
+    behind: list[Element]
+    disappearing: str
+    undo: str
+
+
+def affinity_names(words: Syntax) -> tuple[str, ...]:
+    """What the names of affinity maps begin with."""
+    return tuple(f"{kind.affinity_prefix}-" for kind in (words.services, words.nodeports))
+
+
+class Transaction:
+    """Changes against a state of references. Nothing takes effect before its `parts` ran and `commit()` is called.
+
+    `references` is the plane's own count, changed only by `commit`.
+    """
+
+    def __init__(
+        self, words: Mapping[Family, Syntax], layouts: Layouts, ids: Mapping[Family, ShapeIds], references: References
+    ) -> None:
+        self._words = words
+        self._layouts = layouts
+        self._ids = ids
+        self._references = references
+        self._removed: dict[Element, bytes] = {}
+        self._added: dict[Element, bytes] = {}
+        self._delta: Counter[Reference] = Counter()
+        self.unused: list[ShapeRef] = []  # shapes that `parts` removes
+
+    def replace(self, old: Compiled, new: Compiled) -> None:
+        """Replace what an entry held by what it shall hold. O(size of both)."""
+        for element, value in old.elements.items():
+            if new.elements.get(element) != value:
+                self._removed[element] = value
+        for element, value in new.elements.items():
+            if old.elements.get(element) != value:
+                self._added[element] = value
+        self.refer(old.references, -1)
+        self.refer(new.references)
+
+    def add(self, new: Compiled) -> None:
+        """Add what a new entry shall hold."""
+        self._added.update(new.elements)
+        self.refer(new.references)
+
+    def refer(self, references: Iterable[Reference], times: int = 1) -> None:
+        """Count references, but leave the elements of their entry alone."""
+        delta = self._delta
+        for reference in references:
+            delta[reference] += times
+
+    def _crossing(self) -> tuple[list[Reference], list[Reference]]:
+        """References that come into use and that go out of use."""
+        new = [r for r, d in self._delta.items() if d > 0 and not self._references.count(r)]
+        gone = [r for r, d in self._delta.items() if d < 0 and self._references.count(r) + d == 0]
+        return new, gone
+
+    def parts(self) -> Parts:
+        """What the transaction consists of."""
+        new, gone = self._crossing()
+        self.unused = [reference for reference in gone if isinstance(reference, ShapeRef)]
+        removed = [e for e, value in self._removed.items() if self._added.get(e) != value]
+        added = list(self._added.items())
+        if self._removed:
+            added = [(e, value) for e, value in added if self._removed.get(e) != value]
+        removed += [(r.target, r.key) for r in gone if isinstance(r, ElementRef)]
+        added += [((r.target, r.key), b"") for r in new if isinstance(r, ElementRef)]
+        needed = needed_under_way(self._words.values(), removed, self._added)
+        before = self._references.structures
+        with_new = frozenset[Reference](before).union(ref for ref in new if not isinstance(ref, ElementRef))
+        return Parts(
+            "".join(self._appearing(new, with_new)),
+            [element for element in removed if element not in needed] if needed else removed,
+            added,
+            [element for element in removed if element in needed] if needed else [],
+            "".join(self._disappearing(gone, with_new)),
+            "".join(self._disappearing(new, with_new)),
+        )
+
+    def _verdict(self, ref: ShapeRef) -> tuple[Element, bytes]:
+        """The element that leads from a shape's number to its chain."""
+        key = number(self._ids[ref.family].of(ref.shape))
+        return (self._words[ref.family].target("shapes"), key), ref.shape.name.encode()
+
+    def _structures(self, new: Iterable[Reference]) -> list[str]:
+        """Make maps, chains and sets that come into use."""
+        parts = []
+        for family, nodeport, seconds in sorted(affinities(new)):
+            words = self._words[family]
+            parts.append(affinity_map(words, words.kind(nodeport), seconds))
+        for ref in new:
+            if isinstance(ref, ShapeRef):
+                parts.append(add_shape(self._words[ref.family], ref.shape))
+            elif isinstance(ref, RangesRef):
+                parts.append(add_ranges(self._words[ref.family], ref.prefix))
+        return parts
+
+    def _appearing(self, new: Iterable[Reference], after: frozenset[Reference]) -> list[str]:
+        """Make what comes into use, and what leads to it; `after`: all that is in use then."""
+        verdicts = add_commands(self._layouts, (self._verdict(ref) for ref in new if isinstance(ref, ShapeRef)))
+        families = {ref.family for ref in new if isinstance(ref, RangesRef)}
+        return [*self._structures(new), verdicts, *self._restricted(families, after)]
+
+    def _restricted(self, families: Iterable[Family], after: Iterable[Reference]) -> list[str]:
+        """Rewrite the rules that name sets of source ranges."""
+        return [
+            rewrite_restricted(
+                self._words[family], [r.prefix for r in after if isinstance(r, RangesRef) and r.family is family]
+            )
+            for family in sorted(families)
+        ]
+
+    def _disappearing(self, gone: Iterable[Reference], present: frozenset[Reference]) -> list[str]:
+        """Delete what is `present` and nobody uses any more, after the rules and verdicts that name it."""
+        after = present.difference(gone)
+        shapes = [ref for ref in gone if isinstance(ref, ShapeRef)]
+        ranges = [ref for ref in gone if isinstance(ref, RangesRef)]
+        parts = [delete_commands(self._layouts, (self._verdict(ref)[0] for ref in shapes))]
+        parts += self._restricted({ref.family for ref in ranges}, after)
+        for ref in shapes:
+            chain = self._words[ref.family].target(ref.shape.name)
+            parts.append(f"flush chain {chain}\ndelete chain {chain}\n")
+        parts += [f"delete set {self._words[ref.family].target(ranges_name(ref.prefix))}\n" for ref in ranges]
+        unused = affinities(shapes)
+        if unused:
+            unused -= affinities(after)
+        for family, nodeport, seconds in sorted(unused):
+            words = self._words[family]
+            parts.append(f"delete map {words.target(affinity_name(words.kind(nodeport), seconds))}\n")
+        return parts
+
+    def elements(self) -> dict[Element, bytes]:
+        """Every element that this transaction adds, shared ones included; for one that starts from nothing."""
+        shared = {(r.target, r.key): b"" for r in self._delta if isinstance(r, ElementRef)}
+        return self._added | shared | dict(self._verdict(r) for r in self._delta if isinstance(r, ShapeRef))
+
+    def structures_text(self) -> str:
+        """Commands that make every map, set and shape chain that this transaction needs, whether or not it exists."""
+        return "".join(self._structures(self._delta))
+
+    def prefixes(self, family: Family) -> set[int]:
+        """Prefix lengths of the source ranges of a family that this transaction needs."""
+        return {r.prefix for r in self._delta if isinstance(r, RangesRef) and r.family is family}
+
+    def chain_names(self, family: Family) -> set[str]:
+        """Shape chains of a family that this transaction needs."""
+        return {r.shape.name for r in self._delta if isinstance(r, ShapeRef) and r.family is family}
+
+    def set_names(self, family: Family) -> set[str]:
+        """Sets of source ranges and affinity maps of a family that this transaction needs."""
+        names = {ranges_name(prefix) for prefix in self.prefixes(family)}
+        words = self._words[family]
+        return names | {
+            affinity_name(words.kind(nodeport), seconds)
+            for owner, nodeport, seconds in affinities(self._delta)
+            if owner is family
+        }
+
+    def commit(self) -> None:
+        """Take the changes into the plane's count, after the kernel took them."""
+        self._references.add(self._delta)

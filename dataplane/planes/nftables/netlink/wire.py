@@ -1,0 +1,175 @@
+"""Set elements as netlink attributes, both ways (linux/netfilter/nf_tables.h, NFTA_SET_ELEM_*).
+
+Attribute headers are in host byte order, numbers inside in network byte order.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator
+
+from dataplane.kernel.netlink.netlink import attribute, attributes
+from dataplane.planes.nftables.netlink.fields import Layout
+
+NESTED = 0x8000
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
+_ELEMENT = 1 | NESTED
+_KEY, _DATA, _FLAGS, _EXPIRATION, _USERDATA = 1, 2, 3, 5, 6
+_VALUE, _VERDICT = 1, 2
+_VERDICT_CHAIN = 2
+_COMMENT = 0  # libnftnl's type of user data that holds a comment
+_HEADER = struct.Struct("=HH")
+
+LIST_LIMIT = 60_000
+"""Bytes of elements in one message: a nested attribute's length has 16 bits."""
+
+
+class Encoder:
+    """Writes elements of one layout. Everything around key and data is constant and made once."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._key, self._data = layout.key_bytes, layout.data_bytes
+        self._key_head = self._nest(_KEY, self._key)
+        self._data_head = self._nest(_DATA, self._data) if self._data else b""
+        self._plain = 8 + self._key + len(self._data_head) + self._data
+        self._head = self._element_head(self._plain)
+        self._key_only = _HEADER.pack(4 + 8 + self._key, _ELEMENT) + self._key_head
+
+    @staticmethod
+    def _nest(kind: int, size: int) -> bytes:
+        return _HEADER.pack(size + 8, kind | NESTED) + _HEADER.pack(size + 4, _VALUE)
+
+    def _element_head(self, size: int) -> bytes:
+        return _HEADER.pack(size + 4, _ELEMENT) + self._key_head
+
+    def element(self, key: bytes, value: bytes) -> bytes:
+        """An element to add: key, data and comment (see fields.Layout)."""
+        if len(value) == self._data:
+            return self._head + key + self._data_head + value
+        comment = value[self._data :] + b"\0"
+        user = attribute(_USERDATA, bytes((_COMMENT, len(comment))) + comment)
+        return self._element_head(self._plain + len(user)) + key + self._data_head + value[: self._data] + user
+
+    def key(self, key: bytes) -> bytes:
+        """An element to delete: the key alone."""
+        return self._key_only + key
+
+
+def _names(target: str) -> bytes:
+    _, table, name = target.split(" ")
+    return attribute(_LIST_TABLE, table.encode() + b"\0") + attribute(_LIST_SET, name.encode() + b"\0")
+
+
+def dump_request(target: str) -> bytes:
+    """The attributes of a request for all elements of `family table set`."""
+    return _names(target)
+
+
+def lists(target: str, elements: Iterable[bytes]) -> Iterator[bytes]:
+    """The attributes of as many messages as the elements of one set need."""
+    names = _names(target)
+    held: list[bytes] = []
+    size = 0
+    for element in elements:
+        if size + len(element) > LIST_LIMIT:
+            yield names + attribute(_LIST_ELEMENTS | NESTED, b"".join(held))
+            held, size = [], 0
+        held.append(element)
+        size += len(element)
+    if held:
+        yield names + attribute(_LIST_ELEMENTS | NESTED, b"".join(held))
+
+
+def _element_list(message: bytes | memoryview) -> memoryview | None:
+    for kind, payload in attributes(message):
+        if kind == _LIST_ELEMENTS:
+            return payload
+    return None
+
+
+def decode(message: bytes | memoryview, layout: Layout) -> Iterator[tuple[bytes, bytes]]:
+    """(key, value) of each element in the attributes of one message."""
+    payload = _element_list(message)
+    if not payload:
+        return
+    size = layout.key_bytes + layout.data_bytes + (20 if layout.data_bytes else 12)
+    if not layout.verdict and len(payload) % size == 0:
+        plain = _plain_elements(payload, layout)
+        if plain is not None:
+            yield from plain
+            return
+    for _, element in attributes(payload):
+        found = one(element, layout)
+        if found is not None:
+            yield found
+
+
+def _plain_elements(payload: memoryview, layout: Layout) -> Iterator[tuple[bytes, bytes]] | None:
+    """The elements of a list in which each is only a key and data; None where one has more. Nearly all of them are
+    so, and reading them is what takes the time."""
+    heads = f"12s{layout.key_bytes}s" + (f"8s{layout.data_bytes}s" if layout.data_bytes else "0s0s")
+    found = list(struct.iter_unpack(f"={heads}", payload))
+    if len({head for head, _, _, _ in found}) > 1 or len({head for _, _, head, _ in found}) > 1:
+        return None
+    first = next(attributes(payload))[1]
+    if [kind for kind, _ in attributes(first)] != ([_KEY, _DATA] if layout.data_bytes else [_KEY]):
+        return None
+    return ((key, data) for _, key, _, data in found)
+
+
+def one(element: memoryview, layout: Layout) -> tuple[bytes, bytes] | None:
+    """(key, value) of one element from its attributes; None for one that has no key of its own (an interval's end and
+    the like) or that has run out and is only waiting to be freed."""
+    key = data = comment = b""
+    for kind, payload in attributes(element):
+        if kind == _KEY:
+            key = _content(payload, _VALUE)
+        elif kind == _DATA:
+            data = _chain(payload) if layout.verdict else _content(payload, _VALUE)
+        elif (kind == _FLAGS and any(payload)) or (kind == _EXPIRATION and not any(payload)):
+            return None
+        elif kind == _USERDATA:
+            comment = _comment(payload)
+    return (key, data + comment) if key else None
+
+
+def remembered(message: memoryview) -> Iterator[tuple[bytes, bytes, int]]:
+    """(key, data, milliseconds left) of each element that runs out, in the attributes of one message."""
+    for _, element in attributes(_element_list(message) or b""):
+        parts = {kind: bytes(payload) for kind, payload in attributes(element)}
+        left = int.from_bytes(parts.get(_EXPIRATION, b""), "big")
+        if left and _KEY in parts:
+            yield _content(parts[_KEY], _VALUE), _content(parts.get(_DATA, b""), _VALUE), left
+
+
+def _content(payload: bytes | memoryview, kind: int) -> bytes:
+    return next((bytes(inner) for found, inner in attributes(payload) if found == kind), b"")
+
+
+def _chain(payload: memoryview) -> bytes:
+    return _content(_content(payload, _VERDICT), _VERDICT_CHAIN).rstrip(b"\0")
+
+
+def _comment(payload: memoryview) -> bytes:
+    """The comment among an element's user data: type and length in a byte each, then the value."""
+    offset = 0
+    while offset + 2 <= len(payload):
+        kind, length = payload[offset], payload[offset + 1]
+        if kind == _COMMENT:
+            return bytes(payload[offset + 2 : offset + 2 + length]).rstrip(b"\0")
+        offset += 2 + length
+    return b""
+
+
+def element_at(message: bytes, layout: Layout, offset: int) -> bytes | None:
+    """The key of the element in which a byte of a message's attributes stands."""
+    payload = _element_list(message)
+    if payload is None:
+        return None
+    end = len(message) - (-len(payload) % 4)
+    start = end - len(payload)
+    for _, element in attributes(payload):
+        size = (len(element) + 3) & ~3
+        if start <= offset < start + 4 + size:
+            found = one(element, layout)
+            return found[0] if found is not None else None
+        start += 4 + size
+    return None

@@ -1,0 +1,208 @@
+"""Shape chains: one chain for each distinct way to forward, shared by every frontend that forwards that way.
+
+A shape is the number of backends, which set they come from, when to masquerade and how long a client sticks. Which
+frontend a packet wants is in the packet; which backends that frontend has is in the maps. So the number of chains
+depends on how many different shapes there are, never on how many Services.
+
+With many backends the number is rounded up, so that it stays when one comes or goes: a chain that is made and one that
+is removed again take longer than everything else of such a change. Whoever draws an index at which nobody stands draws
+again, which leaves the choice uniform.
+"""
+
+import enum
+import re
+import zlib
+from functools import lru_cache
+from typing import NamedTuple
+
+from dataplane.planes.base import PlaneError
+from dataplane.planes.nftables.rules.syntax import LOCAL_OFFSET, Kind, Syntax
+
+AFFINITY_LIMIT = 1 << 20
+"""Clients remembered for each timeout. When it is full, new clients are forwarded all the same, but not remembered."""
+
+
+ROUNDED = 64
+"""Backends from which on their number is rounded up, to at most a 32nd more."""
+
+_DRAWS = 4
+"""How often a rounded shape draws before it takes the first backend: one packet in a million comes so far."""
+
+
+def drawn_from(count: int) -> int:
+    """The number of indexes that a shape for so many backends draws from."""
+    if count < ROUNDED:
+        return count
+    step = 1 << (count.bit_length() - 6)
+    return -(-count // step) * step
+
+
+class Masquerade(enum.Enum):
+    """Whose packets a shape masquerades; the value is the part of the chain's name."""
+
+    NOBODY = ""
+    OFF_POD = "-offpod"
+    EVERYBODY = "-masq"
+
+
+class Shape(NamedTuple):
+    """One way to forward. size: indexes to draw from, at least 1 (see `drawn_from`). affinity: seconds, 0 = none."""
+
+    nodeport: bool
+    size: int
+    local: bool
+    masquerade: Masquerade
+    affinity: int
+
+    @property
+    def name(self) -> str:
+        """The chain's name, from which `shape_of` recovers the shape."""
+        prefix = "np" if self.nodeport else "lb"
+        sticky = f"-{self.affinity}s" if self.affinity else ""
+        return f"{prefix}-{self.size}{'-local' if self.local else ''}{self.masquerade.value}{sticky}"
+
+
+_NAME = re.compile(r"(lb|np)-([1-9]\d*)(-local)?(-offpod|-masq)?(?:-([1-9]\d*)s)?")
+
+
+@lru_cache(maxsize=4096)
+def shape_of(chain: str) -> Shape | None:
+    """The shape that a chain's name spells, or None for any other chain."""
+    match = _NAME.fullmatch(chain)
+    if match is None:
+        return None
+    prefix, count, local, masquerade, affinity = match.groups()
+    return Shape(prefix == "np", int(count), bool(local), Masquerade(masquerade or ""), int(affinity or 0))
+
+
+class ShapeIds:
+    """Numbers of shapes: stable as long as the kernel holds the shape, taken over from there when a table is adopted.
+
+    A number is derived from the shape's name, so that a shape that comes back gets the same one.
+    """
+
+    _FIRST, _END = 0x10, 0xFFF0
+
+    def __init__(self) -> None:
+        self._numbers: dict[Shape, int] = {}
+        self._taken: set[int] = set()
+
+    def of(self, shape: Shape) -> int:
+        """The number of a shape. Raises PlaneError when there are far too many shapes."""
+        known = self._numbers.get(shape)
+        if known is not None:
+            return known
+        room = self._END - self._FIRST
+        if len(self._taken) >= room:
+            raise PlaneError(f"more than {room} different ways to forward; use fewer affinity timeouts")
+        number = zlib.crc32(shape.name.encode()) % room + self._FIRST
+        while number in self._taken:
+            number = number + 1 if number + 1 < self._END else self._FIRST
+        self.adopt(shape, number)
+        return number
+
+    def forget(self, shape: Shape) -> None:
+        """The kernel holds a shape no more, so its number is free; fine when it has none."""
+        number = self._numbers.pop(shape, None)
+        if number is not None:
+            self._taken.discard(number)
+
+    def adopt(self, shape: Shape, number: int) -> None:
+        """Take over a number that is in use for a shape."""
+        self._taken.add(number)
+        self._numbers[shape] = number
+
+
+def affinity_name(kind: Kind, seconds: int) -> str:
+    """Name of the map that remembers the clients of one timeout."""
+    return f"{kind.affinity_prefix}-{seconds}"
+
+
+def _affinity_key(words: Syntax, kind: Kind) -> str:
+    """Packet fields under which a client is remembered: client and frontend.
+
+    nftables 1.0.6 gives the key of a map update four 32-bit registers, which IPv4 fills exactly and IPv6 does not fit
+    (it aborts). IPv6 therefore uses two independent 32-bit hashes of the same fields: two clients that collide
+    in both (1 in 2^64) would share a backend, nothing worse.
+    """
+    fields = f"{words.ip} saddr . {kind.key}"
+    if words.ip == "ip":
+        return fields
+    return f"jhash {fields} mod 4294967295 seed 0x68704c31 . jhash {fields} mod 4294967295 seed 0x1f83d9ab"
+
+
+def affinity_map(words: Syntax, kind: Kind, seconds: int) -> str:
+    """Command that adds the map of one timeout; fine when it exists."""
+    number = "numgen random mod 65536"
+    key = f"type {words.address_type} . {kind.key_type} : classid"
+    if words.ip != "ip":
+        key = f"typeof {number} . {number} : meta priority"
+    return (
+        f"add map {words.target(affinity_name(kind, seconds))} "
+        f"{{ {key}; flags dynamic,timeout; size {AFFINITY_LIMIT}; }}\n"
+    )
+
+
+def _sticky_rules(words: Syntax, kind: Kind, shape: Shape) -> list[str]:
+    """Rules of a shape with affinity. The slot number of the chosen backend travels in the packet's priority, the only
+    32-bit field beside the marks that rules can write; postrouting clears it.
+
+    First rule: a remembered client whose slot still has a backend. A miss in any of the lookups ends the rule.
+    Then: forget (an update does not overwrite the slot of a live element); choose, remember, forward. A full map ends
+    such a rule too, so the last ones do without remembering.
+    """
+    remembered = affinity_name(kind, shape.affinity)
+    client = _affinity_key(words, kind)
+    remember = f"update @{remembered} {{ {client} timeout {shape.affinity}s : meta priority }}"
+    backends = kind.local_slot_endpoints if shape.local else kind.slot_endpoints
+    forward = f"dnat {words.ip} addr . port to {kind.key} . meta priority map @{backends}"
+    choices = [
+        f"{_choose(shape, size)} meta priority set {kind.key} . meta priority map @{kind.slots}"
+        for size in _tries(shape)
+    ]
+    return [
+        f"meta priority set {client} map @{remembered} {remember} {forward}",
+        f"delete @{remembered} {{ {client} : meta priority }}",
+        *(f"{choice} {remember} {forward}" for choice in choices),
+        *(f"{choice} {forward}" for choice in choices),
+    ]
+
+
+def _tries(shape: Shape) -> tuple[int, ...]:
+    """Of how many indexes to draw one, and then, should nobody stand there, or have gone since the packet came in."""
+    return (*[shape.size] * (_DRAWS if shape.size >= ROUNDED else 1), 1)
+
+
+def _choose(shape: Shape, size: int) -> str:
+    """Put the number of a random backend of the first `size` into the packet's priority."""
+    return f"meta priority set numgen random mod {size} offset {0xFFFF0000 + (LOCAL_OFFSET if shape.local else 0)}"
+
+
+def shape_rules(words: Syntax, shape: Shape) -> list[str]:
+    """The rules of a shape's chain, in order.
+
+    A packet may enter the chain before a commit and look up after it; an index that has just gone is then retried as
+    index 0, which every set has, and a set that has just gone altogether costs this one packet.
+    """
+    kind = words.kind(shape.nodeport)
+    marks = {
+        Masquerade.NOBODY: [],
+        Masquerade.OFF_POD: ["jump mark-off-pod"],
+        Masquerade.EVERYBODY: ["jump mark-packet"],
+    }
+    rules = list(marks[shape.masquerade])
+    if shape.affinity:
+        rules += _sticky_rules(words, kind, shape)
+    else:
+        rules += [
+            f"{_choose(shape, size)} dnat {words.ip} addr . port to {kind.key} . meta priority map @{kind.endpoints}"
+            for size in _tries(shape)
+        ]
+    return [*rules, "drop"]
+
+
+def add_shape(words: Syntax, shape: Shape) -> str:
+    """Commands that make a shape's chain hold exactly its rules, whether or not it exists."""
+    chain = words.target(shape.name)
+    rules = "".join(f"add rule {chain} {rule}\n" for rule in shape_rules(words, shape))
+    return f"add chain {chain}\nflush chain {chain}\n{rules}"

@@ -1,0 +1,257 @@
+"""The constant part of hotplane's table: sets, maps, base chains and the few chains that every Service shares.
+
+Only the node's settings shape it. Text of commands that are fine to run over an existing table of the same version:
+sets and maps stay as they are, chains get exactly these rules.
+"""
+
+import ipaddress
+from collections.abc import Iterable
+
+from dataplane.model.net import Family, family_of, is_loopback
+from dataplane.planes.nftables.rules.syntax import (
+    BY_SOURCE_WAY,
+    REJECT_WAY,
+    RESTRICTED_WAY,
+    VERSION_CHAIN,
+    Kind,
+    Syntax,
+    number_text,
+)
+from dataplane.policy.node import NodeConfig
+
+BASE_CHAINS = {
+    "prerouting": "type nat hook prerouting priority -100; policy accept;",
+    "output": "type nat hook output priority -100; policy accept;",
+    "mark-hairpin": "type nat hook postrouting priority 98; policy accept;",
+    "postrouting": "type nat hook postrouting priority 100; policy accept;",
+    # Behind everybody's translation: who is left with such an address, nobody serves.
+    "filter-forward": "type filter hook forward priority 0; policy accept;",
+    "filter-output": "type filter hook output priority 0; policy accept;",
+}
+
+
+STRAY = "stray"
+"""Name of the counter of TCP packets to a frontend that begin no connection and belong to none that is known."""
+
+
+def _sets(words: Syntax, kind: Kind) -> dict[str, str]:
+    """Maps and sets of one kind of frontend key: name to declaration.
+
+    Numbers of backends have the type of a packet priority, in which they travel. Declared by `typeof` with ports in
+    it, nftables 1.0.6 would either refuse a rule for a map that exists (`th dport`) or silently make the rule match
+    TCP alone (`tcp dport`).
+    """
+    ways = f"map type {kind.key_type} : classid;"
+    backend = f"{words.address_type} . inet_service"
+    return {
+        **dict.fromkeys((kind.first, kind.pod, kind.node, kind.outside), ways),
+        kind.long_names: f"set type {kind.key_type};",
+        kind.endpoints: f"map type {kind.key_type} . classid : {backend};",
+        kind.slots: f"map type {kind.key_type} . classid : classid;",
+        kind.slot_endpoints: f"map type {kind.key_type} . classid : {backend};",
+        kind.local_slot_endpoints: f"map type {kind.key_type} . classid : {backend};",
+    }
+
+
+def declarations(words: Syntax) -> dict[str, str]:
+    """Every constant set and map: name to `set|map` and its declaration."""
+    key, address = words.services.key_type, words.address_type
+    return {
+        **_sets(words, words.services),
+        **_sets(words, words.nodeports),
+        "shapes": "map type classid : verdict;",
+        "restricted": f"map type {key} : classid;",
+        "cluster_ips": f"set type {address};",
+        "service_cidrs": f"set type {address}; flags interval;",
+        "hairpin": f"set type {address} . {address};",
+    }
+
+
+def _one_of(values: Iterable[str]) -> str:
+    """A single value, or an anonymous set of several."""
+    texts = list(values)
+    return texts[0] if len(texts) == 1 else f"{{ {', '.join(texts)} }}"
+
+
+def collapsed(cidrs: Iterable[str], family: Family) -> list[str]:
+    """CIDRs of a family without overlaps, which interval sets refuse."""
+    mine = [cidr for cidr in cidrs if family_of(cidr) is family]
+    if family is Family.IPV4:
+        return [str(n) for n in ipaddress.collapse_addresses(ipaddress.IPv4Network(c, strict=False) for c in mine)]
+    return [str(n) for n in ipaddress.collapse_addresses(ipaddress.IPv6Network(c, strict=False) for c in mine)]
+
+
+def _pod_match(words: Syntax, family: Family, node: NodeConfig) -> str:
+    """Match of packets that come from a pod; "" where pods of this family cannot be recognised."""
+    detector = node.detector
+    if detector.interface:
+        return f'iifname "{detector.interface}{"*" if detector.interface_is_prefix else ""}"'
+    cidrs = collapsed(detector.cidrs, family)
+    return f"{words.ip} saddr {_one_of(cidrs)}" if cidrs else ""
+
+
+def _node_port_rules(words: Syntax, family: Family, node: NodeConfig) -> list[str]:
+    """Where node ports answer. Loopback only on request and never in IPv6 (kube-proxy's localhostNodePorts)."""
+    look_up = f"meta priority set {words.nodeports.key} map @{words.nodeports.first} goto nodeport-dispatch"
+    settings = node.nodeports
+    rules = []
+    if settings.any_local:
+        rules.append(f"fib daddr type local {words.ip} daddr != {words.loopback} {look_up}")
+    else:
+        addresses = [a for a in settings.addresses if family_of(a) is family and not is_loopback(a)]
+        if addresses:
+            rules.append(f"{words.ip} daddr {_one_of(addresses)} {look_up}")
+    if settings.loopback and family is Family.IPV4:
+        rules.append(f"{words.ip} daddr {words.loopback} {look_up}")
+    return rules
+
+
+def _by_source(words: Syntax, kind: Kind, pod: str) -> list[str]:
+    """Dispatch by where the packet comes from, pods first (see policy.node.Source)."""
+    rules = [f"{pod} meta priority set {kind.key} map @{kind.pod} goto forward"] if pod else []
+    return [
+        *rules,
+        f"fib saddr type local meta priority set {kind.key} map @{kind.node} goto forward",
+        f"meta priority set {kind.key} map @{kind.outside} goto forward",
+        "drop",
+    ]
+
+
+def chains(words: Syntax, family: Family, node: NodeConfig) -> dict[str, list[str]]:
+    """Every constant chain with its rules, apart from `restricted`, in an order in which they can be added.
+
+    Frontends reject and drop in nat chains on purpose: only the first packet of a connection passes them. Addresses
+    that no frontend of ours claims are refused in filter chains, because another proxy may yet translate them; an
+    address that the node itself holds is never among them (what arrives for one is not forwarded).
+
+    A frontend's element holds a number, not a verdict: the kernel walks every element of every verdict map again
+    whenever a transaction adds a jump (5 ms for 30,000), and `shapes`, the only verdict map, has few.
+    """
+    mark = node.masquerade_mark
+    pod = _pod_match(words, family, node)
+    reject, by_source, restricted = map(number_text, (REJECT_WAY, BY_SOURCE_WAY, RESTRICTED_WAY))
+    unclaimed = [f"{words.ip} daddr @cluster_ips goto reject-packet", f"{words.ip} daddr @service_cidrs drop"]
+    refuses = node.reject_unknown_ports
+    return {
+        VERSION_CHAIN: [],
+        "reject-packet": ["reject"],
+        # TCP without SYN is in the middle of a connection that nobody here knows any more. Balanced anew it would get
+        # an endpoint by chance, which resets it; so it is reset here, where that can be counted.
+        "stray-packet": [f"counter name {STRAY} reject with tcp reset", "drop"],
+        "mark-packet": [f"meta mark set meta mark or {mark:#x}"],
+        "mark-off-pod": [*([f"{pod} return"] if pod else []), "goto mark-packet"],
+        words.services.by_source: _by_source(words, words.services, pod),
+        words.nodeports.by_source: _by_source(words, words.nodeports, pod),
+        "forward": [
+            "tcp flags & (fin | syn | rst | ack) != syn goto stray-packet",
+            "meta priority vmap @shapes",
+            f"meta priority {reject} goto reject-packet",
+            "drop",
+        ],
+        "unrestricted": [f"meta priority {by_source} goto {words.services.by_source}", "goto forward"],
+        "dispatch": [f"meta priority {restricted} goto restricted", "goto unrestricted"],
+        "nodeport-dispatch": [
+            f"meta priority {by_source} goto {words.nodeports.by_source}",
+            "goto forward",
+        ],
+        "services": [
+            f"meta priority set {words.services.key} map @{words.services.first} goto dispatch",
+            *_node_port_rules(words, family, node),
+        ],
+        "unclaimed": unclaimed if refuses else [],
+        "filter-forward": ["ct state new jump unclaimed"] if refuses else [],
+        "filter-output": ["ct state new fib daddr type != local jump unclaimed"] if refuses else [],
+        "prerouting": ["jump services"],
+        "output": ["jump services"],
+        # By the mark, before the ebpf mode keeps what is marked off its own ports at 99 (planes.ebpf.port_split).
+        "mark-hairpin": [f"ct status dnat {words.ip} saddr . {words.ip} daddr @hairpin jump mark-packet"],
+        "postrouting": [
+            # A number was carried in the priority of a connection's first packet, the only one that comes here; it
+            # is cleared so that it means nothing to whoever reads priorities later. Nobody else's are touched.
+            "meta priority >= ffff:0 meta priority set 0:0",
+            f"meta mark & {mark:#x} == {mark:#x} meta mark set meta mark & {~mark & 0xFFFFFFFF:#x} "
+            "masquerade fully-random",
+        ],
+    }
+
+
+def restricted_rules(words: Syntax, prefixes: Iterable[int]) -> list[str]:
+    """Rules of the chain that checks source ranges: one hash lookup for each prefix length in use.
+
+    An interval set over (frontend, source) would be one lookup, but its whole content is copied in each transaction
+    that touches it.
+    """
+    key = words.services.key
+    let_in = f"meta priority set {key} map @restricted goto unrestricted"
+    rules = [
+        f"{key} . {words.ip} saddr & {_mask(words, prefix)} @{ranges_name(prefix)} {let_in}"
+        for prefix in sorted(prefixes, reverse=True)
+    ]
+    return [*rules, "drop"]
+
+
+def _mask(words: Syntax, prefix: int) -> str:
+    network = ipaddress.ip_network(f"{'0.0.0.0' if words.bits == 32 else '::'}/{prefix}")
+    return str(network.netmask)
+
+
+def rewrite_restricted(words: Syntax, prefixes: Iterable[int]) -> str:
+    """Commands that make the chain that checks source ranges look at sets of exactly these prefix lengths."""
+    return rewrite_chain(words, "restricted", restricted_rules(words, prefixes))
+
+
+def ranges_name(prefix: int) -> str:
+    """Name of the set of source ranges of one prefix length."""
+    return f"ranges-{prefix}"
+
+
+def ranges_declaration(words: Syntax) -> str:
+    """What a set of source ranges is made of: frontend and network address."""
+    return f"set type {words.services.key_type} . {words.address_type};"
+
+
+def add_ranges(words: Syntax, prefix: int) -> str:
+    """Command that adds the set of one prefix length; fine when it exists."""
+    what, _, specification = ranges_declaration(words).partition(" ")
+    return f"add {what} {words.target(ranges_name(prefix))} {{ {specification} }}\n"
+
+
+def rewrite_chain(words: Syntax, name: str, rules: Iterable[str]) -> str:
+    """Commands that make an existing chain hold exactly these rules."""
+    target = words.target(name)
+    return f"flush chain {target}\n" + "".join(f"add rule {target} {rule}\n" for rule in rules)
+
+
+def skeleton_objects(words: Syntax, family: Family, node: NodeConfig) -> str:
+    """Commands that add the table, its sets, maps and empty chains; fine over an existing table of this version."""
+    lines = [f"add table {words.ip} {words.table}", f"add counter {words.target(STRAY)}"]
+    for name, declaration in declarations(words).items():
+        what, _, specification = declaration.partition(" ")
+        lines.append(f"add {what} {words.target(name)} {{ {specification} }}")
+    for name in [*chains(words, family, node), "restricted"]:
+        hook = f" {{ {BASE_CHAINS[name]} }}" if name in BASE_CHAINS else ""
+        lines.append(f"add chain {words.target(name)}{hook}")
+    return "\n".join(lines) + "\n"
+
+
+def skeleton_rules(words: Syntax, family: Family, node: NodeConfig, *, active: bool = True) -> str:
+    """Commands that give every constant chain but `restricted` its rules; where not `active`, the base chains get
+    none, so that no packet finds its way into the others."""
+    return "".join(
+        rewrite_chain(words, name, rules if active or name not in BASE_CHAINS else ())
+        for name, rules in chains(words, family, node).items()
+    )
+
+
+def activation(words: Syntax, family: Family, node: NodeConfig) -> str:
+    """Commands that give the base chains their rules."""
+    wanted = chains(words, family, node)
+    return "".join(rewrite_chain(words, name, wanted[name]) for name in BASE_CHAINS)
+
+
+def set_service_cidrs(words: Syntax, family: Family, cidrs: Iterable[str]) -> str:
+    """Commands that make the set of service CIDRs hold exactly these."""
+    target = words.target("service_cidrs")
+    wanted = collapsed(cidrs, family)
+    add = f"add element {target} {{ {', '.join(wanted)} }}\n" if wanted else ""
+    return f"flush set {target}\n{add}"

@@ -107,7 +107,7 @@ class Agent:
         self._plane.load(self._planner.plan)
         done = time.perf_counter() - (loading - planned)
         cpu, kernel = _cpu() - cpu, kernel_memory() - kernel
-        parts = self._made.parts()
+        parts = {"slow_seconds": self._made.slow_seconds(), "program_seconds": self._made.program_seconds()}
         del found
         gc.collect()
         gc.freeze()  # as the daemon does once it has started
@@ -176,11 +176,11 @@ class Agent:
 
     def program(self, request: Request) -> dict[str, float]:
         """What a packet costs in the XDP program."""
-        maps = next((hook.maps for hook in self._made.hooks if hook.maps is not None), None)
-        if maps is None or request.way is None:
-            raise LabError(f"{self._plane.name}: this mode has no packet programs whose cost could be measured")
         if self._program is None:
-            self._program = ProgramCost(maps, request.way)
+            program = self._made.packet_program()
+            if program is None or request.way is None:
+                raise LabError(f"{self._plane.name}: this mode has no packet programs whose cost could be measured")
+            self._program = ProgramCost(program, request.way)
         return self._program.measure()
 
     def cleanup(self, request: Request) -> dict[str, float]:

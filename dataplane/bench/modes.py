@@ -1,24 +1,12 @@
 """The modes that can be compared, and how their planes are made."""
 
-import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from dataplane.errors import UsageError
-from dataplane.plan.change import PlanChange
-from dataplane.plan.types import Plan, Table
-from dataplane.planes.base import Plane
-
-if TYPE_CHECKING:
-    from dataplane.planes.ebpf.attach.programs import Hook
-    from dataplane.planes.ebpf.flows.sockets import SocketCleaner
-    from dataplane.planes.ebpf.maps.mapset import MapSet
-    from dataplane.planes.ebpf.maps.pins import PinDirectory
-
-
-_log = logging.getLogger(__name__)
+from dataplane.planes.measured import Measured, Wanted
+from dataplane.planes.registry import mode_of
 
 
 class Mode(NamedTuple):
@@ -79,88 +67,6 @@ def chosen(names: Sequence[str]) -> list[str]:
     return [name for name in LAB_MODES if not names or name in names or name in (DIRECT, AGAIN)]
 
 
-class TimedPlane(Plane):
-    """A plane that remembers how long its load took (`load_seconds`): the slow path's part of an eBPF plane's."""
-
-    name = "timed"
-
-    def __init__(self, plane: Plane) -> None:
-        self._plane = plane
-        self.load_seconds = 0.0
-
-    def apply(self, change: PlanChange) -> None:
-        """See planes.base.Plane.apply."""
-        self._plane.apply(change)
-
-    def read_back(self) -> Table:
-        """See planes.base.Plane.read_back."""
-        return self._plane.read_back()
-
-    def cleanup(self) -> None:
-        """See planes.base.Plane.cleanup."""
-        self._plane.cleanup()
-
-    def load(self, plan: Plan) -> PlanChange:
-        """See planes.base.Plane.load."""
-        started = time.perf_counter()
-        change = self._plane.load(plan)
-        self.load_seconds = time.perf_counter() - started
-        return change
-
-
-class TimedHook:
-    """A hook that remembers how long its programs took to compile, verify and attach, and their maps."""
-
-    def __init__(self, hook: "Hook") -> None:
-        self._hook = hook
-        self.name, self.detach, self.close = hook.name, hook.detach, hook.close
-        self.attach_seconds = 0.0
-        self.maps: MapSet | None = None
-
-    def attach(self, maps: "MapSet", pins: "PinDirectory") -> None:
-        """See planes.ebpf.programs.Hook.attach."""
-        started = time.perf_counter()
-        self._hook.attach(maps, pins)
-        self.attach_seconds = time.perf_counter() - started
-        self.maps = maps
-
-
-class Made(NamedTuple):
-    """A plane, and what it is made of if it is an eBPF one."""
-
-    plane: Plane
-    slow: TimedPlane | None = None
-    hooks: tuple[TimedHook, ...] = ()
-
-    def parts(self) -> dict[str, float]:
-        """Seconds of the last load that went into the slow path and into programs."""
-        slow = self.slow.load_seconds if self.slow else 0.0
-        return {"slow_seconds": slow, "program_seconds": sum(hook.attach_seconds for hook in self.hooks)}
-
-
-def make_plane(mode: str, cgroup: Path) -> Made:
+def make_plane(mode: str, cgroup: Path) -> Measured:
     """The plane of a mode, for this thread's network namespace. cgroup: of the node's processes and its pods'."""
-    if MODES[mode].plane == "iptables":
-        from dataplane.planes.iptables.plane import IptablesPlane
-
-        return Made(IptablesPlane())
-    from dataplane.planes.nftables.plane import NftablesPlane
-
-    if MODES[mode].plane == "nftables":
-        return Made(NftablesPlane())
-    from dataplane.planes.ebpf.plane import EbpfPlane
-
-    slow = TimedPlane(NftablesPlane())
-    cleaner, hooks = _hooks(MODES[mode].hooks, cgroup)
-    timed = tuple(TimedHook(hook) for hook in hooks)
-    return Made(EbpfPlane(slow, timed, cleaner=cleaner, report=_log.warning), slow, timed)
-
-
-def _hooks(names: Sequence[str], cgroup: Path) -> "tuple[SocketCleaner | None, list[Hook]]":
-    from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
-    from dataplane.planes.ebpf.attach.programs import ConnectHook
-    from dataplane.planes.ebpf.flows.sockets import SocketCleaner
-
-    if "connect" in names:
-        return SocketCleaner(cgroup), [ConnectHook(cgroup)]
-    return None, [PacketHook(xdp="xdp" in names)]
+    return mode_of(MODES[mode].plane).measured(Wanted(MODES[mode].hooks, cgroup))

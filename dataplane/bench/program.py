@@ -11,7 +11,6 @@ import socket
 import statistics
 import struct
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -22,18 +21,12 @@ from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.ebpf.bpf import AttachType, MapType, ProgramType
 from dataplane.kernel.netlink.links import Links
 from dataplane.lab.spec import LabError
-from dataplane.planes.ebpf.attach.programs import load_programs
-from dataplane.planes.ebpf.flows.entries import NO_HOP, TRANSLATION
-from dataplane.planes.ebpf.maps.encode import address_bytes
-from dataplane.planes.ebpf.maps.layout import constant, record, unpack
-from dataplane.planes.ebpf.maps.mapset import MapSet
+from dataplane.planes.base import PlaneError
+from dataplane.planes.measured import OpenFlow, PacketProgram
 
-PROGRAM, SOURCE = "xdp_uplink", "xdp.c"
 RUNS, PACKETS = 30, 20000
 """So many means of so many packets each. Before a test run the kernel waits for all processors: with few packets, what
 is measured is a program that nobody used for long."""
-_TUPLE = record("tuple", "source", "destination", "source_port", "destination_port", "protocol", "pad")
-TABLE = "tcp_flows"
 _CLIENT_PORT, _SELF_PORT = 41000, 41001
 _SYN, _ACK = 0x02, 0x10
 _ABORTED, _TX, _REDIRECT = 0, 3, 4
@@ -76,12 +69,6 @@ def tcp_frame(mac: bytes, addresses: tuple[str, str], ports: tuple[int, int], fl
     return mac + mac + b"\x08\x00" + header + tcp
 
 
-def _tuple(source: str, destination: str, ports: tuple[int, int]) -> bytes:
-    return _TUPLE.pack(
-        address_bytes(source), address_bytes(destination), *map(socket.htons, ports), socket.IPPROTO_TCP, 0, 0, 0
-    )
-
-
 def _run(program: int, index: int, frame: bytes, repeat: int = 1) -> bpf.ProgramRun:
     return bpf.run_program(program, frame, repeat, struct.pack("=IIIIII", 0, len(frame), 0, index, 0, 0))
 
@@ -110,52 +97,33 @@ def steady(program: int, frame: bytes) -> Iterator[int]:
 
 
 class ProgramCost:
-    """The program, loaded beside the one that is attached, over the same maps: `maps`, those of the ebpf plane that is
-    loaded in this network namespace. Lives as long as the process."""
+    """A packet program, and what a packet costs in it on its way."""
 
-    def __init__(self, maps: MapSet, way: Way) -> None:
-        self._maps, self._way = maps, way
-        loaded = load_programs(SOURCE, ProgramType.XDP, {PROGRAM: AttachType.XDP}, maps.fds, maps.specs, ())
-        self._program = loaded[PROGRAM].fd
+    def __init__(self, program: PacketProgram, way: Way) -> None:
+        self._program, self._way = program, way
 
     def measure(self) -> dict[str, float]:
         """ns: median of RUNS means, nanoseconds a packet; least: the smallest of them. Both have the test run's own
         share in them. Raises LabError when the packet does not take the fast path."""
-        way = self._way
+        way, program = self._way, self._program
         with Links(way.namespace) as links:
             index, text = links.index(way.uplink), links.mac(way.uplink)
             mac = bytes.fromhex(text.replace(":", ""))
             # A packet that was sent on must look as if it came to this node, for the next run to take it.
             links.neighbour(way.uplink, way.neighbour, text)
-            keys = self._establish(index, mac)
             try:
-                return self._means(index, mac)
+                ports = (_CLIENT_PORT, way.node_port)
+                _run(program.fd, index, tcp_frame(mac, (way.client, way.node), ports, _SYN))
+                opened = OpenFlow(way.client, _CLIENT_PORT, way.node, way.node_port, index)
+                with program.into_itself(opened, way.backend, _SELF_PORT):
+                    return self._means(index, mac)
+            except PlaneError as error:
+                raise LabError(f"{way.uplink}: {error}") from error
             finally:
-                self._maps.remove(TABLE, keys)
                 links.neighbour(way.uplink, way.neighbour, way.neighbour_mac)
 
-    def _establish(self, index: int, mac: bytes) -> list[bytes]:
-        """Store the flow that translates into itself, with a real backend; its keys."""
-        way, program = self._way, self._program
-        ports = (_CLIENT_PORT, way.node_port)
-        _run(program, index, tcp_frame(mac, (way.client, way.node), ports, _SYN))
-        opened = self._maps.get(TABLE, _tuple(way.client, way.node, ports))
-        if opened is None:
-            raise LabError(f"{way.uplink}: the XDP program does not open a flow to {way.node} port {way.node_port}")
-        real = unpack("translation", opened)
-        same = (_SELF_PORT, _SELF_PORT)
-        keys = [_tuple(way.client, way.backend, same), _tuple(way.backend, way.client, same)]
-        flags = constant("FLOW_ESTABLISHED") | constant("FLOW_SNAT") | constant("FLOW_BY_XDP")
-        for key, more in zip(keys, (0, constant("FLOW_REPLY")), strict=True):
-            source, destination, source_port, destination_port, *_ = _TUPLE.unpack(key)
-            chosen = (real["backend"], real["backend_generation"], real["service"], index)
-            rest = (time.monotonic_ns(), *(0,) * 6, *NO_HOP)
-            addresses = (source, destination, source_port, destination_port)
-            self._maps.put(TABLE, key, TRANSLATION.pack(*addresses, flags | more, 0, *chosen, *rest))
-        return keys
-
     def _means(self, index: int, mac: bytes) -> dict[str, float]:
-        way, program = self._way, self._program
+        way, program = self._way, self._program.fd
         frame = tcp_frame(mac, (way.client, way.backend), (_SELF_PORT, _SELF_PORT), _ACK)
         for _ in range(3):
             seen = _run(program, index, frame)

@@ -16,9 +16,9 @@ from dataplane.plan.change import PlanChange
 from dataplane.plan.planner import Planner
 from dataplane.planes.base import Plane
 from dataplane.planes.conntrack import clean_stale_udp
-from dataplane.planes.ebpf.plane import EbpfPlane
-from dataplane.planes.ebpf.views.records import counters
+from dataplane.planes.registry import mode_of
 from dataplane.policy.node import MOST_BACKENDS, LocalDetector, NodeConfig, NodePortAddresses
+from dataplane.policy.settings import Promises
 
 PlaneMaker = Callable[[Lab, Node], Plane]
 """Makes the plane of a node; called, like everything the plane does, inside the node's namespace."""
@@ -27,14 +27,15 @@ PlaneMaker = Callable[[Lab, Node], Plane]
 def node_config(spec: LabSpec, node: Node, mode: str) -> NodeConfig:
     """What a node of the lab knows of itself, with each mode's own defaults for node ports (kube-proxy's)."""
     own = (*node.addresses.values(), *node.second.values())
+    like_iptables = mode_of(mode).promises is Promises.IPTABLES
     every_address = NodePortAddresses(any_local=True, loopback=True)
     return NodeConfig(
         name=node.name,
         addresses=own,
         detector=LocalDetector(cidrs=tuple(CLUSTER_CIDR[family] for family in spec.families)),
-        nodeports=every_address if mode == "iptables" else NodePortAddresses(addresses=tuple(node.addresses.values())),
-        reject_unknown_ports=mode != "iptables",
-        most_backends=0 if mode == "iptables" else MOST_BACKENDS,
+        nodeports=every_address if like_iptables else NodePortAddresses(addresses=tuple(node.addresses.values())),
+        reject_unknown_ports=not like_iptables,
+        most_backends=0 if like_iptables else MOST_BACKENDS,
     )
 
 
@@ -58,9 +59,8 @@ class NodeProxy:
         return change
 
     def stand_aside(self, aside: bool) -> None:
-        """In ebpf mode: let the slow path serve everything, or no longer. Other modes have nothing above it."""
-        if isinstance(self.plane, EbpfPlane):
-            self.plane.stand_aside(aside)
+        """Have the plane underneath serve everything, or no longer; nothing where there is none."""
+        self.plane.stand_aside(aside)
 
     def cleanup(self) -> None:
         """Remove the plane's every trace from the node."""
@@ -87,12 +87,12 @@ class LabProxy:
             proxy.update(upserts, deletes)
 
     def counters(self) -> dict[str, int]:
-        """How often each way out of each of the ebpf mode's hooks was taken on all nodes, by `hook:reason`."""
+        """How often each way out of each hook was taken on all nodes, by `hook:reason`; none where none are counted."""
         found: Counter[str] = Counter()
         for proxy in self.nodes.values():
-            if isinstance(proxy.plane, EbpfPlane) and proxy.plane.loaded:
-                for hook, reasons in counters(proxy.plane.tables.maps).items():
-                    found.update({f"{hook}:{reason}": count for reason, count in reasons.items()})
+            with netns(proxy.node.netns):
+                traffic = proxy.plane.traffic()
+            found.update({f"{way.hook}:{way.reason}": way.times for way in (traffic.ways_out if traffic else ())})
         return dict(found)
 
     def oracles(self) -> dict[str, Oracle]:

@@ -8,10 +8,11 @@ from typing import NamedTuple
 from dataplane.oracle.keeps import Keeps
 from dataplane.oracle.types import Decision
 from dataplane.plan.change import PlanChange
-from dataplane.plan.types import OffPod
+from dataplane.plan.types import Frontend, OffPod
 from dataplane.planes.answers import OffTarget
 from dataplane.planes.base import Plane
 from dataplane.planes.finding import Finding
+from dataplane.planes.measured import Measured, Wanted
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.rights import Right
 from dataplane.policy.node import LocalDetector, NodeConfig
@@ -52,8 +53,8 @@ class Mode(ABC):
     and without_uses says what. stands_on: modes whose planes its own consists of besides.
 
     kube_proxy_chains: its rules bear the names of kube-proxy's own. tcp_be_liberal: they depend on
-    conntrack.tcpBeLiberal. why_no_ping: what keeps it from answering pings to Services, "" where it can. connect_time:
-    it balances at connect time where the options ask for it. watches_devices: it goes by devices, and recognises pods
+    conntrack.tcpBeLiberal. why_no_ping: what keeps it from answering pings to Services, "" where it can. hooks:
+    those that its programs can be put on, as in PlaneOptions. watches_devices: it goes by devices, and recognises pods
     as it did when it was made.
     """
 
@@ -67,7 +68,7 @@ class Mode(ABC):
     kube_proxy_chains: bool = False
     tcp_be_liberal: bool = False
     why_no_ping: str = "answers no ping"
-    connect_time: bool = False
+    hooks: tuple[str, ...] = ()
     watches_devices: bool = False
 
     @property
@@ -79,9 +80,22 @@ class Mode(ABC):
     def make(self, making: Making = PLAIN) -> Plane:
         """The plane, for this thread's network namespace."""
 
+    @property
+    def connect_time(self) -> bool:
+        """Whether it can balance connections when they are made."""
+        return "connect" in self.hooks
+
     def at_connect(self, options: PlaneOptions) -> bool:
         """Whether connections are balanced when they are made."""
         return self.connect_time and options.at_connect
+
+    def measured(self, wanted: Wanted) -> Measured:
+        """The plane, made to be measured."""
+        return Measured(self.make())
+
+    def can_serve(self, frontend: Frontend) -> bool:
+        """Whether it can do with a frontend what the plan says."""
+        return True
 
     def prepare(self, node: NodeConfig, options: PlaneOptions) -> None:  # noqa: B027 - not every mode needs any
         """What takes more capabilities than `needs`, ahead of a process that has no others. Raises PlaneError."""

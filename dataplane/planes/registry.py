@@ -21,16 +21,20 @@ _TABLE = {
 }
 """Mode -> the module with its `MODE`. A mode that stands on another one comes after it."""
 
+_BASELINES = {"ipvs": "dataplane.planes.ipvs.mode"}
+"""The same for what is there to be compared with and is no mode of the command line."""
+
 MODES = tuple(_TABLE)
 DEFAULT_MODE = "nftables"
 
 
 @cache
 def mode_of(name: str) -> "Mode":
-    """A mode by its name. Raises UsageError for one that does not exist."""
-    if name not in _TABLE:
+    """A mode, or a baseline, by its name. Raises UsageError for one that does not exist."""
+    module = _TABLE.get(name) or _BASELINES.get(name)
+    if module is None:
         raise UsageError(f"there is no mode {name}; choose one of {', '.join(MODES)}")
-    found: Mode = importlib.import_module(_TABLE[name]).MODE
+    found: Mode = importlib.import_module(module).MODE
     return found
 
 

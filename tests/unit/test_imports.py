@@ -2,10 +2,14 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from dataplane.planes import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = "dataplane"
@@ -73,13 +77,32 @@ def test_the_kernel_folder_knows_nothing_of_plans() -> None:
     assert [edge for edge in EDGES if _room(edge[0]) == "dataplane.kernel" and _room(edge[1]) not in allowed] == []
 
 
-def test_planes_do_not_know_each_other() -> None:
-    names = {path.parent.name for path in (ROOT / "dataplane/planes").glob("*/__init__.py")}
+PLANES = {path.parent.name for path in (ROOT / "dataplane/planes").glob("*/__init__.py")}
 
-    def plane(module: str) -> str:
-        parts = module.split(".")
-        return parts[2] if parts[:2] == ["dataplane", "planes"] and parts[2:] and parts[2] in names else ""
 
-    assert {plane(edge[0]) for edge in EDGES} == names | {""}
-    crossing = [edge for edge in EDGES if plane(edge[0]) and plane(edge[1]) and plane(edge[0]) != plane(edge[1])]
-    assert crossing == []
+def _plane(module: str) -> str:
+    """The plane in whose folder a module is, "" for every other."""
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["dataplane", "planes"] and parts[2:] and parts[2] in PLANES else ""
+
+
+def test_nobody_knows_a_plane_but_itself() -> None:
+    """Not other planes, nor the lab, the benchmark and the command line: all of them ask the registry."""
+    assert {_plane(edge[0]) for edge in EDGES} == PLANES | {""}
+    assert [edge for edge in EDGES if _plane(edge[1]) and _plane(edge[0]) != _plane(edge[1])] == []
+
+
+@pytest.mark.parametrize("name", registry.MODES)
+def test_a_mode_is_described_without_its_plane(name: str) -> None:
+    """So that `explain` imports none, and a process with one mode none that this does not stand on."""
+    script = (
+        "import sys; from dataplane.planes.registry import mode_of; "
+        f"mode = mode_of({name!r}); print(*sys.modules, sep=chr(10)); print('made'); "
+        "__import__(f'dataplane.planes.{mode.name}.plane'); print(*sys.modules, sep=chr(10))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    described, _, made = done.stdout.partition("made\n")
+    assert [module for module in described.split() if _plane(module) and module.endswith(".plane")] == []
+    assert {_plane(module) for module in described.split()} == {name, ""}
+    assert {_plane(module) for module in made.split()} == {name, ""}
+    assert not {"bcc", "nftables"} & {*made.split()}

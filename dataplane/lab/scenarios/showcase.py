@@ -17,6 +17,7 @@ from dataplane.lab.traffic.probe import Outcome, Probe, ProbeResult
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import EndpointSlice, ModelObject
 from dataplane.oracle.keeps import Keeps
+from dataplane.planes.registry import mode_of
 
 SPEC = LabSpec(nodes=3, pods=3)
 MANIFEST = Path(dataplane.__file__).parent.parent / "vagrant" / "scenarios" / "services.yaml"
@@ -180,7 +181,7 @@ def _why_snat(case: Showcase) -> Result:
         case.lab.run("node3", ["nft", "delete table ip without-snat"])
         case.proxy.nodes["node3"].stand_aside(False)
     passed = with_snat.count(Outcome.ANSWERED) == 6 and without.count(Outcome.ANSWERED) == 0
-    where = " (on the slow path: SNAT in the programs has no switch)" if case.proxy.mode == "ebpf" else ""
+    where = " (on the slow path: SNAT in the programs has no switch)" if case.proxy.nodes["node3"].plane.slow else ""
     return Result(
         passed,
         f"with SNAT {with_snat.count(Outcome.ANSWERED)}/6 answered, without{where} {without.count(Outcome.ANSWERED)}/6",
@@ -225,7 +226,7 @@ def _hairpin(case: Showcase) -> Result:
     itself = {a.client.rpartition(":")[0] for a in result.attempts if a.server == "pod1-1"}
     others = {a.client.rpartition(":")[0] for a in result.attempts if a.server != "pod1-1"}
     # Pointed at itself when it connects, a pod talks to itself directly: no masquerade is needed, none is made.
-    directly = case.proxy.mode == "ebpf" and itself == {case.address("pod1-1")}
+    directly = mode_of(case.proxy.mode).connect_time and itself == {case.address("pod1-1")}
     passed = bool(itself) and (itself <= case.own["node1"] or directly) and others == {case.address("pod1-1")}
     return Result(passed, f"itself sees {'/'.join(sorted(itself))}, others see {'/'.join(sorted(others))}")
 

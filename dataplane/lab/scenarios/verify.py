@@ -11,7 +11,9 @@ from dataplane.model.net import Protocol
 from dataplane.oracle.decide import Decision, Oracle, Packet, Verdict
 from dataplane.oracle.keeps import Keeping, Keeps, kept_backends
 from dataplane.plan.types import FrontendKind
+from dataplane.planes.registry import mode_of
 from dataplane.policy.endpoints import Backend
+from dataplane.policy.settings import Promises
 
 FIRST_ATTEMPTS = 6
 MORE_ATTEMPTS = 40
@@ -116,7 +118,7 @@ class Judge:
         """kube-proxy's iptables mode refuses external addresses to packets that arrive or pass, not to the node's own:
         KUBE-EXTERNAL-SERVICES and KUBE-PROXY-FIREWALL hang on INPUT and FORWARD. The packet leaves untranslated."""
         outside = cell.kind in (FrontendKind.EXTERNAL_IP, FrontendKind.LOAD_BALANCER)
-        return self._mode == "iptables" and outside and cell.place == cell.decides
+        return mode_of(self._mode).promises is Promises.IPTABLES and outside and cell.place == cell.decides
 
     def judge(self, cell: Cell, decision: Decision, result: ProbeResult) -> Finding | None:
         """None when the packets did what the oracle says."""
@@ -141,7 +143,7 @@ class Judge:
         seen, _ = split_port(attempt.client)
         backend = next(b for b in decision.backends if self._pods[b.address].name == attempt.server)
         if self._masquerades(cell, decision, backend):
-            own = self._mode == "ebpf" and attempt.server == cell.place and seen == decision.packet.source
+            own = mode_of(self._mode).connect_time and attempt.server == cell.place and seen == decision.packet.source
             return own or seen in self._own[cell.decides]
         if seen in self._own[cell.decides] and decision.masquerades(backend):
             # Two flows of a client by two frontends, to one backend, from one port: the slow path has the second.

@@ -11,7 +11,9 @@ from dataplane.lab.proxy import node_config
 from dataplane.lab.spec import LabSpec, topology
 from dataplane.model.decode import decode
 from dataplane.plan.planner import Planner
-from dataplane.planes.ipvs.plane import IpvsPlane
+from dataplane.planes.registry import mode_of
+
+MODE = "ipvs"
 
 
 def main() -> int:
@@ -24,13 +26,13 @@ def main() -> int:
     args = parser.parse_args()
     try:
         if args.action == "clean":
-            IpvsPlane().cleanup()
+            mode_of(MODE).make().cleanup()
             return 0
         spec = LabSpec(nodes=args.nodes, pods=0, ipv6=args.ipv6)
         node = next(node for node in topology(spec).nodes if node.name == args.node)
-        planner = Planner(node_config(spec, node, "ipvs"))
+        planner = Planner(node_config(spec, node, MODE))
         planner.update(decode(sys.stdin.buffer.read(), "standard input").objects)
-        IpvsPlane().load(planner.plan)
+        mode_of(MODE).make().load(planner.plan)
     except HotplaneError as error:
         print(f"{args.node}: {error}", file=sys.stderr)
         return 1

@@ -16,7 +16,7 @@ from dataplane.model.objects import ModelObject
 from dataplane.oracle.decide import Oracle
 from dataplane.oracle.keeps import Keeps
 from dataplane.plan.planner import Planner
-from dataplane.planes.ipvs.render import says
+from dataplane.planes.registry import MODES, mode_of
 
 _CONFIG = "hotplane-lab.json"
 _T = TypeVar("_T")
@@ -73,9 +73,9 @@ class MachineProxies:
         self.said = self._everywhere(lambda node: self._apply(node, text))
 
     def counters(self) -> dict[str, int]:
-        """How often each way out of each of the ebpf mode's hooks was taken on all nodes, by `hook:reason`."""
+        """How often each way out of each hook was taken on all nodes, by `hook:reason`."""
         found: Counter[str] = Counter()
-        if self.mode == "ebpf":
+        if mode_of(self.mode).hooks:
             for records in self._everywhere(lambda node: self._hotplane(node, ["show", "counters", "-o", "json"])[0]):
                 for record in json.loads(records):
                     if record.get("hook"):
@@ -87,14 +87,13 @@ class MachineProxies:
         return {name: Oracle(planner.plan) for name, planner in self._planners.items()}
 
     def sayable(self, cells: Iterable[Cell]) -> list[Cell]:
-        """The cells that this mode can serve: all, but for the ipvs baseline (planes.ipvs.render.says)."""
-        if self.mode != "ipvs":
-            return list(cells)
+        """The cells that this mode can serve (see Mode.can_serve)."""
+        can_serve = mode_of(self.mode).can_serve
         unsaid = {
             (entry.key.name, frontend.kind, frontend.key.protocol, frontend.key.family)
             for planner in self._planners.values()
             for frontend, entry in planner.plan.frontends()
-            if not says(frontend)
+            if not can_serve(frontend)
         }
         return [cell for cell in cells if (cell.service, cell.kind, cell.protocol, cell.family) not in unsaid]
 
@@ -111,7 +110,7 @@ class MachineProxies:
         return done.stdout, done.stderr.decode(errors="replace").strip()
 
     def _apply(self, node: Node, text: bytes) -> str:
-        if self.mode == "ipvs":
+        if self.mode not in MODES:
             self._ipvs(node, "load", text)
             return ""
         self._machines.run(node.name, ["tee", self._config], input=_configuration(self._machines))
@@ -119,7 +118,7 @@ class MachineProxies:
         return f"{node.name}: {said}" if said else ""
 
     def _clean(self, node: Node) -> None:
-        if self.mode == "ipvs":
+        if self.mode not in MODES:
             self._ipvs(node, "clean")
         else:
             self._hotplane(node, ["cleanup"])

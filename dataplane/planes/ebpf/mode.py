@@ -8,8 +8,9 @@ from dataplane.plan.types import OffPod
 from dataplane.planes.answers import OffTarget
 from dataplane.planes.base import Plane
 from dataplane.planes.finding import Finding
+from dataplane.planes.measured import Measured, Wanted
 from dataplane.planes.mode import PLAIN, Making, Mode
-from dataplane.planes.options import PlaneOptions
+from dataplane.planes.options import HOOKS, PlaneOptions
 from dataplane.planes.registry import mode_of
 from dataplane.planes.rights import BPF, NET_ADMIN, PERFMON, SYS_ADMIN, SYS_PTRACE
 from dataplane.policy.node import NodeConfig
@@ -30,7 +31,7 @@ class EbpfMode(Mode):
     without_uses = "UDP sockets of pods stay connected to endpoints that went"
     stands_on = (SLOW,)
     why_no_ping = ""
-    connect_time = True
+    hooks = HOOKS
     watches_devices = True
 
     def make(self, making: Making = PLAIN) -> Plane:
@@ -38,6 +39,12 @@ class EbpfMode(Mode):
         from dataplane.planes.ebpf.make import make_ebpf_plane
 
         return make_ebpf_plane(making)
+
+    def measured(self, wanted: Wanted) -> Measured:
+        """See Mode.measured."""
+        from dataplane.planes.ebpf.measured import MeasuredEbpf
+
+        return MeasuredEbpf(wanted)
 
     def prepare(self, node: NodeConfig, options: PlaneOptions) -> None:
         """See Mode.prepare: what the slow path needs, and this network namespace's directory in the bpffs, without

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataplane.kernel import sysctl
-from dataplane.plan.types import Plan
-from dataplane.planes.base import PlaneError
+from dataplane.plan.change import EntryChange, PlanChange
+from dataplane.plan.types import Plan, Table
+from dataplane.planes.base import Plane, PlaneError
 from dataplane.planes.ipvs.render import TABLE, render
 
 DEVICE = "kube-ipvs0"
@@ -29,15 +30,15 @@ _SETTINGS = {
 """kube-proxy's: masquerading needs connection tracking, and nothing is to outlive its endpoint."""
 
 
-class IpvsPlane:
+class IpvsPlane(Plane):
     """A plan in IPVS, in the current network namespace."""
 
     name = "ipvs"
 
-    def load(self, plan: Plan) -> None:
+    def load(self, plan: Plan) -> PlanChange:
         """Replace whatever IPVS holds by this plan. Not one transaction: a packet in between may find no server.
 
-        Raises PlaneError, saying which tool refused what.
+        Returns the whole plan as new. Raises PlaneError, saying which tool refused what.
         """
         wanted = render(plan)
         if not Path("/proc/net/ip_vs").exists():
@@ -48,6 +49,15 @@ class IpvsPlane:
         self._device(wanted.addresses)
         _run(["ipvsadm", "--clear"])
         _run(["ipvsadm", "--restore"], wanted.servers)
+        return PlanChange(entries=tuple(EntryChange(None, entry) for entry in plan.entries.values()))
+
+    def apply(self, change: PlanChange) -> None:
+        """Refuses: this baseline only loads."""
+        raise PlaneError("ipvs: the baseline takes no changes; load the plan again")
+
+    def read_back(self) -> Table:
+        """Refuses: this baseline does not tell."""
+        raise PlaneError("ipvs: the baseline does not tell what it holds; ipvsadm --list does")
 
     def cleanup(self) -> None:
         """Remove the servers, the device and the rules; fine when there is none."""

@@ -1,0 +1,130 @@
+"""The ebpf plane made to be measured."""
+
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dataplane.kernel.ebpf.bpf import AttachType, ProgramType
+from dataplane.plan.change import PlanChange
+from dataplane.plan.types import Plan, Table
+from dataplane.planes.base import Plane, PlaneError
+from dataplane.planes.ebpf.maps.encode import address_bytes
+from dataplane.planes.ebpf.views.events import TUPLE
+from dataplane.planes.ebpf.flows.entries import NO_HOP, TRANSLATION
+from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
+from dataplane.planes.ebpf.maps.layout import constant, unpack
+from dataplane.planes.ebpf.maps.mapset import MapSet
+from dataplane.planes.ebpf.mode import SLOW
+from dataplane.planes.ebpf.maps.pins import PinDirectory
+from dataplane.planes.ebpf.plane import EbpfPlane
+from dataplane.planes.ebpf.attach.programs import ConnectHook, Hook, load_programs
+from dataplane.planes.ebpf.flows.sockets import SocketCleaner
+from dataplane.planes.measured import Measured, OpenFlow, PacketProgram, Wanted
+from dataplane.planes.registry import mode_of
+
+PROGRAM, SOURCE, TABLE = "xdp_uplink", "xdp.c", "tcp_flows"
+_log = logging.getLogger(__name__)
+
+
+class _TimedPlane(Plane):
+    """A plane that remembers how long its load took (`load_seconds`)."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane, self.name = plane, plane.name
+        self.load_seconds = 0.0
+
+    def load(self, plan: Plan) -> PlanChange:
+        """See planes.base.Plane.load."""
+        started = time.perf_counter()
+        change = self._plane.load(plan)
+        self.load_seconds = time.perf_counter() - started
+        return change
+
+    def apply(self, change: PlanChange) -> None:
+        """See planes.base.Plane.apply."""
+        self._plane.apply(change)
+
+    def read_back(self) -> Table:
+        """See planes.base.Plane.read_back."""
+        return self._plane.read_back()
+
+    def cleanup(self) -> None:
+        """See planes.base.Plane.cleanup."""
+        self._plane.cleanup()
+
+
+class _TimedHook:
+    """A hook that remembers how long its programs took to compile, verify and attach, and their maps."""
+
+    def __init__(self, hook: Hook) -> None:
+        self._hook = hook
+        self.name, self.detach, self.close = hook.name, hook.detach, hook.close
+        self.attach_seconds = 0.0
+        self.maps: MapSet | None = None
+
+    def attach(self, maps: MapSet, pins: PinDirectory) -> None:
+        """See planes.ebpf.programs.Hook.attach."""
+        started = time.perf_counter()
+        self._hook.attach(maps, pins)
+        self.attach_seconds = time.perf_counter() - started
+        self.maps = maps
+
+
+class MeasuredEbpf(Measured):
+    """One hook's plane: connect time, or packets."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        connect = "connect" in wanted.hooks
+        hook: Hook = ConnectHook(wanted.cgroup) if connect else PacketHook(xdp="xdp" in wanted.hooks)
+        cleaner = SocketCleaner(wanted.cgroup) if connect else None
+        self._slow, self._hook = _TimedPlane(mode_of(SLOW).make()), _TimedHook(hook)
+        super().__init__(EbpfPlane(self._slow, [self._hook], cleaner=cleaner, report=_log.warning))
+
+    def slow_seconds(self) -> float:
+        """See Measured.slow_seconds."""
+        return self._slow.load_seconds
+
+    def program_seconds(self) -> float:
+        """See Measured.program_seconds."""
+        return self._hook.attach_seconds
+
+    def packet_program(self) -> PacketProgram | None:
+        """See Measured.packet_program."""
+        return XdpProgram(self._hook.maps) if self._hook.maps is not None else None
+
+
+class XdpProgram(PacketProgram):
+    """The XDP program over open maps. See PacketProgram."""
+
+    def __init__(self, maps: MapSet) -> None:
+        self._maps = maps
+        loaded = load_programs(SOURCE, ProgramType.XDP, {PROGRAM: AttachType.XDP}, maps.fds, maps.specs, ())
+        self.fd = loaded[PROGRAM].fd
+
+    @contextmanager
+    def into_itself(self, flow: OpenFlow, backend: str, port: int) -> Iterator[None]:
+        """See PacketProgram.into_itself."""
+        opened = self._maps.get(TABLE, _tuple(flow.client, flow.node, (flow.client_port, flow.node_port)))
+        if opened is None:
+            raise PlaneError(f"the XDP program does not open a flow to {flow.node} port {flow.node_port}")
+        real, same = unpack("translation", opened), (port, port)
+        keys = [_tuple(flow.client, backend, same), _tuple(backend, flow.client, same)]
+        flags = constant("FLOW_ESTABLISHED") | constant("FLOW_SNAT") | constant("FLOW_BY_XDP")
+        for key, more in zip(keys, (0, constant("FLOW_REPLY")), strict=True):
+            source, destination, source_port, destination_port, *_ = TUPLE.unpack(key)
+            chosen = (real["backend"], real["backend_generation"], real["service"], flow.ifindex)
+            rest = (time.monotonic_ns(), *(0,) * 6, *NO_HOP)
+            addresses = (source, destination, source_port, destination_port)
+            self._maps.put(TABLE, key, TRANSLATION.pack(*addresses, flags | more, 0, *chosen, *rest))
+        try:
+            yield
+        finally:
+            self._maps.remove(TABLE, keys)
+
+
+def _tuple(source: str, destination: str, ports: tuple[int, int]) -> bytes:
+    return TUPLE.pack(
+        address_bytes(source), address_bytes(destination), *map(socket.htons, ports), socket.IPPROTO_TCP, 0, 0, 0
+    )

@@ -29,23 +29,11 @@ from tests.container.manifest import Manifest, build_arguments, image_name, writ
 from tests.container.pod import SERVICE_ACCOUNT, Container, run_folder
 from tests.kernel.daemon_lab import http
 from tests.kernel.traffic import Traffic, lost
+from tests.steplog import Log
 
 MODES = ("nftables", "iptables", "ebpf")
 VIP, PORT, NODE_PORT = "10.96.0.10", 8080, 30080
 TOKEN = "token-of-the-service-account"
-
-
-class Log:
-    """What was seen, on the screen and kept."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self._start = time.monotonic()
-
-    def say(self, text: str) -> None:
-        line = f"{time.monotonic() - self._start:7.1f} s  {text}"
-        print(line, flush=True)
-        self.lines.append(line)
 
 
 def _certificate(folder: Path, address: str) -> ssl.SSLContext:

@@ -1,4 +1,4 @@
-"""The disk that all kernels share: Debian 12 with what hotplane and its tests need, without any kernel."""
+"""The disk that all machines share: Debian 12 with what hotplane and its tests need, without any kernel."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ CACHE = Path.home() / ".cache/hotplane/kernels"
 CHECKOUT, VENV = "/opt/hotplane", "/opt/venv"
 """Where a machine has the sources and their environment."""
 
-_MORE = ("busybox-static", "kmod", "procps", "ethtool", "mount")
+_MORE = ("busybox-static", "kmod", "procps", "ethtool", "mount", "systemd-sysv", "udev", "dbus")
 _NOT_INSIDE = {"gcc", "clang-format", "shellcheck", "vagrant", "vagrant-libvirt", "iperf3"}
 _NO_TOOLS = {"mypy", "ruff", "types-PyYAML"}
 _SIZE = "2G"

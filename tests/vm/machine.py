@@ -20,7 +20,7 @@ on (netfilter's hooks, say). That ended 6.12 by `Oops: int3` in NF_HOOK, and sto
 # The console has warnings and the traces of lockups, of all processors: where a machine ends early, it is all there is.
 _COMMAND_LINE = (
     "console=ttyS0 loglevel=5 mitigations=off panic=-1 panic_on_oops=1 softlockup_all_cpu_backtrace=1 "
-    "systemd.unified_cgroup_hierarchy=1"
+    "systemd.unified_cgroup_hierarchy=1 systemd.show_status=0 net.ifnames=0"
 )
 
 
@@ -28,12 +28,15 @@ class MachineError(Exception):
     """A machine did not come up; the text has the end of its console."""
 
 
-def run_job(kernel: Kernel, job: str, compiled: Path, scratch: Path, timeout_seconds: float) -> Path:
+def run_job(
+    kernel: Kernel, job: str, compiled: Path, scratch: Path, timeout_seconds: float, *, systemd: bool = False
+) -> Path:
     """Boot a kernel with this checkout, run a job there, power off.
 
     in: kernel; lines of bash, run in the checkout with /opt/venv; folder of compiled programs (the machine's cache, to
-    which it adds); folder for disks and results. out: folder with what the job wrote to results/ (what it had written
-    to the disk, where the machine had to be ended: NO_END says so), and the console.
+    which it adds); folder for disks and results; systemd: the machine is as the Vagrant lab has it, with systemd, two
+    network devices, one processor and nothing compiled beforehand. out: folder with what the job wrote to results/
+    (what it had written to the disk, where the machine had to be ended: NO_END says so), and the console.
     Raises MachineError when the machine does not come up.
     """
     shutil.rmtree(scratch, ignore_errors=True)
@@ -41,13 +44,16 @@ def run_job(kernel: Kernel, job: str, compiled: Path, scratch: Path, timeout_sec
     _checkout(work)
     (work / "results/compiled").mkdir(parents=True)
     (work / "results/job").write_text(job)
-    shutil.copytree(compiled, work / "cache/bpf")
+    if systemd:
+        (work / "results/systemd").touch()
+    else:
+        shutil.copytree(compiled, work / "cache/bpf")
     disk = scratch / "work.ext4"
     make_disk(work, disk, _WORK_SIZE)
     shutil.rmtree(work)
     console = scratch / "console"
     with console.open("wb") as out:
-        ended = _run(_qemu(kernel, disk), out, timeout_seconds)
+        ended = _run(_qemu(kernel, disk, systemd=systemd), out, timeout_seconds)
     results = scratch / "results"
     subprocess.run(["debugfs", "-R", f"rdump /results {scratch}", str(disk)], check=True, capture_output=True)
     results.mkdir(exist_ok=True)
@@ -85,14 +91,17 @@ def _checkout(folder: Path) -> None:
         shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
 
 
-def _qemu(kernel: Kernel, disk: Path) -> list[str]:
+def _qemu(kernel: Kernel, disk: Path, *, systemd: bool) -> list[str]:
     drives = [(base_image(), "on"), (kernel.modules, "on"), (disk, "off")]
     arguments = [
         *("nice", "-n", "10", "qemu-system-x86_64", "-accel", _ACCELERATOR, "-cpu", _PROCESSOR),
-        *("-smp", str(CPUS), "-m", str(MEMORY_MB), "-nodefaults", "-no-reboot", "-display", "none"),
+        *("-smp", str(1 if systemd else CPUS), "-m", str(MEMORY_MB), "-nodefaults", "-no-reboot", "-display", "none"),
         *("-serial", "stdio", "-kernel", str(kernel.image), "-initrd", str(kernel.initrd), "-append", _COMMAND_LINE),
     ]
     for number, (path, snapshot) in enumerate(drives):
         arguments += ["-drive", f"file={path},format=raw,if=none,id=d{number},snapshot={snapshot},cache=unsafe"]
         arguments += ["-device", f"virtio-blk-pci,drive=d{number}"]
+    for number in range(2 if systemd else 0):  # the second is the lab's; nobody is on them
+        arguments += ["-netdev", f"hubport,id=n{number},hubid={number}"]
+        arguments += ["-device", f"virtio-net-pci,netdev=n{number},romfile="]
     return arguments

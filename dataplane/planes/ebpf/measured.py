@@ -10,17 +10,17 @@ from dataplane.kernel.ebpf.bpf import AttachType, ProgramType
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import Plan, Table
 from dataplane.planes.base import Plane, PlaneError
-from dataplane.planes.ebpf.maps.encode import address_bytes
-from dataplane.planes.ebpf.views.events import TUPLE
-from dataplane.planes.ebpf.flows.entries import NO_HOP, TRANSLATION
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
+from dataplane.planes.ebpf.attach.programs import ConnectHook, Hook, load_programs
+from dataplane.planes.ebpf.flows.entries import NO_HOP, TRANSLATION
+from dataplane.planes.ebpf.flows.sockets import SocketCleaner
+from dataplane.planes.ebpf.maps.encode import address_bytes
 from dataplane.planes.ebpf.maps.layout import constant, unpack
 from dataplane.planes.ebpf.maps.mapset import MapSet
-from dataplane.planes.ebpf.mode import SLOW
 from dataplane.planes.ebpf.maps.pins import PinDirectory
+from dataplane.planes.ebpf.mode import SLOW
 from dataplane.planes.ebpf.plane import EbpfPlane
-from dataplane.planes.ebpf.attach.programs import ConnectHook, Hook, load_programs
-from dataplane.planes.ebpf.flows.sockets import SocketCleaner
+from dataplane.planes.ebpf.views.events import TUPLE
 from dataplane.planes.measured import Measured, OpenFlow, PacketProgram, Wanted
 from dataplane.planes.registry import mode_of
 

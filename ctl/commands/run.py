@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("-f -: standard input cannot be watched; use apply, or give a directory")
 
     _check(settings)
-    with hold(args.command, settings.mode, daemon=True, takeover=args.takeover, tell=log.warning) as lock:
+    with hold(args.command, settings.mode, daemon=True, takeover=args.takeover, warn=log.warning) as lock:
 
         async def live() -> int:
             return await Daemon(settings, log, lambda: settings_of(args), lock).run()
@@ -135,7 +135,7 @@ def _clean_up(args: argparse.Namespace, mode: str, log: Any) -> int:
 
     folder = Path(args.state_dir)
     modes = (mode,) if args.mode or args.proxy_mode else tuple(reversed(MODES))
-    with hold("run --cleanup", takeover=args.takeover, tell=log.warning):
+    with hold("run --cleanup", takeover=args.takeover, warn=log.warning):
         for each in modes:
             mode_of(each).make().cleanup()
         if not begun.begun(folder) - {*modes}:

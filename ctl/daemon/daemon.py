@@ -37,7 +37,7 @@ from ctl.daemon.sync.pace import Pace
 from ctl.daemon.sync.planes import CleanUp, daemon_plane, settle_plane, untouched
 from ctl.daemon.sync.reconcile import Reconciler
 from ctl.daemon.takeover import remove_kube_proxy
-from ctl.daemon.takeover_socket import Door, listen
+from ctl.daemon.takeover_socket import TakeoverListener, listen
 from ctl.loaded import left_out
 from ctl.sources.api import Api
 from ctl.sources.directory import DirectorySource
@@ -47,7 +47,7 @@ from ctl.store import state
 from ctl.store import unfinished as begun
 from ctl.store.files import make_folder
 from ctl.store.journal import Journal
-from ctl.store.lock import GAVE_WAY, Holder, Lock, door_path
+from ctl.store.lock import TAKEN_OVER_STATUS, Holder, Lock, takeover_socket_path
 from ctl.store.stale import sweep_on_the_way
 from dataplane.errors import HotplaneError
 from dataplane.model.net import Family
@@ -92,9 +92,9 @@ class Daemon:
         self._unfinished: frozenset[str] = frozenset()
         self._leaving: list[Plane] = []
         self._failure: BaseException | None = None
-        self._door: asyncio.Server | None = None
+        self._save_server: asyncio.Server | None = None
         self._lock, self._status = lock, 0
-        self._way_out = Door(door_path(), log, self._give_way)
+        self._takeover = TakeoverListener(takeover_socket_path(), log, self._end_for_takeover)
         self._addresses: AddressWatch | None = None
         self._sites: dict[str, tuple[Site, Listener]] = {}
         self._reflectors: list[tuple[str, Reflector]] = []
@@ -124,7 +124,7 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
         self._check_rights(self.settings.mode)
-        await self._way_out.open()
+        await self._takeover.open()
         raise_limit()
         _prepare_memory()
         self._score()
@@ -140,9 +140,9 @@ class Daemon:
             await self._close()
         return self._status
 
-    def _give_way(self, asking: Holder) -> None:
-        self._log.warning("gives way, as it was asked to", to=asking)
-        self._status = GAVE_WAY
+    def _end_for_takeover(self, sender: Holder) -> None:
+        self._log.warning("gives way, as it was asked to", to=sender)
+        self._status = TAKEN_OVER_STATUS
         self._stop.set()
 
     def _check_rights(self, mode: str) -> None:
@@ -372,7 +372,7 @@ class Daemon:
         try:
             make_folder(path.parent)
             path.unlink(missing_ok=True)
-            self._door = await listen(answer, path)
+            self._save_server = await listen(answer, path)
         except OSError as error:
             self._log.warning("other commands cannot ask for the plan", path=path, reason=error.strerror)
 
@@ -527,15 +527,15 @@ class Daemon:
         await self._jobs.close()
         if self._addresses is not None:
             self._addresses.close()
-        if self._door is not None:
-            self._door.close()
+        if self._save_server is not None:
+            self._save_server.close()
             state.socket_path(self.settings.state_dir).unlink(missing_ok=True)
         await self._ports.close()
         await self._close_sites()
         if self._api is not None:
             await self._api.close()
         self._kernel.close()
-        await self._way_out.close()
+        await self._takeover.close()
         if self._failure is not None:
             raise self._failure
         self._save_last()

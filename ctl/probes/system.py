@@ -54,8 +54,8 @@ def _conntrack() -> Finding:
     from pyroute2.netlink.exceptions import NetlinkError
 
     try:
-        with NFCTSocket() as door:
-            stats = dict(next(iter(door.count()))["attrs"])
+        with NFCTSocket() as conntrack:
+            stats = dict(next(iter(conntrack.count()))["attrs"])
     except (OSError, NetlinkError) as error:
         detail = f"{error}: stale UDP flows cannot be removed when an endpoint goes"
         return Finding("system", check, Status.MISSING, detail, "run as root; modprobe nf_conntrack_netlink")

@@ -61,13 +61,13 @@ def parse_status(body: bytes | msgspec.Raw, code: int) -> ApiStatus:
 def _keep_alive(info: Any) -> socket.socket:
     """A socket on which a peer that vanished is noticed within a minute, however quiet a watch is."""
     family, kind, protocol, _, _ = info
-    door = socket.socket(family, kind, protocol)
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    door.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20)
-    door.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
-    door.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    door.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 50_000)
-    return door
+    sock = socket.socket(family, kind, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 50_000)
+    return sock
 
 
 class Api:

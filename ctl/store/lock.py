@@ -1,8 +1,8 @@
-"""One process at a time changes the rules of a network namespace: the one that holds this lock.
+"""The lock of a network namespace: only the process that holds it may change the namespace's rules.
 
-The lock is a file of root's in one directory for the whole machine, whatever --state-dir says, named after the network
-namespace and locked by fcntl(2). The kernel takes such a lock away when its holder ends, however that happens; forked
-children do not have it; and F_GETLK tells the holder as a process of whoever asks, also across pid namespaces. An
+The lock is a file owned by root in one directory for the whole machine, independent of --state-dir, named after the
+network namespace and locked with fcntl(2). The kernel drops such a lock when its holder ends, however that happens;
+forked children do not inherit it; and F_GETLK returns the holder's pid as seen from the caller's pid namespace. An
 abstract socket would belong to the network namespace by itself, but any user's process in it could take the name.
 """
 
@@ -30,25 +30,25 @@ from dataplane.malformed import MALFORMED
 from dataplane.planes.mode import say
 
 DIRECTORY = Path("/run/hotplane")
-GAVE_WAY = 4
-"""Exit status of a daemon that ended because another process asked it to (--takeover)."""
+TAKEN_OVER_STATUS = 4
+"""Exit status of a daemon that ended because another process took over (--takeover)."""
 
 COMMAND_SECONDS = 60.0
-"""How long to wait for another command, which ends by itself, and for a daemon that was asked to give way."""
+"""How long to wait for another command, which ends by itself, and for a daemon that was asked to end."""
 
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 _FLOCK = "hhqqi4x"  # struct flock of fcntl(2) where a long has 64 bits
 _REQUEST = b"give way\n"
-_MOST = 4096
+_MAX_BYTES = 4096
 
 
 class LockError(HotplaneError):
-    """Another process has this network namespace, or nobody can know whether one has."""
+    """Another process holds the lock of this network namespace, or the lock file cannot be used."""
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Who holds the lock. command: of the command line. since: seconds since 1970. daemon: it stays until it is ended.
-    pid: 0 where the asking process cannot see it."""
+    """The process that holds the lock. command: of the command line. since: seconds since 1970. daemon: it runs
+    until it is stopped. pid: 0 if it is not in this process's pid namespace."""
 
     pid: int = 0
     command: str = "?"
@@ -58,18 +58,18 @@ class Holder(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if self.since else "?"
-        words = [f"pid {self.pid}" if self.pid else "in another pid namespace"]
-        words += [f"{self.mode} mode"] if self.mode else []
-        return f"hotplane {self.command} ({', '.join([*words, f'since {since}'])})"
+        details = [f"pid {self.pid}" if self.pid else "in another pid namespace"]
+        details += [f"{self.mode} mode"] if self.mode else []
+        return f"hotplane {self.command} ({', '.join([*details, f'since {since}'])})"
 
 
 def lock_path() -> Path:
-    """The lock of this thread's network namespace."""
+    """Return the lock file of this thread's network namespace."""
     return DIRECTORY / f"netns-{namespace_id()}.lock"
 
 
-def door_path() -> Path:
-    """The socket on which the daemon of this thread's network namespace hears that it should give way."""
+def takeover_socket_path() -> Path:
+    """Return the socket on which the daemon of this thread's network namespace receives takeover requests."""
     return lock_path().with_suffix(".door")
 
 
@@ -78,13 +78,13 @@ def add_takeover_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--takeover",
         action="store_true",
-        help=f"have a hotplane daemon that runs here give way first: it ends with status {GAVE_WAY} and leaves its "
-        "rules, which serve on until this command's are there",
+        help="have a hotplane daemon that runs here give way first: it ends with status "
+        f"{TAKEN_OVER_STATUS} and leaves its rules, which serve on until this command's are there",
     )
 
 
 class Lock:
-    """The lock of a network namespace, held from `hold` on until `release` or the end of the process."""
+    """The lock of a network namespace, held until `release` or the end of the process (see `hold`)."""
 
     def __init__(self, path: Path, descriptor: int | None, holder: Holder) -> None:
         self.path, self._descriptor, self._holder = path, descriptor, holder
@@ -99,22 +99,22 @@ class Lock:
         self.release()
 
     def describe(self, mode: str) -> None:
-        """Say which mode is served from now on, for whoever asks who holds the lock."""
+        """Write the mode that is served from now on to the lock file, for other processes to read."""
         if self._descriptor is None:
             return
         self._holder = msgspec.structs.replace(self._holder, mode=mode)
-        with contextlib.suppress(OSError):  # a full file system: the lock holds all the same, its holder has no name
+        with contextlib.suppress(OSError):  # a full file system: the lock is held, the file does not name the holder
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, msgspec.json.encode(self._holder), 0)
 
     def release(self) -> None:
-        """Let others have it, and leave no file behind; fine twice."""
+        """Release the lock and remove its files; may be called twice."""
         if self._descriptor is None:
             return
         with contextlib.suppress(OSError):
             self.path.with_suffix(".door").unlink(missing_ok=True)  # of a daemon that was killed
-            self.path.unlink()  # while it is held: whoever opened it meanwhile finds that it is not the one any more
-            DIRECTORY.rmdir()  # fails where anything else is in it
+            self.path.unlink()  # while held: a process that has it open finds another inode at the path
+            DIRECTORY.rmdir()  # fails if anything else is in it
         os.close(self._descriptor)
         self._descriptor = None
 
@@ -125,17 +125,17 @@ def hold(
     *,
     daemon: bool = False,
     takeover: bool = False,
-    tell: Callable[[str], None] = say,
+    warn: Callable[[str], None] = say,
     seconds: float = COMMAND_SECONDS,
 ) -> Lock:
     """Take the lock of this thread's network namespace.
 
-    Another command is waited for, at most `seconds`; a daemon only with `takeover`, which asks it to end. Raises
-    LockError naming the holder. Where the directory cannot be written a daemon says so to `tell` and goes on, since a
-    node without Services is worse; a command raises LockError then, too.
+    Waits for another command, at most `seconds`; for a daemon only with `takeover`, which asks it to end. Raises
+    LockError naming the holder. If the directory cannot be written, a daemon reports that through `warn` and goes on,
+    since a node without Services is worse; a command raises LockError.
     """
     holder = Holder(os.getpid(), command, mode, time.time(), daemon)
-    path, end, asked, told = lock_path(), time.monotonic() + seconds, False, False
+    path, end, requested, warned = lock_path(), time.monotonic() + seconds, False, False
     while True:
         try:
             found = _take(path)
@@ -144,25 +144,25 @@ def hold(
             text = f"{path}: this network namespace cannot be locked ({error.strerror}); {hint}"
             if not daemon:
                 raise LockError(text) from error
-            tell(f"{text}, or another hotplane process may undo what this one does")
+            warn(f"{text}, or another hotplane process may undo what this one does")
             return Lock(path, None, holder)
         if isinstance(found, int):
             return Lock(path, found, holder)
         if found.daemon and not takeover:
             raise LockError(f"{found} has this network namespace: end it first, or let it give way with --takeover")
-        if found.daemon and not asked:
-            asked = _ask_to_give_way(path.with_suffix(".door"), holder)
+        if found.daemon and not requested:
+            requested = _request_takeover(path.with_suffix(".door"), holder)
         if time.monotonic() > end:
-            state = "was asked to give way and still has" if asked else "has"
+            state = "was asked to give way and still has" if requested else "has"
             raise LockError(f"{found} {state} this network namespace after {seconds:.0f} s; end it first")
-        if not told:
-            told = True
-            tell(f"waiting for {found}" + (", which was asked to give way" if asked else ""))
-        time.sleep(_LOOK_SECONDS)
+        if not warned:
+            warned = True
+            warn(f"waiting for {found}" + (", which was asked to give way" if requested else ""))
+        time.sleep(_POLL_SECONDS)
 
 
 def _take(path: Path) -> int | Holder:
-    """The locked file's descriptor, or who has it. Raises OSError."""
+    """Lock the file and return its descriptor, or return the process that holds it. Raises OSError."""
     while True:
         try:
             make_folder(DIRECTORY)
@@ -193,32 +193,32 @@ def _take(path: Path) -> int | Holder:
 
 
 def _holder(descriptor: int) -> Holder | None:
-    """Who holds the lock on an open file; None for nobody."""
-    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    """Return the process that holds the lock on an open file; None if it is not locked."""
+    request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, request))
     if kind == fcntl.F_UNLCK:
         return None
     try:
-        said = msgspec.json.decode(os.pread(descriptor, _MOST, 0), type=Holder)
-    except MALFORMED:  # it has taken the lock and not said who it is yet
-        said = Holder()
-    return msgspec.structs.replace(said, pid=max(pid, 0))
+        holder = msgspec.json.decode(os.pread(descriptor, _MAX_BYTES, 0), type=Holder)
+    except MALFORMED:  # it has the lock but has not written its description yet
+        holder = Holder()
+    return msgspec.structs.replace(holder, pid=max(pid, 0))
 
 
-def _ask_to_give_way(door: Path, asking: Holder) -> bool:
-    """Whether a daemon has heard it; one that has only just started may not yet."""
+def _request_takeover(path: Path, sender: Holder) -> bool:
+    """Ask a daemon to end; true if it has received the request. One that has just started may not listen yet."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5.0)
-            connection.connect(str(door))
-            connection.sendall(_REQUEST + msgspec.json.encode(asking) + b"\n")
+            connection.connect(str(path))
+            connection.sendall(_REQUEST + msgspec.json.encode(sender) + b"\n")
             return connection.recv(1) != b""
     except OSError:
         return False
 
 
-def asks_to_give_way(request: bytes) -> Holder | None:
-    """Who asks, where what a door received is a request to give way. request: two lines."""
+def parse_takeover_request(request: bytes) -> Holder | None:
+    """Return the process that sent a takeover request of two lines; None if it is no such request."""
     first, _, second = request.partition(b"\n")
     if first + b"\n" != _REQUEST:
         return None

@@ -84,8 +84,8 @@ class Saved(msgspec.Struct, frozen=True):
 def namespace_id() -> str:
     """Text that names this thread's network namespace: its cookie, or on an older kernel its inode number."""
     try:
-        with socket.socket(socket.AF_UNIX) as door:
-            return f"c{int.from_bytes(door.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), 'little')}"
+        with socket.socket(socket.AF_UNIX) as sock:
+            return f"c{int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), 'little')}"
     except OSError:  # ENOPROTOOPT before 5.14; an inode number may come back after the namespace is gone
         return f"i{os.stat('/proc/thread-self/ns/net').st_ino}"
 
@@ -103,10 +103,10 @@ def socket_path(state_dir: Path) -> Path:
 def ask_daemon(state_dir: Path) -> bool:
     """Have a daemon that runs in this network namespace write its plan down now; whether there is one."""
     try:
-        with socket.socket(socket.AF_UNIX) as door:
-            door.settimeout(_DAEMON_SECONDS)
-            door.connect(str(socket_path(state_dir)))
-            door.recv(1)
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(_DAEMON_SECONDS)
+            sock.connect(str(socket_path(state_dir)))
+            sock.recv(1)
     except OSError:  # nobody listens: no daemon, or one that was killed; or it is too busy and the last plan must do
         return False
     return True
@@ -117,9 +117,9 @@ def _drop_dead_socket(path: Path) -> None:
     if not path.is_socket():
         return
     try:
-        with socket.socket(socket.AF_UNIX) as door:
-            door.settimeout(_DAEMON_SECONDS)
-            door.connect(str(path))
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(_DAEMON_SECONDS)
+            sock.connect(str(path))
     except (ConnectionRefusedError, FileNotFoundError):
         path.unlink(missing_ok=True)
 

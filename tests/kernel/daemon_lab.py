@@ -194,11 +194,11 @@ class DaemonLab:
 
 def http(namespace: str, host: str, port: int, path: str = "/") -> tuple[int, dict[str, str], bytes]:
     """GET, from inside a namespace: status, headers in lower case, body."""
-    with in_netns(namespace, socket.create_connection, (host, port), PATIENCE) as door:
-        door.sendall(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
+    with in_netns(namespace, socket.create_connection, (host, port), PATIENCE) as connection:
+        connection.sendall(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
         data = b""
-        while piece := door.recv(65536):
-            data += piece
+        while part := connection.recv(65536):
+            data += part
     head, _, body = data.partition(b"\r\n\r\n")
     first, *lines = head.decode().splitlines()
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -236,46 +236,46 @@ class Traffic:
             thread.join()
 
     def _connect(self) -> socket.socket:
-        door = in_netns(self._namespace, socket.socket, socket.AF_INET, socket.SOCK_STREAM)
-        door.settimeout(20)
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        door.connect((self._address, self._port))
-        return door
+        connection = in_netns(self._namespace, socket.socket, socket.AF_INET, socket.SOCK_STREAM)
+        connection.settimeout(20)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        connection.connect((self._address, self._port))
+        return connection
 
     @staticmethod
-    def _exchange(door: socket.socket) -> str:
-        door.sendall(b"?\n")
+    def _exchange(connection: socket.socket) -> str:
+        connection.sendall(b"?\n")
         answer = b""
         while not answer.endswith(b"\n"):
-            piece = door.recv(4096)
-            if not piece:
+            part = connection.recv(4096)
+            if not part:
                 raise ConnectionResetError("closed by the server")
-            answer += piece
+            answer += part
         return answer.split(b'"')[3].decode()
 
     def _short(self) -> None:
         while not self._end.is_set():
             try:
-                with contextlib.closing(self._connect()) as door:
-                    self.servers[self._exchange(door)] += 1
+                with contextlib.closing(self._connect()) as connection:
+                    self.servers[self._exchange(connection)] += 1
                 self.made += 1
             except OSError as error:
                 self.failures.append(f"new connection {self.made} at {_now()}: {error!r}")
             time.sleep(self._pause)
 
     def _long(self) -> None:
-        doors = [self._connect() for _ in range(self._lasting)]
-        while doors and not self._end.is_set():
-            for door in list(doors):
+        connections = [self._connect() for _ in range(self._lasting)]
+        while connections and not self._end.is_set():
+            for connection in list(connections):
                 try:
-                    self._exchange(door)
+                    self._exchange(connection)
                     self.exchanged += 1
                 except OSError as error:
                     self.failures.append(f"lasting connection at {_now()}: {error!r}")
-                    doors.remove(door)
+                    connections.remove(connection)
             time.sleep(0.01)
-        for door in doors:
-            door.close()
+        for connection in connections:
+            connection.close()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ctl.main import main
-from ctl.store.lock import door_path, lock_path
+from ctl.store.lock import lock_path, takeover_socket_path
 from dataplane.kernel.namespaces.netns import netns
 from dataplane.kernel.nft.transaction import Nft
 from dataplane.planes.ebpf.maps.pins import PinDirectory
@@ -149,13 +149,13 @@ def test_half_open_requests_of_one_host_to_the_health_port(node: Node) -> None:
     node.says(" loaded ")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    doors = []
+    clients = []
     try:
         with netns(node.namespace):
             for _ in range(1150):
-                door = socket.create_connection(("127.0.0.1", 10256), 10)
-                door.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
-                doors.append(door)
+                client = socket.create_connection(("127.0.0.1", 10256), 10)
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
+                clients.append(client)
         assert _ask(node, 10256) == 200
         node.service("b", "10.96.0.11")
         until(lambda: "default/b" in node.services(), "changes go on", 30)
@@ -168,8 +168,8 @@ def test_half_open_requests_of_one_host_to_the_health_port(node: Node) -> None:
         assert 'reason="client"' in closed
         assert float(closed.split()[-1]) > 800
     finally:
-        for door in doors:
-            door.close()
+        for client in clients:
+            client.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert node.end() == 0
 
@@ -225,7 +225,7 @@ def test_files_have_modes_of_their_own(node: Node, umask: int) -> None:
     until(lambda: any(node.state.glob("*.journal-*")), "a journal is begun")
     until(lambda: any(node.state.glob("*.msgpack")), "the plan is saved")
     with netns(node.namespace):
-        locks = [lock_path(), door_path()]
+        locks = [lock_path(), takeover_socket_path()]
     made = {path: stat.S_IMODE(path.lstat().st_mode) for path in (*node.state.iterdir(), *locks)}
     assert {mode & ~0o100 for mode in made.values()} == {0o600}, made
     assert node.state.stat().st_mode & 0o022 == 0

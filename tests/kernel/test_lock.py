@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ctl.main import main
-from ctl.store.lock import GAVE_WAY, LockError, hold, lock_path
+from ctl.store.lock import TAKEN_OVER_STATUS, LockError, hold, lock_path
 from dataplane.kernel.namespaces.netns import in_netns, netns
 from tests.kernel.daemon_lab import ROOT, looking_plane, until
 
@@ -105,7 +105,7 @@ def test_commands_beside_a_daemon_stop_or_take_over(daemons: Daemons, mode: str)
     assert daemons.services("nftables") == set()
     status, text = daemons.run("one", "--mode", mode, "apply", "-f", fresh, "--takeover")
     assert status == 0, text
-    assert daemon.wait(1) == GAVE_WAY
+    assert daemon.wait(1) == TAKEN_OVER_STATUS
     assert 'gives way, as it was asked to to="hotplane apply' in daemons.log("one").read_text()
     assert daemons.services(mode) == {"default/new"}
     assert daemons.services("nftables" if mode == "iptables" else "iptables") == set()
@@ -117,7 +117,7 @@ def test_a_daemon_takes_over_from_a_daemon(daemons: Daemons) -> None:
     status, text = daemons.run("two", "run", "--takeover", "--kubeconfig", "/none")
     assert (status, "/none" in text, first.poll()) == (1, True, None), "one that cannot start ends nobody"
     daemons.start("two", "run", "--takeover", "-f", daemons.manifests("new", "10.96.0.11"))
-    assert first.wait(60) == GAVE_WAY
+    assert first.wait(60) == TAKEN_OVER_STATUS
     until(lambda: " loaded " in daemons.log("two").read_text(), "the second loads")
     assert daemons.services("nftables") == {"default/new"}
 
@@ -219,7 +219,7 @@ def test_many_at_once_are_one_after_the_other(namespace: str, tmp_path: Path) ->
                 status = 1
                 try:
                     for _ in range(25):
-                        with hold("apply", tell=lambda _: None):
+                        with hold("apply", warn=lambda _: None):
                             value = int(counter.read_text())
                             time.sleep(0.001)
                             counter.write_text(str(value + 1))

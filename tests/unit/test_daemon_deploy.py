@@ -15,7 +15,7 @@ from ctl.daemon.node.rights import check_rights
 from ctl.daemon.options import FLAGS
 from ctl.main import parse
 from ctl.sources.watch import resources
-from ctl.store.lock import DIRECTORY, GAVE_WAY
+from ctl.store.lock import DIRECTORY, TAKEN_OVER_STATUS
 from dataplane.errors import HotplaneError
 from dataplane.kernel.ebpf.bcc_loader import DEFAULT_CACHE_DIR
 from dataplane.kernel.nft.forms import CACHE_DIRS
@@ -125,7 +125,7 @@ def test_the_unit_comes_back_for_ever_but_where_it_gave_way() -> None:
     head, _, _ = unit.UNIT.read_text().partition("[Service]")
     assert "\nStartLimitIntervalSec=0\n" in head
     assert unit.setting("Restart") == ["always"]
-    assert unit.setting("RestartPreventExitStatus") == [str(GAVE_WAY)]
+    assert unit.setting("RestartPreventExitStatus") == [str(TAKEN_OVER_STATUS)]
 
 
 def test_the_unit_lets_the_daemon_write_where_it_does() -> None:

@@ -34,7 +34,7 @@ class _Served:
         self.guard = Guard(lambda why: self.closed.update([why]))
         self.site = Site(self._answer, self.guard)
         self.listener: Listener = self.site.open("127.0.0.1", 0)
-        self.port = self.listener._door.getsockname()[1]
+        self.port = self.listener._socket.getsockname()[1]
         self._stack = stack
 
     async def _answer(self, _: web.BaseRequest) -> web.StreamResponse:

@@ -35,18 +35,18 @@ def split_bind(text: str) -> tuple[str, int]:
 def listening_socket(host: str, port: int) -> socket.socket:
     """A listening TCP socket; `::` takes IPv4 too. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    door = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
-        door.bind((host, port))
-        door.listen(128)
-        door.setblocking(False)
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
+        listener.bind((host, port))
+        listener.listen(128)
+        listener.setblocking(False)
     except OSError:
-        door.close()
+        listener.close()
         raise
-    return door
+    return listener
 
 
 class Reply(Response):
@@ -60,30 +60,30 @@ class Reply(Response):
 class Listener:
     """A listening socket of a Site. Connections that were accepted before it is closed are still answered."""
 
-    def __init__(self, door: socket.socket, protocols: Server) -> None:
-        self._door, self._protocols = door, protocols
+    def __init__(self, bound: socket.socket, protocols: Server) -> None:
+        self._socket, self._protocols = bound, protocols
         self._tasks: set[asyncio.Task[object]] = set()
         self._loop = asyncio.get_running_loop()
         self._listen()
 
     def _listen(self) -> None:
-        if self._door.fileno() >= 0:
-            self._loop.add_reader(self._door, self._accept)
+        if self._socket.fileno() >= 0:
+            self._loop.add_reader(self._socket, self._accept)
 
     def close(self) -> None:
         """Stop listening."""
-        self._loop.remove_reader(self._door)
-        self._door.close()
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
 
     def _accept(self) -> None:
         for _ in range(_BATCH):
             try:
-                connection, _ = self._door.accept()
+                connection, _ = self._socket.accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._loop.remove_reader(self._door)
+                    self._loop.remove_reader(self._socket)
                     self._loop.call_later(_FULL_SECONDS, self._listen)
                 return  # otherwise the client has gone already
             connection.setblocking(False)

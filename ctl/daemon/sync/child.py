@@ -24,7 +24,7 @@ class ChildError(HotplaneError):
     """The child failed or took too long."""
 
 
-def _run(function: Callable[[], bytes], door: int) -> None:
+def _run(function: Callable[[], bytes], write_end: int) -> None:
     """In the child: do it, hand over the answer, and vanish without running anybody's clean-up."""
     status = 1
     try:
@@ -37,7 +37,7 @@ def _run(function: Callable[[], bytes], door: int) -> None:
             answer, after = function(), 0
         except (HotplaneError, OSError) as error:  # expected, or the system's: a sentence for the parent's log
             answer, after = str(error).encode(errors="replace"), _REFUSED
-        with contextlib.suppress(BrokenPipeError), open(door, "wb") as pipe:  # nobody waits for it any more
+        with contextlib.suppress(BrokenPipeError), open(write_end, "wb") as pipe:  # nobody waits for it any more
             pipe.write(answer)
         status = after
     finally:

@@ -59,8 +59,7 @@ def run(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace, options: "PlaneOptions", planned: "Planned") -> int:
     from ctl.loaded import replace_plane, settle
     from ctl.manifests import check_intended
-    from ctl.store import state
-    from ctl.store import unfinished as begun
+    from ctl.store import state, unfinished_loads
     from dataplane.planes.base import load_others
     from dataplane.planes.conntrack import clean_stale_udp
     from dataplane.planes.mode import Making
@@ -72,16 +71,16 @@ def _load(args: argparse.Namespace, options: "PlaneOptions", planned: "Planned")
     making = Making(options, tcp_be_liberal=context.config.conntrack.tcp_be_liberal, detector=context.node.detector)
     plane = mode_of(context.mode).make(making)
     started = time.monotonic()
-    unfinished = begun.begin(context.state_dir, context.mode)
+    unfinished = unfinished_loads.record(context.state_dir, context.mode)
     change, refusals = load_others(plane, plan)
     for refusal in refusals:
         print(f"hotplane: {refusal}", file=sys.stderr)
     stale = sum(cleaned.entries for cleaned in clean_stale_udp(change, context.node, plan).values())
-    others = begun.other_modes(context.mode, previous, unfinished)
-    replaced = begun.replace_others(others, lambda old: replace_plane(old, context.mode))
+    others = unfinished_loads.other_modes(context.mode, previous, unfinished)
+    replaced = unfinished_loads.replace_others(others, lambda old: replace_plane(old, context.mode))
     left_out = settle(plane, change)
     state.save(context.state_dir, state.Saved.of(context.mode, plan, options, left_out))
-    begun.end(context.state_dir)
+    unfinished_loads.clear(context.state_dir)
     problems = planned.problems + len(refusals)
     _print(args.output, context.mode, plan, change, stale, replaced, problems, time.monotonic() - started)
     return 1 if planned.refused or refusals else 0

@@ -77,15 +77,14 @@ def _doubt(args: argparse.Namespace) -> str:
     """Why the remembered plan may be older than what the kernel holds; "" where it is good, or none is used."""
     from pathlib import Path
 
-    from ctl.store import state
-    from ctl.store import unfinished as begun
+    from ctl.store import state, unfinished_loads
 
     if args.filename:
         return ""
     folder = Path(args.state_dir)
     if state.is_stale(folder):
         return f"the plan in {folder} is from before changes that could not be written down there (is it full?)"
-    if begun.begun(folder):
+    if unfinished_loads.unfinished_modes(folder):
         return f"the plan in {folder} is from before changes that were ended in the middle"
     return ""
 

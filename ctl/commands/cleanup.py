@@ -43,8 +43,7 @@ def _clean_up(state_dir: str) -> bool:
     """Remove the rules of all modes and the state; whether there was any."""
     from pathlib import Path
 
-    from ctl.store import state
-    from ctl.store import unfinished as begun
+    from ctl.store import state, unfinished_loads
     from dataplane.planes.base import PlaneError
     from dataplane.planes.mode import Making
     from dataplane.planes.options import LOOKING
@@ -58,7 +57,7 @@ def _clean_up(state_dir: str) -> bool:
             failed.append(str(error))
     if failed:
         raise PlaneError("; ".join(failed))
-    begun.end(Path(state_dir))
+    unfinished_loads.clear(Path(state_dir))
     return state.forget(Path(state_dir))
 
 

@@ -128,8 +128,7 @@ def _clean_up(args: argparse.Namespace, mode: str, log: Any) -> int:
     """
     from pathlib import Path
 
-    from ctl.store import state
-    from ctl.store import unfinished as begun
+    from ctl.store import state, unfinished_loads
     from ctl.store.lock import hold
     from dataplane.planes.registry import MODES, mode_of
 
@@ -138,8 +137,8 @@ def _clean_up(args: argparse.Namespace, mode: str, log: Any) -> int:
     with hold("run --cleanup", takeover=args.takeover, warn=log.warning):
         for each in modes:
             mode_of(each).make().cleanup()
-        if not begun.begun(folder) - {*modes}:
-            begun.end(folder)
+        if not unfinished_loads.unfinished_modes(folder) - {*modes}:
+            unfinished_loads.clear(folder)
         if len(modes) == len(MODES) or (saved := state.load(folder, current=False)) is None or saved.mode in modes:
             state.forget(folder)
     log.info("cleaned up", modes=",".join(modes))

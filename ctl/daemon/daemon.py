@@ -43,8 +43,7 @@ from ctl.sources.api import Api
 from ctl.sources.directory import DirectorySource
 from ctl.sources.kubeconfig import find_cluster
 from ctl.sources.watch import Reflector, pod_resources, resources
-from ctl.store import state
-from ctl.store import unfinished as begun
+from ctl.store import state, unfinished_loads
 from ctl.store.files import make_folder
 from ctl.store.journal import Journal
 from ctl.store.lock import TAKEN_OVER_STATUS, Holder, Lock, takeover_socket_path
@@ -335,7 +334,7 @@ class Daemon:
                 raise ChildError(f"the plan could not be written down: {error}") from error
             self._saved = syncs
             if changes == self._mode_changes:
-                begun.end(folder)
+                unfinished_loads.clear(folder)
             else:  # in between the mode changed, of which this plan knows nothing
                 self._saved = 0
 
@@ -382,17 +381,17 @@ class Daemon:
         return state.Saved.of(settings.mode, plan, settings.options, left_out(self._kernel.plane), journal)
 
     def _begin_mode(self, mode: str) -> None:
-        """Before anything of a mode is loaded: let whoever comes after a kill know of it (see ctl.store.unfinished)."""
+        """Record that a mode is about to be loaded, in case the daemon is killed meanwhile (see unfinished_loads)."""
         self._lock.describe(mode)
         self._changing = True
         self._mode_changes += 1
         try:
-            self._unfinished |= begun.begin(self.settings.state_dir, mode)
+            self._unfinished |= unfinished_loads.record(self.settings.state_dir, mode)
         except state.StateError as error:
             self._log.warning("a kill from here on may leave rules that nobody knows of", reason=error)
 
     async def _finish_mode_change(self) -> None:
-        """This mode answers: what others loaded goes, and the plan may be written down as this mode's."""
+        """Remove the rules of other modes, now that this mode handles the traffic; the plan may be saved as its."""
         old = await self._kernel.call(self._replace_others)
         if old:
             self._log.info("replaced mode", old=old, new=self.settings.mode)
@@ -402,8 +401,8 @@ class Daemon:
 
     def _replace_others(self) -> str:
         mode, folder = self.settings.mode, self.settings.state_dir
-        others = begun.other_modes(mode, state.load(folder, current=False), self._unfinished)
-        return begun.replace_others(others, lambda old: self._clean_up.replace(old, mode), self._leaving)
+        others = unfinished_loads.other_modes(mode, state.load(folder, current=False), self._unfinished)
+        return unfinished_loads.replace_others(others, lambda old: self._clean_up.replace(old, mode), self._leaving)
 
     def _hangup(self) -> None:
         self.reconciler.request("reload of the configuration", self._change_settings)
@@ -550,7 +549,7 @@ class Daemon:
             return
         try:
             state.save(self.settings.state_dir, self._saved_plan())
-            begun.end(self.settings.state_dir)
+            unfinished_loads.clear(self.settings.state_dir)
         except state.StateError as error:
             self._log.warning("the plan could not be written down at the end", reason=error)
 

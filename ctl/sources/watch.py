@@ -312,8 +312,8 @@ class Reflector:
             self._begin_list()
         started, version = time.monotonic(), self._version
         try:
-            async with self._api.stream(self._paths[0], params) as pieces:
-                await self._read_standing(pieces, seconds + WATCH_GRACE)
+            async with self._api.stream(self._paths[0], params) as chunks:
+                await self._read_standing(chunks, seconds + WATCH_GRACE)
         except ApiStatus as refusal:
             if self._listing is not None and refusal.code in (400, 422):
                 raise _NotStreaming from refusal
@@ -323,31 +323,31 @@ class Reflector:
         if version == self._version and time.monotonic() - started < STANDS_SECONDS:
             raise ApiError(f"{self._resource.path}: the watch ended at once, without any event")
 
-    async def _read_standing(self, pieces: AsyncIterator[bytes], silence: float) -> None:
+    async def _read_standing(self, chunks: AsyncIterator[bytes], silence: float) -> None:
         """Read; a watch that goes on from a known version works once it stands."""
         if self._listing is not None:
-            return await self._read(pieces, silence)
+            return await self._read(chunks, silence)
         stands = asyncio.get_running_loop().call_later(STANDS_SECONDS, self._works)
         try:
-            await self._read(pieces, silence)
+            await self._read(chunks, silence)
         finally:
             stands.cancel()
 
-    async def _read(self, pieces: AsyncIterator[bytes], silence: float) -> None:
+    async def _read(self, chunks: AsyncIterator[bytes], silence: float) -> None:
         """Read lines until the stream ends."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        begun, size = list[bytes](), 0  # a line whose end has not come yet: joined once, however many pieces it has
+        line_start, size = list[bytes](), 0  # chunks of a line whose end has not come yet: joined once at its end
         try:
             async with asyncio.timeout(self._stream_silence if self._listing is not None else silence) as limit:
-                async for piece in pieces:
-                    first, *lines = piece.split(b"\n")
-                    begun.append(first)
+                async for chunk in chunks:
+                    first, *lines = chunk.split(b"\n")
+                    line_start.append(first)
                     size += len(first)
                     for line in lines:
                         if size:
-                            self._line(b"".join(begun))
-                        begun, size = [line], len(line)
+                            self._line(b"".join(line_start))
+                        line_start, size = [line], len(line)
                     if size > LONGEST_LINE:
                         raise WatchError(f"{self._resource.path}: an event is longer than {LONGEST_LINE} bytes")
                     wait = silence

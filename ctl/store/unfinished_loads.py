@@ -1,7 +1,7 @@
 """Modes whose load was started but never finished: the process may have been killed in between.
 
-The record is written before anything is loaded and removed once the state says the same (ctl.store.state). A later
-process learns from it of rules that no state mentions, and removes them when it loads another mode.
+The record is written before anything is loaded and removed once the mode is saved in the state (ctl.store.state). A
+later process reads in it of which modes there may be rules that no state names, and removes them when it loads another.
 """
 
 import os
@@ -20,8 +20,8 @@ def _path(state_dir: Path) -> Path:
     return plan_path(state_dir).with_suffix(".begun")
 
 
-def begun(state_dir: Path) -> frozenset[str]:
-    """The modes that were begun in this network namespace and never ended. Raises StateError."""
+def unfinished_modes(state_dir: Path) -> frozenset[str]:
+    """Return the modes whose load was started in this network namespace and never finished. Raises StateError."""
     path = _path(state_dir)
     try:
         return frozenset(path.read_text(errors="replace").split()) & frozenset(MODES) if path.exists() else frozenset()
@@ -29,24 +29,24 @@ def begun(state_dir: Path) -> frozenset[str]:
         raise StateError(f"{path}: cannot be read ({error.strerror}); run as root") from error
 
 
-def begin(state_dir: Path, mode: str) -> frozenset[str]:
-    """This network namespace gets a mode's rules now; returns the modes that were begun before and never ended.
+def record(state_dir: Path, mode: str) -> frozenset[str]:
+    """Record that the load of a mode starts in this network namespace; return the modes that were unfinished before.
 
     Raises StateError.
     """
-    path, before = _path(state_dir), begun(state_dir)
+    path, before = _path(state_dir), unfinished_modes(state_dir)
     try:
         make_folder(state_dir)
         fresh = path.with_suffix(f".begun-{os.getpid()}")
-        words = " ".join(sorted({*before, mode}))
-        replace_whole(path, fresh, words.encode())  # what was begun before must not be forgotten
+        text = " ".join(sorted({*before, mode}))
+        replace_whole(path, fresh, text.encode())  # with the modes that were unfinished before
     except OSError as error:
         raise StateError(f"{path}: cannot be written ({error.strerror}); give another --state-dir") from error
     return before
 
 
-def end(state_dir: Path) -> None:
-    """What was begun is written down, or removed. Raises StateError."""
+def clear(state_dir: Path) -> None:
+    """Remove the record: the loaded mode is saved in the state, or its rules are removed. Raises StateError."""
     try:
         _path(state_dir).unlink(missing_ok=True)
         for fresh in state_dir.glob(f"{_path(state_dir).name}-*"):
@@ -56,19 +56,19 @@ def end(state_dir: Path) -> None:
 
 
 def other_modes(mode: str, previous: Saved | None, unfinished: frozenset[str]) -> list[str]:
-    """Modes of which rules may be here beside those of `mode`, in the order in which they can go.
+    """Return the other modes of which there may be rules here, in the order in which they can be removed.
 
-    Only what the state says was ours, or was begun by a process that did not come to its end, or tells of itself:
-    chains of kube-proxy's names may be kube-proxy's own.
+    These are the mode of the state, those of unfinished loads, and those whose rules are hotplane's by name: chains
+    with kube-proxy's names may be kube-proxy's own.
     """
     known = {*unfinished, *([previous.mode] if previous else ()), *(each.name for each in modes() if each.is_here())}
-    return [each for each in reversed(MODES) if each in known and each != mode]  # first what stands on others
+    return [each for each in reversed(MODES) if each in known and each != mode]  # first what builds on others
 
 
 def replace_others(others: Iterable[str], replace: Callable[[Plane], object], live: Iterable[Plane] = ()) -> str:
-    """Have the planes of other modes give way, now that this mode answers; the modes, or "" for none.
+    """Replace the planes of other modes, once this mode handles the traffic; return their names, "" for none.
 
-    live: planes that this process has worked with so far, used where one is of such a mode. Raises PlaneError.
+    live: planes that this process already has; they are used for their modes. Raises PlaneError.
     """
     planes = {plane.name: plane for plane in live}
     for each in others:

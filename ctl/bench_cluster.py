@@ -146,14 +146,14 @@ def _wishes(args: argparse.Namespace) -> "Wishes":
 
 def _command(args: argparse.Namespace) -> str:
     """What to type to repeat this run; whose cluster it was is nobody's business."""
-    words = ["hotplane", "bench", "cluster", "--image", args.image]
+    command = ["hotplane", "bench", "cluster", "--image", args.image]
     for flag, value in (("--scenario", args.scenario), ("--modes", args.modes), ("--services", args.services)):
-        words += [flag, ",".join(map(str, value))] if value else []
+        command += [flag, ",".join(map(str, value))] if value else []
     nodes = (("--client-node", args.client_node), ("--server-node", args.server_node))
     for flag, text in (("--family", args.family), *nodes):
-        words += [flag, text] if text else []
-    words += ["--rounds", str(args.rounds), "--seconds", f"{args.seconds:g}"]
-    return shlex.join([*words, *(["--python-load"] if args.python_load else []), "--seed", str(args.seed)])
+        command += [flag, text] if text else []
+    command += ["--rounds", str(args.rounds), "--seconds", f"{args.seconds:g}"]
+    return shlex.join([*command, *(["--python-load"] if args.python_load else []), "--seed", str(args.seed)])
 
 
 def _progress() -> Callable[[int, int, float, str], None]:

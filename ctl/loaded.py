@@ -1,4 +1,4 @@
-"""The plane of what is loaded, and how one mode gives way to another."""
+"""The plane of the loaded mode, and the replacement of one mode by another."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from dataplane.planes.registry import DEFAULT_MODE, mode_of, modes
 
 
 def loaded_plane(asked: str | None, state_dir: str) -> Plane:
-    """The plane to look at what is loaded here: of the mode asked for, else last applied, else the default."""
+    """Return a plane to read what is loaded here: of the mode `asked`, else the last one applied, else the default."""
     saved = state.load(Path(state_dir))
     name = asked or (saved.mode if saved else DEFAULT_MODE)
     mine = saved if saved and saved.mode == name else None
@@ -22,11 +22,11 @@ def loaded_plane(asked: str | None, state_dir: str) -> Plane:
 
 
 def replace_plane(old: Plane, name: str) -> int:
-    """Remove what another mode holds here, now that the mode `name` answers, without breaking a connection.
+    """Remove another mode's rules, now that the mode `name` handles the traffic, without breaking a connection.
 
-    Where one of the two stands on the other one, what they share stays. Returns how many flows of the old mode go on;
-    they end by themselves. A packet that passed the new mode's hook before its rules were there must still meet the old
-    ones, so those under way are waited for.
+    If one of the two builds on the other, what they share stays. Returns how many flows of the old mode go on; they end
+    by themselves. A packet that passed the new mode's hook before its rules were there still needs the old ones, so the
+    function waits until the kernel has processed such packets (an RCU grace period).
     """
     wait_for_packets()
     routed = sysctl.read(sysctl.ROUTE_LOCALNET)
@@ -36,17 +36,17 @@ def replace_plane(old: Plane, name: str) -> int:
     return left
 
 
-def settle(plane: Plane, change: PlanChange) -> tuple[str, ...]:
-    """After a load by a process that ends now: wait for what the plane does in the background, say what did not work as
-    it should, and let planes of earlier modes drain on. Returns the Services that the plane left out."""
+def finish_load(plane: Plane, change: PlanChange) -> tuple[str, ...]:
+    """Wait for the plane's background work before the process ends, print its warnings, and let the planes of earlier
+    modes drain. Returns the Services that the plane left out."""
     for other in modes():
         if other.name != plane.name:
             other.drain_on(change)
-    for sentence in plane.settle():
-        say(sentence)
+    for warning in plane.settle():
+        say(warning)
     return left_out(plane)
 
 
 def left_out(plane: Plane) -> tuple[str, ...]:
-    """Services that a plane could not take, and the one underneath serves alone."""
+    """Return the Services that a plane could not hold; the plane underneath handles them alone."""
     return tuple(sorted({key.service for key in plane.left_out}))

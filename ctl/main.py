@@ -153,14 +153,14 @@ class _CommandParser(argparse.ArgumentParser):
 
 
 def _command_in(argv: Sequence[str]) -> str | None:
-    """The command's name: the first word that is neither a global option nor its value."""
+    """The command's name: the first argument that is neither a global option nor its value."""
     flags = {option.flag for option in GLOBAL_OPTIONS}
-    words = iter(argv)
-    for word in words:
-        if word in flags:
-            next(words, None)
-        elif not word.startswith("-"):
-            return word
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument in flags:
+            next(arguments, None)
+        elif not argument.startswith("-"):
+            return argument
     return None
 
 

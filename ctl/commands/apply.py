@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace, options: "PlaneOptions", planned: "Planned") -> int:
-    from ctl.loaded import replace_plane, settle
+    from ctl.loaded import finish_load, replace_plane
     from ctl.manifests import check_intended
     from ctl.store import state, unfinished_loads
     from dataplane.planes.base import load_others
@@ -78,7 +78,7 @@ def _load(args: argparse.Namespace, options: "PlaneOptions", planned: "Planned")
     stale = sum(cleaned.entries for cleaned in clean_stale_udp(change, context.node, plan).values())
     others = unfinished_loads.other_modes(context.mode, previous, unfinished)
     replaced = unfinished_loads.replace_others(others, lambda old: replace_plane(old, context.mode))
-    left_out = settle(plane, change)
+    left_out = finish_load(plane, change)
     state.save(context.state_dir, state.Saved.of(context.mode, plan, options, left_out))
     unfinished_loads.clear(context.state_dir)
     problems = planned.problems + len(refusals)

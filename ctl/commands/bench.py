@@ -305,23 +305,23 @@ def _plan(results: "Results") -> str:
 
 def _command(args: argparse.Namespace) -> str:
     """What to type to repeat this run."""
-    words = ["hotplane", "bench", "--profile", args.profile]
+    command = ["hotplane", "bench", "--profile", args.profile]
     for flag, value in (
         ("--scenario", args.scenario),
         ("--modes", args.modes),
         ("--services", args.services),
         ("--processors", args.processors),
     ):
-        words += [flag, ",".join(map(str, value))] if value else []
+        command += [flag, ",".join(map(str, value))] if value else []
     for flag, number in (("--rounds", args.rounds), ("--iptables-max", args.iptables_max)):
-        words += [] if number is None else [flag, str(number)]
+        command += [] if number is None else [flag, str(number)]
     for flag, text, usual in (
         ("--endpoints", str(args.endpoints), "5"),
         ("--family", args.family, "ipv4"),
         ("--routing", args.routing, "direct"),
     ):
-        words += [] if text == usual else [flag, text]
-    return shlex.join([*words, *(["--python-load"] if args.python_load else []), "--seed", str(args.seed)])
+        command += [] if text == usual else [flag, text]
+    return shlex.join([*command, *(["--python-load"] if args.python_load else []), "--seed", str(args.seed)])
 
 
 def _say(text: str) -> None:

@@ -130,7 +130,7 @@ def _repair(args: argparse.Namespace, saved: "Saved", plan: "Plan", plane: "Plan
 
     from msgspec.structs import replace
 
-    from ctl.loaded import settle
+    from ctl.loaded import finish_load
     from ctl.store import state
     from dataplane.planes.base import load_others
     from dataplane.planes.conntrack import clean_stale_udp
@@ -139,7 +139,7 @@ def _repair(args: argparse.Namespace, saved: "Saved", plan: "Plan", plane: "Plan
     for refusal in refusals:
         print(f"hotplane: {refusal}", file=sys.stderr)
     clean_stale_udp(change, plan.node, plan)
-    saved = replace(saved, left_out=settle(plane, change))
+    saved = replace(saved, left_out=finish_load(plane, change))
     left = _differences(saved, plan, plane)
     if left:
         print(f"hotplane: {len(left)} differences are left after the repair", file=sys.stderr)

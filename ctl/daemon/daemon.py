@@ -1,4 +1,4 @@
-"""The daemon: puts source, reconcile loop and servers together, and lives until it is told to end."""
+"""The daemon: connects source, reconcile loop and servers, and runs until it is stopped."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ from ctl.daemon.sync.drift import POLL_SECONDS, DriftCheck
 from ctl.daemon.sync.inbox import Inbox
 from ctl.daemon.sync.kernel import Kernel
 from ctl.daemon.sync.pace import Pace
-from ctl.daemon.sync.planes import CleanUp, daemon_plane, settle_plane, untouched
+from ctl.daemon.sync.planes import CleanUp, daemon_plane, untouched, wait_for_background_work
 from ctl.daemon.sync.reconcile import Reconciler
 from ctl.daemon.takeover import remove_kube_proxy
 from ctl.daemon.takeover_socket import TakeoverListener, listen
@@ -125,7 +125,7 @@ class Daemon:
         self._check_rights(self.settings.mode)
         await self._takeover.open()
         raise_limit()
-        _prepare_memory()
+        _pause_garbage_collection()
         self._score()
         apply_sysctls(self.settings.config.conntrack, self._log)
         try:
@@ -167,7 +167,7 @@ class Daemon:
         await self._finish_mode_change()
         if self.settings.adopt:
             await self._remove_kube_proxy()
-        await self._kernel.call(settle_plane, self._kernel.plane)
+        await self._kernel.call(wait_for_background_work, self._kernel.plane)
 
     async def _remove_kube_proxy(self) -> None:
         await self._kernel.call(remove_kube_proxy, self.settings.mode, self._log)
@@ -188,14 +188,14 @@ class Daemon:
         await self.reconciler.run()
 
     async def _begin(self) -> None:
-        """From whatever there is to a kernel that holds the plan. Fine to be done again where it failed."""
+        """Load the plan, whatever the kernel holds. May be called again after a failure."""
         if self._addresses is None:
             self._addresses = AddressWatch(self._look_at_node)  # before the addresses are read for the first time
         await self._use_plane()
         self._begin_mode(self.settings.mode)
         await self._kernel.call(self._clean_up.look, self.settings.mode)
         await self.reconciler.start()
-        _settle_memory()
+        _resume_garbage_collection()
 
     def _open_source(self) -> None:
         settings = self.settings
@@ -435,11 +435,11 @@ class Daemon:
         self._log.info("configuration reloaded", mode=mode)
 
     def _what_can_change(self, fresh: Settings) -> Settings:
-        """Fresh settings, with the old ones where a running daemon cannot change; those are told, each time."""
+        """Return the new settings, with the old values of those that need a restart; logs these, each time."""
         old = self.settings
-        late = waits_for_restart(old, fresh)
-        if late:
-            self._log.warning("changed settings that wait for a restart of hotplane", fields=",".join(late))
+        pending = waits_for_restart(old, fresh)
+        if pending:
+            self._log.warning("changed settings that wait for a restart of hotplane", fields=",".join(pending))
         return msgspec.structs.replace(fresh, node=old.node, kubeconfig=old.kubeconfig)
 
     async def _be_liberal(self) -> None:
@@ -568,15 +568,15 @@ def _binds(settings: Settings) -> tuple[str, str]:
     return settings.config.healthz_bind_address, settings.config.metrics_bind_address
 
 
-def _prepare_memory() -> None:
-    """Before the first load: one heap for all threads, and no search for garbage while there is none."""
+def _pause_garbage_collection() -> None:
+    """Before the first load: use one heap for all threads, and no garbage collection, since there is no garbage yet."""
     _libc.mallopt(_M_ARENA_MAX, 1)
     gc.disable()
 
 
-def _settle_memory() -> None:
-    """After the first load: what is there now stays, so the collector need not look at it again, and what the
-    load needed goes back to the system."""
+def _resume_garbage_collection() -> None:
+    """After the first load: exclude the objects that exist now from garbage collection, since they stay, and return
+    the memory that the load needed to the system."""
     gc.freeze()
     gc.enable()
     gc.set_threshold(20_000, 20, 50)

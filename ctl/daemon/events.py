@@ -44,10 +44,10 @@ class _Key(NamedTuple):
 
 
 class _Known:
-    """An Event. count: how often it was to be written; told: the count that stands in it, 0 before there is one."""
+    """An Event. count: how often it was to be written; reported: the count that stands in it, 0 before there is one."""
 
     def __init__(self, now: float) -> None:
-        self.count, self.told, self.first, self.written = 1, 0, now, now
+        self.count, self.reported, self.first, self.written = 1, 0, now, now
         self.last = ""
 
 
@@ -115,9 +115,9 @@ class EventRecorder:
         known = self._known.get(key) or _Known(self._clock())
         path = f"/apis/events.k8s.io/v1/namespaces/{key.ref.namespace or 'default'}/events"
         event = self._event(key)
-        if not known.told:
+        if not known.reported:
             await self._create(api, path, event, known)
-        if known.count > known.told:
+        if known.count > known.reported:
             series = {"count": known.count, "lastObservedTime": known.last or _micro_time()}
             try:
                 await api.patch(f"{path}/{event['metadata']['name']}", msgspec.json.encode({"series": series}))
@@ -125,13 +125,13 @@ class EventRecorder:
                 if refusal.code != _NOT_FOUND:  # this server keeps Events for less than an hour
                     raise
                 await self._create(api, path, event | {"series": series}, known)
-            known.told = known.count
+            known.reported = known.count
 
     @staticmethod
     async def _create(api: Api, path: str, event: dict[str, Any], known: _Known) -> None:
         try:
             await api.post(path, msgspec.json.encode(event))
-            known.told = 1
+            known.reported = 1
         except ApiStatus as refusal:
             if refusal.code != _CONFLICT:  # there is one already, of a daemon that ran here before
                 raise
@@ -140,8 +140,8 @@ class EventRecorder:
     def _event(self, key: _Key) -> dict[str, Any]:
         ref = key.ref
         regarding = {"apiVersion": _VERSIONS[ref.kind], "kind": ref.kind, "name": ref.name}
-        said = "\0".join((self._node, *ref, key.reason, key.note))
-        digest = "." + hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
+        identity = "\0".join((self._node, *ref, key.reason, key.note))
+        digest = "." + hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
         return {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",

@@ -217,8 +217,8 @@ async def _plugin_status(spec: ExecSpec) -> _ExecStatus:
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
     except (OSError, ValueError) as error:  # ValueError: a NUL in a word of it
-        said = getattr(error, "strerror", error)
-        raise CredentialError(f"{command}: the credential plugin cannot be run: {said}") from error
+        message = getattr(error, "strerror", error)
+        raise CredentialError(f"{command}: the credential plugin cannot be run: {message}") from error
     try:
         async with asyncio.timeout(EXEC_SECONDS):
             output, errors = await process.communicate()
@@ -227,8 +227,8 @@ async def _plugin_status(spec: ExecSpec) -> _ExecStatus:
         await process.wait()
         raise CredentialError(f"{command}: the credential plugin did not end within {EXEC_SECONDS:.0f} s") from error
     if process.returncode:
-        said = errors.decode(errors="replace").strip()[-300:]
-        raise CredentialError(f"{command}: the credential plugin failed with status {process.returncode}: {said}")
+        message = errors.decode(errors="replace").strip()[-300:]
+        raise CredentialError(f"{command}: the credential plugin failed with status {process.returncode}: {message}")
     try:
         found = msgspec.json.decode(output, type=_ExecCredential)
     except MALFORMED as error:

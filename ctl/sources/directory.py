@@ -25,7 +25,7 @@ class DirectorySource:
         self._paths, self._inbox, self._log, self._node_ports = list(paths), inbox, log, node_ports
         self._seen: frozenset[tuple[str, int, int]] | None = None
         self._again = 0.0  # time.monotonic; 0: all was read
-        self._told: frozenset[str] = frozenset()
+        self._reported: frozenset[str] = frozenset()
 
     def read(self) -> None:
         """Read everything into the inbox. Raises SourceError for a path that cannot be read at all."""
@@ -33,10 +33,10 @@ class DirectorySource:
         found = read_manifests(self._paths, self._node_ports)
         broken = [problem for problem in found.problems if problem.ref.kind == BROKEN]
         self._again = self._again if broken else 0.0
-        told, self._told = self._told, frozenset(map(str, broken))
-        for reason in sorted(self._told - told):
+        reported, self._reported = self._reported, frozenset(map(str, broken))
+        for reason in sorted(self._reported - reported):
             self._log.warning("a manifest cannot be read", reason=reason)
-        if broken and self._told == told:
+        if broken and self._reported == reported:
             return
         if broken and self._inbox.complete_once:
             self._log.warning("nothing changes until every manifest can be read", broken=len(broken))
@@ -74,9 +74,9 @@ class DirectorySource:
             try:
                 self.read()
             except SourceError as error:
-                if str(error) not in self._told:
+                if str(error) not in self._reported:
                     self._log.warning("the manifests cannot be read, nothing changes", reason=error)
-                self._told = frozenset((str(error),))
+                self._reported = frozenset((str(error),))
 
     def _stamp(self) -> frozenset[tuple[str, int, int]]:
         """Every file with its time and size."""

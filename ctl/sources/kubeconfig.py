@@ -173,8 +173,8 @@ def _read(path: str) -> _Kubeconfig:
     try:
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", error)
-        raise SourceError(f"{path}: cannot be read: {said}; check --kubeconfig") from error
+        message = getattr(error, "strerror", error)
+        raise SourceError(f"{path}: cannot be read: {message}; check --kubeconfig") from error
     from dataplane.model.yamlload import documents, without_nulls
 
     found = list(documents(data.removeprefix(b"\xef\xbb\xbf")))
@@ -262,8 +262,8 @@ class _Reader:
             try:
                 info["certificate-authority-data"] = base64.b64encode(Path(authority).read_bytes()).decode()
             except (OSError, ValueError) as error:
-                said = getattr(error, "strerror", error)
-                raise SourceError(f"{authority}: cannot be read: {said}; {self._path} names it") from error
+                message = getattr(error, "strerror", error)
+                raise SourceError(f"{authority}: cannot be read: {message}; {self._path} names it") from error
         for item in cluster.extensions:
             if item.name == "client.authentication.k8s.io/exec":
                 info["config"] = item.extension

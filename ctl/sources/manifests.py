@@ -65,13 +65,13 @@ def read_manifests(paths: Sequence[str], node_ports: PortRange = NODE_PORTS) -> 
 
 
 def _add_endpoints(result: Decoded) -> None:
-    """Let v1 Endpoints count where their Service has no slices; what became of them is told once."""
+    """Use v1 Endpoints for Services that have no EndpointSlice; one note names them."""
     with_slices = {(value.namespace, value.service) for value in result.objects if isinstance(value, EndpointSlice)}
-    used = [piece for piece in result.slices if (piece.namespace, piece.service) not in with_slices]
+    used = [legacy for legacy in result.slices if (legacy.namespace, legacy.service) not in with_slices]
     del result.ignored["Endpoints"]
     if not used:
         return
-    names = list(dict.fromkeys(f"{piece.namespace}/{piece.service}" for piece in used))
+    names = list(dict.fromkeys(f"{legacy.namespace}/{legacy.service}" for legacy in used))
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     result.objects += used
     reason = "is of the old API and read as EndpointSlices, for its Service has none; write EndpointSlices"

@@ -21,8 +21,8 @@ def route_text(route: Route) -> str:
     """A route in a few words: `forward`, `forward local masquerade`, `reject`, `drop`."""
     if route.action is not Action.FORWARD:
         return str(route.action.value)
-    words = ["forward", route.scope.value]
-    return " ".join([*words, "masquerade"] if route.masquerade else words)
+    parts = ["forward", route.scope.value]
+    return " ".join([*parts, "masquerade"] if route.masquerade else parts)
 
 
 def ranges_text(ranges: SourceRanges | None) -> str:
@@ -54,8 +54,8 @@ def differences(want: Table, have: Table, stored: Callable[[str], str] = str) ->
         elif held is None:
             yield Difference(key, wanted.service, "is missing in the kernel")
         else:
-            for words in _row_differences(wanted, held, stored):
-                yield Difference(key, wanted.service, words)
+            for text in _row_differences(wanted, held, stored):
+                yield Difference(key, wanted.service, text)
 
 
 def _order(key: FrontendKey) -> tuple[int, str, int, int]:

@@ -64,7 +64,7 @@ class NodeDaemon:
 
     @property
     def text(self) -> str:
-        """What it has said since its last start."""
+        """The daemon's log since its last start."""
         return self.log.read_text() if self.log.exists() else ""
 
     @property

@@ -59,15 +59,15 @@ class Cli:
         )
         return done.stdout
 
-    def __call__(self, *words: str) -> "subprocess.CompletedProcess[str]":
+    def __call__(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             ["ip", "netns", "exec", self.namespace, str(ROOT / "hotplane"), "--state-dir", str(self.state),
-             "--node-name", "n1", "--cgroup", str(self.group), *words],
+             "--node-name", "n1", "--cgroup", str(self.group), *arguments],
             capture_output=True, text=True, check=False, cwd="/",
         )  # fmt: skip
 
-    def json(self, *words: str, status: int = 0) -> Any:
-        done = self(*words, "-o", "json")
+    def json(self, *arguments: str, status: int = 0) -> Any:
+        done = self(*arguments, "-o", "json")
         assert done.returncode == status, done.stderr
         return json.loads(done.stdout)
 
@@ -241,7 +241,7 @@ def test_a_bad_object_is_reported_and_the_rest_applied(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "says"),
+    ("arguments", "status", "says"),
     [
         (("check",), 1, "nothing was applied"),
         (("apply", "-f", "/nonexistent.yaml"), 1, "/nonexistent.yaml: cannot be read"),
@@ -253,8 +253,8 @@ def test_a_bad_object_is_reported_and_the_rest_applied(cli: Cli) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_failures_are_sentences(cli: Cli, words: tuple[str, ...], status: int, says: str) -> None:
-    done = cli(*words)
+def test_failures_are_sentences(cli: Cli, arguments: tuple[str, ...], status: int, says: str) -> None:
+    done = cli(*arguments)
     assert done.returncode == status
     assert says in done.stderr
     assert "Traceback" not in done.stderr
@@ -339,19 +339,19 @@ def test_the_longest_legal_name(cli: Cli, mode: str) -> None:
 
 
 def test_a_node_name_of_nobodys_and_endpoints_without_one_are_told(cli: Cli) -> None:
-    def told(manifest: str) -> str:
+    def warnings(manifest: str) -> str:
         cli.manifest.write_text(manifest)
         done = cli("apply", "-f", str(cli.manifest))
         assert done.returncode == 0, done.stderr
         return "\n".join(line for line in done.stderr.splitlines() if "node name" in line or "nodeName" in line)
 
-    assert told(ECHO) == ""
+    assert warnings(ECHO) == ""
     nobody = ECHO.replace("nodeName: n1", "nodeName: n3")
-    assert "Node n1: metadata.name: node name 'n1': no Node object and no endpoint has this name" in told(nobody)
-    assert told(nobody + "---\napiVersion: v1\nkind: Node\nmetadata: {name: n1}\n") == ""
+    assert "Node n1: metadata.name: node name 'n1': no Node object and no endpoint has this name" in warnings(nobody)
+    assert warnings(nobody + "---\napiVersion: v1\nkind: Node\nmetadata: {name: n1}\n") == ""
     local = ECHO.replace("type: LoadBalancer", "type: LoadBalancer\n  externalTrafficPolicy: Local")
-    assert told(local) == ""
-    assert "Service default/echo: endpoints: some have no nodeName" in told(local.replace(", nodeName: n2", ""))
+    assert warnings(local) == ""
+    assert "Service default/echo: endpoints: some have no nodeName" in warnings(local.replace(", nodeName: n2", ""))
 
 
 def test_node_ports_on_loopback_survive_a_switch_of_modes(cli: Cli, tmp_path: Path) -> None:

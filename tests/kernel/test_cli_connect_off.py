@@ -69,8 +69,8 @@ def test_pods_of_manifests_and_groups_of_options(cli: Cli) -> None:
         group.mkdir(parents=True)
     cli.manifest.write_text(PLAIN + PODS % uid)
     path = f"/{unit.relative_to(cgroup.root())}"
-    words = ("apply", "--mode", "ebpf", "-f", str(cli.manifest), "--connect-time-off-cgroup", path)
-    done = cli(*words, "--connect-time-off-netns", "nobody")
+    arguments = ("apply", "--mode", "ebpf", "-f", str(cli.manifest), "--connect-time-off-cgroup", path)
+    done = cli(*arguments, "--connect-time-off-netns", "nobody")
     assert done.returncode == 1, "one Pod has a fault"
     assert (
         f"{cli.manifest}: Pod default/wrong: metadata.annotations[service.hotplane.io/connect-time]: is 'no'"

@@ -49,7 +49,7 @@ def used_service(cli: Cli) -> None:
 
 def test_monitor_streams_what_happens(cli: Cli) -> None:
     used_service(cli)
-    words = [
+    arguments = [
         "--state-dir",
         str(cli.state),
         "monitor",
@@ -63,7 +63,7 @@ def test_monitor_streams_what_happens(cli: Cli) -> None:
         "connect",
     ]
     monitor = subprocess.Popen(
-        ["ip", "netns", "exec", cli.namespace, str(ROOT / "hotplane"), *words, "--service", "default/echo"],
+        ["ip", "netns", "exec", cli.namespace, str(ROOT / "hotplane"), *arguments, "--service", "default/echo"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     events: list[dict[str, object]] = []

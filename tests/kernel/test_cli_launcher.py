@@ -68,8 +68,8 @@ def test_doctor_misses_what_is_not_there() -> None:
 
 @pytest.fixture
 def ip(namespace: str) -> Callable[..., None]:
-    def run(*words: str) -> None:
-        subprocess.run(["ip", "-n", namespace, *words], check=True)
+    def run(*arguments: str) -> None:
+        subprocess.run(["ip", "-n", namespace, *arguments], check=True)
 
     return run
 
@@ -104,8 +104,8 @@ def uplink(ip: Callable[..., None]) -> None:
 
 
 def routed(namespace: str) -> str:
-    words = ["ip", "-n", namespace, "-j", "-6", "route", "get", "2000::1"]
-    found = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    command = ["ip", "-n", namespace, "-j", "-6", "route", "get", "2000::1"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return str(found[0]["prefsrc"])
 
 

@@ -133,9 +133,9 @@ def test_as_nobody_where_something_is_stale(refused: Refused) -> None:
     [(">/dev/full", "hotplane: standard output: No space left", False), (">&-", "hotplane: standard output is", True)],
 )
 def test_a_stdout_that_takes_nothing(refused: Refused, ending: str, word: str, good: bool) -> None:
-    """The work is done; what could not be printed is told."""
+    """The work is done; what could not be printed is reported."""
     found = {name: refused.run(name, ending) for name in PRINTING}
     _said(found)
-    told = {name for name, (_, text) in found.items() if word in text}
-    assert told >= {"apply", "explain", "show", "cleanup"}, "the others had nothing to print"
-    assert all((found[name][0] == 0) == good for name in told - {"lab status"}), found
+    reported = {name for name, (_, text) in found.items() if word in text}
+    assert reported >= {"apply", "explain", "show", "cleanup"}, "the others had nothing to print"
+    assert all((found[name][0] == 0) == good for name in reported - {"lab status"}), found

@@ -234,5 +234,5 @@ def test_memory_stays_flat(lab: Lab, tmp_path: Path, soak: bool) -> None:
                 churn.change()
             cluster.synced()
             sizes.append(_rss(cluster.daemons[0]))
-        settled, last = sizes[rounds // 3], max(sizes[-3:])
-        assert last <= settled + 4096, sizes
+        steady, last = sizes[rounds // 3], max(sizes[-3:])
+        assert last <= steady + 4096, sizes

@@ -40,8 +40,8 @@ def traces(daemon: NodeDaemon) -> set[str]:
     """What is in the node's kernel: modes, and "drain" for packet programs that finish what they had begun."""
     with netns(daemon.netns):
         pins = PinDirectory(default_instance())
-        words = (["iptables-legacy-save", "-t", "nat"], ["nft", "list", "tables"])
-        text = "".join(subprocess.run(each, capture_output=True, text=True, check=True).stdout for each in words)
+        commands = (["iptables-legacy-save", "-t", "nat"], ["nft", "list", "tables"])
+        text = "".join(subprocess.run(each, capture_output=True, text=True, check=True).stdout for each in commands)
         found = {mode for mode, word in {"iptables": "KUBE-", "nftables": "ip hotplane"}.items() if word in text}
         if pins.path is not None:
             found.add("drain" if pins.draining else "ebpf")
@@ -88,7 +88,7 @@ def killed_switch(daemon: NodeDaemon, url: str, mode: str, when: Callable[[NodeD
     daemon.kill()
 
 
-def settled(daemon: NodeDaemon, url: str, mode: str) -> None:
+def start_in_mode(daemon: NodeDaemon, url: str, mode: str) -> None:
     """Start in a mode, to the end of its first load: nothing of another mode is there."""
     daemon.mode = mode
     daemon.run("run", "--once", "--master", url)
@@ -98,14 +98,14 @@ def settled(daemon: NodeDaemon, url: str, mode: str) -> None:
 @pytest.mark.parametrize(("one", "other"), [("iptables", "nftables"), ("nftables", "ebpf"), ("ebpf", "iptables")])
 def test_a_killed_change_of_modes_leaves_nothing(cluster: DaemonLab, lab: Lab, one: str, other: str) -> None:
     daemon, url = cluster.daemons[0], cluster.server.url
-    settled(daemon, url, one)
+    start_in_mode(daemon, url, one)
     old, new = one, other
     with Traffic(lab.pods[2].netns) as pod, Traffic(lab.client.netns, EXTERNAL) as outside:
         for when, forward in STEPS:
             killed_switch(daemon, url, new, when)
             if forward:
                 old, new = new, old
-            settled(daemon, url, old)
+            start_in_mode(daemon, url, old)
     daemon.run("check")
     assert pod.failures == []
     assert outside.failures == []
@@ -117,7 +117,7 @@ def test_a_killed_change_of_modes_leaves_nothing(cluster: DaemonLab, lab: Lab, o
 
 def test_a_restarted_daemon_ends_what_a_killed_one_let_drain(cluster: DaemonLab, lab: Lab) -> None:
     daemon, url = cluster.daemons[0], cluster.server.url
-    settled(daemon, url, "ebpf")
+    start_in_mode(daemon, url, "ebpf")
     with in_netns(lab.client.netns, socket.create_connection, (EXTERNAL, 80), PATIENCE) as sock:
         # To end by a reset: at once, for both sides.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -269,8 +269,8 @@ def test_adopt_takes_over_from_kube_proxys_rules_and_back(cluster: DaemonLab, la
     for place in (lab.pods[0].netns, lab.client.netns):
         assert in_netns(place, subprocess.run, ["ip", "route"], capture_output=True).returncode == 0
     with Traffic(lab.pods[0].netns) as pod, Traffic(lab.nodes[0].netns) as host:
-        said = daemon.run("adopt", "--master", cluster.server.url)
-        assert "removed kube-proxy's iptables rules" in said
+        output = daemon.run("adopt", "--master", cluster.server.url)
+        assert "removed kube-proxy's iptables rules" in output
         assert "KUBE-" not in _iptables(daemon.netns)
         assert cluster.holds(daemon, "default/echo")
         daemon.start("--master", cluster.server.url)
@@ -427,8 +427,8 @@ def test_an_address_that_comes_or_goes_is_noticed_at_once(cluster: DaemonLab) ->
     cluster.start()
     daemon = cluster.daemons[0]
     for count, verb in enumerate(("add", "del"), 1):
-        words = ["ip", "address", verb, "198.51.100.7/32", "dev", "lo"]
-        in_netns(daemon.netns, subprocess.run, words, check=True)
+        command = ["ip", "address", verb, "198.51.100.7/32", "dev", "lo"]
+        in_netns(daemon.netns, subprocess.run, command, check=True)
         until(lambda n=count: daemon.text.count("this node changed") == n, f"address {verb}", 10)  # type: ignore[misc]
     changes = [line for line in daemon.text.splitlines() if "this node changed" in line]
     assert ["198.51.100.7" in line for line in changes] == [True, False]

@@ -63,8 +63,8 @@ class Rollout:
         done = in_netns(self.lab.place(pod).netns, subprocess.run, command, capture_output=True, text=True, check=True)
         return bool(done.stdout.strip())
 
-    def say(self, states: dict[str, str], name: str = "echo") -> None:
-        """What the API server says of endpoints: ready, terminating (and serving), or gone (not even that)."""
+    def publish(self, states: dict[str, str], name: str = "echo") -> None:
+        """Set the state of endpoints at the API server: ready, terminating (and serving), or gone (not even that)."""
         items = [
             endpoint(
                 self.lab.place(pod).addresses[Family.IPV4], f"node{pod[3]}", ready=state == "ready",
@@ -76,7 +76,7 @@ class Rollout:
 
     def states(self, states: dict[str, str], lost: str = "") -> None:
         """The same, and every node but a lost one has taken it in."""
-        self.say(states)
+        self.publish(states)
         self.cluster.synced([daemon for daemon in self.cluster.daemons if daemon.node != lost])
 
     def traffic(self, name: str = "echo", hold: int = 0) -> Traffic:
@@ -114,7 +114,7 @@ def test_rolling_update(rollout: Rollout) -> None:
     old, new = ["pod1-1", "pod2-1", "pod3-1"], ["pod1-2", "pod2-2", "pod3-2"]
     rollout.start(*old)
     states = dict.fromkeys(old, "ready")
-    rollout.say(states)
+    rollout.publish(states)
     rollout.cluster.start()
     traffic = rollout.traffic()
     for before, after in zip(old, new, strict=True):
@@ -135,7 +135,7 @@ def test_scale_to_zero_and_back(rollout: Rollout, lab: Lab) -> None:
     request fails again."""
     pods = ["pod2-1", "pod3-1"]
     rollout.start(*pods)
-    rollout.say(dict.fromkeys(pods, "ready"))
+    rollout.publish(dict.fromkeys(pods, "ready"))
     rollout.cluster.start()
     traffic = rollout.traffic()
     rollout.states(dict.fromkeys(pods, "terminating"))
@@ -159,8 +159,8 @@ def test_node_loss(rollout: Rollout, lab: Lab) -> None:
     here, there = ["pod1-1", "pod2-1"], ["pod3-1", "pod3-2"]
     rollout.start(*here, *there, "pod1-2")
     everywhere = dict.fromkeys((*here, *there), "ready")
-    rollout.say(everywhere)
-    rollout.say({"pod1-2": "ready"}, "steady")
+    rollout.publish(everywhere)
+    rollout.publish({"pod1-2": "ready"}, "steady")
     rollout.cluster.start()
     steady = rollout.traffic("steady", hold=10)
     held = rollout.traffic(hold=2)
@@ -189,7 +189,7 @@ def test_blue_green_by_selector(rollout: Rollout) -> None:
     old ones live as long as those do."""
     blue, green = ["pod1-1", "pod2-1"], ["pod1-2", "pod3-2"]
     rollout.start(*blue, *green)
-    rollout.say(dict.fromkeys(blue, "ready"))
+    rollout.publish(dict.fromkeys(blue, "ready"))
     rollout.cluster.start()
     traffic = rollout.traffic(hold=5)
     for colour in (green, blue, green):

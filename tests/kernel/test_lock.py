@@ -29,22 +29,22 @@ class Daemons:
         self.namespace, self.folder = namespace, folder
         self.running: list[subprocess.Popen[bytes]] = []
 
-    def command(self, name: str, *words: str) -> list[str]:
+    def command(self, name: str, *arguments: str) -> list[str]:
         options = ["--state-dir", str(self.folder / name), "--node-name", "n1"]
-        return [sys.executable, "-P", "-m", "ctl.main", *options, *words]
+        return [sys.executable, "-P", "-m", "ctl.main", *options, *arguments]
 
-    def start(self, name: str, *words: str) -> "subprocess.Popen[bytes]":
+    def start(self, name: str, *arguments: str) -> "subprocess.Popen[bytes]":
         with netns(self.namespace), self.log(name).open("wb") as out:
-            process = subprocess.Popen(self.command(name, *words), stderr=out, cwd=ROOT)
+            process = subprocess.Popen(self.command(name, *arguments), stderr=out, cwd=ROOT)
         self.running.append(process)
         return process
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
-    def run(self, name: str, *words: str) -> tuple[int, str]:
+    def run(self, name: str, *arguments: str) -> tuple[int, str]:
         done = in_netns(
-            self.namespace, subprocess.run, self.command(name, *words), capture_output=True, text=True, cwd=ROOT,
+            self.namespace, subprocess.run, self.command(name, *arguments), capture_output=True, text=True, cwd=ROOT,
             timeout=90,
         )  # fmt: skip
         return done.returncode, done.stderr
@@ -79,8 +79,10 @@ def test_two_daemons_before_an_api_server_answers(daemons: Daemons) -> None:
     until(lambda: "watching" in daemons.log("one").read_text(), "the first waits for its API server")
     status, text = daemons.run("two", "--mode", "iptables", "run", *NOBODY_ANSWERS)
     assert status == 1
-    said = rf"hotplane run \(pid {first.pid}, nftables mode, since 20..-..-.. ..:..:.. UTC\) has this network namespace"
-    assert re.search(said, text), text
+    shown = (
+        rf"hotplane run \(pid {first.pid}, nftables mode, since 20..-..-.. ..:..:.. UTC\) has this network namespace"
+    )
+    assert re.search(shown, text), text
     assert "--takeover" in text
     assert first.poll() is None
     first.kill()
@@ -137,15 +139,15 @@ def test_a_command_is_waited_for(daemons: Daemons) -> None:
 @contextlib.contextmanager
 def held_by_another(command: str) -> Iterator[int]:
     """A child process holds the lock meanwhile; its pid."""
-    ready, told = os.pipe()
+    ready, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         hold(command, "ebpf")
-        os.write(told, b"+")
+        os.write(write_end, b"+")
         signal.pause()
     os.read(ready, 1)
     os.close(ready)
-    os.close(told)
+    os.close(write_end)
     try:
         yield child
     finally:

@@ -25,8 +25,8 @@ def test_text(text: str) -> None:
     Log(out=out).warning("it says", reason=text)
     [line] = out.getvalue().splitlines()
     assert line.isprintable()
-    said = line.partition("reason=")[2]
-    assert (said if said == text else json.loads(said)) == text
+    shown = line.partition("reason=")[2]
+    assert (shown if shown == text else json.loads(shown)) == text
 
 
 @examples(100)

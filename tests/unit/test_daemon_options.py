@@ -16,8 +16,8 @@ from dataplane.errors import HotplaneError, UsageError
 _HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 
 
-def args(*words: str) -> argparse.Namespace:
-    return parse(["run", *words])
+def args(*arguments: str) -> argparse.Namespace:
+    return parse(["run", *arguments])
 
 
 def test_without_flags_everything_has_its_default() -> None:
@@ -56,7 +56,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "expected"),
     [
         (("--cluster-cidr=nonsense",), "--cluster-cidr"),
         (("--conntrack-min=x",), "--conntrack-min"),
@@ -66,9 +66,9 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         (("--node-ip=1.2.3",), "--node-ip"),
     ],
 )
-def test_a_wrong_flag_is_named(words: tuple[str, ...], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        settings_of(args(*words))
+def test_a_wrong_flag_is_named(arguments: tuple[str, ...], expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        settings_of(args(*arguments))
 
 
 def test_settings_choose_mode_name_and_periods() -> None:
@@ -84,8 +84,8 @@ def test_settings_choose_mode_name_and_periods() -> None:
 
 def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
     out = tmp_path / "out.yaml"
-    words = ["--cluster-cidr", "10.2.0.0/16", "--conntrack-udp-timeout", "1m30s", "--write-config-to", str(out)]
-    assert main(["run", *words]) == 0
+    arguments = ["--cluster-cidr", "10.2.0.0/16", "--conntrack-udp-timeout", "1m30s", "--write-config-to", str(out)]
+    assert main(["run", *arguments]) == 0
     config = parse_config(out.read_bytes(), "out").config
     assert (config.cluster_cidr, float(config.conntrack.udp_timeout)) == ("10.2.0.0/16", 90)
     document = to_document(config)
@@ -123,10 +123,10 @@ def test_flags_of_kube_proxy_without_effect_are_taken_with_a_warning(
 ) -> None:
     written = tmp_path / "config.yaml"
     assert main(["run", *IDLE, "--conntrack-min", "1", "--write-config-to", str(written)]) == 0
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     for flag in IDLE:
-        assert f"flag={flag.partition('=')[0]}\n" in told
-    assert "conntrack-min" not in told
+        assert f"flag={flag.partition('=')[0]}\n" in stderr
+    assert "conntrack-min" not in stderr
     assert load_config(str(written)).config.ipvs.scheduler == "rr"
 
 

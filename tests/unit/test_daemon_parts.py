@@ -174,8 +174,8 @@ def test_a_node_that_goes_fails_healthz_and_not_livez() -> None:
     health = Health(60, Clock())
     health.node_eligible = False
     assert (health.healthz()[0], health.livez()[0]) == (503, 200)
-    told = json.loads(health.healthz()[1])
-    assert (told["nodeEligible"], told["healthy"]) == (False, True)
+    reply = json.loads(health.healthz()[1])
+    assert (reply["nodeEligible"], reply["healthy"]) == (False, True)
 
 
 @pytest.mark.parametrize(

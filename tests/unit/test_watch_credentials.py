@@ -81,7 +81,7 @@ def test_a_kubeconfig_in_full(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({"current-context": ""}, "current-context"),
         ({"current-context": "nope"}, "contexts has no 'nope'"),
@@ -112,17 +112,17 @@ def test_a_kubeconfig_in_full(tmp_path: Path) -> None:
         ({"current-context": {"a": 1}}, "current-context: must be a string"),
     ],
 )
-def test_a_kubeconfig_with_a_fault_is_explained(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_a_kubeconfig_with_a_fault_is_explained(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
     path = kubeconfig(tmp_path, {"server": "https://x"}, {}, **change)
-    with pytest.raises(SourceError, match=said) as caught:
+    with pytest.raises(SourceError, match=expected) as caught:
         load_kubeconfig(path)
     assert path in str(caught.value) or "ftp" in str(caught.value)
 
 
 def test_a_kubeconfig_that_is_none(tmp_path: Path) -> None:
-    for content, said in (("[1, 2]", "not a kubeconfig"), ("a: [", "not valid YAML")):
+    for content, expected in (("[1, 2]", "not a kubeconfig"), ("a: [", "not valid YAML")):
         (tmp_path / "k").write_text(content)
-        with pytest.raises(SourceError, match=said):
+        with pytest.raises(SourceError, match=expected):
             load_kubeconfig(str(tmp_path / "k"))
     with pytest.raises(SourceError, match="cannot be read"):
         load_kubeconfig(str(tmp_path / "missing"))
@@ -216,7 +216,7 @@ def test_a_credential_plugin_is_asked_and_asked_again_when_it_expires(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("echo oh no >&2; exit 3", "status 3: oh no"),
         ("echo nonsense", "no ExecCredential"),
@@ -227,10 +227,10 @@ def test_a_credential_plugin_is_asked_and_asked_again_when_it_expires(tmp_path: 
         ("echo '{\"status\": {}}'", "neither a token nor a certificate"),
     ],
 )
-def test_a_plugin_that_fails_is_explained(tmp_path: Path, text: str, said: str) -> None:
+def test_a_plugin_that_fails_is_explained(tmp_path: Path, text: str, expected: str) -> None:
     user = {"exec": {"command": plugin(tmp_path, text)}}
     cluster = load_kubeconfig(kubeconfig(tmp_path, {"server": "http://x"}, user))
-    with pytest.raises(CredentialError, match=said):
+    with pytest.raises(CredentialError, match=expected):
         headers(cluster.identity)
 
 
@@ -289,7 +289,7 @@ def test_a_server_that_wants_certificates(pair: tuple[Path, Path]) -> None:
 
 
 def complaint(url: str) -> str:
-    """What is said when a server cannot be asked."""
+    """The error message when a server cannot be asked."""
 
     async def ask() -> str:
         api = Api(Cluster(url))
@@ -310,5 +310,5 @@ def test_a_server_that_cannot_be_reached_is_named_in_few_words(pair: tuple[Path,
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*pair)
     with ApiServer(tls=context) as server:
-        said = complaint(server.url)
-    assert said.startswith(f"{server.url}/version: cannot connect: [SSL: CERTIFICATE_VERIFY_FAILED]")
+        message = complaint(server.url)
+    assert message.startswith(f"{server.url}/version: cannot connect: [SSL: CERTIFICATE_VERIFY_FAILED]")

@@ -68,7 +68,7 @@ def test_the_extra_role_allows_what_is_watched() -> None:
 
 
 def follow(server: ApiServer, resources: tuple[Resource, ...], seconds: float = 15) -> tuple[Inbox, str]:
-    """Follow until everything is known; the inbox, and what was said."""
+    """Follow until everything is known; the inbox, and the log."""
     inbox, out = Inbox(resource.kind for resource in resources), io.StringIO()
 
     async def run() -> None:
@@ -114,10 +114,10 @@ def test_pods_of_this_node_and_all_namespaces(server: ApiServer) -> None:
 
 def test_without_the_right_to_it_connect_time_is_on_and_nobody_shouts(server: ApiServer) -> None:
     server.behave(refuse=403)
-    inbox, said = follow(server, pod_resources("n1", host_ports=False, connect_time=True))
+    inbox, log_text = follow(server, pod_resources("n1", host_ports=False, connect_time=True))
     assert inbox.take().upserts == []
-    assert said.count("kind is not served") == 2
-    assert "cannot watch" not in said
+    assert log_text.count("kind is not served") == 2
+    assert "cannot watch" not in log_text
 
 
 def test_host_ports_wait_for_the_right_to_it(server: ApiServer) -> None:

@@ -17,7 +17,7 @@ from dataplane.errors import HotplaneError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _INSTANT = 0.2  # seconds; the pipe's end closes that long before the process ends, at most
-_REFUSED = 3  # exit status of a child whose answer says what was expected to be able to go wrong
+_REFUSED = 3  # exit status of a child whose answer is the text of an expected error
 
 
 class ChildError(HotplaneError):
@@ -25,7 +25,7 @@ class ChildError(HotplaneError):
 
 
 def _run(function: Callable[[], bytes], write_end: int) -> None:
-    """In the child: do it, hand over the answer, and vanish without running anybody's clean-up."""
+    """In the child: call the function, write its result to the pipe, and exit without running any clean-up handlers."""
     status = 1
     try:
         # It holds copies of the daemon's listening sockets, so it must not outlive a daemon that is killed.
@@ -68,22 +68,22 @@ class Child:
         os.close(writer)
 
     async def answer(self, seconds: float) -> bytes:
-        """What the function returned. The child is ended after `seconds`. Raises ChildError."""
-        pieces: list[bytes] = []
+        """Return what the function returned. The child is killed after `seconds`. Raises ChildError."""
+        chunks: list[bytes] = []
         try:
             async with asyncio.timeout(seconds):
-                while piece := await self._read():
-                    pieces.append(piece)
+                while chunk := await self._read():
+                    chunks.append(chunk)
         except TimeoutError as error:
             raise ChildError(f"took longer than {seconds:.0f} s") from error
         finally:
             os.close(self._reader)
             status = self._end()
         if status == _REFUSED:
-            raise ChildError(b"".join(pieces).decode(errors="replace"))
+            raise ChildError(b"".join(chunks).decode(errors="replace"))
         if status:
             raise ChildError(f"ended with status {status}; what it said stands above")
-        return b"".join(pieces)
+        return b"".join(chunks)
 
     async def _read(self) -> bytes:
         loop = asyncio.get_running_loop()

@@ -1,7 +1,7 @@
 """The daemon's hand on the kernel: one plane, used by one thread, with faults kept apart.
 
 Every call runs in one worker thread, which belongs to the network namespace that the daemon was started in, so that
-health checks are answered while a large plan is loaded. A refused change is cut into independent pieces: what can be
+health checks are answered while a large plan is loaded. A refused change is cut into independent parts: what can be
 done is done, the rest stays on the ledger.
 """
 
@@ -148,12 +148,12 @@ class Kernel:
         self.ledger.behind([PlanChange(entries=(EntryChange(None, plan.entries[each.key]),)) for each in refusals])
         if self.untouched is not None:
             self.untouched.trust()
-        told = tuple(map(str, refusals))
-        return self._cleaned(Done(time.perf_counter() - started, change, told, True, told), plan)
+        messages = tuple(map(str, refusals))
+        return self._cleaned(Done(time.perf_counter() - started, change, messages, True, messages), plan)
 
     def _load_piecewise(self, plan: Plan, error: PlaneError, started: float) -> Done:
         """One entry that nobody names must not keep out all others: load what the kernel holds as it should be, which
-        it took before, then the rest piece by piece. What it holds otherwise is away in between."""
+        it took before, then the rest part by part. What it holds otherwise is away in between."""
         nothing = PlanChange()
         try:
             held = self.plane.read_back()
@@ -167,7 +167,7 @@ class Kernel:
         try:
             self.plane.apply(rest)
         except PlaneError as second:
-            done = self._apply_piecewise(rest, plan, second, started, again=False)
+            done = self._apply_in_parts(rest, plan, second, started, again=False)
         else:
             done = self._cleaned(Done(0.0, rest), plan)
         if self.untouched is not None:
@@ -185,27 +185,27 @@ class Kernel:
         try:
             self.plane.apply(due)
         except PlaneError as error:
-            return self._apply_piecewise(due, plan, error, started)
+            return self._apply_in_parts(due, plan, error, started)
         self.ledger.clear()
         if self.untouched is not None:
             self.untouched.committed()
         return self._cleaned(Done(time.perf_counter() - started, due), plan)
 
-    def _apply_piecewise(
+    def _apply_in_parts(
         self, due: PlanChange, plan: Plan, error: PlaneError, started: float, *, again: bool = True
     ) -> Done:
         """Find out what the kernel refuses and do the rest. again: when it refuses everything, load afresh."""
-        pieces = _Pieces(self.plane)
-        pieces.settings(due)
-        pieces.entries(groups(due.entries))
-        self.ledger.behind(pieces.failed)
-        if again and not pieces.done and not pieces.refused:
+        parts = _Parts(self.plane)
+        parts.settings(due)
+        parts.entries(groups(due.entries))
+        self.ledger.behind(parts.failed)
+        if again and not parts.done and not parts.refused:
             self._unclean += due.entries
             done = self._load(plan)
             errors = tuple(dict.fromkeys((str(error), *done.errors)))
             return done._replace(seconds=time.perf_counter() - started, errors=errors)
-        changed = PlanChange(entries=tuple(entry for piece in pieces.done for entry in piece.entries), node=due.node)
-        done = Done(time.perf_counter() - started, changed, tuple(pieces.errors), refused=tuple(pieces.refused))
+        changed = PlanChange(entries=tuple(entry for part in parts.done for entry in part.entries), node=due.node)
+        done = Done(time.perf_counter() - started, changed, tuple(parts.errors), refused=tuple(parts.refused))
         return self._cleaned(done, plan)
 
     def _cleaned(self, done: Done, plan: Plan) -> Done:
@@ -230,8 +230,8 @@ def _is_held(entry: PlanEntry, held: Table) -> bool:
     return all(held.get(frontend.key) == row(frontend, entry) for frontend in entry.frontends)
 
 
-class _Pieces:
-    """Applies a change piece by piece: what worked, what did not, and why."""
+class _Parts:
+    """Applies a change part by part: what worked, what did not, and why."""
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
@@ -256,9 +256,9 @@ class _Pieces:
         named = {each.key: each for each in (error, *error.others)} if isinstance(error, EntryRefused) else {}
         bad = [any(entry.key in named for entry in part) for part in parts]
         if any(bad):
-            told = [str(each) for each in named.values()]
-            self.refused += told
-            self.errors += told
+            messages = [str(each) for each in named.values()]
+            self.refused += messages
+            self.errors += messages
             self.failed += [PlanChange(entries=part) for part, is_bad in zip(parts, bad, strict=True) if is_bad]
             self.entries([part for part, is_bad in zip(parts, bad, strict=True) if not is_bad])
         elif len(parts) == 1:

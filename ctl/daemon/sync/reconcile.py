@@ -91,7 +91,7 @@ class Reconciler:
             wait = self.retry.failed()
             self._log.error("the plan cannot be loaded", reason="; ".join(done.errors), retry_s=wait)
             await asyncio.sleep(wait)
-        self._settle(done)
+        self._record_result(done)
         self._log.info(
             "loaded", mode=self.kernel.plane.name, service_ports=self.tally.entries, frontends=self.tally.frontends,
             changed=len(done.changed.entries), plan_s=round(planned, 3), load_s=round(done.seconds, 3),
@@ -137,23 +137,23 @@ class Reconciler:
         self.inbox.wake()
 
     async def between(self, name: str, job: Callable[[], Awaitable[_T]]) -> _T:
-        """Have something done by the loop itself, once, between two changes; what it returns, or raises."""
+        """Run a job once in the reconcile loop, between two changes; return or raise what it returns or raises."""
         answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
         found: list[_T] = []
 
         async def once() -> None:
             found.append(await job())
 
-        async def tell() -> None:
+        async def report() -> None:
             error = await attempt(once)
-            if answer.done():  # who asked has gone
+            if answer.done():  # the caller was cancelled
                 return
             if error is not None:
                 answer.set_exception(error)
             else:
                 answer.set_result(found[0])
 
-        self.request(name, tell)
+        self.request(name, report)
         return await answer
 
     async def step(self) -> None:
@@ -226,7 +226,7 @@ class Reconciler:
         done = await self.kernel.load(self.planner.plan)
         self._untrue = "" if done.loaded else why
         self._count(done)
-        self._settle(done)
+        self._record_result(done)
         self._log.info("loaded again", why=why, changed=len(done.changed.entries), load_s=round(done.seconds, 3))
         return done.loaded
 
@@ -258,7 +258,7 @@ class Reconciler:
             self._health.queued()
             done = await self.kernel.apply(change, self.planner.plan)
             self._count(done)
-            self._settle(done)
+            self._record_result(done)
             self._tell(done, time.monotonic() - batch.arrived if batch else 0.0)
         else:
             self._health.updated()
@@ -292,8 +292,8 @@ class Reconciler:
             self.journal = None
         self._unwritten()
 
-    def _settle(self, done: Done) -> None:
-        """After an attempt: all well, or when to try again."""
+    def _record_result(self, done: Done) -> None:
+        """Report the result of an attempt to health, metrics and log, and schedule the next one if it failed."""
         if done.errors or self.kernel.ledger:
             wait = self.retry.failed()
             self._log.error(

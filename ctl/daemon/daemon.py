@@ -65,19 +65,19 @@ TICK_SECONDS = 30.0
 SAVE_PATIENCE = 60.0
 SWEEP_SECONDS = 3600.0
 SAVE_SECONDS = 60.0
-"""How long after a change the plan is written down for other commands (check, show, explain)."""
+"""How long after a change the plan is saved for other commands (check, show, explain)."""
 
 
 class Daemon:
-    """One run of the daemon. reload: reads the settings again (SIGHUP); raises HotplaneError when they are wrong.
-    lock: of this network namespace, held."""
+    """One run of the daemon. reload: reads the settings again (SIGHUP); raises HotplaneError if they are wrong.
+    lock: the held lock of this network namespace."""
 
     def __init__(self, settings: Settings, log: Log, reload: Callable[[], Settings], lock: Lock) -> None:
         self.settings, self._log, self._reload = settings, log, reload
         forward_logging(log)
         self.metrics = Metrics()
         self.health = Health(2 * settings.sync_period)
-        self._told: dict[ObjectRef, tuple[Problem, ...]] = {}
+        self._reported: dict[ObjectRef, tuple[Problem, ...]] = {}
         self._statusz = Statusz()
         self._noted: dict[ObjectRef, tuple[Problem, ...]] = {}
         self._jobs = Jobs(log, self.metrics.job_failed)
@@ -116,8 +116,8 @@ class Daemon:
         )  # fmt: skip
 
     async def run(self) -> int:
-        """Until SIGTERM or SIGINT, or until another process asks for this network namespace; the data plane stays as it
-        is then. Returns the exit status; raises what failed."""
+        """Run until SIGTERM, SIGINT or a takeover by another process; the rules stay in the kernel. Returns the exit
+        status; raises the error that ended the run."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -145,20 +145,20 @@ class Daemon:
         self._stop.set()
 
     def _check_rights(self, mode: str) -> None:
-        """Raises HotplaneError for a mode that cannot work with this process's capabilities."""
+        """Check the process's capabilities. Raises HotplaneError for a mode that cannot work with them."""
         warning = check_mode(mode)
         if warning:
             self._log.warning("capabilities", reason=warning)
 
     def _score(self) -> None:
-        """oomScoreAdj: the kernel should look elsewhere first when memory runs out."""
+        """Apply oomScoreAdj: the kernel should end other processes first when memory runs out."""
         try:
             Path("/proc/self/oom_score_adj").write_text(f"{self.settings.config.oom_score_adj}\n", encoding="ascii")
         except OSError as error:
             self._log.info("oomScoreAdj not set", reason=error.strerror)
 
     async def _work_once(self) -> None:
-        """Load, and end; what fails is the command's failure."""
+        """Load once and end (--once); an error fails the command."""
         self._failure = await attempt(self._load_once)
         self._stop.set()
 
@@ -173,7 +173,7 @@ class Daemon:
         await self._kernel.call(remove_kube_proxy, self.settings.mode, self._log)
 
     async def _work(self) -> None:
-        """Load, and follow. Begins anew where it fails before it follows; nothing fails after that."""
+        """Load, then follow changes for ever. An error before the first load is complete starts it again."""
         await self._begin()
         self.reconciler.request("removal of another mode's rules", self._finish_mode_change)
         if self.settings.adopt:
@@ -231,15 +231,15 @@ class Daemon:
         return await self._kernel.call(describe, mode, settings.config, settings.node, node, at_connect)
 
     async def _after(self, change: PlanChange) -> None:
-        """What follows a change, outside of the time that counts."""
+        """Update ports and report refused objects after a change, outside the measured sync time."""
         if change.health_checks or change.node is not None:
             await self._update_ports()
-        self._tell_notes()
+        self._log_notes()
         problems = {**self.inbox.problems, **self.reconciler.planner.problems}
-        if problems == self._told:
+        if problems == self._reported:
             return
         for ref, found in problems.items():
-            if self._told.get(ref) != found:
+            if self._reported.get(ref) != found:
                 planned = self.reconciler.planner.problems.get(ref, ())
                 for problem in found:
                     reason = "InvalidObject"
@@ -248,10 +248,10 @@ class Daemon:
                         reason = "TooManyEndpoints" if limited else "FrontendConflict"
                     self._log.warning("object refused", object=ref, field=problem.field, reason=problem.reason)
                     self._events.warn(ref, reason, f"{problem.field}: {problem.reason}")
-        self._told = problems
+        self._reported = problems
 
-    def _tell_notes(self) -> None:
-        """Warn, once, of what is used but may surprise."""
+    def _log_notes(self) -> None:
+        """Log a warning, once each, for objects that are used but may have surprising effects."""
         doubt = self.reconciler.planner.places.doubt()
         if doubt != self._doubt:
             self._log.warning(doubt or f"node name {self.settings.node.name!r} is known now")
@@ -275,13 +275,13 @@ class Daemon:
         self._events.warn(ref, "FailedToStartServiceHealthcheck", f"health-check node port: {why}")
 
     async def _tick(self) -> None:
-        """What is looked after now and then."""
+        """Periodic maintenance."""
         _libc.malloc_trim(0)  # what changes leave free among what stays, the heap would never give back by itself
         self._look_at_node()
         await self._serve()
 
     def _look_at_node(self) -> None:
-        """This node's addresses may have changed."""
+        """Have this node described again: its addresses may have changed."""
         self.reconciler.request("node", self.reconciler.change_node)
         self.reconciler.request("health-check ports", self._update_ports)
 
@@ -294,8 +294,8 @@ class Daemon:
             self._save_now.clear()
 
     async def _keep_swept(self) -> None:
-        """Remove what network namespaces that are gone left on this machine, now and then, in a child, which may enter
-        others and takes as long as it takes."""
+        """Remove leftovers of network namespaces that no longer exist, periodically and in a child process, which may
+        enter other namespaces and has no time limit."""
         folder = self.settings.state_dir
 
         async def begin() -> Child:
@@ -308,7 +308,7 @@ class Daemon:
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def _save(self) -> None:
-        """Write the plan down when it changed since the last time; not while a change of modes is under way."""
+        """Save the plan if it has changed since the last time; not during a change of modes."""
         async with self._saving:
             syncs, changes = self.reconciler.syncs + 1, self._mode_changes
             if syncs == self._saved or self._changing:
@@ -339,7 +339,7 @@ class Daemon:
                 self._saved = 0
 
     def _unwritten(self) -> None:
-        """A change could not be written down: the saved plan is not the one that is served, until the next is saved."""
+        """Mark the saved plan as stale, until the next one is saved: a change could not be written to the journal."""
         self._saved = 0
         try:
             state.mark_stale(self.settings.state_dir)
@@ -347,7 +347,7 @@ class Daemon:
             self._log.warning("the saved plan is older than the one that is served", reason=error)
 
     def _begin_journal(self) -> None:
-        """From here on changes are written down one by one, beside the plan that is about to be."""
+        """Start a journal of the changes that follow the plan that is about to be saved."""
         if self.reconciler.journal is not None:
             self.reconciler.journal.close()
         try:
@@ -357,7 +357,7 @@ class Daemon:
             self._log.warning("changes cannot be written down for other commands", reason=error.strerror)
 
     async def _listen(self) -> None:
-        """Let other commands have the plan written down (see state.ask_daemon)."""
+        """Listen for commands that ask the daemon to save its plan (see state.ask_daemon)."""
 
         async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
@@ -494,7 +494,7 @@ class Daemon:
         return Reply(text=flagz(self.settings))
 
     async def _collect(self) -> None:
-        """Bring gauges up to date, once a scrape."""
+        """Update the gauges, once per scrape."""
         metrics, tally = self.metrics, self.reconciler.tally
         metrics.frontends.set(tally.frontends)
         metrics.entries.set(tally.entries)
@@ -522,7 +522,7 @@ class Daemon:
         self._sites.clear()
 
     async def _close(self) -> None:
-        """End everything of ours but what is in the kernel."""
+        """Stop all jobs and servers; the rules stay in the kernel."""
         await self._jobs.close()
         if self._addresses is not None:
             self._addresses.close()
@@ -541,7 +541,7 @@ class Daemon:
         self._log.info("stopped; the data plane stays as it is")
 
     def _save_last(self) -> None:
-        """Leave the plan written down. What the journal holds besides is good, too, where that cannot be."""
+        """Save the plan at the end. If that fails, the last saved plan and its journal are still valid."""
         journal, self.reconciler.journal = self.reconciler.journal, None
         if journal is not None:
             journal.close()
@@ -555,8 +555,8 @@ class Daemon:
 
 
 def check_mode(mode: str) -> str:
-    """What this process's capabilities do not allow and a mode can do without, or "". Raises HotplaneError for a mode
-    that cannot work with them."""
+    """Return a warning about missing capabilities that a mode can do without, or "". Raises HotplaneError for a mode
+    that cannot work without them."""
     return check_rights(mode, held_capabilities(), prepared=mode_of(mode).is_prepared())
 
 

@@ -1,4 +1,4 @@
-"""Periodic read-back: is what the kernel holds still the plan? Somebody may have flushed the tables."""
+"""Periodic comparison of the kernel with the plan, since another process may have flushed the tables."""
 
 import time
 
@@ -17,10 +17,10 @@ from dataplane.planes.options import LOOKING
 from dataplane.planes.registry import mode_of
 
 SHARE = 20
-"""A check that takes long is done less often: at most one part in this many of the time is spent on checks."""
+"""At most one part in this many of the time is spent on checks; a long check is run less often."""
 
 POLL_SECONDS = 1.0
-"""Between two calls of `poll`."""
+"""Seconds between two calls of `poll`."""
 
 RARELY_SECONDS = 600.0
 PATIENCE = 300.0
@@ -36,18 +36,18 @@ class Found(msgspec.Struct):
 
 
 def _look(plan: Plan, mode: str) -> bytes:
-    """In the child: every difference between the plan and the kernel."""
+    """In the child: find every difference between the plan and the kernel."""
     plane = mode_of(mode).make(Making(LOOKING, loaded_for=plan.node))
     found = [Found(d.service, str(d.frontend), d.difference) for d in plane_differences(plane, rows(plan))]
     return msgspec.msgpack.encode(found)
 
 
 class DriftCheck:
-    """Compares kernel and plan, and has the plan loaded again when they differ.
+    """Compares the kernel with the plan, and loads the plan again if they differ.
 
-    Where the kernel can tell that nobody else has changed anything, that is asked every second and the table is read
-    when somebody has, and rarely otherwise; elsewhere it is read every `period` seconds. A check that takes long is
-    done less often.
+    If the kernel counts changes (the nftables generation), the counter is read every second, and the table when another
+    process has changed it, else rarely; without a counter the table is read every `period` seconds. A long check is run
+    less often.
     """
 
     def __init__(self, reconciler: Reconciler, metrics: Metrics, log: Log, period: float) -> None:
@@ -57,7 +57,7 @@ class DriftCheck:
         self._failed = False
 
     async def poll(self) -> None:
-        """Check if it is time. Raises what went wrong; the next call tries again then."""
+        """Check if one is due. Raises the error of a failed check; the next call tries again."""
         if time.monotonic() - self._last < SHARE * self._spent or not await self._due():
             return
         self._failed = True
@@ -75,7 +75,7 @@ class DriftCheck:
         return ago >= RARELY_SECONDS or await kernel.call(kernel.untouched.look)
 
     async def check(self) -> int:
-        """Look once, in a child, while changes go on; repair what differs and was not changed meanwhile.
+        """Compare once, in a child, while changes go on; repair differences in entries that did not change meanwhile.
 
         Returns the number of differences. Raises ChildError, OSError (no child can be made).
         """
@@ -101,7 +101,7 @@ class DriftCheck:
         return len(found)
 
     async def _begin(self) -> Child:
-        """Between two changes, when the kernel holds what the plan says."""
+        """Start the child between two changes, when the kernel holds the plan."""
         kernel = self._reconciler.kernel
         plan, mode = self._reconciler.planner.plan, kernel.plane.name
         self._reconciler.touched = set()

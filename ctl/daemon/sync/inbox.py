@@ -1,4 +1,4 @@
-"""Where sources leave what they heard, until the reconcile loop takes it: the latest word on each object wins."""
+"""Queue of object changes from the sources to the reconcile loop; only the latest state of each object is kept."""
 
 import asyncio
 import time
@@ -13,11 +13,11 @@ from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Probl
 
 
 class Batch(NamedTuple):
-    """What became known since the last batch.
+    """The changes since the last batch.
 
-    upserts, deletes: objects that appeared, changed or went; no object is in both.
-    arrived: when the oldest of it arrived (time.monotonic seconds). triggers: for slices, when the change
-    that they tell of happened in the cluster (seconds since 1970), as far as they say, with the slice's family.
+    upserts, deletes: objects that were added, changed or deleted; no object is in both.
+    arrived: when the oldest of them arrived (time.monotonic seconds). triggers: for annotated slices, when
+    their change happened in the cluster (seconds since 1970), with the slice's family.
     events: how many events of each kind and family were folded into it; one of a Service counts for both families.
     """
 
@@ -31,8 +31,8 @@ class Batch(NamedTuple):
 class Inbox:
     """Collects objects from all sources. For use in one event loop.
 
-    problems, notes: what is wrong with objects as they are now, and what may surprise in them, by object.
-    synced: the kinds of which everything is known.
+    problems, notes: errors in the current objects, and warnings about them, by object.
+    synced: the kinds that have been listed completely.
     Nothing is handed out before every kind in `kinds` is complete.
     """
 
@@ -52,7 +52,7 @@ class Inbox:
         self._news = asyncio.Event()
 
     def put(self, found: DecodedObject, trigger: float = 0.0) -> None:
-        """An object as it is now. One that is not valid counts as absent, so that a restart would change nothing."""
+        """Add or change an object. An invalid one counts as absent, so that a restart would change nothing."""
         ref = found.ref
         if found.value is not None:
             ref = found.value.ref
@@ -78,7 +78,7 @@ class Inbox:
             self.problems.pop(ref, None)
 
     def remove(self, ref: ObjectRef) -> None:
-        """An object that is gone; fine when it was never there."""
+        """Delete an object; it need not be known."""
         self.problems.pop(ref, None)
         self.notes.pop(ref, None)
         if not self._known[ref.kind].discard(ref.namespace, ref.name):
@@ -88,7 +88,7 @@ class Inbox:
         self._touch(ref)
 
     def complete(self, kind: str, present: Container[tuple[str, str]]) -> int:
-        """A list of a kind is complete: everything known but not in it is gone. Returns how many went."""
+        """Complete a list of a kind: delete the known objects that are not in it. Returns their number."""
         gone = [name for name in self._known[kind] if name not in present]
         for namespace, name in gone:
             self.remove(ObjectRef(kind, namespace, name))
@@ -101,16 +101,16 @@ class Inbox:
 
     @property
     def complete_once(self) -> bool:
-        """Whether every kind has been listed completely."""
+        """True if every kind has been listed completely."""
         return self.synced >= self.kinds
 
     @property
     def pending(self) -> bool:
-        """Whether anything waits to be taken."""
+        """True if there is anything to take."""
         return bool(self._upserts or self._deletes)
 
     def pending_of(self, kind: str, family: Family) -> int:
-        """How many objects of a kind wait that concern a family. O(what waits)."""
+        """Return the number of waiting objects of a kind that concern a family. O(waiting objects)."""
         waiting = (ref for ref in (*(item.ref for item in self._upserts), *self._deletes) if ref.kind == kind)
         return sum(family in self._families(ref) for ref in waiting)
 
@@ -121,15 +121,15 @@ class Inbox:
         return (Family.IPV6 if (ref.namespace, ref.name) in self._ipv6 else Family.IPV4,)
 
     async def news(self) -> None:
-        """Wait until something may be taken."""
+        """Wait until there is something to take."""
         await self._news.wait()
 
     def wake(self) -> None:
-        """Make `news` return, whatever waits."""
+        """Make `news` return at once."""
         self._news.set()
 
     def take(self) -> Batch:
-        """Hand over everything that waits."""
+        """Return and clear everything that waits."""
         self._ipv6 -= {(ref.namespace, ref.name) for ref in self._deletes if ref.kind == "EndpointSlice"}
         batch = Batch(
             list(self._upserts), list(self._deletes), self._arrived or time.monotonic(), self._triggers,
@@ -141,7 +141,7 @@ class Inbox:
         return batch
 
     def put_back(self, batch: Batch) -> None:
-        """Take back what could not be used; what was heard since then counts more."""
+        """Put back a batch that could not be used; newer changes take precedence."""
         for item in batch.upserts:
             if item.ref not in self._deletes and item.ref not in self._upserts:
                 self._upserts.put(item.ref, item)

@@ -1,8 +1,8 @@
-"""The daemon's hand on the kernel: one plane, used by one thread, with faults kept apart.
+"""The daemon's access to the kernel: one plane, used by one thread, with refused entries isolated from the others.
 
 Every call runs in one worker thread, which belongs to the network namespace that the daemon was started in, so that
-health checks are answered while a large plan is loaded. A refused change is cut into independent parts: what can be
-done is done, the rest stays on the ledger.
+health checks are answered while a large plan is loaded. A refused change is split into independent parts: those that
+the kernel takes are applied, the others stay on the ledger.
 """
 
 import asyncio
@@ -23,18 +23,18 @@ from dataplane.planes.base import MOST_REFUSALS, EntryRefused, Plane, PlaneError
 
 _T = TypeVar("_T")
 _GRACE = 5.0
-"""Seconds that programs, such as iptables-restore, have to come to their end when the daemon ends."""
+"""Seconds that running programs, such as iptables-restore, have to finish when the daemon ends."""
 
 SWITCH_SECONDS = 0.0005
-"""For how long one of two busy threads keeps the interpreter from the other. With Python's 5 ms the event loop stands
-still that long each time that it wakes up while the worker computes."""
+"""The interpreter's thread switch interval. With Python's default of 5 ms, the event loop would be delayed by that much
+each time it wakes up while the worker computes."""
 
 
 class Done(NamedTuple):
-    """What came of a change. seconds: time in the kernel and in compiling. errors: refusals, "" key for settings.
+    """The result of a change. seconds: time in the kernel and in compiling. errors: refusals, "" key for settings.
 
-    changed: what is in the kernel now that was not before; for cleaning up after it. loaded: by a whole load. refused:
-    those of the errors that only say that the mode cannot hold an entry, whatever is tried.
+    changed: the part that was applied; the clean-up needs it. loaded: by a whole load. refused: those of the errors
+    that name an entry which the mode can never hold; trying again does not help.
     """
 
     seconds: float
@@ -45,9 +45,9 @@ class Done(NamedTuple):
 
 
 class Untouched:
-    """Whether anybody else has changed the nftables rules of this namespace since we did; by their generation.
+    """Detects changes to this namespace's nftables rules by other processes, by the rules' generation number.
 
-    commits: how many times we have so far.
+    commits: returns how many transactions this process has committed so far.
     """
 
     def __init__(self, generation: Generation, commits: Callable[[], int]) -> None:
@@ -57,18 +57,18 @@ class Untouched:
         self.touched = False
 
     def look(self) -> bool:
-        """Whether somebody has."""
+        """True if another process has changed the rules."""
         self.touched |= self._generation.read() != self._expected
         return self.touched
 
     def committed(self) -> None:
-        """We have changed something since the last `look`; whatever is more than our commits was somebody else's."""
+        """Account for commits of this process since the last `look`; any further one was another process's."""
         now, ours = self._generation.read(), self._commits()
         self.touched |= now - self._expected > ours - self._ours
         self._expected, self._ours = now, ours
 
     def trust(self) -> None:
-        """What there is now is as it should be."""
+        """Take the current rules as correct."""
         self._expected, self._ours = self._generation.read(), self._commits()
         self.touched = False
 
@@ -76,9 +76,9 @@ class Untouched:
 class Kernel:
     """Holds a plan in the kernel. Methods are for the event loop; `plane` may only be touched by `call`.
 
-    untouched: tells of changes by others, None where the plane's state has no generation. clean_up: what is done after
-    each change, of which plan, and whether it was a load. brief: whether that is a moment's work after this one, and
-    may be done in the event loop.
+    untouched: detects changes by others, None if the plane's state has no generation number. clean_up: called after
+    each change, with its plan and true for a load. brief: true if the clean-up after a change is short enough for the
+    event loop.
     """
 
     def __init__(
@@ -96,41 +96,41 @@ class Kernel:
 
     @property
     def plane(self) -> Plane:
-        """The plane in use, once there is one."""
+        """The plane in use; `use` must have been called."""
         assert self._plane is not None, "use comes first"
         return self._plane
 
     async def use(
         self, make: Callable[[], Plane], untouched: Callable[[Plane], Untouched | None] = lambda _: None
     ) -> None:
-        """Work with another plane from now on, made in the worker thread; it holds nothing until `load`."""
+        """Use another plane from now on, made in the worker thread; it holds nothing until `load`."""
         async with self.lock:
             self._plane = await self.call(make)
             self.untouched = await self.call(untouched, self._plane)
 
     async def call(self, function: Callable[..., _T], *arguments: object) -> _T:
-        """Run something in the plane's thread."""
+        """Call a function in the plane's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
     async def load(self, plan: Plan) -> Done:
-        """Bring the kernel to the plan from whatever it holds. A refusal is in `errors`; nothing changed then."""
+        """Load the plan, whatever the kernel holds. A refusal is in `errors`; then nothing has changed."""
         async with self.lock:
             return await self.call(self._load, plan)
 
     async def apply(self, change: PlanChange, plan: Plan) -> Done:
-        """Do a change that is in the plan already, and all that failed before."""
+        """Apply a change that the plan already includes, together with all changes that failed before."""
         async with self.lock:
             if self._quick(change):
                 return self._apply(change, plan)
             return await self.call(self._apply, change, plan)
 
     def _quick(self, change: PlanChange) -> bool:
-        """Whether a change takes about a millisecond: then it is done at once, without waiting for another thread to
-        get a processor."""
+        """True if a change takes about a millisecond: it is then applied at once, without waiting for another thread
+        to get a processor."""
         return not (self.ledger or self._is_unclean) and self.plane.is_brief(change) and self._brief(change)
 
     def close(self) -> None:
-        """End the worker once it is idle. What it is at may take a while; programs that it waits for may not."""
+        """End the worker once it is idle; programs that it waits for are ended after a few seconds."""
         try:
             self._worker.submit(lambda: None).result(_GRACE)
         except TimeoutError:
@@ -152,8 +152,8 @@ class Kernel:
         return self._cleaned(Done(time.perf_counter() - started, change, messages, True, messages), plan)
 
     def _load_piecewise(self, plan: Plan, error: PlaneError, started: float) -> Done:
-        """One entry that nobody names must not keep out all others: load what the kernel holds as it should be, which
-        it took before, then the rest part by part. What it holds otherwise is away in between."""
+        """Load a plan of which the kernel refuses an entry without naming it: first the entries that the kernel already
+        holds correctly, then the rest part by part. Entries that it holds with other contents are missing meanwhile."""
         nothing = PlanChange()
         try:
             held = self.plane.read_back()
@@ -194,7 +194,7 @@ class Kernel:
     def _apply_in_parts(
         self, due: PlanChange, plan: Plan, error: PlaneError, started: float, *, again: bool = True
     ) -> Done:
-        """Find out what the kernel refuses and do the rest. again: when it refuses everything, load afresh."""
+        """Apply the parts of a change that the kernel does not refuse. again: if it refuses all, load the plan."""
         parts = _Parts(self.plane)
         parts.settings(due)
         parts.entries(groups(due.entries))
@@ -226,12 +226,12 @@ class Kernel:
 
 
 def _is_held(entry: PlanEntry, held: Table) -> bool:
-    """Whether the kernel holds an entry as it should be."""
+    """True if the kernel holds an entry as planned."""
     return all(held.get(frontend.key) == row(frontend, entry) for frontend in entry.frontends)
 
 
 class _Parts:
-    """Applies a change part by part: what worked, what did not, and why."""
+    """Applies a change part by part, and collects the applied parts, the failed ones and their errors."""
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
@@ -246,7 +246,7 @@ class _Parts:
             self._failed(change, error)
 
     def entries(self, parts: Sequence[tuple[EntryChange, ...]]) -> None:
-        """Leave out what is refused by name; else halve until each refusal is down to one group."""
+        """Leave out entries that are refused by name; else halve until each refusal is isolated to one group."""
         if not parts:
             return
         change = PlanChange(entries=tuple(entry for part in parts for entry in part))

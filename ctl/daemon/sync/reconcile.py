@@ -1,4 +1,4 @@
-"""The reconcile loop: from the inbox through the planner to the kernel, one change after the other."""
+"""The reconcile loop: takes events from the inbox, plans them and applies each change to the kernel."""
 
 import asyncio
 import time
@@ -27,14 +27,14 @@ from dataplane.policy.settings import Promises
 _T = TypeVar("_T")
 TELL_SECONDS = 0.1
 SHOWN = 3
-"""Services that a log line names."""
+"""Number of Services that a log line names."""
 
 
 class Reconciler:
     """Owns the plan. For use in one event loop; everything it does to the plan happens in `start` and `run`.
 
-    Whatever fails in between, nothing of it is lost: what was taken from the inbox goes back, and what the kernel may
-    lack is loaded whole at the next try.
+    An error loses nothing: the batch goes back to the inbox, and if the kernel may lack something, the whole plan is
+    loaded at the next try.
 
     name: this node's. node: its Node object as it was last known. describe: the NodeConfig for a Node object (None:
     there never was one). after: called when a change has been taken in; health-check ports, Events and the like come
@@ -75,7 +75,7 @@ class Reconciler:
         self.planner = Planner(NodeConfig(name=name), vouched=vouched)
 
     async def start(self) -> None:
-        """Wait until everything is known, then bring the kernel to it; try again until that has worked."""
+        """Wait for the first complete lists, then load their plan; retry until that has worked."""
         while not self.inbox.complete_once:
             await self.inbox.news()
             await asyncio.sleep(0)
@@ -99,13 +99,13 @@ class Reconciler:
         await self._follow_up(PlanChange(health_checks=dict(self.planner.plan.health_checks) or None))
 
     async def _first_plan(self) -> None:
-        """Plan all that is known. Fine to be done again where what came after it failed."""
+        """Plan all known objects. May be called again if a later step failed."""
         batch = self.inbox.take()
         self.tally.count(await self._planned(batch, first=True))
         self._metrics.took(batch.events)
 
     async def run(self) -> None:
-        """Follow the inbox for ever, whatever fails."""
+        """Follow the inbox for ever; errors are reported and retried."""
         while True:
             await self._wait()
             await self._work_off()
@@ -116,7 +116,7 @@ class Reconciler:
                 self._jobs.failure("reconcile", error, self.retry)
 
     async def _work_off(self) -> None:
-        """Do what was asked for. What fails is tried again later, and keeps nothing else waiting."""
+        """Run the requested jobs. One that fails is retried later and does not delay the others."""
         self._asked.clear()
         while self._waiting:
             await self._try(*self._waiting.popleft())
@@ -128,7 +128,7 @@ class Reconciler:
             asyncio.get_running_loop().call_later(wait, self._request, name, job, retry)
 
     def request(self, name: str, job: Callable[[], Awaitable[object]]) -> None:
-        """Have something done by the loop itself, between two changes; tried again until it works."""
+        """Run a job in the reconcile loop, between two changes; retried until it works."""
         self._request(name, job, Backoff())
 
     def _request(self, name: str, job: Callable[[], Awaitable[object]], retry: Backoff) -> None:
@@ -157,7 +157,7 @@ class Reconciler:
         return await answer
 
     async def step(self) -> None:
-        """Take in what waits, and do it together with what failed before."""
+        """Plan the waiting events and apply the change, together with changes that failed before."""
         if self._untrue and self.retry.due_in():
             return  # the kernel is loaded whole when it is tried again; what waits in the inbox goes with that
         if self.inbox.pending:
@@ -168,8 +168,8 @@ class Reconciler:
         await self._do(change, batch)
 
     async def _planned(self, batch: Batch, *, first: bool = False) -> PlanChange:
-        """Take a batch into the plan. Where that fails the batch goes back; where it fails in the middle of planning,
-        every Service is planned once more at the next try."""
+        """Plan a batch. If that fails the batch goes back to the inbox; if it fails in the middle of planning, every
+        Service is planned again at the next try."""
         before = self.node
         try:
             moved = self._hear_of_node(batch) or self._replan or first
@@ -196,7 +196,7 @@ class Reconciler:
         return change
 
     async def _update(self, batch: Batch) -> PlanChange:
-        """At once what takes a moment, else in the kernel's thread, so that health checks and watches go on."""
+        """Plan a short batch at once, a long one in the kernel's thread, so that health checks and watches go on."""
         if self.planner.takes_long(batch.upserts, batch.deletes):
             return await self.kernel.call(self.planner.update, batch.upserts, batch.deletes)
         return self.planner.update(batch.upserts, batch.deletes)
@@ -207,21 +207,21 @@ class Reconciler:
         return await self.kernel.call(self.planner.set_node, node)
 
     def _recount(self) -> None:
-        """Nobody knows any more what has changed since the last time: what goes by changes begins anew."""
+        """Start tally and journal again, as it is not known what has changed since the last change."""
         self._untrue = self._untrue or "planned anew"
         self.tally = Tally()
         self.tally.count(PlanChange(entries=tuple(EntryChange(None, e) for e in self.planner.plan.entries.values())))
         self._end_journal("the plan was made anew")
 
     async def change_node(self) -> None:
-        """Look again what this node is: its addresses, or the configuration, may have changed."""
+        """Describe this node again: its addresses, or the configuration, may have changed."""
         change = await self._set_node(await self.describe(self.node))
         if change:
             self._log.info("this node changed", addresses=",".join(self.planner.plan.node.addresses))
             await self._do(change, None)
 
     async def reload(self, why: str) -> bool:
-        """Bring the kernel to the plan whatever it holds now; whether that worked. If not it is tried again."""
+        """Load the plan, whatever the kernel holds; true if that worked. If not it is retried."""
         self._untrue = why
         done = await self.kernel.load(self.planner.plan)
         self._untrue = "" if done.loaded else why
@@ -231,7 +231,7 @@ class Reconciler:
         return done.loaded
 
     async def _wait(self) -> None:
-        """Until there is news and a sync is allowed, or something that failed is to be tried again."""
+        """Wait until there are events and a sync is allowed, or a retry is due."""
         news = self._asked.wait if self._untrue else self.inbox.news
         try:
             async with asyncio.timeout(self.retry.due_in()):
@@ -273,7 +273,7 @@ class Reconciler:
         await self._try("after a change", lambda: self._after(change), Backoff())
 
     def _write_down(self, change: PlanChange) -> None:
-        """Into the journal before the kernel: what it may lack after a kill is then known to be lacking."""
+        """Write a change to the journal before it is applied: after a kill it is known that the kernel may lack it."""
         if not change:
             return
         if self.journal is None:
@@ -285,7 +285,7 @@ class Reconciler:
             self._end_journal(error.strerror or str(error))
 
     def _end_journal(self, why: str) -> None:
-        """From now on the saved plan is not the one that is served."""
+        """Stop the journal: from now on the saved plan is not the loaded one."""
         if self.journal is not None:
             self._log.warning("changes can no longer be written down for other commands", reason=why)
             self.journal.close()
@@ -320,7 +320,7 @@ class Reconciler:
             self._metrics.failed(iptables=mode_of(self.kernel.plane.name).promises is Promises.IPTABLES)
 
     def _tell(self, done: Done, age: float) -> None:
-        """One line a sync; of those that follow each other closely only one in a tenth of a second, with a count."""
+        """Log one line per sync; at most one in a tenth of a second, with a count of the others."""
         entries = done.changed.entries
         self._untold += 1
         now = time.monotonic()
@@ -334,8 +334,8 @@ class Reconciler:
         self._told, self._untold = now, 0
 
     def _hear_of_node(self, batch: Batch) -> bool:
-        """Whether this node's Node object appeared or changed. One that goes stays as it was last (as in kube-proxy):
-        a node without zone and pod range is none that anybody meant."""
+        """True if this node's Node object appeared or changed. A deleted one is kept as it was last, as in kube-proxy:
+        to serve without its zone and pod range would be wrong."""
         before, name = self.node, self._name
         if any(ref.kind == "Node" and ref.name == name for ref in batch.deletes):
             self._log.warning("the Node object is gone; its last zone, addresses and pod ranges stay", node=name)
@@ -346,7 +346,7 @@ class Reconciler:
 
 
 def merged(first: PlanChange, second: PlanChange) -> PlanChange:
-    """Two changes in a row as one."""
+    """Merge two consecutive changes."""
     if not second:
         return first
     entries: dict[object, EntryChange] = {change.key: change for change in first.entries}

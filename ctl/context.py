@@ -1,4 +1,4 @@
-"""What a command works with: the mode and this node, from options, configuration, manifests and the kernel."""
+"""Context of a command: the mode and this node, from options, configuration, manifests and the kernel."""
 
 import argparse
 import socket
@@ -59,7 +59,7 @@ def add_manifest_option(parser: argparse.ArgumentParser, *, required: bool = Tru
 
 
 def answers_ping(args: argparse.Namespace, mode: str) -> bool:
-    """Whether `--answer-ping` stands there. Raises UsageError for a mode that cannot."""
+    """True if `--answer-ping` is given. Raises UsageError for a mode that cannot do it."""
     asked = bool(getattr(args, "answer_ping", False))
     if asked and (why := mode_of(mode).why_no_ping):
         able = " or ".join(each.name for each in modes() if not each.why_no_ping)
@@ -77,7 +77,7 @@ def _port_range(text: str) -> PortRange:
 
 
 def build_context(args: argparse.Namespace, objects: Iterable[ModelObject] = (), *, offline: bool = False) -> Context:
-    """Put the context together from the global options and the manifests' own Node object.
+    """Make the context from the global options and the Node object in the manifests.
 
     offline: ask the kernel for addresses only when neither options nor Node object tell any (for `explain`).
     Raises ConfigError, and UsageError for an address that is none.
@@ -117,7 +117,7 @@ def build_context(args: argparse.Namespace, objects: Iterable[ModelObject] = (),
 
 
 def _addresses(given: Sequence[str], this: Node, *, offline: bool) -> tuple[Sequence[str], Sequence[str]]:
-    """(the node's addresses as Kubernetes knows them, all other addresses of this namespace)."""
+    """Return (the node's addresses as Kubernetes knows them, all other addresses of this namespace)."""
     if given or (offline and this.addresses):
         return given or this.addresses, ()
     here = namespace_addresses()
@@ -125,7 +125,7 @@ def _addresses(given: Sequence[str], this: Node, *, offline: bool) -> tuple[Sequ
 
 
 def namespace_addresses() -> list[str]:
-    """Addresses of this network namespace, the first of each family the node's primary one (see own_addresses)."""
+    """Return the addresses of this network namespace; the first of each family is primary (see own_addresses)."""
     from dataplane.kernel.netlink.addresses import (
         own_addresses,  # costs 200 ms, and `explain` with --node-ip does without
     )
@@ -134,7 +134,7 @@ def namespace_addresses() -> list[str]:
 
 
 def report_problems(problems: Iterable[Problem]) -> int:
-    """One line on stderr for each problem; returns how many."""
+    """Print one line on stderr for each problem; return their number."""
     count = 0
     for problem in problems:
         print(f"hotplane: {problem}", file=sys.stderr)

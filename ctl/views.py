@@ -1,4 +1,4 @@
-"""What a plane and conntrack hold, as records to print. Each view returns (records, the table's columns)."""
+"""Records to print of what a plane and conntrack hold. Each view returns (records, the table's columns)."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def _texts(pairs: tuple[tuple[str, int], ...]) -> list[str]:
 
 
 def services(plane: Plane) -> View:
-    """One record a frontend."""
+    """Return one record per frontend."""
     records: list[Record] = [
         {
             "service": row.service,
@@ -46,7 +46,7 @@ def services(plane: Plane) -> View:
 
 
 def endpoints(plane: Plane) -> View:
-    """One record an endpoint of a Service port: which sets it is in, which frontends lead to it."""
+    """Return one record per endpoint of a Service port: its sets and the frontends that lead to it."""
     found: dict[tuple[str, tuple[str, int]], tuple[set[str], list[str]]] = defaultdict(lambda: (set(), []))
     for key, row in _sorted(plane.read_back()):
         for backend in sorted({*row.cluster, *row.local}):
@@ -77,7 +77,7 @@ def affinity(plane: Plane) -> View:
 
 
 def _claimed(table: Table) -> Iterator[tuple[FrontendKey, Row, Connection]]:
-    """Translated connections with the frontend they were opened to; those of other programs are left out."""
+    """Return translated connections with the frontend they were opened to, without those of other programs."""
     for connection in translated_connections():
         address, port = connection.frontend
         for place in (address, ""):
@@ -180,18 +180,18 @@ def _ways_out(traffic: Traffic) -> Iterator[Record]:
 
 
 def _pings(plane: Plane) -> list[Record]:
-    """What answers pings, where something does: one record."""
+    """Return one record of what answers pings, none if nothing does."""
     count = plane.answered_pings()
     return [] if count is None else [{"service": "", "frontend": "", "reason": PINGS, "count": count}]
 
 
 def counts_drops(plane: Plane) -> bool:
-    """Whether `drops` can have anything."""
+    """True if `drops` can have records."""
     return plane.traffic() is not None or plane.frontend_counts() is not None
 
 
 def drops(plane: Plane) -> View:
-    """What was refused or dropped: by hook and reason where a plane counts so, else by frontend."""
+    """Return refused and dropped packets: by hook and reason if the plane counts so, else by frontend."""
     traffic = plane.traffic()
     if traffic is not None:
         records: list[Record] = [

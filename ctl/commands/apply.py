@@ -46,13 +46,13 @@ def run(args: argparse.Namespace) -> int:
     from ctl.manifests import plan_manifests
     from ctl.plane_options import plane_options
     from ctl.store.lock import hold
-    from ctl.store.stale import sweep_on_the_way
+    from ctl.store.stale import try_sweep
 
     options = plane_options(args)
     planned = plan_manifests(args)
     with hold(args.command, planned.context.mode, takeover=args.takeover):
         status = _load(args, options, planned)
-    sweep_on_the_way(planned.context.state_dir)
+    try_sweep(planned.context.state_dir)
     return status
 
 

@@ -17,7 +17,7 @@ def register(subparsers: Any) -> None:
 
 
 def add_parser(subparsers: Any, name: str, text: str, description: str) -> argparse.ArgumentParser:
-    """The parser of a command that takes all of the daemon's options."""
+    """Add the parser of a command that takes all of the daemon's options."""
     from ctl.context import add_manifest_option
     from ctl.daemon.log import FORMATS
     from ctl.daemon.options import add_flags
@@ -50,7 +50,7 @@ def add_parser(subparsers: Any, name: str, text: str, description: str) -> argpa
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the options say; 0 after an orderly end."""
+    """Run the command; 0 after an orderly end."""
     import asyncio
 
     from ctl.config import NO_EXTERNAL_IPS
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(settings: Any) -> None:
-    """Raise what would end the daemon at once, before another one is asked to give way to it."""
+    """Raise the errors that would end the daemon at once, before another one is asked to end for it."""
     from ctl.daemon.daemon import check_mode
     from ctl.sources.kubeconfig import find_cluster
 
@@ -124,7 +124,7 @@ def _write_config(path: str, config: Any) -> int:
 def _clean_up(args: argparse.Namespace, mode: str, log: Any) -> int:
     """Remove the rules of one mode when one was named, else of all modes (also kube-proxy's, as kube-proxy would).
 
-    What is remembered of other modes stays, so that whoever comes next can remove them.
+    The records of other modes stay, so that a later process can remove their rules.
     """
     from pathlib import Path
 

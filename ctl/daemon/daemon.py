@@ -47,7 +47,7 @@ from ctl.store import state, unfinished_loads
 from ctl.store.files import make_folder
 from ctl.store.journal import Journal
 from ctl.store.lock import TAKEN_OVER_STATUS, Holder, Lock, takeover_socket_path
-from ctl.store.stale import sweep_on_the_way
+from ctl.store.stale import try_sweep
 from dataplane.errors import HotplaneError
 from dataplane.model.net import Family
 from dataplane.model.objects import Node, ObjectRef, Problem
@@ -299,7 +299,7 @@ class Daemon:
         folder = self.settings.state_dir
 
         async def begin() -> Child:
-            return Child(lambda: msgspec.json.encode(sweep_on_the_way(folder)))
+            return Child(lambda: msgspec.json.encode(try_sweep(folder)))
 
         while True:
             child = await self.reconciler.between("sweep", begin)

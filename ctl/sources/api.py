@@ -1,4 +1,4 @@
-"""A Kubernetes API server over HTTP: get, post, and streams, with credentials, timeouts and honest errors."""
+"""Client of a Kubernetes API server over HTTP: get, post, patch and streams, with credentials and timeouts."""
 
 import asyncio
 import socket
@@ -16,7 +16,7 @@ from dataplane.malformed import MALFORMED
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
-"""Silence in the middle of an answer that is not a watch ends the request."""
+"""Silence that ends a request in the middle of its answer, except for a watch."""
 
 MOST_WAIT_SECONDS = 3600.0
 """Longest wait that a server may ask for."""
@@ -25,13 +25,13 @@ USER_AGENT = "hotplane"
 
 
 class ApiError(HotplaneError):
-    """The API server could not be asked, or what it said made no sense; worth trying again later."""
+    """The API server could not be reached, or its answer was malformed; the request may be retried later."""
 
 
 class ApiStatus(ApiError):
-    """The API server refused: `code` is the HTTP status (or that of a watch's ERROR event), `reason` its word for it.
+    """The API server refused: `code` is the HTTP status (or that of a watch's ERROR event), `reason` its reason.
 
-    retry_after: seconds that the server asks to wait, 0 when it does not say.
+    retry_after: seconds that the server asks to wait, 0 if it names none.
     """
 
     def __init__(self, code: int, reason: str, message: str, retry_after: float = 0.0) -> None:
@@ -42,7 +42,7 @@ class ApiStatus(ApiError):
 
 
 class Status(msgspec.Struct):
-    """meta/v1 Status, as refusals and ERROR events carry it."""
+    """meta/v1 Status, as in refusals and ERROR events."""
 
     code: int = 0
     reason: str = ""
@@ -50,7 +50,7 @@ class Status(msgspec.Struct):
 
 
 def parse_status(body: bytes | msgspec.Raw, code: int) -> ApiStatus:
-    """A refusal from its body; a body that is no Status gives its first words."""
+    """Make the error for a refusal from its body; if that is no Status, its beginning is the message."""
     try:
         status = msgspec.json.decode(body, type=Status)
     except MALFORMED:
@@ -59,7 +59,7 @@ def parse_status(body: bytes | msgspec.Raw, code: int) -> ApiStatus:
 
 
 def _keep_alive(info: Any) -> socket.socket:
-    """A socket on which a peer that vanished is noticed within a minute, however quiet a watch is."""
+    """Make a socket that detects a dead peer within a minute, even on a quiet watch."""
     family, kind, protocol, _, _ = info
     sock = socket.socket(family, kind, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -80,12 +80,12 @@ class Api:
         self._back = asyncio.Event()
 
     def recovered(self) -> None:
-        """Something that had failed works again: whoever waits in `recovery` need not wait any longer."""
+        """Report that a failed request works again: ends the waits in `recovery`."""
         self._back.set()
         self._back = asyncio.Event()
 
     async def recovery(self, seconds: float) -> bool:
-        """Wait, but not longer than until the API server is found to be back; whether it was."""
+        """Wait, at most until the API server is back; true if it is."""
         try:
             async with asyncio.timeout(seconds):
                 await self._back.wait()
@@ -100,7 +100,7 @@ class Api:
             self._session = None
 
     async def get(self, path: str, params: Mapping[str, str]) -> bytes:
-        """The body of a successful answer. Raises ApiStatus for a refusal, ApiError when there was no answer."""
+        """Return the body of a successful answer. Raises ApiStatus for a refusal, ApiError if there was no answer."""
         async with self._request("GET", path, params, None, READ_SECONDS) as answer:
             return await answer.read()
 
@@ -116,7 +116,7 @@ class Api:
 
     @asynccontextmanager
     async def stream(self, path: str, params: Mapping[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Pieces of an answer as they come; how long to wait for the next one is the caller's choice.
+        """Yield chunks of an answer as they arrive; the caller limits the wait for the next one.
 
         Raises ApiStatus for a refusal, ApiError when the stream breaks.
         """
@@ -132,7 +132,7 @@ class Api:
     async def _request(
         self, method: str, path: str, params: Mapping[str, str], body: bytes | None, silence: float | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request; silence None leaves it to the caller how long to wait once the answer has begun."""
+        """Send one request. silence: longest wait within the answer, None: the caller limits it."""
         headers, context = await self._credentials.current()
         if body is not None:
             headers["Content-Type"] = "application/merge-patch+json" if method == "PATCH" else "application/json"

@@ -1,8 +1,8 @@
 """List and watch one kind of object: what client-go's Reflector does, with bytes instead of object mappers.
 
-First a streaming list (a watch that begins with all objects and says when they are complete), or, where the server
-does not offer it, a list in pages; then a watch from there, resumed at the last resource version as long as the server
-remembers it. Each piece of news goes to the inbox at once; nothing here ever waits for the kernel.
+First a streaming list (a watch that begins with all objects and marks when they are complete), or, if the server
+does not offer it, a paged list; then a watch from there, resumed at the last resource version as long as the server
+remembers it. Each event goes to the inbox at once; nothing here waits for the kernel.
 Rules: Kubernetes API concepts ("Efficient detection of changes", "Streaming lists"); timings: client-go's.
 """
 
@@ -27,35 +27,35 @@ from dataplane.model.objects import ModelObject, ObjectRef
 
 PAGE = 500
 WATCH_SECONDS = (300, 600)
-"""How long the server is asked to keep one watch open: a random time between these."""
+"""Range of the random time for which the server is asked to keep one watch open."""
 
 STREAM_SILENCE = 10.0
-"""A server that knows no streaming lists ignores the request for one and never says "complete"."""
+"""Silence that ends a streaming list: a server without them ignores the request and never marks the end."""
 
 STREAM_SECONDS = 90.0
-"""Nor does a busy one ever fall silent."""
+"""Time limit of a streaming list, since a busy server without them is never silent."""
 
 WATCH_GRACE = 30
-"""Seconds after the asked end of a watch when it counts as dead."""
+"""Seconds after the requested end of a watch when it counts as dead."""
 
 RELIST_SECONDS = 30.0
-"""A list that follows sooner upon another waits, each time for longer."""
+"""A list that follows another one sooner than this waits, each time for longer."""
 
 STANDS_SECONDS = 1.0
-"""A watch that is open for so long works, whether or not it has brought anything: servers send a quiet one no more
-than a bookmark a minute."""
+"""A watch that has been open for so long counts as working, even without an event: on a quiet watch servers send only a
+bookmark a minute."""
 
 NOT_SERVED_SECONDS = 600.0
-"""How often an optional kind that the server does not have is asked for again."""
+"""How often an optional kind that the server does not serve is requested again."""
 
 LONGEST_LINE = 64 << 20
 
 
 class Resource(msgspec.Struct, frozen=True):
-    """A kind of object to follow. optional: a server without it (404) or that keeps it to itself (403) is fine.
+    """A kind of object to follow. optional: a server may not serve it (404) or may forbid it (403).
 
-    older: where servers have it that do not know `path` yet. patient: optional for good: a server that keeps it to
-    itself is asked again as seldom as one that does not have it, without a warning.
+    older: the path on servers that do not serve `path` yet. patient: a server that forbids the kind is asked again as
+    rarely as one that does not serve it, without a warning.
     """
 
     kind: str
@@ -67,7 +67,7 @@ class Resource(msgspec.Struct, frozen=True):
     patient: bool = False
 
     def selectors(self) -> dict[str, str]:
-        """Query parameters."""
+        """Return the query parameters of the selectors."""
         chosen = {"labelSelector": self.label_selector, "fieldSelector": self.field_selector}
         return {name: value for name, value in chosen.items() if value}
 
@@ -77,7 +77,7 @@ _NOT_OURS = "!service.kubernetes.io/headless,!service.kubernetes.io/service-prox
 
 
 def resources(node_name: str) -> tuple[Resource, ...]:
-    """What a Service proxy follows, with kube-proxy's own selectors."""
+    """Return the kinds that a Service proxy follows, with kube-proxy's selectors."""
     return (
         Resource("Service", "/api/v1/services", _NOT_OURS),
         Resource("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices", _NOT_OURS),
@@ -89,9 +89,9 @@ def resources(node_name: str) -> tuple[Resource, ...]:
 
 
 def pod_resources(node_name: str, *, host_ports: bool, connect_time: bool) -> tuple[Resource, ...]:
-    """What tells of this node's Pods. host_ports: their hostPorts are published, so the Pods must be known.
-    connect_time: labels may switch connect-time balancing off, also those of Namespaces; where this proxy may not read
-    them, it is on for everybody."""
+    """Return the kinds with this node's Pods. host_ports: their hostPorts are published, so the Pods must be known.
+    connect_time: labels of Pods and Namespaces may switch connect-time balancing off; if this proxy may not read them,
+    it is on for all Pods."""
     found = []
     if host_ports or connect_time:
         mine = f"spec.nodeName={node_name}"
@@ -139,20 +139,20 @@ _page = msgspec.json.Decoder(_Page)
 
 
 class WatchError(HotplaneError):
-    """The stream of events cannot be followed any further; a fresh list is needed."""
+    """The watch cannot be continued; a new list is needed."""
 
 
 def reflector_backoff() -> Backoff:
-    """As client-go's reflector waits: 0.8 s doubling to 30 s, up to as much again, forgotten after two minutes."""
+    """Return client-go's reflector backoff: 0.8 s doubling to 30 s, up to double by jitter, reset after 2 min."""
     return Backoff(0.8, 30.0, jitter=1.0, reset=120.0)
 
 
 class _NotStreaming(Exception):
-    """The server gave no streaming list."""
+    """The server does not offer streaming lists."""
 
 
 class Reflector:
-    """Keeps the inbox's view of one kind true. observe: sees the bytes of every object, None when one went.
+    """Keeps the inbox up to date with one kind. observe: called with the bytes of every object, None for a deleted one.
 
     lists: complete lists so far. failing_since: when the API server was last lost (time.monotonic seconds), 0 when not.
     """
@@ -184,8 +184,8 @@ class Reflector:
         self.failing_since = 0.0
 
     async def run(self) -> None:
-        """Follow for ever; ends by cancellation. An optional kind that is not served is asked for again now and then:
-        API servers are upgraded under running proxies."""
+        """Follow for ever; ends by cancellation. An optional kind that is not served is requested again periodically:
+        API servers are upgraded while proxies run."""
         while True:
             try:
                 if not self._version and not self._streaming:
@@ -213,8 +213,8 @@ class Reflector:
         await asyncio.sleep(NOT_SERVED_SECONDS)
 
     async def _failed(self, error: HotplaneError) -> None:
-        """Say so and wait. A version that the server has forgotten leads to a fresh list, at once if that is rare; how
-        often the server could not be reached before does not matter then, for it answers."""
+        """Log a failure and wait. An expired resource version leads to a new list, at once if that is rare; earlier
+        connection failures do not count then, since the server answers."""
         backoff = self._backoff
         if isinstance(error, WatchError) or (isinstance(error, ApiStatus) and error.code == 410):
             self._version = ""
@@ -235,7 +235,7 @@ class Reflector:
             self._backoff.worked()  # what fails now is a server that begins to serve, not one that is away
 
     def _without(self, refusal: ApiStatus) -> bool:
-        """Whether the proxy can do without this kind: what has once been listed is never given up for a refusal."""
+        """True if the proxy can work without this kind; one that was listed before is never dropped for a refusal."""
         return self._resource.optional and not self.lists and refusal.code in (403, 404)
 
     def _works(self) -> None:
@@ -250,7 +250,7 @@ class Reflector:
         self._listing = []
 
     def _end_list(self, version: str) -> None:
-        """The list is complete: what it holds is what there is."""
+        """Complete a list: delete the known objects that are not in it."""
         listing, self._listing = self._listing or [], None
         self._version = version
         present = Names()
@@ -273,8 +273,8 @@ class Reflector:
         )  # fmt: skip
 
     async def _paged_list(self) -> None:
-        """A list in pages, consistent as of one version; in one piece when that took longer than a version is kept
-        (client-go's pager does so too)."""
+        """Read a paged list, consistent as of one version; if the version expires meanwhile, read an unpaged list, as
+        client-go's pager does."""
         self._begin_list()
         more, limit = "", {"limit": str(PAGE)}
         while True:
@@ -301,7 +301,7 @@ class Reflector:
             await asyncio.sleep(0)
 
     async def _follow(self) -> None:
-        """One watch to its end; from the version reached, or from nothing with a list at its beginning."""
+        """Read one watch to its end, from the last resource version, or as a streaming list if there is none."""
         seconds = random.randint(*WATCH_SECONDS)
         params = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
         params |= self._resource.selectors()
@@ -324,7 +324,7 @@ class Reflector:
             raise ApiError(f"{self._resource.path}: the watch ended at once, without any event")
 
     async def _read_standing(self, chunks: AsyncIterator[bytes], silence: float) -> None:
-        """Read; a watch that goes on from a known version works once it stands."""
+        """Read a watch from a known version; it counts as working after STANDS_SECONDS."""
         if self._listing is not None:
             return await self._read(chunks, silence)
         stands = asyncio.get_running_loop().call_later(STANDS_SECONDS, self._works)
@@ -362,7 +362,7 @@ class Reflector:
             raise ApiError(f"{self._resource.path}: the watch broke off in the middle of an event")
 
     def _line(self, line: bytes) -> None:
-        """One event. Raises WatchError for what is none, ApiStatus for an ERROR event."""
+        """Handle one event. Raises WatchError if it is malformed, ApiStatus for an ERROR event."""
         try:
             event = _event.decode(line)
             if event.type == "ERROR":
@@ -393,7 +393,7 @@ class Reflector:
         return status
 
     def _take(self, raw: msgspec.Raw, meta: _Meta | None = None) -> None:
-        """An object as it is now."""
+        """Put an added or changed object into the inbox."""
         found = decode_object(raw, self._resource.kind)
         if found.ref is None or found.ref.kind != self._resource.kind:
             self._inbox.invalid_events += 1
@@ -418,7 +418,7 @@ class Reflector:
 
 
 def _trigger(meta: _Meta | None) -> float:
-    """When the change that an EndpointSlice tells of happened, in seconds since 1970; 0 when it does not say."""
+    """Return the time of an EndpointSlice's change in seconds since 1970, from its annotation; 0 without one."""
     if meta is None or meta.annotations is None or not meta.annotations.triggered:
         return 0.0
     try:

@@ -1,7 +1,7 @@
-"""Changes since the plan was last written down, appended one by one, so that a killed daemon's plan is known too.
+"""Journal of the changes since the plan was last saved, from which a killed daemon's plan is reconstructed.
 
-A journal has a number. A saved plan names the one that begins with it; a newer one begins while the next plan is being
-saved, so the plan is the saved one and every journal from that number on, in order.
+A journal has a number. A saved plan names the journal that begins with it; a newer one begins while the next plan is
+being saved, so the current plan is the saved one and every journal from that number on, in order.
 """
 
 import errno
@@ -23,14 +23,14 @@ _LENGTH = 4
 
 
 class _SetChange(msgspec.Struct, array_like=True):
-    """What went from a backend set and what came."""
+    """Backends removed from a set and added to it."""
 
     removed: list[Backend]
     added: list[Backend]
 
 
 class _Large(msgspec.Struct, array_like=True):
-    """An entry with many backends that was there before: all the rest of it, and what its sets differ in."""
+    """A changed entry with many backends: its other fields, and the differences of its backend sets."""
 
     rest: PlanEntry
     cluster: _SetChange
@@ -40,7 +40,7 @@ class _Large(msgspec.Struct, array_like=True):
 
 
 class _Step(msgspec.Struct, array_like=True):
-    """A PlanChange, by what is afterwards."""
+    """A PlanChange, by the entries after it."""
 
     entries: tuple[PlanEntry, ...]
     gone: tuple[EntryKey, ...]
@@ -57,7 +57,7 @@ _decode = msgspec.msgpack.Decoder(_Step).decode
 
 
 class Journal:
-    """One journal, open for writing. Raises OSError where the file cannot be written."""
+    """One journal, open for writing. Raises OSError if the file cannot be written."""
 
     def __init__(self, base: Path, number: int) -> None:
         self.number = number
@@ -65,8 +65,8 @@ class Journal:
         self._file = open(_path(base, number), "ab", buffering=0, opener=opener)  # noqa: SIM115 - until `close`
 
     def append(self, change: PlanChange) -> None:
-        """Write one change down. O(what changed). Raises OSError; a part of it that was written counts for nothing, and
-        nothing may be written behind it."""
+        """Append one change. O(the change). Raises OSError; readers ignore a partly written change, and nothing may be
+        appended after it."""
         checks = change.health_checks or {}
         large = {entry.key: entry for entry in change.entries if _is_large(entry)}
         body = _encode(
@@ -86,12 +86,12 @@ class Journal:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
-        """Write no more; fine twice."""
+        """Close the file; may be called twice."""
         self._file.close()
 
 
 def _is_large(change: EntryChange) -> bool:
-    """Whether to write down what differs instead of what is."""
+    """True if the differences are to be written instead of the whole entry."""
     return change.old is not None and change.new is not None and len(change.new.cluster) >= LARGE
 
 
@@ -105,7 +105,7 @@ def _large(old: PlanEntry, new: PlanEntry) -> _Large:
 
 
 def _restored(old: PlanEntry | None, large: _Large) -> PlanEntry:
-    """The entry after a step. Raises ValueError where the step is none from this one."""
+    """Return the entry after a step. Raises ValueError if the step does not fit the entry."""
     if old is None:
         raise ValueError(f"{large.rest.key.service} changes before it is there")
     steps = (large.cluster, large.local, large.lingering, large.unplaced)
@@ -126,8 +126,8 @@ def _numbers(base: Path) -> Iterator[int]:
 
 
 def replay(base: Path, first: int, plan: Plan) -> int:
-    """Bring a saved plan to where its journals end; how many changes that were. A last change that was only half
-    written counts as not written. Raises OSError, msgspec.DecodeError, ValueError."""
+    """Apply the journals to a saved plan; return the number of changes. A partly written last change is ignored.
+    Raises OSError, msgspec.DecodeError, ValueError."""
     count = 0
     for number in sorted(number for number in _numbers(base) if number >= first):
         data = _path(base, number).read_bytes()

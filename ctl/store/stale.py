@@ -1,7 +1,7 @@
-"""Removal of what deleted network namespaces left behind: pinned programs and maps, plans, locks.
+"""Removal of the leftovers of deleted network namespaces: pinned programs and maps, plans, locks.
 
-A namespace is gone when nobody on this machine holds it any more (dataplane.kernel.namespaces.netns_alive). Where that
-cannot be known, nothing is removed.
+A namespace is gone if nothing on this machine holds it any more (dataplane.kernel.namespaces.netns_alive). If that
+cannot be found out, nothing is removed.
 """
 
 from collections.abc import Collection
@@ -12,11 +12,11 @@ from ctl.store import lock, state
 from dataplane.errors import HotplaneError
 
 YOUNG_SECONDS = 300.0
-"""What has been written to since then is not swept on the way, only when somebody asks for it."""
+"""Files written to more recently are not removed by `try_sweep`, only on request."""
 
 
 def sweep(state_dir: Path, *, of: Collection[int] | None = None, age: float = 0.0) -> list[Record]:
-    """Remove everything; one record for each thing that went.
+    """Remove all leftovers; return one record for each removed thing.
 
     of: cookies of the network namespaces that it is about, None: all. age: seconds for which nobody has written to
     what goes. Raises HotplaneError where it cannot be known who lives, whether or not anything is found there, or
@@ -37,8 +37,8 @@ def sweep(state_dir: Path, *, of: Collection[int] | None = None, age: float = 0.
     return records
 
 
-def sweep_on_the_way(state_dir: Path) -> list[Record]:
-    """The same as a part of something else, which must not fail for it: what is old enough, where it can be known."""
+def try_sweep(state_dir: Path) -> list[Record]:
+    """Sweep what is old enough, as part of another command, which must not fail because of it."""
     try:
         return sweep(state_dir, age=YOUNG_SECONDS)
     except (HotplaneError, OSError):  # without the rights to look at every process, or beside another one that sweeps

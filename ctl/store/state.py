@@ -1,6 +1,6 @@
-"""What `apply` remembers between calls: the plan it loaded, for `check`, and the mode, for `show` and `cleanup`.
+"""The saved state: the loaded plan, which `check` compares with the kernel, and its mode, for `show` and `cleanup`.
 
-One file a network namespace under the state directory, because one directory serves all namespaces of a machine.
+One file per network namespace in the state directory, because one directory serves all namespaces of a machine.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ _SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14 and later; unique unti
 
 
 class StateError(HotplaneError):
-    """The state directory cannot be written or holds something unreadable."""
+    """The state directory cannot be written, or a file in it cannot be read."""
 
 
 class Saved(msgspec.Struct, frozen=True):
-    """What one network namespace was last brought to, and in which mode.
+    """The plan that was last loaded in a network namespace, and its mode.
 
-    options: what people asked of its plane, written under the name of the mode that was the first to have any.
-    left_out: Services that the plane could not take and the one underneath serves alone. journal: number of the first
+    options: the user's options of its plane, written under the name of the mode that was the first to have any.
+    left_out: Services that the plane could not hold; the one below handles them alone. journal: number of the first
     journal with changes since (ctl.store.journal), 0 = none.
     """
 
@@ -57,7 +57,7 @@ class Saved(msgspec.Struct, frozen=True):
         left_out: tuple[str, ...] = (),
         journal: int = 0,
     ) -> "Saved":
-        """Remember a plan."""
+        """Make the state of a plan."""
         return cls(
             mode,
             plan.node,
@@ -71,7 +71,7 @@ class Saved(msgspec.Struct, frozen=True):
         )
 
     def plan(self) -> Plan:
-        """The remembered plan."""
+        """Return the saved plan."""
         return Plan(
             node=self.node,
             entries={entry.key: entry for entry in self.entries},
@@ -82,7 +82,7 @@ class Saved(msgspec.Struct, frozen=True):
 
 
 def namespace_id() -> str:
-    """Text that names this thread's network namespace: its cookie, or on an older kernel its inode number."""
+    """Return the name of this thread's network namespace: its cookie, or on an older kernel its inode number."""
     try:
         with socket.socket(socket.AF_UNIX) as sock:
             return f"c{int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), 'little')}"
@@ -91,17 +91,17 @@ def namespace_id() -> str:
 
 
 def plan_path(state_dir: Path) -> Path:
-    """Where this network namespace's plan is kept; its journals lie beside it."""
+    """Return the path of this network namespace's plan; its journals are beside it."""
     return state_dir / f"netns-{namespace_id()}.msgpack"
 
 
 def socket_path(state_dir: Path) -> Path:
-    """Where the daemon of this network namespace listens: a connection there ends once its plan is written down."""
+    """Return the path of the daemon's socket; the daemon saves its plan before it closes a connection to it."""
     return plan_path(state_dir).with_suffix(".sock")
 
 
 def ask_daemon(state_dir: Path) -> bool:
-    """Have a daemon that runs in this network namespace write its plan down now; whether there is one."""
+    """Have the daemon of this network namespace save its plan now; false if there is none."""
     try:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(_DAEMON_SECONDS)
@@ -113,7 +113,7 @@ def ask_daemon(state_dir: Path) -> bool:
 
 
 def _drop_dead_socket(path: Path) -> None:
-    """Remove the socket of a daemon that was killed; a living one's stays."""
+    """Remove the socket of a daemon that was killed; that of a running one stays."""
     if not path.is_socket():
         return
     try:
@@ -125,7 +125,7 @@ def _drop_dead_socket(path: Path) -> None:
 
 
 def save(state_dir: Path, saved: Saved) -> None:
-    """Remember for this network namespace; whole or not at all. Raises StateError."""
+    """Save the state of this network namespace, atomically. Raises StateError."""
     path = plan_path(state_dir)
     try:
         make_folder(state_dir)
@@ -141,8 +141,8 @@ def _stale_path(path: Path) -> Path:
 
 
 def mark_stale(state_dir: Path) -> None:
-    """The remembered plan is not what the kernel holds any more, and the change cannot be written down: say that by the
-    file's name, for which even a full file system has room. Fine when nothing is remembered. Raises StateError."""
+    """Mark the saved plan as older than what the kernel holds, by renaming its file: that works on a full file system,
+    too. Does nothing if no plan is saved. Raises StateError."""
     path = plan_path(state_dir)
     try:
         path.replace(_stale_path(path))
@@ -153,7 +153,7 @@ def mark_stale(state_dir: Path) -> None:
 
 
 def is_stale(state_dir: Path) -> bool:
-    """Whether the remembered plan is older than what the kernel holds (see `mark_stale`). Raises StateError."""
+    """True if the saved plan is older than what the kernel holds (see `mark_stale`). Raises StateError."""
     path = plan_path(state_dir)
     try:
         return not path.exists() and _stale_path(path).exists()
@@ -162,9 +162,9 @@ def is_stale(state_dir: Path) -> bool:
 
 
 def load(state_dir: Path, *, current: bool = True) -> Saved | None:
-    """What was remembered for this network namespace, or None. Raises StateError.
+    """Return the saved state of this network namespace, or None. Raises StateError.
 
-    current: have a running daemon write down what it holds right now, first.
+    current: have a running daemon save its plan first.
     """
     if current:
         ask_daemon(state_dir)
@@ -184,7 +184,7 @@ def load(state_dir: Path, *, current: bool = True) -> Saved | None:
 
 
 def _with_journals(path: Path, saved: Saved) -> Saved:
-    """The plan with what changed since it was saved."""
+    """Return the plan with the changes since it was saved."""
     plan = saved.plan()
     if not replay(path, saved.journal, plan):
         return saved
@@ -192,7 +192,7 @@ def _with_journals(path: Path, saved: Saved) -> Saved:
 
 
 def forget(state_dir: Path) -> bool:
-    """Forget this network namespace, and remove the directory when nothing else is in it; whether there was anything.
+    """Remove the state of this network namespace, and the directory if it is empty then; true if there was any.
 
     Raises StateError.
     """
@@ -215,8 +215,8 @@ def forget(state_dir: Path) -> bool:
 
 
 def of_namespaces(state_dir: Path, of: Collection[int] | None = None, age: float = 0.0) -> list[Path]:
-    """Files of network namespaces that a directory holds. of: cookies, None for any. age: seconds for which none of a
-    namespace's files has been written to. Raises StateError."""
+    """Return the files of network namespaces in a directory. of: cookies, None for any. age: seconds since the last
+    write to any of a namespace's files. Raises StateError."""
     found: dict[int, list[Path]] = {}
     youngest: dict[int, float] = {}
     try:
@@ -232,7 +232,7 @@ def of_namespaces(state_dir: Path, of: Collection[int] | None = None, age: float
 
 
 def forget_gone(files: Iterable[Path], living: Collection[int]) -> list[str]:
-    """Remove those of `of_namespaces` whose cookies are not among `living`; returns the names of the files that went.
+    """Remove those of `of_namespaces` whose cookies are not among `living`; returns the removed files' names.
 
     Raises StateError.
     """

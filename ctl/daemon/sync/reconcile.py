@@ -25,7 +25,7 @@ from dataplane.policy.node import NodeConfig
 from dataplane.policy.settings import Promises
 
 _T = TypeVar("_T")
-TELL_SECONDS = 0.1
+LOG_SECONDS = 0.1
 SHOWN = 3
 """Number of Services that a log line names."""
 
@@ -64,7 +64,7 @@ class Reconciler:
         self.syncs = 0
         self.touched: set[str] = set()
         self.journal: Journal | None = None
-        self._told, self._untold = 0.0, 0
+        self._logged, self._unlogged = 0.0, 0
         self._waiting: deque[tuple[str, Callable[[], Awaitable[object]], Backoff]] = deque()
         self._asked = asyncio.Event()
         self._jobs, self._unwritten = jobs, unwritten
@@ -322,16 +322,16 @@ class Reconciler:
     def _tell(self, done: Done, age: float) -> None:
         """Log one line per sync; at most one in a tenth of a second, with a count of the others."""
         entries = done.changed.entries
-        self._untold += 1
+        self._unlogged += 1
         now = time.monotonic()
-        if not entries or now - self._told < TELL_SECONDS:
+        if not entries or now - self._logged < LOG_SECONDS:
             return
         names = list(dict.fromkeys(entry.key.service for entry in entries))
         self._log.info(
-            "synced", syncs=self._untold, service_ports=len(entries), services=",".join(names[:SHOWN]),
+            "synced", syncs=self._unlogged, service_ports=len(entries), services=",".join(names[:SHOWN]),
             kernel_ms=round(done.seconds * 1e3, 2), event_ms=round(age * 1e3, 2),
         )  # fmt: skip
-        self._told, self._untold = now, 0
+        self._logged, self._unlogged = now, 0
 
     def _hear_of_node(self, batch: Batch) -> bool:
         """True if this node's Node object appeared or changed. A deleted one is kept as it was last, as in kube-proxy:

@@ -330,7 +330,7 @@ def _bind(text: str, address: str, port: int, source: str, field: str) -> str:
 
 
 def _check(config: KubeProxyConfiguration, source: str) -> None:
-    """What types alone do not say. Raises ConfigError."""
+    """Check what the types do not. Raises ConfigError."""
     _check_mode(config, source)
     for field, bit in (
         ("iptables.masqueradeBit", config.iptables.masquerade_bit),

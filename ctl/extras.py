@@ -1,4 +1,4 @@
-"""What not every machine has: optional Python packages and Debian's own, and how each is installed."""
+"""Optional Python and Debian packages, and the commands that install them."""
 
 import importlib.util
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What the command line's options ask of a plane (planes.options)."""
+"""Command-line options of a plane (planes.options)."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataplane.planes.options import HOOKS, MASQUERADE, NO_CGROUP, PlaneOptions
 
 
 def _hooks(args: argparse.Namespace) -> tuple[str, ...]:
-    """The hooks that were asked for. Raises UsageError."""
+    """Return the requested hooks. Raises UsageError."""
     hooks = tuple(dict.fromkeys(word.strip() for word in args.hooks.split(","))) if args.hooks else HOOKS
     wrong = [hook for hook in hooks if hook not in HOOKS]
     if wrong:
@@ -64,6 +64,6 @@ def _off_netns(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def given(args: argparse.Namespace) -> bool:
-    """Whether any of the mode's options stands on the command line."""
+    """True if any of the mode's options is given."""
     off = args.connect_time_off_cgroup or args.connect_time_off_netns
     return bool(args.hooks or args.cgroup or args.uplink or args.pod_device or args.masquerade or off)

@@ -26,7 +26,7 @@ BURST, REFILL_SECONDS = 25.0, 300.0
 """Events about one object: so many at once, then one each 300 s (client-go's spam filter)."""
 
 MOST_NOTE, MOST_INSTANCE, MOST_NAME = 1024, 128, 253
-"""What the API server takes, in bytes (kube-apiserver's validation of Events)."""
+"""Longest texts that the API server accepts, in bytes (kube-apiserver's validation of Events)."""
 
 MOST_WAITING = 1000
 MOST_KNOWN = 2000
@@ -36,7 +36,7 @@ _NOT_FOUND, _CONFLICT = 404, 409
 
 
 class _Key(NamedTuple):
-    """What makes two refusals the same."""
+    """Identity of a refusal."""
 
     ref: ObjectRef
     reason: str
@@ -44,7 +44,7 @@ class _Key(NamedTuple):
 
 
 class _Known:
-    """An Event. count: how often it was to be written; reported: the count that stands in it, 0 before there is one."""
+    """An Event. count: how often it occurred; reported: the count in the written Event, 0 before there is one."""
 
     def __init__(self, now: float) -> None:
         self.count, self.reported, self.first, self.written = 1, 0, now, now
@@ -65,7 +65,7 @@ class EventRecorder:
         self._budgets: OrderedDict[ObjectRef, tuple[float, float]] = OrderedDict()
 
     def warn(self, ref: ObjectRef, reason: str, note: str) -> None:
-        """Say something about an object. reason: one CamelCase word; note: a sentence."""
+        """Report something about an object. reason: one CamelCase word; note: a sentence."""
         if self._api is None or ref.kind not in _VERSIONS:
             return
         key, now = _Key(ref, reason, _cut(note, MOST_NOTE)), self._clock()
@@ -87,7 +87,7 @@ class EventRecorder:
             self._waiting.put_nowait(key)
 
     def _may_write(self, ref: ObjectRef, now: float) -> bool:
-        """Whether one more Event about an object is within its budget."""
+        """True if one more Event about an object is within its budget."""
         left, when = self._budgets.get(ref, (BURST, now))
         left = min(BURST, left + (now - when) / REFILL_SECONDS)
         self._budgets[ref] = (max(0.0, left - 1) if left >= 1 else left, now)
@@ -97,7 +97,7 @@ class EventRecorder:
         return left >= 1
 
     async def run(self) -> None:
-        """Write what waits, for ever."""
+        """Write queued Events, for ever."""
         while self._api is not None:
             key = await self._waiting.get()
             try:
@@ -108,7 +108,7 @@ class EventRecorder:
             await asyncio.sleep(1 / MOST_A_SECOND)
 
     async def idle(self) -> None:
-        """Wait until everything that waits was written, or could not be."""
+        """Wait until every queued Event is written or has failed."""
         await self._waiting.join()
 
     async def _write(self, api: Api, key: _Key) -> None:

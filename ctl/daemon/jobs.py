@@ -1,5 +1,5 @@
-"""The daemon's jobs: whatever goes on beside the rest. One that fails is told by name and tried again; none ends the
-daemon or another one."""
+"""Background jobs of the daemon. A failed one is reported by name and retried; it ends neither the daemon nor other
+jobs."""
 
 import asyncio
 import traceback
@@ -11,14 +11,14 @@ from dataplane.backoff import Backoff
 from dataplane.errors import HotplaneError
 
 LONG_SECONDS = 120.0
-"""A job that has gone on for so long works: what fails then fails for the first time."""
+"""A job that has run for so long counts as working: its next failure is its first."""
 
 _FRAMES = 4
 _PATIENCE = 1.0
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in a line. What nobody expected comes with its kind and where it was raised."""
+    """Describe an error in one line; an unexpected one with its type and where it was raised."""
     if isinstance(error, HotplaneError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
@@ -27,7 +27,7 @@ def reason(error: BaseException) -> str:
 
 
 async def attempt(job: Callable[[], Awaitable[object]]) -> Exception | None:
-    """Do something; what it raised."""
+    """Run a job and return the exception that it raised, if any."""
     try:
         await job()
     except Exception as error:  # noqa: BLE001 - this is where nothing that fails ends anything else
@@ -36,29 +36,29 @@ async def attempt(job: Callable[[], Awaitable[object]]) -> Exception | None:
 
 
 class Jobs:
-    """For use in one event loop. failed: called with a job's name each time that it fails."""
+    """Runs jobs in one event loop. failed: called with a job's name each time it fails."""
 
     def __init__(self, log: Log, failed: Callable[[str], object] = lambda _: None) -> None:
         self._log, self._failed = log, failed
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, name: str, job: Callable[[], Awaitable[object]]) -> None:
-        """Have a job done; it begins anew when it fails."""
+        """Start a job; it is started again if it fails."""
         self._go(name, self._until_done(name, job))
 
     def every(self, name: str, seconds: float, job: Callable[[], Awaitable[object]]) -> None:
-        """Have a job done again and again, with a pause before each time."""
+        """Run a job periodically, with a pause before each run."""
         self._go(name, self._again_and_again(name, seconds, job))
 
     def failure(self, name: str, error: Exception, retry: Backoff) -> float:
-        """Tell that a job failed; seconds until it is to be tried again."""
+        """Report a failed job; return the seconds until its retry."""
         wait = retry.failed()
         self._failed(name)
         self._log.error("job failed", job=name, reason=reason(error), retry_s=wait)
         return wait
 
     async def close(self) -> None:
-        """End all of them."""
+        """Cancel all jobs."""
         while self._tasks:
             for task in self._tasks:
                 task.cancel()

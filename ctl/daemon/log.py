@@ -22,7 +22,7 @@ def _value(value: object) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Text without what UTF-8 has no form for: a file's name may hold any bytes, which Python keeps as surrogates."""
+    """Escape surrogates, which UTF-8 cannot encode: Python keeps a file name's undecodable bytes as such."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -30,8 +30,8 @@ class Log:
     """Writes lines `TIME LEVEL message key=value ...`, or the same as one JSON object.
 
     level: the least important level that is written. Values are shown with str(); times are UTC with milliseconds.
-    Never raises where nothing can be written (a full disk, a reader that is gone): nobody who has something to tell may
-    fail for it. How many lines that were is told as soon as it can be.
+    Never raises if a line cannot be written (a full disk, a closed pipe), since logging must not fail its caller. The
+    number of lost lines is logged as soon as possible.
     """
 
     def __init__(self, level: str = "info", form: str = "text", out: TextIO | None = None) -> None:
@@ -73,7 +73,7 @@ class Log:
 
 
 class _Forward(logging.Handler):
-    """Brings what the library logs into the daemon's log."""
+    """Forwards records of the logging module to the daemon's log."""
 
     def __init__(self, log: Log) -> None:
         super().__init__(logging.WARNING)
@@ -85,7 +85,7 @@ class _Forward(logging.Handler):
 
 
 def forward_logging(log: Log) -> None:
-    """From now on, warnings and errors that the data plane's library logs are lines of this log."""
+    """Write warnings and errors of the data plane's library to this log from now on."""
     library = logging.getLogger("dataplane")
     library.handlers = [_Forward(log)]
     library.propagate = False

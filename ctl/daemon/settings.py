@@ -1,4 +1,4 @@
-"""Everything that `hotplane run` was told, in one value."""
+"""All settings of `hotplane run` in one value."""
 
 import argparse
 import socket
@@ -38,7 +38,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def balances_at_connect_time(self) -> bool:
-        """Whether connections of this node's processes are to be balanced when they are made."""
+        """True if connections of this node's processes are balanced at connect time."""
         return mode_of(self.mode).at_connect(self.options)
 
     @property
@@ -48,7 +48,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def min_sync_period(self) -> float:
-        """Shortest time between two syncs, in seconds."""
+        """Minimum time between two syncs, in seconds."""
         return self.config.section(mode_of(self.mode).promises).min_sync_period
 
 

@@ -1,4 +1,4 @@
-"""For whom connect time is switched off on this node, of what is loaded."""
+"""Report of the clients for which connect-time balancing is switched off on this node."""
 
 from collections.abc import Iterator
 from pathlib import Path

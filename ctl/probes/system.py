@@ -1,4 +1,4 @@
-"""What the system around the planes offers: rights, conntrack, forwarding, devices, protocols."""
+"""Checks of the system: rights, conntrack, forwarding, devices, protocols."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""How to prove who we are to an API server: TLS material and request headers, renewed when their sources change."""
+"""Credentials for an API server: TLS material and request headers, renewed when their sources change."""
 
 import asyncio
 import base64
@@ -25,7 +25,7 @@ EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.i
 
 
 class CredentialError(HotplaneError):
-    """Credentials that cannot be had; the text names where they should come from."""
+    """Credentials cannot be obtained; the text names their source."""
 
 
 class ExecSpec(msgspec.Struct, frozen=True):
@@ -54,7 +54,7 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class Trust(msgspec.Struct, frozen=True):
-    """Whom to believe to be the API server. No authority at all means the system's own."""
+    """Authorities that verify the API server. None at all means the system's own."""
 
     authority: bytes = b""
     authority_file: str = ""

@@ -1,4 +1,4 @@
-"""A directory (or files) of manifests as a source that is watched: what changes there becomes events."""
+"""Source that watches a directory (or files) of manifests and turns changes into events."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ from dataplane.model.objects import ObjectRef, Problem
 
 POLL_SECONDS = 0.5
 AGAIN_SECONDS = 5.0
-"""How often what could not be read is read again though no file has changed: the system may have been at fault."""
+"""Interval of retries of unreadable files that have not changed: the system may have caused the error."""
 
 
 class DirectorySource:

@@ -1,4 +1,4 @@
-"""Which API server, and who we are to it: from a kubeconfig, from a pod's service account, or from a bare URL."""
+"""The API server and the credentials for it: from a kubeconfig, a pod's service account, or a URL."""
 
 import base64
 import binascii
@@ -199,7 +199,7 @@ def _named(path: str, section: str, items: Sequence[_T], name: str) -> _T:
 
 
 class _Reader:
-    """Makes the model's values of a kubeconfig's parts."""
+    """Converts a kubeconfig's parts to the model's values."""
 
     def __init__(self, path: str) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""Differences between what the plan wants and what the kernel holds, in words."""
+"""Differences between the plan and the kernel, as text."""
 
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class Difference(NamedTuple):
 
 
 def route_text(route: Route) -> str:
-    """A route in a few words: `forward`, `forward local masquerade`, `reject`, `drop`."""
+    """Return a route as text: `forward`, `forward local masquerade`, `reject`, `drop`."""
     if route.action is not Action.FORWARD:
         return str(route.action.value)
     parts = ["forward", route.scope.value]
@@ -26,7 +26,7 @@ def route_text(route: Route) -> str:
 
 
 def ranges_text(ranges: SourceRanges | None) -> str:
-    """Who may use a frontend, in words."""
+    """Return the clients that may use a frontend, as text."""
     if ranges is None:
         return "everyone"
     return ", ".join(ranges.cidrs) or "nobody"

@@ -1,4 +1,4 @@
-"""What one client, and all of them together, may take of the daemon's HTTP servers.
+"""Connection limits of the daemon's HTTP servers, per client and in total.
 
 Nobody who comes is turned away: room is made by closing what has waited longest without a whole request, first of the
 client that has too many, then of the one that has most. A probe is answered within milliseconds, so its is never that.
@@ -13,13 +13,13 @@ from ipaddress import IPv6Address, ip_address
 from ctl.daemon.node.descriptors import limit
 
 MOST, MOST_A_CLIENT = 1024, 256
-"""Connections, of all servers together. A client is an IPv4 address, or 64 bits of an IPv6 address."""
+"""Connections of all servers together. A client is an IPv4 address, or 64 bits of an IPv6 address."""
 
 REQUEST_SECONDS = 10.0
-"""From connecting to the end of the first request."""
+"""Timeout from connecting to the end of the first request."""
 
 IDLE_SECONDS = 40.0
-"""From one answer to the end of the next request; the answer is read in that time, too."""
+"""Timeout from one answer to the end of the next request; the client reads the answer in that time, too."""
 
 ANSWER_SECONDS = 120.0
 SWEEP_SECONDS = 1.0
@@ -33,16 +33,16 @@ class Connection:
         self.since, self.busy, self.patience = time.monotonic(), False, REQUEST_SECONDS
 
     def begins(self) -> None:
-        """A whole request is there."""
+        """Note that a request is complete."""
         self.busy, self.since, self.patience = True, time.monotonic(), ANSWER_SECONDS
 
     def ends(self) -> None:
-        """The answer is on its way."""
+        """Note that the answer has been sent."""
         self.busy, self.since, self.patience = False, time.monotonic(), IDLE_SECONDS
 
 
 class Guard:
-    """Knows every connection. closed: called with why one was closed: client, total or slow."""
+    """Tracks every connection. closed: called with the reason for closing one: client, total or slow."""
 
     def __init__(self, closed: Callable[[str], object] = lambda _: None) -> None:
         self._closed = closed
@@ -50,7 +50,7 @@ class Guard:
         self.count = 0
 
     def opened(self, transport: asyncio.Transport) -> Connection:
-        """A new connection, for which room is made."""
+        """Add a new connection; an older one is closed if there are too many."""
         connection = Connection(transport, client_of(transport))
         mine = self._clients.get(connection.client, {})
         if len(mine) >= MOST_A_CLIENT:
@@ -62,7 +62,7 @@ class Guard:
         return connection
 
     def gone(self, connection: Connection) -> None:
-        """A connection has ended; fine twice."""
+        """Forget a connection that has ended; may be called twice."""
         mine = self._clients.get(connection.client)
         if mine is None or connection not in mine:
             return
@@ -72,7 +72,7 @@ class Guard:
             del self._clients[connection.client]
 
     async def sweep(self) -> None:
-        """Close what takes too long."""
+        """Close connections that exceed their timeout."""
         now = time.monotonic()
         every = [connection for mine in self._clients.values() for connection in mine]
         for connection in every:
@@ -91,7 +91,7 @@ class Guard:
 
 
 def client_of(transport: asyncio.Transport) -> str:
-    """Whose connection this is."""
+    """Return the client of a connection."""
     peer = transport.get_extra_info("peername")
     if not peer:  # it has gone already
         return ""

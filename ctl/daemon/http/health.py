@@ -1,4 +1,4 @@
-"""Whether the proxy keeps up: kube-proxy's rule, and the JSON of its /healthz and /livez (as of 1.36)."""
+"""Health of the proxy: kube-proxy's rule, and the JSON of its /healthz and /livez (as of 1.36)."""
 
 import json
 import time
@@ -14,7 +14,7 @@ TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"
 
 
 SHOWN = 20
-"""Refused Service ports that an answer names."""
+"""Number of refused Service ports that an answer names."""
 
 
 class _Taint(msgspec.Struct):
@@ -38,7 +38,7 @@ _node_state = msgspec.json.Decoder(_NodeState)
 
 
 def eligible(raw: msgspec.Raw) -> bool:
-    """Whether load balancers may send to a node: not while it is being deleted."""
+    """True if load balancers may send to a node: not while it is being deleted."""
     try:
         state = _node_state.decode(raw)
     except MALFORMED:
@@ -62,33 +62,33 @@ class Health:
         self._updated: datetime | None = None
 
     def queued(self) -> None:
-        """A change waits; the oldest one counts."""
+        """Note that a change is queued; the oldest one counts."""
         self._waiting = self._waiting or self._clock()
 
     def updated(self) -> None:
-        """The kernel holds all that was asked for."""
+        """Note that the kernel holds all queued changes."""
         self._waiting = 0.0
         self._updated = datetime.now(UTC)
 
     @property
     def started(self) -> bool:
-        """Whether the kernel has held the plan once."""
+        """True once the kernel has held the plan."""
         return self._updated is not None
 
     def healthy(self) -> bool:
-        """Whether the proxy keeps up."""
+        """True if the proxy is healthy."""
         return not self._waiting or self._clock() - self._waiting < self.patience
 
     def livez(self) -> tuple[int, str]:
-        """Status and body of /livez."""
+        """Return status and body of /livez."""
         return self._answer(self.healthy(), {})
 
     def healthz(self) -> tuple[int, str]:
-        """Status and body of /healthz."""
+        """Return status and body of /healthz."""
         return self._answer(self.healthy() and self.node_eligible, {"nodeEligible": self.node_eligible})
 
     def _answer(self, good: bool, more: dict[str, object]) -> tuple[int, str]:
-        """The families are in one transaction, so their health is one; before the first there is none to tell."""
+        """Return status and body. Both families share a transaction, so one health; none is named before the first."""
         now, healthy = datetime.now(UTC), self.healthy()
         body: dict[str, object] = {
             "lastUpdated": _go_time(now if good else self._updated),
@@ -105,7 +105,7 @@ class Health:
 
 
 def _go_time(when: datetime | None) -> str:
-    """A time as Go's JSON has it (RFC 3339, no zeros at the end of a fraction); Go's zero time for none."""
+    """Format a time as Go's JSON does (RFC 3339, no zeros at the end of a fraction); Go's zero time for none."""
     if when is None:
         return "0001-01-01T00:00:00Z"
     return when.strftime("%Y-%m-%dT%H:%M:%S.%f").rstrip("0").rstrip(".") + "Z"

@@ -19,7 +19,7 @@ from dataplane.policy.node import NodePortAddresses
 
 
 class HealthPorts:
-    """The ports that are open, and what each answers. refused: called with the check and the reason of a port that
+    """The open health-check ports and their answers. refused: called with the check and the reason of a port that
     cannot be opened. guard: bounds connections."""
 
     def __init__(self, health: Health, log: Log, refused: Callable[[HealthCheck, str], None], guard: Guard) -> None:
@@ -31,7 +31,7 @@ class HealthPorts:
         self._complained: dict[int, HealthCheck] = {}
 
     def update(self, checks: Mapping[tuple[str, str], HealthCheck], addresses: NodePortAddresses) -> None:
-        """Serve exactly these; where two Services claim one port, the first by namespace and name gets it.
+        """Serve exactly these; if two Services claim one port, the first by namespace and name gets it.
 
         A port that cannot be opened is reported once and tried again at the next call.
         """

@@ -1,4 +1,4 @@
-"""What /metrics says: kube-proxy's names where they mean the same, hotplane_* for the rest."""
+"""Metrics of the daemon: kube-proxy's names for the same meaning, hotplane_* for the rest."""
 
 import platform
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ from dataplane.kernel.netlink.conntrack import Cleaned
 from dataplane.model.net import Family
 
 KUBERNETES = (1, 36)
-"""The version of kube-proxy whose behaviour this follows; what kubernetes_build_info says."""
+"""The version of kube-proxy whose behaviour this follows, for kubernetes_build_info."""
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # kube-proxy has no *_created series either
 
@@ -36,12 +36,12 @@ _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def ip_family(family: Family) -> str:
-    """A family as the label `ip_family` has it: IPv4 or IPv6."""
+    """Return a family's value of the label `ip_family`: IPv4 or IPv6."""
     return f"IPv{family.value}"
 
 
 class Metrics:
-    """One registry a daemon. Names and meaning: kube-proxy's pkg/proxy/metrics for kubeproxy_*."""
+    """One registry per daemon. Names and meaning: kube-proxy's pkg/proxy/metrics for kubeproxy_*."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -105,7 +105,7 @@ class Metrics:
         self.livez = self._counter("kubeproxy_proxy_livez_total", "Cumulative livez HTTP status", ["code"])
 
     def _begin(self) -> None:
-        """Every series is there from the start, as zero: a rate over one that only appears misses its first events."""
+        """Create every series as zero at the start: a rate over one that appears later misses its first events."""
         for family in map(ip_family, Family):
             for metric in (
                 self._seconds, self._full_seconds, self._partial_seconds, self._last_sync, self._last_queued,
@@ -127,34 +127,34 @@ class Metrics:
         info.labels(**build).set(1)
 
     def sync(self, families: Iterable[Family], seconds: float, *, full: bool) -> None:
-        """One round of bringing the kernel to the plan, for the families that it changed."""
+        """Count one sync, for the families that it changed."""
         for family in map(ip_family, families):
             for metric in (self._seconds, self._full_seconds if full else self._partial_seconds):
                 metric.labels(family).observe(seconds)
 
     def synced(self) -> None:
-        """The kernel holds the plan now."""
+        """Note that the kernel holds the plan now."""
         for family in map(ip_family, Family):
             self._last_sync.labels(family).set_to_current_time()
 
     def queued(self) -> None:
-        """A sync waits from now on."""
+        """Note that a sync is queued from now on."""
         for family in map(ip_family, Family):
             self._last_queued.labels(family).set_to_current_time()
 
     def failed(self, *, iptables: bool) -> None:
-        """A round failed; both families go in one."""
+        """Count a failed sync; both families share one."""
         for family in map(ip_family, Family):
             (self._iptables_failures if iptables else self._nftables_failures).labels(family).inc()
 
     def took(self, events: Mapping[tuple[str, Family], int]) -> None:
-        """Events by kind and family that were taken in."""
+        """Count the events that were taken in, by kind and family."""
         for kind, metric in (("Service", self._service_changes), ("EndpointSlice", self._endpoint_changes)):
             for family in Family:
                 metric.labels(ip_family(family)).inc(events.get((kind, family), 0))
 
     def cleaned(self, family: Family, cleaned: Cleaned) -> None:
-        """Stale UDP flows of a family were removed from connection tracking."""
+        """Count stale UDP flows of a family that were removed from conntrack."""
         self._conntrack_seconds.labels(ip_family(family)).observe(cleaned.seconds)
         self._conntrack_deleted.labels(ip_family(family)).inc(cleaned.entries)
 
@@ -188,15 +188,15 @@ class Metrics:
         self._job_failures = self._counter("hotplane_job_failures_total", "Failed attempts of a job", ["job"])
 
     def connection_closed(self, reason: str) -> None:
-        """A connection to one of the daemon's servers was closed. reason: client, total or slow."""
+        """Count a connection to one of the daemon's servers that was closed. reason: client, total or slow."""
         self._closed.labels(reason).inc()
 
     def job_failed(self, job: str) -> None:
-        """A job of the daemon failed; it is tried again."""
+        """Count a failed job of the daemon, which is retried."""
         self._job_failures.labels(job).inc()
 
     def text(self) -> bytes:
-        """The exposition in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def _histogram(self, name: str, text: str, labels: list[str] | None = None) -> Histogram:

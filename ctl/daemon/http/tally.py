@@ -1,4 +1,4 @@
-"""Sums over the plan that metrics show, kept up with each change instead of counted each time."""
+"""Totals of the plan for metrics, updated with each change instead of counted each time."""
 
 from dataplane.model.net import Family
 from dataplane.plan.change import PlanChange
@@ -15,7 +15,7 @@ class Tally:
         self.external = dict.fromkeys(Family, 0)
 
     def count(self, change: PlanChange) -> None:
-        """Take in a change."""
+        """Update the totals by a change."""
         for entry in change.entries:
             if entry.old is not None:
                 self._add(entry.old, -1)

@@ -1,4 +1,4 @@
-"""What a plane counts by itself, as metrics: traffic of Services, reasons of drops, map pressure."""
+"""A plane's own counters as metrics: traffic of Services, reasons of drops, map pressure."""
 
 from collections.abc import Iterable, Mapping
 
@@ -19,17 +19,17 @@ _TRAFFIC = {
 
 
 class TrafficCollector(Collector):
-    """Hands out what was read last; `read` is called for each scrape, in the plane's thread."""
+    """Collector that returns the last reading; `read` is called for each scrape, in the plane's thread."""
 
     def __init__(self) -> None:
         self._families: list[Metric] = []
 
     def collect(self) -> Iterable[Metric]:
-        """The families of the last reading."""
+        """Return the metric families of the last reading."""
         return self._families
 
     def read(self, plane: Plane) -> None:
-        """Ask the plane; nothing where it counts nothing."""
+        """Read the plane's counters; nothing if it has none."""
         usage = plane.usage()
         traffic = plane.traffic() if usage is not None else None
         self._families = [*_traffic(traffic), *_usage(usage)] if usage is not None and traffic is not None else []

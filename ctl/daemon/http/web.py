@@ -1,4 +1,4 @@
-"""What the daemon serves over HTTP, all by one event loop: /healthz and /livez, /metrics and /proxyMode."""
+"""HTTP servers of the daemon, in one event loop: /healthz and /livez, /metrics and /proxyMode."""
 
 import asyncio
 import errno
@@ -20,20 +20,20 @@ NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 _BATCH = 100
 _FULL_SECONDS = 1.0
 MOST_HEADERS, MOST_LINE = 48, 4096
-"""Of a request, lines and bytes in each; nobody who asks for these pages has anything to send but a bearer token."""
+"""Limits of a request's lines and bytes; a client of these pages has nothing to send but a bearer token."""
 
 NOT_FOUND = "404 page not found\n"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def split_bind(text: str) -> tuple[str, int]:
-    """Host and port of `address:port`, IPv6 in brackets. Port 0, or an empty text, turns a server off: ("", 0)."""
+    """Return host and port of `address:port`, IPv6 in brackets. Port 0 or an empty text means no server: ("", 0)."""
     host, _, port = text.rpartition(":")
     return (host.strip("[]"), int(port)) if port and int(port) else ("", 0)
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; `::` takes IPv4 too. Raises OSError."""
+    """Make a listening TCP socket; `::` takes IPv4 too. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -95,7 +95,7 @@ class Listener:
 
 
 class _Guarded(RequestHandler):
-    """A connection of which a guard knows."""
+    """A connection that a guard tracks."""
 
     def __init__(self, manager: Server, guard: Guard, **options: Any) -> None:
         super().__init__(manager, **options)
@@ -114,7 +114,7 @@ class _Guarded(RequestHandler):
 
 
 class _Server(Server):
-    """Connections of which a guard knows."""
+    """Makes connections that a guard tracks."""
 
     def __init__(self, answer: Answer, guard: Guard) -> None:
         super().__init__(answer)
@@ -149,7 +149,7 @@ class Site:
         return Listener(listening_socket(host, port), self._protocols)
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         await self._protocols.shutdown(0.5)
 
 

@@ -1,4 +1,4 @@
-"""/statusz and /flagz, for people who look at a component: what runs here since when, and how it was told to.
+"""/statusz and /flagz, pages for people: version and start time of the daemon, and its settings.
 
 Layout: Kubernetes' component-base/zpages of 1.36, as plain text. It promises no format, so neither does this.
 """
@@ -28,7 +28,7 @@ class Statusz:
         self._started, self._clock = datetime.now(UTC), time.monotonic()
 
     def text(self) -> str:
-        """The page."""
+        """Return the page."""
         up = int(time.monotonic() - self._clock)
         version = ".".join(map(str, KUBERNETES))
         return _page(
@@ -44,7 +44,7 @@ class Statusz:
 
 
 def flagz(settings: Settings) -> str:
-    """The page of flags: each with the value in effect, from flags and file together."""
+    """Return the page of flags: each with the value in effect, from flags and file together."""
     document = to_document(settings.config)
     values = {flag.name.removeprefix("--"): _value(document, flag.path) for flag in FLAGS if flag.path}
     values |= {"kubeconfig": settings.kubeconfig, "master": settings.master, "proxy-mode": settings.mode}
@@ -56,7 +56,7 @@ def _page(name: str, lines: Iterable[str]) -> str:
 
 
 def _value(document: dict[str, Any], path: str) -> Any:
-    """What the configuration says at a path of the file; `*` stands for the section of every mode, which agree."""
+    """Return the configuration's value at a path of the file; `*` stands for the section of every mode, which agree."""
     value: Any = document
     for name in path.replace("*", SECTIONS[-1]).split("."):
         value = value[name]

@@ -1,4 +1,4 @@
-"""Open files: how many this process may have, and whether that is enough."""
+"""Limit of open files, and a warning when few are left."""
 
 import os
 import resource
@@ -12,18 +12,18 @@ _NEAR, _FAR = 0.8, 0.7
 
 
 def raise_limit() -> None:
-    """Take all that this process may have. Each health-check port and each connection is an open file."""
+    """Raise the soft limit to the hard limit. Each health-check port and each connection is an open file."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def limit() -> int:
-    """How many descriptors this process may have."""
+    """Return the number of descriptors that this process may have."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def used() -> int:
-    """How many it has. Where there is none left to count them with, as many as it may have."""
+    """Return the number of open descriptors; the limit if none is left to count them with."""
     try:
         return len(os.listdir("/proc/self/fd"))
     except OSError:
@@ -31,18 +31,18 @@ def used() -> int:
 
 
 def room() -> int:
-    """How many more health-check ports may be opened."""
+    """Return the number of further health-check ports that may be opened."""
     return limit() - used() - RESERVED
 
 
 class DescriptorWatch:
-    """Says when few are left, once each time that it comes to that."""
+    """Logs a warning when few descriptors are left, once each time."""
 
     def __init__(self, log: Log) -> None:
         self._log, self._near = log, False
 
     async def look(self) -> None:
-        """Compare."""
+        """Compare the number of open descriptors with the limit."""
         now, most = used(), limit()
         if not self._near and now >= _NEAR * most:
             self._near = True

@@ -10,13 +10,13 @@ from dataplane.planes.rights import SYS_ADMIN, Right
 
 
 def held_capabilities() -> int:
-    """This thread's effective capabilities, a bit each."""
+    """Return this thread's effective capabilities as a bit mask."""
     status = Path("/proc/thread-self/status").read_text(encoding="ascii")
     return next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
 
 
 def lacking(rights: Iterable[Right], held: int) -> list[Right]:
-    """Those that are not held."""
+    """Return those that are not held."""
     admin = held >> SYS_ADMIN.bit & 1
     return [right for right in rights if not (held >> right.bit & 1 or (right.or_admin and admin))]
 

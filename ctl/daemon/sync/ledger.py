@@ -1,4 +1,4 @@
-"""What the kernel still lacks: entries whose change failed, with what the kernel holds of them instead."""
+"""Ledger of failed changes: entries that the kernel lacks or holds in an older version."""
 
 from collections.abc import Iterable
 
@@ -20,15 +20,15 @@ class Ledger:
         self._health: dict[tuple[str, str], HealthCheck | None] = {}
 
     def __len__(self) -> int:
-        """How many entries and settings are behind."""
+        """Return the number of entries and settings that are behind."""
         return len(self._held) + self._node + self._cidrs + self._connect_off
 
     def services(self) -> list[str]:
-        """The Service ports that are behind, as text."""
+        """Return the Service ports that are behind, as text."""
         return sorted({key.service for key in self._held})
 
     def due(self, change: PlanChange, plan: Plan) -> PlanChange:
-        """Everything to be done to the kernel: this change (already in the plan) and what failed before."""
+        """Return the change to apply: this one (already in the plan) merged with those that failed before."""
         if not (self or self._health):
             return change
         held = {entry.key: entry.old for entry in change.entries} | self._held
@@ -42,11 +42,11 @@ class Ledger:
         )
 
     def clear(self) -> None:
-        """The kernel holds the plan."""
+        """Note that the kernel holds the plan."""
         self._held, self._node, self._cidrs, self._connect_off, self._health = {}, False, False, False, {}
 
     def behind(self, failed: Iterable[PlanChange]) -> None:
-        """Nothing is behind but these parts of the last change that was due."""
+        """Note that only these parts of the last due change are behind."""
         self.clear()
         for change in failed:
             self._held |= {entry.key: entry.old for entry in change.entries}
@@ -57,7 +57,7 @@ class Ledger:
 
 
 def groups(entries: Iterable[EntryChange]) -> list[tuple[EntryChange, ...]]:
-    """Entry changes in groups that can be done one without the other: those that share a frontend stay together."""
+    """Group entry changes that can be applied independently: those that share a frontend stay together."""
     changes = list(entries)
     leader = list(range(len(changes)))
 

@@ -1,5 +1,5 @@
-"""Very many objects by name. One tuple for each of them, freed after a load among what stays, would leave its memory
-full of holes that nobody fills; so names are kept by namespace, in dicts, which take less than sets."""
+"""Compact collections of object names. One tuple per object, freed after a load, would leave the heap fragmented; so
+names are kept by namespace, in dicts, which take less memory than sets."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ class Names:
         self._names.setdefault(namespace, {})[name] = None
 
     def discard(self, namespace: str, name: str) -> bool:
-        """Whether it was there."""
+        """Remove a name; true if it was there."""
         names = self._names.get(namespace, {})
         if name not in names:
             return False
@@ -37,17 +37,17 @@ class Names:
 
 
 class Waiting:
-    """Objects by their identity, of each kind in the order in which they came."""
+    """Objects by their identity, each kind in order of arrival."""
 
     def __init__(self) -> None:
         self._items: dict[tuple[str, str], dict[str, ModelObject]] = {}  # by kind and namespace, then by name
 
     def put(self, ref: ObjectRef, item: ModelObject) -> None:
-        """An object as it is now."""
+        """Add or replace an object."""
         self._items.setdefault(ref[:2], {})[ref.name] = item
 
     def discard(self, ref: ObjectRef) -> None:
-        """It does not wait any more; fine when it never did."""
+        """Remove an object, if it is there."""
         self._items.get(ref[:2], {}).pop(ref.name, None)
 
     def __contains__(self, ref: ObjectRef) -> bool:

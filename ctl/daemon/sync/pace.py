@@ -1,4 +1,4 @@
-"""How often to sync: at once when there was quiet, else with a shortest interval between syncs."""
+"""Rate limit of syncs: at once after a quiet time, else with a minimum interval."""
 
 import time
 from collections.abc import Callable
@@ -18,12 +18,12 @@ class Pace:
         self._as_of = clock()
 
     def delay(self) -> float:
-        """Seconds to wait before the next sync may begin."""
+        """Return the seconds until the next sync may begin."""
         self._refill()
         return 0.0 if self.interval <= 0 or self._tokens >= 1 else (1 - self._tokens) * self.interval
 
     def spend(self) -> None:
-        """A sync begins now."""
+        """Note that a sync begins now."""
         self._refill()
         self._tokens = max(0.0, self._tokens - 1)
 

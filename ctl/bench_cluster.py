@@ -145,7 +145,7 @@ def _wishes(args: argparse.Namespace) -> "Wishes":
 
 
 def _command(args: argparse.Namespace) -> str:
-    """What to type to repeat this run; whose cluster it was is nobody's business."""
+    """Return the command line that repeats this run, without the name of the cluster."""
     command = ["hotplane", "bench", "cluster", "--image", args.image]
     for flag, value in (("--scenario", args.scenario), ("--modes", args.modes), ("--services", args.services)):
         command += [flag, ",".join(map(str, value))] if value else []

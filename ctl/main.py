@@ -99,7 +99,7 @@ GLOBAL_OPTIONS = (
 
 
 class _Extend(argparse.Action):
-    """Append to a tuple; what stands before the command and what stands after it add up."""
+    """Append to a tuple; values before and after the command are combined."""
 
     def __call__(
         self,
@@ -131,7 +131,7 @@ def _dest(flag: str) -> str:
 
 
 def _after(flag: str) -> str:
-    """Where a repeatable option is kept when it stands after the command."""
+    """Return the name under which a repeatable option after the command is stored."""
     return f"_{_dest(flag)}_after"
 
 
@@ -153,7 +153,7 @@ class _CommandParser(argparse.ArgumentParser):
 
 
 def _command_in(argv: Sequence[str]) -> str | None:
-    """The command's name: the first argument that is neither a global option nor its value."""
+    """Return the command's name: the first argument that is neither a global option nor its value."""
     flags = {option.flag for option in GLOBAL_OPTIONS}
     arguments = iter(argv)
     for argument in arguments:
@@ -215,7 +215,7 @@ def _status(argv: Sequence[str]) -> int:
 
 
 def _say(text: str) -> None:
-    """One message on stderr, each line of it without anything that a terminal would obey."""
+    """Print one message on stderr, its lines without terminal control characters."""
     from dataplane.model.objects import one_line
 
     lines = "\n    ".join(map(one_line, text.split("\n")))  # indented: no line of it looks like another message
@@ -224,8 +224,8 @@ def _say(text: str) -> None:
 
 
 def _open_streams() -> None:
-    """Give a process that was started with closed streams open ones, which lead nowhere: whatever is opened first would
-    get their numbers otherwise, and printing would end in a traceback. A closed stdout is said."""
+    """Open /dev/null for standard streams that were closed when the process started: else the next opened file would
+    get their numbers, and printing would end in a traceback. A closed stdout is reported."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
@@ -238,7 +238,7 @@ def _open_streams() -> None:
 
 
 def _os_failure(error: OSError) -> int:
-    """The sentence for a refusal of the operating system that nobody foresaw where it happened; FAILED."""
+    """Print a sentence for an operating system error that was not handled where it happened; return FAILED."""
     reason = error.strerror or getattr(error, "args", ("",))[-1]
     file = error.filename or ("standard output" if error.errno == errno.ENOSPC else "")
     where = f"{file}: " if file else ""
@@ -248,7 +248,7 @@ def _os_failure(error: OSError) -> int:
 
 
 def _forget_stdout() -> None:
-    """Point stdout elsewhere, or the interpreter complains when it flushes at exit."""
+    """Redirect stdout to /dev/null, else the interpreter reports an error when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

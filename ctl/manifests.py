@@ -14,7 +14,7 @@ from dataplane.plan.planner import Planner
 from dataplane.plan.types import Plan
 
 _SHOWN = 5
-"""Services that a refusal names."""
+"""Number of Services that a refusal names."""
 
 
 class Planned(NamedTuple):
@@ -70,7 +70,7 @@ def plan_manifests(args: argparse.Namespace) -> Planned:
 
 
 def place_notes(planner: Planner) -> list[Problem]:
-    """What to tell where nobody has this node's name, and of endpoints that no policy Local can count as anybody's."""
+    """Return warnings about a node name that no object has, and about endpoints without a node for policy Local."""
     doubt = planner.places.doubt()
     notes = [Problem(ObjectRef("Node", "", planner.places.here), "metadata.name", doubt)] if doubt else []
     unknown = [
@@ -85,7 +85,7 @@ def place_notes(planner: Planner) -> list[Problem]:
 
 
 def _refused(refs: Iterable[ObjectRef]) -> set[tuple[str, str]]:
-    """Namespace and name of the Services among some objects."""
+    """Return namespace and name of the Services among some objects."""
     return {(ref.namespace, ref.name) for ref in refs if ref.kind == "Service"}
 
 
@@ -119,5 +119,5 @@ def check_intended(planned: Planned, before: Plan | None, *, keep_going: bool, p
 
 
 def _served(plan: Plan) -> set[tuple[str, str]]:
-    """The Services that can be reached."""
+    """Return the Services that can be reached."""
     return {(key.namespace, key.name) for key, entry in plan.entries.items() if entry.frontends}

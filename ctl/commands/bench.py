@@ -289,7 +289,7 @@ def _without_missing(settings: "Settings") -> "tuple[Settings, list[str]]":
 
 
 def _plan(results: "Results") -> str:
-    """What will be measured, and how long that takes."""
+    """Return a line with the planned measurements and their duration."""
     from dataplane.bench.pace import duration, run_seconds
     from dataplane.bench.run import all_keys
 
@@ -304,7 +304,7 @@ def _plan(results: "Results") -> str:
 
 
 def _command(args: argparse.Namespace) -> str:
-    """What to type to repeat this run."""
+    """Return the command line that repeats this run."""
     command = ["hotplane", "bench", "--profile", args.profile]
     for flag, value in (
         ("--scenario", args.scenario),

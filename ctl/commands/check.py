@@ -90,7 +90,7 @@ def _doubt(args: argparse.Namespace) -> str:
 
 
 def _wanted(args: argparse.Namespace) -> "tuple[Saved, bool]":
-    """What the kernel should hold, and conntrack.tcpBeLiberal. Raises HotplaneError when nobody said."""
+    """Return the intended state and conntrack.tcpBeLiberal. Raises HotplaneError if there is none."""
     from pathlib import Path
 
     from ctl.plane_options import given, plane_options
@@ -118,7 +118,7 @@ def _wanted(args: argparse.Namespace) -> "tuple[Saved, bool]":
 
 
 def _differences(saved: "Saved", plan: "Plan", plane: "Plane") -> "list[Difference]":
-    """What the plane holds otherwise, beside what it was known to leave out."""
+    """Return the differences between plan and plane, except Services that are known to be left out."""
     from ctl.store.drift import plane_differences
     from dataplane.plan.rows import rows
 

@@ -124,7 +124,7 @@ def explain(planner: Planner, flows: Iterable[Flow], mode: str, keeping: Keeping
 
 
 def _conflicts(decision: Decision, conflicts: Iterable[Problem]) -> Iterable[str]:
-    """Who else wanted the frontend that claimed the packet."""
+    """Yield a note for each other object that claims the frontend of the packet."""
     frontend = decision.frontend
     if frontend is None:
         return
@@ -136,7 +136,7 @@ def _conflicts(decision: Decision, conflicts: Iterable[Problem]) -> Iterable[str
 
 
 def _gated(decision: Decision, planner: Planner) -> Iterable[str]:
-    """Whose externalIP the destination would be if externalIPs made frontends."""
+    """Yield a note for each Service that has the destination as an externalIP, if externalIPs are off."""
     if planner.plan.node.external_ips or decision.frontend is not None:
         return
     address = decision.packet.destination
@@ -146,7 +146,7 @@ def _gated(decision: Decision, planner: Planner) -> Iterable[str]:
 
 
 def _connect_time(decision: Decision, planner: Planner, keeping: Keeping) -> Iterable[str]:
-    """Whether a pod's packet is there at all because its connection was left alone when it was made."""
+    """Yield a note if a pod's packet exists only because its connection was not balanced at connect time."""
     source = decision.packet.source
     if decision.frontend is None or source not in keeping.off:
         return

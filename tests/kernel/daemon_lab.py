@@ -166,12 +166,12 @@ class DaemonLab:
         self.server.delete("EndpointSlice", "default", f"{name}-abcde")
 
     def holds(self, daemon: NodeDaemon, service_port: str) -> bool:
-        """Whether the kernel of a node has a Service port."""
+        """True if the kernel of a node has a Service port."""
         with netns(daemon.netns):
             return service_port in {row.service for row in looking_plane(daemon.mode).read_back().values()}
 
     def _served(self, daemon: NodeDaemon, service_port: str) -> bool:
-        """Whether the kernel of a node has a Service port with an endpoint."""
+        """True if the kernel of a node has a Service port with an endpoint."""
         with netns(daemon.netns):
             return any(
                 row.cluster for row in looking_plane(daemon.mode).read_back().values() if row.service == service_port

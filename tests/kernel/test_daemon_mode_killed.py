@@ -1,4 +1,4 @@
-"""kill -9 of a daemon while it brings another mode: whoever comes next removes what it left, and nobody notices."""
+"""kill -9 of a daemon during a change of modes: the next process removes its leftovers, without lost connections."""
 
 import itertools
 import os

@@ -192,7 +192,7 @@ def test_a_file_that_somebody_else_made_is_no_lock(namespace: str) -> None:
 
 
 def test_a_file_that_its_last_holder_removed_is_no_lock(namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was opened before, and locked after: whoever comes next makes another one."""
+    """It was opened before, and locked after: the next process makes another one."""
     whole, removed = fcntl.lockf, list[Path]()
 
     def lockf(descriptor: int, *rest: int) -> None:

@@ -1,4 +1,4 @@
-"""Jobs that fail, and a reconcile loop of which every part fails once: told by name, tried again, nothing lost."""
+"""Jobs that fail, and a reconcile loop of which every part fails once: reported by name, retried, nothing lost."""
 
 import asyncio
 import io

@@ -172,7 +172,7 @@ def test_the_first_load_on_an_empty_kernel_leaves_out_only_the_bad() -> None:
 
 
 def test_a_load_over_a_working_table_leaves_out_only_the_bad() -> None:
-    """Nobody names the bad one: what is held as it should be never goes, and the rest is tried piece by piece."""
+    """Nobody names the bad one: what is held as it should be never goes, and the rest is tried part by part."""
 
     async def scenario() -> None:
         bench = Bench()

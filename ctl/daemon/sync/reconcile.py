@@ -172,7 +172,7 @@ class Reconciler:
         Service is planned again at the next try."""
         before = self.node
         try:
-            moved = self._hear_of_node(batch) or self._replan or first
+            moved = self._update_node_object(batch) or self._replan or first
             node = await self.describe(self.node) if moved else self.planner.plan.node
         except BaseException:
             self.node = before
@@ -333,7 +333,7 @@ class Reconciler:
         )  # fmt: skip
         self._logged, self._unlogged = now, 0
 
-    def _hear_of_node(self, batch: Batch) -> bool:
+    def _update_node_object(self, batch: Batch) -> bool:
         """True if this node's Node object appeared or changed. A deleted one is kept as it was last, as in kube-proxy:
         to serve without its zone and pod range would be wrong."""
         before, name = self.node, self._name

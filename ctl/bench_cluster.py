@@ -81,7 +81,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(word.replace("k", "000")) for word in _words(text))
 
 
-def _say(text: str) -> None:
+def _notify(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -100,8 +100,8 @@ def run(args: argparse.Namespace) -> int:
     results = _measured(args, wanted)
     _print(results, args.output)
     failed = sum(bool(cell.error) for cell in results.cells)
-    _say(f"{len(results.cells)} measurements, {failed} without figures -> {path}")
-    _say(f"Next: hotplane bench report {path} draws them as a page; hotplane bench compare {path} OTHER.json")
+    _notify(f"{len(results.cells)} measurements, {failed} without figures -> {path}")
+    _notify(f"Next: hotplane bench report {path} draws them as a page; hotplane bench compare {path} OTHER.json")
     return 1 if failed == len(results.cells) else 0
 
 
@@ -112,7 +112,7 @@ def _measured(args: argparse.Namespace, wanted: "Settings") -> "Results":
     from dataplane.bench.figures.results import Journal, Results, journal_path, write
 
     started, path = time.monotonic(), args.results
-    with Site(_wishes(args), wanted.modes, _say) as site:
+    with Site(_wishes(args), wanted.modes, _notify) as site:
         wanted = site.settled(wanted)
         results = Results(site.machine(), wanted, _command(args), skipped=list(site.skipped))
         try:
@@ -120,7 +120,7 @@ def _measured(args: argparse.Namespace, wanted: "Settings") -> "Results":
                 Runner(site, results, journal, _progress()).run()
         except BaseException:
             if results.cells:
-                _say(f"{len(results.cells)} measurements are kept: hotplane bench report {journal_path(path)}")
+                _notify(f"{len(results.cells)} measurements are kept: hotplane bench report {journal_path(path)}")
             else:
                 journal_path(path).unlink()
             raise
@@ -166,7 +166,7 @@ def _progress() -> Callable[[int, int, float, str], None]:
         nonlocal last
         if time.monotonic() - last >= 10.0:
             last = time.monotonic()
-            _say(f"{done}/{total}, about {duration(remaining)} left: {what}")
+            _notify(f"{done}/{total}, about {duration(remaining)} left: {what}")
 
     return show
 

@@ -202,19 +202,19 @@ def _status(argv: Sequence[str]) -> int:
     try:
         result: int = importlib.import_module(COMMANDS[args.command].module).run(args)
     except HotplaneError as error:
-        _say(str(error))
+        _print_message(str(error))
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     except ModuleNotFoundError as error:
         from ctl.extras import INSTALL, MissingPackage
 
         if error.name not in INSTALL:
             raise
-        _say(str(MissingPackage(args.command, error.name)))
+        _print_message(str(MissingPackage(args.command, error.name)))
         return FAILED
     return result
 
 
-def _say(text: str) -> None:
+def _print_message(text: str) -> None:
     """Print one message on stderr, its lines without terminal control characters."""
     from dataplane.model.objects import one_line
 
@@ -234,7 +234,7 @@ def _open_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the end
     if closed:
-        _say("standard output is closed; what would be printed is lost")
+        _print_message("standard output is closed; what would be printed is lost")
 
 
 def _os_failure(error: OSError) -> int:
@@ -243,7 +243,7 @@ def _os_failure(error: OSError) -> int:
     file = error.filename or ("standard output" if error.errno == errno.ENOSPC else "")
     where = f"{file}: " if file else ""
     hint = "; run as root" if isinstance(error, PermissionError) and os.geteuid() else ""
-    _say(f"{where}{reason}{hint}")
+    _print_message(f"{where}{reason}{hint}")
     return FAILED
 
 
@@ -279,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except OSError as error:
         _forget_stdout()
-        _say(f"standard output: {error.strerror}")
+        _print_message(f"standard output: {error.strerror}")
         return FAILED
     return status
 

@@ -201,7 +201,7 @@ def _run(args: argparse.Namespace) -> int:
     path = args.results
     results, tool = _begin(args)
     remove_abandoned()
-    _say(_plan(results))
+    _notify(_plan(results))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the lab goes then too
     started = time.monotonic()
     try:
@@ -209,7 +209,7 @@ def _run(args: argparse.Namespace) -> int:
             with Rig(lab_name(), results.settings, tool) as rig:
                 Runner(rig, results, journal, _progress()).run()
     except KeyboardInterrupt:
-        _say(
+        _notify(
             f"\nStopped; {len(results.cells)} measurements are kept, nothing else is left. Go on with: "
             f"{shlex.join(['hotplane', 'bench', '--resume', '--results', str(path)])}"
         )
@@ -218,9 +218,9 @@ def _run(args: argparse.Namespace) -> int:
     results.complete = True
     write(path, results)
     journal_path(path).unlink()
-    _say(f"{len(results.cells)} measurements in {duration(results.seconds)} min -> {path}")
+    _notify(f"{len(results.cells)} measurements in {duration(results.seconds)} min -> {path}")
     _print(results, args.output)
-    _say(f"Next: hotplane bench report {path} draws it as a page; hotplane bench compare {path} OTHER.json")
+    _notify(f"Next: hotplane bench report {path} draws it as a page; hotplane bench compare {path} OTHER.json")
     return 0
 
 
@@ -236,7 +236,7 @@ def _begin(args: argparse.Namespace) -> "tuple[Results, Any]":
     path, journal = args.results, journal_path(args.results)
     tool = python_tool("the load generator in Python was asked for") if args.python_load else load_tool()
     if tool.note:
-        _say(tool.note)
+        _notify(tool.note)
     if args.resume:
         if not journal.exists():
             raise UsageError(f"--resume: there is no {journal}, so no unfinished run of {path}")
@@ -253,7 +253,7 @@ def _begin(args: argparse.Namespace) -> "tuple[Results, Any]":
     settings = msgspec.structs.replace(_settings(args), load_tool=tool.kind)
     settings, skipped = _without_missing(settings)
     for text in skipped:
-        _say(text)
+        _notify(text)
     results = Results(facts([tool.note] if tool.note else []), settings, _command(args), skipped=skipped)
     return results, tool
 
@@ -324,7 +324,7 @@ def _command(args: argparse.Namespace) -> str:
     return shlex.join([*command, *(["--python-load"] if args.python_load else []), "--seed", str(args.seed)])
 
 
-def _say(text: str) -> None:
+def _notify(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -450,9 +450,9 @@ def _pack(args: argparse.Namespace) -> int:
     from dataplane.bench.pack import TOP, digest, pack
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half made goes then too
-    size = pack(args.archive, _say)
-    _say(f"{args.archive}: {size / 1e6:.0f} MB, sha256 {digest(args.archive)}")
-    _say(f"Next, as root on any machine: tar xf {args.archive.name} && {TOP}/run")
+    size = pack(args.archive, _notify)
+    _notify(f"{args.archive}: {size / 1e6:.0f} MB, sha256 {digest(args.archive)}")
+    _notify(f"Next, as root on any machine: tar xf {args.archive.name} && {TOP}/run")
     return 0
 
 
@@ -463,7 +463,7 @@ def _history(args: argparse.Namespace) -> int:
 
     found, said = runs(args.runs)
     for text in said:
-        _say(f"left out: {text}")
+        _notify(f"left out: {text}")
     lines = series(found)
     records = as_records(found, lines)
     print_records(records, args.output, tuple(records[0]) if records else ())
@@ -472,5 +472,5 @@ def _history(args: argparse.Namespace) -> int:
         title = "Service data planes over time"
         body = f'<h1>{title}</h1><div class="pictures">{charts}</div>{table(records)}'
         _write(args.page, document(title, body, style()), "--page")
-        _say(str(args.page))
+        _notify(str(args.page))
     return 0

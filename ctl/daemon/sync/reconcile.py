@@ -259,7 +259,7 @@ class Reconciler:
             done = await self.kernel.apply(change, self.planner.plan)
             self._count(done)
             self._record_result(done)
-            self._tell(done, time.monotonic() - batch.arrived if batch else 0.0)
+            self._log_sync(done, time.monotonic() - batch.arrived if batch else 0.0)
         else:
             self._health.updated()
         if batch is not None and change:
@@ -319,7 +319,7 @@ class Reconciler:
         if done.errors:
             self._metrics.failed(iptables=mode_of(self.kernel.plane.name).promises is Promises.IPTABLES)
 
-    def _tell(self, done: Done, age: float) -> None:
+    def _log_sync(self, done: Done, age: float) -> None:
         """Log one line per sync; at most one in a tenth of a second, with a count of the others."""
         entries = done.changed.entries
         self._unlogged += 1

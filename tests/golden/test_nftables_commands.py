@@ -19,7 +19,7 @@ from dataplane.planes.nftables.elements.transaction import add_commands, delete_
 from dataplane.planes.nftables.netlink.fields import Element, Layouts
 from dataplane.planes.nftables.netlink.store import ElementStore
 from dataplane.planes.nftables.plane import NftablesPlane
-from dataplane.planes.nftables.rules.syntax import syntax
+from dataplane.planes.nftables.rules.syntax import syntax_for
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
 from dataplane.policy.routes import cluster_ip_routes, external_routes
@@ -58,7 +58,7 @@ class RecorderStore(ElementStore):
     """Takes transactions of elements without a kernel."""
 
     def __init__(self, recorder: Recorder) -> None:
-        self._all = Layouts(syntax(family, "hotplane") for family in Family)
+        self._all = Layouts(syntax_for(family, "hotplane") for family in Family)
         self._recorder = recorder
 
     def change(

@@ -20,13 +20,13 @@ from dataplane.planes.nftables.netlink.fields import Element, Layouts, address_p
 from dataplane.planes.nftables.netlink.store import ElementStore
 from dataplane.planes.nftables.plane import NftablesPlane
 from dataplane.planes.nftables.rules.skeleton import declarations
-from dataplane.planes.nftables.rules.syntax import syntax
+from dataplane.planes.nftables.rules.syntax import syntax_for
 from dataplane.policy.node import NodeConfig
 from tests.kernel.nftables_listing import Listed, listed, nft
 from tests.unit.clusters import clusters, decoded, node_config, nodes
 
-WORDS = {family: syntax(family, "hotplane") for family in Family}
-LAYOUTS = Layouts(WORDS.values())
+SYNTAX = {family: syntax_for(family, "hotplane") for family in Family}
+LAYOUTS = Layouts(SYNTAX.values())
 ADDRESSES = {
     Family.IPV4: st.ip_addresses(v=4).map(lambda address: address.packed),
     Family.IPV6: st.ip_addresses(network="2000::/3").map(lambda address: address.packed),
@@ -46,15 +46,15 @@ class Door:
         self.store = in_netns(namespace, ElementStore, LAYOUTS)
 
     def listed(self, family: Family) -> Listed:
-        return listed(self.namespace, WORDS[family].ip)
+        return listed(self.namespace, SYNTAX[family].ip)
 
     def read(self, family: Family) -> Listed:
         """What the store reads, spelled as nft spells it."""
         found = {}
-        for name in declarations(WORDS[family]):
+        for name in declarations(SYNTAX[family]):
             if name == "service_cidrs":
                 continue
-            target = WORDS[family].target(name)
+            target = SYNTAX[family].target(name)
             layout = LAYOUTS.of(target)
             texts = {layout.key_text(k): layout.rest_text(v) for k, v in self.store.elements(target).items()}
             if texts:
@@ -70,21 +70,21 @@ def door(namespace: str) -> Door:
 @st.composite
 def elements(draw: st.DrawFn, family: Family) -> dict[Element, bytes]:
     """Elements of the sets and maps that hold plain data."""
-    words, found = WORDS[family], {}
+    syntax, found = SYNTAX[family], {}
     protocols = st.sampled_from((6, 17, 132)).map(lambda value: bytes((value, 0, 0, 0)))
     address = ADDRESSES[family]
     backends = st.tuples(address, PORTS).map(b"".join)
-    for kind, head in ((words.services, [address]), (words.nodeports, [])):
+    for kind, head in ((syntax.services, [address]), (syntax.nodeports, [])):
         key = st.tuples(*head, protocols, PORTS).map(b"".join)
         indexed = st.tuples(key, NUMBERS).map(b"".join)
         plain = ((kind.endpoints, indexed, backends), (kind.slots, indexed, NUMBERS), (kind.pod, key, NUMBERS))
         commented = (kind.first, key, st.tuples(NUMBERS, COMMENTS).map(b"".join))
         for name, keys, values in (*plain, commented, (kind.long_names, key, COMMENTS)):
             for chosen, value in draw(st.dictionaries(keys, values, max_size=4)).items():
-                found[(words.target(name), chosen)] = value
+                found[(syntax.target(name), chosen)] = value
     for chosen in draw(st.lists(address, max_size=4)):
-        found[(words.target("cluster_ips"), chosen)] = b""
-        found[(words.target("hairpin"), chosen * 2)] = b""
+        found[(syntax.target("cluster_ips"), chosen)] = b""
+        found[(syntax.target("hairpin"), chosen * 2)] = b""
     return found
 
 
@@ -124,9 +124,9 @@ def test_a_plan_in_the_kernel_is_read_as_nft_lists_it(namespace, node, cluster):
     planner.update(decoded(cluster))
     plane.load(planner.plan)
     for family, state in plane._states().items():
-        words = WORDS[family]
-        held = {(words.target(name), k): v for name, found in state.elements.items() for k, v in found.items()}
-        assert spelled(held) == listed(namespace, words.ip)
+        syntax = SYNTAX[family]
+        held = {(syntax.target(name), k): v for name, found in state.elements.items() for k, v in found.items()}
+        assert spelled(held) == listed(namespace, syntax.ip)
 
 
 def test_verdicts_and_source_ranges_are_read(door: Door) -> None:

@@ -16,12 +16,12 @@ from dataplane.planes.ebpf.flows.port_split import ruleset
 from dataplane.planes.nftables.rules.library import library, skeletons
 from dataplane.planes.nftables.rules.shapes import Masquerade, Shape, add_shape, affinity_map
 from dataplane.planes.nftables.rules.skeleton import add_ranges, rewrite_restricted, set_service_cidrs
-from dataplane.planes.nftables.rules.syntax import syntax
+from dataplane.planes.nftables.rules.syntax import syntax_for
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
 from tests.kernel.nftables_dump import Dump, dump
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "nftables"
-WORDS = {family: syntax(family, "hotplane") for family in Family}
+SYNTAX = {family: syntax_for(family, "hotplane") for family in Family}
 PODS = ("10.244.0.0/16", "fd10::/16")
 MANY = ("10.1.0.0/16", "10.9.8.0/24", "192.168.7.9/32", "fd11::/20", "fd12:3::/64", "fd13::1/128")
 ADDRESSES = ("192.168.0.2", "192.168.9.3", "fd00::2", "2001:db8::1:2")
@@ -78,14 +78,14 @@ def test_skeletons(both: Callable[[str], None], node: NodeConfig) -> None:
 @pytest.mark.parametrize("family", list(Family))
 def test_shapes_and_source_ranges(both: Callable[[str], None], family: Family) -> None:
     """Of sizes, timeouts and prefix lengths that nothing was compiled for."""
-    words = WORDS[family]
+    syntax = SYNTAX[family]
     text = skeletons(NodeConfig())
     for nodeport, seconds in product((False, True), (7, 86400)):
-        text += affinity_map(words, words.kind(nodeport), seconds)
+        text += affinity_map(syntax, syntax.kind(nodeport), seconds)
     for size, sticky, local, nodeport in product((1, 2, 255, 256, 32768), (0, 7, 86400), (False, True), (False, True)):
-        text += add_shape(words, Shape(nodeport, size, local, Masquerade.OFF_POD, sticky))
-    prefixes = sorted({0, 1, 7, 8, 9, 16, 31, words.bits // 2, words.bits - 1, words.bits})
-    text += "".join(add_ranges(words, prefix) for prefix in prefixes) + rewrite_restricted(words, prefixes)
+        text += add_shape(syntax, Shape(nodeport, size, local, Masquerade.OFF_POD, sticky))
+    prefixes = sorted({0, 1, 7, 8, 9, 16, 31, syntax.bits // 2, syntax.bits - 1, syntax.bits})
+    text += "".join(add_ranges(syntax, prefix) for prefix in prefixes) + rewrite_restricted(syntax, prefixes)
     both(text)
 
 
@@ -95,7 +95,7 @@ def test_shapes_and_source_ranges(both: Callable[[str], None], family: Family) -
      ("10.0.0.0/24", "10.0.1.0/25", "192.0.2.1/32", "fd96::1/128")],
 )  # fmt: skip
 def test_service_cidrs(both: Callable[[str], None], cidrs: tuple[str, ...]) -> None:
-    both(skeletons(NodeConfig()) + "".join(set_service_cidrs(words, f, cidrs) for f, words in WORDS.items()))
+    both(skeletons(NodeConfig()) + "".join(set_service_cidrs(syntax, f, cidrs) for f, syntax in SYNTAX.items()))
 
 
 def test_the_ports_of_the_slow_path(both: Callable[[str], None]) -> None:
@@ -104,14 +104,14 @@ def test_the_ports_of_the_slow_path(both: Callable[[str], None]) -> None:
 
 
 def test_what_goes_again(both: Callable[[str], None]) -> None:
-    words = WORDS[Family.IPV4]
+    syntax = SYNTAX[Family.IPV4]
     shape = Shape(False, 3, False, Masquerade.NOBODY, 0)
-    chain = words.target(shape.name)
-    both(skeletons(NodeConfig()) + add_shape(words, shape) + add_ranges(words, 24))
-    both(f"add element {words.target('shapes')} {{ ffff:77 : goto {shape.name} }}\n")
+    chain = syntax.target(shape.name)
+    both(skeletons(NodeConfig()) + add_shape(syntax, shape) + add_ranges(syntax, 24))
+    both(f"add element {syntax.target('shapes')} {{ ffff:77 : goto {shape.name} }}\n")
     both(
-        f"delete element {words.target('shapes')} {{ ffff:77 }}\nflush chain {chain}\ndelete chain {chain}\n"
-        f"delete set {words.target('ranges-24')}\ndelete map {words.target('slots')}\nflush table ip6 hotplane\n"
+        f"delete element {syntax.target('shapes')} {{ ffff:77 }}\nflush chain {chain}\ndelete chain {chain}\n"
+        f"delete set {syntax.target('ranges-24')}\ndelete map {syntax.target('slots')}\nflush table ip6 hotplane\n"
     )
 
 
@@ -120,21 +120,21 @@ def test_a_change_of_numbers_compiles_nothing(namespace: str, monkeypatch: pytes
     nft = in_netns(namespace, Nft)
     nft.library = library()
     nft.run(skeletons(NODES["cidrs"]))
-    words = WORDS[Family.IPV6]
-    nft.run(add_ranges(words, 7) + rewrite_restricted(words, [7]))
+    syntax = SYNTAX[Family.IPV6]
+    nft.run(add_ranges(syntax, 7) + rewrite_restricted(syntax, [7]))
 
     def never(*_: object) -> bytes:
         raise PlaneError("compiled again")
 
     monkeypatch.setattr("dataplane.kernel.nft.forms.compile_forms", never)
     timeout = 4711
-    nft.run(affinity_map(words, words.services, timeout))
+    nft.run(affinity_map(syntax, syntax.services, timeout))
     for shape in (
         Shape(False, 321, True, Masquerade.EVERYBODY, timeout),
         Shape(True, 322, False, Masquerade.NOBODY, 0),
     ):
-        nft.run(add_shape(words, shape))
-    nft.run(add_ranges(words, 99) + rewrite_restricted(words, [99]))
+        nft.run(add_shape(syntax, shape))
+    nft.run(add_ranges(syntax, 99) + rewrite_restricted(syntax, [99]))
     nft.run(skeletons(msgspec.structs.replace(NODES["cidrs"], nodeports=NodePortAddresses(addresses=ADDRESSES[1::2]))))
     with pytest.raises(PlaneError, match="compiled again"):
         nft.run(skeletons(NodeConfig(masquerade_mark=0x12345)))
@@ -142,13 +142,13 @@ def test_a_change_of_numbers_compiles_nothing(namespace: str, monkeypatch: pytes
 
 def test_errors_name_the_offending_command(namespace: str) -> None:
     nft = in_netns(namespace, Nft)
-    words = WORDS[Family.IPV4]
+    syntax = SYNTAX[Family.IPV4]
     nft.run("add table ip t\nadd chain ip t c\n")
     before = held(namespace)
     for text, reason in (
         ("add chain ip t d\nadd rule ip t c goto absent\n", r"No such file.* at: add rule ip t c goto absent"),
         ("add chain ip t d\ndelete chain ip t absent\n", r"No such file.* at: delete chain ip t absent"),
-        (f"add chain ip t d\n{add_ranges(words, 24)}", r"No such file.* at: add set ip hotplane ranges-24"),
+        (f"add chain ip t d\n{add_ranges(syntax, 24)}", r"No such file.* at: add set ip hotplane ranges-24"),
         (
             "add chain ip t d\nadd rule ip t c meta nonsense 5\n",
             r"could not compile .* at: add rule .*nonsense 5;",

@@ -24,12 +24,12 @@ from dataplane.planes.nftables.netlink.store import ElementStore
 from dataplane.planes.nftables.plane import NftablesPlane
 from dataplane.planes.nftables.rules.shapes import drawn_from, shape_of
 from dataplane.planes.nftables.rules.skeleton import BASE_CHAINS
-from dataplane.planes.nftables.rules.syntax import BY_SOURCE_WAY, DROP_WAY, REJECT_WAY, RESTRICTED_WAY, syntax
+from dataplane.planes.nftables.rules.syntax import BY_SOURCE_WAY, DROP_WAY, REJECT_WAY, RESTRICTED_WAY, syntax_for
 from tests.kernel.nftables_listing import nft
 from tests.kernel.nftables_net import entry, plan_of, pods
 from tests.unit.clusters import clusters, decoded, node_config, nodes
 
-WORDS = {family: syntax(family, "hotplane") for family in Family}
+SYNTAX = {family: syntax_for(family, "hotplane") for family in Family}
 
 
 class Store(ElementStore):
@@ -58,11 +58,11 @@ class Kernel:
 
     def __init__(self, namespace: str, door: type[Nft] = Nft) -> None:
         self.namespace = namespace
-        self.store = in_netns(namespace, Store, Layouts(WORDS.values()))
+        self.store = in_netns(namespace, Store, Layouts(SYNTAX.values()))
         self.plane = in_netns(namespace, NftablesPlane, nft=in_netns(namespace, door), store=self.store, text_limit=0)
 
     def states(self) -> dict[Family, TableState]:
-        return {f: table_state(w, self.store) for f, w in WORDS.items() if self.store.has_table(w.own)}
+        return {f: table_state(w, self.store) for f, w in SYNTAX.items() if self.store.has_table(w.own)}
 
 
 @pytest.fixture(autouse=True)
@@ -163,9 +163,9 @@ def assert_whole(states: dict[Family, TableState]) -> None:
     """Whatever a frontend's element says leads somewhere: to a chain that exists, with as many backends as it draws
     from."""
     for family, state in states.items():
-        words = WORDS[family]
-        reader = TableReader(words, family, state)
-        for kind in (words.services, words.nodeports):
+        syntax = SYNTAX[family]
+        reader = TableReader(syntax, family, state)
+        for kind in (syntax.services, syntax.nodeports):
             for key, value in state.elements[kind.first].items():
                 ways = [value[:4]]
                 if number_of(ways[0]) == RESTRICTED_WAY:
@@ -188,13 +188,13 @@ class Watched(Store):
 
     def send(self, messages: list[Message], *commands: Sequence[Sent]) -> None:
         super().send(messages, *commands)
-        assert_whole({f: table_state(w, self) for f, w in WORDS.items() if self.has_table(w.own)})
+        assert_whole({f: table_state(w, self) for f, w in SYNTAX.items() if self.has_table(w.own)})
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(node=nodes(), before=clusters(), after=clusters())
 def test_nothing_dangles_between_two_plans(namespace, node, before, after):  # type: ignore[no-untyped-def]
-    layouts = Layouts(WORDS.values())
+    layouts = Layouts(SYNTAX.values())
     plane = in_netns(namespace, NftablesPlane, store=in_netns(namespace, Watched, layouts), text_limit=0)
     plane.cleanup()
     for cluster in (before, after):

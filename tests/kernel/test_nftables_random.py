@@ -17,7 +17,7 @@ from dataplane.planes.nftables.load import TEXT_LIMIT
 from dataplane.planes.nftables.netlink.state import table_state
 from dataplane.planes.nftables.plane import NftablesPlane
 from dataplane.planes.nftables.rules.skeleton import chains, declarations
-from dataplane.planes.nftables.rules.syntax import syntax
+from dataplane.planes.nftables.rules.syntax import syntax_for
 from dataplane.policy.difference import LARGE
 from tests.unit.clusters import clusters, decoded, node_config, nodes
 
@@ -31,11 +31,11 @@ def copy_of(plan: Plan) -> Plan:
 def assert_empty(plane: NftablesPlane, plan: Plan) -> None:
     """Only the skeleton is left."""
     for family in FAMILIES:
-        words = syntax(family, "hotplane")
-        state = table_state(words, plane._store)
+        syntax = syntax_for(family, "hotplane")
+        state = table_state(syntax, plane._store)
         assert not any(state.elements.values())
-        assert set(state.rules) == {*chains(words, family, plan.node), "restricted"}
-        assert state.sets == set(declarations(words))
+        assert set(state.rules) == {*chains(syntax, family, plan.node), "restricted"}
+        assert state.sets == set(declarations(syntax))
 
 
 @pytest.fixture(params=[(TEXT_LIMIT, LARGE), (0, LARGE), (TEXT_LIMIT, 1)], ids=["text", "pieces", "large"])

@@ -9,7 +9,7 @@ from ctl import loaded
 from dataplane.model.net import Family
 from dataplane.planes.nftables import load
 from dataplane.planes.nftables.plane import NftablesPlane
-from dataplane.planes.nftables.rules.syntax import syntax
+from dataplane.planes.nftables.rules.syntax import syntax_for
 
 
 class _Kernel:
@@ -35,7 +35,7 @@ class _Kernel:
 
 def _removed(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(load, "wait_for_packets", kernel.wait)
-    load.remove_tables(kernel, kernel, [syntax(family, "hotplane") for family in Family])
+    load.remove_tables(kernel, kernel, [syntax_for(family, "hotplane") for family in Family])
     done: list[str] = kernel.did
     return done
 

@@ -16,7 +16,7 @@ from dataplane.planes.nftables.elements.placement import SLOTS, Placement, place
 from dataplane.planes.nftables.elements.seats import Seats
 from dataplane.planes.nftables.elements.transaction import Parts
 from dataplane.planes.nftables.netlink.fields import Layouts
-from dataplane.planes.nftables.rules.syntax import syntax
+from dataplane.planes.nftables.rules.syntax import syntax_for
 from dataplane.policy.difference import LARGE
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.routes import cluster_ip_routes, external_routes
@@ -42,8 +42,8 @@ def entry(members: Sequence[Backend], here: set[str], affinity: int, external_lo
 
 
 def books(first: PlanEntry, placement: Placement) -> Books:
-    words = {Family.IPV4: syntax(Family.IPV4, "hotplane")}
-    made = Books(words, Layouts(words.values()))
+    syntax = {Family.IPV4: syntax_for(Family.IPV4, "hotplane")}
+    made = Books(syntax, Layouts(syntax.values()))
     transaction = made.transaction()
     transaction.add(made.compile(first, placement))
     transaction.parts()

@@ -21,7 +21,7 @@ from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import NodeConfig
 
 
-def broken_chains(words: Syntax, family: Family, state: TableState, node: NodeConfig | None) -> set[str] | None:
+def broken_chains(syntax: Syntax, family: Family, state: TableState, node: NodeConfig | None) -> set[str] | None:
     """Chains whose number of rules is not what it should be; None when the base chains do not lead to Services at all.
 
     `node` None: the node's settings of the run that made the table are unknown; only chains that do not depend on
@@ -32,12 +32,12 @@ def broken_chains(words: Syntax, family: Family, state: TableState, node: NodeCo
     broken = set()
     for name, count in state.rules.items():
         shape = shape_of(name)
-        if shape is not None and count != len(shape_rules(words, shape)):
+        if shape is not None and count != len(shape_rules(syntax, shape)):
             broken.add(name)
     prefixes = sum(name.startswith("ranges-") for name in state.sets)
-    if state.rules.get("restricted") != len(restricted_rules(words, range(prefixes))):
+    if state.rules.get("restricted") != len(restricted_rules(syntax, range(prefixes))):
         broken.add("restricted")
-    expected = chains(words, family, node or NodeConfig())
+    expected = chains(syntax, family, node or NodeConfig())
     checked = expected if node is not None else BASE_CHAINS
     wrong = {name for name in checked if state.rules.get(name) != len(expected[name])}
     return None if wrong & {*BASE_CHAINS, "services", *expected} else broken
@@ -62,9 +62,9 @@ def previous_placement(reader: TableReader, entry: PlanEntry) -> Placement | Non
 class Held:
     """The elements that the kernel holds and that nothing in the plan has accounted for yet."""
 
-    def __init__(self, words: Mapping[Family, Syntax], present: Mapping[Family, TableState]) -> None:
+    def __init__(self, syntax: Mapping[Family, Syntax], present: Mapping[Family, TableState]) -> None:
         self._maps = {
-            words[family].target(name): elements
+            syntax[family].target(name): elements
             for family, state in present.items()
             for name, elements in state.elements.items()
         }
@@ -89,15 +89,15 @@ class Held:
         return removed, added
 
 
-def leftovers(words: Syntax, state: TableState, shapes: Container[str], sets: Container[str]) -> str:
+def leftovers(syntax: Syntax, state: TableState, shapes: Container[str], sets: Container[str]) -> str:
     """Commands that delete shape chains, range sets and affinity maps that nobody needs any more."""
     old = [name for name in state.rules if shape_of(name) is not None and name not in shapes]
-    text = "".join(f"flush chain {words.target(name)}\n" for name in old)
-    text += "".join(f"delete chain {words.target(name)}\n" for name in old)
-    prefixes = ("ranges-", *affinity_names(words))
+    text = "".join(f"flush chain {syntax.target(name)}\n" for name in old)
+    text += "".join(f"delete chain {syntax.target(name)}\n" for name in old)
+    prefixes = ("ranges-", *affinity_names(syntax))
     gone = [name for name in sorted(state.sets) if name.startswith(prefixes) and name not in sets]
     for name in gone:
-        text += f"delete {'set' if name.startswith('ranges-') else 'map'} {words.target(name)}\n"
+        text += f"delete {'set' if name.startswith('ranges-') else 'map'} {syntax.target(name)}\n"
     return text
 
 

@@ -8,29 +8,29 @@ from dataplane.planes.clients import Client
 from dataplane.planes.nftables.netlink.fields import Layouts, address_of, port_of
 from dataplane.planes.nftables.netlink.state import TableReader, table_state
 from dataplane.planes.nftables.netlink.store import ElementStore
-from dataplane.planes.nftables.rules.syntax import Kind, Syntax, syntax
+from dataplane.planes.nftables.rules.syntax import Kind, Syntax, syntax_for
 
 
 def remembered_clients(table: str = "hotplane") -> list[Client]:
     """Every client that the tables of this network namespace remember. Reads the whole tables. Raises PlaneError."""
-    words = {family: syntax(family, table) for family in Family}
-    store = ElementStore(Layouts(words.values()))
+    syntax = {family: syntax_for(family, table) for family in Family}
+    store = ElementStore(Layouts(syntax.values()))
     found: list[Client] = []
-    for family, mine in words.items():
+    for family, mine in syntax.items():
         if store.has_table(mine.own):
             found.extend(_of_table(mine, family, store))
     return found
 
 
-def _of_table(words: Syntax, family: Family, store: ElementStore) -> Iterator[Client]:
-    state = table_state(words, store)
-    reader = TableReader(words, family, state)
+def _of_table(syntax: Syntax, family: Family, store: ElementStore) -> Iterator[Client]:
+    state = table_state(syntax, store)
+    reader = TableReader(syntax, family, state)
     services = {frontend: reader.service(key) for key, frontend in reader.frontends().items()}
     for name in sorted(state.sets):
         for nodeport in (False, True):
-            kind = words.kind(nodeport)
+            kind = syntax.kind(nodeport)
             if name.startswith(f"{kind.affinity_prefix}-"):
-                for key, slot, left in store.clients(words.target(name)):
+                for key, slot, left in store.clients(syntax.target(name)):
                     yield _client(family, kind, key, slot, left // 1000, services, state.elements)
 
 

@@ -36,7 +36,7 @@ TEXT_LIMIT = 5_000
 """Elements up to which a load is one transaction, structure and all."""
 
 
-def remove_tables(nft: Nft, store: ElementStore, words: Iterable[Syntax]) -> None:
+def remove_tables(nft: Nft, store: ElementStore, syntax: Iterable[Syntax]) -> None:
     """Delete those of the tables that exist. Raises PlaneError.
 
     In two transactions: first no packet comes in any more; then, once those that were in have left, the rest goes. In
@@ -44,7 +44,7 @@ def remove_tables(nft: Nft, store: ElementStore, words: Iterable[Syntax]) -> Non
     goes, the kernel takes the elements of maps alone out of sight), and an address that is known to have no such
     frontend is refused.
     """
-    mine = [w for w in words if store.has_table(w.own)]
+    mine = [w for w in syntax if store.has_table(w.own)]
     if not mine:
         return
     entrances = [w.target(name) for w in mine for name in sorted(BASE_CHAINS.keys() & store.chains(w.own))]
@@ -63,7 +63,7 @@ class Loader:
         self._plan = plan
         self._text_limit = text_limit
 
-    def _skeleton(self, words: Mapping[Family, Syntax], *, active: bool) -> str:
+    def _skeleton(self, syntax: Mapping[Family, Syntax], *, active: bool) -> str:
         """Commands that make the constant part of every table right, with an empty check of source ranges."""
         node = self._plan.node
         return "".join(
@@ -71,12 +71,12 @@ class Loader:
             + skeleton_rules(w, family, node, active=active)
             + rewrite_restricted(w, ())
             + set_service_cidrs(w, family, self._plan.service_cidrs)
-            for family, w in words.items()
+            for family, w in syntax.items()
         )
 
     def _entries(self, books: Books) -> list[PlanEntry]:
         """The plan's entries of the families that the books are about."""
-        return [entry for entry in self._plan.entries.values() if entry.key.family in books.words]
+        return [entry for entry in self._plan.entries.values() if entry.key.family in books.syntax]
 
     def fill(self, books: Books) -> tuple[EntryChange, ...]:
         """Load into a kernel without hotplane's tables; returns what changed: every entry.
@@ -91,21 +91,21 @@ class Loader:
             for entry in entries:
                 transaction.add(books.compile(entry, fresh(entry)))
             parts = transaction.parts()
-            self._store.change((), parts.added, ahead=self._skeleton(books.words, active=True) + parts.ahead)
+            self._store.change((), parts.added, ahead=self._skeleton(books.syntax, active=True) + parts.ahead)
             transaction.commit()
         else:
             try:
                 with no_garbage_collection():
                     self._fill_in_pieces(books, entries)
             except EntryRefused as error:
-                raise EntryRefused(error.key, f"{error.reason}; {self._remove(books.words)}") from error
+                raise EntryRefused(error.key, f"{error.reason}; {self._remove(books.syntax)}") from error
             except PlaneError as error:
-                raise PlaneError(f"{error}; {self._remove(books.words)}") from error
+                raise PlaneError(f"{error}; {self._remove(books.syntax)}") from error
         return tuple(EntryChange(None, entry) for entry in entries)
 
     def _fill_in_pieces(self, books: Books, entries: Sequence[PlanEntry]) -> None:
-        self._nft.prepare(self._skeleton(books.words, active=True))
-        self._nft.run(self._skeleton(books.words, active=False))
+        self._nft.prepare(self._skeleton(books.syntax, active=True))
+        self._nft.run(self._skeleton(books.syntax, active=False))
         with _Pipeline() as pipeline:
             transaction, elements = books.transaction(), 0
             for entry in entries:
@@ -116,7 +116,7 @@ class Loader:
                     self._send_piece(transaction, pipeline)
                     transaction, elements = books.transaction(), 0
             self._send_piece(transaction, pipeline)
-        self._nft.run("".join(activation(w, family, self._plan.node) for family, w in books.words.items()))
+        self._nft.run("".join(activation(w, family, self._plan.node) for family, w in books.syntax.items()))
 
     def _send_piece(self, transaction: Transaction, pipeline: "_Pipeline") -> None:
         """The structure that a piece needs, then its elements."""
@@ -130,10 +130,10 @@ class Loader:
             self._nft.run(text)
         self._store.send(messages)
 
-    def _remove(self, words: Mapping[Family, Syntax]) -> str:
+    def _remove(self, syntax: Mapping[Family, Syntax]) -> str:
         """Take away the tables of a load that failed; says what stands now."""
         try:
-            remove_tables(self._nft, self._store, words.values())
+            remove_tables(self._nft, self._store, syntax.values())
         except PlaneError as error:
             return f"a part of the table stands, which no packet enters; load again or clean up ({error})"
         return "what had been loaded was removed again: there is no table, as before"
@@ -144,7 +144,7 @@ class Loader:
         It takes several transactions, in the order that packets under way need (see `Parts`); after the first one, a
         PlaneError says that the table stands between the two plans.
         """
-        held = Held(books.words, states)
+        held = Held(books.syntax, states)
         wanted = books.transaction()
         differing: list[PlanEntry] = []
         for entry in self._entries(books):
@@ -154,7 +154,7 @@ class Loader:
             else:
                 differing.append(entry)
         # From here on, what is read is only what has no equal in the plan.
-        readers = {family: TableReader(books.words[family], family, state) for family, state in states.items()}
+        readers = {family: TableReader(books.syntax[family], family, state) for family, state in states.items()}
         for entry in differing:
             family = entry.key.family
             placement = place(entry, previous_placement(readers[family], entry) if family in readers else None)
@@ -165,9 +165,9 @@ class Loader:
         before: dict[FrontendKey, Row] = {}
         if removed or added:
             for family, reader in readers.items():
-                before |= reader.rows(broken_chains(books.words[family], family, states[family], None) or set())
-        difference = _Difference(books.words, self._layouts, wanted, states, removed, added)
-        self._settle(self._skeleton(books.words, active=True), difference)
+                before |= reader.rows(broken_chains(books.syntax[family], family, states[family], None) or set())
+        difference = _Difference(books.syntax, self._layouts, wanted, states, removed, added)
+        self._settle(self._skeleton(books.syntax, active=True), difference)
         wanted.commit()
         return changed_entries(before, differing, self._plan) if removed or added else ()
 
@@ -193,26 +193,26 @@ class _Difference:
 
     def __init__(
         self,
-        words: Mapping[Family, Syntax],
+        syntax: Mapping[Family, Syntax],
         layouts: Layouts,
         wanted: Transaction,
         present: Mapping[Family, TableState],
         removed: list[Element],
         added: list[tuple[Element, bytes]],
     ) -> None:
-        self._words = words
+        self._syntax = syntax
         self._layouts = layouts
         self._wanted = wanted
         self._present = present
         self._removed = removed
         self._added = added
-        self._ranks = _ranks(words.values())
+        self._ranks = _ranks(syntax.values())
         self._replaced = {element for element, _ in added}.intersection(removed)
 
     def _restricted(self, *, and_present: bool) -> str:
         """Commands that give the check of source ranges its rules."""
         text = ""
-        for family, w in self._words.items():
+        for family, w in self._syntax.items():
             prefixes = self._wanted.prefixes(family)
             if and_present and family in self._present:
                 sets = self._present[family].sets
@@ -223,7 +223,7 @@ class _Difference:
     def _leftovers(self) -> str:
         wanted = self._wanted
         return "".join(
-            leftovers(self._words[family], state, wanted.chain_names(family), wanted.set_names(family))
+            leftovers(self._syntax[family], state, wanted.chain_names(family), wanted.set_names(family))
             for family, state in self._present.items()
         )
 
@@ -266,10 +266,10 @@ class _Difference:
         return delete_commands(self._layouts, verdicts) + self._restricted(and_present=False) + leftovers
 
 
-def _ranks(words: Iterable[Syntax]) -> dict[str, int]:
+def _ranks(syntax: Iterable[Syntax]) -> dict[str, int]:
     """Targets whose elements lead to elements of others: the higher, the later they may be added."""
     ranks = {}
-    for w in words:
+    for w in syntax:
         ranks[w.target("restricted")] = 3
         for kind in (w.services, w.nodeports):
             ranks[w.target(kind.slots)] = 1

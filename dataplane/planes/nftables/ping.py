@@ -16,7 +16,7 @@ from dataplane.plan.types import FrontendKind, Plan, PlanEntry
 from dataplane.planes.nftables.netlink.fields import Layouts
 from dataplane.planes.nftables.netlink.store import ElementStore
 from dataplane.planes.nftables.rules.ping import COUNTER, ping_objects, ping_rules, ping_table
-from dataplane.planes.nftables.rules.syntax import Syntax, syntax
+from dataplane.planes.nftables.rules.syntax import Syntax, syntax_for
 from dataplane.policy.node import NodeConfig
 from dataplane.policy.routes import Action
 
@@ -38,17 +38,17 @@ def virtual_addresses(entry: PlanEntry) -> set[str]:
 def answered_pings(table: str = "hotplane") -> int | None:
     """How many requests in this network namespace were answered so far; None where nobody answers. Raises
     PlaneError."""
-    words = [syntax(family, table) for family in Family]
-    store = ElementStore(Layouts(words))
-    tables = [ping_table(each) for each in words if store.has_table(ping_table(each))]
+    syntax = [syntax_for(family, table) for family in Family]
+    store = ElementStore(Layouts(syntax))
+    tables = [ping_table(each) for each in syntax if store.has_table(ping_table(each))]
     return sum(store.counter(each, COUNTER) for each in tables) if tables else None
 
 
 class Pings:
     """The tables of a plane. count: transactions of changes so far, those of loads left out."""
 
-    def __init__(self, nft: Nft, store: ElementStore, words: Mapping[Family, Syntax]) -> None:
-        self._nft, self._store, self._words = nft, store, words
+    def __init__(self, nft: Nft, store: ElementStore, syntax: Mapping[Family, Syntax]) -> None:
+        self._nft, self._store, self._syntax = nft, store, syntax
         self._uses: Counter[tuple[Family, str]] = Counter()
         self._on = False
         self.count = 0
@@ -62,7 +62,7 @@ class Pings:
             return
         for entry in plan.entries.values():
             self._uses.update((entry.key.family, address) for address in virtual_addresses(entry))
-        self._nft.run("".join(self._whole(family, plan.node) for family in self._words))
+        self._nft.run("".join(self._whole(family, plan.node) for family in self._syntax))
 
     def apply(self, change: PlanChange, node: NodeConfig) -> None:
         """Follow a change that the plane has applied. Raises PlaneError, after which a load is wanted."""
@@ -73,7 +73,7 @@ class Pings:
         for entry in change.entries:
             self._uses.subtract(self._keys(entry.old))
             self._uses.update(self._keys(entry.new))
-        text = "".join(self._rules(family, node) for family in self._words) if change.node is not None else ""
+        text = "".join(self._rules(family, node) for family in self._syntax) if change.node is not None else ""
         text += self._elements("delete", [key for key in before if held[key] and not self._uses[key]])
         text += self._elements("add", [key for key in before if not held[key] and self._uses[key]])
         for key in before:
@@ -85,7 +85,7 @@ class Pings:
 
     def remove(self) -> None:
         """Take the tables away; fine when there are none. Raises PlaneError."""
-        tables = [ping_table(words) for words in self._words.values() if self._store.has_table(ping_table(words))]
+        tables = [ping_table(syntax) for syntax in self._syntax.values() if self._store.has_table(ping_table(syntax))]
         if tables:
             self._nft.run("".join(f"delete table {table}\n" for table in tables))
 
@@ -94,20 +94,20 @@ class Pings:
         return {(entry.key.family, address) for address in virtual_addresses(entry)} if entry is not None else set()
 
     def _whole(self, family: Family, node: NodeConfig) -> str:
-        words = self._words[family]
+        syntax = self._syntax[family]
         mine = [key for key, uses in self._uses.items() if uses and key[0] is family]
-        text = ping_objects(words) + f"flush set {ping_table(words)} answered\n" + self._rules(family, node)
+        text = ping_objects(syntax) + f"flush set {ping_table(syntax)} answered\n" + self._rules(family, node)
         return text + self._elements("add", mine)
 
     def _rules(self, family: Family, node: NodeConfig) -> str:
-        return ping_rules(self._words[family], family, node)
+        return ping_rules(self._syntax[family], family, node)
 
     def _elements(self, verb: str, keys: list[tuple[Family, str]]) -> str:
         return "".join(self._commands(verb, keys))
 
     def _commands(self, verb: str, keys: list[tuple[Family, str]]) -> Iterator[str]:
-        for family, words in self._words.items():
+        for family, syntax in self._syntax.items():
             mine = sorted(address for each, address in keys if each is family)
             for first in range(0, len(mine), _ELEMENTS_A_COMMAND):
                 part = ", ".join(mine[first : first + _ELEMENTS_A_COMMAND])
-                yield f"{verb} element {ping_table(words)} answered {{ {part} }}\n"
+                yield f"{verb} element {ping_table(syntax)} answered {{ {part} }}\n"

@@ -32,8 +32,8 @@ from dataplane.planes.nftables.ping import Pings, answered_pings
 from dataplane.planes.nftables.rules.library import library
 from dataplane.planes.nftables.rules.shapes import ShapeIds
 from dataplane.planes.nftables.rules.skeleton import set_service_cidrs, skeleton_rules
-from dataplane.planes.nftables.rules.syntax import syntax
-from dataplane.planes.nftables.standby import StandIn
+from dataplane.planes.nftables.rules.syntax import syntax_for
+from dataplane.planes.nftables.standby import StandbyTables
 from dataplane.policy.node import NodeConfig
 
 MOST_AT_ONCE = 32
@@ -62,19 +62,19 @@ class NftablesPlane(Plane):
         loaded_for: NodeConfig | None = None,
         text_limit: int = TEXT_LIMIT,
     ) -> None:
-        self._words = {family: syntax(family, table) for family in families}
-        self._layouts = Layouts(self._words.values())
+        self._syntax = {family: syntax_for(family, table) for family in families}
+        self._layouts = Layouts(self._syntax.values())
         self._nft = nft or Nft()
         self._nft.library = library()
         self._store = store or ElementStore(self._layouts)
         self._loaded_for = loaded_for
         self._text_limit = text_limit
         self._node: NodeConfig | None = None
-        self._books = Books(self._words, self._layouts)
+        self._books = Books(self._syntax, self._layouts)
         self._commits = Commits(self._nft, self._store)
-        self._stand_in = StandIn(self._nft, self._store, self._words, table)
+        self._standby = StandbyTables(self._nft, self._store, self._syntax, table)
         self._localnet = Localnet(self._nft, self._store, table)
-        self._pings = Pings(self._nft, self._store, self._words)
+        self._pings = Pings(self._nft, self._store, self._syntax)
 
     @property
     def commits(self) -> int:
@@ -97,16 +97,16 @@ class NftablesPlane(Plane):
         with no_garbage_collection(keep=len(plan.entries) > self._text_limit):
             states = self._states()
             if not all(state.current for state in states.values()):
-                self._stand_in.replace(self._words.values(), plan, self._text_limit)
+                self._standby.replace(self._syntax.values(), plan, self._text_limit)
                 states = {}
             try:
                 changed = self._bring(plan, states)
             except EntryRefused as error:
                 if states:
                     self._node, self._books = before
-                refused = Books(self._words, self._layouts).refusals(plan.entries.values())
+                refused = Books(self._syntax, self._layouts).refusals(plan.entries.values())
                 raise EntryRefused(error.key, error.reason, refused) from error
-            self._stand_in.remove()
+            self._standby.remove()
         if not self._leads_from_loopback(plan.node):
             self._localnet.close()
         self._pings.load(plan)
@@ -116,8 +116,8 @@ class NftablesPlane(Plane):
     def _bring(self, plan: Plan, states: Mapping[Family, TableState]) -> tuple[EntryChange, ...]:
         """Bring tables of this version, or none, to `plan`; returns what changed."""
         loader = Loader(self._nft, self._store, self._layouts, plan, self._text_limit)
-        ids = {f: shape_ids(states[f]) if f in states else ShapeIds() for f in self._words}
-        self._books = Books(self._words, self._layouts, ids)
+        ids = {f: shape_ids(states[f]) if f in states else ShapeIds() for f in self._syntax}
+        self._books = Books(self._syntax, self._layouts, ids)
         changed = loader.adopt(self._books, states) if states else loader.fill(self._books)
         self._books.seat(plan.entries.values())
         return changed
@@ -155,7 +155,7 @@ class NftablesPlane(Plane):
         EntryRefused, naming all that cannot be held."""
         steps, refused = [], []
         for entry in change.entries:
-            if entry.key.family in self._words:
+            if entry.key.family in self._syntax:
                 try:
                     steps.append(self._books.replace(entry, transaction))
                 except EntryRefused as error:
@@ -173,10 +173,10 @@ class NftablesPlane(Plane):
         table: dict[FrontendKey, Row] = {}
         with no_garbage_collection():
             for family, state in self._states().items():
-                words = self._words[family]
-                broken = broken_chains(words, family, state, self._node or self._loaded_for)
+                syntax = self._syntax[family]
+                broken = broken_chains(syntax, family, state, self._node or self._loaded_for)
                 if broken is not None:
-                    table |= TableReader(words, family, state).rows(broken)
+                    table |= TableReader(syntax, family, state).rows(broken)
         return table
 
     def is_brief(self, change: PlanChange) -> bool:
@@ -208,30 +208,30 @@ class NftablesPlane(Plane):
 
     def cleanup(self) -> None:
         """Delete hotplane's tables of the plane's families, and what they need beside them, and nothing else."""
-        self._stand_in.remove()
-        remove_tables(self._nft, self._store, self._words.values())
+        self._standby.remove()
+        remove_tables(self._nft, self._store, self._syntax.values())
         self._localnet.close()
         self._pings.remove()
-        self._node, self._books = None, Books(self._words, self._layouts)
+        self._node, self._books = None, Books(self._syntax, self._layouts)
 
     def _leads_from_loopback(self, node: NodeConfig) -> bool:
         """Whether node ports answer on 127.0.0.0/8."""
-        return node.nodeports.loopback and Family.IPV4 in self._words
+        return node.nodeports.loopback and Family.IPV4 in self._syntax
 
     def _states(self) -> dict[Family, TableState]:
         """What the kernel holds, for the families whose table exists."""
         return {
-            family: table_state(words, self._store)
-            for family, words in self._words.items()
-            if self._store.has_table(words.own)
+            family: table_state(syntax, self._store)
+            for family, syntax in self._syntax.items()
+            if self._store.has_table(syntax.own)
         }
 
     def _settings(self, change: PlanChange) -> str:
         """Commands for what changed beside the entries."""
         parts = []
-        for family, words in self._words.items():
+        for family, syntax in self._syntax.items():
             if change.node is not None:
-                parts.append(skeleton_rules(words, family, change.node))
+                parts.append(skeleton_rules(syntax, family, change.node))
             if change.service_cidrs is not None:
-                parts.append(set_service_cidrs(words, family, change.service_cidrs))
+                parts.append(set_service_cidrs(syntax, family, change.service_cidrs))
         return "".join(parts)

@@ -1,7 +1,7 @@
-"""Tables of another name that serve while those of another version are replaced.
+"""Standby tables, under another name, that serve packets while tables of another version are replaced.
 
-Two tables of one name cannot stand side by side, and in one transaction that deletes one and makes the other, packets
-under way find neither whole. Both may translate: who comes first does, and the other leaves that packet alone.
+Two tables of one name cannot exist at the same time. If one transaction deletes one and creates the other, packets in
+flight find neither complete. While both exist, the first one to see a packet translates it; the other ignores it.
 """
 
 from collections.abc import Iterable
@@ -14,27 +14,27 @@ from dataplane.planes.nftables.elements.books import Books
 from dataplane.planes.nftables.load import Loader, remove_tables
 from dataplane.planes.nftables.netlink.fields import Layouts
 from dataplane.planes.nftables.netlink.store import ElementStore
-from dataplane.planes.nftables.rules.syntax import Syntax, syntax
+from dataplane.planes.nftables.rules.syntax import Syntax, syntax_for
 
 
-class StandIn:
-    """The tables `<table>-stand-in`. There are none, save for a moment, or when that moment was a process's last."""
+class StandbyTables:
+    """The tables `<table>-stand-in`. They exist only during a replacement, or after a process died in one."""
 
     def __init__(self, nft: Nft, store: ElementStore, families: Iterable[Family], table: str) -> None:
         self._nft, self._store = nft, store
-        self._words = {family: syntax(family, f"{table}-stand-in") for family in families}
+        self._syntax = {family: syntax_for(family, f"{table}-stand-in") for family in families}
 
     def replace(self, old: Iterable[Syntax], plan: Plan, text_limit: int) -> None:
-        """Serve the plan, then remove the old tables. Raises PlaneError, after which those stand as they did."""
+        """Load the plan into the standby tables, then remove the old ones. On PlaneError the old tables are unchanged."""
         self.remove()
-        layouts = Layouts(self._words.values())
-        Loader(self._nft, self._store.of(layouts), layouts, plan, text_limit).fill(Books(self._words, layouts))
+        layouts = Layouts(self._syntax.values())
+        Loader(self._nft, self._store.of(layouts), layouts, plan, text_limit).fill(Books(self._syntax, layouts))
         try:
             remove_tables(self._nft, self._store, old)
         except PlaneError as error:
-            names = " and ".join(words.own for words in self._words.values())
+            names = " and ".join(syntax.own for syntax in self._syntax.values())
             raise PlaneError(f"{error}; tables {names} serve beside them: load again") from error
 
     def remove(self) -> None:
-        """Remove those that there are. Raises PlaneError."""
-        remove_tables(self._nft, self._store, self._words.values())
+        """Remove the standby tables that exist. Raises PlaneError."""
+        remove_tables(self._nft, self._store, self._syntax.values())

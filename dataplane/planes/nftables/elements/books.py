@@ -19,12 +19,12 @@ class Books:
     """placements: of small entries, those that differ from what `place` makes of the entry. seats: of large ones."""
 
     def __init__(
-        self, words: Mapping[Family, Syntax], layouts: Layouts, ids: Mapping[Family, ShapeIds] | None = None
+        self, syntax: Mapping[Family, Syntax], layouts: Layouts, ids: Mapping[Family, ShapeIds] | None = None
     ) -> None:
-        self.words = words
+        self.syntax = syntax
         self.layouts = layouts
-        self.ids = ids or {family: ShapeIds() for family in words}
-        self.compilers = {family: Compiler(w, family, self.ids[family]) for family, w in words.items()}
+        self.ids = ids or {family: ShapeIds() for family in syntax}
+        self.compilers = {family: Compiler(w, family, self.ids[family]) for family, w in syntax.items()}
         self.references = References()
         self.placements: dict[EntryKey, Placement] = {}
         self.seats: dict[EntryKey, Seats] = {}
@@ -35,14 +35,14 @@ class Books:
 
     def transaction(self) -> Transaction:
         """An empty change against what the books say."""
-        return Transaction(self.words, self.layouts, self.ids, self.references)
+        return Transaction(self.syntax, self.layouts, self.ids, self.references)
 
     def refusals(self, entries: Iterable[PlanEntry]) -> list[EntryRefused]:
         """Every entry that cannot be held, whatever the others are. O(size); for when one was refused."""
         found = []
         for entry in entries:
             try:
-                if entry.key.family in self.words:
+                if entry.key.family in self.syntax:
                     self.compile(entry, place(entry))
             except EntryRefused as error:
                 found.append(error)
@@ -57,7 +57,7 @@ class Books:
     def seat(self, entries: Iterable[PlanEntry]) -> None:
         """After a load: prepare for changes of what is large, which shall be quick from the first one on."""
         for entry in entries:
-            if entry.key.family in self.words and is_large(entry):
+            if entry.key.family in self.syntax and is_large(entry):
                 self.seats[entry.key] = Seats(self._placement(entry))
                 self.placements.pop(entry.key, None)
 

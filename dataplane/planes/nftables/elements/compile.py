@@ -83,11 +83,11 @@ def _indexes(first: int, count: int) -> Iterable[bytes]:
 class Compiler:
     """Compiles the entries of one family. `ids`: the numbers of shapes, new ones are given as they come up."""
 
-    def __init__(self, words: Syntax, family: Family, ids: ShapeIds) -> None:
-        self.words = words
+    def __init__(self, syntax: Syntax, family: Family, ids: ShapeIds) -> None:
+        self.syntax = syntax
         self.family = family
         self._ids = ids
-        self._targets = {name: words.target(name) for name in declarations(words)}
+        self._targets = {name: syntax.target(name) for name in declarations(syntax)}
         self._ways: dict[tuple[int, bool, int, int, int], _Ways] = {}
         self._number = family.socket_family
 
@@ -105,7 +105,7 @@ class Compiler:
 
     def target(self, name: str) -> str:
         """`family table name` of a set or a map."""
-        return self._targets.get(name) or self.words.target(name)
+        return self._targets.get(name) or self.syntax.target(name)
 
     def packed(self, address: str) -> bytes:
         """An address of the family in network byte order."""
@@ -190,7 +190,7 @@ class _Entry:
         """Add one frontend."""
         nodeport = not frontend.key.address
         common = self._common
-        kind = common.words.nodeports if nodeport else common.words.services
+        kind = common.syntax.nodeports if nodeport else common.syntax.services
         key = _PROTOCOLS[frontend.key.protocol] + port(frontend.key.port)
         if not nodeport:
             key = common.packed(frontend.key.address) + key

@@ -26,29 +26,29 @@ class _Role(NamedTuple):
 
 
 @cache
-def _roles(words: Syntax) -> dict[str, _Role]:
+def _roles(syntax: Syntax) -> dict[str, _Role]:
     """By target."""
-    first = words.target(words.services.first)
+    first = syntax.target(syntax.services.first)
     return {
-        **_roles_of(words, words.services),
-        **_roles_of(words, words.nodeports),
-        words.target("restricted"): _Role(first, slice(None), _ALL),
+        **_roles_of(syntax, syntax.services),
+        **_roles_of(syntax, syntax.nodeports),
+        syntax.target("restricted"): _Role(first, slice(None), _ALL),
     }
 
 
-def _roles_of(words: Syntax, kind: Kind) -> dict[str, _Role]:
-    first = words.target(kind.first)
+def _roles_of(syntax: Syntax, kind: Kind) -> dict[str, _Role]:
+    first = syntax.target(kind.first)
     entire, before_index = slice(None), slice(-4)
     return {
-        **{words.target(name): _Role(first, entire, _ALL) for name in (kind.pod, kind.node, kind.outside)},
-        **{words.target(name): _Role(first, before_index, _FIRST) for name in (kind.endpoints, kind.slots)},
-        words.target(kind.slot_endpoints): _Role(first, before_index, _NONE),
-        words.target(kind.local_slot_endpoints): _Role(first, before_index, _NONE),
+        **{syntax.target(name): _Role(first, entire, _ALL) for name in (kind.pod, kind.node, kind.outside)},
+        **{syntax.target(name): _Role(first, before_index, _FIRST) for name in (kind.endpoints, kind.slots)},
+        syntax.target(kind.slot_endpoints): _Role(first, before_index, _NONE),
+        syntax.target(kind.local_slot_endpoints): _Role(first, before_index, _NONE),
     }
 
 
 def needed_under_way(
-    words: Iterable[Syntax], removed: Iterable[Element], added: Mapping[Element, bytes]
+    syntax: Iterable[Syntax], removed: Iterable[Element], added: Mapping[Element, bytes]
 ) -> frozenset[Element]:
     """Those of the removed elements without which a packet under way would be dropped although it is let through by
     the plans before and after: all those of a frontend that goes on, but no longer has one of the ways it had.
@@ -58,7 +58,7 @@ def needed_under_way(
     """
     gone = frozenset(element for element in removed if element not in added)
     changed, of_frontend = set(), []
-    for w in words:
+    for w in syntax:
         roles, ranges = _roles(w), w.target("ranges-")
         of_ranges = _Role(w.target(w.services.first), slice(-(w.bits // 8)), _ALL)
         for element in gone:

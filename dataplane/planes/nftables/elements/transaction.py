@@ -110,9 +110,9 @@ class Parts(NamedTuple):
     undo: str
 
 
-def affinity_names(words: Syntax) -> tuple[str, ...]:
+def affinity_names(syntax: Syntax) -> tuple[str, ...]:
     """What the names of affinity maps begin with."""
-    return tuple(f"{kind.affinity_prefix}-" for kind in (words.services, words.nodeports))
+    return tuple(f"{kind.affinity_prefix}-" for kind in (syntax.services, syntax.nodeports))
 
 
 class Transaction:
@@ -122,9 +122,9 @@ class Transaction:
     """
 
     def __init__(
-        self, words: Mapping[Family, Syntax], layouts: Layouts, ids: Mapping[Family, ShapeIds], references: References
+        self, syntax: Mapping[Family, Syntax], layouts: Layouts, ids: Mapping[Family, ShapeIds], references: References
     ) -> None:
-        self._words = words
+        self._syntax = syntax
         self._layouts = layouts
         self._ids = ids
         self._references = references
@@ -171,7 +171,7 @@ class Transaction:
             added = [(e, value) for e, value in added if self._removed.get(e) != value]
         removed += [(r.target, r.key) for r in gone if isinstance(r, ElementRef)]
         added += [((r.target, r.key), b"") for r in new if isinstance(r, ElementRef)]
-        needed = needed_under_way(self._words.values(), removed, self._added)
+        needed = needed_under_way(self._syntax.values(), removed, self._added)
         before = self._references.structures
         with_new = frozenset[Reference](before).union(ref for ref in new if not isinstance(ref, ElementRef))
         return Parts(
@@ -186,19 +186,19 @@ class Transaction:
     def _verdict(self, ref: ShapeRef) -> tuple[Element, bytes]:
         """The element that leads from a shape's number to its chain."""
         key = number(self._ids[ref.family].of(ref.shape))
-        return (self._words[ref.family].target("shapes"), key), ref.shape.name.encode()
+        return (self._syntax[ref.family].target("shapes"), key), ref.shape.name.encode()
 
     def _structures(self, new: Iterable[Reference]) -> list[str]:
         """Make maps, chains and sets that come into use."""
         parts = []
         for family, nodeport, seconds in sorted(affinities(new)):
-            words = self._words[family]
-            parts.append(affinity_map(words, words.kind(nodeport), seconds))
+            syntax = self._syntax[family]
+            parts.append(affinity_map(syntax, syntax.kind(nodeport), seconds))
         for ref in new:
             if isinstance(ref, ShapeRef):
-                parts.append(add_shape(self._words[ref.family], ref.shape))
+                parts.append(add_shape(self._syntax[ref.family], ref.shape))
             elif isinstance(ref, RangesRef):
-                parts.append(add_ranges(self._words[ref.family], ref.prefix))
+                parts.append(add_ranges(self._syntax[ref.family], ref.prefix))
         return parts
 
     def _appearing(self, new: Iterable[Reference], after: frozenset[Reference]) -> list[str]:
@@ -211,7 +211,7 @@ class Transaction:
         """Rewrite the rules that name sets of source ranges."""
         return [
             rewrite_restricted(
-                self._words[family], [r.prefix for r in after if isinstance(r, RangesRef) and r.family is family]
+                self._syntax[family], [r.prefix for r in after if isinstance(r, RangesRef) and r.family is family]
             )
             for family in sorted(families)
         ]
@@ -224,15 +224,15 @@ class Transaction:
         parts = [delete_commands(self._layouts, (self._verdict(ref)[0] for ref in shapes))]
         parts += self._restricted({ref.family for ref in ranges}, after)
         for ref in shapes:
-            chain = self._words[ref.family].target(ref.shape.name)
+            chain = self._syntax[ref.family].target(ref.shape.name)
             parts.append(f"flush chain {chain}\ndelete chain {chain}\n")
-        parts += [f"delete set {self._words[ref.family].target(ranges_name(ref.prefix))}\n" for ref in ranges]
+        parts += [f"delete set {self._syntax[ref.family].target(ranges_name(ref.prefix))}\n" for ref in ranges]
         unused = affinities(shapes)
         if unused:
             unused -= affinities(after)
         for family, nodeport, seconds in sorted(unused):
-            words = self._words[family]
-            parts.append(f"delete map {words.target(affinity_name(words.kind(nodeport), seconds))}\n")
+            syntax = self._syntax[family]
+            parts.append(f"delete map {syntax.target(affinity_name(syntax.kind(nodeport), seconds))}\n")
         return parts
 
     def elements(self) -> dict[Element, bytes]:
@@ -255,9 +255,9 @@ class Transaction:
     def set_names(self, family: Family) -> set[str]:
         """Sets of source ranges and affinity maps of a family that this transaction needs."""
         names = {ranges_name(prefix) for prefix in self.prefixes(family)}
-        words = self._words[family]
+        syntax = self._syntax[family]
         return names | {
-            affinity_name(words.kind(nodeport), seconds)
+            affinity_name(syntax.kind(nodeport), seconds)
             for owner, nodeport, seconds in affinities(self._delta)
             if owner is family
         }

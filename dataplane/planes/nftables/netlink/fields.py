@@ -111,14 +111,14 @@ class Layout:
 class Layouts:
     """The layout of every set and map whose elements hotplane itself writes, by target."""
 
-    def __init__(self, words: Iterable[Syntax]) -> None:
-        self._words = {w.own: w for w in words}
-        self._known = {w.target(n): Layout(d) for w in self._words.values() for n, d in declarations(w).items()}
+    def __init__(self, syntax: Iterable[Syntax]) -> None:
+        self._syntax = {w.own: w for w in syntax}
+        self._known = {w.target(n): Layout(d) for w in self._syntax.values() for n, d in declarations(w).items()}
 
     def of(self, target: str) -> Layout:
         """The layout behind `family table set`, a constant one or one of source ranges."""
         layout = self._known.get(target)
         if layout is None:
-            words = self._words[target.rpartition(" ")[0]]
-            layout = self._known[target] = Layout(ranges_declaration(words))
+            syntax = self._syntax[target.rpartition(" ")[0]]
+            layout = self._known[target] = Layout(ranges_declaration(syntax))
         return layout

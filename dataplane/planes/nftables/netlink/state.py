@@ -37,14 +37,14 @@ class TableState(msgspec.Struct):
         return VERSION_CHAIN in self.rules
 
 
-def table_state(words: Syntax, store: ElementStore) -> TableState:
+def table_state(syntax: Syntax, store: ElementStore) -> TableState:
     """Read one table that exists. The elements of a table of another version are left out. Raises PlaneError."""
-    sets = store.sets(words.own)
-    state = TableState(rules=store.chains(words.own), sets=set(sets))
+    sets = store.sets(syntax.own)
+    state = TableState(rules=store.chains(syntax.own), sets=set(sets))
     if state.current:
         for name, dynamic in sets.items():
             if not dynamic and name != "service_cidrs":
-                state.elements[name] = store.elements(words.target(name))
+                state.elements[name] = store.elements(syntax.target(name))
     return state
 
 
@@ -65,8 +65,8 @@ def _address(data: bytes) -> Address:
 class TableReader:
     """Reads a `TableState` in the plan's terms, as it is now: later changes of the state do not show."""
 
-    def __init__(self, words: Syntax, family: Family, state: TableState) -> None:
-        self._words = words
+    def __init__(self, syntax: Syntax, family: Family, state: TableState) -> None:
+        self._syntax = syntax
         self._family = family
         self._state = state
         self._maps: dict[str, dict[bytes, bytes]] = defaultdict(dict, state.elements)
@@ -76,10 +76,10 @@ class TableReader:
             False: defaultdict(dict),
             True: defaultdict(dict),
         }
-        for kind in (words.services, words.nodeports):
+        for kind in (syntax.services, syntax.nodeports):
             self._gather(kind)
         self._cidrs: dict[bytes, list[str]] = defaultdict(list)
-        width = words.bits // 8
+        width = syntax.bits // 8
         for name, elements in self._maps.items():
             if name.startswith("ranges-"):
                 for key in elements:
@@ -134,7 +134,7 @@ class TableReader:
         """Every frontend in the first maps, by its key there."""
         found = {}
         for nodeport in (False, True):
-            for key in self._maps[self._words.kind(nodeport).first]:
+            for key in self._maps[self._syntax.kind(nodeport).first]:
                 address = "" if nodeport else address_of(key[:-8])
                 found[key] = FrontendKey(self._family, address, Protocol(key[-8]), port_of(key[-4:]))
         return found
@@ -144,7 +144,7 @@ class TableReader:
         return key in self._maps[self._kind(key).first]
 
     def _kind(self, key: bytes) -> Kind:
-        return self._words.kind(len(key) == 8)
+        return self._syntax.kind(len(key) == 8)
 
     def service(self, key: bytes) -> str:
         """`namespace/name:port` that a frontend belongs to, from its comment."""

@@ -107,9 +107,9 @@ class ElementStore:
         if number < len(first) or behind >= 0:
             return shown((first[number] if behind < 0 else last[behind]).command)
         message = messages[number]
-        words = next(ip for ip, family in nf_tables.FAMILIES.items() if family == message.family)
+        syntax = next(ip for ip, family in nf_tables.FAMILIES.items() if family == message.family)
         names = [text_of(payload) for kind, payload in attributes(message.attributes) if kind in (TABLE, NAME)]
-        target = " ".join((words, *names))
+        target = " ".join((syntax, *names))
         verb = "add" if message.kind == Operation.NEW_ELEMENTS.kind else "delete"
         layout = self._layouts.of(target)
         key = wire.element_at(message.attributes, layout, error.offset - BODY)

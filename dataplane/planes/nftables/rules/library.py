@@ -18,7 +18,7 @@ from dataplane.planes.nftables.rules.skeleton import (
     skeleton_objects,
     skeleton_rules,
 )
-from dataplane.planes.nftables.rules.syntax import Syntax, syntax
+from dataplane.planes.nftables.rules.syntax import Syntax, syntax_for
 from dataplane.policy.node import NodeConfig
 
 
@@ -26,30 +26,32 @@ from dataplane.policy.node import NodeConfig
 def library() -> Library:
     """Of both families. One group of rules for what every table has and for all shapes, one for all source ranges."""
     objects = ""
-    for family, words in _tables().items():
-        for line in skeleton_objects(words, family, NodeConfig()).splitlines():
+    for family, syntax in _tables().items():
+        for line in skeleton_objects(syntax, family, NodeConfig()).splitlines():
             if line.split(" ", 2)[1] in ("counter", "map", "set"):
                 objects += f"{line}\n"
-        objects += "".join(affinity_map(words, words.kind(nodeport), 1) for nodeport in (False, True))
-        objects += add_ranges(words, 1)
+        objects += "".join(affinity_map(syntax, syntax.kind(nodeport), 1) for nodeport in (False, True))
+        objects += add_ranges(syntax, 1)
     return Library(objects, (Group("", _usual), Group("@ranges-", _ranges)))
 
 
 def _tables() -> dict[Family, Syntax]:
-    return {family: syntax(family, "hotplane") for family in Family}
+    return {family: syntax_for(family, "hotplane") for family in Family}
 
 
 def _usual() -> str:
     text = ""
-    for family, words in _tables().items():
-        text += _rules(words, (rule for rules in chains(words, family, NodeConfig()).values() for rule in rules))
-        text += _rules(words, (rule for shape in _shapes() for rule in shape_rules(words, shape)))
+    for family, syntax in _tables().items():
+        text += _rules(syntax, (rule for rules in chains(syntax, family, NodeConfig()).values() for rule in rules))
+        text += _rules(syntax, (rule for shape in _shapes() for rule in shape_rules(syntax, shape)))
     return text
 
 
 def _ranges() -> str:
     """The last rule of each family's, which drops, is among the usual ones."""
-    return "".join(_rules(words, restricted_rules(words, range(words.bits + 1))[:-1]) for words in _tables().values())
+    return "".join(
+        _rules(syntax, restricted_rules(syntax, range(syntax.bits + 1))[:-1]) for syntax in _tables().values()
+    )
 
 
 def compile_ahead(node: NodeConfig) -> None:
@@ -63,10 +65,10 @@ def skeletons(node: NodeConfig) -> str:
     it in one."""
     text = guard() if node.nodeports.loopback else ""
     if node.answer_ping:
-        text += "".join(ping_objects(words) + ping_rules(words, family, node) for family, words in _tables().items())
+        text += "".join(ping_objects(syntax) + ping_rules(syntax, family, node) for family, syntax in _tables().items())
     return text + "".join(
-        skeleton_objects(words, family, node) + skeleton_rules(words, family, node)
-        for family, words in _tables().items()
+        skeleton_objects(syntax, family, node) + skeleton_rules(syntax, family, node)
+        for family, syntax in _tables().items()
     )
 
 
@@ -75,6 +77,6 @@ def _shapes() -> list[Shape]:
     return [Shape(*parts) for parts in product((False, True), (1,), (False, True), Masquerade, (0, 1))]
 
 
-def _rules(words: Syntax, rules: Iterable[str]) -> str:
+def _rules(syntax: Syntax, rules: Iterable[str]) -> str:
     """Commands that add each rule once, to a chain that does not matter."""
-    return "".join(f"add rule {words.target('any')} {rule}\n" for rule in dict.fromkeys(rules))
+    return "".join(f"add rule {syntax.target('any')} {rule}\n" for rule in dict.fromkeys(rules))

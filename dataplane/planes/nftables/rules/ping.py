@@ -30,22 +30,22 @@ _CHAINS = {
 }
 
 
-def ping_table(words: Syntax) -> str:
+def ping_table(syntax: Syntax) -> str:
     """`family table` of a family."""
-    return f"{words.own}{_SUFFIX}"
+    return f"{syntax.own}{_SUFFIX}"
 
 
-def ping_objects(words: Syntax) -> str:
+def ping_objects(syntax: Syntax) -> str:
     """Commands that add the table, its set and its empty chains; fine over an existing one."""
-    target = ping_table(words)
+    target = ping_table(syntax)
     text = f"add table {target}\nadd counter {target} {COUNTER}\n"
-    text += f"add set {target} answered {{ type {words.address_type}; }}\nadd chain {target} requests\n"
+    text += f"add set {target} answered {{ type {syntax.address_type}; }}\nadd chain {target} requests\n"
     return text + "".join(f"add chain {target} {name} {{ type {what}; }}\n" for name, what in _CHAINS.items())
 
 
-def ping_rules(words: Syntax, family: Family, node: NodeConfig) -> str:
+def ping_rules(syntax: Syntax, family: Family, node: NodeConfig) -> str:
     """Commands that give the chains their rules; a family in which the node has no address answers nothing."""
     address = node.primary(family)
-    names = {"target": ping_table(words), "ip": words.ip, "request": _REQUESTS[family], "counter": COUNTER}
-    text = _RULES.format(**names, mine=f"{_REQUESTS[family]} {words.ip} daddr @answered", address=address)
+    names = {"target": ping_table(syntax), "ip": syntax.ip, "request": _REQUESTS[family], "counter": COUNTER}
+    text = _RULES.format(**names, mine=f"{_REQUESTS[family]} {syntax.ip} daddr @answered", address=address)
     return text if address else "".join(f"{line}\n" for line in text.splitlines() if line.startswith("flush"))

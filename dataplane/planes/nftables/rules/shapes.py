@@ -118,32 +118,32 @@ def affinity_name(kind: Kind, seconds: int) -> str:
     return f"{kind.affinity_prefix}-{seconds}"
 
 
-def _affinity_key(words: Syntax, kind: Kind) -> str:
+def _affinity_key(syntax: Syntax, kind: Kind) -> str:
     """Packet fields under which a client is remembered: client and frontend.
 
     nftables 1.0.6 gives the key of a map update four 32-bit registers, which IPv4 fills exactly and IPv6 does not fit
     (it aborts). IPv6 therefore uses two independent 32-bit hashes of the same fields: two clients that collide
     in both (1 in 2^64) would share a backend, nothing worse.
     """
-    fields = f"{words.ip} saddr . {kind.key}"
-    if words.ip == "ip":
+    fields = f"{syntax.ip} saddr . {kind.key}"
+    if syntax.ip == "ip":
         return fields
     return f"jhash {fields} mod 4294967295 seed 0x68704c31 . jhash {fields} mod 4294967295 seed 0x1f83d9ab"
 
 
-def affinity_map(words: Syntax, kind: Kind, seconds: int) -> str:
+def affinity_map(syntax: Syntax, kind: Kind, seconds: int) -> str:
     """Command that adds the map of one timeout; fine when it exists."""
     number = "numgen random mod 65536"
-    key = f"type {words.address_type} . {kind.key_type} : classid"
-    if words.ip != "ip":
+    key = f"type {syntax.address_type} . {kind.key_type} : classid"
+    if syntax.ip != "ip":
         key = f"typeof {number} . {number} : meta priority"
     return (
-        f"add map {words.target(affinity_name(kind, seconds))} "
+        f"add map {syntax.target(affinity_name(kind, seconds))} "
         f"{{ {key}; flags dynamic,timeout; size {AFFINITY_LIMIT}; }}\n"
     )
 
 
-def _sticky_rules(words: Syntax, kind: Kind, shape: Shape) -> list[str]:
+def _sticky_rules(syntax: Syntax, kind: Kind, shape: Shape) -> list[str]:
     """Rules of a shape with affinity. The slot number of the chosen backend travels in the packet's priority, the only
     32-bit field beside the marks that rules can write; postrouting clears it.
 
@@ -152,10 +152,10 @@ def _sticky_rules(words: Syntax, kind: Kind, shape: Shape) -> list[str]:
     such a rule too, so the last ones do without remembering.
     """
     remembered = affinity_name(kind, shape.affinity)
-    client = _affinity_key(words, kind)
+    client = _affinity_key(syntax, kind)
     remember = f"update @{remembered} {{ {client} timeout {shape.affinity}s : meta priority }}"
     backends = kind.local_slot_endpoints if shape.local else kind.slot_endpoints
-    forward = f"dnat {words.ip} addr . port to {kind.key} . meta priority map @{backends}"
+    forward = f"dnat {syntax.ip} addr . port to {kind.key} . meta priority map @{backends}"
     choices = [
         f"{_choose(shape, size)} meta priority set {kind.key} . meta priority map @{kind.slots}"
         for size in _tries(shape)
@@ -178,13 +178,13 @@ def _choose(shape: Shape, size: int) -> str:
     return f"meta priority set numgen random mod {size} offset {0xFFFF0000 + (LOCAL_OFFSET if shape.local else 0)}"
 
 
-def shape_rules(words: Syntax, shape: Shape) -> list[str]:
+def shape_rules(syntax: Syntax, shape: Shape) -> list[str]:
     """The rules of a shape's chain, in order.
 
     A packet may enter the chain before a commit and look up after it; an index that has just gone is then retried as
     index 0, which every set has, and a set that has just gone altogether costs this one packet.
     """
-    kind = words.kind(shape.nodeport)
+    kind = syntax.kind(shape.nodeport)
     marks = {
         Masquerade.NOBODY: [],
         Masquerade.OFF_POD: ["jump mark-off-pod"],
@@ -192,17 +192,17 @@ def shape_rules(words: Syntax, shape: Shape) -> list[str]:
     }
     rules = list(marks[shape.masquerade])
     if shape.affinity:
-        rules += _sticky_rules(words, kind, shape)
+        rules += _sticky_rules(syntax, kind, shape)
     else:
         rules += [
-            f"{_choose(shape, size)} dnat {words.ip} addr . port to {kind.key} . meta priority map @{kind.endpoints}"
+            f"{_choose(shape, size)} dnat {syntax.ip} addr . port to {kind.key} . meta priority map @{kind.endpoints}"
             for size in _tries(shape)
         ]
     return [*rules, "drop"]
 
 
-def add_shape(words: Syntax, shape: Shape) -> str:
+def add_shape(syntax: Syntax, shape: Shape) -> str:
     """Commands that make a shape's chain hold exactly its rules, whether or not it exists."""
-    chain = words.target(shape.name)
-    rules = "".join(f"add rule {chain} {rule}\n" for rule in shape_rules(words, shape))
+    chain = syntax.target(shape.name)
+    rules = "".join(f"add rule {chain} {rule}\n" for rule in shape_rules(syntax, shape))
     return f"add chain {chain}\nflush chain {chain}\n{rules}"

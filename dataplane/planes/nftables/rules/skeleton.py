@@ -34,7 +34,7 @@ STRAY = "stray"
 """Name of the counter of TCP packets to a frontend that begin no connection and belong to none that is known."""
 
 
-def _sets(words: Syntax, kind: Kind) -> dict[str, str]:
+def _sets(syntax: Syntax, kind: Kind) -> dict[str, str]:
     """Maps and sets of one kind of frontend key: name to declaration.
 
     Numbers of backends have the type of a packet priority, in which they travel. Declared by `typeof` with ports in
@@ -42,7 +42,7 @@ def _sets(words: Syntax, kind: Kind) -> dict[str, str]:
     TCP alone (`tcp dport`).
     """
     ways = f"map type {kind.key_type} : classid;"
-    backend = f"{words.address_type} . inet_service"
+    backend = f"{syntax.address_type} . inet_service"
     return {
         **dict.fromkeys((kind.first, kind.pod, kind.node, kind.outside), ways),
         kind.long_names: f"set type {kind.key_type};",
@@ -53,12 +53,12 @@ def _sets(words: Syntax, kind: Kind) -> dict[str, str]:
     }
 
 
-def declarations(words: Syntax) -> dict[str, str]:
+def declarations(syntax: Syntax) -> dict[str, str]:
     """Every constant set and map: name to `set|map` and its declaration."""
-    key, address = words.services.key_type, words.address_type
+    key, address = syntax.services.key_type, syntax.address_type
     return {
-        **_sets(words, words.services),
-        **_sets(words, words.nodeports),
+        **_sets(syntax, syntax.services),
+        **_sets(syntax, syntax.nodeports),
         "shapes": "map type classid : verdict;",
         "restricted": f"map type {key} : classid;",
         "cluster_ips": f"set type {address};",
@@ -81,32 +81,32 @@ def collapsed(cidrs: Iterable[str], family: Family) -> list[str]:
     return [str(n) for n in ipaddress.collapse_addresses(ipaddress.IPv6Network(c, strict=False) for c in mine)]
 
 
-def _pod_match(words: Syntax, family: Family, node: NodeConfig) -> str:
+def _pod_match(syntax: Syntax, family: Family, node: NodeConfig) -> str:
     """Match of packets that come from a pod; "" where pods of this family cannot be recognised."""
     detector = node.detector
     if detector.interface:
         return f'iifname "{detector.interface}{"*" if detector.interface_is_prefix else ""}"'
     cidrs = collapsed(detector.cidrs, family)
-    return f"{words.ip} saddr {_one_of(cidrs)}" if cidrs else ""
+    return f"{syntax.ip} saddr {_one_of(cidrs)}" if cidrs else ""
 
 
-def _node_port_rules(words: Syntax, family: Family, node: NodeConfig) -> list[str]:
+def _node_port_rules(syntax: Syntax, family: Family, node: NodeConfig) -> list[str]:
     """Where node ports answer. Loopback only on request and never in IPv6 (kube-proxy's localhostNodePorts)."""
-    look_up = f"meta priority set {words.nodeports.key} map @{words.nodeports.first} goto nodeport-dispatch"
+    look_up = f"meta priority set {syntax.nodeports.key} map @{syntax.nodeports.first} goto nodeport-dispatch"
     settings = node.nodeports
     rules = []
     if settings.any_local:
-        rules.append(f"fib daddr type local {words.ip} daddr != {words.loopback} {look_up}")
+        rules.append(f"fib daddr type local {syntax.ip} daddr != {syntax.loopback} {look_up}")
     else:
         addresses = [a for a in settings.addresses if family_of(a) is family and not is_loopback(a)]
         if addresses:
-            rules.append(f"{words.ip} daddr {_one_of(addresses)} {look_up}")
+            rules.append(f"{syntax.ip} daddr {_one_of(addresses)} {look_up}")
     if settings.loopback and family is Family.IPV4:
-        rules.append(f"{words.ip} daddr {words.loopback} {look_up}")
+        rules.append(f"{syntax.ip} daddr {syntax.loopback} {look_up}")
     return rules
 
 
-def _by_source(words: Syntax, kind: Kind, pod: str) -> list[str]:
+def _by_source(syntax: Syntax, kind: Kind, pod: str) -> list[str]:
     """Dispatch by where the packet comes from, pods first (see policy.node.Source)."""
     rules = [f"{pod} meta priority set {kind.key} map @{kind.pod} goto forward"] if pod else []
     return [
@@ -117,7 +117,7 @@ def _by_source(words: Syntax, kind: Kind, pod: str) -> list[str]:
     ]
 
 
-def chains(words: Syntax, family: Family, node: NodeConfig) -> dict[str, list[str]]:
+def chains(syntax: Syntax, family: Family, node: NodeConfig) -> dict[str, list[str]]:
     """Every constant chain with its rules, apart from `restricted`, in an order in which they can be added.
 
     Frontends reject and drop in nat chains on purpose: only the first packet of a connection passes them. Addresses
@@ -128,9 +128,9 @@ def chains(words: Syntax, family: Family, node: NodeConfig) -> dict[str, list[st
     whenever a transaction adds a jump (5 ms for 30,000), and `shapes`, the only verdict map, has few.
     """
     mark = node.masquerade_mark
-    pod = _pod_match(words, family, node)
+    pod = _pod_match(syntax, family, node)
     reject, by_source, restricted = map(number_text, (REJECT_WAY, BY_SOURCE_WAY, RESTRICTED_WAY))
-    unclaimed = [f"{words.ip} daddr @cluster_ips goto reject-packet", f"{words.ip} daddr @service_cidrs drop"]
+    unclaimed = [f"{syntax.ip} daddr @cluster_ips goto reject-packet", f"{syntax.ip} daddr @service_cidrs drop"]
     refuses = node.reject_unknown_ports
     return {
         VERSION_CHAIN: [],
@@ -140,23 +140,23 @@ def chains(words: Syntax, family: Family, node: NodeConfig) -> dict[str, list[st
         "stray-packet": [f"counter name {STRAY} reject with tcp reset", "drop"],
         "mark-packet": [f"meta mark set meta mark or {mark:#x}"],
         "mark-off-pod": [*([f"{pod} return"] if pod else []), "goto mark-packet"],
-        words.services.by_source: _by_source(words, words.services, pod),
-        words.nodeports.by_source: _by_source(words, words.nodeports, pod),
+        syntax.services.by_source: _by_source(syntax, syntax.services, pod),
+        syntax.nodeports.by_source: _by_source(syntax, syntax.nodeports, pod),
         "forward": [
             "tcp flags & (fin | syn | rst | ack) != syn goto stray-packet",
             "meta priority vmap @shapes",
             f"meta priority {reject} goto reject-packet",
             "drop",
         ],
-        "unrestricted": [f"meta priority {by_source} goto {words.services.by_source}", "goto forward"],
+        "unrestricted": [f"meta priority {by_source} goto {syntax.services.by_source}", "goto forward"],
         "dispatch": [f"meta priority {restricted} goto restricted", "goto unrestricted"],
         "nodeport-dispatch": [
-            f"meta priority {by_source} goto {words.nodeports.by_source}",
+            f"meta priority {by_source} goto {syntax.nodeports.by_source}",
             "goto forward",
         ],
         "services": [
-            f"meta priority set {words.services.key} map @{words.services.first} goto dispatch",
-            *_node_port_rules(words, family, node),
+            f"meta priority set {syntax.services.key} map @{syntax.services.first} goto dispatch",
+            *_node_port_rules(syntax, family, node),
         ],
         "unclaimed": unclaimed if refuses else [],
         "filter-forward": ["ct state new jump unclaimed"] if refuses else [],
@@ -164,7 +164,7 @@ def chains(words: Syntax, family: Family, node: NodeConfig) -> dict[str, list[st
         "prerouting": ["jump services"],
         "output": ["jump services"],
         # By the mark, before the ebpf mode keeps what is marked off its own ports at 99 (planes.ebpf.port_split).
-        "mark-hairpin": [f"ct status dnat {words.ip} saddr . {words.ip} daddr @hairpin jump mark-packet"],
+        "mark-hairpin": [f"ct status dnat {syntax.ip} saddr . {syntax.ip} daddr @hairpin jump mark-packet"],
         "postrouting": [
             # A number was carried in the priority of a connection's first packet, the only one that comes here; it
             # is cleared so that it means nothing to whoever reads priorities later. Nobody else's are touched.
@@ -175,29 +175,29 @@ def chains(words: Syntax, family: Family, node: NodeConfig) -> dict[str, list[st
     }
 
 
-def restricted_rules(words: Syntax, prefixes: Iterable[int]) -> list[str]:
+def restricted_rules(syntax: Syntax, prefixes: Iterable[int]) -> list[str]:
     """Rules of the chain that checks source ranges: one hash lookup for each prefix length in use.
 
     An interval set over (frontend, source) would be one lookup, but its whole content is copied in each transaction
     that touches it.
     """
-    key = words.services.key
+    key = syntax.services.key
     let_in = f"meta priority set {key} map @restricted goto unrestricted"
     rules = [
-        f"{key} . {words.ip} saddr & {_mask(words, prefix)} @{ranges_name(prefix)} {let_in}"
+        f"{key} . {syntax.ip} saddr & {_mask(syntax, prefix)} @{ranges_name(prefix)} {let_in}"
         for prefix in sorted(prefixes, reverse=True)
     ]
     return [*rules, "drop"]
 
 
-def _mask(words: Syntax, prefix: int) -> str:
-    network = ipaddress.ip_network(f"{'0.0.0.0' if words.bits == 32 else '::'}/{prefix}")
+def _mask(syntax: Syntax, prefix: int) -> str:
+    network = ipaddress.ip_network(f"{'0.0.0.0' if syntax.bits == 32 else '::'}/{prefix}")
     return str(network.netmask)
 
 
-def rewrite_restricted(words: Syntax, prefixes: Iterable[int]) -> str:
+def rewrite_restricted(syntax: Syntax, prefixes: Iterable[int]) -> str:
     """Commands that make the chain that checks source ranges look at sets of exactly these prefix lengths."""
-    return rewrite_chain(words, "restricted", restricted_rules(words, prefixes))
+    return rewrite_chain(syntax, "restricted", restricted_rules(syntax, prefixes))
 
 
 def ranges_name(prefix: int) -> str:
@@ -205,53 +205,53 @@ def ranges_name(prefix: int) -> str:
     return f"ranges-{prefix}"
 
 
-def ranges_declaration(words: Syntax) -> str:
+def ranges_declaration(syntax: Syntax) -> str:
     """What a set of source ranges is made of: frontend and network address."""
-    return f"set type {words.services.key_type} . {words.address_type};"
+    return f"set type {syntax.services.key_type} . {syntax.address_type};"
 
 
-def add_ranges(words: Syntax, prefix: int) -> str:
+def add_ranges(syntax: Syntax, prefix: int) -> str:
     """Command that adds the set of one prefix length; fine when it exists."""
-    what, _, specification = ranges_declaration(words).partition(" ")
-    return f"add {what} {words.target(ranges_name(prefix))} {{ {specification} }}\n"
+    what, _, specification = ranges_declaration(syntax).partition(" ")
+    return f"add {what} {syntax.target(ranges_name(prefix))} {{ {specification} }}\n"
 
 
-def rewrite_chain(words: Syntax, name: str, rules: Iterable[str]) -> str:
+def rewrite_chain(syntax: Syntax, name: str, rules: Iterable[str]) -> str:
     """Commands that make an existing chain hold exactly these rules."""
-    target = words.target(name)
+    target = syntax.target(name)
     return f"flush chain {target}\n" + "".join(f"add rule {target} {rule}\n" for rule in rules)
 
 
-def skeleton_objects(words: Syntax, family: Family, node: NodeConfig) -> str:
+def skeleton_objects(syntax: Syntax, family: Family, node: NodeConfig) -> str:
     """Commands that add the table, its sets, maps and empty chains; fine over an existing table of this version."""
-    lines = [f"add table {words.ip} {words.table}", f"add counter {words.target(STRAY)}"]
-    for name, declaration in declarations(words).items():
+    lines = [f"add table {syntax.ip} {syntax.table}", f"add counter {syntax.target(STRAY)}"]
+    for name, declaration in declarations(syntax).items():
         what, _, specification = declaration.partition(" ")
-        lines.append(f"add {what} {words.target(name)} {{ {specification} }}")
-    for name in [*chains(words, family, node), "restricted"]:
+        lines.append(f"add {what} {syntax.target(name)} {{ {specification} }}")
+    for name in [*chains(syntax, family, node), "restricted"]:
         hook = f" {{ {BASE_CHAINS[name]} }}" if name in BASE_CHAINS else ""
-        lines.append(f"add chain {words.target(name)}{hook}")
+        lines.append(f"add chain {syntax.target(name)}{hook}")
     return "\n".join(lines) + "\n"
 
 
-def skeleton_rules(words: Syntax, family: Family, node: NodeConfig, *, active: bool = True) -> str:
+def skeleton_rules(syntax: Syntax, family: Family, node: NodeConfig, *, active: bool = True) -> str:
     """Commands that give every constant chain but `restricted` its rules; where not `active`, the base chains get
     none, so that no packet finds its way into the others."""
     return "".join(
-        rewrite_chain(words, name, rules if active or name not in BASE_CHAINS else ())
-        for name, rules in chains(words, family, node).items()
+        rewrite_chain(syntax, name, rules if active or name not in BASE_CHAINS else ())
+        for name, rules in chains(syntax, family, node).items()
     )
 
 
-def activation(words: Syntax, family: Family, node: NodeConfig) -> str:
+def activation(syntax: Syntax, family: Family, node: NodeConfig) -> str:
     """Commands that give the base chains their rules."""
-    wanted = chains(words, family, node)
-    return "".join(rewrite_chain(words, name, wanted[name]) for name in BASE_CHAINS)
+    wanted = chains(syntax, family, node)
+    return "".join(rewrite_chain(syntax, name, wanted[name]) for name in BASE_CHAINS)
 
 
-def set_service_cidrs(words: Syntax, family: Family, cidrs: Iterable[str]) -> str:
+def set_service_cidrs(syntax: Syntax, family: Family, cidrs: Iterable[str]) -> str:
     """Commands that make the set of service CIDRs hold exactly these."""
-    target = words.target("service_cidrs")
+    target = syntax.target("service_cidrs")
     wanted = collapsed(cidrs, family)
     add = f"add element {target} {{ {', '.join(wanted)} }}\n" if wanted else ""
     return f"flush set {target}\n{add}"

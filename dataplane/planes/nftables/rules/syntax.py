@@ -1,4 +1,4 @@
-"""What differs between the two families in nftables text, and the names of everything in hotplane's tables."""
+"""The parts of nftables text that differ between IPv4 and IPv6, and the names used in hotplane's tables."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from dataplane.model.net import Family
 
 VERSION = 2
 """Version of the skeleton: raise it when a set, a map or a chain changes its shape; an older table is then replaced
-(see `stand_in`)."""
+(see `standby`)."""
 
 VERSION_CHAIN = f"version-{VERSION}"
 
@@ -46,7 +46,7 @@ class Kind(NamedTuple):
 
 
 class Syntax(NamedTuple):
-    """The words of one family. `ip`: family word of tables, matches and dnat."""
+    """Names and keywords of one family in nftables text. `ip`: the family keyword of tables, matches and dnat."""
 
     ip: str
     address_type: str
@@ -89,8 +89,8 @@ def _kind(key: str, key_type: str, first: str, single: str, shape_prefix: str, a
     )
 
 
-def syntax(family: Family, table: str) -> Syntax:
-    """The words of a family for a table name."""
+def syntax_for(family: Family, table: str) -> Syntax:
+    """Return the syntax of a family for a table name."""
     ip = "ip" if family is Family.IPV4 else "ip6"
     address_type = "ipv4_addr" if family is Family.IPV4 else "ipv6_addr"
     port, port_type = "meta l4proto . th dport", "inet_proto . inet_service"

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Self
 
 
-class Closing(ABC):
+class Resource(ABC):
     """Closed at the end of its `with`."""
 
     @abstractmethod

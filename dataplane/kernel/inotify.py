@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from dataplane.resource import Closing
+from dataplane.resource import Resource
 
 _IN_CREATE, _IN_DELETE, _IN_MOVED, _IN_ONLYDIR = 0x100, 0x200, 0xC0, 0x01000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Inotify(Closing):
+class Inotify(Resource):
     """Watches directories. `fileno` is readable when something was made or removed in one of them."""
 
     def __init__(self) -> None:

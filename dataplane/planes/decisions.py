@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from dataplane.resource import Closing
+from dataplane.resource import Resource
 
 
 class Decision(NamedTuple):
@@ -32,7 +32,7 @@ class Asked(NamedTuple):
     hooks: Sequence[str] = ()
 
 
-class DecisionStream(Closing):
+class DecisionStream(Resource):
     """Decisions from now on, while it is open."""
 
     @abstractmethod

@@ -10,12 +10,12 @@ import msgspec
 
 from dataplane.bench.cluster.kubectl import ClusterError, Kubectl, sentence
 from dataplane.lab.traffic.agents import need_pipe, read_line
-from dataplane.resource import Closing
+from dataplane.resource import Resource
 
 _END_SECONDS = 5.0
 
 
-class Session(Closing):
+class Session(Resource):
     """Starts when it is asked for the first time, and again after it broke off."""
 
     def __init__(self, kubectl: Kubectl, pod: str, argv: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ from dataplane.bench.profiles import Settings
 from dataplane.bench.scenarios import Scenario
 from dataplane.errors import HotplaneError
 from dataplane.model.net import Family, family_of, host_port
-from dataplane.resource import Closing
+from dataplane.resource import Resource
 
 Say = Callable[[str], None]
 _ANSWER_SECONDS, _PROBE_SECONDS, _PAUSE_SECONDS = 30.0, 0.05, 0.5
@@ -43,7 +43,7 @@ _SERVICE_SECONDS = 0.05
 """What each Service may take, beyond the time for all, to have its endpoints written and to be removed."""
 
 
-class Site(Closing):
+class Site(Resource):
     """Everything that is measured in. As a context manager it leaves the cluster as it was, unless it is to be kept.
 
     modes: those of the wanted ones that can be measured. notes: what a reader of the results should know.

@@ -24,7 +24,7 @@ from dataplane.lab.spec import LabError
 from dataplane.lab.traffic.agents import read_line
 from dataplane.lab.vagrant.machines import Machines
 from dataplane.model.net import Family
-from dataplane.resource import Closing
+from dataplane.resource import Resource
 
 _WARM_SHARE = 0.25
 """A measurement's length, to its warming up."""
@@ -37,7 +37,7 @@ _UNTIL_INPUT_ENDS = '"$@" & child=$!; cat >/dev/null; kill "$child"'
 _LISTENS = f'until ss -Hltn "sport = :{BULK_PORT}" | grep -q .; do sleep 0.2; done'
 
 
-class Site(Closing):
+class Site(Resource):
     """Clients and servers that run. As a context manager it leaves the machines without them.
 
     tool: the load generator. server: the pod that all Services lead to.

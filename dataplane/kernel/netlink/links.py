@@ -17,7 +17,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from dataplane.errors import HotplaneError
 from dataplane.kernel.namespaces import netns
 from dataplane.model.net import Family, family_of
-from dataplane.resource import Closing
+from dataplane.resource import Resource
 
 VXLAN_ID = 1
 VXLAN_PORT = 8472
@@ -38,7 +38,7 @@ class LinkError(HotplaneError):
     """The kernel refused a change of links, addresses or routes. The text says what, in which namespace, and why."""
 
 
-class Links(Closing):
+class Links(Resource):
     """An rtnetlink connection to one named namespace; a context manager.
 
     >>> with Links("hp-lab-node1") as links:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterator
 
 from dataplane.errors import HotplaneError
-from dataplane.resource import Closing
+from dataplane.resource import Resource
 
 NETFILTER, SOCK_DIAG = 12, 4  # linux/netlink.h, also below
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
@@ -67,7 +67,7 @@ def message(number: int, kind: int, flags: int, body: bytes) -> bytes:
     return HEADER.pack(HEADER.size + len(body), kind, flags | REQUEST, number, 0) + body
 
 
-class Netlink(Closing):
+class Netlink(Resource):
     """A netlink socket in the network namespace of the thread that makes it. Not for use by two threads at once.
 
     Raises OSError when the kernel has no such protocol, and where nothing can be sent.
@@ -187,7 +187,7 @@ class Netlink(Closing):
         self._room = size
 
 
-class Notifications(Closing):
+class Notifications(Resource):
     """A socket that can be read when the kernel has told a change to one of rtnetlink's groups, in the network
     namespace of the thread that makes it. groups: RTMGRP_*, linux/rtnetlink.h."""
 

@@ -9,7 +9,7 @@ import socket
 from dataplane.errors import HotplaneError
 from dataplane.kernel.netlink.netlink import Refused, attributes
 from dataplane.kernel.netlink.nfnetlink import Message, Nfnetlink
-from dataplane.resource import Closing
+from dataplane.resource import Resource
 
 _GETGEN = 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
 _GEN_ID = 1  # NFTA_GEN_ID, 32 bits in network byte order
@@ -19,7 +19,7 @@ class GenerationError(HotplaneError):
     """The kernel did not say its generation."""
 
 
-class Generation(Closing):
+class Generation(Resource):
     """Asks for the generation in the network namespace in which the object was made."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from dataplane.lab.spec import LabError, LabSpec, Node, Pod
 from dataplane.lab.traffic.agents import Agents
 from dataplane.lab.traffic.probe import Probe, ProbeResult
 from dataplane.model.net import canonical_address
-from dataplane.resource import Closing
+from dataplane.resource import Resource
 
 HOME = "/opt/hotplane"
 CONCURRENCY = 32
@@ -20,7 +20,7 @@ CONCURRENCY = 32
 _AGENT_SECONDS = 120.0
 
 
-class Machines(Places, Closing):
+class Machines(Places, Resource):
     """A lab of machines that are up, as Vagrant's `ssh-config` describes them. Has what lab.ground.Ground asks for."""
 
     home = HOME

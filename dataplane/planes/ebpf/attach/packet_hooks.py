@@ -31,7 +31,7 @@ from dataplane.planes.ebpf.maps.encode import address_bytes, address_text
 from dataplane.planes.ebpf.maps.layout import record
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.maps.pins import PinDirectory
-from dataplane.resource import Closing
+from dataplane.resource import Resource
 
 TC_SOURCE, XDP_SOURCE = "tc.c", "xdp.c"
 DEVICE = record("device", "flags", "ifindex", "mac", "mtu", "source_ipv4", "source_ipv6")
@@ -258,7 +258,7 @@ def _close(programs: dict[str, Program]) -> None:
         os.close(program.fd)
 
 
-class DeviceWatch(Closing):
+class DeviceWatch(Resource):
     """A thread that calls `refresh` of a hook when links, addresses or routes change in the network namespace in which
     this object was made. problems: what went wrong, newest last."""
 

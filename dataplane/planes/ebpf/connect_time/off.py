@@ -14,7 +14,7 @@ from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.connect_time.off_targets import Found, Target, Wishes, find_targets
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.maps.node_settings import write_connect_off
-from dataplane.resource import Closing
+from dataplane.resource import Resource
 
 _ON = (1).to_bytes(4, "little")
 _LOOK_SECONDS = 30.0
@@ -109,7 +109,7 @@ class ConnectOff:
             self._maps = None
 
 
-class _Watch(Closing):
+class _Watch(Resource):
     """A thread that has a ConnectOff look again, in the network namespace in which this object was made."""
 
     def __init__(self, owner: ConnectOff, tell: Callable[[str], None]) -> None:

@@ -18,7 +18,7 @@ from dataplane.planes.answers import Round
 from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, Lifetimes, belongs, other_key
 from dataplane.planes.ebpf.maps.layout import constant, fields_of, reason_names, record, size_of
 from dataplane.planes.ebpf.maps.mapset import MapSet
-from dataplane.resource import Closing
+from dataplane.resource import Resource
 
 SECONDS = 10.0
 """From the end of one round to the beginning of the next. With a round's own length, what is over goes within 30 s."""
@@ -187,7 +187,7 @@ def refused(maps: MapSet) -> dict[str, int]:
     return found
 
 
-class Collector(Closing):
+class Collector(Resource):
     """Sweeps a set of maps in a thread, until `close`. tell: hears of a map that is full. rounds: the last round's
     findings, for metrics."""
 

@@ -12,7 +12,7 @@ from dataplane.kernel.ebpf.bpf import BpfError, MapFlag
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.maps.layout import FLOW_MAPS, MapSpec, Sizes, map_specs, size_options, unpack
 from dataplane.planes.ebpf.maps.window import Memory
-from dataplane.resource import Closing
+from dataplane.resource import Resource
 
 _INDEX = struct.Struct("=I")
 NODE_KEY = _INDEX.pack(0)
@@ -21,7 +21,7 @@ NODE_KEY = _INDEX.pack(0)
 _COPIED = (bpf.MapType.HASH, bpf.MapType.LRU_HASH, bpf.MapType.LPM_TRIE)
 
 
-class MapSet(Closing):
+class MapSet(Resource):
     """Open maps. `fds` and `specs` are by map name. `memory` are the maps that are written as plain memory."""
 
     def __init__(self, fds: dict[str, int], sizes: Sizes) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from dataplane.planes.ebpf.maps.encode import MAPPED, address_text
 from dataplane.planes.ebpf.maps.layout import constant, hook_names, reason_names, record
 from dataplane.planes.ebpf.maps.mapset import NODE_KEY, MapSet
-from dataplane.resource import Closing
+from dataplane.resource import Resource
 
 EVENT = record(
     "event",
@@ -72,7 +72,7 @@ def decode_event(raw: bytes) -> Event:
     )
 
 
-class EventStream(Closing):
+class EventStream(Resource):
     """Watches while it is open. protocol: 0 = all; service: index or None = all; hooks: names, empty = all."""
 
     def __init__(self, maps: MapSet, protocol: int = 0, service: int | None = None, hooks: Sequence[str] = ()) -> None:

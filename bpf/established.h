@@ -1,7 +1,7 @@
-/* The packets that are most of all packets: whole, untagged TCP and UDP of a flow that was answered, that leave by
- * redirect to a next hop that is known. They are found, changed and accounted here with few steps; for anything out of
- * the ordinary (ends of connections, entries that were idle, hops to ask for again, watchers) the general code does it
- * all, and does the same. */
+/* Fast path for the majority of packets: unfragmented, untagged TCP and UDP of an established flow that is redirected
+ * to a known next hop. It looks up, rewrites and accounts such a packet in few steps. Everything else (closing
+ * connections, idle entries, next hops due for a new look-up, watched flows) takes the general path, which gives the
+ * same result. */
 #ifndef HOTPLANE_ESTABLISHED_H
 #define HOTPLANE_ESTABLISHED_H
 
@@ -10,21 +10,21 @@
 #include "track.h"
 
 enum established_limits {
-    IDLE_NS = 1000000000, /* an entry that was used within this time is alive: no lifetime is shorter */
+    IDLE_NS = 1000000000, /* an entry used within this time has not expired: no lifetime is shorter */
 };
 
-/* Where the parts of the packet at hand are, and the key of its flow. */
-struct swift {
+/* Pointers into the current packet, and the key of its flow. */
+struct fast_path_packet {
     struct tuple key;
     __be16 *ports; /* source and destination */
     __be16 *check; /* of the transport header */
-    __u32 size;    /* bytes from the IP header on */
+    __u32 size;    /* bytes, including the IP header */
     __u32 ipv4;
-    __u32 sequence_end; /* TCP: what follows it; host order */
+    __u32 sequence_end; /* TCP: next sequence number; host order */
     __u32 acknowledged; /* TCP; host order */
 };
 
-INLINE int swift_ipv4(void *data, void *end, struct swift *packet) {
+INLINE int fast_path_parse_ipv4(void *data, void *end, struct fast_path_packet *packet) {
     struct iphdr *ip = data + sizeof(struct ethhdr);
 
     if ((void *)(ip + 1) > end || *(__u8 *)ip != 0x45 || (ip->frag_off & to_be16(IPV4_MORE_FRAGMENTS | IPV4_OFFSET)) ||
@@ -39,7 +39,7 @@ INLINE int swift_ipv4(void *data, void *end, struct swift *packet) {
     return packet->size >= sizeof(*ip) && packet->size <= end - (void *)ip;
 }
 
-INLINE int swift_ipv6(void *data, void *end, struct swift *packet) {
+INLINE int fast_path_parse_ipv6(void *data, void *end, struct fast_path_packet *packet) {
     struct ipv6hdr *ip = data + sizeof(struct ethhdr);
 
     if ((void *)(ip + 1) > end || ip->version != 6 || ip->hop_limit <= 1)
@@ -53,12 +53,12 @@ INLINE int swift_ipv6(void *data, void *end, struct swift *packet) {
     return packet->size <= end - (void *)ip && !is_ipv4(&packet->key.source) && !is_ipv4(&packet->key.destination);
 }
 
-INLINE __u32 swift_length(const struct swift *packet) {
+INLINE __u32 fast_path_payload_length(const struct fast_path_packet *packet) {
     return packet->size - (packet->ipv4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
 }
 
-/* Whether the transport header is there in whole and says nothing special. */
-INLINE int swift_transport(void *end, struct swift *packet) {
+/* True if the transport header is complete and, for TCP, carries ACK without SYN, FIN or RST. */
+INLINE int fast_path_parse_transport(void *end, struct fast_path_packet *packet) {
     struct tcphdr *tcp = (void *)packet->ports;
     struct udphdr *udp = (void *)packet->ports;
 
@@ -68,20 +68,20 @@ INLINE int swift_transport(void *end, struct swift *packet) {
     packet->key.destination_port = udp->dest;
     packet->check = &udp->check;
     if (packet->key.protocol == IPPROTO_UDP)
-        return swift_length(packet) >= sizeof(*udp);
+        return fast_path_payload_length(packet) >= sizeof(*udp);
     packet->check = &tcp->check;
     if (packet->key.protocol != IPPROTO_TCP || (void *)(tcp + 1) > end || tcp->doff < 5 ||
-        swift_length(packet) < tcp->doff * 4 ||
+        fast_path_payload_length(packet) < tcp->doff * 4 ||
         (((__u8 *)tcp)[13] & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) != TCP_ACK)
         return 0;
-    packet->sequence_end = to_be32(tcp->seq) + swift_length(packet) - tcp->doff * 4;
+    packet->sequence_end = to_be32(tcp->seq) + fast_path_payload_length(packet) - tcp->doff * 4;
     packet->acknowledged = to_be32(tcp->ack_seq);
     return 1;
 }
 
-/* Follow a connection's numbers; 0 = the general code has to look at more than them. A datagram's flow that has become
- * a stream has nothing to note. */
-INLINE int swift_follow(const struct swift *packet, struct translation *entry) {
+/* Track the sequence numbers of a connection; 0 = the general path must handle this packet. An established UDP flow has
+ * no state to update. */
+INLINE int fast_path_track(const struct fast_path_packet *packet, struct translation *entry) {
     __u32 flags = facts(entry);
 
     if (!(flags & FLOW_ESTABLISHED))
@@ -92,20 +92,21 @@ INLINE int swift_follow(const struct swift *packet, struct translation *entry) {
            follow(entry, packet->sequence_end, packet->acknowledged);
 }
 
-INLINE int swift_parse(void *data, void *end, struct swift *packet) {
+INLINE int fast_path_parse(void *data, void *end, struct fast_path_packet *packet) {
     struct ethhdr *ethernet = data;
 
     packet->key.pad[0] = packet->key.pad[1] = packet->key.pad[2] = 0;
     if ((void *)(ethernet + 1) > end)
         return 0;
     if (ethernet->h_proto == to_be16(ETH_P_IP))
-        return swift_ipv4(data, end, packet) && swift_transport(end, packet);
-    return ethernet->h_proto == to_be16(ETH_P_IPV6) && swift_ipv6(data, end, packet) && swift_transport(end, packet);
+        return fast_path_parse_ipv4(data, end, packet) && fast_path_parse_transport(end, packet);
+    return ethernet->h_proto == to_be16(ETH_P_IPV6) && fast_path_parse_ipv6(data, end, packet) &&
+           fast_path_parse_transport(end, packet);
 }
 
-/* Whether the entry can be used as it is, without a look at anything else. */
-INLINE int swift_entry(__u32 ifindex, void *data, const struct swift *packet, const struct translation *entry,
-                       __u64 now) {
+/* True if the entry can be applied to the packet as it is, without any other look-up. */
+INLINE int fast_path_usable(__u32 ifindex, void *data, const struct fast_path_packet *packet,
+                            const struct translation *entry, __u64 now) {
     if (!(entry->flags & FLOW_SNAT) || (__s64)(entry->hop_until_ns - now) <= 0 || packet->size > entry->hop_mtu ||
         entry->hop_ifindex != ifindex || entry->ifindex != ifindex || !same_mac(data, entry->hop_source))
         return 0;
@@ -116,8 +117,9 @@ INLINE int swift_entry(__u32 ifindex, void *data, const struct swift *packet, co
             live_backend(entry->backend, entry->backend_generation, BACKEND_SERVES));
 }
 
-/* 0 = out of reach, which cannot be, but the verifier has forgotten. */
-INLINE int swift_addresses(void *data, void *end, const struct swift *packet, const struct translation *entry) {
+/* 0 = header out of bounds. That cannot happen, but the verifier no longer knows the bounds. */
+INLINE int fast_path_rewrite_addresses(void *data, void *end, const struct fast_path_packet *packet,
+                                       const struct translation *entry) {
     if (packet->ipv4) {
         struct iphdr *ip = data + sizeof(struct ethhdr);
 
@@ -139,11 +141,12 @@ INLINE int swift_addresses(void *data, void *end, const struct swift *packet, co
     return 1;
 }
 
-INLINE int swift_rewrite(void *data, void *end, const struct swift *packet, const struct translation *entry) {
+INLINE int fast_path_rewrite(void *data, void *end, const struct fast_path_packet *packet,
+                             const struct translation *entry) {
     __u32 *macs = data;
     const __u32 *hop = (const void *)entry->hop_destination; /* and hop_source behind it */
 
-    if (!swift_addresses(data, end, packet, entry))
+    if (!fast_path_rewrite_addresses(data, end, packet, entry))
         return 0;
     packet->ports[0] = entry->source_port;
     packet->ports[1] = entry->destination_port;
@@ -157,7 +160,7 @@ INLINE int swift_rewrite(void *data, void *end, const struct swift *packet, cons
     return 1;
 }
 
-/* The sums that a flow's translation changes are the same for each of its packets; they are kept with the next hop. */
+/* Store the checksum differences of a flow's translation, the same for each packet, beside its cached next hop. */
 INLINE void note_changes(const struct packet *packet, struct translation *entry) {
     struct changes changes;
 

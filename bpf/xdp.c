@@ -118,22 +118,22 @@ INLINE int unfinished_packet(void *data, void *end, const struct packet *packet)
 INLINE int forward_established(struct xdp_md *context, __u32 ifindex, __u64 now, int *missing) {
     void *data = (void *)(long)context->data, *end = (void *)(long)context->data_end;
     struct translation *entry;
-    struct swift packet;
+    struct fast_path_packet packet;
 
-    if (!swift_parse(data, end, &packet))
+    if (!fast_path_parse(data, end, &packet))
         return XDP_ABORTED;
 #ifdef NO_XDP_TX
-    if (unfinished(&packet.key, packet.ipv4, swift_length(&packet), *packet.check))
+    if (unfinished(&packet.key, packet.ipv4, fast_path_payload_length(&packet), *packet.check))
         return XDP_ABORTED;
 #endif
     entry = find_flow(&packet.key);
     *missing = !entry;
-    if (!entry || !swift_entry(ifindex, data, &packet, entry, now) || unlikely(somebody_watches(now)) ||
-        !swift_follow(&packet, entry) || !swift_rewrite(data, end, &packet, entry))
+    if (!entry || !fast_path_usable(ifindex, data, &packet, entry, now) || unlikely(somebody_watches(now)) ||
+        !fast_path_track(&packet, entry) || !fast_path_rewrite(data, end, &packet, entry))
         return XDP_ABORTED;
     account(entry, packet.size, now);
     count(HOOK_XDP, entry->flags & FLOW_REPLY ? REASON_REPLY : REASON_FLOW);
-    return send(ifindex, ifindex); /* the hop's device, see swift_entry() */
+    return send(ifindex, ifindex); /* the hop's device, see fast_path_usable() */
 }
 
 PROGRAM(xdp_uplink)(struct xdp_md *context) {

@@ -104,7 +104,7 @@ BPF = (
     Mutation(
         "XDP loses every second packet of an established flow",
         "xdp.c",
-        "return send(ifindex, ifindex); /* the hop's device, see swift_entry() */",
+        "return send(ifindex, ifindex); /* the hop's device, see fast_path_usable() */",
         "return entry->packets & 1 ? XDP_DROP : send(ifindex, ifindex);",
         ("test_tc_packets.py::test_every_packet_of_a_flow_goes_on",),
     ),

@@ -58,8 +58,8 @@ INLINE struct frontend_key key_of(const struct target *target) {
     return key;
 }
 
-INLINE void tell(enum hook hook, enum reason reason, const struct target *asked, const struct client *client,
-                 const struct selection *chosen, __u64 now) {
+INLINE void emit_event(enum hook hook, enum reason reason, const struct target *asked, const struct client *client,
+                       const struct selection *chosen, __u64 now) {
     struct event event = {
         .ns = now,
         .tuple = {.source = client->identity,
@@ -416,7 +416,7 @@ INLINE int translate(struct bpf_sock_addr *context, struct target *target, enum 
     reason = choose(node, cookie, &client, connected, target, &chosen, now);
     count(hook, reason);
     if (reason != REASON_NOT_SERVICE && unlikely(watched(hook, asked.protocol, chosen.service, now)))
-        tell(hook, reason, &asked, &client, &chosen, now);
+        emit_event(hook, reason, &asked, &client, &chosen, now);
     return reason == REASON_CONNECTED || reason == REASON_DATAGRAM;
 }
 

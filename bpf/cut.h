@@ -1,6 +1,6 @@
-/* Cutting an IPv4 packet that is too big for its way out and may be cut (RFC 791), as a router does. The stack cannot
- * do it for packets that leave by redirect. What is at hand becomes a fragment of HEAD_BYTES, whatever the way out
- * allows; the rest comes in once more, as a later fragment of the same datagram, and is cut again if need be. */
+/* Fragment an IPv4 packet that exceeds the MTU of its route and has no DF flag (RFC 791), as a router does. The stack
+ * does not do this for redirected packets. The current packet becomes a fragment of HEAD_BYTES, whatever the MTU; the
+ * rest is reinjected as a later fragment of the same datagram and fragmented again if it is still too big. */
 #ifndef HOTPLANE_CUT_H
 #define HOTPLANE_CUT_H
 
@@ -14,13 +14,13 @@ enum cut_limits {
     IPV4_HEADER = 20, /* without options: others are not translated */
 };
 
-/* Whether this packet is one that is cut. Aggregates are not: theirs are segments, and no datagram. */
-INLINE int may_be_cut(const struct __sk_buff *skb, const struct packet *packet) {
+/* True if this packet may be fragmented. GSO packets may not: they hold several segments. */
+INLINE int may_fragment(const struct __sk_buff *skb, const struct packet *packet) {
     return packet->ipv4 && !packet->keep_whole && packet->kind != PACKET_ICMP_ERROR && !skb->gso_size &&
            packet->size > IPV4_HEADER + HEAD_BYTES;
 }
 
-/* Room for HEAD_BYTES where nothing else is kept while a flow's entry is at hand. */
+/* Return scratch memory for HEAD_BYTES that is unused once the flow's entry was looked up. */
 INLINE __u8 *head_room(struct scratch *scratch) {
     _Static_assert(sizeof(scratch->forward) + sizeof(scratch->reply) >= HEAD_BYTES, "no room for the head");
     return (__u8 *)&scratch->forward;
@@ -35,8 +35,8 @@ INLINE void zero_head(void *head) {
         words[index] = 0;
 }
 
-/* Fill in the transport checksum where the device that sends the packet was to do that: the sum goes over bytes that
- * will be in another packet. In its place is the sum of the pseudo header, so it is that of all that is there. */
+/* Compute the transport checksum of a packet that relies on checksum offload, since the device could not sum bytes that
+ * are in another fragment. The field holds the pseudo-header sum, so the result is the sum over all bytes. */
 INLINE long finish_checksum(struct __sk_buff *skb, const struct packet *packet, struct scratch *scratch) {
     __u32 at = packet->l4 + (packet->protocol == IPPROTO_TCP ? (int)TCP_CHECK : (int)UDP_CHECK);
     __u32 length = packet->size - (packet->l4 - packet->l3), done = 0, last;
@@ -55,14 +55,14 @@ INLINE long finish_checksum(struct __sk_buff *skb, const struct packet *packet, 
     failed = 0;
 #pragma clang loop unroll(disable)
     for (turn = 0; turn < CUT_TURNS; turn++) {
-        if (settled(scratch, length - done) <= HEAD_BYTES)
+        if (hide_value(scratch, length - done) <= HEAD_BYTES)
             break;
         failed |= bpf_skb_load_bytes(skb, packet->l4 + done, head, HEAD_BYTES);
-        sum = settled(scratch, (__u32)bpf_csum_diff(0, 0, (void *)head, HEAD_BYTES, sum));
+        sum = hide_value(scratch, (__u32)bpf_csum_diff(0, 0, (void *)head, HEAD_BYTES, sum));
         done += HEAD_BYTES;
     }
     zero_head(head);
-    last = ((settled(scratch, length - done) - 1) & (HEAD_BYTES - 1)) + 1; /* the same: so the verifier sees it */
+    last = ((hide_value(scratch, length - done) - 1) & (HEAD_BYTES - 1)) + 1; /* the same: so the verifier sees it */
     failed |= bpf_skb_load_bytes(skb, packet->l4 + done, head, last);
     sum = (__u32)bpf_csum_diff(0, 0, (void *)head, HEAD_BYTES, sum);
     check = ~fold16(sum);

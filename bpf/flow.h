@@ -3,8 +3,8 @@
  * A flow has two entries, each under the tuple its packets arrive with. TCP and UDP have a table each, so that neither
  * can take the other's room. Nothing that lives is ever thrown out: a full table refuses newcomers, which the slow path
  * then serves. Entries go when their connection has provably ended (segments.h), when a new flow needs their tuple and
- * finds them expired, and otherwise by the collector of the control plane (dataplane/planes/ebpf/flows/collect.py), whose
- * rule is expired() below. */
+ * finds them expired, and otherwise by the collector of the control plane (dataplane/planes/ebpf/flows/collect.py),
+ * whose rule is expired() below. */
 #ifndef HOTPLANE_FLOW_H
 #define HOTPLANE_FLOW_H
 
@@ -64,14 +64,14 @@ INLINE void delete_flow(const struct tuple *key) {
 }
 
 /* Whether an entry turns packets into the answers to packets from `client` to `frontend`. */
-INLINE int leads_back(const struct translation *entry, const struct address *client, __be16 client_port,
-                      const struct address *frontend, __be16 frontend_port) {
+INLINE int is_reverse_of(const struct translation *entry, const struct address *client, __be16 client_port,
+                         const struct address *frontend, __be16 frontend_port) {
     return same_address(&entry->destination, client) & same_address(&entry->source, frontend) &
            !((entry->destination_port ^ client_port) | (entry->source_port ^ frontend_port));
 }
 
 /* The tuple of what comes back. */
-INLINE void turn_round(const struct tuple *tuple, struct tuple *back) {
+INLINE void reverse_tuple(const struct tuple *tuple, struct tuple *back) {
     copy_address(&back->source, &tuple->destination);
     copy_address(&back->destination, &tuple->source);
     back->source_port = tuple->destination_port;
@@ -96,8 +96,9 @@ INLINE struct translation *find_other(const struct tuple *own, const struct tran
 
     other_key(entry, own->protocol, key);
     other = find_flow(key);
-    return other && leads_back(other, &own->source, own->source_port, &own->destination, own->destination_port) ? other
-                                                                                                                : 0;
+    return other && is_reverse_of(other, &own->source, own->source_port, &own->destination, own->destination_port)
+               ? other
+               : 0;
 }
 
 /* All that is known of a flow. */
@@ -165,11 +166,11 @@ INLINE int expired(const struct node *node, const struct tuple *key, const struc
 
     if (!scratch)
         return 0;
-    seconds = settled(scratch, lifetime(node, key->protocol, facts(entry)));
+    seconds = hide_value(scratch, lifetime(node, key->protocol, facts(entry)));
     if (likely(!older_than(entry->last_ns, now, seconds)))
         return 0;
     other = find_other(key, entry, &scratch->forward_key);
-    return settled(scratch, !other || older_than(other->last_ns, now, seconds));
+    return hide_value(scratch, !other || older_than(other->last_ns, now, seconds));
 }
 
 /* Remove a flow. The entry of answers stays where its port must rest. Leaves the other entry's key in `work`. */

@@ -1,8 +1,8 @@
-/* Fragments that come before the first of their datagram (RFC 791 lets them). Only the first has ports, so what becomes
- * of the others is not known yet. The stack gets them, which is right if the datagram turns out to be none of ours; a
- * copy is kept here, to come in once more behind the first if that is translated. Towards a receiver whose datagrams
- * turned out so before, the copy alone is kept, since what the stack waits for in vain takes room from others for half
- * a minute; then it comes in again either way. */
+/* Fragments that arrive before the first fragment of their datagram (allowed by RFC 791). Only the first fragment has
+ * ports, so the programs cannot yet tell whether the datagram belongs to a Service. Such a fragment is passed to the
+ * stack and a copy is held; if the first fragment is translated, the copy is reinjected after it. If datagrams between
+ * the same two addresses arrived out of order and were translated before, only the copy is kept, because an incomplete
+ * datagram occupies the stack's reassembly memory for 30 seconds; the copy is then reinjected in either case. */
 #ifndef HOTPLANE_HOLD_H
 #define HOTPLANE_HOLD_H
 
@@ -12,12 +12,12 @@
 enum hold_limits {
     HELD_BYTES = 2048, /* bigger frames are not held, only passed on; a power of two */
     HELD_MOST = 64,    /* of a datagram: 65,535 bytes in packets of 1,280 */
-    PAIR = 0xffffffff, /* identification of what is remembered of a pair of addresses: its fragments came so before */
+    PAIR = 0xffffffff, /* identification in the key of an address pair whose fragments arrived out of order before */
 };
 
 _Static_assert(sizeof(((struct held *)0)->bytes) == HELD_BYTES, "see structs.h");
 
-/* The key of a held fragment, where nothing else is kept meanwhile: the programs' stack has no room for it. */
+/* Build the key of a held fragment in scratch memory that is unused at this point; the BPF stack has no room for it. */
 INLINE struct held_key *held_key(struct scratch *scratch, const struct packet *packet, __u32 number) {
     struct held_key *key = (struct held_key *)&scratch->reply;
 
@@ -27,9 +27,9 @@ INLINE struct held_key *held_key(struct scratch *scratch, const struct packet *p
     return key;
 }
 
-/* Copy the frame at hand. Returns 0, or negative: it is too big. */
+/* Copy the current frame to `to`. Returns 0, or negative if the frame is too big. */
 INLINE long copy_frame(struct __sk_buff *skb, struct held *to, struct scratch *scratch) {
-    __u32 length = settled(scratch, skb->len);
+    __u32 length = hide_value(scratch, skb->len);
 
     if (!length || length >= HELD_BYTES)
         return -1;
@@ -38,12 +38,12 @@ INLINE long copy_frame(struct __sk_buff *skb, struct held *to, struct scratch *s
 }
 
 INLINE long replace_frame(struct __sk_buff *skb, const struct held *by, struct scratch *scratch) {
-    __u32 length = ((settled(scratch, by->length) - 1) & (HELD_BYTES - 1)) + 1;
+    __u32 length = ((hide_value(scratch, by->length) - 1) & (HELD_BYTES - 1)) + 1;
 
     return bpf_skb_change_tail(skb, length, 0) || bpf_skb_store_bytes(skb, 0, by->bytes, length, 0);
 }
 
-/* What is known of the datagram at hand, or 0. Leaves its key in `scratch`. */
+/* Return the entry of the current datagram, or 0. Leaves its key in `scratch`. */
 INLINE struct fragment *find_datagram(struct scratch *scratch, const struct packet *packet, __u64 now) {
     struct held_key *key = held_key(scratch, packet, 0);
     struct fragment *found = map_lookup(MAP(fragments), &key->datagram);
@@ -51,7 +51,7 @@ INLINE struct fragment *find_datagram(struct scratch *scratch, const struct pack
     return found && !older_than(found->last_ns, now, REASSEMBLY_SECONDS) ? found : 0;
 }
 
-INLINE int came_so_before(struct scratch *scratch, const struct packet *packet, __u64 now) {
+INLINE int arrived_out_of_order(struct scratch *scratch, const struct packet *packet, __u64 now) {
     struct held_key *key = held_key(scratch, packet, 0);
     struct fragment *found;
 
@@ -60,7 +60,7 @@ INLINE int came_so_before(struct scratch *scratch, const struct packet *packet, 
     return found && !older_than(found->last_ns, now, REASSEMBLY_SECONDS);
 }
 
-/* Whether a fragment is the last of its datagram. */
+/* True if a fragment is the last of its datagram. */
 INLINE int is_last(struct __sk_buff *skb, const struct packet *packet) {
     __u32 at = packet->ipv4 ? packet->l3 + 6 : packet->l4 - 6; /* IPv6: two bytes behind the fragment header's start */
     __be16 offset;
@@ -69,7 +69,7 @@ INLINE int is_last(struct __sk_buff *skb, const struct packet *packet) {
            !(to_be16(offset) & (packet->ipv4 ? IPV4_MORE_FRAGMENTS : 1));
 }
 
-/* Take a number for a fragment that came before its first; HELD_MOST or more: it is not to be held. */
+/* Allocate a number for a fragment that arrived before its first; HELD_MOST or more: do not hold it. */
 INLINE __u32 take_number(struct __sk_buff *skb, struct scratch *scratch, const struct packet *packet, __u64 now) {
     struct fragment *found = find_datagram(scratch, packet, now), value = {.held = 1, .last_ns = now};
     __u32 number;
@@ -77,8 +77,8 @@ INLINE __u32 take_number(struct __sk_buff *skb, struct scratch *scratch, const s
     if (!found)
         return map_update(MAP(fragments), &held_key(scratch, packet, 0)->datagram, &value, BPF_ANY) ? HELD_MOST : 0;
     number = found->held;
-    if (!number) { /* its first went to the stack, and so do these; in order, nothing comes behind the last */
-        if (is_last(skb, packet) && !came_so_before(scratch, packet, now))
+    if (!number) { /* the first went to the stack, so this one does; in order, the last one ends the datagram */
+        if (is_last(skb, packet) && !arrived_out_of_order(scratch, packet, now))
             map_delete(MAP(fragments), &held_key(scratch, packet, 0)->datagram);
         return HELD_MOST;
     }
@@ -88,34 +88,35 @@ INLINE __u32 take_number(struct __sk_buff *skb, struct scratch *scratch, const s
     return number;
 }
 
-/* Keep a fragment that came before its first. Returns whether the stack is not to get it. */
-INLINE int hold(struct __sk_buff *skb, const struct packet *packet, __u64 now) {
+/* Hold a copy of a fragment that arrived before its first. Returns 1 if the stack must not get the fragment. */
+INLINE int hold_fragment(struct __sk_buff *skb, const struct packet *packet, __u64 now) {
     struct scratch *scratch = this_scratch();
     __u32 zero = 0, number, instead;
     struct held *copy = map_lookup(MAP(holding), &zero);
 
     if (!scratch || !copy || copy_frame(skb, copy, scratch))
         return 0;
-    number = settled(scratch, take_number(skb, scratch, packet, now));
+    number = hide_value(scratch, take_number(skb, scratch, packet, now));
     if (number >= HELD_MOST)
         return 0;
-    instead = settled(scratch, came_so_before(scratch, packet, now));
+    instead = hide_value(scratch, arrived_out_of_order(scratch, packet, now));
     copy->last_ns = now;
     copy->instead = instead;
     return !map_update(MAP(held), held_key(scratch, packet, number), copy, BPF_ANY) && instead;
 }
 
-/* Let fragments that came before the first one, at hand, come in again: all, or those only that the stack did not get.
- * Returns 0, or negative: what is at hand is of no use any more. */
-INLINE long release(struct __sk_buff *skb, const struct packet *packet, struct scratch *scratch, __u32 count, int all) {
+/* Reinject the held fragments of the current packet, which is the first fragment: all of them, or only those that the
+ * stack did not get. Returns 0, or negative if the current packet is damaged and must be dropped. */
+INLINE long reinject_held(struct __sk_buff *skb, const struct packet *packet, struct scratch *scratch, __u32 count,
+                          int all) {
     __u32 zero = 0, number;
     struct held *own = map_lookup(MAP(holding), &zero), *copy;
 
     if (!own || copy_frame(skb, own, scratch) || bpf_skb_change_tail(skb, own->length + 1, 0))
-        return 0; /* growing makes a sum over the whole frame forgotten */
+        return 0; /* growing clears CHECKSUM_COMPLETE */
 #pragma clang loop unroll(disable)
     for (number = 0; number < HELD_MOST; number++) {
-        if (settled(scratch, number) >= count)
+        if (hide_value(scratch, number) >= count)
             break;
         copy = map_lookup(MAP(held), held_key(scratch, packet, number));
         if (!copy)
@@ -127,7 +128,7 @@ INLINE long release(struct __sk_buff *skb, const struct packet *packet, struct s
     return replace_frame(skb, own, scratch);
 }
 
-/* How many fragments came before the first, which is at hand. */
+/* Return how many fragments arrived before the current packet, the first fragment. */
 INLINE __u32 count_held(const struct packet *packet, __u64 now) {
     struct scratch *scratch = this_scratch();
     struct fragment *found = scratch ? find_datagram(scratch, packet, now) : 0;
@@ -135,7 +136,7 @@ INLINE __u32 count_held(const struct packet *packet, __u64 now) {
     return found ? found->held : 0;
 }
 
-/* The first fragment at hand is translated, and remembered: so are those that came before it. */
+/* Reinject all held fragments of a first fragment that is translated and recorded, so they are translated, too. */
 INLINE long translate_held(struct __sk_buff *skb, const struct packet *packet, __u32 count, __u64 now) {
     struct scratch *scratch = this_scratch();
     struct fragment value = {.last_ns = now};
@@ -146,10 +147,10 @@ INLINE long translate_held(struct __sk_buff *skb, const struct packet *packet, _
     key = held_key(scratch, packet, 0);
     key->datagram.identification = PAIR;
     map_update(MAP(fragments), &key->datagram, &value, BPF_ANY);
-    return release(skb, packet, scratch, count, 1);
+    return reinject_held(skb, packet, scratch, count, 1);
 }
 
-/* The first fragment at hand goes to the stack: so does the rest. */
+/* Record that the current packet, a first fragment, goes to the stack, so that the later ones follow it. */
 INLINE long pass_held(struct __sk_buff *skb, const struct packet *packet, __u64 now) {
     struct scratch *scratch = this_scratch();
     struct fragment value = {.last_ns = now};
@@ -157,10 +158,10 @@ INLINE long pass_held(struct __sk_buff *skb, const struct packet *packet, __u64 
 
     if (!scratch)
         return 0;
-    count = settled(scratch, count_held(packet, now));
+    count = hide_value(scratch, count_held(packet, now));
     if (map_update(MAP(fragments), &held_key(scratch, packet, 0)->datagram, &value, BPF_ANY))
         return 0;
-    return likely(!count) ? 0 : release(skb, packet, scratch, count, 0);
+    return likely(!count) ? 0 : reinject_held(skb, packet, scratch, count, 0);
 }
 
 #endif

@@ -50,7 +50,7 @@ INLINE void note_leaving(const struct packet *packet, __u64 now) {
         !is_frontend(&tuple->source, tuple->source_port, tuple->protocol))
         return;
     key = &scratch->forward_key;
-    turn_round(tuple, key);
+    reverse_tuple(tuple, key);
     entry = find_flow(key);
     if (!entry)
         leave_flow(key, now, BPF_NOEXIST);

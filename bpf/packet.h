@@ -1,4 +1,4 @@
-/* What a packet program knows of the packet at hand. */
+/* struct packet: what a packet program has parsed of the current packet. */
 #ifndef HOTPLANE_PACKET_H
 #define HOTPLANE_PACKET_H
 
@@ -77,11 +77,11 @@ struct packet {
     __u8 tcp_flags;
     __u8 keep_whole;     /* must not be fragmented: DF, or IPv6 */
     __u8 transport_size; /* of the transport header, options included */
-    __u8 moved;          /* the flow's backend went */
+    __u8 moved;          /* the flow's backend was removed */
     __u8 tagged;         /* bears a VLAN tag */
-    __u8 no_flow;        /* its flow was looked for already, in vain */
+    __u8 no_flow;        /* its flow was looked up already and not found */
     __u8 timestamps;     /* enum timestamps */
-    __u8 translated;     /* done, and its flow has yet to be told of it */
+    __u8 translated;     /* rewritten; its flow entry is not updated yet */
 };
 
 _Static_assert(sizeof(struct packet) <= sizeof(((struct scratch *)0)->packet), "struct packet outgrew its room");
@@ -91,23 +91,24 @@ INLINE struct scratch *this_scratch(void) {
     return map_lookup(MAP(scratch), &zero);
 }
 
-/* Room for the packet at hand, zeroed. It lies in a map, not on the stack, for the
- * verifier's sake: what it reads back from there it takes for unknown, so that all kinds of packets are one case to it
- * from parsing on. Packet programs of one CPU do not interrupt each other. */
+/* Return zeroed memory for the current packet. It lies in a map, not on the stack, because the verifier treats values
+ * read from a map as unknown, so after parsing all kinds of packets are one state to it. Packet programs on one CPU do
+ * not interrupt each other. */
 INLINE struct packet *new_packet(struct scratch *scratch) {
     __builtin_memset(scratch->packet, 0, sizeof(struct packet));
     return (struct packet *)scratch->packet;
 }
 
-/* What was found out about a packet, in such a way that the verifier and the compiler forget how. */
-INLINE enum reason settle(struct packet *packet, enum reason reason) {
+/* Store a packet's reason and read it back, so that neither the compiler nor the verifier tracks where it came from:
+ * the code after it is then verified once, not once per path. */
+INLINE enum reason hide_reason(struct packet *packet, enum reason reason) {
     packet->reason = reason;
     barrier();
     return packet->reason;
 }
 
-/* The same for any other value. */
-INLINE __u32 settled(struct scratch *scratch, __u32 value) {
+/* hide_reason() for any other value. */
+INLINE __u32 hide_value(struct scratch *scratch, __u32 value) {
     scratch->settled = value;
     barrier();
     return scratch->settled;

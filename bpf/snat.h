@@ -1,17 +1,17 @@
-/* Source ports of this node for flows whose answers must come back here. */
+/* SNAT: allocate source ports of this node for flows whose replies must return here. */
 #ifndef HOTPLANE_SNAT_H
 #define HOTPLANE_SNAT_H
 
 #include "arrival.h"
 #include "segments.h"
 
-/* One of the ports that SNAT may use, by its number from 0. */
+/* Return the SNAT port with this index, counted from 0 over both ranges. */
 INLINE __u16 snat_port(const struct node *node, __u32 index) {
     return index < node->snat_first_count ? node->snat_first + index
                                           : node->snat_second + (index - node->snat_first_count);
 }
 
-/* Whether a backend in TIME-WAIT takes a SYN for a new connection from the same address and port: by its timestamp,
+/* True if a backend in TIME-WAIT accepts a SYN for a new connection from the same address and port: by its timestamp,
  * else by its sequence number (RFC 6191; RFC 7323, section 5.3; Linux: tcp_timewait_state_process). */
 INLINE int accepted_in_time_wait(const struct packet *packet, const struct translation *resting) {
     if (packet->timestamps == UNKNOWN_TIMESTAMP)
@@ -21,9 +21,9 @@ INLINE int accepted_in_time_wait(const struct packet *packet, const struct trans
     return (__s32)(packet->sequence - resting->sequence_end) > 0;
 }
 
-/* Whether whoever holds the tuple of scratch->reply_key can leave it to a new flow. */
-INLINE int gives_way(const struct node *node, const struct packet *packet, struct scratch *scratch,
-                     const struct translation *holder, __u64 now) {
+/* True if the flow that holds the tuple of scratch->reply_key can be replaced by a new flow. */
+INLINE int can_be_replaced(const struct node *node, const struct packet *packet, struct scratch *scratch,
+                           const struct translation *holder, __u64 now) {
     __u32 flags = facts(holder);
 
     if (flags & FLOW_RESTING)
@@ -31,8 +31,8 @@ INLINE int gives_way(const struct node *node, const struct packet *packet, struc
     return (!(flags & FLOW_SNAT) && ending(flags)) || expired(node, &scratch->reply_key, holder, now);
 }
 
-/* Reserve the tuple of scratch->reply_key. REASON_NONE: it is this flow's; REASON_FLOW: it has been since an earlier
- * packet; REASON_TUPLE_TAKEN: it is another's; else the table is full. */
+/* Reserve the tuple of scratch->reply_key. REASON_NONE: reserved now; REASON_FLOW: reserved by an earlier packet
+ * of this flow; REASON_TUPLE_TAKEN: another flow holds it; else the table is full. */
 INLINE enum reason claim_reply(const struct node *node, const struct packet *packet, struct scratch *scratch,
                                __u64 now) {
     enum reason refusal = insert_flow(&scratch->reply_key, &scratch->reply);
@@ -43,18 +43,18 @@ INLINE enum reason claim_reply(const struct node *node, const struct packet *pac
     holder = find_flow(&scratch->reply_key);
     if (!holder)
         return refusal;
-    if (leads_back(holder, &scratch->reply.destination, scratch->reply.destination_port, &scratch->reply.source,
-                   scratch->reply.source_port) &&
+    if (is_reverse_of(holder, &scratch->reply.destination, scratch->reply.destination_port, &scratch->reply.source,
+                      scratch->reply.source_port) &&
         !(facts(holder) & FLOW_RESTING))
         return REASON_FLOW;
-    if (!settled(scratch, gives_way(node, packet, scratch, holder, now)))
+    if (!hide_value(scratch, can_be_replaced(node, packet, scratch, holder, now)))
         return REASON_TUPLE_TAKEN;
     forget_flow(&scratch->reply_key, holder, &scratch->forward_key);
     return insert_flow(&scratch->reply_key, &scratch->reply);
 }
 
-/* Whether nobody holds the tuple of scratch->reply_key, or somebody who may give way. Of others' lifetimes it knows the
- * longest two, which is enough for a guess: the collector takes what is over. */
+/* True if no flow holds the tuple of scratch->reply_key, or one that can probably be replaced. This is an estimate that
+ * uses only the two longest lifetimes; the collector removes expired flows. */
 INLINE int looks_free(const struct node *node, const struct packet *packet, struct scratch *scratch, __u64 now) {
     const struct translation *holder = find_flow(&scratch->reply_key);
     __u32 seconds;
@@ -67,8 +67,7 @@ INLINE int looks_free(const struct node *node, const struct packet *packet, stru
     return older_than(holder->last_ns, now, seconds);
 }
 
-/* Choose one of this node's ports by chance, under which no answers to anybody else come from this backend. Of those
- * that are taken it passes over SNAT_ATTEMPTS. */
+/* Choose a random SNAT port whose reply tuple with this backend is free. Gives up after SNAT_ATTEMPTS taken ports. */
 INLINE int choose_port(const struct node *node, const struct packet *packet, struct scratch *scratch, __u64 now) {
     int attempt;
 
@@ -77,20 +76,21 @@ INLINE int choose_port(const struct node *node, const struct packet *packet, str
         __u32 index = (__u32)(((__u64)bpf_get_prandom_u32() * node->snat_ports) >> 32);
 
         scratch->forward.source_port = scratch->reply_key.destination_port = to_be16(snat_port(node, index));
-        if (settled(scratch, looks_free(node, packet, scratch, now)))
+        if (hide_value(scratch, looks_free(node, packet, scratch, now)))
             return 1;
     }
     return 0;
 }
 
-/* Reserve the answers' tuple of scratch->forward for the flow of `packet`; with SNAT under a port of this node at which
- * no socket of its own hears the backend. Returns REASON_NONE, REASON_FLOW (it was this flow's before), or why not. */
+/* Reserve the reply tuple of scratch->forward for the flow of `packet`; with SNAT, on a port of this node where no
+ * local socket receives from the backend. Returns REASON_NONE, REASON_FLOW (reserved by an earlier packet), or the
+ * error. */
 INLINE enum reason reserve_reply(const struct arrival *arrival, struct packet *packet, struct scratch *scratch) {
     __u32 snat = scratch->forward.flags & FLOW_SNAT;
 
     describe_reply(&packet->tuple, &scratch->forward, scratch);
     if (snat) {
-        if (!settled(scratch, choose_port(arrival->node, packet, scratch, arrival->now)))
+        if (!hide_value(scratch, choose_port(arrival->node, packet, scratch, arrival->now)))
             return REASON_SNAT_EXHAUSTED;
         if (has_socket(arrival->context, &scratch->reply_key))
             return REASON_OWN_PORT;

@@ -256,7 +256,7 @@ struct device {
 struct scratch {
     __u64 now_ns;     /* time of the tick below */
     __u64 tick;       /* bpf_jiffies64() */
-    __u64 settled;    /* see settled() in packet.h */
+    __u64 settled;    /* see hide_value() in packet.h */
     __u64 packet[16]; /* struct packet (packet.h) */
     __u64 chosen[6];  /* struct selection (lookup.h) */
     __u64 work[16];   /* struct balancing (lookup.h) */

@@ -56,29 +56,29 @@ enum neighbour_limits {
                              an entry makes it ask whether the neighbour is still there */
 };
 
-/* The way out of a packet that must not go through the stack. */
-struct way {
+/* Next hop of a packet that is redirected. */
+struct next_hop {
     struct bpf_fib_lookup fib;
     int neighbour_known;
 };
 
-/* REASON_NONE: `way` has device, next hop and, if known, link-layer addresses. */
-INLINE enum reason way_out(struct __sk_buff *skb, const struct packet *packet, const struct translation *entry,
-                           struct way *way) {
+/* Look up the next hop. REASON_NONE: `hop` has the device, the next hop and, if known, link-layer addresses. */
+INLINE enum reason find_next_hop(struct __sk_buff *skb, const struct packet *packet, const struct translation *entry,
+                                 struct next_hop *hop) {
     long result;
 
     if (packet->hops <= 1)
         return REASON_TTL;
     result = find_route(skb, packet, &entry->source, &entry->destination, skb->ifindex, packet_size(skb, packet), 0,
-                        &way->fib);
-    way->neighbour_known = result == BPF_FIB_LKUP_RET_SUCCESS;
+                        &hop->fib);
+    hop->neighbour_known = result == BPF_FIB_LKUP_RET_SUCCESS;
     if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
         return REASON_MTU;
     return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ? REASON_NONE : REASON_FIB_MISS;
 }
 
-/* Give a packet from a device without link-layer header one, since nothing is sent on without; who sends it fills it
- * in, or takes it off again. */
+/* Add a link-layer header to a packet from a device without one, since a redirect needs it; the function that sends the
+ * packet fills it in or removes it. */
 INLINE long add_link_layer(struct __sk_buff *skb, const struct packet *packet) {
     __be16 type = to_be16(packet->ipv4 ? ETH_P_IP : ETH_P_IPV6);
 
@@ -86,46 +86,46 @@ INLINE long add_link_layer(struct __sk_buff *skb, const struct packet *packet) {
            bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &type, sizeof(type), 0);
 }
 
-/* By the stack's neighbour code, which asks for the next hop's address if need be. It replaces the link-layer header
- * without a thought for a received packet's sum over all of it (CHECKSUM_COMPLETE), from which the next receiver takes
- * the new header; UDP over a tunnel would then be thrown away. So that sum is made to be forgotten, by way of growing
- * the packet, which does that. An aggregate never has such a sum. */
-INLINE long send_by_neighbour(struct __sk_buff *skb, const struct way *way) {
-    struct bpf_redir_neigh next = {.nh_family = way->fib.family};
+/* Redirect through the stack's neighbour code, which resolves the next hop's address if necessary. That code replaces
+ * the link-layer header without updating CHECKSUM_COMPLETE, the device's sum over a received packet, so the next
+ * receiver would drop UDP that arrived through a tunnel. Growing the packet clears that sum. GSO packets never have it.
+ */
+INLINE long send_by_neighbour(struct __sk_buff *skb, const struct next_hop *hop) {
+    struct bpf_redir_neigh next = {.nh_family = hop->fib.family};
     __u32 length = skb->len;
 
-    if (way->fib.family == FAMILY_IPV4)
-        next.ipv4_nh = way->fib.ipv4_dst;
+    if (hop->fib.family == FAMILY_IPV4)
+        next.ipv4_nh = hop->fib.ipv4_dst;
     else
-        __builtin_memcpy(next.ipv6_nh, way->fib.ipv6_dst, sizeof(next.ipv6_nh));
+        __builtin_memcpy(next.ipv6_nh, hop->fib.ipv6_dst, sizeof(next.ipv6_nh));
     if (!skb->gso_size && (bpf_skb_change_tail(skb, length + 1, 0) || bpf_skb_change_tail(skb, length, 0)))
         return TC_ACT_SHOT;
-    return redirect_neighbour(way->fib.ifindex, &next, sizeof(next), 0);
+    return redirect_neighbour(hop->fib.ifindex, &next, sizeof(next), 0);
 }
 
-/* Send a translated packet on. A priority tag goes unless the packet leaves where it came in. */
-INLINE long send(struct __sk_buff *skb, const struct packet *packet, const struct way *way) {
+/* Redirect a translated packet. A priority tag is removed unless the packet leaves by the device it came from. */
+INLINE long send(struct __sk_buff *skb, const struct packet *packet, const struct next_hop *hop) {
     __u8 header[12];
 
-    if (skb->vlan_present && way->fib.ifindex != skb->ifindex && bpf_skb_vlan_pop(skb))
+    if (skb->vlan_present && hop->fib.ifindex != skb->ifindex && bpf_skb_vlan_pop(skb))
         return TC_ACT_SHOT;
     if (!packet->l3 && add_link_layer(skb, packet))
         return TC_ACT_SHOT;
-    if (device_flags(way->fib.ifindex) & DEVICE_RAW_IP) /* a tunnel to many looks for its next hop in a route */
-        return redirect_neighbour(way->fib.ifindex, 0, 0, 0);
-    if (!way->neighbour_known || !packet->l3 || !(bpf_get_prandom_u32() & NEIGHBOUR_PROBE))
-        return send_by_neighbour(skb, way);
-    __builtin_memcpy(header, way->fib.dmac, 6);
-    __builtin_memcpy(header + 6, way->fib.smac, 6);
+    if (device_flags(hop->fib.ifindex) & DEVICE_RAW_IP) /* a tunnel to many looks for its next hop in a route */
+        return redirect_neighbour(hop->fib.ifindex, 0, 0, 0);
+    if (!hop->neighbour_known || !packet->l3 || !(bpf_get_prandom_u32() & NEIGHBOUR_PROBE))
+        return send_by_neighbour(skb, hop);
+    __builtin_memcpy(header, hop->fib.dmac, 6);
+    __builtin_memcpy(header + 6, hop->fib.smac, 6);
     if (bpf_skb_store_bytes(skb, 0, header, sizeof(header), 0))
         return TC_ACT_SHOT;
-    return bpf_redirect(way->fib.ifindex, 0);
+    return bpf_redirect(hop->fib.ifindex, 0);
 }
 
-/* A packet that cannot leave. The first one of a flow is left to the slow path, and so will the others be. Answers, and
- * packets of flows that are under way, must not reach the stack, which would reset the connection. */
-INLINE long refuse(struct __sk_buff *skb, struct packet *packet, const struct translation *entry, const struct way *way,
-                   enum reason found) {
+/* Handle a packet that cannot be forwarded. The first one of a flow goes to the slow path, and so do later ones.
+ * Replies and packets of existing flows must not reach the stack, which would reset the connection. */
+INLINE long refuse(struct __sk_buff *skb, struct packet *packet, const struct translation *entry,
+                   const struct next_hop *hop, enum reason found) {
     struct scratch *scratch = this_scratch();
 
     if (packet->reason == REASON_LEFT_FLOW)
@@ -144,15 +144,15 @@ INLINE long refuse(struct __sk_buff *skb, struct packet *packet, const struct tr
         return TC_ACT_SHOT;
     }
     packet->reason = REASON_TOO_BIG;
-    return answer_too_big(skb, packet, way->fib.tot_len);
+    return answer_too_big(skb, packet, hop->fib.tot_len);
 }
 
-/* Cut a packet that is too big for its way out, if that is allowed. REASON_NONE: it was. */
-INLINE enum reason cut_to_size(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
-                               const struct translation *entry) {
+/* Fragment a packet that exceeds the MTU, if that is allowed. REASON_NONE: done. */
+INLINE enum reason fragment_packet(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
+                                   const struct translation *entry) {
     struct scratch *scratch = this_scratch();
 
-    if (!scratch || !may_be_cut(skb, packet))
+    if (!scratch || !may_fragment(skb, packet))
         return REASON_MTU;
     if (begin_cut(skb, packet, scratch))
         return REASON_REWRITE_FAILED;
@@ -161,38 +161,38 @@ INLINE enum reason cut_to_size(struct __sk_buff *skb, const struct arrival *arri
     return cut(skb, packet, scratch, arrival->hook) ? REASON_REWRITE_FAILED : REASON_NONE;
 }
 
-/* Find the way out, and make the packet fit. REASON_NONE: it can be sent on. */
-INLINE enum reason make_way(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
-                            const struct translation *entry, struct way *way) {
+/* Find the next hop, and fragment the packet if it exceeds the MTU. REASON_NONE: the packet can be forwarded. */
+INLINE enum reason route_and_fragment(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
+                                      const struct translation *entry, struct next_hop *hop) {
     enum reason reason = REASON_NONE;
     int attempt;
 
 #pragma clang loop unroll(disable)
     for (attempt = 0; attempt < 2; attempt++) {
-        reason = settle(packet, way_out(skb, packet, entry, way));
+        reason = hide_reason(packet, find_next_hop(skb, packet, entry, hop));
         if (likely(reason != REASON_MTU) || attempt)
             break;
-        reason = settle(packet, cut_to_size(skb, arrival, packet, entry));
+        reason = hide_reason(packet, fragment_packet(skb, arrival, packet, entry));
         if (reason != REASON_NONE)
             break;
     }
     return reason;
 }
 
-/* Do what the entry says. Returns the verdict; packet->reason tells why where it is not what it was. */
+/* Translate the packet by the entry. Returns the verdict; if that is not to forward, packet->reason says why. */
 INLINE int translate(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
                      struct translation *entry) {
     int away = arrival->hook == HOOK_TC_INGRESS && (entry->flags & FLOW_SNAT);
     enum reason found = packet->reason;
-    struct way way;
+    struct next_hop hop;
     __u32 held = 0;
     long failed;
 
     if (unlikely(packet->kind == PACKET_FIRST_FRAGMENT))
         held = count_held(packet, arrival->now);
     if (away) {
-        if (settle(packet, make_way(skb, arrival, packet, entry, &way)) != REASON_NONE)
-            return refuse(skb, packet, entry, &way, found);
+        if (hide_reason(packet, route_and_fragment(skb, arrival, packet, entry, &hop)) != REASON_NONE)
+            return refuse(skb, packet, entry, &hop, found);
         packet->reason = found;
     }
     if (packet->kind == PACKET_FIRST_FRAGMENT && remember_fragment(packet, arrival->now, arrival->hook) &&
@@ -211,14 +211,14 @@ INLINE int translate(struct __sk_buff *skb, const struct arrival *arrival, struc
         return TC_ACT_SHOT;
     }
     packet->translated = 1;
-    return away ? send(skb, packet, &way) : TC_ACT_UNSPEC;
+    return away ? send(skb, packet, &hop) : TC_ACT_UNSPEC;
 }
 
-/* A fragment that the programs pass on. */
+/* Handle a fragment that is not translated. Returns the verdict. */
 INLINE int pass_fragment(struct __sk_buff *skb, struct packet *packet, __u64 now) {
     if (packet->kind == PACKET_FIRST_FRAGMENT && !translates(packet->reason))
         return pass_held(skb, packet, now) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
-    if (packet->reason != REASON_FRAGMENT_UNKNOWN || !hold(skb, packet, now))
+    if (packet->reason != REASON_FRAGMENT_UNKNOWN || !hold_fragment(skb, packet, now))
         return TC_ACT_UNSPEC;
     packet->reason = REASON_FRAGMENT_HELD;
     return TC_ACT_STOLEN;
@@ -239,7 +239,7 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
     }
     packet = new_packet(scratch);
     arrival.now = coarse_now(scratch);
-    reason = settle(packet, read_packet(skb, packet));
+    reason = hide_reason(packet, read_packet(skb, packet));
     if (reason == REASON_NONE && unlikely(of_a_vlan(skb, packet)))
         reason = REASON_VLAN;
     if (reason == REASON_NONE && hook == HOOK_TC_INGRESS && unlikely(skb->pkt_type != 0) &&
@@ -248,16 +248,16 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
     if (reason == REASON_NONE)
         reason = hook == HOOK_TC_INGRESS ? track(&arrival, packet, &service, &entry)
                                          : track_leaving(&arrival, packet, &entry);
-    reason = settle(packet, reason);
+    reason = hide_reason(packet, reason);
     if (entry && translates(reason)) {
         service = entry->service;
-        action = settled(scratch, translate(skb, &arrival, packet, entry));
+        action = hide_value(scratch, translate(skb, &arrival, packet, entry));
     }
     if (unlikely(packet->kind == PACKET_FIRST_FRAGMENT || packet->kind == PACKET_LATER_FRAGMENT) &&
         hook == HOOK_TC_INGRESS && action == TC_ACT_UNSPEC)
         action = pass_fragment(skb, packet, arrival.now);
     count(hook, packet->reason);
-    tell_packet(&arrival, packet, service, packet->translated ? entry : 0);
+    emit_packet_event(&arrival, packet, service, packet->translated ? entry : 0);
     if (entry && packet->translated)
         touch(packet, entry, arrival.now);
     return action;

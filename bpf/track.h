@@ -78,16 +78,16 @@ INLINE enum reason describe_client(const struct arrival *arrival, struct packet 
     return REASON_NONE;
 }
 
-/* Whether a packet to a frontend on one of the node's own addresses may be for a socket of the node itself: UDP, which
- * may be an answer; or since somebody listens at a Service's own address (a DNS cache, say, on the address of the
- * Service that it stands for), who then comes first. A node port is nobody else's. */
+/* True if a packet to a frontend on one of the node's own addresses may be for a local socket: UDP, which may be a
+ * reply, or a process that listens on a Service's address (a node-local DNS cache, for example), which takes
+ * precedence. A node port belongs to its Service alone. */
 INLINE int may_be_a_sockets(const struct tuple *tuple, const struct frontend_key *key) {
     return (tuple->protocol == IPPROTO_UDP || !is_unspecified(&key->address)) &&
            (address_flags(&tuple->destination) & ADDRESS_LOCAL);
 }
 
-/* Choose a backend for the first packet of a flow and store the flow. REASON_NEW_FLOW: *found is what to do with the
- * packet. Anything else: the packet is passed on, nothing was stored. */
+/* Choose a backend for the first packet of a flow and store the flow. REASON_NEW_FLOW: *found is the stored
+ * entry. Anything else: the packet is passed on, nothing was stored. */
 INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packet, __u32 *service,
                              struct translation **found) {
     const struct node *node = arrival->node;
@@ -105,10 +105,10 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
     _Static_assert(sizeof(*chosen) <= sizeof(scratch->chosen), "struct selection outgrew its room");
     _Static_assert(sizeof(struct balancing) <= sizeof(scratch->work), "struct balancing outgrew its room");
     chosen = (struct selection *)scratch->chosen;
-    reason = settle(packet, describe_client(arrival, packet, &client));
+    reason = hide_reason(packet, describe_client(arrival, packet, &client));
     if (reason != REASON_NONE)
         return reason;
-    reason = settle(packet, balance(&key, &client, arrival->now, (struct balancing *)scratch->work, chosen));
+    reason = hide_reason(packet, balance(&key, &client, arrival->now, (struct balancing *)scratch->work, chosen));
     *service = chosen->service;
     if (reason != REASON_NONE)
         return reason;
@@ -116,17 +116,17 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
         return REASON_OWN_PORT;
     describe_forward(arrival, packet, scratch, chosen);
     if (scratch->forward.flags & FLOW_SNAT) {
-        reason = settle(packet, check_source(arrival, packet));
+        reason = hide_reason(packet, check_source(arrival, packet));
         if (reason != REASON_NONE)
             return reason;
         if (!masquerade_address(arrival->context, node, packet, &chosen->address, arrival->ifindex,
                                 &scratch->forward.source))
             return REASON_FIB_MISS;
     }
-    reserved = settle(packet, reserve_reply(arrival, packet, scratch));
+    reserved = hide_reason(packet, reserve_reply(arrival, packet, scratch));
     if (reserved != REASON_NONE && reserved != REASON_FLOW)
         return reserved;
-    reason = settle(packet, insert_flow(tuple, &scratch->forward));
+    reason = hide_reason(packet, insert_flow(tuple, &scratch->forward));
     if (reason != REASON_NONE) {
         if (reserved == REASON_NONE)
             delete_flow(&scratch->reply_key);
@@ -138,14 +138,14 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
     counters = counters_of(chosen->service);
     if (counters)
         counters->connections += 1;
-    /* What the caller gets must be the stored entry, so that what it notes there stays. */
+    /* Return the entry in the map, not the copy, so that the caller updates the stored one. */
     *found = find_flow(tuple);
     return *found ? REASON_NEW_FLOW : REASON_CHANGED;
 }
 
-/* A pod of this node that sends a datagram to a backend directly, from a port from which it came through a frontend
- * before: the answers could be either's, and the direct way is the newer one. Only who owns the flow may move it: its
- * device tells. */
+/* Delete the flow of a local pod that now sends a datagram directly to the backend, from a port that it used through a
+ * frontend before: replies would be ambiguous, and the direct path is the newer one. Only the pod that owns the flow
+ * may do so; it is recognised by its device. */
 INLINE void end_datagrams(const struct arrival *arrival, const struct packet *packet) {
     struct scratch *scratch = this_scratch();
     struct translation *entry;
@@ -154,7 +154,7 @@ INLINE void end_datagrams(const struct arrival *arrival, const struct packet *pa
     if (!scratch || packet->protocol != IPPROTO_UDP || !(device_flags(arrival->ifindex) & DEVICE_POD))
         return;
     key = &scratch->reply_key;
-    turn_round(&packet->tuple, key);
+    reverse_tuple(&packet->tuple, key);
     entry = find_flow(key);
     if (likely(!entry) || (entry->flags & (FLOW_REPLY | FLOW_SNAT)) != FLOW_REPLY)
         return;
@@ -165,8 +165,7 @@ INLINE void end_datagrams(const struct arrival *arrival, const struct packet *pa
     delete_flow(key);
 }
 
-/* What an entry says to a packet that came in where clients' packets do. REASON_NONE: the entry is of no use any more.
- */
+/* Classify a packet that arrived at a client-side hook by its flow's entry. REASON_NONE: the entry is obsolete. */
 INLINE enum reason follow_entry(const struct arrival *arrival, struct packet *packet, struct translation *entry) {
     if (entry->flags & FLOW_FOREIGN)
         entry->last_ns = arrival->now;
@@ -190,7 +189,7 @@ INLINE enum reason follow_entry(const struct arrival *arrival, struct packet *pa
     return REASON_FLOW;
 }
 
-/* The translation that a packet needs at a hook where clients' packets come in. *found is set with REASON_NEW_FLOW,
+/* Find the translation of a packet at a hook where clients' packets arrive. *found is set with REASON_NEW_FLOW,
  * _MOVED, _FLOW, _REPLY, _FRAGMENT and _ICMP_ERROR; every other reason passes the packet on. */
 INLINE enum reason track(const struct arrival *arrival, struct packet *packet, __u32 *service,
                          struct translation **found) {
@@ -202,7 +201,7 @@ INLINE enum reason track(const struct arrival *arrival, struct packet *packet, _
         return REASON_FRAGMENT_UNKNOWN;
     entry = packet->no_flow ? 0 : find_flow(&packet->tuple);
     if (entry) {
-        reason = settle(packet, follow_entry(arrival, packet, entry));
+        reason = hide_reason(packet, follow_entry(arrival, packet, entry));
         if (reason != REASON_NONE) {
             *found = entry;
             return reason;
@@ -223,7 +222,7 @@ INLINE enum reason track(const struct arrival *arrival, struct packet *packet, _
     return reason == REASON_NEW_FLOW && packet->moved ? REASON_MOVED : reason;
 }
 
-/* The translation of an answer where it leaves towards its client. */
+/* Find the translation of a reply at the hook where it leaves towards its client. */
 INLINE enum reason track_leaving(const struct arrival *arrival, struct packet *packet, struct translation **found) {
     struct translation *entry;
 
@@ -240,15 +239,15 @@ INLINE enum reason track_leaving(const struct arrival *arrival, struct packet *p
     return packet->kind == PACKET_LATER_FRAGMENT ? REASON_FRAGMENT : REASON_REPLY;
 }
 
-/* Whether `reason` comes with a translation. */
+/* True if a packet with this reason is translated. */
 INLINE int translates(enum reason reason) {
     return reason == REASON_FLOW || reason == REASON_REPLY || reason == REASON_NEW_FLOW || reason == REASON_MOVED ||
            reason == REASON_FRAGMENT || reason == REASON_ICMP_ERROR;
 }
 
-/* Hand an event to the watcher, if there is one. */
-INLINE void tell_packet(const struct arrival *arrival, const struct packet *packet, __u32 service,
-                        const struct translation *entry) {
+/* Write an event to the ring buffer if this packet is watched. */
+INLINE void emit_packet_event(const struct arrival *arrival, const struct packet *packet, __u32 service,
+                              const struct translation *entry) {
     struct event *event;
 
     if (likely(!watched(arrival->hook, packet->protocol, service, arrival->now)))

@@ -51,7 +51,8 @@ INLINE enum reason refresh_hop(struct xdp_md *context, const struct packet *pack
 }
 
 /* What keeps XDP from sending a translated packet on. REASON_NONE: the entry has the next hop. */
-INLINE enum reason way_out(struct xdp_md *context, const struct packet *packet, struct translation *entry, __u64 now) {
+INLINE enum reason find_next_hop(struct xdp_md *context, const struct packet *packet, struct translation *entry,
+                                 __u64 now) {
     if (packet->hops <= 1)
         return REASON_TTL;
     if (unlikely((__s64)(entry->hop_until_ns - now) <= 0)) {
@@ -88,7 +89,7 @@ INLINE int translate(struct xdp_md *context, const struct arrival *arrival, stru
         packet->reason = REASON_LEFT_TO_TC;
         return XDP_PASS;
     }
-    packet->reason = way_out(context, packet, entry, arrival->now);
+    packet->reason = find_next_hop(context, packet, entry, arrival->now);
     if (packet->reason != REASON_NONE)
         return XDP_PASS;
     packet->reason = found;
@@ -160,7 +161,7 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
     action = XDP_PASS;
     packet = new_packet(scratch);
     packet->no_flow = missing;
-    reason = settle(packet, parse(data, end, end - data, 0, packet));
+    reason = hide_reason(packet, parse(data, end, end - data, 0, packet));
     if (reason == REASON_NONE && (packet->kind != PACKET_WHOLE || packet->tagged))
         reason = REASON_LEFT_TO_TC;
     if (reason == REASON_NONE && (*(__u8 *)packet->mac & 1))
@@ -171,13 +172,13 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
 #endif
     if (reason == REASON_NONE)
         reason = track(&arrival, packet, &service, &entry);
-    reason = settle(packet, reason);
+    reason = hide_reason(packet, reason);
     if (entry && translates(reason)) {
         service = entry->service;
         action = translate(context, &arrival, packet, entry);
     }
     count(HOOK_XDP, packet->reason);
-    tell_packet(&arrival, packet, service, packet->translated ? entry : 0);
+    emit_packet_event(&arrival, packet, service, packet->translated ? entry : 0);
     if (entry && packet->translated)
         touch(packet, entry, arrival.now);
     return action;

@@ -11,7 +11,7 @@ class PlaneOptions(msgspec.Struct, frozen=True):
     """What people asked for. hooks: as named. cgroup: directory, "" = the hierarchy's root, "none". uplinks, pods:
     globs; none = found by themselves. kube_proxy_masquerade: exact parity, else clients keep their address where the
     backend is local. instance: pin directory, "" = this network namespace's own. off_cgroups, off_netns: for whom
-    connect time is off (see planes.ebpf.off_targets.Wishes)."""
+    connect time is off (see planes.ebpf.connect_time.off_targets.OffSelection)."""
 
     hooks: tuple[str, ...] = HOOKS
     cgroup: str = ""

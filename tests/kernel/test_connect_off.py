@@ -20,7 +20,7 @@ from dataplane.planes.ebpf.attach import devices
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from dataplane.planes.ebpf.attach.programs import ConnectHook, Hook
 from dataplane.planes.ebpf.connect_time.off import ConnectOff
-from dataplane.planes.ebpf.connect_time.off_targets import Wishes, find_targets
+from dataplane.planes.ebpf.connect_time.off_targets import OffSelection, find_targets
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.ebpf.views.records import counters
 from dataplane.planes.nftables.plane import NftablesPlane
@@ -58,20 +58,23 @@ class Bench:
         with netns.netns(node.names["pod"]):
             subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True)
 
-    def make(self, wishes: Wishes | None = None, *, watch: bool = False) -> EbpfPlane:
+    def make(self, selection: OffSelection | None = None, *, watch: bool = False) -> EbpfPlane:
         with netns.netns(self.node.names["node"]):
-            off = ConnectOff(hierarchy_of(self.node.group), wishes, tell=self.told.append, watch=watch)
-            hooks: list[Hook] = [ConnectHook(self.node.group), PacketHook(devices.Wishes(pods=("to-pod",)), xdp=False)]
+            off = ConnectOff(hierarchy_of(self.node.group), selection, tell=self.told.append, watch=watch)
+            hooks: list[Hook] = [
+                ConnectHook(self.node.group),
+                PacketHook(devices.DeviceSelection(pods=("to-pod",)), xdp=False),
+            ]
             plane = EbpfPlane(NftablesPlane(), hooks, SMALL, off=off)
             plane.load(self.plan)
         return plane
 
-    def again(self, wishes: Wishes | None = None, *, watch: bool = False) -> None:
+    def again(self, selection: OffSelection | None = None, *, watch: bool = False) -> None:
         """As when the daemon is started again with other options."""
         self.plane.close()
         self.told.clear()
-        self.plane = self.make(wishes, watch=watch)
-        self.changed = wishes is not None or watch
+        self.plane = self.make(selection, watch=watch)
+        self.changed = selection is not None or watch
 
     def off(self, *pods: OffPod) -> None:
         """Become a plan in which connect time is off for these Pods alone."""
@@ -221,21 +224,21 @@ def test_a_pod_in_the_nodes_network_is_served_by_the_slow_path(bench: Bench, fam
 def test_by_option(bench: Bench) -> None:
     group = bench.node.group / "sandboxes"
     root = hierarchy_of(bench.node.group)
-    bench.again(Wishes((f"/{group.relative_to(root)}",)))
+    bench.again(OffSelection((f"/{group.relative_to(root)}",)))
     [text] = bench.told
     assert text.endswith("is not there")
     (group / "deeper").mkdir(parents=True)
     inside, outside = bench.process(group / "deeper"), bench.process()
-    bench.again(Wishes((str(group),)))
+    bench.again(OffSelection((str(group),)))
     assert bench.told == []
     assert is_off(bench, inside)
     assert not is_off(bench, outside)
     with netns.netns(bench.node.names["pod"]):
         cookie = netns_cookie()
     name = bench.node.names["pod"]
-    forms = find_targets(root, Wishes(netns=(str(cookie), name, f"/run/netns/{name}")), {}).targets
+    forms = find_targets(root, OffSelection(netns=(str(cookie), name, f"/run/netns/{name}")), {}).targets
     assert len({target.key for target in forms}) == 1
-    bench.again(Wishes(netns=(name, "nobody")))
+    bench.again(OffSelection(netns=(name, "nobody")))
     assert is_off(bench, outside)
     own = bench.process(part="node")
     before = bench.counted("connect", "connected")
@@ -250,7 +253,7 @@ def test_what_comes_up_later_and_is_made_anew(bench: Bench) -> None:
     uid = str(uuid.uuid4())
     unit = bench.node.group / "unit"
     (bench.node.group / "kubepods" / "burstable").mkdir(parents=True, exist_ok=True)
-    bench.again(Wishes((str(unit),)), watch=True)
+    bench.again(OffSelection((str(unit),)), watch=True)
     bench.off(pod(uid))
     for _ in range(2):
         started = time.monotonic()
@@ -310,7 +313,7 @@ def test_a_restart_takes_over_and_forgets_what_is_no_longer_asked_for(bench: Ben
     bench.off(pod("", POD_ADDRESSES[0]))
     with netns.netns(bench.node.names["pod"]):
         cookie = netns_cookie()
-    bench.again(Wishes(netns=(str(cookie + 1000),)))
+    bench.again(OffSelection(netns=(str(cookie + 1000),)))
     assert is_off(bench, process)
     assert len(list(bench.plane.tables.maps.items("connect_off"))) == 2
     node = bench.plan.node

@@ -14,7 +14,7 @@ from dataplane.kernel.namespaces import netns
 from dataplane.kernel.netlink import clsact
 from dataplane.kernel.netlink.links import Links
 from dataplane.plan.types import Plan
-from dataplane.planes.ebpf.attach.devices import Wishes
+from dataplane.planes.ebpf.attach.devices import DeviceSelection
 from dataplane.planes.ebpf.attach.optional import OptionalHook
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from dataplane.planes.ebpf.attach.xdp import veth_problem
@@ -224,9 +224,9 @@ def test_xdp_is_not_on_a_veth_that_takes_no_frames(
         hook.detach(place.pins)
 
 
-def test_wishes_decide(place: Place) -> None:
+def test_selected_devices_are_attached(place: Place) -> None:
     place.pod(13)
-    hook = attached(place, PacketHook(Wishes(uplinks=("up*",), pods=("none*",)), xdp=False))
+    hook = attached(place, PacketHook(DeviceSelection(uplinks=("up*",), pods=("none*",)), xdp=False))
     assert [s.name for s in hook.status()] == ["up0"]
     with netns.netns(place.name):
         hook.detach(place.pins)

@@ -16,7 +16,7 @@ from dataplane.kernel import sysctl
 from dataplane.kernel.namespaces import netns
 from dataplane.kernel.netlink.links import Links
 from dataplane.model.net import Family, Protocol
-from dataplane.planes.ebpf.attach.devices import Wishes
+from dataplane.planes.ebpf.attach.devices import DeviceSelection
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from dataplane.planes.ebpf.attach.proof import tc_attachment
 from dataplane.planes.ebpf.maps.mapset import create_maps
@@ -117,7 +117,7 @@ def _question(wire: Wire, family: Family, vlan: int | None) -> tuple[bytes, Call
 @pytest.mark.parametrize("vlan", [None, 0], ids=["plain", "priority"])
 def test_a_frame_of_no_vlan_goes_on(wire: Wire, xdp: bool, family: Family, vlan: int | None) -> None:
     """A priority tag (VLAN 0) is none."""
-    hook = PacketHook(Wishes(uplinks=("up0",), pods=("pod*",)), xdp=xdp)
+    hook = PacketHook(DeviceSelection(uplinks=("up0",), pods=("pod*",)), xdp=xdp)
     _attach(wire, hook)
     try:
         assert [s.xdp for s in hook.status() if s.name == "up0"] == ["native" if xdp else ""]
@@ -136,7 +136,7 @@ def test_a_frame_of_no_vlan_goes_on(wire: Wire, xdp: bool, family: Family, vlan:
 @pytest.mark.parametrize("xdp", [False, True], ids=["tc", "xdp"])
 @pytest.mark.parametrize("family", [Family.IPV4, Family.IPV6])
 def test_a_frame_of_a_vlan_that_the_node_does_not_have_goes_nowhere(wire: Wire, xdp: bool, family: Family) -> None:
-    hook = PacketHook(Wishes(uplinks=("up0",), pods=("pod*",)), xdp=xdp)
+    hook = PacketHook(DeviceSelection(uplinks=("up0",), pods=("pod*",)), xdp=xdp)
     _attach(wire, hook)
     try:
         frame, wanted = _question(wire, family, VLAN)
@@ -153,7 +153,7 @@ def test_a_frame_of_a_vlan_that_the_node_does_not_have_goes_nowhere(wire: Wire, 
 
 @pytest.mark.parametrize("wire", [9000], indirect=True)
 def test_jumbo_frames_are_given_to_generic_xdp_and_why_is_said(wire: Wire) -> None:
-    hook = PacketHook(Wishes(uplinks=("up0",), pods=("none*",)))
+    hook = PacketHook(DeviceSelection(uplinks=("up0",), pods=("none*",)))
     _attach(wire, hook)
     try:
         [status] = hook.status()

@@ -11,7 +11,7 @@ from scapy.layers.l2 import Ether
 from dataplane.kernel import sysctl
 from dataplane.kernel.namespaces import netns
 from dataplane.model.net import Protocol
-from dataplane.planes.ebpf.attach.devices import Wishes
+from dataplane.planes.ebpf.attach.devices import DeviceSelection
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import entry
@@ -24,7 +24,7 @@ VIP, RANGE, INSIDE, MULTICAST = "192.0.2.1", "203.0.113.0/24", "203.0.113.9", "2
 
 @contextmanager
 def _attached(wire: Wire, own: int, everywhere: int, xdp: bool) -> Iterator[None]:
-    hook = PacketHook(Wishes(uplinks=("up0",), pods=("pod*",)), xdp=xdp)
+    hook = PacketHook(DeviceSelection(uplinks=("up0",), pods=("pod*",)), xdp=xdp)
     with netns.netns(wire.node.namespace):
         sysctl.write("net/ipv4/conf/up0/rp_filter", own)
         sysctl.write("net/ipv4/conf/all/rp_filter", everywhere)

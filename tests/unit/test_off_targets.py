@@ -13,7 +13,7 @@ from dataplane.errors import UsageError
 from dataplane.kernel.inotify import Inotify
 from dataplane.kernel.namespaces.pod_groups import hierarchy_of, normal_uid, pod_groups
 from dataplane.plan.types import OffPod
-from dataplane.planes.ebpf.connect_time.off_targets import Wishes, find_targets, group_path
+from dataplane.planes.ebpf.connect_time.off_targets import OffSelection, find_targets, group_path
 from dataplane.planes.ebpf.maps.layout import unpack
 
 UID = "0f6c1d3e-1111-4222-8333-aaaaaaaaaaaa"
@@ -56,7 +56,7 @@ def test_a_pods_group(root: Path, path: str) -> None:
     assert made.parent in found.directories
     assert hierarchy_of(made) == root
     pod = OffPod("shop", "web", UID, (), False, "label of Namespace shop")
-    [target] = find_targets(root, Wishes(), {("shop", "web"): pod}).targets
+    [target] = find_targets(root, OffSelection(), {("shop", "web"): pod}).targets
     assert target.level == len(Path(path).parts)
     assert unpack("off_key", target.key or b"") == {"id": made.stat().st_ino, "kind": 1, "pad": 0}
     assert target[:3] == ("Pod shop/web", "label of Namespace shop", f"control group /{path}")
@@ -89,7 +89,7 @@ def test_a_static_pod_has_the_hash_of_its_manifest(root: Path) -> None:
 def test_what_is_missing_is_told_and_watched_for(root: Path) -> None:
     group(root, "kubepods/burstable")
     pod = OffPod("shop", "web", UID, (), True, "label of the Pod")
-    found = find_targets(root, Wishes(("/machine/vm1",)), {("shop", "web"): pod})
+    found = find_targets(root, OffSelection(("/machine/vm1",)), {("shop", "web"): pod})
     assert [target.where for target in found.missing] == [
         "control group /machine/vm1 is not there", f"no control group of cgroup v2 for uid {UID}",
     ]  # fmt: skip
@@ -102,14 +102,14 @@ def test_a_container_sees_no_depth(tmp_path: Path) -> None:
     (tmp_path / "cgroup.procs").write_text("")
     (tmp_path / "cgroup.type").write_text("domain\n")
     group(tmp_path, "a")
-    [target] = find_targets(tmp_path, Wishes(("/a",)), {}).missing
+    [target] = find_targets(tmp_path, OffSelection(("/a",)), {}).missing
     assert target.where.endswith("or that is not the root of all control groups; mount that one")
 
 
 def test_levels_and_keys(root: Path) -> None:
     deep = "/".join("abcdefghijklmnopqrstuvwxyzabcdefghi")
     group(root, deep)
-    found = find_targets(root, Wishes((f"/{deep[:1]}", f"/{deep[:5]}", f"/{deep}"), ("7",)), {})
+    found = find_targets(root, OffSelection((f"/{deep[:1]}", f"/{deep[:5]}", f"/{deep}"), ("7",)), {})
     assert found.levels == 1 | 1 << 1 | 1 << 3
     assert len(found.keys) == 3
     assert found.missing[0].where.endswith("is 35 levels deep; at most 31 are looked at")

@@ -10,10 +10,10 @@ from dataplane.planes.ebpf.attach.devices import (
     POD,
     UPLINK,
     Device,
+    DeviceSelection,
     Link,
     Network,
     Route,
-    Wishes,
     choose_devices,
 )
 from dataplane.planes.ebpf.flows.port_split import other_ports, ruleset
@@ -33,8 +33,8 @@ ROUTES = frozenset({Route("", 2), Route("10.244.1.11/32", 3), Route("10.244.1.0/
 NETWORK = Network((LO, ETH0, VETH1, CNI0, PORT, FLANNEL, TUNNEL), ADDRESSES, ROUTES)
 
 
-def chosen(network: Network = NETWORK, wishes: Wishes | None = None) -> dict[str, int]:
-    return {d.name: d.flags for d in choose_devices(network, PRIMARY, wishes or Wishes())}
+def chosen(network: Network = NETWORK, selection: DeviceSelection | None = None) -> dict[str, int]:
+    return {d.name: d.flags for d in choose_devices(network, PRIMARY, selection or DeviceSelection())}
 
 
 def test_roles_are_found() -> None:
@@ -43,7 +43,7 @@ def test_roles_are_found() -> None:
 
 def test_a_device_without_link_layer_header_is_a_tunnel() -> None:
     tun, tap = Link("tun0", 8, "tun", type=65534), Link("tap0", 9, "tun", mac="02:00:00:00:00:06")
-    devices = choose_devices(NETWORK._replace(links=(*NETWORK.links, tun, tap)), PRIMARY, Wishes())
+    devices = choose_devices(NETWORK._replace(links=(*NETWORK.links, tun, tap)), PRIMARY, DeviceSelection())
     assert {d.name: d.flags for d in devices if d.raw_ip} == {"tunl0": OVERLAY, "tun0": OVERLAY}
     assert "tap0" not in {d.name for d in devices}
 
@@ -59,7 +59,7 @@ def test_the_bridge_of_the_uplink_gives_no_pods() -> None:
 
 
 def test_globs_decide_where_given() -> None:
-    assert chosen(wishes=Wishes(uplinks=("fl*",), pods=("veth[2-9]",))) == {
+    assert chosen(selection=DeviceSelection(uplinks=("fl*",), pods=("veth[2-9]",))) == {
         "veth2": POD, "flannel.1": UPLINK, "tunl0": OVERLAY,
     }  # fmt: skip
 
@@ -69,7 +69,7 @@ def test_a_device_that_is_down_waits() -> None:
 
 
 def test_headers_and_xdp() -> None:
-    by_name = {d.name: d for d in choose_devices(NETWORK, PRIMARY, Wishes())}
+    by_name = {d.name: d for d in choose_devices(NETWORK, PRIMARY, DeviceSelection())}
     assert by_name["eth0"] == Device("eth0", 2, UPLINK, b"\x02\0\0\0\0\x01", xdp=True, routed=2)
     assert by_name["tunl0"].raw_ip
     assert not by_name["flannel.1"].raw_ip
@@ -81,8 +81,8 @@ def test_headers_and_xdp() -> None:
     [("cni0", False, {"veth2"}), ("veth", True, {"veth1", "veth2"}), ("veth1", False, {"veth1"}), ("", False, set())],
 )
 def test_pods_by_device(interface: str, prefix: bool, detected: set[str]) -> None:
-    wishes = Wishes(detector=LocalDetector(interface=interface, interface_is_prefix=prefix))
-    assert {name for name, flags in chosen(wishes=wishes).items() if flags & DETECTED} == detected
+    selection = DeviceSelection(detector=LocalDetector(interface=interface, interface_is_prefix=prefix))
+    assert {name for name, flags in chosen(selection=selection).items() if flags & DETECTED} == detected
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,12 @@ from dataplane.kernel.namespaces.outside import outer_process, visible
 from dataplane.kernel.namespaces.pod_groups import hierarchy_of
 from dataplane.plan.types import OffPod
 from dataplane.planes.answers import OffTarget
-from dataplane.planes.ebpf.attach.devices import Wishes
+from dataplane.planes.ebpf.attach.devices import DeviceSelection
 from dataplane.planes.ebpf.attach.optional import OptionalHook
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from dataplane.planes.ebpf.attach.programs import ConnectHook, Hook
 from dataplane.planes.ebpf.connect_time.off import ConnectOff
-from dataplane.planes.ebpf.connect_time.off_targets import Wishes as OffWishes
-from dataplane.planes.ebpf.connect_time.off_targets import find_targets
+from dataplane.planes.ebpf.connect_time.off_targets import OffSelection, find_targets
 from dataplane.planes.ebpf.flows.sockets import SocketCleaner
 from dataplane.planes.ebpf.maps.layout import Sizes
 from dataplane.planes.ebpf.maps.pins import default_instance
@@ -76,14 +75,14 @@ def make_ebpf_plane(making: Making, *, sizes: Sizes | None = None) -> EbpfPlane:
         else:
             hooks.append(OptionalHook(ConnectHook(group), tell=tell))
             cleaner = SocketCleaner(group)
-            asked = OffWishes(options.off_cgroups, options.off_netns)
+            asked = OffSelection(options.off_cgroups, options.off_netns)
             off = ConnectOff(hierarchy_of(group), asked, tell=tell, watch=watch)
-    wishes = Wishes(options.uplinks, options.pods, making.detector or LocalDetector())
+    selection = DeviceSelection(options.uplinks, options.pods, making.detector or LocalDetector())
     if "xdp" in options.hooks:  # counts on tc, which it leaves what it does not do itself
-        choices = (PacketHook(wishes), PacketHook(wishes, xdp=False))
+        choices = (PacketHook(selection), PacketHook(selection, xdp=False))
         hooks.append(OptionalHook(*choices, tell=tell, watch=watch))
     elif "tc" in options.hooks:
-        hooks.append(OptionalHook(PacketHook(wishes, xdp=False), tell=tell, watch=watch))
+        hooks.append(OptionalHook(PacketHook(selection, xdp=False), tell=tell, watch=watch))
     return EbpfPlane(
         mode_of(SLOW).make(Making(tell=tell)),
         hooks,
@@ -101,7 +100,7 @@ def look_for_off(options: PlaneOptions, pods: Mapping[tuple[str, str], OffPod]) 
     """For whom connect time is to be off, and what the maps of this network namespace have of them. Raises CgroupError,
     PlaneError."""
     root = hierarchy_of(connect_group(options.cgroup))
-    found = find_targets(root, OffWishes(options.off_cgroups, options.off_netns), pods)
+    found = find_targets(root, OffSelection(options.off_cgroups, options.off_netns), pods)
     held: set[bytes] = set()
     maps = open_instance(options.instance or default_instance())
     if maps is not None:

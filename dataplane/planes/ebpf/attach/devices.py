@@ -80,9 +80,9 @@ class Device(NamedTuple):
     routed: int = 0
 
 
-class Wishes(NamedTuple):
-    """What people said about devices. uplinks, pods: globs; none given = find them. detector: which sources count as
-    pods, as far as it goes by device."""
+class DeviceSelection(NamedTuple):
+    """Devices that the command line selects. uplinks, pods: globs of device names; empty = detect them. detector: its
+    interface selects devices whose sources count as pods."""
 
     uplinks: tuple[str, ...] = ()
     pods: tuple[str, ...] = ()
@@ -90,12 +90,12 @@ class Wishes(NamedTuple):
 
 
 def read_network() -> Network:
-    """The current network namespace, over rtnetlink."""
-    with IPRoute() as door:
-        links = tuple(_link(message) for message in door.get_links())
-        dump = tuple(door.get_addr())
+    """Read links, addresses and routes of the current network namespace from rtnetlink."""
+    with IPRoute() as rtnetlink:
+        links = tuple(_link(message) for message in rtnetlink.get_links())
+        dump = tuple(rtnetlink.get_addr())
         routes = set()
-        for message in door.get_routes(table=_MAIN_TABLE):
+        for message in rtnetlink.get_routes(table=_MAIN_TABLE):
             destination, length = message.get_attr("RTA_DST"), message["dst_len"]
             cidr = f"{destination}/{length}" if destination else ""
             hops = message.get_attr("RTA_MULTIPATH") or ()
@@ -109,15 +109,15 @@ def read_network() -> Network:
 
 
 def _is_source(message: Any) -> bool:
-    """Whether the kernel would masquerade with an address: usable everywhere; for IPv4 none that stands behind another
-    of its subnet (for IPv6 the same bit marks a temporary one)."""
+    """True if the kernel would masquerade with an address: global scope, not tentative or deprecated, for IPv4 not a
+    secondary one of its subnet (for IPv6 the same bit marks a temporary address)."""
     flags = int(message.get_attr("IFA_FLAGS") or message["flags"])
     unwanted = _NOT_USABLE | (_SECONDARY if message["family"] == _IPV4 else 0)
     return message["scope"] == 0 and not flags & unwanted
 
 
 def source_addresses(network: Network, primary: Collection[str]) -> dict[int, tuple[str, str]]:
-    """By ifindex, what leaves by a device is masqueraded with: an IPv4 and an IPv6 address, "" = none.
+    """Return, by ifindex, the IPv4 and the IPv6 address that masquerade packets leaving by a device, "" = none.
 
     The node's primary address where the device has it, else the device's first, as masquerading does. Of several on one
     device that would take the one in the next hop's subnet (IPv4) or most like the destination (IPv6).
@@ -156,9 +156,9 @@ def _matches(name: str, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(name, glob) for glob in globs)
 
 
-def _uplinks(network: Network, primary: Collection[str], wishes: Wishes) -> set[int]:
-    if wishes.uplinks:
-        return {link.ifindex for link in network.links if _matches(link.name, wishes.uplinks)}
+def _uplinks(network: Network, primary: Collection[str], selection: DeviceSelection) -> set[int]:
+    if selection.uplinks:
+        return {link.ifindex for link in network.links if _matches(link.name, selection.uplinks)}
     holders = {index for index, address in network.addresses if address in primary}
     return holders | {route.ifindex for route in network.routes if not route.cidr}
 
@@ -170,9 +170,9 @@ def _host_route(cidr: str) -> bool:
     return net.prefixlen == net.max_prefixlen and not net.is_link_local and not net.is_multicast
 
 
-def _pods(network: Network, uplinks: set[int], overlays: set[int], wishes: Wishes) -> set[int]:
-    if wishes.pods:
-        return {link.ifindex for link in network.links if _matches(link.name, wishes.pods)}
+def _pods(network: Network, uplinks: set[int], overlays: set[int], selection: DeviceSelection) -> set[int]:
+    if selection.pods:
+        return {link.ifindex for link in network.links if _matches(link.name, selection.pods)}
     with_address = {index for index, _ in network.addresses}
     bridges = {link.ifindex for link in network.links if link.kind == "bridge"} & with_address
     ports = {link.ifindex for link in network.links if link.master in bridges - uplinks}
@@ -181,25 +181,25 @@ def _pods(network: Network, uplinks: set[int], overlays: set[int], wishes: Wishe
 
 
 def _tunnel(link: Link) -> bool:
-    """Of a tunnel's kind, or without link-layer header, as those are that programs make (tun)."""
+    """True if a link is of a tunnel kind or has no link-layer header, as tun devices have none."""
     return link.kind in _OVERLAY_KINDS or link.type not in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK)
 
 
 def _detected(link: Link, names: dict[int, str], detector: LocalDetector) -> bool:
-    """A packet of a bridge's port comes in by the bridge, as far as the detector is concerned."""
+    """True if the detector's interface matches the link, or the bridge that the link is a port of."""
     if not detector.interface:
         return False
     return any(detector.matches("", name) for name in (link.name, names.get(link.master, "")) if name)
 
 
-def choose_devices(network: Network, primary: Collection[str], wishes: Wishes) -> list[Device]:
-    """The devices to program, by ifindex.
+def choose_devices(network: Network, primary: Collection[str], selection: DeviceSelection) -> list[Device]:
+    """Return the devices to attach programs to, ordered by ifindex.
 
-    in: the network; the node's primary addresses (canonical text); what people wish.
+    network: as read. primary: the node's primary addresses, canonical text. selection: of the command line.
     """
-    uplinks = _uplinks(network, primary, wishes)
+    uplinks = _uplinks(network, primary, selection)
     overlays = {link.ifindex for link in network.links if _tunnel(link)} - uplinks
-    pods = _pods(network, uplinks, overlays, wishes)
+    pods = _pods(network, uplinks, overlays, selection)
     names = {link.ifindex: link.name for link in network.links}
     bridges = {link.ifindex: link for link in network.links if link.kind == "bridge"}
     chosen = []
@@ -211,7 +211,7 @@ def choose_devices(network: Network, primary: Collection[str], wishes: Wishes) -
         )
         if not flags or not link.up or link.type == _ARPHRD_LOOPBACK:
             continue
-        if _detected(link, names, wishes.detector):
+        if _detected(link, names, selection.detector):
             flags |= DETECTED
         ethernet = link.type == _ARPHRD_ETHER
         routed = bridges.get(link.master, link)

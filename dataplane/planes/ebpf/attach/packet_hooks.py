@@ -16,7 +16,7 @@ from dataplane.planes.ebpf.attach.devices import (
     RAW_IP,
     XDP_TARGET,
     Device,
-    Wishes,
+    DeviceSelection,
     choose_devices,
     read_network,
     roles,
@@ -61,23 +61,23 @@ class DeviceStatus(NamedTuple):
 class PacketHook:
     """tc on every device where clients' packets come in, and XDP on the uplinks. See programs.Hook.
 
-    xdp: whether XDP is wanted too. XDP never goes without tc, to which it leaves what it does not do itself (the first
-    lines of bpf/xdp.c say what), so there is no hook of XDP alone. wishes: see devices.Wishes. tcx: False forces
-    clsact. xdp_modes: what to try, in this order.
+    selection: see devices.DeviceSelection. xdp: attach XDP too. XDP needs tc, which handles the packets that XDP passes
+    (listed at the top of bpf/xdp.c), so there is no hook of XDP alone. tcx: False forces clsact. xdp_modes: modes to
+    try, in this order.
 
     New devices are picked up by `refresh`, which `watch` calls whenever links, addresses or routes change.
     """
 
     def __init__(
         self,
-        wishes: Wishes | None = None,
+        selection: DeviceSelection | None = None,
         *,
         xdp: bool = True,
         tcx: bool = True,
         xdp_modes: tuple[str, ...] = ("native", "generic"),
     ) -> None:
         self.name = "xdp" if xdp else "tc"
-        self._wishes, self._xdp, self._tcx, self._modes = wishes or Wishes(), xdp, tcx, xdp_modes
+        self._selection, self._xdp, self._tcx, self._modes = selection or DeviceSelection(), xdp, tcx, xdp_modes
         self._maps: MapSet | None = None
         self._pins: PinDirectory | None = None
         self._programs: dict[str, Program] = {}
@@ -137,7 +137,7 @@ class PacketHook:
         network, primary = read_network(), self._primary_addresses()
         self._sources = source_addresses(network, primary)
         self._mtus = {link.ifindex: link.mtu if link.mtu <= _LARGEST_PACKET else 0 for link in network.links}
-        found = {d.ifindex: d for d in choose_devices(network, primary, self._wishes)}
+        found = {d.ifindex: d for d in choose_devices(network, primary, self._selection)}
         for index in self._devices.keys() - found.keys():
             self._remove(index)
         for index, device in found.items():

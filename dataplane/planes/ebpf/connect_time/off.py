@@ -11,7 +11,7 @@ from dataplane.kernel.inotify import Inotify
 from dataplane.kernel.wait import readable
 from dataplane.plan.types import OffPod
 from dataplane.planes.base import PlaneError
-from dataplane.planes.ebpf.connect_time.off_targets import Found, Target, Wishes, find_targets
+from dataplane.planes.ebpf.connect_time.off_targets import Found, OffSelection, Target, find_targets
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.maps.node_settings import write_connect_off
 from dataplane.resource import Resource
@@ -25,13 +25,13 @@ _FIRST_SECONDS, _TOLD_SECONDS = 0.2, 5.0
 
 
 class ConnectOff:
-    """root: of the cgroup v2 hierarchy. wishes: of the command line. tell: hears what cannot be found. watch: this
+    """root: of the cgroup v2 hierarchy. selection: of the command line. tell: hears what cannot be found. watch: this
     process lives on, and looks again whenever control groups come or go."""
 
     def __init__(
-        self, root: Path, wishes: Wishes | None = None, *, tell: Callable[[str], None], watch: bool = False
+        self, root: Path, selection: OffSelection | None = None, *, tell: Callable[[str], None], watch: bool = False
     ) -> None:
-        self._root, self._wishes, self._tell, self._wants_watch = root, wishes or Wishes(), tell, watch
+        self._root, self._selection, self._tell, self._wants_watch = root, selection or OffSelection(), tell, watch
         self._pods: Mapping[tuple[str, str], OffPod] = {}
         self._maps: MapSet | None = None
         self._found = Found((), frozenset())
@@ -67,7 +67,7 @@ class ConnectOff:
         if maps is None:
             return
         try:
-            self._found = found = find_targets(self._root, self._wishes, self._pods)
+            self._found = found = find_targets(self._root, self._selection, self._pods)
         except OSError as error:
             raise PlaneError(f"for whom connect time is off cannot be looked at: {error}") from error
         held = {key for key, _ in maps.items("connect_off")}
@@ -89,7 +89,7 @@ class ConnectOff:
 
     def _follow(self) -> None:
         """Watch as long as anything is asked for."""
-        wanted = self._wants_watch and bool(self._pods or self._wishes.cgroups or self._wishes.netns)
+        wanted = self._wants_watch and bool(self._pods or self._selection.cgroups or self._selection.netns)
         if wanted and self._watch is None:
             self._watch = _Watch(self, self._tell)
         elif not wanted:

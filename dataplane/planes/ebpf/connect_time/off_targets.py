@@ -1,7 +1,7 @@
-"""Whom connect time is switched off for, in the kernel's own numbers: control groups and network namespaces.
+"""Targets for which connect-time load balancing is off, as cgroup ids and network namespace cookies.
 
-A Pod is known by its control group, which is there before its first process, and holds all that come later. Where the
-kubelet's groups are elsewhere (version 1), or there is none, by its network namespace, found by its address.
+A Pod is identified by its control group, which exists before its first process and contains all later ones. If the
+kubelet uses cgroup v1, or no group is found, the Pod is identified by the network namespace that has its address.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,12 +20,15 @@ _KEY = record("off_key", "id", "kind", "pad")
 _NETNS, _CGROUP = constant("OFF_NETNS"), constant("OFF_CGROUP")
 _LEVELS = constant("OFF_LEVELS")
 
-_MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")  # where people see it, wherever it is mounted here
+_MOUNTS = (
+    "/sys/fs/cgroup/unified",
+    "/sys/fs/cgroup",
+)  # usual mount points, as users write them
 CGROUP_OPTION, NETNS_OPTION = "--connect-time-off-cgroup", "--connect-time-off-netns"
 
 
-class Wishes(NamedTuple):
-    """What the command line asks for. cgroups: directories, or paths as /proc/PID/cgroup has them. netns: cookies,
+class OffSelection(NamedTuple):
+    """Targets that the command line names. cgroups: directories, or paths as /proc/PID/cgroup has them. netns: cookies,
     names in /run/netns, or paths of namespace files."""
 
     cgroups: tuple[str, ...] = ()
@@ -33,9 +36,9 @@ class Wishes(NamedTuple):
 
 
 class Target(NamedTuple):
-    """One that was asked for. what: for people. why: who says so. where: what stands for it in the kernel. key: that in
-    the map `connect_off`, None where there is nothing (yet), and `where` says why. level: depth of a control group, 0
-    for a network namespace."""
+    """One requested target. what: its name for messages. why: who requested it. where: the kernel object that it is, or
+    why there is none. key: its key in the map `connect_off`, None = no such object (yet). level: depth of a control
+    group, 0 for a network namespace."""
 
     what: str
     why: str
@@ -45,33 +48,33 @@ class Target(NamedTuple):
 
 
 class Found(NamedTuple):
-    """targets: everything that was asked for. directories: where what is missing may come up."""
+    """Result of find_targets. targets: all requested ones. directories: to watch for missing control groups."""
 
     targets: tuple[Target, ...]
     directories: frozenset[Path]
 
     @property
     def levels(self) -> int:
-        """node.connect_off (bpf/structs.h)."""
+        """Value of node.connect_off (bpf/structs.h): bit n = some target is a control group of depth n."""
         return sum(1 << level for level in {target.level for target in self.targets if target.key is not None})
 
     @property
     def keys(self) -> set[bytes]:
-        """Keys of the map."""
+        """Keys for the map `connect_off`."""
         return {target.key for target in self.targets if target.key is not None}
 
     @property
     def missing(self) -> tuple[Target, ...]:
-        """What is not there."""
+        """Targets for which no kernel object exists."""
         return tuple(target for target in self.targets if target.key is None)
 
 
-def find_targets(root: Path, wishes: Wishes, pods: Mapping[tuple[str, str], OffPod]) -> Found:
-    """Look at everything that was asked for. root: of the cgroup v2 hierarchy, as it is mounted."""
+def find_targets(root: Path, selection: OffSelection, pods: Mapping[tuple[str, str], OffPod]) -> Found:
+    """Resolve all requested targets. root: mount point of the cgroup v2 hierarchy."""
     whole = is_hierarchy_root(root)
     directories: set[Path] = set()
-    targets = [_option_group(root, path, whole, directories) for path in wishes.cgroups]
-    targets += [_option_netns(text) for text in wishes.netns]
+    targets = [_option_group(root, path, whole, directories) for path in selection.cgroups]
+    targets += [_option_netns(text) for text in selection.netns]
     groups = pod_groups(root) if pods and whole else PodGroups({}, ())
     directories.update(groups.directories)
     left = []
@@ -90,7 +93,7 @@ def _name(pod: OffPod) -> str:
 
 
 def _group(group: Path, root: Path, what: str, why: str) -> Target:
-    """A control group by its number, which is that of its inode (kernfs, Linux 5.5)."""
+    """Resolve a control group to its id, which is its inode number (kernfs, Linux 5.5)."""
     level = len(group.relative_to(root).parts)
     where = f"control group /{group.relative_to(root)}"
     if level >= _LEVELS:
@@ -102,7 +105,7 @@ def _group(group: Path, root: Path, what: str, why: str) -> Target:
 
 
 def group_path(root: Path, text: str) -> Path:
-    """The directory that a path names: one below the mounted root, or as /proc/PID/cgroup has it. It need not exist."""
+    """Return the directory that a path names: below the mounted root, or as in /proc/PID/cgroup. It need not exist."""
     outside = root.parts[1:2] == ("proc",) and root.parts[3:4] == ("root",)  # another process's view of the files
     path = Path(*root.parts[:4] if outside else "/") / text.lstrip("/")
     if path.is_relative_to(root):
@@ -136,7 +139,7 @@ def _option_netns(text: str) -> Target:
 
 
 def _by_address(pods: list[OffPod], whole: bool) -> Iterable[Target]:
-    """Pods without a control group that is known, by the namespace that has their address."""
+    """Resolve Pods without a known control group by the network namespace that has their address."""
     wanted = {address for pod in pods if not pod.host_network for address in pod.addresses}
     cookies = cookies_by_address(wanted) if wanted else {}
     for pod in pods:

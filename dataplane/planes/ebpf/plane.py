@@ -101,34 +101,34 @@ class EbpfPlane(Plane):
 
     @property
     def tables(self) -> Tables:
-        """What is in the maps. Raises PlaneError before `load`."""
+        """The content of the maps. Raises PlaneError before `load`."""
         if self._tables is None:
             raise PlaneError("ebpf plane: no plan has been loaded yet; call load first")
         return self._tables
 
     @property
     def loaded(self) -> bool:
-        """Whether this object holds a plan."""
+        """True if this object has loaded a plan."""
         return self._tables is not None
 
     @property
     def left_out(self) -> frozenset[EntryKey]:
-        """Entries that the maps could not take, which the slow path serves alone; none before `load`."""
+        """Entries that did not fit in the maps, served by the slow path alone; none before `load`."""
         return frozenset(self._tables.overflow) if self._tables is not None else frozenset()
 
     @property
     def overflow(self) -> dict[str, int]:
-        """Full maps by name, with the number of entries that were left to the slow path because of them."""
+        """Full maps by name, with the number of entries that the slow path serves because of them."""
         found: dict[str, int] = {}
         for name in self._tables.overflow.values() if self._tables is not None else ():
             found[name] = found.get(name, 0) + 1
         return found
 
     def load(self, plan: Plan) -> PlanChange:
-        """See planes.base.Plane.load. What is returned is what changed in the slow path, which is the whole plan.
+        """See planes.base.Plane.load. Returns the change of the slow path, which holds the whole plan.
 
-        Pinned maps of this layout and these sizes are adopted; of other sizes they are copied; anything else is filled
-        from the plan. Either way the programs go over to the new maps in one step, and old maps go afterwards.
+        Pinned maps of this layout and these sizes are adopted, those of other sizes copied; otherwise new maps are
+        filled from the plan. Programs switch to the new maps in one step, and old maps are removed afterwards.
         """
         changed = self.slow.load(replace(plan, node=self._slow_node(plan.node)))
         self.close()
@@ -137,7 +137,7 @@ class EbpfPlane(Plane):
         return changed
 
     def _load_maps(self, plan: Plan) -> None:
-        """Everything of `load` above the slow path."""
+        """Load the maps and programs; `load` has loaded the slow path."""
         version = layout_version(self.sizes)
         maps, filled = self._open(version)
         tables, broken = adopt(maps, plan.entries) if filled else (Tables(maps), frozenset())
@@ -156,15 +156,15 @@ class EbpfPlane(Plane):
         if self._off is not None:
             self._off.begin(maps, plan.connect_off)
         write_node(maps, plan.node, self._cookie, self._kube_proxy_masquerade)
-        tables.settle()
+        tables.end_load()
         if filled:
-            collect(maps)  # what is over since the last run: nobody may have collected meanwhile
+            collect(maps)  # flows that expired since the last run, when perhaps no collector ran
         self._tables = tables
         self.pins.wanted_links.clear()
         for hook in self.hooks:
             hook.attach(maps, self.pins)
         for name, path in self.pins.links().items():
-            if name not in self.pins.wanted_links:  # of a hook, device or group that an earlier run had
+            if name not in self.pins.wanted_links:  # of a hook, device or control group of an earlier run
                 remove_link(path)
         for old in self.pins.map_versions():
             if old != version:
@@ -175,7 +175,7 @@ class EbpfPlane(Plane):
             self.collector = Collector(maps, self._report)
 
     def _open(self, version: str) -> tuple[MapSet, bool]:
-        """This version's maps: as pinned, or copied from pinned ones of other sizes, or new; and whether they are
+        """Return this version's maps, pinned, copied from pinned ones of other sizes, or new, and whether they are
         filled."""
         others = [v for v in self.pins.map_versions() if v != version and v.startswith(struct_version())]
         if version in self.pins.map_versions():
@@ -198,15 +198,15 @@ class EbpfPlane(Plane):
         return maps, False
 
     def _ours(self, maps: MapSet) -> bool:
-        """Whether maps were filled once, and for this network namespace."""
+        """True if the maps were filled for this network namespace."""
         node = maps.node()
         flags = node["flags"]
         return isinstance(flags, int) and bool(flags & constant("NODE_READY")) and node["netns_cookie"] == self._cookie
 
     def apply(self, change: PlanChange) -> None:
-        """See planes.base.Plane.apply. The slow path comes first: what the maps cannot take is then served already.
-        But where session affinity is in it the maps do, or clients that connect in between would move; what they leave
-        to the slow path meanwhile is treated as before the change."""
+        """See planes.base.Plane.apply. The slow path changes first, so that it serves entries that do not fit in the
+        maps. With session affinity the maps change first, since clients that connect in between would change their
+        endpoint; until its own change the slow path serves what the maps pass to it as before."""
         tables, maps_first = self.tables, _sticky(change)
         removed = tables.apply(change.entries) if maps_first else []
         try:
@@ -232,9 +232,9 @@ class EbpfPlane(Plane):
             self.cleaner.disconnect(self.tables.maps, gone)
 
     def read_back(self) -> Table:
-        """See planes.base.Plane.read_back. Frontends of entries that did not fit are those of the slow path.
+        """See planes.base.Plane.read_back. Frontends of entries that did not fit are read from the slow path.
 
-        Without a load: what the maps of an earlier run hold, nothing where there are none or they only drain.
+        Before `load`, reads the maps of an earlier run; returns nothing if there are none or they only drain.
         """
         if self._tables is None:
             maps = None if self.pins.draining else views.open_instance(self.pins.instance)
@@ -252,7 +252,7 @@ class EbpfPlane(Plane):
         return rows
 
     def stand_aside(self, aside: bool) -> None:
-        """See planes.base.Plane.stand_aside. Flows that the packet programs translate stand still meanwhile."""
+        """See planes.base.Plane.stand_aside. Flows that the packet programs translate are interrupted meanwhile."""
         write_ready(self.tables.maps, not aside)
 
     def settle(self) -> Sequence[str]:
@@ -270,7 +270,7 @@ class EbpfPlane(Plane):
 
     @contextmanager
     def _maps(self) -> Iterator[MapSet | None]:
-        """The maps of this object's load, or of whichever process's is in force here; None where none is."""
+        """Open the maps of this object, else those pinned for this network namespace; None if there are none."""
         maps = None if self._tables is not None else views.open_instance(self.pins.instance)
         if maps is None:
             yield self._tables.maps if self._tables is not None else None
@@ -316,7 +316,7 @@ class EbpfPlane(Plane):
             raise
 
     def close(self) -> None:
-        """Forget the maps; everything in the kernel stays and goes on working, but for devices that come later."""
+        """Close the maps. Everything in the kernel stays and works, except that new devices get no programs."""
         for hook in self.hooks:
             hook.close()
         if self.collector is not None:
@@ -329,8 +329,8 @@ class EbpfPlane(Plane):
             self._tables = None
 
     def give_way(self, stays: Collection[str]) -> int:
-        """See planes.base.Plane.give_way: nothing new is balanced, flows that go on do so until they end (see
-        planes.ebpf.drain)."""
+        """See planes.base.Plane.give_way: new flows are not balanced, existing ones are translated until they end (see
+        planes.ebpf.flows.drain)."""
         self.close()
         left = drain.drain(self.pins)
         self.slow.give_way(stays)

@@ -93,9 +93,9 @@ PLANES = (
     Mutation(
         "backends are dead before their frontends are written",
         "ebpf/maps/tables.py",
-        'self.maps.remove("frontends", late.deleted)',
-        "[self._backend_memory.__setitem__(i * BACKEND.size + BACKEND_FLAGS_AT, 0) for i in late.dead]; "
-        'self.maps.remove("frontends", late.deleted)',
+        'self.maps.remove("frontends", deferred.deleted)',
+        "[self._backend_memory.__setitem__(i * BACKEND.size + BACKEND_FLAGS_AT, 0) for i in deferred.dead]; "
+        'self.maps.remove("frontends", deferred.deleted)',
         ("test_ebpf_write_order.py",),
     ),
     Mutation(

@@ -1,7 +1,7 @@
-"""The plan in the maps: which service, backend and slot indices each entry has, and how a change is written.
+"""Writes the plan to the maps: allocates service, backend and slot indices for entries and applies changes.
 
-The order of writes is what makes a change safe for programs that read at the same time; it is explained where they
-read: `bpf/lookup.h`, balance(). An entry that does not fit is left out whole, so that the slow path serves it.
+The order of writes keeps a change consistent for programs that read at the same time; `bpf/lookup.h`, balance(),
+explains it. An entry that does not fit is left out as a whole, so that the slow path serves it.
 """
 
 import secrets
@@ -40,7 +40,7 @@ SERVICE_FLAGS_AT = fields_of("service")["flags"]
 
 
 class Installed(msgspec.Struct, frozen=True, gc=False):
-    """What an entry has in the maps.
+    """Indices and keys that an entry uses in the maps.
 
     backends: indices, in the order of `wanted_flags(entry)` where there are no `members`. keys: of its frontends, in
     the entry's order. range_sets: one for each frontend, 0 = none. members: of a large entry that has changed, the
@@ -61,27 +61,27 @@ class Installed(msgspec.Struct, frozen=True, gc=False):
 
 
 _Undo = tuple[Callable[..., None], Collection[int]]
-"""What gives something back, and its arguments."""
+"""A function that releases something, and its arguments."""
 
 _NO_SETS = Sets()
 
 
 @cache
 def no_ranges(count: int) -> tuple[int, ...]:
-    """`range_sets` of so many frontends without any: one tuple for all entries."""
+    """Return `range_sets` for `count` frontends without source ranges; entries share the tuple."""
     return (0,) * count
 
 
 class Removed(NamedTuple):
-    """A backend that no longer serves an entry: sockets that still talk to it must be told."""
+    """A backend that no longer serves an entry: sockets still connected to it must be disconnected."""
 
     entry: EntryKey
     address: str
     port: int
 
 
-class _Late:
-    """What may only happen after the frontends of a change were written."""
+class _DeferredWrites:
+    """Writes and releases of a change that must wait until its frontends are written."""
 
     def __init__(self) -> None:
         self.upserts: dict[bytes, bytes] = {}
@@ -95,7 +95,7 @@ class _Late:
 
 
 def _is_kept(change: EntryChange) -> bool:
-    """Sorts entries that go before all others, for which they make room."""
+    """Sort key: removals first, to free room for additions."""
     return change.new is not None
 
 
@@ -103,7 +103,7 @@ _SLOT_SIZE = 8
 
 
 def _position(slots: bytes, index: int) -> int:
-    """Which slot holds a backend's index."""
+    """Return the position of the slot that holds a backend's index."""
     wanted, at = index.to_bytes(_SLOT_SIZE, sys.byteorder), -1
     while True:
         at = slots.index(wanted, at + 1)
@@ -123,7 +123,7 @@ class RangeSets:
         self._stored = 0
 
     def adopt(self, found: dict[int, tuple[str, ...]]) -> None:
-        """Take over what the map holds; nobody uses it until `take` or `use`."""
+        """Adopt the sets that the map holds, with no users until `take` or `use`."""
         self._ids = Ids("source_ranges", 1 << 31, [0, *found])
         self._cidrs = dict(found)
         self._by_cidrs = {cidrs: number for number, cidrs in found.items()}
@@ -131,11 +131,11 @@ class RangeSets:
         self._stored = sum(map(len, found.values()))
 
     def use(self, number: int) -> None:
-        """One more user of an adopted set."""
+        """Count one more user of an adopted set."""
         self._users[number] = self._users.get(number, 0) + 1
 
     def take(self, cidrs: tuple[str, ...]) -> int:
-        """Number of the set with these CIDRs, stored if it is new. Raises MapFull."""
+        """Return the number of the set with these CIDRs, stored if it is new. Raises MapFull."""
         number = self._by_cidrs.get(cidrs)
         if number is None:
             size = self._maps.specs["source_ranges"].max_entries
@@ -151,13 +151,13 @@ class RangeSets:
         return number
 
     def give_back(self, number: int) -> None:
-        """One user less; the last one's set goes."""
+        """Count one user less; without users the set is removed."""
         self._users[number] -= 1
         if not self._users[number]:
             self._drop(number)
 
     def drop_unused(self) -> None:
-        """Remove adopted sets that nobody came to use."""
+        """Remove adopted sets that have no user."""
         for number in [number for number, users in self._users.items() if not users]:
             self._drop(number)
 
@@ -172,7 +172,7 @@ class RangeSets:
 
 
 class Tables:
-    """The control plane's knowledge of the maps. `overflow` names, for each entry left out, the map that was full."""
+    """The daemon's copy of what is in the maps. overflow: for each entry left out, the map that was full."""
 
     def __init__(self, maps: MapSet) -> None:
         self.maps = maps
@@ -183,45 +183,45 @@ class Tables:
         self.services = Ids("services", maps.specs["services"].max_entries)
         self.backends = Ids("backends", maps.specs["backends"].max_entries)
         self.runs = Runs("slots", maps.specs["slots"].max_entries)
-        # Random, so that flow state carried over from other maps never names a backend of these by accident.
+        # Random, so that flow state carried over from other maps never matches a backend of these by accident.
         self.generation = 1 + secrets.randbits(30)
         self._most_frontends = maps.specs["frontends"].max_entries
         self._slots: memoryview | Window = maps.memory["slots"].cast("Q")
         self._backend_memory: memoryview | Window = maps.memory["backends"]
         self._service_memory: memoryview | Window = maps.memory["services"]
 
-    def settle(self) -> None:
-        """After a load: from now on changes are small, and no map need be in this process's memory for them."""
+    def end_load(self) -> None:
+        """End a load: unmap the maps from this process, since later changes are small and go through windows."""
         memory = self.maps.memory
         self._slots = memory.window("slots", _SLOT_SIZE)
         self._backend_memory, self._service_memory = memory.window("backends", 1), memory.window("services", 1)
         memory.let_go()
 
     def apply(self, changes: Iterable[EntryChange]) -> list[Removed]:
-        """Write entry changes; returns the backends that went. O(size of the change)."""
-        late = _Late()
+        """Write entry changes; returns the removed backends. O(size of the change)."""
+        deferred = _DeferredWrites()
         for change in sorted(changes, key=_is_kept):
-            self._write(change.key, change.new, late)
-        self._finish(late)
-        return late.removed
+            self._write(change.key, change.new, deferred)
+        self._finish(deferred)
+        return deferred.removed
 
     def _next(self) -> int:
-        """A generation that nobody has; wraps after four thousand million writes, never to 0."""
+        """Return an unused generation; wraps after 2**32 - 1 writes, never to 0."""
         self.generation = self.generation % 0xFFFFFFFF + 1
         return self.generation
 
-    def _write(self, key: EntryKey, new: PlanEntry | None, late: _Late) -> None:
-        """Everything of an entry that no program sees yet; the rest goes to `late`."""
+    def _write(self, key: EntryKey, new: PlanEntry | None, deferred: _DeferredWrites) -> None:
+        """Write the parts of an entry that no program reads yet; add the rest to `deferred`."""
         old = self.installed.get(key)
         if self.overflow:
             self.overflow.pop(key, None)
         done: Installed | None = None
         if old is not None and new is not None and changes_only_backends(old.entry, new):
             try:
-                self.installed[key] = self._change_members(old, new, late)
+                self.installed[key] = self._change_members(old, new, deferred)
             except MapFull as full:
                 self.overflow[key] = full.map_name
-                self._retire(old, None, late)
+                self._retire(old, None, deferred)
                 del self.installed[key]
             return
         if new is not None:
@@ -231,17 +231,17 @@ class Tables:
             except MapFull as full:
                 self.overflow[key] = full.map_name
             else:
-                self._fill(done, wanted, before, late)
+                self._fill(done, wanted, before, deferred)
         if old is not None:
-            self._retire(old, done, late)
+            self._retire(old, done, deferred)
         if done is not None:
             self.installed[key] = done
         elif old is not None:
             del self.installed[key]
 
-    def _change_members(self, old: Installed, new: PlanEntry, late: _Late) -> Installed:
-        """The change of a large entry of which only backends differ. O(what differs). Raises MapFull, having changed
-        nothing."""
+    def _change_members(self, old: Installed, new: PlanEntry, deferred: _DeferredWrites) -> Installed:
+        """Change a large entry of which only backends differ. O(number of differences). Raises MapFull before any
+        write."""
         was = old.entry
         members = old.indices()
         change = MemberChange.of(was, new)
@@ -269,18 +269,18 @@ class Tables:
         members.update(places)
         self._service_memory[old.service * SERVICE.size : (old.service + 1) * SERVICE.size] = service_bytes(new, sets)
         done = Installed(new, old.service, members.values(), sets, old.keys, old.range_sets, members)
-        self._compose_frontends(done, generation, late)
+        self._compose_frontends(done, generation, deferred)
         for address, flags in change.flags.items():
             if flags and address not in places:
                 offset = members[address] * BACKEND.size + BACKEND_FLAGS_AT
                 self._backend_memory[offset] |= flags
-                late.kept_flags.append((members[address], flags))
+                deferred.kept_flags.append((members[address], flags))
             elif not flags:
-                late.dead.append(members.pop(address))
-                late.removed.append(Removed(was.key, *address))
+                deferred.dead.append(members.pop(address))
+                deferred.removed.append(Removed(was.key, *address))
         for (base, count), (new_base, new_count) in zip(old.sets.runs(), sets.runs(), strict=True):
             if count and (base != new_base or not new_count):
-                late.runs.append((base, count))
+                deferred.runs.append((base, count))
         return done
 
     def _move_slots(
@@ -291,7 +291,7 @@ class Tables:
         members: Mapping[Address, int],
         places: Mapping[Address, int],
     ) -> None:
-        """Bring one set's slots to what it holds now, in its run or in a new one. change: who went and who came."""
+        """Update the slots of one set, in its run or in a new one. change: removed and added addresses."""
         (base, count), (new_base, _) = old, new
         gone, come = change
         raw = self._slots[base : base + count].tobytes() if gone else b""
@@ -308,7 +308,7 @@ class Tables:
     def _reserve(
         self, new: PlanEntry, wanted: dict[Address, int], old: Installed | None, before: dict[Address, int]
     ) -> Installed:
-        """Indices for everything that is new in an entry, or none of them. Raises MapFull."""
+        """Allocate all indices that an entry newly needs, or none. Raises MapFull."""
         undo: list[_Undo] = []
         old_sets = old.sets if old else _NO_SETS
         try:
@@ -344,7 +344,7 @@ class Tables:
         )
 
     def _run(self, count: int, old_base: int, old_count: int, undo: list[_Undo]) -> int:
-        """Where a set of `count` goes: where it was, if the run there is of the right length."""
+        """Return the run for a set of `count`: the old one if its length class is the same, else a new one."""
         if not count:
             return 0
         if old_count and capacity(count) == capacity(old_count):
@@ -359,15 +359,17 @@ class Tables:
         return number
 
     def _check_frontends(self, keys: Sequence[bytes], old: Installed | None) -> None:
-        """Whether frontends fit once those are removed that go with the same change. Raises MapFull."""
+        """Raise MapFull unless the frontends fit after the removals of the same change."""
         going = sum(self.owners.get(key) == old.entry.key for key in set(old.keys).difference(keys)) if old else 0
         if len(self.owners) - going + sum(key not in self.owners for key in keys) > self._most_frontends:
             raise MapFull("frontends", self._most_frontends)
 
-    def _fill(self, done: Installed, wanted: dict[Address, int], before: dict[Address, int], late: _Late) -> None:
-        """Write an entry's backends, slots and record, and compose its frontends."""
+    def _fill(
+        self, done: Installed, wanted: dict[Address, int], before: dict[Address, int], deferred: _DeferredWrites
+    ) -> None:
+        """Write an entry's backends, slots and service record, and defer its frontends."""
         entry, service, sets, generation = done.entry, done.service, done.sets, self._next()
-        self._fill_backends(done, wanted, before, generation, late)
+        self._fill_backends(done, wanted, before, generation, deferred)
         base, count = sets.cluster_base, sets.cluster_count
         # wanted_flags() begins with the Cluster set, in its order.
         self._slots[base : base + count] = array("Q", [*islice(done.backends, count)])
@@ -376,16 +378,16 @@ class Tables:
             base, count = sets.local_base, sets.local_count
             self._slots[base : base + count] = array("Q", [indices[(b.address, b.port)] for b in entry.local])
         self._service_memory[service * SERVICE.size : (service + 1) * SERVICE.size] = service_bytes(entry, sets)
-        self._compose_frontends(done, generation, late)
+        self._compose_frontends(done, generation, deferred)
 
-    def _compose_frontends(self, done: Installed, generation: int, late: _Late) -> None:
-        """The values of an entry's frontends, to be written after all that they lead to."""
+    def _compose_frontends(self, done: Installed, generation: int, deferred: _DeferredWrites) -> None:
+        """Defer an entry's frontends, which must be written after everything that they refer to."""
         entry = done.entry
         for order, key in enumerate(done.keys):
             self.owners[key] = entry.key
-            if late.deleted:
-                late.deleted.pop(key, None)
-            late.upserts[key] = frontend_bytes(
+            if deferred.deleted:
+                deferred.deleted.pop(key, None)
+            deferred.upserts[key] = frontend_bytes(
                 entry.frontends[order],
                 order,
                 generation,
@@ -396,58 +398,65 @@ class Tables:
             )
 
     def _fill_backends(
-        self, done: Installed, wanted: dict[Address, int], before: dict[Address, int], generation: int, late: _Late
+        self,
+        done: Installed,
+        wanted: dict[Address, int],
+        before: dict[Address, int],
+        generation: int,
+        deferred: _DeferredWrites,
     ) -> None:
-        """Write new backends, and what is new of those that were there before."""
+        """Write new backends, and add the new flags of existing ones."""
         memory, size, indices = self._backend_memory, BACKEND.size, done.backends
         records = backend_records(wanted, done.entry.key.protocol, generation, done.service)
-        if isinstance(indices, range):  # one after another, as they come when much is new
+        if isinstance(indices, range):  # contiguous, as in a load
             memory[indices.start * size : indices.stop * size] = b"".join(records)
             return
         for (address, flags), index, raw in zip(wanted.items(), indices, records, strict=True):
             offset = index * size
             if address in before:
-                # Membership grows now and shrinks later: whoever follows the old frontend finds what it promises.
+                # Add flags now and clear flags later: a program that read the old frontend still finds its backends.
                 memory[offset + BACKEND_FLAGS_AT] |= flags
-                late.kept_flags.append((index, flags))
+                deferred.kept_flags.append((index, flags))
             else:
                 memory[offset : offset + size] = raw
 
-    def _retire(self, old: Installed, new: Installed | None, late: _Late) -> None:
-        """What an entry had and has no longer."""
+    def _retire(self, old: Installed, new: Installed | None, deferred: _DeferredWrites) -> None:
+        """Defer the removal of what an entry no longer uses. new: what it has now, None = nothing."""
         for key in old.keys:
             # Another entry may have taken the frontend over, in this change or in an earlier one.
             if (new is None or key not in new.keys) and self.owners.get(key) == old.entry.key:
                 del self.owners[key]
-                late.deleted[key] = None
+                deferred.deleted[key] = None
         kept = set(new.backends) if new else set()
         for (text, port), index in old.indices().items():
             if index not in kept:
-                late.dead.append(index)
-                late.removed.append(Removed(old.entry.key, text, port))
+                deferred.dead.append(index)
+                deferred.removed.append(Removed(old.entry.key, text, port))
         now = new.sets if new else Sets()
         for (base, count), (new_base, new_count) in zip(old.sets.runs(), now.runs(), strict=True):
             if count and (base != new_base or not new_count):
-                late.runs.append((base, count))
-        late.range_sets.extend(number for number in old.range_sets if number)
+                deferred.runs.append((base, count))
+        deferred.range_sets.extend(number for number in old.range_sets if number)
         if new is None:
-            late.services.append(old.service)
+            deferred.services.append(old.service)
 
-    def _finish(self, late: _Late) -> None:
-        """Write the frontends, then bury what they no longer lead to. Removed ones come first: they make room."""
-        self.maps.remove("frontends", late.deleted)
-        self.maps.put_many("frontends", b"".join(late.upserts), b"".join(late.upserts.values()), len(late.upserts))
+    def _finish(self, deferred: _DeferredWrites) -> None:
+        """Write the frontends, removals first to free room, then release what no frontend refers to any more."""
+        self.maps.remove("frontends", deferred.deleted)
+        self.maps.put_many(
+            "frontends", b"".join(deferred.upserts), b"".join(deferred.upserts.values()), len(deferred.upserts)
+        )
         full_barrier()
-        for index, flags in late.kept_flags:
+        for index, flags in deferred.kept_flags:
             self._backend_memory[index * BACKEND.size + BACKEND_FLAGS_AT] = flags
-        for index in late.dead:
+        for index in deferred.dead:
             self._backend_memory[index * BACKEND.size + BACKEND_FLAGS_AT] = 0
-        self.backends.give_back(*late.dead)
-        for base, count in late.runs:
+        self.backends.give_back(*deferred.dead)
+        for base, count in deferred.runs:
             self.runs.give_back(base, count)
-        for number in late.range_sets:
+        for number in deferred.range_sets:
             self.ranges.give_back(number)
-        for service in late.services:
+        for service in deferred.services:
             self._service_memory[service * SERVICE.size + SERVICE_FLAGS_AT] = 0
             self.maps.clear_per_cpu("service_counters", service)
             self.services.give_back(service)

@@ -42,7 +42,7 @@ def finish_load(plane: Plane, change: PlanChange) -> tuple[str, ...]:
     for other in modes():
         if other.name != plane.name:
             other.drain_on(change)
-    for warning in plane.settle():
+    for warning in plane.finish_load():
         say(warning)
     return left_out(plane)
 

@@ -94,9 +94,9 @@ class Plane(ABC):
         whether somebody else did; None where that says nothing of this plane's state."""
         return None
 
-    def settle(self) -> Sequence[str]:
-        """Before a process ends soon after a load: wait for what is done in the background. Returns sentences on what
-        did not work as it should."""
+    def finish_load(self) -> Sequence[str]:
+        """Wait for the background work of a load; for a process that ends soon after it. Returns a sentence for each
+        thing that did not work."""
         return ()
 
     def give_way(self, stays: Collection[str]) -> int:

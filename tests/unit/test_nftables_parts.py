@@ -133,7 +133,7 @@ def test_what_cannot_be_removed_afterwards_asks_for_a_load(kernel: Kernel, plane
     ],
     ids=["policy", "unrestricted", "other-ranges", "fewer-endpoints", "none", "gone"],
 )
-def test_elements_that_packets_under_way_need_go_last(
+def test_elements_that_packets_in_flight_need_go_last(
     kernel: Kernel, plane: NftablesPlane, before: PlanEntry, after: PlanEntry | None, behind: str
 ) -> None:
     plane.apply(change(None, before))

@@ -255,8 +255,8 @@ class EbpfPlane(Plane):
         """See planes.base.Plane.stand_aside. Flows that the packet programs translate are interrupted meanwhile."""
         write_ready(self.tables.maps, not aside)
 
-    def settle(self) -> Sequence[str]:
-        """See planes.base.Plane.settle."""
+    def finish_load(self) -> Sequence[str]:
+        """See planes.base.Plane.finish_load."""
         if self.cleaner is not None:
             self.cleaner.flush(CLEANER_SECONDS)
         return [

@@ -141,7 +141,7 @@ class Loader:
     def adopt(self, books: Books, states: Mapping[Family, TableState]) -> tuple[EntryChange, ...]:
         """Load over tables of an earlier run; returns the entries that changed.
 
-        It takes several transactions, in the order that packets under way need (see `Parts`); after the first one, a
+        It takes several transactions, in the order that packets in flight need (see `Parts`); after the first one, a
         PlaneError says that the table stands between the two plans.
         """
         held = Held(books.syntax, states)

@@ -142,7 +142,7 @@ class NftablesPlane(Plane):
         for commit in steps:
             commit()
         node, self._node = change.node or self._node, None
-        self._commits.tidy(parts)
+        self._commits.delete_unused(parts)
         books.forget(transaction.unused)
         if led and not leads:
             self._localnet.close()

@@ -25,7 +25,7 @@ class StandbyTables:
         self._syntax = {family: syntax_for(family, f"{table}-stand-in") for family in families}
 
     def replace(self, old: Iterable[Syntax], plan: Plan, text_limit: int) -> None:
-        """Load the plan into the standby tables, then remove the old ones. On PlaneError the old tables are unchanged."""
+        """Load the plan into the standby tables, then remove the old ones. After a PlaneError those are unchanged."""
         self.remove()
         layouts = Layouts(self._syntax.values())
         Loader(self._nft, self._store.of(layouts), layouts, plan, text_limit).fill(Books(self._syntax, layouts))

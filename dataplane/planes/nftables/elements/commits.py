@@ -1,4 +1,4 @@
-"""The transactions of one change, in the order in which packets under way need them (see `transaction.Parts`)."""
+"""The transactions of one change, in the order that packets in flight need (see `transaction.Parts`)."""
 
 from dataplane.kernel.nft.transaction import Nft
 from dataplane.kernel.rcu import wait_for_packets
@@ -8,16 +8,16 @@ from dataplane.planes.nftables.netlink.store import ElementStore
 
 
 class Commits:
-    """Sends changes. count: the transactions that the kernel took so far."""
+    """Commits changes to the kernel. count: transactions that the kernel accepted so far."""
 
     def __init__(self, nft: Nft, store: ElementStore) -> None:
         self._nft, self._store = nft, store
         self.count = 0
 
     def change(self, parts: Parts, settings: str) -> None:
-        """Everything of a change but what goes behind it. Raises PlaneError, after which nothing has changed.
+        """Commit a change, all but the deletion of what it leaves unused. After a PlaneError nothing has changed.
 
-        settings: commands that belong into the same transaction as the elements.
+        settings: commands that belong to the same transaction as the elements.
         """
         if parts.ahead:
             self._run(parts.ahead)
@@ -27,17 +27,17 @@ class Commits:
                 self.count += 1
         except PlaneError as error:
             if parts.ahead:
-                self._take_back(parts, error)
+                self._undo(parts, error)
             raise
 
-    def _take_back(self, parts: Parts, error: PlaneError) -> None:
+    def _undo(self, parts: Parts, error: PlaneError) -> None:
         try:
             self._run(parts.undo)
         except PlaneError as second:
             raise PlaneError(f"{error}; what was made for it stays, unused, until a load: {second}") from error
 
-    def tidy(self, parts: Parts) -> None:
-        """Remove what only packets needed that were under way at the time of `change`. Raises PlaneError."""
+    def delete_unused(self, parts: Parts) -> None:
+        """Delete what `change` left unused, once no packet in flight needs it. Raises PlaneError."""
         if not parts.behind and not parts.disappearing:
             return
         wait_for_packets()

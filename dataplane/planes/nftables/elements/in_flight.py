@@ -47,11 +47,11 @@ def _roles_of(syntax: Syntax, kind: Kind) -> dict[str, _Role]:
     }
 
 
-def needed_under_way(
+def needed_in_flight(
     syntax: Iterable[Syntax], removed: Iterable[Element], added: Mapping[Element, bytes]
 ) -> frozenset[Element]:
-    """Those of the removed elements without which a packet under way would be dropped although it is let through by
-    the plans before and after: all those of a frontend that goes on, but no longer has one of the ways it had.
+    """Those of the removed elements without which a packet in flight would be dropped although it is let through by
+    the plans before and after: all those of a frontend that stays, but loses an action or a map entry it had.
 
     Fewer endpoints are no such case, because a shape's rules try another one. Other source ranges are one, because the
     new one may be looked for before it is there, and the old one after it has gone.

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 
 from dataplane.model.net import Family
 from dataplane.planes.nftables.elements.compile import Compiled, ElementRef, RangesRef, Reference, ShapeRef
-from dataplane.planes.nftables.elements.in_flight import needed_under_way
+from dataplane.planes.nftables.elements.in_flight import needed_in_flight
 from dataplane.planes.nftables.netlink.fields import Element, Layouts, number
 from dataplane.planes.nftables.rules.shapes import ShapeIds, add_shape, affinity_map, affinity_name
 from dataplane.planes.nftables.rules.skeleton import add_ranges, ranges_name, rewrite_restricted
@@ -95,7 +95,7 @@ class Parts(NamedTuple):
     A packet goes by the rules as they were when it entered a hook, but by elements as they are when it looks. So what
     elements lead to is committed before them: each commit, before its elements are seen, makes the chains of the commit
     before it valid for packets of both generations (nf_tables_commit_chain). And what elements led to goes once all
-    packets have left that were under way. Neither matters to a packet that comes while only a part has been done.
+    packets in flight have left. A packet that arrives between two commits is not affected by either.
 
     ahead: commands for chains, sets and maps that come into use; "" if there are none. removed, added: elements.
     behind: elements that only a packet still needs that saw one of `removed`. disappearing: commands for what nobody
@@ -171,7 +171,7 @@ class Transaction:
             added = [(e, value) for e, value in added if self._removed.get(e) != value]
         removed += [(r.target, r.key) for r in gone if isinstance(r, ElementRef)]
         added += [((r.target, r.key), b"") for r in new if isinstance(r, ElementRef)]
-        needed = needed_under_way(self._syntax.values(), removed, self._added)
+        needed = needed_in_flight(self._syntax.values(), removed, self._added)
         before = self._references.structures
         with_new = frozenset[Reference](before).union(ref for ref in new if not isinstance(ref, ElementRef))
         return Parts(

@@ -7,7 +7,7 @@ from dataplane.kernel import sysctl
 from dataplane.kernel.rcu import wait_for_packets
 from dataplane.plan.change import PlanChange
 from dataplane.planes.base import Plane
-from dataplane.planes.mode import Making, say
+from dataplane.planes.mode import Making, print_warning
 from dataplane.planes.options import LOOKING
 from dataplane.planes.registry import DEFAULT_MODE, mode_of, modes
 
@@ -43,7 +43,7 @@ def finish_load(plane: Plane, change: PlanChange) -> tuple[str, ...]:
         if other.name != plane.name:
             other.drain_on(change)
     for warning in plane.finish_load():
-        say(warning)
+        print_warning(warning)
     return left_out(plane)
 
 

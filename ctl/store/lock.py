@@ -27,7 +27,7 @@ from ctl.store.files import PRIVATE, make_folder
 from ctl.store.state import namespace_id
 from dataplane.errors import HotplaneError
 from dataplane.malformed import MALFORMED
-from dataplane.planes.mode import say
+from dataplane.planes.mode import print_warning
 
 DIRECTORY = Path("/run/hotplane")
 TAKEN_OVER_STATUS = 4
@@ -125,7 +125,7 @@ def hold(
     *,
     daemon: bool = False,
     takeover: bool = False,
-    warn: Callable[[str], None] = say,
+    warn: Callable[[str], None] = print_warning,
     seconds: float = COMMAND_SECONDS,
 ) -> Lock:
     """Take the lock of this thread's network namespace.

@@ -19,8 +19,8 @@ from dataplane.policy.node import LocalDetector, NodeConfig
 from dataplane.policy.settings import Promises
 
 
-def say(text: str) -> None:
-    """Tell people something that is no error."""
+def print_warning(text: str) -> None:
+    """Print a warning on standard error."""
     print(f"hotplane: {text}", file=sys.stderr)
 
 
@@ -29,8 +29,8 @@ class Making(NamedTuple):
 
     options: what people asked for. loaded_for: this node as an earlier run knew it, for reading back what that loaded.
     tcp_be_liberal: the configuration's conntrack.tcpBeLiberal. detector: how pods are recognised. watch: this process
-    lives on, so the plane may follow what comes and goes, and collect what is over. tell: hears of what is off or full,
-    and why, in sentences.
+    lives on, so the plane may watch devices and pods and collect closed flows. warn: called with a sentence when a
+    feature is off or a map is full, and why.
     """
 
     options: PlaneOptions = PlaneOptions()
@@ -38,7 +38,7 @@ class Making(NamedTuple):
     tcp_be_liberal: bool = False
     detector: LocalDetector | None = None
     watch: bool = False
-    tell: Callable[[str], None] = say
+    warn: Callable[[str], None] = print_warning
 
 
 PLAIN = Making()

@@ -69,7 +69,7 @@ class EbpfNode:
     def _make(self) -> EbpfPlane:
         options = PlaneOptions(cgroup=str(self._lab.cgroup(self.node.name)), instance=self._instance)
         with netns(self.node.netns):
-            return make_ebpf_plane(Making(options, tell=self.told.append), sizes=self._sizes)
+            return make_ebpf_plane(Making(options, warn=self.told.append), sizes=self._sizes)
 
     def endpoints(self, *pods: str) -> None:
         """The Service has these pods from now on."""

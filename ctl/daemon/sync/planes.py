@@ -31,7 +31,7 @@ def daemon_plane(settings: Settings, log: Log) -> Plane:
             tcp_be_liberal=settings.config.conntrack.tcp_be_liberal,
             detector=detector,
             watch=not settings.once,
-            tell=log.warning,
+            warn=log.warning,
         )
     )
 

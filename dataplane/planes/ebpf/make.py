@@ -64,7 +64,7 @@ def _hierarchy() -> Path:
 def make_ebpf_plane(making: Making, *, sizes: Sizes | None = None) -> EbpfPlane:
     """The plane for this thread's network namespace, with every hook that was asked for and that works here. sizes: of
     the maps."""
-    options, tell, watch = making.options, making.tell, making.watch
+    options, tell, watch = making.options, making.warn, making.watch
     hooks: list[Hook] = []
     cleaner = off = None
     if options.at_connect:
@@ -84,7 +84,7 @@ def make_ebpf_plane(making: Making, *, sizes: Sizes | None = None) -> EbpfPlane:
     elif "tc" in options.hooks:
         hooks.append(OptionalHook(PacketHook(selection, xdp=False), tell=tell, watch=watch))
     return EbpfPlane(
-        mode_of(SLOW).make(Making(tell=tell)),
+        mode_of(SLOW).make(Making(warn=tell)),
         hooks,
         sizes,
         options.instance,

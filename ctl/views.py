@@ -175,7 +175,7 @@ def _by_service(traffic: Traffic) -> Iterator[Record]:
 
 
 def _ways_out(traffic: Traffic) -> Iterator[Record]:
-    for way in traffic.ways_out:
+    for way in traffic.hook_exits:
         yield {"service": "", "hook": way.hook, "reason": way.reason, "count": way.times}
 
 
@@ -196,7 +196,7 @@ def drops(plane: Plane) -> View:
     if traffic is not None:
         records: list[Record] = [
             {"service": "", "hook": way.hook, "reason": way.reason, "count": way.times, "what": way.fate}
-            for way in traffic.ways_out
+            for way in traffic.hook_exits
             if way.fate
         ]
         return records, ("hook", "reason", "count", "what")

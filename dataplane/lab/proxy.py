@@ -92,7 +92,7 @@ class LabProxy:
         for proxy in self.nodes.values():
             with netns(proxy.node.netns):
                 traffic = proxy.plane.traffic()
-            found.update({f"{way.hook}:{way.reason}": way.times for way in (traffic.ways_out if traffic else ())})
+            found.update({f"{way.hook}:{way.reason}": way.times for way in (traffic.hook_exits if traffic else ())})
         return dict(found)
 
     def oracles(self) -> dict[str, Oracle]:

@@ -1,4 +1,4 @@
-"""What planes tell of the traffic that they serve, in words that every plane shares."""
+"""Types in which every plane reports the traffic that it serves."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -22,9 +22,9 @@ class ServiceCounters(NamedTuple):
     reply_bytes: int
 
 
-class WayOut(NamedTuple):
-    """How often packets left a hook for one reason. fate: what became of those that were not served as they should be,
-    in words; "" for all others."""
+class HookExit(NamedTuple):
+    """Number of packets that left a hook for one reason. fate: what happened to packets that were not served as they
+    should be, as text; "" for all others."""
 
     hook: str
     reason: str
@@ -37,7 +37,7 @@ class Traffic(NamedTuple):
     is loaded in this network namespace; without one there is nothing to count."""
 
     services: Mapping[str, ServiceCounters]
-    ways_out: Sequence[WayOut]
+    hook_exits: Sequence[HookExit]
     loaded: bool = True
 
 

@@ -24,7 +24,13 @@ from dataplane.planes.nftables.netlink.store import ElementStore
 from dataplane.planes.nftables.plane import NftablesPlane
 from dataplane.planes.nftables.rules.shapes import drawn_from, shape_of
 from dataplane.planes.nftables.rules.skeleton import BASE_CHAINS
-from dataplane.planes.nftables.rules.syntax import BY_SOURCE_WAY, DROP_WAY, REJECT_WAY, RESTRICTED_WAY, syntax_for
+from dataplane.planes.nftables.rules.syntax import (
+    BY_SOURCE_ACTION,
+    DROP_ACTION,
+    REJECT_ACTION,
+    RESTRICTED_ACTION,
+    syntax_for,
+)
 from tests.kernel.nftables_listing import nft
 from tests.kernel.nftables_net import entry, plan_of, pods
 from tests.unit.clusters import clusters, decoded, node_config, nodes
@@ -167,15 +173,15 @@ def assert_whole(states: dict[Family, TableState]) -> None:
         reader = TableReader(syntax, family, state)
         for kind in (syntax.services, syntax.nodeports):
             for key, value in state.elements[kind.first].items():
-                ways = [value[:4]]
-                if number_of(ways[0]) == RESTRICTED_WAY:
-                    ways = [state.elements["restricted"][key]]
-                if number_of(ways[0]) == BY_SOURCE_WAY:
-                    ways = [state.elements[name][key] for name in (kind.pod, kind.node, kind.outside)]
-                for way in ways:
-                    if number_of(way) in (DROP_WAY, REJECT_WAY):
+                actions = [value[:4]]
+                if number_of(actions[0]) == RESTRICTED_ACTION:
+                    actions = [state.elements["restricted"][key]]
+                if number_of(actions[0]) == BY_SOURCE_ACTION:
+                    actions = [state.elements[name][key] for name in (kind.pod, kind.node, kind.outside)]
+                for action in actions:
+                    if number_of(action) in (DROP_ACTION, REJECT_ACTION):
                         continue
-                    name = state.elements["shapes"][way].decode()
+                    name = state.elements["shapes"][action].decode()
                     shape = shape_of(name)
                     assert shape is not None
                     assert name in state.rules

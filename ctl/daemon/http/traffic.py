@@ -42,7 +42,7 @@ def _traffic(traffic: Traffic) -> Iterable[Metric]:
             family.add_metric([service], getattr(values, name))
         yield family
     reasons = CounterMetricFamily("hotplane_decisions", "Ways out of a program, by reason", labels=["hook", "reason"])
-    for way in traffic.ways_out:
+    for way in traffic.hook_exits:
         reasons.add_metric([way.hook, way.reason], way.times)
     yield reasons
 

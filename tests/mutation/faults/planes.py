@@ -21,7 +21,7 @@ PLANES = (
         ("test_nftables_traffic.py::test_a_pod_that_is_not_known_to_be_here_reaches_itself",),
     ),
     Mutation(
-        "elements that only packets under way need are kept for ever",
+        "elements that only packets in flight need are kept for ever",
         "nftables/elements/transaction.py",
         "[element for element in removed if element in needed] if needed else [],",
         "[],",
@@ -44,8 +44,8 @@ PLANES = (
     Mutation(
         "a frontend's restriction is not asked for",
         "elements/compile.py",
-        "return RESTRICTED_WAY",
-        "return way",
+        "return RESTRICTED_ACTION",
+        "return action",
         _GOLDEN,
     ),
     Mutation(
@@ -56,7 +56,7 @@ PLANES = (
         ("test_nftables_seats.py",),
     ),
     Mutation(
-        "what packets under way need goes with the change itself",
+        "what packets in flight need goes with the change itself",
         "in_flight.py",
         "on = {f for f in changed if f not in gone and not _refuses(added.get(f))}",
         "on = set[tuple[str, bytes]]()",

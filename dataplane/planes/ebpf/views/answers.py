@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from dataplane.model.net import Protocol, host_port
 from dataplane.plan.types import Table
-from dataplane.planes.answers import Traffic, Usage, WayOut
+from dataplane.planes.answers import HookExit, Traffic, Usage
 from dataplane.planes.clients import Client
 from dataplane.planes.decisions import Asked, Decision, DecisionStream, matches
 from dataplane.planes.ebpf.flows.collect import Collector, refused
@@ -36,7 +36,7 @@ def _fate(reason: str) -> str:
 def traffic(maps: MapSet) -> Traffic:
     """What the programs counted."""
     ways = [
-        WayOut(hook, reason, count, _fate(reason))
+        HookExit(hook, reason, count, _fate(reason))
         for hook, reasons in views.counters(maps).items()
         for reason, count in reasons.items()
     ]

@@ -1,8 +1,8 @@
 """Compile a plan entry to elements: pure, the same entry and placement always give the same elements.
 
-An element is known by its target (`family table set`) and its key; its value is its data and comment, all as bytes
-(see `fields`). What several entries may need alike (a shape chain, a clusterIP, a hairpin pair) is not an element of
-the entry but a reference, counted by the plane.
+An element is identified by its target (`family table set`) and its key; its value is its data and comment, all as bytes
+(see `fields`). What several entries may share (a shape chain, a clusterIP, a hairpin pair) is not an element of the
+entry but a reference, counted by the plane.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,12 +18,12 @@ from dataplane.planes.nftables.netlink.fields import Element, address_port, numb
 from dataplane.planes.nftables.rules.shapes import Masquerade, Shape, ShapeIds, drawn_from
 from dataplane.planes.nftables.rules.skeleton import declarations, ranges_name
 from dataplane.planes.nftables.rules.syntax import (
-    BY_SOURCE_WAY,
+    BY_SOURCE_ACTION,
     COMMENT_LIMIT,
-    DROP_WAY,
+    DROP_ACTION,
     LOCAL_OFFSET,
-    REJECT_WAY,
-    RESTRICTED_WAY,
+    REJECT_ACTION,
+    RESTRICTED_ACTION,
     Kind,
     Syntax,
 )
@@ -64,7 +64,7 @@ class Compiled(NamedTuple):
 NOTHING = Compiled({}, [])
 
 _INDEXES = [number(index) for index in range(64)]
-_WAYS_REMEMBERED = 4096
+_FORWARDING_CACHE_SIZE = 4096
 _PROTOCOLS = [bytes((value, 0, 0, 0)) for value in range(256)]
 
 
@@ -88,7 +88,7 @@ class Compiler:
         self.family = family
         self._ids = ids
         self._targets = {name: syntax.target(name) for name in declarations(syntax)}
-        self._ways: dict[tuple[int, bool, int, int, int], _Ways] = {}
+        self._forwarding: dict[tuple[int, bool, int, int, int], _Forwarding] = {}
         self._number = family.socket_family
 
     def compile(self, entry: PlanEntry, placement: Placement | Touched | None) -> Compiled:
@@ -111,32 +111,32 @@ class Compiler:
         """An address of the family in network byte order."""
         return inet_pton(self._number, address)
 
-    def ways(self, entry: PlanEntry, routes: Routes, nodeport: bool) -> "_Ways":
-        """What the elements of a frontend say; remembered, because few different ones exist.
+    def forwarding(self, entry: PlanEntry, routes: Routes, nodeport: bool) -> "_Forwarding":
+        """Return what the elements of a frontend hold; cached, because few distinct values exist.
 
-        By the identity of the routes, which live as long as they are remembered: their hash takes longer than the rest.
+        The cache key has the identity of the routes, which the cache keeps alive, since hashing them takes longest.
         """
         drawn = drawn_from(len(entry.cluster)), drawn_from(len(entry.local))
         key = (id(routes), nodeport, *drawn, entry.affinity_seconds)
-        known = self._ways.get(key)
+        known = self._forwarding.get(key)
         if known is None:
-            if len(self._ways) >= _WAYS_REMEMBERED:
-                self._ways.clear()
-            known = self._ways[key] = self._new_ways(entry, routes, nodeport)
+            if len(self._forwarding) >= _FORWARDING_CACHE_SIZE:
+                self._forwarding.clear()
+            known = self._forwarding[key] = self._new_forwarding(entry, routes, nodeport)
         return known
 
     def forget(self) -> None:
-        """Some shape's number is no longer its own."""
-        self._ways.clear()
+        """Empty the cache, because the number of a shape was given up."""
+        self._forwarding.clear()
 
-    def _new_ways(self, entry: PlanEntry, routes: Routes, nodeport: bool) -> "_Ways":
+    def _new_forwarding(self, entry: PlanEntry, routes: Routes, nodeport: bool) -> "_Forwarding":
         """A shape where every source is treated alike or only masquerading differs between pods and others, else one
         for each kind of source. Any combination of routes can be held."""
         references: list[Reference] = []
 
-        def way(route: Route, masquerade: Masquerade) -> int:
+        def action_of(route: Route, masquerade: Masquerade) -> int:
             if route.action is not Action.FORWARD:
-                return REJECT_WAY if route.action is Action.REJECT else DROP_WAY
+                return REJECT_ACTION if route.action is Action.REJECT else DROP_ACTION
             count = len(entry.backends(route.scope))
             if not count:
                 raise EntryRefused(entry.key, f"a route forwards to the {route.scope.value} set, which is empty")
@@ -145,23 +145,24 @@ class Compiler:
             return self._ids.of(shape)
 
         def simple(route: Route) -> int:
-            return way(route, Masquerade.EVERYBODY if route.masquerade else Masquerade.NOBODY)
+            return action_of(route, Masquerade.EVERYBODY if route.masquerade else Masquerade.NOBODY)
 
         pod, node, outside = routes
         by_source: tuple[int, ...] = ()
         if pod == node == outside:
             first = simple(pod)
         elif node == outside == pod._replace(masquerade=True) and pod.action is Action.FORWARD:
-            first = way(pod, Masquerade.OFF_POD)
+            first = action_of(pod, Masquerade.OFF_POD)
         else:
-            first, by_source = BY_SOURCE_WAY, (simple(pod), simple(node), simple(outside))
+            first, by_source = BY_SOURCE_ACTION, (simple(pod), simple(node), simple(outside))
         used = {route.scope for route in routes if route.action is Action.FORWARD}
-        return _Ways(routes, first, by_source, tuple(references), tuple(scope for scope in Scope if scope in used))
+        scopes = tuple(scope for scope in Scope if scope in used)
+        return _Forwarding(routes, first, by_source, tuple(references), scopes)
 
 
-class _Ways(NamedTuple):
-    """first: what a frontend's own element says. by_source: what those in the three maps by source say, if they are
-    used. scopes: the sets that are forwarded to. routes: held, so that their identity stays theirs."""
+class _Forwarding(NamedTuple):
+    """How a frontend's packets are forwarded. first: value of its own element. by_source: values in the three maps by
+    source, if used. scopes: the backend sets in use. routes: kept alive, because the cache key has their identity."""
 
     routes: Routes
     first: int
@@ -194,20 +195,20 @@ class _Entry:
         key = _PROTOCOLS[frontend.key.protocol] + port(frontend.key.port)
         if not nodeport:
             key = common.packed(frontend.key.address) + key
-        ways = common.ways(self._entry, frontend.routes, nodeport)
-        way = ways.first
-        self.references += ways.references
-        if ways.by_source:
-            for name, by_source in zip((kind.pod, kind.node, kind.outside), ways.by_source, strict=True):
+        forwarding = common.forwarding(self._entry, frontend.routes, nodeport)
+        action = forwarding.first
+        self.references += forwarding.references
+        if forwarding.by_source:
+            for name, by_source in zip((kind.pod, kind.node, kind.outside), forwarding.by_source, strict=True):
                 self._add(name, key, number(by_source))
         if frontend.source_ranges is not None and any(r.action is not Action.DROP for r in frontend.routes):
-            way = self._restricted(frontend, key, way)
-        self._add(kind.first, key, number(way) + self._name[:COMMENT_LIMIT])
+            action = self._restricted(frontend, key, action)
+        self._add(kind.first, key, number(action) + self._name[:COMMENT_LIMIT])
         if len(self._name) > COMMENT_LIMIT:
             self._add(kind.long_names, key, self._name[COMMENT_LIMIT:])
         if frontend.kind is FrontendKind.CLUSTER_IP:
             self.references.append(ElementRef(common.target("cluster_ips"), key[:-8]))
-        for scope in ways.scopes:
+        for scope in forwarding.scopes:
             self._backends(kind, key, scope)
 
     def hairpin(self) -> None:
@@ -230,19 +231,19 @@ class _Entry:
     def _add(self, name: str, key: bytes, value: bytes) -> None:
         self.elements[(self._common.target(name), key)] = value
 
-    def _restricted(self, frontend: Frontend, key: bytes, way: int) -> int:
-        """Put the check of source ranges before a way; returns the way that leads there."""
+    def _restricted(self, frontend: Frontend, key: bytes, action: int) -> int:
+        """Put the check of source ranges before an action; returns the action that leads to the check."""
         ranges = frontend.source_ranges
         assert ranges is not None, "only called for frontends with source ranges"
         if not frontend.key.address:
             raise EntryRefused(
                 self._entry.key, f"source ranges on node port {frontend.key}; only addresses can have them"
             )
-        self._add("restricted", key, number(way))
+        self._add("restricted", key, number(action))
         for cidr in dict.fromkeys(map(network, ranges.cidrs)):
             self._add(ranges_name(cidr.prefixlen), key + cidr.network_address.packed, b"")
             self.references.append(RangesRef(self._common.family, cidr.prefixlen))
-        return RESTRICTED_WAY
+        return RESTRICTED_ACTION
 
     def _order(self, local: bool) -> Iterable[tuple[bytes, Address]]:
         """Backends by index, as placed or as the entry has them."""

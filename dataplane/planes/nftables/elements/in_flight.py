@@ -1,7 +1,7 @@
-"""What packets need that are on their way through the rules while a change is committed.
+"""Find the elements that packets in flight through the rules need while a change is committed.
 
 The kernel takes a hook's rules as they were when the packet entered it, but each element as it is at the look-up. So a
-packet may have seen that a frontend forwards in one way, and then find nothing where that way leads to.
+packet may have read an action of a frontend, and then find nothing where that action leads to.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from functools import cache
 from typing import NamedTuple
 
 from dataplane.planes.nftables.netlink.fields import Element, number, number_of
-from dataplane.planes.nftables.rules.syntax import DROP_WAY, LOCAL_OFFSET, REJECT_WAY, Kind, Syntax
+from dataplane.planes.nftables.rules.syntax import DROP_ACTION, LOCAL_OFFSET, REJECT_ACTION, Kind, Syntax
 
 _ALL, _NONE = (b"",), ()
 _FIRST = (number(0), number(LOCAL_OFFSET))
@@ -18,7 +18,7 @@ _FIRST = (number(0), number(LOCAL_OFFSET))
 
 class _Role(NamedTuple):
     """Of one map's elements: where in their keys the frontend's key is, the target where that frontend begins, and
-    what the keys of those end in without which a packet that came this way is dropped."""
+    the key endings of those elements without which such a packet is dropped."""
 
     first: str
     frontend: slice
@@ -75,4 +75,4 @@ def needed_in_flight(
 
 def _refuses(value: bytes | None) -> bool:
     """Whether a frontend's new element lets nobody through; None: it has no new one."""
-    return value is not None and number_of(value[:4]) in (REJECT_WAY, DROP_WAY)
+    return value is not None and number_of(value[:4]) in (REJECT_ACTION, DROP_ACTION)

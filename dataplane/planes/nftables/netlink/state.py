@@ -11,11 +11,11 @@ from dataplane.planes.nftables.netlink.fields import address_of, number_of, port
 from dataplane.planes.nftables.netlink.store import ElementStore
 from dataplane.planes.nftables.rules.shapes import Masquerade, Shape, ShapeIds, shape_of
 from dataplane.planes.nftables.rules.syntax import (
-    BY_SOURCE_WAY,
-    DROP_WAY,
+    BY_SOURCE_ACTION,
+    DROP_ACTION,
     LOCAL_OFFSET,
-    REJECT_WAY,
-    RESTRICTED_WAY,
+    REJECT_ACTION,
+    RESTRICTED_ACTION,
     VERSION_CHAIN,
     Kind,
     Syntax,
@@ -93,20 +93,20 @@ class TableReader:
             for key, data in self._maps[name].items():
                 self._slots[local][key[:-4]][number_of(key[-4:])] = data
 
-    def _shape(self, way: bytes, broken: set[str]) -> Shape | None:
-        name = self._maps["shapes"].get(way, b"").decode()
+    def _shape(self, action: bytes, broken: set[str]) -> Shape | None:
+        name = self._maps["shapes"].get(action, b"").decode()
         return None if name in broken or name not in self._state.rules else shape_of(name)
 
-    def _routes(self, kind: Kind, key: bytes, way: bytes, broken: set[str]) -> tuple[Routes, int] | None:
-        """Routes and affinity behind a frontend's way; None where a chain or an element is missing."""
-        ways = [way] * 3
-        if number_of(way) == BY_SOURCE_WAY:
-            ways = [self._maps[name].get(key, b"") for name in (kind.pod, kind.node, kind.outside)]
+    def _routes(self, kind: Kind, key: bytes, action: bytes, broken: set[str]) -> tuple[Routes, int] | None:
+        """Routes and affinity behind a frontend's action; None where a chain or an element is missing."""
+        actions = [action] * 3
+        if number_of(action) == BY_SOURCE_ACTION:
+            actions = [self._maps[name].get(key, b"") for name in (kind.pod, kind.node, kind.outside)]
         routes: list[Route] = []
         affinity = 0
-        for position, data in enumerate(ways):
-            if data and number_of(data) in (DROP_WAY, REJECT_WAY):
-                routes.append(DROP if number_of(data) == DROP_WAY else REJECT)
+        for position, data in enumerate(actions):
+            if data and number_of(data) in (DROP_ACTION, REJECT_ACTION):
+                routes.append(DROP if number_of(data) == DROP_ACTION else REJECT)
                 continue
             shape = self._shape(data, broken)
             if shape is None:
@@ -162,13 +162,13 @@ class TableReader:
 
     def _row(self, key: bytes, broken: set[str]) -> Row | None:
         kind = self._kind(key)
-        way = self._maps[kind.first][key][:4]
-        restricted = number_of(way) == RESTRICTED_WAY
+        action = self._maps[kind.first][key][:4]
+        restricted = number_of(action) == RESTRICTED_ACTION
         if restricted:
             if key not in self._maps["restricted"] or "restricted" in broken:
                 return None
-            way = self._maps["restricted"][key]
-        result = self._routes(kind, key, way, broken)
+            action = self._maps["restricted"][key]
+        result = self._routes(kind, key, action, broken)
         if result is None:
             return None
         routes, affinity = result

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 from dataplane.model.net import Family, family_of, is_loopback
 from dataplane.planes.nftables.rules.syntax import (
-    BY_SOURCE_WAY,
-    REJECT_WAY,
-    RESTRICTED_WAY,
+    BY_SOURCE_ACTION,
+    REJECT_ACTION,
+    RESTRICTED_ACTION,
     VERSION_CHAIN,
     Kind,
     Syntax,
@@ -41,10 +41,10 @@ def _sets(syntax: Syntax, kind: Kind) -> dict[str, str]:
     it, nftables 1.0.6 would either refuse a rule for a map that exists (`th dport`) or silently make the rule match
     TCP alone (`tcp dport`).
     """
-    ways = f"map type {kind.key_type} : classid;"
+    actions = f"map type {kind.key_type} : classid;"
     backend = f"{syntax.address_type} . inet_service"
     return {
-        **dict.fromkeys((kind.first, kind.pod, kind.node, kind.outside), ways),
+        **dict.fromkeys((kind.first, kind.pod, kind.node, kind.outside), actions),
         kind.long_names: f"set type {kind.key_type};",
         kind.endpoints: f"map type {kind.key_type} . classid : {backend};",
         kind.slots: f"map type {kind.key_type} . classid : classid;",
@@ -129,7 +129,7 @@ def chains(syntax: Syntax, family: Family, node: NodeConfig) -> dict[str, list[s
     """
     mark = node.masquerade_mark
     pod = _pod_match(syntax, family, node)
-    reject, by_source, restricted = map(number_text, (REJECT_WAY, BY_SOURCE_WAY, RESTRICTED_WAY))
+    reject, by_source, restricted = map(number_text, (REJECT_ACTION, BY_SOURCE_ACTION, RESTRICTED_ACTION))
     unclaimed = [f"{syntax.ip} daddr @cluster_ips goto reject-packet", f"{syntax.ip} daddr @service_cidrs drop"]
     refuses = node.reject_unknown_ports
     return {

@@ -13,8 +13,8 @@ VERSION_CHAIN = f"version-{VERSION}"
 LOCAL_OFFSET = 32768
 """Index of the first backend of a Local set; a Cluster set starts at 0. So a set holds at most this many backends."""
 
-REJECT_WAY, DROP_WAY, BY_SOURCE_WAY, RESTRICTED_WAY = 1, 2, 3, 4
-"""What a frontend's element can say beside the number of a shape."""
+REJECT_ACTION, DROP_ACTION, BY_SOURCE_ACTION, RESTRICTED_ACTION = 1, 2, 3, 4
+"""Values of a frontend's element that are actions; all other values are numbers of shapes."""
 
 COMMENT_LIMIT = 120
 """Longest comment put on an element (the kernel's limit is 128, a Service port's name may have 143 characters)."""

@@ -23,7 +23,7 @@ from dataplane.model.objects import (
 )
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.claims import Claim, Claims, ServiceId, claimant
-from dataplane.plan.frontends import Way, has_frontends, make_frontends, service_families, ways_in
+from dataplane.plan.frontends import FrontendSpec, frontend_specs, has_frontends, make_frontends, service_families
 from dataplane.plan.places import Places
 from dataplane.plan.pods import PodPlanner
 from dataplane.plan.types import EntryKey, FrontendKey, FrontendKind, HealthCheck, Plan, PlanEntry
@@ -312,8 +312,8 @@ class Planner:
         # wins or loses by a later one is planned once more.
         for service_id in sorted(dirty) if len(dirty) < _MANY else dirty:
             service = self._services.get(service_id)
-            ports = ways_in(service, self.plan.node.external_ips) if service is not None else {}
-            keys = tuple([key for ways in ports.values() for _, key in ways])
+            ports = frontend_specs(service, self.plan.node.external_ips) if service is not None else {}
+            keys = tuple([key for specs in ports.values() for _, key in specs])
             claims = claimant(service_id, service, keys) if service is not None else None
             affected |= self._claims.replace(service_id, claims)
             self._replan_service(service_id, ports, changes)
@@ -323,12 +323,12 @@ class Planner:
         for service_id in affected:
             service = self._services.get(service_id)
             if service is not None:
-                self._replan_service(service_id, ways_in(service, self.plan.node.external_ips), changes)
+                self._replan_service(service_id, frontend_specs(service, self.plan.node.external_ips), changes)
         made = [change for change in changes.values() if change.old != change.new]
         return tuple(sorted(made, key=lambda change: change.key[:2])), health
 
     def _replan_service(
-        self, service_id: ServiceId, ports: dict[EntryKey, list[Way]], changes: dict[EntryKey, EntryChange]
+        self, service_id: ServiceId, ports: dict[EntryKey, list[FrontendSpec]], changes: dict[EntryKey, EntryChange]
     ) -> None:
         current = self.plan.entries
         before = self._entry_keys.pop(service_id, [])
@@ -349,7 +349,7 @@ class Planner:
         if problems or self.problems:
             self._report(ObjectRef("Service", *service_id), tuple(problems))
 
-    def _entry(self, key: EntryKey, service: Service, wanted: list[Way], problems: list[Problem]) -> PlanEntry:
+    def _entry(self, key: EntryKey, service: Service, wanted: list[FrontendSpec], problems: list[Problem]) -> PlanEntry:
         won = self._won(service, wanted, problems)
         sets, lingers = self._sets(key)
         merged = self._merged.get((key.namespace, key.name), {}).get(key)
@@ -402,14 +402,14 @@ class Planner:
         else:
             self.problems.pop(ref, None)
 
-    def _won(self, service: Service, wanted: list[Way], problems: list[Problem]) -> list[Way]:
+    def _won(self, service: Service, wanted: list[FrontendSpec], problems: list[Problem]) -> list[FrontendSpec]:
         """The ways in that no older Service has."""
         won = []
-        for way in wanted:
-            kind, key = way
+        for spec in wanted:
+            kind, key = spec
             winner = self._claims.winner(key)
             if winner is None or winner.service == (service.namespace, service.name):
-                won.append(way)
+                won.append(spec)
             else:
                 problems.append(_taken(service.ref, kind, key, winner))
         return won

@@ -450,9 +450,9 @@ def _validated(item: wire.WireObject, muted: frozenset[str], faults: tuple[Probl
         if value is None and not report.problems:
             return DecodedObject(None, report.ref, faults, ignored="" if faults else "EndpointSlice (FQDN)")
     elif isinstance(item, wire.WireEndpoints):
-        pieces = slices.of_endpoints(item, report)
+        made = slices.of_endpoints(item, report)
         problems = (*faults, *report.problems)
-        return DecodedObject(None, report.ref, problems, tuple(report.notes), "Endpoints", pieces)
+        return DecodedObject(None, report.ref, problems, tuple(report.notes), "Endpoints", made)
     elif isinstance(item, wire.WireService):
         value = validate.service(item, report)
     elif isinstance(item, wire.WireNode):

@@ -159,11 +159,11 @@ def of_endpoints(item: wire.WireEndpoints, report: Report) -> tuple[EndpointSlic
             ]
             if not listed:
                 continue
-            piece = endpoint_slice(wire.WireSlice("", meta, f"IPv{family.value}", listed, subset.ports), inner)
+            made = endpoint_slice(wire.WireSlice("", meta, f"IPv{family.value}", listed, subset.ports), inner)
             for problem in inner.problems:
                 report.problem(f"subsets[{index}].{problem.field}", problem.reason)
-            if piece is not None:
-                found.append(msgspec.structs.replace(piece, name=f"{report.name}-{index}-ipv{family.value}"))
+            if made is not None:
+                found.append(msgspec.structs.replace(made, name=f"{report.name}-{index}-ipv{family.value}"))
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""From Kubernetes objects to the plan, one change at a time: events in, PlanChange out. Pure; O(what changed)."""
+"""Keep the plan up to date with Kubernetes objects: events in, PlanChange out. Pure; O(what changed)."""
 
 import contextlib
 from collections.abc import Iterable, Sequence
@@ -33,40 +33,40 @@ from dataplane.policy.merged import MergedEndpoints
 from dataplane.policy.node import NodeConfig
 
 _MANY = 1000
-"""Objects in one update from which on it is a load: nobody reads its changes in order, and much memory is taken."""
+"""Updates of this many objects are loads: their changes are not sorted, and garbage collection is paused."""
 
 _MANY_ENDPOINTS = 3000
-"""Endpoints that are more than a few milliseconds' work, where each has to be looked at."""
+"""Looking at each of this many endpoints takes more than a few milliseconds."""
 
 _Dirty = dict[ServiceId, None]
-"""Services to plan anew. A dict for its order: they are visited as they came, which is how they lie in memory."""
+"""Services to plan again, a dict for its order: they are visited in order of arrival, as they lie in memory."""
 
 _name = attrgetter("name")
 
 
 def _bulk(count: int) -> contextlib.AbstractContextManager[None]:
-    """What `count` objects are worked on in."""
+    """Return the context to process `count` objects in: garbage collection is paused for many."""
     return no_garbage_collection(keep=True) if count >= _MANY else contextlib.nullcontext()
 
 
-def _port_of(key: EntryKey, piece: EndpointSlice) -> int | None:
-    """The number that a Service port has in a slice; None where it has none there."""
-    for port in piece.ports:
+def _port_of(key: EntryKey, endpoint_slice: EndpointSlice) -> int | None:
+    """Return the port number of a Service port in a slice, or None if the slice does not have the port."""
+    for port in endpoint_slice.ports:
         if port.name == key.port and port.protocol is key.protocol:
             return port.port
     return None
 
 
 def _sharing(new: EndpointSlice, old: EndpointSlice) -> EndpointSlice:
-    """A slice that has the endpoints of its predecessor wherever they are equal: they need no memory of their own, and
-    are found equal at once."""
+    """Return the new slice with the old one's Endpoint objects where they are equal, which saves memory and makes
+    comparing them fast."""
     before = {endpoint.address: endpoint for endpoint in old.endpoints}
     pairs = [(before.get(endpoint.address), endpoint) for endpoint in new.endpoints]
     return replace(new, endpoints=tuple([known if known == endpoint else endpoint for known, endpoint in pairs]))
 
 
 def _change(changes: dict[EntryKey, EntryChange], key: EntryKey, old: PlanEntry | None, new: PlanEntry | None) -> None:
-    """An entry changes, perhaps once more."""
+    """Record the change of an entry, merged with an earlier change of the same entry."""
     earlier = changes.get(key)
     changes[key] = EntryChange(earlier.old if earlier is not None else old, new)
 
@@ -91,13 +91,13 @@ def _taken(loser: ObjectRef, kind: FrontendKind, key: FrontendKey, winner: Claim
 
 
 class Planner:
-    """Keeps the objects and the plan made of them.
+    """Holds the Kubernetes objects and the plan made from them.
 
     `plan` is always complete and consistent with the objects seen so far; `problems` holds what is wrong now
-    (conflicts between Services), by the object that suffers. `places` tells where endpoints run.
+    (conflicts between Services), by the object that loses. `places` knows where endpoints run.
 
-    large: endpoints of a Service from which on they are kept merged (see policy.merged). vouched: the objects come from
-    an API server; False for manifests, whose nodeName somebody may have mistyped.
+    large: Services with at least this many endpoints keep them merged (see policy.merged). vouched: the objects come
+    from an API server; False for manifests, whose nodeName may be mistyped.
     """
 
     def __init__(self, node: NodeConfig, large: int = LARGE, *, vouched: bool = True) -> None:
@@ -116,11 +116,10 @@ class Planner:
         self._merged: dict[ServiceId, dict[EntryKey, MergedEndpoints]] = {}  # of Services with many endpoints
 
     def update(self, upserts: Iterable[ModelObject] = (), deletes: Iterable[ObjectRef] = ()) -> PlanChange:
-        """Take in objects that appeared, changed or went, and return what that does to the plan (already applied).
+        """Process added, changed and deleted objects; return the change of the plan, already applied to `plan`.
 
-        Deletes come before upserts, so an object named in both exists afterwards. An object that is not known is
-        deleted without complaint. Of a Node only the name has an effect here: what it says about this node is part
-        of the NodeConfig.
+        Deletes are processed before upserts, so an object in both exists afterwards. Deleting an unknown object has no
+        effect. Only the name of a Node matters here; everything else about this node is in the NodeConfig.
         """
         objects = list(upserts)
         service_cidrs, places = self.plan.service_cidrs, self.places.knowledge
@@ -143,8 +142,8 @@ class Planner:
         )
 
     def takes_long(self, upserts: Sequence[ModelObject], deletes: Sequence[ObjectRef]) -> bool:
-        """Whether an update with these may take more than a few milliseconds: it is about very many objects or
-        endpoints, or may have all endpoints of a Service with many looked at."""
+        """True if an update with these may take more than a few milliseconds: it has very many objects or endpoints, or
+        may make the planner look at all endpoints of a large Service."""
         if len(upserts) + len(deletes) >= _MANY:
             return True
         about: dict[ServiceId, int] = {}
@@ -161,23 +160,23 @@ class Planner:
         return sum(about.values()) >= _MANY_ENDPOINTS or any(self._looks_at_all(*each) for each in about.items())
 
     def _looks_at_all(self, service_id: ServiceId, changed: int) -> bool:
-        """Whether a change of so many endpoints may have every endpoint of a Service with very many looked at."""
-        pieces = self._pieces(service_id)
-        if sum([len(piece.endpoints) for piece in pieces]) < _MANY_ENDPOINTS:
+        """True if changing this many endpoints may make the planner look at all endpoints of a very large Service."""
+        slices = self._slices_of(service_id)
+        if sum([len(endpoint_slice.endpoints) for endpoint_slice in slices]) < _MANY_ENDPOINTS:
             return False
         merged = self._merged.get(service_id)
         return not merged or any(each.margin() <= changed for each in merged.values())
 
     def set_node(self, node: NodeConfig) -> PlanChange:
-        """Change what is known of this node; plans every Service anew. O(size of the plan)."""
+        """Replace the node's settings and plan every Service again. O(size of the plan)."""
         if node == self.plan.node:
             return PlanChange()
         before = self.plan.node
         if (node.name, node.zone, node.most_backends) != (before.name, before.zone, before.most_backends):
             self._merged.clear()
         if node.name != self.places.here:
-            pieces = (piece for owner in self._slices for piece in self._pieces(owner))
-            self.places.rename(node.name, (piece.endpoints for piece in pieces))
+            slices = (endpoint_slice for owner in self._slices for endpoint_slice in self._slices_of(owner))
+            self.places.rename(node.name, (endpoint_slice.endpoints for endpoint_slice in slices))
         self.plan.node = node
         with _bulk(len(self._services)):
             entries, health = self._replan(dict.fromkeys(self._services))
@@ -187,25 +186,25 @@ class Planner:
         )
 
     def service(self, namespace: str, name: str) -> Service | None:
-        """The Service of that name, for views and explanations."""
+        """Return the Service of that name, for views and explanations."""
         return self._services.get((namespace, name))
 
     def with_external_ip(self, address: str) -> list[Service]:
-        """The Services that name an externalIP, whether it makes frontends or not. O(Services); for explanations."""
+        """Return the Services with this externalIP, even if it makes no frontends. O(Services); for explanations."""
         return [item for item in self._services.values() if address in item.external_ips and has_frontends(item)]
 
     def sets(self, key: EntryKey) -> BackendSets:
-        """How an entry's backend sets came about (topology, terminating fallback), for explanations."""
+        """Return the backend sets of an entry with how they were chosen (topology, terminating), for explanations."""
         return backend_sets(self.candidates(key), self.plan.node)
 
     def candidates(self, key: EntryKey) -> list[Candidate]:
-        """Every endpoint of a Service port in one family, whatever its condition, in the order of the slices' names."""
+        """Return every endpoint of a Service port in one family, in any condition, ordered by slice name."""
         found: list[Candidate] = []
-        for piece in self._pieces((key.namespace, key.name)):
-            if piece.family is key.family:
-                port = _port_of(key, piece)
+        for endpoint_slice in self._slices_of((key.namespace, key.name)):
+            if endpoint_slice.family is key.family:
+                port = _port_of(key, endpoint_slice)
                 if port is not None:
-                    found += product(piece.endpoints, (port,))
+                    found += product(endpoint_slice.endpoints, (port,))
         return found
 
     def _remember(self, item: ModelObject, dirty: _Dirty) -> None:
@@ -226,7 +225,7 @@ class Planner:
 
     def _remember_slice(self, item: EndpointSlice, dirty: _Dirty) -> None:
         owner, slice_id = (item.namespace, item.service), (item.namespace, item.name)
-        others = self._pieces(owner)
+        others = self._slices_of(owner)
         if item in others:
             return
         before = self._owner(*slice_id)
@@ -237,33 +236,33 @@ class Planner:
             before = None
         if not serves:
             return
-        old = next((piece for piece in others if piece.name == item.name), None) if before is not None else None
+        old = next((each for each in others if each.name == item.name), None) if before is not None else None
         self.places.count(item.endpoints)
         if old is not None:
             self.places.count(old.endpoints, -1)
             item = _sharing(item, old)
-            self._set_pieces(owner, tuple([item if piece is old else piece for piece in others]))
+            self._set_slices(owner, tuple([item if each is old else each for each in others]))
         else:
-            self._set_pieces(owner, tuple(sorted((*others, item), key=_name)) if others else (item,))
+            self._set_slices(owner, tuple(sorted((*others, item), key=_name)) if others else (item,))
         self._slice_owner.setdefault(item.namespace, {})[item.name] = owner
         self._merge(owner, old, item)
         dirty[owner] = None
 
     def _owner(self, namespace: str, name: str) -> ServiceId | None:
-        """Whose slice one of that name is."""
+        """Return the Service that a slice of that name belongs to."""
         return self._slice_owner.get(namespace, {}).get(name)
 
-    def _pieces(self, owner: ServiceId) -> tuple[EndpointSlice, ...]:
-        """The slices of a Service, sorted by name."""
+    def _slices_of(self, owner: ServiceId) -> tuple[EndpointSlice, ...]:
+        """Return the slices of a Service, sorted by name."""
         found = self._slices.get(owner, ())
         return found if isinstance(found, tuple) else (found,)
 
-    def _set_pieces(self, owner: ServiceId, pieces: tuple[EndpointSlice, ...]) -> None:
-        """Most have one, and a tuple takes as much memory as a name."""
-        self._slices[owner] = pieces if len(pieces) > 1 else pieces[0]
+    def _set_slices(self, owner: ServiceId, slices: tuple[EndpointSlice, ...]) -> None:
+        """Store the slices of a Service; a single one without a tuple, which saves memory, as most have one."""
+        self._slices[owner] = slices if len(slices) > 1 else slices[0]
 
     def _merge(self, owner: ServiceId, old: EndpointSlice | None, new: EndpointSlice | None) -> None:
-        """Let the endpoints of a Service with many know that one of its slices changed."""
+        """Pass a changed slice to the merged endpoints of a large Service."""
         for key, merged in self._merged.get(owner, {}).items():
             merged.replace(
                 old if old is not None and old.family is key.family else None,
@@ -291,25 +290,25 @@ class Planner:
             del self._slice_owner[slice_id[0]][slice_id[1]]
             if not self._slice_owner[slice_id[0]]:
                 del self._slice_owner[slice_id[0]]
-            pieces = self._pieces(owner)
+            slices = self._slices_of(owner)
             del self._slices[owner]
-            rest = tuple([piece for piece in pieces if piece.name != slice_id[1]])
+            rest = tuple([each for each in slices if each.name != slice_id[1]])
             if rest:
-                self._set_pieces(owner, rest)
-            gone = next((piece for piece in pieces if piece.name == slice_id[1]), None)
+                self._set_slices(owner, rest)
+            gone = next((each for each in slices if each.name == slice_id[1]), None)
             if gone is not None:
                 self.places.count(gone.endpoints, -1)
             self._merge(owner, gone, None)
             dirty[owner] = None
 
     def _replan(self, dirty: _Dirty) -> tuple[tuple[EntryChange, ...], dict[ServiceId, HealthCheck | None]]:
-        """Plan the given Services anew, and those that win or lose a frontend by it."""
+        """Plan the given Services again, and those that win or lose a frontend because of it."""
         self._certain = self.places.certain
         affected: set[ServiceId] = set()
         changes: dict[EntryKey, EntryChange] = {}
         health: dict[ServiceId, HealthCheck | None] = {}
-        # One Service after the other, claims and entries, so that a load holds little beside what it makes. Whoever
-        # wins or loses by a later one is planned once more.
+        # Claims and entries are made one Service at a time, to keep temporary memory small during a load. A Service
+        # that wins or loses a frontend because of a later one is planned again.
         for service_id in sorted(dirty) if len(dirty) < _MANY else dirty:
             service = self._services.get(service_id)
             ports = frontend_specs(service, self.plan.node.external_ips) if service is not None else {}
@@ -370,15 +369,15 @@ class Planner:
         )
 
     def _sets(self, key: EntryKey) -> tuple[BackendSets, tuple[Backend, ...]]:
-        """The backend sets of a Service port, and what lingers. With many endpoints, O(what changed)."""
+        """Return the backend sets of a Service port, and its lingering endpoints. O(what changed) if it is large."""
         service_id, udp = (key.namespace, key.name), key.protocol is Protocol.UDP
         merged = self._merged.get(service_id, {}).get(key)
-        pieces = self._pieces(service_id)
-        if merged is None and sum([len(piece.endpoints) for piece in pieces]) >= self._large:
+        slices = self._slices_of(service_id)
+        if merged is None and sum([len(endpoint_slice.endpoints) for endpoint_slice in slices]) >= self._large:
             node = self.plan.node
             merged = MergedEndpoints(
                 partial(_port_of, key),
-                (piece for piece in pieces if piece.family is key.family),
+                (endpoint_slice for endpoint_slice in slices if endpoint_slice.family is key.family),
                 node.name,
                 node.zone,
                 node.most_backends,
@@ -391,7 +390,7 @@ class Planner:
         return sets, lingering(candidates, sets, self.plan.node) if udp and candidates else ()
 
     def _unplaced(self, key: EntryKey, sets: BackendSets, merged: MergedEndpoints | None) -> Backends:
-        """See Places.unplaced. With many endpoints, O(what changed)."""
+        """See Places.unplaced. O(what changed) for a large Service."""
         if merged is None:
             return self.places.unplaced(self.candidates(key), sets)
         return merged.doubted(self.places.doubtful, self.places.knowledge)
@@ -403,7 +402,7 @@ class Planner:
             self.problems.pop(ref, None)
 
     def _won(self, service: Service, wanted: list[FrontendSpec], problems: list[Problem]) -> list[FrontendSpec]:
-        """The ways in that no older Service has."""
+        """Return the frontends that this Service gets: those that no older Service claims."""
         won = []
         for spec in wanted:
             kind, key = spec
@@ -429,18 +428,19 @@ class Planner:
             self.plan.health_checks[service_id] = new
 
     def _local_ready(self, service: Service) -> int:
-        """Distinct ready endpoint addresses on this node, in the Service's first family (kube-proxy counts one).
+        """Count distinct ready endpoint addresses on this node, in the Service's first family (as kube-proxy does).
 
-        Only of slices that have a port of the Service: nothing leads to the others, whatever they list.
+        Only slices that have a port of the Service count: no frontend forwards to the others.
         """
         family = service_families(service)[0]
         ports = {(port.name, port.protocol) for port in service.ports}
         return len(
             {
                 endpoint.address
-                for piece in self._pieces((service.namespace, service.name))
-                if piece.family is family and any((port.name, port.protocol) in ports for port in piece.ports)
-                for endpoint in piece.endpoints
+                for endpoint_slice in self._slices_of((service.namespace, service.name))
+                if endpoint_slice.family is family
+                and any((port.name, port.protocol) in ports for port in endpoint_slice.ports)
+                for endpoint in endpoint_slice.endpoints
                 if endpoint.traits.ready and self.plan.node.name and endpoint.traits.node == self.plan.node.name
             }
         )

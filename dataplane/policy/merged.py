@@ -14,7 +14,7 @@ from dataplane.policy.endpoints import Backend, BackendSets, most_useful
 from dataplane.policy.limit import Limit
 
 _Address = tuple[str, int]
-_Said = tuple[tuple[str, Endpoint], ...]
+_BySlice = tuple[tuple[str, Endpoint], ...]
 """What slices say of an address: (slice's name, endpoint), by name, then as they stand there."""
 
 _Picks = Callable[[Endpoint], bool]
@@ -91,7 +91,7 @@ class MergedEndpoints:
         most: int = 0,
     ) -> None:
         self._port, self._node, self._zone = port, node, zone
-        self._said: dict[_Address, _Said] = {}
+        self._by_slice: dict[_Address, _BySlice] = {}
         self._chosen: dict[_Address, Endpoint] = {}
         self._here: dict[_Address, Endpoint] = {}  # those of them on this node
         self._touched: dict[_Address, Endpoint | None] = {}  # what was chosen at the last look
@@ -103,45 +103,45 @@ class MergedEndpoints:
         self._looks = 0
         self._looked_at: frozenset[_Address] = frozenset()  # what was touched before the last look
         self._doubted = _Doubted()
-        for piece in slices:
-            self.replace(None, piece)
+        for endpoint_slice in slices:
+            self.replace(None, endpoint_slice)
 
     def replace(self, old: EndpointSlice | None, new: EndpointSlice | None) -> None:
         """A slice appeared, changed or went. Both have the same name."""
         before, after = self._by_address(old), self._by_address(new)
-        for address, said in after.items():
-            if before.get(address) != said:
-                self._say(address, new.name if new else "", said)
+        for address, endpoints in after.items():
+            if before.get(address) != endpoints:
+                self._set_endpoints(address, new.name if new else "", endpoints)
         for address in before:
             if address not in after:
-                self._say(address, old.name if old else "", ())
+                self._set_endpoints(address, old.name if old else "", ())
 
-    def _by_address(self, piece: EndpointSlice | None) -> dict[_Address, tuple[Endpoint, ...]]:
-        port = self._port(piece) if piece is not None else None
-        if piece is None or port is None:
+    def _by_address(self, endpoint_slice: EndpointSlice | None) -> dict[_Address, tuple[Endpoint, ...]]:
+        port = self._port(endpoint_slice) if endpoint_slice is not None else None
+        if endpoint_slice is None or port is None:
             return {}
-        found: dict[_Address, tuple[Endpoint, ...]] = {(e.address, port): (e,) for e in piece.endpoints}
-        if len(found) < len(piece.endpoints):
+        found: dict[_Address, tuple[Endpoint, ...]] = {(e.address, port): (e,) for e in endpoint_slice.endpoints}
+        if len(found) < len(endpoint_slice.endpoints):
             found = {}
-            for endpoint in piece.endpoints:
+            for endpoint in endpoint_slice.endpoints:
                 key = (endpoint.address, port)
                 found[key] = (*found.get(key, ()), endpoint)
         return found
 
-    def _say(self, address: _Address, name: str, endpoints: tuple[Endpoint, ...]) -> None:
+    def _set_endpoints(self, address: _Address, name: str, endpoints: tuple[Endpoint, ...]) -> None:
         """A slice says this of an address from now on."""
-        said = tuple([each for each in self._said.get(address, ()) if each[0] != name])
-        said += tuple([(name, endpoint) for endpoint in endpoints])
-        if len(said) > 1:
-            said = tuple(sorted(said, key=lambda each: each[0]))
+        known = tuple([each for each in self._by_slice.get(address, ()) if each[0] != name])
+        known += tuple([(name, endpoint) for endpoint in endpoints])
+        if len(known) > 1:
+            known = tuple(sorted(known, key=lambda each: each[0]))
         old = self._chosen.get(address)
-        if said:
-            self._said[address] = said
-            new = self._chosen[address] = most_useful([endpoint for _, endpoint in said], self._node)
+        if known:
+            self._by_slice[address] = known
+            new = self._chosen[address] = most_useful([endpoint for _, endpoint in known], self._node)
             self._counts.add(new, 1)
         else:
             new = None
-            self._said.pop(address, None)
+            self._by_slice.pop(address, None)
             self._chosen.pop(address, None)
         if new is not None and new.traits.node == self._node:
             self._here[address] = new
@@ -235,7 +235,7 @@ class MergedEndpoints:
             for backend in about
             if not backend.local
             and (not known or is_in(cluster, backend))
-            and any(doubtful(endpoint.traits.node) for _, endpoint in self._said[backend.address, backend.port])
+            and any(doubtful(endpoint.traits.node) for _, endpoint in self._by_slice[backend.address, backend.port])
         ]
         if known:
             found = spliced(before.found, [b for b in about if is_in(before.found, b)], doubted)

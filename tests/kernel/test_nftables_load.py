@@ -1,4 +1,4 @@
-"""Loads in pieces: what packets can see on the way, and what stands when one fails."""
+"""Loads in batches: what packets can see on the way, and what stands when one fails."""
 
 import contextlib
 import itertools
@@ -60,7 +60,7 @@ class NoDeletions(Nft):
 
 
 class Kernel:
-    """A namespace with a plane in it that loads in small pieces."""
+    """A namespace with a plane in it that loads in small batches."""
 
     def __init__(self, namespace: str, door: type[Nft] = Nft) -> None:
         self.namespace = namespace
@@ -72,7 +72,7 @@ class Kernel:
 
 
 @pytest.fixture(autouse=True)
-def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "ELEMENTS_A_TRANSACTION", 7)
 
 
@@ -92,10 +92,10 @@ def services(count: int, *numbers: int) -> Plan:
     )
 
 
-@pytest.mark.parametrize("piece", [1, 2, 5])
-def test_a_load_that_fails_over_nothing_leaves_nothing(kernel: Kernel, piece: int) -> None:
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_load_that_fails_over_nothing_leaves_nothing(kernel: Kernel, batch: int) -> None:
     plan = services(10, 0, 1)
-    kernel.store.refused = piece
+    kernel.store.refused = batch
     with pytest.raises(PlaneError, match="no more of this; what had been loaded was removed again: there is no table"):
         kernel.plane.load(plan)
     assert nft(kernel.namespace, "list", "ruleset") == ""
@@ -132,11 +132,11 @@ def test_a_table_of_another_version_that_cannot_go_stands_beside_what_serves(nam
     assert in_netns(namespace, Nft).tables() == {("ip", "hotplane"), ("ip6", "hotplane")}
 
 
-@pytest.mark.parametrize("piece", [1, 3, 9])
-def test_a_load_that_fails_over_a_table_says_so_and_can_be_repeated(kernel: Kernel, piece: int) -> None:
+@pytest.mark.parametrize("batch", [1, 3, 9])
+def test_a_load_that_fails_over_a_table_says_so_and_can_be_repeated(kernel: Kernel, batch: int) -> None:
     before, after = services(12, 0, 1), services(8, 1, 2)
     kernel.plane.load(before)
-    kernel.store.refused = piece
+    kernel.store.refused = batch
     with pytest.raises(PlaneError, match=r"no more of this; the table stands between .*: load again"):
         kernel.plane.load(after)
     assert_whole(kernel.states())
@@ -150,10 +150,10 @@ def test_a_load_that_fails_over_a_table_says_so_and_can_be_repeated(kernel: Kern
 def test_a_load_that_fails_anywhere_can_be_repeated(kernel: Kernel) -> None:
     """Fewer endpoints, of which those that stay move: what fails, or a kill, leaves some of them twice."""
     before, after = services(3, 0, 1, 2), services(3, 1, 2)
-    for piece in itertools.count(1):
+    for batch in itertools.count(1):
         kernel.plane.cleanup()
         kernel.plane.load(before)
-        kernel.store.refused = piece
+        kernel.store.refused = batch
         with contextlib.suppress(PlaneError):
             kernel.plane.load(after)
         done = kernel.store.refused > 0
@@ -162,7 +162,7 @@ def test_a_load_that_fails_anywhere_can_be_repeated(kernel: Kernel) -> None:
         assert kernel.plane.read_back() == rows(after)
         if done:
             break
-    assert piece > 3
+    assert batch > 3
 
 
 def assert_whole(states: dict[Family, TableState]) -> None:

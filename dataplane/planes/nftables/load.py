@@ -96,14 +96,14 @@ class Loader:
         else:
             try:
                 with no_garbage_collection():
-                    self._fill_in_pieces(books, entries)
+                    self._fill_in_batches(books, entries)
             except EntryRefused as error:
                 raise EntryRefused(error.key, f"{error.reason}; {self._remove(books.syntax)}") from error
             except PlaneError as error:
                 raise PlaneError(f"{error}; {self._remove(books.syntax)}") from error
         return tuple(EntryChange(None, entry) for entry in entries)
 
-    def _fill_in_pieces(self, books: Books, entries: Sequence[PlanEntry]) -> None:
+    def _fill_in_batches(self, books: Books, entries: Sequence[PlanEntry]) -> None:
         self._nft.prepare(self._skeleton(books.syntax, active=True))
         self._nft.run(self._skeleton(books.syntax, active=False))
         with _Pipeline() as pipeline:
@@ -113,12 +113,12 @@ class Loader:
                 transaction.add(compiled)
                 elements += len(compiled.elements)
                 if elements >= ELEMENTS_A_TRANSACTION:
-                    self._send_piece(transaction, pipeline)
+                    self._send_batch(transaction, pipeline)
                     transaction, elements = books.transaction(), 0
-            self._send_piece(transaction, pipeline)
+            self._send_batch(transaction, pipeline)
         self._nft.run("".join(activation(w, family, self._plan.node) for family, w in books.syntax.items()))
 
-    def _send_piece(self, transaction: Transaction, pipeline: "_Pipeline") -> None:
+    def _send_batch(self, transaction: Transaction, pipeline: "_Pipeline") -> None:
         """The structure that a piece needs, then its elements."""
         parts = transaction.parts()
         transaction.commit()
@@ -167,11 +167,11 @@ class Loader:
             for family, reader in readers.items():
                 before |= reader.rows(broken_chains(books.syntax[family], family, states[family], None) or set())
         difference = _Difference(books.syntax, self._layouts, wanted, states, removed, added)
-        self._settle(self._skeleton(books.syntax, active=True), difference)
+        self._send_difference(self._skeleton(books.syntax, active=True), difference)
         wanted.commit()
         return changed_entries(before, differing, self._plan) if removed or added else ()
 
-    def _settle(self, skeleton: str, difference: "_Difference") -> None:
+    def _send_difference(self, skeleton: str, difference: "_Difference") -> None:
         self._nft.run(skeleton + difference.first_text())
         try:
             with no_garbage_collection():
@@ -247,8 +247,8 @@ class _Difference:
         added = [item for item in self._added if not self._is_verdict(item[0][0])]
         added.sort(key=lambda item: self._ranks.get(item[0][0], 0))
         for first in range(0, len(added), ELEMENTS_A_TRANSACTION):
-            piece = added[first : first + ELEMENTS_A_TRANSACTION]
-            yield [element for element, _ in piece if element in self._replaced], piece
+            batch = added[first : first + ELEMENTS_A_TRANSACTION]
+            yield [element for element, _ in batch if element in self._replaced], batch
 
     def removals(self) -> Iterator[list[Element]]:
         """What is left to remove after all `additions`, for each transaction: what leads somewhere goes first."""

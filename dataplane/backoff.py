@@ -30,7 +30,7 @@ class Backoff:
 
     @property
     def failures_in_a_row(self) -> bool:
-        """Whether the last attempt failed."""
+        """True if the last attempt failed."""
         return self.at > 0
 
     def failed(self) -> float:

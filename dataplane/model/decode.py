@@ -72,7 +72,7 @@ class Decoded(msgspec.Struct):
 
     @property
     def full(self) -> bool:
-        """Whether there was so much that is no object that nothing more is read."""
+        """True if there was so much that is no object that nothing more is read."""
         return self.nameless >= MAX_NAMELESS
 
     def extend(self, other: "Decoded") -> None:

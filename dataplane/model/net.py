@@ -105,13 +105,13 @@ def network(cidr: str) -> Network:
 
 
 def contains(cidrs: Iterable[str], address: str) -> bool:
-    """Whether any of the CIDRs holds the address; CIDRs of the other family never do."""
+    """True if any of the CIDRs holds the address; CIDRs of the other family never do."""
     parsed = ipaddress.ip_address(address)
     return any(net.version == parsed.version and parsed in net for net in map(network, cidrs))
 
 
 def is_loopback(address: str) -> bool:
-    """Whether the address is in 127.0.0.0/8 or is ::1."""
+    """True if the address is in 127.0.0.0/8 or is ::1."""
     return address.startswith("127.") or address == "::1"
 
 

@@ -50,7 +50,7 @@ class Report:
 
 
 def valid_name(text: str) -> bool:
-    """Whether the text can name an object or a port."""
+    """True if the text can name an object or a port."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -61,7 +61,7 @@ def valid_port_name(text: str) -> bool:
 
 
 def is_port(number: int | None) -> TypeGuard[int]:
-    """Whether this is a port number that can be used."""
+    """True if this is a port number that can be used."""
     return number is not None and 1 <= number <= 65535
 
 

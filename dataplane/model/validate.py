@@ -202,7 +202,7 @@ def _affinity(spec: wire.ServiceSpec, report: Report) -> int:
 
 
 def _is_local(policy: str | None, field: str, report: Report) -> bool:
-    """Whether a traffic policy is Local; unknown ones count as Cluster, the default."""
+    """True if a traffic policy is Local; unknown ones count as Cluster, the default."""
     if policy not in (None, "", "Cluster", "Local"):
         report.problem(field, f"is {policy!r}; write Cluster or Local (Cluster is used)")
     return policy == "Local"

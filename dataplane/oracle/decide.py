@@ -110,7 +110,7 @@ class Oracle:
         return Decision(packet, verdict, self._node.source(packet.source, packet.interface))
 
     def in_service_cidrs(self, address: str) -> bool:
-        """Whether clusterIPs are allocated from a range that holds this address."""
+        """True if clusterIPs are allocated from a range that holds this address."""
         return contains(self._service_cidrs, address)
 
     def _with_reasons(self, decision: Decision) -> Decision:
@@ -125,7 +125,7 @@ class Oracle:
 
 
 def admits(ranges: SourceRanges | None, packet: Packet) -> bool:
-    """Whether source ranges let a packet in; None lets everybody in."""
+    """True if source ranges let a packet in; None lets everybody in."""
     return ranges is None or contains(ranges.cidrs, packet.source)
 
 

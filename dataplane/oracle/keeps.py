@@ -53,7 +53,7 @@ def kept_backends(
 
 
 def _seen_by_programs(decision: Decision, keeping: Keeping) -> bool:
-    """Whether the programs balance such a packet; what they leave to the slow path, that masquerades by the policy.
+    """True if the programs balance such a packet; what they leave to the slow path, that masquerades by the policy.
 
     The node's own processes are balanced by them, too, but get the address that routing chooses, as by masquerading.
     """
@@ -66,7 +66,7 @@ def _seen_by_programs(decision: Decision, keeping: Keeping) -> bool:
 
 
 def _at_connect_time(decision: Decision, keeping: Keeping, own: Collection[str], *, masquerade_all: bool) -> bool:
-    """Whether the client is pointed at its backend before there is a packet: a pod, whose address is not known then,
+    """True if the client is pointed at its backend before there is a packet: a pod, whose address is not known then,
     so not where source ranges or session affinity want it; nor where masqueradeAll asks for the node's; nor at an
     address of the node itself, where somebody may listen (node ports are nobody else's)."""
     frontend = decision.frontend

@@ -72,13 +72,13 @@ class Decision(msgspec.Struct, frozen=True):
         return self.entry.affinity_seconds if self.entry and self.verdict is Verdict.DNAT else 0
 
     def masquerades(self, backend: Backend) -> bool:
-        """Whether the packet leaves with this node's address when this backend is chosen: the route says so, or the
+        """True if the packet leaves with this node's address when this backend is chosen: the route says so, or the
         backend is the client itself (hairpin: its reply would otherwise never come back through this node)."""
         by_route = self.route is not None and self.route.masquerade
         return (by_route or backend.address == self.packet.source) and backend not in self.kept
 
     @property
     def masquerade(self) -> bool:
-        """Whether the packet is masqueraded whichever backend is chosen. A client that is the only backend of the
+        """True if the packet is masqueraded whichever backend is chosen. A client that is the only backend of the
         set always is; one among several only when it meets itself (see `masquerades`)."""
         return self.verdict is Verdict.DNAT and all(self.masquerades(backend) for backend in self.backends)

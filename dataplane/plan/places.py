@@ -58,12 +58,12 @@ class Places:
 
     @property
     def confirmed(self) -> bool:
-        """Whether a Node object or an endpoint has this node's name."""
+        """True if a Node object or an endpoint has this node's name."""
         return self.here in self._nodes or self._own > 0
 
     @property
     def certain(self) -> bool:
-        """Whether there is nobody whose place is not known."""
+        """True if there is nobody whose place is not known."""
         return self._vouched and not self._nameless and self.confirmed
 
     @property
@@ -72,11 +72,11 @@ class Places:
         return self.confirmed, frozenset() if self._vouched else frozenset(self._nodes)
 
     def elsewhere(self, name: str) -> bool:
-        """Whether an endpoint with this nodeName, which is not this node's, surely runs on another node."""
+        """True if an endpoint with this nodeName, which is not this node's, surely runs on another node."""
         return bool(name) and self.confirmed and (self._vouched or name in self._nodes)
 
     def doubtful(self, name: str) -> bool:
-        """Whether an endpoint with this nodeName does not count as this node's and may yet run here."""
+        """True if an endpoint with this nodeName does not count as this node's and may yet run here."""
         return name != self.here and not self.elsewhere(name)
 
     def unplaced(self, candidates: Iterable[Candidate], sets: BackendSets) -> Backends:

@@ -114,7 +114,7 @@ class PodPlanner:
         return tuple(found.values())
 
     def _touched(self, changes: Iterable[EntryChange]) -> bool:
-        """Whether Services came to or left what a Pod wants."""
+        """True if Services came to or left what a Pod wants."""
         if not self._ports:
             return False
         return any(
@@ -155,7 +155,7 @@ class PodPlanner:
         return held is not None and held is not self._entries.get(key)
 
     def _wins(self, pod: Pod, key: FrontendKey, taken: dict[FrontendKey, Pod], problems: list[Problem]) -> bool:
-        """Whether a Pod gets a frontend; who has it is told otherwise."""
+        """True if a Pod gets a frontend; who has it is told otherwise."""
         claim = self._claims.winner(key)
         if claim is None and self._plan.node.answers_node_ports(key.address):
             claim = self._claims.winner(key._replace(address=""))

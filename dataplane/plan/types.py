@@ -102,7 +102,7 @@ class PlanEntry(msgspec.Struct, frozen=True, gc=False):
         return self.cluster if scope is Scope.CLUSTER else self.local
 
     def uses(self, scope: Scope) -> bool:
-        """Whether any route of any frontend forwards to this set."""
+        """True if any route of any frontend forwards to this set."""
         return any(r.action is Action.FORWARD and r.scope is scope for f in self.frontends for r in f.routes)
 
 

@@ -40,7 +40,7 @@ class StaleFlows(NamedTuple):
     keep: Endpoints = _NOBODY
 
     def hit(self, address: str, backend: tuple[str, int]) -> bool:
-        """Whether a flow to this port, first addressed to `address` and answered by `backend`, is among them."""
+        """True if a flow to this port, first addressed to `address` and answered by `backend`, is among them."""
         if self.address not in ("", address) or (not self.address and backend == (address, self.port)):
             return False
         return backend == self.backend if self.backend is not None else backend not in self.keep
@@ -84,7 +84,7 @@ def stale_udp(change: PlanChange, node: NodeConfig, loaded: Plan | None = None) 
 
 
 def _changes_only_endpoints(change: EntryChange) -> bool:
-    """Whether a UDP port keeps its frontends and goes from some endpoints to some."""
+    """True if a UDP port keeps its frontends and goes from some endpoints to some."""
     old, new = change.old, change.new
     return (
         old is not None

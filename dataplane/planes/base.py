@@ -80,7 +80,7 @@ class Plane(ABC):
         """Remove every trace of this plane from this network namespace; fine when there is none."""
 
     def is_brief(self, change: PlanChange) -> bool:
-        """Whether `apply` takes about a millisecond for this change, and needs no thread of its own."""
+        """True if `apply` takes about a millisecond for this change, and needs no thread of its own."""
         return False
 
     @property

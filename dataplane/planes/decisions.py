@@ -45,5 +45,5 @@ class DecisionStream(Resource):
 
 
 def matches(name: str, asked: str) -> bool:
-    """Whether a Service port (namespace/name:port) is one of the Service, or the Service port, that was asked for."""
+    """True if a Service port (namespace/name:port) is one of the Service, or the Service port, that was asked for."""
     return asked in (name, name.partition(":")[0])

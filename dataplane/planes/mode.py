@@ -82,11 +82,11 @@ class Mode(ABC):
 
     @property
     def connect_time(self) -> bool:
-        """Whether it can balance connections when they are made."""
+        """True if it can balance connections when they are made."""
         return "connect" in self.hooks
 
     def at_connect(self, options: PlaneOptions) -> bool:
-        """Whether connections are balanced when they are made."""
+        """True if connections are balanced when they are made."""
         return self.connect_time and options.at_connect
 
     def measured(self, wanted: Wanted) -> Measured:
@@ -94,7 +94,7 @@ class Mode(ABC):
         return Measured(self.make())
 
     def can_serve(self, frontend: Frontend) -> bool:
-        """Whether it can do with a frontend what the plan says."""
+        """True if it can do with a frontend what the plan says."""
         return True
 
     def prepare(self, node: NodeConfig, options: PlaneOptions) -> None:  # noqa: B027 - not every mode needs any
@@ -105,15 +105,15 @@ class Mode(ABC):
         planes.nftables.localnet). Raises PlaneError."""
 
     def is_prepared(self) -> bool:
-        """Whether that was done, as far as it needs `until_prepared`."""
+        """True if that was done, as far as it needs `until_prepared`."""
         return True
 
     def is_here(self) -> bool:
-        """Whether something of this mode is in this network namespace by marks that nobody else sets, and answers."""
+        """True if something of this mode is in this network namespace by marks that nobody else sets, and answers."""
         return False
 
     def is_draining(self) -> bool:
-        """Whether flows of this mode go on in this network namespace until they end, while another mode answers."""
+        """True if flows of this mode go on in this network namespace until they end, while another mode answers."""
         return False
 
     def drain_on(self, change: PlanChange) -> int:

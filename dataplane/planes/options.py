@@ -24,7 +24,7 @@ class PlaneOptions(msgspec.Struct, frozen=True):
 
     @property
     def at_connect(self) -> bool:
-        """Whether connect-time balancing is wanted."""
+        """True if connect-time balancing is wanted."""
         return "connect" in self.hooks and self.cgroup != NO_CGROUP
 
 

@@ -119,13 +119,13 @@ def spliced(members: Backends, removed: Iterable[Backend], added: Iterable[Backe
 
 
 def is_in(members: Backends, backend: Backend) -> bool:
-    """Whether a sorted set has exactly this backend."""
+    """True if a sorted set has exactly this backend."""
     at = bisect_left(members, backend)
     return at < len(members) and members[at] == backend
 
 
 def holds(members: Backends, address: str, port: int) -> bool:
-    """Whether a sorted set has a backend of this address and port, on this node or not."""
+    """True if a sorted set has a backend of this address and port, on this node or not."""
     at = bisect_left(members, Backend(address, port))
     return at < len(members) and (members[at].address, members[at].port) == (address, port)
 

@@ -24,7 +24,7 @@ class Limit:
 
     @property
     def reached(self) -> bool:
-        """Whether the set has more than are kept."""
+        """True if the set has more than are kept."""
         return bool(self._ranked)
 
     def keep(self, whole: Backends) -> Backends:

@@ -248,7 +248,7 @@ class MergedEndpoints:
 
     @property
     def limited(self) -> bool:
-        """Whether a set has more endpoints than may be in it, as of the last look."""
+        """True if a set has more endpoints than may be in it, as of the last look."""
         return any(limit.reached for limit in self._limits)
 
     def _made(self, before: Backends, picks: _Picks, among: dict[_Address, Endpoint]) -> Backends:

@@ -39,11 +39,11 @@ class LocalDetector(msgspec.Struct, frozen=True):
     interface_is_prefix: bool = False
 
     def implemented(self, family: Family) -> bool:
-        """Whether pods of this family can be recognised at all."""
+        """True if pods of this family can be recognised at all."""
         return bool(self.interface) or family in _families(self.cidrs)
 
     def matches(self, source: str, interface: str = "") -> bool:
-        """Whether a packet with this source address that came in by `interface` ("" = sent by this node) is a pod's."""
+        """True if a packet with this source address that came in by `interface` ("" = sent by this node) is a pod's."""
         if self.interface:
             if self.interface_is_prefix:
                 return interface.startswith(self.interface)
@@ -93,7 +93,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
 
     @property
     def guards_first(self) -> bool:
-        """Whether source ranges are looked at before whether anyone answers (nftables and ebpf modes; iptables mode
+        """True if source ranges apply before the check for endpoints (nftables and ebpf modes; iptables mode
         rejects everybody where nobody answers)."""
         return self.reject_unknown_ports
 
@@ -102,11 +102,11 @@ class NodeConfig(msgspec.Struct, frozen=True):
         return next((a for a in self.addresses if family_of(a) is family), "")
 
     def is_local(self, address: str) -> bool:
-        """Whether the address is this node's own (loopback included)."""
+        """True if the address is this node's own (loopback included)."""
         return address in self.addresses or is_loopback(address)
 
     def answers_node_ports(self, address: str) -> bool:
-        """Whether node ports answer on this destination address."""
+        """True if node ports answer on this destination address."""
         if is_loopback(address):
             return self.nodeports.loopback_ipv6 if ":" in address else self.nodeports.loopback
         return self.is_local(address) if self.nodeports.any_local else address in self.nodeports.addresses

@@ -153,7 +153,7 @@ def node_ports(
 
 
 def _names_loopback(given: Iterable[str], family: Family) -> bool:
-    """Whether an entry means a family's loopback address and no others: not 0.0.0.0/0 (KEP-6032)."""
+    """True if an entry means a family's loopback address and no others: not 0.0.0.0/0 (KEP-6032)."""
     lowest = "127.0.0.1" if family is Family.IPV4 else "::1"
     cidrs = (entry for entry in given if entry not in (PRIMARY, ALL, LOCALHOST) and family_of(entry) is family)
     return LOCALHOST in given or any(

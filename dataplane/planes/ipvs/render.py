@@ -25,7 +25,7 @@ class Rendered(NamedTuple):
 
 
 def says(frontend: Frontend) -> bool:
-    """Whether one virtual server can be this frontend: it has one set of destinations whoever asks, refuses when that
+    """True if one virtual server can be this frontend: it has one set of destinations whoever asks, refuses when that
     is empty, and neither drops nor looks at sources."""
     ways = {(route.action, route.scope) for route in frontend.routes}
     return len(ways) == 1 and frontend.routes.pod.action is not Action.DROP and frontend.source_ranges is None

@@ -215,7 +215,7 @@ class NftablesPlane(Plane):
         self._node, self._books = None, Books(self._syntax, self._layouts)
 
     def _leads_from_loopback(self, node: NodeConfig) -> bool:
-        """Whether node ports answer on 127.0.0.0/8."""
+        """True if node ports answer on 127.0.0.0/8."""
         return node.nodeports.loopback and Family.IPV4 in self._syntax
 
     def _states(self) -> dict[Family, TableState]:

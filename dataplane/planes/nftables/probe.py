@@ -69,7 +69,7 @@ def probe_nft() -> Iterator[Finding]:
 
 
 def _libnftables() -> Finding:
-    """Whether libnftables compiles what hotplane writes, tried where it always does: in a process of its own."""
+    """True if libnftables compiles what hotplane writes, tried where it always does: in a process of its own."""
     from dataplane.kernel.nft.forms import Compiler
     from dataplane.kernel.nft.messages import messages
     from dataplane.planes.base import PlaneError

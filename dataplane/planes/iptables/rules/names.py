@@ -68,5 +68,5 @@ def endpoint_chain(service: str, protocol: Protocol, endpoint: str) -> str:
 
 
 def is_service_chain(name: str) -> bool:
-    """Whether a chain belongs to one Service, so that it is deleted when no Service wants it."""
+    """True if a chain belongs to one Service, so that it is deleted when no Service wants it."""
     return name.startswith(SERVICE_PREFIXES)

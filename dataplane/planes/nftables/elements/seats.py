@@ -152,17 +152,17 @@ class _Taken:
 
 
 def is_large(entry: PlanEntry) -> bool:
-    """Whether changes of an entry are worth to be looked at by their difference."""
+    """True if changes of an entry are worth to be looked at by their difference."""
     return len(entry.cluster) >= LARGE or len(entry.local) >= LARGE
 
 
 def changes_only_backends(old: PlanEntry, new: PlanEntry) -> bool:
-    """Whether nothing differs but who is in the sets, which every frontend goes on to use as it did."""
+    """True if nothing differs but who is in the sets, which every frontend goes on to use as it did."""
     return old.affinity_seconds == new.affinity_seconds and old.frontends == new.frontends
 
 
 def needs_hairpin_everywhere(entry: PlanEntry) -> bool:
-    """Whether pods of other nodes may reach themselves through this node: an external frontend hands them the
+    """True if pods of other nodes may reach themselves through this node: an external frontend hands them the
     Cluster set unmasqueraded. Otherwise only this node's own pods can, and those that may be."""
     return any(
         frontend.kind is not FrontendKind.CLUSTER_IP

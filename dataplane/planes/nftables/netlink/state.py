@@ -33,7 +33,7 @@ class TableState(msgspec.Struct):
 
     @property
     def current(self) -> bool:
-        """Whether the table has this version's skeleton."""
+        """True if the table has this version's skeleton."""
         return VERSION_CHAIN in self.rules
 
 
@@ -140,7 +140,7 @@ class TableReader:
         return found
 
     def holds(self, key: bytes) -> bool:
-        """Whether there is a frontend of that key."""
+        """True if there is a frontend of that key."""
         return key in self._maps[self._kind(key).first]
 
     def _kind(self, key: bytes) -> Kind:

@@ -159,7 +159,7 @@ class ElementStore:
         return self._dump(operation, target, table, table)
 
     def has_table(self, target: str) -> bool:
-        """Whether there is a table `family table`. Raises PlaneError."""
+        """True if there is a table `family table`. Raises PlaneError."""
         table = nf_tables.text(TABLE, target.partition(" ")[2])
         return bool(self._dump(Operation.GET_TABLE, target, b"", table))
 

@@ -1,4 +1,4 @@
-"""How long to wait before something that failed is tried again: one rule for all retries."""
+"""Exponential backoff: the waiting time before a failed attempt is repeated; one rule for all retries."""
 
 import math
 import random
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def longer(wait: float, first: float, most: float) -> float:
-    """The rule: seconds to wait next, after `wait` seconds were not enough: twice as long, from `first` to `most`."""
+    """Return the seconds to wait after a wait of `wait` seconds: twice as long, between `first` and `most`."""
     return min(max(first, 2 * wait), most)
 
 
@@ -34,7 +34,7 @@ class Backoff:
         return self.at > 0
 
     def failed(self) -> float:
-        """An attempt failed now: seconds until the next."""
+        """Record a failed attempt; return the seconds until the next one."""
         now = self._clock()
         self._wait = longer(self._wait if now - self._failed <= self._reset else 0.0, self._first, self._most)
         delay = self._wait * (1 + self._jitter * random.random())
@@ -42,9 +42,9 @@ class Backoff:
         return delay
 
     def worked(self) -> None:
-        """An attempt worked."""
+        """Record a successful attempt."""
         self._wait = self.at = 0.0
 
     def due_in(self) -> float | None:
-        """Seconds until the next attempt, None when there is nothing to try again."""
+        """Return the seconds until the next attempt, None if none is pending."""
         return max(0.0, self.at - self._clock()) if self.at else None

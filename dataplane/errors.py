@@ -1,11 +1,11 @@
-"""The common base of every failure that hotplane expects."""
+"""Base classes of the errors that hotplane expects."""
 
 
 class HotplaneError(Exception):
-    """Something that can go wrong did: bad input, a refused kernel change, a missing tool.
+    """An expected error: bad input, a refused kernel change, a missing tool.
 
-    The text is for people, one sentence: what failed, where (namespace/name, field, file), what to do. The command
-    line prints it on stderr and exits 1; every other exception is a defect and keeps its traceback.
+    The text is one sentence for the user: what failed, where (namespace/name, field, file), what to do. The command
+    line prints it on stderr and exits 1; every other exception is a bug and keeps its traceback.
     """
 
 

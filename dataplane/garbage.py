@@ -1,7 +1,7 @@
-"""Python's cyclic garbage collector while very many values are made at once, none of them in a cycle.
+"""Pause Python's cyclic garbage collector while very many objects are made, none of them in a cycle.
 
-The collector walks every container that lives, again and again as they grow in number: at 30,000 Services that adds a
-third to the time of a load, and later it is 0.3 s at once in the midst of a small change.
+The collector walks every live container, repeatedly while their number grows: at 30,000 Services it adds a third to
+the time of a load, and later a pause of 0.3 s within a small change.
 """
 
 import contextlib
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def no_garbage_collection(*, keep: bool = False) -> Iterator[None]:
-    """Hold the collector during the body of a `with`. References are counted all the while, so memory is freed.
+    """Pause the collector during the body of a `with`. Reference counting still frees memory.
 
-    keep: what lives at the end will live long: the collector does not walk it again. What is no longer referenced is
-    freed all the same; only a cycle that is garbage already would stay.
+    keep: objects alive at the end are long-lived, so that the collector skips them from then on. They are still freed
+    by reference counting; only a cycle that is already garbage would leak.
     """
     was_enabled = gc.isenabled()
     gc.disable()

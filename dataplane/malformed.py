@@ -1,4 +1,4 @@
-"""What decoding bytes of any origin may raise."""
+"""Exceptions that decoding untrusted bytes may raise."""
 
 import msgspec
 

@@ -6,11 +6,11 @@ from typing import Self
 
 
 class Resource(ABC):
-    """Closed at the end of its `with`."""
+    """Context manager that calls `close` at the end of its `with`."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give up what is held."""
+        """Release the resource."""
 
     def __enter__(self) -> Self:
         return self

@@ -5,15 +5,15 @@ from typing import NamedTuple
 
 
 class Counted(NamedTuple):
-    """Packets that came to a frontend: `new` opened connections, `refused` were rejected or dropped."""
+    """Packets to a frontend: `new` opened connections, `refused` were rejected or dropped."""
 
     new: int = 0
     refused: int = 0
 
 
 class ServiceCounters(NamedTuple):
-    """Sums over all CPUs since the Service came. Forward is client to backend; sockets that were balanced at connect
-    time count as connections only."""
+    """Sums over all CPUs since the Service was added. Forward is client to backend; sockets balanced at connect time
+    count as connections only."""
 
     connections: int
     packets: int
@@ -33,8 +33,8 @@ class HookExit(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """What a plane counts by itself. services: by Service port (EntryKey.service), those that were used. loaded: a plan
-    is loaded in this network namespace; without one there is nothing to count."""
+    """A plane's own counters. services: by Service port (EntryKey.service), only those that had traffic. loaded: False
+    if no plan is loaded in this network namespace, so that nothing is counted."""
 
     services: Mapping[str, ServiceCounters]
     hook_exits: Sequence[HookExit]
@@ -42,8 +42,8 @@ class Traffic(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """A tracked flow or what a socket was pointed at. state: opening, answered, established, closing, or connected (a
-    socket). protocol: its number. source is None for sockets. service: "" where it is gone."""
+    """A tracked flow, or a socket balanced at connect time. state: opening, answered, established, closing, or connected
+    (a socket). protocol: its number. source is None for sockets. service: "" if deleted."""
 
     state: str
     protocol: int
@@ -57,8 +57,7 @@ class Flow(NamedTuple):
 
 
 class Round(NamedTuple):
-    """What one look through a table of the kernel for what is over found. limit: how many entries it may hold.
-    seconds: of processor time."""
+    """One garbage collection round over a kernel table. limit: capacity in entries. seconds: of processor time."""
 
     name: str
     entries: int
@@ -68,8 +67,8 @@ class Round(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What a plane takes of the kernel, by the table's name. memory: bytes. left_out: Service ports that did not fit.
-    rounds: what the last search for entries that are over found. refused: newcomers for which there was no room."""
+    """Kernel resources of a plane, by table name. memory: bytes. left_out: Service ports that did not fit. rounds: the
+    last garbage collection rounds. refused: flows that found the table full."""
 
     memory: Mapping[str, int]
     left_out: Mapping[str, int]
@@ -78,8 +77,8 @@ class Usage(NamedTuple):
 
 
 class OffTarget(NamedTuple):
-    """Somebody for whom connect-time balancing is to be off. what: for people. why: who says so. where: what stands for
-    it in the kernel, or why nothing does. in_effect: the kernel knows of it."""
+    """A pod, cgroup or namespace with connect-time balancing off. what: its description. why: the option or label that
+    asks for it. where: its representation in the kernel, or why there is none. in_effect: it is in the kernel."""
 
     what: str
     why: str

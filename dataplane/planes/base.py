@@ -1,4 +1,4 @@
-"""What every plane is: something that holds a plan in the kernel, and answers questions about it."""
+"""Base class of planes: a plane programs a plan into the kernel and answers queries about it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -11,11 +11,11 @@ from dataplane.planes.clients import Client
 from dataplane.planes.decisions import Asked, DecisionStream
 
 MOST_REFUSALS = 64
-"""Attempts refused without a name after which the rest waits for the next try."""
+"""After this many refusals that name no entry, the rest waits for the next try."""
 
 
 class EntryRefused(PlaneError):
-    """One entry cannot be held, whatever the others are: a plan without it can be loaded.
+    """The kernel cannot hold one entry; a plan without that entry can be loaded.
 
     others: refusals of other entries of the same plan or change, as far as the plane looked for them.
     """
@@ -26,8 +26,8 @@ class EntryRefused(PlaneError):
 
 
 def load_others(plane: "Plane", plan: Plan) -> tuple[PlanChange, list[EntryRefused]]:
-    """Load a plan without the entries that the plane names as refused; what changed, and those. Raises PlaneError for
-    any other refusal."""
+    """Load a plan without the entries that the plane refuses; return the change and the refusals. Raises PlaneError for
+    any other error."""
     refusals: dict[EntryKey, EntryRefused] = {}
     while True:
         try:
@@ -73,11 +73,11 @@ class Plane(ABC):
 
     @abstractmethod
     def read_back(self) -> Table:
-        """What the kernel holds now, in the plan's own terms. Changes nothing. Reads the whole table."""
+        """Read back what the kernel holds now, in the plan's terms. Read-only. Reads the whole table."""
 
     @abstractmethod
     def cleanup(self) -> None:
-        """Remove every trace of this plane from this network namespace; fine when there is none."""
+        """Remove every trace of this plane from this network namespace; no error if there is none."""
 
     def is_brief(self, change: PlanChange) -> bool:
         """True if `apply` takes about a millisecond for this change, and needs no thread of its own."""
@@ -85,13 +85,13 @@ class Plane(ABC):
 
     @property
     def left_out(self) -> frozenset[EntryKey]:
-        """Entries of the plan last loaded that this plane could not take, and `slow` serves alone."""
+        """Entries of the plan last loaded that did not fit into this plane, so that only `slow` serves them."""
         return frozenset()
 
     @property
     def commits(self) -> int | None:
-        """How often this object has changed the namespace's nftables rules since its load, by which it can be told
-        whether somebody else did; None where that says nothing of this plane's state."""
+        """Number of times this object changed the namespace's nftables rules since its load, to detect changes by other
+        processes; None if that number does not reflect this plane's state."""
         return None
 
     def finish_load(self) -> Sequence[str]:
@@ -100,43 +100,42 @@ class Plane(ABC):
         return ()
 
     def give_way(self, stays: Collection[str]) -> int:
-        """Another mode answers here already: remove everything without breaking a connection, but the rules of planes
-        that the other mode consists of (their names: `stays`). Returns how many flows this plane goes on to serve
-        until they end."""
+        """Remove this plane after another mode has taken over, without breaking connections. stays: names of the planes
+        of the other mode, whose rules are kept. Returns how many flows this plane serves until they end."""
         self.cleanup()
         return 0
 
     def stand_aside(self, aside: bool) -> None:  # noqa: B027 - nothing to do without a plane underneath
-        """Have `slow` serve everything, or no longer."""
+        """Let `slow` serve everything (aside True), or serve again."""
 
     def stored_name(self, service: str) -> str:
-        """The name (EntryKey.service) under which `read_back` gives a Service port."""
+        """Return the name (EntryKey.service) that `read_back` has for a Service port."""
         return service
 
     def remembered_clients(self) -> Sequence[Client]:
-        """Clients that session affinity remembers."""
+        """Return the clients in the session affinity tables."""
         return ()
 
     def flows(self) -> Sequence[Flow] | None:
-        """Flows that this plane tracks by itself; None where conntrack alone knows of connections."""
+        """Return the flows in this plane's own flow table; None if only conntrack tracks connections."""
         return None
 
     def frontend_counts(self) -> Mapping[FrontendKey, Counted] | None:
-        """Counts of each frontend since its rules were written last; None where nothing is counted by frontend."""
+        """Return the counts of each frontend since its rules were last written; None if frontends have no counters."""
         return None
 
     def traffic(self) -> Traffic | None:
-        """What was counted by Service port and by decision; None where nothing is."""
+        """Return the counters by Service port and by decision; None if the plane has none."""
         return None
 
     def answered_pings(self) -> int | None:
-        """How many pings to addresses of Services were answered so far; None where nobody answers."""
+        """Return the number of pings to Service addresses answered so far; None if they are not answered."""
         return None
 
     def usage(self) -> Usage | None:
-        """What the plan last loaded takes of the kernel; None without a load, or where nobody counts."""
+        """Return the kernel resources of the plan last loaded; None without a load, or if they are not counted."""
         return None
 
     def decisions(self, asked: Asked) -> DecisionStream | None:
-        """Each decision from now on; None where the rules do not tell. Raises PlaneError where no plan is loaded."""
+        """Return a stream of decisions from now on; None if the rules report none. Raises PlaneError if no plan is loaded."""
         return None

@@ -13,6 +13,6 @@ def clean_stale_udp(change: PlanChange, node: NodeConfig, loaded: Plan | None = 
 
     loaded: the plan, after a load; then entries from before it are looked at as well.
 
-    out: what that did in each family that had something to look for. Raises ConntrackError.
+    out: the result for each family that had candidates. Raises ConntrackError.
     """
     return delete_udp(stale_udp(change, node, loaded))

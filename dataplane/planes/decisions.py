@@ -1,4 +1,4 @@
-"""Each choice and refusal of a plane as it is made, where a plane can tell of them."""
+"""Stream of a plane's decisions (choices and refusals) as they are made, if the plane reports them."""
 
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
@@ -24,8 +24,8 @@ class Decision(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """Which decisions to tell of. service: namespace/name or namespace/name:port, "" for all. protocol: its number, 0
-    for all. hooks: as in PlaneOptions, none for all."""
+    """Filter of decisions to report. service: namespace/name or namespace/name:port, "" for all. protocol: its number,
+    0 for all. hooks: as in PlaneOptions, none for all."""
 
     service: str = ""
     protocol: int = 0

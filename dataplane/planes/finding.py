@@ -1,4 +1,4 @@
-"""What a probe of this machine found, and how probes try things without leaving a trace."""
+"""Results of probes of this machine, and how probes try commands without side effects."""
 
 import enum
 import shutil
@@ -31,7 +31,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """How a command went: whether it exited 0, and the first line that it said about why not."""
+    """Result of a command: worked if it exited 0, else the first line of its error output."""
 
     worked: bool
     reason: str = ""

@@ -10,8 +10,8 @@ from dataplane.planes.base import Plane
 
 
 class Wanted(NamedTuple):
-    """What is to be measured. hooks: as in PlaneOptions; without those that do not work here, there is no plane.
-    cgroup: of the node's processes and its pods'."""
+    """What to benchmark. hooks: as in PlaneOptions; the plane fails if one does not work here. cgroup: of the node's
+    processes and its pods'."""
 
     hooks: Sequence[str]
     cgroup: Path
@@ -56,5 +56,5 @@ class Measured:
         return 0.0
 
     def packet_program(self) -> PacketProgram | None:
-        """The packet program of what was loaded; None where there is none."""
+        """Return the packet program that was loaded; None if there is none."""
         return None

@@ -1,4 +1,4 @@
-"""What a mode is: a plane's name, how it is made, and what can be known of it without one."""
+"""Base class of modes: a mode has a name, creates its plane, and answers queries that need no plane."""
 
 import sys
 from abc import ABC, abstractmethod
@@ -25,9 +25,9 @@ def print_warning(text: str) -> None:
 
 
 class Making(NamedTuple):
-    """What a plane is made for.
+    """Settings to create a plane with.
 
-    options: what people asked for. loaded_for: this node as an earlier run knew it, for reading back what that loaded.
+    options: given by the user. loaded_for: this node's settings at an earlier load, to read back what that loaded.
     tcp_be_liberal: the configuration's conntrack.tcpBeLiberal. detector: how pods are recognised. watch: this process
     lives on, so the plane may watch devices and pods and collect closed flows. warn: called with a sentence when a
     feature is off or a map is full, and why.
@@ -42,11 +42,11 @@ class Making(NamedTuple):
 
 
 PLAIN = Making()
-"""A plane as it is when nobody asks for anything."""
+"""The default settings."""
 
 
 class Mode(ABC):
-    """A mode; the registry has them all. `name`, `promises`, `needs` and `make` are all that one must have.
+    """A mode; all are in the registry. Only `name`, `promises`, `needs` and `make` are required.
 
     promises: whose defaults and limits it has (see Promises). needs: capabilities without which it cannot work.
     until_prepared: those that it needs besides until `prepare` was done. uses: those without which little is missing,
@@ -73,12 +73,12 @@ class Mode(ABC):
 
     @property
     def planes(self) -> frozenset[str]:
-        """Names of the planes that it consists of."""
+        """Names of the planes that the mode consists of."""
         return frozenset((self.name, *self.stands_on))
 
     @abstractmethod
     def make(self, making: Making = PLAIN) -> Plane:
-        """The plane, for this thread's network namespace."""
+        """Create the plane for this thread's network namespace."""
 
     @property
     def connect_time(self) -> bool:
@@ -90,22 +90,23 @@ class Mode(ABC):
         return self.connect_time and options.at_connect
 
     def measured(self, wanted: Wanted) -> Measured:
-        """The plane, made to be measured."""
+        """Create the plane for a benchmark."""
         return Measured(self.make())
 
     def can_serve(self, frontend: Frontend) -> bool:
-        """True if it can do with a frontend what the plan says."""
+        """True if the mode can serve a frontend as planned."""
         return True
 
     def prepare(self, node: NodeConfig, options: PlaneOptions) -> None:  # noqa: B027 - not every mode needs any
-        """What takes more capabilities than `needs`, ahead of a process that has no others. Raises PlaneError."""
+        """Do the steps that take more capabilities than `needs`, for a later process that has only those. Raises
+        PlaneError."""
 
     def lead_from_loopback(self) -> None:  # noqa: B027 - not every mode leads away from there
-        """Have this node's packets routed away from 127.0.0.0/8 from now on, with the guard that this takes (see
+        """Let this node's packets to 127.0.0.0/8 be routed elsewhere, and install the guard that this requires (see
         planes.nftables.localnet). Raises PlaneError."""
 
     def is_prepared(self) -> bool:
-        """True if that was done, as far as it needs `until_prepared`."""
+        """True if `prepare` has done everything that needs `until_prepared`."""
         return True
 
     def is_here(self) -> bool:
@@ -117,34 +118,34 @@ class Mode(ABC):
         return False
 
     def drain_on(self, change: PlanChange) -> int:
-        """A change went to the mode that answers: take it into account while this one drains, and end that when it is
-        over. Returns how many flows still go on; 0 where none drain."""
+        """Apply a change of the active mode's plan to this draining mode; finish draining when no flow is left. Returns
+        the number of flows left; 0 if this mode does not drain."""
         return 0
 
     def keep_loopback_open(self) -> None:  # noqa: B027 - not every mode leads away from there
-        """Another mode's removal took back the sysctl route_localnet: set it again if this mode's rules need it."""
+        """Set the sysctl route_localnet again, if this mode's rules need it, after another mode's removal reset it."""
 
     def findings(self, options: PlaneOptions) -> Iterable[Finding]:
-        """What of this mode can work on this machine (`hotplane doctor`), tried; nothing is changed by it."""
+        """Probe which parts of this mode work on this machine (`hotplane doctor`), without changing anything."""
         return ()
 
     def keeps(self, options: PlaneOptions) -> frozenset[Keeps]:
-        """Whose address it leaves alone where the policy masquerades, if all that was asked for works."""
+        """Return the clients that the mode does not masquerade although the policy does, if all hooks asked for work."""
         return frozenset()
 
     def path(self, decision: Decision) -> str:
-        """Where in the kernel a decision is made, as a sentence, "" where there is nothing to say of it."""
+        """Return a sentence on where in the kernel a decision is made, or "" if there is nothing to add."""
         return ""
 
     def off_targets(self, options: PlaneOptions, pods: Mapping[tuple[str, str], OffPod]) -> Collection[OffTarget]:
-        """Everyone for whom connect time is to be off by the options and the plan's `connect_off`. Raises
+        """Return everything for which options or the plan's `connect_off` disable connect-time balancing. Raises
         HotplaneError."""
         return ()
 
     def remove_stale(self, *, of: Collection[int] | None = None, age: float = 0.0) -> list[str]:
-        """Remove what network namespaces that are gone left of this mode; names of what went. of: only those with these
-        cookies. age: seconds for which nobody has written to it. Raises HotplaneError."""
+        """Remove this mode's remains of deleted network namespaces; return the names. of: only namespaces with these
+        cookies. age: only if not written for so many seconds. Raises HotplaneError."""
         return []
 
     def remove_instances(self, prefix: str) -> None:  # noqa: B027 - most have no name but the network namespace's
-        """Remove what planes left whose PlaneOptions.instance begins so, dead or alive."""
+        """Remove the state of all planes whose PlaneOptions.instance begins with the prefix, running or not."""

@@ -1,7 +1,7 @@
-"""Who stands where in a numbered set of backends after a change that moves as few as possible.
+"""Assign indexes in a numbered set of backends after a change, moving as few backends as possible.
 
-Whoever stays keeps its place, a newcomer takes the place of one that went, and what is empty then is filled from the
-end.
+A backend that stays keeps its index, a new one takes the index of a removed one, and indexes that are still free are
+filled from the end.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,9 +11,9 @@ _T = TypeVar("_T")
 
 
 def moves(count: int, holes: Iterable[int], added: Sequence[_T], at: Callable[[int], _T]) -> dict[int, _T | None]:
-    """The places that change: who stands there afterwards, None where the set ends before. O(what changes).
+    """Return the indexes that change, with their new member; None past the new end of the set. O(what changes).
 
-    count: members before. holes: places of those that went. added: newcomers. at: who stands at a place before.
+    count: members before. holes: indexes of removed members. added: new members. at: the member at an index before.
     """
     empty = sorted(holes)
     moved: dict[int, _T | None] = dict(zip(empty, added, strict=False))

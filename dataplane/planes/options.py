@@ -1,4 +1,4 @@
-"""What people ask of a plane beside the plan; a plane takes of it what it has."""
+"""Options of planes; each plane uses those that apply to it."""
 
 import msgspec
 
@@ -8,7 +8,7 @@ NO_CGROUP = "none"
 
 
 class PlaneOptions(msgspec.Struct, frozen=True):
-    """What people asked for. hooks: as named. cgroup: directory, "" = the hierarchy's root, "none". uplinks, pods:
+    """Options given by the user. hooks: as named. cgroup: directory, "" = the hierarchy's root, "none". uplinks, pods:
     globs; none = found by themselves. kube_proxy_masquerade: exact parity, else clients keep their address where the
     backend is local. instance: pin directory, "" = this network namespace's own. off_cgroups, off_netns: for whom
     connect time is off (see planes.ebpf.connect_time.off_targets.OffSelection)."""

@@ -1,7 +1,7 @@
-"""The planes that exist, by mode: the one place that knows their names.
+"""Registry of planes by mode: the only place that knows their names.
 
-What describes a mode (planes.mode.Mode) is imported when somebody asks for it, and its plane when one is made: a mode
-never imports another one that it does not stand on, and this table imports none.
+A mode (planes.mode.Mode) is imported when it is looked up, and its plane when one is made. A mode imports only the
+modes that it stands on; this table imports none.
 """
 
 import importlib
@@ -22,7 +22,7 @@ _TABLE = {
 """Mode -> the module with its `MODE`. A mode that stands on another one comes after it."""
 
 _BASELINES = {"ipvs": "dataplane.planes.ipvs.mode"}
-"""The same for what is there to be compared with and is no mode of the command line."""
+"""The same for baselines of the benchmark, which are no modes of the command line."""
 
 MODES = tuple(_TABLE)
 DEFAULT_MODE = "nftables"

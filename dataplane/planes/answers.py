@@ -42,8 +42,8 @@ class Traffic(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """A tracked flow, or a socket balanced at connect time. state: opening, answered, established, closing, or connected
-    (a socket). protocol: its number. source is None for sockets. service: "" if deleted."""
+    """A tracked flow, or a socket balanced at connect time. state: opening, answered, established, closing, or
+    connected (a socket). protocol: its number. source is None for sockets. service: "" if deleted."""
 
     state: str
     protocol: int

@@ -137,5 +137,6 @@ class Plane(ABC):
         return None
 
     def decisions(self, asked: Asked) -> DecisionStream | None:
-        """Return a stream of decisions from now on; None if the rules report none. Raises PlaneError if no plan is loaded."""
+        """Return a stream of decisions from now on; None if the rules report none. Raises PlaneError if no plan is
+        loaded."""
         return None

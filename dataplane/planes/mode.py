@@ -130,7 +130,8 @@ class Mode(ABC):
         return ()
 
     def keeps(self, options: PlaneOptions) -> frozenset[Keeps]:
-        """Return the clients that the mode does not masquerade although the policy does, if all hooks asked for work."""
+        """Return the clients that the mode does not masquerade although the policy does, if all hooks asked for
+        work."""
         return frozenset()
 
     def path(self, decision: Decision) -> str:

@@ -22,7 +22,7 @@ class EntryChange(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return entry.key
 
     def size(self) -> int:
-        """About how many backends a plane looks at for it: those that differ, where nothing else does."""
+        """Estimate how many backends a plane looks at: only those that differ, if nothing else does."""
         old, new = self.old, self.new
         if (
             old is None
@@ -36,10 +36,10 @@ class EntryChange(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class PlanChange(msgspec.Struct, frozen=True):
-    """What to do to get from one plan to the next. O(what changed) in size.
+    """The change from one plan to the next. O(what changed) in size.
 
     node, service_cidrs, health_checks, connect_off: the new value when it changed, else None. In health_checks a value
-    None means that the Service no longer has one; connect_off is whole.
+    None means that the Service no longer has one; connect_off is the complete new value.
     """
 
     entries: tuple[EntryChange, ...] = ()
@@ -53,12 +53,12 @@ class PlanChange(msgspec.Struct, frozen=True):
         return bool(self.entries or self.health_checks) or any(setting is not None for setting in settings)
 
     def inverse_of_entries(self) -> Iterator[EntryChange]:
-        """The entry changes that would undo this change."""
+        """Return the entry changes that undo this change."""
         return (EntryChange(change.new, change.old) for change in self.entries)
 
 
 def diff(old: Plan, new: Plan) -> PlanChange:
-    """The change that turns `old` into `new`. O(size of both plans); for start-up and tests, not for events."""
+    """Return the change that turns `old` into `new`. O(size of both plans); for start-up and tests, not for events."""
     changes = [
         EntryChange(old.entries.get(key), entry) for key, entry in new.entries.items() if old.entries.get(key) != entry
     ]

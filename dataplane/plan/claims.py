@@ -1,4 +1,4 @@
-"""Conflicts: two Services that claim one (address, port, protocol). Pods come after all of them (see plan.pods)."""
+"""Resolve conflicts of Services that claim one (address, port, protocol). Pods come last (see plan.pods)."""
 
 from typing import NamedTuple
 
@@ -11,12 +11,12 @@ ServiceId = tuple[str, str]
 """Namespace and name."""
 
 NO_TIME = "9999"
-"""Sorts behind every RFC 3339 time: an object without a creation time is not older than any."""
+"""Sorts after every RFC 3339 time: an object without a creation time counts as the youngest."""
 
 
 class Claim(NamedTuple):
-    """A Service's claim to a frontend; the smallest claim wins: that of a clusterIP before any other (the control plane
-    gave it out, whereas anybody may write an externalIP), then older creationTimestamp, then namespace/name."""
+    """A Service's claim to a frontend; the smallest wins: a clusterIP before any other (the control plane allocates
+    it, whereas any user may write an externalIP), then older creationTimestamp, then namespace/name."""
 
     external: bool
     created: str
@@ -24,8 +24,8 @@ class Claim(NamedTuple):
 
 
 class Claimant(msgspec.Struct, frozen=True, gc=False):
-    """What a Service claims, and with what: at its clusterIPs, and elsewhere. One is kept for each Service of the
-    cluster, and a claim is made of it when somebody asks."""
+    """The frontends that a Service claims. Kept for each Service of the cluster, so it is small: each `Claim` is made
+    on demand."""
 
     service: ServiceId
     created: str
@@ -33,29 +33,30 @@ class Claimant(msgspec.Struct, frozen=True, gc=False):
     keys: tuple[FrontendKey, ...]
 
     def claim(self, key: FrontendKey) -> Claim:
-        """The claim to one frontend."""
+        """Return the claim to one frontend."""
         return Claim(key.address not in self.cluster_ips, self.created, self.service)
 
 
 def claimant(service_id: ServiceId, service: Service, keys: tuple[FrontendKey, ...]) -> Claimant:
-    """What a Service claims, by these keys."""
+    """Return the claimant of a Service that claims these keys."""
     return Claimant(service_id, service.created or NO_TIME, service.cluster_ips, keys)
 
 
 class Claims:
-    """Who claims which frontend. Each operation is O(frontends of the Service that changes)."""
+    """Claims of Services by frontend. Each operation is O(frontends of the Service that changes)."""
 
     def __init__(self) -> None:
         self._claims: dict[FrontendKey, Claimant | tuple[Claimant, ...]] = {}  # several: the winner first
         self._of: dict[ServiceId, Claimant] = {}
 
     def winner(self, key: FrontendKey) -> Claim | None:
-        """The claim that gets the frontend."""
+        """Return the claim that wins the frontend, or None."""
         claimants = self._claimants(key)
         return claimants[0].claim(key) if claimants else None
 
     def replace(self, service: ServiceId, new: Claimant | None) -> set[ServiceId]:
-        """Set what a Service claims (None: nothing). Returns the *other* Services that won or lost by it."""
+        """Replace the claims of a Service (None: no claims). Returns the *other* Services that may win or lose
+        frontends."""
         held = self._of.get(service)
         if new is not None and not new.keys:
             new = None

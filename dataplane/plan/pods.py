@@ -1,7 +1,7 @@
-"""What this node's Pods ask for: ports published on the node, and connections that are left alone when they are made.
+"""Plan what this node's Pods ask for: hostPorts, and connect-time balancing turned off.
 
-Published ports: what the CNI plugin portmap does. Its chain stands behind kube-proxy's in the nat table, so where a
-Service has an address and port it goes first; of two Pods the older one does.
+hostPorts work as in the CNI plugin portmap. Its chain comes after kube-proxy's in the nat table, so a Service with the
+same address and port wins over a Pod; of two Pods the older one wins.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ _Problems = dict[ObjectRef, tuple[Problem, ...]]
 
 
 class _Wanted(NamedTuple):
-    """One published port in one family: its entry's key, where it answers, whom it leads to."""
+    """One hostPort in one family: the key of its entry, its frontends, its backend."""
 
     key: EntryKey
     frontends: tuple[FrontendKey, ...]
@@ -31,9 +31,9 @@ class _Wanted(NamedTuple):
 
 
 class PodPlanner:
-    """The Pods' part of a plan. For the Planner, which owns the plan, the Services' claims and the problems.
+    """Plans the Pods' part. The Planner owns the plan, the Services' claims and the problems.
 
-    There are a few hundred Pods on a node, so whenever one changes all of them are looked at.
+    A node has a few hundred Pods at most, so all of them are planned again when one changes.
     """
 
     def __init__(self, plan: Plan, claims: Claims, problems: _Problems) -> None:
@@ -47,7 +47,7 @@ class PodPlanner:
         self._changed = False
 
     def remember(self, item: Pod | Namespace) -> None:
-        """A Pod or a Namespace as it is now; it counts from the next `after` and `connect_off` on."""
+        """Add or replace a Pod or Namespace; takes effect at the next `after` and `connect_off`."""
         if isinstance(item, Namespace):
             changed = self._namespaces.get(item.name) != item
             self._namespaces[item.name] = item
@@ -57,14 +57,14 @@ class PodPlanner:
         self._changed |= changed
 
     def forget(self, ref: ObjectRef) -> None:
-        """One that is gone; fine when it was never there."""
+        """Remove a Pod or Namespace; no error if it is unknown."""
         if ref.kind == "Namespace":
             self._changed |= self._namespaces.pop(ref.name, None) is not None
         else:
             self._changed |= self._pods.pop((ref.namespace, ref.name), None) is not None
 
     def connect_off(self) -> dict[tuple[str, str], OffPod] | None:
-        """The Pods for which connect time is off now, None where that did not change; put into the plan."""
+        """Return the Pods with connect-time balancing off, also set in the plan; None if unchanged."""
         if not self._changed:
             return None
         self._changed = False
@@ -75,7 +75,7 @@ class PodPlanner:
         return off
 
     def _here(self) -> Iterator[tuple[tuple[str, str], Pod]]:
-        """Pods of this node that are not over."""
+        """Return the Pods of this node that have not terminated."""
         here = self._plan.node.name
         return (
             (name, pod)
@@ -84,7 +84,7 @@ class PodPlanner:
         )
 
     def _off(self, pod: Pod) -> OffPod | None:
-        """A Pod's own word goes before that of its Namespace."""
+        """The setting of the Pod overrides that of its Namespace."""
         namespace = self._namespaces.get(pod.namespace)
         word, why = pod.connect_time, f"{pod.connect_time_by} of the Pod"
         if word is None and namespace is not None:
@@ -94,8 +94,8 @@ class PodPlanner:
         return OffPod(pod.namespace, pod.name, pod.uid, pod.addresses, pod.host_network, why)
 
     def after(self, changes: tuple[EntryChange, ...], *, node_changed: bool = False) -> tuple[EntryChange, ...]:
-        """The changes of Services' entries, which are in the plan, with those of the Pods' that come of them, of Pods
-        that changed, or of another node."""
+        """Return the changes of Services' entries, already in the plan, plus the changes of Pods' entries that follow
+        from them, from changed Pods or from new node settings."""
         if not (self._changed or (node_changed and self._pods) or self._touched(changes)):
             return changes
         entries, problems = self._plan_all()
@@ -114,7 +114,7 @@ class PodPlanner:
         return tuple(found.values())
 
     def _touched(self, changes: Iterable[EntryChange]) -> bool:
-        """True if Services came to or left what a Pod wants."""
+        """True if changed Services have a port or name that a Pod uses."""
         if not self._ports:
             return False
         return any(
@@ -129,7 +129,7 @@ class PodPlanner:
         )
 
     def _plan_all(self) -> tuple[dict[EntryKey, PlanEntry], list[Problem]]:
-        """Every published port that nobody else has, oldest Pods first."""
+        """Plan every hostPort that is not taken, oldest Pods first."""
         self._ports, self._names = set(), set()
         taken: dict[FrontendKey, Pod] = {}
         entries: dict[EntryKey, PlanEntry] = {}
@@ -155,7 +155,7 @@ class PodPlanner:
         return held is not None and held is not self._entries.get(key)
 
     def _wins(self, pod: Pod, key: FrontendKey, taken: dict[FrontendKey, Pod], problems: list[Problem]) -> bool:
-        """True if a Pod gets a frontend; who has it is told otherwise."""
+        """True if a Pod gets a frontend; otherwise the holder is reported."""
         claim = self._claims.winner(key)
         if claim is None and self._plan.node.answers_node_ports(key.address):
             claim = self._claims.winner(key._replace(address=""))
@@ -180,7 +180,7 @@ class PodPlanner:
 
 
 def _note(found: dict[EntryKey, EntryChange], change: EntryChange) -> None:
-    """Add a change to others, of which one may be of the same entry, made just before."""
+    """Add a change, merged with an earlier one of the same entry."""
     earlier = found.pop(change.key, None)
     whole = EntryChange(earlier.old, change.new) if earlier is not None else change
     if whole.old != whole.new:
@@ -206,7 +206,7 @@ def _wanted(pod: Pod, node: NodeConfig, problems: list[Problem]) -> Iterator[_Wa
 
 
 def _places(port: HostPort, family: Family, node: NodeConfig) -> list[str]:
-    """The addresses of a family on which a port is published: hostIP, or all of the node's own. Loopback where the mode
+    """Return the addresses of a family for a hostPort: hostIP, or all of the node's own. Loopback only if the mode
     serves node ports there, and never ::1."""
     loopback = [_LOOPBACK] if node.nodeports.loopback and family is Family.IPV4 else []
     own = [address for address in node.addresses if family_of(address) is family and not is_loopback(address)]

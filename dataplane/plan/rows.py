@@ -1,4 +1,4 @@
-"""A plan as the table that a plane holds: what `read_back()` must equal."""
+"""Convert a plan to the table that `Plane.read_back()` must return."""
 
 from dataplane.plan.types import Frontend, FrontendKey, Plan, PlanEntry, Row, SourceRanges
 from dataplane.policy.endpoints import Backend
@@ -10,12 +10,12 @@ def _pairs(backends: tuple[Backend, ...]) -> tuple[tuple[str, int], ...]:
 
 
 def _ranges(ranges: SourceRanges | None) -> SourceRanges | None:
-    """Source ranges in an order of their own: a plane holds a set."""
+    """Sort and deduplicate source ranges: a plane holds a set."""
     return SourceRanges(tuple(sorted(set(ranges.cidrs)))) if ranges is not None else None
 
 
 def row(frontend: Frontend, entry: PlanEntry) -> Row:
-    """One frontend as a plane holds it.
+    """Return one frontend as a plane holds it.
 
     Only what has an effect is kept, so that equal behaviour compares equal: a set that no route forwards to is
     empty, affinity is absent where no route forwards at all, source ranges where every route drops.
@@ -33,5 +33,5 @@ def row(frontend: Frontend, entry: PlanEntry) -> Row:
 
 
 def rows(plan: Plan) -> dict[FrontendKey, Row]:
-    """Every frontend of the plan as a row. O(size of the plan)."""
+    """Return every frontend of the plan as a row. O(size of the plan)."""
     return {frontend.key: row(frontend, entry) for frontend, entry in plan.frontends()}

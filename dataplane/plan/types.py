@@ -1,8 +1,8 @@
-"""The plan: one neutral table of frontends and backends. The only thing that a plane sees.
+"""The plan: a neutral table of frontends and backends, and the only input of a plane.
 
-A plan is a dict of `PlanEntry`, one for each Service port and family, beside the node's settings. Nothing
-in it is kernel syntax and nothing in it is a Kubernetes object. All values are frozen and compare by value,
-so a diff is a comparison.
+A plan is a dict of `PlanEntry`, one for each Service port and family, plus the node's settings. It contains
+neither kernel syntax nor Kubernetes objects. All values are frozen and compare by value, so that plans can be
+compared directly.
 """
 
 import enum
@@ -43,7 +43,8 @@ class FrontendKind(enum.Enum):
 
 
 class FrontendKey(NamedTuple):
-    """What a packet's destination must be. `address` is "" for a node port: any node-port address of the family."""
+    """The destination of a packet that a frontend matches. `address` is "" for a node port: any node-port address of
+    the family."""
 
     family: Family
     address: str
@@ -55,16 +56,16 @@ class FrontendKey(NamedTuple):
 
 
 class SourceRanges(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Who may use a load-balancer frontend; everyone else is dropped.
+    """Sources that may use a load-balancer frontend; all others are dropped.
 
-    cidrs: of the frontend's family; may be empty, then nobody may.
+    cidrs: of the frontend's family; if empty, all sources are dropped.
     """
 
     cidrs: tuple[str, ...]
 
 
 class Frontend(msgspec.Struct, frozen=True, gc=False):
-    """One way into a Service port. source_ranges None = no restriction."""
+    """An address and port of a Service port, with its routes. source_ranges None = no restriction."""
 
     kind: FrontendKind
     key: FrontendKey
@@ -80,10 +81,10 @@ class PlanEntry(msgspec.Struct, frozen=True, gc=False):
     external_local: externalTrafficPolicy is Local (kept for planes whose syntax spells it, and for views).
     internal_local: internalTrafficPolicy is Local.
     limited: there are more endpoints than one of the sets may have (NodeConfig.most_backends).
-    lingering: of a UDP port, the endpoints that serve it and are in neither set: new flows do not get there, those that
-      are there stay (see plan.udp).
-    unplaced: backends of the Cluster set that are not `local` and may run on this node all the same (see plan.places):
-      they can meet themselves here.
+    lingering: of a UDP port, the endpoints that serve it and are in neither set: they get no new flows, but keep the
+      flows that they have (see plan.udp).
+    unplaced: backends of the Cluster set that are not `local` but may run on this node (see plan.places), so that
+      hairpin connections are possible.
     """
 
     key: EntryKey
@@ -98,7 +99,7 @@ class PlanEntry(msgspec.Struct, frozen=True, gc=False):
     unplaced: tuple[Backend, ...] = ()
 
     def backends(self, scope: Scope) -> tuple[Backend, ...]:
-        """The set that a route of this scope chooses from."""
+        """Return the backend set of a scope."""
         return self.cluster if scope is Scope.CLUSTER else self.local
 
     def uses(self, scope: Scope) -> bool:
@@ -116,9 +117,9 @@ class HealthCheck(NamedTuple):
 
 
 class OffPod(NamedTuple):
-    """A Pod of this node whose connections are left alone when they are made; they are balanced by their packets.
+    """A Pod of this node with connect-time balancing off; its connections are balanced per packet.
 
-    uid: what its control group is named by. addresses: its own. why: who says so, for people.
+    uid: in the name of its cgroup. addresses: its own. why: the label or annotation that asks for it, as text.
     """
 
     namespace: str
@@ -130,7 +131,7 @@ class OffPod(NamedTuple):
 
 
 class Plan(msgspec.Struct):
-    """The whole table for one node. Mutable only through `plan.change.apply_change`.
+    """The plan of one node. Mutable only through `plan.change.apply_change`.
 
     connect_off: by namespace and name, the Pods for which connect-time balancing is off.
     """
@@ -142,7 +143,7 @@ class Plan(msgspec.Struct):
     connect_off: dict[tuple[str, str], OffPod] = msgspec.field(default_factory=dict)
 
     def frontends(self) -> Iterator[tuple[Frontend, PlanEntry]]:
-        """Every frontend with its entry."""
+        """Iterate over all frontends with their entries."""
         for entry in self.entries.values():
             for frontend in entry.frontends:
                 yield frontend, entry
@@ -151,7 +152,7 @@ class Plan(msgspec.Struct):
 class Row(msgspec.Struct, frozen=True):
     """One frontend as a plane holds it, in the plan's terms: what `read_back()` returns and `check` compares.
 
-    A backend set that no route uses is empty here, whatever the entry knows. `service` is EntryKey.service.
+    A backend set that no route uses is empty here, even if the entry has it. `service` is EntryKey.service.
     """
 
     service: str

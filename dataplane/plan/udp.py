@@ -1,12 +1,12 @@
-"""When a UDP flow outlives its endpoint's place in the sets, and which flows a change makes stale.
+"""Find the UDP flows that a change makes stale.
 
-UDP has no handshake, so a client that keeps sending keeps its conntrack entry alive, and with it a translation to an
-endpoint that is gone, or the decision "no translation" from when there was no frontend. Those must go; all others must
-stay, or each rolling update cuts QUIC and DTLS flows to pods that drain.
+UDP has no handshake, so a client that keeps sending keeps its conntrack entry alive, and with it a translation to a
+deleted endpoint, or "no translation" from before the frontend existed. Those entries must be deleted; all others must
+stay, or each rolling update would cut QUIC and DTLS flows to draining pods.
 
-The rule, kube-proxy's (its conntrack reconciler): a flow stays while its endpoint serves that Service port, whatever
-traffic policy, topology, hints or termination say of new flows. `serving` and `stale_backends` are the rule itself;
-planes with flow tables of their own go by them, too.
+The rule is that of kube-proxy's conntrack reconciler: a flow stays while its endpoint serves that Service port, even if
+traffic policy, topology, hints or termination keep new flows off it. `serving` and `stale_backends` implement the rule,
+also for planes with flow tables of their own.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,10 +27,10 @@ _NOBODY: Endpoints = frozenset()
 
 
 class StaleFlows(NamedTuple):
-    """UDP flows whose first packet was addressed to address:port, by where they were translated to.
+    """Selects UDP flows whose first packet was addressed to address:port, by their translation.
 
-    address: "" stands for any, of flows that were translated (a node port is recognised by its number; what merely has
-    that number somewhere else is nobody's). backend: only flows to this endpoint. keep: all but those to these.
+    address: "" matches any, but only translated flows (a node port is recognised by its number; an untranslated flow to
+    that number elsewhere is not ours). backend: only flows to this endpoint. keep: all flows except those to these.
     """
 
     family: Family
@@ -40,29 +40,29 @@ class StaleFlows(NamedTuple):
     keep: Endpoints = _NOBODY
 
     def hit(self, address: str, backend: tuple[str, int]) -> bool:
-        """True if a flow to this port, first addressed to `address` and answered by `backend`, is among them."""
+        """True if a flow to this port, first addressed to `address` and answered by `backend`, is selected."""
         if self.address not in ("", address) or (not self.address and backend == (address, self.port)):
             return False
         return backend == self.backend if self.backend is not None else backend not in self.keep
 
 
 def serving(entry: PlanEntry | None) -> Endpoints:
-    """Every endpoint that serves a UDP Service port, chosen for new flows or not."""
+    """Return every endpoint that serves a UDP Service port, in the sets or lingering."""
     if entry is None:
         return _NOBODY
     return frozenset((b.address, b.port) for b in (*entry.cluster, *entry.local, *entry.lingering))
 
 
 def stale_backends(old: PlanEntry | None, new: PlanEntry | None) -> Endpoints:
-    """The endpoints of a UDP Service port to which no flow may stay after a change."""
+    """Return the endpoints of a UDP Service port that may keep no flow after a change."""
     return serving(old) - serving(new)
 
 
 def stale_udp(change: PlanChange, node: NodeConfig, loaded: Plan | None = None) -> list[StaleFlows]:
-    """The flows to remove from conntrack once the change is in the kernel; `node` as it is after the change.
+    """Return the flows to delete from conntrack once the change is in the kernel; `node` is that after the change.
 
-    loaded: the plan, after a load. Whatever was there before, an earlier run, another mode or kube-proxy itself, flows
-    to endpoints that serve stay, and all others to the plan's frontends go.
+    loaded: the plan, after a load. Then flows of an earlier run, another mode or kube-proxy count as well: those to
+    serving endpoints stay, all others to the plan's frontends are deleted.
     """
     found: dict[StaleFlows, None] = {}
     if loaded is None:
@@ -84,7 +84,7 @@ def stale_udp(change: PlanChange, node: NodeConfig, loaded: Plan | None = None) 
 
 
 def _changes_only_endpoints(change: EntryChange) -> bool:
-    """True if a UDP port keeps its frontends and goes from some endpoints to some."""
+    """True if a UDP port keeps its frontends and has endpoints before and after."""
     old, new = change.old, change.new
     return (
         old is not None
@@ -97,7 +97,7 @@ def _changes_only_endpoints(change: EntryChange) -> bool:
 
 
 def _gone(change: EntryChange) -> Iterator[tuple[FrontendKey, tuple[str, int]]]:
-    """The endpoints of such a change that serve no more, for each frontend. O(what differs)."""
+    """Return the endpoints of such a change that no longer serve, for each frontend. O(what differs)."""
     old, new = change.old, change.new
     assert old is not None, "_changes_only_endpoints"
     assert new is not None, "_changes_only_endpoints"
@@ -110,7 +110,7 @@ def _gone(change: EntryChange) -> Iterator[tuple[FrontendKey, tuple[str, int]]]:
 
 
 def _by_frontend(entries: Iterable[PlanEntry | None]) -> dict[FrontendKey, Endpoints]:
-    """Who serves each UDP frontend. By frontend, not by entry: a port that gets another name is no reason."""
+    """Return the serving endpoints of each UDP frontend, so that renaming a port makes no flow stale."""
     found: dict[FrontendKey, Endpoints] = {}
     for entry in entries:
         if entry is not None and entry.key.protocol is Protocol.UDP:
@@ -119,7 +119,8 @@ def _by_frontend(entries: Iterable[PlanEntry | None]) -> dict[FrontendKey, Endpo
 
 
 def _stale(old: Endpoints | None, new: Endpoints | None) -> Iterator[tuple[tuple[str, int] | None, Endpoints]]:
-    """(endpoint, or None for all flows; those to be kept) for a frontend; None is one that is not there."""
+    """Yield (endpoint, or None for all flows; endpoints to keep) of a frontend. old, new: None if there is no
+    frontend."""
     if old is None or (new and not old):
         yield None, new or _NOBODY
     elif new:
@@ -132,7 +133,7 @@ def _flows(
     key: FrontendKey, backend: tuple[str, int] | None, keep: Endpoints, node: NodeConfig
 ) -> Iterator[StaleFlows]:
     yield StaleFlows(key.family, key.address, key.port, backend, keep)
-    if not key.address and backend is None:  # and those that were not translated, where node ports answer
+    if not key.address and backend is None:  # and untranslated flows to addresses where node ports answer
         for address in _node_port_addresses(node, key.family):
             yield StaleFlows(key.family, address, key.port, None, keep)
 

@@ -39,7 +39,7 @@ class FrontendKind(enum.Enum):
     LOAD_BALANCER = "loadBalancerIP"
     NODE_PORT = "nodePort"
     HOST_PORT = "hostPort"
-    __hash__ = object.__hash__  # there is one object a member, and Enum's own hash is a call of Python code
+    __hash__ = object.__hash__  # members are singletons, and Enum's own hash is slow Python code
 
 
 class FrontendKey(NamedTuple):

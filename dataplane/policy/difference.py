@@ -1,8 +1,8 @@
-"""What two sorted sets of backends differ in, where they are large and nearly the same.
+"""Differences of two sorted sets of backends that are large and nearly equal.
 
 A plan's sets are sorted tuples, and a change leaves most of a large one as it was: the same objects in the same order.
-Python compares and copies such runs at a nanosecond an endpoint, so long as nobody looks at each of them; that is what
-these functions are for. With many differences they are right too, but slow.
+Python compares and copies such runs at a nanosecond per endpoint, if no Python code looks at each endpoint. With many
+differences these functions are correct, but slow.
 """
 
 from bisect import bisect_left
@@ -12,13 +12,13 @@ from typing import NamedTuple
 from dataplane.policy.endpoints import Backend
 
 LARGE = 64
-"""Backends in a set from which on a change of it is looked at by its difference."""
+"""Sets of at least this many backends are compared by their difference."""
 
 Backends = tuple[Backend, ...]
 
 
 class Difference(NamedTuple):
-    """removed, added: sorted. A backend that only began or ceased to be on this node is in both, as it was and is."""
+    """removed, added: sorted. A backend whose `local` alone changed is in both, with its old and new value."""
 
     removed: list[Backend]
     added: list[Backend]
@@ -28,7 +28,7 @@ class Difference(NamedTuple):
 
 
 def _run(old: Backends, at: int, new: Backends, other: int) -> int:
-    """How many backends are the same from here on in both."""
+    """Return the length of the equal run that starts at these indexes."""
     most = min(len(old) - at, len(new) - other)
     same, step = 0, 16
     while same < most:
@@ -50,8 +50,8 @@ def _run(old: Backends, at: int, new: Backends, other: int) -> int:
 
 
 def difference(old: Backends, new: Backends) -> Difference:
-    """What turns one set into another. Both sorted (others come out right as well, in no order). O(what differs), but
-    for comparing the runs in between."""
+    """Return what turns one set into another. Both sorted (unsorted sets give a correct result in no order). O(what
+    differs), apart from comparing the runs in between."""
     if old is new:
         return Difference([], [])
     if max(len(old), len(new)) < LARGE:
@@ -73,7 +73,7 @@ def replaced(old: Backends, new: Backends) -> tuple[list[tuple[str, int]], list[
 
 
 class _Asked:
-    """What was asked last: everybody whom a change concerns asks for the difference of its four pairs of sets."""
+    """Cache of the last results: every component that handles a change asks for its four pairs of sets."""
 
     last: tuple[tuple[Backends, Backends, Difference], ...] = ()
 
@@ -105,8 +105,7 @@ def _difference(old: Backends, new: Backends) -> Difference:
 
 
 def spliced(members: Backends, removed: Iterable[Backend], added: Iterable[Backend]) -> Backends:
-    """A sorted set without some of its backends and with others. Raises ValueError where one to be removed is not in
-    it."""
+    """Return a sorted set with backends removed and added. Raises ValueError if one to be removed is not in it."""
     order = list(members)
     for backend in removed:
         at = bisect_left(order, backend)
@@ -119,19 +118,19 @@ def spliced(members: Backends, removed: Iterable[Backend], added: Iterable[Backe
 
 
 def is_in(members: Backends, backend: Backend) -> bool:
-    """True if a sorted set has exactly this backend."""
+    """True if a sorted set has this backend with the same `local`."""
     at = bisect_left(members, backend)
     return at < len(members) and members[at] == backend
 
 
 def holds(members: Backends, address: str, port: int) -> bool:
-    """True if a sorted set has a backend of this address and port, on this node or not."""
+    """True if a sorted set has a backend with this address and port, local or not."""
     at = bisect_left(members, Backend(address, port))
     return at < len(members) and (members[at].address, members[at].port) == (address, port)
 
 
 def at_address(members: Backends, address: str) -> Backends:
-    """The backends of a sorted set that have this address, whatever their port."""
+    """Return the backends of a sorted set with this address, on any port."""
     first = last = bisect_left(members, Backend(address, 0))
     while last < len(members) and members[last].address == address:
         last += 1

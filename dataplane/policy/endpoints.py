@@ -1,4 +1,4 @@
-"""Which endpoints a Service port may use on this node: the Cluster set and the Local set.
+"""Choose the endpoints that a Service port may use on this node: the Cluster set and the Local set.
 
 Source of the rules: kube-proxy's published behaviour for endpoint categories (KEP-1672 terminating endpoints,
 KEP-2433 topology hints, KEP-3015 traffic distribution).
@@ -17,7 +17,7 @@ from dataplane.policy.node import NodeConfig
 class Backend(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
     """An endpoint that a frontend may choose. `local`: it runs on this node. Sorts by address text, then port.
 
-    One is made for every endpoint of the cluster, hence a Struct: a NamedTuple takes three times as long to make.
+    A Struct, because one is made for every endpoint of the cluster: making a NamedTuple takes three times as long.
     """
 
     address: str
@@ -29,7 +29,7 @@ class Backend(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False
 
 
 Candidate = tuple[Endpoint, int]
-"""An endpoint of a Service port before any choice, and its port number there (slices may differ in it). A plain
+"""An endpoint of a Service port before any choice, and its port number (which may differ between slices). A plain
 tuple, because one is made for every endpoint of the cluster."""
 
 
@@ -50,9 +50,9 @@ class BackendSets(msgspec.Struct, frozen=True, gc=False):
 def _hinted(
     ready: list[Candidate], hints: Callable[[Endpoint], tuple[str, ...] | None], here: str
 ) -> list[Candidate] | None:
-    """Candidates whose hints of one kind name `here`, or None where that kind of hint does not apply.
+    """Return the candidates whose hints of one kind name `here`, or None if that kind does not apply.
 
-    It applies only if every ready endpoint carries it and at least one names this place.
+    It applies only if every ready endpoint has such hints and at least one of them names `here`.
     """
     if not here or any(not hints(endpoint) for endpoint, _ in ready):
         return None
@@ -63,7 +63,7 @@ def _hinted(
 def _topology(ready: list[Candidate], node: NodeConfig) -> tuple[list[Candidate], str]:
     """Narrow ready endpoints by hints, forNodes before forZones; returns the list and the name of what applied."""
     if not ready or not (ready[0][0].traits.node_hints or ready[0][0].traits.zone_hints):
-        return ready, ""  # the first already lacks what every one must carry
+        return ready, ""  # the first has no hints, but all must have them
     by_node = _hinted(ready, lambda endpoint: endpoint.traits.node_hints, node.name)
     if by_node is not None:
         return by_node, "forNodes"
@@ -74,14 +74,14 @@ def _topology(ready: list[Candidate], node: NodeConfig) -> tuple[list[Candidate]
 
 
 def _backends(candidates: Iterable[Candidate], here: str) -> tuple[Backend, ...]:
-    name = here or None  # a node without a name is no endpoint's
+    name = here or None  # without a node name no endpoint is local
     found = [(endpoint.address, port, endpoint.traits.node == name) for endpoint, port in candidates]
-    found.sort()  # while they are plain tuples, which compare faster
+    found.sort()  # sorted as plain tuples, which compare faster
     return tuple(starmap(Backend, found))
 
 
 def _usable(candidates: Sequence[Candidate]) -> tuple[list[Candidate], bool]:
-    """Ready endpoints, or, where there is none, those serving while terminating; the flag says it is the latter."""
+    """Return the ready endpoints, or if there are none, those serving while terminating (then the flag is True)."""
     ready = [candidate for candidate in candidates if candidate[0].traits.ready]
     if ready:
         return ready, False
@@ -92,11 +92,11 @@ def _usable(candidates: Sequence[Candidate]) -> tuple[list[Candidate], bool]:
 
 
 def _distinct(candidates: Sequence[Candidate], here: str) -> Sequence[Candidate]:
-    """Collapse duplicates of (address, port) to the most useful one, whatever the order they come in.
+    """Collapse duplicates of (address, port) to the most useful one, in any order of input.
 
-    Ready goes before serving, serving before neither, then one that is not terminating, then one on this node (which
+    Ready wins over serving, serving over neither, then one that is not terminating, then one on this node (which
     is kube-proxy's preference); among equals the first. An endpoint that moves between slices is in both for a while,
-    and a pod may have been given the address of one that is still terminating.
+    and a pod may get the address of one that is still terminating.
     """
     if len({endpoint.address for endpoint, _ in candidates}) == len(candidates):
         return candidates
@@ -115,15 +115,15 @@ def _usefulness(endpoint: Endpoint, here: str) -> tuple[bool, bool, bool, bool]:
 
 
 def most_useful(endpoints: Sequence[Endpoint], here: str) -> Endpoint:
-    """Which of several endpoints of one address and port counts, by the rule of duplicates (see `_distinct`)."""
+    """Return the endpoint that counts among duplicates of one address and port (rule: see `_distinct`)."""
     return endpoints[0] if len(endpoints) == 1 else max(endpoints, key=lambda endpoint: _usefulness(endpoint, here))
 
 
 def backend_sets(candidates: Sequence[Candidate], node: NodeConfig) -> BackendSets:
     """Compute both sets from every endpoint of a Service port in one family.
 
-    in: candidates in a stable order (slices by name), this node. out: the sets; both empty means nobody is home.
-    The Local set looks at this node's endpoints alone, with its own terminating fallback and no topology.
+    in: candidates in a stable order (slices by name), this node. out: the sets; both are empty if no endpoint is
+    usable. The Local set is made of this node's endpoints alone, with its own terminating fallback and no topology.
     """
     name = node.name
     everyone = _distinct(candidates, name)
@@ -141,7 +141,7 @@ def backend_sets(candidates: Sequence[Candidate], node: NodeConfig) -> BackendSe
 
 
 def lingering(candidates: Sequence[Candidate], sets: BackendSets, node: NodeConfig) -> tuple[Backend, ...]:
-    """The endpoints that serve and are in neither set: policy, topology or their termination keep new flows off."""
+    """Return the endpoints that serve but are in neither set, because of policy, topology or termination."""
     if all(endpoint.traits.ready for endpoint, _ in candidates) and not sets.topology:
         return ()
     chosen = {*sets.cluster, *sets.local}

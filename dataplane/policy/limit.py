@@ -1,7 +1,7 @@
-"""At most so many backends in a set: which of them a node uses, where a Service has more than a plane can hold.
+"""Limit a set of backends: choose those that a node uses if a Service has more than a plane can hold.
 
-Each node draws its own by a hash of its name and the backend, so that together the nodes use all of them, and a backend
-that comes or goes changes no more than one other's place.
+Each node ranks backends by a hash of its name and the backend, so that together the nodes use all of them, and adding
+or removing a backend replaces at most one other.
 """
 
 from bisect import bisect_left
@@ -14,21 +14,22 @@ _Ranked = tuple[bytes, Backend]
 
 
 class Limit:
-    """Keeps a set within a limit, over its changes. most: 0 = no limit. node: this node's name."""
+    """Keeps a set within a limit while it changes. most: 0 = no limit. node: this node's name."""
 
     def __init__(self, most: int, node: str) -> None:
         self._most, self._key = most, node.encode()[:64]
         self._whole: Backends = ()
         self._kept: Backends = ()
-        self._ranked: list[_Ranked] = []  # all of `_whole` in the order in which they are preferred, where too many
+        self._ranked: list[_Ranked] = []  # all of `_whole` in order of preference, if above the limit
 
     @property
     def reached(self) -> bool:
-        """True if the set has more than are kept."""
+        """True if the set is above the limit."""
         return bool(self._ranked)
 
     def keep(self, whole: Backends) -> Backends:
-        """The part of a sorted set that is used, sorted. O(what changed since the last call), within reason."""
+        """Return the part of a sorted set that is used, sorted. O(what changed since the last call) for small
+        changes."""
         if not self._most or len(whole) <= self._most:
             self._ranked, self._whole, self._kept = [], (), whole
             return whole
@@ -45,7 +46,7 @@ class Limit:
         return blake2b(f"{backend.address} {backend.port}".encode(), digest_size=8, key=self._key).digest()
 
     def _follow(self, removed: list[Backend], added: list[Backend]) -> None:
-        """Take a small change over."""
+        """Apply a small change to the ranking and the kept part."""
         came: set[Backend] = set()
         went: set[Backend] = set()
 

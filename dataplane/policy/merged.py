@@ -1,8 +1,8 @@
-"""The endpoints of a Service port with many of them, kept up slice by slice: the rules of `endpoints`, incrementally.
+"""Endpoints of a large Service port, merged slice by slice: the rules of `endpoints`, incrementally.
 
-An event brings one slice of perhaps hundreds. What it says of an address is compared with what the slice said before,
-and only addresses of which it says something else are looked at again. The sets are made anew from all endpoints only
-where the rule changes that picks them: the first ready endpoint, the last, hints that begin or cease to apply.
+An event brings one slice of perhaps hundreds. The endpoints of the slice are compared with those it had before, and
+only addresses that differ are processed. The sets are rebuilt from all endpoints only if the rule that picks them
+changes: the first ready endpoint comes, the last one goes, or hints begin or cease to apply.
 """
 
 from collections.abc import Callable, Hashable, Iterable
@@ -15,7 +15,7 @@ from dataplane.policy.limit import Limit
 
 _Address = tuple[str, int]
 _BySlice = tuple[tuple[str, Endpoint], ...]
-"""What slices say of an address: (slice's name, endpoint), by name, then as they stand there."""
+"""Endpoints with one address: (slice's name, endpoint), by name, then in the order of the slice."""
 
 _Picks = Callable[[Endpoint], bool]
 
@@ -33,7 +33,7 @@ def _is_draining(endpoint: Endpoint) -> bool:
 
 
 class _Counts:
-    """How many endpoints there are of each kind that decides between rules; duplicates count once."""
+    """Number of endpoints of each kind that decides between rules; duplicates count once."""
 
     def __init__(self, node: str, zone: str) -> None:
         self._node, self._zone = node, zone
@@ -41,7 +41,7 @@ class _Counts:
         self.node_hinted = self.for_node = self.zone_hinted = self.for_zone = 0
 
     def add(self, endpoint: Endpoint, times: int) -> None:
-        """Count an endpoint, or count it no more (-1)."""
+        """Count an endpoint (times 1), or stop counting it (-1)."""
         here = bool(self._node) and endpoint.traits.node == self._node
         if _is_draining(endpoint):
             self.draining += times
@@ -59,7 +59,7 @@ class _Counts:
 
 
 class _Rule(NamedTuple):
-    """Which endpoints are in the sets now. topology: see BackendSets."""
+    """The rules that pick the endpoints of the sets. topology: see BackendSets."""
 
     cluster: str
     local: str
@@ -67,7 +67,7 @@ class _Rule(NamedTuple):
 
 
 class _Doubted(NamedTuple):
-    """What `doubted` found, at which look, in which set."""
+    """Cached result of `doubted`: at which call of `sets`, and for which set."""
 
     looks: int = -1
     knowledge: Hashable = None
@@ -78,8 +78,8 @@ class _Doubted(NamedTuple):
 class MergedEndpoints:
     """Every endpoint of one Service port in one family.
 
-    port: gives the port number that a slice has for it, None where the slice has none. slices: all of its Service, of
-    the family. node, zone: where this is. most: the most backends of a set, 0 = no limit.
+    port: returns the port number in a slice, None if the slice does not have the port. slices: all slices of the
+    Service in the family. node, zone: of this node. most: limit of backends in a set, 0 = no limit.
     """
 
     def __init__(
@@ -94,20 +94,20 @@ class MergedEndpoints:
         self._by_slice: dict[_Address, _BySlice] = {}
         self._chosen: dict[_Address, Endpoint] = {}
         self._here: dict[_Address, Endpoint] = {}  # those of them on this node
-        self._touched: dict[_Address, Endpoint | None] = {}  # what was chosen at the last look
+        self._touched: dict[_Address, Endpoint | None] = {}  # what was chosen at the last call of `sets`
         self._counts = _Counts(node, zone)
         self._rule = _Rule("", "", "")
         self._sets, self._lingering = BackendSets(), Backends()
         self._whole = self._sets  # as they would be without a limit
         self._limits = Limit(most, node), Limit(most, node)
         self._looks = 0
-        self._looked_at: frozenset[_Address] = frozenset()  # what was touched before the last look
+        self._looked_at: frozenset[_Address] = frozenset()  # touched before the last call of `sets`
         self._doubted = _Doubted()
         for endpoint_slice in slices:
             self.replace(None, endpoint_slice)
 
     def replace(self, old: EndpointSlice | None, new: EndpointSlice | None) -> None:
-        """A slice appeared, changed or went. Both have the same name."""
+        """Process an added, changed or removed slice. Both have the same name."""
         before, after = self._by_address(old), self._by_address(new)
         for address, endpoints in after.items():
             if before.get(address) != endpoints:
@@ -129,7 +129,7 @@ class MergedEndpoints:
         return found
 
     def _set_endpoints(self, address: _Address, name: str, endpoints: tuple[Endpoint, ...]) -> None:
-        """A slice says this of an address from now on."""
+        """Set the endpoints that a slice has for an address."""
         known = tuple([each for each in self._by_slice.get(address, ()) if each[0] != name])
         known += tuple([(name, endpoint) for endpoint in endpoints])
         if len(known) > 1:
@@ -163,7 +163,7 @@ class MergedEndpoints:
         return _Rule("ready", local, "")
 
     def _picks(self, rule: _Rule) -> tuple[_Picks, _Picks]:
-        """Which endpoints are in the Cluster and in the Local set."""
+        """Return the predicates of the Cluster and the Local set."""
         node, zone = self._node, self._zone
         kinds: dict[str, _Picks] = {
             "": _nobody,
@@ -176,18 +176,18 @@ class MergedEndpoints:
         return kinds[rule.cluster], lambda e: e.traits.node == node and local(e)
 
     def margin(self) -> int:
-        """How many endpoints have to change, at least, before another rule picks the Cluster set, for which every
-        endpoint is looked at."""
+        """Return the least number of changed endpoints that can change the rule of the Cluster set, which makes `sets`
+        look at every endpoint."""
         if self._rule.cluster != "ready" or self.limited:
             return 0
         counts = self._counts
         return counts.ready - max(counts.node_hinted, counts.zone_hinted)
 
     def sets(self, *, lingering: bool) -> tuple[BackendSets, Backends]:
-        """Both sets, and the endpoints that linger (see endpoints.lingering; () where nobody asks for them).
+        """Return both sets and the lingering endpoints (see endpoints.lingering; () if not requested).
 
-        Backends that were there at the last look are the same objects. O(what changed), but for the sets that another
-        rule picks now.
+        Unchanged backends are the same objects as at the last call. O(what changed), except for sets whose rule has
+        changed.
         """
         rule, before = self._rule_now(), self._rule
         in_cluster, in_local = self._picks(rule)
@@ -216,11 +216,11 @@ class MergedEndpoints:
         return self._sets, self._lingering
 
     def doubted(self, doubtful: Callable[[str], bool], knowledge: Hashable) -> Backends:
-        """The Cluster set's backends of the last look that are not this node's and of which something is said with a
-        doubtful nodeName; the set itself where that is all of them.
+        """Return the backends of the last Cluster set that are not local and have an endpoint with a doubtful nodeName;
+        the set itself if that is all of them.
 
-        knowledge: equal as long as `doubtful` answers the same. O(what changed) where that is so, and the look before
-        was followed by this too.
+        knowledge: equal as long as `doubtful` gives the same results. Then it is O(what changed), if it was also called
+        after the previous call of `sets`.
         """
         cluster, before = self._sets.cluster, self._doubted
         if (before.looks, before.knowledge) == (self._looks, knowledge):
@@ -248,11 +248,11 @@ class MergedEndpoints:
 
     @property
     def limited(self) -> bool:
-        """True if a set has more endpoints than may be in it, as of the last look."""
+        """True if a set was above its limit at the last call of `sets`."""
         return any(limit.reached for limit in self._limits)
 
     def _made(self, before: Backends, picks: _Picks, among: dict[_Address, Endpoint]) -> Backends:
-        """A set from all endpoints."""
+        """Build a set from all endpoints."""
         here = self._node or None
         kept = {backend: backend for backend in before}
         made = [Backend(*key, e.traits.node == here) for key, e in among.items() if picks(e)]
@@ -260,7 +260,7 @@ class MergedEndpoints:
         return tuple([kept.get(backend, backend) for backend in made] if kept else made)
 
     def _updated(self, members: Backends, picks: _Picks) -> Backends:
-        """A set after what was touched, where the rule is the same."""
+        """Update a set by the touched endpoints, if its rule is unchanged."""
         here = self._node or None
         removed, added = [], []
         for key, old in self._touched.items():

@@ -1,4 +1,4 @@
-"""This node, as policy sees it: who it is, which sources count as pods, and what the chosen mode promises."""
+"""This node's settings for policy: its identity, which sources are pods, and what the mode guarantees."""
 
 import enum
 from functools import cache
@@ -8,12 +8,12 @@ import msgspec
 from dataplane.model.net import Family, contains, family_of, is_loopback
 
 MOST_BACKENDS = 0x8000
-"""The most backends of a set in the nftables and the ebpf mode, whose maps number the Local set from there on."""
+"""Limit of backends in a set in the nftables and the ebpf mode, whose maps number the Local set from there on."""
 
 
 class Source(enum.Enum):
-    """Where a packet comes from, as seen by this node. POD is tested first: a node address inside the
-    pod range (a bridge's, say) counts as a pod, as in kube-proxy's chains."""
+    """Origin of a packet, as seen by this node. POD is tested first: a node address inside the
+    pod range (such as a bridge's) counts as a pod, as in kube-proxy's chains."""
 
     POD = "pod"
     NODE = "node"
@@ -22,12 +22,12 @@ class Source(enum.Enum):
 
 @cache
 def _families(cidrs: tuple[str, ...]) -> frozenset[Family]:
-    """The families of CIDRs; asked for each frontend, of one tuple."""
+    """Return the families of CIDRs. Cached, because it is called for each frontend with the same tuple."""
     return frozenset(map(family_of, cidrs))
 
 
 class LocalDetector(msgspec.Struct, frozen=True):
-    """How "traffic from a local pod" is recognised (kube-proxy's detectLocalMode).
+    """Detection of traffic from local pods (kube-proxy's detectLocalMode).
 
     cidrs: source CIDRs of either family (ClusterCIDR: the cluster's; NodeCIDR: this node's podCIDRs).
     interface: incoming device, exact name (BridgeInterface) or prefix (InterfaceNamePrefix).
@@ -52,7 +52,7 @@ class LocalDetector(msgspec.Struct, frozen=True):
 
 
 class NodePortAddresses(msgspec.Struct, frozen=True):
-    """On which of the node's addresses node ports answer (kube-proxy's nodePortAddresses).
+    """Addresses of the node on which node ports answer (kube-proxy's nodePortAddresses).
 
     any_local: every local address (then `addresses` is empty); loopback only where `loopback` says so.
     addresses: otherwise exactly these, already resolved against the node's interfaces, both families.
@@ -66,7 +66,7 @@ class NodePortAddresses(msgspec.Struct, frozen=True):
 
 
 class NodeConfig(msgspec.Struct, frozen=True):
-    """Everything about this node and the chosen mode that decides what a frontend means.
+    """Properties of this node and the mode that affect the routes of frontends.
 
     addresses: this node's own addresses, the primary one of each family before the others.
     masquerade_mark: the mark bit that asks for masquerading (kube-proxy's masqueradeBit 14 = 0x4000).
@@ -94,11 +94,11 @@ class NodeConfig(msgspec.Struct, frozen=True):
     @property
     def guards_first(self) -> bool:
         """True if source ranges apply before the check for endpoints (nftables and ebpf modes; iptables mode
-        rejects everybody where nobody answers)."""
+        rejects all sources if there are no endpoints)."""
         return self.reject_unknown_ports
 
     def primary(self, family: Family) -> str:
-        """This node's primary address of a family, or "" when it has none."""
+        """Return this node's primary address of a family, or "" if it has none."""
         return next((a for a in self.addresses if family_of(a) is family), "")
 
     def is_local(self, address: str) -> bool:

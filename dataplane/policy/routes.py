@@ -1,4 +1,4 @@
-"""Which set a frontend's traffic goes to, by where the packet came from: the traffic policies as pure functions.
+"""Routes of frontends by the source of the packet: the traffic policies as pure functions.
 
 Source of the rules: Kubernetes Service API (internalTrafficPolicy, externalTrafficPolicy), KEP-2086, KEP-1669 and
 kube-proxy's published behaviour.
@@ -12,11 +12,11 @@ from dataplane.policy.node import Source
 
 
 class Scope(enum.Enum):
-    """Which of a Service port's two backend sets a route chooses from."""
+    """The backend set of a Service port that a route chooses from."""
 
     CLUSTER = "cluster"
     LOCAL = "local"
-    __hash__ = object.__hash__  # there is one object a member, and Enum's own hash is a call of Python code
+    __hash__ = object.__hash__  # members are singletons, and Enum's own hash is slow Python code
 
 
 class Action(enum.Enum):
@@ -27,7 +27,7 @@ class Action(enum.Enum):
 
 
 class Route(NamedTuple):
-    """What happens to a packet of one source class; hairpin masquerade applies whatever `masquerade` says.
+    """The action for packets of one source class; hairpin connections are masqueraded even if `masquerade` is False.
 
     For REJECT and DROP, scope and masquerade keep their defaults, so that equal outcomes compare equal.
     """
@@ -45,7 +45,7 @@ class Routes(NamedTuple):
     outside: Route
 
     def of(self, source: Source) -> Route:
-        """The route for a source class."""
+        """Return the route for a source class."""
         return {Source.POD: self.pod, Source.NODE: self.node, Source.OUTSIDE: self.outside}[source]
 
 

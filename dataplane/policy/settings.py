@@ -1,4 +1,4 @@
-"""From configuration and facts about the node to `NodeConfig`: what the chosen mode promises on this node.
+"""Make the `NodeConfig` from the configuration and the node's properties.
 
 Source of the rules: kube-proxy 1.36, published behaviour of nodePortAddresses, localhostNodePorts, detectLocalMode and
 masqueradeAll in its iptables and nftables modes.
@@ -20,7 +20,7 @@ _LOOPBACK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1/128"}
 
 
 class Promises(enum.Enum):
-    """What a plane promises beside the plan: whose defaults and limits it has.
+    """The kube-proxy mode whose defaults and limits a plane follows.
 
     IPTABLES, NFTABLES: those of kube-proxy's modes, with their sections of the configuration. CONNECT_TIME: those of
     NFTABLES, and node ports at ::1 where it balances at connect time.
@@ -32,7 +32,7 @@ class Promises(enum.Enum):
 
 
 class LocalMode(enum.Enum):
-    """detectLocalMode: how traffic from a local pod is recognised."""
+    """detectLocalMode: how traffic from local pods is detected."""
 
     CLUSTER_CIDR = "ClusterCIDR"
     NODE_CIDR = "NodeCIDR"
@@ -48,10 +48,11 @@ class Masquerading(msgspec.Struct, frozen=True):
 
 
 class ProxySettings(msgspec.Struct, frozen=True):
-    """What an operator chose and policy needs, with kube-proxy's defaults.
+    """Settings of the operator that policy uses, with kube-proxy's defaults.
 
-    nodeport_addresses: CIDRs of either family, or the words `primary`, `localhost`, `all`; empty: by mode.
-    localhost_node_ports: in iptables mode, node ports answer on 127.0.0.0/8 where nodeport_addresses allow it. In the
+    nodeport_addresses: CIDRs of either family, or the keywords `primary`, `localhost`, `all`; empty: default of the
+    mode. localhost_node_ports: in iptables mode, node ports answer on 127.0.0.0/8 where nodeport_addresses allow it. In
+    the
       others they do where nodeport_addresses name loopback addresses (KEP-6032), which "all" does not.
     nftables: also holds for CONNECT_TIME.
     external_ips: externalIPs make frontends.
@@ -79,13 +80,13 @@ def node_config(
     node_pod_cidrs: Sequence[str] = (),
     at_connect: bool = True,
 ) -> NodeConfig:
-    """Everything that policy needs to know about this node.
+    """Return the settings of this node for policy.
 
     node_ips: the node's addresses as Kubernetes knows them, or as given by hand; the first of each family is primary.
     interface_addresses: all addresses of the node's interfaces; loopback ones may be among them and do not matter.
     node_pod_cidrs: the Node object's pod ranges (detectLocalMode NodeCIDR).
     at_connect: connections are balanced at connect time, which alone can lead away from ::1.
-    Raises ValueError, with a sentence, for an address or CIDR that is none.
+    Raises ValueError, with a sentence, for an invalid address or CIDR.
     """
     addresses = _ordered(node_ips, interface_addresses)
     section = settings.iptables if promises is Promises.IPTABLES else settings.nftables
@@ -104,7 +105,7 @@ def node_config(
 
 
 def _ordered(node_ips: Iterable[str], interface_addresses: Iterable[str]) -> tuple[str, ...]:
-    """Canonical, distinct, without loopback; the primary address of each family goes first."""
+    """Return canonical, distinct addresses without loopback, the primary one of each family first."""
     canonical = dict.fromkeys(canonical_address(address) for address in (*node_ips, *interface_addresses))
     everyone = [address for address in canonical if not is_loopback(address)]
     primaries = {family_of(address): address for address in reversed(everyone)}.values()
@@ -130,7 +131,7 @@ def _canonical_cidrs(cidrs: Iterable[str]) -> tuple[str, ...]:
 def node_ports(
     promises: Promises, settings: ProxySettings, addresses: Sequence[str], *, at_connect: bool = True
 ) -> NodePortAddresses:
-    """Where node ports answer, resolved against the node's addresses (primary of each family first, no loopback).
+    """Return the addresses of node ports, resolved against the node's (primary of each family first, no loopback).
 
     A family without a CIDR of its own is treated as if 0.0.0.0/0 or ::/0 were given, as kube-proxy does; the word
     `primary` counts as a CIDR of each family, so that a family in which the node has no address gets none.
@@ -153,7 +154,7 @@ def node_ports(
 
 
 def _names_loopback(given: Iterable[str], family: Family) -> bool:
-    """True if an entry means a family's loopback address and no others: not 0.0.0.0/0 (KEP-6032)."""
+    """True if an entry names only loopback addresses of a family, which 0.0.0.0/0 does not (KEP-6032)."""
     lowest = "127.0.0.1" if family is Family.IPV4 else "::1"
     cidrs = (entry for entry in given if entry not in (PRIMARY, ALL, LOCALHOST) and family_of(entry) is family)
     return LOCALHOST in given or any(
@@ -162,7 +163,7 @@ def _names_loopback(given: Iterable[str], family: Family) -> bool:
 
 
 def _family_cidrs(given: Iterable[str], family: Family, addresses: Sequence[str]) -> tuple[str, ...]:
-    """The entries as canonical CIDRs of one family, words replaced by what they stand for."""
+    """Return the entries as canonical CIDRs of one family, with keywords replaced by their CIDRs."""
     found: list[str] = []
     closed = False
     for entry in given:

@@ -13,7 +13,7 @@ from dataplane.model.report import Report, is_port, port_reason, protocol, proto
 CONNECT_TIME = "service.hotplane.io/connect-time"
 """Label or annotation of a Pod or a Namespace: whether its connections may be balanced when they are made."""
 
-_WORDS = {"on": True, "off": False}
+_VALUES = {"on": True, "off": False}
 _FINISHED = ("Succeeded", "Failed")
 _NO_METADATA = wire.PodMetadata()
 
@@ -26,8 +26,8 @@ def connect_time(metadata: wire.PodMetadata, report: Report) -> tuple[bool | Non
         text = holder.connect_time if holder else None
         if text is None:
             continue
-        if text in _WORDS:
-            found.setdefault(_WORDS[text], what)
+        if text in _VALUES:
+            found.setdefault(_VALUES[text], what)
         else:
             report.problem(f"metadata.{what}s[{CONNECT_TIME}]", f'is {text!r}; write "off" or "on" (it is ignored)')
     return next(((word, found[word]) for word in (False, True) if word in found), (None, ""))

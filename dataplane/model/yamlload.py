@@ -20,7 +20,7 @@ MAX_ALIASED = 100_000
 """Values that the aliases of one document may stand for, all together: aliases of aliases multiply."""
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
-_WORDS = {
+_CONSTANTS = {
     "true": True,
     "True": True,
     "TRUE": True,
@@ -90,18 +90,18 @@ def _scalar(event: Any) -> Any:
     """The value of a scalar: by its tag, or, where it stands plainly, by what it looks like."""
     text: str = event.value
     if event.tag is None:
-        if not event.implicit[0] or (text not in _WORDS and text[0] not in _NUMBER_START):
+        if not event.implicit[0] or (text not in _CONSTANTS and text[0] not in _NUMBER_START):
             return text
-        if text in _WORDS:
-            return _WORDS[text]
+        if text in _CONSTANTS:
+            return _CONSTANTS[text]
         return _number(text) if _FLOAT.fullmatch(text) else text
     name = event.tag.removeprefix(_PREFIX)
     if event.tag in _STRING_TAGS:
         return text
     if name in ("int", "float") and _FLOAT.fullmatch(text):
         return _number(text)
-    if name in ("bool", "null") and text in _WORDS and (_WORDS[text] is None) == (name == "null"):
-        return _WORDS[text]
+    if name in ("bool", "null") and text in _CONSTANTS and (_CONSTANTS[text] is None) == (name == "null"):
+        return _CONSTANTS[text]
     raise _fail(event, f"{text!r} with the tag {event.tag!r} has no meaning in a Kubernetes object; remove the tag")
 
 

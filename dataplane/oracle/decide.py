@@ -114,14 +114,14 @@ class Oracle:
         return contains(self._service_cidrs, address)
 
     def _with_reasons(self, decision: Decision) -> Decision:
-        told = reasons(
+        sentences = reasons(
             decision,
             self._node,
             notes=self._notes(decision.entry.key) if decision.entry else (),
             owners=self._owners.get(decision.packet.destination, ()),
             health_service=self._health_ports.get(decision.packet.port, ""),
         )
-        return msgspec.structs.replace(decision, reasons=told)
+        return msgspec.structs.replace(decision, reasons=sentences)
 
 
 def admits(ranges: SourceRanges | None, packet: Packet) -> bool:

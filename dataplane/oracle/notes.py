@@ -16,14 +16,14 @@ def endpoint_notes(candidates: Iterable[Candidate], sets: BackendSets, node: Nod
     if not everyone:
         return ("no EndpointSlice has an endpoint for this port in this IP family",)
     ready = [candidate for candidate in everyone if candidate[0].ready]
-    told = [_conditions(everyone, len(ready))]
+    sentences = [_conditions(everyone, len(ready))]
     if sets.cluster_terminating:
-        told.append(f"none is ready, so those that still serve while terminating are used: {len(sets.cluster)}")
+        sentences.append(f"none is ready, so those that still serve while terminating are used: {len(sets.cluster)}")
     elif ready:
-        told += _topology(ready, sets, node)
+        sentences += _topology(ready, sets, node)
     if sets.local_terminating and not sets.cluster_terminating:
-        told.append(f"none on this node is ready; {len(sets.local)} there still serving while terminating")
-    return tuple(told)
+        sentences.append(f"none on this node is ready; {len(sets.local)} there still serving while terminating")
+    return tuple(sentences)
 
 
 def _distinct(candidates: Iterable[Candidate]) -> int:

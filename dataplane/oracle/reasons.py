@@ -32,17 +32,17 @@ def reasons(
     entry, frontend = decision.entry, decision.frontend
     if entry is None or frontend is None:
         return tuple(_unclaimed(decision, node, owners, health_service))
-    told = [_match(decision.packet, frontend, entry, node), _source(decision, node)]
-    told += _ranges(decision, frontend)
+    sentences = [_match(decision.packet, frontend, entry, node), _source(decision, node)]
+    sentences += _ranges(decision, frontend)
     if not decision.refused:
-        told += notes
+        sentences += notes
     route = decision.route
     if route is not None and frontend.kind is not FrontendKind.HOST_PORT:
-        told.append(_policy(decision, frontend, entry, route))
+        sentences.append(_policy(decision, frontend, entry, route))
     if route is not None and decision.verdict is Verdict.DNAT:
-        told += _choice(decision, entry)
-        told += _masquerade(decision, frontend, entry, route, node)
-    return tuple(told)
+        sentences += _choice(decision, entry)
+        sentences += _masquerade(decision, frontend, entry, route, node)
+    return tuple(sentences)
 
 
 def count(number: int, thing: str) -> str:
@@ -141,15 +141,15 @@ def _policy(decision: Decision, frontend: Frontend, entry: PlanEntry, route: Rou
 def _choice(decision: Decision, entry: PlanEntry) -> list[str]:
     backends = decision.backends
     if len(backends) == 1:
-        told = [f"sent to {backends[0]}, the only choice"]
+        sentences = [f"sent to {backends[0]}, the only choice"]
     else:
-        told = [f"sent to one of {listed(backends)}, each with probability 1/{len(backends)}"]
+        sentences = [f"sent to one of {listed(backends)}, each with probability 1/{len(backends)}"]
     if entry.affinity_seconds:
-        told.append(
+        sentences.append(
             f"sessionAffinity ClientIP: {decision.packet.source} stays with the backend it is given until "
             f"{entry.affinity_seconds} s after its last new connection"
         )
-    return told
+    return sentences
 
 
 def _masquerade(decision: Decision, frontend: Frontend, entry: PlanEntry, route: Route, node: NodeConfig) -> list[str]:

@@ -43,7 +43,7 @@ class PodPlanner:
         self._entries: dict[EntryKey, PlanEntry] = {}
         self._ports: set[tuple[int, int]] = set()  # protocol and number of every published port
         self._names: set[EntryKey] = set()
-        self._told: set[ObjectRef] = set()
+        self._reported: set[ObjectRef] = set()
         self._changed = False
 
     def remember(self, item: Pod | Namespace) -> None:
@@ -110,7 +110,7 @@ class PodPlanner:
                 _note(found, EntryChange(old, entry))
                 current[key] = entry
         self._entries = {key: current[key] for key in entries}
-        self._tell(problems)
+        self._report(problems)
         return tuple(found.values())
 
     def _touched(self, changes: Iterable[EntryChange]) -> bool:
@@ -171,10 +171,10 @@ class PodPlanner:
         )
         return False
 
-    def _tell(self, problems: Iterable[Problem]) -> None:
-        for ref in self._told:
+    def _report(self, problems: Iterable[Problem]) -> None:
+        for ref in self._reported:
             self._problems.pop(ref, None)
-        self._told = {problem.ref for problem in problems}
+        self._reported = {problem.ref for problem in problems}
         for problem in problems:
             self._problems[problem.ref] = (*self._problems.get(problem.ref, ()), problem)
 

@@ -15,7 +15,7 @@ from dataplane.model.objects import (
 )
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import FrontendKind, Plan
-from dataplane.planes.ipvs.render import render, says
+from dataplane.planes.ipvs.render import can_render, render
 
 SPEC = LabSpec(nodes=2, pods=3, ipv6=True)
 
@@ -84,7 +84,7 @@ def test_no_endpoints_leave_a_server_that_refuses() -> None:
 
 def test_what_one_virtual_server_cannot_be_is_known() -> None:
     def said(plan: Plan) -> dict[FrontendKind, bool]:
-        return {frontend.kind: says(frontend) for frontend, _ in plan.frontends()}
+        return {frontend.kind: can_render(frontend) for frontend, _ in plan.frontends()}
 
     both = {FrontendKind.CLUSTER_IP: True, FrontendKind.NODE_PORT: True}
     assert said(_plan((HERE, ELSEWHERE))) == said(_plan(())) == both

@@ -1,8 +1,8 @@
 """The ipvs baseline in the kernel.
 
-It is here to be compared with, and only that: it is no mode of the command line, and less than a plane. It loads a
-whole plan at a time and tells nobody what it holds. It needs a kernel with IPVS and dummy devices, and owns the IPVS
-table of its network namespace: whatever else is in there goes.
+It is only a baseline for comparisons: it is no mode of the command line and not a complete plane. It loads whole plans
+and cannot read them back. It needs a kernel with IPVS and dummy devices, and owns the IPVS table of its network
+namespace: all other content of that table is deleted.
 
 Limits of one virtual server a frontend (`render.says`): one set of destinations for every source, so policy Local
 serves pods and the node from the Local set too, as kube-proxy's ipvs mode does; refusal where a plan says drop; no
@@ -36,7 +36,7 @@ class IpvsPlane(Plane):
     name = "ipvs"
 
     def load(self, plan: Plan) -> PlanChange:
-        """Replace whatever IPVS holds by this plan. Not one transaction: a packet in between may find no server.
+        """Replace the whole IPVS table by this plan. Not atomic: a packet in between may find no server.
 
         Returns the whole plan as new. Raises PlaneError, saying which tool refused what.
         """
@@ -52,15 +52,15 @@ class IpvsPlane(Plane):
         return PlanChange(entries=tuple(EntryChange(None, entry) for entry in plan.entries.values()))
 
     def apply(self, change: PlanChange) -> None:
-        """Refuses: this baseline only loads."""
+        """Not supported: this baseline only loads. Raises PlaneError."""
         raise PlaneError("ipvs: the baseline takes no changes; load the plan again")
 
     def read_back(self) -> Table:
-        """Refuses: this baseline does not tell."""
+        """Not supported by this baseline. Raises PlaneError."""
         raise PlaneError("ipvs: the baseline does not tell what it holds; ipvsadm --list does")
 
     def cleanup(self) -> None:
-        """Remove the servers, the device and the rules; fine when there is none."""
+        """Remove the servers, the device and the rules, if any."""
         if Path("/proc/net/ip_vs").exists():
             _run(["ipvsadm", "--clear"])
         if Path("/sys/class/net", DEVICE).exists():
@@ -68,7 +68,7 @@ class IpvsPlane(Plane):
         _run(["nft", "-f", "-"], f"table inet {TABLE} {{ }}\ndelete table inet {TABLE}\n")
 
     def _device(self, addresses: Sequence[str]) -> None:
-        """Addresses of a device of this machine are delivered locally, which is where IPVS takes packets up."""
+        """Add the addresses to a dummy device, so that the kernel delivers packets locally, where IPVS handles them."""
         if Path("/sys/class/net", DEVICE).exists():
             _run(["ip", "link", "del", DEVICE])
         commands = [f"link add {DEVICE} type dummy", f"link set {DEVICE} up"]

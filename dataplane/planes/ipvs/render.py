@@ -1,4 +1,4 @@
-"""A plan as IPVS says it: virtual servers, the addresses that make the kernel deliver to them, rules to masquerade."""
+"""Render a plan for IPVS: virtual servers, local addresses for them, and masquerade rules."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -24,21 +24,21 @@ class Rendered(NamedTuple):
     rules: str
 
 
-def says(frontend: Frontend) -> bool:
-    """True if one virtual server can be this frontend: it has one set of destinations whoever asks, refuses when that
-    is empty, and neither drops nor looks at sources."""
-    ways = {(route.action, route.scope) for route in frontend.routes}
-    return len(ways) == 1 and frontend.routes.pod.action is not Action.DROP and frontend.source_ranges is None
+def can_render(frontend: Frontend) -> bool:
+    """True if one virtual server can be this frontend: all sources get one set of backends, an empty set rejects,
+    and no source is dropped or checked against ranges."""
+    kinds = {(route.action, route.scope) for route in frontend.routes}
+    return len(kinds) == 1 and frontend.routes.pod.action is not Action.DROP and frontend.source_ranges is None
 
 
 def _destinations(frontend: Frontend, entry: PlanEntry) -> tuple[Backend, ...]:
-    """Those for packets from outside, as kube-proxy has it for everybody."""
+    """Return the backends for packets from outside, which kube-proxy uses for all sources."""
     route = frontend.routes.outside
     return entry.backends(route.scope) if route.action is Action.FORWARD else ()
 
 
 def _addresses(frontend: Frontend, plan: Plan) -> Iterator[str]:
-    """Addresses of a frontend: its own, or for a node port the node's."""
+    """Return the addresses of a frontend: its own, or the node's for a node port."""
     family = frontend.key.family
     if frontend.key.address:
         yield frontend.key.address
@@ -118,7 +118,7 @@ def _rules(plan: Plan) -> str:
 
 
 def render(plan: Plan) -> Rendered:
-    """Everything of a plan that IPVS has words for. Pure; O(size of the plan)."""
+    """Render the part of a plan that IPVS can express. Pure; O(size of the plan)."""
     found = {a: None for frontend, _ in plan.frontends() if frontend.key.address for a in _addresses(frontend, plan)}
     servers = "".join(f"{line}\n" for line in _servers(plan))
     return Rendered(servers, tuple(a for a in found if a not in plan.node.addresses), _rules(plan))

@@ -1,4 +1,4 @@
-"""Taking over a table that an earlier run left: what differs, and what that means in the plan's terms."""
+"""Adopt a table of an earlier run: find what differs from the plan, as elements and in the plan's terms."""
 
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
@@ -22,7 +22,7 @@ from dataplane.policy.node import NodeConfig
 
 
 def broken_chains(syntax: Syntax, family: Family, state: TableState, node: NodeConfig | None) -> set[str] | None:
-    """Chains whose number of rules is not what it should be; None when the base chains do not lead to Services at all.
+    """Return the chains with a wrong number of rules; None if the base chains do not lead to Services at all.
 
     `node` None: the node's settings of the run that made the table are unknown; only chains that do not depend on
     them are checked.
@@ -44,9 +44,9 @@ def broken_chains(syntax: Syntax, family: Family, state: TableState, node: NodeC
 
 
 def previous_placement(reader: TableReader, entry: PlanEntry) -> Placement | None:
-    """Where the kernel has the backends of an entry now, from the entry's frontends that exist there.
+    """Return the placement of an entry's backends in the kernel, read from those of its frontends that exist there.
 
-    Each stands in one place: a load that ended on the way may have moved it and not yet removed where it stood.
+    Each backend gets one index: an interrupted load may have added its new index without removing the old one.
     """
     keys = [frontend_key(frontend.key) for frontend in entry.frontends]
     known = [reader.order(k) for k in keys if reader.holds(k) and reader.service(k) == entry.key.service]
@@ -60,7 +60,7 @@ def previous_placement(reader: TableReader, entry: PlanEntry) -> Placement | Non
 
 
 class Held:
-    """The elements that the kernel holds and that nothing in the plan has accounted for yet."""
+    """The kernel's elements that are not yet accounted for by the plan."""
 
     def __init__(self, syntax: Mapping[Family, Syntax], present: Mapping[Family, TableState]) -> None:
         self._maps = {
@@ -70,7 +70,7 @@ class Held:
         }
 
     def account(self, elements: Mapping[Element, bytes]) -> bool:
-        """Take out all these elements if each is there with this value, else none; returns whether they were."""
+        """Account for all these elements if each exists with this value, else for none; return True if they do."""
         maps = self._maps
         for (target, key), value in elements.items():
             held = maps.get(target)
@@ -81,7 +81,7 @@ class Held:
         return True
 
     def difference(self, wanted: Mapping[Element, bytes]) -> tuple[list[Element], list[tuple[Element, bytes]]]:
-        """What to remove and what to add so that what is left becomes what is wanted beside it."""
+        """Return the elements to remove and to add, to turn the remaining elements into the wanted ones."""
         missing: dict[bytes, bytes] = {}
         left = [(target, key, value) for target, held in self._maps.items() for key, value in held.items()]
         removed = [(target, key) for target, key, value in left if wanted.get((target, key)) != value]
@@ -90,7 +90,7 @@ class Held:
 
 
 def leftovers(syntax: Syntax, state: TableState, shapes: Container[str], sets: Container[str]) -> str:
-    """Commands that delete shape chains, range sets and affinity maps that nobody needs any more."""
+    """Return commands that delete unused shape chains, range sets and affinity maps."""
     old = [name for name in state.rules if shape_of(name) is not None and name not in shapes]
     text = "".join(f"flush chain {syntax.target(name)}\n" for name in old)
     text += "".join(f"delete chain {syntax.target(name)}\n" for name in old)
@@ -102,7 +102,7 @@ def leftovers(syntax: Syntax, state: TableState, shapes: Container[str], sets: C
 
 
 def _entries_of(table: Mapping[FrontendKey, Row]) -> dict[EntryKey, PlanEntry]:
-    """Entries that would show as these rows, as far as rows tell: for finding what an earlier run forwarded to."""
+    """Reconstruct entries from rows, as far as rows have the data, to find the backends of an earlier run."""
     grouped: dict[EntryKey, list[tuple[FrontendKey, Row]]] = defaultdict(list)
     for key, held in table.items():
         name, _, port = held.service.partition(":")
@@ -130,11 +130,10 @@ def _kind(key: FrontendKey) -> FrontendKind:
 def changed_entries(
     before: Mapping[FrontendKey, Row], differing: Iterable[PlanEntry], plan: Plan
 ) -> tuple[EntryChange, ...]:
-    """The changes from what the rows of an earlier run say to the plan.
+    """Return the changes from the rows of an earlier run to the plan.
 
-    before: the rows that have no equal in the plan, or that belong to one of the `differing` entries. An old entry is
-    as far as rows tell: its kinds of frontend are a guess (an address or a node port), its frontends and backends are
-    exact.
+    before: the rows without an equal in the plan, or of the `differing` entries. Old entries are reconstructed from
+    rows: their frontends and backends are exact, the kinds of frontends are guessed (address or node port).
     """
     old = _entries_of(before)
     changes = []

@@ -1,4 +1,4 @@
-"""Who session affinity remembers in hotplane's tables."""
+"""Read the session affinity clients from hotplane's tables."""
 
 from collections.abc import Iterator, Mapping
 
@@ -12,7 +12,7 @@ from dataplane.planes.nftables.rules.syntax import Kind, Syntax, syntax_for
 
 
 def remembered_clients(table: str = "hotplane") -> list[Client]:
-    """Every client that the tables of this network namespace remember. Reads the whole tables. Raises PlaneError."""
+    """Return all affinity clients in this network namespace. Reads the whole tables. Raises PlaneError."""
     syntax = {family: syntax_for(family, table) for family in Family}
     store = ElementStore(Layouts(syntax.values()))
     found: list[Client] = []

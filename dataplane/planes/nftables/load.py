@@ -1,4 +1,4 @@
-"""Bring the kernel from whatever it holds to a plan: fill it, or take over the tables of an earlier run."""
+"""Load a plan into the kernel: fill empty tables, or adopt the tables of an earlier run."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,20 +29,19 @@ from dataplane.planes.nftables.rules.skeleton import (
 from dataplane.planes.nftables.rules.syntax import Syntax
 
 ELEMENTS_A_TRANSACTION = 8_000
-"""Elements that a large load puts into one transaction, so that no single commit holds the
-kernel's lock for long, and what is made for it takes little memory."""
+"""Elements in one transaction of a large load, so that no commit holds the kernel's lock for long, and its messages
+take little memory."""
 
 TEXT_LIMIT = 5_000
-"""Elements up to which a load is one transaction, structure and all."""
+"""Loads of at most this many elements are a single transaction, structure included."""
 
 
 def remove_tables(nft: Nft, store: ElementStore, syntax: Iterable[Syntax]) -> None:
     """Delete those of the tables that exist. Raises PlaneError.
 
-    In two transactions: first no packet comes in any more; then, once those that were in have left, the rest goes. In
-    one, a packet between the first rule and its look-ups would find the maps empty but not the sets (of a table that
-    goes, the kernel takes the elements of maps alone out of sight), and an address that is known to have no such
-    frontend is refused.
+    In two transactions: the first stops packets from entering; once those in flight have left, the second deletes the
+    tables. In a single transaction, a packet in flight would find the maps empty but not the sets (when a table is
+    deleted, the kernel hides only the elements of maps), and would be rejected as if the port were unknown.
     """
     mine = [w for w in syntax if store.has_table(w.own)]
     if not mine:
@@ -54,7 +53,7 @@ def remove_tables(nft: Nft, store: ElementStore, syntax: Iterable[Syntax]) -> No
 
 
 class Loader:
-    """One load. `books` are those of a plane that knows nothing yet; they are right once a method has returned."""
+    """One load. `books` start empty; they match the kernel once a method has returned."""
 
     def __init__(self, nft: Nft, store: ElementStore, layouts: Layouts, plan: Plan, text_limit: int) -> None:
         self._nft = nft
@@ -64,7 +63,7 @@ class Loader:
         self._text_limit = text_limit
 
     def _skeleton(self, syntax: Mapping[Family, Syntax], *, active: bool) -> str:
-        """Commands that make the constant part of every table right, with an empty check of source ranges."""
+        """Return commands for the constant part of every table, with an empty check of source ranges."""
         node = self._plan.node
         return "".join(
             skeleton_objects(w, family, node)
@@ -75,15 +74,15 @@ class Loader:
         )
 
     def _entries(self, books: Books) -> list[PlanEntry]:
-        """The plan's entries of the families that the books are about."""
+        """Return the plan's entries of the families of the books."""
         return [entry for entry in self._plan.entries.values() if entry.key.family in books.syntax]
 
     def fill(self, books: Books) -> tuple[EntryChange, ...]:
         """Load into a kernel without hotplane's tables; returns what changed: every entry.
 
-        Little is one transaction. Much is a table whose base chains have no rules, then many transactions of
-        elements, then the rules: so packets see nothing of it before all is there. Raises PlaneError, after which there
-        is no table again, or, as the error then says, one that no packet enters.
+        A small plan is one transaction. A large one is a table whose base chains have no rules, then many transactions
+        of elements, then the rules, so that packets see nothing before the load is complete. After a PlaneError there
+        is no table, or, if the error says so, one that no packet enters.
         """
         entries = self._entries(books)
         if _weight(entries) <= self._text_limit:
@@ -119,7 +118,7 @@ class Loader:
         self._nft.run("".join(activation(w, family, self._plan.node) for family, w in books.syntax.items()))
 
     def _send_batch(self, transaction: Transaction, pipeline: "_Pipeline") -> None:
-        """The structure that a piece needs, then its elements."""
+        """Send the structure that a batch needs, then its elements."""
         parts = transaction.parts()
         transaction.commit()
         messages = self._store.messages((), parts.added)
@@ -131,7 +130,7 @@ class Loader:
         self._store.send(messages)
 
     def _remove(self, syntax: Mapping[Family, Syntax]) -> str:
-        """Take away the tables of a load that failed; says what stands now."""
+        """Delete the tables of a failed load; return a text on what is left."""
         try:
             remove_tables(self._nft, self._store, syntax.values())
         except PlaneError as error:
@@ -153,7 +152,7 @@ class Loader:
                 wanted.refer(compiled.references)
             else:
                 differing.append(entry)
-        # From here on, what is read is only what has no equal in the plan.
+        # From here on, only elements that have no equal in the plan are read.
         readers = {family: TableReader(books.syntax[family], family, state) for family, state in states.items()}
         for entry in differing:
             family = entry.key.family
@@ -189,7 +188,7 @@ class Loader:
 
 
 class _Difference:
-    """What turns the tables that are present into those that are wanted, after the commands of the skeleton."""
+    """The commands and elements that turn present tables into wanted ones, after the commands of the skeleton."""
 
     def __init__(
         self,
@@ -210,7 +209,7 @@ class _Difference:
         self._replaced = {element for element, _ in added}.intersection(removed)
 
     def _restricted(self, *, and_present: bool) -> str:
-        """Commands that give the check of source ranges its rules."""
+        """Return commands for the rules that check source ranges."""
         text = ""
         for family, w in self._syntax.items():
             prefixes = self._wanted.prefixes(family)
@@ -231,7 +230,7 @@ class _Difference:
         return self._layouts.of(target).verdict
 
     def first_text(self) -> str:
-        """The structure that comes before the elements."""
+        """Return commands for the structure that comes before the elements."""
         verdicts = [(element, value) for element, value in self._added if self._is_verdict(element[0])]
         replaced = [element for element, _ in verdicts if element in self._replaced]
         return (
@@ -242,8 +241,8 @@ class _Difference:
         )
 
     def additions(self) -> Iterator[tuple[list[Element], list[tuple[Element, bytes]]]]:
-        """(removed, added) of each transaction that brings elements, in an order in which what leads somewhere comes
-        after what it leads to; those are removed that get another value."""
+        """Yield (removed, added) of each transaction that adds elements, ordered so that an element comes after those
+        it leads to; removed are elements that get another value."""
         added = [item for item in self._added if not self._is_verdict(item[0][0])]
         added.sort(key=lambda item: self._ranks.get(item[0][0], 0))
         for first in range(0, len(added), ELEMENTS_A_TRANSACTION):
@@ -251,14 +250,15 @@ class _Difference:
             yield [element for element, _ in batch if element in self._replaced], batch
 
     def removals(self) -> Iterator[list[Element]]:
-        """What is left to remove after all `additions`, for each transaction: what leads somewhere goes first."""
+        """Yield the elements to remove after all `additions`, by transaction: an element goes before those it leads
+        to."""
         gone = [e for e in self._removed if e not in self._replaced and not self._is_verdict(e[0])]
         gone.sort(key=lambda element: -self._ranks.get(element[0], 0))
         for first in range(0, len(gone), ELEMENTS_A_TRANSACTION):
             yield gone[first : first + ELEMENTS_A_TRANSACTION]
 
     def last_text(self) -> str:
-        """What goes with the elements that went; "" if there is nothing."""
+        """Return commands that delete what the removed elements leave unused, or ""."""
         verdicts = [e for e in self._removed if self._is_verdict(e[0]) and e not in self._replaced]
         leftovers = self._leftovers()
         if not verdicts and not leftovers:
@@ -267,7 +267,7 @@ class _Difference:
 
 
 def _ranks(syntax: Iterable[Syntax]) -> dict[str, int]:
-    """Targets whose elements lead to elements of others: the higher, the later they may be added."""
+    """Return the rank of targets whose elements lead to others: a higher rank is added later."""
     ranks = {}
     for w in syntax:
         ranks[w.target("restricted")] = 3
@@ -279,7 +279,7 @@ def _ranks(syntax: Iterable[Syntax]) -> dict[str, int]:
 
 
 class _Pipeline:
-    """Does one thing at a time in another thread, so that the kernel takes a piece while the next is compiled."""
+    """Runs one task at a time in another thread, so that the kernel processes a batch while the next is compiled."""
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1)
@@ -289,7 +289,7 @@ class _Pipeline:
         return self
 
     def put(self, work: Callable[[], None]) -> None:
-        """Wait for the work before to end, raise what it raised, and start this."""
+        """Wait for the previous task, raise its exception if any, and start this one."""
         self._wait()
         self._running = self._executor.submit(work)
 
@@ -307,5 +307,5 @@ class _Pipeline:
 
 
 def _weight(entries: Iterable[PlanEntry]) -> int:
-    """About how many elements entries have."""
+    """Estimate the number of elements of entries."""
     return sum(len(e.frontends) * (len(e.cluster) + len(e.local) + 1) for e in entries)

@@ -1,9 +1,9 @@
-"""Leading the node's own packets away from 127.0.0.0/8: what node ports there need beside a rule that translates.
+"""Node ports on 127.0.0.0/8: the sysctl route_localnet, and the guard that it requires.
 
-The kernel routes such packets only with the sysctl route_localnet, and then also takes packets with loopback addresses
-from other hosts, which it drops otherwise (CVE-2020-8558). A table of its own drops these, before anything else sees
-them; it is there whenever hotplane has set the sysctl. IPv6 has no such sysctl: nothing leads away from ::1 but
-balancing at connect time.
+The kernel routes translated packets from loopback addresses only with the sysctl route_localnet, and then also accepts
+packets with loopback addresses from other hosts, which it drops otherwise (CVE-2020-8558). A separate table, the guard,
+drops these before any other rule; it exists whenever hotplane has set the sysctl. IPv6 has no such sysctl: only
+balancing at connect time can serve node ports on ::1.
 """
 
 import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _FOLDER, _, _FILE = f"/proc/sys/{ROUTE_LOCALNET}".rpartition("/")
 _SUFFIX = "-localnet"
 _SET_BY_US = "set-by-hotplane"
-"""Name of an empty chain that says so: somebody else's setting stays."""
+"""Name of an empty chain that marks the sysctl as set by hotplane; otherwise it is not reset."""
 
 _GUARD = """add table ip {table}
 flush table ip {table}
@@ -33,36 +33,36 @@ add rule ip {table} prerouting iifname != "lo" ip saddr 127.0.0.0/8 drop
 
 
 def guard(table: str = "hotplane") -> str:
-    """Commands that make the guard of a plane's tables what it has to be."""
+    """Return the commands that create or rewrite the guard of a plane's tables."""
     return _GUARD.format(table=f"{table}{_SUFFIX}")
 
 
 def keep_open(table: str = "hotplane") -> None:
-    """Set the sysctl where the guard of a plane's tables stands, and say beside the guard that it is hotplane's
-    setting, to be taken back with it. Raises PlaneError."""
+    """Set the sysctl if the guard of a plane's tables exists, and mark it there as set by hotplane, to be reset with
+    it. Raises PlaneError."""
     nft = Nft()
     if ("ip", f"{table}{_SUFFIX}") in nft.tables() and sysctl.ensure(ROUTE_LOCALNET, 1):
         nft.run(f"add chain ip {table}{_SUFFIX} {_SET_BY_US}\n")
 
 
 class Localnet:
-    """The guard and the sysctl of the network namespace in which the object was made. table: the plane's, from whose
-    name the guard's is made."""
+    """The guard and the sysctl in the network namespace in which the object was made. table: the plane's; the guard's
+    name is derived from it."""
 
     def __init__(self, nft: Nft, store: "ElementStore", table: str) -> None:
         self._nft, self._store, self._table, self._guard = nft, store, f"{table}{_SUFFIX}", guard(table)
-        # What is below a folder of sysctls stays its namespace's, whoever opens it later.
+        # A sysctl directory stays that of its network namespace, even if opened from another one later.
         self._folder = os.open(_FOLDER, os.O_PATH | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._folder)
 
     def open(self) -> None:
-        """Let packets be led away from loopback addresses. Raises PlaneError."""
+        """Install the guard and set the sysctl. Raises PlaneError."""
         self._nft.run(self._guard)
         if self._set(1):
             self._nft.run(f"add chain ip {self._table} {_SET_BY_US}\n")
 
     def close(self) -> None:
-        """Take it back; fine when there is nothing. Raises PlaneError."""
+        """Reset the sysctl and delete the guard, if any. Raises PlaneError."""
         if not self._store.has_table(f"ip {self._table}"):
             return
         if _SET_BY_US in self._store.chains(f"ip {self._table}"):

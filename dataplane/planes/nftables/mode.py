@@ -1,4 +1,4 @@
-"""The nftables mode, as the registry has it."""
+"""The nftables mode's entry in the registry."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ from dataplane.policy.settings import Promises
 
 
 class NftablesMode(Mode):
-    """Services as elements of maps."""
+    """The mode that keeps Services as elements of nftables maps."""
 
     name = "nftables"
     promises = Promises.NFTABLES

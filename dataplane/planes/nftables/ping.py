@@ -3,7 +3,7 @@
 A request to an address that leads to an endpoint is translated to this node's own primary address, whose kernel
 answers; connection tracking turns the answer back. So type, checksums, hop limit and the limits on ICMP are the
 kernel's, in both families, and for the node's own processes, too. It takes a table of its own, which is there only
-where it was asked for: a set of addresses beside the maps of frontends, which go by ports that such a request has not.
+where the option is set: a set of addresses, since the maps of frontends have ports as keys, which echo requests lack.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ _VIRTUAL = (FrontendKind.CLUSTER_IP, FrontendKind.EXTERNAL_IP, FrontendKind.LOAD
 
 
 def virtual_addresses(entry: PlanEntry) -> set[str]:
-    """Addresses of an entry that lead somebody to an endpoint. Where source ranges say who may come in, none do."""
+    """Return the addresses of an entry that forward to an endpoint, without those that have source ranges."""
     return {
         frontend.key.address
         for frontend in entry.frontends
@@ -36,7 +36,7 @@ def virtual_addresses(entry: PlanEntry) -> set[str]:
 
 
 def answered_pings(table: str = "hotplane") -> int | None:
-    """How many requests in this network namespace were answered so far; None where nobody answers. Raises
+    """Return the number of requests answered in this network namespace; None if they are not answered. Raises
     PlaneError."""
     syntax = [syntax_for(family, table) for family in Family]
     store = ElementStore(Layouts(syntax))
@@ -45,7 +45,7 @@ def answered_pings(table: str = "hotplane") -> int | None:
 
 
 class Pings:
-    """The tables of a plane. count: transactions of changes so far, those of loads left out."""
+    """The ping tables of a plane. count: transactions of changes so far, without those of loads."""
 
     def __init__(self, nft: Nft, store: ElementStore, syntax: Mapping[Family, Syntax]) -> None:
         self._nft, self._store, self._syntax = nft, store, syntax
@@ -54,7 +54,7 @@ class Pings:
         self.count = 0
 
     def load(self, plan: Plan) -> None:
-        """Answer for a plan's addresses, or no longer. Raises PlaneError."""
+        """Create the tables for a plan's addresses, or remove them if the option is off. Raises PlaneError."""
         self._on = plan.node.answer_ping
         self._uses.clear()
         if not self._on:
@@ -65,7 +65,7 @@ class Pings:
         self._nft.run("".join(self._whole(family, plan.node) for family in self._syntax))
 
     def apply(self, change: PlanChange, node: NodeConfig) -> None:
-        """Follow a change that the plane has applied. Raises PlaneError, after which a load is wanted."""
+        """Follow a change that the plane has applied. After a PlaneError, a load is needed."""
         if not self._on:
             return
         before = {key for entry in change.entries for key in self._keys(entry.old) | self._keys(entry.new)}
@@ -84,7 +84,7 @@ class Pings:
             self.count += 1
 
     def remove(self) -> None:
-        """Take the tables away; fine when there are none. Raises PlaneError."""
+        """Delete the tables, if any. Raises PlaneError."""
         tables = [ping_table(syntax) for syntax in self._syntax.values() if self._store.has_table(ping_table(syntax))]
         if tables:
             self._nft.run("".join(f"delete table {table}\n" for table in tables))

@@ -1,12 +1,12 @@
 """The nftables plane: Services as elements of a constant set of maps.
 
-One table of each family, owned by hotplane alone. A change becomes one transaction whose size is that of the change;
-nothing is listed for it, because the plane knows from the change what the kernel holds. A way to forward that is new,
-or that is used no more, takes a transaction of its own, before or after (see `transaction.Parts`).
+One table per family, owned by hotplane alone. A change becomes one transaction whose size is that of the change;
+nothing is listed for it, because the plane knows from the change what the kernel holds. A shape chain that comes into
+use or goes out of use takes a transaction of its own, before or after (see `transaction.Parts`).
 
-There is one way into the kernel, netlink messages of hotplane's own. What has structure in it (tables, sets, maps,
-chains, rules, verdicts) is written as nftables' text, whose rules libnftables has compiled before, elsewhere (see
-kernel.nft). Elements are written as bytes (see `store`), because text costs seconds and hundreds of megabytes there.
+All of it is sent as hotplane's own netlink messages. Structure (tables, sets, maps, chains, rules, verdicts) is written
+as nftables text, whose rules libnftables has compiled ahead of time in another process (see kernel.nft). Elements are
+written as bytes (see `store`), because text would cost seconds and hundreds of megabytes.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -37,16 +37,16 @@ from dataplane.planes.nftables.standby import StandbyTables
 from dataplane.policy.node import NodeConfig
 
 MOST_AT_ONCE = 32
-"""Entries of a change that is brief."""
+"""Limit of entries in a brief change."""
 
 MOST_BACKENDS = 500
-"""Backends that such a change may be about."""
+"""Limit of backends in a brief change."""
 
 
 class NftablesPlane(Plane):
     """See planes.base.Plane. Works in the network namespace in which the object was made.
 
-    families: the families to program; entries of others are ignored. table: name of the tables. nft, store: the doors
+    families: the families to program; entries of others are ignored. table: name of the tables. nft, store: connections
     to the kernel. loaded_for: the node of the plan that an earlier run loaded; lets `read_back` check every chain
     before a load. text_limit: elements up to which filling an empty kernel is one transaction.
     """
@@ -85,10 +85,10 @@ class NftablesPlane(Plane):
         """Bring the kernel to `plan`; see planes.base.Plane.load.
 
         A table of the same version is adopted: only what differs is sent, in several transactions. Into an empty
-        kernel, little is one transaction. A load that fails on the way says in its PlaneError what stands: over an
-        empty kernel there is no table again; over a table of an earlier run, each transaction that went through is
-        whole, and the table stands between the two plans. Either way the plane takes no change before a load has
-        succeeded, and a new load repairs whatever it finds. EntryRefused names all entries that cannot be held; over a
+        kernel, little is one transaction. If a load fails, its PlaneError says what is left: in an
+        empty kernel there is no table again; over a table of an earlier run, the transactions committed so far stay,
+        and the table is between the two plans. In both cases the plane accepts no change before a load has succeeded,
+        and a new load repairs what it finds. EntryRefused names all entries that cannot be held; over a
         table of this version it comes before anything is sent, and then the plane goes on as before.
         """
         before, self._node = (self._node, self._books), None
@@ -125,8 +125,8 @@ class NftablesPlane(Plane):
     def apply(self, change: PlanChange) -> None:
         """Apply a change; see planes.base.Plane.apply.
 
-        All that packets can see of it is one transaction. When only what that left unused cannot be removed, the
-        PlaneError says so, and the plane wants a `load`, which removes it.
+        All that is visible to packets is one transaction. If only the deletion of what it leaves unused fails, the
+        PlaneError says so, and the plane needs a `load`, which deletes it.
         """
         if self._node is None:
             raise PlaneError("nftables plane: a change came before a plan was loaded; call load first")
@@ -151,8 +151,8 @@ class NftablesPlane(Plane):
         self._node = node
 
     def _replaced(self, change: PlanChange, transaction: Transaction) -> list[Callable[[], None]]:
-        """Put every entry's change into a transaction; what is to be called once the kernel took it. Raises
-        EntryRefused, naming all that cannot be held."""
+        """Add every entry's change to a transaction; return the functions to call after its commit. Raises EntryRefused
+        with all entries that cannot be held."""
         steps, refused = [], []
         for entry in change.entries:
             if entry.key.family in self._syntax:
@@ -168,7 +168,7 @@ class NftablesPlane(Plane):
     def read_back(self) -> Table:
         """Every frontend that the kernel holds and that works; see planes.base.Plane.read_back.
 
-        A frontend is left out when a chain on its way is missing or does not have the number of rules it should have.
+        A frontend is left out if one of its chains is missing or has a wrong number of rules.
         """
         table: dict[FrontendKey, Row] = {}
         with no_garbage_collection():
@@ -196,18 +196,19 @@ class NftablesPlane(Plane):
         return answered_pings()
 
     def lead_from_loopback(self) -> None:
-        """Set the sysctl for node ports on 127.0.0.0/8, with its guard, ahead of a plane that has no right to: this one
-        or the iptables mode's. Raises PlaneError."""
+        """Set the sysctl for node ports on 127.0.0.0/8, and its guard, for a later process without the right to: of
+        this mode or the iptables mode. Raises PlaneError."""
         self._localnet.open()
 
     def give_way(self, stays: Collection[str]) -> int:
-        """See planes.base.Plane.give_way. What stands on this plane goes on with it."""
+        """See planes.base.Plane.give_way. The tables stay if the other mode is based on this plane."""
         if self.name not in stays:
             self.cleanup()
         return 0
 
     def cleanup(self) -> None:
-        """Delete hotplane's tables of the plane's families, and what they need beside them, and nothing else."""
+        """Delete hotplane's tables of the plane's families, with the guard, sysctl and ping tables, and nothing
+        else."""
         self._standby.remove()
         remove_tables(self._nft, self._store, self._syntax.values())
         self._localnet.close()
@@ -219,7 +220,7 @@ class NftablesPlane(Plane):
         return node.nodeports.loopback and Family.IPV4 in self._syntax
 
     def _states(self) -> dict[Family, TableState]:
-        """What the kernel holds, for the families whose table exists."""
+        """Read the kernel's tables of the families that have one."""
         return {
             family: table_state(syntax, self._store)
             for family, syntax in self._syntax.items()
@@ -227,7 +228,7 @@ class NftablesPlane(Plane):
         }
 
     def _settings(self, change: PlanChange) -> str:
-        """Commands for what changed beside the entries."""
+        """Return commands for the changed settings, apart from the entries."""
         parts = []
         for family, syntax in self._syntax.items():
             if change.node is not None:

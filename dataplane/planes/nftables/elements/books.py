@@ -1,4 +1,4 @@
-"""What the plane knows of the kernel: the use of everything shared, and where backends stand."""
+"""The plane's record of the kernel's state: use counts of shared objects, and the placement of backends."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -16,7 +16,7 @@ from dataplane.planes.nftables.rules.syntax import Syntax
 
 
 class Books:
-    """placements: of small entries, those that differ from what `place` makes of the entry. seats: of large ones."""
+    """placements: of small entries, if different from the result of `place`. seats: placements of large entries."""
 
     def __init__(
         self, syntax: Mapping[Family, Syntax], layouts: Layouts, ids: Mapping[Family, ShapeIds] | None = None
@@ -30,15 +30,15 @@ class Books:
         self.seats: dict[EntryKey, Seats] = {}
 
     def compile(self, entry: PlanEntry, placement: Placement | Touched | None) -> Compiled:
-        """Elements and references of an entry of one of the plane's families."""
+        """Return the elements and references of an entry of one of the plane's families."""
         return self.compilers[entry.key.family].compile(entry, placement)
 
     def transaction(self) -> Transaction:
-        """An empty change against what the books say."""
+        """Return an empty transaction against the recorded state."""
         return Transaction(self.syntax, self.layouts, self.ids, self.references)
 
     def refusals(self, entries: Iterable[PlanEntry]) -> list[EntryRefused]:
-        """Every entry that cannot be held, whatever the others are. O(size); for when one was refused."""
+        """Return the refusal of every entry that cannot be held. O(size); called after a refusal."""
         found = []
         for entry in entries:
             try:
@@ -49,22 +49,22 @@ class Books:
         return found
 
     def forget(self, unused: Iterable[ShapeRef]) -> None:
-        """Shapes that the kernel holds no more: their numbers may be given to others."""
+        """Free the numbers of shapes that were deleted from the kernel."""
         for family, shape in unused:
             self.ids[family].forget(shape)
             self.compilers[family].forget()
 
     def seat(self, entries: Iterable[PlanEntry]) -> None:
-        """After a load: prepare for changes of what is large, which shall be quick from the first one on."""
+        """Prepare for changes of large entries after a load, so that already the first one is fast."""
         for entry in entries:
             if entry.key.family in self.syntax and is_large(entry):
                 self.seats[entry.key] = Seats(self._placement(entry))
                 self.placements.pop(entry.key, None)
 
     def replace(self, change: EntryChange, transaction: Transaction) -> Callable[[], None]:
-        """Put the change of an entry into a transaction; what is returned is to be called once the kernel took it.
+        """Add the change of an entry to a transaction; return a function to call after its commit.
 
-        O(what changes) for a large entry of which nothing but backends changes. Raises EntryRefused.
+        O(what changes) for a large entry of which only backends change. Raises EntryRefused.
         """
         old, new = change.old, change.new
         if old is not None and new is not None and is_large(old) and is_large(new) and changes_only_backends(old, new):
@@ -85,7 +85,7 @@ class Books:
         return lambda: seats.commit(moves)
 
     def _note(self, key: EntryKey, entry: PlanEntry | None, placement: Placement | None) -> None:
-        """Remember where the backends of an entry stand; None: it is gone."""
+        """Record the placement of an entry's backends; None: the entry was deleted."""
         self.placements.pop(key, None)
         self.seats.pop(key, None)
         if entry is None or placement is None:

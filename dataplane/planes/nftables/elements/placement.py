@@ -1,6 +1,6 @@
-"""Where each backend stands in its frontends' maps: its index in a set and its slot number for affinity.
+"""Placement of backends in the maps of their frontends: the index in a set, and the slot number for affinity.
 
-Both are stable: a change to one backend moves as few others as possible (an index) or none at all (a slot).
+Both are stable: changing one backend moves as few other indexes as possible, and no other slots.
 """
 
 import zlib
@@ -12,7 +12,7 @@ from dataplane.planes.base import EntryRefused
 from dataplane.planes.nftables.rules.syntax import LOCAL_OFFSET
 
 Address = tuple[str, int]
-"""(address, port) of a backend: what makes it itself."""
+"""(address, port) of a backend: its identity."""
 
 SLOTS = 0xFFF0
 """Slot numbers of an entry are below this; the last sixteen would collide with reserved traffic-control handles."""
@@ -27,8 +27,8 @@ class Placement(NamedTuple):
 
 
 def _order(previous: tuple[Address, ...], wanted: tuple[Address, ...]) -> tuple[Address, ...]:
-    """`wanted` in an order that keeps the place of everyone who stays: holes are filled with newcomers, then from
-    the end."""
+    """Return `wanted` in an order in which remaining backends keep their index: holes are filled with new backends,
+    then from the end."""
     if not previous or previous == wanted:
         return wanted
     present = set(wanted)
@@ -49,8 +49,8 @@ def _order(previous: tuple[Address, ...], wanted: tuple[Address, ...]) -> tuple[
 
 
 def _slots(previous: dict[Address, int], backends: Iterable[Address], where: EntryKey) -> dict[Address, int]:
-    """Slot numbers: kept for those who stay, and for newcomers derived from the address, so that a number is hardly
-    ever given to another backend while clients still remember it."""
+    """Return slot numbers: kept for remaining backends, derived from the address for new ones, so that a number is
+    hardly ever reused while affinity maps still have it."""
     wanted = dict.fromkeys(backends)
     if len(wanted) > SLOTS:
         raise EntryRefused(where, f"{len(wanted)} backends with session affinity; at most {SLOTS} fit")
@@ -64,7 +64,7 @@ def _slots(previous: dict[Address, int], backends: Iterable[Address], where: Ent
 
 
 def new_slot(backend: Address, taken: Container[int], count: int, where: EntryKey) -> int:
-    """A slot number for a newcomer. taken, count: those that have one. Raises EntryRefused where all are taken."""
+    """Return a slot number for a new backend. taken, count: numbers in use. Raises EntryRefused if all are."""
     if count >= SLOTS:
         raise EntryRefused(where, f"more than {count} backends with session affinity; at most {SLOTS} fit")
     slot = zlib.crc32(f"{backend[0]} {backend[1]}".encode()) % SLOTS
@@ -80,8 +80,8 @@ def check_size(entry: PlanEntry) -> None:
 
 
 def fresh(entry: PlanEntry) -> Placement | None:
-    """Where the backends of an entry stand that the kernel does not know; None where that is just the entry's own
-    order, as without affinity it is. Raises PlaneError for too large a set."""
+    """Return the placement of an entry that the kernel does not hold; None without affinity, for the entry's own order.
+    Raises PlaneError for too large a set."""
     if entry.affinity_seconds:
         return place(entry)
     check_size(entry)
@@ -89,7 +89,7 @@ def fresh(entry: PlanEntry) -> Placement | None:
 
 
 def place(entry: PlanEntry, previous: Placement | None = None) -> Placement:
-    """Where the backends of an entry stand, given where they stood before. Raises PlaneError for too large a set."""
+    """Return the placement of an entry, based on the previous one. Raises PlaneError for too large a set."""
     check_size(entry)
     cluster = tuple((b.address, b.port) for b in entry.cluster)
     local = tuple((b.address, b.port) for b in entry.local)

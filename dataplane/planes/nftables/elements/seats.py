@@ -1,7 +1,7 @@
-"""Where the backends of a large entry stand, kept so that a change costs what it moves and not what there is.
+"""Placement of a large entry, stored so that a change takes O(what it moves) and not O(size).
 
-The rules are those of `placement`: whoever stays keeps its index, a newcomer takes the place of one that went, and
-what is still empty then is filled from the end.
+The rules are those of `placement`: a remaining backend keeps its index, a new one takes the index of a removed one, and
+indexes that are still free are filled from the end.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +17,8 @@ from dataplane.policy.routes import Action, Scope
 class Touched(NamedTuple):
     """The part of an entry's backends that a change touches, as it is before or after it.
 
-    cluster, local: (index, backend). slots: slot numbers of these, with affinity. hairpin: the addresses under which
-    a backend that reached itself is recognised, those that only this side has.
+    cluster, local: (index, backend). slots: slot numbers of these, with affinity. hairpin: the addresses to
+    detect hairpin connections of, those that only this side has.
     """
 
     cluster: Sequence[tuple[int, Address]]
@@ -28,8 +28,8 @@ class Touched(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """A change of a large entry. cluster, local: who sits at an index afterwards, None where the set ends before.
-    slots: those given and (None) those given back."""
+    """A change of a large entry. cluster, local: new backend by index, None past the new end of the set. slots:
+    assigned numbers, None for released ones."""
 
     cluster: Mapping[int, Address | None]
     local: Mapping[int, Address | None]
@@ -37,19 +37,19 @@ class Moves(NamedTuple):
 
 
 class _Order:
-    """One set by index, and the way back."""
+    """One set by index, and its indexes by backend."""
 
     def __init__(self, order: Iterable[Address]) -> None:
         self.order = list(order)
         self.index = {address: index for index, address in enumerate(self.order)}
 
     def moves(self, removed: Iterable[Address], added: Sequence[Address]) -> dict[int, Address | None]:
-        """Who sits where after a change. O(what changes)."""
+        """Return the new backend of each index that changes. O(what changes)."""
         holes = [self.index[address] for address in removed]
         return moves(len(self.order), holes, added, self.order.__getitem__)
 
     def apply(self, moved: Mapping[int, Address | None]) -> None:
-        """Make moves so."""
+        """Apply moves."""
         order, index = self.order, self.index
         for at in moved:
             if at < len(order):
@@ -72,7 +72,7 @@ class Seats:
         self._taken = set(self._slots.values())
 
     def moves(self, old: PlanEntry, new: PlanEntry) -> Moves:
-        """What a change moves, before it is in the kernel. Raises EntryRefused for what cannot be held."""
+        """Compute the moves of a change, without applying it. Raises EntryRefused if the entry cannot be held."""
         check_size(new)
         found = []
         for order, was, now in ((self._cluster, old.cluster, new.cluster), (self._local, old.local, new.local)):
@@ -83,7 +83,7 @@ class Seats:
     def _new_slots(
         self, cluster: Mapping[int, Address | None], local: Mapping[int, Address | None], new: PlanEntry
     ) -> dict[Address, int | None]:
-        """Slots of those who come, and None for those who go from both sets."""
+        """Return the slots of new backends, and None for those removed from both sets."""
         gone: set[Address] = set()
         come: dict[Address, None] = {}
         for order, moved in ((self._cluster, cluster), (self._local, local)):
@@ -103,7 +103,7 @@ class Seats:
         return found
 
     def before(self, moves: Moves, old: PlanEntry, new: PlanEntry) -> Touched:
-        """What the change touches, as it is."""
+        """Return the touched backends before the change."""
         cluster, local = (
             [(at, order.order[at]) for at in sorted(moved) if at < len(order.order)]
             for order, moved in ((self._cluster, moves.cluster), (self._local, moves.local))
@@ -112,7 +112,7 @@ class Seats:
         return Touched(cluster, local, slots, _hairpin(old, new))
 
     def after(self, moves: Moves, old: PlanEntry, new: PlanEntry) -> Touched:
-        """What the change touches, as it will be."""
+        """Return the touched backends after the change."""
         cluster, local = (
             [(at, address) for at, address in sorted(moved.items()) if address is not None]
             for moved in (moves.cluster, moves.local)
@@ -125,7 +125,7 @@ class Seats:
         return Touched(cluster, local, slots, _hairpin(new, old))
 
     def commit(self, moves: Moves) -> None:
-        """The kernel took them."""
+        """Apply moves that the kernel has committed."""
         self._cluster.apply(moves.cluster)
         self._local.apply(moves.local)
         for address, slot in moves.slots.items():

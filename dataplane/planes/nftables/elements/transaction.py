@@ -1,4 +1,4 @@
-"""Collect changes of elements and references, as what one nftables transaction is made of."""
+"""Collect changes of elements and references for one nftables transaction."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -13,16 +13,16 @@ from dataplane.planes.nftables.rules.skeleton import add_ranges, ranges_name, re
 from dataplane.planes.nftables.rules.syntax import Syntax
 
 ELEMENTS_A_COMMAND = 200
-"""Elements in one command: few enough that an error shows where, enough that commands cost nothing."""
+"""Elements in one command: few enough to locate an error, enough to make the overhead of commands negligible."""
 
 Structure = ShapeRef | RangesRef
 _T = TypeVar("_T")
 
 
 class References:
-    """How often everything shared is used. `structures`: the shapes and range sets in use, few in number.
+    """Use counts of shared objects. `structures`: the shapes and range sets in use, few in number.
 
-    Of elements there is one for each Service: they are kept by target, with the key as a number, in half the memory.
+    Elements are as many as Services: they are stored by target, with the key as an integer, in half the memory.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class References:
         self.structures: set[Structure] = set()
 
     def count(self, reference: Reference) -> int:
-        """Uses of one reference."""
+        """Return the number of uses of one reference."""
         if isinstance(reference, ElementRef):
             return self._elements.get(reference.target, {}).get(int.from_bytes(reference.key), 0)
         return self._counts.get(reference, 0)
@@ -92,14 +92,14 @@ def add_commands(layouts: Layouts, elements: Iterable[tuple[Element, bytes]]) ->
 class Parts(NamedTuple):
     """One change, in the order of its commits.
 
-    A packet goes by the rules as they were when it entered a hook, but by elements as they are when it looks. So what
-    elements lead to is committed before them: each commit, before its elements are seen, makes the chains of the commit
-    before it valid for packets of both generations (nf_tables_commit_chain). And what elements led to goes once all
+    A packet sees the rules of the time when it entered a hook, but elements as of its look-up. So chains and maps are
+    committed before the elements that lead to them: each commit, before its elements are visible, makes the chains of
+    the previous commit valid for packets of both generations (nf_tables_commit_chain). They are deleted once all
     packets in flight have left. A packet that arrives between two commits is not affected by either.
 
     ahead: commands for chains, sets and maps that come into use; "" if there are none. removed, added: elements.
-    behind: elements that only a packet still needs that saw one of `removed`. disappearing: commands for what nobody
-    uses any more. undo: commands that take `ahead` back.
+    behind: elements still needed by packets that already followed one of `removed`. disappearing: commands that delete
+    unused objects. undo: commands that revert `ahead`.
     """
 
     ahead: str
@@ -111,12 +111,12 @@ class Parts(NamedTuple):
 
 
 def affinity_names(syntax: Syntax) -> tuple[str, ...]:
-    """What the names of affinity maps begin with."""
+    """Return the prefixes of the names of affinity maps."""
     return tuple(f"{kind.affinity_prefix}-" for kind in (syntax.services, syntax.nodeports))
 
 
 class Transaction:
-    """Changes against a state of references. Nothing takes effect before its `parts` ran and `commit()` is called.
+    """Changes against recorded references. They take effect when `parts` are committed and `commit()` is called.
 
     `references` is the plane's own count, changed only by `commit`.
     """
@@ -134,7 +134,7 @@ class Transaction:
         self.unused: list[ShapeRef] = []  # shapes that `parts` removes
 
     def replace(self, old: Compiled, new: Compiled) -> None:
-        """Replace what an entry held by what it shall hold. O(size of both)."""
+        """Replace the elements and references of an entry. O(size of both)."""
         for element, value in old.elements.items():
             if new.elements.get(element) != value:
                 self._removed[element] = value
@@ -145,24 +145,24 @@ class Transaction:
         self.refer(new.references)
 
     def add(self, new: Compiled) -> None:
-        """Add what a new entry shall hold."""
+        """Add the elements and references of a new entry."""
         self._added.update(new.elements)
         self.refer(new.references)
 
     def refer(self, references: Iterable[Reference], times: int = 1) -> None:
-        """Count references, but leave the elements of their entry alone."""
+        """Count references without the elements of their entry."""
         delta = self._delta
         for reference in references:
             delta[reference] += times
 
     def _crossing(self) -> tuple[list[Reference], list[Reference]]:
-        """References that come into use and that go out of use."""
+        """Return the references that come into use and those that go out of use."""
         new = [r for r, d in self._delta.items() if d > 0 and not self._references.count(r)]
         gone = [r for r, d in self._delta.items() if d < 0 and self._references.count(r) + d == 0]
         return new, gone
 
     def parts(self) -> Parts:
-        """What the transaction consists of."""
+        """Return the parts of the transaction."""
         new, gone = self._crossing()
         self.unused = [reference for reference in gone if isinstance(reference, ShapeRef)]
         removed = [e for e, value in self._removed.items() if self._added.get(e) != value]
@@ -184,12 +184,12 @@ class Transaction:
         )
 
     def _verdict(self, ref: ShapeRef) -> tuple[Element, bytes]:
-        """The element that leads from a shape's number to its chain."""
+        """Return the element that maps a shape's number to its chain."""
         key = number(self._ids[ref.family].of(ref.shape))
         return (self._syntax[ref.family].target("shapes"), key), ref.shape.name.encode()
 
     def _structures(self, new: Iterable[Reference]) -> list[str]:
-        """Make maps, chains and sets that come into use."""
+        """Return commands for maps, chains and sets that come into use."""
         parts = []
         for family, nodeport, seconds in sorted(affinities(new)):
             syntax = self._syntax[family]
@@ -202,13 +202,13 @@ class Transaction:
         return parts
 
     def _appearing(self, new: Iterable[Reference], after: frozenset[Reference]) -> list[str]:
-        """Make what comes into use, and what leads to it; `after`: all that is in use then."""
+        """Return commands for what comes into use and what leads to it; `after`: all that is in use then."""
         verdicts = add_commands(self._layouts, (self._verdict(ref) for ref in new if isinstance(ref, ShapeRef)))
         families = {ref.family for ref in new if isinstance(ref, RangesRef)}
         return [*self._structures(new), verdicts, *self._restricted(families, after)]
 
     def _restricted(self, families: Iterable[Family], after: Iterable[Reference]) -> list[str]:
-        """Rewrite the rules that name sets of source ranges."""
+        """Return commands that rewrite the rules that use sets of source ranges."""
         return [
             rewrite_restricted(
                 self._syntax[family], [r.prefix for r in after if isinstance(r, RangesRef) and r.family is family]
@@ -217,7 +217,7 @@ class Transaction:
         ]
 
     def _disappearing(self, gone: Iterable[Reference], present: frozenset[Reference]) -> list[str]:
-        """Delete what is `present` and nobody uses any more, after the rules and verdicts that name it."""
+        """Return commands that delete what is `present` but unused, after the rules and verdicts that refer to it."""
         after = present.difference(gone)
         shapes = [ref for ref in gone if isinstance(ref, ShapeRef)]
         ranges = [ref for ref in gone if isinstance(ref, RangesRef)]
@@ -236,7 +236,7 @@ class Transaction:
         return parts
 
     def elements(self) -> dict[Element, bytes]:
-        """Every element that this transaction adds, shared ones included; for one that starts from nothing."""
+        """Return all elements of this transaction, shared ones included, if it started from an empty table."""
         shared = {(r.target, r.key): b"" for r in self._delta if isinstance(r, ElementRef)}
         return self._added | shared | dict(self._verdict(r) for r in self._delta if isinstance(r, ShapeRef))
 
@@ -263,5 +263,5 @@ class Transaction:
         }
 
     def commit(self) -> None:
-        """Take the changes into the plane's count, after the kernel took them."""
+        """Apply the changes to the plane's counts, after the kernel has committed them."""
         self._references.add(self._delta)

@@ -16,16 +16,16 @@ from dataplane.planes.nftables.rules.skeleton import declarations, ranges_declar
 from dataplane.planes.nftables.rules.syntax import Syntax, number_text
 
 Element = tuple[str, bytes]
-"""What an element is known by: its target (`family table set`) and its key."""
+"""Identity of an element: its target (`family table set`) and its key."""
 
 
 def number(value: int) -> bytes:
-    """A number below 65536 as a packet priority, in the range ffff:0 and above."""
+    """Encode a number below 65536 as a packet priority, in the range ffff:0 and above."""
     return (0xFFFF0000 | value).to_bytes(4, sys.byteorder)
 
 
 def number_of(data: bytes) -> int:
-    """The number that a packet priority holds; negative for one that is none of hotplane's."""
+    """Decode the number in a packet priority; negative for a priority that is not hotplane's."""
     return int.from_bytes(data, sys.byteorder) - 0xFFFF0000
 
 
@@ -36,12 +36,12 @@ def port(value: int) -> bytes:
 
 
 def port_of(data: bytes) -> int:
-    """The port in a register."""
+    """Decode the port in a register."""
     return int.from_bytes(data[:2], "big")
 
 
 def address_port(address: str, value: int) -> bytes:
-    """The data of a backend: address and port."""
+    """Encode the data of a backend: address and port."""
     return packed(address) + port(value)
 
 
@@ -79,7 +79,7 @@ def _concatenated(fields: Iterable[_Field], data: bytes) -> str:
 
 
 class Layout:
-    """What the elements of one set or map are made of.
+    """Layout of the elements of one set or map.
 
     An element's value is its data and then its comment. In the one map whose data is a verdict, the data is the name
     of the chain to go to, and there is no comment.
@@ -96,11 +96,11 @@ class Layout:
         self.data_bytes = sum(field.width for field in self._data)
 
     def key_text(self, key: bytes) -> str:
-        """The key as commands and listings spell it."""
+        """Return the key as text of commands and listings."""
         return _concatenated(self._key, key)
 
     def rest_text(self, value: bytes) -> str:
-        """What follows the key: comment and data."""
+        """Return the text after the key: comment and data."""
         if self.verdict:
             return f" : goto {value.decode()}"
         comment = value[self.data_bytes :].decode()
@@ -109,14 +109,14 @@ class Layout:
 
 
 class Layouts:
-    """The layout of every set and map whose elements hotplane itself writes, by target."""
+    """Layouts of all sets and maps that hotplane writes elements to, by target."""
 
     def __init__(self, syntax: Iterable[Syntax]) -> None:
         self._syntax = {w.own: w for w in syntax}
         self._known = {w.target(n): Layout(d) for w in self._syntax.values() for n, d in declarations(w).items()}
 
     def of(self, target: str) -> Layout:
-        """The layout behind `family table set`, a constant one or one of source ranges."""
+        """Return the layout of `family table set`, a constant set or one of source ranges."""
         layout = self._known.get(target)
         if layout is None:
             syntax = self._syntax[target.rpartition(" ")[0]]

@@ -1,4 +1,4 @@
-"""What the kernel holds in one of hotplane's tables, as elements and names, and in the plan's terms."""
+"""Read one of hotplane's tables from the kernel, as elements and names, and in the plan's terms."""
 
 from collections import defaultdict
 
@@ -49,7 +49,7 @@ def table_state(syntax: Syntax, store: ElementStore) -> TableState:
 
 
 def shape_ids(state: TableState) -> ShapeIds:
-    """The numbers of shapes that a table uses."""
+    """Return the numbers of shapes that a table uses."""
     ids = ShapeIds()
     for key, name in state.elements.get("shapes", {}).items():
         shape = shape_of(name.decode())
@@ -98,7 +98,7 @@ class TableReader:
         return None if name in broken or name not in self._state.rules else shape_of(name)
 
     def _routes(self, kind: Kind, key: bytes, action: bytes, broken: set[str]) -> tuple[Routes, int] | None:
-        """Routes and affinity behind a frontend's action; None where a chain or an element is missing."""
+        """Return the routes and affinity of a frontend's action; None if a chain or an element is missing."""
         actions = [action] * 3
         if number_of(action) == BY_SOURCE_ACTION:
             actions = [self._maps[name].get(key, b"") for name in (kind.pod, kind.node, kind.outside)]
@@ -119,7 +119,7 @@ class TableReader:
         return Routes(*routes), affinity
 
     def order(self, key: bytes) -> Placement:
-        """Where a frontend's backends stand now, as far as the kernel holds them."""
+        """Return the placement of a frontend's backends, as far as the kernel holds them."""
         orders: dict[bool, list[Address]] = {False: [], True: []}
         slots = {local: self._slots[local].get(key, {}) for local in (False, True)}
         for index, data in sorted(self._indexes.get(key, ())):
@@ -131,7 +131,7 @@ class TableReader:
         return Placement(tuple(orders[False]), tuple(orders[True]), found)
 
     def frontends(self) -> dict[bytes, FrontendKey]:
-        """Every frontend in the first maps, by its key there."""
+        """Return every frontend in the first maps, by its key there."""
         found = {}
         for nodeport in (False, True):
             for key in self._maps[self._syntax.kind(nodeport).first]:
@@ -152,7 +152,7 @@ class TableReader:
         return (self._maps[kind.first][key][4:] + self._maps[kind.long_names].get(key, b"")).decode()
 
     def rows(self, broken: set[str]) -> dict[FrontendKey, Row]:
-        """Every frontend as a row. One whose chain is among the `broken` is left out: it does not work."""
+        """Return every frontend as a row, without those that use a `broken` chain."""
         table = {}
         for key, frontend in self.frontends().items():
             row = self._row(key, broken)

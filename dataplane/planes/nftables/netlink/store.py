@@ -1,8 +1,8 @@
-"""The elements of hotplane's sets in the kernel, written and read as bytes, and what is read beside them.
+"""Read and write elements of hotplane's sets in the kernel as bytes, and read the names of tables, chains and sets.
 
-Text of elements would take seconds and hundreds of megabytes for what the kernel does in tenths. Tables, sets, chains,
-rules and verdicts are text (see kernel.nft); where elements have to share a transaction with any of these, both become
-messages of one.
+Elements as text would take seconds and hundreds of megabytes, while the kernel takes tenths of a second. Tables, sets,
+chains, rules and verdicts are text (see kernel.nft); if elements share a transaction with them, both become messages of
+one transaction.
 """
 
 import copy
@@ -24,7 +24,7 @@ from dataplane.planes.nftables.rules.library import library
 _OBJECT_DATA, _COUNTER_PACKETS = 4, 2  # NFTA_OBJ_DATA, NFTA_COUNTER_PACKETS
 _READ_ATTEMPTS = 20
 _PAUSE = 0.005
-"""Seconds by which the wait before each further attempt to read a set grows."""
+"""Seconds by which the wait grows before each further attempt to read a set."""
 
 
 def _message(operation: Operation, target: str, attributes: bytes) -> Message:
@@ -41,7 +41,8 @@ class ElementStore:
         self._encoders: dict[str, wire.Encoder] = {}
 
     def of(self, layouts: Layouts) -> "ElementStore":
-        """A store of other tables in the same network namespace. Not for use by two threads at once with this one."""
+        """Return a store of other tables in the same network namespace. Not for use by two threads at once with this
+        one."""
         other = copy.copy(self)
         other._layouts, other._encoders = layouts, {}
         return other
@@ -59,9 +60,9 @@ class ElementStore:
         ahead: str = "",
         behind: str = "",
     ) -> None:
-        """Remove and add elements in one transaction: all of it or nothing. Raises PlaneError, naming the element.
+        """Remove and add elements in one atomic transaction. Raises PlaneError with the element at fault.
 
-        An element that is there with the same value may be added again; one that is not there cannot be removed. ahead,
+        An element that exists with the same value may be added again; one that does not exist cannot be removed. ahead,
         behind: commands (see kernel.nft) that come before and after the elements in the same transaction.
         """
         first, last = (messages(text, COMPILER, library()) if text else [] for text in (ahead, behind))
@@ -69,7 +70,7 @@ class ElementStore:
         self.send([*(s.message for s in first), *elements, *(s.message for s in last)], first, last)
 
     def messages(self, removed: Iterable[Element], added: Iterable[tuple[Element, bytes]]) -> list[Message]:
-        """What `send` takes, for a change that another thread is to send."""
+        """Return the messages of a change, for `send` in another thread."""
         deletions: dict[str, list[bytes]] = defaultdict(list)
         for target, key in removed:
             deletions[target].append(self._encoder(target).key(key))
@@ -101,7 +102,7 @@ class ElementStore:
             raise PlaneError(f"nftables could not be told a change: {error}; run as root") from error
 
     def _about(self, messages: list[Message], error: Refused, first: Sequence[Sent], last: Sequence[Sent]) -> str:
-        """What a refused message was about, as far as the kernel points at it."""
+        """Describe the refused message and element, as far as the kernel names them."""
         number = error.message or 0
         behind = number - (len(messages) - len(last))
         if number < len(first) or behind >= 0:
@@ -123,11 +124,11 @@ class ElementStore:
             raise PlaneError(f"nftables table {target} cannot be read: {error}") from error
 
     def elements(self, target: str) -> dict[bytes, bytes]:
-        """Key to value of every element of `family table set`. Raises PlaneError.
+        """Return the value of every element of `family table set` by key. Raises PlaneError.
 
-        The kernel answers a large dump in pieces, and says nothing when its hash table was resized between two of them
-        (as it is for a moment after many additions), though elements are then missing. So a dump in pieces counts
-        only if it has as many elements as the kernel says the set has (Linux 6.15 and later), or as the dump before.
+        The kernel sends a large dump in several messages. It does not report that its hash table was resized between
+        two of them (as for a moment after many additions), although elements are then missing. So such a dump is valid
+        only if it has as many elements as the kernel reports for the set (Linux 6.15 and later), or as the dump before.
         """
         layout = self._layouts.of(target)
         before = -1
@@ -141,7 +142,7 @@ class ElementStore:
         raise PlaneError(f"nftables set {target} keeps changing while it is read; try again")
 
     def _count(self, target: str) -> int:
-        """How many elements a set has, -1 where the kernel does not say."""
+        """Return the number of elements of a set, -1 if the kernel does not report it."""
         own, _, name = target.rpartition(" ")
         for parts in self._sets(own):
             if text_of(parts[NAME]) == name and Set.COUNT in parts:
@@ -154,7 +155,7 @@ class ElementStore:
         return [client for message in messages for client in wire.remembered(message)]
 
     def _of_table(self, operation: Operation, target: str) -> list[memoryview]:
-        """The messages of a dump that are about `family table`; what others have is skipped, much as it may be."""
+        """Return the messages of a dump that belong to `family table`; those of other tables are skipped."""
         table = nf_tables.text(TABLE, target.partition(" ")[2])
         return self._dump(operation, target, table, table)
 
@@ -164,14 +165,14 @@ class ElementStore:
         return bool(self._dump(Operation.GET_TABLE, target, b"", table))
 
     def chains(self, target: str) -> dict[str, int]:
-        """Number of rules of each chain of `family table`. Raises PlaneError."""
+        """Return the number of rules of each chain of `family table`. Raises PlaneError."""
         chains = [self._texts(message)[Chain.NAME] for message in self._of_table(Operation.GET_CHAIN, target)]
         rules = [self._texts(message)[Rule.CHAIN] for message in self._of_table(Operation.GET_RULE, target)]
         counts = Counter(rules)
         return {chain: counts[chain] for chain in chains}
 
     def counter(self, target: str, name: str) -> int:
-        """Packets that a named counter of `family table` has seen, 0 where there is none. Raises PlaneError."""
+        """Return the packets of a named counter of `family table`, 0 if it does not exist. Raises PlaneError."""
         for message in self._of_table(Operation.GET_OBJECT, target):
             parts = dict(attributes(message))
             if text_of(parts[NAME]) == name:
@@ -183,7 +184,7 @@ class ElementStore:
             yield dict(attributes(message))
 
     def sets(self, target: str) -> dict[str, bool]:
-        """Every named set and map of `family table`: whether packets fill it. Raises PlaneError."""
+        """Return the named sets and maps of `family table`; True for those filled by packets. Raises PlaneError."""
         found = {}
         for parts in self._sets(target):
             flags = int.from_bytes(parts.get(Set.FLAGS, b""), "big")

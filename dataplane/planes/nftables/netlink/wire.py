@@ -59,12 +59,12 @@ def _names(target: str) -> bytes:
 
 
 def dump_request(target: str) -> bytes:
-    """The attributes of a request for all elements of `family table set`."""
+    """Return the attributes of a request for all elements of `family table set`."""
     return _names(target)
 
 
 def lists(target: str, elements: Iterable[bytes]) -> Iterator[bytes]:
-    """The attributes of as many messages as the elements of one set need."""
+    """Yield the attributes of each message that the elements of one set need."""
     names = _names(target)
     held: list[bytes] = []
     size = 0
@@ -103,8 +103,8 @@ def decode(message: bytes | memoryview, layout: Layout) -> Iterator[tuple[bytes,
 
 
 def _plain_elements(payload: memoryview, layout: Layout) -> Iterator[tuple[bytes, bytes]] | None:
-    """The elements of a list in which each is only a key and data; None where one has more. Nearly all of them are
-    so, and reading them is what takes the time."""
+    """Parse a list whose elements are only keys and data; None if one has more. Nearly all are like this, and parsing
+    them takes most of the time."""
     heads = f"12s{layout.key_bytes}s" + (f"8s{layout.data_bytes}s" if layout.data_bytes else "0s0s")
     found = list(struct.iter_unpack(f"={heads}", payload))
     if len({head for head, _, _, _ in found}) > 1 or len({head for _, _, head, _ in found}) > 1:
@@ -149,7 +149,7 @@ def _chain(payload: memoryview) -> bytes:
 
 
 def _comment(payload: memoryview) -> bytes:
-    """The comment among an element's user data: type and length in a byte each, then the value."""
+    """Return the comment in an element's user data: type and length in a byte each, then the value."""
     offset = 0
     while offset + 2 <= len(payload):
         kind, length = payload[offset], payload[offset + 1]
@@ -160,7 +160,7 @@ def _comment(payload: memoryview) -> bytes:
 
 
 def element_at(message: bytes, layout: Layout, offset: int) -> bytes | None:
-    """The key of the element in which a byte of a message's attributes stands."""
+    """Return the key of the element that contains a byte of a message's attributes."""
     payload = _element_list(message)
     if payload is None:
         return None

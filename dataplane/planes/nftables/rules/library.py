@@ -1,4 +1,4 @@
-"""What rules of hotplane's tables refer to, and the rules that a change may bring: compiled ahead of need."""
+"""Rules that hotplane's tables may need, and the sets and maps they refer to: compiled ahead of time."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -48,14 +48,14 @@ def _usual() -> str:
 
 
 def _ranges() -> str:
-    """The last rule of each family's, which drops, is among the usual ones."""
+    """Return the rules that check source ranges, without the last one of each family, which is a common drop."""
     return "".join(
         _rules(syntax, restricted_rules(syntax, range(syntax.bits + 1))[:-1]) for syntax in _tables().values()
     )
 
 
 def compile_ahead(node: NodeConfig) -> None:
-    """Have compiled, and kept on disk, what tables of such a node need. Raises PlaneError."""
+    """Compile the rules for tables of such a node, and cache them on disk. Raises PlaneError."""
     for text in (*(group.rules() for group in library().groups), skeletons(node)):
         messages(text, COMPILER, library())
 

@@ -1,12 +1,12 @@
-"""Shape chains: one chain for each distinct way to forward, shared by every frontend that forwards that way.
+"""Shape chains: one chain for each distinct kind of forwarding, shared by all frontends that forward like this.
 
-A shape is the number of backends, which set they come from, when to masquerade and how long a client sticks. Which
-frontend a packet wants is in the packet; which backends that frontend has is in the maps. So the number of chains
-depends on how many different shapes there are, never on how many Services.
+A shape is the number of backends, the set they come from, when to masquerade, and the affinity timeout. The frontend is
+known from the packet, and its backends are in maps. So the number of chains depends on the number of different shapes,
+never on the number of Services.
 
-With many backends the number is rounded up, so that it stays when one comes or goes: a chain that is made and one that
-is removed again take longer than everything else of such a change. Whoever draws an index at which nobody stands draws
-again, which leaves the choice uniform.
+A large number of backends is rounded up, so that it does not change with every endpoint: creating one chain and
+deleting another takes longer than the rest of such a change. A draw that hits an unused index is repeated, which keeps
+the choice uniform.
 """
 
 import enum
@@ -19,18 +19,18 @@ from dataplane.planes.base import PlaneError
 from dataplane.planes.nftables.rules.syntax import LOCAL_OFFSET, Kind, Syntax
 
 AFFINITY_LIMIT = 1 << 20
-"""Clients remembered for each timeout. When it is full, new clients are forwarded all the same, but not remembered."""
+"""Limit of clients per affinity map. If it is full, new clients are forwarded without affinity."""
 
 
 ROUNDED = 64
-"""Backends from which on their number is rounded up, to at most a 32nd more."""
+"""A number of backends of at least this is rounded up, by at most a 32nd."""
 
 _DRAWS = 4
-"""How often a rounded shape draws before it takes the first backend: one packet in a million comes so far."""
+"""Number of draws of a rounded shape before it takes the first backend, as one packet in a million does."""
 
 
 def drawn_from(count: int) -> int:
-    """The number of indexes that a shape for so many backends draws from."""
+    """Return the number of indexes that a shape for so many backends draws from."""
     if count < ROUNDED:
         return count
     step = 1 << (count.bit_length() - 6)
@@ -38,7 +38,7 @@ def drawn_from(count: int) -> int:
 
 
 class Masquerade(enum.Enum):
-    """Whose packets a shape masquerades; the value is the part of the chain's name."""
+    """The sources that a shape masquerades; the value is the part of the chain's name."""
 
     NOBODY = ""
     OFF_POD = "-offpod"
@@ -46,7 +46,8 @@ class Masquerade(enum.Enum):
 
 
 class Shape(NamedTuple):
-    """One way to forward. size: indexes to draw from, at least 1 (see `drawn_from`). affinity: seconds, 0 = none."""
+    """One kind of forwarding. size: indexes to draw from, at least 1 (see `drawn_from`). affinity: seconds, 0 =
+    none."""
 
     nodeport: bool
     size: int
@@ -56,7 +57,7 @@ class Shape(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The chain's name, from which `shape_of` recovers the shape."""
+        """Return the chain's name, from which `shape_of` recovers the shape."""
         prefix = "np" if self.nodeport else "lb"
         sticky = f"-{self.affinity}s" if self.affinity else ""
         return f"{prefix}-{self.size}{'-local' if self.local else ''}{self.masquerade.value}{sticky}"
@@ -67,7 +68,7 @@ _NAME = re.compile(r"(lb|np)-([1-9]\d*)(-local)?(-offpod|-masq)?(?:-([1-9]\d*)s)
 
 @lru_cache(maxsize=4096)
 def shape_of(chain: str) -> Shape | None:
-    """The shape that a chain's name spells, or None for any other chain."""
+    """Return the shape of a chain's name, or None for any other chain."""
     match = _NAME.fullmatch(chain)
     if match is None:
         return None
@@ -76,9 +77,9 @@ def shape_of(chain: str) -> Shape | None:
 
 
 class ShapeIds:
-    """Numbers of shapes: stable as long as the kernel holds the shape, taken over from there when a table is adopted.
+    """Numbers of shapes: stable as long as the kernel holds the shape, read from the kernel when a table is adopted.
 
-    A number is derived from the shape's name, so that a shape that comes back gets the same one.
+    A number is derived from the shape's name, so that a shape that is added again gets the same one.
     """
 
     _FIRST, _END = 0x10, 0xFFF0
@@ -88,7 +89,7 @@ class ShapeIds:
         self._taken: set[int] = set()
 
     def of(self, shape: Shape) -> int:
-        """The number of a shape. Raises PlaneError when there are far too many shapes."""
+        """Return the number of a shape. Raises PlaneError if there are too many shapes."""
         known = self._numbers.get(shape)
         if known is not None:
             return known
@@ -102,24 +103,24 @@ class ShapeIds:
         return number
 
     def forget(self, shape: Shape) -> None:
-        """The kernel holds a shape no more, so its number is free; fine when it has none."""
+        """Free the number, if any, of a shape that was deleted from the kernel."""
         number = self._numbers.pop(shape, None)
         if number is not None:
             self._taken.discard(number)
 
     def adopt(self, shape: Shape, number: int) -> None:
-        """Take over a number that is in use for a shape."""
+        """Record the number that a shape has in the kernel."""
         self._taken.add(number)
         self._numbers[shape] = number
 
 
 def affinity_name(kind: Kind, seconds: int) -> str:
-    """Name of the map that remembers the clients of one timeout."""
+    """Return the name of the affinity map of one timeout."""
     return f"{kind.affinity_prefix}-{seconds}"
 
 
 def _affinity_key(syntax: Syntax, kind: Kind) -> str:
-    """Packet fields under which a client is remembered: client and frontend.
+    """Return the packet fields of the affinity key: client and frontend.
 
     nftables 1.0.6 gives the key of a map update four 32-bit registers, which IPv4 fills exactly and IPv6 does not fit
     (it aborts). IPv6 therefore uses two independent 32-bit hashes of the same fields: two clients that collide
@@ -132,7 +133,7 @@ def _affinity_key(syntax: Syntax, kind: Kind) -> str:
 
 
 def affinity_map(syntax: Syntax, kind: Kind, seconds: int) -> str:
-    """Command that adds the map of one timeout; fine when it exists."""
+    """Return the command that adds the affinity map of one timeout, if it does not exist."""
     number = "numgen random mod 65536"
     key = f"type {syntax.address_type} . {kind.key_type} : classid"
     if syntax.ip != "ip":
@@ -169,12 +170,12 @@ def _sticky_rules(syntax: Syntax, kind: Kind, shape: Shape) -> list[str]:
 
 
 def _tries(shape: Shape) -> tuple[int, ...]:
-    """Of how many indexes to draw one, and then, should nobody stand there, or have gone since the packet came in."""
+    """Return the number of indexes of each draw; the next draw is used if the index is unused or was just removed."""
     return (*[shape.size] * (_DRAWS if shape.size >= ROUNDED else 1), 1)
 
 
 def _choose(shape: Shape, size: int) -> str:
-    """Put the number of a random backend of the first `size` into the packet's priority."""
+    """Return a statement that sets the packet's priority to a random backend index below `size`."""
     return f"meta priority set numgen random mod {size} offset {0xFFFF0000 + (LOCAL_OFFSET if shape.local else 0)}"
 
 

@@ -1,4 +1,4 @@
-"""What a load changed, in the plan's terms, seen from the rows that the kernel held before."""
+"""Compute the change of a load, in the plan's terms, from the rows that the kernel held before."""
 
 from collections import defaultdict
 
@@ -16,14 +16,14 @@ def _entry_key(service: str, protocol: Protocol, family: Family) -> EntryKey:
 
 
 def _kind(key: FrontendKey, held: Row) -> FrontendKind:
-    """The kind of a frontend as far as a row tells it."""
+    """Guess the kind of a frontend from its row."""
     if not key.address:
         return FrontendKind.NODE_PORT
     return FrontendKind.CLUSTER_IP if held.source_ranges is None else FrontendKind.LOAD_BALANCER
 
 
 def _entry(key: EntryKey, held: dict[FrontendKey, Row], like: PlanEntry | None) -> PlanEntry:
-    """A plan entry made of rows; `like` (the entry of the same key in the plan) lends what rows do not tell."""
+    """Reconstruct a plan entry from rows; `like` (the plan's entry of the same key) provides what rows lack."""
     kinds = {frontend.key: frontend.kind for frontend in like.frontends} if like else {}
     cluster = {pair for r in held.values() for pair in r.cluster}
     local = {pair for r in held.values() for pair in r.local}
@@ -39,7 +39,7 @@ def _entry(key: EntryKey, held: dict[FrontendKey, Row], like: PlanEntry | None) 
 
 
 def load_change(before: Table, plan: Plan, families: frozenset[Family]) -> PlanChange:
-    """The change from what the kernel held to the plan; entries that it held already are not in it."""
+    """Return the change from the kernel's rows to the plan, without unchanged entries."""
     held: defaultdict[EntryKey, dict[FrontendKey, Row]] = defaultdict(dict)
     for key, r in before.items():
         held[_entry_key(r.service, key.protocol, key.family)][key] = r

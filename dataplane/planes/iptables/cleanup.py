@@ -1,4 +1,4 @@
-"""Remove every trace, whoever of the kube-proxy kind left it."""
+"""Remove all iptables rules of hotplane's iptables mode or kube-proxy."""
 
 from dataplane.kernel.iptables import Tables
 from dataplane.planes.iptables.readback import chains_of, rules_of
@@ -13,7 +13,7 @@ _OWN = {
 
 
 def _removal(table: str, saved: str) -> str:
-    """Restore input that removes the jumps to our chains and the chains; "" when there is nothing to remove."""
+    """Return restore input that removes our chains and the jumps to them; "" if there are none."""
     existing = chains_of(saved)
     own = {chain for chain in existing if chain in _OWN[table] or (table == "nat" and names.is_service_chain(chain))}
     if names.FIREWALL in existing and table == "filter" and names.KUBELET_CANARY not in existing:
@@ -34,7 +34,7 @@ def _removal(table: str, saved: str) -> str:
 
 
 def clean_family(tables: Tables) -> bool:
-    """Remove all of it from one family's tables, one transaction a table; returns whether the localnet rule went.
+    """Remove all rules from one family's tables, one transaction per table; return True if the localnet rule was there.
 
     Tables that do not exist are not touched, nor are policies and other rules. Raises IptablesError.
     """

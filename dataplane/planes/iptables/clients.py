@@ -1,4 +1,4 @@
-"""What the iptables plane's rules remember and count: clients by `recent` lists, packets by rule counters."""
+"""Read the iptables plane's affinity clients from `recent` lists, and packet counts from rule counters."""
 
 import re
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def _variant() -> Variant:
 
 
 def remembered_clients() -> list[Client]:
-    """Every client in the `recent` list of an endpoint's chain, in this network namespace. Raises PlaneError."""
+    """Return the clients in the `recent` lists of endpoint chains, in this network namespace. Raises PlaneError."""
     found: list[Client] = []
     for family in Family:
         for chain, service, endpoint in _ENDPOINT.findall(_saved(family, "nat")):
@@ -62,7 +62,7 @@ def _listed(chain: str) -> Iterator[str]:
 
 
 def packet_counts() -> dict[FrontendKey, Counted]:
-    """Counts of each frontend since its rules were written last. Raises PlaneError."""
+    """Return the counts of each frontend since its rules were last written. Raises PlaneError."""
     counts: dict[FrontendKey, Counted] = {}
     for family in Family:
         for table in ("nat", "filter"):

@@ -1,4 +1,4 @@
-"""Tables in memory that parse what they are given: the iptables plane without a kernel, for tests and dry runs."""
+"""In-memory tables that parse restore input: the iptables plane without a kernel, for tests and dry runs."""
 
 from dataplane.kernel.iptables import IptablesError
 from dataplane.model.net import Family

@@ -1,4 +1,4 @@
-"""The iptables mode, as the registry has it."""
+"""The iptables mode's entry in the registry."""
 
 from collections.abc import Iterable
 
@@ -34,13 +34,13 @@ class IptablesMode(Mode):
         return IptablesPlane(loaded_for=making.loaded_for, tcp_be_liberal=making.tcp_be_liberal)
 
     def prepare(self, node: NodeConfig, options: PlaneOptions) -> None:
-        """A writable /proc/sys, where node ports shall answer on 127.0.0.0/8: with the nftables mode's guard, since
-        this mode's chains are not there yet."""
+        """Set the sysctl for node ports on 127.0.0.0/8, with the nftables mode's guard, since this mode's chains do not
+        exist yet."""
         if node.nodeports.loopback:
             mode_of("nftables").lead_from_loopback()
 
     def keep_loopback_open(self) -> None:
-        """See Mode.keep_loopback_open. The rule that guards it is beside the chains."""
+        """See Mode.keep_loopback_open. The localnet rule is the guard."""
         from dataplane.kernel.iptables import KernelTables, Variant, installed
         from dataplane.kernel.sysctl import ROUTE_LOCALNET, ensure
         from dataplane.planes.iptables.rules.skeleton import LOCALNET_RULE
@@ -56,7 +56,7 @@ class IptablesMode(Mode):
         return probe_xtables()
 
     def path(self, decision: Decision) -> str:
-        """The chains that do it."""
+        """Return the chains that a decision passes, see Mode.path."""
         entry, frontend, route = decision.entry, decision.frontend, decision.route
         if entry is None or frontend is None or route is None or route.action is not Action.FORWARD:
             return ""

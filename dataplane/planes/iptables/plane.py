@@ -1,4 +1,4 @@
-"""The iptables plane: kube-proxy's iptables mode, to compare with."""
+"""The iptables plane: kube-proxy's iptables mode, as a baseline."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ _FULL_SYNC_SECONDS = 3600
 
 
 class _FamilySync:
-    """One family: its tables, what they should hold, and when what was last done."""
+    """One family: its tables, their wanted state, and the times of the last syncs."""
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
@@ -39,12 +39,12 @@ class _FamilySync:
         return Saved(self.tables.save("filter"), self.tables.save("nat"))
 
     def sync_all(self, state: FamilyState, saved: Saved, now: float) -> None:
-        """A full sync: every chain is written, missing jumps come back, stale chains go."""
+        """Full sync: write every chain, restore missing jumps, delete stale chains."""
         self.tables.restore(state.restore_input(state.keys, state.stale_chains(saved.nat), saved))
         self.state, self.cleaned, self.full = state, now, now
 
     def sync_changed(self, state: FamilyState, change: PlanChange, now: float) -> None:
-        """A partial sync: the dispatch chains whole, Service chains only of what changed."""
+        """Partial sync: write the complete dispatch chains, and the chains of changed Services."""
         stale: list[str] = []
         if not state.large or now - self.cleaned > _CLEANUP_SECONDS:
             stale = state.stale_chains(self.tables.save("nat"))
@@ -147,8 +147,8 @@ class IptablesPlane(Plane):
         return packet_counts()
 
     def cleanup(self) -> None:
-        """As `Plane.cleanup`: in both variants and both families, whatever the plane's own. The built-in chains and
-        KUBE-FIREWALL of a running kubelet stay. Where the rule that guards route_localnet goes, so does that."""
+        """As `Plane.cleanup`: in both variants and both families, not only the plane's own. The built-in chains and
+        KUBE-FIREWALL of a running kubelet stay. With the guard of route_localnet, the sysctl is reset."""
         try:
             guards = [clean_family(tables) for tables in self._every_tables()]
         except IptablesError as error:
@@ -176,7 +176,7 @@ class IptablesPlane(Plane):
         return FamilyState.of(plan, family_settings(plan.node, family, tcp_be_liberal=self._tcp_be_liberal))
 
     def _changed(self, old: FamilyState, change: PlanChange, node: NodeConfig) -> FamilyState | None:
-        """The family's state after the change, or None where the change is none of its business."""
+        """Return the family's state after the change, or None if the change does not affect it."""
         entries = _of_family(change, old.family)
         if not entries and change.node is None and not change.health_checks:
             return None
@@ -192,12 +192,12 @@ class IptablesPlane(Plane):
             sync.sync_changed(new, change, now)
 
     def _set_route_localnet(self, node: NodeConfig) -> None:
-        """Packets from loopback addresses may be translated to other hosts only with this sysctl."""
+        """Set the sysctl without which packets from loopback addresses cannot be translated to other hosts."""
         if node.nodeports.loopback and Family.IPV4 in self._open():
             self._ensure_sysctl(ROUTE_LOCALNET, 1)
 
     def _undone(self, error: IptablesError, undo: list[tuple[_FamilySync, Saved]]) -> PlaneError:
-        """Put back what a failed load replaced; the error to raise."""
+        """Restore what a failed load replaced; return the error to raise."""
         try:
             for sync, saved in undo:
                 sync.tables.restore(undo_input(saved, sync.saved()))
@@ -207,7 +207,7 @@ class IptablesPlane(Plane):
         return PlaneError(f"loading iptables: {error}; the old rules are back in place")
 
     def _rolled_back(self, error: IptablesError, done: list[tuple[_FamilySync, FamilyState]]) -> PlaneError:
-        """Write the state before a failed change again; the error to raise."""
+        """Write the state before a failed change again; return the error to raise."""
         try:
             for sync, old in done:
                 sync.sync_all(old, sync.saved(), self._clock())

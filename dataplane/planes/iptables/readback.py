@@ -1,7 +1,7 @@
-"""From what iptables-save prints back to the plan's terms.
+"""Convert the output of iptables-save to the plan's terms.
 
-Services are known by the comments of their dispatch rules, which kube-proxy never leaves out; everything else is read
-from what the rules do.
+Services are identified by the comments of their dispatch rules, which kube-proxy never leaves out; everything else is
+read from the rules themselves.
 """
 
 import re
@@ -30,7 +30,7 @@ Endpoint = tuple[str, int]
 
 
 def chains_of(saved: str) -> set[str]:
-    """The names of all chains in iptables-save text."""
+    """Return the names of all chains in iptables-save text."""
     return set(_CHAIN.findall(saved))
 
 
@@ -45,7 +45,7 @@ def rules_of(saved: str) -> Rules:
 
 
 class _Dispatch(NamedTuple):
-    """A rule that sends one frontend's packets somewhere. `service` is the first word of its comment."""
+    """A rule that jumps to a target for one frontend's packets. `service` is the first word of its comment."""
 
     key: FrontendKey
     service: str
@@ -66,7 +66,7 @@ _NO_BALANCER = _Balancer((), 0, {})
 class FamilyReader:
     """Reads one family's filter and nat tables into rows.
 
-    answers: node ports answer on some address of the family; where they do not, no jump leads to their rules.
+    answers: node ports answer on some address of the family; otherwise no jump leads to their rules.
     """
 
     def __init__(self, family: Family, filter_text: str, nat_text: str, *, answers: bool = True) -> None:
@@ -81,8 +81,8 @@ class FamilyReader:
         self._balancers: dict[str, _Balancer] = {}
 
     def rows(self) -> dict[FrontendKey, Row]:
-        """Every frontend that the tables serve. Without all the jumps from the built-in chains no packet, or not every
-        packet, is served, so then there is none."""
+        """Return every frontend that the tables serve: none if a jump from a built-in chain is missing, since not all
+        packets are served then."""
         held = {"filter": self._filter, "nat": self._nat}
         if any(f"{jump.match}-j {jump.target}" not in held[jump.table].get(jump.source, ()) for jump in JUMPS):
             return {}
@@ -118,7 +118,7 @@ class FamilyReader:
                 yield _Dispatch(key, match["comment"].split(" ", 1)[0], match["target"])
 
     def _row(self, dispatch: _Dispatch, refused: _Dispatch | None) -> Row | None:
-        """The row of a frontend that nat translates, or None where the rules make no sense together."""
+        """Return the row of a frontend that nat translates, or None if the rules are inconsistent."""
         chain, ranges = dispatch.target, None
         if chain.startswith(names.SOURCE_RANGES_PREFIX):
             if dispatch.key not in self._restricted:
@@ -144,7 +144,7 @@ class FamilyReader:
         return Routes(Route(Action.FORWARD, scope, bool(everybody) and self._masquerades), off_pod, off_pod)
 
     def _external_routes(self, chain: str, *, dropped: bool) -> Routes | None:
-        """Routes of a KUBE-EXT chain; `dropped`: the filter table drops what leaves it untranslated."""
+        """Return the routes of a KUBE-EXT chain; `dropped`: the filter table drops what leaves it untranslated."""
         masquerade, final, short_way, short_masquerade = False, "", False, False
         for rule in self._nat.get(chain, ()):
             target = rule.rpartition(" ")[2]

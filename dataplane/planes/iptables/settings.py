@@ -1,4 +1,4 @@
-"""What the rules need to know of this node, brought into rule text once for each family."""
+"""The node's settings as rule text of each family."""
 
 from typing import NamedTuple
 
@@ -24,8 +24,8 @@ class PodMatch(NamedTuple):
 class FamilySettings(NamedTuple):
     """One family's view of the node.
 
-    pod, off_pod: how pods are recognised; None where they cannot be (no masquerading of off-pod sources then).
-    node_port_destinations: option texts, one KUBE-NODEPORTS jump each, in (destination, match) pairs.
+    pod, off_pod: matches of pods and others; None if pods cannot be detected (then off-pod sources are not
+    masqueraded). node_port_destinations: option texts, one KUBE-NODEPORTS jump each, in (destination, match) pairs.
     localhost_node_ports: node ports answer on 127.0.0.0/8 (IPv4 only).
     """
 
@@ -62,7 +62,7 @@ def _pod_match(detector: LocalDetector, family: Family) -> tuple[PodMatch | None
 
 
 def node_port_destinations(node: NodeConfig, family: Family) -> tuple[tuple[str, str], ...]:
-    """Where node ports answer, as option texts (destination, match): on loopback never for IPv6, and for IPv4 only with
+    """Return the addresses of node ports as option texts (destination, match): loopback only for IPv4 and with
     localhostNodePorts."""
     ports = node.nodeports
     loopback = ports.loopback and family is Family.IPV4
@@ -76,7 +76,7 @@ def node_port_destinations(node: NodeConfig, family: Family) -> tuple[tuple[str,
 
 
 def family_settings(node: NodeConfig, family: Family, *, tcp_be_liberal: bool) -> FamilySettings:
-    """The settings of one family. Raises UsageError for pod CIDRs that the rules cannot say."""
+    """Return the settings of one family. Raises UsageError for pod CIDRs that rules cannot match."""
     ipv4 = family is Family.IPV4
     pod, off_pod = _pod_match(node.detector, family)
     return FamilySettings(

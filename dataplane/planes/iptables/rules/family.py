@@ -1,7 +1,7 @@
-"""One family's tables as hotplane wants them, and the restore input that brings the kernel there.
+"""The wanted state of one family's tables, and the restore input for it.
 
-This follows kube-proxy's sync: every sync writes the dispatch chains whole; the chains of a Service are written only
-when the Service changed, or in a full sync.
+This follows kube-proxy's sync: every sync writes the complete dispatch chains; the chains of a Service are written only
+if the Service changed, or in a full sync.
 """
 
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ def _text(lines: Iterable[str]) -> str:
 
 
 class FamilyState:
-    """What one family's tables should hold. A change makes a new state (`changed`); a failed one is thrown away."""
+    """The wanted state of one family's tables. A change makes a new state (`changed`); a failed one is discarded."""
 
     def __init__(self, settings: FamilySettings, health_checks: HealthChecks) -> None:
         self.settings = settings
@@ -51,7 +51,7 @@ class FamilyState:
 
     @classmethod
     def of(cls, plan: Plan, settings: FamilySettings) -> "FamilyState":
-        """The state for a whole plan. O(size of the plan)."""
+        """Return the state of a whole plan. O(size of the plan)."""
         state = cls(settings, dict(plan.health_checks))
         for entry in plan.entries.values():
             if entry.key.family is settings.family:
@@ -74,7 +74,7 @@ class FamilyState:
     def changed(
         self, entries: Iterable[EntryChange], health_checks: HealthChecks, settings: FamilySettings
     ) -> "FamilyState":
-        """The state after a change; with other settings everything is rendered anew."""
+        """Return the state after a change; if the settings differ, everything is rendered again."""
         state = FamilyState(settings, health_checks)
         state.total_endpoints = self.total_endpoints
         state._entries = dict(self._entries)
@@ -106,18 +106,18 @@ class FamilyState:
             self.total_endpoints -= held.endpoints
 
     def chains(self) -> set[str]:
-        """Every chain of a Service that should exist in nat."""
+        """Return the chains of Services that should exist in nat."""
         return {chain for held in self._entries.values() for chain in held.chains}
 
     def stale_chains(self, nat_saved: str) -> list[str]:
-        """Chains of Services in the kernel that no Service has now."""
+        """Return the Service chains in the kernel that no Service uses."""
         return sorted(c for c in chains_of(nat_saved) - self.chains() if names.is_service_chain(c))
 
     def restore_input(self, written: Iterable[EntryKey], stale: Iterable[str], saved: Saved | None = None) -> str:
-        """Input for iptables-restore --noflush, both tables.
+        """Return input for iptables-restore --noflush, both tables.
 
         written: the entries whose own chains are written. stale: chains to delete. saved: what the kernel holds, for
-        a full sync, which also puts back jumps that are missing.
+        a full sync, which also restores missing jumps.
         """
         filter_chains = list(names.FILTER_CHAINS)
         missing: dict[str, list[str]] = {"filter": [], "nat": []}
@@ -154,12 +154,12 @@ class FamilyState:
 
 
 def _ports(health_checks: HealthChecks) -> dict[tuple[str, str], int]:
-    """The part of the health checks that has rules: a count of endpoints that changes writes nothing."""
+    """Return the part of the health checks that has rules, without the endpoint counts."""
     return {service: health.port for service, health in health_checks.items()}
 
 
 def undo_input(saved: Saved, now: Saved) -> str:
-    """Restore input that brings our chains back from `now` to what they were when `saved` was taken."""
+    """Return restore input that reverts our chains from `now` to their state in `saved`."""
     parts = []
     for table, before, after in (("filter", saved.filter, now.filter), ("nat", saved.nat, now.nat)):
         old, new = rules_of(before), rules_of(after)

@@ -1,4 +1,4 @@
-"""Names of chains, exactly as kube-proxy makes them."""
+"""Names of chains, identical to kube-proxy's."""
 
 import hashlib
 from typing import NamedTuple
@@ -36,10 +36,10 @@ _PAIRS = tuple(a + b for a in _BASE32 for b in _BASE32)
 
 
 def chain_hash(text: str) -> str:
-    """The first 16 characters of base32(sha256(text)): chain names may have 28 characters at most.
+    """Return the first 16 characters of base32(sha256(text)): chain names have at most 28 characters.
 
-    Two characters at a time by a table, because a load makes one name for every endpoint and base64.b32encode would
-    take half of its time.
+    Encoded two characters at a time by a table, because a load makes one name for every endpoint, and base64.b32encode
+    would take half of its time.
     """
     bits = int.from_bytes(hashlib.sha256(text.encode()).digest()[:10], "big")
     return "".join([_PAIRS[bits >> shift & 1023] for shift in range(70, -1, -10)])
@@ -68,5 +68,5 @@ def endpoint_chain(service: str, protocol: Protocol, endpoint: str) -> str:
 
 
 def is_service_chain(name: str) -> bool:
-    """True if a chain belongs to one Service, so that it is deleted when no Service wants it."""
+    """True if a chain belongs to one Service, so that it is deleted when unused."""
     return name.startswith(SERVICE_PREFIXES)

@@ -16,7 +16,7 @@ def probability(n: int) -> str:
 
 
 class ServiceRules:
-    """One plan entry brought into rules. Build one, read it, forget it.
+    """Renders one plan entry as rules. Short-lived: made, read and discarded.
 
     health_check_port: the Service's healthCheckNodePort or 0. large: leave out the comments of endpoint rules.
     """
@@ -50,7 +50,8 @@ class ServiceRules:
         return {text: names.endpoint_chain(self.service, protocol, text) for text in sorted(map(str, backends))}
 
     def _to(self, frontend: Frontend, chain: str, comment: str, target: str) -> str:
-        """A rule that matches one frontend; a node port matches any address (its caller adds the address type)."""
+        """Return a rule that matches one frontend; a node port matches any address (its caller adds the address
+        type)."""
         key = frontend.key
         destination = f"-d {key.address}/{self.settings.host_bits} " if key.address else ""
         local = "" if key.address or chain == names.NODEPORTS else "-m addrtype --dst-type LOCAL "
@@ -61,7 +62,7 @@ class ServiceRules:
 
     @property
     def written_chains(self) -> tuple[str, ...]:
-        """The chains that this Service port has in the nat table."""
+        """Return the chains of this Service port in the nat table."""
         if not (self._has_endpoints and self.entry.frontends):
             return ()
         found = [self.chains.external] if self._has_external_frontends else []
@@ -71,7 +72,7 @@ class ServiceRules:
         return (*found, *(self._cluster | self._local).values())
 
     def nat_dispatch(self) -> list[str]:
-        """KUBE-SERVICES and KUBE-NODEPORTS in nat: from the frontends into this Service's chains."""
+        """KUBE-SERVICES and KUBE-NODEPORTS in nat: jumps from the frontends to this Service's chains."""
         chains, service = self.chains, self.service
         internal = chains.local if self.entry.internal_local else chains.cluster
         found = []
@@ -127,8 +128,8 @@ class ServiceRules:
         return found
 
     def _internal_rules(self) -> list[str]:
-        """Masquerade clusterIP traffic that does not come from a pod, or all of it; of a Pod's hostPort, on which
-        kube-proxy has no word, what is sent to a loopback address."""
+        """Masquerade clusterIP traffic that does not come from a pod, or all of it; of a Pod's hostPort, which
+        kube-proxy does not handle, traffic to a loopback address."""
         settings = self.settings
         if self._host_ports:
             return [
@@ -149,7 +150,7 @@ class ServiceRules:
         ]
 
     def _external_rules(self) -> list[str]:
-        """KUBE-EXT: policy Cluster masquerades everybody; policy Local lets pods and this node take the short way.
+        """KUBE-EXT: policy Cluster masquerades all sources; policy Local short-circuits pods and this node.
 
         Until Kubernetes 1.23 this was KUBE-XLB, for policy Local alone, with the balancing rules that are in KUBE-SVL
         now; and KUBE-MARK-DROP dropped what the filter table drops now.

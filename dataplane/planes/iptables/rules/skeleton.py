@@ -1,7 +1,7 @@
 """Rules that do not depend on any Service: the jumps from the built-in chains, marking, masquerading, forwarding.
 
-All rule text of this package is in the form that iptables-save prints, so that what is sent and what is read back can
-be compared as text. kube-proxy's own spelling differs in the order of options and means the same.
+All rule text of this package is in the form that iptables-save prints, so that rules sent and read back can be compared
+as text. kube-proxy's rules differ in the order of options, but are equivalent.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from dataplane.planes.iptables.settings import FamilySettings
 
 
 class Jump(NamedTuple):
-    """A rule in a built-in chain that leads into one of ours; `match` ends in a space or is empty."""
+    """A jump from a built-in chain to one of ours; `match` ends in a space or is empty."""
 
     table: str
     source: str
@@ -20,7 +20,7 @@ class Jump(NamedTuple):
 
     @property
     def rule(self) -> str:
-        """The rule without its verb: `INPUT ... -j KUBE-...`."""
+        """Return the rule without its verb: `INPUT ... -j KUBE-...`."""
         return f"{self.source} {self.match}-j {self.target}"
 
 
@@ -74,7 +74,7 @@ def nat_head(settings: FamilySettings) -> list[str]:
 
 
 def nat_tail(settings: FamilySettings) -> list[str]:
-    """The jumps to KUBE-NODEPORTS, which must come after every Service."""
+    """Return the jumps to KUBE-NODEPORTS, which must come after all Services."""
     return [
         f"-A {names.SERVICES} {destination}{_NODEPORTS_LAST}{match}-j {names.NODEPORTS}"
         for destination, match in settings.node_port_destinations
@@ -82,7 +82,7 @@ def nat_tail(settings: FamilySettings) -> list[str]:
 
 
 def filter_head(settings: FamilySettings) -> list[str]:
-    """The localnet rule, where node ports answer on loopback addresses."""
+    """Return the localnet rule, if node ports answer on loopback addresses."""
     return [LOCALNET_RULE] if settings.localhost_node_ports else []
 
 
@@ -99,5 +99,5 @@ def filter_tail(settings: FamilySettings) -> list[str]:
 
 
 def chain_lines(chains: tuple[str, ...]) -> list[str]:
-    """Chain lines: in a restore each makes the chain if need be and empties it."""
+    """Return chain lines, each of which creates or flushes its chain in a restore."""
     return [f":{chain} - [0:0]" for chain in chains]

@@ -1,7 +1,7 @@
 """The constant part of hotplane's table: sets, maps, base chains and the few chains that every Service shares.
 
-Only the node's settings shape it. Text of commands that are fine to run over an existing table of the same version:
-sets and maps stay as they are, chains get exactly these rules.
+It depends only on the node's settings. Its commands may be run over an existing table of the same version: sets and
+maps stay as they are, chains get exactly these rules.
 """
 
 import ipaddress
@@ -31,11 +31,11 @@ BASE_CHAINS = {
 
 
 STRAY = "stray"
-"""Name of the counter of TCP packets to a frontend that begin no connection and belong to none that is known."""
+"""Name of the counter of TCP packets to a frontend that neither open a connection nor belong to a known one."""
 
 
 def _sets(syntax: Syntax, kind: Kind) -> dict[str, str]:
-    """Maps and sets of one kind of frontend key: name to declaration.
+    """Return the maps and sets of one kind of frontend key: name to declaration.
 
     Numbers of backends have the type of a packet priority, in which they travel. Declared by `typeof` with ports in
     it, nftables 1.0.6 would either refuse a rule for a map that exists (`th dport`) or silently make the rule match
@@ -54,7 +54,7 @@ def _sets(syntax: Syntax, kind: Kind) -> dict[str, str]:
 
 
 def declarations(syntax: Syntax) -> dict[str, str]:
-    """Every constant set and map: name to `set|map` and its declaration."""
+    """Return every constant set and map: name to `set|map` and its declaration."""
     key, address = syntax.services.key_type, syntax.address_type
     return {
         **_sets(syntax, syntax.services),
@@ -68,13 +68,13 @@ def declarations(syntax: Syntax) -> dict[str, str]:
 
 
 def _one_of(values: Iterable[str]) -> str:
-    """A single value, or an anonymous set of several."""
+    """Return a single value, or an anonymous set of several."""
     texts = list(values)
     return texts[0] if len(texts) == 1 else f"{{ {', '.join(texts)} }}"
 
 
 def collapsed(cidrs: Iterable[str], family: Family) -> list[str]:
-    """CIDRs of a family without overlaps, which interval sets refuse."""
+    """Return CIDRs of a family without overlaps, which interval sets reject."""
     mine = [cidr for cidr in cidrs if family_of(cidr) is family]
     if family is Family.IPV4:
         return [str(n) for n in ipaddress.collapse_addresses(ipaddress.IPv4Network(c, strict=False) for c in mine)]
@@ -82,7 +82,7 @@ def collapsed(cidrs: Iterable[str], family: Family) -> list[str]:
 
 
 def _pod_match(syntax: Syntax, family: Family, node: NodeConfig) -> str:
-    """Match of packets that come from a pod; "" where pods of this family cannot be recognised."""
+    """Return the match of packets from pods; "" if pods of this family cannot be detected."""
     detector = node.detector
     if detector.interface:
         return f'iifname "{detector.interface}{"*" if detector.interface_is_prefix else ""}"'
@@ -91,7 +91,7 @@ def _pod_match(syntax: Syntax, family: Family, node: NodeConfig) -> str:
 
 
 def _node_port_rules(syntax: Syntax, family: Family, node: NodeConfig) -> list[str]:
-    """Where node ports answer. Loopback only on request and never in IPv6 (kube-proxy's localhostNodePorts)."""
+    """Return the rules for node ports. Loopback only on request and never in IPv6 (kube-proxy's localhostNodePorts)."""
     look_up = f"meta priority set {syntax.nodeports.key} map @{syntax.nodeports.first} goto nodeport-dispatch"
     settings = node.nodeports
     rules = []
@@ -107,7 +107,7 @@ def _node_port_rules(syntax: Syntax, family: Family, node: NodeConfig) -> list[s
 
 
 def _by_source(syntax: Syntax, kind: Kind, pod: str) -> list[str]:
-    """Dispatch by where the packet comes from, pods first (see policy.node.Source)."""
+    """Return the rules that dispatch by source of the packet, pods first (see policy.node.Source)."""
     rules = [f"{pod} meta priority set {kind.key} map @{kind.pod} goto forward"] if pod else []
     return [
         *rules,
@@ -118,7 +118,7 @@ def _by_source(syntax: Syntax, kind: Kind, pod: str) -> list[str]:
 
 
 def chains(syntax: Syntax, family: Family, node: NodeConfig) -> dict[str, list[str]]:
-    """Every constant chain with its rules, apart from `restricted`, in an order in which they can be added.
+    """Return every constant chain with its rules, except `restricted`, in an order in which they can be added.
 
     Frontends reject and drop in nat chains on purpose: only the first packet of a connection passes them. Addresses
     that no frontend of ours claims are refused in filter chains, because another proxy may yet translate them; an
@@ -176,7 +176,7 @@ def chains(syntax: Syntax, family: Family, node: NodeConfig) -> dict[str, list[s
 
 
 def restricted_rules(syntax: Syntax, prefixes: Iterable[int]) -> list[str]:
-    """Rules of the chain that checks source ranges: one hash lookup for each prefix length in use.
+    """Return the rules of the chain that checks source ranges: one hash lookup for each prefix length in use.
 
     An interval set over (frontend, source) would be one lookup, but its whole content is copied in each transaction
     that touches it.
@@ -196,34 +196,34 @@ def _mask(syntax: Syntax, prefix: int) -> str:
 
 
 def rewrite_restricted(syntax: Syntax, prefixes: Iterable[int]) -> str:
-    """Commands that make the chain that checks source ranges look at sets of exactly these prefix lengths."""
+    """Return commands that make the check of source ranges use sets of exactly these prefix lengths."""
     return rewrite_chain(syntax, "restricted", restricted_rules(syntax, prefixes))
 
 
 def ranges_name(prefix: int) -> str:
-    """Name of the set of source ranges of one prefix length."""
+    """Return the name of the set of source ranges of one prefix length."""
     return f"ranges-{prefix}"
 
 
 def ranges_declaration(syntax: Syntax) -> str:
-    """What a set of source ranges is made of: frontend and network address."""
+    """Return the declaration of a set of source ranges: frontend and network address."""
     return f"set type {syntax.services.key_type} . {syntax.address_type};"
 
 
 def add_ranges(syntax: Syntax, prefix: int) -> str:
-    """Command that adds the set of one prefix length; fine when it exists."""
+    """Return the command that adds the set of one prefix length, if it does not exist."""
     what, _, specification = ranges_declaration(syntax).partition(" ")
     return f"add {what} {syntax.target(ranges_name(prefix))} {{ {specification} }}\n"
 
 
 def rewrite_chain(syntax: Syntax, name: str, rules: Iterable[str]) -> str:
-    """Commands that make an existing chain hold exactly these rules."""
+    """Return commands that give an existing chain exactly these rules."""
     target = syntax.target(name)
     return f"flush chain {target}\n" + "".join(f"add rule {target} {rule}\n" for rule in rules)
 
 
 def skeleton_objects(syntax: Syntax, family: Family, node: NodeConfig) -> str:
-    """Commands that add the table, its sets, maps and empty chains; fine over an existing table of this version."""
+    """Return commands that add the table, its sets, maps and empty chains, where they do not exist."""
     lines = [f"add table {syntax.ip} {syntax.table}", f"add counter {syntax.target(STRAY)}"]
     for name, declaration in declarations(syntax).items():
         what, _, specification = declaration.partition(" ")
@@ -235,8 +235,8 @@ def skeleton_objects(syntax: Syntax, family: Family, node: NodeConfig) -> str:
 
 
 def skeleton_rules(syntax: Syntax, family: Family, node: NodeConfig, *, active: bool = True) -> str:
-    """Commands that give every constant chain but `restricted` its rules; where not `active`, the base chains get
-    none, so that no packet finds its way into the others."""
+    """Return commands that write the rules of every constant chain except `restricted`. If not `active`, base chains
+    get no rules, so that no packet enters the others."""
     return "".join(
         rewrite_chain(syntax, name, rules if active or name not in BASE_CHAINS else ())
         for name, rules in chains(syntax, family, node).items()
@@ -244,13 +244,13 @@ def skeleton_rules(syntax: Syntax, family: Family, node: NodeConfig, *, active: 
 
 
 def activation(syntax: Syntax, family: Family, node: NodeConfig) -> str:
-    """Commands that give the base chains their rules."""
+    """Return commands that write the rules of the base chains."""
     wanted = chains(syntax, family, node)
     return "".join(rewrite_chain(syntax, name, wanted[name]) for name in BASE_CHAINS)
 
 
 def set_service_cidrs(syntax: Syntax, family: Family, cidrs: Iterable[str]) -> str:
-    """Commands that make the set of service CIDRs hold exactly these."""
+    """Return commands that give the set of service CIDRs exactly these elements."""
     target = syntax.target("service_cidrs")
     wanted = collapsed(cidrs, family)
     add = f"add element {target} {{ {', '.join(wanted)} }}\n" if wanted else ""

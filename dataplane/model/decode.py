@@ -1,4 +1,4 @@
-"""Kubernetes objects from JSON or YAML bytes to validated model values, fast, one bad item never harming another.
+"""Decode Kubernetes objects from JSON or YAML bytes to validated model values; a bad item never affects another.
 
 The fast path decodes every item of a List by itself, straight from JSON to typed structs. Only an item that fails
 there is looked at again, slowly: values of a wrong type that stand in a list of independent things (ports,
@@ -21,10 +21,10 @@ _MAX_LIST_DEPTH = 8
 _MAX_FAULTS = 200
 _MAX_YAML_RETRY = 1 << 20
 MAX_NAMELESS = 1000
-"""Documents and items that are no object with a kind and a name, after which a source is read no further."""
+"""After this many documents and items without kind and name, the rest of a source is not read."""
 
 _CLUSTER_SCOPED = ("Node", "ServiceCIDR", "Namespace")
-_BESIDE = ("Pod", "Namespace")  # what Services do without: one that has no name is passed over, not told
+_BESIDE = ("Pod", "Namespace")  # not needed for Services: one without a name is skipped and not reported
 _NO_NAME = "(no name)"
 _BLANK = b" \t\r\n"
 
@@ -51,13 +51,13 @@ _TYPE_NAMES = {
 
 
 class Decoded(msgspec.Struct):
-    """What was found in some manifests.
+    """Result of decoding manifests.
 
-    objects: valid objects in the order of the input (duplicates are kept: the later one is meant to win).
+    objects: valid objects in the order of the input (duplicates are kept: the later one should win).
     problems: faults; a Problem of an object that is in `objects` names a value that was left out of it.
-    notes: nothing wrong, but worth saying when a person asked (a Service without any clusterIP, say).
+    notes: no faults, but shown on request (such as a Service without any clusterIP).
     ignored: how many objects of each kind were passed over because no Service proxy needs them.
-    slices: of v1 Endpoints (see DecodedObject); whoever has read everything decides which of them count.
+    slices: of v1 Endpoints (see DecodedObject); the caller decides which of them count once all sources are read.
     strict: fields that do not exist are noted. nameless: how many documents and items were no object with a kind and a
     name; from MAX_NAMELESS on the rest of the source is not read.
     """
@@ -72,11 +72,11 @@ class Decoded(msgspec.Struct):
 
     @property
     def full(self) -> bool:
-        """True if there was so much that is no object that nothing more is read."""
+        """True if the limit of items that are no objects is reached, so that the rest is not read."""
         return self.nameless >= MAX_NAMELESS
 
     def extend(self, other: "Decoded") -> None:
-        """Append what another source held."""
+        """Append the result of another source."""
         self.objects += other.objects
         self.problems += other.problems
         self.notes += other.notes
@@ -85,11 +85,11 @@ class Decoded(msgspec.Struct):
 
 
 class DecodedObject(NamedTuple):
-    """One object, as a watch event carries it.
+    """Result of decoding one object, as of a watch event.
 
     value: None when the object is not valid (then `problems` says why) or of no interest (`ignored` names its kind).
-    slices: what v1 Endpoints come to, which count where their Service has no EndpointSlices of its own.
-    ref: its identity, None when even that cannot be told; it is there for invalid objects too.
+    slices: converted from v1 Endpoints; they count if the Service has no EndpointSlices of its own.
+    ref: its identity, None if unknown; also set for invalid objects.
     """
 
     value: ModelObject | None
@@ -116,7 +116,7 @@ def decode(data: bytes, source: str) -> Decoded:
     """Decode a manifest: JSON or YAML, one object or several documents, `List` and typed lists (`ServiceList`).
 
     in: the bytes, and a name for them ("services.yaml", "stdin") that problems without an object refer to.
-    Never raises for what the bytes hold; whatever cannot be read becomes a Problem.
+    Never raises for the content of the bytes; what cannot be read becomes a Problem.
     """
     return _decode(data.removeprefix(b"\xef\xbb\xbf"), source, Decoded())
 
@@ -148,7 +148,7 @@ def _decode_json(data: bytes, source: str, result: Decoded) -> None:
 
 
 def _decode_not_json(data: bytes, source: str, reason: str, result: Decoded) -> None:
-    """Bytes that look like JSON but are not one value: one object a line, or YAML in flow style."""
+    """Decode bytes that look like JSON but are not one value: one object per line, or YAML in flow style."""
     try:
         lines = _raw_lines.decode_lines(data)
     except MALFORMED:
@@ -181,10 +181,10 @@ def _collect(raw: msgspec.Raw, kind: str, where: str, depth: int, result: Decode
 
 
 def _collect_items(raw: msgspec.Raw, list_kind: str, where: str, depth: int, result: Decoded) -> bool:
-    """Decode the items of a list kind; False when it has none, so that it is an object of some other kind."""
+    """Decode the items of a list kind; return False if it has none, so that it is an object of another kind."""
     try:
         items = _head.decode(raw).items
-    except MALFORMED:  # a key stands in it twice, with values of different types
+    except MALFORMED:  # it has a duplicate key, with values of different types
         return False
     if bytes(items) in (b"", b"null"):
         return list_kind == "List" or list_kind[:-4] in wire.TYPES
@@ -218,7 +218,7 @@ def _collect_items(raw: msgspec.Raw, list_kind: str, where: str, depth: int, res
 
 
 def _add(found: DecodedObject, where: str, result: Decoded) -> None:
-    """Take over one decoded object; problems of an object without identity name the source instead."""
+    """Add one decoded object to the result; problems of an object without identity refer to the source."""
     if found.value is not None:
         result.objects.append(found.value)
     for problem in found.problems:
@@ -279,14 +279,14 @@ def _note_unknown_raw(raw: msgspec.Raw, found: DecodedObject, result: Decoded) -
 
 
 def _note_unknown(value: Any, found: DecodedObject, result: Decoded) -> None:
-    """Note the fields of one parsed object that its kind does not have."""
+    """Add notes on fields of one parsed object that its kind does not have."""
     if isinstance(value, dict) and found.ref is not None:
         for field, reason in strict.unknown_fields(found.ref.kind, value):
             result.notes.append(Problem(found.ref, field, reason))
 
 
 def _decode_slowly(raw: bytes | msgspec.Raw, kind: str) -> DecodedObject:
-    """What the fast path refused: another kind (cheap to tell), or an object with a fault."""
+    """Decode what the fast path rejected: another kind (detected quickly), or an object with a fault."""
     try:
         head = _head.decode(raw)
         name = head.kind or kind
@@ -301,7 +301,7 @@ def _decode_slowly(raw: bytes | msgspec.Raw, kind: str) -> DecodedObject:
 
 
 def _lenient(raw: bytes | msgspec.Raw) -> Any:
-    """The JSON value without types, None when it is not JSON or nested too deeply."""
+    """Return the untyped JSON value, None if it is not JSON or nested too deeply."""
     try:
         return msgspec.json.decode(raw)
     except MALFORMED:
@@ -313,7 +313,7 @@ def _unreadable(reason: str) -> DecodedObject:
 
 
 def _decode_value(value: Any, kind: str) -> DecodedObject:
-    """Decode one parsed object of any shape. `kind` is what a typed list says that it is."""
+    """Decode one parsed object of any shape. `kind` is that of the typed list it is in."""
     if not isinstance(value, dict):
         return _unreadable("is not a Kubernetes object; it must be a mapping with apiVersion, kind and metadata")
     own_kind = value.get("kind") or kind
@@ -349,8 +349,8 @@ def _decode_value(value: Any, kind: str) -> DecodedObject:
 def _without_wrong(
     value: dict[str, Any], path: str, kind: type[wire.WireObject]
 ) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
-    """A copy of the value in which those items of the list at `a.b` are null that are of a wrong type; and, by `a.b[3]`
-    of each, the field at fault and why, _MAX_FAULTS at most. Each item is looked at once, however many are wrong."""
+    """Return a copy of the value with null for wrongly typed items of the list at `a.b`; and by path (`a.b[3]`) of each
+    item, the field at fault and why, _MAX_FAULTS at most. Each item is processed once, even if many are wrong."""
     *outer, name = path.split(".")
     copy = dict(value)
     holder = copy
@@ -399,7 +399,7 @@ def explain_type(message: str) -> tuple[str, str]:
 
 
 def _value_ref(value: dict[str, Any], kind: str) -> ObjectRef:
-    """Identity of a parsed object that may be malformed anywhere."""
+    """Return the identity of a parsed object that may be malformed anywhere."""
     metadata = value.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     name, namespace = metadata.get("name"), metadata.get("namespace")
@@ -408,9 +408,9 @@ def _value_ref(value: dict[str, Any], kind: str) -> ObjectRef:
 
 
 def _other_version(kind: str, version: str) -> DecodedObject | None:
-    """Judge an apiVersion: another group's kind of that name is ignored, a version that reads differently is a fault.
+    """Check an apiVersion: the same kind of another group is ignored, an incompatible version is a fault.
 
-    None means that it can be read. Knative, for one, has a `Service` of its own.
+    None means that it can be read. For example, Knative has a `Service` of its own.
     """
     group, versions = wire.GROUPS[kind]
     prefix, _, name = version.rpartition("/")
@@ -428,7 +428,7 @@ def _identified(found: DecodedObject, ref: ObjectRef) -> DecodedObject:
 
 
 def _validated(item: wire.WireObject, muted: frozenset[str], faults: tuple[Problem, ...]) -> DecodedObject:
-    """Validate a typed object: identity first, then what its kind demands."""
+    """Validate a typed object: its identity first, then the rules of its kind."""
     kind = _KINDS[type(item)]
     metadata = item.metadata
     name = (metadata.name if metadata else None) or ""

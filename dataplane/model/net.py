@@ -1,7 +1,7 @@
 """Addresses, families and protocols: the values that every layer shares.
 
-An address is kept as *canonical text* (what inet_ntop prints), because text is what manifests hold,
-what nftables and iptables read and what people compare; `packed()` gives the network-byte-order form.
+An address is stored as *canonical text* (the output of inet_ntop), the form of manifests, nftables, iptables and
+messages; `packed()` gives the network-byte-order form.
 """
 
 import enum
@@ -54,7 +54,7 @@ def canonical_address(text: str) -> str:
     """Return the canonical text of an IPv4 or IPv6 address.
 
     Raises ValueError for anything else, IPv4-mapped IPv6 (`::ffff:a.b.c.d`) included: Kubernetes
-    reads that as IPv4 in some places and as IPv6 in others, so no frontend can be made of it safely.
+    reads that as IPv4 in some places and as IPv6 in others, so it is unsafe as a frontend.
     """
     try:
         if ":" in text:
@@ -68,7 +68,7 @@ def canonical_address(text: str) -> str:
 
 
 def stored_address(text: str) -> str:
-    """Canonical text of an address in an object that the API server may have stored long ago.
+    """Return the canonical text of an address in an object that an older API server may have stored.
 
     As kube-proxy reads it: numbers with leading zeros are decimal, IPv4-mapped IPv6 is plain IPv4. Newer API servers
     refuse both in new objects and keep them in old ones (KEP-4858). Raises ValueError for anything else.
@@ -87,12 +87,12 @@ def stored_address(text: str) -> str:
 
 
 def family_of(address: str) -> Family:
-    """Family of an address or CIDR in text form."""
+    """Return the family of an address or CIDR in text form."""
     return Family.IPV6 if ":" in address else Family.IPV4
 
 
 def packed(address: str) -> bytes:
-    """The address in network byte order, 4 or 16 bytes."""
+    """Return the address in network byte order, 4 or 16 bytes."""
     return socket.inet_pton(AF_INET6 if ":" in address else AF_INET, address)
 
 

@@ -1,6 +1,6 @@
-"""What Kubernetes said, typed and validated: Service, EndpointSlice, Node, ServiceCIDR, Pod, Namespace.
+"""Validated Kubernetes objects: Service, EndpointSlice, Node, ServiceCIDR, Pod, Namespace.
 
-These values are made by `model.decode` from the wire form; whoever holds one may rely on it: addresses
+`model.decode` makes these values from the wire form and guarantees that addresses
 are canonical text, ports are in range, defaults are filled in. They are frozen and compare by value.
 Field rules: Kubernetes API reference, v1 and discovery.k8s.io/v1.
 """
@@ -15,7 +15,7 @@ from dataplane.model.net import Family, Protocol
 
 
 def one_line(text: str) -> str:
-    """Text in which whatever no terminal or log should get raw (newlines, escapes) is written as in a Python string."""
+    """Escape characters that must not reach a terminal or log (newlines, escapes), as in a Python string."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -31,8 +31,8 @@ class ObjectRef(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Something wrong with one object, for people: which object, which field, why, and what to do. source: the file
-    that it stands in, where there is one. Its text is one line, whatever the object's name holds."""
+    """A fault of one object, for the user: which object, which field, why, and what to do. source: its file, if any.
+    The text is always a single line."""
 
     ref: ObjectRef
     field: str
@@ -102,7 +102,7 @@ class EndpointPort(msgspec.Struct, frozen=True, gc=False):
 
 
 class Traits(msgspec.Struct, frozen=True, gc=False):
-    """What endpoints have in common: most of a node's are alike, so that one object serves them all (see `traits`).
+    """Common properties of endpoints: most of a node's endpoints are alike and share one object (see `traits`).
 
     ready nil and serving nil count as true, terminating nil as false (discovery.k8s.io/v1).
     zone_hints/node_hints: None when the endpoint carries no hint of that kind.
@@ -159,7 +159,7 @@ def traits(
     zone_hints: tuple[str, ...] | None = None,
     node_hints: tuple[str, ...] | None = None,
 ) -> Traits:
-    """The traits of these values, mostly the same object for the same ones."""
+    """Return the traits of these values, usually the same object for equal values."""
     return Traits(ready, serving, terminating, node, zone_hints, node_hints)
 
 
@@ -172,14 +172,14 @@ def make_endpoint(
     zone_hints: tuple[str, ...] | None = None,
     node_hints: tuple[str, ...] | None = None,
 ) -> Endpoint:
-    """An endpoint of these traits."""
+    """Return an endpoint with these traits."""
     return Endpoint(address, traits(ready, serving, terminating, node, zone_hints, node_hints))
 
 
 class EndpointSlice(msgspec.Struct, frozen=True, gc=False):
     """A validated EndpointSlice of address type IPv4 or IPv6 (FQDN slices are not decoded).
 
-    service: label kubernetes.io/service-name; empty when missing (then it serves nobody).
+    service: label kubernetes.io/service-name; empty if missing (then it serves no Service).
     headless: label service.kubernetes.io/headless is present.
     """
 
@@ -221,8 +221,8 @@ class ServiceCIDR(msgspec.Struct, frozen=True):
 
 
 class HostPort(msgspec.Struct, frozen=True, gc=False):
-    """A container port that is published on the node. address: hostIP, canonical; "" = all addresses of the node; that
-    of nobody (0.0.0.0, ::) = all of its family. port: on the node. container_port: in the pod."""
+    """A container port with a hostPort. address: hostIP, canonical; "" = all addresses of the node; 0.0.0.0 or :: = all
+    of its family. port: on the node. container_port: in the pod."""
 
     protocol: Protocol
     port: int
@@ -233,11 +233,11 @@ class HostPort(msgspec.Struct, frozen=True, gc=False):
 class Pod(msgspec.Struct, frozen=True):
     """A Pod, as far as its node's data plane is concerned.
 
-    uid: what the kubelet names its control group by: metadata.uid, of a static pod the hash of its manifest (annotation
+    uid: as in the name of its cgroup: metadata.uid, or for a static pod the hash of its manifest (annotation
       kubernetes.io/config.mirror).
     addresses: status.podIPs, at most one of each family; none before the pod has a network.
     host_ports: none for a pod in the node's own network.
-    connect_time: what label or annotation service.hotplane.io/connect-time says, None when nothing; connect_time_by
+    connect_time: label or annotation service.hotplane.io/connect-time, None if not set; connect_time_by
       names which of the two ("label", "annotation").
     terminating: it is being deleted. finished: its containers have ended for good (phase Succeeded or Failed).
     """
@@ -261,7 +261,7 @@ class Pod(msgspec.Struct, frozen=True):
 
 
 class Namespace(msgspec.Struct, frozen=True):
-    """A Namespace; connect_time and connect_time_by as in Pod, for all of its pods that do not say otherwise."""
+    """A Namespace; connect_time and connect_time_by as in Pod, for all of its pods that do not set their own."""
 
     name: str
     connect_time: bool | None = None

@@ -1,6 +1,6 @@
-"""Pods and Namespaces from the wire form: what a node's data plane needs to know of them.
+"""Validate Pods and Namespaces from the wire form, as far as a node's data plane uses them.
 
-Sources: core/v1; the CNI plugin portmap for hostPort; the kubelet for what control groups are named by.
+Sources: core/v1; the CNI plugin portmap for hostPort; the kubelet for the names of cgroups.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from dataplane.model.objects import HostPort, Namespace, Pod
 from dataplane.model.report import Report, is_port, port_reason, protocol, protocol_reason, read_address
 
 CONNECT_TIME = "service.hotplane.io/connect-time"
-"""Label or annotation of a Pod or a Namespace: whether its connections may be balanced when they are made."""
+"""Label or annotation of a Pod or a Namespace that turns connect-time balancing on or off."""
 
 _VALUES = {"on": True, "off": False}
 _FINISHED = ("Succeeded", "Failed")
@@ -19,8 +19,8 @@ _NO_METADATA = wire.PodMetadata()
 
 
 def connect_time(metadata: wire.PodMetadata, report: Report) -> tuple[bool | None, str]:
-    """What an object says of connect time, None = nothing, and by what: "label" or "annotation". Of two that differ
-    "off" counts: what reads packets by their Service's address may depend on it."""
+    """Return the connect-time setting of an object, None if not set, and its source: "label" or "annotation". If both
+    differ, "off" wins: software that inspects packets with the Service's address may depend on it."""
     found: dict[bool, str] = {}
     for what, holder in (("annotation", metadata.annotations), ("label", metadata.labels)):
         text = holder.connect_time if holder else None
@@ -62,7 +62,7 @@ def pod(item: wire.WirePod, report: Report) -> Pod:
 
 
 def _addresses(status: wire.PodStatus, report: Report) -> tuple[str, ...]:
-    """A pod's addresses, one of each family at most."""
+    """Return a pod's addresses, at most one per family."""
     texts = [item.ip for item in status.pod_ips or () if item is not None] or [status.pod_ip]
     found: dict[int, str] = {}
     for text in texts:
@@ -73,7 +73,8 @@ def _addresses(status: wire.PodStatus, report: Report) -> tuple[str, ...]:
 
 
 def _containers(spec: wire.PodSpec) -> Iterator[tuple[str, wire.Container]]:
-    """Containers that run as long as the pod does, with their field: those of init that restart are sidecars."""
+    """Yield the containers that run as long as the pod, with their field: also restartable init containers
+    (sidecars)."""
     for index, container in enumerate(spec.containers or ()):
         if container is not None:
             yield f"spec.containers[{index}]", container
@@ -83,7 +84,7 @@ def _containers(spec: wire.PodSpec) -> Iterator[tuple[str, wire.Container]]:
 
 
 def _host_ports(spec: wire.PodSpec, report: Report) -> Iterator[HostPort]:
-    """The published ports; one that stands twice counts once."""
+    """Return the hostPorts without duplicates."""
     seen: dict[tuple[int, int, str], HostPort] = {}
     for where, container in _containers(spec):
         for index, item in enumerate(container.ports or ()):

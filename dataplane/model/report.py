@@ -1,4 +1,4 @@
-"""Collecting what is wrong with one object, and the checks of single values that several kinds share."""
+"""Collect the faults of one object; checks of single values that several kinds share."""
 
 import re
 import sys
@@ -40,7 +40,7 @@ class Report:
         self.problems.append(Problem(self.ref, field, reason))
 
     def note(self, field: str, reason: str) -> None:
-        """Record something that is right as it stands but may surprise."""
+        """Record something that is valid but may surprise."""
         self.notes.append(Problem(self.ref, field, reason))
 
     def null(self, field: str) -> None:
@@ -66,23 +66,23 @@ def is_port(number: int | None) -> TypeGuard[int]:
 
 
 def port_reason(number: int | None) -> str:
-    """The sentence for a port that `is_port` refuses."""
+    """Return the reason for a port that `is_port` rejects."""
     found = "is missing" if number is None else f"is {number}"
     return f"{found}; a port is a whole number from 1 to 65535"
 
 
 def protocol(text: str | None) -> Protocol | None:
-    """Protocol of that name, TCP when it is not given (Kubernetes' default), None when it is unknown."""
+    """Return the protocol of that name, TCP if not given (Kubernetes' default), None if unknown."""
     return _PROTOCOLS.get(text)
 
 
 def protocol_reason(text: str | None) -> str:
-    """The sentence for a protocol that `protocol` refuses."""
+    """Return the reason for a protocol that `protocol` rejects."""
     return f"is {text!r}; write TCP, UDP or SCTP, in capitals"
 
 
 def address_reason(text: str) -> str:
-    """The sentence for an address that `canonical_address` refuses."""
+    """Return the reason for an address that `canonical_address` rejects."""
     try:
         canonical_address(text)
     except ValueError as error:
@@ -91,7 +91,7 @@ def address_reason(text: str) -> str:
 
 
 def read_address(text: str, field: str, report: Report) -> str:
-    """Canonical text of a stored address, or "" for one that is none (reported). A sloppy one is read and noted."""
+    """Return the canonical text of a stored address, or "" if invalid (reported). A sloppy one is read and noted."""
     try:
         address = stored_address(text)
     except ValueError:
@@ -107,7 +107,7 @@ def _note_sloppy(text: str, read: str, field: str, report: Report) -> None:
 
 
 def read_cidr(text: str, field: str, report: Report) -> str:
-    """Canonical text of a stored CIDR, or "" for one that is none (reported). A sloppy one is read and noted."""
+    """Return the canonical text of a stored CIDR, or "" if invalid (reported). A sloppy one is read and noted."""
     try:
         return canonical_cidr(text)
     except ValueError as error:
@@ -133,7 +133,7 @@ def _sloppy_cidr(text: str) -> str:
 
 
 def special_reason(address: str, *, link_local: bool) -> str:
-    """Why a canonical address can be neither an endpoint nor a frontend, or "".
+    """Return why a canonical address can be neither an endpoint nor a frontend, or "".
 
     Kubernetes' API refuses unspecified, loopback, link-local and link-local multicast addresses for endpoints and
     externalIPs; no multicast or broadcast address can be balanced either. link_local: also refuse link-local unicast.
@@ -169,7 +169,7 @@ def _special_v4(address: str, link_local: bool) -> str:
 def canonical_cidr(text: str) -> str:
     """Canonical text of a CIDR: spaces around it trimmed, host bits cleared, as Kubernetes does.
 
-    Raises ValueError with a sentence when it is none (netmask notation and IPv4-mapped addresses included).
+    Raises ValueError with a sentence if it is invalid (netmask notation and IPv4-mapped addresses included).
     """
     stripped = text.strip()
     address, slash, length = stripped.partition("/")
@@ -188,7 +188,7 @@ _T = TypeVar("_T")
 
 
 class Shared(Generic[_T]):
-    """One object for all equal ones, of values that many objects of the cluster have alike, such as their ports."""
+    """Cache that returns one object for all equal values that many objects share, such as their ports."""
 
     _MOST = 4096
 
@@ -196,7 +196,7 @@ class Shared(Generic[_T]):
         self._known: dict[_T, _T] = {}
 
     def __call__(self, value: _T) -> _T:
-        """The object to keep."""
+        """Return the shared object for a value."""
         if len(self._known) >= self._MOST:
             self._known.clear()
         return self._known.setdefault(value, value)
@@ -204,5 +204,5 @@ class Shared(Generic[_T]):
 
 @lru_cache(maxsize=1024)
 def interned(names: tuple[str, ...]) -> tuple[str, ...]:
-    """One shared tuple for equal tuples of zone or node names: thousands of endpoints carry the same hints."""
+    """Return one shared tuple for equal tuples of zone or node names: thousands of endpoints have the same hints."""
     return tuple(sys.intern(name) for name in names)

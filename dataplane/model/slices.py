@@ -1,4 +1,4 @@
-"""EndpointSlices from the wire form: the part of validation that runs for every endpoint of the cluster.
+"""Validate EndpointSlices from the wire form; this code runs for every endpoint of the cluster.
 
 An API server sends hundreds of thousands of endpoints at start, so this code spends about a microsecond on each:
 `socket` functions instead of address objects, shared strings for names that repeat.
@@ -32,7 +32,7 @@ _NO_CONDITIONS = wire.Conditions()
 
 
 def _usual_address(text: str, family: Family) -> str:
-    """Canonical text of an address that needs no further look, or ""."""
+    """Return the canonical text of an address that needs no further checks, or ""."""
     try:
         if family is Family.IPV4:
             packed = inet_pton(AF_INET, text)
@@ -50,7 +50,7 @@ def _usual_address(text: str, family: Family) -> str:
 
 
 def _unusual_address(text: str, family: Family, field: str, report: Report) -> str:
-    """The rare addresses, checked in full: canonical text, or "" for one that no endpoint can have (reported)."""
+    """Check a rare address in full: return its canonical text, or "" if no endpoint can have it (reported)."""
     address = read_address(text, field, report)
     if not address:
         return ""
@@ -64,7 +64,7 @@ def _unusual_address(text: str, family: Family, field: str, report: Report) -> s
 
 
 def _names(hints: list[wire.Hint] | None) -> tuple[str, ...] | None:
-    """Names of one kind of hint, None when there are none."""
+    """Return the names of one kind of hint, None if there are none."""
     if not hints:
         return None
     return interned(tuple(hint.name for hint in hints if hint.name)) or None
@@ -100,7 +100,8 @@ def _endpoints(item: wire.WireSlice, family: Family, report: Report) -> tuple[En
 
 
 def _ports(item: wire.WireSlice, report: Report) -> tuple[EndpointPort, ...]:
-    """The slice's ports; one without a number means "all ports", which no Service port can use, and is passed over."""
+    """Return the slice's ports. One without a number means "all ports", which no Service port can use, and is
+    skipped."""
     result: dict[tuple[str, int], EndpointPort] = {}
     for index, entry in enumerate(item.ports or ()):
         if entry is None:
@@ -170,7 +171,7 @@ def of_endpoints(item: wire.WireEndpoints, report: Report) -> tuple[EndpointSlic
 def _listed(
     addresses: list[wire.SubsetAddress] | None, family: Family, *, ready: bool
 ) -> list[wire.WireEndpoint | None]:
-    """The addresses of a family; one that is of none counts as IPv4, so that it is reported."""
+    """Return the addresses of a family; an invalid one counts as IPv4, so that it is reported."""
     conditions = wire.Conditions(ready, ready)
     wanted = [each for each in addresses or () if (":" in (each.ip or "")) == (family is Family.IPV6)]
     return [wire.WireEndpoint([each.ip or ""], conditions, each.node_name) for each in wanted]

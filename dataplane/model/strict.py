@@ -1,6 +1,6 @@
-"""What a hand-written object may have wrong that decoders pass over: fields that do not exist, keys that stand twice.
+"""Find errors of hand-written objects that decoders ignore: unknown fields and duplicate keys.
 
-Only for manifests: what an API server sends was decoded by itself, and may be of a later version. Fields: core/v1,
+Only for manifests: an API server has decoded its objects itself, and may be of a later version. Fields: core/v1,
 discovery.k8s.io/v1 and networking.k8s.io/v1 of Kubernetes 1.36, with those that earlier versions had.
 """
 
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 LARGEST = 16 << 20
-"""Bytes of JSON up to which keys that stand twice are looked for: it takes a hundred times as long as decoding."""
+"""Limit of JSON bytes for the search of duplicate keys, which takes a hundred times as long as decoding."""
 
 _GUESSED = 20
-"""Fields of an object that do not exist, for which one that was meant is looked for: it takes long."""
+"""Limit of unknown fields of an object for which a similar known field is searched, which is slow."""
 
 _Fields = dict[str, "_Fields | None"]
-"""Fields by name; None = whatever is below is not looked at."""
+"""Fields by name; None = everything below is ignored."""
 
 
 def _names(text: str, **below: _Fields) -> _Fields:
@@ -49,7 +49,7 @@ KINDS: dict[str, _Fields] = {
 
 
 def unknown_fields(kind: str, value: dict[str, Any]) -> list[tuple[str, str]]:
-    """Path of each field that objects of a kind do not have, and why it matters. Other kinds have none."""
+    """Return the path of each unknown field of an object, and why it matters. Unknown kinds have none."""
     found = list(_unknown(value, KINDS.get(kind), ""))
     return [
         (field, _why(name, known if number < _GUESSED else {})) for number, (field, name, known) in enumerate(found)
@@ -57,13 +57,13 @@ def unknown_fields(kind: str, value: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _why(name: str, known: _Fields) -> str:
-    """What a field that does not exist means, and which of the known ones may have been meant."""
+    """Return the effect of an unknown field, with a similar known field if there is one."""
     close = difflib.get_close_matches(name, known, 1)
     return f"is no field of this kind and has no effect{f'; is {close[0]} meant?' if close else ''}"
 
 
 def _unknown(value: Any, known: _Fields | None, path: str) -> Iterator[tuple[str, str, _Fields]]:
-    """Path and name of each field that is not known, and what is known there."""
+    """Yield the path and name of each unknown field, and the known fields there."""
     if known is None:
         return
     if isinstance(value, list):
@@ -80,7 +80,7 @@ def _unknown(value: Any, known: _Fields | None, path: str) -> Iterator[tuple[str
 
 
 class _Twice(ValueError):
-    """A key that stands twice in one object."""
+    """A duplicate key in one object."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def json_fault(data: bytes) -> str:
-    """Why JSON should not be used although it can be decoded: a key that stands twice; "" = nothing, or too large."""
+    """Return why decodable JSON should not be used: a duplicate key; "" if there is none, or it is too large."""
     if len(data) > LARGEST:
         return ""
     try:

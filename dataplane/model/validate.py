@@ -1,8 +1,8 @@
-"""From the wire form to the model's values: defaults filled in, addresses canonical, faults isolated and reported.
+"""Convert the wire form to the model's values: fill in defaults, make addresses canonical, report faults.
 
 Rule for faults: a value that can be left out without changing what the rest means (one port, one externalIP, one
 endpoint) is left out; a value that decides what the object means (its name, its type) makes the object be skipped;
-and where leaving a value out would open access (a source range), nobody is let in. Each way reports a Problem.
+and if leaving a value out would open access (a source range), no source is allowed. Each case reports a Problem.
 
 Sources: Kubernetes API validation of core/v1 and discovery.k8s.io/v1; kube-proxy 1.36 for what is read and ignored
 (the annotation service.beta.kubernetes.io/load-balancer-source-ranges is not read by it, so neither here).
@@ -40,7 +40,7 @@ _NO_SERVICE_SPEC = wire.ServiceSpec()
 
 
 def _addresses(texts: Sequence[str | None], field: str, report: Report, *, link_local: bool = False) -> tuple[str, ...]:
-    """Canonical, distinct addresses in the given order; those that cannot be a frontend are reported and left out."""
+    """Return canonical, distinct addresses in the given order; those that cannot be frontends are reported."""
     found: dict[str, None] = {}
     for index, text in enumerate(texts):
         if text is None:
@@ -51,7 +51,7 @@ def _addresses(texts: Sequence[str | None], field: str, report: Report, *, link_
 
 
 def _cidrs(texts: Sequence[str | None], field: str, report: Report) -> tuple[tuple[str, ...], bool]:
-    """Canonical, distinct CIDRs, and whether every entry was one; the others are reported."""
+    """Return canonical, distinct CIDRs, and True if all entries are valid; the others are reported."""
     found: dict[str, None] = {}
     sound = True
     for index, text in enumerate(texts):
@@ -68,7 +68,8 @@ def _cidrs(texts: Sequence[str | None], field: str, report: Report) -> tuple[tup
 
 
 def _cluster_ips(spec: wire.ServiceSpec, report: Report) -> tuple[tuple[str, ...], bool]:
-    """The clusterIPs, one of each family at most, and whether the Service is headless. clusterIPs goes first."""
+    """Return the clusterIPs, at most one per family, and True if the Service is headless. clusterIPs takes
+    precedence."""
     if spec.cluster_ips:
         texts, field = spec.cluster_ips, "spec.clusterIPs"
         if spec.cluster_ip and texts[0] is not None and spec.cluster_ip != texts[0]:
@@ -91,7 +92,7 @@ def _cluster_ips(spec: wire.ServiceSpec, report: Report) -> tuple[tuple[str, ...
 
 
 def _single_address(text: str, field: str, report: Report, *, link_local: bool = False) -> tuple[str, ...]:
-    """The address alone in a tuple, empty when it cannot be a frontend (reported)."""
+    """Return the address in a tuple, empty if it cannot be a frontend (reported)."""
     address = read_address(text, field, report)
     reason = special_reason(address, link_local=link_local) if address else ""
     if reason:
@@ -102,7 +103,7 @@ def _single_address(text: str, field: str, report: Report, *, link_local: bool =
 def _node_port(
     number: int, field: str, kind: ServiceType, taken: set[tuple[int, int]], proto: int, report: Report
 ) -> int:
-    """The node port, or 0 when it is not valid (reported)."""
+    """Return the node port, or 0 if it is invalid (reported)."""
     if not is_port(number):
         report.problem(field, port_reason(number))
         return 0
@@ -117,7 +118,7 @@ def _node_port(
 
 
 def _ports(spec: wire.ServiceSpec, kind: ServiceType, report: Report) -> tuple[ServicePortSpec, ...]:
-    """The ports, without those whose name, protocol or number is not valid or stands twice (reported)."""
+    """Return the ports, without those whose name, protocol or number is invalid or duplicate (reported)."""
     result: list[ServicePortSpec] = []
     names: set[str] = set()
     numbers: set[tuple[int, int]] = set()
@@ -144,14 +145,14 @@ _shared_ports: Shared[tuple[ServicePortSpec, ...]] = Shared()
 
 
 class _Fault(NamedTuple):
-    """What makes a Service port unusable."""
+    """The fault of a Service port."""
 
     field: str
     reason: str
 
 
 def _port(item: wire.ServicePort, names: set[str], numbers: set[tuple[int, int]]) -> ServicePortSpec | _Fault:
-    """The port without its node port, or its first fault; names and numbers are those of the ports before it."""
+    """Return the port without its node port, or its first fault; names and numbers are those of earlier ports."""
     name, number, proto = item.name or "", item.port, protocol(item.protocol)
     if len(name) > MAX_NAME:
         return _Fault("name", f"has {len(name)} characters; a name has at most {MAX_NAME}")
@@ -169,7 +170,7 @@ def _port(item: wire.ServicePort, names: set[str], numbers: set[tuple[int, int]]
 
 
 def _load_balancer_ips(status: wire.ServiceStatus | None, report: Report) -> tuple[str, ...]:
-    """Ingress addresses that this node must answer for; names, and addresses of ipMode Proxy, are somebody else's."""
+    """Return the ingress addresses that this node serves: no host names, and no addresses of ipMode Proxy."""
     ingress = status.load_balancer.ingress if status and status.load_balancer else None
     if not ingress:
         return ()
@@ -184,7 +185,7 @@ def _load_balancer_ips(status: wire.ServiceStatus | None, report: Report) -> tup
 
 
 def _affinity(spec: wire.ServiceSpec, report: Report) -> int:
-    """Seconds of ClientIP affinity, 0 for none."""
+    """Return the seconds of ClientIP affinity, 0 for none."""
     if spec.session_affinity in (None, "", "None"):
         return 0
     if spec.session_affinity != "ClientIP":
@@ -209,7 +210,7 @@ def _is_local(policy: str | None, field: str, report: Report) -> bool:
 
 
 def _source_ranges(spec: wire.ServiceSpec, report: Report) -> tuple[str, ...] | None:
-    """Allowed sources; None lets everybody in, the empty tuple nobody (an entry was malformed)."""
+    """Return the allowed sources; None allows all, the empty tuple none (an entry was malformed)."""
     if not spec.load_balancer_source_ranges:
         return None
     ranges, sound = _cidrs(spec.load_balancer_source_ranges, "spec.loadBalancerSourceRanges", report)
@@ -280,7 +281,7 @@ def service(item: wire.WireService, report: Report) -> Service | None:
 
 
 def _note_unreachable(result: Service, spec: wire.ServiceSpec, report: Report) -> None:
-    """Say so when nothing can reach the Service; a hand-written manifest has no clusterIP until a cluster gives one."""
+    """Report a Service that is unreachable; a hand-written manifest has no clusterIP until a cluster allocates one."""
     if not spec.ports:
         report.problem("spec.ports", "is empty, so nothing can reach this Service; give it at least one port")
     elif not result.cluster_ips and not spec.cluster_ip and not spec.cluster_ips:

@@ -1,4 +1,4 @@
-"""The wire form of the Kubernetes objects that matter here: only the fields that are read, nothing checked but types.
+"""The wire form of the Kubernetes objects that matter here: only the fields that are used; only types are checked.
 
 Field names and nesting: Kubernetes API reference, v1, discovery.k8s.io/v1 and networking.k8s.io/v1. Every field may
 be null or missing, as Go's decoder allows. List items may be null so that one item of a wrong type can be taken out
@@ -258,7 +258,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 class Head(Wire, frozen=True, gc=False):
-    """What identifies an object of any kind; `items` stays raw, and empty when missing."""
+    """Identity of an object of any kind; `items` stays raw, and empty if missing."""
 
     kind: str | None = None
     items: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)

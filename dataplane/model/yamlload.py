@@ -1,4 +1,4 @@
-"""YAML as JSON: scalars resolve the way JSON would read them, so no name turns into a boolean, date or octal number.
+"""Read YAML as JSON: scalars are resolved as in JSON, so that no name becomes a boolean, date or octal number.
 
 YAML 1.1 makes `yes`, `on` and `y` booleans, `010` eight, `12:30` a number and `2024-01-01` a date. Here only
 null/~/empty, true/false, decimal integers and decimal fractions are other than strings (the YAML 1.2 core schema
@@ -17,7 +17,7 @@ from yaml._yaml import CParser
 
 _MAX_DEPTH = 200
 MAX_ALIASED = 100_000
-"""Values that the aliases of one document may stand for, all together: aliases of aliases multiply."""
+"""Limit of values that all aliases of one document expand to, since nested aliases multiply."""
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _CONSTANTS = {
@@ -51,7 +51,7 @@ class Document(NamedTuple):
 
 
 def documents(data: bytes) -> Iterator[Document]:
-    """Read a YAML stream document by document; one that cannot be read does not harm the others.
+    """Read a YAML stream document by document; one that cannot be read does not affect the others.
 
     in: UTF-8 bytes. Empty documents are left out.
     """
@@ -87,7 +87,7 @@ def _fail(event: Any, reason: str) -> yaml.MarkedYAMLError:
 
 
 def _scalar(event: Any) -> Any:
-    """The value of a scalar: by its tag, or, where it stands plainly, by what it looks like."""
+    """Return the value of a scalar: by its tag, or if it is plain, by its form."""
     text: str = event.value
     if event.tag is None:
         if not event.implicit[0] or (text not in _CONSTANTS and text[0] not in _NUMBER_START):
@@ -110,7 +110,7 @@ def _number(text: str) -> int | float:
 
 
 class _Anchored(NamedTuple):
-    """What an alias stands for: how many values that is, and how deeply they are nested."""
+    """The target of an alias: its value, the number of values in it, and their depth of nesting."""
 
     value: Any
     size: int
@@ -118,7 +118,7 @@ class _Anchored(NamedTuple):
 
 
 class _Open:
-    """A list or mapping whose end has not come yet. In a mapping `key` is the key that waits for its value."""
+    """A list or mapping being read. In a mapping, `key` is the key whose value comes next."""
 
     __slots__ = ("anchor", "depth", "key", "merged", "size", "target")
 
@@ -130,12 +130,12 @@ class _Open:
         self.size, self.depth = 1, 1
 
     def hold(self, size: int, depth: int) -> None:
-        """Count a value that was added: how many values it is with all in it, and how deeply they are nested."""
+        """Count an added value: the number of values in it, and their depth of nesting."""
         self.size += size
         self.depth = max(self.depth, depth + 1)
 
     def add(self, value: Any, event: Any) -> None:
-        """Put a value where it belongs."""
+        """Add a value to the list or mapping."""
         if isinstance(self.target, list):
             self.target.append(value)
         elif self.key is None:
@@ -155,7 +155,7 @@ class _Open:
         self.key = key
 
     def close(self, event: Any) -> None:
-        """Add what `<<` brings in; the mapping's own entries and earlier sources win."""
+        """Merge the sources of `<<`; the mapping's own entries and earlier sources win."""
         for source in self.merged:
             if not (isinstance(source, dict) and isinstance(self.target, dict)):
                 raise _fail(event, "<< must name a mapping or a list of mappings")
@@ -171,7 +171,7 @@ def _events(chunk: bytes) -> Iterator[Any]:
 
 
 def _values(chunk: bytes) -> Iterator[Any]:
-    """The value of each document in the chunk. Raises YAMLError at the first fault."""
+    """Return the value of each document in the chunk. Raises YAMLError at the first fault."""
     stack: list[_Open] = []
     anchors: dict[str, _Anchored] = {}
     aliased = 0
@@ -220,7 +220,7 @@ def _values(chunk: bytes) -> Iterator[Any]:
 
 
 def without_nulls(value: Any) -> Any:
-    """Null means "not given", at any depth."""
+    """Remove keys whose value is null, which means "not given", at any depth."""
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):

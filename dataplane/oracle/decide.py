@@ -1,7 +1,7 @@
-"""The executable specification: what happens to a packet under a plan.
+"""The executable specification: decide what happens to a packet under a plan.
 
 Every plane must agree with it. It is written to be read: a decision is a lookup, a check of the source ranges and
-the route for the class of the source. Nothing here knows a kernel.
+the route for the class of the source. It does not depend on a kernel.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ from dataplane.policy.routes import Action
 __all__ = ["Decision", "Oracle", "Packet", "Verdict", "decide"]
 
 Notes = Callable[[EntryKey], Sequence[str]]
-"""Sentences about a plan entry that the plan itself does not hold."""
+"""Returns sentences about a plan entry that are not known from the plan."""
 
 
 def _no_notes(_key: EntryKey) -> Sequence[str]:
@@ -28,7 +28,7 @@ def _no_notes(_key: EntryKey) -> Sequence[str]:
 
 
 class Oracle:
-    """A plan, indexed once, that answers for any number of packets at O(1) each.
+    """Decides packets under a plan, which is indexed once, in O(1) each.
 
     It is a snapshot: make a new one after the plan has changed. `notes` gives further sentences for the reasons of
     an entry, such as how its endpoints came about; `keeping` is what the ebpf mode leaves unmasqueraded.
@@ -51,7 +51,7 @@ class Oracle:
                 self._owners.setdefault(frontend.key.address, []).append(Owner(entry.key, frontend.key.port))
 
     def find(self, packet: Packet) -> tuple[Frontend, PlanEntry] | None:
-        """The frontend that claims a packet: exact address, protocol and port first, then a node port."""
+        """Return the frontend that matches a packet: exact address, protocol and port first, then a node port."""
         family = family_of(packet.destination)
         exact = self._index.get(FrontendKey(family, packet.destination, packet.protocol, packet.port))
         if exact is not None or not self._node.answers_node_ports(packet.destination):
@@ -59,7 +59,7 @@ class Oracle:
         return self._index.get(FrontendKey(family, "", packet.protocol, packet.port))
 
     def decide(self, packet: Packet) -> Decision:
-        """What happens to a packet. Raises ValueError when its two addresses are of different families."""
+        """Decide a packet. Raises ValueError if its addresses are of different families."""
         if family_of(packet.source) is not family_of(packet.destination):
             raise ValueError(f"{packet}: source and destination are of different IP families")
         found = self.find(packet)
@@ -81,14 +81,14 @@ class Oracle:
         return msgspec.structs.replace(decision, kept=kept) if kept else decision
 
     def _staying(self, decision: Decision) -> Iterator[Backend]:
-        """Backends that are processes of this node itself (host network), for packets that come in from elsewhere:
-        those are delivered here and never pass POSTROUTING, where every mode masquerades."""
+        """Yield backends on the host network of this node, for packets from other hosts: those are delivered locally
+        and never pass POSTROUTING, where every mode masquerades."""
         if not self._node.is_local(decision.packet.source):
             yield from (b for b in decision.backends if self._node.is_local(b.address) and decision.masquerades(b))
 
     def _refused_beside(self, packet: Packet) -> Decision | None:
-        """A packet to a local address on which node ports do not answer, refused all the same: kube-proxy's iptables
-        mode refuses a node port that nobody serves outsiders on every local address. None: nothing refuses it."""
+        """Decide a packet to a local address without node ports that is rejected anyway: kube-proxy's iptables mode
+        rejects a node port without endpoints for outside sources on every local address. None: not rejected."""
         if self._node.reject_unknown_ports or not self._node.is_local(packet.destination):
             return None
         found = self._index.get(FrontendKey(family_of(packet.destination), "", packet.protocol, packet.port))
@@ -125,10 +125,10 @@ class Oracle:
 
 
 def admits(ranges: SourceRanges | None, packet: Packet) -> bool:
-    """True if source ranges let a packet in; None lets everybody in."""
+    """True if source ranges allow a packet; None allows all."""
     return ranges is None or contains(ranges.cidrs, packet.source)
 
 
 def decide(plan: Plan, packet: Packet) -> Decision:
-    """What happens to one packet under a plan. O(size of the plan): make an `Oracle` to ask more than once."""
+    """Decide one packet under a plan. O(size of the plan): use an `Oracle` for several packets."""
     return Oracle(plan).decide(packet)

@@ -1,4 +1,4 @@
-"""Packets as people write them: `SRC -> DST:PORT/PROTO`."""
+"""Parse packets in the notation of the command line: `SRC -> DST:PORT/PROTO`."""
 
 from dataplane.errors import UsageError
 from dataplane.model.net import Protocol, canonical_address, family_of
@@ -8,7 +8,7 @@ FORM = "'SRC -> DST:PORT/PROTO', optionally followed by ' via DEVICE'; IPv6 dest
 
 
 def parse_flow(text: str) -> Packet:
-    """Read `SRC -> DST:PORT/PROTO [via DEVICE]`; a source port is allowed and ignored, as it decides nothing.
+    """Read `SRC -> DST:PORT/PROTO [via DEVICE]`; a source port is allowed and ignored, as it has no effect.
 
     Raises UsageError with a sentence that says what is wrong and how to write it.
     """

@@ -1,4 +1,4 @@
-"""Whose address the ebpf mode leaves alone where the policy masquerades: what differs from kube-proxy on purpose.
+"""Clients that the ebpf mode does not masquerade although the policy does, a deliberate difference to kube-proxy.
 
 Source: bpf/track.h (flow_flags, open_flow) and bpf/connect.c (describe_caller); the lab's scenario table compares it
 with packets. `--masquerade kube-proxy` turns all of it off.
@@ -15,7 +15,7 @@ from dataplane.policy.node import Source
 
 
 class Keeps(enum.Enum):
-    """Clients whose address the ebpf mode leaves alone, without parity to kube-proxy, where the policy masquerades.
+    """Kinds of clients that the ebpf mode does not masquerade although the policy does.
 
     LOCAL: those whose backend runs on the deciding node, unless they are pods of another (packet programs). PODS: pods
     of the deciding node (connect-time balancing).
@@ -26,8 +26,8 @@ class Keeps(enum.Enum):
 
 
 class Keeping(NamedTuple):
-    """What is kept on a node. elsewhere: source addresses that are known to be pods of other nodes. off: those of pods
-    for which connect time is off."""
+    """Clients that keep their address on a node. elsewhere: addresses of known pods of other nodes. off: of pods with
+    connect-time balancing off."""
 
     keeps: frozenset[Keeps] = frozenset()
     elsewhere: frozenset[str] = frozenset()
@@ -40,7 +40,7 @@ NOTHING = Keeping()
 def kept_backends(
     decision: Decision, keeping: Keeping, own: Collection[str], *, masquerade_all: bool
 ) -> tuple[Backend, ...]:
-    """The backends towards which the client keeps its address though policy or hairpin would masquerade it. own: the
+    """Return the backends for which the client keeps its address although policy or hairpin would masquerade it. own:
     addresses of the deciding node."""
     if decision.verdict is not Verdict.DNAT or not keeping.keeps or not _seen_by_programs(decision, keeping):
         return ()
@@ -53,7 +53,7 @@ def kept_backends(
 
 
 def _seen_by_programs(decision: Decision, keeping: Keeping) -> bool:
-    """True if the programs balance such a packet; what they leave to the slow path, that masquerades by the policy.
+    """True if the packet programs balance such a packet; otherwise the slow path does, and masquerades by the policy.
 
     The node's own processes are balanced by them, too, but get the address that routing chooses, as by masquerading.
     """
@@ -77,7 +77,7 @@ def _at_connect_time(decision: Decision, keeping: Keeping, own: Collection[str],
 
 
 def why_kept(decision: Decision) -> str:
-    """The half sentence that says why."""
+    """Return the reason, as a clause."""
     if any(not backend.local or backend.address == decision.packet.source for backend in decision.kept):
         return "a pod is pointed at its backend when it connects"
     return "this mode masquerades only towards backends on other nodes"

@@ -1,4 +1,4 @@
-"""How a Service port's endpoints became its backend sets, in sentences: what the plan no longer knows."""
+"""Explain in sentences how a Service port's endpoints became its backend sets, which is not in the plan."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +10,7 @@ from dataplane.policy.node import NodeConfig
 def endpoint_notes(candidates: Iterable[Candidate], sets: BackendSets, node: NodeConfig) -> tuple[str, ...]:
     """Sentences on an entry's endpoints.
 
-    in: all its endpoints, whatever their condition, the sets made of them, and the node they were made for.
+    in: all its endpoints in any condition, the sets made of them, and the node.
     """
     everyone = list(candidates)
     if not everyone:

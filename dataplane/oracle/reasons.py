@@ -1,4 +1,4 @@
-"""Why: a decision told in sentences that a network engineer can follow. Tells, never decides."""
+"""Explain a decision in sentences for a network engineer. Only explains, never decides."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -24,9 +24,9 @@ class Owner(NamedTuple):
 def reasons(
     decision: Decision, node: NodeConfig, *, notes: Sequence[str], owners: Sequence[Owner], health_service: str
 ) -> tuple[str, ...]:
-    """The sentences for a decision, in the order in which things are decided.
+    """Return the sentences that explain a decision, in the order of its steps.
 
-    notes: what else is known of the entry's endpoints. owners: who has the destination as a clusterIP.
+    notes: sentences on the entry's endpoints. owners: Services with the destination as clusterIP.
     health_service: the Service whose healthCheckNodePort is the destination port, or "".
     """
     entry, frontend = decision.entry, decision.frontend
@@ -51,7 +51,7 @@ def count(number: int, thing: str) -> str:
 
 
 def listed(things: Iterable[object]) -> str:
-    """Comma-separated, cut off after a few."""
+    """Join with commas, cut off after a few."""
     texts = [str(thing) for thing in things]
     more = f" and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
     return ", ".join(texts[:_LISTED]) + more
@@ -72,7 +72,7 @@ def _match(packet: Packet, frontend: Frontend, entry: PlanEntry, node: NodeConfi
 
 
 def _answering(packet: Packet, node: NodeConfig) -> str:
-    """Where node ports of the packet's family answer."""
+    """Describe the addresses of node ports of the packet's family."""
     if node.nodeports.any_local:
         return f"{packet.destination}, as on every local address"
     family = family_of(packet.destination)

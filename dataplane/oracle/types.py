@@ -1,4 +1,4 @@
-"""What the oracle is asked and what it answers."""
+"""Input and output of the oracle."""
 
 import enum
 from typing import NamedTuple
@@ -31,7 +31,7 @@ class Packet(NamedTuple):
 
 
 class Verdict(enum.Enum):
-    """What becomes of a packet. ACCEPT: no Service claims it, it goes on unchanged."""
+    """The fate of a packet. ACCEPT: no frontend matches, it passes unchanged."""
 
     DNAT = "dnat"
     REJECT = "reject"
@@ -40,7 +40,7 @@ class Verdict(enum.Enum):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What happens to one packet, and why.
+    """The decision on one packet, and why.
 
     backends: the set from which one is chosen uniformly; empty unless the verdict is DNAT.
     entry, frontend, route: what claimed the packet and the route for its source class; all None when nothing did.
@@ -68,7 +68,7 @@ class Decision(msgspec.Struct, frozen=True):
 
     @property
     def affinity_seconds(self) -> int:
-        """For how long the client stays with its backend after its last new connection; 0 = no affinity."""
+        """Seconds that the client keeps its backend after its last new connection; 0 = no affinity."""
         return self.entry.affinity_seconds if self.entry and self.verdict is Verdict.DNAT else 0
 
     def masquerades(self, backend: Backend) -> bool:

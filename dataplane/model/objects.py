@@ -64,7 +64,7 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     """A validated Service. Addresses are canonical text of either family; order is that of the object.
 
     source_ranges: valid CIDRs of spec.loadBalancerSourceRanges; None when the field is absent or empty.
-      An entry that does not parse makes it an empty tuple (nobody is let in) and is reported as a Problem.
+      An entry that does not parse makes it an empty tuple (no source is allowed) and is reported as a Problem.
     affinity_seconds: 0 for sessionAffinity None.
     created: metadata.creationTimestamp (RFC 3339 text sorts by time); empty when unknown, which sorts oldest-last.
     proxied_elsewhere: label service.kubernetes.io/service-proxy-name is present.

@@ -253,7 +253,7 @@ def service(item: wire.WireService, report: Report) -> Service | None:
         _addresses(spec.external_ips, "spec.externalIPs", report, link_local=True) if spec.external_ips else ()
     )
     balancer_ips = _load_balancer_ips(item.status, report) if item.status else ()
-    # kube-proxy obeys the ranges wherever there is a load-balancer address, whatever the type says
+    # kube-proxy applies the ranges to every load-balancer address, for any type of Service
     has_ranges = kind is ServiceType.LOAD_BALANCER or balancer_ips
     external_local = _is_local(spec.external_traffic_policy, "spec.externalTrafficPolicy", report)
     result = Service(

@@ -116,7 +116,7 @@ def make_frontends(
     """Return the frontends of the addresses that this Service port won, with their routes.
 
     Source ranges apply before the routes, so that excluded sources are dropped with or without endpoints. In iptables
-    mode a frontend that rejects everybody has no source ranges.
+    mode a frontend that rejects all sources has no source ranges.
     """
     ranges = source_ranges(service, family, node)
     found = []

@@ -49,12 +49,12 @@ def load_others(plane: "Plane", plan: Plan) -> tuple[PlanChange, list[EntryRefus
 class Plane(ABC):
     """A plane compiles a plan to the state of one kernel facility, in the network namespace in which it was made.
 
-    A plane sees only the plan. The four abstract methods are all that a plane must have; each either does all it says
-    or raises PlaneError having changed nothing (`load` of a very large plan is cut into transactions, each of which
-    leaves a consistent table). All other methods have an answer that fits a plane which knows no more than its table.
-    They read the kernel, raise PlaneError where it refuses, and work without a load, on what an earlier process left.
+    A plane sees only the plan. A plane must implement the four abstract methods; each either succeeds completely or
+    raises PlaneError without any change (`load` of a very large plan is split into transactions, each of which leaves a
+    consistent table). The other methods have defaults for a plane that only has its table. They read the kernel, raise
+    PlaneError if it refuses, and work without a load, on the state of an earlier process.
 
-    name: of its mode. slow: a plane underneath, always complete, that gets whatever this one passes on.
+    name: of its mode. slow: the slow path, a complete plane that gets the packets that this one passes on.
     Stale UDP conntrack entries are not a plane's work: `planes.conntrack` finds them from the change.
     """
 
@@ -63,13 +63,13 @@ class Plane(ABC):
 
     @abstractmethod
     def load(self, plan: Plan) -> PlanChange:
-        """Bring the kernel from whatever an earlier run left to `plan`, without a gap in service; return what was
-        changed in the plan's terms (adopting an identical table changes nothing). O(size of the plan)."""
+        """Bring the kernel from the state of an earlier run to `plan`, without a gap in service; return the change
+        in the plan's terms (adopting an identical table changes nothing). O(size of the plan)."""
 
     @abstractmethod
     def apply(self, change: PlanChange) -> None:
-        """Apply a change to the plan last loaded or applied, so that each packet goes by the old plan or by the new
-        one. O(size of the change)."""
+        """Apply a change to the plan last loaded or applied, so that each packet is handled by either the old or the
+        new plan. O(size of the change)."""
 
     @abstractmethod
     def read_back(self) -> Table:

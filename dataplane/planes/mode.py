@@ -110,7 +110,7 @@ class Mode(ABC):
         return True
 
     def is_here(self) -> bool:
-        """True if something of this mode is in this network namespace by marks that nobody else sets, and answers."""
+        """True if this mode is active in this network namespace, detected by marks that only hotplane sets."""
         return False
 
     def is_draining(self) -> bool:

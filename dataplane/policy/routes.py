@@ -86,7 +86,7 @@ def host_port_routes(loopback: bool) -> Routes:
 def external_routes(has_cluster: bool, has_local: bool, external_local: bool) -> Routes:
     """Routes of a node port, externalIP or load-balancer IP.
 
-    Policy Cluster masquerades everybody. Policy Local: pods take the Cluster set unmasqueraded, the node itself the
+    Policy Cluster masquerades all sources. Policy Local: pods take the Cluster set unmasqueraded, the node itself the
     Cluster set masqueraded, everyone else the Local set with the client's address kept.
     """
     if not (has_cluster or has_local):

@@ -59,12 +59,12 @@ class IptablesPlane(Plane):
 
     variant: which iptables holds the rules; None = `default_variant()` of the network namespace of the first use.
     tcp_be_liberal: conntrack.tcpBeLiberal; no rule drops packets in the state INVALID then.
-    loaded_for: the node of the plan that an earlier run loaded; lets `read_back` tell its rules apart before a load.
-    tables, clock (seconds), ensure_sysctl: the doors to the kernel, replaceable in tests.
+    loaded_for: the node of the plan that an earlier run loaded; lets `read_back` parse its rules before a load.
+    tables, clock (seconds), ensure_sysctl: access to the kernel, replaceable in tests.
 
-    Each family is one restore with both tables; a refused one is undone, so that the kernel holds what it held.
-    nfacct counters and canary chains are left out: the first only count, the second are kube-proxy's way to notice a
-    flush, which `read_back` shows here (without the jumps from the built-in chains it is empty).
+    Each family is one restore with both tables; if one is refused, the previous ones are undone.
+    nfacct counters and canary chains are left out: the first only count, and kube-proxy detects flushes by the
+    second, for which `read_back` is used here (it is empty without the jumps from the built-in chains).
     """
 
     name = "iptables"

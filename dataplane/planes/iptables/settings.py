@@ -12,7 +12,7 @@ LARGE_CLUSTER_ENDPOINTS = 1000
 
 
 class PodMatch(NamedTuple):
-    """Options that match packets of local pods, or of everybody else, at the two places where iptables prints them.
+    """Options that match packets of local pods, or of all others, at the two places where iptables prints them.
 
     source: stands before the destination; interface: stands after it. Each ends in a space or is empty.
     """

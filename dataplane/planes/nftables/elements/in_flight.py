@@ -74,5 +74,5 @@ def needed_in_flight(
 
 
 def _refuses(value: bytes | None) -> bool:
-    """True if a frontend's new element lets nobody through; None: it has no new one."""
+    """True if a frontend's new element refuses all sources; None: it has no new element."""
     return value is not None and number_of(value[:4]) in (REJECT_ACTION, DROP_ACTION)

@@ -24,7 +24,7 @@ BASE_CHAINS = {
     "output": "type nat hook output priority -100; policy accept;",
     "mark-hairpin": "type nat hook postrouting priority 98; policy accept;",
     "postrouting": "type nat hook postrouting priority 100; policy accept;",
-    # Behind everybody's translation: who is left with such an address, nobody serves.
+    # After the translation of any proxy: packets that still have such an address are not served.
     "filter-forward": "type filter hook forward priority 0; policy accept;",
     "filter-output": "type filter hook output priority 0; policy accept;",
 }
@@ -135,8 +135,8 @@ def chains(syntax: Syntax, family: Family, node: NodeConfig) -> dict[str, list[s
     return {
         VERSION_CHAIN: [],
         "reject-packet": ["reject"],
-        # TCP without SYN is in the middle of a connection that nobody here knows any more. Balanced anew it would get
-        # an endpoint by chance, which resets it; so it is reset here, where that can be counted.
+        # TCP without SYN belongs to a connection that conntrack has forgotten. Balanced again, it would reach a random
+        # endpoint, which would reset it; so it is reset here, where it can be counted.
         "stray-packet": [f"counter name {STRAY} reject with tcp reset", "drop"],
         "mark-packet": [f"meta mark set meta mark or {mark:#x}"],
         "mark-off-pod": [*([f"{pod} return"] if pod else []), "goto mark-packet"],
@@ -166,8 +166,8 @@ def chains(syntax: Syntax, family: Family, node: NodeConfig) -> dict[str, list[s
         # By the mark, before the ebpf mode keeps what is marked off its own ports at 99 (planes.ebpf.port_split).
         "mark-hairpin": [f"ct status dnat {syntax.ip} saddr . {syntax.ip} daddr @hairpin jump mark-packet"],
         "postrouting": [
-            # A number was carried in the priority of a connection's first packet, the only one that comes here; it
-            # is cleared so that it means nothing to whoever reads priorities later. Nobody else's are touched.
+            # The priority of a connection's first packet, the only one that comes here, carries a number; it is cleared
+            # so that later readers of the priority do not see it. Other priorities are not changed.
             "meta priority >= ffff:0 meta priority set 0:0",
             f"meta mark & {mark:#x} == {mark:#x} meta mark set meta mark & {~mark & 0xFFFFFFFF:#x} "
             "masquerade fully-random",

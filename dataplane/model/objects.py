@@ -1,7 +1,7 @@
 """Validated Kubernetes objects: Service, EndpointSlice, Node, ServiceCIDR, Pod, Namespace.
 
-`model.decode` makes these values from the wire form and guarantees that addresses
-are canonical text, ports are in range, defaults are filled in. They are frozen and compare by value.
+`model.decode` makes these values from the wire form and guarantees that addresses are canonical text, ports are in
+range, and defaults are filled in. They are frozen and compare by value.
 Field rules: Kubernetes API reference, v1 and discovery.k8s.io/v1.
 """
 

@@ -85,11 +85,11 @@ class NftablesPlane(Plane):
         """Bring the kernel to `plan`; see planes.base.Plane.load.
 
         A table of the same version is adopted: only what differs is sent, in several transactions. Into an empty
-        kernel, little is one transaction. If a load fails, its PlaneError says what is left: in an
-        empty kernel there is no table again; over a table of an earlier run, the transactions committed so far stay,
-        and the table is between the two plans. In both cases the plane accepts no change before a load has succeeded,
-        and a new load repairs what it finds. EntryRefused names all entries that cannot be held; over a
-        table of this version it comes before anything is sent, and then the plane goes on as before.
+        kernel, a small plan is one transaction. If a load fails, its PlaneError says what is left: in an empty kernel
+        there is no table again; over a table of an earlier run, the transactions committed so far stay, and the table
+        is between the two plans. In both cases the plane accepts no change before a load has succeeded, and a new load
+        repairs what it finds. EntryRefused has all entries that cannot be held; over a table of this version it is
+        raised before anything is sent, and the plane continues with the previous plan.
         """
         before, self._node = (self._node, self._books), None
         if self._leads_from_loopback(plan.node):

@@ -17,8 +17,8 @@ _FIRST = (number(0), number(LOCAL_OFFSET))
 
 
 class _Role(NamedTuple):
-    """Of one map's elements: where in their keys the frontend's key is, the target where that frontend begins, and
-    the key endings of those elements without which such a packet is dropped."""
+    """The role of one map's elements. first: target of the frontend's own element. frontend: slice of their keys that
+    is the frontend's key. needed: key endings of the elements without which packets in flight are dropped."""
 
     first: str
     frontend: slice
@@ -27,7 +27,7 @@ class _Role(NamedTuple):
 
 @cache
 def _roles(syntax: Syntax) -> dict[str, _Role]:
-    """By target."""
+    """Return the roles by target."""
     first = syntax.target(syntax.services.first)
     return {
         **_roles_of(syntax, syntax.services),

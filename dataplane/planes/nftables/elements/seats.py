@@ -17,8 +17,8 @@ from dataplane.policy.routes import Action, Scope
 class Touched(NamedTuple):
     """The part of an entry's backends that a change touches, as it is before or after it.
 
-    cluster, local: (index, backend). slots: slot numbers of these, with affinity. hairpin: the addresses to
-    detect hairpin connections of, those that only this side has.
+    cluster, local: (index, backend). slots: slot numbers of these, with affinity. hairpin: addresses for
+    which hairpin connections are detected only on this side of the change.
     """
 
     cluster: Sequence[tuple[int, Address]]

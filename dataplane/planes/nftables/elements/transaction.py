@@ -67,7 +67,7 @@ def affinities(references: Iterable[Reference]) -> set[tuple[Family, bool, int]]
 
 
 def _commands(verb: str, elements: Iterable[tuple[str, str]]) -> str:
-    """`add|delete element` commands for (target, text of an element), grouped by target."""
+    """Return `add|delete element` commands for (target, text of an element), grouped by target."""
     by_target: dict[str, list[str]] = defaultdict(list)
     for target, text in elements:
         by_target[target].append(text)

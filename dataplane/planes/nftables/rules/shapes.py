@@ -145,12 +145,12 @@ def affinity_map(syntax: Syntax, kind: Kind, seconds: int) -> str:
 
 
 def _sticky_rules(syntax: Syntax, kind: Kind, shape: Shape) -> list[str]:
-    """Rules of a shape with affinity. The slot number of the chosen backend travels in the packet's priority, the only
-    32-bit field beside the marks that rules can write; postrouting clears it.
+    """Return the rules of a shape with affinity. They carry the slot number of the chosen backend in the packet's
+    priority, the only 32-bit field besides the marks that rules can write; postrouting clears it.
 
-    First rule: a remembered client whose slot still has a backend. A miss in any of the lookups ends the rule.
-    Then: forget (an update does not overwrite the slot of a live element); choose, remember, forward. A full map ends
-    such a rule too, so the last ones do without remembering.
+    First rule: a known client whose slot still has a backend. A miss in any of the lookups ends the rule. Then: delete
+    the client (an update does not overwrite the slot of a live element); choose, add the client, forward. A full map
+    ends such a rule too, so the last rules do not add the client.
     """
     remembered = affinity_name(kind, shape.affinity)
     client = _affinity_key(syntax, kind)

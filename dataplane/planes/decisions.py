@@ -8,8 +8,8 @@ from dataplane.resource import Resource
 
 
 class Decision(NamedTuple):
-    """One of them. seconds: CLOCK_MONOTONIC. protocol: as text. source: address and port, or what stands for them.
-    service: namespace/name:port, "" where no frontend has the destination. endpoint: "" where none was chosen."""
+    """One decision. seconds: CLOCK_MONOTONIC. protocol: as text. source: address and port, or a text in their place.
+    service: namespace/name:port, "" if no frontend matches the destination. endpoint: "" if none was chosen."""
 
     seconds: float
     hook: str

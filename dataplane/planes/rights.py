@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 
 class Right(NamedTuple):
-    """A capability. bit: its number. why: what it is for. or_admin: CAP_SYS_ADMIN stands for it (kernels before 5.8
-    knew nothing finer)."""
+    """A capability. bit: its number. why: what it is for. or_admin: CAP_SYS_ADMIN includes it (kernels before
+    5.8 have only that one)."""
 
     name: str
     bit: int

@@ -60,7 +60,7 @@ class Bench:
 
     def make(self, selection: OffSelection | None = None, *, watch: bool = False) -> EbpfPlane:
         with netns.netns(self.node.names["node"]):
-            off = ConnectOff(hierarchy_of(self.node.group), selection, tell=self.told.append, watch=watch)
+            off = ConnectOff(hierarchy_of(self.node.group), selection, warn=self.told.append, watch=watch)
             hooks: list[Hook] = [
                 ConnectHook(self.node.group),
                 PacketHook(devices.DeviceSelection(pods=("to-pod",)), xdp=False),

@@ -128,7 +128,7 @@ def test_devices_come_and_go(place: Place) -> None:
 def test_a_plane_that_gives_way_looks_for_no_more_devices(place: Place) -> None:
     """Its maps are closed by then: their descriptors may be anything."""
     told: list[str] = []
-    hook = OptionalHook(PacketHook(xdp=False), tell=told.append, watch=True)
+    hook = OptionalHook(PacketHook(xdp=False), warn=told.append, watch=True)
     with netns.netns(place.name):
         plane = EbpfPlane(NftablesPlane(), [hook], SIZES, instance=f"test-{place.name}")
         before = set(threading.enumerate())

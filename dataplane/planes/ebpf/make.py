@@ -73,16 +73,16 @@ def make_ebpf_plane(making: Making, *, sizes: Sizes | None = None) -> EbpfPlane:
         except CgroupError as error:
             tell(f"the connect hook is off: {error}")
         else:
-            hooks.append(OptionalHook(ConnectHook(group), tell=tell))
+            hooks.append(OptionalHook(ConnectHook(group), warn=tell))
             cleaner = SocketCleaner(group)
             asked = OffSelection(options.off_cgroups, options.off_netns)
-            off = ConnectOff(hierarchy_of(group), asked, tell=tell, watch=watch)
+            off = ConnectOff(hierarchy_of(group), asked, warn=tell, watch=watch)
     selection = DeviceSelection(options.uplinks, options.pods, making.detector or LocalDetector())
     if "xdp" in options.hooks:  # counts on tc, which it leaves what it does not do itself
         choices = (PacketHook(selection), PacketHook(selection, xdp=False))
-        hooks.append(OptionalHook(*choices, tell=tell, watch=watch))
+        hooks.append(OptionalHook(*choices, warn=tell, watch=watch))
     elif "tc" in options.hooks:
-        hooks.append(OptionalHook(PacketHook(selection, xdp=False), tell=tell, watch=watch))
+        hooks.append(OptionalHook(PacketHook(selection, xdp=False), warn=tell, watch=watch))
     return EbpfPlane(
         mode_of(SLOW).make(Making(warn=tell)),
         hooks,

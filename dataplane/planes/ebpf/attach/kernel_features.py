@@ -68,7 +68,7 @@ def helper_works(helper: int) -> bool:
     return _runs(_call(helper) + _EXIT) is not None
 
 
-def fib_tells_mtu() -> bool:
+def fib_returns_mtu() -> bool:
     """Whether bpf_fib_lookup tells the MTU of a route. It began to together with the helper bpf_check_mtu (Linux 5.12),
     which can be asked for: context, device 0, size by pointer, no difference, no flags."""
     arguments = (
@@ -101,7 +101,7 @@ FEATURES = (
         "route MTU",
         "5.12",
         "NO_FIB_MTU",
-        fib_tells_mtu,
+        fib_returns_mtu,
         "packets are held against the MTU of the device that they leave by, not the route's own",
     ),
 )

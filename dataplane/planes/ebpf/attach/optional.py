@@ -1,4 +1,4 @@
-"""Hooks that a kernel may lack: one that cannot work is left out alone, and its reason is told once."""
+"""Hooks that a kernel may not support: one that cannot be attached is skipped, with one warning."""
 
 from collections.abc import Callable
 
@@ -12,22 +12,23 @@ from dataplane.planes.ebpf.attach.xdp import PROGRAM
 from dataplane.planes.ebpf.maps.mapset import MapSet, create_maps
 from dataplane.planes.ebpf.maps.pins import PinDirectory
 
-Tell = Callable[[str], None]
-"""Told in a sentence what cannot be used and why; each sentence comes once."""
+Warn = Callable[[str], None]
+"""Called with a sentence that says what is not used and why, once for each sentence."""
 
 
 class OptionalHook:
-    """The first of some hooks that works here, or none. See programs.Hook; `attach` never fails for a missing feature.
+    """Attaches the first of several hooks that works on this kernel, or none. See programs.Hook; `attach` does not fail
+    for a missing kernel feature.
 
-    choices: best first. tell: hears why a hook, or XDP on a device, is left out. watch: keep picking up new devices in
-    a thread, for as long as this process lives. used: the hook that is attached, or None.
+    choices: best first. warn: called with the reason when a hook, or XDP on a device, is skipped. watch: attach to new
+    devices, too, in a thread, until `close`. used: the hook that is attached, or None.
     """
 
-    def __init__(self, *choices: Hook, tell: Tell, watch: bool = False) -> None:
+    def __init__(self, *choices: Hook, warn: Warn, watch: bool = False) -> None:
         self.name = choices[0].name
         self.used: Hook | None = None
-        self._choices, self._tell, self._wants_watch = choices, tell, watch
-        self._told: set[str] = set()
+        self._choices, self._warn, self._wants_watch = choices, warn, watch
+        self._warned: set[str] = set()
         self._watch: DeviceWatch | None = None
 
     def attach(self, maps: MapSet, pins: PinDirectory) -> None:
@@ -39,8 +40,8 @@ class OptionalHook:
             try:
                 hook.attach(maps, pins)
             except (PlaneError, CompileError) as error:
-                pins.wanted_links &= before  # what it had begun goes with the links that nobody wants
-                self._say(f"the {hook.name} hook is off: {error}")
+                pins.wanted_links &= before  # links of the failed attempt are removed with the unwanted ones
+                self._warn_once(f"the {hook.name} hook is off: {error}")
                 continue
             self.used = hook
             break
@@ -49,7 +50,7 @@ class OptionalHook:
         if isinstance(self.used, PacketHook):
             for device in self.used.status():
                 if device.problem:
-                    self._say(device.problem)
+                    self._warn_once(device.problem)
             if self._wants_watch:
                 self._watch = self.used.watch()
 
@@ -69,15 +70,15 @@ class OptionalHook:
             self._watch.close()
             self._watch = None
 
-    def _say(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
-            self._tell(text)
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            self._warn(text)
 
 
 def packet_problem(hook: str) -> str:
-    """Why packet programs cannot work here ("tc" or "xdp"), or "". Loads them onto maps of their own, attaches nothing;
-    whether a device takes them is only known when it gets them."""
+    """Return why packet programs ("tc" or "xdp") cannot be loaded on this kernel, or "". Loads them with maps of their
+    own and attaches nothing, so a device may still refuse them."""
     source, kind = (XDP_SOURCE, ProgramType.XDP) if hook == "xdp" else (TC_SOURCE, ProgramType.SCHED_CLS)
     attach = {PROGRAM: AttachType.XDP} if hook == "xdp" else dict.fromkeys(DIRECTIONS, AttachType.NONE)
     try:

@@ -38,7 +38,7 @@ DEVICE = record("device", "flags", "ifindex", "mac", "mtu", "source_ipv4", "sour
 _PIN = re.compile(r"(tc_ingress|tc_egress|xdp_native|xdp_generic)-(\d+)")
 _RTMGRP_LINK, _RTMGRP_ADDRESSES, _RTMGRP_ROUTES = 0x1, 0x110, 0x440  # of both families
 _CHANGES = _RTMGRP_LINK | _RTMGRP_ADDRESSES | _RTMGRP_ROUTES
-_SETTLE_SECONDS = 0.05
+_DEBOUNCE_SECONDS = 0.05
 _LOOK_SECONDS = 30.0
 """Settings of devices (rp_filter) change without a message."""
 
@@ -281,7 +281,7 @@ class DeviceWatch(Resource):
 
     def _work(self) -> None:
         while self._end not in readable([self._changes.fileno(), self._end], _LOOK_SECONDS):
-            if readable([self._end], _SETTLE_SECONDS):  # changes come in bunches
+            if readable([self._end], _DEBOUNCE_SECONDS):  # changes come in bunches
                 return
             self._changes.drain()
             try:

@@ -1,4 +1,4 @@
-"""Keeping the map `connect_off` true: for whom connect time is off, while groups and namespaces come and go."""
+"""Keeps the map `connect_off`, the targets without connect-time balancing, current as cgroups and namespaces change."""
 
 import os
 import threading
@@ -18,37 +18,37 @@ from dataplane.resource import Resource
 
 _ON = (1).to_bytes(4, "little")
 _LOOK_SECONDS = 30.0
-"""A namespace that goes tells nobody."""
+"""Interval of full checks: the kernel sends no notification when a network namespace is deleted."""
 
-_FIRST_SECONDS, _TOLD_SECONDS = 0.2, 5.0
-"""How soon what is missing is looked for again, at first; after how long it is told."""
+_FIRST_SECONDS, _WARN_SECONDS = 0.2, 5.0
+"""First retry interval for missing targets; time after which they are reported."""
 
 
 class ConnectOff:
-    """root: of the cgroup v2 hierarchy. selection: of the command line. tell: hears what cannot be found. watch: this
-    process lives on, and looks again whenever control groups come or go."""
+    """Writes the map `connect_off`. root: of the cgroup v2 hierarchy. selection: of the command line. warn: called for
+    each target that is not found. watch: check again whenever control groups change, in a thread."""
 
     def __init__(
-        self, root: Path, selection: OffSelection | None = None, *, tell: Callable[[str], None], watch: bool = False
+        self, root: Path, selection: OffSelection | None = None, *, warn: Callable[[str], None], watch: bool = False
     ) -> None:
-        self._root, self._selection, self._tell, self._wants_watch = root, selection or OffSelection(), tell, watch
+        self._root, self._selection, self._warn, self._wants_watch = root, selection or OffSelection(), warn, watch
         self._pods: Mapping[tuple[str, str], OffPod] = {}
         self._maps: MapSet | None = None
         self._found = Found((), frozenset())
-        self._told: set[Target] = set()
+        self._warned: set[Target] = set()
         self._lock = threading.RLock()
         self._watch: _Watch | None = None
 
     def begin(self, maps: MapSet, pods: Mapping[tuple[str, str], OffPod]) -> None:
-        """Bring these maps to it, whatever an earlier run left in them, before the programs work."""
+        """Write the targets to new or adopted maps, before programs are attached. Raises PlaneError."""
         with self._lock:
             self._maps, self._pods = maps, dict(pods)
             self._refresh()
         self._follow()
 
     def use(self, pods: Mapping[tuple[str, str], OffPod]) -> None:
-        """The Pods for which connect time is off are these from now on. Where somebody watches, that thread looks for
-        them, at once: it may take long where they are known by their address alone. Raises PlaneError."""
+        """Replace the Pods for which connect time is off. With `watch` the thread resolves them, since that may take
+        long for Pods known by address alone; else this call does. Raises PlaneError."""
         with self._lock:
             self._pods = dict(pods)
         self._follow()
@@ -56,13 +56,13 @@ class ConnectOff:
             self.refresh()
 
     def refresh(self) -> Found:
-        """Look again. Raises PlaneError."""
+        """Resolve all targets and update the map. Raises PlaneError."""
         with self._lock:
             self._refresh()
             return self._found
 
     def _refresh(self) -> None:
-        """Entries come before the setting that has the programs look at them."""
+        """Add entries before the setting that makes programs look them up; remove entries after it."""
         maps = self._maps
         if maps is None:
             return
@@ -75,23 +75,23 @@ class ConnectOff:
             maps.put("connect_off", key, _ON)
         write_connect_off(maps, found.levels)
         maps.remove("connect_off", held - found.keys)
-        self._told.intersection_update(found.missing)
+        self._warned.intersection_update(found.missing)
         if not self._wants_watch:
-            self.tell_missing()
+            self.warn_missing()
 
-    def tell_missing(self) -> None:
-        """Tell of each that is not there, once."""
+    def warn_missing(self) -> None:
+        """Warn about each missing target, once."""
         with self._lock:
-            news = [target for target in self._found.missing if target not in self._told]
-            self._told.update(news)
+            news = [target for target in self._found.missing if target not in self._warned]
+            self._warned.update(news)
         for target in news:
-            self._tell(f"connect time is not off for {target.what} ({target.why}): {target.where}")
+            self._warn(f"connect time is not off for {target.what} ({target.why}): {target.where}")
 
     def _follow(self) -> None:
-        """Watch as long as anything is asked for."""
+        """Run the watching thread while there are targets, and wake it."""
         wanted = self._wants_watch and bool(self._pods or self._selection.cgroups or self._selection.netns)
         if wanted and self._watch is None:
-            self._watch = _Watch(self, self._tell)
+            self._watch = _Watch(self, self._warn)
         elif not wanted:
             self._end_watch()
         if self._watch is not None:
@@ -103,17 +103,17 @@ class ConnectOff:
             watch.close()
 
     def close(self) -> None:
-        """Look no more; what is off stays off."""
+        """Stop watching; the map keeps its entries."""
         self._end_watch()
         with self._lock:
             self._maps = None
 
 
 class _Watch(Resource):
-    """A thread that has a ConnectOff look again, in the network namespace in which this object was made."""
+    """A thread that calls ConnectOff.refresh, in the network namespace in which this object was made."""
 
-    def __init__(self, owner: ConnectOff, tell: Callable[[str], None]) -> None:
-        self._owner, self._tell = owner, tell
+    def __init__(self, owner: ConnectOff, warn: Callable[[str], None]) -> None:
+        self._owner, self._warn = owner, warn
         self._groups = Inotify()
         self._end, self._wake = os.pipe()
         self._failed = ""
@@ -121,7 +121,7 @@ class _Watch(Resource):
         self._thread.start()
 
     def wake(self) -> None:
-        """Look soon: there is something new to look for."""
+        """Make the thread refresh at once, since targets changed."""
         os.write(self._wake, b"w")
 
     def close(self) -> None:
@@ -146,12 +146,12 @@ class _Watch(Resource):
                 wait, waited = _LOOK_SECONDS, 0.0
                 continue
             waited += wait
-            if waited >= _TOLD_SECONDS:
-                self._owner.tell_missing()
+            if waited >= _WARN_SECONDS:
+                self._owner.warn_missing()
             wait = longer(wait, _FIRST_SECONDS, _LOOK_SECONDS)
 
     def _look(self) -> Found | None:
-        """Watch where something may come up, then look, so that nothing comes in between unseen."""
+        """Refresh, watch the directories found, and refresh again, so that no change in between is missed."""
         try:
             found = self._owner.refresh()
             self._groups.watch(found.directories)
@@ -160,7 +160,7 @@ class _Watch(Resource):
             text = f"control groups cannot be watched: {error}" if isinstance(error, OSError) else str(error)
             if text != self._failed:
                 self._failed = text
-                self._tell(text)
+                self._warn(text)
             return None
         self._failed = ""
         return found

@@ -1,9 +1,9 @@
-"""The collector: takes out of the maps that the programs fill what nobody needs any more.
+"""Garbage collector of the maps that the programs fill: removes expired entries.
 
-The programs themselves remove a connection that has provably ended, and whoever closes a socket removes its peer. What
-is left are flows that were never answered, were left alone or lost their ends, UDP, which has no end, and clients whose
-affinity is over. Nothing alive is ever removed to make room, so what is over must go in time: each map is looked
-through every SECONDS, in batches, with pauses, in which other threads of this process go on.
+The programs remove a TCP connection when both ends closed it, and the entry of a socket when it is closed. The
+collector removes the rest: unanswered and idle flows, connections whose end was not seen, UDP, and expired session
+affinity. No live entry is ever evicted, so expired ones must go in time: each map is scanned every SECONDS, in batches,
+with pauses in which other threads of this process run.
 """
 
 import logging
@@ -21,7 +21,7 @@ from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.resource import Resource
 
 SECONDS = 10.0
-"""From the end of one round to the beginning of the next. With a round's own length, what is over goes within 30 s."""
+"""Pause between two rounds. Including the length of a round, expired entries are removed within 30 s."""
 BATCH = 2048
 _PAUSE = 0.002
 _SECOND_NS = 10**9
@@ -36,14 +36,14 @@ _log = logging.getLogger(__name__)
 
 
 def _column(raw: bytes, struct_name: str, field: str, form: str) -> list[int]:
-    """One field of structs that are laid end to end. form: its memoryview format."""
+    """Return one field of an array of structs. form: the field's memoryview format."""
     width = struct.calcsize(form)
     start, stride = fields_of(struct_name)[field] // width, size_of(struct_name) // width
     return memoryview(raw).cast(form)[start::stride].tolist()  # type: ignore[call-overload, no-any-return]
 
 
 class _Ages(dict[int, int]):
-    """Lifetime in ns by flags, of one protocol."""
+    """Cache of lifetimes of one protocol, in ns, by flags."""
 
     def __init__(self, protocol: int, lifetimes: Lifetimes) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class _Ages(dict[int, int]):
 
 
 class _Flows:
-    """One table of flows, in which two entries go together."""
+    """One flow table, in which each flow has two entries, one for each direction."""
 
     def __init__(self, maps: MapSet, name: str, lifetimes: Lifetimes) -> None:
         self._lifetimes, self._elements = lifetimes, maps.elements(name)
@@ -63,7 +63,7 @@ class _Flows:
         self._key_size = maps.specs[name].key_size
 
     def over(self, keys: bytes, values: bytes, now: int) -> Iterator[bytes]:
-        """Keys of the entries of a batch that were not used for their lifetime, looked at alone."""
+        """Yield the keys of a batch whose own entry expired; the other direction is not considered."""
         ages, size = self._ages, self._key_size
         columns = zip(
             _column(values, "translation", "last_ns", "q"),
@@ -76,8 +76,8 @@ class _Flows:
                 yield keys[index * size : (index + 1) * size]
 
     def remove(self, key: bytes, now: int) -> int:
-        """Remove a flow of which neither direction was used; returns how many entries went. Both are read anew right
-        before: a packet may have come meanwhile, or a new flow."""
+        """Remove a flow if both directions expired; returns the number of removed entries. Reads both again, since
+        a packet or a new flow may have arrived meanwhile."""
         own = self._elements.get(key)
         if own is None or not self._lifetimes.over(key, own, now):
             return 0
@@ -110,7 +110,7 @@ def _sweep_flows(maps: MapSet, name: str, lifetimes: Lifetimes, pause: Callable[
 
 
 def _since(maps: MapSet, name: str, lifetimes: Lifetimes, now: int) -> Callable[[bytes, bytes, int], list[int]]:
-    """For a map of single entries: before which time each entry of a batch must have been used last to be over."""
+    """Return a function that computes for each entry of a batch the time of last use before which it expires."""
     idle = lifetimes.ns["udp_stream_seconds"]
     if name == "affinity":
         seconds = _column(bytes(maps.memory["services"]), "service", "affinity_seconds", "I")
@@ -128,9 +128,9 @@ def _since(maps: MapSet, name: str, lifetimes: Lifetimes, now: int) -> Callable[
 
 
 def _oldest_connected(maps: MapSet, lifetimes: Lifetimes, now: int) -> int:
-    """Before which time a socket must have been connected to be forgotten. Its entry goes with the socket, so never;
-    but nobody tells when a socket of the kernel's own (MPTCP's, a network file system's) is closed. Once such may have
-    taken half of the map, those that are older than a connection may idle go."""
+    """Return the time before which connected sockets' entries expire. Normally none does, since closing the socket
+    removes its entry; but no program runs when a kernel socket (MPTCP, a network file system) is closed. Once half of
+    the map is used, entries older than the idle lifetime of a connection expire."""
     used = sum(count for _, _, count in maps.batches("peers"))
     if used * 2 < maps.specs["peers"].max_entries:
         return _NEVER
@@ -145,7 +145,7 @@ SINGLE = {
     "fragments": "fragment",
     "held": "held",
 }
-"""Maps of single entries that age, with the struct of their values."""
+"""Maps of single entries with a lifetime, with the struct of their values."""
 
 
 def _sweep_single(maps: MapSet, name: str, lifetimes: Lifetimes, pause: Callable[[], None]) -> tuple[int, int]:
@@ -164,7 +164,7 @@ def _sweep_single(maps: MapSet, name: str, lifetimes: Lifetimes, pause: Callable
 
 
 def sweep(maps: MapSet, pause: Callable[[], None] = lambda: None) -> list[Round]:
-    """Look through every map that the programs fill and remove what is over. pause: called between batches."""
+    """Remove expired entries from every map that the programs fill. pause: called between batches."""
     lifetimes = Lifetimes.of(maps.node())
     found = []
     for name in (*FLOW_TABLES, *SINGLE):
@@ -176,7 +176,7 @@ def sweep(maps: MapSet, pause: Callable[[], None] = lambda: None) -> list[Round]
 
 
 def refused(maps: MapSet) -> dict[str, int]:
-    """How many newcomers each map had no room for so far, by the map's name."""
+    """Return the number of insertions refused so far because a map was full, by map name."""
     found: dict[str, int] = {}
     for number, reason in enumerate(reason_names()):
         if reason.endswith(_FULL) and reason != "map_full":
@@ -188,12 +188,12 @@ def refused(maps: MapSet) -> dict[str, int]:
 
 
 class Collector(Resource):
-    """Sweeps a set of maps in a thread, until `close`. tell: hears of a map that is full. rounds: the last round's
-    findings, for metrics."""
+    """Sweeps a set of maps in a thread, until `close`. warn: called for each map that was full. rounds: results of the
+    last round, for metrics."""
 
-    def __init__(self, maps: MapSet, tell: Callable[[str], None] = _log.warning, seconds: float = SECONDS) -> None:
+    def __init__(self, maps: MapSet, warn: Callable[[str], None] = _log.warning, seconds: float = SECONDS) -> None:
         self.rounds: list[Round] = []
-        self._maps, self._tell, self._seconds = maps, tell, seconds
+        self._maps, self._warn, self._seconds = maps, warn, seconds
         self._refused = refused(maps)
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._work, name="collector", daemon=True)
@@ -216,17 +216,17 @@ class Collector(Resource):
             except _EndedError:
                 return
             except (BpfError, OSError) as error:
-                self._tell(f"closed flows could not be collected: {error}; trying again in {self._seconds:.0f} s")
+                self._warn(f"closed flows could not be collected: {error}; trying again in {self._seconds:.0f} s")
 
     def _report(self) -> None:
-        """Tell which maps had no room since the last round."""
+        """Warn about maps that were full since the last round."""
         now = refused(self._maps)
         for name, count in now.items():
             more = count - self._refused.get(name, 0)
             if more > 0:
                 entries = next((r for r in self.rounds if r.name == name), None)
                 size = f" ({entries.entries} of {entries.limit} entries after collecting)" if entries else ""
-                self._tell(f"map {name} was full{size}: {more} newcomers were left to the slow path, which serves them")
+                self._warn(f"map {name} was full{size}: {more} newcomers were left to the slow path, which serves them")
         self._refused = now
 
 

@@ -1,7 +1,7 @@
-"""UDP sockets that connect-time balancing connected to an endpoint which has gone: disconnect them.
+"""Disconnects UDP sockets that connect-time balancing connected to an endpoint that was removed.
 
-After connect(2) no program sees such a socket's datagrams any more, so it would talk to a dead endpoint for ever. It is
-aborted instead: the next call of its owner fails with ECONNABORTED, and whoever connects again gets a live endpoint.
+After connect(2) no program handles such a socket's datagrams, so it would send to the removed endpoint for ever. The
+daemon aborts it: the owner's next call fails with ECONNABORTED, and a new connect(2) gets a live endpoint.
 Only sockets that were pointed at the endpoint by the connect programs (map `peers`) are touched, never those that
 were connected to the endpoint's own address. They are found in the network namespaces of the control group's processes.
 """
@@ -36,8 +36,8 @@ Gone = frozenset[tuple[bytes, int]]
 
 
 def _namespaces(group: Path, own: int) -> tuple[dict[int, str], int]:
-    """Network namespaces of the processes of a control group other than the one with the inode `own`, by inode, as
-    paths to enter; and the number of processes that may not be looked at (that takes CAP_SYS_PTRACE)."""
+    """Return paths of the network namespaces of a control group's processes, by inode, without the one with inode
+    `own`, and the number of processes that could not be read (needs CAP_SYS_PTRACE)."""
     found: dict[int, str] = {}
     hidden = 0
     for path in (f"/proc/{pid}/ns/net" for pid in cgroup.pids(group)):
@@ -52,7 +52,7 @@ def _namespaces(group: Path, own: int) -> tuple[dict[int, str], int]:
 
 
 def disconnect_here(peers_map: int, gone: Gone) -> int:
-    """Abort the sockets of the current network namespace that the connect programs put on `gone`. Returns how many."""
+    """Abort the sockets of this network namespace that the programs connected to `gone`. Returns their number."""
     count = 0
     for found in connected_udp_sockets():
         if (found.destination, found.port) not in gone:
@@ -70,7 +70,7 @@ def disconnect_here(peers_map: int, gone: Gone) -> int:
 
 
 class SocketCleaner:
-    """Disconnects sockets in a thread of its own, since looking through namespaces takes longer than a change may.
+    """Disconnects sockets in a thread, since searching the namespaces takes longer than a change of the plan may.
 
     groups: control groups whose processes may have such sockets. `disconnected` counts them.
     """
@@ -80,11 +80,11 @@ class SocketCleaner:
         self._queue: queue.SimpleQueue[tuple[int, Gone, threading.Event]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._last: threading.Event | None = None
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self.disconnected = 0
 
     def disconnect(self, maps: MapSet, gone: Iterable[Removed]) -> None:
-        """Ask for the sockets of these endpoints; returns at once."""
+        """Queue the sockets of these endpoints for disconnection; returns at once."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="udp-sockets", daemon=True)
             self._thread.start()
@@ -93,7 +93,7 @@ class SocketCleaner:
         self._queue.put((os.dup(maps.fds["peers"]), endpoints, self._last))
 
     def flush(self, seconds: float) -> bool:
-        """Wait until everything asked for so far was done; False when that took longer."""
+        """Wait until the queue so far is processed; False if that takes longer than `seconds`."""
         return self._last is None or self._last.wait(seconds)
 
     def _work(self) -> None:
@@ -105,7 +105,7 @@ class SocketCleaner:
                 for group in self._groups:
                     self._in_group(group, home, peers_map, gone)
             except (HotplaneError, OSError) as error:
-                self._say(str(error))
+                self._log_once(str(error))
             finally:
                 os.close(peers_map)
                 done.set()
@@ -113,22 +113,22 @@ class SocketCleaner:
     def _in_group(self, group: Path, home: int, peers_map: int, gone: Gone) -> None:
         namespaces, hidden = _namespaces(group, os.fstat(home).st_ino)
         if hidden:
-            self._say("there are processes that only CAP_SYS_PTRACE may look at")
+            self._log_once("there are processes that only CAP_SYS_PTRACE may look at")
         for path in namespaces.values():
             try:
                 setns(path, 0)
             except (FileNotFoundError, ProcessLookupError):
                 continue  # ended since we looked
             except PermissionError:
-                self._say("entering the network namespaces of pods takes CAP_SYS_ADMIN")
+                self._log_once("entering the network namespaces of pods takes CAP_SYS_ADMIN")
                 return
             try:
                 self.disconnected += disconnect_here(peers_map, gone)
             finally:
                 setns(f"/proc/self/fd/{home}", 0)
 
-    def _say(self, reason: str) -> None:
-        """Once for each reason."""
-        if reason not in self._said:
-            self._said.add(reason)
+    def _log_once(self, reason: str) -> None:
+        """Log a reason unless it was logged before."""
+        if reason not in self._logged:
+            self._logged.add(reason)
             _log.error("UDP sockets on removed endpoints could not all be disconnected: %s", reason)

@@ -47,16 +47,16 @@ HEARD: list[tuple[int, tuple[str, int]]] = []
 class _Listener(Server):
     """Says in HEARD whom it answers."""
 
-    def _answer(self, door: socket.socket) -> None:
+    def _answer(self, sock: socket.socket) -> None:
         while True:
             try:
-                data, client = door.recvfrom(65536)
+                data, client = sock.recvfrom(65536)
             except OSError:
                 return
             if not data:
                 return
-            HEARD.append((door.fileno(), (client[0].removeprefix("::ffff:"), client[1])))
-            door.sendto(data, client)
+            HEARD.append((sock.fileno(), (client[0].removeprefix("::ffff:"), client[1])))
+            sock.sendto(data, client)
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def look_for_devices(proxy: LabProxy) -> None:
                 hook.refresh()
 
 
-def door(lab: Lab, where: str, family: Family, kind: socket.SocketKind = socket.SOCK_DGRAM) -> socket.socket:
+def open_socket(lab: Lab, where: str, family: Family, kind: socket.SocketKind = socket.SOCK_DGRAM) -> socket.socket:
     """A socket in a place of the lab, with twenty seconds of patience."""
     with netns(lab.place(where).netns):
         made = socket.socket(family.socket_family, kind)

@@ -9,7 +9,7 @@ import pytest
 from dataplane.lab.lab import Lab
 from dataplane.lab.proxy import LabProxy
 from dataplane.model.net import Family
-from tests.kernel.packet_lab import BOTH, FAMILIES, LOCAL, REMOTE, counted, door, packet_lab
+from tests.kernel.packet_lab import BOTH, FAMILIES, LOCAL, REMOTE, counted, open_socket, packet_lab
 
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _DONT, _PROBE = 10, 23, 0, 3
 SIZES = (1, 100, 1392, 1393, 1400, 1430, 1471, 1472, 1473, 3000, 9000, 20000, 65000)
@@ -23,7 +23,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[tuple[Lab, LabProxy]]:
 
 def asker(lab: Lab, family: Family, port: int, discover: int) -> socket.socket:
     """A socket of the outside client to a node port of node 1. discover: IP_PMTUDISC_*."""
-    made = door(lab, lab.client.name, family)
+    made = open_socket(lab, lab.client.name, family)
     if family is Family.IPV4:
         made.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, discover)
     else:

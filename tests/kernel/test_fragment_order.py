@@ -19,7 +19,7 @@ from dataplane.model.net import Family
 from dataplane.planes.ebpf.flows.collect import sweep
 from dataplane.planes.ebpf.maps.layout import fields_of
 from dataplane.planes.ebpf.plane import EbpfPlane
-from tests.kernel.packet_lab import BOTH, FAMILIES, HEARD, LOCAL, REMOTE, counted, door, packet_lab
+from tests.kernel.packet_lab import BOTH, FAMILIES, HEARD, LOCAL, REMOTE, counted, open_socket, packet_lab
 from tests.kernel.test_tc_traffic import PORT
 
 ORDERS = list(itertools.permutations(range(3)))
@@ -33,7 +33,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[tuple[Lab, LabProxy]]:
         yield found
 
 
-def pieces(source: tuple[str, int], destination: tuple[str, int], data: bytes) -> list[bytes]:
+def fragments(source: tuple[str, int], destination: tuple[str, int], data: bytes) -> list[bytes]:
     """The fragments of a datagram, PIECE bytes each, as IP packets in order."""
     number = next(_identifications)
     family = IPv6 if ":" in source[0] else IP
@@ -76,7 +76,7 @@ def ask(lab: Lab, sock: socket.socket, port: int, order: Sequence[int], where: s
         lab.nodes[0].addresses[Family.IPV6 if ":" in sock.getsockname()[0] else Family.IPV4],
     )
     data = struct.pack("=I", next(_identifications)) + bytes(n % 251 for n in range(2500))
-    parts = pieces(own, (frontend, port), data)
+    parts = fragments(own, (frontend, port), data)
     send_raw(lab.place(where or lab.client.name).netns, frontend, [parts[index] for index in order])
     try:
         got, sender = sock.recvfrom(1 << 16)
@@ -86,7 +86,7 @@ def ask(lab: Lab, sock: socket.socket, port: int, order: Sequence[int], where: s
 
 
 def bound(lab: Lab, family: Family, where: str = "") -> socket.socket:
-    sock = door(lab, where or lab.client.name, family)
+    sock = open_socket(lab, where or lab.client.name, family)
     sock.bind((lab.place(where or lab.client.name).addresses[family], 0))
     return sock
 
@@ -117,7 +117,7 @@ def test_a_pod_asks_in_every_order(lab: tuple[Lab, LabProxy], family: Family) ->
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_backend_stays(lab: tuple[Lab, LabProxy], family: Family) -> None:
-    """Of two endpoints one gets all datagrams of a flow, whole or in pieces, from one source port."""
+    """Of two endpoints one gets all datagrams of a flow, whole or in fragments, from one source port."""
     the_lab = lab[0]
     with bound(the_lab, family) as sock:
         frontend = the_lab.nodes[0].addresses[family]
@@ -137,7 +137,7 @@ def test_what_is_no_services_is_not_touched(lab: tuple[Lab, LabProxy], family: F
         target = the_lab.place("pod2-2").addresses[family]
         for order in (*ORDERS, *ORDERS):
             data = bytes(n % 241 for n in range(2600))
-            parts = pieces(sock.getsockname()[:2], (target, PORT), data)
+            parts = fragments(sock.getsockname()[:2], (target, PORT), data)
             send_raw(the_lab.place("pod1-1").netns, target, [parts[index] for index in order])
             assert sock.recvfrom(1 << 16)[0] == data
 
@@ -157,7 +157,7 @@ def test_answers_in_every_order(lab: tuple[Lab, LabProxy], family: Family, port:
             client = HEARD[-1][1]
             data = bytes(n % 239 for n in range(2700))
             own = (the_lab.place(pod).addresses[family], PORT)
-            parts = pieces(own, client, data)
+            parts = fragments(own, client, data)
             arrange = [parts[index] for index in order]
             if port == REMOTE:
                 inject(the_lab, arrange)
@@ -176,7 +176,7 @@ def test_the_nodes_own_sockets_hear_every_order(lab: tuple[Lab, LabProxy], famil
         assert ask(the_lab, client, REMOTE, (2, 1, 0))
         for order in ORDERS:
             data = bytes(n % 233 for n in range(2800))
-            parts = pieces(client.getsockname()[:2], server.getsockname()[:2], data)
+            parts = fragments(client.getsockname()[:2], server.getsockname()[:2], data)
             with counted(proxy) as reasons:
                 send_raw(the_lab.client.netns, node.addresses[family], [parts[index] for index in order])
                 assert server.recvfrom(1 << 16)[0] == data
@@ -189,7 +189,7 @@ def test_a_datagram_of_many_fragments_the_wrong_way_round(lab: tuple[Lab, LabPro
     with bound(the_lab, family) as sock:
         frontend = the_lab.nodes[0].addresses[family]
         data = bytes(n % 229 for n in range(60000))
-        parts = pieces(sock.getsockname()[:2], (frontend, REMOTE), data)
+        parts = fragments(sock.getsockname()[:2], (frontend, REMOTE), data)
         send_raw(the_lab.client.netns, frontend, parts[::-1])
         assert sock.recvfrom(1 << 16)[0] == data
 
@@ -202,7 +202,7 @@ def test_what_is_held_is_collected(lab: tuple[Lab, LabProxy]) -> None:
     maps = plane.tables.maps
     with bound(the_lab, Family.IPV4) as sock:
         frontend = the_lab.nodes[0].addresses[Family.IPV4]
-        parts = pieces(sock.getsockname()[:2], (frontend, REMOTE), bytes(2500))
+        parts = fragments(sock.getsockname()[:2], (frontend, REMOTE), bytes(2500))
         before = {key for key, _ in maps.items("held")}
         send_raw(the_lab.client.netns, frontend, parts[1:])
         kept = [(key, value) for key, value in maps.items("held") if key not in before]

@@ -9,7 +9,7 @@ from dataplane.lab.lab import Lab
 from dataplane.lab.proxy import LabProxy
 from dataplane.lab.spec import CLUSTER_CIDR
 from dataplane.model.net import Family
-from tests.kernel.packet_lab import FAMILIES, OWN_PORT, counted, door, packet_lab
+from tests.kernel.packet_lab import FAMILIES, OWN_PORT, counted, open_socket, packet_lab
 
 _MASQUERADE = """table {nft} plugin {{
   chain postrouting {{
@@ -35,7 +35,7 @@ def test_a_masqueraded_pod_hears_its_answers(lab: tuple[Lab, LabProxy], family: 
     the_lab, proxy = lab
     own = the_lab.nodes[0].addresses[family]
     outside = the_lab.client.addresses[family]
-    with door(the_lab, "pod1-2", family) as pod, door(the_lab, the_lab.client.name, family) as server:
+    with open_socket(the_lab, "pod1-2", family) as pod, open_socket(the_lab, the_lab.client.name, family) as server:
         server.bind((outside, 0))
         pod.bind((the_lab.place("pod1-2").addresses[family], OWN_PORT))
         with counted(proxy) as reasons:
@@ -51,7 +51,7 @@ def test_a_masqueraded_pod_hears_its_answers(lab: tuple[Lab, LabProxy], family: 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_requests_to_that_port_are_still_served_by_the_programs(lab: tuple[Lab, LabProxy], family: Family) -> None:
     the_lab, proxy = lab
-    with door(the_lab, the_lab.client.name, family) as client, counted(proxy) as reasons:
+    with open_socket(the_lab, the_lab.client.name, family) as client, counted(proxy) as reasons:
         client.connect((the_lab.nodes[0].addresses[family], OWN_PORT))
         for number in range(3):
             client.send(b"r%d" % number)

@@ -171,8 +171,8 @@ def test_clsact_and_generic_xdp_where_nothing_better_is(place: Place) -> None:
 @pytest.mark.parametrize("tcx", [True, False])
 @pytest.mark.parametrize("with_filter", [True, False])
 def test_another_tool_s_qdisc_and_filters_stay(place: Place, *, tcx: bool, with_filter: bool) -> None:
-    def tc(*words: str) -> str:
-        return subprocess.run(["tc", "-n", place.name, *words], capture_output=True, text=True, check=True).stdout
+    def tc(*arguments: str) -> str:
+        return subprocess.run(["tc", "-n", place.name, *arguments], capture_output=True, text=True, check=True).stdout
 
     tc("qdisc", "add", "dev", "up0", "clsact")
     if with_filter:  # of classic BPF, which has no name

@@ -191,8 +191,8 @@ def crooked(node: Bench) -> Iterator[Bench]:
     node.links.route("2001:db8::/64", device="pod0")
     node.links.route("203.0.113.128/26", kind="unreachable")
     yield node
-    for words in (["203.0.113.0/25"], ["unreachable", "203.0.113.128/26"], ["2001:db8::/64", "dev", "pod0"]):
-        subprocess.run(["ip", "-n", node.namespace, "route", "del", *words], check=True)
+    for arguments in (["203.0.113.0/25"], ["unreachable", "203.0.113.128/26"], ["2001:db8::/64", "dev", "pod0"]):
+        subprocess.run(["ip", "-n", node.namespace, "route", "del", *arguments], check=True)
 
 
 @pytest.mark.parametrize(

@@ -36,16 +36,16 @@ class Wire:
     def __init__(self, node: Bench, far: str, pins: PinDirectory) -> None:
         self.node, self._far, self.pins = node, far, pins
         with netns.netns(far):
-            self.door = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-        self.door.bind(("eth0", 0))
-        self.door.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
-        self.door.settimeout(10)
+            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        self.socket.bind(("eth0", 0))
+        self.socket.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+        self.socket.settimeout(10)
 
     def answered(self, frame: bytes, wanted: Callable[[bytes], bool]) -> tuple[bytes, int | None]:
         """Send a frame; out: the first one that comes back and is wanted, and its VLAN, which the kernel tells."""
-        self.door.send(frame)
+        self.socket.send(frame)
         while True:
-            data, extra, _, sender = self.door.recvmsg(65536, 256)
+            data, extra, _, sender = self.socket.recvmsg(65536, 256)
             if sender[2] == socket.PACKET_OUTGOING or not wanted(data):
                 continue
             _, _, _, _, _, tci, _ = _AUXDATA.unpack(extra[0][2][: _AUXDATA.size])
@@ -86,7 +86,7 @@ def wire(make_namespace: Callable[[str], str], request: pytest.FixtureRequest) -
         try:
             yield wire
         finally:
-            wire.door.close()
+            wire.socket.close()
             pins.remove()
 
 
@@ -140,12 +140,12 @@ def test_a_frame_of_a_vlan_that_the_node_does_not_have_goes_nowhere(wire: Wire, 
     _attach(wire, hook)
     try:
         frame, wanted = _question(wire, family, VLAN)
-        wire.door.settimeout(0.5)
+        wire.socket.settimeout(0.5)
         with wire.node.counted() as counted, pytest.raises(TimeoutError):
             wire.answered(frame, wanted)
         assert counted["tc_ingress:vlan"] == 1
         assert wire.node.flows() == 0
-        wire.door.settimeout(10)
+        wire.socket.settimeout(10)
         wire.answered(*_question(wire, family, None))  # and the same question without a tag is answered
     finally:
         _detach(wire, hook)

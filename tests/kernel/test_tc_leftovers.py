@@ -33,23 +33,23 @@ class Endpoint:
     """Sends what it is asked for by the first eight bytes, and closes first where the ninth says so."""
 
     def __init__(self, namespaces: list[str]) -> None:
-        self._doors = []
+        self._listeners = []
         for namespace in namespaces:
             with netns(namespace):
-                door = socket.create_server(("::", PORT), family=socket.AF_INET6, dualstack_ipv6=True)
-            self._doors.append(door)
-            threading.Thread(target=self._accept, args=(door,), daemon=True).start()
+                listener = socket.create_server(("::", PORT), family=socket.AF_INET6, dualstack_ipv6=True)
+            self._listeners.append(listener)
+            threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
     def close(self) -> None:
-        for door in self._doors:
+        for listener in self._listeners:
             with contextlib.suppress(OSError):
-                door.shutdown(socket.SHUT_RDWR)
-            door.close()
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
 
-    def _accept(self, door: socket.socket) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                connection, _ = door.accept()
+                connection, _ = listener.accept()
             except OSError:
                 return
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
@@ -113,11 +113,11 @@ def ask(size: int, closes: bool) -> bytes:
 @PLACES
 def test_bulk(site: Site, family: Family, port: int, endpoint_closes: bool) -> None:
     for _ in range(2):
-        with client(site.lab, family, socket.SOCK_STREAM, port) as door:
-            door.sendall(ask(BYTES, endpoint_closes))
-            receive(door, BYTES)
+        with client(site.lab, family, socket.SOCK_STREAM, port) as sock:
+            sock.sendall(ask(BYTES, endpoint_closes))
+            receive(sock, BYTES)
             if endpoint_closes:
-                assert door.recv(1) == b""
+                assert sock.recv(1) == b""
     site.check_empty()
 
 
@@ -129,9 +129,9 @@ def test_bulk_over_losses(site: Site, family: Family, port: int) -> None:
     site.lab.run("net", ["nft", rules])
     try:
         for endpoint_closes in (False, True) * 4:
-            with client(site.lab, family, socket.SOCK_STREAM, port) as door:
-                door.sendall(ask(200_000, endpoint_closes))
-                receive(door, 200_000)
+            with client(site.lab, family, socket.SOCK_STREAM, port) as sock:
+                sock.sendall(ask(200_000, endpoint_closes))
+                receive(sock, 200_000)
         site.check_empty()
     finally:
         site.lab.run("net", ["nft", "delete table inet loss"])
@@ -141,21 +141,21 @@ def test_bulk_over_losses(site: Site, family: Family, port: int) -> None:
 @FAMILIES
 @PLACES
 def test_a_client_that_resets_while_data_comes(site: Site, family: Family, port: int, after: int) -> None:
-    door = client(site.lab, family, socket.SOCK_STREAM, port)
-    door.sendall(ask(BYTES, False))
-    receive(door, after)
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    door.close()
+    sock = client(site.lab, family, socket.SOCK_STREAM, port)
+    sock.sendall(ask(BYTES, False))
+    receive(sock, after)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    sock.close()
     site.check_empty()
 
 
 @FAMILIES
 @PLACES
 def test_a_client_that_resets_while_it_sends(site: Site, family: Family, port: int) -> None:
-    door = client(site.lab, family, socket.SOCK_STREAM, port)
-    door.sendall(ask(0, False))
+    sock = client(site.lab, family, socket.SOCK_STREAM, port)
+    sock.sendall(ask(0, False))
     for _ in range(32):
-        door.sendall(bytes(1 << 18))
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    door.close()
+        sock.sendall(bytes(1 << 18))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    sock.close()
     site.check_empty()

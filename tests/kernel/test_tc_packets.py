@@ -411,15 +411,17 @@ def test_fragments_follow_their_first(node: Bench, family: Family) -> None:
     payload = bytes(range(256)) * 12
     whole = ip(family, client, own) / UDP(sport=4000, dport=30080) / payload
     datagram = bytes(rebuilt(whole))[20 if family is Family.IPV4 else 40 :]
-    pieces = [datagram[:1400], datagram[1400:2800], datagram[2800:]]
+    fragments = [datagram[:1400], datagram[1400:2800], datagram[2800:]]
     collected = b""
-    for number, piece in enumerate(pieces):
-        more = int(number < len(pieces) - 1)
+    for number, fragment in enumerate(fragments):
+        more = int(number < len(fragments) - 1)
         if family is Family.IPV4:
-            packet = IP(src=client, dst=own, id=99, flags=more, frag=number * 175, proto=17) / Raw(piece)
+            packet = IP(src=client, dst=own, id=99, flags=more, frag=number * 175, proto=17) / Raw(fragment)
         else:
             packet = (
-                IPv6(src=client, dst=own) / IPv6ExtHdrFragment(nh=17, id=99, m=more, offset=number * 175) / Raw(piece)
+                IPv6(src=client, dst=own)
+                / IPv6ExtHdrFragment(nh=17, id=99, m=more, offset=number * 175)
+                / Raw(fragment)
             )
         out = ip_of(node.tc(node.frame(packet)).data)
         assert (out.src, out.dst) == (own, remote)

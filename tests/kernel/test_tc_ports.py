@@ -129,18 +129,18 @@ def test_a_port_at_which_a_socket_hears_the_backend_is_not_given_out(
     frame = node.frame(ip(family, client, own) / layer)
     with (
         one_port(node, PORT),
-        _socket(node, family, socket.SOCK_DGRAM if state == "bound" else socket.SOCK_STREAM) as door,
+        _socket(node, family, socket.SOCK_DGRAM if state == "bound" else socket.SOCK_STREAM) as sock,
     ):
         if state == "listening":
-            door.listen()
+            sock.listen()
         if state == "connected":
-            assert door.connect_ex((remote, 8080)) > 0  # on the way
+            assert sock.connect_ex((remote, 8080)) > 0  # on the way
         with node.counted() as counted:
             assert run(frame).data == frame
         assert next(iter(counted)).endswith(":own_port")
         assert node.flows() == 0
-    with one_port(node, PORT), _socket(node, family, socket.SOCK_STREAM) as door:
-        door.connect_ex((remote, 8081))
+    with one_port(node, PORT), _socket(node, family, socket.SOCK_STREAM) as sock:
+        sock.connect_ex((remote, 8081))
         with node.counted() as counted:
             assert run(frame).result in SENT
         assert next(iter(counted)).endswith(":new_flow")

@@ -44,7 +44,7 @@ def _reaches(wire: Wire, source: str) -> bool:
         packet = IP(src=sender, dst=VIP) / UDP(sport=4000, dport=80) / mark
         return bytes(Ether(dst=wire.node.up_mac, src=b.ROUTER_MAC) / packet)
 
-    wire.door.send(frame(source, b"forged"))
+    wire.socket.send(frame(source, b"forged"))
     data, _ = wire.answered(frame("203.0.113.200", b"honest"), lambda data: data[30:34] == target)
     return b"forged" in data
 

@@ -359,8 +359,8 @@ def test_a_datagram_to_a_port_that_the_node_itself_uses_is_left_to_conntrack(
         return {name.partition(":")[2] for name in counted}
 
     try:
-        with netns.in_netns(node.namespace, socket.socket, family.socket_family, socket.SOCK_DGRAM) as door:
-            door.bind((own, 30098))
+        with netns.in_netns(node.namespace, socket.socket, family.socket_family, socket.SOCK_DGRAM) as sock:
+            sock.bind((own, 30098))
             assert reasons(UDP(sport=4400, dport=30098)) == {"own_port"}
             assert reasons(TCP(sport=4400, dport=30098, flags="S")) == {"new_flow"}
         assert reasons(UDP(sport=4400, dport=30098)) == {"new_flow"}

@@ -49,28 +49,28 @@ class Server:
     """In each pod: TCP reads BYTES, answers with their digest and as many bytes; UDP answers what it gets."""
 
     def __init__(self, namespaces: list[str]) -> None:
-        self._doors: list[socket.socket] = []
+        self._servers: list[socket.socket] = []
         for namespace in namespaces:
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
                 with netns(namespace):
-                    door = socket.socket(socket.AF_INET6, kind)
-                door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                door.bind(("::", PORT))
-                self._doors.append(door)
+                    sock = socket.socket(socket.AF_INET6, kind)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind(("::", PORT))
+                self._servers.append(sock)
                 work = self._accept if kind is socket.SOCK_STREAM else self._answer
-                threading.Thread(target=work, args=(door,), daemon=True).start()
+                threading.Thread(target=work, args=(sock,), daemon=True).start()
 
     def close(self) -> None:
-        for door in self._doors:
+        for sock in self._servers:
             with contextlib.suppress(OSError):  # a UDP socket is not connected, but its reader wakes all the same
-                door.shutdown(socket.SHUT_RDWR)
-            door.close()
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
 
-    def _accept(self, door: socket.socket) -> None:
-        door.listen()
-        while door.fileno() >= 0:
+    def _accept(self, sock: socket.socket) -> None:
+        sock.listen()
+        while sock.fileno() >= 0:
             try:
-                connection, _ = door.accept()
+                connection, _ = sock.accept()
             except OSError:
                 return
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
@@ -80,22 +80,22 @@ class Server:
             got = receive(connection, BYTES)
             connection.sendall(hashlib.sha256(got).digest() + got)
 
-    def _answer(self, door: socket.socket) -> None:
+    def _answer(self, sock: socket.socket) -> None:
         while True:
             try:
-                data, client = door.recvfrom(65536)
+                data, client = sock.recvfrom(65536)
             except OSError:
                 return
             if not data:
                 return
-            door.sendto(data, client)
+            sock.sendto(data, client)
 
 
-def receive(door: socket.socket, size: int) -> bytes:
+def receive(sock: socket.socket, size: int) -> bytes:
     """Exactly `size` bytes. Raises EOFError."""
     parts: list[bytes] = []
     while size:
-        part = door.recv(min(size, 1 << 20))
+        part = sock.recv(min(size, 1 << 20))
         if not part:
             raise EOFError(f"{size} bytes are missing")
         parts.append(part)
@@ -125,18 +125,18 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def client(lab: Lab, family: Family, kind: socket.SocketKind, port: int) -> socket.socket:
     """A socket of the outside client, connected to the node port of node 1."""
     with netns(lab.client.netns):
-        door = socket.socket(family.socket_family, kind)
-    door.settimeout(30)
-    door.connect((lab.nodes[0].addresses[family], port))
-    return door
+        sock = socket.socket(family.socket_family, kind)
+    sock.settimeout(30)
+    sock.connect((lab.nodes[0].addresses[family], port))
+    return sock
 
 
 def transfer(lab: Lab, family: Family, port: int) -> None:
     sent = hashlib.sha256(str((family, port)).encode()).digest() * (BYTES // 32)
-    with client(lab, family, socket.SOCK_STREAM, port) as door:
-        door.sendall(sent)
-        assert receive(door, 32) == hashlib.sha256(sent).digest()
-        assert receive(door, BYTES) == sent
+    with client(lab, family, socket.SOCK_STREAM, port) as sock:
+        sock.sendall(sent)
+        assert receive(sock, 32) == hashlib.sha256(sent).digest()
+        assert receive(sock, BYTES) == sent
 
 
 PLACES = pytest.mark.parametrize("port", [NODE_PORT, NODE_PORT + 1], ids=["remote", "local"])
@@ -153,14 +153,14 @@ def test_bulk(lab: Lab, family: Family, port: int) -> None:
 @PLACES
 @pytest.mark.parametrize("size", [1, 1400, 4000, 20000])
 def test_datagrams(lab: Lab, family: Family, port: int, size: int) -> None:
-    with client(lab, family, socket.SOCK_DGRAM, port) as door:
-        door.settimeout(2)
+    with client(lab, family, socket.SOCK_DGRAM, port) as sock:
+        sock.settimeout(2)
         answers = 0
         for number in range(6):
             sent = bytes([number]) * size
-            door.send(sent)
+            sock.send(sent)
             try:
-                assert door.recv(65536) == sent
+                assert sock.recv(65536) == sent
                 answers += 1
             except (TimeoutError, OSError) as error:
                 # where a tunnel is narrower than what the client knows, it is told by the first one's loss

@@ -95,14 +95,14 @@ def _make(lines: list[str]) -> str:
 
     context = Nftables()
     for first in range(0, len(lines), _LINES_A_TRANSACTION):
-        piece = lines[first : first + _LINES_A_TRANSACTION]
+        part = lines[first : first + _LINES_A_TRANSACTION]
         # For commands in memory, libnftables names the wrong line in its errors; for a file, the right one.
         with os.fdopen(os.memfd_create("commands"), "w", encoding="utf-8") as file:
-            file.write("\n".join(piece) + "\n")
+            file.write("\n".join(part) + "\n")
             file.flush()
             code, _, errors = context.cmd_from_file(f"/proc/self/fd/{file.fileno()}")
         if code:
-            return explain(str(errors), piece)
+            return explain(str(errors), part)
     return ""
 
 

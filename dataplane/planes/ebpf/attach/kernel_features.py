@@ -1,5 +1,5 @@
-"""What the running kernel lets programs do, found by trying: distributions carry features back to older kernels, so a
-version number says little. The programs are compiled accordingly (bpf/fib.h, bpf/helpers.h)."""
+"""Probes for BPF features of the running kernel. Distributions backport features, so a version number is no proof. The
+programs are compiled for the features found (bpf/fib.h, bpf/helpers.h)."""
 
 import errno
 import os
@@ -19,9 +19,9 @@ _EXIT = struct.pack("<BBhi", 0x95, 0, 0, 0)
 
 
 class Feature(NamedTuple):
-    """Something that not every kernel has. define: what programs are compiled with where it is missing.
+    """A kernel feature that may be missing. define: macro that programs are compiled with if it is.
 
-    name: for people; since: the Linux that it came with; instead: what is done without it.
+    name: for messages; since: first Linux version with it; instead: what the programs do without it.
     """
 
     name: str
@@ -36,7 +36,8 @@ def _call(helper: int) -> bytes:
 
 
 def _runs(code: bytes) -> int | None:
-    """What a tc program returns for a frame; None when the kernel refuses it, or has no right for us."""
+    """Run a tc program on a frame and return its result; None if the kernel refuses it. Raises BpfError if nothing can
+    be loaded (EPERM, ENOSYS)."""
     try:
         program = bpf.program_load(code, ProgramType.SCHED_CLS, name="hotplane_probe")
     except BpfError as error:
@@ -50,8 +51,8 @@ def _runs(code: bytes) -> int | None:
 
 
 def fib_flag_works(flag: int) -> bool:
-    """Whether bpf_fib_lookup takes a BPF_FIB_LOOKUP_* flag. Flags are looked at before anything else: one that is
-    unknown is EINVAL, while the lookup itself, of no address family, is refused otherwise."""
+    """True if bpf_fib_lookup accepts a BPF_FIB_LOOKUP_* flag. The kernel checks flags first: an unknown one is EINVAL,
+    a known one another error, since the lookup has no address family."""
     zero = b"".join(struct.pack("<BBhi", 0x7A, 10, -at, 0) for at in range(8, _FIB_SIZE + 8, 8))  # u64 [r10 - at] = 0
     arguments = (
         struct.pack("<BBhi", 0xBF, 10 << 4 | 2, 0, 0)  # r2 = r10
@@ -64,13 +65,13 @@ def fib_flag_works(flag: int) -> bool:
 
 
 def helper_works(helper: int) -> bool:
-    """Whether packet programs may call a helper without arguments, by its number in enum bpf_func_id."""
+    """True if packet programs may call a helper without arguments, by its number in enum bpf_func_id."""
     return _runs(_call(helper) + _EXIT) is not None
 
 
 def fib_returns_mtu() -> bool:
-    """Whether bpf_fib_lookup tells the MTU of a route. It began to together with the helper bpf_check_mtu (Linux 5.12),
-    which can be asked for: context, device 0, size by pointer, no difference, no flags."""
+    """True if bpf_fib_lookup returns the MTU of a route. Linux 5.12 added that together with the helper bpf_check_mtu,
+    whose presence this probes: context, device 0, size by pointer, no difference, no flags."""
     arguments = (
         struct.pack("<BBhi", 0x7A, 10, -8, 0)  # u64 [r10 - 8] = 0
         + struct.pack("<BBhi", 0xB7, 2, 0, 0)
@@ -109,7 +110,7 @@ FEATURES = (
 
 @cache
 def missing() -> tuple[Feature, ...]:
-    """Features that this kernel lacks. Raises BpfError when nothing can be tried (EPERM, ENOSYS)."""
+    """Features that this kernel lacks. Raises BpfError if nothing can be probed (EPERM, ENOSYS)."""
     return tuple(feature for feature in FEATURES if not feature.works())
 
 

@@ -1,4 +1,4 @@
-"""The packet hooks, tc and XDP, as one attachment of the eBPF plane: programs on all devices that need them."""
+"""Attaches the packet programs, tc and XDP, to all devices that need them, as one hook of the eBPF plane."""
 
 import os
 import re
@@ -40,15 +40,15 @@ _RTMGRP_LINK, _RTMGRP_ADDRESSES, _RTMGRP_ROUTES = 0x1, 0x110, 0x440  # of both f
 _CHANGES = _RTMGRP_LINK | _RTMGRP_ADDRESSES | _RTMGRP_ROUTES
 _DEBOUNCE_SECONDS = 0.05
 _LOOK_SECONDS = 30.0
-"""Settings of devices (rp_filter) change without a message."""
+"""Interval of full refreshes: settings of devices (rp_filter) change without a notification."""
 
 _LARGEST_PACKET = 0xFFFF
-"""Bytes; a device that takes more, or says 0 as lo may, limits no packet."""
+"""Bytes; a device with a larger MTU, or with MTU 0 as lo may have, limits no packet."""
 
 
 class DeviceStatus(NamedTuple):
-    """What a device carries. tc: "tcx" or "clsact"; xdp: "native", "generic" or ""; problem: why XDP is not there,
-    or only generic."""
+    """Programs attached to a device. tc: "tcx" or "clsact"; xdp: "native", "generic" or ""; problem: why XDP is missing
+    or generic."""
 
     name: str
     ifindex: int
@@ -59,7 +59,7 @@ class DeviceStatus(NamedTuple):
 
 
 class PacketHook:
-    """tc on every device where clients' packets come in, and XDP on the uplinks. See programs.Hook.
+    """Attaches tc to every device where clients' packets arrive, and XDP to the uplinks. See programs.Hook.
 
     selection: see devices.DeviceSelection. xdp: attach XDP too. XDP needs tc, which handles the packets that XDP passes
     (listed at the top of bpf/xdp.c), so there is no hook of XDP alone. tcx: False forces clsact. xdp_modes: modes to
@@ -91,7 +91,7 @@ class PacketHook:
         self.instructions: dict[str, int] = {}
 
     def attach(self, maps: MapSet, pins: PinDirectory) -> None:
-        """See Hook.attach. The devices of the current network namespace are programmed, now and by `refresh`."""
+        """See Hook.attach. Attaches to the devices of the current network namespace, now and in `refresh`."""
         with self._lock:
             old = self._programs
             self._maps, self._pins, self._programs = maps, pins, {}
@@ -119,14 +119,14 @@ class PacketHook:
         self.instructions |= {name + suffix: program.instructions for name, program in loaded.items()}
 
     def _variant(self, source: str, name: str, names: Mapping[str, AttachType], define: str) -> Program:
-        """A program compiled with (or, for "", without) a definition, loaded at its first use."""
+        """Return a program compiled with a macro defined ("" = none), loaded at its first use."""
         suffix = f"/{define.lower()}" if define else ""
         if name + suffix not in self._programs:
             self._load(source, names, define)
         return self._programs[name + suffix]
 
     def refresh(self) -> list[DeviceStatus]:
-        """Program devices that are new, forget those that went. Returns `status`. Raises PlaneError."""
+        """Attach to new devices and drop deleted ones. Returns `status`. Raises PlaneError."""
         with self._lock:
             self._refresh()
             return list(self._status.values())
@@ -160,7 +160,7 @@ class PacketHook:
         return {address_text(value) for value in raw if isinstance(value, bytes) and any(value)}
 
     def _put(self, device: Device) -> None:
-        """Attach everything to one device. XDP comes last, since it counts on tc; and what tc needs to know first."""
+        """Describe one device in the map and attach its programs; XDP last, since it relies on tc."""
         maps, pins = self._maps, self._pins
         if maps is None or pins is None:
             raise PlaneError("packet programs: attach comes first")
@@ -191,7 +191,7 @@ class PacketHook:
             self._write(device.ifindex)
 
     def _write(self, index: int) -> None:
-        """Put what is known of a device into the map, if it is news. One without programs has but its addresses."""
+        """Write a device's entry of the map if it changed. A device without programs only has its addresses and MTU."""
         flags, routed, mac = self._described.get(index, (0, index, bytes(6)))
         sources = (address_bytes(text) if text else bytes(16) for text in self._sources.get(index, ("", "")))
         value = DEVICE.pack(flags, routed, *mac, self._mtus.get(index, 0), *sources)
@@ -200,7 +200,7 @@ class PacketHook:
             self._written[index] = value
 
     def _remove(self, index: int) -> None:
-        """Forget a device that went or is no longer wanted."""
+        """Detach from a device that was deleted or is no longer selected."""
         self._status.pop(index, None)
         self._devices.pop(index, None)
         self._described.pop(index, None)
@@ -214,12 +214,12 @@ class PacketHook:
             clsact.detach(index)
 
     def status(self) -> list[DeviceStatus]:
-        """What each device carries, by ifindex."""
+        """Return the programs of each device, ordered by ifindex."""
         with self._lock:
             return [self._status[index] for index in sorted(self._status)]
 
     def detach(self, pins: PinDirectory) -> None:
-        """See Hook.detach. XDP goes before tc, on which it counts."""
+        """See Hook.detach. Detaches XDP before tc, on which it relies."""
         with self._lock:
             indices = {int(match[2]) for name in pins.links() if (match := _PIN.fullmatch(name))}
             for index in indices:
@@ -243,13 +243,13 @@ class PacketHook:
         self._forget()
 
     def _forget(self) -> None:
-        """Nothing is known of devices any more, as before new maps."""
+        """Clear what is known of devices, before new maps are used."""
         self._devices.clear()
         self._described.clear()
         self._written.clear()
 
     def watch(self) -> "DeviceWatch":
-        """Start picking up devices as they appear; ends with the returned object's `close` (a context manager)."""
+        """Attach to new devices in a thread, until `close` of the returned object (a context manager)."""
         return DeviceWatch(self)
 
 
@@ -260,7 +260,7 @@ def _close(programs: dict[str, Program]) -> None:
 
 class DeviceWatch(Resource):
     """A thread that calls `refresh` of a hook when links, addresses or routes change in the network namespace in which
-    this object was made. problems: what went wrong, newest last."""
+    this object was made. problems: errors so far, newest last."""
 
     def __init__(self, hook: PacketHook) -> None:
         self._hook = hook
@@ -271,7 +271,7 @@ class DeviceWatch(Resource):
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread; fine twice."""
+        """End the thread; may be called twice."""
         if self._thread.is_alive():
             os.write(self._wake, b"x")
             self._thread.join()
@@ -281,7 +281,7 @@ class DeviceWatch(Resource):
 
     def _work(self) -> None:
         while self._end not in readable([self._changes.fileno(), self._end], _LOOK_SECONDS):
-            if readable([self._end], _DEBOUNCE_SECONDS):  # changes come in bunches
+            if readable([self._end], _DEBOUNCE_SECONDS):  # notifications come in bursts
                 return
             self._changes.drain()
             try:

@@ -1,4 +1,4 @@
-"""Loading the programs of one hook onto a set of maps, and attaching the connect-time ones."""
+"""Loads the programs of a hook with a set of maps, and attaches the connect-time ones."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -55,7 +55,7 @@ def load_programs(
     compiled for what this kernel can do.
 
     in: program type; for each program its attach type (NONE for tc); descriptors of the maps by name; their specs.
-    out: programs by name. Raises CompileError, or BpfError with the verifier's words.
+    out: programs by name. Raises CompileError, or BpfError with the verifier's log.
     """
     references = {spec.reference: maps[name] for name, spec in specs.items()}
     if kind is not ProgramType.CGROUP_SOCK_ADDR:
@@ -75,12 +75,12 @@ def load_programs(
 
 
 def _type(kind: ProgramType, attach: AttachType) -> ProgramType:
-    """The type of one program of a file whose other programs are of type `kind`."""
+    """Return the type of a program in a file for programs of type `kind`."""
     return ProgramType.CGROUP_SOCK if attach is AttachType.CGROUP_INET_SOCK_RELEASE else kind
 
 
 class Hook(Protocol):
-    """One kind of attachment point: loads its programs onto a set of maps and attaches them, or takes them off."""
+    """A kind of attachment point: loads its programs with a set of maps and attaches or detaches them."""
 
     name: str
 
@@ -88,17 +88,17 @@ class Hook(Protocol):
         """Load the programs and attach them, replacing those of an earlier run atomically. Raises PlaneError."""
 
     def detach(self, pins: PinDirectory) -> None:
-        """Take off everything that this hook ever attached for this instance."""
+        """Detach everything that this hook ever attached for this instance."""
 
     def close(self) -> None:
-        """Do nothing by itself any more and give up what this process holds; what is attached goes on working."""
+        """Stop threads and release resources of this process; attached programs stay and work."""
 
 
 class ConnectHook:
     """Connect-time balancing for the processes of one control group and those below it.
 
-    cgroup: directory in a cgroup v2 hierarchy. The links are pinned, so the programs stay when the daemon goes; a link
-    gets the new program in one step (BPF_LINK_UPDATE), so no connect is ever missed in between.
+    cgroup: directory in a cgroup v2 hierarchy. The links are pinned, so the programs stay when the daemon ends;
+    BPF_LINK_UPDATE replaces a program atomically, so no connect is missed.
     """
 
     name = "connect"
@@ -138,7 +138,7 @@ class ConnectHook:
 
 
 def connect_problem(cgroup: Path) -> str:
-    """Why connect-time balancing cannot work on a control group here, or "". Loads the programs onto maps of their own
+    """Return why connect-time balancing cannot work on a control group, or "". Loads the programs with their own maps
     and attaches nothing, so the answer is the kernel's, not a guess from its version."""
     if not (cgroup / "cgroup.procs").exists() or (not (cgroup / "cgroup.type").exists() and not _is_root(cgroup)):
         return f"{cgroup} is not a cgroup v2 directory"
@@ -154,7 +154,7 @@ def connect_problem(cgroup: Path) -> str:
 
 
 def _is_root(cgroup: Path) -> bool:
-    """The root of a cgroup v2 hierarchy has no cgroup.type, but a list of controllers."""
+    """True for the root of a cgroup v2 hierarchy, which has no cgroup.type but a list of controllers."""
     return (cgroup / "cgroup.controllers").exists()
 
 
@@ -175,9 +175,9 @@ def remove_links(pins: PinDirectory) -> None:
 
 
 def remove_instances(prefix: str) -> list[str]:
-    """Take off and unpin everything of the instances whose names begin so, dead or alive; returns the names.
+    """Detach and unpin all instances whose names start with `prefix`, in use or not; returns the names.
 
-    For whoever named them, to clear up after a predecessor whose network namespaces are gone already.
+    For the program that named them, to clean up after a predecessor whose network namespaces are gone.
     """
     mine = [name for name in instance_names() if name.startswith(prefix)]
     for name in mine:
@@ -188,8 +188,7 @@ def remove_instances(prefix: str) -> list[str]:
 
 
 def _attach_cgroup(program: Program, group: int, cgroup: Path, attach: AttachType, path: Path) -> None:
-    """Attach by a pinned link: the one that is there, if it is on this control group, else a new one that then takes
-    its place."""
+    """Attach by a pinned link: update an existing one on this control group, else replace it by a new one."""
     if path.exists():
         link = bpf.obj_get(str(path))
         try:

@@ -1,10 +1,10 @@
-"""Whether the hooks do their work on this kernel, proved by packets and connections: the programs themselves, on small
-maps of their own, in a network namespace and a control group that end with the proof.
+"""Tests on this kernel that each hook translates packets and connections: runs the real programs with their own
+small maps, in a temporary network namespace and control group.
 
     client 198.18.0.9 ---- up0 [node 198.18.0.1] -- next hop 198.18.0.2 -- backend 198.18.1.7:8080
 
-Test runs give no context: kernels before 5.15 take none for XDP. A packet then comes in by the loopback device, whose
-hardware address is zero.
+BPF_PROG_TEST_RUN is called without a context, which kernels before 5.15 refuse for XDP. The packet's device is then
+the loopback device, whose hardware address is zero.
 """
 
 import os
@@ -52,7 +52,7 @@ _PATIENCE_SECONDS = 5.0
 
 @contextmanager
 def _place() -> Iterator[Links]:
-    """A network namespace with a route to the backend."""
+    """Create a network namespace with a route to the backend, for the length of a `with`."""
     names = [f"hp-proof-{end}-{os.getpid()}" for end in ("node", "out")]
     try:
         for name in names:
@@ -72,7 +72,7 @@ def _place() -> Iterator[Links]:
 
 
 def _tables(maps: MapSet, backend: str) -> None:
-    """One Service, by TCP and UDP, and this node."""
+    """Write one Service, with TCP and UDP, and this node to the maps."""
     detector = LocalDetector(cidrs=("198.18.2.0/24",))
     node = NodeConfig("proof", addresses=(NODE,), detector=detector, nodeports=NodePortAddresses(any_local=True))
     write_node(maps, node, 1, False)
@@ -92,7 +92,7 @@ def _tables(maps: MapSet, backend: str) -> None:
 
 
 def _frame() -> bytes:
-    """A SYN of the client to the external address. Nobody looks at the TCP checksum here."""
+    """Return a SYN from the client to the external address. Its TCP checksum is not used."""
     tcp = struct.pack(">HHIIBBHHH", CLIENT_PORT, PORT, 1, 0, 5 << 4, 2, 65535, 0, 0)
     addresses = socket.inet_aton(CLIENT) + socket.inet_aton(EXTERNAL_IP)
     ip = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(tcp), 1, 0, 64, socket.IPPROTO_TCP, 0) + addresses
@@ -102,7 +102,7 @@ def _frame() -> bytes:
 
 
 def _endings(maps: MapSet) -> str:
-    """How packets have ended so far, for people."""
+    """Return the nonzero packet counters, `hook:reason`, for messages."""
     found = []
     for h, hook in enumerate(hook_names()):
         for r, reason in enumerate(reason_names()):
@@ -113,8 +113,8 @@ def _endings(maps: MapSet) -> str:
 
 
 def packet_proof(hook: str) -> str:
-    """Why a packet does not get through a hook's program ("tc", "xdp") as it should, or "": translated to its backend,
-    masqueraded with the node's address there, and sent on."""
+    """Return "" if a hook's program ("tc", "xdp") translates a packet to the backend, masquerades it with the node's
+    address and redirects it, else what went wrong."""
     source, kind = (XDP_SOURCE, ProgramType.XDP) if hook == "xdp" else (TC_SOURCE, ProgramType.SCHED_CLS)
     name, attach = (PROGRAM, AttachType.XDP) if hook == "xdp" else ("tc_ingress", AttachType.NONE)
     try:
@@ -145,9 +145,9 @@ def _packet_problem(hook: str, result: int, data: bytes, endings: str) -> str:
 
 
 def tc_attachment() -> tuple[str, str]:
-    """How tc programs are attached here, "tcx" or "clsact", and why that does not work, or ""."""
+    """Return how tc programs are attached on this kernel, "tcx" or "clsact", and why that fails, or ""."""
     code = b"\xb7\0\0\0\xff\xff\xff\xff\x95\0\0\0\0\0\0\0"  # return TC_ACT_UNSPEC
-    way = "tcx"
+    attachment = "tcx"
     try:
         program = bpf.program_load(code, ProgramType.SCHED_CLS, name="hotplane_probe")
         try:
@@ -156,19 +156,19 @@ def tc_attachment() -> tuple[str, str]:
                     try:
                         os.close(bpf.link_create(program, links.index("up0"), kind))
                     except BpfError:
-                        way = "clsact"
+                        attachment = "clsact"
                         clsact.attach(links.index("up0"), program, name, egress=kind is AttachType.TCX_EGRESS)
         finally:
             os.close(program)
     except (*_CANNOT, ClsactError) as error:
-        return way, str(error)
-    return way, ""
+        return attachment, str(error)
+    return attachment, ""
 
 
 def connect_proof(group: Path) -> tuple[bool, str]:
-    """Whether processes of a control group below `group` are balanced at connect time: (tried, problem).
+    """Test connect-time balancing for a process in a new control group below `group`: (tried, problem).
 
-    tried: False where no group can be made there; then nothing is known but that the programs load.
+    tried: False if no group can be created there; then it is only known that the programs load.
     """
     own = group / f"hotplane-proof-{os.getpid()}"
     try:
@@ -193,8 +193,8 @@ def _connect_problem(group: Path, namespace: str, maps: MapSet) -> str:
         for name, program in programs.items():
             links.append(bpf.link_create(program.fd, directory, CONNECT_PROGRAMS[name]))
         with netns.netns(namespace):
-            said = _from_inside(group)
-        return said and f"{said} ({_endings(maps)})"
+            problem = _from_inside(group)
+        return problem and f"{problem} ({_endings(maps)})"
     finally:
         for fd in (*links, directory):
             os.close(fd)
@@ -203,24 +203,24 @@ def _connect_problem(group: Path, namespace: str, maps: MapSet) -> str:
 
 
 def _from_inside(group: Path) -> str:
-    """Use the Service from a process in the group, in this thread's network namespace: what went wrong, or ""."""
+    """Use the Service from a process in the group, in this thread's network namespace. Returns the problem, or ""."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        said = "the process in the control group ended early"
+        problem = "the process in the control group ended early"
         try:
             cgroup.enter(group)
-            said = _use_tcp() or _use_udp()
+            problem = _use_tcp() or _use_udp()
         except OSError as error:
-            said = f"a socket did not reach its Service: {error}"
+            problem = f"a socket did not reach its Service: {error}"
         finally:
-            os.write(writer, said.encode())
+            os.write(writer, problem.encode())
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as answer:
-        said = answer.read().decode()
+        problem = answer.read().decode()
     os.waitpid(child, 0)
-    return said
+    return problem
 
 
 def _use_tcp() -> str:

@@ -1,4 +1,4 @@
-"""tc programs on devices: by a pinned tcx link where the kernel has it (Linux 6.6), else by a clsact filter."""
+"""Attaches tc programs to devices: by a pinned tcx link (Linux 6.6), else by a clsact filter."""
 
 import errno
 import os
@@ -15,12 +15,12 @@ _NOT_THERE = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def link_device(link: int) -> int:
-    """Ifindex that a tcx or XDP link is attached to; 0 once the device is gone."""
+    """Return the ifindex that a tcx or XDP link is attached to; 0 if the device was deleted."""
     return bpf.link_info(link).target & 0xFFFFFFFF
 
 
 def update_pinned(path: Path, program: int, index: int) -> bool:
-    """Give a pinned link a new program in one step. False, and the pin is gone, when there is no such link on that
+    """Replace the program of a pinned link atomically. Returns False, and removes the pin, if the link is not on this
     device (any more). Raises BpfError."""
     if not path.exists():
         return False
@@ -36,9 +36,9 @@ def update_pinned(path: Path, program: int, index: int) -> bool:
 
 
 def attach_tc(index: int, programs: dict[str, int], pins: PinDirectory, *, tcx: bool = True) -> str:
-    """Put tc_ingress and tc_egress on a device, or replace them there atomically.
+    """Attach tc_ingress and tc_egress to a device, or replace them there atomically.
 
-    in: ifindex; descriptors of both programs; whether to try tcx. out: "tcx" or "clsact", whichever it is.
+    in: ifindex; descriptors of both programs; whether to try tcx. out: "tcx" or "clsact".
     Raises BpfError, ClsactError.
     """
     for name, kind in DIRECTIONS.items():
@@ -46,7 +46,7 @@ def attach_tc(index: int, programs: dict[str, int], pins: PinDirectory, *, tcx: 
             tcx = False
             clsact.attach(index, programs[name], name, egress=kind is AttachType.TCX_EGRESS)
     if tcx:
-        clsact.detach(index)  # what an earlier kernel or run may have left: never both
+        clsact.detach(index)  # filters of an earlier kernel or run: never both
     return "tcx" if tcx else "clsact"
 
 
@@ -69,7 +69,7 @@ def _attach_tcx(index: int, program: int, kind: AttachType, pins: PinDirectory, 
 
 
 def detach_tc(index: int, pins: PinDirectory) -> None:
-    """Take both programs off a device; fine when there are none, or no device."""
+    """Detach both programs from a device; no error if there are none, or no device."""
     links = pins.links()
     for name in DIRECTIONS:
         if f"{name}-{index}" in links:

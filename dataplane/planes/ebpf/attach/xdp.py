@@ -1,4 +1,4 @@
-"""XDP on uplinks, by a pinned link: in the driver where it can, else in the kernel's generic code."""
+"""Attaches XDP to uplinks by a pinned link: in native mode if the driver supports it, else in generic mode."""
 
 import errno
 import os
@@ -21,10 +21,10 @@ _VETH_SINCE = (5, 13)
 
 
 def veth_problem() -> str:
-    """Why XDP cannot send on veth devices of this kernel, "" where it can.
+    """Return why XDP cannot redirect to veth devices on this kernel, "" if it can.
 
-    Before Linux 5.13 a veth takes redirected frames only where its other end carries an XDP program itself, and drops
-    them without a word otherwise; since then GRO on that end is enough (drivers/net/veth.c, veth_xdp_xmit).
+    Before Linux 5.13 a veth accepts redirected frames only if its peer has an XDP program, and silently drops them
+    otherwise; since then GRO on that end is enough (drivers/net/veth.c, veth_xdp_xmit).
     """
     found = re.match(r"(\d+)\.(\d+)", platform.release())
     if found is None or (int(found[1]), int(found[2])) >= _VETH_SINCE:
@@ -33,18 +33,18 @@ def veth_problem() -> str:
 
 
 def pin_name(index: int, mode: str) -> str:
-    """Name of the link's pin on a device."""
+    """Return the name of the pin of a device's XDP link."""
     return f"xdp_{mode}-{index}"
 
 
 def attach_xdp(
     index: int, program: int, pins: PinDirectory, modes: tuple[str, ...] = ("native", "generic")
 ) -> tuple[str, str]:
-    """Put the program on a device, or replace it there atomically.
+    """Attach the program to a device, or replace it there atomically.
 
     in: ifindex; the program's descriptor; modes to try in this order. out: the mode that it runs in, and the kernel's
-    words why it is not an earlier one, "" where there was none to refuse. A driver refuses, for instance, an MTU whose
-    frames do not fit into a page. Raises BpfError when none is possible (EBUSY: another XDP program is there).
+    error for the mode before it, "" if none was refused. A driver refuses, for instance, an MTU whose frames do not fit
+    into a page. Raises BpfError if no mode works (EBUSY: another XDP program is there).
     """
     links = pins.links()
     for mode in _MODES:
@@ -69,7 +69,7 @@ def attach_xdp(
 
 
 def detach_xdp(index: int, pins: PinDirectory) -> None:
-    """Take the program off a device; fine when there is none, or no device."""
+    """Detach the program from a device; no error if there is none, or no device."""
     links = pins.links()
     for mode in _MODES:
         if pin_name(index, mode) in links:

@@ -1,9 +1,9 @@
-"""Going over to another mode without breaking a connection: the programs stay for the flows that they have begun.
+"""Drains the plane when the mode changes: the programs stay until the flows that they translate have ended.
 
-Packet programs translate without connection tracking, so once they were gone nobody would know their flows. A plane
-that drains has no frontends: nothing new begins, and what had begun is translated as before, until its last flow has
-ended or was not used for its lifetime. A directory `draining` beside the pins says so. Endpoints that go meanwhile are
-marked dead by `retire`, so that UDP leaves them as it always does.
+Packet programs translate without connection tracking, so without them their flows would break. A draining instance has
+no frontends: it accepts no new flows and translates existing ones until the last has ended or expired. A directory
+`draining` beside the pins marks it. `retire` marks endpoints that are removed meanwhile as dead, so that UDP flows
+leave them.
 """
 
 import time
@@ -33,7 +33,7 @@ from dataplane.planes.ebpf.maps.pins import DRAINING, PinDirectory, default_inst
 from dataplane.planes.ebpf.maps.tables import BACKEND_FLAGS_AT
 
 _CLOSING_NS = 2_000_000_000
-"""What a connection that has ended gets for its last acknowledgments."""
+"""Time for the last acknowledgments of a closed connection."""
 _CONNECTED = constant("PEER_CONNECTED")
 
 
@@ -45,15 +45,15 @@ def _maps(pins: PinDirectory) -> MapSet | None:
 
 
 def resume(pins: PinDirectory) -> None:
-    """The instance is to be used again."""
+    """End the drain of an instance that is used again."""
     if pins.path is not None and pins.draining:
         (pins.path / DRAINING).rmdir()
 
 
 def drain(pins: PinDirectory) -> int:
-    """Take the frontends away; call it when another plane answers already. Returns how many flows go on.
+    """Remove the frontends and start the drain, when another plane serves already. Returns the number of flows left.
 
-    With none the instance is removed at once.
+    Without flows the instance is removed at once.
     """
     path, maps = pins.path, _maps(pins)
     if path is None or maps is None:
@@ -66,9 +66,9 @@ def drain(pins: PinDirectory) -> int:
 
 
 def _left(maps: MapSet) -> int:
-    """Flows and sockets that would miss the programs.
+    """Return the number of flows and sockets that still need the programs.
 
-    Ports that only rest, or that flows have which the programs never had (reserve.py), are nobody's.
+    Entries in TIME-WAIT and those of flows that connection tracking translates (FOREIGN) do not count.
     """
     lifetimes, now = Lifetimes.of(maps.node()), time.monotonic_ns()
     alive = {}
@@ -83,8 +83,8 @@ def _left(maps: MapSet) -> int:
 
 
 def _sockets(maps: MapSet, since: int) -> int:
-    """Unconnected UDP sockets that were pointed at an endpoint and used since then: they would be shown a stranger's
-    address."""
+    """Count unconnected UDP sockets that were redirected to an endpoint and used since then: without the programs they
+    would see the endpoint's address as the sender."""
     peers = (unpack("peer", value) for _, value in maps.items("peers"))
     count: int = sum(
         p["protocol"] == IPPROTO_UDP and not p["flags"] & _CONNECTED and p["last_ns"] >= since for p in peers
@@ -95,7 +95,7 @@ def _sockets(maps: MapSet, since: int) -> int:
 
 
 def finish(pins: PinDirectory) -> int:
-    """Remove an instance that drains once none of its flows goes on. Returns how many still do; 0 when none drains."""
+    """Remove a draining instance once it has no flows. Returns the number left; 0 if the instance does not drain."""
     if not pins.draining:
         return 0
     maps = _maps(pins)
@@ -109,7 +109,7 @@ def finish(pins: PinDirectory) -> int:
 
 
 def remove(pins: PinDirectory) -> None:
-    """Take everything of an instance off and unpin it; its slow path is not touched."""
+    """Detach and unpin everything of an instance; its slow path is not touched."""
     if pins.path is None:
         return
     PacketHook().detach(pins)
@@ -118,7 +118,7 @@ def remove(pins: PinDirectory) -> None:
 
 
 def retire(pins: PinDirectory, change: PlanChange) -> int:
-    """Mark the endpoints that a change took from their Services dead in an instance that drains; returns how many."""
+    """Mark the endpoints that a change removes as dead in a draining instance; returns their number."""
     gone = {key for entry in change.entries for key in _gone(entry)}
     if not gone or not pins.draining:
         return 0
@@ -146,20 +146,20 @@ def retire(pins: PinDirectory, change: PlanChange) -> int:
 
 
 def _endpoints(entry: PlanEntry | None) -> set[tuple[str, int]]:
-    """Address and port of everything that serves."""
+    """Return address and port of all backends of an entry."""
     return {(b.address, b.port) for b in (*entry.cluster, *entry.local, *entry.lingering)} if entry else set()
 
 
 def _gone(change: EntryChange) -> set[tuple[str, int, str, int]]:
-    """(service, protocol, address, port) of endpoints that an entry lost."""
+    """Return (service, protocol, address, port) of the endpoints that a change removes."""
     lost = _endpoints(change.old) - _endpoints(change.new)
     return {(stored_service(change.key.service), int(change.key.protocol), address, port) for address, port in lost}
 
 
 def after_change(change: PlanChange) -> int:
-    """For whoever holds a plan in another mode here: retire what went, and end a drain that is over.
+    """Retire removed endpoints and finish the drain if possible, after each change in another mode.
 
-    Returns how many flows still drain.
+    Returns the number of flows left.
     """
     pins = PinDirectory(default_instance())
     if not pins.draining:

@@ -1,6 +1,6 @@
-"""Entries of the flow tables as the control plane reads and writes them: layout, age, and the other half of a flow.
+"""Entries of the flow tables as the daemon reads and writes them: layout, age, and the entry of the other direction.
 
-What is said here of lifetimes is what bpf/flow.h, lifetime(), says; a test compares both.
+Lifetimes equal those of bpf/flow.h, lifetime(); a test compares both.
 """
 
 import struct
@@ -19,7 +19,7 @@ TRANSLATION = record(
     *("header_change", "transport_change", "pad"),
 )
 NO_HOP = (0,) * (2 + 6 + 6 + 3 + 3)
-"""The fields of an entry from hop_until_ns on, of a flow whose next hop is not known."""
+"""Values of the fields from hop_until_ns on, for a flow without a cached next hop."""
 
 REPLY, SNAT, SEEN_REPLY, ESTABLISHED, RESTING, FOREIGN = (
     constant(f"FLOW_{name}") for name in ("REPLY", "SNAT", "SEEN_REPLY", "ESTABLISHED", "RESTING", "FOREIGN")
@@ -36,17 +36,17 @@ _ADDRESS = size_of("address")
 
 
 def facts(value: bytes) -> int:
-    """All that is known of a flow: enum translation_flags, said by either direction."""
+    """Return the flags of a flow (enum translation_flags), set by either direction."""
     return int(_WORD.unpack_from(value, _FLAGS)[0] | _WORD.unpack_from(value, _NOTED)[0])
 
 
 def last_ns(value: bytes) -> int:
-    """Time of the direction's last packet, on the clock of time.monotonic_ns, read as signed like there."""
+    """Return the time of the direction's last packet, signed, on the clock of time.monotonic_ns."""
     return int(_LONG.unpack_from(value, _LAST)[0])
 
 
 def other_key(key: bytes, value: bytes) -> bytes:
-    """The tuple of a flow's other direction: what becomes of a packet, turned round."""
+    """Return the tuple of a flow's other direction: that of the translated packet, reversed."""
     ports = 2 * _ADDRESS
     return (
         value[_ADDRESS:ports]
@@ -58,12 +58,12 @@ def other_key(key: bytes, value: bytes) -> bytes:
 
 
 def belongs(key: bytes, value: bytes, other: bytes) -> bool:
-    """Whether the entry `other` under the other key is the other half of this flow, and not of a later one."""
+    """True if the entry `other` under the other key belongs to this flow, not to a later one."""
     return other_key(key, other)[: 2 * _ADDRESS + 4] == key[: 2 * _ADDRESS + 4]
 
 
 def setting(protocol: int, flags: int) -> str:
-    """Name of the field of struct node with the idle seconds after which an entry is forgotten."""
+    """Return the name of the field of struct node with the lifetime of an idle entry, in seconds."""
     if protocol != IPPROTO_TCP:
         return "udp_stream_seconds" if flags & (ESTABLISHED | FOREIGN) else "udp_seconds"
     for mask, name in ((RESTING, "tcp_rest_seconds"), (RST, "tcp_reset_seconds")):
@@ -83,7 +83,7 @@ class Lifetimes(NamedTuple):
 
     @classmethod
     def of(cls, node: Mapping[str, int | bytes | list[int]]) -> "Lifetimes":
-        """From the fields of the stored struct node."""
+        """Return the lifetimes in a stored struct node."""
         return cls(
             {
                 name: value * 10**9
@@ -93,16 +93,16 @@ class Lifetimes(NamedTuple):
         )
 
     def of_flags(self, protocol: int, flags: int) -> int:
-        """Lifetime of entries with these flags."""
+        """Return the lifetime of entries with these flags, in ns."""
         return self.ns[setting(protocol, flags)]
 
     def over(self, key: bytes, value: bytes, now: int) -> bool:
-        """Whether an entry, looked at alone, was not used for its lifetime."""
+        """True if an entry expired, whatever the state of the other direction."""
         return now - last_ns(value) > self.ns[setting(key[_PROTOCOL], facts(value))]
 
 
 def state(protocol: int, flags: int) -> str:
-    """What people call a flow's state."""
+    """Return the name of a flow's state, for output."""
     if protocol != IPPROTO_TCP:
         return "established" if flags & ESTABLISHED else "answered" if flags & SEEN_REPLY else "opening"
     if flags & RESTING:

@@ -1,9 +1,9 @@
-"""Keeping the slow path off the source ports that the packet programs give out.
+"""nftables rules that keep the slow path from using the source ports that the packet programs allocate.
 
-Both use this node's addresses. Two flows to one backend with one source port could not be told apart by its answers,
-and the programs come first: they would take the slow path's answers for theirs. The kernel's masquerading may choose
-any port, whatever the host's ephemeral range is, so it must be told. So must connection tracking where it changes the
-port of a connection of the node's own, because a masqueraded one to the same backend has it.
+Both use this node's addresses. If two flows to one backend had the same source port, their replies would have one
+tuple, and the programs, which come first, would translate the slow path's replies. The kernel's masquerading may choose
+any port, whatever the ephemeral range is, so rules limit it. They also limit connection tracking where it changes the
+port of one of the node's own connections because a masqueraded one to the same backend has it.
 """
 
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ from dataplane.planes.ebpf.maps.mapset import MapSet
 
 TABLE = "inet hotplane-ports"
 _PRIORITY = 99
-"""Just before srcnat (100): the first chain that chooses a source decides."""
+"""Just before srcnat (100): the first chain that sets a source wins."""
 _LAST_PRIORITY = 110
-"""After srcnat: for flows whose source nobody chose."""
+"""After srcnat: for flows without source NAT so far."""
 
 
 def other_ports(taken: Sequence[Ports]) -> Ports:
-    """The largest run of unprivileged ports beside the programs' and the usual node ports.
+    """Return the largest run of unprivileged ports outside the programs' and the usual node ports.
 
-    A masqueraded flow with a node port's number would be taken for one to that node port when its answers come in.
+    A masqueraded flow with a node port's number would have replies that look like packets to that node port.
     """
     return max(runs_beside([*taken, NODE_PORTS]), key=lambda run: run[1] - run[0])
 
 
 def _own(first: int, last: int) -> str:
-    """Rules for what the node itself sends (it came in by no device): its port stays if it is free, else it becomes
-    one of the same run."""
+    """Return rules for packets that the node itself sends (no input device): keep a free port, else choose one of
+    the same run."""
     return "".join(
         f"add rule {TABLE} own iif 0 meta l4proto {{ 6, 17 }} th sport {first}-{last} snat {ip} to {ip} "
         f"saddr:{first}-{last}\n"
@@ -38,7 +38,7 @@ def _own(first: int, last: int) -> str:
 
 
 def ruleset(mark: int, taken: Sequence[Ports]) -> str:
-    """The transaction that makes our table what it has to be. mark: what asks for masquerading; taken: the programs'
+    """Return the transaction that creates or replaces the table. mark: of packets to masquerade; taken: the programs'
     ports."""
     first, last = other_ports(taken)
     own = "".join(_own(*run) for run in runs_beside([*taken, NODE_PORTS]))
@@ -52,13 +52,13 @@ add rule {TABLE} postrouting {_marked(mark)} masquerade to :{first}-{last} fully
 
 
 def _marked(mark: int) -> str:
-    """Match of TCP and UDP that carries the mark, which is cleared."""
+    """Return a match for TCP and UDP with the mark, and the statement that clears it."""
     cleared = f"meta mark set meta mark & {~mark & 0xFFFFFFFF:#x}"
     return f"meta mark & {mark:#x} == {mark:#x} meta l4proto {{ 6, 17 }} {cleared}"
 
 
 def split_ports(maps: MapSet) -> None:
-    """Tell the kernel of the current network namespace, for the ports and the mark in the map `node`.
+    """Load the table in the current network namespace, for the ports and the mark in the map `node`.
 
     Raises PlaneError.
     """
@@ -69,5 +69,5 @@ def split_ports(maps: MapSet) -> None:
 
 
 def join_ports() -> None:
-    """Take the table away; fine when there is none. Raises PlaneError."""
+    """Delete the table; no error if there is none. Raises PlaneError."""
     Nft().run(f"add table {TABLE}\ndelete table {TABLE}\n")

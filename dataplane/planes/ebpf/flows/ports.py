@@ -1,8 +1,8 @@
-"""Who may use which source ports of this node: the packet programs, the slow path, the node's own connections.
+"""Divides the source ports of this node between packet programs, slow path and the node's own connections.
 
-The node's own connections get ports of the ephemeral range (net.ipv4.ip_local_port_range), which connection tracking
-shares with them for the slow path. The programs, whose flows connection tracking does not see, have all other
-unprivileged ports but the usual node ports: with the kernel's defaults 1024 to 29999 and 61000 to 65535.
+The node's own connections and the slow path use the ephemeral range (net.ipv4.ip_local_port_range); connection tracking
+keeps them apart. The programs, whose flows connection tracking does not see, use all other unprivileged ports except
+the usual node ports: with the kernel's defaults 1024 to 29999 and 61000 to 65535.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ _FALLBACK: Ports = (10000, 29999)
 
 
 def runs_beside(taken: Iterable[Ports]) -> Iterator[Ports]:
-    """The runs of unprivileged ports that are in none of `taken`, in order."""
+    """Yield the runs of unprivileged ports that are in none of `taken`, in ascending order."""
     first, end = UNPRIVILEGED
     for start, last in sorted([*taken, (end + 1, end + 1)]):
         if first < start:
@@ -28,10 +28,10 @@ def runs_beside(taken: Iterable[Ports]) -> Iterator[Ports]:
 
 
 def snat_ports() -> tuple[Ports, ...]:
-    """The programs' ports in the current network namespace, one or two runs, the longest ones.
+    """Return the programs' ports in the current network namespace: the longest one or two runs.
 
-    Where the ephemeral range leaves fewer than a thousand, both share 10000 to 29999: the programs ask for each port
-    whether a socket of the node has it, but a later one may still take the same.
+    If the ephemeral range leaves fewer than 1024, both share 10000 to 29999: the programs check for each port that no
+    local socket uses it, but a later socket may still bind it.
     """
     low, high = map(int, _EPHEMERAL.read_text().split())
     found = sorted(runs_beside([(low, high), NODE_PORTS]), key=_size, reverse=True)[:2]
@@ -39,14 +39,14 @@ def snat_ports() -> tuple[Ports, ...]:
 
 
 def snat_fields(ports: Sequence[Ports]) -> tuple[int, int, int, int, int]:
-    """The fields of struct node that name one or two runs of ports: snat_ports, snat_first, snat_first_count,
+    """Return the fields of struct node for one or two runs of ports: snat_ports, snat_first, snat_first_count,
     snat_second, pad."""
     first, second = ports[0], ports[1] if len(ports) > 1 else (0, -1)
     return _size(first) + _size(second), first[0], _size(first), second[0], 0
 
 
 def snat_runs(node: dict[str, int | bytes | list[int]]) -> tuple[Ports, ...]:
-    """The runs of ports that the fields of a stored struct node name."""
+    """Return the runs of ports in the fields of a stored struct node."""
     total, first, count, second = (
         value if isinstance(value := node[name], int) else 0
         for name in ("snat_ports", "snat_first", "snat_first_count", "snat_second")

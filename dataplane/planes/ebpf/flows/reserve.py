@@ -1,7 +1,7 @@
-"""Source ports in the packet programs' range that the kernel's masquerading gave out before the programs came.
+"""Reserves source ports in the programs' range that the kernel's masquerading used before the programs were attached.
 
-Once the programs work, the kernel keeps off their ports (see port_split); flows from before may have some of them. Such
-a flow's answers must not be taken for those of a flow of ours, so its tuple is entered as one that is passed on.
+port_split keeps the kernel from these ports from then on, but existing flows may have some of them. Their replies must
+not match a flow of the programs, so their tuples are stored as flows that the programs pass to the stack.
 """
 
 import errno
@@ -27,7 +27,7 @@ _NOBODY = 0xFFFFFFFF
 
 
 def reserve_ports(maps: MapSet) -> int:
-    """Enter the answers' tuples of masqueraded flows that conntrack holds on the programs' ports; returns how many.
+    """Store the reply tuples of masqueraded conntrack flows on the programs' ports; returns their number.
 
     Raises ConntrackError, PlaneError.
     """
@@ -49,7 +49,7 @@ def reserve_ports(maps: MapSet) -> int:
 
 
 def _add(maps: MapSet, table: str, key: bytes, value: bytes) -> bool:
-    """Store an entry unless there is one; whether it is new."""
+    """Store an entry unless the key exists. Returns True if it was stored."""
     try:
         bpf.map_update(maps.fds[table], key, value, _NOEXIST)
     except BpfError as error:
@@ -60,10 +60,10 @@ def _add(maps: MapSet, table: str, key: bytes, value: bytes) -> bool:
 
 
 def reserve_once(maps: MapSet, pins: PinDirectory) -> None:
-    """`reserve_ports`, unless it was done for these maps; a mark beside their pins says so. Call it when the kernel
-    keeps off the ports already, so that none is given out meanwhile. Raises ConntrackError, PlaneError.
+    """Call `reserve_ports` unless a mark beside the pins says that it was done for these maps. Call this after
+    `split_ports`, so that the kernel allocates none of the ports meanwhile. Raises ConntrackError, PlaneError.
 
-    Not by whether the kernel was told already: whoever told it may have been killed before this.
+    The nftables table is no such mark: the process that loaded it may have been killed before this call.
     """
     mark = pins.maps(layout_version(maps.sizes)) / "reserved"
     if not mark.is_dir():

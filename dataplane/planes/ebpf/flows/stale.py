@@ -1,8 +1,8 @@
-"""What instances of the plane leave behind when their network namespace goes without a clean-up: pinned maps, and
-programs on a control group, whose processes would go on being balanced by a plan that nobody keeps any more.
+"""Removes instances of the plane whose network namespace was deleted without a clean-up: pinned maps, and programs on a
+control group, which would balance its processes by a plan that no daemon updates.
 
-The pins are the machine's, and whoever starts in another namespace may live in a container that does not see who else
-is there: then nothing is stale. On the way, only what the name of an instance tells is used, and what is young stays.
+All pins are in one bpffs of the machine. A process in a container may not see all network namespaces; it then treats
+no instance as stale. With `age`, only instances named after their namespace are considered, and recent ones stay.
 """
 
 import os
@@ -21,14 +21,16 @@ _OF_NAMESPACE = re.compile(r"netns-([0-9a-f]+)")
 
 
 def stale_instances(prefix: str = "", *, of: Collection[int] | None = None, age: float = 0.0) -> list[str]:
-    """Names of the instances, of those whose names begin so, whose network namespace is gone. of: only of the network
-    namespaces with these cookies. age: only those named after their namespace to which nothing was added in so many
+    """Return the names, starting with `prefix`, of instances whose network namespace was deleted. of: only for
+    namespaces with these cookies. age: only those named after their namespace to which nothing was added for so many
     seconds; 0: all.
 
-    An instance of another layout whose name does not tell its namespace counts as gone when all its devices are, if it
-    had any. Raises HotplaneError where nobody can know.
+    An instance of another layout that is not named after its namespace counts as stale if it had devices and all were
+    deleted. Raises HotplaneError if the namespaces cannot be listed.
     """
-    names = [name for name in instance_names() if name.startswith(prefix)]  # first: later ones belong to somebody
+    names = [
+        name for name in instance_names() if name.startswith(prefix)
+    ]  # before the namespaces are listed: later instances are in use
     if age:
         names = [name for name in names if _OF_NAMESPACE.fullmatch(name) and _age(PinDirectory(name)) > age]
     if of is not None:
@@ -40,7 +42,7 @@ def stale_instances(prefix: str = "", *, of: Collection[int] | None = None, age:
 
 
 def remove_stale(prefix: str = "", *, of: Collection[int] | None = None, age: float = 0.0) -> list[str]:
-    """Take everything of `stale_instances` off and away; returns their names. Raises HotplaneError."""
+    """Detach and unpin all `stale_instances`; returns their names. Raises HotplaneError."""
     names = stale_instances(prefix, of=of, age=age)
     for name in names:
         pins = PinDirectory(name)
@@ -50,7 +52,7 @@ def remove_stale(prefix: str = "", *, of: Collection[int] | None = None, age: fl
 
 
 def _age(pins: PinDirectory) -> float:
-    """Seconds since something was added to an instance; 0 where that is not known."""
+    """Return the seconds since something was added to an instance; 0 if unknown."""
     try:
         return time.time() - pins.path.stat().st_mtime if pins.path else 0.0
     except OSError:
@@ -60,13 +62,13 @@ def _age(pins: PinDirectory) -> float:
 def _is_stale(pins: PinDirectory, living: frozenset[int]) -> bool:
     devices = _devices(pins)
     if any(devices):
-        return False  # whatever else is known: packets come by there
+        return False  # a device with programs exists, so the instance is in use
     cookie = _cookie(pins.instance)
     return bool(devices) if cookie is None else cookie not in living
 
 
 def _devices(pins: PinDirectory) -> list[int]:
-    """Ifindex of the device of each packet program; 0 for a device that is gone."""
+    """Return the ifindex of each packet program's device; 0 for a deleted device."""
     found = []
     for name, path in pins.links().items():
         if name not in CONNECT_PROGRAMS:
@@ -79,7 +81,7 @@ def _devices(pins: PinDirectory) -> list[int]:
 
 
 def _cookie(instance: str) -> int | None:
-    """The network namespace of an instance, as far as it is known."""
+    """Return the cookie of an instance's network namespace, or None if unknown."""
     match = _OF_NAMESPACE.fullmatch(instance)
     if match:
         return int(match[1], 16)

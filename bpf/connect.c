@@ -1,6 +1,7 @@
-/* Connect-time balancing: a process that connects or sends to a frontend is pointed at a backend before the first
- * packet exists. Attached to a control group; IPv4, IPv6 and IPv4-mapped sockets share the code, since the maps store
- * IPv4 mapped. Every program returns 1 (go on): what cannot be done here is done, or refused, by the slow path. */
+/* Connect-time load balancing: connect(2) and sendmsg(2) to a frontend are redirected to a backend before any packet is
+ * sent. Attached to a control group; IPv4, IPv6 and IPv4-mapped sockets share the code, since the maps store IPv4
+ * addresses mapped. Every program returns 1 (allow): the slow path serves or rejects what the programs do not handle.
+ */
 #include "lookup.h"
 #include "off.h"
 
@@ -8,24 +9,24 @@ enum socket_states {
     STATE_CONNECTED = 1, /* TCP_ESTABLISHED, of a UDP socket that has a peer */
 };
 
-/* Where a socket wants to go, and, after translate(), where it shall go. */
+/* Destination of a socket: the requested one, and after translate() the backend. */
 struct target {
     struct address address;
     __be16 port;
     __u8 protocol;
 };
 
-/* 100::<cookie>, network order (the discard-only prefix of RFC 6666): stands for the unknown address of every socket of
- * a network namespace, in events. */
+/* 100::<cookie>, network order (the discard-only prefix of RFC 6666): represents, in events, the unknown source address
+ * of sockets of a network namespace. */
 INLINE struct address namespace_identity(__u64 cookie) {
     struct address identity = {.word = {to_be32(0x01000000), 0, to_be32(cookie >> 32), to_be32((__u32)cookie)}};
     return identity;
 }
 
-/* The caller as a client. A process of the node's own namespace is the node; any other in this control group is a pod
- * of this node wherever pods of the family can be recognised at all. The node's own source address is chosen by routing
- * towards the backend, which is what masquerading would choose; a pod keeps its address unless parity is asked for.
- * A socket has no address yet, but 127.0.0.1 or ::1 where it goes to loopback addresses. */
+/* Describe the calling process as a client. A process in the node's own network namespace is the node; any other in
+ * this control group is a local pod if the detector covers the address family. Routing to the backend chooses the
+ * node's own source address, as masquerading would; a pod keeps its address unless kube-proxy parity is configured. The
+ * socket has no address yet, except 127.0.0.1 or ::1 for loopback destinations. */
 INLINE void describe_caller(const struct node *node, __u64 cookie, const struct address *target,
                             struct client *client) {
     __u32 detects = is_ipv4(target) ? NODE_DETECTS_IPV4 : NODE_DETECTS_IPV6;
@@ -40,8 +41,8 @@ INLINE void describe_caller(const struct node *node, __u64 cookie, const struct 
         (client->source == SOURCE_POD && !(node->flags & (NODE_MASQUERADE_ALL | NODE_KUBE_PROXY_PARITY)));
 }
 
-/* Loopback belongs to the caller's own namespace; only the node's may stand for node ports, where that is switched on.
- */
+/* True for a loopback destination that is not a node port: only in the node's own network namespace, and only where
+ * configured, do loopback addresses serve node ports. */
 INLINE int stays_local(const struct node *node, const struct address *address, __u32 source) {
     if (!is_loopback(address))
         return 0;
@@ -49,7 +50,7 @@ INLINE int stays_local(const struct node *node, const struct address *address, _
            !(node->flags & (is_ipv4(address) ? NODE_LOOPBACK_NODE_PORTS : NODE_LOOPBACK_NODE_PORTS_IPV6));
 }
 
-/* What to look a destination up by: all of 127.0.0.0/8 is 127.0.0.1. */
+/* Return the frontend key of a destination; all of 127.0.0.0/8 is looked up as 127.0.0.1. */
 INLINE struct frontend_key key_of(const struct target *target) {
     struct frontend_key key = {.address = target->address, .port = target->port, .protocol = target->protocol};
 
@@ -82,7 +83,7 @@ INLINE int same_target(const struct target *target, const struct address *addres
     return target->port == port && same_address(&target->address, address);
 }
 
-/* Whether this frontend still has this backend, alive. */
+/* True if this backend is alive and still belongs to this frontend. */
 INLINE int still_serves(const struct target *frontend, __u32 index, __u32 generation) {
     struct frontend_key key = key_of(frontend);
     struct frontend *found = find_frontend(&key);
@@ -91,7 +92,7 @@ INLINE int still_serves(const struct target *frontend, __u32 index, __u32 genera
     return found && backend && backend->service == found->service;
 }
 
-/* Remember what a socket believes to talk to, and what it does talk to. `flags`: enum peer_flags. */
+/* Store the frontend that a socket addressed and the backend that it uses. `flags`: enum peer_flags. */
 INLINE long store_peer(__u64 cookie, const struct target *asked, const struct selection *chosen, __u8 flags,
                        __u64 now) {
     struct peer peer = {
@@ -120,7 +121,7 @@ INLINE void set_key(struct socket_key *key, __u64 cookie, const struct address *
     key->pad = 0;
 }
 
-/* One more frontend of an unconnected socket. `left`: to be left to the slow path from now on. */
+/* Store one more frontend of an unconnected socket. `left`: the slow path serves it from now on. */
 INLINE long store_more(__u64 cookie, const struct target *asked, const struct selection *chosen, int left, __u64 now) {
     struct socket_key key;
     struct socket_peer value = {
@@ -142,14 +143,14 @@ INLINE long store_more(__u64 cookie, const struct target *asked, const struct se
     return map_update(MAP(sockets), &key, &value, BPF_ANY);
 }
 
-/* What becomes of a datagram for which its socket has chosen before. */
+/* Stored choice of a socket for the frontend of a datagram. */
 enum choice {
     CHOICE_NONE,
     CHOICE_BACKEND,
     CHOICE_LEFT, /* to the slow path */
 };
 
-/* The choice that an unconnected socket made for a frontend other than its first. */
+/* Look up the choice of an unconnected socket for a frontend other than its first. */
 INLINE enum choice later_choice(const struct node *node, __u64 cookie, struct target *target, __u64 now) {
     struct socket_peer *found;
     struct socket_key key;
@@ -168,8 +169,8 @@ INLINE enum choice later_choice(const struct node *node, __u64 cookie, struct ta
     return CHOICE_BACKEND;
 }
 
-/* A socket's earlier choice for this frontend, as long as its backend serves and datagrams keep coming: what connection
- * tracking does for UDP. A connected socket that names its own frontend stays with what it was connected to. */
+/* Look up a socket's earlier choice for this frontend, which is valid while the backend serves and the flow is not
+ * idle, as in connection tracking for UDP. A connected socket that names its own frontend keeps its backend. */
 INLINE enum choice earlier_choice(const struct node *node, __u64 cookie, struct peer *peer, struct target *target,
                                   __u64 now) {
     if (!same_target(target, &peer->frontend, peer->frontend_port) || peer->protocol != target->protocol)
@@ -185,7 +186,7 @@ INLINE enum choice earlier_choice(const struct node *node, __u64 cookie, struct 
     return CHOICE_BACKEND;
 }
 
-/* Whether a socket already talks to an endpoint by another name than `asked`: then its answers could be either's. */
+/* True if a socket already uses this endpoint for another destination than `asked`: replies would be ambiguous. */
 INLINE int known_by_another_name(const struct node *node, __u64 cookie, const struct peer *peer,
                                  const struct target *asked, const struct selection *chosen, __u64 now) {
     struct socket_peer *found;
@@ -201,7 +202,7 @@ INLINE int known_by_another_name(const struct node *node, __u64 cookie, const st
            !older_than(found->last_ns, now, node->udp_stream_seconds);
 }
 
-/* Remember a new choice. REASON_CONNECTED, REASON_DATAGRAM, or why the socket's packets are left to the slow path. */
+/* Store a new choice. Returns REASON_CONNECTED, REASON_DATAGRAM, or why the slow path must serve the socket. */
 INLINE enum reason remember_choice(const struct node *node, __u64 cookie, int connected, const struct target *asked,
                                    const struct selection *chosen, __u64 now) {
     struct peer *peer = map_lookup(MAP(peers), &cookie);
@@ -221,9 +222,9 @@ INLINE enum reason remember_choice(const struct node *node, __u64 cookie, int co
     return left ? REASON_TUPLE_TAKEN : REASON_DATAGRAM;
 }
 
-/* A socket goes to what is no frontend. Connected: what it was pointed at before counts no more. With a datagram to an
- * endpoint that it was pointed at: from now on it hears from that endpoint by its own name, and the frontend is left to
- * the slow path. */
+/* Handle a destination that is no frontend. A connecting socket's earlier peer is forgotten. If a datagram goes to an
+ * endpoint that the socket already uses through a frontend, replies show the endpoint's own address from now on, and
+ * the slow path serves the frontend. */
 INLINE void talks_directly(__u64 cookie, int connected, const struct target *target, __u64 now) {
     struct peer *peer = map_lookup(MAP(peers), &cookie);
     struct socket_peer value = {.flags = PEER_LEFT, .last_ns = now};
@@ -236,7 +237,7 @@ INLINE void talks_directly(__u64 cookie, int connected, const struct target *tar
         map_delete(MAP(peers), &cookie);
         return;
     }
-    if (peer->flags & PEER_CONNECTED) /* it hears from nobody but its peer */
+    if (peer->flags & PEER_CONNECTED) /* it receives from its peer only */
         return;
     first = same_target(target, &peer->backend, peer->backend_port);
     if (first) {
@@ -265,8 +266,8 @@ INLINE struct answer_key answer_key(struct bpf_sock_addr *context, const struct 
     return key;
 }
 
-/* Whether a datagram goes back to where one came from: its port, though it is a frontend's, is the sender's own, or one
- * that masquerading gave it. Connection tracking knows such an answer; here the question is remembered. */
+/* True if a datagram replies to one that arrived from its destination: that port, though also a frontend's, is the
+ * sender's own or was allocated by masquerading. Connection tracking knows replies; here the request is stored. */
 INLINE int is_answer(struct bpf_sock_addr *context, const struct node *node, const struct target *target, __u64 now) {
     struct answer_key key;
     struct answer *answer;
@@ -278,7 +279,7 @@ INLINE int is_answer(struct bpf_sock_addr *context, const struct node *node, con
     return answer && !older_than(answer->last_ns, now, node->udp_stream_seconds);
 }
 
-/* Remember a datagram that came from a frontend on one of this node's own addresses without being translated. */
+/* Store an untranslated datagram that arrived from the address and port of a frontend on the node's own addresses. */
 INLINE enum reason remember_question(struct bpf_sock_addr *context, const struct target *sender) {
     struct frontend_key frontend = {.address = sender->address, .port = sender->port, .protocol = sender->protocol};
     struct answer_key key;
@@ -291,17 +292,17 @@ INLINE enum reason remember_question(struct bpf_sock_addr *context, const struct
     return map_update(MAP(answers), &key, &answer, BPF_ANY) ? REASON_ANSWERS_FULL : REASON_NOT_TRANSLATED;
 }
 
-/* Whether a frontend on one of the node's own addresses may be somebody's who listens there, who then comes first (a
- * DNS cache, say, on the address of the Service that it stands for). Whether anybody does is seen where the packet
- * comes to the node. */
+/* True if a local process may listen on a frontend at one of the node's own addresses; it takes precedence (a
+ * node-local DNS cache on the Service's address, for example). The packet hooks check whether such a socket exists. */
 INLINE int may_have_listener(const struct target *target) {
     struct frontend_key key = {.address = target->address, .port = target->port, .protocol = target->protocol};
 
     return (address_flags(&target->address) & ADDRESS_LOCAL) && map_lookup(MAP(frontends), &key);
 }
 
-/* Whether a socket has chosen its source address: to loopback that is one of its own, from which no packet can go to a
- * backend. */
+/* True if a socket for a loopback destination is bound to a source address: packets from loopback cannot reach a
+ * backend.
+ */
 INLINE int bound_to_loopback(struct bpf_sock_addr *context, const struct target *target) {
     if (!is_loopback(&target->address) || !context->sk)
         return 0;
@@ -310,7 +311,7 @@ INLINE int bound_to_loopback(struct bpf_sock_addr *context, const struct target 
     return (context->sk->src_ip6[0] | context->sk->src_ip6[1] | context->sk->src_ip6[2] | context->sk->src_ip6[3]) != 0;
 }
 
-/* What keeps a socket from being balanced here; REASON_NONE = nothing. */
+/* Return why a socket cannot be balanced here; REASON_NONE = it can. */
 INLINE enum reason refuse(struct bpf_sock_addr *context, const struct node *node, const struct target *target,
                           const struct client *client, int connected) {
     if (target->protocol != IPPROTO_TCP && target->protocol != IPPROTO_UDP)
@@ -326,7 +327,7 @@ INLINE enum reason refuse(struct bpf_sock_addr *context, const struct node *node
     return REASON_NONE;
 }
 
-/* Choose for a socket and remember it. `target` is changed with REASON_CONNECTED and REASON_DATAGRAM. */
+/* Choose a backend for a socket and store it. Changes `target` with REASON_CONNECTED and REASON_DATAGRAM. */
 INLINE enum reason choose(const struct node *node, __u64 cookie, const struct client *client, int connected,
                           struct target *target, struct selection *chosen, __u64 now) {
     struct frontend_key key = key_of(target);
@@ -349,8 +350,8 @@ INLINE enum reason choose(const struct node *node, __u64 cookie, const struct cl
     return reason;
 }
 
-/* Whether a socket's packets are to carry what it asks for, as connect time is off for its process. A connected UDP
- * socket that names what it was pointed at before goes on as it is: it hears from nobody else. */
+/* True if connect-time balancing is off for the process. A connected UDP socket that names its frontend keeps its
+ * backend nevertheless, since it receives from nothing else. */
 INLINE int left_alone(struct bpf_sock_addr *context, const struct node *node, __u64 netns_cookie,
                       const struct target *target, int connected) {
     struct peer *peer;
@@ -367,7 +368,7 @@ INLINE int left_alone(struct bpf_sock_addr *context, const struct node *node, __
     return 1;
 }
 
-/* Point a socket (or one datagram of it) at a backend. Returns whether `target` was changed. */
+/* Redirect a socket, or one datagram of it, to a backend. Returns 1 if `target` was changed. */
 INLINE int translate(struct bpf_sock_addr *context, struct target *target, enum hook hook) {
     struct node *node = this_node();
     int connected = hook == HOOK_CONNECT;
@@ -400,7 +401,7 @@ INLINE int translate(struct bpf_sock_addr *context, struct target *target, enum 
 
         peer = map_lookup(MAP(peers), &cookie);
         if (peer && (peer->flags & PEER_CONNECTED) && context->sk && context->sk->state != STATE_CONNECTED) {
-            peer->flags &= ~PEER_CONNECTED; /* connect(2) with AF_UNSPEC, which no program sees */
+            peer->flags &= ~PEER_CONNECTED; /* after connect(2) with AF_UNSPEC, for which no program runs */
             peer->last_ns = now;
         }
         choice = peer ? earlier_choice(node, cookie, peer, target, now) : CHOICE_NONE;
@@ -420,7 +421,7 @@ INLINE int translate(struct bpf_sock_addr *context, struct target *target, enum 
     return reason == REASON_CONNECTED || reason == REASON_DATAGRAM;
 }
 
-/* The name by which a socket knows whom it talks to; 0 = by the address that it has. */
+/* Replace a backend in `target` by the frontend that the socket addressed; 0 = the socket uses the real address. */
 INLINE int known_as(__u64 cookie, struct target *target, __u64 now) {
     struct peer *peer = map_lookup(MAP(peers), &cookie);
     struct socket_key key;
@@ -449,7 +450,7 @@ INLINE int known_as(__u64 cookie, struct target *target, __u64 now) {
     return 1;
 }
 
-/* Show a socket the frontend it asked for instead of the backend it talks to. Returns whether `target` was changed. */
+/* Report the frontend that a socket addressed instead of its backend. Returns 1 if `target` was changed. */
 INLINE int rename(struct bpf_sock_addr *context, struct target *target, enum hook hook) {
     if (!known_as(socket_cookie(context), target, bpf_ktime_get_ns())) {
         count(hook, hook == HOOK_RECVMSG ? remember_question(context, target) : REASON_NOT_TRANSLATED);
@@ -497,7 +498,7 @@ INLINE void aim_ipv6(struct bpf_sock_addr *context, const struct target *target)
         return 1;                                                                                                      \
     }
 
-/* A socket is closed: nobody will ask for its peer any more. */
+/* Remove a closed socket's entry. */
 PROGRAM(sock_release)(struct bpf_sock *context) {
     __u64 cookie = socket_cookie(context);
 

@@ -1,10 +1,10 @@
-/* Tracked flows: where their entries are, how long they live, when their backend must still serve.
+/* Tracked flows: look-up, lifetime, and when their backend must still serve.
  *
  * A flow has two entries, each under the tuple its packets arrive with. TCP and UDP have a table each, so that neither
- * can take the other's room. Nothing that lives is ever thrown out: a full table refuses newcomers, which the slow path
- * then serves. Entries go when their connection has provably ended (segments.h), when a new flow needs their tuple and
- * finds them expired, and otherwise by the collector of the control plane (dataplane/planes/ebpf/flows/collect.py),
- * whose rule is expired() below. */
+ * can fill the other's. Live entries are never evicted: a full table refuses new flows, which the slow path serves.
+ * Entries are removed when their connection has provably ended (segments.h), when a new flow needs the tuple of an
+ * expired one, and otherwise by the daemon's collector (dataplane/planes/ebpf/flows/collect.py), by the rule of
+ * expired() below. */
 #ifndef HOTPLANE_FLOW_H
 #define HOTPLANE_FLOW_H
 
@@ -12,12 +12,12 @@
 #include "packet.h"
 
 enum flow_limits {
-    CHECK_PACKETS = 255,  /* mask: how often a busy flow looks whether its other entry is still there */
+    CHECK_PACKETS = 255,  /* mask: a busy flow checks once in so many packets that its other entry exists */
     UDP_STREAM_AFTER = 2, /* translation.begun's units: as connection tracking, which takes two seconds */
     NO_ANSWER_AFTER = 1,
 };
 
-/* bpf_ktime_get_ns() as of the last tick. Reading the tick's number costs nothing, asking for the time does. */
+/* bpf_ktime_get_ns() as of the last tick. Reading the tick number is cheap, reading the clock is not. */
 INLINE __u64 coarse_now(struct scratch *scratch) {
     __u64 tick = bpf_jiffies64();
 
@@ -63,14 +63,14 @@ INLINE void delete_flow(const struct tuple *key) {
         table_delete(table, key);
 }
 
-/* Whether an entry turns packets into the answers to packets from `client` to `frontend`. */
+/* True if an entry translates packets to replies to packets from `client` to `frontend`. */
 INLINE int is_reverse_of(const struct translation *entry, const struct address *client, __be16 client_port,
                          const struct address *frontend, __be16 frontend_port) {
     return same_address(&entry->destination, client) & same_address(&entry->source, frontend) &
            !((entry->destination_port ^ client_port) | (entry->source_port ^ frontend_port));
 }
 
-/* The tuple of what comes back. */
+/* Return in `back` the tuple of the other direction. */
 INLINE void reverse_tuple(const struct tuple *tuple, struct tuple *back) {
     copy_address(&back->source, &tuple->destination);
     copy_address(&back->destination, &tuple->source);
@@ -80,7 +80,7 @@ INLINE void reverse_tuple(const struct tuple *tuple, struct tuple *back) {
     back->pad[0] = back->pad[1] = back->pad[2] = 0;
 }
 
-/* The key of a flow's other entry: what becomes of a packet, turned round. */
+/* Return in `key` the key of a flow's other entry: the reversed tuple of the translated packet. */
 INLINE void other_key(const struct translation *entry, __u8 protocol, struct tuple *key) {
     copy_address(&key->source, &entry->destination);
     copy_address(&key->destination, &entry->source);
@@ -90,7 +90,7 @@ INLINE void other_key(const struct translation *entry, __u8 protocol, struct tup
     key->pad[0] = key->pad[1] = key->pad[2] = 0;
 }
 
-/* The other entry of a flow, if it is still this flow's. Leaves its key in `key`. */
+/* Find the other entry of a flow, if it still belongs to this flow. Leaves its key in `key`. */
 INLINE struct translation *find_other(const struct tuple *own, const struct translation *entry, struct tuple *key) {
     struct translation *other;
 
@@ -101,26 +101,26 @@ INLINE struct translation *find_other(const struct tuple *own, const struct tran
                : 0;
 }
 
-/* All that is known of a flow. */
+/* Return the flags of a flow, set by either direction. */
 INLINE __u32 facts(const struct translation *entry) {
     return entry->flags | entry->noted;
 }
 
-/* What a packet says of its flow is noted in both entries, so that packets of the other direction need not look here.
- * Plain stores do, since each word has one direction's packets as its writer. */
+/* Set flags in both entries of a flow, so that packets of the other direction need only one look-up. Plain stores are
+ * enough, since each word is written by packets of one direction only. */
 INLINE void note(struct translation *entry, struct translation *other, __u32 flags) {
     entry->flags |= flags;
     if (other)
         other->noted |= flags;
 }
 
-/* Whether an entry is about a connection that is over or about to be: a SYN then begins a new one. */
+/* True if a connection is closed or closing: a SYN then starts a new one. */
 INLINE int ending(__u32 flags) {
     return (flags & (FLOW_RST_FORWARD | FLOW_RST_REPLY | FLOW_RESTING)) ||
            (flags & (FLOW_FIN_FORWARD | FLOW_FIN_REPLY)) == (FLOW_FIN_FORWARD | FLOW_FIN_REPLY);
 }
 
-/* Idle time in seconds after which an entry is forgotten. The collector reckons the same (flows.py, setting()). */
+/* Return the idle time in seconds after which an entry expires; the same rule as flows/entries.py, setting(). */
 INLINE __u32 lifetime(const struct node *node, __u8 protocol, __u32 flags) {
     if (protocol != IPPROTO_TCP)
         return flags & (FLOW_ESTABLISHED | FLOW_FOREIGN) ? node->udp_stream_seconds : node->udp_seconds;
@@ -139,7 +139,7 @@ INLINE int opens_connection(const struct packet *packet) {
     return (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 }
 
-/* A datagram of a flow: the first answer, and when it has become a stream. */
+/* Update the state of a UDP flow: first reply seen, then established once it has lasted UDP_STREAM_AFTER. */
 INLINE void note_datagram(const struct tuple *key, struct translation *entry, __u64 now) {
     __u32 flags = FLOW_SEEN_REPLY;
     struct scratch *scratch;
@@ -158,7 +158,7 @@ INLINE void note_datagram(const struct tuple *key, struct translation *entry, __
         note(entry, find_other(key, entry, &scratch->forward_key), flags);
 }
 
-/* Whether neither direction was used for the flow's lifetime. */
+/* True if both directions were idle for the flow's lifetime. */
 INLINE int expired(const struct node *node, const struct tuple *key, const struct translation *entry, __u64 now) {
     struct scratch *scratch = this_scratch();
     struct translation *other;
@@ -173,7 +173,7 @@ INLINE int expired(const struct node *node, const struct tuple *key, const struc
     return hide_value(scratch, !other || older_than(other->last_ns, now, seconds));
 }
 
-/* Remove a flow. The entry of answers stays where its port must rest. Leaves the other entry's key in `work`. */
+/* Remove a flow, except a reply entry in TIME-WAIT. Leaves the other entry's key in `work`. */
 INLINE void forget_flow(const struct tuple *key, const struct translation *entry, struct tuple *work) {
     struct translation *other = find_other(key, entry, work);
 
@@ -182,10 +182,10 @@ INLINE void forget_flow(const struct tuple *key, const struct translation *entry
     delete_flow(key);
 }
 
-/* Whether a SYN may go the way of an entry that its tuple has already. It is sent again to a backend that has not
- * answered, if that still serves. An established connection is not ended by a SYN: its backend answers with its own
- * view (RFC 5961, section 4), upon which a client that really began anew resets the old connection. A backend that is
- * gone does not, and a second SYN after a second of silence is let go. */
+/* True if a SYN may use the existing entry of its tuple. A retransmitted SYN goes to the same backend while that
+ * serves. A SYN does not end an established connection: the backend answers with a challenge ACK (RFC 5961, section 4),
+ * and a client that really restarted resets the old connection. A removed backend does not answer; then a second SYN
+ * after a second of silence starts a new connection. */
 INLINE int takes_syn(const struct tuple *key, struct translation *entry, __u64 now, __u8 *moved) {
     struct scratch *scratch = this_scratch();
     struct translation *other;

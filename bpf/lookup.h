@@ -1,11 +1,11 @@
-/* From a destination to a backend: frontend lookup, source classes, source ranges, affinity, selection. All hooks share
- * this file. */
+/* Backend selection for a destination: frontend look-up, source classes, source ranges, session affinity. Shared by all
+ * hooks. */
 #ifndef HOTPLANE_LOOKUP_H
 #define HOTPLANE_LOOKUP_H
 
 #include "helpers.h"
 
-/* What is known of a client before its frontend is looked up. */
+/* Description of a client before its frontend is looked up. */
 struct client {
     struct address identity; /* its address, by which affinity and source ranges go; where that is not known, who it is
                                 to those who watch */
@@ -45,8 +45,8 @@ INLINE __u32 address_flags(const struct address *address) {
     return flags ? *flags : 0;
 }
 
-/* Whether UDP to or from an address can belong to a question that one of this node's own addresses asked: a datagram
- * has no sign of being an answer, as TCP has, and node ports are at these addresses. */
+/* True if UDP to or from an address may belong to a request from one of this node's own addresses: unlike a TCP
+ * segment, a datagram does not show that it is a reply, and node ports are at these addresses. */
 INLINE int own_datagram(__u8 protocol, const struct address *address) {
     return protocol == IPPROTO_UDP && (address_flags(address) & ADDRESS_LOCAL);
 }
@@ -59,8 +59,8 @@ INLINE __u32 classify(const struct node *node, const struct address *source, int
     return is_loopback(source) || (address_flags(source) & ADDRESS_LOCAL) ? SOURCE_NODE : SOURCE_OUTSIDE;
 }
 
-/* The frontend of a destination: by address, else as a node port where node ports answer on it. On success `key` is the
- * key that hit, to look it up again. */
+/* Find the frontend of a destination: by address, else as a node port if the address serves node ports. On success
+ * `key` is the key that matched. */
 INLINE struct frontend *find_frontend(struct frontend_key *key) {
     struct frontend *frontend;
 
@@ -77,16 +77,15 @@ INLINE struct frontend *find_frontend(struct frontend_key *key) {
     return map_lookup(MAP(frontends), key);
 }
 
-/* Whether the frontend's source ranges let this source in. */
+/* True if the frontend's source ranges contain this source. */
 INLINE int in_ranges(const struct frontend *frontend, const struct address *source) {
     struct range_key key = {.prefix_length = 160, .range_set = to_be32(frontend->range_set), .address = *source};
 
     return map_lookup(MAP(source_ranges), &key) != 0;
 }
 
-/* Whether the backend that somebody remembers still serves: same tenant, still a member of one of the sets in
- * `wanted`. The check that every entry which outlives a packet makes before it is used for UDP or for a new connection.
- */
+/* Return a stored backend if it still serves: same generation, still a member of one of the sets in `wanted`; else 0.
+ * Every stored entry is checked by this before it is used for UDP or for a new connection. */
 INLINE struct backend *live_backend(__u32 index, __u32 generation, __u32 wanted) {
     struct backend *backend = map_lookup(MAP(backends), &index);
 
@@ -95,10 +94,10 @@ INLINE struct backend *live_backend(__u32 index, __u32 generation, __u32 wanted)
     return backend;
 }
 
-/* What is remembered of a client. */
+/* Session affinity of a client. */
 struct memory {
     __u32 good;  /* its backend may be used again */
-    __u32 stale; /* its backend went, or its time is over */
+    __u32 stale; /* its backend was removed, or it expired */
     __u32 draw;  /* when stale: what to choose by, so that several processors that choose anew agree */
 };
 

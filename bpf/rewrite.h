@@ -1,5 +1,5 @@
-/* Translating a packet in place, by direct access: what XDP does, and tc for ICMP errors. Checksums change by
- * difference; each write is checked against the end of the packet right before. */
+/* Translation of a packet in place by direct access, for XDP, and for ICMP errors in tc. Checksums are updated
+ * incrementally; each write is preceded by a bounds check. */
 #ifndef HOTPLANE_REWRITE_H
 #define HOTPLANE_REWRITE_H
 
@@ -13,7 +13,7 @@ enum rewrite_limits {
     UDP_CHECK = 6,
 };
 
-/* What a translation adds to the sums. */
+/* Checksum differences of a translation. */
 struct changes {
     __u64 addresses;
     __u64 ports;
@@ -28,9 +28,9 @@ INLINE void describe_changes(const struct packet *packet, const struct translati
                                 (__u32)to->source_port << 16 | to->destination_port);
 }
 
-/* Whether the checksum is still to be filled in. Over a veth, packets of this machine come so, with the sum of the
- * pseudo header in its place, and only the kernel's socket buffer knows, which is not shown to programs. `length`: of
- * the transport header and what follows. */
+/* True if the checksum was left to offload. Packets of this machine arrive so over a veth, with the pseudo-header sum
+ * in the field; only the socket buffer records that (CHECKSUM_PARTIAL), which programs cannot read. `length`: of
+ * transport header and payload. */
 INLINE int unfinished(const struct tuple *tuple, int ipv4, __u32 length, __be16 check) {
     __u64 sum = to_be16(tuple->protocol) + to_be16(length);
 
@@ -97,7 +97,7 @@ INLINE int rewrite_ip(void *data, void *end, const struct packet *packet, const 
     return 0;
 }
 
-/* A whole TCP or UDP packet. */
+/* Translate an unfragmented TCP or UDP packet. */
 INLINE int rewrite_packet(void *data, void *end, const struct packet *packet, const struct translation *to, int hop) {
     void *header = data + (packet->l4 & L4_OFFSETS);
     struct changes changes;

@@ -1,4 +1,4 @@
-/* What TCP segments say of the connection that they belong to: when it is established, when it has ended.
+/* TCP state tracking: when a connection is established and when it has ended.
  *
  * An entry must never say more than both ends would. So each direction follows its own sequence and acknowledgment
  * numbers, within a window, and only a segment whose numbers both fit changes a flow, as with the ends themselves (RFC
@@ -18,7 +18,7 @@ enum segment_limits {
     FIRST_FLIGHT = 1 << 16,  /* what a backend may have sent before its SYN-ACK is acknowledged */
 };
 
-/* Whether a number is within so much of another one, before it or behind it. */
+/* True if two sequence numbers differ by at most `distance`, in either direction. */
 INLINE int near(__u32 number, __u32 other, __u32 distance) {
     return number - other + distance <= 2 * distance;
 }
@@ -27,14 +27,14 @@ INLINE int is_after(__u32 number, __u32 other) {
     return (__s32)(number - other) > 0;
 }
 
-/* What follows a segment in its sender's sequence space. */
+/* Return the sequence number after a segment. */
 INLINE __u32 segment_end(const struct packet *packet) {
     __u32 length = packet->size - (packet->l4 - packet->l3) - packet->transport_size;
 
     return packet->sequence + length + !!(packet->tcp_flags & TCP_SYN) + !!(packet->tcp_flags & TCP_FIN);
 }
 
-/* Take over what of a segment's numbers is news. */
+/* Advance the stored numbers to a segment's, where those are newer. */
 INLINE void advance(struct translation *entry, __u32 end, __u32 acknowledged) {
     if (is_after(end, entry->sequence_end))
         entry->sequence_end = end;
@@ -42,7 +42,7 @@ INLINE void advance(struct translation *entry, __u32 end, __u32 acknowledged) {
         entry->acknowledged = acknowledged;
 }
 
-/* Follow a direction's numbers: all that most segments need. Returns whether they fit. */
+/* Track a direction's numbers, which is enough for most segments. Returns 1 if they are within the window. */
 INLINE int follow(struct translation *entry, __u32 end, __u32 acknowledged) {
     if (!near(end, entry->sequence_end, FOLLOW_WINDOW) || !near(acknowledged, entry->acknowledged, FOLLOW_WINDOW))
         return 0;
@@ -104,7 +104,7 @@ INLINE void note_reset(const struct packet *packet, struct translation *entry, c
         note(entry, other, reply ? FLOW_RST_REPLY : FLOW_RST_FORWARD);
 }
 
-/* The handshake: the SYN, sent again or not, the SYN-ACK, and what acknowledges that. */
+/* Track the handshake: SYN, also retransmitted, SYN-ACK, and the ACK of that. */
 INLINE void note_handshake(const struct packet *packet, struct translation *entry, struct translation *other,
                            __u32 end) {
     __u32 flags = packet->tcp_flags;
@@ -127,7 +127,7 @@ INLINE void note_handshake(const struct packet *packet, struct translation *entr
     }
 }
 
-/* Segments from a FIN on. The backend remembers the connection unless the client closed it first, and it knew. */
+/* Track segments from a FIN on. The backend is in TIME-WAIT unless the client closed first, and the backend knew. */
 INLINE void note_closing(const struct packet *packet, struct translation *entry, const struct tuple *other_tuple,
                          struct translation *other, __u32 end, __u64 now) {
     __u32 reply = entry->flags & FLOW_REPLY, own = reply ? FLOW_FIN_REPLY : FLOW_FIN_FORWARD;
@@ -147,7 +147,7 @@ INLINE void note_closing(const struct packet *packet, struct translation *entry,
         end_flow(&packet->tuple, entry, other_tuple, other, !!(facts(entry) & FLOW_REST), now);
 }
 
-/* Note what a translated segment says. The entry may be gone afterwards. */
+/* Update the connection state by a translated segment. The entry may be deleted afterwards. */
 INLINE void note_segment(const struct packet *packet, struct translation *entry, __u64 now) {
     __u32 end = segment_end(packet), flags = facts(entry), control = packet->tcp_flags;
     __u32 reset = flags & FLOW_REPLY ? FLOW_RST_REPLY : FLOW_RST_FORWARD;
@@ -175,13 +175,13 @@ INLINE void note_segment(const struct packet *packet, struct translation *entry,
     if (!follow(entry, end, packet->acknowledged) && !resume(entry, other, end, packet->acknowledged))
         return;
     if ((flags & reset) && end == entry->sequence_end) {
-        entry->flags &= ~reset; /* whoever sent the RST, it was not this end */
+        entry->flags &= ~reset; /* this end did not send the RST */
         other->noted &= ~reset;
     }
     note_closing(packet, entry, &scratch->forward_key, other, end, now);
 }
 
-/* Account a translated packet, and note what it says of its flow. The entry may be gone afterwards. */
+/* Account a translated packet and update its flow's state. The entry may be deleted afterwards. */
 INLINE void touch(const struct packet *packet, struct translation *entry, __u64 now) {
     account(entry, packet->size, now);
     if (packet->kind == PACKET_ICMP_ERROR || packet->kind == PACKET_LATER_FRAGMENT)

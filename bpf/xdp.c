@@ -1,7 +1,7 @@
-/* The fast path on uplinks, before the kernel makes a socket buffer. It translates what leaves by redirect (flows with
- * SNAT: to remote backends, and their answers) and sends it on itself. Everything else it passes on as it is, to tc on
- * the same device, with which it shares the flows: a local backend's packets need tc at egress anyway, and translating
- * them once for a whole aggregate of segments is cheaper than here for each; fragments and ICMP errors are rare.
+/* XDP on uplinks, before the kernel allocates a socket buffer. It translates and redirects flows with SNAT: packets to
+ * remote backends and their replies. Everything else goes unchanged to tc on the same device, which uses the same flow
+ * tables: packets of a local backend need tc at egress anyway, and translating a GRO packet there once is cheaper than
+ * translating each of its segments here; fragments and ICMP errors are rare.
  *
  * NO_XDP_TX is for veth, whose driver does not wake the other end after XDP_TX unless that has an XDP program too;
  * frames would lie there until something else is sent. It does after a redirect.
@@ -15,13 +15,13 @@
 #include "established.h"
 
 enum hop_limits {
-    HOP_NS = 100000000, /* how long a next hop is believed: the routing tables cost as much as all the rest */
+    HOP_NS = 100000000, /* how long a next hop is cached: a FIB look-up costs as much as all the rest */
     HOP_PROBE = 31,     /* mask: of so many looks one is left to tc, since only the stack's own use of a neighbour entry
                            makes it ask whether the neighbour is still there */
 };
 
-/* Ask the routing tables for the next hop of a flow and note it in the entry. A reader on another CPU meanwhile sees no
- * valid hop, or, should it have begun before, at worst sends one packet to the old one. */
+/* Look up the next hop of a flow in the FIB and cache it in the entry. Meanwhile another CPU sees no valid next hop,
+ * or, if it started before, at worst sends one packet to the old one. */
 INLINE enum reason refresh_hop(struct xdp_md *context, const struct packet *packet, struct translation *entry,
                                __u64 now) {
     int first = !entry->hop_until_ns;
@@ -50,7 +50,7 @@ INLINE enum reason refresh_hop(struct xdp_md *context, const struct packet *pack
     return REASON_NONE;
 }
 
-/* What keeps XDP from sending a translated packet on. REASON_NONE: the entry has the next hop. */
+/* Return why XDP cannot redirect a translated packet; REASON_NONE: the entry has the next hop. */
 INLINE enum reason find_next_hop(struct xdp_md *context, const struct packet *packet, struct translation *entry,
                                  __u64 now) {
     if (packet->hops <= 1)
@@ -78,7 +78,7 @@ INLINE int send(__u32 to, __u32 ifindex) {
     return bpf_redirect(to, 0);
 }
 
-/* Translate and send on. Returns the verdict; packet->reason tells why where it is not what it was. */
+/* Translate and redirect. Returns the verdict; if that is not to redirect, packet->reason says why. */
 INLINE int translate(struct xdp_md *context, const struct arrival *arrival, struct packet *packet,
                      struct translation *entry) {
     enum reason found = packet->reason;
@@ -114,8 +114,8 @@ INLINE int unfinished_packet(void *data, void *end, const struct packet *packet)
            unfinished(&packet->tuple, packet->ipv4, packet->size - (packet->l4 - packet->l3), *check);
 }
 
-/* See established.h. Returns the verdict, or XDP_ABORTED for a packet that the general code has to see. `missing`: its
- * flow is not established. */
+/* See established.h. Returns the verdict, or XDP_ABORTED for a packet that needs the general path. `missing`: it
+ * has no flow. */
 INLINE int forward_established(struct xdp_md *context, __u32 ifindex, __u64 now, int *missing) {
     void *data = (void *)(long)context->data, *end = (void *)(long)context->data_end;
     struct translation *entry;

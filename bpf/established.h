@@ -82,7 +82,7 @@ INLINE int fast_path_parse_transport(void *end, struct fast_path_packet *packet)
 /* Track the sequence numbers of a connection; 0 = the general path must handle this packet. An established UDP flow has
  * no state to update. */
 INLINE int fast_path_track(const struct fast_path_packet *packet, struct translation *entry) {
-    __u32 flags = facts(entry);
+    __u32 flags = flow_flags(entry);
 
     if (!(flags & FLOW_ESTABLISHED))
         return 0;

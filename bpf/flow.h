@@ -102,7 +102,7 @@ INLINE struct translation *find_other(const struct tuple *own, const struct tran
 }
 
 /* Return the flags of a flow, set by either direction. */
-INLINE __u32 facts(const struct translation *entry) {
+INLINE __u32 flow_flags(const struct translation *entry) {
     return entry->flags | entry->noted;
 }
 
@@ -144,9 +144,9 @@ INLINE void note_datagram(const struct tuple *key, struct translation *entry, __
     __u32 flags = FLOW_SEEN_REPLY;
     struct scratch *scratch;
 
-    if (likely(facts(entry) & FLOW_ESTABLISHED))
+    if (likely(flow_flags(entry) & FLOW_ESTABLISHED))
         return;
-    if (facts(entry) & FLOW_SEEN_REPLY) {
+    if (flow_flags(entry) & FLOW_SEEN_REPLY) {
         if ((__s32)(coarse_time(now) - entry->begun) < UDP_STREAM_AFTER)
             return;
         flags = FLOW_ESTABLISHED;
@@ -166,7 +166,7 @@ INLINE int expired(const struct node *node, const struct tuple *key, const struc
 
     if (!scratch)
         return 0;
-    seconds = hide_value(scratch, lifetime(node, key->protocol, facts(entry)));
+    seconds = hide_value(scratch, lifetime(node, key->protocol, flow_flags(entry)));
     if (likely(!older_than(entry->last_ns, now, seconds)))
         return 0;
     other = find_other(key, entry, &scratch->forward_key);
@@ -177,7 +177,7 @@ INLINE int expired(const struct node *node, const struct tuple *key, const struc
 INLINE void forget_flow(const struct tuple *key, const struct translation *entry, struct tuple *work) {
     struct translation *other = find_other(key, entry, work);
 
-    if (other && !(facts(other) & FLOW_RESTING))
+    if (other && !(flow_flags(other) & FLOW_RESTING))
         delete_flow(work);
     delete_flow(key);
 }
@@ -191,12 +191,12 @@ INLINE int takes_syn(const struct tuple *key, struct translation *entry, __u64 n
     struct translation *other;
     __u32 time = coarse_time(now);
 
-    if (ending(facts(entry)) || !scratch)
+    if (ending(flow_flags(entry)) || !scratch)
         return 0;
     if (live_backend(entry->backend, entry->backend_generation, BACKEND_USABLE))
         return 1;
     *moved = 1;
-    if (!(facts(entry) & FLOW_ESTABLISHED))
+    if (!(flow_flags(entry) & FLOW_ESTABLISHED))
         return 0;
     other = find_other(key, entry, &scratch->forward_key);
     if (entry->begun && (__s32)(time - entry->begun) > NO_ANSWER_AFTER &&
@@ -213,7 +213,7 @@ INLINE int takes_syn(const struct tuple *key, struct translation *entry, __u64 n
 INLINE int usable(const struct node *node, struct packet *packet, struct translation *entry, __u64 now) {
     if (packet->protocol == IPPROTO_TCP) {
         if (likely(!opens_connection(packet)))
-            return !(facts(entry) & FLOW_RESTING);
+            return !(flow_flags(entry) & FLOW_RESTING);
         return !expired(node, &packet->tuple, entry, now) && takes_syn(&packet->tuple, entry, now, &packet->moved);
     }
     if (!live_backend(entry->backend, entry->backend_generation, BACKEND_SERVES)) {
@@ -233,7 +233,7 @@ INLINE void describe_reply(const struct tuple *key, const struct translation *fo
     copy_address(&reply->destination, &key->source);
     reply->source_port = key->destination_port;
     reply->destination_port = key->source_port;
-    reply->flags = facts(forward) | FLOW_REPLY;
+    reply->flags = flow_flags(forward) | FLOW_REPLY;
     reply->backend = forward->backend;
     reply->backend_generation = forward->backend_generation;
     reply->service = forward->service;

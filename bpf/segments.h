@@ -93,7 +93,7 @@ INLINE void note_reset(const struct packet *packet, struct translation *entry, c
     int sent = packet->sequence == entry->sequence_end;
     int expected = packet->sequence == other->acknowledged;
 
-    if (!(facts(entry) & FLOW_SEEN_REPLY)) {
+    if (!(flow_flags(entry) & FLOW_SEEN_REPLY)) {
         if (reply ? !(packet->tcp_flags & TCP_ACK) || packet->acknowledged != other->sequence_end : !sent)
             return;
         sent = expected = 1;
@@ -113,7 +113,7 @@ INLINE void note_handshake(const struct packet *packet, struct translation *entr
         if (opens_connection(packet)) {
             if (!entry->sequence_end || entry->sequence_end - end > FIRST_DATA) /* else the same without its data */
                 entry->sequence_end = end;
-        } else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_ACK && (facts(entry) & FLOW_SEEN_REPLY) &&
+        } else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_ACK && (flow_flags(entry) & FLOW_SEEN_REPLY) &&
                    packet->acknowledged - other->sequence_end <= FIRST_FLIGHT &&
                    near(packet->sequence, entry->sequence_end, FIRST_FLIGHT)) {
             entry->sequence_end = end;
@@ -138,18 +138,18 @@ INLINE void note_closing(const struct packet *packet, struct translation *entry,
         entry->flags |= FLOW_TIMESTAMPS;
     }
     if ((packet->tcp_flags & TCP_FIN) && !(entry->flags & own) && end == entry->sequence_end) {
-        if (reply && (!(facts(entry) & FLOW_FIN_FORWARD) || entry->acknowledged != other->sequence_end))
+        if (reply && (!(flow_flags(entry) & FLOW_FIN_FORWARD) || entry->acknowledged != other->sequence_end))
             own |= FLOW_REST;
         note(entry, other, own);
     }
-    if ((facts(entry) & both) == both && entry->acknowledged == other->sequence_end &&
+    if ((flow_flags(entry) & both) == both && entry->acknowledged == other->sequence_end &&
         other->acknowledged == entry->sequence_end)
-        end_flow(&packet->tuple, entry, other_tuple, other, !!(facts(entry) & FLOW_REST), now);
+        end_flow(&packet->tuple, entry, other_tuple, other, !!(flow_flags(entry) & FLOW_REST), now);
 }
 
 /* Update the connection state by a translated segment. The entry may be deleted afterwards. */
 INLINE void note_segment(const struct packet *packet, struct translation *entry, __u64 now) {
-    __u32 end = segment_end(packet), flags = facts(entry), control = packet->tcp_flags;
+    __u32 end = segment_end(packet), flags = flow_flags(entry), control = packet->tcp_flags;
     __u32 reset = flags & FLOW_REPLY ? FLOW_RST_REPLY : FLOW_RST_FORWARD;
     struct scratch *scratch;
     struct translation *other;
@@ -170,7 +170,7 @@ INLINE void note_segment(const struct packet *packet, struct translation *entry,
     }
     if (!(flags & FLOW_ESTABLISHED))
         note_handshake(packet, entry, other, end);
-    if ((control & (TCP_SYN | TCP_ACK)) != TCP_ACK || !(facts(entry) & FLOW_ESTABLISHED))
+    if ((control & (TCP_SYN | TCP_ACK)) != TCP_ACK || !(flow_flags(entry) & FLOW_ESTABLISHED))
         return;
     if (!follow(entry, end, packet->acknowledged) && !resume(entry, other, end, packet->acknowledged))
         return;

@@ -16,7 +16,7 @@ INLINE __u16 snat_port(const struct node *node, __u32 index) {
 INLINE int accepted_in_time_wait(const struct packet *packet, const struct translation *resting) {
     if (packet->timestamps == UNKNOWN_TIMESTAMP)
         return 0;
-    if (packet->timestamps == HAS_TIMESTAMP && (facts(resting) & FLOW_TIMESTAMPS))
+    if (packet->timestamps == HAS_TIMESTAMP && (flow_flags(resting) & FLOW_TIMESTAMPS))
         return (__s32)(packet->timestamp - resting->timestamp) > 0;
     return (__s32)(packet->sequence - resting->sequence_end) > 0;
 }
@@ -24,7 +24,7 @@ INLINE int accepted_in_time_wait(const struct packet *packet, const struct trans
 /* True if the flow that holds the tuple of scratch->reply_key can be replaced by a new flow. */
 INLINE int can_be_replaced(const struct node *node, const struct packet *packet, struct scratch *scratch,
                            const struct translation *holder, __u64 now) {
-    __u32 flags = facts(holder);
+    __u32 flags = flow_flags(holder);
 
     if (flags & FLOW_RESTING)
         return accepted_in_time_wait(packet, holder) || older_than(holder->last_ns, now, node->tcp_rest_seconds);
@@ -45,7 +45,7 @@ INLINE enum reason claim_reply(const struct node *node, const struct packet *pac
         return refusal;
     if (is_reverse_of(holder, &scratch->reply.destination, scratch->reply.destination_port, &scratch->reply.source,
                       scratch->reply.source_port) &&
-        !(facts(holder) & FLOW_RESTING))
+        !(flow_flags(holder) & FLOW_RESTING))
         return REASON_FLOW;
     if (!hide_value(scratch, can_be_replaced(node, packet, scratch, holder, now)))
         return REASON_TUPLE_TAKEN;
@@ -61,9 +61,9 @@ INLINE int looks_free(const struct node *node, const struct packet *packet, stru
 
     if (likely(!holder))
         return 1;
-    if (facts(holder) & FLOW_RESTING)
+    if (flow_flags(holder) & FLOW_RESTING)
         return accepted_in_time_wait(packet, holder);
-    seconds = facts(holder) & FLOW_ESTABLISHED ? node->tcp_established_seconds : node->tcp_syn_seconds;
+    seconds = flow_flags(holder) & FLOW_ESTABLISHED ? node->tcp_established_seconds : node->tcp_syn_seconds;
     return older_than(holder->last_ns, now, seconds);
 }
 

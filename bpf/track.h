@@ -9,7 +9,7 @@
 /* What the flow needs beyond a new destination. A client whose backend runs here keeps its address even where the
  * policy masquerades: the answers pass this node anyway. A client that meets itself would answer itself directly. What
  * is delivered to a process of this node itself does not leave, and has no address of its way out to be given. */
-INLINE __u32 flow_flags(const struct node *node, const struct selection *chosen, const struct address *client) {
+INLINE __u32 new_flow_flags(const struct node *node, const struct selection *chosen, const struct address *client) {
     __u32 flags = chosen->backend_flags & BACKEND_HERE ? FLOW_LOCAL_BACKEND : 0;
 
     if (same_address(&chosen->address, client))
@@ -40,7 +40,7 @@ INLINE void describe_forward(const struct arrival *arrival, const struct packet 
     struct translation *forward = &scratch->forward;
 
     __builtin_memset(forward, 0, sizeof(*forward));
-    forward->flags = flow_flags(arrival->node, chosen, &packet->tuple.source);
+    forward->flags = new_flow_flags(arrival->node, chosen, &packet->tuple.source);
     if (arrival->hook == HOOK_XDP)
         forward->flags |= FLOW_BY_XDP;
     copy_address(&forward->destination, &chosen->address);
@@ -180,7 +180,7 @@ INLINE enum reason follow_entry(const struct arrival *arrival, struct packet *pa
     if (packet->kind == PACKET_LATER_FRAGMENT)
         return REASON_FRAGMENT;
     if (entry->flags & FLOW_REPLY)
-        return facts(entry) & FLOW_RESTING ? REASON_RESTING : REASON_REPLY;
+        return flow_flags(entry) & FLOW_RESTING ? REASON_RESTING : REASON_REPLY;
     if (unlikely(!usable(arrival->node, packet, entry, arrival->now)))
         return REASON_NONE;
     if (unlikely((entry->packets & CHECK_PACKETS) == CHECK_PACKETS || opens_connection(packet)) &&

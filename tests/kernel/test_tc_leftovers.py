@@ -19,7 +19,7 @@ from dataplane.lab.spec import LabSpec, Node
 from dataplane.model.net import Family
 from dataplane.planes.base import Plane
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
-from dataplane.planes.ebpf.flows.entries import RST, facts, state
+from dataplane.planes.ebpf.flows.entries import RST, flow_flags, state
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.nftables.plane import NftablesPlane
 from tests.kernel.ebpf_lab import SMALL
@@ -76,7 +76,7 @@ class Site:
         found = []
         for node in self._proxy.nodes.values():
             assert isinstance(node.plane, EbpfPlane)
-            found += [facts(value) for _, value in node.plane.tables.maps.items("tcp_flows")]
+            found += [flow_flags(value) for _, value in node.plane.tables.maps.items("tcp_flows")]
         states = [state(socket.IPPROTO_TCP, flags) for flags in found if not flags & RST]
         return [name for name in states if name != "resting"]
 

@@ -125,8 +125,8 @@ BPF = (
     Mutation(
         "a SYN to an established connection's tuple begins a new one",
         "flow.h",
-        "if (ending(facts(entry)) || !scratch)",
-        "if ((facts(entry) & FLOW_ESTABLISHED) || ending(facts(entry)) || !scratch)",
+        "if (ending(flow_flags(entry)) || !scratch)",
+        "if ((flow_flags(entry) & FLOW_ESTABLISHED) || ending(flow_flags(entry)) || !scratch)",
         ("test_tc_rules.py::test_only_a_connection_that_ended_gives_way_to_a_new_one",),
     ),
     Mutation(

@@ -22,7 +22,7 @@ from dataplane.planes.ebpf.flows.entries import (
     RESTING,
     RST,
     Lifetimes,
-    facts,
+    flow_flags,
     last_ns,
 )
 from dataplane.planes.ebpf.flows.sockets import disconnect_here
@@ -74,7 +74,7 @@ def _left(maps: MapSet) -> int:
     alive = {}
     for name in FLOW_TABLES:
         for key, value in maps.items(name):
-            flags = facts(value)
+            flags = flow_flags(value)
             over = now - last_ns(value) > _CLOSING_NS if flags & RST or flags & FIN == FIN else False
             if not flags & (RESTING | FOREIGN) and not over and not lifetimes.over(key, value, now):
                 alive[key] = bool(flags & REPLY)

@@ -35,7 +35,7 @@ _PROTOCOL = fields_of("tuple")["protocol"]
 _ADDRESS = size_of("address")
 
 
-def facts(value: bytes) -> int:
+def flow_flags(value: bytes) -> int:
     """Return the flags of a flow (enum translation_flags), set by either direction."""
     return int(_WORD.unpack_from(value, _FLAGS)[0] | _WORD.unpack_from(value, _NOTED)[0])
 
@@ -98,7 +98,7 @@ class Lifetimes(NamedTuple):
 
     def over(self, key: bytes, value: bytes, now: int) -> bool:
         """True if an entry expired, whatever the state of the other direction."""
-        return now - last_ns(value) > self.ns[setting(key[_PROTOCOL], facts(value))]
+        return now - last_ns(value) > self.ns[setting(key[_PROTOCOL], flow_flags(value))]
 
 
 def state(protocol: int, flags: int) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataplane.planes.answers import Flow, ServiceCounters
-from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, REPLY, facts, state
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, REPLY, flow_flags, state
 from dataplane.planes.ebpf.maps.encode import SERVICE, address_text, entry_key
 from dataplane.planes.ebpf.maps.layout import constant, hook_names, reason_names, struct_version, unpack
 from dataplane.planes.ebpf.maps.mapset import MapSet, open_any_sizes
@@ -105,7 +105,7 @@ def flows(maps: MapSet) -> Iterator[Flow]:
             if entry["flags"] & REPLY:
                 continue
             yield Flow(
-                state(protocol, facts(value)),
+                state(protocol, flow_flags(value)),
                 protocol,
                 (address_text(source), socket.ntohs(source_port)),
                 (address_text(destination), socket.ntohs(destination_port)),

@@ -1,4 +1,4 @@
-"""Hearing of files and directories that come and go (inotify(7)): not which ones, only that some did."""
+"""Notification of created and deleted directory entries (inotify(7)): only that there were some, not which."""
 
 import ctypes
 import errno
@@ -13,7 +13,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Inotify(Resource):
-    """Watches directories. `fileno` is readable when something was made or removed in one of them."""
+    """Watches directories. `fileno` is readable when an entry was created or deleted in one of them."""
 
     def __init__(self) -> None:
         self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -26,8 +26,8 @@ class Inotify(Resource):
         return int(self._fd)
 
     def watch(self, directories: Iterable[Path]) -> None:
-        """Watch exactly these directories from now on; those that are not there are left out. Raises OSError where the
-        system allows no more watches."""
+        """Watch exactly these directories from now on, except missing ones. Raises OSError if the limit of watches is
+        reached."""
         wanted = set(directories)
         for path in [path for path in self._watched if path not in wanted]:
             _libc.inotify_rm_watch(self._fd, self._watched.pop(path))
@@ -42,7 +42,7 @@ class Inotify(Resource):
                 raise OSError(reason, os.strerror(reason), str(path))
 
     def drain(self) -> None:
-        """Take what was heard."""
+        """Discard pending notifications."""
         try:
             while os.read(self._fd, 65536):
                 pass
@@ -50,7 +50,7 @@ class Inotify(Resource):
             return
 
     def close(self) -> None:
-        """Hear no more; fine twice."""
+        """Close the descriptor; may be called twice."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

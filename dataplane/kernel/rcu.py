@@ -1,4 +1,4 @@
-"""Waiting until the kernel has no packet under way any more that began before now."""
+"""Waits for an RCU grace period: until all packets that the kernel was processing have left its hooks."""
 
 import ctypes
 import os

@@ -6,7 +6,7 @@ from dataplane.errors import HotplaneError
 
 _ROOT = Path("/proc/sys")
 ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
-"""Whether packets from and to loopback addresses are routed, which node ports on 127.0.0.0/8 need."""
+"""Enables routing of packets from and to loopback addresses, which node ports on 127.0.0.0/8 need."""
 
 
 class SysctlError(HotplaneError):
@@ -19,7 +19,7 @@ def _path(name: str) -> Path:
 
 
 def read(name: str) -> str:
-    """The value of a sysctl as text, without the newline. Raises SysctlError."""
+    """Return the value of a sysctl as text, without the newline. Raises SysctlError."""
     try:
         return _path(name).read_text().strip()
     except OSError as error:
@@ -37,7 +37,7 @@ def write(name: str, value: str | int) -> None:
 
 
 def write_if_present(name: str, value: str | int) -> bool:
-    """Set a sysctl that not every kernel has; returns whether this one does. Raises SysctlError."""
+    """Set a sysctl that not every kernel has; returns True if this one has it. Raises SysctlError."""
     if not _path(name).exists():
         return False
     write(name, value)
@@ -45,7 +45,7 @@ def write_if_present(name: str, value: str | int) -> bool:
 
 
 def ensure(name: str, value: int) -> bool:
-    """Set a sysctl unless it has that value already; returns whether it was written. Raises SysctlError."""
+    """Set a sysctl unless it has that value already; returns True if it was written. Raises SysctlError."""
     if read(name) == str(value):
         return False
     write(name, value)

@@ -1,4 +1,4 @@
-"""Programs of others that are run to their end, but not for ever: one that hangs is killed with all that it started."""
+"""Runs external programs with a timeout: one that hangs is killed together with its child processes."""
 
 import contextlib
 import os
@@ -11,11 +11,11 @@ from dataplane.errors import HotplaneError
 
 
 class ToolError(HotplaneError):
-    """A program did not come to an end in its time, or this process ends."""
+    """A program exceeded its timeout, or this process is ending."""
 
 
 class _Running:
-    """The processes that run now. ending: nothing is to be started any more."""
+    """Processes that are running. ending: no more may be started."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -29,9 +29,9 @@ _running = _Running()
 def run_tool(
     argv: Sequence[str], *, seconds: float, input: bytes | None = None, env: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[bytes]":
-    """Run a program in a session of its own; its status and what it said.
+    """Run a program in a session of its own and return its status and output.
 
-    seconds: how long it may take. Raises ToolError, and OSError where it cannot be started.
+    seconds: timeout. Raises ToolError, and OSError where it cannot be started.
     """
     stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
     with _running.lock:
@@ -57,7 +57,7 @@ def run_tool(
 
 
 def end_tools() -> None:
-    """This process ends: kill what runs, and let nothing more begin. For another thread than those that wait."""
+    """Kill all running programs and refuse new ones, as this process ends. Called from a thread that waits for none."""
     with _running.lock:
         _running.ending = True
         for process in _running.processes:

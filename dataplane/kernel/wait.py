@@ -1,11 +1,11 @@
-"""Waiting for descriptors of any number: select(2) knows those below 1,024 only, poll(2) all of them."""
+"""Waits for descriptors with poll(2), since select(2) only accepts numbers below 1,024."""
 
 import select
 from collections.abc import Iterable
 
 
 def readable(descriptors: Iterable[int], seconds: float) -> set[int]:
-    """Those of some descriptors that can be read from, or have ended, once there is one; none after `seconds`."""
+    """Wait until descriptors are readable or closed by the peer and return those; none after `seconds`."""
     poll = select.poll()
     for descriptor in descriptors:
         poll.register(descriptor, select.POLLIN)

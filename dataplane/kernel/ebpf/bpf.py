@@ -482,7 +482,7 @@ def link_update(link: int, program: int) -> None:
 
 
 def link_detach(link: int) -> None:
-    """Detach a link at once, whoever else holds a descriptor or a pin of it."""
+    """Detach a link at once, even if other descriptors or pins of it exist."""
     _bpf(Command.LINK_DETACH, struct.pack("=I", link), "link")
 
 

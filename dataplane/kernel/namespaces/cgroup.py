@@ -13,22 +13,22 @@ from dataplane.errors import HotplaneError
 from dataplane.kernel.namespaces.netns import mount, unmount
 
 PRIVATE_ROOT = Path("/run/hotplane/cgroup2")
-"""Where the hierarchy gets mounted when nobody else mounted it."""
+"""Mount point of the hierarchy if it is not mounted yet."""
 
 
 class CgroupError(HotplaneError):
-    """A group that cannot be made, or processes in it that do not end. The text says which and what to do."""
+    """A group cannot be created, or its processes do not end. The text names it and says what to do."""
 
 
 def mount_points() -> list[Path]:
-    """Where cgroup v2 is mounted in this mount namespace, in mount order."""
+    """Return the mount points of cgroup v2 in this mount namespace, in mount order."""
     lines = (line.split(" ") for line in Path("/proc/self/mounts").read_text().splitlines())
     # Octal escapes stand for blanks in mount points; cgroup mounts never have any in practice, but be exact.
     return [Path(fields[1].encode().decode("unicode_escape")) for fields in lines if fields[2] == "cgroup2"]
 
 
 def root() -> Path:
-    """Root directory of the cgroup v2 hierarchy, wherever it is mounted. Raises CgroupError when it is not."""
+    """Return the root directory of the cgroup v2 hierarchy. Raises CgroupError if it is not mounted."""
     mounted = mount_points()
     if not mounted:
         raise CgroupError("cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
@@ -36,12 +36,12 @@ def root() -> Path:
 
 
 def is_hierarchy_root(group: Path) -> bool:
-    """Whether a group is the one that holds all others of the machine. A mount of a container shows less."""
+    """True if a group is the root of the machine's hierarchy; a container's mount may show only a part of it."""
     return (group / "cgroup.procs").exists() and not (group / "cgroup.type").exists()
 
 
 def ensure_root() -> Path:
-    """`root()`, mounting the hierarchy at PRIVATE_ROOT first when nobody has. Raises CgroupError."""
+    """Return `root()`, mounting the hierarchy at PRIVATE_ROOT if it is not mounted. Raises CgroupError."""
     if not mount_points():
         PRIVATE_ROOT.mkdir(parents=True, exist_ok=True)
         try:
@@ -59,7 +59,7 @@ def release_private_root(prefix: str) -> None:
 
 
 def pids(group: Path) -> list[int]:
-    """Processes in a group and the groups below it; none when there is no such group."""
+    """Return the processes in a group and the groups below it; none if there is no such group."""
     found: set[int] = set()
     for procs in [group / "cgroup.procs", *group.rglob("cgroup.procs")]:
         if procs.exists():
@@ -73,7 +73,7 @@ def enter(group: Path) -> None:
 
 
 def remove(group: Path, patience: float = 10.0) -> None:
-    """End every process in a group and below, then remove the groups; fine when there is none.
+    """Kill all processes in a group and below, then remove the groups; no error if there is none.
 
     If this very process is inside, it leaves for the root first. Raises CgroupError when processes do not end
     within `patience` seconds.
@@ -93,8 +93,8 @@ def remove(group: Path, patience: float = 10.0) -> None:
 
 
 def _try_remove(group: Path) -> bool:
-    """Kill, then remove what is empty; False when something is left. A process may enter between the two, and one
-    that has left cgroup.procs may still be on its way out, so the caller comes again."""
+    """Kill the processes, then remove empty groups; False if a group is left. A process may enter in between, and one
+    that has left cgroup.procs may still be exiting, so the caller tries again."""
     kill = group / "cgroup.kill"
     if kill.exists():  # Linux 5.14
         kill.write_text("1")
@@ -112,7 +112,7 @@ def _try_remove(group: Path) -> bool:
 
 
 def end_processes(targets: list[int]) -> None:
-    """SIGKILL each process but this one; one that is gone already is fine."""
+    """Send SIGKILL to each process but this one; processes that have ended are ignored."""
     for pid in targets:
         if pid == os.getpid():
             continue

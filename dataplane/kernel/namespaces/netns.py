@@ -70,23 +70,22 @@ def _prepare_directory() -> None:
 
 
 def is_first() -> bool:
-    """Whether this thread is in the machine's own network namespace, the one that the kernel starts with; only there
-    are the settings that concern all of them."""
+    """True if this thread is in the initial network namespace, the only one that has the machine-wide settings."""
     return Path("/proc/sys/net/core/netdev_budget").exists()
 
 
 def exists(name: str) -> bool:
-    """Whether a namespace (or what a crash left of one) has this name."""
+    """True if a namespace, or a stale file of one, has this name."""
     return (NETNS_DIR / name).exists()
 
 
 def names() -> list[str]:
-    """Names of all namespaces, sorted."""
+    """Return the names of all namespaces, sorted."""
     return sorted(entry.name for entry in NETNS_DIR.iterdir()) if NETNS_DIR.is_dir() else []
 
 
 def create(name: str) -> None:
-    """Make an empty namespace. Raises FileExistsError when the name is taken, OSError when the kernel refuses."""
+    """Create an empty namespace. Raises FileExistsError if the name is taken, OSError if the kernel refuses."""
     _prepare_directory()
     path = NETNS_DIR / name
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
@@ -104,7 +103,7 @@ def create(name: str) -> None:
 
 
 def remove(name: str) -> None:
-    """Remove a name; the namespace itself goes when the last process in it ends. Fine when there is none."""
+    """Remove a name; the namespace itself is deleted with its last process. No error if there is none."""
     path = NETNS_DIR / name
     if not path.exists():
         return
@@ -114,7 +113,7 @@ def remove(name: str) -> None:
 
 
 def _is_namespace(path: Path) -> bool:
-    """A bind-mounted namespace is a file on nsfs; os.path.ismount only knows about directories."""
+    """True for a bind-mounted namespace, which is a file on nsfs; os.path.ismount only detects directories."""
     return path.stat().st_dev == os.stat("/proc/self/ns/net").st_dev
 
 
@@ -181,7 +180,7 @@ def call_host(name: str) -> None:
 
 
 def pids(inside: Iterable[str]) -> dict[int, str]:
-    """Processes whose main thread is in one of these namespaces: pid -> namespace name."""
+    """Return the processes whose main thread is in one of these namespaces: pid -> namespace name."""
     by_inode: dict[int, str] = {}
     for name in inside:
         path = NETNS_DIR / name

@@ -1,6 +1,6 @@
-"""Which network namespaces of this machine somebody still holds: by a thread in it, a name or another bind mount, or an
-open descriptor. A namespace that only sockets hold is not found, since nobody can enter it any more; nor is one of a
-process that even root may not look at (a sandbox's own).
+"""Lists the network namespaces of this machine that are in use: by a thread, a name or another bind mount, or an open
+descriptor. A namespace that only sockets keep is not found, since no process can enter it; nor is one of a process
+that even root may not inspect (in a sandbox).
 """
 
 import fcntl
@@ -26,8 +26,8 @@ _OUT_OF_REACH = (*_GONE, PermissionError)
 
 
 def check_sight() -> None:
-    """Raises HotplaneError where this process may not look at every other one of this machine, naming what it lacks:
-    what it cannot see may well live."""
+    """Raise HotplaneError, naming the missing right, unless this process may inspect all processes of the machine:
+    namespaces of hidden processes may be in use."""
     if os.stat("/proc/self/ns/pid").st_ino != _FIRST_PID_NAMESPACE:
         raise HotplaneError(
             "not all processes of this machine can be seen from here, so nobody knows which network namespaces are in "
@@ -44,9 +44,9 @@ def check_sight() -> None:
 
 
 def living_cookies() -> frozenset[int]:
-    """Cookies of all network namespaces that are held.
+    """Return the cookies of all network namespaces in use.
 
-    Raises HotplaneError where not all of the machine's processes can be seen, or a namespace cannot be entered.
+    Raises HotplaneError if not all of the machine's processes can be seen, or a namespace cannot be entered.
     """
     check_sight()
     for _ in range(_LOOKS):
@@ -57,7 +57,7 @@ def living_cookies() -> frozenset[int]:
 
 
 def _look_into(inode: int, paths: list[str], cookies: set[int]) -> bool:
-    """Add the cookie of the namespace that these paths lead to; False when none of them does any more."""
+    """Add the cookie of the namespace with these paths; False if none of them exists any more."""
     for path in paths:
         try:
             if os.stat(path).st_ino != inode:
@@ -74,7 +74,7 @@ def _look_into(inode: int, paths: list[str], cookies: set[int]) -> bool:
 
 
 def _is_network(path: str) -> bool:
-    """Whether a namespace file is a network namespace's, not one of another kind."""
+    """True if a namespace file is of a network namespace."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return fcntl.ioctl(descriptor, _NS_GET_NSTYPE) == _CLONE_NEWNET
@@ -83,7 +83,7 @@ def _is_network(path: str) -> bool:
 
 
 def _holders() -> dict[int, list[str]]:
-    """Inode of each network namespace -> paths that lead to it."""
+    """Return the paths of each network namespace, by inode."""
     found: dict[int, list[str]] = {}
     mounts_seen: set[int] = set()
     for process in _PROC.iterdir():
@@ -93,17 +93,17 @@ def _holders() -> dict[int, list[str]]:
             for inode, path in _of_process(process, mounts_seen):
                 found.setdefault(inode, []).append(path)
         except _OUT_OF_REACH:
-            continue  # it ended while we looked; whoever else holds its namespace is asked too
+            continue  # it ended meanwhile; other users of its namespace are found, too
     return found
 
 
 def _inode(text: str) -> int:
-    """The number in `net:[4026531833]`; 0 for anything else."""
+    """Return the number in `net:[4026531833]`; 0 for any other text."""
     return int(text[5:-1]) if text.startswith("net:[") else 0
 
 
 def _opened(link: Path) -> int:
-    """Inode of the network namespace that a link in /proc leads to; 0 for anything else. Raises FileNotFoundError."""
+    """Return the inode of the network namespace that a link in /proc names, else 0. Raises FileNotFoundError."""
     text = os.readlink(link)
     if text != "/":
         return _inode(text)
@@ -112,7 +112,7 @@ def _opened(link: Path) -> int:
 
 
 def _of_process(process: Path, mounts_seen: set[int]) -> Iterator[tuple[int, str]]:
-    """(inode, namespace file) of a process: its threads', those that it has open, those mounted where it lives."""
+    """Yield (inode, namespace file) of a process: of its threads, descriptors and mounts."""
     links = [thread / "ns" / "net" for thread in (process / "task").iterdir()]
     for link in [*links, *(process / "fd").iterdir()]:
         try:

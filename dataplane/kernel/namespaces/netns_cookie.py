@@ -1,4 +1,4 @@
-"""The kernel's number of a network namespace, which programs compare with that of a socket's."""
+"""Network namespace cookies: numbers that eBPF programs compare with that of a socket's namespace."""
 
 import errno
 import os
@@ -13,14 +13,14 @@ from dataplane.kernel.namespaces.cgroup import ensure_root
 _SO_COOKIE, _SO_NETNS_COOKIE = 57, 71  # asm-generic/socket.h, Linux 4.12 and 5.14
 _MAP_UPDATE, _GET_SOCKET_COOKIE, _GET_NETNS_COOKIE = 2, 46, 122  # enum bpf_func_id
 _ROOM = 1024
-"""Sockets that all of the machine may make in the moment between ours and our look at it."""
+"""Number of sockets that the machine may create between the probe's own and its look-up."""
 
 
 def netns_cookie() -> int:
-    """The number of the current network namespace; never used twice while the machine is up.
+    """Return the cookie of the current network namespace; never reused until reboot.
 
-    Before Linux 5.14 only programs are told: one that sees sockets made then reports it. Raises HotplaneError,
-    BpfError.
+    Before Linux 5.14 only eBPF programs can read it: a program that runs for each new socket then reports it. Raises
+    HotplaneError, BpfError.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
@@ -32,7 +32,7 @@ def netns_cookie() -> int:
 
 
 def _code(target: int) -> bytes:
-    """On each new socket: map[its cookie] = cookie of its namespace. Every socket is allowed."""
+    """Return a program for each new socket: map[its cookie] = cookie of its namespace. Allows every socket."""
     return b"".join(
         struct.pack("<BBhi", *instruction)
         for instruction in (
@@ -57,7 +57,7 @@ def _code(target: int) -> bytes:
 
 
 def cookie_by_program() -> int:
-    """The same number, as a program at the root of the control groups sees it for the moment that this takes."""
+    """Return the cookie as read by a program attached briefly to the root control group."""
     held = []
     try:
         held.append(target := bpf.map_create(MapType.LRU_HASH, 8, 8, _ROOM, name="netns_cookie"))

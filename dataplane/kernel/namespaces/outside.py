@@ -1,13 +1,13 @@
-"""The mount namespace that this process came from, where tools that enter network namespaces made one of their own."""
+"""Access to the original mount namespace, since tools that enter network namespaces use one of their own."""
 
 import os
 from pathlib import Path
 
 
 def outer_process() -> int | None:
-    """The furthest ancestor that can be looked at, if it lives in another mount namespace than this process.
+    """Return the topmost accessible ancestor process if its mount namespace differs from this process's, else None.
 
-    Not simply process 1: in containers and sandboxes it may be out of reach.
+    Not process 1, which may be inaccessible in containers and sandboxes.
     """
     here, pid, outer = os.readlink("/proc/self/ns/mnt"), os.getppid(), None
     while pid > 0:
@@ -21,6 +21,6 @@ def outer_process() -> int | None:
 
 
 def visible(directory: str) -> Path:
-    """A directory as it was named, or the one that the process outside of this mount namespace has there."""
+    """Return a directory as named, or as the process outside of this mount namespace sees it."""
     outer = None if Path(directory).is_dir() else outer_process()
     return Path(f"/proc/{outer}/root") / directory.lstrip("/") if outer else Path(directory)

@@ -1,4 +1,4 @@
-"""The control groups of a node's pods, as the kubelet makes them with either of its drivers.
+"""Finds the control groups of a node's pods, as the kubelet creates them with either of its drivers.
 
 cgroupfs: kubepods/burstable/pod<uid>; systemd: kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid with
 underscores>.slice; without a class in between for guaranteed pods, and below whatever --cgroup-root names (nodes of
@@ -15,11 +15,11 @@ from typing import NamedTuple
 _POD = re.compile(r"(?:.*-)?pod([0-9a-f][0-9a-f_-]*)(?:\.slice)?")
 _TOP = re.compile(r"kubepods|(?:.*-)?kubepods\.slice")
 _DEPTH = 3
-"""How far below the root of the hierarchy the kubelet's groups are looked for."""
+"""Depth below the root of the hierarchy to which the kubelet's groups are searched for."""
 
 
 class PodGroups(NamedTuple):
-    """groups: by uid. directories: where groups of other pods would come up."""
+    """Control groups of pods. groups: by uid. directories: where groups of further pods would be created."""
 
     groups: dict[str, Path]
     directories: tuple[Path, ...]

@@ -1,5 +1,5 @@
-"""The network namespace of a pod, found by the pod's address: among those that are named on this machine and those of
-its processes.
+"""Finds the network namespace of a pod by the pod's address, among the named ones of this machine and those of its
+processes.
 
 For nodes on which the kubelet's control groups are not in the version 2 hierarchy, and for virtual machines and
 sandboxes that have a namespace and no pod's group.

@@ -1,4 +1,4 @@
-"""The addresses of this network namespace, in the order in which a node is known by them."""
+"""Lists the addresses of this network namespace, ordered by preference as the node's own address."""
 
 import errno
 from typing import Any
@@ -46,7 +46,7 @@ def _address(message: Any) -> str:
 
 
 def _standing(message: Any) -> int:
-    """0: an address to be known by; 1: one that is going; 2: one that was made to tell nothing."""
+    """Return 0 for a stable address, 1 for a deprecated one, 2 for a temporary (privacy) one."""
     flags = _flags(message)
     if ":" in _address(message) and flags & _TEMPORARY:
         return 2
@@ -54,7 +54,7 @@ def _standing(message: Any) -> int:
 
 
 def _likeness(message: Any, messages: list[Any], sources: list[str]) -> int:
-    """How many leading bits the address shares with a source that routes prefer, on the same device; 0 on another."""
+    """Return how many leading bits an address shares with a preferred source of routes on the same device, else 0."""
     address = _address(message)
     for source in sources:
         if (":" in source) == (":" in address):

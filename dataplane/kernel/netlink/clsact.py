@@ -10,7 +10,7 @@ from dataplane.errors import HotplaneError
 
 INGRESS_PARENT, EGRESS_PARENT = 0xFFFFFFF2, 0xFFFFFFF3
 PRIORITY = 0x4850
-"""Preference of hotplane's filters: late, and a number that nobody else is likely to use."""
+"""Preference of hotplane's filters: after usual ones, and a number that other programs are unlikely to use."""
 _MADE, _FOUND = 1, 2
 """Class ids of hotplane's filters, which mean nothing to a program that decides itself: whether hotplane made the qdisc
 or found it there."""
@@ -69,7 +69,7 @@ def detach(index: int) -> None:
 
 
 def _anybody(netlink: IPRoute, index: int, *, egress: bool) -> list[Any]:
-    """Every filter on one side of a device, of whatever kind."""
+    """Return all filters of any kind on one side of a device."""
     return list(netlink.get_filters(index=index, parent=_parent(egress)))
 
 

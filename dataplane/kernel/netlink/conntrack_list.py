@@ -1,4 +1,4 @@
-"""The translated connections that connection tracking holds now, in this network namespace."""
+"""Lists the translated connections in the conntrack table of this network namespace."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -1,6 +1,6 @@
-"""Elements whose text alone tells their type, as netlink attributes: addresses, networks, packet priorities, verdicts.
+"""Elements whose type follows from their text, as netlink attributes: addresses, networks, packet priorities, verdicts.
 
-Numbers (ports, protocols) do not: whoever has such elements knows their types, and writes them as bytes himself.
+The type of numbers (ports, protocols) does not; callers that have such elements know it and encode them as bytes.
 """
 
 import ipaddress

@@ -1,9 +1,9 @@
 """nftables' text in the kernel's form: compiled once by libnftables, elsewhere, and kept on disk.
 
-libnftables only compiles (see nft_compile), in a process that its faults end instead of this one. What it made of a
+libnftables only compiles (see compile.py), in a process that its faults end instead of this one. What it made of a
 rule or a declaration is kept under a digest of the text, the library, the kernel and this format, so that a process
 that starts again needs neither the library nor a namespace for it. Of rules that differ in numbers alone, one is
-compiled (see nft_pattern).
+compiled (see pattern.py).
 """
 
 import contextlib

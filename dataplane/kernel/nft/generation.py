@@ -1,6 +1,6 @@
-"""The generation of a network namespace's nftables rules: a number that every commit, whoever's, raises by one.
+"""Generation of a network namespace's nftables rules: a number that every commit, by any process, increases by one.
 
-Equal numbers prove that nobody has changed a table in between; asking takes some microseconds, listing takes seconds.
+Equal numbers prove that no table was changed in between. Reading it takes microseconds, listing tables takes seconds.
 Messages: linux/netfilter/nf_tables.h (NFT_MSG_GETGEN), linux/netfilter/nfnetlink.h.
 """
 

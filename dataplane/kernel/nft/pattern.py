@@ -1,7 +1,7 @@
-"""Rules that differ in nothing but numbers: one of them is compiled, the numbers of each are put in afterwards.
+"""Compiles one of several rules that differ only in numbers, and inserts the numbers of each into the result.
 
 The numbers are of how many to choose (`numgen random mod N`), how long to remember (`timeout Ns`), the one that a set's
-name ends in, and a destination address. So a change that brings a new one waits for no compiler.
+name ends in, and a destination address. So a change with a new number does not wait for the compiler.
 """
 
 import re

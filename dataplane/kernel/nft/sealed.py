@@ -1,4 +1,4 @@
-"""Files of a cache that tell when they are not what was written: a digest goes before the content.
+"""Cache files with a digest before the content, so that a damaged file is detected.
 
 A cache may lose power in the middle of a write, or sit on a bad disk. What is read from it goes into the kernel, and a
 rule with one wrong bit may be a rule all the same.

@@ -1,7 +1,7 @@
 """nftables' text as transactions: netlink messages of hotplane's own, whose rules libnftables compiled elsewhere.
 
-libnftables never sees the network namespace that is programmed: it would read every table there first, whosever and
-however large, and has its faults over some of them (see nft_compile). One `Nft` has a netlink socket, which belongs to
+libnftables never runs in the network namespace that is programmed: it would first read every table there, also large
+foreign ones, and fails on some of them (see compile.py). One `Nft` has a netlink socket, which belongs to
 the network namespace that the thread was in when the object was made.
 """
 
@@ -24,7 +24,7 @@ COMPILER = Compiler()
 class Nft:
     """Transactions of text in the network namespace that the object was made in. Not for use by two threads at once.
 
-    library: of the tables that the text is about; whoever has tables with a library sets it.
+    library: of the tables in the text; planes whose tables have a library pass it.
     """
 
     library = Library()

@@ -1,4 +1,4 @@
-"""The ebpf plane that people's options ask for, and the control group that they mean."""
+"""Creates the ebpf plane from command-line options, and finds the control group that they name."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -29,12 +29,12 @@ from dataplane.policy.node import LocalDetector
 
 
 def connect_group(cgroup: str) -> Path:
-    """The control group that gets connect-time balancing. Raises CgroupError when the hierarchy is nowhere mounted, or
-    when nobody named a group and the hierarchy's root would be the wrong one: it holds all the machine's processes, and
-    a node in a network namespace of its own has no business with those of the machine.
+    """Return the control group for connect-time balancing. Raises CgroupError if the hierarchy is not mounted, or if no
+    group is named and this network namespace is not the machine's own: the root group holds all processes of the
+    machine, which such a node must not balance.
 
-    Tools that enter network namespaces hide /sys with a mount namespace of their own; it is then found through the
-    process that they were started from.
+    Tools that enter network namespaces hide /sys by a mount namespace of their own; the hierarchy is then found through
+    the process that started them.
     """
     if cgroup:
         return visible(cgroup)
@@ -48,7 +48,7 @@ def connect_group(cgroup: str) -> Path:
 
 
 def _hierarchy() -> Path:
-    """What is mounted of the cgroup v2 hierarchy. Raises CgroupError."""
+    """Return the mount point of the cgroup v2 hierarchy. Raises CgroupError."""
     here = groups.mount_points()
     if here:
         return here[0]
@@ -62,43 +62,43 @@ def _hierarchy() -> Path:
 
 
 def make_ebpf_plane(making: Making, *, sizes: Sizes | None = None) -> EbpfPlane:
-    """The plane for this thread's network namespace, with every hook that was asked for and that works here. sizes: of
-    the maps."""
-    options, tell, watch = making.options, making.warn, making.watch
+    """Return the plane for this thread's network namespace, with the requested hooks that work on this kernel. sizes:
+    of the maps."""
+    options, warn, watch = making.options, making.warn, making.watch
     hooks: list[Hook] = []
     cleaner = off = None
     if options.at_connect:
         try:
             group = connect_group(options.cgroup)
         except CgroupError as error:
-            tell(f"the connect hook is off: {error}")
+            warn(f"the connect hook is off: {error}")
         else:
-            hooks.append(OptionalHook(ConnectHook(group), warn=tell))
+            hooks.append(OptionalHook(ConnectHook(group), warn=warn))
             cleaner = SocketCleaner(group)
             asked = OffSelection(options.off_cgroups, options.off_netns)
-            off = ConnectOff(hierarchy_of(group), asked, warn=tell, watch=watch)
+            off = ConnectOff(hierarchy_of(group), asked, warn=warn, watch=watch)
     selection = DeviceSelection(options.uplinks, options.pods, making.detector or LocalDetector())
-    if "xdp" in options.hooks:  # counts on tc, which it leaves what it does not do itself
+    if "xdp" in options.hooks:  # needs tc, which handles the packets that XDP passes
         choices = (PacketHook(selection), PacketHook(selection, xdp=False))
-        hooks.append(OptionalHook(*choices, warn=tell, watch=watch))
+        hooks.append(OptionalHook(*choices, warn=warn, watch=watch))
     elif "tc" in options.hooks:
-        hooks.append(OptionalHook(PacketHook(selection, xdp=False), warn=tell, watch=watch))
+        hooks.append(OptionalHook(PacketHook(selection, xdp=False), warn=warn, watch=watch))
     return EbpfPlane(
-        mode_of(SLOW).make(Making(warn=tell)),
+        mode_of(SLOW).make(Making(warn=warn)),
         hooks,
         sizes,
         options.instance,
         options.kube_proxy_masquerade,
         cleaner,
-        tell if watch else None,
+        warn if watch else None,
         off,
         loopback_at_connect=options.at_connect,
     )
 
 
 def look_for_off(options: PlaneOptions, pods: Mapping[tuple[str, str], OffPod]) -> Collection[OffTarget]:
-    """For whom connect time is to be off, and what the maps of this network namespace have of them. Raises CgroupError,
-    PlaneError."""
+    """Return the targets for which connect time is to be off, and those in the maps of this network namespace. Raises
+    CgroupError, PlaneError."""
     root = hierarchy_of(connect_group(options.cgroup))
     found = find_targets(root, OffSelection(options.off_cgroups, options.off_netns), pods)
     held: set[bytes] = set()

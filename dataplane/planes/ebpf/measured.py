@@ -1,4 +1,4 @@
-"""The ebpf plane made to be measured."""
+"""The ebpf plane with timers, for benchmarks."""
 
 import logging
 import socket
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class _TimedPlane(Plane):
-    """A plane that remembers how long its load took (`load_seconds`)."""
+    """A plane that records how long its load took (`load_seconds`)."""
 
     def __init__(self, plane: Plane) -> None:
         self._plane, self.name = plane, plane.name
@@ -56,7 +56,7 @@ class _TimedPlane(Plane):
 
 
 class _TimedHook:
-    """A hook that remembers how long its programs took to compile, verify and attach, and their maps."""
+    """A hook that records how long its programs took to compile, verify and attach, and their maps."""
 
     def __init__(self, hook: Hook) -> None:
         self._hook = hook
@@ -73,7 +73,7 @@ class _TimedHook:
 
 
 class MeasuredEbpf(Measured):
-    """One hook's plane: connect time, or packets."""
+    """The ebpf plane with one hook: connect time, or packets."""
 
     def __init__(self, wanted: Wanted) -> None:
         connect = "connect" in wanted.hooks

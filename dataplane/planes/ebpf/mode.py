@@ -1,4 +1,4 @@
-"""The ebpf mode, as the registry has it."""
+"""The ebpf mode for the registry of modes."""
 
 from collections.abc import Collection, Iterator, Mapping
 
@@ -21,7 +21,7 @@ SLOW = "nftables"
 
 
 class EbpfMode(Mode):
-    """Programs at up to three hooks over the nftables plane."""
+    """Mode with programs at up to three hooks on top of the nftables plane."""
 
     name = "ebpf"
     promises = Promises.CONNECT_TIME
@@ -47,8 +47,8 @@ class EbpfMode(Mode):
         return MeasuredEbpf(wanted)
 
     def prepare(self, node: NodeConfig, options: PlaneOptions) -> None:
-        """See Mode.prepare: what the slow path needs, and this network namespace's directory in the bpffs, without
-        which whoever removes the last of others' would unmount it."""
+        """See Mode.prepare: prepares the slow path, and creates this network namespace's directory in the bpffs, so
+        that a process that removes the last other directory does not unmount it."""
         from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
         from dataplane.planes.ebpf.plane import slow_node
 

@@ -1,5 +1,5 @@
-"""Which hooks the ebpf mode would use here, and why not the others: the programs themselves are tried with packets and
-connections, on maps of their own and in a network namespace of their own, and what they do is looked at."""
+"""Reports which hooks the ebpf mode can use on this node, and why not the others, by running the real programs on
+packets and connections, with maps and a network namespace of their own."""
 
 from collections.abc import Iterator
 
@@ -8,8 +8,8 @@ from dataplane.planes.options import PlaneOptions
 
 
 def probe_hooks(options: PlaneOptions) -> Iterator[Finding]:
-    """One finding a hook, one for each feature of the kernel that the programs can do without, one for the way of
-    attaching to devices. A hook that cannot work is left out alone; the slow path does its work."""
+    """Yield one finding for each hook, for each optional kernel feature, and for how programs are attached to devices.
+    The slow path does the work of a hook that cannot be attached."""
     from dataplane.planes.ebpf.attach.optional import packet_problem
     from dataplane.planes.ebpf.attach.proof import packet_proof
 
@@ -58,14 +58,14 @@ def _finding(hook: str, problem: str, use: str) -> Finding:
 
 
 def _brief(problem: str) -> str:
-    """What happened, and of the verifier's many words those that say why."""
+    """Return the error with the part of the verifier's log that says why."""
     first, *others = [line.strip() for line in problem.splitlines() if line.strip()]
     reasons = [line for line in others if not line.startswith(("processed ", "verification time", "stack depth"))]
     return f"{first} ({reasons[-1]})" if reasons else first
 
 
 def _features() -> Iterator[Finding]:
-    """What the kernel lacks that programs are then compiled without."""
+    """Yield findings for missing kernel features, without which the programs are compiled."""
     from dataplane.kernel.ebpf.bpf import BpfError
     from dataplane.planes.ebpf.attach.kernel_features import FEATURES, missing
 

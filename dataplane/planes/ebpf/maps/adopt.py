@@ -1,7 +1,7 @@
-"""What the maps hold, in the plan's terms: for read-back, and for a daemon that takes over from a dead one.
+"""Decodes the maps to plan entries, for read-back and for a daemon that takes over maps after a crash.
 
-A daemon may die between any two writes. Whatever it left is understood here: an entry whose record, frontends, slots
-and backends agree is taken as it is; any other is `broken`, to be written anew; the rest is swept away.
+A daemon may be killed between any two writes. An entry whose record, frontends, slots and backends agree is adopted as
+it is; any other is `broken` and written again; elements of no entry are removed.
 """
 
 from collections.abc import Iterable
@@ -37,7 +37,7 @@ _WORDS = BACKEND.size // 4
 
 
 class _Found:
-    """Backends of one entry as they are read: indices and flags by address; sound = all are the entry's own."""
+    """Backends of one entry read so far: indices and flags by address; sound = all belong to the entry."""
 
     def __init__(self) -> None:
         self.indices: dict[Address, int] = {}
@@ -46,7 +46,7 @@ class _Found:
 
 
 class _Reader:
-    """One look at all the maps that the control plane fills. known: keys among which those of shortened names are."""
+    """Reads all maps that the daemon fills. known: keys by which shortened names are resolved."""
 
     def __init__(self, maps: MapSet, known: Iterable[EntryKey]) -> None:
         self.maps = maps
@@ -63,7 +63,7 @@ class _Reader:
         self.range_sets = _range_sets(maps)
         for stored in self.frontends.values():
             if stored.range_set is not None:
-                self.range_sets.setdefault(stored.range_set, ())  # a set without CIDRs leaves no trace of its own
+                self.range_sets.setdefault(stored.range_set, ())  # a set without CIDRs has no element in the map
         self.lingering: dict[int, list[int]] = {}
         for index, bits in enumerate(self.backends[BACKEND_FLAGS_AT :: BACKEND.size].tobytes()):
             if bits & LINGERS:
@@ -77,7 +77,7 @@ class _Reader:
                 self._entry(service)
 
     def _set(self, service: int, base: int, count: int, wanted: int, found: _Found) -> tuple[Backend, ...]:
-        """Members of one set. What is read on the way goes to `found`."""
+        """Return the members of one set and add them to `found`."""
         members = []
         for slot in self.slots[base : base + count].tolist():
             index = slot & 0xFFFFFFFF
@@ -89,10 +89,10 @@ class _Reader:
             members.append(Backend(*address, flags & HERE != 0))
             found.indices[address] = index
             found.flags[address] = flags
-        return tuple(sorted(members))  # in `slots` they stand in any order
+        return tuple(sorted(members))  # `slots` has them in any order
 
     def _lingering(self, service: int, found: _Found) -> tuple[Backend, ...]:
-        """Backends that serve and are in neither set."""
+        """Return the backends that serve and are in neither set."""
         members = []
         for index in self.lingering.get(service, ()):
             raw, port, _, flags, *_ = BACKEND.unpack_from(self.backends, index * BACKEND.size)
@@ -144,7 +144,7 @@ class _Reader:
 
 
 def _range_sets(maps: MapSet) -> dict[int, tuple[str, ...]]:
-    """CIDRs of every range set, in the order in which the plan had them."""
+    """Return the CIDRs of every range set, in the order of the plan."""
     ordered: dict[int, dict[int, str]] = {}
     for key, value in maps.items("source_ranges"):
         number, cidr = range_key(key)
@@ -153,8 +153,8 @@ def _range_sets(maps: MapSet) -> dict[int, tuple[str, ...]]:
 
 
 def read_rows(maps: MapSet, known: Iterable[EntryKey] = ()) -> dict[FrontendKey, Row]:
-    """Every frontend in the maps as a row of the plan. known: entries that may be there; long names that are not among
-    them stay shortened."""
+    """Return every frontend in the maps as a row of the plan. known: entries that may be there; other long names stay
+    shortened."""
     return {
         frontend.key: row(frontend, installed.entry)
         for installed in _Reader(maps, known).installed.values()
@@ -163,14 +163,14 @@ def read_rows(maps: MapSet, known: Iterable[EntryKey] = ()) -> dict[FrontendKey,
 
 
 class Adopted(NamedTuple):
-    """Tables that know what an earlier daemon left. broken: entries to be written anew, whatever the plan says."""
+    """Tables with the entries of an earlier daemon. broken: entries that must be written again, even if unchanged."""
 
     tables: Tables
     broken: frozenset[EntryKey]
 
 
 def adopt(maps: MapSet, known: Iterable[EntryKey] = ()) -> Adopted:
-    """Take over filled maps. Nothing is written; call `sweep` once the plan is in. known: see `read_rows`."""
+    """Adopt filled maps without writing; call `sweep` after the plan was applied. known: see `read_rows`."""
     reader, tables = _Reader(maps, known), Tables(maps)
     tables.installed = reader.installed
     tables.owners = {raw: key for key, installed in reader.installed.items() for raw in installed.keys}
@@ -195,7 +195,7 @@ def adopt(maps: MapSet, known: Iterable[EntryKey] = ()) -> Adopted:
 
 
 def sweep(tables: Tables) -> None:
-    """After adoption and the first change: remove what no entry refers to. Indices become free again."""
+    """Remove elements that no entry refers to and free their indices, after adoption and the first change."""
     maps = tables.maps
     stray = [key for key, _ in maps.items("frontends") if key not in tables.owners]
     maps.remove("frontends", stray)

@@ -1,4 +1,4 @@
-"""Who owns which index of the arrays: single ids, and runs of slots in powers of two."""
+"""Allocates indices of the array maps: single ids, and runs of slots in powers of two."""
 
 from array import array
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from dataplane.planes.base import PlaneError
 
 
 class MapFull(PlaneError):
-    """A map has no room for an entry. `map_name` is the map's name, as its size option is called."""
+    """A map is full. map_name: its name, which is also that of its size option."""
 
     def __init__(self, map_name: str, size: int) -> None:
         super().__init__(f"the map {map_name} is full ({size} entries); raise its size")
@@ -15,8 +15,8 @@ class MapFull(PlaneError):
 
 
 class Ids:
-    """Indices 0..size-1, each given to one owner at a time. The lowest never-used one comes before reused ones, so
-    that an index rests as long as possible before it finds a new tenant."""
+    """Allocator of indices 0..size-1. Never-used indices are allocated first, the lowest one first, so that an index is
+    reused as late as possible."""
 
     def __init__(self, map_name: str, size: int, used: Iterable[int] = ()) -> None:
         self._map_name, self._size = map_name, size
@@ -26,7 +26,7 @@ class Ids:
         self._free = array("I", (index for index in range(self._next) if index not in taken))
 
     def take(self) -> int:
-        """An index that nobody has. Raises MapFull."""
+        """Allocate an index. Raises MapFull."""
         if self._next < self._size:
             self._next += 1
             return self._next - 1
@@ -35,7 +35,7 @@ class Ids:
         return self._free.pop()
 
     def take_many(self, count: int) -> Sequence[int]:
-        """Indices that nobody has. Raises MapFull, and then takes none."""
+        """Allocate `count` indices, or none. Raises MapFull."""
         if self._next + count <= self._size:
             self._next += count
             return range(self._next - count, self._next)
@@ -44,20 +44,20 @@ class Ids:
         return [self.take() for _ in range(count)]
 
     def give_back(self, *indices: int) -> None:
-        """The indices have no owner any more."""
+        """Free indices."""
         self._free.extend(indices)
 
 
 def capacity(count: int) -> int:
-    """Length of the run that holds `count` members: the next power of two, nothing for none."""
+    """Return the length of the run for `count` members: the next power of two, 0 for none."""
     return 1 << (count - 1).bit_length() if count else 0
 
 
 class Runs:
-    """Runs of consecutive slots, aligned to their own length, which is a power of two."""
+    """Allocator of runs of consecutive slots, aligned to their length, which is a power of two."""
 
     def __init__(self, map_name: str, size: int, used: Iterable[tuple[int, int]] = ()) -> None:
-        """used: (first index, members) of runs that have owners already."""
+        """used: (first index, members) of runs that are allocated already."""
         self._map_name, self._size = map_name, size
         self._used = {base: capacity(count) for base, count in used if count}
         self._free: dict[int, list[int]] = {}
@@ -65,7 +65,7 @@ class Runs:
         self._coalesce()
 
     def _coalesce(self) -> None:
-        """Find the free runs afresh from the gaps between used ones, merging neighbours. O(number of runs)."""
+        """Recompute the free runs from the gaps between used ones, merging neighbours. O(number of runs)."""
         self._free = {}
         position = 0
         for base, length in sorted(self._used.items()):
@@ -97,7 +97,7 @@ class Runs:
         return None
 
     def take(self, count: int) -> int:
-        """First index of a run for `count` members; 0 for none. Raises MapFull."""
+        """Allocate a run for `count` members and return its first index; 0 for none. Raises MapFull."""
         length = capacity(count)
         if not length:
             return 0
@@ -111,6 +111,6 @@ class Runs:
         return base
 
     def give_back(self, base: int, count: int) -> None:
-        """The run that `take(count)` returned has no owner any more."""
+        """Free the run that `take(count)` returned."""
         if count:
             self._free.setdefault(self._used.pop(base), []).append(base)

@@ -1,4 +1,4 @@
-"""The set of maps that all programs of one node share: made or opened, pinned, carried over, closed."""
+"""The set of maps that all programs of a node share: create, open, pin, copy and close it."""
 
 import os
 import struct
@@ -22,7 +22,7 @@ _COPIED = (bpf.MapType.HASH, bpf.MapType.LRU_HASH, bpf.MapType.LPM_TRIE)
 
 
 class MapSet(Resource):
-    """Open maps. `fds` and `specs` are by map name. `memory` are the maps that are written as plain memory."""
+    """Open maps. fds, specs: by map name. memory: of the memory-mapped maps."""
 
     def __init__(self, fds: dict[str, int], sizes: Sizes) -> None:
         self.fds, self.sizes = fds, sizes
@@ -33,13 +33,13 @@ class MapSet(Resource):
         })  # fmt: skip
 
     def close(self) -> None:
-        """Give up the descriptors; pins and programs keep the maps. Memory goes with the last view of it."""
+        """Close the descriptors; pins and programs keep the maps. Memory is unmapped with the last view of it."""
         for fd in self.fds.values():
             os.close(fd)
         self.memory, self.fds = Memory({}), {}
 
     def get(self, name: str, key: bytes) -> bytes | None:
-        """The value under a key, or None."""
+        """Return the value of a key, or None."""
         return bpf.map_lookup(self.fds[name], key, self.specs[name].value_size)
 
     def put(self, name: str, key: bytes, value: bytes) -> None:
@@ -57,27 +57,27 @@ class MapSet(Resource):
             raise PlaneError(f"map {name}: {error.strerror}") from error
 
     def remove(self, name: str, keys: Iterable[bytes]) -> None:
-        """Delete elements; those that are not there do not matter."""
+        """Delete elements; missing ones are ignored."""
         for key in keys:
             bpf.map_delete(self.fds[name], key)
 
     def items(self, name: str) -> Iterator[tuple[bytes, bytes]]:
-        """All elements of a hash, LRU or trie map."""
+        """Yield all elements of a hash, LRU or trie map."""
         spec = self.specs[name]
         return bpf.map_items(self.fds[name], spec.key_size, spec.value_size, spec.max_entries)
 
     def batches(self, name: str, chunk: int = 16384) -> Iterator[bpf.MapBatch]:
-        """All elements of a hash map, so many at a time."""
+        """Yield all elements of a hash map in batches of `chunk`."""
         spec = self.specs[name]
         return bpf.map_batches(self.fds[name], spec.key_size, spec.value_size, spec.max_entries, chunk)
 
     def elements(self, name: str) -> bpf.MapElements:
-        """Quick access to single elements of a map, for one thread, as long as this object is open."""
+        """Return fast access to single elements of a map, for one thread, while this object is open."""
         spec = self.specs[name]
         return bpf.MapElements(self.fds[name], spec.key_size, spec.value_size)
 
     def per_cpu(self, name: str, index: int) -> list[bytes]:
-        """The values of all CPUs at one index of a per-CPU array."""
+        """Return the values of all CPUs at one index of a per-CPU array."""
         size = -(-self.specs[name].value_size // 8) * 8
         raw = bpf.map_lookup(self.fds[name], _INDEX.pack(index), size * _possible_cpus())
         return [raw[at : at + size] for at in range(0, len(raw), size)] if raw else []
@@ -88,7 +88,7 @@ class MapSet(Resource):
         bpf.map_update(self.fds[name], _INDEX.pack(index), bytes(size * _possible_cpus()))
 
     def node(self) -> dict[str, int | bytes | list[int]]:
-        """The node's settings as stored."""
+        """Return the stored settings of the node."""
         return unpack("node", self.get("node", NODE_KEY) or bytes(self.specs["node"].value_size))
 
 
@@ -104,7 +104,7 @@ INNER = {"flows": ("tcp_flows", "udp_flows")}
 
 
 def _create(spec: MapSpec, fds: Mapping[str, int]) -> int:
-    """A new map; a map of maps is filled with those in `fds`, which must be made before."""
+    """Create a map; a map of maps is filled with those in `fds`, which must exist."""
     inner = INNER.get(spec.name, ())
     try:
         template = fds[inner[0]] if inner else 0
@@ -122,7 +122,7 @@ def _create(spec: MapSpec, fds: Mapping[str, int]) -> int:
 
 
 def create_maps(sizes: Sizes, carried: Mapping[str, int] | None = None) -> MapSet:
-    """New maps, empty but for those `carried` over (by name; ownership of the descriptors passes)."""
+    """Create empty maps, except those in `carried` (by name; takes ownership of the descriptors)."""
     fds = dict(carried or {})
     try:
         for name, spec in map_specs(sizes).items():
@@ -136,13 +136,13 @@ def create_maps(sizes: Sizes, carried: Mapping[str, int] | None = None) -> MapSe
 
 
 def pin_maps(maps: MapSet, directory: Path) -> None:
-    """Pin every map under its name. Raises BpfError when something is pinned there already."""
+    """Pin every map under its name. Raises BpfError if a name is taken."""
     for name, fd in maps.fds.items():
         bpf.obj_pin(fd, str(directory / name))
 
 
 def open_maps(directory: Path, sizes: Sizes) -> MapSet | None:
-    """The maps pinned in a directory, or None unless every one is there and is what it should be."""
+    """Open the maps pinned in a directory; None unless all exist and have the expected types and sizes."""
     fds: dict[str, int] = {}
     for name, spec in map_specs(sizes).items():
         if not (directory / name).exists() or not _matches(
@@ -165,7 +165,7 @@ def _matches(fd: int, spec: MapSpec) -> bool:
 
 
 def open_any_sizes(directory: Path) -> MapSet | None:
-    """The maps pinned in a directory, of whatever sizes they are there; the structs must be of this layout."""
+    """Open the maps pinned in a directory, of any sizes; the structs must be of this layout. None if one is missing."""
     found: dict[str, int] = {}
     for name, option in size_options().items():
         if not (directory / name).exists():
@@ -177,9 +177,9 @@ def open_any_sizes(directory: Path) -> MapSet | None:
 
 
 def copy_maps(old: MapSet, sizes: Sizes) -> MapSet | None:
-    """New maps of other sizes with the content of `old`, indices and all; None where something does not fit.
+    """Create maps of other sizes with the content of `old`, with the same indices; None if it does not fit.
 
-    Maps whose size stays are not copied but shared, so that flows which begin meanwhile are in both.
+    Flow maps whose size stays are shared, not copied, so that flows that begin meanwhile are in both sets.
     """
     same = {name for name, spec in map_specs(sizes).items() if name in FLOW_MAPS and spec == old.specs[name]}
     shared = {name: os.dup(old.fds[name]) for name in same}

@@ -1,4 +1,4 @@
-"""The members of an entry and their flags, and what a change of a large entry does to them."""
+"""Backends of an entry with their flags, and the difference between two states of a large entry."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ Address = tuple[str, int]
 
 
 def wanted_flags(entry: PlanEntry) -> dict[Address, int]:
-    """Backends of an entry with their flags (enum backend_flags)."""
+    """Return the backends of an entry with their flags (enum backend_flags)."""
     wanted: dict[Address, int] = {}
     for backend in entry.cluster:
         wanted[(backend.address, backend.port)] = IN_CLUSTER | HERE if backend.local else IN_CLUSTER
@@ -28,7 +28,7 @@ def wanted_flags(entry: PlanEntry) -> dict[Address, int]:
 
 
 def flags_of(entry: PlanEntry, address: Address) -> int:
-    """Flags of one backend of an entry whose sets are sorted, as in `wanted_flags`; 0 for none of it."""
+    """Return the flags of one backend as in `wanted_flags`, for sorted sets; 0 if it is not in the entry."""
     flags = 0
     for members, membership in ((entry.cluster, IN_CLUSTER), (entry.local, IN_LOCAL)):
         for backend in at_address(members, address[0]):
@@ -42,15 +42,15 @@ def flags_of(entry: PlanEntry, address: Address) -> int:
 
 
 class MemberChange(NamedTuple):
-    """flags: of every backend of which something differs, as they will be; 0 = no member any more. sets: who leaves and
-    who enters the Cluster and the Local set."""
+    """Difference of two states. flags: new flags of every changed backend, 0 = removed. sets: backends removed from and
+    added to the Cluster and the Local set."""
 
     flags: dict[Address, int]
     sets: tuple[tuple[Sequence[Address], Sequence[Address]], ...]
 
     @classmethod
     def of(cls, old: PlanEntry, new: PlanEntry) -> "MemberChange":
-        """What differs between two states of an entry. O(what differs)."""
+        """Return the difference of two states of an entry. O(number of differences)."""
         pairs = ((old.cluster, new.cluster), (old.local, new.local), (old.lingering, new.lingering))
         touched = dict.fromkeys((b.address, b.port) for pair in pairs for side in difference(*pair) for b in side)
         flags = {address: flags_of(new, address) for address in touched}
@@ -58,7 +58,7 @@ class MemberChange(NamedTuple):
 
 
 def changes_only_backends(old: PlanEntry, new: PlanEntry) -> bool:
-    """Whether a large entry stays one, and nothing differs in it but who is in its sets."""
+    """True if a large entry stays large and differs only in its backends."""
     return (
         len(old.cluster) >= LARGE
         and len(new.cluster) >= LARGE

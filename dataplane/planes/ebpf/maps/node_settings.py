@@ -1,4 +1,4 @@
-"""This node's settings in the maps `node`, `addresses` and `detector`."""
+"""Writes this node's settings to the maps `node`, `addresses` and `detector`."""
 
 import struct
 import threading
@@ -31,7 +31,7 @@ LIFETIMES = {
     "udp_seconds": 30,
     "udp_stream_seconds": 120,
 }
-"""Idle times after which flows are forgotten: the kernel's own for connection tracking, established and half-closed TCP
+"""Idle times after which flows expire: the kernel's defaults for connection tracking, established and half-closed TCP
 as kube-proxy sets them (conntrack.tcpEstablishedTimeout, 24 h; conntrack.tcpCloseWaitTimeout, 1 h)."""
 
 
@@ -64,7 +64,7 @@ def _addresses(node: NodeConfig) -> dict[bytes, bytes]:
 
 
 def write_node(maps: MapSet, node: NodeConfig, netns_cookie: int, kube_proxy_masquerade: bool) -> None:
-    """Write everything that `node` says; from then on the programs work (NODE_READY).
+    """Write all settings of `node`, and NODE_READY, which makes the programs work.
 
     New addresses come before, old ones go after the settings, so that none is missing in between. For whom connect time
     is off stays as it is.
@@ -102,17 +102,17 @@ def _connect_off(maps: MapSet) -> int:
 
 
 def write_connect_off(maps: MapSet, levels: int) -> None:
-    """Say for whom the map `connect_off` has entries (node.connect_off in bpf/structs.h). Any thread may call it."""
+    """Write which levels the map `connect_off` has entries for (node.connect_off in bpf/structs.h). Thread-safe."""
     _patch(maps, "connect_off", 0xFFFFFFFF, levels)
 
 
 def write_ready(maps: MapSet, ready: bool) -> None:
-    """Have every program pass everything on, or work."""
+    """Make all programs work, or pass every packet to the stack."""
     _patch(maps, "flags", constant("NODE_READY"), constant("NODE_READY") if ready else 0)
 
 
 def _patch(maps: MapSet, field: str, mask: int, value: int) -> None:
-    """Change bits of one field of the node's record, and what follows from it, in one store."""
+    """Change bits of one field of the node's record, and the flags derived from it, in one store."""
     offsets = fields_of("node")
     with _record:
         raw = bytearray(maps.get("node", NODE_KEY) or b"")

@@ -1,4 +1,4 @@
-"""Where pinned maps and links live: a bpffs of hotplane's own, with one directory for each network namespace.
+"""Pinned maps and links, in a bpffs of hotplane's own, with one directory for each network namespace.
 
 The file system is mounted at /run/hotplane/bpf, whether or not /sys/fs/bpf is mounted: tools that enter network
 namespaces (`ip netns exec`) replace /sys in a mount namespace of their own, and a mount made in there would be gone
@@ -24,20 +24,20 @@ from dataplane.planes.base import PlaneError
 MOUNT_POINT = Path("/run/hotplane/bpf")
 _MAPS = "maps-"
 DRAINING = "draining"
-"""Directory beside the pins of an instance that only finishes what it had begun (see drain.py)."""
+"""Directory beside the pins of a draining instance (see flows/drain.py)."""
 
 
 class PinsHidden(PlaneError):
-    """This process's user may not see what is pinned, so none of it is its own."""
+    """This process's user may not read the pins, so none of them is its own."""
 
 
 def default_instance() -> str:
-    """Name of this network namespace's directory."""
+    """Return the name of this network namespace's directory."""
     return f"netns-{netns_cookie():x}"
 
 
 def _is_bpffs(path: Path) -> bool:
-    """Whether a directory lies in a bpffs; statfs(2), whose first field is the magic number."""
+    """True if a directory is in a bpffs, by statfs(2), whose first field is the magic number."""
     buffer = ctypes.create_string_buffer(256)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.statfs(os.fsencode(path), buffer) != 0:
@@ -59,8 +59,8 @@ def _run_outside(outer: int | None, *command: str) -> None:
 
 @contextmanager
 def _locked() -> Iterator[None]:
-    """Mounting and unmounting are one process's at a time. The lock is on a directory that is always there, so that
-    it leaves nothing behind."""
+    """Lock against other processes that mount or unmount. The lock is on a directory that always exists, so that no
+    lock file remains."""
     lock = os.open(MOUNT_POINT.parents[1], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -71,13 +71,13 @@ def _locked() -> Iterator[None]:
 
 @cache
 def _held(path: str, device: int) -> Path:
-    """A name for a directory that stays good when the process through which it was found ends. device: st_dev of the
-    file system there, since after an unmount another one may be in its place."""
+    """Return a path of a directory that stays valid when the process through which it was found ends. device: st_dev of
+    its file system, since after an unmount another one may be in its place."""
     return Path(f"/proc/self/fd/{os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}")
 
 
 def find_root() -> Path | None:
-    """The bpffs, if it is mounted: here, or in the mount namespace that this process came from."""
+    """Return the bpffs if it is mounted: in this mount namespace or the original one (see outside.py)."""
     if _is_bpffs(MOUNT_POINT):
         return MOUNT_POINT
     outer = outer_process()
@@ -86,7 +86,7 @@ def find_root() -> Path | None:
 
 
 def ensure_root() -> Path:
-    """The bpffs, mounted if need be (CAP_SYS_ADMIN). Raises PlaneError."""
+    """Return the bpffs, mounting it if necessary (CAP_SYS_ADMIN). Raises PlaneError."""
     root = find_root()
     if root is None:
         outer = outer_process()
@@ -100,7 +100,7 @@ def ensure_root() -> Path:
 
 @contextmanager
 def _looking_into(root: Path | None) -> Iterator[None]:
-    """Where the kernel hides what is below the root, PinsHidden."""
+    """Raise PinsHidden for a PermissionError below the root."""
     try:
         yield
     except PermissionError as error:
@@ -108,7 +108,7 @@ def _looking_into(root: Path | None) -> Iterator[None]:
 
 
 def instance_names() -> list[str]:
-    """Names of all instances of which something is pinned, sorted."""
+    """Return the names of all instances with pins, sorted."""
     root = find_root()
     with _looking_into(root):
         return sorted(path.name for path in root.iterdir() if path.is_dir()) if root else []
@@ -125,37 +125,37 @@ class PinDirectory:
 
     @property
     def path(self) -> Path | None:
-        """The directory, or None when nothing is pinned."""
+        """The directory, or None if nothing is pinned."""
         root = find_root()
         with _looking_into(root):
             return root / self.instance if root and (root / self.instance).is_dir() else None
 
     @property
     def draining(self) -> bool:
-        """Whether this instance only finishes what it had begun."""
+        """True if this instance is draining."""
         path = self.path
         return path is not None and (path / DRAINING).is_dir()
 
     @property
     def abandoned(self) -> bool:
-        """Whether something is pinned that nobody told to drain: of a mode in use, or of a process that was killed
-        while it brought or removed it."""
+        """True if there are pins and no drain was started: of a mode in use, or of a process that was killed while it
+        loaded or removed them."""
         return self.path is not None and not self.draining
 
     def ensure(self) -> Path:
-        """The directory, made if need be, with the mount below it."""
+        """Return the directory; creates it, and mounts the bpffs, if necessary."""
         with _locked():
             path = ensure_root() / self.instance
             (path / "links").mkdir(parents=True, exist_ok=True)
             return path
 
     def map_versions(self) -> list[str]:
-        """Layout versions of which there are maps."""
+        """Return the layout versions with pinned maps."""
         path = self.path
         return sorted(p.name.removeprefix(_MAPS) for p in path.glob(f"{_MAPS}*")) if path else []
 
     def maps(self, version: str) -> Path:
-        """Directory of the maps of one layout version; made if need be."""
+        """Return the directory for the maps of one layout version; creates it if necessary."""
         path = self.ensure() / f"{_MAPS}{version}"
         path.mkdir(exist_ok=True)
         return path
@@ -166,17 +166,17 @@ class PinDirectory:
             _remove_tree(self.path / f"{_MAPS}{version}")
 
     def link(self, name: str) -> Path:
-        """Path of a link's pin. Whoever asks wants the link: `wanted_links` remembers, so that others can be found."""
+        """Return the path of a link's pin and add it to `wanted_links`, so that unwanted links can be removed."""
         self.wanted_links.add(name)
         return self.ensure() / "links" / name
 
     def links(self) -> dict[str, Path]:
-        """Pins of links, by name."""
+        """Return the pinned links, by name."""
         path = self.path
         return {p.name: p for p in sorted((path / "links").iterdir())} if path and (path / "links").is_dir() else {}
 
     def remove(self) -> None:
-        """Unpin everything of this instance, and unmount the file system after the last one."""
+        """Unpin everything of this instance, and unmount the bpffs after the last instance."""
         if find_root() is None:
             return
         with _locked():

@@ -1,7 +1,7 @@
-"""Maps as plain memory: whole while everything is written or read, later only where something changes.
+"""Memory-mapped array maps: mapped as a whole during a load, later only around the elements that change.
 
-What is mapped counts as this process's memory, all of it, used or not, although it is the kernel's and there anyway:
-22 MB with the default sizes.
+Mapped pages count as this process's memory, used or not, although the kernel holds them anyway: 22 MB with the default
+sizes.
 """
 
 import mmap
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import overload
 
 _SPAN = 1 << 16
-"""Bytes that are mapped around a place, so that changes that lie near each other need no further mapping."""
+"""Bytes to map around an element, so that nearby changes need no new mapping."""
 
 
 def _pages(length: int) -> int:
@@ -22,8 +22,8 @@ def _mapped(fd: int, length: int) -> memoryview:
 
 
 class Memory(Mapping[str, memoryview]):
-    """The maps that are written as plain memory (MMAPABLE arrays), by name: a store is seen by programs at once,
-    without a system call. files: descriptor and length in bytes of each."""
+    """Memory of the MMAPABLE array maps, by name: programs see a store at once, without a system call. files:
+    descriptor and length in bytes of each map."""
 
     def __init__(self, files: Mapping[str, tuple[int, int]]) -> None:
         self._files = dict(files)
@@ -45,16 +45,16 @@ class Memory(Mapping[str, memoryview]):
         return len(self._files)
 
     def let_go(self) -> None:
-        """Map nothing any more but for as long as somebody looks at it."""
+        """Release the mappings; from now on a mapping exists only while a caller holds its view."""
         self._kept, self._keeps = {}, False
 
     def window(self, name: str, item: int) -> "Window":
-        """A map in items of so many bytes, 1 or 8."""
+        """Return a window of a map, with items of 1 or 8 bytes."""
         return Window(*self._files[name], item)
 
 
 class Window:
-    """A map's memory, mapped around the place that was used last. Items are integers, of 8 bytes in the machine's
+    """Memory of a map, mapped around the last element used. Items are integers, of 8 bytes in the machine's
     order; slices are without steps. Not for use by two threads at once."""
 
     def __init__(self, fd: int, length: int, item: int) -> None:
@@ -63,7 +63,7 @@ class Window:
         self._items = memoryview(b"")
 
     def _at(self, start: int, stop: int) -> int:
-        """Have items mapped; the index of the first in `_items`. Indices of items become bytes here."""
+        """Map the items `start` to `stop` if needed and return the index of the first in `_items`."""
         start, stop = start * self._item, stop * self._item
         if not self._first <= start <= stop <= self._end:
             first = start // mmap.PAGESIZE * mmap.PAGESIZE
@@ -78,7 +78,7 @@ class Window:
     @overload
     def __getitem__(self, key: slice) -> "array[int]": ...
     def __getitem__(self, key: int | slice) -> "int | array[int]":
-        """One item, or a copy of several."""
+        """Return one item, or a copy of several."""
         if isinstance(key, int):
             at = self._at(key, key + 1)  # first, for it may map another place
             return int(self._items[at])

@@ -321,14 +321,14 @@ class Rig:
     def _exchange(self, target: tuple[str, int], port: int) -> None:
         """Two datagrams from a port of the outside client and the answers to them. Raises LabError without those."""
         with netns(self.lab.client.netns):
-            door = socket.socket(self._family.socket_family, socket.SOCK_DGRAM)
-        with door:
-            door.settimeout(_ANSWER_SECONDS)
-            door.bind((self.lab.client.addresses[self._family], port))
+            sock = socket.socket(self._family.socket_family, socket.SOCK_DGRAM)
+        with sock:
+            sock.settimeout(_ANSWER_SECONDS)
+            sock.bind((self.lab.client.addresses[self._family], port))
             for _ in range(2):
-                door.sendto(_QUERY, target)
+                sock.sendto(_QUERY, target)
                 try:
-                    door.recv(len(_QUERY))
+                    sock.recv(len(_QUERY))
                 except TimeoutError as error:
                     raise LabError(f"{target[0]} port {target[1]}: no answer to a datagram from outside") from error
 

@@ -42,16 +42,16 @@ def build(spec: LabSpec, plan: Topology) -> None:
     Raises OSError, SysctlError, LinkError, LabError.
     """
     with ExitStack() as stack:
-        doors: dict[str, Links] = {}
+        links_of: dict[str, Links] = {}
         for place in plan.places():
             netns.create(place.netns)
             with netns.netns(place.netns):
                 settings(spec, forwarding=isinstance(place, Node) or place is plan.underlay)
-            doors[place.name] = stack.enter_context(Links(place.netns))
-            doors[place.name].up("lo")
-        _underlay(spec, plan, doors)
+            links_of[place.name] = stack.enter_context(Links(place.netns))
+            links_of[place.name].up("lo")
+        _underlay(spec, plan, links_of)
         for node in plan.nodes:
-            make_node(spec, plan, node, doors)
+            make_node(spec, plan, node, links_of)
 
 
 def pod_mtu(spec: LabSpec) -> int:
@@ -78,34 +78,34 @@ def settings(spec: LabSpec, *, forwarding: bool) -> None:
         sysctl.write("net/ipv6/conf/all/forwarding", 1)
 
 
-def _underlay(spec: LabSpec, plan: Topology, doors: dict[str, Links]) -> None:
-    net = doors["net"]
+def _underlay(spec: LabSpec, plan: Topology, links_of: dict[str, Links]) -> None:
+    net = links_of["net"]
     net.add_bridge("br0", UNDERLAY_MTU)
-    net.add_veth("client", doors["client"], "eth0", UNDERLAY_MTU)
+    net.add_veth("client", links_of["client"], "eth0", UNDERLAY_MTU)
     for node in plan.nodes:
-        net.add_veth(node.name, doors[node.name], node.uplink, UNDERLAY_MTU)
+        net.add_veth(node.name, links_of[node.name], node.uplink, UNDERLAY_MTU)
         net.set_gro(node.name, True)
         net.set_tx_checksum(node.name, False)  # what goes to a node is like what comes over a wire
         net.enslave(node.name, "br0")
     with netns.netns(net.namespace):  # the switch switches; only nodes look into bridged packets
         sysctl.write_if_present("net/bridge/bridge-nf-call-iptables", 0)
         sysctl.write_if_present("net/bridge/bridge-nf-call-ip6tables", 0)
-    router(spec, plan, doors, "br0")
+    router(spec, plan, links_of, "br0")
 
 
-def router(spec: LabSpec, plan: Topology, doors: Mapping[str, Links], device: str) -> None:
+def router(spec: LabSpec, plan: Topology, links_of: Mapping[str, Links], device: str) -> None:
     """Addresses, routes and rules of the router and of the client behind its device `client`.
 
-    doors: at least `net` and `client`. device: the router's on the nodes' network.
+    links_of: at least `net` and `client`. device: the router's on the nodes' network.
     """
-    net = doors["net"]
+    net = links_of["net"]
     for family in spec.families:
         net.address(device, f"{ROUTER_ON_NODES[family]}/{_uplink_length(family)}")
         net.address("client", f"{ROUTER_ON_CLIENT[family]}/{network(CLIENT_NETWORK[family]).prefixlen}")
         for node in plan.nodes:
             net.route(node.pod_cidrs[family], via=node.addresses[family])
         _entry_rules(net, plan, family)
-        _client(doors["client"], plan.client, family)
+        _client(links_of["client"], plan.client, family)
 
 
 def _uplink_length(family: Family) -> int:
@@ -133,9 +133,9 @@ def _client(client: Links, place: Client, family: Family) -> None:
     client.route(DEFAULT_ROUTE[family], via=ROUTER_ON_CLIENT[family])
 
 
-def make_node(spec: LabSpec, plan: Topology, node: Node, doors: Mapping[str, Links]) -> None:
-    """A node's addresses, routes and overlay, and its pods. doors: at least those of the node and its pods."""
-    links = doors[node.name]
+def make_node(spec: LabSpec, plan: Topology, node: Node, links_of: Mapping[str, Links]) -> None:
+    """A node's addresses, routes and overlay, and its pods. links_of: at least those of the node and its pods."""
+    links = links_of[node.name]
     for family in spec.families:
         length = _uplink_length(family)
         links.address(node.uplink, f"{node.addresses[family]}/{length}")
@@ -145,9 +145,9 @@ def make_node(spec: LabSpec, plan: Topology, node: Node, doors: Mapping[str, Lin
         _bridge(spec, node, links)
     for pod in node.pods:
         if spec.pod_link is PodLink.BRIDGE:
-            _bridged_pod(spec, node, pod, links, doors[pod.name])
+            _bridged_pod(spec, node, pod, links, links_of[pod.name])
         else:
-            _routed_pod(spec, node, pod, links, doors[pod.name])
+            _routed_pod(spec, node, pod, links, links_of[pod.name])
     if spec.routing is Routing.VXLAN:
         _overlay(spec, plan, node, links)
     else:

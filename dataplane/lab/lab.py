@@ -260,8 +260,8 @@ class Lab(Places):
         """Every address that each node has on any device: what a masqueraded packet may come from."""
         found = {}
         for node in self.nodes:
-            with netns.netns(node.netns), IPRoute() as door:
-                found[node.name] = {canonical_address(m.get_attr("IFA_ADDRESS")) for m in door.get_addr()}
+            with netns.netns(node.netns), IPRoute() as ipr:
+                found[node.name] = {canonical_address(m.get_attr("IFA_ADDRESS")) for m in ipr.get_addr()}
         return found
 
     def _start_agent(self, name: str) -> "subprocess.Popen[bytes]":

@@ -69,8 +69,8 @@ class ApiServer:
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._door = socket.create_server((host, port), family=family)
-        self.port = self._door.getsockname()[1]
+        self._listener = socket.create_server((host, port), family=family)
+        self.port = self._listener.getsockname()[1]
         self._tls = tls
         self.url = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{self.port}"
         self.seen = Seen()
@@ -141,7 +141,7 @@ class ApiServer:
         self._end = asyncio.Event()
         self._store = Store()
         server = web.Server(self._answer, access_log=None)
-        listener = await self._loop.create_server(server, sock=self._door, ssl=self._tls)
+        listener = await self._loop.create_server(server, sock=self._listener, ssl=self._tls)
         self._ready.set()
         await self._end.wait()
         listener.close()

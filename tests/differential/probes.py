@@ -53,10 +53,10 @@ class Result(NamedTuple):
 
 
 class _Attempt:
-    __slots__ = ("detail", "door", "flow", "number", "outcome", "servers", "started")
+    __slots__ = ("detail", "flow", "number", "outcome", "servers", "sock", "started")
 
-    def __init__(self, number: int, flow: Flow, door: socket.socket) -> None:
-        self.number, self.flow, self.door = number, flow, door
+    def __init__(self, number: int, flow: Flow, sock: socket.socket) -> None:
+        self.number, self.flow, self.sock = number, flow, sock
         self.outcome, self.detail = "", ""
         self.servers: list[Seen] = []
 
@@ -77,29 +77,29 @@ class Prober:
 
     def close(self) -> None:
         """Close all sockets."""
-        for door in self._servers:
-            door.close()
+        for sock in self._servers:
+            sock.close()
         self._selector.close()
 
     def _listen(self, place: str, family: int, port: int) -> None:
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-            door = self._ground.socket(place, family, kind)
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock = self._ground.socket(place, family, kind)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
-                door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             else:
-                door.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-            door.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+                sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
             if kind == socket.SOCK_STREAM:
-                door.listen(256)
+                sock.listen(256)
             handler = self._accept if kind == socket.SOCK_STREAM else self._datagram
-            self._selector.register(door, selectors.EVENT_READ, (handler, door))
-            self._servers.append(door)
+            self._selector.register(sock, selectors.EVENT_READ, (handler, sock))
+            self._servers.append(sock)
 
-    def _accept(self, door: socket.socket) -> None:
+    def _accept(self, sock: socket.socket) -> None:
         try:
-            connection, _ = door.accept()
+            connection, _ = sock.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -121,10 +121,10 @@ class Prober:
         self._selector.unregister(connection)
         connection.close()
 
-    def _datagram(self, door: socket.socket) -> None:
+    def _datagram(self, sock: socket.socket) -> None:
         while True:
             try:
-                data, control, _, client = door.recvmsg(64, 128)
+                data, control, _, client = sock.recvmsg(64, 128)
             except BlockingIOError:
                 return
             except OSError:  # of an answer that nobody took
@@ -134,9 +134,9 @@ class Prober:
                     own, source = socket.inet_ntop(socket.AF_INET, raw[8:12]), _PKTINFO.pack(0, raw[8:12], bytes(4))
                 else:
                     own, source = socket.inet_ntop(socket.AF_INET6, raw[:16]), _PKTINFO6.pack(raw[:16], 0)
-                self._note(data, Seen(own, door.getsockname()[1], client[0]))
+                self._note(data, Seen(own, sock.getsockname()[1], client[0]))
                 try:
-                    door.sendmsg([data], [(level, kind, source)], 0, client)
+                    sock.sendmsg([data], [(level, kind, source)], 0, client)
                 except OSError as error:
                     self._note_failure(data, error)
 
@@ -176,19 +176,19 @@ class Prober:
     def _begin(self, flow: Flow) -> _Attempt:
         family = socket.AF_INET6 if ":" in flow.destination else socket.AF_INET
         kind = socket.SOCK_STREAM if flow.protocol == "TCP" else socket.SOCK_DGRAM
-        door = self._ground.socket(flow.place, family, kind)
+        sock = self._ground.socket(flow.place, family, kind)
         if family == socket.AF_INET6:
-            door.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
         else:
-            door.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+            sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
         self._number += 1
-        attempt = self._attempts[self._number] = _Attempt(self._number, flow, door)
+        attempt = self._attempts[self._number] = _Attempt(self._number, flow, sock)
         if kind == socket.SOCK_STREAM:
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            door.setsockopt(socket.IPPROTO_IP, _BIND_NO_PORT, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            sock.setsockopt(socket.IPPROTO_IP, _BIND_NO_PORT, 1)
         try:
-            self._bind(door, flow, kind)
-            door.connect((flow.destination, flow.port))
+            self._bind(sock, flow, kind)
+            sock.connect((flow.destination, flow.port))
         except BlockingIOError:
             pass
         except OSError as error:
@@ -197,26 +197,26 @@ class Prober:
         if kind == socket.SOCK_DGRAM:
             self._send(attempt)
         self._selector.register(
-            door, selectors.EVENT_READ | (selectors.EVENT_WRITE if kind == socket.SOCK_STREAM else 0), (None, attempt)
+            sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if kind == socket.SOCK_STREAM else 0), (None, attempt)
         )
         return attempt
 
-    def _bind(self, door: socket.socket, flow: Flow, kind: int) -> None:
+    def _bind(self, sock: socket.socket, flow: Flow, kind: int) -> None:
         """Clients come from ports that none came from for long: whatever tracks flows must not know them. A connection
         takes its port when it is made, from a range of one, since balancing at connect time leaves alone who is bound
         to a port; before Linux 6.3 the kernel chooses it."""
         self._port = self._port + 1 if self._port < LAST_PORT else FIRST_PORT
         if kind == socket.SOCK_DGRAM:
-            door.bind((flow.source if flow.bound else "", self._port))
+            sock.bind((flow.source if flow.bound else "", self._port))
             return
         with contextlib.suppress(OSError):  # ENOPROTOOPT
-            door.setsockopt(socket.IPPROTO_IP, _LOCAL_PORT_RANGE, struct.pack("=HH", self._port, self._port))
+            sock.setsockopt(socket.IPPROTO_IP, _LOCAL_PORT_RANGE, struct.pack("=HH", self._port, self._port))
         if flow.bound:
-            door.bind((flow.source, 0))
+            sock.bind((flow.source, 0))
 
     def _send(self, attempt: _Attempt) -> None:
         try:
-            attempt.door.send(attempt.number.to_bytes(4, "big"))
+            attempt.sock.send(attempt.number.to_bytes(4, "big"))
         except OSError as error:
             self._failed(attempt, error)
 
@@ -225,15 +225,15 @@ class Prober:
             self._drain(attempt)
             return
         if mask & selectors.EVENT_WRITE:
-            number = attempt.door.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            self._selector.modify(attempt.door, selectors.EVENT_READ, (None, attempt))
+            number = attempt.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            self._selector.modify(attempt.sock, selectors.EVENT_READ, (None, attempt))
             if number:
                 self._failed(attempt, OSError(number, "connect"))
                 return
             self._send(attempt)
             return
         try:
-            data = attempt.door.recv(64)
+            data = attempt.sock.recv(64)
         except BlockingIOError:
             self._drain(attempt)
             return
@@ -248,14 +248,14 @@ class Prober:
     def _drain(self, attempt: _Attempt) -> None:
         """Nothing more is wanted of a socket that keeps reporting."""
         if attempt.flow.protocol == "TCP" and attempt.outcome:
-            self._selector.unregister(attempt.door)
-            attempt.door.close()
+            self._selector.unregister(attempt.sock)
+            attempt.sock.close()
             return
         try:
-            attempt.door.recvmsg(64, 256, socket.MSG_ERRQUEUE)
+            attempt.sock.recvmsg(64, 256, socket.MSG_ERRQUEUE)
         except OSError:
             with contextlib.suppress(OSError):
-                attempt.door.recv(64)
+                attempt.sock.recv(64)
 
     def _failed(self, attempt: _Attempt, error: OSError) -> None:
         name = errno.errorcode.get(error.errno or 0, str(error))
@@ -263,8 +263,8 @@ class Prober:
 
     def _end(self, attempt: _Attempt) -> Result:
         del self._attempts[attempt.number]
-        if attempt.door.fileno() >= 0:
+        if attempt.sock.fileno() >= 0:
             with contextlib.suppress(KeyError):  # it failed before it was watched
-                self._selector.unregister(attempt.door)
-            attempt.door.close()
+                self._selector.unregister(attempt.sock)
+            attempt.sock.close()
         return Result(attempt.outcome or "silence", tuple(attempt.servers), attempt.detail)

@@ -1,6 +1,6 @@
 """Plan in, exact commands out: what the nftables plane sends for a load, for a change, and for the way back to nothing.
 
-The files in `nftables/` are the expected texts. No kernel: recording stand-ins for both doors
+The files in `nftables/` are the expected texts. No kernel: recording fakes for both handles
 take the transactions, and elements that go as netlink messages are recorded as the commands that say the same.
 HOTPLANE_UPDATE_GOLDEN=1 in the environment rewrites them.
 """

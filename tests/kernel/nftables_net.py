@@ -52,7 +52,7 @@ class Network:
     def __init__(self, make: Callable[[str], str]) -> None:
         self.node, self.client = make("nftnode"), make("nftclient")
         self.pods = [make(f"nftpod{number}") for number in range(3)]
-        self._doors: list[socket.socket] = []
+        self._socks: list[socket.socket] = []
         for path in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
             in_netns(self.node, _sysctl, path, "1")
         # Without limits: many rejects in a row must all be heard, or they look like drops.
@@ -90,43 +90,43 @@ class Network:
 
     def _serve(self, pod: str, number: int, family: Family) -> None:
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-            door = in_netns(pod, socket.socket, family.socket_family, kind)
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock = in_netns(pod, socket.socket, family.socket_family, kind)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family is Family.IPV6:
-                door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            door.bind(("::" if family is Family.IPV6 else "0.0.0.0", PORT))
-            self._doors.append(door)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(("::" if family is Family.IPV6 else "0.0.0.0", PORT))
+            self._socks.append(sock)
             if kind == socket.SOCK_STREAM:
-                door.listen(64)
+                sock.listen(64)
             target = self._streams if kind == socket.SOCK_STREAM else self._datagrams
-            threading.Thread(target=target, args=(door, number), daemon=True).start()
+            threading.Thread(target=target, args=(sock, number), daemon=True).start()
 
     @staticmethod
-    def _streams(door: socket.socket, number: int) -> None:
+    def _streams(sock: socket.socket, number: int) -> None:
         while True:
             try:
-                connection, peer = door.accept()
+                connection, peer = sock.accept()
             except OSError:
                 return
             with connection:
                 connection.sendall(f"{number} {peer[0]}".encode())
 
     @staticmethod
-    def _datagrams(door: socket.socket, number: int) -> None:
+    def _datagrams(sock: socket.socket, number: int) -> None:
         while True:
             try:
-                _, peer = door.recvfrom(100)
+                _, peer = sock.recvfrom(100)
             except OSError:
                 return
             if peer is None:  # shut down
                 return
-            door.sendto(f"{number} {peer[0]}".encode(), peer)
+            sock.sendto(f"{number} {peer[0]}".encode(), peer)
 
     def close(self) -> None:
-        for door in self._doors:
+        for sock in self._socks:
             with contextlib.suppress(OSError):
-                door.shutdown(socket.SHUT_RDWR)
-            door.close()
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
 
 
 @contextlib.contextmanager
@@ -156,18 +156,18 @@ def ask(
         source_port = source_port or next(_ports)
     family = Family.IPV6 if ":" in address else Family.IPV4
     kind = socket.SOCK_STREAM if protocol is Protocol.TCP else socket.SOCK_DGRAM
-    with in_netns(namespace, socket.socket, family.socket_family, kind) as door:
-        door.settimeout(wait)
+    with in_netns(namespace, socket.socket, family.socket_family, kind) as sock:
+        sock.settimeout(wait)
         if source or source_port:
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            door.bind((source, source_port))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((source, source_port))
         try:
-            door.connect((address, port))
+            sock.connect((address, port))
             if protocol is Protocol.UDP:
                 # A packet that this very host rejects or drops fails here with EPERM; only the answer tells which.
                 with contextlib.suppress(PermissionError):
-                    door.send(b"?")
-            return door.recv(100).decode()
+                    sock.send(b"?")
+            return sock.recv(100).decode()
         except TimeoutError:
             return "silence"
         except OSError as error:

@@ -209,12 +209,12 @@ def test_established_tcp_stays_when_other_endpoints_change(lab: Lab, proxy: LabP
 def connection(lab: Lab, family: Family, place: str, source_port: int, address: str, port: int) -> socket.socket:
     """A TCP connection from this port, which others may be using too."""
     with netns(lab.place(place).netns):
-        door = socket.socket(family.socket_family, socket.SOCK_STREAM)
-    door.settimeout(5)
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    door.bind((lab.place(place).addresses[family], source_port))
-    door.connect((address, port))
-    return door
+        sock = socket.socket(family.socket_family, socket.SOCK_STREAM)
+    sock.settimeout(5)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((lab.place(place).addresses[family], source_port))
+    sock.connect((address, port))
+    return sock
 
 
 @FAMILIES
@@ -226,14 +226,14 @@ def test_two_nodes_point_one_source_port_at_one_endpoint(lab: Lab, proxy: LabPro
     ways = {"own node": (VIP[family], 80), "other node": (lab.nodes[0].addresses[family], 30077)}
     order = sorted(ways, key=lambda way: way != first)
     source_port = 20000 + 1000 * MODES.index(proxy.mode) + 10 * list(Family).index(family) + order.index("own node")
-    doors = [connection(lab, family, "pod2-1", source_port, *ways[way]) for way in order]
+    socks = [connection(lab, family, "pod2-1", source_port, *ways[way]) for way in order]
     try:
-        for door in [*doors, *doors]:
-            door.sendall(b"?\n")
-            assert b"pod1-1" in door.recv(4096)
+        for sock in [*socks, *socks]:
+            sock.sendall(b"?\n")
+            assert b"pod1-1" in sock.recv(4096)
     finally:
-        for door in doors:
-            door.close()
+        for sock in socks:
+            sock.close()
 
 
 @FAMILIES
@@ -298,11 +298,11 @@ def test_an_address_of_the_service_range_that_the_node_holds_is_its_own(
     """Of a server on the node, such as a DNS cache: one that no Service has, and ports that a Service does not have."""
     proxy.update([SERVICE_CIDR, service(), *endpoints(lab, "pod1-1")])
     bits = family.bits
-    with netns(lab.nodes[0].netns), IPRoute() as door, contextlib.ExitStack() as servers:
-        loopback = door.link_lookup(ifname="lo")[0]
+    with netns(lab.nodes[0].netns), IPRoute() as ipr, contextlib.ExitStack() as servers:
+        loopback = ipr.link_lookup(ifname="lo")[0]
         for address, port in ((HELD[family], 80), (VIP[family], 81)):
-            door.addr("replace", index=loopback, address=address, prefixlen=bits, flags=_NODAD)
-            servers.callback(door.addr, "del", index=loopback, address=address, prefixlen=bits)
+            ipr.addr("replace", index=loopback, address=address, prefixlen=bits, flags=_NODAD)
+            servers.callback(ipr.addr, "del", index=loopback, address=address, prefixlen=bits)
             server = socket.create_server((address, port), family=family.socket_family)
             servers.enter_context(server)
             for place in (CLIENT, "node1"):
@@ -355,10 +355,10 @@ def test_source_ranges_without_endpoints(lab: Lab, proxy: LabProxy) -> None:
 def test_each_load_balancer_ip_may_be_the_source_where_the_node_is_in_the_ranges(lab: Lab, proxy: LabProxy) -> None:
     """A node that holds both VIPs sends to one from the other."""
     node = lab.nodes[0]
-    with netns(node.netns), IPRoute() as door:
-        loopback = door.link_lookup(ifname="lo")[0]
+    with netns(node.netns), IPRoute() as ipr:
+        loopback = ipr.link_lookup(ifname="lo")[0]
         for address in GUARDED:
-            door.addr("replace", index=loopback, address=address, prefixlen=32)
+            ipr.addr("replace", index=loopback, address=address, prefixlen=32)
         try:
             for ranges, wanted in ((f"{node.addresses[Family.IPV4]}/32", True), ("192.0.2.0/24", False)):
                 proxy.update([guarded(lab, ranges), *endpoints(lab, "pod1-1")])
@@ -366,15 +366,15 @@ def test_each_load_balancer_ip_may_be_the_source_where_the_node_is_in_the_ranges
                     assert _answered(source, target, 20.0 if wanted else 1.0) == wanted, (source, target, ranges)
         finally:
             for address in GUARDED:
-                door.addr("del", index=loopback, address=address, prefixlen=32)
+                ipr.addr("del", index=loopback, address=address, prefixlen=32)
 
 
 def _answered(source: str, target: str, seconds: float) -> bool:
-    with socket.socket() as door:
-        door.settimeout(seconds)
-        door.bind((source, 0))
+    with socket.socket() as sock:
+        sock.settimeout(seconds)
+        sock.bind((source, 0))
         try:
-            door.connect((target, 80))
+            sock.connect((target, 80))
         except TimeoutError:
             return False
         return True

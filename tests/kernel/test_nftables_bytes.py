@@ -37,8 +37,8 @@ NUMBERS = st.integers(0, 0xFFEF).map(number)  # the last sixteen have names of t
 COMMENTS = st.text(sorted(set(string.printable) - set('"\t\n\r\x0b\x0c')), max_size=120).map(str.encode)
 
 
-class Door:
-    """An empty table of hotplane's in each family, and a store before it."""
+class Tables:
+    """An empty hotplane table of each family, and the element store that writes to them."""
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
@@ -63,8 +63,8 @@ class Door:
 
 
 @pytest.fixture
-def door(namespace: str) -> Door:
-    return Door(namespace)
+def tables(namespace: str) -> Tables:
+    return Tables(namespace)
 
 
 @st.composite
@@ -99,20 +99,20 @@ def spelled(held: dict[Element, bytes]) -> Listed:
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.parametrize("family", list(Family))
-def test_what_is_written_is_what_nft_lists(door: Door, family: Family, data: st.DataObject) -> None:
+def test_what_is_written_is_what_nft_lists(tables: Tables, family: Family, data: st.DataObject) -> None:
     wanted = data.draw(elements(family))
-    door.store.change((), wanted.items())
+    tables.store.change((), wanted.items())
     try:
-        assert door.listed(family) == spelled(wanted)
-        assert door.read(family) == spelled(wanted)
+        assert tables.listed(family) == spelled(wanted)
+        assert tables.read(family) == spelled(wanted)
         gone = list(wanted)[::2]
-        door.store.change(gone, ())
+        tables.store.change(gone, ())
         for element in gone:
             del wanted[element]
-        assert door.listed(family) == spelled(wanted)
+        assert tables.listed(family) == spelled(wanted)
     finally:
-        door.store.change(wanted, ())
-    assert door.read(family) == {}
+        tables.store.change(wanted, ())
+    assert tables.read(family) == {}
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -129,42 +129,44 @@ def test_a_plan_in_the_kernel_is_read_as_nft_lists_it(namespace, node, cluster):
         assert spelled(held) == listed(namespace, syntax.ip)
 
 
-def test_verdicts_and_source_ranges_are_read(door: Door) -> None:
+def test_verdicts_and_source_ranges_are_read(tables: Tables) -> None:
     for command in (
         "add chain ip hotplane lb-7",
         "add element ip hotplane shapes { ffff:77 : goto lb-7 }",
         "add set ip hotplane ranges-24 { type ipv4_addr . inet_proto . inet_service . ipv4_addr; }",
         "add element ip hotplane ranges-24 { 10.0.0.1 . 17 . 53 . 192.0.2.0 }",
     ):
-        nft(door.namespace, command)
-    assert door.store.elements("ip hotplane shapes") == {number(0x77): b"lb-7"}
+        nft(tables.namespace, command)
+    assert tables.store.elements("ip hotplane shapes") == {number(0x77): b"lb-7"}
     key = packed("10.0.0.1") + bytes((17, 0, 0, 0)) + port(53) + packed("192.0.2.0")
-    assert door.store.elements("ip hotplane ranges-24") == {key: b""}
-    assert door.store.chains("ip hotplane")["lb-7"] == 0
-    assert door.store.sets("ip hotplane")["ranges-24"] is False
+    assert tables.store.elements("ip hotplane ranges-24") == {key: b""}
+    assert tables.store.chains("ip hotplane")["lb-7"] == 0
+    assert tables.store.sets("ip hotplane")["ranges-24"] is False
 
 
 def service(address: str, index: int) -> Element:
     return "ip hotplane endpoints", packed(address) + bytes((6, 0, 0, 0)) + port(80) + number(index)
 
 
-def test_many_elements_in_one_transaction(door: Door) -> None:
+def test_many_elements_in_one_transaction(tables: Tables) -> None:
     """More than one message of a transaction holds, and more than one answer of a dump."""
     wanted = {
         service(f"10.{a}.{b}.1", index): address_port("192.0.2.1", index)
         for a, b, index in product(range(10), range(200), range(6))
     }
-    door.store.change((), wanted.items())
-    held = door.store.elements("ip hotplane endpoints")
+    tables.store.change((), wanted.items())
+    held = tables.store.elements("ip hotplane endpoints")
     assert {("ip hotplane endpoints", key): value for key, value in held.items()} == wanted
 
 
 @pytest.mark.parametrize("position", ["first", "middle", "last"])
 @pytest.mark.parametrize("mistake", ["removed", "added"])
-def test_a_refused_transaction_leaves_nothing_and_names_the_element(door: Door, position: str, mistake: str) -> None:
+def test_a_refused_transaction_leaves_nothing_and_names_the_element(
+    tables: Tables, position: str, mistake: str
+) -> None:
     target = "ip hotplane endpoints"
     there = service("10.0.0.1", 0)
-    door.store.change((), [(there, address_port("192.0.2.1", 1))])
+    tables.store.change((), [(there, address_port("192.0.2.1", 1))])
     good = [(service(f"10.1.{n >> 8}.{n & 255}", 1), address_port("192.0.2.2", 2)) for n in range(3000)]
     place = {"first": 0, "middle": 1500, "last": 3000}[position]
     removed: list[Element] = []
@@ -172,18 +174,18 @@ def test_a_refused_transaction_leaves_nothing_and_names_the_element(door: Door, 
         good.insert(place, (there, address_port("192.0.2.9", 9)))
         expected = r"File exists.*at: add element ip hotplane endpoints \{ 10\.0\.0\.1 \. 6 \. 80 \. ffff:0 \}"
     else:
-        door.store.change((), good)
+        tables.store.change((), good)
         removed = [element for element, _ in good]
         removed.insert(place, service("10.0.0.2", 2))
         good = []
         expected = r"No such file.*at: delete element ip hotplane endpoints \{ 10\.0\.0\.2 \. 6 \. 80 \. ffff:2 \}"
-    before = door.store.elements(target)
+    before = tables.store.elements(target)
     with pytest.raises(PlaneError, match=f"nothing of it was applied: {expected}"):
-        door.store.change(removed, good)
-    assert door.store.elements(target) == before
-    # The door is as good as new.
-    door.store.change([there], ())
-    assert len(door.store.elements(target)) == len(before) - 1
+        tables.store.change(removed, good)
+    assert tables.store.elements(target) == before
+    # The store still works after the refusal.
+    tables.store.change([there], ())
+    assert len(tables.store.elements(target)) == len(before) - 1
 
 
 def test_a_table_that_is_not_there(namespace: str) -> None:
@@ -221,18 +223,18 @@ def test_an_interrupted_dump_starts_again(namespace: str) -> None:
 class _Slow:
     """A netlink socket whose first piece of an answer is followed by something else before the next one."""
 
-    def __init__(self, door: socket.socket, between: Callable[[], object]) -> None:
-        self._door, self._between, self.left = door, between, 1
+    def __init__(self, sock: socket.socket, between: Callable[[], object]) -> None:
+        self._sock, self._between, self.left = sock, between, 1
 
     def recv_into(self, *arguments: Any) -> int:
-        length = self._door.recv_into(*arguments)
+        length = self._sock.recv_into(*arguments)
         if self.left:
             self.left -= 1
             self._between()
         return length
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._door, name)
+        return getattr(self._sock, name)
 
 
 def test_a_dump_between_whose_pieces_a_change_came_starts_again(namespace: str) -> None:

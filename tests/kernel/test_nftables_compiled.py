@@ -43,13 +43,13 @@ NODES = {
 def both(make_namespace: Callable[[str], str]) -> Callable[[str], None]:
     """Gives a text to libnftables in one namespace and to hotplane in another, and compares."""
     theirs, ours = make_namespace("theirs"), make_namespace("ours")
-    door = in_netns(ours, Nft)
-    door.library = library()
+    handle = in_netns(ours, Nft)
+    handle.library = library()
 
     def give(text: str) -> None:
         command = ["ip", "netns", "exec", theirs, "nft", "-f", "-"]
         subprocess.run(command, input=text, text=True, check=True)
-        door.run(text)
+        handle.run(text)
         wanted = held(theirs)
         assert held(ours) == wanted
         assert wanted

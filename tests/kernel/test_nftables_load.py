@@ -62,10 +62,10 @@ class NoDeletions(Nft):
 class Kernel:
     """A namespace with a plane in it that loads in small batches."""
 
-    def __init__(self, namespace: str, door: type[Nft] = Nft) -> None:
+    def __init__(self, namespace: str, handle: type[Nft] = Nft) -> None:
         self.namespace = namespace
         self.store = in_netns(namespace, Store, Layouts(SYNTAX.values()))
-        self.plane = in_netns(namespace, NftablesPlane, nft=in_netns(namespace, door), store=self.store, text_limit=0)
+        self.plane = in_netns(namespace, NftablesPlane, nft=in_netns(namespace, handle), store=self.store, text_limit=0)
 
     def states(self) -> dict[Family, TableState]:
         return {f: table_state(w, self.store) for f, w in SYNTAX.items() if self.store.has_table(w.own)}

@@ -213,9 +213,9 @@ def send_to_loopback(net: Network, source: str, port: int) -> None:
         / UDP(sport=4000, dport=port)
         / b"intruder"
     )
-    with in_netns(net.client, socket.socket, socket.AF_PACKET, socket.SOCK_RAW) as door:
-        door.bind(("eth0", 0))
-        door.send(bytes(frame))
+    with in_netns(net.client, socket.socket, socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind(("eth0", 0))
+        sock.send(bytes(frame))
 
 
 def test_node_ports_on_loopback_where_they_are_asked_for(net: Network, plane: NftablesPlane) -> None:
@@ -399,26 +399,26 @@ def test_what_belongs_to_no_connection_is_reset_and_never_balanced(
     """The kernel forgets connections that live on: who goes on with one must not get an endpoint by chance."""
     family = Family(version)
     plane.load(plan_of(entry(version, pods(version, 0, 1))))
-    doors = []
+    socks = []
     for _ in range(8):
-        door = in_netns(net.pods[2], socket.socket, family.socket_family, socket.SOCK_STREAM)
-        door.settimeout(20)
-        door.connect((VIP[version], 80))
-        door.recv(100)
-        doors.append(door)
+        sock = in_netns(net.pods[2], socket.socket, family.socket_family, socket.SOCK_STREAM)
+        sock.settimeout(20)
+        sock.connect((VIP[version], 80))
+        sock.recv(100)
+        socks.append(sock)
     in_netns(net.node, forget_all)
-    for door in doors:
+    for sock in socks:
         with contextlib.suppress(BrokenPipeError):  # its acknowledgment of the server's end was reset already
-            door.send(b"?")
+            sock.send(b"?")
     time.sleep(0.2)
-    for door in doors:
+    for sock in socks:
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
-            door.send(b"?")
-        door.close()
+            sock.send(b"?")
+        sock.close()
     assert in_netns(net.node, lambda: list(translated_connections())) == []
     listed = in_netns(
         net.node, subprocess.run, ["nft", "list", "counter", "ip" if version == 4 else "ip6", "hotplane", "stray"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert int(listed.stdout.split("packets ")[1].split()[0]) >= len(doors)
+    assert int(listed.stdout.split("packets ")[1].split()[0]) >= len(socks)
     assert ask(net.pods[2], VIP[version])[0] in "01"

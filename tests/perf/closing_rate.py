@@ -67,9 +67,9 @@ class Outcome(NamedTuple):
         return sum(self.per_second)
 
 
-def _serve(door: socket.socket) -> None:
+def _serve(sock: socket.socket) -> None:
     while True:
-        connection, _ = door.accept()
+        connection, _ = sock.accept()
         connection.close()
 
 
@@ -86,20 +86,20 @@ def _fork(namespace: str) -> int:
 def server(namespace: str) -> Iterator[None]:
     """Whoever connects to TARGET there is accepted and closed at once, by two processes."""
     with netns.netns(namespace):
-        door = socket.create_server(("", TARGET), backlog=4096)
+        sock = socket.create_server(("", TARGET), backlog=4096)
     children = []
     for _ in range(2):
         pid = _fork(namespace)
         if pid == 0:
             try:
-                _serve(door)
+                _serve(sock)
             finally:
                 os._exit(1)
         children.append(pid)
     try:
         yield
     finally:
-        door.close()
+        sock.close()
         for pid in children:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -107,15 +107,15 @@ def server(namespace: str) -> Iterator[None]:
 
 def _once(source: str, to: tuple[str, int]) -> tuple[float, bool]:
     """One connection; out: how long it took to connect, and whether it did and was closed."""
-    with socket.socket() as door:
-        door.setsockopt(socket.SOL_IP, _NO_PORT_YET, 1)
-        door.bind((source, 0))
-        door.settimeout(8)
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_IP, _NO_PORT_YET, 1)
+        sock.bind((source, 0))
+        sock.settimeout(8)
         begun = time.monotonic()
         try:
-            door.connect(to)
+            sock.connect(to)
             took = time.monotonic() - begun
-            return took, door.recv(1) == b""
+            return took, sock.recv(1) == b""
         except OSError:
             return time.monotonic() - begun, False
 

@@ -61,9 +61,9 @@ def _changes(server: ApiServer, arguments: argparse.Namespace, log: Path) -> tup
 def _taken_in(name: str) -> float:
     """How many endpoint changes the daemon has taken in, by its metrics."""
     with netns.netns(name):
-        with socket.create_connection(("127.0.0.1", 10249), 60) as door:
-            door.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-            text = b"".join(iter(lambda: door.recv(1 << 16), b"")).decode()
+        with socket.create_connection(("127.0.0.1", 10249), 60) as sock:
+            sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            text = b"".join(iter(lambda: sock.recv(1 << 16), b"")).decode()
     name = 'kubeproxy_sync_proxy_rules_endpoint_changes_total{ip_family="IPv4"}'
     found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
     return float(found[1]) if found else 0.0

@@ -141,9 +141,9 @@ class Generator:
         write = port_writer_code if self._by_port else writer_code
         code = write(self._frame, programs)
         self._writer = self._keep(bpf.program_load(code, ProgramType.XDP, AttachType.XDP, "writer"))
-        with netns(self._uplink.namespace), IPRoute() as door:
-            self._index = door.link_lookup(ifname=self._uplink.device)[0]
-            carried = door.get_links(self._index)[0].get_nested("IFLA_XDP", "IFLA_XDP_PROG_ID")
+        with netns(self._uplink.namespace), IPRoute() as ipr:
+            self._index = ipr.link_lookup(ifname=self._uplink.device)[0]
+            carried = ipr.get_links(self._index)[0].get_nested("IFLA_XDP", "IFLA_XDP_PROG_ID")
         if carried:
             program = self._keep(bpf.program_by_id(carried))
             bpf.map_update(programs, bytes(4), program.to_bytes(4, sys.byteorder))
@@ -161,8 +161,8 @@ class Generator:
         while self._open:
             os.close(self._open.pop())
 
-    def _came_out(self, door: IPRoute) -> int:
-        received: int = door.get_links(self._far_index)[0].get_attr("IFLA_STATS64")["rx_packets"]
+    def _came_out(self, ipr: IPRoute) -> int:
+        received: int = ipr.get_links(self._far_index)[0].get_attr("IFLA_STATS64")["rx_packets"]
         return received
 
     def run(self, seconds: float) -> dict[str, float]:
@@ -170,14 +170,14 @@ class Generator:
         own clock. It stands while other processes run, and leaves out what surrounds a test run (the kernel waits for
         all processors before and after one, which takes longer than the packets)."""
         with netns(self._far.namespace):
-            door = IPRoute()
-        with door, netns(self._uplink.namespace):
-            before, sent, took = self._came_out(door), 0, 0.0
+            ipr = IPRoute()
+        with ipr, netns(self._uplink.namespace):
+            before, sent, took = self._came_out(ipr), 0, 0.0
             end = time.monotonic() + seconds
             while not sent or time.monotonic() < end:
                 took += self._test_run(RUN_PACKETS)
                 sent += RUN_PACKETS
-            came = self._came_out(door) - before
+            came = self._came_out(ipr) - before
         return {"operations": float(came), "sent": float(sent), "seconds": took, "failures": 0.0}
 
     def run_on(self, processors: Sequence[int], seconds: float) -> dict[str, float]:
@@ -201,16 +201,16 @@ class Generator:
                 raise
 
         with netns(self._far.namespace):
-            door = IPRoute()
-        with door, ThreadPoolExecutor(len(processors)) as threads:
+            ipr = IPRoute()
+        with ipr, ThreadPoolExecutor(len(processors)) as threads:
             futures = [threads.submit(send, processor) for processor in processors]
             before, started = 0, 0.0
             with contextlib.suppress(threading.BrokenBarrierError):  # somebody failed, which is told below
                 barrier.wait()
-                before, started = self._came_out(door), time.perf_counter()
+                before, started = self._came_out(ipr), time.perf_counter()
                 barrier.wait()
             senders = _results(futures)
-            wall, came = time.perf_counter() - started, self._came_out(door) - before
+            wall, came = time.perf_counter() - started, self._came_out(ipr) - before
         sent, took = sum(sent for sent, _ in senders), sum(took for _, took in senders)
         return {
             "operations": float(came),

@@ -44,48 +44,48 @@ class Target:
 
     def open(self, kind: socket.SocketKind) -> socket.socket:
         """A socket, not connected yet."""
-        door = socket.socket(self.family, kind)
+        sock = socket.socket(self.family, kind)
         if kind == socket.SOCK_STREAM:
-            door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.source != "-":
-            door.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-            door.bind((self.source, 0))
-        door.settimeout(PATIENCE_SECONDS)
-        return door
+            sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((self.source, 0))
+        sock.settimeout(PATIENCE_SECONDS)
+        return sock
 
     def connected(self, kind: socket.SocketKind) -> socket.socket:
         """A connected socket. Raises OSError."""
-        door = self.open(kind)
+        sock = self.open(kind)
         try:
-            door.connect(self.address)
+            sock.connect(self.address)
         except OSError:
-            door.close()
+            sock.close()
             raise
-        return door
+        return sock
 
 
 def _connect(target: Target) -> int:
-    with target.open(socket.SOCK_STREAM) as door:
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    with target.open(socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         begin = time.perf_counter_ns()
-        door.connect(target.address)
+        sock.connect(target.address)
         return time.perf_counter_ns() - begin
 
 
 def _connect_and_ask(target: Target) -> int:
     begin = time.perf_counter_ns()
-    with target.connected(socket.SOCK_STREAM) as door:
-        door.send(ONCE)
-        if door.recv(1) != ONCE or door.recv(1):
+    with target.connected(socket.SOCK_STREAM) as sock:
+        sock.send(ONCE)
+        if sock.recv(1) != ONCE or sock.recv(1):
             raise ConnectionError("the server does not answer with a byte and close")
         return time.perf_counter_ns() - begin
 
 
 def _query(target: Target) -> int:
     begin = time.perf_counter_ns()
-    with target.connected(socket.SOCK_DGRAM) as door:
-        door.send(b"Q" + bytes(QUERY_BYTES - 1))
-        door.recv(ANSWER_BYTES)
+    with target.connected(socket.SOCK_DGRAM) as sock:
+        sock.send(b"Q" + bytes(QUERY_BYTES - 1))
+        sock.recv(ANSWER_BYTES)
     return time.perf_counter_ns() - begin
 
 
@@ -136,39 +136,39 @@ def _paced(operate: Callable[[], int], seconds: float, rate: float) -> dict[str,
 
 def _warm(target: Target, kind: socket.SocketKind, byte: bytes, seconds: float, rate: float) -> dict[str, Any]:
     try:
-        door = target.connected(kind)
+        sock = target.connected(kind)
     except OSError:
         return {"operations": 0, "failures": 1, "seconds": seconds}
 
     def operate() -> int:
         begin = time.perf_counter_ns()
-        door.send(byte)
-        if len(door.recv(1)) != 1:
+        sock.send(byte)
+        if len(sock.recv(1)) != 1:
             raise ConnectionError("the server has closed the connection")
         return time.perf_counter_ns() - begin
 
-    with door:
+    with sock:
         return _measure(operate, seconds, rate)
 
 
-def _counted(door: socket.socket) -> int:
-    door.send(b"C")
-    return int(door.recv(FLOOD_BYTES))
+def _counted(sock: socket.socket) -> int:
+    sock.send(b"C")
+    return int(sock.recv(FLOOD_BYTES))
 
 
 def _flood(target: Target, seconds: float) -> dict[str, Any]:
     payload = b"F" + bytes(FLOOD_BYTES - 1)
     sent = 0
     try:
-        with target.connected(socket.SOCK_DGRAM) as door:
-            before = _counted(door)
+        with target.connected(socket.SOCK_DGRAM) as sock:
+            before = _counted(sock)
             start = time.perf_counter()
             while time.perf_counter() - start < seconds:
                 for _ in range(_BATCH):
-                    door.send(payload)
+                    sock.send(payload)
                 sent += _BATCH
             took = time.perf_counter() - start
-            return {"operations": _counted(door) - before, "failures": 0, "seconds": took, "sent": sent}
+            return {"operations": _counted(sock) - before, "failures": 0, "seconds": took, "sent": sent}
     except OSError:  # no answer to the count: nothing can be said about what arrived
         return {"operations": 0, "failures": 1, "seconds": seconds, "sent": sent}
 
@@ -177,12 +177,12 @@ def _stream(target: Target, seconds: float) -> dict[str, Any]:
     payload = SINK * STREAM_BYTES
     start = time.perf_counter()
     try:
-        with target.connected(socket.SOCK_STREAM) as door:
+        with target.connected(socket.SOCK_STREAM) as sock:
             while time.perf_counter() - start < seconds:
-                door.sendall(payload)
-            door.settimeout(STREAM_PATIENCE_SECONDS)
-            door.shutdown(socket.SHUT_WR)
-            arrived = int(b"".join(iter(lambda: door.recv(64), b"")) or b"0")
+                sock.sendall(payload)
+            sock.settimeout(STREAM_PATIENCE_SECONDS)
+            sock.shutdown(socket.SHUT_WR)
+            arrived = int(b"".join(iter(lambda: sock.recv(64), b"")) or b"0")
     except OSError:
         arrived = 0
     return {"operations": arrived, "failures": int(not arrived), "seconds": time.perf_counter() - start}
@@ -226,20 +226,20 @@ class Server:
 
     def _listen(self, family: socket.AddressFamily, anywhere: str, port: int) -> None:
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-            door = socket.socket(family, kind)
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock = socket.socket(family, kind)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
-                door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            door.bind((anywhere, port))
-            door.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((anywhere, port))
+            sock.setblocking(False)
             if kind == socket.SOCK_STREAM:
-                door.listen(4096)
-                self._selector.register(door, selectors.EVENT_READ, self._accept)
+                sock.listen(4096)
+                self._selector.register(sock, selectors.EVENT_READ, self._accept)
             else:
                 with contextlib.suppress(PermissionError):  # as root only; a flood then meets a smaller buffer
-                    door.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-                door.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
-                self._selector.register(door, selectors.EVENT_READ, _Counter().receive)
+                    sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+                sock.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
+                self._selector.register(sock, selectors.EVENT_READ, _Counter().receive)
 
     def run(self) -> None:
         """Serve for ever."""
@@ -247,9 +247,9 @@ class Server:
             for key, _ in self._selector.select():
                 key.data(key.fileobj)
 
-    def _accept(self, door: socket.socket) -> None:
+    def _accept(self, sock: socket.socket) -> None:
         try:
-            connection, _ = door.accept()
+            connection, _ = sock.accept()
         except (BlockingIOError, ConnectionAbortedError):  # reset while it waited
             return
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -301,10 +301,10 @@ class _Counter:
     def __init__(self) -> None:
         self._came = self._overflowed = 0
 
-    def receive(self, door: socket.socket) -> None:
+    def receive(self, sock: socket.socket) -> None:
         for _ in range(_BATCH):
             try:
-                data, control, _, client = door.recvmsg(FLOOD_BYTES, 64)
+                data, control, _, client = sock.recvmsg(FLOOD_BYTES, 64)
             except (BlockingIOError, ConnectionRefusedError):  # nothing more, or an earlier client has gone
                 return
             for _, kind, value in control:
@@ -313,9 +313,9 @@ class _Counter:
             if data[:1] == b"F":
                 self._came += 1
             elif data[:1] == b"C":
-                door.sendto(str(self._came + self._overflowed).encode(), client)
+                sock.sendto(str(self._came + self._overflowed).encode(), client)
             else:
-                door.sendto(bytes(1 if data[:1] == ECHO else ANSWER_BYTES), client)
+                sock.sendto(bytes(1 if data[:1] == ECHO else ANSWER_BYTES), client)
 
 
 def main(arguments: list[str]) -> None:

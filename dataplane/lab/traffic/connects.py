@@ -48,10 +48,10 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 def _serve(port: int) -> None:
-    door = socket.create_server(("::", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True)
+    sock = socket.create_server(("::", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True)
     print("ready", flush=True)
     while True:
-        door.accept()[0].close()
+        sock.accept()[0].close()
 
 
 def _measure(request: Measure) -> Sample:
@@ -61,10 +61,10 @@ def _measure(request: Measure) -> Sample:
     clock = time.perf_counter_ns
     start = time.perf_counter()
     for _ in range(request.count):
-        with socket.socket(family, socket.SOCK_STREAM) as door:
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             before = clock()
-            door.connect(target)
+            sock.connect(target)
             times.append(clock() - before)
     return Sample(tuple(times), time.perf_counter() - start)
 

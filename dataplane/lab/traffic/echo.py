@@ -35,13 +35,13 @@ def answer(name: str, protocol: str, address: str, port: int, client: str, clien
 
 
 def _socket(family: socket.AddressFamily, kind: socket.SocketKind, port: int) -> socket.socket:
-    door = socket.socket(family, kind)
-    door.setblocking(False)
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock = socket.socket(family, kind)
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:
-        door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    door.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
-    return door
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+    return sock
 
 
 class EchoServer:
@@ -63,18 +63,18 @@ class EchoServer:
             for key, _ in self._selector.select():
                 key.data()
 
-    def _watch(self, door: socket.socket, handler: Handler) -> None:
-        self._selector.register(door, selectors.EVENT_READ, handler)
+    def _watch(self, sock: socket.socket, handler: Handler) -> None:
+        self._selector.register(sock, selectors.EVENT_READ, handler)
 
     def _listen_tcp(self, family: socket.AddressFamily, port: int) -> None:
-        door = _socket(family, socket.SOCK_STREAM, port)
-        door.listen(_BACKLOG)
-        self._watch(door, lambda: self._accept(door))
+        sock = _socket(family, socket.SOCK_STREAM, port)
+        sock.listen(_BACKLOG)
+        self._watch(sock, lambda: self._accept(sock))
 
-    def _accept(self, door: socket.socket) -> None:
+    def _accept(self, sock: socket.socket) -> None:
         for _ in range(_BATCH):
             try:
-                connection, client = door.accept()
+                connection, client = sock.accept()
             except BlockingIOError:
                 return
             except ConnectionAbortedError:  # the client gave up while it waited in the queue
@@ -108,18 +108,18 @@ class EchoServer:
             self._selector.unregister(descriptor)
 
     def _listen_udp(self, family: socket.AddressFamily, port: int) -> None:
-        door = _socket(family, socket.SOCK_DGRAM, port)
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        sock = _socket(family, socket.SOCK_DGRAM, port)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         if family == socket.AF_INET6:
-            door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         else:
-            door.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        self._watch(door, lambda: self._datagrams(door, port))
+            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        self._watch(sock, lambda: self._datagrams(sock, port))
 
-    def _datagrams(self, door: socket.socket, port: int) -> None:
+    def _datagrams(self, sock: socket.socket, port: int) -> None:
         for _ in range(_BATCH):
             try:
-                _, control, _, client = door.recvmsg(65536, 64)
+                _, control, _, client = sock.recvmsg(65536, 64)
             except BlockingIOError:
                 return
             except ConnectionRefusedError:  # a client went away before our answer reached it
@@ -127,7 +127,7 @@ class EchoServer:
             address, source = _arrival(control)
             reply = answer(self.name, "udp", address, port, client[0], client[1])
             with contextlib.suppress(OSError):  # no way back to this client (its route or node is gone)
-                door.sendmsg([reply], source, 0, client)
+                sock.sendmsg([reply], source, 0, client)
 
 
 def _send(connection: socket.socket, data: bytes) -> bool:

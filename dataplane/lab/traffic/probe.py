@@ -141,12 +141,12 @@ class _Try:
         "client",
         "deadline",
         "done",
-        "door",
         "index",
         "local",
         "pending",
         "probe",
         "slot",
+        "sock",
         "started",
     )
 
@@ -160,46 +160,46 @@ class _Try:
         self.deadline = self.started + probe.timeout
         family = family_of(probe.address)
         kind = socket.SOCK_STREAM if probe.protocol is Protocol.TCP else socket.SOCK_DGRAM
-        self.door = socket.socket(family.socket_family, kind)
-        self.door.setblocking(False)
+        self.sock = socket.socket(family.socket_family, kind)
+        self.sock.setblocking(False)
 
     def start(self) -> int:
         """Send the first packet; the selector events to wait for. Raises OSError."""
-        probe, door = self.probe, self.door
-        _hear_icmp(door, family_of(probe.address))
+        probe, sock = self.probe, self.sock
+        _hear_icmp(sock, family_of(probe.address))
         if probe.source or probe.source_port:
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            door.bind((probe.source, probe.source_port))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((probe.source, probe.source_port))
         if probe.protocol is Protocol.TCP:
             # Closing by reset leaves no TIME_WAIT behind, so ports never run out and may be used again at once.
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            result = door.connect_ex((probe.address, probe.port))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            result = sock.connect_ex((probe.address, probe.port))
             if result not in (0, errno.EINPROGRESS):
                 raise OSError(result, "connect")
             return selectors.EVENT_WRITE
         if probe.connected:
-            door.connect((probe.address, probe.port))
+            sock.connect((probe.address, probe.port))
         self.send()
         return selectors.EVENT_READ
 
     def send(self) -> None:
         """Send one packet and start its time."""
         if self.probe.protocol is Protocol.UDP and not self.probe.connected:
-            self.door.sendto(b"?\n", (self.probe.address, self.probe.port))
+            self.sock.sendto(b"?\n", (self.probe.address, self.probe.port))
         else:
-            self.door.send(b"?\n")
+            self.sock.send(b"?\n")
         self.deadline = time.monotonic() + self.probe.timeout
 
     def connected(self) -> None:
         """The TCP connection is there, or has failed (raises OSError)."""
-        number = self.door.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        number = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:
             raise OSError(number, "connect")
         self.send()
 
     def receive(self) -> str:
         """Read what came; the partner's "ip:port" when this was the last packet, else "". Raises OSError."""
-        data, source = self.door.recvfrom(65536)
+        data, source = self.sock.recvfrom(65536)
         if self.probe.protocol is Protocol.TCP and not data:
             raise ConnectionResetError(errno.ECONNRESET, "closed by the server")
         self.pending += data
@@ -212,13 +212,13 @@ class _Try:
         if len(self.answers) < self.probe.packets:
             self.send()
             return ""
-        peer = self.door.getpeername() if self.probe.protocol is Protocol.TCP else source
+        peer = self.sock.getpeername() if self.probe.protocol is Protocol.TCP else source
         return host_port(peer[0], peer[1])
 
     def end(self, outcome: Outcome, peer: str = "", detail: str = "") -> Attempt:
         """Close the socket and report."""
-        local = self.door.getsockname()
-        self.door.close()
+        local = self.sock.getsockname()
+        self.sock.close()
         return Attempt(
             outcome, tuple(self.answers), self.client, peer, host_port(local[0], local[1]), detail,
             round(time.monotonic() - self.started, 6),
@@ -233,19 +233,19 @@ class _Try:
     def _refused_by(self) -> str:
         """Whether an ICMP error or a TCP reset refused it, from the socket's error queue (ip(7), IP_RECVERR)."""
         try:
-            _, control, _, _ = self.door.recvmsg(512, 512, socket.MSG_ERRQUEUE)
+            _, control, _, _ = self.sock.recvmsg(512, 512, socket.MSG_ERRQUEUE)
         except BlockingIOError:
             return "rst" if self.probe.protocol is Protocol.TCP else "icmp"
         origins = [data[4] for _, kind, data in control if kind in (_IP_RECVERR, _IPV6_RECVERR)]
         return "icmp" if any(origin in _FROM_ICMP for origin in origins) else "rst"
 
 
-def _hear_icmp(door: socket.socket, family: Family) -> None:
+def _hear_icmp(sock: socket.socket, family: Family) -> None:
     """Let ICMP errors reach the socket with their origin; an unconnected UDP socket would never hear of them."""
     if family is Family.IPV6:
-        door.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
     else:
-        door.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
 
 
 class _Runner:
@@ -276,7 +276,7 @@ class _Runner:
         except OSError as error:
             self._finish(attempt, attempt.failed(error))
             return
-        self._selector.register(attempt.door, events, attempt)
+        self._selector.register(attempt.sock, events, attempt)
         heapq.heappush(self._deadlines, (attempt.deadline, next(self._order), attempt))
 
     def _wait(self) -> None:
@@ -292,7 +292,7 @@ class _Runner:
             if attempt.deadline > now:  # a later packet of it has time of its own
                 heapq.heappush(self._deadlines, (attempt.deadline, next(self._order), attempt))
                 continue
-            self._selector.unregister(attempt.door)
+            self._selector.unregister(attempt.sock)
             self._finish(attempt, attempt.end(Outcome.TIMEOUT))
 
     def _until_deadline(self) -> float | None:
@@ -304,17 +304,17 @@ class _Runner:
         try:
             if events & selectors.EVENT_WRITE:
                 attempt.connected()
-                self._selector.modify(attempt.door, selectors.EVENT_READ, attempt)
+                self._selector.modify(attempt.sock, selectors.EVENT_READ, attempt)
                 return
             peer = attempt.receive()
         except BlockingIOError:
             return
         except OSError as error:
-            self._selector.unregister(attempt.door)
+            self._selector.unregister(attempt.sock)
             self._finish(attempt, attempt.failed(error))
             return
         if peer:
-            self._selector.unregister(attempt.door)
+            self._selector.unregister(attempt.sock)
             self._finish(attempt, attempt.end(Outcome.ANSWERED, peer=peer))
 
     def _finish(self, attempt: _Try, result: Attempt) -> None:

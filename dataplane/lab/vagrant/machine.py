@@ -62,19 +62,19 @@ def shape(spec: LabSpec, machine: str) -> None:
     with ExitStack() as stack:
         subprocess.run(["ip", "netns", "attach", here.netns, "1"], check=True)
         _own_settings(spec)
-        doors = {here.name: stack.enter_context(Links(here.netns))}
-        doors[here.name].up(device)
+        links_of = {here.name: stack.enter_context(Links(here.netns))}
+        links_of[here.name].up(device)
         for place in inside:
             netns.create(place.netns)
             with netns.netns(place.netns):
                 build.settings(spec, forwarding=False)
-            doors[place.name] = stack.enter_context(Links(place.netns))
-            doors[place.name].up("lo")
+            links_of[place.name] = stack.enter_context(Links(place.netns))
+            links_of[place.name].up("lo")
         if node:
-            build.make_node(spec, plan, node, doors)
+            build.make_node(spec, plan, node, links_of)
         else:
-            doors[here.name].add_veth("client", doors["client"], "eth0", build.UNDERLAY_MTU)
-            build.router(spec, plan, doors, device)
+            links_of[here.name].add_veth("client", links_of["client"], "eth0", build.UNDERLAY_MTU)
+            build.router(spec, plan, links_of, device)
     if node:
         _echo(node)
 
@@ -87,19 +87,19 @@ def _remove(spec: LabSpec, device: str) -> None:
     end_processes(list(netns.pids(pods)))
     for name in owned:
         netns.remove(name)
-    with IPRoute() as door:
+    with IPRoute() as ipr:
         for name in ("flannel.1", "cni0", "client"):
-            for index in door.link_lookup(ifname=name):
-                door.link("del", index=index)
-        index = door.link_lookup(ifname=device)[0]
-        door.flush_addr(index=index)
-        door.link("set", index=index, state="down")
+            for index in ipr.link_lookup(ifname=name):
+                ipr.link("del", index=index)
+        index = ipr.link_lookup(ifname=device)[0]
+        ipr.flush_addr(index=index)
+        ipr.link("set", index=index, state="down")
         for family in Family:
             number = int(family.socket_family)
-            door.flush_rules(family=number, priority=lambda value: 0 < value < build.LAST_RULE + 1)
-            door.flush_routes(family=number, table=build.UNREACHABLE_TABLE)
-            for route in door.get_default_routes(family=number, table=_MAIN_TABLE):
-                door.route("del", family=number, dst="default", oif=route.get_attr("RTA_OIF"))
+            ipr.flush_rules(family=number, priority=lambda value: 0 < value < build.LAST_RULE + 1)
+            ipr.flush_routes(family=number, table=build.UNREACHABLE_TABLE)
+            for route in ipr.get_default_routes(family=number, table=_MAIN_TABLE):
+                ipr.route("del", family=number, dst="default", oif=route.get_attr("RTA_OIF"))
 
 
 def _own_settings(spec: LabSpec) -> None:

@@ -1,4 +1,4 @@
-"""Faults in the doors to the kernel."""
+"""Faults in the netlink and bpf(2) handles."""
 
 from tests.mutation.mutation import Mutation
 

@@ -13,7 +13,7 @@ from ctl.output import print_records, to_json, to_yaml
 from dataplane.errors import UsageError
 
 if TYPE_CHECKING:
-    from dataplane.bench.cluster.settings import Wishes
+    from dataplane.bench.cluster.settings import SiteOptions
     from dataplane.bench.figures.results import Results
     from dataplane.bench.profiles import Settings
 
@@ -112,7 +112,7 @@ def _measured(args: argparse.Namespace, wanted: "Settings") -> "Results":
     from dataplane.bench.figures.results import Journal, Results, journal_path, write
 
     started, path = time.monotonic(), args.results
-    with Site(_wishes(args), wanted.modes, _notify) as site:
+    with Site(_site_options(args), wanted.modes, _notify) as site:
         wanted = site.settled(wanted)
         results = Results(site.machine(), wanted, _command(args), skipped=list(site.skipped))
         try:
@@ -130,14 +130,14 @@ def _measured(args: argparse.Namespace, wanted: "Settings") -> "Results":
     return results
 
 
-def _wishes(args: argparse.Namespace) -> "Wishes":
-    from dataplane.bench.cluster.settings import Wishes
+def _site_options(args: argparse.Namespace) -> "SiteOptions":
+    from dataplane.bench.cluster.settings import SiteOptions
 
     if not 1024 <= args.port <= 65535:
         raise UsageError(f"--port {args.port}: from 1024 to 65535, since the pods are nobody's")
     if args.timeout <= 0:
         raise UsageError(f"--timeout {args.timeout:g}: seconds above 0")
-    return Wishes(
+    return SiteOptions(
         image=args.image, kubeconfig=args.kubeconfig, context=args.context, namespace=args.namespace,
         client_node=args.client_node, server_node=args.server_node, pull_policy=args.image_pull_policy,
         port=args.port, timeout=args.timeout, family=args.family, python=args.python_load, keep=args.keep,

@@ -172,12 +172,12 @@ def _list(output: str) -> int:
 
 def _settings(args: argparse.Namespace) -> "Settings":
     from dataplane.bench.processors import present, refuse_missing
-    from dataplane.bench.profiles import Wishes, settings
+    from dataplane.bench.profiles import Overrides, settings
     from dataplane.lab.spec import Routing
     from dataplane.model.net import Family
 
     refuse_missing(args.processors or (), len(present()))
-    wishes = Wishes(
+    overrides = Overrides(
         modes=args.modes or (),
         scenarios=args.scenario or (),
         services=args.services or (),
@@ -189,7 +189,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
         seed=args.seed,
         processors=args.processors or (),
     )
-    return settings(args.profile, wishes)
+    return settings(args.profile, overrides)
 
 
 def _run(args: argparse.Namespace) -> int:

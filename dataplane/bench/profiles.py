@@ -86,8 +86,8 @@ PROFILES = {
 """tiny only shows that everything works."""
 
 
-class Wishes(msgspec.Struct, frozen=True):
-    """What somebody wants instead of the profile's; empty or None is the profile's."""
+class Overrides(msgspec.Struct, frozen=True):
+    """Settings given on the command line that replace those of the profile; empty or None keeps the profile's."""
 
     modes: Sequence[str] = ()
     scenarios: Sequence[str] = ()
@@ -101,34 +101,34 @@ class Wishes(msgspec.Struct, frozen=True):
     processors: Sequence[int] = ()
 
 
-def settings(profile: str, wishes: Wishes | None = None) -> Settings:
-    """A profile with what was asked for instead. Raises UsageError for what does not exist."""
-    base, wishes = PROFILES[profile], wishes or Wishes()
-    names = [RENAMED.get(name, name) for name in wishes.scenarios]
-    wishes = msgspec.structs.replace(wishes, scenarios=names)
-    _check(wishes)
-    counts = tuple(sorted(set(wishes.services))) or base.services
+def settings(profile: str, overrides: Overrides | None = None) -> Settings:
+    """Return the settings of a profile with `overrides` applied. Raises UsageError for an invalid value."""
+    base, overrides = PROFILES[profile], overrides or Overrides()
+    names = [RENAMED.get(name, name) for name in overrides.scenarios]
+    overrides = msgspec.structs.replace(overrides, scenarios=names)
+    _check(overrides)
+    counts = tuple(sorted(set(overrides.services))) or base.services
 
     def some(wanted: tuple[int, ...], otherwise: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(count for count in wanted if count in counts) or otherwise
 
     return msgspec.structs.replace(
         base,
-        modes=tuple(chosen(wishes.modes)),
-        scenarios=_with_rates(_with_scaling(wishes.scenarios or base.scenarios, wishes.processors)),
+        modes=tuple(chosen(overrides.modes)),
+        scenarios=_with_rates(_with_scaling(overrides.scenarios or base.scenarios, overrides.processors)),
         services=counts,
         fixed_services=some(base.fixed_services, counts),
         few_services=some(base.few_services, ()),
         position_services=some(base.position_services, counts),
         bar_services=some(base.bar_services, counts),
-        rounds=base.rounds if wishes.rounds is None else wishes.rounds,
-        light_rounds=base.light_rounds if wishes.rounds is None else wishes.rounds,
-        iptables_max=base.iptables_max if wishes.iptables_max is None else wishes.iptables_max,
-        endpoints=wishes.endpoints,
-        family=wishes.family,
-        routing=wishes.routing,
-        seed=wishes.seed,
-        processors=tuple(sorted({1, *wishes.processors})) if wishes.processors else (),
+        rounds=base.rounds if overrides.rounds is None else overrides.rounds,
+        light_rounds=base.light_rounds if overrides.rounds is None else overrides.rounds,
+        iptables_max=base.iptables_max if overrides.iptables_max is None else overrides.iptables_max,
+        endpoints=overrides.endpoints,
+        family=overrides.family,
+        routing=overrides.routing,
+        seed=overrides.seed,
+        processors=tuple(sorted({1, *overrides.processors})) if overrides.processors else (),
     )
 
 
@@ -143,21 +143,21 @@ def _with_rates(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in SCENARIOS if name in wanted)
 
 
-def _check(wishes: Wishes) -> None:
-    unknown = [name for name in wishes.scenarios if name not in SCENARIOS]
+def _check(overrides: Overrides) -> None:
+    unknown = [name for name in overrides.scenarios if name not in SCENARIOS]
     if unknown:
         raise UsageError(f"--scenario {','.join(unknown)}: there is none; choose of {', '.join(SCENARIOS)}")
-    if any(not 1 <= count <= MOST_SERVICES for count in wishes.services):
-        raise UsageError(f"--services {','.join(map(str, wishes.services))}: numbers from 1 to {MOST_SERVICES}")
-    if not 1 <= wishes.endpoints <= MOST_ENDPOINTS:
-        raise UsageError(f"--endpoints {wishes.endpoints}: a number from 1 to {MOST_ENDPOINTS}")
-    scaling = [name for name in wishes.scenarios if name in SCALING]
-    if scaling and not wishes.processors:
+    if any(not 1 <= count <= MOST_SERVICES for count in overrides.services):
+        raise UsageError(f"--services {','.join(map(str, overrides.services))}: numbers from 1 to {MOST_SERVICES}")
+    if not 1 <= overrides.endpoints <= MOST_ENDPOINTS:
+        raise UsageError(f"--endpoints {overrides.endpoints}: a number from 1 to {MOST_ENDPOINTS}")
+    scaling = [name for name in overrides.scenarios if name in SCALING]
+    if scaling and not overrides.processors:
         raise UsageError(f"--scenario {','.join(scaling)}: say on how many processors, e.g. --processors 1,2,4")
-    if any(count < 1 for count in wishes.processors):
-        raise UsageError(f"--processors {','.join(map(str, wishes.processors))}: numbers from 1")
-    if wishes.rounds is not None and wishes.rounds < 1:
-        raise UsageError(f"--rounds {wishes.rounds}: at least 1")
+    if any(count < 1 for count in overrides.processors):
+        raise UsageError(f"--processors {','.join(map(str, overrides.processors))}: numbers from 1")
+    if overrides.rounds is not None and overrides.rounds < 1:
+        raise UsageError(f"--rounds {overrides.rounds}: at least 1")
 
 
 def with_alone(settings: Settings) -> bool:

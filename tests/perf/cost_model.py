@@ -21,7 +21,7 @@ from scapy.layers.inet import IP, TCP
 from dataplane.bench.load.instructions import leave
 from dataplane.bench.load.native import load_tool
 from dataplane.bench.machine.facts import facts
-from dataplane.bench.profiles import Wishes, settings
+from dataplane.bench.profiles import Overrides, settings
 from dataplane.bench.rig import Rig, lab_name
 from dataplane.bench.scenarios import SCENARIOS, Position
 from dataplane.kernel import sysctl
@@ -252,7 +252,7 @@ def _table(head: Row, rows: list[Row]) -> str:
 def tables(services: int, rounds: int, seconds: float) -> dict[str, str]:
     """Every table of the page, by the name that marks its place."""
     made = {"programs": _table(("one packet", "least ns", "median ns"), programs_on_packets())}
-    wanted = msgspec.structs.replace(settings("quick", Wishes(services=(services,))), modes=MODES)
+    wanted = msgspec.structs.replace(settings("quick", Overrides(services=(services,))), modes=MODES)
     with Rig(lab_name(), wanted, load_tool()) as rig:
         for mode in MODES[2:]:
             rig.restart_agent(mode)

@@ -19,7 +19,7 @@ import msgspec
 from dataplane.bench.figures import noise
 from dataplane.bench.load.native import load_tool
 from dataplane.bench.modes import AGAIN, DIRECT, MODES, Mode
-from dataplane.bench.profiles import Wishes, settings
+from dataplane.bench.profiles import Overrides, settings
 from dataplane.bench.rig import Rig, lab_name, remove_abandoned
 from dataplane.bench.scenarios import SCENARIOS, Position
 
@@ -89,7 +89,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.1)
     args = parser.parse_args()
     MODES[SLOWED] = Mode(SLOWED, "direct with rules in the way", reference=True)
-    wanted = settings("quick", Wishes(scenarios=("connect",), services=(1,)))
+    wanted = settings("quick", Overrides(scenarios=("connect",), services=(1,)))
     wanted = msgspec.structs.replace(wanted, modes=(DIRECT, AGAIN, SLOWED))
     remove_abandoned()
     chance, wrong = random.Random(1), 0

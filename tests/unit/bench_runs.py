@@ -6,7 +6,7 @@ import msgspec
 
 from dataplane.bench.figures import hdr
 from dataplane.bench.figures.results import Cell, CellKey, Machine, Results
-from dataplane.bench.profiles import Settings, Wishes, settings
+from dataplane.bench.profiles import Overrides, Settings, settings
 from dataplane.bench.run import all_keys
 from dataplane.bench.scenarios import SCENARIOS, Kind
 
@@ -31,7 +31,7 @@ def made_up(
     noise: relative, of each cell. machine: speed of the whole machine. speed: instead of SPEED's. equal: iptables is no
     slower than the others.
     """
-    chosen: Settings = settings("full", Wishes(modes, services=services, rounds=rounds))
+    chosen: Settings = settings("full", Overrides(modes, services=services, rounds=rounds))
     chosen = msgspec.structs.replace(chosen, control_rounds=rounds, light_control_rounds=rounds)
     rates = SPEED | (speed or {})
     chance = random.Random(seed)

@@ -10,7 +10,7 @@ import pytest
 from ctl.main import main
 from dataplane.bench.cluster import room as room_module
 from dataplane.bench.cluster.kubectl import ClusterError
-from dataplane.bench.cluster.settings import CLUSTER_IP, WAYS, Wishes
+from dataplane.bench.cluster.settings import CLUSTER_IP, WAYS, SiteOptions
 from dataplane.bench.cluster.site import Site
 from tests.cluster_kubectl import Object, StandIn
 
@@ -22,10 +22,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
         yield found
 
 
-def failure(timeout: float = 1.0, modes: tuple[str, ...] = WAYS, **wishes: Any) -> str:
+def failure(timeout: float = 1.0, modes: tuple[str, ...] = WAYS, **options: Any) -> str:
     """Why a site does not come up."""
     with pytest.raises(ClusterError) as caught:
-        Site(Wishes("python:3", timeout=timeout, **wishes), modes, lambda text: None)
+        Site(SiteOptions("python:3", timeout=timeout, **options), modes, lambda text: None)
     return str(caught.value)
 
 
@@ -98,7 +98,7 @@ def test_what_an_earlier_run_left_goes_first(cluster: StandIn, monkeypatch: pyte
     said: list[str] = []
     for keep in (True, False):
         with pytest.raises(ClusterError, match="InvalidImageName"):
-            Site(Wishes("python:3", keep=keep), (CLUSTER_IP,), said.append)
+            Site(SiteOptions("python:3", keep=keep), (CLUSTER_IP,), said.append)
         assert bool(cluster.left()) is keep
     assert "kept: kubectl delete namespace hotplane-bench removes everything" in said
     assert "namespace hotplane-bench is left from an earlier run, and goes first" in said
@@ -111,7 +111,7 @@ def test_a_namespace_that_does_not_go_is_told_beside_what_went_wrong(
     cluster.behave(status={"client": waiting("InvalidImageName", "no")}, stuck=True)
     said: list[str] = []
     with pytest.raises(ClusterError, match="InvalidImageName"):
-        Site(Wishes("python:3", timeout=0.3), (CLUSTER_IP,), said.append)
+        Site(SiteOptions("python:3", timeout=0.3), (CLUSTER_IP,), said.append)
     assert any("is not gone after 0 s: Some content in the namespace has finalizers" in text for text in said), said
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from dataplane.bench.modes import LAB_MODES
 from dataplane.bench.pace import Pace, duration, expected, run_seconds
-from dataplane.bench.profiles import PROFILES, SCALING, Settings, Wishes, seconds_of, settings
+from dataplane.bench.profiles import PROFILES, SCALING, Overrides, Settings, seconds_of, settings
 from dataplane.bench.run import all_keys, data_modes, plane_modes
 from dataplane.bench.scenarios import SCENARIOS
 from dataplane.errors import UsageError
@@ -16,8 +16,8 @@ QUIET_WINDOW = 19 * 60
 CONTROL = ("coldstart", "change", "rollout")
 
 
-def wished(profile: str, **wishes: Any) -> Settings:
-    return settings(profile, Wishes(**wishes))
+def wished(profile: str, **overrides: Any) -> Settings:
+    return settings(profile, Overrides(**overrides))
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -9,14 +9,14 @@ import msgspec
 from dataplane.bench.figures import hdr
 from dataplane.bench.figures.results import CellKey, Journal, Results, read_journal
 from dataplane.bench.machine.facts import facts
-from dataplane.bench.profiles import Settings, Wishes, settings
+from dataplane.bench.profiles import Overrides, Settings, settings
 from dataplane.bench.rig import Rig
 from dataplane.bench.run import Runner, all_keys
 from dataplane.lab.spec import LabError
 
 SETTINGS = msgspec.structs.replace(
     settings(
-        "quick", Wishes(["iptables", "nftables"], ["connect", "TCP_RR", "coldstart", "change"], [1, 50], rounds=4)
+        "quick", Overrides(["iptables", "nftables"], ["connect", "TCP_RR", "coldstart", "change"], [1, 50], rounds=4)
     ),
     control_rounds=2,
     light_control_rounds=2,
@@ -192,7 +192,7 @@ def test_processor_time_is_told_apart(tmp_path: Path) -> None:
 
 
 def test_paced_operations_are_due_at_a_share_of_the_modes_own_rate(tmp_path: Path) -> None:
-    chosen = settings("quick", Wishes(["nftables"], ["TCP_CRR@50", "TCP_CRR@95"], [50], rounds=2))
+    chosen = settings("quick", Overrides(["nftables"], ["TCP_CRR@50", "TCP_CRR@95"], [50], rounds=2))
     rig = FakeRig(tmp_path)
     results = run(tmp_path, rig, chosen)
     assert sorted(cell.key for cell in results.cells) == sorted(all_keys(chosen))

@@ -12,7 +12,7 @@ from dataplane.bench.figures.results import Cell, Machine, Results, read, write
 from dataplane.bench.load.processors import together
 from dataplane.bench.objects import PROCESSORS_SERVICE, Backend, Shape, objects
 from dataplane.bench.processors import client_places, count_of, position, refuse_missing, server_places
-from dataplane.bench.profiles import SCALING, Wishes, settings
+from dataplane.bench.profiles import SCALING, Overrides, settings
 from dataplane.bench.report.charts import charts
 from dataplane.bench.report.markdown import markdown
 from dataplane.bench.report.page import write_report
@@ -27,8 +27,8 @@ SHARE = {"nftables": 1.0, "iptables": 0.5}
 
 def run(processors: tuple[int, ...] = (1, 2, 4, 8), rounds: int = 9) -> Results:
     """A run in which every further processor adds its mode's SHARE of one's rate."""
-    wishes = Wishes(("iptables", "nftables"), SCALING, (100,), rounds=rounds, processors=processors)
-    chosen, chance, cells = settings("full", wishes), random.Random(1), []
+    overrides = Overrides(("iptables", "nftables"), SCALING, (100,), rounds=rounds, processors=processors)
+    chosen, chance, cells = settings("full", overrides), random.Random(1), []
     for key in all_keys(chosen):
         grown = 1 + SHARE.get(key.mode, 1.0) * (count_of(key.position) - 1)
         figures = {"rate": 1e4 * grown * chance.gauss(1, 0.01), "operations": 1e3, "failures": 0.0, "seconds": 0.1}
@@ -47,7 +47,7 @@ def test_it_is_off_unless_asked_for() -> None:
 
 
 def test_asked_for_it_comes_beside_the_rest_and_always_with_one_processor() -> None:
-    chosen = settings("quick", Wishes(processors=(4, 2)))
+    chosen = settings("quick", Overrides(processors=(4, 2)))
     assert chosen.processors == (1, 2, 4)
     assert set(SCALING) < set(chosen.scenarios)
     keys = list(scaling_keys(chosen, 1000))
@@ -59,20 +59,20 @@ def test_asked_for_it_comes_beside_the_rest_and_always_with_one_processor() -> N
 
 
 def test_one_of_the_scenarios_alone() -> None:
-    chosen = settings("quick", Wishes(scenarios=("connect-processors",), processors=(2,)))
+    chosen = settings("quick", Overrides(scenarios=("connect-processors",), processors=(2,)))
     assert chosen.scenarios == ("connect-processors",)
 
 
 @pytest.mark.parametrize(
-    ("wishes", "says"),
+    ("overrides", "says"),
     [
-        (Wishes(scenarios=("forward-processors",)), "--scenario forward-processors: say on how many processors"),
-        (Wishes(processors=(0, 2)), "--processors 0,2: numbers from 1"),
+        (Overrides(scenarios=("forward-processors",)), "--scenario forward-processors: say on how many processors"),
+        (Overrides(processors=(0, 2)), "--processors 0,2: numbers from 1"),
     ],
 )
-def test_wrong_wishes_are_said(wishes: Wishes, says: str) -> None:
+def test_wrong_wishes_are_said(overrides: Overrides, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        settings("quick", wishes)
+        settings("quick", overrides)
 
 
 def test_processors_that_are_not_there_are_named() -> None:

@@ -14,12 +14,12 @@ _PAUSE_SECONDS = 0.5
 
 
 class Room:
-    """A namespace of our own. seconds: what its removal may take. begun: it may be there, made by this object."""
+    """The benchmark's namespace. seconds: limit of its removal. may_exist: this object has tried to create it."""
 
     def __init__(self, kubectl: Kubectl, name: str, seconds: float, say: Callable[[str], None]) -> None:
         self._kubectl, self.name, self.seconds, self._say = kubectl, name, seconds, say
         self._run = uuid.uuid4().hex
-        self.begun = False
+        self.may_exist = False
 
     def make(self) -> None:
         """Make it; one that an earlier run left is removed first. Raises ClusterError when it is somebody else's."""
@@ -33,19 +33,19 @@ class Room:
                 )
             self._say(f"namespace {self.name} is left from an earlier run, and goes first")
             self._delete(found["metadata"]["uid"])
-        self.begun = True
+        self.may_exist = True
         document = msgspec.json.encode(namespace(self.name, self._run))
         self._kubectl.run(f"namespace {self.name}", "create", "--validate=false", "-f", "-", input=document)
 
     def remove(self) -> None:
         """Remove it with everything in it, if this object made it. Raises ClusterError when it does not go in time; it
         goes on going then."""
-        if not self.begun:
+        if not self.may_exist:
             return
         found = self._get()
         if found is not None and found["metadata"].get("annotations", {}).get(RUN) == self._run:
             self._delete(found["metadata"]["uid"])
-        self.begun = False
+        self.may_exist = False
 
     def _get(self) -> Any:
         """The Namespace as it is now, or None."""

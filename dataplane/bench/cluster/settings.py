@@ -25,8 +25,8 @@ PORT = 29310
 """The server's, in its pod and, with its node's network, on the node: outside the usual ranges of others."""
 
 
-class Wishes(NamedTuple):
-    """What somebody wants of a run. kubeconfig, context: None, "": kubectl's own. timeout: seconds that pods, Services
+class SiteOptions(NamedTuple):
+    """Options of a run in a cluster. kubeconfig, context: None, "": kubectl's own. timeout: seconds that pods, Services
     and the namespace's removal may take each. family: "" for the cluster's first."""
 
     image: str

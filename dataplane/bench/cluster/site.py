@@ -25,7 +25,7 @@ from dataplane.bench.cluster.manifests import (
 )
 from dataplane.bench.cluster.room import Room
 from dataplane.bench.cluster.session import Session
-from dataplane.bench.cluster.settings import CLIENT_NODE, CLUSTER_IP, HOST, NODE_PORT, SERVER_NODE, Wishes
+from dataplane.bench.cluster.settings import CLIENT_NODE, CLUSTER_IP, HOST, NODE_PORT, SERVER_NODE, SiteOptions
 from dataplane.bench.cluster.ship import Shipped, ship
 from dataplane.bench.figures.results import Machine
 from dataplane.bench.modes import AGAIN, DIRECT
@@ -49,16 +49,16 @@ class Site(Resource):
     modes: those of the wanted ones that can be measured. notes: what a reader of the results should know.
     """
 
-    def __init__(self, wishes: Wishes, modes: tuple[str, ...], say: Say) -> None:
+    def __init__(self, options: SiteOptions, modes: tuple[str, ...], say: Say) -> None:
         """Raises ClusterError when something is refused or does not come up in time; nothing is left then."""
-        self._wishes, self._say, self.modes = wishes, say, list(modes)
+        self._options, self._say, self.modes = options, say, list(modes)
         self.notes: list[str] = []
         self.skipped: list[str] = []
-        self._kubectl = Kubectl(wishes.kubeconfig, wishes.context, wishes.namespace)
+        self._kubectl = Kubectl(options.kubeconfig, options.context, options.namespace)
         self.version = self._reach()
         found = node_module.nodes(self._kubectl.items("nodes", "nodes"))
-        self.pair = node_module.choose(found, wishes.client_node, wishes.server_node)
-        self._room = Room(self._kubectl, wishes.namespace, wishes.timeout, say)
+        self.pair = node_module.choose(found, options.client_node, options.server_node)
+        self._room = Room(self._kubectl, options.namespace, options.timeout, say)
         self._sessions: dict[str, Session] = {}
         self._watches: list[Session] = []
         self._made = 0
@@ -78,12 +78,12 @@ class Site(Resource):
         return str(said["serverVersion"].get("gitVersion", ""))
 
     def _start(self) -> None:
-        pair, shape = self.pair, PodShape(self._wishes.image, self._wishes.pull_policy, self._wishes.port)
+        pair, shape = self.pair, PodShape(self._options.image, self._options.pull_policy, self._options.port)
         self._say(f"client on node {pair.client.name}, server on node {pair.server.name}, Kubernetes {self.version}")
         if pair.is_one:
             self.notes.append("Client and server were on one node: no network was between them.")
         roles = [role for role in Role if self._create_pod(role, shape)]
-        self._pods = pod_module.wait(self._kubectl, roles, self._wishes.timeout, self._say)
+        self._pods = pod_module.wait(self._kubectl, roles, self._options.timeout, self._say)
         self.family = self._family(self._pods[Role.SERVER].addresses)
         self.facts = self._facts(Role.CLIENT)
         self.tool = self._ship(roles)
@@ -126,13 +126,13 @@ class Site(Resource):
 
     def _family(self, addresses: tuple[str, ...]) -> Family:
         """The family that was asked for, else that of the server's first address."""
-        if self._wishes.family:
-            return Family.IPV6 if self._wishes.family == "ipv6" else Family.IPV4
+        if self._options.family:
+            return Family.IPV6 if self._options.family == "ipv6" else Family.IPV4
         return family_of(addresses[0])
 
     def _ship(self, roles: list[Role]) -> Shipped:
         pair, version = (self.pair.client, self.pair.server), str(self.facts["python"])
-        found = ship(self._kubectl, roles, pair, python=self._wishes.python, version=version)
+        found = ship(self._kubectl, roles, pair, python=self._options.python, version=version)
         if found.note:
             self._say(found.note)
             self.notes.append(found.note)
@@ -144,11 +144,11 @@ class Site(Resource):
         return found
 
     def _serve(self, role: Role) -> None:
-        argv = inside("start", f"{VOLUME}/server.log", *self.tool.argv, "serve", str(self._wishes.port), "1")
+        argv = inside("start", f"{VOLUME}/server.log", *self.tool.argv, "serve", str(self._options.port), "1")
         try:
             self._kubectl.execute(role, *argv)
         except KubectlError as error:
-            where = f"pod {role}: the server does not start on port {self._wishes.port} (--port)"
+            where = f"pod {role}: the server does not start on port {self._options.port} (--port)"
             raise ClusterError(f"{where}: {' '.join(error.said.split()) or error}") from error
 
     def _asker(self, role: Role) -> proxy.Ask:
@@ -168,17 +168,17 @@ class Site(Resource):
 
     def serve(self, count: int) -> None:
         """Have so many Services, of which the last is measured from now on; more than before. Raises ClusterError."""
-        wanted = list(services(self._made, count, self.family, self._wishes.port))
+        wanted = list(services(self._made, count, self.family, self._options.port))
         if NODE_PORT in self.modes and NODE_PORT not in self._targets:
-            wanted.append(service(NODE_PORT_SERVICE, self.family, self._wishes.port, node_port=True, udp=True))
+            wanted.append(service(NODE_PORT_SERVICE, self.family, self._options.port, node_port=True, udp=True))
         done = 0
         for number, document in documents(wanted):
-            self._create(f"Services in {self._wishes.namespace}", document)
+            self._create(f"Services in {self._options.namespace}", document)
             done += number
             if len(wanted) > number:
                 self._say(f"{done:,} of {len(wanted):,} Services made")
         self._made = count
-        self._room.seconds = self._wishes.timeout + count * _SERVICE_SECONDS
+        self._room.seconds = self._options.timeout + count * _SERVICE_SECONDS
         self._aim(service_name(count - 1))
         self._wait_for_endpoints(count + (NODE_PORT in self._targets))
         for mode in list(self.modes):
@@ -186,7 +186,7 @@ class Site(Resource):
 
     def _aim(self, name: str) -> None:
         """Find the addresses of all ways, with the ports of both protocols."""
-        port, family = self._wishes.port, self.family
+        port, family = self._options.port, self.family
         direct = (self._pods[Role.SERVER].address(family), port)
         self._targets |= {mode: {"TCP": direct, "UDP": direct} for mode in (DIRECT, AGAIN)}
         if HOST in self.modes:
@@ -204,7 +204,7 @@ class Site(Resource):
 
     def _wait_for_endpoints(self, count: int) -> None:
         """Until the control plane has written an EndpointSlice for each Service."""
-        seconds = self._wishes.timeout + count * _SERVICE_SECONDS
+        seconds = self._options.timeout + count * _SERVICE_SECONDS
         end = time.monotonic() + seconds
         while True:
             said = self._kubectl.run("EndpointSlices", "get", "endpointslices", "--output", "name")
@@ -221,13 +221,13 @@ class Site(Resource):
     def _wait_for_answer(self, mode: str) -> None:
         """Until the server answers by a way, which the proxy may take a while to make. Without direct or the clusterIP
         nothing can be said, so that is an error."""
-        end = time.monotonic() + self._wishes.timeout
+        end = time.monotonic() + self._options.timeout
         target = self._targets[mode]["TCP"]
         while not self._answers(mode, target):
             if time.monotonic() < end:
                 time.sleep(_PAUSE_SECONDS)
                 continue
-            where = f"no answer from {host_port(*target)} in {self._wishes.timeout:.0f} s (--timeout)"
+            where = f"no answer from {host_port(*target)} in {self._options.timeout:.0f} s (--timeout)"
             if mode in (DIRECT, AGAIN):
                 raise ClusterError(f"{mode}: {where}; does a NetworkPolicy, or a firewall between nodes, forbid it?")
             if mode == CLUSTER_IP:
@@ -257,13 +257,13 @@ class Site(Resource):
 
     def make_room(self) -> None:
         """Wait while a node's connection table has little room. Raises ClusterError when that does not end."""
-        tables.wait(self._watches, 2 * self._wishes.timeout, self._say)
+        tables.wait(self._watches, 2 * self._options.timeout, self._say)
 
     def machine(self) -> Machine:
         """The client's node, and what is known of the cluster."""
         node, other = self.pair.client, self.pair.server
         versions = {"kubernetes": self.version, "service proxy": self.proxy.name, "kubelet": node.kubelet}
-        versions |= {"container runtime": node.runtime, "image": self._wishes.image}
+        versions |= {"container runtime": node.runtime, "image": self._options.image}
         versions |= {CLIENT_NODE: node.name, SERVER_NODE: other.name}
         differs = [f"{name} {theirs}" for name, ours, theirs in zip(
             ("kernel", "system", "architecture"), (node.kernel, node.system, node.architecture),
@@ -284,21 +284,21 @@ class Site(Resource):
             session.close()
         self._sessions.clear()
         self._watches.clear()
-        if not self._wishes.keep:
+        if not self._options.keep:
             self._room.remove()
-        elif self._room.begun:
-            self._say(f"kept: kubectl delete namespace {self._wishes.namespace} removes everything")
+        elif self._room.may_exist:
+            self._say(f"kept: kubectl delete namespace {self._options.namespace} removes everything")
 
     def _close_after(self, error: BaseException) -> None:
         """Close without hiding what went wrong first; what is not removed is told."""
         if not isinstance(error, HotplaneError):
-            self._say(f"removing namespace {self._wishes.namespace}")
+            self._say(f"removing namespace {self._options.namespace}")
         try:
             self.close()
         except HotplaneError as second:
             self._say(str(second))
         except KeyboardInterrupt:
-            self._say(f"not removed: kubectl delete namespace {self._wishes.namespace}")
+            self._say(f"not removed: kubectl delete namespace {self._options.namespace}")
             raise
 
     def __exit__(

@@ -3,6 +3,7 @@ this run are left behind."""
 
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,6 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     chosen = [profile for profile in ("soak", "first") if config.getoption(f"--{profile}")]
     settings.load_profile(chosen[0] if chosen else "default")
+    # A shell's background job starts with SIGINT ignored, and so would the programs that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

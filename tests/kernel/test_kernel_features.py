@@ -56,7 +56,7 @@ def test_programs_tell_the_number_of_a_network_namespace(namespace: str, monkeyp
 def test_the_limit_on_locked_memory_is_lifted() -> None:
     """Before Linux 5.11 it holds for maps too, and is too small for any."""
     script = (
-        "import resource; from dataplane.kernel import bpf\n"
+        "import resource; from dataplane.kernel.ebpf import bpf\n"
         "resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]))\n"
         "bpf.map_create(bpf.MapType.ARRAY, 4, 4096, 16)\n"
         "bpf._lift_memory_limit()\n"

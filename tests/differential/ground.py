@@ -136,8 +136,8 @@ class _Maker:
 
 
 def _ip(space: str, *lines: str) -> None:
-    words = ["ip", "-n", space, "-batch", "-"]
-    subprocess.run(words, input="\n".join(lines), text=True, check=True)
+    command = ["ip", "-n", space, "-batch", "-"]
+    subprocess.run(command, input="\n".join(lines), text=True, check=True)
 
 
 def _settings(place: str) -> None:
@@ -178,8 +178,8 @@ def _build(spaces: dict[str, str], links: dict[str, Links]) -> None:
         six = ["-6"] if version == 6 else []
         lines = [f"route add local {prefix} dev lo table local" for prefix in prefixes]
         lines += [f"route add default via {own}"]
-        words = ["ip", *six, "-n", spaces["world"], "-batch", "-"]
-        subprocess.run(words, input="\n".join(lines), text=True, check=True)
+        command = ["ip", *six, "-n", spaces["world"], "-batch", "-"]
+        subprocess.run(command, input="\n".join(lines), text=True, check=True)
         node.route("::/0" if six else "0.0.0.0/0", via=_ROUTER[version], source=own)
         node.route(prefixes[1], via=OTHER_NODE[version])
     with netns.netns(spaces["world"]):

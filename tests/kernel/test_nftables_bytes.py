@@ -221,7 +221,7 @@ def test_an_interrupted_dump_starts_again(namespace: str) -> None:
 
 
 class _Slow:
-    """A netlink socket whose first piece of an answer is followed by something else before the next one."""
+    """A netlink socket whose first part of an answer is followed by something else before the next one."""
 
     def __init__(self, sock: socket.socket, between: Callable[[], object]) -> None:
         self._sock, self._between, self.left = sock, between, 1
@@ -238,7 +238,7 @@ class _Slow:
 
 
 def test_a_dump_between_whose_pieces_a_change_came_starts_again(namespace: str) -> None:
-    """The kernel makes each piece when it is asked for, and says in the next one that a change came between."""
+    """The kernel makes each part when it is asked for, and says in the next one that a change came between."""
     nft(namespace, "".join(f"add table ip t{number}\n" for number in range(2000)))
     netlink = in_netns(namespace, Netlink, NETFILTER)
     slow = _Slow(netlink._socket, lambda: nft(namespace, "delete table ip t7"))

@@ -1,4 +1,4 @@
-"""Loads in batches: what packets can see on the way, and what stands when one fails."""
+"""Loads in several batches: what packets see meanwhile, and what remains when one fails."""
 
 import contextlib
 import itertools

@@ -30,9 +30,9 @@ def chosen(pattern: str) -> list[Mutation]:
 
 def line(mutation: Mutation, outcome: Outcome) -> str:
     """What came out, in one line."""
-    word = f"{outcome.verdict.value} by" if outcome.verdict is Verdict.KILLED else outcome.verdict.value
+    label = f"{outcome.verdict.value} by" if outcome.verdict is Verdict.KILLED else outcome.verdict.value
     told = "" if outcome.verdict is Verdict.NOT_BUILT else " ".join(outcome.by.split())
-    return f"{mutation.file}: {mutation.name}: {word} {told}".rstrip()
+    return f"{mutation.file}: {mutation.name}: {label} {told}".rstrip()
 
 
 def try_all(mutations: Sequence[Mutation], jobs: int, seconds: float) -> list[Outcome]:

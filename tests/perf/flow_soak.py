@@ -55,10 +55,10 @@ def _exchange(sock: socket.socket) -> None:
     sock.sendall(b"?\n")
     data = b""
     while not data.endswith(b"\n"):
-        piece = sock.recv(4096)
-        if not piece:
+        chunk = sock.recv(4096)
+        if not chunk:
             raise ConnectionResetError("closed by the server")
-        data += piece
+        data += chunk
 
 
 def _connected(address: str, port: int) -> socket.socket:

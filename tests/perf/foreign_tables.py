@@ -35,11 +35,11 @@ def main() -> None:
             "cleanup": ("cleanup",),
         }
         for turn in range(ROUNDS + 1):
-            for what, words in commands.items():
+            for what, arguments in commands.items():
                 for where, namespace in places.items():
                     start = time.monotonic()
                     options = ("--state-dir", str(folder / where), "--node-name", "n1")
-                    ran = hotplane(namespace, folder / "cache", *options, *words)
+                    ran = hotplane(namespace, folder / "cache", *options, *arguments)
                     assert ran.status == 0, ran.text
                     if turn:  # the first round compiles
                         found[what, where].append((time.monotonic() - start, ran))

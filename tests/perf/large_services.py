@@ -57,19 +57,19 @@ class Objects:
     def change(self, kind: str, rng: random.Random) -> bytes:
         """Change one endpoint; the event that tells of it."""
         number = rng.randrange(len(self.slices))
-        piece = self.slices[number]
-        at = rng.randrange(len(piece))
+        chunk = self.slices[number]
+        at = rng.randrange(len(chunk))
         if kind == "replaced":
-            piece[at] = _address(self.fresh)
+            chunk[at] = _address(self.fresh)
             self.fresh += 1
         elif kind == "scaled" and self.fresh % 2:
-            piece.append(_address(self.fresh))
+            chunk.append(_address(self.fresh))
             self.fresh += 1
         elif kind == "scaled":
-            del piece[at]
+            del chunk[at]
             self.fresh += 1
         else:
-            self.unready = set() if self.unready else {piece[at]}
+            self.unready = set() if self.unready else {chunk[at]}
         return self.line(number)
 
 

@@ -34,9 +34,9 @@ def ours(operation: str) -> Sample:
 
 def theirs(operation: str) -> Sample:
     """A second of netperf. Its connections for data go to a port that we name, its control connection to its own."""
-    words = ["netperf", "-t", TESTS[operation], "-H", _HERE, "-p", str(_CONTROL), "-l", "1"]
-    words += ["--", "-P", f"0,{_DATA}", "-k", "THROUGHPUT,P50_LATENCY"]
-    text = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    command = ["netperf", "-t", TESTS[operation], "-H", _HERE, "-p", str(_CONTROL), "-l", "1"]
+    command += ["--", "-P", f"0,{_DATA}", "-k", "THROUGHPUT,P50_LATENCY"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     return float(found["THROUGHPUT"]), float(found["P50_LATENCY"])
 

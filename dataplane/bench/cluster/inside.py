@@ -2,7 +2,7 @@
 
 hold            wait until the pod is deleted
 write PATH      standard input becomes an executable file
-start LOG ARGV...   start a server that outlives this call, its words in LOG; ends once it has said "ready", else with
+start LOG ARGV...   start a server that outlives this call, its output in LOG; ends once it has said "ready", else with
                 status 1 and what it said
 facts           the machine below the pod, as JSON: cpu_model, load_average, python
 tracked         answer each line of standard input with the node's connection table: JSON of `count` and `most`
@@ -93,10 +93,10 @@ def ask(url: str) -> None:
 COMMANDS = {"hold": hold, "write": write, "start": start, "facts": facts, "tracked": tracked, "ask": ask}
 
 
-def main(words: "list[str]") -> None:
+def main(argv: "list[str]") -> None:
     """One of the above."""
-    command: Any = COMMANDS[words[0]]
-    command(*words[1:])
+    command: Any = COMMANDS[argv[0]]
+    command(*argv[1:])
 
 
 if __name__ == "__main__":

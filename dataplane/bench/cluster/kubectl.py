@@ -39,7 +39,7 @@ class ClusterError(LabError):
 
 
 class KubectlError(ClusterError):
-    """A call failed. said: kubectl's own words, without secrets."""
+    """A call failed. said: kubectl's own message, without secrets."""
 
     def __init__(self, text: str, said: str = "") -> None:
         super().__init__(text)
@@ -89,16 +89,16 @@ class Kubectl:
         self._base += ["--context", context] if context else []
         self._base += ["--namespace", namespace] if namespace else []
 
-    def run(self, what: str, *words: str, input: bytes = b"", seconds: float = CALL_SECONDS) -> bytes:
+    def run(self, what: str, *arguments: str, input: bytes = b"", seconds: float = CALL_SECONDS) -> bytes:
         """One call to its end; its standard output. what: names it in errors. Raises KubectlError."""
-        own = [] if words[0] == "exec" else [f"--request-timeout={seconds:.0f}s"]
+        own = [] if arguments[0] == "exec" else [f"--request-timeout={seconds:.0f}s"]
         try:
             done = subprocess.run(
-                [*self._base, *own, *words], input=input, capture_output=True, check=False,
+                [*self._base, *own, *arguments], input=input, capture_output=True, check=False,
                 timeout=seconds + _GRACE_SECONDS, start_new_session=True,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
-            late = f"{what}: kubectl {words[0]} gives no answer in {seconds:.0f} s; is the API server reachable?"
+            late = f"{what}: kubectl {arguments[0]} gives no answer in {seconds:.0f} s; is the API server reachable?"
             raise KubectlError(late) from error
         except OSError as error:
             raise KubectlError(f"{what}: {self._base[0]} cannot be run: {error.strerror}; {INSTALL}") from error
@@ -107,17 +107,17 @@ class Kubectl:
             raise KubectlError(sentence(what, said), without_secrets(said))
         return done.stdout
 
-    def json(self, what: str, *words: str, input: bytes = b"", seconds: float = CALL_SECONDS) -> Any:
+    def json(self, what: str, *arguments: str, input: bytes = b"", seconds: float = CALL_SECONDS) -> Any:
         """One call that prints an object. Raises KubectlError."""
-        out = self.run(what, *words, "-o", "json", input=input, seconds=seconds)
+        out = self.run(what, *arguments, "-o", "json", input=input, seconds=seconds)
         try:
             return msgspec.json.decode(out)
         except msgspec.DecodeError as error:
-            raise KubectlError(f"{what}: kubectl {words[0]} prints no JSON: {error}") from error
+            raise KubectlError(f"{what}: kubectl {arguments[0]} prints no JSON: {error}") from error
 
-    def items(self, what: str, *words: str) -> list[Any]:
+    def items(self, what: str, *arguments: str) -> list[Any]:
         """The objects of a `get` of many. Raises KubectlError."""
-        found: list[Any] = self.json(what, "get", *words).get("items", [])
+        found: list[Any] = self.json(what, "get", *arguments).get("items", [])
         return found
 
     def execute(self, pod: str, *argv: str, input: bytes = b"", seconds: float = CALL_SECONDS) -> bytes:

@@ -53,9 +53,9 @@ class PodShape(NamedTuple):
     tolerant: bool = False
 
 
-def inside(*words: str) -> list[str]:
+def inside(*arguments: str) -> list[str]:
     """The command line of one of inside.py's commands in a pod."""
-    return ["python3", "-c", INSIDE.read_text(encoding="utf-8"), *words]
+    return ["python3", "-c", INSIDE.read_text(encoding="utf-8"), *arguments]
 
 
 def _metadata(name: str, **labels: str) -> Object:

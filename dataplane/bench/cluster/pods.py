@@ -61,8 +61,8 @@ def _ended(status: Any) -> str:
     for container in status.get("containerStatuses", ()):
         over = container.get("state", {}).get("terminated", {})
         if over:
-            words = (over.get("reason", ""), over.get("message", ""))
-            return ": ".join(filter(None, words)) + f" (exit status {over.get('exitCode', '?')})"
+            details = (over.get("reason", ""), over.get("message", ""))
+            return ": ".join(filter(None, details)) + f" (exit status {over.get('exitCode', '?')})"
     return ""
 
 

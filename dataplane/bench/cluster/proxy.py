@@ -44,9 +44,9 @@ def look(kubectl: Kubectl, asks: Sequence[Ask]) -> Found:
     """What runs there. asks: one for each node that has one of the benchmark's pods in its network."""
     unread: list[str] = []
 
-    def tried(what: str, *words: str) -> Any:
+    def tried(what: str, *arguments: str) -> Any:
         try:
-            return kubectl.json(what, "get", *words)
+            return kubectl.json(what, "get", *arguments)
         except KubectlError as error:
             if not error.is_missing:
                 unread.append(str(error))

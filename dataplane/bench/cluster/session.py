@@ -21,7 +21,7 @@ class Session(Resource):
     def __init__(self, kubectl: Kubectl, pod: str, argv: Sequence[str]) -> None:
         self._kubectl, self._pod, self._argv = kubectl, pod, argv
         self._process: subprocess.Popen[bytes] | None = None
-        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close
 
     def ask(self, line: str, seconds: float) -> dict[str, Any]:
         """One request. Raises ClusterError when the answer is late, is an error, or the connection broke off."""
@@ -46,18 +46,18 @@ class Session(Resource):
 
     def _start(self) -> "subprocess.Popen[bytes]":
         command = self._kubectl.command(self._pod, *self._argv)
-        self._words.seek(0)
-        self._words.truncate()
+        self._stderr.seek(0)
+        self._stderr.truncate()
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, start_new_session=True
         )
         return self._process
 
     def _failed(self, seconds: float) -> str:
         """What broke off and why; the next request starts anew."""
         over = self._end()
-        self._words.seek(0)
-        said = self._words.read().decode(errors="replace")
+        self._stderr.seek(0)
+        said = self._stderr.read().decode(errors="replace")
         if over is None:
             return f"pod {self._pod}: no answer in {seconds:.0f} s"
         return sentence(f"pod {self._pod}: the connection to it has ended", said)
@@ -92,4 +92,4 @@ class Session(Resource):
             self._process.wait()
             need_pipe(self._process.stdout).close()
             self._process = None
-        self._words.close()
+        self._stderr.close()

@@ -250,11 +250,11 @@ def summary(rows: list[BarRow]) -> str:
     if not judged:
         return "No bar was measured in this run; the full profile measures all of them."
     text = f"{len(count[Verdict.MET])} of {judged} bars that were measured are met"
-    for verdict, words in ((Verdict.MISSED, "missed"), (Verdict.UNCLEAR, "cannot be judged from this run")):
+    for verdict, label in ((Verdict.MISSED, "missed"), (Verdict.UNCLEAR, "cannot be judged from this run")):
         if count[verdict]:
             modes: dict[str, list[str]] = {}
             for row in count[verdict]:
                 modes.setdefault(row.what, []).append(row.mode)
             names = "; ".join(f"{what} ({', '.join(found)})" for what, found in modes.items())
-            text += f". {len(count[verdict])} {words}: {names}"
+            text += f". {len(count[verdict])} {label}: {names}"
     return text + "."

@@ -46,5 +46,5 @@ def bulk(
     }
 
 
-def _text(words: str | bytes) -> str:
-    return words if isinstance(words, str) else words.decode(errors="replace")
+def _text(output: str | bytes) -> str:
+    return output if isinstance(output, str) else output.decode(errors="replace")

@@ -78,9 +78,9 @@ class Counters:
         """What was counted so far, by name."""
         found = dict.fromkeys(self._names, 0.0)
         for leader in self._leaders:
-            words = struct.unpack(f"={3 + len(self._names)}Q", os.read(leader, 8 * (3 + len(self._names))))
-            _, enabled, running = words[:3]
-            for name, count in zip(self._names, words[3:], strict=True):
+            values = struct.unpack(f"={3 + len(self._names)}Q", os.read(leader, 8 * (3 + len(self._names))))
+            _, enabled, running = values[:3]
+            for name, count in zip(self._names, values[3:], strict=True):
                 found[name] += count * enabled / running if running else 0.0
         return found
 

@@ -100,20 +100,20 @@ def bench(args: argparse.Namespace, machines: Machines, found: LabSettings) -> i
     return 1 if failed else 0
 
 
-def _words(text: str) -> list[str]:
+def _names(text: str) -> list[str]:
     return text.split(",")
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",")]
+    return [int(number) for number in text.split(",")]
 
 
 def _command(args: argparse.Namespace) -> str:
     """What to type to repeat it, in the same lab."""
     given = {"modes": ",".join(args.modes), "services": ",".join(map(str, args.services)), "rounds": args.rounds or ""}
     given |= {"seed": args.seed}
-    words = [f"vagrant/lab bench --profile {args.profile} --family {args.family}"]
-    return " ".join([*words, *(f"--{name} {value}" for name, value in given.items() if value)])
+    command = [f"vagrant/lab bench --profile {args.profile} --family {args.family}"]
+    return " ".join([*command, *(f"--{name} {value}" for name, value in given.items() if value)])
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -122,7 +122,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--ssh-config", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--report", type=Path, default=Path("vagrant-report"), metavar="DIR")
     parser.add_argument("--profile", choices=EXTENTS, default="standard", help="how much is measured")
-    parser.add_argument("--modes", type=_words, default=[], metavar="A,B", help=", ".join(BETWEEN))
+    parser.add_argument("--modes", type=_names, default=[], metavar="A,B", help=", ".join(BETWEEN))
     parser.add_argument("--services", type=_numbers, default=[], metavar="N,N")
     parser.add_argument("--rounds", type=int, default=0, metavar="N")
     parser.add_argument("--family", choices=("ipv4", "ipv6"), default="ipv4")
@@ -130,9 +130,9 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Command line: 0 done, 1 failed, or something has no figures."""
-    args = arguments().parse_args(words)
+    args = arguments().parse_args(argv)
     try:
         found = lab_settings(os.environ)
         with Machines(found.spec, args.ssh_config) as machines:

@@ -33,7 +33,7 @@ class Machines(Places, Resource):
         # One connection a machine, kept by the first that needs it: each login costs a slow machine seconds.
         control = ssh_config.with_name("ssh-%n")
         shared = ("ControlMaster=auto", f"ControlPath={control}", "ControlPersist=yes", "LogLevel=ERROR")
-        self._ssh = ["ssh", "-F", str(ssh_config), *(word for option in shared for word in ("-o", option))]
+        self._ssh = ["ssh", "-F", str(ssh_config), *(argument for option in shared for argument in ("-o", option))]
         self._agents = Agents(self._start_agent, _AGENT_SECONDS)
 
     def close(self) -> None:
@@ -71,8 +71,8 @@ class Machines(Places, Resource):
         except subprocess.TimeoutExpired as error:
             raise LabError(f"{where}: {shlex.join(argv)}: not done after {timeout} s") from error
         if check and done.returncode:
-            words = done.stderr.decode(errors="replace").strip()
-            raise LabError(f"{where}: {shlex.join(argv)}: exit status {done.returncode}: {words}")
+            message = done.stderr.decode(errors="replace").strip()
+            raise LabError(f"{where}: {shlex.join(argv)}: exit status {done.returncode}: {message}")
         return done
 
     def probe_all(self, requests: Mapping[str, Sequence[Probe]]) -> dict[str, list[ProbeResult]]:

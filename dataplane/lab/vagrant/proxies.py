@@ -103,7 +103,9 @@ class MachineProxies:
 
     def _hotplane(self, node: Node, argv: Sequence[str], input: bytes | None = None) -> tuple[bytes, str]:
         """Run the command on a node; its output and what it said on standard error."""
-        addresses = [word for ip in (*node.addresses.values(), *node.second.values()) for word in ("--node-ip", ip)]
+        addresses = [
+            argument for ip in (*node.addresses.values(), *node.second.values()) for argument in ("--node-ip", ip)
+        ]
         own = ["--config", self._config, "--node-name", node.name, *addresses, "--mode", self.mode]
         own += [*self._variant.options, *self._machines.options(node)]
         done = self._machines.run(node.name, [f"{self._machines.home}/hotplane", *own, *argv], input=input)

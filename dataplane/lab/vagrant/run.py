@@ -113,12 +113,12 @@ def run_table(machines: Machines, report: Report, args: argparse.Namespace, slow
     return found
 
 
-def _words(text: str, known: Sequence[str]) -> list[str]:
-    words = text.split(",")
-    for word in words:
-        if word not in known:
-            raise argparse.ArgumentTypeError(f"there is no {word}; choose of {','.join(known)}")
-    return words
+def _names(text: str, known: Sequence[str]) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"there is no {name}; choose of {','.join(known)}")
+    return names
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -127,16 +127,16 @@ def _arguments() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(dest="what", required=True)
     table_parser = actions.add_parser("table")
     table_parser.add_argument("--report", type=Path, default=Path("vagrant-report"), metavar="DIR")
-    table_parser.add_argument("--variants", type=lambda text: _words(text, list(VARIANTS)), default=list(VARIANTS))
-    table_parser.add_argument("--families", type=lambda text: _words(text, list(_FAMILIES)), default=["ipv4"])
+    table_parser.add_argument("--variants", type=lambda text: _names(text, list(VARIANTS)), default=list(VARIANTS))
+    table_parser.add_argument("--families", type=lambda text: _names(text, list(_FAMILIES)), default=["ipv4"])
     execute = actions.add_parser("exec")
     execute.add_argument("place")
     execute.add_argument("argv", nargs=argparse.REMAINDER)
     return parser
 
 
-def _after_dashes(words: Sequence[str]) -> list[str]:
-    return list(words[1:] if words[:1] == ["--"] else words)
+def _after_dashes(arguments: Sequence[str]) -> list[str]:
+    return list(arguments[1:] if arguments[:1] == ["--"] else arguments)
 
 
 def _table(args: argparse.Namespace, machines: Machines, found: Settings) -> int:

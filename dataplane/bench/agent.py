@@ -175,7 +175,7 @@ class Agent:
             self._take([event])
 
     def program(self, request: Request) -> dict[str, float]:
-        """What a packet costs in the XDP program."""
+        """Return the cost of a packet in the XDP program."""
         if self._program is None:
             program = self._made.packet_program()
             if program is None or request.way is None:

@@ -226,7 +226,7 @@ class Changes:
         return msgspec.json.encode(filler_slice(self._fillers[at], self._shape, self._generation))
 
     def undo(self) -> bytes | None:
-        """What puts real Services back as they were; None when they never changed."""
+        """Return the change that restores the real Services; None when they never changed."""
         return None if self._fillers else self._extra([])
 
     def _extra(self, endpoints: list[Backend]) -> bytes:

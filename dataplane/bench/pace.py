@@ -1,4 +1,4 @@
-"""How long a run takes: a guess from what each cell costs on a small machine, put right by how it goes."""
+"""Estimate of a run's duration, from the cost of each cell on a small machine, corrected as the run proceeds."""
 
 import time
 from collections.abc import Callable, Iterable

@@ -27,7 +27,7 @@ def refuse_missing(wanted: Sequence[int], machine: int) -> None:
 
 
 def position(count: int) -> str:
-    """What stands for so many processors in the key of a cell: "1 processor", "4 processors"."""
+    """Return the label of a number of processors in the key of a cell: "1 processor", "4 processors"."""
     return f"{count} processor{'s' if count > 1 else ''}"
 
 

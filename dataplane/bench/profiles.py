@@ -161,7 +161,7 @@ def _check(overrides: Overrides) -> None:
 
 
 def with_alone(settings: Settings) -> bool:
-    """Whether nodes with one Service are needed beside the others."""
+    """True if nodes with one Service are needed beside the others."""
     return any(SCENARIOS[name].alone for name in settings.scenarios) and max(settings.services) > 1
 
 
@@ -191,7 +191,7 @@ def control_rounds_at(settings: Settings, services: int) -> int:
 
 
 def measured_at(settings: Settings, scenario: Scenario, services: int) -> bool:
-    """Whether a scenario of packets is measured at this number of Services."""
+    """True if a scenario of packets is measured at this number of Services."""
     if scenario.alone:
         return services == max(settings.services) > 1
     return scenario.sweep or services in settings.fixed_services or (scenario.few and services in settings.few_services)

@@ -1,4 +1,4 @@
-"""What one packet costs in the XDP program: test runs of it on a flow that is established already.
+"""Cost of one packet in the XDP program: test runs of it on a flow that is established already.
 
 A test run hands the same buffer to the program again and again, so the flow that is measured translates a packet into
 itself: every step is taken (connection found, backend still there, both addresses and ports and checksums rewritten,

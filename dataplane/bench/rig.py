@@ -309,7 +309,7 @@ class Rig:
             return generator.run_on(processors, seconds) if processors else generator.run(seconds)
 
     def program(self, mode: str) -> dict[str, float]:
-        """What a packet to a remote backend costs in the mode's XDP program; see bench.program."""
+        """Return the cost of a packet to a remote backend in the mode's XDP program; see bench.program."""
         node = self.nodes[mode]
         with Links(self.remote.netns) as other:
             mac = other.mac(self.remote.uplink)

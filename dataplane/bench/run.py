@@ -72,7 +72,7 @@ class DataCell(NamedTuple):
 
 
 def data_cells(settings: Settings, services: int) -> list[DataCell]:
-    """What is measured with packets in a round, at this number of Services."""
+    """Return the packet measurements of a round, at this number of Services."""
     found = []
     for name in settings.scenarios:
         scenario = SCENARIOS[name]
@@ -251,7 +251,7 @@ class Runner:
         return self._with_others(lambda: self._rig.agent(mode).ask(msgspec.json.encode(request), LOAD_PATIENCE))
 
     def _with_others(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """What `measure` gives, and how many processors others kept busy meanwhile."""
+        """Return the result of `measure`, and how many processors others kept busy meanwhile."""
         before, started = usage(self._rig.group), time.perf_counter()
         found = measure()
         seconds, after = time.perf_counter() - started, usage(self._rig.group)

@@ -1,4 +1,4 @@
-"""What is measured: the scenarios and the figures that each gives.
+"""The scenarios that are measured, and the figures that each gives.
 
 TCP_CRR, TCP_RR, TCP_STREAM, UDP_RR and UDP_STREAM are netperf's tests of these names, with its default sizes: a byte
 there and a byte back. Service level indicators are those that Kubernetes' SIG Scalability names.
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Kind(enum.StrEnum):
-    """What a scenario exercises: packets through the data plane, or the control plane itself."""
+    """The part that a scenario exercises: packets through the data plane, or the control plane itself."""
 
     DATA = "data"
     CONTROL = "control"

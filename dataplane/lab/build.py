@@ -113,7 +113,7 @@ def _uplink_length(family: Family) -> int:
 
 
 def _entry_rules(net: Links, plan: Topology, family: Family) -> None:
-    """What the main table does not know: from the client, to an entry node; from a node, unreachable."""
+    """Add the rules that the main table does not cover: from the client, to an entry node; from a node, unreachable."""
     net.rule(family, 100, 254)
     for node in plan.nodes:
         table = ENTRY_TABLE + node.number

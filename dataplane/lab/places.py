@@ -1,4 +1,4 @@
-"""Who is in a lab, by name: what every kind of lab knows from its spec alone."""
+"""The places of a lab by name, computed from its spec alone."""
 
 from dataplane.lab.spec import Client, LabSpec, LabSpecError, Node, Place, Pod, topology
 

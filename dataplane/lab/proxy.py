@@ -25,7 +25,7 @@ PlaneMaker = Callable[[Lab, Node], Plane]
 
 
 def node_config(spec: LabSpec, node: Node, mode: str) -> NodeConfig:
-    """What a node of the lab knows of itself, with each mode's own defaults for node ports (kube-proxy's)."""
+    """Return the NodeConfig of a lab node, with each mode's own defaults for node ports (kube-proxy's)."""
     own = (*node.addresses.values(), *node.second.values())
     like_iptables = mode_of(mode).promises is Promises.IPTABLES
     every_address = NodePortAddresses(any_local=True, loopback=True)

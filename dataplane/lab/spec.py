@@ -51,7 +51,7 @@ class LabSpecError(LabError, UsageError):
 
 
 class LabSpec(msgspec.Struct, frozen=True):
-    """What lab to build. `pods` is the number of pods on each node, or one number per node."""
+    """The shape of the lab to build. `pods` is the number of pods on each node, or one number per node."""
 
     name: str = DEFAULT_NAME
     nodes: int = 3
@@ -144,7 +144,7 @@ def namespace_name(lab: str, place: str) -> str:
 
 
 def owns_namespace(lab: str, namespace: str) -> bool:
-    """Whether a namespace is one of this lab's, whatever its size was: what a crash left is found by name."""
+    """True if a namespace belongs to this lab, of any size: leftovers of a crash are found by name."""
     return re.fullmatch(rf"hp-{re.escape(lab)}-(net|client|node\d+|pod\d+-\d+)", namespace) is not None
 
 

@@ -1,4 +1,4 @@
-"""What a lab leaves on disk so that other processes find it: its spec, and whether it was finished.
+"""State of a lab on disk, by which other processes find it: its spec, and whether its setup finished.
 
 Process ids are not kept: the lab's cgroup knows who is in it, and a number on disk may be somebody else's by now.
 """

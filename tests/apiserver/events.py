@@ -1,4 +1,4 @@
-"""What a real API server demands of an Event of events.k8s.io/v1 (kube-apiserver's validation of Events)."""
+"""Validation by a real API server of an Event of events.k8s.io/v1 (kube-apiserver's validation of Events)."""
 
 import re
 

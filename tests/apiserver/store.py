@@ -1,4 +1,4 @@
-"""What the test API server remembers: objects by kind, one version counter, and the events since the beginning."""
+"""Storage of the test API server: objects by kind, one version counter, and the events since the beginning."""
 
 import asyncio
 import base64

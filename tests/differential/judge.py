@@ -1,4 +1,4 @@
-"""What the oracle wants of a flow's packets, and whether they did that."""
+"""Expected outcome of a flow's packets by the oracle, compared with the observed one."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -37,17 +37,17 @@ class Judge:
         self._mode = mode
 
     def wants_answer(self, flow: Flow, decision: Decision) -> bool:
-        """Whether every packet of the flow must be answered."""
+        """True if every packet of the flow must be answered."""
         return decision.verdict is Verdict.DNAT and all(self._returns(flow, decision, b) for b in decision.backends)
 
     def must_end(self, flow: Flow, decision: Decision) -> bool:
-        """Whether every packet of the flow must come to something, an answer or an error."""
+        """True if every packet of the flow must have an outcome, an answer or an error."""
         if decision.verdict is Verdict.DNAT:
             return self.wants_answer(flow, decision)
         return decision.verdict is not Verdict.DROP
 
     def may_ask(self, flow: Flow, decision: Decision) -> bool:
-        """Whether packets tell anything: a handshake that cannot come to its end tells nothing of where it led."""
+        """True if packets tell anything: a handshake that cannot come to its end tells nothing of where it led."""
         lost = decision.verdict is Verdict.DNAT and not self.wants_answer(flow, decision)
         return not (lost and flow.protocol == "TCP")
 
@@ -77,7 +77,7 @@ class Judge:
         return {(b.address, b.port) for b in decision.backends} - met
 
     def _wrong(self, flow: Flow, decision: Decision, result: Result) -> str:
-        """What was wanted instead of this, or ""."""
+        """Return what was expected instead of this, or ""."""
         if decision.verdict is Verdict.DNAT:
             return self._wrong_translation(flow, decision, result)
         as_wanted = not result.servers and result.outcome in self._outcomes(flow, decision)
@@ -130,5 +130,5 @@ def _text(result: Result) -> str:
 
 
 def elsewhere(source: str) -> bool:
-    """Whether an address is that of a pod of another node."""
+    """True if an address is that of a pod of another node."""
     return source.startswith(("10.244.2.", "fd00:244:2:")) or source in OTHER_NODE.values()

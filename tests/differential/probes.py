@@ -36,7 +36,7 @@ _OUTCOMES = {
 
 
 class Seen(NamedTuple):
-    """What a server saw: its own address and port, and its client's address."""
+    """Addresses that a server saw: its own address and port, and its client's address."""
 
     address: str
     port: int
@@ -44,7 +44,7 @@ class Seen(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of one packet. outcome: answered, refused, unreachable, forbidden (EPERM here), or silence.
+    """Outcome of one packet. outcome: answered, refused, unreachable, forbidden (EPERM here), or silence.
     servers: who got it, in order."""
 
     outcome: str

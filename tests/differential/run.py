@@ -99,7 +99,7 @@ class Differential:
 
     @staticmethod
     def loaded(plan: Plan) -> Plan:
-        """What the plane gets of a plan: all of it. Another one here would have to be noticed."""
+        """Return the plan that the plane loads: all of it. A changed one must be detected."""
         return plan
 
     def _load(self, cluster: Cluster) -> Plan:

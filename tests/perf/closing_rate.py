@@ -84,7 +84,7 @@ def _fork(namespace: str) -> int:
 
 @contextmanager
 def server(namespace: str) -> Iterator[None]:
-    """Whoever connects to TARGET there is accepted and closed at once, by two processes."""
+    """Two server processes accept every connection to TARGET and close it at once."""
     with netns.netns(namespace):
         sock = socket.create_server(("", TARGET), backlog=4096)
     children = []

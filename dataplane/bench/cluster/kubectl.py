@@ -47,12 +47,12 @@ class KubectlError(ClusterError):
 
     @property
     def is_missing(self) -> bool:
-        """Whether there is no such object."""
+        """True if there is no such object."""
         return "(NotFound)" in self.said
 
     @property
     def is_forbidden(self) -> bool:
-        """Whether somebody does not allow it: RBAC, a quota, an admission controller."""
+        """True if the call is forbidden: RBAC, a quota, an admission controller."""
         return "(Forbidden)" in self.said or "denied the request" in self.said
 
 
@@ -64,7 +64,7 @@ def without_secrets(text: str) -> str:
 
 
 def sentence(what: str, stderr: str) -> str:
-    """What failed and why, in one sentence: kubectl's last line about an error, and what to do about it."""
+    """Return what failed and why, in one sentence: kubectl's last line about an error, and what to do about it."""
     lines = [line.strip() for line in without_secrets(stderr).splitlines() if line.strip()]
     telling = [line for line in lines if re.match(r"(?i)(error|unable|the connection)", line)] or lines
     said = telling[-1] if telling else "it says nothing"

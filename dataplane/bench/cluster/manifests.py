@@ -35,12 +35,12 @@ class Role(enum.StrEnum):
 
     @property
     def on_host(self) -> bool:
-        """Whether it uses its node's network."""
+        """True if the pod uses its node's network."""
         return self in (Role.HOST_CLIENT, Role.HOST_SERVER)
 
     @property
     def serves(self) -> bool:
-        """Whether it is on the server's node."""
+        """True if the pod is on the server's node."""
         return self in (Role.SERVER, Role.HOST_SERVER)
 
 

@@ -41,7 +41,7 @@ class Pair(NamedTuple):
 
     @property
     def is_one(self) -> bool:
-        """Whether there is no network between them."""
+        """True if there is no network between the two nodes."""
         return self.client.name == self.server.name
 
 

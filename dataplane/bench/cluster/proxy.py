@@ -19,7 +19,7 @@ _CILIUM = (
 MODE_URL, METRICS_URL = "http://127.0.0.1:10249/proxyMode", "http://127.0.0.1:10249/metrics"
 
 Ask = Callable[[str], str]
-"""What a URL on a node says, or "" where nobody answers there."""
+"""Return the body at a URL on a node, or "" where nothing answers."""
 
 
 class Found(NamedTuple):

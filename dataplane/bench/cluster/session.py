@@ -54,7 +54,7 @@ class Session(Resource):
         return self._process
 
     def _failed(self, seconds: float) -> str:
-        """What broke off and why; the next request starts anew."""
+        """Return what broke off and why; the next request starts a new process."""
         over = self._end()
         self._stderr.seek(0)
         said = self._stderr.read().decode(errors="replace")

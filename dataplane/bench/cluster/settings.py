@@ -1,4 +1,4 @@
-"""What is measured in a cluster: which scenarios, by which ways, among how many Services, and how often."""
+"""Settings of a run in a cluster: scenarios, paths to the server, numbers of Services, and rounds."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -100,7 +100,7 @@ class Site(Resource):
             self.notes.append("No pod saw the nodes' connection tables, so nobody looked at how full they were.")
 
     def _create_pod(self, role: Role, shape: PodShape) -> bool:
-        """Whether the pod could be created; what only some ways need is done without where it is refused."""
+        """True if the pod could be created; what only some ways need is done without where it is refused."""
         if role.on_host and HOST not in self.modes:
             return False
         node = self.pair.server if role.serves else self.pair.client
@@ -139,7 +139,7 @@ class Site(Resource):
         return found
 
     def _facts(self, role: Role) -> dict[str, Any]:
-        """What the client's node says of itself, as far as a pod sees it."""
+        """Return the facts of the client's node that a pod can see."""
         found: dict[str, Any] = msgspec.json.decode(self._kubectl.execute(role, *inside("facts")))
         return found
 

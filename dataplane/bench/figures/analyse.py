@@ -1,4 +1,4 @@
-"""From cells to figures: medians with spread, ratios to direct with intervals, and how far to trust the machine."""
+"""Compute figures from cells: medians, spreads, ratios to direct with intervals, and how far to trust the machine."""
 
 import math
 import statistics
@@ -88,7 +88,7 @@ class Analysis(msgspec.Struct, frozen=True):
         return noise.floor(self.lines.get(place), self.compared)
 
     def judge(self, place: PlaceKey, mode: str, other: str) -> noise.Verdict:
-        """Whether a mode's main figure differs from another's."""
+        """True if a mode's main figure differs from another's."""
         return noise.judge(self.lines.get(place), mode, other, self.compared)
 
     def median_floor(self) -> float:
@@ -158,7 +158,7 @@ def analyse(results: Results) -> Analysis:
 
 
 def place_line(rounds: Rounds, place: PlaceKey, figure: str) -> noise.Line | None:
-    """What the rounds of a line say of the noise of a figure; None where they are too few."""
+    """Return the noise of a figure from the rounds of a line; None where they are too few."""
     modes = [key.mode for key in rounds if PlaceKey(*key[1:]) == place]
     return noise.line({mode: values(rounds[GroupKey(mode, *place)], figure) for mode in modes}, (DIRECT, AGAIN))
 

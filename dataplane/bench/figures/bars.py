@@ -1,4 +1,4 @@
-"""The project's bars against a run: what was asked for, what was measured, and whether it is met."""
+"""The project's performance targets checked against a run: target, measured figure, verdict."""
 
 import enum
 import math

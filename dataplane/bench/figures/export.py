@@ -59,7 +59,7 @@ def k8s_netperf(results: Results) -> str:
 
 
 def _on_one_node(results: Results, scenario: Scenario) -> bool:
-    """Whether client and server were on one node: a cluster's results name both, elsewhere the scenario decides."""
+    """True if client and server were on one node: a cluster's results name both, elsewhere the scenario decides."""
     versions = results.machine.versions
     if CLIENT_NODE in versions:
         return versions[CLIENT_NODE] == versions.get(SERVER_NODE)

@@ -91,7 +91,7 @@ def encode(counts: Counts) -> str:
 
 
 def decode(text: str) -> dict[int, int]:
-    """What `encode` was given. Raises ValueError for anything that it did not make."""
+    """Decode the output of `encode`. Raises ValueError for anything else."""
     try:
         data = base64.b64decode(text, validate=True)
         plain = zlib.decompress(data[8:])

@@ -28,7 +28,7 @@ class ResultsError(HotplaneError):
 
 
 class CellKey(NamedTuple):
-    """What a cell is about. position: "" where it makes no difference. round: from 1."""
+    """Key of a cell. position: "" where it makes no difference. round: from 1."""
 
     mode: str
     scenario: str

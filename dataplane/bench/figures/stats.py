@@ -38,7 +38,7 @@ class Ratio(msgspec.Struct, frozen=True):
 
     @property
     def certain(self) -> bool:
-        """Whether 1 is outside the interval."""
+        """True if 1 is outside the interval."""
         return self.low > 1 or self.high < 1
 
 

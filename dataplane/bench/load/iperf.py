@@ -1,4 +1,4 @@
-"""Bulk traffic by iperf3: one run of its client, and what the server says of it."""
+"""Bulk traffic by iperf3: one run of its client, and the server's report of it."""
 
 import json
 import subprocess

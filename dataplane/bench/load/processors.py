@@ -119,7 +119,7 @@ class ProcessorLoad:
 
 
 def together(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What several clients did at once, of what each of them did."""
+    """Return the combined result of several clients that ran at once."""
     operations = sum(answer["operations"] for answer in answers)
     found = {
         "operations": operations,

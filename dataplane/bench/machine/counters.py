@@ -75,7 +75,7 @@ class Counters:
             raise
 
     def read(self) -> dict[str, float]:
-        """What was counted so far, by name."""
+        """Return the counts so far, by name."""
         found = dict.fromkeys(self._names, 0.0)
         for leader in self._leaders:
             values = struct.unpack(f"={3 + len(self._names)}Q", os.read(leader, 8 * (3 + len(self._names))))

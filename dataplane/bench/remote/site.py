@@ -104,7 +104,7 @@ class Site(Resource):
         return self.machines.client.via[self._entry.name][self._family]
 
     def facts(self) -> Machine:
-        """What node 1 says of itself."""
+        """Return the facts that node 1 reports about itself."""
         said = self.machines.run(self._entry.name, self.machines.python("dataplane.bench.machine.facts")).stdout
         return msgspec.json.decode(said, type=Machine)
 

@@ -109,7 +109,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _command(args: argparse.Namespace) -> str:
-    """What to type to repeat it, in the same lab."""
+    """Return the command that repeats the run in the same lab."""
     given = {"modes": ",".join(args.modes), "services": ",".join(map(str, args.services)), "rounds": args.rounds or ""}
     given |= {"seed": args.seed}
     command = [f"vagrant/lab bench --profile {args.profile} --family {args.family}"]

@@ -1,4 +1,4 @@
-"""What the figures say: who wins where, iptables included, and where nobody can tell."""
+"""Summary of a run: which mode is fastest where, iptables included, and where the figures do not tell."""
 
 from typing import NamedTuple
 

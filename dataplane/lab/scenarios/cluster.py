@@ -1,4 +1,4 @@
-"""What an API server and its controllers would add to hand-written Services, for a lab that has neither.
+"""Fields that an API server and its controllers would add to hand-written Services, for a lab that has neither.
 
 A clusterIP and node ports where the manifest names none, and the EndpointSlices of the pods that a selector finds.
 The result goes through the same decoding as objects from a real cluster.

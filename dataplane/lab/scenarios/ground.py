@@ -1,4 +1,4 @@
-"""What the scenario table needs of a lab, wherever its places are: namespaces of one machine, or many machines."""
+"""Interface of a lab that the scenario table uses; places are namespaces of one machine, or many machines."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol

@@ -33,7 +33,7 @@ CHI_SQUARE_2 = 21.0
 
 
 class Result(NamedTuple):
-    """Whether a scenario showed what it had to, and what was seen."""
+    """Result of a scenario: passed or not, and what was seen."""
 
     passed: bool
     seen: str
@@ -64,7 +64,7 @@ class Showcase:
         return self.lab.place(place).addresses[Family.IPV4]
 
     def masqueraded(self, node: str, result: ProbeResult) -> bool:
-        """Whether pods see the outside client as this node, which decided; where clients of local pods keep their
+        """True if pods see the outside client as this node, which decided; where clients of local pods keep their
         address, pods of this node see the client itself instead."""
         local = {pod.name for pod in self.lab.pods if pod.node == node}
         for attempt in result.attempts:

@@ -43,7 +43,7 @@ def source_address(lab: Ground, cell: Cell) -> str:
 
 
 def decisions(lab: Ground, oracles: dict[str, Oracle], cells: Sequence[Cell]) -> list[Decision]:
-    """What the oracle of the deciding node says about each cell."""
+    """Return the verdict of the deciding node's oracle for each cell."""
     return [
         oracles[cell.decides].decide(Packet(source_address(lab, cell), cell.address, cell.port, cell.protocol))
         for cell in cells
@@ -139,7 +139,7 @@ class Judge:
         return None
 
     def _client_as_wanted(self, cell: Cell, decision: Decision, attempt: Attempt) -> bool:
-        """Whether the backend saw the client's own address, or, masqueraded, one of the deciding node's."""
+        """True if the backend saw the client's own address, or, masqueraded, one of the deciding node's."""
         seen, _ = split_port(attempt.client)
         backend = next(b for b in decision.backends if self._pods[b.address].name == attempt.server)
         if self._masquerades(cell, decision, backend):

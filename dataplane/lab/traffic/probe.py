@@ -37,7 +37,7 @@ class Outcome(enum.StrEnum):
 
 
 class Probe(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What to try: `count` attempts at `address`:`port`.
+    """A probe request: `count` attempts at `address`:`port`.
 
     timeout: seconds of silence, from the last packet sent, after which an attempt counts as timed out.
     source, source_port: bind to these (any address may be given that the place holds). A source port needs count 1.
@@ -111,7 +111,7 @@ class ProbeResult(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What an agent is asked: these probes, at most `concurrency` attempts at a time (1: strictly one by one)."""
+    """A request to an agent: these probes, at most `concurrency` attempts at a time (1: strictly one by one)."""
 
     probes: tuple[Probe, ...]
     concurrency: int = DEFAULT_CONCURRENCY
@@ -124,7 +124,7 @@ def split_port(text: str) -> tuple[str, int]:
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What an echo server says."""
+    """Answer of an echo server."""
 
     server: str
     client: str
@@ -231,7 +231,7 @@ class _Try:
         return self.end(Outcome.ERROR, detail=errno.errorcode.get(error.errno or 0, str(error)))
 
     def _refused_by(self) -> str:
-        """Whether an ICMP error or a TCP reset refused it, from the socket's error queue (ip(7), IP_RECVERR)."""
+        """True if an ICMP error or a TCP reset refused it, from the socket's error queue (ip(7), IP_RECVERR)."""
         try:
             _, control, _, _ = self.sock.recvmsg(512, 512, socket.MSG_ERRQUEUE)
         except BlockingIOError:

@@ -10,7 +10,7 @@ from dataplane.malformed import MALFORMED
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What the machines are."""
+    """Facts about the machines."""
 
     kernel: str
     system: str
@@ -64,7 +64,7 @@ class Report(msgspec.Struct):
 
 
 def about(facts: Facts) -> list[str]:
-    """What the machines are, a line each."""
+    """Return the facts about the machines, a line each."""
     shape = f"{facts.spec.nodes} nodes, {facts.spec.pods} pods each, routing {facts.spec.routing}"
     return [
         f"machines: {facts.system}, Linux {facts.kernel}, {facts.nft}, {facts.iptables}",

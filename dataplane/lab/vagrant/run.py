@@ -34,7 +34,7 @@ def _name(family: Family) -> str:
 
 
 def facts(machines: Machines, found: Settings) -> Facts:
-    """What the machines are, as they say themselves."""
+    """Return the facts that the machines report about themselves."""
     node = machines.nodes[0].name
 
     def ask(*argv: str) -> str:

@@ -12,7 +12,7 @@ _PREFIX = "HOTPLANE_VM_"
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What this side needs to know of the machines. slowness: what probes' time limits are multiplied by."""
+    """Settings of the machines that the host needs. slowness: factor for the time limits of probes."""
 
     spec: LabSpec
     slowness: float

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from dataplane.bench.figures.analyse import analyse
+from dataplane.bench.figures.bars import Verdict, bars
 from dataplane.bench.figures.results import Results, ResultsError, read
 from dataplane.bench.modes import MODES
 from dataplane.bench.report.charts import CAPTIONS, MAIN, charts, style
@@ -125,11 +126,28 @@ def test_tables_in_markdown_are_whole_and_go_between_the_markers() -> None:
             insert(broken, text, "README.md")
 
 
-def test_the_readmes_tables_are_those_of_the_committed_run() -> None:
-    """When this fails: hotplane bench report docs/bench/results.json -o docs/bench --into README.md"""
-    committed, readme = ROOT / "docs/bench/results.json", (ROOT / "README.md").read_text()
+def test_the_pages_tables_are_those_of_the_committed_run() -> None:
+    """When this fails: hotplane bench report docs/bench/results.json -o docs/bench --into docs/bench/README.md"""
+    committed, shown = ROOT / "docs/bench/results.json", (ROOT / "docs/bench/README.md").read_text()
     expected = markdown(read(committed)) if committed.exists() else "`tests/perf/bench` measures, and writes here.\n"
-    assert insert(readme, expected, "README.md") == readme
+    assert insert(shown, expected, "docs/bench/README.md") == shown
+
+
+def test_the_readmes_figures_are_lines_of_the_committed_run() -> None:
+    """When this fails: copy machine, table lines and warning from docs/bench/README.md, and look at what is said."""
+    section = (ROOT / "README.md").read_text().split("\n## Benchmark\n")[1].split("\n## ")[0]
+    run = read(ROOT / "docs/bench/results.json")
+    lines, text = markdown(run).splitlines(), " ".join(section.split())
+    shown = [line for line in section.splitlines() if line.startswith(("|", "> "))]
+    assert len(shown) > 6
+    assert [line for line in shown if line not in lines] == []
+    assert lines[0] in text
+    verdicts = [row.verdict for row in bars(run, analyse(run))]
+    met, missed = verdicts.count(Verdict.MET), verdicts.count(Verdict.MISSED)
+    assert (
+        f"Of the {len(verdicts)} figures of the nftables and ebpf modes that have a bar, {met} met it, {missed} missed "
+        f"it, and for {len(verdicts) - met - missed} the run could not tell."
+    ) in text
 
 
 def test_text_from_a_results_file_is_escaped() -> None:

@@ -294,5 +294,8 @@ def test_another_user_s_daemon_beside_root_s_pins(node: Node) -> None:
         assert "Traceback" not in node.text
         assert " ERROR " not in node.text
         assert node.end() == 0
+        node.start("--once")
+        assert node.process is not None
+        assert node.process.wait(60) == 0, node.text
     finally:
         pins.remove()

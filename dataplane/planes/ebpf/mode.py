@@ -81,6 +81,8 @@ class EbpfMode(Mode):
 
     def drain_on(self, change: PlanChange) -> int:
         """See Mode.drain_on."""
+        if not self.is_draining():
+            return 0
         from dataplane.planes.ebpf.flows.drain import after_change
 
         return after_change(change)

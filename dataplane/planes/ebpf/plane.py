@@ -1,11 +1,11 @@
 """The eBPF plane: the plan in maps that programs at several hooks balance by, over a complete slow path."""
 
-import gc
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from msgspec.structs import replace
 
+from dataplane.garbage import no_garbage_collection
 from dataplane.kernel.namespaces.netns_cookie import netns_cookie
 from dataplane.model.net import Protocol
 from dataplane.plan.change import EntryChange, PlanChange
@@ -33,18 +33,6 @@ from dataplane.policy.node import NodeConfig
 
 CLEANER_SECONDS = 30.0
 """How long a process that ends waits for UDP sockets to be disconnected."""
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """A load makes hundreds of thousands of values that stay: looking for cycles among them costs half of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _sticky(change: PlanChange) -> bool:
@@ -132,7 +120,7 @@ class EbpfPlane(Plane):
         """
         changed = self.slow.load(replace(plan, node=self._slow_node(plan.node)))
         self.close()
-        with _without_garbage_collection():
+        with no_garbage_collection():  # or half of the time goes into looking for cycles among values that stay
             self._load_maps(plan)
         return changed
 

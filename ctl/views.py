@@ -131,18 +131,7 @@ def counters(plane: Plane) -> View:
     pings = _pings(plane)
     traffic = plane.traffic()
     if traffic is not None:
-        columns = (
-            "service",
-            "connections",
-            "packets",
-            "bytes",
-            "replyPackets",
-            "replyBytes",
-            "hook",
-            "reason",
-            "count",
-        )
-        return [*_by_service(traffic), *_ways_out(traffic), *pings], columns
+        return [*_by_service(traffic), *_ways_out(traffic), *pings], TRAFFIC
     table = plane.read_back()
     now = Counter(key for key, _, _ in _claimed(table))
     counts = plane.frontend_counts() or {}

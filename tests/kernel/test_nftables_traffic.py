@@ -114,7 +114,7 @@ def test_a_pod_that_is_not_known_to_be_here_reaches_itself(
 
 @BOTH
 def test_who_meets_itself_keeps_off_the_packet_programs_ports(net: Network, plane: NftablesPlane, version: int) -> None:
-    """They are shared out by the mark that asks for masquerading (planes.ebpf.port_split)."""
+    """They are shared out by the mark that asks for masquerading (planes.ebpf.flows.port_split)."""
     low, high = taken = 32768, 60000
     plane.load(plan_of(entry(version, pods(version, 0))))
     in_netns(net.node, Nft).run(port_split.ruleset(NODE_CONFIG.masquerade_mark, [taken]))

@@ -65,7 +65,7 @@ class _TimedHook:
         self.maps: MapSet | None = None
 
     def attach(self, maps: MapSet, pins: PinDirectory) -> None:
-        """See planes.ebpf.programs.Hook.attach."""
+        """See planes.ebpf.attach.programs.Hook.attach."""
         started = time.perf_counter()
         self._hook.attach(maps, pins)
         self.attach_seconds = time.perf_counter() - started

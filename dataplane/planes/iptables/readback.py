@@ -19,7 +19,6 @@ _DISPATCH = re.compile(
     r"(?:! -s \S+ )?(?:-d (?P<address>[^/ ]+)/\d+ )?(?:! -i \S+ )?-p (?P<protocol>\w+) -m comment --comment "
     r'"(?P<comment>[^"]*)" .*?--dport (?P<port>\d+) -j (?P<target>\S+)'
 )
-_TARGET = re.compile(r"-j (\S+)")
 _SECONDS = re.compile(r"--rcheck --seconds (\d+)")
 _SOURCE = re.compile(r"-s (\S+)")
 _DESTINATION = re.compile(r"--to-destination (\S+)")

@@ -163,7 +163,7 @@ def chains(syntax: Syntax, family: Family, node: NodeConfig) -> dict[str, list[s
         "filter-output": ["ct state new fib daddr type != local jump unclaimed"] if refuses else [],
         "prerouting": ["jump services"],
         "output": ["jump services"],
-        # By the mark, before the ebpf mode keeps what is marked off its own ports at 99 (planes.ebpf.port_split).
+        # By the mark, before the ebpf mode keeps what is marked off its own ports at 99 (planes.ebpf.flows.port_split).
         "mark-hairpin": [f"ct status dnat {syntax.ip} saddr . {syntax.ip} daddr @hairpin jump mark-packet"],
         "postrouting": [
             # The priority of a connection's first packet, the only one that comes here, carries a number; it is cleared

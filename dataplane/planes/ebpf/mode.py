@@ -117,6 +117,8 @@ class EbpfMode(Mode):
 
     def remove_stale(self, *, of: Collection[int] | None = None, age: float = 0.0) -> list[str]:
         """See Mode.remove_stale."""
+        if not self.is_prepared():  # no instance was ever pinned, or the last one is gone
+            return []
         from dataplane.planes.ebpf.flows.stale import remove_stale
 
         return remove_stale(of=of, age=age)

@@ -7,6 +7,8 @@ bpf_get_socket_cookie(). Needs CONFIG_INET_DIAG_DESTROY for `destroy`.
 import errno
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from dataplane.kernel.netlink.netlink import SOCK_DIAG, Netlink, Refused
@@ -32,13 +34,23 @@ def _body(family: int, identity: bytes) -> bytes:
     return _REQUEST_HEAD.pack(family, socket.IPPROTO_UDP, 0, 0, _ESTABLISHED) + identity
 
 
+@contextmanager
+def _sock_diag() -> Iterator[Netlink]:
+    """A netlink socket whose refusals say what they are about."""
+    with Netlink(SOCK_DIAG) as netlink:
+        try:
+            yield netlink
+        except Refused as refusal:
+            raise Refused(refusal.number, "UDP sockets by sock_diag") from refusal
+
+
 def connected_udp_sockets() -> list[ConnectedSocket]:
     """Every connected UDP socket here. Destinations are 16 bytes, IPv4 mapped. O(number of UDP sockets).
 
     Raises Refused, OSError.
     """
     found = []
-    with Netlink(SOCK_DIAG) as netlink:
+    with _sock_diag() as netlink:
         for family in (socket.AF_INET, socket.AF_INET6):
             for answer in netlink.dump(_BY_FAMILY, _body(family, bytes(_SOCKET_ID))):
                 identity = bytes(answer[_ID_IN_ANSWER : _ID_IN_ANSWER + _SOCKET_ID])
@@ -55,7 +67,7 @@ def destroy(target: ConnectedSocket) -> bool:
 
     Raises Refused (EOPNOTSUPP: the kernel was built without CONFIG_INET_DIAG_DESTROY), OSError.
     """
-    with Netlink(SOCK_DIAG) as netlink:
+    with _sock_diag() as netlink:
         try:
             netlink.request(_DESTROY, _body(target.family, target.identity))
         except Refused as refusal:

@@ -115,15 +115,15 @@ def _measured(args: argparse.Namespace, wanted: "Settings") -> "Results":
     with Site(_site_options(args), wanted.modes, _notify) as site:
         wanted = site.settled(wanted)
         results = Results(site.machine(), wanted, _command(args), skipped=list(site.skipped))
-        try:
-            with Journal(journal_path(path), results, append=False) as journal:
+        with Journal(journal_path(path), results, append=False) as journal:
+            try:
                 Runner(site, results, journal, _progress()).run()
-        except BaseException:
-            if results.cells:
-                _notify(f"{len(results.cells)} measurements are kept: hotplane bench report {journal_path(path)}")
-            else:
-                journal_path(path).unlink()
-            raise
+            except BaseException:
+                if results.cells:
+                    _notify(f"{len(results.cells)} measurements are kept: hotplane bench report {journal_path(path)}")
+                else:
+                    journal_path(path).unlink()
+                raise
         results.seconds, results.complete = time.monotonic() - started, True
         write(path, results)  # before the namespace goes, which may fail
         journal_path(path).unlink()

@@ -1,9 +1,12 @@
 """What a cluster refuses, or does not bring about in time, is named, and nothing is left of it."""
 
+import errno
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -12,6 +15,7 @@ from dataplane.bench.cluster import room as room_module
 from dataplane.bench.cluster.kubectl import ClusterError
 from dataplane.bench.cluster.settings import CLUSTER_IP, WAYS, SiteOptions
 from dataplane.bench.cluster.site import Site
+from dataplane.bench.figures.results import Machine
 from tests.cluster_kubectl import Object, StandIn
 
 
@@ -130,3 +134,20 @@ def test_the_command_ends_with_one_sentence(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main([*words, "--overwrite"]) == 1
     assert "kubectl is not in PATH: install it" in capsys.readouterr().err
+
+
+def test_a_journal_that_cannot_be_opened_is_told_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "r.json.journal")
+
+    site = MagicMock(skipped=())
+    site.__enter__.return_value = site
+    site.settled.side_effect = lambda wanted: wanted
+    site.machine.return_value = Machine()
+    monkeypatch.setattr("dataplane.bench.cluster.site.Site", lambda *_: site)
+    monkeypatch.setattr("dataplane.bench.figures.results.Journal", refused)
+    assert main(["bench", "cluster", "--image", "python:3", "--results", "/nowhere/r.json"]) == 1
+    assert "r.json.journal: Permission denied" in capsys.readouterr().err
+    assert site.__exit__.called

@@ -88,7 +88,7 @@ class Analysis(msgspec.Struct, frozen=True):
         return noise.floor(self.lines.get(place), self.compared)
 
     def judge(self, place: PlaceKey, mode: str, other: str) -> noise.Verdict:
-        """True if a mode's main figure differs from another's."""
+        """Return whether a mode's main figure differs from another's, by how much, and the floor; see noise.judge."""
         return noise.judge(self.lines.get(place), mode, other, self.compared)
 
     def median_floor(self) -> float:

@@ -138,7 +138,7 @@ def floor(found: Line | None, compared: int, pair: Sequence[str] = ()) -> float:
 
 
 def judge(found: Line | None, mode: str, other: str, compared: int) -> Verdict:
-    """True if `mode` differs from `other`; False for modes that the line does not have."""
+    """Return the Verdict on `mode` against `other`; not `real` for modes that the line does not have."""
     if found is None or not {mode, other} <= set(found.logarithms):
         return Verdict(0.0, math.inf, False)
     least = floor(found, compared, (mode, other))

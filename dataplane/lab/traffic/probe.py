@@ -231,7 +231,7 @@ class _Try:
         return self.end(Outcome.ERROR, detail=errno.errorcode.get(error.errno or 0, str(error)))
 
     def _refused_by(self) -> str:
-        """True if an ICMP error or a TCP reset refused it, from the socket's error queue (ip(7), IP_RECVERR)."""
+        """Return "icmp" or "rst", the packet that refused it, from the socket's error queue (ip(7), IP_RECVERR)."""
         try:
             _, control, _, _ = self.sock.recvmsg(512, 512, socket.MSG_ERRQUEUE)
         except BlockingIOError:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from dataplane.bench.pack import TOP
 from dataplane.kernel.namespaces import netns
+from tests.steplog import Log
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_BYTES = 105_000_000
@@ -25,19 +26,6 @@ PATIENCE = 900.0
 RUN = ("--profile", "tiny", "--services", "1,20", "--rounds", "1", "--processors")
 UNWANTED = ("etc/hostname", "etc/resolv.conf", "etc/apt", "etc/pip.conf", "root/.config", "root/.pip", "usr/bin/gcc",
             "usr/bin/perl", "usr/share/man", "usr/share/locale", "usr/local/share/ca-certificates")  # fmt: skip
-
-
-class Log:
-    """What was seen, on the screen and kept."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self._start = time.monotonic()
-
-    def say(self, text: str) -> None:
-        line = f"{time.monotonic() - self._start:7.1f} s  {text}"
-        print(line, flush=True)
-        self.lines.append(line)
 
 
 def private_words() -> list[str]:

@@ -3,13 +3,12 @@
 import argparse
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctl.output import print_records, to_json, to_yaml
+from ctl.output import notify, print_records, to_json, to_yaml
 from dataplane.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +24,16 @@ _COLUMNS = (
 _READING = """Medians over rounds; spread: distance of their quartiles; against direct: median of the rounds' ratios to
 a connection straight to the pod, with its 95 % confidence interval; noise floor: the smallest difference that the line
 can tell."""
+
+
+def names(text: str) -> tuple[str, ...]:
+    """An option's NAME[,...]."""
+    return tuple(name for name in text.split(",") if name)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """An option's N[,...], with k for thousands: 1,1k,30k. Raises ValueError."""
+    return tuple(int(number.replace("k", "000")) for number in names(text))
 
 
 def register(actions: Any) -> None:
@@ -57,9 +66,9 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
 
 def _add_extent(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what is measured").add_argument
-    add("--scenario", default=(), type=_words, metavar="NAME[,...]", help="only these")
-    add("--modes", default=(), type=_words, metavar="WAY[,...]", help="only these ways, and direct")
-    add("--services", default=(), type=_numbers, metavar="N[,...]", help="how many there are, e.g. 1,1k (default: 1)")
+    add("--scenario", default=(), type=names, metavar="NAME[,...]", help="only these")
+    add("--modes", default=(), type=names, metavar="WAY[,...]", help="only these ways, and direct")
+    add("--services", default=(), type=numbers, metavar="N[,...]", help="how many there are, e.g. 1,1k (default: 1)")
     add("--family", default="", choices=("ipv4", "ipv6"), help="default: the first of the cluster's pods")
     add("--rounds", default=9, type=int, metavar="N", help="default: 9, and one to warm up")
     add("--seconds", default=1.0, type=float, metavar="S", help="of one measurement (default: 1)")
@@ -71,18 +80,6 @@ def _add_extent(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", default="table", choices=("table", "json", "yaml"), metavar="FORMAT",
         help="table | json | yaml (default: table)",
     )  # fmt: skip
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word for word in text.split(",") if word)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(word.replace("k", "000")) for word in _words(text))
-
-
-def _notify(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
     results = _measured(args, wanted)
     _print(results, args.output)
     failed = sum(bool(cell.error) for cell in results.cells)
-    _notify(f"{len(results.cells)} measurements, {failed} without figures -> {path}")
-    _notify(f"Next: hotplane bench report {path} draws them as a page; hotplane bench compare {path} OTHER.json")
+    notify(f"{len(results.cells)} measurements, {failed} without figures -> {path}")
+    notify(f"Next: hotplane bench report {path} draws them as a page; hotplane bench compare {path} OTHER.json")
     return 1 if failed == len(results.cells) else 0
 
 
@@ -112,7 +109,7 @@ def _measured(args: argparse.Namespace, wanted: "Settings") -> "Results":
     from dataplane.bench.figures.results import Journal, Results, journal_path, write
 
     started, path = time.monotonic(), args.results
-    with Site(_site_options(args), wanted.modes, _notify) as site:
+    with Site(_site_options(args), wanted.modes, notify) as site:
         wanted = site.settled(wanted)
         results = Results(site.machine(), wanted, _command(args), skipped=list(site.skipped))
         with Journal(journal_path(path), results, append=False) as journal:
@@ -120,7 +117,7 @@ def _measured(args: argparse.Namespace, wanted: "Settings") -> "Results":
                 Runner(site, results, journal, _progress()).run()
             except BaseException:
                 if results.cells:
-                    _notify(f"{len(results.cells)} measurements are kept: hotplane bench report {journal_path(path)}")
+                    notify(f"{len(results.cells)} measurements are kept: hotplane bench report {journal_path(path)}")
                 else:
                     journal_path(path).unlink()
                 raise
@@ -166,7 +163,7 @@ def _progress() -> Callable[[int, int, float, str], None]:
         nonlocal last
         if time.monotonic() - last >= 10.0:
             last = time.monotonic()
-            _notify(f"{done}/{total}, about {duration(remaining)} left: {what}")
+            notify(f"{done}/{total}, about {duration(remaining)} left: {what}")
 
     return show
 

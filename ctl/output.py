@@ -27,6 +27,11 @@ def add_output_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def notify(text: str) -> None:
+    """Say on standard error how a long command is getting on, at once."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def to_json(value: object) -> str:
     """A value as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctl import bench_cluster
+from ctl.bench_cluster import names, numbers
 from ctl.extras import require
-from ctl.output import add_output_option, print_records, to_json, to_yaml
+from ctl.output import add_output_option, notify, print_records, to_json, to_yaml
 from dataplane.errors import HotplaneError, UsageError
 
 if TYPE_CHECKING:
@@ -84,12 +85,12 @@ def _add_run_options(parser: argparse.ArgumentParser, *, defaults: bool) -> None
         parser.add_argument(*flags, default=default if defaults else argparse.SUPPRESS, **options)
 
     add("--profile", default="quick", choices=PROFILES, help="how much (default: quick, about three minutes)")
-    add("--scenario", default=None, type=_words, metavar="NAME[,...]", help="only these (`--list` names all)")
-    add("--modes", default=None, type=_words, metavar="MODE[,...]", help="only these, and direct (`--list` names all)")
+    add("--scenario", default=None, type=names, metavar="NAME[,...]", help="only these (`--list` names all)")
+    add("--modes", default=None, type=names, metavar="MODE[,...]", help="only these, and direct (`--list` names all)")
     add(
         "--services",
         default=None,
-        type=_numbers,
+        type=numbers,
         metavar="N[,...]",
         help="how many, one stage each, e.g. 1,1k,30k",
     )
@@ -99,7 +100,7 @@ def _add_run_options(parser: argparse.ArgumentParser, *, defaults: bool) -> None
     add(
         "--processors",
         default=None,
-        type=_numbers,
+        type=numbers,
         metavar="N[,...]",
         help="also how rates grow with processors: clients, servers and packet generators on so many, e.g. 1,2,4,8",
     )
@@ -125,14 +126,6 @@ def _add_run_options(parser: argparse.ArgumentParser, *, defaults: bool) -> None
         metavar="FORMAT",
         help="table | json | yaml (default: table)",
     )
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word for word in text.split(",") if word)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(word.replace("k", "000")) for word in _words(text))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -201,7 +194,7 @@ def _run(args: argparse.Namespace) -> int:
     path = args.results
     results, tool = _begin(args)
     remove_abandoned()
-    _notify(_plan(results))
+    notify(_plan(results))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the lab goes then too
     started = time.monotonic()
     try:
@@ -209,7 +202,7 @@ def _run(args: argparse.Namespace) -> int:
             with Rig(lab_name(), results.settings, tool) as rig:
                 Runner(rig, results, journal, _progress()).run()
     except KeyboardInterrupt:
-        _notify(
+        notify(
             f"\nStopped; {len(results.cells)} measurements are kept, nothing else is left. Go on with: "
             f"{shlex.join(['hotplane', 'bench', '--resume', '--results', str(path)])}"
         )
@@ -218,9 +211,9 @@ def _run(args: argparse.Namespace) -> int:
     results.complete = True
     write(path, results)
     journal_path(path).unlink()
-    _notify(f"{len(results.cells)} measurements in {duration(results.seconds)} min -> {path}")
+    notify(f"{len(results.cells)} measurements in {duration(results.seconds)} min -> {path}")
     _print(results, args.output)
-    _notify(f"Next: hotplane bench report {path} draws it as a page; hotplane bench compare {path} OTHER.json")
+    notify(f"Next: hotplane bench report {path} draws it as a page; hotplane bench compare {path} OTHER.json")
     return 0
 
 
@@ -236,7 +229,7 @@ def _begin(args: argparse.Namespace) -> "tuple[Results, Any]":
     path, journal = args.results, journal_path(args.results)
     tool = python_tool("the load generator in Python was asked for") if args.python_load else load_tool()
     if tool.note:
-        _notify(tool.note)
+        notify(tool.note)
     if args.resume:
         if not journal.exists():
             raise UsageError(f"--resume: there is no {journal}, so no unfinished run of {path}")
@@ -253,7 +246,7 @@ def _begin(args: argparse.Namespace) -> "tuple[Results, Any]":
     settings = msgspec.structs.replace(_settings(args), load_tool=tool.kind)
     settings, skipped = _without_missing(settings)
     for text in skipped:
-        _notify(text)
+        notify(text)
     results = Results(facts([tool.note] if tool.note else []), settings, _command(args), skipped=skipped)
     return results, tool
 
@@ -269,9 +262,9 @@ def _without_missing(settings: "Settings") -> "tuple[Settings, list[str]]":
 
     skipped = []
 
-    def leave_out(names: set[str], why: str) -> None:
+    def leave_out(scenarios: set[str], why: str) -> None:
         nonlocal settings
-        kept = tuple(name for name in settings.scenarios if name not in names)
+        kept = tuple(name for name in settings.scenarios if name not in scenarios)
         if kept != settings.scenarios:
             skipped.append(f"left out: {', '.join(n for n in settings.scenarios if n not in kept)}: {why}")
             settings = msgspec.structs.replace(settings, scenarios=kept)
@@ -322,10 +315,6 @@ def _command(args: argparse.Namespace) -> str:
     ):
         command += [] if text == usual else [flag, text]
     return shlex.join([*command, *(["--python-load"] if args.python_load else []), "--seed", str(args.seed)])
-
-
-def _notify(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _progress() -> "Progress":
@@ -450,9 +439,9 @@ def _pack(args: argparse.Namespace) -> int:
     from dataplane.bench.pack import TOP, digest, pack
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half made goes then too
-    size = pack(args.archive, _notify)
-    _notify(f"{args.archive}: {size / 1e6:.0f} MB, sha256 {digest(args.archive)}")
-    _notify(f"Next, as root on any machine: tar xf {args.archive.name} && {TOP}/run")
+    size = pack(args.archive, notify)
+    notify(f"{args.archive}: {size / 1e6:.0f} MB, sha256 {digest(args.archive)}")
+    notify(f"Next, as root on any machine: tar xf {args.archive.name} && {TOP}/run")
     return 0
 
 
@@ -463,7 +452,7 @@ def _history(args: argparse.Namespace) -> int:
 
     found, said = runs(args.runs)
     for text in said:
-        _notify(f"left out: {text}")
+        notify(f"left out: {text}")
     lines = series(found)
     records = as_records(found, lines)
     print_records(records, args.output, tuple(records[0]) if records else ())
@@ -472,5 +461,5 @@ def _history(args: argparse.Namespace) -> int:
         title = "Service data planes over time"
         body = f'<h1>{title}</h1><div class="pictures">{charts}</div>{table(records)}'
         _write(args.page, document(title, body, style()), "--page")
-        _notify(str(args.page))
+        notify(str(args.page))
     return 0

@@ -21,7 +21,6 @@ MAX_PODS = 200
 DEFAULT_NAME = "lab"
 NAME_PATTERN = r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?"
 
-NODE_NETWORK = {Family.IPV4: "172.18.0.0/16", Family.IPV6: "fd00:172:18::/64"}
 CLUSTER_CIDR = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:10:244::/48"}
 CLIENT_NETWORK = {Family.IPV4: "198.51.100.0/24", Family.IPV6: "fd00:198:51:100::/64"}
 ROUTER_ON_NODES = {Family.IPV4: "172.18.0.254", Family.IPV6: "fd00:172:18::fe"}

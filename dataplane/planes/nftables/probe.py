@@ -69,7 +69,7 @@ def probe_nft() -> Iterator[Finding]:
 
 
 def _libnftables() -> Finding:
-    """True if libnftables compiles what hotplane writes, tried where it always does: in a process of its own."""
+    """Try whether libnftables compiles what hotplane writes, in a process of its own as always."""
     from dataplane.kernel.nft.forms import Compiler
     from dataplane.kernel.nft.messages import messages
     from dataplane.planes.base import PlaneError

@@ -20,7 +20,7 @@ from typing import Any
 from dataplane.bench.figures.hdr import bucket
 from dataplane.model.net import family_of
 
-PATIENCE_SECONDS = 1.0
+PATIENCE_SECONDS = 3.0
 QUERY_BYTES, ANSWER_BYTES, FLOOD_BYTES = 40, 120, 64
 ONCE, MORE, SINK, ECHO = b"1", b"+", b"S", b"E"
 STREAM_BYTES = 128 << 10

@@ -35,7 +35,7 @@
 
 enum {
     MOST_SAMPLES = 4000000,
-    PATIENCE_SECONDS = 1,
+    PATIENCE_SECONDS = 3, /* a SYN that was lost is sent again after one (RFC 6298) */
     QUERY_BYTES = 40,
     ANSWER_BYTES = 120,
     FLOOD_BYTES = 64,

@@ -17,6 +17,7 @@ from dataplane.bench.profiles import Settings
 from dataplane.bench.scenarios import RENAMED
 from dataplane.errors import HotplaneError
 from dataplane.malformed import MALFORMED
+from dataplane.resource import Resource
 
 VERSION = 2
 """1: scenarios had the names of scenarios.RENAMED, and TCP_RR sent 64 bytes each way."""
@@ -103,8 +104,8 @@ def journal_path(path: Path) -> Path:
     return path.with_name(path.name + ".journal")
 
 
-class Journal:
-    """Cells as they come, safe on disk. As a context manager."""
+class Journal(Resource):
+    """Cells as they come, safe on disk."""
 
     def __init__(self, path: Path, results: Results, *, append: bool) -> None:
         self.path = path
@@ -123,12 +124,6 @@ class Journal:
     def close(self) -> None:
         """No more cells in this process."""
         self._file.close()
-
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def read_journal(path: Path) -> Results:

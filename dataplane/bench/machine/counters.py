@@ -8,10 +8,11 @@ that had to share the counters with others is scaled up to the whole time. Needs
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from cffi import FFI
+
+from dataplane.resource import Resource
 
 _ffi = FFI()
 _ffi.cdef("long syscall(long number, ...);")
@@ -53,8 +54,8 @@ def _open(event: Event, processor: int, leader: int) -> int:
     return found
 
 
-class Counters:
-    """Events counted on all processors that this process may use, from its making on. As a context manager."""
+class Counters(Resource):
+    """Events counted on all processors that this process may use, from its making on."""
 
     def __init__(self, events: Mapping[str, Event], processors: Sequence[int] = ()) -> None:
         """Raises CountersError where one of the events cannot be counted."""
@@ -88,14 +89,6 @@ class Counters:
         """Count no longer."""
         while self._open:
             os.close(self._open.pop())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def hardware() -> Counters | None:

@@ -20,7 +20,7 @@ from typing import Any, Self
 import msgspec
 
 from dataplane.bench.agent import Request
-from dataplane.bench.load.generator import End, Generator, udp_frame
+from dataplane.bench.load.generator import Generator, take_frames, udp_frame, uplink_ends, uplink_macs
 from dataplane.bench.load.iperf import bulk
 from dataplane.bench.load.native import Tool
 from dataplane.bench.modes import ALONE, CONNTRACK, MODES, Mode, alone
@@ -155,20 +155,12 @@ class Rig:
             self._serve(node)
         for mode, node in self.nodes.items():
             self._clients[mode] = self._client(node.pods[1].name)
-            self._take_frames(node)
+            take_frames(node, self.remote, self._family)
             if _mode(mode).reference:
                 self._through(node)
         if CONNTRACK in self.nodes:
             self.lab.run(self.nodes[CONNTRACK], ["nft", _TRACKED])
         self._clients[""] = self._client("client")
-
-    def _take_frames(self, node: Node) -> None:
-        """Make the uplink take frames that never were packets of a process, and know the way to the remote node, which
-        it cannot ask for while the generator drops what it sends."""
-        with Links(node.netns) as links, Links(self.remote.netns) as other:
-            links.set_gro(node.uplink, True)
-            mac = other.mac(self.remote.uplink)
-            links.neighbour(node.uplink, self.remote.addresses[self._family], mac)
 
     def _through(self, node: Node) -> None:
         """Packets that the outside client sends from its address for this node pass by the node, to any pod."""
@@ -299,12 +291,9 @@ class Rig:
         for number in () if MODES[mode].reference else ports:
             self._exchange(target, number)
         node = self.nodes[mode]
-        switch = self.lab.topology.underlay.netns
-        with Links(switch) as far, Links(node.netns) as uplink:
-            macs = far.mac(node.name), uplink.mac(node.uplink)
         addresses = self.lab.client.addresses[self._family], target[0]
-        ends = End(node.netns, node.uplink), End(switch, node.name)
-        frame = udp_frame(macs, addresses, (_LIVE_PORT, target[1]))
+        ends = uplink_ends(self.lab.topology.underlay.netns, node)
+        frame = udp_frame(uplink_macs(*ends), addresses, (_LIVE_PORT, target[1]))
         with Generator(*ends, frame, by_port=bool(processors)) as generator:
             return generator.run_on(processors, seconds) if processors else generator.run(seconds)
 

@@ -8,7 +8,18 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
-from dataplane.bench.load.generator import DRIVER_MODE, FRAME_BYTES, RUN_PACKETS, XDP_DROP, End, Generator, udp_frame
+from dataplane.bench.load.generator import (
+    DRIVER_MODE,
+    FRAME_BYTES,
+    RUN_PACKETS,
+    XDP_DROP,
+    End,
+    Generator,
+    take_frames,
+    udp_frame,
+    uplink_ends,
+    uplink_macs,
+)
 from dataplane.bench.load.instructions import leave
 from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.ebpf.bpf import AttachType, ProgramType
@@ -55,16 +66,14 @@ class Aim(NamedTuple):
 @pytest.fixture
 def aim(lab: Lab) -> Aim:
     node, other = lab.nodes
-    switch = lab.topology.underlay.netns
-    with Links(switch) as port, Links(node.netns) as uplink, Links(other.netns) as remote:
-        uplink.set_gro(node.uplink, True)
-        uplink.neighbour(node.uplink, other.addresses[Family.IPV4], remote.mac(other.uplink))
-        macs = port.mac(node.name), uplink.mac(node.uplink)
+    ends = uplink_ends(lab.topology.underlay.netns, node)
+    take_frames(node, other, Family.IPV4)
+    macs = uplink_macs(*ends)
     frames = (
         udp_frame(macs, (lab.client.addresses[Family.IPV4], address), (40000, 9))
         for address in (other.pods[0].addresses[Family.IPV4], node.addresses[Family.IPV4])
     )
-    return Aim(End(node.netns, node.uplink), End(switch, node.name), *frames)
+    return Aim(*ends, *frames)
 
 
 def test_what_a_node_forwards_is_counted(aim: Aim) -> None:

@@ -12,7 +12,15 @@ from scapy.layers.inet import UDP
 from scapy.layers.l2 import Ether
 
 from dataplane.bench.figures.results import read
-from dataplane.bench.load.generator import RUN_PACKETS, End, Generator, port_writer_code, udp_frame
+from dataplane.bench.load.generator import (
+    RUN_PACKETS,
+    Generator,
+    port_writer_code,
+    take_frames,
+    udp_frame,
+    uplink_ends,
+    uplink_macs,
+)
 from dataplane.bench.processors import present
 from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.ebpf.bpf import AttachType, MapType, ProgramType
@@ -68,13 +76,10 @@ def test_every_processor_writes_a_packet_of_its_own_with_right_checksums() -> No
 
 def test_what_several_processors_send_is_counted(lab: Lab) -> None:
     node, other = lab.nodes
-    switch = lab.topology.underlay.netns
-    with Links(switch) as port, Links(node.netns) as uplink, Links(other.netns) as remote:
-        uplink.set_gro(node.uplink, True)
-        uplink.neighbour(node.uplink, other.addresses[Family.IPV4], remote.mac(other.uplink))
-        macs = port.mac(node.name), uplink.mac(node.uplink)
+    ends = uplink_ends(lab.topology.underlay.netns, node)
+    take_frames(node, other, Family.IPV4)
+    macs = uplink_macs(*ends)
     addresses = lab.client.addresses[Family.IPV4], other.pods[0].addresses[Family.IPV4]
-    ends = End(node.netns, node.uplink), End(switch, node.name)
     with Generator(*ends, udp_frame(macs, addresses, (40000, 9)), by_port=True) as generator:
         found = generator.run_on(present(), 0.0)
     assert found["sent"] == RUN_PACKETS * len(present())

@@ -40,7 +40,8 @@ from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.ebpf.bpf import AttachType, BpfError, MapType, ProgramType
 from dataplane.kernel.namespaces.netns import netns
 from dataplane.kernel.netlink.links import Links
-from dataplane.lab.spec import LabError
+from dataplane.lab.spec import LabError, Node
+from dataplane.model.net import Family
 
 FRAME_BYTES = 64
 RUN_PACKETS, BATCH = 65536, 64
@@ -113,6 +114,25 @@ class End(NamedTuple):
 
     namespace: str
     device: str
+
+
+def uplink_ends(switch: str, node: Node) -> tuple[End, End]:
+    """Return both ends of a node's uplink: the node's, and the one in the switch's network namespace."""
+    return End(node.netns, node.uplink), End(switch, node.name)
+
+
+def uplink_macs(near: End, far: End) -> tuple[str, str]:
+    """Return the link-layer addresses of a frame that enters a node by its uplink: source, destination."""
+    with Links(far.namespace) as outer, Links(near.namespace) as inner:
+        return outer.mac(far.device), inner.mac(near.device)
+
+
+def take_frames(node: Node, remote: Node, family: Family) -> None:
+    """Make the uplink take frames that never were packets of a process, and know the way to the remote node, which it
+    cannot ask for while the generator drops what it sends."""
+    with Links(node.netns) as links, Links(remote.netns) as other:
+        links.set_gro(node.uplink, True)
+        links.neighbour(node.uplink, remote.addresses[family], other.mac(remote.uplink))
 
 
 class Generator:

@@ -141,23 +141,23 @@ enum hook {
 enum reason {
     REASON_NONE,
     /* passed on untouched, to the slow path or to whom it concerns */
-    REASON_NOT_SERVICE,    /* no frontend has this destination */
-    REASON_NOT_READY,      /* the tables are not filled yet */
-    REASON_LOOPBACK,       /* destination is a loopback address */
-    REASON_PROTOCOL,       /* a transport protocol that the programs leave alone */
-    REASON_NO_ENDPOINT,    /* route says reject: the slow path rejects */
-    REASON_POLICY_DROP,    /* route says drop (policy Local, endpoints only elsewhere): the slow path drops */
-    REASON_SOURCE_UNKNOWN, /* source ranges apply and the source is not known at connect time */
-    REASON_SOURCE_RANGE,   /* source is outside loadBalancerSourceRanges: the slow path drops */
-    REASON_MASQUERADE,     /* needs a masquerade that this hook cannot give */
-    REASON_HAIRPIN,        /* the backend is the client itself */
-    REASON_CHANGED,        /* the tables changed underneath twice in a row */
-    REASON_INCONSISTENT,   /* a table names something that is not there */
-    REASON_NOT_TRANSLATED, /* a peer or sender that no frontend stands for */
-    REASON_TCP_NO_SYN,     /* TCP without SYN and without entry: a flow from before */
-    REASON_IP_OPTIONS,
-    REASON_IPV6_EXTENSION,
-    REASON_NOT_IP,
+    REASON_NOT_SERVICE,      /* no frontend has this destination */
+    REASON_NOT_READY,        /* the tables are not filled yet */
+    REASON_LOOPBACK,         /* destination is a loopback address */
+    REASON_PROTOCOL,         /* a transport protocol that the programs leave alone */
+    REASON_NO_ENDPOINT,      /* route says reject: the slow path rejects */
+    REASON_POLICY_DROP,      /* route says drop (policy Local, endpoints only elsewhere): the slow path drops */
+    REASON_SOURCE_UNKNOWN,   /* source ranges apply and the source is not known at connect time */
+    REASON_SOURCE_RANGE,     /* source is outside loadBalancerSourceRanges: the slow path drops */
+    REASON_MASQUERADE,       /* needs a masquerade that this hook cannot give */
+    REASON_HAIRPIN,          /* the backend is the client itself */
+    REASON_CHANGED,          /* the tables changed underneath twice in a row */
+    REASON_INCONSISTENT,     /* a table names something that is not there */
+    REASON_NOT_TRANSLATED,   /* a peer or sender that no frontend stands for */
+    REASON_TCP_NO_SYN,       /* TCP without SYN and without entry: a flow from before */
+    REASON_IP_OPTIONS,       /* an IPv4 header with options */
+    REASON_IPV6_EXTENSION,   /* an IPv6 header with extensions before the transport protocol */
+    REASON_NOT_IP,           /* neither IPv4 nor IPv6 */
     REASON_MALFORMED,        /* a header is cut short or contradicts itself */
     REASON_FRAGMENT_UNKNOWN, /* a later fragment whose first was not seen */
     REASON_ICMP_UNRELATED,   /* an ICMP error about no flow of ours */
@@ -201,19 +201,19 @@ enum reason {
     REASON_ANSWER,     /* goes back to where a datagram came from, untranslated, though a frontend is there */
     REASON_OWN_PORT,   /* a socket of the node's own has this port: only connection tracking knows whose answer it is */
     REASON_REMOTE_POD, /* a pod of another node keeps its address: the slow path knows which of its ports are free */
-    REASON_TCP_FLOWS_FULL, /* no room for a new flow, fragmented datagram or client: the slow path takes it */
-    REASON_UDP_FLOWS_FULL,
-    REASON_AFFINITY_FULL,
-    REASON_FRAGMENTS_FULL,
-    REASON_SOCKETS_FULL,
-    REASON_ANSWERS_FULL,
-    REASON_VLAN,         /* a frame of a VLAN: for the VLAN's own device, if the node has it */
-    REASON_MARTIAN,      /* a source address that the stack drops (RFC 1812, section 5.3.7) */
-    REASON_REVERSE_PATH, /* the way back to the source is by another device: the stack's rp_filter decides */
-    REASON_RESTING,      /* from a backend, about a connection that is over */
-    REASON_PEERS_FULL,   /* no room for a socket: the slow path takes what it sends */
-    REASON_BOUND,        /* a socket that chose its own source port: only connection tracking can change that */
-    REASON_RELEASED,     /* a socket that was pointed at a backend was closed */
+    REASON_TCP_FLOWS_FULL, /* no room for a new TCP flow: the slow path takes it */
+    REASON_UDP_FLOWS_FULL, /* no room for a new UDP flow: the slow path takes it */
+    REASON_AFFINITY_FULL,  /* no room for a client that session affinity would remember: the slow path takes it */
+    REASON_FRAGMENTS_FULL, /* no room for a fragmented datagram: the slow path takes it */
+    REASON_SOCKETS_FULL,   /* no room for a socket's peer: the slow path takes it */
+    REASON_ANSWERS_FULL,   /* no room to remember whom a datagram answers: the slow path takes it */
+    REASON_VLAN,           /* a frame of a VLAN: for the VLAN's own device, if the node has it */
+    REASON_MARTIAN,        /* a source address that the stack drops (RFC 1812, section 5.3.7) */
+    REASON_REVERSE_PATH,   /* the way back to the source is by another device: the stack's rp_filter decides */
+    REASON_RESTING,        /* from a backend, about a connection that is over */
+    REASON_PEERS_FULL,     /* no room for a socket: the slow path takes what it sends */
+    REASON_BOUND,          /* a socket that chose its own source port: only connection tracking can change that */
+    REASON_RELEASED,       /* a socket that was pointed at a backend was closed */
     /* passed on untouched, for a flow */
     REASON_LEFT_FLOW, /* datagrams of a flow that the slow path has */
     /* kept back */

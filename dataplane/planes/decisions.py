@@ -1,15 +1,28 @@
 """Stream of a plane's decisions (choices and refusals) as they are made, if the plane reports them."""
 
+import enum
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from dataplane.resource import Resource
 
 
+class Kind(enum.StrEnum):
+    """What a decision is to a person who watches. NEW: an endpoint was chosen for a new flow. REFUSED: the packet was
+    dropped, or left to be refused. UNSERVED: it was left to the slow path because something ran out. PACKET: one more
+    packet of what is known, or of what is none of the Services'."""
+
+    NEW = "new"
+    REFUSED = "refused"
+    UNSERVED = "unserved"
+    PACKET = "packet"
+
+
 class Decision(NamedTuple):
     """One decision. seconds: CLOCK_MONOTONIC. protocol: as text. source: address and port, or a text in their place.
-    service: namespace/name:port, "" if no frontend matches the destination. endpoint: "" if none was chosen."""
+    service: namespace/name:port, "" if no frontend matches the destination. endpoint: "" if none was chosen. meaning:
+    of the reason, in words."""
 
     seconds: float
     hook: str
@@ -21,6 +34,8 @@ class Decision(NamedTuple):
     endpoint: str
     ifindex: int
     length: int
+    kind: Kind = Kind.PACKET
+    meaning: str = ""
 
 
 class Asked(NamedTuple):
@@ -34,6 +49,10 @@ class Asked(NamedTuple):
 
 class DecisionStream(Resource):
     """Decisions from now on, while it is open."""
+
+    @abstractmethod
+    def reasons(self) -> Mapping[str, tuple[Kind, str]]:
+        """Every reason that a decision can have: what it is to a person, and what it means."""
 
     @abstractmethod
     def services(self) -> Collection[str]:

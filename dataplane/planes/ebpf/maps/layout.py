@@ -107,6 +107,15 @@ def reason_names() -> tuple[str, ...]:
 
 
 @cache
+def reason_meanings() -> dict[str, str]:
+    """What each reason means, by its name for people: the comment beside it in consts.h."""
+    text = (SOURCE_DIR / "consts.h").read_text()
+    body = text[text.index("enum reason {") : text.index("REASON_COUNT,", text.index("enum reason {"))]
+    found = re.findall(r"REASON_(\w+),\s*/\*(.*?)\*/", body, flags=re.DOTALL)
+    return {name.lower(): " ".join(re.sub(r"^\s*\*", "", words, flags=re.MULTILINE).split()) for name, words in found}
+
+
+@cache
 def hook_names() -> tuple[str, ...]:
     """Names of the hooks for people, by number: `tc_ingress`."""
     return tuple(n.removeprefix("HOOK_").lower() for n in enumeration("hook") if n != "HOOK_COUNT")

@@ -1,13 +1,14 @@
 """What the ebpf plane answers about its traffic, from maps that are open."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from dataplane.model.net import Protocol, host_port
 from dataplane.plan.types import Table
 from dataplane.planes.answers import HookExit, Traffic, Usage
 from dataplane.planes.clients import Client
-from dataplane.planes.decisions import Asked, Decision, DecisionStream, matches
+from dataplane.planes.decisions import Asked, Decision, DecisionStream, Kind, matches
 from dataplane.planes.ebpf.flows.collect import Collector, refused
+from dataplane.planes.ebpf.maps.layout import reason_meanings
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.views import records as views
 from dataplane.planes.ebpf.views.events import Event, EventStream
@@ -17,6 +18,7 @@ REFUSED = frozenset({"no_endpoint", "policy_drop", "source_range"})
 DROPPED = frozenset({"rewrite_failed", "drop_range", "no_way_out", "drop_policy"})
 UNSERVED = frozenset({"snat_exhausted"})
 """Passed on since something ran out; so are all reasons that end in `_full`, which name a map."""
+NEW = frozenset({"connected", "datagram", "new_flow", "moved"})
 ALL_HOOKS = {
     "connect": ("connect", "sendmsg", "recvmsg", "getpeername"),
     "tc": ("tc_ingress", "tc_egress"),
@@ -31,6 +33,15 @@ def _fate(reason: str) -> str:
     if reason in REFUSED:
         return "left to the slow path to refuse"
     return "left to the slow path to serve" if reason.endswith("_full") or reason in UNSERVED else ""
+
+
+def kind_of(reason: str) -> Kind:
+    """What a decision for a reason is to a person."""
+    if reason in NEW:
+        return Kind.NEW
+    if reason in DROPPED | REFUSED:
+        return Kind.REFUSED
+    return Kind.UNSERVED if _fate(reason) else Kind.PACKET
 
 
 def traffic(maps: MapSet) -> Traffic:
@@ -71,6 +82,10 @@ class EbpfDecisions(DecisionStream):
         """See DecisionStream.services."""
         return self._names.values()
 
+    def reasons(self) -> Mapping[str, tuple[Kind, str]]:
+        """See DecisionStream.reasons."""
+        return {name: (kind_of(name), meaning) for name, meaning in reason_meanings().items()}
+
     def poll(self, seconds: float) -> Sequence[Decision]:
         """See DecisionStream.poll."""
         return list(self._decisions(self._stream.poll(seconds)))
@@ -103,4 +118,6 @@ def _decision(event: Event, service: str) -> Decision:
         host_port(*event.backend) if event.backend else "",
         event.ifindex,
         event.length,
+        kind_of(event.reason),
+        reason_meanings().get(event.reason, ""),
     )

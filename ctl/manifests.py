@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ctl.context import Context, build_context, report_problems
+from ctl.progress import stage
 from ctl.sources.manifests import BROKEN, read_manifests
 from dataplane.errors import HotplaneError
 from dataplane.model.objects import Namespace, ObjectRef, Pod, Problem, Service
@@ -38,10 +39,12 @@ def plan_manifests(args: argparse.Namespace) -> Planned:
 
     Raises HotplaneError when nothing of it could be used.
     """
-    decoded = read_manifests(args.filename, args.node_ports)
+    with stage(f"reading {', '.join(args.filename)}"):
+        decoded = read_manifests(args.filename, args.node_ports)
     context = build_context(args, decoded.objects)
     planner = Planner(context.node, vouched=False)
-    planner.update(decoded.objects)
+    with stage(f"planning {len(decoded.objects)} objects"):
+        planner.update(decoded.objects)
     conflicts = [problem for problems in planner.problems.values() for problem in problems]
     count = report_problems([*decoded.problems, *conflicts])
     report_problems([*decoded.notes, *place_notes(planner)])

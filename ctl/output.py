@@ -1,29 +1,51 @@
-"""Printing for people and for scripts: `-o table|json|yaml`.
+"""Printing for people and for scripts: `-o table|wide|name|json|yaml`.
 
 A command makes plain records (dicts of text, numbers, booleans, lists); this prints them. A table is aligned text with
-one record a line and nothing cut, on a terminal as in a pipe, so that what a person saw is what grep and awk get.
+one record a line. On a terminal it fits the width: columns that matter less are left out, what is long is folded, and
+names are never cut. In a pipe it is whole, so that grep and awk always get the same.
 """
 
 import argparse
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import msgspec
 
-FORMATS = ("table", "json", "yaml")
+from ctl.global_options import FORMATS, WHOLE_FORMATS
+
 Record = Mapping[str, object]
+GAP = "  "
+NARROWEST = 16
+"""A column is not folded to fewer characters."""
 
 
-def add_output_option(parser: argparse.ArgumentParser) -> None:
-    """Add `-o/--output` to a command that prints."""
+class Table(NamedTuple):
+    """How records become a table.
+
+    columns: keys of the records, the first of which names one. secondary: those of them that a terminal too narrow
+    does without, the least important first. folded: those that may be folded at spaces, never a name.
+    """
+
+    columns: Sequence[str]
+    secondary: Sequence[str] = ()
+    folded: Sequence[str] = ()
+
+
+def add_output_option(parser: argparse.ArgumentParser, *, of_many: bool = False) -> None:
+    """Add `-o/--output` to a command that prints. of_many: it prints a list of things that have names and may have more
+    columns than a terminal."""
+    more = "table (fits the terminal) | wide (all columns) | name | " if of_many else "table | "
     parser.add_argument(
         "-o",
         "--output",
-        choices=FORMATS,
+        choices=FORMATS if of_many else WHOLE_FORMATS,
         default="table",
         metavar="FORMAT",
-        help="table | json | yaml (default: table)",
+        help=f"{more}json | yaml (default: table)",
     )
 
 
@@ -58,16 +80,78 @@ def cell(value: object) -> str:
     return str(value)
 
 
-def _print_table(columns: Sequence[str], lines: Sequence[Sequence[str]], out: TextIO) -> None:
-    head = [column.upper() for column in columns]
-    widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(columns))]
-    for line in (head, *lines):
-        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
-        print("  ".join(padded).rstrip(), file=out)
+def heading(column: str) -> str:
+    """A record's key as a table's heading, in words: replyPackets is REPLY PACKETS."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", column).upper()
+
+
+def terminal_width(out: TextIO) -> int | None:
+    """Columns of the terminal behind `out`, which COLUMNS overrides; None if there is none."""
+    return shutil.get_terminal_size().columns if out.isatty() else None
+
+
+def print_table(records: Sequence[Record], table: Table, out: TextIO, width: int | None) -> Sequence[str]:
+    """Print a table no wider than `width` if that can be done; None prints it whole. Returns the columns left out."""
+    texts = {column: [cell(record.get(column)) for record in records] for column in table.columns}
+    needs = {column: max(len(heading(column)), *map(len, texts[column])) for column in table.columns}
+    shown = list(table.columns)
+    left_out: list[str] = []
+    if width is not None:
+        narrow = {column: min(need, _least(column, table, texts)) for column, need in needs.items()}
+        for column in table.secondary:
+            if _total(narrow, shown) <= width:
+                break
+            shown.remove(column)
+            left_out.append(column)
+        _fold(needs, narrow, shown, width)
+    _print_line({column: heading(column) for column in shown}, needs, shown, out)
+    for number in range(len(records)):
+        _print_line({column: texts[column][number] for column in shown}, needs, shown, out)
+    return [column for column in table.columns if column in left_out]
+
+
+def _least(column: str, table: Table, texts: Mapping[str, Sequence[str]]) -> int:
+    """How narrow a column may become: its longest word, if it may be folded."""
+    if column not in table.folded:
+        return sys.maxsize
+    words = (len(word) for text in (heading(column), *texts[column]) for word in text.split())
+    return max(NARROWEST, *words)
+
+
+def _total(widths: Mapping[str, int], shown: Sequence[str]) -> int:
+    return sum(widths[column] for column in shown) + len(GAP) * (len(shown) - 1)
+
+
+def _fold(needs: dict[str, int], narrow: Mapping[str, int], shown: Sequence[str], width: int) -> None:
+    """Make columns that may be folded narrower, the widest first, until a line fits or nothing more can be done."""
+    while (excess := _total(needs, shown) - width) > 0:
+        widest = max(shown, key=lambda column: needs[column] - narrow[column])
+        room = needs[widest] - narrow[widest]
+        if room <= 0:
+            return
+        needs[widest] -= min(room, excess)
+
+
+def _print_line(line: Mapping[str, str], widths: Mapping[str, int], shown: Sequence[str], out: TextIO) -> None:
+    folded = [
+        textwrap.wrap(line[column], widths[column], break_long_words=False, break_on_hyphens=False)
+        if len(line[column]) > widths[column]
+        else [line[column]]
+        for column in shown
+    ]
+    for number in range(max(map(len, folded))):
+        parts = [lines[number] if number < len(lines) else "" for lines in folded]
+        padded = (part.ljust(widths[column]) for part, column in zip(parts, shown, strict=True))
+        print(GAP.join(padded).rstrip(), file=out)
 
 
 def print_records(
-    records: Sequence[Record], output: str, columns: Sequence[str], *, empty: str = "", out: TextIO | None = None
+    records: Sequence[Record],
+    output: str,
+    columns: Sequence[str] | Table,
+    *,
+    empty: str = "",
+    out: TextIO | None = None,
 ) -> None:
     """Print records in the chosen format.
 
@@ -75,12 +159,17 @@ def print_records(
     stderr when there is nothing to show (stdout then stays empty).
     """
     out = out or sys.stdout
+    table = columns if isinstance(columns, Table) else Table(columns)
     if output == "json":
         print(to_json(records), file=out)
     elif output == "yaml":
         out.write(to_yaml(list(records)))
     elif not records:
         print(empty or "nothing to show", file=sys.stderr)
+    elif output == "name":
+        for name in dict.fromkeys(cell(record.get(table.columns[0])) for record in records):
+            print(name, file=out)
     else:
-        lines = [[cell(record.get(column)) for column in columns] for record in records]
-        _print_table(columns, lines, out)
+        left_out = print_table(records, table, out, terminal_width(out) if output == "table" else None)
+        if left_out:
+            notify(f"not shown, the terminal is too narrow: {', '.join(map(heading, left_out))} (-o wide shows all)")

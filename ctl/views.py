@@ -1,9 +1,11 @@
-"""Records to print of what a plane and conntrack hold. Each view returns (records, the table's columns)."""
+"""Records to print of what a plane and conntrack hold. Each view returns (records, the table's columns), and says
+which of them a narrow terminal does without."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ctl.output import Record
+from ctl.output import Table as Columns
 from ctl.store.drift import ranges_text, route_text
 from dataplane.kernel.netlink.conntrack_list import Connection, translated_connections
 from dataplane.model.net import Protocol, host_port
@@ -12,8 +14,12 @@ from dataplane.planes.answers import Flow, Traffic
 from dataplane.planes.base import Plane
 
 PINGS = "answered_ping"
-TRAFFIC = ("service", "connections", "packets", "bytes", "replyPackets", "replyBytes", "hook", "reason", "count")
-View = tuple[list[Record], tuple[str, ...]]
+TRAFFIC = Columns(
+    ("service", "connections", "packets", "bytes", "replyPackets", "replyBytes"),
+    ("replyPackets", "replyBytes", "bytes"),
+)
+WAYS_OUT = Columns(("hook", "reason", "count"))
+View = tuple[list[Record], Columns]
 
 
 def _sorted(table: Table) -> list[tuple[FrontendKey, Row]]:
@@ -42,7 +48,7 @@ def services(plane: Plane) -> View:
         for key, row in _sorted(plane.read_back())
     ]
     columns = ("service", "frontend", "pods", "node", "outside", "endpoints", "affinitySeconds", "sources")
-    return records, columns
+    return records, Columns(columns, ("affinitySeconds", "sources", "node", "pods", "outside"), ("sources",))
 
 
 def endpoints(plane: Plane) -> View:
@@ -57,12 +63,12 @@ def endpoints(plane: Plane) -> View:
         {"service": service, "endpoint": host_port(*backend), "sets": sorted(sets), "frontends": frontends}
         for (service, backend), (sets, frontends) in found.items()
     ]
-    return records, ("service", "endpoint", "sets", "frontends")
+    return records, Columns(("service", "endpoint", "sets", "frontends"), ("sets", "frontends"), ("frontends",))
 
 
 def affinity(plane: Plane) -> View:
     """One record a remembered client. Some planes keep clients as hashes: they are there, but nameless."""
-    columns = ("service", "frontend", "client", "endpoint", "secondsLeft")
+    columns = Columns(("service", "frontend", "client", "endpoint", "secondsLeft"), ("secondsLeft",))
     records: list[Record] = [
         {
             "service": client.service,
@@ -101,12 +107,13 @@ def connections(plane: Plane) -> View:
         }
         for key, row, connection in _claimed(plane.read_back())
     ]
-    columns: tuple[str, ...] = ("service", "frontend", "client", "endpoint", "state", "secondsLeft")
+    columns = Columns(("service", "frontend", "client", "endpoint", "state", "secondsLeft"), ("secondsLeft", "state"))
     flows = plane.flows()
     if flows is not None:
         mine = [_flow(flow) for flow in flows if flow.service]
         records = [*mine, *({**record, "by": "slow path"} for record in records)]
-        columns = ("service", "frontend", "client", "endpoint", "state", "packets", "bytes", "idleSeconds", "by")
+        shown = ("service", "frontend", "client", "endpoint", "state", "packets", "bytes", "idleSeconds", "by")
+        columns = Columns(shown, ("idleSeconds", "bytes", "packets", "by", "state"))
     return sorted(records, key=lambda record: (str(record["service"]), str(record["client"]))), columns
 
 
@@ -147,8 +154,9 @@ def counters(plane: Plane) -> View:
                 "refused": counted.refused if counted else None,
             }
         )
-    shown = ("service", "frontend", "connections", "opened", "refused")
-    return [*records, *pings], (*shown, "reason", "count") if pings else shown
+    return [*records, *pings], Columns(
+        ("service", "frontend", "connections", "opened", "refused"), ("refused", "opened")
+    )
 
 
 def _by_service(traffic: Traffic) -> Iterator[Record]:
@@ -188,11 +196,21 @@ def drops(plane: Plane) -> View:
             for way in traffic.hook_exits
             if way.fate
         ]
-        return records, ("hook", "reason", "count", "what")
+        return records, Columns(("hook", "reason", "count", "what"), (), ("what",))
     counts = plane.frontend_counts() or {}
     records = [
         {"service": row.service, "frontend": str(key), "refused": counts[key].refused}
         for key, row in _sorted(plane.read_back())
         if key in counts and counts[key].refused
     ]
-    return records, ("service", "frontend", "refused")
+    return records, Columns(("service", "frontend", "refused"))
+
+
+def split(records: Iterable[Record], columns: Columns) -> list[tuple[list[Record], Columns]]:
+    """Records as the tables that they are for people: those of Services, then those of hooks, which have other
+    columns."""
+    tables: list[tuple[list[Record], Columns]] = [([], columns), ([], WAYS_OUT)]
+    for record in records:
+        of_hook = "hook" in columns.columns or not (record.get("hook") or record.get("reason"))
+        tables[0 if of_hook else 1][0].append(record)
+    return [(found, shown) for found, shown in tables if found]

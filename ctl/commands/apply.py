@@ -3,15 +3,26 @@
 import argparse
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ctl.output import add_output_option, print_records
+from ctl.output import Table, add_output_option, print_records
+from ctl.progress import stage
 
 if TYPE_CHECKING:
+    from ctl.context import Context
     from ctl.manifests import Planned
     from dataplane.plan.change import PlanChange
     from dataplane.plan.types import Plan
     from dataplane.planes.options import PlaneOptions
+
+COLUMNS = Table(
+    (
+        "node", "mode", "addresses", "services", "frontends", "endpoints", "added", "changed", "removed", "problems",
+        "milliseconds", "waitedSeconds",
+    ),
+    ("milliseconds", "services", "addresses", "problems", "frontends"),
+    ("addresses",),
+)  # fmt: skip
 
 
 def register(subparsers: Any) -> None:
@@ -37,8 +48,9 @@ def register(subparsers: Any) -> None:
         action="store_true",
         help="let everything go that is loaded, and Services that the manifests name and nothing can reach",
     )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would change, as diff does")
     add_takeover_option(parser)
-    add_output_option(parser)
+    add_output_option(parser, of_many=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,15 +60,32 @@ def run(args: argparse.Namespace) -> int:
     from ctl.store.lock import hold
     from ctl.store.stale import try_sweep
 
+    started = time.monotonic()
     options = plane_options(args)
     planned = plan_manifests(args)
+    if args.dry_run:
+        return _dry_run(args, planned)
     with hold(args.command, planned.context.mode, takeover=args.takeover):
-        status = _load(args, options, planned)
+        status = _load(args, options, planned, started)
     try_sweep(planned.context.state_dir)
     return status
 
 
-def _load(args: argparse.Namespace, options: "PlaneOptions", planned: "Planned") -> int:
+def _dry_run(args: argparse.Namespace, planned: "Planned") -> int:
+    """Say what a load would change, and refuse what it would refuse."""
+    from ctl.commands.diff import print_changes
+    from ctl.manifests import check_intended
+    from ctl.store import state
+
+    previous = state.load(planned.context.state_dir)
+    check_intended(planned, previous.plan() if previous else None, keep_going=args.keep_going, prune=args.prune)
+    print_changes(args, planned)
+    print("nothing was changed (--dry-run)", file=sys.stderr)
+    return 1 if planned.refused else 0
+
+
+def _load(args: argparse.Namespace, options: "PlaneOptions", planned: "Planned", asked: float) -> int:
+    """asked: when the command began, by time.monotonic()."""
     from ctl.loaded import finish_load, replace_plane
     from ctl.manifests import check_intended
     from ctl.store import state, unfinished_loads
@@ -72,7 +101,8 @@ def _load(args: argparse.Namespace, options: "PlaneOptions", planned: "Planned")
     plane = mode_of(context.mode).make(making)
     started = time.monotonic()
     unfinished = unfinished_loads.record(context.state_dir, context.mode)
-    change, refusals = load_others(plane, plan)
+    with stage(f"loading {len(plan.entries)} Service ports in {context.mode} mode"):
+        change, refusals = load_others(plane, plan)
     for refusal in refusals:
         print(f"hotplane: {refusal}", file=sys.stderr)
     stale = sum(cleaned.entries for cleaned in clean_stale_udp(change, context.node, plan).values())
@@ -82,25 +112,36 @@ def _load(args: argparse.Namespace, options: "PlaneOptions", planned: "Planned")
     state.save(context.state_dir, state.Saved.of(context.mode, plan, options, left_out))
     unfinished_loads.clear(context.state_dir)
     problems = planned.problems + len(refusals)
-    _print(args.output, context.mode, plan, change, stale, replaced, problems, time.monotonic() - started)
+    loaded = Loaded(stale, replaced, problems, time.monotonic() - started, time.monotonic() - asked)
+    print_records([_record(context, plan, change, loaded)], args.output, COLUMNS)
     return 1 if planned.refused or refusals else 0
 
 
-def _print(
-    output: str, mode: str, plan: "Plan", change: "PlanChange", stale: int, replaced: str, problems: int, seconds: float
-) -> None:
+class Loaded(NamedTuple):
+    """What a load did. seconds: of the load itself. waited: since the command began, manifests read and planned."""
+
+    stale: int
+    replaced: str
+    problems: int
+    seconds: float
+    waited: float
+
+
+def _record(context: "Context", plan: "Plan", change: "PlanChange", loaded: Loaded) -> dict[str, object]:
     entries = change.entries
-    record = {
-        "mode": mode,
+    return {
+        "node": context.node.name,
+        "mode": context.mode,
+        "addresses": list(context.node.addresses),
+        "services": len({(key.namespace, key.name) for key in plan.entries}),
         "frontends": sum(len(entry.frontends) for entry in plan.entries.values()),
         "endpoints": len({(b.address, b.port) for e in plan.entries.values() for b in (*e.cluster, *e.local)}),
         "added": sum(entry.old is None for entry in entries),
         "changed": sum(entry.old is not None and entry.new is not None for entry in entries),
         "removed": sum(entry.new is None for entry in entries),
-        "staleUDPFlows": stale,
-        "replacedMode": replaced,
-        "problems": problems,
-        "milliseconds": round(seconds * 1000, 1),
+        "staleUDPFlows": loaded.stale,
+        "replacedMode": loaded.replaced,
+        "problems": loaded.problems,
+        "milliseconds": round(loaded.seconds * 1000, 1),
+        "waitedSeconds": round(loaded.waited, 2),
     }
-    columns = ("mode", "frontends", "endpoints", "added", "changed", "removed", "problems", "milliseconds")
-    print_records([record], output, columns)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ctl.output import add_output_option, print_records
+from ctl.output import Table, add_output_option, print_records
 from dataplane.errors import HotplaneError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def register(subparsers: Any) -> None:
     add_manifest_option(parser, required=False)
     parser.add_argument("--repair", action="store_true", help="bring the kernel back to the plan")
     add_takeover_option(parser)
-    add_output_option(parser)
+    add_output_option(parser, of_many=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,7 +65,7 @@ def _check(args: argparse.Namespace) -> int:
     print_records(
         records,
         args.output,
-        ("service", "frontend", "difference"),
+        Table(("service", "frontend", "difference"), (), ("difference",)),
         empty=f"no difference: the {saved.mode} rules hold the plan's {sum(1 for _ in plan.frontends())} frontends",
     )
     if not found or not args.repair:

@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ctl.output import add_output_option, print_records
+from ctl.output import Table, add_output_option, print_records
+
+COLUMNS = Table(("area", "check", "status", "detail", "advice"), (), ("detail", "advice"))
 
 
 def register(subparsers: Any) -> None:
@@ -16,7 +18,7 @@ def register(subparsers: Any) -> None:
         description="Try everything that hotplane uses, in throwaway network namespaces. Nothing is changed. "
         "Exit 0 if the nftables mode can run.",
     )
-    add_output_option(parser)
+    add_output_option(parser, of_many=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,6 +38,6 @@ def run(args: argparse.Namespace) -> int:
         {"area": f.area, "check": f.check, "status": f.status.value, "detail": f.detail, "advice": f.advice}
         for f in findings
     ]
-    print_records(records, args.output, ("area", "check", "status", "detail", "advice"))
+    print_records(records, args.output, COLUMNS)
     needed = [f for f in findings if f.area == DEFAULT_MODE or f.check == "root"]
     return int(any(f.status is Status.MISSING for f in needed))

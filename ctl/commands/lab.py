@@ -4,11 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ctl.output import add_output_option, print_records
+from ctl.output import Table, add_output_option, print_records
 from dataplane.errors import UsageError
 from dataplane.lab.spec import DEFAULT_NAME, LabSpec, PodLink, Routing
 
 ECHO_PORT = 8080
+COLUMNS = Table(("lab", "place", "state", "addresses", "netns", "pids"), ("pids", "netns"), ("addresses", "pids"))
 
 
 def register(subparsers: Any) -> None:
@@ -24,7 +25,7 @@ def register(subparsers: Any) -> None:
     _add_name(down)
     status = actions.add_parser("status", help="the labs that are up, their places, addresses and processes")
     status.add_argument("--name", help="only this lab (default: all)")
-    add_output_option(status)
+    add_output_option(status, of_many=True)
     execute = actions.add_parser("exec", help="run a command in a node, a pod or the client")
     _add_name(execute)
     execute.add_argument("place", metavar="NODE|POD|client", help="node1, pod1-2, client, or net for the underlay")
@@ -48,7 +49,7 @@ def _register_up(actions: Any) -> None:
         metavar="PORT",
         help=f"an echo server on this port of each pod, TCP and UDP; 0 for none (default: {ECHO_PORT})",
     )
-    add_output_option(up)
+    add_output_option(up, of_many=True)
 
 
 def _add_name(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +119,7 @@ def _print_labs(names: list[str], output: str) -> None:
             records += _places(name)
         elif found is not None:
             records.append({"lab": name, "place": "", "state": "unfinished"})
-    print_records(records, output, ("lab", "place", "state", "addresses", "netns", "pids"), empty="no lab is up")
+    print_records(records, output, COLUMNS, empty="no lab is up")
 
 
 def _places(name: str) -> list[dict[str, object]]:

@@ -1,11 +1,15 @@
 """`hotplane show`: what the kernel holds now, without manifests."""
 
 import argparse
-from collections.abc import Callable
-from typing import Any
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from ctl.output import Record, add_output_option, print_records
+from ctl.output import Record, Table, add_output_option, heading, notify, print_records
+from dataplane.errors import HotplaneError, UsageError
 
+WATCH_SECONDS = 2.0
 VIEWS = {
     "services": "frontends, and what happens to their packets by where these come from",
     "endpoints": "endpoints, and the frontends that choose among them",
@@ -18,6 +22,16 @@ VIEWS = {
 }
 
 
+class Shown(NamedTuple):
+    """What a view found. empty: what to say if that is nothing. services: names of all Service ports that are loaded,
+    None for a view that is not of Services."""
+
+    records: list[Record]
+    columns: Table
+    empty: str
+    services: Callable[[], set[str]] | None = None
+
+
 def register(subparsers: Any) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
@@ -27,35 +41,116 @@ def register(subparsers: Any) -> None:
             f"{name}: {text}" for name, text in VIEWS.items()
         ),
     )  # fmt: skip
-    parser.add_argument("what", choices=VIEWS, metavar="WHAT", help=" | ".join(VIEWS))
-    parser.add_argument("--service", metavar="NAMESPACE/NAME", help="only this Service")
-    add_output_option(parser)
+    parser.add_argument("what", choices=tuple(VIEWS), metavar="WHAT", help=" | ".join(VIEWS))
+    parser.add_argument("-n", "--namespace", metavar="NAMESPACE", help="only Services of this namespace")
+    parser.add_argument("--service", metavar="NAMESPACE/NAME[:PORT]", help="only this Service")
+    parser.add_argument(
+        "--sort-by", metavar="COLUMN", help="sort by a column, or any key of -o json; numbers: highest first"
+    )
+    parser.add_argument(
+        "-w",
+        "--watch",
+        nargs="?",
+        type=_seconds,
+        const=WATCH_SECONDS,
+        metavar="SECONDS",
+        help=f"print it again every so often (default: {WATCH_SECONDS:.0f} seconds) until interrupted",
+    )
+    add_output_option(parser, of_many=True)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number of seconds above 0")
+    return seconds
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the view."""
+    """Print the view, once or until interrupted."""
+    while True:
+        shown = _connect_time(args) if args.what == "connect-time" else _view(args)
+        _print(shown._replace(records=_chosen(args, shown)), args)
+        if args.watch is None:
+            return 0
+        sys.stdout.flush()
+        time.sleep(args.watch)
+
+
+def _view(args: argparse.Namespace) -> Shown:
     from ctl import views
     from ctl.loaded import loaded_plane
 
-    if args.what == "connect-time":
-        return _connect_time(args)
     plane = loaded_plane(args.mode, args.state_dir)
-    view: Callable[..., tuple[list[Record], tuple[str, ...]]] = getattr(views, args.what)
+    view: Callable[..., views.View] = getattr(views, args.what)
     records, columns = view(plane)
-    if args.service:
-        records = [r for r in records if str(r.get("service", "")).partition(":")[0] == args.service]
     empty = f"the {plane.name} rules of this network namespace hold no {args.what}"
     if args.what == "drops" and not views.counts_drops(plane):
         empty = f"the {plane.name} mode's rules do not count what they refuse; explain says what is refused and why"
-    print_records(records, args.output, columns, empty=empty)
-    return 0
+        if args.output not in ("table", "wide"):
+            raise HotplaneError(empty)  # an empty list would say that nothing was refused
+    return Shown(records, columns, empty, lambda: {row.service for row in plane.read_back().values()})
 
 
-def _connect_time(args: argparse.Namespace) -> int:
+def _connect_time(args: argparse.Namespace) -> Shown:
     from pathlib import Path
 
     from ctl.connect_off import COLUMNS, records
 
     empty = "connect time is off for nobody in this network namespace"
-    print_records(list(records(Path(args.state_dir))), args.output, COLUMNS, empty=empty)
-    return 0
+    return Shown(list(records(Path(args.state_dir))), Table(COLUMNS, (), ("why",)), empty)
+
+
+def _chosen(args: argparse.Namespace, shown: Shown) -> list[Record]:
+    """The records that were asked for, in the order asked for. Raises HotplaneError, UsageError."""
+    from dataplane.planes.decisions import matches
+
+    records = shown.records
+    if args.service or args.namespace:
+        if shown.services is None:
+            raise UsageError(f"show {args.what}: is not of Services; leave --service and --namespace out")
+        names = {str(record.get("service", "")) for record in records} | (shown.services() if args.service else set())
+        if args.service and not any(matches(name, args.service) for name in names):
+            raise HotplaneError(f"--service {args.service}: there is no such Service here; show services lists them")
+    if args.service:
+        records = [record for record in records if matches(str(record.get("service", "")), args.service)]
+    if args.namespace:
+        records = [r for r in records if str(r.get("service", "")).startswith(f"{args.namespace}/")]
+    return _sorted(records, args.sort_by) if args.sort_by else records
+
+
+def _sorted(records: list[Record], by: str) -> list[Record]:
+    """Records by one of their keys, which may be written as the table's heading. Raises UsageError."""
+    keys = list(dict.fromkeys(key for record in records for key in record))
+    key = next((key for key in keys if by.lower() in (key.lower(), heading(key).lower())), None)
+    if key is None and records:
+        raise UsageError(f"--sort-by {by}: there is no such column; choose of {', '.join(keys)}")
+    numbers = [r for r in records if isinstance(r.get(key or ""), int | float)]
+    others = [r for r in records if not isinstance(r.get(key or ""), int | float)]
+    numbers.sort(key=lambda record: -float(str(record[key or ""])))
+    others.sort(key=lambda record: str(record.get(key or "") or ""))
+    return [*numbers, *others]
+
+
+def _print(shown: Shown, args: argparse.Namespace) -> None:
+    from ctl.views import split
+
+    if args.watch is not None and args.output in ("table", "wide"):
+        if sys.stdout.isatty():
+            print("\033[H\033[2J", end="")
+        notify(time.strftime("%H:%M:%S"))
+    if args.watch is not None and args.output == "json":
+        import msgspec
+
+        print(msgspec.json.encode(shown.records).decode())
+        return
+    tables: Sequence[tuple[list[Record], Table]] = [(shown.records, shown.columns)]
+    if args.output in ("table", "wide") and shown.records:
+        tables = split(shown.records, shown.columns)
+    for number, (records, columns) in enumerate(tables):
+        if number:
+            print()
+        print_records(records, args.output, columns, empty=shown.empty)

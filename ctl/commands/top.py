@@ -5,7 +5,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from ctl.output import add_output_option, print_records
+from ctl.output import Table, add_output_option, print_records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dataplane.planes.base import Plane
 
 COLUMNS = ("service", "connections/s", "packets/s", "bytes/s", "replyPackets/s", "replyBytes/s", "connections")
+TABLE = Table(COLUMNS, ("replyBytes/s", "replyPackets/s", "connections", "bytes/s"))
 
 
 def register(subparsers: Any) -> None:
@@ -30,7 +31,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--count", type=int, default=0, metavar="N", help="end after N views (default: never)")
     parser.add_argument("--service", metavar="NAMESPACE/NAME[:PORT]", help="only this Service")
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="busiest Service ports shown (default: 20)")
-    add_output_option(parser)
+    add_output_option(parser, of_many=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,7 +89,7 @@ def rates(
 
 
 def _show(records: "list[Record]", output: str) -> None:
-    if output == "table" and sys.stdout.isatty():
+    if output in ("table", "wide") and sys.stdout.isatty():
         print("\033[H\033[2J", end="")
-    print_records(records, output, COLUMNS, empty="no Service has been used yet")
+    print_records(records, output, TABLE, empty="no Service has been used yet")
     sys.stdout.flush()

@@ -75,18 +75,19 @@ def _row_differences(want: Row, have: Row, stored: Callable[[str], str]) -> Iter
             yield f"the {name} set holds an endpoint more than once"
     if want.affinity_seconds != have.affinity_seconds:
         yield f"session affinity is {have.affinity_seconds} s instead of {want.affinity_seconds} s"
-    if _comparable(want.source_ranges) != _comparable(have.source_ranges):
+    if comparable_ranges(want.source_ranges) != comparable_ranges(have.source_ranges):
         yield f"lets in {ranges_text(have.source_ranges)} instead of {ranges_text(want.source_ranges)}"
 
 
-def _comparable(ranges: SourceRanges | None) -> frozenset[str] | None:
+def comparable_ranges(ranges: SourceRanges | None) -> frozenset[str] | None:
+    """The ranges whatever their order; None for everyone."""
     return None if ranges is None else frozenset(ranges.cidrs)
 
 
 def _route_differences(want: Routes, have: Routes) -> Iterator[str]:
     for source, wanted, held in zip(Routes._fields, want, have, strict=True):
         if wanted != held:
-            yield f"traffic from {_SOURCES[source]}: {route_text(held)} instead of {route_text(wanted)}"
+            yield f"traffic from {SOURCES[source]}: {route_text(held)} instead of {route_text(wanted)}"
 
 
-_SOURCES = {"pod": "pods", "node": "the node", "outside": "outside"}
+SOURCES = {"pod": "pods", "node": "the node", "outside": "outside"}

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,9 +108,14 @@ def test_apply_show_check_cleanup(cli: Cli, mode: str) -> None:
     assert set(endpoints) == {"10.244.0.5:8080", "10.244.0.6:8080"}
     counted = [r["connections"] for r in cli.json("show", "counters") if r["service"]]
     assert counted == ([] if mode == "ebpf" else [0, 0, 0])  # programs count Services that were used
-    assert cli.json("show", "drops") == []
+    drops = cli("show", "drops", "-o", "json")
+    if mode == "nftables":  # not counted, which is not none
+        assert (drops.returncode, drops.stdout) == (1, "")
+        assert "the nftables mode's rules do not count what they refuse" in drops.stderr
+    else:
+        assert json.loads(drops.stdout) == []
     assert cli.json("show", "affinity") == cli.json("show", "connections") == []
-    assert cli.json("show", "services", "--service", "default/other") == []
+    _only_some(cli)
 
     assert cli.json("check") == []
     assert cli.json("cleanup")[0]["state"] is True
@@ -118,6 +124,70 @@ def test_apply_show_check_cleanup(cli: Cli, mode: str) -> None:
     assert "KUBE" not in cli.inside("iptables-legacy-save") + cli.inside("ip6tables-legacy-save")
     assert cli.json("show", "services") == []
     assert cli.json("cleanup")[0]["state"] is False
+
+
+def _only_some(cli: Cli) -> None:
+    """One Service, one port of it, one namespace; what there is not is said."""
+    for words in (("--service", "default/echo"), ("--service", "default/echo:http"), ("-n", "default")):
+        assert len(cli.json("show", "services", *words)) == 3
+    assert cli.json("show", "services", "-n", "kube-system") == []
+    missing = cli("show", "services", "--service", "default/other")
+    assert missing.returncode == 1
+    assert "--service default/other: there is no such Service here" in missing.stderr
+    frontends = [record["frontend"] for record in cli.json("show", "services", "--sort-by", "FRONTEND")]
+    assert frontends == sorted(frontends)
+    assert cli("show", "services", "--sort-by", "colour").returncode == 2
+    assert cli("show", "services", "-o", "name").stdout == "default/echo:http\n"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_dry_run_and_diff_say_what_would_change_and_change_nothing(cli: Cli, mode: str) -> None:
+    files = ("--mode", mode, "-f", str(cli.manifest))
+    (added,) = cli.json("diff", *files, status=1)
+    assert added == {"service": "default/echo", "change": "added", "frontends": 3, "details": []}
+    dry = cli("apply", "--dry-run", *files)
+    assert (dry.returncode, "default/echo" in dry.stdout) == (0, True)
+    assert "nothing was changed (--dry-run)" in dry.stderr
+    assert cli.inside("nft", "list", "ruleset").strip() == ""
+    assert not cli.state.exists()
+
+    cli.apply(mode)
+    same = cli("diff", *files)
+    assert (same.returncode, same.stdout) == (0, "")
+    assert "no Service differs" in same.stderr
+    cli.manifest.write_text(ECHO.replace("10.244.0.6", "10.244.0.7") + "---" + OTHER)
+    found = {record["service"]: record for record in cli.json("diff", *files, status=1)}
+    assert {name: record["change"] for name, record in found.items()} == {
+        "default/echo": "changed", "default/other": "added",
+    }  # fmt: skip
+    assert (
+        "10.96.0.10:80/tcp: cluster endpoints + 10.244.0.7:8080, - 10.244.0.6:8080" in found["default/echo"]["details"]
+    )
+    assert cli("diff", *files).stdout.endswith("1 added, 1 changed, 0 removed\n")
+    assert {r["endpoint"] for r in cli.json("show", "endpoints")} == {"10.244.0.5:8080", "10.244.0.6:8080"}
+    other = "iptables" if mode == "nftables" else "nftables"
+    assert f"mode: {mode} -> {other}\n" in cli("diff", "--mode", other, "-f", str(cli.manifest)).stdout
+
+
+def test_apply_says_which_node_and_how_long(cli: Cli) -> None:
+    applied = cli.apply("nftables")
+    assert (applied["node"], applied["services"]) == ("n1", 1)
+    assert "192.0.2.10" in applied["addresses"]
+    assert applied["waitedSeconds"] * 1000 >= applied["milliseconds"]
+
+
+def test_watch_prints_again_until_interrupted(cli: Cli) -> None:
+    cli.apply("nftables")
+    watch = subprocess.Popen(
+        ["ip", "netns", "exec", cli.namespace, str(ROOT / "hotplane"), "--state-dir", str(cli.state),
+         "show", "services", "--watch", "0.2", "-o", "json"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert watch.stdout is not None
+    lines = [json.loads(watch.stdout.readline()) for _ in range(3)]
+    watch.send_signal(signal.SIGINT)
+    assert watch.wait(20) == 130
+    assert [len(line) for line in lines] == [3, 3, 3]
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ctl.main import COMMANDS, main
+from ctl.command_table import COMMANDS
+from ctl.main import main
 from dataplane.kernel.namespaces.netns import in_netns, netns
 from tests.kernel.daemon_lab import ROOT
 
@@ -32,6 +33,8 @@ def commands(manifest: str, nowhere: str) -> dict[str, tuple[str, ...]]:
         "apply": ("apply", "-f", manifest),
         "apply in ebpf mode": ("--mode", "ebpf", "apply", "-f", manifest, "--cgroup", "none"),
         "apply in iptables mode": ("--mode", "iptables", "apply", "-f", manifest),
+        "apply --dry-run": ("apply", "-f", manifest, "--dry-run"),
+        "diff": ("diff", "-f", manifest),
         "run": ("run", "--once", "-f", manifest),
         "run --init-only": ("run", "--init-only"),
         "run --cleanup": ("run", "--cleanup"),
@@ -55,11 +58,16 @@ def commands(manifest: str, nowhere: str) -> dict[str, tuple[str, ...]]:
         "bench": ("bench", "--list"),
         "bench report": ("bench", "report", f"{nowhere}/none.json"),
         "doctor": ("doctor",),
-        "help": ("--help",),
+        "help": ("help", "apply"),
+        "version": ("version",),
+        "completion": ("completion", "bash"),
     }
 
 
-PRINTING = ("apply", "explain", "show", "show connections", "check", "check what was applied", "lab status", "cleanup")
+PRINTING = (
+    "apply", "diff", "version", "explain", "show", "show connections", "check", "check what was applied", "lab status",
+    "cleanup",
+)  # fmt: skip
 
 
 class Refused:
@@ -114,6 +122,8 @@ def test_as_nobody(refused: Refused) -> None:
         "explain",
         "bench",
         "help",
+        "version",
+        "completion",
         "run --init-only",
     }, found
 

@@ -78,8 +78,9 @@ def test_it_is_applied_shown_and_removed(cli: Cli, toy: Path) -> None:
     assert {(each["frontend"], each["connections"], each["opened"]) for each in counters} == {
         (frontend, 0, None) for frontend in FRONTENDS
     }
-    for what in ("connections", "affinity", "drops", "connect-time"):
+    for what in ("connections", "affinity", "connect-time"):
         assert cli.json("show", what) == []
+    assert "do not count what they refuse" in cli("show", "drops", "-o", "json", status=1).stderr
     assert "the toy mode's rules do not count what they refuse" in cli("show", "drops").stderr
     for command in ("monitor", "top"):
         assert "and the toy mode has none: its rules neither report" in cli(command, status=1).stderr

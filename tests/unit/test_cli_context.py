@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ctl import context, main
+from ctl import context
 from ctl.config import ConfigError
 from ctl.context import build_context
+from ctl.parser import parse
 from dataplane.errors import UsageError
 from dataplane.model.objects import Node
 
@@ -22,7 +23,7 @@ def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _args(*words: str) -> argparse.Namespace:
-    return main.parse([*words, "doctor"])
+    return parse([*words, "doctor"])
 
 
 def _config(folder: Path, text: str) -> str:

@@ -1,7 +1,9 @@
 """The command line frame: which words are understood where, and what becomes of errors."""
 
 import argparse
+import json
 import os
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -10,9 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from ctl import VERSION
+from ctl import VERSION, command_table, parser
 from ctl import main as frame
+from ctl.manual import page
 from dataplane.errors import HotplaneError, UsageError
+from dataplane.planes.ebpf.maps import layout
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,10 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert frame.main(["--help"]) == 0
     printed = capsys.readouterr().out
-    assert [name for name in frame.COMMANDS if f"    {name} " not in printed] == []
+    assert [name for name in command_table.COMMANDS if f"    {name} " not in printed] == []
 
 
-@pytest.mark.parametrize("name", list(frame.COMMANDS))
+@pytest.mark.parametrize("name", list(command_table.COMMANDS))
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert frame.main([name, "--help"]) == 0
     assert f"usage: hotplane {name}" in capsys.readouterr().out.replace(" [-h]", "")
@@ -32,7 +36,6 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     "argv",
     [
-        [],
         ["frobnicate"],
         ["doctor", "--frobnicate"],
         ["--mode", "ipvs", "doctor"],
@@ -48,8 +51,8 @@ def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -
 
 
 def test_global_options_before_and_after_the_command() -> None:
-    before = frame.parse(["--mode", "iptables", "--node-ip", "192.0.2.1", "--zone=a", "doctor", "-o", "json"])
-    after = frame.parse(["doctor", "-o", "json", "--mode", "iptables", "--node-ip", "192.0.2.1", "--zone=a"])
+    before = parser.parse(["--mode", "iptables", "--node-ip", "192.0.2.1", "--zone=a", "check", "-o", "json"])
+    after = parser.parse(["check", "-o", "json", "--mode", "iptables", "--node-ip", "192.0.2.1", "--zone=a"])
     assert vars(before) == vars(after)
     assert (before.mode, before.node_ip, before.zone, before.state_dir) == (
         "iptables", ("192.0.2.1",), "a", "/run/hotplane",
@@ -57,17 +60,17 @@ def test_global_options_before_and_after_the_command() -> None:
 
 
 def test_repeatable_options_add_up_across_the_command() -> None:
-    args = frame.parse(["--node-ip", "192.0.2.1", "--node-ip", "192.0.2.2", "doctor", "--node-ip", "2001:db8::1"])
+    args = parser.parse(["--node-ip", "192.0.2.1", "--node-ip", "192.0.2.2", "check", "--node-ip", "2001:db8::1"])
     assert args.node_ip == ("192.0.2.1", "192.0.2.2", "2001:db8::1")
 
 
 def test_the_option_after_the_command_wins() -> None:
-    assert frame.parse(["--zone", "a", "doctor", "--zone", "b"]).zone == "b"
+    assert parser.parse(["--zone", "a", "check", "--zone", "b"]).zone == "b"
 
 
 def test_a_value_that_is_a_command_name_is_not_the_command() -> None:
-    args = frame.parse(["--node-name", "apply", "doctor"])
-    assert (args.command, args.node_name) == ("doctor", "apply")
+    args = parser.parse(["--node-name", "apply", "check"])
+    assert (args.command, args.node_name) == ("check", "apply")
 
 
 def _with_command(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -78,7 +81,7 @@ def _with_command(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None
         subparsers.add_parser("trial")
 
     monkeypatch.setitem(sys.modules, "trial_command", SimpleNamespace(register=register, run=run))
-    monkeypatch.setitem(frame.COMMANDS, "trial", frame.Command("trial_command", "trial"))
+    monkeypatch.setitem(command_table.COMMANDS, "trial", command_table.Command("trial_command", "trial"))
 
 
 @pytest.mark.parametrize(("error", "status"), [(HotplaneError("no such plane"), 1), (UsageError("no such plane"), 2)])
@@ -134,3 +137,127 @@ def test_the_version_is_told_everywhere(argv: list[str], capsys: pytest.CaptureF
     assert capsys.readouterr().out == f"hotplane {VERSION}\n"
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert project["version"] == VERSION
+
+
+def test_without_a_word_the_commands_are_listed_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    assert frame.main([]) == 0
+    printed = capsys.readouterr().out
+    grouped = [name for group in command_table.GROUPS for name in group.commands]
+    assert sorted(grouped) == sorted(command_table.COMMANDS)
+    for group in command_table.GROUPS:
+        lines = printed.split(f"{group.title}.", 1)[-1].split("\n\n", 1)[0]
+        assert [name for name in group.commands if f"\n  {name} " not in lines] == []
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["shwo"], "there is no command 'shwo'; did you mean show?; see hotplane --help"),
+        (["show", "servces"], "show: WHAT: there is no 'servces'; did you mean services?; see hotplane show --help"),
+        (["apply", "-f", "x", "--dryrun"], "apply: there is no option --dryrun; did you mean --dry-run?"),
+        (["apply"], "apply: -f/--filename is missing; see hotplane apply --help"),
+        (["doctor", "now"], "doctor: 'now' is one word too many; see hotplane doctor --help"),
+        (["--mode", "ipvs", "doctor"], "--mode: there is no 'ipvs'"),
+        (["lab", "up", "--mode", "ebpf"], "lab up: --mode means nothing to this command; see hotplane lab up --help"),
+        (["lab", "up", "--pod-lnik", "x"], "lab up: there is no option --pod-lnik; did you mean --pod-link?"),
+        (["-o", "json", "completion", "bash"], "completion: -o means nothing to this command"),
+        (
+            ["-o", "wide", "explain", "-f", "x", "--flow", "y"],
+            "explain: -o: there is no 'wide'; choose of table, json, yaml",
+        ),
+        (["top", "--count"], "top: --count: expected one argument; see hotplane top --help"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_one_line_about_what_is_wrong(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert frame.main(argv) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"hotplane: error: {said}")
+    assert told.err.count("\n") == 1
+
+
+def test_the_output_format_may_stand_before_the_command() -> None:
+    assert parser.parse(["-o", "json", "doctor"]).output == "json"
+    assert parser.parse(["-o", "json", "doctor", "-o", "yaml"]).output == "yaml"
+    assert parser.parse(["-o", "wide", "--mode", "ebpf", "show", "services"]).output == "wide"
+
+
+@pytest.mark.parametrize("name", [name for name, entry in command_table.COMMANDS.items() if entry.examples])
+def test_every_page_ends_with_examples_that_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    examples = command_table.COMMANDS[name].examples
+    for line, _ in examples:
+        args = parser.parse(shlex.split(line.partition(" > ")[0]))
+        assert args.command == name
+    assert frame.main(["help", name]) == 0
+    page = capsys.readouterr().out
+    assert [line for line, _ in examples if f"  hotplane {line}\n" not in page] == []
+
+
+def test_all_commands_but_version_have_examples() -> None:
+    assert [name for name, entry in command_table.COMMANDS.items() if not entry.examples] == ["version"]
+
+
+def test_help_of_an_action(capsys: pytest.CaptureFixture[str]) -> None:
+    assert frame.main(["help", "lab", "up"]) == 0
+    assert "usage: hotplane lab up" in capsys.readouterr().out
+    assert frame.main(["help", "nothing"]) == 2
+    assert "there is no command 'nothing'" in capsys.readouterr().err
+
+
+def test_a_page_lists_only_the_global_options_that_mean_something(capsys: pytest.CaptureFixture[str]) -> None:
+    frame.main(["lab", "up", "--help"])
+    assert "--node-name" not in capsys.readouterr().out
+    frame.main(["show", "--help"])
+    page = capsys.readouterr().out
+    assert "--mode" in page
+    assert "--uplink" not in page
+
+
+def test_versions_of_what_it_stands_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert frame.main(["version", "-o", "json"]) == 0
+    (versions,) = json.loads(capsys.readouterr().out)
+    assert versions["hotplane"] == VERSION
+    assert versions["kernel"] == os.uname().release
+    assert "not installed" not in (versions["msgspec"], versions["pyroute2"])
+
+
+def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The script is sourced by a real bash, and its completion function is called as readline would."""
+    assert frame.main(["completion", "bash"]) == 0
+    script = tmp_path / "hotplane.bash"
+    script.write_text(capsys.readouterr().out)
+
+    def completed(*words: str) -> list[str]:
+        line = " ".join(shlex.quote(word) for word in words)
+        text = (
+            f"source {script}; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; "
+            '_shtab_hotplane hotplane "${COMP_WORDS[-1]}" "${COMP_WORDS[-2]}"; printf \'%s\\n\' "${COMPREPLY[@]}"'
+        )
+        done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert completed("hotplane", "exp") == ["explain"]
+    assert completed("hotplane", "show", "serv") == ["services"]
+    assert "--dry-run" in completed("hotplane", "apply", "--d")
+    assert {"up", "down", "status", "exec"} <= {*completed("hotplane", "lab", "")}
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_have_a_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert frame.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert [name for name in command_table.COMMANDS if name not in script] == []
+
+
+def test_the_manual_page_is_that_of_the_parsers() -> None:
+    assert (ROOT / "docs" / "hotplane.1").read_text() == page(), "python -m ctl.manual docs/hotplane.1"
+
+
+def test_every_reason_of_the_programs_has_a_meaning() -> None:
+    meanings = layout.reason_meanings()
+    assert [name for name in layout.reason_names() if name != "none" and not meanings.get(name)] == []
+    assert not [text for text in meanings.values() if "*/" in text or "\n" in text]

@@ -13,7 +13,7 @@ from ctl.config import KubeProxyConfiguration, Section, parse_config
 from ctl.daemon.http.metrics import Metrics
 from ctl.daemon.node.rights import check_rights
 from ctl.daemon.options import FLAGS
-from ctl.main import parse
+from ctl.parser import parse
 from ctl.sources.watch import resources
 from ctl.store.lock import DIRECTORY, TAKEN_OVER_STATUS
 from dataplane.errors import HotplaneError

@@ -10,7 +10,8 @@ from ctl.commands import run as run_command
 from ctl.config import KubeProxyConfiguration, load_config, parse_config
 from ctl.daemon.options import FLAGS, effective, go_duration, to_document
 from ctl.daemon.settings import settings_of
-from ctl.main import main, parse
+from ctl.main import main
+from ctl.parser import parse
 from dataplane.errors import HotplaneError, UsageError
 
 _HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
@@ -133,4 +134,4 @@ def test_flags_of_kube_proxy_without_effect_are_taken_with_a_warning(
 @pytest.mark.parametrize("flag", ["--windows-service", "--bogus"])
 def test_what_kube_proxy_does_not_have_is_refused(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", flag]) == 2
-    assert "unrecognized arguments" in capsys.readouterr().err
+    assert f"there is no option {flag}" in capsys.readouterr().err

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from ctl.main import COMMANDS, parse
+from ctl.command_table import COMMANDS
+from ctl.parser import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("docs/deploy/*.service")])

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ctl.main import parse
 from ctl.manifests import plan_manifests
+from ctl.parser import parse
 from dataplane.errors import HotplaneError
 
 POD = """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ctl.main import parse
+from ctl.parser import parse
 from ctl.plane_options import plane_options
 from dataplane.errors import UsageError
 from dataplane.kernel.inotify import Inotify
@@ -154,7 +154,7 @@ def test_wrong_values_are_told(option: str, value: str) -> None:
 
 def test_right_values() -> None:
     words = ["--connect-time-off-cgroup", "/x/y", "--connect-time-off-netns", "7", "--connect-time-off-netns", "vm-1"]
-    options = plane_options(parse([*words, "show", "services", "--connect-time-off-netns", "/run/netns/z"]))
+    options = plane_options(parse([*words, "check", "--connect-time-off-netns", "/run/netns/z"]))
     assert (options.off_cgroups, options.off_netns) == (("/x/y",), ("7", "vm-1", "/run/netns/z"))
 
 

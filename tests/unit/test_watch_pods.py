@@ -12,7 +12,7 @@ import yaml
 from ctl.daemon.log import Log
 from ctl.daemon.settings import settings_of
 from ctl.daemon.sync.inbox import Inbox
-from ctl.main import parse
+from ctl.parser import parse
 from ctl.sources.api import Api
 from ctl.sources.directory import DirectorySource
 from ctl.sources.kubeconfig import Cluster

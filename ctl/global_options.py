@@ -1,0 +1,181 @@
+"""The global options: what they are, and which commands they mean something to."""
+
+import argparse
+import enum
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from dataplane.planes.registry import DEFAULT_MODE, MODES
+
+FORMATS = ("table", "wide", "name", "json", "yaml")
+"""Of what commands print: a table that fits the terminal, one with all columns, names alone, or whole records."""
+
+WHOLE_FORMATS = ("table", "json", "yaml")
+"""Of commands that do not print a list of named things."""
+
+
+class Scope(enum.Enum):
+    """What an option is about. A command names the scopes that mean something to it (see COMMANDS)."""
+
+    NODE = "this node"
+    MODE = "the mode"
+    STATE = "kept state"
+    EBPF = "the ebpf mode"
+
+
+ALL = frozenset(Scope)
+LOADED = frozenset({Scope.MODE, Scope.STATE})
+"""Of commands that ask what is loaded."""
+
+
+class GlobalOption(NamedTuple):
+    """An option that many commands take, before and after their name."""
+
+    flag: str
+    default: object
+    metavar: str
+    help: str
+    scope: Scope
+    repeatable: bool = False
+    choices: tuple[str, ...] | None = None
+
+    @property
+    def dest(self) -> str:
+        """The attribute that has its value."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+    @property
+    def after(self) -> str:
+        """The attribute that has the values given after the command, of a repeatable option."""
+        return f"_{self.dest}_after"
+
+
+GLOBAL_OPTIONS = (
+    GlobalOption("--config", None, "FILE", "a KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1)", Scope.NODE),
+    GlobalOption(
+        "--node-name",
+        None,
+        "NAME",
+        "this node's name (default: the config's hostnameOverride or the host name)",
+        Scope.NODE,
+    ),
+    GlobalOption(
+        "--node-ip",
+        (),
+        "IP",
+        "an address of this node; repeatable (default: those of this network namespace)",
+        Scope.NODE,
+        True,
+    ),
+    GlobalOption("--zone", None, "ZONE", "this node's zone (default: that of its Node object)", Scope.NODE),
+    GlobalOption(
+        "--mode",
+        None,
+        "MODE",
+        f"{' | '.join(MODES)} (default: the config's mode or {DEFAULT_MODE})",
+        Scope.MODE,
+        choices=MODES,
+    ),
+    GlobalOption(
+        "--state-dir",
+        "/run/hotplane",
+        "DIR",
+        "where state is kept between calls (default: /run/hotplane)",
+        Scope.STATE,
+    ),
+    GlobalOption(
+        "--hooks", None, "LIST", "ebpf mode: of connect,tc,xdp (default: all that this kernel can do)", Scope.EBPF
+    ),
+    GlobalOption("--cgroup", None, "DIR|none", "ebpf mode: cgroup v2 directory for connect-time balancing", Scope.EBPF),
+    GlobalOption(
+        "--uplink", (), "GLOB", "ebpf mode: uplink devices; repeatable (default: found by themselves)", Scope.EBPF, True
+    ),
+    GlobalOption(
+        "--pod-device",
+        (),
+        "GLOB",
+        "ebpf mode: pod devices; repeatable (default: found by themselves)",
+        Scope.EBPF,
+        True,
+    ),
+    GlobalOption(
+        "--masquerade",
+        None,
+        "client|kube-proxy",
+        "ebpf mode: client keeps clients' addresses where the endpoint is local (default); kube-proxy: exact parity",
+        Scope.EBPF,
+        choices=("client", "kube-proxy"),
+    ),
+    GlobalOption(
+        "--connect-time-off-cgroup",
+        (),
+        "PATH",
+        "ebpf mode: a control group whose connections are balanced by their packets; repeatable",
+        Scope.EBPF,
+        True,
+    ),
+    GlobalOption(
+        "--connect-time-off-netns",
+        (),
+        "COOKIE|NAME|PATH",
+        "ebpf mode: the same for a network namespace; repeatable",
+        Scope.EBPF,
+        True,
+    ),
+)
+HARMLESS = frozenset({Scope.STATE})
+"""Scopes whose options every command takes: scripts give them to all."""
+
+
+class _Extend(argparse.Action):
+    """Append to a tuple; values before and after the command are combined."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest, ()), values))
+
+
+def _settings(option: GlobalOption) -> dict[str, Any]:
+    settings: dict[str, Any] = {"metavar": option.metavar, "help": option.help}
+    if option.choices:
+        settings["choices"] = option.choices
+    if option.repeatable:
+        settings["action"] = _Extend
+    return settings
+
+
+def add_before(parser: argparse.ArgumentParser) -> None:
+    """Add all global options to the parser of what stands before the command."""
+    group = parser.add_argument_group(
+        "global options", "Before the command a script may give all of them; after it, those that mean something to it."
+    )
+    for option in GLOBAL_OPTIONS:
+        group.add_argument(option.flag, default=option.default, **_settings(option))
+
+
+def add_after(parser: argparse.ArgumentParser, scopes: Collection[Scope]) -> None:
+    """Add to a command's parser the global options of some scopes. They have no default there, so as not to undo those
+    before the command; an option of the command's own with the same name wins."""
+    group = parser.add_argument_group("global options")
+    for option in GLOBAL_OPTIONS:
+        if option.scope not in scopes and option.scope not in HARMLESS:
+            continue
+        settings = _settings(option)
+        if option.scope not in scopes:
+            settings["help"] = argparse.SUPPRESS
+        if option.repeatable:
+            settings["dest"] = option.after
+        group.add_argument(option.flag, default=argparse.SUPPRESS, **settings)
+
+
+def combine(args: argparse.Namespace) -> None:
+    """Join the values of repeatable options from before and after the command."""
+    for option in GLOBAL_OPTIONS:
+        if option.repeatable:
+            after = vars(args).pop(option.after, ())
+            setattr(args, option.dest, (*getattr(args, option.dest), *after))

@@ -1,0 +1,39 @@
+"""A line on the terminal about what takes long."""
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+SILENT_SECONDS = 2.0
+"""What is over sooner is not worth a word."""
+_STEP_SECONDS = 0.5
+_CLEAR = "\r\033[K"
+
+
+@contextlib.contextmanager
+def stage(what: str) -> Iterator[None]:
+    """While the block runs, say on a terminal behind stderr what is being done and for how long, once two seconds are
+    over. The line is gone afterwards. Elsewhere, in logs and pipes, nothing is said."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    over = threading.Event()
+    teller = threading.Thread(target=_tell, args=(what, over), daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+
+
+def _tell(what: str, over: threading.Event) -> None:
+    began = time.monotonic()
+    if over.wait(SILENT_SECONDS):
+        return
+    with contextlib.suppress(OSError):  # the terminal went away: there is nobody to tell
+        while not over.wait(_STEP_SECONDS):
+            print(f"{_CLEAR}{what} … {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
+        print(_CLEAR, end="", file=sys.stderr, flush=True)

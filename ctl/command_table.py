@@ -135,9 +135,11 @@ COMMANDS = {
     ),
     "lab": Command(
         "ctl.commands.lab",
-        "a small cluster of network namespaces: up, down, status, exec",
+        "a small cluster of network namespaces: up, apply, call, status, exec, down",
         examples=(
             ("lab up --nodes 3 --pods 2 --ipv6", "three nodes with two pods each"),
+            ("lab apply -f examples/ --mode ebpf", "load the example Services on every node"),
+            ("lab call pod1-1 default/web 300", "connect 300 times: which pods answered, and whom they saw"),
             ("lab exec pod1-1 -- ip address", "a command in a pod"),
             ("lab down", "remove it"),
         ),

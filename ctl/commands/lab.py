@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ctl.lab import apply, call
 from ctl.output import Table, add_output_option, print_records
 from dataplane.errors import UsageError
 from dataplane.lab.spec import DEFAULT_NAME, LabSpec, PodLink, Routing
@@ -16,7 +17,7 @@ def register(subparsers: Any) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "lab",
-        help="a small cluster of network namespaces: up, down, status, exec",
+        help="a small cluster of network namespaces: up, apply, call, status, exec, down",
         description="Nodes, pods behind each, an outside client and an underlay, as network namespaces.",
     )
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
@@ -30,6 +31,9 @@ def register(subparsers: Any) -> None:
     _add_name(execute)
     execute.add_argument("place", metavar="NODE|POD|client", help="node1, pod1-2, client, or net for the underlay")
     execute.add_argument("argv", metavar="-- CMD", nargs=argparse.REMAINDER, help="the command and its arguments")
+
+    for more in (apply, call):
+        _add_name(more.register(actions))
 
 
 def _register_up(actions: Any) -> None:
@@ -70,6 +74,10 @@ def run(args: argparse.Namespace) -> int:
             return _down(args.name, args.state_dir)
         case "status":
             return _status(args)
+        case "apply":
+            return apply.run(args)
+        case "call":
+            return call.run(args)
         case _:
             return _exec(args.name, args.place, args.argv)
 

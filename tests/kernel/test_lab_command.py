@@ -5,13 +5,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dataplane.lab.lab import Lab
+from dataplane.planes.registry import MODES
 
 PATIENCE = 60.0
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.fixture
@@ -92,4 +95,39 @@ def test_exec_says_what_is_not_there(name: str) -> None:
     ).stderr  # fmt: skip
     assert "no-such-program cannot be run" in hotplane(
         "lab", "exec", "--name", name, "node1", "no-such-program", status=1
+    ).stderr  # fmt: skip
+
+
+def calls(name: str, *words: str, status: int = 0) -> dict[str, dict[str, Any]]:
+    done = hotplane("lab", "call", "--name", name, *words, "-o", "json", status=status)
+    return {record["answer"]: record for record in json.loads(done.stdout)}
+
+
+def test_the_examples_on_every_node_called_in_every_mode(name: str) -> None:
+    """examples/README.md as it stands, and what its table says of each Service."""
+    hotplane("lab", "up", "--name", name, "--nodes", "3", "--pods", "2", "--ipv6")
+    web = {"pod1-1", "pod2-1", "pod3-1"}
+    for mode in MODES:
+        loaded = records("lab", "apply", "--name", name, "-f", str(EXAMPLES), "--mode", mode)
+        assert [(node["node"], node["mode"], node["problems"]) for node in loaded] == [
+            (node, mode, 0) for node in ("node1", "node2", "node3")
+        ]
+        found = calls(name, "pod1-2", "default/web", "60")
+        assert found.keys() == web
+        assert {tuple(record["seenAs"]) for record in found.values()} == {("10.244.1.12",)}
+        assert calls(name, "pod1-2", "[fd00:10:96::80]:80", "60").keys() == web
+        assert calls(name, "client", "node3:30080", "60").keys() == {"pod1-1", "pod1-2", "pod2-1"}
+        local = calls(name, "client", "node2:30081", "10")
+        assert {answer: record["seenAs"] for answer, record in local.items()} == {"pod2-1": ["198.51.100.2"]}
+        assert calls(name, "client", "node3:30081", "2", status=1).keys() == {"timeout"}
+        assert len(calls(name, "pod2-2", "default/sticky:http", "10")) == 1
+        assert calls(name, "client", "203.0.113.10:80")
+        assert calls(name, "node1", "kube-system/kube-dns:dns", "20").keys() == {"pod1-1", "pod2-1"}
+    curl = "import urllib.request as r; print(r.urlopen('http://10.96.0.80/', timeout=10).read().decode())"
+    answer = json.loads(hotplane("lab", "exec", "--name", name, "pod1-2", sys.executable, "-c", curl).stdout)
+    assert answer["server"] in web
+    assert "no node of lab" in hotplane("lab", "call", "--name", name, "pod1-1", "default/none", status=1).stderr
+    assert "write ADDRESS:PORT" in hotplane("lab", "call", "--name", name, "pod1-1", "node1", status=2).stderr
+    assert "has no such node" in hotplane(
+        "lab", "apply", "--name", name, "-f", str(EXAMPLES), "--node", "node9", status=2
     ).stderr  # fmt: skip

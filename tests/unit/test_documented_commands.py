@@ -13,7 +13,9 @@ from ctl.command_table import COMMANDS
 from ctl.parser import parse
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("docs/deploy/*.service")])
+PAGES = sorted(
+    [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("docs/deploy/*.service")]
+)
 UNFINISHED = ("…", "...", "<")
 """Marks of a line that leaves something out."""
 

@@ -1,7 +1,8 @@
 """Echo server: says who it is and whom it saw. `python -m dataplane.lab.traffic.echo --name pod1-1 --port 8080`.
 
-TCP: each line received is answered with one line. UDP: each datagram is answered with one, from the very address it
-was sent to. Both IP families, on every address. The answer is JSON:
+TCP: each line received is answered with one line, an HTTP request (as curl sends it, in one segment) with a response.
+UDP: each datagram is answered with one, from the very address it was sent to. Both IP families, on every address. The
+answer is JSON:
 `{"server": name, "protocol": "tcp"|"udp", "address": "ip:port" it was reached at, "client": "ip:port" it saw}`.
 Prints `ready` on standard output once every port listens, then works until it is ended.
 """
@@ -21,6 +22,7 @@ _IP_PKTINFO = 8
 _IPV4_INFO = struct.Struct("=i4s4s")  # struct in_pktinfo: ifindex, local address, header destination
 _IPV6_INFO = struct.Struct("=16si")  # struct in6_pktinfo: address, ifindex
 _BACKLOG = 4096
+_METHODS = (b"GET ", b"POST ", b"PUT ", b"DELETE ")
 _BATCH = 64
 
 Handler = Callable[[], None]
@@ -97,7 +99,7 @@ class EchoServer:
             return True
         except OSError:  # reset, or its way is gone: over, just as at its orderly end
             data = b""
-        if data and _send(connection, reply * data.count(b"\n")):
+        if data and _send(connection, _http(reply) if data.startswith(_METHODS) else reply * data.count(b"\n")):
             return True
         connection.close()
         return False
@@ -128,6 +130,12 @@ class EchoServer:
             reply = answer(self.name, "udp", address, port, client[0], client[1])
             with contextlib.suppress(OSError):  # no way back to this client (its route or node is gone)
                 sock.sendmsg([reply], source, 0, client)
+
+
+def _http(reply: bytes) -> bytes:
+    """The answer to one HTTP request; the connection stays open for the next (RFC 9112)."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    return head % len(reply) + reply
 
 
 def _send(connection: socket.socket, data: bytes) -> bool:

@@ -55,6 +55,11 @@ class Probe(msgspec.Struct, frozen=True, omit_defaults=True):
     packets: int = 1
     connected: bool = True
 
+    @property
+    def text(self) -> str:
+        """Where it goes, as text."""
+        return f"{host_port(self.address, self.port)}/{self.protocol.text}"
+
 
 class Attempt(msgspec.Struct, frozen=True, array_like=True):
     """How one attempt ended.

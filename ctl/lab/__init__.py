@@ -1,0 +1,1 @@
+"""What `hotplane lab` does with labs that are up: programs their nodes, sends packets through them."""

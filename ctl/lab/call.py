@@ -1,0 +1,128 @@
+"""`hotplane lab call`: connect from one place of a lab, and see who answered and whom the servers saw."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ctl.lab.apply import PROGRAM
+from ctl.output import Record, Table, add_output_option, print_records
+from dataplane.errors import HotplaneError, UsageError
+
+if TYPE_CHECKING:
+    from dataplane.lab.lab import Lab
+    from dataplane.lab.traffic.probe import ProbeResult
+
+COLUMNS = Table(("answer", "count", "share", "seenAs"), (), ("seenAs",))
+SECONDS = 1.0
+"""Silence for so long counts as no answer."""
+
+
+class Destination(NamedTuple):
+    """Where to connect to. name: as it was asked for. protocol: tcp or udp."""
+
+    name: str
+    address: str
+    port: int
+    protocol: str
+
+
+def register(actions: Any) -> argparse.ArgumentParser:
+    """Add the action's parser."""
+    parser: argparse.ArgumentParser = actions.add_parser(
+        "call",
+        help="connect from one place to another, and count who answered",
+        description="Connect N times, each from a socket of its own, and print which pods answered, how often, and "
+        "which address they saw as the client. What was refused or met silence is counted too.",
+    )
+    parser.add_argument("place", metavar="NODE|POD|client", help="where from")
+    parser.add_argument(
+        "destination",
+        metavar="DESTINATION",
+        help="ADDRESS:PORT[/udp], PLACE:PORT[/udp], or NAMESPACE/SERVICE[:PORT] by its clusterIP",
+    )
+    parser.add_argument("count", nargs="?", type=int, default=1, metavar="N", help="so many times (default: 1)")
+    add_output_option(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Connect and count; 0 when every call was answered. Raises HotplaneError."""
+    from dataplane.lab.lab import Lab
+    from dataplane.lab.traffic.probe import Outcome, Probe
+    from dataplane.model.net import Protocol
+
+    if args.count < 1:
+        raise UsageError(f"lab call: {args.count} times: give a number from 1")
+    with Lab.open(args.name) as lab:
+        lab.place(args.place)
+        to = destination(lab, args.destination, args.state_dir)
+        probe = Probe(to.address, to.port, Protocol[to.protocol.upper()], count=args.count, timeout=SECONDS)
+        (result,) = lab.probe(args.place, probe)
+    if args.output == "table":
+        print(f"{args.place} -> {to.name} ({probe.text})" if to.name != probe.text else f"{args.place} -> {to.name}")
+    print_records(_records(result), args.output, COLUMNS)
+    return int(result.count(Outcome.ANSWERED) != args.count)
+
+
+def _records(result: "ProbeResult") -> list[Record]:
+    """One record a server and one an outcome without an answer, the most frequent first."""
+    from dataplane.lab.traffic.probe import Outcome, split_port
+
+    seen: dict[str, dict[str, int]] = {}
+    for attempt in result.attempts:
+        detail = f" ({attempt.detail})" if attempt.detail else ""
+        answered = attempt.outcome is Outcome.ANSWERED
+        clients = seen.setdefault(attempt.server if answered else f"{attempt.outcome}{detail}", {})
+        client = split_port(attempt.client)[0] if answered else ""
+        clients[client] = clients.get(client, 0) + 1
+    total = len(result.attempts)
+    records: list[Record] = [
+        {
+            "answer": name,
+            "count": sum(clients.values()),
+            "share": f"{100 * sum(clients.values()) / total:.0f}%",
+            "seenAs": sorted(filter(None, clients)),
+        }
+        for name, clients in seen.items()
+    ]
+    return sorted(records, key=lambda record: -int(str(record["count"])))
+
+
+def destination(lab: "Lab", text: str, state_dir: str) -> Destination:
+    """What was asked for, with names of places and Services looked up. Raises UsageError, HotplaneError."""
+    ends, _, protocol = text.partition("/") if not _names_service(text) else (text, "", "")
+    if _names_service(text):
+        return _service(lab, text, state_dir)
+    name, _, port = ends.rpartition(":")
+    if protocol not in ("", "tcp", "udp") or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        raise UsageError(f"lab call {text}: write ADDRESS:PORT, PLACE:PORT or NAMESPACE/SERVICE, such as node1:30080")
+    places = {place.name: place for place in lab.topology.places()}
+    address = next(iter(places[name].addresses.values())) if name in places else name.strip("[]")
+    return Destination(text, address, int(port), protocol or "tcp")
+
+
+def _names_service(text: str) -> bool:
+    """True for NAMESPACE/SERVICE, with or without a port's name or number; an address has a port before its slash."""
+    before, slash, _ = text.partition("/")
+    return bool(slash) and ":" not in before
+
+
+def _service(lab: "Lab", text: str, state_dir: str) -> Destination:
+    """A Service's frontend as the first node that has it says: its clusterIP, or what comes first."""
+    from dataplane.planes.decisions import matches
+
+    asked, _, port = text.partition(":")
+    for node in lab.nodes:
+        words = [*PROGRAM, "--state-dir", state_dir, "show", "services", "-o", "json"]
+        records = json.loads(lab.run(node, words, in_cgroup=False).stdout or "[]")
+        found = [record["frontend"] for record in records if matches(record["service"], asked)]
+        named = [record["frontend"] for record in records if port and matches(record["service"], text)]
+        numbered = [frontend for frontend in found if port and frontend.partition("/")[0].endswith(f":{port}")]
+        usable = [f for f in (named or numbered if port else found) if not f.startswith("*")]
+        if usable:
+            ends, _, protocol = usable[0].partition("/")
+            address, _, number = ends.rpartition(":")
+            return Destination(text, address.strip("[]"), int(number), protocol)
+    raise HotplaneError(
+        f"lab call {text}: no node of lab {lab.spec.name} has such a Service; hotplane lab apply -f loads one"
+    )

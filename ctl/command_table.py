@@ -85,10 +85,11 @@ COMMANDS = {
     "explain": Command(
         "ctl.commands.explain",
         "what happens to a packet, and why",
-        frozenset({Scope.NODE, Scope.MODE, Scope.EBPF}),
+        frozenset({Scope.NODE, Scope.MODE, Scope.STATE, Scope.EBPF}),
         (
-            ('explain -f services.yaml --flow "10.244.1.5:40000 -> 10.96.0.10:53/udp"', "one packet under a manifest"),
-            ('explain -f services.yaml --mode ebpf --flow "pod -> 10.96.0.10:80/tcp" -o json', "for a script"),
+            ("explain --service default/web", "every frontend of a loaded Service, from a pod, the node and outside"),
+            ('explain --flow "10.244.1.5 -> 10.96.0.10:53/udp"', "one packet under what is loaded here"),
+            ('explain -f services.yaml --mode ebpf --flow "10.0.0.9 -> 10.96.0.10:80/tcp" -o json', "under manifests"),
         ),
     ),
     "show": Command(

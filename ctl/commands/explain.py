@@ -1,4 +1,4 @@
-"""`hotplane explain`: what happens to a packet in the chosen mode, and why. Reads manifests; touches no kernel."""
+"""`hotplane explain`: what happens to a packet in the chosen mode, and why."""
 
 import argparse
 import sys
@@ -51,16 +51,27 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "explain",
         help="what happens to a packet, and why",
-        description="Say what the chosen mode does with a packet, and why. Nothing is read from or written to the "
-        "kernel.",
+        description="Say what the chosen mode does with a packet, and why: under the manifests of -f, else under what "
+        "was loaded last in this network namespace. The kernel's tables are neither read nor written.",
     )
-    add_manifest_option(parser)
+    add_manifest_option(parser, required=False)
     parser.add_argument(
         "--flow",
         action="append",
-        required=True,
+        default=[],
         metavar="FLOW",
         help=f"{FORM}; @FILE.json reads a JSON list of such texts; repeatable",
+    )
+    parser.add_argument(
+        "--service", action="append", default=[], metavar="NAMESPACE/NAME[:PORT]", help="packets to all its frontends"
+    )
+    parser.add_argument(
+        "--from",
+        dest="sources",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="with --service: from here; repeatable (default: a pod, the node, an outside client)",
     )
     add_output_option(parser)
 
@@ -192,12 +203,37 @@ def headline(flow: Explained) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Explain every flow; 0 also when some objects had problems, which are told on stderr."""
+    if not args.flow and not args.service:
+        raise UsageError("explain: nothing is asked: name a packet with --flow, or a Service with --service")
+    flows = _under_manifests(args) if args.filename else _as_loaded(args)
+    if args.output == "table":
+        print_blocks(flows)
+    else:
+        print_records([msgspec.to_builtins(flow) for flow in flows], args.output, ())
+    return 0
+
+
+def _as_loaded(args: argparse.Namespace) -> list[Explained]:
+    """Explain under the plan that was loaded last here."""
+    from ctl.explain_loaded import flows_to, loaded
+
+    held = loaded(args)
+    texts = [*args.flow, *(text for name in args.service for text in flows_to(held.plan, name, args.sources))]
+    return [
+        explained(flow.text, decision, [*filter(None, (held.mode.path(decision),))])
+        for flow, decision in ((flow, held.decide(flow.packet)) for flow in read_flows(texts))
+    ]
+
+
+def _under_manifests(args: argparse.Namespace) -> list[Explained]:
+    """Explain under what the manifests say."""
     from ctl.context import build_context, report_problems
+    from ctl.explain_loaded import flows_to
     from ctl.manifests import place_notes
     from ctl.plane_options import unchecked_options
     from ctl.sources.manifests import ALL_PORTS, NODE_PORTS, outside, read_manifests
 
-    asked = read_flows(args.flow)
+    asked = read_flows(args.flow)  # before anything else is complained of
     # Objects of a cluster with another range of node ports are explained as well: nothing is taken here.
     default = args.node_ports is NODE_PORTS
     decoded = read_manifests(args.filename, ALL_PORTS if default else args.node_ports)
@@ -208,14 +244,11 @@ def run(args: argparse.Namespace) -> int:
     planner = Planner(context.node, vouched=False)
     planner.update(decoded.objects)
     report_problems(place_notes(planner))
+    named = (text for name in args.service for text in flows_to(planner.plan, name, args.sources))
+    asked += read_flows(named)
     mode, options = mode_of(context.mode), unchecked_options(args)
     sources = (flow.packet.source for flow in asked)
     off = {a for pod in planner.plan.connect_off.values() if not pod.host_network for a in pod.addresses}
     elsewhere = pods_elsewhere(decoded.objects, context.node.name, sources)
     keeping = Keeping(mode.keeps(options), elsewhere, frozenset(off if mode.at_connect(options) else ()))
-    flows = explain(planner, asked, context.mode, keeping)
-    if args.output == "table":
-        print_blocks(flows)
-    else:
-        print_records([msgspec.to_builtins(flow) for flow in flows], args.output, ())
-    return 0
+    return explain(planner, asked, context.mode, keeping)

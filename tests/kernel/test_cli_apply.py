@@ -169,6 +169,22 @@ def test_a_dry_run_and_diff_say_what_would_change_and_change_nothing(cli: Cli, m
     assert f"mode: {mode} -> {other}\n" in cli("diff", "--mode", other, "-f", str(cli.manifest)).stdout
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_explain_of_what_is_loaded(cli: Cli, mode: str) -> None:
+    assert "nothing was applied in this network namespace" in cli("explain", "--service", "default/echo").stderr
+    cli.apply(mode)
+    inside, outside = cli.json(
+        "explain", "--flow", "10.0.0.9 -> 10.96.0.10:80/tcp", "--flow", "10.0.0.9 -> 203.0.113.1:80/tcp"
+    )
+    assert (inside["verdict"], inside["service"]) == ("dnat", "default/echo:http")
+    assert set(inside["endpoints"]) == {"10.244.0.5:8080", "10.244.0.6:8080"}
+    assert outside["verdict"] == "drop"
+    assert {flow["service"] for flow in cli.json("explain", "--service", "default/echo:http")} == {"default/echo:http"}
+    other = "iptables" if mode == "nftables" else "nftables"
+    refused = cli("explain", "--mode", other, "--service", "default/echo")
+    assert (refused.returncode, f"nothing was applied in {other} mode" in refused.stderr) == (1, True)
+
+
 def test_apply_says_which_node_and_how_long(cli: Cli) -> None:
     applied = cli.apply("nftables")
     assert (applied["node"], applied["services"]) == ("n1", 1)

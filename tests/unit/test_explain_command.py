@@ -353,3 +353,36 @@ def test_node_ports_on_loopback(
     assert main(["--config", str(config), *options, *NODE, "explain", "-f", str(manifests), *flow]) == 0
     [found] = json.loads(capsys.readouterr().out)
     assert found["verdict"] == verdict
+
+
+def _asked(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, bool]]:
+    return {flow["flow"]: (flow["verdict"], flow["masquerade"]) for flow in json.loads(capsys.readouterr().out)}
+
+
+def test_a_service_by_its_name_is_asked_from_each_class_of_sources(
+    manifests: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG)
+    assert explain(manifests, "--config", str(config), "--service", "shop/web", "-o", "json") == 0
+    assert _asked(capsys) == {
+        "10.244.0.9 -> 10.96.0.10:80/tcp": ("dnat", False),
+        "192.168.0.2 -> 10.96.0.10:80/tcp": ("dnat", True),
+        "192.0.2.1 -> 10.96.0.10:80/tcp": ("dnat", True),
+        "[fd00:168::2] -> [fd00:96::10]:80/tcp": ("dnat", False),
+        "[2001:db8::1] -> [fd00:96::10]:80/tcp": ("dnat", False),
+        "10.244.0.9 -> 192.168.0.2:30080/tcp": ("dnat", True),
+        "192.168.0.2 -> 192.168.0.2:30080/tcp": ("dnat", True),
+        "192.0.2.1 -> 192.168.0.2:30080/tcp": ("dnat", True),
+        "[fd00:168::2] -> [fd00:168::2]:30080/tcp": ("dnat", True),
+        "[2001:db8::1] -> [fd00:168::2]:30080/tcp": ("dnat", True),
+    }
+
+
+def test_a_service_from_a_source_that_was_named(manifests: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain(manifests, "--service", "shop/web", "--from", "10.9.9.9", "-o", "json") == 0
+    assert _asked(capsys).keys() == {"10.9.9.9 -> 10.96.0.10:80/tcp", "10.9.9.9 -> 192.168.0.2:30080/tcp"}
+    assert explain(manifests, "--service", "shop/none") == 2
+    assert "--service shop/none: the plan has no frontend of such a Service" in capsys.readouterr().err
+    assert main(["explain"]) == 2
+    assert "nothing is asked" in capsys.readouterr().err

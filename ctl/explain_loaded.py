@@ -1,0 +1,81 @@
+"""`explain` of what is loaded in this network namespace, without manifests; Services by their names."""
+
+import argparse
+import ipaddress
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ctl.store import state
+from dataplane.errors import HotplaneError, UsageError
+from dataplane.model.net import Family, family_of, host_port
+from dataplane.oracle.decide import Decision, Oracle
+from dataplane.oracle.keeps import Keeping
+from dataplane.oracle.types import Packet
+from dataplane.plan.types import FrontendKind, Plan
+from dataplane.planes.decisions import matches
+from dataplane.planes.mode import Mode
+from dataplane.planes.options import PlaneOptions
+from dataplane.planes.registry import mode_of
+from dataplane.policy.node import NodeConfig
+
+OUTSIDE = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
+"""Addresses for documentation (RFC 5737, RFC 3849): an outside client that is nobody's."""
+
+
+class Loaded(NamedTuple):
+    """What was loaded last here: the plan, its mode, and whose address that mode leaves alone."""
+
+    plan: Plan
+    mode: Mode
+    keeping: Keeping
+
+    def decide(self, packet: Packet) -> Decision:
+        """What happens to a packet."""
+        return Oracle(self.plan, keeping=self.keeping).decide(packet)
+
+
+def loaded(args: argparse.Namespace) -> Loaded:
+    """Return what was loaded last here. Raises HotplaneError if nothing was, or in another mode than was asked for."""
+    saved = state.load(Path(args.state_dir))
+    if saved is None or (args.mode and args.mode != saved.mode):
+        where = f"in {args.mode} mode" if args.mode else "in this network namespace"
+        raise HotplaneError(f"nothing was applied {where} (no state in {args.state_dir}); name manifests with -f")
+    plan, mode, options = saved.plan(), mode_of(saved.mode), saved.options or PlaneOptions()
+    off = {a for pod in plan.connect_off.values() if not pod.host_network for a in pod.addresses}
+    return Loaded(
+        plan, mode, Keeping(mode.keeps(options), frozenset(), frozenset(off if mode.at_connect(options) else ()))
+    )
+
+
+def sources(node: NodeConfig, family: Family) -> Iterator[str]:
+    """An address of each class of sources that this node can tell apart: a pod, the node itself, an outside client."""
+    pods = next((cidr for cidr in node.detector.cidrs if family_of(cidr.partition("/")[0]) is family), "")
+    if pods:
+        network = ipaddress.ip_network(pods, strict=False)
+        yield str(network.network_address + min(9, network.num_addresses - 1))
+    if own := node.primary(family):
+        yield own
+    yield OUTSIDE[family]
+
+
+def flows_to(plan: Plan, service: str, given: Sequence[str]) -> list[str]:
+    """Flows to every frontend of a Service, from the sources given, else from one of each class. Node ports are asked
+    for at the node's own address. Raises UsageError for a Service that the plan does not have."""
+    texts = []
+    for frontend, entry in plan.frontends():
+        if not matches(entry.key.service, service):
+            continue
+        key = frontend.key
+        address = key.address or plan.node.primary(key.family)
+        for source in given or sources(plan.node, key.family):
+            skipped = frontend.kind is FrontendKind.NODE_PORT and not address
+            if family_of(source) is key.family and not skipped:
+                texts.append(f"{_bracketed(source)} -> {host_port(address, key.port)}/{key.protocol.text}")
+    if not texts:
+        raise UsageError(f"--service {service}: the plan has no frontend of such a Service that these sources can use")
+    return texts
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address

@@ -155,6 +155,12 @@ COMMANDS = {
             ("bench compare before.json after.json", "what differs between two runs, with its probability"),
         ),
     ),
+    "sysdump": Command(
+        "ctl.commands.sysdump",
+        "pack versions, plan, tables, views, counters and logs into one archive",
+        frozenset({Scope.NODE, Scope.MODE, Scope.STATE}),
+        (("sysdump --file /tmp/node1.tar.gz", "for a report of a fault; credentials are removed"),),
+    ),
     "help": Command(
         "ctl.commands.help", "the page of a command: help COMMAND [ACTION]", examples=(("help apply", ""),)
     ),
@@ -175,7 +181,7 @@ GROUPS = (
         "They change the rules of the network namespace that they run in.",
         ("apply", "diff", "run", "adopt", "check", "cleanup"),
     ),
-    Group("See why", "They change nothing.", ("explain", "show", "top", "monitor")),
+    Group("See why", "They change nothing.", ("explain", "show", "top", "monitor", "sysdump")),
     Group("About", "", ("help", "version", "completion")),
 )
 

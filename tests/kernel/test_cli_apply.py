@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import os
 import signal
 import subprocess
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,23 @@ def test_explain_of_what_is_loaded(cli: Cli, mode: str) -> None:
     other = "iptables" if mode == "nftables" else "nftables"
     refused = cli("explain", "--mode", other, "--service", "default/echo")
     assert (refused.returncode, f"nothing was applied in {other} mode" in refused.stderr) == (1, True)
+
+
+def test_a_sysdump_has_what_a_report_needs(cli: Cli, tmp_path: Path) -> None:
+    cli.apply("nftables")
+    path = tmp_path / "dump.tar.gz"
+    written = {record["part"]: record["bytes"] for record in cli.json("sysdump", "--file", str(path))}
+    with tarfile.open(path) as archive:
+        files = {member.name.partition("/")[2]: archive.extractfile(member) for member in archive.getmembers()}
+        texts = {name: file.read().decode() for name, file in files.items() if file is not None}
+    assert {name: len(text.encode()) for name, text in texts.items()} == written
+    assert json.loads(texts["versions.json"])[0]["kernel"] == os.uname().release
+    assert {record["service"] for record in json.loads(texts["show/services.json"])} == {"default/echo:http"}
+    assert "map services" in texts["nftables.txt"]
+    assert "192.0.2.10" in texts["network/address.txt"]
+    assert "do not count what they refuse" in texts["show/drops.json"]  # a part that fails says so in its place
+    assert "not to be had" in texts["daemon/healthz.txt"]
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_apply_says_which_node_and_how_long(cli: Cli) -> None:

@@ -59,6 +59,7 @@ def commands(manifest: str, nowhere: str) -> dict[str, tuple[str, ...]]:
         "bench report": ("bench", "report", f"{nowhere}/none.json"),
         "doctor": ("doctor",),
         "help": ("help", "apply"),
+        "sysdump": ("sysdump", "--file", f"{nowhere}/dump.tar.gz"),
         "version": ("version",),
         "completion": ("completion", "bash"),
     }

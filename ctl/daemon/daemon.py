@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from ctl.daemon.announce import announce
 from ctl.daemon.events import EventRecorder
 from ctl.daemon.http.guard import SWEEP_SECONDS as SLOW_SECONDS
 from ctl.daemon.http.guard import Guard
@@ -122,6 +123,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
+        announce(self.settings, self._log)
         self._check_rights(self.settings.mode)
         await self._takeover.open()
         raise_limit()

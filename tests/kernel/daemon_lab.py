@@ -76,8 +76,8 @@ class NodeDaemon:
         common = ["--node-name", self.node, "--state-dir", str(self.folder / "state")]
         common += ["--mode", self.mode] if self.mode else []
         common += ["--cgroup", str(self.lab.cgroup(self.node))] if self.mode == "ebpf" else []
-        common += ["--cluster-cidr", CLUSTER_CIDR[Family.IPV4]] if command in ("run", "adopt") else []
-        return [*self.wrapper, sys.executable, *self.program, command, *common, *options]
+        own = ["--cluster-cidr", CLUSTER_CIDR[Family.IPV4]] if command in ("run", "adopt") else []
+        return [*self.wrapper, sys.executable, *self.program, *common, command, *own, *options]
 
     def start(self, *options: str, wait: bool = True) -> None:
         with netns(self.netns), self.log.open("wb") as out:

@@ -54,6 +54,9 @@ def test_what_it_serves(cluster: DaemonLab, lab: Lab) -> None:
     status, headers, body = http(lab.client.netns, lab.nodes[0].addresses[Family.IPV4], 10256, "/healthz")
     assert (status, headers["content-type"], headers["x-content-type-options"]) == (200, "application/json", "nosniff")
     assert json.loads(body)["nodeEligible"] is True
+    (first, *_) = daemon.text.splitlines()
+    for field in ("starting version=0.1.0", "mode=nftables", f"node={lab.nodes[0].name}", "healthz=", "metrics="):
+        assert field in first
     assert http(daemon.netns, "127.0.0.1", 10256, "/livez")[0] == 200
     assert http(daemon.netns, "127.0.0.1", 10256, "/other")[0] == 404
     assert http(daemon.netns, "127.0.0.1", 10249, "/proxyMode")[2] == b"nftables"

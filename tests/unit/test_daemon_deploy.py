@@ -1,6 +1,7 @@
 """The deployment files against the code: rights asked for, metrics drawn, flags and fields documented."""
 
 import json
+import platform
 import re
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import msgspec
 import pytest
 import yaml
 
+from ctl import VERSION
 from ctl.config import KubeProxyConfiguration, Section, parse_config
 from ctl.daemon.http.metrics import Metrics
+from ctl.daemon.http.traffic import TrafficCollector
 from ctl.daemon.node.rights import check_rights
 from ctl.daemon.options import FLAGS
 from ctl.parser import parse
@@ -19,6 +22,7 @@ from ctl.store.lock import DIRECTORY, TAKEN_OVER_STATUS
 from dataplane.errors import HotplaneError
 from dataplane.kernel.ebpf.bcc_loader import DEFAULT_CACHE_DIR
 from dataplane.kernel.nft.forms import CACHE_DIRS
+from dataplane.planes.answers import HookExit, Round, ServiceCounters, Traffic, Usage
 from dataplane.planes.registry import MODES, mode_of
 from dataplane.planes.rights import SYS_ADMIN
 from tests.service import unit
@@ -97,22 +101,62 @@ def test_a_missing_capability_is_named_with_its_purpose() -> None:
     )
 
 
-def test_the_dashboard_draws_metrics_that_exist() -> None:
+def _metric_names() -> set[str]:
+    """Names of all series, those of modes with programs included."""
     metrics = Metrics()
     metrics.no_local.labels("internal", "IPv4").set(0)
     metrics.watch_failing.labels("Service").set(0)
     metrics.healthz.labels("200").inc()
     metrics.livez.labels("200").inc()
-    names = {line.split("{")[0].split(" ")[0] for line in metrics.text().decode().splitlines() if line[0] != "#"}
+    metrics.job_failed("connections")
+    traffic = TrafficCollector()
+    traffic.read(_Counting())  # type: ignore[arg-type]
+    metrics.registry.register(traffic)
+    return {line.split("{")[0].split(" ")[0] for line in metrics.text().decode().splitlines() if line[0] != "#"}
+
+
+class _Counting:
+    """A plane that counts one thing of each kind."""
+
+    def usage(self) -> Usage:
+        rounds = (Round("tcp_flows", 10, 4, 1, 0.0),)
+        return Usage({"tcp_flows": 1}, {"tcp_flows": 0}, rounds, {"tcp_flows": 0})
+
+    def traffic(self) -> Traffic:
+        return Traffic({"default/web:http": ServiceCounters(1, 1, 1, 1, 1)}, [HookExit("xdp", "flow", 1)])
+
+
+_OF_METRICS = r"\b(?:hotplane|kubeproxy|process)_[a-z_]+"
+
+
+def test_the_dashboard_draws_metrics_that_exist() -> None:
     dashboard = json.loads((DOCS / "deploy" / "grafana-dashboard.json").read_text())
     drawn = {
         name
         for panel in dashboard["panels"]
         for target in panel["targets"]
-        for name in re.findall(r"\b(?:hotplane|kubeproxy|process)_[a-z_]+", target["expr"])
+        for name in re.findall(_OF_METRICS, target["expr"])
     }
-    assert drawn
-    assert drawn <= names
+    assert {"hotplane_map_entries", "hotplane_decisions_total"} <= drawn
+    assert drawn <= _metric_names()
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_alerts_are_about_metrics_and_labels_that_exist() -> None:
+    document = yaml.safe_load((DOCS / "deploy" / "alerts.yaml").read_text())
+    rules = [rule for group in document["spec"]["groups"] for rule in group["rules"]]
+    named = {name for rule in rules for name in re.findall(_OF_METRICS, rule["expr"])}
+    assert named
+    assert named <= _metric_names()
+    assert all(
+        rule["labels"]["severity"] in ("critical", "warning") and rule["annotations"]["summary"] for rule in rules
+    )
+
+
+def test_the_metrics_say_what_runs() -> None:
+    (line,) = [line for line in Metrics().text().decode().splitlines() if line.startswith("hotplane_build_info{")]
+    assert f'version="{VERSION}"' in line
+    assert f'kernel="{platform.release()}"' in line
 
 
 def test_the_unit_runs_a_command_that_parses() -> None:

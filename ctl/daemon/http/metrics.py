@@ -125,6 +125,8 @@ class Metrics:
         }  # fmt: skip
         info = self._gauge("kubernetes_build_info", "The version that this follows, and its own", list(build))
         info.labels(**build).set(1)
+        own = {"version": VERSION, "kernel": platform.release(), "python": platform.python_version()}
+        self._gauge("hotplane_build_info", "This program, and what it runs on", list(own)).labels(**own).set(1)
 
     def sync(self, families: Iterable[Family], seconds: float, *, full: bool) -> None:
         """Count one sync, for the families that it changed."""

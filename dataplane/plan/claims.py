@@ -54,6 +54,16 @@ class Claims:
         claimants = self._claimants(key)
         return claimants[0].claim(key) if claimants else None
 
+    def add(self, new: Claimant) -> bool:
+        """Record the claims of a Service that has none, if nobody else claims any of it; else do nothing and return
+        False."""
+        if new.service in self._of or not self._claims.keys().isdisjoint(new.keys):
+            return False
+        for key in new.keys:
+            self._claims[key] = new
+        self._of[new.service] = new
+        return True
+
     def replace(self, service: ServiceId, new: Claimant | None) -> set[ServiceId]:
         """Replace the claims of a Service (None: no claims). Returns the *other* Services that may win or lose
         frontends."""

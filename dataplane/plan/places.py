@@ -7,13 +7,10 @@ masqueraded like every hairpin connection (kube-proxy does so with any nodeName)
 """
 
 from collections.abc import Iterable
-from operator import attrgetter
 
 from dataplane.model.objects import Endpoint
 from dataplane.policy.difference import Backends
 from dataplane.policy.endpoints import BackendSets, Candidate
-
-_node = attrgetter("traits.node")
 
 
 class Places:
@@ -48,10 +45,10 @@ class Places:
 
     def count(self, endpoints: Iterable[Endpoint], sign: int = 1) -> None:
         """Count the endpoints of an added (sign 1) or removed (sign -1) slice."""
+        names = [endpoint.traits.node for endpoint in endpoints]
         if self._vouched and self.here in self._nodes:  # then only this count is used
-            self._nameless += sign if "" in map(_node, endpoints) else 0
+            self._nameless += sign if "" in names else 0
             return
-        names = list(map(_node, endpoints))
         nameless, own = names.count(""), names.count(self.here) if self.here else 0
         self._nameless += sign if nameless else 0
         self._own += sign if own else 0

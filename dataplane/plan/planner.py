@@ -24,6 +24,7 @@ from dataplane.model.objects import (
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.claims import Claim, Claims, ServiceId, claimant
 from dataplane.plan.frontends import FrontendSpec, frontend_specs, has_frontends, make_frontends, service_families
+from dataplane.plan.newcomers import Newcomers
 from dataplane.plan.places import Places
 from dataplane.plan.pods import PodPlanner
 from dataplane.plan.types import EntryKey, FrontendKey, FrontendKind, HealthCheck, Plan, PlanEntry
@@ -225,12 +226,16 @@ class Planner:
 
     def _remember_slice(self, item: EndpointSlice, dirty: _Dirty) -> None:
         owner, slice_id = (item.namespace, item.service), (item.namespace, item.name)
-        others = self._slices_of(owner)
-        if item in others:
-            return
         before = self._owner(*slice_id)
         # A slice without the service-name label, or of a headless Service, serves no frontend.
         serves = bool(item.service) and not item.headless
+        if before is None and serves and owner not in self._slices:  # the first of its Service, as most are
+            self._add_slice(owner, item)
+            dirty[owner] = None
+            return
+        others = self._slices_of(owner)
+        if item in others:
+            return
         if before is not None and (before != owner or not serves):
             self._forget_slice(slice_id, dirty)
             before = None
@@ -247,6 +252,14 @@ class Planner:
         self._slice_owner.setdefault(item.namespace, {})[item.name] = owner
         self._merge(owner, old, item)
         dirty[owner] = None
+
+    def _add_slice(self, owner: ServiceId, item: EndpointSlice) -> None:
+        """Store the first slice of a Service."""
+        self.places.count(item.endpoints)
+        self._slices[owner] = item
+        self._slice_owner.setdefault(item.namespace, {})[item.name] = owner
+        if self._merged:
+            self._merge(owner, None, item)
 
     def _owner(self, namespace: str, name: str) -> ServiceId | None:
         """Return the Service that a slice of that name belongs to."""
@@ -307,10 +320,17 @@ class Planner:
         affected: set[ServiceId] = set()
         changes: dict[EntryKey, EntryChange] = {}
         health: dict[ServiceId, HealthCheck | None] = {}
+        many = len(dirty) >= _MANY
+        newcomers = Newcomers(self.plan, self._slices, self._claims, self.places, self._large) if many else None
         # Claims and entries are made one Service at a time, to keep temporary memory small during a load. A Service
         # that wins or loses a frontend because of a later one is planned again.
-        for service_id in sorted(dirty) if len(dirty) < _MANY else dirty:
+        for service_id in dirty if many else sorted(dirty):
             service = self._services.get(service_id)
+            if newcomers is not None and service is not None:
+                entry = newcomers.entry(service_id, service)
+                if entry is not None:
+                    self._add_entry(service_id, entry, changes)
+                    continue
             ports = frontend_specs(service, self.plan.node.external_ips) if service is not None else {}
             keys = tuple([key for specs in ports.values() for _, key in specs])
             claims = claimant(service_id, service, keys) if service is not None else None
@@ -325,6 +345,14 @@ class Planner:
                 self._replan_service(service_id, frontend_specs(service, self.plan.node.external_ips), changes)
         made = [change for change in changes.values() if change.old != change.new]
         return tuple(sorted(made, key=lambda change: change.key[:2])), health
+
+    def _add_entry(self, service_id: ServiceId, entry: PlanEntry, changes: dict[EntryKey, EntryChange]) -> None:
+        """Take in the only entry of a Service that had none."""
+        self.plan.entries[entry.key] = entry
+        self._entry_keys[service_id] = entry.key
+        changes[entry.key] = EntryChange(None, entry)
+        if self.problems:
+            self._report(ObjectRef("Service", *service_id), ())
 
     def _replan_service(
         self, service_id: ServiceId, ports: dict[EntryKey, list[FrontendSpec]], changes: dict[EntryKey, EntryChange]

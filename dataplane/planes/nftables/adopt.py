@@ -11,6 +11,7 @@ from dataplane.plan.rows import row
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, Row
 from dataplane.planes.nftables.elements.compile import frontend_key
 from dataplane.planes.nftables.elements.placement import Placement
+from dataplane.planes.nftables.elements.plain import Column
 from dataplane.planes.nftables.elements.transaction import affinity_names
 from dataplane.planes.nftables.netlink.fields import Element
 from dataplane.planes.nftables.netlink.state import TableReader, TableState
@@ -78,6 +79,18 @@ class Held:
                 return False
         for target, key in elements:
             del maps[target][key]
+        return True
+
+    def account_columns(self, columns: Iterable[Column]) -> bool:
+        """The same for elements in columns, each of them once."""
+        expected = [
+            (self._maps.get(target, {}), dict(zip(keys, values, strict=True))) for target, keys, values in columns
+        ]
+        if not all(wanted.items() <= held.items() for held, wanted in expected):
+            return False
+        for held, wanted in expected:
+            for key in wanted:
+                del held[key]
         return True
 
     def difference(self, wanted: Mapping[Element, bytes]) -> tuple[list[Element], list[tuple[Element, bytes]]]:

@@ -13,7 +13,9 @@ from dataplane.plan.types import FrontendKey, Plan, PlanEntry, Row
 from dataplane.planes.base import EntryRefused, PlaneError
 from dataplane.planes.nftables.adopt import Held, broken_chains, changed_entries, leftovers, previous_placement
 from dataplane.planes.nftables.elements.books import Books
+from dataplane.planes.nftables.elements.compile import ElementRef
 from dataplane.planes.nftables.elements.placement import fresh, place
+from dataplane.planes.nftables.elements.plain import PlainEntries
 from dataplane.planes.nftables.elements.transaction import Transaction, add_commands, delete_commands
 from dataplane.planes.nftables.netlink.fields import Element, Layouts
 from dataplane.planes.nftables.netlink.state import TableReader, TableState
@@ -31,6 +33,9 @@ from dataplane.planes.nftables.rules.syntax import Syntax
 ELEMENTS_A_TRANSACTION = 8_000
 """Elements in one transaction of a large load, so that no commit holds the kernel's lock for long, and its messages
 take little memory."""
+
+ENTRIES_COMPARED = 500
+"""Entries that are compared with the kernel at once: few enough that one that differs makes few others be looked at."""
 
 TEXT_LIMIT = 5_000
 """Loads of at most this many elements are a single transaction, structure included."""
@@ -105,23 +110,38 @@ class Loader:
     def _fill_in_batches(self, books: Books, entries: Sequence[PlanEntry]) -> None:
         self._nft.prepare(self._skeleton(books.syntax, active=True))
         self._nft.run(self._skeleton(books.syntax, active=False))
+        plain = {family: PlainEntries(compiler) for family, compiler in books.compilers.items()}
         with _Pipeline() as pipeline:
             transaction, elements = books.transaction(), 0
             for entry in entries:
-                compiled = books.compile(entry, fresh(entry))
-                transaction.add(compiled)
-                elements += len(compiled.elements)
+                added = plain[entry.key.family].add(entry)
+                if not added:
+                    compiled = books.compile(entry, fresh(entry))
+                    transaction.add(compiled)
+                    added = len(compiled.elements)
+                elements += added
                 if elements >= ELEMENTS_A_TRANSACTION:
-                    self._send_batch(transaction, pipeline)
+                    self._send_batch(books, transaction, plain.values(), pipeline)
                     transaction, elements = books.transaction(), 0
-            self._send_batch(transaction, pipeline)
+            self._send_batch(books, transaction, plain.values(), pipeline)
         self._nft.run("".join(activation(w, family, self._plan.node) for family, w in books.syntax.items()))
 
-    def _send_batch(self, transaction: Transaction, pipeline: "_Pipeline") -> None:
+    def _send_batch(
+        self, books: Books, transaction: Transaction, plain: Iterable[PlainEntries], pipeline: "_Pipeline"
+    ) -> None:
         """Send the structure that a batch needs, then its elements."""
+        columns = [each.take() for each in plain]
+        for each in columns:
+            transaction.refer_many(each.references)
         parts = transaction.parts()
         transaction.commit()
         messages = self._store.messages((), parts.added)
+        for each in columns:
+            for target, keys, values in each.own:
+                messages += self._store.column_messages(target, keys, values)
+            for target, keys in each.shared.items():
+                new = books.references.use(target, keys)
+                messages += self._store.column_messages(target, new, [b""] * len(new))
         pipeline.put(lambda: self._send(parts.ahead, messages))
 
     def _send(self, text: str, messages: list[Message]) -> None:
@@ -145,13 +165,7 @@ class Loader:
         """
         held = Held(books.syntax, states)
         wanted = books.transaction()
-        differing: list[PlanEntry] = []
-        for entry in self._entries(books):
-            compiled = books.compile(entry, fresh(entry))
-            if held.account(compiled.elements):
-                wanted.refer(compiled.references)
-            else:
-                differing.append(entry)
+        differing = self._account(books, held, wanted)
         # From here on, only elements that have no equal in the plan are read.
         readers = {family: TableReader(books.syntax[family], family, state) for family, state in states.items()}
         for entry in differing:
@@ -169,6 +183,40 @@ class Loader:
         self._send_difference(self._skeleton(books.syntax, active=True), difference)
         wanted.commit()
         return changed_entries(before, differing, self._plan) if removed or added else ()
+
+    def _account(self, books: Books, held: Held, wanted: Transaction) -> list[PlanEntry]:
+        """Account for the entries that the kernel holds as planned; returns the others."""
+        plain = {family: PlainEntries(compiler) for family, compiler in books.compilers.items()}
+        differing: list[PlanEntry] = []
+        piece: list[PlanEntry] = []
+
+        def one(entry: PlanEntry) -> None:
+            compiled = books.compile(entry, fresh(entry))
+            if held.account(compiled.elements):
+                wanted.refer(compiled.references)
+            else:
+                differing.append(entry)
+
+        def many() -> None:
+            columns = [each.take() for each in plain.values()]
+            if not held.account_columns([column for each in columns for column in each.own]):
+                for entry in piece:
+                    one(entry)
+            else:
+                for each in columns:
+                    wanted.refer_many(each.references)
+                    wanted.refer(ElementRef(target, key) for target, keys in each.shared.items() for key in keys)
+            piece.clear()
+
+        for entry in self._entries(books):
+            if not plain[entry.key.family].add(entry):
+                one(entry)
+                continue
+            piece.append(entry)
+            if len(piece) >= ENTRIES_COMPARED:
+                many()
+        many()
+        return differing
 
     def _send_difference(self, skeleton: str, difference: "_Difference") -> None:
         self._nft.run(skeleton + difference.first_text())

@@ -63,20 +63,22 @@ class Compiled(NamedTuple):
 
 NOTHING = Compiled({}, [])
 
-_INDEXES = [number(index) for index in range(64)]
+INDEXES = [number(index) for index in range(64)]
+"""Of the first backends of a set."""
 _FORWARDING_CACHE_SIZE = 4096
-_PROTOCOLS = [bytes((value, 0, 0, 0)) for value in range(256)]
+PROTOCOLS = [bytes((value, 0, 0, 0)) for value in range(256)]
+"""Protocols in a register."""
 
 
 def frontend_key(key: FrontendKey) -> bytes:
     """A frontend's key in the maps: address (none for a node port), protocol, port."""
-    return (packed(key.address) if key.address else b"") + _PROTOCOLS[key.protocol] + port(key.port)
+    return (packed(key.address) if key.address else b"") + PROTOCOLS[key.protocol] + port(key.port)
 
 
 def _indexes(first: int, count: int) -> Iterable[bytes]:
     """Numbers of backends, from the first on."""
-    if not first and count <= len(_INDEXES):
-        return _INDEXES[:count]
+    if not first and count <= len(INDEXES):
+        return INDEXES[:count]
     return map(number, range(first, first + count))
 
 
@@ -192,7 +194,7 @@ class _Entry:
         nodeport = not frontend.key.address
         common = self._common
         kind = common.syntax.nodeports if nodeport else common.syntax.services
-        key = _PROTOCOLS[frontend.key.protocol] + port(frontend.key.port)
+        key = PROTOCOLS[frontend.key.protocol] + port(frontend.key.port)
         if not nodeport:
             key = common.packed(frontend.key.address) + key
         forwarding = common.forwarding(self._entry, frontend.routes, nodeport)

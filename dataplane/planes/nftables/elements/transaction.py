@@ -36,6 +36,17 @@ class References:
             return self._elements.get(reference.target, {}).get(int.from_bytes(reference.key), 0)
         return self._counts.get(reference, 0)
 
+    def use(self, target: str, keys: Iterable[bytes]) -> list[bytes]:
+        """Count one more use of each of these elements of a target; return those that were not in use."""
+        counts, new = self._elements.setdefault(target, {}), []
+        for key in keys:
+            identity = int.from_bytes(key)
+            count = counts.get(identity, 0)
+            if not count:
+                new.append(key)
+            counts[identity] = count + 1
+        return new
+
     def add(self, deltas: Mapping[Reference, int]) -> None:
         """Change the counts."""
         for reference, delta in deltas.items():
@@ -154,6 +165,10 @@ class Transaction:
         delta = self._delta
         for reference in references:
             delta[reference] += times
+
+    def refer_many(self, references: Mapping[Reference, int]) -> None:
+        """The same, each as often as is given."""
+        self._delta.update(references)
 
     def _crossing(self) -> tuple[list[Reference], list[Reference]]:
         """Return the references that come into use and those that go out of use."""

@@ -90,6 +90,11 @@ class ElementStore:
             for attributes in wire.lists(target, encoded)
         ]
 
+    def column_messages(self, target: str, keys: Sequence[bytes], values: Sequence[bytes]) -> list[Message]:
+        """Return the messages that add elements of one set, for `send` in another thread."""
+        pieces = self._encoder(target).elements(keys, values)
+        return [_message(Operation.NEW_ELEMENTS, target, each) for each in wire.whole_lists(target, pieces)]
+
     def send(self, messages: list[Message], first: Sequence[Sent] = (), last: Sequence[Sent] = ()) -> None:
         """Send one transaction. first, last: those of its messages that come from commands, at either end. Raises
         PlaneError."""

@@ -4,7 +4,8 @@ Attribute headers are in host byte order, numbers inside in network byte order.
 """
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, repeat
 
 from dataplane.kernel.netlink.netlink import attribute, attributes
 from dataplane.planes.nftables.netlink.fields import Layout
@@ -32,6 +33,7 @@ class Encoder:
         self._plain = 8 + self._key + len(self._data_head) + self._data
         self._head = self._element_head(self._plain)
         self._key_only = _HEADER.pack(4 + 8 + self._key, _ELEMENT) + self._key_head
+        self._commented: dict[int, tuple[bytes, bytes, bytes]] = {}
 
     @staticmethod
     def _nest(kind: int, size: int) -> bytes:
@@ -44,9 +46,26 @@ class Encoder:
         """An element to add: key, data and comment (see fields.Layout)."""
         if len(value) == self._data:
             return self._head + key + self._data_head + value
-        comment = value[self._data :] + b"\0"
-        user = attribute(_USERDATA, bytes((_COMMENT, len(comment))) + comment)
-        return self._element_head(self._plain + len(user)) + key + self._data_head + value[: self._data] + user
+        around = self._commented.get(len(value))
+        if around is None:
+            around = self._commented[len(value)] = self._around_comment(len(value) - self._data)
+        head, user, end = around
+        return head + key + self._data_head + value[: self._data] + user + value[self._data :] + end
+
+    def _around_comment(self, size: int) -> tuple[bytes, bytes, bytes]:
+        """What stands before, between and behind the parts of an element whose comment has so many bytes."""
+        whole = attribute(_USERDATA, bytes((_COMMENT, size + 1)) + bytes(size + 1))
+        before = _HEADER.size + 2
+        return self._element_head(self._plain + len(whole)), whole[:before], whole[before + size :]
+
+    def elements(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Sequence[bytes]:
+        """Return elements to add, laid end to end in pieces of `LIST_LIMIT`."""
+        if self._data and set(map(len, values)) - {self._data}:
+            return list(_pieces(map(self.element, keys, values)))
+        parts = zip(repeat(self._head), keys, repeat(self._data_head), values)
+        data, size = b"".join(chain.from_iterable(parts)), len(self._head) + self._plain - 8
+        step = LIST_LIMIT // size * size
+        return [data[at : at + step] for at in range(0, len(data), step)]
 
     def key(self, key: bytes) -> bytes:
         """An element to delete: the key alone."""
@@ -64,18 +83,28 @@ def dump_request(target: str) -> bytes:
 
 
 def lists(target: str, elements: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the attributes of each message that the elements of one set need."""
+    """Return the attributes of each message that the elements of one set need."""
+    return whole_lists(target, _pieces(elements))
+
+
+def whole_lists(target: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the attributes of each message for elements of one set that are laid end to end (see Encoder.elements)."""
     names = _names(target)
+    return (names + attribute(_LIST_ELEMENTS | NESTED, piece) for piece in pieces)
+
+
+def _pieces(elements: Iterable[bytes]) -> Iterator[bytes]:
+    """Lay elements end to end, in pieces of `LIST_LIMIT`."""
     held: list[bytes] = []
     size = 0
     for element in elements:
         if size + len(element) > LIST_LIMIT:
-            yield names + attribute(_LIST_ELEMENTS | NESTED, b"".join(held))
+            yield b"".join(held)
             held, size = [], 0
         held.append(element)
         size += len(element)
     if held:
-        yield names + attribute(_LIST_ELEMENTS | NESTED, b"".join(held))
+        yield b"".join(held)
 
 
 def _element_list(message: bytes | memoryview) -> memoryview | None:

@@ -5,7 +5,7 @@ Service may have. A Service of another kind, or one that meets another's fronten
 """
 
 from collections.abc import Mapping
-from itertools import product, starmap
+from itertools import product, repeat
 
 from dataplane.model.net import Family
 from dataplane.model.objects import EndpointSlice, Service, ServiceType
@@ -49,6 +49,7 @@ class Newcomers:
     ) -> None:
         self._plan, self._slices, self._claims, self._places, self._large = plan, slices, claims, places, large
         self._certain = places.certain
+        self._here = plan.node.name or None  # without a node name no endpoint is local
         self._detects = {family: plan.node.detector.implemented(family) for family in Family}
 
     def entry(self, service_id: ServiceId, service: Service) -> PlanEntry | None:
@@ -99,16 +100,19 @@ class Newcomers:
         if number is None or not endpoints:
             return _NOBODY
         first = endpoints[0].traits
-        if first.zone_hints or first.node_hints or False in [endpoint.traits.ready for endpoint in endpoints]:
+        if first.zone_hints or first.node_hints:
             return None
-        here = self._plan.node.name or None  # without a node name no endpoint is local
-        members = [(endpoint.address, number, endpoint.traits.node == here) for endpoint in endpoints]
-        if len(members) > 1:
-            members.sort()  # as plain tuples, which compare faster
-            if len({address for address, _, _ in members}) < len(members):
+        here, members = self._here, dict[str, bool]()
+        for endpoint in endpoints:
+            traits = endpoint.traits
+            if not traits.ready:
                 return None
-        cluster = tuple(starmap(Backend, members))
-        return cluster, tuple([backend for backend in cluster if backend.local])
+            members[endpoint.address] = traits.node == here
+        if len(members) < len(endpoints):
+            return None
+        order = sorted(members)
+        cluster = tuple(map(Backend, order, repeat(number), map(members.__getitem__, order)))
+        return cluster, tuple([b for b in cluster if b.local]) if True in members.values() else ()
 
     def _unplaced(self, service_id: ServiceId, cluster: _Backends, local: _Backends) -> _Backends:
         """See Places.unplaced."""

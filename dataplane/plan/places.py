@@ -6,7 +6,7 @@ this node's own pods have another name. Such an endpoint can be its own client o
 masqueraded like every hairpin connection (kube-proxy does so with any nodeName).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dataplane.model.objects import Endpoint
 from dataplane.policy.difference import Backends
@@ -53,6 +53,14 @@ class Places:
         self._nameless += sign if nameless else 0
         self._own += sign if own else 0
         self._others += sign if nameless + own < len(names) else 0
+
+    def count_many(self, slices: Sequence[Sequence[Endpoint]]) -> None:
+        """Count the endpoints of many added slices."""
+        names = {endpoint.traits.node for endpoints in slices for endpoint in endpoints}
+        if "" not in names and self._vouched and self.here in self._nodes:
+            return  # see `count`
+        for endpoints in slices:
+            self.count(endpoints)
 
     @property
     def confirmed(self) -> bool:

@@ -128,7 +128,7 @@ class Planner:
             dirty: _Dirty = {}
             for ref in deletes:
                 self._forget(ref, dirty)
-            for item in objects:
+            for item in self._first_seen(objects, dirty) if len(objects) >= _MANY else objects:
                 self._remember(item, dirty)
             if self.places.knowledge != places:
                 dirty = dirty | dict.fromkeys(self._services)
@@ -208,6 +208,35 @@ class Planner:
                     found += product(endpoint_slice.endpoints, (port,))
         return found
 
+    def _first_seen(self, objects: Iterable[ModelObject], dirty: _Dirty) -> list[ModelObject]:
+        """Store the new Services and the first slices of Services among many objects; return the others, to be taken in
+        after them. All that is said of one object keeps its order."""
+        services, slices, owners = self._services, self._slices, self._slice_owner
+        others: list[ModelObject] = []
+        first: list[EndpointSlice] = []
+        waiting: set[tuple[str, str]] = set()  # slices among the others
+        for item in objects:
+            if isinstance(item, EndpointSlice):
+                owner, slice_id = (item.namespace, item.service), (item.namespace, item.name)
+                serves = item.service and not item.headless
+                if serves and owner not in slices and self._owner(*slice_id) is None and slice_id not in waiting:
+                    owners.setdefault(item.namespace, {})[item.name] = owner
+                    slices[owner], dirty[owner] = item, None
+                    first.append(item)
+                    continue
+                waiting.add(slice_id)
+            elif isinstance(item, Service):
+                service_id = (item.namespace, item.name)
+                if service_id not in services:
+                    services[service_id], dirty[service_id] = item, None
+                    continue
+            others.append(item)
+        self.places.count_many([item.endpoints for item in first])
+        if self._merged:
+            for item in first:
+                self._merge((item.namespace, item.service), None, item)
+        return others
+
     def _remember(self, item: ModelObject, dirty: _Dirty) -> None:
         match item:
             case Service():
@@ -226,16 +255,12 @@ class Planner:
 
     def _remember_slice(self, item: EndpointSlice, dirty: _Dirty) -> None:
         owner, slice_id = (item.namespace, item.service), (item.namespace, item.name)
-        before = self._owner(*slice_id)
-        # A slice without the service-name label, or of a headless Service, serves no frontend.
-        serves = bool(item.service) and not item.headless
-        if before is None and serves and owner not in self._slices:  # the first of its Service, as most are
-            self._add_slice(owner, item)
-            dirty[owner] = None
-            return
         others = self._slices_of(owner)
         if item in others:
             return
+        before = self._owner(*slice_id)
+        # A slice without the service-name label, or of a headless Service, serves no frontend.
+        serves = bool(item.service) and not item.headless
         if before is not None and (before != owner or not serves):
             self._forget_slice(slice_id, dirty)
             before = None
@@ -252,14 +277,6 @@ class Planner:
         self._slice_owner.setdefault(item.namespace, {})[item.name] = owner
         self._merge(owner, old, item)
         dirty[owner] = None
-
-    def _add_slice(self, owner: ServiceId, item: EndpointSlice) -> None:
-        """Store the first slice of a Service."""
-        self.places.count(item.endpoints)
-        self._slices[owner] = item
-        self._slice_owner.setdefault(item.namespace, {})[item.name] = owner
-        if self._merged:
-            self._merge(owner, None, item)
 
     def _owner(self, namespace: str, name: str) -> ServiceId | None:
         """Return the Service that a slice of that name belongs to."""

@@ -58,3 +58,13 @@ def test_the_usual_service_is_plain() -> None:
     assert isinstance(plain, Service)
     assert is_plain(plain)
     assert not is_plain(service(external_ips=("192.0.2.1",)))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_what_is_said_of_one_slice_keeps_its_order() -> None:
+    """It belonged to a Service that has another slice, then to one that has none."""
+    planner = Planner(NODE)
+    moved = [endpoint_slice("10.244.0.6", name="moved", owner=owner) for owner in ("web", "new")]
+    planner.update([service(), service("new", "10.96.0.2"), endpoint_slice("10.244.0.5"), *moved])
+    assert [str(b) for b in planner.plan.entries[key()].cluster] == ["10.244.0.5:8080"]
+    assert [str(b) for b in planner.plan.entries[key("new")].cluster] == ["10.244.0.6:8080"]

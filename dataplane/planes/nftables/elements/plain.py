@@ -5,16 +5,18 @@ columns of keys and values are made by functions that Python has in C. Entries o
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import repeat
 from operator import add
 from socket import inet_pton
 from typing import NamedTuple
 
-from dataplane.plan.types import Frontend, FrontendKind, PlanEntry
+from dataplane.model.net import Protocol
+from dataplane.plan.types import Frontend, FrontendKey, FrontendKind, PlanEntry
 from dataplane.planes.nftables.elements.compile import INDEXES, PROTOCOLS, Compiler, Reference
 from dataplane.planes.nftables.netlink.fields import number, port
-from dataplane.planes.nftables.rules.syntax import COMMENT_LIMIT
+from dataplane.planes.nftables.rules.syntax import COMMENT_LIMIT, Kind
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.routes import Action, Routes, Scope
 
@@ -38,23 +40,26 @@ class Columns(NamedTuple):
 
 class _Way(NamedTuple):
     """How plain frontends with equal routes and equally large sets are forwarded. routes: kept alive, because their
-    identity is looked up. action: value of a frontend's element. balanced: to the Cluster set, else refused."""
+    identity is looked up. action: value of a frontend's element. balanced: to the Cluster set, else refused.
+    cluster_ip: their addresses are clusterIPs."""
 
     routes: Routes
     action: bytes
     balanced: bool
+    cluster_ip: bool
     references: tuple[Reference, ...]
 
 
-class _Kind:
-    """Columns of one kind of frontend, a row for each frontend: its address (none for a node port), protocol and port,
-    value, and the backends that it forwards to."""
+_Row = tuple[FrontendKey, _Way, bytes, Sequence[Backend]]
+"""A frontend, how it is forwarded, the comment of its element, and its backends. A plain tuple, for its speed."""
 
-    def __init__(self) -> None:
-        self.addresses: list[str] = []
-        self.ends: list[bytes] = []
-        self.values: list[bytes] = []
-        self.members: list[Sequence[Backend]] = []
+
+class _Ends(dict[tuple[Protocol, int], bytes]):
+    """Keys of frontends behind the address, by protocol and port."""
+
+    def __missing__(self, key: tuple[Protocol, int]) -> bytes:
+        end = self[key] = PROTOCOLS[key[0]] + port(key[1])
+        return end
 
 
 class PlainEntries:
@@ -64,57 +69,41 @@ class PlainEntries:
     def __init__(self, compiler: Compiler) -> None:
         self._compiler = compiler
         self._ways: dict[tuple[int, FrontendKind, bool, int, int], _Way | None] = {}
-        self._ends: dict[tuple[int, int], bytes] = {}
+        self._ends = _Ends()
         self._clear()
 
     def _clear(self) -> None:
-        self._services, self._nodeports = _Kind(), _Kind()
-        self._cluster_ips: list[int] = []
+        self._services: list[_Row] = []
+        self._nodeports: list[_Row] = []
         self._hairpin: list[str] = []
-        self._used: Counter[int] = Counter()
 
     def add(self, entry: PlanEntry) -> int:
         """Add an entry and return about how many elements it has; 0, and nothing is added, if it is not plain."""
-        cluster, local = entry.cluster, entry.local
-        if entry.affinity_seconds or len(cluster) > len(INDEXES):
+        cluster, local, ways = entry.cluster, entry.local, self._ways
+        count = len(cluster)
+        if entry.affinity_seconds or count > len(INDEXES):
             return 0
         found: list[_Way] = []
         for frontend in entry.frontends:
-            sort = (id(frontend.routes), frontend.kind, not frontend.key.address, len(cluster), len(local))
-            if sort not in self._ways:
-                self._ways[sort] = self._way(entry, frontend)
-            way = self._ways[sort]
+            sort = (id(frontend.routes), frontend.kind, frontend.key[1] == "", count, len(local))
+            if sort not in ways:
+                ways[sort] = self._way(entry, frontend)
+            way = ways[sort]
             if way is None or frontend.source_ranges is not None:
                 return 0
             found.append(way)
         name = entry.key.service
-        if len(name) > COMMENT_LIMIT or not (name.isascii() and name.isprintable()) or '"' in name:
+        if not found or len(name) > COMMENT_LIMIT or not (name.isascii() and name.isprintable()) or '"' in name:
             return 0
         comment, size = name.encode(), 0
         for frontend, way in zip(entry.frontends, found, strict=True):
-            members = cluster if way.balanced else ()
-            self._frontend(frontend, way, comment, members)
-            size += 2 + len(members)
-        if found:
-            here = [backend.address for backend in cluster if backend.local]
-            if here or local or entry.unplaced:
-                self._hairpin += {*here, *[b.address for b in local], *[b.address for b in entry.unplaced]}
+            rows = self._services if frontend.key[1] else self._nodeports
+            rows.append((frontend.key, way, comment, cluster if way.balanced else ()))
+            size += 2 + count
+        here = [backend.address for backend in cluster if backend.local]
+        if here or local or entry.unplaced:
+            self._hairpin += {*here, *[b.address for b in local], *[b.address for b in entry.unplaced]}
         return size
-
-    def _frontend(self, frontend: Frontend, way: _Way, comment: bytes, members: Sequence[Backend]) -> None:
-        _, address, protocol, number_of_port = frontend.key
-        kind = self._services if address else self._nodeports
-        end = self._ends.get((protocol, number_of_port))
-        if end is None:
-            end = self._ends[protocol, number_of_port] = PROTOCOLS[protocol] + port(number_of_port)
-        if frontend.kind is FrontendKind.CLUSTER_IP:
-            self._cluster_ips.append(len(kind.ends))
-        if address:
-            kind.addresses.append(address)
-        kind.ends.append(end)
-        kind.values.append(way.action + comment)
-        kind.members.append(members)
-        self._used[id(way)] += 1
 
     def _way(self, entry: PlanEntry, frontend: Frontend) -> _Way | None:
         """None: frontends like this one are not plain."""
@@ -126,31 +115,39 @@ class PlainEntries:
         forwarding = self._compiler.forwarding(entry, frontend.routes, not frontend.key.address)
         if forwarding.by_source or Scope.LOCAL in forwarding.scopes:
             return None
-        return _Way(frontend.routes, number(forwarding.first), bool(forwarding.scopes), forwarding.references)
+        is_cluster_ip = frontend.kind is FrontendKind.CLUSTER_IP
+        action, balanced = number(forwarding.first), bool(forwarding.scopes)
+        return _Way(frontend.routes, action, balanced, is_cluster_ip, forwarding.references)
 
     def take(self) -> Columns:
         """Return what was collected since the last time, and begin anew."""
-        syntax, own = self._compiler.syntax, list[Column]()
-        family = self._compiler.family.socket_family
-        addresses = list(map(inet_pton, repeat(family), self._services.addresses))
-        for kind, held, keys in (
-            (syntax.services, self._services, list(map(add, addresses, self._services.ends))),
-            (syntax.nodeports, self._nodeports, self._nodeports.ends),
-        ):
-            members = [backend for each in held.members for backend in each]
-            targets = [key + at for key, each in zip(keys, held.members, strict=True) for at in INDEXES[: len(each)]]
-            packed = map(inet_pton, repeat(family), [backend.address for backend in members])
-            backends = list(map(add, packed, map(port, [backend.port for backend in members])))
-            own.append(Column(self._compiler.target(kind.first), keys, held.values))
-            own.append(Column(self._compiler.target(kind.endpoints), targets, backends))
-        pairs = [packed * 2 for packed in map(inet_pton, repeat(family), self._hairpin)]
+        syntax, target, own = self._compiler.syntax, self._compiler.target, list[Column]()
+        rows, pack = self._services, partial(map, inet_pton, repeat(self._compiler.family.socket_family))
+        addresses = list(pack([key[1] for key, _, _, _ in rows]))
+        ends = [self._ends[key[2:]] for key, _, _, _ in rows]
+        own += self._columns(syntax.services, list(map(add, addresses, ends)), rows, pack)
+        ends = [self._ends[key[2:]] for key, _, _, _ in self._nodeports]
+        own += self._columns(syntax.nodeports, ends, self._nodeports, pack)
         shared = {
-            self._compiler.target("cluster_ips"): [addresses[at] for at in self._cluster_ips],
-            self._compiler.target("hairpin"): pairs,
+            target("cluster_ips"): [packed for packed, row in zip(addresses, rows, strict=True) if row[1].cluster_ip],
+            target("hairpin"): [packed * 2 for packed in pack(self._hairpin)],
         }
+        used = Counter([id(way) for _, way, _, _ in (*rows, *self._nodeports)])
         references: Counter[Reference] = Counter()
         for way in self._ways.values():
-            if way is not None and id(way) in self._used:
-                references.update(dict.fromkeys(way.references, self._used[id(way)]))
+            if way is not None and id(way) in used:
+                references.update(dict.fromkeys(way.references, used[id(way)]))
         self._clear()
-        return Columns(own, {target: keys for target, keys in shared.items() if keys}, references)
+        return Columns(own, {name: keys for name, keys in shared.items() if keys}, references)
+
+    def _columns(
+        self, kind: Kind, keys: list[bytes], rows: list[_Row], pack: Callable[[list[str]], Iterable[bytes]]
+    ) -> list[Column]:
+        """Return the frontends' own elements and those of their backends."""
+        members = [backend for _, _, _, each in rows for backend in each]
+        targets = [key + at for key, row in zip(keys, rows, strict=True) for at in INDEXES[: len(row[3])]]
+        packed = pack([backend.address for backend in members])
+        backends = list(map(add, packed, map(port, [backend.port for backend in members])))
+        values = [way.action + comment for _, way, comment, _ in rows]
+        target = self._compiler.target
+        return [Column(target(kind.first), keys, values), Column(target(kind.endpoints), targets, backends)]

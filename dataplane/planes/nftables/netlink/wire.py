@@ -61,7 +61,9 @@ class Encoder:
     def elements(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Sequence[bytes]:
         """Return elements to add, laid end to end in pieces of `LIST_LIMIT`."""
         if self._data and set(map(len, values)) - {self._data}:
-            return list(_pieces(map(self.element, keys, values)))
+            single = list(map(self.element, keys, values))
+            count = max(1, LIST_LIMIT // max(map(len, single)))
+            return [b"".join(single[at : at + count]) for at in range(0, len(single), count)]
         parts = zip(repeat(self._head), keys, repeat(self._data_head), values)
         data, size = b"".join(chain.from_iterable(parts)), len(self._head) + self._plain - 8
         step = LIST_LIMIT // size * size

@@ -42,7 +42,8 @@ class PacketProgram(ABC):
 
 
 class Measured:
-    """A plane, and what can be known of its last load."""
+    """A plane, and what can be known of its last load. Its parts may go on at the same time, so that together they may
+    be longer than the load."""
 
     def __init__(self, plane: Plane) -> None:
         self.plane = plane
@@ -53,6 +54,10 @@ class Measured:
 
     def program_seconds(self) -> float:
         """Of the last load, those that went into compiling, verifying and attaching programs."""
+        return 0.0
+
+    def maps_seconds(self) -> float:
+        """Of the last load, those that went into writing the plan to an eBPF plane's maps."""
         return 0.0
 
     def packet_program(self) -> PacketProgram | None:

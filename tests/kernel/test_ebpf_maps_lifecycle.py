@@ -21,6 +21,7 @@ from dataplane.plan.change import EntryChange, PlanChange, diff
 from dataplane.plan.rows import rows
 from dataplane.plan.types import Plan, PlanEntry, SourceRanges
 from dataplane.planes.base import PlaneError
+from dataplane.planes.ebpf.attach import programs
 from dataplane.planes.ebpf.attach.programs import CONNECT_PROGRAMS, ConnectHook, connect_problem, remove_instances
 from dataplane.planes.ebpf.maps import members, pins
 from dataplane.planes.ebpf.maps.adopt import adopt
@@ -337,8 +338,9 @@ def test_two_nodes_do_not_see_each_other(make_namespace: Callable[[str], str]) -
 
 
 def test_programs_are_replaced_in_place_and_survive_their_daemon(
-    make_plane: Callable[..., EbpfPlane], group: Path
+    make_plane: Callable[..., EbpfPlane], group: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The later daemon has programs of another version."""
     plan = plan_of(service("a"))
     pid = os.fork()
     if pid == 0:
@@ -348,6 +350,7 @@ def test_programs_are_replaced_in_place_and_survive_their_daemon(
     plane = make_plane(hooks=[ConnectHook(group)])
     before = _links(plane)
     assert set(before) == set(CONNECT_PROGRAMS)
+    monkeypatch.setattr(programs, "program_name", lambda name, *_: f"{name}-later")
     plane.load(plan)
     after = _links(plane)
     assert {name: link.id for name, link in after.items()} == {name: link.id for name, link in before.items()}

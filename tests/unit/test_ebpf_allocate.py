@@ -59,3 +59,17 @@ def test_ids_are_given_once(used: set[int], wanted: int) -> None:
 @pytest.mark.parametrize(("count", "length"), [(0, 0), (1, 1), (2, 2), (3, 4), (5, 8), (8, 8), (9, 16)])
 def test_capacity(count: int, length: int) -> None:
     assert capacity(count) == length
+
+
+@given(
+    before=st.lists(st.integers(1, 9), max_size=6), gone=st.sets(st.integers(0, 5)), counts=st.lists(st.integers(0, 9))
+)
+def test_many_runs_are_those_taken_one_by_one(before: list[int], gone: set[int], counts: list[int]) -> None:
+    one, many = Runs("slots", 1 << 12), Runs("slots", 1 << 12)
+    for runs in (one, many):
+        bases = [runs.take(count) for count in before]
+        for at in gone:
+            if at < len(before):
+                runs.give_back(bases[at], before[at])
+    assert many.take_each(counts) == [one.take(count) for count in counts]
+    assert vars(many) == vars(one)

@@ -3,7 +3,7 @@
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from dataplane.kernel.ebpf.bpf import AttachType, ProgramType
@@ -61,8 +61,14 @@ class _TimedHook:
     def __init__(self, hook: Hook) -> None:
         self._hook = hook
         self.name, self.detach, self.close = hook.name, hook.detach, hook.close
-        self.attach_seconds = 0.0
+        self.prepare_seconds = self.attach_seconds = 0.0
         self.maps: MapSet | None = None
+
+    def prepare(self, maps: MapSet, addresses: Collection[str]) -> None:
+        """See planes.ebpf.attach.programs.Hook.prepare."""
+        started = time.perf_counter()
+        self._hook.prepare(maps, addresses)
+        self.prepare_seconds = time.perf_counter() - started
 
     def attach(self, maps: MapSet, pins: PinDirectory) -> None:
         """See planes.ebpf.attach.programs.Hook.attach."""
@@ -80,7 +86,8 @@ class MeasuredEbpf(Measured):
         hook: Hook = ConnectHook(wanted.cgroup) if connect else PacketHook(xdp="xdp" in wanted.hooks)
         cleaner = SocketCleaner(wanted.cgroup) if connect else None
         self._slow, self._hook = _TimedPlane(mode_of(SLOW).make()), _TimedHook(hook)
-        super().__init__(EbpfPlane(self._slow, [self._hook], cleaner=cleaner, report=_log.warning))
+        self._plane = EbpfPlane(self._slow, [self._hook], cleaner=cleaner, report=_log.warning)
+        super().__init__(self._plane)
 
     def slow_seconds(self) -> float:
         """See Measured.slow_seconds."""
@@ -88,7 +95,11 @@ class MeasuredEbpf(Measured):
 
     def program_seconds(self) -> float:
         """See Measured.program_seconds."""
-        return self._hook.attach_seconds
+        return self._hook.prepare_seconds + self._hook.attach_seconds
+
+    def maps_seconds(self) -> float:
+        """See Measured.maps_seconds."""
+        return self._plane.fill_seconds
 
     def packet_program(self) -> PacketProgram | None:
         """See Measured.packet_program."""

@@ -1,13 +1,16 @@
 """The eBPF plane: the plan in maps that programs at several hooks balance by, over a complete slow path."""
 
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 
 from msgspec.structs import replace
 
-from dataplane.garbage import no_garbage_collection
+from dataplane.garbage import no_garbage_collection, short_turns
+from dataplane.kernel.ebpf.bcc_loader import CompileError
 from dataplane.kernel.namespaces.netns_cookie import netns_cookie
-from dataplane.model.net import Protocol
+from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import EntryKey, Plan, Table
 from dataplane.planes.answers import Flow, Traffic, Usage
@@ -22,6 +25,7 @@ from dataplane.planes.ebpf.flows.collect import sweep as collect
 from dataplane.planes.ebpf.flows.sockets import SocketCleaner
 from dataplane.planes.ebpf.maps.adopt import adopt, read_rows, sweep
 from dataplane.planes.ebpf.maps.encode import stored_service
+from dataplane.planes.ebpf.maps.fill import filled
 from dataplane.planes.ebpf.maps.layout import Sizes, constant, layout_version, struct_version
 from dataplane.planes.ebpf.maps.mapset import MapSet, copy_maps, create_maps, open_any_sizes, open_maps, pin_maps
 from dataplane.planes.ebpf.maps.node_settings import write_node, write_ready
@@ -38,6 +42,12 @@ CLEANER_SECONDS = 30.0
 def _sticky(change: PlanChange) -> bool:
     """Whether a change brings or keeps clients that stay with their endpoint."""
     return any(entry.new is not None and entry.new.affinity_seconds for entry in change.entries)
+
+
+def _prepare(hook: Hook, maps: MapSet, addresses: Collection[str]) -> None:
+    """Load a hook's programs. Those that are refused are loaded again when they are attached, which reports it."""
+    with suppress(PlaneError, OSError, CompileError):
+        hook.prepare(maps, addresses)
 
 
 def slow_node(node: NodeConfig, *, at_connect: bool) -> NodeConfig:
@@ -57,7 +67,8 @@ class EbpfPlane(Plane):
     kube-proxy`), also where a client could keep its address. cleaner: who disconnects UDP sockets from endpoints that
     went; None leaves them. loopback_at_connect: see slow_node. report: hears of full maps, where this process lives on
     and is to collect what is over in them; None = nobody collects. off: who looks after those for whom connect time is
-    off, where there is that hook.
+    off, where there is that hook. fill_seconds: processor time in which a load into an empty kernel made and filled the
+    maps.
     """
 
     name = "ebpf"
@@ -85,6 +96,7 @@ class EbpfPlane(Plane):
         self._tables: Tables | None = None
         self._report = report
         self._loopback_at_connect = loopback_at_connect
+        self.fill_seconds = 0.0
         self.collector: Collector | None = None
 
     @property
@@ -117,18 +129,45 @@ class EbpfPlane(Plane):
 
         Pinned maps of this layout and these sizes are adopted, those of other sizes copied; otherwise new maps are
         filled from the plan. Programs switch to the new maps in one step, and old maps are removed afterwards.
+
+        Where there are no maps, new ones are filled and the programs loaded while the slow path is. Nothing of that is
+        pinned, attached or seen by a packet before the slow path is complete.
         """
-        changed = self.slow.load(replace(plan, node=self._slow_node(plan.node)))
-        self.close()
+        slow = replace(plan, node=self._slow_node(plan.node))
         with no_garbage_collection():  # or half of the time goes into looking for cycles among values that stay
+            if self._tables is None and not self.pins.map_versions():
+                changed, tables = self._load_together(slow, plan)
+                pin_maps(tables.maps, self.pins.maps(layout_version(self.sizes)))
+                self._go_live(plan, tables, [], adopted=False)
+                return changed
+            changed = self.slow.load(slow)
+            self.close()
             self._load_maps(plan)
         return changed
 
+    def _load_together(self, slow: Plan, plan: Plan) -> tuple[PlanChange, Tables]:
+        """Load the slow path, new maps and the programs at the same time; returns the slow path's change and the maps,
+        filled. After an error nothing is left of maps and programs."""
+        addresses = [address for family in Family if (address := plan.node.primary(family))]
+        with ExitStack() as undo, short_turns(), ThreadPoolExecutor(1 + len(self.hooks)) as threads:
+            loading = threads.submit(self.slow.load, slow)
+            started = time.thread_time()
+            maps = undo.enter_context(create_maps(self.sizes))
+            for hook in self.hooks:
+                threads.submit(_prepare, hook, maps, addresses)
+            tables = filled(maps, plan.entries.values())
+            self.fill_seconds = time.thread_time() - started
+            changed = loading.result()
+            undo.pop_all()
+        return changed, tables
+
     def _load_maps(self, plan: Plan) -> None:
         """Load the maps and programs; `load` has loaded the slow path."""
-        version = layout_version(self.sizes)
-        maps, filled = self._open(version)
-        tables, broken = adopt(maps, plan.entries) if filled else (Tables(maps), frozenset())
+        maps, adopted = self._open(layout_version(self.sizes))
+        if not adopted:
+            self._go_live(plan, filled(maps, plan.entries.values()), [], adopted=False)
+            return
+        tables, broken = adopt(maps, plan.entries)
         removed = tables.apply(
             [
                 *(EntryChange(i.entry, None) for key, i in tables.installed.items() if key not in plan.entries),
@@ -139,18 +178,25 @@ class EbpfPlane(Plane):
                 ),
             ]
         )
-        if filled:
-            sweep(tables)
+        sweep(tables)
+        self._go_live(plan, tables, removed, adopted=True)
+
+    def _go_live(self, plan: Plan, tables: Tables, removed: list[Removed], *, adopted: bool) -> None:
+        """Have packets served by maps that hold the plan, and remove what was there before. removed: backends that the
+        maps had and the plan has not. adopted: an earlier run filled the maps."""
+        maps, version = tables.maps, layout_version(self.sizes)
         if self._off is not None:
             self._off.begin(maps, plan.connect_off)
         write_node(maps, plan.node, self._cookie, self._kube_proxy_masquerade)
         tables.end_load()
-        if filled:
+        if adopted:
             collect(maps)  # flows that expired since the last run, when perhaps no collector ran
         self._tables = tables
         self.pins.wanted_links.clear()
+        self.pins.wanted_programs.clear()
         for hook in self.hooks:
             hook.attach(maps, self.pins)
+        self.pins.remove_unwanted_programs(version)
         for name, path in self.pins.links().items():
             if name not in self.pins.wanted_links:  # of a hook, device or control group of an earlier run
                 remove_link(path)

@@ -1,6 +1,6 @@
 """Hooks that a kernel may not support: one that cannot be attached is skipped, with one warning."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from dataplane.kernel.ebpf.bcc_loader import CompileError
 from dataplane.kernel.ebpf.bpf import AttachType, BpfError, ProgramType
@@ -30,6 +30,10 @@ class OptionalHook:
         self._choices, self._warn, self._wants_watch = choices, warn, watch
         self._warned: set[str] = set()
         self._watch: DeviceWatch | None = None
+
+    def prepare(self, maps: MapSet, addresses: Collection[str]) -> None:
+        """See programs.Hook.prepare: those of the best choice."""
+        self._choices[0].prepare(maps, addresses)
 
     def attach(self, maps: MapSet, pins: PinDirectory) -> None:
         """See programs.Hook.attach."""

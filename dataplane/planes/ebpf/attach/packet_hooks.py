@@ -3,7 +3,8 @@
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from dataplane.kernel.ebpf.bpf import AttachType, BpfError, ProgramType
@@ -22,6 +23,7 @@ from dataplane.planes.ebpf.attach.devices import (
     roles,
     source_addresses,
 )
+from dataplane.planes.ebpf.attach.loaded import Loaded
 from dataplane.planes.ebpf.attach.programs import Program, load_programs
 from dataplane.planes.ebpf.attach.tc import DIRECTIONS, attach_tc, detach_tc
 from dataplane.planes.ebpf.attach.xdp import PROGRAM, attach_xdp, detach_xdp, veth_problem
@@ -103,26 +105,38 @@ class PacketHook:
             finally:
                 _close(old)
 
-    def _load(self, source: str, names: Mapping[str, AttachType], define: str) -> None:
-        kind = ProgramType.XDP if source == XDP_SOURCE else ProgramType.SCHED_CLS
-        attach = dict.fromkeys(names, AttachType.XDP if kind is ProgramType.XDP else AttachType.NONE)
-        if self._maps is None:
+    def prepare(self, maps: MapSet, addresses: Collection[str]) -> None:
+        """See Hook.prepare."""
+        loaded = Loaded(maps)
+        devices = choose_devices(read_network(), addresses, self._selection)
+        wanted = {(TC_SOURCE, "RAW_IP" if device.raw_ip else "") for device in devices}
+        if self._xdp:
+            wanted |= {(XDP_SOURCE, "NO_XDP_TX" if device.veth else "") for device in devices if device.xdp}
+        with ThreadPoolExecutor(max(1, len(wanted))) as threads:
+            found = [threads.submit(_loaded, source, define, maps, loaded) for source, define in wanted]
+        for each in found:
+            for program in each.result().values() if each.exception() is None else ():
+                loaded.ahead(program.known, program.fd)
+        refused = [error for each in found if (error := each.exception()) is not None]
+        if refused:
+            raise refused[0]
+
+    def _load(self, source: str, define: str) -> None:
+        if self._maps is None or self._pins is None:
             raise PlaneError("packet programs: attach comes first")
         try:
-            loaded = load_programs(
-                source, kind, attach, self._maps.fds, self._maps.specs, [f"-D{define}=1"] if define else []
-            )
+            found = _loaded(source, define, self._maps, Loaded(self._maps, self._pins))
         except BpfError as error:
             raise PlaneError(f"packet programs of {source}: {error.strerror}") from error
         suffix = f"/{define.lower()}" if define else ""
-        self._programs |= {name + suffix: program for name, program in loaded.items()}
-        self.instructions |= {name + suffix: program.instructions for name, program in loaded.items()}
+        self._programs |= {name + suffix: program for name, program in found.items()}
+        self.instructions |= {name + suffix: program.instructions for name, program in found.items()}
 
-    def _variant(self, source: str, name: str, names: Mapping[str, AttachType], define: str) -> Program:
+    def _variant(self, source: str, name: str, define: str) -> Program:
         """Return a program compiled with a macro defined ("" = none), loaded at its first use."""
         suffix = f"/{define.lower()}" if define else ""
         if name + suffix not in self._programs:
-            self._load(source, names, define)
+            self._load(source, define)
         return self._programs[name + suffix]
 
     def refresh(self) -> list[DeviceStatus]:
@@ -166,7 +180,7 @@ class PacketHook:
             raise PlaneError("packet programs: attach comes first")
         self._describe(device, 0)
         define = "RAW_IP" if device.raw_ip else ""
-        programs = {name: self._variant(TC_SOURCE, name, DIRECTIONS, define).fd for name in DIRECTIONS}
+        programs = {name: self._variant(TC_SOURCE, name, define).fd for name in DIRECTIONS}
         xdp, problem = "", veth_problem() if self._xdp and device.xdp and device.veth else ""
         try:
             tc = attach_tc(device.ifindex, programs, pins, tcx=self._tcx)
@@ -175,7 +189,7 @@ class PacketHook:
         if problem:
             problem = f"XDP on {device.name}: {problem}; tc does its work there"
         elif self._xdp and device.xdp:
-            program = self._variant(XDP_SOURCE, PROGRAM, {PROGRAM: AttachType.XDP}, "NO_XDP_TX" if device.veth else "")
+            program = self._variant(XDP_SOURCE, PROGRAM, "NO_XDP_TX" if device.veth else "")
             try:
                 xdp, refusal = attach_xdp(device.ifindex, program.fd, pins, self._modes)
                 problem = f"XDP on {device.name} is {xdp}, which is slower; {refusal}" if refusal else ""
@@ -251,6 +265,17 @@ class PacketHook:
     def watch(self) -> "DeviceWatch":
         """Attach to new devices in a thread, until `close` of the returned object (a context manager)."""
         return DeviceWatch(self)
+
+
+def _loaded(source: str, define: str, maps: MapSet, loaded: Loaded) -> dict[str, Program]:
+    """Load the programs of a file, compiled with a macro defined ("" = none)."""
+    flags = [f"-D{define}=1"] if define else []
+    if source == XDP_SOURCE:
+        return load_programs(
+            source, ProgramType.XDP, {PROGRAM: AttachType.XDP}, maps.fds, maps.specs, flags, loaded=loaded
+        )
+    names = dict.fromkeys(DIRECTIONS, AttachType.NONE)
+    return load_programs(source, ProgramType.SCHED_CLS, names, maps.fds, maps.specs, flags, loaded=loaded)
 
 
 def _close(programs: dict[str, Program]) -> None:

@@ -1,7 +1,8 @@
 """Loads the programs of a hook with a set of maps, and attaches the connect-time ones."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -10,6 +11,7 @@ from dataplane.kernel.ebpf.bcc_loader import CompileError, compile_programs
 from dataplane.kernel.ebpf.bpf import AttachType, BpfError, ProgramType
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.attach.kernel_features import packet_flags
+from dataplane.planes.ebpf.attach.loaded import Loaded, program_name
 from dataplane.planes.ebpf.maps.layout import MapSpec, Sizes
 from dataplane.planes.ebpf.maps.mapset import MapSet, create_maps
 from dataplane.planes.ebpf.maps.pins import PinDirectory, instance_names
@@ -32,12 +34,14 @@ PROBE_SIZES = Sizes(**dict.fromkeys(Sizes.__struct_fields__, 1) | {"events": 409
 
 
 class Program(NamedTuple):
-    """A loaded program. fd: its descriptor, closed by the holder. instructions: after verification."""
+    """A loaded program. fd: its descriptor, closed by the holder. instructions: after verification. known: see
+    attach.loaded.program_name."""
 
     name: str
     fd: int
     instructions: int
     jited_bytes: int
+    known: str
 
     def close(self) -> None:
         os.close(self.fd)
@@ -50,28 +54,51 @@ def load_programs(
     maps: Mapping[str, int],
     specs: Mapping[str, MapSpec],
     flags: Sequence[str] = (),
+    loaded: Loaded | None = None,
 ) -> dict[str, Program]:
-    """Compile a file of `bpf/` (or take it from the cache) and load the programs named in `attach`. Packet programs are
-    compiled for what this kernel can do.
+    """Compile a file of `bpf/` (or take it from the cache) and load the programs named in `attach`, several at once:
+    the verifier keeps a processor busy for each. Packet programs are compiled for what this kernel can do.
 
-    in: program type; for each program its attach type (NONE for tc); descriptors of the maps by name; their specs.
-    out: programs by name. Raises CompileError, or BpfError with the verifier's log.
+    in: program type; for each program its attach type (NONE for tc); descriptors of the maps by name; their specs;
+    programs that are loaded for these maps already. out: programs by name. Raises CompileError, or BpfError with the
+    verifier's log.
     """
     references = {spec.reference: maps[name] for name, spec in specs.items()}
     if kind is not ProgramType.CGROUP_SOCK_ADDR:
         flags = (*flags, *(flag for flag in packet_flags() if flag not in flags))
     code = compile_programs(source, flags)
-    programs: dict[str, Program] = {}
-    try:
-        for name, attach_type in attach.items():
-            fd = bpf.program_load(bpf.relocate(code[name], references), _type(kind, attach_type), attach_type, name)
-            info = bpf.program_info(fd)
-            programs[name] = Program(name, fd, info.instructions, info.jited_bytes)
-    except OSError:
-        for program in programs.values():
-            program.close()
-        raise
-    return programs
+
+    def load(name: str) -> Program:
+        return _load(name, code[name], _type(kind, attach[name]), attach[name], references, loaded)
+
+    with ThreadPoolExecutor(min(len(attach), os.cpu_count() or 1)) as threads:
+        found = {name: threads.submit(load, name) for name in attach}
+    refused = [error for each in found.values() if (error := each.exception()) is not None]
+    if refused:
+        for each in found.values():
+            if each.exception() is None:
+                each.result().close()
+        raise refused[0]
+    return {name: each.result() for name, each in found.items()}
+
+
+def _load(
+    name: str,
+    code: bytes,
+    kind: ProgramType,
+    attach: AttachType,
+    references: Mapping[int, int],
+    loaded: Loaded | None,
+) -> Program:
+    """Load one program, unless it is loaded already. Raises BpfError."""
+    known = program_name(name, code, kind, attach)
+    fd = loaded.take(known) if loaded is not None else None
+    if fd is None:
+        fd = bpf.program_load(bpf.relocate(code, references), kind, attach, name)
+        if loaded is not None:
+            loaded.keep(known, fd)
+    info = bpf.program_info(fd)
+    return Program(name, fd, info.instructions, info.jited_bytes, known)
 
 
 def _type(kind: ProgramType, attach: AttachType) -> ProgramType:
@@ -83,6 +110,11 @@ class Hook(Protocol):
     """A kind of attachment point: loads its programs with a set of maps and attaches or detaches them."""
 
     name: str
+
+    def prepare(self, maps: MapSet, addresses: Collection[str]) -> None:
+        """Load the programs that `attach` with these maps will need, so that it finds them: while something else is
+        done, in a thread of the same network namespace. addresses: the node's primary ones. Raises PlaneError,
+        BpfError, CompileError, as `attach` would."""
 
     def attach(self, maps: MapSet, pins: PinDirectory) -> None:
         """Load the programs and attach them, replacing those of an earlier run atomically. Raises PlaneError."""
@@ -107,12 +139,21 @@ class ConnectHook:
         self.cgroup = cgroup
         self.instructions: dict[str, int] = {}
 
+    def _load(self, maps: MapSet, loaded: Loaded) -> dict[str, Program]:
+        return load_programs(
+            CONNECT_SOURCE, ProgramType.CGROUP_SOCK_ADDR, CONNECT_PROGRAMS, maps.fds, maps.specs, loaded=loaded
+        )
+
+    def prepare(self, maps: MapSet, addresses: Collection[str]) -> None:
+        """See Hook.prepare."""
+        loaded = Loaded(maps)
+        for program in self._load(maps, loaded).values():
+            loaded.ahead(program.known, program.fd)
+
     def attach(self, maps: MapSet, pins: PinDirectory) -> None:
         """See Hook.attach."""
         try:
-            programs = load_programs(
-                CONNECT_SOURCE, ProgramType.CGROUP_SOCK_ADDR, CONNECT_PROGRAMS, maps.fds, maps.specs
-            )
+            programs = self._load(maps, Loaded(maps, pins))
         except BpfError as error:
             raise PlaneError(f"connect-time programs: {error.strerror}") from error
         self.instructions = {program.name: program.instructions for program in programs.values()}

@@ -25,6 +25,11 @@ class Ids:
         # In time that is every index of the map; as Python's numbers they would take ten times as much memory.
         self._free = array("I", (index for index in range(self._next) if index not in taken))
 
+    @property
+    def never_used(self) -> int:
+        """Number of indices that were never allocated; `take_many` of so many gives a range."""
+        return self._size - self._next
+
     def take(self) -> int:
         """Allocate an index. Raises MapFull."""
         if self._next < self._size:
@@ -63,6 +68,11 @@ class Runs:
         self._free: dict[int, list[int]] = {}
         self._end = 0
         self._coalesce()
+
+    @property
+    def never_used(self) -> int:
+        """Number of slots behind all runs."""
+        return self._size - self._end
 
     def _coalesce(self) -> None:
         """Recompute the free runs from the gaps between used ones, merging neighbours. O(number of runs)."""
@@ -109,6 +119,25 @@ class Runs:
             raise MapFull(self._map_name, self._size)
         self._used[base] = length
         return base
+
+    def take_each(self, counts: Iterable[int]) -> list[int]:
+        """The same for many, of which each fits behind all runs."""
+        found: list[int] = []
+        used, end = self._used, self._end
+        for count in counts:
+            length = capacity(count)
+            if not length:
+                found.append(0)
+            elif end % length or self._free.get(length):
+                self._end = end
+                found.append(self.take(count))
+                end = self._end
+            else:
+                used[end] = length
+                found.append(end)
+                end += length
+        self._end = end
+        return found
 
     def give_back(self, base: int, count: int) -> None:
         """Free the run that `take(count)` returned."""

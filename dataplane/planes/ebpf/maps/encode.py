@@ -4,7 +4,7 @@ import hashlib
 import ipaddress
 import socket
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from socket import htons, inet_pton
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ SERVICE = record(
 RANGE_KEY = record("range_key", "prefix_length", "range_set", "address")
 PREFIX_KEY = record("prefix_key", "prefix_length", "address")
 MAPPED = b"\0" * 10 + b"\xff\xff"
-_AFTER_ADDRESS = fields_of("backend")["port"]
+_ADDRESS_SIZE = fields_of("backend")["port"]
 _UNSPECIFIED = {Family.IPV4: MAPPED + b"\0" * 4, Family.IPV6: b"\0" * 16}
 _IPV4_MAPPED_BITS = constant("IPV4_MAPPED_BITS")
 _KINDS = {
@@ -90,9 +90,14 @@ def address_text(raw: bytes) -> str:
 
 def frontend_key_bytes(key: FrontendKey) -> bytes:
     """The key of `frontends`; a node port has the unspecified address of its family."""
-    address = key.address
-    raw = address_bytes(address) if address else _UNSPECIFIED[key.family]
-    return FRONTEND_KEY.pack(raw, htons(key.port), key.protocol, 0)
+    family, address, protocol, port = key
+    return (address_bytes(address) if address else _UNSPECIFIED[family]) + _frontend_key_end(port, protocol)
+
+
+@lru_cache(maxsize=4096)
+def _frontend_key_end(port: int, protocol: int) -> bytes:
+    """The key of `frontends` behind the address."""
+    return FRONTEND_KEY.pack(b"", htons(port), protocol, 0)[_ADDRESS_SIZE:]
 
 
 def frontend_key(raw: bytes) -> FrontendKey:
@@ -158,9 +163,14 @@ def backend_records(wanted: Mapping[tuple[str, int], int], protocol: int, genera
     for (address, own_port), own_flags in wanted.items():
         if own_port != port or own_flags != flags:  # seldom: members mostly differ in nothing but the address
             port, flags = own_port, own_flags
-            rest = BACKEND.pack(b"", htons(port), protocol, flags, generation, service, 0)[_AFTER_ADDRESS:]
+            rest = backend_end(port, protocol, flags, generation, service)
         records.append(address_bytes(address) + rest)
     return records
+
+
+def backend_end(port: int, protocol: int, flags: int, generation: int, service: int) -> bytes:
+    """A record of `backends` behind the address."""
+    return BACKEND.pack(b"", htons(port), protocol, flags, generation, service, 0)[_ADDRESS_SIZE:]
 
 
 class StoredFrontend(NamedTuple):

@@ -22,10 +22,12 @@ _COPIED = (bpf.MapType.HASH, bpf.MapType.LRU_HASH, bpf.MapType.LPM_TRIE)
 
 
 class MapSet(Resource):
-    """Open maps. fds, specs: by map name. memory: of the memory-mapped maps."""
+    """Open maps. fds, specs: by map name. memory: of the memory-mapped maps. programs: descriptors of programs loaded
+    with these maps ahead of their use (see attach.loaded)."""
 
     def __init__(self, fds: dict[str, int], sizes: Sizes) -> None:
         self.fds, self.sizes = fds, sizes
+        self.programs: dict[str, int] = {}
         self.specs = map_specs(sizes)
         self.memory = Memory({
             name: (fds[name], -(-spec.value_size // 8) * 8 * spec.max_entries)
@@ -34,9 +36,9 @@ class MapSet(Resource):
 
     def close(self) -> None:
         """Close the descriptors; pins and programs keep the maps. Memory is unmapped with the last view of it."""
-        for fd in self.fds.values():
+        for fd in (*self.fds.values(), *self.programs.values()):
             os.close(fd)
-        self.memory, self.fds = Memory({}), {}
+        self.memory, self.fds, self.programs = Memory({}), {}, {}
 
     def get(self, name: str, key: bytes) -> bytes | None:
         """Return the value of a key, or None."""

@@ -4,7 +4,8 @@ The file system is mounted at /run/hotplane/bpf, whether or not /sys/fs/bpf is m
 namespaces (`ip netns exec`) replace /sys in a mount namespace of their own, and a mount made in there would be gone
 with that command. So it is made in, and reached through, the mount namespace of the outermost ancestor.
 
-Layout: <bpffs>/<instance>/maps-<layout version>/<map> and <bpffs>/<instance>/links/<program>[-<device>].
+Layout: <bpffs>/<instance>/maps-<layout version>/<map>, programs/<program>-<digest> beside the maps that they refer to,
+and <bpffs>/<instance>/links/<program>[-<device>].
 """
 
 import ctypes
@@ -22,7 +23,7 @@ from dataplane.kernel.tools import ToolError, run_tool
 from dataplane.planes.base import PlaneError
 
 MOUNT_POINT = Path("/run/hotplane/bpf")
-_MAPS = "maps-"
+_MAPS, _PROGRAMS = "maps-", "programs"
 DRAINING = "draining"
 """Directory beside the pins of a draining instance (see flows/drain.py)."""
 
@@ -122,6 +123,7 @@ class PinDirectory:
             raise PlaneError(f"{instance!r} cannot name a pin directory: bpffs takes neither '/' nor '.'")
         self.instance = instance
         self.wanted_links: set[str] = set()
+        self.wanted_programs: set[str] = set()
 
     @property
     def path(self) -> Path | None:
@@ -159,6 +161,22 @@ class PinDirectory:
         path = self.ensure() / f"{_MAPS}{version}"
         path.mkdir(exist_ok=True)
         return path
+
+    def program(self, version: str, name: str) -> Path:
+        """Return the path of a program's pin beside its maps and add it to `wanted_programs`, so that unwanted ones can
+        be removed."""
+        self.wanted_programs.add(name)
+        folder = self.maps(version) / _PROGRAMS
+        folder.mkdir(exist_ok=True)
+        return folder / name
+
+    def remove_unwanted_programs(self, version: str) -> None:
+        """Unpin the programs beside these maps that nobody asked for since `wanted_programs` was cleared: those of an
+        earlier version."""
+        folder = self.maps(version) / _PROGRAMS
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name not in self.wanted_programs:
+                path.unlink()
 
     def remove_maps(self, version: str) -> None:
         """Unpin the maps of one layout version; programs that use them keep them."""

@@ -205,7 +205,29 @@ class Tables:
         self._finish(deferred)
         return deferred.removed
 
-    def _next(self) -> int:
+    def has_room_for(self, entries: Sequence[PlanEntry]) -> bool:
+        """True if entries without source ranges certainly fit, at indices that were never used before."""
+        backends = sum([len(entry.cluster) for entry in entries])
+        slots = sum([capacity(len(entry.cluster)) for entry in entries])
+        frontends = sum([len(entry.frontends) for entry in entries])
+        return (
+            self.services.never_used >= len(entries)
+            and self.backends.never_used >= backends
+            and self.runs.never_used >= 2 * slots  # twice, as runs are aligned
+            and len(self.owners) + frontends <= self._most_frontends
+        )
+
+    def write_slots(self, base: int, indices: "array[int]") -> None:
+        """Write the backends of a set that no program reads yet."""
+        self._slots[base : base + len(indices)] = indices
+
+    def write_records(self, service: int, services: bytes, backend: int, backends: bytes) -> None:
+        """Write records of services and of backends from these indices on, which no program reads yet."""
+        at, where = service * SERVICE.size, backend * BACKEND.size
+        self._service_memory[at : at + len(services)] = services
+        self._backend_memory[where : where + len(backends)] = backends
+
+    def next_generation(self) -> int:
         """Return an unused generation; wraps after 2**32 - 1 writes, never to 0."""
         self.generation = self.generation % 0xFFFFFFFF + 1
         return self.generation
@@ -260,7 +282,7 @@ class Tables:
             for give_back, numbers in undo:
                 give_back(*numbers)
             raise
-        generation, places = self._next(), dict(zip(come, fresh, strict=True))
+        generation, places = self.next_generation(), dict(zip(come, fresh, strict=True))
         records = backend_records({a: change.flags[a] for a in come}, was.key.protocol, generation, old.service)
         for index, raw in zip(fresh, records, strict=True):
             self._backend_memory[index * BACKEND.size : (index + 1) * BACKEND.size] = raw
@@ -368,7 +390,7 @@ class Tables:
         self, done: Installed, wanted: dict[Address, int], before: dict[Address, int], deferred: _DeferredWrites
     ) -> None:
         """Write an entry's backends, slots and service record, and defer its frontends."""
-        entry, service, sets, generation = done.entry, done.service, done.sets, self._next()
+        entry, service, sets, generation = done.entry, done.service, done.sets, self.next_generation()
         self._fill_backends(done, wanted, before, generation, deferred)
         base, count = sets.cluster_base, sets.cluster_count
         # wanted_flags() begins with the Cluster set, in its order.

@@ -170,3 +170,15 @@ def test_programs_of_another_version_are_loaded_and_the_old_ones_go(
     after = pinned_programs(second)
     assert len(after) == len(before) == len(CONNECT_PROGRAMS)
     assert not after & before
+
+
+def test_pinned_programs_of_other_maps_are_not_used(make_plane: Callable[..., EbpfPlane], group: Path) -> None:
+    plane, plan = make_plane(), plan_of(service("a"))
+    plane.load(plan)
+    hook, pins = ConnectHook(group), plane.pins
+    with create_maps(SMALL) as others:
+        hook.attach(others, pins)
+        mine = {bpf.map_info(fd).id for fd in others.fds.values()}
+        for path in pins.links().values():
+            program = bpf.program_by_id(bpf.link_info(bpf.obj_get(str(path))).program_id)
+            assert bpf.program_maps(program) <= mine

@@ -14,6 +14,7 @@ from dataplane.kernel.namespaces import netns
 from dataplane.kernel.netlink import clsact
 from dataplane.kernel.netlink.links import Links
 from dataplane.plan.types import Plan
+from dataplane.planes.ebpf.attach import programs
 from dataplane.planes.ebpf.attach.devices import DeviceSelection
 from dataplane.planes.ebpf.attach.optional import OptionalHook
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
@@ -86,10 +87,12 @@ def test_programs_are_on_what_needs_them_and_go_without_a_trace(place: Place) ->
     assert "xdp" not in link
 
 
-def test_a_new_daemon_replaces_the_programs_in_place(place: Place) -> None:
+def test_a_new_daemon_replaces_the_programs_in_place(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has programs of another version."""
     first = attached(place, PacketHook())
     before = {name: _link(place, name) for name in place.pinned()}
     first.close()  # the daemon dies; links and programs stay
+    monkeypatch.setattr(programs, "program_name", lambda name, *_: f"{name}-later")
     second = attached(place, PacketHook())
     after = {name: _link(place, name) for name in place.pinned()}
     assert before.keys() == after.keys()

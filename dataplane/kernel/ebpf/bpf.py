@@ -412,6 +412,16 @@ def program_info(fd: int) -> ProgramInfo:
     return ProgramInfo(kind, number, tag.hex(), translated // 8, jited, _name(name), run_ns, run_count)
 
 
+def program_maps(fd: int) -> frozenset[int]:
+    """Ids of the maps that a program refers to."""
+    room = 64
+    ids, data = _ffi.new("unsigned int[]", room), _ffi.new("char[]", 224)
+    _ffi.buffer(data)[52:64] = struct.pack("=IQ", room, _pointer(ids))
+    _bpf(Command.OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", fd, 224, _pointer(data)), "program")
+    (count,) = struct.unpack_from("=I", _ffi.buffer(data), 52)
+    return frozenset(ids[index] for index in range(min(count, room)))
+
+
 def link_info(fd: int) -> LinkInfo:
     """A link's properties. target: control group id (inode number) for cgroup links, 0 once it is gone."""
     raw = _info(fd, 64, "link")

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from dataplane.kernel.netlink.netlink import attribute, attributes
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, PlanEntry
@@ -13,7 +14,7 @@ from dataplane.planes.nftables.elements.books import Books
 from dataplane.planes.nftables.elements.placement import fresh
 from dataplane.planes.nftables.elements.plain import PlainEntries
 from dataplane.planes.nftables.netlink.fields import Element, Layout, Layouts
-from dataplane.planes.nftables.netlink.wire import LIST_LIMIT, Encoder
+from dataplane.planes.nftables.netlink.wire import LIST_LIMIT, Encoder, decode, one, whole_lists
 from dataplane.planes.nftables.rules.syntax import syntax_for
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.routes import REJECT_ALL, cluster_ip_routes, host_port_routes
@@ -126,3 +127,24 @@ def test_long_columns_are_cut_between_elements() -> None:
     assert len(pieces) > 1
     assert all(len(piece) <= LIST_LIMIT and len(piece) % size == 0 for piece in pieces)
     assert b"".join(pieces) == b"".join(map(encoder.element, keys, keys))
+
+
+def single(message: bytes, layout: Layout) -> list[tuple[bytes, bytes] | None]:
+    """Elements of a message, each read by itself."""
+    payload = next(part for kind, part in attributes(message) if kind == 3)
+    return [one(element, layout) for _, element in attributes(payload)]
+
+
+@given(st.lists(st.binary(max_size=120).filter(lambda text: b"\0" not in text), min_size=1, max_size=6), st.booleans())
+def test_elements_with_comments_are_read_at_once_as_singly(comments: list[bytes], flagged: bool) -> None:
+    """flagged: the last one has something else."""
+    layout = Layout("map type ipv4_addr . inet_proto . inet_service : classid;")
+    encoder = Encoder(layout)
+    elements = [encoder.element(bytes((n,)) * 12, b"\1\2\3\4" + comment) for n, comment in enumerate(comments)]
+    if flagged:
+        more = attribute(5, (7).to_bytes(8))  # it runs out
+        elements[-1] = attribute(0x8001, elements[-1][4:] + more)
+    (message,) = whole_lists("ip hotplane services", [b"".join(elements)])
+    assert list(decode(message, layout)) == single(message, layout)
+    for cut in (5, 30):  # a message that breaks off is no worse for it
+        list(decode(message[:-cut], layout))

@@ -127,10 +127,42 @@ def decode(message: bytes | memoryview, layout: Layout) -> Iterator[tuple[bytes,
         if plain is not None:
             yield from plain
             return
+    commented = _commented_elements(bytes(payload), layout) if layout.data_bytes else None
+    if commented is not None:
+        yield from commented
+        return
     for _, element in attributes(payload):
         found = one(element, layout)
         if found is not None:
             yield found
+
+
+def _commented_elements(payload: bytes, layout: Layout) -> list[tuple[bytes, bytes]] | None:
+    """Parse a list whose elements are keys and data, and comments behind some; None if one has anything else."""
+    key, data = _HEADER.size + 8, _HEADER.size + 8 + layout.key_bytes + 8
+    behind = data + layout.data_bytes
+    heads = payload[_HEADER.size : key] + payload[data - 8 : data]
+    first = next(attributes(payload))[1]
+    if [kind for kind, _ in attributes(first)][:2] != [_KEY, _DATA]:
+        return None
+    found, at, unpack = list[tuple[bytes, bytes]](), 0, _HEADER.unpack_from
+    while at + behind <= len(payload):
+        end = at + unpack(payload, at)[0]
+        rest = end - at - behind
+        if end > len(payload) or rest < 0 or 0 < rest < _HEADER.size + 2:
+            return None
+        if payload[at + _HEADER.size : at + key] + payload[at + data - 8 : at + data] != heads:
+            return None
+        value = payload[at + data : at + behind]
+        if rest:
+            size, kind = unpack(payload, at + behind)
+            user = at + behind + _HEADER.size
+            if kind != _USERDATA or at + behind + ((size + 3) & ~3) != ((end + 3) & ~3) or payload[user] != _COMMENT:
+                return None
+            value += payload[user + 2 : at + behind + size][: payload[user + 1]].rstrip(b"\0")
+        found.append((payload[at + key : at + data - 8], value))
+        at = (end + 3) & ~3
+    return found if at >= len(payload) else None
 
 
 def _plain_elements(payload: memoryview, layout: Layout) -> Iterator[tuple[bytes, bytes]] | None:

@@ -182,3 +182,28 @@ def test_pinned_programs_of_other_maps_are_not_used(make_plane: Callable[..., Eb
         for path in pins.links().values():
             program = bpf.program_by_id(bpf.link_info(bpf.obj_get(str(path))).program_id)
             assert bpf.program_maps(program) <= mine
+
+
+def test_maps_of_an_earlier_process_wait_for_the_slow_path(make_plane: Callable[..., EbpfPlane]) -> None:
+    """What goes is served by the maps until the slow path has the new plan; a slow path that fails changes nothing."""
+
+    class Looks(NoSlowPath):
+        failing = True
+
+        def load(self, plan: Plan) -> PlanChange:
+            assert first.read_back() == rows(before)
+            if self.failing:
+                raise PlaneError("not now")
+            return super().load(plan)
+
+    before, after = plan_of(service("a"), service("b", address="172.30.0.11")), plan_of(service("a", count=2))
+    first = make_plane()
+    first.load(before)
+    slow = Looks()
+    second = make_plane(slow)
+    with pytest.raises(PlaneError, match="not now"):
+        second.load(after)
+    assert first.read_back() == rows(before)
+    slow.failing = False
+    second.load(after)
+    assert second.read_back() == rows(after)

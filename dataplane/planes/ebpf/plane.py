@@ -23,7 +23,7 @@ from dataplane.planes.ebpf.flows import drain
 from dataplane.planes.ebpf.flows.collect import Collector
 from dataplane.planes.ebpf.flows.collect import sweep as collect
 from dataplane.planes.ebpf.flows.sockets import SocketCleaner
-from dataplane.planes.ebpf.maps.adopt import adopt, read_rows, sweep
+from dataplane.planes.ebpf.maps.adopt import Adopted, adopt, read_rows, sweep
 from dataplane.planes.ebpf.maps.encode import stored_service
 from dataplane.planes.ebpf.maps.fill import filled
 from dataplane.planes.ebpf.maps.layout import Sizes, constant, layout_version, struct_version
@@ -131,21 +131,40 @@ class EbpfPlane(Plane):
         filled from the plan. Programs switch to the new maps in one step, and old maps are removed afterwards.
 
         Where there are no maps, new ones are filled and the programs loaded while the slow path is. Nothing of that is
-        pinned, attached or seen by a packet before the slow path is complete.
+        pinned, attached or seen by a packet before the slow path is complete. Maps of an earlier process are read while
+        the slow path is loaded, and changed afterwards.
         """
-        slow = replace(plan, node=self._slow_node(plan.node))
+        slow, version = replace(plan, node=self._slow_node(plan.node)), layout_version(self.sizes)
         with no_garbage_collection():  # or half of the time goes into looking for cycles among values that stay
             if self._tables is None and not self.pins.map_versions():
-                changed, tables = self._load_together(slow, plan)
-                pin_maps(tables.maps, self.pins.maps(layout_version(self.sizes)))
+                changed, tables = self._load_anew(slow, plan)
+                pin_maps(tables.maps, self.pins.maps(version))
                 self._go_live(plan, tables, [], adopted=False)
+                return changed
+            maps = self._held(version) if self._tables is None else None
+            if maps is not None:
+                changed, found = self._load_over(slow, maps, plan)
+                self._bring(plan, found)
                 return changed
             changed = self.slow.load(slow)
             self.close()
-            self._load_maps(plan)
+            maps, adopted = self._open(version)
+            if adopted:
+                self._bring(plan, adopt(maps, plan.entries))
+            else:
+                self._go_live(plan, filled(maps, plan.entries.values()), [], adopted=False)
         return changed
 
-    def _load_together(self, slow: Plan, plan: Plan) -> tuple[PlanChange, Tables]:
+    def _load_over(self, slow: Plan, maps: MapSet, plan: Plan) -> tuple[PlanChange, Adopted]:
+        """Load the slow path and read the maps of an earlier process at the same time. Closes them after an error."""
+        with ExitStack() as undo, short_turns(), ThreadPoolExecutor(1) as threads:
+            undo.enter_context(maps)
+            loading = threads.submit(self.slow.load, slow)
+            found, changed = adopt(maps, plan.entries), loading.result()
+            undo.pop_all()
+        return changed, found
+
+    def _load_anew(self, slow: Plan, plan: Plan) -> tuple[PlanChange, Tables]:
         """Load the slow path, new maps and the programs at the same time; returns the slow path's change and the maps,
         filled. After an error nothing is left of maps and programs."""
         addresses = [address for family in Family if (address := plan.node.primary(family))]
@@ -161,13 +180,9 @@ class EbpfPlane(Plane):
             undo.pop_all()
         return changed, tables
 
-    def _load_maps(self, plan: Plan) -> None:
-        """Load the maps and programs; `load` has loaded the slow path."""
-        maps, adopted = self._open(layout_version(self.sizes))
-        if not adopted:
-            self._go_live(plan, filled(maps, plan.entries.values()), [], adopted=False)
-            return
-        tables, broken = adopt(maps, plan.entries)
+    def _bring(self, plan: Plan, found: Adopted) -> None:
+        """Bring adopted maps to the plan, over the slow path that has it already."""
+        tables, broken = found
         removed = tables.apply(
             [
                 *(EntryChange(i.entry, None) for key, i in tables.installed.items() if key not in plan.entries),
@@ -213,11 +228,9 @@ class EbpfPlane(Plane):
         filled."""
         others = [v for v in self.pins.map_versions() if v != version and v.startswith(struct_version())]
         if version in self.pins.map_versions():
-            maps = open_maps(self.pins.maps(version), self.sizes)
-            if maps is not None and self._ours(maps):
-                return maps, True
-            if maps is not None:
-                maps.close()
+            held = self._held(version)
+            if held is not None:
+                return held, True
             self.pins.remove_maps(version)
         for other in others:
             old = open_any_sizes(self.pins.maps(other))
@@ -230,6 +243,16 @@ class EbpfPlane(Plane):
         maps = create_maps(self.sizes)
         pin_maps(maps, self.pins.maps(version))
         return maps, False
+
+    def _held(self, version: str) -> MapSet | None:
+        """Return the pinned maps of a version if they are whole and were filled for this network namespace."""
+        if version not in self.pins.map_versions():
+            return None
+        maps = open_maps(self.pins.maps(version), self.sizes)
+        if maps is None or self._ours(maps):
+            return maps
+        maps.close()
+        return None
 
     def _ours(self, maps: MapSet) -> bool:
         """True if the maps were filled for this network namespace."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from dataplane.garbage import no_garbage_collection
+from dataplane.garbage import no_garbage_collection, short_turns
 from dataplane.kernel.netlink.nfnetlink import Message
 from dataplane.kernel.nft.transaction import Nft
 from dataplane.kernel.rcu import wait_for_packets
@@ -99,7 +99,7 @@ class Loader:
             transaction.commit()
         else:
             try:
-                with no_garbage_collection():
+                with no_garbage_collection(), short_turns():  # or each batch would wait until the next is compiled
                     self._fill_in_batches(books, entries)
             except EntryRefused as error:
                 raise EntryRefused(error.key, f"{error.reason}; {self._remove(books.syntax)}") from error

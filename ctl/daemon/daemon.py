@@ -226,6 +226,7 @@ class Daemon:
     async def _use_plane(self) -> None:
         settings = self.settings
         await self._kernel.use(lambda: daemon_plane(settings, self._log), untouched)
+        await self._kernel.call(self._kernel.plane.prepare_load)
 
     async def _describe(self, node: Node | None) -> NodeConfig:
         settings = self.settings

@@ -100,6 +100,7 @@ class Agent:
             decode_seconds += time.perf_counter() - started
         kernel, cpu = settled_kernel_memory(), _cpu()
         started = time.perf_counter()
+        self._plane.prepare_load()  # as the daemon does before it has any object
         self._planner.update(found)
         planned = time.perf_counter()
         _by_name(self._planner.plan)

@@ -61,6 +61,10 @@ class Plane(ABC):
     name: str
     slow: "Plane | None" = None
 
+    def prepare_load(self) -> None:  # noqa: B027 - nothing to do for a plane that only has its table
+        """Begin, in the background, with what `load` into an empty kernel needs and no plan: before a process waits for
+        what it will plan. Packets see nothing of it; `load` reports what fails, and does without a call of this."""
+
     @abstractmethod
     def load(self, plan: Plan) -> PlanChange:
         """Bring the kernel from the state of an earlier run to `plan`, without a gap in service; return the change

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from dataplane.kernel.ebpf import bpf
-from dataplane.kernel.ebpf.bpf import BpfError
+from dataplane.kernel.ebpf.bpf import AttachType, BpfError, ProgramType
 from dataplane.kernel.namespaces import cgroup, netns
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange, PlanChange
@@ -58,7 +58,7 @@ def one_by_one(plan: Plan) -> dict[FrontendKey, Row]:
         return read_rows(maps, plan.entries)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(plan=plans())
 def test_entries_written_many_at_a_time_are_those_written_singly(monkeypatch, plan):  # type: ignore[no-untyped-def]
     monkeypatch.setattr(fill, "_A_PIECE", 2)
@@ -207,3 +207,37 @@ def test_maps_of_an_earlier_process_wait_for_the_slow_path(make_plane: Callable[
     slow.failing = False
     second.load(after)
     assert second.read_back() == rows(after)
+
+
+def test_what_is_prepared_is_used_and_nobody_sees_it_before(make_plane: Callable[..., EbpfPlane], monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    loaded: list[str] = []
+
+    def load(code: bytes, kind: ProgramType, attach: AttachType, name: str) -> int:
+        loaded.append(name)
+        return program_load(code, kind, attach, name)
+
+    program_load = bpf.program_load
+    monkeypatch.setattr(bpf, "program_load", load)
+    plane, plan = make_plane(), plan_of(service("a"))
+    plane.prepare_load()
+    plane.prepare_load()
+    assert (plane.pins.map_versions(), plane.pins.links()) == ([], {})
+    plane.load(plan)
+    assert sorted(loaded) == sorted(CONNECT_PROGRAMS)
+    assert plane.read_back() == rows(plan)
+    assert plane.pins.links().keys() == CONNECT_PROGRAMS.keys()
+    plane.prepare_load()  # there is nothing to prepare for
+    assert len(loaded) == len(CONNECT_PROGRAMS)
+
+
+def test_what_was_prepared_for_nothing_goes(make_plane: Callable[..., EbpfPlane]) -> None:
+    plane, before = make_plane(), len(os.listdir("/proc/self/fd"))
+    plane.prepare_load()
+    plane.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    plane.prepare_load()
+    other, plan = make_plane(), plan_of(service("a"))
+    other.load(plan)  # another process was first: its maps are adopted
+    plane.load(plan)
+    assert plane.read_back() == rows(plan)
+    assert len(plane.pins.map_versions()) == 1

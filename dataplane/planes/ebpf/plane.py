@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from msgspec.structs import replace
 
 from dataplane.garbage import no_garbage_collection, short_turns
-from dataplane.kernel.ebpf.bcc_loader import CompileError
 from dataplane.kernel.namespaces.netns_cookie import netns_cookie
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange
@@ -17,6 +16,7 @@ from dataplane.planes.answers import Flow, Traffic, Usage
 from dataplane.planes.base import Plane, PlaneError
 from dataplane.planes.clients import Client
 from dataplane.planes.decisions import Asked, DecisionStream
+from dataplane.planes.ebpf.ahead import Ahead
 from dataplane.planes.ebpf.attach.programs import Hook, remove_link
 from dataplane.planes.ebpf.connect_time.off import ConnectOff
 from dataplane.planes.ebpf.flows import drain
@@ -42,12 +42,6 @@ CLEANER_SECONDS = 30.0
 def _sticky(change: PlanChange) -> bool:
     """Whether a change brings or keeps clients that stay with their endpoint."""
     return any(entry.new is not None and entry.new.affinity_seconds for entry in change.entries)
-
-
-def _prepare(hook: Hook, maps: MapSet, addresses: Collection[str]) -> None:
-    """Load a hook's programs. Those that are refused are loaded again when they are attached, which reports it."""
-    with suppress(PlaneError, OSError, CompileError):
-        hook.prepare(maps, addresses)
 
 
 def slow_node(node: NodeConfig, *, at_connect: bool) -> NodeConfig:
@@ -94,6 +88,7 @@ class EbpfPlane(Plane):
         self._cookie = netns_cookie()
         self._kube_proxy_masquerade = kube_proxy_masquerade
         self._tables: Tables | None = None
+        self._ahead: Ahead | None = None
         self._report = report
         self._loopback_at_connect = loopback_at_connect
         self.fill_seconds = 0.0
@@ -124,6 +119,12 @@ class EbpfPlane(Plane):
             found[name] = found.get(name, 0) + 1
         return found
 
+    def prepare_load(self) -> None:
+        """See planes.base.Plane.prepare_load. Over an earlier process's maps there is nothing to do."""
+        with suppress(PlaneError):  # the pins cannot be looked at; `load` says so
+            if self._tables is None and self._ahead is None and not self.pins.map_versions():
+                self._ahead = Ahead(self.hooks, self.sizes)
+
     def load(self, plan: Plan) -> PlanChange:
         """See planes.base.Plane.load. Returns the change of the slow path, which holds the whole plan.
 
@@ -141,6 +142,7 @@ class EbpfPlane(Plane):
                 pin_maps(tables.maps, self.pins.maps(version))
                 self._go_live(plan, tables, [], adopted=False)
                 return changed
+            self._drop_ahead()
             maps = self._held(version) if self._tables is None else None
             if maps is not None:
                 changed, found = self._load_over(slow, maps, plan)
@@ -168,15 +170,15 @@ class EbpfPlane(Plane):
         """Load the slow path, new maps and the programs at the same time; returns the slow path's change and the maps,
         filled. After an error nothing is left of maps and programs."""
         addresses = [address for family in Family if (address := plan.node.primary(family))]
-        with ExitStack() as undo, short_turns(), ThreadPoolExecutor(1 + len(self.hooks)) as threads:
+        ahead, self._ahead = self._ahead or Ahead(self.hooks, self.sizes, addresses), None
+        with ExitStack() as undo, short_turns(), ThreadPoolExecutor(1) as threads:
+            undo.callback(ahead.close)
             loading = threads.submit(self.slow.load, slow)
             started = time.thread_time()
-            maps = undo.enter_context(create_maps(self.sizes))
-            for hook in self.hooks:
-                threads.submit(_prepare, hook, maps, addresses)
-            tables = filled(maps, plan.entries.values())
-            self.fill_seconds = time.thread_time() - started
+            tables = filled(ahead.maps(), plan.entries.values())
+            self.fill_seconds = time.thread_time() - started + ahead.seconds
             changed = loading.result()
+            ahead.wait()
             undo.pop_all()
         return changed, tables
 
@@ -372,8 +374,14 @@ class EbpfPlane(Plane):
             maps.close()
             raise
 
+    def _drop_ahead(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.close()
+
     def close(self) -> None:
         """Close the maps. Everything in the kernel stays and works, except that new devices get no programs."""
+        self._drop_ahead()
         for hook in self.hooks:
             hook.close()
         if self.collector is not None:

@@ -61,6 +61,11 @@ _CONNTRACK_SECONDS = {
 }
 """Short, on all nodes alike: tens of thousands of connections a second would otherwise fill the connection table."""
 
+_TIMESTAMPS = {"net/ipv4/tcp_timestamps": 2}
+"""From one clock, whatever the addresses: TCP_CRR leaves connections in TIME_WAIT at the server, who knows them by the
+client's port. A later one from that port, to another Service of that server, is refused as an old duplicate where its
+timestamps begin elsewhere, and then modes that translate are slow for the sake of another scenario."""
+
 
 def lab_name() -> str:
     """Name of this process's lab."""
@@ -126,6 +131,12 @@ def _mode(node: str) -> Mode:
     return MODES[node.removesuffix(ALONE)]
 
 
+def _tune(namespace: str, values: Mapping[str, int]) -> None:
+    with netns(namespace):
+        for key, value in values.items():
+            sysctl.write_if_present(key, value)
+
+
 class Rig:
     """The lab with everything in it; as a context manager it goes without a trace. `mode` in its methods is a mode's
     node: its name, or that of its node with one Service."""
@@ -149,9 +160,9 @@ class Rig:
 
     def _start(self) -> None:
         for node in self.lab.nodes:
-            with netns(node.netns):
-                for key, seconds in _CONNTRACK_SECONDS.items():
-                    sysctl.write_if_present(key, seconds)
+            _tune(node.netns, _CONNTRACK_SECONDS)
+            for pod in node.pods:
+                _tune(pod.netns, _TIMESTAMPS)
             self._serve(node)
         for mode, node in self.nodes.items():
             self._clients[mode] = self._client(node.pods[1].name)

@@ -23,7 +23,7 @@ _COLUMNS = (
 )  # fmt: skip
 _READING = """Medians over rounds; spread: distance of their quartiles; against direct: median of the rounds' ratios to
 a connection straight to the pod, with its 95 % confidence interval; noise floor: the smallest difference that the line
-can tell."""
+finds."""
 
 
 def names(text: str) -> tuple[str, ...]:

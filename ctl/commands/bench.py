@@ -1,6 +1,7 @@
 """`hotplane bench`: compare Service data planes side by side; report what was measured; compare two runs."""
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -55,7 +56,13 @@ def register(subparsers: Any) -> None:
         "--markdown", action="store_true", help="print the tables as Markdown instead, write no files of its own"
     )
     report.add_argument(
-        "--into", type=Path, metavar="FILE.md", help="put the tables between that file's `hotplane bench` markers too"
+        "--into",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE.md",
+        help="also write the run between that page's `hotplane bench` comments (may be given again): `<!-- hotplane "
+        "bench: begin -->` and `end` for the tables; `picture`, `figures` or `wins` after `bench` for a README",
     )
     compare = actions.add_parser("compare", help="tell real differences between two runs from noise")
     compare.add_argument("before", type=Path, metavar="A.json")
@@ -117,6 +124,7 @@ def _add_run_options(parser: argparse.ArgumentParser, *, defaults: bool) -> None
     add("--results", default=DEFAULT_RESULTS, type=Path, metavar="FILE", help=f"default: {DEFAULT_RESULTS}")
     add("--resume", default=False, action="store_true", help="go on with the run that FILE's journal is of")
     add("--overwrite", default=False, action="store_true", help="start anew although FILE or its journal exists")
+    add("--all", default=False, action="store_true", help="print every row at the end, before what wins where")
     add("--list", default=False, action="store_true", help="list modes, scenarios and profiles, measure nothing")
     add(
         "-o",
@@ -204,7 +212,7 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         notify(
             f"\nStopped; {len(results.cells)} measurements are kept, nothing else is left. Go on with: "
-            f"{shlex.join(['hotplane', 'bench', '--resume', '--results', str(path)])}"
+            f"{shlex.join(_resuming(args))}"
         )
         raise
     results.seconds += time.monotonic() - started
@@ -212,9 +220,17 @@ def _run(args: argparse.Namespace) -> int:
     write(path, results)
     journal_path(path).unlink()
     notify(f"{len(results.cells)} measurements in {duration(results.seconds)} min -> {path}")
-    _print(results, args.output)
     notify(f"Next: hotplane bench report {path} draws it as a page; hotplane bench compare {path} OTHER.json")
+    _print(results, args.output, every_row=args.all)
     return 0
+
+
+def _resuming(args: argparse.Namespace) -> list[str]:
+    """The command line that goes on with a run that was stopped."""
+    given = ["--python-load"] if args.python_load else []
+    given += ["--all"] if args.all else []
+    given += [] if args.output == "table" else ["-o", args.output]
+    return ["hotplane", "bench", "--resume", "--results", str(args.results), *given]
 
 
 def _begin(args: argparse.Namespace) -> "tuple[Results, Any]":
@@ -338,9 +354,20 @@ def _progress() -> "Progress":
     return show
 
 
-def _print(results: "Results", output: str) -> None:
+_ROW_COLUMNS = (
+    "scenario", "services", "position", "mode", "median", "unit", "spread", "rounds", "against direct", "noise floor",
+    "p50 µs", "p99 µs", "note",
+)  # fmt: skip
+_READING = (
+    "What wins where. *: the best mode, and those that cannot be told from it. Medians (spread of the rounds); noise "
+    "floor: the smallest difference that the line finds, median {}."
+)
+
+
+def _print(results: "Results", output: str, *, every_row: bool) -> None:
+    """The figures: warnings and bars, and at the end what wins where."""
     from dataplane.bench.figures import bars, scaling
-    from dataplane.bench.figures.analyse import analyse, floor_text
+    from dataplane.bench.figures.analyse import analyse, as_records, floor_text
     from dataplane.bench.modes import MODES
     from dataplane.bench.report.markdown import place_records
     from dataplane.bench.report.summary import places
@@ -351,20 +378,19 @@ def _print(results: "Results", output: str) -> None:
         value = {"rows": analysis.rows, "bars": judged, "warnings": analysis.warnings}
         print(to_json(value) if output == "json" else to_yaml(value))
         return
-    found = places(analysis)
-    records = place_records(found, [mode for mode in MODES if any(mode in place.figures for place in found)], "*")
-    if records:
-        print_records(records, "table", tuple(records[0]))
-        print(
-            "* the best, and what differs from it by less than the noise floor: the smallest difference that the line "
-            f"can tell. Medians (spread of the rounds). Median noise floor: {floor_text(analysis.median_floor())}."
-        )
+    if every_row:
+        print_records(as_records(analysis), "table", _ROW_COLUMNS)
     scaled = scaling.records(analysis)
     if scaled:
         print_records(scaled, "table", tuple(scaled[0]))
         print(scaling.NOTE)
-    for text in (*analysis.warnings, bars.summary(judged)):
+    for text in (*analysis.warnings, *bars.sentences(judged)):
         print(f"- {text}")
+    found = places(analysis)
+    records = place_records(found, [mode for mode in MODES if any(mode in place.figures for place in found)], "*")
+    if records:
+        print(_READING.format(floor_text(analysis.median_floor())))
+        print_records(records, "table", tuple(records[0]))
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -372,12 +398,12 @@ def _report(args: argparse.Namespace) -> int:
     from dataplane.bench.report.markdown import insert, markdown
 
     results = read(args.results_file)
-    text = markdown(results)
-    if args.into:
-        _write(args.into, insert(_read(args.into), text, str(args.into)))
-        print(args.into)
+    for page in args.into:
+        directory = os.path.relpath(args.directory, page.parent)
+        _write(page, insert(_read(page), results, str(page), directory))
+        print(page)
     if args.markdown:
-        print(text, end="")
+        print(markdown(results), end="")
         return 0
     from dataplane.bench.report.page import write_report
 

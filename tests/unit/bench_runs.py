@@ -16,7 +16,7 @@ SPEED = {"direct": 1.0, "direct-again": 1.0, "conntrack": 0.95, "iptables": 0.9,
 
 def made_up(
     *,
-    modes: tuple[str, ...] = ("iptables", "nftables", "ebpf-connect"),
+    modes: tuple[str, ...] = ("conntrack", "iptables", "nftables", "ebpf-connect"),
     services: tuple[int, ...] = (1, 10000, 30000),
     rounds: int = 9,
     noise: float = 0.01,
@@ -49,11 +49,11 @@ def _figures(key: CellKey, speed: float, others: float) -> dict[str, float]:
     """speed: share of a quiet machine's direct rate."""
     if SCENARIOS[key.scenario].kind is Kind.CONTROL:
         slow = 20.0 if key.mode == "iptables" else 1.0
-        seconds = slow * key.services / 30000 / speed
+        seconds = slow * 0.5 * key.services / 30000 / speed
         return {
             "seconds": seconds, "kernel_seconds": seconds * 0.7, "plan_seconds": seconds * 0.3,
-            "maps_seconds": seconds * 0.5, "rss": 5e7 + 5e3 * key.services, "kernel_bytes": 4e3 * key.services,
-            "cpu": seconds, "p50": 1e6 * slow / speed, "p99": 2e6 * slow / speed, "rate": 100.0, "others": others,
+            "maps_seconds": seconds * 0.5, "rss": 2e7 + 3e3 * key.services, "kernel_bytes": 4e3 * key.services,
+            "cpu": seconds, "p50": 3e5 * slow / speed, "p99": 5e5 * slow / speed, "rate": 100.0, "others": others,
         }  # fmt: skip
     if key.mode == "iptables" and key.position != "first" and key.scenario in ("connect", "dns"):
         speed /= 1 + key.services / 1000

@@ -10,7 +10,7 @@ from dataplane.bench.report.page import write_report
 from tests.browser import browser
 from tests.unit.bench_runs import made_up
 
-WIDTHS, SCHEMES = (360, 768, 1280), ("light", "dark")
+WIDTHS, SCHEMES = (390, 900, 1440), ("light", "dark")
 _LOOK = """({
   wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   lost: [...document.querySelectorAll('a[href^="#"]')].map(a => a.getAttribute("href").slice(1))
@@ -77,13 +77,13 @@ def test_the_page_is_right_at_every_width_in_both_schemes(
 def test_dark_is_dark_and_light_is_light(seen: dict[tuple[int, str], dict[str, Any]]) -> None:
     assert {seen[width, "light"]["back"] for width in WIDTHS} == {"rgb(255, 255, 255)"}
     assert {seen[width, "dark"]["back"] for width in WIDTHS} == {"rgb(22, 22, 22)"}
-    assert seen[360, "light"]["ink"] != seen[360, "dark"]["ink"]
+    assert seen[390, "light"]["ink"] != seen[390, "dark"]["ink"]
 
 
 def test_tables_scroll_inside_themselves_and_keep_their_first_column(
     seen: dict[tuple[int, str], dict[str, Any]],
 ) -> None:
     for scheme in SCHEMES:
-        found = seen[360, scheme]["scroll"]
+        found = seen[390, scheme]["scroll"]
         assert found["scrolled"] > 100
         assert found["off"] < 2

@@ -1,6 +1,7 @@
 """The report's files: one page that needs nothing else, pictures, data."""
 
 import base64
+import itertools
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -8,13 +9,12 @@ from xml.etree import ElementTree
 import pytest
 
 from dataplane.bench.figures.analyse import analyse
-from dataplane.bench.figures.bars import Verdict, bars
 from dataplane.bench.figures.results import Results, ResultsError, read
 from dataplane.bench.modes import MODES
-from dataplane.bench.report.charts import CAPTIONS, MAIN, charts, style
-from dataplane.bench.report.markdown import BEGIN, END, MarkersError, insert, markdown
+from dataplane.bench.report.charts import CAPTIONS, MAIN, alone, charts, style
+from dataplane.bench.report.markdown import MarkersError, insert, made_by, markdown, marks
 from dataplane.bench.report.page import _SECTIONS, page, write_report
-from dataplane.bench.report.svg import MARKERS, Axis, Group, Mark, grouped
+from dataplane.bench.report.svg import MARKERS, Axis, Group, Mark, grouped, lines
 from dataplane.bench.scenarios import SCENARIOS
 from tests.unit.bench_runs import made_up
 
@@ -69,7 +69,7 @@ def test_the_page_stands_alone_and_tells_the_main_things_first(report: tuple[Res
     order = ('class="card"', f'id="chart-{MAIN}"', "<nav>", 'id="what-wins-where"', 'id="against-direct"')
     places = [text.index(piece) for piece in order]
     assert places == sorted(places)
-    assert "Where iptables wins" in text
+    assert "Where iptables or direct wins" in text
     assert '<td class="missed">missed</td>' in text
     assert '<td class="met">met</td>' in text
     assert run.command in text
@@ -106,48 +106,101 @@ def test_the_raw_data_in_the_page_is_the_run(tmp_path: Path) -> None:
         read(tmp_path / "half.json.gz")
 
 
-def test_tables_in_markdown_are_whole_and_go_between_the_markers() -> None:
+def test_tables_in_markdown_are_whole() -> None:
     run = made_up(speed={"nftables": 0.5})
     whole, text = markdown(run, whole=True), markdown(run)
-    assert {line.count("|") for line in whole.splitlines() if "connections/s" in line} == {9}
+    assert {line.count("|") for line in whole.splitlines() if "connections/s" in line} == {11}
     assert "| **missed** |" in whole
-    [direct] = [line for line in text.splitlines() if "a node without rules" in line and "≥ 0.8 " in line]
-    assert direct.count("|") == 5
-    assert ") **missed** |" in direct
+    [tracked] = [line for line in text.splitlines() if "connections tracked" in line and "≥ 0.95 " in line]
+    assert tracked.count("|") == 5
+    assert ") **missed** |" in tracked
     assert run.command in text
-    page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    once = insert(page, text, "README.md")
-    assert insert(once, text, "README.md") == once
+
+
+def page_with(*blocks: str) -> str:
+    return "before\n" + "between\n".join(f"{begin}\nold\n{end}\n" for begin, end in map(marks, blocks)) + "after\n"
+
+
+def test_a_page_gets_the_blocks_that_it_has_comments_for_and_keeps_the_rest() -> None:
+    run, empty = made_up(services=(1, 10000), rounds=3), page_with("picture", "figures", "wins")
+    once = insert(empty, run, "README.md", "docs/bench")
+    assert insert(once, run, "README.md", "docs/bench") == once
     assert once.startswith("before\n")
     assert once.endswith("\nafter\n")
+    assert once.count("between\n") == 2
     assert "\nold\n" not in once
-    for broken in ("nothing", BEGIN, END + BEGIN, page + page):
+    assert f"]({'docs/bench'}/{MAIN}.svg)" in once
+    assert " ".join(once.split()).count(made_by(run)) == 1
+    assert markdown(run) not in once
+    assert markdown(run) in insert(page_with("tables"), run, "README.md")
+    assert "no picture" in insert(page_with("picture"), made_up(services=(1,)), "README.md")
+
+
+@pytest.mark.parametrize("block", ["tables", "picture", "figures", "wins"])
+def test_a_page_without_a_whole_pair_of_comments_is_refused(block: str) -> None:
+    (begin, end), run = marks(block), made_up(services=(1,), rounds=3)
+    for broken in ("nothing", begin, end + begin, page_with(block, block)):
         with pytest.raises(MarkersError, match=r"README\.md"):
-            insert(broken, text, "README.md")
+            insert(broken, run, "README.md")
 
 
-def test_the_pages_tables_are_those_of_the_committed_run() -> None:
-    """When this fails: hotplane bench report docs/bench/results.json -o docs/bench --into docs/bench/README.md"""
-    committed, shown = ROOT / "docs/bench/results.json", (ROOT / "docs/bench/README.md").read_text()
-    expected = markdown(read(committed)) if committed.exists() else "`tests/perf/bench` measures, and writes here.\n"
-    assert insert(shown, expected, "docs/bench/README.md") == shown
+def test_a_readmes_lines_are_ratios_to_peers_with_intervals_rounds_and_noise_floor() -> None:
+    shown = insert(page_with("figures"), made_up(noise=0.02), "README.md")
+    head, _, *lines = [
+        [cell.strip() for cell in line.strip("| \n").split(" | ")] for line in shown.splitlines() if line[:1] == "|"
+    ]
+    assert head[-2:] == ["rounds", "noise floor"]
+    assert [line[0].split(",")[0].split(" with ")[0].split(" among ")[0] for line in lines] == [
+        "new connections/s to the last of 10", "new connections/s to the last of 30", "packets/s from outside to a pod "
+        "elsewhere", "cold start", "one endpoint changes",
+    ]  # fmt: skip
+    ratios = lines[1][2:-2]
+    assert lines[1][1] == "1"
+    assert all(re.fullmatch(r"\**\d+(\.\d+)?\** \(\d+(\.\d+)? to \d+(\.\d+)?\)", ratio) for ratio in ratios), ratios
+    assert all(re.fullmatch(r"\**[\d.,]+ m?s\** \(\d+%\)", cell) for cell in lines[3][1:-2]), lines[3]
+    assert all(re.fullmatch(r"\d+(\.\d)?%", line[-1]) for line in lines)
+    assert "Noise floor, the smallest difference that a line finds" in " ".join(shown.split())
 
 
-def test_the_readmes_figures_are_lines_of_the_committed_run() -> None:
-    """When this fails: copy machine, table lines and warning from docs/bench/README.md, and look at what is said."""
-    section = (ROOT / "README.md").read_text().split("\n## Benchmark\n")[1].split("\n## ")[0]
-    run = read(ROOT / "docs/bench/results.json")
-    lines, text = markdown(run).splitlines(), " ".join(section.split())
-    shown = [line for line in section.splitlines() if line.startswith(("|", "> "))]
-    assert len(shown) > 6
-    assert [line for line in shown if line not in lines] == []
-    assert lines[0] in text
-    verdicts = [row.verdict for row in bars(run, analyse(run))]
-    met, missed = verdicts.count(Verdict.MET), verdicts.count(Verdict.MISSED)
-    assert (
-        f"Of the {len(verdicts)} figures of the nftables and ebpf modes that have a bar, {met} met it, {missed} missed "
-        f"it, and for {len(verdicts) - met - missed} the run could not tell."
-    ) in text
+def test_the_readme_says_where_iptables_and_direct_win_first() -> None:
+    section = (ROOT / "README.md").read_text().split("\n## Benchmark\n")[1]
+    first = " ".join("\n".join(section.strip().splitlines()[:12]).split())
+    assert "iptables wins: " in first
+    assert "Direct, without any rules, is faster than every mode: " in first
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/bench/README.md"])
+def test_the_pages_figures_are_those_of_the_committed_run(name: str) -> None:
+    """When this fails: hotplane bench report docs/bench/results.json -o docs/bench --into README.md --into
+    docs/bench/README.md"""
+    shown, directory = (ROOT / name).read_text(), "docs/bench" if name == "README.md" else "."
+    assert insert(shown, read(ROOT / "docs/bench/results.json"), name, directory) == shown
+
+
+def test_the_readmes_picture_is_that_of_the_committed_run_and_has_both_schemes() -> None:
+    drawn = charts(analyse(read(ROOT / "docs/bench/results.json")))[MAIN]
+    picture = (ROOT / f"docs/bench/{MAIN}.svg").read_text()
+    assert picture == alone(drawn)
+    assert "@media (prefers-color-scheme: dark)" in picture
+    assert 'class="paper"' in picture
+    assert ElementTree.fromstring(picture).findall(f"{SVG}rect")[0].attrib["width"] == "100%"
+
+
+def test_direct_is_drawn_on_top_and_names_at_the_ends_of_lines_do_not_overlap() -> None:
+    marks_at = {1.0: Mark(10.0, 9.0, 11.0, "a"), 100.0: Mark(10.0, 9.0, 11.0, "b")}
+    modes = ("direct", "conntrack", "iptables", "nftables", "ebpf-connect", "ebpf-tc", "ebpf-xdp")
+    drawn = lines(dict.fromkeys(modes, marks_at), "t", "u", "x")
+    picture = ElementTree.fromstring(drawn)
+    order = re.findall(r'class="line ([a-z-]+)"', drawn)
+    assert order[-1] == "direct"
+    names = {
+        text.text: float(text.attrib["y"]) for text in picture.iter(f"{SVG}text") if text.attrib["class"] == "name"
+    }
+    assert set(names) == set(modes)
+    heights = sorted(names.values())
+    assert min(above - below for below, above in itertools.pairwise(heights)) >= 16
+    frame = [float(value) for value in picture.attrib["viewBox"].split()]
+    assert 0 < heights[0] < heights[-1] < frame[3]
 
 
 def test_text_from_a_results_file_is_escaped() -> None:

@@ -15,8 +15,8 @@ from dataplane.bench.modes import AGAIN, DIRECT, MODES
 from dataplane.bench.processors import count_of, position
 from dataplane.bench.scenarios import SCENARIOS, Kind, Scenario
 
-NOISY_FLOOR = 0.25
-"""A line of which no smaller difference can be told is noisy."""
+NOISY_FLOOR = 0.35
+"""A line that finds no smaller difference is noisy."""
 BUSY_OTHERS = 0.15
 """Processors that somebody else may keep busy during a measurement of the control plane, and before it is told."""
 CROWDED_OTHERS = 0.4
@@ -67,12 +67,17 @@ class Row(msgspec.Struct, frozen=True):
         return self.figures[self.scenario.metric]
 
 
+Rounds = dict[GroupKey, dict[int, Cell]]
+"""The cells that have figures, by group and round."""
+
+
 class Analysis(msgspec.Struct, frozen=True):
-    """lines: what rounds say of the noise of each line's main figure; a line of too few rounds is not there. compared:
-    comparisons among them. noisy: lines that tell only coarse differences, or beside which somebody else was at work.
-    crowded: those of the latter. warnings: sentences, worst first."""
+    """rounds: what all of it is from. lines: what rounds say of the noise of each line's main figure; a line of too few
+    rounds is not there. compared: comparisons among them. noisy: lines that find only coarse differences, or beside
+    which somebody else was at work. crowded: those of the latter. warnings: sentences, worst first."""
 
     rows: list[Row]
+    rounds: Rounds
     lines: dict[PlaceKey, noise.Line]
     compared: int
     noisy: list[PlaceKey]
@@ -84,7 +89,7 @@ class Analysis(msgspec.Struct, frozen=True):
         return next((r for r in self.rows if r.key == GroupKey(mode, scenario, services, position)), None)
 
     def floor(self, place: PlaceKey) -> float:
-        """Smallest relative difference of modes that this line can tell; infinite where rounds are too few."""
+        """Smallest relative difference of modes that this line finds; infinite where rounds are too few."""
         return noise.floor(self.lines.get(place), self.compared)
 
     def judge(self, place: PlaceKey, mode: str, other: str) -> noise.Verdict:
@@ -95,9 +100,6 @@ class Analysis(msgspec.Struct, frozen=True):
         """Median of the floors of lines that were measured against direct, and of all where none was."""
         places = {row.place for row in self.rows if row.key.mode == DIRECT} or {row.place for row in self.rows}
         return statistics.median([self.floor(place) for place in places] or [math.inf])
-
-
-Rounds = dict[GroupKey, dict[int, Cell]]
 
 
 def by_group(cells: Iterable[Cell]) -> Rounds:
@@ -153,7 +155,7 @@ def analyse(results: Results) -> Analysis:
     places = list(dict.fromkeys(row.place for row in rows if row.key.mode == DIRECT))
     crowded = [row.place for row in rows if row.key.mode == DIRECT and _is_crowded(row)]
     noisy = [place for place in places if place in crowded or noise.floor(lines.get(place), compared) > NOISY_FLOOR]
-    found = Analysis(rows, lines, compared, noisy, crowded, [])
+    found = Analysis(rows, rounds, lines, compared, noisy, crowded, [])
     return msgspec.structs.replace(found, warnings=_warnings(results, found, places))
 
 
@@ -182,8 +184,10 @@ def _order(row: Row) -> tuple[int, int, int, str, int]:
 
 
 def floor_text(floor: float) -> str:
-    """A noise floor for people."""
-    return f"{floor:.1%}" if floor < 0.1 else f"{floor:.0%}" if floor < 10 else "none"
+    """A noise floor for people; "unknown" where rounds are too few for one."""
+    if math.isinf(floor):
+        return "unknown"
+    return f"{floor:.1%}" if floor < 0.1 else f"{floor:.0%}" if floor < 10 else "> 1000%"
 
 
 def _warnings(results: Results, found: Analysis, places: Sequence[PlaceKey]) -> list[str]:
@@ -242,7 +246,7 @@ def _cell_warnings(results: Results, rows: Sequence[Row]) -> list[str]:
     many = sum(len(row.main.outliers) for row in rows)
     if many:
         total = sum(row.main.rounds for row in rows)
-        found.append(f"{many} outliers among {total} rounds; they are left in, and medians do not mind them.")
+        found.append(f"{many} outliers among {total} rounds; they stay in the figures; a median hardly moves for them.")
     return found
 
 

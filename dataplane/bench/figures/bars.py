@@ -37,11 +37,11 @@ LAST = Position.LAST.value
 
 
 class Verdict(enum.StrEnum):
-    """UNCLEAR: the bar is inside the confidence interval, or nearer to the figure than the noise floor, rounds were too
-    few, or others were at work on the machine.
+    """UNCLEAR: the bar is inside the confidence interval, or nearer to the figure than the run can tell (the line's
+    threshold, see figures.noise), rounds were too few, or others were at work on the machine.
 
     A ratio is of rounds that were taken together, in shuffled order, so a machine's own noise is in its interval; what
-    is in no interval, a difference between nodes that have the same rules, is in the floor.
+    is in no interval, a difference between nodes that have the same rules, is in the threshold.
     """
 
     MET = "met"
@@ -51,8 +51,9 @@ class Verdict(enum.StrEnum):
 
 
 class BarRow(msgspec.Struct, frozen=True):
-    """One bar in one mode. measured: median. low, high: confidence interval for ratios, quartiles otherwise.
-    spread: (high - low) / measured. unit: "" for ratios."""
+    """One bar in one mode. measured: median over `rounds`. low, high: confidence interval for ratios, quartiles
+    otherwise. spread: (high - low) / measured. unit: "" for ratios. floor: smallest relative difference that the bar's
+    line finds; infinite where rounds are too few."""
 
     what: str
     mode: str
@@ -62,6 +63,8 @@ class BarRow(msgspec.Struct, frozen=True):
     measured: float | None = None
     low: float = 0.0
     high: float = 0.0
+    rounds: int = 0
+    floor: float = math.inf
     verdict: Verdict = Verdict.UNMEASURED
     note: str = ""
 
@@ -79,81 +82,107 @@ class _Run(NamedTuple):
     def crowded(self, key: GroupKey) -> bool:
         return PlaceKey(*key[1:]) in self.analysis.crowded
 
-    def floor(self, key: GroupKey, figure: str) -> float:
-        """Noise floor of a figure in the line that a group is in."""
-        return noise.floor(place_line(self.rounds, PlaceKey(*key[1:]), figure), _RATIO_BARS)
+    def fineness(self, key: GroupKey, figure: str) -> "_Fineness":
+        """What the line that a group is in can tell of a figure."""
+        found = place_line(self.rounds, PlaceKey(*key[1:]), figure)
+        return _Fineness(noise.threshold(found, _RATIO_BARS), noise.floor(found, _RATIO_BARS))
+
+
+class _Fineness(NamedTuple):
+    """threshold: a measured relative difference from a bar that is smaller is not told. floor: a true one that is
+    larger is found."""
+
+    threshold: float
+    floor: float
 
 
 def _judged(
-    row: BarRow, found: Ratio, note: str = "", *, least: int = LEAST_ROUNDS, crowded: bool = False, floor: float = 0.0
+    row: BarRow,
+    found: Ratio,
+    note: str,
+    fineness: _Fineness,
+    *,
+    least: int = LEAST_ROUNDS,
+    crowded: bool = False,
+    apart: bool = True,
 ) -> BarRow:
-    """found: a ratio, or a figure with its quartiles. least: rounds that it takes to judge. floor: relative difference
-    from the bar that is not told."""
+    """found: a ratio, or a figure with its quartiles. least: rounds that it takes to judge. apart: only what is further
+    from the bar than the threshold is judged."""
 
     def meets(figure: float) -> bool:
         return figure >= row.limit if row.at_least else figure <= row.limit
 
     verdict = Verdict.MET if meets(found.value) else Verdict.MISSED
     few = found.rounds < least
-    fine = not few and abs(math.log(found.value / row.limit)) <= math.log1p(floor)
-    if crowded or few or fine or meets(found.low) != meets(found.high):
+    near = apart and not few and abs(math.log(found.value / row.limit)) <= math.log1p(fineness.threshold)
+    if crowded or few or near or meets(found.low) != meets(found.high):
         verdict = Verdict.UNCLEAR
     reasons = ["others at work" if crowded else "", "too few rounds" if few else ""]
-    reasons.append(f"noise floor {floor_text(floor)}" if fine and floor else "")
-    note = "; ".join(filter(None, [note, *reasons]))
+    reasons.append(f"nearer to the bar than the {floor_text(fineness.threshold)} that can be told" if near else "")
     return msgspec.structs.replace(
-        row, measured=found.value, low=found.low, high=found.high, verdict=verdict, note=note
-    )
+        row, measured=found.value, low=found.low, high=found.high, rounds=found.rounds, floor=fineness.floor,
+        verdict=verdict, note="; ".join(filter(None, [note, *reasons])),
+    )  # fmt: skip
 
 
 def _missing(row: BarRow, why: str) -> BarRow:
     return msgspec.structs.replace(row, note=why)
 
 
-def _ratio(
-    row: BarRow, ratio: Ratio | None, why: str, note: str = "", *, crowded: bool = False, floor: float = 0.0
-) -> BarRow:
+def _ratio(run: _Run, row: BarRow, ratio: Ratio | None, key: GroupKey, note: str = "") -> BarRow:
+    """A ratio of the line that `key` is in."""
     if ratio is None:
-        return _missing(row, why)
-    return _judged(row, ratio, note, crowded=crowded, floor=floor)
+        return _missing(row, f"{_measured_where(key)} was not measured for both sides of this ratio")
+    figure = "p99" if "p99" in row.what else "rate"
+    return _judged(row, ratio, note, run.fineness(key, figure), crowded=run.crowded(key))
+
+
+def _measured_where(key: GroupKey) -> str:
+    beside = "beside" if key.scenario == "connect-alone" else "at"
+    return f"{key.scenario} {beside} {key.services:,} Services"
 
 
 def _absolute(
-    row: BarRow, rounds: Rounds, key: GroupKey, figure: str, scale: float = 1.0, note: str = "", *, alone: bool = False
+    run: _Run, row: BarRow, key: GroupKey, figure: str, scale: float = 1.0, note: str = "", *, alone: bool = False
 ) -> BarRow:
-    """alone: others on the machine make no difference to it."""
-    found = list(values(rounds.get(key, {}), figure).values())
+    """alone: others on the machine make no difference to it. The note has iptables' figure, if there is one."""
+    found = list(values(run.rounds.get(key, {}), figure).values())
     if not found:
-        return _missing(row, f"{key.scenario} at {key.services:,} Services was not part of this run")
+        return _missing(row, f"{_measured_where(key)} was not part of this run")
     seen = estimate(found)
     low, high = seen.quartiles
-    others = estimate(list(values(rounds[key], "others").values()) or [0.0]).median
+    others = estimate(list(values(run.rounds[key], "others").values()) or [0.0]).median
     busy = others > BUSY_OTHERS and not alone
-    notes = [note, f"{seen.rounds} rounds", f"others kept {others:.1f} processors busy" if busy else ""]
-    text = "; ".join(filter(None, notes))
+    peer = list(values(run.rounds.get(key._replace(mode="iptables"), {}), figure).values())
+    slower = f"iptables {number(estimate(peer).median * scale, row.unit)} ({_rounds(len(peer))})" if peer else ""
+    notes = [note, slower, f"others kept {others:.1f} processors busy" if busy else ""]
     shown = Ratio(seen.median * scale, low * scale, high * scale, seen.rounds)
-    return _judged(row, shown, text, least=LEAST_CONTROL_ROUNDS, crowded=busy)
+    text = "; ".join(filter(None, notes))
+    fineness = run.fineness(key, figure)
+    return _judged(row, shown, text, fineness, least=LEAST_CONTROL_ROUNDS, crowded=busy, apart=False)
+
+
+def _rounds(count: int) -> str:
+    return f"{count} round{'s' if count > 1 else ''}"
 
 
 def _connect_bars(run: _Run) -> Iterator[BarRow]:
-    rounds, why = run.rounds, f"connect at {SIZE:,} Services was not part of this run"
-    rate = f"new connections/s, last of {SIZE:,} Services"
+    rounds, rate = run.rounds, f"new connections/s, last of {SIZE:,} Services"
     direct = GroupKey(DIRECT, "connect", SIZE, LAST)
-    busy, floor = run.crowded(direct), run.floor(direct, "rate")
-    limits = (*((mode, 0.97) for mode in EBPF), ("nftables", 0.80))
-    for mode, limit in limits:
-        key = direct._replace(mode=mode)
-        row = BarRow(f"{rate} / direct, on a node without rules", mode, limit, True)
-        tracked = against(rounds, key._replace(mode=CONNTRACK), DIRECT, "rate")
-        note = f"connection tracking alone {tracked.value:.2f}" if tracked and mode != "ebpf-connect" else ""
-        yield _ratio(row, against(rounds, key, DIRECT, "rate"), why, note, crowded=busy, floor=floor)
-    for mode, limit in limits:
+    for mode in EBPF:
+        row = BarRow(f"{rate} / direct, on a node without rules", mode, 1.10, True)
+        yield _ratio(run, row, against(rounds, direct._replace(mode=mode), DIRECT, "rate"), direct)
+    tracked = against(rounds, direct._replace(mode=CONNTRACK), DIRECT, "rate")
+    note = f"connection tracking alone / direct {tracked.value:.2f}" if tracked else ""
+    row = BarRow(f"{rate} / direct with connections tracked", "nftables", 0.95, True)
+    yield _ratio(run, row, against(rounds, direct._replace(mode=row.mode), CONNTRACK, "rate"), direct, note)
+    for mode, limit in (*((mode, 0.97) for mode in EBPF), ("nftables", 0.80)):
         row = BarRow(f"{rate} / to the pod's own address on the same node", mode, limit, True)
-        own = between_scenarios(rounds, direct._replace(mode=mode), GroupKey(mode, "pod", SIZE, ""), "rate")
-        yield _ratio(row, own, f"pod at {SIZE:,} Services was not part of this run", crowded=busy, floor=floor)
+        pod = GroupKey(mode, "pod", SIZE, "")
+        own = between_scenarios(rounds, direct._replace(mode=mode), pod, "rate")
+        yield _ratio(run, row, own, direct if pod in rounds else pod)
     row = BarRow(f"{rate} / iptables", "nftables", 8.0, True)
-    ratio = against(rounds, direct._replace(mode=row.mode), "iptables", "rate")
-    yield _ratio(row, ratio, why, crowded=busy, floor=floor)
+    yield _ratio(run, row, against(rounds, direct._replace(mode=row.mode), "iptables", "rate"), direct)
     yield from _latency_bars(run)
 
 
@@ -162,12 +191,13 @@ def _latency_bars(run: _Run) -> Iterator[BarRow]:
     one = many._replace(scenario="connect-alone", position="")
     own = between_scenarios(run.rounds, many, one, "p99")
     note = f"direct itself {own.value:.2f}" if own else ""
-    why = f"connect-alone beside {MOST:,} Services was not part of this run"
-    busy, floor = run.crowded(many), run.floor(many, "p99")
     for mode in ("nftables", *EBPF):
         row = BarRow(f"p99 connect latency, {MOST:,} Services / 1", mode, 1.10, False)
         ratio = between_scenarios(run.rounds, many._replace(mode=mode), one._replace(mode=mode), "p99")
-        yield _ratio(row, ratio, why, note, crowded=busy, floor=floor)
+        yield _ratio(run, row, ratio, many if one in run.rounds else one, note)
+    key = GroupKey("ebpf-connect", "connect", SIZE, LAST)
+    row = BarRow(f"p99 connect latency, last of {SIZE:,} Services / nftables", key.mode, 1.15, False)
+    yield _ratio(run, row, against(run.rounds, key, "nftables", "p99"), key)
 
 
 def _packet_bars(results: Results, run: _Run) -> Iterator[BarRow]:
@@ -176,36 +206,33 @@ def _packet_bars(results: Results, run: _Run) -> Iterator[BarRow]:
     for mode in EBPF:
         row = BarRow("bulk TCP through a clusterIP / direct", mode, 0.98, True)
         yield _against_direct(run, row, GroupKey(mode, "TCP_STREAM", size, LAST), place)
-    row = BarRow("packets/s to a remote backend / plain forwarding", "ebpf-xdp", 3.0, True)
+    row = BarRow("packets/s to a remote backend / plain forwarding", "ebpf-xdp", 4.2, True)
     key = GroupKey(row.mode, "north-remote-pps", size, "")
     yield _against_direct(run, row, key, f"{place}; packets of the kernel's own making")
     row = BarRow("XDP program, established node-port flow, DNAT and SNAT", "ebpf-xdp", 150.0, False, "ns")
     cost = key._replace(scenario="xdp-cost")
-    yield _absolute(row, run.rounds, cost, "ns", note=f"{place}; test run, its own 30 to 40 ns included", alone=True)
+    yield _absolute(run, row, cost, "ns", note=f"{place}; test run, its own 30 to 40 ns included", alone=True)
 
 
 def _against_direct(run: _Run, row: BarRow, key: GroupKey, note: str) -> BarRow:
-    why = f"{key.scenario} was not part of this run"
-    ratio = against(run.rounds, key, DIRECT, "rate")
-    return _ratio(row, ratio, why, note, crowded=run.crowded(key), floor=run.floor(key, "rate"))
+    return _ratio(run, row, against(run.rounds, key, DIRECT, "rate"), key, note)
 
 
-def _control_bars(endpoints: int, rounds: Rounds) -> Iterator[BarRow]:
+def _control_bars(endpoints: int, run: _Run) -> Iterator[BarRow]:
     def key(mode: str, scenario: str) -> GroupKey:
         return GroupKey(mode, scenario, MOST, "")
 
     size = f"{MOST:,} Services x {endpoints} endpoints"
-    row = BarRow(f"cold start, {size}: objects to kernel", "nftables", 3.0, False, "s")
-    yield _absolute(row, rounds, key(row.mode, "coldstart"), "seconds")
-    for mode in EBPF:
-        row = BarRow(f"cold start, {size}: objects to eBPF maps", mode, 1.5, False, "s")
-        yield _absolute(row, rounds, key(mode, "coldstart"), "maps_seconds")
-    for mode in ("nftables", *EBPF):
-        row = BarRow(f"one endpoint changes at {MOST:,} Services, event to kernel, p99", mode, 5.0, False, "ms")
-        yield _absolute(row, rounds, key(mode, "change"), "p99", 1e-6)
-    for mode in ("nftables", *EBPF):
-        row = BarRow(f"control plane memory, {size}", mode, 300.0, False, "MB")
-        yield _absolute(row, rounds, key(mode, "coldstart"), "rss", 1e-6, alone=True)
+    limits = {"nftables": (0.8, 130.0), **dict.fromkeys(EBPF, (1.0, 160.0))}
+    for mode, (seconds, _) in limits.items():
+        row = BarRow(f"cold start, {size}: objects to kernel", mode, seconds, False, "s")
+        yield _absolute(run, row, key(mode, "coldstart"), "seconds")
+    for mode in limits:
+        row = BarRow(f"one endpoint changes at {MOST:,} Services, event to kernel, p99", mode, 1.0, False, "ms")
+        yield _absolute(run, row, key(mode, "change"), "p99", 1e-6)
+    for mode, (_, megabytes) in limits.items():
+        row = BarRow(f"control plane memory, {size}", mode, megabytes, False, "MB")
+        yield _absolute(run, row, key(mode, "coldstart"), "rss", 1e-6, alone=True)
 
 
 def bars(results: Results, analysis: Analysis | None = None) -> list[BarRow]:
@@ -215,7 +242,7 @@ def bars(results: Results, analysis: Analysis | None = None) -> list[BarRow]:
     rows = [
         *_connect_bars(run),
         *_packet_bars(results, run),
-        *_control_bars(results.settings.endpoints, run.rounds),
+        *_control_bars(results.settings.endpoints, run),
     ]
     return [row for row in rows if row.mode in results.settings.modes]
 
@@ -227,34 +254,36 @@ def number(value: float, unit: str = "") -> str:
 
 
 def as_records(rows: list[BarRow]) -> list[dict[str, object]]:
-    """The bars as a table: bar, measured, interval, spread, verdict."""
+    """The bars as a table: bar, measured, verdict, interval, spread, rounds, noise floor."""
     return [
         {
             "what": row.what,
             "mode": row.mode,
             "bar": ("≥ " if row.at_least else "≤ ") + f"{row.limit:g} {row.unit}".strip(),
             "measured": "" if row.measured is None else number(row.measured, row.unit),
+            "verdict": row.verdict.value,
             "interval": "" if row.measured is None else f"{number(row.low)} to {number(row.high)}",
             "spread": "" if row.measured is None else f"{row.spread:.0%}",
-            "verdict": row.verdict.value,
+            "rounds": "" if row.measured is None else row.rounds,
+            "noise floor": "" if row.measured is None else floor_text(row.floor),
             "note": row.note,
         }
         for row in rows
     ]
 
 
-def summary(rows: list[BarRow]) -> str:
-    """One sentence: how many are met, and which are not."""
+def sentences(rows: list[BarRow]) -> list[str]:
+    """How many are met, which are missed, and which cannot be judged."""
     count = {verdict: [row for row in rows if row.verdict is verdict] for verdict in Verdict}
     judged = len(rows) - len(count[Verdict.UNMEASURED])
     if not judged:
-        return "No bar was measured in this run; the full profile measures all of them."
-    text = f"{len(count[Verdict.MET])} of {judged} bars that were measured are met"
+        return ["No bar was measured in this run; the full profile measures all of them."]
+    said = [f"{len(count[Verdict.MET])} of {judged} bars that were measured are met."]
     for verdict, label in ((Verdict.MISSED, "missed"), (Verdict.UNCLEAR, "cannot be judged from this run")):
         if count[verdict]:
             modes: dict[str, list[str]] = {}
             for row in count[verdict]:
                 modes.setdefault(row.what, []).append(row.mode)
             names = "; ".join(f"{what} ({', '.join(found)})" for what, found in modes.items())
-            text += f". {len(count[verdict])} {label}: {names}"
-    return text + "."
+            said.append(f"{len(count[verdict])} {label}: {names}.")
+    return said

@@ -167,7 +167,7 @@ def openmetrics(results: Results) -> str:
         if "rss" in figures:
             add("hotplane_bench_memory_bytes", "Resident memory of the control plane.", labels, figures["rss"].median)
     for place in dict.fromkeys(row.place for row in analysis.rows):
-        floor, about = analysis.floor(place), "Smallest relative difference of modes that the line can tell."
+        floor, about = analysis.floor(place), "Smallest relative difference of modes that the line finds."
         named = {"scenario": place.scenario, "services": str(place.services), "position": place.position}
         if floor != float("inf"):
             add("hotplane_bench_noise_floor_ratio", about, {k: v for k, v in named.items() if v}, floor)

@@ -9,13 +9,17 @@ the treatments, figures enter as logarithms, so that differences are relative on
 - how much the A/A pair differs: direct is measured twice, on two nodes, as if it were two modes. What those two differ
   by is not the data plane.
 
-The floor is their sum. A single wild round counts no more than CLIP robust standard deviations.
+Their sum is the threshold: a measured difference above it is named. A true difference of just that size is measured
+smaller in half of all runs, so the floor, what a run promises to find, lies above it by what a measurement falls short
+in one run of a hundred (the detection limit of L. A. Currie, Analytical Chemistry 40, 1968). A single wild round counts
+no more than CLIP robust standard deviations.
 """
 
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,6 +27,8 @@ from numpy.typing import NDArray
 
 ERROR = 0.01
 """Probability that a run in which nothing differs names a difference anywhere."""
+MISS = 0.01
+"""Probability that a difference of the floor's size is not named."""
 LEAST_ROUNDS = 3
 """Fewer say nothing."""
 CLIP = 4.0
@@ -57,10 +63,12 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """One mode against another. difference: relative, 0.1 is ten per cent more. floor: the smallest that can be told
-    of these two; infinite where rounds are too few. real: whether the difference is above it."""
+    """One mode against another. difference: relative, 0.1 is ten per cent more. threshold: measured differences above
+    it are named. floor: true ones above it are found; both infinite where rounds are too few. real: whether the
+    difference is named."""
 
     difference: float
+    threshold: float
     floor: float
     real: bool
 
@@ -120,27 +128,54 @@ def comparisons(lines: Iterable[Line | None]) -> int:
     return sum(math.comb(len(found.logarithms), 2) for found in lines if found is not None)
 
 
-def floor(found: Line | None, compared: int, pair: Sequence[str] = ()) -> float:
-    """Smallest relative difference that the line can tell, of `pair` if that is given; infinite without a line.
+class _Scale(NamedTuple):
+    """What a difference of two modes is measured in. error: its standard error, of logarithms. freedom: degrees of
+    freedom of that error."""
 
-    compared: comparisons of the whole run.
-    """
+    error: float
+    freedom: int
+
+
+def _scale(found: Line, pair: Sequence[str]) -> _Scale:
+    """The error of the difference of `pair`, or of two modes in general without one."""
+    modes, few = len(found.logarithms), found.rounds - 1
+    own = float(np.var(np.subtract(found.logarithms[pair[0]], found.logarithms[pair[1]]), ddof=1)) if pair else 0.0
+    alone = own > found.variance * (_MUCH_FEW if found.rounds < _FEW else _MUCH)
+    freedom = few if alone else max(few, (modes - 1) * few * 2 // 3)
+    variance = own if alone else max(own, found.variance)
+    return _Scale(math.sqrt(variance / found.rounds) * found.inflation, freedom)
+
+
+def _threshold(found: Line, scale: _Scale, compared: int) -> float:
+    """The largest difference of logarithms that is not named."""
+    return abs(found.apart or 0.0) + student(scale.freedom, ERROR / 2 / max(1, compared)) * scale.error
+
+
+def _relative(logarithm: float) -> float:
+    return math.expm1(min(_MOST, logarithm))
+
+
+def threshold(found: Line | None, compared: int, pair: Sequence[str] = ()) -> float:
+    """Relative difference above which two modes of the line, or those of `pair`, are said to differ; infinite without a
+    line. compared: comparisons of the whole run."""
+    return math.inf if found is None else _relative(_threshold(found, _scale(found, pair), compared))
+
+
+def floor(found: Line | None, compared: int, pair: Sequence[str] = ()) -> float:
+    """Smallest true relative difference that the line finds, but for one run in a hundred (MISS): of two modes, or of
+    `pair`; infinite without a line. compared: comparisons of the whole run."""
     if found is None:
         return math.inf
-    modes, few = len(found.logarithms), found.rounds - 1
-    tail = ERROR / 2 / max(1, compared)
-    own = float(np.var(np.subtract(found.logarithms[pair[0]], found.logarithms[pair[1]]), ddof=1)) if pair else 0.0
-    if own > found.variance * (_MUCH_FEW if found.rounds < _FEW else _MUCH):
-        reach = student(few, tail) * math.sqrt(own)
-    else:
-        reach = student(max(few, (modes - 1) * few * 2 // 3), tail) * math.sqrt(max(own, found.variance))
-    return math.expm1(min(_MOST, abs(found.apart or 0.0) + reach / math.sqrt(found.rounds) * found.inflation))
+    scale = _scale(found, pair)
+    return _relative(_threshold(found, scale, compared) + student(scale.freedom, MISS) * scale.error)
 
 
 def judge(found: Line | None, mode: str, other: str, compared: int) -> Verdict:
     """Return the Verdict on `mode` against `other`; not `real` for modes that the line does not have."""
     if found is None or not {mode, other} <= set(found.logarithms):
-        return Verdict(0.0, math.inf, False)
-    least = floor(found, compared, (mode, other))
+        return Verdict(0.0, math.inf, math.inf, False)
+    pair = (mode, other)
+    least = threshold(found, compared, pair)
     logarithm = found.effect(mode) - found.effect(other)
-    return Verdict(math.expm1(logarithm), least, abs(logarithm) > math.log1p(least))
+    real = abs(logarithm) > math.log1p(least)
+    return Verdict(math.expm1(logarithm), least, floor(found, compared, pair), real)

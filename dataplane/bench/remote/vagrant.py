@@ -36,7 +36,7 @@ _ABOUT = """A pod of node 1 connects to clusterIPs, the outside client to a node
 node 2, and `direct` goes to that pod's own address on the same way, with no rules anywhere. Clients use the last
 Service. Every round loads each mode on all nodes anew, in shuffled order."""
 _READING = """Medians over rounds; spread: distance of their quartiles; against direct: median of the rounds' ratios,
-with its 95 % confidence interval; noise floor: the smallest difference that the line can tell, by direct measured twice
+with its 95 % confidence interval; noise floor: the smallest difference that the line finds, by direct measured twice
 and by how much rounds disagree. What wins where (bold: the best mode, and those not told from it):
 """
 _COLUMNS = (

@@ -42,9 +42,9 @@ def style() -> str:
 
 
 def alone(chart: str) -> str:
-    """A chart as a file of its own."""
+    """A chart as a file of its own, on paper of its own: a page in one scheme may show it to a reader of the other."""
     head, _, rest = chart.partition(">")
-    return f"{head}><style>{style()}</style>{rest}\n"
+    return f'{head}><style>{style()}</style><rect class="paper" width="100%" height="100%"/>{rest}\n'
 
 
 def _mark(row: Row, found: Estimate, factor: float, unit: str) -> Mark:
@@ -160,7 +160,7 @@ def charts(analysis: Analysis) -> dict[str, str]:
     ratio_axis = Axis(0.0, _HIGHEST, False, "rate / direct's (linear, from 0)")
     us, ms = "microseconds", "milliseconds"
     found = {
-        MAIN: _over_services(connect, "rate", "New connections", "1000/s", 1e-3),
+        MAIN: _over_services(connect, "rate", "New connections through the last Service", "1000/s", 1e-3),
         "against-direct": grouped(ratios, f"Rates against direct, {size:,} Services", ratio_axis, "", one=True),
         "connect-p50": _over_services(connect, "p50", "First packet latency, median", us, 1e-3),
         "connect-p99": _over_services(connect, "p99", "First packet latency, p99", us, 1e-3),

@@ -1,21 +1,35 @@
-"""The tables as Markdown, for pages that show a run: made from the results, so that nobody types a figure."""
+"""A run as Markdown, for pages that show it: made from the results, so that nobody types a figure.
 
-from collections.abc import Mapping, Sequence
+A page has pairs of comments, between which the command writes: `<!-- hotplane bench: begin -->` and the same with
+`end` for the tables, `<!-- hotplane bench picture: begin -->`, `figures` and `wins` for what a README shows.
+"""
 
-from dataplane.bench.figures.analyse import analyse
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+
+from dataplane.bench.figures.analyse import Analysis, analyse
 from dataplane.bench.figures.bars import BarRow, Verdict, as_records, bars
+from dataplane.bench.figures.bars import sentences as bar_sentences
 from dataplane.bench.figures.results import Results
 from dataplane.bench.figures.scaling import NOTE, records
 from dataplane.bench.modes import MODES
 from dataplane.bench.pace import duration
-from dataplane.bench.report.summary import Place, iptables_wins, places
+from dataplane.bench.report import front
+from dataplane.bench.report.summary import Place, places, where_baselines_win
 from dataplane.errors import HotplaneError
 
-BEGIN, END = "<!-- hotplane bench: begin -->", "<!-- hotplane bench: end -->"
+_WIDTH = 120
+"""Of prose in pages that people edit."""
 
 
 class MarkersError(HotplaneError):
-    """A page without a place for the tables."""
+    """A page without a place for what is to be written into it."""
+
+
+def marks(block: str) -> tuple[str, str]:
+    """The comments around a block."""
+    name = "hotplane bench" + ("" if block == "tables" else f" {block}")
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
 def table(records: Sequence[Mapping[str, object]]) -> str:
@@ -56,6 +70,7 @@ def place_records(found: Sequence[Place], modes: Sequence[str], mark: str = "**"
         record: dict[str, object] = {
             "scenario": place.key.scenario,
             "Services": place.key.services,
+            "wins": place.wins,
             "unit": place.unit,
             "rounds": place.rounds,
             "noise floor": place.floor,
@@ -74,31 +89,75 @@ def place_records(found: Sequence[Place], modes: Sequence[str], mark: str = "**"
     return records
 
 
-def markdown(results: Results, *, whole: bool = False) -> str:
-    """The bars, what wins where, and how to repeat it. whole: a line for each bar and mode, with spread and note."""
-    analysis, machine = analyse(results), results.machine
+def made_by(results: Results) -> str:
+    """A sentence: by which command, when, and on what machine."""
+    machine = results.machine
+    commit = f"commit {machine.versions['commit']}" if "commit" in machine.versions else ""
+    facts = (
+        f"{machine.cpus} x {machine.cpu_model}",
+        machine.virtual,
+        f"kernel {machine.kernel}",
+        machine.system,
+        commit,
+    )
+    return (
+        f"Made by `{results.command}` on {machine.started[:10]} in {duration(results.seconds)} minutes: "
+        f"{', '.join(filter(None, facts))}."
+    )
+
+
+def markdown(results: Results, *, whole: bool = False, analysis: Analysis | None = None) -> str:
+    """The bars, what wins where, and how to repeat it. whole: a line for each bar and mode, with spread and note.
+    analysis: of the results, if it is there already."""
+    analysis = analysis or analyse(results)
     found = places(analysis)
     modes = [mode for mode in MODES if any(mode in place.figures for place in found)]
-    wins, judged = iptables_wins(analysis), bars(results, analysis)
-    scaled = records(analysis)
-    kernel = f"kernel {machine.kernel}"
-    commit = f"commit {machine.versions['commit']}" if "commit" in machine.versions else ""
-    where = ", ".join(filter(None, (f"{machine.cpus} x {machine.cpu_model}", machine.virtual, kernel, machine.system)))
+    judged, scaled = bars(results, analysis), records(analysis)
     parts = [
-        f"Made by `{results.command}` on {machine.started[:10]} in {duration(results.seconds)} minutes: "
-        f"{', '.join(filter(None, (where, commit)))}.\n",
+        f"{made_by(results)}\n",
         *(f"> {text}\n" for text in analysis.warnings),
         *(_judged(judged, whole=whole) if results.settings.profile != "cluster" else ()),
         "What wins where. Medians with the spread of their rounds (distance of the quartiles); bold: the best mode, "
-        "and those that differ from it by less than the noise floor, the smallest difference that the line can tell; "
-        "none: too few rounds.\n",
+        "and those that cannot be told from it. Noise floor: the smallest difference that the line finds, but for one "
+        "run in a hundred; unknown: too few rounds.\n",
         table(place_records(found, modes)),
         *((f"On several processors. {NOTE}\n", table(scaled)) if scaled else ()),
+        "".join(f"- {text}\n" for text in where_baselines_win(analysis, results.settings.modes)),
     ]
-    if "iptables" in results.settings.modes:
-        told = " ".join(text.removeprefix("iptables ") for text in wins) if wins else "nowhere in this run."
-        parts.append(f"Where iptables wins or shares the first place: {told}\n")
     return "\n".join(parts)
+
+
+def _figures(results: Results, analysis: Analysis, directory: str) -> str:
+    """A README's lines of figures, with machine and noise floor."""
+    return f"{table(front.records(analysis))}\n" + _filled(
+        f"{made_by(results)} {front.floors(analysis)} Ratios are medians over the rounds with their 95 % "
+        "confidence interval, times are medians with the spread of their rounds; bold: the best, and what cannot "
+        "be told from it."
+    )
+
+
+def _wins(results: Results, analysis: Analysis, directory: str) -> str:
+    """Where the baselines win, and how many bars are met."""
+    said = where_baselines_win(analysis, results.settings.modes, equal=False)
+    return (
+        "".join(_filled(f"- {text}", "  ") for text in said)
+        + "".join(_filled(f"- {text}", "  ") for text in bar_sentences(bars(results, analysis)))
+        + "".join(f"\n{_filled(f'> {text}', '> ')}" for text in analysis.warnings)
+    )
+
+
+def _filled(text: str, indent: str = "") -> str:
+    wrapped = textwrap.wrap(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrapped) + "\n"
+
+
+_BLOCKS: dict[str, Callable[[Results, Analysis, str], str]] = {
+    "picture": lambda results, analysis, directory: front.picture(analysis, directory),
+    "figures": _figures,
+    "wins": _wins,
+    "tables": lambda results, analysis, directory: markdown(results, analysis=analysis),
+}
+"""What is between the comments of each name."""
 
 
 def _judged(rows: Sequence[BarRow], *, whole: bool) -> tuple[str, str]:
@@ -106,13 +165,23 @@ def _judged(rows: Sequence[BarRow], *, whole: bool) -> tuple[str, str]:
     return (
         (_bars if whole else _bars_by_mode)(rows),
         "Ratios are medians over rounds with their 95 % confidence interval, other figures medians with their "
-        "quartiles. Where the bar is inside the interval, or others were at work, it is `unclear`.\n",
+        "quartiles. Where the bar is inside the interval or nearer than the run can tell, or others were at work, it "
+        "is `unclear`.\n",
     )
 
 
-def insert(page: str, text: str, name: str) -> str:
-    """The page with `text` between its markers. Raises MarkersError when it has none. name: of the page, for errors."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise MarkersError(f"{name}: put the lines {BEGIN} and {END} where the tables belong")
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}"
+def insert(page: str, results: Results, name: str, directory: str = ".") -> str:
+    """The page with the run between the comments that it has. name: of the page, for errors. directory: where the
+    report is, as the page refers to it. Raises MarkersError when it has none, or half a pair, or one twice."""
+    there = [block for block in _BLOCKS if any(mark in page for mark in marks(block))]
+    if not there:
+        begin, end = marks("tables")
+        raise MarkersError(f"{name}: put the lines {begin} and {end} where the tables belong")
+    analysis = analyse(results)
+    for block in there:
+        begin, end = marks(block)
+        if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+            raise MarkersError(f"{name}: {begin} and {end} must be there once each, in this order")
+        before, rest = page.split(begin)
+        page = f"{before}{begin}\n\n{_BLOCKS[block](results, analysis, directory)}\n{end}{rest.split(end)[1]}"
+    return page

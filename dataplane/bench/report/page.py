@@ -18,7 +18,7 @@ from dataplane.bench.pace import duration
 from dataplane.bench.report.charts import CAPTIONS, MAIN, alone, charts, style
 from dataplane.bench.report.html import anchor, document, listed, table
 from dataplane.bench.report.markdown import markdown
-from dataplane.bench.report.summary import headlines, highlights, iptables_wins, places
+from dataplane.bench.report.summary import headlines, highlights, places, where_baselines_win
 from dataplane.bench.scenarios import SCENARIOS
 
 PAGE, DATA, TABLES, LATENCIES = "index.html", "results.json", "tables.md", "latency.hlog"
@@ -54,7 +54,7 @@ def _places(analysis: Analysis) -> str:
     if not found:
         return "<p>No two modes were measured.</p>"
     modes = [mode for mode in MODES if any(mode in place.figures for place in found)]
-    names = ("scenario", "Services", "unit", "rounds", "noise floor", *modes)
+    names = ("scenario", "Services", "wins", "unit", "rounds", "noise floor", *modes)
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     lines, last = [], ""
     for place in found:
@@ -63,7 +63,8 @@ def _places(analysis: Analysis) -> str:
         last = name
         cells = (
             f'<th scope="row" title="{escape(SCENARIOS[name].title, quote=True)}">{escape(name)}</th>'
-            f'<td class="number">{place.key.services:,}</td><td>{escape(place.unit)}</td>'
+            f'<td class="number">{place.key.services:,}</td><td class="wins">{escape(place.wins)}</td>'
+            f"<td>{escape(place.unit)}</td>"
             f'<td class="number">{place.rounds}</td><td class="number">{escape(place.floor)}</td>'
         )
         for mode in modes:
@@ -141,12 +142,9 @@ def _introduction(results: Results) -> str:
     )
 
 
-def _iptables(analysis: Analysis) -> str:
-    """Where the baseline is not beaten."""
-    wins = iptables_wins(analysis)
-    return "<h3>Where iptables wins</h3>" + (
-        listed(wins) if wins else "<p>Nowhere in this run, beyond what cannot be told apart.</p>"
-    )
+def _baselines(results: Results, analysis: Analysis) -> str:
+    """Where the baselines are not beaten."""
+    return "<h3>Where iptables or direct wins</h3>" + listed(where_baselines_win(analysis, results.settings.modes))
 
 
 def _headlines(analysis: Analysis) -> str:
@@ -166,20 +164,21 @@ def page(results: Results, analysis: Analysis, images: Mapping[str, str]) -> str
     sections = [
         (
             "In short",
-            listed([*([bars_module.summary(bars)] if bars else []), *highlights(analysis)])
-            + (_iptables(analysis) if "iptables" in results.settings.modes else ""),
+            listed([*highlights(analysis), *(bars_module.sentences(bars) if bars else ())])
+            + _baselines(results, analysis),
         ),
         (
             "What wins where",
             "<p>Medians of the rounds, small beside them their spread (distance of the quartiles). Marked: the best "
-            "mode, and those that differ from it by less than the noise floor, the smallest difference that the line "
-            "can tell.</p>" + _places(analysis),
+            "mode, and those that cannot be told from it. Noise floor: the smallest difference that the line finds, "
+            "but for one run in a hundred.</p>" + _places(analysis),
         ),
         (
             "Bars",
             "<p>What this project asks of itself. Ratios: median over the rounds with its 95 % confidence interval; "
-            "other figures: median with quartiles. Spread: the interval's width. Unclear: the bar is inside the "
-            "interval or nearer than the noise floor, or others were at work.</p>"
+            "other figures: median with quartiles. Spread: the interval's width. Noise floor: the smallest distance "
+            "from the bar that the line finds. Unclear: the bar is inside the interval or nearer than the line can "
+            "tell, or others were at work.</p>"
             + _bars(bars_module.as_records(bars)),
         ),
         *_images(images, analysis),
@@ -219,7 +218,7 @@ def write_report(results: Results, directory: Path) -> list[Path]:
         written.append(directory / f"{name}.svg")
         written[-1].write_text(alone(image), encoding="utf-8")
     (directory / PAGE).write_text(page(results, analysis, images), encoding="utf-8")
-    (directory / TABLES).write_text(markdown(results, whole=True), encoding="utf-8")
+    (directory / TABLES).write_text(markdown(results, whole=True, analysis=analysis), encoding="utf-8")
     write(directory / DATA, results)
     if any(cell.histogram for cell in results.cells):
         written.append(directory / LATENCIES)

@@ -1,14 +1,17 @@
-"""Summary of a run: which mode is fastest where, iptables included, and where the figures do not tell."""
+"""Summary of a run: which mode is fastest where, iptables and direct included, and where the figures do not tell."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from dataplane.bench.figures.analyse import Analysis, PlaceKey, Row, common_scale, floor_text, quantity
+from dataplane.bench.figures.analyse import Analysis, PlaceKey, Row, against, common_scale, floor_text, quantity
 from dataplane.bench.modes import DIRECT, MODES
-from dataplane.bench.scenarios import SCENARIOS, Position
+from dataplane.bench.scenarios import SCENARIOS, Position, Scenario
 
 _HIGHLIGHTS = ("connect", "TCP_CRR", "TCP_RR", "TCP_STREAM", "dns", "north-remote-pps", "coldstart", "change")
 _ASIDE = ("pod", "xdp-cost")
 """Scenarios that explain others; nobody wins them."""
+_WILD = 10.0
+"""A floor that says nothing in figures."""
 
 
 class Shown(NamedTuple):
@@ -20,10 +23,11 @@ class Shown(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A line of the table of winners. figures: by mode, in `unit`. rounds: of the mode that has most. floor: the
-    smallest difference that it can tell."""
+    """A line of the table of winners. wins: the best mode and those not told from it, or why none is named. figures: by
+    mode, in `unit`. rounds: of the mode that has most. floor: the smallest difference that it finds."""
 
     key: PlaceKey
+    wins: str
     unit: str
     rounds: int
     figures: dict[str, Shown]
@@ -40,46 +44,66 @@ def _groups(analysis: Analysis) -> dict[PlaceKey, list[Row]]:
     return {key: rows for key, rows in found.items() if len(rows) > 1}
 
 
-def winners(analysis: Analysis, rows: list[Row]) -> list[Row]:
-    """The best mode of a line, and those that cannot be told from it by more than the noise floor; best first. All of
-    them where the line has too few rounds."""
-    place = rows[0].place
-    line = analysis.lines.get(place)
-    if line is None:
-        return rows
-    here = [row for row in rows if row.key.mode in line.logarithms]
-    ordered = sorted(here, key=lambda row: line.effect(row.key.mode), reverse=rows[0].scenario.higher)
+class Contest(NamedTuple):
+    """Who is in front in a line. best: the best mode and those that cannot be told from it, best first. behind: those
+    that can. unjudged: those whose rounds are too few; all of them where the line's are."""
+
+    best: list[Row]
+    behind: list[Row]
+    unjudged: list[Row]
+
+
+def contest(analysis: Analysis, rows: list[Row]) -> Contest:
+    """What the rounds of a line, one row a mode, tell of its modes."""
+    line = analysis.lines.get(rows[0].place)
+    judged = [row for row in rows if line and row.key.mode in line.logarithms]
+    unjudged = [row for row in rows if row not in judged]
+    if line is None or len(judged) < 2:
+        return Contest([], [], rows)
+    ordered = sorted(judged, key=lambda row: line.effect(row.key.mode), reverse=rows[0].scenario.higher)
     first = ordered[0].key.mode
-    return [ordered[0], *(row for row in ordered[1:] if not analysis.judge(place, row.key.mode, first).real)]
+    behind = [row for row in ordered[1:] if analysis.judge(row.place, row.key.mode, first).real]
+    return Contest([row for row in ordered if row not in behind], behind, unjudged)
 
 
 def winners_at(analysis: Analysis) -> list[PlaceKey]:
     """The lines in which somebody is better than somebody else."""
-    return [place for place, rows in _groups(analysis).items() if len(winners(analysis, rows)) < len(rows)]
+    return [place for place, rows in _groups(analysis).items() if contest(analysis, rows).behind]
 
 
-def _titles(rows: list[Row]) -> str:
-    return " and ".join(row.key.mode for row in rows)
+def _titles(rows: Sequence[Row]) -> str:
+    *most, last = (row.key.mode for row in rows)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _sentence(analysis: Analysis, key: PlaceKey, rows: list[Row]) -> str:
     name, services, position = key
     scenario = SCENARIOS[name]
-    first = winners(analysis, rows)
-    rest = [row for row in rows if row not in first]
-    where = f"{name}, {_many(services)}" + (f", {position} of them" if position and services > 1 else "")
-    if key not in analysis.lines:
+    first, rest, unjudged = contest(analysis, rows)
+    where = f"{name}, {many(services)}" + (f", {position} of them" if position and services > 1 else "")
+    if not first:
         return f"{where}: too few rounds to tell."
     if key in analysis.crowded:
         return f"{where}: too noisy to conclude, others were at work."
+    left_out = _left_out(unjudged, scenario)
     if not rest:
-        return f"{where}: no difference above {floor_text(analysis.floor(key))} ({_titles(first)})."
+        floor = analysis.floor(key)
+        above = f" above {floor_text(floor)}" if floor < _WILD else " can be told"
+        return f"{where}: no difference{above} ({_titles(first)}).{left_out}"
     best = quantity(first[0].main.median, scenario.unit)
     worst = (min if scenario.higher else max)(rest, key=lambda row: row.main.median)
     factor = max(first[0].main.median, worst.main.median) / min(first[0].main.median, worst.main.median)
     verb = "wins" if len(first) == 1 else "share the first place"
-    times = f"{factor:.0f}" if factor >= 10 else f"{factor:.2g}"
-    return f"{where}: {_titles(first)} {verb} ({best}), {times} times as good as {worst.key.mode}."
+    times = f"{factor:,.0f}" if factor >= 10 else f"{factor:.2g}"
+    main = first[0].main
+    of = f"{best}, spread {main.spread:.0%} of {main.rounds} rounds, noise floor {floor_text(analysis.floor(key))}"
+    return f"{where}: {_titles(first)} {verb} ({of}), {times} times as good as {worst.key.mode}.{left_out}"
+
+
+def _left_out(unjudged: Sequence[Row], scenario: Scenario) -> str:
+    """A sentence about the modes whose rounds are too few, with their figures; "" without such."""
+    shown = (f"{row.key.mode} ({quantity(row.main.median, scenario.unit)})" for row in unjudged)
+    return f" Not judged, too few rounds: {', '.join(shown)}." if unjudged else ""
 
 
 def sentences(analysis: Analysis) -> list[str]:
@@ -98,21 +122,72 @@ def highlights(analysis: Analysis) -> list[str]:
     return found
 
 
-def iptables_wins(analysis: Analysis) -> list[str]:
-    """Where iptables is first, then where it shares the first place: a sentence for each scenario, with the sizes."""
-    found: dict[tuple[str, str], list[str]] = {}
+class Firsts(NamedTuple):
+    """Where one mode is in front: by scenario, the sizes at which it wins, at which it shares the first place, and at
+    which no mode can be told from another."""
+
+    wins: dict[str, list[str]]
+    shares: dict[str, list[str]]
+    level: dict[str, list[str]]
+
+
+def iptables_firsts(analysis: Analysis) -> Firsts:
+    """Where iptables is first of the modes, and where it cannot be told from the first."""
+    found = Firsts({}, {}, {})
     for key, rows in _groups(analysis).items():
-        first = winners(analysis, rows)
-        if key in analysis.crowded or len(first) == len(rows):
+        best, behind, _ = contest(analysis, rows)
+        if key in analysis.crowded or not any(row.key.mode == "iptables" for row in best):
             continue
-        if not any(row.key.mode == "iptables" for row in first):
+        where = found.level if not behind else found.wins if len(best) == 1 else found.shares
+        where.setdefault(key.scenario, []).append(_size(key))
+    return found
+
+
+def direct_firsts(analysis: Analysis) -> Firsts:
+    """Where direct, which has no rules at all, is faster than every mode, and where it is not told from the best."""
+    found = Firsts({}, {}, {})
+    for key, rows in _groups(analysis).items():
+        line, best = analysis.lines.get(key), contest(analysis, rows).best
+        if line is None or not best or key in analysis.crowded or DIRECT not in line.logarithms:
             continue
-        name, services, position = key
-        verb = "wins" if len(first) == 1 else "shares the first place"
-        where = _many(services) + (f" ({position})" if position and services > 1 else "")
-        found.setdefault((verb, name), []).append(where)
-    ordered = sorted(found.items(), key=lambda item: item[0][0] != "wins")
-    return [f"iptables {verb}: {title}, {' and '.join(where)}." for (verb, title), where in ordered]
+        verdict = analysis.judge(key, DIRECT, best[0].key.mode)
+        if not verdict.real:
+            found.shares.setdefault(key.scenario, []).append(_size(key))
+        elif (verdict.difference > 0) == best[0].scenario.higher:
+            found.wins.setdefault(key.scenario, []).append(_size(key))
+    return found
+
+
+def _size(key: PlaceKey) -> str:
+    """The number of Services, and which of them unless it is the last."""
+    named = key.position not in ("", Position.LAST.value) and key.services > 1
+    return f"{key.services:,}" + (f" ({key.position})" if named else "")
+
+
+def listed(found: dict[str, list[str]]) -> str:
+    """Scenarios with their sizes, as a part of a sentence; "nowhere" without any."""
+    return "; ".join(f"{name} at {_many_sizes(sizes)}" for name, sizes in found.items()) or "nowhere"
+
+
+def _many_sizes(sizes: Sequence[str]) -> str:
+    *most, last = sizes
+    return (f"{', '.join(most)} and {last}" if most else last) + (" Service" if sizes == ["1"] else " Services")
+
+
+def where_baselines_win(analysis: Analysis, modes: Iterable[str], *, equal: bool = True) -> list[str]:
+    """Sentences: where iptables wins or shares the first place, and where direct is faster than every mode. equal: also
+    where direct cannot be told from the best of them."""
+    said, ours, bare = [], iptables_firsts(analysis), direct_firsts(analysis)
+    if "iptables" in modes:
+        said.append(f"iptables wins: {listed(ours.wins)}.")
+        said.append(f"iptables shares the first place: {listed(ours.shares)}.")
+    if DIRECT in modes:
+        said.append(f"Direct, without any rules, is faster than every mode: {listed(bare.wins)}.")
+    if "iptables" in modes:
+        said.append(f"iptables can be told from no other mode, nor they from each other: {listed(ours.level)}.")
+    if DIRECT in modes and equal:
+        said.append(f"Direct and the best mode cannot be told apart: {listed(bare.shares)}.")
+    return said
 
 
 def places(analysis: Analysis) -> list[Place]:
@@ -124,28 +199,43 @@ def places(analysis: Analysis) -> list[Place]:
         name, services, position = key
         if services not in sizes or position not in ("", Position.LAST.value):
             continue
-        best = winners(analysis, rows)
-        first = {row.key.mode for row in best} if len(best) < len(rows) and key not in analysis.crowded else set()
+        seen = contest(analysis, rows)
+        named = bool(seen.behind) and key not in analysis.crowded
+        first = {row.key.mode for row in seen.best} if named else set()
         direct = analysis.row(DIRECT, name, services, position)
         shown = [*([direct] if direct else []), *rows]
         unit = common_scale((row.main.median for row in shown), SCENARIOS[name].unit)
         rounds = max(row.main.rounds for row in shown)
         figures = {
-            row.key.mode: Shown(unit.number(row.main.median), row.key.mode in first, _spread(row, rounds))
+            row.key.mode: Shown(unit.number(row.main.median), row.key.mode in first, spread_text(row, rounds))
             for row in shown
         }
-        found.append(Place(key, unit.unit, rounds, figures, floor_text(analysis.floor(key)), key in analysis.noisy))
+        floor = floor_text(analysis.floor(key))
+        found.append(Place(key, _wins(analysis, key, seen), unit.unit, rounds, figures, floor, key in analysis.noisy))
     return found
 
 
-def _spread(row: Row, rounds: int) -> str:
+def _wins(analysis: Analysis, key: PlaceKey, seen: Contest) -> str:
+    """Who wins, in few words, or why nobody does."""
+    if not seen.best:
+        return "too few rounds"
+    if key in analysis.crowded:
+        return "others at work"
+    if not seen.behind:
+        return "not told apart"
+    if len(seen.best) > len(seen.behind) + 1:
+        return f"all but {', '.join(row.key.mode for row in seen.behind)}"
+    return ", ".join(row.key.mode for row in seen.best)
+
+
+def spread_text(row: Row, rounds: int) -> str:
     """Spread of a figure's rounds; how many those are, where a line's other modes have more."""
     few = "" if row.main.rounds == rounds else f", {row.main.rounds} rounds"
     return f"{row.main.spread:.0%}{few}" if row.main.rounds > 1 else "1 round"
 
 
 class Headline(NamedTuple):
-    """A number that a reader wants first. certainty: its interval, rounds, and noise floor."""
+    """A number that a reader wants first. certainty: its interval or quartiles, rounds, and noise floor."""
 
     figure: str
     what: str
@@ -168,16 +258,25 @@ def _rates(analysis: Analysis) -> list[Headline]:
     for mode in ("nftables", "ebpf-connect"):
         ratio = here[mode].ratios.get("rate") if mode in here else None
         if ratio is not None:
-            floor = floor_text(analysis.floor(here[mode].place))
-            certainty = f"{ratio.low:.2f} to {ratio.high:.2f}, {ratio.rounds} rounds, noise floor {floor}"
-            what = f"of direct's new connections, {mode}, last of {_many(size)}"
+            interval = f"{ratio.low:.2f} to {ratio.high:.2f}, {_rounds(ratio.rounds)}"
+            certainty = f"{interval}, {_floor(analysis, here[mode])}"
+            what = f"of direct's new connections, {mode}, last of {many(size)}"
             found.append(Headline(f"{ratio.value:.0%}", what, certainty))
-    if {"nftables", "iptables"} <= set(here):
-        fast, slow = here["nftables"].main, here["iptables"].main
-        rounds = f"medians of {min(fast.rounds, slow.rounds)} rounds"
-        what = f"as many new connections as iptables, nftables, last of {_many(size)}"
-        found.append(Headline(f"{fast.median / slow.median:.2g}x", what, rounds))
+    for mode in ("nftables",) if "iptables" in here else ():
+        ratio = against(analysis.rounds, here[mode].key, "iptables", "rate") if mode in here else None
+        if ratio is not None:
+            certainty = f"{ratio.low:.2g} to {ratio.high:.2g}, {_rounds(ratio.rounds)}"
+            what = f"as many new connections as iptables, {mode}, last of {many(size)}"
+            found.append(Headline(f"{ratio.value:.2g}x", what, f"{certainty}, {_floor(analysis, here[mode])}"))
     return found
+
+
+def _floor(analysis: Analysis, row: Row) -> str:
+    return f"noise floor {floor_text(analysis.floor(row.place))}"
+
+
+def _rounds(count: int) -> str:
+    return f"{count} round{'s' if count > 1 else ''}"
 
 
 def _times(analysis: Analysis) -> list[Headline]:
@@ -187,8 +286,8 @@ def _times(analysis: Analysis) -> list[Headline]:
         if rows:
             row = max(rows, key=lambda row: row.key.services)
             low, high = (quantity(value, row.scenario.unit) for value in row.main.quartiles)
-            rounds = f"quartiles {low} to {high}, {row.main.rounds} rounds" if row.main.rounds > 1 else "one round"
-            where = f"{what}, nftables, {_many(row.key.services)}"
+            rounds = f"quartiles {low} to {high}, {_rounds(row.main.rounds)}" if row.main.rounds > 1 else "one round"
+            where = f"{what}, nftables, {many(row.key.services)}"
             found.append(Headline(quantity(row.main.median, row.scenario.unit), where, rounds))
     return found
 
@@ -200,5 +299,6 @@ def _main_sizes(analysis: Analysis) -> set[int]:
     return {min(measured), max(measured), max(sorted(set(measured)), key=measured.count)}
 
 
-def _many(services: int) -> str:
+def many(services: int) -> str:
+    """A number of Services in words."""
     return f"{services:,} Service{'s' if services > 1 else ''}"

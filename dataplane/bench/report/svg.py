@@ -15,6 +15,8 @@ from dataplane.bench.modes import MODES
 WIDTH, HEIGHT, WIDE = 720, 400, 1200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 40, 56
 _LEGEND_LINE, _LETTER = 22, 7.4
+_NAMES, _NAME_GAP = 136, 20
+"""Room for the names at the ends of lines: beside the plot, and from one to the next."""
 _LEAST_RANGE = 4.0
 """A logarithmic axis spans this factor at least, so that small differences do not look large."""
 MARKERS = {
@@ -109,12 +111,12 @@ def plain(value: float) -> str:
 
 
 def _colour(mode: str) -> str:
-    return f'style="--c:var(--{mode})"'
+    return f'style="--c:var(--{mode},var(--ink))"'
 
 
 def marker(mode: str, x: float, y: float, tip: str = "") -> str:
     """A mode's marker, which says `tip` where there is one."""
-    shape = _SHAPES[MARKERS[mode]]
+    shape = _SHAPES[MARKERS.get(mode, "frame")]
     if not tip:
         return f'<g class="mark" {_colour(mode)} transform="translate({x:.1f} {y:.1f})">{shape}</g>'
     text = escape(tip, quote=True)
@@ -125,11 +127,14 @@ def marker(mode: str, x: float, y: float, tip: str = "") -> str:
 
 
 class _Plot:
-    """The frame of a picture: axes, title, legend, and places of values in it."""
+    """The frame of a picture: axes, title, legend (of `modes`), and places of values in it. beside: room kept free on
+    the right."""
 
-    def __init__(self, width: int, title: str, y: Axis, modes: Sequence[str], x_label: str) -> None:
+    def __init__(
+        self, width: int, title: str, y: Axis, modes: Sequence[str], x_label: str, beside: int = _RIGHT
+    ) -> None:
         self.width, self.modes, self.y = width, modes, y
-        self.left, self.right, self.top, self.bottom = _LEFT, width - _RIGHT, _TOP, HEIGHT - _BOTTOM
+        self.left, self.right, self.top, self.bottom = _LEFT, width - beside, _TOP, HEIGHT - _BOTTOM
         self._title, self._x_label = title, x_label
         self.parts: list[str] = []
 
@@ -201,18 +206,18 @@ def _modes(found: Sequence[str]) -> list[str]:
 def lines(
     series: dict[str, dict[float, Mark]], title: str, y_label: str, x_label: str, *, names: Sequence[str] = ()
 ) -> str:
-    """A line for each mode with its spread as a band, both axes logarithmic; "" without two places on the x axis.
+    """A line for each mode with its spread as a band, both axes logarithmic, its name at its end, direct on top; ""
+    without two places on the x axis.
 
     names: labels of x's 0, 1, 2, … where those are no quantities but runs in their order.
     """
     places = sorted({x for marks in series.values() for x in marks})
     if len(places) < 2:
         return ""
-    ends = [end for marks in series.values() for mark in marks.values() for end in mark[:3] if end > 0]
-    y = log_axis(ends, y_label)
+    y = log_axis([v for marks in series.values() for mark in marks.values() for v in mark[:3] if v > 0], y_label)
     modes = _modes(list(series))
     scale = "in the order of their making" if names else "logarithmic"
-    plot = _Plot(WIDTH, title, y, modes, f"{x_label} ({scale})")
+    plot = _Plot(WIDTH, title, y, (), f"{x_label} ({scale})", _NAMES)
     x_axis = Axis(places[0], places[-1], not names, "")
 
     def place_x(value: float) -> float:
@@ -221,9 +226,33 @@ def lines(
     for at in places:
         text = escape(names[int(at)]) if names else (f"{at / 1000:g}k" if at >= 1000 else f"{at:g}")
         plot.parts.append(f'<text class="tick middle" x="{place_x(at):.1f}" y="{plot.bottom + 18}">{text}</text>')
-    for mode in modes:
+    for mode in reversed(modes):
         plot.parts.append(_line(plot, mode, series[mode], place_x))
+    last = {mode: max(series[mode]) for mode in modes}
+    ends = {mode: (place_x(x), plot.place_y(series[mode][x].value)) for mode, x in last.items()}
+    plot.parts.append(_names_at(plot, ends))
     return plot.draw()
+
+
+def _names_at(plot: _Plot, ends: dict[str, tuple[float, float]]) -> str:
+    """The modes' names beside the plot, each as near to its line's end as the others let it."""
+    ordered = sorted(ends, key=lambda mode: ends[mode][1])
+    places: list[float] = []
+    for mode in ordered:
+        places.append(max([ends[mode][1], *(place + _NAME_GAP for place in places[-1:])]))
+    lowest = float(plot.bottom)
+    for at in reversed(range(len(places))):
+        places[at] = min(places[at], lowest)
+        lowest = places[at] - _NAME_GAP
+    parts = []
+    for mode, y in zip(ordered, places, strict=True):
+        x_end, y_end = ends[mode]
+        parts.append(
+            f'<path class="lead" {_colour(mode)} d="M{x_end + 6:.1f} {y_end:.1f}L{plot.right + 4} {y:.1f}"/>'
+            f"{marker(mode, plot.right + 11, y)}"
+            f'<text class="name" x="{plot.right + 20}" y="{y + 4:.1f}">{escape(mode)}</text>'
+        )
+    return "".join(parts)
 
 
 def _line(plot: _Plot, mode: str, marks: dict[float, Mark], place_x: Callable[[float], float]) -> str:
@@ -256,7 +285,8 @@ def grouped(groups: Sequence[Group], title: str, y: Axis, x_label: str, *, one: 
             plot.parts.append(f'<path class="grid" d="M{left:.1f} {plot.top}V{plot.bottom}"/>')
         y_label = plot.bottom + (16 if at % 2 == 0 or room > 100 else 30)
         text = escape(group.label)
-        plot.parts.append(f'<text class="tick middle" x="{left + room / 2:.1f}" y="{y_label}">{text}</text>')
+        middle = min(left + room / 2, width - len(group.label) * _LETTER / 2)
+        plot.parts.append(f'<text class="tick middle" x="{middle:.1f}" y="{y_label}">{text}</text>')
         for mode, mark in group.marks.items():
             x = left + room * (0.1 + 0.8 * (modes.index(mode) + 0.5) / len(modes))
             y_mark = min(max(plot.place_y(mark.value), plot.top), plot.bottom)

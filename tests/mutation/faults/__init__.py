@@ -1,5 +1,6 @@
 """Every mutation, by what it is in. Add one for each fault that a test should have found and did not."""
 
+from tests.mutation.faults.bench import BENCH
 from tests.mutation.faults.bpf import BPF
 from tests.mutation.faults.ctl import CTL
 from tests.mutation.faults.kernel import KERNEL
@@ -9,4 +10,4 @@ from tests.mutation.faults.plan import PLAN
 from tests.mutation.faults.planes import PLANES
 from tests.mutation.faults.policy import POLICY
 
-MUTATIONS = (*MODEL, *POLICY, *PLAN, *ORACLE, *PLANES, *BPF, *CTL, *KERNEL)
+MUTATIONS = (*MODEL, *POLICY, *PLAN, *ORACLE, *PLANES, *BPF, *CTL, *KERNEL, *BENCH)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ctl import bench_cluster
 from ctl.bench_cluster import names, numbers
 from ctl.extras import require
-from ctl.output import add_output_option, notify, print_records, to_json, to_yaml
+from ctl.output import Table, add_output_option, notify, print_records, to_json, to_yaml
 from dataplane.errors import HotplaneError, UsageError
 
 if TYPE_CHECKING:
@@ -130,9 +130,9 @@ def _add_run_options(parser: argparse.ArgumentParser, *, defaults: bool) -> None
         "-o",
         "--output",
         default="table",
-        choices=("table", "json", "yaml"),
+        choices=("table", "wide", "json", "yaml"),
         metavar="FORMAT",
-        help="table | json | yaml (default: table)",
+        help="table (fits the terminal) | wide (all columns) | json | yaml (default: table)",
     )
 
 
@@ -374,23 +374,25 @@ def _print(results: "Results", output: str, *, every_row: bool) -> None:
 
     analysis = analyse(results)
     judged = bars.bars(results, analysis)
-    if output != "table":
+    if output in ("json", "yaml"):
         value = {"rows": analysis.rows, "bars": judged, "warnings": analysis.warnings}
         print(to_json(value) if output == "json" else to_yaml(value))
         return
     if every_row:
-        print_records(as_records(analysis), "table", _ROW_COLUMNS)
+        print_records(as_records(analysis), "wide", _ROW_COLUMNS)
     scaled = scaling.records(analysis)
     if scaled:
-        print_records(scaled, "table", tuple(scaled[0]))
+        print_records(scaled, "wide", tuple(scaled[0]))
         print(scaling.NOTE)
     for text in (*analysis.warnings, *bars.sentences(judged)):
         print(f"- {text}")
     found = places(analysis)
-    records = place_records(found, [mode for mode in MODES if any(mode in place.figures for place in found)], "*")
-    if records:
+    modes = [mode for mode in MODES if any(mode in place.figures for place in found)]
+    if found:
         print(_READING.format(floor_text(analysis.median_floor())))
-        print_records(records, "table", tuple(records[0]))
+        records = place_records(found, modes, "*")
+        columns = Table(tuple(records[0]), secondary=("rounds", *reversed(modes)), folded=("wins",))
+        print_records(records, output, columns)
 
 
 def _report(args: argparse.Namespace) -> int:

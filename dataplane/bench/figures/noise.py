@@ -83,6 +83,7 @@ def _tails(freedom: int) -> tuple[Floats, Floats]:
     return math.sqrt(freedom) * np.tan(angles), above / above[0] / 2
 
 
+@lru_cache(maxsize=1024)
 def student(freedom: int, tail: float) -> float:
     """The value that Student's t of so many degrees of freedom exceeds with probability `tail` (below a half)."""
     values, above = _tails(freedom)

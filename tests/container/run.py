@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dataplane.kernel.namespaces.netns import netns
+from dataplane.lab.apiserver.server import ApiServer
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec, Place
 from dataplane.model.net import Family
@@ -23,7 +24,6 @@ from dataplane.planes.mode import Making
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.registry import mode_of
 from tests.apiserver.objects import endpoint, endpoint_slice, node, service
-from tests.apiserver.server import ApiServer
 from tests.container.build import build, make_base, remove
 from tests.container.manifest import Manifest, build_arguments, image_name, write_config
 from tests.container.pod import SERVICE_ACCOUNT, Container, run_folder

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dataplane.kernel.namespaces.netns import in_netns, netns
+from dataplane.lab.apiserver.server import ApiServer
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import CLUSTER_CIDR, Pod
 from dataplane.model.net import Family
@@ -24,7 +25,6 @@ from dataplane.planes.mode import Making
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.registry import mode_of
 from tests.apiserver.objects import endpoint, endpoint_slice, node, service
-from tests.apiserver.server import ApiServer
 
 PORT = 8080
 VIP = "10.96.0.10"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dataplane.kernel.namespaces import netns
-from tests.apiserver.server import ApiServer
+from dataplane.lab.apiserver.server import ApiServer
 from tests.perf.measured_daemon import ground, measured, resident, slice_of
 
 

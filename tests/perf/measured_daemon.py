@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dataplane.kernel.namespaces import cgroup, netns
+from dataplane.lab.apiserver.server import ApiServer
 from dataplane.planes.mode import Making
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.registry import mode_of
 from tests.apiserver.objects import endpoint, endpoint_slice, node, service
-from tests.apiserver.server import ApiServer
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,8 +13,8 @@ import os
 import time
 from typing import Any
 
+from dataplane.lab.apiserver.server import ApiServer
 from tests.apiserver.objects import service
-from tests.apiserver.server import ApiServer
 from tests.perf.measured_daemon import address, ground, measured, resident, slice_of
 
 PERIOD_SECONDS = 120

@@ -23,10 +23,10 @@ from typing import Any
 import yaml
 
 from dataplane.kernel.namespaces.netns import netns
+from dataplane.lab.apiserver.server import ApiServer
 from dataplane.lab.spec import CLUSTER_CIDR, LabSpec, namespace_name, topology
 from dataplane.model.net import Family
 from tests.apiserver.objects import endpoint_slice, node, service
-from tests.apiserver.server import ApiServer
 from tests.apiserver.tls import CERTIFICATE, KEY
 from tests.kernel.traffic import Report, Traffic, lost
 from tests.service import unit

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
+from dataplane.lab.apiserver.store import Refused, Store, selected
 from tests.apiserver.objects import node, service
-from tests.apiserver.store import Refused, Store, selected
 
 
 def test_pages_of_a_list_are_all_of_one_version() -> None:

@@ -11,8 +11,8 @@ from ctl.daemon.events import BURST, FORGET_SECONDS, REFILL_SECONDS, SERIES_SECO
 from ctl.daemon.log import Log
 from ctl.sources.api import Api
 from ctl.sources.kubeconfig import Cluster
+from dataplane.lab.apiserver.server import ApiServer
 from dataplane.model.objects import ObjectRef
-from tests.apiserver.server import ApiServer
 
 REF = ObjectRef("Service", "shop", "web")
 

@@ -16,7 +16,7 @@ from ctl.sources.api import Api, ApiError, ApiStatus
 from ctl.sources.credentials import CredentialError, Credentials, Identity, Trust
 from ctl.sources.kubeconfig import Cluster, find_cluster, in_cluster, load_kubeconfig
 from ctl.sources.manifests import SourceError
-from tests.apiserver.server import ApiServer
+from dataplane.lab.apiserver.server import ApiServer
 from tests.apiserver.tls import CERTIFICATE, KEY
 from tests.unit.ports import closed_port
 

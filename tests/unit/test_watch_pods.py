@@ -18,9 +18,9 @@ from ctl.sources.directory import DirectorySource
 from ctl.sources.kubeconfig import Cluster
 from ctl.sources.watch import Reflector, Resource, pod_resources
 from dataplane.backoff import Backoff
+from dataplane.lab.apiserver.server import ApiServer
 from dataplane.model.objects import Namespace, ObjectRef, Pod
 from tests.apiserver.objects import namespace, pod
-from tests.apiserver.server import ApiServer
 
 KEY = "service.hotplane.io/connect-time"
 DEPLOY = Path(__file__).resolve().parents[2] / "docs" / "deploy"

@@ -13,10 +13,10 @@ from ctl.sources.api import Api
 from ctl.sources.kubeconfig import Cluster
 from ctl.sources.watch import Reflector, reflector_backoff, resources
 from dataplane.backoff import Backoff
+from dataplane.lab.apiserver.server import ApiServer
 from dataplane.model.net import Family
 from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Service
 from tests.apiserver.objects import endpoint_slice, node, service
-from tests.apiserver.server import ApiServer
 
 KINDS = ("Service", "EndpointSlice", "Node", "ServiceCIDR")
 

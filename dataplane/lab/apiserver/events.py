@@ -2,7 +2,8 @@
 
 import re
 
-from tests.apiserver.store import Object, Refused
+from dataplane.lab.apiserver.store import Refused
+from dataplane.lab.apiserver.versions import Object
 
 MOST = {"reportingInstance": 128, "action": 128, "reason": 128, "note": 1024}
 """Limits in bytes, as Go counts."""

@@ -1,11 +1,14 @@
-"""A test API server that speaks the real wire protocol over HTTP, and misbehaves when it is told to.
+"""An API server that speaks the real wire protocol over HTTP, and misbehaves when it is told to.
 
 Lists with limit and continue, watches as JSON lines in chunks, bookmarks, resourceVersion, 410 Gone, streaming lists
-(sendInitialEvents), gzip, Events. It runs in a thread of its own; its methods may be called from any thread.
+(sendInitialEvents), single objects, gzip, Events. All is JSON: a client that wants protobuf and nothing else is refused
+with 406, a body in protobuf with 415, as servers refuse what they do not have; clients of every version also take JSON.
+It runs in a thread of its own; its methods may be called from any thread.
 """
 
 import asyncio
 import contextlib
+import re
 import socket
 import ssl
 import threading
@@ -13,15 +16,45 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import msgspec
 from aiohttp import web
 
-from tests.apiserver.events import validate_event, validate_series
-from tests.apiserver.store import PATHS, Event, Object, Refused, Store, selected
+from dataplane.lab.apiserver.events import validate_event, validate_series
+from dataplane.lab.apiserver.store import PATHS, Event, Refused, Store, selected
+from dataplane.lab.apiserver.versions import Object, as_version
 
 _T = TypeVar("_T")
+_JSON = "application/json"
+_PATH = re.compile(r"(/api/v1|/apis/[^/]+/[^/]+)/(?:namespaces/([^/]+)/)?([a-z]+)(?:/([^/]+))?")
+"""Group and version, namespace, resource, name."""
+
+
+class _Asked(NamedTuple):
+    """What a path names. collection: the path of all of its kind. namespace, name: "" for all."""
+
+    collection: str
+    namespace: str
+    name: str
+
+
+def _asked(path: str) -> _Asked:
+    """A path taken apart. Raises Refused 404 for one that no API has."""
+    found = _PATH.fullmatch(path)
+    if found is None:
+        raise Refused(404, "NotFound", "the server could not find the requested resource")
+    return _Asked(f"{found[1]}/{found[3]}", found[2] or "", found[4] or "")
+
+
+def _refuse_other_than_json(request: web.BaseRequest) -> None:
+    """Raises Refused for a client that takes no JSON, 406, and for a body that is none, 415."""
+    accepted = request.headers.get("Accept", "*/*")
+    if not any(part.split(";")[0].strip() in ("*/*", "application/*", _JSON) for part in accepted.split(",")):
+        raise Refused(406, "NotAcceptable", f"only the following media types are accepted: {_JSON}")
+    body = request.headers.get("Content-Type", _JSON).split(";")[0]
+    if request.method in ("POST", "PATCH", "PUT") and not body.endswith("json"):
+        raise Refused(415, "UnsupportedMediaType", f"the body of the request was in an unknown format: {body}")
 
 
 @dataclass
@@ -171,9 +204,7 @@ class ApiServer:
         try:
             return await self._dispatch(request)
         except Refused as refusal:
-            headers = {"Content-Type": "application/json"} | (
-                {"Retry-After": str(mood.retry_after)} if refusal.code == 429 else {}
-            )
+            headers = {"Content-Type": _JSON} | ({"Retry-After": str(mood.retry_after)} if refusal.code == 429 else {})
             return web.Response(status=refusal.code, body=refusal.status(), headers=headers)
 
     async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -182,20 +213,36 @@ class ApiServer:
             raise Refused(mood.refuse, "Test", "told to refuse")
         if mood.token and request.headers.get("Authorization") != f"Bearer {mood.token}":
             raise Refused(401, "Unauthorized", "Unauthorized")
+        _refuse_other_than_json(request)
         if request.method in ("POST", "PATCH") and "/events" in request.path:
             return self._event(request, msgspec.json.decode(await request.read()))
         self.seen.paths.append(request.path)
-        if request.path not in PATHS or {request.path, PATHS[request.path][1]} & {*mood.missing}:
+        asked = _asked(request.path)
+        if asked.collection not in PATHS or {asked.collection, PATHS[asked.collection][1]} & {*mood.missing}:
             raise Refused(404, "NotFound", "the server could not find the requested resource")
-        version, kind = PATHS[request.path]
+        version, kind = PATHS[asked.collection]
+        if asked.name:
+            return self._single(kind, version, asked)
         query = dict(request.query)
+        if asked.namespace:
+            own = f"metadata.namespace={asked.namespace}"
+            query["fieldSelector"] = ",".join(filter(None, [query.get("fieldSelector"), own]))
         selected({"kind": kind, "metadata": {"name": ""}}, *self._selectors(query))  # refuses what it does not know
         if query.get("watch") in ("1", "true"):
             return await self._watch(request, version, kind, query)
-        return self._list(request, kind, query)
+        return self._list(request, version, kind, query)
+
+    def _single(self, kind: str, version: str, asked: _Asked) -> web.StreamResponse:
+        item = self._store.objects[kind].get((asked.namespace, asked.name))
+        if item is None:
+            what = asked.collection.rpartition("/")[2]
+            raise Refused(404, "NotFound", f'{what} "{asked.name}" not found')
+        return web.Response(body=msgspec.json.encode(as_version(item, version)), content_type=_JSON)
 
     def _event(self, request: web.BaseRequest, body: Object) -> web.StreamResponse:
-        """An Event is created, once, or changed."""
+        """An Event is created, once, or changed. Those of the older API are taken as they are, and forgotten."""
+        if request.path.startswith("/api/v1/"):
+            return web.Response(status=201, body=msgspec.json.encode(body), content_type=_JSON)
         written = {item["metadata"]["name"]: item for item in self._store.written}
         if request.method == "PATCH":
             name = request.path.rpartition("/")[2]
@@ -212,7 +259,7 @@ class ApiServer:
         self._store.written.append(body)
         return web.Response(status=201, body=b"{}", content_type="application/json")
 
-    def _list(self, request: web.BaseRequest, kind: str, query: dict[str, str]) -> web.StreamResponse:
+    def _list(self, request: web.BaseRequest, api_version: str, kind: str, query: dict[str, str]) -> web.StreamResponse:
         self.seen.lists.append(kind)
         self.seen.limits.append(query.get("limit", ""))
         if self._mood.expire_pages and query.get("continue"):
@@ -222,10 +269,8 @@ class ApiServer:
             if self._pages[kind] > self._mood.pages_before_refusal:
                 raise Refused(500, "InternalError", "told to break off")
         limit = min(filter(None, (int(query.get("limit", 0)), self._mood.page)), default=0)
-        body = self._store.page(
-            kind, query.get("labelSelector", ""), query.get("fieldSelector", ""), limit, query.get("continue", "")
-        )
-        answer = web.Response(body=body, content_type="application/json")
+        body = self._store.page(kind, *self._selectors(query), limit, query.get("continue", ""), api_version)
+        answer = web.Response(body=body, content_type=_JSON)
         if self._mood.gzip and "gzip" in request.headers.get("Accept-Encoding", ""):
             answer.enable_compression(web.ContentCoding.gzip)
         return answer
@@ -238,7 +283,7 @@ class ApiServer:
         at = int(query.get("resourceVersion") or 0)
         if at and at < self._store.oldest:
             raise Refused(410, "Expired", f"too old resource version: {at} ({self._store.oldest})")
-        stream = web.StreamResponse(headers={"Content-Type": "application/json", "Transfer-Encoding": "chunked"})
+        stream = web.StreamResponse(headers={"Content-Type": _JSON, "Transfer-Encoding": "chunked"})
         await stream.prepare(request)
         self._streams.add(stream)
         try:
@@ -265,7 +310,7 @@ class ApiServer:
         version = self._store.version
         for item in list(self._store.objects[kind].values()):
             if selected(item, *self._selectors(query)):
-                await stream.write(_line("ADDED", msgspec.json.encode(item)))
+                await stream.write(_line("ADDED", msgspec.json.encode(as_version(item, api_version))))
         if ends:
             marks = {"k8s.io/initial-events-end": "true"}
             await stream.write(_bookmark(api_version, kind, version, marks))
@@ -280,7 +325,7 @@ class ApiServer:
             for event in news:
                 seen = event.seen_by(*self._selectors(query)) if event.kind == kind else ""
                 if seen:
-                    await stream.write(_line(seen, event.json))
+                    await stream.write(_line(seen, event.json_of(api_version)))
                 at = event.version
             if news:
                 continue

@@ -1,17 +1,17 @@
-"""Storage of the test API server: objects by kind, one version counter, and the events since the beginning."""
+"""Storage of the API server: objects by kind, one version counter, and the events since the beginning."""
 
 import asyncio
 import base64
-import copy
 from typing import Any, NamedTuple
 
 import msgspec
 
-Object = dict[str, Any]
+from dataplane.lab.apiserver.versions import Object, as_version
 
 PATHS = {
     "/api/v1/services": ("v1", "Service"),
     "/apis/discovery.k8s.io/v1/endpointslices": ("discovery.k8s.io/v1", "EndpointSlice"),
+    "/apis/discovery.k8s.io/v1beta1/endpointslices": ("discovery.k8s.io/v1beta1", "EndpointSlice"),
     "/api/v1/nodes": ("v1", "Node"),
     "/api/v1/pods": ("v1", "Pod"),
     "/api/v1/namespaces": ("v1", "Namespace"),
@@ -29,6 +29,12 @@ class Event(NamedTuple):
     object: Object
     json: bytes
     before: Object | None
+
+    def json_of(self, api_version: str) -> bytes:
+        """The object as JSON, in a version of its API."""
+        if self.object.get("apiVersion") == api_version:
+            return self.json
+        return msgspec.json.encode(as_version(self.object, api_version))
 
     def seen_by(self, labels: str, fields: str) -> str:
         """The type that a watch with these selectors sees, "" if none: an object that begins to match is ADDED to it,
@@ -56,6 +62,12 @@ class Refused(Exception):
                 "code": self.code, "reason": self.reason, "message": self.message,
             }
         )  # fmt: skip
+
+
+def _copy(item: Object) -> Object:
+    """Objects are plain JSON, and nobody changes one that is stored."""
+    found: Object = msgspec.json.decode(msgspec.json.encode(item))
+    return found
 
 
 def _key(item: Object) -> tuple[str, str]:
@@ -115,7 +127,7 @@ class Store:
     def apply(self, items: list[Object]) -> None:
         """Create or replace objects."""
         for given in items:
-            item = copy.deepcopy(given)
+            item = _copy(given)
             known = self.objects[item["kind"]]
             key = _key(item)
             self._record("MODIFIED" if key in known else "ADDED", item, known.get(key))
@@ -124,8 +136,8 @@ class Store:
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
         """Delete one object."""
-        item = copy.deepcopy(self.objects[kind].pop((namespace, name)))
-        self._record("DELETED", item, copy.deepcopy(item))
+        before = self.objects[kind].pop((namespace, name))
+        self._record("DELETED", _copy(before), before)
         self._wake()
 
     def forget(self) -> None:
@@ -134,9 +146,9 @@ class Store:
         self._lists.clear()
         self.oldest = self.version
 
-    def page(self, kind: str, labels: str, fields: str, limit: int, more: str) -> bytes:
-        """A list or a page of one; all pages are of the first one's version. Raises Refused 410 for a `continue` from
-        before the last compaction."""
+    def page(self, kind: str, labels: str, fields: str, limit: int, more: str, api_version: str = "") -> bytes:
+        """A list or a page of one, in a version of its API ("": the first that the kind has); all pages are of the
+        state of the first one. Raises Refused 410 for a `continue` from before the last compaction."""
         start, version = 0, self.version
         if more:
             start, version = msgspec.json.decode(base64.urlsafe_b64decode(more), type=tuple[int, int])
@@ -151,17 +163,15 @@ class Store:
         if start + len(part) < len(found):
             metadata["continue"] = base64.urlsafe_b64encode(msgspec.json.encode((start + len(part), version))).decode()
             metadata["remainingItemCount"] = len(found) - start - len(part)
-        version_of = next(v for v, k in PATHS.values() if k == kind)
-        bare = [{name: value for name, value in item.items() if name not in ("kind", "apiVersion")} for item in part]
-        return msgspec.json.encode(
-            {"kind": f"{kind}List", "apiVersion": version_of, "metadata": metadata, "items": bare}
-        )
+        served = api_version or next(v for v, k in PATHS.values() if k == kind)
+        items = (as_version(item, served) for item in part)
+        bare = [{name: value for name, value in item.items() if name not in ("kind", "apiVersion")} for item in items]
+        return msgspec.json.encode({"kind": f"{kind}List", "apiVersion": served, "metadata": metadata, "items": bare})
 
     def _record(self, type_: str, item: Object, before: Object | None) -> None:
         self.version += 1
         item["metadata"]["resourceVersion"] = str(self.version)
-        json = msgspec.json.encode(item)
-        self.events.append(Event(self.version, type_, item["kind"], copy.deepcopy(item), json, before))
+        self.events.append(Event(self.version, type_, item["kind"], item, msgspec.json.encode(item), before))
 
     def _wake(self) -> None:
         self.changed.set()

@@ -24,6 +24,16 @@ INLINE int same_mac(const void *a, const void *b) {
     return !((left[0] ^ right[0]) | (left[1] ^ right[1]) | (left[2] ^ right[2]));
 }
 
+/* Both link-layer addresses, the destination's first, where they lie on whole words. */
+INLINE void copy_macs(void *to, const void *from) {
+    any_word *words = to;
+    const any_word *both = from;
+
+    words[0] = both[0];
+    words[1] = both[1];
+    words[2] = both[2];
+}
+
 /* Whether a frame is addressed to the device that it came in by: in promiscuous mode, and when a switch floods, there
  * are others. */
 INLINE int addressed_to_device(const struct packet *packet, __u32 ifindex) {

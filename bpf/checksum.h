@@ -36,4 +36,11 @@ INLINE __be16 adjusted(__be16 check, __u64 sum) {
     return ~fold16((__u16)~check + sum);
 }
 
+/* The same for a sum that is folded already. */
+INLINE __be16 adjusted16(__be16 check, __u16 sum) {
+    __u32 both = (__u32)(__u16)~check + sum;
+
+    return ~((both & 0xffff) + (both >> 16));
+}
+
 #endif

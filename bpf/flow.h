@@ -33,21 +33,86 @@ INLINE __u32 coarse_time(__u64 now) {
     return (__u32)(now >> 30) | !(__u32)(now >> 30);
 }
 
+/* Source and destination of a tuple, two words each. All tuples that flows are looked up by lie on whole words. */
+INLINE const any_long *both_ends(const struct tuple *tuple) {
+    return (const void *)tuple;
+}
+
+/* Its ports as they lie in a packet. */
+INLINE __u32 both_ports(const struct tuple *tuple) {
+    return *(const any_word *)&tuple->source_port;
+}
+
+INLINE int same_ends(const struct tuple *a, const struct tuple *b) {
+    const any_long *left = both_ends(a), *right = both_ends(b);
+
+    return !((left[0] ^ right[0]) | (left[1] ^ right[1]) | (left[2] ^ right[2]) | (left[3] ^ right[3]) |
+             (both_ports(a) ^ both_ports(b)));
+}
+
 /* The table of a protocol's flows. A map of maps, so that to the verifier both are one. */
 INLINE void *flow_table(__u8 protocol) {
     __u32 index = protocol == IPPROTO_TCP ? FLOWS_TCP : FLOWS_UDP;
     return map_lookup(MAP(flows), &index);
 }
 
-INLINE struct translation *find_flow(const struct tuple *key) {
-    void *table = flow_table(key->protocol);
-    return likely(table) ? table_lookup(table, key) : 0;
+/* A digest of 88 bits of source and destination, each two words: no two of a million flows meet, and where somebody
+ * makes two that do, the second one is left to the slow path. The same as flows/entries.py, flow_key(). */
+INLINE void digest_flow(const any_long *ends, __u32 ports, struct flow_key *key) {
+    __u64 networks = ((ends[0] * MIX) ^ ends[2]) * MIX_2;
+    __u64 hosts = ((ends[1] * MIX_3) ^ ends[3] ^ ((__u64)ports << 16)) * MIX;
+    __u64 half;
+
+    networks ^= networks >> 32;
+    hosts ^= hosts >> 29;
+    half = networks + hosts * MIX_2;
+    key->word[0] = (__u32)(((networks ^ hosts) * MIX_3) >> 32) << 8;
+    key->word[1] = (__u32)half;
+    key->word[2] = (__u32)(half >> 32);
+}
+
+/* The key of a tuple. */
+INLINE void name_flow(const struct tuple *tuple, struct flow_key *key) {
+    const any_long *ends = both_ends(tuple);
+
+    if (!ends[0] && (__u32)ends[1] == to_be32(0xffff)) {
+        key->word[0] = tuple->source.word[3];
+        key->word[1] = tuple->destination.word[3];
+        key->word[2] = both_ports(tuple);
+    } else {
+        digest_flow(ends, both_ports(tuple), key);
+    }
+}
+
+/* The entry under a tuple's key, if it is this tuple's. */
+INLINE struct translation *find_flow(const struct tuple *tuple) {
+    void *table = flow_table(tuple->protocol);
+    struct translation *entry;
+    struct flow_key key;
+
+    name_flow(tuple, &key);
+    entry = likely(table) ? table_lookup(table, &key) : 0;
+    return entry && same_ends(&entry->own, tuple) ? entry : 0;
+}
+
+/* Store an entry, whatever else is in it, or with BPF_NOEXIST unless there is one. Returns 0, or negative. */
+INLINE long put_flow(const struct tuple *tuple, struct translation *value, __u64 flags) {
+    void *table = flow_table(tuple->protocol);
+    any_long *own = (void *)&value->own;
+    struct flow_key key;
+
+    name_flow(tuple, &key);
+    own[0] = both_ends(tuple)[0];
+    own[1] = both_ends(tuple)[1];
+    own[2] = both_ends(tuple)[2];
+    own[3] = both_ends(tuple)[3];
+    own[4] = both_ends(tuple)[4]; /* ports and protocol */
+    return likely(table) ? table_update(table, &key, value, flags) : ERROR_TOO_BIG;
 }
 
 /* Store an entry unless there is one. REASON_NONE, REASON_TUPLE_TAKEN, or the table is full. */
-INLINE enum reason insert_flow(const struct tuple *key, const struct translation *value) {
-    void *table = flow_table(key->protocol);
-    long failed = likely(table) ? table_update(table, key, value, BPF_NOEXIST) : ERROR_TOO_BIG;
+INLINE enum reason insert_flow(const struct tuple *key, struct translation *value) {
+    long failed = put_flow(key, value, BPF_NOEXIST);
 
     if (likely(!failed))
         return REASON_NONE;
@@ -56,11 +121,14 @@ INLINE enum reason insert_flow(const struct tuple *key, const struct translation
     return key->protocol == IPPROTO_TCP ? REASON_TCP_FLOWS_FULL : REASON_UDP_FLOWS_FULL;
 }
 
-INLINE void delete_flow(const struct tuple *key) {
-    void *table = flow_table(key->protocol);
+/* Remove the entry of a tuple, which was found. */
+INLINE void delete_flow(const struct tuple *tuple) {
+    void *table = flow_table(tuple->protocol);
+    struct flow_key key;
 
+    name_flow(tuple, &key);
     if (likely(table))
-        table_delete(table, key);
+        table_delete(table, &key);
 }
 
 /* True if an entry translates packets to replies to packets from `client` to `frontend`. */

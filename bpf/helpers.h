@@ -23,6 +23,10 @@
 
 #define SECOND_NS 1000000000ULL
 
+/* What several smaller fields are read or written by at once. */
+typedef __u32 __attribute__((may_alias)) any_word;
+typedef __u64 __attribute__((may_alias)) any_long;
+
 enum map_errors {
     ERROR_TOO_BIG = -7, /* E2BIG: the map is full */
 };
@@ -89,8 +93,7 @@ INLINE int is_loopback(const struct address *address) {
 }
 
 INLINE struct node *this_node(void) {
-    __u32 zero = 0;
-    return map_lookup(MAP(node), &zero);
+    return ONLY_VALUE(node);
 }
 
 /* Whether `then` is more than so many seconds before `now`. Another CPU's reading of the clock may be a little ahead of
@@ -114,18 +117,16 @@ INLINE struct service_counters *counters_of(__u32 service) {
 
 /* Whether anybody watches events of any kind. */
 INLINE int somebody_watches(__u64 now) {
-    __u32 zero = 0;
-    struct monitor *monitor = map_lookup(MAP(monitor), &zero);
+    const struct monitor *monitor = ONLY_VALUE(monitor);
 
-    return monitor && now < monitor->until_ns;
+    return now < monitor->until_ns;
 }
 
 /* Whether somebody watches events of this kind. */
 INLINE int watched(enum hook hook, __u8 protocol, __u32 service, __u64 now) {
-    __u32 zero = 0;
-    struct monitor *monitor = map_lookup(MAP(monitor), &zero);
+    const struct monitor *monitor = ONLY_VALUE(monitor);
 
-    if (!monitor || likely(now >= monitor->until_ns))
+    if (likely(now >= monitor->until_ns))
         return 0;
     if (monitor->protocol && monitor->protocol != protocol)
         return 0;

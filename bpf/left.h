@@ -11,17 +11,16 @@
  * still there translates those that are under way. `flags`: BPF_ANY or BPF_NOEXIST. Returns 0, or negative: no room. */
 INLINE long leave_flow(const struct tuple *key, __u64 now, __u64 flags) {
     struct scratch *scratch = this_scratch();
-    void *table = flow_table(key->protocol);
     struct translation *entry;
 
-    if (!scratch || !table)
+    if (!scratch)
         return -1;
     entry = &scratch->forward;
     __builtin_memset(entry, 0, sizeof(*entry));
     entry->flags = FLOW_REPLY | FLOW_FOREIGN | FLOW_LEFT;
     entry->backend = entry->service = ~0U;
     entry->last_ns = now;
-    return table_update(table, key, entry, flags);
+    return put_flow(key, entry, flags);
 }
 
 /* Leave the flow of a datagram to the slow path, which is possible as long as nothing of the datagram was sent on.

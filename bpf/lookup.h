@@ -21,7 +21,9 @@ enum lookup_limits {
     OPEN_WINDOW = 48, /* tests: how many look-ups the reader makes where a change could meet it */
 };
 
-#define MIX 0x9e3779b97f4a7c15ULL /* 2^64 / golden ratio: spreads what is multiplied by it over the high bits */
+#define MIX 0x9e3779b97f4a7c15ULL   /* 2^64 / golden ratio: spreads what is multiplied by it over the high bits */
+#define MIX_2 0xc2b2ae3d27d4eb4fULL /* two more with as many ones as zeros (xxHash's second and third) */
+#define MIX_3 0x165667b19e3779f9ULL
 
 /* The outcome of balance(). */
 struct selection {

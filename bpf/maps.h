@@ -27,9 +27,10 @@
     MAP(peers, HASH, u64, peer, peers, 0) \
     MAP(sockets, HASH, socket_key, socket_peer, sockets, 0) \
     MAP(answers, HASH, answer_key, answer, answers, 0) \
-    MAP(tcp_flows, HASH, tuple, translation, tcp_flows, 0) \
-    MAP(udp_flows, HASH, tuple, translation, udp_flows, 0) \
+    MAP(tcp_flows, HASH, flow_key, translation, tcp_flows, 0) \
+    MAP(udp_flows, HASH, flow_key, translation, udp_flows, 0) \
     MAP(flows, ARRAY_OF_MAPS, u32, u32, FLOWS_COUNT, 0) \
+    MAP(ways, PERCPU_ARRAY, u32, way, WAYS, 0) \
     MAP(fragments, HASH, fragment_key, fragment, fragments, 0) \
     MAP(held, HASH, held_key, held, held, NO_PREALLOC) \
     MAP(holding, PERCPU_ARRAY, u32, held, 1, 0) \
@@ -48,5 +49,8 @@ enum map_index { HOTPLANE_MAPS(HOTPLANE_MAP_INDEX) MAP_COUNT };
 
 /* The map as helpers want it. BPF_PSEUDO_MAP_FD is 1. */
 #define MAP(name) bpf_pseudo_fd(1, MAP_REFERENCE_BASE + MAP_INDEX_##name)
+
+/* The address of the value of an array of one element, which takes no look-up. BPF_PSEUDO_MAP_VALUE is 2. */
+#define ONLY_VALUE(name) ((void *)bpf_pseudo_fd(2, MAP_REFERENCE_BASE + MAP_INDEX_##name))
 
 #endif

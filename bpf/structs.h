@@ -210,6 +210,13 @@ struct tuple {
     __u8 pad[3];
 };
 
+/* What a flow is found by, in the table of its protocol. IPv4: source, destination and both ports, as they are in a
+ * packet. IPv6: a digest of those (flow.h, name_flow()); its first byte is 0, as of no IPv4 source of a flow. The entry
+ * has the tuple itself. The shorter a key, the less there is to hash for each packet. */
+struct flow_key {
+    __be32 word[3];
+};
+
 /* What becomes of packets with a tuple: every field of the new tuple, changed or not. Each tracked flow has two
  * entries, forward and reply, each under the tuple its packets arrive with. What an entry says of sequence numbers it
  * has from packets of its own direction alone, so that no processor waits for another's. */
@@ -240,6 +247,22 @@ struct translation {
     __u16 header_change;    /* known as long as the next hop: what the translation and one hop less add to the sum of */
     __u16 transport_change; /* the IPv4 header, and to that of TCP or UDP; in the order that checksums are in */
     __u16 pad[3];
+    struct tuple own; /* that of its packets; what names another flow by the same key is none of this one */
+};
+
+/* A way out of the node that XDP has found (ways.h). Its place in the map comes from both addresses. */
+struct way {
+    struct address source; /* all zero: what the node would send from is asked */
+    struct address destination;
+    struct address own; /* the answer to that; else not used, but all of the rest */
+    __u64 until_ns;     /* how long it is believed; 0 = never was */
+    __u32 from;         /* ifindex: where packets come in */
+    __u32 ifindex;      /* 0 = XDP cannot send there */
+    __u8 hop_destination[6];
+    __u8 hop_source[6];
+    __u16 mtu;
+    __u8 protocol;
+    __u8 pad;
 };
 
 /* A device that carries packet programs, by ifindex. */

@@ -5,6 +5,7 @@
 #include "fragment.h"
 #include "left.h"
 #include "snat.h"
+#include "ways.h"
 
 /* What the flow needs beyond a new destination. A client whose backend runs here keeps its address even where the
  * policy masquerades: the answers pass this node anyway. A client that meets itself would answer itself directly. What
@@ -58,13 +59,15 @@ INLINE void describe_forward(const struct arrival *arrival, const struct packet 
 
 /* Who asks, and whether flows of this source are opened here at all. */
 INLINE enum reason describe_client(const struct arrival *arrival, struct packet *packet, struct client *client) {
-    __u32 device = device_flags(arrival->ifindex);
+    __u32 ifindex = arrival->ifindex;
+    struct device *device = map_lookup(MAP(devices), &ifindex);
+    __u32 roles = device ? device->flags : 0;
 
-    if (arrival->hook == HOOK_XDP && !addressed_to_device(packet, arrival->ifindex))
+    if (arrival->hook == HOOK_XDP && !(device && same_mac(packet->mac, device->mac)))
         return REASON_NOT_FOR_US;
     if (is_loopback(&packet->tuple.destination) || is_loopback(&packet->tuple.source))
         return REASON_LOOPBACK;
-    packet->source_class = classify(arrival->node, &packet->tuple.source, !!(device & DEVICE_DETECTED));
+    packet->source_class = classify(arrival->node, &packet->tuple.source, !!(roles & DEVICE_DETECTED));
     barrier();
     client->source = packet->source_class;
     if (client->source == SOURCE_NODE)
@@ -73,7 +76,7 @@ INLINE enum reason describe_client(const struct arrival *arrival, struct packet 
      * addressed to the endpoint: only connection tracking has seen them, and knows which of the pod's ports are free.
      * Where no CIDR tells, pods of other nodes are strangers. To be decided before a backend is chosen: who left only
      * what goes to some backends to the slow path, which chooses again, would send too much to the others. */
-    client->remote_pod = client->source == SOURCE_POD && !(device & DEVICE_POD);
+    client->remote_pod = client->source == SOURCE_POD && !(roles & DEVICE_POD);
     client->masquerades_all = !!(arrival->node->flags & NODE_KUBE_PROXY_PARITY);
     return REASON_NONE;
 }
@@ -119,13 +122,14 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
         reason = hide_reason(packet, check_source(arrival, packet));
         if (reason != REASON_NONE)
             return reason;
-        if (!masquerade_address(arrival->context, node, packet, &chosen->address, arrival->ifindex,
-                                &scratch->forward.source))
+        if (!own_address(arrival, packet, &chosen->address, &scratch->forward.source))
             return REASON_FIB_MISS;
     }
     reserved = hide_reason(packet, reserve_reply(arrival, packet, scratch));
     if (reserved != REASON_NONE && reserved != REASON_FLOW)
         return reserved;
+    if (packet->protocol == IPPROTO_TCP)
+        scratch->forward.sequence_end = segment_end(packet);
     reason = hide_reason(packet, insert_flow(tuple, &scratch->forward));
     if (reason != REASON_NONE) {
         if (reserved == REASON_NONE)

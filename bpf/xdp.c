@@ -15,38 +15,57 @@
 #include "established.h"
 
 enum hop_limits {
-    HOP_NS = 100000000, /* how long a next hop is cached: a FIB look-up costs as much as all the rest */
-    HOP_PROBE = 31,     /* mask: of so many looks one is left to tc, since only the stack's own use of a neighbour entry
-                           makes it ask whether the neighbour is still there */
+    HOP_PROBE = 31, /* mask: of so many looks one is left to tc, since only the stack's own use of a neighbour entry
+                       makes it ask whether the neighbour is still there */
 };
 
-/* Look up the next hop of a flow in the FIB and cache it in the entry. Meanwhile another CPU sees no valid next hop,
- * or, if it started before, at worst sends one packet to the old one. */
-INLINE enum reason refresh_hop(struct xdp_md *context, const struct packet *packet, struct translation *entry,
-                               __u64 now) {
-    int first = !entry->hop_until_ns;
+/* Look up the way of a flow's packets in the FIB. */
+INLINE enum reason look_up_way(struct xdp_md *context, const struct packet *packet, const struct translation *entry,
+                               struct way *way, __u64 now) {
     struct bpf_fib_lookup fib;
-    long result;
+    long result = find_route(context, packet, &entry->source, &entry->destination, context->ingress_ifindex,
+                             packet->size, 0, &fib);
 
-    if (!first && !(bpf_get_prandom_u32() & HOP_PROBE))
-        return REASON_LEFT_TO_TC;
-    entry->hop_until_ns = 0;
-    barrier();
-    result = find_route(context, packet, &entry->source, &entry->destination, context->ingress_ifindex, packet->size, 0,
-                        &fib);
     if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
         return REASON_MTU;
     if (result != BPF_FIB_LKUP_RET_SUCCESS)
         return REASON_FIB_MISS;
     if (fib.ifindex != context->ingress_ifindex && !(device_flags(fib.ifindex) & DEVICE_XDP_TARGET))
         fib.ifindex = 0;
-    entry->hop_ifindex = fib.ifindex;
-    entry->hop_mtu = fib.tot_len; /* the route's MTU by now */
-    __builtin_memcpy(entry->hop_source, fib.smac, sizeof(fib.smac));
-    __builtin_memcpy(entry->hop_destination, fib.dmac, sizeof(fib.dmac));
+    way->ifindex = fib.ifindex;
+    way->mtu = fib.tot_len; /* the route's MTU by now */
+    __builtin_memcpy(way->hop_source, fib.smac, sizeof(fib.smac));
+    __builtin_memcpy(way->hop_destination, fib.dmac, sizeof(fib.dmac));
+    name_way(way, packet, &entry->source, &entry->destination, context->ingress_ifindex, now);
+    return REASON_NONE;
+}
+
+/* Find the next hop of a flow and cache it in the entry. Meanwhile another CPU sees no valid next hop, or, if it
+ * started before, at worst sends one packet to the old one. */
+INLINE enum reason refresh_hop(struct xdp_md *context, const struct packet *packet, struct translation *entry,
+                               __u64 now) {
+    struct way *way = way_between(&entry->source, &entry->destination);
+    int first = !entry->hop_until_ns, known;
+    enum reason refusal;
+
+    if (!way)
+        return REASON_INCONSISTENT;
+    known = leads(way, packet, &entry->source, &entry->destination, context->ingress_ifindex, now);
+    if (!known && !first && !(bpf_get_prandom_u32() & HOP_PROBE))
+        return REASON_LEFT_TO_TC;
+    entry->hop_until_ns = 0;
+    barrier();
+    if (!known) {
+        refusal = look_up_way(context, packet, entry, way, now);
+        if (refusal != REASON_NONE)
+            return refusal;
+    }
+    entry->hop_ifindex = way->ifindex;
+    entry->hop_mtu = way->mtu;
+    copy_macs(entry->hop_destination, way->hop_destination); /* and hop_source behind it */
     note_changes(packet, entry);
     barrier();
-    entry->hop_until_ns = now + HOP_NS;
+    entry->hop_until_ns = way->until_ns;
     return REASON_NONE;
 }
 
@@ -100,8 +119,7 @@ INLINE int translate(struct xdp_md *context, const struct arrival *arrival, stru
         packet->reason = REASON_REWRITE_FAILED;
         return XDP_DROP;
     }
-    __builtin_memcpy(ethernet->h_dest, entry->hop_destination, sizeof(ethernet->h_dest));
-    __builtin_memcpy(ethernet->h_source, entry->hop_source, sizeof(ethernet->h_source));
+    copy_macs(ethernet->h_dest, entry->hop_destination);
     packet->translated = 1;
     return send(entry->hop_ifindex, arrival->ifindex);
 }
@@ -114,29 +132,6 @@ INLINE int unfinished_packet(void *data, void *end, const struct packet *packet)
            unfinished(&packet->tuple, packet->ipv4, packet->size - (packet->l4 - packet->l3), *check);
 }
 
-/* See established.h. Returns the verdict, or XDP_ABORTED for a packet that needs the general path. `missing`: it
- * has no flow. */
-INLINE int forward_established(struct xdp_md *context, __u32 ifindex, __u64 now, int *missing) {
-    void *data = (void *)(long)context->data, *end = (void *)(long)context->data_end;
-    struct translation *entry;
-    struct fast_path_packet packet;
-
-    if (!fast_path_parse(data, end, &packet))
-        return XDP_ABORTED;
-#ifdef NO_XDP_TX
-    if (unfinished(&packet.key, packet.ipv4, fast_path_payload_length(&packet), *packet.check))
-        return XDP_ABORTED;
-#endif
-    entry = find_flow(&packet.key);
-    *missing = !entry;
-    if (!entry || !fast_path_usable(ifindex, data, &packet, entry, now) || unlikely(somebody_watches(now)) ||
-        !fast_path_track(&packet, entry) || !fast_path_rewrite(data, end, &packet, entry))
-        return XDP_ABORTED;
-    account(entry, packet.size, now);
-    count(HOOK_XDP, entry->flags & FLOW_REPLY ? REASON_REPLY : REASON_FLOW);
-    return send(ifindex, ifindex); /* the hop's device, see fast_path_usable() */
-}
-
 PROGRAM(xdp_uplink)(struct xdp_md *context) {
     struct arrival arrival = {
         .context = context, .node = this_node(), .hook = HOOK_XDP, .ifindex = context->ingress_ifindex};
@@ -144,21 +139,19 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
     struct scratch *scratch = this_scratch();
     struct translation *entry = 0;
     struct packet *packet;
-    int action, missing = 0;
+    int action = XDP_PASS, missing = 0;
     __u32 service = ~0U;
     enum reason reason;
 
-    if (!scratch || !arrival.node || !(arrival.node->flags & NODE_READY)) {
+    if (!scratch || !(arrival.node->flags & NODE_READY)) {
         count(HOOK_XDP, REASON_NOT_READY);
         return XDP_PASS;
     }
     arrival.now = coarse_now(scratch);
 #ifndef ONLY_GENERAL
-    action = forward_established(context, arrival.ifindex, arrival.now, &missing);
-    if (likely(action != XDP_ABORTED))
-        return action;
+    if (likely(forward_established(data, end, arrival.ifindex, arrival.now, &missing)))
+        return send(arrival.ifindex, arrival.ifindex); /* the hop's device, see fast_path_usable() */
 #endif
-    action = XDP_PASS;
     packet = new_packet(scratch);
     packet->no_flow = missing;
     reason = hide_reason(packet, parse(data, end, end - data, 0, packet));
@@ -179,7 +172,12 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
     }
     count(HOOK_XDP, packet->reason);
     emit_packet_event(&arrival, packet, service, packet->translated ? entry : 0);
-    if (entry && packet->translated)
+    if (!entry || !packet->translated)
+        return action;
+    if (packet->reason == REASON_NEW_FLOW ||
+        packet->reason == REASON_MOVED) /* its entry has the first numbers already */
+        account(entry, packet->size, arrival.now);
+    else
         touch(packet, entry, arrival.now);
     return action;
 }

@@ -19,6 +19,7 @@ from dataplane.planes.ebpf.flows.entries import (
     SNAT,
     TRANSLATION,
     Lifetimes,
+    flow_key,
     setting,
 )
 from dataplane.planes.ebpf.maps.encode import address_bytes
@@ -52,8 +53,9 @@ def put_flow(maps: MapSet, port: int, protocol: int, flags: int, idle: tuple[flo
     back = (remote, node, htons(8080), htons(port)), (node, client, htons(30080), htons(port))
     for (key, value), more, seconds in ((there, 0, idle[0]), (back, REPLY, idle[1])):
         last = time.monotonic_ns() - int(seconds * 1e9)
-        raw = TRANSLATION.pack(*value, flags | more | SNAT, 0, 0, 0, 0, 0, last % 2**64, *(0,) * 6, *NO_HOP)
-        maps.put("tcp_flows" if protocol == 6 else "udp_flows", TUPLE.pack(*key, protocol, 0, 0, 0), raw)
+        own = TUPLE.pack(*key, protocol, 0, 0, 0)
+        raw = TRANSLATION.pack(*value, flags | more | SNAT, 0, 0, 0, 0, 0, last % 2**64, *(0,) * 6, *NO_HOP, own)
+        maps.put("tcp_flows" if protocol == 6 else "udp_flows", flow_key(own), raw)
 
 
 def held(maps: MapSet, table: str) -> int:
@@ -69,7 +71,7 @@ def found(rounds: list[Round], name: str) -> tuple[int, int]:
 @pytest.mark.parametrize("protocol", [6, 17])
 @pytest.mark.parametrize("flags", [0, ESTABLISHED, constant("FLOW_FIN_REPLY"), constant("FLOW_RST_REPLY")])
 def test_both_entries_go_when_neither_direction_is_used(maps: MapSet, protocol: int, flags: int) -> None:
-    table = FLOW_TABLES[protocol == 17]
+    [table] = [name for name, number in FLOW_TABLES.items() if number == protocol]
     seconds = Lifetimes.of(maps.node()).ns[setting(protocol, flags)] / 1e9
     for port, idle in enumerate([(1, 1), (seconds + 5, 1), (1, seconds + 5), (seconds + 5,) * 2, (seconds - 5,) * 2]):
         put_flow(maps, port + 1000, protocol, flags, idle)
@@ -82,13 +84,12 @@ def test_a_later_flow_under_the_same_answers_tuple_is_not_taken_along(maps: MapS
     """The forward entry is over; the entry of answers under its other key is another flow's."""
     put_flow(maps, 1000, 6, 0, (500, 500))
     client, node, remote = map(address_bytes, ("203.0.113.9", NODE, REMOTE))
-    key = TUPLE.pack(remote, node, htons(8080), htons(1000), 6, 0, 0, 0)
+    own = TUPLE.pack(remote, node, htons(8080), htons(1000), 6, 0, 0, 0)
     value = (node, client, htons(30080), htons(7))
-    maps.put(
-        "tcp_flows", key, TRANSLATION.pack(*value, REPLY | SNAT, 0, 0, 0, 0, 0, time.monotonic_ns(), *(0,) * 6, *NO_HOP)
-    )
+    raw = TRANSLATION.pack(*value, REPLY | SNAT, 0, 0, 0, 0, 0, time.monotonic_ns(), *(0,) * 6, *NO_HOP, own)
+    maps.put("tcp_flows", flow_key(own), raw)
     assert found(sweep(maps), "tcp_flows") == (2, 1)
-    assert maps.get("tcp_flows", key) is not None
+    assert maps.get("tcp_flows", flow_key(own)) is not None
 
 
 @pytest.mark.parametrize("name", SINGLE)

@@ -1,20 +1,20 @@
 """Ports that masqueraded flows had before the packet programs came are entered once for each set of maps."""
 
 import os
+import struct
 from collections.abc import Iterator
-from socket import htons
 
 import pytest
 
 from dataplane.kernel.netlink.conntrack_list import Masqueraded
 from dataplane.model.net import Protocol
 from dataplane.planes.ebpf.flows import reserve
+from dataplane.planes.ebpf.flows.entries import flow_key
 from dataplane.planes.ebpf.flows.ports import snat_runs
 from dataplane.planes.ebpf.maps.encode import address_bytes
 from dataplane.planes.ebpf.maps.mapset import MapSet, create_maps
 from dataplane.planes.ebpf.maps.node_settings import write_node
 from dataplane.planes.ebpf.maps.pins import PinDirectory
-from dataplane.planes.ebpf.views.events import TUPLE
 from tests.kernel.bpf_packets.bench import NODE, REMOTE, SIZES, node_config
 
 
@@ -33,7 +33,7 @@ def pins() -> Iterator[PinDirectory]:
 
 
 def key(port: int) -> bytes:
-    return TUPLE.pack(address_bytes(REMOTE), address_bytes(NODE), htons(8080), htons(port), 6, 0, 0, 0)
+    return flow_key(address_bytes(REMOTE) + address_bytes(NODE) + struct.pack("!HH", 8080, port))
 
 
 def test_reserved_once_but_never_over_a_flow(maps: MapSet, pins: PinDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from dataplane.plan.planner import Planner
 from dataplane.planes.base import Plane
 from dataplane.planes.conntrack import clean_stale_udp
 from dataplane.planes.ebpf.flows import drain
-from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, own_tuple
 from dataplane.planes.ebpf.flows.ports import snat_ports
 from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
 from dataplane.planes.ebpf.views import records as views
@@ -217,8 +217,8 @@ def test_masqueraded_flows_keep_their_ports(lab: Lab, nodes: list[SwitchedNode])
             maps = views.open_instance(default_instance())
             assert maps is not None
             with maps:
-                keys = [key for table in FLOW_TABLES for key, _ in maps.items(table)]
-                entered = {(t[2], t[3]) for t in map(TUPLE.unpack, keys)}
+                tuples = [own_tuple(value) for table in FLOW_TABLES for _, value in maps.items(table)]
+                entered = {(t[2], t[3]) for t in map(TUPLE.unpack, tuples)}
         time.sleep(1)
         reports = traffic.end()
     finally:

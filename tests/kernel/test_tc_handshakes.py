@@ -4,6 +4,7 @@ import pytest
 from scapy.layers.inet import TCP
 
 from dataplane.model.net import Family
+from dataplane.planes.ebpf.flows.entries import own_tuple
 from dataplane.planes.ebpf.maps.encode import address_bytes
 from dataplane.planes.ebpf.maps.layout import constant
 from tests.kernel.bpf_packets.bench import Bench
@@ -78,7 +79,8 @@ def test_an_entry_that_is_made_again_follows_on(node: Bench, family: Family) -> 
     same."""
     flow = Talk(node, family, TCP)
     flow.play(f"{OPEN}, ask PA, answer PA, ask A")
-    [answers] = [key for key, _ in node.maps.items("tcp_flows") if key.startswith(address_bytes(flow.remote))]
+    entries, remote = node.maps.items("tcp_flows"), address_bytes(flow.remote)
+    [answers] = [key for key, value in entries if own_tuple(value).startswith(remote)]
     node.maps.remove("tcp_flows", [answers])
     for _ in range(256):
         flow.ask("A")

@@ -430,7 +430,7 @@ def link_info(fd: int) -> LinkInfo:
     return LinkInfo(kind, number, program, target, attach)
 
 
-_PSEUDO_MAP_FD = 1
+_PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE = 1, 2
 _LOAD_IMMEDIATE_64 = 0x18
 
 
@@ -440,7 +440,7 @@ def relocate(code: bytes, references: Mapping[int, int]) -> bytes:
     offset = 0
     while offset < len(patched):
         if patched[offset] == _LOAD_IMMEDIATE_64:
-            if patched[offset + 1] >> 4 == _PSEUDO_MAP_FD:
+            if patched[offset + 1] >> 4 in (_PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE):
                 (reference,) = struct.unpack_from("=I", patched, offset + 4)
                 struct.pack_into("=I", patched, offset + 4, references[reference])
             offset += 8  # this instruction is two long

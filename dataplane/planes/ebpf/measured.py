@@ -12,7 +12,7 @@ from dataplane.plan.types import Plan, Table
 from dataplane.planes.base import Plane, PlaneError
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from dataplane.planes.ebpf.attach.programs import ConnectHook, Hook, load_programs
-from dataplane.planes.ebpf.flows.entries import NO_HOP, TRANSLATION
+from dataplane.planes.ebpf.flows.entries import NO_HOP, TRANSLATION, flow_key
 from dataplane.planes.ebpf.flows.sockets import SocketCleaner
 from dataplane.planes.ebpf.maps.encode import address_bytes
 from dataplane.planes.ebpf.maps.layout import constant, unpack
@@ -117,22 +117,23 @@ class XdpProgram(PacketProgram):
     @contextmanager
     def into_itself(self, flow: OpenFlow, backend: str, port: int) -> Iterator[None]:
         """See PacketProgram.into_itself."""
-        opened = self._maps.get(TABLE, _tuple(flow.client, flow.node, (flow.client_port, flow.node_port)))
+        own = _tuple(flow.client, flow.node, (flow.client_port, flow.node_port))
+        opened = self._maps.get(TABLE, flow_key(own))
         if opened is None:
             raise PlaneError(f"the XDP program does not open a flow to {flow.node} port {flow.node_port}")
         real, same = unpack("translation", opened), (port, port)
-        keys = [_tuple(flow.client, backend, same), _tuple(backend, flow.client, same)]
+        tuples = [_tuple(flow.client, backend, same), _tuple(backend, flow.client, same)]
         flags = constant("FLOW_ESTABLISHED") | constant("FLOW_SNAT") | constant("FLOW_BY_XDP")
-        for key, more in zip(keys, (0, constant("FLOW_REPLY")), strict=True):
-            source, destination, source_port, destination_port, *_ = TUPLE.unpack(key)
+        for own, more in zip(tuples, (0, constant("FLOW_REPLY")), strict=True):
+            source, destination, source_port, destination_port, *_ = TUPLE.unpack(own)
             chosen = (real["backend"], real["backend_generation"], real["service"], flow.ifindex)
-            rest = (time.monotonic_ns(), *(0,) * 6, *NO_HOP)
+            rest = (time.monotonic_ns(), *(0,) * 6, *NO_HOP, own)
             addresses = (source, destination, source_port, destination_port)
-            self._maps.put(TABLE, key, TRANSLATION.pack(*addresses, flags | more, 0, *chosen, *rest))
+            self._maps.put(TABLE, flow_key(own), TRANSLATION.pack(*addresses, flags | more, 0, *chosen, *rest))
         try:
             yield
         finally:
-            self._maps.remove(TABLE, keys)
+            self._maps.remove(TABLE, map(flow_key, tuples))
 
 
 def _tuple(source: str, destination: str, ports: tuple[int, int]) -> bytes:

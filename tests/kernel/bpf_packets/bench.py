@@ -25,12 +25,13 @@ from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, SourceRanges
 from dataplane.planes.ebpf.attach.programs import Program, load_programs
-from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, flow_key
 from dataplane.planes.ebpf.maps.encode import address_bytes
 from dataplane.planes.ebpf.maps.layout import Sizes, constant, enumeration, record, unpack
 from dataplane.planes.ebpf.maps.mapset import MapSet, create_maps
 from dataplane.planes.ebpf.maps.node_settings import write_node
 from dataplane.planes.ebpf.maps.tables import Tables
+from dataplane.planes.ebpf.views.events import TUPLE
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
 from dataplane.policy.routes import Routes, cluster_ip_routes, external_routes
@@ -48,7 +49,6 @@ SIZES = Sizes(
 TC_NEXT, TC_SHOT, TC_STOLEN, TC_REDIRECT = 0xFFFFFFFF, 2, 4, 7
 XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = 1, 2, 3, 4
 DEVICE = record("device", "flags", "ifindex", "mac", "mtu", "source_ipv4", "source_ipv6")
-TUPLE = record("tuple", "source", "destination", "source_port", "destination_port", "protocol", "pad")
 _TC_CONTEXT, _TC_IFINDEX_AT = 192, 40
 
 
@@ -179,15 +179,9 @@ class Bench:
         self, source: str, port: int, destination: str, target: int, protocol: int = socket.IPPROTO_TCP
     ) -> dict[str, Any] | None:
         """The entry of a tuple, with `facts`: all flags, said by either direction."""
-        key = TUPLE.pack(
-            address_bytes(source),
-            address_bytes(destination),
-            socket.htons(port),
-            socket.htons(target),
-            protocol,
-            *(0,) * 3,
-        )
-        raw = self.maps.get("tcp_flows" if protocol == socket.IPPROTO_TCP else "udp_flows", key)
+        ports = socket.htons(port), socket.htons(target)
+        own = TUPLE.pack(address_bytes(source), address_bytes(destination), *ports, protocol, 0, 0, 0)
+        raw = self.maps.get("tcp_flows" if protocol == socket.IPPROTO_TCP else "udp_flows", flow_key(own))
         if raw is None:
             return None
         fields = unpack("translation", raw)

@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 from dataplane.kernel.ebpf import bpf
 from dataplane.model.net import Family
+from dataplane.planes.ebpf.flows.entries import flow_key
 from dataplane.planes.ebpf.maps.encode import address_bytes
 from dataplane.planes.ebpf.maps.layout import constant, fields_of
+from dataplane.planes.ebpf.views.events import TUPLE
 from tests.kernel.bpf_packets import bench as b
-from tests.kernel.bpf_packets.bench import TUPLE, Bench
+from tests.kernel.bpf_packets.bench import Bench
 from tests.kernel.bpf_packets.ends import ACK, RST, SYN, End, Segment, State, after
 
 SNAT_PORT, CLIENT_PORT, REMOTE_PORT, LOCAL_PORT, TARGET = 61000, 4000, 30080, 30081, 8080
@@ -144,9 +146,5 @@ class Between:
 
 
 def _key(ends: Ends) -> bytes:
-    return TUPLE.pack(
-        *(address_bytes(address) for address, _ in ends),
-        *(socket.htons(port) for _, port in ends),
-        socket.IPPROTO_TCP,
-        *(0,) * 3,
-    )
+    addresses, ports = (address_bytes(address) for address, _ in ends), (socket.htons(port) for _, port in ends)
+    return flow_key(TUPLE.pack(*addresses, *ports, socket.IPPROTO_TCP, 0, 0, 0))

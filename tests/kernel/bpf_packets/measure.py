@@ -21,9 +21,10 @@ from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.ebpf.bpf import AttachType, ProgramRun, ProgramType
 from dataplane.kernel.namespaces import netns
 from dataplane.model.net import Family
-from dataplane.planes.ebpf.flows.entries import NO_HOP, TRANSLATION
+from dataplane.planes.ebpf.flows.entries import NO_HOP, TRANSLATION, flow_key
 from dataplane.planes.ebpf.maps.encode import address_bytes
 from dataplane.planes.ebpf.maps.layout import constant
+from dataplane.planes.ebpf.views.events import TUPLE
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, bench, entry
 
@@ -37,8 +38,10 @@ def flow(node: Bench, source: str, destination: str, kind: str) -> None:
     back = (ends[1], ends[0], ends[3], ends[2])
     flags = constant("FLOW_ESTABLISHED") | (constant("FLOW_SNAT") if kind != "local" else 0)
     for tuple_, more in ((ends, constant("FLOW_REPLY") if kind == "reply" else 0), (back, constant("FLOW_REPLY"))):
-        value = TRANSLATION.pack(*tuple_, flags | more, 0, 0, 1, 0, node.up, time.monotonic_ns(), *(0,) * 6, *NO_HOP)
-        node.maps.put("tcp_flows", b.TUPLE.pack(*tuple_, 6, 0, 0, 0), value)
+        own = TUPLE.pack(*tuple_, 6, 0, 0, 0)
+        rest = (node.up, time.monotonic_ns(), *(0,) * 6, *NO_HOP, own)
+        value = TRANSLATION.pack(*tuple_, flags | more, 0, 0, 1, 0, *rest)
+        node.maps.put("tcp_flows", flow_key(own), value)
 
 
 def _means(run: Callable[..., ProgramRun], frame: bytes, rounds: int, repeat: int) -> list[int]:

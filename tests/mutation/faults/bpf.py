@@ -62,9 +62,30 @@ BPF = (
     Mutation(
         "XDP's short way leaves a TCP checksum as it was",
         "established.h",
-        "*packet->check = adjusted(*packet->check, entry->transport_change);",
-        "*packet->check = adjusted(*packet->check, 0);",
+        "packet->tcp->check = adjusted16(packet->tcp->check, entry->transport_change);",
+        "packet->tcp->check = adjusted16(packet->tcp->check, 0);",
         ("test_tc_packets.py::test_every_packet_of_a_flow_goes_on",),
+    ),
+    Mutation(
+        "whatever lies under a tuple's key is its flow",
+        "flow.h",
+        "return entry && same_ends(&entry->own, tuple) ? entry : 0;",
+        "return entry;",
+        ("test_flow_keys.py::test_an_entry_of_another_flow_under_the_same_key_is_not_taken",),
+    ),
+    Mutation(
+        "XDP's short way takes whatever lies under an IPv6 packet's key",
+        "established.h",
+        "if (ipv4 || !entry)",
+        "if (1)",
+        ("test_flow_keys.py::test_an_entry_of_another_flow_under_the_same_key_is_not_taken",),
+    ),
+    Mutation(
+        "a way is believed for ever",
+        "ways.h",
+        "return (__s64)(way->until_ns - now) > 0 &&",
+        "return way->until_ns &&",
+        ("test_xdp_ways.py",),
     ),
     Mutation(
         "a UDP checksum that comes to zero is sent so",
@@ -102,10 +123,10 @@ BPF = (
         ("test_tc_packets.py::test_removed_endpoint_gets_nothing_new",),
     ),
     Mutation(
-        "XDP loses every second packet of an established flow",
+        "XDP loses half the packets of an established flow",
         "xdp.c",
-        "return send(ifindex, ifindex); /* the hop's device, see fast_path_usable() */",
-        "return entry->packets & 1 ? XDP_DROP : send(ifindex, ifindex);",
+        "return send(arrival.ifindex, arrival.ifindex); /* the hop's device, see fast_path_usable() */",
+        "return bpf_get_prandom_u32() & 1 ? XDP_DROP : send(arrival.ifindex, arrival.ifindex);",
         ("test_tc_packets.py::test_every_packet_of_a_flow_goes_on",),
     ),
     Mutation(

@@ -122,7 +122,7 @@ PLANES = (
     Mutation(
         "the collector takes a flow of which one direction lives",
         "collect.py",
-        "if not self._lifetimes.over(second, other, now):",
+        "if not self._lifetimes.over(self._protocol, other, now):",
         "if False:",
         ("test_ebpf_collect.py::test_both_entries_go_when_neither_direction_is_used",),
     ),

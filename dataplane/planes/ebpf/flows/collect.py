@@ -11,11 +11,10 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from socket import IPPROTO_TCP, IPPROTO_UDP
 
 from dataplane.kernel.ebpf.bpf import BpfError, MapElements
 from dataplane.planes.answers import Round
-from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, Lifetimes, belongs, other_key
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, Lifetimes, belongs, flow_key, other_tuple
 from dataplane.planes.ebpf.maps.layout import constant, fields_of, reason_names, record, size_of
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.resource import Resource
@@ -58,8 +57,8 @@ class _Flows:
     """One flow table, in which each flow has two entries, one for each direction."""
 
     def __init__(self, maps: MapSet, name: str, lifetimes: Lifetimes) -> None:
-        self._lifetimes, self._elements = lifetimes, maps.elements(name)
-        self._ages = _Ages(IPPROTO_TCP if name == "tcp_flows" else IPPROTO_UDP, lifetimes)
+        self._lifetimes, self._elements, self._protocol = lifetimes, maps.elements(name), FLOW_TABLES[name]
+        self._ages = _Ages(self._protocol, lifetimes)
         self._key_size = maps.specs[name].key_size
 
     def over(self, keys: bytes, values: bytes, now: int) -> Iterator[bytes]:
@@ -79,12 +78,12 @@ class _Flows:
         """Remove a flow if both directions expired; returns the number of removed entries. Reads both again, since
         a packet or a new flow may have arrived meanwhile."""
         own = self._elements.get(key)
-        if own is None or not self._lifetimes.over(key, own, now):
+        if own is None or not self._lifetimes.over(self._protocol, own, now):
             return 0
-        second = other_key(key, own)
+        second = flow_key(other_tuple(own))
         other = self._elements.get(second)
-        if other is not None and belongs(key, own, other):
-            if not self._lifetimes.over(second, other, now):
+        if other is not None and belongs(own, other):
+            if not self._lifetimes.over(self._protocol, other, now):
                 return 0
             return self._elements.delete(key) + self._elements.delete(second)
         return int(self._elements.delete(key))

@@ -71,14 +71,14 @@ def _left(maps: MapSet) -> int:
     Entries in TIME-WAIT and those of flows that connection tracking translates (FOREIGN) do not count.
     """
     lifetimes, now = Lifetimes.of(maps.node()), time.monotonic_ns()
-    alive = {}
-    for name in FLOW_TABLES:
-        for key, value in maps.items(name):
+    alive = []
+    for name, protocol in FLOW_TABLES.items():
+        for _, value in maps.items(name):
             flags = flow_flags(value)
             over = now - last_ns(value) > _CLOSING_NS if flags & RST or flags & FIN == FIN else False
-            if not flags & (RESTING | FOREIGN) and not over and not lifetimes.over(key, value, now):
-                alive[key] = bool(flags & REPLY)
-    flows = max(sum(alive.values()), sum(not reply for reply in alive.values()))
+            if not flags & (RESTING | FOREIGN) and not over and not lifetimes.over(protocol, value, now):
+                alive.append(bool(flags & REPLY))
+    flows = max(sum(alive), sum(not reply for reply in alive))
     return flows + _sockets(maps, now - lifetimes.ns["udp_stream_seconds"])
 
 

@@ -13,7 +13,7 @@ from dataplane.kernel.ebpf.bpf import BpfError
 from dataplane.kernel.netlink.conntrack_list import masqueraded_connections
 from dataplane.model.net import Protocol
 from dataplane.planes.base import PlaneError
-from dataplane.planes.ebpf.flows.entries import FOREIGN, NO_HOP, REPLY, TRANSLATION
+from dataplane.planes.ebpf.flows.entries import FOREIGN, NO_HOP, REPLY, TRANSLATION, flow_key
 from dataplane.planes.ebpf.flows.ports import snat_runs
 from dataplane.planes.ebpf.maps.encode import address_bytes
 from dataplane.planes.ebpf.maps.layout import layout_version
@@ -39,12 +39,12 @@ def reserve_ports(maps: MapSet) -> int:
             continue
         source, destination = address_bytes(flow.backend[0]), address_bytes(flow.client[0])
         ports = htons(flow.backend[1]), htons(port)
+        own = TUPLE.pack(source, destination, *ports, int(flow.protocol), 0, 0, 0)
         value = TRANSLATION.pack(
             *(source, destination, *ports, REPLY | FOREIGN, 0, 0, 0, _NOBODY, 0, time.monotonic_ns(), 0, 0),
-            *(0, 0, 0, 0, *NO_HOP),
+            *(0, 0, 0, 0, *NO_HOP, own),
         )
-        key = TUPLE.pack(source, destination, *ports, int(flow.protocol), 0, 0, 0)
-        count += _add(maps, _TABLES[flow.protocol], key, value)
+        count += _add(maps, _TABLES[flow.protocol], flow_key(own), value)
     return count
 
 

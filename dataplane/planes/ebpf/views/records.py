@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataplane.planes.answers import Flow, ServiceCounters
-from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, REPLY, flow_flags, state
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, REPLY, flow_flags, own_tuple, state
 from dataplane.planes.ebpf.maps.encode import SERVICE, address_text, entry_key
 from dataplane.planes.ebpf.maps.layout import constant, hook_names, reason_names, struct_version, unpack
 from dataplane.planes.ebpf.maps.mapset import MapSet, open_any_sizes
@@ -99,8 +99,8 @@ def flows(maps: MapSet) -> Iterator[Flow]:
     """Tracked flows (the client's direction) and sockets that were balanced at connect time."""
     names = service_names(maps)
     for table in FLOW_TABLES:
-        for key, value in maps.items(table):
-            source, destination, source_port, destination_port, protocol, *_ = TUPLE.unpack(key)
+        for _, value in maps.items(table):
+            source, destination, source_port, destination_port, protocol, *_ = TUPLE.unpack(own_tuple(value))
             entry = unpack("translation", value)
             if entry["flags"] & REPLY:
                 continue

@@ -7,7 +7,8 @@ comparisons) and its size matters: it is above LEAST_EFFECT and above what the A
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import msgspec
 
@@ -134,10 +135,15 @@ def _unit(key: GroupKey, figure: str) -> str:
     return scenario.unit if figure == "rate" else _UNITS[figure]
 
 
-def _apart(rounds: Rounds, key: GroupKey, figure: str) -> float:
-    """Relative difference of the A/A pair in the line that a group is in; 0 where there is none."""
-    line = place_line(rounds, PlaceKey(*key[1:]), figure)
-    return math.expm1(abs(line.apart)) if line is not None and line.apart is not None else 0.0
+def _apart(rounds: Rounds) -> Callable[[PlaceKey, str], float]:
+    """Relative difference of the A/A pair in a line, of a figure; 0 where there is none."""
+
+    @cache
+    def apart(place: PlaceKey, figure: str) -> float:
+        line = place_line(rounds, place, figure)
+        return math.expm1(abs(line.apart)) if line is not None and line.apart is not None else 0.0
+
+    return apart
 
 
 def _machine(before: Results, after: Results) -> list[str]:
@@ -157,11 +163,13 @@ def compare(before: Results, after: Results) -> Comparison:
     pairs = list(_pairs(left, right))
     probabilities = [difference_probability(old, new) for _, _, old, new in pairs]
     real = discoveries(probabilities, FALSE_DISCOVERIES)
+    apart_before, apart_after = _apart(left), _apart(right)
     differences = []
     for (key, figure, old, new), probability, is_real in zip(pairs, probabilities, real, strict=True):
         ratio = ratio_of_medians(new, old)
         median_old, median_new = sorted(old)[len(old) // 2], sorted(new)[len(new) // 2]
-        least = max(LEAST_EFFECT, _apart(left, key, figure), _apart(right, key, figure))
+        place = PlaceKey(*key[1:])
+        least = max(LEAST_EFFECT, apart_before(place, figure), apart_after(place, figure))
         if min(len(old), len(new)) < _LEAST_ROUNDS:
             verdict = "too few rounds"
         elif is_real and abs(math.log(ratio.value)) >= math.log1p(least):

@@ -95,6 +95,19 @@ def ratio_of_medians(values: Sequence[float], baseline: Sequence[float]) -> Rati
     return _interval(float(np.median(above) / np.median(below)), resampled, min(len(above), len(below)))
 
 
+@lru_cache(maxsize=1024)
+def _rank_sums(count: int, ranks: tuple[int, ...]) -> Floats:
+    """Probability of each sum that `count` of these ranks, drawn by chance, can have: the same for all groups of so
+    many values without equal ones."""
+    ways = np.zeros((count + 1, sum(ranks) + 1))  # [how many are drawn, their sum] -> number of choices
+    ways[0, 0] = 1.0
+    for rank in ranks:
+        for drawn in range(count, 0, -1):
+            ways[drawn, rank:] += ways[drawn - 1, : ways.shape[1] - rank]
+    chances: Floats = ways[count] / ways[count].sum()
+    return chances
+
+
 def difference_probability(left: Sequence[float], right: Sequence[float]) -> float:
     """Probability that chance alone puts the ranks of two groups so far apart: the rank sum test of Wilcoxon, Mann and
     Whitney, two-sided and exact, with equal values sharing their ranks' mean."""
@@ -103,12 +116,7 @@ def difference_probability(left: Sequence[float], right: Sequence[float]) -> flo
     # Twice the rank, so that shared ranks are whole numbers too.
     ranks = np.searchsorted(ordered, both, "left") + np.searchsorted(ordered, both, "right")
     seen = int(ranks[: len(left)].sum())
-    ways = np.zeros((len(left) + 1, int(ranks.sum()) + 1))  # [how many on the left, their sum] -> number of choices
-    ways[0, 0] = 1.0
-    for rank in ranks:
-        for count in range(len(left), 0, -1):
-            ways[count, rank:] += ways[count - 1, : ways.shape[1] - rank]
-    chances = ways[len(left)] / ways[len(left)].sum()
+    chances = _rank_sums(len(left), tuple(sorted(map(int, ranks))))
     centre = ranks.sum() * len(left) / len(both)
     far = np.abs(np.arange(len(chances)) - centre) >= abs(seen - centre) - 1e-9
     return float(min(1.0, chances[far].sum()))

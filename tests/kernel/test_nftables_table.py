@@ -122,7 +122,7 @@ def test_adoption_says_and_repairs_what_differs(kernel: Kernel) -> None:
         f"delete element ip6 hotplane endpoints {{ {VIP[6]} . tcp . 80 . ffff:1 }}",
         f"add element ip hotplane endpoints {{ {VIP[4]} . tcp . 80 . ffff:9 : 192.0.2.9 . 1 }}",
         "flush chain ip hotplane lb-3-offpod",
-        "flush chain ip hotplane services",
+        "flush chain ip hotplane dispatch",
         "flush chain ip6 hotplane prerouting",
         "flush chain ip hotplane restricted",
         "flush set ip hotplane ranges-24",

@@ -25,8 +25,8 @@ from dataplane.policy.node import NodeConfig
 def broken_chains(syntax: Syntax, family: Family, state: TableState, node: NodeConfig | None) -> set[str] | None:
     """Return the chains with a wrong number of rules; None if the base chains do not lead to Services at all.
 
-    `node` None: the node's settings of the run that made the table are unknown; only chains that do not depend on
-    them are checked.
+    `node` None: the node's settings of the run that made the table are unknown; only base chains are checked, for the
+    rules that any settings lead to.
     """
     if not state.current:
         return None
@@ -38,10 +38,12 @@ def broken_chains(syntax: Syntax, family: Family, state: TableState, node: NodeC
     prefixes = sum(name.startswith("ranges-") for name in state.sets)
     if state.rules.get("restricted") != len(restricted_rules(syntax, range(prefixes))):
         broken.add("restricted")
-    expected = chains(syntax, family, node or NodeConfig())
-    checked = expected if node is not None else BASE_CHAINS
-    wrong = {name for name in checked if state.rules.get(name) != len(expected[name])}
-    return None if wrong & {*BASE_CHAINS, "services", *expected} else broken
+    if node is None:
+        least = chains(syntax, family, NodeConfig(reject_unknown_ports=False))
+        wrong = any(state.rules.get(name, -1) < len(least[name]) for name in BASE_CHAINS.keys() & least)
+    else:
+        wrong = any(state.rules.get(name) != len(rules) for name, rules in chains(syntax, family, node).items())
+    return None if wrong else broken
 
 
 def previous_placement(reader: TableReader, entry: PlanEntry) -> Placement | None:

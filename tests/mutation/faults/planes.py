@@ -30,8 +30,8 @@ PLANES = (
     Mutation(
         "unclaimed addresses are refused where they are the node's own, and only there",
         "nftables/rules/skeleton.py",
-        '"filter-output": ["ct state new fib daddr type != local jump unclaimed"] if refuses else [],',
-        '"filter-output": ["ct state new fib daddr type local jump unclaimed"] if refuses else [],',
+        'new = "ct state new fib daddr type != local"',
+        'new = "ct state new fib daddr type local"',
         _GOLDEN,
     ),
     Mutation(

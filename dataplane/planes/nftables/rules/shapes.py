@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from dataplane.planes.base import PlaneError
-from dataplane.planes.nftables.rules.syntax import LOCAL_OFFSET, Kind, Syntax
+from dataplane.planes.nftables.rules.syntax import LOCAL_OFFSET, STRAY_RULE, Kind, Syntax
 
 AFFINITY_LIMIT = 1 << 20
 """Limit of clients per affinity map. If it is full, new clients are forwarded without affinity."""
@@ -191,7 +191,7 @@ def shape_rules(syntax: Syntax, shape: Shape) -> list[str]:
         Masquerade.OFF_POD: ["jump mark-off-pod"],
         Masquerade.EVERYBODY: ["jump mark-packet"],
     }
-    rules = list(marks[shape.masquerade])
+    rules = [STRAY_RULE, *marks[shape.masquerade]]
     if shape.affinity:
         rules += _sticky_rules(syntax, kind, shape)
     else:

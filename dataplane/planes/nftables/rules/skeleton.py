@@ -10,8 +10,10 @@ from collections.abc import Iterable
 from dataplane.model.net import Family, family_of, is_loopback
 from dataplane.planes.nftables.rules.syntax import (
     BY_SOURCE_ACTION,
+    HAS_NUMBER,
     REJECT_ACTION,
     RESTRICTED_ACTION,
+    STRAY_RULE,
     VERSION_CHAIN,
     Kind,
     Syntax,
@@ -19,14 +21,17 @@ from dataplane.planes.nftables.rules.syntax import (
 )
 from dataplane.policy.node import NodeConfig
 
+LAST = 2147483647
+"""The highest priority that a chain may have."""
+
 BASE_CHAINS = {
     "prerouting": "type nat hook prerouting priority -100; policy accept;",
     "output": "type nat hook output priority -100; policy accept;",
     "mark-hairpin": "type nat hook postrouting priority 98; policy accept;",
     "postrouting": "type nat hook postrouting priority 100; policy accept;",
-    # After the translation of any proxy: packets that still have such an address are not served.
-    "filter-forward": "type filter hook forward priority 0; policy accept;",
-    "filter-output": "type filter hook output priority 0; policy accept;",
+    # The last nat chains of their hooks: they see the first packet of a connection that no proxy has translated.
+    "unclaimed-prerouting": f"type nat hook prerouting priority {LAST}; policy accept;",
+    "unclaimed-output": f"type nat hook output priority {LAST}; policy accept;",
 }
 
 
@@ -120,18 +125,25 @@ def _by_source(syntax: Syntax, kind: Kind, pod: str) -> list[str]:
 def chains(syntax: Syntax, family: Family, node: NodeConfig) -> dict[str, list[str]]:
     """Return every constant chain with its rules, except `restricted`, in an order in which they can be added.
 
-    Frontends reject and drop in nat chains on purpose: only the first packet of a connection passes them. Addresses
-    that no frontend of ours claims are refused in filter chains, because another proxy may yet translate them; an
-    address that the node itself holds is never among them (what arrives for one is not forwarded).
+    Only nat chains, which the first packet of a connection passes and no other. Addresses that no frontend of ours
+    claims are refused in the last of them, because another proxy may yet translate them; an address that the node
+    itself holds is never among them.
 
     A frontend's element holds a number, not a verdict: the kernel walks every element of every verdict map again
-    whenever a transaction adds a jump (5 ms for 30,000), and `shapes`, the only verdict map, has few.
+    whenever a transaction adds a jump (5 ms for 30,000), and `shapes`, the only verdict map, has few. Where a number is
+    looked at, `shapes` comes first, since most are in there; what else it may be is asked after a miss. Each chain and
+    each expression on that way counts (docs/cost-model.md).
     """
     mark = node.masquerade_mark
     pod = _pod_match(syntax, family, node)
     reject, by_source, restricted = map(number_text, (REJECT_ACTION, BY_SOURCE_ACTION, RESTRICTED_ACTION))
-    unclaimed = [f"{syntax.ip} daddr @cluster_ips goto reject-packet", f"{syntax.ip} daddr @service_cidrs drop"]
-    refuses = node.reject_unknown_ports
+    to_shape = "meta priority vmap @shapes"
+    to_source = f"meta priority {by_source} goto {syntax.services.by_source}"
+    entrance = [
+        f"meta priority set {syntax.services.key} map @{syntax.services.first} {to_shape}",
+        f"{HAS_NUMBER} goto dispatch",
+        *_node_port_rules(syntax, family, node),
+    ]
     return {
         VERSION_CHAIN: [],
         "reject-packet": ["reject"],
@@ -142,37 +154,35 @@ def chains(syntax: Syntax, family: Family, node: NodeConfig) -> dict[str, list[s
         "mark-off-pod": [*([f"{pod} return"] if pod else []), "goto mark-packet"],
         syntax.services.by_source: _by_source(syntax, syntax.services, pod),
         syntax.nodeports.by_source: _by_source(syntax, syntax.nodeports, pod),
-        "forward": [
-            "tcp flags & (fin | syn | rst | ack) != syn goto stray-packet",
-            "meta priority vmap @shapes",
-            f"meta priority {reject} goto reject-packet",
-            "drop",
-        ],
-        "unrestricted": [f"meta priority {by_source} goto {syntax.services.by_source}", "goto forward"],
-        "dispatch": [f"meta priority {restricted} goto restricted", "goto unrestricted"],
-        "nodeport-dispatch": [
-            f"meta priority {by_source} goto {syntax.nodeports.by_source}",
-            "goto forward",
-        ],
-        "services": [
-            f"meta priority set {syntax.services.key} map @{syntax.services.first} goto dispatch",
-            *_node_port_rules(syntax, family, node),
-        ],
-        "unclaimed": unclaimed if refuses else [],
-        "filter-forward": ["ct state new jump unclaimed"] if refuses else [],
-        "filter-output": ["ct state new fib daddr type != local jump unclaimed"] if refuses else [],
-        "prerouting": ["jump services"],
-        "output": ["jump services"],
+        "refuse": [STRAY_RULE, f"meta priority {reject} goto reject-packet", "drop"],
+        "forward": [to_shape, "goto refuse"],
+        "unrestricted": [to_shape, to_source, "goto refuse"],
+        "dispatch": [to_source, f"meta priority {restricted} goto restricted", "goto refuse"],
+        "nodeport-dispatch": [to_shape, f"meta priority {by_source} goto {syntax.nodeports.by_source}", "goto refuse"],
+        "prerouting": entrance,
+        "output": entrance,
         # By the mark, before the ebpf mode keeps what is marked off its own ports at 99 (planes.ebpf.flows.port_split).
         "mark-hairpin": [f"ct status dnat {syntax.ip} saddr . {syntax.ip} daddr @hairpin jump mark-packet"],
         "postrouting": [
             # The priority of a connection's first packet, the only one that comes here, carries a number; it is cleared
             # so that later readers of the priority do not see it. Other priorities are not changed.
-            "meta priority >= ffff:0 meta priority set 0:0",
+            f"{HAS_NUMBER} meta priority set 0:0",
             f"meta mark & {mark:#x} == {mark:#x} meta mark set meta mark & {~mark & 0xFFFFFFFF:#x} "
             "masquerade fully-random",
         ],
+        **dict.fromkeys(("unclaimed-prerouting", "unclaimed-output"), _unclaimed(syntax, node)),
     }
+
+
+def _unclaimed(syntax: Syntax, node: NodeConfig) -> list[str]:
+    """Return the rules that refuse new connections to addresses and ports that nobody serves."""
+    if not node.reject_unknown_ports:
+        return []
+    new = "ct state new fib daddr type != local"
+    return [
+        f"{syntax.ip} daddr @cluster_ips {new} goto reject-packet",
+        f"{syntax.ip} daddr @service_cidrs {new} drop",
+    ]
 
 
 def restricted_rules(syntax: Syntax, prefixes: Iterable[int]) -> list[str]:

@@ -4,11 +4,14 @@ from typing import NamedTuple
 
 from dataplane.model.net import Family
 
-VERSION = 2
+VERSION = 3
 """Version of the skeleton: raise it when a set, a map or a chain changes its shape; an older table is then replaced
 (see `standby`)."""
 
 VERSION_CHAIN = f"version-{VERSION}"
+
+STRAY_RULE = "tcp flags & (fin | syn | rst | ack) != syn goto stray-packet"
+"""Matches TCP packets that open no connection; comes before a connection is forwarded or refused."""
 
 LOCAL_OFFSET = 32768
 """Index of the first backend of a Local set; a Cluster set starts at 0. So a set holds at most this many backends."""
@@ -18,6 +21,11 @@ REJECT_ACTION, DROP_ACTION, BY_SOURCE_ACTION, RESTRICTED_ACTION = 1, 2, 3, 4
 
 COMMENT_LIMIT = 120
 """Longest comment put on an element (the kernel's limit is 128, a Service port's name may have 143 characters)."""
+
+
+HAS_NUMBER = "meta priority & ffff:0 == ffff:0"
+"""Matches packets whose priority is a number of `number_text`. As a mask, since the kernel has a shorter way for that
+than for `>=`."""
 
 
 def number_text(number: int) -> str:

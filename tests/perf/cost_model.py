@@ -22,7 +22,7 @@ from dataplane.bench.load.instructions import leave
 from dataplane.bench.load.native import load_tool
 from dataplane.bench.machine.facts import facts
 from dataplane.bench.profiles import Overrides, settings
-from dataplane.bench.rig import Rig, lab_name
+from dataplane.bench.rig import SERVER_PORT, Rig, lab_name
 from dataplane.bench.scenarios import SCENARIOS, Position
 from dataplane.kernel import sysctl
 from dataplane.kernel.ebpf import bpf
@@ -43,6 +43,12 @@ _EMPTY_NAT = """table inet cost {
     chain c { type nat hook postrouting priority 100; }
 }"""
 _BULK = 10**9
+_ALONE = "10.96.255.254"
+"""A clusterIP that no Service has."""
+
+_SLICE_SECONDS, _SLICES, _QUIET = 0.02, 200, 0.1
+"""What is measured in processor time: so long at once, so often, and which part of that counts as undisturbed."""
+
 Row = tuple[str, ...]
 
 
@@ -77,7 +83,7 @@ def _loaded(rig: Rig, node: Node, rules: str) -> Iterator[None]:
     try:
         yield
     finally:
-        rig.lab.run(node, ["nft", "delete table inet cost"])
+        rig.lab.run(node, ["nft", f"delete {' '.join(rules.split()[:3])}"])
 
 
 def _rates(keys: Sequence[str], rounds: int, measure: Callable[[str], float]) -> dict[str, list[float]]:
@@ -133,6 +139,49 @@ def connections(rig: Rig, services: int, rounds: int, seconds: float) -> list[Ro
         for title in steps
         for ratio in [statistics.median(x / y for x, y in zip(found[base], found[title], strict=True))]
     ]
+
+
+def _only_translated(node: Node) -> str:
+    """Rules that do what a Service at _ALONE takes, and nothing that a set of Services needs."""
+    server = node.pods[0].addresses[Family.IPV4]
+    return f"""table ip cost {{
+    chain a {{ type nat hook prerouting priority -100; ip daddr {_ALONE} tcp dport 80 dnat to {server}:{SERVER_PORT}; }}
+    chain b {{ type nat hook output priority -100; }}
+    chain c {{ type nat hook postrouting priority 100; }}
+}}"""
+
+
+def _processor_seconds(process: int) -> float:
+    """Time on processors of a process's threads; what its packets take on the way is in it."""
+    threads = Path(f"/proc/{process}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+
+def own_part(rig: Rig, services: int) -> list[Row]:
+    """Processor time of the client in a connection, its packets' included: much steadier than a rate on a machine that
+    others use, too. Of many short runs in turns, the least disturbed tenth."""
+    connect, alone = SCENARIOS["connect"], _only_translated(rig.nodes["direct"])
+    steps = {
+        "direct, connections tracked": Step("", "conntrack"),
+        "one rule that translates, and no other": Step("", "direct", rules=alone),
+        "clusterIP, nftables mode": Step("", "nftables"),
+    }
+
+    def measure(title: str) -> float:
+        step = steps[title]
+        target = (_ALONE, 80) if step.rules else rig.target(step.mode, connect, services, Position.LAST)
+        [client], _ = rig.ends(step.mode, connect)
+        with _loaded(rig, rig.nodes[step.mode], step.rules):
+            before = _processor_seconds(client)
+            figures = rig.traffic(step.mode, "connect", target, _SLICE_SECONDS, outside=False)
+            spent = _processor_seconds(client) - before
+        nanoseconds: float = 1e9 * spent / max(1, figures["operations"])
+        return nanoseconds
+
+    found = _rates(list(steps), _SLICES, measure)
+    quiet = {title: sorted(values)[int(_QUIET * len(values))] for title, values in found.items()}
+    base = quiet[next(iter(steps))]
+    return [(title, f"{ns:.0f}", f"{ns - base:+.0f}", f"{base / ns:.3f}") for title, ns in quiet.items()]
 
 
 def rules(rig: Rig, counts: Sequence[int], rounds: int, seconds: float) -> list[Row]:
@@ -259,6 +308,10 @@ def tables(services: int, rounds: int, seconds: float) -> dict[str, str]:
             rig.load(mode, services)
         made["connections"] = _table(
             ("one connection", "ns", "more than direct", "rate / direct"), connections(rig, services, rounds, seconds)
+        )
+        made["own"] = _table(
+            ("one connection", "ns of the client's processor", "more than tracked", "tracked / this"),
+            own_part(rig, services),
         )
         made["connect"] = _table(("connect4 towards", "ns"), programs_at_connect(rig, services, seconds))
         made["bulk"] = _table(

@@ -21,8 +21,9 @@ from scapy.layers.inet import IP, TCP
 from dataplane.bench.load.instructions import leave
 from dataplane.bench.load.native import load_tool
 from dataplane.bench.machine.facts import facts
+from dataplane.bench.objects import SERVER_PORT
 from dataplane.bench.profiles import Overrides, settings
-from dataplane.bench.rig import SERVER_PORT, Rig, lab_name
+from dataplane.bench.rig import Rig, lab_name
 from dataplane.bench.scenarios import SCENARIOS, Position
 from dataplane.kernel import sysctl
 from dataplane.kernel.ebpf import bpf

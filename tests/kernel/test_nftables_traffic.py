@@ -24,6 +24,7 @@ from dataplane.plan.types import FrontendKind, PlanEntry, SourceRanges
 from dataplane.planes.ebpf.flows import port_split
 from dataplane.planes.nftables.plane import NftablesPlane
 from dataplane.planes.nftables.rules import shapes
+from tests.kernel.nftables_listing import nft
 from tests.kernel.nftables_net import (
     CLIENT,
     GATEWAY,
@@ -157,6 +158,23 @@ def test_refusal_and_silence(net: Network, plane: NftablesPlane, version: int, p
         assert ask(source, VIP[version], 81, protocol, wait=QUICK) == "silence"
         assert ask(source, VIP[version], 9999, protocol) == "refused"
         assert ask(source, UNUSED[version], 80, protocol, wait=QUICK) == "silence"
+
+
+@BOTH
+def test_what_another_proxy_translates_is_not_refused(net: Network, plane: NftablesPlane, version: int) -> None:
+    """Even if its nat chains come long after ours; and nobody's packets pass a filter chain of ours."""
+    plane.load(plan_of(entry(version, pods(version, 0))))
+    keyword, pod = ("ip", f"{PODS[4][1]}:{PORT}") if version == 4 else ("ip6", f"[{PODS[6][1]}]:{PORT}")
+    rule = f"{keyword} daddr {{ {UNUSED[version]}, {VIP[version]} }} tcp dport 81 dnat to {pod}"
+    hooks = ("prerouting", "output")
+    chains = "; ".join(f"chain {hook} {{ type nat hook {hook} priority 1000; {rule}; }}" for hook in hooks)
+    nft(net.node, f"table {keyword} other {{ {chains}; }}")
+    for source in (net.client, net.pods[0], net.node):
+        for address in (UNUSED[version], VIP[version]):
+            assert ask(source, address, 81).startswith("1 ")
+            expected = "refused" if address == VIP[version] else "silence"
+            assert ask(source, address, 82, wait=patience(expected)) == expected
+    assert "type filter" not in nft(net.node, "list", "table", keyword, "hotplane")
 
 
 @BOTH

@@ -56,6 +56,14 @@ def add_manifest_option(parser: argparse.ArgumentParser, *, required: bool = Tru
         action="store_true",
         help="nftables and ebpf modes: answer pings to addresses of Services with endpoints (default: as kube-proxy)",
     )
+    parser.add_argument(
+        "--flowtable",
+        type=_packets,
+        default=0,
+        metavar="N",
+        help="nftables and ebpf modes: from N packets on, connections to Services that the rules translate go past all "
+        "other rules, by the kernel's flowtable (default: none do)",
+    )
 
 
 def answers_ping(args: argparse.Namespace, mode: str) -> bool:
@@ -65,6 +73,21 @@ def answers_ping(args: argparse.Namespace, mode: str) -> bool:
         able = " or ".join(each.name for each in modes() if not each.why_no_ping)
         raise UsageError(f"--answer-ping: the {mode} mode {why}; use --mode {able}, or leave the option out")
     return asked
+
+
+def flowtable_packets(args: argparse.Namespace, mode: str) -> int:
+    """The number of packets of `--flowtable`, 0 without it. Raises UsageError for a mode that cannot do it."""
+    asked = int(getattr(args, "flowtable", 0))
+    if asked and (why := mode_of(mode).why_no_flowtable):
+        able = " or ".join(each.name for each in modes() if not each.why_no_flowtable)
+        raise UsageError(f"--flowtable: the {mode} mode {why}; use --mode {able}, or leave the option out")
+    return asked
+
+
+def _packets(text: str) -> int:
+    if text.isascii() and text.isdecimal() and len(text) <= 9 and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of packets; write one from 1 to 999999999")
 
 
 def _port_range(text: str) -> PortRange:
@@ -111,7 +134,10 @@ def build_context(args: argparse.Namespace, objects: Iterable[ModelObject] = (),
     except ValueError as error:
         raise UsageError(f"{error}; check --node-ip and --config") from error
     node = msgspec.structs.replace(
-        node, host_ports=getattr(args, "host_ports", False), answer_ping=answers_ping(args, mode.name)
+        node,
+        host_ports=getattr(args, "host_ports", False),
+        answer_ping=answers_ping(args, mode.name),
+        flowtable=flowtable_packets(args, mode.name),
     )
     return Context(mode.name, node, config, Path(args.state_dir))
 

@@ -97,8 +97,11 @@ def _check(settings: Any) -> None:
     """Raise the errors that would end the daemon at once, before another one is asked to end for it."""
     from ctl.daemon.daemon import check_mode
     from ctl.sources.kubeconfig import find_cluster
+    from dataplane.planes.registry import mode_of
+    from dataplane.policy.node import NodeConfig
 
     check_mode(settings.mode)
+    mode_of(settings.mode).check_kernel(NodeConfig(flowtable=settings.node.flowtable))
     if not settings.paths:
         find_cluster(settings.kubeconfig, settings.master, token_over_http=settings.token_over_http)
 

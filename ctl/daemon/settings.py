@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from ctl.config import KubeProxyConfiguration
-from ctl.context import answers_ping
+from ctl.context import answers_ping, flowtable_packets
 from ctl.daemon.node.nodes import NodeOptions
 from ctl.daemon.options import effective
 from ctl.plane_options import plane_options
@@ -66,7 +66,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return Settings(
         config=config,
         mode=mode,
-        node=NodeOptions(name, node_ips, args.zone, args.host_ports, answers_ping(args, mode)),
+        node=NodeOptions(
+            name, node_ips, args.zone, args.host_ports, answers_ping(args, mode), flowtable_packets(args, mode)
+        ),
         kubeconfig=args.kubeconfig or config.client_connection.kubeconfig,
         master=args.master or "",
         token_over_http=args.token_over_http,

@@ -53,9 +53,9 @@ class Mode(ABC):
     and without_uses says what. stands_on: modes whose planes its own consists of besides.
 
     kube_proxy_chains: its rules bear the names of kube-proxy's own. tcp_be_liberal: they depend on
-    conntrack.tcpBeLiberal. why_no_ping: what keeps it from answering pings to Services, "" where it can. hooks:
-    those that its programs can be put on, as in PlaneOptions. watches_devices: it goes by devices, and recognises pods
-    as it did when it was made.
+    conntrack.tcpBeLiberal. why_no_ping, why_no_flowtable: what keeps it from answering pings to Services, and from
+    handing connections over to a flowtable, "" where it can. hooks: those that its programs can be put on, as in
+    PlaneOptions. watches_devices: it goes by devices, and recognises pods as it did when it was made.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Mode(ABC):
     kube_proxy_chains: bool = False
     tcp_be_liberal: bool = False
     why_no_ping: str = "answers no ping"
+    why_no_flowtable: str = "has no flowtable"
     hooks: tuple[str, ...] = ()
     watches_devices: bool = False
 
@@ -100,6 +101,9 @@ class Mode(ABC):
     def prepare(self, node: NodeConfig, options: PlaneOptions) -> None:  # noqa: B027 - not every mode needs any
         """Do the steps that take more capabilities than `needs`, for a later process that has only those. Raises
         PlaneError."""
+
+    def check_kernel(self, node: NodeConfig) -> None:  # noqa: B027 - few options depend on it
+        """Raise PlaneError for an option of the node that this kernel cannot do."""
 
     def lead_from_loopback(self) -> None:  # noqa: B027 - not every mode leads away from there
         """Let this node's packets to 127.0.0.0/8 be routed elsewhere, and install the guard that this requires (see

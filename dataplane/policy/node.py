@@ -74,6 +74,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
       CIDRs that no Service has are dropped (nftables and ebpf modes; not iptables mode).
     external_ips: Services' externalIPs make frontends (kube-proxy's feature gate AllowServiceExternalIPs, KEP-5707).
     answer_ping: ICMP echo requests to addresses of Services that lead to an endpoint are answered (nftables, ebpf).
+    flowtable: packets after which a connection to a Service goes by the kernel's flowtable, past every other rule; 0:
+      none does (nftables mode, and ebpf mode for what its programs pass on).
     host_ports: hostPorts of this node's Pods make frontends (what the CNI plugin portmap does otherwise).
     most_backends: the most that a set of backends may have; of more, this node uses so many. 0 = no limit.
     """
@@ -89,6 +91,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     external_ips: bool = True
     host_ports: bool = False
     answer_ping: bool = False
+    flowtable: int = 0
     most_backends: int = MOST_BACKENDS
 
     @property

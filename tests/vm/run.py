@@ -44,6 +44,9 @@ STEPS = (
 )
 """What every kernel is asked. The tests left out, with -k or by name, take most of the time on an emulated processor
 and ask kernels nothing that the others do not."""
+BY_NAME = (Step("flowtable", ("tests/flowtable", "-rA")),)
+"""What is asked only where --steps names it, and is no column of the page: kernels may lack flowtables, as this
+machine's own may."""
 LEFT_OUT = {
     "5.10": {
         "features": "not (address_is_taken and xdp) and not xdp_holds",
@@ -61,12 +64,15 @@ _START_SECONDS = 300
 _FIRST_ROW = ("features", "packets")
 
 
+def _needs_programs(steps: Sequence[Step]) -> bool:
+    """True if something is asked of eBPF programs, the doctor included, who is always asked with them."""
+    return not steps or any(step not in BY_NAME for step in steps)
+
+
 def _job(steps: Sequence[Step], python: str, results: str) -> str:
     """Lines of bash: the doctor and the steps, in two rows that run at once, each step with its own time limit."""
-    rows: tuple[list[str], list[str]] = (
-        [f"{python} -m ctl.main --mode ebpf doctor -o json >{results}/doctor.json"],
-        [],
-    )
+    doctor = [f"{python} -m ctl.main --mode ebpf doctor -o json >{results}/doctor.json"]
+    rows: tuple[list[str], list[str]] = (doctor if _needs_programs(steps) else [], [])
     for step in steps:
         log = f"{results}/{step.name}.log"
         pytest = (
@@ -157,15 +163,28 @@ def _say(report: Report) -> None:
         print(f"    {problem}")
 
 
+def _told(report: Report, steps: Sequence[Step], folder: Path) -> list[str]:
+    """A kernel's part of the log: how each test of the steps ended."""
+    lines = ["", f"{report.release}, {report.package}, {report.made}"]
+    for step in steps:
+        log = folder / f"{step.name}.log"
+        said = log.read_text(errors="replace").splitlines() if log.exists() else []
+        lines += [f"  {line}" for line in said if line.startswith(("PASSED", "FAILED", "ERROR"))]
+    return [*lines, *(f"  {problem}" for problem in report.problems)]
+
+
 def main() -> int:
     """0 if every test passed on every kernel."""
     parser = argparse.ArgumentParser(prog="tests/kernels", description="The ebpf mode on several kernels.")
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help=f"{', '.join(OFFERS)} or {RUNNING}; default: all")
     parser.add_argument(
-        "--steps", default="", help=f"only these: {','.join(step.name for step in STEPS)}; doctor: none"
+        "--steps",
+        default="",
+        help=f"only these: {','.join(step.name for step in (*STEPS, *BY_NAME))}; doctor: none",
     )
     parser.add_argument("--page", type=Path, help="write the table of all that is in the logs here (docs/kernels.md)")
     parser.add_argument("--logs", type=Path, help="keep consoles and results here", default=CACHE / "logs")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="keep what each test said here (docs/flowtable.log)")
     args = parser.parse_args()
     names = args.kernels or [*OFFERS, RUNNING]
     wrong = [name for name in names if name not in (*OFFERS, RUNNING)]
@@ -173,10 +192,13 @@ def main() -> int:
         parser.error(f"there is no kernel {wrong[0]!r}; choose of {', '.join((*OFFERS, RUNNING))}")
     wanted = set(filter(None, args.steps.split(",")))
     steps = [step for step in STEPS if not wanted or step.name in wanted]
-    failed = False
+    steps += [step for step in BY_NAME if step.name in wanted]
+    failed, told = False, list[str]()
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hotplane-kernels-")))
-        compile_for_all(CACHE / "compiled")
+        (CACHE / "compiled").mkdir(parents=True, exist_ok=True)
+        if _needs_programs(steps):
+            compile_for_all(CACHE / "compiled")
         for name in names:
             try:
                 report = examine(name, asked(name, steps), scratch / name, args.logs)
@@ -185,7 +207,10 @@ def main() -> int:
                 failed = True
                 continue
             _say(report)
+            told += _told(report, steps, args.logs / name)
             failed = failed or bool(report.problems)
+    if args.log:
+        args.log.write_text("\n".join([f"tests/kernels --steps {args.steps} {' '.join(names)}", *told, ""]))
     if args.page:
         known = [name for name in (*OFFERS, RUNNING) if (args.logs / name / "release").exists()]
         reports = [read_report(name, args.logs / name, STEPS) for name in known]

@@ -14,13 +14,14 @@ from dataplane.policy.settings import node_config
 
 class NodeOptions(msgspec.Struct, frozen=True):
     """What the command line says of this node. zone None, node_ips empty: as the Node object and the kernel say.
-    host_ports: hostPorts of its Pods are published. answer_ping: see NodeConfig."""
+    host_ports: hostPorts of its Pods are published. answer_ping, flowtable: see NodeConfig."""
 
     name: str
     node_ips: tuple[str, ...] = ()
     zone: str | None = None
     host_ports: bool = False
     answer_ping: bool = False
+    flowtable: int = 0
 
 
 def describe(
@@ -46,4 +47,6 @@ def describe(
         node_pod_cidrs=node.pod_cidrs if node else (),
         at_connect=at_connect,
     )
-    return msgspec.structs.replace(found, host_ports=options.host_ports, answer_ping=options.answer_ping)
+    return msgspec.structs.replace(
+        found, host_ports=options.host_ports, answer_ping=options.answer_ping, flowtable=options.flowtable
+    )

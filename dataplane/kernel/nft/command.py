@@ -6,7 +6,7 @@ from typing import NamedTuple
 from dataplane.errors import PlaneError
 
 _COMMAND = re.compile(
-    r"(?P<verb>add|delete|flush) (?P<what>table|counter|set|map|chain|rule|element) "
+    r"(?P<verb>add|delete|flush) (?P<what>table|counter|flowtable|set|map|chain|rule|element) "
     r"(?P<family>inet|ip|ip6|arp|bridge|netdev) (?P<table>[\w./-]+)(?: (?P<name>[\w./-]+)(?: (?P<rest>.+))?)?"
 )
 

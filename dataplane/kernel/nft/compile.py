@@ -26,8 +26,8 @@ _TABLE = "compiled"
 class Request(msgspec.Struct):
     """Texts to compile. Each text is what follows `family table name` in a command, and may use the table's objects.
 
-    objects: `set|map|counter`, family, name and declaration of each. sets: `set|map`, family and declaration by any
-    name. rules: family and rule by any name. chains: of each family, where rules lead to.
+    objects: `set|map|counter|flowtable`, family, name and declaration of each. sets: `set|map`, family and declaration
+    by any name. rules: family and rule by any name. chains: of each family, where rules lead to.
     """
 
     objects: list[tuple[str, str, str, str]] = []

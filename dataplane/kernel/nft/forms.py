@@ -38,6 +38,9 @@ _MOST = 100
 
 _PACKAGE = str(Path(__file__).resolve().parents[3])
 _LIBRARY = ("/usr/lib/*-linux-gnu/libnftables.so.1", "/usr/lib64/libnftables.so.1", "/usr/lib/libnftables.so.1")
+_OBJECTS = ("set", "map", "counter", "flowtable")
+"""What rules may refer to by name."""
+
 _TARGETS = re.compile(r"(?:jump|goto) (\S+)")
 
 
@@ -80,7 +83,7 @@ class Compiler:
 
     def prepare(self, commands: Iterable[Command], library: Library) -> None:
         """Have all sets and rules that these commands add compiled. Raises PlaneError."""
-        added = [c for c in commands if c.verb == "add" and c.what in ("set", "map", "counter", "rule")]
+        added = [c for c in commands if c.verb == "add" and c.what in (*_OBJECTS, "rule")]
         missing = self._request(added)
         if not missing.rules and not missing.sets:
             return
@@ -148,7 +151,7 @@ def _objects(commands: Iterable[Command]) -> list[tuple[str, str, str, str]]:
     """Declarations of sets, maps and counters among commands, under the names that patterns of rules have for them."""
     declared = {}
     for command in commands:
-        if command.what in ("set", "map", "counter"):
+        if command.what in _OBJECTS:
             name = NUMBER.sub("1", command.name) if "-" in command.name else command.name
             declared[(command.family, name)] = (command.what, command.family, name, command.rest)
     return list(declared.values())

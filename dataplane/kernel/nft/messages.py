@@ -12,7 +12,19 @@ from dataplane.kernel.nft import uapi as nf_tables
 from dataplane.kernel.nft.command import Command
 from dataplane.kernel.nft.elements import encoded
 from dataplane.kernel.nft.forms import Compiler, Library
-from dataplane.kernel.nft.uapi import NAME, TABLE, Chain, Operation, Rule, Set, nested, number, text
+from dataplane.kernel.nft.uapi import (
+    NAME,
+    TABLE,
+    Chain,
+    Flowtable,
+    FlowtableHook,
+    Operation,
+    Rule,
+    Set,
+    nested,
+    number,
+    text,
+)
 
 _APPEND = 0x800  # NLM_F_APPEND
 _COUNTER = 1  # NFT_OBJECT_COUNTER
@@ -22,9 +34,11 @@ _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2  # NFTA_HOOK_*
 _HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}  # enum nf_inet_hooks
 _POLICIES = {"drop": 0, "accept": 1}
 _HOOK = re.compile(r"\{ type (\w+) hook (\w+) priority (-?\d+);(?: policy (\w+);)? \}")
+_FLOWTABLE = re.compile(r"\{ hook ingress priority (-?\d+); counter; \}")
+_INGRESS = 0  # NF_NETDEV_INGRESS
 _DELETIONS = {
     "table": Operation.DELETE_TABLE, "chain": Operation.DELETE_CHAIN, "set": Operation.DELETE_SET,
-    "map": Operation.DELETE_SET, "element": Operation.DELETE_ELEMENTS,
+    "map": Operation.DELETE_SET, "element": Operation.DELETE_ELEMENTS, "flowtable": Operation.DELETE_FLOWTABLE,
 }  # fmt: skip
 
 _set_ids = itertools.count(1)
@@ -59,6 +73,8 @@ def _of(command: Command, compiler: Compiler) -> Iterator[Message]:
             zero = (number(_COUNTER_BYTES, 0, 8), number(_COUNTER_PACKETS, 0, 8))
             parts = (text(NAME, command.name), number(_OBJECT_TYPE, _COUNTER), nested(_OBJECT_DATA, *zero))
             yield message(Operation.NEW_OBJECT, *parts, flags=CREATE)
+        case "add", "flowtable":
+            yield message(Operation.NEW_FLOWTABLE, text(NAME, command.name), _flowtable(command), flags=CREATE)
         case "add", "set" | "map":
             parts = (text(NAME, command.name), compiler.set_form(command), number(Set.ID, _set_id()))
             yield message(Operation.NEW_SET, *parts, flags=CREATE)
@@ -97,6 +113,15 @@ def _hook(command: Command) -> bytes:
     kind, hook, priority, policy = match.groups()
     place = nested(Chain.HOOK, number(_HOOK_NUMBER, _HOOKS[hook]), number(_HOOK_PRIORITY, int(priority)))
     return place + (number(Chain.POLICY, _POLICIES[policy]) if policy else b"") + text(Chain.TYPE, kind)
+
+
+def _flowtable(command: Command) -> bytes:
+    """The attributes of a flowtable that counts, without devices."""
+    match = _FLOWTABLE.fullmatch(command.rest)
+    if match is None:
+        raise PlaneError(f"hotplane has no such nftables flowtable: {command.text[:160]}")
+    hook = number(FlowtableHook.NUMBER, _INGRESS), number(FlowtableHook.PRIORITY, int(match[1]))
+    return nested(Flowtable.HOOK, *hook) + number(Flowtable.FLAGS, nf_tables.FLOWTABLE_COUNTER)
 
 
 def _rule(command: Command, compiler: Compiler) -> Iterator[Message]:

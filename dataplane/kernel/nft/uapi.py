@@ -34,6 +34,9 @@ class Operation(enum.IntEnum):
     DELETE_ELEMENTS = 14
     NEW_OBJECT = 18
     GET_OBJECT = 19
+    NEW_FLOWTABLE = 22
+    GET_FLOWTABLE = 23
+    DELETE_FLOWTABLE = 24
 
     @property
     def kind(self) -> int:
@@ -42,7 +45,8 @@ class Operation(enum.IntEnum):
 
 
 TABLE, NAME = 1, 2
-"""NFTA_{CHAIN,RULE,SET,SET_ELEM_LIST,OBJ}_TABLE and NFTA_TABLE_NAME; NFTA_{SET,OBJ}_NAME and NFTA_SET_ELEM_LIST_SET."""
+"""NFTA_{CHAIN,RULE,SET,SET_ELEM_LIST,OBJ,FLOWTABLE}_TABLE and NFTA_TABLE_NAME; NFTA_{SET,OBJ,FLOWTABLE}_NAME and
+NFTA_SET_ELEM_LIST_SET."""
 
 
 class Chain(enum.IntEnum):
@@ -60,6 +64,21 @@ class Rule(enum.IntEnum):
     CHAIN = 2
     EXPRESSIONS = 4
     USERDATA = 7
+
+
+class Flowtable(enum.IntEnum):
+    """NFTA_FLOWTABLE_*."""
+
+    HOOK = 3
+    FLAGS = 7
+
+
+class FlowtableHook(enum.IntEnum):
+    """NFTA_FLOWTABLE_HOOK_*, in Flowtable.HOOK."""
+
+    NUMBER = 1
+    PRIORITY = 2
+    DEVICES = 3
 
 
 class Set(enum.IntEnum):
@@ -93,6 +112,8 @@ class Element(enum.IntEnum):
     KEY_END = 10
 
 
+DEVICE_NAME = 1  # NFTA_DEVICE_NAME
+FLOWTABLE_COUNTER = 0x2  # NFT_FLOWTABLE_COUNTER
 ELEMENT_LIST, ELEMENT_LIST_SET_ID = 3, 4
 LIST_ELEMENT = 1  # NFTA_LIST_ELEM
 DATA_VALUE, DATA_VERDICT = 1, 2

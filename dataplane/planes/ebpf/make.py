@@ -84,7 +84,7 @@ def make_ebpf_plane(making: Making, *, sizes: Sizes | None = None) -> EbpfPlane:
     elif "tc" in options.hooks:
         hooks.append(OptionalHook(PacketHook(selection, xdp=False), warn=warn, watch=watch))
     return EbpfPlane(
-        mode_of(SLOW).make(Making(warn=warn)),
+        mode_of(SLOW).make(Making(warn=warn, watch=watch)),
         hooks,
         sizes,
         options.instance,

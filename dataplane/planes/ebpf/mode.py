@@ -31,6 +31,7 @@ class EbpfMode(Mode):
     without_uses = "UDP sockets of pods stay connected to endpoints that went"
     stands_on = (SLOW,)
     why_no_ping = ""
+    why_no_flowtable = ""
     hooks = HOOKS
     watches_devices = True
 
@@ -54,6 +55,10 @@ class EbpfMode(Mode):
 
         mode_of(SLOW).prepare(slow_node(node, at_connect=options.at_connect), options)
         PinDirectory(default_instance()).ensure()
+
+    def check_kernel(self, node: NodeConfig) -> None:
+        """See Mode.check_kernel: the slow path's."""
+        mode_of(SLOW).check_kernel(node)
 
     def is_prepared(self) -> bool:
         """See Mode.is_prepared: the bpffs is mounted."""

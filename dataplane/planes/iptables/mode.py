@@ -26,6 +26,7 @@ class IptablesMode(Mode):
     kube_proxy_chains = True
     tcp_be_liberal = True
     why_no_ping = "has kube-proxy's rules to the letter, and they answer no ping"
+    why_no_flowtable = "has kube-proxy's rules to the letter, and they have no flowtable"
 
     def make(self, making: Making = PLAIN) -> Plane:
         """See Mode.make."""

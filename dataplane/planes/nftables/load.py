@@ -20,6 +20,8 @@ from dataplane.planes.nftables.elements.transaction import Transaction, add_comm
 from dataplane.planes.nftables.netlink.fields import Element, Layouts
 from dataplane.planes.nftables.netlink.state import TableReader, TableState
 from dataplane.planes.nftables.netlink.store import ElementStore
+from dataplane.planes.nftables.rules.flowtable import CHAIN as FAST_PATH
+from dataplane.planes.nftables.rules.flowtable import without_flowtable
 from dataplane.planes.nftables.rules.skeleton import (
     BASE_CHAINS,
     activation,
@@ -180,7 +182,8 @@ class Loader:
             for family, reader in readers.items():
                 before |= reader.rows(broken_chains(books.syntax[family], family, states[family], None) or set())
         difference = _Difference(books.syntax, self._layouts, wanted, states, removed, added)
-        self._send_difference(self._skeleton(books.syntax, active=True), difference)
+        left = "" if self._plan.node.flowtable else _flowtables(books.syntax, states)
+        self._send_difference(left + self._skeleton(books.syntax, active=True), difference)
         wanted.commit()
         return changed_entries(before, differing, self._plan) if removed or added else ()
 
@@ -324,6 +327,11 @@ def _ranks(syntax: Iterable[Syntax]) -> dict[str, int]:
             ranks |= {w.target(name): 2 for name in (kind.pod, kind.node, kind.outside)}
             ranks[w.target(kind.first)] = 4
     return ranks
+
+
+def _flowtables(syntax: Mapping[Family, Syntax], states: Mapping[Family, TableState]) -> str:
+    """Return commands that remove the flowtables of the tables that have one."""
+    return "".join(without_flowtable(syntax[family]) for family, state in states.items() if FAST_PATH in state.rules)
 
 
 class _Pipeline:

@@ -18,18 +18,26 @@ class NftablesMode(Mode):
     promises = Promises.NFTABLES
     needs = (NET_ADMIN,)
     why_no_ping = ""
+    why_no_flowtable = ""
 
     def make(self, making: Making = PLAIN) -> Plane:
         """See Mode.make."""
         from dataplane.planes.nftables.plane import NftablesPlane
 
-        return NftablesPlane(loaded_for=making.loaded_for)
+        return NftablesPlane(loaded_for=making.loaded_for, watch=making.watch, warn=making.warn)
+
+    def check_kernel(self, node: NodeConfig) -> None:
+        """See Mode.check_kernel: flowtables."""
+        from dataplane.planes.nftables.plane import NftablesPlane
+
+        NftablesPlane().check_kernel(node)
 
     def prepare(self, node: NodeConfig, options: PlaneOptions) -> None:
         """Compile the rules, for which libnftables gets a network namespace of its own, and what node ports on
         127.0.0.0/8 need, a writable /proc/sys."""
         from dataplane.planes.nftables.rules.library import compile_ahead
 
+        self.check_kernel(node)
         compile_ahead(node)
         if node.nodeports.loopback:
             self.lead_from_loopback()

@@ -9,6 +9,7 @@ as nftables text, whose rules libnftables has compiled ahead of time in another 
 written as bytes (see `store`), because text would cost seconds and hundreds of megabytes.
 """
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from dataplane.garbage import no_garbage_collection
@@ -23,6 +24,7 @@ from dataplane.planes.nftables.clients import remembered_clients
 from dataplane.planes.nftables.elements.books import Books
 from dataplane.planes.nftables.elements.commits import Commits
 from dataplane.planes.nftables.elements.transaction import Transaction
+from dataplane.planes.nftables.flowtable import Offload
 from dataplane.planes.nftables.load import TEXT_LIMIT, Loader, remove_tables
 from dataplane.planes.nftables.localnet import Localnet
 from dataplane.planes.nftables.netlink.fields import Layouts
@@ -36,6 +38,8 @@ from dataplane.planes.nftables.rules.syntax import syntax_for
 from dataplane.planes.nftables.standby import StandbyTables
 from dataplane.policy.node import NodeConfig
 
+_LOG = logging.getLogger(__name__)
+
 MOST_AT_ONCE = 32
 """Limit of entries in a brief change."""
 
@@ -48,7 +52,8 @@ class NftablesPlane(Plane):
 
     families: the families to program; entries of others are ignored. table: name of the tables. nft, store: connections
     to the kernel. loaded_for: the node of the plan that an earlier run loaded; lets `read_back` check every chain
-    before a load. text_limit: elements up to which filling an empty kernel is one transaction.
+    before a load. text_limit: elements up to which filling an empty kernel is one transaction. watch: devices that come
+    later get into the flowtable, if there is one; warn: see planes.mode.Making.
     """
 
     name = "nftables"
@@ -61,6 +66,9 @@ class NftablesPlane(Plane):
         store: ElementStore | None = None,
         loaded_for: NodeConfig | None = None,
         text_limit: int = TEXT_LIMIT,
+        *,
+        watch: bool = False,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         self._syntax = {family: syntax_for(family, table) for family in families}
         self._layouts = Layouts(self._syntax.values())
@@ -75,11 +83,17 @@ class NftablesPlane(Plane):
         self._standby = StandbyTables(self._nft, self._store, self._syntax, table)
         self._localnet = Localnet(self._nft, self._store, table)
         self._pings = Pings(self._nft, self._store, self._syntax)
+        self._offload = Offload(self._syntax.values(), watch=watch, warn=warn or _LOG.warning)
 
     @property
     def commits(self) -> int:
         """See planes.base.Plane.commits."""
-        return self._commits.count + self._pings.count
+        return self._commits.count + self._pings.count + self._offload.count
+
+    def check_kernel(self, node: NodeConfig) -> None:
+        """Raise PlaneError if the kernel lacks what the node's settings ask for."""
+        if node.flowtable:
+            self._offload.require()
 
     def load(self, plan: Plan) -> PlanChange:
         """Bring the kernel to `plan`; see planes.base.Plane.load.
@@ -91,7 +105,9 @@ class NftablesPlane(Plane):
         repairs what it finds. EntryRefused has all entries that cannot be held; over a table of this version it is
         raised before anything is sent, and the plane continues with the previous plan.
         """
+        self.check_kernel(plan.node)
         before, self._node = (self._node, self._books), None
+        self._offload.stop()
         if self._leads_from_loopback(plan.node):
             self._localnet.open()
         with no_garbage_collection(keep=len(plan.entries) > self._text_limit):
@@ -110,6 +126,8 @@ class NftablesPlane(Plane):
         if not self._leads_from_loopback(plan.node):
             self._localnet.close()
         self._pings.load(plan)
+        if plan.node.flowtable:
+            self._offload.follow()
         self._node = plan.node
         return PlanChange(entries=changed)
 
@@ -209,6 +227,7 @@ class NftablesPlane(Plane):
     def cleanup(self) -> None:
         """Delete hotplane's tables of the plane's families, with the guard, sysctl and ping tables, and nothing
         else."""
+        self._offload.stop()
         self._standby.remove()
         remove_tables(self._nft, self._store, self._syntax.values())
         self._localnet.close()

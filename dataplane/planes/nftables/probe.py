@@ -36,6 +36,13 @@ FEATURES = {
     ),
 }
 
+_FLOWTABLE = """table ip hotplane-trial {
+    flowtable f { hook ingress priority 0; devices = { lo }; }
+    chain c { type filter hook forward priority 0; ct packets > 1 flow add @f
+    }
+}
+"""
+
 
 def _version() -> str:
     done = subprocess.run(["nft", "--version"], capture_output=True, text=True, check=False)
@@ -65,7 +72,22 @@ def probe_nft() -> Iterator[Finding]:
             yield Finding(
                 "nftables", name, status, f"{trial.reason}; {what}", "use a kernel of 5.10 or later with nf_tables"
             )
+    yield _flowtables()
     yield _libnftables()
+
+
+def _flowtables() -> Finding:
+    """Try what `--flowtable` needs."""
+    trial = try_command(["nft", "-f", "-"], _FLOWTABLE)
+    if trial.worked:
+        return Finding("nftables", "flowtables", Status.OK)
+    return Finding(
+        "nftables",
+        "flowtables",
+        Status.LIMITED,
+        f"{trial.reason}; no --flowtable",
+        "use a kernel with CONFIG_NF_FLOW_TABLE_INET and CONFIG_NFT_FLOW_OFFLOAD, or do without the option",
+    )
 
 
 def _libnftables() -> Finding:

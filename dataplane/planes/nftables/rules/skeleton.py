@@ -8,9 +8,12 @@ import ipaddress
 from collections.abc import Iterable
 
 from dataplane.model.net import Family, family_of, is_loopback
+from dataplane.planes.nftables.rules import flowtable
+from dataplane.planes.nftables.rules.flowtable import flowtable_objects, flowtable_rules
 from dataplane.planes.nftables.rules.syntax import (
     BY_SOURCE_ACTION,
     HAS_NUMBER,
+    LAST,
     REJECT_ACTION,
     RESTRICTED_ACTION,
     STRAY_RULE,
@@ -21,9 +24,6 @@ from dataplane.planes.nftables.rules.syntax import (
 )
 from dataplane.policy.node import NodeConfig
 
-LAST = 2147483647
-"""The highest priority that a chain may have."""
-
 BASE_CHAINS = {
     "prerouting": "type nat hook prerouting priority -100; policy accept;",
     "output": "type nat hook output priority -100; policy accept;",
@@ -32,7 +32,9 @@ BASE_CHAINS = {
     # The last nat chains of their hooks: they see the first packet of a connection that no proxy has translated.
     "unclaimed-prerouting": f"type nat hook prerouting priority {LAST}; policy accept;",
     "unclaimed-output": f"type nat hook output priority {LAST}; policy accept;",
+    flowtable.CHAIN: flowtable.HOOK,
 }
+"""Those that a table may have: not each node's settings want all."""
 
 
 STRAY = "stray"
@@ -171,6 +173,7 @@ def chains(syntax: Syntax, family: Family, node: NodeConfig) -> dict[str, list[s
             "masquerade fully-random",
         ],
         **dict.fromkeys(("unclaimed-prerouting", "unclaimed-output"), _unclaimed(syntax, node)),
+        **flowtable_rules(node),
     }
 
 
@@ -241,7 +244,7 @@ def skeleton_objects(syntax: Syntax, family: Family, node: NodeConfig) -> str:
     for name in [*chains(syntax, family, node), "restricted"]:
         hook = f" {{ {BASE_CHAINS[name]} }}" if name in BASE_CHAINS else ""
         lines.append(f"add chain {syntax.target(name)}{hook}")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *flowtable_objects(syntax, node)]) + "\n"
 
 
 def skeleton_rules(syntax: Syntax, family: Family, node: NodeConfig, *, active: bool = True) -> str:
@@ -256,7 +259,7 @@ def skeleton_rules(syntax: Syntax, family: Family, node: NodeConfig, *, active: 
 def activation(syntax: Syntax, family: Family, node: NodeConfig) -> str:
     """Return commands that write the rules of the base chains."""
     wanted = chains(syntax, family, node)
-    return "".join(rewrite_chain(syntax, name, wanted[name]) for name in BASE_CHAINS)
+    return "".join(rewrite_chain(syntax, name, wanted[name]) for name in wanted if name in BASE_CHAINS)
 
 
 def set_service_cidrs(syntax: Syntax, family: Family, cidrs: Iterable[str]) -> str:

@@ -10,6 +10,9 @@ VERSION = 3
 
 VERSION_CHAIN = f"version-{VERSION}"
 
+LAST = 2147483647
+"""The highest priority that a chain may have."""
+
 STRAY_RULE = "tcp flags & (fin | syn | rst | ack) != syn goto stray-packet"
 """Matches TCP packets that open no connection; comes before a connection is forwarded or refused."""
 

@@ -3,6 +3,7 @@
 No part of the usual tests, since the kernel that they run on may have none: `tests/kernels --steps flowtable`.
 """
 
+import contextlib
 import os
 import socket
 import threading
@@ -63,7 +64,7 @@ def echo(pod: str, version: int) -> socket.socket:
 
     def serve() -> None:
         connection, _ = server.accept()
-        with connection:
+        with connection, contextlib.suppress(ConnectionResetError):  # by a client whose connection was forgotten
             while data := connection.recv(100):
                 connection.sendall(data)
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctl import bench_cluster
+from ctl import bench_cluster, bench_peers
 from ctl.bench_cluster import names, numbers
 from ctl.extras import require
 from ctl.output import Table, add_output_option, notify, print_records, to_json, to_yaml
@@ -38,9 +38,11 @@ def register(subparsers: Any) -> None:
         "node of its own, in rounds of shuffled order. Needs root. Everything is removed afterwards.",
     )
     _add_run_options(parser, defaults=True)
+    bench_peers.add_options(parser, defaults=True)
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=False)
     run_parser = actions.add_parser("run", help="measure (the default)")
     _add_run_options(run_parser, defaults=False)
+    bench_peers.add_options(run_parser, defaults=False)
     bench_cluster.register(actions)
     report = actions.add_parser("report", help="make charts and one HTML page of a results file")
     report.add_argument("results_file", type=Path, metavar="RESULTS.json", help="a results file, or a run's journal")
@@ -163,6 +165,7 @@ def _list(output: str) -> int:
     from dataplane.bench.scenarios import SCENARIOS
 
     records = [{"kind": "mode", "name": name, "what": MODES[name].title} for name in LAB_MODES]
+    records += bench_peers.records()
     records += [
         {"kind": "scenario", "name": s.name, "what": s.title + (f" (SLI: {s.sli})" if s.sli else "")}
         for s in SCENARIOS.values()
@@ -189,6 +192,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
         routing=Routing(args.routing),
         seed=args.seed,
         processors=args.processors or (),
+        peers=bench_peers.peers_of(args),
     )
     return settings(args.profile, overrides)
 
@@ -209,6 +213,7 @@ def _run(args: argparse.Namespace) -> int:
         with Journal(journal_path(path), results, append=args.resume) as journal:
             with Rig(lab_name(), results.settings, tool) as rig:
                 Runner(rig, results, journal, _progress()).run()
+            results.skipped += rig.notes
     except KeyboardInterrupt:
         notify(
             f"\nStopped; {len(results.cells)} measurements are kept, nothing else is left. Go on with: "
@@ -276,7 +281,7 @@ def _without_missing(settings: "Settings") -> "tuple[Settings, list[str]]":
     from dataplane.lab.spec import Routing
     from dataplane.model.net import Family
 
-    skipped = []
+    settings, skipped = bench_peers.without_impossible(settings)
 
     def leave_out(scenarios: set[str], why: str) -> None:
         nonlocal settings
@@ -330,6 +335,7 @@ def _command(args: argparse.Namespace) -> str:
         ("--routing", args.routing, "direct"),
     ):
         command += [] if text == usual else [flag, text]
+    command += bench_peers.command_of(args)
     return shlex.join([*command, *(["--python-load"] if args.python_load else []), "--seed", str(args.seed)])
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dataplane.bench.peer.spec import Peer, check
 from dataplane.errors import UsageError
 from dataplane.planes.measured import Measured, Wanted
 from dataplane.planes.registry import mode_of
@@ -13,7 +14,7 @@ class Mode(NamedTuple):
     """A way for packets to reach a backend. plane: "" for those that balance nothing.
 
     hooks: the eBPF plane's hooks. reference: the baseline, or a step between it and the planes. machines: measured
-    between machines only (bench.between), not in one machine's namespaces."""
+    between machines only (bench.between), not in one machine's namespaces. A peer's plane is PEER."""
 
     name: str
     title: str
@@ -22,7 +23,13 @@ class Mode(NamedTuple):
     reference: bool = False
     machines: bool = False
 
+    @property
+    def is_peer(self) -> bool:
+        """True if it is a program of its own, which nobody looks into."""
+        return self.plane == PEER
 
+
+PEER = "peer"
 DIRECT, AGAIN = "direct", "direct-again"
 """The baseline, and the same once more on a node of its own: the A/A pair, which shows what no data plane causes."""
 CONNTRACK = "conntrack"
@@ -57,6 +64,23 @@ def alone(mode: str) -> str:
 
 LAB_MODES = tuple(name for name, mode in MODES.items() if not mode.machines)
 """Those of one machine's namespaces."""
+
+
+def know(peers: Sequence[Peer]) -> None:
+    """Have these peers among MODES, after all others, as a run with them needs it, or a report of one."""
+    for peer in (peer for peer in peers if peer.name not in MODES or MODES[peer.name].is_peer):
+        MODES[peer.name] = Mode(peer.name, f"the program `{peer.command}`", PEER)
+
+
+def with_peers(names: Sequence[str], peers: Sequence[Peer]) -> list[str]:
+    """The modes of a run with peers, known from now on: those of `chosen`, or only the references where none is named,
+    then the peers. Raises UsageError."""
+    check(peers, [name for name, mode in MODES.items() if not mode.is_peer])
+    know(peers)
+    found = chosen(names)
+    if peers and not names:
+        found = [name for name in found if MODES[name].reference]
+    return [*found, *(peer.name for peer in peers)]
 
 
 def chosen(names: Sequence[str]) -> list[str]:

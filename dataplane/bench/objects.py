@@ -65,6 +65,11 @@ def processors_ip(family: Family = Family.IPV4) -> str:
     return _address(95, 0, 3, family)
 
 
+def probe_ip(family: Family = Family.IPV4) -> str:
+    """clusterIP of the Service by which peers are probed (see peer.cluster)."""
+    return _address(95, 0, 9, family)
+
+
 def _service(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     metadata = {"namespace": NAMESPACE, "name": name, "creationTimestamp": "2024-01-01T00:00:00Z"}
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}

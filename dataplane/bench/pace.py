@@ -17,6 +17,7 @@ _IPTABLES_SQUARE = 40.0 / 30000**2
 _IPTABLES_CHANGE = 3.0 / 30000
 _CHANGE = 0.6e-3
 _BULK_BITS, _BULK_START = 15e9, 0.15
+_PEER_START, _PEER_EACH, _PEER_CHANGE = 1.5, 0.5e-3, 0.5
 _ASK, _LIVE, _PROGRAM = 0.015, 0.1, 0.2
 
 
@@ -37,6 +38,9 @@ def expected(settings: Settings, key: CellKey) -> float:
 
 def _control(settings: Settings, key: CellKey) -> float:
     plane, services = MODES[key.mode].plane, key.services
+    if MODES[key.mode].is_peer:
+        start = _PEER_START + _PEER_EACH * services
+        return start if SCENARIOS[key.scenario].unit == "s" else _probed(settings)
     slow = plane == "iptables"
     if key.scenario == "coldstart":
         return _START[plane] + _EACH[plane] * services + (_IPTABLES_SQUARE * services**2 if slow else 0.0)
@@ -44,6 +48,10 @@ def _control(settings: Settings, key: CellKey) -> float:
     if key.scenario == "change":
         return max(2 * change, min(settings.change_seconds, settings.changes * change))
     return settings.rollout_seconds + change
+
+
+def _probed(settings: Settings) -> float:
+    return settings.probing.changes * (settings.probing.pause + _PEER_CHANGE)
 
 
 def run_seconds(settings: Settings, keys: Iterable[CellKey]) -> float:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from dataplane.bench.modes import chosen
+from dataplane.bench.modes import with_peers
 from dataplane.bench.objects import ENDPOINTS, MOST_ENDPOINTS
+from dataplane.bench.peer.spec import Peer
 from dataplane.bench.scenarios import RENAMED, SCENARIOS, Position, Scenario
 from dataplane.errors import UsageError
 from dataplane.lab.spec import Routing
@@ -13,6 +14,15 @@ from dataplane.model.net import Family
 
 MOST_SERVICES = 30000
 PACED_TIMES = 4
+
+
+class Probing(msgspec.Struct, frozen=True):
+    """How peers' control planes are measured. rounds: of each scenario, at every size. changes: in a round, one after
+    the other, each after a pause of so many seconds: peers put off changes that follow each other closely."""
+
+    rounds: int = 5
+    changes: int = 3
+    pause: float = 1.5
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -27,7 +37,8 @@ class Settings(msgspec.Struct, frozen=True):
     bulk_bytes: size of a bulk one. control_rounds, changes, change_seconds, rollout_seconds: of the control plane at
     the largest size; light_control_rounds: at the others. slow_load_seconds: a mode whose cold start takes longer has
     one control round at that size. iptables_max: iptables is left out above. endpoints: of each Service.
-    processors: those that scaling scenarios are measured on, how many at once.
+    processors: those that scaling scenarios are measured on, how many at once. peers: modes that are programs of their
+    own; probing: how they are probed.
     """
 
     profile: str
@@ -56,6 +67,8 @@ class Settings(msgspec.Struct, frozen=True):
     family: Family = Family.IPV4
     routing: Routing = Routing.DIRECT
     processors: tuple[int, ...] = ()
+    peers: tuple[Peer, ...] = ()
+    probing: Probing = Probing()
 
 
 SCALING = tuple(name for name, scenario in SCENARIOS.items() if scenario.scaling)
@@ -81,6 +94,7 @@ PROFILES = {
         position_services=(20,), bar_services=(20,), positions=(Position.FIRST, Position.LAST), rounds=2,
         light_rounds=1, seconds=0.02, bulk_bytes=32 << 20, control_rounds=1, light_control_rounds=1, changes=5,
         change_seconds=0.5, rollout_seconds=0.05, slow_load_seconds=3.0, iptables_max=100,
+        probing=Probing(1, 2, 0.1),
     ),
 }  # fmt: skip
 """tiny only shows that everything works."""
@@ -99,6 +113,7 @@ class Overrides(msgspec.Struct, frozen=True):
     routing: Routing = Routing.DIRECT
     seed: int = 1
     processors: Sequence[int] = ()
+    peers: Sequence[Peer] = ()
 
 
 def settings(profile: str, overrides: Overrides | None = None) -> Settings:
@@ -107,6 +122,7 @@ def settings(profile: str, overrides: Overrides | None = None) -> Settings:
     names = [RENAMED.get(name, name) for name in overrides.scenarios]
     overrides = msgspec.structs.replace(overrides, scenarios=names)
     _check(overrides)
+    usual = [name for name in base.scenarios if overrides.peers or not SCENARIOS[name].probed]
     counts = tuple(sorted(set(overrides.services))) or base.services
 
     def some(wanted: tuple[int, ...], otherwise: tuple[int, ...]) -> tuple[int, ...]:
@@ -114,8 +130,8 @@ def settings(profile: str, overrides: Overrides | None = None) -> Settings:
 
     return msgspec.structs.replace(
         base,
-        modes=tuple(chosen(overrides.modes)),
-        scenarios=_with_rates(_with_scaling(overrides.scenarios or base.scenarios, overrides.processors)),
+        modes=tuple(with_peers(overrides.modes, overrides.peers)),
+        scenarios=_with_rates(_with_scaling(overrides.scenarios or usual, overrides.processors)),
         services=counts,
         fixed_services=some(base.fixed_services, counts),
         few_services=some(base.few_services, ()),
@@ -129,6 +145,10 @@ def settings(profile: str, overrides: Overrides | None = None) -> Settings:
         routing=overrides.routing,
         seed=overrides.seed,
         processors=tuple(sorted({1, *overrides.processors})) if overrides.processors else (),
+        peers=tuple(overrides.peers),
+        probing=base.probing
+        if overrides.rounds is None
+        else msgspec.structs.replace(base.probing, rounds=overrides.rounds),
     )
 
 
@@ -154,6 +174,9 @@ def _check(overrides: Overrides) -> None:
     scaling = [name for name in overrides.scenarios if name in SCALING]
     if scaling and not overrides.processors:
         raise UsageError(f"--scenario {','.join(scaling)}: say on how many processors, e.g. --processors 1,2,4")
+    probed = [name for name in overrides.scenarios if SCENARIOS[name].probed]
+    if probed and not overrides.peers:
+        raise UsageError(f"--scenario {','.join(probed)}: of which proxy? Name one, e.g. --peer hotplane-nftables")
     if any(count < 1 for count in overrides.processors):
         raise UsageError(f"--processors {','.join(map(str, overrides.processors))}: numbers from 1")
     if overrides.rounds is not None and overrides.rounds < 1:
@@ -185,8 +208,10 @@ def rounds_of(settings: Settings, scenario: Scenario, services: int) -> int:
     return settings.rounds if scenario.bar and services in there else settings.light_rounds
 
 
-def control_rounds_at(settings: Settings, services: int) -> int:
-    """Rounds of the control plane's scenarios."""
+def control_rounds_at(settings: Settings, services: int, *, probed: bool = False) -> int:
+    """Rounds of the control plane's scenarios, or of those that peers have instead."""
+    if probed:
+        return settings.probing.rounds
     return settings.control_rounds if services == max(settings.services) else settings.light_control_rounds
 
 

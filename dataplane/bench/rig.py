@@ -5,8 +5,6 @@ is wanted a second one with a single Service (modes.alone). Pod 1 of a node serv
 outside client is the lab's own.
 """
 
-import contextlib
-import json
 import os
 import re
 import shutil
@@ -20,6 +18,7 @@ from typing import Any, Self
 import msgspec
 
 from dataplane.bench.agent import Request
+from dataplane.bench.helper import Helper
 from dataplane.bench.load.generator import Generator, take_frames, udp_frame, uplink_ends, uplink_macs
 from dataplane.bench.load.iperf import bulk
 from dataplane.bench.load.native import Tool
@@ -34,14 +33,16 @@ from dataplane.bench.objects import (
     Backend,
     cluster_ip,
 )
+from dataplane.bench.peer.control import PeerControl
+from dataplane.bench.peer.process import remove_folders
 from dataplane.bench.processors import servers_of
 from dataplane.bench.profiles import Settings, with_alone
 from dataplane.bench.program import Way as PacketWay
 from dataplane.bench.scenarios import Position, Scenario, Way, index
+from dataplane.errors import HotplaneError
 from dataplane.kernel import sysctl
 from dataplane.kernel.namespaces.netns import netns
 from dataplane.kernel.netlink.links import Links
-from dataplane.kernel.wait import readable
 from dataplane.lab import build
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabError, LabSpec, Node, Pod
@@ -78,6 +79,7 @@ def remove_abandoned() -> None:
         owner = re.fullmatch(r"bench-(\d+)", name)
         if owner and not Path("/proc", owner[1]).exists():
             Lab.remove(name)
+            remove_folders(name)
 
 
 def pinned(role: int, argv: Sequence[str]) -> list[str]:
@@ -88,43 +90,6 @@ def pinned(role: int, argv: Sequence[str]) -> list[str]:
     if len(processors) < 2 or shutil.which("taskset") is None:
         return list(argv)
     return ["taskset", "-c", str(processors[role]), *argv]
-
-
-class Helper:
-    """A process in the lab that answers each line with a line of JSON."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]", what: str) -> None:
-        self.process, self.what = process, what
-
-    def ask(self, line: bytes, patience: float) -> dict[str, Any]:
-        """One request. Raises LabError when the helper has died, is late or answers with an error."""
-        pipe, answers = self.process.stdin, self.process.stdout
-        assert pipe is not None, "helpers are started with both pipes"
-        assert answers is not None, "helpers are started with both pipes"
-        try:
-            pipe.write(line + b"\n")
-            pipe.flush()
-        except BrokenPipeError as error:
-            raise LabError(f"{self.what} has ended; its words are above") from error
-        ready = readable([answers.fileno()], patience)
-        answer = answers.readline() if ready else b""
-        if not answer:
-            raise LabError(f"{self.what} {'has ended' if ready else f'gives no answer in {patience:.0f} s'}")
-        found: dict[str, Any] = json.loads(answer)
-        if "error" in found:
-            raise LabError(f"{self.what}: {found['error']}")
-        return found
-
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None, "helpers are started with both pipes"
-        with contextlib.suppress(BrokenPipeError):  # it died with a request unread
-            self.process.stdin.close()
-        try:
-            self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:  # in the middle of something that nobody waits for any more
-            self.process.kill()
-            self.process.wait()
 
 
 def _mode(node: str) -> Mode:
@@ -149,6 +114,7 @@ class Rig:
         self.lab = Lab.up(LabSpec(name=name, nodes=len(names) + 1, pods=2, routing=settings.routing, ipv6=ipv6))
         self._clients: dict[str, Helper] = {}
         self._agents: dict[str, Helper] = {}
+        self._peers: dict[str, PeerControl] = {}
         self._servers: dict[str, list[int]] = {}
         try:
             self.nodes: Mapping[str, Node] = dict(zip(names, self.lab.nodes, strict=False))
@@ -156,6 +122,7 @@ class Rig:
             self._start()
         except BaseException:
             self.lab.down()
+            remove_folders(name)
             raise
 
     def _start(self) -> None:
@@ -172,6 +139,10 @@ class Rig:
         if CONNTRACK in self.nodes:
             self.lab.run(self.nodes[CONNTRACK], ["nft", _TRACKED])
         self._clients[""] = self._client("client")
+        peers = {peer.name: peer for peer in self._settings.peers}
+        for mode, node in self.nodes.items():
+            if _mode(mode).is_peer:
+                self._peers[mode] = PeerControl(self.lab, node, self.remote, peers[_mode(mode).name], self._settings)
 
     def _through(self, node: Node) -> None:
         """Packets that the outside client sends from its address for this node pass by the node, to any pod."""
@@ -234,8 +205,23 @@ class Rig:
         """The mode's control plane. Raises KeyError when none was started."""
         return self._agents[mode]
 
+    def peer(self, mode: str) -> PeerControl:
+        """The peer of a mode's node. Raises KeyError where there is none."""
+        return self._peers[mode]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know about peers: what they left behind, how they had to be ended."""
+        found: dict[str, str] = {}
+        for peer in self._peers.values():
+            found = peer.notes | found  # those of a peer's second node are the same
+        return list(found.values())
+
     def restart_agent(self, mode: str) -> None:
-        """End the mode's control plane, leave nothing of it on the node, start it anew."""
+        """End the mode's control plane, leave nothing of it on the node, start it anew; a peer is only ended."""
+        if mode in self._peers:
+            self._peers[mode].clean()
+            return
         if mode in self._agents:
             agent = self._agents.pop(mode)
             try:
@@ -251,6 +237,8 @@ class Rig:
 
     def load(self, mode: str, services: int) -> dict[str, float]:
         """A cold start of the mode with so many Services; its figures."""
+        if mode in self._peers:
+            return self._peers[mode].load(services)
         local = Backend(self._pod(self.nodes[mode]), self.nodes[mode].name)
         remote = Backend(self._pod(self.remote), self.remote.name)
         request = Request(
@@ -347,6 +335,11 @@ class Rig:
                 agent.ask(msgspec.json.encode(Request("cleanup")), LOAD_PATIENCE)
             except LabError as error:
                 failure = error
+        for peer in self._peers.values():
+            try:
+                peer.close()
+            except HotplaneError as error:
+                failure = LabError(str(error))
         try:
             for helper in (*self._agents.values(), *self._clients.values()):
                 helper.close()
@@ -354,6 +347,7 @@ class Rig:
             self._clients.clear()
         finally:
             self.lab.down()
+            remove_folders(self.lab.spec.name)
         if failure:
             raise failure
 

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,7 +23,7 @@ from dataplane.bench.figures.results import Cell, CellKey, Journal, Results, don
 from dataplane.bench.load.processors import ProcessorLoad
 from dataplane.bench.machine.counters import Counters, hardware
 from dataplane.bench.machine.cpu import Usage, process_seconds, usage
-from dataplane.bench.modes import MODES, alone
+from dataplane.bench.modes import ALONE, MODES, alone
 from dataplane.bench.pace import Pace
 from dataplane.bench.processors import count_of
 from dataplane.bench.processors import position as on_processors
@@ -41,6 +42,9 @@ from dataplane.lab.spec import LabError
 
 MOST_FAILURES = 0.01
 """Share of operations that may fail before a cell has no figures."""
+
+SLOW_PEER = 20
+"""How many times as long as other modes a peer may take to start before it is started once only."""
 
 Progress = Callable[[int, int, float, str], None]
 """Told the number of cells done, of all cells, the seconds that the rest will take, and what comes next."""
@@ -85,6 +89,16 @@ def data_cells(settings: Settings, services: int) -> list[DataCell]:
     return found
 
 
+def takes(mode: str, scenario: Scenario) -> bool:
+    """True if a mode is measured in a scenario of the control plane: peers by packets, others in their own process."""
+    return MODES[mode].is_peer == scenario.probed
+
+
+def cold_start(mode: str) -> str:
+    """The scenario that a mode's cold start is."""
+    return "first-cold" if MODES[mode].is_peer else "coldstart"
+
+
 def control_scenarios(settings: Settings) -> list[Scenario]:
     """The scenarios of the control plane that were asked for, in their order."""
     return [s for s in SCENARIOS.values() if s.kind is Kind.CONTROL and s.name in settings.scenarios]
@@ -94,7 +108,8 @@ def all_keys(settings: Settings) -> Iterator[CellKey]:
     """Every cell of a run."""
     for services in settings.services:
         for scenario, mode in itertools.product(control_scenarios(settings), plane_modes(settings, services)):
-            for number in range(1, control_rounds_at(settings, services) + 1):
+            rounds = control_rounds_at(settings, services, probed=scenario.probed) if takes(mode, scenario) else 0
+            for number in range(1, rounds + 1):
                 yield CellKey(mode, scenario.name, services, "", number)
         for mode, scenario, position in data_cells(settings, services):
             for number in range(1, rounds_of(settings, scenario, services) + 1):
@@ -152,7 +167,7 @@ class Runner:
         for cell in results.cells:
             if "rate" in cell.figures:
                 self._rates[cell.key._replace(round=0)].append(cell.figures["rate"])
-            if cell.key.scenario == "coldstart":
+            if cell.key.scenario == cold_start(cell.key.mode):
                 self._mark_slow(cell.key, cell.figures)
 
     def run(self) -> None:
@@ -174,7 +189,8 @@ class Runner:
 
     def _mark_slow(self, key: CellKey, figures: dict[str, float]) -> None:
         """Note a mode that is too slow to be started more than once at this size."""
-        if figures.get("seconds", 0.0) > self._settings.slow_load_seconds:
+        slow = self._settings.slow_load_seconds * (SLOW_PEER if MODES[key.mode].is_peer else 1)
+        if figures.get("seconds", 0.0) > slow:
             self._slow.add((key.mode, key.services))
             self._leave_out(
                 lambda k: (
@@ -210,31 +226,44 @@ class Runner:
         out of the rest of this stage."""
         self._broken.clear()
         modes = plane_modes(self._settings, services)
-        wanted = SCENARIOS["coldstart"] in control_scenarios(self._settings)
-        rounds = control_rounds_at(self._settings, services) if wanted else 1
-        for number in range(1, rounds + 1):
+        rounds = {mode: self._start_rounds(mode, services) for mode in modes}
+        for number in range(1, max(rounds.values(), default=0) + 1):
             for mode in self._shuffled([mode for mode in modes if mode not in self._broken]):
-                if number > 1 and (mode, services) in self._slow:
+                if number > rounds[mode] or (number > 1 and (mode, services) in self._slow):
                     continue
                 figures = self._coldstart(mode, services, number)
                 if not figures:
                     self._broken.add(mode)
                     self._leave_out(lambda k, mode=mode: (k.mode, k.services) == (mode, services))  # type: ignore[misc]
-                self._mark_slow(CellKey(mode, "coldstart", services, "", number), figures)
+                self._mark_slow(CellKey(mode, cold_start(mode), services, "", number), figures)
         if with_alone(self._settings) and services == max(self._settings.services):
             for node in [alone(mode) for mode in modes if mode not in self._broken]:
                 self._rig.restart_agent(node)
-                self._rig.load(node, 1)
+                with self._told_later(node):
+                    self._rig.load(node, 1)
+
+    @staticmethod
+    def _told_later(node: str) -> AbstractContextManager[None]:
+        """A peer that does not start ends no run: its cells say why they have no figures."""
+        is_peer = MODES[node.removesuffix(ALONE)].is_peer
+        return contextlib.suppress(LabError) if is_peer else contextlib.nullcontext()
+
+    def _start_rounds(self, mode: str, services: int) -> int:
+        """How often a mode is started at this size; once where only what it leaves is wanted."""
+        scenario = SCENARIOS[cold_start(mode)]
+        if scenario not in control_scenarios(self._settings):
+            return 1
+        return control_rounds_at(self._settings, services, probed=scenario.probed)
 
     def _change_rounds(self, services: int) -> None:
         """Changes come after the packets, because they change the order of iptables' rules."""
         modes = [mode for mode in plane_modes(self._settings, services) if mode not in self._broken]
-        wanted = [s.name for s in control_scenarios(self._settings) if s.name != "coldstart"]
-        rounds = range(1, control_rounds_at(self._settings, services) + 1)
-        for number, name in itertools.product(rounds, wanted):
+        wanted = [s.name for s in control_scenarios(self._settings)]
+        most = max(control_rounds_at(self._settings, services, probed=probed) for probed in (False, True))
+        for number, name in itertools.product(range(1, most + 1), wanted):
             for mode in self._shuffled(modes):
                 key = CellKey(mode, name, services, "", number)
-                if key in self._left:
+                if key in self._left and name != cold_start(mode):
                     self._record(key, lambda mode=mode, name=name: self._control(mode, name))  # type: ignore[misc]
 
     def _coldstart(self, mode: str, services: int, number: int) -> dict[str, float]:
@@ -242,10 +271,14 @@ class Runner:
             self._rig.restart_agent(mode)
             return self._with_others(lambda: self._rig.load(mode, services))
 
-        return self._record(CellKey(mode, "coldstart", services, "", number), start)
+        return self._record(CellKey(mode, cold_start(mode), services, "", number), start)
 
     def _control(self, mode: str, scenario: str) -> dict[str, float]:
         settings = self._settings
+        if MODES[mode].is_peer:
+            peer = self._rig.peer(mode)
+            probe = {"first-restart": peer.restart, "first-change": peer.change, "first-rollout": peer.rollout}
+            return self._with_others(probe[scenario])
         seconds = settings.change_seconds if scenario == "change" else settings.rollout_seconds
         request = Request(scenario, count=settings.changes, seconds=seconds)
         return self._with_others(lambda: self._rig.agent(mode).ask(msgspec.json.encode(request), LOAD_PATIENCE))
@@ -314,6 +347,8 @@ class Runner:
         scenario, node, services = SCENARIOS[key.scenario], key.mode, key.services
         if scenario.alone and not MODES[node].reference:
             node, services = alone(node), 1
+        if MODES[key.mode].is_peer:
+            self._rig.peer(node).check()
         target = self._rig.target(node, scenario, services, position)
         before = self._used(node, scenario)
         found, scale = self._operate(key, node, target)

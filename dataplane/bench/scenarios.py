@@ -34,6 +34,7 @@ class Scenario(NamedTuple):
     profile says. few: also where Services are few. bar: a bar is about it, so it gets more rounds. beside: the scenario
     that it is compared with, so that the two follow each other closely. alone: on a node that has one Service, while
     all others have the most. scaling: measured on 1, 2, … processors, as many as were asked for (see processors).
+    probed: of peers alone, by packets from outside of them (see peer.control).
     """
 
     name: str
@@ -52,10 +53,17 @@ class Scenario(NamedTuple):
     load: float = 0.0
     sli: str = ""
     scaling: bool = False
+    probed: bool = False
 
 
 FIRST_PACKET, PROGRAMMING = "first packet latency", "network programming latency"
 THROUGHPUT = "throughput to Services"
+
+
+def _probed(name: str, title: str, metric: str, unit: str) -> Scenario:
+    return Scenario(
+        name, title, Kind.CONTROL, metric, unit, higher=False, way=Way.NONE, sweep=True, sli=PROGRAMMING, probed=True
+    )
 
 
 def _paced(share: int) -> Scenario:
@@ -145,6 +153,10 @@ SCENARIOS = {
             "rollout", "100 endpoint changes a second: lag behind the event", Kind.CONTROL, "p99", "ns", higher=False,
             way=Way.NONE, sweep=True, sli=PROGRAMMING,
         ),
+        _probed("first-cold", "a proxy's cold start until a connection through the last Service", "seconds", "s"),
+        _probed("first-restart", "its restart until one meets the endpoint that came meanwhile", "seconds", "s"),
+        _probed("first-change", "one change until a connection meets the new endpoint, median", "p50", "ns"),
+        _probed("first-rollout", "the same under 100 other changes a second, median", "p50", "ns"),
     )
 }  # fmt: skip
 RENAMED = {"rr": "TCP_RR", "bulk1": "TCP_STREAM", "bulk4": "TCP_STREAM-4", "udp": "UDP_STREAM"}

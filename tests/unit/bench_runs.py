@@ -6,6 +6,7 @@ import msgspec
 
 from dataplane.bench.figures import hdr
 from dataplane.bench.figures.results import Cell, CellKey, Machine, Results
+from dataplane.bench.peer.spec import Peer
 from dataplane.bench.profiles import Overrides, Settings, settings
 from dataplane.bench.run import all_keys
 from dataplane.bench.scenarios import SCENARIOS, Kind
@@ -25,13 +26,14 @@ def made_up(
     others: float = 0.0,
     seed: int = 1,
     equal: bool = False,
+    peers: tuple[Peer, ...] = (),
 ) -> Results:
     """A run in which every mode has its speed as a share of direct's, and iptables gets slower with every Service.
 
     noise: relative, of each cell. machine: speed of the whole machine. speed: instead of SPEED's. equal: iptables is no
     slower than the others.
     """
-    chosen: Settings = settings("full", Overrides(modes, services=services, rounds=rounds))
+    chosen: Settings = settings("full", Overrides(modes, services=services, rounds=rounds, peers=peers))
     chosen = msgspec.structs.replace(chosen, control_rounds=rounds, light_control_rounds=rounds)
     rates = SPEED | (speed or {})
     chance = random.Random(seed)
@@ -40,7 +42,7 @@ def made_up(
         shaken = max(0.05, chance.gauss(1.0, noise)) * machine
         figured = key._replace(mode="nftables") if equal and key.mode == "iptables" else key
         paced = hdr.encode({hdr.bucket(int(80e3 / shaken)): 3000}) if "@" in key.scenario else ""
-        cells.append(Cell(key, _figures(figured, rates[key.mode] * shaken, others), histogram=paced))
+        cells.append(Cell(key, _figures(figured, rates.get(key.mode, 1.0) * shaken, others), histogram=paced))
     facts = Machine(started="2024-05-01T00:00:00+00:00", cpu_model="Test CPU", cpus=2, kernel="6.1.0")
     return Results(facts, chosen, "hotplane bench --profile quick", seconds=120.0, complete=True, cells=cells)
 

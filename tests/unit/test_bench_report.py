@@ -35,7 +35,8 @@ def test_a_full_run_gives_every_chart(report: tuple[Results, Path]) -> None:
     run, directory = report
     shown = [MAIN, *(name for names in _SECTIONS.values() for name in names)]
     assert sorted(shown) == sorted(CAPTIONS)
-    asked_for = {"scaling-connect", "scaling-forward"}  # only with --processors
+    asked_for = {"scaling-connect", "scaling-forward"}  # only with --processors, the others with --peer
+    asked_for |= {"first-cold", "first-change", "first-rollout"}
     assert {path.stem for path in directory.glob("*.svg")} == set(CAPTIONS) - asked_for
     for path in directory.glob("*.svg"):
         picture = ElementTree.fromstring(path.read_text())
@@ -225,10 +226,11 @@ def test_a_run_without_anything_still_gives_a_page(tmp_path: Path) -> None:
 
 
 def test_every_mode_has_a_colour_and_a_marker_of_its_own() -> None:
-    assert set(MARKERS) == set(MODES)
+    own = {name for name, mode in MODES.items() if not mode.is_peer}
+    assert set(MARKERS) == own
     assert len(set(MARKERS.values())) == len(MARKERS)
     light, dark = style().split("prefers-color-scheme")
     for scheme in (light, dark):
-        colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]+);", scheme))
-        assert set(MODES) <= set(colours)
+        colours = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]+);", scheme))
+        assert own <= set(colours)
         assert len(set(colours.values())) == len(colours)

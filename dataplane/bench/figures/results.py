@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from dataplane.bench.modes import know
 from dataplane.bench.profiles import Settings
 from dataplane.bench.scenarios import RENAMED
 from dataplane.errors import HotplaneError
@@ -81,7 +82,8 @@ class Results(msgspec.Struct):
 
 
 def renamed(results: Results) -> Results:
-    """The run with the names that scenarios have now."""
+    """The run with the names that scenarios have now, and its peers among the modes."""
+    know(results.settings.peers)
     results.cells = [
         msgspec.structs.replace(cell, key=cell.key._replace(scenario=RENAMED[cell.key.scenario]))
         if cell.key.scenario in RENAMED

@@ -19,7 +19,8 @@ from dataplane.lab.spec import LabError
 if TYPE_CHECKING:
     import subprocess
 
-    from dataplane.bench.rig import Helper, Rig
+    from dataplane.bench.helper import Helper
+    from dataplane.bench.rig import Rig
 
 _PATIENCE = 30.0
 _PERCENTILES = ("p50", "p90", "p99", "p999")

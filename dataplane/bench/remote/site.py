@@ -12,12 +12,13 @@ from pathlib import Path
 import msgspec
 
 from dataplane.bench.figures.results import Machine
+from dataplane.bench.helper import Helper
 from dataplane.bench.load.iperf import bulk
 from dataplane.bench.load.native import Tool, load_tool, python_tool
 from dataplane.bench.modes import MODES
 from dataplane.bench.objects import BULK_PORT, ENDPOINTS, REMOTE_NODE_PORT, SERVER_PORT, TCP_PORT, cluster_ip
 from dataplane.bench.profiles import Settings
-from dataplane.bench.rig import PATIENCE, Helper
+from dataplane.bench.rig import PATIENCE
 from dataplane.bench.scenarios import Scenario, Way
 from dataplane.lab.build import ENTRY_TABLE
 from dataplane.lab.spec import LabError

@@ -31,6 +31,9 @@ CAPTIONS = {
     "coldstart": "From decoded objects to a kernel that serves them, planning included.",
     "change": "Network programming latency: from the bytes of an EndpointSlice to the kernel, one change at a time.",
     "rollout": "Network programming latency while a hundred changes a second come: from due until done.",
+    "first-cold": "From the start of the proxy's own process to the first answered connection to the last Service.",
+    "first-change": "From when watches hear of a change to the first connection that meets the new endpoint, median.",
+    "first-rollout": "The same while 100 other endpoints change every second, median.",
     "memory": "Resident memory of the planning process after its start.",
     "kernel-memory": "Slabs, vmalloc areas and per-CPU memory of the machine, after the cold start less before.",
 }
@@ -175,6 +178,9 @@ def charts(analysis: Analysis) -> dict[str, str]:
         "coldstart": _over_services(cold, "seconds", "Cold start: from objects to kernel", "seconds", 1.0),
         "change": _over_services(change, "p99", "One endpoint changes: event to kernel, p99", ms, 1e-6),
         "rollout": _over_services(rollout, "p99", "100 changes a second: lag, p99", ms, 1e-6),
+        "first-cold": _over_services(rows("first-cold"), "seconds", "A proxy's cold start, by packets", "seconds", 1.0),
+        "first-change": _over_services(rows("first-change"), "p50", "One change, by packets", ms, 1e-6),
+        "first-rollout": _over_services(rows("first-rollout"), "p50", "100 changes a second, by packets", ms, 1e-6),
         "memory": _over_services(cold, "rss", "Memory of the control plane", "MB", 1e-6),
         "kernel-memory": _over_services(cold, "kernel_bytes", "Memory that the kernel took", "MB", 1e-6),
     }

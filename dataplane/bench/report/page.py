@@ -31,6 +31,7 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "Processor time": ("cpu", "connect-cpu"),
     _SCALING: ("scaling-connect", "scaling-forward"),
     "Control plane": ("coldstart", "change", "rollout", "memory", "kernel-memory"),
+    "Proxies probed by packets": ("first-cold", "first-change", "first-rollout"),
 }
 _WIDE = ("against-direct", "cpu")
 _LAB = "each on a node of its own of one lab of network namespaces"

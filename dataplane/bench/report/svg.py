@@ -34,7 +34,14 @@ MARKERS = {
     "cluster-ip": "left",
     "node-port": "right",
 }
+PEER_LOOKS = {"peer-1": "#d6336c", "peer-2": "#7c5cff", "peer-3": "#b8722c", "peer-4": "#0c93a8"}
+"""Shapes and colours of peers in the order in which they are known, again from the first after the last. The colours
+are read on light and on dark paper."""
 _SHAPES = {
+    "peer-1": '<path d="M0-6 1.8-1.8 6 0 1.8 1.8 0 6-1.8 1.8-6 0-1.8-1.8z"/>',
+    "peer-2": '<path d="M0-5 5 5H-5z" class="hollow"/>',
+    "peer-3": '<path d="M0-5.5 5.5 0 0 5.5-5.5 0z" class="hollow"/>',
+    "peer-4": '<path d="M-5-5 5-5 0 5z" class="hollow"/>',
     "frame": '<path d="M-4,-4 L4,-4 L4,4 L-4,4 Z" class="hollow"/>',
     "left": '<path d="M-5,0 L4,-5 L4,5 Z"/>',
     "right": '<path d="M5,0 L-4,-5 L-4,5 Z"/>',
@@ -110,13 +117,22 @@ def plain(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:g}"
 
 
+def _look(mode: str) -> str:
+    """A mode's own name, or that of its look if it is a peer; "" for one that nobody knows."""
+    if mode in MARKERS:
+        return mode
+    peers = [name for name in MODES if name not in MARKERS]
+    return list(PEER_LOOKS)[peers.index(mode) % len(PEER_LOOKS)] if mode in peers else ""
+
+
 def _colour(mode: str) -> str:
-    return f'style="--c:var(--{mode},var(--ink))"'
+    colour = PEER_LOOKS.get(_look(mode)) or f"var(--{mode},var(--ink))"
+    return f'style="--c:{colour}"'
 
 
 def marker(mode: str, x: float, y: float, tip: str = "") -> str:
     """A mode's marker, which says `tip` where there is one."""
-    shape = _SHAPES[MARKERS.get(mode, "frame")]
+    shape = _SHAPES[MARKERS.get(mode) or _look(mode) or "frame"]
     if not tip:
         return f'<g class="mark" {_colour(mode)} transform="translate({x:.1f} {y:.1f})">{shape}</g>'
     text = escape(tip, quote=True)

@@ -95,6 +95,7 @@ class Seen:
     tokens: list[str] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     limits: list[str] = field(default_factory=list)
+    accepts: list[str] = field(default_factory=list)
 
 
 class ApiServer:
@@ -213,6 +214,7 @@ class ApiServer:
             raise Refused(mood.refuse, "Test", "told to refuse")
         if mood.token and request.headers.get("Authorization") != f"Bearer {mood.token}":
             raise Refused(401, "Unauthorized", "Unauthorized")
+        self.seen.accepts.append(request.headers.get("Accept", ""))
         _refuse_other_than_json(request)
         if request.method in ("POST", "PATCH") and "/events" in request.path:
             return self._event(request, msgspec.json.decode(await request.read()))

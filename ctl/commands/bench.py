@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from dataplane.bench.run import Progress
 
 DEFAULT_RESULTS = Path("hotplane-bench.json")
-PROFILES = ("quick", "full", "tiny")
+PROFILES = ("quick", "full", "tiny", "stress")
+SHAPES = ("plain", "shared", "large", "affinity")
 EXPORTS = ("k8s-netperf", "perf-dash", "benchstat", "openmetrics", "hdr")
 
 
@@ -103,7 +104,16 @@ def _add_run_options(parser: argparse.ArgumentParser, *, defaults: bool) -> None
         metavar="N[,...]",
         help="how many, one stage each, e.g. 1,1k,30k",
     )
-    add("--endpoints", default=5, type=int, metavar="N", help="of each Service (default: 5)")
+    add(
+        "--endpoints", default=None, type=int, metavar="N", help="of each Service (default: 5; profile stress: its own)"
+    )
+    add(
+        "--shape",
+        default="plain",
+        choices=SHAPES,
+        help="shared: all Services lead to the same endpoints; large: load through one with 3000; affinity: all have "
+        "sessionAffinity (default: plain)",
+    )
     add("--family", default="ipv4", choices=("ipv4", "ipv6"), help="of everything (default: ipv4)")
     add("--routing", default="direct", choices=("direct", "vxlan"), help="between nodes (default: direct)")
     add(
@@ -175,6 +185,7 @@ def _list(output: str) -> int:
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
+    from dataplane.bench.objects import Form
     from dataplane.bench.processors import present, refuse_missing
     from dataplane.bench.profiles import Overrides, settings
     from dataplane.lab.spec import Routing
@@ -193,6 +204,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
         seed=args.seed,
         processors=args.processors or (),
         peers=bench_peers.peers_of(args),
+        form=Form(args.shape),
     )
     return settings(args.profile, overrides)
 
@@ -278,6 +290,8 @@ def _without_missing(settings: "Settings") -> "tuple[Settings, list[str]]":
 
     import msgspec
 
+    from dataplane.bench.load.native import watch_tool
+    from dataplane.bench.scenarios import SCENARIOS, Kind
     from dataplane.lab.spec import Routing
     from dataplane.model.net import Family
 
@@ -292,7 +306,11 @@ def _without_missing(settings: "Settings") -> "tuple[Settings, list[str]]":
 
     if shutil.which("iperf3") is None:
         leave_out({"TCP_STREAM", "TCP_STREAM-4"}, "there is no iperf3; apt-get install iperf3")
+    if watch_tool() is None:
+        names = {name for name, found in SCENARIOS.items() if found.kind is Kind.EVENT or found.at_once}
+        leave_out(names, "their load needs a C compiler; apt-get install gcc libc6-dev")
     if settings.family is Family.IPV6:
+        leave_out({"during-syn-flood"}, "the flood is of IPv4 packets")
         leave_out({"north-remote-pps", "forward-processors"}, "the kernel's own packets are IPv4")
     if settings.routing is Routing.VXLAN:
         leave_out({"xdp-cost"}, "packets to another node leave by the tunnel, which XDP leaves to the stack")
@@ -327,10 +345,12 @@ def _command(args: argparse.Namespace) -> str:
         ("--processors", args.processors),
     ):
         command += [flag, ",".join(map(str, value))] if value else []
-    for flag, number in (("--rounds", args.rounds), ("--iptables-max", args.iptables_max)):
+    for flag, number in (
+        ("--rounds", args.rounds), ("--iptables-max", args.iptables_max), ("--endpoints", args.endpoints),
+    ):  # fmt: skip
         command += [] if number is None else [flag, str(number)]
     for flag, text, usual in (
-        ("--endpoints", str(args.endpoints), "5"),
+        ("--shape", args.shape, "plain"),
         ("--family", args.family, "ipv4"),
         ("--routing", args.routing, "direct"),
     ):
@@ -372,7 +392,7 @@ _READING = (
 
 def _print(results: "Results", output: str, *, every_row: bool) -> None:
     """The figures: warnings and bars, and at the end what wins where."""
-    from dataplane.bench.figures import bars, scaling
+    from dataplane.bench.figures import bars, events, scaling
     from dataplane.bench.figures.analyse import analyse, as_records, floor_text
     from dataplane.bench.modes import MODES
     from dataplane.bench.report.markdown import place_records
@@ -390,6 +410,10 @@ def _print(results: "Results", output: str, *, every_row: bool) -> None:
     if scaled:
         print_records(scaled, "wide", tuple(scaled[0]))
         print(scaling.NOTE)
+    happened = events.records(results, analysis)
+    if happened:
+        print_records(happened, "wide", tuple(happened[0]))
+        print(events.NOTE)
     for text in (*analysis.warnings, *bars.sentences(judged)):
         print(f"- {text}")
     found = places(analysis)

@@ -15,7 +15,7 @@ import msgspec
 
 from dataplane.bench.machine.memory import kernel_memory, process_memory, settled_kernel_memory
 from dataplane.bench.modes import MODES, make_plane
-from dataplane.bench.objects import ENDPOINTS, Backend, Changes, Shape, chunks, decoded
+from dataplane.bench.objects import ENDPOINTS, Backend, Changes, Form, Shape, chunks, decoded, flow_slice
 from dataplane.bench.program import ProgramCost, Way
 from dataplane.errors import HotplaneError
 from dataplane.lab.lab import Lab
@@ -32,8 +32,9 @@ CHANGES_A_SECOND = 100
 
 
 class Request(msgspec.Struct, frozen=True):
-    """do: "load" (services, endpoints of each, family, servers, local and remote are used), "change" (count, seconds:
-    stop at whichever comes first), "rollout" (seconds), "program" (way) or "cleanup"."""
+    """do: "load" (services, endpoints of each, family, servers, flows, form, local and remote are used), "change"
+    (count, seconds: stop at whichever comes first), "rollout" (seconds), "scale" (count: endpoints that FLOWS_SERVICE
+    shall have, from `flows` to twice that), "program" (way) or "cleanup"."""
 
     do: str
     services: int = 0
@@ -45,6 +46,8 @@ class Request(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     way: Way | None = None
     servers: int = 0
+    flows: int = 0
+    form: Form = Form.PLAIN
 
 
 def _cpu() -> float:
@@ -83,13 +86,15 @@ class Agent:
         self._made = make_plane(mode, lab.cgroup(place))
         self._plane = self._made.plane
         self._changes = Changes(Shape(0))
+        self._loaded = Request("load")
         self._program: ProgramCost | None = None
 
     def load(self, request: Request) -> dict[str, float]:
         """A cold start: decode, plan, load the kernel. Times in seconds; `seconds` is without decoding,
         `maps_seconds` planning and an eBPF plane's maps alone. kernel_bytes: memory that the kernel took,
         see `kernel_memory`."""
-        shape = Shape(request.services, request.endpoints, request.family, request.servers)
+        self._loaded = request
+        shape = Shape(request.services, request.endpoints, request.family, request.servers, request.flows, request.form)
         found: list[ModelObject] = []
         decode_seconds = 0.0
         size = 0
@@ -170,6 +175,17 @@ class Agent:
         self._undo()
         return {**spread_of(lags), "rate": wanted / seconds, "syncs": float(syncs), "cpu": cpu, **process_memory()}
 
+    def scale(self, request: Request) -> dict[str, float]:
+        """Give FLOWS_SERVICE so many endpoints; seconds until the kernel has them."""
+        loaded = self._loaded
+        slices = [
+            flow_slice(number, [loaded.local] if number < request.count else [], loaded.family)
+            for number in range(loaded.flows, 2 * loaded.flows)
+        ]
+        started = time.perf_counter()
+        self._take([msgspec.json.encode(item) for item in slices])
+        return {"seconds": time.perf_counter() - started}
+
     def _undo(self) -> None:
         event = self._changes.undo()
         if event is not None:
@@ -198,6 +214,7 @@ def main(arguments: list[str]) -> None:
         "load": agent.load,
         "change": agent.change,
         "rollout": agent.rollout,
+        "scale": agent.scale,
         "program": agent.program,
         "cleanup": agent.cleanup,
     }

@@ -1,5 +1,6 @@
 """The benchmark's cluster as JSON, as an API server would send it: many Services, of which few lead to real pods."""
 
+import enum
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,10 @@ LOCAL_NODE_PORT, REMOTE_NODE_PORT = 30080, 30081
 PROCESSORS_PORT = 9100
 """The pod's first port of servers that have a processor each (see processors); one for each of them, TCP."""
 PROCESSORS_SERVICE = "zz-processors"
+FLOWS_PORT, FLOWS_SERVICE = 10000, "zz-flows"
+"""First port of the pod, TCP, one an endpoint, of the Service whose endpoints are many or become more; its name."""
+FLOW_ENDPOINTS, MOST_FLOW_ENDPOINTS = 8, 3000
+"""Its endpoints: usually, and where it is to be a large one. A scale-out doubles them."""
 _CHUNK = 500
 _PER_NET = 250
 _MOST_CHANGED = 5000
@@ -37,14 +42,26 @@ class Backend(NamedTuple):
     node: str
 
 
+class Form(enum.StrEnum):
+    """What is special about a cluster. SHARED: all Services that nobody uses lead to the same endpoints. LARGE: one has
+    MOST_FLOW_ENDPOINTS, and new connections are measured through it. AFFINITY: all have sessionAffinity ClientIP."""
+
+    PLAIN = "plain"
+    SHARED = "shared"
+    LARGE = "large"
+    AFFINITY = "affinity"
+
+
 class Shape(NamedTuple):
     """How large the cluster is: so many Services with so many endpoints each, all of one family. servers: endpoints of
-    one more Service, for load on several processors; 0: there is none."""
+    one more Service, for load on several processors; flows: of yet another, for flows that stay; 0: there is none."""
 
     services: int
     endpoints: int = ENDPOINTS
     family: Family = Family.IPV4
     servers: int = 0
+    flows: int = 0
+    form: Form = Form.PLAIN
 
 
 def _address(second: int, third: int, fourth: int, family: Family) -> str:
@@ -70,8 +87,15 @@ def probe_ip(family: Family = Family.IPV4) -> str:
     return _address(95, 0, 9, family)
 
 
-def _service(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+def flows_ip(family: Family = Family.IPV4) -> str:
+    """clusterIP of FLOWS_SERVICE."""
+    return _address(95, 0, 4, family)
+
+
+def _service(name: str, spec: dict[str, Any], shape: Shape) -> dict[str, Any]:
     metadata = {"namespace": NAMESPACE, "name": name, "creationTimestamp": "2024-01-01T00:00:00Z"}
+    if shape.form is Form.AFFINITY:
+        spec = {**spec, "sessionAffinity": "ClientIP"}
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
 
 
@@ -107,7 +131,7 @@ def service_name(number: int) -> str:
 
 def made_up_endpoints(number: int, shape: Shape, generation: int = 0) -> list[Backend]:
     """Endpoints of a Service that nobody uses; the first one differs from generation to generation."""
-    high, low = divmod(number, _PER_NET)
+    high, low = divmod(0 if shape.form is Form.SHARED else number, _PER_NET)
     found = [Backend(_address(128 + e, high, low + 1, shape.family), "elsewhere") for e in range(shape.endpoints)]
     if generation:
         found[0] = _changed(generation, shape.family)
@@ -147,7 +171,7 @@ def _real(name: str, address: str, backend: Backend, shape: Shape, node_port: in
     else:
         ports.append({"name": "bulk", "protocol": "TCP", "port": BULK_PORT})
     kind = "NodePort" if node_port else "ClusterIP"
-    yield _service(name, {"type": kind, "clusterIP": address, "clusterIPs": [address], "ports": ports})
+    yield _service(name, {"type": kind, "clusterIP": address, "clusterIPs": [address], "ports": ports}, shape)
     yield from _real_slices(name, backend, shape)
 
 
@@ -161,7 +185,7 @@ def objects(shape: Shape, local: Backend, remote: Backend) -> Iterator[dict[str,
         else:
             ports = [{"name": "tcp", "protocol": "TCP", "port": TCP_PORT}]
             spec = {"type": "ClusterIP", "clusterIP": address, "clusterIPs": [address], "ports": ports}
-            yield _service(service_name(number), spec)
+            yield _service(service_name(number), spec, shape)
             yield filler_slice(number, shape)
     for name, last, backend, port in (
         ("zz-north-local", 1, local, LOCAL_NODE_PORT),
@@ -170,13 +194,23 @@ def objects(shape: Shape, local: Backend, remote: Backend) -> Iterator[dict[str,
         yield from _real(name, _address(95, 0, last, shape.family), backend, shape, port)
     if shape.servers:
         yield from _on_processors(local, shape)
+    if shape.flows:
+        spec = {"clusterIP": flows_ip(shape.family), "ports": [{"name": "tcp", "protocol": "TCP", "port": TCP_PORT}]}
+        yield _service(FLOWS_SERVICE, spec, shape)
+        yield from (flow_slice(number, [local], shape.family) for number in range(shape.flows))
+
+
+def flow_slice(number: int, backends: Sequence[Backend], family: Family) -> dict[str, Any]:
+    """Endpoint `number` (from 0) of FLOWS_SERVICE; without a backend it has none."""
+    ports = [{"name": "tcp", "protocol": "TCP", "port": FLOWS_PORT + number}]
+    return endpoint_slice(FLOWS_SERVICE, str(number), ports, backends, family)
 
 
 def _on_processors(backend: Backend, shape: Shape) -> Iterator[dict[str, Any]]:
     address = processors_ip(shape.family)
     ports: list[dict[str, Any]] = [{"name": "tcp", "protocol": "TCP", "port": TCP_PORT}]
     spec = {"type": "ClusterIP", "clusterIP": address, "clusterIPs": [address], "ports": ports}
-    yield _service(PROCESSORS_SERVICE, spec)
+    yield _service(PROCESSORS_SERVICE, spec, shape)
     for number in range(shape.servers):
         ports = [{"name": "tcp", "protocol": "TCP", "port": PROCESSORS_PORT + number}]
         yield endpoint_slice(PROCESSORS_SERVICE, str(number), ports, [backend], shape.family)

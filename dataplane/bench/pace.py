@@ -18,6 +18,9 @@ _IPTABLES_CHANGE = 3.0 / 30000
 _CHANGE = 0.6e-3
 _BULK_BITS, _BULK_START = 15e9, 0.15
 _PEER_START, _PEER_EACH, _PEER_CHANGE = 1.5, 0.5e-3, 0.5
+_EVENT_LOADS = {"rollout": 0.0, "coldstart": 1.0, "restart": 1.2, "kill": 1.2, "switch": 2.2, "conntrack": 0.2,
+                "syn-flood": 0.2}  # fmt: skip
+_EVENT_LASTS, _DAEMON_START, _FILL, _SCALE = 5.5, 1.5, 2.0, 0.5
 _ASK, _LIVE, _PROGRAM = 0.015, 0.1, 0.2
 
 
@@ -26,6 +29,8 @@ def expected(settings: Settings, key: CellKey) -> float:
     scenario = SCENARIOS[key.scenario]
     if scenario.kind is Kind.CONTROL:
         return _control(settings, key)
+    if scenario.kind is Kind.EVENT:
+        return _event(settings, key)
     rounds = rounds_of(settings, scenario, key.services)
     if scenario.operation.startswith("iperf3"):
         seconds = settings.bulk_bytes * 8 / _BULK_BITS + _BULK_START
@@ -34,6 +39,15 @@ def expected(settings: Settings, key: CellKey) -> float:
     else:
         seconds = seconds_of(settings, scenario) + (_LIVE if scenario.operation == "live" else _ASK)
     return seconds * (rounds + 1) / rounds
+
+
+def _event(settings: Settings, key: CellKey) -> float:
+    """The load before, during and after it, and as many cold starts as it takes; a daemon is a process besides."""
+    plane, operation = MODES[key.mode].plane, SCENARIOS[key.scenario].operation
+    loads = _EVENT_LOADS[operation] if plane else 0.0
+    fill = _FILL if operation == "conntrack" else 0.0
+    load = _DAEMON_START + _control(settings, key._replace(scenario="coldstart")) if loads else 0.0
+    return settings.event_seconds * _EVENT_LASTS + loads * load + fill
 
 
 def _control(settings: Settings, key: CellKey) -> float:
@@ -45,6 +59,8 @@ def _control(settings: Settings, key: CellKey) -> float:
     if key.scenario == "coldstart":
         return _START[plane] + _EACH[plane] * services + (_IPTABLES_SQUARE * services**2 if slow else 0.0)
     change = _CHANGE + (_IPTABLES_CHANGE * services + 0.02 if slow else 0.0)
+    if SCENARIOS[key.scenario].operation == "scale":
+        return _SCALE + 2 * change
     if key.scenario == "change":
         return max(2 * change, min(settings.change_seconds, settings.changes * change))
     return settings.rollout_seconds + change

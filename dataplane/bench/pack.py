@@ -19,7 +19,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from dataplane.bench.load.native import load_tool
+from dataplane.bench.load.native import load_tool, watch_tool
 from dataplane.bench.machine.facts import COMMIT
 from dataplane.errors import HotplaneError
 
@@ -171,6 +171,9 @@ def install(root: Path) -> None:
     kept = root / "root/.cache/hotplane"
     kept.mkdir(parents=True)
     shutil.copy2(load_tool().argv[0], kept)
+    watch = watch_tool()
+    if watch is not None:
+        shutil.copy2(watch, kept)
 
 
 def _environment(home: Path) -> None:

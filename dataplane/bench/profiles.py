@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import msgspec
 
 from dataplane.bench.modes import with_peers
-from dataplane.bench.objects import ENDPOINTS, MOST_ENDPOINTS
+from dataplane.bench.objects import ENDPOINTS, FLOW_ENDPOINTS, MOST_ENDPOINTS, MOST_FLOW_ENDPOINTS, Form
 from dataplane.bench.peer.spec import Peer
-from dataplane.bench.scenarios import RENAMED, SCENARIOS, Position, Scenario
+from dataplane.bench.scenarios import IMBALANCE, RENAMED, SCENARIOS, Kind, Position, Scenario
 from dataplane.errors import UsageError
 from dataplane.lab.spec import Routing
 from dataplane.model.net import Family
@@ -38,7 +38,8 @@ class Settings(msgspec.Struct, frozen=True):
     the largest size; light_control_rounds: at the others. slow_load_seconds: a mode whose cold start takes longer has
     one control round at that size. iptables_max: iptables is left out above. endpoints: of each Service.
     processors: those that scaling scenarios are measured on, how many at once. peers: modes that are programs of their
-    own; probing: how they are probed.
+    own; probing: how they are probed. event_rounds: of events; event_seconds: how long the load goes on before and
+    after one; event_modes: those that events happen to, () for all. form: what is special about the cluster.
     """
 
     profile: str
@@ -69,35 +70,58 @@ class Settings(msgspec.Struct, frozen=True):
     processors: tuple[int, ...] = ()
     peers: tuple[Peer, ...] = ()
     probing: Probing = Probing()
+    event_rounds: int = 1
+    event_seconds: float = 1.0
+    event_modes: tuple[str, ...] = ()
+    form: Form = Form.PLAIN
 
 
 SCALING = tuple(name for name, scenario in SCENARIOS.items() if scenario.scaling)
 _ALL = tuple(name for name in SCENARIOS if name not in SCALING)
-_FULL_ONLY = ("TCP_STREAM-4", "north-remote-rr", "connect-alone", "TCP_CRR@50", "TCP_CRR@80", "TCP_CRR@95")
+_QUICK_EVENTS = ("during-rollout", "during-kill")
+_FULL_ONLY = (
+    "TCP_STREAM-4", "north-remote-rr", "connect-alone", "TCP_CRR@50", "TCP_CRR@80", "TCP_CRR@95",
+    IMBALANCE, *(s.name for s in SCENARIOS.values() if s.at_once),
+    *(s.name for s in SCENARIOS.values() if s.kind is Kind.EVENT and s.name not in _QUICK_EVENTS),
+)  # fmt: skip
+_STRESS = (
+    "connect", "pod", "TCP_RR", *(s.name for s in SCENARIOS.values() if s.at_once), "coldstart", "change", "rollout",
+    IMBALANCE, *_QUICK_EVENTS,
+)  # fmt: skip
 PROFILES = {
     "quick": Settings(
         profile="quick", modes=(), scenarios=tuple(n for n in _ALL if n not in _FULL_ONLY), services=(1, 1000, 10000),
         fixed_services=(1000,), few_services=(), position_services=(10000,), bar_services=(),
         positions=(Position.FIRST, Position.LAST), rounds=5, light_rounds=5, seconds=0.1, bulk_bytes=200 << 20,
         control_rounds=1, light_control_rounds=1, changes=100, change_seconds=0.5, rollout_seconds=0.6,
-        slow_load_seconds=3.0, iptables_max=10000,
+        slow_load_seconds=3.0, iptables_max=10000, event_seconds=0.5,
     ),
     "full": Settings(
         profile="full", modes=(), scenarios=_ALL, services=(1, 100, 1000, 5000, 10000, 30000),
         fixed_services=(10000,), few_services=(1,), position_services=(10000,), bar_services=(10000, 30000),
         positions=tuple(Position), rounds=25, light_rounds=5, seconds=0.15, bulk_bytes=256 << 20,
         control_rounds=3, light_control_rounds=1, changes=1000, change_seconds=1.5, rollout_seconds=1.5,
-        slow_load_seconds=10.0, iptables_max=30000,
+        slow_load_seconds=10.0, iptables_max=30000, event_seconds=0.5,
     ),
     "tiny": Settings(
         profile="tiny", modes=(), scenarios=_ALL, services=(1, 20), fixed_services=(20,), few_services=(1,),
         position_services=(20,), bar_services=(20,), positions=(Position.FIRST, Position.LAST), rounds=2,
         light_rounds=1, seconds=0.02, bulk_bytes=32 << 20, control_rounds=1, light_control_rounds=1, changes=5,
-        change_seconds=0.5, rollout_seconds=0.05, slow_load_seconds=3.0, iptables_max=100,
+        change_seconds=0.5, rollout_seconds=0.05, slow_load_seconds=3.0, iptables_max=100, event_seconds=0.1,
         probing=Probing(1, 2, 0.1),
+        event_modes=("nftables",),
+    ),
+    "stress": Settings(
+        profile="stress", modes=(), scenarios=_STRESS, services=(5000,), fixed_services=(5000,), few_services=(),
+        position_services=(), bar_services=(), positions=(Position.LAST,), rounds=5, light_rounds=5, seconds=0.15,
+        bulk_bytes=200 << 20, control_rounds=3, light_control_rounds=3, changes=300, change_seconds=1.5,
+        rollout_seconds=1.5, slow_load_seconds=10.0, iptables_max=1000, endpoints=50,
     ),
 }  # fmt: skip
-"""tiny only shows that everything works."""
+"""tiny only shows that everything works. stress: sizes that hurt, without iptables, whose rules take minutes to load
+there; which sizes depends on the form."""
+_STRESS_SIZES = {Form.PLAIN: (5000, 50), Form.SHARED: (10000, 50), Form.LARGE: (1000, 5), Form.AFFINITY: (10000, 5)}
+"""Services, and endpoints of each."""
 
 
 class Overrides(msgspec.Struct, frozen=True):
@@ -108,17 +132,19 @@ class Overrides(msgspec.Struct, frozen=True):
     services: Sequence[int] = ()
     rounds: int | None = None
     iptables_max: int | None = None
-    endpoints: int = ENDPOINTS
+    endpoints: int | None = None
     family: Family = Family.IPV4
     routing: Routing = Routing.DIRECT
     seed: int = 1
     processors: Sequence[int] = ()
     peers: Sequence[Peer] = ()
+    form: Form = Form.PLAIN
 
 
 def settings(profile: str, overrides: Overrides | None = None) -> Settings:
     """Return the settings of a profile with `overrides` applied. Raises UsageError for an invalid value."""
-    base, overrides = PROFILES[profile], overrides or Overrides()
+    overrides = overrides or Overrides()
+    base = _stressed(overrides.form) if profile == "stress" else PROFILES[profile]
     names = [RENAMED.get(name, name) for name in overrides.scenarios]
     overrides = msgspec.structs.replace(overrides, scenarios=names)
     _check(overrides)
@@ -139,8 +165,10 @@ def settings(profile: str, overrides: Overrides | None = None) -> Settings:
         bar_services=some(base.bar_services, counts),
         rounds=base.rounds if overrides.rounds is None else overrides.rounds,
         light_rounds=base.light_rounds if overrides.rounds is None else overrides.rounds,
+        event_rounds=base.event_rounds if overrides.rounds is None else overrides.rounds,
         iptables_max=base.iptables_max if overrides.iptables_max is None else overrides.iptables_max,
-        endpoints=overrides.endpoints,
+        endpoints=base.endpoints if overrides.endpoints is None else overrides.endpoints,
+        form=overrides.form,
         family=overrides.family,
         routing=overrides.routing,
         seed=overrides.seed,
@@ -150,6 +178,20 @@ def settings(profile: str, overrides: Overrides | None = None) -> Settings:
         if overrides.rounds is None
         else msgspec.structs.replace(base.probing, rounds=overrides.rounds),
     )
+
+
+def _stressed(form: Form) -> Settings:
+    """The profile stress in the sizes of a form."""
+    services, endpoints = _STRESS_SIZES[form]
+    sizes = (services,)
+    return msgspec.structs.replace(PROFILES["stress"], services=sizes, fixed_services=sizes, endpoints=endpoints)
+
+
+def flow_endpoints(settings: Settings) -> int:
+    """Endpoints of the Service for flows that stay; 0 where nothing is measured with it."""
+    if settings.form is Form.LARGE:
+        return MOST_FLOW_ENDPOINTS
+    return FLOW_ENDPOINTS if IMBALANCE in settings.scenarios else 0
 
 
 def _with_scaling(names: Sequence[str], processors: Sequence[int]) -> tuple[str, ...]:
@@ -169,7 +211,7 @@ def _check(overrides: Overrides) -> None:
         raise UsageError(f"--scenario {','.join(unknown)}: there is none; choose of {', '.join(SCENARIOS)}")
     if any(not 1 <= count <= MOST_SERVICES for count in overrides.services):
         raise UsageError(f"--services {','.join(map(str, overrides.services))}: numbers from 1 to {MOST_SERVICES}")
-    if not 1 <= overrides.endpoints <= MOST_ENDPOINTS:
+    if overrides.endpoints is not None and not 1 <= overrides.endpoints <= MOST_ENDPOINTS:
         raise UsageError(f"--endpoints {overrides.endpoints}: a number from 1 to {MOST_ENDPOINTS}")
     scaling = [name for name in overrides.scenarios if name in SCALING]
     if scaling and not overrides.processors:
@@ -213,6 +255,19 @@ def control_rounds_at(settings: Settings, services: int, *, probed: bool = False
     if probed:
         return settings.probing.rounds
     return settings.control_rounds if services == max(settings.services) else settings.light_control_rounds
+
+
+def happens_at(settings: Settings, scenario: Scenario, services: int) -> bool:
+    """True if an event is measured at this number of Services: a cold start at the most, others where scenarios are
+    that do not sweep."""
+    return (
+        services == max(settings.services) if scenario.operation == "coldstart" else services in settings.fixed_services
+    )
+
+
+def control_at(settings: Settings, scenario: Scenario, services: int) -> bool:
+    """True if a scenario of the control plane is measured at this number of Services: all are but the scale-out."""
+    return scenario.operation != "scale" or services in settings.fixed_services
 
 
 def measured_at(settings: Settings, scenario: Scenario, services: int) -> bool:

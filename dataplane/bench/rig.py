@@ -21,22 +21,27 @@ from dataplane.bench.agent import Request
 from dataplane.bench.helper import Helper
 from dataplane.bench.load.generator import Generator, take_frames, udp_frame, uplink_ends, uplink_macs
 from dataplane.bench.load.iperf import bulk
-from dataplane.bench.load.native import Tool
+from dataplane.bench.load.native import Tool, watch_tool
+from dataplane.bench.load.watcher import Watcher
 from dataplane.bench.modes import ALONE, CONNTRACK, MODES, Mode, alone
 from dataplane.bench.objects import (
     BULK_PORT,
+    FLOWS_PORT,
     LOCAL_NODE_PORT,
     REMOTE_NODE_PORT,
     SERVER_PORT,
     TCP_PORT,
     UDP_PORT,
     Backend,
+    Form,
+    Shape,
     cluster_ip,
+    flows_ip,
 )
 from dataplane.bench.peer.control import PeerControl
 from dataplane.bench.peer.process import remove_folders
 from dataplane.bench.processors import servers_of
-from dataplane.bench.profiles import Settings, with_alone
+from dataplane.bench.profiles import Settings, flow_endpoints, with_alone
 from dataplane.bench.program import Way as PacketWay
 from dataplane.bench.scenarios import Position, Scenario, Way, index
 from dataplane.errors import HotplaneError
@@ -115,6 +120,7 @@ class Rig:
         self._clients: dict[str, Helper] = {}
         self._agents: dict[str, Helper] = {}
         self._peers: dict[str, PeerControl] = {}
+        self._watchers: dict[str, Watcher] = {}
         self._servers: dict[str, list[int]] = {}
         try:
             self.nodes: Mapping[str, Node] = dict(zip(names, self.lab.nodes, strict=False))
@@ -131,7 +137,10 @@ class Rig:
             for pod in node.pods:
                 _tune(pod.netns, _TIMESTAMPS)
             self._serve(node)
+        flows = flow_endpoints(self._settings)
         for mode, node in self.nodes.items():
+            if flows and not _mode(mode).reference:
+                self._servers[node.name].append(self._server(node.pods[0], FLOWS_PORT, 2 * flows, 1, "tcp").pid)
             self._clients[mode] = self._client(node.pods[1].name)
             take_frames(node, self.remote, self._family)
             if _mode(mode).reference:
@@ -162,9 +171,9 @@ class Rig:
             )  # fmt: skip
             self._servers[node.name].append(process.pid)
 
-    def _server(self, pod: Pod, port: int, count: int, processor: int) -> "subprocess.Popen[bytes]":
+    def _server(self, pod: Pod, port: int, count: int, processor: int, *options: str) -> "subprocess.Popen[bytes]":
         process = self.lab.spawn(
-            pod, pinned(processor, [*self._tool.argv, "serve", str(port), str(count)]),
+            pod, pinned(processor, [*self._tool.argv, "serve", str(port), str(count), *options]),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None, "it was started with a pipe"
@@ -190,6 +199,24 @@ class Rig:
         )
         return Helper(process, f"{place}: the load generator")
 
+    def watcher(self, place: str) -> Watcher:
+        """The load of watch.c in a place of the lab. Raises LabError where it cannot be compiled."""
+        if place in self._watchers and not self._watchers[place].is_alive:
+            self._watchers.pop(place).close()
+        if place not in self._watchers:
+            tool = watch_tool()
+            if tool is None:
+                raise LabError(f"{place}: this load needs a C compiler: apt-get install gcc libc6-dev")
+            process = self.lab.spawn(
+                place, pinned(0, [str(tool)]), stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            )
+            self._watchers[place] = Watcher(Helper(process, f"{place}: the load generator"))
+        return self._watchers[place]
+
+    def client_of(self, mode: str) -> str:
+        """The place of a mode's client."""
+        return self.nodes[mode].pods[1].name
+
     @property
     def group(self) -> Path:
         """Control group of the whole lab."""
@@ -199,6 +226,8 @@ class Rig:
         """Processes that send and that serve in a scenario of a mode's node."""
         outside = scenario.way in (Way.NODE_PORT_LOCAL, Way.NODE_PORT_REMOTE)
         server = self.remote if scenario.way is Way.NODE_PORT_REMOTE else self.nodes[mode]
+        if scenario.at_once:
+            return [self.watcher(self.client_of(mode)).pid], self._servers[server.name]
         return [self._clients["" if outside else mode].process.pid], self._servers[server.name]
 
     def agent(self, mode: str) -> Helper:
@@ -217,17 +246,25 @@ class Rig:
             found = peer.notes | found  # those of a peer's second node are the same
         return list(found.values())
 
-    def restart_agent(self, mode: str) -> None:
-        """End the mode's control plane, leave nothing of it on the node, start it anew; a peer is only ended."""
-        if mode in self._peers:
-            self._peers[mode].clean()
-            return
+    def has_agent(self, mode: str) -> bool:
+        """True if the mode's control plane was started and not ended."""
+        return mode in self._agents
+
+    def end_agent(self, mode: str) -> None:
+        """End the mode's control plane, if there is one, and leave nothing of it on the node."""
         if mode in self._agents:
             agent = self._agents.pop(mode)
             try:
                 agent.ask(msgspec.json.encode(Request("cleanup")), LOAD_PATIENCE)
             finally:
                 agent.close()
+
+    def restart_agent(self, mode: str) -> None:
+        """End the mode's control plane, leave nothing of it on the node, start it anew; a peer is only ended."""
+        if mode in self._peers:
+            self._peers[mode].clean()
+            return
+        self.end_agent(mode)
         node = self.nodes[mode]
         process = self.lab.python(
             node, "dataplane.bench.agent", [self.lab.spec.name, node.name, _mode(mode).name],
@@ -235,15 +272,23 @@ class Rig:
         )  # fmt: skip
         self._agents[mode] = Helper(process, f"{node.name}: the control plane of {mode}")
 
+    def objects(self, mode: str, services: int) -> tuple[Shape, Backend, Backend]:
+        """What the mode's node serves: see objects.chunks."""
+        local = Backend(self._pod(self.nodes[mode]), self.nodes[mode].name)
+        remote = Backend(self._pod(self.remote), self.remote.name)
+        settings = self._settings
+        servers, flows = servers_of(settings), flow_endpoints(settings)
+        return Shape(services, settings.endpoints, self._family, servers, flows, settings.form), local, remote
+
     def load(self, mode: str, services: int) -> dict[str, float]:
         """A cold start of the mode with so many Services; its figures."""
         if mode in self._peers:
             return self._peers[mode].load(services)
-        local = Backend(self._pod(self.nodes[mode]), self.nodes[mode].name)
-        remote = Backend(self._pod(self.remote), self.remote.name)
+        shape, local, remote = self.objects(mode, services)
         request = Request(
-            "load", services, self._settings.endpoints, self._family, local, remote, servers=servers_of(self._settings)
-        )
+            "load", services, shape.endpoints, shape.family, local, remote,
+            servers=shape.servers, flows=shape.flows, form=shape.form,
+        )  # fmt: skip
         return self._agents[mode].ask(msgspec.json.encode(request), LOAD_PATIENCE)
 
     def _pod(self, node: Node) -> str:
@@ -259,6 +304,8 @@ class Rig:
         node = self.nodes[mode]
         if scenario.way is Way.CLUSTER_IP:
             port = BULK_PORT if scenario.operation.startswith("iperf3") else UDP_PORT if udp else TCP_PORT
+            if self._settings.form is Form.LARGE and port == TCP_PORT and not _mode(mode).reference:
+                return flows_ip(self._family), port
             if not _mode(mode).reference:
                 return cluster_ip(index(position, services), self._family), port
             return self._pod(node), BULK_PORT if port == BULK_PORT else SERVER_PORT
@@ -343,8 +390,11 @@ class Rig:
         try:
             for helper in (*self._agents.values(), *self._clients.values()):
                 helper.close()
+            for watcher in self._watchers.values():
+                watcher.close()
             self._agents.clear()
             self._clients.clear()
+            self._watchers.clear()
         finally:
             self.lab.down()
             remove_folders(self.lab.spec.name)

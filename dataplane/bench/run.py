@@ -1,4 +1,4 @@
-"""A run: for each number of Services cold starts, then packets, then changes, in rounds of shuffled order.
+"""A run: for each number of Services cold starts, then packets, changes and events, in rounds of shuffled order.
 
 Every round measures every cell once, in shuffled order: the scenarios, and within each its modes, which are compared
 with each other and therefore follow each other closely, so that whatever disturbs the machine disturbs all of them
@@ -18,8 +18,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from dataplane.bench.agent import Request
+from dataplane.bench.events.events import Events
+from dataplane.bench.events.scale import scale_out
 from dataplane.bench.figures import hdr
 from dataplane.bench.figures.results import Cell, CellKey, Journal, Results, done
+from dataplane.bench.figures.watched import closed_loop
 from dataplane.bench.load.processors import ProcessorLoad
 from dataplane.bench.machine.counters import Counters, hardware
 from dataplane.bench.machine.cpu import Usage, process_seconds, usage
@@ -29,7 +32,9 @@ from dataplane.bench.processors import count_of
 from dataplane.bench.processors import position as on_processors
 from dataplane.bench.profiles import (
     Settings,
+    control_at,
     control_rounds_at,
+    happens_at,
     measured_at,
     positions_at,
     rounds_of,
@@ -39,6 +44,7 @@ from dataplane.bench.profiles import (
 from dataplane.bench.rig import LOAD_PATIENCE, Rig
 from dataplane.bench.scenarios import SCENARIOS, Kind, Position, Scenario, Way
 from dataplane.lab.spec import LabError
+from dataplane.planes.base import PlaneError
 
 MOST_FAILURES = 0.01
 """Share of operations that may fail before a cell has no figures."""
@@ -107,7 +113,8 @@ def control_scenarios(settings: Settings) -> list[Scenario]:
 def all_keys(settings: Settings) -> Iterator[CellKey]:
     """Every cell of a run."""
     for services in settings.services:
-        for scenario, mode in itertools.product(control_scenarios(settings), plane_modes(settings, services)):
+        control = [s for s in control_scenarios(settings) if control_at(settings, s, services)]
+        for scenario, mode in itertools.product(control, plane_modes(settings, services)):
             rounds = control_rounds_at(settings, services, probed=scenario.probed) if takes(mode, scenario) else 0
             for number in range(1, rounds + 1):
                 yield CellKey(mode, scenario.name, services, "", number)
@@ -115,6 +122,18 @@ def all_keys(settings: Settings) -> Iterator[CellKey]:
             for number in range(1, rounds_of(settings, scenario, services) + 1):
                 yield data_key(mode, scenario, services, position, number)
         yield from scaling_keys(settings, services)
+        yield from event_keys(settings, services)
+
+
+def event_keys(settings: Settings, services: int) -> Iterator[CellKey]:
+    """The events at this number of Services. A mode that balances nothing has no cold start."""
+    modes = data_modes(settings, SCENARIOS["connect"], services)
+    wanted = [s for s in SCENARIOS.values() if s.kind is Kind.EVENT and s.name in settings.scenarios]
+    for scenario in [s for s in wanted if happens_at(settings, s, services)]:
+        for number, mode in itertools.product(range(1, settings.event_rounds + 1), modes):
+            bare = MODES[mode].reference and scenario.operation == "coldstart"
+            if not bare and not MODES[mode].is_peer and mode in (settings.event_modes or modes):
+                yield CellKey(mode, scenario.name, services, "", number)
 
 
 def scaling_keys(settings: Settings, services: int) -> Iterator[CellKey]:
@@ -136,7 +155,7 @@ def measured(key: CellKey, measure: Callable[[], dict[str, Any]]) -> Cell:
     """A cell with the figures that `measure` gives, or with why it has none. Its `counts` become the histogram."""
     try:
         found = measure()
-    except LabError as error:
+    except (LabError, PlaneError) as error:
         return Cell(key, error=str(error))
     counts = found.pop("counts", None)
     histogram = hdr.encode(dict(counts)) if counts else ""
@@ -181,6 +200,7 @@ class Runner:
                     self._data_rounds(services)
                     self._scaling_rounds(services)
                     self._change_rounds(services)
+                    self._event_rounds(services)
                     self._leave_out(lambda key, services=services: key.services == services)  # type: ignore[misc]
 
     def _leave_out(self, which: Callable[[CellKey], bool]) -> None:
@@ -195,7 +215,7 @@ class Runner:
             self._leave_out(
                 lambda k: (
                     (k.mode, k.services) == (key.mode, key.services)
-                    and SCENARIOS[k.scenario].kind is Kind.CONTROL
+                    and SCENARIOS[k.scenario].kind is not Kind.DATA
                     and k.round > 1
                 )
             )
@@ -258,7 +278,7 @@ class Runner:
     def _change_rounds(self, services: int) -> None:
         """Changes come after the packets, because they change the order of iptables' rules."""
         modes = [mode for mode in plane_modes(self._settings, services) if mode not in self._broken]
-        wanted = [s.name for s in control_scenarios(self._settings)]
+        wanted = [s.name for s in control_scenarios(self._settings) if control_at(self._settings, s, services)]
         most = max(control_rounds_at(self._settings, services, probed=probed) for probed in (False, True))
         for number, name in itertools.product(range(1, most + 1), wanted):
             for mode in self._shuffled(modes):
@@ -279,11 +299,13 @@ class Runner:
             peer = self._rig.peer(mode)
             probe = {"first-restart": peer.restart, "first-change": peer.change, "first-rollout": peer.rollout}
             return self._with_others(probe[scenario])
+        if SCENARIOS[scenario].operation == "scale":
+            return self._with_others(lambda: scale_out(self._rig, settings, mode))
         seconds = settings.change_seconds if scenario == "change" else settings.rollout_seconds
         request = Request(scenario, count=settings.changes, seconds=seconds)
         return self._with_others(lambda: self._rig.agent(mode).ask(msgspec.json.encode(request), LOAD_PATIENCE))
 
-    def _with_others(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    def _with_others(self, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the result of `measure`, and how many processors others kept busy meanwhile."""
         before, started = usage(self._rig.group), time.perf_counter()
         found = measure()
@@ -328,6 +350,27 @@ class Runner:
                             with contextlib.suppress(LabError):  # fails again when it counts, and is recorded then
                                 measure(key)
 
+    def _event_rounds(self, services: int) -> None:
+        """Rollouts in all modes first, while those have their control plane from before; then mode by mode what happens
+        to a daemon, which starts once for all of it, a cold start first."""
+        wanted = [key for key in event_keys(self._settings, services) if key in self._left]
+        wanted = [key for key in wanted if key.mode not in self._broken]
+        if not wanted:
+            return
+        with Events(self._rig, self._settings, services) as events:
+            for is_rollout, number in itertools.product((True, False), range(1, self._settings.event_rounds + 1)):
+                here = [k for k in wanted if k.round == number and (k.scenario == "during-rollout") == is_rollout]
+                for mode in self._shuffled(list(dict.fromkeys(key.mode for key in here))):
+                    names = self._shuffled([key.scenario for key in here if key.mode == mode])
+                    for name in sorted(names, key=lambda name: name != "during-coldstart"):
+                        key = CellKey(mode, name, services, "", number)
+                        self._record(key, lambda key=key: self._event(events, key))  # type: ignore[misc]
+                    if not is_rollout:
+                        events.leave(mode)
+
+    def _event(self, events: Events, key: CellKey) -> dict[str, Any]:
+        return self._with_others(lambda: events.measure(key.mode, SCENARIOS[key.scenario]))
+
     def _in_turns(self, cells: list[DataCell]) -> list[DataCell]:
         """The cells of a round in its order."""
         blocks: dict[tuple[str, Position], list[DataCell]] = {}
@@ -366,6 +409,10 @@ class Runner:
             return self._rig.program(node), 1e6
         if scenario.operation == "live":
             found = self._rig.live(node, target, settings.seconds)
+        elif scenario.at_once:
+            watcher = self._rig.watcher(self._rig.client_of(node))
+            answer = watcher.closed_loop(scenario.operation, target, scenario.at_once, settings.seconds)
+            found = closed_loop(answer, scenario.operation)
         else:
             outside = scenario.way in (Way.NODE_PORT_LOCAL, Way.NODE_PORT_REMOTE)
             seconds, rate = seconds_of(settings, scenario), self._paced_rate(key, scenario)

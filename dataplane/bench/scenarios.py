@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 
 class Kind(enum.StrEnum):
-    """The part that a scenario exercises: packets through the data plane, or the control plane itself."""
+    """The part that a scenario exercises: packets through the data plane, the control plane itself, or packets while
+    something happens to either (see bench.events)."""
 
     DATA = "data"
     CONTROL = "control"
+    EVENT = "event"
 
 
 class Way(enum.StrEnum):
@@ -30,10 +32,11 @@ class Scenario(NamedTuple):
     """One thing to measure. metric: the main figure, which bars and ratios are about. higher: more of it is better.
 
     operation: what the load generator is told; "iperf3 N" is bulk with N streams, "live" the kernel's own packets,
-    "program" test runs of the XDP program. sweep: measured for every number of Services, otherwise only where the
-    profile says. few: also where Services are few. bar: a bar is about it, so it gets more rounds. beside: the scenario
-    that it is compared with, so that the two follow each other closely. alone: on a node that has one Service, while
-    all others have the most. scaling: measured on 1, 2, … processors, as many as were asked for (see processors).
+    "program" test runs of the XDP program; of an event, what happens (see events.events). sweep: measured for every
+    number of Services, otherwise only where the profile says. few: also where Services are few. bar: a bar is about it,
+    so it gets more rounds. beside: the scenario that it is compared with, so that the two follow each other closely.
+    alone: on a node that has one Service, while all others have the most. scaling: measured on 1, 2, … processors, as
+    many as were asked for (see processors). at_once: so many connections or flows are under way at a time.
     probed: of peers alone, by packets from outside of them (see peer.control).
     """
 
@@ -54,8 +57,11 @@ class Scenario(NamedTuple):
     sli: str = ""
     scaling: bool = False
     probed: bool = False
+    at_once: int = 0
 
 
+IMBALANCE = "imbalance"
+AT_ONCE = (16, 64)
 FIRST_PACKET, PROGRAMMING = "first packet latency", "network programming latency"
 THROUGHPUT = "throughput to Services"
 
@@ -71,6 +77,16 @@ def _paced(share: int) -> Scenario:
         f"TCP_CRR@{share}", f"TCP_CRR at {share} % of its rate, latency from when each was due", Kind.DATA, "p99", "ns",
         higher=False, operation="crr", beside="TCP_CRR", load=share / 100,
     )  # fmt: skip
+
+
+def _at_once(name: str, operation: str, what: str, count: int) -> Scenario:
+    title = f"{what}, {count} at a time"
+    return Scenario(f"{name}-{count}", title, Kind.DATA, "rate", "1/s", operation=operation, at_once=count)
+
+
+def _during(name: str, operation: str, what: str, metric: str = "p99") -> Scenario:
+    title = f"{what}: a steady load meanwhile, latency from when each connection was due"
+    return Scenario(f"during-{name}", title, Kind.EVENT, metric, "ns", higher=False, operation=operation)
 
 
 SCENARIOS = {
@@ -104,6 +120,8 @@ SCENARIOS = {
         Scenario(
             "TCP_STREAM-4", "bulk TCP, four streams", Kind.DATA, "rate", "bit/s", operation="iperf3 4", sli=THROUGHPUT,
         ),
+        *(_at_once("connect", "connects", "new TCP connections", count) for count in AT_ONCE),
+        *(_at_once("TCP_RR", "exchanges", "a byte each way on TCP connections", count) for count in AT_ONCE),
         Scenario("UDP_RR", "a byte each way, one UDP socket", Kind.DATA, "rate", "1/s", operation="urr"),
         Scenario("UDP_STREAM", "UDP packets, one flow", Kind.DATA, "rate", "packets/s", operation="udp"),
         Scenario(
@@ -157,6 +175,17 @@ SCENARIOS = {
         _probed("first-restart", "its restart until one meets the endpoint that came meanwhile", "seconds", "s"),
         _probed("first-change", "one change until a connection meets the new endpoint, median", "p50", "ns"),
         _probed("first-rollout", "the same under 100 other changes a second, median", "p50", "ns"),
+        Scenario(
+            IMBALANCE, "flows that stay while a Service's endpoints double, and as many new ones: the most of one "
+            "endpoint over the mean", Kind.CONTROL, "most", "x mean", higher=False, way=Way.NONE, operation="scale",
+        ),
+        _during("rollout", "rollout", "100 endpoint changes a second"),
+        _during("coldstart", "coldstart", "the daemon starts on a bare node, until the Service answers", "gap"),
+        _during("restart", "restart", "the daemon ends and starts again"),
+        _during("kill", "kill", "kill -9 of the daemon, which starts again"),
+        _during("switch", "switch", "the daemon changes to another mode, and back"),
+        _during("conntrack-full", "conntrack", "the node's connection table is nearly full"),
+        _during("syn-flood", "syn-flood", "a SYN flood from outside"),
     )
 }  # fmt: skip
 RENAMED = {"rr": "TCP_RR", "bulk1": "TCP_STREAM", "bulk4": "TCP_STREAM-4", "udp": "UDP_STREAM"}

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from dataplane.bench.figures.results import Journal, Results, journal_path, read
+from dataplane.bench.profiles import settings
 from dataplane.bench.rig import remove_abandoned
 from dataplane.bench.run import all_keys
 from dataplane.kernel.namespaces import netns
@@ -102,14 +103,17 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path: Path) -> None:
 
 def test_the_other_family_over_a_tunnel_with_other_numbers_of_endpoints(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
+    names = [name for name in settings("tiny").scenarios if not name.startswith("during-")]
+    names += ["during-restart", "during-syn-flood"]
     done = bench("--profile", "tiny", "--modes", "nftables,ebpf-xdp", "--family", "ipv6", "--routing", "vxlan",
-                 "--endpoints", "2", "--services", "5", "--rounds", "1", "--results", str(path))  # fmt: skip
+                 "--endpoints", "2", "--services", "5", "--rounds", "1", "--scenario", ",".join(names), "--results",
+                 str(path))  # fmt: skip
     results = read(path)
     assert without_figures(results) == []
     scenarios = {cell.key.scenario for cell in results.cells}
-    assert {"connect", "dns", "north-remote", "north-remote-udp", "change"} <= scenarios
-    assert not {"xdp-cost", "north-remote-pps"} & scenarios
-    assert len([text for text in results.skipped if text.startswith("left out: ")]) == 2
+    assert {"connect", "dns", "north-remote", "north-remote-udp", "change", "during-restart"} <= scenarios
+    assert not {"xdp-cost", "north-remote-pps", "during-syn-flood"} & scenarios
+    assert len([text for text in results.skipped if text.startswith("left out: ")]) == 3
     assert "measurements, about" in done.stderr
     assert "--endpoints 2 --family ipv6 --routing vxlan" in results.command
 

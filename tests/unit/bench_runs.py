@@ -34,14 +34,14 @@ def made_up(
     slower than the others.
     """
     chosen: Settings = settings("full", Overrides(modes, services=services, rounds=rounds, peers=peers))
-    chosen = msgspec.structs.replace(chosen, control_rounds=rounds, light_control_rounds=rounds)
+    chosen = msgspec.structs.replace(chosen, control_rounds=rounds, light_control_rounds=rounds, event_rounds=rounds)
     rates = SPEED | (speed or {})
-    chance = random.Random(seed)
     cells = []
     for key in dict.fromkeys(all_keys(chosen)):
-        shaken = max(0.05, chance.gauss(1.0, noise)) * machine
+        shaken = max(0.05, random.Random(f"{seed} {key}").gauss(1.0, noise)) * machine
         figured = key._replace(mode="nftables") if equal and key.mode == "iptables" else key
-        paced = hdr.encode({hdr.bucket(int(80e3 / shaken)): 3000}) if "@" in key.scenario else ""
+        with_counts = "@" in key.scenario or SCENARIOS[key.scenario].kind is Kind.EVENT
+        paced = hdr.encode({hdr.bucket(int(80e3 / shaken)): 3000}) if with_counts else ""
         cells.append(Cell(key, _figures(figured, rates.get(key.mode, 1.0) * shaken, others), histogram=paced))
     facts = Machine(started="2024-05-01T00:00:00+00:00", cpu_model="Test CPU", cpus=2, kernel="6.1.0")
     return Results(facts, chosen, "hotplane bench --profile quick", seconds=120.0, complete=True, cells=cells)
@@ -56,6 +56,13 @@ def _figures(key: CellKey, speed: float, others: float) -> dict[str, float]:
             "seconds": seconds, "kernel_seconds": seconds * 0.7, "plan_seconds": seconds * 0.3,
             "maps_seconds": seconds * 0.5, "rss": 2e7 + 3e3 * key.services, "kernel_bytes": 4e3 * key.services,
             "cpu": seconds, "p50": 3e5 * slow / speed, "p99": 5e5 * slow / speed, "rate": 100.0, "others": others,
+            "most": 1.5 / speed,
+        }  # fmt: skip
+    if SCENARIOS[key.scenario].kind is Kind.EVENT:
+        return {
+            "operations": 2998.0, "failures": 2.0, "slow": 40.0, "gap": 80e6 / speed, "p99": 80e3 / speed, "max": 3e9,
+            "flow_operations": 2400.0, "flow_failures": 0.0, "flow_slow": 3.0, "flow_gap": 9e6, "flows": 16.0,
+            "ended": 0.0, "late": 2e6, "seconds": 6.0, "event": 2.5, "others": others,
         }  # fmt: skip
     if key.mode == "iptables" and key.position != "first" and key.scenario in ("connect", "dns"):
         speed /= 1 + key.services / 1000

@@ -210,7 +210,8 @@ def test_the_table_of_winners_marks_the_best_and_nobody_on_a_noisy_machine() -> 
     found = {p.key: p for p in places(analyse(made_up(speed={"nftables": 0.5})))}
     place = found[PlaceKey("connect", 10000, "last")]
     assert [mode for mode, shown in place.figures.items() if shown.best] == ["ebpf-connect"]
-    assert (place.unit, place.figures["direct"].text) in {("k/s", "20"), ("k/s", "19.9")}
+    assert place.unit == "k/s"
+    assert float(place.figures["direct"].text) == pytest.approx(20, rel=0.02)
     assert place.floor.endswith("%")
     noisy = [p for p in places(analyse(made_up(noise=0.6, speed={"iptables": 1.0}, equal=True))) if p.noisy]
     assert noisy
@@ -230,7 +231,7 @@ def test_a_line_has_one_unit_and_so_has_every_column() -> None:
     run = made_up(modes=("iptables", "nftables"), speed={"nftables": 0.01}, services=(1,))
     records = [r for r in as_records(analyse(run)) if r["scenario"] == "connect"]
     assert {record["unit"] for record in records} == {"/s"}
-    assert [record["median"] for record in records if record["mode"] == "direct"] == ["20,032"]
+    assert [record["median"] for record in records if record["mode"] == "direct"] == ["20,042"]
     assert not any(str(record["p99 µs"]).endswith("s") for record in records)
 
 

@@ -29,7 +29,7 @@ def test_a_difference_is_told_with_its_probability_unit_and_in_a_sentence() -> N
     assert rate.record()["unit"] == "x direct"
     assert float(str(rate.record()["p"])) == pytest.approx(rate.probability, rel=0.1)
     assert rate.sentence().startswith(
-        "nftables, connect at 10,000 Services (last): rate against direct 33% lower, worse (p = "
+        "nftables, connect at 10,000 Services (last): rate against direct 34% lower, worse (p = "
     )
     assert 5 < len(found.sentences()) <= 12
     [own] = [d for d in found.differences if d.key == ("direct", "connect", 10000, "last") and d.figure == "p99"]

@@ -66,6 +66,15 @@ def test_datagrams_are_counted_where_they_arrive(tool: Tool, port: int) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_server_says_its_port_and_goes_on(port: int, address: str) -> None:
+    with socket.create_connection((address, port + 1), 5) as connection:
+        connection.sendall(b"P")
+        assert int.from_bytes(connection.recv(2, socket.MSG_WAITALL)) == port + 1
+        connection.sendall(b"+")
+        assert connection.recv(1) == b"+"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_a_stream_is_counted_where_it_arrives(tool: Tool, port: int, address: str) -> None:
     for found in ask(tool, f"stream {address} {port} 0.2 -", f"stream {address} {port + 1} 0.1 -"):
         assert found["failures"] == 0

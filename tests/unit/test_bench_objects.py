@@ -1,18 +1,23 @@
 """The benchmark's cluster is what it says: so many Services, few of them real, and every change changes something."""
 
+import msgspec
 import pytest
 
 from dataplane.bench.objects import (
     ENDPOINTS,
+    FLOWS_PORT,
     LOCAL_NODE_PORT,
     REMOTE_NODE_PORT,
     SERVER_PORT,
     TCP_PORT,
     Backend,
     Changes,
+    Form,
     Shape,
     chunks,
     cluster_ip,
+    flow_slice,
+    flows_ip,
 )
 from dataplane.bench.scenarios import Position, index
 from dataplane.model.decode import decode, decode_object
@@ -96,6 +101,27 @@ def test_every_change_changes_and_never_a_used_service(services: int) -> None:
         plan.update([value])
     for position, then in before.items():
         assert entry(plan, cluster_ip(index(position, services)), Protocol.TCP, TCP_PORT) == then
+
+
+def test_services_over_the_same_endpoints_and_with_affinity() -> None:
+    plan = Planner(NODE)
+    plan.update(decoded(Shape(50, form=Form.SHARED), LOCAL, REMOTE))
+    fillers = [entry(plan, cluster_ip(number), Protocol.TCP, TCP_PORT) for number in (3, 7, 44)]
+    assert len({frozenset(b.address for b in filler.cluster) for filler in fillers}) == 1
+    made = decoded(Shape(50, form=Form.AFFINITY, flows=2), LOCAL, REMOTE)
+    assert {o.affinity_seconds > 0 for o in made if isinstance(o, Service)} == {True}
+    assert {o.affinity_seconds > 0 for o in objects(50) if isinstance(o, Service)} == {False}
+
+
+@pytest.mark.parametrize("form", [Form.PLAIN, Form.LARGE])
+def test_the_service_for_flows_has_its_endpoints_and_gets_more(form: Form) -> None:
+    plan = Planner(NODE)
+    plan.update(decoded(Shape(3, flows=40, form=form), LOCAL, REMOTE))
+    assert len(entry(plan, flows_ip(), Protocol.TCP, TCP_PORT).cluster) == 40
+    more = [decode_object(msgspec.json.encode(flow_slice(n, [LOCAL], Family.IPV4))).value for n in range(40, 80)]
+    plan.update([value for value in more if value is not None])
+    ports = [backend.port for backend in entry(plan, flows_ip(), Protocol.TCP, TCP_PORT).cluster]
+    assert sorted(ports) == list(range(FLOWS_PORT, FLOWS_PORT + 80))
 
 
 @pytest.mark.parametrize(("endpoints", "family"), [(1, Family.IPV4), (64, Family.IPV4), (5, Family.IPV6)])

@@ -46,7 +46,7 @@ def test_a_finished_file_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_a_file_of_version_1_has_todays_names(tmp_path: Path) -> None:
     run = made_up(services=(1,), rounds=2)
     write(tmp_path / "r.json", run)
-    text = (tmp_path / "r.json").read_text().replace("TCP_RR", "rr").replace("TCP_STREAM-4", "bulk4")
+    text = (tmp_path / "r.json").read_text().replace('"TCP_RR"', '"rr"').replace("TCP_STREAM-4", "bulk4")
     text = text.replace("TCP_STREAM", "bulk1").replace("UDP_STREAM", "udp")
     (tmp_path / "old.json").write_text(text.replace('"version":2', '"version":1'))
     found = read(tmp_path / "old.json")

@@ -7,7 +7,7 @@ comparisons) and its size matters: it is above LEAST_EFFECT and above what the A
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import msgspec
@@ -16,7 +16,7 @@ from dataplane.bench.figures.analyse import GroupKey, PlaceKey, Rounds, by_group
 from dataplane.bench.figures.results import Results
 from dataplane.bench.figures.stats import Ratio, difference_probability, discoveries, ratio_of_medians
 from dataplane.bench.modes import DIRECT
-from dataplane.bench.scenarios import SCENARIOS, Kind
+from dataplane.bench.scenarios import SCENARIOS, Kind, Scenario
 
 FALSE_DISCOVERIES = 0.01
 LEAST_EFFECT = 0.05
@@ -109,7 +109,7 @@ class Comparison(msgspec.Struct, frozen=True):
 def _series(rounds: Rounds, key: GroupKey, figure: str) -> list[float]:
     """The figure round by round; of packets as its ratio to direct."""
     mine = values(rounds[key], figure)
-    if SCENARIOS[key.scenario].kind is Kind.CONTROL or key.mode == DIRECT:
+    if SCENARIOS[key.scenario].kind is not Kind.DATA or key.mode == DIRECT:
         return list(mine.values())
     base = values(rounds.get(key._replace(mode=DIRECT), {}), figure)
     return [value / base[number] for number, value in mine.items() if base.get(number)]
@@ -119,11 +119,16 @@ def _pairs(before: Rounds, after: Rounds) -> Iterator[tuple[GroupKey, str, list[
     for key in before:
         if key not in after:
             continue
-        control = SCENARIOS[key.scenario].kind is Kind.CONTROL
-        for figure in _CONTROL_FIGURES[key.scenario] if control else _DATA_FIGURES:
+        for figure in _figures(SCENARIOS[key.scenario]):
             left, right = _series(before, key, figure), _series(after, key, figure)
             if left and right and all(left) and all(right):
                 yield key, figure, left, right
+
+
+def _figures(scenario: Scenario) -> Sequence[str]:
+    if scenario.kind is Kind.EVENT:
+        return (scenario.metric,)
+    return _CONTROL_FIGURES.get(scenario.name, (scenario.metric,)) if scenario.kind is Kind.CONTROL else _DATA_FIGURES
 
 
 def _unit(key: GroupKey, figure: str) -> str:
@@ -132,7 +137,7 @@ def _unit(key: GroupKey, figure: str) -> str:
         return _OF_DIRECT
     if figure == "cpu" and scenario.operation.startswith("iperf3"):
         return "CPU s/GB"
-    return scenario.unit if figure == "rate" else _UNITS[figure]
+    return scenario.unit if figure in ("rate", scenario.metric) else _UNITS[figure]
 
 
 def _apart(rounds: Rounds) -> Callable[[PlaceKey, str], float]:

@@ -93,7 +93,7 @@ def _series(key: GroupKey, found: Iterable[Run]) -> Series:
         elif scenario.kind is Kind.DATA and scenario.metric in row.ratios:
             ratio = row.ratios[scenario.metric]
             points.append(Point(ratio.value, ratio.low, ratio.high))
-        elif scenario.kind is Kind.CONTROL or scenario.metric == "ns":
+        elif scenario.kind is not Kind.DATA or scenario.metric == "ns":
             points.append(Point(row.main.median, *row.main.quartiles))
         else:
             points.append(None)

@@ -1,6 +1,6 @@
 """The load generator and server in Python, for machines without a C compiler: same requests, same answers as load.c.
 
-python -m dataplane.bench.load.load serve PORT COUNT
+python -m dataplane.bench.load.load serve PORT COUNT [tcp]
 python -m dataplane.bench.load.load run
 """
 
@@ -22,7 +22,7 @@ from dataplane.model.net import family_of
 
 PATIENCE_SECONDS = 3.0
 QUERY_BYTES, ANSWER_BYTES, FLOOD_BYTES = 40, 120, 64
-ONCE, MORE, SINK, ECHO = b"1", b"+", b"S", b"E"
+ONCE, MORE, SINK, ECHO, WHERE = b"1", b"+", b"S", b"E", b"P"
 STREAM_BYTES = 128 << 10
 STREAM_PATIENCE_SECONDS = 10.0
 _RESET = struct.pack("ii", 1, 0)
@@ -216,16 +216,17 @@ def obey(line: str) -> dict[str, Any]:
 
 
 class Server:
-    """Echoes TCP; answers and counts UDP."""
+    """Echoes TCP; answers and counts UDP, unless it is to be TCP only."""
 
-    def __init__(self, port: int, count: int) -> None:
+    def __init__(self, port: int, count: int, *, only_tcp: bool = False) -> None:
+        self._kinds = (socket.SOCK_STREAM,) if only_tcp else (socket.SOCK_STREAM, socket.SOCK_DGRAM)
         self._selector = selectors.DefaultSelector()
         for number in range(port, port + count):
             for family, anywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
                 self._listen(family, anywhere, number)
 
     def _listen(self, family: socket.AddressFamily, anywhere: str, port: int) -> None:
-        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        for kind in self._kinds:
             sock = socket.socket(family, kind)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
@@ -262,7 +263,9 @@ class Server:
             if data.startswith(SINK):
                 self._selector.modify(connection, selectors.EVENT_READ, _Sink(len(data), self._closed).receive)
                 return
-            if data:
+            if data.startswith(WHERE):
+                connection.sendall(connection.getsockname()[1].to_bytes(2))
+            elif data:
                 connection.sendall(data)
             if data and not data.startswith(ONCE):
                 return
@@ -323,7 +326,7 @@ def main(arguments: list[str]) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if arguments[0] == "serve":
-        server = Server(int(arguments[1]), int(arguments[2]))
+        server = Server(int(arguments[1]), int(arguments[2]), only_tcp=arguments[3:] == ["tcp"])
         print("ready", flush=True)
         server.run()
     for line in sys.stdin:

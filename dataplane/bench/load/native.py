@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SOURCE = Path(__file__).parent / "native" / "load.c"
+WATCH_SOURCE = SOURCE.with_name("watch.c")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hotplane"
 
 
@@ -28,19 +29,34 @@ def python_tool(note: str = "") -> Tool:
 
 def load_tool(options: tuple[str, ...] = ()) -> Tool:
     """The load generator to use here, compiled if it has not been yet. options: more of them for the compiler."""
-    digest = hashlib.sha256(b"\0".join((SOURCE.read_bytes(), *(option.encode() for option in options))))
-    target = CACHE / f"load-{digest.hexdigest()[:16]}"
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None and not target.exists():
+    target, why = _compiled(SOURCE, options)
+    if target is None and not why:
         return python_tool("there is no C compiler: the load generator runs in Python; apt-get install gcc libc6-dev")
-    if compiler is not None and not target.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        half = target.with_suffix(f".{os.getpid()}")
-        done = subprocess.run(
-            [compiler, "-O2", *options, "-o", str(half), str(SOURCE)], check=False, capture_output=True, text=True
-        )
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["it says nothing"])[0]
-            return python_tool(f"the load generator does not compile ({reason}) and runs in Python instead")
-        half.rename(target)
+    if target is None:
+        return python_tool(f"the load generator does not compile ({why}) and runs in Python instead")
     return Tool((str(target),), "c")
+
+
+def watch_tool() -> Path | None:
+    """The program of watch.c, compiled if it has not been yet; None where it cannot be."""
+    return _compiled(WATCH_SOURCE, ())[0]
+
+
+def _compiled(source: Path, options: tuple[str, ...]) -> tuple[Path | None, str]:
+    """A C program, compiled at its first use; else None and what the compiler says, "" where there is none."""
+    digest = hashlib.sha256(b"\0".join((source.read_bytes(), *(option.encode() for option in options))))
+    target = CACHE / f"{source.stem}-{digest.hexdigest()[:16]}"
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if target.exists():
+        return target, ""
+    if compiler is None:
+        return None, ""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    half = target.with_suffix(f".{os.getpid()}")
+    done = subprocess.run(
+        [compiler, "-O2", *options, "-o", str(half), str(source)], check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        return None, (done.stderr.strip().splitlines() or ["it says nothing"])[0]
+    half.rename(target)
+    return target, ""

@@ -7,6 +7,7 @@ A page has pairs of comments, between which the command writes: `<!-- hotplane b
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
+from dataplane.bench.figures import events
 from dataplane.bench.figures.analyse import Analysis, analyse
 from dataplane.bench.figures.bars import BarRow, Verdict, as_records, bars
 from dataplane.bench.figures.bars import sentences as bar_sentences
@@ -113,6 +114,7 @@ def markdown(results: Results, *, whole: bool = False, analysis: Analysis | None
     found = places(analysis)
     modes = [mode for mode in MODES if any(mode in place.figures for place in found)]
     judged, scaled = bars(results, analysis), records(analysis)
+    happened = events.records(results, analysis)
     parts = [
         f"{made_by(results)}\n",
         *(f"> {text}\n" for text in analysis.warnings),
@@ -122,6 +124,7 @@ def markdown(results: Results, *, whole: bool = False, analysis: Analysis | None
         "run in a hundred; unknown: too few rounds.\n",
         table(place_records(found, modes)),
         *((f"On several processors. {NOTE}\n", table(scaled)) if scaled else ()),
+        *((f"While something happens. {events.NOTE}\n", table(happened)) if happened else ()),
         "".join(f"- {text}\n" for text in where_baselines_win(analysis, results.settings.modes)),
     ]
     return "\n".join(parts)

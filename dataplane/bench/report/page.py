@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from dataplane.bench.figures import bars as bars_module
+from dataplane.bench.figures import events
 from dataplane.bench.figures.analyse import Analysis, analyse, as_records
 from dataplane.bench.figures.export import latency_log
 from dataplane.bench.figures.results import Results, write
@@ -128,6 +129,12 @@ def _scaling(analysis: Analysis) -> str:
     return f"<p>{escape(NOTE)}</p>{table(found)}" if found else ""
 
 
+def _events(results: Results, analysis: Analysis) -> list[tuple[str, str]]:
+    """The section about what a load saw while something happened; none without such."""
+    found = events.records(results, analysis)
+    return [("While something happens", f"<p>{escape(events.NOTE)}</p>{table(found)}")] if found else []
+
+
 def _introduction(results: Results) -> str:
     machine = results.machine
     modes = "".join(
@@ -183,6 +190,7 @@ def page(results: Results, analysis: Analysis, images: Mapping[str, str]) -> str
             + _bars(bars_module.as_records(bars)),
         ),
         *_images(images, analysis),
+        *_events(results, analysis),
         ("Scenarios", _scenarios(results)),
         ("The run", _run(results, data)),
         (

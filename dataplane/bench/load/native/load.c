@@ -1,6 +1,6 @@
 /* Load generator and server of the benchmark. One thread each, no allocation while measuring.
  *
- *   load serve PORT COUNT   serve COUNT ports from PORT on, TCP and UDP, both families; says "ready"
+ *   load serve PORT COUNT [tcp]   serve COUNT ports from PORT on, TCP and UDP unless tcp, both families; says "ready"
  *   load run                obey lines "OPERATION ADDRESS PORT SECONDS SOURCE [RATE]" (SOURCE "-": whatever the kernel
  *                           takes), answer each with one line of JSON
  *
@@ -41,7 +41,7 @@ enum {
     FLOOD_BYTES = 64,
     BATCH = 32,
     EVENTS = 256,
-    MOST_PORTS = 64,
+    MOST_PORTS = 8192,
     HALF_BITS = 7, /* of an HdrHistogram with two digits: 256 sub-buckets, of which the upper half is used */
     MOST_BUCKETS = (64 - HALF_BITS) << HALF_BITS,
     SPIN_NANOSECONDS = 60000,
@@ -57,9 +57,10 @@ enum {
 #define ECHO 'E'  /* answer me with a byte */
 
 /* First byte that comes on a connection. */
-#define ONCE '1' /* send it back and close */
-#define MORE '+' /* send it back */
-#define SINK 'S' /* count it and all that follows; at its end answer with the number of bytes as text */
+#define ONCE '1'  /* send it back and close */
+#define MORE '+'  /* send it back */
+#define WHERE 'P' /* which port is this? (answer: two bytes, network order) */
+#define SINK 'S'  /* count it and all that follows; at its end answer with the number of bytes as text */
 
 static uint32_t samples[MOST_SAMPLES];
 static uint32_t counts[MOST_BUCKETS];
@@ -485,6 +486,14 @@ static void accept_all(int poll, int listener) {
     }
 }
 
+static void answer_port(int fd) {
+    struct sockaddr_storage address = {0};
+    socklen_t length = sizeof(address);
+
+    if (!getsockname(fd, (struct sockaddr *)&address, &length)) /* the port is at the same place in both families */
+        send(fd, &((struct sockaddr_in *)&address)->sin_port, 2, MSG_NOSIGNAL);
+}
+
 static void echo(struct door *door) {
     char buffer[4096];
     ssize_t length = recv(door->fd, buffer, sizeof(buffer), 0);
@@ -492,6 +501,10 @@ static void echo(struct door *door) {
     if (length > 0 && buffer[0] == SINK) {
         door->kind = STREAM;
         door->counted = (unsigned long long)length;
+        return;
+    }
+    if (length > 0 && buffer[0] == WHERE) {
+        answer_port(door->fd);
         return;
     }
     if (length > 0 && send(door->fd, buffer, (size_t)length, MSG_NOSIGNAL) == length && buffer[0] != ONCE)
@@ -576,7 +589,7 @@ static void receive(struct door *door) {
     } while (count == BATCH);
 }
 
-static void serve(int port, int count) {
+static void serve(int port, int count, int only_tcp) {
     struct epoll_event events[EVENTS];
     struct rlimit files;
     int poll = epoll_create1(EPOLL_CLOEXEC), number;
@@ -587,6 +600,8 @@ static void serve(int port, int count) {
     for (number = 0; number < count; number++) {
         listen_on(poll, AF_INET, SOCK_STREAM, port + number);
         listen_on(poll, AF_INET6, SOCK_STREAM, port + number);
+        if (only_tcp)
+            continue;
         listen_on(poll, AF_INET, SOCK_DGRAM, port + number);
         listen_on(poll, AF_INET6, SOCK_DGRAM, port + number);
     }
@@ -611,10 +626,13 @@ static void serve(int port, int count) {
 }
 
 int main(int count, char **arguments) {
+    int only_tcp = count == 5 && !strcmp(arguments[4], "tcp");
+
     if (count == 2 && !strcmp(arguments[1], "run"))
         return run();
-    if (count == 4 && !strcmp(arguments[1], "serve") && atoi(arguments[3]) > 0 && atoi(arguments[3]) <= MOST_PORTS)
-        serve(atoi(arguments[2]), atoi(arguments[3]));
-    fprintf(stderr, "usage: load serve PORT COUNT | load run\n");
+    if ((count == 4 || only_tcp) && !strcmp(arguments[1], "serve") && atoi(arguments[3]) > 0 &&
+        atoi(arguments[3]) <= MOST_PORTS)
+        serve(atoi(arguments[2]), atoi(arguments[3]), only_tcp);
+    fprintf(stderr, "usage: load serve PORT COUNT [tcp] | load run\n");
     return 2;
 }

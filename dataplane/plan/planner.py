@@ -128,8 +128,10 @@ class Planner:
             dirty: _Dirty = {}
             for ref in deletes:
                 self._forget(ref, dirty)
-            for item in self._first_seen(objects, dirty) if len(objects) >= _MANY else objects:
+            others, first = self._first_seen(objects, dirty) if len(objects) >= _MANY else (objects, [])
+            for item in others:
                 self._remember(item, dirty)
+            self.places.count_many([item.endpoints for item in first])  # after the Nodes, which make it shorter
             if self.places.knowledge != places:
                 dirty = dirty | dict.fromkeys(self._services)
             entries, health = self._replan(dirty)
@@ -208,9 +210,11 @@ class Planner:
                     found += product(endpoint_slice.endpoints, (port,))
         return found
 
-    def _first_seen(self, objects: Iterable[ModelObject], dirty: _Dirty) -> list[ModelObject]:
+    def _first_seen(
+        self, objects: Iterable[ModelObject], dirty: _Dirty
+    ) -> tuple[list[ModelObject], list[EndpointSlice]]:
         """Store the new Services and the first slices of Services among many objects; return the others, to be taken in
-        after them. All that is said of one object keeps its order."""
+        after them, and these slices, to be counted. All that is said of one object keeps its order."""
         services, slices, owners = self._services, self._slices, self._slice_owner
         others: list[ModelObject] = []
         first: list[EndpointSlice] = []
@@ -231,11 +235,10 @@ class Planner:
                     services[service_id], dirty[service_id] = item, None
                     continue
             others.append(item)
-        self.places.count_many([item.endpoints for item in first])
         if self._merged:
             for item in first:
                 self._merge((item.namespace, item.service), None, item)
-        return others
+        return others, first
 
     def _remember(self, item: ModelObject, dirty: _Dirty) -> None:
         match item:

@@ -18,8 +18,9 @@ HOOK = f"type filter hook forward priority {LAST}; policy accept;"
 """Behind everybody else's filter chains, so that what one of them drops is not handed over."""
 
 _UDP_SINCE = (6, 4)
-"""Linux that lets ctnetlink delete an entry that is in a flowtable (commit 9b7c68b3911a). Before, UDP flows to an
-endpoint that has gone could not be taken back from there, so UDP stays out."""
+"""Linux that lets ctnetlink delete an entry that is in a flowtable ("netfilter: ctnetlink: Support offloaded conntrack
+entry deletion"). Before, UDP flows to an endpoint that has gone could not be taken back from there, so they stay
+out."""
 
 
 def deletes_offloaded(release: str) -> bool:

@@ -1,6 +1,7 @@
 """Removing UDP entries from conntrack: exactly those that are named, in both families, NATed or not."""
 
 import socket
+import struct
 import subprocess
 import tracemalloc
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 from dataplane.kernel.namespaces.netns import netns
 from dataplane.kernel.netlink.conntrack import delete_udp
 from dataplane.kernel.netlink.conntrack_list import masqueraded_connections, translated_connections
+from dataplane.kernel.netlink.netlink import attribute
 from dataplane.kernel.netlink.nfnetlink import Nfnetlink
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.udp import StaleFlows
@@ -79,6 +81,21 @@ def test_exactly_the_named_flows_go(
         assert entries(family) == before - {translated, (second, 53, second, 53), (third, 54, third, 54)}
         delete_udp([])
         assert len(entries(family)) == 3
+
+
+def test_where_the_kernel_takes_no_filter_the_flows_are_listed(
+    make_namespace: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter with flags that no kernel knows is refused as any filter is by Linux 6.1."""
+    unknown = attribute(0x8000 | 25, attribute(1, struct.pack("=I", 1 << 31)))  # CTA_FILTER, CTA_FILTER_ORIG_FLAGS
+    monkeypatch.setattr("dataplane.kernel.netlink.conntrack._filter", lambda flows: unknown)
+    first, second, _ = ADDRESSES[Family.IPV4]
+    with netns(make_namespace("conntrack")):
+        make_flows(Family.IPV4)
+        before = entries(Family.IPV4)
+        done = delete_udp([StaleFlows(Family.IPV4, first, 53, (second, 5353))])
+        assert done[Family.IPV4].entries == 1
+        assert entries(Family.IPV4) == before - {(first, 53, second, 5353)}
 
 
 @FAMILIES

@@ -230,6 +230,8 @@ class Runner:
         self._tell(key)
         started = time.perf_counter()
         cell = measured(key, lambda: {**measure(), "wall": time.perf_counter() - started})
+        if cell.error and key.scenario not in self._settings.scenarios:
+            self._results.skipped.append(f"{key.mode} is left out at {key.services:,} Services: {cell.error}")
         if key not in self._done and key.scenario in self._settings.scenarios:
             self._done.add(key)
             self._left.pop(key, None)

@@ -411,10 +411,10 @@ def _print(results: "Results", output: str, *, every_row: bool) -> None:
         print_records(scaled, "wide", tuple(scaled[0]))
         print(scaling.NOTE)
     happened = events.records(results, analysis)
-    if happened:
+    if happened and every_row:
         print_records(happened, "wide", tuple(happened[0]))
         print(events.NOTE)
-    for text in (*analysis.warnings, *bars.sentences(judged)):
+    for text in (*analysis.warnings, *events.sentences(happened), *bars.sentences(judged)):
         print(f"- {text}")
     found = places(analysis)
     modes = [mode for mode in MODES if any(mode in place.figures for place in found)]

@@ -1,7 +1,7 @@
 """What a steady load saw while something happened, as a table: all rounds together."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dataplane.bench.figures import hdr
 from dataplane.bench.figures.analyse import Analysis, Row, floor_text
@@ -31,6 +31,17 @@ def records(results: Results, analysis: Analysis) -> list[dict[str, object]]:
             cells.setdefault(tuple(map(str, cell.key[:4])), []).append(cell)
     rows = [row for row in analysis.rows if row.scenario.kind is Kind.EVENT]
     return [_record(analysis, row, cells[tuple(map(str, row.key))]) for row in rows]
+
+
+def sentences(found: Sequence[Mapping[str, object]]) -> list[str]:
+    """What to say of a table where nobody sees it: who lost connections while something happened."""
+    losers = [
+        f"{record['scenario']} {record['mode']} {record['lost']}" for record in found if record["lost"] not in ("", "0")
+    ]
+    if not found:
+        return []
+    lost = f"connections were lost in {', '.join(losers)}" if losers else "no connection was lost"
+    return [f"while something happened {lost}; --all has the table"]
 
 
 def _why(cells: Sequence[Cell]) -> str:

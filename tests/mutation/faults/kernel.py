@@ -34,8 +34,8 @@ KERNEL = (
     Mutation(
         "conntrack entries of IPv6 are deleted by the kernel's filter",
         "kernel/netlink/conntrack.py",
-        "filtered = family is Family.IPV4 and all(map(_can_be_filtered, group))",
-        "filtered = all(map(_can_be_filtered, group))",
+        "if family is Family.IPV4 and all(map(_can_be_filtered, group))",
+        "if all(map(_can_be_filtered, group))",
         ("test_conntrack.py::test_exactly_the_named_flows_go",),
     ),
     Mutation(

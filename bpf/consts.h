@@ -57,11 +57,41 @@ enum device_flags {
     DEVICE_UPLINK = 1,
     DEVICE_POD = 2, /* a pod's own device, or a port of the pods' bridge */
     DEVICE_OVERLAY = 4,
-    DEVICE_DETECTED = 8,    /* what comes in here counts as a pod's, where pods are detected by device */
-    DEVICE_XDP_TARGET = 16, /* XDP may redirect here */
-    DEVICE_STRICT = 32,     /* net.ipv4.conf.*.rp_filter = 1: a source must be reached by the device it came by */
-    DEVICE_LOOSE = 64,      /* = 2: a source must be reached at all */
-    DEVICE_RAW_IP = 128,    /* no link-layer header: tun, WireGuard, IPIP */
+    DEVICE_DETECTED = 8,       /* what comes in here counts as a pod's, where pods are detected by device */
+    DEVICE_XDP_TARGET = 16,    /* XDP may redirect here */
+    DEVICE_STRICT = 32,        /* net.ipv4.conf.*.rp_filter = 1: a source must be reached by the device it came by */
+    DEVICE_LOOSE = 64,         /* = 2: a source must be reached at all */
+    DEVICE_RAW_IP = 128,       /* no link-layer header: tun, WireGuard, IPIP */
+    DEVICE_HOST_ROUTING = 256, /* what comes in or leaves here may go past the node's stack */
+};
+
+/* pod.flags */
+enum pod_flags {
+    POD_BRIDGED = 1, /* its device is a port of a bridge: frames between its ports are switched, not routed */
+};
+
+/* direct_flow.flags. The ends of a flow are called by their order in the key. */
+enum direct_flags {
+    DIRECT_STACK = 1,     /* UDP: the node's stack has this flow, and connection tracking may translate it */
+    DIRECT_FROM_LOW = 2,  /* UDP: the end that comes first in the key has sent something */
+    DIRECT_FROM_HIGH = 4, /* and the other one */
+    DIRECT_OPEN = 8,      /* TCP: past its SYN; UDP: packets both ways for UDP_STREAM_AFTER */
+    DIRECT_FIN_LOW = 16,
+    DIRECT_FIN_HIGH = 32,
+};
+
+/* Indices of the map `host_times`, whose values are of the bpf_ktime_get_ns() clock. */
+enum host_times {
+    HOST_ROUTING_UNTIL,  /* the daemon renews it as long as it keeps `pods` right; 0 = never was on */
+    HOST_DISTRUST_UNTIL, /* unknown datagrams are the stack's: one of its flows could not be noted */
+    HOST_TIMES,
+};
+
+/* Indices of the map `tail_calls`. */
+enum program_numbers {
+    PROGRAM_SERVICES, /* tc_ingress of tc.c */
+    PROGRAM_HOST,     /* tc_host of host.c */
+    PROGRAM_COUNT,
 };
 
 /* Value of the map `addresses`. */
@@ -223,7 +253,13 @@ enum reason {
     /* passed on untouched, at connect time */
     REASON_AFFINITY, /* session affinity goes by the client's address, which a socket has not got yet: the packets' way
                       */
-    REASON_SWITCHED_OFF, /* connect time is off for the process: its packets are balanced */
+    REASON_SWITCHED_OFF,    /* connect time is off for the process: its packets are balanced */
+    REASON_DIRECT_TCP_FULL, /* no room for a flow past the stack: it goes by the stack */
+    REASON_DIRECT_UDP_FULL,
+    /* counted besides, where host routing is on: the way of a packet */
+    REASON_INTO_POD,    /* straight into a pod of this node */
+    REASON_OUT_OF_NODE, /* straight out by an uplink or overlay device */
+    REASON_BY_STACK,    /* by the node's stack */
     REASON_COUNT,
 };
 

@@ -31,6 +31,11 @@
     MAP(udp_flows, HASH, flow_key, translation, udp_flows, 0) \
     MAP(flows, ARRAY_OF_MAPS, u32, u32, FLOWS_COUNT, 0) \
     MAP(ways, PERCPU_ARRAY, u32, way, WAYS, 0) \
+    MAP(pods, HASH, address, pod, pods, 0) \
+    MAP(host_times, ARRAY, u32, u64, HOST_TIMES, 0) \
+    MAP(direct_tcp, HASH, tuple, direct_flow, direct_tcp, 0) \
+    MAP(direct_udp, HASH, tuple, direct_flow, direct_udp, 0) \
+    MAP(tail_calls, PROG_ARRAY, u32, u32, PROGRAM_COUNT, 0) \
     MAP(fragments, HASH, fragment_key, fragment, fragments, 0) \
     MAP(held, HASH, held_key, held, held, NO_PREALLOC) \
     MAP(holding, PERCPU_ARRAY, u32, held, 1, 0) \

@@ -6,6 +6,7 @@
 
 #include <linux/pkt_cls.h>
 
+#include "parse.h"
 #include "rewrite.h"
 
 /* The device's sum covers an IPv6 header, whose change nothing balances, so the writer corrects it

@@ -275,16 +275,40 @@ struct device {
     struct address source_ipv6;
 };
 
+/* A pod of this node that packets may reach, and leave, past the node's stack, by its address. The entry is the
+ * permission: without it everything goes by the stack. */
+struct pod {
+    __u32 ifindex;   /* of its device on the node */
+    __u32 routed;    /* of the device that routes to it name: the bridge of a bridge's port, else the same */
+    __u32 flags;     /* enum pod_flags */
+    __u32 mtu;       /* of the way to it, bytes of an IP packet */
+    __u8 mac[6];     /* of the pod */
+    __u8 gateway[6]; /* of the node towards the pod, behind `mac` as in a frame to it */
+    __u16 pad[2];
+};
+
+/* A flow of pods of this node that is not translated here. TCP: it goes past the stack, as all do that began with a
+ * SYN there; UDP: either, and DIRECT_STACK tells. */
+struct direct_flow {
+    __u64 last_ns;
+    __u32 flags;   /* enum direct_flags */
+    __u32 ifindex; /* by which packets from outside come in; 0 = none did */
+    __u32 begun;   /* in units of 2^30 ns, modulo 2^32 (flow.h) */
+    __u32 pad;
+};
+
 /* Working memory of the packet programs, one per CPU: what does not fit on their stack. */
 struct scratch {
     __u64 now_ns;     /* time of the tick below */
     __u64 tick;       /* bpf_jiffies64() */
     __u64 settled;    /* see hide_value() in packet.h */
+    __u64 handed;     /* what one program has of `packet` for the next (direct.h) */
     __u64 packet[16]; /* struct packet (packet.h) */
     __u64 chosen[6];  /* struct selection (lookup.h) */
     __u64 work[16];   /* struct balancing (lookup.h) */
     struct tuple forward_key;
     struct tuple reply_key;
+    struct tuple direct_key;
     struct translation forward;
     struct translation reply;
 };

@@ -4,63 +4,13 @@
  * node's own address as source cannot go through the stack, which takes it for forged: it leaves by redirect, and so
  * do the answers to it, which otherwise would be taken for this node's own. */
 #include "cut.h"
+#include "direct.h"
 #include "hold.h"
-#include "parse.h"
 #include "rewrite_skb.h"
+#include "send.h"
+#include "skb.h"
 #include "too_big.h"
 #include "track.h"
-
-enum socket_buffer {
-    TO_ANOTHER_HOST = 3, /* PACKET_OTHERHOST */
-    VLAN_NUMBER = 0xfff, /* mask of vlan_tci; 0 = a priority tag, which belongs to no VLAN (IEEE 802.1Q) */
-};
-
-/* Declared here since the front end's own declaration lacks the flags. */
-static long (*redirect_neighbour)(__u32 ifindex, struct bpf_redir_neigh *next, int size,
-                                  __u64 flags) = (void *)BPF_FUNC_redirect_neigh;
-
-/* Whether a frame belongs to a VLAN: it concerns the VLAN's own device, if the node has one, which has programs of its
- * own. Tags inside the packet are those below the first one. */
-INLINE int of_a_vlan(const struct __sk_buff *skb, const struct packet *packet) {
-    return (skb->vlan_present && (skb->vlan_tci & VLAN_NUMBER)) || packet->tagged;
-}
-
-/* Parse what lies in the linear part; fetch more only when that was not enough. */
-INLINE enum reason read_packet(struct __sk_buff *skb, struct packet *packet) {
-    enum reason reason = REASON_MALFORMED;
-    int attempt;
-
-#pragma clang loop unroll(disable)
-    for (attempt = 0; attempt < 2; attempt++) {
-        __u32 wanted = skb->len < PARSE_BYTES ? skb->len : PARSE_BYTES;
-
-        if (attempt && (skb->data_end - skb->data >= wanted || bpf_skb_pull_data(skb, wanted)))
-            break;
-        __builtin_memset(packet, 0, sizeof(*packet));
-        reason = parse((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, skb->gso_segs > 1, packet);
-        if (likely(reason != REASON_MALFORMED))
-            break;
-    }
-    return reason;
-}
-
-/* Bytes of the largest packet that an aggregate will be cut into. */
-INLINE __u32 packet_size(struct __sk_buff *skb, const struct packet *packet) {
-    if (!skb->gso_size)
-        return packet->size;
-    return packet->l4 - packet->l3 + packet->transport_size + skb->gso_size;
-}
-
-enum neighbour_limits {
-    NEIGHBOUR_PROBE = 31, /* mask: of so many packets one goes by the stack's neighbour code, since only its own use of
-                             an entry makes it ask whether the neighbour is still there */
-};
-
-/* Next hop of a packet that is redirected. */
-struct next_hop {
-    struct bpf_fib_lookup fib;
-    int neighbour_known;
-};
 
 /* Look up the next hop. REASON_NONE: `hop` has the device, the next hop and, if known, link-layer addresses. */
 INLINE enum reason find_next_hop(struct __sk_buff *skb, const struct packet *packet, const struct translation *entry,
@@ -77,48 +27,34 @@ INLINE enum reason find_next_hop(struct __sk_buff *skb, const struct packet *pac
     return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ? REASON_NONE : REASON_FIB_MISS;
 }
 
-/* Add a link-layer header to a packet from a device without one, since a redirect needs it; the function that sends the
- * packet fills it in or removes it. */
-INLINE long add_link_layer(struct __sk_buff *skb, const struct packet *packet) {
-    __be16 type = to_be16(packet->ipv4 ? ETH_P_IP : ETH_P_IPV6);
-
-    return bpf_skb_change_head(skb, sizeof(struct ethhdr), 0) ||
-           bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &type, sizeof(type), 0);
-}
-
-/* Redirect through the stack's neighbour code, which resolves the next hop's address if necessary. That code replaces
- * the link-layer header without updating CHECKSUM_COMPLETE, the device's sum over a received packet, so the next
- * receiver would drop UDP that arrived through a tunnel. Growing the packet clears that sum. GSO packets never have it.
- */
-INLINE long send_by_neighbour(struct __sk_buff *skb, const struct next_hop *hop) {
-    struct bpf_redir_neigh next = {.nh_family = hop->fib.family};
-    __u32 length = skb->len;
-
-    if (hop->fib.family == FAMILY_IPV4)
-        next.ipv4_nh = hop->fib.ipv4_dst;
-    else
-        __builtin_memcpy(next.ipv6_nh, hop->fib.ipv6_dst, sizeof(next.ipv6_nh));
-    if (!skb->gso_size && (bpf_skb_change_tail(skb, length + 1, 0) || bpf_skb_change_tail(skb, length, 0)))
-        return TC_ACT_SHOT;
-    return redirect_neighbour(hop->fib.ifindex, &next, sizeof(next), 0);
-}
-
 /* Redirect a translated packet. A priority tag is removed unless the packet leaves by the device it came from. */
-INLINE long send(struct __sk_buff *skb, const struct packet *packet, const struct next_hop *hop) {
+INLINE long send(struct __sk_buff *skb, const struct packet *packet, const struct next_hop *hop, __u64 now) {
     __u8 header[12];
+    __u32 device;
+    int peer;
 
     if (skb->vlan_present && hop->fib.ifindex != skb->ifindex && bpf_skb_vlan_pop(skb))
         return TC_ACT_SHOT;
     if (!packet->l3 && add_link_layer(skb, packet))
         return TC_ACT_SHOT;
-    if (device_flags(hop->fib.ifindex) & DEVICE_RAW_IP) /* a tunnel to many looks for its next hop in a route */
+    device = device_flags(hop->fib.ifindex);
+    if (device & DEVICE_RAW_IP) /* a tunnel to many looks for its next hop in a route */
         return redirect_neighbour(hop->fib.ifindex, 0, 0, 0);
-    if (!hop->neighbour_known || !packet->l3 || !(bpf_get_prandom_u32() & NEIGHBOUR_PROBE))
+#ifdef NO_REDIRECT_PEER
+    peer = 0;
+#else
+    peer = packet->l3 && (device & DEVICE_POD) && (device & DEVICE_HOST_ROUTING) && host_routing_is_on(now);
+#endif
+    if (!peer && (!hop->neighbour_known || !packet->l3 || !(bpf_get_prandom_u32() & NEIGHBOUR_PROBE)))
         return send_by_neighbour(skb, hop);
-    __builtin_memcpy(header, hop->fib.dmac, 6);
+    __builtin_memcpy(header, hop->fib.dmac, 6); /* into a pod they matter only to who looks at frames */
     __builtin_memcpy(header + 6, hop->fib.smac, 6);
     if (bpf_skb_store_bytes(skb, 0, header, sizeof(header), 0))
         return TC_ACT_SHOT;
+#ifndef NO_REDIRECT_PEER
+    if (peer)
+        return bpf_redirect_peer(hop->fib.ifindex, 0);
+#endif
     return bpf_redirect(hop->fib.ifindex, 0);
 }
 
@@ -211,7 +147,7 @@ INLINE int translate(struct __sk_buff *skb, const struct arrival *arrival, struc
         return TC_ACT_SHOT;
     }
     packet->translated = 1;
-    return away ? send(skb, packet, &hop) : TC_ACT_UNSPEC;
+    return away ? send(skb, packet, &hop, arrival->now) : TC_ACT_UNSPEC;
 }
 
 /* Handle a fragment that is not translated. Returns the verdict. */
@@ -230,16 +166,24 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
     struct translation *entry = 0;
     struct packet *packet;
     int action = TC_ACT_UNSPEC;
-    __u32 service = ~0U;
+    __u32 service = ~0U, handed = HANDED_NOTHING;
     enum reason reason;
 
     if (!scratch || !arrival.node || !(arrival.node->flags & NODE_READY)) {
         count(hook, REASON_NOT_READY);
         return TC_ACT_UNSPEC;
     }
-    packet = new_packet(scratch);
+    packet = (struct packet *)scratch->packet;
+    if (hook == HOOK_TC_INGRESS) {
+        handed = scratch->handed;
+        scratch->handed = HANDED_NOTHING;
+    }
     arrival.now = coarse_now(scratch);
-    reason = hide_reason(packet, read_packet(skb, packet));
+    reason = hide_reason(packet, handed ? packet->reason : read_packet(skb, packet));
+    if (handed == HANDED_BACK) {
+        entry = find_flow(&packet->tuple);
+        reason = entry ? reason : REASON_CHANGED;
+    }
     if (reason == REASON_NONE && unlikely(of_a_vlan(skb, packet)))
         reason = REASON_VLAN;
     if (reason == REASON_NONE && hook == HOOK_TC_INGRESS && unlikely(skb->pkt_type != 0) &&
@@ -249,6 +193,14 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
         reason = hook == HOOK_TC_INGRESS ? track(&arrival, packet, &service, &entry)
                                          : track_leaving(&arrival, packet, &entry);
     reason = hide_reason(packet, reason);
+    if (handed == HANDED_PARSED && entry && (reason == REASON_NEW_FLOW || reason == REASON_MOVED) &&
+        packet->kind == PACKET_WHOLE && !(entry->flags & FLOW_SNAT)) {
+        scratch->handed = HANDED_NEW;
+        call_program(skb, PROGRAM_HOST);
+        scratch->handed = HANDED_NOTHING;
+    }
+    if (hook == HOOK_TC_EGRESS && reason == REASON_NOT_TRANSLATED)
+        note_from_stack(&arrival, packet);
     if (entry && translates(reason)) {
         service = entry->service;
         action = hide_value(scratch, translate(skb, &arrival, packet, entry));
@@ -257,6 +209,8 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
         hook == HOOK_TC_INGRESS && action == TC_ACT_UNSPEC)
         action = pass_fragment(skb, packet, arrival.now);
     count(hook, packet->reason);
+    if (handed && action == TC_ACT_UNSPEC && packet->reason != REASON_NOT_IP)
+        count(hook, REASON_BY_STACK);
     emit_packet_event(&arrival, packet, service, packet->translated ? entry : 0);
     if (entry && packet->translated)
         touch(packet, entry, arrival.now);

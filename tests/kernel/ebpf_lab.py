@@ -39,6 +39,9 @@ SMALL = Sizes(
     sockets=4096,
     tcp_flows=16384,
     udp_flows=8192,
+    pods=64,
+    direct_tcp=8192,
+    direct_udp=8192,
     fragments=256,
     events=4096,
 )

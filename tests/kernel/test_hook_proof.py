@@ -74,7 +74,7 @@ def test_without_tcx_clsact_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_doctor_tells_each_hook_and_feature(monkeypatch: pytest.MonkeyPatch) -> None:
-    source_lookup, coarse_clock, _ = kernel_features.FEATURES
+    source_lookup, coarse_clock, *_ = kernel_features.FEATURES
     without_clock = coarse_clock in kernel_features.missing()
     lacking = (source_lookup, coarse_clock) if without_clock else (source_lookup,)
     monkeypatch.setattr(kernel_features, "missing", lambda: lacking)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from dataplane.kernel.ebpf.bcc_loader import compile_programs, source_digest
 from dataplane.planes.ebpf.attach.kernel_features import FEATURES
-from dataplane.planes.ebpf.attach.packet_hooks import TC_SOURCE, XDP_SOURCE
+from dataplane.planes.ebpf.attach.packet_hooks import HOST_SOURCE, TC_SOURCE, XDP_SOURCE
 from dataplane.planes.ebpf.attach.programs import CONNECT_SOURCE
 
 _DAY = 86400
-_DEFINES = {TC_SOURCE: ("", "NO_XDP_TX", "RAW_IP"), XDP_SOURCE: ("", "NO_XDP_TX", "ONLY_GENERAL")}
+_DEFINES = {TC_SOURCE: ("", "NO_XDP_TX", "RAW_IP"), HOST_SOURCE: ("",), XDP_SOURCE: ("", "NO_XDP_TX", "ONLY_GENERAL")}
 _OLD = [f"-D{feature.define}=1" for feature in FEATURES]
-_LACKING: tuple[list[str], ...] = ([], _OLD[:1], _OLD)
+_LACKING: tuple[list[str], ...] = ([], _OLD[:1], _OLD[:-1])  # the last one came with the oldest kernel of all
 """Every kernel lacks what came after something that it lacks: features are listed newest first."""
 
 

@@ -211,6 +211,20 @@ class Notifications(Resource):
                 if error.errno != errno.ENOBUFS:
                     raise
 
+    def messages(self) -> Iterator[tuple[int, memoryview]]:
+        """Take the messages: type and body of each. Some may have been lost (ENOBUFS)."""
+        while True:
+            try:
+                received = self._socket.recv(65536)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                continue
+            for kind, _, _, body in _split(memoryview(received)):
+                yield kind, body
+
     def close(self) -> None:
         """Hear no more; fine twice."""
         self._socket.close()

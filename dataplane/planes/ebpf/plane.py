@@ -23,6 +23,7 @@ from dataplane.planes.ebpf.flows import drain
 from dataplane.planes.ebpf.flows.collect import Collector
 from dataplane.planes.ebpf.flows.collect import sweep as collect
 from dataplane.planes.ebpf.flows.sockets import SocketCleaner
+from dataplane.planes.ebpf.host_routing.table import HostRouting
 from dataplane.planes.ebpf.maps.adopt import Adopted, adopt, read_rows, sweep
 from dataplane.planes.ebpf.maps.encode import stored_service
 from dataplane.planes.ebpf.maps.fill import filled
@@ -61,8 +62,8 @@ class EbpfPlane(Plane):
     kube-proxy`), also where a client could keep its address. cleaner: who disconnects UDP sockets from endpoints that
     went; None leaves them. loopback_at_connect: see slow_node. report: hears of full maps, where this process lives on
     and is to collect what is over in them; None = nobody collects. off: who looks after those for whom connect time is
-    off, where there is that hook. fill_seconds: processor time in which a load into an empty kernel made and filled the
-    maps.
+    off, where there is that hook. host_routing: who goes past the node's stack, kept by the packet hook. fill_seconds:
+    processor time in which a load into an empty kernel made and filled the maps.
     """
 
     name = "ebpf"
@@ -80,7 +81,9 @@ class EbpfPlane(Plane):
         off: ConnectOff | None = None,
         *,
         loopback_at_connect: bool = False,
+        host_routing: HostRouting | None = None,
     ) -> None:
+        self.host_routing = host_routing
         self.slow, self.hooks, self.sizes = slow, tuple(hooks), sizes or Sizes()
         self.pins = PinDirectory(instance or default_instance())
         self.cleaner = cleaner

@@ -45,6 +45,7 @@ NODE2_MAC, ROUTER_MAC, POD_MAC = "02:00:00:00:00:02", "02:00:00:00:00:fe", "02:0
 SIZES = Sizes(
     frontends=256, slots=1024, backends=1024, services=256, source_ranges=64, detector=16, addresses=32, devices=16,
     affinity=1024, peers=16, sockets=16, tcp_flows=4096, udp_flows=4096, fragments=1024, events=1 << 16,
+    pods=16, direct_tcp=4096, direct_udp=4096,
 )  # fmt: skip
 TC_NEXT, TC_SHOT, TC_STOLEN, TC_REDIRECT = 0xFFFFFFFF, 2, 4, 7
 XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = 1, 2, 3, 4

@@ -36,7 +36,8 @@ _SECONDARY, _NOT_USABLE = 0x01, 0x68  # IFA_F_SECONDARY; IFA_F_DADFAILED, _DEPRE
 class Link(NamedTuple):
     """A device as the kernel describes it. type: ARPHRD_*; master: ifindex of its bridge or 0; kind: "veth", "" for
     real ones; reverse_path: rp_filter as it is in effect, the larger of the device's own and `all`
-    (Documentation/networking/ip-sysctl.rst); mtu: bytes of an IP packet."""
+    (Documentation/networking/ip-sysctl.rst); mtu: bytes of an IP packet; leads_away: its other end is in another
+    network namespace; vlan_aware: a bridge that filters VLANs; isolated: a port that other such ports cannot reach."""
 
     name: str
     ifindex: int
@@ -47,13 +48,17 @@ class Link(NamedTuple):
     up: bool = True
     reverse_path: int = 0
     mtu: int = 0
+    leads_away: bool = False
+    vlan_aware: bool = False
+    isolated: bool = False
 
 
 class Route(NamedTuple):
-    """A route of the main table: destination CIDR ("" = default) and device."""
+    """A route of the main table: destination CIDR ("" = default), device, and MTU in bytes (0 = the device's)."""
 
     cidr: str
     ifindex: int
+    mtu: int = 0
 
 
 class Network(NamedTuple):
@@ -100,7 +105,9 @@ def read_network() -> Network:
             cidr = f"{destination}/{length}" if destination else ""
             hops = message.get_attr("RTA_MULTIPATH") or ()
             indices = [message.get_attr("RTA_OIF"), *(hop["oif"] for hop in hops)]
-            routes |= {Route(cidr, index) for index in indices if index}
+            metrics = message.get_attr("RTA_METRICS")
+            mtu = int(metrics.get_attr("RTAX_MTU") or 0) if metrics is not None else 0
+            routes |= {Route(cidr, index, mtu) for index in indices if index}
     addresses = frozenset((a["index"], str(a.get_attr("IFA_ADDRESS"))) for a in dump)
     sources = (
         (int(a["index"]), str(a.get_attr("IFA_LOCAL") or a.get_attr("IFA_ADDRESS"))) for a in dump if _is_source(a)
@@ -141,7 +148,16 @@ def _link(message: Any) -> Link:
         bool(message["flags"] & _UP),
         _reverse_path(str(message.get_attr("IFLA_IFNAME"))),
         int(message.get_attr("IFLA_MTU") or 0),
+        message.get_attr("IFLA_LINK_NETNSID") is not None,
+        bool(_nested(info, "IFLA_INFO_DATA", "IFLA_BR_VLAN_FILTERING")),
+        bool(_nested(info, "IFLA_INFO_SLAVE_DATA", "IFLA_BRPORT_ISOLATED")),
     )
+
+
+def _nested(info: Any, where: str, name: str) -> Any:
+    """An attribute of a link's kind or of its master's, None where there is none."""
+    data: Any = info.get_attr(where) if info is not None else None
+    return data.get_attr(name) if data is not None and hasattr(data, "get_attr") else None
 
 
 def _reverse_path(device: str) -> int:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.ebpf.bpf import BpfError, ProgramType
 
-_FIB_LOOKUP, _KTIME_GET_COARSE_NS, _CHECK_MTU = 69, 160, 163  # enum bpf_func_id
+_FIB_LOOKUP, _REDIRECT_PEER, _KTIME_GET_COARSE_NS, _CHECK_MTU = 69, 155, 160, 163  # enum bpf_func_id
 _FIB_SOURCE = 16  # BPF_FIB_LOOKUP_SRC
 _FIB_SIZE = 64  # sizeof(struct bpf_fib_lookup)
 _FRAME = bytes(14) + b"\x45" + bytes(63)
@@ -83,6 +83,12 @@ def fib_returns_mtu() -> bool:
     return _runs(arguments + _call(_CHECK_MTU) + _EXIT) is not None
 
 
+def redirects_to_peers() -> bool:
+    """True if a packet can be handed to the other end of a veth in another network namespace: device 0, no flags."""
+    arguments = struct.pack("<BBhi", 0xB7, 1, 0, 0) + struct.pack("<BBhi", 0xB7, 2, 0, 0)
+    return _runs(arguments + _call(_REDIRECT_PEER) + _EXIT) is not None
+
+
 FEATURES = (
     Feature(
         "source-address lookup",
@@ -104,6 +110,13 @@ FEATURES = (
         "NO_FIB_MTU",
         fib_returns_mtu,
         "packets are held against the MTU of the device that they leave by, not the route's own",
+    ),
+    Feature(
+        "redirect into pods",
+        "5.10",
+        "NO_REDIRECT_PEER",
+        redirects_to_peers,
+        "no host routing: packets to pods of the node go by its stack",
     ),
 )
 

@@ -2,11 +2,15 @@
 
 import os
 import re
+import struct
 import threading
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
+from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.ebpf.bpf import AttachType, BpfError, ProgramType
 from dataplane.kernel.netlink import clsact
 from dataplane.kernel.netlink.clsact import ClsactError
@@ -18,27 +22,36 @@ from dataplane.planes.ebpf.attach.devices import (
     XDP_TARGET,
     Device,
     DeviceSelection,
+    Network,
     choose_devices,
     read_network,
     roles,
     source_addresses,
 )
+from dataplane.planes.ebpf.attach.kernel_features import redirects_to_peers
 from dataplane.planes.ebpf.attach.loaded import Loaded
 from dataplane.planes.ebpf.attach.programs import Program, load_programs
 from dataplane.planes.ebpf.attach.tc import DIRECTIONS, attach_tc, detach_tc
 from dataplane.planes.ebpf.attach.xdp import PROGRAM, attach_xdp, detach_xdp, veth_problem
 from dataplane.planes.ebpf.flows.port_split import join_ports, split_ports
 from dataplane.planes.ebpf.flows.reserve import reserve_once
+from dataplane.planes.ebpf.host_routing.surroundings import neighbour_news
+from dataplane.planes.ebpf.host_routing.table import RENEW_SECONDS, HostRouting
 from dataplane.planes.ebpf.maps.encode import address_bytes, address_text
-from dataplane.planes.ebpf.maps.layout import record
+from dataplane.planes.ebpf.maps.layout import constant, record
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.maps.pins import PinDirectory
 from dataplane.resource import Resource
 
-TC_SOURCE, XDP_SOURCE = "tc.c", "xdp.c"
+TC_SOURCE, HOST_SOURCE, XDP_SOURCE = "tc.c", "host.c", "xdp.c"
+HOST_PROGRAM = "tc_host"
+HOST_ROUTING = constant("DEVICE_HOST_ROUTING")
+PROGRAM_SERVICES, PROGRAM_HOST = constant("PROGRAM_SERVICES"), constant("PROGRAM_HOST")
 DEVICE = record("device", "flags", "ifindex", "mac", "mtu", "source_ipv4", "source_ipv6")
 _PIN = re.compile(r"(tc_ingress|tc_egress|xdp_native|xdp_generic)-(\d+)")
 _RTMGRP_LINK, _RTMGRP_ADDRESSES, _RTMGRP_ROUTES = 0x1, 0x110, 0x440  # of both families
+_RTMGRP_TC, _RTMGRP_NEIGH = 0x8, 0x4
+_RTM_DELLINK = 17
 _CHANGES = _RTMGRP_LINK | _RTMGRP_ADDRESSES | _RTMGRP_ROUTES
 _DEBOUNCE_SECONDS = 0.05
 _LOOK_SECONDS = 30.0
@@ -65,7 +78,7 @@ class PacketHook:
 
     selection: see devices.DeviceSelection. xdp: attach XDP too. XDP needs tc, which handles the packets that XDP passes
     (listed at the top of bpf/xdp.c), so there is no hook of XDP alone. tcx: False forces clsact. xdp_modes: modes to
-    try, in this order.
+    try, in this order. host: who goes past the node's stack; None = nobody, and no program looks for it.
 
     New devices are picked up by `refresh`, which `watch` calls whenever links, addresses or routes change.
     """
@@ -77,9 +90,12 @@ class PacketHook:
         xdp: bool = True,
         tcx: bool = True,
         xdp_modes: tuple[str, ...] = ("native", "generic"),
+        host: HostRouting | None = None,
     ) -> None:
         self.name = "xdp" if xdp else "tc"
         self._selection, self._xdp, self._tcx, self._modes = selection or DeviceSelection(), xdp, tcx, xdp_modes
+        self.host = host
+        self._usable: frozenset[int] = frozenset()
         self._maps: MapSet | None = None
         self._pins: PinDirectory | None = None
         self._programs: dict[str, Program] = {}
@@ -89,6 +105,7 @@ class PacketHook:
         self._mtus: dict[int, int] = {}
         self._described: dict[int, tuple[int, int, bytes]] = {}
         self._written: dict[int, bytes] = {}
+        self._begun = False
         self._lock = threading.Lock()
         self.instructions: dict[str, int] = {}
 
@@ -101,6 +118,8 @@ class PacketHook:
                 self._forget()
                 split_ports(maps)
                 reserve_once(maps, pins)
+                if self.host is not None and not redirects_to_peers():
+                    self.host = None  # the feature's absence is reported with all others
                 self._refresh()
             finally:
                 _close(old)
@@ -110,6 +129,8 @@ class PacketHook:
         loaded = Loaded(maps)
         devices = choose_devices(read_network(), addresses, self._selection)
         wanted = {(TC_SOURCE, "RAW_IP" if device.raw_ip else "") for device in devices}
+        if self.host is not None and any(not device.raw_ip for device in devices):
+            wanted.add((HOST_SOURCE, ""))
         if self._xdp:
             wanted |= {(XDP_SOURCE, "NO_XDP_TX" if device.veth else "") for device in devices if device.xdp}
         with ThreadPoolExecutor(max(1, len(wanted))) as threads:
@@ -154,10 +175,13 @@ class PacketHook:
         found = {d.ifindex: d for d in choose_devices(network, primary, self._selection)}
         for index in self._devices.keys() - found.keys():
             self._remove(index)
+        came = False
         for index, device in found.items():
             if self._devices.get(index) != device:
                 self._put(device)
+                came = came or index not in self._devices
                 self._devices[index] = device
+        self._look(network, came=came)
         known = found.keys() | self._sources.keys()
         for index in known:
             self._write(index)
@@ -165,6 +189,18 @@ class PacketHook:
         self._maps.remove("devices", [index.to_bytes(4, "little") for index in stale])
         for index in stale:
             self._written.pop(index, None)
+
+    def _look(self, network: Network, *, came: bool) -> None:
+        """Have host routing look at the devices. came: there are new ones among them."""
+        if self.host is None or self._maps is None:
+            return
+        if not self._begun:
+            self.host.begin(self._maps, self._program_ids, self.refresh)
+            self._begun = True
+        self._usable = self.host.look(network, list(self._devices.values()), new=came)
+
+    def _program_ids(self) -> frozenset[int]:
+        return frozenset(bpf.program_info(program.fd).id for program in self._programs.values())
 
     def _primary_addresses(self) -> set[str]:
         if self._maps is None:
@@ -181,6 +217,8 @@ class PacketHook:
         self._describe(device, 0)
         define = "RAW_IP" if device.raw_ip else ""
         programs = {name: self._variant(TC_SOURCE, name, define).fd for name in DIRECTIONS}
+        if self.host is not None and not device.raw_ip:
+            programs["tc_ingress"] = self._host_program(programs["tc_ingress"])
         xdp, problem = "", veth_problem() if self._xdp and device.xdp and device.veth else ""
         try:
             tc = attach_tc(device.ifindex, programs, pins, tcx=self._tcx)
@@ -198,6 +236,16 @@ class PacketHook:
                 problem = f"XDP on {device.name}: {error.strerror}; tc does its work there"
         self._status[device.ifindex] = DeviceStatus(device.name, device.ifindex, roles(device.flags), tc, xdp, problem)
 
+    def _host_program(self, services: int) -> int:
+        """Return the program that looks for packets past the stack, and calls that of Services (descriptor) for others,
+        which calls it in turn."""
+        if HOST_PROGRAM not in self._programs and self._maps is not None:
+            self._load(HOST_SOURCE, "")
+            host = self._programs[HOST_PROGRAM].fd
+            for number, program in ((PROGRAM_HOST, host), (PROGRAM_SERVICES, services)):
+                self._maps.put("tail_calls", number.to_bytes(4, "little"), program.to_bytes(4, "little"))
+        return self._programs[HOST_PROGRAM].fd
+
     def _describe(self, device: Device, more: int) -> None:
         if self._maps is not None:
             flags = device.flags | more | (RAW_IP if device.raw_ip else 0)
@@ -207,6 +255,7 @@ class PacketHook:
     def _write(self, index: int) -> None:
         """Write a device's entry of the map if it changed. A device without programs only has its addresses and MTU."""
         flags, routed, mac = self._described.get(index, (0, index, bytes(6)))
+        flags |= HOST_ROUTING if index in self._usable else 0
         sources = (address_bytes(text) if text else bytes(16) for text in self._sources.get(index, ("", "")))
         value = DEVICE.pack(flags, routed, *mac, self._mtus.get(index, 0), *sources)
         if self._maps is not None and self._written.get(index) != value:
@@ -258,6 +307,9 @@ class PacketHook:
 
     def _forget(self) -> None:
         """Clear what is known of devices, before new maps are used."""
+        self._begun, self._usable = False, frozenset()
+        if self.host is not None:
+            self.host.close()
         self._devices.clear()
         self._described.clear()
         self._written.clear()
@@ -274,7 +326,7 @@ def _loaded(source: str, define: str, maps: MapSet, loaded: Loaded) -> dict[str,
         return load_programs(
             source, ProgramType.XDP, {PROGRAM: AttachType.XDP}, maps.fds, maps.specs, flags, loaded=loaded
         )
-    names = dict.fromkeys(DIRECTIONS, AttachType.NONE)
+    names = dict.fromkeys((HOST_PROGRAM,) if source == HOST_SOURCE else DIRECTIONS, AttachType.NONE)
     return load_programs(source, ProgramType.SCHED_CLS, names, maps.fds, maps.specs, flags, loaded=loaded)
 
 
@@ -285,12 +337,14 @@ def _close(programs: dict[str, Program]) -> None:
 
 class DeviceWatch(Resource):
     """A thread that calls `refresh` of a hook when links, addresses or routes change in the network namespace in which
-    this object was made. problems: errors so far, newest last."""
+    this object was made; where there is host routing, also when queueing disciplines, filters and neighbours do, and
+    renews its lease. problems: errors so far, newest last."""
 
     def __init__(self, hook: PacketHook) -> None:
         self._hook = hook
         self.problems: list[str] = []
-        self._changes = Notifications(_CHANGES)
+        self._changes = Notifications(_CHANGES | (_RTMGRP_TC if hook.host is not None else 0))
+        self._neighbours = Notifications(_RTMGRP_NEIGH if hook.host is not None else 0)
         self._end, self._wake = os.pipe()
         self._thread = threading.Thread(target=self._work, daemon=True, name="devices")
         self._thread.start()
@@ -301,15 +355,44 @@ class DeviceWatch(Resource):
             os.write(self._wake, b"x")
             self._thread.join()
             self._changes.close()
+            self._neighbours.close()
             os.close(self._wake)
             os.close(self._end)
 
     def _work(self) -> None:
-        while self._end not in readable([self._changes.fileno(), self._end], _LOOK_SECONDS):
+        sources = [self._changes.fileno(), self._neighbours.fileno(), self._end]
+        pause = _LOOK_SECONDS if self._hook.host is None else RENEW_SECONDS
+        looked = time.monotonic()
+        while self._end not in (heard := readable(sources, pause)):
+            if not self._concerns(heard) and time.monotonic() - looked < _LOOK_SECONDS:
+                self._try(self._renew)
+                continue
             if readable([self._end], _DEBOUNCE_SECONDS):  # notifications come in bursts
                 return
             self._changes.drain()
-            try:
-                self._hook.refresh()
-            except (PlaneError, OSError) as error:
-                self.problems.append(str(error))
+            looked = time.monotonic()
+            self._try(self._hook.refresh)
+
+    def _concerns(self, heard: Collection[int]) -> bool:
+        """True if what was heard may change something."""
+        if self._neighbours.fileno() in heard and self._hook.host is not None:
+            news = (neighbour_news(kind, body) for kind, body in self._neighbours.messages())
+            if any(each is not None and self._hook.host.is_news(each) for each in news):
+                return True
+        if self._changes.fileno() not in heard:
+            return False
+        for kind, body in self._changes.messages():
+            if kind == _RTM_DELLINK and self._hook.host is not None:
+                (ifindex,) = struct.unpack_from("=i", body, 4)  # struct ifinfomsg
+                self._try(partial(self._hook.host.gone, ifindex))
+        return True
+
+    def _renew(self) -> None:
+        if self._hook.host is not None:
+            self._hook.host.renew()
+
+    def _try(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except (PlaneError, OSError) as error:
+            self.problems.append(str(error))

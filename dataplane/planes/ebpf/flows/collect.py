@@ -27,6 +27,8 @@ _SECOND_NS = 10**9
 _REASSEMBLY_NS = 30 * _SECOND_NS
 """REASSEMBLY_SECONDS in bpf/fragment.h."""
 _CONNECTED = constant("PEER_CONNECTED")
+_DIRECT_OPEN, _DIRECT_STACK = constant("DIRECT_OPEN"), constant("DIRECT_STACK")
+_DIRECT_FINS = constant("DIRECT_FIN_LOW") | constant("DIRECT_FIN_HIGH")
 _FULL = "_full"
 _NEVER = -(1 << 63)
 _AFFINITY_KEY = record("affinity_key", "client", "service")
@@ -51,6 +53,28 @@ class _Ages(dict[int, int]):
     def __missing__(self, flags: int) -> int:
         found = self[flags] = self._lifetimes.of_flags(self._protocol, flags)
         return found
+
+
+class _DirectAges(dict[int, int]):
+    """Cache of lifetimes of flows past the stack, in ns, by flags (enum direct_flags)."""
+
+    def __init__(self, name: str, lifetimes: Lifetimes) -> None:
+        super().__init__()
+        self._tcp, self._lifetimes = name == "direct_tcp", lifetimes
+
+    def __missing__(self, flags: int) -> int:
+        self[flags] = self._lifetimes.ns[self._setting(flags)]
+        return self[flags]
+
+    def _setting(self, flags: int) -> str:
+        """Name of the field of struct node with the lifetime."""
+        if not self._tcp:
+            return "udp_stream_seconds" if flags & (_DIRECT_OPEN | _DIRECT_STACK) else "udp_seconds"
+        if flags & _DIRECT_FINS == _DIRECT_FINS:
+            return "tcp_closing_seconds"
+        if flags & _DIRECT_FINS:
+            return "tcp_half_closed_seconds"
+        return "tcp_established_seconds" if flags & _DIRECT_OPEN else "tcp_syn_seconds"
 
 
 class _Flows:
@@ -121,6 +145,11 @@ def _since(maps: MapSet, name: str, lifetimes: Lifetimes, now: int) -> Callable[
         return lambda _keys, values, _count: [
             oldest if flags & _CONNECTED else now - idle for flags in _column(values, "peer", "flags", "B")
         ]
+    if name.startswith("direct_"):
+        ages = _DirectAges(name, lifetimes)
+        return lambda _keys, values, _count: [
+            now - ages[flags] for flags in _column(values, "direct_flow", "flags", "I")
+        ]
     if name in ("fragments", "held"):
         idle = _REASSEMBLY_NS
     return lambda _keys, _values, count: [now - idle] * count
@@ -143,6 +172,8 @@ SINGLE = {
     "answers": "answer",
     "fragments": "fragment",
     "held": "held",
+    "direct_tcp": "direct_flow",
+    "direct_udp": "direct_flow",
 }
 """Maps of single entries with a lifetime, with the struct of their values."""
 

@@ -26,7 +26,10 @@ typedef uint16_t __be16; typedef uint32_t __be32; typedef uint32_t u32; typedef 
 _MAP_LINE = re.compile(r"^\s*MAP\((\w+), (\w+), (\w+), (\w+), (\w+), (\w+)\)", re.MULTILINE)
 _FORMATS = {"uint8_t": "B", "uint16_t": "H", "uint32_t": "I", "uint64_t": "Q", "char": "s"}
 FLOW_MAPS = frozenset(
-    {"affinity", "peers", "sockets", "answers", "tcp_flows", "udp_flows", "fragments", "counters", "service_counters"}
+    {
+        *("affinity", "peers", "sockets", "answers", "tcp_flows", "udp_flows", "direct_tcp", "direct_udp"),
+        *("fragments", "counters", "service_counters"),
+    }
 )
 """Maps that the programs fill."""
 
@@ -49,6 +52,9 @@ class Sizes(msgspec.Struct, frozen=True):
     answers: int = 8192
     tcp_flows: int = 262144
     udp_flows: int = 131072
+    pods: int = 4096
+    direct_tcp: int = 131072
+    direct_udp: int = 131072
     fragments: int = 32768
     held: int = 1024
     events: int = 1 << 20

@@ -1,0 +1,132 @@
+/* Host routing: flows that go past the node's stack, and what the programs tell each other of a packet.
+ *
+ * Netfilter knows nothing of a packet that goes past it, so a flow goes there from its first packet on or never. TCP
+ * tells by its SYN that a flow begins: an entry of `direct_tcp` is such a flow, and segments of a connection without
+ * one go by the stack, which may translate them. A datagram does not tell. So whatever UDP the stack sends to a pod or
+ * out of the node is noted as the stack's before it can be answered, and unknown datagrams begin a flow past the stack.
+ * A flow that the stack got hold of stays with it, since connection tracking judges numbers by what it saw last. */
+#ifndef HOTPLANE_DIRECT_H
+#define HOTPLANE_DIRECT_H
+
+#include "arrival.h"
+#include "flow.h"
+
+/* scratch->handed: what a program that is called by another finds in scratch->packet. */
+enum handed {
+    HANDED_NOTHING,
+    HANDED_PARSED, /* the parsed packet, with the parser's reason */
+    HANDED_NEW,    /* and its flow was opened just now: packet->reason says how */
+    HANDED_BACK,   /* the same, but it cannot go past the stack */
+};
+
+/* Go on in another program; returns only if that is not there. */
+INLINE void call_program(struct __sk_buff *skb, __u32 number) {
+    ((long (*)(void *, __u64, __u32))BPF_FUNC_tail_call)(skb, MAP(tail_calls), number);
+}
+
+INLINE __u64 host_time(__u32 which) {
+    __u64 *time = map_lookup(MAP(host_times), &which);
+    return time ? *time : 0;
+}
+
+/* Whether the daemon answers for what host routing goes by. */
+INLINE int host_routing_is_on(__u64 now) {
+    return (__s64)(host_time(HOST_ROUTING_UNTIL) - now) > 0;
+}
+
+/* A datagram of the stack's could not be noted: for as long as its flow may live, who knows which others are. */
+INLINE void distrust(const struct arrival *arrival) {
+    __u32 which = HOST_DISTRUST_UNTIL;
+    __u64 *time = map_lookup(MAP(host_times), &which);
+
+    count(arrival->hook, REASON_DIRECT_UDP_FULL);
+    if (time)
+        *time = arrival->now + arrival->node->udp_stream_seconds * SECOND_NS;
+}
+
+INLINE struct pod *find_pod(const struct address *address) {
+    return map_lookup(MAP(pods), address);
+}
+
+/* Return in `key` the key of a flow, the same for both directions: the lower end is the source. Returns whether that is
+ * the destination of the packet at hand. */
+INLINE int direct_key(const struct tuple *tuple, struct tuple *key) {
+    const __u64 *source = (const __u64 *)&tuple->source, *destination = (const __u64 *)&tuple->destination;
+    int turned = source[0] != destination[0]   ? source[0] > destination[0]
+                 : source[1] != destination[1] ? source[1] > destination[1]
+                                               : tuple->source_port > tuple->destination_port;
+
+    if (turned)
+        reverse_tuple(tuple, key);
+    else
+        *key = *tuple;
+    return turned;
+}
+
+INLINE struct direct_flow *find_direct(const struct tuple *key) {
+    return key->protocol == IPPROTO_TCP ? map_lookup(MAP(direct_tcp), key) : map_lookup(MAP(direct_udp), key);
+}
+
+INLINE long insert_direct(const struct tuple *key, const struct direct_flow *flow) {
+    return key->protocol == IPPROTO_TCP ? map_update(MAP(direct_tcp), key, flow, BPF_NOEXIST)
+                                        : map_update(MAP(direct_udp), key, flow, BPF_NOEXIST);
+}
+
+INLINE void delete_direct(const struct tuple *key) {
+    if (key->protocol == IPPROTO_TCP)
+        map_delete(MAP(direct_tcp), key);
+    else
+        map_delete(MAP(direct_udp), key);
+}
+
+/* A flow's packet goes by the stack for good. */
+INLINE void give_to_stack(const struct tuple *key, struct direct_flow *flow, __u64 now) {
+    if (key->protocol == IPPROTO_TCP) {
+        map_delete(MAP(direct_tcp), key);
+        return;
+    }
+    flow->flags |= DIRECT_STACK;
+    flow->last_ns = now;
+}
+
+/* Note that the stack sends a datagram to a pod or out of the node: answers to it must come back to the stack. What the
+ * node sends itself is answered at its own addresses. A SYN from the stack begins a connection anew that went past it
+ * before. Towards an uplink pass packets of flows past the stack, too. */
+INLINE void note_from_stack(const struct arrival *arrival, const struct packet *packet) {
+    int to_pod = !!(device_flags(arrival->ifindex) & DEVICE_POD);
+    struct scratch *scratch = this_scratch();
+    struct translation *answers;
+    struct direct_flow *flow, noted = {.last_ns = arrival->now, .flags = DIRECT_STACK};
+    struct tuple *key;
+
+    if (!scratch || !host_time(HOST_ROUTING_UNTIL) || packet->kind == PACKET_ICMP_ERROR ||
+        packet->kind == PACKET_LATER_FRAGMENT)
+        return;
+    key = &scratch->direct_key;
+    if (packet->protocol == IPPROTO_TCP) {
+        if (!opens_connection(packet) || !to_pod)
+            return;
+        direct_key(&packet->tuple, key);
+        map_delete(MAP(direct_tcp), key);
+        return;
+    }
+    if (packet->protocol != IPPROTO_UDP || own_datagram(packet->protocol, &packet->tuple.source))
+        return;
+    direct_key(&packet->tuple, key);
+    flow = map_lookup(MAP(direct_udp), key);
+    if (!flow) {
+        reverse_tuple(&packet->tuple, &scratch->forward_key);
+        answers = find_flow(&scratch->forward_key);
+        if (answers && (answers->flags & (FLOW_REPLY | FLOW_FOREIGN)) == FLOW_REPLY)
+            return; /* translated here, and so are the answers */
+        if (map_update(MAP(direct_udp), key, &noted, BPF_NOEXIST) == ERROR_TOO_BIG)
+            distrust(arrival);
+        return;
+    }
+    if (to_pod)
+        flow->flags |= DIRECT_STACK;
+    if (flow->flags & DIRECT_STACK)
+        flow->last_ns = arrival->now;
+}
+
+#endif

@@ -1,0 +1,50 @@
+/* Sending a packet out by redirect: to a next hop that routes gave, and into a pod. */
+#ifndef HOTPLANE_SEND_H
+#define HOTPLANE_SEND_H
+
+#include <linux/pkt_cls.h>
+
+#include "arrival.h"
+
+/* Declared here since the front end's own declaration lacks the flags. */
+static long (*redirect_neighbour)(__u32 ifindex, struct bpf_redir_neigh *next, int size,
+                                  __u64 flags) = (void *)BPF_FUNC_redirect_neigh;
+
+enum neighbour_limits {
+    NEIGHBOUR_PROBE = 31, /* mask: of so many packets one goes by the stack's neighbour code, since only its own use of
+                             an entry makes it ask whether the neighbour is still there */
+};
+
+/* Next hop of a packet that is redirected. */
+struct next_hop {
+    struct bpf_fib_lookup fib;
+    int neighbour_known;
+};
+
+/* Add a link-layer header to a packet from a device without one, since a redirect needs it; the function that sends the
+ * packet fills it in or removes it. */
+INLINE long add_link_layer(struct __sk_buff *skb, const struct packet *packet) {
+    __be16 type = to_be16(packet->ipv4 ? ETH_P_IP : ETH_P_IPV6);
+
+    return bpf_skb_change_head(skb, sizeof(struct ethhdr), 0) ||
+           bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &type, sizeof(type), 0);
+}
+
+/* Redirect through the stack's neighbour code, which resolves the next hop's address if necessary. That code replaces
+ * the link-layer header without updating CHECKSUM_COMPLETE, the device's sum over a received packet, so the next
+ * receiver would drop UDP that arrived through a tunnel. Growing the packet clears that sum. GSO packets never have it.
+ */
+INLINE long send_by_neighbour(struct __sk_buff *skb, const struct next_hop *hop) {
+    struct bpf_redir_neigh next = {.nh_family = hop->fib.family};
+    __u32 length = skb->len;
+
+    if (hop->fib.family == FAMILY_IPV4)
+        next.ipv4_nh = hop->fib.ipv4_dst;
+    else
+        __builtin_memcpy(next.ipv6_nh, hop->fib.ipv6_dst, sizeof(next.ipv6_nh));
+    if (!skb->gso_size && (bpf_skb_change_tail(skb, length + 1, 0) || bpf_skb_change_tail(skb, length, 0)))
+        return TC_ACT_SHOT;
+    return redirect_neighbour(hop->fib.ifindex, &next, sizeof(next), 0);
+}
+
+#endif

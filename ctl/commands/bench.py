@@ -171,10 +171,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(output: str) -> int:
-    from dataplane.bench.modes import LAB_MODES, MODES
+    from dataplane.bench.modes import KNOWN_MODES, MODES
     from dataplane.bench.scenarios import SCENARIOS
 
-    records = [{"kind": "mode", "name": name, "what": MODES[name].title} for name in LAB_MODES]
+    records = [{"kind": "mode", "name": name, "what": MODES[name].title} for name in KNOWN_MODES]
     records += bench_peers.records()
     records += [
         {"kind": "scenario", "name": s.name, "what": s.title + (f" (SLI: {s.sli})" if s.sli else "")}

@@ -14,7 +14,8 @@ class Mode(NamedTuple):
     """A way for packets to reach a backend. plane: "" for those that balance nothing.
 
     hooks: the eBPF plane's hooks. reference: the baseline, or a step between it and the planes. machines: measured
-    between machines only (bench.between), not in one machine's namespaces. A peer's plane is PEER."""
+    between machines only (bench.between), not in one machine's namespaces. asked: only where it is named. A peer's plane
+    is PEER."""
 
     name: str
     title: str
@@ -22,6 +23,7 @@ class Mode(NamedTuple):
     hooks: tuple[str, ...] = ()
     reference: bool = False
     machines: bool = False
+    asked: bool = False
 
     @property
     def is_peer(self) -> bool:
@@ -44,6 +46,14 @@ MODES = {
         Mode("ebpf-connect", "eBPF at connect time", "ebpf", ("connect",)),
         Mode("ebpf-tc", "eBPF at tc", "ebpf", ("tc",)),
         Mode("ebpf-xdp", "eBPF at XDP and tc", "ebpf", ("tc", "xdp")),
+        Mode("ebpf-tc-host", "eBPF at tc, past the node's stack", "ebpf", ("tc", "host"), asked=True),
+        Mode(
+            "ebpf-host",
+            "eBPF at connect time and tc, past the node's stack",
+            "ebpf",
+            ("connect", "tc", "host"),
+            asked=True,
+        ),
         Mode("ebpf", "eBPF with all its hooks", "ebpf", ("connect", "tc", "xdp"), machines=True),
         Mode("ipvs", "what kube-proxy's ipvs mode does", "ipvs", machines=True),
         Mode("host-network", "between the nodes' own addresses", reference=True, machines=True),
@@ -62,8 +72,10 @@ def alone(mode: str) -> str:
     return mode + ALONE
 
 
-LAB_MODES = tuple(name for name, mode in MODES.items() if not mode.machines)
+KNOWN_MODES = tuple(name for name, mode in MODES.items() if not mode.machines)
 """Those of one machine's namespaces."""
+LAB_MODES = tuple(name for name in KNOWN_MODES if not MODES[name].asked)
+"""Those of them that are measured where none are named."""
 
 
 def know(peers: Sequence[Peer]) -> None:
@@ -85,10 +97,11 @@ def with_peers(names: Sequence[str], peers: Sequence[Peer]) -> list[str]:
 
 def chosen(names: Sequence[str]) -> list[str]:
     """Modes by name, in the order of reports and always with the baseline, twice. Raises UsageError."""
-    unknown = [name for name in names if name not in LAB_MODES]
+    unknown = [name for name in names if name not in KNOWN_MODES]
     if unknown:
-        raise UsageError(f"--modes {','.join(unknown)}: there is no such mode; choose of {', '.join(LAB_MODES)}")
-    return [name for name in LAB_MODES if not names or name in names or name in (DIRECT, AGAIN)]
+        raise UsageError(f"--modes {','.join(unknown)}: there is no such mode; choose of {', '.join(KNOWN_MODES)}")
+    wanted = names or LAB_MODES
+    return [name for name in KNOWN_MODES if name in wanted or name in (DIRECT, AGAIN)]
 
 
 def make_plane(mode: str, cgroup: Path) -> Measured:

@@ -10,10 +10,11 @@ from dataplane.kernel.ebpf.bpf import AttachType, ProgramType
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import Plan, Table
 from dataplane.planes.base import Plane, PlaneError
-from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
+from dataplane.planes.ebpf.attach.packet_hooks import DeviceWatch, PacketHook
 from dataplane.planes.ebpf.attach.programs import ConnectHook, Hook, load_programs
 from dataplane.planes.ebpf.flows.entries import NO_HOP, TRANSLATION, flow_key
 from dataplane.planes.ebpf.flows.sockets import SocketCleaner
+from dataplane.planes.ebpf.host_routing.table import HostRouting
 from dataplane.planes.ebpf.maps.encode import address_bytes
 from dataplane.planes.ebpf.maps.layout import constant, unpack
 from dataplane.planes.ebpf.maps.mapset import MapSet
@@ -78,15 +79,44 @@ class _TimedHook:
         self.maps = maps
 
 
+class _WatchedHook:
+    """A packet hook that looks for new devices and neighbours."""
+
+    def __init__(self, hook: PacketHook) -> None:
+        self._hook = hook
+        self.name, self.detach, self.prepare = hook.name, hook.detach, hook.prepare
+        self._watch: DeviceWatch | None = None
+
+    def attach(self, maps: MapSet, pins: PinDirectory) -> None:
+        """See planes.ebpf.attach.programs.Hook.attach."""
+        self._end()
+        self._hook.attach(maps, pins)
+        self._watch = self._hook.watch()
+
+    def close(self) -> None:
+        """See planes.ebpf.attach.programs.Hook.close."""
+        self._end()
+        self._hook.close()
+
+    def _end(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+
 class MeasuredEbpf(Measured):
-    """The ebpf plane with one hook: connect time, or packets."""
+    """The ebpf plane with the hooks that are named: connect time, packets. With "host", packets of pods go past the
+    node's stack; devices are watched for it in a thread that ends with the process."""
 
     def __init__(self, wanted: Wanted) -> None:
-        connect = "connect" in wanted.hooks
-        hook: Hook = ConnectHook(wanted.cgroup) if connect else PacketHook(xdp="xdp" in wanted.hooks)
+        connect, host = "connect" in wanted.hooks, HostRouting() if "host" in wanted.hooks else None
+        hooks: list[Hook] = [ConnectHook(wanted.cgroup)] if connect else []
+        if {"tc", "xdp"} & set(wanted.hooks):
+            packets = PacketHook(xdp="xdp" in wanted.hooks, host=host)
+            hooks.append(_WatchedHook(packets) if host is not None else packets)
         cleaner = SocketCleaner(wanted.cgroup) if connect else None
-        self._slow, self._hook = _TimedPlane(mode_of(SLOW).make()), _TimedHook(hook)
-        self._plane = EbpfPlane(self._slow, [self._hook], cleaner=cleaner, report=_log.warning)
+        self._slow, self._hooks = _TimedPlane(mode_of(SLOW).make()), [_TimedHook(hook) for hook in hooks]
+        self._plane = EbpfPlane(self._slow, self._hooks, cleaner=cleaner, report=_log.warning, host_routing=host)
         super().__init__(self._plane)
 
     def slow_seconds(self) -> float:
@@ -95,7 +125,7 @@ class MeasuredEbpf(Measured):
 
     def program_seconds(self) -> float:
         """See Measured.program_seconds."""
-        return self._hook.prepare_seconds + self._hook.attach_seconds
+        return sum(hook.prepare_seconds + hook.attach_seconds for hook in self._hooks)
 
     def maps_seconds(self) -> float:
         """See Measured.maps_seconds."""
@@ -103,7 +133,8 @@ class MeasuredEbpf(Measured):
 
     def packet_program(self) -> PacketProgram | None:
         """See Measured.packet_program."""
-        return XdpProgram(self._hook.maps) if self._hook.maps is not None else None
+        maps = self._hooks[-1].maps
+        return XdpProgram(maps) if maps is not None else None
 
 
 class XdpProgram(PacketProgram):

@@ -84,6 +84,7 @@ enum direct_flags {
 enum host_times {
     HOST_ROUTING_UNTIL,  /* the daemon renews it as long as it keeps `pods` right; 0 = never was on */
     HOST_DISTRUST_UNTIL, /* unknown datagrams are the stack's: one of its flows could not be noted */
+    HOST_GENERATION,     /* no time: a number that is new whenever somebody was taken out of `pods` */
     HOST_TIMES,
 };
 

@@ -278,13 +278,28 @@ struct device {
 /* A pod of this node that packets may reach, and leave, past the node's stack, by its address. The entry is the
  * permission: without it everything goes by the stack. */
 struct pod {
-    __u32 ifindex;   /* of its device on the node */
-    __u32 routed;    /* of the device that routes to it name: the bridge of a bridge's port, else the same */
-    __u32 flags;     /* enum pod_flags */
-    __u32 mtu;       /* of the way to it, bytes of an IP packet */
-    __u8 mac[6];     /* of the pod */
-    __u8 gateway[6]; /* of the node towards the pod, behind `mac` as in a frame to it */
-    __u16 pad[2];
+    __u64 found_ns;   /* when routes last led to it, asked by a program */
+    __u32 found_from; /* from this device */
+    __u32 ifindex;    /* of its device on the node */
+    __u32 routed;     /* of the device that routes to it name: the bridge of a bridge's port, else the same */
+    __u32 flags;      /* enum pod_flags */
+    __u32 mtu;        /* of the way to it, bytes of an IP packet */
+    __u8 mac[6];      /* of the pod */
+    __u8 gateway[6];  /* of the node towards the pod, behind `mac` as in a frame to it */
+};
+
+/* The way of one direction's packets of a flow past the stack, into a pod, as long as `generation` is that of the map
+ * `host_times`. */
+struct direct_hop {
+    __u32 generation; /* 0 = not known */
+    __u32 from;       /* device that they come in by, addressed to it */
+    __u32 to;         /* the pod's device */
+    __u16 mtu;        /* as struct pod */
+    __u8 summed;      /* they may carry a device's sum over the packet */
+    __u8 pad;
+    __u8 mac[6]; /* as struct pod */
+    __u8 gateway[6];
+    __u32 pad2;
 };
 
 /* A flow of pods of this node that is not translated here. TCP: it goes past the stack, as all do that began with a
@@ -295,6 +310,8 @@ struct direct_flow {
     __u32 ifindex; /* by which packets from outside come in; 0 = none did */
     __u32 begun;   /* in units of 2^30 ns, modulo 2^32 (flow.h) */
     __u32 pad;
+    struct direct_hop low; /* of packets from the end that comes first in the key */
+    struct direct_hop high;
 };
 
 /* Working memory of the packet programs, one per CPU: what does not fit on their stack. */

@@ -26,7 +26,7 @@ KINDS = pytest.mark.parametrize("kind", [TCP, UDP], ids=["tcp", "udp"])
 BOTH = pytest.mark.parametrize("family", FAMILIES)
 FOREIGN = {Family.IPV4: "192.0.2.80", Family.IPV6: "2001:db8::80"}
 _IP_TRANSPARENT, _SOL_IPV6, _IPV6_TRANSPARENT = 19, 41, 75
-FLOW = record("direct_flow", "last_ns", "flags", "ifindex", "begun", "pad")
+FLOW = record("direct_flow", "last_ns", "flags", "ifindex", "begun", "pad", "low", "high")
 DROP_INVALID = """table inet strict {
     chain forward { type filter hook forward priority 0; ct state invalid drop; }
 }"""
@@ -361,7 +361,7 @@ def test_full_tables(lab: HostLab, family: Family, kind: socket.SocketKind) -> N
         for number in range(held.specs[name].max_entries + 64):
             key = direct_key(("203.0.113.1", number % 60000), (f"203.0.113.{2 + number // 60000}", 9), int(
                 socket.IPPROTO_TCP if kind is TCP else socket.IPPROTO_UDP))  # fmt: skip
-            held.put(name, key, FLOW.pack((1 << 62), 0, 0, 0, 0))
+            held.put(name, key, FLOW.pack((1 << 62), 0, 0, 0, 0, bytes(32), bytes(32)))
             filled.append(key)
     try:
         with lab.ways() as ways:

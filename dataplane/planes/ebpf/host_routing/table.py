@@ -18,7 +18,7 @@ from dataplane.planes.ebpf.host_routing.devices import Judgement, LocalPod, judg
 from dataplane.planes.ebpf.host_routing.exclusions import Exclusions
 from dataplane.planes.ebpf.host_routing.surroundings import NeighbourNews, Surroundings, read_surroundings
 from dataplane.planes.ebpf.maps.encode import address_bytes, address_text
-from dataplane.planes.ebpf.maps.layout import constant, hook_names, reason_names, record
+from dataplane.planes.ebpf.maps.layout import constant, hook_names, reason_names, record, size_of
 from dataplane.planes.ebpf.maps.mapset import MapSet
 
 LEASE_SECONDS = 15.0
@@ -26,11 +26,14 @@ LEASE_SECONDS = 15.0
 RENEW_SECONDS = 5.0
 WAYS = ("into_pod", "out_of_node", "by_stack")
 """Names of the ways of packets, as reasons of tc_ingress."""
-_POD = record("pod", "ifindex", "routed", "flags", "mtu", "mac", "gateway", "pad")
+_POD = record("pod", "found_ns", "found_from", "ifindex", "routed", "flags", "mtu", "mac", "gateway")
 _TIME = struct.Struct("=Q")
-_FLOW = record("direct_flow", "last_ns", "flags", "ifindex", "begun", "pad")
+_FLOW = record("direct_flow", "last_ns", "flags", "ifindex", "begun", "pad", "low", "high")
+_NO_HOP = bytes(size_of("direct_hop"))
 _BRIDGED, _STACK = constant("POD_BRIDGED"), constant("DIRECT_STACK")
-_UNTIL, _DISTRUST = (constant(f"HOST_{name}_UNTIL").to_bytes(4, "little") for name in ("ROUTING", "DISTRUST"))
+_UNTIL, _DISTRUST, _GENERATION = (
+    constant(f"HOST_{name}").to_bytes(4, "little") for name in ("ROUTING_UNTIL", "DISTRUST_UNTIL", "GENERATION")
+)
 _FOR_EVER = (1 << 63) - 1
 _log = logging.getLogger(__name__)
 
@@ -64,6 +67,7 @@ class HostRouting:
             self._maps, self._programs, self._again = maps, programs, again
             self._written = dict(maps.items("pods"))
             if not any(maps.get("host_times", _UNTIL) or b""):
+                maps.put("host_times", _GENERATION, _TIME.pack(1))
                 maps.put("host_times", _UNTIL, _TIME.pack(1))  # from now on the programs note what the stack sends
                 self._note_translated(maps)
 
@@ -71,7 +75,7 @@ class HostRouting:
         """Give the datagrams that connection tracking translates to the stack. If it cannot be listed, all unknown ones
         are the stack's until its entries have expired or were seen."""
         now = time.monotonic_ns()
-        value = _FLOW.pack(now, _STACK, 0, 0, 0)
+        value = _FLOW.pack(now, _STACK, 0, 0, 0, _NO_HOP, _NO_HOP)
         try:
             for each in translated_connections():
                 if each.protocol is Protocol.UDP:
@@ -107,8 +111,11 @@ class HostRouting:
                 self._judgement = Judgement(dict.fromkeys((d.name for d in devices), f"cannot be looked at: {error}"))
                 self._write()
                 raise PlaneError(f"host routing: {error}") from error
+            before = self._judgement.usable
             self._judgement = judge(network, devices, self._remember(network, around))
             self._write()
+            if before - self._judgement.usable and self._maps is not None:
+                self._disbelieve(self._maps)
             self.renew()
             return self._judgement.usable
 
@@ -155,6 +162,7 @@ class HostRouting:
                 if self._exclusions.addresses.get(address) is None:
                     wanted[address_bytes(address)] = _pack(pod)
         gone = [key for key in self._written if key not in wanted]
+        changed = any(self._written.get(key, value) != value for key, value in wanted.items())
         maps.remove("pods", gone)
         for key in gone:
             del self._written[key]
@@ -162,6 +170,13 @@ class HostRouting:
             if self._written.get(key) != value:
                 maps.put("pods", key, value)
                 self._written[key] = value
+        if gone or changed:
+            self._disbelieve(maps)
+
+    def _disbelieve(self, maps: MapSet) -> None:
+        """Have the programs ask again where flows go that they remember."""
+        (generation,) = _TIME.unpack(maps.get("host_times", _GENERATION) or bytes(_TIME.size))
+        maps.put("host_times", _GENERATION, _TIME.pack((generation + 1) & 0xFFFFFFFF or 1))
 
     def renew(self) -> None:
         """Renew the lease. Raises PlaneError."""
@@ -218,4 +233,5 @@ def permitted(maps: MapSet) -> Sequence[str]:
 
 
 def _pack(pod: LocalPod) -> bytes:
-    return _POD.pack(*(pod.ifindex, pod.routed, _BRIDGED if pod.bridged else 0, pod.mtu), *pod.mac, *pod.gateway, 0, 0)
+    flags = _BRIDGED if pod.bridged else 0
+    return _POD.pack(0, 0, pod.ifindex, pod.routed, flags, pod.mtu, *pod.mac, *pod.gateway)

@@ -33,9 +33,11 @@ from tests.kernel.bpf_packets.bench import CLIENT, NODE, REMOTE, entry, node_con
 SIZES = Sizes(
     frontends=64, slots=64, backends=64, services=64, source_ranges=64, detector=16, addresses=32, devices=16,
     affinity=64, peers=64, sockets=64, answers=64, tcp_flows=8192, udp_flows=8192, fragments=64, held=64,
+    direct_tcp=64, direct_udp=64,
     events=1 << 12,
 )  # fmt: skip
 AGED = {"affinity": 60, "peers": 120, "sockets": 120, "answers": 120, "fragments": 30, "held": 30}
+AGED |= {"direct_tcp": 120, "direct_udp": 30}  # of which nothing is known yet
 AFFINITY_KEY = record("affinity_key", "client", "service")
 
 
@@ -107,6 +109,29 @@ def test_what_ages_alone_goes_alone(maps: MapSet, name: str) -> None:
         maps.put(name, key, bytes(value))
     assert found(sweep(maps), name) == (3, 1)
     assert held(maps, name) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "seconds"),
+    [
+        ("direct_tcp", ("OPEN",), 86400),
+        ("direct_tcp", ("OPEN", "FIN_LOW"), 3600),
+        ("direct_tcp", ("OPEN", "FIN_LOW", "FIN_HIGH"), 120),
+        ("direct_udp", ("FROM_LOW", "FROM_HIGH"), 30),
+        ("direct_udp", ("OPEN",), 120),
+        ("direct_udp", ("STACK",), 120),
+    ],
+)
+def test_flows_past_the_stack_live_as_long_as_conntrack_s(
+    maps: MapSet, name: str, flags: tuple[str, ...], seconds: int
+) -> None:
+    fields = fields_of("direct_flow")
+    for number, idle in enumerate((seconds - 5, seconds + 5)):
+        value = bytearray(maps.specs[name].value_size)
+        struct.pack_into("=q", value, fields["last_ns"], time.monotonic_ns() - idle * 10**9)
+        struct.pack_into("=I", value, fields["flags"], sum(constant(f"DIRECT_{flag}") for flag in flags))
+        maps.put(name, number.to_bytes(maps.specs[name].key_size, "big"), bytes(value))
+    assert found(sweep(maps), name) == (2, 1)
 
 
 def test_what_is_known_of_a_connected_socket_lives_as_long_as_the_socket(maps: MapSet) -> None:

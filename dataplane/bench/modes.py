@@ -14,8 +14,8 @@ class Mode(NamedTuple):
     """A way for packets to reach a backend. plane: "" for those that balance nothing.
 
     hooks: the eBPF plane's hooks. reference: the baseline, or a step between it and the planes. machines: measured
-    between machines only (bench.between), not in one machine's namespaces. asked: only where it is named. A peer's plane
-    is PEER."""
+    between machines only (bench.between), not in one machine's namespaces. asked: only where it is named. A peer's
+    plane is PEER."""
 
     name: str
     title: str

@@ -4,7 +4,7 @@ import pytest
 
 from tests.perf.cost_model import PAGE, write
 
-NAMES = ("machine", "connections", "own", "connect", "rules", "bulk", "packets", "programs")
+NAMES = ("machine", "connections", "own", "past", "connect", "rules", "bulk", "packets", "programs")
 
 
 def test_every_table_has_its_place_and_replaces_the_one_before() -> None:

@@ -32,7 +32,8 @@ class Place:
             links=(Link("eth0", 2, mtu=1500), Link("veth1", 3, **veth), *self.links),
             routes=frozenset({Route("10.244.1.11/32", 3, self.mtu), Route("", 2), Route("fe80::1/128", 3)}),
         )
-        device = Device("veth1", 3, **({"flags": POD, "mac": BRIDGE, "veth": True, "routed": 3} | self.device))
+        own: dict[str, Any] = {"flags": POD, "mac": BRIDGE, "veth": True, "routed": 3} | self.device
+        device = Device("veth1", 3, **own)
         around = Surroundings(**({"neighbours": {(3, "10.244.1.11"): MAC}} | self.around))
         return judge(network, [Device("eth0", 2, UPLINK, routed=2), device], around)
 

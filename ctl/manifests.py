@@ -9,7 +9,7 @@ from ctl.context import Context, build_context, report_problems
 from ctl.progress import stage
 from ctl.sources.manifests import BROKEN, read_manifests
 from dataplane.errors import HotplaneError
-from dataplane.model.objects import Namespace, ObjectRef, Pod, Problem, Service
+from dataplane.model.objects import Namespace, NetworkPolicy, ObjectRef, Pod, Problem, Service
 from dataplane.plan.frontends import has_frontends
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import Plan
@@ -48,7 +48,9 @@ def plan_manifests(args: argparse.Namespace) -> Planned:
     conflicts = [problem for problems in planner.problems.values() for problem in problems]
     count = report_problems([*decoded.problems, *conflicts])
     report_problems([*decoded.notes, *place_notes(planner)])
-    kinds = Counter(type(item).__name__ for item in decoded.objects if isinstance(item, Pod | Namespace))
+    kinds = Counter(
+        type(item).__name__ for item in decoded.objects if isinstance(item, Pod | Namespace | NetworkPolicy)
+    )
     if kinds.total() == len(decoded.objects) and not planner.plan.entries:
         others = ", ".join(f"{n} {kind}" for kind, n in sorted((decoded.ignored + kinds).items()))
         found = f" (found {others})" if others else ""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from dataplane.malformed import MALFORMED
-from dataplane.model import pods, slices, strict, validate, wire
+from dataplane.model import pods, policies, slices, strict, validate, wire
 from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Problem
 from dataplane.model.report import Report, valid_name
 
@@ -461,6 +461,8 @@ def _validated(item: wire.WireObject, muted: frozenset[str], faults: tuple[Probl
         value = pods.pod(item, report)
     elif isinstance(item, wire.WireNamespace):
         value = pods.namespace(item, report)
+    elif isinstance(item, wire.WireNetworkPolicy):
+        value = policies.network_policy(item, report)
     else:
         value = validate.service_cidr(item, report)
     return DecodedObject(value, report.ref, (*faults, *report.problems), tuple(report.notes))

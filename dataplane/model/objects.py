@@ -1,8 +1,8 @@
-"""Validated Kubernetes objects: Service, EndpointSlice, Node, ServiceCIDR, Pod, Namespace.
+"""Validated Kubernetes objects: Service, EndpointSlice, Node, ServiceCIDR, Pod, Namespace, NetworkPolicy.
 
 `model.decode` makes these values from the wire form and guarantees that addresses are canonical text, ports are in
 range, and defaults are filled in. They are frozen and compare by value.
-Field rules: Kubernetes API reference, v1 and discovery.k8s.io/v1.
+Field rules: Kubernetes API reference, v1, discovery.k8s.io/v1 and networking.k8s.io/v1.
 """
 
 import enum
@@ -240,6 +240,7 @@ class Pod(msgspec.Struct, frozen=True):
     connect_time: label or annotation service.hotplane.io/connect-time, None if not set; connect_time_by
       names which of the two ("label", "annotation").
     terminating: it is being deleted. finished: its containers have ended for good (phase Succeeded or Failed).
+    labels: sorted by key; None if one of them cannot be read, so that nobody knows what selects it.
     """
 
     namespace: str
@@ -254,6 +255,7 @@ class Pod(msgspec.Struct, frozen=True):
     terminating: bool = False
     finished: bool = False
     created: str = ""
+    labels: tuple[tuple[str, str], ...] | None = ()
 
     @property
     def ref(self) -> ObjectRef:
@@ -272,4 +274,34 @@ class Namespace(msgspec.Struct, frozen=True):
         return ObjectRef("Namespace", "", self.name)
 
 
-ModelObject = Service | EndpointSlice | Node | ServiceCIDR | Pod | Namespace
+class Operator(enum.Enum):
+    """How a label is compared with a requirement's values (meta/v1 LabelSelectorOperator)."""
+
+    IN = "In"
+    NOT_IN = "NotIn"
+    EXISTS = "Exists"
+    DOES_NOT_EXIST = "DoesNotExist"
+
+
+class Requirement(NamedTuple):
+    """One term of a label selector. values: empty for EXISTS and DOES_NOT_EXIST, else not."""
+
+    key: str
+    operator: Operator
+    values: frozenset[str] = frozenset()
+
+
+class NetworkPolicy(msgspec.Struct, frozen=True):
+    """A networking.k8s.io/v1 NetworkPolicy, as far as it says which pods it isolates: those of its namespace whose
+    labels meet every requirement of its podSelector (all of them where there is none)."""
+
+    namespace: str
+    name: str
+    pod_selector: tuple[Requirement, ...] = ()
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef("NetworkPolicy", self.namespace, self.name)
+
+
+ModelObject = Service | EndpointSlice | Node | ServiceCIDR | Pod | Namespace | NetworkPolicy

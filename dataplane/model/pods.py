@@ -22,11 +22,12 @@ def connect_time(metadata: wire.PodMetadata, report: Report) -> tuple[bool | Non
     """Return the connect-time setting of an object, None if not set, and its source: "label" or "annotation". If both
     differ, "off" wins: software that inspects packets with the Service's address may depend on it."""
     found: dict[bool, str] = {}
-    for what, holder in (("annotation", metadata.annotations), ("label", metadata.labels)):
-        text = holder.connect_time if holder else None
+    annotation = metadata.annotations.connect_time if metadata.annotations else None
+    label = metadata.labels.get(CONNECT_TIME) if metadata.labels else None
+    for what, text in (("annotation", annotation), ("label", label)):
         if text is None:
             continue
-        if text in _VALUES:
+        if isinstance(text, str) and text in _VALUES:
             found.setdefault(_VALUES[text], what)
         else:
             report.problem(f"metadata.{what}s[{CONNECT_TIME}]", f'is {text!r}; write "off" or "on" (it is ignored)')
@@ -58,7 +59,20 @@ def pod(item: wire.WirePod, report: Report) -> Pod:
         terminating=metadata.deletion_timestamp is not None,
         finished=status.phase in _FINISHED,
         created=metadata.creation_timestamp or "",
+        labels=_labels(metadata, report),
     )
+
+
+def _labels(metadata: wire.PodMetadata, report: Report) -> tuple[tuple[str, str], ...] | None:
+    """Return the labels, null read as "" as Go's decoder does; None if one of them is no text (reported)."""
+    found: dict[str, str] = {}
+    given = metadata.labels or {}
+    for key, value in given.items():
+        if value is None or isinstance(value, str):
+            found[key] = value or ""
+        elif key != CONNECT_TIME:  # which is reported by `connect_time`
+            report.problem(f"metadata.labels[{key}]", "must be a string; put it in quotes")
+    return tuple(sorted(found.items())) if len(found) == len(given) else None
 
 
 def _addresses(status: wire.PodStatus, report: Report) -> tuple[str, ...]:

@@ -2,10 +2,12 @@
 
 Field names and nesting: Kubernetes API reference, v1, discovery.k8s.io/v1 and networking.k8s.io/v1. Every field may
 be null or missing, as Go's decoder allows. List items may be null so that one item of a wrong type can be taken out
-without moving its neighbours. Unknown fields (managedFields, status conditions, selectors) are skipped unparsed.
+without moving its neighbours. Unknown fields (managedFields, status conditions, selectors of Services) are skipped
+unparsed.
 """
 
 import re
+from typing import Any
 
 import msgspec
 
@@ -39,21 +41,24 @@ class Metadata(Wire, frozen=True, gc=False):
 
 
 class ConnectTime(Wire, frozen=True, gc=False):
-    """Labels or annotations of a Pod or a Namespace."""
+    """Annotations of a Pod or a Namespace."""
 
     connect_time: str | None = msgspec.field(default=None, name="service.hotplane.io/connect-time")
     mirror: str | None = msgspec.field(default=None, name="kubernetes.io/config.mirror")
 
 
 class PodMetadata(Wire, frozen=True, gc=False):
-    """Of Pods and Namespaces. A struct of its own: slices, of which there are many more, need less."""
+    """Of Pods and Namespaces. A struct of its own: slices, of which there are many more, need less.
+
+    labels: all of them, of any type: one that is no text should not cost the rest of a hand-written Pod.
+    """
 
     name: str | None = None
     namespace: str | None = None
     uid: str | None = None
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
-    labels: ConnectTime | None = None
+    labels: dict[str, Any] | None = None
     annotations: ConnectTime | None = None
 
 
@@ -187,6 +192,25 @@ class CIDRSpec(Wire, frozen=True, gc=False):
     cidrs: list[str | None] | None = None
 
 
+class SelectorRequirement(Wire, frozen=True, gc=False):
+    """meta/v1 LabelSelectorRequirement."""
+
+    key: str | None = None
+    operator: str | None = None
+    values: list[str | None] | None = None
+
+
+class LabelSelector(Wire, frozen=True, gc=False):
+    """meta/v1 LabelSelector."""
+
+    match_labels: dict[str, str | None] | None = None
+    match_expressions: list[SelectorRequirement | None] | None = None
+
+
+class PolicySpec(Wire, frozen=True, gc=False):
+    pod_selector: LabelSelector | None = None
+
+
 class WireService(Wire, frozen=True, gc=False, tag_field="kind", tag="Service"):
     api_version: str | None = None
     metadata: Metadata | None = None
@@ -233,7 +257,15 @@ class WireNamespace(Wire, frozen=True, gc=False, tag_field="kind", tag="Namespac
     metadata: PodMetadata | None = None
 
 
-WireObject = WireService | WireSlice | WireEndpoints | WireNode | WireServiceCIDR | WirePod | WireNamespace
+class WireNetworkPolicy(Wire, frozen=True, gc=False, tag_field="kind", tag="NetworkPolicy"):
+    api_version: str | None = None
+    metadata: Metadata | None = None
+    spec: PolicySpec | None = None
+
+
+WireObject = (
+    WireService | WireSlice | WireEndpoints | WireNode | WireServiceCIDR | WirePod | WireNamespace | WireNetworkPolicy
+)
 
 TYPES: dict[str, type[WireObject]] = {
     "Service": WireService,
@@ -243,6 +275,7 @@ TYPES: dict[str, type[WireObject]] = {
     "ServiceCIDR": WireServiceCIDR,
     "Pod": WirePod,
     "Namespace": WireNamespace,
+    "NetworkPolicy": WireNetworkPolicy,
 }
 
 # API group of each kind, and the versions whose fields read alike.
@@ -254,6 +287,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ServiceCIDR": ("networking.k8s.io", ("v1", "v1beta1")),
     "Pod": ("", ("v1",)),
     "Namespace": ("", ("v1",)),
+    "NetworkPolicy": ("networking.k8s.io", ("v1",)),
 }
 
 

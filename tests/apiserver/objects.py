@@ -101,3 +101,13 @@ def pod(
 def namespace(name: str, **labels: str) -> Object:
     """A Namespace; labels with other characters than letters go by a dict: `**{"a/b": "c"}`."""
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
+def network_policy(name: str, *, namespace: str = "default", **selector: Any) -> Object:
+    """A NetworkPolicy that allows nothing in; `selector`: of its podSelector (matchLabels, matchExpressions)."""
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name, "namespace": namespace, "managedFields": _MANAGED},
+        "spec": {"podSelector": selector, "policyTypes": ["Ingress"]},
+    }

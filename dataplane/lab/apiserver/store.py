@@ -15,6 +15,7 @@ PATHS = {
     "/api/v1/nodes": ("v1", "Node"),
     "/api/v1/pods": ("v1", "Pod"),
     "/api/v1/namespaces": ("v1", "Namespace"),
+    "/apis/networking.k8s.io/v1/networkpolicies": ("networking.k8s.io/v1", "NetworkPolicy"),
     "/apis/networking.k8s.io/v1/servicecidrs": ("networking.k8s.io/v1", "ServiceCIDR"),
     "/apis/networking.k8s.io/v1beta1/servicecidrs": ("networking.k8s.io/v1beta1", "ServiceCIDR"),
 }

@@ -1,7 +1,8 @@
 """KubeProxyConfiguration v1alpha1, read as kube-proxy reads it.
 
 Fields and defaults: kubeproxy.config.k8s.io/v1alpha1 of Kubernetes 1.36. Null counts as not given (kubeadm writes many
-nulls), durations are Go's ("2h45m") and become seconds. `mode: ebpf` is this project's own addition.
+nulls), durations are Go's ("2h45m") and become seconds. This project's own additions are `mode: ebpf` and
+`hostRouting`.
 """
 
 import re
@@ -14,6 +15,7 @@ from dataplane.errors import HotplaneError
 from dataplane.malformed import MALFORMED
 from dataplane.model.net import canonical_address
 from dataplane.model.report import canonical_cidr
+from dataplane.planes.host_routes import CHOICES
 from dataplane.planes.registry import MODES
 from dataplane.policy.settings import ALL, LOCALHOST, PRIMARY, LocalMode, Masquerading, Promises, ProxySettings
 
@@ -172,6 +174,7 @@ class KubeProxyConfiguration(Section, frozen=True):
     config_sync_period: Duration = Duration(900)
     port_range: str = ""
     windows_run_as_service: bool = False
+    host_routing: str = ""
 
     def section(self, promises: Promises) -> IPTables | NFTables:
         """The section of kube-proxy's mode whose promises a plane keeps."""
@@ -363,6 +366,8 @@ def _check_mode(config: KubeProxyConfiguration, source: str) -> None:
         raise ConfigError(source, "mode", f"ipvs is not offered; choose one of {offered}")
     if config.mode and config.mode not in MODES:
         raise ConfigError(source, "mode", f"is {config.mode!r}; choose one of {offered}")
+    if config.host_routing and config.host_routing not in CHOICES:
+        raise ConfigError(source, "hostRouting", f"is {config.host_routing!r}; choose one of {', '.join(CHOICES)}")
     detect = config.detect_local_mode
     if detect and detect not in {mode.value for mode in LocalMode}:
         known = ", ".join(mode.value for mode in LocalMode)

@@ -36,7 +36,7 @@ def add_manifest_option(parser: argparse.ArgumentParser, *, required: bool = Tru
         required=required,
         default=[],
         metavar="FILE|DIR|-",
-        help="manifests: Service, EndpointSlice, Node, ServiceCIDR, Pod, Namespace; repeatable",
+        help="manifests: Service, EndpointSlice, Node, ServiceCIDR, Pod, Namespace, NetworkPolicy; repeatable",
     )
     parser.add_argument(
         "--service-node-port-range",

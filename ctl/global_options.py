@@ -5,6 +5,7 @@ import enum
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+from dataplane.planes.host_routes import CHOICES
 from dataplane.planes.registry import DEFAULT_MODE, MODES
 
 FORMATS = ("table", "wide", "name", "json", "yaml")
@@ -105,6 +106,15 @@ GLOBAL_OPTIONS = (
         "ebpf mode: client keeps clients' addresses where the endpoint is local (default); kube-proxy: exact parity",
         Scope.EBPF,
         choices=("client", "kube-proxy"),
+    ),
+    GlobalOption(
+        "--host-routing",
+        None,
+        "auto|on|off",
+        "ebpf mode: take packets of pods past the node's stack; auto (default): where no NetworkPolicy and no other "
+        "program's netfilter rules could look at them; on: whatever these say",
+        Scope.EBPF,
+        choices=CHOICES,
     ),
     GlobalOption(
         "--connect-time-off-cgroup",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dataplane.errors import UsageError
 from dataplane.kernel.namespaces.outside import visible
+from dataplane.planes.host_routes import AUTO
 from dataplane.planes.options import HOOKS, MASQUERADE, NO_CGROUP, PlaneOptions
 
 
@@ -20,7 +21,12 @@ def _hooks(args: argparse.Namespace) -> tuple[str, ...]:
 
 def unchecked_options(args: argparse.Namespace) -> PlaneOptions:
     """What the options ask for, of a node that may be another one than this. Raises UsageError."""
-    return PlaneOptions(_hooks(args), args.cgroup or "", kube_proxy_masquerade=args.masquerade == MASQUERADE[1])
+    return PlaneOptions(
+        _hooks(args),
+        args.cgroup or "",
+        kube_proxy_masquerade=args.masquerade == MASQUERADE[1],
+        host_routing=args.host_routing or AUTO,
+    )
 
 
 def plane_options(args: argparse.Namespace) -> PlaneOptions:
@@ -36,6 +42,7 @@ def plane_options(args: argparse.Namespace) -> PlaneOptions:
         args.masquerade == MASQUERADE[1],
         off_cgroups=_off_cgroups(args.connect_time_off_cgroup),
         off_netns=_off_netns(args.connect_time_off_netns),
+        host_routing=args.host_routing or AUTO,
     )
 
 
@@ -66,4 +73,6 @@ def _off_netns(given: Sequence[str]) -> tuple[str, ...]:
 def given(args: argparse.Namespace) -> bool:
     """True if any of the mode's options is given."""
     off = args.connect_time_off_cgroup or args.connect_time_off_netns
-    return bool(args.hooks or args.cgroup or args.uplink or args.pod_device or args.masquerade or off)
+    return bool(
+        args.hooks or args.cgroup or args.uplink or args.pod_device or args.masquerade or args.host_routing or off
+    )

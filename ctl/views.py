@@ -7,13 +7,15 @@ from collections.abc import Iterable, Iterator
 from ctl.output import Record
 from ctl.output import Table as Columns
 from ctl.store.drift import ranges_text, route_text
+from ctl.store.ways import SavedRoutes
 from dataplane.kernel.netlink.conntrack_list import Connection, translated_connections
 from dataplane.model.net import Protocol, host_port
 from dataplane.plan.types import FrontendKey, Row, Table
 from dataplane.planes.answers import Flow, Traffic
 from dataplane.planes.base import Plane
 
-PINGS = "answered_ping"
+SLOW_PATH = "slow path"
+PINGS, HOST_ROUTING = "answered_ping", "host routing"
 TRAFFIC = Columns(
     ("service", "connections", "packets", "bytes", "replyPackets", "replyBytes"),
     ("replyPackets", "replyBytes", "bytes"),
@@ -111,7 +113,7 @@ def connections(plane: Plane) -> View:
     flows = plane.flows()
     if flows is not None:
         mine = [_flow(flow) for flow in flows if flow.service]
-        records = [*mine, *({**record, "by": "slow path"} for record in records)]
+        records = [*mine, *({**record, "by": SLOW_PATH} for record in records)]
         shown = ("service", "frontend", "client", "endpoint", "state", "packets", "bytes", "idleSeconds", "by")
         columns = Columns(shown, ("idleSeconds", "bytes", "packets", "by", "state"))
     return sorted(records, key=lambda record: (str(record["service"]), str(record["client"]))), columns
@@ -132,13 +134,26 @@ def _flow(flow: Flow) -> Record:
     }
 
 
+def with_ways(records: list[Record], columns: Columns, routes: SavedRoutes) -> View:
+    """Add to records of connections which way their packets go."""
+
+    def way(record: Record) -> str:
+        if record.get("by") == SLOW_PATH:
+            return "by the stack: the slow path translates it"
+        client, endpoint = (str(record[end]).rpartition(":")[0].strip("[]") for end in ("client", "endpoint"))
+        return routes.way(client, endpoint)
+
+    shown = Columns((*columns.columns, "way"), ("way", *columns.secondary), (*columns.folded, "way"))
+    return [{**record, "way": way(record)} for record in records], shown
+
+
 def counters(plane: Plane) -> View:
     """Where a plane counts by itself, one record a Service port and one for each way out of each hook; else one a
     frontend: connections that conntrack holds now, and what the rules counted, where they count."""
     pings = _pings(plane)
     traffic = plane.traffic()
     if traffic is not None:
-        return [*_by_service(traffic), *_ways_out(traffic), *pings], TRAFFIC
+        return [*_by_service(traffic), *_ways_out(traffic), *_host_routes(plane), *pings], TRAFFIC
     table = plane.read_back()
     now = Counter(key for key, _, _ in _claimed(table))
     counts = plane.frontend_counts() or {}
@@ -174,6 +189,13 @@ def _by_service(traffic: Traffic) -> Iterator[Record]:
 def _ways_out(traffic: Traffic) -> Iterator[Record]:
     for way in traffic.hook_exits:
         yield {"service": "", "hook": way.hook, "reason": way.reason, "count": way.times}
+
+
+def _host_routes(plane: Plane) -> Iterator[Record]:
+    """Yield the packets by the way that they went past or by the node's stack, if the plane takes any past it."""
+    routes = plane.host_routes()
+    for way, count in routes.packets.items() if routes is not None else ():
+        yield {"service": "", "hook": HOST_ROUTING, "reason": way, "count": count}
 
 
 def _pings(plane: Plane) -> list[Record]:

@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from ctl.plane_options import plane_options
     from ctl.probes.off import probe_off
     from ctl.probes.system import probe_system
+    from ctl.probes.ways import probe_routes
     from dataplane.planes.finding import Status
     from dataplane.planes.registry import DEFAULT_MODE, modes
 
@@ -33,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     findings = [*probe_system()]
     if os.geteuid() == 0:
         for mode in sorted(modes(), key=lambda mode: mode.name != DEFAULT_MODE):
-            findings += [*mode.findings(options), *probe_off(mode, Path(args.state_dir))]
+            state_dir = Path(args.state_dir)
+            findings += [*mode.findings(options), *probe_off(mode, state_dir), *probe_routes(mode, state_dir)]
     records = [
         {"area": f.area, "check": f.check, "status": f.status.value, "detail": f.detail, "advice": f.advice}
         for f in findings

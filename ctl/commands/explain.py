@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from ctl.config import EXTERNAL_IPS_GATE
 from ctl.output import add_output_option, print_records
 from dataplane.errors import UsageError
 from dataplane.malformed import MALFORMED
+from dataplane.model.decode import Decoded
 from dataplane.model.net import contains
 from dataplane.model.objects import EndpointSlice, ModelObject, Node, Problem, Service
 from dataplane.oracle.decide import Decision, Oracle, Packet, Verdict
@@ -20,6 +21,7 @@ from dataplane.oracle.keeps import NOTHING, Keeping
 from dataplane.oracle.notes import endpoint_notes
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import EntryKey, FrontendKind
+from dataplane.planes.mode import Mode
 from dataplane.planes.registry import mode_of
 
 
@@ -109,8 +111,15 @@ def explained(text: str, decision: Decision, more: Sequence[str] = ()) -> Explai
     )
 
 
-def explain(planner: Planner, flows: Iterable[Flow], mode: str, keeping: Keeping = NOTHING) -> list[Explained]:
-    """Explain flows under a planner's plan. keeping: whose address the mode leaves alone."""
+def explain(
+    planner: Planner,
+    flows: Iterable[Flow],
+    mode: str,
+    keeping: Keeping = NOTHING,
+    ways: Callable[[Decision], Sequence[str]] = lambda _: (),
+) -> list[Explained]:
+    """Explain flows under a planner's plan. keeping: whose address the mode leaves alone. ways: which way packets go,
+    past the node's stack or by it."""
 
     def notes(key: EntryKey) -> Sequence[str]:
         if any(f.kind is FrontendKind.HOST_PORT for f in planner.plan.entries[key].frontends):
@@ -128,6 +137,7 @@ def explain(planner: Planner, flows: Iterable[Flow], mode: str, keeping: Keeping
                 *_gated(decision, planner),
                 *_connect_time(decision, planner, keeping),
                 *filter(None, (mode_of(mode).path(decision),)),
+                *ways(decision),
             ],
         )
         for text, decision in ((flow.text, oracle.decide(flow.packet)) for flow in flows)
@@ -216,11 +226,12 @@ def run(args: argparse.Namespace) -> int:
 def _as_loaded(args: argparse.Namespace) -> list[Explained]:
     """Explain under the plan that was loaded last here."""
     from ctl.explain_loaded import flows_to, loaded
+    from ctl.explain_routes import ways_now
 
-    held = loaded(args)
+    held, ways = loaded(args), ways_now(args)
     texts = [*args.flow, *(text for name in args.service for text in flows_to(held.plan, name, args.sources))]
     return [
-        explained(flow.text, decision, [*filter(None, (held.mode.path(decision),))])
+        explained(flow.text, decision, [*filter(None, (held.mode.path(decision),)), *ways(decision)])
         for flow, decision in ((flow, held.decide(flow.packet)) for flow in read_flows(texts))
     ]
 
@@ -251,4 +262,17 @@ def _under_manifests(args: argparse.Namespace) -> list[Explained]:
     off = {a for pod in planner.plan.connect_off.values() if not pod.host_network for a in pod.addresses}
     elsewhere = pods_elsewhere(decoded.objects, context.node.name, sources)
     keeping = Keeping(mode.keeps(options), elsewhere, frozenset(off if mode.at_connect(options) else ()))
-    return explain(planner, asked, context.mode, keeping)
+    return explain(planner, asked, context.mode, keeping, _ways(args, mode, context.node.name, decoded))
+
+
+def _ways(args: argparse.Namespace, mode: Mode, node: str, decoded: Decoded) -> Callable[[Decision], Sequence[str]]:
+    """Return what says which way packets go; of a mode that takes none past the stack, nothing."""
+    from ctl.explain_routes import RouteNotes
+    from ctl.plane_options import unchecked_options
+
+    options = unchecked_options(args)
+    if not mode.routes_past_stack(options):
+        return lambda _: ()
+    read = {item.ref for item in decoded.objects}
+    unreadable = (problem.ref for problem in decoded.problems if problem.ref not in read)
+    return RouteNotes(node, options.host_routing, decoded.objects, unreadable).notes

@@ -14,7 +14,8 @@ VIEWS = {
     "services": "frontends, and what happens to their packets by where these come from",
     "endpoints": "endpoints, and the frontends that choose among them",
     "affinity": "clients that session affinity remembers now",
-    "connections": "connections through frontends that conntrack holds now",
+    "connections": "connections through frontends that conntrack holds now; in ebpf mode also those that the programs "
+    "track, and whether they go past the node's stack",
     "drops": "what was refused or dropped, and why; the nftables mode's rules do not count that",
     "connect-time": "ebpf mode: for which Pods, control groups and network namespaces connect time is off, and why",
     "counters": "connections of each frontend now; in iptables mode also those opened and refused since it was loaded; "
@@ -81,12 +82,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _view(args: argparse.Namespace) -> Shown:
+    from pathlib import Path
+
     from ctl import views
     from ctl.loaded import loaded_plane
+    from ctl.store import ways
 
     plane = loaded_plane(args.mode, args.state_dir)
     view: Callable[..., views.View] = getattr(views, args.what)
     records, columns = view(plane)
+    if args.what == "connections" and (found := ways.load(Path(args.state_dir))) is not None:
+        records, columns = views.with_ways(records, columns, found)
     empty = f"the {plane.name} rules of this network namespace hold no {args.what}"
     if args.what == "drops" and not views.counts_drops(plane):
         empty = f"the {plane.name} mode's rules do not count what they refuse; explain says what is refused and why"

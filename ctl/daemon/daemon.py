@@ -13,6 +13,7 @@ import msgspec
 
 from ctl.daemon.announce import announce
 from ctl.daemon.events import EventRecorder
+from ctl.daemon.host_routing.router import GAVE_WAY, HostRouter
 from ctl.daemon.http.guard import SWEEP_SECONDS as SLOW_SECONDS
 from ctl.daemon.http.guard import Guard
 from ctl.daemon.http.health import Health, eligible
@@ -43,7 +44,7 @@ from ctl.loaded import left_out
 from ctl.sources.api import Api
 from ctl.sources.directory import DirectorySource
 from ctl.sources.kubeconfig import find_cluster
-from ctl.sources.watch import Reflector, pod_resources, resources
+from ctl.sources.watch import Reflector, Resource, pod_resources, resources
 from ctl.store import state, unfinished_loads
 from ctl.store.files import make_folder
 from ctl.store.journal import Journal
@@ -101,13 +102,15 @@ class Daemon:
         self._of_pods = pod_resources(
             settings.node.name, host_ports=settings.node.host_ports, connect_time=settings.balances_at_connect_time
         )
-        self.inbox = Inbox((*KINDS, *(resource_.kind for resource_ in self._of_pods)))
         self._api: Api | None = None
         self._events = EventRecorder(None, settings.node.name, log)
         self._traffic = TrafficCollector()
         self.metrics.registry.register(self._traffic)
         self._clean_up = CleanUp(self.metrics.cleaned)
         self._kernel = Kernel(self._clean_up, self._clean_up.is_brief)
+        self._router = HostRouter(settings, self._kernel.exclude, self._jobs, log)
+        kinds = (*KINDS, *(resource_.kind for resource_ in self._of_pods))
+        self.inbox = Inbox(kinds, self._router.kinds.difference(kinds), self._router.listener)
         self._guard = Guard(self.metrics.connection_closed)
         self._ports = HealthPorts(self.health, log, self._port_refused, self._guard)
         self.reconciler = Reconciler(
@@ -197,6 +200,7 @@ class Daemon:
         self._begin_mode(self.settings.mode)
         await self._kernel.call(self._clean_up.look, self.settings.mode)
         await self.reconciler.start()
+        self._router.begin(self.settings)
         _resume_garbage_collection()
 
     def _open_source(self) -> None:
@@ -211,10 +215,14 @@ class Daemon:
         self._api = Api(cluster)
         self._events = EventRecorder(self._api, settings.node.name, self._log)
         for resource_ in (*resources(settings.node.name), *self._of_pods):
-            observe = self._see_node if resource_.kind == "Node" else None
-            reflector = Reflector(self._api, resource_, self.inbox, self._log, observe=observe)
-            self._reflectors.append((resource_.kind, reflector))
-            self._jobs.start(f"watch {resource_.kind}", reflector.run)
+            self._watch(self._api, resource_)
+        self._router.connect(self._api, self._watch, frozenset(resource_.kind for resource_ in self._of_pods))
+
+    def _watch(self, api: Api, resource: Resource) -> None:
+        observe = self._see_node if resource.kind == "Node" else None
+        reflector = Reflector(api, resource, self.inbox, self._log, observe=observe)
+        self._reflectors.append((resource.kind, reflector))
+        self._jobs.start(f"watch {resource.kind}", reflector.run)
 
     def _see_node(self, raw: msgspec.Raw | None) -> None:
         if raw is None:  # a Node object that goes leaves everything as it was last
@@ -365,6 +373,7 @@ class Daemon:
         async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 await self._save()
+                await self._router.save(self._kernel, self.settings.state_dir)
             except (HotplaneError, OSError) as error:
                 self._log.warning("the plan could not be written down", reason=error)
             finally:
@@ -420,6 +429,7 @@ class Daemon:
             return
         old, self.settings = self.settings, self._what_can_change(fresh)
         fresh = self.settings
+        self._router.use(fresh)
         self.reconciler.pace.interval = fresh.min_sync_period
         self.health.patience = 2 * fresh.sync_period
         apply_sysctls(fresh.config.conntrack, self._log)
@@ -461,11 +471,13 @@ class Daemon:
             return
         if self._kernel.plane.name != self.settings.mode:
             old = self._kernel.plane
+            self._router.end(GAVE_WAY)
             await self._use_plane()
             self._leaving.append(old)
         if not await self.reconciler.reload(why):
             raise HotplaneError(f"{why}: the rules could not be loaded, and the old ones still serve")
         await self._finish_mode_change()
+        self._router.begin(self.settings)
 
     async def _serve(self) -> None:
         """Open the health and metrics servers that are not open yet. A port that is taken is fatal only with
@@ -527,6 +539,7 @@ class Daemon:
     async def _close(self) -> None:
         """Stop all jobs and servers; the rules stay in the kernel."""
         await self._jobs.close()
+        self._router.close()
         if self._addresses is not None:
             self._addresses.close()
         if self._save_server is not None:

@@ -14,6 +14,7 @@ from ctl.plane_options import plane_options
 from ctl.sources.manifests import NODE_PORTS, PortRange
 from dataplane.errors import UsageError
 from dataplane.model.net import canonical_address
+from dataplane.planes.host_routes import AUTO, OFF
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.registry import DEFAULT_MODE, mode_of
 
@@ -40,6 +41,12 @@ class Settings(msgspec.Struct, frozen=True):
     def balances_at_connect_time(self) -> bool:
         """True if connections of this node's processes are balanced at connect time."""
         return mode_of(self.mode).at_connect(self.options)
+
+    @property
+    def routes_past_stack(self) -> bool:
+        """True if packets of this node's pods may go past its stack."""
+        able = mode_of(self.mode).routes_past_stack(self.options)
+        return able and self.options.host_routing != OFF and not self.once
 
     @property
     def sync_period(self) -> float:
@@ -78,7 +85,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
         once=args.once,
         adopt=args.adopt,
         unknown=loaded.unknown,
-        options=plane_options(args),
+        options=msgspec.structs.replace(
+            plane_options(args), host_routing=args.host_routing or config.host_routing or AUTO
+        ),
     )
 
 

@@ -88,12 +88,23 @@ def resources(node_name: str) -> tuple[Resource, ...]:
     )
 
 
-def pod_resources(node_name: str, *, host_ports: bool, connect_time: bool) -> tuple[Resource, ...]:
+def policy_resources(node_name: str) -> tuple[Resource, ...]:
+    """Return the kinds that decide which pods stay on the node's stack: this node's Pods, and all NetworkPolicies. If
+    this proxy may not read them, all pods do that a policy could select."""
+    return (
+        Resource("NetworkPolicy", "/apis/networking.k8s.io/v1/networkpolicies", optional=True, patient=True),
+        *pod_resources(node_name, host_ports=False, connect_time=False, policies=True),
+    )
+
+
+def pod_resources(
+    node_name: str, *, host_ports: bool, connect_time: bool, policies: bool = False
+) -> tuple[Resource, ...]:
     """Return the kinds with this node's Pods. host_ports: their hostPorts are published, so the Pods must be known.
     connect_time: labels of Pods and Namespaces may switch connect-time balancing off; if this proxy may not read them,
-    it is on for all Pods."""
+    it is on for all Pods. policies: it matters which NetworkPolicies select them."""
     found = []
-    if host_ports or connect_time:
+    if host_ports or connect_time or policies:
         mine = f"spec.nodeName={node_name}"
         spare = not host_ports
         found.append(Resource("Pod", "/api/v1/pods", field_selector=mine, optional=spare, patient=spare))
@@ -209,7 +220,7 @@ class Reflector:
             return
         if self._resource.kind not in self._inbox.synced:
             self._log.info("kind is not served", kind=self._resource.kind, answer=refusal)
-            self._inbox.complete(self._resource.kind, set())
+            self._inbox.not_served(self._resource.kind, refusal.code, str(refusal))
         await asyncio.sleep(NOT_SERVED_SECONDS)
 
     async def _failed(self, error: HotplaneError) -> None:
@@ -225,7 +236,7 @@ class Reflector:
                 self._log.info("watch expired, listing again", kind=self._resource.kind, reason=error)
                 return
         if isinstance(error, ApiStatus) and self._without(error):
-            self._inbox.complete(self._resource.kind, set())
+            self._inbox.not_served(self._resource.kind, error.code, str(error))
         self.failing_since = self.failing_since or time.monotonic()
         asked = error.retry_after if isinstance(error, ApiStatus) else 0.0
         delay = max(backoff.failed(), asked)
@@ -396,7 +407,7 @@ class Reflector:
         """Put an added or changed object into the inbox."""
         found = decode_object(raw, self._resource.kind)
         if found.ref is None or found.ref.kind != self._resource.kind:
-            self._inbox.invalid_events += 1
+            self._inbox.unknown(self._resource.kind)
             reason = found.problems[0].reason if found.problems else f"is a {found.ignored or found.ref}"
             self._log.warning("an object cannot be used", kind=self._resource.kind, reason=reason)
             return

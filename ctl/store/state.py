@@ -203,6 +203,7 @@ def forget(state_dir: Path) -> bool:
         path.unlink(missing_ok=True)
         _stale_path(path).unlink(missing_ok=True)
         drop(path)
+        path.with_suffix(".routes").unlink(missing_ok=True)
         for half in (each for each in state_dir.glob(f"{path.stem}.*") if each.suffix[1:].isdigit()):
             half.unlink(missing_ok=True)  # of a process that was killed while it saved
         _drop_dead_socket(socket_path(state_dir))

@@ -9,6 +9,8 @@ from dataplane.plan.types import EntryKey, FrontendKey, Plan, Table
 from dataplane.planes.answers import Counted, Flow, Traffic, Usage
 from dataplane.planes.clients import Client
 from dataplane.planes.decisions import Asked, DecisionStream
+from dataplane.planes.exclusions import Exclusions
+from dataplane.planes.host_routes import HostRoutes
 
 MOST_REFUSALS = 64
 """After this many refusals that name no entry, the rest waits for the next try."""
@@ -111,6 +113,14 @@ class Plane(ABC):
 
     def stand_aside(self, aside: bool) -> None:  # noqa: B027 - nothing to do without a plane underneath
         """Let `slow` serve everything (aside True), or serve again."""
+
+    def exclude(self, exclusions: Exclusions) -> None:  # noqa: B027 - most take no packet past the stack
+        """Keep these on the node's stack from now on: when it returns, no new packet of theirs goes past it. A plane
+        that was never told keeps everything there. May be called from any thread. Raises PlaneError."""
+
+    def host_routes(self) -> HostRoutes | None:
+        """Return which way packets go now; None if this plane takes none past the stack."""
+        return None
 
     def stored_name(self, service: str) -> str:
         """Return the name (EntryKey.service) that `read_back` has for a Service port."""

@@ -56,6 +56,7 @@ class Mode(ABC):
     conntrack.tcpBeLiberal. why_no_ping, why_no_flowtable: what keeps it from answering pings to Services, and from
     handing connections over to a flowtable, "" where it can. hooks: those that its programs can be put on, as in
     PlaneOptions. watches_devices: it goes by devices, and recognises pods as it did when it was made.
+    tables: nftables tables (family, name) that its own planes make.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Mode(ABC):
     why_no_flowtable: str = "has no flowtable"
     hooks: tuple[str, ...] = ()
     watches_devices: bool = False
+    tables: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def planes(self) -> frozenset[str]:
@@ -89,6 +91,11 @@ class Mode(ABC):
     def at_connect(self, options: PlaneOptions) -> bool:
         """True if connections are balanced when they are made."""
         return self.connect_time and options.at_connect
+
+    def routes_past_stack(self, options: PlaneOptions) -> bool:
+        """True if it can take packets of pods past the node's stack; whether `--host-routing` lets it does not
+        matter."""
+        return False
 
     def measured(self, wanted: Wanted) -> Measured:
         """Create the plane for a benchmark."""

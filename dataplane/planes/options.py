@@ -2,6 +2,8 @@
 
 import msgspec
 
+from dataplane.planes.host_routes import AUTO
+
 HOOKS = ("connect", "tc", "xdp")
 MASQUERADE = ("client", "kube-proxy")
 NO_CGROUP = "none"
@@ -10,8 +12,9 @@ NO_CGROUP = "none"
 class PlaneOptions(msgspec.Struct, frozen=True):
     """Options given by the user. hooks: as named. cgroup: directory, "" = the hierarchy's root, "none". uplinks, pods:
     globs; none = found by themselves. kube_proxy_masquerade: exact parity, else clients keep their address where the
-    backend is local. instance: pin directory, "" = this network namespace's own. off_cgroups, off_netns: for whom
-    connect time is off (see planes.ebpf.connect_time.off_targets.OffSelection)."""
+    backend is local. host_routing: whether packets of pods may go past the node's stack (planes.host_routes.CHOICES).
+    instance: pin directory, "" = this network namespace's own. off_cgroups, off_netns: for whom connect time is off
+    (see planes.ebpf.connect_time.off_targets.OffSelection)."""
 
     hooks: tuple[str, ...] = HOOKS
     cgroup: str = ""
@@ -21,6 +24,7 @@ class PlaneOptions(msgspec.Struct, frozen=True):
     instance: str = ""
     off_cgroups: tuple[str, ...] = ()
     off_netns: tuple[str, ...] = ()
+    host_routing: str = AUTO
 
     @property
     def at_connect(self) -> bool:

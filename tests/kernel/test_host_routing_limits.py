@@ -15,10 +15,10 @@ from dataplane.kernel.netlink.links import Links
 from dataplane.lab.build import _POD_GATEWAY as POD_GATEWAY
 from dataplane.model.net import Family
 from dataplane.planes.ebpf.flows.direct import direct_key
-from dataplane.planes.ebpf.host_routing.exclusions import Exclusions
 from dataplane.planes.ebpf.maps.layout import record
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.plane import EbpfPlane
+from dataplane.planes.exclusions import Exclusions
 from tests.kernel.host_lab import CLUSTER_IP, FAMILIES, LOCAL, PORT, HostLab, ask, fetch, host_lab
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from dataplane.model.net import Family
-from dataplane.planes.ebpf.host_routing.exclusions import Exclusions
+from dataplane.planes.exclusions import Exclusions
 from tests.kernel.host_lab import CLUSTER_IP, FAMILIES, LOCAL, PORT, HostLab, ask, host_lab
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM

@@ -23,6 +23,7 @@ from dataplane.errors import HotplaneError
 from dataplane.kernel.ebpf.bcc_loader import DEFAULT_CACHE_DIR
 from dataplane.kernel.nft.forms import CACHE_DIRS
 from dataplane.planes.answers import HookExit, Round, ServiceCounters, Traffic, Usage
+from dataplane.planes.host_routes import HostRoutes, Way
 from dataplane.planes.registry import MODES, mode_of
 from dataplane.planes.rights import SYS_ADMIN
 from tests.service import unit
@@ -124,6 +125,9 @@ class _Counting:
 
     def traffic(self) -> Traffic:
         return Traffic({"default/web:http": ServiceCounters(1, 1, 1, 1, 1)}, [HookExit("xdp", "flow", 1)])
+
+    def host_routes(self) -> HostRoutes:
+        return HostRoutes([Way("veth1")], [Way("10.244.1.11", "a policy")], {"into_pod": 1})
 
 
 _OF_METRICS = r"\b(?:hotplane|kubeproxy|process)_[a-z_]+"

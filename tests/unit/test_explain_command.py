@@ -386,3 +386,54 @@ def test_a_service_from_a_source_that_was_named(manifests: str, capsys: pytest.C
     assert "--service shop/none: the plan has no frontend of such a Service" in capsys.readouterr().err
     assert main(["explain"]) == 2
     assert "nothing is asked" in capsys.readouterr().err
+
+
+PODS_HERE = """
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: shop, name: web, labels: {app: web}}
+spec: {nodeName: n1}
+status: {podIP: 10.244.0.5}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: shop, name: client}
+spec: {nodeName: n1}
+status: {podIP: 10.244.0.9}
+"""
+POLICY = """
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: shop, name: p}
+spec: {podSelector: SELECTOR}
+"""
+
+
+@pytest.mark.parametrize(
+    ("selector", "options", "told"),
+    [
+        ("", (), "to 10.244.0.5 go past the node's stack, straight to the pod, unless a device or another program's"),
+        ("", (), "to 10.244.1.5 go past the node's stack, by the uplink, unless a device or another program's"),
+        ("", ("--host-routing", "off"), "--host-routing is off: its packets go by the node's stack"),
+        (
+            "{matchLabels: {app: web}}",
+            (),
+            "to 10.244.0.5 go by the node's stack: NetworkPolicy shop/p selects Pod shop/web",
+        ),
+        ("{matchLabels: {app: web}}", (), "to 10.244.1.5 go past the node's stack, by the uplink"),
+        ("{matchLabels: {app: web}}", ("--host-routing", "on"), "to 10.244.0.5 go past the node's stack"),
+        ("{}", (), "to 10.244.1.5 go by the node's stack: NetworkPolicy shop/p selects Pod shop/client"),
+        ("[wrong]", (), "to 10.244.0.5 go by the node's stack: NetworkPolicy shop/p cannot be read"),
+    ],
+)
+def test_which_way_packets_go_past_the_stack(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], selector: str, options: tuple[str, ...], told: str
+) -> None:
+    manifests = tmp_path / "objects.yaml"
+    manifests.write_text(EBPF + PODS_HERE + (POLICY.replace("SELECTOR", selector) if selector else ""))
+    words = ["--mode", "ebpf", *NODE, *options, "explain", "-f", str(manifests), "-o", "json"]
+    assert main([*words, "--flow", "10.244.0.9 -> 10.96.0.10:80/tcp"]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert any(told in reason for reason in found["reasons"]), found["reasons"]

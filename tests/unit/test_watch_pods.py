@@ -16,7 +16,7 @@ from ctl.parser import parse
 from ctl.sources.api import Api
 from ctl.sources.directory import DirectorySource
 from ctl.sources.kubeconfig import Cluster
-from ctl.sources.watch import Reflector, Resource, pod_resources
+from ctl.sources.watch import Reflector, Resource, pod_resources, policy_resources
 from dataplane.backoff import Backoff
 from dataplane.lab.apiserver.server import ApiServer
 from dataplane.model.objects import Namespace, ObjectRef, Pod
@@ -61,9 +61,14 @@ def test_the_extra_role_allows_what_is_watched() -> None:
     documents: dict[str, Any] = {
         item["kind"]: item for item in yaml.safe_load_all((DEPLOY / "pods-role.yaml").read_text())
     }
-    [rule] = documents["ClusterRole"]["rules"]
-    wanted = {resource.path.rpartition("/")[2] for resource in pod_resources("n", host_ports=True, connect_time=True)}
-    assert (set(rule["resources"]), rule["verbs"]) == (wanted, ["get", "list", "watch"])
+    watched = (*pod_resources("n", host_ports=True, connect_time=True), *policy_resources("n"))
+    paths = {resource.path.removeprefix("/api/v1").removeprefix("/apis").removesuffix("/") for resource in watched}
+    allowed = set()
+    for rule in documents["ClusterRole"]["rules"]:
+        assert rule["verbs"] == ["get", "list", "watch"]
+        for group in rule["apiGroups"]:
+            allowed |= {f"/{group}/v1/{name}" if group else f"/{name}" for name in rule["resources"]}
+    assert allowed == paths
     assert documents["ClusterRoleBinding"]["roleRef"]["name"] == documents["ClusterRole"]["metadata"]["name"]
 
 

@@ -8,6 +8,7 @@ from prometheus_client.registry import Collector
 
 from dataplane.planes.answers import Traffic, Usage
 from dataplane.planes.base import Plane
+from dataplane.planes.host_routes import HostRoutes
 
 _TRAFFIC = {
     "connections": "New connections to a Service port",
@@ -33,6 +34,9 @@ class TrafficCollector(Collector):
         usage = plane.usage()
         traffic = plane.traffic() if usage is not None else None
         self._families = [*_traffic(traffic), *_usage(usage)] if usage is not None and traffic is not None else []
+        routes = plane.host_routes()
+        if routes is not None:
+            self._families += _routes(routes)
 
 
 def _traffic(traffic: Traffic) -> Iterable[Metric]:
@@ -45,6 +49,21 @@ def _traffic(traffic: Traffic) -> Iterable[Metric]:
     for way in traffic.hook_exits:
         reasons.add_metric([way.hook, way.reason], way.times)
     yield reasons
+
+
+def _routes(routes: HostRoutes) -> Iterable[Metric]:
+    packets = CounterMetricFamily(
+        "hotplane_host_routing_packets", "Packets of pods past the node's stack, and by it, by way", labels=["way"]
+    )
+    for way, count in routes.packets.items():
+        packets.add_metric([way], count)
+    yield packets
+    for what, ways in (("addresses", routes.addresses), ("devices", routes.devices)):
+        gauge = GaugeMetricFamily(f"hotplane_host_routing_{what}", f"Pods' {what} by way", labels=["way"])
+        stay = sum(bool(way.reason) for way in ways)
+        gauge.add_metric(["stack"], stay)
+        gauge.add_metric(["past"], len(ways) - stay)
+        yield gauge
 
 
 def _by_map(name: str, text: str, values: Mapping[str, float]) -> Metric:

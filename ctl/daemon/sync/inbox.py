@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Container, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ctl.daemon.sync.names import Names, Waiting
 from dataplane.model.decode import DecodedObject
@@ -28,16 +28,43 @@ class Batch(NamedTuple):
     events: Counter[tuple[str, Family]]
 
 
+class Listener(Protocol):
+    """Hears of objects of some kinds before anything else is done with them."""
+
+    kinds: frozenset[str]
+
+    def put(self, found: DecodedObject) -> None:
+        """An object was added or changed; one without a value cannot be read."""
+
+    def remove(self, ref: ObjectRef) -> None:
+        """An object was deleted; it need not be known."""
+
+    def complete(self, kind: str, present: Container[tuple[str, str]]) -> None:
+        """A list is complete: there are no other objects of its kind."""
+
+    def not_served(self, kind: str, status: int, why: str) -> None:
+        """Objects of a kind cannot be listed. status: the HTTP status that the server answers with."""
+
+    def unknown(self, kind: str) -> None:
+        """An object of a kind cannot be read, not even its name."""
+
+
 class Inbox:
     """Collects objects from all sources. For use in one event loop.
+
+    kinds: those that are followed. beside: of these, kinds that are not handed out, and that nothing waits for.
+    listener: hears of objects at once, whether or not they are handed out.
 
     problems, notes: errors in the current objects, and warnings about them, by object.
     synced: the kinds that have been listed completely.
     Nothing is handed out before every kind in `kinds` is complete.
     """
 
-    def __init__(self, kinds: Iterable[str]) -> None:
-        self.kinds = frozenset(kinds)
+    def __init__(self, kinds: Iterable[str], beside: Iterable[str] = (), listener: Listener | None = None) -> None:
+        self._beside = frozenset(beside)
+        self.kinds = frozenset(kinds) | self._beside
+        self._needed = self.kinds - self._beside
+        self._listener = listener
         self.problems: dict[ObjectRef, tuple[Problem, ...]] = {}
         self.notes: dict[ObjectRef, tuple[Problem, ...]] = {}
         self.synced: set[str] = set()
@@ -54,18 +81,22 @@ class Inbox:
     def put(self, found: DecodedObject, trigger: float = 0.0) -> None:
         """Add or change an object. An invalid one counts as absent, so that a restart would change nothing."""
         ref = found.ref
+        if self._listener is not None and ref is not None and ref.kind in self._listener.kinds:
+            self._listener.put(found)
         if found.value is not None:
             ref = found.value.ref
             self._known[ref.kind].add(ref.namespace, ref.name)
             self._deletes.pop(ref, None)
-            self._upserts.put(ref, found.value)
+            if ref.kind not in self._beside:
+                self._upserts.put(ref, found.value)
             if isinstance(found.value, EndpointSlice):
                 (self._ipv6.add if found.value.family is Family.IPV6 else self._ipv6.discard)((ref.namespace, ref.name))
                 if trigger:
                     self._triggers.append((found.value.family, trigger))
-            self._touch(ref)
+            if ref.kind not in self._beside:
+                self._touch(ref)
         elif ref is not None:
-            self.remove(ref)
+            self._drop(ref)
         if ref is not None:
             self.notes.pop(ref, None)
             if found.notes:
@@ -79,19 +110,42 @@ class Inbox:
 
     def remove(self, ref: ObjectRef) -> None:
         """Delete an object; it need not be known."""
+        if self._listener is not None and ref.kind in self._listener.kinds:
+            self._listener.remove(ref)
+        self._drop(ref)
+
+    def _drop(self, ref: ObjectRef) -> None:
         self.problems.pop(ref, None)
         self.notes.pop(ref, None)
         if not self._known[ref.kind].discard(ref.namespace, ref.name):
             return
-        self._upserts.discard(ref)
-        self._deletes[ref] = None
-        self._touch(ref)
+        if ref.kind not in self._beside:
+            self._upserts.discard(ref)
+            self._deletes[ref] = None
+            self._touch(ref)
 
     def complete(self, kind: str, present: Container[tuple[str, str]]) -> int:
         """Complete a list of a kind: delete the known objects that are not in it. Returns their number."""
+        if self._listener is not None and kind in self._listener.kinds:
+            self._listener.complete(kind, present)
+        return self._complete(kind, present)
+
+    def not_served(self, kind: str, status: int, why: str) -> None:
+        """Go on without a kind, as if there were no object of it. status, why: the server's answer."""
+        if self._listener is not None and kind in self._listener.kinds:
+            self._listener.not_served(kind, status, why)
+        self._complete(kind, set())
+
+    def unknown(self, kind: str) -> None:
+        """Count an object of a kind that cannot be read, not even its name."""
+        self.invalid_events += 1
+        if self._listener is not None and kind in self._listener.kinds:
+            self._listener.unknown(kind)
+
+    def _complete(self, kind: str, present: Container[tuple[str, str]]) -> int:
         gone = [name for name in self._known[kind] if name not in present]
         for namespace, name in gone:
-            self.remove(ObjectRef(kind, namespace, name))
+            self._drop(ObjectRef(kind, namespace, name))
         for ref in [ref for ref in self.problems if ref.kind == kind and (ref.namespace, ref.name) not in present]:
             del self.problems[ref]
         if kind not in self.synced:
@@ -101,8 +155,8 @@ class Inbox:
 
     @property
     def complete_once(self) -> bool:
-        """True if every kind has been listed completely."""
-        return self.synced >= self.kinds
+        """True if every kind that is handed out has been listed completely."""
+        return self.synced >= self._needed
 
     @property
     def pending(self) -> bool:

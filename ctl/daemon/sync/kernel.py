@@ -20,6 +20,7 @@ from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.rows import row
 from dataplane.plan.types import Plan, PlanEntry, Table
 from dataplane.planes.base import MOST_REFUSALS, EntryRefused, Plane, PlaneError, load_others
+from dataplane.planes.exclusions import Exclusions
 
 _T = TypeVar("_T")
 _GRACE = 5.0
@@ -99,6 +100,12 @@ class Kernel:
         """The plane in use; `use` must have been called."""
         assert self._plane is not None, "use comes first"
         return self._plane
+
+    def exclude(self, exclusions: Exclusions) -> None:
+        """Have the plane in use keep these on the node's stack, at once, whatever its thread does. Raises
+        PlaneError."""
+        if self._plane is not None:
+            self._plane.exclude(exclusions)
 
     async def use(
         self, make: Callable[[], Plane], untouched: Callable[[Plane], Untouched | None] = lambda _: None

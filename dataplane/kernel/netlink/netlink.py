@@ -173,7 +173,7 @@ class Netlink(Resource):
     def _receive(self, flags: int = 0) -> Iterator[tuple[int, int, int, memoryview]]:
         """The messages of one datagram, copied."""
         length = self._socket.recv_into(self._buffer, 0, flags)
-        return _split(memoryview(bytes(memoryview(self._buffer)[:length])))
+        return split_messages(memoryview(bytes(memoryview(self._buffer)[:length])))
 
     def make_room(self, size: int) -> None:
         """Before so many bytes are sent at once: they must fit into the socket's send buffer whole."""
@@ -222,7 +222,7 @@ class Notifications(Resource):
                 if error.errno != errno.ENOBUFS:
                     raise
                 continue
-            for kind, _, _, body in _split(memoryview(received)):
+            for kind, _, _, body in split_messages(memoryview(received)):
                 yield kind, body
 
     def close(self) -> None:
@@ -230,7 +230,7 @@ class Notifications(Resource):
         self._socket.close()
 
 
-def _split(received: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
+def split_messages(received: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
     """(kind, flags, number, body) of each message of one datagram."""
     offset = 0
     while offset + HEADER.size <= len(received):

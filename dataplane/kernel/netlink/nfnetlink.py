@@ -12,12 +12,13 @@ from typing import NamedTuple
 from dataplane.kernel.netlink.netlink import ACK, HEADER, NETFILTER, Netlink, Refused, message
 
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11  # linux/netfilter/nfnetlink.h
-_FAMILY_HEADER = struct.Struct("=BBH")
+FAMILY_HEADER = struct.Struct("=BBH")
+"""What the attributes of a message come after: family, version, resource."""
 
 CREATE = 0x400
 """NLM_F_CREATE: the flag of a message that adds something, and is content when it is there."""
 
-BODY = HEADER.size + _FAMILY_HEADER.size
+BODY = HEADER.size + FAMILY_HEADER.size
 """Where the attributes of a message begin."""
 
 
@@ -31,7 +32,7 @@ class Message(NamedTuple):
 
 
 def _body(family: int, attributes: bytes, resource: int = 0) -> bytes:
-    return _FAMILY_HEADER.pack(family, 0, resource) + attributes
+    return FAMILY_HEADER.pack(family, 0, resource) + attributes
 
 
 class Nfnetlink:
@@ -72,11 +73,11 @@ class Nfnetlink:
     def request(self, item: Message) -> memoryview:
         """Send one message that is no part of a transaction. Returns the attributes of the kernel's answer, nothing
         when it only acknowledges. Raises Refused."""
-        return self._netlink.request(item.kind, _body(item.family, item.attributes), item.flags)[_FAMILY_HEADER.size :]
+        return self._netlink.request(item.kind, _body(item.family, item.attributes), item.flags)[FAMILY_HEADER.size :]
 
     def dump(self, kind: int, family: int, attributes: bytes, beginning: bytes = b"") -> list[memoryview]:
         """The attributes of every message of a dump that begin with these bytes, a copy each.
 
         A dump that a change interrupted starts again. Raises Refused, also when changes keep interrupting.
         """
-        return self._netlink.dump(kind, _body(family, attributes), _FAMILY_HEADER.size, beginning)
+        return self._netlink.dump(kind, _body(family, attributes), FAMILY_HEADER.size, beginning)

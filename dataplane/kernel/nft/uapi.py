@@ -55,6 +55,7 @@ class Chain(enum.IntEnum):
     NAME = 3
     HOOK = 4
     POLICY = 5
+    USE = 6
     TYPE = 7
 
 

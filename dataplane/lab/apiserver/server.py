@@ -68,7 +68,7 @@ class Mood:
     expire_pages: every continue token is too old. retry_after: seconds that a 429 asks for.
     bookmark_seconds: time between bookmarks. missing: kinds, or paths, that are not served. token: what must be
     presented.
-    watch_seconds: watches end after this time.
+    watch_seconds: watches end after this time. groups: API groups that are served beside Kubernetes' own.
     """
 
     down: bool = False
@@ -84,6 +84,7 @@ class Mood:
     missing: tuple[str, ...] = ()
     token: str = ""
     watch_seconds: float = 600.0
+    groups: tuple[str, ...] = ()
 
 
 @dataclass
@@ -219,6 +220,8 @@ class ApiServer:
         if request.method in ("POST", "PATCH") and "/events" in request.path:
             return self._event(request, msgspec.json.decode(await request.read()))
         self.seen.paths.append(request.path)
+        if request.path == "/apis":
+            return self._groups()
         asked = _asked(request.path)
         if asked.collection not in PATHS or {asked.collection, PATHS[asked.collection][1]} & {*mood.missing}:
             raise Refused(404, "NotFound", "the server could not find the requested resource")
@@ -240,6 +243,11 @@ class ApiServer:
             what = asked.collection.rpartition("/")[2]
             raise Refused(404, "NotFound", f'{what} "{asked.name}" not found')
         return web.Response(body=msgspec.json.encode(as_version(item, version)), content_type=_JSON)
+
+    def _groups(self) -> web.StreamResponse:
+        names = {version.rpartition("/")[0] for version, _ in PATHS.values()} - {""} | {*self._mood.groups}
+        body = {"kind": "APIGroupList", "apiVersion": "v1", "groups": [{"name": name} for name in sorted(names)]}
+        return web.Response(body=msgspec.json.encode(body), content_type=_JSON)
 
     def _event(self, request: web.BaseRequest, body: Object) -> web.StreamResponse:
         """An Event is created, once, or changed. Those of the older API are taken as they are, and forgotten."""

@@ -17,11 +17,14 @@ from dataplane.planes.ebpf.attach.programs import ConnectHook, Hook
 from dataplane.planes.ebpf.connect_time.off import ConnectOff
 from dataplane.planes.ebpf.connect_time.off_targets import OffSelection, find_targets
 from dataplane.planes.ebpf.flows.sockets import SocketCleaner
+from dataplane.planes.ebpf.host_routing.table import HostRouting
 from dataplane.planes.ebpf.maps.layout import Sizes
 from dataplane.planes.ebpf.maps.pins import default_instance
 from dataplane.planes.ebpf.mode import SLOW
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.ebpf.views.records import open_instance
+from dataplane.planes.exclusions import Exclusions
+from dataplane.planes.host_routes import OFF
 from dataplane.planes.mode import Making
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.registry import mode_of
@@ -78,11 +81,12 @@ def make_ebpf_plane(making: Making, *, sizes: Sizes | None = None) -> EbpfPlane:
             asked = OffSelection(options.off_cgroups, options.off_netns)
             off = ConnectOff(hierarchy_of(group), asked, warn=warn, watch=watch)
     selection = DeviceSelection(options.uplinks, options.pods, making.detector or LocalDetector())
+    host = _host_routing(options) if watch else None
     if "xdp" in options.hooks:  # needs tc, which handles the packets that XDP passes
-        choices = (PacketHook(selection), PacketHook(selection, xdp=False))
+        choices = (PacketHook(selection, host=host), PacketHook(selection, xdp=False, host=host))
         hooks.append(OptionalHook(*choices, warn=warn, watch=watch))
     elif "tc" in options.hooks:
-        hooks.append(OptionalHook(PacketHook(selection, xdp=False), warn=warn, watch=watch))
+        hooks.append(OptionalHook(PacketHook(selection, xdp=False, host=host), warn=warn, watch=watch))
     return EbpfPlane(
         mode_of(SLOW).make(Making(warn=warn, watch=watch)),
         hooks,
@@ -93,7 +97,18 @@ def make_ebpf_plane(making: Making, *, sizes: Sizes | None = None) -> EbpfPlane:
         warn if watch else None,
         off,
         loopback_at_connect=options.at_connect,
+        host_routing=host,
     )
+
+
+def _host_routing(options: PlaneOptions) -> HostRouting | None:
+    """Return who keeps host routing, None where nobody asks for it, so that no packet pays for it. Only a process that
+    lives on may: somebody must look at what changes. It says itself who need not stay on the stack."""
+    if options.host_routing == OFF or not {"tc", "xdp"} & set(options.hooks):
+        return None
+    routing = HostRouting()
+    routing.exclude(Exclusions("nobody has said yet who must stay"))
+    return routing
 
 
 def look_for_off(options: PlaneOptions, pods: Mapping[tuple[str, str], OffPod]) -> Collection[OffTarget]:

@@ -34,12 +34,17 @@ class EbpfMode(Mode):
     why_no_flowtable = ""
     hooks = HOOKS
     watches_devices = True
+    tables = frozenset({("inet", "hotplane-ports")})
 
     def make(self, making: Making = PLAIN) -> Plane:
         """See Mode.make."""
         from dataplane.planes.ebpf.make import make_ebpf_plane
 
         return make_ebpf_plane(making)
+
+    def routes_past_stack(self, options: PlaneOptions) -> bool:
+        """See Mode.routes_past_stack: the programs at tc do it, which stand under those at XDP, too."""
+        return bool({"tc", "xdp"} & set(options.hooks))
 
     def measured(self, wanted: Wanted) -> Measured:
         """See Mode.measured."""

@@ -34,6 +34,8 @@ from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
 from dataplane.planes.ebpf.maps.tables import Removed, Tables
 from dataplane.planes.ebpf.views import answers
 from dataplane.planes.ebpf.views import records as views
+from dataplane.planes.exclusions import Exclusions
+from dataplane.planes.host_routes import HostRoutes
 from dataplane.policy.node import NodeConfig
 
 CLEANER_SECONDS = 30.0
@@ -325,6 +327,18 @@ class EbpfPlane(Plane):
             f"map {name} is full: {count} Services ports are left to the slow path, which serves them"
             for name, count in self.overflow.items()
         ]
+
+    def exclude(self, exclusions: Exclusions) -> None:
+        """See planes.base.Plane.exclude. Before `load` and during one nobody goes past the stack."""
+        if self.host_routing is not None:
+            self.host_routing.exclude(exclusions)
+
+    def host_routes(self) -> HostRoutes | None:
+        """See planes.base.Plane.host_routes. A plane that did not load the plan knows no reasons."""
+        if self.host_routing is not None and self._tables is not None:
+            return answers.host_routes(self.host_routing) if self.host_routing.begun else None
+        with self._maps() as maps:
+            return answers.permitted_routes(maps) if maps is not None else None
 
     def stored_name(self, service: str) -> str:
         """See planes.base.Plane.stored_name."""

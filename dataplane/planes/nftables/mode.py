@@ -19,6 +19,12 @@ class NftablesMode(Mode):
     needs = (NET_ADMIN,)
     why_no_ping = ""
     why_no_flowtable = ""
+    tables = frozenset(
+        {
+            *((family, f"hotplane{suffix}") for family in ("ip", "ip6") for suffix in ("", "-ping", "-stand-in")),
+            ("ip", "hotplane-localnet"),
+        }
+    )
 
     def make(self, making: Making = PLAIN) -> Plane:
         """See Mode.make."""

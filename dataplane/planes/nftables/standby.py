@@ -16,13 +16,16 @@ from dataplane.planes.nftables.netlink.fields import Layouts
 from dataplane.planes.nftables.netlink.store import ElementStore
 from dataplane.planes.nftables.rules.syntax import Syntax, syntax_for
 
+STAND_IN = "-stand-in"
+"""What their names end in."""
+
 
 class StandbyTables:
     """The tables `<table>-stand-in`. They exist only during a replacement, or after a process died in one."""
 
     def __init__(self, nft: Nft, store: ElementStore, families: Iterable[Family], table: str) -> None:
         self._nft, self._store = nft, store
-        self._syntax = {family: syntax_for(family, f"{table}-stand-in") for family in families}
+        self._syntax = {family: syntax_for(family, f"{table}{STAND_IN}") for family in families}
 
     def replace(self, old: Iterable[Syntax], plan: Plan, text_limit: int) -> None:
         """Load the plan into the standby tables, then remove the old ones. After a PlaneError those are unchanged."""

@@ -142,4 +142,18 @@ CTL = (
         'everywhere, loopback = ("0.0.0.0", "127.0.0.1")',
         _CONFIG,
     ),
+    Mutation(
+        "policies that may not be listed are none",
+        "ctl/daemon/host_routing/policies.py",
+        "if kind == _POLICY and status == _NOT_FOUND:",
+        "if kind == _POLICY:",
+        ("test_host_routing_keeper.py::test_what_may_not_be_listed",),
+    ),
+    Mutation(
+        "everything may go past the stack before the policies are known",
+        "ctl/daemon/host_routing/policies.py",
+        "if _POLICY in self._missing:",
+        "if False:",
+        ("test_host_routing_keeper.py::test_nothing_goes_before_all_is_known",),
+    ),
 )

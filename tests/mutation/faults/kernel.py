@@ -52,4 +52,25 @@ KERNEL = (
         "for family, protocol, entry in _entries(0xFFFF):",
         ("test_conntrack.py::test_a_listing_holds_what_it_is_asked_for_and_little_else",),
     ),
+    Mutation(
+        "a chain without rules that drops does not count",
+        "foreign_chains.py",
+        'return "has rules" if rules else "has the policy drop" if drops else ""',
+        'return "has rules" if rules else ""',
+        ("test_foreign_chains.py::test_chains_that_count",),
+    ),
+    Mutation(
+        "what iptables-nft made and nobody filled counts",
+        "foreign_chains.py",
+        'return "has rules" if rules else "has the policy drop" if drops else ""',
+        'return "has rules"',
+        ("test_foreign_chains.py::test_chains_that_do_not_count",),
+    ),
+    Mutation(
+        "the policy of a legacy chain is read where its rules begin",
+        "xtables.py",
+        "drops = not rules and _policy(held, ends[number], family) == _DROPS",
+        "drops = not rules and _policy(held, 0, family) == _DROPS",
+        ("test_foreign_chains.py",),
+    ),
 )

@@ -82,4 +82,25 @@ POLICY = (
         'local = "ready" if counts.ready else "draining" if counts.draining_here else ""',
         ("test_large_sets.py::test_the_local_set_falls_back_by_itself_slice_by_slice",),
     ),
+    Mutation(
+        "a label that is not there does not meet NotIn",
+        "network_policies.py",
+        "return value is None or value not in requirement.values",
+        "return value is not None and value not in requirement.values",
+        ("test_network_policies.py",),
+    ),
+    Mutation(
+        "an address keeps what is known of it while its Pod terminates",
+        "network_policies.py",
+        "if not (away or pod.terminating or pod.finished):",
+        "if not (away or pod.finished):",
+        ("test_network_policies.py",),
+    ),
+    Mutation(
+        "a policy that cannot be read selects nobody",
+        "network_policies.py",
+        'return self._put_policy(ref, None) if ref.kind == "NetworkPolicy" else self.remove(ref)',
+        "return self.remove(ref)",
+        ("test_network_policies.py", "test_host_routing_keeper.py"),
+    ),
 )

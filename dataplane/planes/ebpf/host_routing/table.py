@@ -15,11 +15,11 @@ from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.attach.devices import Device, Network
 from dataplane.planes.ebpf.flows.direct import direct_key
 from dataplane.planes.ebpf.host_routing.devices import Judgement, LocalPod, judge
-from dataplane.planes.ebpf.host_routing.exclusions import Exclusions
 from dataplane.planes.ebpf.host_routing.surroundings import NeighbourNews, Surroundings, read_surroundings
 from dataplane.planes.ebpf.maps.encode import address_bytes, address_text
 from dataplane.planes.ebpf.maps.layout import constant, hook_names, reason_names, record, size_of
 from dataplane.planes.ebpf.maps.mapset import MapSet
+from dataplane.planes.exclusions import Exclusions
 
 LEASE_SECONDS = 15.0
 """How long host routing goes on without its daemon. Renewed every RENEW_SECONDS."""
@@ -66,10 +66,11 @@ class HostRouting:
         with self._lock:
             self._maps, self._programs, self._again = maps, programs, again
             self._written = dict(maps.items("pods"))
-            if not any(maps.get("host_times", _UNTIL) or b""):
-                maps.put("host_times", _GENERATION, _TIME.pack(1))
-                maps.put("host_times", _UNTIL, _TIME.pack(1))  # from now on the programs note what the stack sends
-                self._note_translated(maps)
+            self._write()  # what an earlier process permitted
+        if not any(maps.get("host_times", _UNTIL) or b""):
+            maps.put("host_times", _GENERATION, _TIME.pack(1))
+            maps.put("host_times", _UNTIL, _TIME.pack(1))  # from now on the programs note what the stack sends
+            self._note_translated(maps)
 
     def _note_translated(self, maps: MapSet) -> None:
         """Give the datagrams that connection tracking translates to the stack. If it cannot be listed, all unknown ones
@@ -85,6 +86,11 @@ class HostRouting:
             assert isinstance(seconds, int), "a number in the header"
             _log.warning("flows that are translated already: %s; datagrams go by the stack for %d s", error, seconds)
             maps.put("host_times", _DISTRUST, _TIME.pack(now + seconds * 10**9))
+
+    @property
+    def begun(self) -> bool:
+        """True between `begin` and `close`: there are programs that take packets past the stack."""
+        return self._maps is not None
 
     def exclude(self, exclusions: Exclusions) -> None:
         """Keep these on the stack, and no others for what `exclude` said before. Who is taken out is out when this
@@ -102,15 +108,17 @@ class HostRouting:
         if the kernel cannot be read; then nobody goes past the stack.
 
         new: programs came to a device just now, so what the stack sent there before was not noted."""
-        with self._lock:
-            if new and self._maps is not None:
-                self._note_translated(self._maps)
-            try:
-                around = read_surroundings([device.ifindex for device in devices], self._programs())
-            except (OSError, Refused) as error:
+        maps = self._maps
+        if new and maps is not None:
+            self._note_translated(maps)
+        try:  # without the lock: who is to be kept on the stack does not wait for what is read here
+            around = read_surroundings([device.ifindex for device in devices], self._programs())
+        except (OSError, Refused) as error:
+            with self._lock:
                 self._judgement = Judgement(dict.fromkeys((d.name for d in devices), f"cannot be looked at: {error}"))
                 self._write()
-                raise PlaneError(f"host routing: {error}") from error
+            raise PlaneError(f"host routing: {error}") from error
+        with self._lock:
             before = self._judgement.usable
             self._judgement = judge(network, devices, self._remember(network, around))
             self._write()
@@ -159,7 +167,7 @@ class HostRouting:
         wanted = {}
         if self._exclusions.node is None:
             for address, pod in self._judgement.pods.items():
-                if self._exclusions.addresses.get(address) is None:
+                if self._exclusions.reason(address) is None:
                     wanted[address_bytes(address)] = _pack(pod)
         gone = [key for key in self._written if key not in wanted]
         changed = any(self._written.get(key, value) != value for key, value in wanted.items())
@@ -188,14 +196,18 @@ class HostRouting:
     def reason(self, address: str) -> str | None:
         """Why packets from and to a pod of this node go by the stack, None if they do not. address: canonical text."""
         with self._lock:
-            if self._exclusions.node is not None:
-                return self._exclusions.node
-            excluded = self._exclusions.addresses.get(address)
+            excluded = self._exclusions.reason(address)
             if excluded is not None:
                 return excluded
             if address in self._judgement.pods:
                 return None
             return self._judgement.problems.get(address, "no device of this node leads to it")
+
+    def addresses(self) -> Sequence[tuple[str, str | None]]:
+        """Addresses of pods of this node that are known, with their `reason`."""
+        with self._lock:
+            known = {*self._judgement.pods, *self._judgement.problems, *self._exclusions.addresses}
+            return [(address, self.reason(address)) for address in sorted(known)]
 
     def devices(self) -> Sequence[tuple[str, str | None]]:
         """Devices with packet programs, and why host routing does not use them, None if it does."""
@@ -208,10 +220,13 @@ class HostRouting:
             return {} if self._maps is None else counts(self._maps)
 
     def close(self) -> None:
-        """Let go of the maps. What is permitted stays so until the lease ends."""
+        """Let go of the maps. Nobody goes past the stack any more; where the permission is lasting, what is permitted
+        stays so."""
         with self._lock:
-            self._maps, self._again = None, lambda: None
-            self._judgement, self._written = Judgement(), {}
+            self._judgement = Judgement()
+            if not self._lasting:
+                self._write()
+            self._maps, self._again, self._written = None, lambda: None, {}
 
 
 def counts(maps: MapSet) -> Mapping[str, int]:

@@ -8,10 +8,12 @@ from dataplane.planes.answers import HookExit, Traffic, Usage
 from dataplane.planes.clients import Client
 from dataplane.planes.decisions import Asked, Decision, DecisionStream, Kind, matches
 from dataplane.planes.ebpf.flows.collect import Collector, refused
+from dataplane.planes.ebpf.host_routing.table import HostRouting, counts, permitted
 from dataplane.planes.ebpf.maps.layout import reason_meanings
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.views import records as views
 from dataplane.planes.ebpf.views.events import Event, EventStream
+from dataplane.planes.host_routes import HostRoutes, Way
 
 REFUSED = frozenset({"no_endpoint", "policy_drop", "source_range"})
 """Passed on to be refused by the slow path."""
@@ -66,6 +68,19 @@ def clients(maps: MapSet, table: Table) -> Iterator[Client]:
 def usage(maps: MapSet, left_out: dict[str, int], collector: Collector | None) -> Usage:
     """What the maps take, and the collector's last round, where there is one."""
     return Usage(views.memory(maps), left_out, collector.rounds if collector is not None else (), refused(maps))
+
+
+def host_routes(routing: HostRouting) -> HostRoutes:
+    """What the one who keeps host routing knows of it."""
+    devices = [Way(name, reason or "") for name, reason in routing.devices()]
+    return HostRoutes(
+        devices, [Way(address, reason or "") for address, reason in routing.addresses()], routing.counts()
+    )
+
+
+def permitted_routes(maps: MapSet) -> HostRoutes:
+    """What the maps say of it: which addresses may go past the stack, and the packets."""
+    return HostRoutes((), [Way(address) for address in sorted(permitted(maps))], counts(maps))
 
 
 class EbpfDecisions(DecisionStream):

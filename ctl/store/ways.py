@@ -1,0 +1,78 @@
+"""Which way packets go past or by the node's stack, as the running daemon of a network namespace says it.
+
+The reasons are known to the daemon alone; it writes them down when it is asked for its plan (ctl.store.state).
+"""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from ctl.store.files import make_folder, replace_whole
+from ctl.store.state import StateError, ask_daemon, plan_path
+from dataplane.malformed import MALFORMED
+from dataplane.planes.exclusions import Exclusions
+from dataplane.planes.host_routes import HostRoutes, Way
+
+PAST, LEAVES = "past the stack, to the pod", "past the stack, by the uplink"
+
+
+class SavedRoutes(msgspec.Struct, frozen=True):
+    """choice: of `--host-routing`. node: why everything goes by the stack, "" if not everything does. devices,
+    addresses: see HostRoutes."""
+
+    choice: str = ""
+    node: str = ""
+    devices: tuple[Way, ...] = ()
+    addresses: tuple[Way, ...] = ()
+
+    def way(self, source: str, destination: str) -> str:
+        """Say which way a new flow between two addresses (canonical text) goes, and why not the other."""
+        if self.node:
+            return f"by the stack: {self.node}"
+        known = dict(self.addresses)
+        ends = [address for address in (destination, source) if address in known]
+        if not ends:
+            return "by the stack: neither end is a pod of this node"
+        reason = next((known[address] for address in ends if known[address]), "")
+        if reason:
+            return f"by the stack: {reason}"
+        return PAST if destination in known else LEAVES
+
+
+def seen(choice: str, exclusions: Exclusions, routes: HostRoutes) -> SavedRoutes:
+    """Put together what keeps packets on the stack by what the daemon knows, and by what the plane found."""
+    addresses = {way.name: way.reason for way in routes.addresses}
+    addresses |= dict(exclusions.addresses)
+    addresses |= {name: reason for name in addresses if (reason := exclusions.reason(name))}
+    ways = (Way(name, reason) for name, reason in sorted(addresses.items()))
+    return SavedRoutes(choice, exclusions.node or "", tuple(routes.devices), tuple(ways))
+
+
+def save(state_dir: Path, saved: SavedRoutes) -> None:
+    """Write it down for `load`. Raises StateError."""
+    path = _path(state_dir)
+    try:
+        make_folder(state_dir)
+        replace_whole(path, path.with_suffix(f".{os.getpid()}"), msgspec.msgpack.encode(saved))
+    except OSError as error:
+        raise StateError(f"{path}: cannot be written ({error.strerror}); give another --state-dir") from error
+
+
+def load(state_dir: Path) -> SavedRoutes | None:
+    """Return what the daemon of this network namespace says now; None if none runs. Raises StateError."""
+    if not ask_daemon(state_dir):
+        return None
+    path = _path(state_dir)
+    try:
+        return msgspec.msgpack.decode(path.read_bytes(), type=SavedRoutes)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read ({error.strerror}); run as root") from error
+    except MALFORMED as error:
+        raise StateError(f"{path}: is not what this version writes ({error}); restart the daemon") from error
+
+
+def _path(state_dir: Path) -> Path:
+    return plan_path(state_dir).with_suffix(".routes")

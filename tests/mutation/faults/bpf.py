@@ -199,4 +199,32 @@ BPF = (
         "context->user_ip6[2] = target->address.word[1];",
         ("test_ebpf_connect_sockets.py::test_tcp_reaches_every_backend_and_believes_in_the_frontend",),
     ),
+    Mutation(
+        "a flow past the stack believes for ever what it remembers of its way",
+        "quick.h",
+        "hop->generation != (__u32)host_time(HOST_GENERATION) ||",
+        "",
+        ("test_host_routing_limits.py::test_an_address_that_is_taken_out_and_put_back",),
+    ),
+    Mutation(
+        "segments of a connection that nobody knows begin a flow past the stack",
+        "host.c",
+        "packet->protocol == IPPROTO_TCP ? !opens_connection(packet)",
+        "packet->protocol == IPPROTO_TCP ? 0",
+        ("test_host_routing_limits.py::test_answers_of_a_flow_that_the_stack_translated",),
+    ),
+    Mutation(
+        "datagrams that the stack sends to a pod are not noted as its own",
+        "direct.h",
+        "if (map_update(MAP(direct_udp), key, &noted, BPF_NOEXIST) == ERROR_TOO_BIG)",
+        "if (0)",
+        ("test_host_routing_limits.py::test_answers_of_a_flow_that_the_stack_translated",),
+    ),
+    Mutation(
+        "a packet at its last hop goes past the stack",
+        "course.h",
+        "if (course->routed && packet->hops <= 1)",
+        "if (0)",
+        ("test_host_routing_limits.py::test_hop_limit",),
+    ),
 )

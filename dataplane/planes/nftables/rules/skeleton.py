@@ -141,7 +141,10 @@ def chains(syntax: Syntax, family: Family, node: NodeConfig) -> dict[str, list[s
     reject, by_source, restricted = map(number_text, (REJECT_ACTION, BY_SOURCE_ACTION, RESTRICTED_ACTION))
     to_shape = "meta priority vmap @shapes"
     to_source = f"meta priority {by_source} goto {syntax.services.by_source}"
+    clear = f"{HAS_NUMBER} meta priority set 0:0"
     entrance = [
+        # A packet that carries another one inside (VXLAN) begins with that one's priority, and with what a program set.
+        clear,
         f"meta priority set {syntax.services.key} map @{syntax.services.first} {to_shape}",
         f"{HAS_NUMBER} goto dispatch",
         *_node_port_rules(syntax, family, node),
@@ -164,11 +167,14 @@ def chains(syntax: Syntax, family: Family, node: NodeConfig) -> dict[str, list[s
         "prerouting": entrance,
         "output": entrance,
         # By the mark, before the ebpf mode keeps what is marked off its own ports at 99 (planes.ebpf.flows.port_split).
-        "mark-hairpin": [f"ct status dnat {syntax.ip} saddr . {syntax.ip} daddr @hairpin jump mark-packet"],
-        "postrouting": [
+        "mark-hairpin": [
             # The priority of a connection's first packet, the only one that comes here, carries a number; it is cleared
-            # so that later readers of the priority do not see it. Other priorities are not changed.
-            f"{HAS_NUMBER} meta priority set 0:0",
+            # so that later readers of the priority do not see it, and before any chain that sets a source, after which
+            # the kernel asks no other. Other priorities are not changed.
+            clear,
+            f"ct status dnat {syntax.ip} saddr . {syntax.ip} daddr @hairpin jump mark-packet",
+        ],
+        "postrouting": [
             f"meta mark & {mark:#x} == {mark:#x} meta mark set meta mark & {~mark & 0xFFFFFFFF:#x} "
             "masquerade fully-random",
         ],

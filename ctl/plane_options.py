@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dataplane.errors import UsageError
 from dataplane.kernel.namespaces.outside import visible
-from dataplane.planes.host_routes import AUTO
+from dataplane.planes.host_routes import DEFAULT
 from dataplane.planes.options import HOOKS, MASQUERADE, NO_CGROUP, PlaneOptions
 
 
@@ -25,7 +25,7 @@ def unchecked_options(args: argparse.Namespace) -> PlaneOptions:
         _hooks(args),
         args.cgroup or "",
         kube_proxy_masquerade=args.masquerade == MASQUERADE[1],
-        host_routing=args.host_routing or AUTO,
+        host_routing=args.host_routing or DEFAULT,
     )
 
 
@@ -42,7 +42,7 @@ def plane_options(args: argparse.Namespace) -> PlaneOptions:
         args.masquerade == MASQUERADE[1],
         off_cgroups=_off_cgroups(args.connect_time_off_cgroup),
         off_netns=_off_netns(args.connect_time_off_netns),
-        host_routing=args.host_routing or AUTO,
+        host_routing=args.host_routing or DEFAULT,
     )
 
 

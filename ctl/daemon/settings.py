@@ -14,7 +14,7 @@ from ctl.plane_options import plane_options
 from ctl.sources.manifests import NODE_PORTS, PortRange
 from dataplane.errors import UsageError
 from dataplane.model.net import canonical_address
-from dataplane.planes.host_routes import AUTO, OFF
+from dataplane.planes.host_routes import DEFAULT, OFF
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.registry import DEFAULT_MODE, mode_of
 
@@ -86,7 +86,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         adopt=args.adopt,
         unknown=loaded.unknown,
         options=msgspec.structs.replace(
-            plane_options(args), host_routing=args.host_routing or config.host_routing or AUTO
+            plane_options(args), host_routing=args.host_routing or config.host_routing or DEFAULT
         ),
     )
 

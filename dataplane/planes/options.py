@@ -2,7 +2,7 @@
 
 import msgspec
 
-from dataplane.planes.host_routes import AUTO
+from dataplane.planes.host_routes import DEFAULT
 
 HOOKS = ("connect", "tc", "xdp")
 MASQUERADE = ("client", "kube-proxy")
@@ -24,7 +24,7 @@ class PlaneOptions(msgspec.Struct, frozen=True):
     instance: str = ""
     off_cgroups: tuple[str, ...] = ()
     off_netns: tuple[str, ...] = ()
-    host_routing: str = AUTO
+    host_routing: str = DEFAULT
 
     @property
     def at_connect(self) -> bool:

@@ -409,23 +409,29 @@ kind: NetworkPolicy
 metadata: {namespace: shop, name: p}
 spec: {podSelector: SELECTOR}
 """
+ROUTED = ("--host-routing", "auto")
 
 
 @pytest.mark.parametrize(
     ("selector", "options", "told"),
     [
-        ("", (), "to 10.244.0.5 go past the node's stack, straight to the pod, unless a device or another program's"),
-        ("", (), "to 10.244.1.5 go past the node's stack, by the uplink, unless a device or another program's"),
+        (
+            "",
+            ROUTED,
+            "to 10.244.0.5 go past the node's stack, straight to the pod, unless a device or another program's",
+        ),
+        ("", ROUTED, "to 10.244.1.5 go past the node's stack, by the uplink, unless a device or another program's"),
+        ("", (), "--host-routing is off: its packets go by the node's stack"),
         ("", ("--host-routing", "off"), "--host-routing is off: its packets go by the node's stack"),
         (
             "{matchLabels: {app: web}}",
-            (),
+            ROUTED,
             "to 10.244.0.5 go by the node's stack: NetworkPolicy shop/p selects Pod shop/web",
         ),
-        ("{matchLabels: {app: web}}", (), "to 10.244.1.5 go past the node's stack, by the uplink"),
+        ("{matchLabels: {app: web}}", ROUTED, "to 10.244.1.5 go past the node's stack, by the uplink"),
         ("{matchLabels: {app: web}}", ("--host-routing", "on"), "to 10.244.0.5 go past the node's stack"),
-        ("{}", (), "to 10.244.1.5 go by the node's stack: NetworkPolicy shop/p selects Pod shop/client"),
-        ("[wrong]", (), "to 10.244.0.5 go by the node's stack: NetworkPolicy shop/p cannot be read"),
+        ("{}", ROUTED, "to 10.244.1.5 go by the node's stack: NetworkPolicy shop/p selects Pod shop/client"),
+        ("[wrong]", ROUTED, "to 10.244.0.5 go by the node's stack: NetworkPolicy shop/p cannot be read"),
     ],
 )
 def test_which_way_packets_go_past_the_stack(

@@ -268,7 +268,8 @@ def test_settings(tmp_path: Path) -> None:
         config.write_text(kind + text)
         return settings_of(parse(["--mode", "ebpf", "--config", str(config), *options, "run"])).options.host_routing
 
-    assert choice() == "auto"
+    assert choice() == "off"
+    assert choice(text="hostRouting: auto\n") == "auto"
     assert choice(text="hostRouting: on\n") == "on"
     assert choice("--host-routing", "off", text="hostRouting: on\n") == "off"
     with pytest.raises(ConfigError, match="hostRouting: is 'yes'; choose one of auto, on, off"):
@@ -280,12 +281,13 @@ def test_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "able"),
     [
-        (("--mode", "ebpf"), True),
-        (("--mode", "ebpf", "--hooks", "xdp"), True),
-        (("--mode", "ebpf", "--hooks", "connect"), False),
+        (("--mode", "ebpf"), False),
+        (("--mode", "ebpf", "--host-routing", "auto"), True),
+        (("--mode", "ebpf", "--host-routing", "auto", "--hooks", "xdp"), True),
+        (("--mode", "ebpf", "--host-routing", "auto", "--hooks", "connect"), False),
         (("--mode", "ebpf", "--host-routing", "on"), True),
         (("--mode", "ebpf", "--host-routing", "off"), False),
-        (("--mode", "nftables"), False),
+        (("--mode", "nftables", "--host-routing", "auto"), False),
     ],
 )
 def test_which_daemons_route_past_the_stack(options: tuple[str, ...], able: bool) -> None:

@@ -22,8 +22,8 @@ from dataplane.planes.nftables.netlink.fields import Layouts, number_of
 from dataplane.planes.nftables.netlink.state import TableReader, TableState, table_state
 from dataplane.planes.nftables.netlink.store import ElementStore
 from dataplane.planes.nftables.plane import NftablesPlane
-from dataplane.planes.nftables.rules.shapes import drawn_from, shape_of
 from dataplane.planes.nftables.rules.flowtable import CHAIN
+from dataplane.planes.nftables.rules.shapes import drawn_from, shape_of
 from dataplane.planes.nftables.rules.skeleton import BASE_CHAINS
 from dataplane.planes.nftables.rules.syntax import (
     BY_SOURCE_ACTION,

@@ -72,7 +72,7 @@ enum pod_flags {
 
 /* direct_flow.flags. The ends of a flow are called by their order in the key. */
 enum direct_flags {
-    DIRECT_STACK = 1,     /* UDP: the node's stack has this flow, and connection tracking may translate it */
+    DIRECT_STACK = 1,     /* the node's stack has this flow, and connection tracking may translate it */
     DIRECT_FROM_LOW = 2,  /* UDP: the end that comes first in the key has sent something */
     DIRECT_FROM_HIGH = 4, /* and the other one */
     DIRECT_OPEN = 8,      /* TCP: past its SYN; UDP: packets both ways for UDP_STREAM_AFTER */

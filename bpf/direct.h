@@ -89,9 +89,24 @@ INLINE void give_to_stack(const struct tuple *key, struct direct_flow *flow, __u
     flow->last_ns = now;
 }
 
-/* Note that the stack sends a datagram to a pod or out of the node: answers to it must come back to the stack. What the
- * node sends itself is answered at its own addresses. A SYN from the stack begins a connection anew that went past it
- * before. Towards an uplink pass packets of flows past the stack, too. */
+/* Note that the stack sends the first packet of a TCP connection. Connection tracking may translate it, and keeps that
+ * for a while after its end: a connection between the same ends must not go past the stack meanwhile, as its answers
+ * would be translated once it falls back to the stack. Answers keep the note alive. */
+INLINE void note_connection(const struct packet *packet, const struct direct_flow *noted, struct scratch *scratch,
+                            int to_pod) {
+    struct translation *answers;
+
+    direct_key(&packet->tuple, &scratch->direct_key);
+    reverse_tuple(&packet->tuple, &scratch->forward_key);
+    answers = find_flow(&scratch->forward_key);
+    if (answers && (answers->flags & (FLOW_REPLY | FLOW_FOREIGN)) == FLOW_REPLY)
+        map_delete(MAP(direct_tcp), &scratch->direct_key); /* translated here, and so are the answers */
+    else
+        map_update(MAP(direct_tcp), &scratch->direct_key, noted, to_pod ? BPF_ANY : BPF_NOEXIST);
+}
+
+/* Note that the stack sends a packet to a pod or out of the node: answers to it must come back to the stack. What the
+ * node sends itself is answered at its own addresses. Towards an uplink pass packets of flows past the stack, too. */
 INLINE void note_from_stack(const struct arrival *arrival, const struct packet *packet) {
     int to_pod = !!(device_flags(arrival->ifindex) & DEVICE_POD);
     struct scratch *scratch = this_scratch();
@@ -103,15 +118,14 @@ INLINE void note_from_stack(const struct arrival *arrival, const struct packet *
         packet->kind == PACKET_LATER_FRAGMENT)
         return;
     key = &scratch->direct_key;
+    if ((packet->protocol != IPPROTO_UDP && packet->protocol != IPPROTO_TCP) ||
+        own_datagram(packet->protocol, &packet->tuple.source))
+        return;
     if (packet->protocol == IPPROTO_TCP) {
-        if (!opens_connection(packet) || !to_pod)
-            return;
-        direct_key(&packet->tuple, key);
-        map_delete(MAP(direct_tcp), key);
+        if (opens_connection(packet))
+            note_connection(packet, &noted, scratch, to_pod);
         return;
     }
-    if (packet->protocol != IPPROTO_UDP || own_datagram(packet->protocol, &packet->tuple.source))
-        return;
     direct_key(&packet->tuple, key);
     flow = map_lookup(MAP(direct_udp), key);
     if (!flow) {

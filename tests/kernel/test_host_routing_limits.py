@@ -170,6 +170,47 @@ def test_datagrams_translated_before_the_programs_came(lab: HostLab, family: Fam
         assert ask(sock)[0] == "pod1-2"
 
 
+def _closed(lab: HostLab, family: Family, port: int) -> None:
+    """A connection from this port that the stack translated to pod1-2, and that its client reset."""
+    with translating(lab), lab.open("pod1-1", family, TCP) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.bind((lab.address("pod1-1", family), port))
+        sock.connect((FOREIGN[family], PORT))
+        assert ask(sock)[0] == "pod1-2"
+
+
+def _again(lab: HostLab, family: Family, port: int) -> None:
+    """From the same port to the pod itself, with a change of ways in the middle."""
+    with lab.open("pod1-1", family, TCP) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((lab.address("pod1-1", family), port))
+        sock.connect(pod(lab, "pod1-2", family))
+        assert ask(sock)[0] == "pod1-2"
+        lab.host().exclude(Exclusions(node="all"))
+        assert [ask(sock)[0] for _ in range(3)] == ["pod1-2"] * 3
+        lab.host().exclude(Exclusions())
+        assert ask(sock)[0] == "pod1-2"
+
+
+@BOTH
+def test_ends_that_connection_tracking_still_translates(lab: HostLab, family: Family) -> None:
+    """A new connection between them falls back to the stack unharmed: it was never past it."""
+    _closed(lab, family, 45670)
+    _again(lab, family, 45670)
+
+
+@BOTH
+def test_connections_translated_before_the_programs_came(lab: HostLab, family: Family) -> None:
+    """What connection tracking has when host routing begins is known, closed connections, too."""
+    _closed(lab, family, 45680)
+    ends = (lab.address("pod1-1", family), 45680), pod(lab, "pod1-2", family)
+    maps(lab).remove("direct_tcp", [direct_key(*ends, int(socket.IPPROTO_TCP))])
+    with netns(lab.node.netns):
+        lab.host()._note_translated(maps(lab))
+    _again(lab, family, 45680)
+
+
 @BOTH
 def test_hop_limit(lab: HostLab, family: Family) -> None:
     """One less for each packet, also past the stack; at its end the node answers."""

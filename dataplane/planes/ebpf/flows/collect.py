@@ -33,6 +33,9 @@ _FULL = "_full"
 _NEVER = -(1 << 63)
 _AFFINITY_KEY = record("affinity_key", "client", "service")
 _LONG = struct.Struct("=q")
+_NOTED_CONNECTION_NS = 150 * 10**9
+"""Lifetime of a note that the stack has a TCP connection, from its last answer: longer than connection tracking keeps a
+closed one (TIME_WAIT, 120 s)."""
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +66,10 @@ class _DirectAges(dict[int, int]):
         self._tcp, self._lifetimes = name == "direct_tcp", lifetimes
 
     def __missing__(self, flags: int) -> int:
-        self[flags] = self._lifetimes.ns[self._setting(flags)]
+        if self._tcp and flags & _DIRECT_STACK:
+            self[flags] = _NOTED_CONNECTION_NS
+        else:
+            self[flags] = self._lifetimes.ns[self._setting(flags)]
         return self[flags]
 
     def _setting(self, flags: int) -> str:

@@ -73,7 +73,7 @@ class HostRouting:
             self._note_translated(maps)
 
     def _note_translated(self, maps: MapSet) -> None:
-        """Give the datagrams that connection tracking translates to the stack. If it cannot be listed, all unknown ones
+        """Give the flows that connection tracking translates to the stack. If they cannot be listed, unknown datagrams
         are the stack's until its entries have expired or were seen."""
         now = time.monotonic_ns()
         value = _FLOW.pack(now, _STACK, 0, 0, 0, _NO_HOP, _NO_HOP)
@@ -81,6 +81,10 @@ class HostRouting:
             for each in translated_connections():
                 if each.protocol is Protocol.UDP:
                     maps.put("direct_udp", direct_key(each.backend, each.client, int(Protocol.UDP)), value)
+                elif each.protocol is Protocol.TCP:
+                    key = direct_key(each.backend, each.client, int(Protocol.TCP))
+                    if maps.get("direct_tcp", key) is None:  # one that goes past the stack already shall go on
+                        maps.put("direct_tcp", key, value)
         except (ConntrackError, PlaneError) as error:
             seconds = maps.node()["udp_stream_seconds"]
             assert isinstance(seconds, int), "a number in the header"

@@ -136,6 +136,7 @@ def test_a_changed_port_of_the_nodes_own_keeps_off_the_packet_programs_ports(
     low, high = taken = 20000, 65535
     plane.load(plan_of(entry(version, pods(version, 0), protocol=protocol)))
     in_netns(net.node, Nft).run(port_split.ruleset(NODE_CONFIG.masquerade_mark, [taken]))
+    in_netns(net.node, forget_all)  # masqueraded connections of other tests
     for port in range(5000, 5020):
         for target in ((VIP[version], 80), (PODS[version][0], PORT)):
             assert ask(net.node, *target, protocol, source_port=port) == f"0 {GATEWAY[version]}"

@@ -17,20 +17,14 @@
  * loop: a stall delays all that were due in it). Then the answer has `counts` too, the buckets of an HdrHistogram of
  * two digits from 1 ns on, [index, count] each where count is not 0; and `behind`, how many were not begun in time. */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
+#define PROGRAM "load"
+#include "common.h"
+
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -65,42 +59,11 @@ enum {
 static uint32_t samples[MOST_SAMPLES];
 static uint32_t counts[MOST_BUCKETS];
 
-static uint64_t now(void) {
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
-
-static void fail(const char *what) {
-    fprintf(stderr, "load: %s: %s\n", what, strerror(errno));
-    exit(1);
-}
-
 struct target {
     struct sockaddr_storage address, source;
     socklen_t length;
     int has_source;
 };
-
-static int parse_address(const char *text, int port, struct sockaddr_storage *out, socklen_t *length) {
-    struct sockaddr_in *four = (struct sockaddr_in *)out;
-    struct sockaddr_in6 *six = (struct sockaddr_in6 *)out;
-
-    memset(out, 0, sizeof(*out));
-    if (inet_pton(AF_INET, text, &four->sin_addr) == 1) {
-        four->sin_family = AF_INET;
-        four->sin_port = htons((uint16_t)port);
-        *length = sizeof(*four);
-        return 1;
-    }
-    if (inet_pton(AF_INET6, text, &six->sin6_addr) != 1)
-        return 0;
-    six->sin6_family = AF_INET6;
-    six->sin6_port = htons((uint16_t)port);
-    *length = sizeof(*six);
-    return 1;
-}
 
 /* ---------------------------------------------------------------- client */
 

@@ -29,23 +29,17 @@
  * it did not end in time; ended: how many flows were ended by somebody else; late: nanoseconds that this program itself
  * was late, at most; seconds. */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
+#define PROGRAM "watch"
+#include "common.h"
+
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <netinet/ip.h>
 #include <netinet/tcp.h>
 #include <sched.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/timerfd.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -58,7 +52,6 @@ enum {
     SYN_BATCH = 64,
 };
 
-#define SECOND 1000000000ull
 #define LOST (-ETIMEDOUT)
 #define UNCOUNTED INT64_MIN /* still under way when a closed loop ended */
 #define MORE '+'            /* to a server: send it back */
@@ -96,37 +89,6 @@ static struct flow flows[MOST_FLOWS], held[MOST_FLOWS];
 static unsigned flow_count, held_count, flows_ended;
 static uint64_t late;
 static int poll_fd, timer_fd;
-
-static uint64_t now(void) {
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * SECOND + (uint64_t)time.tv_nsec;
-}
-
-static void fail(const char *what) {
-    fprintf(stderr, "watch: %s: %s\n", what, strerror(errno));
-    exit(1);
-}
-
-static int parse_address(const char *text, int port, struct sockaddr_storage *out, socklen_t *length) {
-    struct sockaddr_in *four = (struct sockaddr_in *)out;
-    struct sockaddr_in6 *six = (struct sockaddr_in6 *)out;
-
-    memset(out, 0, sizeof(*out));
-    if (inet_pton(AF_INET, text, &four->sin_addr) == 1) {
-        four->sin_family = AF_INET;
-        four->sin_port = htons((uint16_t)port);
-        *length = sizeof(*four);
-        return 1;
-    }
-    if (inet_pton(AF_INET6, text, &six->sin6_addr) != 1)
-        return 0;
-    six->sin6_family = AF_INET6;
-    six->sin6_port = htons((uint16_t)port);
-    *length = sizeof(*six);
-    return 1;
-}
 
 static void poll_for(int fd, uint32_t events, enum kind kind, size_t number) {
     struct epoll_event event = {.events = events, .data.u64 = (uint64_t)kind << 32 | number};

@@ -3,11 +3,10 @@
 import argparse
 import ipaddress
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from ctl.store import state
-from dataplane.errors import HotplaneError, UsageError
+from ctl.loaded import last_loaded
+from dataplane.errors import UsageError
 from dataplane.model.net import Family, family_of, host_port
 from dataplane.oracle.decide import Decision, Oracle
 from dataplane.oracle.keeps import Keeping
@@ -35,17 +34,17 @@ class Loaded(NamedTuple):
         return Oracle(self.plan, keeping=self.keeping).decide(packet)
 
 
+def keeping_of(mode: Mode, options: PlaneOptions, plan: Plan, elsewhere: frozenset[str] = frozenset()) -> Keeping:
+    """Whose address a mode with these options leaves alone. elsewhere: sources that are pods of other nodes."""
+    off = {a for pod in plan.connect_off.values() if not pod.host_network for a in pod.addresses}
+    return Keeping(mode.keeps(options), elsewhere, frozenset(off if mode.at_connect(options) else ()))
+
+
 def loaded(args: argparse.Namespace) -> Loaded:
     """Return what was loaded last here. Raises HotplaneError if nothing was, or in another mode than was asked for."""
-    saved = state.load(Path(args.state_dir))
-    if saved is None or (args.mode and args.mode != saved.mode):
-        where = f"in {args.mode} mode" if args.mode else "in this network namespace"
-        raise HotplaneError(f"nothing was applied {where} (no state in {args.state_dir}); name manifests with -f")
-    plan, mode, options = saved.plan(), mode_of(saved.mode), saved.options or PlaneOptions()
-    off = {a for pod in plan.connect_off.values() if not pod.host_network for a in pod.addresses}
-    return Loaded(
-        plan, mode, Keeping(mode.keeps(options), frozenset(), frozenset(off if mode.at_connect(options) else ()))
-    )
+    saved = last_loaded(args.mode, args.state_dir)
+    plan, mode = saved.plan(), mode_of(saved.mode)
+    return Loaded(plan, mode, keeping_of(mode, saved.options or PlaneOptions(), plan))
 
 
 def sources(node: NodeConfig, family: Family) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ctl.store import state
+from dataplane.errors import HotplaneError
 from dataplane.kernel import sysctl
 from dataplane.kernel.rcu import wait_for_packets
 from dataplane.plan.change import PlanChange
@@ -19,6 +20,15 @@ def loaded_plane(asked: str | None, state_dir: str) -> Plane:
     mine = saved if saved and saved.mode == name else None
     options = (mine.options if mine else None) or LOOKING
     return mode_of(name).make(Making(options, loaded_for=mine.node if mine else None))
+
+
+def last_loaded(asked: str | None, state_dir: str) -> state.Saved:
+    """Return what was loaded last here. Raises HotplaneError if nothing was, or in another mode than `asked`."""
+    saved = state.load(Path(state_dir))
+    if saved is None or (asked and asked != saved.mode):
+        where = f"in {asked} mode" if asked else "in this network namespace"
+        raise HotplaneError(f"nothing was applied {where} (no state in {state_dir}); name the manifests with -f")
+    return saved
 
 
 def replace_plane(old: Plane, name: str) -> int:

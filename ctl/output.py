@@ -90,6 +90,12 @@ def terminal_width(out: TextIO) -> int | None:
     return shutil.get_terminal_size().columns if out.isatty() else None
 
 
+def clear_screen() -> None:
+    """Clear the terminal behind stdout, if there is one, before a view is printed again."""
+    if sys.stdout.isatty():
+        print("\033[H\033[2J", end="")
+
+
 def print_table(records: Sequence[Record], table: Table, out: TextIO, width: int | None) -> Sequence[str]:
     """Print a table no wider than `width` if that can be done; None prints it whole. Returns the columns left out."""
     texts = {column: [cell(record.get(column)) for record in records] for column in table.columns}

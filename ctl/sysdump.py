@@ -7,7 +7,6 @@ what it said goes into the archive in its place. Nothing is changed.
 import io
 import re
 import subprocess
-import sys
 import tarfile
 import time
 import urllib.error
@@ -16,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import ctl
 from ctl.config import KubeProxyConfiguration
+from ctl.itself import PROGRAM
 from dataplane.errors import HotplaneError
 
 SECONDS = 60.0
@@ -25,7 +24,6 @@ SECONDS = 60.0
 MOST_BYTES = 64 << 20
 """Of a part; the end of a longer one is left out, which its text says."""
 _LOG_LINES = 20000
-_PROGRAM = ("env", f"PYTHONPATH={Path(ctl.__file__).parents[1]}", sys.executable, "-P", "-m", "ctl.main")
 _TC = """tc -s qdisc show
 for device in /sys/class/net/*; do
     echo "# ${device##*/}"
@@ -62,9 +60,9 @@ def without_secrets(text: bytes) -> bytes:
 
 def parts(state_dir: str, mode: str | None, config: KubeProxyConfiguration) -> Iterator[Part]:
     """Every part of the archive."""
-    own = (*_PROGRAM, "--state-dir", state_dir, *(("--mode", mode) if mode else ()))
-    yield Part("versions.json", (*_PROGRAM, "version", "-o", "json"))
-    yield Part("doctor.json", (*_PROGRAM, "doctor", "-o", "json"))
+    own = (*PROGRAM, "--state-dir", state_dir, *(("--mode", mode) if mode else ()))
+    yield Part("versions.json", (*PROGRAM, "version", "-o", "json"))
+    yield Part("doctor.json", (*PROGRAM, "doctor", "-o", "json"))
     for view in ("services", "endpoints", "affinity", "connections", "drops", "connect-time", "counters"):
         yield Part(f"show/{view}.json", (*own, "show", view, "-o", "json"))
     yield Part("check.json", (*own, "check", "-o", "json"))

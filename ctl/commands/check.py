@@ -91,8 +91,7 @@ def _doubt(args: argparse.Namespace) -> str:
 
 def _wanted(args: argparse.Namespace) -> "tuple[Saved, bool]":
     """Return the intended state and conntrack.tcpBeLiberal. Raises HotplaneError if there is none."""
-    from pathlib import Path
-
+    from ctl.loaded import last_loaded
     from ctl.plane_options import given, plane_options
     from ctl.store import state
 
@@ -105,10 +104,7 @@ def _wanted(args: argparse.Namespace) -> "tuple[Saved, bool]":
             before = state.load(context.state_dir)
             options = before.options if before and before.mode == context.mode and before.options else options
         return state.Saved.of(context.mode, plan, options), context.config.conntrack.tcp_be_liberal
-    saved = state.load(Path(args.state_dir))
-    if saved is None or (args.mode and args.mode != saved.mode):
-        what = f"in {args.mode} mode" if args.mode else "in this network namespace"
-        raise HotplaneError(f"nothing was applied {what} (no state in {args.state_dir}); name the manifests with -f")
+    saved = last_loaded(args.mode, args.state_dir)
     tcp_be_liberal = False
     if args.config:
         from ctl.config import load_config

@@ -239,7 +239,7 @@ def _as_loaded(args: argparse.Namespace) -> list[Explained]:
 def _under_manifests(args: argparse.Namespace) -> list[Explained]:
     """Explain under what the manifests say."""
     from ctl.context import build_context, report_problems
-    from ctl.explain_loaded import flows_to
+    from ctl.explain_loaded import flows_to, keeping_of
     from ctl.manifests import place_notes
     from ctl.plane_options import unchecked_options
     from ctl.sources.manifests import ALL_PORTS, NODE_PORTS, outside, read_manifests
@@ -259,9 +259,8 @@ def _under_manifests(args: argparse.Namespace) -> list[Explained]:
     asked += read_flows(named)
     mode, options = mode_of(context.mode), unchecked_options(args)
     sources = (flow.packet.source for flow in asked)
-    off = {a for pod in planner.plan.connect_off.values() if not pod.host_network for a in pod.addresses}
     elsewhere = pods_elsewhere(decoded.objects, context.node.name, sources)
-    keeping = Keeping(mode.keeps(options), elsewhere, frozenset(off if mode.at_connect(options) else ()))
+    keeping = keeping_of(mode, options, planner.plan, elsewhere)
     return explain(planner, asked, context.mode, keeping, _ways(args, mode, context.node.name, decoded))
 
 

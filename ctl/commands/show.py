@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ctl.output import Record, Table, add_output_option, heading, notify, print_records
+from ctl.output import Record, Table, add_output_option, clear_screen, heading, notify, print_records
 from dataplane.errors import HotplaneError, UsageError
 
 WATCH_SECONDS = 2.0
@@ -145,8 +145,7 @@ def _print(shown: Shown, args: argparse.Namespace) -> None:
     from ctl.views import split
 
     if args.watch is not None and args.output in ("table", "wide"):
-        if sys.stdout.isatty():
-            print("\033[H\033[2J", end="")
+        clear_screen()
         notify(time.strftime("%H:%M:%S"))
     if args.watch is not None and args.output == "json":
         import msgspec

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from ctl.output import Table, add_output_option, print_records
+from ctl.output import Table, add_output_option, clear_screen, print_records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,7 +89,7 @@ def rates(
 
 
 def _show(records: "list[Record]", output: str) -> None:
-    if output in ("table", "wide") and sys.stdout.isatty():
-        print("\033[H\033[2J", end="")
+    if output in ("table", "wide"):
+        clear_screen()
     print_records(records, output, TABLE, empty="no Service has been used yet")
     sys.stdout.flush()

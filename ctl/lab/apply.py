@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import ctl
 from ctl.context import add_manifest_option
+from ctl.itself import PROGRAM
 from ctl.output import Table, add_output_option, print_records
 from dataplane.errors import HotplaneError, UsageError
 
@@ -21,8 +21,6 @@ COLUMNS = Table(
     ("node", "mode", "frontends", "endpoints", "added", "changed", "removed", "problems", "milliseconds"),
     ("milliseconds", "problems"),
 )
-PROGRAM = ("env", f"PYTHONPATH={Path(ctl.__file__).parents[1]}", sys.executable, "-P", "-m", "ctl.main")
-"""This very hotplane, as a command in a node."""
 SECONDS = 120.0
 """A node's apply may take so long."""
 

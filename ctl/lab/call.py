@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ctl.lab.apply import PROGRAM
+from ctl.itself import PROGRAM
 from ctl.output import Record, Table, add_output_option, print_records
 from dataplane.errors import HotplaneError, UsageError
 

@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,12 @@ _LAST_LINES = 5
 _CONFIG = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: {}\n"
 PARTNERS = {"iptables": "nftables", "nftables": "ebpf-tc", "ebpf": "nftables"}
 """What a plane is switched to, and back: a mode of the benchmark."""
+
+
+def _hook_options(hooks: Sequence[str]) -> list[str]:
+    """A mode's hooks as options of `hotplane run`; "host" is no hook there."""
+    own = [hook for hook in hooks if hook != "host"]
+    return [*(("--hooks", ",".join(own)) if own else ()), *(("--host-routing", "on") if "host" in hooks else ())]
 
 
 class NodeDaemon:
@@ -55,7 +61,7 @@ class NodeDaemon:
                  "--state-dir", str(self._folder / "state"), "--node-name", self._node.name,
                  *(word for address in self._node.addresses.values() for word in ("--node-ip", address)),
                  "--cluster-cidr", ",".join(CLUSTER_CIDR[family] for family in self._node.addresses),
-                 *(("--hooks", ",".join(hooks)) if hooks else ()), "--cgroup", str(self._lab.cgroup(self._node))],
+                 *_hook_options(hooks), "--cgroup", str(self._lab.cgroup(self._node))],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
             )  # fmt: skip
         self._until(lambda text: _LOADED in text, "loads")

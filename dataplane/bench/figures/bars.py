@@ -33,6 +33,7 @@ LEAST_ROUNDS, LEAST_CONTROL_ROUNDS = 5, 3
 _RATIO_BARS = 16
 """Of a whole run: among how many the probability of an error is shared out."""
 EBPF = ("ebpf-connect", "ebpf-tc", "ebpf-xdp")
+HOST = "ebpf-host"
 LAST = Position.LAST.value
 
 
@@ -169,7 +170,8 @@ def _rounds(count: int) -> str:
 def _connect_bars(run: _Run) -> Iterator[BarRow]:
     rounds, rate = run.rounds, f"new connections/s, last of {SIZE:,} Services"
     direct = GroupKey(DIRECT, "connect", SIZE, LAST)
-    for mode in EBPF:
+    measured_too = (HOST,) if direct._replace(mode=HOST) in rounds else ()
+    for mode in (*EBPF, *measured_too):
         row = BarRow(f"{rate} / direct, on a node without rules", mode, 1.10, True)
         yield _ratio(run, row, against(rounds, direct._replace(mode=mode), DIRECT, "rate"), direct)
     tracked = against(rounds, direct._replace(mode=CONNTRACK), DIRECT, "rate")
@@ -203,9 +205,11 @@ def _latency_bars(run: _Run) -> Iterator[BarRow]:
 def _packet_bars(results: Results, run: _Run) -> Iterator[BarRow]:
     size = max(results.settings.fixed_services)
     place = f"at {size:,} Services"
-    for mode in EBPF:
+    for mode in (*EBPF, HOST):
         row = BarRow("bulk TCP through a clusterIP / direct", mode, 0.98, True)
-        yield _against_direct(run, row, GroupKey(mode, "TCP_STREAM", size, LAST), place)
+        key = GroupKey(mode, "TCP_STREAM", size, LAST)
+        if mode in EBPF or key in run.rounds:
+            yield _against_direct(run, row, key, place)
     row = BarRow("packets/s to a remote backend / plain forwarding", "ebpf-xdp", 4.2, True)
     key = GroupKey(row.mode, "north-remote-pps", size, "")
     yield _against_direct(run, row, key, f"{place}; packets of the kernel's own making")

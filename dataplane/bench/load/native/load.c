@@ -429,24 +429,11 @@ static void listen_on(int poll, int family, int kind, int port) {
     }
     if (bind(door->fd, (struct sockaddr *)&address, length))
         fail("bind");
+    if (kind == SOCK_STREAM) /* what is accepted inherits it */
+        setsockopt(door->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     if (kind == SOCK_STREAM && listen(door->fd, 4096))
         fail("listen");
     watch(poll, door);
-}
-
-static void accept_all(int poll, int listener) {
-    int fd, one = 1;
-
-    while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
-        struct door *door = calloc(1, sizeof(*door));
-
-        if (!door)
-            fail("calloc");
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-        door->kind = CONNECTION;
-        door->fd = fd;
-        watch(poll, door);
-    }
 }
 
 static void answer_port(int fd) {
@@ -457,25 +444,44 @@ static void answer_port(int fd) {
         send(fd, &((struct sockaddr_in *)&address)->sin_port, 2, MSG_NOSIGNAL);
 }
 
-static void echo(struct door *door) {
+/* Answer what has come; 0 = the connection is closed and `door` is gone. */
+static int echo(struct door *door) {
     char buffer[4096];
     ssize_t length = recv(door->fd, buffer, sizeof(buffer), 0);
 
     if (length > 0 && buffer[0] == SINK) {
         door->kind = STREAM;
         door->counted = (unsigned long long)length;
-        return;
+        return 1;
     }
     if (length > 0 && buffer[0] == WHERE) {
         answer_port(door->fd);
-        return;
+        return 1;
     }
     if (length > 0 && send(door->fd, buffer, (size_t)length, MSG_NOSIGNAL) == length && buffer[0] != ONCE)
-        return;
+        return 1;
     if (length < 0 && errno == EAGAIN)
-        return;
+        return 1;
     close(door->fd);
     free(door);
+    return 0;
+}
+
+/* Accept one connection; for the next one the listener is ready again. What a client sends at once is mostly there by
+ * now: then a connection of one request is over before it was ever watched. */
+static void accept_one(int poll, int listener) {
+    int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    struct door *door;
+
+    if (fd < 0)
+        return;
+    door = calloc(1, sizeof(*door));
+    if (!door)
+        fail("calloc");
+    door->kind = CONNECTION;
+    door->fd = fd;
+    if (echo(door))
+        watch(poll, door);
 }
 
 static void sink(struct door *door) {
@@ -577,7 +583,7 @@ static void serve(int port, int count, int only_tcp) {
             struct door *door = events[number].data.ptr;
 
             if (door->kind == LISTENER)
-                accept_all(poll, door->fd);
+                accept_one(poll, door->fd);
             else if (door->kind == CONNECTION)
                 echo(door);
             else if (door->kind == STREAM)

@@ -1,6 +1,7 @@
 """Differences between plans, and how to apply one."""
 
 from collections.abc import Iterator
+from operator import ne
 
 import msgspec
 
@@ -30,16 +31,19 @@ class EntryChange(msgspec.Struct, frozen=True, array_like=True, gc=False):
             or len(new.cluster) < LARGE
             or old.frontends != new.frontends
             or old.affinity_seconds != new.affinity_seconds
+            or old.forwarding is not new.forwarding
         ):
             return sum(len(entry.cluster) + len(entry.local) for entry in (old, new) if entry is not None)
-        return sum(map(len, (*difference(old.cluster, new.cluster), *difference(old.local, new.local))))
+        moved = sum(map(ne, old.tunnels, new.tunnels)) if new.cluster == old.cluster else 0
+        return moved + sum(map(len, (*difference(old.cluster, new.cluster), *difference(old.local, new.local))))
 
 
 class PlanChange(msgspec.Struct, frozen=True):
     """The change from one plan to the next. O(what changed) in size.
 
-    node, service_cidrs, health_checks, connect_off: the new value when it changed, else None. In health_checks a value
-    None means that the Service no longer has one; connect_off is the complete new value.
+    node, service_cidrs, health_checks, connect_off, tunnel_peers: the new value when it changed, else None. In
+    health_checks a value None means that the Service no longer has one; connect_off and tunnel_peers are the complete
+    new values.
     """
 
     entries: tuple[EntryChange, ...] = ()
@@ -47,9 +51,10 @@ class PlanChange(msgspec.Struct, frozen=True):
     service_cidrs: tuple[str, ...] | None = None
     health_checks: dict[tuple[str, str], HealthCheck | None] | None = None
     connect_off: dict[tuple[str, str], OffPod] | None = None
+    tunnel_peers: frozenset[str] | None = None
 
     def __bool__(self) -> bool:
-        settings = (self.node, self.service_cidrs, self.connect_off)
+        settings = (self.node, self.service_cidrs, self.connect_off, self.tunnel_peers)
         return bool(self.entries or self.health_checks) or any(setting is not None for setting in settings)
 
     def inverse_of_entries(self) -> Iterator[EntryChange]:
@@ -73,6 +78,7 @@ def diff(old: Plan, new: Plan) -> PlanChange:
         service_cidrs=new.service_cidrs if new.service_cidrs != old.service_cidrs else None,
         health_checks=health or None,
         connect_off=new.connect_off if new.connect_off != old.connect_off else None,
+        tunnel_peers=new.tunnel_peers if new.tunnel_peers != old.tunnel_peers else None,
     )
 
 
@@ -94,3 +100,5 @@ def apply_change(plan: Plan, change: PlanChange) -> None:
         plan.service_cidrs = change.service_cidrs
     if change.connect_off is not None:
         plan.connect_off = dict(change.connect_off)
+    if change.tunnel_peers is not None:
+        plan.tunnel_peers = change.tunnel_peers

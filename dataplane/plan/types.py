@@ -13,6 +13,7 @@ import msgspec
 
 from dataplane.model.net import Family, Protocol, host_port
 from dataplane.policy.endpoints import Backend
+from dataplane.policy.forwarding import Forwarding
 from dataplane.policy.node import NodeConfig
 from dataplane.policy.routes import Action, Routes, Scope
 
@@ -85,6 +86,10 @@ class PlanEntry(msgspec.Struct, frozen=True, gc=False):
       flows that they have (see plan.udp).
     unplaced: backends of the Cluster set that are not `local` but may run on this node (see plan.places), so that
       hairpin connections are possible.
+    forwarding: how traffic from outside to an external frontend gets to backends of other nodes.
+    tunnels: aligned with `cluster`: the address, of the entry's family, of the node to which traffic for that backend
+      is forwarded; "" = a local backend, or one whose node does not speak it, so that it gets SNAT. Empty if
+      `forwarding` is SNAT.
     """
 
     key: EntryKey
@@ -97,6 +102,8 @@ class PlanEntry(msgspec.Struct, frozen=True, gc=False):
     lingering: tuple[Backend, ...] = ()
     limited: bool = False
     unplaced: tuple[Backend, ...] = ()
+    forwarding: Forwarding = Forwarding.SNAT
+    tunnels: tuple[str, ...] = ()
 
     def backends(self, scope: Scope) -> tuple[Backend, ...]:
         """Return the backend set of a scope."""
@@ -134,6 +141,7 @@ class Plan(msgspec.Struct):
     """The plan of one node. Mutable only through `plan.change.apply_change`.
 
     connect_off: by namespace and name, the Pods for which connect-time balancing is off.
+    tunnel_peers: addresses, of both families, of the nodes from which forwarded packets are accepted.
     """
 
     node: NodeConfig
@@ -141,6 +149,7 @@ class Plan(msgspec.Struct):
     service_cidrs: tuple[str, ...] = ()
     health_checks: dict[tuple[str, str], HealthCheck] = msgspec.field(default_factory=dict)
     connect_off: dict[tuple[str, str], OffPod] = msgspec.field(default_factory=dict)
+    tunnel_peers: frozenset[str] = frozenset()
 
     def frontends(self) -> Iterator[tuple[Frontend, PlanEntry]]:
         """Iterate over all frontends with their entries."""

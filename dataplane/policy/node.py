@@ -6,6 +6,7 @@ from functools import cache
 import msgspec
 
 from dataplane.model.net import Family, contains, family_of, is_loopback
+from dataplane.policy.forwarding import LbMode
 
 MOST_BACKENDS = 0x8000
 """Limit of backends in a set in the nftables and the ebpf mode, whose maps number the Local set from there on."""
@@ -78,6 +79,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
       none does (nftables mode, and ebpf mode for what its programs pass on).
     host_ports: hostPorts of this node's Pods make frontends (what the CNI plugin portmap does otherwise).
     most_backends: the most that a set of backends may have; of more, this node uses so many. 0 = no limit.
+    lb_mode: how external traffic gets to endpoints of other nodes, unless a Service says otherwise.
     """
 
     name: str = ""
@@ -93,6 +95,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     answer_ping: bool = False
     flowtable: int = 0
     most_backends: int = MOST_BACKENDS
+    lb_mode: LbMode = LbMode.SNAT
 
     @property
     def guards_first(self) -> bool:

@@ -1,0 +1,48 @@
+"""How external traffic gets to an endpoint of another node: behind this node's address, or with the client's kept.
+
+Source of the rules: Cilium's `loadBalancer.mode` (snat, dsr, hybrid) and `service.cilium.io/forwarding-mode`; Calico's
+default, whose answers go back through the node that took the packet (tunnel).
+"""
+
+import enum
+from typing import NamedTuple
+
+from dataplane.model.net import Protocol
+
+
+class Forwarding(enum.Enum):
+    """The way of a packet that came from outside to a node port, load-balancer IP or externalIP, to an endpoint of
+    another node.
+
+    SNAT: with this node's address as its source; the answers come back to it. TUNNEL: in VXLAN to the endpoint's node,
+    with the client's address kept; the answers come back the same way. DSR: likewise, but the endpoint's node answers
+    the client itself, as the frontend (direct server return).
+    """
+
+    SNAT = "snat"
+    TUNNEL = "tunnel"
+    DSR = "dsr"
+    __hash__ = object.__hash__  # members are singletons, and Enum's own hash is slow Python code
+
+
+class LbMode(enum.Enum):
+    """The node's setting (`--lb-mode`). HYBRID: TCP goes by DSR, everything else by SNAT, as in Cilium."""
+
+    SNAT = "snat"
+    TUNNEL = "tunnel"
+    DSR = "dsr"
+    HYBRID = "hybrid"
+    __hash__ = object.__hash__
+
+    def of(self, protocol: Protocol) -> Forwarding:
+        """Return the way of a protocol's packets under this setting."""
+        if self is LbMode.HYBRID:
+            return Forwarding.DSR if protocol is Protocol.TCP else Forwarding.SNAT
+        return Forwarding(self.value)
+
+
+class TunnelPeer(NamedTuple):
+    """Another node that speaks it, and its address, in canonical form, of the family in question."""
+
+    node: str
+    address: str

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from dataplane.model.forwarding import TunnelOffer
 from dataplane.model.net import Family, Protocol
 
 
@@ -70,6 +71,7 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     proxied_elsewhere: label service.kubernetes.io/service-proxy-name is present.
     headless: clusterIP None, or label service.kubernetes.io/headless.
     load_balancer_ips: status.loadBalancer.ingress[].ip without those with ipMode Proxy.
+    forwarding_mode: one of model.forwarding.MODES; "" = the node's.
     """
 
     namespace: str
@@ -87,6 +89,7 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     created: str = ""
     proxied_elsewhere: bool = False
     headless: bool = False
+    forwarding_mode: str = ""
 
     @property
     def ref(self) -> ObjectRef:
@@ -197,12 +200,18 @@ class EndpointSlice(msgspec.Struct, frozen=True, gc=False):
 
 
 class Node(msgspec.Struct, frozen=True):
-    """A Node: its zone (label topology.kubernetes.io/zone), InternalIPs first among its addresses, and pod CIDRs."""
+    """A Node: its zone (label topology.kubernetes.io/zone), InternalIPs first among its addresses, and pod CIDRs.
+
+    forwarding: what it says that it speaks; None if it says nothing, or nothing that can be understood.
+    announced: the text of that, "" without one.
+    """
 
     name: str
     zone: str = ""
     addresses: tuple[str, ...] = ()
     pod_cidrs: tuple[str, ...] = ()
+    forwarding: TunnelOffer | None = None
+    announced: str = ""
 
     @property
     def ref(self) -> ObjectRef:

@@ -8,10 +8,12 @@ Sources: Kubernetes API validation of core/v1 and discovery.k8s.io/v1; kube-prox
 (the annotation service.beta.kubernetes.io/load-balancer-source-ranges is not read by it, so neither here).
 """
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from dataplane.model import wire
+from dataplane.model.forwarding import MODES, NODE_ANNOTATION, SERVICE_ANNOTATION, TunnelOffer, parse_offer
 from dataplane.model.net import family_of
 from dataplane.model.objects import Node, Service, ServiceCIDR, ServicePortSpec, ServiceType
 from dataplane.model.report import (
@@ -34,7 +36,8 @@ MAX_NAME = 63
 
 _TYPES = {None: ServiceType.CLUSTER_IP, "": ServiceType.CLUSTER_IP} | {kind.value: kind for kind in ServiceType}
 _NODE_PORT_TYPES = (ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER)
-_NO_METADATA = wire.Metadata()
+_NO_SERVICE_METADATA = wire.ServiceMetadata()
+_NO_NODE_METADATA = wire.NodeMetadata()
 _NO_LABELS = wire.Labels()
 _NO_SERVICE_SPEC = wire.ServiceSpec()
 
@@ -227,13 +230,22 @@ def _health_check_port(spec: wire.ServiceSpec, report: Report) -> int:
     return number
 
 
+def _forwarding_mode(metadata: wire.ServiceMetadata, report: Report) -> str:
+    mode = (metadata.annotations.forwarding_mode if metadata.annotations else None) or ""
+    if mode and mode not in MODES:
+        reason = f"is {mode[:80]!r}; write one of {', '.join(MODES)} (the node's --lb-mode is used)"
+        report.problem(f"metadata.annotations[{SERVICE_ANNOTATION}]", reason)
+        return ""
+    return sys.intern(mode)
+
+
 _shared_times: Shared[str] = Shared()
 """Services come in droves, at one time."""
 
 
 def service(item: wire.WireService, report: Report) -> Service | None:
     """Validate a Service. None: it was skipped, and `report` says why."""
-    metadata = item.metadata or _NO_METADATA
+    metadata = item.metadata or _NO_SERVICE_METADATA
     labels = metadata.labels or _NO_LABELS
     spec = item.spec or _NO_SERVICE_SPEC
     for field, text in (("metadata.name", report.name), ("metadata.namespace", report.namespace)):
@@ -274,6 +286,7 @@ def service(item: wire.WireService, report: Report) -> Service | None:
         created=_shared_times(metadata.creation_timestamp or ""),
         proxied_elsewhere=labels.proxy_name is not None,
         headless=headless or labels.headless is not None,
+        forwarding_mode=_forwarding_mode(metadata, report) if metadata.annotations else "",
     )
     if not (external_name or result.headless or result.proxied_elsewhere):
         _note_unreachable(result, spec, report)
@@ -294,7 +307,7 @@ def _note_unreachable(result: Service, spec: wire.ServiceSpec, report: Report) -
 
 def node(item: wire.WireNode, report: Report) -> Node:
     """Validate a Node: InternalIPs go before ExternalIPs, host names are not addresses."""
-    metadata = item.metadata or _NO_METADATA
+    metadata = item.metadata or _NO_NODE_METADATA
     found: dict[str, dict[str, None]] = {"InternalIP": {}, "ExternalIP": {}}
     for index, entry in enumerate((item.status.addresses if item.status else None) or ()):
         field = f"status.addresses[{index}]"
@@ -312,7 +325,21 @@ def node(item: wire.WireNode, report: Report) -> Node:
         zone=(metadata.labels.zone or "") if metadata.labels else "",
         addresses=tuple(found["InternalIP"] | found["ExternalIP"]),
         pod_cidrs=pod_cidrs,
+        forwarding=_offer(metadata, report),
+        announced=(metadata.annotations.forwarding or "") if metadata.annotations else "",
     )
+
+
+def _offer(metadata: wire.NodeMetadata, report: Report) -> TunnelOffer | None:
+    """Return what a Node says that it speaks; None if that is nothing known."""
+    text = metadata.annotations.forwarding if metadata.annotations else None
+    if not text:
+        return None
+    try:
+        return parse_offer(text)
+    except ValueError as error:
+        report.problem(f"metadata.annotations[{NODE_ANNOTATION}]", str(error))
+        return None
 
 
 def service_cidr(item: wire.WireServiceCIDR, report: Report) -> ServiceCIDR | None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from dataplane.model.forwarding import NODE_ANNOTATION, SERVICE_ANNOTATION
+
 _INITIALISM = re.compile(r"Ip(?=$|s$|[A-Z])|Cidr(?=$|s$)")
 
 
@@ -38,6 +40,24 @@ class Metadata(Wire, frozen=True, gc=False):
     namespace: str | None = None
     creation_timestamp: str | None = None
     labels: Labels | None = None
+
+
+class ServiceAnnotations(Wire, frozen=True, gc=False):
+    forwarding_mode: str | None = msgspec.field(default=None, name=SERVICE_ANNOTATION)
+
+
+class ServiceMetadata(Metadata, frozen=True, gc=False):
+    """Of Services. A struct of its own: slices, of which there are many more, need less."""
+
+    annotations: ServiceAnnotations | None = None
+
+
+class NodeAnnotations(Wire, frozen=True, gc=False):
+    forwarding: str | None = msgspec.field(default=None, name=NODE_ANNOTATION)
+
+
+class NodeMetadata(Metadata, frozen=True, gc=False):
+    annotations: NodeAnnotations | None = None
 
 
 class ConnectTime(Wire, frozen=True, gc=False):
@@ -213,7 +233,7 @@ class PolicySpec(Wire, frozen=True, gc=False):
 
 class WireService(Wire, frozen=True, gc=False, tag_field="kind", tag="Service"):
     api_version: str | None = None
-    metadata: Metadata | None = None
+    metadata: ServiceMetadata | None = None
     spec: ServiceSpec | None = None
     status: ServiceStatus | None = None
 
@@ -234,7 +254,7 @@ class WireEndpoints(Wire, frozen=True, gc=False, tag_field="kind", tag="Endpoint
 
 class WireNode(Wire, frozen=True, gc=False, tag_field="kind", tag="Node"):
     api_version: str | None = None
-    metadata: Metadata | None = None
+    metadata: NodeMetadata | None = None
     spec: NodeSpec | None = None
     status: NodeStatus | None = None
 

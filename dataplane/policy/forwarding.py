@@ -9,6 +9,12 @@ from typing import NamedTuple
 
 from dataplane.model.net import Protocol
 
+DEFAULT_PORT = 8473
+"""UDP port of forwarded packets. Not 4789 (IANA's VXLAN), 8472 (Linux', flannel's and Cilium's) or 6081 (Geneve)."""
+
+DEFAULT_VNI = 0x686F74
+"""VXLAN network identifier of forwarded packets ("hot" in ASCII), which overlays number from 1 on do not reach."""
+
 
 class Forwarding(enum.Enum):
     """The way of a packet that came from outside to a node port, load-balancer IP or externalIP, to an endpoint of
@@ -46,3 +52,11 @@ class TunnelPeer(NamedTuple):
 
     node: str
     address: str
+
+
+def forwarding_of(asked: str, node_mode: LbMode, protocol: Protocol) -> Forwarding:
+    """Return the way of a Service port's external traffic. asked: by the Service (Service.forwarding_mode), "" = as
+    the node's mode has it. SCTP is beyond the packet programs, and gets SNAT."""
+    if protocol is Protocol.SCTP:
+        return Forwarding.SNAT
+    return (LbMode(asked) if asked else node_mode).of(protocol)

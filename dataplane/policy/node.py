@@ -5,8 +5,9 @@ from functools import cache
 
 import msgspec
 
+from dataplane.model.forwarding import TunnelOffer
 from dataplane.model.net import Family, contains, family_of, is_loopback
-from dataplane.policy.forwarding import LbMode
+from dataplane.policy.forwarding import DEFAULT_PORT, DEFAULT_VNI, LbMode, TunnelPeer
 
 MOST_BACKENDS = 0x8000
 """Limit of backends in a set in the nftables and the ebpf mode, whose maps number the Local set from there on."""
@@ -80,6 +81,9 @@ class NodeConfig(msgspec.Struct, frozen=True):
     host_ports: hostPorts of this node's Pods make frontends (what the CNI plugin portmap does otherwise).
     most_backends: the most that a set of backends may have; of more, this node uses so many. 0 = no limit.
     lb_mode: how external traffic gets to endpoints of other nodes, unless a Service says otherwise.
+    lb_port, lb_vni: UDP port and VXLAN network identifier of forwarded packets.
+    lb_peers: nodes that were named by hand as speaking it, whatever their Node objects say.
+    snat_only: this mode cannot forward packets with the client's address kept, whatever is asked for.
     """
 
     name: str = ""
@@ -96,6 +100,15 @@ class NodeConfig(msgspec.Struct, frozen=True):
     flowtable: int = 0
     most_backends: int = MOST_BACKENDS
     lb_mode: LbMode = LbMode.SNAT
+    lb_port: int = DEFAULT_PORT
+    lb_vni: int = DEFAULT_VNI
+    lb_peers: tuple[TunnelPeer, ...] = ()
+    snat_only: bool = False
+
+    @property
+    def offer(self) -> TunnelOffer:
+        """What another node must speak for this one to forward to it."""
+        return TunnelOffer(self.lb_port, self.lb_vni)
 
     @property
     def guards_first(self) -> bool:

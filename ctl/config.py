@@ -1,8 +1,8 @@
 """KubeProxyConfiguration v1alpha1, read as kube-proxy reads it.
 
 Fields and defaults: kubeproxy.config.k8s.io/v1alpha1 of Kubernetes 1.36. Null counts as not given (kubeadm writes many
-nulls), durations are Go's ("2h45m") and become seconds. This project's own additions are `mode: ebpf` and
-`hostRouting`.
+nulls), durations are Go's ("2h45m") and become seconds. This project's own additions are `mode: ebpf`,
+`hostRouting`, `lbMode`, `lbPort`, `lbVNI` and `lbPeers`.
 """
 
 import re
@@ -13,10 +13,13 @@ import msgspec
 
 from dataplane.errors import HotplaneError
 from dataplane.malformed import MALFORMED
+from dataplane.model.forwarding import MODES as FORWARDING_MODES
+from dataplane.model.forwarding import MOST_PORT, MOST_VNI
 from dataplane.model.net import canonical_address
 from dataplane.model.report import canonical_cidr
 from dataplane.planes.host_routes import CHOICES
 from dataplane.planes.registry import MODES
+from dataplane.policy.forwarding import parse_peers
 from dataplane.policy.settings import ALL, LOCALHOST, PRIMARY, LocalMode, Masquerading, Promises, ProxySettings
 
 API_VERSION = "kubeproxy.config.k8s.io/v1alpha1"
@@ -31,7 +34,7 @@ _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 # What the kernel lets a device be called (IFNAMSIZ - 1 bytes), less what rules and terminals could trip over.
 _DEVICE = re.compile(r"[A-Za-z0-9._@+=#-]{1,15}", re.ASCII)
-_INITIALISMS = {"Ip": "IP", "Cidr": "CIDR", "Cidrs": "CIDRs", "Arp": "ARP", "Oom": "OOM", "Dsr": "DSR"}
+_INITIALISMS = {"Ip": "IP", "Cidr": "CIDR", "Cidrs": "CIDRs", "Arp": "ARP", "Oom": "OOM", "Dsr": "DSR", "Vni": "VNI"}
 
 
 SECTIONS = ("iptables", "nftables")
@@ -175,6 +178,10 @@ class KubeProxyConfiguration(Section, frozen=True):
     port_range: str = ""
     windows_run_as_service: bool = False
     host_routing: str = ""
+    lb_mode: str = ""
+    lb_port: int = 0
+    lb_vni: int = 0
+    lb_peers: tuple[str, ...] = ()
 
     def section(self, promises: Promises) -> IPTables | NFTables:
         """The section of kube-proxy's mode whose promises a plane keeps."""
@@ -368,6 +375,7 @@ def _check_mode(config: KubeProxyConfiguration, source: str) -> None:
         raise ConfigError(source, "mode", f"is {config.mode!r}; choose one of {offered}")
     if config.host_routing and config.host_routing not in CHOICES:
         raise ConfigError(source, "hostRouting", f"is {config.host_routing!r}; choose one of {', '.join(CHOICES)}")
+    _check_forwarding(config, source)
     detect = config.detect_local_mode
     if detect and detect not in {mode.value for mode in LocalMode}:
         known = ", ".join(mode.value for mode in LocalMode)
@@ -376,6 +384,18 @@ def _check_mode(config: KubeProxyConfiguration, source: str) -> None:
         raise ConfigError(source, "detectLocal.bridgeInterface", f"is missing; detectLocalMode {detect} needs it")
     if detect == LocalMode.INTERFACE_NAME_PREFIX.value and not config.detect_local.interface_name_prefix:
         raise ConfigError(source, "detectLocal.interfaceNamePrefix", f"is missing; detectLocalMode {detect} needs it")
+
+
+def _check_forwarding(config: KubeProxyConfiguration, source: str) -> None:
+    if config.lb_mode and config.lb_mode not in FORWARDING_MODES:
+        raise ConfigError(source, "lbMode", f"is {config.lb_mode!r}; choose one of {', '.join(FORWARDING_MODES)}")
+    for field, number, most in (("lbPort", config.lb_port, MOST_PORT), ("lbVNI", config.lb_vni, MOST_VNI)):
+        if not 0 <= number <= most:
+            raise ConfigError(source, field, f"is {number}; write 1 to {most}, or leave it out")
+    try:
+        parse_peers(config.lb_peers)
+    except ValueError as error:
+        raise ConfigError(source, "lbPeers", str(error)) from error
 
 
 def _check_cidrs(cidrs: tuple[str, ...] | list[str], source: str, field: str) -> None:

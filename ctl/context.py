@@ -105,6 +105,7 @@ def build_context(args: argparse.Namespace, objects: Iterable[ModelObject] = (),
     offline: ask the kernel for addresses only when neither options nor Node object tell any (for `explain`).
     Raises ConfigError, and UsageError for an address that is none.
     """
+    from ctl.lb_options import lb_options
     from ctl.plane_options import unchecked_options
 
     config = KubeProxyConfiguration()
@@ -133,6 +134,8 @@ def build_context(args: argparse.Namespace, objects: Iterable[ModelObject] = (),
         )
     except ValueError as error:
         raise UsageError(f"{error}; check --node-ip and --config") from error
+    options = unchecked_options(args)
+    node = lb_options(args, config, mode, options).applied(node, mode, options)
     node = msgspec.structs.replace(
         node,
         host_ports=getattr(args, "host_ports", False),

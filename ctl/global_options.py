@@ -2,9 +2,19 @@
 
 import argparse
 import enum
+import functools
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+from dataplane.model.forwarding import (
+    DEFAULT_PORT,
+    DEFAULT_VNI,
+    MOST_PORT,
+    MOST_VNI,
+    NODE_ANNOTATION,
+    SERVICE_ANNOTATION,
+)
+from dataplane.model.forwarding import MODES as FORWARDING_MODES
 from dataplane.planes.host_routes import CHOICES
 from dataplane.planes.registry import DEFAULT_MODE, MODES
 
@@ -30,7 +40,8 @@ LOADED = frozenset({Scope.MODE, Scope.STATE})
 
 
 class GlobalOption(NamedTuple):
-    """An option that many commands take, before and after their name."""
+    """An option that many commands take, before and after their name. number: of one that is a number from 1 on, the
+    greatest; 0 for others."""
 
     flag: str
     default: object
@@ -39,6 +50,7 @@ class GlobalOption(NamedTuple):
     scope: Scope
     repeatable: bool = False
     choices: tuple[str, ...] | None = None
+    number: int = 0
 
     @property
     def dest(self) -> str:
@@ -117,6 +129,40 @@ GLOBAL_OPTIONS = (
         choices=CHOICES,
     ),
     GlobalOption(
+        "--lb-mode",
+        None,
+        "|".join(FORWARDING_MODES),
+        "ebpf mode: how external traffic gets to endpoints of other nodes (default: snat); tunnel, dsr: with the "
+        "client's address kept, answered through this node or by the endpoint's; hybrid: TCP by dsr; "
+        f"a Service's annotation {SERVICE_ANNOTATION} wins",
+        Scope.EBPF,
+        choices=FORWARDING_MODES,
+    ),
+    GlobalOption(
+        "--lb-peer",
+        (),
+        "NODE=ADDRESS[,ADDRESS]",
+        f"ebpf mode: a node that takes forwarded packets, where no Node object says so ({NODE_ANNOTATION}); repeatable",
+        Scope.EBPF,
+        True,
+    ),
+    GlobalOption(
+        "--lb-port",
+        None,
+        "PORT",
+        f"ebpf mode: UDP port of forwarded packets, alike on all nodes (default: {DEFAULT_PORT})",
+        Scope.EBPF,
+        number=MOST_PORT,
+    ),
+    GlobalOption(
+        "--lb-vni",
+        None,
+        "NUMBER",
+        f"ebpf mode: VXLAN network identifier of forwarded packets, alike on all nodes (default: {DEFAULT_VNI})",
+        Scope.EBPF,
+        number=MOST_VNI,
+    ),
+    GlobalOption(
         "--connect-time-off-cgroup",
         (),
         "PATH",
@@ -150,10 +196,18 @@ class _Extend(argparse.Action):
         setattr(namespace, self.dest, (*getattr(namespace, self.dest, ()), values))
 
 
+def _number(text: str, most: int) -> int:
+    if text.isascii() and text.isdecimal() and len(text) <= 9 and 1 <= int(text) <= most:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number from 1 to {most}")
+
+
 def _settings(option: GlobalOption) -> dict[str, Any]:
     settings: dict[str, Any] = {"metavar": option.metavar, "help": option.help}
     if option.choices:
         settings["choices"] = option.choices
+    if option.number:
+        settings["type"] = functools.partial(_number, most=option.number)
     if option.repeatable:
         settings["action"] = _Extend
     return settings

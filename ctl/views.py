@@ -10,9 +10,10 @@ from ctl.store.drift import ranges_text, route_text
 from ctl.store.ways import SavedRoutes
 from dataplane.kernel.netlink.conntrack_list import Connection, translated_connections
 from dataplane.model.net import Protocol, host_port
-from dataplane.plan.types import FrontendKey, Row, Table
+from dataplane.plan.types import FrontendKey, FrontendKind, Plan, PlanEntry, Row, Table
 from dataplane.planes.answers import Flow, Traffic
 from dataplane.planes.base import Plane
+from dataplane.policy.forwarding import Forwarding
 
 SLOW_PATH = "slow path"
 PINGS, HOST_ROUTING = "answered_ping", "host routing"
@@ -145,6 +146,46 @@ def with_ways(records: list[Record], columns: Columns, routes: SavedRoutes) -> V
 
     shown = Columns((*columns.columns, "way"), ("way", *columns.secondary), (*columns.folded, "way"))
     return [{**record, "way": way(record)} for record in records], shown
+
+
+def with_forwarding(records: list[Record], columns: Columns, plan: Plan) -> View:
+    """Add to records of frontends or endpoints how traffic from outside gets to endpoints of other nodes, by the plan;
+    nothing where no Service asks for more than SNAT."""
+    entries: dict[str, list[PlanEntry]] = defaultdict(list)
+    for entry in plan.entries.values():
+        if entry.forwarding is not Forwarding.SNAT:
+            entries[entry.key.service].append(entry)
+    if not entries:
+        return records, columns
+    tunnels = {
+        (name, str(backend)): f"{entry.forwarding.value} by {address}"
+        for name, found in entries.items()
+        for entry in found
+        for backend, address in zip(entry.cluster, entry.tunnels, strict=True)
+        if address
+    }
+    ways = {
+        str(frontend.key): _way(entry)
+        for found in entries.values()
+        for entry in found
+        for frontend in entry.frontends
+        if frontend.kind is not FrontendKind.CLUSTER_IP
+    }
+
+    def forwarding(record: Record) -> str:
+        if "endpoint" in record:
+            return tunnels.get((str(record["service"]), str(record["endpoint"])), "")
+        return ways.get(str(record["frontend"]), "")
+
+    shown = Columns((*columns.columns, "forwarding"), ("forwarding", *columns.secondary), columns.folded)
+    return [{**record, "forwarding": forwarding(record)} for record in records], shown
+
+
+def _way(entry: PlanEntry) -> str:
+    remote = [t for b, t in zip(entry.cluster, entry.tunnels, strict=True) if not b.local]
+    if all(remote):
+        return str(entry.forwarding.value)
+    return f"{entry.forwarding.value} to {sum(map(bool, remote))} of {len(remote)}, else snat"
 
 
 def counters(plane: Plane) -> View:

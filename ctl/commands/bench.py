@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctl import bench_cluster, bench_peers
+from ctl import bench_cluster, bench_imbalance, bench_peers
 from ctl.bench_cluster import names, numbers
 from ctl.extras import require
 from ctl.output import Table, add_output_option, notify, print_records, to_json, to_yaml
@@ -34,7 +34,7 @@ def register(subparsers: Any) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "bench",
-        help="compare Service data planes: run, cluster, report, compare, export, history",
+        help="compare Service data planes: run, cluster, imbalance, report, compare, export, history",
         description="Without an action: measure all modes side by side in a lab of network namespaces, each mode on a "
         "node of its own, in rounds of shuffled order. Needs root. Everything is removed afterwards.",
     )
@@ -45,6 +45,7 @@ def register(subparsers: Any) -> None:
     _add_run_options(run_parser, defaults=False)
     bench_peers.add_options(run_parser, defaults=False)
     bench_cluster.register(actions)
+    bench_imbalance.register(actions)
     report = actions.add_parser("report", help="make charts and one HTML page of a results file")
     report.add_argument("results_file", type=Path, metavar="RESULTS.json", help="a results file, or a run's journal")
     report.add_argument(
@@ -156,6 +157,8 @@ def run(args: argparse.Namespace) -> int:
     match args.action:
         case "cluster":
             return bench_cluster.run(args)
+        case "imbalance":
+            return bench_imbalance.run(args)
         case "report":
             return _report(args)
         case "compare":

@@ -1,6 +1,7 @@
 """`hotplane cleanup`: remove every trace from this network namespace."""
 
 import argparse
+import sys
 from typing import Any
 
 from ctl.output import add_output_option, print_records
@@ -34,9 +35,31 @@ def run(args: argparse.Namespace) -> int:
     from dataplane.planes.registry import MODES
 
     with hold(args.command, takeover=args.takeover):
+        announced = _announced(args.state_dir)
         existed = _clean_up(args.state_dir)
+    if announced:
+        print(f"hotplane: {announced}", file=sys.stderr)
     print_records([{"cleaned": list(MODES), "state": existed}], args.output, ("cleaned", "state"))
     return 0
+
+
+def _announced(state_dir: str) -> str:
+    """Return what to do about other nodes that may still forward to this one, "" if none does."""
+    from pathlib import Path
+
+    from ctl.store import state
+    from dataplane.model.forwarding import NODE_ANNOTATION
+
+    try:
+        saved = state.load(Path(state_dir))
+    except state.StateError:  # it will be removed all the same
+        return ""
+    if saved is None or not saved.tunnel_peers:
+        return ""
+    return (
+        f"other nodes may still forward to this one: kubectl annotate node {saved.node.name} {NODE_ANNOTATION}- "
+        "unless hotplane will run here again"
+    )
 
 
 def _clean_up(state_dir: str) -> bool:

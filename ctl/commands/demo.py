@@ -5,12 +5,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctl.lab.planes import maker
 from ctl.output import add_output_option, print_records, to_json, to_yaml
 from dataplane.planes.registry import MODES
 
 if TYPE_CHECKING:
-    from dataplane.lab.lab import Lab
-    from dataplane.lab.proxy import PlaneMaker
     from dataplane.lab.scenarios.compare import Row
     from dataplane.lab.scenarios.showcase import Result
 
@@ -65,33 +64,18 @@ def run(args: argparse.Namespace) -> int:
         lab.start_echo(lab.pods, [8080])
         for mode in modes:
             _say(f"{mode}: {len(showcase.SCENARIOS)} scenarios with real traffic")
-            with LabProxy(lab, mode, _maker(mode), mode_of(mode).keeps(PlaneOptions())) as proxy:
+            with LabProxy(lab, mode, maker(mode, _INSTANCES), mode_of(mode).keeps(PlaneOptions())) as proxy:
                 results[mode] = {scenario.name: result for scenario, result in showcase.run_all(lab, proxy)}
         rows = []
         if args.services:
             _say(f"comparison: new connections through the last of {args.services} Services, modes side by side")
-            rows = compare(lab, {mode: _maker(mode) for mode in modes}, args.services)
+            rows = compare(lab, {mode: maker(mode, _INSTANCES) for mode in modes}, args.services)
     _print(args.output, modes, results, rows)
     return 0 if all(result.passed for by_name in results.values() for result in by_name.values()) else 1
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _maker(mode: str) -> "PlaneMaker":
-    """Planes of nodes: each with the node's own control group, and pins that name the lab and the node."""
-    from dataplane.lab.spec import Node
-    from dataplane.planes.base import Plane
-    from dataplane.planes.mode import Making
-    from dataplane.planes.options import PlaneOptions
-    from dataplane.planes.registry import mode_of
-
-    def make(lab: "Lab", node: Node) -> Plane:
-        options = PlaneOptions(cgroup=str(lab.cgroup(node.name)), instance=f"{_INSTANCES}{node.name}")
-        return mode_of(mode).make(Making(options))
-
-    return make
 
 
 def _print(output: str, modes: tuple[str, ...], results: "dict[str, dict[str, Result]]", rows: "list[Row]") -> None:

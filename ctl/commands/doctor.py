@@ -24,6 +24,7 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print one record a check; 0 if the nftables mode can run, else 1."""
     from ctl.plane_options import plane_options
+    from ctl.probes.forwarding import probe_forwarding
     from ctl.probes.off import probe_off
     from ctl.probes.system import probe_system
     from ctl.probes.ways import probe_routes
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
         for mode in sorted(modes(), key=lambda mode: mode.name != DEFAULT_MODE):
             state_dir = Path(args.state_dir)
             findings += [*mode.findings(options), *probe_off(mode, state_dir), *probe_routes(mode, state_dir)]
+            findings += probe_forwarding(mode, state_dir)
     records = [
         {"area": f.area, "check": f.check, "status": f.status.value, "detail": f.detail, "advice": f.advice}
         for f in findings

@@ -2,8 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,16 +14,20 @@ from ctl.output import add_output_option, print_records
 from dataplane.errors import UsageError
 from dataplane.malformed import MALFORMED
 from dataplane.model.decode import Decoded
+from dataplane.model.forwarding import SERVICE_ANNOTATION
 from dataplane.model.net import contains
 from dataplane.model.objects import EndpointSlice, ModelObject, Node, Problem, Service
 from dataplane.oracle.decide import Decision, Oracle, Packet, Verdict
 from dataplane.oracle.flow import FORM, parse_flow
 from dataplane.oracle.keeps import NOTHING, Keeping
 from dataplane.oracle.notes import endpoint_notes
+from dataplane.oracle.reasons import node_text
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import EntryKey, FrontendKind
 from dataplane.planes.mode import Mode
 from dataplane.planes.registry import mode_of
+from dataplane.policy.forwarding import LbMode
+from dataplane.policy.node import Source
 
 
 class Flow(NamedTuple):
@@ -34,7 +39,8 @@ class Flow(NamedTuple):
 
 class Explained(msgspec.Struct, frozen=True):
     """One flow as a script reads it. affinity: seconds, 0 for none; service and frontend are null for a packet that
-    no frontend claims; masquerade: whichever endpoint is chosen."""
+    no frontend claims; masquerade: whichever endpoint is chosen. forwarding: by endpoint, the way to those of other
+    nodes that see the client's address, such as "dsr by node2 (192.0.2.2)"."""
 
     flow: str
     verdict: str
@@ -43,6 +49,7 @@ class Explained(msgspec.Struct, frozen=True):
     service: str | None
     frontend: str | None
     affinity: int
+    forwarding: dict[str, str]
     reasons: tuple[str, ...]
 
 
@@ -96,9 +103,11 @@ def read_flows(arguments: Iterable[str]) -> list[Flow]:
     return [Flow(text, parse_flow(text)) for text in texts]
 
 
-def explained(text: str, decision: Decision, more: Sequence[str] = ()) -> Explained:
-    """One decision in the command's output form; `more` reasons are put after the oracle's."""
-    frontend = decision.frontend
+def explained(
+    text: str, decision: Decision, more: Sequence[str] = (), node_names: Mapping[str, str] = MappingProxyType({})
+) -> Explained:
+    """One decision in the command's output form; `more` reasons are put after the oracle's. node_names: by address."""
+    frontend, way = decision.frontend, decision.forwarding.value
     return Explained(
         flow=text,
         verdict=decision.verdict.value,
@@ -107,6 +116,7 @@ def explained(text: str, decision: Decision, more: Sequence[str] = ()) -> Explai
         service=decision.service or None,
         frontend=f"{frontend.kind.value} {frontend.key}" if frontend else None,
         affinity=decision.affinity_seconds,
+        forwarding={str(b): f"{way} by {node_text(address, node_names)}" for b, address in decision.tunnels.items()},
         reasons=(*decision.reasons, *more),
     )
 
@@ -126,7 +136,8 @@ def explain(
             return ()  # a Pod's port needs no EndpointSlice
         return endpoint_notes(planner.candidates(key), planner.sets(key), planner.plan.node)
 
-    oracle = Oracle(planner.plan, notes, keeping)
+    names = planner.tunnels.names()
+    oracle = Oracle(planner.plan, notes, keeping, names)
     conflicts = [problem for problems in planner.problems.values() for problem in problems]
     return [
         explained(
@@ -135,10 +146,12 @@ def explain(
             [
                 *_conflicts(decision, conflicts),
                 *_gated(decision, planner),
+                *_snat_only(decision, planner, mode),
                 *_connect_time(decision, planner, keeping),
                 *filter(None, (mode_of(mode).path(decision),)),
                 *ways(decision),
             ],
+            names,
         )
         for text, decision in ((flow.text, oracle.decide(flow.packet)) for flow in flows)
     ]
@@ -164,6 +177,16 @@ def _gated(decision: Decision, planner: Planner) -> Iterable[str]:
     for service in planner.with_external_ip(address):
         name = f"{service.namespace}/{service.name}"
         yield f"{address} is an externalIP of Service {name}, but {EXTERNAL_IPS_GATE} is false"
+
+
+def _snat_only(decision: Decision, planner: Planner, mode: str) -> Iterable[str]:
+    """Yield a note if the Service asks for a way that the mode does not have."""
+    if not planner.plan.node.snat_only or decision.entry is None or decision.source is not Source.OUTSIDE:
+        return
+    service = planner.service(decision.entry.key.namespace, decision.entry.key.name)
+    if service is not None and service.forwarding_mode not in ("", LbMode.SNAT.value):
+        asked = f"{SERVICE_ANNOTATION}: {service.forwarding_mode}"
+        yield f"{asked} has no effect: the {mode} mode as it is here can only do SNAT (ebpf with tc or xdp does more)"
 
 
 def _connect_time(decision: Decision, planner: Planner, keeping: Keeping) -> Iterable[str]:
@@ -208,6 +231,8 @@ def headline(flow: Explained) -> str:
     if flow.verdict != Verdict.DNAT.value:
         return f"{flow.verdict.upper()}{f'  by {flow.service}' if flow.service else ''}"
     masquerade = ", masqueraded" if flow.masquerade else ""
+    if flow.forwarding:
+        masquerade = f", forwarded by {next(iter(flow.forwarding.values())).partition(' ')[0]}"
     return f"DNAT to {', '.join(flow.endpoints)}{masquerade}  by {flow.service}, {flow.frontend}"
 
 

@@ -4,10 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from ctl.lab import apply, call
 from ctl.output import Table, add_output_option, print_records
 from dataplane.errors import UsageError
 from dataplane.lab.spec import DEFAULT_NAME, LabSpec, PodLink, Routing
+from dataplane.model.forwarding import MODES as FORWARDING_MODES
 
 ECHO_PORT = 8080
 COLUMNS = Table(("lab", "place", "state", "addresses", "netns", "pids"), ("pids", "netns"), ("addresses", "pids"))
@@ -53,6 +56,11 @@ def _register_up(actions: Any) -> None:
         metavar="PORT",
         help=f"an echo server on this port of each pod, TCP and UDP; 0 for none (default: {ECHO_PORT})",
     )
+    up.add_argument(
+        "--lb-mode",
+        choices=FORWARDING_MODES,
+        help="how apply --mode ebpf has external traffic go to other nodes; they know each other (default: snat)",
+    )
     add_output_option(up, of_many=True)
 
 
@@ -89,6 +97,7 @@ def _up(args: argparse.Namespace) -> int:
     if not 0 <= args.echo_port <= 65535:
         raise UsageError(f"--echo-port {args.echo_port} is not a port number: use 1 to 65535, or 0 for no echo servers")
     spec = LabSpec(args.name, args.nodes, args.pods, Routing(args.routing), PodLink(args.pod_link), args.ipv6)
+    spec = replace(spec, lb_mode=args.lb_mode or "")
     before = lab_cookies(args.name)
     lab = Lab.up(spec)
     sweep_lab(before, Path(args.state_dir))

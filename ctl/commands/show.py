@@ -86,11 +86,15 @@ def _view(args: argparse.Namespace) -> Shown:
 
     from ctl import views
     from ctl.loaded import loaded_plane
-    from ctl.store import ways
+    from ctl.store import state, ways
 
     plane = loaded_plane(args.mode, args.state_dir)
     view: Callable[..., views.View] = getattr(views, args.what)
     records, columns = view(plane)
+    if args.what in ("services", "endpoints"):
+        saved = state.load(Path(args.state_dir), current=False)
+        if saved is not None and saved.mode == plane.name:
+            records, columns = views.with_forwarding(records, columns, saved.plan())
     if args.what == "connections" and (found := ways.load(Path(args.state_dir))) is not None:
         records, columns = views.with_ways(records, columns, found)
     empty = f"the {plane.name} rules of this network namespace hold no {args.what}"

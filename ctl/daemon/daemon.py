@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import signal
 import time
 from collections.abc import Callable
@@ -11,8 +9,10 @@ from pathlib import Path
 
 import msgspec
 
+from ctl.daemon import heap
 from ctl.daemon.announce import announce
 from ctl.daemon.events import EventRecorder
+from ctl.daemon.forwarding import ForwardingKeeper
 from ctl.daemon.host_routing.router import GAVE_WAY, HostRouter
 from ctl.daemon.http.guard import SWEEP_SECONDS as SLOW_SECONDS
 from ctl.daemon.http.guard import Guard
@@ -58,9 +58,6 @@ from dataplane.plan.types import HealthCheck
 from dataplane.planes.base import Plane
 from dataplane.planes.registry import mode_of
 from dataplane.policy.node import NodeConfig
-
-_libc = ctypes.CDLL(None)
-_M_ARENA_MAX = -8  # malloc.h
 
 KINDS = ("Service", "EndpointSlice", "Node", "ServiceCIDR")
 TICK_SECONDS = 30.0
@@ -112,11 +109,15 @@ class Daemon:
         kinds = (*KINDS, *(resource_.kind for resource_ in self._of_pods))
         self.inbox = Inbox(kinds, self._router.kinds.difference(kinds), self._router.listener)
         self._guard = Guard(self.metrics.connection_closed)
+        self._forwarding = ForwardingKeeper(
+            settings, self._kernel, self.inbox, lambda: self.reconciler.node, self._jobs, log
+        )
         self._ports = HealthPorts(self.health, log, self._port_refused, self._guard)
         self.reconciler = Reconciler(
             settings.node.name,
             self.inbox, self._kernel, self._describe, self.health, self.metrics, log,
-            Pace(settings.min_sync_period), self._after, self._jobs, self._unwritten, vouched=not settings.paths,
+            Pace(settings.min_sync_period), self._after, self._jobs, self._unwritten, self._forwarding.before_load,
+            vouched=not settings.paths,
         )  # fmt: skip
 
     async def run(self) -> int:
@@ -130,7 +131,7 @@ class Daemon:
         self._check_rights(self.settings.mode)
         await self._takeover.open()
         raise_limit()
-        _pause_garbage_collection()
+        heap.pause_garbage_collection()
         self._score()
         apply_sysctls(self.settings.config.conntrack, self._log)
         try:
@@ -180,6 +181,7 @@ class Daemon:
     async def _work(self) -> None:
         """Load, then follow changes for ever. An error before the first load is complete starts it again."""
         await self._begin()
+        self._forwarding.begin(self.reconciler.planner)
         self.reconciler.request("removal of another mode's rules", self._finish_mode_change)
         if self.settings.adopt:
             self.reconciler.request("removal of kube-proxy's rules", self._remove_kube_proxy)
@@ -201,7 +203,7 @@ class Daemon:
         await self._kernel.call(self._clean_up.look, self.settings.mode)
         await self.reconciler.start()
         self._router.begin(self.settings)
-        _resume_garbage_collection()
+        heap.resume_garbage_collection()
 
     def _open_source(self) -> None:
         settings = self.settings
@@ -216,13 +218,16 @@ class Daemon:
         self._events = EventRecorder(self._api, settings.node.name, self._log)
         for resource_ in (*resources(settings.node.name), *self._of_pods):
             self._watch(self._api, resource_)
+        self._forwarding.connect(self._api, self._watch)
         self._router.connect(self._api, self._watch, frozenset(resource_.kind for resource_ in self._of_pods))
 
-    def _watch(self, api: Api, resource: Resource) -> None:
-        observe = self._see_node if resource.kind == "Node" else None
-        reflector = Reflector(api, resource, self.inbox, self._log, observe=observe)
-        self._reflectors.append((resource.kind, reflector))
-        self._jobs.start(f"watch {resource.kind}", reflector.run)
+    def _watch(self, api: Api, resource: Resource) -> Reflector:
+        own = resource.kind == "Node" and resource.covers(self.settings.node.name)
+        reflector = Reflector(api, resource, self.inbox, self._log, observe=self._see_node if own else None)
+        name = "Node (others)" if resource.kind == "Node" and not own else resource.kind
+        self._reflectors.append((name, reflector))
+        self._jobs.start(f"watch {name}", reflector.run)
+        return reflector
 
     def _see_node(self, raw: msgspec.Raw | None) -> None:
         if raw is None:  # a Node object that goes leaves everything as it was last
@@ -238,13 +243,14 @@ class Daemon:
 
     async def _describe(self, node: Node | None) -> NodeConfig:
         settings = self.settings
-        mode, at_connect = mode_of(settings.mode), settings.options.at_connect
-        return await self._kernel.call(describe, mode, settings.config, settings.node, node, at_connect)
+        mode, options, lb = mode_of(settings.mode), settings.options, settings.lb
+        return await self._kernel.call(describe, mode, settings.config, settings.node, node, options, lb)
 
     async def _after(self, change: PlanChange) -> None:
         """Update ports and report refused objects after a change, outside the measured sync time."""
         if change.health_checks or change.node is not None:
             await self._update_ports()
+        self._forwarding.look()
         self._log_notes()
         problems = {**self.inbox.problems, **self.reconciler.planner.problems}
         if problems == self._reported:
@@ -287,8 +293,9 @@ class Daemon:
 
     async def _tick(self) -> None:
         """Periodic maintenance."""
-        _libc.malloc_trim(0)  # what changes leave free among what stays, the heap would never give back by itself
+        heap.trim()
         self._look_at_node()
+        self._forwarding.look()
         await self._serve()
 
     def _look_at_node(self) -> None:
@@ -373,6 +380,7 @@ class Daemon:
         async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 await self._save()
+                self._forwarding.save(self.settings.state_dir)
                 await self._router.save(self._kernel, self.settings.state_dir)
             except (HotplaneError, OSError) as error:
                 self._log.warning("the plan could not be written down", reason=error)
@@ -427,9 +435,12 @@ class Daemon:
         except HotplaneError as error:
             self._log.error("configuration not reloaded, the old one stays", reason=error)
             return
+        if mode_of(fresh.mode).why_only_snat(fresh.options):
+            await self._forwarding.retract()  # while the programs are still there
         old, self.settings = self.settings, self._what_can_change(fresh)
         fresh = self.settings
         self._router.use(fresh)
+        self._forwarding.use(fresh)
         self.reconciler.pace.interval = fresh.min_sync_period
         self.health.patience = 2 * fresh.sync_period
         apply_sysctls(fresh.config.conntrack, self._log)
@@ -522,6 +533,8 @@ class Daemon:
             metrics.endpoint_pending.labels(ip_family(family)).set(self.inbox.pending_of("EndpointSlice", family))
         metrics.behind.set(len(self._kernel.ledger))
         metrics.problems.set(len({**self.inbox.problems, **self.reconciler.planner.problems}))
+        metrics.announced.set(self._forwarding.announced)
+        metrics.peers.set(len(self.reconciler.planner.tunnels))
         metrics.invalid_events.set(self.inbox.invalid_events)
         now = time.monotonic()
         for kind, reflector in self._reflectors:
@@ -582,18 +595,3 @@ def _tcp_be_liberal(settings: Settings) -> bool:
 
 def _binds(settings: Settings) -> tuple[str, str]:
     return settings.config.healthz_bind_address, settings.config.metrics_bind_address
-
-
-def _pause_garbage_collection() -> None:
-    """Before the first load: use one heap for all threads, and no garbage collection, since there is no garbage yet."""
-    _libc.mallopt(_M_ARENA_MAX, 1)
-    gc.disable()
-
-
-def _resume_garbage_collection() -> None:
-    """After the first load: exclude the objects that exist now from garbage collection, since they stay, and return
-    the memory that the load needed to the system."""
-    gc.freeze()
-    gc.enable()
-    gc.set_threshold(20_000, 20, 50)
-    _libc.malloc_trim(0)

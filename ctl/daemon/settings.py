@@ -10,6 +10,7 @@ from ctl.config import KubeProxyConfiguration
 from ctl.context import answers_ping, flowtable_packets
 from ctl.daemon.node.nodes import NodeOptions
 from ctl.daemon.options import effective
+from ctl.lb_options import LbOptions, lb_options
 from ctl.plane_options import plane_options
 from ctl.sources.manifests import NODE_PORTS, PortRange
 from dataplane.errors import UsageError
@@ -36,6 +37,7 @@ class Settings(msgspec.Struct, frozen=True):
     adopt: bool = False
     unknown: tuple[str, ...] = ()
     options: PlaneOptions = PlaneOptions()
+    lb: LbOptions = LbOptions()
 
     @property
     def balances_at_connect_time(self) -> bool:
@@ -69,6 +71,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
         node_ips = tuple(canonical_address(ip) for ip in args.node_ip)
     except ValueError as error:
         raise UsageError(f"--node-ip: {error}") from error
+    options = msgspec.structs.replace(
+        plane_options(args), host_routing=args.host_routing or config.host_routing or DEFAULT
+    )
     name = (args.node_name or config.hostname_override or socket.gethostname()).strip().lower()
     return Settings(
         config=config,
@@ -85,9 +90,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
         once=args.once,
         adopt=args.adopt,
         unknown=loaded.unknown,
-        options=msgspec.structs.replace(
-            plane_options(args), host_routing=args.host_routing or config.host_routing or DEFAULT
-        ),
+        options=options,
+        lb=lb_options(args, config, mode_of(mode), options),
     )
 
 

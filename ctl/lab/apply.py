@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +12,7 @@ from ctl.context import add_manifest_option
 from ctl.itself import PROGRAM
 from ctl.output import Table, add_output_option, print_records
 from dataplane.errors import HotplaneError, UsageError
+from dataplane.model.forwarding import MODES as FORWARDING_MODES
 
 if TYPE_CHECKING:
     from dataplane.lab.lab import Lab
@@ -45,6 +46,12 @@ def register(actions: Any) -> argparse.ArgumentParser:
     )
     add_manifest_option(parser)
     parser.add_argument("--mode", choices=MODES, help=f"{' | '.join(MODES)} (default: nftables)")
+    parser.add_argument(
+        "--lb-mode",
+        choices=FORWARDING_MODES,
+        help="ebpf mode: how external traffic gets to endpoints of other nodes, which know each other (default: as lab "
+        "up was told, or snat)",
+    )
     parser.add_argument("--node", action="append", default=[], metavar="NODE", help="only this node; repeatable")
     add_output_option(parser, of_many=True)
     return parser
@@ -80,6 +87,22 @@ def _config(lab: "Lab") -> str:
     )
 
 
+def forwarding(lab: "Lab", node: "Node", args: argparse.Namespace) -> Iterator[str]:
+    """The options that say how external traffic gets to the lab's other nodes. What the lab was brought up with holds
+    where the mode has it, what this command is given is the node's to judge."""
+    from dataplane.planes.options import PlaneOptions
+    from dataplane.planes.registry import DEFAULT_MODE, mode_of
+
+    able = not mode_of(args.mode or DEFAULT_MODE).why_only_snat(PlaneOptions())
+    asked = args.lb_mode or (lab.spec.lb_mode if able else "")
+    if not asked:
+        return
+    yield from ("--lb-mode", asked)
+    for other in lab.nodes if able else ():
+        if other.name != node.name:
+            yield from ("--lb-peer", f"{other.name}={','.join(other.addresses.values())}")
+
+
 def command(node: "Node", args: argparse.Namespace, cgroup: Path) -> Sequence[str]:
     """The global options of a hotplane that works on this node of a lab."""
     own = [*node.addresses.values(), *node.second.values()]
@@ -96,7 +119,8 @@ def _apply(lab: "Lab", node: "Node", config: Path, args: argparse.Namespace) -> 
     files = [word for name in args.filename for word in ("-f", str(Path(name).absolute()) if name != "-" else name)]
     if "-" in args.filename:
         raise UsageError("-f -: every node reads the manifests; name a file or a directory")
-    words = [*command(node, args, lab.cgroup(node)), "--config", str(config), "apply", *files, "-o", "json"]
+    own = [*command(node, args, lab.cgroup(node)), *forwarding(lab, node, args)]
+    words = [*own, "--config", str(config), "apply", *files, "-o", "json"]
     done = lab.run(node, words, check=False, timeout=SECONDS, in_cgroup=False)
     if done.returncode not in (0, 1):
         raise HotplaneError(f"{node.name}: {done.stderr.strip()}")

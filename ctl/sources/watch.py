@@ -66,6 +66,13 @@ class Resource(msgspec.Struct, frozen=True):
     older: str = ""
     patient: bool = False
 
+    def covers(self, name: str) -> bool:
+        """True if an object of this name is among those that are followed, as far as its name says."""
+        field, equals, value = self.field_selector.partition("=")
+        if not equals or field.removesuffix("!") != "metadata.name":
+            return True
+        return (name == value) != field.endswith("!")
+
     def selectors(self) -> dict[str, str]:
         """Return the query parameters of the selectors."""
         chosen = {"labelSelector": self.label_selector, "fieldSelector": self.field_selector}
@@ -86,6 +93,11 @@ def resources(node_name: str) -> tuple[Resource, ...]:
             "ServiceCIDR", _CIDRS.format("v1"), optional=True, older=_CIDRS.format("v1beta1")
         ),  # v1 since Kubernetes 1.33, v1beta1 since 1.31
     )
+
+
+def other_nodes(node_name: str) -> Resource:
+    """Return the Nodes that `resources` leaves out: what they announce matters only to who forwards to them."""
+    return Resource("Node", "/api/v1/nodes", field_selector=f"metadata.name!={node_name}")
 
 
 def policy_resources(node_name: str) -> tuple[Resource, ...]:
@@ -273,7 +285,7 @@ class Reflector:
             else:
                 present.add(found.ref.namespace, found.ref.name)
             self._inbox.put(found)
-        gone = self._inbox.complete(self._resource.kind, present)
+        gone = self._inbox.complete(self._resource.kind, present, self._resource.covers)
         if self._observe is not None and not present:
             self._observe(None)
         self.lists += 1

@@ -15,8 +15,9 @@ from msgspec.structs import replace
 from ctl.store.files import make_folder, opener
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import EntryKey, HealthCheck, OffPod, Plan, PlanEntry
-from dataplane.policy.difference import LARGE, Backends, difference, spliced
+from dataplane.policy.difference import LARGE, Backends, difference, realigned, spliced
 from dataplane.policy.endpoints import Backend
+from dataplane.policy.forwarding import Forwarding
 from dataplane.policy.node import NodeConfig
 
 _LENGTH = 4
@@ -37,6 +38,7 @@ class _Large(msgspec.Struct, array_like=True):
     local: _SetChange
     lingering: _SetChange
     unplaced: _SetChange
+    tunnels: tuple[tuple[int, str], ...] = ()  # those that are not as they were, by their index
 
 
 class _Step(msgspec.Struct, array_like=True):
@@ -50,6 +52,7 @@ class _Step(msgspec.Struct, array_like=True):
     unchecked: tuple[tuple[str, str], ...]
     connect_off: tuple[OffPod, ...] | None = None
     large: tuple[_Large, ...] = ()
+    tunnel_peers: frozenset[str] | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -79,6 +82,7 @@ class Journal:
                 tuple(service for service, check in checks.items() if check is None),
                 tuple(change.connect_off.values()) if change.connect_off is not None else None,
                 tuple(_large(entry.old, entry.new) for entry in large.values() if entry.old and entry.new),
+                change.tunnel_peers,
             )
         )
         record = len(body).to_bytes(_LENGTH, "little") + body
@@ -100,8 +104,19 @@ def _sets(entry: PlanEntry) -> tuple[Backends, ...]:
 
 
 def _large(old: PlanEntry, new: PlanEntry) -> _Large:
-    rest = replace(new, cluster=(), local=(), lingering=(), unplaced=())
-    return _Large(rest, *(_SetChange(*difference(was, now)) for was, now in zip(_sets(old), _sets(new), strict=True)))
+    rest = replace(new, cluster=(), local=(), lingering=(), unplaced=(), tunnels=())
+    tunnels = _kept_tunnels(old, new.cluster) if new.tunnels else []
+    changed = [(at, now) for at, (was, now) in enumerate(zip(tunnels, new.tunnels, strict=True)) if was != now]
+    cluster, local, lingering, unplaced = (
+        _SetChange(*difference(was, now)) for was, now in zip(_sets(old), _sets(new), strict=True)
+    )
+    return _Large(rest, cluster, local, lingering, unplaced, tuple(changed))
+
+
+def _kept_tunnels(old: PlanEntry, cluster: Backends) -> list[str]:
+    """Return the tunnels of an entry as aligned with its next Cluster set; "" for backends that come."""
+    tunnels = old.tunnels or ("",) * len(old.cluster)
+    return realigned(tunnels, old.cluster, cluster, lambda _: "")
 
 
 def _restored(old: PlanEntry | None, large: _Large) -> PlanEntry:
@@ -111,7 +126,12 @@ def _restored(old: PlanEntry | None, large: _Large) -> PlanEntry:
     steps = (large.cluster, large.local, large.lingering, large.unplaced)
     sets = (spliced(was, step.removed, step.added) for was, step in zip(_sets(old), steps, strict=True))
     cluster, local, lingering, unplaced = sets
-    return replace(large.rest, cluster=cluster, local=local, lingering=lingering, unplaced=unplaced)
+    tunnels = _kept_tunnels(old, cluster) if large.rest.forwarding is not Forwarding.SNAT else []
+    for at, tunnel in large.tunnels:
+        tunnels[at] = tunnel
+    return replace(
+        large.rest, cluster=cluster, local=local, lingering=lingering, unplaced=unplaced, tunnels=tuple(tunnels)
+    )
 
 
 def _path(base: Path, number: int) -> Path:
@@ -154,6 +174,8 @@ def _apply(plan: Plan, step: _Step) -> None:
     plan.service_cidrs = plan.service_cidrs if step.service_cidrs is None else step.service_cidrs
     if step.connect_off is not None:
         plan.connect_off = {(pod.namespace, pod.name): pod for pod in step.connect_off}
+    if step.tunnel_peers is not None:
+        plan.tunnel_peers = step.tunnel_peers
 
 
 def drop(base: Path, before: int | None = None) -> None:

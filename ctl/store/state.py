@@ -47,6 +47,7 @@ class Saved(msgspec.Struct, frozen=True):
     left_out: tuple[str, ...] = ()
     journal: int = 0
     connect_off: tuple[OffPod, ...] = ()
+    tunnel_peers: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -68,6 +69,7 @@ class Saved(msgspec.Struct, frozen=True):
             left_out,
             journal,
             tuple(plan.connect_off.values()),
+            plan.tunnel_peers,
         )
 
     def plan(self) -> Plan:
@@ -78,6 +80,7 @@ class Saved(msgspec.Struct, frozen=True):
             service_cidrs=self.service_cidrs,
             health_checks={(check.namespace, check.name): check for check in self.health_checks},
             connect_off={(pod.namespace, pod.name): pod for pod in self.connect_off},
+            tunnel_peers=self.tunnel_peers,
         )
 
 
@@ -203,7 +206,8 @@ def forget(state_dir: Path) -> bool:
         path.unlink(missing_ok=True)
         _stale_path(path).unlink(missing_ok=True)
         drop(path)
-        path.with_suffix(".routes").unlink(missing_ok=True)
+        for suffix in (".routes", ".forwarding"):
+            path.with_suffix(suffix).unlink(missing_ok=True)
         for half in (each for each in state_dir.glob(f"{path.stem}.*") if each.suffix[1:].isdigit()):
             half.unlink(missing_ok=True)  # of a process that was killed while it saved
         _drop_dead_socket(socket_path(state_dir))

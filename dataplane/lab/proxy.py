@@ -16,7 +16,9 @@ from dataplane.plan.change import PlanChange
 from dataplane.plan.planner import Planner
 from dataplane.planes.base import Plane
 from dataplane.planes.conntrack import clean_stale_udp
+from dataplane.planes.options import PlaneOptions
 from dataplane.planes.registry import mode_of
+from dataplane.policy.forwarding import LbMode, TunnelPeer
 from dataplane.policy.node import MOST_BACKENDS, LocalDetector, NodeConfig, NodePortAddresses
 from dataplane.policy.settings import Promises
 
@@ -24,8 +26,18 @@ PlaneMaker = Callable[[Lab, Node], Plane]
 """Makes the plane of a node; called, like everything the plane does, inside the node's namespace."""
 
 
-def node_config(spec: LabSpec, node: Node, mode: str) -> NodeConfig:
-    """Return the NodeConfig of a lab node, with each mode's own defaults for node ports (kube-proxy's)."""
+def lb_peers(lab: Lab, node: Node) -> tuple[TunnelPeer, ...]:
+    """Return the other nodes of a lab as this one is to know them: what announcements bring about in a cluster."""
+    return tuple(
+        TunnelPeer(other.name, address) for other in lab.nodes if other != node for address in other.addresses.values()
+    )
+
+
+def node_config(
+    spec: LabSpec, node: Node, mode: str, lb_mode: LbMode = LbMode.SNAT, peers: tuple[TunnelPeer, ...] = ()
+) -> NodeConfig:
+    """Return the NodeConfig of a lab node, with each mode's own defaults for node ports (kube-proxy's). lb_mode, peers:
+    see NodeConfig; they have no effect in a mode that can only do SNAT."""
     own = (*node.addresses.values(), *node.second.values())
     like_iptables = mode_of(mode).promises is Promises.IPTABLES
     every_address = NodePortAddresses(any_local=True, loopback=True)
@@ -36,15 +48,19 @@ def node_config(spec: LabSpec, node: Node, mode: str) -> NodeConfig:
         nodeports=every_address if like_iptables else NodePortAddresses(addresses=tuple(node.addresses.values())),
         reject_unknown_ports=not like_iptables,
         most_backends=0 if like_iptables else MOST_BACKENDS,
+        lb_mode=lb_mode,
+        lb_peers=peers,
+        snat_only=bool(mode_of(mode).why_only_snat(PlaneOptions())),
     )
 
 
 class NodeProxy:
-    """One node's proxy: its plan, and the plane that holds it in the node's namespace."""
+    """One node's proxy: its plan, and the plane that holds it in the node's namespace. lb_mode: see LabProxy."""
 
-    def __init__(self, lab: Lab, node: Node, mode: str, make: PlaneMaker) -> None:
+    def __init__(self, lab: Lab, node: Node, mode: str, make: PlaneMaker, lb_mode: LbMode | None = None) -> None:
         self.node = node
-        self.planner = Planner(node_config(lab.spec, node, mode))
+        peers = lb_peers(lab, node) if lb_mode is not None else ()
+        self.planner = Planner(node_config(lab.spec, node, mode, lb_mode or LbMode.SNAT, peers))
         with netns(node.netns):
             self.plane = make(lab, node)
             self.plane.load(self.planner.plan)
@@ -73,12 +89,20 @@ class LabProxy:
     flows either, since the kernel asks no nat rule about a flow that it knows (a SYN that one mode let out unanswered
     would keep its port from being refused by the next one).
 
-    keeps: which clients keep their address where the policy masquerades.
+    keeps: which clients keep their address where the policy masquerades. lb_mode: the way of external traffic to other
+    nodes; None: SNAT, and no node takes forwarded packets, whatever Services ask for.
     """
 
-    def __init__(self, lab: Lab, mode: str, make: PlaneMaker, keeps: frozenset[Keeps] = frozenset()) -> None:
-        self.mode, self.keeps = mode, keeps
-        self.nodes = {node.name: NodeProxy(lab, node, mode, make) for node in lab.nodes}
+    def __init__(
+        self,
+        lab: Lab,
+        mode: str,
+        make: PlaneMaker,
+        keeps: frozenset[Keeps] = frozenset(),
+        lb_mode: LbMode | None = None,
+    ) -> None:
+        self.mode, self.keeps, self.lb_mode = mode, keeps, lb_mode
+        self.nodes = {node.name: NodeProxy(lab, node, mode, make, lb_mode) for node in lab.nodes}
 
     def update(self, upserts: Iterable[ModelObject] = (), deletes: Iterable[ObjectRef] = ()) -> None:
         """Tell every node of objects that appeared, changed or went."""

@@ -50,7 +50,8 @@ class LabSpecError(LabError, UsageError):
 
 
 class LabSpec(msgspec.Struct, frozen=True):
-    """The shape of the lab to build. `pods` is the number of pods on each node, or one number per node."""
+    """The shape of the lab to build. `pods` is the number of pods on each node, or one number per node. `lb_mode`: of
+    nodes that are programmed in a mode that has it (policy.forwarding.LbMode), "" = none is asked for."""
 
     name: str = DEFAULT_NAME
     nodes: int = 3
@@ -58,6 +59,7 @@ class LabSpec(msgspec.Struct, frozen=True):
     routing: Routing = Routing.DIRECT
     pod_link: PodLink = PodLink.VETH
     ipv6: bool = False
+    lb_mode: str = ""
 
     @property
     def families(self) -> tuple[Family, ...]:

@@ -12,8 +12,14 @@ NODE_ANNOTATION = "node.hotplane.io/forwarding"
 MODES = ("snat", "tunnel", "dsr", "hybrid")
 """Values of the Service's annotation (policy.forwarding.LbMode)."""
 
+DEFAULT_PORT = 8473
+"""UDP port of forwarded packets. Not 4789 (IANA's VXLAN), 8472 (Linux', flannel's and Cilium's) or 6081 (Geneve)."""
+
+DEFAULT_VNI = 0x686F74
+"""VXLAN network identifier of forwarded packets ("hot" in ASCII), which overlays that number from 1 on do not reach."""
+
 DISPATCH = "vxlan"
-_MOST_VNI = (1 << 24) - 1
+MOST_PORT, MOST_VNI = 65535, (1 << 24) - 1
 
 
 class TunnelOffer(NamedTuple):
@@ -42,7 +48,7 @@ def parse_offer(text: str) -> TunnelOffer | None:
         if not equals or name in values:
             raise ValueError(_wrong(text))
         values[name] = value
-    return TunnelOffer(_number(text, values.get("port", ""), 65535), _number(text, values.get("vni", ""), _MOST_VNI))
+    return TunnelOffer(_number(text, values.get("port", ""), MOST_PORT), _number(text, values.get("vni", ""), MOST_VNI))
 
 
 def _number(text: str, digits: str, most: int) -> int:
@@ -52,4 +58,4 @@ def _number(text: str, digits: str, most: int) -> int:
 
 
 def _wrong(text: str) -> str:
-    return f"is {text[:80]!r}, not {DISPATCH},port=1..65535,vni=1..{_MOST_VNI} (nobody forwards to this node)"
+    return f"is {text[:80]!r}, not {DISPATCH},port=1..{MOST_PORT},vni=1..{MOST_VNI} (nobody forwards to this node)"

@@ -4,7 +4,8 @@ Every plane must agree with it. It is written to be read: a decision is a lookup
 the route for the class of the source. It does not depend on a kernel.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
@@ -31,12 +32,20 @@ class Oracle:
     """Decides packets under a plan, which is indexed once, in O(1) each.
 
     It is a snapshot: make a new one after the plan has changed. `notes` gives further sentences for the reasons of
-    an entry, such as how its endpoints came about; `keeping` is what the ebpf mode leaves unmasqueraded.
+    an entry, such as how its endpoints came about; `keeping` is what the ebpf mode leaves unmasqueraded; `node_names`
+    has the names of nodes by their addresses, as far as they are known.
     Raises ValueError when a plan holds one frontend twice, which no planner may let happen.
     """
 
-    def __init__(self, plan: Plan, notes: Notes = _no_notes, keeping: Keeping = NOTHING) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        notes: Notes = _no_notes,
+        keeping: Keeping = NOTHING,
+        node_names: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._node: NodeConfig = plan.node
+        self._node_names = node_names
         self._keeping = keeping
         self._notes = notes
         self._index: dict[FrontendKey, tuple[Frontend, PlanEntry]] = {}
@@ -76,6 +85,9 @@ class Oracle:
             return Decision(packet, verdict, source, entry=entry, frontend=frontend, route=route)
         backends = entry.backends(route.scope)
         decision = Decision(packet, Verdict.DNAT, source, backends, entry=entry, frontend=frontend, route=route)
+        if decision.may_forward:
+            tunnels = {b: address for b, address in zip(entry.cluster, entry.tunnels, strict=True) if address}
+            decision = msgspec.structs.replace(decision, tunnels=tunnels)
         kept = kept_backends(decision, self._keeping, self._node.addresses, masquerade_all=self._node.masquerade_all)
         kept += tuple(b for b in self._staying(decision) if b not in kept)
         return msgspec.structs.replace(decision, kept=kept) if kept else decision
@@ -119,6 +131,7 @@ class Oracle:
             self._node,
             notes=self._notes(decision.entry.key) if decision.entry else (),
             owners=self._owners.get(decision.packet.destination, ()),
+            node_names=self._node_names,
             health_service=self._health_ports.get(decision.packet.port, ""),
         )
         return msgspec.structs.replace(decision, reasons=sentences)

@@ -1,6 +1,6 @@
 """Explain a decision in sentences for a network engineer. Only explains, never decides."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from dataplane.model.net import Protocol, contains, family_of, is_loopback
@@ -8,6 +8,7 @@ from dataplane.oracle.keeps import why_kept
 from dataplane.oracle.types import Decision, Packet, Verdict
 from dataplane.plan.types import EntryKey, Frontend, FrontendKind, PlanEntry
 from dataplane.policy.endpoints import Backend
+from dataplane.policy.forwarding import Forwarding
 from dataplane.policy.node import NodeConfig, Source
 from dataplane.policy.routes import Action, Route, Scope
 
@@ -22,12 +23,18 @@ class Owner(NamedTuple):
 
 
 def reasons(
-    decision: Decision, node: NodeConfig, *, notes: Sequence[str], owners: Sequence[Owner], health_service: str
+    decision: Decision,
+    node: NodeConfig,
+    *,
+    notes: Sequence[str],
+    owners: Sequence[Owner],
+    health_service: str,
+    node_names: Mapping[str, str],
 ) -> tuple[str, ...]:
     """Return the sentences that explain a decision, in the order of its steps.
 
     notes: sentences on the entry's endpoints. owners: Services with the destination as clusterIP.
-    health_service: the Service whose healthCheckNodePort is the destination port, or "".
+    health_service: the Service whose healthCheckNodePort is the destination port, or "". node_names: see Oracle.
     """
     entry, frontend = decision.entry, decision.frontend
     if entry is None or frontend is None:
@@ -41,7 +48,11 @@ def reasons(
         sentences.append(_policy(decision, frontend, entry, route))
     if route is not None and decision.verdict is Verdict.DNAT:
         sentences += _choice(decision, entry)
-        sentences += _masquerade(decision, frontend, entry, route, node)
+        if decision.tunnels:
+            sentences += _forwarded(decision, entry, node_names)
+        else:
+            sentences += _masquerade(decision, frontend, entry, route, node)
+            sentences += _not_forwarded(decision, entry)
     return tuple(sentences)
 
 
@@ -167,6 +178,40 @@ def _masquerade(decision: Decision, frontend: Frontend, entry: PlanEntry, route:
     return [f"masqueraded only if the choice is {_either(itself)}, {hairpin}; other backends see {source}"]
 
 
+_ANSWERS = {
+    Forwarding.DSR: "their nodes answer the client themselves",
+    Forwarding.TUNNEL: "the answers come back through this node",
+}
+
+
+def node_text(address: str, node_names: Mapping[str, str]) -> str:
+    """Return the name of a node with its address, or that alone."""
+    name = node_names.get(address, "")
+    return f"{name} ({address})" if name else address
+
+
+def _forwarded(decision: Decision, entry: PlanEntry, node_names: Mapping[str, str]) -> Iterable[str]:
+    """Explain a decision with backends to whose nodes the packet is forwarded."""
+    source, way = decision.packet.source, entry.forwarding
+    tunnels = [f"{backend} by {node_text(address, node_names)}" for backend, address in decision.tunnels.items()]
+    yield f"forwarding mode {way.value}: {listed(tunnels)}, where the backend sees {source}; {_ANSWERS[way]}"
+    rest = [backend for backend in decision.backends if backend not in decision.tunnels]
+    masqueraded = [backend for backend in rest if decision.masquerades(backend)]
+    if kept := [backend for backend in rest if not decision.masquerades(backend)]:
+        yield f"not masqueraded if the choice is {_either(kept)}, which sees {source} too"
+    if remote := [backend for backend in masqueraded if not backend.local]:
+        yield f"masqueraded as this node if the choice is {_either(remote)}: the node there takes no forwarded packets"
+    if here := [backend for backend in masqueraded if backend.local]:
+        yield f"masqueraded as this node if the choice is {_either(here)}: external traffic under policy Cluster"
+
+
+def _not_forwarded(decision: Decision, entry: PlanEntry) -> Iterable[str]:
+    """Explain why nobody is forwarded to though the mode would have it."""
+    remote = [backend for backend in decision.backends if not backend.local]
+    if decision.may_forward and remote:
+        yield f"forwarding mode {entry.forwarding.value} has no effect: no node that has {_either(remote)} speaks it"
+
+
 def _kept(decision: Decision, node: NodeConfig) -> str:
     source, masqueraded = decision.packet.source, [b for b in decision.backends if decision.masquerades(b)]
     why = f"{why_kept(decision)} (--masquerade client)"
@@ -178,7 +223,8 @@ def _kept(decision: Decision, node: NodeConfig) -> str:
 
 
 def _either(backends: Sequence[Backend]) -> str:
-    return " or ".join(str(backend) for backend in backends)
+    more = f" or one of {len(backends) - _LISTED} more" if len(backends) > _LISTED else ""
+    return " or ".join(str(backend) for backend in backends[:_LISTED]) + more
 
 
 def _masquerade_cause(decision: Decision, frontend: Frontend, entry: PlanEntry, node: NodeConfig) -> str:

@@ -1,15 +1,19 @@
 """Input and output of the oracle."""
 
 import enum
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
 
 from dataplane.model.net import Protocol, host_port
-from dataplane.plan.types import Frontend, PlanEntry
+from dataplane.plan.types import Frontend, FrontendKind, PlanEntry
 from dataplane.policy.endpoints import Backend
+from dataplane.policy.forwarding import Forwarding
 from dataplane.policy.node import Source
-from dataplane.policy.routes import Route
+from dataplane.policy.routes import Action, Route, Scope
+
+_EXTERNAL = (FrontendKind.NODE_PORT, FrontendKind.LOAD_BALANCER, FrontendKind.EXTERNAL_IP)
 
 
 class Packet(NamedTuple):
@@ -47,6 +51,8 @@ class Decision(msgspec.Struct, frozen=True):
     refused: the source is outside loadBalancerSourceRanges (then there is no route).
     kept: backends towards which the client keeps its address though the route, or a hairpin, would masquerade it: in
       the ebpf mode (see oracle.keeps), and where the backend is a process of this node itself.
+    tunnels: backends of other nodes to which the packet is forwarded with the client's address kept, and the address
+      of the node of each (see policy.forwarding); the other backends are not.
     reasons: sentences in the order in which things were decided.
     """
 
@@ -59,6 +65,7 @@ class Decision(msgspec.Struct, frozen=True):
     route: Route | None = None
     refused: bool = False
     kept: tuple[Backend, ...] = ()
+    tunnels: Mapping[Backend, str] = msgspec.field(default_factory=dict)
     reasons: tuple[str, ...] = ()
 
     @property
@@ -74,8 +81,31 @@ class Decision(msgspec.Struct, frozen=True):
     def masquerades(self, backend: Backend) -> bool:
         """True if the packet leaves with this node's address when this backend is chosen: the route says so, or the
         backend is the client itself (hairpin: its reply would otherwise never come back through this node)."""
+        if backend in self.tunnels:
+            return False
         by_route = self.route is not None and self.route.masquerade
         return (by_route or backend.address == self.packet.source) and backend not in self.kept
+
+    @property
+    def may_forward(self) -> bool:
+        """True if the packet goes, by more than SNAT, to backends of other nodes that take forwarded packets: what
+        comes from outside to a node port, load-balancer IP or externalIP. Pods and the node are clients as ever."""
+        entry, frontend, route = self.entry, self.frontend, self.route
+        return (
+            entry is not None
+            and entry.forwarding is not Forwarding.SNAT
+            and frontend is not None
+            and frontend.kind in _EXTERNAL
+            and self.source is Source.OUTSIDE
+            and route is not None
+            and route.action is Action.FORWARD
+            and route.scope is Scope.CLUSTER
+        )
+
+    @property
+    def forwarding(self) -> Forwarding:
+        """The way to the backends in `tunnels`; SNAT if there are none."""
+        return self.entry.forwarding if self.entry and self.tunnels else Forwarding.SNAT
 
     @property
     def masquerade(self) -> bool:

@@ -27,9 +27,11 @@ from dataplane.plan.frontends import FrontendSpec, frontend_specs, has_frontends
 from dataplane.plan.newcomers import Newcomers
 from dataplane.plan.places import Places
 from dataplane.plan.pods import PodPlanner
+from dataplane.plan.tunnels import Tunnels
 from dataplane.plan.types import EntryKey, FrontendKey, FrontendKind, HealthCheck, Plan, PlanEntry
 from dataplane.policy.difference import LARGE, Backends
-from dataplane.policy.endpoints import Backend, BackendSets, Candidate, backend_sets, lingering
+from dataplane.policy.endpoints import Backend, BackendSets, Candidate, backend_sets, lingering, nodes_of
+from dataplane.policy.forwarding import Forwarding, LbMode, forwarding_of
 from dataplane.policy.merged import MergedEndpoints
 from dataplane.policy.node import NodeConfig
 
@@ -43,6 +45,7 @@ _Dirty = dict[ServiceId, None]
 """Services to plan again, a dict for its order: they are visited in order of arrival, as they lie in memory."""
 
 _name = attrgetter("name")
+_CLUSTER_IP = FrontendKind.CLUSTER_IP
 
 
 def _bulk(count: int) -> contextlib.AbstractContextManager[None]:
@@ -95,7 +98,8 @@ class Planner:
     """Holds the Kubernetes objects and the plan made from them.
 
     `plan` is always complete and consistent with the objects seen so far; `problems` holds what is wrong now
-    (conflicts between Services), by the object that loses. `places` knows where endpoints run.
+    (conflicts between Services), by the object that loses. `places` knows where endpoints run, `tunnels` which nodes
+    take forwarded packets.
 
     large: Services with at least this many endpoints keep them merged (see policy.merged). vouched: the objects come
     from an API server; False for manifests, whose nodeName may be mistyped.
@@ -104,6 +108,7 @@ class Planner:
     def __init__(self, node: NodeConfig, large: int = LARGE, *, vouched: bool = True) -> None:
         self.plan = Plan(node=node)
         self.places = Places(node.name, vouched=vouched)
+        self.tunnels = Tunnels(node)
         self._large = large
         self._certain = False
         self.problems: dict[ObjectRef, tuple[Problem, ...]] = {}
@@ -120,7 +125,7 @@ class Planner:
         """Process added, changed and deleted objects; return the change of the plan, already applied to `plan`.
 
         Deletes are processed before upserts, so an object in both exists afterwards. Deleting an unknown object has no
-        effect. Only the name of a Node matters here; everything else about this node is in the NodeConfig.
+        effect. Of this node's Node only the name matters here; everything else is in the NodeConfig.
         """
         objects = list(upserts)
         service_cidrs, places = self.plan.service_cidrs, self.places.knowledge
@@ -142,7 +147,22 @@ class Planner:
             service_cidrs=self.plan.service_cidrs if self.plan.service_cidrs != service_cidrs else None,
             health_checks=health or None,
             connect_off=self._pods.connect_off(),
+            tunnel_peers=self._tunnel_peers(),
         )
+
+    @property
+    def forwards(self) -> bool:
+        """True if this node's setting or any Service asks for more than SNAT, and this mode can do it."""
+        node = self.plan.node
+        return not node.snat_only and (node.lb_mode is not LbMode.SNAT or self.tunnels.asked)
+
+    def _tunnel_peers(self) -> frozenset[str] | None:
+        """Take over from whom forwarded packets are accepted; return it if it has changed."""
+        before, now = self.plan.tunnel_peers, self.tunnels.addresses
+        if now is before:  # which comparing them would take a while to find out, with many nodes
+            return None
+        self.plan.tunnel_peers = now
+        return now if now != before else None
 
     def takes_long(self, upserts: Sequence[ModelObject], deletes: Sequence[ObjectRef]) -> bool:
         """True if an update with these may take more than a few milliseconds: it has very many objects or endpoints, or
@@ -180,12 +200,17 @@ class Planner:
         if node.name != self.places.here:
             slices = (endpoint_slice for owner in self._slices for endpoint_slice in self._slices_of(owner))
             self.places.rename(node.name, (endpoint_slice.endpoints for endpoint_slice in slices))
+        self.tunnels.use(node)
         self.plan.node = node
         with _bulk(len(self._services)):
             entries, health = self._replan(dict.fromkeys(self._services))
         entries = self._pods.after(entries, node_changed=True)
         return PlanChange(
-            entries=entries, node=node, health_checks=health or None, connect_off=self._pods.connect_off()
+            entries=entries,
+            node=node,
+            health_checks=health or None,
+            connect_off=self._pods.connect_off(),
+            tunnel_peers=self._tunnel_peers(),
         )
 
     def service(self, namespace: str, name: str) -> Service | None:
@@ -255,6 +280,7 @@ class Planner:
                 self._pods.remember(item)
             case Node():
                 self.places.add_node(item.name)
+                dirty.update(dict.fromkeys(self.tunnels.add_node(item)))
 
     def _remember_slice(self, item: EndpointSlice, dirty: _Dirty) -> None:
         owner, slice_id = (item.namespace, item.service), (item.namespace, item.name)
@@ -316,6 +342,7 @@ class Planner:
                 self._pods.forget(ref)
             case "Node":
                 self.places.remove_node(ref.name)
+                dirty.update(dict.fromkeys(self.tunnels.remove_node(ref.name)))
 
     def _forget_slice(self, slice_id: tuple[str, str], dirty: _Dirty) -> None:
         owner = self._owner(*slice_id)
@@ -382,6 +409,7 @@ class Planner:
         for key in before if isinstance(before, list) else (before,):
             if key not in ports:
                 _change(changes, key, current.pop(key), None)
+                self.tunnels.forget(key)
                 self._merged.get(service_id, {}).pop(key, None)
         if service_id in self._merged and not self._merged[service_id]:
             del self._merged[service_id]
@@ -398,6 +426,7 @@ class Planner:
 
     def _entry(self, key: EntryKey, service: Service, wanted: list[FrontendSpec], problems: list[Problem]) -> PlanEntry:
         won = self._won(service, wanted, problems)
+        forwarding = self._forwarding(key, service, won)
         sets, lingers = self._sets(key)
         merged = self._merged.get((key.namespace, key.name), {}).get(key)
         limited = merged is not None and merged.limited
@@ -414,7 +443,29 @@ class Planner:
             lingering=lingers,
             limited=limited,
             unplaced=() if self._certain else self._unplaced(key, sets, merged),
+            forwarding=forwarding,
+            tunnels=self._tunnelled(key, sets, merged) if forwarding is not Forwarding.SNAT else (),
         )
+
+    def _forwarding(self, key: EntryKey, service: Service, won: list[FrontendSpec]) -> Forwarding:
+        """Return the way of an entry's external traffic to other nodes, which there is none of under policy Local."""
+        node = self.plan.node
+        way = Forwarding.SNAT
+        if not (node.snat_only or service.external_local) and any(kind is not _CLUSTER_IP for kind, _ in won):
+            way = forwarding_of(service.forwarding_mode, node.lb_mode, key.protocol)
+        if way is Forwarding.SNAT:
+            self.tunnels.forget(key)
+        return way
+
+    def _tunnelled(self, key: EntryKey, sets: BackendSets, merged: MergedEndpoints | None) -> tuple[str, ...]:
+        """See PlanEntry.tunnels. O(what changed) for a large Service."""
+        ways = self.tunnels.ways(key.family)
+        if merged is not None:
+            self.tunnels.note(key, merged.nodes)
+            return merged.tunnels(ways, self.tunnels.changes)
+        nodes = nodes_of(self.candidates(key), self.plan.node)
+        self.tunnels.note(key, nodes.values())
+        return tuple(["" if b.local else ways.get(nodes[b.address, b.port], "") for b in sets.cluster])
 
     def _sets(self, key: EntryKey) -> tuple[BackendSets, tuple[Backend, ...]]:
         """Return the backend sets of a Service port, and its lingering endpoints. O(what changed) if it is large."""

@@ -74,7 +74,7 @@ class Frontend(msgspec.Struct, frozen=True, gc=False):
     source_ranges: SourceRanges | None = None
 
 
-class PlanEntry(msgspec.Struct, frozen=True, gc=False):
+class PlanEntry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A Service port in one family: its backend sets and its frontends.
 
     cluster, local: backends sorted by address and port, without duplicates (policy `Cluster` and `Local`).

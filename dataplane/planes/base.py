@@ -45,6 +45,7 @@ def load_others(plane: "Plane", plan: Plan) -> tuple[PlanChange, list[EntryRefus
                 service_cidrs=plan.service_cidrs,
                 health_checks=plan.health_checks,
                 connect_off=plan.connect_off,
+                tunnel_peers=plan.tunnel_peers,
             )
 
 
@@ -121,6 +122,11 @@ class Plane(ABC):
     def host_routes(self) -> HostRoutes | None:
         """Return which way packets go now; None if this plane takes none past the stack."""
         return None
+
+    def why_not_forwarding(self) -> str:
+        """Return why no packets that other nodes forward with the client's address kept can be taken here, as a clause;
+        "" if they can."""
+        return f"the {self.name} mode takes no forwarded packets"
 
     def stored_name(self, service: str) -> str:
         """Return the name (EntryKey.service) that `read_back` has for a Service port."""

@@ -97,6 +97,11 @@ class Mode(ABC):
         matter."""
         return False
 
+    def why_only_snat(self, options: PlaneOptions) -> str:
+        """Return what keeps it from forwarding external traffic with the client's address kept (policy.forwarding), as
+        the end of a sentence; "" where it can."""
+        return "can only do SNAT towards other nodes"
+
     def measured(self, wanted: Wanted) -> Measured:
         """Create the plane for a benchmark."""
         return Measured(self.make())

@@ -6,7 +6,7 @@ differences these functions are correct, but slow.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from dataplane.policy.endpoints import Backend
@@ -115,6 +115,18 @@ def spliced(members: Backends, removed: Iterable[Backend], added: Iterable[Backe
     for backend in added:
         order.insert(bisect_left(order, backend), backend)
     return tuple(order)
+
+
+def realigned(values: Sequence[str], old: Backends, new: Backends, of_new: Callable[[Backend], str]) -> list[str]:
+    """Return values that are aligned with one sorted set as aligned with another: of a backend that is in both, its
+    value of before; of another one, what `of_new` says."""
+    removed, added = difference(old, new)
+    order = list(values)
+    for backend in reversed(removed):
+        del order[bisect_left(old, backend)]
+    for backend in added:
+        order.insert(bisect_left(new, backend), of_new(backend))
+    return order
 
 
 def is_in(members: Backends, backend: Backend) -> bool:

@@ -140,6 +140,12 @@ def backend_sets(candidates: Sequence[Candidate], node: NodeConfig) -> BackendSe
     )
 
 
+def nodes_of(candidates: Sequence[Candidate], node: NodeConfig) -> dict[tuple[str, int], str]:
+    """Return the name of the node of each endpoint, by address and port; "" where the slice has none."""
+    everyone = _distinct(candidates, node.name)
+    return {(endpoint.address, port): endpoint.traits.node for endpoint, port in everyone}
+
+
 def lingering(candidates: Sequence[Candidate], sets: BackendSets, node: NodeConfig) -> tuple[Backend, ...]:
     """Return the endpoints that serve but are in neither set, because of policy, topology or termination."""
     if all(endpoint.traits.ready for endpoint, _ in candidates) and not sets.topology:

@@ -5,15 +5,11 @@ default, whose answers go back through the node that took the packet (tunnel).
 """
 
 import enum
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from dataplane.model.net import Protocol
-
-DEFAULT_PORT = 8473
-"""UDP port of forwarded packets. Not 4789 (IANA's VXLAN), 8472 (Linux', flannel's and Cilium's) or 6081 (Geneve)."""
-
-DEFAULT_VNI = 0x686F74
-"""VXLAN network identifier of forwarded packets ("hot" in ASCII), which overlays number from 1 on do not reach."""
+from dataplane.model.net import Protocol, canonical_address
+from dataplane.model.report import special_reason, valid_name
 
 
 class Forwarding(enum.Enum):
@@ -52,6 +48,21 @@ class TunnelPeer(NamedTuple):
 
     node: str
     address: str
+
+
+def parse_peers(texts: Iterable[str]) -> tuple[TunnelPeer, ...]:
+    """Read `NODE=ADDRESS[,ADDRESS]`, of which there may be several. Raises ValueError with a sentence."""
+    found: dict[TunnelPeer, None] = {}
+    for text in texts:
+        node, equals, addresses = (part.strip() for part in text.partition("="))
+        if not equals or not node or not valid_name(node.lower()):
+            raise ValueError(f"{text[:80]!r} is not NODE=ADDRESS[,ADDRESS], such as node2=192.0.2.2,2001:db8::2")
+        for address in addresses.split(","):
+            canonical = canonical_address(address.strip())
+            if special_reason(canonical, link_local=False):
+                raise ValueError(f"{text[:80]!r}: {canonical} is no node's address that another node can reach")
+            found[TunnelPeer(node.lower(), canonical)] = None
+    return tuple(found)
 
 
 def forwarding_of(asked: str, node_mode: LbMode, protocol: Protocol) -> Forwarding:

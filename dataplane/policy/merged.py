@@ -5,11 +5,13 @@ only addresses that differ are processed. The sets are rebuilt from all endpoint
 changes: the first ready endpoint comes, the last one goes, or hints begin or cease to apply.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import NamedTuple
 
 from dataplane.model.objects import Endpoint, EndpointSlice
-from dataplane.policy.difference import Backends, difference, is_in, spliced
+from dataplane.policy.difference import Backends, difference, is_in, realigned, spliced
 from dataplane.policy.endpoints import Backend, BackendSets, most_useful
 from dataplane.policy.limit import Limit
 
@@ -75,6 +77,15 @@ class _Doubted(NamedTuple):
     found: Backends = ()
 
 
+class _Tunnelled(NamedTuple):
+    """Cached result of `tunnels`: at which call of `sets`, and for which set and ways."""
+
+    looks: int = -1
+    knowledge: Hashable = None
+    cluster: Backends = ()
+    found: tuple[str, ...] = ()
+
+
 class MergedEndpoints:
     """Every endpoint of one Service port in one family.
 
@@ -103,6 +114,8 @@ class MergedEndpoints:
         self._looks = 0
         self._looked_at: frozenset[_Address] = frozenset()  # touched before the last call of `sets`
         self._doubted = _Doubted()
+        self._tunnelled = _Tunnelled()
+        self._on_nodes: Counter[str] | None = None  # once somebody asks
         for endpoint_slice in slices:
             self.replace(None, endpoint_slice)
 
@@ -149,6 +162,8 @@ class MergedEndpoints:
             self._here.pop(address, None)
         if old is not None:
             self._counts.add(old, -1)
+        if self._on_nodes is not None:
+            self._count_nodes(self._on_nodes, old, new)
         self._touched.setdefault(address, old)
 
     def _rule_now(self) -> _Rule:
@@ -244,6 +259,50 @@ class MergedEndpoints:
         if len(found) == len(cluster):
             found = cluster
         self._doubted = _Doubted(self._looks, knowledge, cluster, found)
+        return found
+
+    @staticmethod
+    def _count_nodes(counts: Counter[str], old: Endpoint | None, new: Endpoint | None) -> None:
+        if new is not None:
+            counts[new.traits.node] += 1
+        if old is not None:
+            counts[old.traits.node] -= 1
+            if not counts[old.traits.node]:
+                del counts[old.traits.node]
+
+    @property
+    def nodes(self) -> Collection[str]:
+        """The names of the nodes that have endpoints, in any condition. O(endpoints) when first asked for."""
+        if self._on_nodes is None:
+            self._on_nodes = Counter(endpoint.traits.node for endpoint in self._chosen.values())
+        return self._on_nodes.keys()
+
+    def tunnels(self, ways: Mapping[str, str], knowledge: Hashable) -> tuple[str, ...]:
+        """Return, aligned with the last Cluster set, what `ways` has for the node of each backend that is not local;
+        "" where it has nothing.
+
+        knowledge: equal as long as `ways` is. Then it is O(what changed), if it was also called after the previous
+        call of `sets`.
+        """
+        cluster, before = self._sets.cluster, self._tunnelled
+        if (before.looks, before.knowledge) == (self._looks, knowledge):
+            return before.found
+
+        def way(backend: Backend) -> str:
+            if backend.local:
+                return ""
+            return ways.get(self._chosen[backend.address, backend.port].traits.node, "")
+
+        if (before.looks, before.knowledge) == (self._looks - 1, knowledge):
+            order = realigned(before.found, before.cluster, cluster, way)
+            for key in self._looked_at:
+                at = bisect_left(cluster, Backend(*key))
+                if at < len(cluster) and (cluster[at].address, cluster[at].port) == key:
+                    order[at] = way(cluster[at])
+            found = tuple(order)
+        else:
+            found = tuple(map(way, cluster))
+        self._tunnelled = _Tunnelled(self._looks, knowledge, cluster, found)
         return found
 
     @property

@@ -5,9 +5,9 @@ from functools import cache
 
 import msgspec
 
-from dataplane.model.forwarding import TunnelOffer
+from dataplane.model.forwarding import DEFAULT_PORT, DEFAULT_VNI, TunnelOffer
 from dataplane.model.net import Family, contains, family_of, is_loopback
-from dataplane.policy.forwarding import DEFAULT_PORT, DEFAULT_VNI, LbMode, TunnelPeer
+from dataplane.policy.forwarding import LbMode, TunnelPeer
 
 MOST_BACKENDS = 0x8000
 """Limit of backends in a set in the nftables and the ebpf mode, whose maps number the Local set from there on."""

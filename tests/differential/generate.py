@@ -8,6 +8,7 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from dataplane.model.forwarding import SERVICE_ANNOTATION
 from dataplane.policy.node import NodeConfig
 from dataplane.policy.settings import LocalMode, Masquerading, Promises, ProxySettings, node_config
 from tests.differential import ground as g
@@ -31,6 +32,10 @@ RANGES: tuple[list[str] | None, ...] = (
     ["0.0.0.0/0", "::/0"],
     ["198.51.100.0/25", "not a range"],
 )
+
+
+FORWARDING = (None, None, "snat", "tunnel", "dsr", "hybrid", "direct")
+"""What Services ask for. The other node is none that speaks it, so it gets SNAT whatever is asked for."""
 
 
 class Flow(NamedTuple):
@@ -73,6 +78,7 @@ class Generator:
     def __init__(self, seed: int, number: int, *, by_device: bool = True) -> None:
         self.name = f"{seed}:{number}"
         self._chance = random.Random(self.name)
+        self._asked = random.Random(f"forwarding {self.name}")
         self._by_device = by_device
 
     def cluster(self) -> Cluster:
@@ -136,6 +142,8 @@ class Generator:
         metadata: Object = {"namespace": chance.choice(("a", "b")), "name": f"s{index}"}
         self._maybe(metadata, "creationTimestamp", None, "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z")
         self._maybe(metadata, "labels", *[None] * 12, {"service.kubernetes.io/service-proxy-name": "x"}, {"app": "x"})
+        if (way := self._asked.choice(FORWARDING)) is not None:
+            metadata["annotations"] = {SERVICE_ANNOTATION: way}
         spec: Object = {"type": kind}
         made: Object = {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
         if kind == "ExternalName":

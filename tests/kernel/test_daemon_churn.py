@@ -18,6 +18,7 @@ import pytest
 
 from ctl.config import KubeProxyConfiguration
 from ctl.daemon.node.nodes import NodeOptions, describe
+from ctl.lb_options import LbOptions
 from ctl.store.drift import differences
 from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.lab import Lab
@@ -27,6 +28,7 @@ from dataplane.model.net import Family
 from dataplane.model.objects import ModelObject, Node, ObjectRef
 from dataplane.plan.planner import Planner
 from dataplane.plan.rows import rows
+from dataplane.planes.options import PlaneOptions
 from dataplane.planes.registry import mode_of
 from tests.apiserver.objects import endpoint, endpoint_slice, service
 from tests.kernel.daemon_lab import PORT, VIP, DaemonLab, NodeDaemon, daemon_lab, http, looking_plane
@@ -143,7 +145,7 @@ class Churn:
         address = self.cluster.lab.place(daemon.node).addresses[Family.IPV4]
         with netns(daemon.netns):
             this = Node(daemon.node, addresses=(address,))
-            found = describe(mode_of(daemon.mode), config, NodeOptions(daemon.node), this, at_connect=True)
+            found = describe(mode_of(daemon.mode), config, NodeOptions(daemon.node), this, PlaneOptions(), LbOptions())
         planner = Planner(found)
         items: list[ModelObject] = []
         for item in self.objects.values():

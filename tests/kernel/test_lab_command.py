@@ -103,6 +103,26 @@ def calls(name: str, *words: str, status: int = 0) -> dict[str, dict[str, Any]]:
     return {record["answer"]: record for record in json.loads(done.stdout)}
 
 
+def _forwards(name: str) -> None:
+    """Nodes of a lab know each other, whatever announces them elsewhere."""
+    records("lab", "apply", "--name", name, "-f", str(EXAMPLES), "--mode", "ebpf", "--lb-mode", "dsr")
+    inside = ("lab", "exec", "--name", name, "node3", "--", sys.executable, "-m", "ctl.main")
+    frontends = json.loads(hotplane(*inside, "show", "services", "-o", "json").stdout)
+    ways = {record["frontend"]: record["forwarding"] for record in frontends}
+    assert (ways["*:30080/tcp"], ways["*:30081/tcp"], ways["10.96.0.80:80/tcp"]) == ("dsr", "", "")
+    endpoints = json.loads(hotplane(*inside, "show", "endpoints", "-o", "json").stdout)
+    assert {"", "dsr by 172.18.0.1", "dsr by 172.18.0.2"} <= {record["forwarding"] for record in endpoints}
+    [told] = json.loads(
+        hotplane(*inside, "explain", "--flow", "198.51.100.2 -> 172.18.0.3:30080/tcp", "-o", "json").stdout
+    )
+    assert not told["masquerade"]
+    assert set(told["forwarding"].values()) == {"dsr by 172.18.0.1", "dsr by 172.18.0.2"}
+    refused = hotplane(
+        "lab", "apply", "--name", name, "-f", str(EXAMPLES), "--mode", "nftables", "--lb-mode", "dsr", status=1
+    )
+    assert "--lb-mode dsr: the nftables mode can only do SNAT towards other nodes" in refused.stderr
+
+
 def test_the_examples_on_every_node_called_in_every_mode(name: str) -> None:
     """examples/README.md as it stands, and what its table says of each Service."""
     hotplane("lab", "up", "--name", name, "--nodes", "3", "--pods", "2", "--ipv6")
@@ -126,6 +146,7 @@ def test_the_examples_on_every_node_called_in_every_mode(name: str) -> None:
     curl = "import urllib.request as r; print(r.urlopen('http://10.96.0.80/', timeout=10).read().decode())"
     answer = json.loads(hotplane("lab", "exec", "--name", name, "pod1-2", sys.executable, "-c", curl).stdout)
     assert answer["server"] in web
+    _forwards(name)
     assert "no node of lab" in hotplane("lab", "call", "--name", name, "pod1-1", "default/none", status=1).stderr
     assert "write ADDRESS:PORT" in hotplane("lab", "call", "--name", name, "pod1-1", "node1", status=2).stderr
     assert "has no such node" in hotplane(

@@ -91,7 +91,7 @@ async def _measure(
     endpoints: int, a_slice: int, changes: int, mode: str, protocol: str, folder: Path, first: int
 ) -> Any:
     from ctl.daemon.daemon import KINDS as KNOWN
-    from ctl.daemon.daemon import _pause_garbage_collection, _resume_garbage_collection
+    from ctl.daemon.heap import pause_garbage_collection, resume_garbage_collection
     from ctl.daemon.http.health import Health
     from ctl.daemon.http.metrics import Metrics
     from ctl.daemon.jobs import Jobs
@@ -116,7 +116,7 @@ async def _measure(
     async def after(_: PlanChange) -> None:
         pass
 
-    _pause_garbage_collection()
+    pause_garbage_collection()
     log = Log("error")
     inbox, clean_up = Inbox(KNOWN), CleanUp(lambda *_: None)
     kernel = Kernel(clean_up, clean_up.is_brief)
@@ -143,7 +143,7 @@ async def _measure(
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     load = time.perf_counter() - started
     load_still, loop.most = loop.most, 0.0
-    _resume_garbage_collection()
+    resume_garbage_collection()
     reconciler.journal = Journal(folder / "plan", 1)
     rng = random.Random(1)
     for turn in range(changes * len(KINDS)):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck as Unhealthy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ctl.store import journal as journal_module
 from ctl.store import state
@@ -17,6 +18,7 @@ from dataplane.plan.planner import Planner
 from dataplane.plan.types import EntryKey, HealthCheck, Plan, PlanEntry
 from dataplane.policy.difference import LARGE
 from dataplane.policy.endpoints import Backend
+from dataplane.policy.forwarding import Forwarding
 from dataplane.policy.node import NodeConfig
 from tests.unit.clusters import clusters, decoded, node_config, nodes
 
@@ -119,6 +121,29 @@ def test_one_endpoint_of_many_is_a_short_step(tmp_path: Path) -> None:
     journal.close()
     [path] = tmp_path.glob("*.journal-*")
     assert path.stat().st_size < 200
+    assert same(loaded(tmp_path), plans[1])
+
+
+def test_ways_of_forwarded_traffic_are_written_down_by_what_changed(tmp_path: Path) -> None:
+    key = EntryKey("n", "s", "", Protocol.TCP, Family.IPV4)
+    members = tuple(sorted(Backend(f"10.0.{n >> 8}.{n & 255}", 80) for n in range(5000)))
+    ways = tuple(f"192.0.2.{n % 50}" for n in range(5000))
+    fewer, moved = members[:1000] + members[1001:], (*ways[:7], "198.51.100.7", *ways[8:1000], *ways[1001:])
+    steps = [PlanEntry(key, members), PlanEntry(key, members, forwarding=Forwarding.TUNNEL, tunnels=ways)]
+    steps += [replace(steps[1], cluster=fewer, tunnels=moved), steps[1], PlanEntry(key, fewer)]
+    plans = [Plan(NodeConfig(), {key: entry}, tunnel_peers=frozenset(entry.tunnels)) for entry in steps]
+    journal = Journal(state.plan_path(tmp_path), 1)
+    state.save(tmp_path, saved(plans[0], 1))
+    [path] = tmp_path.glob("*.journal-*")
+    sizes = [0]
+    for before, after in pairwise(plans):
+        journal.append(diff(before, after))
+        assert same(loaded(tmp_path), after)
+        sizes.append(path.stat().st_size)
+    journal.close()
+    for number in (2, 3, 4):
+        assert sizes[number] - sizes[number - 1] < 2000, "peers are a thousand bytes of it"
+    state.save(tmp_path, saved(plans[1]))
     assert same(loaded(tmp_path), plans[1])
 
 

@@ -63,10 +63,11 @@ def test_json_holds_every_flow_in_order(manifests: str, capsys: pytest.CaptureFi
     printed = capsys.readouterr()
     found = json.loads(printed.out)
     assert [list(flow) for flow in found] == [
-        ["flow", "verdict", "endpoints", "masquerade", "service", "frontend", "affinity", "reasons"]
+        ["flow", "verdict", "endpoints", "masquerade", "service", "frontend", "affinity", "forwarding", "reasons"]
     ] * 3
     for flow in found:
         assert flow.pop("reasons")
+        assert flow.pop("forwarding") == {}
     assert found == [
         {
             "flow": flows[0],

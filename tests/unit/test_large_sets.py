@@ -5,14 +5,24 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from dataplane.model.net import Family, Protocol
-from dataplane.model.objects import EndpointPort, EndpointSlice, ObjectRef, Service, ServicePortSpec, make_endpoint
+from dataplane.model.objects import (
+    EndpointPort,
+    EndpointSlice,
+    Node,
+    ObjectRef,
+    Service,
+    ServicePortSpec,
+    make_endpoint,
+)
 from dataplane.plan.places import Places
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import EntryKey
 from dataplane.policy.difference import at_address, difference, holds, spliced
-from dataplane.policy.endpoints import Backend, backend_sets, lingering
+from dataplane.policy.endpoints import Backend, backend_sets, lingering, nodes_of
+from dataplane.policy.forwarding import LbMode
 from dataplane.policy.limit import Limit
 from dataplane.policy.merged import MergedEndpoints
 from dataplane.policy.node import NodeConfig
@@ -144,6 +154,63 @@ def test_who_may_run_here_is_found_slice_by_slice_as_it_is_all_at_once(
         found = merged.doubted(places.doubtful, places.knowledge)
         assert found == places.unplaced(candidates, sets)
         assert found is sets.cluster or found != sets.cluster
+
+
+@settings(max_examples=200)
+@given(st.lists(_events, min_size=1, max_size=8), st.sets(st.integers(0, 7)), st.sets(st.integers(0, 7)))
+def test_which_node_a_backend_is_on_is_followed_slice_by_slice(
+    events: list[tuple[str, EndpointSlice | None]], unasked: set[int], learned: set[int]
+) -> None:
+    """unasked: looks after which nobody asks. learned: events with which another node's address becomes known, or
+    goes."""
+    slices: dict[str, EndpointSlice] = {}
+    ways: dict[str, str] = {}
+    merged = MergedEndpoints(lambda piece: piece.ports[0].port if piece.ports else None, (), "here", "a")
+    for number, (name, item) in enumerate(events):
+        if number in learned:
+            ways = {} if ways else {"there": f"192.0.2.{number}"}
+        merged.replace(slices.pop(name, None), item)
+        if item is not None:
+            slices[name] = item
+        sets, _ = merged.sets(lingering=False)
+        if number in unasked:
+            continue
+        pieces = [piece for _, piece in sorted(slices.items()) if piece.ports]
+        nodes = nodes_of([(e, p.ports[0].port) for p in pieces for e in p.endpoints], HERE)
+        wanted = tuple("" if b.local else ways.get(nodes[b.address, b.port], "") for b in sets.cluster)
+        assert merged.tunnels(ways, tuple(ways.items())) == wanted
+        assert set(merged.nodes) == set(nodes.values())
+
+
+def test_one_change_of_many_forwarded_endpoints_looks_at_few() -> None:
+    planner, looks = Planner(NodeConfig(name="me", addresses=("198.51.100.1",), lb_mode=LbMode.DSR)), 0
+    offer = planner.plan.node.offer
+    found = _service(3000)
+    outside = [replace(each, external_ips=("203.0.113.1",)) if isinstance(each, Service) else each for each in found]
+    speakers = [Node(f"n{n}", addresses=(f"192.0.2.{n}",), forwarding=offer, announced=str(offer)) for n in range(50)]
+    speakers.append(replace(speakers[0], name="me", addresses=("198.51.100.1",)))
+    planner.update([*outside, *speakers])
+    (entry,) = planner.plan.entries.values()
+    assert entry.tunnels[entry.cluster.index(Backend("10.0.4.210", 80))] == "192.0.2.34"
+
+    class Counted(dict[str, str]):
+        def get(self, name: str, missing: str = "") -> str:  # type: ignore[override]
+            nonlocal looks
+            looks += 1
+            return super().get(name, missing)
+
+    ways = Counted(planner.tunnels.ways(Family.IPV4))
+    planner.tunnels.ways = lambda _: ways  # type: ignore[method-assign,assignment]
+    for ready in (False, True, False):
+        planner.update(_service(3000, lambda n, ready=ready: {"ready": ready or n != 1234})[13:14])  # type: ignore[misc]
+        (entry,) = planner.plan.entries.values()
+        assert entry.tunnels == tuple(f"192.0.2.{_number(b) % 50}" for b in entry.cluster)
+    assert looks <= 6
+
+
+def _number(backend: Backend) -> int:
+    _, high, middle, low = map(int, backend.address.split("."))
+    return high << 16 | middle << 8 | low
 
 
 def test_the_local_set_falls_back_by_itself_slice_by_slice() -> None:

@@ -37,12 +37,12 @@ class HostRouter:
         self.listener = self._keeper.listener if settings.routes_past_stack else None
         self.kinds: frozenset[str] = self.listener.kinds if self.listener else frozenset()
         self._api: Api | None = None
-        self._watch: Callable[[Api, Resource], None] | None = None
+        self._watch: Callable[[Api, Resource], object] | None = None
         self._chains: ChainWatch | None = None
         self._followed: frozenset[str] = frozenset()
         self._begun = self._follows = self._retries = False
 
-    def connect(self, api: Api, watch: Callable[[Api, Resource], None], followed: frozenset[str]) -> None:
+    def connect(self, api: Api, watch: Callable[[Api, Resource], object], followed: frozenset[str]) -> None:
         """Use an API server. watch: follows a kind of object into the inbox. followed: kinds that are already."""
         if self.listener is None:
             return

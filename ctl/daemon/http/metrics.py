@@ -171,6 +171,10 @@ class Metrics:
             "hotplane_service_ports_limited", "Service ports with more endpoints than the mode can balance over"
         )
         self.problems = self._gauge("hotplane_objects_refused", "Objects with a fault or a conflict, now")
+        self.announced = self._gauge(
+            "hotplane_forwarding_announced", "1 if other nodes may forward to this one with the client's address kept"
+        )
+        self.peers = self._gauge("hotplane_forwarding_peers", "Other nodes that take such packets, now")
         self.invalid_events = self._gauge("hotplane_invalid_objects_seen", "Invalid objects and events so far")
         self.repairs = self._counter("hotplane_drift_repairs_total", "Repairs after the kernel was found changed")
         self.drifted = self._counter("hotplane_drifted_frontends_total", "Frontends found changed in the kernel")

@@ -6,8 +6,10 @@ import msgspec
 
 from ctl.config import KubeProxyConfiguration
 from ctl.context import namespace_addresses
+from ctl.lb_options import LbOptions
 from dataplane.model.objects import Node
 from dataplane.planes.mode import Mode
+from dataplane.planes.options import PlaneOptions
 from dataplane.policy.node import NodeConfig
 from dataplane.policy.settings import node_config
 
@@ -25,10 +27,15 @@ class NodeOptions(msgspec.Struct, frozen=True):
 
 
 def describe(
-    mode: Mode, config: KubeProxyConfiguration, options: NodeOptions, node: Node | None, at_connect: bool
+    mode: Mode,
+    config: KubeProxyConfiguration,
+    options: NodeOptions,
+    node: Node | None,
+    plane: PlaneOptions,
+    lb: LbOptions,
 ) -> NodeConfig:
-    """The NodeConfig as of now; asks the kernel for the namespace's addresses unless they were given. at_connect: see
-    policy.settings.node_config.
+    """The NodeConfig as of now; asks the kernel for the namespace's addresses unless they were given. plane: of the
+    mode's plane.
 
     The Node object's addresses lead, as far as the kernel has them.
     """
@@ -45,8 +52,9 @@ def describe(
         node_ips=node_ips,
         interface_addresses=interfaces,
         node_pod_cidrs=node.pod_cidrs if node else (),
-        at_connect=at_connect,
+        at_connect=plane.at_connect,
     )
+    found = lb.applied(found, mode, plane)
     return msgspec.structs.replace(
         found, host_ports=options.host_ports, answer_ping=options.answer_ping, flowtable=options.flowtable
     )

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from ctl.daemon.sync.names import Names, Waiting
@@ -124,11 +124,14 @@ class Inbox:
             self._deletes[ref] = None
             self._touch(ref)
 
-    def complete(self, kind: str, present: Container[tuple[str, str]]) -> int:
-        """Complete a list of a kind: delete the known objects that are not in it. Returns their number."""
+    def complete(
+        self, kind: str, present: Container[tuple[str, str]], covers: Callable[[str], bool] = lambda _: True
+    ) -> int:
+        """Complete a list of a kind: delete the known objects that are not in it. Returns their number. covers: true
+        for the names of objects that the list would have."""
         if self._listener is not None and kind in self._listener.kinds:
             self._listener.complete(kind, present)
-        return self._complete(kind, present)
+        return self._complete(kind, present, covers)
 
     def not_served(self, kind: str, status: int, why: str) -> None:
         """Go on without a kind, as if there were no object of it. status, why: the server's answer."""
@@ -142,12 +145,15 @@ class Inbox:
         if self._listener is not None and kind in self._listener.kinds:
             self._listener.unknown(kind)
 
-    def _complete(self, kind: str, present: Container[tuple[str, str]]) -> int:
-        gone = [name for name in self._known[kind] if name not in present]
+    def _complete(
+        self, kind: str, present: Container[tuple[str, str]], covers: Callable[[str], bool] = lambda _: True
+    ) -> int:
+        gone = [name for name in self._known[kind] if name not in present and covers(name[1])]
         for namespace, name in gone:
             self._drop(ObjectRef(kind, namespace, name))
-        for ref in [ref for ref in self.problems if ref.kind == kind and (ref.namespace, ref.name) not in present]:
-            del self.problems[ref]
+        for ref in [ref for ref in self.problems if ref.kind == kind and covers(ref.name)]:
+            if (ref.namespace, ref.name) not in present:
+                del self.problems[ref]
         if kind not in self.synced:
             self.synced.add(kind)
             self._touch(None)
@@ -162,6 +168,10 @@ class Inbox:
     def pending(self) -> bool:
         """True if there is anything to take."""
         return bool(self._upserts or self._deletes)
+
+    def waiting(self) -> Iterator[ModelObject]:
+        """Yield the added and changed objects that wait."""
+        yield from self._upserts
 
     def pending_of(self, kind: str, family: Family) -> int:
         """Return the number of waiting objects of a kind that concern a family. O(waiting objects)."""

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
+from msgspec.structs import replace
+
 from ctl.daemon.sync.ledger import Ledger, groups
 from dataplane.errors import HotplaneError
 from dataplane.kernel.nft.generation import Generation
@@ -165,7 +167,8 @@ class Kernel:
         try:
             held = self.plane.read_back()
             good = {key: entry for key, entry in plan.entries.items() if _is_held(entry, held)}
-            self.plane.load(Plan(plan.node, good, plan.service_cidrs, connect_off=plan.connect_off))
+            off, peers = plan.connect_off, plan.tunnel_peers
+            self.plane.load(Plan(plan.node, good, plan.service_cidrs, connect_off=off, tunnel_peers=peers))
         except PlaneError as second:
             return Done(time.perf_counter() - started, nothing, tuple(dict.fromkeys((str(error), str(second)))))
         self.ledger.clear()
@@ -248,7 +251,7 @@ class _Parts:
         self.refused: list[str] = []  # those of the errors that name an entry which the plane cannot hold
 
     def settings(self, due: PlanChange) -> None:
-        change = PlanChange((), due.node, due.service_cidrs, due.health_checks, due.connect_off)
+        change = replace(due, entries=())
         if change and (error := self._try(change)) is not None:
             self._failed(change, error)
 

@@ -16,12 +16,12 @@ class Ledger:
         self._held: dict[EntryKey, PlanEntry | None] = {}
         self._node = False
         self._cidrs = False
-        self._connect_off = False
+        self._connect_off = self._tunnel_peers = False
         self._health: dict[tuple[str, str], HealthCheck | None] = {}
 
     def __len__(self) -> int:
         """Return the number of entries and settings that are behind."""
-        return len(self._held) + self._node + self._cidrs + self._connect_off
+        return len(self._held) + self._node + self._cidrs + self._connect_off + self._tunnel_peers
 
     def services(self) -> list[str]:
         """Return the Service ports that are behind, as text."""
@@ -39,11 +39,13 @@ class Ledger:
             service_cidrs=plan.service_cidrs if self._cidrs or change.service_cidrs is not None else None,
             health_checks={**self._health, **(change.health_checks or {})} or None,
             connect_off=plan.connect_off if self._connect_off or change.connect_off is not None else None,
+            tunnel_peers=plan.tunnel_peers if self._tunnel_peers or change.tunnel_peers is not None else None,
         )
 
     def clear(self) -> None:
         """Note that the kernel holds the plan."""
-        self._held, self._node, self._cidrs, self._connect_off, self._health = {}, False, False, False, {}
+        self._held, self._node, self._cidrs, self._health = {}, False, False, {}
+        self._connect_off = self._tunnel_peers = False
 
     def behind(self, failed: Iterable[PlanChange]) -> None:
         """Note that only these parts of the last due change are behind."""
@@ -53,6 +55,7 @@ class Ledger:
             self._node |= change.node is not None
             self._cidrs |= change.service_cidrs is not None
             self._connect_off |= change.connect_off is not None
+            self._tunnel_peers |= change.tunnel_peers is not None
             self._health |= change.health_checks or {}
 
 

@@ -44,7 +44,7 @@ def untouched(plane: Plane) -> Untouched | None:
 def prepare(settings: Settings) -> None:
     """Prepare the node for a mode; needs more capabilities than the daemon (see Mode.prepare). Raises PlaneError."""
     mode, options = mode_of(settings.mode), settings.options
-    mode.prepare(describe(mode, settings.config, settings.node, None, options.at_connect), options)
+    mode.prepare(describe(mode, settings.config, settings.node, None, options, settings.lb), options)
 
 
 class CleanUp:

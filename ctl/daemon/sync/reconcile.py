@@ -39,7 +39,8 @@ class Reconciler:
     name: this node's. node: its Node object as it was last known. describe: the NodeConfig for a Node object (None:
     there never was one). after: called when a change has been taken in; health-check ports, Events and the like come
     then, outside of the time that counts. jobs: tells of what fails. unwritten: called for each change that the
-    journal lacks. vouched: the objects come from an API server (see Planner).
+    journal lacks. before_load: waited for between the first complete lists and the first plan. vouched: the objects
+    come from an API server (see Planner).
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Reconciler:
         after: Callable[[PlanChange], Awaitable[None]],
         jobs: Jobs,
         unwritten: Callable[[], None] = lambda: None,
+        before_load: Callable[[], Awaitable[None]] | None = None,
         *,
         vouched: bool = True,
     ) -> None:
@@ -67,7 +69,7 @@ class Reconciler:
         self._logged, self._unlogged = 0.0, 0
         self._waiting: deque[tuple[str, Callable[[], Awaitable[object]], Backoff]] = deque()
         self._asked = asyncio.Event()
-        self._jobs, self._unwritten = jobs, unwritten
+        self._jobs, self._unwritten, self._before_load = jobs, unwritten, before_load
         self._untrue = ""  # why the kernel may not be what the plan says
         self._replan = False
         self._health, self._metrics, self._log, self._after = health, metrics, log, after
@@ -80,6 +82,8 @@ class Reconciler:
             await self.inbox.news()
             await asyncio.sleep(0)
         self._health.queued()
+        if self._before_load is not None:
+            await self._before_load()
         started = time.perf_counter()
         await self._first_plan()
         planned = time.perf_counter() - started
@@ -359,4 +363,5 @@ def merged(first: PlanChange, second: PlanChange) -> PlanChange:
         service_cidrs=second.service_cidrs if second.service_cidrs is not None else first.service_cidrs,
         health_checks={**(first.health_checks or {}), **(second.health_checks or {})} or None,
         connect_off=second.connect_off if second.connect_off is not None else first.connect_off,
+        tunnel_peers=second.tunnel_peers if second.tunnel_peers is not None else first.tunnel_peers,
     )

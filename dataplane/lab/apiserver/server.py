@@ -22,7 +22,7 @@ import msgspec
 from aiohttp import web
 
 from dataplane.lab.apiserver.events import validate_event, validate_series
-from dataplane.lab.apiserver.store import PATHS, Event, Refused, Store, selected
+from dataplane.lab.apiserver.store import PATHS, Event, Refused, Store, merged, selected
 from dataplane.lab.apiserver.versions import Object, as_version
 
 _T = TypeVar("_T")
@@ -69,6 +69,7 @@ class Mood:
     bookmark_seconds: time between bookmarks. missing: kinds, or paths, that are not served. token: what must be
     presented.
     watch_seconds: watches end after this time. groups: API groups that are served beside Kubernetes' own.
+    forbidden: verbs of single objects that nobody may, such as PATCH.
     """
 
     down: bool = False
@@ -85,6 +86,7 @@ class Mood:
     token: str = ""
     watch_seconds: float = 600.0
     groups: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = ()
 
 
 @dataclass
@@ -155,6 +157,10 @@ class ApiServer:
     def say(self, line: bytes) -> None:
         """Send these bytes into every open watch, as they are."""
         asyncio.run_coroutine_threadsafe(self._say(line), self._loop).result(10)
+
+    def object(self, kind: str, namespace: str, name: str) -> Object:
+        """An object as it is now."""
+        return self._call(lambda: dict(self._store.objects[kind][namespace, name]))
 
     def written(self) -> list[Object]:
         """The Events that clients have created, as they are now."""
@@ -227,7 +233,7 @@ class ApiServer:
             raise Refused(404, "NotFound", "the server could not find the requested resource")
         version, kind = PATHS[asked.collection]
         if asked.name:
-            return self._single(kind, version, asked)
+            return await self._single(request, kind, version, asked)
         query = dict(request.query)
         if asked.namespace:
             own = f"metadata.namespace={asked.namespace}"
@@ -237,11 +243,20 @@ class ApiServer:
             return await self._watch(request, version, kind, query)
         return self._list(request, version, kind, query)
 
-    def _single(self, kind: str, version: str, asked: _Asked) -> web.StreamResponse:
+    async def _single(self, request: web.BaseRequest, kind: str, version: str, asked: _Asked) -> web.StreamResponse:
+        what = asked.collection.rpartition("/")[2]
+        if request.method in self._mood.forbidden:
+            verb = request.method.lower()
+            raise Refused(403, "Forbidden", f'{what} "{asked.name}" is forbidden: User "test" cannot {verb} resource')
         item = self._store.objects[kind].get((asked.namespace, asked.name))
         if item is None:
-            what = asked.collection.rpartition("/")[2]
             raise Refused(404, "NotFound", f'{what} "{asked.name}" not found')
+        if request.method == "PATCH":
+            if request.headers.get("Content-Type") != "application/merge-patch+json":
+                raise Refused(415, "UnsupportedMediaType", "this is a merge patch by another name")
+            patch: Object = msgspec.json.decode(await request.read())
+            item = merged(item, patch)
+            self._store.apply([item])
         return web.Response(body=msgspec.json.encode(as_version(item, version)), content_type=_JSON)
 
     def _groups(self) -> web.StreamResponse:

@@ -113,6 +113,18 @@ def _has_field(item: Object, name: str, wanted: bool | None, value: str) -> bool
     return (text == value) == wanted
 
 
+def merged(item: Object, patch: Object) -> Object:
+    """An object changed by a merge patch (RFC 7396): null removes a field."""
+    found = dict(item)
+    for name, value in patch.items():
+        if value is None:
+            found.pop(name, None)
+        else:
+            old = found.get(name)
+            found[name] = merged(old if isinstance(old, dict) else {}, value) if isinstance(value, dict) else value
+    return found
+
+
 class Store:
     """All objects. Every method must be called in the server's own thread."""
 

@@ -6,7 +6,6 @@ All are measured in one run, in rounds of shuffled order, so that a noisy machin
 
 import random
 import statistics
-import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,8 +14,7 @@ import msgspec
 from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.proxy import NodeProxy, PlaneMaker
-from dataplane.lab.spec import LabError, Node
-from dataplane.lab.traffic.connects import ConnectClient, Sample
+from dataplane.lab.traffic.connects import ConnectClient, Sample, start_servers
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import EndpointPort, EndpointSlice, Service, ServicePortSpec, make_endpoint
 
@@ -72,14 +70,6 @@ def last_cluster_ip(count: int) -> str:
     return f"10.97.{high}.{low + 1}"
 
 
-def _serve(lab: Lab, node: Node) -> None:
-    process = lab.python(
-        node.pods[0], "dataplane.lab.traffic.connects", ["serve", str(SERVER_PORT)], stdout=subprocess.PIPE
-    )
-    if process.stdout is None or process.stdout.readline() != b"ready\n":
-        raise LabError(f"{node.pods[0].name}: the server on port {SERVER_PORT} does not start")
-
-
 def _measure(
     clients: Mapping[str, ConnectClient], targets: Mapping[str, Mapping[str, tuple[str, int]]], seed: int
 ) -> dict[str, dict[str, list[Sample]]]:
@@ -127,7 +117,7 @@ def compare(lab: Lab, makers: Mapping[str, PlaneMaker], services: int, seed: int
     try:
         for node, (mode, make) in zip(lab.nodes, makers.items(), strict=False):
             backend = node.pods[0].addresses[Family.IPV4]
-            _serve(lab, node)
+            start_servers(lab, node.pods[:1], SERVER_PORT)
             proxies[mode] = NodeProxy(lab, node, mode, make)
             objects = many_services(services, backend)
             started = time.perf_counter()

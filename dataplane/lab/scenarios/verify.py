@@ -91,6 +91,8 @@ class Judge:
     def _answers_return(self, cell: Cell, decision: Decision, backend: Backend) -> bool:
         if decision.masquerades(backend) or self._pods[backend.address].node == cell.decides:
             return True
+        if backend in decision.tunnels:  # its node answers as the frontend, or by way of the one that decided
+            return True
         return self._nodes.get(cell.place, cell.decides) == cell.decides
 
     def wanted_outcomes(self, cell: Cell, decision: Decision) -> set[Outcome]:

@@ -9,11 +9,13 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Iterable
 
 import msgspec
 
 from dataplane.lab.lab import Lab
 from dataplane.lab.places import Where
+from dataplane.lab.spec import LabError
 from dataplane.lab.traffic.agents import need_pipe, read_line
 from dataplane.model.net import family_of
 
@@ -77,6 +79,21 @@ def main(arguments: list[str]) -> None:
         sample = _measure(msgspec.json.decode(line, type=Measure))
         sys.stdout.buffer.write(msgspec.json.encode(sample) + b"\n")
         sys.stdout.buffer.flush()
+
+
+def start_servers(lab: Lab, places: Iterable[Where], port: int) -> None:
+    """Start a server that only accepts in each place; returns when all listen. They end with the lab. Raises
+    LabError."""
+    import subprocess
+
+    module = "dataplane.lab.traffic.connects"
+    started = {
+        lab.place(where).name: lab.python(where, module, ["serve", str(port)], stdout=subprocess.PIPE)
+        for where in places
+    }
+    for name, process in started.items():
+        if need_pipe(process.stdout).readline() != b"ready\n":
+            raise LabError(f"{name}: the server on port {port} does not start")
 
 
 class ConnectClient:

@@ -46,6 +46,10 @@ class EbpfMode(Mode):
         """See Mode.routes_past_stack: the programs at tc do it, which stand under those at XDP, too."""
         return bool({"tc", "xdp"} & set(options.hooks))
 
+    def why_only_snat(self, options: PlaneOptions) -> str:
+        """See Mode.why_only_snat."""
+        return "" if {"tc", "xdp"} & set(options.hooks) else "without the hooks tc and xdp can only do SNAT"
+
     def measured(self, wanted: Wanted) -> Measured:
         """See Mode.measured."""
         from dataplane.planes.ebpf.measured import MeasuredEbpf

@@ -17,6 +17,8 @@ from dataplane.planes.base import Plane, PlaneError
 from dataplane.planes.clients import Client
 from dataplane.planes.decisions import Asked, DecisionStream
 from dataplane.planes.ebpf.ahead import Ahead
+from dataplane.planes.ebpf.attach.optional import OptionalHook
+from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from dataplane.planes.ebpf.attach.programs import Hook, remove_link
 from dataplane.planes.ebpf.connect_time.off import ConnectOff
 from dataplane.planes.ebpf.flows import drain
@@ -339,6 +341,17 @@ class EbpfPlane(Plane):
             return answers.host_routes(self.host_routing) if self.host_routing.begun else None
         with self._maps() as maps:
             return answers.permitted_routes(maps) if maps is not None else None
+
+    def why_not_forwarding(self) -> str:
+        """See planes.base.Plane.why_not_forwarding: they come in by an uplink."""
+        if self._tables is None:
+            return "no plan is loaded"
+        used = [hook.used if isinstance(hook, OptionalHook) else hook for hook in self.hooks]
+        packets = [hook for hook in used if isinstance(hook, PacketHook)]
+        if not packets:
+            return "neither the tc nor the XDP hook is at work (doctor tells why)"
+        uplinks = [each for hook in packets for each in hook.status() if "uplink" in each.roles]
+        return "" if uplinks else "no uplink has packet programs"
 
     def stored_name(self, service: str) -> str:
         """See planes.base.Plane.stored_name."""

@@ -103,7 +103,7 @@ CTL = (
     Mutation(
         "what is missing in a new list stays",
         "inbox.py",
-        "gone = [name for name in self._known[kind] if name not in present]",
+        "gone = [name for name in self._known[kind] if name not in present and covers(name[1])]",
         "gone: list[tuple[str, str]] = []",
         _WATCH,
     ),
@@ -155,5 +155,19 @@ CTL = (
         "if _POLICY in self._missing:",
         "if False:",
         ("test_host_routing_keeper.py::test_nothing_goes_before_all_is_known",),
+    ),
+    Mutation(
+        "an announcement is made before programs are attached",
+        "ctl/daemon/forwarding.py",
+        "return wrong or await self._kernel.call(self._kernel.plane.why_not_forwarding)",
+        "return wrong",
+        ("test_forwarding_keeper.py::test_what_is_announced_follows_the_programs",),
+    ),
+    Mutation(
+        "a list of other nodes takes this one away",
+        "ctl/sources/watch.py",
+        'return (name == value) != field.endswith("!")',
+        "return True",
+        ("test_forwarding_keeper.py::test_which_names_a_watch_covers",),
     ),
 )

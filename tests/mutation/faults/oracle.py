@@ -55,4 +55,11 @@ ORACLE = (
         "needs_address = frontend.source_ranges is not None",
         ("test_explain_reasons.py", "test_explain_command.py", "test_oracle_reference.py"),
     ),
+    Mutation(
+        "pods are forwarded for like outside clients",
+        "oracle/types.py",
+        "and self.source is Source.OUTSIDE",
+        "and True",
+        ("test_forwarding_oracle.py",),
+    ),
 )

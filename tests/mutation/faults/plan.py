@@ -89,4 +89,32 @@ PLAN = (
         "if entry is not None:",
         _UDP,
     ),
+    Mutation(
+        "a node forwards before it announces itself",
+        "tunnels.py",
+        "if not given and self.why_not_from_here(family):",
+        "if False:",
+        ("test_forwarding_plan.py",),
+    ),
+    Mutation(
+        "a node that speaks another port is forwarded to",
+        "tunnels.py",
+        "return node.addresses if node is not None and node.forwarding == self._node.offer else ()",
+        "return node.addresses if node is not None else ()",
+        ("test_forwarding_plan.py",),
+    ),
+    Mutation(
+        "policy Local forwards, too",
+        "planner.py",
+        "if not (node.snat_only or service.external_local) and any(kind is not _CLUSTER_IP for kind, _ in won):",
+        "if not node.snat_only and any(kind is not _CLUSTER_IP for kind, _ in won):",
+        ("test_forwarding_plan.py",),
+    ),
+    Mutation(
+        "a node that begins to speak is not forwarded to",
+        "tunnels.py",
+        "for name in now - before:",
+        "for name in ():",
+        ("test_forwarding_plan.py",),
+    ),
 )

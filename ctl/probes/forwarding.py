@@ -1,0 +1,67 @@
+"""Report of what this node forwards with the client's address kept, to whom, and why not to others."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ctl.store import forwarding, state
+from ctl.store.forwarding import SavedForwarding
+from dataplane.errors import HotplaneError
+from dataplane.plan.types import Plan
+from dataplane.planes.finding import Finding, Status
+from dataplane.planes.mode import Mode
+from dataplane.policy.forwarding import Forwarding
+
+_NAME = "forwarding"
+_ADVICE = "see docs/semantics.md, Forwarding with the client's address"
+_RIGHTS = "kubectl apply -f docs/deploy/forwarding-role.yaml, or name the nodes with --lb-peer"
+
+
+def probe_forwarding(mode: Mode, state_dir: Path) -> Iterator[Finding]:
+    """One finding for the plan, and with a daemon one for what this node announces and one for each other node; none
+    where nothing asks for forwarding, or where the mode is not what is loaded."""
+    try:
+        saved = state.load(state_dir)
+        if saved is None or saved.mode != mode.name or saved.node.snat_only:
+            return
+        plan, said = saved.plan(), forwarding.load(state_dir)
+    except HotplaneError as error:
+        yield Finding(mode.name, _NAME, Status.LIMITED, f"cannot be told: {error}")
+        return
+    asked = [entry for entry in plan.entries.values() if entry.forwarding is not Forwarding.SNAT]
+    if not asked and not plan.tunnel_peers and (said is None or not said.asked):
+        return
+    yield _of_plan(mode.name, plan)
+    if said is not None:
+        yield from of_nodes(mode.name, said)
+
+
+def _of_plan(area: str, plan: Plan) -> Finding:
+    entries = [entry for entry in plan.entries.values() if entry.forwarding is not Forwarding.SNAT]
+    backends = [t for entry in entries for b, t in zip(entry.cluster, entry.tunnels, strict=True) if not b.local]
+    forwarded, nodes = sum(map(bool, backends)), len(set(filter(None, backends)))
+    peers = len(plan.tunnel_peers)
+    detail = (
+        f"--lb-mode {plan.node.lb_mode.value}; {len(entries)} Service ports ask for more than SNAT; of their "
+        f"{len(backends)} backends elsewhere {forwarded} are forwarded to, by {nodes} nodes; packets are taken from "
+        f"{peers} addresses ({plan.node.offer})"
+    )
+    if forwarded == len(backends):
+        return Finding(area, _NAME, Status.OK, detail)
+    return Finding(area, _NAME, Status.LIMITED, f"{detail}; the others get SNAT", _ADVICE)
+
+
+def of_nodes(area: str, said: SavedForwarding) -> Iterator[Finding]:
+    """Yield what this node announces, where anything asks for it, and each other node."""
+    if said.asked:
+        own = f"{_NAME}, this node"
+        if said.announced and not said.why:
+            yield Finding(area, own, Status.OK, f"announces {said.announced}")
+        else:
+            why = said.why or "not announced yet"
+            yield Finding(area, own, Status.LIMITED, f"other nodes use SNAT towards it: {why}", _RIGHTS)
+    for node in said.nodes:
+        name = f"{_NAME}, node {node.name}"
+        if node.why:
+            yield Finding(area, name, Status.LIMITED, f"gets SNAT: {node.why}", _ADVICE)
+        else:
+            yield Finding(area, name, Status.OK, f"forwarded to, and from, by {', '.join(node.addresses)}")

@@ -1,0 +1,117 @@
+"""What the oracle says of forwarded traffic, and how explain puts it."""
+
+import pytest
+from msgspec.structs import replace
+
+from ctl.commands.explain import Explained, explain, headline, read_flows
+from dataplane.model.net import Protocol
+from dataplane.oracle.decide import Oracle, Packet
+from dataplane.oracle.keeps import Keeping, Keeps
+from dataplane.plan.planner import Planner
+from dataplane.policy.endpoints import Backend
+from dataplane.policy.forwarding import Forwarding, LbMode
+from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
+from tests.unit.test_forwarding_plan import NODE, planned, pods, service, slice_of, speaker
+
+HERE = replace(
+    NODE,
+    detector=LocalDetector(("10.0.0.0/8",)),
+    nodeports=NodePortAddresses(addresses=("192.0.2.1",)),
+)
+CLIENT = "198.51.100.9 -> 192.0.2.1:30080/tcp"
+KEEPING = Keeping(frozenset({Keeps.LOCAL}))
+ONE, TWO, THREE = (Backend(f"10.1.{n}.{n}", 8080, n == 1) for n in (1, 2, 3))
+
+
+def asked(flow: str, *objects: object, node: NodeConfig = HERE, mode: str = "ebpf") -> Explained:
+    planner = planned(*objects, node=node)
+    (found,) = explain(planner, read_flows([flow]), mode, KEEPING if mode == "ebpf" else Keeping())
+    return found
+
+
+def test_a_forwarded_client_keeps_its_address() -> None:
+    plan = planned(speaker(2), node=HERE).plan
+    decision = Oracle(plan, keeping=KEEPING).decide(Packet("198.51.100.9", "192.0.2.1", 30080, Protocol.TCP))
+    assert decision.backends == (ONE, TWO, THREE)
+    assert decision.tunnels == {TWO: "192.0.2.2"}
+    assert decision.forwarding is Forwarding.DSR
+    assert [decision.masquerades(b) for b in decision.backends] == [False, False, True]
+    assert decision.kept == (ONE,)
+    assert not decision.masquerade
+
+
+def test_all_backends_elsewhere_and_all_forwarded() -> None:
+    found = asked(CLIENT, slice_of(*pods(2, 3)), speaker(2), speaker(3), node=replace(HERE, lb_mode=LbMode.TUNNEL))
+    assert not found.masquerade
+    assert found.forwarding == {
+        "10.1.2.1:8080": "tunnel by n2 (192.0.2.2)",
+        "10.1.3.2:8080": "tunnel by n3 (192.0.2.3)",
+    }
+    assert found.reasons[-1] == (
+        "forwarding mode tunnel: 10.1.2.1:8080 by n2 (192.0.2.2), 10.1.3.2:8080 by n3 (192.0.2.3), where the backend "
+        "sees 198.51.100.9; the answers come back through this node"
+    )
+    assert headline(found).startswith("DNAT to 10.1.2.1:8080, 10.1.3.2:8080, forwarded by tunnel  by shop/web:http")
+
+
+def test_each_backend_s_way_is_told() -> None:
+    found = asked(CLIENT, speaker(2))
+    assert found.forwarding == {"10.1.2.2:8080": "dsr by n2 (192.0.2.2)"}
+    assert found.reasons[-3:] == (
+        "forwarding mode dsr: 10.1.2.2:8080 by n2 (192.0.2.2), where the backend sees 198.51.100.9; their nodes answer "
+        "the client themselves",
+        "not masqueraded if the choice is 10.1.1.1:8080, which sees 198.51.100.9 too",
+        "masqueraded as this node if the choice is 10.1.3.3:8080: the node there takes no forwarded packets",
+    )
+
+
+def test_why_nobody_is_forwarded_to_is_told() -> None:
+    found = asked(CLIENT, speaker(2, offer=None))
+    assert found.forwarding == {}
+    assert found.reasons[-1] == (
+        "forwarding mode dsr has no effect: no node that has 10.1.2.2:8080 or 10.1.3.3:8080 speaks it"
+    )
+    assert headline(found).endswith("by shop/web:http, nodePort *:30080/tcp")
+
+
+@pytest.mark.parametrize("source", ["10.1.1.9", "192.0.2.1"])
+def test_pods_and_the_node_are_clients_as_ever(source: str) -> None:
+    flow = f"{source} -> 192.0.2.1:30080/tcp"
+    found, before = asked(flow, speaker(2)), asked(flow, speaker(2), node=replace(HERE, lb_mode=LbMode.SNAT))
+    assert found == before
+    assert found.forwarding == {}
+
+
+def test_the_clusterip_and_sctp_are_as_ever() -> None:
+    found = asked("198.51.100.9 -> 10.96.0.1:80/tcp", speaker(2))
+    assert (found.forwarding, found.masquerade) == ({}, False)
+    assert "forwarding mode" not in " ".join(found.reasons)
+
+
+def test_source_ranges_and_policy_local_come_first() -> None:
+    guarded = service(load_balancer_ips=("203.0.113.80",), source_ranges=("203.0.113.0/24",))
+    flow = "{} -> 203.0.113.80:80/tcp"
+    assert asked(flow.format("198.51.100.9"), guarded, speaker(2)).verdict == "drop"
+    assert asked(flow.format("203.0.113.9"), guarded, speaker(2)).forwarding == {
+        "10.1.2.2:8080": "dsr by n2 (192.0.2.2)"
+    }
+    local = asked(CLIENT, service(external_local=True), speaker(2))
+    assert (local.endpoints, local.forwarding, local.masquerade) == (("10.1.1.1:8080",), {}, False)
+
+
+def test_a_mode_that_cannot_do_it_says_so() -> None:
+    found = asked(
+        CLIENT, service(forwarding_mode="dsr"), speaker(2), node=replace(HERE, snat_only=True), mode="nftables"
+    )
+    assert found.masquerade
+    assert found.reasons[-1] == (
+        "service.hotplane.io/forwarding-mode: dsr has no effect: the nftables mode as it is here can only do SNAT "
+        "(ebpf with tc or xdp does more)"
+    )
+
+
+def test_a_planner_in_snat_says_nothing_of_it() -> None:
+    found = asked(CLIENT, speaker(2), node=replace(HERE, lb_mode=LbMode.SNAT))
+    assert found.forwarding == {}
+    assert "forward" not in " ".join(found.reasons)
+    assert Planner(HERE).forwards

@@ -184,7 +184,8 @@ INLINE int translate_established(void *data, void *end, __u32 ifindex, __u64 now
 #endif
     entry = fast_path_flow(&packet, ipv4, tcp);
     *missing = !entry;
-    if (!entry || !fast_path_usable(ifindex, data, &packet, entry, now, tcp) || unlikely(somebody_watches(now)) ||
+    if (!entry || !fast_path_usable(ifindex, data, &packet, entry, now, tcp) ||
+        unlikely(watched(HOOK_XDP, tcp ? IPPROTO_TCP : IPPROTO_UDP, entry->service, now)) ||
         (tcp && !follow(entry, packet.sequence_end, packet.acknowledged)))
         return 0;
     fast_path_rewrite(data, &packet, entry, ipv4, tcp);

@@ -115,13 +115,6 @@ INLINE struct service_counters *counters_of(__u32 service) {
     return map_lookup(MAP(service_counters), &service);
 }
 
-/* Whether anybody watches events of any kind. */
-INLINE int somebody_watches(__u64 now) {
-    const struct monitor *monitor = ONLY_VALUE(monitor);
-
-    return now < monitor->until_ns;
-}
-
 /* Whether somebody watches events of this kind. */
 INLINE int watched(enum hook hook, __u8 protocol, __u32 service, __u64 now) {
     const struct monitor *monitor = ONLY_VALUE(monitor);

@@ -259,7 +259,7 @@ INLINE void emit_packet_event(const struct arrival *arrival, const struct packet
     event = bpf_ringbuf_reserve((void *)MAP(events), sizeof(*event), 0);
     if (!event)
         return;
-    event->ns = arrival->now;
+    event->ns = bpf_ktime_get_ns(); /* arrival->now is a tick's */
     event->tuple = packet->tuple;
     __builtin_memset(&event->backend, 0, sizeof(event->backend));
     event->backend_port = 0;

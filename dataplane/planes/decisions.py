@@ -40,11 +40,12 @@ class Decision(NamedTuple):
 
 class Asked(NamedTuple):
     """Filter of decisions to report. service: namespace/name or namespace/name:port, "" for all. protocol: its number,
-    0 for all. hooks: as in PlaneOptions, none for all."""
+    0 for all. hooks: as in PlaneOptions, none for all. family: 4 or 6, 0 for both."""
 
     service: str = ""
     protocol: int = 0
     hooks: Sequence[str] = ()
+    family: int = 0
 
 
 class DecisionStream(Resource):
@@ -57,6 +58,17 @@ class DecisionStream(Resource):
     @abstractmethod
     def services(self) -> Collection[str]:
         """Service ports that there are."""
+
+    def translation(
+        self, protocol: int, source: tuple[str, int], destination: tuple[str, int]
+    ) -> tuple[tuple[str, int], tuple[str, int]] | None:
+        """Return the ends that packets between these ends get, while the rules have such a flow; None if they do not,
+        or keep none."""
+        return None
+
+    def fileno(self) -> int:
+        """A descriptor that can be read when decisions wait; -1 if there is none."""
+        return -1
 
     @abstractmethod
     def poll(self, seconds: float) -> Sequence[Decision]:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from dataplane.model.net import Protocol, host_port
-from dataplane.plan.types import Table
+from dataplane.plan.types import EntryKey, Table
 from dataplane.planes.answers import HookExit, Traffic, Usage
 from dataplane.planes.clients import Client
 from dataplane.planes.decisions import Asked, Decision, DecisionStream, Kind, matches
@@ -88,8 +88,9 @@ class EbpfDecisions(DecisionStream):
 
     def __init__(self, maps: MapSet, asked: Asked) -> None:
         self._maps, self._service = maps, asked.service
-        self._names = views.service_names(maps)
-        chosen = [index for index, name in self._names.items() if asked.service and matches(name, asked.service)]
+        keys = views.service_keys(maps)
+        self._names = {index: key.service for index, key in keys.items()}
+        chosen = [index for index, key in keys.items() if asked.service and _asked_for(key, asked)]
         hooks = [name for hook in asked.hooks for name in ALL_HOOKS[hook]]
         self._stream = EventStream(maps, asked.protocol, chosen[0] if len(chosen) == 1 else None, hooks)
 
@@ -105,6 +106,16 @@ class EbpfDecisions(DecisionStream):
         """See DecisionStream.poll."""
         return list(self._decisions(self._stream.poll(seconds)))
 
+    def fileno(self) -> int:
+        """See DecisionStream.fileno."""
+        return self._stream.fileno()
+
+    def translation(
+        self, protocol: int, source: tuple[str, int], destination: tuple[str, int]
+    ) -> tuple[tuple[str, int], tuple[str, int]] | None:
+        """See DecisionStream.translation."""
+        return views.translation(self._maps, protocol, source, destination)
+
     def _decisions(self, events: Sequence[Event]) -> Iterator[Decision]:
         for event in events:
             if event.service is not None and event.service not in self._names:
@@ -117,6 +128,13 @@ class EbpfDecisions(DecisionStream):
         """Stop watching."""
         self._stream.close()
         self._maps.close()
+
+
+def _asked_for(key: EntryKey, asked: Asked) -> bool:
+    """True if decisions about a Service port are to be reported. The programs take one index as a filter."""
+    return (
+        matches(key.service, asked.service) and asked.protocol in (0, key.protocol) and asked.family in (0, key.family)
+    )
 
 
 def _decision(event: Event, service: str) -> Decision:

@@ -96,6 +96,10 @@ class EventStream(Resource):
         (position,) = struct.unpack_from("=Q", self._ring)
         return int(position)
 
+    def fileno(self) -> int:
+        """For poll and the like."""
+        return self._poll.fileno()
+
     def poll(self, seconds: float) -> list[Event]:
         """Events that came in, waiting up to `seconds` for the first."""
         deadline = time.monotonic() + seconds

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from dataplane.plan.types import EntryKey
 from dataplane.planes.answers import Flow, ServiceCounters
-from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, REPLY, flow_flags, own_tuple, state
-from dataplane.planes.ebpf.maps.encode import SERVICE, address_text, entry_key
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, REPLY, flow_flags, flow_key, own_tuple, state
+from dataplane.planes.ebpf.maps.encode import SERVICE, address_bytes, address_text, entry_key
 from dataplane.planes.ebpf.maps.layout import constant, hook_names, reason_names, struct_version, unpack
 from dataplane.planes.ebpf.maps.mapset import MapSet, open_any_sizes
 from dataplane.planes.ebpf.maps.pins import PinDirectory
@@ -39,14 +40,19 @@ def open_instance(instance: str) -> MapSet | None:
     return None
 
 
-def service_names(maps: MapSet) -> dict[int, str]:
-    """Name of every Service port (namespace/name:port) by its index."""
+def service_keys(maps: MapSet) -> dict[int, EntryKey]:
+    """Every Service port, of one family and protocol each, by its index."""
     found = {}
     memory = maps.memory["services"]
     for index, (name, *_, protocol, family, flags, _pad) in enumerate(SERVICE.iter_unpack(memory)):
         if flags & _PRESENT:
-            found[index] = entry_key(name, protocol, family).service
+            found[index] = entry_key(name, protocol, family)
     return found
+
+
+def service_names(maps: MapSet) -> dict[int, str]:
+    """Name of every Service port (namespace/name:port) by its index."""
+    return {index: key.service for index, key in service_keys(maps).items()}
 
 
 def counters(maps: MapSet) -> dict[str, dict[str, int]]:
@@ -116,6 +122,25 @@ def flows(maps: MapSet) -> Iterator[Flow]:
                 entry["bytes"],
             )
     yield from _sockets(maps, names)
+
+
+def translation(
+    maps: MapSet, protocol: int, source: tuple[str, int], destination: tuple[str, int]
+) -> tuple[tuple[str, int], tuple[str, int]] | None:
+    """The ends that the programs give packets between these ends, None without such a flow. One look-up."""
+    table = next((name for name, number in FLOW_TABLES.items() if number == protocol), None)
+    if table is None:
+        return None
+    ends = (address_bytes(source[0]), address_bytes(destination[0]), socket.htons(source[1]))
+    own = TUPLE.pack(*ends, socket.htons(destination[1]), protocol, 0, 0, 0)
+    value = maps.get(table, flow_key(own))
+    if value is None or own_tuple(value) != own:
+        return None
+    entry = unpack("translation", value)
+    return (
+        (address_text(entry["source"]), socket.ntohs(entry["source_port"])),
+        (address_text(entry["destination"]), socket.ntohs(entry["destination_port"])),
+    )
 
 
 def _sockets(maps: MapSet, names: dict[int, str]) -> Iterator[Flow]:

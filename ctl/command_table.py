@@ -89,7 +89,18 @@ COMMANDS = {
         (
             ("explain --service default/web", "every frontend of a loaded Service, from a pod, the node and outside"),
             ('explain --flow "10.244.1.5 -> 10.96.0.10:53/udp"', "one packet under what is loaded here"),
+            ('explain --flow "pod1-1 -> web:80"', "names of the lab's places, Pods, Nodes and Services for addresses"),
             ('explain -f services.yaml --mode ebpf --flow "10.0.0.9 -> 10.96.0.10:80/tcp" -o json', "under manifests"),
+        ),
+    ),
+    "trace": Command(
+        "ctl.commands.trace",
+        "follow one real connection through the kernel, hook by hook",
+        LOADED,
+        (
+            ('trace "10.244.1.5 -> 10.96.0.10:53/udp"', "the next such connection, whoever makes it"),
+            ('trace "pod1-1 -> web:80" --send', "make it: from a pod of the lab to a Service"),
+            ('trace "10.244.1.5 -> default/web" --send --from-pid 4711 -o json', "from a process's pod, for a script"),
         ),
     ),
     "show": Command(
@@ -181,7 +192,7 @@ GROUPS = (
         "They change the rules of the network namespace that they run in.",
         ("apply", "diff", "run", "adopt", "check", "cleanup"),
     ),
-    Group("See why", "They change nothing.", ("explain", "show", "top", "monitor", "sysdump")),
+    Group("See why", "They change nothing.", ("explain", "trace", "show", "top", "monitor", "sysdump")),
     Group("About", "", ("help", "version", "completion")),
 )
 

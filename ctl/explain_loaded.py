@@ -15,6 +15,7 @@ from dataplane.plan.types import FrontendKind, Plan
 from dataplane.planes.decisions import matches
 from dataplane.planes.mode import Mode
 from dataplane.planes.options import PlaneOptions
+from dataplane.planes.path import At
 from dataplane.planes.registry import mode_of
 from dataplane.policy.node import NodeConfig
 
@@ -23,11 +24,18 @@ OUTSIDE = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
 
 
 class Loaded(NamedTuple):
-    """What was loaded last here: the plan, its mode, and whose address that mode leaves alone."""
+    """What was loaded last here: the plan, its mode, the options of its plane, and whose address that mode leaves
+    alone."""
 
     plan: Plan
     mode: Mode
     keeping: Keeping
+    options: PlaneOptions = PlaneOptions()
+
+    @property
+    def at(self) -> At:
+        """What the mode's path of a packet depends on."""
+        return At(self.plan.node, self.options, self.keeping)
 
     def decide(self, packet: Packet) -> Decision:
         """What happens to a packet."""
@@ -43,8 +51,8 @@ def keeping_of(mode: Mode, options: PlaneOptions, plan: Plan, elsewhere: frozens
 def loaded(args: argparse.Namespace) -> Loaded:
     """Return what was loaded last here. Raises HotplaneError if nothing was, or in another mode than was asked for."""
     saved = last_loaded(args.mode, args.state_dir)
-    plan, mode = saved.plan(), mode_of(saved.mode)
-    return Loaded(plan, mode, keeping_of(mode, saved.options or PlaneOptions(), plan))
+    plan, mode, options = saved.plan(), mode_of(saved.mode), saved.options or PlaneOptions()
+    return Loaded(plan, mode, keeping_of(mode, options, plan), options)
 
 
 def sources(node: NodeConfig, family: Family) -> Iterator[str]:

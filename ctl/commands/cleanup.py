@@ -67,6 +67,7 @@ def _clean_up(state_dir: str) -> bool:
     from pathlib import Path
 
     from ctl.store import state, unfinished_loads
+    from dataplane.kernel.nft.trace import remove_stale
     from dataplane.planes.base import PlaneError
     from dataplane.planes.mode import Making
     from dataplane.planes.options import LOOKING
@@ -80,6 +81,7 @@ def _clean_up(state_dir: str) -> bool:
             failed.append(str(error))
     if failed:
         raise PlaneError("; ".join(failed))
+    remove_stale()
     unfinished_loads.clear(Path(state_dir))
     return state.forget(Path(state_dir))
 

@@ -2,15 +2,17 @@
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from ctl.config import EXTERNAL_IPS_GATE
-from ctl.output import add_output_option, print_records
+from ctl.live import Live
+from ctl.output import add_output_option, print_records, terminal_width
 from dataplane.errors import UsageError
 from dataplane.malformed import MALFORMED
 from dataplane.model.decode import Decoded
@@ -25,22 +27,33 @@ from dataplane.oracle.reasons import node_text
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import EntryKey, FrontendKind
 from dataplane.planes.mode import Mode
+from dataplane.planes.options import PlaneOptions
+from dataplane.planes.path import At, Step, lines
 from dataplane.planes.registry import mode_of
 from dataplane.policy.forwarding import LbMode
 from dataplane.policy.node import Source
 
+if TYPE_CHECKING:
+    from ctl.flow_names import Names
+
+_PAGE, _NARROWEST = 100, 40
+"""Columns that are folded to where there is no terminal, and at least."""
+_WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+
 
 class Flow(NamedTuple):
-    """A packet and the text that described it."""
+    """A packet and the text that described it. asked: the text with names, if there were any."""
 
     text: str
     packet: Packet
+    asked: str = ""
 
 
 class Explained(msgspec.Struct, frozen=True):
     """One flow as a script reads it. affinity: seconds, 0 for none; service and frontend are null for a packet that
     no frontend claims; masquerade: whichever endpoint is chosen. forwarding: by endpoint, the way to those of other
-    nodes that see the client's address, such as "dsr by node2 (192.0.2.2)"."""
+    nodes that see the client's address, such as "dsr by node2 (192.0.2.2)". path: the kernel's own way. asked: as it
+    was asked for, where names stood for addresses. live: what a packet of it met, null without --live."""
 
     flow: str
     verdict: str
@@ -51,17 +64,22 @@ class Explained(msgspec.Struct, frozen=True):
     affinity: int
     forwarding: dict[str, str]
     reasons: tuple[str, ...]
+    path: tuple[Step, ...] = ()
+    asked: str | None = None
+    live: Live | None = None
 
 
 def register(subparsers: Any) -> None:
     """Add the command's parser."""
+    from ctl.commands.trace import add_sender_options
     from ctl.context import add_manifest_option
 
     parser = subparsers.add_parser(
         "explain",
         help="what happens to a packet, and why",
         description="Say what the chosen mode does with a packet, and why: under the manifests of -f, else under what "
-        "was loaded last in this network namespace. The kernel's tables are neither read nor written.",
+        "was loaded last in this network namespace. The kernel's tables are neither read nor written, and nothing is "
+        "sent without --live.",
     )
     add_manifest_option(parser, required=False)
     parser.add_argument(
@@ -69,7 +87,8 @@ def register(subparsers: Any) -> None:
         action="append",
         default=[],
         metavar="FLOW",
-        help=f"{FORM}; @FILE.json reads a JSON list of such texts; repeatable",
+        help=f"{FORM}; names of Services, Pods, Nodes and the lab's places stand for their addresses, as in "
+        "'pod1-1 -> web:80' and 'node1 -> default/web:http'; @FILE.json reads a JSON list of such texts; repeatable",
     )
     parser.add_argument(
         "--service", action="append", default=[], metavar="NAMESPACE/NAME[:PORT]", help="packets to all its frontends"
@@ -82,11 +101,26 @@ def register(subparsers: Any) -> None:
         metavar="ADDRESS",
         help="with --service: from here; repeatable (default: a pod, the node, an outside client)",
     )
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="also send each packet, follow it as `trace --send` does, and compare: TCP is opened and closed, of UDP "
+        "one datagram is sent, which the endpoint gets; exit status 1 if something differs",
+    )
+    add_sender_options(parser)
     add_output_option(parser)
 
 
 def read_flows(arguments: Iterable[str]) -> list[Flow]:
-    """The flows of the command line, `@FILE` replaced by what it lists. Raises UsageError."""
+    """The flows of the command line, all of addresses, `@FILE` replaced by what it lists. Raises UsageError."""
+    return [Flow(text, parse_flow(text)) for text in flow_texts(arguments)]
+
+
+def flow_texts(arguments: Iterable[str]) -> list[str]:
+    """The texts of flows, `@FILE` replaced by what it lists; those of addresses alone are known to be right. Raises
+    UsageError."""
+    from ctl.flow_names import only_addresses
+
     texts: list[str] = []
     for argument in arguments:
         if not argument.startswith("@"):
@@ -100,16 +134,28 @@ def read_flows(arguments: Iterable[str]) -> list[Flow]:
             raise UsageError(f"--flow {argument}: cannot be read: {error.strerror}") from error
         except MALFORMED as error:
             raise UsageError(f"--flow {argument}: is not a JSON list of flow texts: {error}") from error
-    return [Flow(text, parse_flow(text)) for text in texts]
+    for text in filter(only_addresses, texts):
+        parse_flow(text)
+    return texts
+
+
+def named_flows(texts: Iterable[str], names: "Names") -> list[Flow]:
+    """Flows with their names looked up, each family its own. Raises UsageError."""
+    found = [named for text in texts for named in names.expand(text)]
+    return [Flow(n.text, parse_flow(n.text), n.asked if n.asked != n.text else "") for n in found]
 
 
 def explained(
-    text: str, decision: Decision, more: Sequence[str] = (), node_names: Mapping[str, str] = MappingProxyType({})
+    flow: Flow,
+    decision: Decision,
+    more: Sequence[str] = (),
+    path: Sequence[Step] = (),
+    node_names: Mapping[str, str] = MappingProxyType({}),
 ) -> Explained:
     """One decision in the command's output form; `more` reasons are put after the oracle's. node_names: by address."""
     frontend, way = decision.frontend, decision.forwarding.value
     return Explained(
-        flow=text,
+        flow=flow.text,
         verdict=decision.verdict.value,
         endpoints=tuple(map(str, decision.backends)),
         masquerade=decision.masquerade,
@@ -118,6 +164,8 @@ def explained(
         affinity=decision.affinity_seconds,
         forwarding={str(b): f"{way} by {node_text(address, node_names)}" for b, address in decision.tunnels.items()},
         reasons=(*decision.reasons, *more),
+        path=tuple(path),
+        asked=flow.asked or None,
     )
 
 
@@ -127,9 +175,10 @@ def explain(
     mode: str,
     keeping: Keeping = NOTHING,
     ways: Callable[[Decision], Sequence[str]] = lambda _: (),
+    options: PlaneOptions = PlaneOptions(),  # noqa: B008 - it is frozen
 ) -> list[Explained]:
     """Explain flows under a planner's plan. keeping: whose address the mode leaves alone. ways: which way packets go,
-    past the node's stack or by it."""
+    past the node's stack or by it. options: of the plane."""
 
     def notes(key: EntryKey) -> Sequence[str]:
         if any(f.kind is FrontendKind.HOST_PORT for f in planner.plan.entries[key].frontends):
@@ -139,21 +188,22 @@ def explain(
     names = planner.tunnels.names()
     oracle = Oracle(planner.plan, notes, keeping, names)
     conflicts = [problem for problems in planner.problems.values() for problem in problems]
+    at = At(planner.plan.node, options, keeping)
     return [
         explained(
-            text,
+            flow,
             decision,
             [
                 *_conflicts(decision, conflicts),
                 *_gated(decision, planner),
                 *_snat_only(decision, planner, mode),
                 *_connect_time(decision, planner, keeping),
-                *filter(None, (mode_of(mode).path(decision),)),
                 *ways(decision),
             ],
+            mode_of(mode).path(decision, at),
             names,
         )
-        for text, decision in ((flow.text, oracle.decide(flow.packet)) for flow in flows)
+        for flow, decision in ((flow, oracle.decide(flow.packet)) for flow in flows)
     ]
 
 
@@ -217,13 +267,29 @@ def pods_elsewhere(objects: Iterable[ModelObject], here: str, sources: Iterable[
 
 def print_blocks(flows: Sequence[Explained]) -> None:
     """One block a flow, for people."""
+    width = max(_NARROWEST, terminal_width(sys.stdout) or _PAGE)
     for number, flow in enumerate(flows):
         if number:
             print()
-        print(flow.flow)
+        print(f"{flow.asked}  ({flow.flow})" if flow.asked else flow.flow)
         print(f"  {headline(flow)}")
         for reason in flow.reasons:
             print(f"    - {reason}")
+        if flow.path:
+            print("  in the kernel:")
+            for line in lines(flow.path):
+                print(textwrap.fill(line, width, initial_indent=" " * 4, subsequent_indent=" " * 8, **_WHOLE_WORDS))
+        if flow.live is not None:
+            _print_live(flow.live, width)
+
+
+def _print_live(live: Live, width: int) -> None:
+    """What a packet met, beside what was said of it."""
+    print(textwrap.fill(live.outcome, width, initial_indent="  live: ", subsequent_indent=" " * 8, **_WHOLE_WORDS))
+    for each in live.compared:
+        text = f"agreed: {each.saw}" if each.agrees else f"DIFFERS: said {each.said}, saw {each.saw}"
+        head = f"    - {each.what}: "
+        print(textwrap.fill(text, width, initial_indent=head, subsequent_indent=" " * 8, **_WHOLE_WORDS))
 
 
 def headline(flow: Explained) -> str:
@@ -237,39 +303,56 @@ def headline(flow: Explained) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Explain every flow; 0 also when some objects had problems, which are told on stderr."""
+    """Explain every flow; 0 also when some objects had problems, which are told on stderr. 1: with --live, if what
+    happened differs from what was said."""
     if not args.flow and not args.service:
         raise UsageError("explain: nothing is asked: name a packet with --flow, or a Service with --service")
+    if (args.from_netns or args.from_pid) and not args.live:
+        raise UsageError("explain: --from-netns and --from-pid say where to send from: add --live")
+    if args.live and args.filename:
+        raise UsageError("explain: --live sends packets through what is loaded: leave -f out, or --live")
     flows = _under_manifests(args) if args.filename else _as_loaded(args)
     if args.output == "table":
         print_blocks(flows)
     else:
         print_records([msgspec.to_builtins(flow) for flow in flows], args.output, ())
-    return 0
+    return int(any(flow.live is not None and not flow.live.agreed for flow in flows))
 
 
 def _as_loaded(args: argparse.Namespace) -> list[Explained]:
     """Explain under the plan that was loaded last here."""
     from ctl.explain_loaded import flows_to, loaded
     from ctl.explain_routes import ways_now
+    from ctl.flow_names import Names, enter_node, lab_here
 
+    asked = flow_texts(args.flow)  # before anything else is complained of
+    for text in asked[:1]:
+        enter_node(text)
     held, ways = loaded(args), ways_now(args)
-    texts = [*args.flow, *(text for name in args.service for text in flows_to(held.plan, name, args.sources))]
-    return [
-        explained(flow.text, decision, [*filter(None, (held.mode.path(decision),)), *ways(decision)])
-        for flow, decision in ((flow, held.decide(flow.packet)) for flow in read_flows(texts))
+    flows = named_flows(asked, Names(held.plan, places=lab_here()))
+    flows += read_flows(text for name in args.service for text in flows_to(held.plan, name, args.sources))
+    found = [
+        explained(flow, decision, ways(decision), held.mode.path(decision, held.at))
+        for flow, decision in ((flow, held.decide(flow.packet)) for flow in flows)
     ]
+    if not args.live:
+        return found
+    from ctl.trace.live import send_all
+
+    lives = send_all(args, held, [(flow.text, flow.asked, flow.packet) for flow in flows])
+    return [msgspec.structs.replace(each, live=live) for each, live in zip(found, lives, strict=True)]
 
 
 def _under_manifests(args: argparse.Namespace) -> list[Explained]:
     """Explain under what the manifests say."""
     from ctl.context import build_context, report_problems
     from ctl.explain_loaded import flows_to, keeping_of
+    from ctl.flow_names import Names, lab_here
     from ctl.manifests import place_notes
     from ctl.plane_options import unchecked_options
     from ctl.sources.manifests import ALL_PORTS, NODE_PORTS, outside, read_manifests
 
-    asked = read_flows(args.flow)  # before anything else is complained of
+    texts = flow_texts(args.flow)  # before anything else is complained of
     # Objects of a cluster with another range of node ports are explained as well: nothing is taken here.
     default = args.node_ports is NODE_PORTS
     decoded = read_manifests(args.filename, ALL_PORTS if default else args.node_ports)
@@ -280,13 +363,15 @@ def _under_manifests(args: argparse.Namespace) -> list[Explained]:
     planner = Planner(context.node, vouched=False)
     planner.update(decoded.objects)
     report_problems(place_notes(planner))
+    asked = named_flows(texts, Names(planner.plan, decoded.objects, lab_here()))
     named = (text for name in args.service for text in flows_to(planner.plan, name, args.sources))
     asked += read_flows(named)
     mode, options = mode_of(context.mode), unchecked_options(args)
     sources = (flow.packet.source for flow in asked)
     elsewhere = pods_elsewhere(decoded.objects, context.node.name, sources)
     keeping = keeping_of(mode, options, planner.plan, elsewhere)
-    return explain(planner, asked, context.mode, keeping, _ways(args, mode, context.node.name, decoded))
+    ways = _ways(args, mode, context.node.name, decoded)
+    return explain(planner, asked, context.mode, keeping, ways, options)
 
 
 def _ways(args: argparse.Namespace, mode: Mode, node: str, decoded: Decoded) -> Callable[[Decision], Sequence[str]]:

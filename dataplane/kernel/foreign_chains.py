@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 
 from dataplane.kernel.netlink.nfnetlink import Nfnetlink
 from dataplane.kernel.nft.base_chains import base_chains
+from dataplane.kernel.nft.trace import is_trace_table
 from dataplane.kernel.xtables import builtin_chains
 from dataplane.model.net import Family
 from dataplane.resource import Resource
@@ -47,6 +48,8 @@ class ForeignChains(Resource):
     def _foreign(self) -> Iterator[str]:
         for chain in base_chains(self._netlink):
             if chain.family == _IGNORED_FAMILY or chain.hook not in HOOKS or (chain.family, chain.table) in self.own:
+                continue
+            if is_trace_table(chain.table):  # whose rules decide nothing
                 continue
             what = _what(chain.rules > 0, chain.drops)
             if what:

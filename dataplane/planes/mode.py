@@ -2,7 +2,7 @@
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from dataplane.oracle.keeps import Keeps
@@ -14,6 +14,7 @@ from dataplane.planes.base import Plane
 from dataplane.planes.finding import Finding
 from dataplane.planes.measured import Measured, Wanted
 from dataplane.planes.options import PlaneOptions
+from dataplane.planes.path import At, Step
 from dataplane.planes.rights import Right
 from dataplane.policy.node import LocalDetector, NodeConfig
 from dataplane.policy.settings import Promises
@@ -150,9 +151,10 @@ class Mode(ABC):
         work."""
         return frozenset()
 
-    def path(self, decision: Decision) -> str:
-        """Return a sentence on where in the kernel a decision is made, or "" if there is nothing to add."""
-        return ""
+    def path(self, decision: Decision, at: At) -> Sequence[Step]:
+        """Return the steps that a packet takes through this mode's rules and programs, in order: none if nothing of
+        the mode's own concerns it. The kernel is not read."""
+        return ()
 
     def off_targets(self, options: PlaneOptions, pods: Mapping[tuple[str, str], OffPod]) -> Collection[OffTarget]:
         """Return everything for which options or the plan's `connect_off` disable connect-time balancing. Raises

@@ -62,12 +62,14 @@ def test_json_holds_every_flow_in_order(manifests: str, capsys: pytest.CaptureFi
     assert explain(manifests, *(word for flow in flows for word in ("--flow", flow)), "-o", "json") == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out)
-    assert [list(flow) for flow in found] == [
-        ["flow", "verdict", "endpoints", "masquerade", "service", "frontend", "affinity", "forwarding", "reasons"]
-    ] * 3
+    keys = ["flow", "verdict", "endpoints", "masquerade", "service", "frontend", "affinity", "forwarding", "reasons"]
+    assert [list(flow) for flow in found] == [[*keys, "path", "asked", "live"]] * 3
     for flow in found:
         assert flow.pop("reasons")
         assert flow.pop("forwarding") == {}
+        assert flow.pop("path")
+        assert flow.pop("asked") is None
+        assert flow.pop("live") is None
     assert found == [
         {
             "flow": flows[0],

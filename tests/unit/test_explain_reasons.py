@@ -232,13 +232,6 @@ def test_who_lost_the_frontend_is_told() -> None:
     assert found[-1] == "Service a/late wants 172.30.0.41:80/tcp too, but the older Service has it"
 
 
-def test_iptables_mode_names_the_chains() -> None:
-    """The hash is that of kube-proxy: base32(sha256("shop/web:httptcp")), 16 characters."""
-    found = reasons("203.0.113.9 -> 198.51.100.9:80/tcp", slice_of(endpoint(1, "n1")), mode="iptables")
-    path = " -> ".join(f"KUBE-{kind}-67NZLRHBNDSAWJRO" for kind in ("FW", "EXT", "SVL"))
-    assert found[-1] == f"in the nat table this goes KUBE-SERVICES -> {path}"
-
-
 def test_headlines() -> None:
     planner = Planner(NODE)
     planner.update([WEB, slice_of(endpoint(1), endpoint(2))])

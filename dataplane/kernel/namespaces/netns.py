@@ -79,6 +79,14 @@ def exists(name: str) -> bool:
     return (NETNS_DIR / name).exists()
 
 
+def is_current(name: str) -> bool:
+    """True if this thread is in the namespace of this name; False also if there is none."""
+    try:
+        return os.path.samestat(os.stat(NETNS_DIR / name), os.stat("/proc/thread-self/ns/net"))
+    except OSError:
+        return False
+
+
 def names() -> list[str]:
     """Return the names of all namespaces, sorted."""
     return sorted(entry.name for entry in NETNS_DIR.iterdir()) if NETNS_DIR.is_dir() else []

@@ -57,7 +57,7 @@ def translated_connections() -> Iterator[Connection]:
             client=one_end(entry[ORIGINAL], family, SOURCE),
             frontend=one_end(entry[ORIGINAL], family, DESTINATION),
             backend=one_end(entry[REPLY], family, SOURCE),
-            state=_state(entry),
+            state=tcp_state(entry),
             seconds_left=int.from_bytes(entry.get(_TIMEOUT, b""), "big"),
         )
 
@@ -81,7 +81,7 @@ def _entries(status: int) -> Iterator[tuple[Family, Protocol, dict[int, memoryvi
         raise ConntrackError(f"connection tracking cannot be listed: {error}; run as root") from error
 
 
-def _state(entry: dict[int, memoryview]) -> str:
+def tcp_state(entry: dict[int, memoryview]) -> str:
     """TCP's state by name, "" for other protocols."""
     info = dict(attributes(entry[_PROTOINFO])) if _PROTOINFO in entry else {}
     if _PROTOINFO_TCP not in info:

@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from dataplane.kernel.netlink.netlink import NETFILTER, attributes, split_messages, text_of
 from dataplane.kernel.netlink.nfnetlink import FAMILY_HEADER
+from dataplane.kernel.nft.trace import is_trace_table
 from dataplane.kernel.nft.uapi import FAMILIES, SUBSYSTEM, TABLE, Operation
 from dataplane.resource import Resource
 
@@ -55,7 +56,8 @@ class TableChanges(Resource):
         family, *_ = FAMILY_HEADER.unpack_from(body)
         for attribute, payload in attributes(body[FAMILY_HEADER.size :]):
             if attribute == TABLE and family:  # the generation's message is of no family
-                return (_FAMILY_NAMES.get(family, ""), text_of(payload)) not in self._own
+                table = text_of(payload)
+                return (_FAMILY_NAMES.get(family, ""), table) not in self._own and not is_trace_table(table)
         return False
 
     def close(self) -> None:

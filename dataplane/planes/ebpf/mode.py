@@ -1,8 +1,9 @@
 """The ebpf mode for the registry of modes."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from dataplane.oracle.keeps import Keeps
+from dataplane.oracle.types import Decision
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import OffPod
 from dataplane.planes.answers import OffTarget
@@ -11,6 +12,7 @@ from dataplane.planes.finding import Finding
 from dataplane.planes.measured import Measured, Wanted
 from dataplane.planes.mode import PLAIN, Making, Mode
 from dataplane.planes.options import HOOKS, PlaneOptions
+from dataplane.planes.path import At, Step
 from dataplane.planes.registry import mode_of
 from dataplane.planes.rights import BPF, NET_ADMIN, PERFMON, SYS_ADMIN, SYS_PTRACE
 from dataplane.policy.node import NodeConfig
@@ -120,6 +122,12 @@ class EbpfMode(Mode):
         by_packet = Keeps.LOCAL if {"tc", "xdp"} & set(options.hooks) else None
         by_socket = Keeps.PODS if options.at_connect else None
         return frozenset(kept for kept in (by_packet, by_socket) if kept)
+
+    def path(self, decision: Decision, at: At) -> Sequence[Step]:
+        """See Mode.path: programs and maps, and the slow path's way of what they pass on."""
+        from dataplane.planes.ebpf.path import path
+
+        return path(decision, at, mode_of(SLOW).path(decision, at))
 
     def off_targets(self, options: PlaneOptions, pods: Mapping[tuple[str, str], OffPod]) -> Collection[OffTarget]:
         """See Mode.off_targets. Raises CgroupError."""

@@ -1,19 +1,17 @@
 """The iptables mode's entry in the registry."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dataplane.model.net import Family
 from dataplane.oracle.types import Decision
-from dataplane.plan.types import FrontendKind
 from dataplane.planes.base import Plane
 from dataplane.planes.finding import Finding
-from dataplane.planes.iptables.rules import names
 from dataplane.planes.mode import PLAIN, Making, Mode
 from dataplane.planes.options import PlaneOptions
+from dataplane.planes.path import At, Step
 from dataplane.planes.registry import mode_of
 from dataplane.planes.rights import NET_ADMIN, NET_RAW
 from dataplane.policy.node import NodeConfig
-from dataplane.policy.routes import Action, Scope
 from dataplane.policy.settings import Promises
 
 
@@ -56,21 +54,11 @@ class IptablesMode(Mode):
 
         return probe_xtables()
 
-    def path(self, decision: Decision) -> str:
-        """Return the chains that a decision passes, see Mode.path."""
-        entry, frontend, route = decision.entry, decision.frontend, decision.route
-        if entry is None or frontend is None or route is None or route.action is not Action.FORWARD:
-            return ""
-        chains = names.service_chains(decision.service, entry.key.protocol)
-        path = [names.SERVICES]
-        if frontend.kind is FrontendKind.NODE_PORT:
-            path.append(names.NODEPORTS)
-        if frontend.source_ranges is not None:
-            path.append(chains.source_ranges)
-        if frontend.kind not in (FrontendKind.CLUSTER_IP, FrontendKind.HOST_PORT):
-            path.append(chains.external)
-        path.append(chains.local if route.scope is Scope.LOCAL else chains.cluster)
-        return f"in the nat table this goes {' -> '.join(path)}"
+    def path(self, decision: Decision, at: At) -> Sequence[Step]:
+        """See Mode.path: the chains."""
+        from dataplane.planes.iptables.path import path
+
+        return path(decision, at)
 
 
 MODE: Mode = IptablesMode()

@@ -1,11 +1,13 @@
 """The nftables mode's entry in the registry."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from dataplane.oracle.types import Decision
 from dataplane.planes.base import Plane
 from dataplane.planes.finding import Finding
 from dataplane.planes.mode import PLAIN, Making, Mode
 from dataplane.planes.options import PlaneOptions
+from dataplane.planes.path import At, Step
 from dataplane.planes.rights import NET_ADMIN
 from dataplane.policy.node import NodeConfig
 from dataplane.policy.settings import Promises
@@ -65,6 +67,12 @@ class NftablesMode(Mode):
         from dataplane.planes.nftables.probe import probe_nft
 
         return probe_nft()
+
+    def path(self, decision: Decision, at: At) -> Sequence[Step]:
+        """See Mode.path: maps, their elements, and chains."""
+        from dataplane.planes.nftables.path import path
+
+        return path(decision, at)
 
 
 MODE: Mode = NftablesMode()

@@ -1,0 +1,229 @@
+"""Flows with names instead of addresses: `pod1-1 -> web:80`, `default/client -> default/web:http`, `node1 -> web`.
+
+A source is a place of the lab, a Pod or a Node. A destination may be a Service, too, then of its clusterIP, or of the
+first of its frontends that has an address; its port is a number or a name, and may be left out of a Service that has
+one alone. The protocol is the Service port's, else TCP.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from dataplane.errors import HotplaneError, UsageError
+from dataplane.lab.places import Places
+from dataplane.lab.spec import DEFAULT_NAME, Place
+from dataplane.lab.spec import Node as LabNode
+from dataplane.lab.spec import Pod as LabPod
+from dataplane.model.net import Family, Protocol, canonical_address, family_of, host_port
+from dataplane.model.objects import ModelObject, Node, Pod
+from dataplane.oracle.flow import parse_flow
+from dataplane.plan.types import Frontend, FrontendKind, Plan
+
+Addresses = Mapping[Family, str]
+
+
+class Named(NamedTuple):
+    """A flow as it was asked for, and as addresses. place: of the lab, where its source is one."""
+
+    asked: str
+    text: str
+    place: Place | None = None
+
+
+def only_addresses(text: str) -> bool:
+    """True if a flow is written with addresses on both sides, or is nothing that names could make a flow of."""
+    source, arrow, rest = text.partition("->")
+    target = rest.strip().partition(" via ")[0].partition("/")
+    # An address is followed by a port and a protocol; a name with a slash in it is NAMESPACE/NAME.
+    return not arrow or not source.strip() or (_is_address(_host(source)) and _is_address(_host(target[0])))
+
+
+def _host(end: str) -> str:
+    end = end.strip()
+    if end.startswith("["):
+        return end[1:].partition("]")[0]
+    return end if end.count(":") > 1 else end.partition(":")[0]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        canonical_address(text)
+    except ValueError:
+        return set(text) <= set("0123456789.:")  # a mistyped one, or nothing
+    return True
+
+
+def lab_here() -> Places | None:
+    """The lab that names may be places of: the one whose place this is, else the one with the default name, else the
+    only one; None if none is up."""
+    from dataplane.kernel.namespaces import netns
+    from dataplane.lab import state
+
+    found = {}
+    for name in state.names():
+        try:
+            lab = state.load(name)
+        except (HotplaneError, OSError):  # damaged, or not for this user: its names mean nothing here
+            continue
+        if lab is not None and lab.ready:
+            found[name] = Places(lab.spec)
+    for places in found.values():
+        if any(netns.is_current(place.netns) for place in places.topology.places()):
+            return places
+    if DEFAULT_NAME in found:
+        return found[DEFAULT_NAME]
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def enter_node(flow: str) -> None:
+    """Go to the node of the lab that decides about a flow between its places, if this is none of the lab's places: the
+    node of the pod that sends, or the node that is addressed, else the first."""
+    from dataplane.kernel.namespaces import netns
+
+    lab = lab_here()
+    if lab is None or any(netns.is_current(place.netns) for place in lab.topology.places()):
+        return
+    source, _, target = flow.partition("->")
+    places = {place.name: place for place in lab.topology.places()}
+    sender = places.get(source.strip())
+    if sender is None:
+        return
+    addressed = places.get(target.strip().partition(":")[0])
+    if isinstance(sender, LabPod):
+        node: Place = places[sender.node]
+    elif isinstance(sender, LabNode):
+        node = sender
+    else:
+        node = addressed if isinstance(addressed, LabNode) else lab.nodes[0]
+    netns.enter(node.netns)
+
+
+class Names:
+    """What names mean under a plan. objects: Pods and Nodes whose names are known. places: of a lab that is up."""
+
+    def __init__(self, plan: Plan, objects: Iterable[ModelObject] = (), places: Places | None = None) -> None:
+        self._plan, self._places = plan, {}
+        if places is not None:
+            self._places = {place.name: place for place in places.topology.places()}
+        self._addresses: dict[str, Addresses] = {}
+        for item in objects:
+            if isinstance(item, Pod):
+                self._addresses[f"{item.namespace}/{item.name}"] = _by_family(item.addresses)
+            elif isinstance(item, Node):
+                self._addresses[item.name] = _by_family(item.addresses)
+        if plan.node.name:
+            self._addresses[plan.node.name] = _by_family(plan.node.addresses) or self._addresses.get(plan.node.name, {})
+        self._addresses |= {place.name: place.addresses for place in self._places.values()}
+
+    def expand(self, text: str) -> list[Named]:
+        """A flow as addresses, of each family that both ends have. Raises UsageError for a name that means nothing."""
+        if only_addresses(text):
+            return [Named(text, text)]
+        source, _, rest = text.partition("->")
+        target, via, device = rest.strip().partition(" via ")
+        sources = self._source(text, source.strip())
+        targets = self._target(text, target.strip())
+        ends = f" via {device.strip()}" if via else ""
+        found = [
+            f"{_bracketed(sources[family])} -> {end}{ends}" for family, end in targets.items() if family in sources
+        ]
+        if not found:
+            raise UsageError(f"flow {text[:200]!r}: its ends have no addresses of the same IP family")
+        for each in found:
+            parse_flow(each)
+        place = self._places.get(source.strip())
+        return [Named(text, each, place) for each in found]
+
+    def _source(self, text: str, name: str) -> Addresses:
+        if _is_address(_host(name)):
+            address = canonical_address(_host(name))
+            return {family_of(address): address}
+        return self._known(text, name)
+
+    def _known(self, text: str, name: str) -> Addresses:
+        """The addresses of a place, a Pod or a Node."""
+        found = self._addresses.get(name) or self._addresses.get(f"default/{name}")
+        if found:
+            return found
+        hint = "no lab is up" if not self._places else f"the lab has {', '.join(self._places)}"
+        raise UsageError(
+            f"flow {text[:200]!r}: {name[:80]!r} is no address, and no Pod, Node or place of a lab has this name "
+            f"({hint}); Services are destinations alone"
+        )
+
+    def _target(self, text: str, target: str) -> dict[Family, str]:
+        """Address, port and protocol of a destination, for each family."""
+        ends, protocol = _split_protocol(target)
+        if _is_address(_host(ends)):
+            address = canonical_address(_host(ends))
+            return {family_of(address): f"{ends}/{protocol or 'tcp'}"}
+        name, _, port = ends.partition(":")
+        service = self._service(name) if name not in self._places else []
+        if service:
+            return self._of_service(text, service, port, protocol)
+        addresses = self._known_target(text, name)
+        return {
+            family: f"{host_port(address, 0).rpartition(':')[0]}:{port}/{protocol or 'tcp'}"
+            for family, address in addresses.items()
+        }
+
+    def _known_target(self, text: str, name: str) -> Addresses:
+        try:
+            return self._known(text, name)
+        except UsageError as error:
+            raise UsageError(f"{error}, and there is no Service {name[:80]!r}") from error
+
+    def _service(self, name: str) -> list[tuple[Frontend, str]]:
+        """The frontends with an address of a Service, with the names of their ports; without a namespace in the name,
+        of the one in `default`, else of the only Service of that name."""
+        found: dict[str, list[tuple[Frontend, str]]] = {}
+        for frontend, entry in self._plan.frontends():
+            whole = f"{entry.key.namespace}/{entry.key.name}"
+            if frontend.kind is FrontendKind.HOST_PORT or not frontend.key.address:
+                continue
+            if name in (whole, entry.key.name):
+                found.setdefault(whole, []).append((frontend, entry.key.port))
+        if f"default/{name}" in found:
+            return found[f"default/{name}"]
+        if len(found) > 1:
+            raise UsageError(f"there are Services {', '.join(sorted(found))}: name one with its namespace")
+        return next(iter(found.values()), [])
+
+    def _of_service(
+        self, text: str, service: list[tuple[Frontend, str]], port: str, protocol: str
+    ) -> dict[Family, str]:
+        wanted = [
+            frontend
+            for frontend, name in service
+            if (not port or port in (name, str(frontend.key.port)))
+            and (not protocol or protocol.lower() == frontend.key.protocol.text)
+        ]
+        choices = sorted({f"{n + '=' if n else ''}{f.key.port}/{f.key.protocol.text}" for f, n in service})
+        ends = {(frontend.key.port, frontend.key.protocol) for frontend in wanted}
+        if len(ends) != 1:
+            wrong = "no such port" if not ends else "more than one such port"
+            raise UsageError(f"flow {text[:200]!r}: the Service has {wrong}; it has {', '.join(choices)}")
+        found: dict[Family, str] = {}
+        for frontend in sorted(wanted, key=lambda each: each.kind is not FrontendKind.CLUSTER_IP):
+            key = frontend.key
+            found.setdefault(key.family, f"{host_port(key.address, key.port)}/{key.protocol.text}")
+        return found
+
+
+def _split_protocol(target: str) -> tuple[str, str]:
+    """A destination without its protocol, which is told from the slash of NAMESPACE/NAME by its word."""
+    ends, slash, protocol = target.rpartition("/")
+    if slash and protocol.lower() in {each.text for each in Protocol}:
+        return ends, protocol
+    return target, ""
+
+
+def _by_family(addresses: Iterable[str]) -> Addresses:
+    """The first address of each family."""
+    found: dict[Family, str] = {}
+    for address in addresses:
+        found.setdefault(family_of(address), address)
+    return found
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address

@@ -1,0 +1,89 @@
+"""What was seen of a connection at one place in the kernel, and what was asked to be seen."""
+
+import enum
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dataplane.kernel.nft.trace import Ends
+from dataplane.model.net import Family, family_of, host_port
+from dataplane.oracle.types import Decision
+from dataplane.planes.mode import Mode
+from dataplane.planes.path import Step
+
+
+class Layer(enum.StrEnum):
+    """Who told it. SENDER: the process that sends. STACK: a point of the trace's own nftables table, which decides
+    nothing."""
+
+    SENDER = "sender"
+    EBPF = "ebpf"
+    STACK = "stack"
+    NFTABLES = "nftables"
+    IPTABLES = "iptables"
+    CONNTRACK = "conntrack"
+
+
+class Seen(NamedTuple):
+    """One step. seconds: CLOCK_MONOTONIC; exact: the kernel's own time, else when it was read, which is not before it
+    happened. hook: where. device: "" for none. decision: what was decided there. reason: why, "" if that is all.
+    before, after: the packet's ends as it came there and as it went on, None where they are not known or the same.
+    answer: it is about a packet back to the client. rank: place among the steps of one packet. refused: the packet
+    ended here. client: the client's port, 0 = not known."""
+
+    seconds: float
+    layer: Layer
+    hook: str
+    decision: str
+    exact: bool = False
+    device: str = ""
+    reason: str = ""
+    before: Ends | None = None
+    after: Ends | None = None
+    answer: bool = False
+    rank: int = 0
+    refused: bool = False
+    client: int = 0
+    later: bool = False
+    """It belongs to none of the first packet and the first answer."""
+
+
+RANKS = {"sender": 0, "connect": 1, "sendmsg": 1, "xdp": 2, "tc_ingress": 3, "prerouting": 4, "output": 4}
+RANKS |= {"input": 5, "forward": 5, "postrouting": 6, "tc_egress": 7, "conntrack": 8, "socket": 9}
+"""The order in which one packet meets hooks."""
+
+
+class Target(NamedTuple):
+    """What is traced. asked: the flow as the user wrote it. decision: what the oracle says about it. path: the way that
+    the mode says. targets: addresses and ports that its packets may have as destination, the frontend's first."""
+
+    asked: str
+    text: str
+    mode: Mode
+    decision: Decision
+    path: Sequence[Step]
+
+    @property
+    def family(self) -> Family:
+        """Of both ends."""
+        return family_of(self.decision.packet.destination)
+
+    @property
+    def frontend(self) -> tuple[str, int]:
+        """Where the packet is sent to."""
+        return self.decision.packet.destination, self.decision.packet.port
+
+    def targets(self, most: int) -> list[tuple[str, int]]:
+        """Destinations that its packets may have in this node's stack: the frontend and, where programs may have
+        translated them before, its endpoints, at most so many."""
+        backends = self.decision.backends if self.mode.hooks else ()
+        return list(dict.fromkeys([self.frontend, *((b.address, b.port) for b in backends)]))[:most]
+
+
+def ends_text(ends: Ends) -> str:
+    """`a:p -> b:q`."""
+    return f"{end_text(ends.source)} -> {end_text(ends.destination)}"
+
+
+def end_text(end: tuple[str, int]) -> str:
+    """`a:p`, or the address alone where there is no port."""
+    return host_port(*end) if end[1] else end[0]

@@ -1,0 +1,263 @@
+"""One real connection through the kernel in each mode and family: what each hook told, and what explain had said."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from ctl.main import main
+from dataplane.kernel.namespaces.netns import netns
+from dataplane.kernel.nft.trace import PREFIX, TraceMessages, TraceTable, Wanted, remove_stale
+from dataplane.kernel.nft.transaction import Nft
+from dataplane.lab.lab import Lab
+from dataplane.lab.spec import LabSpec
+from dataplane.model.net import Family, Protocol
+from dataplane.planes.registry import MODES
+
+SERVICES = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec:
+  type: NodePort
+  clusterIP: 10.96.0.80
+  clusterIPs: [10.96.0.80, "fd00:10:96::80"]
+  ports:
+  - {name: http, port: 80, targetPort: 8080, nodePort: 30080}
+  - {name: dns, port: 53, targetPort: 8080, protocol: UDP}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: empty, namespace: default}
+spec: {clusterIP: 10.96.0.81, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: lb, namespace: default}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.82
+  loadBalancerSourceRanges: [192.0.2.0/24]
+  ports: [{name: http, port: 80, targetPort: 8080, nodePort: 30082}]
+status: {loadBalancer: {ingress: [{ip: 203.0.113.10}]}}
+"""
+SLICE = """---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: NAME-FAMILY, namespace: default, labels: {kubernetes.io/service-name: NAME}}
+addressType: FAMILY
+ports: [{name: http, port: 8080, protocol: TCP}, {name: dns, port: 8080, protocol: UDP}]
+endpoints: [{addresses: ["ADDRESS"], nodeName: node2}]
+"""
+
+
+class Node(NamedTuple):
+    """The lab with its first node, and where the state is."""
+
+    lab: Lab
+    state: str
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab.up(LabSpec(f"trace-{os.getpid()}", nodes=2, pods=1, ipv6=True)) as lab:
+        lab.start_echo(lab.pods, [8080])
+        yield lab
+
+
+@pytest.fixture(scope="module", params=MODES)
+def node(lab: Lab, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """The lab's nodes with the Services loaded, in each mode."""
+    folder = tmp_path_factory.mktemp(request.param)
+    pod = lab.pods[1]
+    slices = [
+        SLICE.replace("NAME", name).replace("FAMILY", f"IPv{family.value}").replace("ADDRESS", pod.addresses[family])
+        for name, families in (("web", Family), ("lb", [Family.IPV4]))
+        for family in families
+    ]
+    (folder / "services.yaml").write_text(SERVICES + "".join(slices))
+    state = str(folder / "state")
+    words = ["--state-dir", state, "lab", "apply", "--name", lab.spec.name, "-f", str(folder / "services.yaml")]
+    assert main([*words, "--mode", request.param]) == 0
+    yield Node(lab, state)
+    for each in lab.nodes:
+        with netns(each.netns):
+            assert main(["--state-dir", state, "cleanup"]) == 0
+
+
+def tables(namespace: str) -> set[tuple[str, str]]:
+    """The nftables tables of traces in a network namespace."""
+    with netns(namespace):
+        return {table for table in Nft().tables() if table[1].startswith(PREFIX)}
+
+
+def trace(node: Node, capsys: pytest.CaptureFixture[str], *words: str, at: str = "node1") -> list[dict[str, Any]]:
+    """The records of `trace -o json` on a node."""
+    capsys.readouterr()
+    with netns(node.lab.place(at).netns):
+        status = main(["--state-dir", node.state, "trace", *words, "-o", "json"])
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    assert not tables(node.lab.place(at).netns)
+    return [json.loads(line) for line in printed.out.splitlines()]
+
+
+def live(node: Node, capsys: pytest.CaptureFixture[str], flow: str, at: str = "node1") -> dict[str, Any]:
+    """The record of `explain --live` on a node."""
+    capsys.readouterr()
+    with netns(node.lab.place(at).netns):
+        status = main(["--state-dir", node.state, "explain", "--live", "--flow", flow, "-o", "json"])
+    printed = capsys.readouterr()
+    found: list[dict[str, Any]] = json.loads(printed.out)
+    assert status == 0, (found[0]["live"], printed.err)
+    assert found[0]["live"]["agreed"]
+    return found[0]
+
+
+def mode_of(node: Node) -> str:
+    return Path(node.state).parent.name.rstrip("0123456789")
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_a_pods_connection_to_a_cluster_ip(node: Node, family: Family, capsys: pytest.CaptureFixture[str]) -> None:
+    pod, endpoint = node.lab.pods[0].addresses[family], node.lab.pods[1].addresses[family]
+    address = {Family.IPV4: "10.96.0.80", Family.IPV6: "[fd00:10:96::80]"}[family]
+    *steps, verdict = trace(node, capsys, f"{pod} -> {address}:80/tcp", "--send")
+    host = f"[{endpoint}]" if ":" in endpoint else endpoint
+    assert (verdict["verdict"], verdict["endpoint"], verdict["seenAs"]) == ("answered", f"{host}:8080", pod)
+    layers = [step["layer"] for step in steps]
+    assert (layers[0], steps[0]["decision"]) == ("sender", "connects")
+    told = {"iptables": "iptables", "nftables": "nftables", "ebpf": "ebpf"}[mode_of(node)]
+    assert told in layers
+    chosen = next(step for step in steps if step["after"] and step["direction"] == "request")
+    assert chosen["after"].endswith(f"{host}:8080")
+    times = [step["microseconds"] for step in steps]
+    assert times == sorted(times)
+    assert times[0] == 0
+    assert any(step["layer"] == "conntrack" and "established" in step["decision"] for step in steps)
+    assert any(step["direction"] == "answer" and step["layer"] == "stack" for step in steps)
+
+
+def test_a_datagram_by_names(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    *steps, verdict = trace(node, capsys, "pod1-1 -> web:dns", "--send")
+    assert verdict["verdict"] == "answered"
+    assert verdict["flow"] == "10.244.1.11 -> 10.96.0.80:53/udp"
+    assert steps[0]["decision"] == "sends a datagram"
+
+
+def test_masquerading_of_the_outside_client(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a node port of a node that has no endpoint: the endpoint sees the node."""
+    *steps, verdict = trace(node, capsys, "client -> node1:30080", "--send")
+    assert verdict["verdict"] == "answered"
+    assert verdict["seenAs"] == "172.18.0.1"
+    last = [step for step in steps if step["after"] and step["direction"] == "request"][-1]
+    assert last["after"].startswith("172.18.0.1:")
+    if mode_of(node) == "ebpf":
+        assert "xdp" in [step["hook"] for step in steps]
+        assert "reply" in [step["decision"] for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("flow", "verdicts"), [("pod1-1 -> empty", {"rejected"}), ("client -> 203.0.113.10:80", {"dropped", "unanswered"})]
+)
+def test_refusals(node: Node, capsys: pytest.CaptureFixture[str], flow: str, verdicts: set[str]) -> None:
+    *steps, verdict = trace(node, capsys, flow, "--send", "--timeout", "0.4")
+    assert verdict["verdict"] in verdicts
+    assert not verdict["endpoint"] or verdict["endpoint"] == "203.0.113.10:80"
+    if mode_of(node) != "iptables":
+        assert any(step["layer"] == "nftables" and step["decision"].endswith("drop") for step in steps)
+
+
+@pytest.mark.parametrize(
+    "flow", ["pod1-1 -> web:http", "node1 -> web:http", "client -> node1:30080", "pod1-1 -> empty", "pod1-1 -> web:dns"]
+)
+def test_what_explain_said_is_what_happens(node: Node, capsys: pytest.CaptureFixture[str], flow: str) -> None:
+    found = live(node, capsys, flow)
+    assert {each["what"] for each in found["live"]["compared"]} >= {"verdict"}
+    assert found["path"]
+
+
+@pytest.mark.parametrize("node", ["nftables"], indirect=True)
+def test_a_difference_is_told(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """The kernel forgot what was loaded: what explain says does not happen, and the command says so with status 1."""
+    with netns(node.lab.place("node1").netns):
+        Nft().run("flush map ip hotplane services\n")
+        try:
+            assert main(["--state-dir", node.state, "explain", "--live", "--flow", "pod1-1 -> web:http"]) == 1
+        finally:
+            assert main(["--state-dir", node.state, "check", "--repair"]) in (0, 1)
+    assert "DIFFERS: said" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("node", ["nftables"], indirect=True)
+def test_somebody_elses_connection_is_waited_for_at_80_columns(node: Node, lab: Lab) -> None:
+    env = {**os.environ, "COLUMNS": "80"}
+    place = lab.place("node1")
+    words = [sys.executable, "-m", "ctl.main", "--state-dir", node.state, "trace", "pod1-1 -> web:http"]
+    process = lab.spawn(
+        place, words, env=env, in_cgroup=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not tables(place.netns) and process.poll() is None:
+        time.sleep(0.02)
+    code = "import socket; socket.create_connection(('10.96.0.80', 80), 5).close()"
+    lab.run("pod1-1", [sys.executable, "-c", code])
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert "waiting for a packet of 10.244.1.11 -> 10.96.0.80:80/tcp" in err
+    assert "verdict: ANSWERED by 10.244.2.11:8080" in out
+    assert max(map(len, out.splitlines())) <= 100
+    assert not tables(place.netns)
+
+
+@pytest.mark.parametrize("node", ["nftables"], indirect=True)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_the_table_goes_however_the_trace_ends(node: Node, lab: Lab, how: signal.Signals) -> None:
+    place = lab.place("node1")
+    words = [sys.executable, "-m", "ctl.main", "--state-dir", node.state, "trace", "pod1-1 -> web:http"]
+    process = lab.spawn(place, words, in_cgroup=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not tables(place.netns) and process.poll() is None:
+        time.sleep(0.02)
+    assert process.poll() is None
+    process.send_signal(how)
+    _, err = process.communicate(timeout=30)
+    assert "Traceback" not in err
+    deadline = time.monotonic() + 5
+    while tables(place.netns) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not tables(place.netns)
+
+
+def test_cleanup_finds_a_table_that_a_killed_trace_left(namespace: str) -> None:
+    """On kernels that do not remove it by themselves; a table of a process that lives stays."""
+    wanted = Wanted(Family.IPV4, Protocol.TCP, "10.0.0.1", [("10.0.0.2", 80)])
+    with netns(namespace):
+        ended = subprocess.Popen(["true"])
+        ended.wait()
+        Nft().run(f"add table ip {PREFIX}{ended.pid}\n")
+        with TraceTable(wanted) as mine:
+            assert mine.owned
+            assert remove_stale() == [f"ip {PREFIX}{ended.pid}"]
+            assert tables(namespace) == {("ip", mine.name)}
+        assert not tables(namespace)
+
+
+def test_packets_of_other_flows_are_not_marked(namespace: str) -> None:
+    """By the kernel's own count: nothing is told of a neighbour port, another client, another protocol."""
+    wanted = Wanted(Family.IPV4, Protocol.UDP, "127.0.0.1", [("127.0.0.1", 4000)])
+    with netns(namespace), TraceMessages() as messages, TraceTable(wanted):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"x", ("127.0.0.1", 4001))
+            sock.sendto(b"x", ("127.0.0.2", 4000))
+            assert list(messages.take()) == []
+            sock.sendto(b"x", ("127.0.0.1", 4000))
+            told = list(messages.take())
+    assert told
+    assert {each.ends.destination for each in told if each.ends and each.protocol == 17} == {("127.0.0.1", 4000)}

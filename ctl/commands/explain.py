@@ -267,20 +267,30 @@ def pods_elsewhere(objects: Iterable[ModelObject], here: str, sources: Iterable[
 
 def print_blocks(flows: Sequence[Explained]) -> None:
     """One block a flow, for people."""
-    width = max(_NARROWEST, terminal_width(sys.stdout) or _PAGE)
+    terminal = terminal_width(sys.stdout)
+    width = max(_NARROWEST, terminal or _PAGE)
     for number, flow in enumerate(flows):
         if number:
             print()
         print(f"{flow.asked}  ({flow.flow})" if flow.asked else flow.flow)
-        print(f"  {headline(flow)}")
+        _print_folded(headline(flow), "  ", terminal)
         for reason in flow.reasons:
-            print(f"    - {reason}")
+            _print_folded(reason, "    - ", terminal)
         if flow.path:
             print("  in the kernel:")
             for line in lines(flow.path):
                 print(textwrap.fill(line, width, initial_indent=" " * 4, subsequent_indent=" " * 8, **_WHOLE_WORDS))
         if flow.live is not None:
             _print_live(flow.live, width)
+
+
+def _print_folded(text: str, head: str, width: int | None) -> None:
+    """A sentence, folded to a terminal; in a pipe it is whole, so that grep finds it."""
+    if width is None:
+        print(f"{head}{text}")
+    else:
+        under = " " * (len(head) + 2)
+        print(textwrap.fill(text, max(_NARROWEST, width), initial_indent=head, subsequent_indent=under, **_WHOLE_WORDS))
 
 
 def _print_live(live: Live, width: int) -> None:

@@ -2,11 +2,11 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ctl.trace.programs import device_name
-from ctl.trace.seen import RANKS, Layer, Seen, Target
+from ctl.trace.seen import Layer, Seen, Target, rank
 from dataplane.errors import HotplaneError
 from dataplane.kernel.netlink.conntrack import ConntrackError
 from dataplane.kernel.netlink.conntrack_flow import ConntrackLookup, Tracked
@@ -24,22 +24,26 @@ from dataplane.kernel.nft.trace import (
 )
 from dataplane.kernel.xtables import XtablesError, builtin_chains
 from dataplane.model.net import Family
+from dataplane.planes.path import Kind, Step
 from dataplane.resource import Resource
 
 _MOST_TARGETS = 256
 """Of more endpoints than that, the first ones are looked for in the stack."""
 _ICMP = (1, 58)
+_BUILTIN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+_PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
+"""Of legacy tables' chains at their hooks (enum nf_ip_hook_priorities); of nat, where sources are translated, 100."""
 _RST = 0x04
 
 
 class _Packet(NamedTuple):
     """A marked packet on its way: its ends as they were seen last, whether it goes back to the client, the client's
-    port, and the hook where it is."""
+    port, and the rank of the point that it passed last."""
 
     ends: Ends
     answer: bool
     client: int
-    hook: str
+    rank: int
 
 
 class NetfilterSource(Resource):
@@ -54,7 +58,8 @@ class NetfilterSource(Resource):
         self._wanted = Wanted(target.family, packet.protocol, packet.source, targets)
         self._packets: dict[int, _Packet] = {}
         self._rules: dict[tuple[str, str, str], dict[int, int]] = {}
-        self._notes = {step.name.rpartition(" ")[2]: step.note for step in target.path}
+        self._notes = _notes(target.path)
+        self._hook = "prerouting"
         self._clients: dict[int, tuple[str, int]] = {}
         self._tracked: dict[int, Tracked] = {}
         self._answers: set[int] = set()
@@ -114,7 +119,7 @@ class NetfilterSource(Resource):
             reason=self._notes.get(message.chain, ""),
             before=packet.ends,
             answer=packet.answer,
-            rank=RANKS[packet.hook],
+            rank=packet.rank,
             refused=message.verdict == "drop",
             client=packet.client,
         )
@@ -146,7 +151,8 @@ class NetfilterSource(Resource):
         known = self._begin(message, ends) if first else self._known(message)
         if known is None:
             return
-        before, self._packets[message.packet] = known.ends, known._replace(ends=ends, hook=point.hook)
+        here = rank(point.hook, point.priority)
+        before, self._packets[message.packet] = known.ends, known._replace(ends=ends, rank=here)
         changed = before != ends
         if message.chain.startswith("translated") and not changed:
             return
@@ -165,7 +171,7 @@ class NetfilterSource(Resource):
             before=before,
             after=ends if changed else None,
             answer=known.answer,
-            rank=RANKS[point.hook],
+            rank=here,
             client=known.client,
             later=known.answer and known.client in self._answers and message.chain == "answer-in",
         )
@@ -179,7 +185,8 @@ class NetfilterSource(Resource):
         else:
             ports = [port for port in self._clients if self._answers_to(port, ends)]
             client = ports[0] if ports else next(iter(self._clients), 0)
-        return _Packet(ends, answer, client, POINTS[message.chain].hook)
+        point = POINTS[message.chain]
+        return _Packet(ends, answer, client, rank(point.hook, point.priority))
 
     def _answers_to(self, port: int, ends: Ends) -> bool:
         """True if a packet back to the client goes to this port of its, or to what stands for it."""
@@ -196,7 +203,10 @@ class NetfilterSource(Resource):
         client = self._target.decision.packet.source
         answer = packet.answer if packet is not None else ends.source[0] != client
         device = device_name(logged.devices[0] or logged.devices[1])
-        hook = packet.hook if packet is not None else "prerouting"
+        if logged.chain in _BUILTIN:  # from where the chains behind it are jumped to
+            self._hook = logged.chain.lower()
+        priority = _PRIORITIES.get(logged.table, 0)
+        translates_source = logged.table == "nat" and self._hook in ("postrouting", "input")
         return Seen(
             logged.seconds,
             Layer.IPTABLES,
@@ -206,7 +216,7 @@ class NetfilterSource(Resource):
             reason=self._notes.get(logged.chain, ""),
             before=ends,
             answer=answer,
-            rank=RANKS[hook],
+            rank=rank(self._hook, -priority if translates_source else priority),
             client=packet.client if packet is not None else 0,
         )
 
@@ -236,6 +246,22 @@ class NetfilterSource(Resource):
         self._resources.close()
 
 
+def _notes(path: Sequence[Step]) -> dict[str, str]:
+    """What is said of each chain, by its name; of a base chain, the elements that are looked up from it."""
+    found: dict[str, str] = {}
+    for step in path:
+        looked_up = step.kind is not Kind.CHAIN
+        words = [step.note or step.key or step.result]
+        name = step.name
+        if looked_up:
+            parts = step.hook.split()
+            name = parts[1] if len(parts) > 1 and step.kind in (Kind.MAP, Kind.SET) else ""
+            words = [f"{step.name.rpartition(' ')[2]} {{ {step.key} }}{f' -> {step.result}' if step.result else ''}"]
+        if name and name not in found and words[0]:
+            found[name] = words[0]
+    return found
+
+
 def _of_entry(entry: Tracked, before: Tracked | None) -> Seen:
 
     words = [entry.state or ("answered" if entry.answered else "not answered")]
@@ -250,7 +276,7 @@ def _of_entry(entry: Tracked, before: Tracked | None) -> Seen:
         before=Ends(entry.client, entry.frontend),
         after=Ends(entry.seen, entry.backend),
         answer=before is not None and entry.answered,
-        rank=RANKS["conntrack"],
+        rank=rank("conntrack"),
         client=entry.client[1],
         later=before is not None and before.answered,
     )

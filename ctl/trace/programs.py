@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Iterator
 
-from ctl.trace.seen import RANKS, Layer, Seen, Target
+from ctl.trace.seen import Layer, Seen, Target, rank
 from dataplane.kernel.nft.trace import Ends
 from dataplane.planes.base import Plane
 from dataplane.planes.decisions import Asked, Decision, DecisionStream
@@ -100,7 +100,7 @@ class ProgramSource(Resource):
             reason=decision.meaning,
             before=before,
             after=after,
-            rank=RANKS.get(decision.hook, 0),
+            rank=rank(decision.hook),
             refused=decision.meaning.endswith("dropped here"),
         )
 

@@ -50,6 +50,12 @@ class Seen(NamedTuple):
 RANKS = {"sender": 0, "connect": 1, "sendmsg": 1, "xdp": 2, "tc_ingress": 3, "prerouting": 4, "output": 4}
 RANKS |= {"input": 5, "forward": 5, "postrouting": 6, "tc_egress": 7, "conntrack": 8, "socket": 9}
 """The order in which one packet meets hooks."""
+_PLACES = 1000
+
+
+def rank(hook: str, priority: int = 0) -> int:
+    """The place of a hook in the order in which one packet meets them; of netfilter's, by the priority, too."""
+    return RANKS.get(hook, 0) * _PLACES + priority
 
 
 class Target(NamedTuple):

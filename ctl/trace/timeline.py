@@ -6,7 +6,7 @@ from typing import NamedTuple
 import msgspec
 
 from ctl.trace.netfilter import NetfilterSource
-from ctl.trace.seen import RANKS, Layer, Seen, Target, end_text, ends_text
+from ctl.trace.seen import Layer, Seen, Target, end_text, ends_text, rank
 from ctl.trace.send import Sent
 from dataplane.kernel.nft.trace import Ends
 from dataplane.oracle.types import Verdict
@@ -73,12 +73,12 @@ def finish(
 def _end(sent: Sent) -> Seen:
     detail = f" ({sent.detail})" if sent.detail else ""
     what = {"answered": "has its answer", "refused": "is refused", "error": "is told an error"}[sent.outcome]
-    return Seen(sent.ended, Layer.SENDER, "socket", f"{what}{detail}", exact=True, answer=True, rank=RANKS["socket"])
+    return Seen(sent.ended, Layer.SENDER, "socket", f"{what}{detail}", exact=True, answer=True, rank=rank("socket"))
 
 
 def _last_ends(steps: Sequence[Seen]) -> Ends | None:
     """The ends of the first packet when it was seen last."""
-    requests = [s for s in steps if not s.answer and not s.later and s.layer is not Layer.CONNTRACK]
+    requests = [s for s in steps if not s.answer and not s.later and s.layer not in (Layer.CONNTRACK, Layer.SENDER)]
     return next((each for s in reversed(requests) if (each := s.after or s.before) is not None), None)
 
 
@@ -121,7 +121,9 @@ def _unseen(target: Target, sent: Sent | None) -> Outcome:
     if sent is None:
         return Outcome("nothing", text=f"NOTHING SEEN: no packet of {target.text} came by")
     if sent.outcome == "answered":
-        return Outcome("answered", text="ANSWERED, but by no hook of this node's: its packets go another way")
+        return Outcome(
+            "answered", text="ANSWERED, but no hook told of it: its packets go past the stack, or by another node"
+        )
     detail = f" ({sent.detail})" if sent.detail else ""
     words = {"refused": "REJECTED", "silence": "NO ANSWER", "error": f"FAILED{detail}"}
     verdict = {"refused": "rejected", "silence": "unanswered", "error": "error"}[sent.outcome]

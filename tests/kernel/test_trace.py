@@ -15,7 +15,7 @@ import pytest
 
 from ctl.main import main
 from dataplane.kernel.namespaces.netns import netns
-from dataplane.kernel.nft.trace import PREFIX, TraceMessages, TraceTable, Wanted, remove_stale
+from dataplane.kernel.nft.trace import PREFIX, TraceMessages, TraceTable, Wanted
 from dataplane.kernel.nft.transaction import Nft
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
@@ -86,11 +86,10 @@ def node(lab: Lab, request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     (folder / "services.yaml").write_text(SERVICES + "".join(slices))
     state = str(folder / "state")
     words = ["--state-dir", state, "lab", "apply", "--name", lab.spec.name, "-f", str(folder / "services.yaml")]
-    assert main([*words, "--mode", request.param]) == 0
+    assert main([*words, "--mode", request.param, "--node", "node1"]) == 0
     yield Node(lab, state)
-    for each in lab.nodes:
-        with netns(each.netns):
-            assert main(["--state-dir", state, "cleanup"]) == 0
+    with netns(lab.nodes[0].netns):
+        assert main(["--state-dir", state, "cleanup"]) == 0
 
 
 def tables(namespace: str) -> set[tuple[str, str]]:
@@ -99,27 +98,29 @@ def tables(namespace: str) -> set[tuple[str, str]]:
         return {table for table in Nft().tables() if table[1].startswith(PREFIX)}
 
 
-def trace(node: Node, capsys: pytest.CaptureFixture[str], *words: str, at: str = "node1") -> list[dict[str, Any]]:
-    """The records of `trace -o json` on a node."""
+def trace(node: Node, capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
+    """The records of `trace -o json` on the node."""
     capsys.readouterr()
-    with netns(node.lab.place(at).netns):
+    logger = Path("/proc/sys/net/netfilter/nf_log/2")
+    with netns(node.lab.place("node1").netns):
+        before = logger.read_text()
         status = main(["--state-dir", node.state, "trace", *words, "-o", "json"])
+        assert logger.read_text() == before
     printed = capsys.readouterr()
     assert status == 0, printed.err
-    assert not tables(node.lab.place(at).netns)
+    assert not tables(node.lab.place("node1").netns)
     return [json.loads(line) for line in printed.out.splitlines()]
 
 
-def live(node: Node, capsys: pytest.CaptureFixture[str], flow: str, at: str = "node1") -> dict[str, Any]:
-    """The record of `explain --live` on a node."""
+def explained(node: Node, capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
+    """The records of `explain -o json` on the node. Its status is 0: nothing differs."""
     capsys.readouterr()
-    with netns(node.lab.place(at).netns):
-        status = main(["--state-dir", node.state, "explain", "--live", "--flow", flow, "-o", "json"])
+    with netns(node.lab.place("node1").netns):
+        status = main(["--state-dir", node.state, "explain", *words, "-o", "json"])
     printed = capsys.readouterr()
     found: list[dict[str, Any]] = json.loads(printed.out)
-    assert status == 0, (found[0]["live"], printed.err)
-    assert found[0]["live"]["agreed"]
-    return found[0]
+    assert status == 0, ([each["live"] for each in found], printed.err)
+    return found
 
 
 def mode_of(node: Node) -> str:
@@ -146,13 +147,6 @@ def test_a_pods_connection_to_a_cluster_ip(node: Node, family: Family, capsys: p
     assert any(step["direction"] == "answer" and step["layer"] == "stack" for step in steps)
 
 
-def test_a_datagram_by_names(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
-    *steps, verdict = trace(node, capsys, "pod1-1 -> web:dns", "--send")
-    assert verdict["verdict"] == "answered"
-    assert verdict["flow"] == "10.244.1.11 -> 10.96.0.80:53/udp"
-    assert steps[0]["decision"] == "sends a datagram"
-
-
 def test_masquerading_of_the_outside_client(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     """By a node port of a node that has no endpoint: the endpoint sees the node."""
     *steps, verdict = trace(node, capsys, "client -> node1:30080", "--send")
@@ -176,13 +170,41 @@ def test_refusals(node: Node, capsys: pytest.CaptureFixture[str], flow: str, ver
         assert any(step["layer"] == "nftables" and step["decision"].endswith("drop") for step in steps)
 
 
-@pytest.mark.parametrize(
-    "flow", ["pod1-1 -> web:http", "node1 -> web:http", "client -> node1:30080", "pod1-1 -> empty", "pod1-1 -> web:dns"]
-)
-def test_what_explain_said_is_what_happens(node: Node, capsys: pytest.CaptureFixture[str], flow: str) -> None:
-    found = live(node, capsys, flow)
-    assert {each["what"] for each in found["live"]["compared"]} >= {"verdict"}
-    assert found["path"]
+def test_what_explain_said_is_what_happens(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    flows = ["node1 -> web:http", "client -> node1:30080", "pod1-1 -> web:dns", "pod1-1 -> empty"]
+    found = explained(node, capsys, "--live", *(word for flow in flows for word in ("--flow", flow)))
+    verdicts = {each["asked"]: {c["what"]: c["saw"] for c in each["live"]["compared"]}["verdict"] for each in found}
+    assert verdicts == {**dict.fromkeys(flows[:3], "answered"), flows[3]: "rejected"}
+    assert all(each["live"]["agreed"] and each["path"] for each in found if each["asked"] != flows[3])
+    ways = {c["what"] for each in found for c in each["live"]["compared"]}
+    assert ways >= {"verdict", "endpoint", "source", "program" if mode_of(node) == "ebpf" else "chains"}
+
+
+@pytest.mark.parametrize("node", ["nftables"], indirect=True)
+def test_the_elements_that_explain_names_are_in_the_kernel(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    found = explained(node, capsys, "--service", "default/web", "--service", "default/lb", "--from", "192.0.2.7")
+    steps = {(s["kind"], s["name"], s["key"], s["hook"]) for each in found for s in each["path"]}
+    commands = []
+    for kind, name, key, hook in steps:
+        family = "ip6" if "ip6" in name else "ip"
+        if kind in ("map", "set"):
+            commands.append(f"get element {name} {{ {key} }}")
+        elif hook.split()[1] != "postrouting":
+            commands.append(f"list chain {family} hotplane {name}")
+    assert len(commands) > 10
+    with netns(node.lab.place("node1").netns):
+        for command in commands:
+            subprocess.run(["nft", command], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("node", ["iptables"], indirect=True)
+def test_the_chains_that_explain_names_are_in_the_kernel(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    found = explained(node, capsys, "--service", "default/web", "--service", "default/lb", "--from", "192.0.2.7")
+    chains = {step["name"] for each in found for step in each["path"]}
+    assert {name.rsplit("-", 1)[0] for name in chains} >= {"KUBE", "KUBE-SVC", "KUBE-EXT", "KUBE-FW", "KUBE-SEP"}
+    with netns(node.lab.place("node1").netns):
+        held = subprocess.run(["iptables-legacy-save"], check=True, capture_output=True, text=True).stdout
+    assert not {chain for chain in chains if f":{chain} " not in held}
 
 
 @pytest.mark.parametrize("node", ["nftables"], indirect=True)
@@ -198,13 +220,10 @@ def test_a_difference_is_told(node: Node, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("node", ["nftables"], indirect=True)
-def test_somebody_elses_connection_is_waited_for_at_80_columns(node: Node, lab: Lab) -> None:
-    env = {**os.environ, "COLUMNS": "80"}
+def test_somebody_elses_connection_is_waited_for(node: Node, lab: Lab) -> None:
     place = lab.place("node1")
     words = [sys.executable, "-m", "ctl.main", "--state-dir", node.state, "trace", "pod1-1 -> web:http"]
-    process = lab.spawn(
-        place, words, env=env, in_cgroup=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = lab.spawn(place, words, in_cgroup=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not tables(place.netns) and process.poll() is None:
         time.sleep(0.02)
     code = "import socket; socket.create_connection(('10.96.0.80', 80), 5).close()"
@@ -213,8 +232,17 @@ def test_somebody_elses_connection_is_waited_for_at_80_columns(node: Node, lab: 
     assert process.returncode == 0, err
     assert "waiting for a packet of 10.244.1.11 -> 10.96.0.80:80/tcp" in err
     assert "verdict: ANSWERED by 10.244.2.11:8080" in out
+    assert "nftables ip hotplane prerouting: rule 2: goto lb-1-offpod" in out
     assert max(map(len, out.splitlines())) <= 100
     assert not tables(place.netns)
+
+
+@pytest.mark.parametrize("node", ["nftables"], indirect=True)
+def test_a_closed_stdout_is_told(node: Node, lab: Lab) -> None:
+    words = [sys.executable, "-m", "ctl.main", "--state-dir", node.state, "trace", "node1 -> web:http", "--send"]
+    done = lab.run("node1", ["sh", "-c", 'exec "$@" >&-', "sh", *words], check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "hotplane: standard output is closed; what would be printed is lost\n"
 
 
 @pytest.mark.parametrize("node", ["nftables"], indirect=True)
@@ -235,6 +263,15 @@ def test_the_table_goes_however_the_trace_ends(node: Node, lab: Lab, how: signal
     assert not tables(place.netns)
 
 
+def test_a_kernel_whose_tables_have_no_owner(namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses the flag, as this one does one that it does not know; then the table is an ordinary one."""
+    monkeypatch.setattr("dataplane.kernel.nft.trace._OWNER", 0x8000)
+    with netns(namespace), TraceTable(Wanted(Family.IPV6, Protocol.UDP, "::1", [("::2", 80)])) as mine:
+        assert not mine.owned
+        assert tables(namespace) == {("ip6", mine.name)}
+    assert not tables(namespace)
+
+
 def test_cleanup_finds_a_table_that_a_killed_trace_left(namespace: str) -> None:
     """On kernels that do not remove it by themselves; a table of a process that lives stays."""
     wanted = Wanted(Family.IPV4, Protocol.TCP, "10.0.0.1", [("10.0.0.2", 80)])
@@ -244,7 +281,7 @@ def test_cleanup_finds_a_table_that_a_killed_trace_left(namespace: str) -> None:
         Nft().run(f"add table ip {PREFIX}{ended.pid}\n")
         with TraceTable(wanted) as mine:
             assert mine.owned
-            assert remove_stale() == [f"ip {PREFIX}{ended.pid}"]
+            assert main(["--state-dir", f"/nonexistent-{ended.pid}", "cleanup"]) == 0
             assert tables(namespace) == {("ip", mine.name)}
         assert not tables(namespace)
 

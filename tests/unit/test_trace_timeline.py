@@ -6,7 +6,7 @@ import pytest
 
 from ctl.main import main
 from ctl.trace.live import compare
-from ctl.trace.seen import RANKS, Layer, Seen, Target
+from ctl.trace.seen import Layer, Seen, Target, rank
 from ctl.trace.send import Sent
 from ctl.trace.show import lines, records
 from ctl.trace.timeline import finish, ordered
@@ -31,7 +31,7 @@ def target(source: str = CLIENT[0], mode: str = "nftables", port: int = 80) -> T
 
 
 def seen(hook: str, seconds: float, decision: str = "x", **fields: Any) -> Seen:
-    more = {"rank": RANKS[hook], "client": CLIENT[1], **fields}
+    more = {"rank": rank(hook), "client": CLIENT[1], **fields}
     return Seen(seconds, more.pop("layer", Layer.STACK), hook, decision, **more)
 
 
@@ -113,6 +113,14 @@ def test_another_endpoint_and_another_source_differ() -> None:
     (source,) = [each for each in compare(finish(target(), steps, [], SENT, None)).compared if not each.agrees]
     assert source.what == "source"
     assert (source.said, source.saw) == ("the client's address 10.9.0.1", "masqueraded as 192.168.0.2")
+
+
+def test_what_passes_this_node_by_is_no_endpoint_of_it() -> None:
+    """The sender's own word is not taken for what was seen on this node."""
+    start = Seen(99.0, Layer.SENDER, "socket", "connects", before=Ends(CLIENT, FRONTEND), client=CLIENT[1])
+    outcome = finish(target(), [start], [], SENT, None).outcome
+    assert (outcome.verdict, outcome.endpoint) == ("answered", "")
+    assert "no hook told of it" in outcome.text
 
 
 def test_nothing_seen() -> None:

@@ -144,7 +144,7 @@ class Names:
         found = self._addresses.get(name) or self._addresses.get(f"default/{name}")
         if found:
             return found
-        hint = "no lab is up" if not self._places else f"the lab has {', '.join(self._places)}"
+        hint = "no lab is known here" if not self._places else f"the lab has {', '.join(self._places)}"
         raise UsageError(
             f"flow {text[:200]!r}: {name[:80]!r} is no address, and no Pod, Node or place of a lab has this name "
             f"({hint}); Services are destinations alone"

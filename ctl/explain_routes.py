@@ -1,15 +1,32 @@
 """What `explain` adds on host routing: whether a flow's packets may go past the node's stack, by the manifests."""
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from ctl.store.ways import load
+from ctl.store.ways import PAST_STACK, load
 from dataplane.model.objects import ModelObject, NetworkPolicy, ObjectRef, Pod
 from dataplane.oracle.decide import Decision, Verdict
 from dataplane.planes.exclusions import Exclusions
 from dataplane.planes.host_routes import OFF, ON
+from dataplane.planes.path import Kind, Step
 from dataplane.policy.network_policies import IsolatedPods
+
+
+class Way(NamedTuple):
+    """Which way packets of a flow go. past: the node's stack. text: a sentence."""
+
+    past: bool
+    text: str
+
+    @property
+    def step(self) -> Step:
+        """The same as a step of the kernel's path."""
+        return Step("routing", Kind.ROUTING, "host routing" if self.past else "stack", note=self.text)
+
+
+Ways = Callable[[Decision], Sequence[Way]]
 
 _SENT = (Verdict.DNAT, Verdict.ACCEPT)
 _UNLESS = "unless a device or another program's netfilter rules keep them there (doctor tells)"
@@ -35,27 +52,27 @@ class RouteNotes:
         counts = isolated.any_policy and choice != ON
         self._exclusions = Exclusions(None, selected, free) if counts else Exclusions()
 
-    def notes(self, decision: Decision) -> list[str]:
-        """Return a sentence on each way that the packets of a flow may take; none if neither end is known as a pod of
-        this node by its Pod."""
+    def ways(self, decision: Decision) -> list[Way]:
+        """Return each way that the packets of a flow may take; none if neither end is known as a pod of this node by
+        its Pod."""
         if decision.verdict not in _SENT:
             return []
         source = decision.packet.source
         found = (self._note(source, target) for target in _targets(decision))
         return list(dict.fromkeys(filter(None, found)))
 
-    def _note(self, source: str, target: str) -> str:
+    def _note(self, source: str, target: str) -> Way | None:
         ends = [address for address in (target, source) if address in self._here]
         if not ends:
-            return ""
+            return None
         if self._choice == OFF:
-            return "--host-routing is off: its packets go by the node's stack"
+            return Way(False, "--host-routing is off: its packets go by the node's stack")
         for address in ends:
             reason = self._exclusions.reason(address)
             if reason:
-                return f"its packets to {target} go by the node's stack: {reason}"
+                return Way(False, f"its packets to {target} go by the node's stack: {reason}")
         way = "straight to the pod" if target in self._here else "by the uplink"
-        return f"its packets to {target} go past the node's stack, {way}, {_UNLESS}"
+        return Way(True, f"its packets to {target} go past the node's stack, {way}, {_UNLESS}")
 
 
 def _targets(decision: Decision) -> list[str]:
@@ -63,15 +80,15 @@ def _targets(decision: Decision) -> list[str]:
     return [backend.address for backend in decision.backends] or [decision.packet.destination]
 
 
-def ways_now(args: argparse.Namespace) -> Callable[[Decision], list[str]]:
+def ways_now(args: argparse.Namespace) -> Ways:
     """Return what says which way packets go now, by the daemon that runs here; nothing where none does. Raises
     StateError."""
     found = load(Path(args.state_dir))
 
-    def notes(decision: Decision) -> list[str]:
+    def ways_of(decision: Decision) -> list[Way]:
         if found is None or decision.verdict not in _SENT:
             return []
         ways = ((target, found.way(decision.packet.source, target)) for target in _targets(decision))
-        return list(dict.fromkeys(f"its packets to {target} go {way}" for target, way in ways))
+        return list(dict.fromkeys(Way(way.startswith(PAST_STACK), f"its packets to {to} go {way}") for to, way in ways))
 
-    return notes
+    return ways_of

@@ -3,7 +3,7 @@
 import argparse
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,6 +34,7 @@ from dataplane.policy.forwarding import LbMode
 from dataplane.policy.node import Source
 
 if TYPE_CHECKING:
+    from ctl.explain_routes import Ways
     from ctl.flow_names import Names
 
 _PAGE, _NARROWEST = 100, 40
@@ -174,7 +175,7 @@ def explain(
     flows: Iterable[Flow],
     mode: str,
     keeping: Keeping = NOTHING,
-    ways: Callable[[Decision], Sequence[str]] = lambda _: (),
+    ways: "Ways" = lambda _: (),
     options: PlaneOptions = PlaneOptions(),  # noqa: B008 - it is frozen
 ) -> list[Explained]:
     """Explain flows under a planner's plan. keeping: whose address the mode leaves alone. ways: which way packets go,
@@ -198,9 +199,9 @@ def explain(
                 *_gated(decision, planner),
                 *_snat_only(decision, planner, mode),
                 *_connect_time(decision, planner, keeping),
-                *ways(decision),
+                *(way.text for way in ways(decision)),
             ],
-            mode_of(mode).path(decision, at),
+            [*mode_of(mode).path(decision, at), *(way.step for way in ways(decision))],
             names,
         )
         for flow, decision in ((flow, oracle.decide(flow.packet)) for flow in flows)
@@ -276,9 +277,9 @@ def print_blocks(flows: Sequence[Explained]) -> None:
         _print_folded(headline(flow), "  ", terminal)
         for reason in flow.reasons:
             _print_folded(reason, "    - ", terminal)
-        if flow.path:
+        if told := list(lines(flow.path)):
             print("  in the kernel:")
-            for line in lines(flow.path):
+            for line in told:
                 print(textwrap.fill(line, width, initial_indent=" " * 4, subsequent_indent=" " * 8, **_WHOLE_WORDS))
         if flow.live is not None:
             _print_live(flow.live, width)
@@ -342,7 +343,12 @@ def _as_loaded(args: argparse.Namespace) -> list[Explained]:
     flows = named_flows(asked, Names(held.plan, places=lab_here()))
     flows += read_flows(text for name in args.service for text in flows_to(held.plan, name, args.sources))
     found = [
-        explained(flow, decision, ways(decision), held.mode.path(decision, held.at))
+        explained(
+            flow,
+            decision,
+            [way.text for way in ways(decision)],
+            [*held.mode.path(decision, held.at), *(way.step for way in ways(decision))],
+        )
         for flow, decision in ((flow, held.decide(flow.packet)) for flow in flows)
     ]
     if not args.live:
@@ -384,7 +390,7 @@ def _under_manifests(args: argparse.Namespace) -> list[Explained]:
     return explain(planner, asked, context.mode, keeping, ways, options)
 
 
-def _ways(args: argparse.Namespace, mode: Mode, node: str, decoded: Decoded) -> Callable[[Decision], Sequence[str]]:
+def _ways(args: argparse.Namespace, mode: Mode, node: str, decoded: Decoded) -> "Ways":
     """Return what says which way packets go; of a mode that takes none past the stack, nothing."""
     from ctl.explain_routes import RouteNotes
     from ctl.plane_options import unchecked_options
@@ -394,4 +400,4 @@ def _ways(args: argparse.Namespace, mode: Mode, node: str, decoded: Decoded) -> 
         return lambda _: ()
     read = {item.ref for item in decoded.objects}
     unreadable = (problem.ref for problem in decoded.problems if problem.ref not in read)
-    return RouteNotes(node, options.host_routing, decoded.objects, unreadable).notes
+    return RouteNotes(node, options.host_routing, decoded.objects, unreadable).ways

@@ -14,7 +14,8 @@ from dataplane.malformed import MALFORMED
 from dataplane.planes.exclusions import Exclusions
 from dataplane.planes.host_routes import HostRoutes, Way
 
-PAST, LEAVES = "past the stack, to the pod", "past the stack, by the uplink"
+PAST_STACK = "past the stack"
+PAST, LEAVES = f"{PAST_STACK}, to the pod", f"{PAST_STACK}, by the uplink"
 
 
 class SavedRoutes(msgspec.Struct, frozen=True):

@@ -81,6 +81,7 @@ class _Watch:
             found = list(self._told())
             if waits and self._sender is not None and self._sender.fileno() in readable:
                 self.sent = self._sender.result()
+                self._netfilter.expect(self.sent.port)
                 self.seen += self._told()  # while it is open
                 self._sender.let_go()
                 news = time.monotonic()

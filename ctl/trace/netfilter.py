@@ -48,7 +48,7 @@ class _Packet(NamedTuple):
 
 class NetfilterSource(Resource):
     """Watches while it is open, in this thread's network namespace. limits: what this kernel does not tell, one
-    sentence each. Raises HotplaneError if nftables does not trace."""
+    sentence each. Raises HotplaneError if not even connection tracking can be asked."""
 
     def __init__(self, target: Target) -> None:
         self._target, self._resources = target, contextlib.ExitStack()
@@ -64,14 +64,21 @@ class NetfilterSource(Resource):
         self._tracked: dict[int, Tracked] = {}
         self._answers: set[int] = set()
         with contextlib.ExitStack() as undo:
-            try:
-                self._messages = undo.enter_context(TraceMessages())
-            except OSError as error:
-                raise HotplaneError(f"nftables' trace cannot be heard: {error.strerror}; run as root") from error
             self._log = self._open_log(undo)
             self._conntrack = undo.enter_context(ConntrackLookup())
-            self._table = undo.enter_context(TraceTable(self._wanted))
+            self._messages: TraceMessages | None = None
+            self._table = ""
+            self._open_trace(undo)
             self._resources = undo.pop_all()
+
+    def _open_trace(self, undo: contextlib.ExitStack) -> None:
+        """nftables' trace: without it what programs, conntrack and the sender tell is left."""
+        try:
+            messages = undo.enter_context(TraceMessages())
+            self._table = undo.enter_context(TraceTable(self._wanted)).name
+            self._messages = messages
+        except (HotplaneError, OSError) as error:
+            self.limits.append(f"what chains do is not told: {error}")
 
     def _open_log(self, undo: contextlib.ExitStack) -> PacketLog | None:
         """The trace of legacy iptables, if its tables have rules here."""
@@ -88,11 +95,11 @@ class NetfilterSource(Resource):
     @property
     def files(self) -> list[int]:
         """What can be read when there is something new."""
-        return [self._messages.fileno(), *([self._log.fileno()] if self._log is not None else [])]
+        return [each.fileno() for each in (self._messages, self._log) if each is not None]
 
     def take(self) -> Iterator[Seen]:
         """What was told since the last call."""
-        for message in self._messages.take():
+        for message in self._messages.take() if self._messages is not None else ():
             yield from self._of_nftables(message)
         if self._log is not None:
             for logged in self._log.take():
@@ -102,7 +109,7 @@ class NetfilterSource(Resource):
         yield from self._of_conntrack()
 
     def _of_nftables(self, message: Traced) -> Iterator[Seen]:
-        if message.table == self._table.name:
+        if message.table == self._table:
             yield from self._at_point(message)
             return
         packet = self._known(message)
@@ -235,6 +242,10 @@ class NetfilterSource(Resource):
                 continue
             self._tracked[port] = entry
             yield _of_entry(entry, before)
+
+    def expect(self, port: int) -> None:
+        """Ask connection tracking about this port of the client's, too: a sender's, which nothing else may tell."""
+        self._clients.setdefault(port, self._target.frontend)
 
     @property
     def tracked(self) -> dict[int, Tracked]:

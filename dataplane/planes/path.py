@@ -56,7 +56,8 @@ def lines(steps: Sequence[Step]) -> Iterator[str]:
         for shared, same in groupby(group, key=lambda step: bool(step.share)):
             listed = list(same)
             parts += [_choice(listed)] if shared else map(_words, listed)
-        yield f"{hook}: {' -> '.join(parts)}"
+        if hook != "routing":  # whose sentences are among the reasons
+            yield f"{hook}: {' -> '.join(parts)}"
 
 
 def _choice(steps: Sequence[Step]) -> str:

@@ -238,6 +238,27 @@ def test_somebody_elses_connection_is_waited_for(node: Node, lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("node", ["nftables"], indirect=True)
+def test_what_the_kernel_does_not_tell_is_said(node: Node, lab: Lab) -> None:
+    """Here for want of rights: the sender tells what it knows, and a sentence each what nobody told."""
+    words = [sys.executable, "-m", "ctl.main", "--state-dir", node.state, "trace", "node1 -> web:http", "--send"]
+    without = ["setpriv", "--inh-caps=-net_admin", "--bounding-set=-net_admin"]
+    done = lab.run("node1", [*without, *words], check=False)
+    assert done.returncode == 0, done.stderr
+    assert "verdict: ANSWERED, but no hook told of it" in done.stdout
+    assert "not told: what chains do is not told" in done.stdout
+
+
+def test_from_outside_of_the_lab(
+    node: Node, namespace: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flow between places of the lab is followed on the sender's node. Several labs may be up: one is named here."""
+    monkeypatch.setattr("ctl.flow_names.lab_here", lambda: node.lab)
+    with netns(namespace):
+        assert main(["--state-dir", node.state, "explain", "--flow", "pod1-1 -> web:http"]) == 0
+    assert "by default/web:http, clusterIP 10.96.0.80:80/tcp" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("node", ["nftables"], indirect=True)
 def test_a_closed_stdout_is_told(node: Node, lab: Lab) -> None:
     words = [sys.executable, "-m", "ctl.main", "--state-dir", node.state, "trace", "node1 -> web:http", "--send"]
     done = lab.run("node1", ["sh", "-c", 'exec "$@" >&-', "sh", *words], check=False)

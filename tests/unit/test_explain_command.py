@@ -446,3 +446,5 @@ def test_which_way_packets_go_past_the_stack(
     assert main([*words, "--flow", "10.244.0.9 -> 10.96.0.10:80/tcp"]) == 0
     [found] = json.loads(capsys.readouterr().out)
     assert any(told in reason for reason in found["reasons"]), found["reasons"]
+    (way,) = [step["name"] for step in found["path"] if told in step["note"]]
+    assert way == ("host routing" if "past the node's stack" in told else "stack")

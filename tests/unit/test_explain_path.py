@@ -7,10 +7,12 @@ from dataplane.model.net import Protocol
 from dataplane.oracle.decide import Oracle
 from dataplane.oracle.flow import parse_flow
 from dataplane.oracle.keeps import Keeping
+from dataplane.oracle.types import Verdict
 from dataplane.plan.planner import Planner
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.path import At, Step, lines
 from dataplane.planes.registry import mode_of
+from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import NodeConfig
 from tests.unit.test_explain_reasons import NODE, WEB, endpoint, slice_of
 
@@ -136,6 +138,19 @@ def test_ebpf_says_why_a_program_passes_a_packet_on() -> None:
     refused = steps(f"192.0.2.7 -> {LB_IP}:80/tcp", "ebpf")
     assert [step.result for step in refused[:2]] == ["passed on (source_range)"] * 2
     assert refused[-1].name == "restricted"
+
+
+def test_ebpf_tells_the_tunnel_to_another_node() -> None:
+    """As of a forwarding mode that keeps the client's address."""
+    planner = Planner(NODE)
+    planner.update([WEB, slice_of(endpoint(2))])
+    decision = Oracle(planner.plan).decide(parse_flow(f"{OUTSIDE} -> {LB_IP}:80/tcp"))
+    backend = Backend("10.1.0.2", 8080)
+    verdict = {"verdict": Verdict.DNAT, "backends": (backend,), "tunnels": {backend: "192.0.2.2"}}
+    found = mode_of("ebpf").path(msgspec.structs.replace(decision, **verdict), At(NODE))  # type: ignore[arg-type]
+    (tunnel,) = [step for step in found if step.key == "192.0.2.2"]
+    assert tunnel.note == "with the client's address, in a tunnel to this node"
+    assert not [step for step in found if step.name == "stack"]
 
 
 def test_lines_for_people_are_short() -> None:

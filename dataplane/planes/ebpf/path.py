@@ -102,8 +102,21 @@ class _Walk:
         return ""
 
     def _stays(self, backend: Backend) -> bool:
-        """True if a packet to this endpoint keeps its client's address, so that tc handles it and not XDP."""
-        return not self._decision.masquerades(backend)
+        """True if a packet to this endpoint keeps its client's address and goes on by the stack, so that tc handles it
+        and not XDP."""
+        return not self._decision.masquerades(backend) and backend not in self._decision.tunnels
+
+    def _away(self, hook: str) -> Iterator[Step]:
+        """How packets leave past the stack: as this node's, or in a tunnel to the endpoint's node."""
+        decision = self._decision
+        masqueraded = [backend for backend in decision.backends if decision.masquerades(backend)]
+        if masqueraded:
+            others = len(masqueraded) < len(decision.backends)
+            note = "what is masqueraded, past the stack" if others else "as this node, past the stack"
+            yield Step(hook, Kind.ROUTING, "redirect", note=note)
+        for address in dict.fromkeys(decision.tunnels.values()):
+            way = decision.forwarding.value
+            yield Step(hook, Kind.ROUTING, way, address, note="with the client's address, in a tunnel to this node")
 
     def _endpoints(self, hook: str, backends: Sequence[Backend]) -> Iterator[Step]:
         share = f"1/{len(self._decision.backends)}" if len(self._decision.backends) > 1 else ""
@@ -134,8 +147,7 @@ class _Walk:
         yield Step(hook, Kind.MAP, "frontends", self._key)
         yield from self._endpoints(hook, away or self._decision.backends)
         yield Step(hook, Kind.MAP, _FLOWS[self._decision.packet.protocol], "the packet's tuple")
-        if away:
-            yield Step(hook, Kind.ROUTING, "redirect", note="as this node, past the stack")
+        yield from self._away(hook)
         if len(away) < len(self._decision.backends):
             yield Step(
                 hook, Kind.PROGRAM, "xdp_uplink", result="tc (left_to_tc)", note="if the client keeps its address"
@@ -155,9 +167,7 @@ class _Walk:
             yield Step(hook, Kind.MAP, "affinity", f"{decision.packet.source} {decision.service}")
         yield from self._endpoints(hook, decision.backends)
         yield Step(hook, Kind.MAP, _FLOWS[decision.packet.protocol], "the packet's tuple")
-        if away:
-            note = "as this node, past the stack" if len(away) == len(decision.backends) else "what is masqueraded"
-            yield Step(hook, Kind.ROUTING, "redirect", note=note)
+        yield from self._away(hook)
         if len(away) < len(decision.backends):
             yield Step(hook, Kind.ROUTING, "stack", note="with the client's address")
             yield Step(f"tc egress of {device}", Kind.PROGRAM, "tc_egress", note="turns answers back")

@@ -5,8 +5,10 @@ import ipaddress
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from ctl.flow_names import lab_here
 from ctl.loaded import last_loaded
 from dataplane.errors import UsageError
+from dataplane.lab.places import Places
 from dataplane.model.net import Family, family_of, host_port
 from dataplane.oracle.decide import Decision, Oracle
 from dataplane.oracle.keeps import Keeping
@@ -52,7 +54,20 @@ def loaded(args: argparse.Namespace) -> Loaded:
     """Return what was loaded last here. Raises HotplaneError if nothing was, or in another mode than was asked for."""
     saved = last_loaded(args.mode, args.state_dir)
     plan, mode, options = saved.plan(), mode_of(saved.mode), saved.options or PlaneOptions()
-    return Loaded(plan, mode, keeping_of(mode, options, plan), options)
+    return Loaded(plan, mode, keeping_of(mode, options, plan, pods_elsewhere(plan, lab_here())), options)
+
+
+def pods_elsewhere(plan: Plan, places: Places | None) -> frozenset[str]:
+    """Addresses of pods that are known to be other nodes': endpoints that may not be here, and those of the lab."""
+    here: set[str] = set()
+    there: set[str] = set()
+    for entry in plan.entries.values():
+        here.update(b.address for b in entry.unplaced)
+        for backend in entry.cluster:
+            (here if backend.local else there).add(backend.address)
+    pods = [pod for pod in places.pods if pod.node != plan.node.name] if places is not None else []
+    of_lab = {address for pod in pods for address in pod.addresses.values()}
+    return frozenset((there - here - set(plan.node.addresses)) | of_lab)
 
 
 def sources(node: NodeConfig, family: Family) -> Iterator[str]:

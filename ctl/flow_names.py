@@ -160,11 +160,17 @@ class Names:
         service = self._service(name) if name not in self._places else []
         if service:
             return self._of_service(text, service, port, protocol)
-        addresses = self._known_target(text, name)
-        return {
+        found = {
             family: f"{host_port(address, 0).rpartition(':')[0]}:{port}/{protocol or 'tcp'}"
-            for family, address in addresses.items()
+            for family, address in self._known_target(text, name).items()
         }
+        served = {family for family in found if self._has_port(family, port, protocol or "tcp")}
+        return {family: end for family, end in found.items() if not served or family in served}
+
+    def _has_port(self, family: Family, port: str, protocol: str) -> bool:
+        """True if a node port or an address of a family has this port: a Service of one family is asked for in that."""
+        keys = (frontend.key for frontend, _ in self._plan.frontends())
+        return any(k.family is family and str(k.port) == port and k.protocol.text == protocol.lower() for k in keys)
 
     def _known_target(self, text: str, name: str) -> Addresses:
         try:

@@ -89,13 +89,13 @@ def _way(trace: Trace) -> Iterator[Comparison]:
         seen = " -> ".join(dict.fromkeys(told))
         yield Comparison("chains", " -> ".join(said), seen, set(said) <= set(told))
     programs = [s.name for s in trace.target.path if s.kind is Kind.PROGRAM and not s.result and s.name in _HOOKS]
-    new = [s.hook for s in trace.steps if s.layer is Layer.EBPF and s.decision in _NEW]
+    first = [s for s in trace.steps if s.layer is Layer.EBPF and not s.answer and not s.later and s.after is not None]
     if programs and not trace.limits:
         wanted = {hook for name in programs for hook in _HOOKS[name]}
-        yield Comparison("program", " or ".join(programs), ", ".join(new) or "none", bool(new) and new[0] in wanted)
+        hook = first[0].hook if first else "none"
+        yield Comparison("program", " or ".join(programs), hook, hook in wanted)
 
 
-_NEW = ("connected", "datagram", "new_flow", "moved")
 _HOOKS = {"xdp_uplink": {"xdp"}, "tc_ingress": {"tc_ingress"}}
 _HOOKS |= {f"connect{version}": {"connect"} for version in (4, 6)}
 _HOOKS |= {f"connect{version} or sendmsg{version}": {"connect", "sendmsg"} for version in (4, 6)}

@@ -63,13 +63,13 @@ def lines(steps: Sequence[Step]) -> Iterator[str]:
 def _choice(steps: Sequence[Step]) -> str:
     """Steps one of which is taken, what they have in common once."""
     first = steps[0]
-    if len({(step.name, step.key) for step in steps}) == 1:
+    if first.result and len({(step.name, step.key) for step in steps}) == 1:
         text = f"{_words(msgspec.structs.replace(first, result=''))} -> {_listed([step.result for step in steps])}"
     elif len({step.name for step in steps}) == 1:
         text = f"{first.name} {{ {_listed([step.key for step in steps])} }}"
     else:
         text = _listed([_words(step) for step in steps])
-    return f"{text} ({first.share} each)"
+    return f"{text} ({first.share}{' each' if len(steps) > 1 else ''})"
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -171,11 +171,12 @@ def test_refusals(node: Node, capsys: pytest.CaptureFixture[str], flow: str, ver
 
 
 def test_what_explain_said_is_what_happens(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
-    flows = ["node1 -> web:http", "client -> node1:30080", "pod1-1 -> web:dns", "pod1-1 -> empty"]
+    flows = ["node1 -> web:http", "client -> node1:30080", "pod1-1 -> web:dns", "pod2-1 -> node1:30080"]
+    flows.append("pod1-1 -> empty")
     found = explained(node, capsys, "--live", *(word for flow in flows for word in ("--flow", flow)))
     verdicts = {each["asked"]: {c["what"]: c["saw"] for c in each["live"]["compared"]}["verdict"] for each in found}
-    assert verdicts == {**dict.fromkeys(flows[:3], "answered"), flows[3]: "rejected"}
-    assert all(each["live"]["agreed"] and each["path"] for each in found if each["asked"] != flows[3])
+    assert verdicts == {**dict.fromkeys(flows[:4], "answered"), flows[4]: "rejected"}
+    assert all(each["live"]["agreed"] and each["path"] for each in found if each["asked"] != flows[4])
     ways = {c["what"] for each in found for c in each["live"]["compared"]}
     assert ways >= {"verdict", "endpoint", "source", "program" if mode_of(node) == "ebpf" else "chains"}
 

@@ -3,12 +3,16 @@
 import msgspec
 import pytest
 
+from ctl.explain_loaded import pods_elsewhere
+from dataplane.lab.places import Places
+from dataplane.lab.spec import LabSpec
 from dataplane.model.net import Protocol
 from dataplane.oracle.decide import Oracle
 from dataplane.oracle.flow import parse_flow
 from dataplane.oracle.keeps import Keeping
 from dataplane.oracle.types import Verdict
 from dataplane.plan.planner import Planner
+from dataplane.plan.types import Plan
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.path import At, Step, lines
 from dataplane.planes.registry import mode_of
@@ -147,10 +151,21 @@ def test_ebpf_tells_the_tunnel_to_another_node() -> None:
     decision = Oracle(planner.plan).decide(parse_flow(f"{OUTSIDE} -> {LB_IP}:80/tcp"))
     backend = Backend("10.1.0.2", 8080)
     verdict = {"verdict": Verdict.DNAT, "backends": (backend,), "tunnels": {backend: "192.0.2.2"}}
-    found = mode_of("ebpf").path(msgspec.structs.replace(decision, **verdict), At(NODE))  # type: ignore[arg-type]
+    found = mode_of("ebpf").path(msgspec.structs.replace(decision, **verdict), At(NODE))
     (tunnel,) = [step for step in found if step.key == "192.0.2.2"]
     assert tunnel.note == "with the client's address, in a tunnel to this node"
     assert not [step for step in found if step.name == "stack"]
+
+
+def test_whose_pods_are_known_of_what_is_loaded() -> None:
+    """Endpoints of other nodes, and the lab's pods; not what may run here though it does not say so."""
+    planner = Planner(NODE)
+    planner.update([WEB, slice_of(endpoint(1, "n1"), endpoint(2), endpoint(3, ""))])
+    assert pods_elsewhere(planner.plan, None) == {"10.1.0.2"}
+    lab = Places(LabSpec(nodes=2, pods=1))
+    node = msgspec.structs.replace(planner.plan.node, name="node1")
+    of_node = Plan(node=node, entries=planner.plan.entries)
+    assert pods_elsewhere(of_node, lab) == {"10.1.0.2", "10.244.2.11"}
 
 
 def test_lines_for_people_are_short() -> None:

@@ -79,7 +79,8 @@ class _Walk:
             if not route.masquerade:
                 yield self._chain(names.MARK_MASQ, f"-s {source}/{frontend.key.family.bits}", note="if it meets itself")
             bit = f"--mark {self._at.node.masquerade_mark:#x}"
-            yield Step("nat POSTROUTING", Kind.CHAIN, names.POSTROUTING, bit, "MASQUERADE")
+            some = "" if self._decision.masquerade else "if it meets itself"
+            yield Step("nat POSTROUTING", Kind.CHAIN, names.POSTROUTING, bit, "MASQUERADE", note=some)
 
     def _endpoints(self) -> Iterator[Step]:
         """The chains of endpoints, one of which is chosen."""

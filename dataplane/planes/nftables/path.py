@@ -120,11 +120,12 @@ class _Walk:
             yield from self._endpoints(kind, key, shape)
         if any(map(decision.masquerades, decision.backends)):
             bit = f"mark & {node.masquerade_mark:#x}"
+            some = "" if decision.masquerade else "if it meets itself"
             if not (decision.route and decision.route.masquerade):
                 pair = f"{decision.packet.source} . {decision.packet.source}"
                 own = f"{self._syntax.own} hairpin"
-                yield Step("nat postrouting 98", Passed.SET, own, pair, "mark-packet", note="a pod that meets itself")
-            yield Step("nat postrouting 100", Passed.CHAIN, "postrouting", bit, "masquerade")
+                yield Step("nat postrouting 98", Passed.SET, own, pair, "mark-packet", note=some)
+            yield Step("nat postrouting 100", Passed.CHAIN, "postrouting", bit, "masquerade", note=some)
         if node.flowtable:
             where = f"flowtable {flowtable.FLOWTABLE} after {node.flowtable} packets"
             yield Step(f"filter forward {LAST}", Passed.CHAIN, flowtable.CHAIN, result=where)

@@ -270,6 +270,7 @@ enum limits {
     SNAT_ATTEMPTS = 10,      /* random ports tried for a new flow before it is left to the slow path */
     WAYS = 256,              /* remembered by each processor (ways.h); a power of two */
     COUNTERS = 1024,         /* at least HOOK_COUNT * REASON_COUNT */
+    CAPTURE_CPUS = 1024,     /* processors that can hand over packets that are dropped */
     OFF_LEVELS = 32,         /* depths of control groups that connect time can be off for are less; bits of a word */
     IPV4_MAPPED_BITS = 96,   /* length of ::ffff:0:0/96, which every IPv4 address carries in the maps */
 };

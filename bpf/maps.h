@@ -41,7 +41,9 @@
     MAP(holding, PERCPU_ARRAY, u32, held, 1, 0) \
     MAP(counters, PERCPU_ARRAY, u32, u64, COUNTERS, 0) \
     MAP(service_counters, PERCPU_ARRAY, u32, service_counters, services, 0) \
-    MAP(events, RINGBUF, none, none, events, 0)
+    MAP(events, RINGBUF, none, none, events, 0) \
+    MAP(capture, ARRAY, u32, capture, 1, 0) \
+    MAP(captured, PERF_EVENT_ARRAY, u32, u32, CAPTURE_CPUS, 0)
 /* clang-format on */
 
 /* A number that cannot be a descriptor stands for each map until the program is loaded. */

@@ -372,4 +372,22 @@ struct event {
     __u32 length;  /* bytes on the wire; 0 for sockets */
 };
 
+/* Who captures packets that are dropped. Written by him, who renews until_ns. */
+struct capture {
+    __u64 until_ns; /* bpf_ktime_get_ns() clock; 0 = nobody */
+    __u32 snaplen;  /* bytes of a packet that are wanted */
+    __u32 pad;
+};
+
+/* What comes before a packet's bytes in the records of `captured`. */
+struct captured {
+    __u64 ns; /* bpf_ktime_get_ns() */
+    __u32 hook;
+    __u32 reason;
+    __u32 service; /* valid when a frontend was found, else 0xffffffff */
+    __u32 ifindex;
+    __u32 length; /* bytes of the whole packet, its link-layer header included */
+    __u32 pad;
+};
+
 #endif

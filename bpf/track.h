@@ -2,6 +2,7 @@
 #ifndef HOTPLANE_TRACK_H
 #define HOTPLANE_TRACK_H
 
+#include "capture.h"
 #include "fragment.h"
 #include "left.h"
 #include "snat.h"
@@ -254,6 +255,8 @@ INLINE void emit_packet_event(const struct arrival *arrival, const struct packet
                               const struct translation *entry) {
     struct event *event;
 
+    if (unlikely(drops(packet->reason)))
+        capture_packet(arrival, packet, service);
     if (likely(!watched(arrival->hook, packet->protocol, service, arrival->now)))
         return;
     event = bpf_ringbuf_reserve((void *)MAP(events), sizeof(*event), 0);

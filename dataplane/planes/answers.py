@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from dataplane.plan.types import FrontendKey
+
 
 class Counted(NamedTuple):
     """Packets to a frontend: `new` opened connections, `refused` were rejected or dropped."""
@@ -30,6 +32,18 @@ class HookExit(NamedTuple):
     reason: str
     times: int
     fate: str = ""
+
+
+class Refused(NamedTuple):
+    """Packets that were rejected, dropped or not served as they should be, for one reason. where: the hook, or the mode
+    whose rules did. fate: what became of them, as text. frontend: that they were sent to; None if packets are not
+    counted by frontend."""
+
+    where: str
+    reason: str
+    times: int
+    fate: str
+    frontend: FrontendKey | None = None
 
 
 class Traffic(NamedTuple):

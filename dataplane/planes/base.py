@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataplane.errors import PlaneError as PlaneError
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import EntryKey, FrontendKey, Plan, Table
-from dataplane.planes.answers import Counted, Flow, Traffic, Usage
+from dataplane.planes.answers import Counted, Flow, Refused, Traffic, Usage
+from dataplane.planes.captures import CaptureStream
 from dataplane.planes.clients import Client
 from dataplane.planes.decisions import Asked, DecisionStream
 from dataplane.planes.exclusions import Exclusions
@@ -58,11 +59,13 @@ class Plane(ABC):
     PlaneError if it refuses, and work without a load, on the state of an earlier process.
 
     name: of its mode. slow: the slow path, a complete plane that gets the packets that this one passes on.
+    counts_refusals_apart: `refused` reads a few counters, whatever the number of Services, and is asked often.
     Stale UDP conntrack entries are not a plane's work: `planes.conntrack` finds them from the change.
     """
 
     name: str
     slow: "Plane | None" = None
+    counts_refusals_apart = False
 
     def prepare_load(self) -> None:  # noqa: B027 - nothing to do for a plane that only has its table
         """Begin, in the background, with what `load` into an empty kernel needs and no plan: before a process waits for
@@ -148,6 +151,11 @@ class Plane(ABC):
         """Return the counters by Service port and by decision; None if the plane has none."""
         return None
 
+    def refused(self) -> Sequence[Refused] | None:
+        """Return the packets refused so far, by reason, without reasons that there were none for; None if they are not
+        counted."""
+        return None
+
     def answered_pings(self) -> int | None:
         """Return the number of pings to Service addresses answered so far; None if they are not answered."""
         return None
@@ -159,4 +167,9 @@ class Plane(ABC):
     def decisions(self, asked: Asked) -> DecisionStream | None:
         """Return a stream of decisions from now on; None if the rules report none. Raises PlaneError if no plan is
         loaded."""
+        return None
+
+    def capture(self, snap: int) -> CaptureStream | None:
+        """Return a stream of the packets that are refused from now on, `snap` bytes of each; None if there is no way to
+        see them. Raises PlaneError if no plan is loaded, or somebody captures already."""
         return None

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from dataplane.faults import ignore
 from dataplane.oracle.keeps import Keeps
 from dataplane.oracle.types import Decision
 from dataplane.plan.change import PlanChange
@@ -31,7 +32,7 @@ class Making(NamedTuple):
     options: given by the user. loaded_for: this node's settings at an earlier load, to read back what that loaded.
     tcp_be_liberal: the configuration's conntrack.tcpBeLiberal. detector: how pods are recognised. watch: this process
     lives on, so the plane may watch devices and pods and collect closed flows. warn: called with a sentence when a
-    feature is off or a map is full, and why.
+    feature is off or a map is full, and why; mended: when something that it told of is over.
     """
 
     options: PlaneOptions = PlaneOptions()
@@ -40,6 +41,7 @@ class Making(NamedTuple):
     detector: LocalDetector | None = None
     watch: bool = False
     warn: Callable[[str], None] = print_warning
+    mended: Callable[[str], None] = ignore
 
 
 PLAIN = Making()

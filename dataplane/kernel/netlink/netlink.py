@@ -106,7 +106,7 @@ class Netlink(Resource):
             try:
                 for kind, flags, number, body in self._receive(socket.MSG_DONTWAIT):
                     if kind == _ERROR:
-                        found.append((number, _refusal(flags, body) or body[:0]))
+                        found.append((number, refusal_of(flags, body) or body[:0]))
                     else:
                         found.append((number, body))
             except BlockingIOError:
@@ -164,7 +164,7 @@ class Netlink(Resource):
                         raise Refused(-status)
                     return None if interrupted else found
                 if kind == _ERROR:
-                    refusal = _refusal(flags, body)
+                    refusal = refusal_of(flags, body)
                     if refusal is not None:
                         raise refusal
                 elif body[head : head + len(beginning)] == beginning:
@@ -239,7 +239,7 @@ def split_messages(received: memoryview) -> Iterator[tuple[int, int, int, memory
         offset += (max(length, HEADER.size) + 3) & ~3
 
 
-def _refusal(flags: int, body: memoryview) -> Refused | None:
+def refusal_of(flags: int, body: memoryview) -> Refused | None:
     """The error that an NLMSG_ERROR message reports, None for success."""
     (code,) = struct.unpack_from("=i", body)
     if code == 0:

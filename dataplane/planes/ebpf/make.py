@@ -67,7 +67,7 @@ def _hierarchy() -> Path:
 def make_ebpf_plane(making: Making, *, sizes: Sizes | None = None) -> EbpfPlane:
     """Return the plane for this thread's network namespace, with the requested hooks that work on this kernel. sizes:
     of the maps."""
-    options, warn, watch = making.options, making.warn, making.watch
+    options, warn, watch, mended = making.options, making.warn, making.watch, making.mended
     hooks: list[Hook] = []
     cleaner = off = None
     if options.at_connect:
@@ -79,16 +79,17 @@ def make_ebpf_plane(making: Making, *, sizes: Sizes | None = None) -> EbpfPlane:
             hooks.append(OptionalHook(ConnectHook(group), warn=warn))
             cleaner = SocketCleaner(group)
             asked = OffSelection(options.off_cgroups, options.off_netns)
-            off = ConnectOff(hierarchy_of(group), asked, warn=warn, watch=watch)
+            off = ConnectOff(hierarchy_of(group), asked, warn=warn, watch=watch, mended=mended)
     selection = DeviceSelection(options.uplinks, options.pods, making.detector or LocalDetector())
     host = _host_routing(options) if watch else None
     if "xdp" in options.hooks:  # needs tc, which handles the packets that XDP passes
         choices = (PacketHook(selection, host=host), PacketHook(selection, xdp=False, host=host))
-        hooks.append(OptionalHook(*choices, warn=warn, watch=watch))
+        hooks.append(OptionalHook(*choices, warn=warn, watch=watch, mended=mended))
     elif "tc" in options.hooks:
-        hooks.append(OptionalHook(PacketHook(selection, xdp=False, host=host), warn=warn, watch=watch))
+        hook = PacketHook(selection, xdp=False, host=host)
+        hooks.append(OptionalHook(hook, warn=warn, watch=watch, mended=mended))
     return EbpfPlane(
-        mode_of(SLOW).make(Making(warn=warn, watch=watch)),
+        mode_of(SLOW).make(Making(warn=warn, watch=watch, mended=mended)),
         hooks,
         sizes,
         options.instance,
@@ -98,6 +99,7 @@ def make_ebpf_plane(making: Making, *, sizes: Sizes | None = None) -> EbpfPlane:
         off,
         loopback_at_connect=options.at_connect,
         host_routing=host,
+        mended=mended,
     )
 
 

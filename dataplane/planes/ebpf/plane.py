@@ -7,16 +7,19 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from msgspec.structs import replace
 
+from dataplane.faults import ignore
 from dataplane.garbage import no_garbage_collection, short_turns
 from dataplane.kernel.namespaces.netns_cookie import netns_cookie
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import EntryKey, Plan, Table
-from dataplane.planes.answers import Flow, Traffic, Usage
+from dataplane.planes.answers import Flow, Refused, Traffic, Usage
 from dataplane.planes.base import Plane, PlaneError
+from dataplane.planes.captures import CaptureStream
 from dataplane.planes.clients import Client
 from dataplane.planes.decisions import Asked, DecisionStream
 from dataplane.planes.ebpf.ahead import Ahead
+from dataplane.planes.ebpf.attach.devices import raw_devices, read_network
 from dataplane.planes.ebpf.attach.optional import OptionalHook
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from dataplane.planes.ebpf.attach.programs import Hook, remove_link
@@ -36,6 +39,7 @@ from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
 from dataplane.planes.ebpf.maps.tables import Removed, Tables
 from dataplane.planes.ebpf.views import answers
 from dataplane.planes.ebpf.views import records as views
+from dataplane.planes.ebpf.views.captures import ProgramCapture
 from dataplane.planes.exclusions import Exclusions
 from dataplane.planes.host_routes import HostRoutes
 from dataplane.policy.node import NodeConfig
@@ -65,13 +69,15 @@ class EbpfPlane(Plane):
     network namespace's cookie). kube_proxy_masquerade: masquerade exactly where kube-proxy does (`--masquerade
     kube-proxy`), also where a client could keep its address. cleaner: who disconnects UDP sockets from endpoints that
     went; None leaves them. loopback_at_connect: see slow_node. report: hears of full maps, where this process lives on
-    and is to collect what is over in them; None = nobody collects. off: who looks after those for whom connect time is
-    off, where there is that hook. host_routing: who goes past the node's stack, kept by the packet hook. fill_seconds:
-    processor time in which a load into an empty kernel made and filled the maps.
+    and is to collect what is over in them; None = nobody collects. mended: hears when they have room again. off: who
+    looks after those for whom connect time is off, where there is that hook. host_routing: who goes past the node's
+    stack, kept by the packet hook. fill_seconds: processor time in which a load into an empty kernel made and filled
+    the maps.
     """
 
     name = "ebpf"
     slow: Plane
+    counts_refusals_apart = True
 
     def __init__(
         self,
@@ -86,6 +92,7 @@ class EbpfPlane(Plane):
         *,
         loopback_at_connect: bool = False,
         host_routing: HostRouting | None = None,
+        mended: Callable[[str], None] = ignore,
     ) -> None:
         self.host_routing = host_routing
         self.slow, self.hooks, self.sizes = slow, tuple(hooks), sizes or Sizes()
@@ -96,7 +103,7 @@ class EbpfPlane(Plane):
         self._kube_proxy_masquerade = kube_proxy_masquerade
         self._tables: Tables | None = None
         self._ahead: Ahead | None = None
-        self._report = report
+        self._report, self._mended = report, mended
         self._loopback_at_connect = loopback_at_connect
         self.fill_seconds = 0.0
         self.collector: Collector | None = None
@@ -230,7 +237,7 @@ class EbpfPlane(Plane):
         drain.resume(self.pins)
         self._disconnect(removed)
         if self._report is not None:
-            self.collector = Collector(maps, self._report)
+            self.collector = Collector(maps, self._report, mended=self._mended)
 
     def _open(self, version: str) -> tuple[MapSet, bool]:
         """Return this version's maps, pinned, copied from pinned ones of other sizes, or new, and whether they are
@@ -383,6 +390,10 @@ class EbpfPlane(Plane):
         with self._maps() as maps:
             return answers.traffic(maps) if maps is not None else Traffic({}, (), loaded=False)
 
+    def refused(self) -> Sequence[Refused]:
+        """See planes.base.Plane.refused. What the programs leave to the slow path to refuse is among both."""
+        return [*answers.refused_by_programs(self.traffic()), *(self.slow.refused() or ())]
+
     def answered_pings(self) -> int | None:
         """See planes.base.Plane.answered_pings."""
         return self.slow.answered_pings()
@@ -403,6 +414,20 @@ class EbpfPlane(Plane):
         except BaseException:
             maps.close()
             raise
+
+    def capture(self, snap: int) -> CaptureStream:
+        """See planes.base.Plane.capture."""
+        maps = views.open_instance(self.pins.instance)
+        if maps is None:
+            raise PlaneError("no ebpf plane is loaded in this network namespace: hotplane --mode ebpf apply -f ...")
+        with ExitStack() as undo:
+            undo.enter_context(maps)
+            slow = self.slow.capture(snap)
+            if slow is not None:
+                undo.enter_context(slow)
+            capture = ProgramCapture(maps, slow, snap, raw_devices(read_network()))
+            undo.pop_all()
+        return capture
 
     def _drop_ahead(self) -> None:
         ahead, self._ahead = self._ahead, None

@@ -1,4 +1,4 @@
-"""Read the iptables plane's affinity clients from `recent` lists, and packet counts from rule counters."""
+"""Read the iptables plane's affinity clients from `recent` lists."""
 
 import re
 from collections.abc import Iterator
@@ -6,25 +6,18 @@ from pathlib import Path
 
 from dataplane.kernel.iptables import Variant, default_variant
 from dataplane.kernel.tools import ToolError, run_tool
-from dataplane.model.net import Family, Protocol, canonical_address
-from dataplane.plan.types import FrontendKey
-from dataplane.planes.answers import Counted
+from dataplane.model.net import Family, canonical_address
 from dataplane.planes.base import PlaneError
 from dataplane.planes.clients import Client
 
 _RECENT = Path("/proc/thread-self/net/xt_recent")
 _ENDPOINT = re.compile(r'-A (KUBE-SEP-\S+) .*--comment "?([^" ]+)"? .*-j DNAT --to-destination (\S+)')
 _LISTED = re.compile(r"src=(\S+) ")
-_COUNTED = re.compile(
-    r"\[(?P<packets>\d+):\d+\] -A (?P<chain>KUBE-SERVICES|KUBE-NODEPORTS|KUBE-EXTERNAL-SERVICES) "
-    r"(?:-d (?P<address>\S+)/\d+ )?-p (?P<protocol>tcp|udp|sctp) .*--dport (?P<port>\d+) "
-)
-
-
 _SECONDS = 120.0
 
 
-def _saved(family: Family, table: str) -> str:
+def saved_counts(family: Family, table: str) -> str:
+    """Return what iptables-save prints of a table, with the counters of its rules. Raises PlaneError."""
     tool = f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-{_variant().value}-save"
     try:
         done = run_tool([tool, "-c", "-t", table], seconds=_SECONDS)
@@ -45,7 +38,7 @@ def remembered_clients() -> list[Client]:
     """Return the clients in the `recent` lists of endpoint chains, in this network namespace. Raises PlaneError."""
     found: list[Client] = []
     for family in Family:
-        for chain, service, endpoint in _ENDPOINT.findall(_saved(family, "nat")):
+        for chain, service, endpoint in _ENDPOINT.findall(saved_counts(family, "nat")):
             address, _, port = endpoint.rpartition(":")
             backend = (address.strip("[]"), int(port))
             found.extend(Client(service, None, client, backend, None) for client in _listed(chain))
@@ -59,20 +52,3 @@ def _listed(chain: str) -> Iterator[str]:
             match = _LISTED.match(line)
             if match:
                 yield canonical_address(match[1])
-
-
-def packet_counts() -> dict[FrontendKey, Counted]:
-    """Return the counts of each frontend since its rules were last written. Raises PlaneError."""
-    counts: dict[FrontendKey, Counted] = {}
-    for family in Family:
-        for table in ("nat", "filter"):
-            for match in _COUNTED.finditer(_saved(family, table)):
-                protocol = Protocol[match["protocol"].upper()]
-                key = FrontendKey(family, match["address"] or "", protocol, int(match["port"]))
-                before, packets = counts.get(key, Counted()), int(match["packets"])
-                counts[key] = (
-                    before._replace(new=before.new + packets)
-                    if table == "nat"
-                    else before._replace(refused=before.refused + packets)
-                )
-    return counts

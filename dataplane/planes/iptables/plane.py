@@ -9,12 +9,13 @@ from dataplane.kernel.sysctl import ROUTE_LOCALNET
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import FrontendKey, Plan, Row, Table
-from dataplane.planes.answers import Counted
+from dataplane.planes.answers import Counted, Refused
 from dataplane.planes.base import Plane, PlaneError
 from dataplane.planes.clients import Client
 from dataplane.planes.iptables.adopt import load_change
 from dataplane.planes.iptables.cleanup import clean_family
-from dataplane.planes.iptables.clients import packet_counts, remembered_clients
+from dataplane.planes.iptables.clients import remembered_clients
+from dataplane.planes.iptables.counts import packet_counts, refused_packets
 from dataplane.planes.iptables.readback import FamilyReader
 from dataplane.planes.iptables.rules.family import FamilyState, Saved, undo_input
 from dataplane.planes.iptables.settings import family_settings, node_port_destinations
@@ -145,6 +146,10 @@ class IptablesPlane(Plane):
     def frontend_counts(self) -> Mapping[FrontendKey, Counted]:
         """As `Plane.frontend_counts`."""
         return packet_counts()
+
+    def refused(self) -> Sequence[Refused]:
+        """As `Plane.refused`."""
+        return refused_packets()
 
     def cleanup(self) -> None:
         """As `Plane.cleanup`: in both variants and both families, not only the plane's own. The built-in chains and

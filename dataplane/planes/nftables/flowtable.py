@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from dataplane.faults import Faults, ignore
 from dataplane.kernel.netlink.ethernet import ROUTE, ethernet_devices
 from dataplane.kernel.netlink.netlink import Netlink, Notifications, Refused, attributes, text_of
 from dataplane.kernel.netlink.nfnetlink import CREATE, Message, Nfnetlink
@@ -47,10 +48,18 @@ _FORWARD = 2  # NF_INET_FORWARD
 
 class Offload(Resource):
     """The flowtables of some tables, in the network namespace in which the object was made. watch: follow devices in a
-    thread from `follow` on. warn: called from it with a sentence if the kernel refuses a device."""
+    thread from `follow` on. warn, mended: called from it with a sentence if the kernel refuses a device, and when it
+    takes all again."""
 
-    def __init__(self, tables: Iterable[Syntax], *, watch: bool, warn: Callable[[str], None]) -> None:
-        self._tables, self._wants_watch, self._warn = tuple(tables), watch, warn
+    def __init__(
+        self,
+        tables: Iterable[Syntax],
+        *,
+        watch: bool,
+        warn: Callable[[str], None],
+        mended: Callable[[str], None] = ignore,
+    ) -> None:
+        self._tables, self._wants_watch, self._faults = tuple(tables), watch, Faults(warn, mended)
         self._lock = threading.Lock()
         self._netfilter, self._links = Nfnetlink(), Netlink(ROUTE)
         self._watch: _Watch | None = None
@@ -77,7 +86,7 @@ class Offload(Resource):
         """Name the devices that there are now in every table's flowtable, and go on with it. Raises PlaneError."""
         self.refresh()
         if self._changes is not None and self._watch is None:
-            self._watch = _Watch(self, self._changes, self._warn)
+            self._watch = _Watch(self, self._changes, self._faults)
 
     def refresh(self) -> None:
         """Add devices that are missing, take out those that have become ports. Raises PlaneError."""
@@ -161,8 +170,8 @@ def _trial(family: int) -> Iterator[Message]:
 class _Watch(Resource):
     """A thread that brings the flowtables up to date when devices change."""
 
-    def __init__(self, offload: Offload, changes: Notifications, warn: Callable[[str], None]) -> None:
-        self._offload, self._changes, self._warn = offload, changes, warn
+    def __init__(self, offload: Offload, changes: Notifications, faults: Faults) -> None:
+        self._offload, self._changes, self._faults = offload, changes, faults
         self._end, self._wake = os.pipe()
         self._thread = threading.Thread(target=self._work, daemon=True, name="flowtable")
         self._thread.start()
@@ -182,4 +191,6 @@ class _Watch(Resource):
             try:
                 self._offload.refresh()
             except PlaneError as error:
-                self._warn(str(error))
+                self._faults.failed(FLOWTABLE, str(error))
+            else:
+                self._faults.worked(FLOWTABLE, "--flowtable: the flowtables have all of this node's devices again")

@@ -32,7 +32,7 @@ class NftablesMode(Mode):
         """See Mode.make."""
         from dataplane.planes.nftables.plane import NftablesPlane
 
-        return NftablesPlane(loaded_for=making.loaded_for, watch=making.watch, warn=making.warn)
+        return NftablesPlane(loaded_for=making.loaded_for, watch=making.watch, warn=making.warn, mended=making.mended)
 
     def check_kernel(self, node: NodeConfig) -> None:
         """See Mode.check_kernel: flowtables."""

@@ -41,7 +41,7 @@ def answered_pings(table: str = "hotplane") -> int | None:
     syntax = [syntax_for(family, table) for family in Family]
     store = ElementStore(Layouts(syntax))
     tables = [ping_table(each) for each in syntax if store.has_table(ping_table(each))]
-    return sum(store.counter(each, COUNTER) for each in tables) if tables else None
+    return sum(store.counters(each).get(COUNTER, 0) for each in tables) if tables else None
 
 
 class Pings:

@@ -12,14 +12,18 @@ written as bytes (see `store`), because text would cost seconds and hundreds of 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+from dataplane.faults import ignore
 from dataplane.garbage import no_garbage_collection
 from dataplane.kernel.nft.transaction import Nft
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import FrontendKey, Plan, Row, Table
+from dataplane.planes.answers import Refused
 from dataplane.planes.base import EntryRefused, Plane, PlaneError
+from dataplane.planes.captures import CaptureStream
 from dataplane.planes.clients import Client
 from dataplane.planes.nftables.adopt import broken_chains
+from dataplane.planes.nftables.capture import Capture
 from dataplane.planes.nftables.clients import remembered_clients
 from dataplane.planes.nftables.elements.books import Books
 from dataplane.planes.nftables.elements.commits import Commits
@@ -31,6 +35,7 @@ from dataplane.planes.nftables.netlink.fields import Layouts
 from dataplane.planes.nftables.netlink.state import TableReader, TableState, shape_ids, table_state
 from dataplane.planes.nftables.netlink.store import ElementStore
 from dataplane.planes.nftables.ping import Pings, answered_pings
+from dataplane.planes.nftables.refused import refused_packets
 from dataplane.planes.nftables.rules.library import library
 from dataplane.planes.nftables.rules.shapes import ShapeIds
 from dataplane.planes.nftables.rules.skeleton import set_service_cidrs, skeleton_rules
@@ -53,10 +58,11 @@ class NftablesPlane(Plane):
     families: the families to program; entries of others are ignored. table: name of the tables. nft, store: connections
     to the kernel. loaded_for: the node of the plan that an earlier run loaded; lets `read_back` check every chain
     before a load. text_limit: elements up to which filling an empty kernel is one transaction. watch: devices that come
-    later get into the flowtable, if there is one; warn: see planes.mode.Making.
+    later get into the flowtable, if there is one; warn, mended: see planes.mode.Making.
     """
 
     name = "nftables"
+    counts_refusals_apart = True
 
     def __init__(
         self,
@@ -69,6 +75,7 @@ class NftablesPlane(Plane):
         *,
         watch: bool = False,
         warn: Callable[[str], None] | None = None,
+        mended: Callable[[str], None] = ignore,
     ) -> None:
         self._syntax = {family: syntax_for(family, table) for family in families}
         self._layouts = Layouts(self._syntax.values())
@@ -83,7 +90,7 @@ class NftablesPlane(Plane):
         self._standby = StandbyTables(self._nft, self._store, self._syntax, table)
         self._localnet = Localnet(self._nft, self._store, table)
         self._pings = Pings(self._nft, self._store, self._syntax)
-        self._offload = Offload(self._syntax.values(), watch=watch, warn=warn or _LOG.warning)
+        self._offload = Offload(self._syntax.values(), watch=watch, warn=warn or _LOG.warning, mended=mended)
 
     @property
     def commits(self) -> int:
@@ -208,6 +215,14 @@ class NftablesPlane(Plane):
     def remembered_clients(self) -> Sequence[Client]:
         """See planes.base.Plane.remembered_clients."""
         return remembered_clients()
+
+    def refused(self) -> Sequence[Refused]:
+        """See planes.base.Plane.refused."""
+        return refused_packets()
+
+    def capture(self, snap: int) -> CaptureStream:
+        """See planes.base.Plane.capture."""
+        return Capture(snap)
 
     def answered_pings(self) -> int | None:
         """See planes.base.Plane.answered_pings."""

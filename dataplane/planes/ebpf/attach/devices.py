@@ -201,6 +201,11 @@ def _tunnel(link: Link) -> bool:
     return link.kind in _OVERLAY_KINDS or link.type not in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK)
 
 
+def raw_devices(network: Network) -> list[int]:
+    """Return the ifindexes of devices whose packets have no link-layer header that is Ethernet's."""
+    return [link.ifindex for link in network.links if link.type not in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK)]
+
+
 def _detected(link: Link, names: dict[int, str], detector: LocalDetector) -> bool:
     """True if the detector's interface matches the link, or the bridge that the link is a port of."""
     if not detector.interface:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 
+from dataplane.faults import Faults, ignore
 from dataplane.kernel.ebpf.bcc_loader import CompileError
 from dataplane.kernel.ebpf.bpf import AttachType, BpfError, ProgramType
 from dataplane.planes.base import PlaneError
@@ -20,14 +21,15 @@ class OptionalHook:
     """Attaches the first of several hooks that works on this kernel, or none. See programs.Hook; `attach` does not fail
     for a missing kernel feature.
 
-    choices: best first. warn: called with the reason when a hook, or XDP on a device, is skipped. watch: attach to new
-    devices, too, in a thread, until `close`. used: the hook that is attached, or None.
+    choices: best first. warn: called with the reason when a hook, or XDP on a device, is skipped; mended: when devices
+    that could not be followed are. watch: attach to new devices, too, in a thread, until `close`. used: the hook that
+    is attached, or None.
     """
 
-    def __init__(self, *choices: Hook, warn: Warn, watch: bool = False) -> None:
+    def __init__(self, *choices: Hook, warn: Warn, watch: bool = False, mended: Warn = ignore) -> None:
         self.name = choices[0].name
         self.used: Hook | None = None
-        self._choices, self._warn, self._wants_watch = choices, warn, watch
+        self._choices, self._warn, self._wants_watch, self._mended = choices, warn, watch, mended
         self._warned: set[str] = set()
         self._watch: DeviceWatch | None = None
 
@@ -56,7 +58,7 @@ class OptionalHook:
                 if device.problem:
                     self._warn_once(device.problem)
             if self._wants_watch:
-                self._watch = self.used.watch()
+                self._watch = self.used.watch(Faults(self._warn, self._mended))
 
     def detach(self, pins: PinDirectory) -> None:
         """See programs.Hook.detach."""

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
+from dataplane.faults import Faults, ignore
 from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.ebpf.bpf import AttachType, BpfError, ProgramType
 from dataplane.kernel.netlink import clsact
@@ -314,9 +315,10 @@ class PacketHook:
         self._described.clear()
         self._written.clear()
 
-    def watch(self) -> "DeviceWatch":
-        """Attach to new devices in a thread, until `close` of the returned object (a context manager)."""
-        return DeviceWatch(self)
+    def watch(self, faults: Faults | None = None) -> "DeviceWatch":
+        """Attach to new devices in a thread, until `close` of the returned object (a context manager). faults: told of
+        what fails there."""
+        return DeviceWatch(self, faults)
 
 
 def _loaded(source: str, define: str, maps: MapSet, loaded: Loaded) -> dict[str, Program]:
@@ -335,13 +337,16 @@ def _close(programs: dict[str, Program]) -> None:
         os.close(program.fd)
 
 
+_FOLLOW = "follow this node's devices"
+
+
 class DeviceWatch(Resource):
     """A thread that calls `refresh` of a hook when links, addresses or routes change in the network namespace in which
     this object was made; where there is host routing, also when queueing disciplines, filters and neighbours do, and
-    renews its lease. problems: errors so far, newest last."""
+    renews its lease. problems: errors so far, newest last; faults: told of them."""
 
-    def __init__(self, hook: PacketHook) -> None:
-        self._hook = hook
+    def __init__(self, hook: PacketHook, faults: Faults | None = None) -> None:
+        self._hook, self._faults = hook, faults or Faults(ignore)
         self.problems: list[str] = []
         self._changes = Notifications(_CHANGES | (_RTMGRP_TC if hook.host is not None else 0))
         self._neighbours = Notifications(_RTMGRP_NEIGH if hook.host is not None else 0)
@@ -365,13 +370,13 @@ class DeviceWatch(Resource):
         looked = time.monotonic()
         while self._end not in (heard := readable(sources, pause)):
             if not self._concerns(heard) and time.monotonic() - looked < _LOOK_SECONDS:
-                self._try(self._renew)
+                self._try(self._renew, "keep its lease of host routing")
                 continue
             if readable([self._end], _DEBOUNCE_SECONDS):  # notifications come in bursts
                 return
             self._changes.drain()
             looked = time.monotonic()
-            self._try(self._hook.refresh)
+            self._try(self._hook.refresh, _FOLLOW)
 
     def _concerns(self, heard: Collection[int]) -> bool:
         """True if what was heard may change something."""
@@ -384,15 +389,19 @@ class DeviceWatch(Resource):
         for kind, body in self._changes.messages():
             if kind == _RTM_DELLINK and self._hook.host is not None:
                 (ifindex,) = struct.unpack_from("=i", body, 4)  # struct ifinfomsg
-                self._try(partial(self._hook.host.gone, ifindex))
+                self._try(partial(self._hook.host.gone, ifindex), "forget a device that is gone")
         return True
 
     def _renew(self) -> None:
         if self._hook.host is not None:
             self._hook.host.renew()
 
-    def _try(self, work: Callable[[], object]) -> None:
+    def _try(self, work: Callable[[], object], what: str) -> None:
+        """what: the work, in words."""
         try:
             work()
         except (PlaneError, OSError) as error:
             self.problems.append(str(error))
+            self._faults.failed(what, f"the {self._hook.name} hook cannot {what}: {error}")
+        else:
+            self._faults.worked(what, f"the {self._hook.name} hook can {what} again")

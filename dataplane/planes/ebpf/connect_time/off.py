@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dataplane.backoff import longer
 from dataplane.errors import HotplaneError
+from dataplane.faults import Faults, ignore
 from dataplane.kernel.inotify import Inotify
 from dataplane.kernel.wait import readable
 from dataplane.plan.types import OffPod
@@ -26,11 +27,19 @@ _FIRST_SECONDS, _WARN_SECONDS = 0.2, 5.0
 
 class ConnectOff:
     """Writes the map `connect_off`. root: of the cgroup v2 hierarchy. selection: of the command line. warn: called for
-    each target that is not found. watch: check again whenever control groups change, in a thread."""
+    each target that is not found, and when they cannot be looked for; mended: when they can again. watch: check again
+    whenever control groups change, in a thread."""
 
     def __init__(
-        self, root: Path, selection: OffSelection | None = None, *, warn: Callable[[str], None], watch: bool = False
+        self,
+        root: Path,
+        selection: OffSelection | None = None,
+        *,
+        warn: Callable[[str], None],
+        watch: bool = False,
+        mended: Callable[[str], None] = ignore,
     ) -> None:
+        self._faults = Faults(warn, mended)
         self._root, self._selection, self._warn, self._wants_watch = root, selection or OffSelection(), warn, watch
         self._pods: Mapping[tuple[str, str], OffPod] = {}
         self._maps: MapSet | None = None
@@ -91,7 +100,7 @@ class ConnectOff:
         """Run the watching thread while there are targets, and wake it."""
         wanted = self._wants_watch and bool(self._pods or self._selection.cgroups or self._selection.netns)
         if wanted and self._watch is None:
-            self._watch = _Watch(self, self._warn)
+            self._watch = _Watch(self, self._faults)
         elif not wanted:
             self._end_watch()
         if self._watch is not None:
@@ -112,11 +121,10 @@ class ConnectOff:
 class _Watch(Resource):
     """A thread that calls ConnectOff.refresh, in the network namespace in which this object was made."""
 
-    def __init__(self, owner: ConnectOff, warn: Callable[[str], None]) -> None:
-        self._owner, self._warn = owner, warn
+    def __init__(self, owner: ConnectOff, faults: Faults) -> None:
+        self._owner, self._faults = owner, faults
         self._groups = Inotify()
         self._end, self._wake = os.pipe()
-        self._failed = ""
         self._thread = threading.Thread(target=self._work, daemon=True, name="connect-off")
         self._thread.start()
 
@@ -158,9 +166,7 @@ class _Watch(Resource):
             found = self._owner.refresh()
         except (HotplaneError, OSError) as error:
             text = f"control groups cannot be watched: {error}" if isinstance(error, OSError) else str(error)
-            if text != self._failed:
-                self._failed = text
-                self._warn(text)
+            self._faults.failed("", text)
             return None
-        self._failed = ""
+        self._faults.worked("", "for whom connect time is off is followed again")
         return found

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from dataplane.faults import Faults, ignore
 from dataplane.kernel.ebpf.bpf import BpfError, MapElements
 from dataplane.planes.answers import Round
 from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, Lifetimes, belongs, flow_key, other_tuple
@@ -224,12 +225,19 @@ def refused(maps: MapSet) -> dict[str, int]:
 
 
 class Collector(Resource):
-    """Sweeps a set of maps in a thread, until `close`. warn: called for each map that was full. rounds: results of the
-    last round, for metrics."""
+    """Sweeps a set of maps in a thread, until `close`. warn: called for each map that was full, mended: when it has had
+    room for all newcomers of a round. rounds: results of the last round, for metrics."""
 
-    def __init__(self, maps: MapSet, warn: Callable[[str], None] = _log.warning, seconds: float = SECONDS) -> None:
+    def __init__(
+        self,
+        maps: MapSet,
+        warn: Callable[[str], None] = _log.warning,
+        seconds: float = SECONDS,
+        mended: Callable[[str], None] = ignore,
+    ) -> None:
         self.rounds: list[Round] = []
-        self._maps, self._warn, self._seconds = maps, warn, seconds
+        self._maps, self._seconds = maps, seconds
+        self._faults = Faults(warn, mended)
         self._refused = refused(maps)
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._work, name="collector", daemon=True)
@@ -248,11 +256,13 @@ class Collector(Resource):
         while not self._end.wait(self._seconds):
             try:
                 self.rounds = sweep(self._maps, self._pause)
+                self._faults.worked("", "closed flows are collected again")
                 self._report()
             except _EndedError:
                 return
             except (BpfError, OSError) as error:
-                self._warn(f"closed flows could not be collected: {error}; trying again in {self._seconds:.0f} s")
+                why = f"closed flows could not be collected: {error}; trying again in {self._seconds:.0f} s"
+                self._faults.failed("", why)
 
     def _report(self) -> None:
         """Warn about maps that were full since the last round."""
@@ -262,7 +272,10 @@ class Collector(Resource):
             if more > 0:
                 entries = next((r for r in self.rounds if r.name == name), None)
                 size = f" ({entries.entries} of {entries.limit} entries after collecting)" if entries else ""
-                self._warn(f"map {name} was full{size}: {more} newcomers were left to the slow path, which serves them")
+                why = f"map {name} was full{size}: {more} newcomers were left to the slow path, which serves them"
+                self._faults.failed(name, why)
+            else:
+                self._faults.worked(name, f"map {name} has room again: no newcomer was left to the slow path since")
         self._refused = now
 
 

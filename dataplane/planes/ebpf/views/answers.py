@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from dataplane.model.net import Protocol, host_port
 from dataplane.plan.types import EntryKey, Table
-from dataplane.planes.answers import HookExit, Traffic, Usage
+from dataplane.planes.answers import HookExit, Refused, Traffic, Usage
 from dataplane.planes.clients import Client
 from dataplane.planes.decisions import Asked, Decision, DecisionStream, Kind, matches
 from dataplane.planes.ebpf.flows.collect import Collector, refused
@@ -54,6 +54,11 @@ def traffic(maps: MapSet) -> Traffic:
         for reason, count in reasons.items()
     ]
     return Traffic(views.service_counters(maps), ways)
+
+
+def refused_by_programs(traffic: Traffic) -> list[Refused]:
+    """The ways out of programs that were none for packets that are served."""
+    return [Refused(way.hook, way.reason, way.times, way.fate) for way in traffic.hook_exits if way.fate]
 
 
 def clients(maps: MapSet, table: Table) -> Iterator[Client]:

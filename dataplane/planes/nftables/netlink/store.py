@@ -176,13 +176,13 @@ class ElementStore:
         counts = Counter(rules)
         return {chain: counts[chain] for chain in chains}
 
-    def counter(self, target: str, name: str) -> int:
-        """Return the packets of a named counter of `family table`, 0 if it does not exist. Raises PlaneError."""
-        for message in self._of_table(Operation.GET_OBJECT, target):
-            parts = dict(attributes(message))
-            if text_of(parts[NAME]) == name:
-                return int.from_bytes(dict(attributes(parts[_OBJECT_DATA]))[_COUNTER_PACKETS], "big")
-        return 0
+    def counters(self, target: str) -> dict[str, int]:
+        """Return the packets of each named counter of `family table`. Raises PlaneError."""
+        objects = (dict(attributes(message)) for message in self._of_table(Operation.GET_OBJECT, target))
+        return {
+            text_of(parts[NAME]): int.from_bytes(dict(attributes(parts[_OBJECT_DATA]))[_COUNTER_PACKETS], "big")
+            for parts in objects
+        }
 
     def _sets(self, target: str) -> Iterator[dict[int, memoryview]]:
         for message in self._of_table(Operation.GET_SET, target):

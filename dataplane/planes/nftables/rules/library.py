@@ -44,11 +44,12 @@ def _usual() -> str:
     for family, syntax in _tables().items():
         text += _rules(syntax, (rule for rules in chains(syntax, family, NodeConfig()).values() for rule in rules))
         text += _rules(syntax, (rule for shape in _shapes() for rule in shape_rules(syntax, shape)))
+        text += _rules(syntax, restricted_rules(syntax, ()))
     return text
 
 
 def _ranges() -> str:
-    """Return the rules that check source ranges, without the last one of each family, which is a common drop."""
+    """Return the rules that check source ranges, without the last one of each family, which stands in every table."""
     return "".join(
         _rules(syntax, restricted_rules(syntax, range(syntax.bits + 1))[:-1]) for syntax in _tables().values()
     )

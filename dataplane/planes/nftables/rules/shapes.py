@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from dataplane.planes.base import PlaneError
+from dataplane.planes.nftables.rules.refusals import IN_CHANGE
 from dataplane.planes.nftables.rules.syntax import LOCAL_OFFSET, STRAY_RULE, Kind, Syntax
 
 AFFINITY_LIMIT = 1 << 20
@@ -199,7 +200,7 @@ def shape_rules(syntax: Syntax, shape: Shape) -> list[str]:
             f"{_choose(shape, size)} dnat {syntax.ip} addr . port to {kind.key} . meta priority map @{kind.endpoints}"
             for size in _tries(shape)
         ]
-    return [*rules, "drop"]
+    return [*rules, f"goto {IN_CHANGE.chain}"]
 
 
 def add_shape(syntax: Syntax, shape: Shape) -> str:

@@ -10,8 +10,19 @@ from collections.abc import Iterable
 from dataplane.model.net import Family, family_of, is_loopback
 from dataplane.planes.nftables.rules import flowtable
 from dataplane.planes.nftables.rules.flowtable import flowtable_objects, flowtable_rules
+from dataplane.planes.nftables.rules.refusals import (
+    IN_CHANGE,
+    NO_ENDPOINT,
+    POLICY_DROP,
+    REFUSALS,
+    SOURCE_RANGE,
+    UNALLOCATED,
+    UNKNOWN_PORT,
+    refusal_chains,
+)
 from dataplane.planes.nftables.rules.syntax import (
     BY_SOURCE_ACTION,
+    DROP_ACTION,
     HAS_NUMBER,
     LAST,
     REJECT_ACTION,
@@ -35,10 +46,6 @@ BASE_CHAINS = {
     flowtable.CHAIN: flowtable.HOOK,
 }
 """Those that a table may have: not each node's settings want all."""
-
-
-STRAY = "stray"
-"""Name of the counter of TCP packets to a frontend that neither open a connection nor belong to a known one."""
 
 
 def _sets(syntax: Syntax, kind: Kind) -> dict[str, str]:
@@ -120,7 +127,7 @@ def _by_source(syntax: Syntax, kind: Kind, pod: str) -> list[str]:
         *rules,
         f"fib saddr type local meta priority set {kind.key} map @{kind.node} goto forward",
         f"meta priority set {kind.key} map @{kind.outside} goto forward",
-        "drop",
+        f"goto {IN_CHANGE.chain}",
     ]
 
 
@@ -138,7 +145,9 @@ def chains(syntax: Syntax, family: Family, node: NodeConfig) -> dict[str, list[s
     """
     mark = node.masquerade_mark
     pod = _pod_match(syntax, family, node)
-    reject, by_source, restricted = map(number_text, (REJECT_ACTION, BY_SOURCE_ACTION, RESTRICTED_ACTION))
+    reject, drop, by_source, restricted = map(
+        number_text, (REJECT_ACTION, DROP_ACTION, BY_SOURCE_ACTION, RESTRICTED_ACTION)
+    )
     to_shape = "meta priority vmap @shapes"
     to_source = f"meta priority {by_source} goto {syntax.services.by_source}"
     clear = f"{HAS_NUMBER} meta priority set 0:0"
@@ -151,15 +160,17 @@ def chains(syntax: Syntax, family: Family, node: NodeConfig) -> dict[str, list[s
     ]
     return {
         VERSION_CHAIN: [],
-        "reject-packet": ["reject"],
-        # TCP without SYN belongs to a connection that conntrack has forgotten. Balanced again, it would reach a random
-        # endpoint, which would reset it; so it is reset here, where it can be counted.
-        "stray-packet": [f"counter name {STRAY} reject with tcp reset", "drop"],
+        **refusal_chains(),
         "mark-packet": [f"meta mark set meta mark or {mark:#x}"],
         "mark-off-pod": [*([f"{pod} return"] if pod else []), "goto mark-packet"],
         syntax.services.by_source: _by_source(syntax, syntax.services, pod),
         syntax.nodeports.by_source: _by_source(syntax, syntax.nodeports, pod),
-        "refuse": [STRAY_RULE, f"meta priority {reject} goto reject-packet", "drop"],
+        "refuse": [
+            STRAY_RULE,
+            f"meta priority {reject} goto {NO_ENDPOINT.chain}",
+            f"meta priority {drop} goto {POLICY_DROP.chain}",
+            f"goto {IN_CHANGE.chain}",
+        ],
         "forward": [to_shape, "goto refuse"],
         "unrestricted": [to_shape, to_source, "goto refuse"],
         "dispatch": [to_source, f"meta priority {restricted} goto restricted", "goto refuse"],
@@ -189,8 +200,8 @@ def _unclaimed(syntax: Syntax, node: NodeConfig) -> list[str]:
         return []
     new = "ct state new fib daddr type != local"
     return [
-        f"{syntax.ip} daddr @cluster_ips {new} goto reject-packet",
-        f"{syntax.ip} daddr @service_cidrs {new} drop",
+        f"{syntax.ip} daddr @cluster_ips {new} goto {UNKNOWN_PORT.chain}",
+        f"{syntax.ip} daddr @service_cidrs {new} goto {UNALLOCATED.chain}",
     ]
 
 
@@ -206,7 +217,7 @@ def restricted_rules(syntax: Syntax, prefixes: Iterable[int]) -> list[str]:
         f"{key} . {syntax.ip} saddr & {_mask(syntax, prefix)} @{ranges_name(prefix)} {let_in}"
         for prefix in sorted(prefixes, reverse=True)
     ]
-    return [*rules, "drop"]
+    return [*rules, f"goto {SOURCE_RANGE.chain}"]
 
 
 def _mask(syntax: Syntax, prefix: int) -> str:
@@ -243,11 +254,13 @@ def rewrite_chain(syntax: Syntax, name: str, rules: Iterable[str]) -> str:
 
 def skeleton_objects(syntax: Syntax, family: Family, node: NodeConfig) -> str:
     """Return commands that add the table, its sets, maps and empty chains, where they do not exist."""
-    lines = [f"add table {syntax.ip} {syntax.table}", f"add counter {syntax.target(STRAY)}"]
+    lines = [f"add table {syntax.ip} {syntax.table}"]
+    lines += [f"add counter {syntax.target(refusal.reason)}" for refusal in REFUSALS]
     for name, declaration in declarations(syntax).items():
         what, _, specification = declaration.partition(" ")
         lines.append(f"add {what} {syntax.target(name)} {{ {specification} }}")
-    for name in [*chains(syntax, family, node), "restricted"]:
+    captures = [refusal.capture_chain for refusal in REFUSALS]
+    for name in [*captures, *chains(syntax, family, node), "restricted"]:
         hook = f" {{ {BASE_CHAINS[name]} }}" if name in BASE_CHAINS else ""
         lines.append(f"add chain {syntax.target(name)}{hook}")
     return "\n".join([*lines, *flowtable_objects(syntax, node)]) + "\n"

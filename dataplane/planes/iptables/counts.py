@@ -1,0 +1,93 @@
+"""What the rules of the iptables plane counted: connections to each frontend, and packets that were refused, by reason.
+
+A rule's counter begins again when the rule is written anew, which each change does with the chains that lead to
+Services, as in kube-proxy.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from dataplane.model.net import Family, Protocol
+from dataplane.plan.types import FrontendKey
+from dataplane.planes.answers import Counted, Refused
+from dataplane.planes.iptables.clients import saved_counts
+from dataplane.planes.iptables.rules import names
+
+_RULE = re.compile(
+    r"\[(?P<packets>\d+):\d+\] -A (?P<chain>KUBE-SERVICES|KUBE-NODEPORTS|KUBE-EXTERNAL-SERVICES|KUBE-PROXY-FIREWALL) "
+    r"(?:-d (?P<address>\S+)/\d+ )?-p (?P<protocol>tcp|udp|sctp) .*--dport (?P<port>\d+) .*?-j (?P<target>\S+)"
+)
+_GUARDS = {
+    names.FORWARD: ("invalid", "dropped: part of no connection that is tracked (conntrack state INVALID)"),
+    names.FIREWALL: ("localnet", "dropped: from elsewhere to a loopback address of this node"),
+}
+"""Chains that drop packets whatever their Service: the reason, and what it means."""
+
+_GUARD = re.compile(rf"\[(?P<packets>\d+):\d+\] -A (?P<chain>{'|'.join(_GUARDS)}) .*-j DROP")
+_FATES = {
+    "no_endpoint": "rejected: the Service has no usable endpoint",
+    "policy_drop": "dropped: traffic policy Local, and no endpoint on this node",
+    "source_range": "dropped: the source is in none of loadBalancerSourceRanges",
+}
+WHERE = "iptables"
+
+
+class _Packets(NamedTuple):
+    """A rule for one frontend: the reason for which it refuses, "" if it leads on; and the packets that it had."""
+
+    frontend: FrontendKey
+    reason: str
+    times: int
+
+
+def _reason(chain: str, target: str) -> str:
+    """Return why a rule of the filter table refuses."""
+    if chain == names.PROXY_FIREWALL:
+        return "source_range"
+    return "policy_drop" if target == "DROP" else "no_endpoint"
+
+
+def _rules(family: Family, table: str, text: str) -> Iterator[_Packets]:
+    """Yield the rules of the nat table that lead to Services, or those of the filter table that refuse."""
+    for match in _RULE.finditer(text):
+        if table == "filter" and match["target"] not in ("DROP", "REJECT"):  # a health check port's lets packets in
+            continue
+        key = FrontendKey(family, match["address"] or "", Protocol[match["protocol"].upper()], int(match["port"]))
+        reason = _reason(match["chain"], match["target"]) if table == "filter" else ""
+        yield _Packets(key, reason, int(match["packets"]))
+
+
+def packet_counts() -> dict[FrontendKey, Counted]:
+    """Return the counts of each frontend since its rules were last written. A packet that source ranges keep out passes
+    the rule of the nat table, too; it opened no connection. Raises PlaneError."""
+    opened, refused, kept_out = Counter[FrontendKey](), Counter[FrontendKey](), Counter[FrontendKey]()
+    for family in Family:
+        for table in ("nat", "filter"):
+            for frontend, reason, times in _rules(family, table, saved_counts(family, table)):
+                (refused if reason else opened)[frontend] += times
+                kept_out[frontend] += times if reason == "source_range" else 0
+    keys = opened.keys() | refused.keys()
+    return {key: Counted(max(0, opened[key] - kept_out[key]), refused[key]) for key in sorted(keys)}
+
+
+def refused_packets() -> list[Refused]:
+    """Return the packets that rules refused since they were last written, by frontend and reason; then those that were
+    dropped whatever their Service. Only what there was. Raises PlaneError."""
+    found: list[Refused] = []
+    guards = Counter[str]()
+    for family in Family:
+        text = saved_counts(family, "filter")
+        packets: Mapping[tuple[FrontendKey, str], int] = _summed(_rules(family, "filter", text))
+        found += [Refused(WHERE, why, times, _FATES[why], key) for (key, why), times in packets.items() if times]
+        for match in _GUARD.finditer(text):
+            guards[match["chain"]] += int(match["packets"])
+    return [*found, *(Refused(WHERE, _GUARDS[chain][0], n, _GUARDS[chain][1]) for chain, n in guards.items() if n)]
+
+
+def _summed(rules: Iterator[_Packets]) -> Counter[tuple[FrontendKey, str]]:
+    sums = Counter[tuple[FrontendKey, str]]()
+    for frontend, reason, times in rules:
+        sums[frontend, reason] += times
+    return sums

@@ -1,0 +1,106 @@
+"""Captures the packets that hotplane's tables refuse: by `log` rules in chains that are empty while nobody does.
+
+Each chain that refuses jumps to one of its own first (see rules.refusals). A capture puts a rule there that hands the
+packet to a group of nfnetlink_log, and takes it out at its end. What a capture that was killed left there hands packets
+to a group that nobody listens to, until the next capture, or the end of the table.
+"""
+
+import errno
+import os
+import socket
+from collections.abc import Iterator, Sequence
+
+from dataplane.kernel.netlink.netlink import Refused
+from dataplane.kernel.netlink.nflog import Logged, PacketLog
+from dataplane.kernel.nft.transaction import Nft
+from dataplane.kernel.wait import readable
+from dataplane.model.net import Family
+from dataplane.planes.base import PlaneError
+from dataplane.planes.captures import Captured, CaptureStream, Link
+from dataplane.planes.nftables.netlink.fields import Layouts
+from dataplane.planes.nftables.netlink.store import ElementStore
+from dataplane.planes.nftables.refused import WHERE
+from dataplane.planes.nftables.rules.refusals import REFUSALS, begin_capture, end_capture
+from dataplane.planes.nftables.rules.syntax import Syntax, syntax_for
+
+GROUP = 0x4850
+"""Of nfnetlink_log; the numbers below are those that other programs take."""
+
+_FATES = {refusal.reason: refusal.fate for refusal in REFUSALS}
+_IPV4_LENGTH, _IPV6_LENGTH, _IPV6_HEADER = slice(2, 4), slice(4, 6), 40
+
+
+def _capturing(store: ElementStore, syntax: Sequence[Syntax]) -> list[Syntax]:
+    """Those of the tables that are there and can capture. Raises PlaneError if there are none."""
+    chains = [refusal.capture_chain for refusal in REFUSALS]
+    found = [each for each in syntax if store.has_table(each.own) and store.chains(each.own).keys() >= {*chains}]
+    if not found:
+        raise PlaneError(
+            "no rules of this version are loaded in this network namespace, so nothing can be captured: "
+            "hotplane apply -f ..., or restart the daemon"
+        )
+    return found
+
+
+class Capture(CaptureStream):
+    """A capture in this network namespace. snap: bytes of a packet that are kept. Raises PlaneError if it cannot be
+    begun, or another one goes on."""
+
+    def __init__(self, snap: int, table: str = "hotplane") -> None:
+        syntax = [syntax_for(family, table) for family in Family]
+        self._nft, self._store = Nft(), ElementStore(Layouts(syntax))
+        self._tables = _capturing(self._store, syntax)
+        try:
+            self._log = PacketLog(GROUP, snap)
+        except Refused as error:
+            if error.number in (errno.EBUSY, errno.EPERM) and os.geteuid() == 0:  # of another socket's group: EPERM
+                raise PlaneError("refused packets are captured by another process already; end it first") from error
+            raise PlaneError(f"refused packets cannot be captured: {error}; run as root") from error
+        except OSError as error:
+            raise PlaneError(f"refused packets cannot be captured: {error.strerror}; run as root") from error
+        try:
+            self._nft.run("".join(begin_capture(each, GROUP, snap) for each in self._tables))
+        except BaseException:
+            self._log.close()
+            raise
+
+    @property
+    def lost(self) -> int:
+        """See CaptureStream.lost."""
+        return self._log.lost
+
+    def poll(self, seconds: float) -> Sequence[Captured]:
+        """See CaptureStream.poll."""
+        readable([self._log.fileno()], seconds)
+        return list(_captured(self._log.take()))
+
+    def close(self) -> None:
+        """Take the rules out, where their table still is. Raises PlaneError."""
+        self._log.close()
+        mine = [each for each in self._tables if self._store.has_table(each.own)]
+        self._nft.run("".join(end_capture(each) for each in mine))
+
+
+def _captured(packets: Sequence[Logged]) -> Iterator[Captured]:
+    for packet in packets:
+        ifindex = packet.device_in or packet.device_out
+        reason, fate, data = packet.prefix, _FATES.get(packet.prefix, ""), packet.data
+        yield Captured(packet.ns, _name(ifindex), ifindex, Link.RAW, data, _length(data), WHERE, reason, fate)
+
+
+def _length(data: bytes) -> int:
+    """The length of an IP packet by its header; of the data where that says less."""
+    told = 0
+    if len(data) >= _IPV4_LENGTH.stop and data[0] >> 4 == 4:
+        told = int.from_bytes(data[_IPV4_LENGTH], "big")
+    elif len(data) >= _IPV6_LENGTH.stop and data[0] >> 4 == 6:
+        told = int.from_bytes(data[_IPV6_LENGTH], "big") + _IPV6_HEADER
+    return max(told, len(data))
+
+
+def _name(index: int) -> str:
+    """The name of a device of this network namespace, "" for none and for one that is gone."""
+    try:
+        return socket.if_indextoname(index) if index else ""
+    except OSError:
+        return ""

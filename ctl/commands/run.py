@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     log = Log(_level(args.verbosity), args.logging_format)
     if not settings.config.proxy_settings().external_ips:
-        log.warning(NO_EXTERNAL_IPS)
+        log.warning("externalIPs of Services make no frontends", reason=NO_EXTERNAL_IPS)
     for flag in idle_flags(args):
         log.warning("this flag of kube-proxy has no effect here, ignored", flag=flag)
     for field in settings.unknown:

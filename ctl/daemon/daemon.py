@@ -17,6 +17,8 @@ from ctl.daemon.host_routing.router import GAVE_WAY, HostRouter
 from ctl.daemon.http.guard import SWEEP_SECONDS as SLOW_SECONDS
 from ctl.daemon.http.guard import Guard
 from ctl.daemon.http.health import Health, eligible
+from ctl.daemon.http.health_watch import SECONDS as HEALTH_SECONDS
+from ctl.daemon.http.health_watch import HealthWatch
 from ctl.daemon.http.healthports import HealthPorts
 from ctl.daemon.http.metrics import Metrics, ip_family
 from ctl.daemon.http.traffic import TrafficCollector
@@ -29,6 +31,7 @@ from ctl.daemon.node.descriptors import DescriptorWatch, raise_limit
 from ctl.daemon.node.nodes import describe
 from ctl.daemon.node.rights import check_rights, held_capabilities
 from ctl.daemon.node.sysctls import apply_sysctls
+from ctl.daemon.object_reports import ObjectReports
 from ctl.daemon.options import to_document
 from ctl.daemon.settings import Settings, waits_for_restart
 from ctl.daemon.sync.child import Child, ChildError
@@ -52,7 +55,7 @@ from ctl.store.lock import TAKEN_OVER_STATUS, Holder, Lock, takeover_socket_path
 from ctl.store.stale import try_sweep
 from dataplane.errors import HotplaneError
 from dataplane.model.net import Family
-from dataplane.model.objects import Node, ObjectRef, Problem
+from dataplane.model.objects import Node, ObjectRef
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import HealthCheck
 from dataplane.planes.base import Plane
@@ -76,11 +79,9 @@ class Daemon:
         forward_logging(log)
         self.metrics = Metrics()
         self.health = Health(2 * settings.sync_period)
-        self._reported: dict[ObjectRef, tuple[Problem, ...]] = {}
+        self._reports = ObjectReports(log, lambda *event: self._events.warn(*event))
         self._statusz = Statusz()
-        self._noted: dict[ObjectRef, tuple[Problem, ...]] = {}
         self._jobs = Jobs(log, self.metrics.job_failed)
-        self._doubt = ""
         self._stop = asyncio.Event()
         self._saved = 0
         self._saving = asyncio.Lock()
@@ -95,6 +96,7 @@ class Daemon:
         self._takeover = TakeoverListener(takeover_socket_path(), log, self._end_for_takeover)
         self._addresses: AddressWatch | None = None
         self._sites: dict[str, tuple[Site, Listener]] = {}
+        self._taken: set[str] = set()
         self._reflectors: list[tuple[str, Reflector]] = []
         self._of_pods = pod_resources(
             settings.node.name, host_ports=settings.node.host_ports, connect_time=settings.balances_at_connect_time
@@ -138,6 +140,7 @@ class Daemon:
             await self._serve()
             self._jobs.every("connections", SLOW_SECONDS, self._guard.sweep)
             self._jobs.every("descriptors", TICK_SECONDS, DescriptorWatch(self._log).look)
+            self._jobs.every("health", HEALTH_SECONDS, HealthWatch(self.health, self._log).look)
             self._open_source()
             self._jobs.start("reconcile", self._work_once if self.settings.once else self._work)
             await self._stop.wait()
@@ -251,36 +254,10 @@ class Daemon:
         if change.health_checks or change.node is not None:
             await self._update_ports()
         self._forwarding.look()
-        self._log_notes()
-        problems = {**self.inbox.problems, **self.reconciler.planner.problems}
-        if problems == self._reported:
-            return
-        for ref, found in problems.items():
-            if self._reported.get(ref) != found:
-                planned = self.reconciler.planner.problems.get(ref, ())
-                for problem in found:
-                    reason = "InvalidObject"
-                    if problem in planned:
-                        limited = problem.field.startswith("endpoints")
-                        reason = "TooManyEndpoints" if limited else "FrontendConflict"
-                    self._log.warning("object refused", object=ref, field=problem.field, reason=problem.reason)
-                    self._events.warn(ref, reason, f"{problem.field}: {problem.reason}")
-        self._reported = problems
-
-    def _log_notes(self) -> None:
-        """Log a warning, once each, for objects that are used but may have surprising effects."""
-        doubt = self.reconciler.planner.places.doubt()
-        if doubt != self._doubt:
-            self._log.warning(doubt or f"node name {self.settings.node.name!r} is known now")
-            self._doubt = doubt
-        notes = self.inbox.notes
-        if notes == self._noted:
-            return
-        for ref, found in notes.items():
-            if self._noted.get(ref) != found:
-                for note in found:
-                    self._log.warning("object noted", object=ref, field=note.field, reason=note.reason)
-        self._noted = dict(notes)
+        planned, name = self.reconciler.planner.problems, self.settings.node.name
+        self._reports.node_name(name, self.reconciler.planner.places.doubt())
+        self._reports.noted(self.inbox.notes)
+        self._reports.refused({**self.inbox.problems, **planned}, planned)
 
     async def _update_ports(self) -> None:
         plan = self.reconciler.planner.plan
@@ -322,7 +299,8 @@ class Daemon:
         while True:
             child = await self.reconciler.between("sweep", begin)
             for record in msgspec.json.decode(await child.answer(SAVE_PATIENCE), type=list[dict[str, str]]):
-                self._log.info("removed what a network namespace that is gone had left", **record)
+                kind, name = record["kind"], record["name"]
+                self._log.info("removed what a network namespace that is gone had left", kind=kind, name=name)
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def _save(self) -> None:
@@ -371,8 +349,12 @@ class Daemon:
         try:
             self.reconciler.journal = Journal(state.plan_path(self.settings.state_dir), time.time_ns())
         except OSError as error:
-            self.reconciler.journal = None
+            self.reconciler.journal, self.reconciler.journal_failed = None, True
             self._log.warning("changes cannot be written down for other commands", reason=error.strerror)
+            return
+        if self.reconciler.journal_failed:
+            self._log.info("changes are written down for other commands again")
+            self.reconciler.journal_failed = False
 
     async def _listen(self) -> None:
         """Listen for commands that ask the daemon to save its plan (see state.ask_daemon)."""
@@ -507,7 +489,12 @@ class Daemon:
                 text = f"{bind}: cannot be listened on: {error.strerror}"
                 if self.settings.config.bind_address_hard_fail:
                     raise HotplaneError(f"{text}; free the port or choose another address") from error
-                self._log.error("server not started", reason=text)
+                self._log.error("server not started", address=bind, reason=text)
+                self._taken.add(bind)
+                continue
+            if bind in self._taken:
+                self._log.info("server started", address=bind)
+                self._taken.discard(bind)
 
     def _configz(self) -> Reply:
         body = msgspec.json.encode({"kubeproxy.config.k8s.io": to_document(self.settings.config)})

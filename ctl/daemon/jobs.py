@@ -2,6 +2,7 @@
 jobs."""
 
 import asyncio
+import time
 import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,6 +13,9 @@ from dataplane.errors import HotplaneError
 
 LONG_SECONDS = 120.0
 """A job that has run for so long counts as working: its next failure is its first."""
+
+STANDS_SECONDS = 10.0
+"""A job without an end that was started again and has run for so long is told to work."""
 
 _FRAMES = 4
 _PATIENCE = 1.0
@@ -40,6 +44,7 @@ class Jobs:
 
     def __init__(self, log: Log, failed: Callable[[str], object] = lambda _: None) -> None:
         self._log, self._failed = log, failed
+        self._since: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, name: str, job: Callable[[], Awaitable[object]]) -> None:
@@ -53,9 +58,16 @@ class Jobs:
     def failure(self, name: str, error: Exception, retry: Backoff) -> float:
         """Report a failed job; return the seconds until its retry."""
         wait = retry.failed()
+        self._since.setdefault(name, time.monotonic())
         self._failed(name)
         self._log.error("job failed", job=name, reason=reason(error), retry_s=wait)
         return wait
+
+    def works(self, name: str) -> None:
+        """Note that a job works; if it failed before, that is over."""
+        since = self._since.pop(name, None)
+        if since is not None:
+            self._log.info("job works again", job=name, after_s=round(time.monotonic() - since, 1))
 
     async def close(self) -> None:
         """Cancel all jobs."""
@@ -75,8 +87,11 @@ class Jobs:
         retry, loop = Backoff(), asyncio.get_running_loop()
         while True:
             started = loop.time()
+            stands = loop.call_later(STANDS_SECONDS, self.works, name)
             error = await attempt(job)
+            stands.cancel()
             if error is None:
+                self.works(name)
                 return
             if loop.time() - started > LONG_SECONDS:
                 retry.worked()
@@ -89,4 +104,5 @@ class Jobs:
             error = await attempt(job)
             if error is None:
                 retry.worked()
+                self.works(name)
             wait = seconds if error is None else self.failure(name, error, retry)

@@ -30,8 +30,8 @@ class Log:
     """Writes lines `TIME LEVEL message key=value ...`, or the same as one JSON object.
 
     level: the least important level that is written. Values are shown with str(); times are UTC with milliseconds.
-    Never raises if a line cannot be written (a full disk, a closed pipe), since logging must not fail its caller. The
-    number of lost lines is logged as soon as possible.
+    Messages and keys stay as docs/logs.md lists them. Never raises if a line cannot be written (a full disk, a closed
+    pipe), since logging must not fail its caller. The number of lost lines is logged as soon as possible.
     """
 
     def __init__(self, level: str = "info", form: str = "text", out: TextIO | None = None) -> None:
@@ -81,7 +81,7 @@ class _Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         write = self._log.error if record.levelno >= logging.ERROR else self._log.warning
-        write(record.getMessage())
+        write(record.getMessage(), logger=record.name)
 
 
 def forward_logging(log: Log) -> None:

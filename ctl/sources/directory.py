@@ -38,6 +38,8 @@ class DirectorySource:
             self._log.warning("a manifest cannot be read", reason=reason)
         if broken and self._reported == reported:
             return
+        if reported and not broken:
+            self._log.info("every manifest can be read again")
         if broken and self._inbox.complete_once:
             self._log.warning("nothing changes until every manifest can be read", broken=len(broken))
             return

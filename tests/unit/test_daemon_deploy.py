@@ -3,6 +3,7 @@
 import json
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ctl.store.lock import DIRECTORY, TAKEN_OVER_STATUS
 from dataplane.errors import HotplaneError
 from dataplane.kernel.ebpf.bcc_loader import DEFAULT_CACHE_DIR
 from dataplane.kernel.nft.forms import CACHE_DIRS
-from dataplane.planes.answers import HookExit, Round, ServiceCounters, Traffic, Usage
+from dataplane.planes.answers import HookExit, Refused, Round, ServiceCounters, Traffic, Usage
 from dataplane.planes.host_routes import HostRoutes, Way
 from dataplane.planes.registry import MODES, mode_of
 from dataplane.planes.rights import SYS_ADMIN
@@ -119,6 +120,11 @@ def _metric_names() -> set[str]:
 class _Counting:
     """A plane that counts one thing of each kind."""
 
+    counts_refusals_apart = True
+
+    def refused(self) -> Sequence[Refused]:
+        return [Refused("nftables", "no_endpoint", 1, "rejected")]
+
     def usage(self) -> Usage:
         rounds = (Round("tcp_flows", 10, 4, 1, 0.0),)
         return Usage({"tcp_flows": 1}, {"tcp_flows": 0}, rounds, {"tcp_flows": 0})
@@ -141,7 +147,7 @@ def test_the_dashboard_draws_metrics_that_exist() -> None:
         for target in panel["targets"]
         for name in re.findall(_OF_METRICS, target["expr"])
     }
-    assert {"hotplane_map_entries", "hotplane_decisions_total"} <= drawn
+    assert {"hotplane_map_entries", "hotplane_decisions_total", "hotplane_refused_packets_total"} <= drawn
     assert drawn <= _metric_names()
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 

@@ -56,6 +56,29 @@ def test_a_job_that_fails_is_told_by_name_and_tried_again() -> None:
         assert failed == ["once"] * 3
         assert out.getvalue().count('job failed job=once reason="BlockingIOError: [Errno 11]') == 3
         assert "test_daemon_jobs.py:" in out.getvalue()
+        assert out.getvalue().count("job works again job=once after_s=") == 1
+        assert "job works again job=often" not in out.getvalue(), "it never failed"
+
+    asyncio.run(scenario())
+
+
+def test_a_job_without_an_end_works_again_once_it_has_run_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctl.daemon.jobs.STANDS_SECONDS", 0.02)
+
+    async def scenario() -> None:
+        out, calls = io.StringIO(), 0
+
+        async def work() -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                raise OSError(12, "Cannot allocate memory")
+            await asyncio.sleep(60)
+
+        jobs = Jobs(Log(out=out))
+        jobs.start("watch", work)
+        await _until(lambda: "job works again job=watch" in out.getvalue())
+        await jobs.close()
 
     asyncio.run(scenario())
 
@@ -167,6 +190,7 @@ def test_a_plane_that_fails_as_none_should() -> None:
             loop.inbox.remove(ObjectRef("Service", "default", "a"))
             loop.plane.broken = False
             await _until(lambda: loop.names() == {"b", "c"})
+            await _until(lambda: "job works again job=reconcile" in loop.out.getvalue())
 
     asyncio.run(scenario())
 

@@ -25,7 +25,7 @@ class RouteKeeper:
         self._choice, self._tell, self._log = choice, tell, log
         self._chains: str | None = NOT_LOOKED
         self._groups: str | None = GROUPS_UNKNOWN if api else None
-        self._begun = self._told = False
+        self._begun = self._told = self._failed = False
 
     def begin(self) -> None:
         """Tell the plane that now holds the plan, whatever another one was told."""
@@ -81,10 +81,12 @@ class RouteKeeper:
         try:
             self._tell(wanted)
         except HotplaneError as error:
-            self._told = False
+            self._told, self._failed = False, True
             self._log.error("the plane could not be told who stays on the node's stack", reason=error)
             return
-        self._told = True
+        if self._failed:
+            self._log.info("the plane knows again who stays on the node's stack")
+        self._told, self._failed = True, False
         if before.node != wanted.node:
             if wanted.node:
                 self._log.info("all packets go by the node's stack", reason=wanted.node)

@@ -14,6 +14,7 @@ from ctl.daemon.http.health import Health
 from ctl.daemon.http.web import NOSNIFF, NOT_FOUND, Listener, Reply, Site
 from ctl.daemon.log import Log
 from ctl.daemon.node import descriptors
+from dataplane.model.objects import ObjectRef
 from dataplane.plan.types import HealthCheck
 from dataplane.policy.node import NodePortAddresses
 
@@ -77,7 +78,9 @@ class HealthPorts:
                 server.close()
             self._complain(check, error.strerror or str(error))
             return False
-        self._complained.pop(check.port, None)
+        if self._complained.pop(check.port, None) is not None:
+            ref = ObjectRef("Service", check.namespace, check.name)
+            self._log.info("the health-check port is open now", object=ref, port=check.port)
         self._servers[check.port] = opened
         return True
 

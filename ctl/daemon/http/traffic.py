@@ -6,7 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from dataplane.planes.answers import Traffic, Usage
+from dataplane.planes.answers import Refused, Traffic, Usage
 from dataplane.planes.base import Plane
 from dataplane.planes.host_routes import HostRoutes
 
@@ -34,6 +34,8 @@ class TrafficCollector(Collector):
         usage = plane.usage()
         traffic = plane.traffic() if usage is not None else None
         self._families = [*_traffic(traffic), *_usage(usage)] if usage is not None and traffic is not None else []
+        if plane.counts_refusals_apart:
+            self._families += _refused(plane.refused() or ())
         routes = plane.host_routes()
         if routes is not None:
             self._families += _routes(routes)
@@ -49,6 +51,15 @@ def _traffic(traffic: Traffic) -> Iterable[Metric]:
     for way in traffic.hook_exits:
         reasons.add_metric([way.hook, way.reason], way.times)
     yield reasons
+
+
+def _refused(refused: Iterable[Refused]) -> Iterable[Metric]:
+    packets = CounterMetricFamily(
+        "hotplane_refused_packets", "Packets rejected, dropped or not served, by reason", labels=["hook", "reason"]
+    )
+    for each in refused:
+        packets.add_metric([each.where, each.reason], each.times)
+    yield packets
 
 
 def _routes(routes: HostRoutes) -> Iterable[Metric]:

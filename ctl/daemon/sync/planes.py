@@ -32,6 +32,7 @@ def daemon_plane(settings: Settings, log: Log) -> Plane:
             detector=detector,
             watch=not settings.once,
             warn=log.warning,
+            mended=log.info,
         )
     )
 

@@ -66,6 +66,8 @@ class Reconciler:
         self.syncs = 0
         self.touched: set[str] = set()
         self.journal: Journal | None = None
+        self.journal_failed = False
+        self._node_is_gone = False
         self._logged, self._unlogged = 0.0, 0
         self._waiting: deque[tuple[str, Callable[[], Awaitable[object]], Backoff]] = deque()
         self._asked = asyncio.Event()
@@ -118,6 +120,8 @@ class Reconciler:
                 self._health.queued()
                 self._untrue = reason(error)
                 self._jobs.failure("reconcile", error, self.retry)
+            elif not self._untrue:
+                self._jobs.works("reconcile")
 
     async def _work_off(self) -> None:
         """Run the requested jobs. One that fails is retried later and does not delay the others."""
@@ -130,6 +134,8 @@ class Reconciler:
         if error is not None:
             wait = self._jobs.failure(name, error, retry)
             asyncio.get_running_loop().call_later(wait, self._request, name, job, retry)
+        else:
+            self._jobs.works(name)
 
     def request(self, name: str, job: Callable[[], Awaitable[object]]) -> None:
         """Run a job in the reconcile loop, between two changes; retried until it works."""
@@ -292,6 +298,7 @@ class Reconciler:
         """Stop the journal: from now on the saved plan is not the loaded one."""
         if self.journal is not None:
             self._log.warning("changes can no longer be written down for other commands", reason=why)
+            self.journal_failed = True
             self.journal.close()
             self.journal = None
         self._unwritten()
@@ -343,9 +350,13 @@ class Reconciler:
         before, name = self.node, self._name
         if any(ref.kind == "Node" and ref.name == name for ref in batch.deletes):
             self._log.warning("the Node object is gone; its last zone, addresses and pod ranges stay", node=name)
+            self._node_is_gone = True
         for item in batch.upserts:
             if isinstance(item, Node) and item.name == name:
                 self.node = item
+                if self._node_is_gone:
+                    self._log.info("the Node object is there again", node=name)
+                self._node_is_gone = False
         return self.node != before
 
 

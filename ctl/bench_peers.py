@@ -21,6 +21,7 @@ _CLEANUP = 'exec "$HOTPLANE" cleanup --state-dir "$PEER_DIR/state"'
 BUILT_IN = tuple(_OWN + mode for mode in ("nftables", "ebpf", "iptables"))
 BESIDE = BUILT_IN[:2]
 """Those that are measured beside others' proxies without being asked for."""
+_SWITCH = "during-switch"
 _IPVS = Path("/proc/net/ip_vs")
 
 
@@ -107,10 +108,15 @@ def records() -> list[dict[str, Any]]:
 
 
 def without_impossible(settings: "Settings") -> "tuple[Settings, list[str]]":
-    """The settings without peers that this kernel cannot have, and sentences about those.
+    """The settings without what peers cannot have here, and sentences about it."""
+    settings, said = _without_ipvs(settings)
+    settings, more = _without_switch(settings)
+    return settings, said + more
 
-    A kube-proxy in ipvs mode without IPVS programs iptables instead, and would be measured under a wrong name.
-    """
+
+def _without_ipvs(settings: "Settings") -> "tuple[Settings, list[str]]":
+    """Without peers that this kernel cannot have: a kube-proxy in ipvs mode without IPVS programs iptables instead, and
+    would be measured under a wrong name."""
     import msgspec
 
     left_out = [peer.name for peer in settings.peers if _wants_ipvs(peer.command) and not _has_ipvs()]
@@ -120,6 +126,21 @@ def without_impossible(settings: "Settings") -> "tuple[Settings, list[str]]":
     modes = tuple(mode for mode in settings.modes if mode not in left_out)
     said = [f"left out: peer {name}: this kernel has no IPVS (module ip_vs)" for name in left_out]
     return msgspec.structs.replace(settings, peers=kept, modes=modes), said
+
+
+def _without_switch(settings: "Settings") -> "tuple[Settings, list[str]]":
+    """Without a change of modes where nobody has one. Peers have none (run.event_keys); that is told here."""
+    import msgspec
+
+    from dataplane.bench.modes import MODES
+
+    if not settings.peers or _SWITCH not in settings.scenarios:
+        return settings, []
+    said = [f"left out: {_SWITCH} of {', '.join(peer.name for peer in settings.peers)}: a peer has no other mode"]
+    if all(MODES[mode].reference or MODES[mode].is_peer for mode in settings.modes):
+        kept = tuple(name for name in settings.scenarios if name != _SWITCH)
+        settings = msgspec.structs.replace(settings, scenarios=kept)
+    return settings, said
 
 
 def _wants_ipvs(command: str) -> bool:

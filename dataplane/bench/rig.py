@@ -262,7 +262,7 @@ class Rig:
     def restart_agent(self, mode: str) -> None:
         """End the mode's control plane, leave nothing of it on the node, start it anew; a peer is only ended."""
         if mode in self._peers:
-            self._peers[mode].clean()
+            self._peers[mode].leave()
             return
         self.end_agent(mode)
         node = self.nodes[mode]

@@ -23,6 +23,7 @@ from dataplane.bench.events.scale import scale_out
 from dataplane.bench.figures import hdr
 from dataplane.bench.figures.results import Cell, CellKey, Journal, Results, done
 from dataplane.bench.figures.watched import closed_loop
+from dataplane.bench.left_out import LeftOut
 from dataplane.bench.load.processors import ProcessorLoad
 from dataplane.bench.machine.counters import Counters, hardware
 from dataplane.bench.machine.cpu import Usage, process_seconds, usage
@@ -126,14 +127,22 @@ def all_keys(settings: Settings) -> Iterator[CellKey]:
 
 
 def event_keys(settings: Settings, services: int) -> Iterator[CellKey]:
-    """The events at this number of Services. A mode that balances nothing has no cold start."""
+    """The events at this number of Services. A mode that balances nothing has no cold start, a peer no other mode."""
     modes = data_modes(settings, SCENARIOS["connect"], services)
     wanted = [s for s in SCENARIOS.values() if s.kind is Kind.EVENT and s.name in settings.scenarios]
     for scenario in [s for s in wanted if happens_at(settings, s, services)]:
         for number, mode in itertools.product(range(1, settings.event_rounds + 1), modes):
-            bare = MODES[mode].reference and scenario.operation == "coldstart"
-            if not bare and not MODES[mode].is_peer and mode in (settings.event_modes or modes):
+            if _happens(settings, mode, scenario):
                 yield CellKey(mode, scenario.name, services, "", number)
+
+
+def _happens(settings: Settings, mode: str, scenario: Scenario) -> bool:
+    """True if an event is measured in a mode: peers are programs of their own, so they have all that a proxy has."""
+    found = MODES[mode]
+    if found.is_peer:
+        return scenario.operation != "switch"
+    bare = found.reference and scenario.operation == "coldstart"
+    return not bare and mode in (settings.event_modes or settings.modes)
 
 
 def scaling_keys(settings: Settings, services: int) -> Iterator[CellKey]:
@@ -152,9 +161,12 @@ def data_key(mode: str, scenario: Scenario, services: int, position: Position, n
 
 
 def measured(key: CellKey, measure: Callable[[], dict[str, Any]]) -> Cell:
-    """A cell with the figures that `measure` gives, or with why it has none. Its `counts` become the histogram."""
+    """A cell with the figures that `measure` gives, or with why it has none. Its `counts` become the histogram. Raises
+    LeftOut where there is to be no cell."""
     try:
         found = measure()
+    except LeftOut:
+        raise
     except (LabError, PlaneError) as error:
         return Cell(key, error=str(error))
     counts = found.pop("counts", None)
@@ -229,7 +241,11 @@ class Runner:
         """Measure one cell and keep it, unless it is there already or not wanted (planes must be loaded anyway)."""
         self._tell(key)
         started = time.perf_counter()
-        cell = measured(key, lambda: {**measure(), "wall": time.perf_counter() - started})
+        try:
+            cell = measured(key, lambda: {**measure(), "wall": time.perf_counter() - started})
+        except LeftOut as error:
+            self._say_left_out(key, str(error))
+            return {}
         if cell.error and key.scenario not in self._settings.scenarios:
             self._results.skipped.append(f"{key.mode} is left out at {key.services:,} Services: {cell.error}")
         if key not in self._done and key.scenario in self._settings.scenarios:
@@ -239,6 +255,13 @@ class Runner:
             self._results.cells.append(cell)
             self._journal.add(cell)
         return cell.figures
+
+    def _say_left_out(self, key: CellKey, why: str) -> None:
+        """There is no such cell; it is told by name, once for all its rounds."""
+        self._left.pop(key, None)
+        said = f"left out: {key.scenario} of {key.mode} at {key.services:,} Services: {why}"
+        if said not in self._results.skipped:
+            self._results.skipped.append(said)
 
     def _shuffled(self, items: list[str]) -> list[str]:
         return self._random.sample(items, len(items))
@@ -354,7 +377,7 @@ class Runner:
 
     def _event_rounds(self, services: int) -> None:
         """Rollouts in all modes first, while those have their control plane from before; then mode by mode what happens
-        to a daemon, which starts once for all of it, a cold start first."""
+        to a proxy, which starts once for all of it, a cold start first."""
         wanted = [key for key in event_keys(self._settings, services) if key in self._left]
         wanted = [key for key in wanted if key.mode not in self._broken]
         if not wanted:
@@ -368,7 +391,8 @@ class Runner:
                         key = CellKey(mode, name, services, "", number)
                         self._record(key, lambda key=key: self._event(events, key))  # type: ignore[misc]
                     if not is_rollout:
-                        events.leave(mode)
+                        with self._told_later(mode):
+                            events.leave(mode)
 
     def _event(self, events: Events, key: CellKey) -> dict[str, Any]:
         return self._with_others(lambda: events.measure(key.mode, SCENARIOS[key.scenario]))

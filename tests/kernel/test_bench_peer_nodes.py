@@ -32,6 +32,8 @@ DAEMON = (
 PACKETS = ("connect", "TCP_RR", "dns", "north-local", "north-remote-pps")
 TWINS = ("connect", "TCP_RR", "first-change", "first-rollout")
 PROBED = ("first-cold", "first-restart", "first-change", "first-rollout")
+EVENTS = ("during-coldstart", "during-rollout", "during-kill")
+SWITCH = "during-switch"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,8 +53,10 @@ class Run(NamedTuple):
 
 def test_the_daemon_as_a_peer_from_end_to_end(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    bench("--profile", "tiny", "--modes", "direct", "--services", "5", "--rounds", "1", "--peer", "hotplane-nftables",
-          "--scenario", ",".join((*PACKETS, *PROBED)), "--results", str(path))  # fmt: skip
+    done = bench(
+        "--profile", "tiny", "--modes", "direct", "--services", "5", "--rounds", "1", "--peer", "hotplane-nftables",
+        "--scenario", ",".join((*PACKETS, *PROBED, *EVENTS, SWITCH)), "--results", str(path),
+    )  # fmt: skip
     results = read(path)
     assert without_figures(results) == []
     assert {cell.key for cell in results.cells} == set(all_keys(results.settings))
@@ -63,7 +67,14 @@ def test_the_daemon_as_a_peer_from_end_to_end(tmp_path: Path) -> None:
         assert figures["rss"] > 10e6
     assert all(cells["hotplane-nftables", scenario]["rate"] > 0 for scenario in PACKETS)
     assert cells["hotplane-nftables", "first-rollout"]["rate"] > 50
-    assert results.skipped == []
+    for scenario in EVENTS:
+        figures = cells["hotplane-nftables", scenario]
+        assert figures["operations"] > 0
+        assert figures["event"] > 0
+        assert scenario == "during-coldstart" or (figures["failures"], figures["ended"]) == (0, 0)
+    assert cells["hotplane-nftables", "during-coldstart"]["gap"] > 0
+    assert results.skipped == [f"left out: {SWITCH} of hotplane-nftables: a peer has no other mode"]
+    assert "no figures" not in done.stdout
     assert not any(name.startswith("hp-bench-") and not _alive(name.split("-")[2]) for name in netns.names())
     assert not [each for each in _folders() if not _alive(each.name.split("-")[3])]
 
@@ -123,7 +134,7 @@ def test_what_a_peer_leaves_is_removed_and_told(lab: Lab) -> None:
     """Rules, a device, a process that SIGTERM does not reach, a clean-up that fails."""
     leave = (
         "nft add table ip litter; ip link add litter0 type veth peer name litter1; tc qdisc add dev eth0 clsact; "
-        "(trap '' TERM; exec sleep 1000) & "
+        "(trap '' TERM; touch deaf; exec sleep 1000) & until [ -e deaf ]; do sleep 0.01; done; "
     )
     end = time.monotonic() + 30
     peer = controlled(lab, leave + "echo made; wait", cleanup="echo cleaning; exit 4")

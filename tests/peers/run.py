@@ -16,6 +16,7 @@ from dataplane.bench.peer import leftovers
 from dataplane.bench.peer.cluster import LISTEN, PROBE_PORT, cluster
 from dataplane.bench.peer.process import PeerProcess
 from dataplane.bench.peer.spec import Peer
+from dataplane.bench.scenarios import SCENARIOS, Kind
 from dataplane.kernel.namespaces.netns import in_netns, netns
 from dataplane.lab.apiserver.server import ApiServer
 from dataplane.lab.lab import Lab
@@ -97,6 +98,7 @@ def measured(log: Log, binary: Path, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     results = read(path)
     said = [text for text in results.skipped if "kube-proxy" in text]
+    assert any("during-switch" in text and "no other mode" in text for text in said), said
     for text in said:
         log.say(text)
     has_ipvs = "kube-proxy-ipvs" in results.settings.modes
@@ -116,7 +118,13 @@ def _say_measured(log: Log, results: Results, mode: str) -> None:
     assert not wrong, wrong
     scenarios = list(dict.fromkeys(cell.key.scenario for cell in cells))
     assert {"connect", "dns", "north-remote-pps", "first-cold", "first-restart", "first-change"} <= set(scenarios)
+    events = {name for name, scenario in SCENARIOS.items() if scenario.kind is Kind.EVENT}
+    assert events - set(scenarios) == {"during-switch"}
     log.say(f"{mode}: {len(cells)} measurements without an error, of {', '.join(scenarios)}")
+    for name in ("during-rollout", "during-restart", "during-kill"):
+        found = [cell.figures for cell in cells if cell.key.scenario == name]
+        lost, slow, made = (sum(each[figure] for each in found) for figure in ("failures", "slow", "operations"))
+        log.say(f"{mode}, {name}: of {made + lost:.0f} connections {lost:.0f} lost, {slow:.0f} slow")
 
 
 def main() -> int:

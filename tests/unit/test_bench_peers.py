@@ -9,14 +9,16 @@ import pytest
 
 from ctl import bench_peers
 from ctl.parser import parse
+from dataplane.bench.figures import events
 from dataplane.bench.figures.analyse import PlaceKey, analyse
 from dataplane.bench.figures.results import read, write
 from dataplane.bench.modes import LAB_MODES, MODES
-from dataplane.bench.objects import Backend, Shape
+from dataplane.bench.objects import FLOWS_SERVICE, Backend, Form, Shape
 from dataplane.bench.peer.cluster import LISTEN, PLACES, PROBE_SERVICE, cluster, probe_slice
 from dataplane.bench.peer.spec import ENVIRONMENT, Peer
 from dataplane.bench.profiles import Overrides, settings
-from dataplane.bench.report.page import write_report
+from dataplane.bench.report.markdown import markdown
+from dataplane.bench.report.page import page, write_report
 from dataplane.bench.report.summary import places
 from dataplane.bench.report.svg import PEER_LOOKS
 from dataplane.bench.run import all_keys
@@ -99,6 +101,45 @@ def test_peers_have_the_scenarios_of_packets_and_probes_and_others_those_of_thei
     assert len(keys) == len(set(keys))
 
 
+EVENTS = {name for name, scenario in SCENARIOS.items() if scenario.kind is Kind.EVENT}
+
+
+@pytest.mark.parametrize("profile", ["tiny", "full"])
+def test_peers_have_all_events_but_a_change_of_modes(profile: str) -> None:
+    keys = list(all_keys(settings(profile, Overrides(modes=("nftables",), peers=TWINS))))
+    of = {mode: {key.scenario for key in keys if key.mode == mode} & EVENTS for mode in ("one", "two", "nftables")}
+    assert of["nftables"] == EVENTS
+    assert of["one"] == of["two"] == EVENTS - {"during-switch"}
+    at = {name: {k.services for k in keys if k.scenario == name and k.mode == "one"} for name in of["one"]}
+    assert at == {name: {k.services for k in keys if k.scenario == name and k.mode == "nftables"} for name in of["one"]}
+
+
+def test_a_change_of_modes_is_left_out_by_name() -> None:
+    beside = settings("full", Overrides(modes=("nftables",), peers=TWINS))
+    kept, said = bench_peers.without_impossible(beside)
+    assert said == ["left out: during-switch of one, two: a peer has no other mode"]
+    assert kept == beside
+    assert {key.mode for key in all_keys(kept) if key.scenario == "during-switch"} > {"nftables"}
+    alone, said = bench_peers.without_impossible(settings("full", Overrides(peers=TWINS)))
+    assert said == ["left out: during-switch of one, two: a peer has no other mode"]
+    assert EVENTS - set(alone.scenarios) == {"during-switch"}
+    assert bench_peers.without_impossible(settings("quick", Overrides(peers=TWINS)))[1] == []
+    assert bench_peers.without_impossible(settings("full"))[1] == []
+
+
+def test_what_is_left_out_by_name_is_no_error_in_tables_and_pages() -> None:
+    run = made_up(modes=("nftables",), peers=TWINS, services=(100,), rounds=3)
+    run.settings, run.skipped = bench_peers.without_impossible(run.settings)
+    found = analyse(run)
+    table = events.records(run, found)
+    assert {record["mode"] for record in table if record["scenario"] == "during-kill"} >= {"nftables", "one", "two"}
+    assert not {record["mode"] for record in table if record["scenario"] == "during-switch"} & {"one", "two"}
+    assert [text for text in found.warnings if "left out" in text] == run.skipped
+    for shown in (markdown(run, whole=True), page(run, found, {})):
+        assert "during-switch of one, two: a peer has no other mode" in shown
+        assert "have no figures" not in shown
+
+
 def test_without_other_modes_only_the_references_are_beside_peers() -> None:
     modes = settings("quick", Overrides(peers=TWINS)).modes
     assert modes == ("direct", "direct-again", "conntrack", "one", "two")
@@ -111,7 +152,7 @@ def test_without_other_modes_only_the_references_are_beside_peers() -> None:
 def test_a_proxy_that_would_fall_back_from_ipvs_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     kube = "kube-proxy --proxy-mode={}"
     peers = (Peer("kp-ipvs", kube.format("ipvs")), Peer("kp", kube.format("iptables") + " --ipvs-min-sync-period=1s"))
-    chosen = settings("tiny", Overrides(peers=peers))
+    chosen = settings("tiny", Overrides(peers=peers, scenarios=["connect"]))
     monkeypatch.setattr(bench_peers, "_has_ipvs", lambda: False)
     kept, said = bench_peers.without_impossible(chosen)
     assert [peer.name for peer in kept.peers] == ["kp"]
@@ -136,6 +177,20 @@ def test_the_cluster_is_one_that_a_real_server_could_hand_out(family: Family) ->
     assert {item["metadata"]["name"] for item in items if item["kind"] == "Node"} == {"node1", "node2"}
     [a, b] = [probe_slice(local, family, place)["ports"][0]["port"] for place in PLACES]
     assert (a, b) == tuple(LISTEN.values())
+
+
+def test_what_is_special_about_a_cluster_is_so_for_peers() -> None:
+    nodes = topology(LabSpec(nodes=2)).nodes
+    local, remote = (Backend(node.pods[0].addresses[Family.IPV4], node.name) for node in nodes)
+    items = list(cluster(Shape(3, form=Form.AFFINITY, flows=4), local, remote, nodes, "a"))
+    assert decode(msgspec.json.encode({"apiVersion": "v1", "kind": "List", "items": items}), "test").problems == []
+    specs = {item["metadata"]["name"]: item["spec"] for item in items if item["kind"] == "Service"}
+    assert FLOWS_SERVICE in specs
+    del specs[PROBE_SERVICE]  # whose endpoint is to be met wherever it is
+    for spec in specs.values():
+        assert spec["type"] in ("ClusterIP", "NodePort")
+        assert spec["sessionAffinity"] == "ClientIP"
+        assert spec["sessionAffinityConfig"] == {"clientIP": {"timeoutSeconds": 10800}}  # proxies rely on it
 
 
 def test_two_peers_of_one_command_are_never_told_apart() -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
+import pytest
 
 from dataplane.bench.figures import hdr
 from dataplane.bench.figures.results import CellKey, Journal, Results, read_journal
+from dataplane.bench.left_out import LeftOut
 from dataplane.bench.machine.facts import facts
 from dataplane.bench.profiles import Overrides, Settings, settings
 from dataplane.bench.rig import Rig
@@ -152,6 +154,24 @@ def test_a_mode_that_does_not_start_is_left_out_and_said_so(tmp_path: Path) -> N
     assert {cell.error for cell in broken} == {"the kernel refuses"}
     assert not any(what[1] == "iptables" for what in rig.asked if what[0] in ("connect", "rr"))
     assert all(not cell.error for cell in results.cells if cell.key.mode == "nftables")
+
+
+def test_what_cannot_be_measured_here_is_told_by_name_and_has_no_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Runner, mode: str, scenario: str) -> dict[str, Any]:
+        if mode == "nftables":
+            raise LeftOut("the machine has too much of it")
+        return {"p99": 1.0}
+
+    monkeypatch.setattr(Runner, "_control", refuse)
+    results = run(tmp_path, FakeRig(tmp_path))
+    assert results.skipped == [
+        f"left out: change of nftables at {count} Services: the machine has too much of it" for count in (1, 50)
+    ]
+    assert not any(cell.error for cell in results.cells)
+    assert {cell.key.mode for cell in results.cells if cell.key.scenario == "change"} == {"iptables"}
+    assert {cell.key for cell in results.cells if cell.key.mode == "nftables"}
 
 
 def test_failing_operations_give_no_figures(tmp_path: Path) -> None:

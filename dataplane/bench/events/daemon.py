@@ -50,6 +50,11 @@ class NodeDaemon:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    def ready(self) -> None:
+        """Have it run: start it unless it does. Raises LabError."""
+        if not self.is_running:
+            self.start()
+
     def start(self) -> None:
         """Start it, and wait until it has loaded everything. Raises LabError when it ends or takes PATIENCE."""
         self._configure(self._mode.plane)

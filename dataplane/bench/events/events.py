@@ -14,7 +14,9 @@ import msgspec
 from dataplane.bench.agent import Request
 from dataplane.bench.events.daemon import NodeDaemon
 from dataplane.bench.events.full_table import forget, nearly_full
+from dataplane.bench.events.proxy import NodeProxy
 from dataplane.bench.figures.watched import seen
+from dataplane.bench.left_out import LeftOut
 from dataplane.bench.load.watcher import FLOWS
 from dataplane.bench.modes import MODES
 from dataplane.bench.objects import LOCAL_NODE_PORT, SERVER_PORT, chunks
@@ -31,19 +33,19 @@ on for one time each."""
 
 
 class Events:
-    """Measures events on the nodes of a rig, at a number of Services. As a context manager: daemons end, and leave
+    """Measures events on the nodes of a rig, at a number of Services. As a context manager: proxies end, and leave
     nothing on their nodes; the agents of modes that had one are gone too."""
 
     def __init__(self, rig: Rig, settings: Settings, services: int) -> None:
         self._rig, self._settings, self._services = rig, settings, services
         self._folder = Path(tempfile.mkdtemp(prefix="hotplane-bench-"))
-        self._daemons: dict[str, NodeDaemon] = {}
+        self._proxies: dict[str, NodeProxy] = {}
         self._happens: dict[str, Callable[[str], None]] = {
             "rollout": self._rollout,
             "coldstart": self._cold_start,
             "restart": self._restart,
             "kill": self._kill,
-            "switch": lambda mode: self._daemons[mode].switch_and_back(),
+            "switch": self._switch,
             "conntrack": self._nothing,
             "syn-flood": self._flood,
         }
@@ -55,20 +57,20 @@ class Events:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            for mode in list(self._daemons):
+            for mode in list(self._proxies):
                 self.leave(mode)
         finally:
             shutil.rmtree(self._folder)
 
     def leave(self, mode: str) -> None:
-        """End the mode's daemon, if there is one, and leave nothing of it on the node."""
-        if mode in self._daemons:
-            self._daemons.pop(mode).leave()
-            shutil.rmtree(self._folder / mode)
+        """End the mode's proxy, if there is one, and leave nothing of it on the node. Raises HotplaneError."""
+        if mode in self._proxies:
+            self._proxies.pop(mode).leave()
+            shutil.rmtree(self._folder / mode, ignore_errors=True)
 
     def measure(self, mode: str, scenario: Scenario) -> dict[str, Any]:
         """The figures of one event in one mode; event: seconds that it took. In a mode that balances nothing only what
-        does not concern a proxy happens. Raises LabError, PlaneError.
+        does not concern a proxy happens. Raises LabError, LeftOut, PlaneError.
 
         The connection table is empty before: of connections that met no rules in a cold start it would hold entries
         without a translation, for two minutes, and whoever gets such a port again is not translated either."""
@@ -94,20 +96,36 @@ class Events:
         return seen(answer, flows) | {"event": took}
 
     def _prepare(self, mode: str, operation: str) -> None:
-        """Rollouts are of the planner and plane that the benchmark feeds itself, all else of the daemon."""
-        if operation == "rollout":
-            self.leave(mode)
-            if not self._rig.has_agent(mode):
-                self._rig.restart_agent(mode)
-                self._rig.load(mode, self._services)
+        """Have the mode's proxy run, or for a cold start nothing of it be there."""
+        if operation == "rollout" and not MODES[mode].is_peer:
+            self._prepare_agent(mode)
             return
         self._rig.end_agent(mode)
+        if MODES[mode].is_peer:
+            self._proxies[mode] = self._peer(mode)  # it may run already
         if operation == "coldstart":
             self.leave(mode)
-        if mode not in self._daemons:
-            self._daemons[mode] = self._daemon(mode)
-        if operation != "coldstart" and not self._daemons[mode].is_running:
-            self._daemons[mode].start()
+        proxy = self._proxy(mode)
+        if operation != "coldstart":
+            proxy.ready()
+
+    def _prepare_agent(self, mode: str) -> None:
+        """Rollouts are of the planner and plane that the benchmark feeds itself, all else of the daemon."""
+        self.leave(mode)
+        if not self._rig.has_agent(mode):
+            self._rig.restart_agent(mode)
+            self._rig.load(mode, self._services)
+
+    def _proxy(self, mode: str) -> NodeProxy:
+        """The mode's proxy: a peer, or hotplane's daemon; it has the Services to serve."""
+        if mode not in self._proxies:
+            self._proxies[mode] = self._peer(mode) if MODES[mode].is_peer else self._daemon(mode)
+        return self._proxies[mode]
+
+    def _peer(self, mode: str) -> NodeProxy:
+        peer = self._rig.peer(mode)
+        peer.fill(self._services)
+        return peer
 
     def _daemon(self, mode: str) -> NodeDaemon:
         folder = self._folder / mode
@@ -120,19 +138,28 @@ class Events:
         time.sleep(LASTS * self._settings.event_seconds)
 
     def _rollout(self, mode: str) -> None:
-        request = Request("rollout", seconds=LASTS * self._settings.event_seconds)
-        self._rig.agent(mode).ask(msgspec.json.encode(request), LOAD_PATIENCE)
+        seconds = LASTS * self._settings.event_seconds
+        if not MODES[mode].is_peer:
+            self._rig.agent(mode).ask(msgspec.json.encode(Request("rollout", seconds=seconds)), LOAD_PATIENCE)
+        elif not self._rig.peer(mode).changes(seconds):
+            raise LabError(f"{mode}: its API server made no change in {seconds:g} s")
 
     def _cold_start(self, mode: str) -> None:
-        self._daemons[mode].start()
+        self._proxies[mode].start()
 
     def _restart(self, mode: str) -> None:
-        self._daemons[mode].stop()
-        self._daemons[mode].start()
+        self._proxies[mode].stop()
+        self._proxies[mode].start()
 
     def _kill(self, mode: str) -> None:
-        self._daemons[mode].kill()
-        self._daemons[mode].start()
+        self._proxies[mode].kill()
+        self._proxies[mode].start()
+
+    def _switch(self, mode: str) -> None:
+        daemon = self._proxies[mode]
+        if not isinstance(daemon, NodeDaemon):
+            raise LeftOut("a peer has no other mode")
+        daemon.switch_and_back()
 
     def _flood(self, mode: str) -> None:
         node, family = self._rig.nodes[mode], self._settings.family

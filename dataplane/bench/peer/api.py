@@ -12,28 +12,24 @@ from typing import Any
 
 import msgspec
 
-from dataplane.bench.objects import ENDPOINTS, Backend, Changes, Shape
+from dataplane.bench.objects import Backend, Changes, Shape
 from dataplane.bench.peer.cluster import cluster, filled_in, probe_slice
 from dataplane.errors import HotplaneError
 from dataplane.lab.apiserver.server import ApiServer
 from dataplane.lab.lab import Lab
-from dataplane.model.net import Family
 
 BOOKMARK_SECONDS = 60.0
 _CHUNK = 1000
 
 
 class Order(msgspec.Struct, frozen=True):
-    """do: "fill" (the cluster anew: services, endpoints of each, family, local, remote, servers, place), "move" (the
-    probes' endpoint to place), "churn" (rate: changes of other Services a second, from now on; 0: no more)."""
+    """do: "fill" (the cluster anew: shape, local, remote, place), "move" (the probes' endpoint to place), "churn"
+    (rate: changes of other Services a second, from now on; 0: no more)."""
 
     do: str
-    services: int = 0
-    endpoints: int = ENDPOINTS
-    family: Family = Family.IPV4
+    shape: Shape = Shape(0)
     local: Backend = Backend("", "")
     remote: Backend = Backend("", "")
-    servers: int = 0
     place: str = ""
     rate: int = 0
 
@@ -71,21 +67,20 @@ class Api:
 
     def fill(self, order: Order) -> dict[str, float]:
         """The cluster of so many Services; it must be empty yet."""
-        shape = Shape(order.services, order.endpoints, order.family, order.servers)
         items: list[Any] = []
-        for item in cluster(shape, order.local, order.remote, self._lab.nodes, order.place):
+        for item in cluster(order.shape, order.local, order.remote, self._lab.nodes, order.place):
             items.append(item)
             if len(items) == _CHUNK:
                 self._server.apply(*items)
                 items = []
         self._server.apply(*items)
         self._server.forget()  # nobody watches yet, so nobody misses the history
-        self._last, self._changes = order, Changes(shape)
+        self._last, self._changes = order, Changes(order.shape)
         return {}
 
     def move(self, order: Order) -> dict[str, float]:
         """Move the probes' endpoint; `at`: just before watches hear of it."""
-        found = probe_slice(self._last.local, self._last.family, order.place)
+        found = probe_slice(self._last.local, self._last.shape.family, order.place)
         at = time.monotonic_ns()
         self._server.apply(filled_in(found))
         return {"at": float(at)}

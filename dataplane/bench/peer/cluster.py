@@ -18,6 +18,8 @@ PLACES = ("a", "b")
 """Where the endpoint can be."""
 LISTEN = {"a": 8900, "b": 8901}
 """Ports of the server's pod by place, TCP."""
+AFFINITY_SECONDS = 10800
+"""What an API server writes where a Service does not say how long clients stay with an endpoint."""
 
 Object = dict[str, Any]
 
@@ -54,10 +56,12 @@ def filled_in(item: Object) -> Object:
     spec = item["spec"]
     family = "IPv6" if ":" in spec["clusterIP"] else "IPv4"
     defaults: Object = {
-        "ipFamilies": [family], "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
+        "type": "ClusterIP", "ipFamilies": [family], "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
         "internalTrafficPolicy": "Cluster", "selector": {"app": item["metadata"]["name"]},
     }  # fmt: skip
-    if spec["type"] == "NodePort":
+    if spec.get("sessionAffinity") == "ClientIP":
+        defaults["sessionAffinityConfig"] = {"clientIP": {"timeoutSeconds": AFFINITY_SECONDS}}
+    if spec.get("type") == "NodePort":
         defaults["externalTrafficPolicy"] = "Cluster"
     ports = [{"targetPort": port["port"], **port} for port in spec["ports"]]
     return {**item, "metadata": metadata, "spec": {**defaults, **spec, "ports": ports}, "status": {"loadBalancer": {}}}

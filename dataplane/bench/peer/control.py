@@ -14,13 +14,13 @@ import msgspec
 
 from dataplane.bench.agent import CHANGES_A_SECOND, spread_of
 from dataplane.bench.helper import Helper
-from dataplane.bench.objects import Backend, probe_ip
+from dataplane.bench.objects import Backend, Shape, probe_ip
 from dataplane.bench.peer import api, probe
 from dataplane.bench.peer.cluster import LISTEN, PLACES, PROBE_PORT
 from dataplane.bench.peer.process import PeerProcess
 from dataplane.bench.peer.spec import Peer
 from dataplane.bench.processors import servers_of
-from dataplane.bench.profiles import Settings
+from dataplane.bench.profiles import Settings, flow_endpoints
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabError, Node
 from dataplane.model.net import Family
@@ -53,38 +53,64 @@ class PeerControl:
             raise LabError(self._failed)
         self._process.check()
 
-    def clean(self) -> None:
-        """End it and leave nothing of it on the node."""
+    def leave(self) -> None:
+        """End it and leave nothing of it on the node. Raises LabError."""
+        self._failed = ""
         self._process.clean()
 
+    def ready(self) -> None:
+        """Have it run: start it unless it does. Raises LabError, also when it has ended by itself or did not start."""
+        self.check()
+        if not self._process.is_running:
+            self.start()
+
+    def start(self) -> None:
+        """Start it; see `_start`. Raises LabError."""
+        self._start()
+
+    def stop(self) -> None:
+        """End it in order: SIGTERM to all of its processes."""
+        self._process.end()
+
+    def kill(self) -> None:
+        """kill -9 of all of its processes."""
+        self._process.kill()
+
     def load(self, services: int) -> dict[str, float]:
-        """A cold start among so many Services, after `clean`. Figures: `seconds` from the peer's start to the first
+        """A cold start among so many Services, after `leave`. Figures: `seconds` from the peer's start to the first
         answered connection, probes and how many of them had no answer (`failures`), cpu (processor seconds), rss
         (bytes)."""
         self._failed = ""
-        self._fill(services)
-        try:
-            return self._start()
-        except LabError as error:
-            self._failed = str(error)
-            self._process.clean()
-            raise
+        self.fill(services)
+        return self._start()
 
     def restart(self) -> dict[str, float]:
-        """End it in order, move the last Service's endpoint, start it again over what it left; figures as `load`."""
-        self._process.end()
-        self._move()
+        """End it in order and start it again over what it left, to an endpoint that came meanwhile; figures as
+        `load`."""
+        self.check()
+        self.stop()
         return self._start()
+
+    def changes(self, seconds: float) -> float:
+        """Let CHANGES_A_SECOND endpoints of other Services change for so long; how many did."""
+        self._ask_api(api.Order("churn", rate=CHANGES_A_SECOND))
+        try:
+            time.sleep(seconds)
+        finally:
+            made = float(self._ask_api(api.Order("churn"))["made"])
+        return made
 
     def change(self) -> dict[str, float]:
         """Move the endpoint again and again, each time on its own. Percentiles of the times in nanoseconds; cpu:
         processor seconds of one change."""
+        self.check()
         wanted = self._settings.probing
         return self._moves(lambda: wanted.pause)
 
     def rollout(self) -> dict[str, float]:
         """The same while CHANGES_A_SECOND other endpoints change, at random moments of that. rate: how many changes
         there were a second; cpu: processor seconds a second."""
+        self.check()
         started = time.monotonic()
         self._ask_api(api.Order("churn", rate=CHANGES_A_SECOND))
         before = self._process.used()["cpu"]
@@ -134,6 +160,19 @@ class PeerControl:
         return float(self._ask_api(api.Order("move", place=self._place))["at"])
 
     def _start(self) -> dict[str, float]:
+        """Start it, and wait until a connection through the last Service is answered by its endpoint, which moves
+        before where rules of it may be on the node: what answers there is no news. Figures as `load`. Raises LabError,
+        and nothing of it is on the node then."""
+        try:
+            if self._process.is_dirty:
+                self._move()
+            return self._answered()
+        except LabError as error:
+            self._failed = str(error)
+            self._process.clean()
+            raise
+
+    def _answered(self) -> dict[str, float]:
         before = self._process.used()["cpu"]
         self._begin(self._place)
         at = self._process.start(self._url)
@@ -174,8 +213,8 @@ class PeerControl:
                 )
             time.sleep(_LOOK_SECONDS)
 
-    def _fill(self, services: int) -> None:
-        """An API server with so many Services: the one that there is, or a new one."""
+    def fill(self, services: int) -> None:
+        """Have an API server with so many Services: the one that there is, or a new one."""
         if self._api is not None and self._services == services:
             return
         if self._api is not None:
@@ -187,9 +226,10 @@ class PeerControl:
         local, remote = (
             Backend(node.pods[0].addresses[settings.family], node.name) for node in (self._node, self._remote)
         )
-        order = api.Order(
-            "fill", services, settings.endpoints, settings.family, local, remote, servers_of(settings), self._place
+        shape = Shape(
+            services, settings.endpoints, settings.family, servers_of(settings), flow_endpoints(settings), settings.form
         )
+        order = api.Order("fill", shape, local, remote, self._place)
         self._api.ask(msgspec.json.encode(order), FILL_SECONDS)
         self._services = services
 

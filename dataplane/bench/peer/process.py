@@ -122,6 +122,22 @@ class PeerProcess:
                 found += sum(int(line.split()[1]) * 1024.0 for line in lines if line.startswith("VmRSS:"))
         return {"cpu": int(stat["usage_usec"]) / 1e6, "rss": found}
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def is_dirty(self) -> bool:
+        """True if it was started since the node was cleaned: something of it may be there."""
+        return self._is_dirty
+
+    def kill(self) -> None:
+        """SIGKILL to all of its processes."""
+        process, self._process = self._process, None
+        if process is not None:
+            cgroup.remove(self._group)
+            process.wait()
+
     def end(self) -> None:
         """End it, in order where it can: SIGTERM to all of its processes, and SIGKILL to whatever is left."""
         process, self._process = self._process, None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctl.output import notify, print_records, to_json, to_yaml
+from ctl.output import notify, print_object, print_records
 from dataplane.errors import UsageError
 
 if TYPE_CHECKING:
@@ -173,8 +173,7 @@ def _print(results: "Results", output: str) -> None:
 
     analysis = analyse(results)
     if output != "table":
-        value = {"rows": analysis.rows, "warnings": analysis.warnings}
-        print(to_json(value) if output == "json" else to_yaml(value))
+        print_object({"rows": analysis.rows, "warnings": analysis.warnings}, output)
         return
     records = [{name: record[name] for name in _COLUMNS} for record in as_records(analysis)]
     if records:

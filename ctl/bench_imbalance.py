@@ -18,9 +18,15 @@ if TYPE_CHECKING:
 LAB_NAME = "imbalance"
 _INSTANCES = f"lab-{LAB_NAME}-"
 COLUMNS = Table(
-    ("mode", "setup", "requests", "most", "clientSeen", "seenAs", "connections", "p50", "p99", "wireBytes"),
+    ("mode", "setup", "requests", "most", "clientSeen", "seenAs", "connections", "p50", "p99", "wireBytes", "cannot"),
     ("p50", "wireBytes", "p99", "seenAs"),
-    ("seenAs",),
+    ("seenAs", "cannot"),
+    {
+        "requests": lambda each: "/".join(map(str, each)) if isinstance(each, list) else "cannot",
+        "most": lambda most: "" if most is None else f"{most:.2f}",
+        "clientSeen": lambda share: "" if share is None else f"{share:.0%}",
+        **dict.fromkeys(("p50", "p99"), lambda micros: "" if micros is None else f"{micros:.0f} µs"),
+    },
 )
 
 
@@ -84,16 +90,17 @@ def _measured(lab: "Lab", mode: str) -> "list[Row]":
 def record(row: "Row") -> Record:
     """A row as it is printed."""
     if row.cannot:
-        return {"mode": row.mode, "setup": row.setup, "requests": "cannot", "seenAs": row.cannot}
+        return {"mode": row.mode, "setup": row.setup, "cannot": row.cannot}
     return {
         "mode": row.mode,
         "setup": row.setup,
-        "requests": "/".join(map(str, row.requests.values())),
-        "most": f"{row.most:.2f}",
-        "clientSeen": f"{100 * row.kept:.0f}%",
+        "requests": list(row.requests.values()),
+        "most": round(row.most, 3),
+        "clientSeen": round(row.kept, 4),
         "seenAs": list(row.seen),
         "connections": round(row.rate),
-        "p50": f"{row.p50:.0f} µs",
-        "p99": f"{row.p99:.0f} µs",
+        "p50": round(row.p50, 1),
+        "p99": round(row.p99, 1),
         "wireBytes": round(row.wire),
+        "cannot": None,
     }

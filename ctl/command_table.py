@@ -113,6 +113,7 @@ COMMANDS = {
             ("show connections --service default/web --watch", "connections of one Service, again every two seconds"),
             ("show endpoints -o name", "names alone, for scripts"),
             ("show drops", "what was refused, and why"),
+            ("show decisions", "ebpf mode: every way out of each hook"),
         ),
     ),
     "top": Command(
@@ -128,6 +129,7 @@ COMMANDS = {
         (
             ("monitor --service default/web", "what becomes of packets to one Service"),
             ("monitor --hook xdp --count 20 -o json", "twenty decisions of one hook, one object a line"),
+            ("monitor --pcap drops.pcapng", "write what is refused to a file for Wireshark, in nftables mode, too"),
         ),
     ),
     "check": Command(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ctl.flow_names import lab_here
 from ctl.loaded import last_loaded
+from ctl.service_option import require_service
 from dataplane.errors import UsageError
 from dataplane.lab.places import Places
 from dataplane.model.net import Family, family_of, host_port
@@ -83,7 +84,9 @@ def sources(node: NodeConfig, family: Family) -> Iterator[str]:
 
 def flows_to(plan: Plan, service: str, given: Sequence[str]) -> list[str]:
     """Flows to every frontend of a Service, from the sources given, else from one of each class. Node ports are asked
-    for at the node's own address. Raises UsageError for a Service that the plan does not have."""
+    for at the node's own address. Raises HotplaneError for a Service that the plan does not have, UsageError if the
+    sources given can use none of its frontends."""
+    require_service(service, {key.service for key in plan.entries})
     texts = []
     for frontend, entry in plan.frontends():
         if not matches(entry.key.service, service):
@@ -95,7 +98,7 @@ def flows_to(plan: Plan, service: str, given: Sequence[str]) -> list[str]:
             if family_of(source) is key.family and not skipped:
                 texts.append(f"{_bracketed(source)} -> {host_port(address, key.port)}/{key.protocol.text}")
     if not texts:
-        raise UsageError(f"--service {service}: the plan has no frontend of such a Service that these sources can use")
+        raise UsageError(f"--service {service}: it has no frontend that these sources can use")
     return texts
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ctl.store.ways import PAST_STACK, load
+from ctl.store.ways import load
 from dataplane.model.objects import ModelObject, NetworkPolicy, ObjectRef, Pod
 from dataplane.oracle.decide import Decision, Verdict
 from dataplane.planes.exclusions import Exclusions
@@ -89,6 +89,6 @@ def ways_now(args: argparse.Namespace) -> Ways:
         if found is None or decision.verdict not in _SENT:
             return []
         ways = ((target, found.way(decision.packet.source, target)) for target in _targets(decision))
-        return list(dict.fromkeys(Way(way.startswith(PAST_STACK), f"its packets to {to} go {way}") for to, way in ways))
+        return list(dict.fromkeys(Way(bool(way.out), f"its packets to {to} go {way}") for to, way in ways))
 
     return ways_of

@@ -10,12 +10,18 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import NamedTuple, TextIO
 
 import msgspec
 
 from ctl.global_options import FORMATS, WHOLE_FORMATS
+from dataplane.errors import HotplaneError
+
+API_VERSION = "hotplane/v1"
+"""Of what `-o json` and `-o yaml` print: each object names it (see docs/json.md)."""
 
 Record = Mapping[str, object]
 GAP = "  "
@@ -27,12 +33,22 @@ class Table(NamedTuple):
     """How records become a table.
 
     columns: keys of the records, the first of which names one. secondary: those of them that a terminal too narrow
-    does without, the least important first. folded: those that may be folded at spaces, never a name.
+    does without, the least important first. folded: those that may be folded at spaces, never a name. texts: of columns
+    whose values read otherwise than `cell` writes them.
     """
 
     columns: Sequence[str]
     secondary: Sequence[str] = ()
     folded: Sequence[str] = ()
+    texts: Mapping[str, Callable[[object], str]] = MappingProxyType({})
+
+    def text(self, column: str, record: Record) -> str:
+        """A record's value in a column."""
+        return self.texts.get(column, cell)(record.get(column))
+
+
+class NotCounted(HotplaneError):
+    """A question after something that the loaded mode does not count or report: which, and what there is instead."""
 
 
 def add_output_option(parser: argparse.ArgumentParser, *, of_many: bool = False) -> None:
@@ -64,6 +80,45 @@ def to_yaml(value: object) -> str:
     import yaml  # costs 20 ms, and most calls print no YAML
 
     return yaml.safe_dump(msgspec.to_builtins(value), sort_keys=False, allow_unicode=True)
+
+
+def versioned(record: Record) -> dict[str, object]:
+    """An object as scripts get it."""
+    return {"apiVersion": API_VERSION, **record}
+
+
+def print_object(value: Record, output: str) -> None:
+    """Print one object as JSON or YAML."""
+    whole = versioned(value)
+    sys.stdout.write(f"{to_json(whole)}\n" if output == "json" else to_yaml(whole))
+
+
+def print_line(value: Record, output: str) -> None:
+    """Print an object of a stream: a line of JSON, or a YAML document."""
+    if output == "json":
+        print(msgspec.json.encode(versioned(value)).decode(), flush=True)
+    else:
+        sys.stdout.write(f"---\n{to_yaml(versioned(value))}")
+        sys.stdout.flush()
+
+
+def now() -> str:
+    """The time of day in UTC, as text (RFC 3339) with microseconds."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def print_reading(view: str, records: Sequence[Record], output: str) -> None:
+    """Print one reading of a view that is read again and again, with its time: an object of a stream."""
+    print_line({"time": now(), "view": view, "records": list(records)}, output)
+
+
+def print_not_counted(error: NotCounted, output: str) -> None:
+    """Say that nothing can be said: to scripts by an object, since an empty list would be an answer; to people on
+    standard error."""
+    if output in ("json", "yaml"):
+        print_object({"counted": False, "why": str(error)}, output)
+    else:
+        notify(str(error))
 
 
 def cell(value: object) -> str:
@@ -98,7 +153,7 @@ def clear_screen() -> None:
 
 def print_table(records: Sequence[Record], table: Table, out: TextIO, width: int | None) -> Sequence[str]:
     """Print a table no wider than `width` if that can be done; None prints it whole. Returns the columns left out."""
-    texts = {column: [cell(record.get(column)) for record in records] for column in table.columns}
+    texts = {column: [table.text(column, record) for record in records] for column in table.columns}
     needs = {column: max(len(heading(column)), *map(len, texts[column])) for column in table.columns}
     shown = list(table.columns)
     left_out: list[str] = []
@@ -161,15 +216,14 @@ def print_records(
 ) -> None:
     """Print records in the chosen format.
 
-    columns: the table's columns, keys of the records; JSON and YAML print every key. empty: what a table says on
-    stderr when there is nothing to show (stdout then stays empty).
+    columns: the table's columns, keys of the records; JSON and YAML print every key, and the version. empty: what a
+    table says on stderr when there is nothing to show (stdout then stays empty).
     """
     out = out or sys.stdout
     table = columns if isinstance(columns, Table) else Table(columns)
-    if output == "json":
-        print(to_json(records), file=out)
-    elif output == "yaml":
-        out.write(to_yaml(list(records)))
+    if output in ("json", "yaml"):
+        whole = [versioned(record) for record in records]
+        out.write(f"{to_json(whole)}\n" if output == "json" else to_yaml(whole))
     elif not records:
         print(empty or "nothing to show", file=sys.stderr)
     elif output == "name":

@@ -63,7 +63,7 @@ def parts(state_dir: str, mode: str | None, config: KubeProxyConfiguration) -> I
     own = (*PROGRAM, "--state-dir", state_dir, *(("--mode", mode) if mode else ()))
     yield Part("versions.json", (*PROGRAM, "version", "-o", "json"))
     yield Part("doctor.json", (*PROGRAM, "doctor", "-o", "json"))
-    for view in ("services", "endpoints", "affinity", "connections", "drops", "connect-time", "counters"):
+    for view in ("services", "endpoints", "affinity", "connections", "drops", "connect-time", "counters", "decisions"):
         yield Part(f"show/{view}.json", (*own, "show", view, "-o", "json"))
     yield Part("check.json", (*own, "check", "-o", "json"))
     yield Part("nftables.txt", ("nft", "list", "ruleset"))

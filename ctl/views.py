@@ -2,18 +2,18 @@
 which of them a narrow terminal does without."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from ctl.output import Record
+from ctl.output import NotCounted, Record
 from ctl.output import Table as Columns
-from ctl.store.drift import ranges_text, route_text
-from ctl.store.ways import SavedRoutes
+from ctl.store.ways import Course, SavedRoutes
 from dataplane.kernel.netlink.conntrack_list import Connection, translated_connections
 from dataplane.model.net import Protocol, host_port
 from dataplane.plan.types import FrontendKey, FrontendKind, Plan, PlanEntry, Row, Table
 from dataplane.planes.answers import Flow, Traffic
 from dataplane.planes.base import Plane
 from dataplane.policy.forwarding import Forwarding
+from dataplane.policy.routes import Action, Route
 
 SLOW_PATH = "slow path"
 PINGS, HOST_ROUTING = "answered_ping", "host routing"
@@ -23,6 +23,29 @@ TRAFFIC = Columns(
 )
 WAYS_OUT = Columns(("hook", "reason", "count"))
 View = tuple[list[Record], Columns]
+
+
+def _route(route: Route) -> Record:
+    """What becomes of packets of one class of sources."""
+    forward = route.action is Action.FORWARD
+    return {
+        "action": route.action.value,
+        "set": route.scope.value if forward else None,
+        "masquerade": forward and route.masquerade,
+    }
+
+
+def _way_text(value: object) -> str:
+    """A `_route` as text."""
+    assert isinstance(value, dict), "made by _route"
+    parts = [value["action"], value["set"], "masquerade" if value["masquerade"] else None]
+    return " ".join(filter(None, parts))
+
+
+def _sources_text(value: object) -> str:
+    """The clients that may use a frontend, as text."""
+    assert value is None or isinstance(value, list), "CIDRs, or None for everyone"
+    return "everyone" if value is None else ", ".join(value) or "nobody"
 
 
 def _sorted(table: Table) -> list[tuple[FrontendKey, Row]]:
@@ -39,19 +62,20 @@ def services(plane: Plane) -> View:
         {
             "service": row.service,
             "frontend": str(key),
-            "pods": route_text(row.routes.pod),
-            "node": route_text(row.routes.node),
-            "outside": route_text(row.routes.outside),
+            "pods": _route(row.routes.pod),
+            "node": _route(row.routes.node),
+            "outside": _route(row.routes.outside),
             "cluster": _texts(row.cluster),
             "local": _texts(row.local),
             "endpoints": len({*row.cluster, *row.local}),
             "affinitySeconds": row.affinity_seconds,
-            "sources": ranges_text(row.source_ranges),
+            "sources": None if row.source_ranges is None else list(row.source_ranges.cidrs),
         }
         for key, row in _sorted(plane.read_back())
     ]
     columns = ("service", "frontend", "pods", "node", "outside", "endpoints", "affinitySeconds", "sources")
-    return records, Columns(columns, ("affinitySeconds", "sources", "node", "pods", "outside"), ("sources",))
+    texts = {**dict.fromkeys(("pods", "node", "outside"), _way_text), "sources": _sources_text}
+    return records, Columns(columns, ("affinitySeconds", "sources", "node", "pods", "outside"), ("sources",), texts)
 
 
 def endpoints(plane: Plane) -> View:
@@ -138,14 +162,16 @@ def _flow(flow: Flow) -> Record:
 def with_ways(records: list[Record], columns: Columns, routes: SavedRoutes) -> View:
     """Add to records of connections which way their packets go."""
 
-    def way(record: Record) -> str:
+    def way(record: Record) -> Course:
         if record.get("by") == SLOW_PATH:
-            return "by the stack: the slow path translates it"
+            return Course("", "the slow path translates it")
         client, endpoint = (str(record[end]).rpartition(":")[0].strip("[]") for end in ("client", "endpoint"))
         return routes.way(client, endpoint)
 
-    shown = Columns((*columns.columns, "way"), ("way", *columns.secondary), (*columns.folded, "way"))
-    return [{**record, "way": way(record)} for record in records], shown
+    shown = Columns(
+        (*columns.columns, "way"), ("way", *columns.secondary), (*columns.folded, "way"), {"way": Course.text_of}
+    )
+    return [{**record, "way": way(record).record()} for record in records], shown
 
 
 def with_forwarding(records: list[Record], columns: Columns, plan: Plan) -> View:
@@ -177,7 +203,8 @@ def with_forwarding(records: list[Record], columns: Columns, plan: Plan) -> View
             return tunnels.get((str(record["service"]), str(record["endpoint"])), "")
         return ways.get(str(record["frontend"]), "")
 
-    shown = Columns((*columns.columns, "forwarding"), ("forwarding", *columns.secondary), columns.folded)
+    names, secondary = (*columns.columns, "forwarding"), ("forwarding", *columns.secondary)
+    shown = Columns(names, secondary, columns.folded, columns.texts)
     return [{**record, "forwarding": forwarding(record)} for record in records], shown
 
 
@@ -189,12 +216,11 @@ def _way(entry: PlanEntry) -> str:
 
 
 def counters(plane: Plane) -> View:
-    """Where a plane counts by itself, one record a Service port and one for each way out of each hook; else one a
-    frontend: connections that conntrack holds now, and what the rules counted, where they count."""
-    pings = _pings(plane)
+    """Where a plane counts by itself, one record a Service port; else one a frontend: connections that conntrack holds
+    now, and what the rules counted, where they count."""
     traffic = plane.traffic()
     if traffic is not None:
-        return [*_by_service(traffic), *_ways_out(traffic), *_host_routes(plane), *pings], TRAFFIC
+        return list(_by_service(traffic)), TRAFFIC
     table = plane.read_back()
     now = Counter(key for key, _, _ in _claimed(table))
     counts = plane.frontend_counts() or {}
@@ -210,9 +236,15 @@ def counters(plane: Plane) -> View:
                 "refused": counted.refused if counted else None,
             }
         )
-    return [*records, *pings], Columns(
-        ("service", "frontend", "connections", "opened", "refused"), ("refused", "opened")
-    )
+    return records, Columns(("service", "frontend", "connections", "opened", "refused"), ("refused", "opened"))
+
+
+def decisions(plane: Plane) -> View:
+    """Return one record for each way out of each hook of a plane's programs, for each way of host routing, and for the
+    pings that were answered."""
+    traffic = plane.traffic()
+    ways = _ways_out(traffic) if traffic is not None else ()
+    return [*ways, *_host_routes(plane), *_pings(plane)], WAYS_OUT
 
 
 def _by_service(traffic: Traffic) -> Iterator[Record]:
@@ -229,51 +261,39 @@ def _by_service(traffic: Traffic) -> Iterator[Record]:
 
 def _ways_out(traffic: Traffic) -> Iterator[Record]:
     for way in traffic.hook_exits:
-        yield {"service": "", "hook": way.hook, "reason": way.reason, "count": way.times}
+        yield {"hook": way.hook, "reason": way.reason, "count": way.times}
 
 
 def _host_routes(plane: Plane) -> Iterator[Record]:
     """Yield the packets by the way that they went past or by the node's stack, if the plane takes any past it."""
     routes = plane.host_routes()
     for way, count in routes.packets.items() if routes is not None else ():
-        yield {"service": "", "hook": HOST_ROUTING, "reason": way, "count": count}
+        yield {"hook": HOST_ROUTING, "reason": way, "count": count}
 
 
 def _pings(plane: Plane) -> list[Record]:
     """Return one record of what answers pings, none if nothing does."""
     count = plane.answered_pings()
-    return [] if count is None else [{"service": "", "frontend": "", "reason": PINGS, "count": count}]
-
-
-def counts_drops(plane: Plane) -> bool:
-    """True if `drops` can have records."""
-    return plane.traffic() is not None or plane.frontend_counts() is not None
+    return [] if count is None else [{"hook": "rules", "reason": PINGS, "count": count}]
 
 
 def drops(plane: Plane) -> View:
-    """Return refused and dropped packets: by hook and reason if the plane counts so, else by frontend."""
-    traffic = plane.traffic()
-    if traffic is not None:
-        records: list[Record] = [
-            {"service": "", "hook": way.hook, "reason": way.reason, "count": way.times, "what": way.fate}
-            for way in traffic.hook_exits
-            if way.fate
-        ]
-        return records, Columns(("hook", "reason", "count", "what"), (), ("what",))
-    counts = plane.frontend_counts() or {}
-    records = [
-        {"service": row.service, "frontend": str(key), "refused": counts[key].refused}
-        for key, row in _sorted(plane.read_back())
-        if key in counts and counts[key].refused
+    """Return what was refused, dropped or not served, by reason: by frontend too, if the plane counts so. Raises
+    NotCounted if it counts nothing."""
+    refused = plane.refused()
+    if refused is None:
+        raise NotCounted(f"the {plane.name} mode's rules do not count what they refuse; explain says what and why")
+    table = plane.read_back() if any(each.frontend for each in refused) else {}
+    records: list[Record] = [
+        {
+            "service": table[each.frontend].service if each.frontend and each.frontend in table else "",
+            "frontend": str(each.frontend or ""),
+            "hook": each.where,
+            "reason": each.reason,
+            "count": each.times,
+            "what": each.fate,
+        }
+        for each in refused
     ]
-    return records, Columns(("service", "frontend", "refused"))
-
-
-def split(records: Iterable[Record], columns: Columns) -> list[tuple[list[Record], Columns]]:
-    """Records as the tables that they are for people: those of Services, then those of hooks, which have other
-    columns."""
-    tables: list[tuple[list[Record], Columns]] = [([], columns), ([], WAYS_OUT)]
-    for record in records:
-        of_hook = "hook" in columns.columns or not (record.get("hook") or record.get("reason"))
-        tables[0 if of_hook else 1][0].append(record)
-    return [(found, shown) for found, shown in tables if found]
+    by_frontend = ("service", "frontend") if table else ()
+    return records, Columns((*by_frontend, "hook", "reason", "count", "what"), ("hook",), ("what",))

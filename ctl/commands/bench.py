@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ctl import bench_cluster, bench_imbalance, bench_peers
 from ctl.bench_cluster import names, numbers
 from ctl.extras import require
-from ctl.output import Table, add_output_option, notify, print_records, to_json, to_yaml
+from ctl.output import Table, add_output_option, notify, print_object, print_records
 from dataplane.errors import HotplaneError, UsageError
 
 if TYPE_CHECKING:
@@ -404,8 +404,7 @@ def _print(results: "Results", output: str, *, every_row: bool) -> None:
     analysis = analyse(results)
     judged = bars.bars(results, analysis)
     if output in ("json", "yaml"):
-        value = {"rows": analysis.rows, "bars": judged, "warnings": analysis.warnings}
-        print(to_json(value) if output == "json" else to_yaml(value))
+        print_object({"rows": analysis.rows, "bars": judged, "warnings": analysis.warnings}, output)
         return
     if every_row:
         print_records(as_records(analysis), "wide", _ROW_COLUMNS)
@@ -478,7 +477,8 @@ def _compare(args: argparse.Namespace) -> int:
         "verdict",
     )  # fmt: skip
     if args.output != "table":
-        print(to_json(comparison) if args.output == "json" else to_yaml(comparison))
+        names = ("differences", "machine", "unmatched")
+        print_object({name: getattr(comparison, name) for name in names}, args.output)
         return 0
     if records:
         print_records(records, "table", columns)

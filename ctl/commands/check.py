@@ -61,7 +61,19 @@ def _check(args: argparse.Namespace) -> int:
             f"hotplane: {service}: has more endpoints than the plan may use; see apply's or the daemon's messages",
             file=sys.stderr,
         )
-    records = [{"service": d.service, "frontend": str(d.frontend), "difference": d.difference} for d in found]
+    records = [
+        {
+            "service": d.service,
+            "frontend": str(d.frontend),
+            "difference": d.difference,
+            "where": d.where,
+            "what": d.what,
+            "field": d.field,
+            "wanted": d.wanted,
+            "held": d.held,
+        }
+        for d in found
+    ]
     print_records(
         records,
         args.output,

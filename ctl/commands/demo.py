@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctl.lab.planes import maker
-from ctl.output import add_output_option, print_records, to_json, to_yaml
+from ctl.output import add_output_option, print_object, print_records
 from dataplane.planes.registry import MODES
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _print(output: str, modes: tuple[str, ...], results: "dict[str, dict[str, Re
     from dataplane.lab.scenarios.showcase import SCENARIOS
 
     if output != "table":
-        value = {
+        value: dict[str, object] = {
             "scenarios": [
                 {
                     "name": scenario.name,
@@ -93,7 +93,7 @@ def _print(output: str, modes: tuple[str, ...], results: "dict[str, dict[str, Re
             ],
             "comparison": rows,
         }
-        print(to_json(value) if output == "json" else to_yaml(value))
+        print_object(value, output)
         return
     table = [
         {"scenario": scenario.name, "what it proves": scenario.proves}

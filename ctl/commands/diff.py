@@ -47,7 +47,14 @@ def print_changes(args: argparse.Namespace, planned: "Planned") -> int:
     plane = loaded_plane(loaded, args.state_dir)
     found = [*changes(rows(planned.plan), plane.read_back(), plane.stored_name)]
     records = [
-        {"service": c.service, "change": c.change, "frontends": c.frontends, "details": list(c.details)} for c in found
+        {
+            "service": c.service,
+            "change": c.change,
+            "frontends": c.frontends,
+            "details": list(c.details),
+            "fields": [each._asdict() for each in c.fields],
+        }
+        for c in found
     ]
     print_records(records, args.output, COLUMNS, empty="no Service differs")
     if loaded != planned.context.mode and args.output in ("table", "wide"):

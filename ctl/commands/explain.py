@@ -13,6 +13,7 @@ import msgspec
 from ctl.config import EXTERNAL_IPS_GATE
 from ctl.live import Live
 from ctl.output import add_output_option, print_records, terminal_width
+from ctl.service_option import add_service_option
 from dataplane.errors import UsageError
 from dataplane.malformed import MALFORMED
 from dataplane.model.decode import Decoded
@@ -91,9 +92,7 @@ def register(subparsers: Any) -> None:
         help=f"{FORM}; names of Services, Pods, Nodes and the lab's places stand for their addresses, as in "
         "'pod1-1 -> web:80' and 'node1 -> default/web:http'; @FILE.json reads a JSON list of such texts; repeatable",
     )
-    parser.add_argument(
-        "--service", action="append", default=[], metavar="NAMESPACE/NAME[:PORT]", help="packets to all its frontends"
-    )
+    add_service_option(parser, "packets to all its frontends; repeatable", repeatable=True)
     parser.add_argument(
         "--from",
         dest="sources",

@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ctl.output import Table, add_output_option, print_records
+from ctl.output import NotCounted, Table, add_output_option, print_line, print_not_counted, print_records
+from ctl.service_option import add_service_option, require_service
 from dataplane.planes.options import HOOKS
 
 if TYPE_CHECKING:
     from ctl.output import Record
-    from dataplane.errors import HotplaneError
+    from dataplane.planes.base import Plane
     from dataplane.planes.decisions import Decision, DecisionStream
 
 POLL_SECONDS = 0.5
+SNAPLEN, MOST_SNAPLEN = 256, 65535
 _COLOURS = {"new": "32", "refused": "31", "unserved": "33"}
 """ANSI colours of decisions by their kind."""
 
@@ -36,7 +38,7 @@ def register(subparsers: Any) -> None:
     which.add_argument("--all", action="store_true", help="every packet that a program decides about")
     which.add_argument("--new", action="store_true", help="only new flows")
     which.add_argument("--drops", action="store_true", help="only what was refused, dropped, or not served")
-    parser.add_argument("--service", metavar="NAMESPACE/NAME[:PORT]", help="only this Service")
+    add_service_option(parser)
     parser.add_argument("--protocol", choices=("tcp", "udp"), help="only this protocol")
     parser.add_argument("--hook", choices=HOOKS, action="append", default=[], help="only this hook; repeatable")
     parser.add_argument(
@@ -44,6 +46,15 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--client", type=_network, metavar="ADDRESS|CIDR", help="only from these addresses")
     parser.add_argument("--port", type=int, metavar="PORT", help="only to this port of a Service")
+    parser.add_argument(
+        "--pcap",
+        metavar="FILE",
+        help="write the packets that are refused to this file (pcapng, the reason as comment; - for standard output); "
+        "in nftables mode, too",
+    )
+    parser.add_argument(
+        "--snaplen", type=int, default=SNAPLEN, metavar="BYTES", help=f"of a packet, with --pcap (default: {SNAPLEN})"
+    )
     parser.add_argument("--reasons", action="store_true", help="list the reasons and what they mean, and end")
     parser.add_argument("--count", type=int, default=0, metavar="N", help="end after N events (default: never)")
     parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help="end after S seconds (default: never)")
@@ -61,22 +72,24 @@ def run(args: argparse.Namespace) -> int:
     """Print decisions until interrupted, or as many or as long as asked. Raises HotplaneError in modes that tell of
     none."""
     from ctl.loaded import loaded_plane
-    from dataplane.errors import HotplaneError, UsageError
+    from dataplane.errors import UsageError
     from dataplane.model.net import Protocol
-    from dataplane.planes.decisions import Asked, matches
+    from dataplane.planes.decisions import Asked
 
     plane = loaded_plane(args.mode, args.state_dir)
+    if args.pcap is not None:
+        return _capture(args, plane)
     protocol = Protocol[args.protocol.upper()].value if args.protocol else 0
     stream = plane.decisions(Asked(args.service or "", protocol, args.hook))
     if stream is None:
-        raise tells_nothing("monitor shows what programs report", plane.name)
+        raise tells_nothing("monitor shows what programs report", plane.name, args.output)
     with stream:
         if args.reasons:
             return _list_reasons(stream, args.output)
         if wrong := [name for name in args.reason if name not in stream.reasons()]:
             raise UsageError(f"--reason {wrong[0]}: there is no such reason; --reasons lists them")
-        if args.service and not any(matches(name, args.service) for name in stream.services()):
-            raise HotplaneError(f"--service {args.service}: there is no such Service here; show services lists them")
+        if args.service:
+            require_service(args.service, stream.services())
         wanted = _filter(args)
         started = time.time() - time.monotonic()
         for printed, decision in enumerate(filter(wanted, _decisions(stream, args.seconds)), start=1):
@@ -86,14 +99,36 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def tells_nothing(what: str, mode: str) -> "HotplaneError":
-    """The error for a mode that neither counts nor reports."""
-    from dataplane.errors import HotplaneError
+def _capture(args: argparse.Namespace, plane: "Plane") -> int:
+    """Write refused packets to a file."""
+    from ctl.capture import capture
+    from dataplane.errors import UsageError
 
-    return HotplaneError(
+    if args.new or args.all:
+        raise UsageError("--pcap: writes what is refused; leave --new and --all out")
+    if not 0 < args.snaplen <= MOST_SNAPLEN:
+        raise UsageError(f"--snaplen {args.snaplen}: give a number of bytes from 1 to {MOST_SNAPLEN}")
+    if args.service:
+        require_service(args.service, {row.service for row in plane.read_back().values()})
+    started = time.time() - time.monotonic()
+    try:
+        return capture(args, plane, _filter(args), lambda decision: _print(decision, started, args.output))
+    except NotCounted as error:
+        if args.output in ("json", "yaml"):
+            print_not_counted(error, args.output)
+        raise
+
+
+def tells_nothing(what: str, mode: str, output: str) -> NotCounted:
+    """The error for a mode that neither counts nor reports; a script is told by an object, too."""
+    error = NotCounted(
         f"{what}, and the {mode} mode has none: its rules neither report nor say which endpoint they chose; "
-        "show connections lists what conntrack holds, explain says what becomes of a packet and why"
+        "show connections lists what conntrack holds, show drops what was refused, explain says what becomes of a "
+        "packet and why"
     )
+    if output in ("json", "yaml"):
+        print_not_counted(error, output)
+    return error
 
 
 def _list_reasons(stream: "DecisionStream", output: str) -> int:
@@ -106,7 +141,7 @@ def _list_reasons(stream: "DecisionStream", output: str) -> int:
 
 def _filter(args: argparse.Namespace) -> "Callable[[Decision], bool]":
     """What the options let through. A reason that is named is shown whatever its kind."""
-    from dataplane.planes.decisions import Kind
+    from dataplane.planes.decisions import Kind, matches
 
     kinds = {*Kind} if args.all or args.reason else {*Kind} - {Kind.PACKET}
     if args.new:
@@ -118,6 +153,8 @@ def _filter(args: argparse.Namespace) -> "Callable[[Decision], bool]":
         return (
             decision.kind in kinds
             and (not args.reason or decision.reason in args.reason)
+            and (not args.service or matches(decision.service, args.service))
+            and (not args.protocol or decision.protocol == args.protocol)
             and (args.port is None or _port(decision.destination) == args.port)
             and (args.client is None or _inside(decision.source, args.client))
         )
@@ -126,12 +163,12 @@ def _filter(args: argparse.Namespace) -> "Callable[[Decision], bool]":
 
 
 def _port(end: str) -> int:
-    return int(end.rpartition(":")[2])
+    return int(end.rpartition(":")[2] or 0)
 
 
 def _inside(source: str, network: "ipaddress.IPv4Network | ipaddress.IPv6Network") -> bool:
     """True if a source, address and port, is in a range; a socket whose address is not known yet is in none."""
-    if source.startswith("netns:"):
+    if not source or source.startswith("netns:"):
         return False
     return ipaddress.ip_address(source.rpartition(":")[0].strip("[]")) in network
 
@@ -172,14 +209,8 @@ def _device(index: int) -> str:
 def _print(decision: "Decision", started: float, output: str) -> None:
     """Print one decision. started: the time of day, in seconds since 1970, at which CLOCK_MONOTONIC was 0."""
     when = datetime.fromtimestamp(started + decision.seconds).astimezone()
-    if output == "json":
-        import msgspec
-
-        print(msgspec.json.encode(_record(decision, when)).decode())
-    elif output == "yaml":
-        from ctl.output import to_yaml
-
-        sys.stdout.write(to_yaml([_record(decision, when)]))
+    if output in ("json", "yaml"):
+        print_line(_record(decision, when), output)
     else:
         print(_line(decision, when, coloured=sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
     sys.stdout.flush()

@@ -3,11 +3,23 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ctl.output import Record, Table, add_output_option, clear_screen, heading, notify, print_records
-from dataplane.errors import HotplaneError, UsageError
+from ctl.output import (
+    NotCounted,
+    Record,
+    Table,
+    add_output_option,
+    clear_screen,
+    heading,
+    notify,
+    print_not_counted,
+    print_reading,
+    print_records,
+)
+from ctl.service_option import add_service_option, require_service
+from dataplane.errors import UsageError
 
 WATCH_SECONDS = 2.0
 VIEWS = {
@@ -16,10 +28,13 @@ VIEWS = {
     "affinity": "clients that session affinity remembers now",
     "connections": "connections through frontends that conntrack holds now; in ebpf mode also those that the programs "
     "track, and whether they go past the node's stack",
-    "drops": "what was refused or dropped, and why; the nftables mode's rules do not count that",
+    "drops": "packets that were refused, dropped or not served, by reason; in iptables mode by frontend, too, since "
+    "its rules were last written",
     "connect-time": "ebpf mode: for which Pods, control groups and network namespaces connect time is off, and why",
-    "counters": "connections of each frontend now; in iptables mode also those opened and refused since it was loaded; "
-    "in ebpf mode connections, packets and bytes of each Service port and every way out of each hook",
+    "counters": "connections of each frontend now; in iptables mode also those opened and refused since its rules were "
+    "last written; in ebpf mode connections, packets and bytes of each Service port",
+    "decisions": "ebpf mode: how often each hook's program left a packet for which reason, and which way packets of "
+    "pods took; pings to Services that were answered",
 }
 
 
@@ -44,7 +59,7 @@ def register(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument("what", choices=tuple(VIEWS), metavar="WHAT", help=" | ".join(VIEWS))
     parser.add_argument("-n", "--namespace", metavar="NAMESPACE", help="only Services of this namespace")
-    parser.add_argument("--service", metavar="NAMESPACE/NAME[:PORT]", help="only this Service")
+    add_service_option(parser)
     parser.add_argument(
         "--sort-by", metavar="COLUMN", help="sort by a column, or any key of -o json; numbers: highest first"
     )
@@ -73,8 +88,12 @@ def _seconds(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Print the view, once or until interrupted."""
     while True:
-        shown = _connect_time(args) if args.what == "connect-time" else _view(args)
-        _print(shown._replace(records=_chosen(args, shown)), args)
+        try:
+            shown = _connect_time(args) if args.what == "connect-time" else _view(args)
+        except NotCounted as error:
+            print_not_counted(error, args.output)
+        else:
+            _print(shown._replace(records=_chosen(args, shown)), args)
         if args.watch is None:
             return 0
         sys.stdout.flush()
@@ -98,10 +117,12 @@ def _view(args: argparse.Namespace) -> Shown:
     if args.what == "connections" and (found := ways.load(Path(args.state_dir))) is not None:
         records, columns = views.with_ways(records, columns, found)
     empty = f"the {plane.name} rules of this network namespace hold no {args.what}"
-    if args.what == "drops" and not views.counts_drops(plane):
-        empty = f"the {plane.name} mode's rules do not count what they refuse; explain says what is refused and why"
-        if args.output not in ("table", "wide"):
-            raise HotplaneError(empty)  # an empty list would say that nothing was refused
+    if args.what == "drops":
+        empty = f"nothing was refused since the {plane.name} mode counts it"
+    elif args.what == "decisions":
+        return Shown(records, columns, f"the {plane.name} mode has no programs that count decisions")
+    if args.what == "drops" and (args.service or args.namespace) and plane.frontend_counts() is None:
+        raise NotCounted(f"the {plane.name} mode counts what it refuses by reason, not by Service: show drops alone")
     return Shown(records, columns, empty, lambda: {row.service for row in plane.read_back().values()})
 
 
@@ -122,9 +143,8 @@ def _chosen(args: argparse.Namespace, shown: Shown) -> list[Record]:
     if args.service or args.namespace:
         if shown.services is None:
             raise UsageError(f"show {args.what}: is not of Services; leave --service and --namespace out")
-        names = {str(record.get("service", "")) for record in records} | (shown.services() if args.service else set())
-        if args.service and not any(matches(name, args.service) for name in names):
-            raise HotplaneError(f"--service {args.service}: there is no such Service here; show services lists them")
+        if args.service:
+            require_service(args.service, {str(record.get("service", "")) for record in records} | shown.services())
     if args.service:
         records = [record for record in records if matches(str(record.get("service", "")), args.service)]
     if args.namespace:
@@ -146,20 +166,10 @@ def _sorted(records: list[Record], by: str) -> list[Record]:
 
 
 def _print(shown: Shown, args: argparse.Namespace) -> None:
-    from ctl.views import split
-
+    if args.watch is not None and args.output in ("json", "yaml"):
+        print_reading(f"show {args.what}", shown.records, args.output)
+        return
     if args.watch is not None and args.output in ("table", "wide"):
         clear_screen()
         notify(time.strftime("%H:%M:%S"))
-    if args.watch is not None and args.output == "json":
-        import msgspec
-
-        print(msgspec.json.encode(shown.records).decode())
-        return
-    tables: Sequence[tuple[list[Record], Table]] = [(shown.records, shown.columns)]
-    if args.output in ("table", "wide") and shown.records:
-        tables = split(shown.records, shown.columns)
-    for number, (records, columns) in enumerate(tables):
-        if number:
-            print()
-        print_records(records, args.output, columns, empty=shown.empty)
+    print_records(shown.records, args.output, shown.columns, empty=shown.empty)

@@ -5,7 +5,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from ctl.output import Table, add_output_option, clear_screen, print_records
+from ctl.output import Table, add_output_option, clear_screen, print_reading, print_records
+from ctl.service_option import add_service_option, require_service
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +30,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="between views (default: 1)")
     parser.add_argument("--count", type=int, default=0, metavar="N", help="end after N views (default: never)")
-    parser.add_argument("--service", metavar="NAMESPACE/NAME[:PORT]", help="only this Service")
+    add_service_option(parser)
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="busiest Service ports shown (default: 20)")
     add_output_option(parser, of_many=True)
 
@@ -42,23 +43,25 @@ def run(args: argparse.Namespace) -> int:
     if args.interval <= 0:
         raise UsageError(f"--interval {args.interval}: give a number of seconds above 0")
     plane = loaded_plane(args.mode, args.state_dir)
-    before, then, shown = _counted(plane), time.monotonic(), 0
+    if args.service:
+        require_service(args.service, {row.service for row in plane.read_back().values()})
+    before, then, shown = _counted(plane, args.output), time.monotonic(), 0
     while not args.count or shown < args.count:
         time.sleep(args.interval)
-        now, counters = time.monotonic(), _counted(plane)
+        now, counters = time.monotonic(), _counted(plane, args.output)
         _show(rates(before, counters, now - then, args.service or "")[: args.limit], args.output)
         before, then, shown = counters, now, shown + 1
     return 0
 
 
-def _counted(plane: "Plane") -> "Mapping[str, ServiceCounters]":
+def _counted(plane: "Plane", output: str) -> "Mapping[str, ServiceCounters]":
     """Counters by Service port. Raises HotplaneError where nothing counts."""
     from ctl.commands.monitor import tells_nothing
     from dataplane.errors import HotplaneError
 
     traffic = plane.traffic()
     if traffic is None:
-        raise tells_nothing("top shows what programs count per Service", plane.name)
+        raise tells_nothing("top shows what programs count per Service", plane.name, output)
     if not traffic.loaded:
         mode = plane.name
         raise HotplaneError(f"no {mode} plane is loaded in this network namespace: hotplane --mode {mode} apply -f ...")
@@ -89,6 +92,9 @@ def rates(
 
 
 def _show(records: "list[Record]", output: str) -> None:
+    if output in ("json", "yaml"):
+        print_reading("top", records, output)
+        return
     if output in ("table", "wide"):
         clear_screen()
     print_records(records, output, TABLE, empty="no Service has been used yet")

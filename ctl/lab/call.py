@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dataplane.lab.lab import Lab
     from dataplane.lab.traffic.probe import ProbeResult
 
-COLUMNS = Table(("answer", "count", "share", "seenAs"), (), ("seenAs",))
+COLUMNS = Table(("answer", "count", "share", "seenAs"), (), ("seenAs",), {"share": lambda share: f"{share:.0%}"})
 SECONDS = 1.0
 """Silence for so long counts as no answer."""
 
@@ -68,22 +68,24 @@ def _records(result: "ProbeResult") -> list[Record]:
     """One record a server and one an outcome without an answer, the most frequent first."""
     from dataplane.lab.traffic.probe import Outcome, split_port
 
-    seen: dict[str, dict[str, int]] = {}
+    seen: dict[tuple[str, str], dict[str, int]] = {}
     for attempt in result.attempts:
         detail = f" ({attempt.detail})" if attempt.detail else ""
         answered = attempt.outcome is Outcome.ANSWERED
-        clients = seen.setdefault(attempt.server if answered else f"{attempt.outcome}{detail}", {})
+        name = attempt.server if answered else f"{attempt.outcome}{detail}"
+        clients = seen.setdefault((name, str(attempt.outcome)), {})
         client = split_port(attempt.client)[0] if answered else ""
         clients[client] = clients.get(client, 0) + 1
     total = len(result.attempts)
     records: list[Record] = [
         {
             "answer": name,
+            "outcome": outcome,
             "count": sum(clients.values()),
-            "share": f"{100 * sum(clients.values()) / total:.0f}%",
+            "share": round(sum(clients.values()) / total, 4),
             "seenAs": sorted(filter(None, clients)),
         }
-        for name, clients in seen.items()
+        for (name, outcome), clients in seen.items()
     ]
     return sorted(records, key=lambda record: -int(str(record["count"])))
 

@@ -10,11 +10,32 @@ from dataplane.policy.routes import Action, Route, Routes
 
 
 class Difference(NamedTuple):
-    """One difference: the frontend, its Service as the plan names it (else as the kernel does), what is different."""
+    """One difference: the frontend, its Service as the plan names it (else as the kernel does), what is different in
+    words, and the same in fields.
+
+    what: missing, unexpected (of a frontend, or of an endpoint in a set) or different. field: of the frontend; "" for
+    all of it. wanted, held: the field's value in the plan and in the kernel. where: of which plane, "slow path" for
+    the one underneath.
+    """
 
     frontend: FrontendKey
     service: str
     difference: str
+    what: str = "different"
+    field: str = ""
+    wanted: str | int | None = None
+    held: str | int | None = None
+    where: str = "plane"
+
+
+class _Field(NamedTuple):
+    """What differs in a frontend that both have; as in Difference."""
+
+    text: str
+    field: str
+    wanted: str | int | None
+    held: str | int | None
+    what: str = "different"
 
 
 def route_text(route: Route) -> str:
@@ -40,7 +61,7 @@ def plane_differences(plane: Plane, want: Table, left_out: Collection[str] = ())
     yield from differences(mine, held, plane.stored_name)
     if plane.slow is not None:
         for found in differences(want, plane.slow.read_back(), plane.slow.stored_name):
-            yield found._replace(difference=f"in the slow path: {found.difference}")
+            yield found._replace(difference=f"in the slow path: {found.difference}", where="slow path")
 
 
 def differences(want: Table, have: Table, stored: Callable[[str], str] = str) -> Iterator[Difference]:
@@ -50,33 +71,37 @@ def differences(want: Table, have: Table, stored: Callable[[str], str] = str) ->
         wanted, held = want.get(key), have.get(key)
         if wanted is None:
             assert held is not None, "a key comes from one of the two tables"
-            yield Difference(key, held.service, "is in the kernel and not in the plan")
+            yield Difference(key, held.service, "is in the kernel and not in the plan", "unexpected")
         elif held is None:
-            yield Difference(key, wanted.service, "is missing in the kernel")
+            yield Difference(key, wanted.service, "is missing in the kernel", "missing")
         else:
-            for text in _row_differences(wanted, held, stored):
-                yield Difference(key, wanted.service, text)
+            for text, field, value, other, what in _row_differences(wanted, held, stored):
+                yield Difference(key, wanted.service, text, what, field, value, other)
 
 
 def _order(key: FrontendKey) -> tuple[int, str, int, int]:
     return (key.family, key.address, key.port, key.protocol)
 
 
-def _row_differences(want: Row, have: Row, stored: Callable[[str], str]) -> Iterator[str]:
+def _row_differences(want: Row, have: Row, stored: Callable[[str], str]) -> Iterator[_Field]:
     if have.service != want.service and have.service != stored(want.service):
-        yield f"belongs to Service {have.service} in the kernel"
+        text = f"belongs to Service {have.service} in the kernel"
+        yield _Field(text, "service", want.service, have.service)
     yield from _route_differences(want.routes, have.routes)
     for name, wanted, held in (("cluster", want.cluster, have.cluster), ("local", want.local, have.local)):
-        for address, port in sorted(set(wanted) - set(held)):
-            yield f"endpoint {host_port(address, port)} is missing from the {name} set"
-        for address, port in sorted(set(held) - set(wanted)):
-            yield f"endpoint {host_port(address, port)} is in the {name} set and not in the plan"
+        for backend in (host_port(*each) for each in sorted(set(wanted) - set(held))):
+            yield _Field(f"endpoint {backend} is missing from the {name} set", name, backend, None, "missing")
+        for backend in (host_port(*each) for each in sorted(set(held) - set(wanted))):
+            text = f"endpoint {backend} is in the {name} set and not in the plan"
+            yield _Field(text, name, None, backend, "unexpected")
         if set(wanted) == set(held) and sorted(wanted) != sorted(held):
-            yield f"the {name} set holds an endpoint more than once"
+            yield _Field(f"the {name} set holds an endpoint more than once", name, None, None)
     if want.affinity_seconds != have.affinity_seconds:
-        yield f"session affinity is {have.affinity_seconds} s instead of {want.affinity_seconds} s"
+        text = f"session affinity is {have.affinity_seconds} s instead of {want.affinity_seconds} s"
+        yield _Field(text, "affinitySeconds", want.affinity_seconds, have.affinity_seconds)
     if comparable_ranges(want.source_ranges) != comparable_ranges(have.source_ranges):
-        yield f"lets in {ranges_text(have.source_ranges)} instead of {ranges_text(want.source_ranges)}"
+        held_text, wanted_text = ranges_text(have.source_ranges), ranges_text(want.source_ranges)
+        yield _Field(f"lets in {held_text} instead of {wanted_text}", "sources", wanted_text, held_text)
 
 
 def comparable_ranges(ranges: SourceRanges | None) -> frozenset[str] | None:
@@ -84,10 +109,13 @@ def comparable_ranges(ranges: SourceRanges | None) -> frozenset[str] | None:
     return None if ranges is None else frozenset(ranges.cidrs)
 
 
-def _route_differences(want: Routes, have: Routes) -> Iterator[str]:
+def _route_differences(want: Routes, have: Routes) -> Iterator[_Field]:
     for source, wanted, held in zip(Routes._fields, want, have, strict=True):
         if wanted != held:
-            yield f"traffic from {SOURCES[source]}: {route_text(held)} instead of {route_text(wanted)}"
+            text = f"traffic from {SOURCES[source]}: {route_text(held)} instead of {route_text(wanted)}"
+            yield _Field(text, FIELDS[source], route_text(wanted), route_text(held))
 
 
 SOURCES = {"pod": "pods", "node": "the node", "outside": "outside"}
+FIELDS = {"pod": "pods", "node": "node", "outside": "outside"}
+"""Names of a frontend's routes in records, as `show services` has them."""

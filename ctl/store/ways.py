@@ -5,6 +5,7 @@ The reasons are known to the daemon alone; it writes them down when it is asked 
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -14,8 +15,28 @@ from dataplane.malformed import MALFORMED
 from dataplane.planes.exclusions import Exclusions
 from dataplane.planes.host_routes import HostRoutes, Way
 
-PAST_STACK = "past the stack"
-PAST, LEAVES = f"{PAST_STACK}, to the pod", f"{PAST_STACK}, by the uplink"
+_PAST = {"pod": "past the stack, to the pod", "uplink": "past the stack, by the uplink"}
+
+
+class Course(NamedTuple):
+    """Which way a new flow goes. out: "pod" or "uplink", where it goes past the node's stack; "" by the stack. reason:
+    why by the stack."""
+
+    out: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return _PAST.get(self.out, f"by the stack: {self.reason}")
+
+    def record(self) -> dict[str, object]:
+        """For scripts."""
+        return {"past": bool(self.out), "out": self.out or None, "reason": self.reason or None}
+
+    @staticmethod
+    def text_of(record: object) -> str:
+        """A `record` as text."""
+        assert isinstance(record, dict), "made by record()"
+        return str(Course(record["out"] or "", record["reason"] or ""))
 
 
 class SavedRoutes(msgspec.Struct, frozen=True):
@@ -27,18 +48,18 @@ class SavedRoutes(msgspec.Struct, frozen=True):
     devices: tuple[Way, ...] = ()
     addresses: tuple[Way, ...] = ()
 
-    def way(self, source: str, destination: str) -> str:
+    def way(self, source: str, destination: str) -> Course:
         """Say which way a new flow between two addresses (canonical text) goes, and why not the other."""
         if self.node:
-            return f"by the stack: {self.node}"
+            return Course("", self.node)
         known = dict(self.addresses)
         ends = [address for address in (destination, source) if address in known]
         if not ends:
-            return "by the stack: neither end is a pod of this node"
+            return Course("", "neither end is a pod of this node")
         reason = next((known[address] for address in ends if known[address]), "")
         if reason:
-            return f"by the stack: {reason}"
-        return PAST if destination in known else LEAVES
+            return Course("", reason)
+        return Course("pod" if destination in known else "uplink")
 
 
 def seen(choice: str, exclusions: Exclusions, routes: HostRoutes) -> SavedRoutes:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ctl.output import terminal_width, to_yaml
+from ctl.output import print_line, terminal_width
 from ctl.trace.seen import Layer, Seen, ends_text
 from ctl.trace.timeline import Trace, route_text
 
@@ -37,11 +37,9 @@ def records(trace: Trace) -> Iterator[dict[str, object]]:
 
 def show(trace: Trace, output: str) -> None:
     """Print a trace in a format."""
-    if output == "json":
+    if output in ("json", "yaml"):
         for record in records(trace):
-            print(msgspec.json.encode(record).decode())
-    elif output == "yaml":
-        sys.stdout.write(to_yaml(list(records(trace))))
+            print_line(record, output)
     else:
         for line in lines(trace, max(_NARROWEST, terminal_width(sys.stdout) or _PAGE)):
             print(line)

@@ -1,6 +1,5 @@
 """Load on several processors, for real: queues of uplinks, a flow for each processor, and a small run."""
 
-import json
 import os
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from dataplane.kernel.netlink.links import Links
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 from dataplane.model.net import Family
+from tests.json_views import check_output
 
 PATIENCE = 300.0
 MACS, ADDRESSES, PORTS = ("02:00:00:00:00:01", "02:00:00:00:00:02"), ("198.51.100.2", "172.18.0.1"), (40000, 30081)
@@ -120,5 +120,6 @@ def test_processors_that_are_not_there_are_refused_before_anything_is_done(tmp_p
 
 def test_the_list_names_them() -> None:
     command = [sys.executable, "-m", "ctl.main", "bench", "--list", "-o", "json"]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = check_output(("bench", "--list"), done.stdout)
     assert {"connect-processors", "forward-processors"} <= {record["name"] for record in found}

@@ -8,6 +8,7 @@ import pytest
 
 from dataplane.kernel.namespaces.netns import netns
 from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
+from tests.json_views import check_view
 from tests.kernel.test_cli_apply import ECHO, ROOT, Cli, cli
 
 __all__ = ["cli"]
@@ -74,6 +75,7 @@ def test_monitor_streams_what_happens(cli: Cli) -> None:
     events = [json.loads(line) for line in monitor.stdout]
     assert len(events) == 5
     for event in events:
+        check_view("monitor", event)
         assert (event["hook"], event["protocol"]) in (("connect", "tcp"), ("getpeername", "tcp"))
         assert event["service"] == "default/echo:http"
     connected = [event for event in events if event["reason"] == "connected"]
@@ -91,10 +93,12 @@ def test_show_and_top(cli: Cli) -> None:
         ("10.96.0.10:80/tcp", "connected", "connect")
     ] * 5
     assert cli.json("show", "affinity") == []
-    (echo, *ways) = cli.json("show", "counters")
+    (echo,) = cli.json("show", "counters")
     assert (echo["service"], echo["connections"]) == ("default/echo:http", 5)
-    assert {"service": "", "hook": "connect", "reason": "connected", "count": 5} in ways
-    (row,) = cli.json("top", "--count", "1", "--interval", "0.2")
+    ways = {(way["hook"], way["reason"]): way["count"] for way in cli.json("show", "decisions")}
+    assert ways["connect", "connected"] == 5
+    (row,) = cli.json("top", "--count", "1", "--interval", "0.2")["records"]
+    assert {"connected", "no_endpoint"} <= {each["reason"] for each in cli.json("monitor", "--reasons")}
     assert (row["service"], row["connections"], row["connections/s"]) == ("default/echo:http", 5, 0.0)
 
 
@@ -107,17 +111,22 @@ def test_session_affinity_is_the_packets_business(cli: Cli) -> None:
     (client,) = cli.json("show", "affinity")
     assert (client["service"], client["client"]) == ("default/echo:http", "192.0.2.10")
     assert {c["endpoint"] for c in cli.json("show", "connections")} == {client["endpoint"]}
-    (counted,) = [c for c in cli.json("show", "counters") if c.get("reason") == "affinity"]
+    (counted,) = [c for c in cli.json("show", "decisions") if c["reason"] == "affinity"]
     assert (counted["hook"], counted["count"]) == ("connect", 5)
 
 
 def test_drops_say_why(cli: Cli) -> None:
     cli.manifest.write_text(ECHO.partition("---")[0])  # no endpoints
     cli.apply("ebpf")
-    refused = inside(cli, "import socket\nprint('ready', flush=True)\nsocket.socket().connect(('10.96.0.10', 80))")
+    cli.inside("ip", "route", "add", "10.96.0.0/16", "dev", "lo", "src", "192.0.2.10")
+    refused = inside(
+        cli, "import socket\nprint('ready', flush=True)\nsocket.create_connection(('10.96.0.10', 80), 0.5)"
+    )
     assert refused.wait(20) != 0
-    (record,) = cli.json("show", "drops")
-    assert (record["hook"], record["reason"], record["count"]) == ("connect", "no_endpoint", 1)
+    by_program, by_rules = cli.json("show", "drops")
+    assert (by_program["hook"], by_program["reason"], by_program["count"]) == ("connect", "no_endpoint", 1)
+    assert by_program["what"] == "left to the slow path to refuse"
+    assert (by_rules["hook"], by_rules["reason"], by_rules["count"]) == ("nftables", "no_endpoint", 1)
 
 
 @pytest.mark.parametrize("command", ["monitor", "top"])
@@ -125,6 +134,8 @@ def test_other_modes_say_what_they_can_show(cli: Cli, command: str) -> None:
     cli.apply("nftables")
     done = cli(command)
     assert done.returncode == 1
+    said = cli.json(command, status=1)
+    assert (said["counted"], "nftables mode has none" in said["why"]) == (False, True)
     assert "nftables mode has none" in done.stderr
     assert "show connections" in done.stderr
 

@@ -23,6 +23,7 @@ from dataplane.planes.ebpf.maps.pins import default_instance
 from dataplane.planes.ebpf.views.records import open_instance
 from dataplane.planes.registry import mode_of
 from tests.apiserver.objects import network_policy, pod, service
+from tests.json_views import check_output
 from tests.kernel.daemon_lab import PORT, VIP, DaemonLab, Traffic, daemon_lab, http, until
 
 STREAM_PORT = 9999
@@ -74,7 +75,7 @@ class Node:
     def show(self, view: str) -> list[dict[str, Any]]:
         words = self.daemon.command("show", view, "-o", "json")
         done = in_netns(self.daemon.netns, subprocess.run, words, capture_output=True, check=False)
-        found: list[dict[str, Any]] = msgspec.json.decode(done.stdout)
+        found: list[dict[str, Any]] = check_output(("show", view), done.stdout.decode())
         return found
 
     def nft(self, *words: str, text: str = "") -> None:
@@ -232,13 +233,14 @@ def test_views_and_settings(node: Node, lab: Lab) -> None:
     assert found[f"host routing, address {here}"] == "past the node's stack"
     assert found["host routing, device veth1"] == "past the node's stack"
     with Traffic(lab.pods[0].netns, VIP, 80, lasting=1):
-        ways = {each["way"] for each in node.show("connections")}
-    assert ways == {f"by the stack: {why}"}
+        ways = [each["way"] for each in node.show("connections")]
+    assert ways
+    assert all(way == {"past": False, "out": None, "reason": why} for way in ways)
     flow = ("--flow", f"{here} -> {VIP}:80/tcp", "-o", "json")
     words = node.daemon.command("explain", *flow)
     done = in_netns(node.daemon.netns, subprocess.run, words, capture_output=True, check=True)
     assert f"its packets to {there} go by the stack: {why}" in msgspec.json.decode(done.stdout)[0]["reasons"]
-    counted = {each["reason"] for each in node.show("counters") if each.get("hook") == "host routing"}
+    counted = {each["reason"] for each in node.show("decisions") if each["hook"] == "host routing"}
     assert counted == {"into_pod", "out_of_node", "by_stack"}
     _, _, body = http(node.daemon.netns, "127.0.0.1", METRICS, "/metrics")
     assert b'hotplane_host_routing_addresses{way="stack"} 2.0' in body

@@ -12,6 +12,7 @@ import pytest
 
 from dataplane.lab.lab import Lab
 from dataplane.planes.registry import MODES
+from tests.json_views import check_output
 
 PATIENCE = 60.0
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -33,7 +34,7 @@ def hotplane(*arguments: str, status: int = 0) -> "subprocess.CompletedProcess[s
 
 
 def records(*arguments: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(hotplane(*arguments, "-o", "json").stdout)
+    found: list[dict[str, Any]] = check_output(arguments, hotplane(*arguments, "-o", "json").stdout)
     return found
 
 
@@ -100,7 +101,7 @@ def test_exec_says_what_is_not_there(name: str) -> None:
 
 def calls(name: str, *words: str, status: int = 0) -> dict[str, dict[str, Any]]:
     done = hotplane("lab", "call", "--name", name, *words, "-o", "json", status=status)
-    return {record["answer"]: record for record in json.loads(done.stdout)}
+    return {record["answer"]: record for record in check_output(("lab", "call"), done.stdout)}
 
 
 def _forwards(name: str) -> None:

@@ -1,6 +1,5 @@
 """A plane that is a file of four methods and one line in the registry: every command works with it."""
 
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from dataplane.lab.spec import LabSpec
 from dataplane.planes import registry
 from tests import toy_plane
 from tests.apiserver.objects import service
+from tests.json_views import check_output
 from tests.kernel.daemon_lab import VIP, daemon_lab, http, until
 from tests.kernel.test_cli_apply import ECHO, ROOT
 from tests.toy_plane import NAME
@@ -50,7 +50,7 @@ class Cli:
         return done
 
     def json(self, *words: str, status: int = 0) -> Any:
-        return json.loads(self(*words, "-o", "json", status=status).stdout)
+        return check_output(words, self(*words, "-o", "json", status=status).stdout)
 
     def apply(self, mode: str = NAME) -> dict[str, Any]:
         (record,) = self.json("apply", "--mode", mode, "--hooks", "tc", "-f", str(self.manifest))
@@ -80,12 +80,13 @@ def test_it_is_applied_shown_and_removed(cli: Cli, toy: Path) -> None:
     }
     for what in ("connections", "affinity", "connect-time"):
         assert cli.json("show", what) == []
-    assert "do not count what they refuse" in cli("show", "drops", "-o", "json", status=1).stderr
+    nothing = cli.json("show", "drops")
+    assert (nothing["counted"], "do not count what they refuse" in nothing["why"]) == (False, True)
     assert "the toy mode's rules do not count what they refuse" in cli("show", "drops").stderr
     for command in ("monitor", "top"):
         assert "and the toy mode has none: its rules neither report" in cli(command, status=1).stderr
     assert "answers no ping" in cli("apply", "--mode", NAME, "--answer-ping", "-f", str(cli.manifest), status=2).stderr
-    [explained] = cli.json("--mode", NAME, "explain", "-f", str(cli.manifest), "--flow", FLOW)
+    [explained] = cli.json("explain", "--mode", NAME, "-f", str(cli.manifest), "--flow", FLOW)
     assert (explained["verdict"], explained["service"]) == ("dnat", "default/echo:http")
     assert [*toy.iterdir()]
     cli("cleanup")

@@ -1,6 +1,5 @@
 """One real connection through the kernel in each mode and family: what each hook told, and what explain had said."""
 
-import json
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 from dataplane.model.net import Family, Protocol
 from dataplane.planes.registry import MODES
+from tests.json_views import check_output
 
 SERVICES = """
 apiVersion: v1
@@ -109,7 +109,7 @@ def trace(node: Node, capsys: pytest.CaptureFixture[str], *words: str) -> list[d
     printed = capsys.readouterr()
     assert status == 0, printed.err
     assert not tables(node.lab.place("node1").netns)
-    return [json.loads(line) for line in printed.out.splitlines()]
+    return [check_output(("trace",), line) for line in printed.out.splitlines()]
 
 
 def explained(node: Node, capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
@@ -118,7 +118,7 @@ def explained(node: Node, capsys: pytest.CaptureFixture[str], *words: str) -> li
     with netns(node.lab.place("node1").netns):
         status = main(["--state-dir", node.state, "explain", *words, "-o", "json"])
     printed = capsys.readouterr()
-    found: list[dict[str, Any]] = json.loads(printed.out)
+    found: list[dict[str, Any]] = check_output(("explain",), printed.out)
     assert status == 0, ([each["live"] for each in found], printed.err)
     return found
 

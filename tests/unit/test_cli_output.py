@@ -36,7 +36,7 @@ def test_json_and_yaml_hold_the_whole_record(output: str, read: object, records:
     assert callable(read)
     out = io.StringIO()
     print_records(records, output, ("service",), out=out)
-    assert read(out.getvalue()) == records
+    assert read(out.getvalue()) == [{"apiVersion": "hotplane/v1", **record} for record in records]
 
 
 def test_an_empty_table_says_so_on_stderr_alone(capsys: pytest.CaptureFixture[str]) -> None:

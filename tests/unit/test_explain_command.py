@@ -62,6 +62,7 @@ def test_json_holds_every_flow_in_order(manifests: str, capsys: pytest.CaptureFi
     assert explain(manifests, *(word for flow in flows for word in ("--flow", flow)), "-o", "json") == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out)
+    assert {flow.pop("apiVersion") for flow in found} == {"hotplane/v1"}
     keys = ["flow", "verdict", "endpoints", "masquerade", "service", "frontend", "affinity", "forwarding", "reasons"]
     assert [list(flow) for flow in found] == [[*keys, "path", "asked", "live"]] * 3
     for flow in found:
@@ -385,8 +386,8 @@ def test_a_service_by_its_name_is_asked_from_each_class_of_sources(
 def test_a_service_from_a_source_that_was_named(manifests: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert explain(manifests, "--service", "shop/web", "--from", "10.9.9.9", "-o", "json") == 0
     assert _asked(capsys).keys() == {"10.9.9.9 -> 10.96.0.10:80/tcp", "10.9.9.9 -> 192.168.0.2:30080/tcp"}
-    assert explain(manifests, "--service", "shop/none") == 2
-    assert "--service shop/none: the plan has no frontend of such a Service" in capsys.readouterr().err
+    assert explain(manifests, "--service", "shop/wbe") == 1
+    assert "--service shop/wbe: there is no such Service here; did you mean shop/web?" in capsys.readouterr().err
     assert main(["explain"]) == 2
     assert "nothing is asked" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ def probe_hooks(options: PlaneOptions) -> Iterator[Finding]:
     yield _connect(options)
     uses = {
         "tc": "on pod devices, uplinks and overlays",
-        "xdp": "on uplinks: in the driver where it can, else generic; show counters has what it did",
+        "xdp": "on uplinks: in the driver where it can, else generic; show decisions has what it did",
     }
     for hook, use in uses.items():
         if hook not in options.hooks:

@@ -32,7 +32,9 @@ enum frontend_kind {
 
 /* frontend.flags */
 enum frontend_flags {
-    FRONTEND_RANGES = 1, /* sources are restricted to the CIDRs of frontend.range_set */
+    FRONTEND_RANGES = 1,  /* sources are restricted to the CIDRs of frontend.range_set */
+    FRONTEND_FORWARD = 2, /* outside clients keep their address on the way to backends with backend.tunnel */
+    FRONTEND_DSR = 4,     /* and the backend's node answers them itself */
 };
 
 /* backend.flags. Nothing new goes to a backend in neither set; without any of BACKEND_SERVES it is dead. */
@@ -50,6 +52,8 @@ enum service_flags {
     SERVICE_PRESENT = 1,
     SERVICE_INTERNAL_LOCAL = 2,
     SERVICE_EXTERNAL_LOCAL = 4,
+    SERVICE_FORWARD = 8, /* its external frontends have FRONTEND_FORWARD */
+    SERVICE_DSR = 16,    /* and FRONTEND_DSR */
 };
 
 /* device.flags, by what the device is to this node. */
@@ -92,7 +96,23 @@ enum host_times {
 enum program_numbers {
     PROGRAM_SERVICES, /* tc_ingress of tc.c */
     PROGRAM_HOST,     /* tc_host of host.c */
+    PROGRAM_FORWARD,  /* tc_forward of forward.c */
+    PROGRAM_UNWRAP,   /* tc_unwrap of forward.c */
+    PROGRAM_ANSWER,   /* tc_answer of forward.c */
     PROGRAM_COUNT,
+};
+
+/* Last byte of the inner Ethernet source of a forwarded packet: what it is (tunnel.h). */
+enum tunnel_kinds {
+    TUNNEL_ASK = 1,     /* a client's, whose answers come back through the tunnel */
+    TUNNEL_ASK_DSR = 2, /* a client's, which the endpoint's node answers itself */
+    TUNNEL_ANSWER = 3,  /* an answer, on its way to the node that the client talks to */
+};
+
+/* Value of the map `tunnel_nodes`: the node's number in the map `tunnels`, and this. */
+enum tunnel_node_flags {
+    TUNNEL_NUMBER = 0xffff,   /* mask of the number */
+    TUNNEL_RETIRED = 1 << 16, /* no peer any more: only flows that there are go on */
 };
 
 /* Value of the map `addresses`. */
@@ -132,11 +152,16 @@ enum translation_flags {
     FLOW_FIN_REPLY = 128,
     FLOW_RST_FORWARD = 256, /* an RST that its receiver may or may not have taken */
     FLOW_RST_REPLY = 512,
-    FLOW_REST = 1024,       /* the backend closed first: it remembers the connection after its end (TIME-WAIT) */
-    FLOW_RESTING = 2048,    /* a connection that is over: only keeps its SNAT port from being given out again */
-    FLOW_TIMESTAMPS = 4096, /* translation.timestamp is known */
-    FLOW_FOREIGN = 8192,    /* answers of a flow that the slow path masquerades: not to be translated here */
-    FLOW_LEFT = 16384,      /* with FLOW_FOREIGN: datagrams that the slow path has a flow for (left.h) */
+    FLOW_REST = 1024,         /* the backend closed first: it remembers the connection after its end (TIME-WAIT) */
+    FLOW_RESTING = 2048,      /* a connection that is over: only keeps its SNAT port from being given out again */
+    FLOW_TIMESTAMPS = 4096,   /* translation.timestamp is known */
+    FLOW_FOREIGN = 8192,      /* answers of a flow that the slow path masquerades: not to be translated here */
+    FLOW_LEFT = 16384,        /* with FLOW_FOREIGN: datagrams that the slow path has a flow for (left.h) */
+    FLOW_FORWARDED = 1 << 15, /* nothing is translated here, but in the backend's node: both entries have the packet's
+                                 own ends, and `tunnel` and `endpoint` say where it goes */
+    FLOW_DSR = 1 << 16,       /* with FLOW_FORWARDED: answers do not pass here, so there is no entry for them */
+    FLOW_TUNNELED = 1 << 17,  /* the client's packets come from a node that forwards them */
+    FLOW_BACK = 1 << 18,      /* with FLOW_TUNNELED: answers go back to that node, `tunnel` */
 };
 
 /* peer.flags, socket_peer.flags */
@@ -261,6 +286,14 @@ enum reason {
     REASON_INTO_POD,    /* straight into a pod of this node */
     REASON_OUT_OF_NODE, /* straight out by an uplink or overlay device */
     REASON_BY_STACK,    /* by the node's stack */
+    /* between nodes (docs/forwarding.md) */
+    REASON_WRAPPED,         /* passed on to the program that takes such packets out of the tunnel */
+    REASON_FORWARDED,       /* sent to the endpoint's node, or an answer to the node that the client talks to */
+    REASON_TUNNEL_SENDER,   /* dropped: a forwarded packet from somebody who is no peer */
+    REASON_TUNNEL_FORMAT,   /* dropped: a forwarded packet of another VNI, or that this program never sends */
+    REASON_TUNNEL_SOURCE,   /* dropped: a forwarded packet from a node, a pod or a loopback address */
+    REASON_TUNNEL_FRONTEND, /* dropped: a forwarded packet to no frontend, or an answer from none */
+    REASON_TUNNEL_ENDPOINT, /* dropped: a forwarded packet for an endpoint that is not here any more */
     REASON_COUNT,
 };
 

@@ -5,6 +5,7 @@
 #define HOTPLANE_CUT_H
 
 #include "fragment.h"
+#include "left.h"
 #include "parse.h"
 #include "rewrite_skb.h"
 
@@ -116,6 +117,20 @@ INLINE long cut(struct __sk_buff *skb, struct packet *packet, struct scratch *sc
     packet->size = IPV4_HEADER + HEAD_BYTES;
     count(hook, REASON_CUT);
     return 0;
+}
+
+/* Fragment a packet that exceeds the MTU, if that is allowed. REASON_NONE: done. */
+INLINE enum reason fragment_packet(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
+                                   const struct translation *entry) {
+    struct scratch *scratch = this_scratch();
+
+    if (!scratch || !may_fragment(skb, packet))
+        return REASON_MTU;
+    if (begin_cut(skb, packet, scratch))
+        return REASON_REWRITE_FAILED;
+    if (packet->kind == PACKET_FIRST_FRAGMENT && remember_fragment(packet, arrival->now, arrival->hook))
+        return give_up_flow(packet, entry, arrival->now) ? REASON_LEFT_FLOW : REASON_REWRITE_FAILED;
+    return cut(skb, packet, scratch, arrival->hook) ? REASON_REWRITE_FAILED : REASON_NONE;
 }
 
 #endif

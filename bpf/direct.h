@@ -17,6 +17,7 @@ enum handed {
     HANDED_PARSED, /* the parsed packet, with the parser's reason */
     HANDED_NEW,    /* and its flow was opened just now: packet->reason says how */
     HANDED_BACK,   /* the same, but it cannot go past the stack */
+    HANDED_TUNNEL, /* the parsed packet, which came from another node through the tunnel; its flow is there */
 };
 
 /* Go on in another program; returns only if that is not there. */

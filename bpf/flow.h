@@ -316,7 +316,7 @@ INLINE void describe_reply(const struct tuple *key, const struct translation *fo
 INLINE int other_is_there(const struct packet *packet, const struct translation *entry) {
     struct scratch *scratch = this_scratch();
 
-    if (!scratch || (entry->flags & FLOW_REPLY)) /* the client's side is made by the client's packets */
+    if (!scratch || (entry->flags & (FLOW_REPLY | FLOW_DSR))) /* the client's side is made by the client's packets */
         return 1;
     if (find_other(&packet->tuple, entry, &scratch->reply_key))
         return 1;

@@ -35,6 +35,7 @@ struct selection {
     __u32 backend_generation;
     __u32 service; /* valid whenever a frontend was found */
     __u32 frontend_flags;
+    __u32 tunnel; /* of the backend */
 };
 
 INLINE int in_detector(const struct address *address) {
@@ -227,7 +228,7 @@ INLINE struct frontend *second_look(const struct frontend_key *key, const struct
                  frontend->local_base | frontend->local_count | frontend->affinity_seconds | frontend->range_set |
                  frontend->flags | route_of(frontend, 0) | backend->address.word[0] | backend->address.word[1] |
                  backend->address.word[2] | backend->address.word[3] | backend->port | backend->flags |
-                 backend->generation | backend->service;
+                 backend->generation | backend->service | backend->tunnel;
 
 #ifdef NO_GENERATION_CHECK
     return (struct frontend *)frontend; /* for tests: as if the look had found nothing changed */
@@ -300,6 +301,7 @@ INLINE enum reason balance(struct frontend_key *key, const struct client *client
         chosen->backend_flags = work->backend.flags;
         chosen->backend = work->index;
         chosen->backend_generation = work->backend.generation;
+        chosen->tunnel = work->backend.tunnel;
         if (!work->frontend.affinity_seconds || work->memory.good)
             return REASON_NONE;
         refusal = remember(chosen, &client->identity, &work->memory, now);

@@ -35,6 +35,9 @@
     MAP(host_times, ARRAY, u32, u64, HOST_TIMES, 0) \
     MAP(direct_tcp, HASH, tuple, direct_flow, direct_tcp, 0) \
     MAP(direct_udp, HASH, tuple, direct_flow, direct_udp, 0) \
+    MAP(tunnels, HASH, u32, address, tunnels, NO_PREALLOC) \
+    MAP(tunnel_nodes, HASH, address, u32, tunnels, NO_PREALLOC) \
+    MAP(forwarded, HASH, endpoint_key, u32, backends, NO_PREALLOC) \
     MAP(tail_calls, PROG_ARRAY, u32, u32, PROGRAM_COUNT, 0) \
     MAP(fragments, HASH, fragment_key, fragment, fragments, 0) \
     MAP(held, HASH, held_key, held, held, NO_PREALLOC) \

@@ -27,7 +27,7 @@ INLINE enum reason read_packet(struct __sk_buff *skb, struct packet *packet) {
         if (attempt && (skb->data_end - skb->data >= wanted || bpf_skb_pull_data(skb, wanted)))
             break;
         __builtin_memset(packet, 0, sizeof(*packet));
-        reason = parse((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, skb->gso_segs > 1, packet);
+        reason = parse((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, !!skb->gso_size, packet);
         if (likely(reason != REASON_MALFORMED))
             break;
     }

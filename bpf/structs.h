@@ -54,7 +54,7 @@ struct backend {
     __u8 flags; /* enum backend_flags; 0 = dead. One store kills it. */
     __u32 generation;
     __u32 service;
-    __u32 pad;
+    __u32 tunnel; /* number of its node in `tunnels`, if that takes forwarded packets; 0 = SNAT */
 };
 
 /* Name and settings of a service (a plan entry: a Service port in one family), for views and adoption. */
@@ -133,6 +133,9 @@ struct node {
     __u32 udp_stream_seconds;       /* established */
     struct address masquerade_ipv4; /* primary address of each family; all zero = none */
     struct address masquerade_ipv6;
+    __be32 tunnel_vni;  /* of forwarded packets, as in a VXLAN header */
+    __be16 tunnel_port; /* their UDP port; 0 = none are taken */
+    __u16 pad2;
 };
 
 /* Who watches. Written by the watcher, which renews until_ns: no watcher, no cost. */
@@ -246,8 +249,9 @@ struct translation {
     __u16 hop_mtu;
     __u16 header_change;    /* known as long as the next hop: what the translation and one hop less add to the sum of */
     __u16 transport_change; /* the IPv4 header, and to that of TCP or UDP; in the order that checksums are in */
-    __u16 pad[3];
-    struct tuple own; /* that of its packets; what names another flow by the same key is none of this one */
+    __u16 tunnel;           /* FLOW_FORWARDED, FLOW_BACK: number in `tunnels` of where packets are sent */
+    __u32 endpoint;         /* FLOW_FORWARDED, FLOW_TUNNELED: digest of the backend (tunnel.h) */
+    struct tuple own;       /* that of its packets; what names another flow by the same key is none of this one */
 };
 
 /* A way out of the node that XDP has found (ways.h). Its place in the map comes from both addresses. */
@@ -328,6 +332,13 @@ struct scratch {
     struct tuple direct_key;
     struct translation forward;
     struct translation reply;
+};
+
+/* A backend of this node as nodes that forward to it name it: a digest of its address, port and protocol (tunnel.h).
+ * The value in `forwarded` is its index in `backends`. */
+struct endpoint_key {
+    __u32 service;
+    __u32 endpoint;
 };
 
 /* Identity of a fragmented datagram, and the ports that only its first fragment carries. */

@@ -6,9 +6,8 @@
 #include "cut.h"
 #include "direct.h"
 #include "hold.h"
+#include "redirect.h"
 #include "rewrite_skb.h"
-#include "send.h"
-#include "skb.h"
 #include "too_big.h"
 #include "track.h"
 
@@ -25,37 +24,6 @@ INLINE enum reason find_next_hop(struct __sk_buff *skb, const struct packet *pac
     if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
         return REASON_MTU;
     return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ? REASON_NONE : REASON_FIB_MISS;
-}
-
-/* Redirect a translated packet. A priority tag is removed unless the packet leaves by the device it came from. */
-INLINE long send(struct __sk_buff *skb, const struct packet *packet, const struct next_hop *hop, __u64 now) {
-    __u8 header[12];
-    __u32 device;
-    int peer;
-
-    if (skb->vlan_present && hop->fib.ifindex != skb->ifindex && bpf_skb_vlan_pop(skb))
-        return TC_ACT_SHOT;
-    if (!packet->l3 && add_link_layer(skb, packet))
-        return TC_ACT_SHOT;
-    device = device_flags(hop->fib.ifindex);
-    if (device & DEVICE_RAW_IP) /* a tunnel to many looks for its next hop in a route */
-        return redirect_neighbour(hop->fib.ifindex, 0, 0, 0);
-#ifdef NO_REDIRECT_PEER
-    peer = 0;
-#else
-    peer = packet->l3 && (device & DEVICE_POD) && (device & DEVICE_HOST_ROUTING) && host_routing_is_on(now);
-#endif
-    if (!peer && (!hop->neighbour_known || !packet->l3 || !(bpf_get_prandom_u32() & NEIGHBOUR_PROBE)))
-        return send_by_neighbour(skb, hop);
-    __builtin_memcpy(header, hop->fib.dmac, 6); /* into a pod they matter only to who looks at frames */
-    __builtin_memcpy(header + 6, hop->fib.smac, 6);
-    if (bpf_skb_store_bytes(skb, 0, header, sizeof(header), 0))
-        return TC_ACT_SHOT;
-#ifndef NO_REDIRECT_PEER
-    if (peer)
-        return bpf_redirect_peer(hop->fib.ifindex, 0);
-#endif
-    return bpf_redirect(hop->fib.ifindex, 0);
 }
 
 /* Handle a packet that cannot be forwarded. The first one of a flow goes to the slow path, and so do later ones.
@@ -81,20 +49,6 @@ INLINE long refuse(struct __sk_buff *skb, struct packet *packet, const struct tr
     }
     packet->reason = REASON_TOO_BIG;
     return answer_too_big(skb, packet, hop->fib.tot_len);
-}
-
-/* Fragment a packet that exceeds the MTU, if that is allowed. REASON_NONE: done. */
-INLINE enum reason fragment_packet(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
-                                   const struct translation *entry) {
-    struct scratch *scratch = this_scratch();
-
-    if (!scratch || !may_fragment(skb, packet))
-        return REASON_MTU;
-    if (begin_cut(skb, packet, scratch))
-        return REASON_REWRITE_FAILED;
-    if (packet->kind == PACKET_FIRST_FRAGMENT && remember_fragment(packet, arrival->now, arrival->hook))
-        return give_up_flow(packet, entry, arrival->now) ? REASON_LEFT_FLOW : REASON_REWRITE_FAILED;
-    return cut(skb, packet, scratch, arrival->hook) ? REASON_REWRITE_FAILED : REASON_NONE;
 }
 
 /* Find the next hop, and fragment the packet if it exceeds the MTU. REASON_NONE: the packet can be forwarded. */
@@ -160,6 +114,26 @@ INLINE int pass_fragment(struct __sk_buff *skb, struct packet *packet, __u64 now
     return TC_ACT_STOLEN;
 }
 
+/* Which program of forward.c has a packet of a flow between nodes; PROGRAM_SERVICES: it is for this one. An answer that
+ * comes in where answers leave is what was cut off one. */
+INLINE __u32 between_nodes(const struct __sk_buff *skb, const struct packet *packet, const struct translation *entry,
+                           enum hook hook, __u32 handed) {
+    __u32 flags = entry ? entry->flags : 0;
+
+    if (packet->reason == REASON_WRAPPED)
+        return PROGRAM_UNWRAP;
+    if (likely(!(flags & (FLOW_FORWARDED | FLOW_TUNNELED))))
+        return PROGRAM_SERVICES;
+    if (hook == HOOK_TC_EGRESS)
+        return (flags & FLOW_BACK) && translates(packet->reason) ? PROGRAM_ANSWER : PROGRAM_SERVICES;
+    if (translates(packet->reason))
+        return (flags & FLOW_FORWARDED) || handed != HANDED_TUNNEL ? PROGRAM_FORWARD : PROGRAM_SERVICES;
+    if (packet->reason != REASON_OTHER_EDGE || packet->kind != PACKET_LATER_FRAGMENT ||
+        (device_flags(skb->ifindex) & DEVICE_POD))
+        return PROGRAM_SERVICES;
+    return flags & FLOW_BACK ? PROGRAM_ANSWER : flags & FLOW_FORWARDED ? PROGRAM_FORWARD : PROGRAM_SERVICES;
+}
+
 INLINE int handle(struct __sk_buff *skb, enum hook hook) {
     struct arrival arrival = {.context = skb, .node = this_node(), .hook = hook, .ifindex = skb->ifindex};
     struct scratch *scratch = this_scratch();
@@ -189,18 +163,30 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
     if (reason == REASON_NONE && hook == HOOK_TC_INGRESS && unlikely(skb->pkt_type != 0) &&
         (skb->pkt_type != TO_ANOTHER_HOST || !(device_flags(skb->ifindex) & DEVICE_POD)))
         reason = REASON_NOT_FOR_US; /* on a bridge's port, the bridge's own address looks like another host's */
+#ifndef RAW_IP
+    if (reason == REASON_NONE && hook == HOOK_TC_INGRESS && unlikely(is_wrapped(arrival.node, packet)))
+        reason = REASON_WRAPPED;
+#endif
     if (reason == REASON_NONE)
         reason = hook == HOOK_TC_INGRESS ? track(&arrival, packet, &service, &entry)
                                          : track_leaving(&arrival, packet, &entry);
     reason = hide_reason(packet, reason);
     if (handed == HANDED_PARSED && entry && (reason == REASON_NEW_FLOW || reason == REASON_MOVED) &&
-        packet->kind == PACKET_WHOLE && !(entry->flags & FLOW_SNAT)) {
+        packet->kind == PACKET_WHOLE && !(entry->flags & (FLOW_SNAT | FLOW_FORWARDED))) {
         scratch->handed = HANDED_NEW;
         call_program(skb, PROGRAM_HOST);
         scratch->handed = HANDED_NOTHING;
     }
     if (hook == HOOK_TC_EGRESS && reason == REASON_NOT_TRANSLATED)
         note_from_stack(&arrival, packet);
+#ifndef RAW_IP
+    __u32 program = hide_value(scratch, between_nodes(skb, packet, entry, hook, handed));
+    if (unlikely(program != PROGRAM_SERVICES)) {
+        call_program(skb, program);
+        count(hook, REASON_INCONSISTENT);
+        return TC_ACT_SHOT;
+    }
+#endif
     if (entry && translates(reason)) {
         service = entry->service;
         action = hide_value(scratch, translate(skb, &arrival, packet, entry));
@@ -209,7 +195,7 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
         hook == HOOK_TC_INGRESS && action == TC_ACT_UNSPEC)
         action = pass_fragment(skb, packet, arrival.now);
     count(hook, packet->reason);
-    if (handed && action == TC_ACT_UNSPEC && packet->reason != REASON_NOT_IP)
+    if (handed && handed != HANDED_TUNNEL && action == TC_ACT_UNSPEC && packet->reason != REASON_NOT_IP)
         count(hook, REASON_BY_STACK);
     emit_packet_event(&arrival, packet, service, packet->translated ? entry : 0);
     if (entry && packet->translated)

@@ -69,21 +69,26 @@ INLINE int write_too_big_ipv6(void *data, void *end, const struct packet *packet
     return 0;
 }
 
-/* Returns the verdict: the answer leaves where the packet came in. */
-INLINE long answer_too_big(struct __sk_buff *skb, const struct packet *packet, __u16 mtu) {
+/* Turn the packet into the error, addressed back to who sent the frame if `swap`. Returns 0, or -1: it is damaged. */
+INLINE int make_too_big(struct __sk_buff *skb, const struct packet *packet, __u16 mtu, int swap) {
     __u32 room = ip_header_size(packet) + sizeof(struct icmp_header);
     void *data, *end;
 
     if (bpf_skb_change_tail(skb, packet->l3 + QUOTED_BYTES, 0) || bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, 0) ||
         bpf_skb_pull_data(skb, packet->l3 + room + QUOTED_BYTES))
-        return TC_ACT_SHOT;
+        return -1;
     data = (void *)(long)skb->data;
     end = (void *)(long)skb->data_end;
     if (packet->ipv4 ? write_too_big_ipv4(data, end, packet, mtu) : write_too_big_ipv6(data, end, packet, mtu))
-        return TC_ACT_SHOT;
-    if (packet->l3 && data + sizeof(struct ethhdr) <= end)
+        return -1;
+    if (swap && packet->l3 && data + sizeof(struct ethhdr) <= end)
         swap_macs(data);
-    return bpf_redirect(skb->ifindex, 0);
+    return 0;
+}
+
+/* Returns the verdict: the answer leaves where the packet came in. */
+INLINE long answer_too_big(struct __sk_buff *skb, const struct packet *packet, __u16 mtu) {
+    return make_too_big(skb, packet, mtu, 1) ? TC_ACT_SHOT : bpf_redirect(skb->ifindex, 0);
 }
 
 #endif

@@ -6,28 +6,43 @@
 #include "fragment.h"
 #include "left.h"
 #include "snat.h"
+#include "tunnel.h"
 #include "ways.h"
+
+/* How a client gets to a backend of another node that must know its way back: FLOW_SNAT, or FLOW_FORWARDED, where the
+ * Service has that and the backend's node takes such packets. Nodes as clients get SNAT: nobody takes packets of a
+ * node's address from another node. */
+INLINE __u32 way_to_other_node(const struct packet *packet, const struct selection *chosen) {
+#ifdef RAW_IP
+    return FLOW_SNAT;
+#else
+    if (likely(!chosen->tunnel) || !(chosen->frontend_flags & FRONTEND_FORWARD) ||
+        packet->source_class != SOURCE_OUTSIDE || map_lookup(MAP(tunnel_nodes), &packet->tuple.source))
+        return FLOW_SNAT;
+    return chosen->frontend_flags & FRONTEND_DSR ? FLOW_FORWARDED | FLOW_DSR : FLOW_FORWARDED;
+#endif
+}
 
 /* What the flow needs beyond a new destination. A client whose backend runs here keeps its address even where the
  * policy masquerades: the answers pass this node anyway. A client that meets itself would answer itself directly. What
  * is delivered to a process of this node itself does not leave, and has no address of its way out to be given. */
-INLINE __u32 new_flow_flags(const struct node *node, const struct selection *chosen, const struct address *client) {
+INLINE __u32 new_flow_flags(const struct node *node, const struct selection *chosen, const struct packet *packet) {
     __u32 flags = chosen->backend_flags & BACKEND_HERE ? FLOW_LOCAL_BACKEND : 0;
 
-    if (same_address(&chosen->address, client))
+    if (same_address(&chosen->address, &packet->tuple.source))
         return flags | FLOW_SNAT;
     if (!(chosen->route & ROUTE_MASQUERADE))
         return flags;
-    if ((!flags || (node->flags & NODE_KUBE_PROXY_PARITY)) && !(address_flags(&chosen->address) & ADDRESS_LOCAL))
-        flags |= FLOW_SNAT;
-    return flags;
+    if ((flags && !(node->flags & NODE_KUBE_PROXY_PARITY)) || (address_flags(&chosen->address) & ADDRESS_LOCAL))
+        return flags;
+    return flags | (flags ? FLOW_SNAT : way_to_other_node(packet, chosen));
 }
 
 /* Whether a packet of a flow that leaves by redirect comes in where its flow does, or could. What goes through the
  * stack is checked there. The device of answers is learnt from the first of them. */
 INLINE int comes_from_its_device(const struct arrival *arrival, const struct packet *packet,
                                  struct translation *entry) {
-    if (!(entry->flags & FLOW_SNAT) || likely(entry->ifindex == arrival->ifindex))
+    if (!(entry->flags & (FLOW_SNAT | FLOW_FORWARDED)) || likely(entry->ifindex == arrival->ifindex))
         return 1;
     if (check_source(arrival, packet) != REASON_NONE)
         return 0;
@@ -42,13 +57,19 @@ INLINE void describe_forward(const struct arrival *arrival, const struct packet 
     struct translation *forward = &scratch->forward;
 
     __builtin_memset(forward, 0, sizeof(*forward));
-    forward->flags = new_flow_flags(arrival->node, chosen, &packet->tuple.source);
+    forward->flags = new_flow_flags(arrival->node, chosen, packet);
     if (arrival->hook == HOOK_XDP)
         forward->flags |= FLOW_BY_XDP;
     copy_address(&forward->destination, &chosen->address);
     copy_address(&forward->source, &packet->tuple.source);
     forward->destination_port = chosen->port;
     forward->source_port = packet->tuple.source_port;
+    if (unlikely(forward->flags & FLOW_FORWARDED)) {
+        forward->tunnel = chosen->tunnel;
+        forward->endpoint = endpoint_digest(&chosen->address, chosen->port, packet->tuple.protocol);
+        copy_address(&forward->destination, &packet->tuple.destination);
+        forward->destination_port = packet->tuple.destination_port;
+    }
     forward->backend = chosen->backend;
     forward->backend_generation = chosen->backend_generation;
     forward->service = chosen->service;
@@ -119,14 +140,17 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
     if (may_be_a_sockets(tuple, &key) && has_socket(arrival->context, tuple))
         return REASON_OWN_PORT;
     describe_forward(arrival, packet, scratch, chosen);
-    if (scratch->forward.flags & FLOW_SNAT) {
+    if (scratch->forward.flags & (FLOW_SNAT | FLOW_FORWARDED)) {
         reason = hide_reason(packet, check_source(arrival, packet));
         if (reason != REASON_NONE)
             return reason;
-        if (!own_address(arrival, packet, &chosen->address, &scratch->forward.source))
+        if ((scratch->forward.flags & FLOW_SNAT) &&
+            !own_address(arrival, packet, &chosen->address, &scratch->forward.source))
             return REASON_FIB_MISS;
     }
-    reserved = hide_reason(packet, reserve_reply(arrival, packet, scratch));
+    reserved = REASON_FLOW; /* nothing to take back */
+    if (!(scratch->forward.flags & FLOW_DSR))
+        reserved = hide_reason(packet, reserve_reply(arrival, packet, scratch));
     if (reserved != REASON_NONE && reserved != REASON_FLOW)
         return reserved;
     if (packet->protocol == IPPROTO_TCP)
@@ -234,7 +258,7 @@ INLINE enum reason track_leaving(const struct arrival *arrival, struct packet *p
     if (packet->kind == PACKET_LATER_FRAGMENT && !recall_fragment(packet, arrival->now))
         return REASON_FRAGMENT_UNKNOWN;
     entry = find_flow(&packet->tuple);
-    if (!entry || (entry->flags & (FLOW_REPLY | FLOW_SNAT | FLOW_FOREIGN)) != FLOW_REPLY) {
+    if (!entry || (entry->flags & (FLOW_REPLY | FLOW_SNAT | FLOW_FOREIGN | FLOW_FORWARDED)) != FLOW_REPLY) {
         note_leaving(packet, arrival->now);
         return packet->kind == PACKET_ICMP_ERROR ? REASON_ICMP_UNRELATED : REASON_NOT_TRANSLATED;
     }

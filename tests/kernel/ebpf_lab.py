@@ -39,6 +39,7 @@ SMALL = Sizes(
     sockets=4096,
     tcp_flows=16384,
     udp_flows=8192,
+    tunnels=64,
     pods=64,
     direct_tcp=8192,
     direct_udp=8192,

@@ -1,7 +1,7 @@
 """The eBPF plane: the plan in maps that programs at several hooks balance by, over a complete slow path."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -12,7 +12,7 @@ from dataplane.garbage import no_garbage_collection, short_turns
 from dataplane.kernel.namespaces.netns_cookie import netns_cookie
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange
-from dataplane.plan.types import EntryKey, Plan, Table
+from dataplane.plan.types import EntryKey, Plan, PlanEntry, Table
 from dataplane.planes.answers import Flow, Refused, Traffic, Usage
 from dataplane.planes.base import Plane, PlaneError
 from dataplane.planes.captures import CaptureStream
@@ -51,6 +51,11 @@ CLEANER_SECONDS = 30.0
 def _sticky(change: PlanChange) -> bool:
     """Whether a change brings or keeps clients that stay with their endpoint."""
     return any(entry.new is not None and entry.new.affinity_seconds for entry in change.entries)
+
+
+def _forwards(entries: Iterable[PlanEntry | None]) -> bool:
+    """Whether packets of any entry are forwarded to other nodes."""
+    return any(entry is not None and entry.tunnels for entry in entries)
 
 
 def slow_node(node: NodeConfig, *, at_connect: bool) -> NodeConfig:
@@ -102,6 +107,7 @@ class EbpfPlane(Plane):
         self._cookie = netns_cookie()
         self._kube_proxy_masquerade = kube_proxy_masquerade
         self._tables: Tables | None = None
+        self._node = NodeConfig()
         self._ahead: Ahead | None = None
         self._report, self._mended = report, mended
         self._loopback_at_connect = loopback_at_connect
@@ -199,6 +205,7 @@ class EbpfPlane(Plane):
     def _bring(self, plan: Plan, found: Adopted) -> None:
         """Bring adopted maps to the plan, over the slow path that has it already."""
         tables, broken = found
+        tables.tunnels.closed = not tables.tunnels.known
         removed = tables.apply(
             [
                 *(EntryChange(i.entry, None) for key, i in tables.installed.items() if key not in plan.entries),
@@ -211,6 +218,9 @@ class EbpfPlane(Plane):
         )
         sweep(tables)
         self._go_live(plan, tables, removed, adopted=True)
+        if tables.tunnels.closed:  # no longer, now that the programs are there
+            tables.tunnels.closed = False
+            tables.apply([EntryChange(entry, entry) for entry in plan.entries.values() if entry.tunnels])
 
     def _go_live(self, plan: Plan, tables: Tables, removed: list[Removed], *, adopted: bool) -> None:
         """Have packets served by maps that hold the plan, and remove what was there before. removed: backends that the
@@ -218,7 +228,8 @@ class EbpfPlane(Plane):
         maps, version = tables.maps, layout_version(self.sizes)
         if self._off is not None:
             self._off.begin(maps, plan.connect_off)
-        write_node(maps, plan.node, self._cookie, self._kube_proxy_masquerade)
+        tables.accept(plan.tunnel_peers)
+        self._write_node(tables, plan.node)
         tables.end_load()
         if adopted:
             collect(maps)  # flows that expired since the last run, when perhaps no collector ran
@@ -276,11 +287,19 @@ class EbpfPlane(Plane):
         flags = node["flags"]
         return isinstance(flags, int) and bool(flags & constant("NODE_READY")) and node["netns_cookie"] == self._cookie
 
+    def _write_node(self, tables: Tables, node: NodeConfig) -> None:
+        self._node = node
+        write_node(tables.maps, node, self._cookie, self._kube_proxy_masquerade, tunnel=tables.tunnels.known)
+
     def apply(self, change: PlanChange) -> None:
         """See planes.base.Plane.apply. The slow path changes first, so that it serves entries that do not fit in the
         maps. With session affinity the maps change first, since clients that connect in between would change their
         endpoint; until its own change the slow path serves what the maps pass to it as before."""
         tables, maps_first = self.tables, _sticky(change)
+        forwarded = tables.tunnels.known
+        if not forwarded and (change.tunnel_peers or _forwards(entry.new for entry in change.entries)):
+            for hook in self.hooks:
+                hook.forward()
         removed = tables.apply(change.entries) if maps_first else []
         try:
             self.slow.apply(replace(change, node=change.node and self._slow_node(change.node)))
@@ -290,8 +309,10 @@ class EbpfPlane(Plane):
             raise
         if not maps_first:
             removed = tables.apply(change.entries)
-        if change.node is not None:
-            write_node(tables.maps, change.node, self._cookie, self._kube_proxy_masquerade)
+        if change.tunnel_peers is not None:
+            tables.accept(change.tunnel_peers)
+        if change.node is not None or forwarded != tables.tunnels.known:
+            self._write_node(tables, change.node or self._node)
         if change.connect_off is not None and self._off is not None:
             self._off.use(change.connect_off)
         self._disconnect(removed)

@@ -24,6 +24,7 @@ from dataplane.kernel.netlink.links import Links
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, SourceRanges
+from dataplane.planes.ebpf.attach.packet_hooks import FORWARD_PROGRAMS, FORWARD_SOURCE
 from dataplane.planes.ebpf.attach.programs import Program, load_programs
 from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, flow_key
 from dataplane.planes.ebpf.maps.encode import address_bytes
@@ -45,7 +46,7 @@ NODE2_MAC, ROUTER_MAC, POD_MAC = "02:00:00:00:00:02", "02:00:00:00:00:fe", "02:0
 SIZES = Sizes(
     frontends=256, slots=1024, backends=1024, services=256, source_ranges=64, detector=16, addresses=32, devices=16,
     affinity=1024, peers=16, sockets=16, tcp_flows=4096, udp_flows=4096, fragments=1024, events=1 << 16,
-    pods=16, direct_tcp=4096, direct_udp=4096,
+    tunnels=16, pods=16, direct_tcp=4096, direct_udp=4096,
 )  # fmt: skip
 TC_NEXT, TC_SHOT, TC_STOLEN, TC_REDIRECT = 0xFFFFFFFF, 2, 4, 7
 XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = 1, 2, 3, 4
@@ -104,8 +105,10 @@ def entry(
 class Bench:
     """See the module. `up`, `pod`: ifindex of the two devices; `up_mac`, `pod_mac`: their addresses."""
 
-    def __init__(self, namespace: str, maps: MapSet, programs: dict[str, Program], links: Links) -> None:
-        self.namespace, self.maps, self.programs = namespace, maps, programs
+    def __init__(
+        self, namespace: str, maps: MapSet, programs: dict[str, Program], links: Links, flags: Sequence[str] = ()
+    ) -> None:
+        self.namespace, self.maps, self.programs, self._flags = namespace, maps, programs, flags
         self.up, self.pod = links.index("up0"), links.index("pod0")
         self.up_mac, self.pod_mac = links.mac("up0"), links.mac("pod0")
         self.links = links
@@ -127,7 +130,22 @@ class Bench:
     def configure(self, node: NodeConfig, *, parity: bool = False) -> None:
         """Write the node's settings."""
         self.plan.node = node
-        write_node(self.maps, node, 1, parity)
+        self._parity = parity
+        write_node(self.maps, node, 1, parity, tunnel=self.tables.tunnels.known)
+
+    def accept(self, *peers: str) -> None:
+        """Accept packets that these nodes forward, and load what handles them."""
+        self.tables.accept(peers)
+        self.configure(self.plan.node, parity=self._parity)
+        if "tc_forward" not in self.programs:
+            kinds = dict.fromkeys(FORWARD_PROGRAMS, AttachType.NONE)
+            self.programs |= load_programs(
+                FORWARD_SOURCE, ProgramType.SCHED_CLS, kinds, self.maps.fds, self.maps.specs, self._flags
+            )
+            calls = FORWARD_PROGRAMS | {"tc_ingress": constant("PROGRAM_SERVICES")}
+            for name, number in calls.items():
+                fd = self.programs[name].fd
+                self.maps.put("tail_calls", number.to_bytes(4, "little"), fd.to_bytes(4, "little"))
 
     def install(self, *entries: PlanEntry) -> None:
         """Add or replace Services."""
@@ -239,7 +257,7 @@ def _bench(names: list[str], flags: Sequence[str]) -> Iterator[Bench]:
             programs |= load_programs(
                 "xdp.c", ProgramType.XDP, {"xdp_uplink": AttachType.XDP}, maps.fds, maps.specs, flags
             )
-            yield Bench(names[0], maps, programs, node)
+            yield Bench(names[0], maps, programs, node, flags)
         finally:
             for program in programs.values():
                 os.close(program.fd)

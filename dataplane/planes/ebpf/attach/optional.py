@@ -60,6 +60,11 @@ class OptionalHook:
             if self._wants_watch:
                 self._watch = self.used.watch(Faults(self._warn, self._mended))
 
+    def forward(self) -> None:
+        """See programs.Hook.forward."""
+        if self.used is not None:
+            self.used.forward()
+
     def detach(self, pins: PinDirectory) -> None:
         """See programs.Hook.detach."""
         self._end_watch()

@@ -44,10 +44,16 @@ from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.maps.pins import PinDirectory
 from dataplane.resource import Resource
 
-TC_SOURCE, HOST_SOURCE, XDP_SOURCE = "tc.c", "host.c", "xdp.c"
+TC_SOURCE, HOST_SOURCE, XDP_SOURCE, FORWARD_SOURCE = "tc.c", "host.c", "xdp.c", "forward.c"
 HOST_PROGRAM = "tc_host"
 HOST_ROUTING = constant("DEVICE_HOST_ROUTING")
 PROGRAM_SERVICES, PROGRAM_HOST = constant("PROGRAM_SERVICES"), constant("PROGRAM_HOST")
+FORWARD_PROGRAMS = {
+    "tc_forward": constant("PROGRAM_FORWARD"),
+    "tc_unwrap": constant("PROGRAM_UNWRAP"),
+    "tc_answer": constant("PROGRAM_ANSWER"),
+}
+"""Programs for packets between nodes, with their index in the map `tail_calls`."""
 DEVICE = record("device", "flags", "ifindex", "mac", "mtu", "source_ipv4", "source_ipv6")
 _PIN = re.compile(r"(tc_ingress|tc_egress|xdp_native|xdp_generic)-(\d+)")
 _RTMGRP_LINK, _RTMGRP_ADDRESSES, _RTMGRP_ROUTES = 0x1, 0x110, 0x440  # of both families
@@ -121,6 +127,8 @@ class PacketHook:
                 reserve_once(maps, pins)
                 if self.host is not None and not redirects_to_peers():
                     self.host = None  # the feature's absence is reported with all others
+                if maps.node()["tunnel_port"]:
+                    self._bring_forwarding()
                 self._refresh()
             finally:
                 _close(old)
@@ -160,6 +168,24 @@ class PacketHook:
         if name + suffix not in self._programs:
             self._load(source, define)
         return self._programs[name + suffix]
+
+    def forward(self) -> None:
+        """See Hook.forward."""
+        with self._lock:
+            if self._maps is not None:
+                self._bring_forwarding()
+
+    def _bring_forwarding(self) -> None:
+        """Let the program of Services find those for packets between nodes, and the other way round."""
+        programs = {number: self._variant(FORWARD_SOURCE, name, "") for name, number in FORWARD_PROGRAMS.items()}
+        programs[PROGRAM_SERVICES] = self._variant(TC_SOURCE, "tc_ingress", "")
+        for number, program in programs.items():
+            self._call(number, program.fd)
+
+    def _call(self, number: int, program: int) -> None:
+        """Put a program (descriptor) where others call it."""
+        if self._maps is not None:
+            self._maps.put("tail_calls", number.to_bytes(4, "little"), program.to_bytes(4, "little"))
 
     def refresh(self) -> list[DeviceStatus]:
         """Attach to new devices and drop deleted ones. Returns `status`. Raises PlaneError."""
@@ -243,8 +269,8 @@ class PacketHook:
         if HOST_PROGRAM not in self._programs and self._maps is not None:
             self._load(HOST_SOURCE, "")
             host = self._programs[HOST_PROGRAM].fd
-            for number, program in ((PROGRAM_HOST, host), (PROGRAM_SERVICES, services)):
-                self._maps.put("tail_calls", number.to_bytes(4, "little"), program.to_bytes(4, "little"))
+            self._call(PROGRAM_HOST, host)
+            self._call(PROGRAM_SERVICES, services)
         return self._programs[HOST_PROGRAM].fd
 
     def _describe(self, device: Device, more: int) -> None:
@@ -328,7 +354,8 @@ def _loaded(source: str, define: str, maps: MapSet, loaded: Loaded) -> dict[str,
         return load_programs(
             source, ProgramType.XDP, {PROGRAM: AttachType.XDP}, maps.fds, maps.specs, flags, loaded=loaded
         )
-    names = dict.fromkeys((HOST_PROGRAM,) if source == HOST_SOURCE else DIRECTIONS, AttachType.NONE)
+    found = {HOST_SOURCE: (HOST_PROGRAM,), FORWARD_SOURCE: tuple(FORWARD_PROGRAMS)}.get(source, DIRECTIONS)
+    names = dict.fromkeys(found, AttachType.NONE)
     return load_programs(source, ProgramType.SCHED_CLS, names, maps.fds, maps.specs, flags, loaded=loaded)
 
 

@@ -119,6 +119,10 @@ class Hook(Protocol):
     def attach(self, maps: MapSet, pins: PinDirectory) -> None:
         """Load the programs and attach them, replacing those of an earlier run atomically. Raises PlaneError."""
 
+    def forward(self) -> None:
+        """Load the programs for packets that are forwarded between nodes, if it is attached and has any. Raises
+        PlaneError."""
+
     def detach(self, pins: PinDirectory) -> None:
         """Detach everything that this hook ever attached for this instance."""
 
@@ -167,6 +171,9 @@ class ConnectHook:
             os.close(group)
             for program in programs.values():
                 program.close()
+
+    def forward(self) -> None:
+        """See Hook.forward; sockets are pointed at endpoints wherever these are."""
 
     def detach(self, pins: PinDirectory) -> None:
         """See Hook.detach."""

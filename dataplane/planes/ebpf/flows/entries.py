@@ -17,13 +17,14 @@ TRANSLATION = record(
     *("source", "destination", "source_port", "destination_port", "flags", "noted", "backend", "backend_generation"),
     *("service", "ifindex", "last_ns", "packets", "bytes", "sequence_end", "acknowledged", "timestamp", "begun"),
     *("hop_until_ns", "hop_ifindex", "hop_destination", "hop_source", "hop_mtu"),
-    *("header_change", "transport_change", "pad", "own"),
+    *("header_change", "transport_change", "tunnel", "endpoint", "own"),
 )
-NO_HOP = (0,) * (2 + 6 + 6 + 3 + 3)
-"""Values of the fields from hop_until_ns to pad, for a flow without a cached next hop."""
+NO_HOP = (0,) * (2 + 6 + 6 + 3 + 2)
+"""Values of the fields from hop_until_ns to endpoint, without a cached next hop and without another node."""
 
-REPLY, SNAT, SEEN_REPLY, ESTABLISHED, RESTING, FOREIGN = (
-    constant(f"FLOW_{name}") for name in ("REPLY", "SNAT", "SEEN_REPLY", "ESTABLISHED", "RESTING", "FOREIGN")
+REPLY, SNAT, SEEN_REPLY, ESTABLISHED, RESTING, FOREIGN, FORWARDED = (
+    constant(f"FLOW_{name}")
+    for name in ("REPLY", "SNAT", "SEEN_REPLY", "ESTABLISHED", "RESTING", "FOREIGN", "FORWARDED")
 )
 RST = constant("FLOW_RST_FORWARD") | constant("FLOW_RST_REPLY")
 FIN = constant("FLOW_FIN_FORWARD") | constant("FLOW_FIN_REPLY")

@@ -19,9 +19,11 @@ from dataplane.planes.ebpf.maps.encode import (
     StoredFrontend,
     address_text,
     entry_key,
+    forwarding_of,
     frontend_key,
     frontend_key_bytes,
     full_keys,
+    is_external,
     range_key,
     stored_frontend,
 )
@@ -29,7 +31,9 @@ from dataplane.planes.ebpf.maps.layout import constant
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.maps.members import HERE, IN_CLUSTER, IN_LOCAL, LINGERS, Address, wanted_flags
 from dataplane.planes.ebpf.maps.tables import BACKEND_FLAGS_AT, SERVICE_FLAGS_AT, Installed, Tables
+from dataplane.planes.ebpf.maps.tunnels import Tunnels
 from dataplane.policy.endpoints import Backend
+from dataplane.policy.forwarding import Forwarding
 
 _INTERNAL_LOCAL, _EXTERNAL_LOCAL = constant("SERVICE_INTERNAL_LOCAL"), constant("SERVICE_EXTERNAL_LOCAL")
 _GENERATION_WORD = 5
@@ -42,6 +46,7 @@ class _Found:
     def __init__(self) -> None:
         self.indices: dict[Address, int] = {}
         self.flags: dict[Address, int] = {}
+        self.tunnels: dict[Address, int] = {}
         self.sound = True
 
 
@@ -51,6 +56,8 @@ class _Reader:
     def __init__(self, maps: MapSet, known: Iterable[EntryKey]) -> None:
         self.maps = maps
         self._full = full_keys(known)
+        self.tunnels = Tunnels(maps)
+        self.tunnels.adopt()
         self.slots = maps.memory["slots"].cast("Q")
         self.backends = maps.memory["backends"]
         self.services = maps.memory["services"]
@@ -81,7 +88,7 @@ class _Reader:
         members = []
         for slot in self.slots[base : base + count].tolist():
             index = slot & 0xFFFFFFFF
-            raw, port, _, flags, _, owner, _ = BACKEND.unpack_from(self.backends, index * BACKEND.size)
+            raw, port, _, flags, _, owner, tunnel = BACKEND.unpack_from(self.backends, index * BACKEND.size)
             if owner != service or not flags & wanted:
                 found.sound = False
                 continue
@@ -89,7 +96,12 @@ class _Reader:
             members.append(Backend(*address, flags & HERE != 0))
             found.indices[address] = index
             found.flags[address] = flags
+            if tunnel:
+                found.tunnels[address] = tunnel
         return tuple(sorted(members))  # `slots` has them in any order
+
+    def _tunnels(self, cluster: tuple[Backend, ...], found: _Found) -> tuple[str, ...]:
+        return tuple([self.tunnels.text(found.tunnels.get((b.address, b.port), 0)) for b in cluster])
 
     def _lingering(self, service: int, found: _Found) -> tuple[Backend, ...]:
         """Return the backends that serve and are in neither set."""
@@ -112,19 +124,24 @@ class _Reader:
         if len(keys) > 1:
             keys.sort(key=lambda k: (self.frontends[k].order, k))
         stored = [self.frontends[k] for k in keys]
+        way, cluster = forwarding_of(flags), self._set(service, cb, cc, IN_CLUSTER, found) if cc else ()
         entry = PlanEntry(
             key=key,
-            cluster=self._set(service, cb, cc, IN_CLUSTER, found) if cc else (),
+            cluster=cluster,
             local=self._set(service, lb, lc, IN_LOCAL, found) if lc else (),
             frontends=tuple([self._frontend(k, s) for k, s in zip(keys, stored, strict=True)]),
             affinity_seconds=affinity,
             internal_local=bool(flags & _INTERNAL_LOCAL),
             external_local=bool(flags & _EXTERNAL_LOCAL),
             lingering=self._lingering(service, found) if service in self.lingering else (),
+            forwarding=way,
+            tunnels=self._tunnels(cluster, found) if way is not Forwarding.SNAT else (),
         )
         wanted = wanted_flags(entry)
         sound = found.sound and found.flags == wanted and key not in self.installed
+        sound = sound and not (found.tunnels and way is Forwarding.SNAT)
         for order, value in enumerate(stored):
+            sound = sound and value.forwarding is (way if is_external(value.kind) else Forwarding.SNAT)
             sound = (
                 sound and value.sets == sets and value.affinity_seconds == affinity and value.order == min(order, 255)
             )
@@ -172,7 +189,7 @@ class Adopted(NamedTuple):
 def adopt(maps: MapSet, known: Iterable[EntryKey] = ()) -> Adopted:
     """Adopt filled maps without writing; call `sweep` after the plan was applied. known: see `read_rows`."""
     reader, tables = _Reader(maps, known), Tables(maps)
-    tables.installed = reader.installed
+    tables.installed, tables.tunnels = reader.installed, reader.tunnels
     tables.owners = {raw: key for key, installed in reader.installed.items() for raw in installed.keys}
     runs = {
         run

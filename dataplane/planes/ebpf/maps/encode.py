@@ -13,6 +13,7 @@ import msgspec
 from dataplane.model.net import AF_INET, AF_INET6, Family, Protocol
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, PlanEntry, SourceRanges
 from dataplane.planes.ebpf.maps.layout import constant, fields_of, record
+from dataplane.policy.forwarding import Forwarding
 from dataplane.policy.routes import Action, Route, Routes, Scope
 
 FRONTEND_KEY = record("frontend_key", "address", "port", "protocol", "pad")
@@ -21,7 +22,7 @@ FRONTEND = record(
     *("generation", "service", "cluster_base", "cluster_count", "local_base", "local_count"),
     *("affinity_seconds", "range_set", "routes", "flags", "kind", "order", "pad"),
 )
-BACKEND = record("backend", "address", "port", "protocol", "flags", "generation", "service", "pad")
+BACKEND = record("backend", "address", "port", "protocol", "flags", "generation", "service", "tunnel")
 SERVICE = record(
     "service",
     *("name", "cluster_base", "cluster_count", "local_base", "local_count"),
@@ -52,6 +53,19 @@ _ROUTE_ACTION = constant("ROUTE_ACTION")
 _PROTOCOL_OF = {protocol.value: protocol for protocol in Protocol}
 _FAMILY_OF = {family.value: family for family in Family}
 _RANGES = constant("FRONTEND_RANGES")
+_EXTERNAL = frozenset({FrontendKind.EXTERNAL_IP, FrontendKind.LOAD_BALANCER, FrontendKind.NODE_PORT})
+_FRONTEND_WAYS = {
+    Forwarding.SNAT: 0,
+    Forwarding.TUNNEL: constant("FRONTEND_FORWARD"),
+    Forwarding.DSR: constant("FRONTEND_FORWARD") | constant("FRONTEND_DSR"),
+}
+_SERVICE_WAYS = {
+    Forwarding.SNAT: 0,
+    Forwarding.TUNNEL: constant("SERVICE_FORWARD"),
+    Forwarding.DSR: constant("SERVICE_FORWARD") | constant("SERVICE_DSR"),
+}
+_WAY_OF_FRONTEND = {flags: way for way, flags in _FRONTEND_WAYS.items()}
+_WAY_OF_SERVICE = {flags: way for way, flags in _SERVICE_WAYS.items()}
 PRESENT = constant("SERVICE_PRESENT")
 _INTERNAL_LOCAL, _EXTERNAL_LOCAL = constant("SERVICE_INTERNAL_LOCAL"), constant("SERVICE_EXTERNAL_LOCAL")
 _NAME_SIZE = constant("SERVICE_NAME_SIZE")
@@ -128,8 +142,20 @@ def _routes_of(pod: int, node: int, outside: int) -> Routes:
     return Routes(route_of(pod), route_of(node), route_of(outside))
 
 
+def is_external(kind: FrontendKind) -> bool:
+    """True if traffic to such a frontend comes from outside, so that an entry's `forwarding` is about it."""
+    return kind in _EXTERNAL
+
+
 def frontend_bytes(
-    frontend: Frontend, order: int, generation: int, service: int, sets: Sets, affinity_seconds: int, range_set: int
+    frontend: Frontend,
+    order: int,
+    generation: int,
+    service: int,
+    sets: Sets,
+    affinity_seconds: int,
+    range_set: int,
+    forwarding: Forwarding = Forwarding.SNAT,
 ) -> bytes:
     """The value of `frontends`."""
     routes = _route_bytes.get(frontend.routes)
@@ -137,6 +163,8 @@ def frontend_bytes(
         routes = _route_bytes[frontend.routes] = tuple(map(route_byte, frontend.routes))
     pod, node, outside = routes
     flags = 0 if frontend.source_ranges is None else _RANGES
+    if forwarding is not Forwarding.SNAT and frontend.kind in _EXTERNAL:
+        flags |= _FRONTEND_WAYS[forwarding]
     return FRONTEND.pack(  # argument by argument: `*` would take as long as everything else
         generation,
         service,
@@ -156,9 +184,22 @@ def frontend_bytes(
     )
 
 
-def backend_records(wanted: Mapping[tuple[str, int], int], protocol: int, generation: int, service: int) -> list[bytes]:
-    """Records of `backends` for the members of one service, in their order. wanted: flags by address and port."""
+def backend_records(
+    wanted: Mapping[tuple[str, int], int],
+    protocol: int,
+    generation: int,
+    service: int,
+    tunnels: Mapping[tuple[str, int], int] | None = None,
+) -> list[bytes]:
+    """Records of `backends` for the members of one service, in their order. wanted: flags by address and port. tunnels:
+    numbers in the map `tunnels` of those that packets are forwarded to."""
     records: list[bytes] = []
+    if tunnels:
+        return [
+            address_bytes(address)
+            + backend_end(port, protocol, flags, generation, service, tunnels.get((address, port), 0))
+            for (address, port), flags in wanted.items()
+        ]
     port, flags, rest = -1, -1, b""
     for (address, own_port), own_flags in wanted.items():
         if own_port != port or own_flags != flags:  # seldom: members mostly differ in nothing but the address
@@ -168,13 +209,13 @@ def backend_records(wanted: Mapping[tuple[str, int], int], protocol: int, genera
     return records
 
 
-def backend_end(port: int, protocol: int, flags: int, generation: int, service: int) -> bytes:
+def backend_end(port: int, protocol: int, flags: int, generation: int, service: int, tunnel: int = 0) -> bytes:
     """A record of `backends` behind the address."""
-    return BACKEND.pack(b"", htons(port), protocol, flags, generation, service, 0)[_ADDRESS_SIZE:]
+    return BACKEND.pack(b"", htons(port), protocol, flags, generation, service, tunnel)[_ADDRESS_SIZE:]
 
 
 class StoredFrontend(NamedTuple):
-    """A value of `frontends`, decoded. range_set: None = no restriction."""
+    """A value of `frontends`, decoded. range_set: None = no restriction. forwarding: None = a mistake."""
 
     generation: int
     service: int
@@ -184,6 +225,7 @@ class StoredFrontend(NamedTuple):
     routes: Routes
     kind: FrontendKind
     order: int
+    forwarding: Forwarding | None
 
     def frontend(self, key: FrontendKey, cidrs: tuple[str, ...]) -> Frontend:
         """The plan's value; `cidrs` are those of its range set."""
@@ -205,6 +247,7 @@ def stored_frontend(raw: bytes) -> StoredFrontend:
         _routes_of(pod, node, outside),
         _KIND_OF[kind],
         order,
+        _WAY_OF_FRONTEND.get(flags & ~_RANGES),
     )
 
 
@@ -237,6 +280,8 @@ def service_bytes(entry: PlanEntry, sets: Sets) -> bytes:
     key = entry.key
     flags = PRESENT
     flags |= (_INTERNAL_LOCAL if entry.internal_local else 0) | (_EXTERNAL_LOCAL if entry.external_local else 0)
+    if entry.forwarding is not Forwarding.SNAT:
+        flags |= _SERVICE_WAYS[entry.forwarding]
     return SERVICE.pack(
         service_name(key),
         sets.cluster_base,
@@ -249,6 +294,11 @@ def service_bytes(entry: PlanEntry, sets: Sets) -> bytes:
         flags,
         0,
     )
+
+
+def forwarding_of(service_flags: int) -> Forwarding:
+    """What `service_bytes` stored of an entry's `forwarding`."""
+    return _WAY_OF_SERVICE.get(service_flags & _SERVICE_WAYS[Forwarding.DSR], Forwarding.SNAT)
 
 
 def entry_key(name: bytes, protocol: int, family: int) -> EntryKey:

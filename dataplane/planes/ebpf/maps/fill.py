@@ -24,6 +24,7 @@ from dataplane.planes.ebpf.maps.encode import (
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.maps.members import IN_CLUSTER
 from dataplane.planes.ebpf.maps.tables import Installed, Tables, no_ranges
+from dataplane.policy.forwarding import Forwarding
 
 _A_PIECE = 4000
 """Entries that are written at once: their bytes take a few megabytes."""
@@ -33,6 +34,8 @@ def is_plain(entry: PlanEntry) -> bool:
     """True if an entry has one frontend, open to every source, and all of its backends are in its Cluster set, on other
     nodes and at one port."""
     if entry.local or entry.lingering or len(entry.frontends) != 1 or entry.frontends[0].source_ranges is not None:
+        return False
+    if entry.forwarding is not Forwarding.SNAT:
         return False
     ports = [-1 if backend.local else backend.port for backend in entry.cluster]
     return not ports or (ports[0] >= 0 and ports.count(ports[0]) == len(ports))

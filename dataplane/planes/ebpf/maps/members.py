@@ -64,4 +64,6 @@ def changes_only_backends(old: PlanEntry, new: PlanEntry) -> bool:
         and len(new.cluster) >= LARGE
         and old.affinity_seconds == new.affinity_seconds
         and old.frontends == new.frontends
+        and not (old.tunnels or new.tunnels)
+        and old.forwarding is new.forwarding
     )

@@ -2,6 +2,7 @@
 
 import struct
 import threading
+from socket import htonl, htons
 
 from dataplane.model.net import Family, is_loopback
 from dataplane.planes.ebpf.flows.ports import snat_fields, snat_ports
@@ -16,9 +17,11 @@ NODE = record(
     "connect_off",
     *("tcp_syn_seconds", "tcp_established_seconds", "tcp_half_closed_seconds", "tcp_closing_seconds"),
     *("tcp_reset_seconds", "tcp_rest_seconds", "udp_seconds", "udp_stream_seconds"),
-    *("masquerade_ipv4", "masquerade_ipv6"),
+    *("masquerade_ipv4", "masquerade_ipv6", "tunnel_vni", "tunnel_port", "pad2"),
 )
 _WORD = struct.Struct("=I")
+_VNI_SHIFT = 8
+"""Of the VXLAN network identifier in its word of the header (RFC 7348, section 5)."""
 _CONNECT_OFF = constant("NODE_CONNECT_OFF")
 _record = threading.Lock()  # one thread looks after the node, another after those for whom connect time is off
 LIFETIMES = {
@@ -63,8 +66,11 @@ def _addresses(node: NodeConfig) -> dict[bytes, bytes]:
     return found
 
 
-def write_node(maps: MapSet, node: NodeConfig, netns_cookie: int, kube_proxy_masquerade: bool) -> None:
-    """Write all settings of `node`, and NODE_READY, which makes the programs work.
+def write_node(
+    maps: MapSet, node: NodeConfig, netns_cookie: int, kube_proxy_masquerade: bool, *, tunnel: bool = False
+) -> None:
+    """Write all settings of `node`, and NODE_READY, which makes the programs work. tunnel: packets that other nodes
+    forward are taken.
 
     New addresses come before, old ones go after the settings, so that none is missing in between. For whom connect time
     is off stays as it is.
@@ -89,6 +95,7 @@ def write_node(maps: MapSet, node: NodeConfig, netns_cookie: int, kube_proxy_mas
                 *(*snat_fields(snat_ports()), off),
                 *LIFETIMES.values(),
                 *(address_bytes(text) if text else bytes(16) for text in primary.values()),
+                *(htonl(node.lb_vni << _VNI_SHIFT), htons(node.lb_port) if tunnel else 0, 0),
             ),
         )
     for name, elements in wanted.items():

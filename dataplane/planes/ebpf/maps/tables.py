@@ -32,10 +32,12 @@ from dataplane.planes.ebpf.maps.encode import (
 from dataplane.planes.ebpf.maps.layout import fields_of
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.maps.members import Address, MemberChange, changes_only_backends, wanted_flags
+from dataplane.planes.ebpf.maps.tunnels import Forwarded, Tunnels
 from dataplane.planes.ebpf.maps.window import Window
 from dataplane.planes.moves import moves
 
 BACKEND_FLAGS_AT = fields_of("backend")["flags"]
+_TUNNEL_AT, _TUNNEL_END = fields_of("backend")["tunnel"], fields_of("backend")["tunnel"] + 4
 SERVICE_FLAGS_AT = fields_of("service")["flags"]
 
 
@@ -92,6 +94,7 @@ class _DeferredWrites:
         self.services: list[int] = []
         self.range_sets: list[int] = []
         self.removed: list[Removed] = []
+        self.entries: dict[EntryKey, None] = {}
 
 
 def _is_kept(change: EntryChange) -> bool:
@@ -180,6 +183,7 @@ class Tables:
         self.owners: dict[bytes, EntryKey] = {}
         self.overflow: dict[EntryKey, str] = {}
         self.ranges = RangeSets(maps)
+        self.tunnels, self.forwarded = Tunnels(maps), Forwarded(maps)
         self.services = Ids("services", maps.specs["services"].max_entries)
         self.backends = Ids("backends", maps.specs["backends"].max_entries)
         self.runs = Runs("slots", maps.specs["slots"].max_entries)
@@ -204,6 +208,21 @@ class Tables:
             self._write(change.key, change.new, deferred)
         self._finish(deferred)
         return deferred.removed
+
+    def accept(self, peers: Collection[str]) -> None:
+        """Accept forwarded packets from these nodes, by address. O(entries) where it was nobody before, or is now."""
+        self.tunnels.accept(peers)
+        on = self.tunnels.accepts
+        if on != self.forwarded.on:
+            self.forwarded.fill(filter(None, map(self._forwarded_of, self.installed.values())), on=on)
+
+    def _forwarded_of(self, installed: Installed | None) -> tuple[PlanEntry, int, Collection[int]] | None:
+        """Return what `Forwarded` asks for of an entry."""
+        if installed is None:
+            return None
+        indices = installed.indices()
+        backends = [indices[address] for address in wanted_flags(installed.entry)]
+        return installed.entry, installed.service, backends
 
     def has_room_for(self, entries: Sequence[PlanEntry]) -> bool:
         """True if entries without source ranges certainly fit, at indices that were never used before."""
@@ -235,6 +254,8 @@ class Tables:
     def _write(self, key: EntryKey, new: PlanEntry | None, deferred: _DeferredWrites) -> None:
         """Write the parts of an entry that no program reads yet; add the rest to `deferred`."""
         old = self.installed.get(key)
+        if self.forwarded.on:
+            deferred.entries[key] = None
         if self.overflow:
             self.overflow.pop(key, None)
         done: Installed | None = None
@@ -417,6 +438,7 @@ class Tables:
                 done.sets,
                 entry.affinity_seconds,
                 done.range_sets[order],
+                entry.forwarding,
             )
 
     def _fill_backends(
@@ -429,7 +451,8 @@ class Tables:
     ) -> None:
         """Write new backends, and add the new flags of existing ones."""
         memory, size, indices = self._backend_memory, BACKEND.size, done.backends
-        records = backend_records(wanted, done.entry.key.protocol, generation, done.service)
+        tunnels = self.tunnels.numbers_of(done.entry)
+        records = backend_records(wanted, done.entry.key.protocol, generation, done.service, tunnels)
         if isinstance(indices, range):  # contiguous, as in a load
             memory[indices.start * size : indices.stop * size] = b"".join(records)
             return
@@ -438,6 +461,7 @@ class Tables:
             if address in before:
                 # Add flags now and clear flags later: a program that read the old frontend still finds its backends.
                 memory[offset + BACKEND_FLAGS_AT] |= flags
+                memory[offset + _TUNNEL_AT : offset + _TUNNEL_END] = raw[_TUNNEL_AT:_TUNNEL_END]
                 deferred.kept_flags.append((index, flags))
             else:
                 memory[offset : offset + size] = raw
@@ -469,6 +493,8 @@ class Tables:
             "frontends", b"".join(deferred.upserts), b"".join(deferred.upserts.values()), len(deferred.upserts)
         )
         full_barrier()
+        for name in deferred.entries:
+            self.forwarded.change(name, self._forwarded_of(self.installed.get(name)))
         for index, flags in deferred.kept_flags:
             self._backend_memory[index * BACKEND.size + BACKEND_FLAGS_AT] = flags
         for index in deferred.dead:

@@ -9,7 +9,15 @@ from typing import NamedTuple
 
 from dataplane.plan.types import EntryKey
 from dataplane.planes.answers import Flow, ServiceCounters
-from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, REPLY, flow_flags, flow_key, own_tuple, state
+from dataplane.planes.ebpf.flows.entries import (
+    FLOW_TABLES,
+    FORWARDED,
+    REPLY,
+    flow_flags,
+    flow_key,
+    own_tuple,
+    state,
+)
 from dataplane.planes.ebpf.maps.encode import SERVICE, address_bytes, address_text, entry_key
 from dataplane.planes.ebpf.maps.layout import constant, hook_names, reason_names, struct_version, unpack
 from dataplane.planes.ebpf.maps.mapset import MapSet, open_any_sizes
@@ -110,12 +118,15 @@ def flows(maps: MapSet) -> Iterator[Flow]:
             entry = unpack("translation", value)
             if entry["flags"] & REPLY:
                 continue
+            backend = (address_text(entry["destination"]), socket.ntohs(entry["destination_port"]))
+            if entry["flags"] & FORWARDED:  # the frontend itself, as the packet stays as it is
+                backend = _backend(maps, entry["backend"], entry["backend_generation"]) or backend
             yield Flow(
                 state(protocol, flow_flags(value)),
                 protocol,
                 (address_text(source), socket.ntohs(source_port)),
                 (address_text(destination), socket.ntohs(destination_port)),
-                (address_text(entry["destination"]), socket.ntohs(entry["destination_port"])),
+                backend,
                 names.get(entry["service"], ""),
                 _idle(entry["last_ns"]),
                 entry["packets"],

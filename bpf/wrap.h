@@ -1,0 +1,107 @@
+/* Putting a packet in a socket buffer into the tunnel, and finding its way to the other node. */
+#ifndef HOTPLANE_WRAP_H
+#define HOTPLANE_WRAP_H
+
+#include "redirect.h"
+#include "rewrite_skb.h"
+#include "tunnel.h"
+
+enum wrap_flags {
+    INNER_ETHERNET = 14, /* bytes */
+};
+
+/* Where a packet goes in the tunnel. */
+struct tunnel_hop {
+    const struct address *from;
+    const struct address *to;
+    struct next_hop next;
+    __u32 mtu;        /* of the packet inside; known also with REASON_MTU */
+    int by_neighbour; /* the stack's neighbour code sends it (send.h) */
+    __u64 shrink;     /* an aggregate of TCP is to be cut into smaller packets than it was made of */
+};
+
+/* Look up the way to the other node. REASON_NONE, REASON_MTU: the packet, or the largest one of an aggregate, is too
+ * big, or REASON_FIB_MISS. An aggregate of TCP only has to fit without the tunnel: it is cut smaller on its way. */
+INLINE enum reason find_tunnel_hop(struct __sk_buff *skb, const struct packet *packet, const struct address *from,
+                                   const struct address *to, struct tunnel_hop *hop) {
+    int elastic = skb->gso_size && packet->protocol == IPPROTO_TCP;
+    __u32 size = packet_size(skb, packet), overhead = tunnel_overhead(packet);
+    struct bpf_fib_lookup *fib = &hop->next.fib;
+    long result = find_route(skb, packet, from, to, skb->ifindex, elastic ? size : size + overhead, 0, fib);
+
+    hop->from = from;
+    hop->to = to;
+    hop->by_neighbour = result != BPF_FIB_LKUP_RET_SUCCESS || !(bpf_get_prandom_u32() & NEIGHBOUR_PROBE);
+    hop->mtu = fib->tot_len - overhead;
+    hop->shrink = elastic && size > hop->mtu;
+    if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+        return REASON_MTU;
+    return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ? REASON_NONE : REASON_FIB_MISS;
+}
+
+/* Make room for the outer headers. Before Linux 5.13 the kernel cannot be told that an Ethernet header is inside, which
+ * only matters to devices that cut aggregates. */
+INLINE long grow(struct __sk_buff *skb, const struct packet *packet, __u64 shrink) {
+    __u64 flags = BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2(INNER_ETHERNET);
+    int overhead = tunnel_overhead(packet);
+
+    flags |= packet->ipv4 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
+    if (!shrink)
+        flags |= BPF_F_ADJ_ROOM_FIXED_GSO;
+    return bpf_skb_adjust_room(skb, overhead, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L2_ETH) &&
+           bpf_skb_adjust_room(skb, overhead, BPF_ADJ_ROOM_MAC, flags);
+}
+
+/* Put the packet into the tunnel. Returns 0, or negative: it is of no use any more. */
+INLINE long wrap(struct __sk_buff *skb, const struct node *node, const struct packet *packet,
+                 const struct tunnel_hop *hop, __u32 endpoint, __u8 kind) {
+    __u32 size = skb->len - packet->l3, l3 = packet->l3;
+    struct tunnel_header header;
+
+    write_tunnel_header(&header, node, packet, size, endpoint, kind);
+    if ((hop->by_neighbour && forget_sum(skb)) || /* not possible any more afterwards */
+        grow(skb, packet, hop->shrink) ||
+        bpf_skb_store_bytes(skb, l3 + ip_header_size(packet), &header, sizeof(header), BPF_F_RECOMPUTE_CSUM))
+        return -1;
+    if (packet->ipv4) {
+        struct iphdr ip;
+
+        write_tunnel_ipv4(&ip, hop->from, hop->to, size + sizeof(ip) + sizeof(header));
+        return bpf_skb_store_bytes(skb, l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
+    } else {
+        struct ipv6hdr ip;
+
+        write_tunnel_ipv6(&ip, hop->from, hop->to, size + sizeof(ip) + sizeof(header));
+        return bpf_skb_store_bytes(skb, l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
+    }
+}
+
+/* Send a packet that is in the tunnel. A priority tag is removed unless it leaves by the device it came from. */
+INLINE long send_wrapped(struct __sk_buff *skb, const struct tunnel_hop *hop) {
+    __u32 ifindex = hop->next.fib.ifindex;
+    __u8 header[12];
+
+    if (skb->vlan_present && ifindex != skb->ifindex && bpf_skb_vlan_pop(skb))
+        return TC_ACT_SHOT;
+    if (device_flags(ifindex) & DEVICE_RAW_IP) /* a tunnel to many looks for its next hop in a route */
+        return redirect_neighbour(ifindex, 0, 0, 0);
+    if (hop->by_neighbour)
+        return redirect_by_neighbour(&hop->next);
+    __builtin_memcpy(header, hop->next.fib.dmac, 6);
+    __builtin_memcpy(header + 6, hop->next.fib.smac, 6);
+    if (bpf_skb_store_bytes(skb, 0, header, sizeof(header), 0))
+        return TC_ACT_SHOT;
+    return bpf_redirect(ifindex, 0);
+}
+
+/* One hop less. Returns 0, or negative. */
+INLINE long lower_hops(struct __sk_buff *skb, const struct packet *packet) {
+    __u8 hops = packet->hops - 1;
+
+    if (!packet->ipv4)
+        return bpf_skb_store_bytes(skb, packet->l3 + 7, &hops, 1, BPF_F_RECOMPUTE_CSUM);
+    return bpf_skb_store_bytes(skb, packet->l3 + 8, &hops, 1, 0) ||
+           bpf_l3_csum_replace(skb, packet->l3 + 10, to_be16(packet->hops << 8), to_be16(hops << 8), 2);
+}
+
+#endif

@@ -1,0 +1,144 @@
+"""Other nodes that packets of Services are forwarded to and come from, in the maps of `bpf/tunnel.h`.
+
+A node has a number, which flows and backends have instead of its address. It keeps the number as long as this plane is
+loaded, also when it is no peer any more: flows that are there go on.
+"""
+
+from collections.abc import Collection, Iterable
+from socket import htons
+
+from dataplane.plan.types import EntryKey, PlanEntry
+from dataplane.planes.ebpf.maps.encode import address_bytes, address_text, is_external
+from dataplane.planes.ebpf.maps.layout import constant, record
+from dataplane.planes.ebpf.maps.mapset import MapSet
+from dataplane.planes.ebpf.maps.members import HERE, Address, wanted_flags
+
+_ENDPOINT_KEY = record("endpoint_key", "service", "endpoint")
+_NUMBERS, _RETIRED = constant("TUNNEL_NUMBER"), constant("TUNNEL_RETIRED")
+_WORD = 4
+_MIX, _MIX_2, _MIX_3 = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
+_64 = (1 << 64) - 1
+
+
+def endpoint_digest(address: str, port: int, protocol: int) -> int:
+    """Return the name of an endpoint in a forwarded packet. The same as bpf/tunnel.h, endpoint_digest(): nodes must
+    agree on it, whatever their versions."""
+    raw = address_bytes(address)
+    first, second = int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
+    mixed = (first * _MIX_3 ^ second) * _MIX & _64
+    mixed ^= mixed >> 32
+    return (mixed + (htons(port) << 8 | protocol)) * _MIX_2 >> 32 & 0xFFFFFFFF
+
+
+class Tunnels:
+    """Numbers of other nodes, and from whom forwarded packets are accepted. closed: no backend gets a number, since the
+    programs are not there yet."""
+
+    def __init__(self, maps: MapSet) -> None:
+        self._maps = maps
+        self._numbers: dict[str, int] = {}
+        self._texts: dict[int, str] = {}
+        self._peers: dict[str, int] = {}
+        self.closed = False
+
+    @property
+    def known(self) -> bool:
+        """True if there ever was a node to forward to, or to accept packets from."""
+        return bool(self._numbers)
+
+    @property
+    def accepts(self) -> bool:
+        """True if packets of flows that begin are accepted from anybody."""
+        return any(not value & _RETIRED for value in self._peers.values())
+
+    def adopt(self) -> None:
+        """Take over what an earlier process wrote."""
+        for key, value in self._maps.items("tunnels"):
+            self._note(address_text(value), int.from_bytes(key, "little"))
+        for key, value in self._maps.items("tunnel_nodes"):
+            self._peers[address_text(key)] = int.from_bytes(value, "little")
+
+    def number(self, address: str) -> int:
+        """Return a node's number, by its address; 0 if there is none ("") or no room: such backends get SNAT."""
+        if not address:
+            return 0
+        number = self._numbers.get(address)
+        if number is None:
+            if len(self._numbers) >= min(self._maps.specs["tunnels"].max_entries, _NUMBERS):
+                return 0
+            number = len(self._numbers) + 1
+            self._maps.put("tunnels", number.to_bytes(_WORD, "little"), address_bytes(address))
+            self._note(address, number)
+        return number
+
+    def _note(self, address: str, number: int) -> None:
+        self._numbers[address], self._texts[number] = number, address
+
+    def text(self, number: int) -> str:
+        """Return the address of a number, "" for 0."""
+        return self._texts.get(number, "")
+
+    def numbers_of(self, entry: PlanEntry) -> dict[Address, int] | None:
+        """Return the numbers of an entry's backends, None where nothing is forwarded."""
+        if not entry.tunnels or self.closed:
+            return None
+        pairs = zip(entry.cluster, entry.tunnels, strict=True)
+        return {(backend.address, backend.port): self.number(address) for backend, address in pairs if address}
+
+    def accept(self, peers: Collection[str]) -> None:
+        """Accept forwarded packets from these nodes. From those that were peers before, only packets of flows that
+        there are."""
+        wanted = {address: number for address in sorted(peers) if (number := self.number(address))}
+        for address in self._peers.keys() - wanted.keys():
+            wanted[address] = self._peers[address] | _RETIRED
+        for address, value in wanted.items():
+            if self._peers.get(address) != value:
+                self._maps.put("tunnel_nodes", address_bytes(address), value.to_bytes(_WORD, "little"))
+        self._peers = wanted
+
+
+class Forwarded:
+    """The map `forwarded`: this node's endpoints under the names by which other nodes call them. on: it is filled."""
+
+    def __init__(self, maps: MapSet) -> None:
+        self._maps = maps
+        self._held: dict[EntryKey, dict[bytes, bytes]] = {}
+        self.on = False
+
+    def fill(self, entries: Iterable[tuple[PlanEntry, int, Collection[int]]], *, on: bool) -> None:
+        """Have the map hold exactly what these entries need, or nothing. entries: with the index of each one's service
+        and those of its backends, in the order of `wanted_flags`."""
+        self.on = on
+        found = dict(self._maps.items("forwarded"))
+        self._held = {}
+        for entry, service, backends in entries if on else ():
+            elements = _elements(entry, service, backends)
+            if elements:
+                self._held[entry.key] = elements
+        wanted = {key: value for elements in self._held.values() for key, value in elements.items()}
+        self._maps.remove("forwarded", found.keys() - wanted.keys())
+        self._put({key: value for key, value in wanted.items() if found.get(key) != value})
+
+    def change(self, key: EntryKey, installed: tuple[PlanEntry, int, Collection[int]] | None) -> None:
+        """Bring the map to what an entry needs; None: the entry has gone."""
+        if not self.on:
+            return
+        old, new = self._held.pop(key, {}), _elements(*installed) if installed is not None else {}
+        self._maps.remove("forwarded", old.keys() - new.keys())
+        self._put({name: value for name, value in new.items() if old.get(name) != value})
+        if new:
+            self._held[key] = new
+
+    def _put(self, elements: dict[bytes, bytes]) -> None:
+        self._maps.put_many("forwarded", b"".join(elements), b"".join(elements.values()), len(elements))
+
+
+def _elements(entry: PlanEntry, service: int, backends: Collection[int]) -> dict[bytes, bytes]:
+    """Return the elements of an entry: none without a frontend that takes traffic from outside."""
+    if not any(is_external(frontend.kind) for frontend in entry.frontends):
+        return {}
+    return {
+        _ENDPOINT_KEY.pack(service, endpoint_digest(*address, entry.key.protocol)): index.to_bytes(_WORD, "little")
+        for (address, flags), index in zip(wanted_flags(entry).items(), backends, strict=True)
+        if flags & HERE
+    }

@@ -1,0 +1,109 @@
+"""A lab of three nodes whose Services are forwarded with the client's address kept, from plan values made by hand."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from msgspec.structs import replace
+
+from dataplane.kernel.namespaces.netns import netns
+from dataplane.lab.lab import Lab
+from dataplane.lab.proxy import LabProxy, NodeProxy
+from dataplane.lab.scenarios.cluster import cluster_objects, pods
+from dataplane.lab.spec import LabSpec, Node, PodLink, Routing
+from dataplane.model.net import Family
+from dataplane.plan.change import EntryChange, PlanChange
+from dataplane.plan.types import EntryKey, PlanEntry
+from dataplane.planes.base import Plane
+from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
+from dataplane.planes.ebpf.maps.encode import is_external
+from dataplane.planes.ebpf.maps.pins import default_instance
+from dataplane.planes.ebpf.plane import EbpfPlane
+from dataplane.planes.ebpf.views.records import open_instance
+from dataplane.planes.nftables.plane import NftablesPlane
+from dataplane.policy.forwarding import Forwarding
+from tests.kernel.ebpf_lab import SMALL
+
+PORT, NODE_PORT = 8080, 30080
+INGRESS = {Family.IPV4: "203.0.113.80", Family.IPV6: "fd00:203:113::80"}
+_MANIFEST = f"""
+kind: Service
+apiVersion: v1
+metadata: {{name: all}}
+spec:
+  type: LoadBalancer
+  selector: {{app: all}}
+  ports:
+  - {{name: tcp, port: 80, targetPort: {PORT}, nodePort: {NODE_PORT}}}
+  - {{name: udp, protocol: UDP, port: 80, targetPort: {PORT}, nodePort: {NODE_PORT}}}
+status: {{loadBalancer: {{ingress: [{{ip: '{INGRESS[Family.IPV4]}'}}, {{ip: '{INGRESS[Family.IPV6]}'}}]}}}}
+"""
+
+
+def tunnelled(lab: Lab, node: Node, entry: PlanEntry, way: Forwarding) -> PlanEntry:
+    """A node's entry with traffic to other nodes forwarded."""
+    if way is Forwarding.SNAT or not any(is_external(frontend.kind) for frontend in entry.frontends):
+        return replace(entry, forwarding=Forwarding.SNAT, tunnels=())
+    family = entry.key.family
+    homes = {pod.addresses[family]: other for other in lab.nodes for pod in other.pods}
+    ways = [homes[backend.address] for backend in entry.cluster]
+    return replace(
+        entry,
+        forwarding=way,
+        tunnels=tuple("" if home.name == node.name else home.addresses[family] for home in ways),
+    )
+
+
+class ForwardingLab:
+    """The lab and its proxies. use: give all Services a way; until then it is SNAT."""
+
+    def __init__(self, lab: Lab, proxy: LabProxy) -> None:
+        self.lab, self.proxy = lab, proxy
+        self._held: dict[str, dict[EntryKey, PlanEntry]] = {
+            name: dict(each.planner.plan.entries) for name, each in proxy.nodes.items()
+        }
+
+    def use(self, way: Forwarding, *nodes: str) -> None:
+        """Have these nodes, or all, forward this way."""
+        for name, each in self.proxy.nodes.items():
+            if not nodes or name in nodes:
+                entries = each.planner.plan.entries.values()
+                self.bring(each, [tunnelled(self.lab, each.node, entry, way) for entry in entries])
+
+    def forget_flows(self) -> None:
+        """Have the programs forget all flows, as if their time were over."""
+        for each in self.proxy.nodes.values():
+            with netns(each.node.netns):
+                maps = open_instance(default_instance())
+            assert maps is not None
+            with maps:
+                for table in FLOW_TABLES:
+                    maps.remove(table, [key for key, _ in maps.items(table)])
+
+    def bring(self, each: NodeProxy, wanted: list[PlanEntry]) -> None:
+        """Bring a node from what it holds to these entries, and have it accept packets from the others."""
+        held = self._held[each.node.name]
+        changes = tuple(EntryChange(held.get(entry.key), entry) for entry in wanted if held.get(entry.key) != entry)
+        others = (other for other in self.lab.nodes if other.name != each.node.name)
+        peers = frozenset(address for other in others for address in other.addresses.values())
+        with netns(each.node.netns):
+            each.plane.apply(PlanChange(changes, tunnel_peers=peers))
+        held |= {entry.key: entry for entry in wanted}
+
+
+@contextmanager
+def forwarding_lab(
+    word: str, *, xdp: bool = False, routing: Routing = Routing.DIRECT, link: PodLink = PodLink.VETH
+) -> Iterator[ForwardingLab]:
+    """Three nodes with a pod each, behind one Service, and echo servers in the pods."""
+
+    def make(lab: Lab, node: Node) -> Plane:
+        return EbpfPlane(NftablesPlane(), [PacketHook(xdp=xdp)], SMALL)
+
+    spec = LabSpec(name=f"{word}{os.getpid()}", nodes=3, pods=1, routing=routing, pod_link=link, ipv6=True)
+    with Lab.up(spec) as lab, LabProxy(lab, "ebpf", make) as proxy:
+        lab.start_echo(lab.pods, [PORT])
+        workloads = {"all": pods(lab.topology, *(pod.name for pod in lab.pods))}
+        proxy.update(cluster_objects(_MANIFEST.encode(), workloads, spec.families, "manifest").objects)
+        yield ForwardingLab(lab, proxy)

@@ -8,6 +8,8 @@ import enum
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from dataplane.model.forwarding import DEFAULT_PORT as DEFAULT_PORT
+from dataplane.model.forwarding import DEFAULT_VNI as DEFAULT_VNI
 from dataplane.model.net import Protocol, canonical_address
 from dataplane.model.report import special_reason, valid_name
 

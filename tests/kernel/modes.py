@@ -10,6 +10,7 @@ from dataplane.planes.base import Plane
 from dataplane.planes.mode import Making
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.registry import mode_of
+from dataplane.policy.forwarding import LbMode
 
 MODES = ("iptables", "nftables", "ebpf")
 """ebpf: every hook."""
@@ -28,8 +29,8 @@ def instance(lab: Lab, node: Node) -> str:
     return f"hp-{os.getpid()}-{lab.spec.name}-{node.name}"
 
 
-def lab_proxy(lab: Lab, variant: str) -> LabProxy:
-    """A proxy in this mode, or variant of the ebpf mode, on every node of a lab."""
+def lab_proxy(lab: Lab, variant: str, lb_mode: LbMode | None = None) -> LabProxy:
+    """A proxy in this mode, or variant of the ebpf mode, on every node of a lab. lb_mode: see LabProxy."""
     options = EBPF_VARIANTS.get(variant)
 
     def make(lab: Lab, node: Node) -> Plane:
@@ -41,7 +42,7 @@ def lab_proxy(lab: Lab, variant: str) -> LabProxy:
     if options is not None and not options.kube_proxy_masquerade:
         hooks = {Keeps.PODS: "connect", Keeps.LOCAL: "tc"}
         keeps = frozenset(kept for kept, hook in hooks.items() if hook in options.hooks)
-    return LabProxy(lab, variant if options is None else "ebpf", make, keeps)
+    return LabProxy(lab, variant if options is None else "ebpf", make, keeps, lb_mode)
 
 
 def node_options(lab: Lab, node: Node, options: PlaneOptions) -> PlaneOptions:

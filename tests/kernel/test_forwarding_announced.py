@@ -12,6 +12,7 @@ from ctl.store import state
 from dataplane.kernel.namespaces.netns import in_netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
+from dataplane.lab.traffic.probe import Outcome, Probe, split_port
 from dataplane.model.forwarding import NODE_ANNOTATION
 from dataplane.model.net import Family
 from dataplane.plan.types import Plan
@@ -19,7 +20,7 @@ from dataplane.planes.finding import Finding, Status
 from dataplane.planes.registry import mode_of
 from dataplane.policy.node import NodeConfig
 from tests.apiserver.objects import service
-from tests.kernel.daemon_lab import VIP, DaemonLab, NodeDaemon, daemon_lab, until
+from tests.kernel.daemon_lab import PORT, VIP, DaemonLab, NodeDaemon, daemon_lab, until
 
 OFFER = str(NodeConfig().offer)
 CONFIG = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: {}\nlbMode: {}\n"
@@ -28,6 +29,7 @@ CONFIG = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfigura
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab.up(LabSpec(f"fwan-{os.getpid()}", nodes=2, pods=1)) as lab:
+        lab.start_echo(lab.pods, [PORT])
         yield lab
 
 
@@ -63,6 +65,16 @@ def findings(daemon: NodeDaemon) -> dict[str, Finding]:
     return {finding.check: finding for finding in in_netns(daemon.netns, look)}
 
 
+def seen(lab: Lab) -> dict[str, set[str]]:
+    """Whom each pod saw as the client behind node 1's node port, all connections being answered."""
+    [result] = lab.probe("client", Probe(lab.nodes[0].addresses[Family.IPV4], 30080, count=40, timeout=5.0))
+    found: dict[str, set[str]] = {}
+    for attempt in result.attempts:
+        assert attempt.outcome is Outcome.ANSWERED
+        found.setdefault(attempt.server, set()).add(split_port(attempt.client)[0])
+    return found
+
+
 def test_nodes_announce_and_take_back(cluster: DaemonLab, lab: Lab, tmp_path: Path) -> None:
     first, second = cluster.daemons
     addresses = [node.addresses[Family.IPV4] for node in lab.nodes]
@@ -73,10 +85,13 @@ def test_nodes_announce_and_take_back(cluster: DaemonLab, lab: Lab, tmp_path: Pa
     first.start("--master", cluster.server.url, "--lb-mode", "dsr")
     until(lambda: announced(cluster, "node1") == OFFER, "the first node announces")
     assert tunnels(first) == set(), "the other one speaks nothing yet"
+    client, here = lab.client.addresses[Family.IPV4], {addresses[0]}
+    assert seen(lab) == {"pod1-1": {client}, "pod2-1": here}
     assert findings(first)["forwarding, node node2"].status is Status.LIMITED
     second.start("--master", cluster.server.url)
     until(lambda: tunnels(first) == {addresses[1]} and tunnels(second) == {addresses[0]}, "they forward to each other")
     assert plan(first).tunnel_peers == {addresses[1]}
+    assert seen(lab) == {"pod1-1": {client}, "pod2-1": {client}}
     told = findings(first)
     assert {each.status for each in told.values()} == {Status.OK}
     assert told["forwarding, this node"].detail == f"announces {OFFER}"
@@ -87,11 +102,13 @@ def test_nodes_announce_and_take_back(cluster: DaemonLab, lab: Lab, tmp_path: Pa
     second.start("--master", cluster.server.url)
     assert tunnels(second) == {addresses[0]}, "from the first load on"
     assert tunnels(first) == {addresses[1]}
+    assert seen(lab) == {"pod1-1": {client}, "pod2-1": {client}}
 
     config.write_text(CONFIG.format("nftables", "snat"))
     second.hangup()
     until(lambda: "replaced mode" in second.text, "the mode changes")
     assert announced(cluster, "node2") == ""
     until(lambda: tunnels(first) == set(), "the other one hears of it")
+    assert seen(lab) == {"pod1-1": {client}, "pod2-1": here}
     taken, gone = second.text.index("no longer announces"), second.text.index("replaced mode")
     assert taken < gone, "while its programs were there"

@@ -11,8 +11,10 @@ from dataplane.lab.lab import Lab
 from dataplane.lab.scenarios import showcase, table, verify
 from dataplane.lab.spec import PodLink, Routing
 from dataplane.lab.traffic.probe import Probe
-from dataplane.model.net import Protocol
+from dataplane.model.net import Family, Protocol
 from dataplane.oracle.decide import Verdict
+from dataplane.plan.types import FrontendKind
+from dataplane.policy.forwarding import LbMode
 from tests.kernel.modes import MODES, VARIANTS, lab_proxy
 
 SHARED = 200
@@ -64,6 +66,29 @@ def test_scenario_table(lab: Lab, mode: str, slowness: float) -> None:
     assert not {way.partition(":")[0] for way in counted} & _ABSENT.get(mode, set())
 
 
+def test_cells_whose_clients_keep_their_address_on_the_way(lab: Lab, slowness: float) -> None:
+    """Traffic from outside to pods of another node: by a tunnel over one routing, by direct server return over the
+    other."""
+    services = table.services(lab.topology, ipv6=True)
+    way = LbMode.DSR if lab.spec.routing is Routing.DIRECT else LbMode.TUNNEL
+    with lab_proxy(lab, "ebpf", way) as proxy:
+        proxy.update(table.objects(services))
+        every = table.cells(services, lab.topology)
+        decided = zip(every, verify.decisions(lab, proxy.oracles(), every), strict=True)
+        cells = {cell: decision for cell, decision in decided if decision.tunnels}
+        findings = verify.verify(lab, proxy, list(cells), slowness=slowness)
+        counted = proxy.counters()
+    assert {(cell.source, cell.kind, cell.protocol, cell.family) for cell in cells} == {
+        ("outside", kind, protocol, family)
+        for kind in (FrontendKind.NODE_PORT, FrontendKind.LOAD_BALANCER, FrontendKind.EXTERNAL_IP)
+        for protocol in (Protocol.TCP, Protocol.UDP)
+        for family in Family
+    }
+    assert not any(decision.masquerade for decision in cells.values())
+    assert not findings, "\n".join([*map(str, findings[:20]), str(counted)])
+    assert counted["tc_ingress:forwarded"] > len(cells)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_table_notices_a_plane_that_is_not_there(lab: Lab, mode: str) -> None:
     """The table can fail: with the rules of one node removed behind the plane's back, its cells must disagree."""
@@ -104,8 +129,11 @@ def test_each_endpoint_gets_its_share(lab: Lab, mode: str) -> None:
 def test_showcase(mode: str) -> None:
     with Lab.up(replace(showcase.SPEC, name=f"s{os.getpid()}")) as lab:
         lab.start_echo(lab.pods, [8080])
-        with lab_proxy(lab, mode) as proxy:
+        with lab_proxy(lab, mode, None if mode == "ebpf-connect" else LbMode.SNAT) as proxy:
             results = showcase.run_all(lab, proxy)
     failed = [f"{scenario.name}: {result.seen}" for scenario, result in results if not result.passed]
     assert len(results) == len(showcase.SCENARIOS)
     assert not failed, "\n".join(failed)
+    unable = {scenario.name for scenario, result in results if not result.able}
+    forwards = mode.startswith("ebpf") and mode != "ebpf-connect"
+    assert unable == (set() if forwards else {"imbalance, tunnel", "imbalance, dsr"})

@@ -147,8 +147,9 @@ class Judge:
         if self._masquerades(cell, decision, backend):
             own = mode_of(self._mode).connect_time and attempt.server == cell.place and seen == decision.packet.source
             return own or seen in self._own[cell.decides]
-        if seen in self._own[cell.decides] and decision.masquerades(backend):
-            # Two flows of a client by two frontends, to one backend, from one port: the slow path has the second.
+        if seen in self._own[cell.decides] and (decision.masquerades(backend) or backend in decision.tunnels):
+            # Two flows of a client by two frontends, to one backend, from one port: the slow path has the second, and
+            # chooses anew.
             self.fallbacks += 1
             return self.fallbacks <= self._most_fallbacks
         return seen == decision.packet.source

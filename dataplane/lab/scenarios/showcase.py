@@ -232,9 +232,16 @@ def _imbalance_forwarded(case: Showcase, name: str, address: str) -> Result:
     thirds = sum(servers.values()) == 600 and chi_square < CHI_SQUARE_2
     plans = [case.proxy.nodes[node].planner.plan for node in probes]
     able = all(any(e.tunnels) for plan in plans for key, e in plan.entries.items() if key.name == name)
-    seen = {a.client.rpartition(":")[0] for result in results.values() for a in result.attempts}
     own = {address[Family.IPV4] for address in client.via.values()}
     hidden = all(case.masqueraded(node, result, own) for node, result in results.items())
+    local = {pod.name: pod.node for pod in case.lab.pods}
+    seen = {
+        attempt.client.rpartition(":")[0]
+        for node, result in results.items()
+        for attempt in result.attempts
+        # With parity to kube-proxy, clients of the deciding node's own pods are masqueraded all the same.
+        if Keeps.LOCAL in case.proxy.keeps or local[attempt.server] != node
+    }
     whom = "every pod sees the client" if seen <= own else f"pods see {', '.join(sorted(seen - own))}, too"
     return Result(thirds and (seen <= own if able else hidden), f"{_shares(servers, IMBALANCE)}; {whom}", able)
 

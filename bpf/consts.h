@@ -35,6 +35,7 @@ enum frontend_flags {
     FRONTEND_RANGES = 1,  /* sources are restricted to the CIDRs of frontend.range_set */
     FRONTEND_FORWARD = 2, /* outside clients keep their address on the way to backends with backend.tunnel */
     FRONTEND_DSR = 4,     /* and the backend's node answers them itself */
+    FRONTEND_MAGLEV = 8,  /* the set for clients from outside is a Maglev table, in which their hash leads them */
 };
 
 /* backend.flags. Nothing new goes to a backend in neither set; without any of BACKEND_SERVES it is dead. */

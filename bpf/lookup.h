@@ -15,6 +15,7 @@ struct client {
     __u8 remote_pod;         /* a pod of another node, whose flows are left to the slow path unless all of a route's get
                                 this node's address */
     __u8 masquerades_all;    /* a route that masquerades does so towards every backend */
+    const struct tuple *flow; /* its packet as it arrived; 0 at connect time */
 };
 
 enum lookup_limits {
@@ -156,6 +157,32 @@ INLINE enum reason remember(const struct selection *chosen, const struct address
     return failed == ERROR_TOO_BIG ? REASON_AFFINITY_FULL : REASON_CHANGED;
 }
 
+INLINE __u64 mix_in(__u64 hash, __u64 word) {
+    hash = (hash ^ word) * MIX;
+    return hash ^ (hash >> 29);
+}
+
+/* A hash of a flow's first packet, with session affinity of its client's address alone, that is the same on every node.
+ * The same as dataplane/policy/maglev.py, flow_hash(). */
+INLINE __u32 flow_hash(const struct tuple *flow, __u32 by_client) {
+    const any_long *words = (const void *)flow;
+    __u64 hash = this_node()->hash_seed, rest = by_client;
+
+    asm volatile("" : "+r"(rest));  /* or the compiler makes a branch of it */
+    rest = (__s64)(rest - 1) >> 63; /* all ones, or with affinity zero */
+    hash = mix_in(hash, words[0] * MIX_3 ^ words[1]);
+    hash = mix_in(hash, (words[2] * MIX_3 ^ words[3]) & rest);
+    hash = mix_in(hash, words[4] & rest); /* ports and protocol */
+    return (hash * MIX_2) >> 32;
+}
+
+/* What a backend is chosen by: a Maglev table by the flow's hash, for clients from outside; else chance. */
+INLINE __u32 draw_for(const struct balancing *work, const struct client *client) {
+    if ((work->frontend.flags & FRONTEND_MAGLEV) && client->source == SOURCE_OUTSIDE && client->flow)
+        return flow_hash(client->flow, work->frontend.affinity_seconds);
+    return work->memory.stale ? work->memory.draw : bpf_get_prandom_u32();
+}
+
 /* A member of the set: the high half of draw * count is uniform over 0..count-1 up to count / 2^32, with no division.
  */
 INLINE struct backend *drawn_backend(struct balancing *work, __u32 draw) {
@@ -278,7 +305,7 @@ INLINE enum reason balance(struct frontend_key *key, const struct client *client
             if (work->frontend.affinity_seconds)
                 backend = stuck_backend(work, &client->identity, now);
             if (!backend)
-                backend = drawn_backend(work, work->memory.stale ? work->memory.draw : bpf_get_prandom_u32());
+                backend = drawn_backend(work, draw_for(work, client));
             if (backend)
                 work->backend = *backend;
             else

@@ -136,6 +136,7 @@ struct node {
     __be32 tunnel_vni;  /* of forwarded packets, as in a VXLAN header */
     __be16 tunnel_port; /* their UDP port; 0 = none are taken */
     __u16 pad2;
+    __u64 hash_seed; /* the same on every node of the cluster; host order */
 };
 
 /* Who watches. Written by the watcher, which renews until_ns: no watcher, no cost. */

@@ -119,7 +119,7 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
     const struct tuple *tuple = &packet->tuple;
     struct frontend_key key = {
         .address = tuple->destination, .port = tuple->destination_port, .protocol = tuple->protocol};
-    struct client client = {.identity = tuple->source, .address_known = 1, .accepts_masquerade = 1};
+    struct client client = {.identity = tuple->source, .address_known = 1, .accepts_masquerade = 1, .flow = tuple};
     struct scratch *scratch = this_scratch();
     struct service_counters *counters;
     struct selection *chosen;

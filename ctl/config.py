@@ -2,7 +2,7 @@
 
 Fields and defaults: kubeproxy.config.k8s.io/v1alpha1 of Kubernetes 1.36. Null counts as not given (kubeadm writes many
 nulls), durations are Go's ("2h45m") and become seconds. This project's own additions are `mode: ebpf`,
-`hostRouting`, `lbMode`, `lbPort`, `lbVNI` and `lbPeers`.
+`hostRouting`, `lbMode`, `lbPort`, `lbVNI`, `lbPeers`, `lbAlgorithm`, `maglevTableSize` and `hashSeed`.
 """
 
 import re
@@ -13,12 +13,14 @@ import msgspec
 
 from dataplane.errors import HotplaneError
 from dataplane.malformed import MALFORMED
+from dataplane.model.algorithm import ALGORITHMS
 from dataplane.model.forwarding import MODES as FORWARDING_MODES
 from dataplane.model.forwarding import MOST_PORT, MOST_VNI
 from dataplane.model.net import canonical_address
 from dataplane.model.report import canonical_cidr
 from dataplane.planes.host_routes import CHOICES
 from dataplane.planes.registry import MODES
+from dataplane.policy.algorithm import TABLE_SIZES
 from dataplane.policy.forwarding import parse_peers
 from dataplane.policy.settings import ALL, LOCALHOST, PRIMARY, LocalMode, Masquerading, Promises, ProxySettings
 
@@ -182,6 +184,9 @@ class KubeProxyConfiguration(Section, frozen=True):
     lb_port: int = 0
     lb_vni: int = 0
     lb_peers: tuple[str, ...] = ()
+    lb_algorithm: str = ""
+    maglev_table_size: int = 0
+    hash_seed: str = ""
 
     def section(self, promises: Promises) -> IPTables | NFTables:
         """The section of kube-proxy's mode whose promises a plane keeps."""
@@ -392,6 +397,11 @@ def _check_forwarding(config: KubeProxyConfiguration, source: str) -> None:
     for field, number, most in (("lbPort", config.lb_port, MOST_PORT), ("lbVNI", config.lb_vni, MOST_VNI)):
         if not 0 <= number <= most:
             raise ConfigError(source, field, f"is {number}; write 1 to {most}, or leave it out")
+    if config.lb_algorithm and config.lb_algorithm not in ALGORITHMS:
+        raise ConfigError(source, "lbAlgorithm", f"is {config.lb_algorithm!r}; choose one of {', '.join(ALGORITHMS)}")
+    if config.maglev_table_size and config.maglev_table_size not in TABLE_SIZES:
+        sizes = ", ".join(map(str, TABLE_SIZES))
+        raise ConfigError(source, "maglevTableSize", f"is {config.maglev_table_size}; choose one of {sizes}")
     try:
         parse_peers(config.lb_peers)
     except ValueError as error:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+from dataplane.model.algorithm import ALGORITHM_ANNOTATION, ALGORITHMS
 from dataplane.model.forwarding import (
     DEFAULT_PORT,
     DEFAULT_VNI,
@@ -17,6 +18,7 @@ from dataplane.model.forwarding import (
 from dataplane.model.forwarding import MODES as FORWARDING_MODES
 from dataplane.planes.host_routes import CHOICES
 from dataplane.planes.registry import DEFAULT_MODE, MODES
+from dataplane.policy.algorithm import DEFAULT_SEED, DEFAULT_TABLE_SIZE, TABLE_SIZES
 
 FORMATS = ("table", "wide", "name", "json", "yaml")
 """Of what commands print: a table that fits the terminal, one with all columns, names alone, or whole records."""
@@ -161,6 +163,31 @@ GLOBAL_OPTIONS = (
         f"ebpf mode: VXLAN network identifier of forwarded packets, alike on all nodes (default: {DEFAULT_VNI})",
         Scope.EBPF,
         number=MOST_VNI,
+    ),
+    GlobalOption(
+        "--lb-algorithm",
+        None,
+        "|".join(ALGORITHMS),
+        "ebpf mode: how clients from outside get their endpoint (default: random); maglev: by a hash, alike on every "
+        f"node; a Service's annotation {ALGORITHM_ANNOTATION} wins",
+        Scope.EBPF,
+        choices=ALGORITHMS,
+    ),
+    GlobalOption(
+        "--maglev-table-size",
+        None,
+        "SLOTS",
+        f"ebpf mode: slots of a maglev table, alike on all nodes: {', '.join(map(str, TABLE_SIZES))} "
+        f"(default: {DEFAULT_TABLE_SIZE}); a hundred times a Service's endpoints, or more",
+        Scope.EBPF,
+        choices=tuple(map(str, TABLE_SIZES)),
+    ),
+    GlobalOption(
+        "--hash-seed",
+        None,
+        "TEXT",
+        f"ebpf mode: seed of maglev's hashes, alike on all nodes of the cluster (default: {DEFAULT_SEED})",
+        Scope.EBPF,
     ),
     GlobalOption(
         "--connect-time-off-cgroup",

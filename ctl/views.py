@@ -53,7 +53,7 @@ def _sorted(table: Table) -> list[tuple[FrontendKey, Row]]:
 
 
 def _texts(pairs: tuple[tuple[str, int], ...]) -> list[str]:
-    return [host_port(address, port) for address, port in pairs]
+    return [host_port(address, port) for address, port in dict.fromkeys(pairs)]
 
 
 def services(plane: Plane) -> View:
@@ -67,6 +67,7 @@ def services(plane: Plane) -> View:
             "outside": _route(row.routes.outside),
             "cluster": _texts(row.cluster),
             "local": _texts(row.local),
+            "algorithm": row.algorithm.value,
             "endpoints": len({*row.cluster, *row.local}),
             "affinitySeconds": row.affinity_seconds,
             "sources": None if row.source_ranges is None else list(row.source_ranges.cidrs),
@@ -79,15 +80,23 @@ def services(plane: Plane) -> View:
 
 
 def endpoints(plane: Plane) -> View:
-    """Return one record per endpoint of a Service port: its sets and the frontends that lead to it."""
-    found: dict[tuple[str, tuple[str, int]], tuple[set[str], list[str]]] = defaultdict(lambda: (set(), []))
+    """Return one record per endpoint of a Service port: its sets, the frontends that lead to it, and its weight in
+    proportion to the others'."""
+    found: dict[tuple[str, tuple[str, int]], tuple[dict[str, int], list[str]]] = defaultdict(lambda: ({}, []))
     for key, row in _sorted(plane.read_back()):
+        places = {"cluster": Counter(row.cluster), "local": Counter(row.local)}
         for backend in sorted({*row.cluster, *row.local}):
             sets, frontends = found[(row.service, backend)]
-            sets |= {name for name, pairs in (("cluster", row.cluster), ("local", row.local)) if backend in pairs}
+            sets |= {name: members[backend] for name, members in places.items() if backend in members}
             frontends.append(str(key))
     records: list[Record] = [
-        {"service": service, "endpoint": host_port(*backend), "sets": sorted(sets), "frontends": frontends}
+        {
+            "service": service,
+            "endpoint": host_port(*backend),
+            "sets": sorted(sets),
+            "weight": max(sets.values()),
+            "frontends": frontends,
+        }
         for (service, backend), (sets, frontends) in found.items()
     ]
     return records, Columns(("service", "endpoint", "sets", "frontends"), ("sets", "frontends"), ("frontends",))

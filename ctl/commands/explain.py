@@ -52,10 +52,11 @@ class Flow(NamedTuple):
 
 
 class Explained(msgspec.Struct, frozen=True):
-    """One flow as a script reads it. affinity: seconds, 0 for none; service and frontend are null for a packet that
-    no frontend claims; masquerade: whichever endpoint is chosen. forwarding: by endpoint, the way to those of other
-    nodes that see the client's address, such as "dsr by node2 (192.0.2.2)". path: the kernel's own way. asked: as it
-    was asked for, where names stood for addresses. live: what a packet of it met, null without --live."""
+    """One flow as a script reads it. endpoints: those that it may be sent to. affinity: seconds, 0 for none; service
+    and frontend are null for a packet that no frontend claims; masquerade: whichever endpoint is chosen. forwarding: by
+    endpoint, the way to those of other nodes that see the client's address, such as "dsr by node2 (192.0.2.2)". path:
+    the kernel's own way. asked: as it was asked for, where names stood for addresses. live: what a packet of it met,
+    null without --live."""
 
     flow: str
     verdict: str
@@ -157,7 +158,7 @@ def explained(
     return Explained(
         flow=flow.text,
         verdict=decision.verdict.value,
-        endpoints=tuple(map(str, decision.backends)),
+        endpoints=(str(decision.chosen),) if decision.chosen else tuple(map(str, decision.backends)),
         masquerade=decision.masquerade,
         service=decision.service or None,
         frontend=f"{frontend.kind.value} {frontend.key}" if frontend else None,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 
 from ctl.daemon.log import Log
+from dataplane.model.algorithm import ALGORITHM_FIELD
 from dataplane.model.objects import ObjectRef, Problem
 
 Found = Mapping[ObjectRef, tuple[Problem, ...]]
@@ -19,7 +20,8 @@ class ObjectReports:
         self._doubt = ""
 
     def refused(self, problems: Found, planned: Found) -> None:
-        """Report the faults that there are now. planned: those of them that other objects bring about."""
+        """Report the faults that there are now. planned: those of them that the plan brings
+        about: other objects, or what the mode cannot do."""
         if problems == self._refused:
             return
         for ref, found in problems.items():
@@ -35,6 +37,8 @@ class ObjectReports:
             reason = "InvalidObject"
             if problem in planned:
                 reason = "TooManyEndpoints" if problem.field.startswith("endpoints") else "FrontendConflict"
+                if problem.field == ALGORITHM_FIELD:
+                    reason = "UnsupportedAlgorithm"
             self._log.warning("object refused", object=ref, field=problem.field, reason=problem.reason)
             self._warn(ref, reason, f"{problem.field}: {problem.reason}")
 

@@ -1,11 +1,15 @@
 """Differences between the plan and the kernel, as text."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
+
+import msgspec
 
 from dataplane.model.net import host_port
 from dataplane.plan.types import FrontendKey, Row, SourceRanges, Table
 from dataplane.planes.base import Plane
+from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.routes import Action, Route, Routes
 
 
@@ -55,12 +59,13 @@ def ranges_text(ranges: SourceRanges | None) -> str:
 
 def plane_differences(plane: Plane, want: Table, left_out: Collection[str] = ()) -> Iterator[Difference]:
     """Every difference between the plan's table and what a plane holds, then what the plane underneath does, which must
-    hold the whole plan. left_out: Services that the plane may lack."""
+    hold the whole plan, at random. left_out: Services that the plane may lack."""
     mine = {key: row for key, row in want.items() if row.service not in left_out}
     held = {key: row for key, row in plane.read_back().items() if row.service not in left_out}
     yield from differences(mine, held, plane.stored_name)
     if plane.slow is not None:
-        for found in differences(want, plane.slow.read_back(), plane.slow.stored_name):
+        drawn = {key: msgspec.structs.replace(row, algorithm=Algorithm.RANDOM) for key, row in want.items()}
+        for found in differences(drawn, plane.slow.read_back(), plane.slow.stored_name):
             yield found._replace(difference=f"in the slow path: {found.difference}", where="slow path")
 
 
@@ -95,13 +100,26 @@ def _row_differences(want: Row, have: Row, stored: Callable[[str], str]) -> Iter
             text = f"endpoint {backend} is in the {name} set and not in the plan"
             yield _Field(text, name, None, backend, "unexpected")
         if set(wanted) == set(held) and sorted(wanted) != sorted(held):
-            yield _Field(f"the {name} set holds an endpoint more than once", name, None, None)
+            yield from _share_differences(name, Counter(wanted), Counter(held))
     if want.affinity_seconds != have.affinity_seconds:
         text = f"session affinity is {have.affinity_seconds} s instead of {want.affinity_seconds} s"
         yield _Field(text, "affinitySeconds", want.affinity_seconds, have.affinity_seconds)
+    if want.algorithm is not have.algorithm:
+        wanted_text, held_text = want.algorithm.value, have.algorithm.value
+        text = f"clients from outside are led by {held_text} instead of {wanted_text}"
+        yield _Field(text, "algorithm", wanted_text, held_text)
     if comparable_ranges(want.source_ranges) != comparable_ranges(have.source_ranges):
         held_text, wanted_text = ranges_text(have.source_ranges), ranges_text(want.source_ranges)
         yield _Field(f"lets in {held_text} instead of {wanted_text}", "sources", wanted_text, held_text)
+
+
+def _share_differences(name: str, wanted: Counter[tuple[str, int]], held: Counter[tuple[str, int]]) -> Iterator[_Field]:
+    for backend, places in sorted(wanted.items()):
+        if held[backend] != places:
+            planned, found = f"{places} of {wanted.total()}", f"{held[backend]} of {held.total()}"
+            is_drawn = f"endpoint {host_port(*backend)} is drawn {found} times"
+            text = f"{is_drawn} from the {name} set instead of {planned}"
+            yield _Field(text, name, f"{host_port(*backend)} {planned}", f"{host_port(*backend)} {found}")
 
 
 def comparable_ranges(ranges: SourceRanges | None) -> frozenset[str] | None:

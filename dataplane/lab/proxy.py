@@ -18,6 +18,7 @@ from dataplane.planes.base import Plane
 from dataplane.planes.conntrack import clean_stale_udp
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.registry import mode_of
+from dataplane.policy.algorithm import DEFAULT_TABLE_SIZE
 from dataplane.policy.forwarding import LbMode, TunnelPeer
 from dataplane.policy.node import MOST_BACKENDS, LocalDetector, NodeConfig, NodePortAddresses
 from dataplane.policy.settings import Promises
@@ -51,6 +52,7 @@ def node_config(
         lb_mode=lb_mode,
         lb_peers=peers,
         snat_only=bool(mode_of(mode).why_only_snat(PlaneOptions())),
+        maglev_table_size=DEFAULT_TABLE_SIZE if mode_of(mode).promises is Promises.CONNECT_TIME else 0,
     )
 
 

@@ -72,6 +72,7 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     headless: clusterIP None, or label service.kubernetes.io/headless.
     load_balancer_ips: status.loadBalancer.ingress[].ip without those with ipMode Proxy.
     forwarding_mode: one of model.forwarding.MODES; "" = the node's.
+    lb_algorithm: one of model.algorithm.ALGORITHMS; "" = the node's.
     """
 
     namespace: str
@@ -90,6 +91,7 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     proxied_elsewhere: bool = False
     headless: bool = False
     forwarding_mode: str = ""
+    lb_algorithm: str = ""
 
     @property
     def ref(self) -> ObjectRef:
@@ -109,6 +111,7 @@ class Traits(msgspec.Struct, frozen=True, gc=False):
 
     ready nil and serving nil count as true, terminating nil as false (discovery.k8s.io/v1).
     zone_hints/node_hints: None when the endpoint carries no hint of that kind.
+    weight: share of new flows in proportion to the others' (see model.weights); 0 = none, it is drained.
     """
 
     ready: bool = True
@@ -117,6 +120,7 @@ class Traits(msgspec.Struct, frozen=True, gc=False):
     node: str = ""
     zone_hints: tuple[str, ...] | None = None
     node_hints: tuple[str, ...] | None = None
+    weight: int = 1
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False):
@@ -152,6 +156,10 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
     def node_hints(self) -> tuple[str, ...] | None:
         return self.traits.node_hints
 
+    @property
+    def weight(self) -> int:
+        return self.traits.weight
+
 
 @lru_cache(maxsize=1 << 14)
 def traits(
@@ -161,9 +169,10 @@ def traits(
     node: str = "",
     zone_hints: tuple[str, ...] | None = None,
     node_hints: tuple[str, ...] | None = None,
+    weight: int = 1,
 ) -> Traits:
     """Return the traits of these values, usually the same object for equal values."""
-    return Traits(ready, serving, terminating, node, zone_hints, node_hints)
+    return Traits(ready, serving, terminating, node, zone_hints, node_hints, weight)
 
 
 def make_endpoint(
@@ -174,9 +183,10 @@ def make_endpoint(
     node: str = "",
     zone_hints: tuple[str, ...] | None = None,
     node_hints: tuple[str, ...] | None = None,
+    weight: int = 1,
 ) -> Endpoint:
     """Return an endpoint with these traits."""
-    return Endpoint(address, traits(ready, serving, terminating, node, zone_hints, node_hints))
+    return Endpoint(address, traits(ready, serving, terminating, node, zone_hints, node_hints, weight))
 
 
 class EndpointSlice(msgspec.Struct, frozen=True, gc=False):

@@ -25,6 +25,7 @@ from dataplane.model.report import (
     special_reason,
     valid_port_name,
 )
+from dataplane.model.weights import Weights
 
 _FAMILIES = {"IPv4": Family.IPV4, "IPv6": Family.IPV6}
 _NO_LABELS = wire.Labels()
@@ -73,6 +74,8 @@ def _names(hints: list[wire.Hint] | None) -> tuple[str, ...] | None:
 def _endpoints(item: wire.WireSlice, family: Family, report: Report) -> tuple[Endpoint, ...]:
     result: list[Endpoint] = []
     intern = sys.intern
+    weights = _weights(item, report)
+    weight = 1
     for index, entry in enumerate(item.endpoints or ()):
         if entry is None:
             report.null(f"endpoints[{index}]")
@@ -91,12 +94,23 @@ def _endpoints(item: wire.WireSlice, family: Family, report: Report) -> tuple[En
         serving = conditions.serving is not False
         node = intern(entry.node_name) if entry.node_name else ""
         hints = entry.hints
-        if hints is None:
+        if weights is not None:
+            weight = weights.of(address, (entry.target_ref.name or "") if entry.target_ref else "")
+        if hints is None and weight == 1:
             result.append(Endpoint(address, traits(ready, serving, conditions.terminating is True, node)))
         else:
-            zones, nodes = _names(hints.for_zones), _names(hints.for_nodes)
-            result.append(Endpoint(address, traits(ready, serving, conditions.terminating is True, node, zones, nodes)))
+            zones, nodes = (_names(hints.for_zones), _names(hints.for_nodes)) if hints else (None, None)
+            kind = traits(ready, serving, conditions.terminating is True, node, zones, nodes, weight)
+            result.append(Endpoint(address, kind))
+    if weights is not None:
+        weights.note_unused(report)
     return tuple(result)
+
+
+def _weights(item: wire.WireSlice, report: Report) -> Weights | None:
+    """Return the weights of a slice's endpoints; None: all have weight 1."""
+    annotations = item.metadata.annotations if item.metadata else None
+    return Weights(annotations.weights, report) if annotations is not None and annotations.weights else None
 
 
 def _ports(item: wire.WireSlice, report: Report) -> tuple[EndpointPort, ...]:
@@ -149,7 +163,7 @@ def endpoint_slice(item: wire.WireSlice, report: Report) -> EndpointSlice | None
 def of_endpoints(item: wire.WireEndpoints, report: Report) -> tuple[EndpointSlice, ...]:
     """v1 Endpoints as slices, one for each subset and family (as the control plane mirrors them)."""
     labels = (item.metadata.labels if item.metadata else None) or _NO_LABELS
-    meta = wire.Metadata(report.name, report.namespace, labels=wire.Labels(report.name, labels.headless))
+    meta = wire.SliceMetadata(report.name, report.namespace, labels=wire.Labels(report.name, labels.headless))
     found = []
     for index, subset in enumerate(item.subsets or ()):
         for family in Family:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dataplane.model import wire
+from dataplane.model.algorithm import ALGORITHM_FIELD, ALGORITHMS
 from dataplane.model.forwarding import MODES, NODE_ANNOTATION, SERVICE_ANNOTATION, TunnelOffer, parse_offer
 from dataplane.model.net import family_of
 from dataplane.model.objects import Node, Service, ServiceCIDR, ServicePortSpec, ServiceType
@@ -239,6 +240,15 @@ def _forwarding_mode(metadata: wire.ServiceMetadata, report: Report) -> str:
     return sys.intern(mode)
 
 
+def _lb_algorithm(metadata: wire.ServiceMetadata, report: Report) -> str:
+    algorithm = (metadata.annotations.lb_algorithm if metadata.annotations else None) or ""
+    if algorithm and algorithm not in ALGORITHMS:
+        reason = f"is {algorithm[:80]!r}; write one of {', '.join(ALGORITHMS)} (the node's --lb-algorithm is used)"
+        report.problem(ALGORITHM_FIELD, reason)
+        return ""
+    return sys.intern(algorithm)
+
+
 _shared_times: Shared[str] = Shared()
 """Services come in droves, at one time."""
 
@@ -287,6 +297,7 @@ def service(item: wire.WireService, report: Report) -> Service | None:
         proxied_elsewhere=labels.proxy_name is not None,
         headless=headless or labels.headless is not None,
         forwarding_mode=_forwarding_mode(metadata, report) if metadata.annotations else "",
+        lb_algorithm=_lb_algorithm(metadata, report) if metadata.annotations else "",
     )
     if not (external_name or result.headless or result.proxied_elsewhere):
         _note_unreachable(result, spec, report)

@@ -11,7 +11,9 @@ from typing import Any
 
 import msgspec
 
+from dataplane.model.algorithm import ALGORITHM_ANNOTATION
 from dataplane.model.forwarding import NODE_ANNOTATION, SERVICE_ANNOTATION
+from dataplane.model.weights import WEIGHTS_ANNOTATION
 
 _INITIALISM = re.compile(r"Ip(?=$|s$|[A-Z])|Cidr(?=$|s$)")
 
@@ -44,12 +46,21 @@ class Metadata(Wire, frozen=True, gc=False):
 
 class ServiceAnnotations(Wire, frozen=True, gc=False):
     forwarding_mode: str | None = msgspec.field(default=None, name=SERVICE_ANNOTATION)
+    lb_algorithm: str | None = msgspec.field(default=None, name=ALGORITHM_ANNOTATION)
 
 
 class ServiceMetadata(Metadata, frozen=True, gc=False):
     """Of Services. A struct of its own: slices, of which there are many more, need less."""
 
     annotations: ServiceAnnotations | None = None
+
+
+class SliceAnnotations(Wire, frozen=True, gc=False):
+    weights: str | None = msgspec.field(default=None, name=WEIGHTS_ANNOTATION)
+
+
+class SliceMetadata(Metadata, frozen=True, gc=False):
+    annotations: SliceAnnotations | None = None
 
 
 class NodeAnnotations(Wire, frozen=True, gc=False):
@@ -168,11 +179,16 @@ class Hints(Wire, frozen=True, gc=False):
     for_nodes: list[Hint] | None = None
 
 
+class TargetRef(Wire, frozen=True, gc=False):
+    name: str | None = None
+
+
 class WireEndpoint(Wire, frozen=True, gc=False):
     addresses: list[str] | None = None
     conditions: Conditions | None = None
     node_name: str | None = None
     hints: Hints | None = None
+    target_ref: TargetRef | None = None
 
 
 class SlicePort(Wire, frozen=True, gc=False):
@@ -240,7 +256,7 @@ class WireService(Wire, frozen=True, gc=False, tag_field="kind", tag="Service"):
 
 class WireSlice(Wire, frozen=True, gc=False, tag_field="kind", tag="EndpointSlice"):
     api_version: str | None = None
-    metadata: Metadata | None = None
+    metadata: SliceMetadata | None = None
     address_type: str | None = None
     endpoints: list[WireEndpoint | None] | None = None
     ports: list[SlicePort | None] | None = None

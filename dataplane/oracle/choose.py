@@ -1,4 +1,4 @@
-"""Choose the backend of a connection: uniform choice and session affinity, as a model for simulations.
+"""Choose the backend of a connection: random choice, weights and session affinity, as a model for simulations.
 
 Source of the rules: Kubernetes Service API (sessionAffinityConfig.clientIP.timeoutSeconds) and kube-proxy's published
 behaviour: the timeout counts from the client's last new connection.
@@ -45,14 +45,15 @@ class AffinityTable:
 
 
 def choose(decision: Decision, rng: Random, affinity: AffinityTable, now: float) -> Backend:
-    """Return the backend of a new connection: the client's own if affinity applies, else a random one, 1/n each.
+    """Return the backend of a new connection: the client's own if affinity applies, else a random one, each as probable
+    as its part of the list that is drawn from.
 
     now: seconds of any clock that does not go back. Raises ValueError for a decision that does not forward.
     """
     if decision.verdict is not Verdict.DNAT:
         raise ValueError(f"{decision.packet}: the verdict is {decision.verdict.value}, there is nothing to choose")
     if not decision.affinity_seconds:
-        return rng.choice(decision.backends)
-    backend = affinity.recall(decision, now) or rng.choice(decision.backends)
+        return decision.chosen or rng.choice(decision.drawn)
+    backend = affinity.recall(decision, now) or decision.chosen or rng.choice(decision.drawn)
     affinity.remember(decision, backend, now)
     return backend

@@ -15,7 +15,8 @@ from dataplane.oracle.reasons import Owner, reasons
 from dataplane.oracle.types import Decision, Packet, Verdict
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, SourceRanges
 from dataplane.policy.endpoints import Backend
-from dataplane.policy.node import NodeConfig
+from dataplane.policy.maglev import Hashing, fits, flow_hash, seed_of, slot_of, table
+from dataplane.policy.node import NodeConfig, Source
 from dataplane.policy.routes import Action
 
 __all__ = ["Decision", "Oracle", "Packet", "Verdict", "decide"]
@@ -47,6 +48,7 @@ class Oracle:
         self._node: NodeConfig = plan.node
         self._node_names = node_names
         self._keeping = keeping
+        self._hashing = Hashing(plan.node.maglev_table_size, seed_of(plan.node.hash_seed))
         self._notes = notes
         self._index: dict[FrontendKey, tuple[Frontend, PlanEntry]] = {}
         self._owners: dict[str, list[Owner]] = {}
@@ -84,13 +86,29 @@ class Oracle:
             verdict = Verdict.REJECT if route.action is Action.REJECT else Verdict.DROP
             return Decision(packet, verdict, source, entry=entry, frontend=frontend, route=route)
         backends = entry.backends(route.scope)
-        decision = Decision(packet, Verdict.DNAT, source, backends, entry=entry, frontend=frontend, route=route)
+        steady = source is Source.OUTSIDE and entry.steady(frontend) and fits(len(backends), self._hashing)
+        decision = Decision(
+            packet, Verdict.DNAT, source, backends, entry=entry, frontend=frontend, route=route,
+            steady=steady, chosen=self._led_to(packet, backends, entry) if steady else None,
+        )  # fmt: skip
         if decision.may_forward:
             tunnels = {b: address for b, address in zip(entry.cluster, entry.tunnels, strict=True) if address}
             decision = msgspec.structs.replace(decision, tunnels=tunnels)
         kept = kept_backends(decision, self._keeping, self._node.addresses, masquerade_all=self._node.masquerade_all)
         kept += tuple(b for b in self._staying(decision) if b not in kept)
         return msgspec.structs.replace(decision, kept=kept) if kept else decision
+
+    def _led_to(self, packet: Packet, backends: tuple[Backend, ...], entry: PlanEntry) -> Backend | None:
+        """Return the backend that Maglev gives a packet, None if its source port is needed and not known."""
+        by_client = entry.affinity_seconds > 0
+        if not (packet.source_port or by_client):
+            return None
+        size, seed = self._hashing
+        value = flow_hash(
+            seed, packet.source, packet.destination, (packet.source_port, packet.port), packet.protocol,
+            by_client=by_client,
+        )  # fmt: skip
+        return backends[table(backends, self._hashing)[slot_of(value, size)]]
 
     def _staying(self, decision: Decision) -> Iterator[Backend]:
         """Yield backends on the host network of this node, for packets from other hosts: those are delivered locally

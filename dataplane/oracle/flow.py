@@ -8,7 +8,7 @@ FORM = "'SRC -> DST:PORT/PROTO', optionally followed by ' via DEVICE'; IPv6 dest
 
 
 def parse_flow(text: str) -> Packet:
-    """Read `SRC -> DST:PORT/PROTO [via DEVICE]`; a source port is allowed and ignored, as it has no effect.
+    """Read `SRC -> DST:PORT/PROTO [via DEVICE]`. A source port is allowed; it matters to Maglev alone.
 
     Raises UsageError with a sentence that says what is wrong and how to write it.
     """
@@ -24,12 +24,14 @@ def parse_flow(text: str) -> Packet:
     address, port = _address_port(text, destination)
     if not port:
         raise _wrong(text, f"the destination port is missing in {destination!r}")
+    source_address, source_port = _address_port(text, source.strip())
     packet = Packet(
-        _address(text, _address_port(text, source.strip())[0]),
+        _address(text, source_address),
         _address(text, address),
         _port(text, port),
         _protocol(text, protocol),
         device.strip(),
+        _port(text, source_port) if source_port else 0,
     )
     if family_of(packet.source) is not family_of(packet.destination):
         raise _wrong(text, "source and destination are of different IP families")

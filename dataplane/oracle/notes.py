@@ -20,7 +20,12 @@ def endpoint_notes(candidates: Iterable[Candidate], sets: BackendSets, node: Nod
     if sets.cluster_terminating:
         sentences.append(f"none is ready, so those that still serve while terminating are used: {len(sets.cluster)}")
     elif ready:
-        sentences += _topology(ready, sets, node)
+        weighing = [candidate for candidate in ready if candidate[0].weight]
+        if not weighing:
+            sentences.append("all that are ready have weight 0, so they are used as if none had")
+        elif len(weighing) < len(ready):
+            sentences.append(f"{len(ready) - len(weighing)} of weight 0 get no new connections")
+        sentences += _topology(weighing or ready, sets, node)
     if sets.local_terminating and not sets.cluster_terminating:
         sentences.append(f"none on this node is ready; {len(sets.local)} there still serving while terminating")
     return tuple(sentences)

@@ -1,5 +1,6 @@
 """Explain a decision in sentences for a network engineer. Only explains, never decides."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -150,9 +151,14 @@ def _policy(decision: Decision, frontend: Frontend, entry: PlanEntry, route: Rou
 
 
 def _choice(decision: Decision, entry: PlanEntry) -> list[str]:
-    backends = decision.backends
+    backends, places = decision.backends, Counter(decision.drawn)
     if len(backends) == 1:
         sentences = [f"sent to {backends[0]}, the only choice"]
+    elif decision.steady:
+        sentences = [_steady(decision)]
+    elif len(set(places.values())) > 1:
+        shares = listed(f"{backend} ({places[backend]}/{places.total()})" for backend in backends)
+        sentences = [f"sent to one of {shares}, by the weights that their EndpointSlices give them"]
     else:
         sentences = [f"sent to one of {listed(backends)}, each with probability 1/{len(backends)}"]
     if entry.affinity_seconds:
@@ -161,6 +167,15 @@ def _choice(decision: Decision, entry: PlanEntry) -> list[str]:
             f"{entry.affinity_seconds} s after its last new connection"
         )
     return sentences
+
+
+def _steady(decision: Decision) -> str:
+    """Explain Maglev's choice."""
+    by = "client's address" if decision.affinity_seconds else "addresses, ports and protocol"
+    how = f"by maglev: a hash of the {by} and a table that is the same on every node"
+    if decision.chosen is not None:
+        return f"sent to {decision.chosen}, {how}"
+    return f"sent to one of {listed(decision.backends)}, {how} (write the source port as SRC:PORT to learn which)"
 
 
 def _masquerade(decision: Decision, frontend: Frontend, entry: PlanEntry, route: Route, node: NodeConfig) -> list[str]:

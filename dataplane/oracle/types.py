@@ -19,8 +19,8 @@ _EXTERNAL = (FrontendKind.NODE_PORT, FrontendKind.LOAD_BALANCER, FrontendKind.EX
 class Packet(NamedTuple):
     """The first packet of a connection, as it reaches this node.
 
-    source, destination: canonical address text of one family. port: destination port (the source port decides
-    nothing). interface: the device that it came in by; "" = sent by this node, or not known.
+    source, destination: canonical address text of one family. port: destination port. interface: the device that it
+    came in by; "" = sent by this node, or not known. source_port: 0 = not known; only Maglev's choice depends on it.
     """
 
     source: str
@@ -28,10 +28,12 @@ class Packet(NamedTuple):
     port: int
     protocol: Protocol
     interface: str = ""
+    source_port: int = 0
 
     def __str__(self) -> str:
         via = f" via {self.interface}" if self.interface else ""
-        return f"{self.source} -> {host_port(self.destination, self.port)}/{self.protocol.text}{via}"
+        source = host_port(self.source, self.source_port) if self.source_port else self.source
+        return f"{source} -> {host_port(self.destination, self.port)}/{self.protocol.text}{via}"
 
 
 class Verdict(enum.Enum):
@@ -46,13 +48,15 @@ class Verdict(enum.Enum):
 class Decision(msgspec.Struct, frozen=True):
     """The decision on one packet, and why.
 
-    backends: the set from which one is chosen uniformly; empty unless the verdict is DNAT.
+    backends: the set from which one is chosen; empty unless the verdict is DNAT.
     entry, frontend, route: what claimed the packet and the route for its source class; all None when nothing did.
     refused: the source is outside loadBalancerSourceRanges (then there is no route).
     kept: backends towards which the client keeps its address though the route, or a hairpin, would masquerade it: in
       the ebpf mode (see oracle.keeps), and where the backend is a process of this node itself.
     tunnels: backends of other nodes to which the packet is forwarded with the client's address kept, and the address
       of the node of each (see policy.forwarding); the other backends are not.
+    steady: the packet's own hash leads to its backend (Maglev); chosen: that backend, None if it is not known, as where
+      the source port is not.
     reasons: sentences in the order in which things were decided.
     """
 
@@ -66,12 +70,21 @@ class Decision(msgspec.Struct, frozen=True):
     refused: bool = False
     kept: tuple[Backend, ...] = ()
     tunnels: Mapping[Backend, str] = msgspec.field(default_factory=dict)
+    steady: bool = False
+    chosen: Backend | None = None
     reasons: tuple[str, ...] = ()
 
     @property
     def service(self) -> str:
         """`namespace/name:port` of the Service port that claimed the packet, or ""."""
         return self.entry.key.service if self.entry else ""
+
+    @property
+    def drawn(self) -> tuple[Backend, ...]:
+        """The list from which a backend is drawn uniformly: the set, each as often as its weight asks for."""
+        if self.entry is None or self.route is None or not self.backends:
+            return ()
+        return self.entry.drawn(self.route.scope)
 
     @property
     def affinity_seconds(self) -> int:

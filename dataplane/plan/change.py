@@ -32,6 +32,8 @@ class EntryChange(msgspec.Struct, frozen=True, array_like=True, gc=False):
             or old.frontends != new.frontends
             or old.affinity_seconds != new.affinity_seconds
             or old.forwarding is not new.forwarding
+            or old.weighted
+            or new.weighted
         ):
             return sum(len(entry.cluster) + len(entry.local) for entry in (old, new) if entry is not None)
         moved = sum(map(ne, old.tunnels, new.tunnels)) if new.cluster == old.cluster else 0

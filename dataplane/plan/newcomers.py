@@ -87,7 +87,7 @@ class Newcomers:
         self, found: EndpointSlice | tuple[EndpointSlice, ...] | None, key: EntryKey
     ) -> tuple[_Backends, _Backends] | None:
         """Return the Cluster and the Local set where policy.endpoints takes every endpoint: from one slice, all ready,
-        no two with one address, without hints. Else None."""
+        no two with one address, without hints and weights. Else None."""
         if found is None:
             return _NOBODY
         if isinstance(found, tuple) or found.family is not key.family or len(found.endpoints) >= self._large:
@@ -105,7 +105,7 @@ class Newcomers:
         here, members = self._here, dict[str, bool]()
         for endpoint in endpoints:
             traits = endpoint.traits
-            if not traits.ready:
+            if not traits.ready or traits.weight != 1:
                 return None
             members[endpoint.address] = traits.node == here
         if len(members) < len(endpoints):

@@ -9,6 +9,7 @@ from operator import attrgetter
 from msgspec.structs import replace
 
 from dataplane.garbage import no_garbage_collection
+from dataplane.model.algorithm import ALGORITHM_FIELD
 from dataplane.model.net import Protocol
 from dataplane.model.objects import (
     EndpointSlice,
@@ -29,6 +30,7 @@ from dataplane.plan.places import Places
 from dataplane.plan.pods import PodPlanner
 from dataplane.plan.tunnels import Tunnels
 from dataplane.plan.types import EntryKey, FrontendKey, FrontendKind, HealthCheck, Plan, PlanEntry
+from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.difference import LARGE, Backends
 from dataplane.policy.endpoints import Backend, BackendSets, Candidate, backend_sets, lingering, nodes_of
 from dataplane.policy.forwarding import Forwarding, LbMode, forwarding_of
@@ -40,6 +42,9 @@ _MANY = 1000
 
 _MANY_ENDPOINTS = 3000
 """Looking at each of this many endpoints takes more than a few milliseconds."""
+
+NO_MAGLEV = "is maglev, which this mode cannot do; endpoints are chosen at random (use --mode ebpf)"
+"""What is reported of Services that ask for it elsewhere; they are served all the same."""
 
 _Dirty = dict[ServiceId, None]
 """Services to plan again, a dict for its order: they are visited in order of arrival, as they lie in memory."""
@@ -445,6 +450,8 @@ class Planner:
             unplaced=() if self._certain else self._unplaced(key, sets, merged),
             forwarding=forwarding,
             tunnels=self._tunnelled(key, sets, merged) if forwarding is not Forwarding.SNAT else (),
+            weighted=sets.weighted,
+            algorithm=self._algorithm(service, won, problems),
         )
 
     def _forwarding(self, key: EntryKey, service: Service, won: list[FrontendSpec]) -> Forwarding:
@@ -466,6 +473,22 @@ class Planner:
         nodes = nodes_of(self.candidates(key), self.plan.node)
         self.tunnels.note(key, nodes.values())
         return tuple(["" if b.local else ways.get(nodes[b.address, b.port], "") for b in sets.cluster])
+
+    def _algorithm(self, service: Service, won: list[FrontendSpec], problems: list[Problem]) -> Algorithm:
+        """Return how clients from outside get their backend. Where they cannot come, and in modes that cannot do more,
+        the choice is random."""
+        node = self.plan.node
+        if node.lb_algorithm is Algorithm.RANDOM and not service.lb_algorithm:
+            return Algorithm.RANDOM
+        wanted = Algorithm(service.lb_algorithm) if service.lb_algorithm else node.lb_algorithm
+        if wanted is Algorithm.RANDOM or all(kind is FrontendKind.CLUSTER_IP for kind, _ in won):
+            return Algorithm.RANDOM
+        if node.maglev_table_size:
+            return wanted
+        unable = Problem(service.ref, ALGORITHM_FIELD, NO_MAGLEV)
+        if unable not in problems:
+            problems.append(unable)
+        return Algorithm.RANDOM
 
     def _sets(self, key: EntryKey) -> tuple[BackendSets, tuple[Backend, ...]]:
         """Return the backend sets of a Service port, and its lingering endpoints. O(what changed) if it is large."""
@@ -517,7 +540,7 @@ class Planner:
         old = self.plan.health_checks.get(service_id)
         new = None
         if service is not None and service.health_check_node_port and service.external_local and has_frontends(service):
-            new = HealthCheck(*service_id, service.health_check_node_port, self._local_ready(service))
+            new = HealthCheck(*service_id, service.health_check_node_port, *self._local_ready(service))
         if new == old:
             return
         health[service_id] = new
@@ -526,20 +549,20 @@ class Planner:
         else:
             self.plan.health_checks[service_id] = new
 
-    def _local_ready(self, service: Service) -> int:
-        """Count distinct ready endpoint addresses on this node, in the Service's first family (as kube-proxy does).
+    def _local_ready(self, service: Service) -> tuple[int, int]:
+        """Count distinct ready endpoint addresses on this node, in the Service's first family (as kube-proxy does), and
+        their weights.
 
         Only slices that have a port of the Service count: no frontend forwards to the others.
         """
         family = service_families(service)[0]
         ports = {(port.name, port.protocol) for port in service.ports}
-        return len(
-            {
-                endpoint.address
-                for endpoint_slice in self._slices_of((service.namespace, service.name))
-                if endpoint_slice.family is family
-                and any((port.name, port.protocol) in ports for port in endpoint_slice.ports)
-                for endpoint in endpoint_slice.endpoints
-                if endpoint.traits.ready and self.plan.node.name and endpoint.traits.node == self.plan.node.name
-            }
-        )
+        found = {
+            endpoint.address: endpoint.traits.weight
+            for endpoint_slice in self._slices_of((service.namespace, service.name))
+            if endpoint_slice.family is family
+            and any((port.name, port.protocol) in ports for port in endpoint_slice.ports)
+            for endpoint in endpoint_slice.endpoints
+            if endpoint.traits.ready and self.plan.node.name and endpoint.traits.node == self.plan.node.name
+        }
+        return len(found), sum(found.values())

@@ -1,6 +1,7 @@
 """Convert a plan to the table that `Plane.read_back()` must return."""
 
 from dataplane.plan.types import Frontend, FrontendKey, Plan, PlanEntry, Row, SourceRanges
+from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.routes import Action, Scope
 
@@ -25,10 +26,11 @@ def row(frontend: Frontend, entry: PlanEntry) -> Row:
     return Row(
         service=entry.key.service,
         routes=frontend.routes,
-        cluster=_pairs(entry.cluster) if Scope.CLUSTER in scopes else (),
-        local=_pairs(entry.local) if Scope.LOCAL in scopes else (),
+        cluster=_pairs(entry.drawn(Scope.CLUSTER)) if Scope.CLUSTER in scopes else (),
+        local=_pairs(entry.drawn(Scope.LOCAL)) if Scope.LOCAL in scopes else (),
         affinity_seconds=entry.affinity_seconds if scopes else 0,
         source_ranges=_ranges(frontend.source_ranges) if guards else None,
+        algorithm=entry.algorithm if entry.steady(frontend) else Algorithm.RANDOM,
     )
 
 

@@ -12,10 +12,12 @@ from typing import NamedTuple
 import msgspec
 
 from dataplane.model.net import Family, Protocol, host_port
+from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.forwarding import Forwarding
 from dataplane.policy.node import NodeConfig
 from dataplane.policy.routes import Action, Routes, Scope
+from dataplane.policy.weights import drawn
 
 
 class EntryKey(NamedTuple):
@@ -41,6 +43,9 @@ class FrontendKind(enum.Enum):
     NODE_PORT = "nodePort"
     HOST_PORT = "hostPort"
     __hash__ = object.__hash__  # members are singletons, and Enum's own hash is slow Python code
+
+
+_EXTERNAL = frozenset({FrontendKind.EXTERNAL_IP, FrontendKind.LOAD_BALANCER, FrontendKind.NODE_PORT})
 
 
 class FrontendKey(NamedTuple):
@@ -90,6 +95,8 @@ class PlanEntry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     tunnels: aligned with `cluster`: the address, of the entry's family, of the node to which traffic for that backend
       is forwarded; "" = a local backend, or one whose node does not speak it, so that it gets SNAT. Empty if
       `forwarding` is SNAT.
+    weighted: backends may have different weights.
+    algorithm: how clients from outside get their backend at external frontends (see `steady`).
     """
 
     key: EntryKey
@@ -104,10 +111,31 @@ class PlanEntry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     unplaced: tuple[Backend, ...] = ()
     forwarding: Forwarding = Forwarding.SNAT
     tunnels: tuple[str, ...] = ()
+    weighted: bool = False
+    algorithm: Algorithm = Algorithm.RANDOM
 
     def backends(self, scope: Scope) -> tuple[Backend, ...]:
         """Return the backend set of a scope."""
         return self.cluster if scope is Scope.CLUSTER else self.local
+
+    def drawn(self, scope: Scope) -> tuple[Backend, ...]:
+        """Return the list that a backend is drawn from: the set of a scope, with each backend as often as its weight
+        asks for (see policy.weights)."""
+        members = self.cluster if scope is Scope.CLUSTER else self.local
+        return drawn(members) if self.weighted and len(members) > 1 else members
+
+    def steady(self, frontend: Frontend) -> bool:
+        """True if the connection's hash leads clients from outside to their backend, at this frontend of the entry."""
+        external = frontend.kind in _EXTERNAL and frontend.routes.outside.action is Action.FORWARD
+        return self.algorithm is Algorithm.MAGLEV and external
+
+    @property
+    def steady_scope(self) -> Scope | None:
+        """The set that these clients choose from, None if there are none. All external frontends of an entry have the
+        same policy."""
+        if self.algorithm is Algorithm.RANDOM:
+            return None
+        return next((f.routes.outside.scope for f in self.frontends if self.steady(f)), None)
 
     def uses(self, scope: Scope) -> bool:
         """True if any route of any frontend forwards to this set."""
@@ -115,12 +143,19 @@ class PlanEntry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class HealthCheck(NamedTuple):
-    """A Service's healthCheckNodePort and how many ready endpoints it has on this node."""
+    """A Service's healthCheckNodePort, how many ready endpoints it has on this node, and the sum of their weights (None
+    = of none is known, each counts as 1)."""
 
     namespace: str
     name: str
     port: int
     local_endpoints: int
+    weights: int | None = None
+
+    @property
+    def weight(self) -> int:
+        """This node's share of new flows in proportion to other nodes'."""
+        return self.local_endpoints if self.weights is None else self.weights
 
 
 class OffPod(NamedTuple):
@@ -161,7 +196,8 @@ class Plan(msgspec.Struct):
 class Row(msgspec.Struct, frozen=True):
     """One frontend as a plane holds it, in the plan's terms: what `read_back()` returns and `check` compares.
 
-    A backend set that no route uses is empty here, even if the entry has it. `service` is EntryKey.service.
+    A backend set that no route uses is empty here, even if the entry has it; otherwise it has each backend as often as
+    that is drawn (PlanEntry.drawn). `service` is EntryKey.service.
     """
 
     service: str
@@ -170,6 +206,7 @@ class Row(msgspec.Struct, frozen=True):
     local: tuple[tuple[str, int], ...] = ()
     affinity_seconds: int = 0
     source_ranges: SourceRanges | None = None
+    algorithm: Algorithm = Algorithm.RANDOM
 
 
 Table = Mapping[FrontendKey, Row]

@@ -56,9 +56,10 @@ class Mode(ABC):
     and without_uses says what. stands_on: modes whose planes its own consists of besides.
 
     kube_proxy_chains: its rules bear the names of kube-proxy's own. tcp_be_liberal: they depend on
-    conntrack.tcpBeLiberal. why_no_ping, why_no_flowtable: what keeps it from answering pings to Services, and from
-    handing connections over to a flowtable, "" where it can. hooks: those that its programs can be put on, as in
-    PlaneOptions. watches_devices: it goes by devices, and recognises pods as it did when it was made.
+    conntrack.tcpBeLiberal. why_no_ping, why_no_flowtable, why_no_maglev: what keeps it from answering pings to
+    Services, from handing connections over to a flowtable, and from choosing endpoints by Maglev, "" where it can.
+    hooks: those that its programs can be put on, as in PlaneOptions. watches_devices: it goes by devices, and
+    recognises pods as it did when it was made.
     tables: nftables tables (family, name) that its own planes make.
     """
 
@@ -73,6 +74,7 @@ class Mode(ABC):
     tcp_be_liberal: bool = False
     why_no_ping: str = "answers no ping"
     why_no_flowtable: str = "has no flowtable"
+    why_no_maglev: str = "chooses endpoints at random"
     hooks: tuple[str, ...] = ()
     watches_devices: bool = False
     tables: frozenset[tuple[str, str]] = frozenset()

@@ -17,12 +17,15 @@ from dataplane.policy.node import NodeConfig
 class Backend(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
     """An endpoint that a frontend may choose. `local`: it runs on this node. Sorts by address text, then port.
 
+    weight: its share of new flows in proportion to the others' of the set, at least 1.
+
     A Struct, because one is made for every endpoint of the cluster: making a NamedTuple takes three times as long.
     """
 
     address: str
     port: int
     local: bool = False
+    weight: int = 1
 
     def __str__(self) -> str:
         return host_port(self.address, self.port)
@@ -38,6 +41,7 @@ class BackendSets(msgspec.Struct, frozen=True, gc=False):
 
     topology: which kind of hint narrowed the Cluster set: "forNodes", "forZones" or "" (none applied).
     cluster_terminating, local_terminating: the set holds terminating endpoints because no ready one was left.
+    weighted: an endpoint has another weight than 0 and 1, so that shares may differ.
     """
 
     cluster: tuple[Backend, ...] = ()
@@ -45,6 +49,7 @@ class BackendSets(msgspec.Struct, frozen=True, gc=False):
     topology: str = ""
     cluster_terminating: bool = False
     local_terminating: bool = False
+    weighted: bool = False
 
 
 def _hinted(
@@ -75,20 +80,31 @@ def _topology(ready: list[Candidate], node: NodeConfig) -> tuple[list[Candidate]
 
 def _backends(candidates: Iterable[Candidate], here: str) -> tuple[Backend, ...]:
     name = here or None  # without a node name no endpoint is local
-    found = [(endpoint.address, port, endpoint.traits.node == name) for endpoint, port in candidates]
+    found = [
+        (endpoint.address, port, endpoint.traits.node == name, endpoint.traits.weight or 1)
+        for endpoint, port in candidates
+    ]
     found.sort()  # sorted as plain tuples, which compare faster
     return tuple(starmap(Backend, found))
 
 
 def _usable(candidates: Sequence[Candidate]) -> tuple[list[Candidate], bool]:
-    """Return the ready endpoints, or if there are none, those serving while terminating (then the flag is True)."""
+    """Return the ready endpoints, or if there are none, those serving while terminating (then the flag is True).
+
+    Drained ones are not among them, unless all are: as with terminating ones, somebody is better than nobody.
+    """
     ready = [candidate for candidate in candidates if candidate[0].traits.ready]
     if ready:
-        return ready, False
+        return _undrained(ready), False
     terminating = [
         candidate for candidate in candidates if candidate[0].traits.serving and candidate[0].traits.terminating
     ]
-    return terminating, bool(terminating)
+    return _undrained(terminating), bool(terminating)
+
+
+def _undrained(candidates: list[Candidate]) -> list[Candidate]:
+    """Return those with a weight, or if all have weight 0, all of them."""
+    return [candidate for candidate in candidates if candidate[0].traits.weight] or candidates
 
 
 def _distinct(candidates: Sequence[Candidate], here: str) -> Sequence[Candidate]:
@@ -137,6 +153,7 @@ def backend_sets(candidates: Sequence[Candidate], node: NodeConfig) -> BackendSe
         topology,
         cluster_terminating,
         local_terminating,
+        any(endpoint.traits.weight > 1 for endpoint, _ in everyone),
     )
 
 
@@ -147,8 +164,8 @@ def nodes_of(candidates: Sequence[Candidate], node: NodeConfig) -> dict[tuple[st
 
 
 def lingering(candidates: Sequence[Candidate], sets: BackendSets, node: NodeConfig) -> tuple[Backend, ...]:
-    """Return the endpoints that serve but are in neither set, because of policy, topology or termination."""
-    if all(endpoint.traits.ready for endpoint, _ in candidates) and not sets.topology:
+    """Return the endpoints that serve but are in neither set, because of policy, topology, termination or weight 0."""
+    if all(e.traits.ready and e.traits.weight for e, _ in candidates) and not sets.topology:
         return ()
     chosen = {*sets.cluster, *sets.local}
     useful = [c for c in _distinct(candidates, node.name) if c[0].traits.ready or c[0].traits.serving]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import NamedTuple
 
 from dataplane.model.objects import Endpoint, EndpointSlice
-from dataplane.policy.difference import Backends, difference, is_in, realigned, spliced
+from dataplane.policy.difference import Backends, at_address, difference, is_in, realigned, spliced
 from dataplane.policy.endpoints import Backend, BackendSets, most_useful
 from dataplane.policy.limit import Limit
 
@@ -34,24 +34,59 @@ def _is_draining(endpoint: Endpoint) -> bool:
     return endpoint.traits.serving and endpoint.traits.terminating and not endpoint.traits.ready
 
 
+def _weighted(picks: "_Picks") -> "_Picks":
+    """Return the predicate for those of them that are not drained."""
+    return lambda endpoint: endpoint.traits.weight > 0 and picks(endpoint)
+
+
+def _backend(key: "_Address", endpoint: Endpoint, here: str | None) -> Backend:
+    return Backend(*key, endpoint.traits.node == here, endpoint.traits.weight or 1)
+
+
+class _Usable:
+    """Number of endpoints that a set may consist of. drained, drained_terminating: those of weight 0, which are not
+    among the others."""
+
+    def __init__(self) -> None:
+        self.ready = self.terminating = self.drained = self.drained_terminating = 0
+
+    def add(self, endpoint: Endpoint, times: int) -> None:
+        """Count an endpoint as often; -1 = stop counting it."""
+        weighs = endpoint.traits.weight > 0
+        if endpoint.traits.ready:
+            self.ready += times * weighs
+            self.drained += times * (not weighs)
+        elif _is_draining(endpoint):
+            self.terminating += times * weighs
+            self.drained_terminating += times * (not weighs)
+
+    @property
+    def rule(self) -> str:
+        """The rule that picks the set, of those that find somebody."""
+        if self.ready:
+            return "ready"
+        if self.drained:
+            return "drained"
+        return "draining" if self.terminating else "drained and draining" if self.drained_terminating else ""
+
+
 class _Counts:
-    """Number of endpoints of each kind that decides between rules; duplicates count once."""
+    """Number of endpoints of each kind that decides between rules; duplicates count once. hinted, for: of those that
+    are ready and not drained. weighted: of all, those with another weight than 0 and 1."""
 
     def __init__(self, node: str, zone: str) -> None:
         self._node, self._zone = node, zone
-        self.ready = self.draining = self.ready_here = self.draining_here = 0
-        self.node_hinted = self.for_node = self.zone_hinted = self.for_zone = 0
+        self.everywhere, self.here = _Usable(), _Usable()
+        self.node_hinted = self.for_node = self.zone_hinted = self.for_zone = self.weighted = 0
 
     def add(self, endpoint: Endpoint, times: int) -> None:
         """Count an endpoint (times 1), or stop counting it (-1)."""
-        here = bool(self._node) and endpoint.traits.node == self._node
-        if _is_draining(endpoint):
-            self.draining += times
-            self.draining_here += times * here
-        if not endpoint.traits.ready:
+        self.everywhere.add(endpoint, times)
+        if self._node and endpoint.traits.node == self._node:
+            self.here.add(endpoint, times)
+        self.weighted += times * (endpoint.traits.weight > 1)
+        if not (endpoint.traits.ready and endpoint.traits.weight):
             return
-        self.ready += times
-        self.ready_here += times * here
         if endpoint.traits.node_hints:
             self.node_hinted += times
             self.for_node += times * (self._node in endpoint.traits.node_hints)
@@ -168,24 +203,24 @@ class MergedEndpoints:
 
     def _rule_now(self) -> _Rule:
         counts = self._counts
-        local = "ready" if counts.ready_here else "draining" if counts.draining_here else ""
-        if not counts.ready:
-            return _Rule("draining" if counts.draining else "", local, "")
-        if self._node and counts.for_node and counts.node_hinted == counts.ready:
+        cluster, local, ready = counts.everywhere.rule, counts.here.rule, counts.everywhere.ready
+        if ready and self._node and counts.for_node and counts.node_hinted == ready:
             return _Rule("forNodes", local, "forNodes")
-        if self._zone and counts.for_zone and counts.zone_hinted == counts.ready:
+        if ready and self._zone and counts.for_zone and counts.zone_hinted == ready:
             return _Rule("forZones", local, "forZones")
-        return _Rule("ready", local, "")
+        return _Rule(cluster, local, "")
 
     def _picks(self, rule: _Rule) -> tuple[_Picks, _Picks]:
         """Return the predicates of the Cluster and the Local set."""
         node, zone = self._node, self._zone
         kinds: dict[str, _Picks] = {
             "": _nobody,
-            "ready": _is_ready,
-            "draining": _is_draining,
-            "forNodes": lambda e: e.traits.ready and node in (e.traits.node_hints or ()),
-            "forZones": lambda e: e.traits.ready and zone in (e.traits.zone_hints or ()),
+            "ready": _weighted(_is_ready),
+            "drained": _is_ready,
+            "draining": _weighted(_is_draining),
+            "drained and draining": _is_draining,
+            "forNodes": _weighted(lambda e: e.traits.ready and node in (e.traits.node_hints or ())),
+            "forZones": _weighted(lambda e: e.traits.ready and zone in (e.traits.zone_hints or ())),
         }
         local = kinds[rule.local]
         return kinds[rule.cluster], lambda e: e.traits.node == node and local(e)
@@ -196,7 +231,7 @@ class MergedEndpoints:
         if self._rule.cluster != "ready" or self.limited:
             return 0
         counts = self._counts
-        return counts.ready - max(counts.node_hinted, counts.zone_hinted)
+        return counts.everywhere.ready - max(counts.node_hinted, counts.zone_hinted)
 
     def sets(self, *, lingering: bool) -> tuple[BackendSets, Backends]:
         """Return both sets and the lingering endpoints (see endpoints.lingering; () if not requested).
@@ -227,7 +262,14 @@ class MergedEndpoints:
             self._lingering = tuple(removed)
         self._looked_at, self._touched = frozenset(self._touched), {}
         self._looks += 1
-        self._sets = BackendSets(cluster, local, rule.topology, rule.cluster == "draining", rule.local == "draining")
+        self._sets = BackendSets(
+            cluster,
+            local,
+            rule.topology,
+            rule.cluster.endswith("draining"),
+            rule.local.endswith("draining"),
+            self._counts.weighted > 0,
+        )
         return self._sets, self._lingering
 
     def doubted(self, doubtful: Callable[[str], bool], knowledge: Hashable) -> Backends:
@@ -244,7 +286,8 @@ class MergedEndpoints:
         about: Iterable[Backend] = cluster
         if known:
             differ = difference(before.cluster, cluster)
-            about = {Backend(*key) for key in self._looked_at}.union(differ.removed, differ.added)
+            looked_at = (b for address, port in self._looked_at for b in at_address(cluster, address) if b.port == port)
+            about = {*looked_at, *differ.removed, *differ.added}
         doubted = [
             backend
             for backend in about
@@ -314,7 +357,7 @@ class MergedEndpoints:
         """Build a set from all endpoints."""
         here = self._node or None
         kept = {backend: backend for backend in before}
-        made = [Backend(*key, e.traits.node == here) for key, e in among.items() if picks(e)]
+        made = [_backend(key, e, here) for key, e in among.items() if picks(e)]
         made.sort()
         return tuple([kept.get(backend, backend) for backend in made] if kept else made)
 
@@ -324,8 +367,8 @@ class MergedEndpoints:
         removed, added = [], []
         for key, old in self._touched.items():
             now = self._chosen.get(key)
-            before = Backend(*key, old.traits.node == here) if old is not None and picks(old) else None
-            after = Backend(*key, now.traits.node == here) if now is not None and picks(now) else None
+            before = _backend(key, old, here) if old is not None and picks(old) else None
+            after = _backend(key, now, here) if now is not None and picks(now) else None
             if before != after:
                 removed += [before] if before is not None else []
                 added += [after] if after is not None else []

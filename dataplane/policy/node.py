@@ -7,6 +7,7 @@ import msgspec
 
 from dataplane.model.forwarding import DEFAULT_PORT, DEFAULT_VNI, TunnelOffer
 from dataplane.model.net import Family, contains, family_of, is_loopback
+from dataplane.policy.algorithm import DEFAULT_SEED, DEFAULT_TABLE_SIZE, Algorithm
 from dataplane.policy.forwarding import LbMode, TunnelPeer
 
 MOST_BACKENDS = 0x8000
@@ -80,6 +81,9 @@ class NodeConfig(msgspec.Struct, frozen=True):
       none does (nftables mode, and ebpf mode for what its programs pass on).
     host_ports: hostPorts of this node's Pods make frontends (what the CNI plugin portmap does otherwise).
     most_backends: the most that a set of backends may have; of more, this node uses so many. 0 = no limit.
+    lb_algorithm: how clients from outside get their backend, unless a Service says otherwise.
+    maglev_table_size: slots of a Maglev table (policy.algorithm.TABLE_SIZES); 0 = the mode has none, and all is random.
+    hash_seed: text that all nodes of a cluster have in common; the tables and the hash of connections depend on it.
     lb_mode: how external traffic gets to endpoints of other nodes, unless a Service says otherwise.
     lb_port, lb_vni: UDP port and VXLAN network identifier of forwarded packets.
     lb_peers: nodes that were named by hand as speaking it, whatever their Node objects say.
@@ -99,6 +103,9 @@ class NodeConfig(msgspec.Struct, frozen=True):
     answer_ping: bool = False
     flowtable: int = 0
     most_backends: int = MOST_BACKENDS
+    lb_algorithm: Algorithm = Algorithm.RANDOM
+    maglev_table_size: int = DEFAULT_TABLE_SIZE
+    hash_seed: str = DEFAULT_SEED
     lb_mode: LbMode = LbMode.SNAT
     lb_port: int = DEFAULT_PORT
     lb_vni: int = DEFAULT_VNI

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from dataplane.model.net import Family, canonical_address, contains, family_of, is_loopback, network
+from dataplane.policy.algorithm import DEFAULT_TABLE_SIZE
 from dataplane.policy.node import MOST_BACKENDS, LocalDetector, NodeConfig, NodePortAddresses
 
 PRIMARY = "primary"
@@ -101,6 +102,7 @@ def node_config(
         reject_unknown_ports=promises is not Promises.IPTABLES,
         external_ips=settings.external_ips,
         most_backends=0 if promises is Promises.IPTABLES else MOST_BACKENDS,
+        maglev_table_size=DEFAULT_TABLE_SIZE if promises is Promises.CONNECT_TIME else 0,
     )
 
 

@@ -20,6 +20,7 @@ from dataplane.plan.types import (
     Row,
     SourceRanges,
 )
+from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import LocalDetector, NodeConfig
 from dataplane.policy.routes import REJECT_ALL, Action, Route, Routes, Scope
@@ -55,7 +56,14 @@ CASES = {
             "endpoint 10.0.0.2:8080 is in the cluster set and not in the plan",
         ],
     ),
-    "twice": Case(ROW, _with(cluster=ROW.cluster * 2), ["the cluster set holds an endpoint more than once"]),
+    "twice": Case(
+        ROW,
+        _with(cluster=ROW.cluster * 2),
+        ["endpoint 10.0.0.1:8080 is drawn 2 of 2 times from the cluster set instead of 1 of 1"],
+    ),
+    "algorithm": Case(
+        _with(algorithm=Algorithm.MAGLEV), ROW, ["clients from outside are led by random instead of maglev"]
+    ),
     "order is no difference": Case(
         _with(local=(("10.0.0.1", 1), ("10.0.0.2", 1))), _with(local=(("10.0.0.2", 1), ("10.0.0.1", 1))), []
     ),

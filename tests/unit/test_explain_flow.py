@@ -15,9 +15,9 @@ from dataplane.oracle.types import Packet
     [
         ("10.0.0.1 -> 172.30.0.41:80/tcp", Packet("10.0.0.1", "172.30.0.41", 80, Protocol.TCP)),
         ("  10.0.0.1->172.30.0.41:53/UDP ", Packet("10.0.0.1", "172.30.0.41", 53, Protocol.UDP)),
-        ("10.0.0.1:40000 -> 172.30.0.41:80/sctp", Packet("10.0.0.1", "172.30.0.41", 80, Protocol.SCTP)),
+        ("10.0.0.1:40000 -> 172.30.0.41:80/sctp", Packet("10.0.0.1", "172.30.0.41", 80, Protocol.SCTP, "", 40000)),
         ("fd00::1 -> [FD00:0::2]:65535/tcp", Packet("fd00::1", "fd00::2", 65535, Protocol.TCP)),
-        ("[fd00::1]:999 -> [fd00::2]:1/tcp", Packet("fd00::1", "fd00::2", 1, Protocol.TCP)),
+        ("[fd00::1]:999 -> [fd00::2]:1/tcp", Packet("fd00::1", "fd00::2", 1, Protocol.TCP, "", 999)),
         ("[fd00::1] -> [fd00::2]:1/tcp via cni0", Packet("fd00::1", "fd00::2", 1, Protocol.TCP, "cni0")),
         ("10.0.0.1 -> 10.0.0.2:1/tcp via veth via", Packet("10.0.0.1", "10.0.0.2", 1, Protocol.TCP, "veth via")),
     ],

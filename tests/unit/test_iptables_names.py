@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataplane.model.net import Protocol
+from dataplane.planes.iptables.rules.chances import probability
 from dataplane.planes.iptables.rules.names import chain_hash, endpoint_chain, is_service_chain, service_chains
-from dataplane.planes.iptables.rules.service import probability
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 

@@ -91,10 +91,10 @@ class HealthPorts:
             return Reply(status=404, text=NOT_FOUND)
         healthy = self._health.healthy()
         return Reply(
-            status=200 if check.local_endpoints and healthy else 503,
+            status=200 if check.weight and healthy else 503,
             body=_body(check, healthy).encode(),
             content_type="application/json",
-            headers={**NOSNIFF, "X-Load-Balancing-Endpoint-Weight": str(check.local_endpoints)},
+            headers={**NOSNIFF, "X-Load-Balancing-Endpoint-Weight": str(check.weight)},
         )
 
 

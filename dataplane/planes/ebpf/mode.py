@@ -34,6 +34,7 @@ class EbpfMode(Mode):
     stands_on = (SLOW,)
     why_no_ping = ""
     why_no_flowtable = ""
+    why_no_maglev = ""
     hooks = HOOKS
     watches_devices = True
     tables = frozenset({("inet", "hotplane-ports")})

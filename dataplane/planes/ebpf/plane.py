@@ -42,6 +42,8 @@ from dataplane.planes.ebpf.views import records as views
 from dataplane.planes.ebpf.views.captures import ProgramCapture
 from dataplane.planes.exclusions import Exclusions
 from dataplane.planes.host_routes import HostRoutes
+from dataplane.policy.algorithm import Algorithm
+from dataplane.policy.maglev import Hashing, seed_of
 from dataplane.policy.node import NodeConfig
 
 CLEANER_SECONDS = 30.0
@@ -56,6 +58,10 @@ def _sticky(change: PlanChange) -> bool:
 def _forwards(entries: Iterable[PlanEntry | None]) -> bool:
     """Whether packets of any entry are forwarded to other nodes."""
     return any(entry is not None and entry.tunnels for entry in entries)
+
+
+def _hashing(node: NodeConfig) -> Hashing:
+    return Hashing(node.maglev_table_size, seed_of(node.hash_seed))
 
 
 def slow_node(node: NodeConfig, *, at_connect: bool) -> NodeConfig:
@@ -112,6 +118,7 @@ class EbpfPlane(Plane):
         self._report, self._mended = report, mended
         self._loopback_at_connect = loopback_at_connect
         self.fill_seconds = 0.0
+        self._told: frozenset[str] = frozenset()
         self.collector: Collector | None = None
 
     @property
@@ -172,9 +179,9 @@ class EbpfPlane(Plane):
             self.close()
             maps, adopted = self._open(version)
             if adopted:
-                self._bring(plan, adopt(maps, plan.entries))
+                self._bring(plan, adopt(maps, plan.entries, _hashing(plan.node)))
             else:
-                self._go_live(plan, filled(maps, plan.entries.values()), [], adopted=False)
+                self._go_live(plan, filled(maps, plan.entries.values(), _hashing(plan.node)), [], adopted=False)
         return changed
 
     def _load_over(self, slow: Plan, maps: MapSet, plan: Plan) -> tuple[PlanChange, Adopted]:
@@ -182,7 +189,7 @@ class EbpfPlane(Plane):
         with ExitStack() as undo, short_turns(), ThreadPoolExecutor(1) as threads:
             undo.enter_context(maps)
             loading = threads.submit(self.slow.load, slow)
-            found, changed = adopt(maps, plan.entries), loading.result()
+            found, changed = adopt(maps, plan.entries, _hashing(plan.node)), loading.result()
             undo.pop_all()
         return changed, found
 
@@ -195,7 +202,7 @@ class EbpfPlane(Plane):
             undo.callback(ahead.close)
             loading = threads.submit(self.slow.load, slow)
             started = time.thread_time()
-            tables = filled(ahead.maps(), plan.entries.values())
+            tables = filled(ahead.maps(), plan.entries.values(), _hashing(plan.node))
             self.fill_seconds = time.thread_time() - started + ahead.seconds
             changed = loading.result()
             ahead.wait()
@@ -247,6 +254,7 @@ class EbpfPlane(Plane):
                 self.pins.remove_maps(old)
         drain.resume(self.pins)
         self._disconnect(removed)
+        self._told = frozenset(self.without_tables())  # which finish_load says
         if self._report is not None:
             self.collector = Collector(maps, self._report, mended=self._mended)
 
@@ -311,11 +319,21 @@ class EbpfPlane(Plane):
             removed = tables.apply(change.entries)
         if change.tunnel_peers is not None:
             tables.accept(change.tunnel_peers)
+        if change.node is not None:
+            tables.rehash(_hashing(change.node))
         if change.node is not None or forwarded != tables.tunnels.known:
             self._write_node(tables, change.node or self._node)
         if change.connect_off is not None and self._off is not None:
             self._off.use(change.connect_off)
         self._disconnect(removed)
+        self._tell_without_tables()
+
+    def _tell_without_tables(self) -> None:
+        """Report Service ports that have no Maglev table, once each."""
+        told, self._told = self._told, frozenset(self.without_tables())
+        if self._report is not None:
+            for sentence in sorted(self._told - told):
+                self._report(sentence)
 
     def _slow_node(self, node: NodeConfig) -> NodeConfig:
         return slow_node(node, at_connect=self._loopback_at_connect)
@@ -326,7 +344,8 @@ class EbpfPlane(Plane):
             self.cleaner.disconnect(self.tables.maps, gone)
 
     def read_back(self) -> Table:
-        """See planes.base.Plane.read_back. Frontends of entries that did not fit are read from the slow path.
+        """See planes.base.Plane.read_back. Frontends of entries that did not fit are read from the slow path. What is
+        drawn at random because there was no room for its Maglev table counts as planned; `without_tables` names it.
 
         Before `load`, reads the maps of an earlier run; returns nothing if there are none or they only drain.
         """
@@ -343,7 +362,17 @@ class EbpfPlane(Plane):
             rows |= {
                 key: row for key, row in self.slow.read_back().items() if row.service in left_out and key not in rows
             }
+        for key in tables.steady.refused:
+            entry = tables.installed[key].entry if key in tables.installed else None
+            for frontend in entry.frontends if entry is not None else ():
+                if entry is not None and entry.steady(frontend) and frontend.key in rows:
+                    rows[frontend.key] = replace(rows[frontend.key], algorithm=Algorithm.MAGLEV)
         return rows
+
+    def without_tables(self) -> list[str]:
+        """Return a sentence for each Service port that is drawn at random because it has no Maglev table."""
+        refused = self._tables.steady.refused if self._tables is not None else {}
+        return [f"Service {key.service} is balanced at random, not by maglev: {why}" for key, why in refused.items()]
 
     def stand_aside(self, aside: bool) -> None:
         """See planes.base.Plane.stand_aside. Flows that the packet programs translate are interrupted meanwhile."""
@@ -356,7 +385,7 @@ class EbpfPlane(Plane):
         return [
             f"map {name} is full: {count} Services ports are left to the slow path, which serves them"
             for name, count in self.overflow.items()
-        ]
+        ] + self.without_tables()
 
     def exclude(self, exclusions: Exclusions) -> None:
         """See planes.base.Plane.exclude. Before `load` and during one nobody goes past the stack."""

@@ -7,13 +7,17 @@ read from the rules themselves.
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from math import gcd, lcm
 from typing import NamedTuple
 
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import FrontendKey, Row, SourceRanges
 from dataplane.planes.iptables.rules import names
+from dataplane.planes.iptables.rules.chances import probability
 from dataplane.planes.iptables.rules.skeleton import JUMPS
 from dataplane.policy.routes import DROP, DROP_ALL, REJECT_ALL, Action, Route, Routes, Scope
+from dataplane.policy.weights import MOST_PLACES
 
 _DISPATCH = re.compile(
     r"(?:! -s \S+ )?(?:-d (?P<address>[^/ ]+)/\d+ )?(?:! -i \S+ )?-p (?P<protocol>\w+) -m comment --comment "
@@ -22,6 +26,7 @@ _DISPATCH = re.compile(
 _SECONDS = re.compile(r"--rcheck --seconds (\d+)")
 _SOURCE = re.compile(r"-s (\S+)")
 _DESTINATION = re.compile(r"--to-destination (\S+)")
+_PROBABILITY = re.compile(r"--probability (\S+)")
 _CHAIN = re.compile(r"^:(\S+)", re.MULTILINE)
 
 Rules = Mapping[str, list[str]]
@@ -52,7 +57,8 @@ class _Dispatch(NamedTuple):
 
 
 class _Balancer(NamedTuple):
-    """A KUBE-SVC or KUBE-SVL chain: its endpoints, and which clusterIPs it masquerades (True: pods too)."""
+    """A KUBE-SVC or KUBE-SVL chain: its endpoints, with weights as often as they are drawn, and which clusterIPs it
+    masquerades (True: pods too)."""
 
     endpoints: tuple[Endpoint, ...]
     affinity_seconds: int
@@ -60,6 +66,27 @@ class _Balancer(NamedTuple):
 
 
 _NO_BALANCER = _Balancer((), 0, {})
+
+
+def _drawn(balanced: list[tuple[str, list[Endpoint]]]) -> Iterator[Endpoint]:
+    """Yield endpoints as often as the rules draw them. balanced: in the order of the rules, the probability of each, ""
+    = all that is left, and its endpoints."""
+    count = len(balanced)
+    if all(chance in ("", probability(count - at)) for at, (chance, _) in enumerate(balanced)):
+        yield from (endpoint for _, endpoints in balanced for endpoint in endpoints)
+        return
+    # From the last rule on: what it takes is its part of all that is left. 31 bits tell any two such parts apart.
+    left, shares = Fraction(0), list[Fraction]()
+    for chance, _ in reversed(balanced):
+        part = Fraction(chance or "1").limit_denominator(MOST_PLACES)
+        share = left * part / (1 - part) if left and 0 < part < 1 else Fraction(1)
+        shares.append(share)
+        left += share
+    unit = lcm(*(share.denominator for share in shares))
+    wholes = [int(share * unit) for share in reversed(shares)]
+    divisor = gcd(*wholes)
+    for whole, (_, endpoints) in zip(wholes, balanced, strict=True):
+        yield from endpoints * min(whole // divisor, MOST_PLACES)
 
 
 class FamilyReader:
@@ -181,7 +208,8 @@ class FamilyReader:
         return known
 
     def _read_balancer(self, chain: str) -> _Balancer:
-        endpoints, affinity, masquerades = [], 0, {}
+        affinity, masquerades = 0, {}
+        balanced: list[tuple[str, list[Endpoint]]] = []
         for rule in self._nat.get(chain, ()):
             target = rule.rpartition(" ")[2]
             if target == names.MARK_MASQ:
@@ -193,8 +221,9 @@ class FamilyReader:
                 seconds = _SECONDS.search(rule)
                 affinity = int(seconds[1]) if seconds else affinity
             else:
-                endpoints += self._destinations(target)
-        return _Balancer(tuple(sorted(endpoints)), affinity, masquerades)
+                chance = _PROBABILITY.search(rule)
+                balanced.append((chance[1] if chance else "", self._destinations(target)))
+        return _Balancer(tuple(sorted(_drawn(balanced))), affinity, masquerades)
 
     def _destinations(self, chain: str) -> list[Endpoint]:
         found = []

@@ -49,7 +49,8 @@ def broken_chains(syntax: Syntax, family: Family, state: TableState, node: NodeC
 def previous_placement(reader: TableReader, entry: PlanEntry) -> Placement | None:
     """Return the placement of an entry's backends in the kernel, read from those of its frontends that exist there.
 
-    Each backend gets one index: an interrupted load may have added its new index without removing the old one.
+    A backend may have more indexes than it should: an interrupted load may have added a new one without removing the
+    old one.
     """
     keys = [frontend_key(frontend.key) for frontend in entry.frontends]
     known = [reader.order(k) for k in keys if reader.holds(k) and reader.service(k) == entry.key.service]
@@ -59,7 +60,7 @@ def previous_placement(reader: TableReader, entry: PlanEntry) -> Placement | Non
     if len(set(slots.values())) < len(slots):
         slots = {}
     cluster, local = (max(orders, key=len) for orders in zip(*((p.cluster, p.local) for p in known), strict=True))
-    return Placement(tuple(dict.fromkeys(cluster)), tuple(dict.fromkeys(local)), slots)
+    return Placement(cluster, local, slots)
 
 
 class Held:

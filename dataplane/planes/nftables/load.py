@@ -31,6 +31,7 @@ from dataplane.planes.nftables.rules.skeleton import (
     skeleton_rules,
 )
 from dataplane.planes.nftables.rules.syntax import Syntax
+from dataplane.policy.routes import Scope
 
 ELEMENTS_A_TRANSACTION = 8_000
 """Elements in one transaction of a large load, so that no commit holds the kernel's lock for long, and its messages
@@ -364,4 +365,4 @@ class _Pipeline:
 
 def _weight(entries: Iterable[PlanEntry]) -> int:
     """Estimate the number of elements of entries."""
-    return sum(len(e.frontends) * (len(e.cluster) + len(e.local) + 1) for e in entries)
+    return sum(len(e.frontends) * (len(e.drawn(Scope.CLUSTER)) + len(e.drawn(Scope.LOCAL)) + 1) for e in entries)

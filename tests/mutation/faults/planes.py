@@ -72,8 +72,8 @@ PLANES = (
     Mutation(
         "kube-proxy's chains: the chance of the last endpoint but one",
         "iptables/rules/service.py",
-        'chance = f"-m statistic --mode random --probability {probability(remaining)} " if remaining > 1 else ""',
-        'chance = f"-m statistic --mode random --probability {probability(remaining)} " if remaining > 2 else ""',
+        'share = probability(remaining, places) if remaining > places else ""',
+        'share = probability(remaining, places) if remaining > 1 + places else ""',
         _KINDS,
     ),
     Mutation(

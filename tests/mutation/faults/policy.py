@@ -78,8 +78,8 @@ POLICY = (
     Mutation(
         "slice by slice, ready endpoints elsewhere keep this node from those of its own that terminate",
         "merged.py",
-        'local = "ready" if counts.ready_here else "draining" if counts.draining_here else ""',
-        'local = "ready" if counts.ready else "draining" if counts.draining_here else ""',
+        "cluster, local, ready = counts.everywhere.rule, counts.here.rule, counts.everywhere.ready",
+        "cluster, local, ready = counts.everywhere.rule, counts.everywhere.rule, counts.everywhere.ready",
         ("test_large_sets.py::test_the_local_set_falls_back_by_itself_slice_by_slice",),
     ),
     Mutation(

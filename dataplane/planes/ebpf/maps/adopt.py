@@ -1,12 +1,18 @@
 """Decodes the maps to plan entries, for read-back and for a daemon that takes over maps after a crash.
 
 A daemon may be killed between any two writes. An entry whose record, frontends, slots and backends agree is adopted as
-it is; any other is `broken` and written again; elements of no entry are removed.
+it is; any other is `broken` and written again; elements of no entry are removed. Of weights the slots tell only the
+proportions, so entries with weights are mostly written again, in their places.
 """
 
+from array import array
+from collections import Counter
 from collections.abc import Iterable
+from itertools import starmap
 from socket import ntohs
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from dataplane.plan.rows import row
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, PlanEntry, Row
@@ -30,10 +36,14 @@ from dataplane.planes.ebpf.maps.encode import (
 from dataplane.planes.ebpf.maps.layout import constant
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.maps.members import HERE, IN_CLUSTER, IN_LOCAL, LINGERS, Address, wanted_flags
+from dataplane.planes.ebpf.maps.steady import NO_RUN, Run, table_slots
 from dataplane.planes.ebpf.maps.tables import BACKEND_FLAGS_AT, SERVICE_FLAGS_AT, Installed, Tables
 from dataplane.planes.ebpf.maps.tunnels import Tunnels
+from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.forwarding import Forwarding
+from dataplane.policy.maglev import NO_TABLES, Hashing
+from dataplane.policy.routes import Scope
 
 _INTERNAL_LOCAL, _EXTERNAL_LOCAL = constant("SERVICE_INTERNAL_LOCAL"), constant("SERVICE_EXTERNAL_LOCAL")
 _GENERATION_WORD = 5
@@ -41,9 +51,11 @@ _WORDS = BACKEND.size // 4
 
 
 class _Found:
-    """Backends of one entry read so far: indices and flags by address; sound = all belong to the entry."""
+    """Backends of one entry read so far: indices and flags by address; sound = all belong to the entry; weighted = one
+    has several slots of a set."""
 
     def __init__(self) -> None:
+        self.weighted = False
         self.indices: dict[Address, int] = {}
         self.flags: dict[Address, int] = {}
         self.tunnels: dict[Address, int] = {}
@@ -76,6 +88,9 @@ class _Reader:
             if bits & LINGERS:
                 owner = BACKEND.unpack_from(self.backends, index * BACKEND.size)[5]
                 self.lingering.setdefault(owner, []).append(index)
+        seed = maps.node()["hash_seed"]
+        assert isinstance(seed, int), "a number in the header"
+        self.seed = seed
         self.broken: set[EntryKey] = set()
         self.installed: dict[EntryKey, Installed] = {}
         flags = self.services[SERVICE_FLAGS_AT :: SERVICE.size].tobytes()
@@ -84,8 +99,8 @@ class _Reader:
                 self._entry(service)
 
     def _set(self, service: int, base: int, count: int, wanted: int, found: _Found) -> tuple[Backend, ...]:
-        """Return the members of one set and add them to `found`."""
-        members = []
+        """Return the members of one set, weighted by how many slots each has, and add them to `found`."""
+        members: list[tuple[str, int, bool]] = []
         for slot in self.slots[base : base + count].tolist():
             index = slot & 0xFFFFFFFF
             raw, port, _, flags, _, owner, tunnel = BACKEND.unpack_from(self.backends, index * BACKEND.size)
@@ -93,12 +108,16 @@ class _Reader:
                 found.sound = False
                 continue
             address = (address_text(raw), ntohs(port))
-            members.append(Backend(*address, flags & HERE != 0))
+            members.append((*address, flags & HERE != 0))
             found.indices[address] = index
             found.flags[address] = flags
             if tunnel:
                 found.tunnels[address] = tunnel
-        return tuple(sorted(members))  # `slots` has them in any order
+        members.sort()  # `slots` has them in any order
+        if len(members) == len(set(members)):
+            return tuple(starmap(Backend, members))
+        found.weighted = True
+        return tuple([Backend(*member, count) for member, count in Counter(members).items()])
 
     def _tunnels(self, cluster: tuple[Backend, ...], found: _Found) -> tuple[str, ...]:
         return tuple([self.tunnels.text(found.tunnels.get((b.address, b.port), 0)) for b in cluster])
@@ -137,27 +156,48 @@ class _Reader:
             forwarding=way,
             tunnels=self._tunnels(cluster, found) if way is not Forwarding.SNAT else (),
         )
+        if found.weighted:
+            entry = replace(entry, weighted=True)
+        steady = _steady_run(stored)
+        if steady.slots and found.sound and self._is_table(steady, entry, found):
+            entry = replace(entry, algorithm=Algorithm.MAGLEV)
         wanted = wanted_flags(entry)
         sound = found.sound and found.flags == wanted and key not in self.installed
+        numbers = tuple([value.range_set or 0 for value in stored])
+        installed = Installed(
+            entry, service, [found.indices[address] for address in wanted], sets,
+            tuple(map(frontend_key_bytes, keys)), numbers, None, steady,
+        )  # fmt: skip
         sound = sound and not (found.tunnels and way is Forwarding.SNAT)
         for order, value in enumerate(stored):
             sound = sound and value.forwarding is (way if is_external(value.kind) else Forwarding.SNAT)
-            sound = (
-                sound and value.sets == sets and value.affinity_seconds == affinity and value.order == min(order, 255)
-            )
+            expected, maglev = installed.sets_of(entry.frontends[order])
+            sound = sound and value.sets == expected and value.maglev == bool(maglev)
+            sound = sound and value.affinity_seconds == affinity and value.order == min(order, 255)
         if not sound:
             self.broken.add(key)
-        self.installed[key] = Installed(
-            entry,
-            service,
-            [found.indices[address] for address in wanted],
-            sets,
-            tuple(map(frontend_key_bytes, keys)),
-            tuple([value.range_set or 0 for value in stored]),
-        )
+        self.installed[key] = installed
+
+    def _is_table(self, run: Run, entry: PlanEntry, found: _Found) -> bool:
+        """True if a run has the Maglev table of an entry."""
+        scope = replace(entry, algorithm=Algorithm.MAGLEV).steady_scope
+        members = entry.backends(scope) if scope else ()
+        if not 0 < len(members) <= run.slots:
+            return False
+        indices = array("I", [found.indices[b.address, b.port] for b in members])
+        slots = self.slots[run.base : run.base + run.slots]
+        return bool(slots == table_slots(members, indices, Hashing(run.slots, self.seed)))
 
     def _frontend(self, key: FrontendKey, stored: StoredFrontend) -> Frontend:
         return stored.frontend(key, self.range_sets.get(stored.range_set or 0, ()))
+
+
+def _steady_run(stored: Iterable[StoredFrontend]) -> Run:
+    """Return where the Maglev table of an entry's frontends lies."""
+    for value in stored:
+        if value.maglev:
+            return Run(*value.sets.runs()[value.routes.outside.scope is Scope.LOCAL])
+    return NO_RUN
 
 
 def _range_sets(maps: MapSet) -> dict[int, tuple[str, ...]]:
@@ -186,10 +226,16 @@ class Adopted(NamedTuple):
     broken: frozenset[EntryKey]
 
 
-def adopt(maps: MapSet, known: Iterable[EntryKey] = ()) -> Adopted:
-    """Adopt filled maps without writing; call `sweep` after the plan was applied. known: see `read_rows`."""
-    reader, tables = _Reader(maps, known), Tables(maps)
+def adopt(maps: MapSet, known: Iterable[EntryKey] = (), hashing: Hashing = NO_TABLES) -> Adopted:
+    """Adopt filled maps without writing; call `sweep` after the plan was applied. known: see `read_rows`. hashing: that
+    of the plan, which may be another one than the maps'."""
+    reader, tables = _Reader(maps, known), Tables(maps, hashing)
     tables.installed, tables.tunnels = reader.installed, reader.tunnels
+    for key, installed in reader.installed.items():
+        if installed.steady.slots:
+            tables.steady.note(key, installed.steady)
+            if hashing != (installed.steady.slots, reader.seed):
+                reader.broken.add(key)
     tables.owners = {raw: key for key, installed in reader.installed.items() for raw in installed.keys}
     runs = {
         run
@@ -231,5 +277,5 @@ def sweep(tables: Tables) -> None:
     tables.runs = Runs(
         "slots",
         maps.specs["slots"].max_entries,
-        (run for i in tables.installed.values() for run in i.sets.runs() if run[1]),
+        (run for i in tables.installed.values() for run in (*i.sets.runs(), i.steady) if run[1]),
     )

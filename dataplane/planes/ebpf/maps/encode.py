@@ -52,7 +52,7 @@ _ROUTE_LOCAL, _ROUTE_MASQUERADE = constant("ROUTE_LOCAL"), constant("ROUTE_MASQU
 _ROUTE_ACTION = constant("ROUTE_ACTION")
 _PROTOCOL_OF = {protocol.value: protocol for protocol in Protocol}
 _FAMILY_OF = {family.value: family for family in Family}
-_RANGES = constant("FRONTEND_RANGES")
+_RANGES, MAGLEV = constant("FRONTEND_RANGES"), constant("FRONTEND_MAGLEV")
 _EXTERNAL = frozenset({FrontendKind.EXTERNAL_IP, FrontendKind.LOAD_BALANCER, FrontendKind.NODE_PORT})
 _FRONTEND_WAYS = {
     Forwarding.SNAT: 0,
@@ -88,6 +88,12 @@ class Sets(msgspec.Struct, frozen=True, gc=False):
     def runs(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Base and count of either set."""
         return (self.cluster_base, self.cluster_count), (self.local_base, self.local_count)
+
+    def having(self, scope: Scope, run: tuple[int, int]) -> "Sets":
+        """Return the sets with another run for one of them."""
+        if scope is Scope.CLUSTER:
+            return Sets(*run, self.local_base, self.local_count)
+        return Sets(self.cluster_base, self.cluster_count, *run)
 
 
 def address_bytes(text: str) -> bytes:
@@ -156,13 +162,14 @@ def frontend_bytes(
     affinity_seconds: int,
     range_set: int,
     forwarding: Forwarding = Forwarding.SNAT,
+    maglev: int = 0,
 ) -> bytes:
-    """The value of `frontends`."""
+    """The value of `frontends`. maglev: FRONTEND_MAGLEV where a set is a Maglev table."""
     routes = _route_bytes.get(frontend.routes)
     if routes is None:
         routes = _route_bytes[frontend.routes] = tuple(map(route_byte, frontend.routes))
     pod, node, outside = routes
-    flags = 0 if frontend.source_ranges is None else _RANGES
+    flags = maglev if frontend.source_ranges is None else maglev | _RANGES
     if forwarding is not Forwarding.SNAT and frontend.kind in _EXTERNAL:
         flags |= _FRONTEND_WAYS[forwarding]
     return FRONTEND.pack(  # argument by argument: `*` would take as long as everything else
@@ -215,7 +222,8 @@ def backend_end(port: int, protocol: int, flags: int, generation: int, service: 
 
 
 class StoredFrontend(NamedTuple):
-    """A value of `frontends`, decoded. range_set: None = no restriction. forwarding: None = a mistake."""
+    """A value of `frontends`, decoded. range_set: None = no restriction. forwarding: None = a mistake. maglev: a set is
+    a Maglev table."""
 
     generation: int
     service: int
@@ -226,6 +234,7 @@ class StoredFrontend(NamedTuple):
     kind: FrontendKind
     order: int
     forwarding: Forwarding | None
+    maglev: bool
 
     def frontend(self, key: FrontendKey, cidrs: tuple[str, ...]) -> Frontend:
         """The plan's value; `cidrs` are those of its range set."""
@@ -247,7 +256,8 @@ def stored_frontend(raw: bytes) -> StoredFrontend:
         _routes_of(pod, node, outside),
         _KIND_OF[kind],
         order,
-        _WAY_OF_FRONTEND.get(flags & ~_RANGES),
+        _WAY_OF_FRONTEND.get(flags & ~(_RANGES | MAGLEV)),
+        bool(flags & MAGLEV),
     )
 
 

@@ -24,16 +24,26 @@ from dataplane.planes.ebpf.maps.encode import (
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.maps.members import IN_CLUSTER
 from dataplane.planes.ebpf.maps.tables import Installed, Tables, no_ranges
+from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.forwarding import Forwarding
+from dataplane.policy.maglev import NO_TABLES, Hashing
 
+_RANDOM = Algorithm.RANDOM
 _A_PIECE = 4000
 """Entries that are written at once: their bytes take a few megabytes."""
 
 
 def is_plain(entry: PlanEntry) -> bool:
     """True if an entry has one frontend, open to every source, and all of its backends are in its Cluster set, on other
-    nodes and at one port."""
-    if entry.local or entry.lingering or len(entry.frontends) != 1 or entry.frontends[0].source_ranges is not None:
+    nodes, at one port, without weights and Maglev table."""
+    if (
+        entry.local
+        or entry.lingering
+        or entry.weighted
+        or entry.algorithm is not _RANDOM
+        or len(entry.frontends) != 1
+        or entry.frontends[0].source_ranges is not None
+    ):
         return False
     if entry.forwarding is not Forwarding.SNAT:
         return False
@@ -41,9 +51,9 @@ def is_plain(entry: PlanEntry) -> bool:
     return not ports or (ports[0] >= 0 and ports.count(ports[0]) == len(ports))
 
 
-def filled(maps: MapSet, entries: Iterable[PlanEntry]) -> Tables:
+def filled(maps: MapSet, entries: Iterable[PlanEntry], hashing: Hashing = NO_TABLES) -> Tables:
     """Return the content of empty maps after a plan's entries were written to them."""
-    tables = Tables(maps)
+    tables = Tables(maps, hashing)
     tables.apply([EntryChange(None, entry) for entry in _fill(tables, entries)])
     return tables
 

@@ -35,10 +35,11 @@ FLOW_MAPS = frozenset(
 
 
 class Sizes(msgspec.Struct, frozen=True):
-    """How many entries each map may hold (events: bytes, a power of two). Memory is taken when the maps are made."""
+    """How many entries each map may hold (events: bytes, a power of two). Memory is taken when the maps are made.
+    slots: half of them at most are Maglev tables'."""
 
     frontends: int = 131072
-    slots: int = 524288
+    slots: int = 1048576
     backends: int = 262144
     services: int = 65536
     source_ranges: int = 65536

@@ -58,9 +58,10 @@ class MemberChange(NamedTuple):
 
 
 def changes_only_backends(old: PlanEntry, new: PlanEntry) -> bool:
-    """True if a large entry stays large and differs only in its backends."""
+    """True if a large entry, in which each backend has one slot of a set, stays so and differs only in its backends."""
     return (
-        len(old.cluster) >= LARGE
+        not (old.weighted or new.weighted or old.steady_scope or new.steady_scope)
+        and len(old.cluster) >= LARGE
         and len(new.cluster) >= LARGE
         and old.affinity_seconds == new.affinity_seconds
         and old.frontends == new.frontends

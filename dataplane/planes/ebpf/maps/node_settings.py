@@ -9,6 +9,7 @@ from dataplane.planes.ebpf.flows.ports import snat_fields, snat_ports
 from dataplane.planes.ebpf.maps.encode import address_bytes, prefix_key_bytes
 from dataplane.planes.ebpf.maps.layout import constant, fields_of, record
 from dataplane.planes.ebpf.maps.mapset import NODE_KEY, MapSet
+from dataplane.policy.maglev import seed_of
 from dataplane.policy.node import NodeConfig
 
 NODE = record(
@@ -17,7 +18,7 @@ NODE = record(
     "connect_off",
     *("tcp_syn_seconds", "tcp_established_seconds", "tcp_half_closed_seconds", "tcp_closing_seconds"),
     *("tcp_reset_seconds", "tcp_rest_seconds", "udp_seconds", "udp_stream_seconds"),
-    *("masquerade_ipv4", "masquerade_ipv6", "tunnel_vni", "tunnel_port", "pad2"),
+    *("masquerade_ipv4", "masquerade_ipv6", "tunnel_vni", "tunnel_port", "pad2", "hash_seed"),
 )
 _WORD = struct.Struct("=I")
 _VNI_SHIFT = 8
@@ -96,6 +97,7 @@ def write_node(
                 *LIFETIMES.values(),
                 *(address_bytes(text) if text else bytes(16) for text in primary.values()),
                 *(htonl(node.lb_vni << _VNI_SHIFT), htons(node.lb_port) if tunnel else 0, 0),
+                seed_of(node.hash_seed),
             ),
         )
     for name, elements in wanted.items():

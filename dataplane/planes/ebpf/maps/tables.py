@@ -16,11 +16,12 @@ import msgspec
 
 from dataplane.kernel.ebpf.barrier import full_barrier
 from dataplane.plan.change import EntryChange
-from dataplane.plan.types import EntryKey, PlanEntry, SourceRanges
+from dataplane.plan.types import EntryKey, Frontend, PlanEntry, SourceRanges
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.maps.allocate import Ids, MapFull, Runs, capacity
 from dataplane.planes.ebpf.maps.encode import (
     BACKEND,
+    MAGLEV,
     SERVICE,
     Sets,
     backend_records,
@@ -32,9 +33,13 @@ from dataplane.planes.ebpf.maps.encode import (
 from dataplane.planes.ebpf.maps.layout import fields_of
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.maps.members import Address, MemberChange, changes_only_backends, wanted_flags
+from dataplane.planes.ebpf.maps.steady import NO_RUN, Run, SteadyRuns
 from dataplane.planes.ebpf.maps.tunnels import Forwarded, Tunnels
 from dataplane.planes.ebpf.maps.window import Window
 from dataplane.planes.moves import moves
+from dataplane.policy.endpoints import Backend
+from dataplane.policy.maglev import NO_TABLES, Hashing
+from dataplane.policy.routes import Scope
 
 BACKEND_FLAGS_AT = fields_of("backend")["flags"]
 _TUNNEL_AT, _TUNNEL_END = fields_of("backend")["tunnel"], fields_of("backend")["tunnel"] + 4
@@ -46,7 +51,8 @@ class Installed(msgspec.Struct, frozen=True, gc=False):
 
     backends: indices, in the order of `wanted_flags(entry)` where there are no `members`. keys: of its frontends, in
     the entry's order. range_sets: one for each frontend, 0 = none. members: of a large entry that has changed, the
-    indices of its backends by address; the entry's next `Installed` has the same dict.
+    indices of its backends by address; the entry's next `Installed` has the same dict. steady: where its Maglev table
+    lies in `slots`.
     """
 
     entry: PlanEntry
@@ -56,6 +62,13 @@ class Installed(msgspec.Struct, frozen=True, gc=False):
     keys: tuple[bytes, ...]
     range_sets: tuple[int, ...]
     members: dict[Address, int] | None = None
+    steady: Run = NO_RUN
+
+    def sets_of(self, frontend: Frontend) -> tuple[Sets, int]:
+        """Return the sets of one frontend and its flag: for clients from outside, the Maglev table if there is one."""
+        if not self.steady.slots or not self.entry.steady(frontend):
+            return self.sets, 0
+        return self.sets.having(frontend.routes.outside.scope, self.steady), MAGLEV
 
     def indices(self) -> dict[Address, int]:
         """Backend indices by address. Not to be changed."""
@@ -103,6 +116,11 @@ def _is_kept(change: EntryChange) -> bool:
 
 
 _SLOT_SIZE = 8
+
+
+def _indices(places: Mapping[Address, int], drawn: Iterable[Backend]) -> "array[int]":
+    """Return the slots of a list of backends."""
+    return array("Q", [places[(backend.address, backend.port)] for backend in drawn])
 
 
 def _position(slots: bytes, index: int) -> int:
@@ -177,8 +195,9 @@ class RangeSets:
 class Tables:
     """The daemon's copy of what is in the maps. overflow: for each entry left out, the map that was full."""
 
-    def __init__(self, maps: MapSet) -> None:
+    def __init__(self, maps: MapSet, hashing: Hashing = NO_TABLES) -> None:
         self.maps = maps
+        self.steady = SteadyRuns(hashing, maps.specs["slots"].max_entries)
         self.installed: dict[EntryKey, Installed] = {}
         self.owners: dict[bytes, EntryKey] = {}
         self.overflow: dict[EntryKey, str] = {}
@@ -207,6 +226,12 @@ class Tables:
         for change in sorted(changes, key=_is_kept):
             self._write(change.key, change.new, deferred)
         self._finish(deferred)
+        again = self.steady.to_try_again()
+        if again:
+            more = _DeferredWrites()
+            for key in again:
+                self._write(key, self.installed[key].entry if key in self.installed else None, more)
+            self._finish(more)
         return deferred.removed
 
     def accept(self, peers: Collection[str]) -> None:
@@ -224,6 +249,16 @@ class Tables:
         backends = [indices[address] for address in wanted_flags(installed.entry)]
         return installed.entry, installed.service, backends
 
+    def rehash(self, hashing: Hashing) -> None:
+        """Write all Maglev tables anew, of another size or by another seed."""
+        if hashing == self.steady.hashing:
+            return
+        self.steady.hashing = hashing
+        deferred = _DeferredWrites()
+        for key in [key for key, installed in self.installed.items() if installed.entry.steady_scope]:
+            self._write(key, self.installed[key].entry, deferred)
+        self._finish(deferred)
+
     def has_room_for(self, entries: Sequence[PlanEntry]) -> bool:
         """True if entries without source ranges certainly fit, at indices that were never used before."""
         backends = sum([len(entry.cluster) for entry in entries])
@@ -237,7 +272,7 @@ class Tables:
         )
 
     def write_slots(self, base: int, indices: "array[int]") -> None:
-        """Write the backends of a set that no program reads yet."""
+        """Write backends into the slots from `base` on."""
         self._slots[base : base + len(indices)] = indices
 
     def write_records(self, service: int, services: bytes, backend: int, backends: bytes) -> None:
@@ -256,6 +291,8 @@ class Tables:
         old = self.installed.get(key)
         if self.forwarded.on:
             deferred.entries[key] = None
+        if new is None:
+            self.steady.forget(key)
         if self.overflow:
             self.overflow.pop(key, None)
         done: Installed | None = None
@@ -277,6 +314,7 @@ class Tables:
                 self._fill(done, wanted, before, deferred)
         if old is not None:
             self._retire(old, done, deferred)
+        self.steady.note(key, done.steady if done is not None else NO_RUN)
         if done is not None:
             self.installed[key] = done
         elif old is not None:
@@ -363,12 +401,14 @@ class Tables:
             missing = len(wanted) - sum(map(before.__contains__, wanted)) if before else len(wanted)
             fresh = self.backends.take_many(missing)
             undo.append((self.backends.give_back, fresh))
+            cluster, local = len(new.drawn(Scope.CLUSTER)), len(new.drawn(Scope.LOCAL))
             sets = Sets(
-                self._run(len(new.cluster), old_sets.cluster_base, old_sets.cluster_count, undo),
-                len(new.cluster),
-                self._run(len(new.local), old_sets.local_base, old_sets.local_count, undo) if new.local else 0,
-                len(new.local),
+                self._run(cluster, old_sets.cluster_base, old_sets.cluster_count, undo),
+                cluster,
+                self._run(local, old_sets.local_base, old_sets.local_count, undo) if local else 0,
+                local,
             )
+            steady = self._steady_run(new, old.steady if old else NO_RUN, undo)
             keys, range_sets = [], []
             for frontend in new.frontends:
                 keys.append(frontend_key_bytes(frontend.key))
@@ -382,9 +422,22 @@ class Tables:
         if before:
             rest = iter(fresh)
             fresh = array("I", (before[a] if a in before else next(rest) for a in wanted))
-        return Installed(
-            new, service, fresh, sets, tuple(keys), tuple(range_sets) if any(range_sets) else no_ranges(len(keys))
-        )
+        numbers = tuple(range_sets) if any(range_sets) else no_ranges(len(keys))
+        return Installed(new, service, fresh, sets, tuple(keys), numbers, None, steady)
+
+    def _steady_run(self, new: PlanEntry, old: Run, undo: list[_Undo]) -> Run:
+        """Return the run for an entry's Maglev table: the old one if its size is the same, else a new one; NO_RUN if it
+        needs none or gets none."""
+        wanted = self.steady.wanted(new, old)
+        if not wanted or wanted == old.slots:
+            return old if wanted else NO_RUN
+        try:
+            run = Run(self.runs.take(wanted), wanted)
+        except MapFull as full:
+            self.steady.refuse(new.key, str(full))
+            return NO_RUN
+        undo.append((self.runs.give_back, run))
+        return run
 
     def _run(self, count: int, old_base: int, old_count: int, undo: list[_Undo]) -> int:
         """Return the run for a set of `count`: the old one if its length class is the same, else a new one."""
@@ -414,12 +467,17 @@ class Tables:
         entry, service, sets, generation = done.entry, done.service, done.sets, self.next_generation()
         self._fill_backends(done, wanted, before, generation, deferred)
         base, count = sets.cluster_base, sets.cluster_count
-        # wanted_flags() begins with the Cluster set, in its order.
-        self._slots[base : base + count] = array("Q", [*islice(done.backends, count)])
+        by_address = entry.local or entry.weighted or done.steady.slots
+        indices = dict(zip(wanted, done.backends, strict=True)) if by_address else {}
+        if entry.weighted:
+            self.write_slots(base, _indices(indices, entry.drawn(Scope.CLUSTER)))
+        else:  # wanted_flags() begins with the Cluster set, in its order
+            self.write_slots(base, array("Q", [*islice(done.backends, count)]))
         if entry.local:
-            indices = dict(zip(wanted, done.backends, strict=True))
-            base, count = sets.local_base, sets.local_count
-            self._slots[base : base + count] = array("Q", [indices[(b.address, b.port)] for b in entry.local])
+            self.write_slots(sets.local_base, _indices(indices, entry.drawn(Scope.LOCAL)))
+        if done.steady.slots and (scope := entry.steady_scope):
+            members = entry.backends(scope)
+            self.write_slots(done.steady.base, self.steady.slots(members, _indices(indices, members)))
         self._service_memory[service * SERVICE.size : (service + 1) * SERVICE.size] = service_bytes(entry, sets)
         self._compose_frontends(done, generation, deferred)
 
@@ -430,15 +488,17 @@ class Tables:
             self.owners[key] = entry.key
             if deferred.deleted:
                 deferred.deleted.pop(key, None)
+            sets, maglev = done.sets_of(entry.frontends[order]) if done.steady.slots else (done.sets, 0)
             deferred.upserts[key] = frontend_bytes(
                 entry.frontends[order],
                 order,
                 generation,
                 done.service,
-                done.sets,
+                sets,
                 entry.affinity_seconds,
                 done.range_sets[order],
                 entry.forwarding,
+                maglev,
             )
 
     def _fill_backends(
@@ -482,6 +542,8 @@ class Tables:
         for (base, count), (new_base, new_count) in zip(old.sets.runs(), now.runs(), strict=True):
             if count and (base != new_base or not new_count):
                 deferred.runs.append((base, count))
+        if old.steady.slots and (new is None or old.steady != new.steady):
+            deferred.runs.append(old.steady)
         deferred.range_sets.extend(number for number in old.range_sets if number)
         if new is None:
             deferred.services.append(old.service)

@@ -1,18 +1,13 @@
 """The rules of one Service port, as kube-proxy 1.36's iptables mode writes them."""
 
-from functools import lru_cache
+from collections import Counter
 
 from dataplane.model.net import network
 from dataplane.plan.types import Frontend, FrontendKind, PlanEntry
 from dataplane.planes.iptables.rules import names
+from dataplane.planes.iptables.rules.chances import probability
 from dataplane.planes.iptables.settings import FamilySettings
-from dataplane.policy.endpoints import Backend
-
-
-@lru_cache(maxsize=4096)
-def probability(n: int) -> str:
-    """1/n as iptables prints it: kube-proxy writes ten decimals, the kernel keeps 31 bits of them."""
-    return f"{round(float(f'{1 / n:.10f}') * 0x80000000) / 0x80000000:.11f}"
+from dataplane.policy.routes import Scope
 
 
 class ServiceRules:
@@ -40,13 +35,15 @@ class ServiceRules:
         self._has_external = bool(entry.local if entry.external_local else entry.cluster)
         ranges = self._load_balancer_ips[0].source_ranges if self._load_balancer_ips else None
         self._source_ranges = ranges if self._has_endpoints else None
-        self._cluster = self._ordered(entry.cluster if not entry.internal_local or self._has_external_frontends else ())
+        uses_cluster = not entry.internal_local or self._has_external_frontends
+        self._cluster = self._ordered(Scope.CLUSTER) if uses_cluster else {}
         uses_local = entry.internal_local or (entry.external_local and self._has_external_frontends)
-        self._local = self._ordered(entry.local if uses_local else ())
+        self._local = self._ordered(Scope.LOCAL) if uses_local else {}
+        self._places = {scope: Counter(map(str, entry.drawn(scope))) for scope in Scope} if entry.weighted else {}
 
-    def _ordered(self, backends: tuple[Backend, ...]) -> dict[str, str]:
+    def _ordered(self, scope: Scope) -> dict[str, str]:
         """endpoint text -> its chain, in kube-proxy's order: by the text `address:port`."""
-        protocol = self.entry.key.protocol
+        protocol, backends = self.entry.key.protocol, self.entry.backends(scope)
         return {text: names.endpoint_chain(self.service, protocol, text) for text in sorted(map(str, backends))}
 
     def _to(self, frontend: Frontend, chain: str, comment: str, target: str) -> str:
@@ -121,8 +118,8 @@ class ServiceRules:
             found += self._external_rules()
         if self._source_ranges is not None:
             found += self._source_range_rules()
-        found += self._balancing_rules(self.chains.cluster, self._cluster)
-        found += self._balancing_rules(self.chains.local, self._local)
+        found += self._balancing_rules(self.chains.cluster, self._cluster, Scope.CLUSTER)
+        found += self._balancing_rules(self.chains.local, self._local, Scope.LOCAL)
         for endpoint, chain in (self._cluster | self._local).items():
             found += self._endpoint_rules(endpoint, chain)
         return found
@@ -183,21 +180,25 @@ class ServiceRules:
         dropped = f"other traffic to {self.service} will be dropped by {names.PROXY_FIREWALL}"
         return [*found, f'{head}-m comment --comment "{dropped}"']
 
-    def _balancing_rules(self, chain: str, endpoints: dict[str, str]) -> list[str]:
-        """Endpoints that a client is known to, then one of all at random: each rule takes 1/n of what reaches it."""
+    def _balancing_rules(self, chain: str, endpoints: dict[str, str], scope: Scope) -> list[str]:
+        """Endpoints that a client is known to, then one of all at random: each rule takes 1/n of what reaches it, with
+        weights its own part of those that are left."""
         found, seconds, mask = [], self.entry.affinity_seconds, self.settings.recent_mask
-        remaining = len(endpoints)
+        weights = self._places.get(scope) or dict.fromkeys(endpoints, 1)
+        remaining = sum(weights.values())
         balanced = []
         for endpoint, target in endpoints.items():
+            places = weights[endpoint]
             comment = f'-m comment --comment "{self.service} -> {endpoint}" ' if self._comments else ""
             if seconds:
                 found.append(
                     f"-A {chain} {comment}-m recent --rcheck --seconds {seconds} --reap "
                     f"--name {target} --mask {mask} --rsource -j {target}"
                 )
-            chance = f"-m statistic --mode random --probability {probability(remaining)} " if remaining > 1 else ""
+            share = probability(remaining, places) if remaining > places else ""
+            chance = f"-m statistic --mode random --probability {share} " if share else ""
             balanced.append(f"-A {chain} {comment}{chance}-j {target}")
-            remaining -= 1
+            remaining -= places
         return found + balanced
 
     def _endpoint_rules(self, endpoint: str, chain: str) -> list[str]:

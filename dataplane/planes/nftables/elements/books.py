@@ -13,7 +13,6 @@ from dataplane.planes.nftables.elements.transaction import References, Transacti
 from dataplane.planes.nftables.netlink.fields import Layouts
 from dataplane.planes.nftables.rules.shapes import ShapeIds
 from dataplane.planes.nftables.rules.syntax import Syntax
-from dataplane.policy.difference import LARGE
 
 
 class Books:
@@ -57,7 +56,7 @@ class Books:
 
     def seat(self, entries: Iterable[PlanEntry]) -> None:
         """Prepare for changes of large entries after a load, so that already the first one is fast."""
-        for entry in [entry for entry in entries if len(entry.cluster) >= LARGE or len(entry.local) >= LARGE]:
+        for entry in [entry for entry in entries if is_large(entry)]:
             if entry.key.family in self.syntax:
                 self.seats[entry.key] = Seats(self._placement(entry))
                 self.placements.pop(entry.key, None)

@@ -118,7 +118,7 @@ class Compiler:
 
         The cache key has the identity of the routes, which the cache keeps alive, since hashing them takes longest.
         """
-        drawn = drawn_from(len(entry.cluster)), drawn_from(len(entry.local))
+        drawn = drawn_from(len(entry.drawn(Scope.CLUSTER))), drawn_from(len(entry.drawn(Scope.LOCAL)))
         key = (id(routes), nodeport, *drawn, entry.affinity_seconds)
         known = self._forwarding.get(key)
         if known is None:
@@ -139,7 +139,7 @@ class Compiler:
         def action_of(route: Route, masquerade: Masquerade) -> int:
             if route.action is not Action.FORWARD:
                 return REJECT_ACTION if route.action is Action.REJECT else DROP_ACTION
-            count = len(entry.backends(route.scope))
+            count = len(entry.drawn(route.scope))
             if not count:
                 raise EntryRefused(entry.key, f"a route forwards to the {route.scope.value} set, which is empty")
             shape = Shape(nodeport, drawn_from(count), route.scope is Scope.LOCAL, masquerade, entry.affinity_seconds)
@@ -257,7 +257,7 @@ class _Entry:
         if placement is not None:
             order: Sequence[Address] = placement.local if local else placement.cluster
         else:
-            order = [(b.address, b.port) for b in (self._entry.local if local else self._entry.cluster)]
+            order = [(b.address, b.port) for b in self._entry.drawn(Scope.LOCAL if local else Scope.CLUSTER)]
         return zip(_indexes(offset, len(order)), order, strict=True)
 
     def _backends(self, kind: Kind, key: bytes, scope: Scope) -> None:

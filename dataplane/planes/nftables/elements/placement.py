@@ -4,12 +4,14 @@ Both are stable: changing one backend moves as few other indexes as possible, an
 """
 
 import zlib
+from collections import Counter
 from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 from dataplane.plan.types import EntryKey, PlanEntry
 from dataplane.planes.base import EntryRefused
 from dataplane.planes.nftables.rules.syntax import LOCAL_OFFSET
+from dataplane.policy.routes import Scope
 
 Address = tuple[str, int]
 """(address, port) of a backend: its identity."""
@@ -19,7 +21,8 @@ SLOTS = 0xFFF0
 
 
 class Placement(NamedTuple):
-    """cluster, local: backends of each set by index. slots: slot number of every backend; empty without affinity."""
+    """cluster, local: backends of each set by index, with weights as often as they are drawn. slots: slot number of
+    every backend; empty without affinity."""
 
     cluster: tuple[Address, ...] = ()
     local: tuple[Address, ...] = ()
@@ -28,13 +31,12 @@ class Placement(NamedTuple):
 
 def _order(previous: tuple[Address, ...], wanted: tuple[Address, ...]) -> tuple[Address, ...]:
     """Return `wanted` in an order in which remaining backends keep their index: holes are filled with new backends,
-    then from the end."""
+    then from the end. A backend may have several indexes."""
     if not previous or previous == wanted:
         return wanted
-    present = set(wanted)
-    order: list[Address | None] = [backend if backend in present else None for backend in previous]
-    known = set(previous)
-    newcomers = [backend for backend in wanted if backend not in known]
+    missing = Counter(wanted)
+    order = [_taken(missing, backend) for backend in previous]
+    newcomers = [backend for backend in wanted if _taken(missing, backend)]
     holes = [index for index, backend in enumerate(order) if backend is None]
     for index, backend in zip(holes, newcomers, strict=False):
         order[index] = backend
@@ -46,6 +48,14 @@ def _order(previous: tuple[Address, ...], wanted: tuple[Address, ...]) -> tuple[
             break
         order[index] = order.pop()
     return tuple(backend for backend in order if backend is not None)
+
+
+def _taken(missing: Counter[Address], backend: Address) -> Address | None:
+    """Return a backend that is still missing, once; None if it is not."""
+    if missing[backend] <= 0:
+        return None
+    missing[backend] -= 1
+    return backend
 
 
 def _slots(previous: dict[Address, int], backends: Iterable[Address], where: EntryKey) -> dict[Address, int]:
@@ -91,8 +101,8 @@ def fresh(entry: PlanEntry) -> Placement | None:
 def place(entry: PlanEntry, previous: Placement | None = None) -> Placement:
     """Return the placement of an entry, based on the previous one. Raises PlaneError for too large a set."""
     check_size(entry)
-    cluster = tuple((b.address, b.port) for b in entry.cluster)
-    local = tuple((b.address, b.port) for b in entry.local)
+    cluster = tuple((b.address, b.port) for b in entry.drawn(Scope.CLUSTER))
+    local = tuple((b.address, b.port) for b in entry.drawn(Scope.LOCAL))
     if previous is not None:
         cluster, local = _order(previous.cluster, cluster), _order(previous.local, local)
     if not entry.affinity_seconds:

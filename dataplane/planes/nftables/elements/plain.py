@@ -63,8 +63,8 @@ class _Ends(dict[tuple[Protocol, int], bytes]):
 
 
 class PlainEntries:
-    """Collects plain entries of one family: without affinity, source ranges, ways that depend on the source, a Local
-    set in use, or more backends than usual."""
+    """Collects plain entries of one family: without affinity, weights, source ranges, ways that depend on the source, a
+    Local set in use, or more backends than usual."""
 
     def __init__(self, compiler: Compiler) -> None:
         self._compiler = compiler
@@ -81,7 +81,7 @@ class PlainEntries:
         """Add an entry and return about how many elements it has; 0, and nothing is added, if it is not plain."""
         cluster, local, ways = entry.cluster, entry.local, self._ways
         count = len(cluster)
-        if entry.affinity_seconds or count > len(INDEXES):
+        if entry.affinity_seconds or entry.weighted or count > len(INDEXES):
             return 0
         found: list[_Way] = []
         for frontend in entry.frontends:

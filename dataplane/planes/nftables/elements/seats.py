@@ -152,8 +152,9 @@ class _Taken:
 
 
 def is_large(entry: PlanEntry) -> bool:
-    """True if changes of an entry are worth to be looked at by their difference."""
-    return len(entry.cluster) >= LARGE or len(entry.local) >= LARGE
+    """True if changes of an entry are worth to be looked at by their difference: each backend has one index, and they
+    are many."""
+    return not entry.weighted and (len(entry.cluster) >= LARGE or len(entry.local) >= LARGE)
 
 
 def changes_only_backends(old: PlanEntry, new: PlanEntry) -> bool:

@@ -15,7 +15,10 @@ from dataplane.plan.types import PlanEntry
 from dataplane.planes.ebpf.maps import members, tables
 from dataplane.planes.ebpf.maps.encode import BACKEND, SERVICE, address_text, frontend_key, stored_frontend
 from dataplane.planes.ebpf.maps.members import IN_CLUSTER, IN_LOCAL
+from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.difference import LARGE
+from dataplane.policy.endpoints import Backend
+from dataplane.policy.maglev import Hashing
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, bench, entry, ip_of
 from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, ip
@@ -99,10 +102,31 @@ CHANGES = (
 )
 
 
+def weighted(plain: PlanEntry) -> PlanEntry:
+    """With weights from 1 to 5, by the last digit of the address and the number of endpoints."""
+    turn = len(plain.cluster)
+
+    def sets(members: tuple[Backend, ...]) -> tuple[Backend, ...]:
+        return tuple([msgspec.structs.replace(b, weight=1 + (int(b.address[-1]) + turn) % 5) for b in members])
+
+    return msgspec.structs.replace(plain, cluster=sets(plain.cluster), local=sets(plain.local), weighted=True)
+
+
+def hashed(plain: PlanEntry) -> PlanEntry:
+    """With a Maglev table."""
+    return msgspec.structs.replace(plain, algorithm=Algorithm.MAGLEV)
+
+
+@pytest.mark.parametrize("way", [None, weighted, hashed])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_at_no_moment_a_frontend_leads_to_the_dead(
-    node: Bench, between: Callable[[Callable[[], None]], None], family: Family
+    node: Bench,
+    between: Callable[[Callable[[], None]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    family: Family,
+    way: Callable[[PlanEntry], PlanEntry] | None,
 ) -> None:
+    monkeypatch.setattr(node.tables.steady, "hashing", Hashing(251, 7))
     seen: list[str] = []
     looks: list[int] = []
 
@@ -112,7 +136,8 @@ def test_at_no_moment_a_frontend_leads_to_the_dead(
 
     between(look)
     for numbers, local in zip(CHANGES, (0, 2, 1, 3, 0, 2), strict=True):
-        node.install(service(family, *numbers, local=local))
+        plain = service(family, *numbers, local=local)
+        node.install(way(plain) if way is not None else plain)
     node.remove(node.plan.entries[service(family).key])
     assert len(looks) > 2 * len(CHANGES)
     assert seen == []

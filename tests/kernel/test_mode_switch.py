@@ -1,14 +1,18 @@
 """Switching modes live on a node, under a stream of connections from pods, the node and outside: none is lost."""
 
+import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from socket import htons
+from typing import NamedTuple
 
 import pytest
 
 from ctl.loaded import replace_plane
+from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.ebpf.bpf import AttachType, BpfError
 from dataplane.kernel.namespaces.netns import netns
 from dataplane.kernel.netlink.conntrack_list import masqueraded_connections
 from dataplane.lab.lab import Lab
@@ -28,15 +32,18 @@ from dataplane.model.objects import (
 from dataplane.plan.planner import Planner
 from dataplane.planes.base import Plane
 from dataplane.planes.conntrack import clean_stale_udp
+from dataplane.planes.ebpf.attach.tc import DIRECTIONS
 from dataplane.planes.ebpf.flows import drain
-from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, own_tuple
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, NO_HOP, TRANSLATION, flow_key, own_tuple
 from dataplane.planes.ebpf.flows.ports import snat_ports
+from dataplane.planes.ebpf.maps.encode import address_bytes
 from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
 from dataplane.planes.ebpf.views import records as views
 from dataplane.planes.ebpf.views.events import TUPLE
 from dataplane.planes.mode import Making
 from dataplane.planes.options import HOOKS, PlaneOptions
 from dataplane.planes.registry import mode_of
+from tests.kernel.switch_steps import Steps
 from tests.kernel.traffic import Report, Traffic, enough, lost
 
 VIP, EXTERNAL, NODE_PORT = "10.96.8.1", "203.0.113.78", 30088
@@ -54,14 +61,27 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         yield lab
 
 
-def objects(lab: Lab, *pods: str) -> list[ModelObject]:
+class Frontends(NamedTuple):
+    """A Service and where it is reached."""
+
+    name: str
+    vip: str
+    external: str
+    node_port: int
+
+
+WEB = Frontends("web", VIP, EXTERNAL, NODE_PORT)
+FAR = Frontends("far", "10.96.8.2", "203.0.113.79", 30089)
+
+
+def objects(lab: Lab, *pods: str, at: Frontends = WEB) -> list[ModelObject]:
     """One Service with every kind of frontend, TCP and UDP, and these pods behind it."""
-    ports = tuple(ServicePortSpec(p.text, p, 80, NODE_PORT) for p in (Protocol.TCP, Protocol.UDP))
+    ports = tuple(ServicePortSpec(p.text, p, 80, at.node_port) for p in (Protocol.TCP, Protocol.UDP))
     kind = ServiceType.NODE_PORT
-    service = Service("default", "web", kind, (VIP,), external_ips=(EXTERNAL,), ports=ports)
+    service = Service("default", at.name, kind, (at.vip,), external_ips=(at.external,), ports=ports)
     items = tuple(make_endpoint(lab.place(pod).addresses[Family.IPV4], node=f"node{pod[3]}") for pod in pods)
     slice_ports = tuple(EndpointPort(p.text, p, 8080) for p in (Protocol.TCP, Protocol.UDP))
-    return [service, EndpointSlice("default", "web-1", "web", Family.IPV4, slice_ports, items)]
+    return [service, EndpointSlice("default", f"{at.name}-1", at.name, Family.IPV4, slice_ports, items)]
 
 
 class SwitchedNode:
@@ -71,10 +91,12 @@ class SwitchedNode:
         self._lab, self._node = lab, node
         self._plane: Plane | None = None
 
-    def switch(self, mode: str, pods: tuple[str, ...], hooks: tuple[str, ...] = HOOKS) -> int:
-        """Load the mode's plane, then take the one before away; returns how many flows drain."""
+    def switch(
+        self, mode: str, pods: tuple[str, ...], hooks: tuple[str, ...] = HOOKS, more: Sequence[ModelObject] = ()
+    ) -> int:
+        """Load the mode's plane, then take the one before away; returns how many flows drain. more: Services beside."""
         planner = Planner(node_config(self._lab.spec, self._node, mode))
-        planner.update(objects(self._lab, *pods))
+        planner.update([*objects(self._lab, *pods), *more])
         with netns(self._node.netns):
             options = PlaneOptions(hooks, str(self._lab.cgroup(self._node.name)))
             plane, old = mode_of(mode).make(Making(options)), self._plane
@@ -112,15 +134,15 @@ def nodes(lab: Lab) -> Iterator[list[SwitchedNode]]:
             node.cleanup()
 
 
-def ways(lab: Lab) -> dict[str, tuple[str, str, int]]:
+def ways(lab: Lab, at: Frontends = WEB) -> dict[str, tuple[str, str, int]]:
     node = lab.place("node1").addresses[Family.IPV4]
     return {
-        "pod to clusterIP": ("pod1-3", VIP, 80),
-        "pod to externalIP": ("pod1-3", EXTERNAL, 80),
-        "other node's pod to node port": ("pod2-3", node, NODE_PORT),
-        "node to clusterIP": ("node1", VIP, 80),
-        "outside to node port": ("client", node, NODE_PORT),
-        "outside to externalIP": ("client", EXTERNAL, 80),
+        "pod to clusterIP": ("pod1-3", at.vip, 80),
+        "pod to externalIP": ("pod1-3", at.external, 80),
+        "other node's pod to node port": ("pod2-3", node, at.node_port),
+        "node to clusterIP": ("node1", at.vip, 80),
+        "outside to node port": ("client", node, at.node_port),
+        "outside to externalIP": ("client", at.external, 80),
     }
 
 
@@ -227,3 +249,67 @@ def test_masqueraded_flows_keep_their_ports(lab: Lab, nodes: list[SwitchedNode])
     assert len(flows) > 3
     assert {(htons(flow.backend[1]), htons(flow.client[1])) for flow in flows} <= entered
     assert not lost(reports), reports
+
+
+SWITCHES = (
+    ("ebpf", HOOKS), ("iptables", HOOKS), ("ebpf", ("tc",)), ("nftables", HOOKS), ("iptables", HOOKS),
+    ("nftables", HOOKS),
+)  # fmt: skip
+
+
+def every_way(lab: Lab) -> dict[str, tuple[str, str, int]]:
+    """To a pod of the node, and to one of another node."""
+    return {f"{name}, {at.name}": way for at in (WEB, FAR) for name, way in ways(lab, at).items()}
+
+
+def test_no_connection_waits_at_any_step(lab: Lab, nodes: list[SwitchedNode], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From every mode to every other one; to the ebpf mode from nothing, and where it drains."""
+    node, far = nodes[0], objects(lab, "pod2-1", at=FAR)
+    node.switch("nftables", ("pod1-1",), more=far)
+    with monkeypatch.context() as patch:
+        steps = Steps(lab, every_way(lab), patch)
+        for mode, hooks in SWITCHES:
+            node.switch(mode, ("pod1-1",), hooks, far)
+            steps.look(f"in {mode}")
+    assert steps.slow == []
+    assert steps.count > 40
+
+
+def test_nor_on_a_kernel_without_tcx(lab: Lab, nodes: list[SwitchedNode], monkeypatch: pytest.MonkeyPatch) -> None:
+    node, far, create = nodes[0], objects(lab, "pod2-1", at=FAR), bpf.link_create
+
+    def as_before(program: int, target: int, attach: AttachType, flags: int = 0) -> int:
+        if attach in DIRECTIONS.values():
+            raise BpfError(errno.EINVAL, "no tcx here")
+        return create(program, target, attach, flags)
+
+    node.switch("nftables", ("pod1-1",), more=far)
+    with monkeypatch.context() as patch:
+        patch.setattr(bpf, "link_create", as_before)
+        steps = Steps(lab, every_way(lab), patch)
+        node.switch("ebpf", ("pod1-1",), ("tc",), far)
+    assert steps.slow == []
+    assert steps.count > 8
+
+
+def test_a_flow_that_is_opened_while_frontends_go(
+    lab: Lab, nodes: list[SwitchedNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a program that had found its frontend before: the others stay for it."""
+    node = nodes[0]
+    node.switch("ebpf", ("pod1-1",), ("tc",))
+    own = TUPLE.pack(address_bytes("10.244.1.99"), address_bytes(VIP), htons(40000), htons(80), 6, 0, 0, 0)
+
+    def until_it_has_ended() -> None:
+        maps = views.open_instance(default_instance())
+        assert maps is not None
+        with maps:
+            assert not list(maps.items("frontends"))
+            value = TRANSLATION.pack(
+                *(bytes(16), bytes(16), 0, 0, 0, 0, 0, 0, 0, 0, time.monotonic_ns(), 0, 0), *(0, 0, 0, 0, *NO_HOP, own)
+            )
+            maps.put("tcp_flows", flow_key(own), value)
+
+    monkeypatch.setattr(drain, "wait_for_packets", until_it_has_ended)
+    assert node.switch("nftables", ("pod1-1",)) == 1
+    assert node.draining()

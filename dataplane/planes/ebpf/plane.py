@@ -231,12 +231,13 @@ class EbpfPlane(Plane):
 
     def _go_live(self, plan: Plan, tables: Tables, removed: list[Removed], *, adopted: bool) -> None:
         """Have packets served by maps that hold the plan, and remove what was there before. removed: backends that the
-        maps had and the plan has not. adopted: an earlier run filled the maps."""
+        maps had and the plan has not. adopted: an earlier run filled the maps; into new ones no flow is put before all
+        programs are attached that its packets may meet."""
         maps, version = tables.maps, layout_version(self.sizes)
         if self._off is not None:
             self._off.begin(maps, plan.connect_off)
         tables.accept(plan.tunnel_peers)
-        self._write_node(tables, plan.node)
+        self._write_node(tables, plan.node, ready=adopted)
         tables.end_load()
         if adopted:
             collect(maps)  # flows that expired since the last run, when perhaps no collector ran
@@ -245,6 +246,8 @@ class EbpfPlane(Plane):
         self.pins.wanted_programs.clear()
         for hook in self.hooks:
             hook.attach(maps, self.pins)
+        if not adopted:
+            write_ready(maps, True)
         self.pins.remove_unwanted_programs(version)
         for name, path in self.pins.links().items():
             if name not in self.pins.wanted_links:  # of a hook, device or control group of an earlier run
@@ -295,9 +298,9 @@ class EbpfPlane(Plane):
         flags = node["flags"]
         return isinstance(flags, int) and bool(flags & constant("NODE_READY")) and node["netns_cookie"] == self._cookie
 
-    def _write_node(self, tables: Tables, node: NodeConfig) -> None:
-        self._node = node
-        write_node(tables.maps, node, self._cookie, self._kube_proxy_masquerade, tunnel=tables.tunnels.known)
+    def _write_node(self, tables: Tables, node: NodeConfig, *, ready: bool = True) -> None:
+        self._node, tunnel = node, tables.tunnels.known
+        write_node(tables.maps, node, self._cookie, self._kube_proxy_masquerade, tunnel=tunnel, ready=ready)
 
     def apply(self, change: PlanChange) -> None:
         """See planes.base.Plane.apply. The slow path changes first, so that it serves entries that do not fit in the

@@ -41,6 +41,7 @@ from dataplane.planes.ebpf.host_routing.table import RENEW_SECONDS, HostRouting
 from dataplane.planes.ebpf.maps.encode import address_bytes, address_text
 from dataplane.planes.ebpf.maps.layout import constant, record
 from dataplane.planes.ebpf.maps.mapset import MapSet
+from dataplane.planes.ebpf.maps.node_settings import write_ready
 from dataplane.planes.ebpf.maps.pins import PinDirectory
 from dataplane.resource import Resource
 
@@ -117,7 +118,8 @@ class PacketHook:
         self.instructions: dict[str, int] = {}
 
     def attach(self, maps: MapSet, pins: PinDirectory) -> None:
-        """See Hook.attach. Attaches to the devices of the current network namespace, now and in `refresh`."""
+        """See Hook.attach. Attaches to the devices of the current network namespace, now and in `refresh`. The programs
+        begin to work when all devices have theirs: a flow's answers may come in by another device than its requests."""
         with self._lock:
             old = self._programs
             self._maps, self._pins, self._programs = maps, pins, {}
@@ -129,7 +131,7 @@ class PacketHook:
                     self.host = None  # the feature's absence is reported with all others
                 if maps.node()["tunnel_port"]:
                     self._bring_forwarding()
-                self._refresh()
+                self._refresh(begins=True)
             finally:
                 _close(old)
 
@@ -193,7 +195,8 @@ class PacketHook:
             self._refresh()
             return list(self._status.values())
 
-    def _refresh(self) -> None:
+    def _refresh(self, *, begins: bool = False) -> None:
+        """begins: have the programs work once they are attached, before host routing asks what the stack had so far."""
         if self._maps is None or self._pins is None:
             raise PlaneError("packet programs: attach comes first")
         network, primary = read_network(), self._primary_addresses()
@@ -208,6 +211,8 @@ class PacketHook:
                 self._put(device)
                 came = came or index not in self._devices
                 self._devices[index] = device
+        if begins:
+            write_ready(self._maps, True)
         self._look(network, came=came)
         known = found.keys() | self._sources.keys()
         for index in known:

@@ -10,7 +10,9 @@ from dataplane.kernel.netlink import clsact
 from dataplane.planes.ebpf.attach.programs import remove_link
 from dataplane.planes.ebpf.maps.pins import PinDirectory
 
-DIRECTIONS = {"tc_ingress": AttachType.TCX_INGRESS, "tc_egress": AttachType.TCX_EGRESS}
+DIRECTIONS = {"tc_egress": AttachType.TCX_EGRESS, "tc_ingress": AttachType.TCX_INGRESS}
+"""In the order in which they are attached, the reverse of that in which they are detached: what ingress translates must
+find its way back at egress, and between the two the kernel waits for an RCU grace period."""
 _NOT_THERE = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -71,6 +73,6 @@ def _attach_tcx(index: int, program: int, kind: AttachType, pins: PinDirectory, 
 def detach_tc(index: int, pins: PinDirectory) -> None:
     """Detach both programs from a device; no error if there are none, or no device."""
     links = pins.links()
-    for name in DIRECTIONS:
+    for name in reversed(DIRECTIONS):
         if f"{name}-{index}" in links:
             remove_link(links[f"{name}-{index}"])

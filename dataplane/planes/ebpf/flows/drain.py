@@ -9,6 +9,7 @@ leave them.
 import time
 from socket import IPPROTO_UDP, ntohs
 
+from dataplane.kernel.rcu import wait_for_packets
 from dataplane.model.net import Protocol
 from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import PlanEntry
@@ -53,7 +54,8 @@ def resume(pins: PinDirectory) -> None:
 def drain(pins: PinDirectory) -> int:
     """Remove the frontends and start the drain, when another plane serves already. Returns the number of flows left.
 
-    Without flows the instance is removed at once.
+    Without flows the instance is removed at once. A program that found a frontend before it went may still open a flow,
+    so flows are counted when no such program runs any more.
     """
     path, maps = pins.path, _maps(pins)
     if path is None or maps is None:
@@ -62,6 +64,7 @@ def drain(pins: PinDirectory) -> int:
     with maps:
         (path / DRAINING).mkdir(exist_ok=True)
         maps.remove("frontends", [key for key, _ in maps.items("frontends")])
+    wait_for_packets()
     return finish(pins)
 
 

@@ -39,10 +39,10 @@ LIFETIMES = {
 as kube-proxy sets them (conntrack.tcpEstablishedTimeout, 24 h; conntrack.tcpCloseWaitTimeout, 1 h)."""
 
 
-def _flags(node: NodeConfig, kube_proxy_masquerade: bool) -> int:
+def _flags(node: NodeConfig, kube_proxy_masquerade: bool, ready: bool) -> int:
     detector = node.detector
     chosen = {
-        "NODE_READY": True,
+        "NODE_READY": ready,
         "NODE_DETECTS_IPV4": detector.implemented(Family.IPV4),
         "NODE_DETECTS_IPV6": detector.implemented(Family.IPV6),
         "NODE_DETECTS_BY_CIDR": bool(detector.cidrs) and not detector.interface,
@@ -68,10 +68,16 @@ def _addresses(node: NodeConfig) -> dict[bytes, bytes]:
 
 
 def write_node(
-    maps: MapSet, node: NodeConfig, netns_cookie: int, kube_proxy_masquerade: bool, *, tunnel: bool = False
+    maps: MapSet,
+    node: NodeConfig,
+    netns_cookie: int,
+    kube_proxy_masquerade: bool,
+    *,
+    tunnel: bool = False,
+    ready: bool = True,
 ) -> None:
-    """Write all settings of `node`, and NODE_READY, which makes the programs work. tunnel: packets that other nodes
-    forward are taken.
+    """Write all settings of `node`, and NODE_READY, which makes the programs work, or not if `ready` is False. tunnel:
+    packets that other nodes forward are taken.
 
     New addresses come before, old ones go after the settings, so that none is missing in between. For whom connect time
     is off stays as it is.
@@ -85,7 +91,7 @@ def write_node(
         new = {key: value for key, value in elements.items() if held[name].get(key) != value}
         maps.put_many(name, b"".join(new), b"".join(new.values()), len(new))
     primary = {family: node.primary(family) for family in Family}
-    flags = _flags(node, kube_proxy_masquerade)
+    flags = _flags(node, kube_proxy_masquerade, ready)
     with _record:
         off = _connect_off(maps)
         maps.put(

@@ -120,7 +120,8 @@ class Plane(ABC):
 
     def exclude(self, exclusions: Exclusions) -> None:  # noqa: B027 - most take no packet past the stack
         """Keep these on the node's stack from now on: when it returns, no new packet of theirs goes past it. A plane
-        that was never told keeps everything there. May be called from any thread. Raises PlaneError."""
+        that was never told keeps everything there, and so does one that was not told for some seconds: who decides it
+        may hang. May be called from any thread. Raises PlaneError."""
 
     def host_routes(self) -> HostRoutes | None:
         """Return which way packets go now; None if this plane takes none past the stack."""

@@ -31,6 +31,7 @@ VIP = "10.96.0.10"
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 90.0
 _RESET = struct.pack("ii", 1, 0)
+_IP_LOCAL_PORT_RANGE = 51
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
@@ -208,14 +209,23 @@ def http(namespace: str, host: str, port: int, path: str = "/") -> tuple[int, di
 class Traffic:
     """Connections through a frontend while a test goes on: new ones all the time, and some that live throughout.
 
+    ports: of the client. A place that sends both to a Service and to its endpoint itself needs two ranges: with one
+    port for both its connections would be one there (docs/decisions.md, eBPF plane).
+
     failures: every connection attempt or exchange that did not work, in words. made: new connections that worked.
     """
 
     def __init__(
-        self, namespace: str, address: str = VIP, port: int = 80, lasting: int = 8, pause: float = 0.002
+        self,
+        namespace: str,
+        address: str = VIP,
+        port: int = 80,
+        lasting: int = 8,
+        pause: float = 0.002,
+        ports: tuple[int, int] | None = None,
     ) -> None:
         self._namespace, self._address, self._port, self._lasting = namespace, address, port, lasting
-        self._pause = pause
+        self._pause, self._ports = pause, ports
         self._end = threading.Event()
         self._threads = [threading.Thread(target=work) for work in (self._short, self._long)]
         self.failures: list[str] = []
@@ -238,6 +248,9 @@ class Traffic:
     def _connect(self) -> socket.socket:
         connection = in_netns(self._namespace, socket.socket, socket.AF_INET, socket.SOCK_STREAM)
         connection.settimeout(20)
+        if self._ports is not None:
+            low, high = self._ports
+            connection.setsockopt(socket.SOL_IP, _IP_LOCAL_PORT_RANGE, struct.pack("=I", high << 16 | low))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         connection.connect((self._address, self._port))
         return connection

@@ -1,6 +1,8 @@
 """Host routing under a daemon: policies and other programs' rules that come and go while pods talk."""
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -188,7 +190,8 @@ def test_a_policy_takes_its_pods_out_and_gives_them_back(node: Node, lab: Lab) -
     server, target = node.cluster.server, lab.pods[1].addresses[Family.IPV4]
     others = sorted(lab.pods[0].addresses.values())
     here = lab.pods[0].netns
-    with Traffic(here, target, PORT, lasting=4) as traffic, Traffic(here, lasting=2) as served, Stream(lab) as stream:
+    direct = Traffic(here, target, PORT, lasting=4, ports=(33000, 46999))
+    with direct as traffic, Traffic(here, lasting=2, ports=(47000, 60999)) as served, Stream(lab) as stream:
         for _ in range(2):
             until(node.flows_past, "packets go past the stack")
             server.apply(network_policy("closed", matchLabels={"n": "1"}))
@@ -220,6 +223,57 @@ def test_a_chain_is_noticed_at_once(node: Node, lab: Lab) -> None:
         assert "nftables chain inet plugin forward (forward) has rules" in node.doctor()["host routing"]
         node.nft("delete", "table", "inet", "plugin")
         until(lambda: node.allowed() == addresses(lab), "all pods may go past the stack again")
+
+
+HASTY = """
+import signal, time
+from ctl.daemon.host_routing import router
+from dataplane.planes.ebpf.attach import packet_hooks
+from dataplane.planes.ebpf.host_routing import table
+table.LEASE_SECONDS, packet_hooks.RENEW_SECONDS, router.TELL_SECONDS = 1.2, 0.2, 0.2
+signal.signal(signal.SIGUSR2, lambda *_: time.sleep(3))
+from ctl.main import main
+raise SystemExit(main())
+"""
+"""A daemon with a short lease, whose event loop SIGUSR2 blocks, and nothing else of it."""
+
+
+@contextlib.contextmanager
+def hasty(node: Node) -> Iterator[None]:
+    """The daemon is another one meanwhile."""
+    usual = node.daemon.program
+    node.daemon.stop()
+    try:
+        node.daemon.program = ("-P", "-c", HASTY)
+        node.cluster.start("--config", str(node.config))
+        until(lambda: node.allowed() == addresses(node.lab), "all pods may go past the stack")
+        yield
+    finally:
+        node.daemon.program = usual
+        node.daemon.stop()
+
+
+def test_a_daemon_that_stands_still_lets_nobody_past_the_stack(node: Node, lab: Lab) -> None:
+    """Stopped altogether, or hung where it would hear of policies while its threads go on. No connection notices, and
+    what comes meanwhile is heeded from when it goes on again."""
+    server, target = node.cluster.server, lab.pods[1].addresses[Family.IPV4]
+    others = sorted(lab.pods[0].addresses.values())
+    with hasty(node), Traffic(lab.pods[0].netns, target, PORT, lasting=4) as traffic:
+        for halt in (signal.SIGSTOP, signal.SIGUSR2):
+            until(node.flows_past, "packets go past the stack")
+            os.kill(node.daemon.pid, halt)
+            try:
+                until(lambda: node.allowed() == [], "the lease ends", 4)
+                before, made = node.into_pods(), traffic.made
+                server.apply(network_policy("closed", matchLabels={"n": "1"}))
+                until(lambda made=made: traffic.made > made + 20, "connections are made")  # type: ignore[misc]
+                assert node.into_pods() == before, "all goes by the stack"
+            finally:
+                os.kill(node.daemon.pid, signal.SIGCONT)
+            until(lambda: node.allowed() == others, "the policy is heeded")
+            server.delete("NetworkPolicy", "default", "closed")
+            until(lambda: node.allowed() == addresses(lab), "all pods may go past the stack again")
+    assert traffic.failures == []
 
 
 def test_views_and_settings(node: Node, lab: Lab) -> None:

@@ -215,11 +215,16 @@ def test_a_plane_that_could_not_be_told_is_told_again() -> None:
     assert bench.told == []
     assert "could not be told" in bench.out.getvalue()
     bench.fails = False
-    asyncio.run(bench.keeper.retry())
-    assert bench.now == Exclusions()
-    asyncio.run(bench.keeper.retry())
+    asyncio.run(bench.keeper.tell_again())
+    assert bench.told == [Exclusions()]
     bench.keeper.update()
-    assert len(bench.told) == 1
+    assert len(bench.told) == 1, "nothing has changed"
+    asyncio.run(bench.keeper.tell_again())
+    assert bench.told == [Exclusions()] * 2, "it hears that somebody still looks"
+    bench.keeper.end("no daemon runs")
+    asyncio.run(bench.keeper.tell_again())
+    assert bench.now == Exclusions("no daemon runs")
+    assert len(bench.told) == 3
 
 
 def test_manifests_with_policies(tmp_path: Path) -> None:

@@ -63,10 +63,10 @@ class RouteKeeper:
         if wanted != self.current or not self._told:
             self._give(wanted)
 
-    async def retry(self) -> None:
-        """Tell the plane what it could not be told; call it now and then."""
-        if not self._told:
-            self.update()
+    async def tell_again(self) -> None:
+        """Tell the plane again, by which it knows that somebody still looks; call it every second or so."""
+        if self._begun:
+            self._give(self._wanted())
 
     def _wanted(self) -> Exclusions:
         if self._choice == OFF:

@@ -17,7 +17,8 @@ from dataplane.planes.exclusions import Exclusions
 from dataplane.planes.host_routes import AUTO, OFF, HostRoutes
 from dataplane.planes.registry import mode_of, modes
 
-RETRY_SECONDS = 1.0
+TELL_SECONDS = 1.0
+"""How often the plane is told who stays on the stack, changed or not: it lets nobody past the stack without."""
 GAVE_WAY = "another mode takes over"
 ENDED = "no daemon runs that would see what changes"
 
@@ -55,7 +56,7 @@ class HostRouter:
             return
         if not self._retries:
             self._retries = True
-            self._jobs.every("host routing", RETRY_SECONDS, self._keeper.retry)
+            self._jobs.every("host routing", TELL_SECONDS, self._keeper.tell_again)
         self._begun = True
         self._follow()
         self._keeper.begin()

@@ -108,7 +108,7 @@ def _host_routing(options: PlaneOptions) -> HostRouting | None:
     lives on may: somebody must look at what changes. It says itself who need not stay on the stack."""
     if options.host_routing == OFF or not {"tc", "xdp"} & set(options.hooks):
         return None
-    routing = HostRouting()
+    routing = HostRouting(attended=True)
     routing.exclude(Exclusions("nobody has said yet who must stay"))
     return routing
 

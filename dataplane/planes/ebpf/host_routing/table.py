@@ -22,7 +22,8 @@ from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.exclusions import Exclusions
 
 LEASE_SECONDS = 15.0
-"""How long host routing goes on without its daemon. Renewed every RENEW_SECONDS."""
+"""How long host routing goes on without its daemon. The thread that looks after devices renews it every RENEW_SECONDS,
+up to so long after the daemon's event loop last said who must stay on the stack: it ends when either stands still."""
 RENEW_SECONDS = 5.0
 WAYS = ("into_pod", "out_of_node", "by_stack")
 """Names of the ways of packets, as reasons of tc_ingress."""
@@ -45,12 +46,15 @@ class HostRouting:
     routes changed; until then, and after `close`, nobody goes past the stack. `exclude` may be called at any time, also
     before. Thread-safe.
 
-    lasting: the permission outlives this process, as there is no daemon that would renew it.
+    lasting: the permission outlives this process, as there is no daemon that would renew it. attended: somebody calls
+    `exclude` again and again, and when he no longer does, nobody goes past the stack LEASE_SECONDS later.
     """
 
-    def __init__(self, *, lasting: bool = False) -> None:
-        self._lasting = lasting
+    def __init__(self, *, lasting: bool = False, attended: bool = False) -> None:
+        self._lasting, self._attended = lasting, attended
         self._exclusions = Exclusions()
+        self._told_ns = time.monotonic_ns()
+        self._behind = False
         self._judgement = Judgement()
         self._maps: MapSet | None = None
         self._programs: Callable[[], Collection[int]] = tuple
@@ -98,10 +102,12 @@ class HostRouting:
 
     def exclude(self, exclusions: Exclusions) -> None:
         """Keep these on the stack, and no others for what `exclude` said before. Who is taken out is out when this
-        returns. Raises PlaneError."""
+        returns. To say the same again costs nothing but the time of day. Raises PlaneError."""
         with self._lock:
-            self._exclusions = exclusions
-            self._write()
+            if exclusions != self._exclusions or self._behind:
+                self._exclusions = exclusions
+                self._write()
+            self._told_ns = time.monotonic_ns()
 
     def refresh(self) -> None:
         """Look at devices, routes, neighbours, queueing disciplines and others' programs again. Raises PlaneError."""
@@ -168,7 +174,7 @@ class HostRouting:
         maps = self._maps
         if maps is None:
             return
-        wanted = {}
+        wanted, self._behind = {}, True
         if self._exclusions.node is None:
             for address, pod in self._judgement.pods.items():
                 if self._exclusions.reason(address) is None:
@@ -184,6 +190,7 @@ class HostRouting:
                 self._written[key] = value
         if gone or changed:
             self._disbelieve(maps)
+        self._behind = False
 
     def _disbelieve(self, maps: MapSet) -> None:
         """Have the programs ask again where flows go that they remember."""
@@ -191,10 +198,11 @@ class HostRouting:
         maps.put("host_times", _GENERATION, _TIME.pack((generation + 1) & 0xFFFFFFFF or 1))
 
     def renew(self) -> None:
-        """Renew the lease. Raises PlaneError."""
+        """Renew the lease; where host routing is attended, from the last `exclude` on. Raises PlaneError."""
         with self._lock:
             if self._maps is not None:
-                until = _FOR_EVER if self._lasting else time.monotonic_ns() + int(LEASE_SECONDS * 1e9)
+                since = self._told_ns if self._attended else time.monotonic_ns()
+                until = _FOR_EVER if self._lasting else since + int(LEASE_SECONDS * 1e9)
                 self._maps.put("host_times", _UNTIL, _TIME.pack(until))
 
     def reason(self, address: str) -> str | None:

@@ -163,6 +163,7 @@ enum translation_flags {
     FLOW_DSR = 1 << 16,       /* with FLOW_FORWARDED: answers do not pass here, so there is no entry for them */
     FLOW_TUNNELED = 1 << 17,  /* the client's packets come from a node that forwards them */
     FLOW_BACK = 1 << 18,      /* with FLOW_TUNNELED: answers go back to that node, `tunnel` */
+    FLOW_BY_STACK = 1 << 19,  /* the node's stack had packets of it, so connection tracking knows it: they stay there */
 };
 
 /* peer.flags, socket_peer.flags */

@@ -25,11 +25,6 @@ INLINE void call_program(struct __sk_buff *skb, __u32 number) {
     ((long (*)(void *, __u64, __u32))BPF_FUNC_tail_call)(skb, MAP(tail_calls), number);
 }
 
-INLINE __u64 host_time(__u32 which) {
-    __u64 *time = map_lookup(MAP(host_times), &which);
-    return time ? *time : 0;
-}
-
 /* Whether the daemon answers for what host routing goes by. */
 INLINE int host_routing_is_on(__u64 now) {
     return (__s64)(host_time(HOST_ROUTING_UNTIL) - now) > 0;

@@ -17,6 +17,12 @@ enum flow_limits {
     NO_ANSWER_AFTER = 1,
 };
 
+/* Of enum host_times. */
+INLINE __u64 host_time(__u32 which) {
+    __u64 *time = map_lookup(MAP(host_times), &which);
+    return time ? *time : 0;
+}
+
 /* bpf_ktime_get_ns() as of the last tick. Reading the tick number is cheap, reading the clock is not. */
 INLINE __u64 coarse_now(struct scratch *scratch) {
     __u64 tick = bpf_jiffies64();

@@ -125,7 +125,7 @@ INLINE int translated(struct __sk_buff *skb, const struct arrival *arrival, stru
     struct next_hop hop;
     enum reason reason;
 
-    if (entry->flags & (FLOW_SNAT | FLOW_FOREIGN | FLOW_LEFT | FLOW_FORWARDED | FLOW_TUNNELED))
+    if (flow_flags(entry) & (FLOW_SNAT | FLOW_FOREIGN | FLOW_LEFT | FLOW_FORWARDED | FLOW_TUNNELED | FLOW_BY_STACK))
         return GO_ON;
     course->to = find_pod(&entry->destination);
     if (!comes_right(skb, packet, course) || !concerns_pod(course) ||

@@ -134,6 +134,16 @@ INLINE __u32 between_nodes(const struct __sk_buff *skb, const struct packet *pac
     return flags & FLOW_BACK ? PROGRAM_ANSWER : flags & FLOW_FORWARDED ? PROGRAM_FORWARD : PROGRAM_SERVICES;
 }
 
+/* The stack gets a packet of a flow, and so all that come later: connection tracking would not hear of the flow's end,
+ * judge what comes back to it by old numbers, and take another flow with the same ends for this one. */
+INLINE void note_by_stack(const struct packet *packet, struct translation *entry, struct scratch *scratch) {
+    if (likely(flow_flags(entry) & (FLOW_BY_STACK | FLOW_SNAT | FLOW_FOREIGN | FLOW_FORWARDED | FLOW_TUNNELED)))
+        return;
+    if (packet->kind == PACKET_WHOLE && (packet->translated || packet->reason == REASON_OTHER_EDGE) &&
+        host_time(HOST_ROUTING_UNTIL))
+        note(entry, find_other(&packet->tuple, entry, &scratch->forward_key), FLOW_BY_STACK);
+}
+
 INLINE int handle(struct __sk_buff *skb, enum hook hook) {
     struct arrival arrival = {.context = skb, .node = this_node(), .hook = hook, .ifindex = skb->ifindex};
     struct scratch *scratch = this_scratch();
@@ -194,6 +204,8 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
     if (unlikely(packet->kind == PACKET_FIRST_FRAGMENT || packet->kind == PACKET_LATER_FRAGMENT) &&
         hook == HOOK_TC_INGRESS && action == TC_ACT_UNSPEC)
         action = pass_fragment(skb, packet, arrival.now);
+    if (hook == HOOK_TC_INGRESS && entry && action == TC_ACT_UNSPEC)
+        note_by_stack(packet, entry, scratch);
     count(hook, packet->reason);
     if (handed && handed != HANDED_TUNNEL && action == TC_ACT_UNSPEC && packet->reason != REASON_NOT_IP)
         count(hook, REASON_BY_STACK);

@@ -58,6 +58,8 @@ INLINE void describe_forward(const struct arrival *arrival, const struct packet 
 
     __builtin_memset(forward, 0, sizeof(*forward));
     forward->flags = new_flow_flags(arrival->node, chosen, packet);
+    if (!host_time(HOST_ROUTING_UNTIL)) /* should host routing begin one day, it is for new flows */
+        forward->flags |= FLOW_BY_STACK;
     if (arrival->hook == HOOK_XDP)
         forward->flags |= FLOW_BY_XDP;
     copy_address(&forward->destination, &chosen->address);

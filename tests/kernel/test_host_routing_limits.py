@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from dataplane.kernel.namespaces.netns import netns
-from dataplane.kernel.netlink.links import Links
-from dataplane.lab.build import _POD_GATEWAY as POD_GATEWAY
 from dataplane.model.net import Family
 from dataplane.planes.ebpf.flows.direct import direct_key
 from dataplane.planes.ebpf.maps.layout import record
@@ -20,6 +18,7 @@ from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.exclusions import Exclusions
 from tests.kernel.host_lab import CLUSTER_IP, FAMILIES, LOCAL, PORT, HostLab, ask, fetch, host_lab
+from tests.kernel.pod_device import add_device, remove_device
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 KINDS = pytest.mark.parametrize("kind", [TCP, UDP], ids=["tcp", "udp"])
@@ -80,6 +79,52 @@ def test_an_address_that_is_taken_out_and_put_back(
     with lab.ways() as ways:
         assert fetch(lab, "pod1-1", target, kind) == first
     assert ways["forwarded"] == 0
+
+
+@BOTH
+@KINDS
+@pytest.mark.parametrize("client", ["pod1-1", "client"])
+@pytest.mark.parametrize("past_first", [True, False])
+def test_a_flow_through_a_service_that_the_stack_had_stays_there(
+    lab: HostLab, family: Family, kind: socket.SocketKind, client: str, past_first: bool
+) -> None:
+    """Connection tracking would not hear of its end: it would judge its packets by old numbers once they come back, and
+    take another one of the same ports for it."""
+    target = (CLUSTER_IP["local"][family], 80) if client == "pod1-1" else (lab.node.addresses[family], LOCAL)
+    with contextlib.ExitStack() as stack:
+        if not past_first:
+            lab.host().exclude(Exclusions(node="all"))
+        sock = stack.enter_context(lab.connected(client, target, kind))
+        assert ask(sock)[0] == "pod1-2"
+        lab.host().exclude(Exclusions(node="all"))
+        ask(sock)
+        lab.host().exclude(Exclusions())
+        with lab.ways() as ways:
+            assert [ask(sock)[0] for _ in range(5)] == ["pod1-2"] * 5
+    assert (ways["into_pod"], ways["out_of_node"]) == (0, 0)
+    assert ways["forwarded"] >= 10
+    with lab.ways() as ways:
+        assert fetch(lab, client, target, kind)[0] == "pod1-2"
+    assert ways["forwarded"] == 0
+
+
+@BOTH
+@KINDS
+def test_a_flow_through_a_service_from_before_host_routing_began(
+    lab: HostLab, family: Family, kind: socket.SocketKind
+) -> None:
+    until = bytes(4)  # HOST_ROUTING_UNTIL
+    maps(lab).put("host_times", until, bytes(8))
+    try:
+        sock = lab.connected("pod1-1", (CLUSTER_IP["local"][family], 80), kind)
+        sock.send(b"?\n")
+        sock.recv(4096)
+    finally:
+        lab.look()
+    with sock, lab.ways() as ways:
+        assert [ask(sock)[0] for _ in range(3)] == ["pod1-2"] * 3
+    assert ways["into_pod"] == 0
+    assert ways["forwarded"] >= 6
 
 
 @BOTH
@@ -277,23 +322,15 @@ def test_too_big_for_the_way(lab: HostLab, family: Family) -> None:
 def test_a_pod_that_is_replaced(lab: HostLab, same_index: bool) -> None:
     """Its successor with the same addresses is reached at once, by the stack as long as its device is not known, and
     past it then. The device may have the same number."""
-    place = lab.lab.place("pod1-2")
-    device: str = place.device  # type: ignore[attr-defined]
-    run = lab.lab.run
     sockets = [lab.connected("pod1-1", pod(lab, "pod1-2", family), UDP) for family in FAMILIES]
     with contextlib.ExitStack() as stack:
         for sock in sockets:
             stack.enter_context(sock)
             ask(sock)
-        with netns(lab.node.netns):
-            index = socket.if_nametoindex(device)
         stack.enter_context(lab.watching())
-        run(lab.node, ["ip", "link", "del", device])
+        index = remove_device(lab.lab, "pod1-2")
         _until(lambda: lab.host().reason(lab.address("pod1-2", Family.IPV4)) is not None)
-        more = ["index", str(index)] if same_index else []
-        run(lab.node, ["ip", "link", "add", device, *more, "type", "veth", "peer", "name", "eth0", "netns",
-                       str(_process_in(lab, "pod1-2"))])  # fmt: skip
-        _configure(lab, device)
+        add_device(lab.lab, "pod1-2", index if same_index else 0)
         for family in FAMILIES:
             for kind in (TCP, UDP):
                 assert fetch(lab, "pod1-1", pod(lab, "pod1-2", family), kind)[0] == "pod1-2"
@@ -311,29 +348,6 @@ def _until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < deadline, "it did not happen within twenty seconds"
         time.sleep(0.005)
-
-
-def _process_in(lab: HostLab, name: str) -> int:
-    """A process in a pod."""
-    return lab.lab.processes()[name][0]
-
-
-def _configure(lab: HostLab, device: str) -> None:
-    """Give a pod's new device what the lab gave the old one."""
-    place = lab.lab.place("pod1-2")
-    with Links(lab.node.netns) as links, Links(place.netns) as inside:
-        links.up(device)
-        inside.up("eth0")
-        for family in FAMILIES:
-            if family is Family.IPV6:
-                links.address(device, "fe80::1/64")
-            address, hop = place.addresses[family], POD_GATEWAY[family]
-            inside.address("eth0", f"{address}/{family.bits}")
-            inside.neighbour("eth0", hop, links.mac(device))
-            if family is Family.IPV4:
-                inside.route(f"{hop}/32", device="eth0")
-            inside.route("::/0" if family is Family.IPV6 else "0.0.0.0/0", device="eth0", via=hop)
-            links.route(f"{address}/{family.bits}", device=device, source=lab.node.addresses[family])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dataplane.kernel.namespaces.netns import netns
@@ -17,6 +17,7 @@ from dataplane.planes.base import Plane
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from dataplane.planes.ebpf.attach.programs import ConnectHook
 from dataplane.planes.ebpf.host_routing.table import HostRouting
+from dataplane.planes.ebpf.maps.layout import Sizes
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.nftables.plane import NftablesPlane
 from tests.kernel.ebpf_lab import SMALL
@@ -156,12 +157,16 @@ def fetch(lab: HostLab, where: str, to: tuple[str, int], kind: socket.SocketKind
 
 @contextmanager
 def host_lab(
-    routing: Routing = Routing.DIRECT, link: PodLink = PodLink.VETH, *, connect: bool = False, name: str = ""
-) -> Iterator[HostLab]:
+    routing: Routing = Routing.DIRECT, link: PodLink = PodLink.VETH, *, connect: bool = False, name: str = "",
+    sizes: Sizes = SMALL, report: Callable[[str], None] | None = None,
+) -> Iterator[HostLab]:  # fmt: skip
+    """sizes: of the maps. report: hears of full maps, and flows that are over are collected."""
+
     def make(lab: Lab, node: Node) -> Plane:
         host = HostRouting(lasting=True)
         hooks = [ConnectHook(lab.cgroup(node))] if connect else []
-        return EbpfPlane(NftablesPlane(), [*hooks, PacketHook(xdp=False, host=host)], SMALL, host_routing=host)
+        packets = PacketHook(xdp=False, host=host)
+        return EbpfPlane(NftablesPlane(), [*hooks, packets], sizes, host_routing=host, report=report)
 
     spec = LabSpec(
         name=name or f"host{os.getpid()}-{routing}-{link}", nodes=2, pods=2, routing=routing, pod_link=link, ipv6=True

@@ -44,9 +44,13 @@ STEPS = (
 )
 """What every kernel is asked. The tests left out, with -k or by name, take most of the time on an emulated processor
 and ask kernels nothing that the others do not."""
-BY_NAME = (Step("flowtable", ("tests/flowtable", "-rA")),)
+BY_NAME = (
+    Step("flowtable", ("tests/flowtable", "-rA")),
+    Step("host-routing", (f"{_FILES}host_routing.py", "-rA", "-k", "DIRECT")),
+)
 """What is asked only where --steps names it, and is no column of the page: kernels may lack flowtables, as this
 machine's own may."""
+_WITHOUT_PROGRAMS = ("flowtable",)
 LEFT_OUT = {
     "5.10": {
         "features": "not (address_is_taken and xdp) and not xdp_holds",
@@ -66,7 +70,7 @@ _FIRST_ROW = ("features", "packets")
 
 def _needs_programs(steps: Sequence[Step]) -> bool:
     """True if something is asked of eBPF programs, the doctor included, who is always asked with them."""
-    return not steps or any(step not in BY_NAME for step in steps)
+    return not steps or any(step.name not in _WITHOUT_PROGRAMS for step in steps)
 
 
 def _job(steps: Sequence[Step], python: str, results: str) -> str:
@@ -166,6 +170,7 @@ def _say(report: Report) -> None:
 def _told(report: Report, steps: Sequence[Step], folder: Path) -> list[str]:
     """A kernel's part of the log: how each test of the steps ended."""
     lines = ["", f"{report.release}, {report.package}, {report.made}"]
+    lines += [f"  {name}: {outcome.text}" for name, outcome in report.outcomes.items()]
     for step in steps:
         log = folder / f"{step.name}.log"
         said = log.read_text(errors="replace").splitlines() if log.exists() else []

@@ -8,7 +8,7 @@ import pytest
 from tests.kernel.host_lab import host_lab
 from tests.past_stack.run import ROOM, run
 
-FLOWS, SOAK_FLOWS = 1500, 100_000
+FLOWS, SOAK_FLOWS = 1000, 100_000
 
 
 def test_a_random_walk(request: pytest.FixtureRequest) -> None:

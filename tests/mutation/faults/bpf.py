@@ -227,4 +227,18 @@ BPF = (
         "if (0)",
         ("test_host_routing_limits.py::test_hop_limit",),
     ),
+    Mutation(
+        "a flow through a Service that the stack had goes past it again",
+        "host.c",
+        "(FLOW_SNAT | FLOW_FOREIGN | FLOW_LEFT | FLOW_BY_STACK)",
+        "(FLOW_SNAT | FLOW_FOREIGN | FLOW_LEFT)",
+        ("test_host_routing_limits.py::test_a_flow_through_a_service_that_the_stack_had_stays_there",),
+    ),
+    Mutation(
+        "flows from before host routing go past the stack in the middle",
+        "track.h",
+        "if (!host_time(HOST_ROUTING_UNTIL))",
+        "if (0)",
+        ("test_host_routing_limits.py::test_a_flow_through_a_service_from_before_host_routing_began",),
+    ),
 )

@@ -133,4 +133,25 @@ PLANES = (
         "return max(runs_beside([NODE_PORTS]), key=lambda run: run[1] - run[0])",
         ("test_packets_devices.py",),
     ),
+    Mutation(
+        "packet programs work before all devices have theirs",
+        "ebpf/plane.py",
+        "self._kube_proxy_masquerade, ready=adopted)",
+        "self._kube_proxy_masquerade)",
+        ("test_mode_switch.py::test_no_connection_waits_at_any_step",),
+    ),
+    Mutation(
+        "flows are counted while programs still open some",
+        "flows/drain.py",
+        "wait_for_packets()",
+        "pass",
+        ("test_mode_switch.py::test_a_flow_that_is_opened_while_frontends_go",),
+    ),
+    Mutation(
+        "host routing goes on while nobody says who must stay",
+        "host_routing/table.py",
+        "since = self._told_ns if self._attended else time.monotonic_ns()",
+        "since = time.monotonic_ns()",
+        ("test_host_routing_daemon.py::test_a_daemon_that_stands_still_lets_nobody_past_the_stack",),
+    ),
 )

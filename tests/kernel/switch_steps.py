@@ -25,6 +25,8 @@ CHANGES_THE_KERNEL: tuple[tuple[Any, str], ...] = (
 )  # fmt: skip
 """All by which planes change what packets meet, but for elements of maps that are added."""
 PATIENCE = 15.0
+MOST_SLOW = 3
+"""When so many connections were slow, no more are made."""
 _TCP_INFO_SIZE, _TOTAL_RETRANS_AT = 104, 100  # struct tcp_info, linux/tcp.h
 _RESET = struct.pack("ii", 1, 0)
 
@@ -55,6 +57,8 @@ class Steps:
         """Make the connections now."""
         with self._one:
             self.count += 1
+            if len(self.slow) >= MOST_SLOW:
+                return
             for name, (namespace, address, port) in self._ways.items():
                 problem = connect(namespace, address, port)
                 if problem:

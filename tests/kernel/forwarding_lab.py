@@ -94,16 +94,18 @@ class ForwardingLab:
 
 @contextmanager
 def forwarding_lab(
-    word: str, *, xdp: bool = False, routing: Routing = Routing.DIRECT, link: PodLink = PodLink.VETH
+    word: str, *, xdp: bool = False, routing: Routing = Routing.DIRECT, link: PodLink = PodLink.VETH, only: str = ""
 ) -> Iterator[ForwardingLab]:
-    """Three nodes with a pod each, behind one Service, and echo servers in the pods."""
+    """Three nodes with a pod each, behind one Service, and echo servers in the pods. only: the one pod behind the
+    Service, without an echo server."""
 
     def make(lab: Lab, node: Node) -> Plane:
         return EbpfPlane(NftablesPlane(), [PacketHook(xdp=xdp)], SMALL)
 
     spec = LabSpec(name=f"{word}{os.getpid()}", nodes=3, pods=1, routing=routing, pod_link=link, ipv6=True)
     with Lab.up(spec) as lab, LabProxy(lab, "ebpf", make) as proxy:
-        lab.start_echo(lab.pods, [PORT])
-        workloads = {"all": pods(lab.topology, *(pod.name for pod in lab.pods))}
+        if not only:
+            lab.start_echo(lab.pods, [PORT])
+        workloads = {"all": pods(lab.topology, *([only] if only else [pod.name for pod in lab.pods]))}
         proxy.update(cluster_objects(_MANIFEST.encode(), workloads, spec.families, "manifest").objects)
         yield ForwardingLab(lab, proxy)

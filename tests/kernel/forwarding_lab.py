@@ -55,6 +55,17 @@ def tunnelled(lab: Lab, node: Node, entry: PlanEntry, way: Forwarding) -> PlanEn
     )
 
 
+def _without(entry: PlanEntry, gone: set[str]) -> PlanEntry:
+    """The entry without endpoints at these addresses."""
+    stays = [at for at, backend in enumerate(entry.cluster) if backend.address not in gone]
+    return replace(
+        entry,
+        cluster=tuple(entry.cluster[at] for at in stays),
+        local=tuple(backend for backend in entry.local if backend.address not in gone),
+        tunnels=tuple(entry.tunnels[at] for at in stays) if entry.tunnels else (),
+    )
+
+
 class ForwardingLab:
     """The lab and its proxies. use: give all Services a way; until then it is SNAT."""
 
@@ -70,6 +81,13 @@ class ForwardingLab:
             if not nodes or name in nodes:
                 entries = each.planner.plan.entries.values()
                 self.bring(each, [tunnelled(self.lab, each.node, entry, way) for entry in entries])
+
+    def leave(self, pod: str, *nodes: str) -> None:
+        """Have these nodes, or all, do without an endpoint."""
+        gone = set(self.lab.place(pod).addresses.values())
+        for name, each in self.proxy.nodes.items():
+            if not nodes or name in nodes:
+                self.bring(each, [_without(entry, gone) for entry in self._held[name].values()])
 
     def forget_flows(self) -> None:
         """Have the programs forget all flows, as if their time were over."""

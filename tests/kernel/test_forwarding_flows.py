@@ -1,0 +1,129 @@
+"""What becomes of flows between nodes when modes, endpoints and ways change: living connections go on."""
+
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from dataplane.kernel.namespaces.netns import netns
+from dataplane.lab.traffic.probe import Outcome, Probe
+from dataplane.model.net import Family, Protocol
+from dataplane.policy.forwarding import Forwarding
+from tests.kernel.forwarding_lab import INGRESS, NODE_PORT, ForwardingLab, forwarding_lab
+from tests.kernel.packet_lab import counted
+
+FAMILIES = (Family.IPV4, Family.IPV6)
+HELD = 12
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[ForwardingLab]:
+    with forwarding_lab("flow") as lab:
+        yield lab
+
+
+class Connection:
+    """A connection of the outside client that is used again and again."""
+
+    def __init__(self, made: ForwardingLab, address: str, port: int) -> None:
+        with netns(made.lab.client.netns):
+            self.sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+        self.sock.settimeout(10)
+        self.sock.connect((address, port))
+        self.server, self.client = self.ask()
+
+    def ask(self) -> tuple[str, str]:
+        """One exchange: who answered, and whom it saw."""
+        self.sock.sendall(b"?\n")
+        data = b""
+        while not data.endswith(b"\n"):
+            piece = self.sock.recv(4096)
+            assert piece, "the server closed"
+            data += piece
+        said = json.loads(data)
+        return said["server"], said["client"].rpartition(":")[0].strip("[]")
+
+
+def opened(made: ForwardingLab, family: Family, count: int = HELD) -> list[Connection]:
+    """Connections to the node port of node 1."""
+    return [Connection(made, made.lab.nodes[0].addresses[family], NODE_PORT) for _ in range(count)]
+
+
+def used(connections: list[Connection]) -> None:
+    """All of them still lead where they led, and are known there by the same address."""
+    for connection in connections:
+        assert connection.ask() == (connection.server, connection.client)
+
+
+def test_connections_outlive_changes_of_mode(made: ForwardingLab) -> None:
+    held: list[Connection] = []
+    for way in (Forwarding.SNAT, Forwarding.TUNNEL, Forwarding.DSR, Forwarding.SNAT, Forwarding.DSR, Forwarding.TUNNEL):
+        made.use(way)
+        fresh = [connection for family in FAMILIES for connection in opened(made, family)]
+        held += fresh
+        used(held)
+        clients = {connection.client for connection in fresh}
+        assert (clients == set(made.lab.client.addresses.values())) is (way is not Forwarding.SNAT)
+    assert {connection.server for connection in held} == {"pod1-1", "pod2-1", "pod3-1"}
+    for connection in held:
+        connection.sock.close()
+
+
+@pytest.mark.parametrize("way", [Forwarding.DSR, Forwarding.TUNNEL])
+def test_an_endpoint_that_is_removed(made: ForwardingLab, way: Forwarding) -> None:
+    """Its connections go on, nothing new comes, and datagrams find another one at once."""
+    made.use(way)
+    lab = made.lab
+    address = lab.nodes[0].addresses[Family.IPV4]
+    held = opened(made, Family.IPV4, 3 * HELD)
+    datagrams = Probe(address, NODE_PORT, Protocol.UDP, 60, timeout=5)
+    assert {a.servers[0] for a in lab.probe("client", datagrams)[0].attempts} == {"pod1-1", "pod2-1", "pod3-1"}
+    made.leave("pod3-1")
+    try:
+        used(held)
+        for probe in (Probe(address, NODE_PORT, Protocol.TCP, 60, timeout=5), datagrams):
+            [result] = lab.probe("client", probe)
+            assert {a.outcome for a in result.attempts} == {Outcome.ANSWERED}
+            assert {a.servers[0] for a in result.attempts} == {"pod1-1", "pod2-1"}
+    finally:
+        made.use(way)
+    used(held)
+    assert "pod3-1" in {connection.server for connection in held}
+    for connection in held:
+        connection.sock.close()
+
+
+def test_an_endpoint_that_only_its_own_node_knows_has_gone(made: ForwardingLab) -> None:
+    """Node 1 goes on choosing it for a while: such packets are dropped by name, and the client's next SYN, for which
+    node 1 has learnt it, finds another one."""
+    made.use(Forwarding.DSR)
+    address = made.lab.nodes[0].addresses[Family.IPV4]
+    made.leave("pod3-1", "node3")
+    with counted(made.proxy) as ways:
+        [result] = made.lab.probe("client", Probe(address, NODE_PORT, Protocol.UDP, 60, timeout=0.5))
+    lost = [a for a in result.attempts if a.outcome is Outcome.TIMEOUT]
+    assert ways["tc_ingress:tunnel_endpoint"] == len(lost) > 0
+    made.leave("pod3-1")
+    [result] = made.lab.probe("client", Probe(address, NODE_PORT, Protocol.TCP, 60, timeout=5))
+    assert {a.servers[0] for a in result.attempts} == {"pod1-1", "pod2-1"}
+    made.use(Forwarding.DSR)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("way", [Forwarding.DSR, Forwarding.TUNNEL])
+def test_a_client_comes_by_its_endpoints_own_node(made: ForwardingLab, way: Forwarding, family: Family) -> None:
+    """The network moves a connection to the load-balancer IP from node 1 to node 2, and back: its endpoint's node goes
+    on with it, and answers go where it comes from."""
+    made.use(way)
+    try:
+        connections = [Connection(made, INGRESS[family], 80) for _ in range(2 * HELD)]
+        moved = [connection for connection in connections if connection.server == "pod2-1"]
+        assert moved
+        for entry in ("node2", "node1", "node2"):
+            made.lab.set_entry(entry)
+            used(moved)
+    finally:
+        made.lab.set_entry("node1")
+    for connection in connections:
+        connection.sock.close()

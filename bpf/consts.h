@@ -103,6 +103,13 @@ enum program_numbers {
     PROGRAM_COUNT,
 };
 
+/* Indices of the map `xdp_calls`. */
+enum xdp_program_numbers {
+    XDP_PROGRAM_FORWARD, /* xdp_forward of xdp_forward.c */
+    XDP_PROGRAM_UNWRAP,  /* xdp_unwrap of xdp_forward.c */
+    XDP_PROGRAM_COUNT,
+};
+
 /* Last byte of the inner Ethernet source of a forwarded packet: what it is (tunnel.h). */
 enum tunnel_kinds {
     TUNNEL_ASK = 1,     /* a client's, whose answers come back through the tunnel */

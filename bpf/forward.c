@@ -5,6 +5,7 @@
  * that it pays for none of this. */
 #include "cut.h"
 #include "hold.h"
+#include "one_way.h"
 #include "too_big.h"
 #include "track.h"
 #include "wrap.h"
@@ -24,28 +25,6 @@ INLINE int answer_inwards(struct __sk_buff *skb, struct packet *packet, __u32 mt
     if (make_too_big(skb, packet, mtu, swap))
         return TC_ACT_SHOT;
     return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
-}
-
-/* Update a flow of which only the client's packets pass here. What the client says must do: that it acknowledges
- * something for the handshake, its FIN for the end of both directions. */
-INLINE void note_one_way(const struct packet *packet, struct translation *entry, __u64 now) {
-    __u32 control = packet->tcp_flags, flags = entry->flags;
-
-    if (packet->kind == PACKET_ICMP_ERROR || packet->kind == PACKET_LATER_FRAGMENT)
-        return;
-    if (packet->protocol == IPPROTO_UDP) {
-        if ((__s32)(coarse_time(now) - entry->begun) >= UDP_STREAM_AFTER)
-            flags |= FLOW_SEEN_REPLY | FLOW_ESTABLISHED;
-    } else {
-        if ((control & (TCP_SYN | TCP_ACK)) == TCP_ACK)
-            flags |= FLOW_SEEN_REPLY | FLOW_ESTABLISHED;
-        if (control & TCP_FIN)
-            flags |= FLOW_FIN_FORWARD | FLOW_FIN_REPLY;
-        if (control & TCP_RST)
-            flags |= FLOW_RST_FORWARD;
-    }
-    if (flags != entry->flags)
-        entry->flags = flags;
 }
 
 /* Handle a packet of a client that cannot be forwarded. A flow that has just begun is left to the slow path. */
@@ -436,9 +415,7 @@ INLINE enum reason read_tunnel_header(struct __sk_buff *skb, const struct arriva
     if (packet->l4 != packet->l3 + ip_header_size(packet) ||
         bpf_skb_load_bytes(skb, packet->l4, header, sizeof(*header)))
         return REASON_TUNNEL_FORMAT;
-    if (header->flags != to_be32(VXLAN_HAS_VNI) || header->vni != arrival->node->tunnel_vni ||
-        header->type != to_be16(packet->ipv4 ? ETH_P_IP : ETH_P_IPV6) || header->to[0] != TUNNEL_MAC ||
-        header->from[0] != TUNNEL_MAC || header->kind < TUNNEL_ASK || header->kind > TUNNEL_ANSWER)
+    if (!is_ours(arrival->node, packet, header))
         return REASON_TUNNEL_FORMAT;
     return REASON_NONE;
 }

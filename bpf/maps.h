@@ -39,6 +39,7 @@
     MAP(tunnel_nodes, HASH, address, u32, tunnels, NO_PREALLOC) \
     MAP(forwarded, HASH, endpoint_key, u32, backends, NO_PREALLOC) \
     MAP(tail_calls, PROG_ARRAY, u32, u32, PROGRAM_COUNT, 0) \
+    MAP(xdp_calls, PROG_ARRAY, u32, u32, XDP_PROGRAM_COUNT, 0) \
     MAP(fragments, HASH, fragment_key, fragment, fragments, 0) \
     MAP(held, HASH, held_key, held, held, NO_PREALLOC) \
     MAP(holding, PERCPU_ARRAY, u32, held, 1, 0) \

@@ -63,6 +63,13 @@ INLINE int is_wrapped(const struct node *node, const struct packet *packet) {
            (address_flags(&packet->tuple.destination) & ADDRESS_LOCAL);
 }
 
+/* Whether what is in front of a packet is what another node writes. `packet` describes the outer one. */
+INLINE int is_ours(const struct node *node, const struct packet *packet, const struct tunnel_header *header) {
+    return header->flags == to_be32(VXLAN_HAS_VNI) && header->vni == node->tunnel_vni &&
+           header->type == to_be16(packet->ipv4 ? ETH_P_IP : ETH_P_IPV6) && header->to[0] == TUNNEL_MAC &&
+           header->from[0] == TUNNEL_MAC && header->kind >= TUNNEL_ASK && header->kind <= TUNNEL_ANSWER;
+}
+
 /* The outer source port: the same for all packets of a flow, so that they take one of several ways. */
 INLINE __be16 tunnel_source_port(const struct tuple *tuple) {
     const any_long *ends = (const void *)tuple;

@@ -1,7 +1,8 @@
 /* XDP on uplinks, before the kernel allocates a socket buffer. It translates and redirects flows with SNAT: packets to
  * remote backends and their replies. Everything else goes unchanged to tc on the same device, which uses the same flow
  * tables: packets of a local backend need tc at egress anyway, and translating a GRO packet there once is cheaper than
- * translating each of its segments here; fragments and ICMP errors are rare.
+ * translating each of its segments here; fragments and ICMP errors are rare. Flows between nodes have programs of their
+ * own (xdp_forward.c).
  *
  * NO_XDP_TX is for veth, whose driver does not wake the other end after XDP_TX unless that has an XDP program too;
  * frames would lie there until something else is sent. It does after a redirect.
@@ -13,61 +14,7 @@
 #include "parse.h"
 
 #include "established.h"
-
-enum hop_limits {
-    HOP_PROBE = 31, /* mask: of so many looks one is left to tc, since only the stack's own use of a neighbour entry
-                       makes it ask whether the neighbour is still there */
-};
-
-/* Look up the way of a flow's packets in the FIB. */
-INLINE enum reason look_up_way(struct xdp_md *context, const struct packet *packet, const struct translation *entry,
-                               struct way *way, __u64 now) {
-    struct bpf_fib_lookup fib;
-    long result = find_route(context, packet, &entry->source, &entry->destination, context->ingress_ifindex,
-                             packet->size, 0, &fib);
-
-    if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-        return REASON_MTU;
-    if (result != BPF_FIB_LKUP_RET_SUCCESS)
-        return REASON_FIB_MISS;
-    if (fib.ifindex != context->ingress_ifindex && !(device_flags(fib.ifindex) & DEVICE_XDP_TARGET))
-        fib.ifindex = 0;
-    way->ifindex = fib.ifindex;
-    way->mtu = fib.tot_len; /* the route's MTU by now */
-    __builtin_memcpy(way->hop_source, fib.smac, sizeof(fib.smac));
-    __builtin_memcpy(way->hop_destination, fib.dmac, sizeof(fib.dmac));
-    name_way(way, packet, &entry->source, &entry->destination, context->ingress_ifindex, now);
-    return REASON_NONE;
-}
-
-/* Find the next hop of a flow and cache it in the entry. Meanwhile another CPU sees no valid next hop, or, if it
- * started before, at worst sends one packet to the old one. */
-INLINE enum reason refresh_hop(struct xdp_md *context, const struct packet *packet, struct translation *entry,
-                               __u64 now) {
-    struct way *way = way_between(&entry->source, &entry->destination);
-    int first = !entry->hop_until_ns, known;
-    enum reason refusal;
-
-    if (!way)
-        return REASON_INCONSISTENT;
-    known = leads(way, packet, &entry->source, &entry->destination, context->ingress_ifindex, now);
-    if (!known && !first && !(bpf_get_prandom_u32() & HOP_PROBE))
-        return REASON_LEFT_TO_TC;
-    entry->hop_until_ns = 0;
-    barrier();
-    if (!known) {
-        refusal = look_up_way(context, packet, entry, way, now);
-        if (refusal != REASON_NONE)
-            return refusal;
-    }
-    entry->hop_ifindex = way->ifindex;
-    entry->hop_mtu = way->mtu;
-    copy_macs(entry->hop_destination, way->hop_destination); /* and hop_source behind it */
-    note_changes(packet, entry);
-    barrier();
-    entry->hop_until_ns = way->until_ns;
-    return REASON_NONE;
-}
+#include "xdp_send.h"
 
 /* Return why XDP cannot redirect a translated packet; REASON_NONE: the entry has the next hop. */
 INLINE enum reason find_next_hop(struct xdp_md *context, const struct packet *packet, struct translation *entry,
@@ -75,7 +22,8 @@ INLINE enum reason find_next_hop(struct xdp_md *context, const struct packet *pa
     if (packet->hops <= 1)
         return REASON_TTL;
     if (unlikely((__s64)(entry->hop_until_ns - now) <= 0)) {
-        enum reason refusal = refresh_hop(context, packet, entry, now);
+        enum reason refusal =
+            refresh_hop(context, packet, entry, &entry->source, &entry->destination, packet->size, now);
 
         if (refusal != REASON_NONE)
             return refusal;
@@ -89,14 +37,6 @@ INLINE enum reason find_next_hop(struct xdp_md *context, const struct packet *pa
     return addressed_to_device(packet, context->ingress_ifindex) ? REASON_NONE : REASON_NOT_FOR_US;
 }
 
-INLINE int send(__u32 to, __u32 ifindex) {
-#ifndef NO_XDP_TX
-    if (to == ifindex)
-        return XDP_TX;
-#endif
-    return bpf_redirect(to, 0);
-}
-
 /* Translate and redirect. Returns the verdict; if that is not to redirect, packet->reason says why. */
 INLINE int translate(struct xdp_md *context, const struct arrival *arrival, struct packet *packet,
                      struct translation *entry) {
@@ -104,6 +44,8 @@ INLINE int translate(struct xdp_md *context, const struct arrival *arrival, stru
     struct ethhdr *ethernet;
     void *data, *end;
 
+    if (unlikely((entry->flags & (FLOW_FORWARDED | FLOW_REPLY)) == FLOW_FORWARDED))
+        call_xdp(context, XDP_PROGRAM_FORWARD);
     if (!(entry->flags & FLOW_SNAT)) {
         packet->reason = REASON_LEFT_TO_TC;
         return XDP_PASS;
@@ -122,14 +64,6 @@ INLINE int translate(struct xdp_md *context, const struct arrival *arrival, stru
     copy_macs(ethernet->h_dest, entry->hop_destination);
     packet->translated = 1;
     return send(entry->hop_ifindex, arrival->ifindex);
-}
-
-INLINE int unfinished_packet(void *data, void *end, const struct packet *packet) {
-    __be16 *check =
-        data + (packet->l4 & L4_OFFSETS) + (packet->protocol == IPPROTO_TCP ? (int)TCP_CHECK : (int)UDP_CHECK);
-
-    return (void *)(check + 1) <= end &&
-           unfinished(&packet->tuple, packet->ipv4, packet->size - (packet->l4 - packet->l3), *check);
 }
 
 PROGRAM(xdp_uplink)(struct xdp_md *context) {
@@ -163,6 +97,10 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
     if (reason == REASON_NONE && unfinished_packet(data, end, packet))
         reason = REASON_LEFT_TO_TC;
 #endif
+    if (reason == REASON_NONE && unlikely(is_wrapped(arrival.node, packet))) {
+        call_xdp(context, XDP_PROGRAM_UNWRAP);
+        reason = REASON_LEFT_TO_TC;
+    }
     if (reason == REASON_NONE)
         reason = track(&arrival, packet, &service, &entry);
     reason = hide_reason(packet, reason);

@@ -330,3 +330,81 @@ def test_both_digests_are_the_same(node: Bench) -> None:
         wanted = endpoint_digest(f"10.244.2.{number}", 8000 + 37 * number, 6)
         assert unwrapped(out.data)[1].dst == mac(wanted)
         node.remove(node.plan.entries[made.key])
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("port", "kind"), [(DSR, ASK_DSR), (TUNNEL, ASK)], ids=["dsr", "tunnel"])
+def test_xdp_forwards_what_tc_does(node: Bench, family: Family, transport: Any, port: int, kind: int) -> None:
+    """New flows and known ones, to the byte; and the answers that come back."""
+    for flags, number in (("S", 64), ("A", 63)):
+        sent = (
+            ip(family, CLIENT[family], NODE[family], ttl=number) / segment(transport, 4000, port, flags) / b"question"
+        )
+        out = node.xdp(node.frame(sent))
+        assert out.result == b.XDP_TX
+        outer, frame, inner = unwrapped(out.data)
+        assert (outer.src, outer.dst, hops(outer)) == (NODE[family], NODE2[family], 64)
+        assert (frame.dst, frame.src) == (mac(digest(family, transport, REMOTE)), f"02:00:00:00:00:{kind:02x}")
+        assert (Ether(out.data).dst, Ether(out.data).src) == (b.NODE2_MAC, node.up_mac)
+        expected = ip(family, CLIENT[family], NODE[family], ttl=number - 1) / segment(transport, 4000, port, flags)
+        assert bytes(inner) == bytes(expected / b"question")
+    entry = node.flow(CLIENT[family], 4000, NODE[family], port, PROTOCOLS[transport])
+    assert entry is not None
+    assert entry["packets"] == 2
+    answer = ip(family, NODE[family], CLIENT[family], ttl=62) / segment(transport, port, 4000, "SA") / b"answer"
+    back = node.xdp(node.frame(wrapped(answer, family, 0, ANSWER)))
+    if kind == ASK_DSR:
+        assert back.result == b.XDP_PASS
+        return
+    assert back.result == b.XDP_TX
+    said = ip_of(back.data)
+    assert bytes(said) == rebuilt(said)
+    assert (said.src, said.dst, hops(said)) == (NODE[family], CLIENT[family], 61)
+    assert bytes(said[transport].payload) == b"answer"
+    assert (Ether(back.data).dst, Ether(back.data).src) == (b.ROUTER_MAC, node.up_mac)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", [ASK_DSR, ASK])
+def test_xdp_takes_packets_of_known_flows_out(node: Bench, family: Family, transport: Any, kind: int) -> None:
+    """The first packet is tc's; so is one that comes by another node, or asks for another way back."""
+
+    def ask(flags: str, **change: Any) -> bytes:
+        sent = ip(family, CLIENT[family], VIP[family], ttl=60) / segment(transport, 4000, 80, flags) / b"question"
+        kinds = {"kind": kind} | change
+        return node.frame(wrapped(sent, family, digest(family, transport, POD), **kinds))
+
+    first = node.xdp(ask("S"))
+    assert (first.result, first.data) == (b.XDP_PASS, ask("S"))
+    by_tc = node.tc(ask("S"))
+    assert by_tc.result == b.TC_NEXT
+    by_xdp = node.xdp(ask("A"))
+    assert by_xdp.result == b.XDP_PASS
+    if transport is UDP:
+        assert by_xdp.data == by_tc.data
+    inner = ip_of(by_xdp.data)
+    assert bytes(inner) == rebuilt(inner)
+    assert (inner.src, inner.dst, hops(inner), inner[transport].dport) == (CLIENT[family], POD[family], 60, 8080)
+    assert Ether(by_xdp.data).dst == node.up_mac
+    other = ask("A", kind=ASK if kind == ASK_DSR else ASK_DSR)
+    left = node.xdp(other)
+    assert (left.result, left.data) == (b.XDP_PASS, other)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_xdp_leaves_to_tc_what_is_too_big_or_refused(node: Bench, family: Family) -> None:
+    node.xdp(node.frame(ip(family, CLIENT[family], NODE[family]) / TCP(sport=4000, dport=DSR, flags="S")))
+    big = ip(family, CLIENT[family], NODE[family]) / TCP(sport=4000, dport=DSR, flags="A") / Raw(bytes(1440))
+    client = ip(family, CLIENT[family], VIP[family]) / TCP(sport=4000, dport=80, flags="S")
+    endpoint = digest(family, TCP, POD)
+    for packet in (
+        big,
+        wrapped(client, family, endpoint, ASK, ip={"src": CLIENT[family]}),
+        wrapped(client, family, endpoint, ASK, vxlan={"vni": 1}),
+        wrapped(client, family, endpoint ^ 1, ASK),
+    ):
+        frame = node.frame(packet)
+        out = node.xdp(frame)
+        assert (out.result, out.data) == (b.XDP_PASS, frame)

@@ -24,7 +24,12 @@ from dataplane.kernel.netlink.links import Links
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, SourceRanges
-from dataplane.planes.ebpf.attach.packet_hooks import FORWARD_PROGRAMS, FORWARD_SOURCE
+from dataplane.planes.ebpf.attach.packet_hooks import (
+    FORWARD_PROGRAMS,
+    FORWARD_SOURCE,
+    XDP_FORWARD_PROGRAMS,
+    XDP_FORWARD_SOURCE,
+)
 from dataplane.planes.ebpf.attach.programs import Program, load_programs
 from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, flow_key
 from dataplane.planes.ebpf.maps.encode import address_bytes
@@ -138,14 +143,19 @@ class Bench:
         self.tables.accept(peers)
         self.configure(self.plan.node, parity=self._parity)
         if "tc_forward" not in self.programs:
-            kinds = dict.fromkeys(FORWARD_PROGRAMS, AttachType.NONE)
-            self.programs |= load_programs(
-                FORWARD_SOURCE, ProgramType.SCHED_CLS, kinds, self.maps.fds, self.maps.specs, self._flags
-            )
-            calls = FORWARD_PROGRAMS | {"tc_ingress": constant("PROGRAM_SERVICES")}
-            for name, number in calls.items():
+            self._load_forwarding()
+
+    def _load_forwarding(self) -> None:
+        for source, kind, attach, calls, where in (
+            (FORWARD_SOURCE, ProgramType.SCHED_CLS, AttachType.NONE, FORWARD_PROGRAMS, "tail_calls"),
+            (XDP_FORWARD_SOURCE, ProgramType.XDP, AttachType.XDP, XDP_FORWARD_PROGRAMS, "xdp_calls"),
+        ):
+            kinds = dict.fromkeys(calls, attach)
+            self.programs |= load_programs(source, kind, kinds, self.maps.fds, self.maps.specs, self._flags)
+            services = {"tc_ingress": constant("PROGRAM_SERVICES")} if where == "tail_calls" else {}
+            for name, number in (calls | services).items():
                 fd = self.programs[name].fd
-                self.maps.put("tail_calls", number.to_bytes(4, "little"), fd.to_bytes(4, "little"))
+                self.maps.put(where, number.to_bytes(4, "little"), fd.to_bytes(4, "little"))
 
     def install(self, *entries: PlanEntry) -> None:
         """Add or replace Services."""

@@ -45,7 +45,8 @@ from dataplane.planes.ebpf.maps.node_settings import write_ready
 from dataplane.planes.ebpf.maps.pins import PinDirectory
 from dataplane.resource import Resource
 
-TC_SOURCE, HOST_SOURCE, XDP_SOURCE, FORWARD_SOURCE = "tc.c", "host.c", "xdp.c", "forward.c"
+TC_SOURCE, HOST_SOURCE, XDP_SOURCE = "tc.c", "host.c", "xdp.c"
+FORWARD_SOURCE, XDP_FORWARD_SOURCE = "forward.c", "xdp_forward.c"
 HOST_PROGRAM = "tc_host"
 HOST_ROUTING = constant("DEVICE_HOST_ROUTING")
 PROGRAM_SERVICES, PROGRAM_HOST = constant("PROGRAM_SERVICES"), constant("PROGRAM_HOST")
@@ -55,6 +56,11 @@ FORWARD_PROGRAMS = {
     "tc_answer": constant("PROGRAM_ANSWER"),
 }
 """Programs for packets between nodes, with their index in the map `tail_calls`."""
+XDP_FORWARD_PROGRAMS = {
+    "xdp_forward": constant("XDP_PROGRAM_FORWARD"),
+    "xdp_unwrap": constant("XDP_PROGRAM_UNWRAP"),
+}
+"""The same in XDP, in the map `xdp_calls`."""
 DEVICE = record("device", "flags", "ifindex", "mac", "mtu", "source_ipv4", "source_ipv6")
 _PIN = re.compile(r"(tc_ingress|tc_egress|xdp_native|xdp_generic)-(\d+)")
 _RTMGRP_LINK, _RTMGRP_ADDRESSES, _RTMGRP_ROUTES = 0x1, 0x110, 0x440  # of both families
@@ -113,7 +119,8 @@ class PacketHook:
         self._mtus: dict[int, int] = {}
         self._described: dict[int, tuple[int, int, bytes]] = {}
         self._written: dict[int, bytes] = {}
-        self._begun = False
+        self._begun = self._forwarding = False
+        self._xdp_calls: str | None = None
         self._lock = threading.Lock()
         self.instructions: dict[str, int] = {}
 
@@ -183,6 +190,20 @@ class PacketHook:
         programs[PROGRAM_SERVICES] = self._variant(TC_SOURCE, "tc_ingress", "")
         for number, program in programs.items():
             self._call(number, program.fd)
+        self._forwarding = True
+        for device in self._devices.values():
+            if self._status[device.ifindex].xdp:
+                self._bring_xdp_forwarding("NO_XDP_TX" if device.veth else "")
+
+    def _bring_xdp_forwarding(self, define: str) -> None:
+        """Let XDP find its programs for packets between nodes, if there are any. Those that work on every device stay
+        (NO_XDP_TX)."""
+        if not self._forwarding or self._maps is None or self._xdp_calls in (define, "NO_XDP_TX"):
+            return
+        for name, number in XDP_FORWARD_PROGRAMS.items():
+            program = self._variant(XDP_FORWARD_SOURCE, name, define).fd
+            self._maps.put("xdp_calls", number.to_bytes(4, "little"), program.to_bytes(4, "little"))
+        self._xdp_calls = define
 
     def _call(self, number: int, program: int) -> None:
         """Put a program (descriptor) where others call it."""
@@ -260,6 +281,7 @@ class PacketHook:
             problem = f"XDP on {device.name}: {problem}; tc does its work there"
         elif self._xdp and device.xdp:
             program = self._variant(XDP_SOURCE, PROGRAM, "NO_XDP_TX" if device.veth else "")
+            self._bring_xdp_forwarding("NO_XDP_TX" if device.veth else "")
             try:
                 xdp, refusal = attach_xdp(device.ifindex, program.fd, pins, self._modes)
                 problem = f"XDP on {device.name} is {xdp}, which is slower; {refusal}" if refusal else ""
@@ -340,6 +362,7 @@ class PacketHook:
     def _forget(self) -> None:
         """Clear what is known of devices, before new maps are used."""
         self._begun, self._usable = False, frozenset()
+        self._forwarding, self._xdp_calls = False, None
         if self.host is not None:
             self.host.close()
         self._devices.clear()
@@ -355,10 +378,9 @@ class PacketHook:
 def _loaded(source: str, define: str, maps: MapSet, loaded: Loaded) -> dict[str, Program]:
     """Load the programs of a file, compiled with a macro defined ("" = none)."""
     flags = [f"-D{define}=1"] if define else []
-    if source == XDP_SOURCE:
-        return load_programs(
-            source, ProgramType.XDP, {PROGRAM: AttachType.XDP}, maps.fds, maps.specs, flags, loaded=loaded
-        )
+    if source in (XDP_SOURCE, XDP_FORWARD_SOURCE):
+        attach = dict.fromkeys((PROGRAM,) if source == XDP_SOURCE else tuple(XDP_FORWARD_PROGRAMS), AttachType.XDP)
+        return load_programs(source, ProgramType.XDP, attach, maps.fds, maps.specs, flags, loaded=loaded)
     found = {HOST_SOURCE: (HOST_PROGRAM,), FORWARD_SOURCE: tuple(FORWARD_PROGRAMS)}.get(source, DIRECTIONS)
     names = dict.fromkeys(found, AttachType.NONE)
     return load_programs(source, ProgramType.SCHED_CLS, names, maps.fds, maps.specs, flags, loaded=loaded)

@@ -1,0 +1,29 @@
+/* The state of a flow of which only the client's packets pass here (FLOW_DSR). */
+#ifndef HOTPLANE_ONE_WAY_H
+#define HOTPLANE_ONE_WAY_H
+
+#include "flow.h"
+
+/* Update a flow of which only the client's packets pass here. What the client says must do: that it acknowledges
+ * something for the handshake, its FIN for the end of both directions. */
+INLINE void note_one_way(const struct packet *packet, struct translation *entry, __u64 now) {
+    __u32 control = packet->tcp_flags, flags = entry->flags;
+
+    if (packet->kind == PACKET_ICMP_ERROR || packet->kind == PACKET_LATER_FRAGMENT)
+        return;
+    if (packet->protocol == IPPROTO_UDP) {
+        if ((__s32)(coarse_time(now) - entry->begun) >= UDP_STREAM_AFTER)
+            flags |= FLOW_SEEN_REPLY | FLOW_ESTABLISHED;
+    } else {
+        if ((control & (TCP_SYN | TCP_ACK)) == TCP_ACK)
+            flags |= FLOW_SEEN_REPLY | FLOW_ESTABLISHED;
+        if (control & TCP_FIN)
+            flags |= FLOW_FIN_FORWARD | FLOW_FIN_REPLY;
+        if (control & TCP_RST)
+            flags |= FLOW_RST_FORWARD;
+    }
+    if (flags != entry->flags)
+        entry->flags = flags;
+}
+
+#endif

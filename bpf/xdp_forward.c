@@ -1,0 +1,251 @@
+/* Packets of flows between nodes (forward.c) in XDP, called by xdp_uplink. Most of them: clients' packets to other
+ * nodes, and what comes out of the tunnel of a flow that is known. Everything else, and what cannot be sent from here,
+ * goes unchanged to tc, which has the same tables: whoever opens a flow at the endpoint's node, moves or is refused. */
+#include "one_way.h"
+#include "tunnel.h"
+#include "xdp_send.h"
+
+/* Whether a cached next hop may be used, which is looked up first where it is due. `mtu`: of the packet. */
+INLINE enum reason find_hop(struct xdp_md *context, const struct packet *packet, struct translation *entry,
+                            const struct address *from, const struct address *to, const __u16 *mac, __u32 size,
+                            __u64 now) {
+    if (unlikely((__s64)(entry->hop_until_ns - now) <= 0)) {
+        enum reason refusal = refresh_hop(context, packet, entry, from, to, size, now);
+
+        if (refusal != REASON_NONE)
+            return refusal;
+    }
+    if (unlikely(!entry->hop_ifindex))
+        return REASON_LEFT_TO_TC;
+    if (unlikely(size > entry->hop_mtu))
+        return REASON_MTU;
+    if (likely(entry->hop_ifindex == context->ingress_ifindex))
+        return same_mac(mac, entry->hop_source) ? REASON_NONE : REASON_NOT_FOR_US;
+    return addressed_to_device(packet, context->ingress_ifindex) ? REASON_NONE : REASON_NOT_FOR_US;
+}
+
+/* One hop less, in place. Returns 0, or -1 when out of reach. */
+INLINE int lower_hops_in_place(void *header, void *end, int ipv4) {
+    struct ipv6hdr *ipv6 = header;
+    struct iphdr *ip = header;
+
+    if ((void *)(ip + 1) > end)
+        return -1;
+    if (ipv4)
+        lower_ttl(ip);
+    else
+        ipv6->hop_limit -= 1;
+    return 0;
+}
+
+/* Write the headers of the tunnel in front of a packet, for which there is room. Returns 0, or -1. */
+INLINE int write_headers_ipv4(void *data, void *end, const struct node *node, const struct packet *packet,
+                              const struct address *to, const struct translation *entry, __u8 kind) {
+    struct iphdr *ip = data + sizeof(struct ethhdr);
+    struct tunnel_header *header = (void *)(ip + 1);
+    struct ethhdr *ethernet = data;
+
+    if ((void *)(header + 1) > end)
+        return -1;
+    copy_macs(ethernet->h_dest, entry->hop_destination);
+    ethernet->h_proto = to_be16(ETH_P_IP);
+    write_tunnel_header(header, node, packet, packet->size, entry->endpoint, kind);
+    write_tunnel_ipv4(ip, &node->masquerade_ipv4, to, packet->size + sizeof(*ip) + sizeof(*header));
+    return 0;
+}
+
+INLINE int write_headers_ipv6(void *data, void *end, const struct node *node, const struct packet *packet,
+                              const struct address *to, const struct translation *entry, __u8 kind) {
+    struct ipv6hdr *ip = data + sizeof(struct ethhdr);
+    struct tunnel_header *header = (void *)(ip + 1);
+    struct ethhdr *ethernet = data;
+
+    if ((void *)(header + 1) > end)
+        return -1;
+    copy_macs(ethernet->h_dest, entry->hop_destination);
+    ethernet->h_proto = to_be16(ETH_P_IPV6);
+    write_tunnel_header(header, node, packet, packet->size, entry->endpoint, kind);
+    write_tunnel_ipv6(ip, &node->masquerade_ipv6, to, packet->size + sizeof(*ip) + sizeof(*header));
+    return 0;
+}
+
+/* Send a client's packet to the endpoint's node. Returns the verdict; if that is to pass, the packet is as it was. */
+INLINE int forward(struct xdp_md *context, const struct arrival *arrival, struct packet *packet,
+                   struct translation *entry) {
+    __u32 number = entry->tunnel, overhead = tunnel_overhead(packet);
+    struct address *to = map_lookup(MAP(tunnels), &number);
+    const struct address *from = tunnel_source(arrival->node, packet->ipv4);
+    __u8 kind = entry->flags & FLOW_DSR ? TUNNEL_ASK_DSR : TUNNEL_ASK;
+    enum reason found = packet->reason;
+    void *data = (void *)(long)context->data, *end = (void *)(long)context->data_end;
+
+    packet->reason = REASON_LEFT_TO_TC;
+    if (!to || packet->hops <= 1 || packet->l3 != sizeof(struct ethhdr))
+        return XDP_PASS;
+    packet->reason = find_hop(context, packet, entry, from, to, packet->mac, packet->size + overhead, arrival->now);
+    if (packet->reason != REASON_NONE)
+        return XDP_PASS;
+    packet->reason = REASON_REWRITE_FAILED;
+    if (lower_hops_in_place(data + sizeof(struct ethhdr), end, packet->ipv4) ||
+        bpf_xdp_adjust_head(context, -(int)overhead))
+        return XDP_DROP;
+    data = (void *)(long)context->data;
+    end = (void *)(long)context->data_end;
+    if (packet->ipv4 ? write_headers_ipv4(data, end, arrival->node, packet, to, entry, kind)
+                     : write_headers_ipv6(data, end, arrival->node, packet, to, entry, kind))
+        return XDP_DROP;
+    packet->reason = found;
+    packet->translated = 1;
+    return send(entry->hop_ifindex, arrival->ifindex);
+}
+
+/* Called with a parsed packet of a flow that goes to another node. */
+PROGRAM(xdp_forward)(struct xdp_md *context) {
+    struct arrival arrival = {
+        .context = context, .node = this_node(), .hook = HOOK_XDP, .ifindex = context->ingress_ifindex};
+    struct scratch *scratch = this_scratch();
+    struct translation *entry;
+    struct packet *packet;
+    int action;
+
+    if (!scratch)
+        return XDP_PASS;
+    packet = (struct packet *)scratch->packet;
+    arrival.now = coarse_now(scratch);
+    entry = find_flow(&packet->tuple);
+    if (!entry || (entry->flags & (FLOW_FORWARDED | FLOW_REPLY)) != FLOW_FORWARDED) {
+        count(HOOK_XDP, REASON_CHANGED);
+        return XDP_PASS;
+    }
+    action = hide_value(scratch, forward(context, &arrival, packet, entry));
+    count(HOOK_XDP, packet->reason);
+    if (!packet->translated)
+        return action;
+    count(HOOK_XDP, REASON_FORWARDED);
+    emit_packet_event(&arrival, packet, entry->service, entry);
+    if (entry->flags & FLOW_DSR) {
+        account(entry, packet->size, arrival.now);
+        note_one_way(packet, entry, arrival.now);
+    } else {
+        touch(packet, entry, arrival.now);
+    }
+    return action;
+}
+
+/* Pass a packet of a local endpoint's flow on to the stack as the endpoint's, out of the tunnel. */
+INLINE int deliver(void *inner, void *end, struct packet *packet, const struct ethhdr *outer,
+                   struct translation *entry) {
+    struct ethhdr *ethernet = inner;
+
+    if ((void *)(ethernet + 1) > end || rewrite_packet(inner, end, packet, entry, 0)) {
+        packet->reason = REASON_REWRITE_FAILED;
+        return XDP_DROP;
+    }
+    copy_macs(ethernet->h_dest, outer->h_dest);
+    packet->reason = REASON_FLOW;
+    return XDP_PASS;
+}
+
+/* Send an answer that is in a packet on to its client. */
+INLINE int send_answer(void *inner, void *end, struct packet *packet, const struct translation *entry) {
+    struct ethhdr *ethernet = inner;
+
+    if ((void *)(ethernet + 1) > end || lower_hops_in_place(ethernet + 1, end, packet->ipv4)) {
+        packet->reason = REASON_REWRITE_FAILED;
+        return XDP_DROP;
+    }
+    copy_macs(ethernet->h_dest, entry->hop_destination);
+    packet->reason = REASON_REPLY;
+    return XDP_TX;
+}
+
+/* Whether the outer packet is one that may be taken out here; its number, kind and endpoint. */
+INLINE int reads_well(const struct arrival *arrival, const struct packet *packet, void *data, void *end, __u32 *node,
+                      struct tunnel_header *header) {
+    __u32 *known = map_lookup(MAP(tunnel_nodes), &packet->tuple.source);
+    struct tunnel_header *found = data + (packet->l4 & L4_OFFSETS);
+
+    if (!known || packet->l3 != sizeof(struct ethhdr) || packet->l4 != packet->l3 + ip_header_size(packet) ||
+        (void *)(found + 1) > end || !addressed_to_device(packet, arrival->ifindex) ||
+        check_source(arrival, packet) != REASON_NONE)
+        return 0;
+    *node = *known & TUNNEL_NUMBER;
+    *header = *found;
+    return is_ours(arrival->node, packet, header);
+}
+
+/* Take out a packet of a flow that is known, whose packets come from this node. Returns the verdict; if that is to pass
+ * with a reason other than REASON_FLOW, the packet is as it was. */
+INLINE int unwrap(struct xdp_md *context, const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
+                  struct translation **found) {
+    void *data = (void *)(long)context->data, *end = (void *)(long)context->data_end, *inner;
+    struct tunnel_header header;
+    struct translation *entry;
+    __u32 node, overhead;
+    __u16 mac[3];
+    int action;
+
+    if (!reads_well(arrival, packet, data, end, &node, &header))
+        return XDP_PASS;
+    mac[0] = packet->mac[0];
+    mac[1] = packet->mac[1];
+    mac[2] = packet->mac[2];
+    overhead = hide_value(scratch, tunnel_overhead(packet)) & L4_OFFSETS;
+    inner = data + overhead;
+    packet = new_packet(scratch);
+    if (inner > end || hide_reason(packet, parse(inner, end, end - inner, 0, packet)) != REASON_NONE ||
+        packet->kind != PACKET_WHOLE || packet->tagged || packet->l3 != sizeof(struct ethhdr))
+        return XDP_PASS;
+#ifdef NO_XDP_TX
+    if (unfinished_packet(inner, end, packet))
+        return XDP_PASS;
+#endif
+    entry = find_flow(&packet->tuple);
+    if (!entry)
+        return XDP_PASS;
+    if (header.kind == TUNNEL_ANSWER) {
+        if ((entry->flags & (FLOW_REPLY | FLOW_FORWARDED)) != (FLOW_REPLY | FLOW_FORWARDED) || packet->hops <= 1 ||
+            find_hop(context, packet, entry, &packet->tuple.source, &packet->tuple.destination, mac, packet->size,
+                     arrival->now) != REASON_NONE)
+            return XDP_PASS;
+        action = send_answer(inner, end, packet, entry);
+    } else {
+        __u32 back = header.kind == TUNNEL_ASK ? FLOW_BACK : 0;
+
+        if ((entry->flags & (FLOW_REPLY | FLOW_TUNNELED | FLOW_BACK)) != (FLOW_TUNNELED | back) ||
+            entry->tunnel != node || opens_connection(packet) || !usable(arrival->node, packet, entry, arrival->now))
+            return XDP_PASS;
+        action = deliver(inner, end, packet, data, entry);
+    }
+    if (action != XDP_DROP && bpf_xdp_adjust_head(context, overhead)) {
+        packet->reason = REASON_REWRITE_FAILED;
+        return XDP_DROP;
+    }
+    packet->translated = action != XDP_DROP;
+    *found = entry;
+    return action == XDP_TX ? send(entry->hop_ifindex, arrival->ifindex) : action;
+}
+
+/* Called with a parsed packet that another node forwarded. */
+PROGRAM(xdp_unwrap)(struct xdp_md *context) {
+    struct arrival arrival = {
+        .context = context, .node = this_node(), .hook = HOOK_XDP, .ifindex = context->ingress_ifindex};
+    struct scratch *scratch = this_scratch();
+    struct translation *entry = 0;
+    struct packet *packet;
+    int action;
+
+    if (!scratch)
+        return XDP_PASS;
+    packet = (struct packet *)scratch->packet;
+    arrival.now = coarse_now(scratch);
+    action = hide_value(scratch, unwrap(context, &arrival, packet, scratch, &entry));
+    if (!packet->translated && action == XDP_PASS)
+        packet->reason = REASON_LEFT_TO_TC;
+    count(HOOK_XDP, packet->reason);
+    if (!entry || !packet->translated)
+        return action;
+    emit_packet_event(&arrival, packet, entry->service, entry);
+    touch(packet, entry, arrival.now);
+    return action;
+}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from dataplane.kernel.namespaces.netns import netns
+from dataplane.kernel.netlink.links import Links
 from dataplane.lab.traffic.probe import Outcome, Probe
 from dataplane.model.net import Family, Protocol
 from dataplane.policy.forwarding import Forwarding
@@ -19,7 +20,12 @@ HELD = 12
 
 @pytest.fixture(scope="module")
 def made() -> Iterator[ForwardingLab]:
-    with forwarding_lab("flow") as lab:
+    """The lab with XDP, and with clients and pods whose packets have finished checksums, or XDP would leave all to
+    tc."""
+    with forwarding_lab("flow", xdp=True) as lab:
+        for place in (lab.lab.client, *lab.lab.pods):
+            with Links(place.netns) as links:
+                links.set_tx_checksum("eth0", False)
         yield lab
 
 
@@ -58,6 +64,7 @@ def used(connections: list[Connection]) -> None:
 
 def test_connections_outlive_changes_of_mode(made: ForwardingLab) -> None:
     held: list[Connection] = []
+    before = made.proxy.counters()
     for way in (Forwarding.SNAT, Forwarding.TUNNEL, Forwarding.DSR, Forwarding.SNAT, Forwarding.DSR, Forwarding.TUNNEL):
         made.use(way)
         fresh = [connection for family in FAMILIES for connection in opened(made, family)]
@@ -66,6 +73,8 @@ def test_connections_outlive_changes_of_mode(made: ForwardingLab) -> None:
         clients = {connection.client for connection in fresh}
         assert (clients == set(made.lab.client.addresses.values())) is (way is not Forwarding.SNAT)
     assert {connection.server for connection in held} == {"pod1-1", "pod2-1", "pod3-1"}
+    now = made.proxy.counters()
+    assert all(now[name] > before.get(name, 0) for name in ("xdp:forwarded", "xdp:flow", "xdp:reply")), now
     for connection in held:
         connection.sock.close()
 

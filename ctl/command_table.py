@@ -90,6 +90,7 @@ COMMANDS = {
             ("explain --service default/web", "every frontend of a loaded Service, from a pod, the node and outside"),
             ('explain --flow "10.244.1.5 -> 10.96.0.10:53/udp"', "one packet under what is loaded here"),
             ('explain --flow "pod1-1 -> web:80"', "names of the lab's places, Pods, Nodes and Services for addresses"),
+            ("explain --service default/web --picture web.svg", "and draw the paths"),
             ('explain -f services.yaml --mode ebpf --flow "10.0.0.9 -> 10.96.0.10:80/tcp" -o json', "under manifests"),
         ),
     ),

@@ -11,6 +11,7 @@ from ctl.service_option import require_service
 from dataplane.errors import UsageError
 from dataplane.lab.places import Places
 from dataplane.model.net import Family, family_of, host_port
+from dataplane.model.objects import ModelObject
 from dataplane.oracle.decide import Decision, Oracle
 from dataplane.oracle.keeps import Keeping
 from dataplane.oracle.types import Packet
@@ -24,6 +25,16 @@ from dataplane.policy.node import NodeConfig
 
 OUTSIDE = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
 """Addresses for documentation (RFC 5737, RFC 3849): an outside client that is nobody's."""
+
+
+class Scene(NamedTuple):
+    """What pictures need to know beside decisions: the deciding node, whose address its mode leaves alone, and the
+    objects, or the lab's places, that name others."""
+
+    node: NodeConfig
+    keeping: Keeping
+    objects: Sequence[ModelObject] = ()
+    places: Places | None = None
 
 
 class Loaded(NamedTuple):

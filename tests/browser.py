@@ -1,10 +1,12 @@
 """A headless Chromium for tests of pages, by its DevTools protocol."""
 
 import asyncio
+import base64
 import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -46,8 +48,8 @@ class Tab:
         result: dict[str, Any] = found["result"]
         return result
 
-    async def open(self, page: Path, width: int, scheme: str) -> Self:
-        """Show a page in a window of this width, "light" or "dark"."""
+    async def open(self, page: Path | str, width: int, scheme: str) -> Self:
+        """Show a page, a file or an address, in a window of this width, "light" or "dark"."""
         for domain in ("Page", "Runtime", "Log"):
             await self.call(f"{domain}.enable")
         await self.call(
@@ -55,7 +57,7 @@ class Tab:
         )
         await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self._loaded.clear()
-        await self.call("Page.navigate", url=page.resolve().as_uri())
+        await self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         await asyncio.wait_for(self._loaded.wait(), _PATIENCE)
         return self
 
@@ -64,6 +66,34 @@ class Tab:
         found = await self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
+
+    async def until(self, script: str) -> Any:
+        """What a JavaScript expression gives once that is true. Raises AssertionError if it does not become so."""
+        deadline = time.monotonic() + _PATIENCE
+        while not (found := await self.value(script)):
+            assert time.monotonic() < deadline, f"not in time: {script}"
+            await asyncio.sleep(0.05)
+        return found
+
+    async def press(self, key: str, times: int = 1) -> None:
+        """Press a key (Tab, Enter) as a person does."""
+        text = {"Enter": "\r"}.get(key, "")
+        code = {"Enter": 13, "Tab": 9}[key]
+        for _ in range(times):
+            for kind in ("keyDown", "keyUp"):
+                more = {"text": text} if text and kind == "keyDown" else {}
+                await self.call(
+                    "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more
+                )
+
+    async def write(self, text: str) -> None:
+        """Type text into what has the focus."""
+        await self.call("Input.insertText", text=text)
+
+    async def picture(self, file: Path) -> None:
+        """Save what the window shows as a PNG."""
+        shot = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        file.write_bytes(base64.b64decode(shot["data"]))
 
 
 @asynccontextmanager

@@ -35,6 +35,7 @@ from dataplane.policy.forwarding import LbMode
 from dataplane.policy.node import Source
 
 if TYPE_CHECKING:
+    from ctl.explain_loaded import Scene
     from ctl.explain_routes import Ways
     from ctl.flow_names import Names
 
@@ -70,6 +71,13 @@ class Explained(msgspec.Struct, frozen=True):
     path: tuple[Step, ...] = ()
     asked: str | None = None
     live: Live | None = None
+
+
+class Answer(NamedTuple):
+    """What is told of a flow, and the decision that it is told of."""
+
+    explained: Explained
+    decision: Decision
 
 
 def register(subparsers: Any) -> None:
@@ -109,6 +117,11 @@ def register(subparsers: Any) -> None:
         "one datagram is sent, which the endpoint gets; exit status 1 if something differs",
     )
     add_sender_options(parser)
+    parser.add_argument(
+        "--picture",
+        metavar="FILE.svg|-",
+        help="draw the paths into this file, too; -: on standard output, in place of the text",
+    )
     add_output_option(parser)
 
 
@@ -178,6 +191,18 @@ def explain(
     ways: "Ways" = lambda _: (),
     options: PlaneOptions = PlaneOptions(),  # noqa: B008 - it is frozen
 ) -> list[Explained]:
+    """Explain flows under a planner's plan, see `answers`."""
+    return [each.explained for each in answers(planner, flows, mode, keeping, ways, options)]
+
+
+def answers(
+    planner: Planner,
+    flows: Iterable[Flow],
+    mode: str,
+    keeping: Keeping = NOTHING,
+    ways: "Ways" = lambda _: (),
+    options: PlaneOptions = PlaneOptions(),  # noqa: B008 - it is frozen
+) -> list[Answer]:
     """Explain flows under a planner's plan. keeping: whose address the mode leaves alone. ways: which way packets go,
     past the node's stack or by it. options: of the plane."""
 
@@ -191,18 +216,21 @@ def explain(
     conflicts = [problem for problems in planner.problems.values() for problem in problems]
     at = At(planner.plan.node, options, keeping)
     return [
-        explained(
-            flow,
+        Answer(
+            explained(
+                flow,
+                decision,
+                [
+                    *_conflicts(decision, conflicts),
+                    *_gated(decision, planner),
+                    *_snat_only(decision, planner, mode),
+                    *_connect_time(decision, planner, keeping),
+                    *(way.text for way in ways(decision)),
+                ],
+                [*mode_of(mode).path(decision, at), *(way.step for way in ways(decision))],
+                names,
+            ),
             decision,
-            [
-                *_conflicts(decision, conflicts),
-                *_gated(decision, planner),
-                *_snat_only(decision, planner, mode),
-                *_connect_time(decision, planner, keeping),
-                *(way.text for way in ways(decision)),
-            ],
-            [*mode_of(mode).path(decision, at), *(way.step for way in ways(decision))],
-            names,
         )
         for flow, decision in ((flow, oracle.decide(flow.packet)) for flow in flows)
     ]
@@ -322,17 +350,26 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("explain: --from-netns and --from-pid say where to send from: add --live")
     if args.live and args.filename:
         raise UsageError("explain: --live sends packets through what is loaded: leave -f out, or --live")
-    flows = _under_manifests(args) if args.filename else _as_loaded(args)
-    if args.output == "table":
+    if args.picture == "-" and args.output != "table":
+        raise UsageError(f"explain: --picture - and -o {args.output} both want standard output; name a file")
+    given, scene = _under_manifests(args) if args.filename else _as_loaded(args)
+    flows = [each.explained for each in given]
+    if args.picture:
+        from ctl.explain_picture import write_picture
+
+        write_picture(args.picture, given, scene)
+    if args.picture == "-":
+        pass  # which has the text's place
+    elif args.output == "table":
         print_blocks(flows)
     else:
         print_records([msgspec.to_builtins(flow) for flow in flows], args.output, ())
     return int(any(flow.live is not None and not flow.live.agreed for flow in flows))
 
 
-def _as_loaded(args: argparse.Namespace) -> list[Explained]:
+def _as_loaded(args: argparse.Namespace) -> "tuple[list[Answer], Scene]":
     """Explain under the plan that was loaded last here."""
-    from ctl.explain_loaded import flows_to, loaded
+    from ctl.explain_loaded import Scene, flows_to, loaded
     from ctl.explain_routes import ways_now
     from ctl.flow_names import Names, enter_node, lab_here
 
@@ -342,6 +379,8 @@ def _as_loaded(args: argparse.Namespace) -> list[Explained]:
     held, ways = loaded(args), ways_now(args)
     flows = named_flows(asked, Names(held.plan, places=lab_here()))
     flows += read_flows(text for name in args.service for text in flows_to(held.plan, name, args.sources))
+    scene = Scene(held.plan.node, held.keeping, places=lab_here())
+    decisions = [held.decide(flow.packet) for flow in flows]
     found = [
         explained(
             flow,
@@ -349,20 +388,21 @@ def _as_loaded(args: argparse.Namespace) -> list[Explained]:
             [way.text for way in ways(decision)],
             [*held.mode.path(decision, held.at), *(way.step for way in ways(decision))],
         )
-        for flow, decision in ((flow, held.decide(flow.packet)) for flow in flows)
+        for flow, decision in zip(flows, decisions, strict=True)
     ]
     if not args.live:
-        return found
+        return [*map(Answer, found, decisions)], scene
     from ctl.trace.live import send_all
 
     lives = send_all(args, held, [(flow.text, flow.asked, flow.packet) for flow in flows])
-    return [msgspec.structs.replace(each, live=live) for each, live in zip(found, lives, strict=True)]
+    found = [msgspec.structs.replace(each, live=live) for each, live in zip(found, lives, strict=True)]
+    return [*map(Answer, found, decisions)], scene
 
 
-def _under_manifests(args: argparse.Namespace) -> list[Explained]:
+def _under_manifests(args: argparse.Namespace) -> "tuple[list[Answer], Scene]":
     """Explain under what the manifests say."""
     from ctl.context import build_context, report_problems
-    from ctl.explain_loaded import flows_to, keeping_of
+    from ctl.explain_loaded import Scene, flows_to, keeping_of
     from ctl.flow_names import Names, lab_here
     from ctl.manifests import place_notes
     from ctl.plane_options import unchecked_options
@@ -387,7 +427,8 @@ def _under_manifests(args: argparse.Namespace) -> list[Explained]:
     elsewhere = pods_elsewhere(decoded.objects, context.node.name, sources)
     keeping = keeping_of(mode, options, planner.plan, elsewhere)
     ways = _ways(args, mode, context.node.name, decoded)
-    return explain(planner, asked, context.mode, keeping, ways, options)
+    scene = Scene(context.node, keeping, decoded.objects, lab_here())
+    return answers(planner, asked, context.mode, keeping, ways, options), scene
 
 
 def _ways(args: argparse.Namespace, mode: Mode, node: str, decoded: Decoded) -> "Ways":

@@ -76,6 +76,14 @@ def _at_connect_time(decision: Decision, keeping: Keeping, own: Collection[str],
     return Keeps.PODS in keeping.keeps and decision.source is Source.POD and not (masquerade_all or needs_address)
 
 
+def pointed_at_connect(decision: Decision, keeping: Keeping, own: Collection[str], *, masquerade_all: bool) -> bool:
+    """True if a pod of this node is pointed at its backend when it connects, so that no packet of it has the frontend's
+    address. own: addresses of the deciding node."""
+    if decision.verdict is not Verdict.DNAT or not _seen_by_programs(decision, keeping):
+        return False
+    return _at_connect_time(decision, keeping, own, masquerade_all=masquerade_all)
+
+
 def why_kept(decision: Decision) -> str:
     """Return the reason, as a clause."""
     if any(not backend.local or backend.address == decision.packet.source for backend in decision.kept):

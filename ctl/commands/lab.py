@@ -30,7 +30,12 @@ def register(subparsers: Any) -> None:
     status = actions.add_parser("status", help="the labs that are up, their places, addresses and processes")
     status.add_argument("--name", help="only this lab (default: all)")
     add_output_option(status, of_many=True)
-    execute = actions.add_parser("exec", help="run a command in a node, a pod or the client")
+    execute = actions.add_parser(
+        "exec",
+        help="run a command in a node, a pod or the client",
+        description="Run a command in a place. It finds the lab's places (node1, pod1-2, client) and the Services that "
+        "are loaded (web, web.default, web.default.svc.cluster.local) in /etc/hosts.",
+    )
     _add_name(execute)
     execute.add_argument("place", metavar="NODE|POD|client", help="node1, pod1-2, client, or net for the underlay")
     execute.add_argument("argv", metavar="-- CMD", nargs=argparse.REMAINDER, help="the command and its arguments")
@@ -87,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         case "call":
             return call.run(args)
         case _:
-            return _exec(args.name, args.place, args.argv)
+            return _exec(args.name, args.place, args.argv, Path(args.state_dir))
 
 
 def _up(args: argparse.Namespace) -> int:
@@ -159,7 +164,8 @@ def _places(name: str) -> list[dict[str, object]]:
     ]
 
 
-def _exec(name: str, place: str, argv: list[str]) -> int:
+def _exec(name: str, place: str, argv: list[str], state_dir: Path) -> int:
+    from ctl.lab.hosts import hosts
     from dataplane.lab.lab import Lab
     from dataplane.lab.spec import LabError
 
@@ -167,7 +173,9 @@ def _exec(name: str, place: str, argv: list[str]) -> int:
     if not command:
         raise UsageError("lab exec: the command is missing: hotplane lab exec node1 -- ip address")
     try:
-        Lab.open(name).execute(place, command)
+        lab = Lab.open(name)
+        lab.place(place)
+        lab.execute(place, command, hosts(lab, state_dir))
     except OSError as error:
         raise LabError(f"{place}: {command[0]} cannot be run: {error.strerror}") from error
     raise LabError(f"{place}: {command[0]} was not run")

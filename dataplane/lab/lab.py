@@ -33,6 +33,7 @@ from dataplane.lab.traffic.probe import DEFAULT_CONCURRENCY, Probe, ProbeResult
 from dataplane.model.net import canonical_address
 
 CGROUP_PREFIX = "hotplane-"
+HOSTS = Path("/etc/hosts")
 _ROOT = Path(dataplane.__file__).parent.parent
 _ENTER = 'echo 0 > "$0" && exec "$@"'
 
@@ -193,15 +194,18 @@ class Lab(Places):
             raise LabError(f"{place.name}: {' '.join(argv)}: exit status {process.returncode}: {errors.strip()}")
         return subprocess.CompletedProcess(list(argv), process.returncode, output, errors)
 
-    def execute(self, where: Where, argv: Sequence[str]) -> None:
+    def execute(self, where: Where, argv: Sequence[str], hosts: str = "") -> None:
         """Become a program in a place (exec: does not return). Raises OSError when there is no such program.
 
-        Its host name is the place's: a node's proxy takes its node name from there.
+        Its host name is the place's: a node's proxy takes its node name from there. hosts: what it finds in /etc/hosts;
+        "": the machine's.
         """
         place = self.place(where)
         cgroup.enter(self.cgroup(place))
         netns.enter(place.netns)
         netns.call_host(place.name)
+        if hosts:
+            netns.lay_over(state.store_hosts(self.spec.name, hosts), HOSTS)
         os.execvp(argv[0], list(argv))
 
     def python(self, where: Where, module: str, arguments: Sequence[str] = (), **popen: Any) -> subprocess.Popen[Any]:

@@ -47,10 +47,26 @@ def store(state: LabState) -> None:
     fresh.replace(path)
 
 
+def hosts_path(name: str) -> Path:
+    """The /etc/hosts of what `Lab.execute` runs in a lab."""
+    return STATE_DIR / f"{name}.hosts"
+
+
+def store_hosts(name: str, text: str) -> Path:
+    """Write a lab's hosts file, all or nothing; return its path. Raises OSError."""
+    path = hosts_path(name)
+    fresh = path.with_suffix(f".hosts-{os.getpid()}")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
+    return path
+
+
 def forget(name: str) -> None:
     """Remove a lab's state; fine when there is none."""
     path_of(name).unlink(missing_ok=True)
     path_of(name).with_suffix(".new").unlink(missing_ok=True)
+    for path in STATE_DIR.glob(f"{name}.hosts*"):
+        path.unlink(missing_ok=True)
 
 
 def names() -> list[str]:

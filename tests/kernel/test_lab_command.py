@@ -104,6 +104,15 @@ def calls(name: str, *words: str, status: int = 0) -> dict[str, dict[str, Any]]:
     return {record["answer"]: record for record in check_output(("lab", "call"), done.stdout)}
 
 
+def _named(name: str, servers: set[str]) -> None:
+    """Places and Services by their names, in a node, a pod and outside; the programs that ask for them are there."""
+    for place, target in (("node1", "web"), ("pod2-2", "web.default.svc.cluster.local"), ("client", "node3:30080")):
+        got = hotplane("lab", "exec", "--name", name, place, "--", "curl", "-sS", "-m", "10", f"http://{target}/")
+        assert json.loads(got.stdout)["server"] in servers
+    for words in (("ping", "-c1", "-W5", "pod3-1"), ("dig", "-v"), ("getent", "ahosts", "kube-dns.kube-system.svc")):
+        hotplane("lab", "exec", "--name", name, "pod1-1", "--", *words)
+
+
 def _forwards(name: str) -> None:
     """Nodes of a lab know each other, whatever announces them elsewhere."""
     records("lab", "apply", "--name", name, "-f", str(EXAMPLES), "--mode", "ebpf", "--lb-mode", "dsr")
@@ -147,6 +156,7 @@ def test_the_examples_on_every_node_called_in_every_mode(name: str) -> None:
     curl = "import urllib.request as r; print(r.urlopen('http://10.96.0.80/', timeout=10).read().decode())"
     answer = json.loads(hotplane("lab", "exec", "--name", name, "pod1-2", sys.executable, "-c", curl).stdout)
     assert answer["server"] in web
+    _named(name, {*web, "pod1-2"})
     _forwards(name)
     assert "no node of lab" in hotplane("lab", "call", "--name", name, "pod1-1", "default/none", status=1).stderr
     assert "write ADDRESS:PORT" in hotplane("lab", "call", "--name", name, "pod1-1", "node1", status=2).stderr

@@ -62,6 +62,7 @@ COMMANDS = {
         (
             ("run --kubeconfig /etc/hotplane/kubeconfig", "watch an API server"),
             ("run -f manifests/ --mode ebpf", "watch a directory, in ebpf mode"),
+            ("run -f manifests/ --ui 127.0.0.1:8099", "with a page to look at"),
             (
                 "run --config kube-proxy.yaml --logging-format json",
                 "with kube-proxy's configuration, logs for machines",
@@ -150,11 +151,12 @@ COMMANDS = {
     ),
     "lab": Command(
         "ctl.commands.lab",
-        "a small cluster of network namespaces: up, apply, call, status, exec, down",
+        "a small cluster of network namespaces: up, apply, call, ui, status, exec, down",
         examples=(
             ("lab up --nodes 3 --pods 2 --ipv6", "three nodes with two pods each"),
             ("lab apply -f examples/ --mode ebpf", "load the example Services on every node"),
             ("lab call pod1-1 default/web 300", "connect 300 times: which pods answered, and whom they saw"),
+            ("lab ui", "a page: the path in each mode, real packets, counters"),
             ("lab exec pod1-1 -- ip address", "a command in a pod"),
             ("lab down", "remove it"),
         ),

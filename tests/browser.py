@@ -68,9 +68,10 @@ class Tab:
         return found["result"].get("value")
 
     async def until(self, script: str) -> Any:
-        """What a JavaScript expression gives once that is true. Raises AssertionError if it does not become so."""
+        """What a JavaScript expression gives once that is true (True for an element). Raises AssertionError if it does
+        not become so."""
         deadline = time.monotonic() + _PATIENCE
-        while not (found := await self.value(script)):
+        while not (found := await self.value(f"(found => found instanceof Node || found)({script})")):
             assert time.monotonic() < deadline, f"not in time: {script}"
             await asyncio.sleep(0.05)
         return found

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from ctl.lab import apply, call
+from ctl.lab import apply, call, ui
 from ctl.output import Table, add_output_option, print_records
 from dataplane.errors import UsageError
 from dataplane.lab.spec import DEFAULT_NAME, LabSpec, PodLink, Routing
@@ -20,7 +20,7 @@ def register(subparsers: Any) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "lab",
-        help="a small cluster of network namespaces: up, apply, call, status, exec, down",
+        help="a small cluster of network namespaces: up, apply, call, ui, status, exec, down",
         description="Nodes, pods behind each, an outside client and an underlay, as network namespaces.",
     )
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
@@ -40,7 +40,7 @@ def register(subparsers: Any) -> None:
     execute.add_argument("place", metavar="NODE|POD|client", help="node1, pod1-2, client, or net for the underlay")
     execute.add_argument("argv", metavar="-- CMD", nargs=argparse.REMAINDER, help="the command and its arguments")
 
-    for more in (apply, call):
+    for more in (apply, call, ui):
         _add_name(more.register(actions))
 
 
@@ -91,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
             return apply.run(args)
         case "call":
             return call.run(args)
+        case "ui":
+            return ui.run(args)
         case _:
             return _exec(args.name, args.place, args.argv, Path(args.state_dir))
 

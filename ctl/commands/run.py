@@ -42,6 +42,15 @@ def add_parser(subparsers: Any, name: str, text: str, description: str) -> argpa
     parser.add_argument("--adopt", action="store_true", help="remove kube-proxy's rules once ours answer")
     parser.add_argument("--cleanup", action="store_true", help="remove the rules instead (all modes, or --proxy-mode)")
     add_takeover_option(parser)
+    parser.add_argument(
+        "--ui",
+        default="",
+        metavar="ADDRESS:PORT",
+        help="serve a page about this node there, read only: Services, paths, counters, changes (default: none)",
+    )
+    parser.add_argument(
+        "--ui-remote", action="store_true", help="let others in: --ui may be an address that is no loopback one"
+    )
     parser.add_argument("--write-config-to", metavar="FILE", help="write the effective configuration and end")
     parser.add_argument("--logging-format", choices=FORMATS, default="text", metavar="text|json")
     parser.add_argument("-v", "--v", dest="verbosity", type=int, default=2, metavar="LEVEL", help="4: debug; 0: errors")

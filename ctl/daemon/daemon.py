@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -22,8 +23,8 @@ from ctl.daemon.http.health_watch import HealthWatch
 from ctl.daemon.http.healthports import HealthPorts
 from ctl.daemon.http.metrics import Metrics, ip_family
 from ctl.daemon.http.traffic import TrafficCollector
-from ctl.daemon.http.web import Listener, Reply, Site, health_answer, metrics_answer, split_bind
-from ctl.daemon.http.zpages import Statusz, flagz
+from ctl.daemon.http.web import Listener, Site, health_answer, metrics_answer, split_bind
+from ctl.daemon.http.zpages import pages
 from ctl.daemon.jobs import Jobs, attempt
 from ctl.daemon.log import Log, forward_logging
 from ctl.daemon.node.addresses import AddressWatch
@@ -32,7 +33,6 @@ from ctl.daemon.node.nodes import describe
 from ctl.daemon.node.rights import check_rights, held_capabilities
 from ctl.daemon.node.sysctls import apply_sysctls
 from ctl.daemon.object_reports import ObjectReports
-from ctl.daemon.options import to_document
 from ctl.daemon.settings import Settings, waits_for_restart
 from ctl.daemon.sync.child import Child, ChildError
 from ctl.daemon.sync.drift import POLL_SECONDS, DriftCheck
@@ -58,9 +58,13 @@ from dataplane.model.net import Family
 from dataplane.model.objects import Node, ObjectRef
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import HealthCheck
+from dataplane.planes.answers import Traffic
 from dataplane.planes.base import Plane
 from dataplane.planes.registry import mode_of
 from dataplane.policy.node import NodeConfig
+
+if TYPE_CHECKING:
+    from ctl.ui.node_view import NodePage
 
 KINDS = ("Service", "EndpointSlice", "Node", "ServiceCIDR")
 TICK_SECONDS = 30.0
@@ -80,7 +84,7 @@ class Daemon:
         self.metrics = Metrics()
         self.health = Health(2 * settings.sync_period)
         self._reports = ObjectReports(log, lambda *event: self._events.warn(*event))
-        self._statusz = Statusz()
+        self._pages = pages(lambda: self.settings)
         self._jobs = Jobs(log, self.metrics.job_failed)
         self._stop = asyncio.Event()
         self._saved = 0
@@ -121,6 +125,7 @@ class Daemon:
             Pace(settings.min_sync_period), self._after, self._jobs, self._unwritten, self._forwarding.before_load,
             vouched=not settings.paths,
         )  # fmt: skip
+        self._page = self._make_page() if settings.ui else None
 
     async def run(self) -> int:
         """Run until SIGTERM, SIGINT or a takeover by another process; the rules stay in the kernel. Returns the exit
@@ -251,6 +256,8 @@ class Daemon:
 
     async def _after(self, change: PlanChange) -> None:
         """Update ports and report refused objects after a change, outside the measured sync time."""
+        if self._page is not None:
+            self._page.changed(change)
         if change.health_checks or change.node is not None:
             await self._update_ports()
         self._forwarding.look()
@@ -432,7 +439,7 @@ class Daemon:
             self._change_mode(old.mode)
         elif mode_of(fresh.mode).tcp_be_liberal and _tcp_be_liberal(fresh) != _tcp_be_liberal(old):
             self.reconciler.request("tcpBeLiberal", self._be_liberal)
-        if _binds(fresh) != _binds(old):
+        if fresh.binds != old.binds:
             await self._close_sites()
             await self._serve()
         self.reconciler.request("reload", lambda: self._reloaded(fresh.mode))  # behind what it asked for
@@ -475,10 +482,11 @@ class Daemon:
     async def _serve(self) -> None:
         """Open the health and metrics servers that are not open yet. A port that is taken is fatal only with
         bindAddressHardFail; otherwise it is tried again now and then."""
-        healthz, metrics = _binds(self.settings)
-        pages = {"/configz": self._configz, "/statusz": self._show_status, "/flagz": self._show_flags}
-        look = metrics_answer(self.health, self.metrics, lambda: self.settings.mode, self._collect, pages)
-        for bind, answer in ((healthz, health_answer(self.health, self.metrics)), (metrics, look)):
+        healthz, metrics = self.settings.binds
+        look = metrics_answer(self.health, self.metrics, lambda: self.settings.mode, self._collect, self._pages)
+        health = health_answer(self.health, self.metrics)
+        ui = [(self.settings.ui, self._page.answer)] if self._page is not None else []
+        for bind, answer in ((healthz, health), (metrics, look), *ui):
             host, port = split_bind(bind)
             if not port or bind in self._sites:
                 continue
@@ -496,15 +504,13 @@ class Daemon:
                 self._log.info("server started", address=bind)
                 self._taken.discard(bind)
 
-    def _configz(self) -> Reply:
-        body = msgspec.json.encode({"kubeproxy.config.k8s.io": to_document(self.settings.config)})
-        return Reply(body=body, content_type="application/json")
+    def _make_page(self) -> "NodePage":
+        from ctl.ui.node_view import NodePage  # most daemons serve none
 
-    def _show_status(self) -> Reply:
-        return Reply(text=self._statusz.text())
+        return NodePage(lambda: self.settings, lambda: self.reconciler.planner, self._read_traffic)
 
-    def _show_flags(self) -> Reply:
-        return Reply(text=flagz(self.settings))
+    async def _read_traffic(self) -> Traffic | None:
+        return await self._kernel.call(self._kernel.plane.traffic) if self.health.started else None
 
     async def _collect(self) -> None:
         """Update the gauges, once per scrape."""
@@ -578,7 +584,3 @@ def check_mode(mode: str) -> str:
 
 def _tcp_be_liberal(settings: Settings) -> bool:
     return settings.config.conntrack.tcp_be_liberal
-
-
-def _binds(settings: Settings) -> tuple[str, str]:
-    return settings.config.healthz_bind_address, settings.config.metrics_bind_address

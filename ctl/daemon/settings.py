@@ -13,6 +13,7 @@ from ctl.daemon.options import effective
 from ctl.lb_options import LbOptions, lb_options
 from ctl.plane_options import plane_options
 from ctl.sources.manifests import NODE_PORTS, PortRange
+from ctl.ui.server import listening_address
 from dataplane.errors import UsageError
 from dataplane.model.net import canonical_address
 from dataplane.planes.host_routes import DEFAULT, OFF
@@ -22,7 +23,8 @@ from dataplane.planes.registry import DEFAULT_MODE, mode_of
 
 class Settings(msgspec.Struct, frozen=True):
     """paths: manifests to follow instead of an API server. once: end after the first load. adopt: remove
-    kube-proxy's rules then. unknown: fields of the file that have no meaning here."""
+    kube-proxy's rules then. unknown: fields of the file that have no meaning here. ui: where the page is served, ""
+    for nowhere; ui_remote: an address that others can reach is wanted there."""
 
     config: KubeProxyConfiguration
     mode: str
@@ -38,6 +40,13 @@ class Settings(msgspec.Struct, frozen=True):
     unknown: tuple[str, ...] = ()
     options: PlaneOptions = PlaneOptions()
     lb: LbOptions = LbOptions()
+    ui: str = ""
+    ui_remote: bool = False
+
+    @property
+    def binds(self) -> tuple[str, str]:
+        """Where health and metrics are served."""
+        return self.config.healthz_bind_address, self.config.metrics_bind_address
 
     @property
     def balances_at_connect_time(self) -> bool:
@@ -92,7 +101,16 @@ def settings_of(args: argparse.Namespace) -> Settings:
         unknown=loaded.unknown,
         options=options,
         lb=lb_options(args, config, mode_of(mode), options),
+        ui=_page_address(args.ui, remote=args.ui_remote),
+        ui_remote=args.ui_remote,
     )
+
+
+def _page_address(text: str, *, remote: bool) -> str:
+    """Where the page is served, as it was given. Raises UsageError."""
+    if text:
+        listening_address(text, remote=remote, option="--ui", allow="--ui-remote")
+    return text
 
 
 def waits_for_restart(old: Settings, new: Settings) -> list[str]:

@@ -5,10 +5,11 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctl.itself import PROGRAM
-from ctl.output import Record, Table, add_output_option, print_records
+from ctl.output import Table, add_output_option, print_records
 from dataplane.errors import HotplaneError, UsageError
 
 if TYPE_CHECKING:
+    from ctl.ui.view import Sent
     from dataplane.lab.lab import Lab
     from dataplane.lab.traffic.probe import ProbeResult
 
@@ -60,34 +61,50 @@ def run(args: argparse.Namespace) -> int:
         (result,) = lab.probe(args.place, probe)
     if args.output == "table":
         print(f"{args.place} -> {to.name} ({probe.text})" if to.name != probe.text else f"{args.place} -> {to.name}")
-    print_records(_records(result), args.output, COLUMNS)
+    print_records(
+        [
+            {
+                "answer": each.answer,
+                "outcome": each.outcome,
+                "count": each.count,
+                "share": round(each.share, 4),
+                "seenAs": [*each.seen_as],
+            }
+            for each in counted(result)
+        ],
+        args.output,
+        COLUMNS,
+    )
     return int(result.count(Outcome.ANSWERED) != args.count)
 
 
-def _records(result: "ProbeResult") -> list[Record]:
-    """One record a server and one an outcome without an answer, the most frequent first."""
+def counted(result: "ProbeResult") -> "list[Sent]":
+    """What came of a probe: by server, and by outcome without an answer, the most frequent first."""
+    from ctl.ui.view import Sent
     from dataplane.lab.traffic.probe import Outcome, split_port
 
-    seen: dict[tuple[str, str], dict[str, int]] = {}
+    seen: dict[tuple[Outcome, str], dict[str, int]] = {}
     for attempt in result.attempts:
         detail = f" ({attempt.detail})" if attempt.detail else ""
         answered = attempt.outcome is Outcome.ANSWERED
         name = attempt.server if answered else f"{attempt.outcome}{detail}"
-        clients = seen.setdefault((name, str(attempt.outcome)), {})
         client = split_port(attempt.client)[0] if answered else ""
+        clients = seen.setdefault((attempt.outcome, name), {})
         clients[client] = clients.get(client, 0) + 1
-    total = len(result.attempts)
-    records: list[Record] = [
-        {
-            "answer": name,
-            "outcome": outcome,
-            "count": sum(clients.values()),
-            "share": round(sum(clients.values()) / total, 4),
-            "seenAs": sorted(filter(None, clients)),
-        }
-        for (name, outcome), clients in seen.items()
-    ]
-    return sorted(records, key=lambda record: -int(str(record["count"])))
+    found = []
+    for (outcome, name), clients in seen.items():
+        count = sum(clients.values())
+        found.append(
+            Sent(
+                name,
+                count,
+                count / len(result.attempts),
+                outcome is Outcome.ANSWERED,
+                tuple(sorted(filter(None, clients))),
+                str(outcome),
+            )
+        )
+    return sorted(found, key=lambda each: -each.count)
 
 
 def destination(lab: "Lab", text: str, state_dir: str) -> Destination:

@@ -115,7 +115,7 @@ class _Filler:
         for found, backends in ((chosen, self._decision.backends), (rest, self._rest())):
             for backend in backends:
                 if not backend.local:
-                    found.setdefault(self._names.node(backend.address), []).append(backend)
+                    found.setdefault(self._place(backend), []).append(backend)
         names = sorted({*chosen, *rest}, key=lambda name: (name not in chosen, name == "", name))
         groups = [self._group(name, chosen.get(name, []), rest.get(name, [])) for name in names]
         if len(groups) <= MOST_NODES:
@@ -124,12 +124,20 @@ class _Filler:
         both = [[backend for group in more for backend in each(group)] for each in (_chosen, _not_chosen)]
         return [*groups[: MOST_NODES - 1], self._group(f"{len(more)} more nodes", *both)]
 
+    def _place(self, backend: Backend) -> str:
+        """The name of a backend's node, or the node's address, as far as either is known."""
+        tunnel = self._decision.tunnels.get(backend, "")
+        return self._names.node(backend.address) or self._names.whose(tunnel) or tunnel
+
     def _group(self, name: str, chosen: Sequence[Backend], rest: Sequence[Backend]) -> _Group:
         way = self._way(chosen[0]) if chosen else None
-        address = self._names.address(name, self._client)
-        return _Group(name or ELSEWHERE, address, tuple(chosen), tuple(rest), way)
+        tunnel = self._decision.tunnels.get(chosen[0], "") if chosen else ""
+        address = tunnel or self._names.address(name, self._client)
+        return _Group(name if name and name != address else ELSEWHERE, address, tuple(chosen), tuple(rest), way)
 
     def _way(self, backend: Backend) -> Way:
+        if backend in self._decision.tunnels:
+            return Way(self._decision.forwarding.value)
         return Way.SNAT if self._decision.masquerades(backend) else Way.ROUTED
 
     def _sees(self, backend: Backend) -> str:

@@ -33,6 +33,10 @@ class Names(msgspec.Struct, frozen=True):
         family = family_of(like)
         return next((each for each in self.addresses.get(node, ()) if family_of(each) is family), "")
 
+    def whose(self, address: str) -> str:
+        """The name of the node that has an address, "" if it is not known."""
+        return next((name for name, addresses in self.addresses.items() if address in addresses), "")
+
 
 def names_in(objects: Iterable[ModelObject], lab: "Topology | None" = None) -> Names:
     """What Nodes, Pods and EndpointSlices say, and of all else a lab."""

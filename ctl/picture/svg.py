@@ -16,7 +16,7 @@ from ctl.picture.model import SOURCE, Leg, NodeBox, Picture, PodBox, Step, Tone
 STYLE = Path(__file__).with_name("picture.css")
 WIDTH = 800
 _MARGIN, _PAD, _GAP = 14, 12, 10
-_MONO, _SANS, _BOLD = 6.75, 6.1, 8.6
+_MONO, _SANS, _BOLD = 6.75, 6.5, 8.6
 """Width of a letter of addresses, of sentences and of names, on the safe side."""
 _LINE, _TITLE_LINE = 15, 17
 _SOURCE_WIDTH, _FAN = 150, 62

@@ -1,16 +1,19 @@
-"""/statusz and /flagz, pages for people: version and start time of the daemon, and its settings.
+"""/configz, and /statusz and /flagz, pages for people: version and start time of the daemon, and its settings.
 
 Layout: Kubernetes' component-base/zpages of 1.36, as plain text. It promises no format, so neither does this.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
+
+import msgspec
 
 from ctl import VERSION
 from ctl.config import SECTIONS
 from ctl.daemon.http.metrics import KUBERNETES
+from ctl.daemon.http.web import Reply
 from ctl.daemon.options import FLAGS, to_document
 from ctl.daemon.settings import Settings
 
@@ -41,6 +44,20 @@ class Statusz:
                 f"Paths: {' '.join(PATHS)}",
             ),
         )
+
+
+def pages(settings: Callable[[], Settings]) -> Mapping[str, Callable[[], Reply]]:
+    """Return the pages by path. settings: those of now. Made when the process starts."""
+    statusz = Statusz()
+    return {
+        "/configz": lambda: Reply(body=_configz(settings()), content_type="application/json"),
+        "/statusz": lambda: Reply(text=statusz.text()),
+        "/flagz": lambda: Reply(text=flagz(settings())),
+    }
+
+
+def _configz(settings: Settings) -> bytes:
+    return msgspec.json.encode({"kubeproxy.config.k8s.io": to_document(settings.config)})
 
 
 def flagz(settings: Settings) -> str:

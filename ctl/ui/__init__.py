@@ -1,0 +1,1 @@
+"""The page of `lab ui` and `run --ui`: what it asks (view), its answers over HTTP (server), and its files (page)."""

@@ -1,0 +1,110 @@
+"""What the page shows of a node: the plan of its daemon, read only."""
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from ctl.daemon.settings import Settings
+from ctl.explain_loaded import OUTSIDE
+from ctl.explain_loaded import sources as sources_of
+from ctl.picture.names import Names
+from ctl.ui.changes import told
+from ctl.ui.counters import news, of_traffic
+from ctl.ui.listing import services_of
+from ctl.ui.modes import Known, bracketed, explanations, of_packet
+from ctl.ui.server import Page
+from ctl.ui.view import Counters, Event, Explanation, Look, NodeShown, Overview, ServicesShown, SourceShown, View
+from dataplane.model.net import Family, family_of
+from dataplane.oracle.flow import parse_flow
+from dataplane.plan.change import PlanChange
+from dataplane.plan.planner import Planner
+from dataplane.planes.answers import Traffic
+from dataplane.policy.node import NodeConfig, Source
+
+MOST_EVENTS = 200
+_KINDS = {Source.POD: "pod", Source.NODE: "node", Source.OUTSIDE: "client"}
+
+
+ReadTraffic = Callable[[], Awaitable[Traffic | None]]
+
+
+class NodePage:
+    """The page of a daemon. settings, planner: those of now. traffic: reads the plane's counters."""
+
+    def __init__(self, settings: Callable[[], Settings], planner: Callable[[], Planner], traffic: ReadTraffic) -> None:
+        self._view = NodeView(settings, planner, traffic)
+        self.answer = Page(self._view, remote=settings().ui_remote).answer
+
+    def changed(self, change: PlanChange) -> None:
+        """Note a change of the plan."""
+        self._view.changed(change)
+
+
+class NodeView(View):
+    """A view of the daemon's own plan. Everything but `traffic` is asked in the daemon's event loop."""
+
+    def __init__(self, settings: Callable[[], Settings], planner: Callable[[], Planner], traffic: ReadTraffic) -> None:
+        self._settings, self._planner, self._traffic = settings, planner, traffic
+        self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
+        self._before: Counters | None = None
+        self._mode = settings().mode
+
+    def _known(self) -> Known:
+        settings, plan = self._settings(), self._planner().plan
+        return Known(plan, settings.mode, settings.options, settings.config.proxy_settings(), Names())
+
+    def changed(self, change: PlanChange) -> None:
+        """Note a change of the plan, to be told at the next look."""
+        self._events.extend(told(self._known().plan.node.name, change))
+
+    async def overview(self) -> Overview:
+        known = self._known()
+        node = known.plan.node
+        shown = NodeShown(node.name, _primaries(node), (), known.mode)
+        return Overview(f"node {node.name}", known.mode, (shown,), tuple(_sources(node)))
+
+    async def services(self, search: str) -> ServicesShown:
+        plan = self._known().plan
+        return services_of(plan, search, [(plan.node.name, address) for address in _primaries(plan.node)])
+
+    async def explain(self, source: str, destination: str) -> Sequence[Explanation]:
+        packet = parse_flow(f"{bracketed(source)} -> {destination}")
+        known = self._known()
+        names = Names()
+        names.addresses[known.plan.node.name] = known.plan.node.addresses
+        for key in of_packet(known.plan, packet).entries:
+            for endpoint, _ in self._planner().candidates(key):
+                if endpoint.node:
+                    names.node_of[endpoint.address] = endpoint.node
+        return explanations(known._replace(names=names), packet)
+
+    async def look(self) -> Look:
+        known = self._known()
+        where = known.plan.node.name
+        if known.mode != self._mode:
+            self._events.append(Event("mode", where, f"mode {self._mode} became {known.mode}"))
+            self._mode = known.mode
+        traffic = await self._traffic()
+        if traffic is None:
+            now = Counters(where, note=f"the {known.mode} mode counts no packets of Services; see hotplane show drops")
+        else:
+            now = of_traffic(traffic, where)
+        events = [*self._events, *news(self._before, now)]
+        self._events.clear()
+        self._before = now
+        return Look((now,), tuple(events))
+
+
+def _primaries(node: NodeConfig) -> tuple[str, ...]:
+    return tuple(filter(None, (node.primary(family) for family in Family)))
+
+
+def _sources(node: NodeConfig) -> Iterable[SourceShown]:
+    """One of each class of sources: a pod's address stands for pods, one that nobody has for outside clients."""
+    addresses: dict[str, list[str]] = {}
+    for family in Family:
+        for address in sources_of(node, family):
+            kind = "client" if address == OUTSIDE[family] else _KINDS[node.source(address)]
+            addresses.setdefault(kind, []).append(address)
+    names = {"pod": "a pod", "node": node.name or "this node", "client": "an outside client"}
+    for kind, found in addresses.items():
+        yield SourceShown(names[kind], kind, tuple(sorted(found, key=family_of)))

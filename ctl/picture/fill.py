@@ -1,5 +1,6 @@
 """Make a picture of an oracle's decision: who is where, what happens in which node, which packets go between them."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -57,6 +58,7 @@ class _Filler:
         self._address = self._node.primary(family_of(self._client))
         self._own = self._address or own_name(self._node)
         self._served = self._decision.verdict is Verdict.DNAT
+        self._drawn = Counter(self._decision.drawn)
 
     def picture(self) -> Picture:
         here, groups = self._local(), self._groups()
@@ -144,8 +146,9 @@ class _Filler:
         return self._own if self._decision.masquerades(backend) else self._client
 
     def _boxes(self, chosen: Sequence[Backend], rest: Sequence[Backend]) -> tuple[PodBox, ...]:
-        share = Fraction(1, len(self._decision.backends)) if self._served else None
-        boxes = [self._box(backend, share) for backend in chosen] + [self._box(backend, None) for backend in rest]
+        drawn = self._drawn.total()
+        boxes = [self._box(backend, Fraction(self._drawn[backend], drawn)) for backend in chosen]
+        boxes += [self._box(backend, None) for backend in rest]
         if len(boxes) <= MOST_PODS:
             return tuple(boxes)
         shown, more = boxes[: MOST_PODS - 1], boxes[MOST_PODS - 1 :]

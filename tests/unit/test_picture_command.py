@@ -98,6 +98,17 @@ def test_shares_add_up_and_many_endpoints_are_drawn_as_one() -> None:
     ET.fromstring(document([found]))
 
 
+def test_shares_go_by_weights() -> None:
+    slices = "metadata: {name: web-ipv4, namespace: default, "
+    weights = 'annotations: {service.hotplane.io/weights: "10.244.2.11=2"}, '
+    text = CLUSTER.read_text()
+    assert slices in text
+    found = pictured(FLOW, text.replace(slices, slices + weights))
+    assert [percent(pod) for node in found.nodes for pod in node.pods] == [
+        f"{share}\N{NO-BREAK SPACE}%" for share in (25, 25, 50)
+    ]
+
+
 def test_under_policy_local_the_others_get_nothing() -> None:
     found = pictured(FLOW.replace("30080", "30081"), CLUSTER.read_text())
     assert [(pod.address, percent(pod), pod.sees) for pod in found.nodes[0].pods] == [

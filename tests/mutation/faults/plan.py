@@ -91,14 +91,14 @@ PLAN = (
     ),
     Mutation(
         "a node forwards before it announces itself",
-        "tunnels.py",
+        "plan/tunnels.py",
         "if not given and self.why_not_from_here(family):",
         "if False:",
         ("test_forwarding_plan.py",),
     ),
     Mutation(
         "a node that speaks another port is forwarded to",
-        "tunnels.py",
+        "plan/tunnels.py",
         "return node.addresses if node is not None and node.forwarding == self._node.offer else ()",
         "return node.addresses if node is not None else ()",
         ("test_forwarding_plan.py",),
@@ -112,7 +112,7 @@ PLAN = (
     ),
     Mutation(
         "a node that begins to speak is not forwarded to",
-        "tunnels.py",
+        "plan/tunnels.py",
         "for name in now - before:",
         "for name in ():",
         ("test_forwarding_plan.py",),

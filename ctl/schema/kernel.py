@@ -37,6 +37,7 @@ class ServiceRecord(_Forwarding):
     outside: Annotated[RouteRecord, Meta(description="packets of everybody else")]
     cluster: Annotated[list[str], Meta(description="endpoints of the set cluster, as address:port")]
     local: Annotated[list[str], Meta(description="endpoints of the set local, as address:port")]
+    algorithm: Annotated[Literal["random", "maglev"], Meta(description="how clients from outside get their endpoint")]
     endpoints: Annotated[int, Meta(description="number of different endpoints in both sets")]
     affinitySeconds: Annotated[int, Meta(description="how long a client keeps its endpoint; 0: no session affinity")]
     sources: Annotated[
@@ -50,6 +51,7 @@ class EndpointRecord(_Forwarding):
     service: PortName
     endpoint: Annotated[str, Meta(description="address:port")]
     sets: Annotated[list[Literal["cluster", "local"]], Meta(description="sets that it is in")]
+    weight: Annotated[int, Meta(description="its places among those that are drawn from; all 1 without weights")]
     frontends: Annotated[list[str], Meta(description="frontends that lead to it")]
 
 

@@ -35,6 +35,20 @@ PLANES = (
         _GOLDEN,
     ),
     Mutation(
+        "refused packets are not counted",
+        "nftables/rules/refusals.py",
+        "counter name {refusal.reason} jump",
+        "jump",
+        (*_GOLDEN, "test_refusals.py::test_nftables_counts_each_packet_that_it_refuses_under_its_reason"),
+    ),
+    Mutation(
+        "who is kept out by source ranges counts as a connection",
+        "iptables/counts.py",
+        "max(0, opened[key] - kept_out[key])",
+        "opened[key]",
+        ("test_refusals.py::test_iptables_counts_by_frontend_and_reason_and_takes_no_refusal_for_a_connection",),
+    ),
+    Mutation(
         "a chain goes before what leads to it",
         "nftables/elements/transaction.py",
         "parts = [delete_commands(self._layouts, (self._verdict(ref)[0] for ref in shapes))]",

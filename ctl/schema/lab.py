@@ -37,6 +37,7 @@ class DemoResult(TypedDict):
     """A scenario in one mode."""
 
     passed: bool
+    able: Annotated[bool, Meta(description="whether the mode can have it at all; one that cannot says so, and passes")]
     seen: Annotated[str, Meta(description="what was seen, in words")]
 
 

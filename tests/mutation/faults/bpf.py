@@ -230,8 +230,8 @@ BPF = (
     Mutation(
         "a flow through a Service that the stack had goes past it again",
         "host.c",
-        "(FLOW_SNAT | FLOW_FOREIGN | FLOW_LEFT | FLOW_BY_STACK)",
-        "(FLOW_SNAT | FLOW_FOREIGN | FLOW_LEFT)",
+        "FLOW_FORWARDED | FLOW_TUNNELED | FLOW_BY_STACK))",
+        "FLOW_FORWARDED | FLOW_TUNNELED))",
         ("test_host_routing_limits.py::test_a_flow_through_a_service_that_the_stack_had_stays_there",),
     ),
     Mutation(

@@ -150,8 +150,8 @@ PLANES = (
     Mutation(
         "packet programs work before all devices have theirs",
         "ebpf/plane.py",
-        "self._kube_proxy_masquerade, ready=adopted)",
-        "self._kube_proxy_masquerade)",
+        "self._write_node(tables, plan.node, ready=adopted)",
+        "self._write_node(tables, plan.node)",
         ("test_mode_switch.py::test_no_connection_waits_at_any_step",),
     ),
     Mutation(

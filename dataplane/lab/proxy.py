@@ -27,10 +27,10 @@ PlaneMaker = Callable[[Lab, Node], Plane]
 """Makes the plane of a node; called, like everything the plane does, inside the node's namespace."""
 
 
-def lb_peers(lab: Lab, node: Node) -> tuple[TunnelPeer, ...]:
+def lb_peers(nodes: Iterable[Node], node: Node) -> tuple[TunnelPeer, ...]:
     """Return the other nodes of a lab as this one is to know them: what announcements bring about in a cluster."""
     return tuple(
-        TunnelPeer(other.name, address) for other in lab.nodes if other != node for address in other.addresses.values()
+        TunnelPeer(other.name, address) for other in nodes if other != node for address in other.addresses.values()
     )
 
 
@@ -61,7 +61,7 @@ class NodeProxy:
 
     def __init__(self, lab: Lab, node: Node, mode: str, make: PlaneMaker, lb_mode: LbMode | None = None) -> None:
         self.node = node
-        peers = lb_peers(lab, node) if lb_mode is not None else ()
+        peers = lb_peers(lab.nodes, node) if lb_mode is not None else ()
         self.planner = Planner(node_config(lab.spec, node, mode, lb_mode or LbMode.SNAT, peers))
         with netns(node.netns):
             self.plane = make(lab, node)

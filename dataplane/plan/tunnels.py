@@ -51,6 +51,8 @@ class Tunnels:
         """Take in an added or changed Node; return the Services whose traffic goes another way because of it."""
         if not node.announced:
             return self.remove_node(node.name)
+        if self._nodes.get(node.name) == node:  # its kubelet's heartbeat
+            return set()
         self._nodes[node.name] = node
         return self._look_at_all() if node.name == self._node.name else self._look(node.name)
 

@@ -28,15 +28,18 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespaces]:
             yield found
 
 
-@pytest.mark.parametrize("variant", ["iptables", "nftables", "ebpf"])
+@pytest.mark.parametrize("variant", ["iptables", "nftables", "ebpf", "ebpf-dsr"])
 def test_scenario_table_through_the_command_line(machines: Namespaces, variant: str) -> None:
     cells = table.cells(table.services(machines.topology, ipv6=False), machines.topology)
+    if variant == "ebpf-dsr":  # which is the ebpf mode's to all but clients from outside
+        cells = [cell for cell in cells if cell.source == "outside"]
     result = run_variant(machines, variant, cells, 1.0)
     assert not result.findings, "\n".join(result.findings[:20])
     assert result.cells == len(cells) == sum(result.verdicts.values())
     assert not result.said
     if variant.startswith("ebpf"):
         assert result.counters["tc_ingress:flow"] > len(cells) / 20
+        assert ("tc_ingress:forwarded" in result.counters) == (variant == "ebpf-dsr")
     for node in machines.nodes:  # nothing is left behind
         with netns(node.netns):
             assert not mode_of("nftables").make().read_back()

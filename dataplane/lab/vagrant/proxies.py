@@ -2,12 +2,12 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
-from dataplane.lab.proxy import node_config
+from dataplane.lab.proxy import lb_peers, node_config
 from dataplane.lab.scenarios.manifests import manifest
 from dataplane.lab.scenarios.table import Cell
 from dataplane.lab.spec import CLUSTER_CIDR, Node
@@ -17,17 +17,20 @@ from dataplane.oracle.decide import Oracle
 from dataplane.oracle.keeps import Keeps
 from dataplane.plan.planner import Planner
 from dataplane.planes.registry import MODES, mode_of
+from dataplane.policy.forwarding import LbMode
+from dataplane.policy.node import NodeConfig
 
 _CONFIG = "hotplane-lab.json"
 _T = TypeVar("_T")
 
 
 class Variant(NamedTuple):
-    """A mode and its options on the command line. keeps: see lab.ground."""
+    """A mode and its options on the command line. keeps: see lab.ground. lb_mode: see LabProxy."""
 
     mode: str
     options: tuple[str, ...] = ()
     keeps: frozenset[Keeps] = frozenset()
+    lb_mode: LbMode | None = None
 
 
 VARIANTS: Mapping[str, Variant] = {
@@ -37,6 +40,8 @@ VARIANTS: Mapping[str, Variant] = {
     "ebpf-parity": Variant("ebpf", ("--masquerade", "kube-proxy")),
     "ebpf-connect": Variant("ebpf", ("--hooks", "connect"), frozenset({Keeps.PODS})),
     "ebpf-tc": Variant("ebpf", ("--hooks", "tc"), frozenset({Keeps.LOCAL})),
+    "ebpf-tunnel": Variant("ebpf", keeps=frozenset(Keeps), lb_mode=LbMode.TUNNEL),
+    "ebpf-dsr": Variant("ebpf", keeps=frozenset(Keeps), lb_mode=LbMode.DSR),
     "ebpf-xdp": Variant("ebpf", ("--hooks", "tc,xdp"), frozenset({Keeps.LOCAL})),
     "ipvs": Variant("ipvs"),
 }
@@ -52,9 +57,21 @@ class MachineProxies:
         self._machines = machines
         self._variant = VARIANTS[variant]
         self.mode, self.keeps = self._variant.mode, self._variant.keeps
-        self._planners = {n.name: Planner(node_config(machines.spec, n, self.mode)) for n in machines.nodes}
+        self._planners = {node.name: Planner(self._node_config(node)) for node in machines.nodes}
         self._config = f"{machines.scratch}/{_CONFIG}"
         self.said: list[str] = []
+
+    def _node_config(self, node: Node) -> NodeConfig:
+        way = self._variant.lb_mode
+        peers = lb_peers(self._machines.nodes, node) if way is not None else ()
+        return node_config(self._machines.spec, node, self.mode, way or LbMode.SNAT, peers)
+
+    def _forwarding(self, node: Node) -> Iterator[str]:
+        """The options that say what `_node_config` does."""
+        if self._variant.lb_mode is not None:
+            yield from ("--lb-mode", self._variant.lb_mode.value)
+            for peer in lb_peers(self._machines.nodes, node):
+                yield from ("--lb-peer", f"{peer.node}={peer.address}")
 
     def __enter__(self) -> Self:
         return self
@@ -76,9 +93,10 @@ class MachineProxies:
         """How often each way out of each hook was taken on all nodes, by `hook:reason`."""
         found: Counter[str] = Counter()
         if mode_of(self.mode).hooks:
-            for records in self._everywhere(lambda node: self._hotplane(node, ["show", "decisions", "-o", "json"])[0]):
+            for records in self._everywhere(lambda node: self._hotplane(node, ["show", "counters", "-o", "json"])[0]):
                 for record in json.loads(records):
-                    found[f"{record['hook']}:{record['reason']}"] += record["count"]
+                    if "hook" in record:
+                        found[f"{record['hook']}:{record['reason']}"] += record["count"]
         return dict(found)
 
     def oracles(self) -> dict[str, Oracle]:
@@ -106,7 +124,7 @@ class MachineProxies:
             argument for ip in (*node.addresses.values(), *node.second.values()) for argument in ("--node-ip", ip)
         ]
         own = ["--config", self._config, "--node-name", node.name, *addresses, "--mode", self.mode]
-        own += [*self._variant.options, *self._machines.options(node)]
+        own += [*self._variant.options, *self._forwarding(node), *self._machines.options(node)]
         done = self._machines.run(node.name, [f"{self._machines.home}/hotplane", *own, *argv], input=input)
         return done.stdout, done.stderr.decode(errors="replace").strip()
 

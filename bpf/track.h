@@ -113,6 +113,21 @@ INLINE int may_be_a_sockets(const struct tuple *tuple, const struct frontend_key
            (address_flags(&tuple->destination) & ADDRESS_LOCAL);
 }
 
+/* Whether a segment may be of a connection that the network has moved here from another node, which forwarded it. */
+INLINE int may_have_moved(const struct arrival *arrival, const struct packet *packet) {
+    return arrival->node->tunnel_port && (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_ACK;
+}
+
+/* Take over such a connection: by a Maglev table this node finds the endpoint that the other one chose. Elsewhere it is
+ * a flow from before, as ever. */
+INLINE enum reason take_over(const struct packet *packet, struct translation *forward, __u32 frontend_flags) {
+    if (!(forward->flags & FLOW_FORWARDED) || !(frontend_flags & FRONTEND_MAGLEV))
+        return REASON_TCP_NO_SYN;
+    forward->flags |= FLOW_SEEN_REPLY | FLOW_ESTABLISHED;
+    forward->acknowledged = packet->acknowledged;
+    return REASON_NONE;
+}
+
 /* Choose a backend for the first packet of a flow and store the flow. REASON_NEW_FLOW: *found is the stored
  * entry. Anything else: the packet is passed on, nothing was stored. */
 INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packet, __u32 *service,
@@ -142,6 +157,11 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
     if (may_be_a_sockets(tuple, &key) && has_socket(arrival->context, tuple))
         return REASON_OWN_PORT;
     describe_forward(arrival, packet, scratch, chosen);
+    if (packet->protocol == IPPROTO_TCP && unlikely(!opens_connection(packet))) {
+        reason = hide_reason(packet, take_over(packet, &scratch->forward, chosen->frontend_flags));
+        if (reason != REASON_NONE)
+            return reason;
+    }
     if (scratch->forward.flags & (FLOW_SNAT | FLOW_FORWARDED)) {
         reason = hide_reason(packet, check_source(arrival, packet));
         if (reason != REASON_NONE)
@@ -245,7 +265,7 @@ INLINE enum reason track(const struct arrival *arrival, struct packet *packet, _
         return REASON_ICMP_UNRELATED;
     if (packet->kind == PACKET_LATER_FRAGMENT)
         return REASON_FRAGMENT_UNKNOWN;
-    if (packet->protocol == IPPROTO_TCP && !opens_connection(packet))
+    if (packet->protocol == IPPROTO_TCP && !opens_connection(packet) && likely(!may_have_moved(arrival, packet)))
         return REASON_TCP_NO_SYN;
     reason = open_flow(arrival, packet, service, found);
     if (reason == REASON_NOT_SERVICE && arrival->hook != HOOK_XDP)

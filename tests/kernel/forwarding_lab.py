@@ -22,6 +22,7 @@ from dataplane.planes.ebpf.maps.pins import default_instance
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.ebpf.views.records import open_instance
 from dataplane.planes.nftables.plane import NftablesPlane
+from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.forwarding import Forwarding
 from tests.kernel.ebpf_lab import SMALL
 
@@ -75,12 +76,15 @@ class ForwardingLab:
             name: dict(each.planner.plan.entries) for name, each in proxy.nodes.items()
         }
 
-    def use(self, way: Forwarding, *nodes: str) -> None:
-        """Have these nodes, or all, forward this way."""
+    def use(self, way: Forwarding, *nodes: str, algorithm: Algorithm = Algorithm.RANDOM) -> None:
+        """Have these nodes, or all, forward this way, to endpoints that are chosen like this."""
         for name, each in self.proxy.nodes.items():
             if not nodes or name in nodes:
                 entries = each.planner.plan.entries.values()
-                self.bring(each, [tunnelled(self.lab, each.node, entry, way) for entry in entries])
+                self.bring(
+                    each,
+                    [replace(tunnelled(self.lab, each.node, entry, way), algorithm=algorithm) for entry in entries],
+                )
 
     def leave(self, pod: str, *nodes: str) -> None:
         """Have these nodes, or all, do without an endpoint."""
@@ -118,7 +122,9 @@ def forwarding_lab(
     Service, without an echo server."""
 
     def make(lab: Lab, node: Node) -> Plane:
-        return EbpfPlane(NftablesPlane(), [PacketHook(xdp=xdp)], SMALL)
+        return EbpfPlane(
+            NftablesPlane(), [PacketHook(xdp=xdp)], replace(SMALL, slots=1 << 17)
+        )  # with room for Maglev tables
 
     spec = LabSpec(name=f"{word}{os.getpid()}", nodes=3, pods=1, routing=routing, pod_link=link, ipv6=True)
     with Lab.up(spec) as lab, LabProxy(lab, "ebpf", make) as proxy:

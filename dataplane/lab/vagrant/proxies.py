@@ -93,10 +93,9 @@ class MachineProxies:
         """How often each way out of each hook was taken on all nodes, by `hook:reason`."""
         found: Counter[str] = Counter()
         if mode_of(self.mode).hooks:
-            for records in self._everywhere(lambda node: self._hotplane(node, ["show", "counters", "-o", "json"])[0]):
+            for records in self._everywhere(lambda node: self._hotplane(node, ["show", "decisions", "-o", "json"])[0]):
                 for record in json.loads(records):
-                    if "hook" in record:
-                        found[f"{record['hook']}:{record['reason']}"] += record["count"]
+                    found[f"{record['hook']}:{record['reason']}"] += record["count"]
         return dict(found)
 
     def oracles(self) -> dict[str, Oracle]:

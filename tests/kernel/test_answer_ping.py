@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -138,8 +139,8 @@ def lab() -> Iterator[Lab]:
 def test_every_mode_answers_alike(lab: Lab, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = lab_proxies.node_config
 
-    def answering(spec: LabSpec, node: Node, mode: str) -> NodeConfig:
-        return msgspec.structs.replace(plain(spec, node, mode), answer_ping=True)
+    def answering(spec: LabSpec, node: Node, mode: str, *forwarding: Any) -> NodeConfig:
+        return msgspec.structs.replace(plain(spec, node, mode, *forwarding), answer_ping=True)
 
     monkeypatch.setattr(lab_proxies, "node_config", answering)
     places = [lab.place(name).netns for name in ("client", "pod1-1", "pod2-1", "node1")]

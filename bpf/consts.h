@@ -140,6 +140,7 @@ enum node_flags {
     NODE_LOOPBACK_NODE_PORTS = 64,       /* node ports answer on 127.0.0.0/8 */
     NODE_CONNECT_OFF = 128,              /* connect time is off for somebody (node.connect_off) */
     NODE_LOOPBACK_NODE_PORTS_IPV6 = 256, /* node ports answer on ::1 */
+    NODE_TAKES_OVER = 512, /* connections that another node took may go on here; the slow path's own are known */
 };
 
 /* What off_key.id is the number of. */
@@ -164,7 +165,7 @@ enum translation_flags {
     FLOW_RESTING = 2048,      /* a connection that is over: only keeps its SNAT port from being given out again */
     FLOW_TIMESTAMPS = 4096,   /* translation.timestamp is known */
     FLOW_FOREIGN = 8192,      /* answers of a flow that the slow path masquerades: not to be translated here */
-    FLOW_LEFT = 16384,        /* with FLOW_FOREIGN: datagrams that the slow path has a flow for (left.h) */
+    FLOW_LEFT = 16384,        /* with FLOW_FOREIGN: packets that the slow path has a flow for (left.h) */
     FLOW_FORWARDED = 1 << 15, /* nothing is translated here, but in the backend's node: both entries have the packet's
                                  own ends, and `tunnel` and `endpoint` say where it goes */
     FLOW_DSR = 1 << 16,       /* with FLOW_FORWARDED: answers do not pass here, so there is no entry for them */
@@ -280,7 +281,7 @@ enum reason {
     REASON_BOUND,          /* a socket that chose its own source port: only connection tracking can change that */
     REASON_RELEASED,       /* a socket that was pointed at a backend was closed */
     /* passed on untouched, for a flow */
-    REASON_LEFT_FLOW, /* datagrams of a flow that the slow path has */
+    REASON_LEFT_FLOW, /* of a flow that the slow path has */
     /* kept back */
     REASON_FRAGMENT_HELD, /* came before the first fragment of its datagram, which decides what becomes of it */
     /* counted besides */
@@ -303,6 +304,7 @@ enum reason {
     REASON_TUNNEL_SOURCE,   /* dropped: a forwarded packet from a node, a pod or a loopback address */
     REASON_TUNNEL_FRONTEND, /* dropped: a forwarded packet to no frontend, or an answer from none */
     REASON_TUNNEL_ENDPOINT, /* dropped: a forwarded packet for an endpoint that is not here any more */
+    REASON_TAKEN_OVER,      /* counted besides: a connection that another node took goes on here */
     REASON_COUNT,
 };
 

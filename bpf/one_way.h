@@ -5,7 +5,8 @@
 #include "flow.h"
 
 /* Update a flow of which only the client's packets pass here. What the client says must do: that it acknowledges
- * something for the handshake, its FIN for the end of both directions. */
+ * something for the handshake, its FIN for the end of both directions. Not the segment that a connection is taken over
+ * with: anybody can make one up. */
 INLINE void note_one_way(const struct packet *packet, struct translation *entry, __u64 now) {
     __u32 control = packet->tcp_flags, flags = entry->flags;
 
@@ -15,7 +16,7 @@ INLINE void note_one_way(const struct packet *packet, struct translation *entry,
         if ((__s32)(coarse_time(now) - entry->begun) >= UDP_STREAM_AFTER)
             flags |= FLOW_SEEN_REPLY | FLOW_ESTABLISHED;
     } else {
-        if ((control & (TCP_SYN | TCP_ACK)) == TCP_ACK)
+        if ((control & (TCP_SYN | TCP_ACK)) == TCP_ACK && !packet->taken_over)
             flags |= FLOW_SEEN_REPLY | FLOW_ESTABLISHED;
         if (control & TCP_FIN)
             flags |= FLOW_FIN_FORWARD | FLOW_FIN_REPLY;

@@ -82,6 +82,7 @@ struct packet {
     __u8 no_flow;        /* its flow was looked up already and not found */
     __u8 timestamps;     /* enum timestamps */
     __u8 translated;     /* rewritten; its flow entry is not updated yet */
+    __u8 taken_over;     /* a segment that goes on with a connection of which nothing is known here */
 };
 
 _Static_assert(sizeof(struct packet) <= sizeof(((struct scratch *)0)->packet), "struct packet outgrew its room");

@@ -113,23 +113,63 @@ INLINE int may_be_a_sockets(const struct tuple *tuple, const struct frontend_key
            (address_flags(&tuple->destination) & ADDRESS_LOCAL);
 }
 
-/* Whether a segment may be of a connection that the network has moved here from another node, which forwarded it. */
-INLINE int may_have_moved(const struct arrival *arrival, const struct packet *packet) {
-    return arrival->node->tunnel_port && (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_ACK;
+/* Whether a segment without an entry may be of a connection that another node took: of a client from outside, to a
+ * frontend for which every node chooses alike and forwards, and no flow of the slow path, of which there would be an
+ * entry (left.h). Where two nodes hold different sets (policy Local), they do not choose alike. */
+INLINE int may_take_over(const struct arrival *arrival, const struct packet *packet) {
+    __u32 wanted = FRONTEND_MAGLEV | FRONTEND_FORWARD;
+    struct scratch *scratch = this_scratch();
+    struct frontend *frontend;
+    struct frontend_key *key;
+
+    if (likely(!(arrival->node->flags & NODE_TAKES_OVER)) || (packet->tcp_flags & TCP_SYN) ||
+        !(packet->tcp_flags & (TCP_ACK | TCP_RST)) || !scratch)
+        return 0;
+    key = (struct frontend_key *)scratch->work; /* on the stack it would be one more state to the verifier */
+    __builtin_memset(key, 0, sizeof(*key));
+    copy_address(&key->address, &packet->tuple.destination);
+    key->port = packet->tuple.destination_port;
+    key->protocol = packet->tuple.protocol;
+    frontend = find_frontend(key);
+    return frontend && (frontend->flags & wanted) == wanted &&
+           (route_of(frontend, SOURCE_OUTSIDE) & (ROUTE_LOCAL | ROUTE_MASQUERADE)) == ROUTE_MASQUERADE;
 }
 
-/* Take over such a connection: by a Maglev table this node finds the endpoint that the other one chose. Elsewhere it is
- * a flow from before, as ever. */
-INLINE enum reason take_over(const struct packet *packet, struct translation *forward, __u32 frontend_flags) {
-    if (!(forward->flags & FLOW_FORWARDED) || !(frontend_flags & FRONTEND_MAGLEV))
+/* Describe a connection that goes on here, of which the first node saw the beginning: as far as is known, all of it
+ * has been heard of. Where answers do not pass, only another segment makes it last. REASON_TCP_NO_SYN: its endpoint
+ * would take the client for another one. */
+INLINE enum reason describe_taken_over(const struct packet *packet, struct translation *forward) {
+    if (packet->source_class != SOURCE_OUTSIDE || (forward->flags & FLOW_SNAT))
         return REASON_TCP_NO_SYN;
-    forward->flags |= FLOW_SEEN_REPLY | FLOW_ESTABLISHED;
+    if (!(forward->flags & FLOW_DSR))
+        forward->flags |= FLOW_SEEN_REPLY | FLOW_ESTABLISHED;
     forward->acknowledged = packet->acknowledged;
+    forward->sequence_end = segment_end(packet);
     return REASON_NONE;
 }
 
+/* Count a flow that was stored just now, and return in *found the entry in the map, not the copy, so that the caller
+ * updates the stored one. What was taken over is no new connection. */
+INLINE enum reason count_flow(const struct arrival *arrival, const struct packet *packet, __u32 service,
+                              struct translation **found) {
+    struct service_counters *counters;
+
+    *found = find_flow(&packet->tuple);
+    if (!*found)
+        return REASON_CHANGED;
+    if (unlikely(packet->taken_over)) {
+        count(arrival->hook, REASON_TAKEN_OVER);
+        return REASON_FLOW;
+    }
+    counters = counters_of(service);
+    if (counters)
+        counters->connections += 1;
+    return REASON_NEW_FLOW;
+}
+
 /* Choose a backend for the first packet of a flow and store the flow. REASON_NEW_FLOW: *found is the stored
- * entry. Anything else: the packet is passed on, nothing was stored. */
+ * entry; REASON_FLOW: likewise, of a flow that began elsewhere. Anything else: the packet is passed on, nothing was
+ * stored. */
 INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packet, __u32 *service,
                              struct translation **found) {
     const struct node *node = arrival->node;
@@ -138,7 +178,6 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
         .address = tuple->destination, .port = tuple->destination_port, .protocol = tuple->protocol};
     struct client client = {.identity = tuple->source, .address_known = 1, .accepts_masquerade = 1, .flow = tuple};
     struct scratch *scratch = this_scratch();
-    struct service_counters *counters;
     struct selection *chosen;
     enum reason reason, reserved;
 
@@ -157,8 +196,8 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
     if (may_be_a_sockets(tuple, &key) && has_socket(arrival->context, tuple))
         return REASON_OWN_PORT;
     describe_forward(arrival, packet, scratch, chosen);
-    if (packet->protocol == IPPROTO_TCP && unlikely(!opens_connection(packet))) {
-        reason = hide_reason(packet, take_over(packet, &scratch->forward, chosen->frontend_flags));
+    if (unlikely(packet->taken_over)) {
+        reason = hide_reason(packet, describe_taken_over(packet, &scratch->forward));
         if (reason != REASON_NONE)
             return reason;
     }
@@ -186,12 +225,7 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
         *found = find_flow(tuple); /* another CPU was faster with a packet of this flow */
         return *found ? REASON_FLOW : REASON_CHANGED;
     }
-    counters = counters_of(chosen->service);
-    if (counters)
-        counters->connections += 1;
-    /* Return the entry in the map, not the copy, so that the caller updates the stored one. */
-    *found = find_flow(tuple);
-    return *found ? REASON_NEW_FLOW : REASON_CHANGED;
+    return count_flow(arrival, packet, chosen->service, found);
 }
 
 /* Delete the flow of a local pod that now sends a datagram directly to the backend, from a port that it used through a
@@ -221,7 +255,7 @@ INLINE enum reason follow_entry(const struct arrival *arrival, struct packet *pa
     if (entry->flags & FLOW_FOREIGN)
         entry->last_ns = arrival->now;
     if (entry->flags & FLOW_LEFT)
-        return REASON_LEFT_FLOW;
+        return packet->protocol == IPPROTO_TCP ? note_left_segment(packet, entry) : REASON_LEFT_FLOW;
     if ((entry->flags & FLOW_FOREIGN) || (entry->flags & (FLOW_REPLY | FLOW_SNAT)) == FLOW_REPLY)
         return REASON_OTHER_EDGE;
     if (packet->kind == PACKET_ICMP_ERROR)
@@ -238,6 +272,14 @@ INLINE enum reason follow_entry(const struct arrival *arrival, struct packet *pa
         !other_is_there(packet, entry))
         return REASON_NONE;
     return REASON_FLOW;
+}
+
+/* REASON_NONE: a flow may be opened for a packet without an entry. */
+INLINE enum reason whether_opens(const struct arrival *arrival, struct packet *packet) {
+    if (packet->protocol != IPPROTO_TCP || opens_connection(packet))
+        return REASON_NONE;
+    packet->taken_over = may_take_over(arrival, packet);
+    return packet->taken_over ? REASON_NONE : REASON_TCP_NO_SYN;
 }
 
 /* Find the translation of a packet at a hook where clients' packets arrive. *found is set with REASON_NEW_FLOW,
@@ -265,8 +307,9 @@ INLINE enum reason track(const struct arrival *arrival, struct packet *packet, _
         return REASON_ICMP_UNRELATED;
     if (packet->kind == PACKET_LATER_FRAGMENT)
         return REASON_FRAGMENT_UNKNOWN;
-    if (packet->protocol == IPPROTO_TCP && !opens_connection(packet) && likely(!may_have_moved(arrival, packet)))
-        return REASON_TCP_NO_SYN;
+    reason = hide_reason(packet, whether_opens(arrival, packet));
+    if (reason != REASON_NONE)
+        return reason;
     reason = open_flow(arrival, packet, service, found);
     if (reason == REASON_NOT_SERVICE && arrival->hook != HOOK_XDP)
         end_datagrams(arrival, packet);

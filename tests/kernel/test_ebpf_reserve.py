@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from dataplane.kernel.netlink.conntrack_list import Masqueraded
-from dataplane.model.net import Protocol
+from dataplane.kernel.netlink.conntrack_list import Connection, Masqueraded
+from dataplane.model.net import Family, Protocol
 from dataplane.planes.ebpf.flows import reserve
 from dataplane.planes.ebpf.flows.entries import flow_key
 from dataplane.planes.ebpf.flows.ports import snat_runs
@@ -15,7 +15,7 @@ from dataplane.planes.ebpf.maps.encode import address_bytes
 from dataplane.planes.ebpf.maps.mapset import MapSet, create_maps
 from dataplane.planes.ebpf.maps.node_settings import write_node
 from dataplane.planes.ebpf.maps.pins import PinDirectory
-from tests.kernel.bpf_packets.bench import NODE, REMOTE, SIZES, node_config
+from tests.kernel.bpf_packets.bench import NODE, POD, REMOTE, SIZES, node_config
 
 
 @pytest.fixture
@@ -56,3 +56,22 @@ def test_reserved_once_but_never_over_a_flow(maps: MapSet, pins: PinDirectory, m
     pins.remove()  # other maps, or a process that was killed before it had come so far
     reserve.reserve_once(maps, pins)
     assert looked == [1, 1]
+
+
+def test_connections_that_are_translated_stay_with_the_stack(maps: MapSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TCP's alone, and none that is over. What the programs have stays theirs."""
+
+    def found(port: int, protocol: Protocol = Protocol.TCP, state: str = "established") -> Connection:
+        return Connection(Family.IPV4, protocol, (REMOTE, port), (NODE, 80), (POD, 8080), state, 60)
+
+    def client(port: int) -> bytes:
+        return flow_key(address_bytes(REMOTE) + address_bytes(NODE) + struct.pack("!HH", port, 80))
+
+    flows = [found(1), found(2, state="time-wait"), found(3, Protocol.UDP, ""), found(4)]
+    monkeypatch.setattr(reserve, "translated_connections", lambda: iter(flows))
+    own = bytes([7]) * maps.specs["tcp_flows"].value_size
+    maps.put("tcp_flows", client(4), own)
+    assert reserve.leave_connections(maps) == 1
+    assert {key for key, _ in maps.items("tcp_flows")} == {client(1), client(4)}
+    assert maps.get("tcp_flows", client(4)) == own
+    assert list(maps.items("udp_flows")) == []

@@ -27,6 +27,7 @@ from dataplane.planes.ebpf.connect_time.off import ConnectOff
 from dataplane.planes.ebpf.flows import drain
 from dataplane.planes.ebpf.flows.collect import Collector
 from dataplane.planes.ebpf.flows.collect import sweep as collect
+from dataplane.planes.ebpf.flows.reserve import leave_connections
 from dataplane.planes.ebpf.flows.sockets import SocketCleaner
 from dataplane.planes.ebpf.host_routing.table import HostRouting
 from dataplane.planes.ebpf.maps.adopt import Adopted, adopt, read_rows, sweep
@@ -34,7 +35,7 @@ from dataplane.planes.ebpf.maps.encode import stored_service
 from dataplane.planes.ebpf.maps.fill import filled
 from dataplane.planes.ebpf.maps.layout import Sizes, constant, layout_version, struct_version
 from dataplane.planes.ebpf.maps.mapset import MapSet, copy_maps, create_maps, open_any_sizes, open_maps, pin_maps
-from dataplane.planes.ebpf.maps.node_settings import write_node, write_ready
+from dataplane.planes.ebpf.maps.node_settings import takes_over, write_node, write_ready, write_takes_over
 from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
 from dataplane.planes.ebpf.maps.tables import Removed, Tables
 from dataplane.planes.ebpf.views import answers
@@ -58,6 +59,12 @@ def _sticky(change: PlanChange) -> bool:
 def _forwards(entries: Iterable[PlanEntry | None]) -> bool:
     """Whether packets of any entry are forwarded to other nodes."""
     return any(entry is not None and entry.tunnels for entry in entries)
+
+
+def _carries(entries: Iterable[PlanEntry | None]) -> bool:
+    """Whether connections to any entry may go on at another node than the one that took them: all choose alike, and
+    forward."""
+    return any(entry is not None and bool(entry.tunnels) and entry.algorithm is Algorithm.MAGLEV for entry in entries)
 
 
 def _hashing(node: NodeConfig) -> Hashing:
@@ -248,6 +255,8 @@ class EbpfPlane(Plane):
             hook.attach(maps, self.pins)
         if not adopted:
             write_ready(maps, True)
+        if _carries(plan.entries.values()):
+            self._take_over(maps)
         self.pins.remove_unwanted_programs(version)
         for name, path in self.pins.links().items():
             if name not in self.pins.wanted_links:  # of a hook, device or control group of an earlier run
@@ -302,6 +311,12 @@ class EbpfPlane(Plane):
         self._node, tunnel = node, tables.tunnels.known
         write_node(tables.maps, node, self._cookie, self._kube_proxy_masquerade, tunnel=tunnel, ready=ready)
 
+    def _take_over(self, maps: MapSet) -> None:
+        """Have the programs go on with connections that other nodes took. Raises ConntrackError, PlaneError."""
+        if any(isinstance(hook, PacketHook | OptionalHook) for hook in self.hooks) and not takes_over(maps):
+            leave_connections(maps)
+            write_takes_over(maps, True)
+
     def apply(self, change: PlanChange) -> None:
         """See planes.base.Plane.apply. The slow path changes first, so that it serves entries that do not fit in the
         maps. With session affinity the maps change first, since clients that connect in between would change their
@@ -311,6 +326,8 @@ class EbpfPlane(Plane):
         if not forwarded and (change.tunnel_peers or _forwards(entry.new for entry in change.entries)):
             for hook in self.hooks:
                 hook.forward()
+        if _carries(entry.new for entry in change.entries):
+            self._take_over(tables.maps)
         removed = tables.apply(change.entries) if maps_first else []
         try:
             self.slow.apply(replace(change, node=change.node and self._slow_node(change.node)))
@@ -379,7 +396,12 @@ class EbpfPlane(Plane):
 
     def stand_aside(self, aside: bool) -> None:
         """See planes.base.Plane.stand_aside. Flows that the packet programs translate are interrupted meanwhile."""
-        write_ready(self.tables.maps, not aside)
+        tables = self.tables
+        if aside:  # the slow path's connections are not noted meanwhile
+            write_takes_over(tables.maps, False)
+        write_ready(tables.maps, not aside)
+        if not aside and _carries(held.entry for held in tables.installed.values()):
+            self._take_over(tables.maps)
 
     def finish_load(self) -> Sequence[str]:
         """See planes.base.Plane.finish_load."""

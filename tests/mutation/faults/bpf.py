@@ -46,6 +46,27 @@ BPF = (
         ("test_tc_packets.py::test_passed_on_untouched",),
     ),
     Mutation(
+        "connections chosen by chance are taken over",
+        "track.h",
+        "return frontend && (frontend->flags & wanted) == wanted &&",
+        "return frontend && (frontend->flags & FRONTEND_FORWARD) &&",
+        ("test_takeover_packets.py::test_who_is_not",),
+    ),
+    Mutation(
+        "an answer of the slow path to a SYN is not noted",
+        "left.h",
+        "return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) &&",
+        "return 0 &&",
+        ("test_takeover_packets.py::test_an_answer_of_the_slow_path_keeps_its_connection_there",),
+    ),
+    Mutation(
+        "one made-up segment establishes a connection",
+        "one_way.h",
+        "if ((control & (TCP_SYN | TCP_ACK)) == TCP_ACK && !packet->taken_over)",
+        "if ((control & (TCP_SYN | TCP_ACK)) == TCP_ACK)",
+        ("test_takeover_packets.py::test_one_segment_does_not_make_an_entry_that_lasts",),
+    ),
+    Mutation(
         "only a quarter of an IPv6 address changes the checksum",
         "checksum.h",
         "if (!ipv4)",

@@ -30,6 +30,7 @@ from dataplane.planes.ebpf.flows.sockets import disconnect_here
 from dataplane.planes.ebpf.maps.encode import BACKEND, SERVICE, address_bytes, address_text, entry_key, stored_service
 from dataplane.planes.ebpf.maps.layout import constant, struct_version, unpack
 from dataplane.planes.ebpf.maps.mapset import MapSet, open_any_sizes
+from dataplane.planes.ebpf.maps.node_settings import write_takes_over
 from dataplane.planes.ebpf.maps.pins import DRAINING, PinDirectory, default_instance
 from dataplane.planes.ebpf.maps.tables import BACKEND_FLAGS_AT
 
@@ -63,6 +64,7 @@ def drain(pins: PinDirectory) -> int:
         return 0
     with maps:
         (path / DRAINING).mkdir(exist_ok=True)
+        write_takes_over(maps, False)  # the other plane's connections are not noted
         maps.remove("frontends", [key for key, _ in maps.items("frontends")])
     wait_for_packets()
     return finish(pins)

@@ -22,9 +22,9 @@ TRANSLATION = record(
 NO_HOP = (0,) * (2 + 6 + 6 + 3 + 2)
 """Values of the fields from hop_until_ns to endpoint, without a cached next hop and without another node."""
 
-REPLY, SNAT, SEEN_REPLY, ESTABLISHED, RESTING, FOREIGN, FORWARDED = (
+REPLY, SNAT, SEEN_REPLY, ESTABLISHED, RESTING, FOREIGN, LEFT, FORWARDED = (
     constant(f"FLOW_{name}")
-    for name in ("REPLY", "SNAT", "SEEN_REPLY", "ESTABLISHED", "RESTING", "FOREIGN", "FORWARDED")
+    for name in ("REPLY", "SNAT", "SEEN_REPLY", "ESTABLISHED", "RESTING", "FOREIGN", "LEFT", "FORWARDED")
 )
 RST = constant("FLOW_RST_FORWARD") | constant("FLOW_RST_REPLY")
 FIN = constant("FLOW_FIN_FORWARD") | constant("FLOW_FIN_REPLY")

@@ -23,7 +23,7 @@ NODE = record(
 _WORD = struct.Struct("=I")
 _VNI_SHIFT = 8
 """Of the VXLAN network identifier in its word of the header (RFC 7348, section 5)."""
-_CONNECT_OFF = constant("NODE_CONNECT_OFF")
+_CONNECT_OFF, _TAKES_OVER = constant("NODE_CONNECT_OFF"), constant("NODE_TAKES_OVER")
 _record = threading.Lock()  # one thread looks after the node, another after those for whom connect time is off
 LIFETIMES = {
     "tcp_syn_seconds": 120,
@@ -80,7 +80,7 @@ def write_node(
     packets that other nodes forward are taken.
 
     New addresses come before, old ones go after the settings, so that none is missing in between. For whom connect time
-    is off stays as it is.
+    is off stays as it is, and so does `write_takes_over`.
     """
     wanted = {
         "addresses": _addresses(node),
@@ -94,6 +94,7 @@ def write_node(
     flags = _flags(node, kube_proxy_masquerade, ready)
     with _record:
         off = _connect_off(maps)
+        flags |= _TAKES_OVER if takes_over(maps) else 0
         maps.put(
             "node",
             NODE_KEY,
@@ -124,6 +125,18 @@ def write_connect_off(maps: MapSet, levels: int) -> None:
 def write_ready(maps: MapSet, ready: bool) -> None:
     """Make all programs work, or pass every packet to the stack."""
     _patch(maps, "flags", constant("NODE_READY"), constant("NODE_READY") if ready else 0)
+
+
+def takes_over(maps: MapSet) -> bool:
+    """True if packet programs go on with connections that other nodes took."""
+    flags = maps.node()["flags"]
+    return isinstance(flags, int) and bool(flags & _TAKES_OVER)
+
+
+def write_takes_over(maps: MapSet, on: bool) -> None:
+    """Make packet programs go on with connections that other nodes took, or not. on: every connection of the slow path
+    has its entry (flows/reserve.py, leave_connections)."""
+    _patch(maps, "flags", _TAKES_OVER, _TAKES_OVER if on else 0)
 
 
 def _patch(maps: MapSet, field: str, mask: int, value: int) -> None:

@@ -55,6 +55,8 @@ MODES = {
             asked=True,
         ),
         Mode("ebpf", "eBPF with all its hooks", "ebpf", ("connect", "tc", "xdp"), machines=True),
+        Mode("ebpf-tunnel", "eBPF, answers by a tunnel", "ebpf", ("connect", "tc", "xdp"), machines=True),
+        Mode("ebpf-dsr", "eBPF, direct server return", "ebpf", ("connect", "tc", "xdp"), machines=True),
         Mode("ipvs", "what kube-proxy's ipvs mode does", "ipvs", machines=True),
         Mode("host-network", "between the nodes' own addresses", reference=True, machines=True),
         Mode("cluster-ip", "through a clusterIP, by the cluster's own proxy", machines=True),

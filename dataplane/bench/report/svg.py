@@ -31,6 +31,8 @@ MARKERS = {
     "ebpf-tc-host": "saltire",
     "ebpf-host": "star",
     "ebpf": "bar",
+    "ebpf-tunnel": "pipe",
+    "ebpf-dsr": "hook",
     "ipvs": "dash",
     "host-network": "frame",
     "cluster-ip": "left",
@@ -58,6 +60,8 @@ _SHAPES = {
     "plus": '<path d="M-1.8-5H1.8V-1.8H5V1.8H1.8V5H-1.8V1.8H-5V-1.8H-1.8z"/>',
     "cross": '<path d="M-1.8-5H1.8V-1.8H5V1.8H1.8V5H-1.8V1.8H-5V-1.8H-1.8z" transform="rotate(45)"/>',
     "bar": '<rect x="-2" y="-6" width="4" height="12"/>',
+    "pipe": '<path d="M-2.5-6V6M2.5-6V6" class="hollow"/>',
+    "hook": '<path d="M-4-5V3H4" class="hollow"/>',
     "dash": '<rect x="-6" y="-2" width="12" height="4"/>',
 }
 

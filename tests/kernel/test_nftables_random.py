@@ -16,6 +16,7 @@ from dataplane.planes.nftables.elements import seats
 from dataplane.planes.nftables.load import TEXT_LIMIT
 from dataplane.planes.nftables.netlink.state import table_state
 from dataplane.planes.nftables.plane import NftablesPlane
+from dataplane.planes.nftables.rules.refusals import REFUSALS
 from dataplane.planes.nftables.rules.skeleton import chains, declarations
 from dataplane.planes.nftables.rules.syntax import syntax_for
 from dataplane.policy.difference import LARGE
@@ -34,7 +35,8 @@ def assert_empty(plane: NftablesPlane, plan: Plan) -> None:
         syntax = syntax_for(family, "hotplane")
         state = table_state(syntax, plane._store)
         assert not any(state.elements.values())
-        assert set(state.rules) == {*chains(syntax, family, plan.node), "restricted"}
+        empty = {"restricted", *(refusal.capture_chain for refusal in REFUSALS)}
+        assert set(state.rules) == {*chains(syntax, family, plan.node), *empty}
         assert state.sets == set(declarations(syntax))
 
 

@@ -50,7 +50,7 @@ def test_scenario_table_through_the_command_line(machines: Namespaces, variant: 
 
 
 def test_the_table_notices_a_node_without_rules(machines: Namespaces) -> None:
-    services = table.services(machines.topology, ipv6=False)[:2]
+    services = table.services(machines.topology, ipv6=False)[:1]
     cells = table.cells(services, machines.topology)
     with MachineProxies(machines, "nftables") as proxies:
         proxies.load(table.objects(services))

@@ -140,7 +140,8 @@ enum node_flags {
     NODE_LOOPBACK_NODE_PORTS = 64,       /* node ports answer on 127.0.0.0/8 */
     NODE_CONNECT_OFF = 128,              /* connect time is off for somebody (node.connect_off) */
     NODE_LOOPBACK_NODE_PORTS_IPV6 = 256, /* node ports answer on ::1 */
-    NODE_TAKES_OVER = 512, /* connections that another node took may go on here; the slow path's own are known */
+    NODE_TAKES_OVER = 512,     /* connections that another node took may go on here; the slow path's own are known */
+    NODE_NOTES_ANSWERS = 1024, /* from now on they are noted when they answer a SYN (left.h) */
 };
 
 /* What off_key.id is the number of. */

@@ -47,11 +47,11 @@ INLINE int is_frontend(const struct address *address, __be16 port, __u8 protocol
 }
 
 /* Whether a packet that leaves, and is no flow's of the programs, may show that the slow path has one: any datagram
- * from the node's own addresses, and an answer to a SYN. Connections of pods are never taken over, and need no entry.
- */
-INLINE int tells_of_slow_path(const struct packet *packet) {
+ * from the node's own addresses, and an answer to a SYN where other nodes' connections may go on. Connections of
+ * pods are never taken over, and need no entry. */
+INLINE int tells_of_slow_path(const struct node *node, const struct packet *packet) {
     if (packet->protocol == IPPROTO_TCP)
-        return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) &&
+        return (node->flags & NODE_NOTES_ANSWERS) && (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) &&
                !in_detector(&packet->tuple.destination);
     return own_datagram(packet->tuple.protocol, &packet->tuple.source);
 }
@@ -59,14 +59,14 @@ INLINE int tells_of_slow_path(const struct packet *packet) {
 /* A packet that leaves from a frontend's port and is no flow's of the programs: an answer that the slow path gave, or
  * somebody's question that was masqueraded to that port at one of the node's own addresses (a pod's to the outside, by
  * the network plugin). Whatever comes back there is for connection tracking. */
-INLINE void note_leaving(const struct packet *packet, __u64 now) {
+INLINE void note_leaving(const struct node *node, const struct packet *packet, __u64 now) {
     const struct tuple *tuple = &packet->tuple;
     struct scratch *scratch = this_scratch();
     struct translation *entry;
     struct tuple *key;
 
     if (!scratch || packet->kind == PACKET_ICMP_ERROR || packet->kind == PACKET_LATER_FRAGMENT ||
-        !tells_of_slow_path(packet) || !is_frontend(&tuple->source, tuple->source_port, tuple->protocol))
+        !tells_of_slow_path(node, packet) || !is_frontend(&tuple->source, tuple->source_port, tuple->protocol))
         return;
     key = &scratch->forward_key;
     reverse_tuple(tuple, key);

@@ -324,7 +324,7 @@ INLINE enum reason track_leaving(const struct arrival *arrival, struct packet *p
         return REASON_FRAGMENT_UNKNOWN;
     entry = find_flow(&packet->tuple);
     if (!entry || (entry->flags & (FLOW_REPLY | FLOW_SNAT | FLOW_FOREIGN | FLOW_FORWARDED)) != FLOW_REPLY) {
-        note_leaving(packet, arrival->now);
+        note_leaving(arrival->node, packet, arrival->now);
         return packet->kind == PACKET_ICMP_ERROR ? REASON_ICMP_UNRELATED : REASON_NOT_TRANSLATED;
     }
     *found = entry;

@@ -10,7 +10,7 @@ from scapy.layers.inet import TCP
 from dataplane.model.net import Family
 from dataplane.plan.types import PlanEntry
 from dataplane.planes.ebpf.flows.entries import ESTABLISHED, FIN, FLOW_TABLES, LEFT, RST
-from dataplane.planes.ebpf.maps.node_settings import write_takes_over
+from dataplane.planes.ebpf.maps.node_settings import write_notes_answers, write_takes_over
 from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.forwarding import Forwarding
 from dataplane.policy.maglev import Hashing
@@ -112,16 +112,22 @@ def test_one_segment_does_not_make_an_entry_that_lasts(node: Bench, family: Fami
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_answer_of_the_slow_path_keeps_its_connection_there(node: Bench, family: Family) -> None:
-    """Until it ends, or a new one begins. What the slow path says to pods is not remembered, nor other answers."""
+    """Until it ends, or a new one begins. What the slow path says to pods is not remembered, nor other answers, nor
+    anything where connections of other nodes do not go on."""
 
     def leaves(flags: str, to: str) -> None:
         answer = ip(family, NODE[family], to) / TCP(sport=DSR, dport=4000, flags=flags)
         assert node.tc(node.frame(answer), egress=True).result == b.TC_NEXT
 
+    write_takes_over(node.maps, False)
+    leaves("SA", CLIENT[family])
+    assert node.flows() == 0
+    write_notes_answers(node.maps)
     for flags, to in (("SA", POD[family]), ("A", CLIENT[family])):
         leaves(flags, to)
         assert node.flows() == 0
     leaves("SA", CLIENT[family])
+    write_takes_over(node.maps, True)
     assert told(node, family, DSR, "A") == {"left_flow"}
     assert facts(node, family, DSR) & LEFT
     assert told(node, family, DSR, "FA") == {"left_flow"}

@@ -35,7 +35,13 @@ from dataplane.planes.ebpf.maps.encode import stored_service
 from dataplane.planes.ebpf.maps.fill import filled
 from dataplane.planes.ebpf.maps.layout import Sizes, constant, layout_version, struct_version
 from dataplane.planes.ebpf.maps.mapset import MapSet, copy_maps, create_maps, open_any_sizes, open_maps, pin_maps
-from dataplane.planes.ebpf.maps.node_settings import takes_over, write_node, write_ready, write_takes_over
+from dataplane.planes.ebpf.maps.node_settings import (
+    takes_over,
+    write_node,
+    write_notes_answers,
+    write_ready,
+    write_takes_over,
+)
 from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
 from dataplane.planes.ebpf.maps.tables import Removed, Tables
 from dataplane.planes.ebpf.views import answers
@@ -314,6 +320,7 @@ class EbpfPlane(Plane):
     def _take_over(self, maps: MapSet) -> None:
         """Have the programs go on with connections that other nodes took. Raises ConntrackError, PlaneError."""
         if any(isinstance(hook, PacketHook | OptionalHook) for hook in self.hooks) and not takes_over(maps):
+            write_notes_answers(maps)
             leave_connections(maps)
             write_takes_over(maps, True)
 

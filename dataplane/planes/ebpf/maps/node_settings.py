@@ -24,6 +24,7 @@ _WORD = struct.Struct("=I")
 _VNI_SHIFT = 8
 """Of the VXLAN network identifier in its word of the header (RFC 7348, section 5)."""
 _CONNECT_OFF, _TAKES_OVER = constant("NODE_CONNECT_OFF"), constant("NODE_TAKES_OVER")
+_NOTES_ANSWERS = constant("NODE_NOTES_ANSWERS")
 _record = threading.Lock()  # one thread looks after the node, another after those for whom connect time is off
 LIFETIMES = {
     "tcp_syn_seconds": 120,
@@ -94,7 +95,7 @@ def write_node(
     flags = _flags(node, kube_proxy_masquerade, ready)
     with _record:
         off = _connect_off(maps)
-        flags |= _TAKES_OVER if takes_over(maps) else 0
+        flags |= _held_flags(maps) & (_TAKES_OVER | _NOTES_ANSWERS)
         maps.put(
             "node",
             NODE_KEY,
@@ -129,14 +130,26 @@ def write_ready(maps: MapSet, ready: bool) -> None:
 
 def takes_over(maps: MapSet) -> bool:
     """True if packet programs go on with connections that other nodes took."""
-    flags = maps.node()["flags"]
-    return isinstance(flags, int) and bool(flags & _TAKES_OVER)
+    return bool(_held_flags(maps) & _TAKES_OVER)
+
+
+def _held_flags(maps: MapSet) -> int:
+    value = maps.node()["flags"]
+    assert isinstance(value, int), "a number in the header"
+    return value
+
+
+def write_notes_answers(maps: MapSet) -> None:
+    """Make packet programs note connections of the slow path from now on, when they answer a SYN. Comes before those
+    that there are already are listed."""
+    _patch(maps, "flags", _NOTES_ANSWERS, _NOTES_ANSWERS)
 
 
 def write_takes_over(maps: MapSet, on: bool) -> None:
     """Make packet programs go on with connections that other nodes took, or not. on: every connection of the slow path
-    has its entry (flows/reserve.py, leave_connections)."""
-    _patch(maps, "flags", _TAKES_OVER, _TAKES_OVER if on else 0)
+    has its entry (flows/reserve.py, leave_connections), and later ones are noted."""
+    both = _TAKES_OVER | _NOTES_ANSWERS
+    _patch(maps, "flags", both, both if on else 0)
 
 
 def _patch(maps: MapSet, field: str, mask: int, value: int) -> None:

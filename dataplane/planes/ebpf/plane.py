@@ -22,7 +22,7 @@ from dataplane.planes.ebpf.ahead import Ahead
 from dataplane.planes.ebpf.attach.devices import raw_devices, read_network
 from dataplane.planes.ebpf.attach.optional import OptionalHook
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
-from dataplane.planes.ebpf.attach.programs import Hook, remove_link
+from dataplane.planes.ebpf.attach.programs import ConnectHook, Hook, remove_link
 from dataplane.planes.ebpf.connect_time.off import ConnectOff
 from dataplane.planes.ebpf.flows import drain
 from dataplane.planes.ebpf.flows.collect import Collector
@@ -258,9 +258,13 @@ class EbpfPlane(Plane):
         self.pins.wanted_links.clear()
         self.pins.wanted_programs.clear()
         for hook in self.hooks:
-            hook.attach(maps, self.pins)
+            if hook.name != ConnectHook.name:
+                hook.attach(maps, self.pins)
         if not adopted:
             write_ready(maps, True)
+        for hook in self.hooks:  # sockets ask one program alone, which must not pass one on for a moment
+            if hook.name == ConnectHook.name:
+                hook.attach(maps, self.pins)
         if _carries(plan.entries.values()):
             self._take_over(maps)
         self.pins.remove_unwanted_programs(version)

@@ -3,7 +3,6 @@
 import argparse
 import ipaddress
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctl.output import NotCounted, Table, add_output_option, print_line, print_not_counted, print_records
 from ctl.service_option import add_service_option, require_service
+from dataplane.kernel.devices import device_name
 from dataplane.planes.options import HOOKS
 
 if TYPE_CHECKING:
@@ -193,17 +193,9 @@ def _record(decision: "Decision", when: datetime) -> "Record":
         "service": decision.service,
         "endpoint": decision.endpoint,
         "device": decision.ifindex,
-        "deviceName": _device(decision.ifindex),
+        "deviceName": device_name(decision.ifindex),
         "bytes": decision.length,
     }
-
-
-def _device(index: int) -> str:
-    """The name of a device of this network namespace, "" for none and for one that is gone."""
-    try:
-        return socket.if_indextoname(index) if index else ""
-    except OSError:
-        return ""
 
 
 def _print(decision: "Decision", started: float, output: str) -> None:
@@ -217,7 +209,7 @@ def _print(decision: "Decision", started: float, output: str) -> None:
 
 
 def _line(decision: "Decision", when: datetime, *, coloured: bool) -> str:
-    hook = f"{decision.hook}@{_device(decision.ifindex)}" if _device(decision.ifindex) else decision.hook
+    hook = f"{decision.hook}@{device_name(decision.ifindex)}" if device_name(decision.ifindex) else decision.hook
     to = f" -> {decision.endpoint}" if decision.endpoint else ""
     reason = decision.reason
     if coloured and decision.kind in _COLOURS:

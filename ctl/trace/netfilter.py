@@ -5,13 +5,13 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ctl.trace.programs import device_name
 from ctl.trace.seen import Layer, Seen, Target, rank
 from dataplane.errors import HotplaneError
+from dataplane.kernel.devices import device_name
 from dataplane.kernel.netlink.conntrack import ConntrackError
 from dataplane.kernel.netlink.conntrack_flow import ConntrackLookup, Tracked
+from dataplane.kernel.netlink.legacy_trace import LegacyTrace, TracedRule
 from dataplane.kernel.netlink.netlink import Refused
-from dataplane.kernel.netlink.packet_log import Logged, PacketLog
 from dataplane.kernel.nft.trace import (
     POINTS,
     Ends,
@@ -80,12 +80,12 @@ class NetfilterSource(Resource):
         except (HotplaneError, OSError) as error:
             self.limits.append(f"what chains do is not told: {error}")
 
-    def _open_log(self, undo: contextlib.ExitStack) -> PacketLog | None:
+    def _open_log(self, undo: contextlib.ExitStack) -> LegacyTrace | None:
         """The trace of legacy iptables, if its tables have rules here."""
         try:
             if not any(c.rules for c in builtin_chains() if c.family is self._target.family):
                 return None
-            return undo.enter_context(PacketLog(self._target.family))
+            return undo.enter_context(LegacyTrace(self._target.family))
         except (Refused, OSError, XtablesError) as error:
             self.limits.append(
                 f"rules of legacy iptables are not told one by one ({error}); their translations are seen nevertheless"
@@ -200,7 +200,7 @@ class NetfilterSource(Resource):
         entry = self._tracked.get(port)
         return ends.destination[1] in ((port, entry.seen[1]) if entry else (port,))
 
-    def _of_iptables(self, logged: Logged) -> Seen | None:
+    def _of_iptables(self, logged: TracedRule) -> Seen | None:
         """A rule that a marked packet met. Its own ends tell whose it is."""
         if logged.kind != "rule" or not logged.payload:
             return None

@@ -1,9 +1,9 @@
 """What a mode's programs tell of a connection: decisions at connect time, at XDP and at tc."""
 
-import socket
 from collections.abc import Iterator
 
 from ctl.trace.seen import Layer, Seen, Target, rank
+from dataplane.kernel.devices import device_name
 from dataplane.kernel.nft.trace import Ends
 from dataplane.planes.base import Plane
 from dataplane.planes.decisions import Asked, Decision, DecisionStream
@@ -114,11 +114,3 @@ class ProgramSource(Resource):
 def _end(text: str) -> tuple[str, int]:
     address, _, port = text.rpartition(":")
     return address.strip("[]"), int(port)
-
-
-def device_name(index: int) -> str:
-    """The name of a device of this network namespace, "" for none and for one that is gone."""
-    try:
-        return socket.if_indextoname(index) if index else ""
-    except OSError:
-        return ""

@@ -25,6 +25,8 @@ _BUFFER = 1 << 16
 """Bytes for one answer: the kernel fills at most 32 KiB of it at a time."""
 
 _DUMP_ATTEMPTS = 20
+_DATAGRAM = 1 << 18
+"""Bytes of one datagram of notifications, or of logged packets, at most."""
 
 
 class Refused(HotplaneError):
@@ -194,7 +196,6 @@ class Notifications(Resource):
     def __init__(self, groups: int) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.bind((0, groups))
-        self._socket.setblocking(False)
 
     def fileno(self) -> int:
         """For poll and the like."""
@@ -202,32 +203,33 @@ class Notifications(Resource):
 
     def drain(self) -> None:
         """Take the messages. What they say does not matter, nor does it that some were lost (ENOBUFS)."""
-        while True:
-            try:
-                self._socket.recv(65536)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
+        for _ in arrived(self._socket):
+            pass
 
     def messages(self) -> Iterator[tuple[int, memoryview]]:
         """Take the messages: type and body of each. Some may have been lost (ENOBUFS)."""
-        while True:
-            try:
-                received = self._socket.recv(65536)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                continue
+        for received in arrived(self._socket):
             for kind, _, _, body in split_messages(memoryview(received)):
                 yield kind, body
 
     def close(self) -> None:
         """Hear no more; fine twice."""
         self._socket.close()
+
+
+def arrived(source: socket.socket) -> Iterator[bytes]:
+    """The datagrams that have come to a netlink socket; does not wait. An empty one stands for those that the kernel
+    had no room for (ENOBUFS)."""
+    while True:
+        try:
+            received = source.recv(_DATAGRAM, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            received = b""
+        yield received
 
 
 def split_messages(received: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:

@@ -14,6 +14,7 @@ from dataplane.kernel.netlink.netlink import (
     ACK,
     NETFILTER,
     Refused,
+    arrived,
     attribute,
     attributes,
     message,
@@ -27,8 +28,8 @@ from dataplane.resource import Resource
 
 _PACKET, _CONFIG = 0x400, 0x401  # NFNL_SUBSYS_ULOG << 8 | NFULNL_MSG_*
 _ERROR = 2  # NLMSG_ERROR
-_CFG_CMD, _CFG_MODE, _CFG_TIMEOUT = 1, 2, 4  # NFULA_CFG_*
-_BIND = 1  # NFULNL_CFG_CMD_BIND
+_CFG_CMD, _CFG_MODE, _CFG_TIMEOUT, _CFG_THRESHOLD = 1, 2, 4, 5  # NFULA_CFG_*
+_BIND, _BIND_FAMILY = 1, 3  # NFULNL_CFG_CMD_*
 _COPY_PACKET = 2  # NFULNL_COPY_PACKET
 _TIMESTAMP, _DEVICE_IN, _DEVICE_OUT, _PAYLOAD, _PREFIX = 3, 4, 5, 9, 10  # NFULA_*
 _MODE, _TIME = struct.Struct("!IBx"), struct.Struct("!QQ")
@@ -52,13 +53,14 @@ class Logged(NamedTuple):
 
 
 class PacketLog(Resource):
-    """A group, in the network namespace of the thread that makes the object; one process at a time may have it. snap:
-    bytes of a packet that are wanted. lost: how often the kernel could not hand packets over because nobody read.
+    """A group, in the network namespace of the thread that makes the object; one process at a time may have it.
 
+    snap: bytes of a packet that are wanted. at_once: each packet is told by itself, not with others that come soon.
+    lost: how often the kernel could not hand packets over because nobody read.
     Raises Refused (errno EBUSY or EPERM: another socket has the group, or there is no right to), OSError.
     """
 
-    def __init__(self, group: int, snap: int) -> None:
+    def __init__(self, group: int, snap: int, *, at_once: bool = False) -> None:
         self.lost = 0
         self._group = group
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER)
@@ -67,13 +69,19 @@ class PacketLog(Resource):
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
             self._configure(attribute(_CFG_CMD, bytes([_BIND])))
             mode = attribute(_CFG_MODE, _MODE.pack(snap, _COPY_PACKET))
-            self._configure(mode + attribute(_CFG_TIMEOUT, struct.pack("!I", _FLUSH_HUNDREDTHS)))
+            kind, value = (_CFG_THRESHOLD, 1) if at_once else (_CFG_TIMEOUT, _FLUSH_HUNDREDTHS)
+            self._configure(mode + attribute(kind, struct.pack("!I", value)))
         except BaseException:
             self._socket.close()
             raise
 
-    def _configure(self, wanted: bytes) -> None:
-        body = FAMILY_HEADER.pack(socket.AF_UNSPEC, 0, socket.htons(self._group)) + wanted
+    def serve(self, family: int) -> None:
+        """Be what the network namespace's rules of this family (NFPROTO_*) log by, where they name no group. Raises
+        Refused, OSError."""
+        self._configure(attribute(_CFG_CMD, bytes([_BIND_FAMILY])), family)
+
+    def _configure(self, wanted: bytes, family: int = socket.AF_UNSPEC) -> None:
+        body = FAMILY_HEADER.pack(family, 0, socket.htons(self._group)) + wanted
         self._socket.send(message(1, _CONFIG, ACK, body))
         deadline = time.monotonic() + _ANSWER_SECONDS
         while readable([self._socket.fileno()], deadline - time.monotonic()):
@@ -92,17 +100,10 @@ class PacketLog(Resource):
     def take(self) -> list[Logged]:
         """Packets that have come; does not wait."""
         found: list[Logged] = []
-        while True:
-            try:
-                received = self._socket.recv(1 << 18, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return found
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.lost += 1
-                continue
+        for received in arrived(self._socket):
+            self.lost += not received
             found += _packets(received)
+        return found
 
     def close(self) -> None:
         """Give the group back; fine twice."""
@@ -119,4 +120,6 @@ def _packets(received: bytes) -> Iterator[Logged]:
             seconds, microseconds = _TIME.unpack(parts[_TIMESTAMP])
             ns = seconds * 1_000_000_000 + microseconds * 1000
         device_in, device_out = (int.from_bytes(parts.get(kind, b""), "big") for kind in (_DEVICE_IN, _DEVICE_OUT))
-        yield Logged(ns, text_of(parts.get(_PREFIX, memoryview(b""))), device_in, device_out, bytes(parts[_PAYLOAD]))
+        yield Logged(
+            ns, text_of(parts.get(_PREFIX, memoryview(b""))), device_in, device_out, bytes(parts.get(_PAYLOAD, b""))
+        )

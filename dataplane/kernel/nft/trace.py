@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataplane.errors import HotplaneError
-from dataplane.kernel.netlink.netlink import NETFILTER, Refused, attribute, attributes, split_messages, text_of
+from dataplane.kernel.netlink.netlink import NETFILTER, Refused, arrived, attribute, attributes, split_messages, text_of
 from dataplane.kernel.netlink.nfnetlink import CREATE, FAMILY_HEADER, Message, Nfnetlink
 from dataplane.kernel.nft import uapi
 from dataplane.kernel.nft.uapi import Chain, Operation, Rule, nested, number, text
@@ -245,25 +245,14 @@ class TraceMessages(Resource):
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER)
         self._socket.bind((0, 1 << _TRACE_GROUP - 1))
-        self._socket.setblocking(False)
-        self.lost = False
 
     def fileno(self) -> int:
         """For poll and the like."""
         return self._socket.fileno()
 
     def take(self) -> Iterator[Traced]:
-        """The messages that are there. `lost` is set when there was no room for some."""
-        while True:
-            try:
-                received = self._socket.recv(65536)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.lost = True
-                continue
+        """The messages that are there; some may have been lost."""
+        for received in arrived(self._socket):
             now = time.monotonic()
             for kind, _, _, body in split_messages(memoryview(received)):
                 if kind == _TRACE:

@@ -7,9 +7,9 @@ to a group that nobody listens to, until the next capture, or the end of the tab
 
 import errno
 import os
-import socket
 from collections.abc import Iterator, Sequence
 
+from dataplane.kernel.devices import device_name
 from dataplane.kernel.netlink.netlink import Refused
 from dataplane.kernel.netlink.nflog import Logged, PacketLog
 from dataplane.kernel.nft.transaction import Nft
@@ -85,7 +85,7 @@ def _captured(packets: Sequence[Logged]) -> Iterator[Captured]:
     for packet in packets:
         ifindex = packet.device_in or packet.device_out
         reason, fate, data = packet.prefix, _FATES.get(packet.prefix, ""), packet.data
-        yield Captured(packet.ns, _name(ifindex), ifindex, Link.RAW, data, _length(data), WHERE, reason, fate)
+        yield Captured(packet.ns, device_name(ifindex), ifindex, Link.RAW, data, _length(data), WHERE, reason, fate)
 
 
 def _length(data: bytes) -> int:
@@ -96,11 +96,3 @@ def _length(data: bytes) -> int:
     elif len(data) >= _IPV6_LENGTH.stop and data[0] >> 4 == 6:
         told = int.from_bytes(data[_IPV6_LENGTH], "big") + _IPV6_HEADER
     return max(told, len(data))
-
-
-def _name(index: int) -> str:
-    """The name of a device of this network namespace, "" for none and for one that is gone."""
-    try:
-        return socket.if_indextoname(index) if index else ""
-    except OSError:
-        return ""

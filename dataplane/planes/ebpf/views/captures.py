@@ -1,9 +1,9 @@
 """Captures the packets that the programs drop, and those that they leave to the slow path to refuse."""
 
-import socket
 import time
 from collections.abc import Sequence
 
+from dataplane.kernel.devices import device_name
 from dataplane.kernel.ebpf.bpf import BpfError
 from dataplane.kernel.ebpf.perf import PerfReader
 from dataplane.planes.base import PlaneError
@@ -56,7 +56,7 @@ class ProgramCapture(CaptureStream):
         link = Link.RAW if ifindex in self._raw else Link.ETHERNET
         data = raw[_HEAD.size :][: min(length, self._snap)]
         fate = f"dropped: {reason_meanings().get(name, name)}"
-        return Captured(wall, _name(ifindex), ifindex, link, data, length, hook_names()[hook], name, fate)
+        return Captured(wall, device_name(ifindex), ifindex, link, data, length, hook_names()[hook], name, fate)
 
     def close(self) -> None:
         """End the capture."""
@@ -65,11 +65,3 @@ class ProgramCapture(CaptureStream):
         self._maps.close()
         if self._slow is not None:
             self._slow.close()
-
-
-def _name(index: int) -> str:
-    """The name of a device of this network namespace, "" for one that is gone."""
-    try:
-        return socket.if_indextoname(index) if index else ""
-    except OSError:
-        return ""

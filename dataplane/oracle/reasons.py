@@ -88,7 +88,10 @@ def _answering(packet: Packet, node: NodeConfig) -> str:
     if node.nodeports.any_local:
         return f"{packet.destination}, as on every local address"
     family = family_of(packet.destination)
-    return listed(a for a in node.nodeports.addresses if family_of(a) is family) or f"no IPv{family.value} address"
+    addresses = [address for address in node.nodeports.addresses if family_of(address) is family]
+    if node.answers_node_ports(packet.destination) and packet.destination not in addresses:
+        addresses.insert(0, packet.destination)  # a loopback address
+    return listed(addresses) or f"no IPv{family.value} address"
 
 
 def _source(decision: Decision, node: NodeConfig) -> str:

@@ -9,7 +9,7 @@ Sources: Kubernetes API validation of core/v1 and discovery.k8s.io/v1; kube-prox
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from dataplane.model import wire
@@ -38,6 +38,7 @@ MAX_NAME = 63
 _TYPES = {None: ServiceType.CLUSTER_IP, "": ServiceType.CLUSTER_IP} | {kind.value: kind for kind in ServiceType}
 _NODE_PORT_TYPES = (ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER)
 _NO_SERVICE_METADATA = wire.ServiceMetadata()
+_FORWARDING_FIELD = f"metadata.annotations[{SERVICE_ANNOTATION}]"
 _NO_NODE_METADATA = wire.NodeMetadata()
 _NO_LABELS = wire.Labels()
 _NO_SERVICE_SPEC = wire.ServiceSpec()
@@ -231,22 +232,14 @@ def _health_check_port(spec: wire.ServiceSpec, report: Report) -> int:
     return number
 
 
-def _forwarding_mode(metadata: wire.ServiceMetadata, report: Report) -> str:
-    mode = (metadata.annotations.forwarding_mode if metadata.annotations else None) or ""
-    if mode and mode not in MODES:
-        reason = f"is {mode[:80]!r}; write one of {', '.join(MODES)} (the node's --lb-mode is used)"
-        report.problem(f"metadata.annotations[{SERVICE_ANNOTATION}]", reason)
+def _choice(value: str | None, field: str, choices: Collection[str], option: str, report: Report) -> str:
+    """An annotation with one of a few values; "" if it is not there, or has another."""
+    if not value:
         return ""
-    return sys.intern(mode)
-
-
-def _lb_algorithm(metadata: wire.ServiceMetadata, report: Report) -> str:
-    algorithm = (metadata.annotations.lb_algorithm if metadata.annotations else None) or ""
-    if algorithm and algorithm not in ALGORITHMS:
-        reason = f"is {algorithm[:80]!r}; write one of {', '.join(ALGORITHMS)} (the node's --lb-algorithm is used)"
-        report.problem(ALGORITHM_FIELD, reason)
+    if value not in choices:
+        report.problem(field, f"is {value[:80]!r}; write one of {', '.join(choices)} (the node's {option} is used)")
         return ""
-    return sys.intern(algorithm)
+    return sys.intern(value)
 
 
 _shared_times: Shared[str] = Shared()
@@ -256,6 +249,7 @@ _shared_times: Shared[str] = Shared()
 def service(item: wire.WireService, report: Report) -> Service | None:
     """Validate a Service. None: it was skipped, and `report` says why."""
     metadata = item.metadata or _NO_SERVICE_METADATA
+    asked = metadata.annotations
     labels = metadata.labels or _NO_LABELS
     spec = item.spec or _NO_SERVICE_SPEC
     for field, text in (("metadata.name", report.name), ("metadata.namespace", report.namespace)):
@@ -296,8 +290,10 @@ def service(item: wire.WireService, report: Report) -> Service | None:
         created=_shared_times(metadata.creation_timestamp or ""),
         proxied_elsewhere=labels.proxy_name is not None,
         headless=headless or labels.headless is not None,
-        forwarding_mode=_forwarding_mode(metadata, report) if metadata.annotations else "",
-        lb_algorithm=_lb_algorithm(metadata, report) if metadata.annotations else "",
+        forwarding_mode=_choice(asked.forwarding_mode, _FORWARDING_FIELD, MODES, "--lb-mode", report) if asked else "",
+        lb_algorithm=_choice(asked.lb_algorithm, ALGORITHM_FIELD, ALGORITHMS, "--lb-algorithm", report)
+        if asked
+        else "",
     )
     if not (external_name or result.headless or result.proxied_elsewhere):
         _note_unreachable(result, spec, report)

@@ -7,13 +7,11 @@ from typing import NamedTuple
 import msgspec
 
 from dataplane.model.net import Protocol, host_port
-from dataplane.plan.types import Frontend, FrontendKind, PlanEntry
+from dataplane.plan.types import EXTERNAL, Frontend, PlanEntry
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.forwarding import Forwarding
 from dataplane.policy.node import Source
 from dataplane.policy.routes import Action, Route, Scope
-
-_EXTERNAL = (FrontendKind.NODE_PORT, FrontendKind.LOAD_BALANCER, FrontendKind.EXTERNAL_IP)
 
 
 class Packet(NamedTuple):
@@ -108,7 +106,7 @@ class Decision(msgspec.Struct, frozen=True):
             entry is not None
             and entry.forwarding is not Forwarding.SNAT
             and frontend is not None
-            and frontend.kind in _EXTERNAL
+            and frontend.kind in EXTERNAL
             and self.source is Source.OUTSIDE
             and route is not None
             and route.action is Action.FORWARD

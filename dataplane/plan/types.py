@@ -45,7 +45,8 @@ class FrontendKind(enum.Enum):
     __hash__ = object.__hash__  # members are singletons, and Enum's own hash is slow Python code
 
 
-_EXTERNAL = frozenset({FrontendKind.EXTERNAL_IP, FrontendKind.LOAD_BALANCER, FrontendKind.NODE_PORT})
+EXTERNAL = frozenset({FrontendKind.EXTERNAL_IP, FrontendKind.LOAD_BALANCER, FrontendKind.NODE_PORT})
+"""Frontends of external traffic, as externalTrafficPolicy has it."""
 
 
 class FrontendKey(NamedTuple):
@@ -126,7 +127,7 @@ class PlanEntry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
     def steady(self, frontend: Frontend) -> bool:
         """True if the connection's hash leads clients from outside to their backend, at this frontend of the entry."""
-        external = frontend.kind in _EXTERNAL and frontend.routes.outside.action is Action.FORWARD
+        external = frontend.kind in EXTERNAL and frontend.routes.outside.action is Action.FORWARD
         return self.algorithm is Algorithm.MAGLEV and external
 
     @property

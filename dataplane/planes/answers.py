@@ -46,6 +46,14 @@ class Refused(NamedTuple):
     frontend: FrontendKey | None = None
 
 
+FATES = {
+    "no_endpoint": "rejected: the Service has no usable endpoint",
+    "policy_drop": "dropped: traffic policy Local, and no endpoint on this node",
+    "source_range": "dropped: the source is in none of loadBalancerSourceRanges",
+}
+"""What becomes of packets that rules refuse, by reason, in the modes that refuse for it."""
+
+
 class Traffic(NamedTuple):
     """A plane's own counters. services: by Service port (EntryKey.service), only those that had traffic. loaded: False
     if no plan is loaded in this network namespace, so that nothing is counted."""

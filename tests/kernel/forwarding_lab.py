@@ -13,11 +13,10 @@ from dataplane.lab.scenarios.cluster import cluster_objects, pods
 from dataplane.lab.spec import LabSpec, Node, PodLink, Routing
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange, PlanChange
-from dataplane.plan.types import EntryKey, PlanEntry
+from dataplane.plan.types import EXTERNAL, EntryKey, PlanEntry
 from dataplane.planes.base import Plane
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
-from dataplane.planes.ebpf.maps.encode import is_external
 from dataplane.planes.ebpf.maps.pins import default_instance
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.ebpf.views.records import open_instance
@@ -44,7 +43,7 @@ status: {{loadBalancer: {{ingress: [{{ip: '{INGRESS[Family.IPV4]}'}}, {{ip: '{IN
 
 def tunnelled(lab: Lab, node: Node, entry: PlanEntry, way: Forwarding) -> PlanEntry:
     """A node's entry with traffic to other nodes forwarded."""
-    if way is Forwarding.SNAT or not any(is_external(frontend.kind) for frontend in entry.frontends):
+    if way is Forwarding.SNAT or not any(frontend.kind in EXTERNAL for frontend in entry.frontends):
         return replace(entry, forwarding=Forwarding.SNAT, tunnels=())
     family = entry.key.family
     homes = {pod.addresses[family]: other for other in lab.nodes for pod in other.pods}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import FrontendKey
-from dataplane.planes.answers import Counted, Refused
+from dataplane.planes.answers import FATES, Counted, Refused
 from dataplane.planes.iptables.clients import saved_counts
 from dataplane.planes.iptables.rules import names
 
@@ -26,11 +26,6 @@ _GUARDS = {
 """Chains that drop packets whatever their Service: the reason, and what it means."""
 
 _GUARD = re.compile(rf"\[(?P<packets>\d+):\d+\] -A (?P<chain>{'|'.join(_GUARDS)}) .*-j DROP")
-_FATES = {
-    "no_endpoint": "rejected: the Service has no usable endpoint",
-    "policy_drop": "dropped: traffic policy Local, and no endpoint on this node",
-    "source_range": "dropped: the source is in none of loadBalancerSourceRanges",
-}
 WHERE = "iptables"
 
 
@@ -80,7 +75,7 @@ def refused_packets() -> list[Refused]:
     for family in Family:
         text = saved_counts(family, "filter")
         packets: Mapping[tuple[FrontendKey, str], int] = _summed(_rules(family, "filter", text))
-        found += [Refused(WHERE, why, times, _FATES[why], key) for (key, why), times in packets.items() if times]
+        found += [Refused(WHERE, why, times, FATES[why], key) for (key, why), times in packets.items() if times]
         for match in _GUARD.finditer(text):
             guards[match["chain"]] += int(match["packets"])
     return [*found, *(Refused(WHERE, _GUARDS[chain][0], n, _GUARDS[chain][1]) for chain, n in guards.items() if n)]

@@ -5,7 +5,7 @@ Source: rules.service and rules.skeleton.
 
 from collections.abc import Iterator
 
-from dataplane.model.net import family_of, network
+from dataplane.model.net import contains
 from dataplane.oracle.types import Decision, Verdict
 from dataplane.plan.types import Frontend, FrontendKind, PlanEntry
 from dataplane.planes.iptables.rules import names
@@ -64,7 +64,7 @@ class _Walk:
         frontend, chains, source = self._frontend, self._chains, self._decision.packet.source
         yield from self._services()
         if frontend.source_ranges is not None:
-            cidr = next(c for c in frontend.source_ranges.cidrs if _holds(c, source))
+            cidr = next(c for c in frontend.source_ranges.cidrs if contains((c,), source))
             yield self._chain(chains.source_ranges, f"-s {cidr}")
         mark = self._chain(names.MARK_MASQ, note="marked to be masqueraded")
         if frontend.kind not in _BESIDE:
@@ -97,7 +97,3 @@ class _Walk:
         here = self._at.node.is_local(self._decision.packet.destination)
         hook = "OUTPUT" if self._sent_here else "INPUT" if here else "FORWARD"
         yield Step(f"filter {hook}", Kind.CHAIN, chain, self._match(), target)
-
-
-def _holds(cidr: str, address: str) -> bool:
-    return family_of(cidr) is family_of(address) and network(f"{address}/{network(cidr).prefixlen}") == network(cidr)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from dataplane.plan.rows import row
-from dataplane.plan.types import EntryKey, Frontend, FrontendKey, PlanEntry, Row
+from dataplane.plan.types import EXTERNAL, EntryKey, Frontend, FrontendKey, PlanEntry, Row
 from dataplane.planes.ebpf.maps.allocate import Ids, Runs
 from dataplane.planes.ebpf.maps.encode import (
     BACKEND,
@@ -29,7 +29,6 @@ from dataplane.planes.ebpf.maps.encode import (
     frontend_key,
     frontend_key_bytes,
     full_keys,
-    is_external,
     range_key,
     stored_frontend,
 )
@@ -170,7 +169,7 @@ class _Reader:
         )  # fmt: skip
         sound = sound and not (found.tunnels and way is Forwarding.SNAT)
         for order, value in enumerate(stored):
-            sound = sound and value.forwarding is (way if is_external(value.kind) else Forwarding.SNAT)
+            sound = sound and value.forwarding is (way if value.kind in EXTERNAL else Forwarding.SNAT)
             expected, maglev = installed.sets_of(entry.frontends[order])
             sound = sound and value.sets == expected and value.maglev == bool(maglev)
             sound = sound and value.affinity_seconds == affinity and value.order == min(order, 255)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from dataplane.model.net import AF_INET, AF_INET6, Family, Protocol
-from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, PlanEntry, SourceRanges
+from dataplane.plan.types import EXTERNAL, EntryKey, Frontend, FrontendKey, FrontendKind, PlanEntry, SourceRanges
 from dataplane.planes.ebpf.maps.layout import constant, fields_of, record
 from dataplane.policy.forwarding import Forwarding
 from dataplane.policy.routes import Action, Route, Routes, Scope
@@ -53,7 +53,6 @@ _ROUTE_ACTION = constant("ROUTE_ACTION")
 _PROTOCOL_OF = {protocol.value: protocol for protocol in Protocol}
 _FAMILY_OF = {family.value: family for family in Family}
 _RANGES, MAGLEV = constant("FRONTEND_RANGES"), constant("FRONTEND_MAGLEV")
-_EXTERNAL = frozenset({FrontendKind.EXTERNAL_IP, FrontendKind.LOAD_BALANCER, FrontendKind.NODE_PORT})
 _FRONTEND_WAYS = {
     Forwarding.SNAT: 0,
     Forwarding.TUNNEL: constant("FRONTEND_FORWARD"),
@@ -148,11 +147,6 @@ def _routes_of(pod: int, node: int, outside: int) -> Routes:
     return Routes(route_of(pod), route_of(node), route_of(outside))
 
 
-def is_external(kind: FrontendKind) -> bool:
-    """True if traffic to such a frontend comes from outside, so that an entry's `forwarding` is about it."""
-    return kind in _EXTERNAL
-
-
 def frontend_bytes(
     frontend: Frontend,
     order: int,
@@ -170,7 +164,7 @@ def frontend_bytes(
         routes = _route_bytes[frontend.routes] = tuple(map(route_byte, frontend.routes))
     pod, node, outside = routes
     flags = maglev if frontend.source_ranges is None else maglev | _RANGES
-    if forwarding is not Forwarding.SNAT and frontend.kind in _EXTERNAL:
+    if forwarding is not Forwarding.SNAT and frontend.kind in EXTERNAL:
         flags |= _FRONTEND_WAYS[forwarding]
     return FRONTEND.pack(  # argument by argument: `*` would take as long as everything else
         generation,

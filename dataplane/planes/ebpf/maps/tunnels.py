@@ -7,8 +7,8 @@ loaded, also when it is no peer any more: flows that are there go on.
 from collections.abc import Collection, Iterable
 from socket import htons
 
-from dataplane.plan.types import EntryKey, PlanEntry
-from dataplane.planes.ebpf.maps.encode import address_bytes, address_text, is_external
+from dataplane.plan.types import EXTERNAL, EntryKey, PlanEntry
+from dataplane.planes.ebpf.maps.encode import address_bytes, address_text
 from dataplane.planes.ebpf.maps.layout import constant, record
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.maps.members import HERE, Address, wanted_flags
@@ -135,7 +135,7 @@ class Forwarded:
 
 def _elements(entry: PlanEntry, service: int, backends: Collection[int]) -> dict[bytes, bytes]:
     """Return the elements of an entry: none without a frontend that takes traffic from outside."""
-    if not any(is_external(frontend.kind) for frontend in entry.frontends):
+    if not any(frontend.kind in EXTERNAL for frontend in entry.frontends):
         return {}
     return {
         _ENDPOINT_KEY.pack(service, endpoint_digest(*address, entry.key.protocol)): index.to_bytes(_WORD, "little")

@@ -9,6 +9,7 @@ Each of the chains jumps to another one, which is empty while nobody captures re
 
 from typing import NamedTuple
 
+from dataplane.planes.answers import FATES
 from dataplane.planes.nftables.rules.syntax import Syntax
 
 
@@ -35,9 +36,9 @@ class Refusal(NamedTuple):
 REJECT_CHAIN = "reject-packet"
 _REJECT = f"goto {REJECT_CHAIN}"
 
-NO_ENDPOINT = Refusal("no_endpoint", (_REJECT,), "rejected: the Service has no usable endpoint")
-POLICY_DROP = Refusal("policy_drop", ("drop",), "dropped: traffic policy Local, and no endpoint on this node")
-SOURCE_RANGE = Refusal("source_range", ("drop",), "dropped: the source is in none of loadBalancerSourceRanges")
+NO_ENDPOINT = Refusal("no_endpoint", (_REJECT,), FATES["no_endpoint"])
+POLICY_DROP = Refusal("policy_drop", ("drop",), FATES["policy_drop"])
+SOURCE_RANGE = Refusal("source_range", ("drop",), FATES["source_range"])
 UNKNOWN_PORT = Refusal("unknown_port", (_REJECT,), "rejected: the clusterIP has no such port")
 UNALLOCATED = Refusal("unallocated", ("drop",), "dropped: no Service has this address of a ServiceCIDR")
 IN_CHANGE = Refusal("in_change", ("drop",), "dropped: its Service changed while the packet was on its way")

@@ -1,6 +1,5 @@
 """Explain a decision in sentences for a network engineer. Only explains, never decides."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -154,14 +153,14 @@ def _policy(decision: Decision, frontend: Frontend, entry: PlanEntry, route: Rou
 
 
 def _choice(decision: Decision, entry: PlanEntry) -> list[str]:
-    backends, places = decision.backends, Counter(decision.drawn)
+    backends, shares = decision.backends, decision.shares
     if len(backends) == 1:
         sentences = [f"sent to {backends[0]}, the only choice"]
     elif decision.steady:
         sentences = [_steady(decision)]
-    elif len(set(places.values())) > 1:
-        shares = listed(f"{backend} ({places[backend]}/{places.total()})" for backend in backends)
-        sentences = [f"sent to one of {shares}, by the weights that their EndpointSlices give them"]
+    elif len(set(shares.values())) > 1:
+        parts = listed(f"{backend} ({shares[backend]})" for backend in backends)
+        sentences = [f"sent to one of {parts}, by the weights that their EndpointSlices give them"]
     else:
         sentences = [f"sent to one of {listed(backends)}, each with probability 1/{len(backends)}"]
     if entry.affinity_seconds:

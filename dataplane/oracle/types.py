@@ -1,6 +1,7 @@
 """Input and output of the oracle."""
 
 import enum
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -83,6 +84,12 @@ class Decision(msgspec.Struct, frozen=True):
         if self.entry is None or self.route is None or not self.backends:
             return ()
         return self.entry.drawn(self.route.scope)
+
+    @property
+    def shares(self) -> dict[Backend, str]:
+        """The part that each backend has of what is drawn, such as "1/3"; empty where there is no choice."""
+        places = Counter(self.drawn)
+        return {backend: f"{count}/{places.total()}" for backend, count in places.items()} if len(places) > 1 else {}
 
     @property
     def affinity_seconds(self) -> int:

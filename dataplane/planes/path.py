@@ -63,13 +63,19 @@ def lines(steps: Sequence[Step]) -> Iterator[str]:
 def _choice(steps: Sequence[Step]) -> str:
     """Steps one of which is taken, what they have in common once."""
     first = steps[0]
+    alike = len({step.share for step in steps}) == 1
+
+    def listed(texts: Sequence[str]) -> str:
+        parts = [text if alike else f"{text} ({step.share})" for text, step in zip(texts, steps, strict=True)]
+        return _listed(parts)
+
     if first.result and len({(step.name, step.key) for step in steps}) == 1:
-        text = f"{_words(msgspec.structs.replace(first, result=''))} -> {_listed([step.result for step in steps])}"
+        text = f"{_words(msgspec.structs.replace(first, result=''))} -> {listed([step.result for step in steps])}"
     elif len({step.name for step in steps}) == 1:
-        text = f"{first.name} {{ {_listed([step.key for step in steps])} }}"
+        text = f"{first.name} {{ {listed([step.key for step in steps])} }}"
     else:
-        text = _listed([_words(step) for step in steps])
-    return f"{text} ({first.share}{' each' if len(steps) > 1 else ''})"
+        text = listed([_words(step) for step in steps])
+    return f"{text} ({first.share}{' each' if len(steps) > 1 else ''})" if alike else text
 
 
 def _listed(texts: Sequence[str]) -> str:

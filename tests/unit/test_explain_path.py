@@ -1,5 +1,7 @@
 """The kernel's own way of a packet, as explain tells it in each mode: chains, maps, elements and programs in order."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -26,12 +28,14 @@ DIGEST = "67NZLRHBNDSAWJRO"
 """base32(sha256("shop/web:httptcp")), 16 characters, as kube-proxy's."""
 
 
-def steps(flow: str, mode: str, *, local: bool = True, sticky: bool = True, **options: object) -> tuple[Step, ...]:
-    """The steps of a flow to WEB with one endpoint here and one elsewhere."""
+def steps(
+    flow: str, mode: str, *, local: bool = True, sticky: bool = True, weight: int = 1, **options: Any
+) -> tuple[Step, ...]:
+    """The steps of a flow to WEB with one endpoint here, of this weight, and one elsewhere."""
     service = msgspec.structs.replace(WEB, external_local=local, affinity_seconds=WEB.affinity_seconds if sticky else 0)
     planner = Planner(NODE)
-    planner.update([service, slice_of(endpoint(1, "n1"), endpoint(2))])
-    found, chosen = mode_of(mode), PlaneOptions(**options)  # type: ignore[arg-type]
+    planner.update([service, slice_of(endpoint(1, "n1", weight=weight), endpoint(2))])
+    found, chosen = mode_of(mode), PlaneOptions(**options)
     keeping = Keeping(found.keeps(chosen))
     decision = Oracle(planner.plan, keeping=keeping).decide(parse_flow(flow))
     return tuple(found.path(decision, At(NODE, chosen, keeping)))
@@ -127,7 +131,7 @@ def test_nftables_refuses_what_no_service_has_in_the_last_chain() -> None:
         (f"{OUTSIDE} -> {CLUSTER_IP}:80/tcp", {"hooks": ("connect",)}, ["slow path", "nat prerouting -100"]),
     ],
 )
-def test_ebpf_hooks(flow: str, options: dict[str, object], hooks: list[str]) -> None:
+def test_ebpf_hooks(flow: str, options: dict[str, Any], hooks: list[str]) -> None:
     found = steps(flow, "ebpf", local=False, sticky=False, **options)
     passed = list(dict.fromkeys(step.hook for step in found))
     assert len(passed) >= len(hooks)
@@ -185,3 +189,15 @@ def test_both_families_and_protocols_have_elements_of_their_own() -> None:
     assert found.result == "reject-packet"
     assert decision.packet.protocol is Protocol.TCP
     assert isinstance(node, NodeConfig)
+
+
+@pytest.mark.parametrize("mode", ["iptables", "nftables", "ebpf"])
+def test_shares_are_those_of_the_weights(mode: str) -> None:
+    found = steps(f"{POD} -> {CLUSTER_IP}:80/tcp", mode, sticky=False, weight=3)
+    assert [step.share for step in found if step.share] == ["3/4", "1/4"]
+    told = next(text for text in lines(found) if "10.1.0.2" in text)
+    assert "(3/4)" in told
+    assert "(1/4)" in told
+    assert "each" not in told
+    if mode == "nftables":
+        assert next(step.key for step in found if step.share).endswith(" . ffff:0 to ffff:3")

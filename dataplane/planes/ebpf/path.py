@@ -119,9 +119,9 @@ class _Walk:
             yield Step(hook, Kind.ROUTING, way, address, note="with the client's address, in a tunnel to this node")
 
     def _endpoints(self, hook: str, backends: Sequence[Backend]) -> Iterator[Step]:
-        share = f"1/{len(self._decision.backends)}" if len(self._decision.backends) > 1 else ""
+        shares = self._decision.shares
         for backend in backends:
-            yield Step(hook, Kind.MAP, "backends", str(backend), share=share)
+            yield Step(hook, Kind.MAP, "backends", str(backend), share=shares.get(backend, ""))
 
     def _connect(self, why: str) -> Iterator[Step]:
         """Connect time: of TCP and of connected UDP sockets at connect(2), of others at sendmsg(2)."""

@@ -84,11 +84,10 @@ class _Walk:
 
     def _endpoints(self) -> Iterator[Step]:
         """The chains of endpoints, one of which is chosen."""
-        backends = self._decision.backends
-        share = f"1/{len(backends)}" if len(backends) > 1 else ""
-        for text in sorted(map(str, backends)):
-            chain = names.endpoint_chain(self._decision.service, self._entry.key.protocol, text)
-            yield self._chain(chain, result=f"DNAT {text}", share=share)
+        shares = self._decision.shares
+        for backend in sorted(self._decision.backends, key=str):
+            chain = names.endpoint_chain(self._decision.service, self._entry.key.protocol, str(backend))
+            yield self._chain(chain, result=f"DNAT {backend}", share=shares.get(backend, ""))
 
     def _refused(self, chain: str, target: str) -> Iterator[Step]:
         """The filter table's rule. KUBE-EXTERNAL-SERVICES hangs on INPUT and FORWARD alone."""

@@ -136,10 +136,10 @@ class _Walk:
             yield self._map(kind.endpoints, f"{key} . {number_text(first)}", str(backends[0]))
             return
         # Which index an endpoint has is known to the kernel alone: it depends on the changes before.
-        last = number_text(first + len(backends) - 1)
-        share = f"1/{len(backends)}"
+        last, shares = number_text(first + len(self._decision.drawn) - 1), self._decision.shares
         for backend in backends:
-            yield self._map(kind.endpoints, f"{key} . {number_text(first)} to {last}", str(backend), share)
+            place = f"{key} . {number_text(first)} to {last}"
+            yield self._map(kind.endpoints, place, str(backend), shares.get(backend, ""))
 
     def _sticky(self, kind: Kind, key: str, shape: Shape) -> Iterator[Step]:
         """The look-ups of session affinity: client, slot, endpoint."""
@@ -148,10 +148,9 @@ class _Walk:
         )
         yield self._map(affinity_name(kind, shape.affinity), client, note="a known client's slot, else a drawn one")
         name = kind.local_slot_endpoints if shape.local else kind.slot_endpoints
-        backends = self._decision.backends
-        share = f"1/{len(backends)}" if len(backends) > 1 else ""
-        for backend in backends:
-            yield self._map(name, f"{key} . SLOT", str(backend), share)
+        shares = self._decision.shares
+        for backend in self._decision.backends:
+            yield self._map(name, f"{key} . SLOT", str(backend), shares.get(backend, ""))
 
     def unclaimed(self) -> Iterator[Step]:
         """The way of a packet that no frontend claims: through the last nat chain of its hook."""

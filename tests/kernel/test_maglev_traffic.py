@@ -219,6 +219,17 @@ def test_who_does_not_fit_is_named_and_drawn_at_random(make_plane: Callable[[Siz
     assert one.key.service in sentence
 
 
+def test_who_is_not_in_the_maps_at_all_stays_out_when_a_table_is_free(make_plane: Callable[[Sizes], EbpfPlane]) -> None:
+    """Room for one table and two Services: the second gets the table, the third is still served by the slow path."""
+    plane = make_plane(replace(SMALL, slots=2048, frontends=4))
+    one, two, three = external(1), external(2), external(3)
+    plane.load(planned(one, two, three, size=1021))
+    assert set(plane.tables.overflow) == {three.key}
+    plane.apply(PlanChange((EntryChange(one, replace(one, algorithm=Algorithm.RANDOM)),)))
+    assert plane.tables.installed[two.key].steady.slots == 1021
+    assert set(plane.tables.overflow) == {three.key}
+
+
 @pytest.mark.parametrize("changed", ["size", "seed"])
 def test_other_tables_replace_those_of_an_earlier_run(make_plane: Callable[[Sizes], EbpfPlane], changed: str) -> None:
     sizes = replace(SMALL, slots=4096)

@@ -132,6 +132,7 @@ class EbpfPlane(Plane):
         self._loopback_at_connect = loopback_at_connect
         self.fill_seconds = 0.0
         self._told: frozenset[str] = frozenset()
+        self._told_changes = 0
         self.collector: Collector | None = None
 
     @property
@@ -277,6 +278,7 @@ class EbpfPlane(Plane):
         drain.resume(self.pins)
         self._disconnect(removed)
         self._told = frozenset(self.without_tables())  # which finish_load says
+        self._told_changes = tables.steady.changes
         if self._report is not None:
             self.collector = Collector(maps, self._report, mended=self._mended)
 
@@ -361,6 +363,9 @@ class EbpfPlane(Plane):
 
     def _tell_without_tables(self) -> None:
         """Report Service ports that have no Maglev table, once each."""
+        if self.tables.steady.changes == self._told_changes:
+            return
+        self._told_changes = self.tables.steady.changes
         told, self._told = self._told, frozenset(self.without_tables())
         if self._report is not None:
             for sentence in sorted(self._told - told):

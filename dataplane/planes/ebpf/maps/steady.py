@@ -35,19 +35,22 @@ def table_slots(members: Collection[Backend], indices: "array[int]", hashing: Ha
 
 
 class SteadyRuns:
-    """Accounts for tables. refused: of entries that should have one, why they have not. slots: size of the map."""
+    """Accounts for tables. refused: of entries that should have one, why they have not. changes: how often that has
+    changed. slots: size of the map."""
 
     def __init__(self, hashing: Hashing, slots: int) -> None:
         self.hashing = hashing
         self.refused: dict[EntryKey, str] = {}
+        self.changes = 0
         self._room = slots // 2
         self._taken: dict[EntryKey, int] = {}
+        self._total = 0
         self._freed = False
 
     def wanted(self, entry: PlanEntry, old: Run) -> int:
         """Return the size of the table that an entry gets; 0 if it needs none, or there is no room. old: what it
         has."""
-        self.refused.pop(entry.key, None)
+        self.forget(entry.key)
         scope, size = entry.steady_scope, self.hashing.size
         if scope is None or not size:
             return 0
@@ -56,7 +59,7 @@ class SteadyRuns:
             why = f"its {count} endpoints are more than the {size} slots of a table; raise --maglev-table-size"
             self.refuse(entry.key, why)
             return 0
-        others = sum(self._taken.values()) - self._taken.get(entry.key, 0)
+        others = self._total - self._taken.get(entry.key, 0)
         if old.slots != size and others + capacity(size) > self._room:
             why = f"{len(self._taken)} tables take up the {self._room} slots for them; lower --maglev-table-size"
             self.refuse(entry.key, why)
@@ -66,17 +69,21 @@ class SteadyRuns:
     def refuse(self, key: EntryKey, why: str) -> None:
         """Note that an entry has no table."""
         self.refused[key] = why
+        self.changes += 1
 
     def note(self, key: EntryKey, run: Run) -> None:
         """Note what an entry has from now on."""
+        before = self._taken.pop(key, 0)
         if run.slots:
             self._taken[key] = capacity(run.slots)
-        elif self._taken.pop(key, None) is not None:
+        elif before:
             self._freed = True
+        self._total += self._taken.get(key, 0) - before
 
     def forget(self, key: EntryKey) -> None:
-        """Note that an entry went."""
-        self.refused.pop(key, None)
+        """Note that an entry went, or is asked about anew."""
+        if self.refused.pop(key, None) is not None:
+            self.changes += 1
 
     def to_try_again(self) -> list[EntryKey]:
         """Return the entries without a table if one has become free since the last call."""

@@ -230,7 +230,9 @@ class Tables:
         if again:
             more = _DeferredWrites()
             for key in again:
-                self._write(key, self.installed[key].entry if key in self.installed else None, more)
+                held = self.installed.get(key)
+                if held is not None and self.steady.wanted(held.entry, held.steady):
+                    self._write(key, held.entry, more)
             self._finish(more)
         return deferred.removed
 

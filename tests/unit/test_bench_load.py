@@ -58,6 +58,14 @@ def test_operations_succeed_and_latencies_are_in_order(tool: Tool, port: int, op
     assert found["p50"] * found["operations"] / 2 <= found["seconds"] * 1e9
 
 
+def test_a_window_has_an_operation_even_if_its_time_is_over_before_one(tool: Tool, port: int) -> None:
+    operations = ("connect", "crr", "rr", "urr", "dns", "udp", "stream")
+    for found in ask(tool, *(f"{operation} 127.0.0.1 {port} 0 -" for operation in operations)):
+        assert found["operations"] > 0
+        assert found["failures"] == 0
+        assert found["seconds"] > 0
+
+
 def test_datagrams_are_counted_where_they_arrive(tool: Tool, port: int) -> None:
     first, second = ask(tool, f"udp 127.0.0.1 {port} 0.1 -", f"udp 127.0.0.1 {port} 0.1 127.0.0.9")
     for found in (first, second):

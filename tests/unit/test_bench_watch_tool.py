@@ -7,11 +7,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
 
-from dataplane.bench.figures.watched import PATIENCE, figures, operations, seen
+from dataplane.bench.figures.watched import PATIENCE, closed_loop, figures, operations, seen
 from dataplane.bench.load.native import load_tool, watch_tool
 from tests.unit.ports import closed_port, free_ports
 
@@ -110,6 +111,41 @@ def test_a_server_that_stalls_delays_only_what_it_has(tool: Tool) -> None:
     assert min(lost[2], len(flows[2])) == len(flows[2]) > 10
     assert lost[0] + lost[1] < 0.5 * (len(flows[0]) + len(flows[1]))
     assert max(took for _, took in answer["exchanges"]) < PATIENCE
+
+
+def test_a_window_lasts_until_something_has_ended(tool: Tool) -> None:
+    """A busy machine may let nothing end in a window of milliseconds: that is slow, not nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer_late, args=(server, 2))
+        thread.start()
+        answer = tool.ask(f"exchanges 127.0.0.1 {server.getsockname()[1]} - 2 0.01")
+        thread.join()
+    found = closed_loop(answer, "exchanges")
+    assert found["operations"] >= 1
+    assert found["failures"] == 0
+    assert found["p50"] > 0.25e9
+    assert found["seconds"] > 0.25
+
+
+def answer_late(server: socket.socket, count: int) -> None:
+    """Take `count` connections, and answer what comes on them when 0.3 s have passed; then all have ended."""
+    with ExitStack() as open_flows:
+        flows = [open_flows.enter_context(server.accept()[0]) for _ in range(count)]
+        asked = [flow.recv(1) for flow in flows]
+        time.sleep(0.3)
+        for flow, byte in zip(flows, asked, strict=True):
+            flow.sendall(byte)
+        for flow in flows:
+            with suppress(ConnectionResetError):
+                flow.recv(1)  # nothing more is answered: the program ends its flow
+
+
+def test_a_window_in_which_nothing_ends_is_over_once_patience_is(tool: Tool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # the kernel accepts, and nobody answers
+        answer = tool.ask(f"exchanges 127.0.0.1 {server.getsockname()[1]} - 2 0.01")
+    found = closed_loop(answer, "exchanges")
+    assert (found["operations"], found["failures"]) == (0, 2)
+    assert found["seconds"] * 1e9 >= PATIENCE
 
 
 @pytest.mark.parametrize("line", ["", "watch nowhere 80 - 1", "watch 127.0.0.1 80 nowhere 1", "lunch 127.0.0.1 80 - 1"])

@@ -101,7 +101,7 @@ def _measure(operate: Callable[[], int], seconds: float, rate: float) -> dict[st
     times: list[int] = []
     failures = 0
     start = time.perf_counter()
-    while time.perf_counter() - start < seconds:
+    while not (times or failures) or time.perf_counter() - start < seconds:
         try:
             times.append(operate())
         except OSError:  # refused, timed out or unreachable: each of them is an operation that failed
@@ -163,7 +163,7 @@ def _flood(target: Target, seconds: float) -> dict[str, Any]:
         with target.connected(socket.SOCK_DGRAM) as sock:
             before = _counted(sock)
             start = time.perf_counter()
-            while time.perf_counter() - start < seconds:
+            while not sent or time.perf_counter() - start < seconds:
                 for _ in range(_BATCH):
                     sock.send(payload)
                 sent += _BATCH
@@ -178,6 +178,7 @@ def _stream(target: Target, seconds: float) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         with target.connected(socket.SOCK_STREAM) as sock:
+            sock.sendall(payload)
             while time.perf_counter() - start < seconds:
                 sock.sendall(payload)
             sock.settimeout(STREAM_PATIENCE_SECONDS)

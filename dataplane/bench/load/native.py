@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 SOURCE = Path(__file__).parent / "native" / "load.c"
 WATCH_SOURCE = SOURCE.with_name("watch.c")
-HEADER = SOURCE.with_name("common.h")
+HEADERS = tuple(sorted(SOURCE.parent.glob("*.h")))
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hotplane"
 
 
@@ -45,9 +45,8 @@ def watch_tool() -> Path | None:
 
 def _compiled(source: Path, options: tuple[str, ...]) -> tuple[Path | None, str]:
     """A C program, compiled at its first use; else None and what the compiler says, "" where there is none."""
-    digest = hashlib.sha256(
-        b"\0".join((source.read_bytes(), HEADER.read_bytes(), *(option.encode() for option in options)))
-    )
+    texts = [path.read_bytes() for path in (source, *HEADERS)]
+    digest = hashlib.sha256(b"\0".join((*texts, *(option.encode() for option in options))))
     target = CACHE / f"{source.stem}-{digest.hexdigest()[:16]}"
     compiler = shutil.which("gcc") or shutil.which("cc")
     if target.exists():

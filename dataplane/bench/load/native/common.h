@@ -1,4 +1,4 @@
-/* What the programs of this folder share. Each is one file with this header; PROGRAM is its name in messages. */
+/* What the programs of this folder share. Each is one .c file with headers; PROGRAM is its name in messages. */
 #ifndef HOTPLANE_COMMON_H
 #define HOTPLANE_COMMON_H
 

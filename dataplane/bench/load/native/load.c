@@ -10,7 +10,8 @@
  * (64-byte datagrams as fast as they go; counted where they arrive), stream (one TCP connection, as much as goes;
  * operations are bytes, counted where they arrive, and seconds last until all have). Answer: operations, failures,
  * seconds, then latencies in nanoseconds (p50, p90, p99, p999, p9999, max), or for udp how many were `sent`. A failure
- * is an operation that did not come to its end within a second.
+ * is an operation that did not come to its end within PATIENCE_SECONDS. However short SECONDS are, one operation is
+ * begun and ended in them, or after them.
  *
  * Without RATE the next operation begins when the last has ended (closed loop). With it operations are due RATE times
  * a second, whatever the last ones took, and a latency begins when its operation was due, not when its turn came (open
@@ -19,42 +20,21 @@
 #define _GNU_SOURCE
 #define PROGRAM "load"
 #include "common.h"
+#include "protocol.h"
+#include "server.h"
 
-#include <fcntl.h>
 #include <netinet/tcp.h>
-#include <sys/epoll.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 enum {
     MOST_SAMPLES = 4000000,
     PATIENCE_SECONDS = 3, /* a SYN that was lost is sent again after one (RFC 6298) */
-    QUERY_BYTES = 40,
-    ANSWER_BYTES = 120,
-    FLOOD_BYTES = 64,
-    BATCH = 32,
-    EVENTS = 256,
-    MOST_PORTS = 8192,
-    HALF_BITS = 7, /* of an HdrHistogram with two digits: 256 sub-buckets, of which the upper half is used */
+    HALF_BITS = 7,        /* of an HdrHistogram with two digits: 256 sub-buckets, of which the upper half is used */
     MOST_BUCKETS = (64 - HALF_BITS) << HALF_BITS,
     SPIN_NANOSECONDS = 60000,
-    RECEIVE_BUFFER = 8 << 20,
-    STREAM_BYTES = 128 << 10, /* at once, as iperf3 does */
     STREAM_PATIENCE_SECONDS = 10,
 };
-
-/* First byte of a datagram to the server. */
-#define QUERY 'Q' /* answer me */
-#define FLOOD 'F' /* count me */
-#define COUNT 'C' /* how many were counted? (answer: the number as text) */
-#define ECHO 'E'  /* answer me with a byte */
-
-/* First byte that comes on a connection. */
-#define ONCE '1'  /* send it back and close */
-#define MORE '+'  /* send it back */
-#define WHERE 'P' /* which port is this? (answer: two bytes, network order) */
-#define SINK 'S'  /* count it and all that follows; at its end answer with the number of bytes as text */
 
 static uint32_t samples[MOST_SAMPLES];
 static uint32_t counts[MOST_BUCKETS];
@@ -64,8 +44,6 @@ struct target {
     socklen_t length;
     int has_source;
 };
-
-/* ---------------------------------------------------------------- client */
 
 static int open_socket(const struct target *target, int kind) {
     struct timeval patience = {PATIENCE_SECONDS, 0};
@@ -220,7 +198,7 @@ static void measure(operation operate, const struct target *target, int fd, doub
     size_t count = 0, failures = 0, behind = 0, number, due = rate > 0 ? (size_t)(rate * seconds) : MOST_SAMPLES;
 
     memset(counts, 0, sizeof(counts));
-    for (number = 0; number < due && count < MOST_SAMPLES && (rate > 0 || end < deadline); number++) {
+    for (number = 0; number < due && count < MOST_SAMPLES && (rate > 0 || !number || end < deadline); number++) {
         uint64_t moment = start + (uint64_t)((double)number * 1e9 / rate);
 
         if (rate > 0 && !wait_for(moment))
@@ -283,12 +261,14 @@ static void flood(const struct target *target, double seconds) {
     }
     start = end = now();
     deadline = start + (uint64_t)(seconds * 1e9);
-    while (before >= 0 && end < deadline) {
-        int done = sendmmsg(fd, messages, BATCH, 0);
+    if (before >= 0) {
+        do {
+            int done = sendmmsg(fd, messages, BATCH, 0);
 
-        if (done > 0)
-            sent += (size_t)done;
-        end = now();
+            if (done > 0)
+                sent += (size_t)done;
+            end = now();
+        } while (end < deadline);
     }
     after = before < 0 ? -1 : counted(fd);
     if (fd >= 0)
@@ -320,9 +300,11 @@ static void stream(const struct target *target, double seconds) {
     long long arrived = -1;
 
     memset(payload, SINK, sizeof(payload));
-    while (sent >= 0 && end < deadline) {
-        sent = send(fd, payload, sizeof(payload), MSG_NOSIGNAL);
-        end = now();
+    if (sent >= 0) {
+        do {
+            sent = send(fd, payload, sizeof(payload), MSG_NOSIGNAL);
+            end = now();
+        } while (sent >= 0 && end < deadline);
     }
     if (sent >= 0)
         arrived = streamed(fd);
@@ -387,211 +369,6 @@ static int run(void) {
         fflush(stdout);
     }
     return 0;
-}
-
-/* ---------------------------------------------------------------- server */
-
-enum kind { LISTENER, CONNECTION, STREAM, DATAGRAMS };
-
-struct door {
-    enum kind kind;
-    int fd;
-    unsigned long long counted, overflowed;
-};
-
-static void watch(int poll, struct door *door) {
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = door};
-
-    if (epoll_ctl(poll, EPOLL_CTL_ADD, door->fd, &event))
-        fail("epoll_ctl");
-}
-
-static void listen_on(int poll, int family, int kind, int port) {
-    struct door *door = calloc(1, sizeof(*door));
-    struct sockaddr_storage address;
-    socklen_t length;
-    int one = 1, size = RECEIVE_BUFFER;
-
-    if (!door || !parse_address(family == AF_INET ? "0.0.0.0" : "::", port, &address, &length))
-        fail("listen");
-    door->fd = socket(family, kind | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (door->fd < 0 && family == AF_INET6) {
-        free(door); /* a kernel without IPv6 */
-        return;
-    }
-    door->kind = kind == SOCK_STREAM ? LISTENER : DATAGRAMS;
-    setsockopt(door->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-    if (family == AF_INET6)
-        setsockopt(door->fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
-    if (kind == SOCK_DGRAM) {
-        setsockopt(door->fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof(size));
-        setsockopt(door->fd, SOL_SOCKET, SO_RXQ_OVFL, &one, sizeof(one));
-    }
-    if (bind(door->fd, (struct sockaddr *)&address, length))
-        fail("bind");
-    if (kind == SOCK_STREAM) /* what is accepted inherits it */
-        setsockopt(door->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-    if (kind == SOCK_STREAM && listen(door->fd, 4096))
-        fail("listen");
-    watch(poll, door);
-}
-
-static void answer_port(int fd) {
-    struct sockaddr_storage address = {0};
-    socklen_t length = sizeof(address);
-
-    if (!getsockname(fd, (struct sockaddr *)&address, &length)) /* the port is at the same place in both families */
-        send(fd, &((struct sockaddr_in *)&address)->sin_port, 2, MSG_NOSIGNAL);
-}
-
-/* Answer what has come; 0 = the connection is closed and `door` is gone. */
-static int echo(struct door *door) {
-    char buffer[4096];
-    ssize_t length = recv(door->fd, buffer, sizeof(buffer), 0);
-
-    if (length > 0 && buffer[0] == SINK) {
-        door->kind = STREAM;
-        door->counted = (unsigned long long)length;
-        return 1;
-    }
-    if (length > 0 && buffer[0] == WHERE) {
-        answer_port(door->fd);
-        return 1;
-    }
-    if (length > 0 && send(door->fd, buffer, (size_t)length, MSG_NOSIGNAL) == length && buffer[0] != ONCE)
-        return 1;
-    if (length < 0 && errno == EAGAIN)
-        return 1;
-    close(door->fd);
-    free(door);
-    return 0;
-}
-
-/* Accept one connection; for the next one the listener is ready again. What a client sends at once is mostly there by
- * now: then a connection of one request is over before it was ever watched. */
-static void accept_one(int poll, int listener) {
-    int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    struct door *door;
-
-    if (fd < 0)
-        return;
-    door = calloc(1, sizeof(*door));
-    if (!door)
-        fail("calloc");
-    door->kind = CONNECTION;
-    door->fd = fd;
-    if (echo(door))
-        watch(poll, door);
-}
-
-static void sink(struct door *door) {
-    static char buffer[STREAM_BYTES];
-    char answer[32];
-    ssize_t length = recv(door->fd, buffer, sizeof(buffer), 0);
-
-    if (length > 0)
-        door->counted += (unsigned long long)length;
-    if (length > 0 || (length < 0 && errno == EAGAIN))
-        return;
-    if (length == 0) {
-        length = snprintf(answer, sizeof(answer), "%llu", door->counted);
-        send(door->fd, answer, (size_t)length, MSG_NOSIGNAL);
-    }
-    close(door->fd);
-    free(door);
-}
-
-/* The kernel's count of datagrams that found the socket's buffer full: they came through all the same. */
-static void note_overflow(struct door *door, struct msghdr *message) {
-    struct cmsghdr *control;
-
-    for (control = CMSG_FIRSTHDR(message); control; control = CMSG_NXTHDR(message, control)) {
-        if (control->cmsg_level == SOL_SOCKET && control->cmsg_type == SO_RXQ_OVFL) {
-            uint32_t dropped;
-
-            memcpy(&dropped, CMSG_DATA(control), sizeof(dropped));
-            door->overflowed = dropped;
-        }
-    }
-}
-
-static void answer(struct door *door, struct msghdr *message) {
-    char buffer[ANSWER_BYTES] = {0};
-    char first = *(char *)message->msg_iov->iov_base;
-    size_t length = sizeof(buffer);
-
-    if (first == FLOOD) {
-        door->counted++;
-        return;
-    }
-    if (first == ECHO)
-        length = 1;
-    if (first == COUNT)
-        length = (size_t)snprintf(buffer, sizeof(buffer), "%llu", door->counted + door->overflowed);
-    sendto(door->fd, buffer, length, 0, message->msg_name, message->msg_namelen);
-}
-
-static void receive(struct door *door) {
-    static char payload[BATCH][FLOOD_BYTES], control[BATCH][64];
-    static struct sockaddr_storage sources[BATCH];
-    struct mmsghdr messages[BATCH];
-    struct iovec data[BATCH];
-    int number, count;
-
-    do {
-        for (number = 0; number < BATCH; number++) {
-            data[number] = (struct iovec){payload[number], FLOOD_BYTES};
-            messages[number].msg_hdr = (struct msghdr){
-                .msg_name = &sources[number],
-                .msg_namelen = sizeof(sources[number]),
-                .msg_iov = &data[number],
-                .msg_iovlen = 1,
-                .msg_control = control[number],
-                .msg_controllen = sizeof(control[number]),
-            };
-        }
-        count = recvmmsg(door->fd, messages, BATCH, MSG_DONTWAIT, NULL);
-        for (number = 0; number < count; number++) {
-            note_overflow(door, &messages[number].msg_hdr);
-            answer(door, &messages[number].msg_hdr);
-        }
-    } while (count == BATCH);
-}
-
-static void serve(int port, int count, int only_tcp) {
-    struct epoll_event events[EVENTS];
-    struct rlimit files;
-    int poll = epoll_create1(EPOLL_CLOEXEC), number;
-
-    getrlimit(RLIMIT_NOFILE, &files);
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
-    for (number = 0; number < count; number++) {
-        listen_on(poll, AF_INET, SOCK_STREAM, port + number);
-        listen_on(poll, AF_INET6, SOCK_STREAM, port + number);
-        if (only_tcp)
-            continue;
-        listen_on(poll, AF_INET, SOCK_DGRAM, port + number);
-        listen_on(poll, AF_INET6, SOCK_DGRAM, port + number);
-    }
-    printf("ready\n");
-    fflush(stdout);
-    for (;;) {
-        int ready = epoll_wait(poll, events, EVENTS, -1);
-
-        for (number = 0; number < ready; number++) {
-            struct door *door = events[number].data.ptr;
-
-            if (door->kind == LISTENER)
-                accept_one(poll, door->fd);
-            else if (door->kind == CONNECTION)
-                echo(door);
-            else if (door->kind == STREAM)
-                sink(door);
-            else
-                receive(door);
-        }
-    }
 }
 
 int main(int count, char **arguments) {

@@ -12,6 +12,7 @@
  *
  * exchanges ADDRESS PORT SOURCE COUNT SECONDS
  *     COUNT open connections, a byte there and back on each, again and again (closed loop).
+ *     Both last SECONDS, and longer where nothing has ended by then: until something has, PATIENCE_SECONDS at most.
  *
  * hold ADDRESS PORT SOURCE COUNT
  *     Open COUNT connections more and ask each of all that are held for the port it is served by: {"ports": [...]}, 0
@@ -31,6 +32,7 @@
 #define _GNU_SOURCE
 #define PROGRAM "watch"
 #include "common.h"
+#include "protocol.h"
 
 #include <fcntl.h>
 #include <netinet/ip.h>
@@ -54,8 +56,6 @@ enum {
 
 #define LOST (-ETIMEDOUT)
 #define UNCOUNTED INT64_MIN /* still under way when a closed loop ended */
-#define MORE '+'            /* to a server: send it back */
-#define WHERE 'P'           /* to a server: which port is this? (answer: two bytes, network order) */
 
 enum kind { STDIN, TIMER, CONNECT, FLOW };
 
@@ -377,28 +377,35 @@ static void watch(const struct target *target, double rate, unsigned count, doub
     report(opens.start, stopped);
 }
 
-/* End what is under way, without counting it as lost. */
+/* Whether an operation has come to its end, a good one or not. */
+static int any_ended(void) {
+    return connects_begun + exchanges_begun > pending + unanswered;
+}
+
+/* End what is under way, without counting it; as lost where nothing else has ended. */
 static void break_off(void) {
+    int lost = !any_ended();
     unsigned number;
 
     for (; oldest < connects_begun; oldest++) {
         if (connects[oldest].fd >= 0) {
-            end_connect(&connects[oldest], 0);
-            connects[oldest].took = UNCOUNTED;
+            end_connect(&connects[oldest], lost ? ETIMEDOUT : 0);
+            if (!lost)
+                connects[oldest].took = UNCOUNTED;
         }
     }
-    for (number = 0; number < flow_count; number++)
+    for (number = 0; number < flow_count && !lost; number++)
         if (flows[number].count)
             exchanges[flows[number].waiting[flows[number].first]].took = UNCOUNTED;
 }
 
 static void in_turns(const struct target *target, unsigned count, double seconds, int as_flows) {
-    uint64_t start, deadline;
+    uint64_t start, deadline, moment;
     unsigned number;
 
     if (as_flows)
         open_and_poll_flows(target, count);
-    start = now();
+    start = moment = now();
     deadline = start + (uint64_t)(seconds * 1e9);
     for (number = 0; number < (as_flows ? flow_count : count); number++) {
         if (as_flows)
@@ -406,14 +413,15 @@ static void in_turns(const struct target *target, unsigned count, double seconds
         else
             begin_connect(target, now());
     }
-    while (now() < deadline && (pending || unanswered)) {
-        wake_at(deadline);
+    while ((moment < deadline || (!any_ended() && moment < start + PATIENCE_SECONDS * SECOND)) &&
+           (pending || unanswered)) {
+        wake_at(moment < deadline ? deadline : moment + SECOND / 10);
         handle(target);
-        expire(now());
+        moment = now();
+        expire(moment);
     }
-    deadline = now();
     break_off();
-    report(start, deadline);
+    report(start, moment);
 }
 
 /* ---------------------------------------------------------------- held flows */

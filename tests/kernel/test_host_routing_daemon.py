@@ -83,6 +83,24 @@ class Node:
     def nft(self, *words: str, text: str = "") -> None:
         in_netns(self.daemon.netns, subprocess.run, ["nft", *words], input=text, text=True, check=True)
 
+    @contextlib.contextmanager
+    def plugin(self) -> Iterator[None]:
+        """PLUGIN is on the node meanwhile."""
+        self.nft("-f", "-", text=PLUGIN)
+        try:
+            yield
+        finally:
+            self.nft("delete", "table", "inet", "plugin")
+
+    @contextlib.contextmanager
+    def policy(self) -> Iterator[None]:
+        """A NetworkPolicy selects pod 1 meanwhile, and not when the next test begins."""
+        self.cluster.server.apply(network_policy("closed", matchLabels={"n": "1"}))
+        try:
+            yield
+        finally:
+            self.cluster.server.delete("NetworkPolicy", "default", "closed")
+
     def seen(self) -> tuple[list[str], dict[str, int]]:
         """Addresses that may go past the stack by the kernel's maps, and the packets by way."""
         with netns(self.daemon.netns):
@@ -187,26 +205,23 @@ class Stream:
 
 def test_a_policy_takes_its_pods_out_and_gives_them_back(node: Node, lab: Lab) -> None:
     """What the plugin's rule is to drop is dropped, from the first packet on; all else goes on."""
-    server, target = node.cluster.server, lab.pods[1].addresses[Family.IPV4]
-    others = sorted(lab.pods[0].addresses.values())
+    target, others = lab.pods[1].addresses[Family.IPV4], sorted(lab.pods[0].addresses.values())
     here = lab.pods[0].netns
     direct = Traffic(here, target, PORT, lasting=4, ports=(33000, 46999))
     with direct as traffic, Traffic(here, lasting=2, ports=(47000, 60999)) as served, Stream(lab) as stream:
         for _ in range(2):
             until(node.flows_past, "packets go past the stack")
-            server.apply(network_policy("closed", matchLabels={"n": "1"}))
-            until(lambda: node.allowed() == others, "the selected pod is out")
-            before = node.into_pods()
-            assert stream.goes_on()
-            assert node.into_pods() == before, "nothing goes past the stack any more"
-            node.nft("-f", "-", text=PLUGIN)
-            closed = time.monotonic()
-            time.sleep(0.2)
-            assert stream.later_than(closed) == 0, "each packet that the rule would drop is dropped"
-            until(lambda: node.allowed() == [], "a chain takes all pods out")
-            node.nft("delete", "table", "inet", "plugin")
-            assert stream.goes_on()
-            server.delete("NetworkPolicy", "default", "closed")
+            with node.policy():
+                until(lambda: node.allowed() == others, "the selected pod is out")
+                before = node.into_pods()
+                assert stream.goes_on()
+                assert node.into_pods() == before, "nothing goes past the stack any more"
+                with node.plugin():
+                    closed = time.monotonic()
+                    time.sleep(0.2)
+                    assert stream.later_than(closed) == 0, "each packet that the rule would drop is dropped"
+                    until(lambda: node.allowed() == [], "a chain takes all pods out")
+                assert stream.goes_on()
             until(lambda: node.allowed() == addresses(lab), "all pods may go past the stack again")
         until(node.flows_past, "packets go past the stack again")
     assert traffic.failures + served.failures == []
@@ -216,12 +231,11 @@ def test_a_policy_takes_its_pods_out_and_gives_them_back(node: Node, lab: Lab) -
 def test_a_chain_is_noticed_at_once(node: Node, lab: Lab) -> None:
     with Stream(lab) as stream:
         until(node.flows_past, "packets go past the stack")
-        node.nft("-f", "-", text=PLUGIN)
-        closed = time.monotonic()
-        time.sleep(0.3)
-        assert stream.later_than(closed + 0.2) == 0
-        assert "nftables chain inet plugin forward (forward) has rules" in node.doctor()["host routing"]
-        node.nft("delete", "table", "inet", "plugin")
+        with node.plugin():
+            closed = time.monotonic()
+            time.sleep(0.3)
+            assert stream.later_than(closed + 0.2) == 0
+            assert "nftables chain inet plugin forward (forward) has rules" in node.doctor()["host routing"]
         until(lambda: node.allowed() == addresses(lab), "all pods may go past the stack again")
 
 
@@ -231,11 +245,21 @@ from ctl.daemon.host_routing import router
 from dataplane.planes.ebpf.attach import packet_hooks
 from dataplane.planes.ebpf.host_routing import table
 table.LEASE_SECONDS, packet_hooks.RENEW_SECONDS, router.TELL_SECONDS = 1.2, 0.2, 0.2
-signal.signal(signal.SIGUSR2, lambda *_: time.sleep(3))
+goes_on = True
+def hang(*_):
+    global goes_on
+    goes_on = False
+    while not goes_on:
+        time.sleep(0.02)
+def go_on(*_):
+    global goes_on
+    goes_on = True
+signal.signal(signal.SIGUSR2, hang)
+signal.signal(signal.SIGCONT, go_on)
 from ctl.main import main
 raise SystemExit(main())
 """
-"""A daemon with a short lease, whose event loop SIGUSR2 blocks, and nothing else of it."""
+"""A daemon with a short lease, whose event loop SIGUSR2 blocks, and nothing else of it, until SIGCONT."""
 
 
 @contextlib.contextmanager
@@ -253,57 +277,62 @@ def hasty(node: Node) -> Iterator[None]:
         node.daemon.stop()
 
 
+@contextlib.contextmanager
+def halted(node: Node, halt: signal.Signals) -> Iterator[None]:
+    """The daemon stands still meanwhile, however long that is."""
+    os.kill(node.daemon.pid, halt)
+    try:
+        yield
+    finally:
+        os.kill(node.daemon.pid, signal.SIGCONT)
+
+
 def test_a_daemon_that_stands_still_lets_nobody_past_the_stack(node: Node, lab: Lab) -> None:
     """Stopped altogether, or hung where it would hear of policies while its threads go on. No connection notices, and
     what comes meanwhile is heeded from when it goes on again."""
-    server, target = node.cluster.server, lab.pods[1].addresses[Family.IPV4]
-    others = sorted(lab.pods[0].addresses.values())
+    target, others = lab.pods[1].addresses[Family.IPV4], sorted(lab.pods[0].addresses.values())
     with hasty(node), Traffic(lab.pods[0].netns, target, PORT, lasting=4) as traffic:
         for halt in (signal.SIGSTOP, signal.SIGUSR2):
             until(node.flows_past, "packets go past the stack")
-            os.kill(node.daemon.pid, halt)
-            try:
-                until(lambda: node.allowed() == [], "the lease ends", 4)
-                before, made = node.into_pods(), traffic.made
-                server.apply(network_policy("closed", matchLabels={"n": "1"}))
-                until(lambda made=made: traffic.made > made + 20, "connections are made")  # type: ignore[misc]
-                assert node.into_pods() == before, "all goes by the stack"
-            finally:
-                os.kill(node.daemon.pid, signal.SIGCONT)
-            until(lambda: node.allowed() == others, "the policy is heeded")
-            server.delete("NetworkPolicy", "default", "closed")
+            with contextlib.ExitStack() as policy:
+                with halted(node, halt):
+                    until(lambda: node.allowed() == [], "the lease ends")
+                    before, made = node.into_pods(), traffic.made
+                    policy.enter_context(node.policy())
+                    until(lambda made=made: traffic.made > made + 20, "connections are made")  # type: ignore[misc]
+                    assert node.into_pods() == before, "all goes by the stack"
+                until(lambda: node.allowed() == others, "the policy is heeded")
             until(lambda: node.allowed() == addresses(lab), "all pods may go past the stack again")
     assert traffic.failures == []
 
 
 def test_views_and_settings(node: Node, lab: Lab) -> None:
-    node.cluster.server.apply(network_policy("closed", matchLabels={"n": "1"}))
-    here, there = (each.addresses[Family.IPV4] for each in lab.pods)
-    until(lambda: there not in node.allowed(), "a selected pod may not")
-    why = "NetworkPolicy default/closed selects Pod default/p1"
-    found = node.doctor()
-    assert found["host routing"] == "past the node's stack"
-    assert found[f"host routing, address {there}"] == f"by the node's stack: {why}"
-    assert found[f"host routing, address {here}"] == "past the node's stack"
-    assert found["host routing, device veth1"] == "past the node's stack"
-    with Traffic(lab.pods[0].netns, VIP, 80, lasting=1):
-        ways = [each["way"] for each in node.show("connections")]
-    assert ways
-    assert all(way == {"past": False, "out": None, "reason": why} for way in ways)
-    flow = ("--flow", f"{here} -> {VIP}:80/tcp", "-o", "json")
-    words = node.daemon.command("explain", *flow)
-    done = in_netns(node.daemon.netns, subprocess.run, words, capture_output=True, check=True)
-    assert f"its packets to {there} go by the stack: {why}" in msgspec.json.decode(done.stdout)[0]["reasons"]
-    counted = {each["reason"] for each in node.show("decisions") if each["hook"] == "host routing"}
-    assert counted == {"into_pod", "out_of_node", "by_stack"}
-    _, _, body = http(node.daemon.netns, "127.0.0.1", METRICS, "/metrics")
-    assert b'hotplane_host_routing_addresses{way="stack"} 2.0' in body
-    assert b'hotplane_host_routing_packets_total{way="into_pod"}' in body
-    node.reload("on", lambda: len(node.allowed()) == 4)
-    assert "--host-routing on" in node.doctor()["host routing"]
-    node.reload("off", lambda: not node.allowed())
-    node.reload("auto", lambda: here in node.allowed() and there not in node.allowed())
-    node.cluster.server.delete("NetworkPolicy", "default", "closed")
+    with node.policy():
+        here, there = (each.addresses[Family.IPV4] for each in lab.pods)
+        until(lambda: there not in node.allowed(), "a selected pod may not")
+        why = "NetworkPolicy default/closed selects Pod default/p1"
+        found = node.doctor()
+        assert found["host routing"] == "past the node's stack"
+        assert found[f"host routing, address {there}"] == f"by the node's stack: {why}"
+        assert found[f"host routing, address {here}"] == "past the node's stack"
+        assert found["host routing, device veth1"] == "past the node's stack"
+        with Traffic(lab.pods[0].netns, VIP, 80, lasting=1):
+            ways = [each["way"] for each in node.show("connections")]
+        assert ways
+        assert all(way == {"past": False, "out": None, "reason": why} for way in ways)
+        flow = ("--flow", f"{here} -> {VIP}:80/tcp", "-o", "json")
+        words = node.daemon.command("explain", *flow)
+        done = in_netns(node.daemon.netns, subprocess.run, words, capture_output=True, check=True)
+        assert f"its packets to {there} go by the stack: {why}" in msgspec.json.decode(done.stdout)[0]["reasons"]
+        counted = {each["reason"] for each in node.show("decisions") if each["hook"] == "host routing"}
+        assert counted == {"into_pod", "out_of_node", "by_stack"}
+        _, _, body = http(node.daemon.netns, "127.0.0.1", METRICS, "/metrics")
+        assert b'hotplane_host_routing_addresses{way="stack"} 2.0' in body
+        assert b'hotplane_host_routing_packets_total{way="into_pod"}' in body
+        node.reload("on", lambda: len(node.allowed()) == 4)
+        assert "--host-routing on" in node.doctor()["host routing"]
+        node.reload("off", lambda: not node.allowed())
+        node.reload("auto", lambda: here in node.allowed() and there not in node.allowed())
     assert node.daemon.stop() == 0
     assert node.allowed() == [], "nobody would see a policy now"
     assert "no daemon runs" in node.doctor()["host routing"]

@@ -1,5 +1,6 @@
 """Machines of the Vagrant lab without machines: namespaces of one lab, reached the way machines are, but for ssh."""
 
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,13 @@ ENTER = 'echo 0 > "$0" && exec "$@"'
 
 
 class Namespaces(Machines):
-    """Machines that are namespaces of a lab: reached without ssh, each node with state and control group of its own."""
+    """Machines that are namespaces of a lab: reached without ssh, each node with state and control group of its own.
+    The checkout's environment is up to date before any of them uses it: no command of theirs has to say that it is."""
 
     home = str(ROOT)
 
     def __init__(self, lab: Lab, scratch: Path) -> None:
+        subprocess.run(["bash", str(ROOT / "ctl" / "setup.sh"), "run"], check=True)
         super().__init__(lab.spec, scratch / "config")
         self._lab, self.scratch = lab, str(scratch)
 

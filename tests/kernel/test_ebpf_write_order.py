@@ -20,8 +20,8 @@ from dataplane.policy.difference import LARGE
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.maglev import Hashing
 from tests.kernel.bpf_packets import bench as b
-from tests.kernel.bpf_packets.bench import Bench, bench, entry, ip_of
-from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, ip
+from tests.kernel.bpf_packets.bench import Bench, bench, entry, ip, ip_of
+from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES
 
 PORT = 30080
 

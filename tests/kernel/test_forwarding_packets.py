@@ -14,12 +14,11 @@ from scapy.packet import Raw
 from dataplane.kernel.ebpf.bpf import ProgramRun
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import PlanEntry
-from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
 from dataplane.planes.ebpf.maps.layout import constant
 from dataplane.planes.ebpf.maps.tunnels import endpoint_digest
 from dataplane.policy.forwarding import DEFAULT_PORT, DEFAULT_VNI, Forwarding
 from tests.kernel.bpf_packets import bench as b
-from tests.kernel.bpf_packets.bench import Bench, bench, entry, ip_of, rebuilt
+from tests.kernel.bpf_packets.bench import Bench, bench, entry, hops, ip, ip_of, rebuilt
 
 FAMILIES = (Family.IPV4, Family.IPV6)
 TRANSPORTS = (TCP, UDP)
@@ -65,20 +64,7 @@ def _bench() -> Iterator[Bench]:
 def node(_bench: Bench) -> Iterator[Bench]:
     """The bench, without any flow."""
     yield _bench
-    for table in (*FLOW_TABLES, "fragments"):
-        _bench.maps.remove(table, [key for key, _ in list(_bench.maps.items(table))])
-
-
-def ip(family: Family, source: str, destination: str, **fields: Any) -> Any:
-    if family is Family.IPV4:
-        return IP(src=source, dst=destination, **fields)
-    if "ttl" in fields:
-        fields["hlim"] = fields.pop("ttl")
-    return IPv6(src=source, dst=destination, **fields)
-
-
-def hops(packet: Any) -> int:
-    return int(packet.ttl if IP in packet else packet.hlim)
+    _bench.forget()
 
 
 def segment(transport: Any, source: int, destination: int, flags: str = "S", **fields: Any) -> Any:

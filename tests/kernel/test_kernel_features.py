@@ -27,8 +27,8 @@ from dataplane.planes.ebpf.maps.mapset import create_maps
 from dataplane.planes.ebpf.maps.node_settings import write_node
 from dataplane.planes.ebpf.maps.pins import PinDirectory
 from tests.kernel.bpf_packets import bench as b
-from tests.kernel.bpf_packets.bench import Bench, bench, entry, ip_of, node_config
-from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, exact, ip
+from tests.kernel.bpf_packets.bench import Bench, bench, entry, ip, ip_of, node_config
+from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, exact
 
 ROOT = Path(__file__).parents[2]
 DEVICE_SOURCES = {Family.IPV4: "172.18.0.77", Family.IPV6: "fd00:172:18::77"}

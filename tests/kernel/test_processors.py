@@ -13,8 +13,7 @@ from dataplane.model.net import Family
 from dataplane.planes.ebpf.maps.encode import frontend_key_bytes
 from dataplane.planes.ebpf.maps.layout import fields_of
 from tests.kernel.bpf_packets import bench as b
-from tests.kernel.bpf_packets.bench import Bench, bench, entry, ip_of
-from tests.kernel.test_tc_packets import ip
+from tests.kernel.bpf_packets.bench import Bench, bench, entry, ip, ip_of
 
 FAMILIES = (Family.IPV4, Family.IPV6)
 PROCESSORS = sorted(os.sched_getaffinity(0))
@@ -109,8 +108,7 @@ def test_a_sticky_client_has_one_server_on_two_processors(node: Bench, family: F
 
 def _forget(node: Bench) -> None:
     """Make room in the table of flows."""
-    keys = [key for key, _ in list(node.maps.items("tcp_flows"))]
-    node.maps.remove("tcp_flows", keys)
+    node.forget("tcp_flows")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -134,7 +132,7 @@ def test_a_clients_first_connections_at_once_go_to_one_server(node: Bench, famil
                 if stale:
                     node.install(other if turn % 2 else wide)
                 else:
-                    node.maps.remove("affinity", [key for key, _ in list(node.maps.items("affinity"))])
+                    node.forget("affinity")
             both.wait()
             chosen[number].append(str(ip_of(node.tc(bytes(frame)).data).dst))
 

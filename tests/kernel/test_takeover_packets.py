@@ -15,8 +15,8 @@ from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.forwarding import Forwarding
 from dataplane.policy.maglev import Hashing
 from tests.kernel.bpf_packets import bench as b
-from tests.kernel.bpf_packets.bench import Bench, bench, entry
-from tests.kernel.test_forwarding_packets import CLIENT, FAMILIES, NODE, NODE2, POD, REMOTE, forwarded, ip
+from tests.kernel.bpf_packets.bench import Bench, bench, entry, ip
+from tests.kernel.test_forwarding_packets import CLIENT, FAMILIES, NODE, NODE2, POD, REMOTE, forwarded
 
 DSR, TUNNEL, HERE, BY_CHANCE, LOCAL_POLICY, SNAT = range(30080, 30086)
 """Node ports, by how their packets are handled."""
@@ -55,8 +55,7 @@ def node(_bench: Bench) -> Iterator[Bench]:
     """The bench, without any flow, that takes connections over."""
     write_takes_over(_bench.maps, True)
     yield _bench
-    for table in FLOW_TABLES:
-        _bench.maps.remove(table, [key for key, _ in list(_bench.maps.items(table))])
+    _bench.forget(*FLOW_TABLES)
 
 
 def told(node: Bench, family: Family, port: int, flags: str, source: str = "") -> set[str]:

@@ -18,12 +18,11 @@ from scapy.packet import Raw
 
 from dataplane.model.net import Family, Protocol
 from dataplane.planes.ebpf.flows.collect import refused
-from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
 from dataplane.planes.ebpf.flows.ports import snat_fields, snat_runs
 from dataplane.planes.ebpf.maps.mapset import NODE_KEY
 from dataplane.planes.ebpf.maps.node_settings import NODE
 from tests.kernel.bpf_packets import bench as b
-from tests.kernel.bpf_packets.bench import Bench, bench, entry, ip_of, rebuilt
+from tests.kernel.bpf_packets.bench import Bench, bench, entry, hops, ip, ip_of, rebuilt
 from tests.kernel.bpf_packets.segments import Numbers
 
 UDP_PROTO = 17
@@ -59,20 +58,7 @@ def _bench() -> Iterator[Bench]:
 def node(_bench: Bench) -> Iterator[Bench]:
     """The bench, without any flow."""
     yield _bench
-    for table in (*FLOW_TABLES, "fragments"):
-        _bench.maps.remove(table, [key for key, _ in list(_bench.maps.items(table))])
-
-
-def ip(family: Family, source: str, destination: str, **fields: Any) -> Any:
-    if family is Family.IPV4:
-        return IP(src=source, dst=destination, **fields)
-    if "ttl" in fields:
-        fields["hlim"] = fields.pop("ttl")
-    return IPv6(src=source, dst=destination, **fields)
-
-
-def hops(packet: Any) -> int:
-    return int(packet.ttl if IP in packet else packet.hlim)
+    _bench.forget()
 
 
 def exact(data: bytes) -> Any:

@@ -28,9 +28,9 @@ from dataplane.planes.ebpf.maps.mapset import NODE_KEY
 from dataplane.planes.ebpf.maps.node_settings import NODE
 from dataplane.planes.ebpf.views.records import service_counters
 from tests.kernel.bpf_packets import bench as b
-from tests.kernel.bpf_packets.bench import Bench, entry, ip_of
+from tests.kernel.bpf_packets.bench import Bench, entry, ip, ip_of
 from tests.kernel.bpf_packets.segments import Numbers
-from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, PASSED, SENT, Runner, _bench, ip, node, run, sent
+from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, PASSED, SENT, Runner, _bench, node, run, sent
 from tests.kernel.test_tc_random import folded
 
 __all__ = ["_bench", "node", "run"]
@@ -428,7 +428,7 @@ def test_affinity_lasts_for_its_time(node: Bench, run: Runner, family: Family) -
         assert len(others) > 5
     finally:
         node.remove(service)
-        node.maps.remove("affinity", [key for key, _ in list(node.maps.items("affinity"))])
+        node.forget("affinity")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -445,7 +445,7 @@ def test_affinity_runs_from_the_last_connection(node: Bench, run: Runner, family
             age(node, 40, "affinity")
     finally:
         node.remove(service)
-        node.maps.remove("affinity", [key for key, _ in list(node.maps.items("affinity"))])
+        node.forget("affinity")
     assert len(seen) == 1
 
 
@@ -475,7 +475,7 @@ def test_what_is_remembered_for_another_service_does_not_count(node: Bench, run:
     finally:
         node.remove(other)
         node.remove(service)
-        node.maps.remove("affinity", [key for key, _ in list(node.maps.items("affinity"))])
+        node.forget("affinity")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -514,7 +514,7 @@ def test_another_processors_clock_that_is_ahead_makes_nothing_old(node: Bench, r
         assert flow.ask() == "flow"
     finally:
         node.remove(service)
-        node.maps.remove("affinity", [key for key, _ in list(node.maps.items("affinity"))])
+        node.forget("affinity")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -182,13 +182,8 @@ def ports(node: Bench) -> Iterator[Bench]:
         yield node
 
 
-def _clear(node: Bench) -> None:
-    for table in FLOW_TABLES:
-        node.maps.remove(table, [key for key, _ in list(node.maps.items(table))])
-
-
 def _established(node: Bench, family: Family, remote: bool, client: int, backend: int) -> Watched:
-    _clear(node)
+    node.forget(*FLOW_TABLES)
     made = Watched(node, family, remote, client, backend)
     made.ends[True].open()
     made.flush()
@@ -241,7 +236,7 @@ def test_what_entries_say_follows_the_ends(ports: Bench, family: Family, remote:
         if opened:
             made = _established(ports, family, remote, client, backend)
         else:
-            _clear(ports)
+            ports.forget(*FLOW_TABLES)
             made = Watched(ports, family, remote, client, backend)
             made.ends[True].open()
             made.collect()

@@ -12,8 +12,7 @@ from dataplane.model.net import Family
 from dataplane.planes.ebpf.maps.encode import address_bytes
 from dataplane.planes.ebpf.maps.layout import fields_of, unpack
 from tests.kernel.bpf_packets import bench as b
-from tests.kernel.bpf_packets.bench import Bench, bench, entry
-from tests.kernel.test_tc_packets import ip
+from tests.kernel.bpf_packets.bench import Bench, bench, entry, ip
 
 FAMILIES = (Family.IPV4, Family.IPV6)
 ENDS = {Family.IPV4: (b.CLIENT, b.NODE, b.REMOTE, b.NODE2), Family.IPV6: (b.CLIENT_6, b.NODE_6, b.REMOTE_6, b.NODE2_6)}

@@ -220,6 +220,11 @@ class Bench:
         """Number of entries in these tables, or in all that hold flows."""
         return sum(1 for table in tables or FLOW_TABLES for _ in self.maps.items(table))
 
+    def forget(self, *tables: str) -> None:
+        """Empty these tables, or all that hold flows or fragments."""
+        for table in tables or (*FLOW_TABLES, "fragments"):
+            self.maps.remove(table, [key for key, _ in list(self.maps.items(table))])
+
     def frame(self, ip: Any, *, pod: bool = False) -> bytes:
         """An IP packet as a frame that arrives at the uplink, or at the pod's device."""
         mac = self.pod_mac if pod else self.up_mac
@@ -272,6 +277,20 @@ def _bench(names: list[str], flags: Sequence[str]) -> Iterator[Bench]:
             for program in programs.values():
                 os.close(program.fd)
             maps.close()
+
+
+def ip(family: Family, source: str, destination: str, **fields: Any) -> Any:
+    """An IP header of either family. fields: as scapy calls those of IPv4 and IPv6; `ttl` stands for both."""
+    if family is Family.IPV4:
+        return IP(src=source, dst=destination, **fields)
+    if "ttl" in fields:
+        fields["hlim"] = fields.pop("ttl")
+    return IPv6(src=source, dst=destination, **fields)
+
+
+def hops(packet: Any) -> int:
+    """How many hops an IP packet still has."""
+    return int(packet.ttl if IP in packet else packet.hlim)
 
 
 def parse(data: bytes) -> Any:

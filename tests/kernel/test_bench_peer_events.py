@@ -11,13 +11,13 @@ import pytest
 from dataplane.bench.agent import CHANGES_A_SECOND
 from dataplane.bench.events.events import Events
 from dataplane.bench.load.native import load_tool
-from dataplane.bench.modes import MODES
 from dataplane.bench.peer.control import PeerControl
 from dataplane.bench.peer.spec import Peer
 from dataplane.bench.profiles import Overrides, Settings, settings
 from dataplane.bench.rig import Rig
 from dataplane.bench.scenarios import SCENARIOS
 from dataplane.lab.spec import LabError
+from tests.bench_modes import own_modes
 from tests.kernel import toy_proxy
 
 SERVICES = 3
@@ -31,12 +31,10 @@ NEW = "something is new"
 
 @pytest.fixture(scope="module")
 def wanted() -> Iterator[Settings]:
-    before = dict(MODES)
     names = [RESTART.name, KILL.name, ROLLOUT.name, COLD.name]
-    chosen = settings("tiny", Overrides(["direct"], names, [SERVICES], peers=PEERS, endpoints=1))
-    yield msgspec.structs.replace(chosen, event_seconds=0.2)
-    MODES.clear()
-    MODES.update(before)
+    with own_modes():
+        chosen = settings("tiny", Overrides(["direct"], names, [SERVICES], peers=PEERS, endpoints=1))
+        yield msgspec.structs.replace(chosen, event_seconds=0.2)
 
 
 @pytest.fixture(scope="module")

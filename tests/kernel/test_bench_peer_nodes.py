@@ -13,7 +13,6 @@ import pytest
 
 from dataplane.bench.figures.analyse import analyse
 from dataplane.bench.figures.results import Results, read
-from dataplane.bench.modes import MODES
 from dataplane.bench.peer import control
 from dataplane.bench.peer.control import PeerControl
 from dataplane.bench.peer.spec import ENVIRONMENT, Peer
@@ -23,6 +22,7 @@ from dataplane.bench.run import all_keys
 from dataplane.kernel.namespaces import netns
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabError, LabSpec
+from tests.bench_modes import own_modes
 from tests.kernel.test_bench_run import bench, without_figures
 
 DAEMON = (
@@ -38,10 +38,8 @@ SWITCH = "during-switch"
 
 @pytest.fixture(scope="module", autouse=True)
 def _only_own_modes() -> Iterator[None]:
-    before = dict(MODES)
-    yield
-    MODES.clear()
-    MODES.update(before)
+    with own_modes():
+        yield
 
 
 class Run(NamedTuple):

@@ -27,6 +27,7 @@ from dataplane.errors import UsageError
 from dataplane.lab.spec import LabSpec, topology
 from dataplane.model.decode import decode
 from dataplane.model.net import Family
+from tests.bench_modes import own_modes
 from tests.unit.bench_runs import made_up
 
 TWINS = (Peer("one", "proxy --fast"), Peer("two", "proxy --fast"))
@@ -35,10 +36,8 @@ PROBED = {name for name, scenario in SCENARIOS.items() if scenario.probed}
 
 @pytest.fixture(autouse=True)
 def _only_own_modes() -> Iterator[None]:
-    before = dict(MODES)
-    yield
-    MODES.clear()
-    MODES.update(before)
+    with own_modes():
+        yield
 
 
 def options(*words: str) -> argparse.Namespace:

@@ -51,7 +51,7 @@ from dataplane.kernel.netlink.links import Links
 from dataplane.lab import build
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabError, LabSpec, Node, Pod
-from dataplane.model.net import Family
+from dataplane.model.net import Family, family_of
 
 PATIENCE = 30.0
 LOAD_PATIENCE = 900.0
@@ -60,7 +60,7 @@ _LIVE_PORT = 40000
 _QUERY, _ANSWER_SECONDS = bytes(40), 5.0
 _TRACKED = "add table inet bench; add chain inet bench c { type filter hook prerouting priority -150; }; "
 _TRACKED += "add rule inet bench c ct state invalid counter"
-_CONNTRACK_SECONDS = {
+CONNTRACK_SECONDS = {
     "net/netfilter/nf_conntrack_tcp_timeout_close": 1,
     "net/netfilter/nf_conntrack_udp_timeout": 2,
     "net/netfilter/nf_conntrack_tcp_timeout_time_wait": 1,
@@ -101,10 +101,27 @@ def _mode(node: str) -> Mode:
     return MODES[node.removesuffix(ALONE)]
 
 
-def _tune(namespace: str, values: Mapping[str, int]) -> None:
+def tune(namespace: str, values: Mapping[str, int]) -> None:
+    """Set these sysctls, those of them that this kernel has, in a network namespace."""
     with netns(namespace):
         for key, value in values.items():
             sysctl.write_if_present(key, value)
+
+
+def exchange(namespace: str, source: tuple[str, int], target: tuple[str, int]) -> None:
+    """Two datagrams from an address and port in a network namespace to another, and the answers to them, so that the
+    way between knows the flow. Raises LabError without answers."""
+    with netns(namespace):
+        sock = socket.socket(family_of(source[0]).socket_family, socket.SOCK_DGRAM)
+    with sock:
+        sock.settimeout(_ANSWER_SECONDS)
+        sock.bind(source)
+        for _ in range(2):
+            sock.sendto(_QUERY, target)
+            try:
+                sock.recv(len(_QUERY))
+            except TimeoutError as error:
+                raise LabError(f"{target[0]} port {target[1]}: no answer to a datagram from outside") from error
 
 
 class Rig:
@@ -133,9 +150,9 @@ class Rig:
 
     def _start(self) -> None:
         for node in self.lab.nodes:
-            _tune(node.netns, _CONNTRACK_SECONDS)
+            tune(node.netns, CONNTRACK_SECONDS)
             for pod in node.pods:
-                _tune(pod.netns, _TIMESTAMPS)
+                tune(pod.netns, _TIMESTAMPS)
             self._serve(node)
         flows = flow_endpoints(self._settings)
         for mode, node in self.nodes.items():
@@ -334,10 +351,10 @@ class Rig:
         belong to a flow that was answered before, as nearly all packets do. processors: send on each of them, a flow
         each; see Generator.run_on."""
         ports = [_LIVE_PORT + number for number in processors or (0,)]
-        for number in () if MODES[mode].reference else ports:
-            self._exchange(target, number)
-        node = self.nodes[mode]
         addresses = self.lab.client.addresses[self._family], target[0]
+        for number in () if MODES[mode].reference else ports:
+            exchange(self.lab.client.netns, (addresses[0], number), target)
+        node = self.nodes[mode]
         ends = uplink_ends(self.lab.topology.underlay.netns, node)
         frame = udp_frame(uplink_macs(*ends), addresses, (_LIVE_PORT, target[1]))
         with Generator(*ends, frame, by_port=bool(processors)) as generator:
@@ -352,20 +369,6 @@ class Rig:
         remote = self.remote.addresses[self._family]
         way = PacketWay(node.netns, node.uplink, remote, mac, *addresses, REMOTE_NODE_PORT, self._pod(self.remote))
         return self._agents[mode].ask(msgspec.json.encode(Request("program", way=way)), PATIENCE)
-
-    def _exchange(self, target: tuple[str, int], port: int) -> None:
-        """Two datagrams from a port of the outside client and the answers to them. Raises LabError without those."""
-        with netns(self.lab.client.netns):
-            sock = socket.socket(self._family.socket_family, socket.SOCK_DGRAM)
-        with sock:
-            sock.settimeout(_ANSWER_SECONDS)
-            sock.bind((self.lab.client.addresses[self._family], port))
-            for _ in range(2):
-                sock.sendto(_QUERY, target)
-                try:
-                    sock.recv(len(_QUERY))
-                except TimeoutError as error:
-                    raise LabError(f"{target[0]} port {target[1]}: no answer to a datagram from outside") from error
 
     def bulk(self, mode: str, streams: int, target: tuple[str, int], size: int) -> dict[str, float]:
         """Send `size` bytes in so many streams with iperf3; rate is bits a second as the server saw them."""

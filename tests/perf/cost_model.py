@@ -8,7 +8,6 @@ Runs a lab of its own, as root; takes about two minutes. Prints the tables, or w
 import argparse
 import os
 import random
-import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,6 @@ from dataplane.bench.objects import SERVER_PORT
 from dataplane.bench.profiles import Overrides, settings
 from dataplane.bench.rig import Rig, lab_name
 from dataplane.bench.scenarios import SCENARIOS, Position
-from dataplane.kernel import sysctl
 from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.ebpf.bpf import AttachType, ProgramInfo, ProgramType
 from dataplane.kernel.namespaces.netns import netns
@@ -34,10 +32,11 @@ from dataplane.model.net import Family
 from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.measure import flow, tc_mean, xdp_mean
+from tests.perf.page import Row, table, write
+from tests.perf.run_statistics import run_statistics
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cost-model.md"
 MODES = ("direct", "conntrack", "iptables", "nftables", "ebpf-connect", "ebpf-tc", "ebpf-xdp")
-_STATS = "kernel/bpf_stats_enabled"
 _EMPTY_NAT = """table inet cost {
     chain a { type nat hook prerouting priority -100; }
     chain b { type nat hook output priority -100; }
@@ -49,8 +48,6 @@ _ALONE = "10.96.255.254"
 
 _SLICE_SECONDS, _SLICES, _QUIET = 0.02, 200, 0.1
 """What is measured in processor time: so long at once, so often, and which part of that counts as undisturbed."""
-
-Row = tuple[str, ...]
 
 
 class Step(NamedTuple):
@@ -208,12 +205,10 @@ def _counted(node: Node, name: str) -> Iterator[Callable[[], ProgramInfo]]:
         links = PinDirectory(default_instance()).links()
     link = bpf.obj_get(str(next(path for pin, path in links.items() if pin.startswith(name))))
     program = bpf.program_by_id(bpf.link_info(link).program_id)
-    before = sysctl.read(_STATS)
-    sysctl.write(_STATS, 1)
     try:
-        yield lambda: bpf.program_info(program)
+        with run_statistics():
+            yield lambda: bpf.program_info(program)
     finally:
-        sysctl.write(_STATS, before)
         os.close(program)
         os.close(link)
 
@@ -294,52 +289,37 @@ def programs_on_packets() -> list[Row]:
     return rows
 
 
-def _table(head: Row, rows: list[Row]) -> str:
-    lines = [head, tuple("---" if not at else "---:" for at in range(len(head))), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def tables(services: int, rounds: int, seconds: float) -> dict[str, str]:
     """Every table of the page, by the name that marks its place."""
-    made = {"programs": _table(("one packet", "least ns", "median ns"), programs_on_packets())}
+    made = {"programs": table(("one packet", "least ns", "median ns"), programs_on_packets())}
     wanted = msgspec.structs.replace(settings("quick", Overrides(services=(services,))), modes=MODES)
     with Rig(lab_name(), wanted, load_tool()) as rig:
         for mode in MODES[2:]:
             rig.restart_agent(mode)
             rig.load(mode, services)
-        made["connections"] = _table(
+        made["connections"] = table(
             ("one connection", "ns", "more than direct", "rate / direct"), connections(rig, services, rounds, seconds)
         )
-        made["own"] = _table(
+        made["own"] = table(
             ("one connection", "ns of the client's processor", "more than tracked", "tracked / this"),
             own_part(rig, services),
         )
-        made["connect"] = _table(("connect4 towards", "ns"), programs_at_connect(rig, services, seconds))
-        made["bulk"] = _table(
+        made["connect"] = table(("connect4 towards", "ns"), programs_at_connect(rig, services, seconds))
+        made["bulk"] = table(
             ("program", "runs a gigabyte", "ns a run", "ms a gigabyte", "% of a processor"),
             programs_in_bulk(rig, services, rounds),
         )
-        made["packets"] = _table(
+        made["packets"] = table(
             ("one packet forwarded", "ns", "more than direct", "rate / direct"),
             forwarded(rig, services, rounds, seconds / 2),
         )
         counts = [count for count in (1, 100, 1000) if count < services]
-        made["rules"] = _table(("Services", "ns", "more than direct"), rules(rig, counts, rounds, seconds))
+        made["rules"] = table(("Services", "ns", "more than direct"), rules(rig, counts, rounds, seconds))
     machine = facts()
     load = " ".join(f"{value:.1f}" for value in machine.load_average)
     made["machine"] = f"{machine.cpus} processors, {machine.cpu_model}, Linux {machine.kernel}; "
     made["machine"] += f"{services} Services, {rounds} rounds; load average afterwards {load}."
     return made
-
-
-def write(page: str, made: dict[str, str]) -> str:
-    """The page with its tables replaced."""
-    for name, text in made.items():
-        place = re.compile(rf"(<!-- {name} -->\n).*?(?=<!-- end -->)", flags=re.DOTALL)
-        page, count = place.subn(lambda found, text=text: f"{found[1]}{text}\n", page)  # type: ignore[misc]
-        if count != 1:
-            raise ValueError(f"{PAGE.name}: {count} places for the table {name}; there must be one")
-    return page
 
 
 def main() -> None:

@@ -13,12 +13,11 @@ import argparse
 import functools
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -31,8 +30,7 @@ from dataplane.bench.load.generator import Generator, take_frames, udp_frame, up
 from dataplane.bench.load.native import Tool, load_tool, watch_tool
 from dataplane.bench.load.watcher import Watcher
 from dataplane.bench.machine.facts import facts
-from dataplane.bench.rig import pinned
-from dataplane.kernel import sysctl
+from dataplane.bench.rig import CONNTRACK_SECONDS, exchange, pinned, tune
 from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.namespaces.netns import netns
 from dataplane.kernel.netlink.links import Links
@@ -49,25 +47,18 @@ from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.registry import mode_of
 from dataplane.policy.forwarding import LbMode
-from tests.perf.cost_model import write
+from tests.perf.page import Row, table, write
+from tests.perf.run_statistics import run_statistics
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "bench" / "forwarding.md"
-PATIENCE, ANSWER_SECONDS = 30.0, 5.0
+PATIENCE = 30.0
 NODE_PORT, SERVER_PORT, CLIENT_PORT = 30200, 9000, 40000
 """First of each, to which a way's number is added. Endpoints have a port for each way, so that flows of different ways
 never meet there."""
 AT_ONCE = 16
-_STATS = "kernel/bpf_stats_enabled"
 _FORWARDED = "forwarded"
-_QUERY = bytes(40)
 _SIZES = Sizes(tcp_flows=1 << 19)
 """Room for every port of the client by every way, and for what rests."""
-_CONNTRACK_SECONDS = {
-    "net/netfilter/nf_conntrack_tcp_timeout_close": 1,
-    "net/netfilter/nf_conntrack_udp_timeout": 2,
-    "net/netfilter/nf_conntrack_tcp_timeout_time_wait": 1,
-}
-"""As in the benchmark's lab, or thousands of connections a second fill the connection table."""
 _SERVICE = """
 kind: Service
 apiVersion: v1
@@ -185,7 +176,7 @@ class Ground(NamedTuple):
         """Packets of the kernel's own making, of a flow that was answered; they are counted as they leave the node."""
         target, source = self.target(way), CLIENT_PORT + way.number
         if way.mode:
-            self._exchange(target, source)
+            exchange(self.lab.client.netns, (self.lab.client.addresses[Family.IPV4], source), target)
         ends = uplink_ends(self.lab.topology.underlay.netns, self.taking if way.mode else self.bare)
         addresses = self.lab.client.addresses[Family.IPV4], target[0]
         with Generator(*ends, udp_frame(uplink_macs(*ends), addresses, (source, target[1]))) as generator:
@@ -193,20 +184,6 @@ class Ground(NamedTuple):
         if found["operations"] < 0.99 * found["sent"]:
             raise LabError(f"{way.name}: of {found['sent']:.0f} packets only {found['operations']:.0f} came out")
         return found
-
-    def _exchange(self, target: tuple[str, int], port: int) -> None:
-        """Two datagrams and their answers. Raises LabError without those."""
-        with netns(self.lab.client.netns):
-            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        with sock:
-            sock.settimeout(ANSWER_SECONDS)
-            sock.bind((self.lab.client.addresses[Family.IPV4], port))
-            for _ in range(2):
-                sock.sendto(_QUERY, target)
-                try:
-                    sock.recv(len(_QUERY))
-                except TimeoutError as error:
-                    raise LabError(f"{target[0]} port {target[1]}: no answer to a datagram from outside") from error
 
 
 def _services(lab: Lab, endpoint: str) -> list[ModelObject]:
@@ -249,9 +226,7 @@ def ground() -> Iterator[Ground]:
     with Lab.up(LabSpec(name=f"forward{os.getpid()}", nodes=3, pods=1)) as lab, ExitStack() as undo:
         taking, home, bare = lab.nodes
         for node in lab.nodes:
-            with netns(node.netns):
-                for key, value in _CONNTRACK_SECONDS.items():
-                    sysctl.write_if_present(key, value)
+            tune(node.netns, CONNTRACK_SECONDS)
         _serve(lab, home.pods[0].name, tool)
         client = _client(lab, [*tool.argv, "run"])
         undo.callback(client.close)
@@ -310,7 +285,7 @@ def rates(found: Rounds) -> str:
     }
     compared = comparisons(lines.values())
     head = ("what", "snat, median", *(f"{way.name} / snat" for way in WAYS[1:]), "noise floor")
-    rows: list[tuple[str, ...]] = [head, ("---", *("---:",) * (len(head) - 1))]
+    rows: list[Row] = []
     for figure in FIGURES:
         by_way = found[figure.operation]
         base = statistics.median(by_way[SNAT]) * figure.scale
@@ -322,30 +297,30 @@ def rates(found: Rounds) -> str:
                 f"{100 * floor(lines[figure.operation], compared):.0f} %",
             )
         )
-    return _table(rows)
+    return table(head, rows)
 
 
 def bars(found: Rounds) -> str:
     """A row for each bar: met or missed where the whole interval is on one side of it."""
     titles = {figure.operation: figure.title for figure in FIGURES}
-    rows = [("what", "bar", "measured", "verdict"), ("---", "---:", "---:", "---")]
+    rows: list[Row] = []
     for bar in BARS:
         by_way = found[bar.operation]
         ratio = paired_ratio(by_way[bar.way], by_way[bar.base])
         verdict = "met" if ratio.low >= bar.least else "**missed**" if ratio.high < bar.least else "unclear"
         what = f"{titles[bar.operation]}, {bar.way.name} / {bar.base.name}"
         rows.append((what, f"≥ {bar.least:g}", _shown(ratio), verdict))
-    return _table(rows)
+    return table(("what", "bar", "measured", "verdict"), rows, words=(0, 3))
 
 
 def packets(found: Rounds) -> str:
     """Nanoseconds of a packet in the taking node, and how many times plain forwarding's rate that is."""
     by_way = found[LIVE]
-    rows = [("way", "ns a packet", "rate / plain forwarding's"), ("---", "---:", "---:")]
+    rows: list[Row] = []
     for way in WAYS:
         ratio = _shown(paired_ratio(by_way[way], by_way[PLAIN])) if way is not PLAIN else "1"
         rows.append((way.name, f"{1e9 / statistics.median(by_way[way]):.0f}", ratio))
-    return _table(rows)
+    return table(("way", "ns a packet", "rate / plain forwarding's"), rows)
 
 
 class Spent(NamedTuple):
@@ -395,30 +370,21 @@ def _spent(made: Ground, way: Way, programs: dict[str, int], seconds: float) -> 
 def spent(made: Ground, seconds: float) -> dict[Way, dict[str, Spent]]:
     """By way, node and program (`node1: xdp`): runs and time in one connection, by the kernel's own count, which costs
     some ns a run. The client connects for so long by each way."""
-    before = sysctl.read(_STATS)
-    sysctl.write(_STATS, 1)
-    try:
-        with _programs(made.taking) as first, _programs(made.home) as second:
-            both = {f"{made.taking.name}: {kind}": first[kind] for kind in KINDS}
-            both |= {f"{made.home.name}: {kind}": second[kind] for kind in KINDS}
-            return {way: _spent(made, way, both, seconds) for way in WAYS}
-    finally:
-        sysctl.write(_STATS, before)
+    with run_statistics(), _programs(made.taking) as first, _programs(made.home) as second:
+        both = {f"{made.taking.name}: {kind}": first[kind] for kind in KINDS}
+        both |= {f"{made.home.name}: {kind}": second[kind] for kind in KINDS}
+        return {way: _spent(made, way, both, seconds) for way in WAYS}
 
 
 def programs(counted: dict[Way, dict[str, Spent]]) -> str:
     """A row for each way, a column for each program of each node: runs, and mean ns of one."""
     kinds = list(counted[SNAT])
     head = ("runs x ns in one connection", *(kind.replace("_", " ") for kind in kinds), "all, µs")
-    rows: list[tuple[str, ...]] = [head, ("---", *("---:",) * (len(head) - 1))]
+    rows: list[Row] = []
     for way, by_kind in counted.items():
         whole = sum(one.nanoseconds for one in by_kind.values()) / 1000
         rows.append((way.name, *(str(by_kind[kind]) for kind in kinds), f"{whole:.1f}"))
-    return _table(rows)
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return table(head, rows)
 
 
 def tables(rounds: int, seconds: float) -> dict[str, str]:

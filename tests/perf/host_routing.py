@@ -28,9 +28,11 @@ from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.ebpf.bpf import AttachType, ProgramType
 from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.spec import LabError, Node
+from tests.perf import page
 from tests.perf.cost_model import _QUIET as QUIET
-from tests.perf.cost_model import PAGE, Row, write
+from tests.perf.cost_model import PAGE
 from tests.perf.cost_model import _processor_seconds as processor_seconds
+from tests.perf.page import Row
 
 MODES = (DIRECT, AGAIN, "ebpf-connect", "ebpf-tc", "ebpf-tc-host", "ebpf-host")
 _REDIRECT_PEER = 155  # enum bpf_func_id
@@ -149,10 +151,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     wanted = parser.parse_args()
     head = ("ns of the client's processor (direct / this)", "one connection", "a byte each way")
-    lines = [head, ("---", "---:", "---:"), *table(wanted.services, wanted.rounds, wanted.seconds)]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    text = page.table(head, table(wanted.services, wanted.rounds, wanted.seconds))
     if wanted.write:
-        PAGE.write_text(write(PAGE.read_text(), {"past": text}))
+        PAGE.write_text(page.write(PAGE.read_text(), {"past": text}))
     else:
         print(text)
 

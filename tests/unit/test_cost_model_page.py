@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.perf.cost_model import PAGE, write
+from tests.perf.cost_model import PAGE
+from tests.perf.page import write
 
 NAMES = ("machine", "connections", "own", "past", "connect", "rules", "bulk", "packets", "programs")
 

@@ -228,7 +228,7 @@ def programs_at_connect(rig: Rig, services: int, seconds: float) -> list[Row]:
 def programs_in_bulk(rig: Rig, services: int, rounds: int) -> list[Row]:
     """The same of the tc programs, while a pod sends a gigabyte at a time to a clusterIP. For each: runs and time in a
     gigabyte, and the part of a processor that is at the rate of the run."""
-    target = rig.target("ebpf-tc", SCENARIOS["bulk1"], services, Position.LAST)
+    target = rig.target("ebpf-tc", SCENARIOS["TCP_STREAM"], services, Position.LAST)
     rows: list[Row] = []
     for name in ("tc_ingress", "tc_egress"):
         found: list[tuple[float, ...]] = []

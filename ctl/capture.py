@@ -7,12 +7,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from ctl.output import NotCounted, notify
 from ctl.pcapng import PcapngWriter
-from dataplane.errors import HotplaneError
+from dataplane.errors import HotplaneError, UsageError
 from dataplane.model.net import Family, Protocol, host_port
 from dataplane.plan.types import FrontendKey
 from dataplane.planes.captures import Captured, Link
@@ -40,8 +40,30 @@ def capture(args: argparse.Namespace, plane: "Plane", wanted: Callable[[Decision
             f"monitor --pcap: nothing can be captured in {plane.name} mode: no rule or program of its own hands "
             "refused packets over; show drops counts them, tcpdump -i any host ADDRESS shows a client's"
         )
-    services = {key: row.service for key, row in plane.read_back().items()}
-    with stream, _ended_in_order(), _file(args.pcap) as out:
+    with stream, _ended_in_order():
+        hooks = _hooks_of(stream, args.hook, plane.name)
+        services = {key: row.service for key, row in plane.read_back().items()}
+        _write(args, stream, services, lambda each: (not hooks or each.hook in hooks) and wanted(each), show)
+    return 0
+
+
+def _hooks_of(stream: "CaptureStream", asked: Sequence[str], mode: str) -> set[str]:
+    """The values of Captured.hook for the hooks asked for. Raises UsageError for one that nothing is captured at."""
+    for hook in asked:
+        if hook not in stream.hooks:
+            can = f"choose of {', '.join(stream.hooks)}" if stream.hooks else "leave it out"
+            raise UsageError(f"--pcap: {mode} mode has no packets to capture at --hook {hook}; {can}")
+    return {name for hook in asked for name in stream.hooks[hook]}
+
+
+def _write(
+    args: argparse.Namespace,
+    stream: "CaptureStream",
+    services: "dict[FrontendKey, str]",
+    wanted: Callable[[Decision], bool],
+    show: Print,
+) -> None:
+    with _file(args.pcap) as out:
         for sentence in stream.left_out:
             notify(f"not captured: {sentence}")
         writer = PcapngWriter(out, args.snaplen)
@@ -60,7 +82,6 @@ def capture(args: argparse.Namespace, plane: "Plane", wanted: Callable[[Decision
                 break
         if stream.lost:
             notify(f"packets were lost {stream.lost} times: they came faster than they could be written")
-    return 0
 
 
 def _packets(stream: "CaptureStream", seconds: float) -> "Iterator[Captured]":

@@ -2,7 +2,8 @@
 
 import enum
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from dataplane.resource import Resource
@@ -34,9 +35,11 @@ class Captured(NamedTuple):
 
 class CaptureStream(Resource):
     """Refused packets from now on, while it is open. left_out: a sentence for each kind of refusal that it does not
-    see."""
+    see. hooks: those of planes.options.HOOKS that it can capture at, with the values of Captured.hook for each; empty
+    for a plane without programs."""
 
     left_out: Sequence[str] = ()
+    hooks: Mapping[str, Collection[str]] = MappingProxyType({})
 
     @abstractmethod
     def poll(self, seconds: float) -> Sequence[Captured]:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,18 +14,28 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.utils import RawPcapNgReader, rdpcap
 
+from ctl.main import main
 from dataplane.errors import HotplaneError
-from dataplane.kernel.namespaces.netns import in_netns
+from dataplane.kernel.namespaces.netns import in_netns, netns
+from dataplane.model.net import Protocol
+from dataplane.plan.types import FrontendKind
 from dataplane.planes.captures import CaptureStream
+from dataplane.planes.ebpf.make import make_ebpf_plane
 from dataplane.planes.iptables.plane import IptablesPlane
+from dataplane.planes.mode import Making
 from dataplane.planes.nftables.plane import NftablesPlane
+from dataplane.planes.options import PlaneOptions
+from dataplane.policy.endpoints import Backend
 from tests.json_views import check_view
 from tests.kernel.daemon_lab import until
+from tests.kernel.ebpf_lab import SMALL
 from tests.kernel.nftables_listing import nft
-from tests.kernel.nftables_net import CLIENT, LB, VIP, Network, network
+from tests.kernel.nftables_net import CLIENT, LB, NODE, VIP, Network, entry, ip, network, plan_of
 from tests.kernel.test_refusals import SERVED, plan, send, tries
 
 ROOT = Path(__file__).resolve().parents[2]
+AWAY = "203.0.113.9"
+NODE_PORT = FrontendKind.NODE_PORT
 BOTH = pytest.mark.parametrize("version", [4, 6])
 
 
@@ -34,8 +45,8 @@ def net(make_namespace: Callable[[str], str]) -> Iterator[Network]:
         yield made
 
 
-def monitor(net: Network, *words: str) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "ctl.main", "--mode", "nftables", "monitor", *words]
+def monitor(net: Network, *words: str, mode: str = "nftables") -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "ctl.main", "--mode", mode, "monitor", *words]
     process: subprocess.Popen[bytes] = in_netns(
         net.node, subprocess.Popen, command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -104,6 +115,50 @@ def test_filters_and_standard_output_and_an_end_by_a_signal(net: Network, tmp_pa
     (tmp_path / "out.pcapng").write_bytes(out)
     (packet,) = rdpcap(str(tmp_path / "out.pcapng"))
     assert (packet[IP].dst, packet[UDP].dport) == (SERVED[4], 81)
+
+
+def test_only_what_programs_refuse_at_the_hook_that_was_asked_for(
+    net: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = entry(4, (Backend(AWAY, 8080, False),), (), protocol=Protocol.UDP, kind=NODE_PORT, address="", port=30080)
+    plane = in_netns(net.node, make_ebpf_plane, Making(PlaneOptions(hooks=("tc",), uplinks=("c0",))), sizes=SMALL)
+    try:
+        in_netns(net.node, plane.load, plan_of(away, entry(4, (), protocol=Protocol.UDP, name="nobody")))
+        here = in_netns(net.client, socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+        with here:
+            here.sendto(b"?", (NODE[4], 30080))  # the flow begins, and its endpoint does not answer
+            ip(net.node, "route", "add", "unreachable", AWAY)
+            file = tmp_path / "refused.pcapng"
+            process = monitor(net, "--pcap", str(file), "--hook", "tc", "--count", "1", "-o", "json", mode="ebpf")
+            until(lambda: file.exists() and file.stat().st_size > 0, "the programs hand packets over, too")
+            assert send(net, VIP[4]) == "refused"
+            here.sendto(b"?", (NODE[4], 30080))
+            out, errors = process.communicate(timeout=30)
+        assert process.returncode == 0, errors.decode()
+        assert [(line["hook"], line["reason"]) for line in map(json.loads, out.splitlines())] == [
+            ("tc_ingress", "no_way_out")
+        ]
+        (packet,) = rdpcap(str(file))
+        assert packet.comment.decode().startswith("tc_ingress: no_way_out: ")
+        with netns(net.node):
+            status = main(
+                ["--mode", "ebpf", "monitor", "--pcap", str(tmp_path / "none"), "--hook", "connect", "--seconds", "1"]
+            )
+        assert (status, "no packets to capture at --hook connect" in capsys.readouterr().err) == (2, True)
+        assert not (tmp_path / "none").exists()
+    finally:
+        in_netns(net.node, plane.cleanup)
+
+
+def test_rules_have_no_hook_to_choose(net: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    in_netns(net.node, NftablesPlane).load(plan(4))
+    with netns(net.node):
+        status = main(
+            ["--mode", "nftables", "monitor", "--pcap", str(tmp_path / "none"), "--hook", "tc", "--seconds", "1"]
+        )
+    assert (status, "--hook tc; leave it out" in capsys.readouterr().err) == (2, True)
+    assert not captures(net)
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_a_killed_capture_left_goes_with_the_next_or_the_table(net: Network, tmp_path: Path) -> None:

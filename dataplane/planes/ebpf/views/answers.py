@@ -12,7 +12,7 @@ from dataplane.planes.ebpf.host_routing.table import HostRouting, counts, permit
 from dataplane.planes.ebpf.maps.layout import reason_meanings
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.views import records as views
-from dataplane.planes.ebpf.views.events import Event, EventStream
+from dataplane.planes.ebpf.views.events import ALL_HOOKS, Event, EventStream
 from dataplane.planes.host_routes import HostRoutes, Way
 
 REFUSED = frozenset({"no_endpoint", "policy_drop", "source_range"})
@@ -21,11 +21,6 @@ DROPPED = frozenset({"rewrite_failed", "drop_range", "no_way_out", "drop_policy"
 UNSERVED = frozenset({"snat_exhausted"})
 """Passed on since something ran out; so are all reasons that end in `_full`, which name a map."""
 NEW = frozenset({"connected", "datagram", "new_flow", "moved"})
-ALL_HOOKS = {
-    "connect": ("connect", "sendmsg", "recvmsg", "getpeername"),
-    "tc": ("tc_ingress", "tc_egress"),
-    "xdp": ("xdp",),
-}
 
 
 def _fate(reason: str) -> str:

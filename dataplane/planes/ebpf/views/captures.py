@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from types import MappingProxyType
 
 from dataplane.kernel.devices import device_name
 from dataplane.kernel.ebpf.bpf import BpfError
@@ -10,6 +11,7 @@ from dataplane.planes.base import PlaneError
 from dataplane.planes.captures import Captured, CaptureStream, Link
 from dataplane.planes.ebpf.maps.layout import hook_names, reason_meanings, reason_names, record
 from dataplane.planes.ebpf.maps.mapset import NODE_KEY, MapSet
+from dataplane.planes.ebpf.views.events import ALL_HOOKS
 
 _HEAD = record("captured", "ns", "hook", "reason", "service", "ifindex", "length", "pad")
 _WANTED = record("capture", "until_ns", "snaplen", "pad")
@@ -22,6 +24,8 @@ _MOST_WAIT = 0.5
 class ProgramCapture(CaptureStream):
     """A capture of the programs' own drops, and of what the slow path refuses. maps: taken over. slow: taken over;
     None if it cannot be captured. raw: indexes of devices without a link-layer header. Raises PlaneError."""
+
+    hooks = MappingProxyType({name: names for name, names in ALL_HOOKS.items() if name != "connect"})  # has no packets
 
     def __init__(self, maps: MapSet, slow: CaptureStream | None, snap: int, raw: Sequence[int] = ()) -> None:
         self._maps, self._slow, self._snap, self._raw = maps, slow, snap, frozenset(raw)

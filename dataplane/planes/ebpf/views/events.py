@@ -25,6 +25,13 @@ TUPLE = record("tuple", "source", "destination", "source_port", "destination_por
 MONITOR = record("monitor", "until_ns", "service", "has_service", "protocol", "hooks")
 WATCH_NS = 1_000_000_000
 NO_SERVICE = 0xFFFFFFFF
+ALL_HOOKS = {
+    "connect": ("connect", "sendmsg", "recvmsg", "getpeername"),
+    "tc": ("tc_ingress", "tc_egress"),
+    "xdp": ("xdp",),
+}
+"""What reports at each hook of planes.options.HOOKS, by its name in maps.layout.hook_names."""
+
 _NAMESPACE_PREFIX = b"\x01" + bytes(7)
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
 _HEADER = 8

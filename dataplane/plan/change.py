@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from operator import ne
+from typing import Any
 
 import msgspec
 
@@ -56,12 +57,19 @@ class PlanChange(msgspec.Struct, frozen=True):
     tunnel_peers: frozenset[str] | None = None
 
     def __bool__(self) -> bool:
-        settings = (self.node, self.service_cidrs, self.connect_off, self.tunnel_peers)
-        return bool(self.entries or self.health_checks) or any(setting is not None for setting in settings)
+        return bool(self.entries or self.health_checks) or any(getattr(self, name) is not None for name in SETTINGS)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that changed, by their names in Plan (see SETTINGS)."""
+        return {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
 
     def inverse_of_entries(self) -> Iterator[EntryChange]:
         """Return the entry changes that undo this change."""
         return (EntryChange(change.new, change.old) for change in self.entries)
+
+
+SETTINGS = tuple(name for name in PlanChange.__struct_fields__ if name not in ("entries", "health_checks"))
+"""The fields that PlanChange has as a whole or not at all; a Plan has them under the same names."""
 
 
 def diff(old: Plan, new: Plan) -> PlanChange:
@@ -76,11 +84,8 @@ def diff(old: Plan, new: Plan) -> PlanChange:
     health |= {k: None for k in old.health_checks if k not in new.health_checks}
     return PlanChange(
         entries=tuple(changes),
-        node=new.node if new.node != old.node else None,
-        service_cidrs=new.service_cidrs if new.service_cidrs != old.service_cidrs else None,
         health_checks=health or None,
-        connect_off=new.connect_off if new.connect_off != old.connect_off else None,
-        tunnel_peers=new.tunnel_peers if new.tunnel_peers != old.tunnel_peers else None,
+        **{name: getattr(new, name) for name in SETTINGS if getattr(new, name) != getattr(old, name)},
     )
 
 
@@ -96,11 +101,20 @@ def apply_change(plan: Plan, change: PlanChange) -> None:
             plan.health_checks.pop(service, None)
         else:
             plan.health_checks[service] = health
-    if change.node is not None:
-        plan.node = change.node
-    if change.service_cidrs is not None:
-        plan.service_cidrs = change.service_cidrs
-    if change.connect_off is not None:
-        plan.connect_off = dict(change.connect_off)
-    if change.tunnel_peers is not None:
-        plan.tunnel_peers = change.tunnel_peers
+    for name, value in change.settings().items():
+        setattr(plan, name, value)
+
+
+def merged(first: PlanChange, second: PlanChange) -> PlanChange:
+    """Merge two consecutive changes. O(size of both)."""
+    if not second:
+        return first
+    entries: dict[EntryKey, EntryChange] = {change.key: change for change in first.entries}
+    for change in second.entries:
+        earlier = entries.get(change.key)
+        entries[change.key] = EntryChange(earlier.old, change.new) if earlier else change
+    return PlanChange(
+        entries=tuple(change for change in entries.values() if change.old != change.new),
+        health_checks={**(first.health_checks or {}), **(second.health_checks or {})} or None,
+        **(first.settings() | second.settings()),
+    )

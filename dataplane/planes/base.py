@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 
+from msgspec.structs import replace
+
 from dataplane.errors import PlaneError as PlaneError
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import EntryKey, FrontendKey, Plan, Table
@@ -40,14 +42,7 @@ def load_others(plane: "Plane", plan: Plan) -> tuple[PlanChange, list[EntryRefus
             if not named:
                 raise
             refusals |= named
-            plan = Plan(
-                node=plan.node,
-                entries={key: entry for key, entry in plan.entries.items() if key not in named},
-                service_cidrs=plan.service_cidrs,
-                health_checks=plan.health_checks,
-                connect_off=plan.connect_off,
-                tunnel_peers=plan.tunnel_peers,
-            )
+            plan = replace(plan, entries={key: entry for key, entry in plan.entries.items() if key not in named})
 
 
 class Plane(ABC):

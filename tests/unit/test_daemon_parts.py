@@ -13,12 +13,11 @@ from ctl.daemon.log import Log
 from ctl.daemon.sync.inbox import Inbox
 from ctl.daemon.sync.ledger import Ledger, groups
 from ctl.daemon.sync.pace import Pace
-from ctl.daemon.sync.reconcile import merged
 from dataplane.backoff import Backoff
 from dataplane.model.decode import DecodedObject
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import ObjectRef, Service, ServiceType
-from dataplane.plan.change import EntryChange, PlanChange
+from dataplane.plan.change import EntryChange, PlanChange, merged
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, HealthCheck, Plan, PlanEntry
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import NodeConfig

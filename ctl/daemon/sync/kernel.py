@@ -167,8 +167,7 @@ class Kernel:
         try:
             held = self.plane.read_back()
             good = {key: entry for key, entry in plan.entries.items() if _is_held(entry, held)}
-            off, peers = plan.connect_off, plan.tunnel_peers
-            self.plane.load(Plan(plan.node, good, plan.service_cidrs, connect_off=off, tunnel_peers=peers))
+            self.plane.load(replace(plan, entries=good, health_checks={}))  # these are part of the rest
         except PlaneError as second:
             return Done(time.perf_counter() - started, nothing, tuple(dict.fromkeys((str(error), str(second)))))
         self.ledger.clear()

@@ -14,14 +14,12 @@ class Ledger:
 
     def __init__(self) -> None:
         self._held: dict[EntryKey, PlanEntry | None] = {}
-        self._node = False
-        self._cidrs = False
-        self._connect_off = self._tunnel_peers = False
+        self._settings: frozenset[str] = frozenset()
         self._health: dict[tuple[str, str], HealthCheck | None] = {}
 
     def __len__(self) -> int:
         """Return the number of entries and settings that are behind."""
-        return len(self._held) + self._node + self._cidrs + self._connect_off + self._tunnel_peers
+        return len(self._held) + len(self._settings)
 
     def services(self) -> list[str]:
         """Return the Service ports that are behind, as text."""
@@ -35,27 +33,20 @@ class Ledger:
         now = plan.entries
         return PlanChange(
             entries=tuple(EntryChange(old, now.get(key)) for key, old in held.items() if old != now.get(key)),
-            node=plan.node if self._node or change.node is not None else None,
-            service_cidrs=plan.service_cidrs if self._cidrs or change.service_cidrs is not None else None,
             health_checks={**self._health, **(change.health_checks or {})} or None,
-            connect_off=plan.connect_off if self._connect_off or change.connect_off is not None else None,
-            tunnel_peers=plan.tunnel_peers if self._tunnel_peers or change.tunnel_peers is not None else None,
+            **{name: getattr(plan, name) for name in self._settings.union(change.settings())},
         )
 
     def clear(self) -> None:
         """Note that the kernel holds the plan."""
-        self._held, self._node, self._cidrs, self._health = {}, False, False, {}
-        self._connect_off = self._tunnel_peers = False
+        self._held, self._settings, self._health = {}, frozenset(), {}
 
     def behind(self, failed: Iterable[PlanChange]) -> None:
         """Note that only these parts of the last due change are behind."""
         self.clear()
         for change in failed:
             self._held |= {entry.key: entry.old for entry in change.entries}
-            self._node |= change.node is not None
-            self._cidrs |= change.service_cidrs is not None
-            self._connect_off |= change.connect_off is not None
-            self._tunnel_peers |= change.tunnel_peers is not None
+            self._settings |= change.settings().keys()
             self._health |= change.health_checks or {}
 
 

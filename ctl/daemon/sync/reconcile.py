@@ -18,7 +18,7 @@ from ctl.store.journal import Journal
 from dataplane.backoff import Backoff
 from dataplane.model.net import Family
 from dataplane.model.objects import Node
-from dataplane.plan.change import EntryChange, PlanChange
+from dataplane.plan.change import EntryChange, PlanChange, merged
 from dataplane.plan.planner import Planner
 from dataplane.planes.registry import mode_of
 from dataplane.policy.node import NodeConfig
@@ -358,21 +358,3 @@ class Reconciler:
                     self._log.info("the Node object is there again", node=name)
                 self._node_is_gone = False
         return self.node != before
-
-
-def merged(first: PlanChange, second: PlanChange) -> PlanChange:
-    """Merge two consecutive changes."""
-    if not second:
-        return first
-    entries: dict[object, EntryChange] = {change.key: change for change in first.entries}
-    for change in second.entries:
-        earlier = entries.get(change.key)
-        entries[change.key] = EntryChange(earlier.old, change.new) if earlier else change
-    return PlanChange(
-        entries=tuple(change for change in entries.values() if change.old != change.new),
-        node=second.node or first.node,
-        service_cidrs=second.service_cidrs if second.service_cidrs is not None else first.service_cidrs,
-        health_checks={**(first.health_checks or {}), **(second.health_checks or {})} or None,
-        connect_off=second.connect_off if second.connect_off is not None else first.connect_off,
-        tunnel_peers=second.tunnel_peers if second.tunnel_peers is not None else first.tunnel_peers,
-    )

@@ -64,7 +64,7 @@ def _library() -> Any:
             file.flush()
             return _ffi.dlopen(f"/proc/self/fd/{fd}")
     except (OSError, ToolError, _CompileError) as error:
-        _LOG.warning("Maglev tables are made in Python, ten times slower: %s", error)
+        _LOG.warning("Maglev tables are made in Python, twenty times slower: %s", error)
         return None
 
 

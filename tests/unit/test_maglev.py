@@ -253,6 +253,6 @@ def test_without_a_compiler_python_fills(
     with caplog.at_level(logging.WARNING):
         assert (_filled(), _filled()) == (None, None)
     assert [record.getMessage() for record in caplog.records] == [
-        "Maglev tables are made in Python, ten times slower: there is no C compiler; apt-get install gcc"
+        "Maglev tables are made in Python, twenty times slower: there is no C compiler; apt-get install gcc"
     ]
     assert list(elsewhere.iterdir()) == []

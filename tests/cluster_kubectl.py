@@ -36,11 +36,11 @@ KUBECTL = """#!/usr/bin/python3 -SE
 import json, socket, subprocess, sys
 words = sys.argv[1:]
 text = sys.stdin.read() if "-" in words else ""
-with socket.socket(socket.AF_UNIX) as door:
-    door.connect(SOCKET)
-    door.sendall(json.dumps([words, text]).encode())
-    door.shutdown(socket.SHUT_WR)
-    with door.makefile() as answer:
+with socket.socket(socket.AF_UNIX) as sock:
+    sock.connect(SOCKET)
+    sock.sendall(json.dumps([words, text]).encode())
+    sock.shutdown(socket.SHUT_WR)
+    with sock.makefile() as answer:
         out, said, argv = json.load(answer)
 sys.stdout.write(out)
 sys.stderr.write(said)

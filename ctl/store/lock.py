@@ -30,6 +30,10 @@ from dataplane.malformed import MALFORMED
 from dataplane.planes.mode import print_warning
 
 DIRECTORY = Path("/run/hotplane")
+TAKEOVER_SUFFIX, EARLIER_SUFFIX = ".takeover", ".door"
+"""Of the socket beside the lock file on which a daemon receives takeover requests; the second is that of earlier
+versions' daemons, which an upgrade may meet."""
+
 TAKEN_OVER_STATUS = 4
 """Exit status of a daemon that ended because another process took over (--takeover)."""
 
@@ -70,7 +74,7 @@ def lock_path() -> Path:
 
 def takeover_socket_path() -> Path:
     """Return the socket on which the daemon of this thread's network namespace receives takeover requests."""
-    return lock_path().with_suffix(".door")
+    return lock_path().with_suffix(TAKEOVER_SUFFIX)
 
 
 def add_takeover_option(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +116,8 @@ class Lock:
         if self._descriptor is None:
             return
         with contextlib.suppress(OSError):
-            self.path.with_suffix(".door").unlink(missing_ok=True)  # of a daemon that was killed
+            for suffix in (TAKEOVER_SUFFIX, EARLIER_SUFFIX):  # of a daemon that was killed
+                self.path.with_suffix(suffix).unlink(missing_ok=True)
             self.path.unlink()  # while held: a process that has it open finds another inode at the path
             DIRECTORY.rmdir()  # fails if anything else is in it
         os.close(self._descriptor)
@@ -151,7 +156,8 @@ def hold(
         if found.daemon and not takeover:
             raise LockError(f"{found} has this network namespace: end it first, or let it give way with --takeover")
         if found.daemon and not requested:
-            requested = _request_takeover(path.with_suffix(".door"), holder)
+            sockets = (path.with_suffix(suffix) for suffix in (TAKEOVER_SUFFIX, EARLIER_SUFFIX))
+            requested = any(_request_takeover(each, holder) for each in sockets)
         if time.monotonic() > end:
             state = "was asked to give way and still has" if requested else "has"
             raise LockError(f"{found} {state} this network namespace after {seconds:.0f} s; end it first")

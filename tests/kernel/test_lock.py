@@ -124,6 +124,40 @@ def test_a_daemon_takes_over_from_a_daemon(daemons: Daemons) -> None:
     assert daemons.services("nftables") == {"default/new"}
 
 
+EARLIER = (
+    "import sys; from ctl.store import lock; lock.TAKEOVER_SUFFIX = '.door'; import ctl.main as m; sys.exit(m.main())"
+)
+
+
+def test_a_daemon_of_an_earlier_version_gives_way_and_leaves_no_socket(daemons: Daemons) -> None:
+    """It listens under the socket's earlier name; one that was killed leaves it to the next."""
+
+    def earlier(name: str) -> "subprocess.Popen[bytes]":
+        words = daemons.command(name, "run", "-f", daemons.manifests("old", "10.96.0.10"))
+        with netns(daemons.namespace), daemons.log(name).open("wb") as out:
+            process = subprocess.Popen([words[0], "-P", "-c", EARLIER, *words[4:]], stderr=out, cwd=ROOT)
+        daemons.running.append(process)
+        until(lambda: " loaded " in daemons.log(name).read_text(), "it loads")
+        return process
+
+    killed = earlier("one")
+    with netns(daemons.namespace):
+        socket_of_it = lock_path().with_suffix(".door")
+    assert socket_of_it.is_socket()
+    killed.kill()
+    killed.wait()
+    assert socket_of_it.is_socket()
+    first = earlier("two")
+    status, text = daemons.run("three", "apply", "-f", daemons.manifests("new", "10.96.0.11"), "--takeover")
+    assert (status, first.wait(5)) == (0, TAKEN_OVER_STATUS), text
+    assert daemons.services("nftables") == {"default/new"}
+    assert not list(socket_of_it.parent.glob(f"{socket_of_it.stem}.*"))
+    socket_of_it.parent.mkdir(exist_ok=True)
+    socket_of_it.touch()
+    status, text = daemons.run("three", "cleanup")
+    assert (status, socket_of_it.exists()) == (0, False), text
+
+
 def test_a_command_is_waited_for(daemons: Daemons) -> None:
     with netns(daemons.namespace), held_by_another("apply"):
         with pytest.raises(LockError, match=r"hotplane apply \(pid \d+, ebpf mode, since .* after 0 s; end it first"):

@@ -25,7 +25,7 @@ class Left:
     def __init__(self, place: str, folder: Path, age: float) -> None:
         with netns.netns(place):
             self.instance, cookie = default_instance(), netns_cookie()
-        self.files = [folder / f"netns-c{cookie}.{each}" for each in ("msgpack", "journal-1")]
+        self.files = [folder / f"netns-c{cookie}.{each}" for each in ("msgpack", "journal-1", "takeover", "door")]
         folder.mkdir(parents=True, exist_ok=True)
         pins = PinDirectory(self.instance)
         pins.ensure()

@@ -170,13 +170,13 @@ class Links(Resource):
         """Give a veth up to so many queues each way, and answer how many it has then: no more than it was made with,
         which is one for each possible processor since Linux 5.15. Raises OSError (EINVAL while its peer has XDP and
         fewer queues, EOPNOTSUPP before 5.15)."""
-        with netns.netns(self.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
+        with netns.netns(self.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             known = bytearray(struct.pack("=9I", _ETHTOOL_GCHANNELS, *(0,) * 8))
-            fcntl.ioctl(door, _SIOCETHTOOL, _interface_request(device, known))
+            fcntl.ioctl(sock, _SIOCETHTOOL, _interface_request(device, known))
             _, most_in, most_out, *_ = struct.unpack("=9I", known)
             wanted = min(count, int(most_in), int(most_out))
             buffer = bytearray(struct.pack("=9I", _ETHTOOL_SCHANNELS, *(0,) * 4, wanted, wanted, 0, 0))
-            fcntl.ioctl(door, _SIOCETHTOOL, _interface_request(device, buffer))
+            fcntl.ioctl(sock, _SIOCETHTOOL, _interface_request(device, buffer))
         return wanted
 
     def _ethtool(self, device: str, command: int, value: int) -> None:

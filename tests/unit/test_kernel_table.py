@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.vm.results import Outcome, Report, Step, kernel_troubles, notes_of, page, read_outcome, read_report
-from tests.vm.run import STEPS
+from tests.vm.run import BY_NAME, LEFT_OUT, STEPS, asked
 
 JUNIT = """<testsuites><testsuite>
 <testcase name="one"/><testcase name="two[4]"><failure message="assert 1 == 2&#10;more">long</failure></testcase>
@@ -75,12 +75,23 @@ def test_what_was_written_by_hand_stays(tmp_path: Path) -> None:
     assert notes_of(page([report], [STEP])) == ""
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_a_kernel_that_is_asked_less_has_the_same_time() -> None:
+    """Its own words come to those of -k, or make an -k."""
+    plain, chosen = Step("features", ("a.py",), 60), Step("packets", ("b.py", "-k", "not slow"), 70)
+    assert asked("6.1", [plain, chosen]) == [plain, chosen]
+    less = LEFT_OUT["5.10"]
+    assert asked("5.10", [plain, chosen]) == [
+        Step("features", ("a.py", "-k", less["features"]), 60),
+        Step("packets", ("b.py", "-k", f"not slow and {less['packets']}"), 70),
+    ]
+
+
+@pytest.mark.parametrize("step", [*STEPS, *BY_NAME], ids=lambda step: step.name)
 def test_steps_name_files_that_are_there(step: Step) -> None:
     root = Path(__file__).parents[2]
     files = [word.partition("::")[0] for word in step.arguments if word.startswith("tests/")]
     assert files
-    assert [name for name in files if not (root / name).is_file()] == []
+    assert [name for name in files if not (root / name).exists()] == []
 
 
 LOCKUP = """\

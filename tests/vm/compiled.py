@@ -6,11 +6,23 @@ from pathlib import Path
 
 from dataplane.kernel.ebpf.bcc_loader import compile_programs, source_digest
 from dataplane.planes.ebpf.attach.kernel_features import FEATURES
-from dataplane.planes.ebpf.attach.packet_hooks import HOST_SOURCE, TC_SOURCE, XDP_SOURCE
+from dataplane.planes.ebpf.attach.packet_hooks import (
+    FORWARD_SOURCE,
+    HOST_SOURCE,
+    TC_SOURCE,
+    XDP_FORWARD_SOURCE,
+    XDP_SOURCE,
+)
 from dataplane.planes.ebpf.attach.programs import CONNECT_SOURCE
 
 _DAY = 86400
-_DEFINES = {TC_SOURCE: ("", "NO_XDP_TX", "RAW_IP"), HOST_SOURCE: ("",), XDP_SOURCE: ("", "NO_XDP_TX", "ONLY_GENERAL")}
+_DEFINES = {
+    TC_SOURCE: ("", "NO_XDP_TX", "RAW_IP"),
+    HOST_SOURCE: ("",),
+    XDP_SOURCE: ("", "NO_XDP_TX", "ONLY_GENERAL"),
+    FORWARD_SOURCE: ("",),
+    XDP_FORWARD_SOURCE: ("", "NO_XDP_TX"),
+}
 _OLD = [f"-D{feature.define}=1" for feature in FEATURES]
 _LACKING: tuple[list[str], ...] = ([], _OLD[:1], _OLD[:-1])  # the last one came with the oldest kernel of all
 """Every kernel lacks what came after something that it lacks: features are listed newest first."""
@@ -23,6 +35,7 @@ def _variants() -> list[tuple[str, list[str]]]:
         for define in defines:
             own = [f"-D{define}=1"] if define else []
             found += [(source, own + lacking) for lacking in _LACKING]
+    found += [(source, _OLD) for source in (TC_SOURCE, XDP_SOURCE, FORWARD_SOURCE, XDP_FORWARD_SOURCE)]  # of a test
     for lacking in _LACKING:
         found.append((XDP_SOURCE, ["-DONLY_GENERAL=1", "-DNO_XDP_TX=1", *lacking]))
     return found

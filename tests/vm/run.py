@@ -47,6 +47,7 @@ and ask kernels nothing that the others do not."""
 BY_NAME = (
     Step("flowtable", ("tests/flowtable", "-rA")),
     Step("host-routing", (f"{_FILES}host_routing.py", "-rA", "-k", "DIRECT")),
+    Step("forwarding", (f"{_FILES}forwarding_packets.py", f"{_FILES}forwarding_traffic.py", "-rA")),
 )
 """What is asked only where --steps names it, and is no column of the page: kernels may lack flowtables, as this
 machine's own may."""
@@ -56,6 +57,7 @@ LEFT_OUT = {
         "features": "not (address_is_taken and xdp) and not xdp_holds",
         "packets": "not xdp and not local_backend_keeps",
         "traffic": "not vxlan",
+        "forwarding": "not xdp",
     }
 }
 """What a kernel is not asked, as words for -k."""
@@ -103,7 +105,7 @@ def asked(name: str, steps: Sequence[Step]) -> list[Step]:
             arguments[-1] = f"{arguments[-1]} and {words}"
         elif words:
             arguments += ["-k", words]
-        found.append(Step(step.name, tuple(arguments)))
+        found.append(step._replace(arguments=tuple(arguments)))
     return found
 
 
@@ -189,7 +191,7 @@ def main() -> int:
     )
     parser.add_argument("--page", type=Path, help="write the table of all that is in the logs here (docs/kernels.md)")
     parser.add_argument("--logs", type=Path, help="keep consoles and results here", default=CACHE / "logs")
-    parser.add_argument("--log", type=Path, metavar="FILE", help="keep what each test said here (docs/flowtable.log)")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="keep what each test said here (docs/kernels.log)")
     args = parser.parse_args()
     names = args.kernels or [*OFFERS, RUNNING]
     wrong = [name for name in names if name not in (*OFFERS, RUNNING)]

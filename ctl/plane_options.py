@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ctl.config import KubeProxyConfiguration
 from dataplane.errors import UsageError
 from dataplane.kernel.namespaces.outside import visible
 from dataplane.planes.host_routes import DEFAULT
@@ -44,6 +45,11 @@ def plane_options(args: argparse.Namespace) -> PlaneOptions:
         off_netns=_off_netns(args.connect_time_off_netns),
         host_routing=args.host_routing or DEFAULT,
     )
+
+
+def host_routing(args: argparse.Namespace, config: KubeProxyConfiguration) -> str:
+    """Return which packets may go past the node's stack, one of planes.host_routes.CHOICES."""
+    return args.host_routing or config.host_routing or DEFAULT
 
 
 def _off_cgroups(given: Sequence[str]) -> tuple[str, ...]:

@@ -27,7 +27,6 @@ from dataplane.oracle.notes import endpoint_notes
 from dataplane.oracle.reasons import node_text
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import EntryKey, FrontendKind
-from dataplane.planes.mode import Mode
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.path import At, Step, lines
 from dataplane.planes.registry import mode_of
@@ -35,6 +34,7 @@ from dataplane.policy.forwarding import LbMode
 from dataplane.policy.node import Source
 
 if TYPE_CHECKING:
+    from ctl.context import Context
     from ctl.explain_loaded import Scene
     from ctl.explain_routes import Ways
     from ctl.flow_names import Names
@@ -426,19 +426,19 @@ def _under_manifests(args: argparse.Namespace) -> "tuple[list[Answer], Scene]":
     sources = (flow.packet.source for flow in asked)
     elsewhere = pods_elsewhere(decoded.objects, context.node.name, sources)
     keeping = keeping_of(mode, options, planner.plan, elsewhere)
-    ways = _ways(args, mode, context.node.name, decoded)
+    ways = _ways(args, context, decoded)
     scene = Scene(context.node, keeping, decoded.objects, lab_here())
     return answers(planner, asked, context.mode, keeping, ways, options), scene
 
 
-def _ways(args: argparse.Namespace, mode: Mode, node: str, decoded: Decoded) -> "Ways":
+def _ways(args: argparse.Namespace, context: "Context", decoded: Decoded) -> "Ways":
     """Return what says which way packets go; of a mode that takes none past the stack, nothing."""
     from ctl.explain_routes import RouteNotes
-    from ctl.plane_options import unchecked_options
+    from ctl.plane_options import host_routing, unchecked_options
 
-    options = unchecked_options(args)
-    if not mode.routes_past_stack(options):
+    if not mode_of(context.mode).routes_past_stack(unchecked_options(args)):
         return lambda _: ()
     read = {item.ref for item in decoded.objects}
     unreadable = (problem.ref for problem in decoded.problems if problem.ref not in read)
-    return RouteNotes(node, options.host_routing, decoded.objects, unreadable).ways
+    choice = host_routing(args, context.config)
+    return RouteNotes(context.node.name, choice, decoded.objects, unreadable).ways

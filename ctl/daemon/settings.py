@@ -11,12 +11,12 @@ from ctl.context import answers_ping, flowtable_packets
 from ctl.daemon.node.nodes import NodeOptions
 from ctl.daemon.options import effective
 from ctl.lb_options import LbOptions, lb_options
-from ctl.plane_options import plane_options
+from ctl.plane_options import host_routing, plane_options
 from ctl.sources.manifests import NODE_PORTS, PortRange
 from ctl.ui.server import listening_address
 from dataplane.errors import UsageError
 from dataplane.model.net import canonical_address
-from dataplane.planes.host_routes import DEFAULT, OFF
+from dataplane.planes.host_routes import OFF
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.registry import DEFAULT_MODE, mode_of
 
@@ -80,9 +80,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         node_ips = tuple(canonical_address(ip) for ip in args.node_ip)
     except ValueError as error:
         raise UsageError(f"--node-ip: {error}") from error
-    options = msgspec.structs.replace(
-        plane_options(args), host_routing=args.host_routing or config.host_routing or DEFAULT
-    )
+    options = msgspec.structs.replace(plane_options(args), host_routing=host_routing(args, config))
     name = (args.node_name or config.hostname_override or socket.gethostname()).strip().lower()
     return Settings(
         config=config,

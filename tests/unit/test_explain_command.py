@@ -449,3 +449,22 @@ def test_which_way_packets_go_past_the_stack(
     assert any(told in reason for reason in found["reasons"]), found["reasons"]
     (way,) = [step["name"] for step in found["path"] if told in step["note"]]
     assert way == ("host routing" if "past the node's stack" in told else "stack")
+
+
+@pytest.mark.parametrize(
+    ("field", "options", "past"), [("off", (), False), ("on", (), True), ("off", ("--host-routing", "on"), True)]
+)
+def test_the_file_says_which_way_packets_go_unless_an_option_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, options: tuple[str, ...], past: bool
+) -> None:
+    manifests, config = tmp_path / "objects.yaml", tmp_path / "config.yaml"
+    manifests.write_text(EBPF + PODS_HERE)
+    config.write_text(
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+        f"clusterCIDR: 10.244.0.0/16\nhostRouting: {field}\n"
+    )
+    words = ["--mode", "ebpf", *NODE, "--config", str(config), *options, "explain", "-f", str(manifests), "-o", "json"]
+    assert main([*words, "--flow", "10.244.0.9 -> 10.96.0.10:80/tcp"]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    ways = {step["name"] for step in found["path"]} & {"host routing", "stack"}
+    assert ways == {"host routing" if past else "stack"}

@@ -22,6 +22,7 @@ TRAFFIC = Columns(
     ("replyPackets", "replyBytes", "bytes"),
 )
 WAYS_OUT = Columns(("hook", "reason", "count"))
+_BY_SLOW_PATH = Course("", "the slow path translates it")
 View = tuple[list[Record], Columns]
 
 
@@ -130,8 +131,9 @@ def _claimed(table: Table) -> Iterator[tuple[FrontendKey, Row, Connection]]:
                 break
 
 
-def connections(plane: Plane) -> View:
-    """One record a connection through a frontend: as conntrack holds it, and as the plane does, where it tracks any."""
+def connections(plane: Plane, routes: SavedRoutes | None = None) -> View:
+    """One record a connection through a frontend: as conntrack holds it, and as the plane does, where it tracks any.
+    routes: what the daemon says of the node's stack; then, where the plane tracks any, which way their packets go."""
     records: list[Record] = [
         {
             "service": row.service,
@@ -146,10 +148,14 @@ def connections(plane: Plane) -> View:
     columns = Columns(("service", "frontend", "client", "endpoint", "state", "secondsLeft"), ("secondsLeft", "state"))
     flows = plane.flows()
     if flows is not None:
-        mine = [_flow(flow) for flow in flows if flow.service]
-        records = [*mine, *({**record, "by": SLOW_PATH} for record in records)]
+        mine = [{**_flow(flow), **_way_of(flow, routes)} for flow in flows if flow.service]
+        others = {"by": SLOW_PATH, **({} if routes is None else {"way": _BY_SLOW_PATH.record()})}
+        records = [*mine, *({**record, **others} for record in records)]
         shown = ("service", "frontend", "client", "endpoint", "state", "packets", "bytes", "idleSeconds", "by")
-        columns = Columns(shown, ("idleSeconds", "bytes", "packets", "by", "state"))
+        less = ("idleSeconds", "bytes", "packets", "by", "state")
+        columns = Columns(shown, less)
+        if routes is not None:
+            columns = Columns((*shown, "way"), ("way", *less), ("way",), {"way": Course.text_of})
     return sorted(records, key=lambda record: (str(record["service"]), str(record["client"]))), columns
 
 
@@ -168,19 +174,12 @@ def _flow(flow: Flow) -> Record:
     }
 
 
-def with_ways(records: list[Record], columns: Columns, routes: SavedRoutes) -> View:
-    """Add to records of connections which way their packets go."""
-
-    def way(record: Record) -> Course:
-        if record.get("by") == SLOW_PATH:
-            return Course("", "the slow path translates it")
-        client, endpoint = (str(record[end]).rpartition(":")[0].strip("[]") for end in ("client", "endpoint"))
-        return routes.way(client, endpoint)
-
-    shown = Columns(
-        (*columns.columns, "way"), ("way", *columns.secondary), (*columns.folded, "way"), {"way": Course.text_of}
-    )
-    return [{**record, "way": way(record).record()} for record in records], shown
+def _way_of(flow: Flow, routes: SavedRoutes | None) -> Record:
+    """Return which way a flow's packets go now: as a new one's, unless what it was before keeps it on the stack."""
+    if routes is None:
+        return {}
+    course = routes.way(flow.source[0] if flow.source else "", flow.backend[0])
+    return {"way": (Course("", flow.stays) if course.out and flow.stays else course).record()}
 
 
 def with_forwarding(records: list[Record], columns: Columns, plan: Plan) -> View:

@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from ctl.output import (
@@ -109,13 +110,13 @@ def _view(args: argparse.Namespace) -> Shown:
 
     plane = loaded_plane(args.mode, args.state_dir)
     view: Callable[..., views.View] = getattr(views, args.what)
+    if args.what == "connections":
+        view = partial(view, routes=ways.load(Path(args.state_dir)))
     records, columns = view(plane)
     if args.what in ("services", "endpoints"):
         saved = state.load(Path(args.state_dir), current=False)
         if saved is not None and saved.mode == plane.name:
             records, columns = views.with_forwarding(records, columns, saved.plan())
-    if args.what == "connections" and (found := ways.load(Path(args.state_dir))) is not None:
-        records, columns = views.with_ways(records, columns, found)
     empty = f"the {plane.name} rules of this network namespace hold no {args.what}"
     if args.what == "drops":
         empty = f"nothing was refused since the {plane.name} mode counts it"

@@ -89,7 +89,10 @@ class ConnectionRecord(_Connection, total=False):
     packets: Annotated[int, Meta(description="ebpf mode: of its client, of those that programs track")]
     bytes: Annotated[int, Meta(description="ebpf mode: of its client, of those that programs track")]
     by: Annotated[Literal["connect", "packet programs", "slow path"], Meta(description="ebpf mode: what translates it")]
-    way: Annotated[CourseRecord, Meta(description="ebpf mode, beside a daemon: past or by the node's stack")]
+    way: Annotated[
+        CourseRecord,
+        Meta(description="ebpf mode, beside a daemon: which way its packets go now; of a socket, new ones'"),
+    ]
 
 
 class DropRecord(Versioned):

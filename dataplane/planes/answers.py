@@ -65,7 +65,8 @@ class Traffic(NamedTuple):
 
 class Flow(NamedTuple):
     """A tracked flow, or a socket balanced at connect time. state: opening, answered, established, closing, or
-    connected (a socket). protocol: its number. source is None for sockets. service: "" if deleted."""
+    connected (a socket). protocol: its number. source is None for sockets. service: "" if deleted. stays: why its
+    packets go by the node's stack whatever new flows do; "" where they go as those do, or where that is not known."""
 
     state: str
     protocol: int
@@ -76,6 +77,7 @@ class Flow(NamedTuple):
     idle_seconds: float
     packets: int
     bytes: int
+    stays: str = ""
 
 
 class Round(NamedTuple):

@@ -306,6 +306,43 @@ def test_a_daemon_that_stands_still_lets_nobody_past_the_stack(node: Node, lab: 
     assert traffic.failures == []
 
 
+def test_connections_are_shown_with_the_way_that_they_go_now(node: Node, lab: Lab) -> None:
+    """Not with that of new ones: what the stack got stays there when its pod may go past it again."""
+    there = lab.pods[1].addresses[Family.IPV4]
+    why = "NetworkPolicy default/closed selects Pod default/p1"
+
+    def opened() -> tuple[socket.socket, str]:
+        made = in_netns(lab.pods[0].netns, socket.create_connection, (VIP, 80), 5)
+        made.send(b"?\n")
+        assert made.recv(4096)
+        return made, "{}:{}".format(*made.getsockname()[:2])
+
+    def ways() -> dict[str, Any]:
+        return {each["client"]: each["way"] for each in node.show("connections")}
+
+    def goes(sock: socket.socket) -> bool:
+        """True if an exchange goes past the stack."""
+        before = node.into_pods()
+        sock.send(b"?\n")
+        assert sock.recv(4096)
+        return node.into_pods() > before
+
+    node.cluster.server.apply(network_policy("closed", matchLabels={"n": "1"}))
+    until(lambda: there not in node.allowed(), "a selected pod may not")
+    old, old_end = opened()
+    with old:
+        assert ways()[old_end] == {"past": False, "out": None, "reason": why}
+        node.cluster.server.delete("NetworkPolicy", "default", "closed")
+        until(lambda: node.allowed() == addresses(lab), "all pods may go past the stack again")
+        new, new_end = opened()
+        with new:
+            found = ways()
+            assert (goes(old), goes(new)) == (False, True)
+    stays = "the stack has had packets of it, and has it until its end"
+    assert found[old_end] == {"past": False, "out": None, "reason": stays}
+    assert found[new_end] == {"past": True, "out": "pod", "reason": None}
+
+
 def test_views_and_settings(node: Node, lab: Lab) -> None:
     with node.policy():
         here, there = (each.addresses[Family.IPV4] for each in lab.pods)

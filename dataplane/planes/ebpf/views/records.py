@@ -26,6 +26,14 @@ from dataplane.planes.ebpf.views.events import TUPLE
 
 _MEMORY = re.compile(r"^memlock:\s*(\d+)", re.MULTILINE)
 _PRESENT = constant("SERVICE_PRESENT")
+_STAYS = {
+    constant("FLOW_BY_STACK"): "the stack has had packets of it, and has it until its end",
+    constant("FLOW_SNAT"): "it is masqueraded",
+    constant("FLOW_FOREIGN"): "the slow path masquerades it",
+    constant("FLOW_FORWARDED"): "it goes to the endpoint's node",
+    constant("FLOW_TUNNELED"): "it comes from a node that forwards it",
+}
+"""Why a flow does not go past the stack whatever new ones do, by its flags (bpf/host.c, translated())."""
 
 
 class Sticky(NamedTuple):
@@ -131,6 +139,7 @@ def flows(maps: MapSet) -> Iterator[Flow]:
                 _idle(entry["last_ns"]),
                 entry["packets"],
                 entry["bytes"],
+                next((why for flag, why in _STAYS.items() if flow_flags(value) & flag), ""),
             )
     yield from _sockets(maps, names)
 

@@ -18,9 +18,10 @@ _ACCELERATOR = "tcg,thread=single"
 another one changed it: kernels put a breakpoint over a jump, and later take it away again, when they switch a feature
 on (netfilter's hooks, say). That ended 6.12 by `Oops: int3` in NF_HOOK, and stopped both processors of 6.1 once."""
 # The console has warnings and the traces of lockups, of all processors: where a machine ends early, it is all there is.
+# no_timer_check: a busy host may keep an emulated timer still for the ten ticks in which a kernel wants to see it work.
 _COMMAND_LINE = (
     "console=ttyS0 loglevel=5 mitigations=off panic=-1 panic_on_oops=1 softlockup_all_cpu_backtrace=1 "
-    "systemd.unified_cgroup_hierarchy=1 systemd.show_status=0 net.ifnames=0"
+    "systemd.unified_cgroup_hierarchy=1 systemd.show_status=0 net.ifnames=0 no_timer_check"
 )
 
 

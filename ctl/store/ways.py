@@ -1,20 +1,18 @@
 """Which way packets go past or by the node's stack, as the running daemon of a network namespace says it.
 
-The reasons are known to the daemon alone; it writes them down when it is asked for its plan (ctl.store.state).
+The reasons are known to the daemon alone; see ctl.store.reports.
 """
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from ctl.store.files import make_folder, replace_whole
-from ctl.store.state import StateError, ask_daemon, plan_path
-from dataplane.malformed import MALFORMED
+from ctl.store import reports
 from dataplane.planes.exclusions import Exclusions
 from dataplane.planes.host_routes import HostRoutes, Way
 
+SUFFIX = ".routes"
 _PAST = {"pod": "past the stack, to the pod", "uplink": "past the stack, by the uplink"}
 
 
@@ -73,28 +71,9 @@ def seen(choice: str, exclusions: Exclusions, routes: HostRoutes) -> SavedRoutes
 
 def save(state_dir: Path, saved: SavedRoutes) -> None:
     """Write it down for `load`. Raises StateError."""
-    path = _path(state_dir)
-    try:
-        make_folder(state_dir)
-        replace_whole(path, path.with_suffix(f".{os.getpid()}"), msgspec.msgpack.encode(saved))
-    except OSError as error:
-        raise StateError(f"{path}: cannot be written ({error.strerror}); give another --state-dir") from error
+    reports.save(state_dir, SUFFIX, saved)
 
 
 def load(state_dir: Path) -> SavedRoutes | None:
     """Return what the daemon of this network namespace says now; None if none runs. Raises StateError."""
-    if not ask_daemon(state_dir):
-        return None
-    path = _path(state_dir)
-    try:
-        return msgspec.msgpack.decode(path.read_bytes(), type=SavedRoutes)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StateError(f"{path}: cannot be read ({error.strerror}); run as root") from error
-    except MALFORMED as error:
-        raise StateError(f"{path}: is not what this version writes ({error}); restart the daemon") from error
-
-
-def _path(state_dir: Path) -> Path:
-    return plan_path(state_dir).with_suffix(".routes")
+    return reports.load(state_dir, SUFFIX, SavedRoutes)

@@ -23,7 +23,8 @@ from ctl.probes.forwarding import of_nodes
 from ctl.sources.api import Api
 from ctl.sources.kubeconfig import Cluster
 from ctl.sources.watch import Reflector, Resource, other_nodes, resources
-from ctl.store.forwarding import OtherNode, SavedForwarding, _path
+from ctl.store.forwarding import SUFFIX, OtherNode, SavedForwarding
+from ctl.store.reports import report_path
 from dataplane.backoff import Backoff
 from dataplane.lab.apiserver.server import ApiServer
 from dataplane.model.forwarding import NODE_ANNOTATION, SERVICE_ANNOTATION
@@ -332,7 +333,7 @@ def test_what_others_may_know_is_saved(server: ApiServer, tmp_path: Path) -> Non
             bench.keeper.save(tmp_path)
 
     run(test)
-    saved = msgspec.msgpack.decode(_path(tmp_path).read_bytes(), type=SavedForwarding)
+    saved = msgspec.msgpack.decode(report_path(tmp_path, SUFFIX).read_bytes(), type=SavedForwarding)
     assert (saved.mode, saved.announced, saved.why, saved.asked) == ("dsr", OFFER, "", True)
     why = f"announces vxlan,port=1,vni=1, where this node speaks {OFFER}"
     assert saved.nodes == (OtherNode("n2", ("192.0.2.2",)), OtherNode("n3", (), why))

@@ -99,9 +99,8 @@ def counted(result: "ProbeResult") -> "list[Sent]":
                 name,
                 count,
                 count / len(result.attempts),
-                outcome is Outcome.ANSWERED,
-                tuple(sorted(filter(None, clients))),
                 str(outcome),
+                tuple(sorted(filter(None, clients))),
             )
         )
     return sorted(found, key=lambda each: -each.count)

@@ -121,14 +121,13 @@ class Look(msgspec.Struct, frozen=True):
 
 class Sent(msgspec.Struct, frozen=True):
     """Where packets went: by server, or by what came instead of an answer. seen_as: the sources that the server saw.
-    outcome: a word for what came."""
+    outcome: of dataplane.lab.traffic.probe.Outcome, what came."""
 
     answer: str
     count: int
     share: float
-    answered: bool
+    outcome: str
     seen_as: tuple[str, ...] = ()
-    outcome: str = ""
 
 
 class View(ABC):

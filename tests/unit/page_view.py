@@ -73,7 +73,7 @@ class ToldView(View):
     async def call(self, source: str, destination: str, count: int) -> Sequence[Sent]:
         self.called.append((source, destination, count))
         await asyncio.sleep(0.05)
-        return [Sent(self.name, count, 1.0, True, (self.name,))]
+        return [Sent(self.name, count, 1.0, "answered", (self.name,))]
 
 
 @asynccontextmanager

@@ -201,7 +201,7 @@ async function send() {
 
 function showSent(sent) {
   const per = (each) => `${each.count} (${(100 * each.share).toFixed(0)}\u00a0%)`;
-  state.got = new Map(sent.filter((each) => each.answered).map((each) => [each.answer, per(each)]));
+  state.got = new Map(sent.filter((each) => each.outcome === "answered").map((each) => [each.answer, per(each)]));
   const rows = sent.map((each) => [each.answer, each.count, `${(100 * each.share).toFixed(0)}\u00a0%`, each.seen_as.join(" ")]);
   byId("sent").replaceChildren(table(["answer", "packets", "share", "seen as"], rows));
   drawPlaces();

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import select
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from ctl.trace.send import Origin, Sender, Sent
 from ctl.trace.timeline import Trace, finish
 from dataplane.errors import HotplaneError, PlaneError
 from dataplane.kernel.nft.trace import Ends
+from dataplane.kernel.wait import readable
 from dataplane.planes.base import Plane
 
 SLICE_SECONDS = 0.01
@@ -46,7 +46,7 @@ def follow(target: Target, plane: Plane, timeout: float, origin: Origin | None =
             watch.run(timeout)
         sent = watch.sent
         seen = ([_start(target, sent)] if sent is not None else []) + watch.seen
-    return finish(target, seen, limits, sent, netfilter)
+    return finish(target, seen, limits, sent)
 
 
 def _start(target: Target, sent: Sent) -> Seen:
@@ -77,9 +77,9 @@ class _Watch:
                 files.append(self._sender.fileno())
             if self._programs is not None and (fd := self._programs.fileno()) >= 0:
                 files.append(fd)
-            readable, _, _ = select.select(files, [], [], min(SLICE_SECONDS, deadline - now))
+            ready = readable(files, min(SLICE_SECONDS, deadline - now))
             found = list(self._told())
-            if waits and self._sender is not None and self._sender.fileno() in readable:
+            if waits and self._sender is not None and self._sender.fileno() in ready:
                 self.sent = self._sender.result()
                 self._netfilter.expect(self.sent.port)
                 self.seen += self._told()  # while it is open
@@ -105,7 +105,6 @@ class _Watch:
 
 def check_rights() -> None:
     """Raise HotplaneError unless this process may trace."""
-
     if os.geteuid():
         raise HotplaneError(
             "packets are traced by netlink and by the programs' maps, which takes root: run this as root"

@@ -247,11 +247,6 @@ class NetfilterSource(Resource):
         """Ask connection tracking about this port of the client's, too: a sender's, which nothing else may tell."""
         self._clients.setdefault(port, self._target.frontend)
 
-    @property
-    def tracked(self) -> dict[int, Tracked]:
-        """The last state of each connection's entry, by the client's port."""
-        return self._tracked
-
     def close(self) -> None:
         """Watch no more, and remove the table; may be called twice."""
         self._resources.close()
@@ -274,7 +269,6 @@ def _notes(path: Sequence[Step]) -> dict[str, str]:
 
 
 def _of_entry(entry: Tracked, before: Tracked | None) -> Seen:
-
     words = [entry.state or ("answered" if entry.answered else "not answered")]
     if entry.assured:
         words.append("assured")

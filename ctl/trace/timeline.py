@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from ctl.trace.netfilter import NetfilterSource
 from ctl.trace.seen import Layer, Seen, Target, end_text, ends_text, rank
 from ctl.trace.send import Sent
 from dataplane.kernel.nft.trace import Ends
@@ -32,7 +31,6 @@ class Trace(NamedTuple):
     steps: Sequence[Seen]
     outcome: Outcome
     limits: Sequence[str]
-    sent: Sent | None = None
 
 
 def ordered(steps: Sequence[Seen]) -> list[Seen]:
@@ -59,15 +57,13 @@ def of_one_client(steps: Sequence[Seen], sent: Sent | None) -> list[Seen]:
     return [step for step in steps if step.client in (0, port)]
 
 
-def finish(
-    target: Target, seen: Sequence[Seen], limits: Sequence[str], sent: Sent | None, source: NetfilterSource | None
-) -> Trace:
-    """Put together what was seen."""
+def finish(target: Target, seen: Sequence[Seen], limits: Sequence[str], sent: Sent | None) -> Trace:
+    """Put together what was seen. sent: what became of what was sent here, None if nothing was."""
     mine = of_one_client(seen, sent)
     if sent is not None and sent.outcome in ("answered", "refused", "error"):
         mine.append(_end(sent))
     steps = ordered(mine)
-    return Trace(target, steps, _outcome(target, steps, sent), list(dict.fromkeys(limits)), sent)
+    return Trace(target, steps, _outcome(target, steps, sent), list(dict.fromkeys(limits)))
 
 
 def _end(sent: Sent) -> Seen:

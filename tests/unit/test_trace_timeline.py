@@ -64,7 +64,7 @@ def _request() -> list[Seen]:
 
 def test_answered_and_another_client_left_out() -> None:
     other = seen("postrouting", 100.0002, before=Ends(CLIENT, ("10.1.0.9", 8080)), client=4712)
-    trace = finish(target(), [*_request(), other], [], SENT, None)
+    trace = finish(target(), [*_request(), other], [], SENT)
     assert (trace.outcome.verdict, trace.outcome.endpoint, trace.outcome.seenAs) == (
         "answered", "10.1.0.1:8080", CLIENT[0],
     )  # fmt: skip
@@ -89,15 +89,15 @@ def test_answered_and_another_client_left_out() -> None:
 )
 def test_verdicts(outcome: str, detail: str, answers: list[Seen], verdict: str) -> None:
     sent = SENT._replace(outcome=outcome, detail=detail)
-    assert finish(target(), [*_request(), *answers], [], sent, None).outcome.verdict == verdict
-    assert finish(target(), answers, [], sent, None).outcome.verdict == verdict or answers
+    assert finish(target(), [*_request(), *answers], [], sent).outcome.verdict == verdict
+    assert finish(target(), answers, [], sent).outcome.verdict == verdict or answers
 
 
 def test_a_drop_is_told_with_its_place() -> None:
     dropped = seen(
         "prerouting", 100.0002, "rule 3: drop", layer=Layer.NFTABLES, before=Ends(CLIENT, FRONTEND), refused=True
     )
-    trace = finish(target(), [_request()[0], dropped], [], None, None)
+    trace = finish(target(), [_request()[0], dropped], [], None)
     assert trace.outcome.verdict == "dropped"
     assert trace.outcome.text == "DROPPED at prerouting (rule 3: drop): no endpoint got it"
     live = compare(trace)
@@ -110,7 +110,7 @@ def test_another_endpoint_and_another_source_differ() -> None:
         seen("prerouting", 100.0001, before=Ends(CLIENT, FRONTEND), after=Ends(OWN, ENDPOINT)),
         seen("postrouting", 100.0003, before=Ends(OWN, ENDPOINT)),
     ]
-    (source,) = [each for each in compare(finish(target(), steps, [], SENT, None)).compared if not each.agrees]
+    (source,) = [each for each in compare(finish(target(), steps, [], SENT)).compared if not each.agrees]
     assert source.what == "source"
     assert (source.said, source.saw) == ("the client's address 10.9.0.1", "masqueraded as 192.168.0.2")
 
@@ -118,19 +118,19 @@ def test_another_endpoint_and_another_source_differ() -> None:
 def test_what_passes_this_node_by_is_no_endpoint_of_it() -> None:
     """The sender's own word is not taken for what was seen on this node."""
     start = Seen(99.0, Layer.SENDER, "socket", "connects", before=Ends(CLIENT, FRONTEND), client=CLIENT[1])
-    outcome = finish(target(), [start], [], SENT, None).outcome
+    outcome = finish(target(), [start], [], SENT).outcome
     assert (outcome.verdict, outcome.endpoint) == ("answered", "")
     assert "no hook told of it" in outcome.text
 
 
 def test_nothing_seen() -> None:
-    assert finish(target(), [], [], None, None).outcome.verdict == "nothing"
+    assert finish(target(), [], [], None).outcome.verdict == "nothing"
 
 
 def test_lines_fit_80_columns() -> None:
     wide = Ends(("fd00:10:244:1::11", 41234), ("fd00:10:96::80", 80))
     steps = [seen("prerouting", 100.0, "goto lb-2", before=wide, after=wide._replace(destination=("fd00:1::1", 8080)))]
-    found = list(lines(finish(target(), steps, ["no program told"], None, None), 80))
+    found = list(lines(finish(target(), steps, ["no program told"], None), 80))
     assert max(map(len, found)) <= 80
     assert found[-1] == "not told: no program told"
 

@@ -306,6 +306,7 @@ enum reason {
     REASON_TUNNEL_FRONTEND, /* dropped: a forwarded packet to no frontend, or an answer from none */
     REASON_TUNNEL_ENDPOINT, /* dropped: a forwarded packet for an endpoint that is not here any more */
     REASON_TAKEN_OVER,      /* counted besides: a connection that another node took goes on here */
+    REASON_TUNNEL_LOST,     /* dropped: a packet between nodes, for a reason that is counted besides, such as no flow */
     REASON_COUNT,
 };
 

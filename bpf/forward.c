@@ -16,6 +16,21 @@ INLINE int drop(struct packet *packet, enum reason reason) {
     return TC_ACT_SHOT;
 }
 
+/* Count and report a packet that is not sent on. Most reasons for which other programs pass packets on mean here that
+ * the packet ends, which is told besides. */
+INLINE void tell_unsent(const struct arrival *arrival, struct packet *packet, __u32 service, int action) {
+    count(arrival->hook, packet->reason);
+    emit_packet_event(arrival, packet, service, 0);
+    if (action != TC_ACT_SHOT || drops(packet->reason))
+        return;
+    if (packet->reason < REASON_TUNNEL_SENDER || packet->reason > REASON_TUNNEL_ENDPOINT) {
+        packet->reason = REASON_TUNNEL_LOST;
+        count(arrival->hook, REASON_TUNNEL_LOST);
+        emit_packet_event(arrival, packet, service, 0);
+    }
+    capture_packet(arrival, packet, service);
+}
+
 /* Answer a packet that is too big with an ICMP error that comes in at the device at hand, so that it is treated as
  * everything that comes from there. */
 INLINE int answer_inwards(struct __sk_buff *skb, struct packet *packet, __u32 mtu, int swap) {
@@ -186,7 +201,8 @@ PROGRAM(tc_forward)(struct __sk_buff *skb) {
         scratch->handed = HANDED_NOTHING;
     }
     if (!entry || !(entry->flags & FLOW_FORWARDED)) {
-        count(HOOK_TC_INGRESS, REASON_CHANGED);
+        packet->reason = REASON_CHANGED;
+        tell_unsent(&arrival, packet, ~0U, TC_ACT_SHOT);
         return TC_ACT_SHOT;
     }
     service = entry->service;
@@ -194,9 +210,11 @@ PROGRAM(tc_forward)(struct __sk_buff *skb) {
         action = hide_value(scratch, send_answer(skb, &arrival, packet, entry));
     else
         action = hide_value(scratch, forward(skb, &arrival, packet, scratch, entry));
-    count(HOOK_TC_INGRESS, packet->reason);
-    if (!packet->translated)
+    if (!packet->translated) {
+        tell_unsent(&arrival, packet, service, action);
         return action;
+    }
+    count(HOOK_TC_INGRESS, packet->reason);
     if (!(entry->flags & FLOW_REPLY))
         count(HOOK_TC_INGRESS, REASON_FORWARDED);
     emit_packet_event(&arrival, packet, service, entry);
@@ -402,9 +420,12 @@ INLINE int take_answer(struct __sk_buff *skb, const struct arrival *arrival, str
         return drop(packet, reason);
     action = hide_value(scratch, send_answer(skb, arrival, packet, entry));
     if (packet->translated) {
-        emit_packet_event(arrival, packet, entry ? entry->service : ~0U, entry);
-        if (entry)
+        if (entry) {
+            emit_packet_event(arrival, packet, entry->service, entry);
             touch(packet, entry, arrival->now);
+        } else {
+            emit_packet_event(arrival, packet, ~0U, 0);
+        }
     }
     return action;
 }
@@ -413,6 +434,7 @@ INLINE int take_answer(struct __sk_buff *skb, const struct arrival *arrival, str
 INLINE enum reason read_tunnel_header(struct __sk_buff *skb, const struct arrival *arrival, const struct packet *packet,
                                       struct tunnel_header *header) {
     if (packet->l4 != packet->l3 + ip_header_size(packet) ||
+        packet->size < tunnel_overhead(packet) + ip_header_size(packet) ||
         bpf_skb_load_bytes(skb, packet->l4, header, sizeof(*header)))
         return REASON_TUNNEL_FORMAT;
     if (!is_ours(arrival->node, packet, header))
@@ -438,6 +460,7 @@ INLINE enum reason take_out(struct __sk_buff *skb, const struct arrival *arrival
     reason = hide_reason(packet, read_packet(skb, packet));
     if (reason == REASON_NONE && packet->ipv4 == ipv4 && !packet->tagged)
         return REASON_NONE;
+    packet->size = skb->len - packet->l3; /* whatever it says of itself */
     return REASON_TUNNEL_FORMAT;
 }
 
@@ -468,9 +491,10 @@ PROGRAM(tc_unwrap)(struct __sk_buff *skb) {
             packet->reason = REASON_INCONSISTENT;
         }
     }
-    count(HOOK_TC_INGRESS, packet->reason);
-    if (action == TC_ACT_SHOT)
-        emit_packet_event(&arrival, packet, ~0U, 0);
+    if (packet->translated)
+        count(HOOK_TC_INGRESS, packet->reason);
+    else
+        tell_unsent(&arrival, packet, ~0U, action);
     return action;
 }
 
@@ -516,14 +540,17 @@ PROGRAM(tc_answer)(struct __sk_buff *skb) {
     arrival.now = coarse_now(scratch);
     entry = find_flow(&packet->tuple);
     if (!entry || !(entry->flags & FLOW_BACK)) {
-        count(HOOK_TC_EGRESS, REASON_CHANGED);
+        packet->reason = REASON_CHANGED;
+        tell_unsent(&arrival, packet, ~0U, TC_ACT_SHOT);
         return TC_ACT_SHOT;
     }
     service = entry->service;
     action = hide_value(scratch, answer(skb, &arrival, packet, entry));
-    count(HOOK_TC_EGRESS, packet->reason);
-    if (!packet->translated)
+    if (!packet->translated) {
+        tell_unsent(&arrival, packet, service, action);
         return action;
+    }
+    count(HOOK_TC_EGRESS, packet->reason);
     count(HOOK_TC_EGRESS, REASON_FORWARDED);
     emit_packet_event(&arrival, packet, service, entry);
     touch(packet, entry, arrival.now);

@@ -17,7 +17,13 @@ from dataplane.planes.host_routes import HostRoutes, Way
 
 REFUSED = frozenset({"no_endpoint", "policy_drop", "source_range"})
 """Passed on to be refused by the slow path."""
-DROPPED = frozenset({"rewrite_failed", "drop_range", "no_way_out", "drop_policy"})
+DROPPED = frozenset(
+    {
+        *("rewrite_failed", "drop_range", "no_way_out", "drop_policy"),
+        *(f"tunnel_{what}" for what in ("sender", "format", "source", "frontend", "endpoint", "lost")),
+    }
+)
+"""The same as bpf/capture.h, drops(), and bpf/forward.c, tell_unsent()."""
 UNSERVED = frozenset({"snat_exhausted"})
 """Passed on since something ran out; so are all reasons that end in `_full`, which name a map."""
 NEW = frozenset({"connected", "datagram", "new_flow", "moved"})

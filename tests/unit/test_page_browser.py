@@ -2,12 +2,13 @@
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from ctl.ui import server
+from ctl.ui.view import Event, Explanation, Look
 from tests.browser import browser
 from tests.unit.page_view import ToldView, served
 
@@ -88,3 +89,47 @@ def test_the_page_fits_and_can_be_used_at_every_width(
     assert found["unnamed"] == 0
     assert found["back"] == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 22, 22)"}[scheme]
     assert found["ink"] == {"light": "rgb(26, 26, 26)", "dark": "rgb(232, 232, 232)"}[scheme]
+
+
+class ChangingView(ToldView):
+    """Something changes once a path is shown; that path is asked for again, and told when `may` is set, in one mode."""
+
+    def __init__(self) -> None:
+        super().__init__("plain")
+        self.asked_again, self.may = asyncio.Event(), asyncio.Event()
+        self._paths = self._changes = 0
+
+    async def look(self) -> Look:
+        events: tuple[Event, ...] = ()
+        if self._paths and not self._changes:
+            self._changes += 1
+            events = (Event("change", self.name, "an endpoint"),)
+        return Look((), events)
+
+    async def explain(self, source: str, destination: str) -> Sequence[Explanation]:
+        self._paths += 1
+        found = await super().explain(source, destination)
+        if self._paths == 1:
+            return found
+        self.asked_again.set()
+        await self.may.wait()
+        return found[:1]
+
+
+async def sent_while_a_path_is_asked_for_again() -> str:
+    view = ChangingView()
+    async with browser() as tab, served(view) as (_, port):
+        await tab.open(f"http://127.0.0.1:{port}/", 900, "light")
+        await tab.until("document.querySelector('[data-frontend]')")
+        await tab.value("document.querySelector('[data-frontend]').click()")
+        await asyncio.wait_for(view.asked_again.wait(), 60)
+        await tab.value("document.getElementById('send').click()")
+        await tab.until("document.querySelector('#sent tbody')")
+        view.may.set()
+        await tab.until("document.querySelectorAll('#paths .path').length == 1")
+        return str(await tab.value("document.getElementById('sent').textContent"))
+
+
+def test_what_answered_stays_where_a_change_comes_while_packets_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LOOK_SECONDS", 0.05)
+    assert "plain" in asyncio.run(sent_while_a_path_is_asked_for_again())

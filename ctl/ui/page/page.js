@@ -129,11 +129,12 @@ function chooseFrontend(destination) {
 
 // The path in each mode
 
-async function explain() {
+/** again: the same packet under a new plan, so that what was sent, or is being sent, still belongs to it. */
+async function explain(again = false) {
   const source = byId("source").value, destination = byId("destination").value.trim();
   if (!destination) return;
   const mine = ++state.explained;
-  byId("sent").replaceChildren();
+  if (!again) byId("sent").replaceChildren();
   try {
     const found = await ask(`api/explain?${new URLSearchParams({ source, destination })}`);
     if (mine !== state.explained) return;
@@ -265,9 +266,7 @@ function reload() {
   clearTimeout(waiting);
   waiting = setTimeout(async () => {
     await loadOverview().then(loadServices).catch(wrong);
-    const sent = [...byId("sent").childNodes];
-    await explain();
-    byId("sent").replaceChildren(...sent);
+    await explain(true);
   }, 300);
 }
 

@@ -4,6 +4,7 @@
  * back through the tunnel (tc_answer), and then the first node sends them on (tc_unwrap). tc.c calls these programs, so
  * that it pays for none of this. */
 #include "cut.h"
+#include "forward_event.h"
 #include "hold.h"
 #include "one_way.h"
 #include "too_big.h"
@@ -217,7 +218,7 @@ PROGRAM(tc_forward)(struct __sk_buff *skb) {
     count(HOOK_TC_INGRESS, packet->reason);
     if (!(entry->flags & FLOW_REPLY))
         count(HOOK_TC_INGRESS, REASON_FORWARDED);
-    emit_packet_event(&arrival, packet, service, entry);
+    emit_forwarded_event(&arrival, packet, scratch, entry);
     if (entry->flags & FLOW_DSR) {
         account(entry, packet->size, arrival.now);
         note_one_way(packet, entry, arrival.now);
@@ -421,7 +422,7 @@ INLINE int take_answer(struct __sk_buff *skb, const struct arrival *arrival, str
     action = hide_value(scratch, send_answer(skb, arrival, packet, entry));
     if (packet->translated) {
         if (entry) {
-            emit_packet_event(arrival, packet, entry->service, entry);
+            emit_forwarded_event(arrival, packet, scratch, entry);
             touch(packet, entry, arrival->now);
         } else {
             emit_packet_event(arrival, packet, ~0U, 0);

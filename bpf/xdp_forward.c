@@ -1,6 +1,7 @@
 /* Packets of flows between nodes (forward.c) in XDP, called by xdp_uplink. Most of them: clients' packets to other
  * nodes, and what comes out of the tunnel of a flow that is known. Everything else, and what cannot be sent from here,
  * goes unchanged to tc, which has the same tables: whoever opens a flow at the endpoint's node, moves or is refused. */
+#include "forward_event.h"
 #include "one_way.h"
 #include "tunnel.h"
 #include "xdp_send.h"
@@ -122,7 +123,7 @@ PROGRAM(xdp_forward)(struct xdp_md *context) {
     if (!packet->translated)
         return action;
     count(HOOK_XDP, REASON_FORWARDED);
-    emit_packet_event(&arrival, packet, entry->service, entry);
+    emit_forwarded_event(&arrival, packet, scratch, entry);
     if (entry->flags & FLOW_DSR) {
         account(entry, packet->size, arrival.now);
         note_one_way(packet, entry, arrival.now);
@@ -245,7 +246,7 @@ PROGRAM(xdp_unwrap)(struct xdp_md *context) {
     count(HOOK_XDP, packet->reason);
     if (!entry || !packet->translated)
         return action;
-    emit_packet_event(&arrival, packet, entry->service, entry);
+    emit_forwarded_event(&arrival, packet, scratch, entry);
     touch(packet, entry, arrival.now);
     return action;
 }

@@ -15,7 +15,7 @@ from dataplane.model.objects import ModelObject
 from dataplane.oracle.decide import Decision, Oracle
 from dataplane.oracle.keeps import Keeping
 from dataplane.oracle.types import Packet
-from dataplane.plan.types import FrontendKind, Plan
+from dataplane.plan.types import FrontendKey, FrontendKind, Plan, PlanEntry
 from dataplane.planes.decisions import matches
 from dataplane.planes.mode import Mode
 from dataplane.planes.options import PlaneOptions
@@ -54,6 +54,13 @@ class Loaded(NamedTuple):
     def decide(self, packet: Packet) -> Decision:
         """What happens to a packet."""
         return Oracle(self.plan, keeping=self.keeping).decide(packet)
+
+    def forwarded(self, packet: Packet) -> PlanEntry | None:
+        """What has the node port at which a packet arrived at another node, if that node may forward it to this one."""
+        if packet.destination not in self.plan.tunnel_peers:
+            return None
+        port = FrontendKey(family_of(packet.destination), "", packet.protocol, packet.port)
+        return next((entry for frontend, entry in self.plan.frontends() if frontend.key == port), None)
 
 
 def keeping_of(mode: Mode, options: PlaneOptions, plan: Plan, elsewhere: frozenset[str] = frozenset()) -> Keeping:

@@ -25,11 +25,10 @@ class ProgramSource(Resource):
         self._answered = self._translated = False
         self._client: tuple[str, int] | None = None
         self._given: dict[Ends, Ends] = {}
-        decision = target.decision
-        if decision.entry is None:
+        if target.entry is None:
             self.why = "no Service has this destination, so no program's decision about it is told"
             return
-        key = decision.entry.key
+        key = target.entry.key
         asked = Asked(plane.stored_name(key.service), key.protocol.value, (), key.family.value)
         stream = plane.decisions(asked)
         if stream is None:
@@ -63,6 +62,8 @@ class ProgramSource(Resource):
         if source[0] == self._target.decision.packet.source and destination == self._target.frontend:
             return self._request(decision, Ends(source, destination))
         if source == self._answers_from and destination == self._answers_to:
+            return self._answer(decision, Ends(source, destination))
+        if source == self._target.frontend and destination == self._client:  # translated at the endpoint's node
             return self._answer(decision, Ends(source, destination))
         return None
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from dataplane.kernel.nft.trace import Ends
 from dataplane.model.net import Family, family_of, host_port
 from dataplane.oracle.types import Decision
+from dataplane.plan.types import PlanEntry
 from dataplane.planes.mode import Mode
 from dataplane.planes.path import Step
 
@@ -67,6 +68,12 @@ class Target(NamedTuple):
     mode: Mode
     decision: Decision
     path: Sequence[Step]
+    forwarded: PlanEntry | None = None
+
+    @property
+    def entry(self) -> PlanEntry | None:
+        """What claims its packets, here or where they come from."""
+        return self.decision.entry or self.forwarded
 
     @property
     def family(self) -> Family:
@@ -82,6 +89,8 @@ class Target(NamedTuple):
         """Destinations that its packets may have in this node's stack: the frontend and, where programs may have
         translated them before, its endpoints, at most so many."""
         backends = self.decision.backends if self.mode.hooks else ()
+        if self.forwarded is not None:
+            backends = tuple(backend for backend in self.forwarded.cluster if backend.local)
         return list(dict.fromkeys([self.frontend, *((b.address, b.port) for b in backends)]))[:most]
 
 

@@ -5,7 +5,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dataplane.plan.types import EntryKey
 from dataplane.planes.answers import Flow, ServiceCounters
@@ -117,6 +117,14 @@ def affinity(maps: MapSet) -> Iterator[Sticky]:
         yield Sticky(address_text(who["client"]), names.get(who["service"], ""), backend, _idle(entry["last_ns"]))
 
 
+def _sent_to(maps: MapSet, entry: dict[str, Any]) -> tuple[str, int]:
+    """Where a client's packets go: what the entry translates to, or the endpoint that they are forwarded for."""
+    found = None
+    if entry["flags"] & FORWARDED and not entry["flags"] & REPLY:  # it has the frontend, as the packet stays as it is
+        found = _backend(maps, entry["backend"], entry["backend_generation"])
+    return found or (address_text(entry["destination"]), socket.ntohs(entry["destination_port"]))
+
+
 def flows(maps: MapSet) -> Iterator[Flow]:
     """Tracked flows (the client's direction) and sockets that were balanced at connect time."""
     names = service_names(maps)
@@ -126,15 +134,12 @@ def flows(maps: MapSet) -> Iterator[Flow]:
             entry = unpack("translation", value)
             if entry["flags"] & REPLY:
                 continue
-            backend = (address_text(entry["destination"]), socket.ntohs(entry["destination_port"]))
-            if entry["flags"] & FORWARDED:  # the frontend itself, as the packet stays as it is
-                backend = _backend(maps, entry["backend"], entry["backend_generation"]) or backend
             yield Flow(
                 state(protocol, flow_flags(value)),
                 protocol,
                 (address_text(source), socket.ntohs(source_port)),
                 (address_text(destination), socket.ntohs(destination_port)),
-                backend,
+                _sent_to(maps, entry),
                 names.get(entry["service"], ""),
                 _idle(entry["last_ns"]),
                 entry["packets"],
@@ -147,7 +152,8 @@ def flows(maps: MapSet) -> Iterator[Flow]:
 def translation(
     maps: MapSet, protocol: int, source: tuple[str, int], destination: tuple[str, int]
 ) -> tuple[tuple[str, int], tuple[str, int]] | None:
-    """The ends that the programs give packets between these ends, None without such a flow. One look-up."""
+    """The ends that the programs give packets between these ends, None without such a flow; of packets that are
+    forwarded, those that they get at the endpoint's node. One look-up, two where they are forwarded."""
     table = next((name for name, number in FLOW_TABLES.items() if number == protocol), None)
     if table is None:
         return None
@@ -157,10 +163,7 @@ def translation(
     if value is None or own_tuple(value) != own:
         return None
     entry = unpack("translation", value)
-    return (
-        (address_text(entry["source"]), socket.ntohs(entry["source_port"])),
-        (address_text(entry["destination"]), socket.ntohs(entry["destination_port"])),
-    )
+    return (address_text(entry["source"]), socket.ntohs(entry["source_port"])), _sent_to(maps, entry)
 
 
 def _sockets(maps: MapSet, names: dict[int, str]) -> Iterator[Flow]:

@@ -1,0 +1,164 @@
+"""A lab of two nodes that forward to each other's endpoints, by Services as an API server has them. Node 1 has tc and
+XDP, node 2 tc alone."""
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from msgspec.structs import replace
+
+from dataplane.kernel.namespaces.netns import netns
+from dataplane.kernel.netlink.links import Links
+from dataplane.lab.lab import Lab
+from dataplane.lab.proxy import LabProxy
+from dataplane.lab.spec import LabSpec, Node
+from dataplane.model.net import Family, Protocol
+from dataplane.model.objects import Endpoint, EndpointSlice, ObjectRef, Service, ServiceType, make_endpoint
+from dataplane.planes.base import Plane
+from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
+from dataplane.planes.ebpf.plane import EbpfPlane
+from dataplane.planes.nftables.plane import NftablesPlane
+from dataplane.policy.forwarding import LbMode, TunnelPeer
+from tests.kernel.ebpf_lab import SMALL
+from tests.kernel.test_behaviours import endpoints, service
+
+PODS = ("pod1-1", "pod1-2", "pod2-1", "pod2-2")
+FAMILIES = (Family.IPV4, Family.IPV6)
+PROTOCOLS = (Protocol.TCP, Protocol.UDP)
+KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+EXTERNAL = {Family.IPV4: "203.0.113.77", Family.IPV6: "2001:db8:77::77"}
+NODE_PORT, PORT = 30091, 8080
+SOURCES = {
+    Family.IPV4: [f"198.51.100.{number}" for number in range(30, 42)],
+    Family.IPV6: [f"fd00:198:51:100::{number}" for number in range(30, 42)],
+}
+"""More addresses of the outside client."""
+
+
+def web(mode: str, **fields: object) -> Service:
+    """A Service over TCP and UDP at a node port and a load-balancer IP, with this forwarding mode."""
+    made = service(*PROTOCOLS, node_port=NODE_PORT, type=ServiceType.LOAD_BALANCER)
+    return replace(made, load_balancer_ips=tuple(EXTERNAL.values()), forwarding_mode=mode, **fields)
+
+
+class Held:
+    """A connection, or a socket for datagrams, that is used again and again. server: who answered first, client: whom
+    it saw."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.server, self.client = self.ask()
+
+    def ask(self) -> tuple[str, str]:
+        """One exchange: who answered, and whom it saw, address and port."""
+        self.sock.send(b"?\n")
+        data = b""
+        while not data.endswith(b"\n"):
+            piece = self.sock.recv(4096)
+            assert piece, "the server closed"
+            data += piece
+        said = json.loads(data)
+        return said["server"], said["client"]
+
+    def goes_on(self) -> bool:
+        """Whether it leads where it led, and is known there by the same address."""
+        return self.ask() == (self.server, self.client)
+
+    @property
+    def known_as(self) -> str:
+        """The client's address as the server saw it first."""
+        return self.client.rpartition(":")[0].strip("[]")
+
+
+class ServicesLab:
+    """The lab and its proxies."""
+
+    def __init__(self, lab: Lab, proxy: LabProxy) -> None:
+        self.lab, self.proxy = lab, proxy
+        self.clients = lab.client.addresses
+
+    def serve(self, mode: str, *places: str, **fields: object) -> None:
+        """Have a new Service with this mode lead to pods, or to nodes' own addresses."""
+        self.proxy.update(deletes=[ObjectRef("Service", "default", "web")])
+        self.proxy.update([web(mode, **fields), *self.slices(*places)])
+
+    def slices(self, *places: str, **conditions: bool) -> list[EndpointSlice]:
+        """Slices of both families with these places as endpoints in this condition."""
+
+        def name(place: str) -> str:
+            return place if place.startswith("node") else f"node{place[3]}"
+
+        def made(place: str, family: Family) -> Endpoint:
+            endpoint = make_endpoint(self.lab.place(place).addresses[family], node=name(place))
+            return replace(endpoint, traits=replace(endpoint.traits, **conditions))
+
+        return [
+            replace(piece, endpoints=tuple(made(place, piece.family) for place in places))
+            for piece in endpoints(self.lab)
+        ]
+
+    def socket(
+        self,
+        family: Family,
+        kind: socket.SocketKind,
+        *,
+        to: tuple[str, int] | None = None,
+        source: str = "",
+        options: Sequence[tuple[int, int, bytes]] = (),
+    ) -> socket.socket:
+        """A socket of the outside client, connected, to the load-balancer IP if nothing else is said."""
+        with netns(self.lab.client.netns):
+            sock = socket.socket(family.socket_family, kind)
+        sock.settimeout(10)
+        for option in options:
+            sock.setsockopt(*option)
+        if source:
+            sock.bind((source, 0))
+        sock.connect(to or (EXTERNAL[family], 80))
+        return sock
+
+    @contextmanager
+    def held(self, count: int, families: Sequence[Family] = FAMILIES) -> Iterator[list[Held]]:
+        """So many connections and as many sockets for datagrams of each family, which are closed at the end."""
+        with ExitStack() as stack:
+            yield [
+                Held(stack.enter_context(self.socket(family, kind)))
+                for family in families
+                for kind in KINDS
+                for _ in range(count)
+            ]
+
+    def set_peers(self, node: str, *others: str) -> None:
+        """Have a node know these others as those that take what it forwards, and no more."""
+        each = self.proxy.nodes[node]
+        now = each.planner.plan.node
+        peers = tuple(
+            TunnelPeer(other.name, address)
+            for other in self.lab.nodes
+            if other.name in others
+            for address in other.addresses.values()
+        )
+        change = each.planner.set_node(replace(now, lb_peers=peers))
+        with netns(each.node.netns):
+            each.plane.apply(change)
+
+
+def plane(lab: Lab, node: Node) -> Plane:
+    """The plane of a node of the lab."""
+    sizes = replace(SMALL, slots=1 << 17)  # with room for Maglev tables
+    return EbpfPlane(NftablesPlane(), [PacketHook(xdp=node.name == "node1")], sizes)
+
+
+@contextmanager
+def services_lab(word: str) -> Iterator[ServicesLab]:
+    """The lab, with two pods on each node, and echo servers in pods and nodes."""
+    spec = LabSpec(name=f"{word}{os.getpid()}", nodes=2, pods=2, ipv6=True)
+    with Lab.up(spec) as lab, LabProxy(lab, "ebpf", plane, lb_mode=LbMode.SNAT) as proxy:
+        lab.start_echo([*lab.pods, *lab.nodes], [PORT])
+        with Links(lab.client.netns) as links:
+            for family, length in ((Family.IPV4, 24), (Family.IPV6, 64)):
+                for address in SOURCES[family]:
+                    links.address("eth0", f"{address}/{length}", deprecated=True)
+        yield ServicesLab(lab, proxy)

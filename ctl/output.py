@@ -102,14 +102,14 @@ def print_line(value: Record, output: str) -> None:
         sys.stdout.flush()
 
 
-def now() -> str:
-    """The time of day in UTC, as text (RFC 3339) with microseconds."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+def time_text(when: datetime) -> str:
+    """A time, with its zone, as text: RFC 3339 in UTC, with microseconds."""
+    return when.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def print_reading(view: str, records: Sequence[Record], output: str) -> None:
     """Print one reading of a view that is read again and again, with its time: an object of a stream."""
-    print_line({"time": now(), "view": view, "records": list(records)}, output)
+    print_line({"time": time_text(datetime.now(UTC)), "view": view, "records": list(records)}, output)
 
 
 def print_not_counted(error: NotCounted, output: str) -> None:

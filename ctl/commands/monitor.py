@@ -6,10 +6,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ctl.output import NotCounted, Table, add_output_option, print_line, print_not_counted, print_records
+from ctl.output import NotCounted, Table, add_output_option, print_line, print_not_counted, print_records, time_text
 from ctl.service_option import add_service_option, require_service
 from dataplane.kernel.devices import device_name
 from dataplane.planes.options import HOOKS
@@ -181,7 +181,7 @@ def _decisions(stream: "DecisionStream", seconds: float) -> "Iterator[Decision]"
 
 def _record(decision: "Decision", when: datetime) -> "Record":
     return {
-        "time": when.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "time": time_text(when),
         "seconds": decision.seconds,
         "kind": str(decision.kind),
         "hook": decision.hook,
@@ -209,7 +209,8 @@ def _print(decision: "Decision", started: float, output: str) -> None:
 
 
 def _line(decision: "Decision", when: datetime, *, coloured: bool) -> str:
-    hook = f"{decision.hook}@{device_name(decision.ifindex)}" if device_name(decision.ifindex) else decision.hook
+    device = device_name(decision.ifindex)
+    hook = f"{decision.hook}@{device}" if device else decision.hook
     to = f" -> {decision.endpoint}" if decision.endpoint else ""
     reason = decision.reason
     if coloured and decision.kind in _COLOURS:

@@ -14,8 +14,13 @@ from dataplane.planes.registry import DEFAULT_MODE, mode_of, modes
 
 
 def loaded_plane(asked: str | None, state_dir: str) -> Plane:
-    """Return a plane to read what is loaded here: of the mode `asked`, else the last one applied, else the default."""
-    saved = state.load(Path(state_dir))
+    """Return a plane to read what is loaded here: of the mode `asked`, else the last one applied, else the default.
+    Raises StateError."""
+    return plane_of(asked, state.load(Path(state_dir)))
+
+
+def plane_of(asked: str | None, saved: state.Saved | None) -> Plane:
+    """Return the same where the saved state has been read. saved: None if there is none."""
     name = asked or (saved.mode if saved else DEFAULT_MODE)
     mine = saved if saved and saved.mode == name else None
     options = (mine.options if mine else None) or LOOKING

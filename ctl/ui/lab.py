@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ctl.lab.call import SECONDS, counted
-from ctl.loaded import loaded_plane
+from ctl.loaded import plane_of
 from ctl.picture.names import names_of_lab
 from ctl.store import state
 from ctl.ui.changes import told
@@ -182,14 +182,14 @@ class LabView(View):
             before = self._loaded.get(node.name)
             if before is not None and before.written == written:
                 return before, []
-            saved = state.load(self._state_dir)
+            saved = state.load(self._state_dir, current=False)
             if saved is None:
                 gone = self._loaded.pop(node.name, None)
                 self._empty.add(node.name)
                 return None, [Event("mode", node.name, "nothing is loaded any more")] if gone else []
             plan = saved.plan()
             services = {frontend.key: entry.key.service for frontend, entry in plan.frontends()}
-            found = _Loaded(written, saved, plan, loaded_plane(None, str(self._state_dir)), services)
+            found = _Loaded(written, saved, plan, plane_of(None, saved), services)
         self._loaded[node.name] = found
         if node.name in self._empty:
             self._empty.discard(node.name)

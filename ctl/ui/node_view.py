@@ -54,7 +54,7 @@ class NodeView(View):
 
     def changed(self, change: PlanChange) -> None:
         """Note a change of the plan, to be told at the next look."""
-        self._events.extend(told(self._known().plan.node.name, change))
+        self._events.extend(told(self._planner().plan.node.name, change))
 
     async def overview(self) -> Overview:
         known = self._known()
@@ -69,13 +69,13 @@ class NodeView(View):
     async def explain(self, source: str, destination: str) -> Sequence[Explanation]:
         packet = parse_flow(f"{bracketed(source)} -> {destination}")
         known = self._known()
-        names = Names()
-        names.addresses[known.plan.node.name] = known.plan.node.addresses
-        for key in of_packet(known.plan, packet).entries:
+        plan, names = of_packet(known.plan, packet), Names()
+        names.addresses[plan.node.name] = plan.node.addresses
+        for key in plan.entries:
             for endpoint, _ in self._planner().candidates(key):
                 if endpoint.node:
                     names.node_of[endpoint.address] = endpoint.node
-        return explanations(known._replace(names=names), packet)
+        return explanations(known._replace(plan=plan, names=names), packet)
 
     async def look(self) -> Look:
         known = self._known()

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # A filter of ctnetlink (CTA_FILTER, for dumps since Linux 5.8) that names an IPv6 address means everything but that
 # address. A dump of the connections from fd00::1 lists those of all other clients, and a delete removes exactly the
-# connections that were to stay. The same request for IPv4 does what it says. In the kernel, ctnetlink_filter_match_tuple
-# takes !ipv6_addr_cmp() for "differs", where zero stands for "equal"; IPv4 addresses are compared by !=.
+# connections that were to stay. The same request for IPv4 does what it says. In the kernel,
+# ctnetlink_filter_match_tuple takes !ipv6_addr_cmp() for "differs", where zero stands for "equal"; IPv4 addresses are
+# compared by !=.
 #
 # conntrack(8) of Debian 12 (1.4.7) and 13 (1.4.8) picks IPv6 addresses out of a whole dump by itself and does not show
 # it; whoever writes the message does. Filters by protocol or port are right in both families.

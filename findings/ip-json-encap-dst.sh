@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # `ip -j route` of Debian 12's iproute2 names the destination of a route twice if the route encapsulates: "dst" is the
-# prefix at first, and the tunnel's far end later in the same object. JSON readers keep the last (jq and Python here), so
-# the prefix is lost and the route seems to lead to one host, which is another one. RFC 8259, section 4: "The names within
-# an object SHOULD be unique." Plain text has both.
+# prefix at first, and the tunnel's far end later in the same object. JSON readers keep the last (jq and Python here),
+# so the prefix is lost and the route seems to lead to the tunnel's end. RFC 8259, section 4: "The names within an
+# object SHOULD be unique." Plain text has both.
 #
-# Seen with iproute2 6.1.0 and jq 1.6 of Debian 12, python3 3.11.2, Linux 6.18.44. iproute2 6.15.0 of Debian 13 puts what
-# belongs to the encapsulation into an object of its own. That object is called "encap", which was a string before, so a
-# script that reads the one does not read the other.
+# Seen with iproute2 6.1.0 and jq 1.6 of Debian 12, python3 3.11.2, Linux 6.18.44. iproute2 6.15.0 of Debian 13 puts
+# what belongs to the encapsulation into an object of its own. That object is called "encap", which was a string before,
+# so a script that reads the one does not read the other.
 #
 # Output seen:
 #   text: 10.9.0.0/16 encap ip id 5 src 192.0.2.1 dst 192.0.2.2 ttl 9 tos 0 dev v0 scope link

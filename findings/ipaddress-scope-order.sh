@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Of two link-local addresses that differ in their scope alone (fe80::1%eth0, fe80::1%eth1), Python's ipaddress says that
-# each is greater than the other. They are equal by order and unequal by ==, and functools.total_ordering makes `a > b` of
-# "not less, and not equal", `a <= b` of "less, or equal". The library reference says that address objects "can be
-# compared with the usual set of comparison operators". So max() of the same two depends on their order, a >= b holds
-# where a <= b does not, no order of the two passes for sorted, and summarize_address_range() refuses both orders: "last IP
-# address must be greater than first".
+# Of two link-local addresses that differ in their scope alone (fe80::1%eth0, fe80::1%eth1), Python's ipaddress calls
+# each greater than the other. Neither is less, == tells them apart, and functools.total_ordering makes `a > b` of
+# "not less, and not equal", `a <= b` of "less, or equal". The library reference: "Address objects can be compared with
+# the usual set of comparison operators. Same IPv6 addresses with different scope zone IDs are not equal." So max() of
+# the same two depends on their order, a >= b holds where a <= b does not, no order of the two passes for sorted, and
+# summarize_address_range() refuses both orders: "last IP address must be greater than first".
 #
 # Seen with python3 3.11.2 of Debian 12; 3.9, 3.10, 3.12 and 3.13 do the same. Addresses have scopes since 3.9.
 #

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # iptables-translate and iptables-restore-translate turn `-j CONNMARK --set-mark VALUE/MASK` into a rule that sets
-# nothing. iptables-extensions(8): "Zero out the bits given by mask and OR value into the ctmark." The translation is
-# `ct mark set ct mark xor 0x4 and 0xffffff00`, in which nft binds `and` closer than `xor`: the value is masked away
-# before it is used, and nft lists the rule as `ct mark set ct mark`. (Read from left to right it would be wrong, too:
-# the value's bits would be the ones that are zeroed.) For MARK the same tool has the right order and says
-# `mark and 0xffffff00 xor 0x4`. Neither the tool nor nft warns.
+# nothing. iptables-extensions(8): "Set the connection mark. If a mask is specified then only those bits set in the mask
+# are modified." The translation is `ct mark set ct mark xor 0x4 and 0xffffff00`, in which nft binds `and` closer than
+# `xor`: the value is masked away before it is used, and nft lists the rule as `ct mark set ct mark`. (Read from left to
+# right it would be wrong, too: the value's bits would be the ones that are zeroed.) For MARK the same tool has the
+# right order and says `mark and 0xffffff00 xor 0x4`. Neither the tool nor nft warns.
 #
 # Seen with iptables 1.8.9, nftables 1.0.6 and conntrack 1.4.7 of Debian 12, Linux 6.18.44; iptables-translate 1.8.11 of
 # Debian 13 writes the same rule. A datagram to port 9 is sent under the rules of iptables-nft, then under what they

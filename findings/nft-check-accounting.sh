@@ -2,8 +2,8 @@
 # nft -c of a rule that asks for `ct packets`, `ct bytes` or `ct avgpkt` switches accounting of connections on in the
 # whole network namespace (net.netfilter.nf_conntrack_acct) and leaves it on, though the rule was never there. nft(8):
 # "-c, --check: Check commands validity without actually applying the changes." The kernel does it when the expression
-# is initialised, which a transaction that is only checked and then aborted does as well. The check of any other rule
-# leaves the setting alone, and a rule that is really added and removed again leaves it on, too.
+# is initialised, which a transaction that is only checked and then aborted does as well. A check of `ct state` leaves
+# the setting alone.
 #
 # From then on every new connection has an extension more (two counters for each direction, counted up by every packet),
 # and `conntrack -L` prints it.

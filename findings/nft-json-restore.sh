@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What `nft -j list ruleset` says is not what `nft -j -f` takes. A map whose values are concatenated, such as address and
-# port for dnat, is refused by the very nft that listed it ("Invalid map type"), and with it the whole ruleset. Without
-# such a map the ruleset is loaded, but comments of tables, chains and sets, the `dynamic` flag and the counters of
-# elements are gone, without a word. The plain listing comes back whole. libnftables-json(5): JSON is "an alternative
+# What `nft -j list ruleset` says is not what `nft -j -f` takes. A map whose values are concatenated, such as address
+# and port for dnat, is refused by the very nft that listed it ("Invalid map type"), and with it the whole ruleset.
+# Without such a map the ruleset is loaded, but comments of tables, chains and sets, the `dynamic` flag and the counters
+# of elements are gone, without a word. The plain listing comes back whole. libnftables-json(5): JSON is "an alternative
 # frontend to the standard CLI syntax parser, therefore basic behaviour is identical".
 #
 # Seen with nftables 1.0.6 of Debian 12, Linux 6.18.44. nftables 1.1.3 of Debian 13 reads such maps again, and still

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # A map whose port is declared by `typeof ... tcp dport` makes every dnat rule that uses it match TCP alone, though the
-# rule itself speaks of `th dport` and the key has the protocol in it: datagrams pass untranslated, without an error from
-# anybody. nft adds `meta l4proto tcp` in front of the look-up, because of the map's declaration, and lists the rule with
-# the map's `tcp dport` instead of what was written. nft(8), TYPEOF: typeof is to give the data type of an expression.
-# `th dport` in the declaration is right for what comes in the same transaction, but every later rule over that map is
-# refused, with an error at no line. What always works is the map declared by `type`.
+# rule itself speaks of `th dport` and the key has the protocol in it: datagrams pass untranslated, without an error
+# from anybody. nft adds `meta l4proto tcp` in front of the look-up, because of the map's declaration, and lists the
+# rule with the map's `tcp dport` instead of what was written. nft(8), MAPS: after typeof stands an "expression to
+# derive the data type from", no match. `th dport` in the declaration is right for what comes in the same transaction,
+# but every later rule over that map is refused, with an error at no line. What always works is the map declared by
+# `type`.
 #
 # Seen with nftables 1.0.6 of Debian 12, Linux 6.18.44; nftables 1.1.3 of Debian 13 does the same. Connections and
 # datagrams go to 192.0.2.1, port 80, which each map translates to 127.0.0.1, port 8080.

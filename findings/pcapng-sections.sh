@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Two pcapng files put together by cat are one valid pcapng file of two sections, yet scapy and dpkt read the second by
 # the interfaces of the first: packets with another link type are dissected as what they are not, and times in another
-# resolution are wrong by its factor (nanoseconds after microseconds: the year 55840). draft-ietf-opsawg-pcapng: a file may
-# have several sections, and the interface ID of a packet counts the Interface Description Blocks of its own. Each file
-# alone is read right by scapy; dpkt knows one link type a file in any case. Neither says a word.
+# resolution are wrong by its factor (nanoseconds after microseconds: the year 55840). draft-ietf-opsawg-pcapng: a file
+# may have several sections, and the interface ID of a packet counts the Interface Description Blocks of its own. Each
+# file alone is read right by scapy; dpkt knows one link type a file in any case. Neither says a word.
 #
 # Seen with scapy 2.8.0 and dpkt 1.9.8 (the newest releases when this was written), python3 3.11.2 of Debian 12. The
 # first file has a UDP packet over Ethernet, its time in microseconds, the second one without a link-layer header

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# prometheus_client cannot read what it writes if the label of an exemplar has a double quote in it, one or any other odd
-# number: text_string_to_metric_families of its OpenMetrics parser ends with ValueError("Invalid line: ...") for the whole
-# exposition. The line is right (OpenMetrics 1.0, ABNF: exemplar labels are escaped as all labels are), and the same
-# value as a label of the metric, backslashes and newlines in exemplars, and two quotes do no harm: the parser toggles
-# "in quotes" at each quote behind the value, escaped or not.
+# prometheus_client cannot read what it writes if the label of an exemplar has a double quote in it, one or any other
+# odd number: text_string_to_metric_families of its OpenMetrics parser ends with ValueError("Invalid line: ...") for the
+# whole exposition. The line is right (OpenMetrics 1.0, ABNF: exemplar labels are escaped as all labels are), and the
+# same value as a label of the metric, backslashes and newlines in exemplars, and the two quotes below do no harm: the
+# parser toggles "in quotes" at each quote behind the value, escaped or not.
 #
 # Seen with prometheus_client 0.26.0 (the newest release when this was written), python3 3.11.2 of Debian 12.
 #

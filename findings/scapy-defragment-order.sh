@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# scapy's defragment() puts IPv4 fragments together only if the last one comes last, since 2.6.1 or 2.6.0. In four of six
-# orders of three fragments the datagram is not found, and the list that comes back holds tuples of packets where packets are
-# due, of which bytes() raises TypeError. sniff(session=IPSession) just never shows the datagram. IP promises no order
-# (RFC 791, section 3.2, reassembly), and defragment() says: "plist defragmented as much as possible". A fragment that
-# came twice has the same effect. scapy 2.5.0 took every order, and defragment6() does.
+# scapy's defragment() puts IPv4 fragments together only if the last one comes last, since 2.6.1 or 2.6.0. In four of
+# six orders of three fragments the datagram is not found, and the list that comes back holds tuples of packets where
+# packets are due, of which bytes() raises TypeError. sniff(session=IPSession) just never shows the datagram. IP
+# promises no order (RFC 791, section 3.2, reassembly), and defragment() says: "plist defragmented as much as possible".
+# A fragment that came twice has the same effect. scapy 2.5.0 took every order, and defragment6() does.
 #
-# Seen with scapy 2.8.0 (the newest release when this was written), python3 3.11.2 of Debian 12. 2.6.1 does the same with
-# IPv4.
+# Seen with scapy 2.8.0 (the newest release when this was written), python3 3.11.2 of Debian 12. 2.6.1 does the same
+# with IPv4.
 #
 # Output seen:
 #   2.8.0 order 123: the datagram; order 213: the datagram

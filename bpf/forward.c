@@ -269,6 +269,24 @@ INLINE struct backend *find_endpoint(__u32 service, __u32 endpoint, __u8 protoco
     return backend;
 }
 
+/* Whether a backend's answers to a client will leave by a device with programs, without which nobody would translate
+ * them, and whether the stack takes the client's packets from the device at hand (rp_filter, RFC 3704). */
+INLINE enum reason check_way_back(const struct arrival *arrival, const struct packet *packet,
+                                  const struct backend *backend) {
+    __u32 ifindex = arrival->ifindex;
+    struct device *device = map_lookup(MAP(devices), &ifindex);
+    struct bpf_fib_lookup fib;
+
+    if (!route_found(
+            find_route(arrival->context, packet, &backend->address, &packet->tuple.source, ifindex, 0, 0, &fib)))
+        return REASON_NO_WAY_OUT;
+    if (device && fib.ifindex == device->ifindex) /* that of the bridge, on one of its ports */
+        return REASON_NONE;
+    if (!device_flags(fib.ifindex))
+        return REASON_NO_WAY_OUT;
+    return packet->ipv4 && device && (device->flags & DEVICE_STRICT) ? REASON_REVERSE_PATH : REASON_NONE;
+}
+
 /* Reserve the tuple of the answers. Where another flow of the client to this backend has it, the client gets another
  * port towards the backend, as connection tracking would give it. */
 INLINE enum reason reserve_answers(const struct arrival *arrival, const struct packet *packet,
@@ -302,6 +320,9 @@ INLINE enum reason open_tunneled(const struct arrival *arrival, struct packet *p
     backend = find_endpoint(service, endpoint, packet->protocol, wanted, &index);
     if (!backend)
         return REASON_TUNNEL_ENDPOINT;
+    reason = hide_reason(packet, check_way_back(arrival, packet, backend));
+    if (reason != REASON_NONE)
+        return reason;
     __builtin_memset(chosen, 0, sizeof(*chosen));
     copy_address(&chosen->address, &backend->address);
     chosen->port = backend->port;

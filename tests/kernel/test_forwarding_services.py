@@ -5,7 +5,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,9 @@ from scapy.packet import Packet
 
 from ctl.main import main
 from ctl.store.state import Saved, save
+from dataplane.kernel import sysctl
 from dataplane.kernel.namespaces.netns import netns
+from dataplane.kernel.netlink.links import Links
 from dataplane.lab.traffic.probe import Outcome, Probe
 from dataplane.model.net import Family, Protocol, host_port
 from dataplane.model.objects import EndpointSlice
@@ -27,7 +29,7 @@ from dataplane.planes.ebpf.maps.tunnels import endpoint_digest
 from dataplane.planes.nftables.plane import NftablesPlane
 from dataplane.planes.options import PlaneOptions
 from dataplane.policy.forwarding import DEFAULT_PORT, DEFAULT_VNI
-from tests.kernel.packet_lab import counted
+from tests.kernel.packet_lab import counted, look_for_devices
 from tests.kernel.services_lab import (
     EXTERNAL,
     FAMILIES,
@@ -317,6 +319,57 @@ def test_a_node_that_forwards_no_more(made: ServicesLab, way: str, gone: str) ->
         assert all(each.goes_on() for each in held)
 
 
+@contextmanager
+def another_uplink(made: ServicesLab, node: str) -> Iterator[None]:
+    """A second device of a node, by which the outside client is reached."""
+    with Links(made.lab.place(node).netns) as inside, Links(made.lab.topology.underlay.netns) as outside:
+        inside.add_veth("eth1", outside, "second", 1500)
+        for network, here, there in (
+            ("198.51.100.0/24", "172.19.0.2/24", "172.19.0.254/24"),
+            ("fd00:198:51:100::/64", "fd00:172:19::2/64", "fd00:172:19::fe/64"),
+        ):
+            inside.address("eth1", here)
+            outside.address("second", there)
+            inside.route(network, via=there.partition("/")[0])
+        try:
+            yield
+        finally:
+            made.lab.run(node, ["ip", "link", "del", "eth1"])
+
+
+def outcomes(made: ServicesLab) -> tuple[list[str], set[str]]:
+    """How a connection of each family ends that node 1 forwards, and what is counted of the tunnel and its ends."""
+    probes = [Probe(EXTERNAL[family], 80, timeout=SILENCE) for family in FAMILIES]
+    with counted(made.proxy) as ways:
+        results = made.lab.probe("client", *probes)
+    told = {name.partition(":")[2] for name in ways} & {"no_way_out", "reverse_path", "tunnel_lost"}
+    return [str(result.attempts[0].outcome) for result in results], told
+
+
+def test_the_endpoints_node_reaches_clients_by_another_device(made: ServicesLab) -> None:
+    """Where that has no programs, nobody would translate the answers: what begins is refused by name. Where it has, it
+    is an uplink like others, unless the node holds sources against their way back (rp_filter)."""
+    made.serve("dsr", "pod2-1")
+    node2 = made.lab.place("node2")
+    with another_uplink(made, "node2"):
+        assert outcomes(made) == (["timeout"] * 2, {"no_way_out"})
+        for version, via in (("-4", "172.19.0.254"), ("-6", "fd00:172:19::fe")):
+            made.lab.run("node2", ["ip", version, "route", "add", "default", "via", via, "metric", "2000"])
+        look_for_devices(made.proxy)
+        assert outcomes(made) == (["answered"] * 2, set())
+        made.proxy.update([web("tunnel")])
+        try:
+            for value, answer, told in (("1", "timeout", {"reverse_path", "tunnel_lost"}), ("2", "answered", set())):
+                with netns(node2.netns):
+                    sysctl.write("net/ipv4/conf/eth0/rp_filter", value)
+                look_for_devices(made.proxy)
+                assert outcomes(made) == ([answer, "answered"], told)
+        finally:
+            with netns(node2.netns):
+                sysctl.write("net/ipv4/conf/eth0/rp_filter", 0)
+    look_for_devices(made.proxy)
+
+
 PADDING = bytes((0, 0, 1, 4, 0, 0, 0, 0))
 """An extension header of eight bytes whose only option is PadN (RFC 8200, section 4.2)."""
 HOP_BY_HOP, DESTINATION = ((41, option, PADDING) for option in (54, 59))
@@ -364,11 +417,12 @@ def test_commands_tell_of_forwarded_flows(
     with netns(made.lab.place(entry).netns):
         stream = made.proxy.nodes[entry].plane.decisions(Asked())
     assert stream is not None
-    with stream, made.held(1):
-        decisions = [each for each in stream.poll(1.0) if each.service]
+    with stream, made.held(1) as held:
+        mine = {host_port(*each.sock.getsockname()[:2]) for each in held}
+        decisions = [each for each in stream.poll(1.0) if each.source in mine]
         for node in (entry, far):
             shown = json.loads(told(made, node, capsys, tmp_path, "show", "connections"))
-            assert {each["endpoint"] for each in shown} == endpoints
+            assert {each["endpoint"] for each in shown if each["client"] in mine} == endpoints
     assert {each.endpoint for each in decisions} == endpoints
 
     flow = f"client -> {entry}:{NODE_PORT}" + ("/udp" if way == "tunnel" else "")

@@ -51,6 +51,8 @@ POD_ADDRESSES = ("10.244.1.2", "fd00:244:1::2")
 BACKENDS = {Family.IPV4: [f"10.244.2.{n}" for n in (2, 3, 4)], Family.IPV6: [f"fd00:244:2::{n}" for n in (2, 3, 4)]}
 CLUSTER_IP = {Family.IPV4: "172.30.0.10", Family.IPV6: "fd00:30::10"}
 BACKEND_PORT = 8080
+PATIENCE = 20.0
+"""Seconds for an answer that must come."""
 _counter = itertools.count()
 
 
@@ -158,10 +160,12 @@ class Sockets:
                     _, client = sock.recvfrom(2048)
                     sock.sendto(f"{address}|{client[0]}".encode(), client)
 
-    def fetch(self, family: int, address: str, port: int) -> tuple[str, str, tuple[str, int]]:
+    def fetch(
+        self, family: int, address: str, port: int, patience: float = PATIENCE
+    ) -> tuple[str, str, tuple[str, int]]:
         """One TCP connection: who answered, whom it saw, and what getpeername says."""
         with socket.socket(family, socket.SOCK_STREAM) as sock:
-            sock.settimeout(20)
+            sock.settimeout(patience)
             # Closing with RST keeps thousands of tests' ports out of TIME_WAIT.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.connect((address, port))
@@ -173,9 +177,10 @@ class Sockets:
         """Who answered each of many TCP connections."""
         return [self.fetch(family, address, port)[0] for _ in range(count)]
 
-    def open(self, name: str, family: int, kind: int) -> None:
+    def open(self, name: str, family: int, kind: int, patience: float = PATIENCE) -> None:
+        """A socket. patience: seconds that each call on it waits."""
         self._held[name] = socket.socket(family, kind)
-        self._held[name].settimeout(20)
+        self._held[name].settimeout(patience)
 
     def connect(self, name: str, address: str, port: int) -> tuple[str, int]:
         """Connect; returns what getpeername says."""

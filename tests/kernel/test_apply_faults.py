@@ -34,9 +34,20 @@ class Applied:
     def path(self, wanted: set[str]) -> Path:
         return self.folder / ("old.yaml" if wanted is OLD else "new.yaml")
 
+    def words(self, wanted: set[str]) -> list[str]:
+        """The command line without the program."""
+        common = ["--state-dir", str(self.folder / "state"), "--node-name", "n1", "--mode", self.mode]
+        return [*common, "apply", "-f", str(self.path(wanted))]
+
+    def come_to(self, wanted: set[str]) -> None:
+        """Apply it without faults, in this process."""
+        with netns(self.namespace):
+            assert main(self.words(wanted)) == 0
+        assert self.services() == wanted
+
     def apply(self, wanted: set[str]) -> "subprocess.CompletedProcess[str]":
-        common = [sys.executable, "-P", "-m", "ctl.main", "--state-dir", str(self.folder / "state")]
-        command = [*common, "--node-name", "n1", "--mode", self.mode, "apply", "-f", str(self.path(wanted))]
+        """Apply it in a process whose calls may fail."""
+        command = [sys.executable, "-P", "-m", "ctl.main", *self.words(wanted)]
         return in_netns(
             self.namespace, subprocess.run, command, env=self.faults.environment, capture_output=True, text=True,
             cwd=ROOT, timeout=120,
@@ -62,15 +73,14 @@ def _chosen(count: int, soak: bool) -> list[int]:
 
 
 def test_whichever_call_fails(applied: Applied, soak: bool) -> None:
-    assert applied.apply(OLD).returncode == 0
+    applied.come_to(OLD)
     for kind in SHOWN[applied.mode]:
         applied.faults.fail(kind, 0)
         assert applied.apply(NEW).returncode == 0
         count = applied.faults.count(kind)
         assert count > 0, kind
         for number in _chosen(count, soak):
-            assert applied.apply(OLD).returncode == 0
-            assert applied.services() == OLD
+            applied.come_to(OLD)
             applied.faults.fail(kind, number)
             done = applied.apply(NEW)
             applied.faults.fail(kind, 0)
@@ -81,6 +91,4 @@ def test_whichever_call_fails(applied: Applied, soak: bool) -> None:
             assert held in (OLD, NEW) or "load again" in done.stderr, what
             assert done.returncode == 1 or applied.services() == NEW, what
             assert done.returncode == 0 or "hotplane: " in done.stderr, what
-            again = applied.apply(NEW)
-            assert again.returncode == 0, (what, again.stderr)
-            assert applied.services() == NEW, what
+            applied.come_to(NEW)

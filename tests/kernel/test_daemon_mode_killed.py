@@ -85,6 +85,7 @@ def killed_switch(daemon: NodeDaemon, url: str, mode: str, when: Callable[[NodeD
     while not when(daemon, before):
         assert daemon.alive, daemon.text
         assert time.monotonic() < end, daemon.text
+        time.sleep(0.001)
     daemon.kill()
 
 

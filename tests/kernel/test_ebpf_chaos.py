@@ -195,7 +195,7 @@ def test_a_flood_of_opened_connections_pushes_out_no_used_one(own_lab: Lab, soak
         address = lab.place("node1").addresses[Family.IPV4]
         traffic = Traffic(lab, ways(lab))
         traffic.until_used()
-        _run_flood(lab, "client", address, NODE_PORT, 1_000_000 if soak else 300_000)
+        _run_flood(lab, "client", address, NODE_PORT, 1_000_000 if soak else 120_000)
         time.sleep(0.5)
         reports = traffic.end()
         counted = nodes[0].counters("xdp")

@@ -1,15 +1,18 @@
 """`hotplane lab` as people call it."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from ctl.main import main
 from dataplane.lab.lab import Lab
 from dataplane.planes.registry import MODES
 from tests.json_views import check_output
@@ -33,8 +36,25 @@ def hotplane(*arguments: str, status: int = 0) -> "subprocess.CompletedProcess[s
     return done
 
 
+class Said(NamedTuple):
+    """What a command wrote."""
+
+    stdout: str
+    stderr: str
+
+
+def here(*arguments: str, status: int = 0) -> Said:
+    """The same in this process, without half a second for the start of another one: for commands that end with the
+    work they do, of which a test needs many."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        ended = main(arguments)
+    assert ended == status, err.getvalue()
+    return Said(out.getvalue(), err.getvalue())
+
+
 def records(*arguments: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = check_output(arguments, hotplane(*arguments, "-o", "json").stdout)
+    found: list[dict[str, Any]] = check_output(arguments, here(*arguments, "-o", "json").stdout)
     return found
 
 
@@ -85,7 +105,7 @@ def test_up_status_exec_down(name: str) -> None:
 )
 def test_wrong_usage_is_exit_2_and_says_what(name: str, arguments: tuple[str, ...], says: str) -> None:
     named = (arguments[0], "--name", name, *arguments[1:]) if arguments else ()
-    assert says in hotplane("lab", *named, status=2).stderr
+    assert says in here("lab", *named, status=2).stderr
 
 
 def test_exec_says_what_is_not_there(name: str) -> None:
@@ -100,7 +120,7 @@ def test_exec_says_what_is_not_there(name: str) -> None:
 
 
 def calls(name: str, *words: str, status: int = 0) -> dict[str, dict[str, Any]]:
-    done = hotplane("lab", "call", "--name", name, *words, "-o", "json", status=status)
+    done = here("lab", "call", "--name", name, *words, "-o", "json", status=status)
     return {record["answer"]: record for record in check_output(("lab", "call"), done.stdout)}
 
 
@@ -127,7 +147,7 @@ def _forwards(name: str) -> None:
     )
     assert not told["masquerade"]
     assert set(told["forwarding"].values()) == {"dsr by 172.18.0.1", "dsr by 172.18.0.2"}
-    refused = hotplane(
+    refused = here(
         "lab", "apply", "--name", name, "-f", str(EXAMPLES), "--mode", "nftables", "--lb-mode", "dsr", status=1
     )
     assert "--lb-mode dsr: the nftables mode can only do SNAT towards other nodes" in refused.stderr
@@ -158,8 +178,8 @@ def test_the_examples_on_every_node_called_in_every_mode(name: str) -> None:
     assert answer["server"] in web
     _named(name, {*web, "pod1-2"})
     _forwards(name)
-    assert "no node of lab" in hotplane("lab", "call", "--name", name, "pod1-1", "default/none", status=1).stderr
-    assert "write ADDRESS:PORT" in hotplane("lab", "call", "--name", name, "pod1-1", "node1", status=2).stderr
-    assert "has no such node" in hotplane(
+    assert "no node of lab" in here("lab", "call", "--name", name, "pod1-1", "default/none", status=1).stderr
+    assert "write ADDRESS:PORT" in here("lab", "call", "--name", name, "pod1-1", "node1", status=2).stderr
+    assert "has no such node" in here(
         "lab", "apply", "--name", name, "-f", str(EXAMPLES), "--node", "node9", status=2
     ).stderr  # fmt: skip

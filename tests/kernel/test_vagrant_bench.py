@@ -65,8 +65,12 @@ def test_every_mode_and_scenario_gives_figures(machines: Namespaces, tmp_path: P
     assert not left_behind(machines)
 
 
-def test_the_command_adds_to_the_labs_report(machines: Namespaces, tmp_path: Path) -> None:
-    """Everything but the connection: the words of the command line, the report with what was in it."""
+def test_the_command_adds_to_the_labs_report(
+    machines: Namespaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but the connection, and the patience with machines that are slow: the words of the command line, the
+    report with what was in it."""
+    monkeypatch.setitem(EXTENTS, "emulated", replace(EXTENTS["emulated"], seconds=0.05))
     lab = LabSettings(machines.spec, 1.0, "box", "qemu")
     before = TableRun("nftables", 5, {"dnat": 5}, [], 1.4, 2.6, {}, [])
     write(Report(facts(machines, lab), [before]), tmp_path)

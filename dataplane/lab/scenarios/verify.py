@@ -177,8 +177,9 @@ def _sums(*counters: Counter[Outcome] | Counter[str]) -> str:
 def verify(lab: Ground, proxy: Proxies, cells: Sequence[Cell], *, slowness: float = 1.0) -> list[Finding]:
     """Probe every cell with real packets and return those that disagree with the oracle.
 
-    A cell with several backends is probed again until it had a fair chance to show all of them. slowness: what all
-    time limits are multiplied by, for places that are slower than this machine.
+    A cell with several backends is probed again until it had a fair chance to show all of them, unless what came back
+    is a finding already. slowness: what all time limits are multiplied by, for places that are slower than this
+    machine.
     """
     judge = Judge(lab, proxy.mode, proxy.keeps)
     wanted = decisions(lab, proxy.oracles(), cells)
@@ -191,7 +192,9 @@ def verify(lab: Ground, proxy: Proxies, cells: Sequence[Cell], *, slowness: floa
     again = [
         number
         for number, (cell, decision, result) in enumerate(zip(cells, wanted, results, strict=True))
-        if decision.verdict is Verdict.DNAT and set(result.servers) < judge.wanted_servers(cell, decision)
+        if decision.verdict is Verdict.DNAT
+        and set(result.outcomes) <= judge.wanted_outcomes(cell, decision)
+        and set(result.servers) < judge.wanted_servers(cell, decision)
     ]
     if again:
         more = _probe_all(lab, [cells[n] for n in again], [MORE_ATTEMPTS] * len(again), [timeouts[n] for n in again])

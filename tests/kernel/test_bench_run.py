@@ -38,10 +38,13 @@ def without_figures(results: Results) -> list[str]:
 
 def test_every_mode_and_scenario_gives_figures(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    printed: dict[str, Any] = json.loads(bench("--profile", "tiny", "--results", str(path), "-o", "json").stdout)
+    words = ("--profile", "tiny", "--services", "20", "--results", str(path), "-o", "json")
+    printed: dict[str, Any] = json.loads(bench(*words).stdout)
     results = read(path)
     assert without_figures(results) == []
     assert {cell.key for cell in results.cells} == set(all_keys(results.settings))
+    profile = all_keys(settings("tiny"))  # of more sizes
+    assert {key[:2] for key in all_keys(results.settings)} == {key[:2] for key in profile}
     assert {"direct", "conntrack", "iptables", "nftables", "ebpf-connect"} <= set(results.settings.modes)
     for cell in results.cells:
         assert all(value >= 0 for value in cell.figures.values()), cell

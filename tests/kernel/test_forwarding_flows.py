@@ -111,7 +111,7 @@ def test_an_endpoint_that_only_its_own_node_knows_has_gone(made: ForwardingLab) 
     address = made.lab.nodes[0].addresses[Family.IPV4]
     made.leave("pod3-1", "node3")
     with counted(made.proxy) as ways:
-        [result] = made.lab.probe("client", Probe(address, NODE_PORT, Protocol.UDP, 60, timeout=0.5))
+        [result] = made.lab.probe("client", Probe(address, NODE_PORT, Protocol.UDP, 60, timeout=2))
     lost = [a for a in result.attempts if a.outcome is Outcome.TIMEOUT]
     assert ways["tc_ingress:tunnel_endpoint"] == len(lost) > 0
     made.leave("pod3-1")

@@ -71,7 +71,7 @@ def test_a_pod_that_does_not_answer_is_named_before_any_mode_is_tried(machines: 
         links.neighbour("eth0", gateway, wrong)
         try:
             with pytest.raises(LabError, match=f"does not reach {pod.name} at {pod.addresses[Family.IPV4]} .timeout"):
-                check_ways(machines, {Family.IPV4}, 0.1)
+                check_ways(machines, {Family.IPV4}, 0.3)
         finally:
             links.neighbour("eth0", gateway, mac)
     check_ways(machines, {Family.IPV4}, 1.0)

@@ -51,7 +51,7 @@ def ask(tool: Tool, *lines: str) -> list[dict[str, float]]:
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_operations_succeed_and_latencies_are_in_order(tool: Tool, port: int, operation: str, address: str) -> None:
     [found] = ask(tool, f"{operation} {address} {port + COUNT - 1} 0.1 -")
-    assert found["operations"] > 10
+    assert found["operations"] > 1
     assert found["failures"] == 0
     assert 0 < found["p50"] <= found["p90"] <= found["p99"] <= found["p999"] <= found["p9999"] <= found["max"]
     assert found["seconds"] >= 0.1

@@ -91,10 +91,10 @@ def _echo(connection: socket.socket) -> None:
 
 def serve(port: int) -> None:
     """For ever."""
-    with socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True) as door:
+    with socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
         print("ready", flush=True)
         while True:
-            threading.Thread(target=_echo, args=(door.accept()[0],), daemon=True).start()
+            threading.Thread(target=_echo, args=(listener.accept()[0],), daemon=True).start()
 
 
 def start_servers(lab: Any, places: tuple[str, ...], port: int) -> None:

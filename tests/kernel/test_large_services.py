@@ -28,10 +28,10 @@ CONNECTIONS = 600
 
 _SERVE = f"""
 import socket
-door = socket.create_server(("0.0.0.0", {PORT}), backlog=1024)
+listener = socket.create_server(("0.0.0.0", {PORT}), backlog=1024)
 print("ready", flush=True)
 while True:
-    connection, _ = door.accept()
+    connection, _ = listener.accept()
     connection.sendall(connection.getsockname()[0].encode())
     connection.close()
 """
@@ -39,8 +39,8 @@ _CONNECT = """
 import json, socket, sys
 found = []
 for _ in range(int(sys.argv[2])):
-    with socket.create_connection((sys.argv[1], 80), 10) as door:
-        found.append(door.recv(64).decode())
+    with socket.create_connection((sys.argv[1], 80), 10) as connection:
+        found.append(connection.recv(64).decode())
 print(json.dumps(found))
 """
 

@@ -13,7 +13,7 @@ from dataplane.planes.nftables.rules.syntax import syntax_for
 
 
 class _Kernel:
-    """Doors that note what is asked of them. present: tables that exist. chains: of each of them."""
+    """Notes what is asked of it. present: tables that exist. chains: of each of them."""
 
     def __init__(self, present: Iterable[str], chains: Iterable[str] = ("prerouting", "output", "services")) -> None:
         self._present, self._chains = set(present), dict.fromkeys(chains, 1)

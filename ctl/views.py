@@ -2,7 +2,9 @@
 which of them a narrow terminal does without."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import TypeVar
 
 from ctl.output import NotCounted, Record
 from ctl.output import Table as Columns
@@ -24,6 +26,19 @@ TRAFFIC = Columns(
 WAYS_OUT = Columns(("hook", "reason", "count"))
 _BY_SLOW_PATH = Course("", "the slow path translates it")
 View = tuple[list[Record], Columns]
+_Value = TypeVar("_Value")
+
+
+class Reading:
+    """What a plane holds. Its table is read when it is asked for first, and kept. Raises PlaneError."""
+
+    def __init__(self, plane: Plane) -> None:
+        self.plane = plane
+
+    @cached_property
+    def table(self) -> Table:
+        """See Plane.read_back."""
+        return self.plane.read_back()
 
 
 def _route(route: Route) -> Record:
@@ -57,7 +72,7 @@ def _texts(pairs: tuple[tuple[str, int], ...]) -> list[str]:
     return [host_port(address, port) for address, port in dict.fromkeys(pairs)]
 
 
-def services(plane: Plane) -> View:
+def services(read: Reading) -> View:
     """Return one record per frontend."""
     records: list[Record] = [
         {
@@ -73,18 +88,18 @@ def services(plane: Plane) -> View:
             "affinitySeconds": row.affinity_seconds,
             "sources": None if row.source_ranges is None else list(row.source_ranges.cidrs),
         }
-        for key, row in _sorted(plane.read_back())
+        for key, row in _sorted(read.table)
     ]
     columns = ("service", "frontend", "pods", "node", "outside", "endpoints", "affinitySeconds", "sources")
     texts = {**dict.fromkeys(("pods", "node", "outside"), _way_text), "sources": _sources_text}
     return records, Columns(columns, ("affinitySeconds", "sources", "node", "pods", "outside"), ("sources",), texts)
 
 
-def endpoints(plane: Plane) -> View:
+def endpoints(read: Reading) -> View:
     """Return one record per endpoint of a Service port: its sets, the frontends that lead to it, and its weight in
     proportion to the others'."""
     found: dict[tuple[str, tuple[str, int]], tuple[dict[str, int], list[str]]] = defaultdict(lambda: ({}, []))
-    for key, row in _sorted(plane.read_back()):
+    for key, row in _sorted(read.table):
         places = {"cluster": Counter(row.cluster), "local": Counter(row.local)}
         for backend in sorted({*row.cluster, *row.local}):
             sets, frontends = found[(row.service, backend)]
@@ -103,7 +118,7 @@ def endpoints(plane: Plane) -> View:
     return records, Columns(("service", "endpoint", "sets", "frontends"), ("sets", "frontends"), ("frontends",))
 
 
-def affinity(plane: Plane) -> View:
+def affinity(read: Reading) -> View:
     """One record a remembered client. Some planes keep clients as hashes: they are there, but nameless."""
     columns = Columns(("service", "frontend", "client", "endpoint", "secondsLeft"), ("secondsLeft",))
     records: list[Record] = [
@@ -114,24 +129,24 @@ def affinity(plane: Plane) -> View:
             "endpoint": host_port(*client.backend) if client.backend else "",
             "secondsLeft": client.seconds_left,
         }
-        for client in plane.remembered_clients()
+        for client in read.plane.remembered_clients()
     ]
     return records, columns
 
 
-def _claimed(table: Table) -> Iterator[tuple[FrontendKey, Row, Connection]]:
-    """Return translated connections with the frontend they were opened to, without those of other programs."""
+def claimed(table: Mapping[FrontendKey, _Value]) -> Iterator[tuple[FrontendKey, _Value, Connection]]:
+    """Return the connections that conntrack translates with the frontend they were opened to, and what the table has of
+    it, without those of other programs."""
     for connection in translated_connections():
         address, port = connection.frontend
         for place in (address, ""):
             key = FrontendKey(connection.family, place, connection.protocol, port)
-            row = table.get(key)
-            if row is not None:
-                yield key, row, connection
+            if key in table:
+                yield key, table[key], connection
                 break
 
 
-def connections(plane: Plane, routes: SavedRoutes | None = None) -> View:
+def connections(read: Reading, routes: SavedRoutes | None = None) -> View:
     """One record a connection through a frontend: as conntrack holds it, and as the plane does, where it tracks any.
     routes: what the daemon says of the node's stack; then, where the plane tracks any, which way their packets go."""
     records: list[Record] = [
@@ -143,10 +158,10 @@ def connections(plane: Plane, routes: SavedRoutes | None = None) -> View:
             "state": connection.state,
             "secondsLeft": connection.seconds_left,
         }
-        for key, row, connection in _claimed(plane.read_back())
+        for key, row, connection in claimed(read.table)
     ]
     columns = Columns(("service", "frontend", "client", "endpoint", "state", "secondsLeft"), ("secondsLeft", "state"))
-    flows = plane.flows()
+    flows = read.plane.flows()
     if flows is not None:
         mine = [{**_flow(flow), **_way_of(flow, routes)} for flow in flows if flow.service]
         others = {"by": SLOW_PATH, **({} if routes is None else {"way": _BY_SLOW_PATH.record()})}
@@ -223,15 +238,15 @@ def _way(entry: PlanEntry) -> str:
     return f"{entry.forwarding.value} to {sum(map(bool, remote))} of {len(remote)}, else snat"
 
 
-def counters(plane: Plane) -> View:
+def counters(read: Reading) -> View:
     """Where a plane counts by itself, one record a Service port; else one a frontend: connections that conntrack holds
     now, and what the rules counted, where they count."""
-    traffic = plane.traffic()
+    traffic = read.plane.traffic()
     if traffic is not None:
         return list(_by_service(traffic)), TRAFFIC
-    table = plane.read_back()
-    now = Counter(key for key, _, _ in _claimed(table))
-    counts = plane.frontend_counts() or {}
+    table = read.table
+    now = Counter(key for key, _, _ in claimed(table))
+    counts = read.plane.frontend_counts() or {}
     records: list[Record] = []
     for key, row in _sorted(table):
         counted = counts.get(key)
@@ -247,12 +262,12 @@ def counters(plane: Plane) -> View:
     return records, Columns(("service", "frontend", "connections", "opened", "refused"), ("refused", "opened"))
 
 
-def decisions(plane: Plane) -> View:
+def decisions(read: Reading) -> View:
     """Return one record for each way out of each hook of a plane's programs, for each way of host routing, and for the
     pings that were answered."""
-    traffic = plane.traffic()
+    traffic = read.plane.traffic()
     ways = _ways_out(traffic) if traffic is not None else ()
-    return [*ways, *_host_routes(plane), *_pings(plane)], WAYS_OUT
+    return [*ways, *_host_routes(read.plane), *_pings(read.plane)], WAYS_OUT
 
 
 def _by_service(traffic: Traffic) -> Iterator[Record]:
@@ -285,13 +300,13 @@ def _pings(plane: Plane) -> list[Record]:
     return [] if count is None else [{"hook": "rules", "reason": PINGS, "count": count}]
 
 
-def drops(plane: Plane) -> View:
+def drops(read: Reading) -> View:
     """Return what was refused, dropped or not served, by reason: by frontend too, if the plane counts so. Raises
     NotCounted if it counts nothing."""
-    refused = plane.refused()
+    refused = read.plane.refused()
     if refused is None:
-        raise NotCounted(f"the {plane.name} mode's rules do not count what they refuse; explain says what and why")
-    table = plane.read_back() if any(each.frontend for each in refused) else {}
+        raise NotCounted(f"the {read.plane.name} mode's rules do not count what they refuse; explain says what and why")
+    table = read.table if any(each.frontend for each in refused) else {}
     records: list[Record] = [
         {
             "service": table[each.frontend].service if each.frontend and each.frontend in table else "",

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctl.output import (
     NotCounted,
@@ -21,6 +21,9 @@ from ctl.output import (
 )
 from ctl.service_option import add_service_option, require_service
 from dataplane.errors import UsageError
+
+if TYPE_CHECKING:
+    from ctl.store.state import Saved
 
 WATCH_SECONDS = 2.0
 VIEWS = {
@@ -105,18 +108,18 @@ def _view(args: argparse.Namespace) -> Shown:
     from pathlib import Path
 
     from ctl import views
-    from ctl.loaded import loaded_plane
+    from ctl.loaded import plane_of
     from ctl.store import state, ways
 
-    plane = loaded_plane(args.mode, args.state_dir)
+    saved = state.load(Path(args.state_dir))
+    plane = plane_of(args.mode, saved)
+    read = views.Reading(plane)
     view: Callable[..., views.View] = getattr(views, args.what)
     if args.what == "connections":
         view = partial(view, routes=ways.load(Path(args.state_dir)))
-    records, columns = view(plane)
-    if args.what in ("services", "endpoints"):
-        saved = state.load(Path(args.state_dir), current=False)
-        if saved is not None and saved.mode == plane.name:
-            records, columns = views.with_forwarding(records, columns, saved.plan())
+    records, columns = view(read)
+    if args.what in ("services", "endpoints") and saved is not None and _forwards(saved, plane.name):
+        records, columns = views.with_forwarding(records, columns, saved.plan())
     empty = f"the {plane.name} rules of this network namespace hold no {args.what}"
     if args.what == "drops":
         empty = f"nothing was refused since the {plane.name} mode counts it"
@@ -124,7 +127,15 @@ def _view(args: argparse.Namespace) -> Shown:
         return Shown(records, columns, f"the {plane.name} mode has no programs that count decisions")
     if args.what == "drops" and (args.service or args.namespace) and plane.frontend_counts() is None:
         raise NotCounted(f"the {plane.name} mode counts what it refuses by reason, not by Service: show drops alone")
-    return Shown(records, columns, empty, lambda: {row.service for row in plane.read_back().values()})
+    return Shown(records, columns, empty, lambda: {row.service for row in read.table.values()})
+
+
+def _forwards(saved: "Saved", mode: str) -> bool:
+    """True if the saved plan is this mode's, which can do more than SNAT towards other nodes."""
+    from dataplane.planes.options import PlaneOptions
+    from dataplane.planes.registry import mode_of
+
+    return saved.mode == mode and not mode_of(mode).why_only_snat(saved.options or PlaneOptions())
 
 
 def _connect_time(args: argparse.Namespace) -> Shown:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from ctl.ui.view import Counters, Event, ServiceCount
-from dataplane.kernel.netlink.conntrack_list import translated_connections
+from ctl.views import claimed
 from dataplane.plan.types import FrontendKey
 from dataplane.planes.answers import Refused, Traffic
 from dataplane.planes.base import Plane
@@ -16,7 +16,7 @@ def of_plane(plane: Plane, node: str, services: Mapping[FrontendKey, str]) -> Co
     traffic = plane.traffic()
     if traffic is not None:
         return of_traffic(traffic, node)
-    now = Counter(_connections(services))
+    now = Counter(service for _, service, _ in claimed(services))
     counts = plane.frontend_counts()
     refused: Counter[str] = Counter()
     for key, counted in (counts or {}).items():
@@ -38,17 +38,6 @@ def _refusals(told: Iterable[Refused], services: Mapping[FrontendKey, str]) -> d
         service = services.get(each.frontend, "") if each.frontend is not None else ""
         found[f"{each.reason} ({each.fate})" + (f" to {service}" if service else "")] += each.times
     return dict(sorted(found.items()))
-
-
-def _connections(services: Mapping[FrontendKey, str]) -> Iterable[str]:
-    """The Service of each connection that conntrack translates."""
-    for connection in translated_connections():
-        address, port = connection.frontend
-        for place in (address, ""):
-            key = FrontendKey(connection.family, place, connection.protocol, port)
-            if key in services:
-                yield services[key]
-                break
 
 
 def of_traffic(traffic: Traffic, node: str) -> Counters:

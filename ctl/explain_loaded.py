@@ -3,6 +3,8 @@
 import argparse
 import ipaddress
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from ctl.flow_names import lab_here
@@ -19,7 +21,7 @@ from dataplane.plan.types import FrontendKey, FrontendKind, Plan, PlanEntry
 from dataplane.planes.decisions import matches
 from dataplane.planes.mode import Mode
 from dataplane.planes.options import PlaneOptions
-from dataplane.planes.path import At
+from dataplane.planes.path import At, Step
 from dataplane.planes.registry import mode_of
 from dataplane.policy.node import NodeConfig
 
@@ -37,23 +39,27 @@ class Scene(NamedTuple):
     places: Places | None = None
 
 
-class Loaded(NamedTuple):
+@dataclass(frozen=True)
+class Loaded:
     """What was loaded last here: the plan, its mode, the options of its plane, and whose address that mode leaves
     alone."""
 
     plan: Plan
     mode: Mode
     keeping: Keeping
-    options: PlaneOptions = PlaneOptions()
+    options: PlaneOptions
 
-    @property
-    def at(self) -> At:
-        """What the mode's path of a packet depends on."""
-        return At(self.plan.node, self.options, self.keeping)
+    @cached_property
+    def _oracle(self) -> Oracle:
+        return Oracle(self.plan, keeping=self.keeping)
 
     def decide(self, packet: Packet) -> Decision:
         """What happens to a packet."""
-        return Oracle(self.plan, keeping=self.keeping).decide(packet)
+        return self._oracle.decide(packet)
+
+    def path(self, decision: Decision) -> Sequence[Step]:
+        """The kernel's way of the packet that was decided about."""
+        return self.mode.path(decision, At(self.plan.node, self.options, self.keeping))
 
     def forwarded(self, packet: Packet) -> PlanEntry | None:
         """What has the node port at which a packet arrived at another node, if that node may forward it to this one."""

@@ -36,7 +36,7 @@ from dataplane.policy.node import Source
 if TYPE_CHECKING:
     from ctl.context import Context
     from ctl.explain_loaded import Scene
-    from ctl.explain_routes import Ways
+    from ctl.explain_routes import Way, Ways
     from ctl.flow_names import Names
 
 _PAGE, _NARROWEST = 100, 40
@@ -183,6 +183,20 @@ def explained(
     )
 
 
+def answer(
+    flow: Flow,
+    decision: Decision,
+    more: Sequence[str],
+    path: Sequence[Step],
+    ways: "Sequence[Way]",
+    node_names: Mapping[str, str] = MappingProxyType({}),
+) -> Answer:
+    """One decision with all that is told of it, see `explained`. ways: which its packets go, past the node's stack or
+    by it."""
+    reasons, steps = [*more, *(way.text for way in ways)], [*path, *(way.step for way in ways)]
+    return Answer(explained(flow, decision, reasons, steps, node_names), decision)
+
+
 def explain(
     planner: Planner,
     flows: Iterable[Flow],
@@ -215,25 +229,17 @@ def answers(
     oracle = Oracle(planner.plan, notes, keeping, names)
     conflicts = [problem for problems in planner.problems.values() for problem in problems]
     at = At(planner.plan.node, options, keeping)
-    return [
-        Answer(
-            explained(
-                flow,
-                decision,
-                [
-                    *_conflicts(decision, conflicts),
-                    *_gated(decision, planner),
-                    *_snat_only(decision, planner, mode),
-                    *_connect_time(decision, planner, keeping),
-                    *(way.text for way in ways(decision)),
-                ],
-                [*mode_of(mode).path(decision, at), *(way.step for way in ways(decision))],
-                names,
-            ),
-            decision,
+    found = []
+    for flow in flows:
+        decision = oracle.decide(flow.packet)
+        more = (
+            *_conflicts(decision, conflicts),
+            *_gated(decision, planner),
+            *_snat_only(decision, planner, mode),
+            *_connect_time(decision, planner, keeping),
         )
-        for flow, decision in ((flow, oracle.decide(flow.packet)) for flow in flows)
-    ]
+        found.append(answer(flow, decision, more, mode_of(mode).path(decision, at), ways(decision), names))
+    return found
 
 
 def _conflicts(decision: Decision, conflicts: Iterable[Problem]) -> Iterable[str]:
@@ -381,22 +387,20 @@ def _as_loaded(args: argparse.Namespace) -> "tuple[list[Answer], Scene]":
     flows += read_flows(text for name in args.service for text in flows_to(held.plan, name, args.sources))
     scene = Scene(held.plan.node, held.keeping, places=lab_here())
     decisions = [held.decide(flow.packet) for flow in flows]
-    found = [
-        explained(
-            flow,
-            decision,
-            [way.text for way in ways(decision)],
-            [*held.mode.path(decision, held.at), *(way.step for way in ways(decision))],
-        )
-        for flow, decision in zip(flows, decisions, strict=True)
-    ]
+    paths = [held.path(decision) for decision in decisions]
+    asked_for = [*zip(flows, decisions, paths, strict=True)]
+    found = [answer(flow, decision, (), path, ways(decision)) for flow, decision, path in asked_for]
     if not args.live:
-        return [*map(Answer, found, decisions)], scene
+        return found, scene
     from ctl.trace.live import send_all
+    from ctl.trace.seen import Target
 
-    lives = send_all(args, held, [(flow.text, flow.asked, flow.packet) for flow in flows])
-    found = [msgspec.structs.replace(each, live=live) for each, live in zip(found, lives, strict=True)]
-    return [*map(Answer, found, decisions)], scene
+    targets = [Target(flow.asked, flow.text, held.mode, decision, path) for flow, decision, path in asked_for]
+    lives = send_all(args, held.mode, targets)
+    return [
+        each._replace(explained=msgspec.structs.replace(each.explained, live=live))
+        for each, live in zip(found, lives, strict=True)
+    ], scene
 
 
 def _under_manifests(args: argparse.Namespace) -> "tuple[list[Answer], Scene]":

@@ -77,9 +77,8 @@ def run(args: argparse.Namespace) -> int:
     named = Names(held.plan, places=lab_here()).expand(args.flow)[0]
     packet = parse_flow(named.text)
     decision = held.decide(packet)
-    path = held.mode.path(decision, held.at)
     asked, entry = named.asked if named.asked != named.text else "", held.forwarded(packet)
-    target = Target(asked, named.text, held.mode, decision, path, entry)
+    target = Target(asked, named.text, held.mode, decision, held.path(decision), entry)
     origin = origin_of(packet, args.from_netns, args.from_pid) if args.send else None
     if origin is None and args.output == "table":
         notify(f"waiting for a packet of {named.text} (--send sends one)")

@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Iterator, Sequence
 
 from ctl.commands.trace import SEND_SECONDS
-from ctl.explain_loaded import Loaded
 from ctl.live import Comparison, Live
 from ctl.loaded import loaded_plane
 from ctl.trace.follow import check_rights, follow
@@ -12,23 +11,21 @@ from ctl.trace.origin import origin_of
 from ctl.trace.seen import Layer, Target
 from ctl.trace.timeline import Trace
 from dataplane.model.net import host_port
-from dataplane.oracle.types import Packet, Verdict
+from dataplane.oracle.types import Verdict
+from dataplane.planes.mode import Mode
 from dataplane.planes.path import Kind, Step
 from dataplane.policy.node import Source
 
 
-def send_all(args: argparse.Namespace, held: Loaded, flows: Sequence[tuple[str, str, Packet]]) -> list[Live]:
-    """Send a packet of each flow, one after another, and compare. flows: as addresses, as it was asked for, the packet.
-    Raises HotplaneError, UsageError for a source that nothing can be sent from."""
+def send_all(args: argparse.Namespace, mode: Mode, targets: Sequence[Target]) -> list[Live]:
+    """Send a packet to each target, one after another, and compare. mode: that of the targets. Raises HotplaneError,
+    UsageError for a source that nothing can be sent from."""
     check_rights()
-    origins = [origin_of(packet, args.from_netns, args.from_pid) for _, _, packet in flows]
-    plane = loaded_plane(held.mode.name, args.state_dir)
-    found = []
-    for (text, asked, packet), origin in zip(flows, origins, strict=True):
-        decision = held.decide(packet)
-        target = Target(asked, text, held.mode, decision, held.mode.path(decision, held.at))
-        found.append(compare(follow(target, plane, SEND_SECONDS, origin)))
-    return found
+    origins = [origin_of(each.decision.packet, args.from_netns, args.from_pid) for each in targets]
+    plane = loaded_plane(mode.name, args.state_dir)
+    return [
+        compare(follow(target, plane, SEND_SECONDS, origin)) for target, origin in zip(targets, origins, strict=True)
+    ]
 
 
 def compare(trace: Trace) -> Live:

@@ -432,7 +432,7 @@ class Planner:
     def _entry(self, key: EntryKey, service: Service, wanted: list[FrontendSpec], problems: list[Problem]) -> PlanEntry:
         won = self._won(service, wanted, problems)
         forwarding = self._forwarding(key, service, won)
-        sets, lingers = self._sets(key)
+        sets, lingers, candidates = self._sets(key)
         merged = self._merged.get((key.namespace, key.name), {}).get(key)
         limited = merged is not None and merged.limited
         if limited:
@@ -447,9 +447,9 @@ class Planner:
             external_local=service.external_local,
             lingering=lingers,
             limited=limited,
-            unplaced=() if self._certain else self._unplaced(key, sets, merged),
+            unplaced=() if self._certain else self._unplaced(candidates, sets, merged),
             forwarding=forwarding,
-            tunnels=self._tunnelled(key, sets, merged) if forwarding is not Forwarding.SNAT else (),
+            tunnels=self._tunnelled(key, candidates, sets, merged) if forwarding is not Forwarding.SNAT else (),
             weighted=sets.weighted,
             algorithm=self._algorithm(service, won, problems),
         )
@@ -464,13 +464,15 @@ class Planner:
             self.tunnels.forget(key)
         return way
 
-    def _tunnelled(self, key: EntryKey, sets: BackendSets, merged: MergedEndpoints | None) -> tuple[str, ...]:
+    def _tunnelled(
+        self, key: EntryKey, candidates: Sequence[Candidate], sets: BackendSets, merged: MergedEndpoints | None
+    ) -> tuple[str, ...]:
         """See PlanEntry.tunnels. O(what changed) for a large Service."""
         ways = self.tunnels.ways(key.family)
         if merged is not None:
             self.tunnels.note(key, merged.nodes)
             return merged.tunnels(ways, self.tunnels.changes)
-        nodes = nodes_of(self.candidates(key), self.plan.node)
+        nodes = nodes_of(candidates, self.plan.node)
         self.tunnels.note(key, nodes.values())
         return tuple(["" if b.local else ways.get(nodes[b.address, b.port], "") for b in sets.cluster])
 
@@ -490,8 +492,9 @@ class Planner:
             problems.append(unable)
         return Algorithm.RANDOM
 
-    def _sets(self, key: EntryKey) -> tuple[BackendSets, tuple[Backend, ...]]:
-        """Return the backend sets of a Service port, and its lingering endpoints. O(what changed) if it is large."""
+    def _sets(self, key: EntryKey) -> tuple[BackendSets, tuple[Backend, ...], Sequence[Candidate]]:
+        """Return the backend sets of a Service port, its lingering endpoints, and the candidates for both. A large one
+        has no candidates, and is O(what changed)."""
         service_id, udp = (key.namespace, key.name), key.protocol is Protocol.UDP
         merged = self._merged.get(service_id, {}).get(key)
         slices = self._slices_of(service_id)
@@ -506,15 +509,15 @@ class Planner:
             )
             self._merged.setdefault(service_id, {})[key] = merged
         if merged is not None:
-            return merged.sets(lingering=udp)
+            return *merged.sets(lingering=udp), ()
         candidates = self.candidates(key)
         sets = backend_sets(candidates, self.plan.node)
-        return sets, lingering(candidates, sets, self.plan.node) if udp and candidates else ()
+        return sets, lingering(candidates, sets, self.plan.node) if udp and candidates else (), candidates
 
-    def _unplaced(self, key: EntryKey, sets: BackendSets, merged: MergedEndpoints | None) -> Backends:
+    def _unplaced(self, candidates: Sequence[Candidate], sets: BackendSets, merged: MergedEndpoints | None) -> Backends:
         """See Places.unplaced. O(what changed) for a large Service."""
         if merged is None:
-            return self.places.unplaced(self.candidates(key), sets)
+            return self.places.unplaced(candidates, sets)
         return merged.doubted(self.places.doubtful, self.places.knowledge)
 
     def _report(self, ref: ObjectRef, problems: tuple[Problem, ...]) -> None:

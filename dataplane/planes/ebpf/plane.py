@@ -46,7 +46,6 @@ from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
 from dataplane.planes.ebpf.maps.tables import Removed, Tables
 from dataplane.planes.ebpf.views import answers
 from dataplane.planes.ebpf.views import records as views
-from dataplane.planes.ebpf.views.captures import ProgramCapture
 from dataplane.planes.exclusions import Exclusions
 from dataplane.planes.host_routes import HostRoutes
 from dataplane.policy.algorithm import Algorithm
@@ -508,6 +507,8 @@ class EbpfPlane(Plane):
 
     def capture(self, snap: int) -> CaptureStream:
         """See planes.base.Plane.capture."""
+        from dataplane.planes.ebpf.views.captures import ProgramCapture  # takes 7 ms, which no other command needs
+
         maps = views.open_instance(self.pins.instance)
         if maps is None:
             raise PlaneError("no ebpf plane is loaded in this network namespace: hotplane --mode ebpf apply -f ...")

@@ -23,7 +23,6 @@ from dataplane.planes.base import EntryRefused, Plane, PlaneError
 from dataplane.planes.captures import CaptureStream
 from dataplane.planes.clients import Client
 from dataplane.planes.nftables.adopt import broken_chains
-from dataplane.planes.nftables.capture import Capture
 from dataplane.planes.nftables.clients import remembered_clients
 from dataplane.planes.nftables.elements.books import Books
 from dataplane.planes.nftables.elements.commits import Commits
@@ -222,6 +221,8 @@ class NftablesPlane(Plane):
 
     def capture(self, snap: int) -> CaptureStream:
         """See planes.base.Plane.capture."""
+        from dataplane.planes.nftables.capture import Capture  # takes some ms, which no other command needs
+
         return Capture(snap)
 
     def answered_pings(self) -> int | None:

@@ -167,11 +167,15 @@ def _rounds(count: int) -> str:
     return f"{count} round{'s' if count > 1 else ''}"
 
 
+def _where_measured(run: _Run, key: GroupKey) -> tuple[str, ...]:
+    """The ebpf modes that have a bar of a line: host routing, which runs measure on request, where this one did."""
+    return (*EBPF, HOST) if key._replace(mode=HOST) in run.rounds else EBPF
+
+
 def _connect_bars(run: _Run) -> Iterator[BarRow]:
     rounds, rate = run.rounds, f"new connections/s, last of {SIZE:,} Services"
     direct = GroupKey(DIRECT, "connect", SIZE, LAST)
-    measured_too = (HOST,) if direct._replace(mode=HOST) in rounds else ()
-    for mode in (*EBPF, *measured_too):
+    for mode in _where_measured(run, direct):
         row = BarRow(f"{rate} / direct, on a node without rules", mode, 1.10, True)
         yield _ratio(run, row, against(rounds, direct._replace(mode=mode), DIRECT, "rate"), direct)
     tracked = against(rounds, direct._replace(mode=CONNTRACK), DIRECT, "rate")
@@ -205,11 +209,10 @@ def _latency_bars(run: _Run) -> Iterator[BarRow]:
 def _packet_bars(results: Results, run: _Run) -> Iterator[BarRow]:
     size = max(results.settings.fixed_services)
     place = f"at {size:,} Services"
-    for mode in (*EBPF, HOST):
+    bulk = GroupKey(DIRECT, "TCP_STREAM", size, LAST)
+    for mode in _where_measured(run, bulk):
         row = BarRow("bulk TCP through a clusterIP / direct", mode, 0.98, True)
-        key = GroupKey(mode, "TCP_STREAM", size, LAST)
-        if mode in EBPF or key in run.rounds:
-            yield _against_direct(run, row, key, place)
+        yield _against_direct(run, row, bulk._replace(mode=mode), place)
     row = BarRow("packets/s to a remote backend / plain forwarding", "ebpf-xdp", 4.2, True)
     key = GroupKey(row.mode, "north-remote-pps", size, "")
     yield _against_direct(run, row, key, f"{place}; packets of the kernel's own making")

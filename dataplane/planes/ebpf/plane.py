@@ -119,6 +119,8 @@ class EbpfPlane(Plane):
     ) -> None:
         self.host_routing = host_routing
         self.slow, self.hooks, self.sizes = slow, tuple(hooks), sizes or Sizes()
+        self._connect_hooks = [hook for hook in hooks if hook.name == ConnectHook.name]
+        self._packet_hooks = [hook for hook in hooks if hook.name != ConnectHook.name]
         self.pins = PinDirectory(instance or default_instance())
         self.cleaner = cleaner
         self._off = off
@@ -257,14 +259,12 @@ class EbpfPlane(Plane):
         self._tables = tables
         self.pins.wanted_links.clear()
         self.pins.wanted_programs.clear()
-        for hook in self.hooks:
-            if hook.name != ConnectHook.name:
-                hook.attach(maps, self.pins)
+        for hook in self._packet_hooks:
+            hook.attach(maps, self.pins)
         if not adopted:
             write_ready(maps, True)
-        for hook in self.hooks:  # sockets ask one program alone, which must not pass one on for a moment
-            if hook.name == ConnectHook.name:
-                hook.attach(maps, self.pins)
+        for hook in self._connect_hooks:  # sockets ask one program alone, which must not pass one on for a moment
+            hook.attach(maps, self.pins)
         if _carries(plan.entries.values()):
             self._take_over(maps)
         self.pins.remove_unwanted_programs(version)
@@ -324,7 +324,7 @@ class EbpfPlane(Plane):
 
     def _take_over(self, maps: MapSet) -> None:
         """Have the programs go on with connections that other nodes took. Raises ConntrackError, PlaneError."""
-        if any(isinstance(hook, PacketHook | OptionalHook) for hook in self.hooks) and not takes_over(maps):
+        if self._packet_hooks and not takes_over(maps):
             write_notes_answers(maps)
             leave_connections(maps)
             write_takes_over(maps, True)
@@ -336,7 +336,7 @@ class EbpfPlane(Plane):
         tables, maps_first = self.tables, _sticky(change)
         forwarded = tables.tunnels.known
         if not forwarded and (change.tunnel_peers or _forwards(entry.new for entry in change.entries)):
-            for hook in self.hooks:
+            for hook in self._packet_hooks:
                 hook.forward()
         if _carries(entry.new for entry in change.entries):
             self._take_over(tables.maps)
@@ -443,7 +443,7 @@ class EbpfPlane(Plane):
         """See planes.base.Plane.why_not_forwarding: they come in by an uplink."""
         if self._tables is None:
             return "no plan is loaded"
-        used = [hook.used if isinstance(hook, OptionalHook) else hook for hook in self.hooks]
+        used = [hook.used if isinstance(hook, OptionalHook) else hook for hook in self._packet_hooks]
         packets = [hook for hook in used if isinstance(hook, PacketHook)]
         if not packets:
             return "neither the tc nor the XDP hook is at work (doctor tells why)"

@@ -58,7 +58,11 @@ def plan_of(*objects: ModelObject, node: NodeConfig = NODE) -> Plan:
 
 def every_kind() -> list[ModelObject]:
     """One Service of each kind that has rules of its own, in both families."""
-    balanced = ServiceType.LOAD_BALANCER
+    return [*_inside(), *_outside()]
+
+
+def _inside() -> list[ModelObject]:
+    """Those without an external address."""
     return [
         Service("default", "plain", cluster_ips=("10.96.0.1", "fd00:96::1"), ports=(tcp(80),)),
         slice_of("plain", "10.42.0.9", "10.42.0.10", "10.42.1.11"),
@@ -76,6 +80,13 @@ def every_kind() -> list[ModelObject]:
         slice_of("dns", "fd00:10:42::5", port=1053, port_name="dns", protocol=Protocol.UDP),
         slice_of("dns", "10.42.0.6", port=9001, port_name="sctp", protocol=Protocol.SCTP),
         slice_of("dns", "fd00:10:42::6", port=9001, port_name="sctp", protocol=Protocol.SCTP),
+    ]
+
+
+def _outside() -> list[ModelObject]:
+    """Those with external addresses."""
+    balanced = ServiceType.LOAD_BALANCER
+    return [
         Service(
             "default",
             "open",

@@ -22,6 +22,7 @@ from dataplane.planes.nftables.rules.refusals import (
 )
 from dataplane.planes.nftables.rules.syntax import (
     BY_SOURCE_ACTION,
+    CLEAR_NUMBER,
     DROP_ACTION,
     HAS_NUMBER,
     LAST,
@@ -150,10 +151,9 @@ def chains(syntax: Syntax, family: Family, node: NodeConfig) -> dict[str, list[s
     )
     to_shape = "meta priority vmap @shapes"
     to_source = f"meta priority {by_source} goto {syntax.services.by_source}"
-    clear = f"{HAS_NUMBER} meta priority set 0:0"
     entrance = [
         # A packet that carries another one inside (VXLAN) begins with that one's priority, and with what a program set.
-        clear,
+        CLEAR_NUMBER,
         f"meta priority set {syntax.services.key} map @{syntax.services.first} {to_shape}",
         f"{HAS_NUMBER} goto dispatch",
         *_node_port_rules(syntax, family, node),
@@ -177,20 +177,27 @@ def chains(syntax: Syntax, family: Family, node: NodeConfig) -> dict[str, list[s
         "nodeport-dispatch": [to_shape, f"meta priority {by_source} goto {syntax.nodeports.by_source}", "goto refuse"],
         "prerouting": entrance,
         "output": entrance,
+        **_source_chains(syntax, mark),
+        **dict.fromkeys(("unclaimed-prerouting", "unclaimed-output"), _unclaimed(syntax, node)),
+        **flowtable_rules(node),
+    }
+
+
+def _source_chains(syntax: Syntax, mark: int) -> dict[str, list[str]]:
+    """Return the chains by which sources are masqueraded. mark: of packets that are to be."""
+    return {
         # By the mark, before the ebpf mode keeps what is marked off its own ports at 99 (planes.ebpf.flows.port_split).
         "mark-hairpin": [
             # The priority of a connection's first packet, the only one that comes here, carries a number; it is cleared
             # so that later readers of the priority do not see it, and before any chain that sets a source, after which
             # the kernel asks no other. Other priorities are not changed.
-            clear,
+            CLEAR_NUMBER,
             f"ct status dnat {syntax.ip} saddr . {syntax.ip} daddr @hairpin jump mark-packet",
         ],
         "postrouting": [
             f"meta mark & {mark:#x} == {mark:#x} meta mark set meta mark & {~mark & 0xFFFFFFFF:#x} "
             "masquerade fully-random",
         ],
-        **dict.fromkeys(("unclaimed-prerouting", "unclaimed-output"), _unclaimed(syntax, node)),
-        **flowtable_rules(node),
     }
 
 

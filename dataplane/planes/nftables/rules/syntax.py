@@ -30,6 +30,9 @@ HAS_NUMBER = "meta priority & ffff:0 == ffff:0"
 """Matches packets whose priority is a number of `number_text`. As a mask, since the kernel has a shorter way for that
 than for `>=`."""
 
+CLEAR_NUMBER = f"{HAS_NUMBER} meta priority set 0:0"
+"""Has such a packet carry no number any more; other priorities are not changed."""
+
 
 def number_text(number: int) -> str:
     """A number below 65536 as a packet priority, the field in which it travels from one rule to the next: in a range

@@ -15,8 +15,8 @@ from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
 from dataplane.planes.ebpf.maps.layout import constant
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import DEVICE, Bench, ip, ip_of
+from tests.kernel.bpf_packets.talk import OPEN, Talk, age
 from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, PASSED, SENT, Runner, _bench, node, run
-from tests.kernel.test_tc_rules import OPEN, Talk, age
 
 __all__ = ["_bench", "node", "run"]
 

@@ -8,8 +8,8 @@ from dataplane.planes.ebpf.flows.entries import own_tuple
 from dataplane.planes.ebpf.maps.encode import address_bytes
 from dataplane.planes.ebpf.maps.layout import constant
 from tests.kernel.bpf_packets.bench import Bench
+from tests.kernel.bpf_packets.talk import OPEN, Talk
 from tests.kernel.test_tc_packets import FAMILIES, _bench, node
-from tests.kernel.test_tc_rules import OPEN, Talk
 
 __all__ = ["_bench", "node"]
 

@@ -15,8 +15,8 @@ from dataplane.planes.ebpf.flows.ports import snat_fields
 from dataplane.planes.ebpf.maps.mapset import NODE_KEY
 from dataplane.planes.ebpf.maps.node_settings import LIFETIMES, NODE
 from tests.kernel.bpf_packets.bench import Bench, ip, ip_of
+from tests.kernel.bpf_packets.talk import OPEN, SNAT_AT, Talk, age, one_port
 from tests.kernel.test_tc_packets import ADDRESSES, FAMILIES, SENT, Runner, _bench, node, run
-from tests.kernel.test_tc_rules import OPEN, SNAT_AT, Talk, age, one_port
 
 __all__ = ["_bench", "node", "run"]
 

@@ -15,8 +15,8 @@ from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
 from tests.kernel.bpf_packets.bench import Bench
 from tests.kernel.bpf_packets.between import SNAT_PORT, Between
 from tests.kernel.bpf_packets.ends import ACK, FIN, NOTHING_MORE, OVER, PSH, RST, SYN, Segment, State, after
+from tests.kernel.bpf_packets.talk import age, one_port
 from tests.kernel.test_tc_packets import FAMILIES, _bench, node
-from tests.kernel.test_tc_rules import age, one_port
 
 __all__ = ["_bench", "node"]
 

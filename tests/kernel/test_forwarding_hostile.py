@@ -29,7 +29,7 @@ from dataplane.planes.ebpf.maps.mapset import NODE_KEY
 from dataplane.planes.ebpf.views.answers import kind_of
 from dataplane.planes.ebpf.views.events import EventStream
 from tests.kernel.bpf_packets import bench as b
-from tests.kernel.bpf_packets.bench import Bench, bench, ip_of
+from tests.kernel.bpf_packets.bench import Bench, bench, ip, ip_of
 from tests.kernel.test_forwarding_packets import (
     ANSWER,
     ASK,
@@ -45,7 +45,6 @@ from tests.kernel.test_forwarding_packets import (
     VIP,
     digest,
     entries,
-    ip,
     wrapped,
 )
 

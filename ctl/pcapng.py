@@ -40,7 +40,8 @@ class PcapngWriter:
         self._write(_block(_SECTION, section, _option(_APPLICATION, f"hotplane {VERSION}".encode())))
 
     def packet(self, ns: int, device: str, link: int, data: bytes, length: int, comment: str) -> None:
-        """Write a packet. link: pcap's LINKTYPE. length: of the whole packet. comment: for people."""
+        """Write a packet. ns: nanoseconds since 1970. device: its name, "" for none. link: pcap's LINKTYPE. data: the
+        packet's first bytes. length: bytes of the whole packet. comment: for people."""
         interface = self._interface(device, link)
         head = struct.pack("=IIIII", interface, ns >> 32, ns & 0xFFFFFFFF, len(data), length)
         self._write(_block(_PACKET, head + _padded(data), _option(_COMMENT, comment.encode())))

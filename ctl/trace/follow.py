@@ -65,7 +65,7 @@ class _Watch:
         self.sent: Sent | None = None
 
     def run(self, timeout: float) -> None:
-        """Listen until the connection is over or the time is."""
+        """Listen until the connection is over, or `timeout` seconds are."""
         if self._sender is not None:
             self._sender.begin()
         deadline = time.monotonic() + timeout + (SLACK_SECONDS if self._sender is not None else 0)

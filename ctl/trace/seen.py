@@ -61,7 +61,7 @@ def rank(hook: str, priority: int = 0) -> int:
 
 class Target(NamedTuple):
     """What is traced. asked: the flow as the user wrote it. decision: what the oracle says about it. path: the way that
-    the mode says. targets: addresses and ports that its packets may have as destination, the frontend's first."""
+    the mode says. forwarded: what claims its packets at another node that may forward them here, None if nothing."""
 
     asked: str
     text: str

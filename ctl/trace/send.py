@@ -62,8 +62,8 @@ def of_process(pid: int) -> Origin:
 
 
 class Sender(Resource):
-    """The child. cookie: of its network namespace, 0 if the kernel does not tell. Raises HotplaneError if it cannot be
-    where it is to send from, or the source is no address there."""
+    """The child. timeout: seconds to wait for an answer. cookie: of its network namespace, 0 if the kernel does not
+    tell. Raises HotplaneError if it cannot be where it is to send from, or the source is no address there."""
 
     def __init__(self, packet: Packet, origin: Origin, timeout: float) -> None:
         if packet.protocol is Protocol.SCTP:

@@ -39,8 +39,8 @@ def fill_table(
 ) -> "array[int] | None":
     """Return a Maglev table (see policy.maglev.fill), or None where the function cannot be had.
 
-    offsets, skips, places: by turn, at least one, 32 bits each. values: what stands in the table for each turn, 64
-    bits, as in the table. In the order of this machine.
+    size: slots of the table. offsets, skips, places: by turn, at least one, 32 bits each. values: what stands in the
+    table for each turn, 64 bits, as in the table. All in the byte order of this machine.
     """
     library = _library()
     if library is None:

@@ -21,8 +21,8 @@ class Kind(enum.StrEnum):
 
 class Decision(NamedTuple):
     """One decision. seconds: CLOCK_MONOTONIC. protocol: as text. source: address and port, or a text in their place.
-    service: namespace/name:port, "" if no frontend matches the destination. endpoint: "" if none was chosen. meaning:
-    of the reason, in words."""
+    service: namespace/name:port, "" if no frontend matches the destination. endpoint: "" if none was chosen. ifindex:
+    of the device, 0 for none. length: of the packet, in bytes, 0 for a socket's. meaning: of the reason, in words."""
 
     seconds: float
     hook: str

@@ -115,6 +115,7 @@ def _ordered(node_ips: Iterable[str], interface_addresses: Iterable[str]) -> tup
 
 
 def local_detector(settings: ProxySettings, node_pod_cidrs: Sequence[str]) -> LocalDetector:
+    """Return what tells this node's pods from others (detectLocalMode). node_pod_cidrs: of the Node object."""
     match settings.detect_local:
         case LocalMode.CLUSTER_CIDR:
             return LocalDetector(cidrs=_canonical_cidrs(settings.cluster_cidrs))

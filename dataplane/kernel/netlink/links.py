@@ -70,13 +70,13 @@ class Links(Resource):
         return self._index[device]
 
     def add_bridge(self, device: str, mtu: int) -> None:
-        """A bridge that forwards at once (no spanning tree, no multicast snooping), up."""
+        """A bridge that forwards at once (no spanning tree, no multicast snooping), up. mtu: in bytes."""
         self._do(f"add bridge {device}", self._ipr.link, "add", ifname=device, kind="bridge", mtu=mtu,
                  address=_new_mac(), br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0)  # fmt: skip
         self.up(device)
 
     def add_veth(self, device: str, peer: "Links", peer_device: str, mtu: int) -> None:
-        """A veth pair: one end here, the other in `peer`'s namespace; both up."""
+        """A veth pair: one end here, the other in `peer`'s namespace; both up. mtu: in bytes."""
         with open(netns.NETNS_DIR / peer.namespace) as target:
             other = {"ifname": peer_device, "net_ns_fd": target.fileno(), "mtu": mtu, "address": _new_mac()}
             self._do(f"add veth {device}", self._ipr.link, "add", ifname=device, kind="veth", mtu=mtu,
@@ -85,7 +85,7 @@ class Links(Resource):
         peer.up(peer_device)
 
     def add_vxlan(self, device: str, uplink: str, local: str, mtu: int, mac: str) -> None:
-        """A VXLAN device that learns nothing: what it forwards to comes from `fdb`. Up."""
+        """A VXLAN device that learns nothing: what it forwards to comes from `fdb`. Up. mtu: in bytes."""
         self._do(f"add vxlan {device}", self._ipr.link, "add", ifname=device, kind="vxlan", address=mac, mtu=mtu,
                  vxlan_id=VXLAN_ID, vxlan_link=self.index(uplink), vxlan_local=local, vxlan_port=VXLAN_PORT,
                  vxlan_learning=0)  # fmt: skip

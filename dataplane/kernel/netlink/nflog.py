@@ -42,8 +42,8 @@ _ANSWER_SECONDS = 5.0
 
 
 class Logged(NamedTuple):
-    """One packet. ns: when, since 1970. prefix: of the rule. device_in, device_out: indexes, 0 for none. data: from its
-    network header on, perhaps cut."""
+    """One packet. ns: when, in nanoseconds since 1970. prefix: of the rule. device_in, device_out: indexes, 0 for none.
+    data: from its network header on, perhaps cut."""
 
     ns: int
     prefix: str

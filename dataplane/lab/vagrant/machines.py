@@ -61,7 +61,8 @@ class Machines(Places, Resource):
     def run(
         self, where: str, argv: Sequence[str], *, input: bytes | None = None, check: bool = True, timeout: float = 600.0
     ) -> "subprocess.CompletedProcess[bytes]":
-        """Run a program in a place to its end. Raises LabError when it fails and `check` is set, or is late."""
+        """Run a program in a place to its end. Raises LabError when it fails and `check` is set, or takes more than
+        `timeout` seconds."""
         given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
         command = self.command(where, argv)
         try:

@@ -42,7 +42,7 @@ def stale_instances(prefix: str = "", *, of: Collection[int] | None = None, age:
 
 
 def remove_stale(prefix: str = "", *, of: Collection[int] | None = None, age: float = 0.0) -> list[str]:
-    """Detach and unpin all `stale_instances`; returns their names. Raises HotplaneError."""
+    """Detach and unpin all `stale_instances` (see there); returns their names. Raises HotplaneError."""
     names = stale_instances(prefix, of=of, age=age)
     for name in names:
         pins = PinDirectory(name)

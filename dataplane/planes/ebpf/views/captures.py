@@ -23,7 +23,8 @@ _MOST_WAIT = 0.5
 
 class ProgramCapture(CaptureStream):
     """A capture of the programs' own drops, and of what the slow path refuses. maps: taken over. slow: taken over;
-    None if it cannot be captured. raw: indexes of devices without a link-layer header. Raises PlaneError."""
+    None if it cannot be captured. snap: bytes of a packet that are kept. raw: indexes of devices without a link-layer
+    header. Raises PlaneError."""
 
     hooks = MappingProxyType({name: names for name, names in ALL_HOOKS.items() if name != "connect"})  # has no packets
 

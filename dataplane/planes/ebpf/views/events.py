@@ -39,7 +39,8 @@ _HEADER = 8
 
 class Event(NamedTuple):
     """One report. Addresses are text; a socket's source at connect time is `netns:<cookie>`, port 0. backend: None when
-    none was chosen. service: index of the Service, None when no frontend has the destination. ns: CLOCK_MONOTONIC."""
+    none was chosen. service: index of the Service, None when no frontend has the destination. ns: CLOCK_MONOTONIC.
+    ifindex: of the device, 0 at connect time. length: of the packet, in bytes; 0 at connect time, too."""
 
     ns: int
     hook: str

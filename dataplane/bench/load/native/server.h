@@ -18,47 +18,47 @@ enum {
 
 enum kind { LISTENER, CONNECTION, STREAM, DATAGRAMS };
 
-struct door {
+struct server_socket {
     enum kind kind;
     int fd;
     unsigned long long counted, overflowed;
 };
 
-static void watch(int poll, struct door *door) {
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = door};
+static void watch(int poll, struct server_socket *sock) {
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = sock};
 
-    if (epoll_ctl(poll, EPOLL_CTL_ADD, door->fd, &event))
+    if (epoll_ctl(poll, EPOLL_CTL_ADD, sock->fd, &event))
         fail("epoll_ctl");
 }
 
 static void listen_on(int poll, int family, int kind, int port) {
-    struct door *door = calloc(1, sizeof(*door));
+    struct server_socket *sock = calloc(1, sizeof(*sock));
     struct sockaddr_storage address;
     socklen_t length;
     int one = 1, size = RECEIVE_BUFFER;
 
-    if (!door || !parse_address(family == AF_INET ? "0.0.0.0" : "::", port, &address, &length))
+    if (!sock || !parse_address(family == AF_INET ? "0.0.0.0" : "::", port, &address, &length))
         fail("listen");
-    door->fd = socket(family, kind | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (door->fd < 0 && family == AF_INET6) {
-        free(door); /* a kernel without IPv6 */
+    sock->fd = socket(family, kind | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (sock->fd < 0 && family == AF_INET6) {
+        free(sock); /* a kernel without IPv6 */
         return;
     }
-    door->kind = kind == SOCK_STREAM ? LISTENER : DATAGRAMS;
-    setsockopt(door->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+    sock->kind = kind == SOCK_STREAM ? LISTENER : DATAGRAMS;
+    setsockopt(sock->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     if (family == AF_INET6)
-        setsockopt(door->fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
+        setsockopt(sock->fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
     if (kind == SOCK_DGRAM) {
-        setsockopt(door->fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof(size));
-        setsockopt(door->fd, SOL_SOCKET, SO_RXQ_OVFL, &one, sizeof(one));
+        setsockopt(sock->fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof(size));
+        setsockopt(sock->fd, SOL_SOCKET, SO_RXQ_OVFL, &one, sizeof(one));
     }
-    if (bind(door->fd, (struct sockaddr *)&address, length))
+    if (bind(sock->fd, (struct sockaddr *)&address, length))
         fail("bind");
     if (kind == SOCK_STREAM) /* what is accepted inherits it */
-        setsockopt(door->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-    if (kind == SOCK_STREAM && listen(door->fd, 4096))
+        setsockopt(sock->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    if (kind == SOCK_STREAM && listen(sock->fd, 4096))
         fail("listen");
-    watch(poll, door);
+    watch(poll, sock);
 }
 
 static void answer_port(int fd) {
@@ -69,26 +69,26 @@ static void answer_port(int fd) {
         send(fd, &((struct sockaddr_in *)&address)->sin_port, 2, MSG_NOSIGNAL);
 }
 
-/* Answer what has come; 0 = the connection is closed and `door` is gone. */
-static int echo(struct door *door) {
+/* Answer what has come; 0 = the connection is closed and `sock` is gone. */
+static int echo(struct server_socket *sock) {
     char buffer[4096];
-    ssize_t length = recv(door->fd, buffer, sizeof(buffer), 0);
+    ssize_t length = recv(sock->fd, buffer, sizeof(buffer), 0);
 
     if (length > 0 && buffer[0] == SINK) {
-        door->kind = STREAM;
-        door->counted = (unsigned long long)length;
+        sock->kind = STREAM;
+        sock->counted = (unsigned long long)length;
         return 1;
     }
     if (length > 0 && buffer[0] == WHERE) {
-        answer_port(door->fd);
+        answer_port(sock->fd);
         return 1;
     }
-    if (length > 0 && send(door->fd, buffer, (size_t)length, MSG_NOSIGNAL) == length && buffer[0] != ONCE)
+    if (length > 0 && send(sock->fd, buffer, (size_t)length, MSG_NOSIGNAL) == length && buffer[0] != ONCE)
         return 1;
     if (length < 0 && errno == EAGAIN)
         return 1;
-    close(door->fd);
-    free(door);
+    close(sock->fd);
+    free(sock);
     return 0;
 }
 
@@ -96,38 +96,38 @@ static int echo(struct door *door) {
  * now: then a connection of one request is over before it was ever watched. */
 static void accept_one(int poll, int listener) {
     int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    struct door *door;
+    struct server_socket *sock;
 
     if (fd < 0)
         return;
-    door = calloc(1, sizeof(*door));
-    if (!door)
+    sock = calloc(1, sizeof(*sock));
+    if (!sock)
         fail("calloc");
-    door->kind = CONNECTION;
-    door->fd = fd;
-    if (echo(door))
-        watch(poll, door);
+    sock->kind = CONNECTION;
+    sock->fd = fd;
+    if (echo(sock))
+        watch(poll, sock);
 }
 
-static void sink(struct door *door) {
+static void sink(struct server_socket *sock) {
     static char buffer[STREAM_BYTES];
     char answer[32];
-    ssize_t length = recv(door->fd, buffer, sizeof(buffer), 0);
+    ssize_t length = recv(sock->fd, buffer, sizeof(buffer), 0);
 
     if (length > 0)
-        door->counted += (unsigned long long)length;
+        sock->counted += (unsigned long long)length;
     if (length > 0 || (length < 0 && errno == EAGAIN))
         return;
     if (length == 0) {
-        length = snprintf(answer, sizeof(answer), "%llu", door->counted);
-        send(door->fd, answer, (size_t)length, MSG_NOSIGNAL);
+        length = snprintf(answer, sizeof(answer), "%llu", sock->counted);
+        send(sock->fd, answer, (size_t)length, MSG_NOSIGNAL);
     }
-    close(door->fd);
-    free(door);
+    close(sock->fd);
+    free(sock);
 }
 
 /* The kernel's count of datagrams that found the socket's buffer full: they came through all the same. */
-static void note_overflow(struct door *door, struct msghdr *message) {
+static void note_overflow(struct server_socket *sock, struct msghdr *message) {
     struct cmsghdr *control;
 
     for (control = CMSG_FIRSTHDR(message); control; control = CMSG_NXTHDR(message, control)) {
@@ -135,28 +135,28 @@ static void note_overflow(struct door *door, struct msghdr *message) {
             uint32_t dropped;
 
             memcpy(&dropped, CMSG_DATA(control), sizeof(dropped));
-            door->overflowed = dropped;
+            sock->overflowed = dropped;
         }
     }
 }
 
-static void answer(struct door *door, struct msghdr *message) {
+static void answer(struct server_socket *sock, struct msghdr *message) {
     char buffer[ANSWER_BYTES] = {0};
     char first = *(char *)message->msg_iov->iov_base;
     size_t length = sizeof(buffer);
 
     if (first == FLOOD) {
-        door->counted++;
+        sock->counted++;
         return;
     }
     if (first == ECHO)
         length = 1;
     if (first == COUNT)
-        length = (size_t)snprintf(buffer, sizeof(buffer), "%llu", door->counted + door->overflowed);
-    sendto(door->fd, buffer, length, 0, message->msg_name, message->msg_namelen);
+        length = (size_t)snprintf(buffer, sizeof(buffer), "%llu", sock->counted + sock->overflowed);
+    sendto(sock->fd, buffer, length, 0, message->msg_name, message->msg_namelen);
 }
 
-static void receive(struct door *door) {
+static void receive(struct server_socket *sock) {
     static char payload[BATCH][FLOOD_BYTES], control[BATCH][64];
     static struct sockaddr_storage sources[BATCH];
     struct mmsghdr messages[BATCH];
@@ -175,10 +175,10 @@ static void receive(struct door *door) {
                 .msg_controllen = sizeof(control[number]),
             };
         }
-        count = recvmmsg(door->fd, messages, BATCH, MSG_DONTWAIT, NULL);
+        count = recvmmsg(sock->fd, messages, BATCH, MSG_DONTWAIT, NULL);
         for (number = 0; number < count; number++) {
-            note_overflow(door, &messages[number].msg_hdr);
-            answer(door, &messages[number].msg_hdr);
+            note_overflow(sock, &messages[number].msg_hdr);
+            answer(sock, &messages[number].msg_hdr);
         }
     } while (count == BATCH);
 }
@@ -207,16 +207,16 @@ static void serve(int port, int count, int only_tcp) {
         int ready = epoll_wait(poll, events, EVENTS, -1);
 
         for (number = 0; number < ready; number++) {
-            struct door *door = events[number].data.ptr;
+            struct server_socket *sock = events[number].data.ptr;
 
-            if (door->kind == LISTENER)
-                accept_one(poll, door->fd);
-            else if (door->kind == CONNECTION)
-                echo(door);
-            else if (door->kind == STREAM)
-                sink(door);
+            if (sock->kind == LISTENER)
+                accept_one(poll, sock->fd);
+            else if (sock->kind == CONNECTION)
+                echo(sock);
+            else if (sock->kind == STREAM)
+                sink(sock);
             else
-                receive(door);
+                receive(sock);
         }
     }
 }

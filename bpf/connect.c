@@ -36,9 +36,10 @@ INLINE void describe_caller(const struct node *node, __u64 cookie, const struct 
     if (client->address_known && is_ipv4(target))
         client->identity.word[3] = to_be32(0x7f000001);
     client->source = cookie == node->netns_cookie ? SOURCE_NODE : (node->flags & detects) ? SOURCE_POD : SOURCE_OUTSIDE;
-    client->accepts_masquerade =
+    client->accepts_masquerade = hide_on_stack(
         client->source == SOURCE_NODE ||
-        (client->source == SOURCE_POD && !(node->flags & (NODE_MASQUERADE_ALL | NODE_KUBE_PROXY_PARITY)));
+        (client->source == SOURCE_POD && !(node->flags & (NODE_MASQUERADE_ALL | NODE_KUBE_PROXY_PARITY))));
+    client->address_known = hide_on_stack(client->address_known);
 }
 
 /* True for a loopback destination that is not a node port: only in the node's own network namespace, and only where

@@ -26,6 +26,18 @@ enum lookup_limits {
 #define MIX_2 0xc2b2ae3d27d4eb4fULL /* two more with as many ones as zeros (xxHash's second and third) */
 #define MIX_3 0x165667b19e3779f9ULL
 
+/* hide_value() of packet.h for programs without memory of their own: the verifier keeps no value of what is stored in
+ * the second half of eight bytes of the stack, but for zero. */
+INLINE __u32 hide_on_stack(__u32 value) {
+    struct {
+        __u32 first, second;
+    } __attribute__((aligned(8))) place;
+
+    place.second = value + 1;
+    asm volatile("" : : "r"(&place) : "memory");
+    return place.second - 1;
+}
+
 /* The outcome of balance(). */
 struct selection {
     struct address address;
@@ -178,7 +190,7 @@ INLINE __u32 flow_hash(const struct tuple *flow, __u32 by_client) {
 
 /* What a backend is chosen by: a Maglev table by the flow's hash, for clients from outside; else chance. */
 INLINE __u32 draw_for(const struct balancing *work, const struct client *client) {
-    if ((work->frontend.flags & FRONTEND_MAGLEV) && client->source == SOURCE_OUTSIDE && client->flow)
+    if ((work->frontend.flags & FRONTEND_MAGLEV) && (client->source & 3) == SOURCE_OUTSIDE && client->flow)
         return flow_hash(client->flow, work->frontend.affinity_seconds);
     return work->memory.stale ? work->memory.draw : bpf_get_prandom_u32();
 }
@@ -206,8 +218,11 @@ INLINE __u32 route_of(const struct frontend *frontend, __u32 source) {
     return (routes >> ((source & 3) * 8)) & 0xff;
 }
 
-/* Whether the client's route may be taken here; REASON_NONE = yes. */
+/* Whether the client's route may be taken here; REASON_NONE = yes. What is known of the client is a mask each time, not
+ * a condition of its own, which would be one more state to the verifier. */
 INLINE enum reason admit(const struct frontend *frontend, const struct client *client, __u32 route) {
+    __u32 unknown = (__u32)client->address_known - 1, masquerades = (route & ROUTE_MASQUERADE) / ROUTE_MASQUERADE;
+
     switch (route & ROUTE_ACTION) {
     case ROUTE_FORWARD:
         break;
@@ -217,16 +232,16 @@ INLINE enum reason admit(const struct frontend *frontend, const struct client *c
         return REASON_NO_ENDPOINT;
     }
     if (frontend->flags & FRONTEND_RANGES) {
-        if (!client->address_known)
+        if (frontend->flags & FRONTEND_RANGES & unknown)
             return REASON_SOURCE_UNKNOWN;
         if (!in_ranges(frontend, &client->identity))
             return REASON_SOURCE_RANGE;
     }
-    if (frontend->affinity_seconds && !client->address_known)
+    if (frontend->affinity_seconds & unknown)
         return REASON_AFFINITY;
-    if ((route & ROUTE_MASQUERADE) && !client->accepts_masquerade)
+    if (masquerades & ~client->accepts_masquerade)
         return REASON_MASQUERADE;
-    if (client->remote_pod && !((route & ROUTE_MASQUERADE) && client->masquerades_all))
+    if (client->remote_pod & ~(masquerades & client->masquerades_all))
         return REASON_REMOTE_POD;
     return REASON_NONE;
 }

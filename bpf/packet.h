@@ -10,6 +10,10 @@
 
 #include "helpers.h"
 
+enum packet_limits {
+    L3_OFFSETS = 31, /* mask: Ethernet and two VLAN tags */
+};
+
 enum packet_kind {
     PACKET_WHOLE,
     PACKET_FIRST_FRAGMENT, /* carries ports */

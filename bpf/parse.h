@@ -294,6 +294,8 @@ INLINE enum reason parse(void *data, void *end, __u32 length, int aggregate, str
     type = *first >> 4 == 4 ? to_be16(ETH_P_IP) : *first >> 4 == 6 ? to_be16(ETH_P_IPV6) : 0;
 #else
     type = parse_ethernet(data, end, packet);
+    barrier();
+    packet->l3 &= L3_OFFSETS; /* read back, so that to the verifier tags make no difference from here on */
 #endif
     if (!type)
         return REASON_MALFORMED;

@@ -7,7 +7,6 @@
 #include "packet.h"
 
 enum rewrite_limits {
-    L3_OFFSETS = 31, /* mask: Ethernet and two VLAN tags */
     L4_OFFSETS = 127,
     TCP_CHECK = 16, /* offset of the checksum in each header */
     UDP_CHECK = 6,

@@ -71,18 +71,19 @@ INLINE enum reason route_and_fragment(struct __sk_buff *skb, const struct arriva
 
 /* Translate the packet by the entry. Returns the verdict; if that is not to forward, packet->reason says why. */
 INLINE int translate(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
-                     struct translation *entry) {
+                     struct scratch *scratch, struct translation *entry) {
     int away = arrival->hook == HOOK_TC_INGRESS && (entry->flags & FLOW_SNAT);
+    struct next_hop *hop = (struct next_hop *)scratch->work; /* on the stack it would be many states to the verifier */
     enum reason found = packet->reason;
-    struct next_hop hop;
     __u32 held = 0;
     long failed;
 
+    _Static_assert(sizeof(*hop) <= sizeof(scratch->work), "no room for the next hop");
     if (unlikely(packet->kind == PACKET_FIRST_FRAGMENT))
         held = count_held(packet, arrival->now);
     if (away) {
-        if (hide_reason(packet, route_and_fragment(skb, arrival, packet, entry, &hop)) != REASON_NONE)
-            return refuse(skb, packet, entry, &hop, found);
+        if (hide_reason(packet, route_and_fragment(skb, arrival, packet, entry, hop)) != REASON_NONE)
+            return refuse(skb, packet, entry, hop, found);
         packet->reason = found;
     }
     if (packet->kind == PACKET_FIRST_FRAGMENT && remember_fragment(packet, arrival->now, arrival->hook) &&
@@ -101,7 +102,7 @@ INLINE int translate(struct __sk_buff *skb, const struct arrival *arrival, struc
         return TC_ACT_SHOT;
     }
     packet->translated = 1;
-    return away ? send(skb, packet, &hop, arrival->now) : TC_ACT_UNSPEC;
+    return away ? send(skb, packet, hop, arrival->now) : TC_ACT_UNSPEC;
 }
 
 /* Handle a fragment that is not translated. Returns the verdict. */
@@ -177,9 +178,11 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
     if (reason == REASON_NONE && hook == HOOK_TC_INGRESS && unlikely(is_wrapped(arrival.node, packet)))
         reason = REASON_WRAPPED;
 #endif
-    if (reason == REASON_NONE)
+    if (reason == REASON_NONE) {
+        entry = 0;
         reason = hook == HOOK_TC_INGRESS ? track(&arrival, packet, &service, &entry)
                                          : track_leaving(&arrival, packet, &entry);
+    }
     reason = hide_reason(packet, reason);
     if (handed == HANDED_PARSED && entry && (reason == REASON_NEW_FLOW || reason == REASON_MOVED) &&
         packet->kind == PACKET_WHOLE && !(entry->flags & (FLOW_SNAT | FLOW_FORWARDED))) {
@@ -199,7 +202,7 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
 #endif
     if (entry && translates(reason)) {
         service = entry->service;
-        action = hide_value(scratch, translate(skb, &arrival, packet, entry));
+        action = hide_value(scratch, translate(skb, &arrival, packet, scratch, entry));
     }
     if (unlikely(packet->kind == PACKET_FIRST_FRAGMENT || packet->kind == PACKET_LATER_FRAGMENT) &&
         hook == HOOK_TC_INGRESS && action == TC_ACT_UNSPEC)

@@ -174,10 +174,9 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
                              struct translation **found) {
     const struct node *node = arrival->node;
     const struct tuple *tuple = &packet->tuple;
-    struct frontend_key key = {
-        .address = tuple->destination, .port = tuple->destination_port, .protocol = tuple->protocol};
     struct client client = {.identity = tuple->source, .address_known = 1, .accepts_masquerade = 1, .flow = tuple};
     struct scratch *scratch = this_scratch();
+    struct frontend_key *key;
     struct selection *chosen;
     enum reason reason, reserved;
 
@@ -189,11 +188,17 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
     reason = hide_reason(packet, describe_client(arrival, packet, &client));
     if (reason != REASON_NONE)
         return reason;
-    reason = hide_reason(packet, balance(&key, &client, arrival->now, (struct balancing *)scratch->work, chosen));
+    key = (struct frontend_key *)&scratch->forward_key; /* not on the stack: see new_packet() */
+    __builtin_memset(key, 0, sizeof(*key));
+    copy_address(&key->address, &tuple->destination);
+    key->port = tuple->destination_port;
+    key->protocol = tuple->protocol;
+    client.remote_pod = hide_value(scratch, client.remote_pod);
+    reason = hide_reason(packet, balance(key, &client, arrival->now, (struct balancing *)scratch->work, chosen));
     *service = chosen->service;
     if (reason != REASON_NONE)
         return reason;
-    if (may_be_a_sockets(tuple, &key) && has_socket(arrival->context, tuple))
+    if (may_be_a_sockets(tuple, key) && has_socket(arrival->context, tuple))
         return REASON_OWN_PORT;
     describe_forward(arrival, packet, scratch, chosen);
     if (unlikely(packet->taken_over)) {

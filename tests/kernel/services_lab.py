@@ -4,7 +4,7 @@ XDP, node 2 tc alone."""
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from msgspec.structs import replace
@@ -17,6 +17,7 @@ from dataplane.lab.spec import LabSpec, Node
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import Endpoint, EndpointSlice, ObjectRef, Service, ServiceType, make_endpoint
 from dataplane.planes.base import Plane
+from dataplane.planes.ebpf.attach.devices import DeviceSelection
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.nftables.plane import NftablesPlane
@@ -145,20 +146,28 @@ class ServicesLab:
             each.plane.apply(change)
 
 
-def plane(lab: Lab, node: Node) -> Plane:
-    """The plane of a node of the lab."""
-    sizes = replace(SMALL, slots=1 << 17)  # with room for Maglev tables
-    return EbpfPlane(NftablesPlane(), [PacketHook(xdp=node.name == "node1")], sizes)
+def _nothing(lab: Lab) -> None:
+    """Leave a lab as it is."""
 
 
 @contextmanager
-def services_lab(word: str) -> Iterator[ServicesLab]:
-    """The lab, with two pods on each node, and echo servers in pods and nodes."""
+def services_lab(
+    word: str, prepare: Callable[[Lab], None] = _nothing, uplinks: tuple[str, ...] = ()
+) -> Iterator[ServicesLab]:
+    """The lab, with two pods on each node, and echo servers in pods and nodes. prepare: called before nodes have
+    programs. uplinks: globs, none: they are found."""
+
+    def make(lab: Lab, node: Node) -> Plane:
+        sizes = replace(SMALL, slots=1 << 17)  # with room for Maglev tables
+        hook = PacketHook(DeviceSelection(uplinks=uplinks), xdp=node.name == "node1")
+        return EbpfPlane(NftablesPlane(), [hook], sizes)
+
     spec = LabSpec(name=f"{word}{os.getpid()}", nodes=2, pods=2, ipv6=True)
-    with Lab.up(spec) as lab, LabProxy(lab, "ebpf", plane, lb_mode=LbMode.SNAT) as proxy:
-        lab.start_echo([*lab.pods, *lab.nodes], [PORT])
-        with Links(lab.client.netns) as links:
+    with Lab.up(spec) as lab:
+        prepare(lab)
+        with LabProxy(lab, "ebpf", make, lb_mode=LbMode.SNAT) as proxy, Links(lab.client.netns) as links:
+            lab.start_echo([*lab.pods, *lab.nodes], [PORT])
             for family, length in ((Family.IPV4, 24), (Family.IPV6, 64)):
                 for address in SOURCES[family]:
                     links.address("eth0", f"{address}/{length}", deprecated=True)
-        yield ServicesLab(lab, proxy)
+            yield ServicesLab(lab, proxy)

@@ -11,6 +11,7 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
+from scapy.packet import Packet
 
 from dataplane.kernel import sysctl
 from dataplane.kernel.namespaces import netns
@@ -21,6 +22,8 @@ from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from dataplane.planes.ebpf.attach.proof import tc_attachment
 from dataplane.planes.ebpf.maps.mapset import create_maps
 from dataplane.planes.ebpf.maps.pins import PinDirectory
+from dataplane.policy.forwarding import DEFAULT_PORT, Forwarding
+from tests.kernel import test_forwarding_packets as f
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, entry, ip_of
 
@@ -28,6 +31,7 @@ _SOL_PACKET, _PACKET_AUXDATA = 263, 8
 _AUXDATA = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata: status, lengths, offsets, vlan_tci, vlan_tpid
 _VLAN_VALID = 0x10
 VLAN = 5
+IN_TUNNEL = DEFAULT_PORT.to_bytes(2, "big")
 
 
 class Wire:
@@ -147,6 +151,54 @@ def test_a_frame_of_a_vlan_that_the_node_does_not_have_goes_nowhere(wire: Wire, 
         assert wire.node.flows() == 0
         wire.socket.settimeout(10)
         wire.answered(*_question(wire, family, None))  # and the same question without a tag is answered
+    finally:
+        _detach(wire, hook)
+
+
+def _forwarding(wire: Wire, family: Family) -> None:
+    """Have node port 30090 lead to node 2's pod by dsr, and 30091 to this node's."""
+    for port, backend in ((30090, f.REMOTE[family]), (30091, f.POD[family])):
+        made = entry(f"f{port}{family}", [backend], protocol=Protocol.UDP, node_port=port, family=family)
+        wire.node.install(f.forwarded(made, Forwarding.DSR))
+
+
+def _tagged(wire: Wire, packet: Packet, vlan: int | None) -> bytes:
+    head = Ether(dst=wire.node.up_mac, src=b.ROUTER_MAC)
+    return bytes((head if vlan is None else head / Dot1Q(vlan=vlan)) / packet)
+
+
+def test_what_is_forwarded_comes_in_tagged(wire: Wire) -> None:
+    """Clients' packets and those of other nodes: with a priority tag like others, with a VLAN's nobody's. XDP leaves
+    both to tc."""
+    hook = PacketHook(DeviceSelection(uplinks=("up0",), pods=("pod*",)))
+    for to, via in (("0.0.0.0/0", b.ROUTER), ("::/0", b.ROUTER_6)):
+        wire.node.links.route(to, via=via)
+        wire.node.links.neighbour("up0", via, b.ROUTER_MAC)
+    wire.node.tables.accept(f.NODE2.values())
+    wire.node.configure(wire.node.plan.node)
+    _attach(wire, hook)
+    try:
+        with netns.netns(wire.node.namespace):
+            hook.forward()
+        for family in (Family.IPV4, Family.IPV6):
+            _forwarding(wire, family)
+            ask = b.ip(family, f.CLIENT[family], f.NODE[family]) / UDP(sport=4000, dport=30090) / b"question"
+            inner = b.ip(family, f.CLIENT[family], f.NODE2[family]) / UDP(sport=4001, dport=30091) / b"question"
+            from_node2 = f.wrapped(inner, family, f.digest(family, UDP, f.POD), f.ASK_DSR)
+            with wire.node.counted() as counted:
+                for packet in (ask, from_node2):
+                    wire.socket.send(_tagged(wire, packet, VLAN))
+                data, seen = wire.answered(
+                    _tagged(wire, ask, 0), lambda data: b"question" in data and IN_TUNNEL in data
+                )
+                taken_out, _ = wire.answered(
+                    _tagged(wire, from_node2, 0), lambda data: b"question" in data and IN_TUNNEL not in data
+                )  # by the way out, as the node has no route to the pod
+            assert (counted["tc_ingress:vlan"], counted["tc_ingress:forwarded"]) == (2, 1)
+            outer, _, inside = f.unwrapped(data)
+            assert (outer.dst, inside.src, seen) == (f.NODE2[family], f.CLIENT[family], 0)
+            assert (ip_of(taken_out).src, ip_of(taken_out).dst) == (f.CLIENT[family], f.POD[family])
+            assert wire.node.flows() == (3 if family is Family.IPV4 else 6)
     finally:
         _detach(wire, hook)
 

@@ -46,11 +46,12 @@ STEPS = (
 and ask kernels nothing that the others do not."""
 BY_NAME = (
     Step("flowtable", ("tests/flowtable", "-rA")),
+    Step("vlan", ("tests/vlan", "-rA")),
     Step("host-routing", (f"{_FILES}host_routing.py", "-rA", "-k", "DIRECT")),
     Step("forwarding", (f"{_FILES}forwarding_packets.py", f"{_FILES}forwarding_traffic.py", "-rA")),
 )
-"""What is asked only where --steps names it, and is no column of the page: kernels may lack flowtables, as this
-machine's own may."""
+"""What is asked only where --steps names it, and is no column of the page: kernels may lack flowtables and VLANs, as
+this machine's own may."""
 _WITHOUT_PROGRAMS = ("flowtable",)
 LEFT_OUT = {
     "5.10": {

@@ -319,6 +319,31 @@ def test_a_node_that_forwards_no_more(made: ServicesLab, way: str, gone: str) ->
         assert all(each.goes_on() for each in held)
 
 
+MASQUERADE = """table inet plugin {
+  chain post {
+    type nat hook postrouting priority srcnat
+    ip saddr != 10.244.0.0/16 ip daddr 10.244.0.0/16 masquerade random
+    ip6 saddr != fd00:10:244::/48 ip6 daddr fd00:10:244::/48 masquerade random
+  }
+}"""
+"""What a network plugin may do with everything that comes to pods from outside."""
+
+
+@WAYS_CROSSED
+def test_another_programs_masquerading(made: ServicesLab, way: str, entry: str) -> None:
+    """At the endpoint's node: it is that program's word what the pod sees, and the client has its answers."""
+    made.lab.set_entry(entry)
+    far = OTHER[entry]
+    made.serve(way, f"pod{far[4]}-1")
+    made.lab.run(far, ["nft", "-f", "-"], input=MASQUERADE)
+    try:
+        with made.held(2) as held:
+            assert {each.known_as for each in held} <= made.lab.node_addresses()[far]
+            assert all(each.goes_on() for each in held)
+    finally:
+        made.lab.run(far, ["nft", "delete", "table", "inet", "plugin"])
+
+
 @contextmanager
 def another_uplink(made: ServicesLab, node: str) -> Iterator[None]:
     """A second device of a node, by which the outside client is reached."""

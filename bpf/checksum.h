@@ -24,11 +24,11 @@ INLINE __u32 fold32(__u64 sum) {
     return (sum & 0xffffffff) + (sum >> 32);
 }
 
+/* Of a sum of less than 2^48. What is carried the second time is 0 or 1. */
 INLINE __u16 fold16(__u64 sum) {
     sum = (sum & 0xffffffff) + (sum >> 32);
     sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    return (sum & 0xffff) + (sum >> 16);
+    return sum + (sum >> 16);
 }
 
 /* The checksum field after words that it covers changed by `sum`. */

@@ -330,8 +330,8 @@ INLINE int other_is_there(const struct packet *packet, const struct translation 
     return insert_flow(&scratch->reply_key, &scratch->reply) == REASON_NONE;
 }
 
-/* Account a translated packet of so many bytes. */
-INLINE void account(struct translation *entry, __u32 size, __u64 now) {
+/* Account a packet of so many bytes that was translated or forwarded. `reply`: an answer. */
+INLINE void account_as(struct translation *entry, __u32 reply, __u32 size, __u64 now) {
     struct service_counters *counters = counters_of(entry->service);
 
     entry->last_ns = now;
@@ -339,13 +339,17 @@ INLINE void account(struct translation *entry, __u32 size, __u64 now) {
     entry->bytes += size;
     if (!counters)
         return;
-    if (entry->flags & FLOW_REPLY) {
+    if (reply) {
         counters->reply_packets += 1;
         counters->reply_bytes += size;
     } else {
         counters->packets += 1;
         counters->bytes += size;
     }
+}
+
+INLINE void account(struct translation *entry, __u32 size, __u64 now) {
+    account_as(entry, entry->flags & FLOW_REPLY, size, now);
 }
 
 #endif

@@ -94,8 +94,8 @@ INLINE enum reason reach_node(struct __sk_buff *skb, const struct arrival *arriv
 /* Send a client's packet to the endpoint's node. Returns the verdict. */
 INLINE int forward(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
                    struct translation *entry) {
-    __u32 number = entry->tunnel, endpoint = entry->endpoint, held = 0;
-    struct address *to = map_lookup(MAP(tunnels), &number);
+    __u32 endpoint = entry->endpoint, held = 0;
+    const struct address *to = tunnel_to(entry->tunnel, packet->ipv4);
     enum reason found = packet->reason, refusal;
     __u8 kind = entry->flags & FLOW_DSR ? TUNNEL_ASK_DSR : TUNNEL_ASK;
     struct tunnel_hop hop = {};
@@ -457,7 +457,7 @@ INLINE enum reason read_tunnel_header(struct __sk_buff *skb, const struct arriva
                                       struct tunnel_header *header) {
     if (packet->l4 != packet->l3 + ip_header_size(packet) ||
         packet->size < tunnel_overhead(packet) + ip_header_size(packet) ||
-        bpf_skb_load_bytes(skb, packet->l4, header, sizeof(*header)))
+        bpf_skb_load_bytes(skb, packet->l4, header, TUNNEL_HEADERS))
         return REASON_TUNNEL_FORMAT;
     if (!is_ours(arrival->node, packet, header))
         return REASON_TUNNEL_FORMAT;
@@ -501,11 +501,11 @@ PROGRAM(tc_unwrap)(struct __sk_buff *skb) {
     packet = (struct packet *)scratch->packet;
     arrival.now = coarse_now(scratch);
     reason = hide_reason(packet, take_out(skb, &arrival, packet, &node, &header));
-    if (reason == REASON_NONE && header.kind == TUNNEL_ANSWER) {
+    if (reason == REASON_NONE && kind_of(&header) == TUNNEL_ANSWER) {
         action = hide_value(scratch, take_answer(skb, &arrival, packet, scratch));
     } else if (reason == REASON_NONE) {
         endpoint = (__u32)to_be16(header.endpoint[0]) << 16 | to_be16(header.endpoint[1]);
-        reason = hide_reason(packet, admit_tunneled(&arrival, packet, scratch, node, endpoint, header.kind));
+        reason = hide_reason(packet, admit_tunneled(&arrival, packet, scratch, node, endpoint, kind_of(&header)));
         if (reason == REASON_NONE) {
             scratch->handed = HANDED_TUNNEL;
             call_program(skb, PROGRAM_SERVICES);
@@ -523,8 +523,7 @@ PROGRAM(tc_unwrap)(struct __sk_buff *skb) {
 /* Translate an answer and send it back through the tunnel. Returns the verdict. */
 INLINE int answer(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
                   const struct translation *entry) {
-    __u32 number = entry->tunnel;
-    struct address *to = map_lookup(MAP(tunnels), &number);
+    const struct address *to = tunnel_to(entry->tunnel, packet->ipv4);
     enum reason found = packet->reason, refusal;
     struct tunnel_hop hop = {};
     long failed;

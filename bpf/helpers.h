@@ -24,6 +24,7 @@
 #define SECOND_NS 1000000000ULL
 
 /* What several smaller fields are read or written by at once. */
+typedef __u16 __attribute__((may_alias)) any_half;
 typedef __u32 __attribute__((may_alias)) any_word;
 typedef __u64 __attribute__((may_alias)) any_long;
 

@@ -60,12 +60,14 @@ INLINE void write_ipv6(struct in6_addr *to, const struct address *from) {
     to->s6_addr32[3] = from->word[3];
 }
 
-INLINE void lower_ttl(struct iphdr *ip) {
-    __u8 hops = ip->ttl - 1;
+/* What one hop less adds to the sum of an IPv4 header: the TTL is the high half of its word. */
+INLINE __u16 one_hop_less(void) {
+    return ~to_be16(1 << 8);
+}
 
-    /* in network order the TTL is the high half of its word */
-    ip->check = adjusted(ip->check, difference16(to_be16(ip->ttl << 8), to_be16(hops << 8)));
-    ip->ttl = hops;
+INLINE void lower_ttl(struct iphdr *ip) {
+    ip->check = adjusted16(ip->check, one_hop_less());
+    ip->ttl -= 1;
 }
 
 /* New addresses of an IP header; `hop`: it is sent on from here. Returns 0, or -1 when out of reach. */

@@ -249,7 +249,9 @@ struct translation {
     __u8 hop_source[6];
     __u16 hop_mtu;
     __u16 header_change;    /* known as long as the next hop: what the translation and one hop less add to the sum of */
-    __u16 transport_change; /* the IPv4 header, and to that of TCP or UDP; in the order that checksums are in */
+    __u16 transport_change; /* the IPv4 header, and to that of TCP or UDP; in the order that checksums are in. With
+                               FLOW_FORWARDED, of a client's: the sum of the outer IPv4 header without its length, and
+                               the outer source port, network order */
     __u16 tunnel;           /* FLOW_FORWARDED, FLOW_BACK: number in `tunnels` of where packets are sent */
     __u32 endpoint;         /* FLOW_FORWARDED, FLOW_TUNNELED: digest of the backend (tunnel.h) */
     struct tuple own;       /* that of its packets; what names another flow by the same key is none of this one */
@@ -325,6 +327,7 @@ struct scratch {
     __u64 tick;       /* bpf_jiffies64() */
     __u64 settled;    /* see hide_value() in packet.h */
     __u64 handed;     /* what one program has of `packet` for the next (direct.h) */
+    __u64 no_flow;    /* of XDP's packet: its flow was looked up and is not there (established.h) */
     __u64 packet[16]; /* struct packet (packet.h) */
     __u64 chosen[6];  /* struct selection (lookup.h) */
     __u64 work[16];   /* struct balancing (lookup.h) */

@@ -10,7 +10,9 @@
 
 #include "arrival.h"
 #include "checksum.h"
+#include "flow.h"
 #include "parse.h"
+#include "rewrite.h"
 
 enum tunnel_sizes {
     TUNNEL_HEADERS = 30,   /* UDP, VXLAN, Ethernet */
@@ -23,7 +25,13 @@ enum tunnel_sizes {
 
 #define VXLAN_HAS_VNI 0x08000000
 
-/* What lies between the outer IP header and the packet inside. */
+/* The first words of an outer IPv4 header, host order: version, size and DSCP; DF; hop limit and protocol. */
+#define OUTER_IPV4 0x45000000
+#define OUTER_FLAGS IPV4_DONT_FRAGMENT
+#define OUTER_HOPS (TUNNEL_HOPS << 24 | IPPROTO_UDP << 16)
+
+/* What lies between the outer IP header and the packet inside, TUNNEL_HEADERS bytes, and that packet's first two, so
+ * that no field has to be put together from bytes. */
 struct tunnel_header {
     __be16 source_port;
     __be16 destination_port;
@@ -31,14 +39,15 @@ struct tunnel_header {
     __be16 check;
     __be32 flags;
     __be32 vni;
-    __u8 to[2];
+    __be16 to;
     __be16 endpoint[2];
-    __u8 from[5];
-    __u8 kind; /* enum tunnel_kinds */
+    __be16 from[2];
+    __be16 kind; /* enum tunnel_kinds */
     __be16 type;
-} __attribute__((packed));
+    __be16 inside;
+};
 
-_Static_assert(sizeof(struct tunnel_header) == TUNNEL_HEADERS, "a gap in the headers of the tunnel");
+_Static_assert(__builtin_offsetof(struct tunnel_header, inside) == TUNNEL_HEADERS, "a gap in the tunnel's headers");
 
 /* The name by which other nodes call a backend, together with its Service: the same as maps/tunnels.py,
  * endpoint_digest(). `address` lies on whole words. */
@@ -63,19 +72,40 @@ INLINE int is_wrapped(const struct node *node, const struct packet *packet) {
            (address_flags(&packet->tuple.destination) & ADDRESS_LOCAL);
 }
 
+INLINE __u8 first_byte(__be16 both) {
+    return to_be16(both) >> 8;
+}
+
+INLINE __u8 kind_of(const struct tunnel_header *header) {
+    return to_be16(header->kind);
+}
+
 /* Whether what is in front of a packet is what another node writes. `packet` describes the outer one. */
 INLINE int is_ours(const struct node *node, const struct packet *packet, const struct tunnel_header *header) {
     return header->flags == to_be32(VXLAN_HAS_VNI) && header->vni == node->tunnel_vni &&
-           header->type == to_be16(packet->ipv4 ? ETH_P_IP : ETH_P_IPV6) && header->to[0] == TUNNEL_MAC &&
-           header->from[0] == TUNNEL_MAC && header->kind >= TUNNEL_ASK && header->kind <= TUNNEL_ANSWER;
+           header->type == to_be16(packet->ipv4 ? ETH_P_IP : ETH_P_IPV6) && first_byte(header->to) == TUNNEL_MAC &&
+           first_byte(header->from[0]) == TUNNEL_MAC && kind_of(header) >= TUNNEL_ASK &&
+           kind_of(header) <= TUNNEL_ANSWER;
 }
 
 /* The outer source port: the same for all packets of a flow, so that they take one of several ways. */
 INLINE __be16 tunnel_source_port(const struct tuple *tuple) {
-    const any_long *ends = (const void *)tuple;
-    __u64 sum = (ends[0] ^ ends[1] ^ ends[2] ^ ends[3] ^ *(const any_word *)&tuple->source_port) * MIX;
+    const any_long *ends = both_ends(tuple);
+    __u64 sum = (ends[0] ^ ends[1] ^ ends[2] ^ ends[3] ^ both_ports(tuple)) * MIX;
 
     return to_be16(TUNNEL_PORTS | (__u16)(sum >> 50 & TUNNEL_PORT_BITS));
+}
+
+/* The node of this number, which packets of this family are sent to; 0 = there is none. */
+INLINE const struct address *tunnel_to(__u32 number, int ipv4) {
+    const struct address *to = map_lookup(MAP(tunnels), &number);
+
+    return to && (ipv4 ? to->word[3] : to->word[0]) ? to : 0;
+}
+
+/* The length of a packet in a header. An aggregate may have more than fits: then it is 0. */
+INLINE __be16 length_field(__u32 size) {
+    return size <= WHOLE_IPV4 ? to_be16(size) : 0;
 }
 
 /* The address that this node forwards from, which the others know it by. */
@@ -83,48 +113,55 @@ INLINE const struct address *tunnel_source(const struct node *node, int ipv4) {
     return ipv4 ? &node->masquerade_ipv4 : &node->masquerade_ipv6;
 }
 
-/* Headers of a packet of `size` bytes, the outer IP header's not counted. */
-INLINE void write_tunnel_header(struct tunnel_header *header, const struct node *node, const struct packet *packet,
-                                __u32 size, __u32 endpoint, __u8 kind) {
-    __u32 length = size + TUNNEL_HEADERS;
-
-    __builtin_memset(header, 0, sizeof(*header));
-    header->source_port = tunnel_source_port(&packet->tuple);
+/* What follows the outer IP header. `length`: from here on, as it is written. */
+INLINE void write_tunnel_header(struct tunnel_header *header, const struct node *node, __be16 source_port,
+                                __be16 length, __u32 endpoint, __u8 kind, int ipv4) {
+    header->source_port = source_port;
     header->destination_port = node->tunnel_port;
-    header->length = length <= WHOLE_IPV4 ? to_be16(length) : 0;
+    header->length = length;
+    header->check = 0;
     header->flags = to_be32(VXLAN_HAS_VNI);
     header->vni = node->tunnel_vni;
-    header->to[0] = header->from[0] = TUNNEL_MAC;
+    header->to = to_be16(TUNNEL_MAC << 8);
     header->endpoint[0] = to_be16(endpoint >> 16);
     header->endpoint[1] = to_be16(endpoint);
-    header->kind = kind;
-    header->type = to_be16(packet->ipv4 ? ETH_P_IP : ETH_P_IPV6);
+    header->from[0] = to_be16(TUNNEL_MAC << 8);
+    header->from[1] = 0;
+    header->kind = to_be16(kind);
+    header->type = to_be16(ipv4 ? ETH_P_IP : ETH_P_IPV6);
 }
 
-/* The outer IP header of a packet of `size` bytes altogether. An aggregate may have more than fit into the field. */
-INLINE void write_tunnel_ipv4(struct iphdr *ip, const struct address *from, const struct address *to, __u32 size) {
-    __builtin_memset(ip, 0, sizeof(*ip));
-    ip->version = 4;
-    ip->ihl = 5;
-    ip->tot_len = size <= WHOLE_IPV4 ? to_be16(size) : 0;
-    ip->frag_off = to_be16(IPV4_DONT_FRAGMENT);
-    ip->ttl = TUNNEL_HOPS;
-    ip->protocol = IPPROTO_UDP;
+/* The sum of an outer IPv4 header without its length. */
+INLINE __u16 tunnel_sum(const struct address *from, const struct address *to) {
+    __u64 words = (__u64)to_be32(OUTER_IPV4) + to_be32(OUTER_FLAGS) + to_be32(OUTER_HOPS);
+
+    return fold16(words + from->word[3] + to->word[3]);
+}
+
+/* The outer IP header. `length`: as it is written, with this header or without, as the family has it; `sum`: as
+ * above. */
+INLINE void write_tunnel_ipv4(struct iphdr *ip, const struct address *from, const struct address *to, __be16 length,
+                              __u16 sum) {
+    any_word *words = (void *)ip;
+
+    words[0] = to_be32(OUTER_IPV4);
+    ip->tot_len = length;
+    words[1] = to_be32(OUTER_FLAGS);
+    words[2] = to_be32(OUTER_HOPS);
+    ip->check = adjusted16(~sum, length);
     ip->saddr = from->word[3];
     ip->daddr = to->word[3];
-    ip->check = ~fold16((__u32)bpf_csum_diff(0, 0, (void *)ip, sizeof(*ip), 0));
 }
 
-INLINE void write_tunnel_ipv6(struct ipv6hdr *ip, const struct address *from, const struct address *to, __u32 size) {
-    __u32 length = size - sizeof(*ip);
+INLINE void write_tunnel_ipv6(struct ipv6hdr *ip, const struct address *from, const struct address *to, __be16 length) {
+    any_word *words = (void *)ip;
+    any_half *halves = (void *)ip;
 
-    __builtin_memset(ip, 0, sizeof(*ip));
-    ip->version = 6;
-    ip->payload_len = length <= WHOLE_IPV4 ? to_be16(length) : 0;
-    ip->nexthdr = IPPROTO_UDP;
-    ip->hop_limit = TUNNEL_HOPS;
-    __builtin_memcpy(&ip->saddr, from, sizeof(*from));
-    __builtin_memcpy(&ip->daddr, to, sizeof(*to));
+    words[0] = to_be32(6 << 28);
+    halves[2] = length;
+    halves[3] = to_be16(IPPROTO_UDP << 8 | TUNNEL_HOPS);
+    write_ipv6(&ip->saddr, from);
+    write_ipv6(&ip->daddr, to);
 }
 
 #endif

@@ -55,23 +55,24 @@ INLINE long grow(struct __sk_buff *skb, const struct packet *packet, __u64 shrin
 /* Put the packet into the tunnel. Returns 0, or negative: it is of no use any more. */
 INLINE long wrap(struct __sk_buff *skb, const struct node *node, const struct packet *packet,
                  const struct tunnel_hop *hop, __u32 endpoint, __u8 kind) {
-    __u32 size = skb->len - packet->l3, l3 = packet->l3;
+    __u32 size = skb->len - packet->l3 + TUNNEL_HEADERS, l3 = packet->l3;
+    __be16 length = length_field(size);
     struct tunnel_header header;
 
-    write_tunnel_header(&header, node, packet, size, endpoint, kind);
+    write_tunnel_header(&header, node, tunnel_source_port(&packet->tuple), length, endpoint, kind, packet->ipv4);
     if ((hop->by_neighbour && forget_sum(skb)) || /* not possible any more afterwards */
         grow(skb, packet, hop->shrink) ||
-        bpf_skb_store_bytes(skb, l3 + ip_header_size(packet), &header, sizeof(header), BPF_F_RECOMPUTE_CSUM))
+        bpf_skb_store_bytes(skb, l3 + ip_header_size(packet), &header, TUNNEL_HEADERS, BPF_F_RECOMPUTE_CSUM))
         return -1;
     if (packet->ipv4) {
         struct iphdr ip;
 
-        write_tunnel_ipv4(&ip, hop->from, hop->to, size + sizeof(ip) + sizeof(header));
+        write_tunnel_ipv4(&ip, hop->from, hop->to, length_field(size + sizeof(ip)), tunnel_sum(hop->from, hop->to));
         return bpf_skb_store_bytes(skb, l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
     } else {
         struct ipv6hdr ip;
 
-        write_tunnel_ipv6(&ip, hop->from, hop->to, size + sizeof(ip) + sizeof(header));
+        write_tunnel_ipv6(&ip, hop->from, hop->to, length);
         return bpf_skb_store_bytes(skb, l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
     }
 }

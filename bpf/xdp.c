@@ -73,7 +73,7 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
     struct scratch *scratch = this_scratch();
     struct translation *entry = 0;
     struct packet *packet;
-    int action = XDP_PASS, missing = 0;
+    int action = XDP_PASS;
     __u32 service = ~0U;
     enum reason reason;
 
@@ -83,11 +83,15 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
     }
     arrival.now = coarse_now(scratch);
 #ifndef ONLY_GENERAL
-    if (likely(forward_established(data, end, arrival.ifindex, arrival.now, &missing)))
+    if (likely(forward_established(context, data, end, arrival.ifindex, arrival.now, scratch)))
         return send(arrival.ifindex, arrival.ifindex); /* the hop's device, see fast_path_usable() */
+    data = (void *)(long)context->data;
+    end = (void *)(long)context->data_end;
 #endif
     packet = new_packet(scratch);
-    packet->no_flow = missing;
+#ifndef ONLY_GENERAL
+    packet->no_flow = scratch->no_flow;
+#endif
     reason = hide_reason(packet, parse(data, end, end - data, 0, packet));
     if (reason == REASON_NONE && (packet->kind != PACKET_WHOLE || packet->tagged))
         reason = REASON_LEFT_TO_TC;

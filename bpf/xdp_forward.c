@@ -1,9 +1,9 @@
 /* Packets of flows between nodes (forward.c) in XDP, called by xdp_uplink. Most of them: clients' packets to other
  * nodes, and what comes out of the tunnel of a flow that is known. Everything else, and what cannot be sent from here,
  * goes unchanged to tc, which has the same tables: whoever opens a flow at the endpoint's node, moves or is refused. */
+#include "encapsulate.h"
 #include "forward_event.h"
 #include "one_way.h"
-#include "tunnel.h"
 #include "xdp_send.h"
 
 /* Whether a cached next hop may be used, which is looked up first where it is due. `mtu`: of the packet. */
@@ -39,62 +39,26 @@ INLINE int lower_hops_in_place(void *header, void *end, int ipv4) {
     return 0;
 }
 
-/* Write the headers of the tunnel in front of a packet, for which there is room. Returns 0, or -1. */
-INLINE int write_headers_ipv4(void *data, void *end, const struct node *node, const struct packet *packet,
-                              const struct address *to, const struct translation *entry, __u8 kind) {
-    struct iphdr *ip = data + sizeof(struct ethhdr);
-    struct tunnel_header *header = (void *)(ip + 1);
-    struct ethhdr *ethernet = data;
-
-    if ((void *)(header + 1) > end)
-        return -1;
-    copy_macs(ethernet->h_dest, entry->hop_destination);
-    ethernet->h_proto = to_be16(ETH_P_IP);
-    write_tunnel_header(header, node, packet, packet->size, entry->endpoint, kind);
-    write_tunnel_ipv4(ip, &node->masquerade_ipv4, to, packet->size + sizeof(*ip) + sizeof(*header));
-    return 0;
-}
-
-INLINE int write_headers_ipv6(void *data, void *end, const struct node *node, const struct packet *packet,
-                              const struct address *to, const struct translation *entry, __u8 kind) {
-    struct ipv6hdr *ip = data + sizeof(struct ethhdr);
-    struct tunnel_header *header = (void *)(ip + 1);
-    struct ethhdr *ethernet = data;
-
-    if ((void *)(header + 1) > end)
-        return -1;
-    copy_macs(ethernet->h_dest, entry->hop_destination);
-    ethernet->h_proto = to_be16(ETH_P_IPV6);
-    write_tunnel_header(header, node, packet, packet->size, entry->endpoint, kind);
-    write_tunnel_ipv6(ip, &node->masquerade_ipv6, to, packet->size + sizeof(*ip) + sizeof(*header));
-    return 0;
-}
-
 /* Send a client's packet to the endpoint's node. Returns the verdict; if that is to pass, the packet is as it was. */
 INLINE int forward(struct xdp_md *context, const struct arrival *arrival, struct packet *packet,
                    struct translation *entry) {
-    __u32 number = entry->tunnel, overhead = tunnel_overhead(packet);
-    struct address *to = map_lookup(MAP(tunnels), &number);
+    const struct address *to = tunnel_to(entry->tunnel, packet->ipv4);
     const struct address *from = tunnel_source(arrival->node, packet->ipv4);
-    __u8 kind = entry->flags & FLOW_DSR ? TUNNEL_ASK_DSR : TUNNEL_ASK;
+    __u32 size = packet->size + tunnel_overhead(packet);
+    __be16 port = tunnel_source_port(&packet->tuple);
     enum reason found = packet->reason;
-    void *data = (void *)(long)context->data, *end = (void *)(long)context->data_end;
 
     packet->reason = REASON_LEFT_TO_TC;
     if (!to || packet->hops <= 1 || packet->l3 != sizeof(struct ethhdr))
         return XDP_PASS;
-    packet->reason = find_hop(context, packet, entry, from, to, packet->mac, packet->size + overhead, arrival->now);
+    packet->reason = find_hop(context, packet, entry, from, to, packet->mac, size, arrival->now);
     if (packet->reason != REASON_NONE)
         return XDP_PASS;
-    packet->reason = REASON_REWRITE_FAILED;
-    if (lower_hops_in_place(data + sizeof(struct ethhdr), end, packet->ipv4) ||
-        bpf_xdp_adjust_head(context, -(int)overhead))
+    if (packet->ipv4 ? encapsulate(context, arrival->node, entry, to, packet->size, port, tunnel_sum(from, to), 1)
+                     : encapsulate(context, arrival->node, entry, to, packet->size, port, 0, 0)) {
+        packet->reason = REASON_REWRITE_FAILED;
         return XDP_DROP;
-    data = (void *)(long)context->data;
-    end = (void *)(long)context->data_end;
-    if (packet->ipv4 ? write_headers_ipv4(data, end, arrival->node, packet, to, entry, kind)
-                     : write_headers_ipv6(data, end, arrival->node, packet, to, entry, kind))
-        return XDP_DROP;
+    }
     packet->reason = found;
     packet->translated = 1;
     return send(entry->hop_ifindex, arrival->ifindex);
@@ -204,14 +168,14 @@ INLINE int unwrap(struct xdp_md *context, const struct arrival *arrival, struct 
     entry = find_flow(&packet->tuple);
     if (!entry)
         return XDP_PASS;
-    if (header.kind == TUNNEL_ANSWER) {
+    if (kind_of(&header) == TUNNEL_ANSWER) {
         if ((entry->flags & (FLOW_REPLY | FLOW_FORWARDED)) != (FLOW_REPLY | FLOW_FORWARDED) || packet->hops <= 1 ||
             find_hop(context, packet, entry, &packet->tuple.source, &packet->tuple.destination, mac, packet->size,
                      arrival->now) != REASON_NONE)
             return XDP_PASS;
         action = send_answer(inner, end, packet, entry);
     } else {
-        __u32 back = header.kind == TUNNEL_ASK ? FLOW_BACK : 0;
+        __u32 back = kind_of(&header) == TUNNEL_ASK ? FLOW_BACK : 0;
 
         if ((entry->flags & (FLOW_REPLY | FLOW_TUNNELED | FLOW_BACK)) != (FLOW_TUNNELED | back) ||
             entry->tunnel != node || opens_connection(packet) || !usable(arrival->node, packet, entry, arrival->now))

@@ -53,7 +53,7 @@ INLINE enum reason refresh_hop(struct xdp_md *context, const struct packet *pack
     entry->hop_ifindex = way->ifindex;
     entry->hop_mtu = way->mtu;
     copy_macs(entry->hop_destination, way->hop_destination); /* and hop_source behind it */
-    note_changes(packet, entry);
+    note_changes(packet, entry, from, to);
     barrier();
     entry->hop_until_ns = way->until_ns;
     return REASON_NONE;

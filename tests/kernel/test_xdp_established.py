@@ -1,4 +1,5 @@
-"""XDP's short way of established flows does what the general code does: verdict, bytes, reasons, entries, counters."""
+"""XDP's short way of established flows, of Services whose packets are translated and of those that are forwarded to the
+endpoint's node, does what the general code does: verdict, bytes, reasons, entries, counters."""
 
 import random
 import struct
@@ -15,14 +16,27 @@ from dataplane.model.net import Family, Protocol
 from dataplane.planes.ebpf.attach.programs import load_programs
 from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
 from dataplane.planes.ebpf.maps.layout import constant, fields_of, reason_names
+from dataplane.policy.forwarding import Forwarding
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, bench, entry
 from tests.kernel.bpf_packets.segments import Numbers
+from tests.kernel.test_forwarding_packets import ANSWER, NODE2, forwarded, wrapped
 
-FLOWS = [(family, transport) for family in (Family.IPV4, Family.IPV6) for transport in (TCP, UDP)]
+PORTS = {Forwarding.SNAT: 30080, Forwarding.DSR: 30081, Forwarding.TUNNEL: 30082}
+"""Node ports by how packets get to the endpoint."""
+FLOWS = [(way, family, transport) for way in PORTS for family in (Family.IPV4, Family.IPV6) for transport in (TCP, UDP)]
+_ENTRIES = {Forwarding.SNAT: 2, Forwarding.DSR: 1, Forwarding.TUNNEL: 2}
 TABLES = FLOW_TABLES
 ROUNDS = 400
 _LONG = 1 << 62
+
+
+class Packet(NamedTuple):
+    """A frame of an established flow, what it is counted as, and whether the short way is for it."""
+
+    frame: bytes
+    reasons: dict[str, int]
+    short: bool
 
 
 class Outcome(NamedTuple):
@@ -46,11 +60,17 @@ class Pair:
             "xdp.c", ProgramType.XDP, {"xdp_uplink": AttachType.XDP}, node.maps.fds, node.maps.specs,
             ["-DONLY_GENERAL=1", *flags],
         )["xdp_uplink"]  # fmt: skip
-        self.frames = [frame for family, transport in FLOWS for frame in self._establish(family, transport)]
-        assert node.flows() == 2 * len(FLOWS)
-        self.state = {table: dict(node.maps.items(table)) for table in TABLES}
-        self.change("hop_until_ns", _LONG.to_bytes(8, "little"))
+        self.packets = [
+            packet for way, family, transport in FLOWS for packet in self._establish(way, family, transport)
+        ]
+        assert node.flows() == sum(_ENTRIES[way] for way, _, _ in FLOWS)
+        self._established = {table: dict(node.maps.items(table)) for table in TABLES}
         self.sent = b.XDP_REDIRECT if flags else b.XDP_TX
+
+    def begin(self) -> None:
+        """From now on the flows start as they were established, with a next hop that stays known."""
+        self.state = {table: dict(flows) for table, flows in self._established.items()}
+        self.change("hop_until_ns", _LONG.to_bytes(8, "little"))
 
     def change(self, field: str, value: bytes) -> None:
         """From now on the flows start with this field so."""
@@ -58,9 +78,10 @@ class Pair:
         for flows in self.state.values():
             flows.update({key: raw[:at] + value + raw[at + len(value) :] for key, raw in flows.items()})
 
-    def _establish(self, family: Family, transport: Any) -> tuple[bytes, bytes]:
-        """Packets of both directions, as they are on the way when the flow is established."""
-        node, four = self.node, family is Family.IPV4
+    def _establish(self, way: Forwarding, family: Family, transport: Any) -> list[Packet]:
+        """Packets of both directions, as they are on the way when the flow is established; of the client alone where
+        answers do not pass."""
+        node, four, port = self.node, family is Family.IPV4, PORTS[way]
         kind, client = (IP, b.CLIENT) if four else (IPv6, b.CLIENT_6)
         own, remote = (b.NODE, b.REMOTE) if four else (b.NODE_6, b.REMOTE_6)
         numbers = Numbers()
@@ -70,16 +91,27 @@ class Pair:
                 return UDP(sport=ports[0], dport=ports[1]) / data
             return numbers.segment(ports, flags, data, client=client)
 
-        out = node.xdp(node.frame(kind(src=client, dst=own) / body((4000, 30080), "S", b"", client=True)))
-        ports = (8080, b.parse(out.data)[transport].sport)
-        self._send(kind(src=remote, dst=own) / body(ports, "SA", b"", client=False))
+        def answer(flags: str, data: bytes) -> Any:
+            if way is Forwarding.SNAT:
+                return kind(src=remote, dst=own) / body((8080, snat), flags, data, client=False)
+            inner = kind(src=own, dst=client) / body((port, 4000), flags, data, client=False)
+            return wrapped(inner, family, 0, ANSWER)
+
+        out = node.xdp(node.frame(kind(src=client, dst=own) / body((4000, port), "S", b"", client=True)))
+        snat = b.parse(out.data)[transport].sport if way is Forwarding.SNAT else 0
+        if way is not Forwarding.DSR:
+            self._send(answer("SA", b""))
         self._age("udp_flows")
         for _ in range(2):
-            forward = kind(src=client, dst=own) / body((4000, 30080), "A", b"question", client=True)
-            reply = kind(src=remote, dst=own) / body(ports, "A", b"answer", client=False)
-            for packet in (forward, reply):
-                self._send(packet)
-        return node.frame(forward), node.frame(reply)
+            ask = kind(src=client, dst=own) / body((4000, port), "A", b"question", client=True)
+            self._send(ask)
+            if way is not Forwarding.DSR:
+                reply = answer("A", b"answer")
+                self._send(reply)
+        if way is Forwarding.SNAT:
+            return [Packet(node.frame(ask), {"flow": 1}, True), Packet(node.frame(reply), {"reply": 1}, True)]
+        asked = Packet(node.frame(ask), {"flow": 1, "forwarded": 1}, True)
+        return [asked] if way is Forwarding.DSR else [asked, Packet(node.frame(reply), {"reply": 1}, False)]
 
     def _age(self, table: str) -> None:
         """All flows of a table began some seconds earlier."""
@@ -123,7 +155,7 @@ class Pair:
     def _service(self) -> list[int]:
         """The counters of all Services, of all processors together."""
         found = []
-        for number in range(2 * len(FLOWS)):
+        for number in range(len(FLOWS) + 1):
             each = [struct.unpack("=5Q", raw) for raw in self.node.maps.per_cpu("service_counters", number)]
             found += [sum(column) for column in zip(*each, strict=True)]
         return found
@@ -134,15 +166,23 @@ def _timeless(value: bytes) -> bytes:
     return value[:at] + value[at + 8 :]
 
 
-@pytest.fixture(params=[(), ("-DNO_XDP_TX=1",)], ids=["device", "veth"])
-def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+@pytest.fixture(scope="module", params=[(), ("-DNO_XDP_TX=1",)], ids=["device", "veth"])
+def _pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     with bench(*request.param) as node:
-        for family, transport in FLOWS:
+        node.accept(*NODE2.values())
+        for way, family, transport in FLOWS:
             protocol = Protocol.TCP if transport is TCP else Protocol.UDP
             remote = b.REMOTE if family is Family.IPV4 else b.REMOTE_6
-            name = f"{family.name}-{protocol.name}".lower()
-            node.install(entry(name, [remote], node_port=30080, protocol=protocol, family=family))
+            name = f"{way.name}-{family.name}-{protocol.name}".lower()
+            made = entry(name, [remote], node_port=PORTS[way], protocol=protocol, family=family)
+            node.install(made if way is Forwarding.SNAT else forwarded(made, way))
         yield Pair(node, request.param)
+
+
+@pytest.fixture
+def pair(_pair: Pair) -> Pair:
+    _pair.begin()
+    return _pair
 
 
 def _changed(chance: random.Random, frame: bytes) -> bytes:
@@ -163,35 +203,35 @@ def _changed(chance: random.Random, frame: bytes) -> bytes:
 
 
 def test_packets_as_they_should_be_have_the_same_fate(pair: Pair) -> None:
-    for number, frame in enumerate(pair.frames):
-        short, general = pair.run(pair.short, frame), pair.run(pair.general, frame)
+    for packet in pair.packets:
+        short, general = pair.run(pair.short, packet.frame), pair.run(pair.general, packet.frame)
         assert short == general
         assert short.result == pair.sent
-        assert short.reasons == {"reply" if number % 2 else "flow": 1}
+        assert short.reasons == packet.reasons
         assert any(short.service)
 
 
 def test_packets_as_they_should_be_take_the_short_way(pair: Pair) -> None:
-    """It trusts the sums that the entry keeps, which the general code works out again."""
+    """It trusts what the entry keeps with the next hop, which the general code works out again."""
     pair.change("transport_change", b"\x12\x34")
     pair.change("last_ns", _LONG.to_bytes(8, "little"))  # or a slow machine takes the flows for idle
-    for frame in pair.frames:
-        short, general = pair.run(pair.short, frame), pair.run(pair.general, frame)
+    for packet in pair.packets:
+        short, general = pair.run(pair.short, packet.frame), pair.run(pair.general, packet.frame)
         assert short.result == general.result == pair.sent
-        assert short.data != general.data
+        assert (short.data != general.data) is packet.short
 
 
 def test_random_packets_have_the_same_fate(pair: Pair) -> None:
     chance = random.Random(7)
     fates: set[str] = set()
     for _ in range(ROUNDS):
-        frame = _changed(chance, chance.choice(pair.frames))
+        frame = _changed(chance, chance.choice(pair.packets).frame)
         short, general = pair.run(pair.short, frame), pair.run(pair.general, frame)
         fates |= short.reasons.keys()
         if any(short.service[::5]):  # a new connection: with a port by chance
             short, general = (o._replace(data=b"", entries={}) for o in (short, general))
         assert short == general, frame.hex()
-    assert {"flow", "reply", "not_for_us"} <= fates
+    assert {"flow", "reply", "forwarded", "not_for_us"} <= fates
 
 
 @pytest.mark.parametrize(
@@ -203,6 +243,11 @@ def test_random_packets_have_the_same_fate(pair: Pair) -> None:
         ("hop_mtu", (20).to_bytes(2, "little")),
         ("backend_generation", (0xFFFFFF).to_bytes(4, "little")),
         ("flags", (constant("FLOW_RST_REPLY") | constant("FLOW_SNAT")).to_bytes(4, "little")),
+        ("flags", (constant("FLOW_ESTABLISHED") | constant("FLOW_FORWARDED")).to_bytes(4, "little")),
+        ("flags", constant("FLOW_FORWARDED").to_bytes(4, "little")),
+        ("flags", (constant("FLOW_FORWARDED") | constant("FLOW_DSR")).to_bytes(4, "little")),
+        ("hop_mtu", (90).to_bytes(2, "little")),
+        ("tunnel", (9).to_bytes(2, "little")),
         ("noted", constant("FLOW_FIN_REPLY").to_bytes(4, "little")),
         ("ifindex", bytes(4)),
         ("sequence_end", (1 << 30).to_bytes(4, "little")),
@@ -213,8 +258,8 @@ def test_random_packets_have_the_same_fate(pair: Pair) -> None:
 )
 def test_entries_out_of_the_ordinary_have_the_same_effect(pair: Pair, field: str, value: bytes) -> None:
     pair.change(field, value)
-    for frame in pair.frames:
-        short, general = pair.run(pair.short, frame), pair.run(pair.general, frame)
+    for packet in pair.packets:
+        short, general = pair.run(pair.short, packet.frame), pair.run(pair.general, packet.frame)
         if any(short.service[::5]):
             short, general = (o._replace(data=b"", entries={}) for o in (short, general))
         assert short == general

@@ -4,6 +4,7 @@ A node has a number, which flows and backends have instead of its address. It ke
 loaded, also when it is no peer any more: flows that are there go on.
 """
 
+import struct
 from collections.abc import Collection, Iterable
 from socket import htons
 
@@ -16,6 +17,7 @@ from dataplane.planes.ebpf.maps.members import HERE, Address, wanted_flags
 _ENDPOINT_KEY = record("endpoint_key", "service", "endpoint")
 _NUMBERS, _RETIRED = constant("TUNNEL_NUMBER"), constant("TUNNEL_RETIRED")
 _WORD = 4
+_ADDRESSES = struct.Struct("16s")
 _MIX, _MIX_2, _MIX_3 = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
 _64 = (1 << 64) - 1
 
@@ -53,8 +55,9 @@ class Tunnels:
 
     def adopt(self) -> None:
         """Take over what an earlier process wrote."""
-        for key, value in self._maps.items("tunnels"):
-            self._note(address_text(value), int.from_bytes(key, "little"))
+        for number, (address,) in enumerate(_ADDRESSES.iter_unpack(self._maps.memory["tunnels"])):
+            if any(address):
+                self._note(address_text(address), number)
         for key, value in self._maps.items("tunnel_nodes"):
             self._peers[address_text(key)] = int.from_bytes(value, "little")
 
@@ -64,9 +67,9 @@ class Tunnels:
             return 0
         number = self._numbers.get(address)
         if number is None:
-            if len(self._numbers) >= min(self._maps.specs["tunnels"].max_entries, _NUMBERS):
-                return 0
             number = len(self._numbers) + 1
+            if number >= min(self._maps.specs["tunnels"].max_entries, _NUMBERS):
+                return 0
             self._maps.put("tunnels", number.to_bytes(_WORD, "little"), address_bytes(address))
             self._note(address, number)
         return number

@@ -105,8 +105,7 @@ enum program_numbers {
 
 /* Indices of the map `xdp_calls`. */
 enum xdp_program_numbers {
-    XDP_PROGRAM_FORWARD, /* xdp_forward of xdp_forward.c */
-    XDP_PROGRAM_UNWRAP,  /* xdp_unwrap of xdp_forward.c */
+    XDP_PROGRAM_UNWRAP, /* xdp_unwrap of xdp_forward.c */
     XDP_PROGRAM_COUNT,
 };
 

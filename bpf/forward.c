@@ -219,12 +219,7 @@ PROGRAM(tc_forward)(struct __sk_buff *skb) {
     if (!(entry->flags & FLOW_REPLY))
         count(HOOK_TC_INGRESS, REASON_FORWARDED);
     emit_forwarded_event(&arrival, packet, scratch, entry);
-    if (entry->flags & FLOW_DSR) {
-        account(entry, packet->size, arrival.now);
-        note_one_way(packet, entry, arrival.now);
-    } else {
-        touch(packet, entry, arrival.now);
-    }
+    touch_forwarded(packet, entry, arrival.now);
     return action;
 }
 

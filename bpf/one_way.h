@@ -2,7 +2,7 @@
 #ifndef HOTPLANE_ONE_WAY_H
 #define HOTPLANE_ONE_WAY_H
 
-#include "flow.h"
+#include "segments.h"
 
 /* Update a flow of which only the client's packets pass here. What the client says must do: that it acknowledges
  * something for the handshake, its FIN for the end of both directions. Not the segment that a connection is taken over
@@ -25,6 +25,16 @@ INLINE void note_one_way(const struct packet *packet, struct translation *entry,
     }
     if (flags != entry->flags)
         entry->flags = flags;
+}
+
+/* touch() for a flow whose answers may not pass here. */
+INLINE void touch_forwarded(const struct packet *packet, struct translation *entry, __u64 now) {
+    if (entry->flags & FLOW_DSR) {
+        account(entry, packet->size, now);
+        note_one_way(packet, entry, now);
+    } else {
+        touch(packet, entry, now);
+    }
 }
 
 #endif

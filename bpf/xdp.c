@@ -1,8 +1,9 @@
 /* XDP on uplinks, before the kernel allocates a socket buffer. It translates and redirects flows with SNAT: packets to
  * remote backends and their replies. Everything else goes unchanged to tc on the same device, which uses the same flow
  * tables: packets of a local backend need tc at egress anyway, and translating a GRO packet there once is cheaper than
- * translating each of its segments here; fragments and ICMP errors are rare. Flows between nodes have programs of their
- * own (xdp_forward.c).
+ * translating each of its segments here; fragments and ICMP errors are rare. Packets of clients whose backend is of a
+ * node that takes them as they are go into the tunnel to it (forward.c); what comes out of one has a program of its own
+ * (xdp_forward.c).
  *
  * NO_XDP_TX is for veth, whose driver does not wake the other end after XDP_TX unless that has an XDP program too;
  * frames would lie there until something else is sent. It does after a redirect.
@@ -14,43 +15,53 @@
 #include "parse.h"
 
 #include "established.h"
+#include "forward_event.h"
+#include "one_way.h"
 #include "xdp_send.h"
 
-/* Return why XDP cannot redirect a translated packet; REASON_NONE: the entry has the next hop. */
-INLINE enum reason find_next_hop(struct xdp_md *context, const struct packet *packet, struct translation *entry,
-                                 __u64 now) {
-    if (packet->hops <= 1)
-        return REASON_TTL;
-    if (unlikely((__s64)(entry->hop_until_ns - now) <= 0)) {
-        enum reason refusal =
-            refresh_hop(context, packet, entry, &entry->source, &entry->destination, packet->size, now);
+/* Put a client's packet into the tunnel to the endpoint's node. Returns the verdict; if that is not to redirect,
+ * packet->reason says why. */
+INLINE int forward(struct xdp_md *context, const struct arrival *arrival, struct packet *packet,
+                   struct translation *entry) {
+    const struct address *from = tunnel_source(arrival->node, packet->ipv4);
+    const struct address *to = tunnel_to(entry->tunnel, packet->ipv4);
+    __u32 size = packet->size + tunnel_overhead(packet);
+    __be16 port = tunnel_source_port(&packet->tuple);
+    enum reason found = packet->reason;
 
-        if (refusal != REASON_NONE)
-            return refusal;
-    }
-    if (unlikely(!entry->hop_ifindex))
-        return REASON_LEFT_TO_TC;
-    if (unlikely(packet->size > entry->hop_mtu))
-        return REASON_MTU;
-    if (likely(entry->hop_ifindex == context->ingress_ifindex))
-        return same_mac(packet->mac, entry->hop_source) ? REASON_NONE : REASON_NOT_FOR_US;
-    return addressed_to_device(packet, context->ingress_ifindex) ? REASON_NONE : REASON_NOT_FOR_US;
+    packet->reason = REASON_LEFT_TO_TC;
+    if (!to || packet->hops <= 1)
+        return XDP_PASS;
+    packet->reason = find_hop(context, packet, entry, from, to, packet->mac, size, arrival->now);
+    if (packet->reason != REASON_NONE)
+        return XDP_PASS;
+    packet->reason = REASON_REWRITE_FAILED;
+    if (packet->ipv4 ? encapsulate(context, arrival->node, entry, to, packet->size, port, tunnel_sum(from, to), 1)
+                     : encapsulate(context, arrival->node, entry, to, packet->size, port, 0, 0))
+        return XDP_DROP;
+    packet->reason = found;
+    packet->translated = 1;
+    count(HOOK_XDP, REASON_FORWARDED);
+    return send(entry->hop_ifindex, arrival->ifindex);
 }
 
-/* Translate and redirect. Returns the verdict; if that is not to redirect, packet->reason says why. */
+/* Translate and redirect, or forward. Returns as forward(). */
 INLINE int translate(struct xdp_md *context, const struct arrival *arrival, struct packet *packet,
                      struct translation *entry) {
     enum reason found = packet->reason;
     struct ethhdr *ethernet;
     void *data, *end;
 
-    if (unlikely((entry->flags & (FLOW_FORWARDED | FLOW_REPLY)) == FLOW_FORWARDED))
-        call_xdp(context, XDP_PROGRAM_FORWARD);
-    if (!(entry->flags & FLOW_SNAT)) {
-        packet->reason = REASON_LEFT_TO_TC;
+    if ((entry->flags & (FLOW_FORWARDED | FLOW_REPLY)) == FLOW_FORWARDED)
+        return forward(context, arrival, packet, entry);
+    packet->reason = REASON_LEFT_TO_TC;
+    if (!(entry->flags & FLOW_SNAT))
         return XDP_PASS;
-    }
-    packet->reason = find_next_hop(context, packet, entry, arrival->now);
+    packet->reason = REASON_TTL;
+    if (packet->hops <= 1)
+        return XDP_PASS;
+    packet->reason =
+        find_hop(context, packet, entry, &entry->source, &entry->destination, packet->mac, packet->size, arrival->now);
     if (packet->reason != REASON_NONE)
         return XDP_PASS;
     packet->reason = found;
@@ -113,13 +124,18 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
         action = translate(context, &arrival, packet, entry);
     }
     count(HOOK_XDP, packet->reason);
-    emit_packet_event(&arrival, packet, service, packet->translated ? entry : 0);
-    if (!entry || !packet->translated)
+    if (!entry || !packet->translated) {
+        emit_packet_event(&arrival, packet, service, 0);
         return action;
+    }
+    if (entry->flags & FLOW_FORWARDED)
+        emit_forwarded_event(&arrival, packet, scratch, entry);
+    else
+        emit_packet_event(&arrival, packet, service, entry);
     if (packet->reason == REASON_NEW_FLOW ||
         packet->reason == REASON_MOVED) /* its entry has the first numbers already */
         account(entry, packet->size, arrival.now);
     else
-        touch(packet, entry, arrival.now);
+        touch_forwarded(packet, entry, arrival.now);
     return action;
 }

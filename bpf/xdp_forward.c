@@ -1,29 +1,8 @@
-/* Packets of flows between nodes (forward.c) in XDP, called by xdp_uplink. Most of them: clients' packets to other
- * nodes, and what comes out of the tunnel of a flow that is known. Everything else, and what cannot be sent from here,
- * goes unchanged to tc, which has the same tables: whoever opens a flow at the endpoint's node, moves or is refused. */
-#include "encapsulate.h"
+/* Packets that other nodes forwarded (forward.c) in XDP, called by xdp_uplink: most of those of a flow that is known.
+ * Everything else, and what cannot be sent from here, goes unchanged to tc, which has the same tables: whoever opens a
+ * flow at the endpoint's node, moves or is refused. */
 #include "forward_event.h"
-#include "one_way.h"
 #include "xdp_send.h"
-
-/* Whether a cached next hop may be used, which is looked up first where it is due. `mtu`: of the packet. */
-INLINE enum reason find_hop(struct xdp_md *context, const struct packet *packet, struct translation *entry,
-                            const struct address *from, const struct address *to, const __u16 *mac, __u32 size,
-                            __u64 now) {
-    if (unlikely((__s64)(entry->hop_until_ns - now) <= 0)) {
-        enum reason refusal = refresh_hop(context, packet, entry, from, to, size, now);
-
-        if (refusal != REASON_NONE)
-            return refusal;
-    }
-    if (unlikely(!entry->hop_ifindex))
-        return REASON_LEFT_TO_TC;
-    if (unlikely(size > entry->hop_mtu))
-        return REASON_MTU;
-    if (likely(entry->hop_ifindex == context->ingress_ifindex))
-        return same_mac(mac, entry->hop_source) ? REASON_NONE : REASON_NOT_FOR_US;
-    return addressed_to_device(packet, context->ingress_ifindex) ? REASON_NONE : REASON_NOT_FOR_US;
-}
 
 /* One hop less, in place. Returns 0, or -1 when out of reach. */
 INLINE int lower_hops_in_place(void *header, void *end, int ipv4) {
@@ -37,64 +16,6 @@ INLINE int lower_hops_in_place(void *header, void *end, int ipv4) {
     else
         ipv6->hop_limit -= 1;
     return 0;
-}
-
-/* Send a client's packet to the endpoint's node. Returns the verdict; if that is to pass, the packet is as it was. */
-INLINE int forward(struct xdp_md *context, const struct arrival *arrival, struct packet *packet,
-                   struct translation *entry) {
-    const struct address *to = tunnel_to(entry->tunnel, packet->ipv4);
-    const struct address *from = tunnel_source(arrival->node, packet->ipv4);
-    __u32 size = packet->size + tunnel_overhead(packet);
-    __be16 port = tunnel_source_port(&packet->tuple);
-    enum reason found = packet->reason;
-
-    packet->reason = REASON_LEFT_TO_TC;
-    if (!to || packet->hops <= 1 || packet->l3 != sizeof(struct ethhdr))
-        return XDP_PASS;
-    packet->reason = find_hop(context, packet, entry, from, to, packet->mac, size, arrival->now);
-    if (packet->reason != REASON_NONE)
-        return XDP_PASS;
-    if (packet->ipv4 ? encapsulate(context, arrival->node, entry, to, packet->size, port, tunnel_sum(from, to), 1)
-                     : encapsulate(context, arrival->node, entry, to, packet->size, port, 0, 0)) {
-        packet->reason = REASON_REWRITE_FAILED;
-        return XDP_DROP;
-    }
-    packet->reason = found;
-    packet->translated = 1;
-    return send(entry->hop_ifindex, arrival->ifindex);
-}
-
-/* Called with a parsed packet of a flow that goes to another node. */
-PROGRAM(xdp_forward)(struct xdp_md *context) {
-    struct arrival arrival = {
-        .context = context, .node = this_node(), .hook = HOOK_XDP, .ifindex = context->ingress_ifindex};
-    struct scratch *scratch = this_scratch();
-    struct translation *entry;
-    struct packet *packet;
-    int action;
-
-    if (!scratch)
-        return XDP_PASS;
-    packet = (struct packet *)scratch->packet;
-    arrival.now = coarse_now(scratch);
-    entry = find_flow(&packet->tuple);
-    if (!entry || (entry->flags & (FLOW_FORWARDED | FLOW_REPLY)) != FLOW_FORWARDED) {
-        count(HOOK_XDP, REASON_CHANGED);
-        return XDP_PASS;
-    }
-    action = hide_value(scratch, forward(context, &arrival, packet, entry));
-    count(HOOK_XDP, packet->reason);
-    if (!packet->translated)
-        return action;
-    count(HOOK_XDP, REASON_FORWARDED);
-    emit_forwarded_event(&arrival, packet, scratch, entry);
-    if (entry->flags & FLOW_DSR) {
-        account(entry, packet->size, arrival.now);
-        note_one_way(packet, entry, arrival.now);
-    } else {
-        touch(packet, entry, arrival.now);
-    }
-    return action;
 }
 
 /* Pass a packet of a local endpoint's flow on to the stack as the endpoint's, out of the tunnel. */

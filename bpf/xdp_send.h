@@ -59,6 +59,26 @@ INLINE enum reason refresh_hop(struct xdp_md *context, const struct packet *pack
     return REASON_NONE;
 }
 
+/* Why XDP cannot send a flow's packet on to its next hop, which is looked up first where it is due. `mac`: what the
+ * frame was addressed to; `size`: of the packet as it is sent. REASON_NONE: it can, the entry has the next hop. */
+INLINE enum reason find_hop(struct xdp_md *context, const struct packet *packet, struct translation *entry,
+                            const struct address *from, const struct address *to, const __u16 *mac, __u32 size,
+                            __u64 now) {
+    if (unlikely((__s64)(entry->hop_until_ns - now) <= 0)) {
+        enum reason refusal = refresh_hop(context, packet, entry, from, to, size, now);
+
+        if (refusal != REASON_NONE)
+            return refusal;
+    }
+    if (unlikely(!entry->hop_ifindex))
+        return REASON_LEFT_TO_TC;
+    if (unlikely(size > entry->hop_mtu))
+        return REASON_MTU;
+    if (likely(entry->hop_ifindex == context->ingress_ifindex))
+        return same_mac(mac, entry->hop_source) ? REASON_NONE : REASON_NOT_FOR_US;
+    return addressed_to_device(packet, context->ingress_ifindex) ? REASON_NONE : REASON_NOT_FOR_US;
+}
+
 INLINE int send(__u32 to, __u32 ifindex) {
 #ifndef NO_XDP_TX
     if (to == ifindex)

@@ -56,10 +56,7 @@ FORWARD_PROGRAMS = {
     "tc_answer": constant("PROGRAM_ANSWER"),
 }
 """Programs for packets between nodes, with their index in the map `tail_calls`."""
-XDP_FORWARD_PROGRAMS = {
-    "xdp_forward": constant("XDP_PROGRAM_FORWARD"),
-    "xdp_unwrap": constant("XDP_PROGRAM_UNWRAP"),
-}
+XDP_FORWARD_PROGRAMS = {"xdp_unwrap": constant("XDP_PROGRAM_UNWRAP")}
 """The same in XDP, in the map `xdp_calls`."""
 DEVICE = record("device", "flags", "ifindex", "mac", "mtu", "source_ipv4", "source_ipv6")
 _PIN = re.compile(r"(tc_ingress|tc_egress|xdp_native|xdp_generic)-(\d+)")

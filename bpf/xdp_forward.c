@@ -129,9 +129,11 @@ PROGRAM(xdp_unwrap)(struct xdp_md *context) {
     if (!packet->translated && action == XDP_PASS)
         packet->reason = REASON_LEFT_TO_TC;
     count(HOOK_XDP, packet->reason);
-    if (!entry || !packet->translated)
-        return action;
-    emit_forwarded_event(&arrival, packet, scratch, entry);
-    touch(packet, entry, arrival.now);
+    if (entry && packet->translated) {
+        emit_forwarded_event(&arrival, packet, scratch, entry);
+        touch(packet, entry, arrival.now);
+    } else if (action == XDP_DROP) {
+        emit_packet_event(&arrival, packet, ~0U, 0);
+    }
     return action;
 }

@@ -85,6 +85,14 @@ INLINE int route_found(long result) {
            result == BPF_FIB_LKUP_RET_FRAG_NEEDED;
 }
 
+/* Why a packet cannot take a way that was looked up with its size. REASON_NONE: it can, though the link-layer address
+ * of its next hop may have to be resolved. */
+INLINE enum reason why_no_route(long result) {
+    if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+        return REASON_MTU;
+    return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ? REASON_NONE : REASON_FIB_MISS;
+}
+
 /* The address that this node would send from towards a backend: what masquerading would choose. 0 when there is no
  * way to it by forwarding (REASON_FIB_MISS), e.g. since it is this node's own. */
 INLINE int masquerade_address(void *context, const struct node *node, const struct packet *packet,

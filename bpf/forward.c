@@ -135,9 +135,7 @@ INLINE enum reason reach_client(struct __sk_buff *skb, const struct arrival *arr
                                  packet_size(skb, packet), 0, &hop->fib);
 
         hop->neighbour_known = result == BPF_FIB_LKUP_RET_SUCCESS;
-        if (result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH)
-            return REASON_NONE;
-        reason = result == BPF_FIB_LKUP_RET_FRAG_NEEDED ? REASON_MTU : REASON_FIB_MISS;
+        reason = hide_reason(packet, why_no_route(result));
         if (reason != REASON_MTU || attempt || !entry)
             break;
         reason = hide_reason(packet, fragment_packet(skb, arrival, packet, entry));

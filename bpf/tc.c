@@ -21,9 +21,7 @@ INLINE enum reason find_next_hop(struct __sk_buff *skb, const struct packet *pac
     result = find_route(skb, packet, &entry->source, &entry->destination, skb->ifindex, packet_size(skb, packet), 0,
                         &hop->fib);
     hop->neighbour_known = result == BPF_FIB_LKUP_RET_SUCCESS;
-    if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-        return REASON_MTU;
-    return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ? REASON_NONE : REASON_FIB_MISS;
+    return why_no_route(result);
 }
 
 /* Handle a packet that cannot be forwarded. The first one of a flow goes to the slow path, and so do later ones.

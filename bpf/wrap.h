@@ -34,9 +34,7 @@ INLINE enum reason find_tunnel_hop(struct __sk_buff *skb, const struct packet *p
     hop->by_neighbour = result != BPF_FIB_LKUP_RET_SUCCESS || !(bpf_get_prandom_u32() & NEIGHBOUR_PROBE);
     hop->mtu = fib->tot_len - overhead;
     hop->shrink = elastic && size > hop->mtu;
-    if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-        return REASON_MTU;
-    return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ? REASON_NONE : REASON_FIB_MISS;
+    return why_no_route(result);
 }
 
 /* Make room for the outer headers. Before Linux 5.13 the kernel cannot be told that an Ethernet header is inside, which

@@ -6,15 +6,12 @@
 #include "send.h"
 #include "skb.h"
 
-/* Redirect a translated packet. A priority tag is removed unless the packet leaves by the device it came from. */
+/* Redirect a translated packet. */
 INLINE long send(struct __sk_buff *skb, const struct packet *packet, const struct next_hop *hop, __u64 now) {
-    __u8 header[12];
     __u32 device;
     int peer;
 
-    if (skb->vlan_present && hop->fib.ifindex != skb->ifindex && bpf_skb_vlan_pop(skb))
-        return TC_ACT_SHOT;
-    if (!packet->l3 && add_link_layer(skb, packet))
+    if (remove_tag(skb, hop->fib.ifindex) || (!packet->l3 && add_link_layer(skb, packet)))
         return TC_ACT_SHOT;
     device = device_flags(hop->fib.ifindex);
     if (device & DEVICE_RAW_IP) /* a tunnel to many looks for its next hop in a route */
@@ -26,9 +23,7 @@ INLINE long send(struct __sk_buff *skb, const struct packet *packet, const struc
 #endif
     if (!peer && (!hop->neighbour_known || !packet->l3 || !(bpf_get_prandom_u32() & NEIGHBOUR_PROBE)))
         return send_by_neighbour(skb, hop);
-    __builtin_memcpy(header, hop->fib.dmac, 6); /* into a pod they matter only to who looks at frames */
-    __builtin_memcpy(header + 6, hop->fib.smac, 6);
-    if (bpf_skb_store_bytes(skb, 0, header, sizeof(header), 0))
+    if (store_macs(skb, &hop->fib)) /* into a pod they matter only to who looks at frames */
         return TC_ACT_SHOT;
 #ifndef NO_REDIRECT_PEER
     if (peer)

@@ -50,6 +50,20 @@ INLINE long forget_sum(struct __sk_buff *skb) {
     return bpf_skb_change_tail(skb, length, 0);
 }
 
+/* Remove a priority tag unless the packet leaves by the device it came from. Returns 0, or negative. */
+INLINE long remove_tag(struct __sk_buff *skb, __u32 ifindex) {
+    return skb->vlan_present && ifindex != skb->ifindex && bpf_skb_vlan_pop(skb);
+}
+
+/* Write the link-layer addresses that a look-up found. Returns 0, or negative. */
+INLINE long store_macs(struct __sk_buff *skb, const struct bpf_fib_lookup *fib) {
+    __u8 header[2 * ETH_ALEN];
+
+    __builtin_memcpy(header, fib->dmac, ETH_ALEN);
+    __builtin_memcpy(header + ETH_ALEN, fib->smac, ETH_ALEN);
+    return bpf_skb_store_bytes(skb, 0, header, sizeof(header), 0);
+}
+
 /* Redirect through the stack's neighbour code, which resolves the next hop's address if necessary. */
 INLINE long redirect_by_neighbour(const struct next_hop *hop) {
     struct bpf_redir_neigh next = {.nh_family = hop->fib.family};

@@ -75,22 +75,17 @@ INLINE long wrap(struct __sk_buff *skb, const struct node *node, const struct pa
     }
 }
 
-/* Send a packet that is in the tunnel. A priority tag is removed unless it leaves by the device it came from. */
+/* Send a packet that is in the tunnel. */
 INLINE long send_wrapped(struct __sk_buff *skb, const struct tunnel_hop *hop) {
     __u32 ifindex = hop->next.fib.ifindex;
-    __u8 header[12];
 
-    if (skb->vlan_present && ifindex != skb->ifindex && bpf_skb_vlan_pop(skb))
+    if (remove_tag(skb, ifindex))
         return TC_ACT_SHOT;
     if (device_flags(ifindex) & DEVICE_RAW_IP) /* a tunnel to many looks for its next hop in a route */
         return redirect_neighbour(ifindex, 0, 0, 0);
     if (hop->by_neighbour)
         return redirect_by_neighbour(&hop->next);
-    __builtin_memcpy(header, hop->next.fib.dmac, 6);
-    __builtin_memcpy(header + 6, hop->next.fib.smac, 6);
-    if (bpf_skb_store_bytes(skb, 0, header, sizeof(header), 0))
-        return TC_ACT_SHOT;
-    return bpf_redirect(ifindex, 0);
+    return store_macs(skb, &hop->next.fib) ? TC_ACT_SHOT : bpf_redirect(ifindex, 0);
 }
 
 /* One hop less. Returns 0, or negative. */

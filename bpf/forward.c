@@ -46,22 +46,27 @@ INLINE int answer_inwards(struct __sk_buff *skb, struct packet *packet, __u32 mt
 /* Handle a packet of a client that cannot be forwarded. A flow that has just begun is left to the slow path. */
 INLINE int refuse(struct __sk_buff *skb, struct packet *packet, struct scratch *scratch,
                   const struct translation *entry, enum reason found, enum reason refusal, __u32 mtu) {
-    if (refusal == REASON_TTL || (refusal == REASON_FIB_MISS && (found == REASON_NEW_FLOW || found == REASON_MOVED))) {
-        if (found == REASON_NEW_FLOW || found == REASON_MOVED)
+    int begins = found == REASON_NEW_FLOW || found == REASON_MOVED;
+
+    packet->reason = refusal;
+    switch (refusal) {
+    case REASON_LEFT_FLOW:
+        return TC_ACT_UNSPEC;
+    case REASON_TTL:
+    case REASON_FIB_MISS:
+        if (begins)
             forget_flow(&packet->tuple, entry, &scratch->reply_key);
-        packet->reason = refusal;
-        return TC_ACT_UNSPEC;
-    }
-    if (refusal == REASON_LEFT_FLOW) {
-        packet->reason = refusal;
-        return TC_ACT_UNSPEC;
-    }
-    if (refusal == REASON_REWRITE_FAILED)
-        return drop(packet, refusal);
-    if (refusal != REASON_MTU || packet->kind == PACKET_ICMP_ERROR || !packet->keep_whole)
+        return begins || refusal == REASON_TTL ? TC_ACT_UNSPEC : drop(packet, REASON_NO_WAY_OUT);
+    case REASON_MTU:
+        if (packet->kind == PACKET_ICMP_ERROR || !packet->keep_whole)
+            return drop(packet, REASON_NO_WAY_OUT);
+        packet->reason = REASON_TOO_BIG;
+        return answer_too_big(skb, packet, mtu);
+    case REASON_REWRITE_FAILED:
+        return TC_ACT_SHOT;
+    default:
         return drop(packet, REASON_NO_WAY_OUT);
-    packet->reason = REASON_TOO_BIG;
-    return answer_too_big(skb, packet, mtu);
+    }
 }
 
 /* Address a frame that leaves to the device that it leaves by: what is cut off it comes in there. */

@@ -1,9 +1,10 @@
 /* Host routing: flows that go past the node's stack, and what the programs tell each other of a packet.
  *
  * Netfilter knows nothing of a packet that goes past it, so a flow goes there from its first packet on or never. TCP
- * tells by its SYN that a flow begins: an entry of `direct_tcp` is such a flow, and segments of a connection without
- * one go by the stack, which may translate them. A datagram does not tell. So whatever UDP the stack sends to a pod or
- * out of the node is noted as the stack's before it can be answered, and unknown datagrams begin a flow past the stack.
+ * tells by its SYN that a flow begins, and segments of a connection without an entry go by the stack, which may
+ * translate them; that the stack has begun one is noted as well, since it keeps that after the connection's end. A
+ * datagram does not tell. So whatever UDP the stack sends to a pod or out of the node is noted as the stack's before it
+ * can be answered, and unknown datagrams begin a flow past the stack.
  * A flow that the stack got hold of stays with it, since connection tracking judges numbers by what it saw last. */
 #ifndef HOTPLANE_DIRECT_H
 #define HOTPLANE_DIRECT_H
@@ -85,18 +86,23 @@ INLINE void give_to_stack(const struct tuple *key, struct direct_flow *flow, __u
     flow->last_ns = now;
 }
 
+/* Whether the answers to a packet that the stack sends are translated here: then so is the packet. */
+INLINE int answered_here(const struct packet *packet, struct scratch *scratch) {
+    struct translation *answers;
+
+    reverse_tuple(&packet->tuple, &scratch->forward_key);
+    answers = find_flow(&scratch->forward_key);
+    return answers && (answers->flags & (FLOW_REPLY | FLOW_FOREIGN)) == FLOW_REPLY;
+}
+
 /* Note that the stack sends the first packet of a TCP connection. Connection tracking may translate it, and keeps that
  * for a while after its end: a connection between the same ends must not go past the stack meanwhile, as its answers
  * would be translated once it falls back to the stack. Answers keep the note alive. */
 INLINE void note_connection(const struct packet *packet, const struct direct_flow *noted, struct scratch *scratch,
                             int to_pod) {
-    struct translation *answers;
-
     direct_key(&packet->tuple, &scratch->direct_key);
-    reverse_tuple(&packet->tuple, &scratch->forward_key);
-    answers = find_flow(&scratch->forward_key);
-    if (answers && (answers->flags & (FLOW_REPLY | FLOW_FOREIGN)) == FLOW_REPLY)
-        map_delete(MAP(direct_tcp), &scratch->direct_key); /* translated here, and so are the answers */
+    if (answered_here(packet, scratch))
+        map_delete(MAP(direct_tcp), &scratch->direct_key);
     else
         map_update(MAP(direct_tcp), &scratch->direct_key, noted, to_pod ? BPF_ANY : BPF_NOEXIST);
 }
@@ -104,31 +110,29 @@ INLINE void note_connection(const struct packet *packet, const struct direct_flo
 /* Note that the stack sends a packet to a pod or out of the node: answers to it must come back to the stack. What the
  * node sends itself is answered at its own addresses. Towards an uplink pass packets of flows past the stack, too. */
 INLINE void note_from_stack(const struct arrival *arrival, const struct packet *packet) {
-    int to_pod = !!(device_flags(arrival->ifindex) & DEVICE_POD);
     struct scratch *scratch = this_scratch();
-    struct translation *answers;
     struct direct_flow *flow, noted = {.last_ns = arrival->now, .flags = DIRECT_STACK};
     struct tuple *key;
+    int to_pod;
 
     if (!scratch || !host_time(HOST_ROUTING_UNTIL) || packet->kind == PACKET_ICMP_ERROR ||
         packet->kind == PACKET_LATER_FRAGMENT)
         return;
-    key = &scratch->direct_key;
-    if ((packet->protocol != IPPROTO_UDP && packet->protocol != IPPROTO_TCP) ||
-        own_datagram(packet->protocol, &packet->tuple.source))
+    if (packet->protocol == IPPROTO_TCP
+            ? !opens_connection(packet)
+            : packet->protocol != IPPROTO_UDP || own_datagram(packet->protocol, &packet->tuple.source))
         return;
+    to_pod = !!(device_flags(arrival->ifindex) & DEVICE_POD);
     if (packet->protocol == IPPROTO_TCP) {
-        if (opens_connection(packet))
-            note_connection(packet, &noted, scratch, to_pod);
+        note_connection(packet, &noted, scratch, to_pod);
         return;
     }
+    key = &scratch->direct_key;
     direct_key(&packet->tuple, key);
     flow = map_lookup(MAP(direct_udp), key);
     if (!flow) {
-        reverse_tuple(&packet->tuple, &scratch->forward_key);
-        answers = find_flow(&scratch->forward_key);
-        if (answers && (answers->flags & (FLOW_REPLY | FLOW_FOREIGN)) == FLOW_REPLY)
-            return; /* translated here, and so are the answers */
+        if (answered_here(packet, scratch))
+            return;
         if (map_update(MAP(direct_udp), key, &noted, BPF_NOEXIST) == ERROR_TOO_BIG)
             distrust(arrival);
         return;

@@ -309,8 +309,8 @@ struct direct_hop {
     __u32 pad2;
 };
 
-/* A flow of pods of this node that is not translated here. TCP: it goes past the stack, as all do that began with a
- * SYN there; UDP: either, and DIRECT_STACK tells. */
+/* A flow of pods of this node that is not translated here: it goes past the stack, or with DIRECT_STACK by the stack.
+ * TCP has an entry when its SYN was seen. */
 struct direct_flow {
     __u64 last_ns;
     __u32 flags;   /* enum direct_flags */

@@ -124,7 +124,7 @@ INLINE int forward(struct __sk_buff *skb, const struct arrival *arrival, struct 
     if (lower_hops(skb, packet) || wrap(skb, arrival->node, packet, &hop, endpoint, kind))
         return drop(packet, REASON_REWRITE_FAILED);
     packet->translated = 1;
-    return send_wrapped(skb, &hop);
+    return send_wrapped(skb, &hop, 0);
 }
 
 /* Find the way of an answer to its client, and fragment it if it is too big. The addresses of an ICMP error are those
@@ -541,7 +541,7 @@ INLINE int answer(struct __sk_buff *skb, const struct arrival *arrival, struct p
     if (failed || wrap(skb, arrival->node, packet, &hop, 0, TUNNEL_ANSWER))
         return drop(packet, REASON_REWRITE_FAILED);
     packet->translated = 1;
-    return send_wrapped(skb, &hop);
+    return send_wrapped(skb, &hop, packet->kind != PACKET_LATER_FRAGMENT); /* one that was cut off has come in */
 }
 
 /* Called with a parsed answer that leaves this node, whose client talks to another one. */

@@ -75,8 +75,9 @@ INLINE long wrap(struct __sk_buff *skb, const struct node *node, const struct pa
     }
 }
 
-/* Send a packet that is in the tunnel. */
-INLINE long send_wrapped(struct __sk_buff *skb, const struct tunnel_hop *hop) {
+/* Send a packet that is in the tunnel. `leaving`: it is on its way out by the device at hand, where it goes on if that
+ * is its device. */
+INLINE long send_wrapped(struct __sk_buff *skb, const struct tunnel_hop *hop, int leaving) {
     __u32 ifindex = hop->next.fib.ifindex;
 
     if (remove_tag(skb, ifindex))
@@ -85,7 +86,9 @@ INLINE long send_wrapped(struct __sk_buff *skb, const struct tunnel_hop *hop) {
         return redirect_neighbour(ifindex, 0, 0, 0);
     if (hop->by_neighbour)
         return redirect_by_neighbour(&hop->next);
-    return store_macs(skb, &hop->next.fib) ? TC_ACT_SHOT : bpf_redirect(ifindex, 0);
+    if (store_macs(skb, &hop->next.fib))
+        return TC_ACT_SHOT;
+    return leaving && ifindex == skb->ifindex ? TC_ACT_UNSPEC : bpf_redirect(ifindex, 0);
 }
 
 /* One hop less. Returns 0, or negative. */

@@ -1,6 +1,8 @@
-/* Packets that other nodes forwarded (forward.c) in XDP, called by xdp_uplink: most of those of a flow that is known.
- * Everything else, and what cannot be sent from here, goes unchanged to tc, which has the same tables: whoever opens a
- * flow at the endpoint's node, moves or is refused. */
+/* Packets that other nodes forwarded (forward.c) in XDP, called by xdp_uplink: clients' packets that may come, and
+ * answers of flows that are known. Everything else, and what cannot be sent from here, goes unchanged to tc, which has
+ * the same tables: who is refused, say. So does what begins a flow where host routing is on: tc_host would take a SYN
+ * to a pod for the first packet of a flow past the stack. */
+#include "admit.h"
 #include "forward_event.h"
 #include "xdp_send.h"
 
@@ -55,12 +57,30 @@ INLINE int reads_well(const struct arrival *arrival, const struct packet *packet
         (void *)(found + 1) > end || !addressed_to_device(packet, arrival->ifindex) ||
         check_source(arrival, packet) != REASON_NONE)
         return 0;
-    *node = *known & TUNNEL_NUMBER;
+    *node = *known;
     *header = *found;
     return is_ours(arrival->node, packet, header);
 }
 
-/* Take out a packet of a flow that is known, whose packets come from this node. Returns the verdict; if that is to pass
+/* The flow of a client's packet that this node (of the map `tunnel_nodes`) forwarded; it may begin or come another way
+ * from now on. `entry`: what is there. 0 = tc has to see the packet. */
+INLINE struct translation *take_in(const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
+                                   struct translation *entry, __u32 node, const struct tunnel_header *header) {
+    __u32 endpoint = (__u32)to_be16(header->endpoint[0]) << 16 | to_be16(header->endpoint[1]);
+    __u32 kind = kind_of(header), back = kind == TUNNEL_ASK ? FLOW_BACK : 0;
+    int begins = opens_connection(packet);
+
+    if (entry && (entry->flags & (FLOW_REPLY | FLOW_TUNNELED | FLOW_BACK)) == (FLOW_TUNNELED | back) &&
+        entry->tunnel == (node & TUNNEL_NUMBER) && !begins && usable(arrival->node, packet, entry, arrival->now))
+        return entry;
+    if ((entry && !(entry->flags & FLOW_TUNNELED)) || host_time(HOST_ROUTING_UNTIL) ||
+        hide_reason(packet, admit_tunneled(arrival, packet, scratch, node, endpoint, kind)) != REASON_NONE)
+        return 0;
+    entry = find_flow(&packet->tuple);
+    return entry && (!begins || other_is_there(packet, entry)) ? entry : 0;
+}
+
+/* Take out a packet of a flow that is known or may begin. Returns the verdict; if that is to pass
  * with a reason other than REASON_FLOW, the packet is as it was. */
 INLINE int unwrap(struct xdp_md *context, const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
                   struct translation **found) {
@@ -87,19 +107,16 @@ INLINE int unwrap(struct xdp_md *context, const struct arrival *arrival, struct 
         return XDP_PASS;
 #endif
     entry = find_flow(&packet->tuple);
-    if (!entry)
-        return XDP_PASS;
     if (kind_of(&header) == TUNNEL_ANSWER) {
-        if ((entry->flags & (FLOW_REPLY | FLOW_FORWARDED)) != (FLOW_REPLY | FLOW_FORWARDED) || packet->hops <= 1 ||
+        if (!entry || (entry->flags & (FLOW_REPLY | FLOW_FORWARDED)) != (FLOW_REPLY | FLOW_FORWARDED) ||
+            packet->hops <= 1 ||
             find_hop(context, packet, entry, &packet->tuple.source, &packet->tuple.destination, mac, packet->size,
                      arrival->now) != REASON_NONE)
             return XDP_PASS;
         action = send_answer(inner, end, packet, entry);
     } else {
-        __u32 back = kind_of(&header) == TUNNEL_ASK ? FLOW_BACK : 0;
-
-        if ((entry->flags & (FLOW_REPLY | FLOW_TUNNELED | FLOW_BACK)) != (FLOW_TUNNELED | back) ||
-            entry->tunnel != node || opens_connection(packet) || !usable(arrival->node, packet, entry, arrival->now))
+        entry = take_in(arrival, packet, scratch, entry, node, &header);
+        if (!entry)
             return XDP_PASS;
         action = deliver(inner, end, packet, data, entry);
     }

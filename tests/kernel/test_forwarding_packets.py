@@ -14,7 +14,8 @@ from scapy.packet import Raw
 from dataplane.kernel.ebpf.bpf import ProgramRun
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import PlanEntry
-from dataplane.planes.ebpf.maps.layout import constant
+from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
+from dataplane.planes.ebpf.maps.layout import constant, unpack
 from dataplane.planes.ebpf.maps.tunnels import endpoint_digest
 from dataplane.policy.forwarding import DEFAULT_PORT, DEFAULT_VNI, Forwarding
 from tests.kernel.bpf_packets import bench as b
@@ -364,32 +365,62 @@ def test_xdp_forwards_what_tc_does(node: Bench, family: Family, transport: Any, 
     assert (Ether(back.data).dst, Ether(back.data).src) == (b.ROUTER_MAC, node.up_mac)
 
 
+def asked(node: Bench, family: Family, transport: Any, flags: str, kind: int) -> bytes:
+    """A client's packet for the local endpoint, as node 2 forwards it."""
+    sent = ip(family, CLIENT[family], VIP[family], ttl=60) / segment(transport, 4000, 80, flags) / b"question"
+    return node.frame(wrapped(sent, family, digest(family, transport, POD), kind))
+
+
+def timeless(node: Bench) -> dict[str, dict[bytes, dict[str, Any]]]:
+    """All flows, without times and who made them."""
+    found: dict[str, dict[bytes, dict[str, Any]]] = {}
+    for table in FLOW_TABLES:
+        each = {key: unpack("translation", raw) for key, raw in node.maps.items(table)}
+        for flow in each.values():
+            flow.update(last_ns=0, begun=0, flags=flow["flags"] & ~constant("FLOW_BY_XDP"))
+        found[table] = each
+    return found
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", [ASK_DSR, ASK])
-def test_xdp_takes_packets_of_known_flows_out(node: Bench, family: Family, transport: Any, kind: int) -> None:
-    """The first packet is tc's; so is one that comes by another node, or asks for another way back."""
+def test_xdp_takes_packets_out_as_tc_does(node: Bench, family: Family, transport: Any, kind: int) -> None:
+    """What begins, goes on, and asks for another way back from now on: packets and flows."""
+    other = ASK if kind == ASK_DSR else ASK_DSR
+    frames = [asked(node, family, transport, flags, way) for flags, way in (("S", kind), ("A", kind), ("A", other))]
+    by_tc = []
+    for frame in frames:
+        out = node.tc(frame)
+        assert out.result == b.TC_NEXT
+        by_tc.append((bytes(ip_of(out.data)), timeless(node)))
+    node.forget()
+    for frame, (packet, flows) in zip(frames, by_tc, strict=True):
+        with node.counted() as counted:
+            out = node.xdp(frame)
+        assert counted == {"xdp:flow": 1}
+        assert out.result == b.XDP_PASS
+        assert Ether(out.data).dst == node.up_mac
+        inner = ip_of(out.data)
+        assert bytes(inner) == packet == rebuilt(inner)
+        assert (inner.src, inner.dst, hops(inner)) == (CLIENT[family], POD[family], 60)
+        assert timeless(node) == flows
+    assert sum(len(table) for table in flows.values()) == 2
 
-    def ask(flags: str, **change: Any) -> bytes:
-        sent = ip(family, CLIENT[family], VIP[family], ttl=60) / segment(transport, 4000, 80, flags) / b"question"
-        kinds = {"kind": kind} | change
-        return node.frame(wrapped(sent, family, digest(family, transport, POD), **kinds))
 
-    first = node.xdp(ask("S"))
-    assert (first.result, first.data) == (b.XDP_PASS, ask("S"))
-    by_tc = node.tc(ask("S"))
-    assert by_tc.result == b.TC_NEXT
-    by_xdp = node.xdp(ask("A"))
-    assert by_xdp.result == b.XDP_PASS
-    if transport is UDP:
-        assert by_xdp.data == by_tc.data
-    inner = ip_of(by_xdp.data)
-    assert bytes(inner) == rebuilt(inner)
-    assert (inner.src, inner.dst, hops(inner), inner[transport].dport) == (CLIENT[family], POD[family], 60, 8080)
-    assert Ether(by_xdp.data).dst == node.up_mac
-    other = ask("A", kind=ASK if kind == ASK_DSR else ASK_DSR)
-    left = node.xdp(other)
-    assert (left.result, left.data) == (b.XDP_PASS, other)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_xdp_begins_nothing_where_flows_may_go_past_the_stack(node: Bench, family: Family) -> None:
+    """The program behind it would take a SYN to a pod for the first packet of such a flow."""
+    first, later = asked(node, family, TCP, "S", ASK), asked(node, family, TCP, "A", ASK)
+    until = constant("HOST_ROUTING_UNTIL").to_bytes(4, "little")
+    node.maps.put("host_times", until, (1 << 62).to_bytes(8, "little"))
+    try:
+        out = node.xdp(first)
+        assert (out.result, out.data) == (b.XDP_PASS, first)
+        assert node.tc(first).result == b.TC_NEXT
+        assert node.xdp(later).data != later
+    finally:
+        node.maps.put("host_times", until, bytes(8))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -154,16 +154,13 @@ INLINE void note_way_back(const struct packet *packet, struct translation *entry
     entry->flags = (entry->flags & ~FLOW_BACK) | back;
 }
 
-/* Take in a client's packet at the endpoint's node. REASON_NONE: there is a flow for it. */
+/* Take in a client's packet at the endpoint's node, whose ports are known. `entry`: of its tuple, if there is one.
+ * REASON_NONE: now there is one for this packet. */
 INLINE enum reason admit_tunneled(const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
-                                  __u32 node, __u32 endpoint, __u32 kind) {
-    struct translation *entry;
+                                  __u32 node, __u32 endpoint, __u32 kind, struct translation *entry) {
     enum reason reason;
     __u32 service;
 
-    if (packet->kind == PACKET_LATER_FRAGMENT && !recall_fragment(packet, arrival->now))
-        return REASON_FRAGMENT_UNKNOWN;
-    entry = find_flow(&packet->tuple);
     if (packet->kind == PACKET_ICMP_ERROR || packet->kind == PACKET_LATER_FRAGMENT)
         return entry ? REASON_NONE : REASON_ICMP_UNRELATED;
     if (!may_be_client(&packet->tuple.source))

@@ -203,6 +203,9 @@ INLINE int send_established(struct xdp_md *context, void *data, void *end, __u32
 
     if (!fast_path_parse(data, end, &packet, &key, ipv4, tcp))
         return 0;
+    if (!tcp &&
+        unlikely(packet.udp->dest == this_node()->tunnel_port)) /* what comes out of a tunnel is no flow's yet */
+        return 0;
 #ifdef NO_XDP_TX
     if (fast_path_unfinished(&packet, ipv4, tcp))
         return 0;

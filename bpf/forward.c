@@ -301,6 +301,14 @@ INLINE enum reason take_out(struct __sk_buff *skb, const struct arrival *arrival
     return REASON_TUNNEL_FORMAT;
 }
 
+/* admit_tunneled() for what may be a fragment. */
+INLINE enum reason admit_in_tc(const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
+                               __u32 node, __u32 endpoint, __u32 kind) {
+    if (packet->kind == PACKET_LATER_FRAGMENT && !recall_fragment(packet, arrival->now))
+        return REASON_FRAGMENT_UNKNOWN;
+    return admit_tunneled(arrival, packet, scratch, node, endpoint, kind, find_flow(&packet->tuple));
+}
+
 /* Called with the parsed outer packet. */
 PROGRAM(tc_unwrap)(struct __sk_buff *skb) {
     struct arrival arrival = {.context = skb, .node = this_node(), .hook = HOOK_TC_INGRESS, .ifindex = skb->ifindex};
@@ -320,7 +328,7 @@ PROGRAM(tc_unwrap)(struct __sk_buff *skb) {
         action = hide_value(scratch, take_answer(skb, &arrival, packet, scratch));
     } else if (reason == REASON_NONE) {
         endpoint = (__u32)to_be16(header.endpoint[0]) << 16 | to_be16(header.endpoint[1]);
-        reason = hide_reason(packet, admit_tunneled(&arrival, packet, scratch, node, endpoint, kind_of(&header)));
+        reason = hide_reason(packet, admit_in_tc(&arrival, packet, scratch, node, endpoint, kind_of(&header)));
         if (reason == REASON_NONE) {
             scratch->handed = HANDED_TUNNEL;
             call_program(skb, PROGRAM_SERVICES);

@@ -74,9 +74,9 @@ INLINE struct translation *take_in(const struct arrival *arrival, struct packet 
         entry->tunnel == (node & TUNNEL_NUMBER) && !begins && usable(arrival->node, packet, entry, arrival->now))
         return entry;
     if ((entry && !(entry->flags & FLOW_TUNNELED)) || host_time(HOST_ROUTING_UNTIL) ||
-        hide_reason(packet, admit_tunneled(arrival, packet, scratch, node, endpoint, kind)) != REASON_NONE)
+        hide_reason(packet, admit_tunneled(arrival, packet, scratch, node, endpoint, kind, entry)) != REASON_NONE)
         return 0;
-    entry = find_flow(&packet->tuple);
+    entry = find_flow(&packet->tuple); /* once more, so that to the verifier it is one */
     return entry && (!begins || other_is_there(packet, entry)) ? entry : 0;
 }
 

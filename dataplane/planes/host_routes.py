@@ -19,8 +19,9 @@ class Way(NamedTuple):
 
 class HostRoutes(NamedTuple):
     """Which way packets go now. devices: by name. addresses: the pods' that the plane knows. packets: counted since the
-    plane was first loaded, by way."""
+    plane was first loaded, by way. refused: why there are no programs that take any past the stack; "" = there are."""
 
     devices: Sequence[Way] = ()
     addresses: Sequence[Way] = ()
     packets: Mapping[str, int] = {}
+    refused: str = ""

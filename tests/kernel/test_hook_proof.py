@@ -80,9 +80,7 @@ def test_the_doctor_tells_each_hook_and_feature(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(kernel_features, "missing", lambda: lacking)
     group = cgroup.ensure_root()
     told = {finding.check: finding for finding in probe_hooks(PlaneOptions(cgroup=str(group)))}
-    assert {name: told[f"hook {name}"].status for name in ("connect", "tc", "xdp")} == dict.fromkeys(
-        ("connect", "tc", "xdp"), Status.OK
-    )
+    assert [each for each in told.values() if each.check.startswith("hook ") and each.status is not Status.OK] == []
     assert all("proved" in told[f"hook {name}"].detail for name in ("connect", "tc", "xdp"))
     assert told["source-address lookup"].status is Status.LIMITED
     assert "primary address of the device" in told["source-address lookup"].detail

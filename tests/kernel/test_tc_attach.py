@@ -6,25 +6,34 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.ebpf.bcc_loader import SOURCE_DIR
 from dataplane.kernel.namespaces import netns
 from dataplane.kernel.netlink import clsact
 from dataplane.kernel.netlink.links import Links
 from dataplane.plan.types import Plan
-from dataplane.planes.ebpf.attach import programs
+from dataplane.planes.ebpf.attach import packet_hooks, programs
 from dataplane.planes.ebpf.attach.devices import DeviceSelection
 from dataplane.planes.ebpf.attach.optional import OptionalHook
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from dataplane.planes.ebpf.attach.xdp import veth_problem
+from dataplane.planes.ebpf.host_routing.table import HostRouting
 from dataplane.planes.ebpf.maps.mapset import MapSet, create_maps
 from dataplane.planes.ebpf.maps.node_settings import write_node
 from dataplane.planes.ebpf.maps.pins import PinDirectory
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.nftables.plane import NftablesPlane
 from tests.kernel.bpf_packets.bench import NODE, SIZES, node_config
+
+READS_ANYWHERE = """
+PROGRAM(tc_host)(struct __sk_buff *skb) {
+    return ((__u8 *)(long)skb->data)[1500];
+}
+"""
 
 
 class Place:
@@ -139,6 +148,30 @@ def test_a_plane_that_gives_way_looks_for_no_more_devices(place: Place) -> None:
         [watcher] = set(threading.enumerate()) - before
         plane.give_way(())
     assert not watcher.is_alive()
+    assert told == []
+
+
+def test_without_its_program_host_routing_is_off_and_the_hook_at_work(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel refuses the program: it reads behind the packet without having looked where that ends."""
+    wrong = tmp_path / "host.c"
+    wrong.write_text(f'#include "{SOURCE_DIR}/skb.h"\n' + READS_ANYWHERE)
+    monkeypatch.setattr(packet_hooks, "HOST_SOURCE", str(wrong))
+    told: list[str] = []
+    host = HostRouting()
+    hook = OptionalHook(PacketHook(xdp=False, host=host), warn=told.append)
+    with netns.netns(place.name):
+        plane = EbpfPlane(NftablesPlane(), [hook], SIZES, instance=f"test-{place.name}", host_routing=host)
+        plane.load(Plan(node_config()))
+        routes = plane.host_routes()
+        assert isinstance(hook.used, PacketHook)
+        [status] = hook.used.status()
+        plane.cleanup()
+    assert status.name == "up0"
+    assert status.tc
+    assert routes is not None
+    assert routes.refused.endswith("host.c: program tc_host was refused: prog_load tc_host: Permission denied")
     assert told == []
 
 

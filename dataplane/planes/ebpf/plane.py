@@ -435,6 +435,8 @@ class EbpfPlane(Plane):
     def host_routes(self) -> HostRoutes | None:
         """See planes.base.Plane.host_routes. A plane that did not load the plan knows no reasons."""
         if self.host_routing is not None and self._tables is not None:
+            if self.host_routing.refused:
+                return HostRoutes(refused=self.host_routing.refused)
             return answers.host_routes(self.host_routing) if self.host_routing.begun else None
         with self._maps() as maps:
             return answers.permitted_routes(maps) if maps is not None else None

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from dataplane.faults import Faults, ignore
 from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.ebpf.bcc_loader import CompileError
 from dataplane.kernel.ebpf.bpf import AttachType, BpfError, ProgramType
 from dataplane.kernel.netlink import clsact
 from dataplane.kernel.netlink.clsact import ClsactError
@@ -132,7 +133,7 @@ class PacketHook:
                 split_ports(maps)
                 reserve_once(maps, pins)
                 if self.host is not None and not redirects_to_peers():
-                    self.host = None  # the feature's absence is reported with all others
+                    self._without_host("this kernel cannot redirect packets into pods")
                 if maps.node()["tunnel_port"]:
                     self._bring_forwarding()
                 self._refresh(begins=True)
@@ -267,8 +268,8 @@ class PacketHook:
         self._describe(device, 0)
         define = "RAW_IP" if device.raw_ip else ""
         programs = {name: self._variant(TC_SOURCE, name, define).fd for name in DIRECTIONS}
-        if self.host is not None and not device.raw_ip:
-            programs["tc_ingress"] = self._host_program(programs["tc_ingress"])
+        if not device.raw_ip:
+            programs["tc_ingress"] = self._first_program(programs["tc_ingress"])
         xdp, problem = "", veth_problem() if self._xdp and device.xdp and device.veth else ""
         try:
             tc = attach_tc(device.ifindex, programs, pins, tcx=self._tcx)
@@ -287,15 +288,25 @@ class PacketHook:
                 problem = f"XDP on {device.name}: {error.strerror}; tc does its work there"
         self._status[device.ifindex] = DeviceStatus(device.name, device.ifindex, roles(device.flags), tc, xdp, problem)
 
-    def _host_program(self, services: int) -> int:
-        """Return the program that looks for packets past the stack, and calls that of Services (descriptor) for others,
-        which calls it in turn."""
-        if HOST_PROGRAM not in self._programs and self._maps is not None:
-            self._load(HOST_SOURCE, "")
-            host = self._programs[HOST_PROGRAM].fd
-            self._call(PROGRAM_HOST, host)
-            self._call(PROGRAM_SERVICES, services)
-        return self._programs[HOST_PROGRAM].fd
+    def _first_program(self, services: int) -> int:
+        """Return the program for packets that come in: that of Services (descriptor); with host routing the one that
+        looks for packets past the stack, and calls that of Services for others, which calls it in turn. If it cannot
+        be loaded all packets go by the stack, as without it."""
+        if self.host is not None and HOST_PROGRAM not in self._programs:
+            try:
+                self._load(HOST_SOURCE, "")
+            except (PlaneError, CompileError) as error:
+                self._without_host(str(error).partition("\n")[0])  # without the verifier's log
+            else:
+                self._call(PROGRAM_HOST, self._programs[HOST_PROGRAM].fd)
+                self._call(PROGRAM_SERVICES, services)
+        return services if self.host is None else self._programs[HOST_PROGRAM].fd
+
+    def _without_host(self, why: str) -> None:
+        """Do without host routing from here on."""
+        if self.host is not None:
+            self.host.refuse(why)
+            self.host = None
 
     def _describe(self, device: Device, more: int) -> None:
         if self._maps is not None:

@@ -46,6 +46,8 @@ class HostRouting:
     routes changed; until then, and after `close`, nobody goes past the stack. `exclude` may be called at any time, also
     before. Thread-safe.
 
+    refused: why nobody ever goes past the stack, "" as long as somebody may.
+
     lasting: the permission outlives this process, as there is no daemon that would renew it. attended: somebody calls
     `exclude` again and again, and when he no longer does, nobody goes past the stack LEASE_SECONDS later.
     """
@@ -54,6 +56,7 @@ class HostRouting:
         self._lasting, self._attended = lasting, attended
         self._exclusions = Exclusions()
         self._told_ns = time.monotonic_ns()
+        self.refused = ""
         self._behind = False
         self._judgement = Judgement()
         self._maps: MapSet | None = None
@@ -94,6 +97,11 @@ class HostRouting:
             assert isinstance(seconds, int), "a number in the header"
             _log.warning("flows that are translated already: %s; datagrams go by the stack for %d s", error, seconds)
             maps.put("host_times", _DISTRUST, _TIME.pack(now + seconds * 10**9))
+
+    def refuse(self, why: str) -> None:
+        """There are no programs for it, and will be none."""
+        self.refused = why
+        _log.warning("packets of pods go by the node's stack: %s", why)
 
     @property
     def begun(self) -> bool:

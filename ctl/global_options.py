@@ -125,8 +125,8 @@ GLOBAL_OPTIONS = (
         "--host-routing",
         None,
         "auto|on|off",
-        "ebpf mode: take packets of pods past the node's stack (default: off); auto: where no NetworkPolicy and no "
-        "other program's netfilter rules could look at them; on: whatever these say",
+        "ebpf mode: take packets of pods past the node's stack; auto (default): where no NetworkPolicy and no other "
+        "program's netfilter rules could look at them; on: whatever these say; off: never",
         Scope.EBPF,
         choices=CHOICES,
     ),

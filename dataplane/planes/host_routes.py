@@ -6,8 +6,8 @@ from typing import NamedTuple
 AUTO, ON, OFF = "auto", "on", "off"
 CHOICES = (AUTO, ON, OFF)
 """What `--host-routing` can be."""
-DEFAULT = OFF
-"""Nobody's packets leave the node's stack unasked: see docs/decisions.md."""
+DEFAULT = AUTO
+"""Past the node's stack where nobody could want to see the packets there: see docs/decisions.md."""
 
 
 class Way(NamedTuple):

@@ -56,6 +56,7 @@ class NodeDaemon:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = self.folder / "log"
         self.wrapper: tuple[str, ...] = ()
+        self.options: tuple[str, ...] = ()
         self.program: tuple[str, ...] = ("-P", "-m", "ctl.main")
         self._process: subprocess.Popen[Any] | None = None
 
@@ -77,6 +78,7 @@ class NodeDaemon:
         common = ["--node-name", self.node, "--state-dir", str(self.folder / "state")]
         common += ["--mode", self.mode] if self.mode else []
         common += ["--cgroup", str(self.lab.cgroup(self.node))] if self.mode == "ebpf" else []
+        common += self.options
         own = ["--cluster-cidr", CLUSTER_CIDR[Family.IPV4]] if command in ("run", "adopt") else []
         return [*self.wrapper, sys.executable, *self.program, *common, command, *own, *options]
 

@@ -31,8 +31,12 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def cluster(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[DaemonLab]:
-    """Daemons that hold one Service with every pod behind it; the parameter is their mode."""
-    with daemon_lab(lab, tmp_path, getattr(request, "param", "nftables")) as cluster:
+    """Daemons that hold one Service with every pod behind it; the parameter is their mode. In ebpf mode all packets go
+    by the node's stack, so that connection tracking has them, too; other tests leave that as it is by default."""
+    mode = getattr(request, "param", "nftables")
+    with daemon_lab(lab, tmp_path, mode) as cluster:
+        for daemon in cluster.daemons:
+            daemon.options = ("--host-routing", "off") if mode == "ebpf" else ()
         cluster.server.apply(service("echo", VIP))
         cluster.serve(*[(pod, "ready") for pod in lab.pods])
         cluster.start()

@@ -425,7 +425,7 @@ ROUTED = ("--host-routing", "auto")
             "to 10.244.0.5 go past the node's stack, straight to the pod, unless a device or another program's",
         ),
         ("", ROUTED, "to 10.244.1.5 go past the node's stack, by the uplink, unless a device or another program's"),
-        ("", (), "--host-routing is off: its packets go by the node's stack"),
+        ("", (), "to 10.244.0.5 go past the node's stack, straight to the pod, unless a device or another program's"),
         ("", ("--host-routing", "off"), "--host-routing is off: its packets go by the node's stack"),
         (
             "{matchLabels: {app: web}}",

@@ -273,7 +273,8 @@ def test_settings(tmp_path: Path) -> None:
         config.write_text(kind + text)
         return settings_of(parse(["--mode", "ebpf", "--config", str(config), *options, "run"])).options.host_routing
 
-    assert choice() == "off"
+    assert choice() == "auto"
+    assert choice(text="hostRouting: off\n") == "off"
     assert choice(text="hostRouting: auto\n") == "auto"
     assert choice(text="hostRouting: on\n") == "on"
     assert choice("--host-routing", "off", text="hostRouting: on\n") == "off"
@@ -286,7 +287,7 @@ def test_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "able"),
     [
-        (("--mode", "ebpf"), False),
+        (("--mode", "ebpf"), True),
         (("--mode", "ebpf", "--host-routing", "auto"), True),
         (("--mode", "ebpf", "--host-routing", "auto", "--hooks", "xdp"), True),
         (("--mode", "ebpf", "--host-routing", "auto", "--hooks", "connect"), False),

@@ -23,10 +23,10 @@ PARTNERS = {"iptables": "nftables", "nftables": "ebpf-tc", "ebpf": "nftables"}
 """What a plane is switched to, and back: a mode of the benchmark."""
 
 
-def _hook_options(hooks: Sequence[str]) -> list[str]:
-    """A mode's hooks as options of `hotplane run`; "host" is no hook there."""
+def hook_options(hooks: Sequence[str]) -> list[str]:
+    """A mode's hooks as options of `hotplane run`; "host" is no hook there, and off without it."""
     own = [hook for hook in hooks if hook != "host"]
-    return [*(("--hooks", ",".join(own)) if own else ()), *(("--host-routing", "on") if "host" in hooks else ())]
+    return ["--hooks", ",".join(own), "--host-routing", "on" if "host" in hooks else "off"] if own else []
 
 
 class NodeDaemon:
@@ -66,7 +66,7 @@ class NodeDaemon:
                  "--state-dir", str(self._folder / "state"), "--node-name", self._node.name,
                  *(word for address in self._node.addresses.values() for word in ("--node-ip", address)),
                  "--cluster-cidr", ",".join(CLUSTER_CIDR[family] for family in self._node.addresses),
-                 *_hook_options(hooks), "--cgroup", str(self._lab.cgroup(self._node))],
+                 *hook_options(hooks), "--cgroup", str(self._lab.cgroup(self._node))],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
             )  # fmt: skip
         self._until(lambda text: _LOADED in text, "loads")

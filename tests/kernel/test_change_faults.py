@@ -94,7 +94,7 @@ def serving(request: pytest.FixtureRequest, namespace: str, tmp_path: Path) -> I
             for name in NAMES:
                 node.service(name, f"10.96.0.{ord(name)}")
             wanted = served.want(FEW)
-            node.start("--iptables-sync-period", "1s", "--nftables-sync-period", "1s", mode=request.param)
+            node.start("--iptables-sync-period", "300ms", "--nftables-sync-period", "300ms", mode=request.param)
             node.says(" loaded ")
             served.comes_to(wanted, (wanted,), "the start")
             yield served

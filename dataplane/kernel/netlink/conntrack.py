@@ -210,17 +210,24 @@ def _delete_listed(netlink: Nfnetlink, family: Family, wanted: Iterable[FlowFilt
     return count
 
 
-def list_entries(family: Family, status: int) -> Iterator[dict[int, memoryview]]:
-    """The attributes (CTA_*) of every entry of a family that has one of these IPS_* bits.
+def list_entries(status: int) -> Iterator[tuple[Family, dict[int, memoryview]]]:
+    """The family and attributes (CTA_*) of every entry that has one of these IPS_* bits.
 
-    Later kernels than 5.10 send no others; a full table has hundreds of thousands. Raises Refused, OSError.
+    Both families at once: for each list the kernel walks its whole table, however few entries there are. Later kernels
+    than 5.10 send no others; a full table has hundreds of thousands. Raises Refused, OSError.
     """
     bits = struct.pack("!I", status)
     wanted = attribute(_STATUS, bits) + attribute(_STATUS_MASK, bits)
-    for item in Nfnetlink().dump(_GET, int(family.socket_family), wanted):
+    for item in Nfnetlink().dump(_GET, int(socket.AF_UNSPEC), wanted):
         parts = dict(attributes(item))
         if int.from_bytes(parts[_STATUS], "big") & status:
-            yield parts
+            yield _family(parts[ORIGINAL]), parts
+
+
+def _family(tuple_: memoryview) -> Family:
+    """The family of a CTA_TUPLE_*."""
+    addresses = dict(attributes(dict(attributes(tuple_))[_TUPLE_IP]))
+    return Family.IPV4 if _ADDRESS_KIND[Family.IPV4] in addresses else Family.IPV6
 
 
 def protocol_number(tuple_: memoryview) -> int:

@@ -72,11 +72,10 @@ def masqueraded_connections() -> Iterator[Masqueraded]:
 def _entries(status: int) -> Iterator[tuple[Family, Protocol, dict[int, memoryview]]]:
     """Entries of both families, of protocols that Services have. Raises ConntrackError."""
     try:
-        for family in Family:
-            for entry in list_entries(family, status):
-                number = protocol_number(entry[ORIGINAL])
-                if number in set(Protocol):
-                    yield family, Protocol(number), entry
+        for family, entry in list_entries(status):
+            number = protocol_number(entry[ORIGINAL])
+            if number in set(Protocol):
+                yield family, Protocol(number), entry
     except (Refused, OSError) as error:
         raise ConntrackError(f"connection tracking cannot be listed: {error}; run as root") from error
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from operator import attrgetter
 
 from msgspec.structs import replace
 
@@ -54,6 +55,8 @@ from dataplane.policy.node import NodeConfig
 
 CLEANER_SECONDS = 30.0
 """How long a process that ends waits for UDP sockets to be disconnected."""
+
+_TUNNELS = attrgetter("tunnels")
 
 
 def _sticky(change: PlanChange) -> bool:
@@ -265,7 +268,7 @@ class EbpfPlane(Plane):
             write_ready(maps, True)
         for hook in self._connect_hooks:  # sockets ask one program alone, which must not pass one on for a moment
             hook.attach(maps, self.pins)
-        if _carries(plan.entries.values()):
+        if any(map(_TUNNELS, plan.entries.values())) and _carries(plan.entries.values()):
             self._take_over(maps)
         self.pins.remove_unwanted_programs(version)
         for name, path in self.pins.links().items():

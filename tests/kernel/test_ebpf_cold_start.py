@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,9 +21,12 @@ from dataplane.planes.ebpf.attach.loaded import program_name
 from dataplane.planes.ebpf.attach.programs import CONNECT_PROGRAMS, ConnectHook
 from dataplane.planes.ebpf.maps import fill
 from dataplane.planes.ebpf.maps.adopt import adopt, read_rows
+from dataplane.planes.ebpf.maps.encode import backend_records
 from dataplane.planes.ebpf.maps.mapset import create_maps
+from dataplane.planes.ebpf.maps.members import wanted_flags
 from dataplane.planes.ebpf.maps.tables import Tables
 from dataplane.planes.ebpf.plane import EbpfPlane
+from dataplane.policy.endpoints import Backend
 from tests.kernel.ebpf_lab import SMALL, NoSlowPath, plan_of, service
 from tests.kernel.test_ebpf_maps_lifecycle import plans
 
@@ -76,6 +79,25 @@ def test_entries_written_many_at_a_time_are_those_written_singly(monkeypatch, pl
         # The next one gets what nobody has.
         tables.apply([EntryChange(None, service("later", family=Family.IPV6, address="fd00:99::1"))])
         assert not adopt(maps).broken
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_records_by_columns_are_those_by_entries(family: Family) -> None:
+    """With no backend, one, and several; entries of one family, which share their columns, and of both."""
+    members: list[str] = [f"10.0.{n}.{n + 1}" if family is Family.IPV4 else f"fd00::{n + 1}" for n in range(9)]
+    for others in ((), ("fd00:9::1",)):
+        sets: list[Sequence[str]] = [(), members[:1], members[1:], others]
+        entries = [
+            service(f"s{n}", family=family, backends=tuple(Backend(text, 80 + n) for text in each))
+            for n, each in enumerate(sets)
+        ]
+        counts, generations, numbers = [len(each) for each in sets], range(70, 74), range(5, 9)
+        expected = b"".join(
+            record
+            for entry, generation, number in zip(entries, generations, numbers, strict=True)
+            for record in backend_records(wanted_flags(entry), entry.key.protocol, generation, number)
+        )
+        assert bytes(fill._backend_records(entries, counts, generations, numbers)) == expected
 
 
 def test_what_does_not_fit_is_left_out_and_the_rest_is_written() -> None:

@@ -14,6 +14,7 @@ from dataplane.model.net import AF_INET, AF_INET6
 from dataplane.plan.change import EntryChange
 from dataplane.plan.types import PlanEntry
 from dataplane.planes.ebpf.maps.encode import (
+    BACKEND,
     MAPPED,
     Sets,
     backend_end,
@@ -29,6 +30,8 @@ from dataplane.policy.forwarding import Forwarding
 from dataplane.policy.maglev import NO_TABLES, Hashing
 
 _RANDOM = Algorithm.RANDOM
+_WORDS, _ADDRESS_WORDS = BACKEND.size // 8, 16 // 8
+"""Of a backend's record, and of those its address."""
 _A_PIECE = 4000
 """Entries that are written at once: their bytes take a few megabytes."""
 
@@ -117,11 +120,26 @@ def _service_records(entries: list[PlanEntry], sets: Sequence[Sets]) -> bytes:
 
 def _backend_records(
     entries: list[PlanEntry], counts: Sequence[int], generations: Sequence[int], services: Sequence[int]
-) -> bytes:
+) -> bytes | bytearray:
     texts = [backend.address for entry in entries for backend in entry.cluster]
-    addresses = [inet_pton(AF_INET6, text) if ":" in text else MAPPED + inet_pton(AF_INET, text) for text in texts]
     behind = [
         backend_end(entry.cluster[0].port, entry.key.protocol, IN_CLUSTER, generation, service) if count else b""
         for entry, count, generation, service in zip(entries, counts, generations, services, strict=True)
     ]
+    if ":" not in "".join(texts):
+        packed = b"".join(map(inet_pton, repeat(AF_INET), texts))
+        return _columns(packed, b"".join([end * count for end, count in zip(behind, counts, strict=True)]))
+    addresses = [inet_pton(AF_INET6, text) if ":" in text else MAPPED + inet_pton(AF_INET, text) for text in texts]
     return b"".join(map(add, addresses, chain.from_iterable(map(repeat, behind, counts))))
+
+
+def _columns(addresses: bytes, ends: bytes) -> bytearray:
+    """Lay records out of IPv4 addresses and of what follows them, each laid end to end: by columns of words, not one by
+    one."""
+    records = bytearray((MAPPED + bytes(BACKEND.size - len(MAPPED))) * (len(addresses) // 4))
+    words, halves = memoryview(records).cast("Q"), memoryview(records).cast("I")
+    halves[len(MAPPED) // 4 :: BACKEND.size // 4] = memoryview(addresses).cast("I")
+    columns, first = memoryview(ends).cast("Q"), _ADDRESS_WORDS
+    for column in range(first, _WORDS):
+        words[column::_WORDS] = columns[column - first :: _WORDS - first]
+    return records

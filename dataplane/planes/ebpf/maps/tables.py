@@ -277,7 +277,7 @@ class Tables:
         """Write backends into the slots from `base` on."""
         self._slots[base : base + len(indices)] = indices
 
-    def write_records(self, service: int, services: bytes, backend: int, backends: bytes) -> None:
+    def write_records(self, service: int, services: bytes, backend: int, backends: bytes | bytearray) -> None:
         """Write records of services and of backends from these indices on, which no program reads yet."""
         at, where = service * SERVICE.size, backend * BACKEND.size
         self._service_memory[at : at + len(services)] = services

@@ -363,7 +363,7 @@ def another_uplink(made: ServicesLab, node: str) -> Iterator[None]:
 
 
 def outcomes(made: ServicesLab) -> tuple[list[str], set[str]]:
-    """How a connection of each family ends that node 1 forwards, and what is counted of the tunnel and its ends."""
+    """How a connection of each family ends that is forwarded, and what is counted of the tunnel and its ends."""
     probes = [Probe(EXTERNAL[family], 80, timeout=SILENCE) for family in FAMILIES]
     with counted(made.proxy) as ways:
         results = made.lab.probe("client", *probes)
@@ -371,26 +371,27 @@ def outcomes(made: ServicesLab) -> tuple[list[str], set[str]]:
     return [str(result.attempts[0].outcome) for result in results], told
 
 
-def test_the_endpoints_node_reaches_clients_by_another_device(made: ServicesLab) -> None:
+@pytest.mark.parametrize("far", ["node1", "node2"])
+def test_the_endpoints_node_reaches_clients_by_another_device(made: ServicesLab, far: str) -> None:
     """Where that has no programs, nobody would translate the answers: what begins is refused by name. Where it has, it
     is an uplink like others, unless the node holds sources against their way back (rp_filter)."""
-    made.serve("dsr", "pod2-1")
-    node2 = made.lab.place("node2")
-    with another_uplink(made, "node2"):
+    made.lab.set_entry(OTHER[far])
+    made.serve("dsr", f"pod{far[4]}-1")
+    with another_uplink(made, far):
         assert outcomes(made) == (["timeout"] * 2, {"no_way_out"})
         for version, via in (("-4", "172.19.0.254"), ("-6", "fd00:172:19::fe")):
-            made.lab.run("node2", ["ip", version, "route", "add", "default", "via", via, "metric", "2000"])
+            made.lab.run(far, ["ip", version, "route", "add", "default", "via", via, "metric", "2000"])
         look_for_devices(made.proxy)
         assert outcomes(made) == (["answered"] * 2, set())
         made.proxy.update([web("tunnel")])
         try:
             for value, answer, told in (("1", "timeout", {"reverse_path", "tunnel_lost"}), ("2", "answered", set())):
-                with netns(node2.netns):
+                with netns(made.lab.place(far).netns):
                     sysctl.write("net/ipv4/conf/eth0/rp_filter", value)
                 look_for_devices(made.proxy)
                 assert outcomes(made) == ([answer, "answered"], told)
         finally:
-            with netns(node2.netns):
+            with netns(made.lab.place(far).netns):
                 sysctl.write("net/ipv4/conf/eth0/rp_filter", 0)
     look_for_devices(made.proxy)
 
@@ -444,7 +445,7 @@ def test_commands_tell_of_forwarded_flows(
     assert stream is not None
     with stream, made.held(1) as held:
         mine = {host_port(*each.sock.getsockname()[:2]) for each in held}
-        decisions = [each for each in stream.poll(1.0) if each.source in mine]
+        decisions = [each for each in stream.poll(1.0) if each.source in mine and each.endpoint]
         for node in (entry, far):
             shown = json.loads(told(made, node, capsys, tmp_path, "show", "connections"))
             assert {each["endpoint"] for each in shown if each["client"] in mine} == endpoints
@@ -459,4 +460,6 @@ def test_commands_tell_of_forwarded_flows(
     *steps, verdict = map(json.loads, lines)
     assert (verdict["verdict"], verdict["seenAs"]) == ("answered", made.clients[Family.IPV4])
     assert verdict["endpoint"] == host_port(pod.addresses[Family.IPV4], PORT)
-    assert {step["hook"].partition(" ")[0] for step in steps} >= {"tc_ingress", "forward", "tc_egress"}
+    hooks = {step["hook"] for step in steps}
+    assert hooks >= {"forward", "tc_egress"}
+    assert hooks & {"tc_ingress", "xdp"}, hooks

@@ -81,7 +81,7 @@ CTL = (
     ),
     Mutation(
         "of two changes in a row the older state is forgotten",
-        "reconcile.py",
+        "plan/change.py",
         "entries[change.key] = EntryChange(earlier.old, change.new) if earlier else change",
         "entries[change.key] = change",
         _PARTS,

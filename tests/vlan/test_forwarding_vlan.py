@@ -7,7 +7,6 @@ No part of the usual tests, since the kernel that they run on may have no VLANs:
 import hashlib
 import socket
 import struct
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -43,15 +42,15 @@ _VLAN_VALID = 0x10
 
 def ip(lab: Lab, place: str, *lines: str) -> None:
     """Run commands of ip in a place."""
-    subprocess.run(["ip", "-n", lab.place(place).netns, "-batch", "-"], input="\n".join(lines), text=True, check=True)
+    lab.run(place, ["ip", "-batch", "-"], input="\n".join(lines))
 
 
 def address(family: Family, text: str, length: int, device: str) -> str:
     return f"addr add {text}/{length} dev {device}{' nodad' if family is Family.IPV6 else ''}"
 
 
-def route(family: Family, to: str, via: str, device: str, more: str = "") -> str:
-    return f"-{family.value} route replace {to} via {via} dev {device} {more}"
+def route(to: str, via: str, device: str, more: str = "") -> str:
+    return f"route replace {to} via {via} dev {device} {more}"
 
 
 def tag(lab: Lab) -> None:
@@ -65,10 +64,10 @@ def tag(lab: Lab) -> None:
         lines.append(address(family, ROUTER_ON_NODES[family], LENGTH[family], "br0.5"))
         for node in lab.nodes:
             own = node.addresses[family]
-            lines.append(route(family, node.pod_cidrs[family], own, "br0.5"))
-            lines.append(route(family, DEFAULT_ROUTE[family], own, "br0.5", f"table {ENTRY_TABLE + node.number}"))
+            lines.append(route(node.pod_cidrs[family], own, "br0.5"))
+            lines.append(route(DEFAULT_ROUTE[family], own, "br0.5", f"table {ENTRY_TABLE + node.number}"))
         first = lab.nodes[0].addresses[family]
-        lines.append(route(family, DEFAULT_ROUTE[family], first, "br0.5", f"table {ENTRY_TABLE}"))
+        lines.append(route(DEFAULT_ROUTE[family], first, "br0.5", f"table {ENTRY_TABLE}"))
     ip(lab, "net", *lines)
     for node in lab.nodes:
         lines = [f"link add link eth0 name eth0.5 type vlan id {VLAN}", "link set eth0.5 up"]
@@ -76,9 +75,11 @@ def tag(lab: Lab) -> None:
         for family in FAMILIES:
             lines.append(address(family, node.addresses[family], LENGTH[family], "eth0.5"))
             from_here = f"src {node.addresses[family]}"
-            lines.append(route(family, DEFAULT_ROUTE[family], ROUTER_ON_NODES[family], "eth0.5", from_here))
+            lines.append(route(DEFAULT_ROUTE[family], ROUTER_ON_NODES[family], "eth0.5", from_here))
+            for pod in node.pods:  # whose routes went with the address that they name
+                lines.append(f"route replace {pod.addresses[family]}/{family.bits} dev {pod.device} {from_here}")
             others = (other for other in lab.nodes if other.name != node.name)
-            lines += [route(family, each.pod_cidrs[family], each.addresses[family], "eth0.5") for each in others]
+            lines += [route(each.pod_cidrs[family], each.addresses[family], "eth0.5") for each in others]
         ip(lab, node.name, *lines)
 
 
@@ -88,10 +89,10 @@ def clients_by_a_vlan(made: ServicesLab) -> None:
     inside = ["link add link eth0 name eth0.7 type vlan id 7", "link set eth0.7 up"]
     for family, (node, router, length) in BEHIND.items():
         outside.append(address(family, router, length, "clients"))
-        outside.append(route(family, DEFAULT_ROUTE[family], node, "clients", f"table {ENTRY_TABLE}"))
+        outside.append(route(DEFAULT_ROUTE[family], node, "clients", f"table {ENTRY_TABLE}"))
         inside.append(address(family, node, length, "eth0.7"))
         network = "198.51.100.0/24" if family is Family.IPV4 else "fd00:198:51:100::/64"
-        inside.append(route(family, network, router, "eth0.7"))
+        inside.append(route(network, router, "eth0.7"))
     ip(made.lab, "net", *outside)
     ip(made.lab, "node1", *inside)
     look_for_devices(made.proxy)

@@ -124,14 +124,12 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
         action = translate(context, &arrival, packet, entry);
     }
     count(HOOK_XDP, packet->reason);
-    if (!entry || !packet->translated) {
-        emit_packet_event(&arrival, packet, service, 0);
-        return action;
-    }
-    if (entry->flags & FLOW_FORWARDED)
+    if (entry && (entry->flags & FLOW_FORWARDED) && action != XDP_DROP)
         emit_forwarded_event(&arrival, packet, scratch, entry);
     else
-        emit_packet_event(&arrival, packet, service, entry);
+        emit_packet_event(&arrival, packet, service, packet->translated ? entry : 0);
+    if (!entry || !packet->translated)
+        return action;
     if (packet->reason == REASON_NEW_FLOW ||
         packet->reason == REASON_MOVED) /* its entry has the first numbers already */
         account(entry, packet->size, arrival.now);

@@ -208,6 +208,19 @@ def test_the_choice_and_what_it_goes_over() -> None:
     assert bench.now == Exclusions("no daemon runs"), "until it begins again"
 
 
+@pytest.mark.parametrize("choice", ["auto", "on"])
+def test_a_kernel_that_refuses_the_program_is_the_last_word(choice: str) -> None:
+    bench = Bench(choice)
+    bench.ready()
+    bench.keeper.found_refusal("the kernel refuses tc_host: too many instructions")
+    assert bench.now == Exclusions("the kernel refuses tc_host: too many instructions")
+    *_, last = bench.out.getvalue().splitlines()
+    assert "all packets go by the node's stack" in last
+    assert "too many instructions" in last
+    bench.keeper.begin()
+    assert "tc_host" not in (bench.now.node or ""), "another plane has programs of its own"
+
+
 def test_a_plane_that_could_not_be_told_is_told_again() -> None:
     bench = Bench("on")
     bench.fails = True

@@ -25,11 +25,12 @@ class RouteKeeper:
         self._choice, self._tell, self._log = choice, tell, log
         self._chains: str | None = NOT_LOOKED
         self._groups: str | None = GROUPS_UNKNOWN if api else None
+        self._refused = ""
         self._begun = self._told = self._failed = False
 
     def begin(self) -> None:
         """Tell the plane that now holds the plan, whatever another one was told."""
-        self._begun, self._told = True, False
+        self._begun, self._told, self._refused = True, False, ""
         self.update()
 
     def end(self, why: str) -> None:
@@ -55,6 +56,12 @@ class RouteKeeper:
             self._groups = why
             self.update()
 
+    def found_refusal(self, why: str) -> None:
+        """Take why the kernel has refused the programs that would take packets past the stack; "" = it has not."""
+        if why != self._refused:
+            self._refused = why
+            self.update()
+
     def update(self) -> None:
         """Tell the plane if something has changed, or if it could not be told before."""
         if not self._begun:
@@ -71,6 +78,8 @@ class RouteKeeper:
     def _wanted(self) -> Exclusions:
         if self._choice == OFF:
             return Exclusions("--host-routing is off")
+        if self._refused:
+            return Exclusions(self._refused)
         if self._choice == ON:
             return Exclusions()
         why = self._chains or self._groups

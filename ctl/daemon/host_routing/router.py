@@ -79,9 +79,9 @@ class HostRouter:
     async def save(self, kernel: Kernel, state_dir: Path) -> None:
         """Write down which way packets go, for other commands. Raises HotplaneError."""
         found = await kernel.call(kernel.plane.host_routes) if self.listener is not None else None
+        if found is not None:
+            self._keeper.found_refusal(found.refused)
         exclusions = self._keeper.current if found is not None else Exclusions(self._why_not())
-        if found is not None and found.refused:
-            exclusions = Exclusions(found.refused)
         ways.save(state_dir, ways.seen(self._choice, exclusions, found or HostRoutes()))
 
     def _why_not(self) -> str:

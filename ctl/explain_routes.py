@@ -58,21 +58,31 @@ class RouteNotes:
         if decision.verdict not in _SENT:
             return []
         source = decision.packet.source
-        found = (self._note(source, target) for target in _targets(decision))
-        return list(dict.fromkeys(filter(None, found)))
+        found = [(target, self._way(source, target)) for target in _targets(decision)]
+        if self._choice == OFF and any(way for _, way in found):
+            return [Way(False, "--host-routing is off: its packets go by the node's stack")]
+        return _merged(found)
 
-    def _note(self, source: str, target: str) -> Way | None:
+    def _way(self, source: str, target: str) -> tuple[bool, str] | None:
+        """Return whether packets go past the stack, and the end of the sentence that says so. None: not known."""
         ends = [address for address in (target, source) if address in self._here]
         if not ends:
             return None
-        if self._choice == OFF:
-            return Way(False, "--host-routing is off: its packets go by the node's stack")
         for address in ends:
             reason = self._exclusions.reason(address)
             if reason:
-                return Way(False, f"its packets to {target} go by the node's stack: {reason}")
+                return False, f"by the node's stack: {reason}"
         way = "straight to the pod" if target in self._here else "by the uplink"
-        return Way(True, f"its packets to {target} go past the node's stack, {way}, {_UNLESS}")
+        return True, f"past the node's stack, {way}, {_UNLESS}"
+
+
+def _merged(ways: Iterable[tuple[str, tuple[bool, str] | None]]) -> list[Way]:
+    """Return one Way for all targets that packets take the same way to, in the order of the first of them."""
+    targets: dict[tuple[bool, str], dict[str, None]] = {}
+    for target, way in ways:
+        if way is not None:
+            targets.setdefault(way, {})[target] = None
+    return [Way(past, f"its packets to {', '.join(to)} go {end}") for (past, end), to in targets.items()]
 
 
 def _targets(decision: Decision) -> list[str]:
@@ -89,6 +99,6 @@ def ways_now(args: argparse.Namespace) -> Ways:
         if found is None or decision.verdict not in _SENT:
             return []
         ways = ((target, found.way(decision.packet.source, target)) for target in _targets(decision))
-        return list(dict.fromkeys(Way(bool(way.out), f"its packets to {to} go {way}") for to, way in ways))
+        return _merged((target, (bool(way.out), str(way))) for target, way in ways)
 
     return ways_of

@@ -435,7 +435,7 @@ ROUTED = ("--host-routing", "auto")
         ("{matchLabels: {app: web}}", ROUTED, "to 10.244.1.5 go past the node's stack, by the uplink"),
         ("{matchLabels: {app: web}}", ("--host-routing", "on"), "to 10.244.0.5 go past the node's stack"),
         ("{}", ROUTED, "to 10.244.1.5 go by the node's stack: NetworkPolicy shop/p selects Pod shop/client"),
-        ("[wrong]", ROUTED, "to 10.244.0.5 go by the node's stack: NetworkPolicy shop/p cannot be read"),
+        ("[wrong]", ROUTED, "to 10.244.0.5, 10.244.1.5 go by the node's stack: NetworkPolicy shop/p cannot be read"),
     ],
 )
 def test_which_way_packets_go_past_the_stack(

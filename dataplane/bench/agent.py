@@ -1,7 +1,8 @@
-"""The control plane under measurement: `python -m dataplane.bench.agent LAB NODE MODE` runs on a node of a lab.
+"""The control plane under measurement: `python -m dataplane.bench.agent LAB NODE MODE [PEER]` runs on a node of a lab.
 
 A process of its own, so that its memory and processor time are its own and each cold start is one. It obeys JSON
-lines: {"do": "load", "services": N, ...} and so on, and answers each with a JSON object of figures.
+lines: {"do": "load", "services": N, ...} and so on, and answers each with a JSON object of figures. PEER: the node at
+the other end of the mode's tunnel, where it has one.
 """
 
 import gc
@@ -19,7 +20,7 @@ from dataplane.bench.objects import ENDPOINTS, Backend, Changes, Form, Shape, ch
 from dataplane.bench.program import ProgramCost, Way
 from dataplane.errors import HotplaneError
 from dataplane.lab.lab import Lab
-from dataplane.lab.proxy import node_config
+from dataplane.lab.proxy import lb_peers, node_config
 from dataplane.lab.spec import LabError
 from dataplane.model.decode import decode_object
 from dataplane.model.net import Family
@@ -80,9 +81,10 @@ def _by_name(plan: Plan) -> None:
 class Agent:
     """A planner and a plane, fed as a daemon feeds them."""
 
-    def __init__(self, lab: Lab, node: str, mode: str) -> None:
-        place = next(n for n in lab.nodes if n.name == node)
-        self._planner = Planner(node_config(lab.spec, place, MODES[mode].plane))
+    def __init__(self, lab: Lab, node: str, mode: str, peer: str = "") -> None:
+        place, found = next(n for n in lab.nodes if n.name == node), MODES[mode]
+        peers = lb_peers([n for n in lab.nodes if n.name == peer], place)
+        self._planner = Planner(node_config(lab.spec, place, found.plane, found.lb_mode, peers))
         self._made = make_plane(mode, lab.cgroup(place))
         self._plane = self._made.plane
         self._changes = Changes(Shape(0))
@@ -207,9 +209,9 @@ class Agent:
 
 
 def main(arguments: list[str]) -> None:
-    """Entry point: lab, node, mode."""
-    name, node, mode = arguments
-    agent = Agent(Lab.open(name), node, mode)
+    """Entry point: lab, node, mode, peer if there is one."""
+    name, node, mode, *peer = arguments
+    agent = Agent(Lab.open(name), node, mode, *peer)
     actions: dict[str, Callable[[Request], dict[str, float]]] = {
         "load": agent.load,
         "change": agent.change,

@@ -8,6 +8,7 @@ from dataplane.bench.peer.spec import Peer, check
 from dataplane.errors import UsageError
 from dataplane.planes.measured import Measured, Wanted
 from dataplane.planes.registry import mode_of
+from dataplane.policy.forwarding import LbMode
 
 
 class Mode(NamedTuple):
@@ -15,7 +16,8 @@ class Mode(NamedTuple):
 
     hooks: the eBPF plane's hooks. reference: the baseline, or a step between it and the planes. machines: measured
     between machines only (bench.between), not in one machine's namespaces. asked: only where it is named. A peer's
-    plane is PEER."""
+    plane is PEER. lb_mode: how packets from outside get to an endpoint of another node. With another than SNAT, that
+    node must speak it, too: the mode has a second node of its own in the lab, whose pod is its remote backend."""
 
     name: str
     title: str
@@ -24,6 +26,12 @@ class Mode(NamedTuple):
     reference: bool = False
     machines: bool = False
     asked: bool = False
+    lb_mode: LbMode = LbMode.SNAT
+
+    @property
+    def forwards(self) -> bool:
+        """True if packets from outside keep their client's address on their way to another node."""
+        return self.lb_mode is not LbMode.SNAT
 
     @property
     def is_peer(self) -> bool:
@@ -54,9 +62,16 @@ MODES = {
             ("connect", "tc", "host"),
             asked=True,
         ),
+        Mode(
+            "ebpf-tunnel",
+            "eBPF, answers by a tunnel",
+            "ebpf",
+            ("tc", "xdp"),
+            asked=True,
+            lb_mode=LbMode.TUNNEL,
+        ),
+        Mode("ebpf-dsr", "eBPF, direct server return", "ebpf", ("tc", "xdp"), asked=True, lb_mode=LbMode.DSR),
         Mode("ebpf", "eBPF with all its hooks", "ebpf", ("connect", "tc", "xdp"), machines=True),
-        Mode("ebpf-tunnel", "eBPF, answers by a tunnel", "ebpf", ("connect", "tc", "xdp"), machines=True),
-        Mode("ebpf-dsr", "eBPF, direct server return", "ebpf", ("connect", "tc", "xdp"), machines=True),
         Mode("ipvs", "what kube-proxy's ipvs mode does", "ipvs", machines=True),
         Mode("host-network", "between the nodes' own addresses", reference=True, machines=True),
         Mode("cluster-ip", "through a clusterIP, by the cluster's own proxy", machines=True),
@@ -72,6 +87,11 @@ ALONE = "-alone"
 def alone(mode: str) -> str:
     """Name of a mode's second node in the benchmark's lab, the one with a single Service."""
     return mode + ALONE
+
+
+def has_alone(mode: str) -> bool:
+    """True if a mode has such a node, where those are wanted."""
+    return bool(MODES[mode].plane) and not MODES[mode].forwards
 
 
 KNOWN_MODES = tuple(name for name, mode in MODES.items() if not mode.machines)

@@ -2,7 +2,8 @@
 
 Each mode's node holds only that mode's rules, so all modes are there at the same time and can take turns; where that
 is wanted a second one with a single Service (modes.alone). Pod 1 of a node serves, pod 2 is the client there; the
-outside client is the lab's own.
+outside client is the lab's own. A mode that keeps clients' addresses has its remote backends on a node of its own, too,
+which has the same rules: those take out what the tunnel brings.
 """
 
 import os
@@ -23,7 +24,7 @@ from dataplane.bench.load.generator import Generator, take_frames, udp_frame, up
 from dataplane.bench.load.iperf import bulk
 from dataplane.bench.load.native import Tool, watch_tool
 from dataplane.bench.load.watcher import Watcher
-from dataplane.bench.modes import ALONE, CONNTRACK, MODES, Mode, alone
+from dataplane.bench.modes import ALONE, CONNTRACK, MODES, Mode, alone, has_alone
 from dataplane.bench.objects import (
     BULK_PORT,
     FLOWS_PORT,
@@ -132,15 +133,19 @@ class Rig:
         self._tool, self._settings, self._family = tool, settings, settings.family
         names, ipv6 = list(settings.modes), settings.family is Family.IPV6
         if with_alone(settings):
-            names += [alone(mode) for mode in settings.modes if MODES[mode].plane]
-        self.lab = Lab.up(LabSpec(name=name, nodes=len(names) + 1, pods=2, routing=settings.routing, ipv6=ipv6))
+            names += [alone(mode) for mode in settings.modes if has_alone(mode)]
+        forwarding = [mode for mode in settings.modes if MODES[mode].forwards]
+        count = len(names) + len(forwarding) + 1
+        self.lab = Lab.up(LabSpec(name=name, nodes=count, pods=2, routing=settings.routing, ipv6=ipv6))
         self._clients: dict[str, Helper] = {}
         self._agents: dict[str, Helper] = {}
+        self._home_agents: dict[str, Helper] = {}
         self._peers: dict[str, PeerControl] = {}
         self._watchers: dict[str, Watcher] = {}
         self._servers: dict[str, list[int]] = {}
         try:
             self.nodes: Mapping[str, Node] = dict(zip(names, self.lab.nodes, strict=False))
+            self.homes: Mapping[str, Node] = dict(zip(forwarding, self.lab.nodes[len(names) :], strict=False))
             self.remote = self.lab.nodes[-1]
             self._start()
         except BaseException:
@@ -159,7 +164,7 @@ class Rig:
             if flows and not _mode(mode).reference:
                 self._servers[node.name].append(self._server(node.pods[0], FLOWS_PORT, 2 * flows, 1, "tcp").pid)
             self._clients[mode] = self._client(node.pods[1].name)
-            take_frames(node, self.remote, self._family)
+            take_frames(node, self.home(mode), self._family)
             if _mode(mode).reference:
                 self._through(node)
         if CONNTRACK in self.nodes:
@@ -202,6 +207,10 @@ class Rig:
         """One more client in the mode's client pod, on a processor by its number."""
         return self._client(self.nodes[mode].pods[1].name, processor)
 
+    def home(self, mode: str) -> Node:
+        """The node that has a mode's remote backend: one that speaks its tunnel, else that of all."""
+        return self.homes.get(mode, self.remote)
+
     def server(self, mode: str, port: int, processor: int) -> "subprocess.Popen[bytes]":
         """One more server in the mode's server pod, of one port, on a processor by its number."""
         return self._server(self.nodes[mode].pods[0], port, 1, processor)
@@ -242,7 +251,7 @@ class Rig:
     def ends(self, mode: str, scenario: Scenario) -> tuple[list[int], list[int]]:
         """Processes that send and that serve in a scenario of a mode's node."""
         outside = scenario.way in (Way.NODE_PORT_LOCAL, Way.NODE_PORT_REMOTE)
-        server = self.remote if scenario.way is Way.NODE_PORT_REMOTE else self.nodes[mode]
+        server = self.home(mode) if scenario.way is Way.NODE_PORT_REMOTE else self.nodes[mode]
         if scenario.at_once:
             return [self.watcher(self.client_of(mode)).pid], self._servers[server.name]
         return [self._clients["" if outside else mode].process.pid], self._servers[server.name]
@@ -269,12 +278,13 @@ class Rig:
 
     def end_agent(self, mode: str) -> None:
         """End the mode's control plane, if there is one, and leave nothing of it on the node."""
-        if mode in self._agents:
-            agent = self._agents.pop(mode)
-            try:
-                agent.ask(msgspec.json.encode(Request("cleanup")), LOAD_PATIENCE)
-            finally:
-                agent.close()
+        for agents in (self._agents, self._home_agents):
+            if mode in agents:
+                agent = agents.pop(mode)
+                try:
+                    agent.ask(msgspec.json.encode(Request("cleanup")), LOAD_PATIENCE)
+                finally:
+                    agent.close()
 
     def restart_agent(self, mode: str) -> None:
         """End the mode's control plane, leave nothing of it on the node, start it anew; a peer is only ended."""
@@ -282,23 +292,29 @@ class Rig:
             self._peers[mode].leave()
             return
         self.end_agent(mode)
-        node = self.nodes[mode]
+        self._agents[mode] = self._agent(mode, self.nodes[mode], self.homes.get(mode))
+        if mode in self.homes:
+            self._home_agents[mode] = self._agent(mode, self.homes[mode], self.nodes[mode])
+
+    def _agent(self, mode: str, node: Node, other: Node | None) -> Helper:
+        """A control plane of a mode on a node. other: the node that it forwards to, or takes forwarded packets from."""
+        words = [self.lab.spec.name, node.name, _mode(mode).name, *([other.name] if other else [])]
         process = self.lab.python(
-            node, "dataplane.bench.agent", [self.lab.spec.name, node.name, _mode(mode).name],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
-        self._agents[mode] = Helper(process, f"{node.name}: the control plane of {mode}")
+            node, "dataplane.bench.agent", words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        return Helper(process, f"{node.name}: the control plane of {mode}")
 
     def objects(self, mode: str, services: int) -> tuple[Shape, Backend, Backend]:
         """What the mode's node serves: see objects.chunks."""
         local = Backend(self._pod(self.nodes[mode]), self.nodes[mode].name)
-        remote = Backend(self._pod(self.remote), self.remote.name)
+        home = self.home(mode)
+        remote = Backend(self._pod(home), home.name)
         settings = self._settings
         servers, flows = servers_of(settings), flow_endpoints(settings)
         return Shape(services, settings.endpoints, self._family, servers, flows, settings.form), local, remote
 
     def load(self, mode: str, services: int) -> dict[str, float]:
-        """A cold start of the mode with so many Services; its figures."""
+        """A cold start of the mode with so many Services; its figures, which are not those of its second node."""
         if mode in self._peers:
             return self._peers[mode].load(services)
         shape, local, remote = self.objects(mode, services)
@@ -306,6 +322,8 @@ class Rig:
             "load", services, shape.endpoints, shape.family, local, remote,
             servers=shape.servers, flows=shape.flows, form=shape.form,
         )  # fmt: skip
+        if mode in self._home_agents:
+            self._home_agents[mode].ask(msgspec.json.encode(request), LOAD_PATIENCE)
         return self._agents[mode].ask(msgspec.json.encode(request), LOAD_PATIENCE)
 
     def _pod(self, node: Node) -> str:
@@ -380,7 +398,7 @@ class Rig:
     def close(self) -> None:
         """Take everything down; the planes clean up first, since what eBPF pins outlives a namespace."""
         failure: LabError | None = None
-        for agent in self._agents.values():
+        for agent in (*self._agents.values(), *self._home_agents.values()):
             try:
                 agent.ask(msgspec.json.encode(Request("cleanup")), LOAD_PATIENCE)
             except LabError as error:
@@ -391,11 +409,12 @@ class Rig:
             except HotplaneError as error:
                 failure = LabError(str(error))
         try:
-            for helper in (*self._agents.values(), *self._clients.values()):
+            for helper in (*self._agents.values(), *self._home_agents.values(), *self._clients.values()):
                 helper.close()
             for watcher in self._watchers.values():
                 watcher.close()
             self._agents.clear()
+            self._home_agents.clear()
             self._clients.clear()
             self._watchers.clear()
         finally:

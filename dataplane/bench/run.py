@@ -27,7 +27,7 @@ from dataplane.bench.left_out import LeftOut
 from dataplane.bench.load.processors import ProcessorLoad
 from dataplane.bench.machine.counters import Counters, hardware
 from dataplane.bench.machine.cpu import Usage, process_seconds, usage
-from dataplane.bench.modes import ALONE, MODES, alone
+from dataplane.bench.modes import ALONE, MODES, alone, has_alone
 from dataplane.bench.pace import Pace
 from dataplane.bench.processors import count_of
 from dataplane.bench.processors import position as on_processors
@@ -59,18 +59,22 @@ Progress = Callable[[int, int, float, str], None]
 
 def plane_modes(settings: Settings, services: int) -> list[str]:
     """The modes that have Services to load, at this number of them."""
+    here = [SCENARIOS[name] for name in settings.scenarios if measured_at(settings, SCENARIOS[name], services)]
+    forwarding = any(scenario.to_another_node for scenario in here)
     return [
         mode
         for mode in settings.modes
-        if MODES[mode].plane and not (mode == "iptables" and services > settings.iptables_max)
+        if MODES[mode].plane
+        and not (mode == "iptables" and services > settings.iptables_max)
+        and (forwarding or not MODES[mode].forwards)
     ]
 
 
 def data_modes(settings: Settings, scenario: Scenario, services: int) -> list[str]:
     """The modes that a scenario's packets are sent in, at this number of Services."""
     if scenario.operation == "program":
-        return [mode for mode in settings.modes if "xdp" in MODES[mode].hooks]
-    loaded = plane_modes(settings, services)
+        return [mode for mode in settings.modes if "xdp" in MODES[mode].hooks and takes(mode, scenario)]
+    loaded = [mode for mode in plane_modes(settings, services) if takes(mode, scenario)]
     return [mode for mode in settings.modes if MODES[mode].reference or mode in loaded]
 
 
@@ -97,8 +101,11 @@ def data_cells(settings: Settings, services: int) -> list[DataCell]:
 
 
 def takes(mode: str, scenario: Scenario) -> bool:
-    """True if a mode is measured in a scenario of the control plane: peers by packets, others in their own process."""
-    return MODES[mode].is_peer == scenario.probed
+    """True if a mode is measured in a scenario. Of the control plane's, peers are by packets, others in their own
+    process. Modes that keep clients' addresses differ from others only on the way to another node."""
+    if MODES[mode].forwards:
+        return scenario.to_another_node
+    return scenario.kind is not Kind.CONTROL or MODES[mode].is_peer == scenario.probed
 
 
 def cold_start(mode: str) -> str:
@@ -246,9 +253,10 @@ class Runner:
         except LeftOut as error:
             self._say_left_out(key, str(error))
             return {}
-        if cell.error and key.scenario not in self._settings.scenarios:
+        wanted = key.scenario in self._settings.scenarios and takes(key.mode, SCENARIOS[key.scenario])
+        if cell.error and not wanted:
             self._results.skipped.append(f"{key.mode} is left out at {key.services:,} Services: {cell.error}")
-        if key not in self._done and key.scenario in self._settings.scenarios:
+        if key not in self._done and wanted:
             self._done.add(key)
             self._left.pop(key, None)
             self._pace.done(key)
@@ -282,7 +290,7 @@ class Runner:
                     self._leave_out(lambda k, mode=mode: (k.mode, k.services) == (mode, services))  # type: ignore[misc]
                 self._mark_slow(CellKey(mode, cold_start(mode), services, "", number), figures)
         if with_alone(self._settings) and services == max(self._settings.services):
-            for node in [alone(mode) for mode in modes if mode not in self._broken]:
+            for node in [alone(mode) for mode in modes if has_alone(mode) and mode not in self._broken]:
                 self._rig.restart_agent(node)
                 with self._told_later(node):
                     self._rig.load(node, 1)
@@ -296,7 +304,7 @@ class Runner:
     def _start_rounds(self, mode: str, services: int) -> int:
         """How often a mode is started at this size; once where only what it leaves is wanted."""
         scenario = SCENARIOS[cold_start(mode)]
-        if scenario not in control_scenarios(self._settings):
+        if scenario not in control_scenarios(self._settings) or not takes(mode, scenario):
             return 1
         return control_rounds_at(self._settings, services, probed=scenario.probed)
 

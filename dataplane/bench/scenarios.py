@@ -59,6 +59,12 @@ class Scenario(NamedTuple):
     probed: bool = False
     at_once: int = 0
 
+    @property
+    def to_another_node(self) -> bool:
+        """True if it is packets from outside to an endpoint of another node, on the usual processors."""
+        sent = self.kind is Kind.DATA and self.operation != "program" and not self.scaling
+        return sent and self.way is Way.NODE_PORT_REMOTE
+
 
 IMBALANCE = "imbalance"
 AT_ONCE = (16, 64)
@@ -133,7 +139,7 @@ SCENARIOS = {
         ),
         Scenario(
             "north-remote", "new TCP connections from outside, backend on another node", Kind.DATA, "rate", "1/s",
-            way=Way.NODE_PORT_REMOTE, operation="connect",
+            way=Way.NODE_PORT_REMOTE, operation="connect", bar=True,
         ),
         Scenario(
             "north-remote-rr", "a byte each way from outside, backend on another node", Kind.DATA, "rate", "1/s",

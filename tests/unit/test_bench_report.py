@@ -152,13 +152,14 @@ def test_a_readmes_lines_are_ratios_to_peers_with_intervals_rounds_and_noise_flo
     ]
     assert head[-2:] == ["rounds", "noise floor"]
     assert [line[0].split(",")[0].split(" with ")[0].split(" among ")[0] for line in lines] == [
-        "new connections/s to the last of 10", "new connections/s to the last of 30", "packets/s from outside to a pod "
-        "elsewhere", "cold start", "one endpoint changes",
+        "new connections/s to the last of 10", "new connections/s to the last of 30",
+        "new connections/s from outside to a pod elsewhere", "packets/s from outside to a pod elsewhere",
+        "cold start", "one endpoint changes",
     ]  # fmt: skip
     ratios = lines[1][2:-2]
     assert lines[1][1] == "1"
     assert all(re.fullmatch(r"\**\d+(\.\d+)?\** \(\d+(\.\d+)? to \d+(\.\d+)?\)", ratio) for ratio in ratios), ratios
-    assert all(re.fullmatch(r"\**[\d.,]+ m?s\** \(\d+%\)", cell) for cell in lines[3][1:-2]), lines[3]
+    assert all(re.fullmatch(r"\**[\d.,]+ m?s\** \(\d+%\)", cell) for cell in lines[4][1:-2]), lines[4]
     assert all(re.fullmatch(r"\d+(\.\d)?%", line[-1]) for line in lines)
     assert "Noise floor, the smallest difference that a line finds" in " ".join(shown.split())
 

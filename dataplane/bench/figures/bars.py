@@ -34,6 +34,9 @@ _RATIO_BARS = 16
 """Of a whole run: among how many the probability of an error is shared out."""
 EBPF = ("ebpf-connect", "ebpf-tc", "ebpf-xdp")
 HOST = "ebpf-host"
+FORWARDING = {"ebpf-tunnel": 1.0, "ebpf-dsr": 1.3}
+"""Connections to another node with the client's address kept: at least so many times those with it hidden (SNAT)."""
+SNAT = "ebpf-xdp"
 LAST = Position.LAST.value
 
 
@@ -213,9 +216,15 @@ def _packet_bars(results: Results, run: _Run) -> Iterator[BarRow]:
     for mode in _where_measured(run, bulk):
         row = BarRow("bulk TCP through a clusterIP / direct", mode, 0.98, True)
         yield _against_direct(run, row, bulk._replace(mode=mode), place)
-    row = BarRow("packets/s to a remote backend / plain forwarding", "ebpf-xdp", 4.2, True)
-    key = GroupKey(row.mode, "north-remote-pps", size, "")
-    yield _against_direct(run, row, key, f"{place}; packets of the kernel's own making")
+    key = GroupKey(SNAT, "north-remote-pps", size, "")
+    for mode, limit in ((SNAT, 4.2), *((mode, 3.0) for mode in FORWARDING)):
+        row = BarRow("packets/s to a remote backend / plain forwarding", mode, limit, True)
+        yield _against_direct(run, row, key._replace(mode=mode), f"{place}; packets of the kernel's own making")
+    connects = key._replace(scenario="north-remote")
+    for mode, limit in FORWARDING.items():
+        row = BarRow(f"new connections/s from outside to another node / {SNAT}", mode, limit, True)
+        ratio = against(run.rounds, connects._replace(mode=mode), SNAT, "rate")
+        yield _ratio(run, row, ratio, connects._replace(mode=mode), place)
     row = BarRow("XDP program, established node-port flow, DNAT and SNAT", "ebpf-xdp", 150.0, False, "ns")
     cost = key._replace(scenario="xdp-cost")
     yield _absolute(run, row, cost, "ns", note=f"{place}; test run, its own 30 to 40 ns included", alone=True)

@@ -1,4 +1,4 @@
-"""What a README shows first of a run: one picture, and five lines of figures as ratios to peers."""
+"""What a README shows first of a run: one picture, and six lines of figures as ratios to peers."""
 
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ class _Line(NamedTuple):
 _LINES = (
     _Line("connect", DIRECT, "new connections/s to the last of {}, of direct's", largest=False),
     _Line("connect", "iptables", "new connections/s to the last of {}, times iptables'"),
+    _Line("north-remote", DIRECT, "new connections/s from outside to a pod elsewhere, {}, of plain forwarding's"),
     _Line("north-remote-pps", DIRECT, "packets/s from outside to a pod elsewhere, {}, of plain forwarding's"),
     _Line("coldstart", "", "cold start with {}"),
     _Line("change", "", "one endpoint changes among {}: p99 until the kernel has it"),
@@ -38,7 +39,7 @@ def picture(analysis: Analysis, directory: str) -> str:
 
 
 def records(analysis: Analysis) -> list[dict[str, object]]:
-    """Five lines at most, a column for each mode; the best of a line, and what is not told from it, between stars."""
+    """Six lines at most, a column for each mode; the best of a line, and what is not told from it, between stars."""
     modes = [mode for mode in MODES if any(row.key.mode == mode for row in analysis.rows)]
     modes = [mode for mode in modes if not MODES[mode].reference]
     found = ((line, _rows(analysis, line)) for line in _LINES)

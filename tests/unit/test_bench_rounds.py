@@ -13,7 +13,7 @@ from dataplane.bench.left_out import LeftOut
 from dataplane.bench.machine.facts import facts
 from dataplane.bench.profiles import Overrides, Settings, settings
 from dataplane.bench.rig import Rig
-from dataplane.bench.run import Runner, all_keys
+from dataplane.bench.run import Runner, all_keys, judged
 from dataplane.lab.spec import LabError
 
 SETTINGS = msgspec.structs.replace(
@@ -230,3 +230,15 @@ def test_paced_operations_are_due_at_a_share_of_the_modes_own_rate(tmp_path: Pat
     lost = [cell.key for cell in results.cells if cell.key.scenario == "TCP_CRR@95"]
     run(tmp_path, resumed, chosen, cells=[cell for cell in results.cells if cell.key not in lost])
     assert {rate for _, rate, _ in resumed.paced} == {950.0}
+
+
+@pytest.mark.parametrize(("operations", "failures"), [(21, 1), (10, 1), (500, 5), (1, 0)])
+def test_figures_with_few_failures(operations: int, failures: int) -> None:
+    found = {"operations": operations, "failures": failures}
+    assert judged(found) == found
+
+
+@pytest.mark.parametrize(("operations", "failures"), [(0, 0), (0, 1), (9, 1), (21, 2), (500, 6)])
+def test_no_figures_with_more(operations: int, failures: int) -> None:
+    with pytest.raises(LabError, match=f"{failures} operations failed, {operations} did not"):
+        judged({"operations": operations, "failures": failures})

@@ -16,7 +16,7 @@ def test_a_random_walk(request: pytest.FixtureRequest) -> None:
     seed = random.randrange(1 << 32) if long else 7
     print(f"seed {seed}")
     with host_lab(sizes=ROOM, report=print) as lab:
-        for turn in range(3):  # where flows are over before anything was denied to them, others follow
+        for turn in range(12):  # where flows are over before anything was denied to them, others follow
             done = run(lab, SOAK_FLOWS if long else FLOWS, seed + turn, print)
             assert done.flows.faults == []
             assert done.flows.exchanges > FLOWS / 2

@@ -1,6 +1,8 @@
 """A lab of three nodes whose Services are forwarded with the client's address kept, from plan values made by hand."""
 
+import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -39,6 +41,23 @@ spec:
   - {{name: udp, protocol: UDP, port: 80, targetPort: {PORT}, nodePort: {NODE_PORT}}}
 status: {{loadBalancer: {{ingress: [{{ip: '{INGRESS[Family.IPV4]}'}}, {{ip: '{INGRESS[Family.IPV6]}'}}]}}}}
 """
+
+
+def ask(sock: socket.socket) -> tuple[str, str]:
+    """One exchange with a pod on a connected socket: who answered, and whom it saw, address and port."""
+    sock.sendall(b"?\n")
+    data = b""
+    while not data.endswith(b"\n"):
+        piece = sock.recv(4096)
+        assert piece, "the server closed"
+        data += piece
+    said = json.loads(data)
+    return said["server"], said["client"]
+
+
+def host(end: str) -> str:
+    """The address of an address and port."""
+    return end.rpartition(":")[0].strip("[]")
 
 
 def tunnelled(lab: Lab, node: Node, entry: PlanEntry, way: Forwarding) -> PlanEntry:

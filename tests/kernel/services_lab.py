@@ -1,7 +1,6 @@
 """A lab of two nodes that forward to each other's endpoints, by Services as an API server has them. Node 1 has tc and
 XDP, node 2 tc alone."""
 
-import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.nftables.plane import NftablesPlane
 from dataplane.policy.forwarding import LbMode, TunnelPeer
 from tests.kernel.ebpf_lab import SMALL
+from tests.kernel.forwarding_lab import ask, host
 from tests.kernel.test_behaviours import endpoints, service
 
 PODS = ("pod1-1", "pod1-2", "pod2-1", "pod2-2")
@@ -54,14 +54,7 @@ class Held:
 
     def ask(self) -> tuple[str, str]:
         """One exchange: who answered, and whom it saw, address and port."""
-        self.sock.send(b"?\n")
-        data = b""
-        while not data.endswith(b"\n"):
-            piece = self.sock.recv(4096)
-            assert piece, "the server closed"
-            data += piece
-        said = json.loads(data)
-        return said["server"], said["client"]
+        return ask(self.sock)
 
     def goes_on(self) -> bool:
         """Whether it leads where it led, and is known there by the same address."""
@@ -70,7 +63,7 @@ class Held:
     @property
     def known_as(self) -> str:
         """The client's address as the server saw it first."""
-        return self.client.rpartition(":")[0].strip("[]")
+        return host(self.client)
 
 
 class ServicesLab:

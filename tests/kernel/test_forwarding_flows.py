@@ -1,6 +1,5 @@
 """What becomes of flows between nodes when modes, endpoints and ways change: living connections go on."""
 
-import json
 import socket
 from collections.abc import Iterator
 
@@ -12,7 +11,7 @@ from dataplane.lab.traffic.probe import Outcome, Probe
 from dataplane.model.net import Family, Protocol
 from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.forwarding import Forwarding
-from tests.kernel.forwarding_lab import INGRESS, NODE_PORT, ForwardingLab, forwarding_lab
+from tests.kernel.forwarding_lab import INGRESS, NODE_PORT, ForwardingLab, ask, forwarding_lab, host
 from tests.kernel.packet_lab import counted
 
 FAMILIES = (Family.IPV4, Family.IPV6)
@@ -42,14 +41,8 @@ class Connection:
 
     def ask(self) -> tuple[str, str]:
         """One exchange: who answered, and whom it saw."""
-        self.sock.sendall(b"?\n")
-        data = b""
-        while not data.endswith(b"\n"):
-            piece = self.sock.recv(4096)
-            assert piece, "the server closed"
-            data += piece
-        said = json.loads(data)
-        return said["server"], said["client"].rpartition(":")[0].strip("[]")
+        server, client = ask(self.sock)
+        return server, host(client)
 
 
 def opened(made: ForwardingLab, family: Family, count: int = HELD) -> list[Connection]:

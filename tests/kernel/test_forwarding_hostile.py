@@ -21,15 +21,14 @@ from scapy.layers.l2 import ARP, Dot1Q
 from scapy.packet import Raw
 
 from dataplane.kernel.ebpf.perf import PerfReader
-from dataplane.model.net import Family, Protocol
+from dataplane.model.net import Family
 from dataplane.planes.decisions import Kind
-from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
 from dataplane.planes.ebpf.maps.layout import reason_names, size_of, unpack
 from dataplane.planes.ebpf.maps.mapset import NODE_KEY
 from dataplane.planes.ebpf.views.answers import kind_of
 from dataplane.planes.ebpf.views.events import EventStream
 from tests.kernel.bpf_packets import bench as b
-from tests.kernel.bpf_packets.bench import Bench, bench, ip, ip_of
+from tests.kernel.bpf_packets.bench import Bench, ip, ip_of
 from tests.kernel.test_forwarding_packets import (
     ANSWER,
     ASK,
@@ -44,7 +43,7 @@ from tests.kernel.test_forwarding_packets import (
     TUNNEL,
     VIP,
     digest,
-    entries,
+    forwarding_bench,
     wrapped,
 )
 
@@ -60,10 +59,7 @@ FORMAT, SOURCE, FRONTEND, ENDPOINT, LOST = (
 
 @pytest.fixture(scope="module")
 def _bench() -> Iterator[Bench]:
-    with bench() as made:
-        made.accept(*NODE2.values())
-        for family in FAMILIES:
-            made.install(*entries(family, Protocol.TCP), *entries(family, Protocol.UDP))
+    with forwarding_bench() as made:
         yield made
 
 
@@ -71,8 +67,7 @@ def _bench() -> Iterator[Bench]:
 def node(_bench: Bench) -> Iterator[Bench]:
     """The bench, without any flow."""
     yield _bench
-    for table in (*FLOW_TABLES, "fragments"):
-        _bench.maps.remove(table, [key for key, _ in list(_bench.maps.items(table))])
+    _bench.forget()
 
 
 def asked(family: Family, source: str = "", port: int = 80, flags: str = "S") -> Any:

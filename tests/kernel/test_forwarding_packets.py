@@ -1,6 +1,7 @@
 """Packets between nodes, one by one through test runs: every byte of what comes out is what it has to be."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -52,12 +53,19 @@ def entries(family: Family, protocol: Protocol) -> Iterator[PlanEntry]:
     yield forwarded(entry(f"local-{name}", pod, node_port=LOCAL, load_balancer=VIP[family], **rest), Forwarding.TUNNEL)
 
 
-@pytest.fixture(scope="module")
-def _bench() -> Iterator[Bench]:
+@contextmanager
+def forwarding_bench() -> Iterator[Bench]:
+    """The bench with these Services, to which node 2 may send."""
     with bench() as made:
         made.accept(*NODE2.values())
         for family in FAMILIES:
             made.install(*entries(family, Protocol.TCP), *entries(family, Protocol.UDP))
+        yield made
+
+
+@pytest.fixture(scope="module")
+def _bench() -> Iterator[Bench]:
+    with forwarding_bench() as made:
         yield made
 
 

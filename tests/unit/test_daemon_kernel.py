@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 from msgspec.structs import replace
@@ -14,10 +14,11 @@ from ctl.daemon.http.metrics import Metrics
 from ctl.daemon.jobs import Jobs
 from ctl.daemon.log import Log
 from ctl.daemon.sync.inbox import Inbox
-from ctl.daemon.sync.kernel import Done, Kernel
+from ctl.daemon.sync.kernel import Done, Kernel, Untouched
 from ctl.daemon.sync.pace import Pace
 from ctl.daemon.sync.reconcile import Reconciler
 from dataplane.errors import HotplaneError
+from dataplane.kernel.nft.generation import Generation
 from dataplane.plan.change import EntryChange, PlanChange, apply_change
 from dataplane.plan.rows import rows
 from dataplane.plan.types import EntryKey, Plan, PlanEntry, Table
@@ -37,6 +38,7 @@ class PickyPlane(Plane):
         self.flushed = False
         self.names = False
         self.loads = self.refusals = 0
+        self.loaded: Callable[[], object] = lambda: None
 
     def load(self, plan: Plan) -> PlanChange:
         self.loads += 1
@@ -44,6 +46,7 @@ class PickyPlane(Plane):
         old = {} if self.flushed else self.held
         changes = tuple(EntryChange(old.get(k), v) for k, v in plan.entries.items() if old.get(k) != v)
         self.held, self.flushed = dict(plan.entries), False
+        self.loaded()
         return PlanChange(entries=changes)
 
     def apply(self, change: PlanChange) -> None:
@@ -155,6 +158,41 @@ def test_a_flushed_table_is_loaded_afresh_by_the_next_change() -> None:
         assert len(bench.kernel.ledger) == 0
 
     asyncio.run(scenario())
+
+
+class Counter(Generation):
+    """A generation that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 7
+
+    def read(self) -> int:
+        return self.now
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("bad", ["", "1"], ids=["whole", "in parts"])
+def test_what_others_change_right_after_a_load_is_seen(bad: str) -> None:
+    """Before the daemon is told that its load is done, another process flushes what was loaded."""
+    bench, generation = Bench(bad), Counter()
+    for each in fresh("0", "1"):
+        bench.plan.entries[each.key] = each
+
+    def flush() -> None:
+        bench.plane.flushed = True
+        generation.now += 2  # the load's own commit, and that of the other
+
+    async def run() -> bool:
+        kernel = bench.kernel
+        await kernel.use(lambda: bench.plane, lambda _: Untouched(generation, lambda: 0))
+        bench.plane.loaded = flush
+        await kernel.load(bench.plan)
+        assert kernel.untouched is not None
+        return kernel.untouched.look()
+
+    assert asyncio.run(run())
 
 
 def test_the_first_load_on_an_empty_kernel_leaves_out_only_the_bad() -> None:

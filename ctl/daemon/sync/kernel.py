@@ -150,13 +150,15 @@ class Kernel:
 
     def _load(self, plan: Plan) -> Done:
         started = time.perf_counter()
+        if self.untouched is not None:
+            # Not after the load: what another process changes between the load's end and a look at the generation
+            # would be taken for the load's own. So the table is read back once after each load.
+            self.untouched.trust()
         try:
             change, refusals = load_others(self.plane, plan)
         except PlaneError as error:
             return self._load_piecewise(plan, error, started)
         self.ledger.behind([PlanChange(entries=(EntryChange(None, plan.entries[each.key]),)) for each in refusals])
-        if self.untouched is not None:
-            self.untouched.trust()
         messages = tuple(map(str, refusals))
         return self._cleaned(Done(time.perf_counter() - started, change, messages, True, messages), plan)
 
@@ -179,8 +181,6 @@ class Kernel:
             done = self._apply_in_parts(rest, plan, second, started, again=False)
         else:
             done = self._cleaned(Done(0.0, rest), plan)
-        if self.untouched is not None:
-            self.untouched.trust()
         return done._replace(seconds=time.perf_counter() - started, loaded=True)
 
     def _apply(self, change: PlanChange, plan: Plan) -> Done:

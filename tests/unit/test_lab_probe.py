@@ -1,9 +1,11 @@
 """Echo server and probes over loopback, and what a probe's result adds up to."""
 
+import selectors
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import IO
 
@@ -67,6 +69,37 @@ def test_a_listener_that_never_answers_times_out(protocol: Protocol) -> None:
         [result] = run([Probe("127.0.0.1", silent.getsockname()[1], protocol, count=3, timeout=0.1)])
     assert result.outcomes == {Outcome.TIMEOUT: 3}
     assert result.servers == {}
+
+
+def test_an_answer_that_came_while_this_process_was_away_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine it may get no processor between its last look and the end of the attempt's time."""
+    answered = threading.Event()
+
+    class Away(selectors.DefaultSelector):
+        looks = 0
+
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            self.looks += 1
+            if self.looks > 1:
+                return super().select(timeout)
+            assert answered.wait(60)
+            time.sleep(0.05)
+            return []
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+
+        def answer() -> None:
+            _, client = server.recvfrom(100)
+            server.sendto(b'{"server": "here", "client": "x:1"}\n', client)
+            answered.set()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        monkeypatch.setattr(selectors, "DefaultSelector", Away)
+        [result] = run([Probe("127.0.0.1", server.getsockname()[1], Protocol.UDP, timeout=0.01)])
+        thread.join()
+    assert result.outcomes == {Outcome.ANSWERED: 1}
 
 
 def test_a_server_that_closes_without_an_answer_is_an_error_and_not_an_answer() -> None:

@@ -290,6 +290,11 @@ class _Runner:
         for key, events in self._selector.select(self._until_deadline()):
             self._ready(key.data, events)
         now = time.monotonic()
+        if not self._deadlines or self._deadlines[0][0] > now:
+            return
+        # This process may have waited for a processor for longer than an attempt has: what has come by now counts.
+        for key, events in self._selector.select(0):
+            self._ready(key.data, events)
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, attempt = heapq.heappop(self._deadlines)
             if attempt.done:

@@ -46,13 +46,17 @@ def check_sight() -> None:
 def living_cookies() -> frozenset[int]:
     """Return the cookies of all network namespaces in use.
 
-    Raises HotplaneError if not all of the machine's processes can be seen, or a namespace cannot be entered.
+    One that is gone before it can be entered may have changed hands meanwhile, so there is another look at who has it.
+    New ones that are gone as soon do not matter: on a busy machine some always come and go. Raises HotplaneError if
+    not all of the machine's processes can be seen, or a namespace cannot be entered.
     """
     check_sight()
-    for _ in range(_LOOKS):
-        cookies: set[int] = set()
-        if all(_look_into(inode, paths, cookies) for inode, paths in _holders().items()):
+    cookies, doubtful = set[int](), set[int]()
+    for number in range(_LOOKS):
+        missed = {inode for inode, paths in _holders().items() if not _look_into(inode, paths, cookies)}
+        if not missed or (number and not missed & doubtful):
             return frozenset(cookies)
+        doubtful |= missed
     raise HotplaneError("network namespaces come and go faster than they can be looked at; try again")
 
 

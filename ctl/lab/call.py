@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from dataplane.lab.traffic.probe import ProbeResult
 
 COLUMNS = Table(("answer", "count", "share", "seenAs"), (), ("seenAs",), {"share": lambda share: f"{share:.0%}"})
-SECONDS = 1.0
-"""Silence for so long counts as no answer."""
+SECONDS = 3.0
+"""Silence for so long counts as no answer: a SYN that was lost is sent again after one second."""
 
 
 class Destination(NamedTuple):

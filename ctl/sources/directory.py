@@ -15,6 +15,8 @@ from dataplane.model.objects import ObjectRef, Problem
 POLL_SECONDS = 0.5
 AGAIN_SECONDS = 5.0
 """Interval of retries of unreadable files that have not changed: the system may have caused the error."""
+SETTLE_SECONDS = 0.05
+"""For so long nothing may change before files are read: a look may come while somebody writes."""
 
 
 class DirectorySource:
@@ -73,12 +75,25 @@ class DirectorySource:
             await asyncio.sleep(POLL_SECONDS)
             if self._stamp() == self._seen and not (self._again and time.monotonic() >= self._again):
                 continue
+            await self._settle()
             try:
                 self.read()
             except SourceError as error:
                 if str(error) not in self._reported:
                     self._log.warning("the manifests cannot be read, nothing changes", reason=error)
                 self._reported = frozenset((str(error),))
+
+    async def _settle(self) -> None:
+        """Wait until nobody writes, AGAIN_SECONDS at most. A file that is empty and was not before is still being
+        written, as most programs write a file anew; who wants it to be empty waits longest."""
+        end, before = time.monotonic() + AGAIN_SECONDS, self._stamp()
+        had = {name for name, _, size in self._seen or () if size}
+        while time.monotonic() < end:
+            await asyncio.sleep(SETTLE_SECONDS)
+            now = self._stamp()
+            if now == before and all(size or name not in had for name, _, size in now):
+                return
+            before = now
 
     def _stamp(self) -> frozenset[tuple[str, int, int]]:
         """Every file with its time and size."""

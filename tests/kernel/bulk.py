@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-PATIENCE = 15.0
+PATIENCE = 60.0
 BLOCK = 32 << 10
 PAUSE = 0.02
 AHEAD = 3
@@ -126,7 +126,7 @@ class Bulk:
             process.stdin.close()
         for name, process in self._processes.items():
             transfers[name] = msgspec.json.decode(process.stdout.read(), type=Transfer)
-            process.wait(30)
+            process.wait(60)
         return transfers
 
 

@@ -249,7 +249,7 @@ class Traffic:
 
     def _connect(self) -> socket.socket:
         connection = in_netns(self._namespace, socket.socket, socket.AF_INET, socket.SOCK_STREAM)
-        connection.settimeout(20)
+        connection.settimeout(60)
         if self._ports is not None:
             low, high = self._ports
             connection.setsockopt(socket.SOL_IP, _IP_LOCAL_PORT_RANGE, struct.pack("=I", high << 16 | low))

@@ -51,7 +51,7 @@ POD_ADDRESSES = ("10.244.1.2", "fd00:244:1::2")
 BACKENDS = {Family.IPV4: [f"10.244.2.{n}" for n in (2, 3, 4)], Family.IPV6: [f"fd00:244:2::{n}" for n in (2, 3, 4)]}
 CLUSTER_IP = {Family.IPV4: "172.30.0.10", Family.IPV6: "fd00:30::10"}
 BACKEND_PORT = 8080
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds for an answer that must come."""
 _counter = itertools.count()
 
@@ -99,7 +99,7 @@ class Process:
                 os._exit(status)
         there.close()
         self._channel = here
-        self._channel.settimeout(30)
+        self._channel.settimeout(10 * PATIENCE)
 
     def _serve(self, channel: socket.socket) -> None:
         sockets = Sockets()

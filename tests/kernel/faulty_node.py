@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dataplane.kernel.namespaces.netns import netns
 from tests.faults.inject import Faults
-from tests.kernel.daemon_lab import ROOT, looking_plane, until
+from tests.kernel.daemon_lab import PATIENCE, ROOT, looking_plane, until
 
 MANIFEST = "kind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: {ip}, ports: [{{port: 80}}]}}\n"
 
@@ -45,7 +45,7 @@ class Node:
     def end(self) -> int:
         assert self.process is not None
         self.process.terminate()
-        return self.process.wait(30)
+        return self.process.wait(PATIENCE)
 
     def services(self, mode: str = "nftables") -> set[str]:
         with netns(self.namespace):

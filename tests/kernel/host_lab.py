@@ -110,7 +110,7 @@ class HostLab:
     def open(self, where: str, family: Family, kind: socket.SocketKind) -> socket.socket:
         with netns(self.lab.place(where).netns):
             made = socket.socket(family.socket_family, kind)
-        made.settimeout(5)
+        made.settimeout(60)
         return made
 
     def connected(self, where: str, to: tuple[str, int], kind: socket.SocketKind) -> socket.socket:
@@ -136,7 +136,7 @@ class HostLab:
             sent = os.urandom(1 << 16) * (size >> 16)
             with self.connected(client, listener.getsockname()[:2], socket.SOCK_STREAM) as sock:
                 sock.sendall(sent)
-            taker.join(20)
+            taker.join(60)
             assert b"".join(got) == sent
 
 

@@ -108,7 +108,7 @@ class Network:
                 connection, peer = sock.accept()
             except OSError:
                 return
-            with connection:
+            with connection, contextlib.suppress(ConnectionError):  # the client gave up; it tells why
                 connection.sendall(f"{number} {peer[0]}".encode())
 
     @staticmethod
@@ -145,7 +145,7 @@ def ask(
     port: int = 80,
     protocol: Protocol = Protocol.TCP,
     source: str = "",
-    wait: float = 20.0,
+    wait: float = 60.0,
     source_port: int = 0,
 ) -> str:
     """One request: `pod client-address`, "refused" or "silence" (nothing within `wait` seconds). From `source` and

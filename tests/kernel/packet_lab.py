@@ -114,8 +114,8 @@ def look_for_devices(proxy: LabProxy) -> None:
 
 
 def open_socket(lab: Lab, where: str, family: Family, kind: socket.SocketKind = socket.SOCK_DGRAM) -> socket.socket:
-    """A socket in a place of the lab, with twenty seconds of patience."""
+    """A socket in a place of the lab, with a minute of patience."""
     with netns(lab.place(where).netns):
         made = socket.socket(family.socket_family, kind)
-    made.settimeout(20)
+    made.settimeout(60)
     return made

@@ -105,7 +105,7 @@ class ServicesLab:
         """A socket of the outside client, connected, to the load-balancer IP if nothing else is said."""
         with netns(self.lab.client.netns):
             sock = socket.socket(family.socket_family, kind)
-        sock.settimeout(10)
+        sock.settimeout(60)
         for option in options:
             sock.setsockopt(*option)
         if source:

@@ -141,10 +141,13 @@ def test_xdp_holds_packets_against_the_mtu_of_their_device(old: Bench, family: F
     for _ in range(2):
         assert old.tc(old.frame(question / b"x")).result == b.TC_REDIRECT
     with old.counted() as counted:
-        small, big = (old.xdp(old.frame(question / (b"x" * size))) for size in (1000, 1600))
+        small = old.xdp(old.frame(question / (b"x" * 1000)))
     assert small.result != b.XDP_PASS
-    assert big.result == b.XDP_PASS
-    assert counted["xdp:mtu"] == 1
+    while "xdp:mtu" not in counted:  # of its looks at the next hop, which it takes when time has passed, some are tc's
+        with old.counted() as counted:
+            big = old.xdp(old.frame(question / (b"x" * 1600)))
+        assert big.result == b.XDP_PASS
+        assert counted in ({"xdp:mtu": 1}, {"xdp:left_to_tc": 1})
 
 
 PLACES = {
@@ -176,7 +179,7 @@ def test_masquerading_would_choose_the_same(make_namespace: Callable[[str], str]
     kind = family.socket_family
     with netns.netns(names[1]), socket.socket(kind, socket.SOCK_DGRAM) as there:
         there.bind((far, 9))
-        there.settimeout(5)
+        there.settimeout(60)
         with netns.netns(names[2]), socket.socket(kind, socket.SOCK_DGRAM) as here:
             here.sendto(b"?", (far, 9))
         assert there.recvfrom(10)[1][0] == chosen

@@ -11,7 +11,7 @@ from dataplane.lab.traffic.probe import Outcome, Probe
 from dataplane.model.net import Family, Protocol
 
 PORT = 8080
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 RULES = """
 table inet test {
@@ -94,8 +94,8 @@ def test_ten_thousand_connections_are_all_answered(lab: Lab) -> None:
     target = lab.place("pod2-1").addresses[Family.IPV4]
     tcp, udp = lab.probe(
         "pod1-1",
-        Probe(target, PORT, count=10000, timeout=30),
-        Probe(target, PORT, Protocol.UDP, count=5000, timeout=30),
+        Probe(target, PORT, count=10000, timeout=PATIENCE),
+        Probe(target, PORT, Protocol.UDP, count=5000, timeout=PATIENCE),
         concurrency=200,
     )
     assert tcp.outcomes == {Outcome.ANSWERED: 10000}

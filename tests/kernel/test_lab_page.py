@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from dataplane.lab.spec import LabSpec
 from tests.browser import Tab, browser
 from tests.kernel.daemon_lab import NodeDaemon, until
 from tests.kernel.test_lab_command import EXAMPLES, hotplane
+from tests.unit.ports import free_ports
 
 ECHO = 8080
 
@@ -45,22 +45,16 @@ def apply(lab: Lab, state: str, file: Path, *more: str) -> None:
 @pytest.fixture(scope="module")
 def page(lab: Lab, state: str) -> Iterator[str]:
     apply(lab, state, EXAMPLES, "--node", "node3")  # where all packets of these tests go in
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    words = [sys.executable, "-m", "ctl.main", "--state-dir", state, "lab", "ui"]
-    process = subprocess.Popen(
-        [*words, "--name", lab.spec.name, "--listen", address],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith(f"http://{address}/ shows lab {lab.spec.name}")
-    yield f"http://{address}/"
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (0, "")
+    words = [sys.executable, "-m", "ctl.main", "--state-dir", state, "lab", "ui", "--name", lab.spec.name, "--listen"]
+    with free_ports() as port:
+        address = f"127.0.0.1:{port}"
+        process = subprocess.Popen([*words, address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(f"http://{address}/ shows lab {lab.spec.name}")
+        yield f"http://{address}/"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert (process.returncode, said) == (0, "")
 
 
 _FOCUS = """(({dataset, id}) => ({place: dataset?.place, to: dataset?.frontend, id}))(document.activeElement)"""

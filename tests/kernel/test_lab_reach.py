@@ -14,7 +14,7 @@ from dataplane.lab.traffic.probe import Outcome, Probe, split_port
 from dataplane.model.net import Family, Protocol, host_port
 
 PORT = 8080
-PATIENCE = 10.0
+PATIENCE = 60.0
 """For packets that must arrive: only a broken lab makes anyone wait so long."""
 
 _MTU_DISCOVER = {Family.IPV4: (socket.IPPROTO_IP, 10), Family.IPV6: (socket.IPPROTO_IPV6, 23)}

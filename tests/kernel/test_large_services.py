@@ -39,7 +39,7 @@ _CONNECT = """
 import json, socket, sys
 found = []
 for _ in range(int(sys.argv[2])):
-    with socket.create_connection((sys.argv[1], 80), 10) as connection:
+    with socket.create_connection((sys.argv[1], 80), 60) as connection:
         found.append(connection.recv(64).decode())
 print(json.dumps(found))
 """
@@ -54,7 +54,7 @@ class Site:
     def connect(self, count: int) -> Counter[str]:
         """Which endpoints answered so many connections to the Service, one after the other."""
         client = self.lab.pods[0]
-        out = self.lab.run(client, [sys.executable, "-c", _CONNECT, VIP, str(count)]).stdout
+        out = self.lab.run(client, [sys.executable, "-c", _CONNECT, VIP, str(count)], timeout=600).stdout
         return Counter(json.loads(out))
 
 

@@ -16,7 +16,7 @@ import pytest
 from ctl.main import main
 from ctl.store.lock import TAKEN_OVER_STATUS, LockError, hold, lock_path
 from dataplane.kernel.namespaces.netns import in_netns, netns
-from tests.kernel.daemon_lab import ROOT, looking_plane, until
+from tests.kernel.daemon_lab import PATIENCE, ROOT, looking_plane, until
 
 NOBODY_ANSWERS = ("--master", "http://192.0.2.1:1")
 MANIFEST = "kind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: {ip}, ports: [{{port: 80}}]}}\n"
@@ -45,7 +45,7 @@ class Daemons:
     def run(self, name: str, *arguments: str) -> tuple[int, str]:
         done = in_netns(
             self.namespace, subprocess.run, self.command(name, *arguments), capture_output=True, text=True, cwd=ROOT,
-            timeout=90,
+            timeout=240,
         )  # fmt: skip
         return done.returncode, done.stderr
 
@@ -90,7 +90,7 @@ def test_two_daemons_before_an_api_server_answers(daemons: Daemons) -> None:
     third = daemons.start("two", "run", *NOBODY_ANSWERS)
     until(lambda: "watching" in daemons.log("two").read_text(), "the next one waits for its API server")
     third.terminate()
-    assert third.wait(30) == 0
+    assert third.wait(PATIENCE) == 0
     with netns(daemons.namespace):
         assert not lock_path().exists()
 
@@ -107,7 +107,7 @@ def test_commands_beside_a_daemon_stop_or_take_over(daemons: Daemons, mode: str)
     assert daemons.services("nftables") == set()
     status, text = daemons.run("one", "--mode", mode, "apply", "-f", fresh, "--takeover")
     assert status == 0, text
-    assert daemon.wait(1) == TAKEN_OVER_STATUS
+    assert daemon.wait(PATIENCE) == TAKEN_OVER_STATUS
     assert 'gives way, as it was asked to to="hotplane apply' in daemons.log("one").read_text()
     assert daemons.services(mode) == {"default/new"}
     assert daemons.services("nftables" if mode == "iptables" else "iptables") == set()
@@ -119,7 +119,7 @@ def test_a_daemon_takes_over_from_a_daemon(daemons: Daemons) -> None:
     status, text = daemons.run("two", "run", "--takeover", "--kubeconfig", "/none")
     assert (status, "/none" in text, first.poll()) == (1, True, None), "one that cannot start ends nobody"
     daemons.start("two", "run", "--takeover", "-f", daemons.manifests("new", "10.96.0.11"))
-    assert first.wait(60) == TAKEN_OVER_STATUS
+    assert first.wait(PATIENCE) == TAKEN_OVER_STATUS
     until(lambda: " loaded " in daemons.log("two").read_text(), "the second loads")
     assert daemons.services("nftables") == {"default/new"}
 
@@ -149,7 +149,7 @@ def test_a_daemon_of_an_earlier_version_gives_way_and_leaves_no_socket(daemons: 
     assert socket_of_it.is_socket()
     first = earlier("two")
     status, text = daemons.run("three", "apply", "-f", daemons.manifests("new", "10.96.0.11"), "--takeover")
-    assert (status, first.wait(5)) == (0, TAKEN_OVER_STATUS), text
+    assert (status, first.wait(PATIENCE)) == (0, TAKEN_OVER_STATUS), text
     assert daemons.services("nftables") == {"default/new"}
     assert not list(socket_of_it.parent.glob(f"{socket_of_it.stem}.*"))
     socket_of_it.parent.mkdir(exist_ok=True)
@@ -166,7 +166,7 @@ def test_a_command_is_waited_for(daemons: Daemons) -> None:
         assert waiting.stderr is not None
         assert waiting.stderr.readline().startswith("hotplane: waiting for hotplane apply (pid ")
         assert waiting.poll() is None
-    assert waiting.wait(60) == 0
+    assert waiting.wait(PATIENCE) == 0
     waiting.stderr.close()
 
 

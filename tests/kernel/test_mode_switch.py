@@ -43,6 +43,7 @@ from dataplane.planes.ebpf.views.events import TUPLE
 from dataplane.planes.mode import Making
 from dataplane.planes.options import HOOKS, PlaneOptions
 from dataplane.planes.registry import mode_of
+from tests.kernel.daemon_lab import until
 from tests.kernel.switch_steps import Steps
 from tests.kernel.traffic import Report, Traffic, enough, lost
 
@@ -190,9 +191,7 @@ def test_a_drain_ends_with_its_last_flow(lab: Lab, nodes: list[SwitchedNode]) ->
     assert node.finish() > 0
     reports = traffic.end()
     assert not lost(reports), reports
-    deadline = time.monotonic() + 20
-    while node.finish() and time.monotonic() < deadline:
-        time.sleep(1)
+    until(lambda: not node.finish(), "the last flow ends")
     assert not node.draining()
     with netns(lab.nodes[0].netns):
         assert PinDirectory(default_instance()).path is None
@@ -201,7 +200,7 @@ def test_a_drain_ends_with_its_last_flow(lab: Lab, nodes: list[SwitchedNode]) ->
 def test_udp_leaves_an_endpoint_that_goes_while_its_plane_drains(lab: Lab, nodes: list[SwitchedNode]) -> None:
     """Packet programs have the flow, then another mode has the Service, then the endpoint goes."""
     node, address = nodes[0], lab.place("node1").addresses[Family.IPV4]
-    flow = Probe(address, NODE_PORT, Protocol.UDP, source_port=45100, timeout=20.0)
+    flow = Probe(address, NODE_PORT, Protocol.UDP, source_port=45100, timeout=60.0)
     held = Traffic(lab, {"outside": ways(lab)["outside to node port"]}, "--tcp-only", "--hold", "1")
 
     def ask() -> str:
@@ -231,10 +230,13 @@ def test_masqueraded_flows_keep_their_ports(lab: Lab, nodes: list[SwitchedNode])
         node.switch("iptables", PODS)
         traffic = Traffic(lab, {"outside": ways(lab)["outside to node port"]}, "--tcp-only", "--hold=1")
         traffic.until_used()
-        time.sleep(1)
-        node.switch("ebpf", PODS, ("tc", "xdp"))
         with netns(lab.nodes[0].netns):
             [(low, high)] = snat_ports()
+            until(
+                lambda: sum(low <= f.client[1] <= high for f in masqueraded_connections()) > 5, "some have such ports"
+            )
+        node.switch("ebpf", PODS, ("tc", "xdp"))
+        with netns(lab.nodes[0].netns):
             flows = [flow for flow in masqueraded_connections() if low <= flow.client[1] <= high]
             maps = views.open_instance(default_instance())
             assert maps is not None

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import select
 import socket
 import subprocess
 import time
@@ -51,7 +52,7 @@ TRANSPORTS = pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
 
 def patience(expected: str) -> float:
     """Seconds for an answer: silence is believed soon, anything else may take a busy machine long."""
-    return QUICK if expected == "silence" else 20.0
+    return QUICK if expected == "silence" else 60.0
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_a_pod_that_is_not_known_to_be_here_reaches_itself(
         address = LB[version]
         service = entry(version, elsewhere, (), kind=FrontendKind.LOAD_BALANCER, address=address, external_local=True)
     plane.load(plan_of(service))
-    assert ask(net.pods[0], address, wait=QUICK) == f"0 {GATEWAY[version]}"
+    assert ask(net.pods[0], address) == f"0 {GATEWAY[version]}"
 
 
 @BOTH
@@ -258,6 +259,7 @@ def test_node_ports_on_loopback_where_they_are_asked_for(net: Network, plane: Nf
         with pytest.raises(TimeoutError):
             server.recv(10)
         in_netns(net.node, Nft).run("flush chain ip hotplane-localnet prerouting")
+        server.settimeout(60)
         send_to_loopback(net, CLIENT[4], 30099)
         assert server.recv(10) == b"intruder", "without the guard anybody's packet comes in"
     plane.load(plan_of(service, node=NODE_CONFIG))
@@ -333,12 +335,12 @@ def test_affinity_sticks_expires_and_moves(
     changed = sticky(0, 1, 2, seconds=1)
     plane.apply(change(current, changed))
     seen: set[str] = set()
-    for _ in range(12):
+    end = time.monotonic() + 120
+    while len(seen) < 2 and time.monotonic() < end:
+        begun = time.monotonic()
         burst = several(3)
-        assert len(burst) == 1
+        assert len(burst) == 1 or time.monotonic() - begun > 0.9  # a busy machine may be silent for a second by itself
         seen |= burst
-        if len(seen) > 1:
-            break
         time.sleep(1.6)
     assert len(seen) > 1
 
@@ -421,7 +423,7 @@ def test_what_belongs_to_no_connection_is_reset_and_never_balanced(
     socks = []
     for _ in range(8):
         sock = in_netns(net.pods[2], socket.socket, family.socket_family, socket.SOCK_STREAM)
-        sock.settimeout(20)
+        sock.settimeout(60)
         sock.connect((VIP[version], 80))
         sock.recv(100)
         socks.append(sock)
@@ -429,8 +431,10 @@ def test_what_belongs_to_no_connection_is_reset_and_never_balanced(
     for sock in socks:
         with contextlib.suppress(BrokenPipeError):  # its acknowledgment of the server's end was reset already
             sock.send(b"?")
-    time.sleep(0.2)
     for sock in socks:
+        is_reset = select.poll()
+        is_reset.register(sock, 0)
+        assert is_reset.poll(60_000)
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             sock.send(b"?")
         sock.close()

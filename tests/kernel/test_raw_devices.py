@@ -116,7 +116,7 @@ def ask(namespace: str, family: Family, address: str, port: int) -> tuple[int, i
     with netns(namespace):
         for number in range(6):
             with socket.socket(family.socket_family, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(20)
+                sock.settimeout(60)
                 sock.connect((address, port))
                 sock.send(b"%d" % number)
                 try:
@@ -125,7 +125,7 @@ def ask(namespace: str, family: Family, address: str, port: int) -> tuple[int, i
                     continue
         for _ in range(3):
             try:
-                with socket.create_connection((address, port), 20):
+                with socket.create_connection((address, port), 60):
                     connections += 1
             except OSError:
                 continue

@@ -76,7 +76,7 @@ def net(make_namespace: Callable[[str], str]) -> Iterator[Network]:
 
 def send(net: Network, address: str, port: int = 80, seen: str = "") -> str:
     """What becomes of a datagram of the client's."""
-    return ask(net.client, address, port, Protocol.UDP, wait=QUICK if seen == "silence" else 20)
+    return ask(net.client, address, port, Protocol.UDP, wait=QUICK if seen == "silence" else 60)
 
 
 def counted(net: Network, plane: Plane) -> dict[str, int]:

@@ -51,18 +51,18 @@ def weighted(lab: Lab, **weights: int) -> list[EndpointSlice]:
 
 
 def shares(lab: Lab, family: Family, place: str = CLIENT, address: str = "", port: int = 80) -> Counter[str]:
-    probe = Probe(address or VIP[family], port, count=COUNT, timeout=20.0)
+    probe = Probe(address or VIP[family], port, count=COUNT, timeout=60.0)
     (result,) = lab.probe(place, probe)
     assert result.count(Outcome.ANSWERED) == COUNT, result.outcomes
     return result.servers
 
 
 def fits(seen: Counter[str], weights: dict[str, int]) -> None:
-    """Chi-square of the shares; 20.7 for three, 15.1 for two endpoints is exceeded once in 31,000 and 10,000 times."""
+    """Chi-square of the shares; 30 is exceeded once in three million times, or less often where there are two."""
     total = sum(weights.values())
     assert set(seen) == {pod for pod, weight in weights.items() if weight}
     wanted = {pod: COUNT * weight / total for pod, weight in weights.items() if weight}
-    assert sum((seen[pod] - mean) ** 2 / mean for pod, mean in wanted.items()) < 20.7, (seen, wanted)
+    assert sum((seen[pod] - mean) ** 2 / mean for pod, mean in wanted.items()) < 30, (seen, wanted)
 
 
 def test_shares_follow_the_weights(lab: Lab, proxy: LabProxy) -> None:
@@ -85,10 +85,10 @@ def test_who_is_drained_keeps_what_it_has(lab: Lab, proxy: LabProxy, family: Fam
     protocols = (Protocol.TCP, Protocol.UDP)
     proxy.update([service(*protocols), *weighted(lab, pod1_1=1, pod1_2=0, pod2_1=0)])
     with netns(lab.place(CLIENT).netns):
-        stream = socket.create_connection((VIP[family], 80), timeout=20.0)
+        stream = socket.create_connection((VIP[family], 80), timeout=60.0)
         datagrams = socket.socket(family.socket_family, socket.SOCK_DGRAM)
     with stream, datagrams:
-        datagrams.settimeout(20.0)
+        datagrams.settimeout(60.0)
         datagrams.connect((VIP[family], 80))
 
         def ask() -> set[str]:

@@ -72,7 +72,7 @@ def enter(group: Path) -> None:
     (group / "cgroup.procs").write_text("0")
 
 
-def remove(group: Path, patience: float = 10.0) -> None:
+def remove(group: Path, patience: float = 60.0) -> None:
     """Kill all processes in a group and below, then remove the groups; no error if there is none.
 
     If this very process is inside, it leaves for the root first. Raises CgroupError when processes do not end

@@ -12,7 +12,7 @@ from dataplane.lab.spec import LabError
 from dataplane.lab.traffic.probe import DEFAULT_CONCURRENCY, Probe, ProbeResult, Request
 from dataplane.malformed import MALFORMED
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 
 Starter = Callable[[str], "subprocess.Popen[bytes]"]
 """Starts dataplane.lab.traffic.agent in a place, by its name, with pipes on standard input and output."""

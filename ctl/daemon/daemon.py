@@ -58,12 +58,12 @@ from dataplane.model.net import Family
 from dataplane.model.objects import Node, ObjectRef
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import HealthCheck
-from dataplane.planes.answers import Traffic
 from dataplane.planes.base import Plane
 from dataplane.planes.registry import mode_of
 from dataplane.policy.node import NodeConfig
 
 if TYPE_CHECKING:
+    from ctl.ui.counters import Reading
     from ctl.ui.node_view import NodePage
 
 KINDS = ("Service", "EndpointSlice", "Node", "ServiceCIDR")
@@ -507,10 +507,12 @@ class Daemon:
     def _make_page(self) -> "NodePage":
         from ctl.ui.node_view import NodePage  # most daemons serve none
 
-        return NodePage(lambda: self.settings, lambda: self.reconciler.planner, self._read_traffic)
+        return NodePage(lambda: self.settings, lambda: self.reconciler.planner, self._read_counters)
 
-    async def _read_traffic(self) -> Traffic | None:
-        return await self._kernel.call(self._kernel.plane.traffic) if self.health.started else None
+    async def _read_counters(self) -> "Reading | None":
+        from ctl.ui.counters import read
+
+        return await self._kernel.call(read, self._kernel.plane) if self.health.started else None
 
     async def _collect(self) -> None:
         """Update the gauges, once per scrape."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -11,7 +12,7 @@ from ctl.loaded import plane_of
 from ctl.picture.names import names_of_lab
 from ctl.store import state
 from ctl.ui.changes import told
-from ctl.ui.counters import news, of_plane
+from ctl.ui.counters import connections_now, news, read, shown
 from ctl.ui.listing import services_of
 from ctl.ui.modes import Known, bracketed, explanations
 from ctl.ui.refusals import Refusals
@@ -205,7 +206,9 @@ class LabView(View):
                 counters.append(Counters(node.name, note="nothing is loaded"))
                 continue
             with netns.netns(node.netns):
-                now = of_plane(loaded.plane, node.name, loaded.services)
+                reading = read(loaded.plane)
+                known = connections_now(loaded.services) if reading.traffic is None else None
+                now = shown(reading, node.name, partial(dict, loaded.services), known)
                 refused = self._refusals.setdefault(node.name, Refusals(node.name)).since(loaded.plane)
             events += news(self._before.get(node.name), now) if refused is None else refused
             self._before[node.name] = now

@@ -1,5 +1,7 @@
 """What the page shows of a node: the plan of its daemon, read only."""
 
+import math
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
@@ -8,7 +10,7 @@ from ctl.explain_loaded import OUTSIDE
 from ctl.explain_loaded import sources as sources_of
 from ctl.picture.names import Names
 from ctl.ui.changes import told
-from ctl.ui.counters import news, of_traffic
+from ctl.ui.counters import Reading, Services, news, shown
 from ctl.ui.listing import services_of
 from ctl.ui.modes import Known, bracketed, explanations, of_packet
 from ctl.ui.server import Page
@@ -17,21 +19,43 @@ from dataplane.model.net import Family, family_of
 from dataplane.oracle.flow import parse_flow
 from dataplane.plan.change import PlanChange
 from dataplane.plan.planner import Planner
-from dataplane.planes.answers import Traffic
+from dataplane.plan.types import Plan
 from dataplane.policy.node import NodeConfig, Source
 
 MOST_EVENTS = 200
 _KINDS = {Source.POD: "pod", Source.NODE: "node", Source.OUTSIDE: "client"}
 
 
-ReadTraffic = Callable[[], Awaitable[Traffic | None]]
+ReadCounters = Callable[[], Awaitable[Reading | None]]
+Now = Callable[[], Settings]
+SHARE = 20
+"""A reading takes at most one part in so many of the time of the plane's thread, for which changes wait, too."""
+
+
+class Paced:
+    """Readings of a plane's counters, the last one again while another one would come too soon: iptables mode's are all
+    of its rules. ask: reads; None while nothing is loaded. clock: seconds."""
+
+    def __init__(self, ask: ReadCounters, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ask, self._clock = ask, clock
+        self._last: Reading | None = None
+        self._not_before = -math.inf
+
+    async def read(self) -> Reading | None:
+        """Return what is counted, maybe as of a while ago. Raises PlaneError."""
+        began = self._clock()
+        if began >= self._not_before:
+            self._last = await self._ask()
+            ended = self._clock()
+            self._not_before = ended + SHARE * (ended - began)
+        return self._last
 
 
 class NodePage:
-    """The page of a daemon. settings, planner: those of now. traffic: reads the plane's counters."""
+    """The page of a daemon. settings, planner: those of now. counters: reads the plane's."""
 
-    def __init__(self, settings: Callable[[], Settings], planner: Callable[[], Planner], traffic: ReadTraffic) -> None:
-        self._view = NodeView(settings, planner, traffic)
+    def __init__(self, settings: Now, planner: Callable[[], Planner], counters: ReadCounters) -> None:
+        self._view = NodeView(settings, planner, counters)
         self.answer = Page(self._view, remote=settings().ui_remote).answer
 
     def changed(self, change: PlanChange) -> None:
@@ -40,10 +64,10 @@ class NodePage:
 
 
 class NodeView(View):
-    """A view of the daemon's own plan. Everything but `traffic` is asked in the daemon's event loop."""
+    """A view of the daemon's own plan. Everything but `counters` is asked in the daemon's event loop."""
 
-    def __init__(self, settings: Callable[[], Settings], planner: Callable[[], Planner], traffic: ReadTraffic) -> None:
-        self._settings, self._planner, self._traffic = settings, planner, traffic
+    def __init__(self, settings: Now, planner: Callable[[], Planner], counters: ReadCounters) -> None:
+        self._settings, self._planner, self._counters = settings, planner, Paced(counters)
         self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
         self._before: Counters | None = None
         self._mode = settings().mode
@@ -83,15 +107,19 @@ class NodeView(View):
         if known.mode != self._mode:
             self._events.append(Event("mode", where, f"mode {self._mode} became {known.mode}"))
             self._mode = known.mode
-        traffic = await self._traffic()
-        if traffic is None:
-            now = Counters(where, note=f"the {known.mode} mode counts no packets of Services; see hotplane show drops")
+        reading = await self._counters.read()
+        if reading is None:
+            now = Counters(where, note="nothing is loaded yet")
         else:
-            now = of_traffic(traffic, where)
+            now = shown(reading, where, lambda: _service_names(known.plan))
         events = [*self._events, *news(self._before, now)]
         self._events.clear()
         self._before = now
         return Look((now,), tuple(events))
+
+
+def _service_names(plan: Plan) -> Services:
+    return {frontend.key: entry.key.service for frontend, entry in plan.frontends()}
 
 
 def _primaries(node: NodeConfig) -> tuple[str, ...]:

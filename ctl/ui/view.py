@@ -85,8 +85,7 @@ class Overview(msgspec.Struct, frozen=True):
 
 
 class ServiceCount(msgspec.Struct, frozen=True):
-    """connections: opened since the Service was added, or those that there are now (`counts_now`). refused: None where
-    it is not counted."""
+    """connections: those that `Counters.since` says. packets, refused: None where they are not counted."""
 
     service: str
     connections: int
@@ -95,13 +94,15 @@ class ServiceCount(msgspec.Struct, frozen=True):
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """Counters of a node. counts_now: connections are those of now. refusals: by reason. note: what is not counted."""
+    """Counters of a node. refusals: by reason. since: which connections are counted, to be read after "Connections",
+    "" for none. note: what is not counted. pings: to Services, answered; None where they are not."""
 
     node: str
     services: tuple[ServiceCount, ...] = ()
     refusals: dict[str, int] = msgspec.field(default_factory=dict)
-    counts_now: bool = False
+    since: str = ""
     note: str = ""
+    pings: int | None = None
 
 
 class Event(msgspec.Struct, frozen=True):

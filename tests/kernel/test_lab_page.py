@@ -148,7 +148,16 @@ def test_the_page_of_a_daemon(lab: Lab, tmp_path: Path) -> None:
     text = (EXAMPLES / "cluster-ip.yaml").read_text()
     file.write_text(text)
     daemon = NodeDaemon(lab, "node2", tmp_path, mode)
-    daemon.start("-f", str(folder), "--ui", "127.0.0.1:8099", "--healthz-bind-address", "127.0.0.1:0", "--takeover")
+    daemon.start(
+        "-f",
+        str(folder),
+        "--ui",
+        "127.0.0.1:8099",
+        "--healthz-bind-address",
+        "127.0.0.1:0",
+        "--takeover",
+        "--answer-ping",
+    )
 
     def get(path: str) -> Any:
         return json.loads(lab.run("node2", ["curl", "-sS", f"http://127.0.0.1:8099{path}"]).stdout)
@@ -183,6 +192,11 @@ def test_the_page_of_a_daemon(lab: Lab, tmp_path: Path) -> None:
         )
         assert watch.stdout is not None
         assert "counters" in next(line for line in watch.stdout if line.startswith("event"))
+        lab.run("pod2-1", ["ping", "-c", "1", "-W", "2", "10.96.0.80"])
+        lab.run("pod2-1", ["curl", "-sS", "http://10.96.0.80:99/"], check=False)
+        line = next(line for line in watch.stdout if '"pings":1' in line and "unknown_port" in line)
+        [counted] = json.loads(line.removeprefix("data: "))
+        assert counted["note"].startswith("the nftables mode counts what it refuses, not connections; ")
         file.write_text(text.replace('  - {addresses: ["10.244.3.11"], nodeName: node3}\n', ""))
         changed = next(line for line in watch.stdout if "10.244.3.11" in line)
         assert "default/web:http: 10.244.3.11:8080 went" in changed

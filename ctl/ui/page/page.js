@@ -240,13 +240,14 @@ function showCounters(found) {
     .map((each) => [each.service, node.node, each.connections, each.packets ?? "–", each.refused ?? "–"]));
   const refusals = found.flatMap((node) => Object.entries(node.refusals).map(([reason, count]) => [reason, node.node, count]));
   const notes = found.filter((node) => node.note).map((node) => make("li", {}, `${node.node}: ${node.note}`));
-  const counting = new Set(found.filter((node) => node.services.length).map((node) => node.counts_now));
-  const since = counting.size > 1 ? "" : counting.has(true) ? " that there are now" : " since the Services were added";
+  const pings = found.filter((node) => node.pings !== null).map((node) => make("li", {}, `${node.node}: ${node.pings} pings to Services answered`));
+  const since = new Set(found.map((node) => node.since).filter(Boolean));
   byId("counters").replaceChildren(
-    make("h3", {}, `Connections${since}`),
-    rows.length ? table(["Service", "node", "connections", "packets", "refused"], rows) : make("p", { class: "hint" }, "none"),
+    make("h3", {}, since.size === 1 ? `Connections ${[...since][0]}` : "Connections"),
+    rows.length ? table(["Service", "node", "connections", "packets", "refused"], rows)
+      : make("p", { class: "hint" }, since.size ? "none" : "not counted"),
     refusals.length ? table(["refused because", "node", "packets"], refusals) : "",
-    make("ul", { class: "reasons hint" }, ...notes));
+    make("ul", { class: "reasons hint" }, ...pings, ...notes));
 }
 
 function showEvent(kind, event) {

@@ -3,6 +3,7 @@
 Process ids are not kept: the lab's cgroup knows who is in it, and a number on disk may be somebody else's by now.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -82,20 +83,31 @@ def locked() -> Iterator[None]:
         yield
     finally:
         for directory in (STATE_DIR, STATE_DIR.parent):
-            if directory.is_dir() and not any(directory.iterdir()):
-                directory.rmdir()
+            _remove_if_empty(directory)
         os.close(descriptor)
+
+
+def _remove_if_empty(directory: Path) -> None:
+    """Other processes, which hold other locks, may put something into it at any time, or remove it."""
+    try:
+        directory.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.ENOENT, errno.EBUSY):
+            raise
 
 
 def _lock() -> int:
     while True:
-        STATE_DIR.mkdir(parents=True, exist_ok=True)
         try:
+            STATE_DIR.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(STATE_DIR, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:  # another process removed it just now
             continue
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # The one we waited for may have removed the directory: a lock on that old one protects nothing.
-        if STATE_DIR.is_dir() and os.path.samestat(os.fstat(descriptor), STATE_DIR.stat()):
-            return descriptor
+        try:
+            # The one we waited for may have removed the directory: a lock on that old one protects nothing.
+            if os.path.samestat(os.fstat(descriptor), STATE_DIR.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
         os.close(descriptor)

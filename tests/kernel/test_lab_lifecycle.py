@@ -114,8 +114,8 @@ def test_up_works_over_every_kind_of_leftover(name: str) -> None:
     with netns.netns(f"hp-{name}-pod7-7"):
         in_netns = subprocess.Popen(["sleep", "600"])
     until(lambda: str(in_group.pid) in (group / "cgroup.procs").read_text().split(), "the process is in its group")
-    state.STATE_DIR.mkdir(parents=True, exist_ok=True)
-    state.path_of(name).write_text("{damaged")
+    with state.locked():
+        state.path_of(name).write_text("{damaged")
     with pytest.raises(LabError, match="damaged"):
         Lab.open(name)
     with Lab.up(small(name)) as lab:

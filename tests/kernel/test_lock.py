@@ -124,6 +124,14 @@ def test_a_daemon_takes_over_from_a_daemon(daemons: Daemons) -> None:
     assert daemons.services("nftables") == {"default/new"}
 
 
+def touch(path: Path) -> None:
+    """Make a file where the locks are, a directory that others remove when it is empty."""
+    while not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.touch()
+
+
 EARLIER = (
     "import sys; from ctl.store import lock; lock.TAKEOVER_SUFFIX = '.door'; import ctl.main as m; sys.exit(m.main())"
 )
@@ -152,8 +160,7 @@ def test_a_daemon_of_an_earlier_version_gives_way_and_leaves_no_socket(daemons: 
     assert (status, first.wait(PATIENCE)) == (0, TAKEN_OVER_STATUS), text
     assert daemons.services("nftables") == {"default/new"}
     assert not list(socket_of_it.parent.glob(f"{socket_of_it.stem}.*"))
-    socket_of_it.parent.mkdir(exist_ok=True)
-    socket_of_it.touch()
+    touch(socket_of_it)
     status, text = daemons.run("three", "cleanup")
     assert (status, socket_of_it.exists()) == (0, False), text
 
@@ -215,8 +222,7 @@ def test_a_file_that_somebody_else_made_is_no_lock(namespace: str) -> None:
         path = lock_path()
         with hold("apply"):
             pass
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
+        touch(path)
         os.chown(path, 65534, 65534)
         try:
             with pytest.raises(LockError, match="belongs to user 65534"):

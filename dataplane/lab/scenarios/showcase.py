@@ -13,7 +13,7 @@ from dataplane.lab.lab import Lab
 from dataplane.lab.proxy import LabProxy
 from dataplane.lab.scenarios.cluster import cluster_objects, pods
 from dataplane.lab.spec import LabSpec, Topology
-from dataplane.lab.traffic.probe import Outcome, Probe, ProbeResult
+from dataplane.lab.traffic.probe import QUIET_TIMEOUT, Outcome, Probe, ProbeResult
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import EndpointSlice, ModelObject
 from dataplane.oracle.keeps import Keeps
@@ -28,8 +28,8 @@ DEBUG = "pod3-3"
 """A pod that is no endpoint of anything."""
 
 FAIR_ATTEMPTS = 600
-CHI_SQUARE_2 = 21.0
-"""Chi-square with two degrees of freedom exceeds this once in 36,000 fair runs."""
+CHI_SQUARE_2 = 28.0
+"""Chi-square with two degrees of freedom exceeds this once in a million fair runs."""
 
 
 class Result(NamedTuple):
@@ -62,7 +62,9 @@ class Showcase:
         self.proxy = proxy
         self.own = lab.node_addresses()
 
-    def probe(self, place: str, address: str, port: int, count: int = 1, **options: str | Protocol) -> ProbeResult:
+    def probe(
+        self, place: str, address: str, port: int, count: int = 1, **options: str | float | Protocol
+    ) -> ProbeResult:
         """`count` connections from a place."""
         return self.lab.probe(place, Probe(address, port, count=count, **options))[0]  # type: ignore[arg-type]
 
@@ -161,7 +163,7 @@ def _node_port_local(case: Showcase) -> Result:
 
 
 def _node_port_local_without(case: Showcase) -> Result:
-    outside = case.probe("client", case.address("node3"), 30000, 3)
+    outside = case.probe("client", case.address("node3"), 30000, 3, timeout=QUIET_TIMEOUT)
     inside = case.probe("node3", case.address("node3"), 30000, 20)
     passed = outside.count(Outcome.TIMEOUT) == 3 and set(inside.servers) == set(TEST)
     return Result(passed, f"outside: {'/'.join(outside.outcomes)}; from the node: {'/'.join(sorted(inside.servers))}")
@@ -177,15 +179,15 @@ _NO_MARK = """table ip without-snat {
 
 
 def _why_snat(case: Showcase) -> Result:
-    def connect() -> ProbeResult:
+    def connect(**options: float) -> ProbeResult:
         # Node 3 has no pod of this Service: every connection leaves it again.
-        return case.probe("client", case.address("node3"), 30011, 6)
+        return case.probe("client", case.address("node3"), 30011, 6, **options)
 
     with_snat = connect()
     case.proxy.nodes["node3"].stand_aside(True)
     case.lab.run("node3", ["nft", "-f", "-"], input=_NO_MARK)
     try:
-        without = connect()
+        without = connect(timeout=QUIET_TIMEOUT)
     finally:
         case.lab.run("node3", ["nft", "delete table ip without-snat"])
         case.proxy.nodes["node3"].stand_aside(False)
@@ -257,7 +259,7 @@ def _imbalance_dsr(case: Showcase) -> Result:
 def _source_ranges(case: Showcase) -> Result:
     via = case.lab.client.via["node1"][Family.IPV4]
     allowed = case.probe("client", "203.0.113.12", 80, 10, source=via)
-    others = case.probe("client", "203.0.113.12", 80, 3)
+    others = case.probe("client", "203.0.113.12", 80, 3, timeout=QUIET_TIMEOUT)
     passed = allowed.count(Outcome.ANSWERED) == 10 and others.count(Outcome.TIMEOUT) == 3
     return Result(passed, f"{via}: {'/'.join(allowed.outcomes)}; others: {'/'.join(others.outcomes)}")
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dataplane.lab.scenarios.ground import Ground, Proxies
 from dataplane.lab.scenarios.table import Cell
-from dataplane.lab.traffic.probe import DEFAULT_TIMEOUT, Attempt, Outcome, Probe, ProbeResult, split_port
+from dataplane.lab.traffic.probe import QUIET_TIMEOUT, Attempt, Outcome, Probe, ProbeResult, split_port
 from dataplane.model.net import Protocol
 from dataplane.oracle.decide import Decision, Oracle, Packet, Verdict
 from dataplane.oracle.keeps import Keeping, Keeps, kept_backends
@@ -21,9 +21,8 @@ MORE_ATTEMPTS = 40
 QUIET_ATTEMPTS = 2
 FALLBACKS = ("tc_ingress:tuple_taken", "xdp:tuple_taken")
 """Ways out of the ebpf mode's programs by which a flow that they could serve gets to the slow path."""
-PATIENCE = 5.0
-"""Seconds to wait where an answer must come, two retransmissions of a SYN among them; silence that is wanted is awaited
-for the probes' own short time."""
+PATIENCE = 20.0
+"""Seconds, four retransmissions of a SYN among them."""
 
 
 class Finding(NamedTuple):
@@ -174,18 +173,20 @@ def _sums(*counters: Counter[Outcome] | Counter[str]) -> str:
     return ", ".join(f"{name} {count}x" for counter in counters for name, count in sorted(counter.items()))
 
 
-def verify(lab: Ground, proxy: Proxies, cells: Sequence[Cell], *, slowness: float = 1.0) -> list[Finding]:
+def verify(
+    lab: Ground, proxy: Proxies, cells: Sequence[Cell], *, slowness: float = 1.0, patience: float = PATIENCE
+) -> list[Finding]:
     """Probe every cell with real packets and return those that disagree with the oracle.
 
     A cell with several backends is probed again until it had a fair chance to show all of them, unless what came back
     is a finding already. slowness: what all time limits are multiplied by, for places that are slower than this
-    machine.
+    machine. patience: seconds to wait where an answer must come; silence that is wanted is awaited for less.
     """
     judge = Judge(lab, proxy.mode, proxy.keeps)
     wanted = decisions(lab, proxy.oracles(), cells)
     counts = [FIRST_ATTEMPTS if d.verdict is Verdict.DNAT else QUIET_ATTEMPTS for d in wanted]
     timeouts = [
-        slowness * (DEFAULT_TIMEOUT if Outcome.TIMEOUT in judge.wanted_outcomes(cell, decision) else PATIENCE)
+        slowness * (QUIET_TIMEOUT if Outcome.TIMEOUT in judge.wanted_outcomes(cell, decision) else patience)
         for cell, decision in zip(cells, wanted, strict=True)
     ]
     results = _probe_all(lab, cells, counts, timeouts)

@@ -20,7 +20,10 @@ import msgspec
 
 from dataplane.model.net import Family, Protocol, family_of, host_port
 
-DEFAULT_TIMEOUT = 0.3
+DEFAULT_TIMEOUT = 20.0
+"""Seconds for an answer that must come, though the machine has other work."""
+QUIET_TIMEOUT = 0.3
+"""Seconds after which silence that is wanted is believed."""
 DEFAULT_CONCURRENCY = 128
 
 _IP_RECVERR = 11

@@ -15,7 +15,7 @@ from typing import Any, Self
 import aiohttp
 
 PROGRAM = "chromium-headless-shell"
-_PATIENCE = 60.0
+_PATIENCE = 180.0
 
 
 class Tab:

@@ -22,7 +22,7 @@ COLUMNS = Table(
     ("node", "mode", "frontends", "endpoints", "added", "changed", "removed", "problems", "milliseconds"),
     ("milliseconds", "problems"),
 )
-SECONDS = 120.0
+SECONDS = 300.0
 """A node's apply may take so long."""
 
 

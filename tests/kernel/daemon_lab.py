@@ -29,7 +29,7 @@ from tests.apiserver.objects import endpoint, endpoint_slice, node, service
 PORT = 8080
 VIP = "10.96.0.10"
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 90.0
+PATIENCE = 240.0
 _RESET = struct.pack("ii", 1, 0)
 _IP_LOCAL_PORT_RANGE = 51
 

@@ -14,7 +14,7 @@ from ctl.store import stale
 from dataplane.kernel.namespaces import netns
 from dataplane.kernel.namespaces.netns_cookie import netns_cookie
 from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance, instance_names
-from tests.kernel.daemon_lab import ROOT, until
+from tests.kernel.daemon_lab import PATIENCE, ROOT, until
 
 MANIFEST = "kind: Service\nmetadata: {name: a}\nspec: {clusterIP: 10.96.0.10, ports: [{port: 80}]}\n"
 
@@ -120,11 +120,11 @@ def test_the_daemon_sweeps_at_its_start(
     try:
         with netns.netns(namespace), log.open("wb") as out:
             daemon = subprocess.Popen(command, stderr=out, cwd=ROOT)
-        until(lambda: f"kind=state name={gone.files[0].name}" in log.read_text(), "it says so")
-        assert f"kind=pins name={gone.instance}" in log.read_text()
+        words = {f"kind=pins name={gone.instance}", *(f"kind=state name={path.name}" for path in gone.files)}
+        until(lambda: all(each in log.read_text() for each in words), "it says so")
         assert not gone.there
         daemon.terminate()
-        assert daemon.wait(30) == 0
+        assert daemon.wait(PATIENCE) == 0
         with netns.netns(namespace):
             assert main(["--state-dir", str(folder), "cleanup"]) == 0
     finally:

@@ -43,7 +43,7 @@ class Wire:
             self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
         self.socket.bind(("eth0", 0))
         self.socket.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
-        self.socket.settimeout(10)
+        self.socket.settimeout(60)
 
     def answered(self, frame: bytes, wanted: Callable[[bytes], bool]) -> tuple[bytes, int | None]:
         """Send a frame; out: the first one that comes back and is wanted, and its VLAN, which the kernel tells."""
@@ -149,7 +149,7 @@ def test_a_frame_of_a_vlan_that_the_node_does_not_have_goes_nowhere(wire: Wire, 
             wire.answered(frame, wanted)
         assert counted["tc_ingress:vlan"] == 1
         assert wire.node.flows() == 0
-        wire.socket.settimeout(10)
+        wire.socket.settimeout(60)
         wire.answered(*_question(wire, family, None))  # and the same question without a tag is answered
     finally:
         _detach(wire, hook)

@@ -82,7 +82,7 @@ class Site:
 
     def check_empty(self) -> None:
         """The last segments may still be on their way."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while self.left() and time.monotonic() < end:
             time.sleep(0.05)
         assert self.left() == []

@@ -1,5 +1,6 @@
 """tc and XDP packet by packet, through test runs: every byte of what comes out is what it has to be."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -120,9 +121,11 @@ def test_remote_backend_and_back(node: Bench, run: Runner, family: Family, trans
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_packet_of_a_flow_goes_on(node: Bench, run: Runner, family: Family, transport: Any) -> None:
-    """XDP may leave one to tc where it looks for the next hop again, which is ten times a second (HOP_NS)."""
+    """XDP may leave one to tc where it looks for the next hop again, which is ten times a second each way (HOP_NS): of
+    32 such looks one (HOP_PROBE)."""
     client, own, remote, *_ = ADDRESSES[family]
     numbers, source, left = Numbers(), 0, 0
+    begun = time.monotonic()
     for number, flags in enumerate(("S", "SA", *["A"] * 60)):
         asks = number % 2 == 0
         ports = (4000, 30080) if asks else (8080, source)
@@ -137,7 +140,7 @@ def test_every_packet_of_a_flow_goes_on(node: Bench, run: Runner, family: Family
         packet = exact(out.data)
         assert (packet.src, packet.dst) == (own, remote if asks else client)
         source = packet.sport if asks else source
-    assert left <= 4
+    assert left <= 4 + 20 * (time.monotonic() - begun) / 8  # a busy machine takes long for sixty packets
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -21,7 +21,9 @@ from dataplane.lab.spec import LabSpec
 from dataplane.model.net import Family, Protocol
 from dataplane.planes.registry import MODES
 from tests.json_views import check_output
+from tests.kernel.daemon_lab import until
 
+PATIENCE = 60.0
 SERVICES = """
 apiVersion: v1
 kind: Service
@@ -98,18 +100,26 @@ def tables(namespace: str) -> set[tuple[str, str]]:
         return {table for table in Nft().tables() if table[1].startswith(PREFIX)}
 
 
-def trace(node: Node, capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
-    """The records of `trace -o json` on the node."""
+def trace(
+    node: Node, capsys: pytest.CaptureFixture[str], *words: str, seconds: float = PATIENCE
+) -> list[dict[str, Any]]:
+    """The records of `trace -o json` on the node. seconds: to wait for an answer."""
     capsys.readouterr()
     logger = Path("/proc/sys/net/netfilter/nf_log/2")
     with netns(node.lab.place("node1").netns):
         before = logger.read_text()
-        status = main(["--state-dir", node.state, "trace", *words, "-o", "json"])
+        status = main(["--state-dir", node.state, "trace", *words, "--timeout", str(seconds), "-o", "json"])
         assert logger.read_text() == before
     printed = capsys.readouterr()
     assert status == 0, printed.err
     assert not tables(node.lab.place("node1").netns)
     return [check_output(("trace",), line) for line in printed.out.splitlines()]
+
+
+def command(node: Node, *words: str) -> list[str]:
+    """`trace` as a process of its own."""
+    own = [sys.executable, "-m", "ctl.main", "--state-dir", node.state]
+    return [*own, "trace", "--timeout", str(PATIENCE), *words]
 
 
 def explained(node: Node, capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
@@ -163,14 +173,18 @@ def test_masquerading_of_the_outside_client(node: Node, capsys: pytest.CaptureFi
     ("flow", "verdicts"), [("pod1-1 -> empty", {"rejected"}), ("client -> 203.0.113.10:80", {"dropped", "unanswered"})]
 )
 def test_refusals(node: Node, capsys: pytest.CaptureFixture[str], flow: str, verdicts: set[str]) -> None:
-    *steps, verdict = trace(node, capsys, flow, "--send", "--timeout", "0.4")
+    seconds = PATIENCE if "rejected" in verdicts else 0.4
+    *steps, verdict = trace(node, capsys, flow, "--send", seconds=seconds)
     assert verdict["verdict"] in verdicts
     assert not verdict["endpoint"] or verdict["endpoint"] == "203.0.113.10:80"
     if mode_of(node) != "iptables":
         assert any(step["layer"] == "nftables" and step["decision"].endswith("drop") for step in steps)
 
 
-def test_what_explain_said_is_what_happens(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_explain_said_is_what_happens(
+    node: Node, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ctl.trace.live.SEND_SECONDS", PATIENCE)
     flows = ["node1 -> web:http", "client -> node1:30080", "pod1-1 -> web:dns", "pod2-1 -> node1:30080"]
     flows.append("pod1-1 -> empty")
     found = explained(node, capsys, "--live", *(word for flow in flows for word in ("--flow", flow)))
@@ -223,13 +237,13 @@ def test_a_difference_is_told(node: Node, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("node", ["nftables"], indirect=True)
 def test_somebody_elses_connection_is_waited_for(node: Node, lab: Lab) -> None:
     place = lab.place("node1")
-    words = [sys.executable, "-m", "ctl.main", "--state-dir", node.state, "trace", "pod1-1 -> web:http"]
+    words = command(node, "pod1-1 -> web:http")
     process = lab.spawn(place, words, in_cgroup=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not tables(place.netns) and process.poll() is None:
         time.sleep(0.02)
-    code = "import socket; socket.create_connection(('10.96.0.80', 80), 5).close()"
+    code = "import socket; socket.create_connection(('10.96.0.80', 80), 60).close()"
     lab.run("pod1-1", [sys.executable, "-c", code])
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert "waiting for a packet of 10.244.1.11 -> 10.96.0.80:80/tcp" in err
     assert "verdict: ANSWERED by 10.244.2.11:8080" in out
@@ -241,7 +255,7 @@ def test_somebody_elses_connection_is_waited_for(node: Node, lab: Lab) -> None:
 @pytest.mark.parametrize("node", ["nftables"], indirect=True)
 def test_what_the_kernel_does_not_tell_is_said(node: Node, lab: Lab) -> None:
     """Here for want of rights: the sender tells what it knows, and a sentence each what nobody told."""
-    words = [sys.executable, "-m", "ctl.main", "--state-dir", node.state, "trace", "node1 -> web:http", "--send"]
+    words = command(node, "node1 -> web:http", "--send")
     without = ["setpriv", "--inh-caps=-net_admin", "--bounding-set=-net_admin"]
     done = lab.run("node1", [*without, *words], check=False)
     assert done.returncode == 0, done.stderr
@@ -261,7 +275,7 @@ def test_from_outside_of_the_lab(
 
 @pytest.mark.parametrize("node", ["nftables"], indirect=True)
 def test_a_closed_stdout_is_told(node: Node, lab: Lab) -> None:
-    words = [sys.executable, "-m", "ctl.main", "--state-dir", node.state, "trace", "node1 -> web:http", "--send"]
+    words = command(node, "node1 -> web:http", "--send")
     done = lab.run("node1", ["sh", "-c", 'exec "$@" >&-', "sh", *words], check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "hotplane: standard output is closed; what would be printed is lost\n"
@@ -271,18 +285,15 @@ def test_a_closed_stdout_is_told(node: Node, lab: Lab) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_the_table_goes_however_the_trace_ends(node: Node, lab: Lab, how: signal.Signals) -> None:
     place = lab.place("node1")
-    words = [sys.executable, "-m", "ctl.main", "--state-dir", node.state, "trace", "pod1-1 -> web:http"]
+    words = command(node, "pod1-1 -> web:http")
     process = lab.spawn(place, words, in_cgroup=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not tables(place.netns) and process.poll() is None:
         time.sleep(0.02)
     assert process.poll() is None
     process.send_signal(how)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=PATIENCE)
     assert "Traceback" not in err
-    deadline = time.monotonic() + 5
-    while tables(place.netns) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not tables(place.netns)
+    until(lambda: not tables(place.netns), "the table goes")
 
 
 def test_a_kernel_whose_tables_have_no_owner(namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:

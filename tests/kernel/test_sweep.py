@@ -13,10 +13,28 @@ from ctl.main import main
 from ctl.store import stale
 from dataplane.kernel.namespaces import netns
 from dataplane.kernel.namespaces.netns_cookie import netns_cookie
+from dataplane.planes.ebpf.flows import stale as pinned
 from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance, instance_names
 from tests.kernel.daemon_lab import PATIENCE, ROOT, until
 
+YOUNG, OLD = 100.0, 200.0
+"""Seconds that what goes is old at least, here. Everywhere else what is OLD is young still, so that no other command or
+daemon of this machine sweeps it."""
+_MAIN = """
+import sys
+from ctl.main import main
+from ctl.store import stale
+from dataplane.planes.ebpf.flows import stale as pins
+stale.YOUNG_SECONDS = float(sys.argv[1])
+pins.instance_names = lambda names=sys.argv[2].split(","): names
+sys.exit(main(sys.argv[3:]))
+"""
 MANIFEST = "kind: Service\nmetadata: {name: a}\nspec: {clusterIP: 10.96.0.10, ports: [{port: 80}]}\n"
+
+
+def hotplane(*left: "Left") -> list[str]:
+    """The command in a process of its own, with these instances alone."""
+    return [sys.executable, "-P", "-c", _MAIN, str(YOUNG), ",".join(each.instance for each in left)]
 
 
 class Left:
@@ -65,14 +83,13 @@ def places() -> Iterator[Callable[[], str]]:
 
 
 def test_apply_sweeps_what_is_gone_and_nothing_else(
-    namespace: str, places: Callable[[], str], tmp_path: Path, manifest: str
+    namespace: str, places: Callable[[], str], tmp_path: Path, manifest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "state"
     where = [places() for _ in range(3)]
-    gone, young, living = (
-        Left(place, folder, age)
-        for place, age in zip(where, (2 * stale.YOUNG_SECONDS, 0, 2 * stale.YOUNG_SECONDS), strict=True)
-    )
+    gone, young, living = (Left(place, folder, age) for place, age in zip(where, (OLD, 0, OLD), strict=True))
+    monkeypatch.setattr(stale, "YOUNG_SECONDS", YOUNG)
+    monkeypatch.setattr(pinned, "instance_names", lambda: [each.instance for each in (gone, young, living)])
     netns.remove(where[0])
     netns.remove(where[1])
     try:
@@ -91,12 +108,12 @@ def test_who_may_not_look_at_every_process_sweeps_nothing(
     namespace: str, places: Callable[[], str], tmp_path: Path, manifest: str
 ) -> None:
     folder, place = tmp_path / "state", places()
-    gone = Left(place, folder, 2 * stale.YOUNG_SECONDS)
+    gone = Left(place, folder, OLD)
     netns.remove(place)
     try:
         for missing in ("sys_ptrace", "sys_admin"):
             rights = ("setpriv", f"--bounding-set=-{missing}", f"--inh-caps=-{missing}")
-            common = [*rights, sys.executable, "-P", "-m", "ctl.main", "--state-dir", str(folder)]
+            common = [*rights, *hotplane(gone), "--state-dir", str(folder)]
             for command, status in ((["apply", "-f", manifest], 0), (["cleanup", "--stale"], 1)):
                 done = netns.in_netns(
                     namespace, subprocess.run, [*common, *command], capture_output=True, text=True, cwd=ROOT
@@ -114,9 +131,9 @@ def test_the_daemon_sweeps_at_its_start(
     namespace: str, places: Callable[[], str], tmp_path: Path, manifest: str
 ) -> None:
     folder, place, log = tmp_path / "state", places(), tmp_path / "log"
-    gone = Left(place, folder, 2 * stale.YOUNG_SECONDS)
+    gone = Left(place, folder, OLD)
     netns.remove(place)
-    command = [sys.executable, "-P", "-m", "ctl.main", "--state-dir", str(folder), "run", "-f", manifest]
+    command = [*hotplane(gone), "--state-dir", str(folder), "run", "-f", manifest]
     try:
         with netns.netns(namespace), log.open("wb") as out:
             daemon = subprocess.Popen(command, stderr=out, cwd=ROOT)

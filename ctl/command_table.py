@@ -131,7 +131,7 @@ COMMANDS = {
         (
             ("monitor --service default/web", "what becomes of packets to one Service"),
             ("monitor --hook xdp --count 20 -o json", "twenty decisions of one hook, one object a line"),
-            ("monitor --pcap drops.pcapng", "write what is refused to a file for Wireshark, in nftables mode, too"),
+            ("monitor --pcap drops.pcapng", "write what is refused to a file for Wireshark, in every mode"),
         ),
     ),
     "check": Command(

@@ -50,7 +50,7 @@ def register(subparsers: Any) -> None:
         "--pcap",
         metavar="FILE",
         help="write the packets that are refused to this file (pcapng, the reason as comment; - for standard output); "
-        "in nftables mode, too",
+        "in every mode",
     )
     parser.add_argument(
         "--snaplen", type=int, default=SNAPLEN, metavar="BYTES", help=f"of a packet, with --pcap (default: {SNAPLEN})"

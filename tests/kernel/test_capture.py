@@ -9,16 +9,18 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
 from scapy.utils import RawPcapNgReader, rdpcap
 
 from ctl.main import main
 from dataplane.errors import HotplaneError
 from dataplane.kernel.namespaces.netns import in_netns, netns
 from dataplane.model.net import Protocol
-from dataplane.plan.types import FrontendKind
+from dataplane.plan.types import FrontendKind, Plan
 from dataplane.planes.captures import CaptureStream
 from dataplane.planes.ebpf.make import make_ebpf_plane
 from dataplane.planes.iptables.plane import IptablesPlane
@@ -26,11 +28,25 @@ from dataplane.planes.mode import Making
 from dataplane.planes.nftables.plane import NftablesPlane
 from dataplane.planes.options import PlaneOptions
 from dataplane.policy.endpoints import Backend
+from dataplane.policy.node import NodePortAddresses
 from tests.json_views import check_view
 from tests.kernel.daemon_lab import until
 from tests.kernel.ebpf_lab import SMALL
 from tests.kernel.nftables_listing import nft
-from tests.kernel.nftables_net import CLIENT, LB, NODE, VIP, Network, entry, ip, network, plan_of
+from tests.kernel.nftables_net import (
+    CLIENT,
+    LB,
+    NODE,
+    NODE_CONFIG,
+    PODS,
+    PORT,
+    VIP,
+    Network,
+    entry,
+    ip,
+    network,
+    plan_of,
+)
 from tests.kernel.test_refusals import SERVED, plan, send, tries
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +116,75 @@ def test_each_refused_packet_is_in_the_file_with_its_reason_and_device(
     assert [line["reason"] for line in lines] == [reason for *_, reason in tries(version)]
     assert {(line["kind"], line["deviceName"], line["protocol"]) for line in lines} == {("refused", "c0", "udp")}
     assert lines[2]["destination"] == (f"{LB[4]}:80" if version == 4 else f"[{LB[6]}]:80")
+
+
+@BOTH
+def test_iptables_refusals_are_captured_and_its_rules_stay_as_they_are(
+    net: Network, version: int, tmp_path: Path
+) -> None:
+    plane, port = in_netns(net.node, IptablesPlane), 30080
+    loaded = plan(version)
+    nobody = entry(version, (), protocol=Protocol.UDP, kind=NODE_PORT, address="", port=port, name="no-one")
+    in_netns(net.node, plane.load, Plan(loaded.node, loaded.entries | {nobody.key: nobody}))
+    before = rules(net)
+    file = tmp_path / "refused.pcapng"
+    process = monitor(net, "--pcap", str(file), "--count", "4", "-o", "json", mode="iptables")
+    assert send(net, SERVED[version])[0] == "0", "what is served is not captured"
+    wanted = [*tries(version)[:3], (NODE[version], port, "refused", "no_endpoint")]
+    for address, to, seen, _ in wanted:
+        assert send(net, address, to, seen) == seen
+    out, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors.decode()
+    assert (captures(net), rules(net)) == (False, before)
+    lines = [json.loads(line) for line in out.splitlines()]
+    for line in lines:
+        check_view("monitor", line)
+    assert [(line["reason"], line["hook"]) for line in lines] == [(reason, "iptables") for *_, reason in wanted]
+    assert [line["service"] for line in lines][::3] == ["default/nobody", "default/no-one"]
+    assert [packet.comment.decode().split(":")[1] for packet in rdpcap(str(file))] == [f" {w[3]}" for w in wanted]
+
+
+def rules(net: Network) -> list[str]:
+    """iptables mode's own, without counters."""
+    saved = [in_netns(net.node, subprocess.run, [tool], capture_output=True, text=True, check=True).stdout
+             for tool in ("iptables-save", "ip6tables-save")]  # fmt: skip
+    return [line for text in saved for line in text.splitlines() if line.startswith("-A")]
+
+
+def test_a_capture_in_iptables_mode_follows_its_rules_and_ends_with_them(net: Network) -> None:
+    plane = in_netns(net.node, IptablesPlane)
+    in_netns(net.node, plane.load, plan_of(entry(4, (), protocol=Protocol.UDP, name="nobody")))
+    with in_netns(net.node, plane.capture, 64) as stream:
+        in_netns(net.node, plane.load, plan(4))
+        time.sleep(2.2)  # READ_SECONDS
+        assert in_netns(net.node, stream.poll, 0) == []
+        for address, port, seen, _ in tries(4)[:3]:
+            send(net, address, port, seen)
+        found = [each.reason for _ in range(3) for each in in_netns(net.node, stream.poll, 0.3)]
+        assert found == ["no_endpoint", "policy_drop", "source_range"]
+        in_netns(net.node, plane.cleanup)
+        assert not captures(net)
+    with pytest.raises(HotplaneError, match="no rules of this mode are loaded"):
+        in_netns(net.node, plane.capture, 64)
+
+
+def test_what_iptables_mode_drops_whatever_its_service_is_captured(net: Network) -> None:
+    plane = in_netns(net.node, IptablesPlane)
+    ports = NodePortAddresses(any_local=True, loopback=True)
+    in_netns(net.node, plane.load, plan_of(node=msgspec.structs.replace(NODE_CONFIG, nodeports=ports)))
+    hello = socket.create_connection  # so that the neighbours know each other
+    in_netns(net.client, hello, (PODS[4][0], PORT)).close()
+    with netns(net.client):
+        (mac,) = {line.split()[3] for line in Path("/proc/self/net/arp").read_text().splitlines() if NODE[4] in line}
+    with in_netns(net.node, plane.capture, 64) as stream:
+        with in_netns(net.client, socket.socket, socket.AF_PACKET, socket.SOCK_RAW) as wire:
+            wire.bind(("eth0", 0))
+            for to, above in (("127.0.0.1", UDP(dport=53)), (PODS[4][0], TCP(sport=1, dport=PORT, flags="SF"))):
+                wire.send(bytes(Ether(dst=mac, src="02:00:00:00:00:02") / IP(src=CLIENT[4], dst=to) / above))
+        found = [each for _ in range(3) for each in in_netns(net.node, stream.poll, 0.3)]
+    counts = {each.reason: each.times for each in in_netns(net.node, plane.refused)}
+    assert [(each.reason, each.device) for each in found] == [("localnet", "c0"), ("invalid", "c0")]
+    assert counts == {"localnet": 1, "invalid": 1}
 
 
 def test_filters_and_standard_output_and_an_end_by_a_signal(net: Network, tmp_path: Path) -> None:
@@ -201,10 +286,3 @@ def test_where_nothing_can_be_captured_it_is_said(net: Network, tmp_path: Path) 
     plane = in_netns(net.node, NftablesPlane)
     with pytest.raises(HotplaneError, match="no rules of this version are loaded"):
         in_netns(net.node, plane.capture, 64)
-    assert IptablesPlane().capture(64) is None
-    words = ("--mode", "iptables", "monitor", "--pcap", str(tmp_path / "f"), "-o", "json")
-    command = [sys.executable, "-m", "ctl.main", *words]
-    done = in_netns(net.node, subprocess.run, command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, "nothing can be captured in iptables mode" in done.stderr) == (1, True)
-    check_view("monitor", json.loads(done.stdout))
-    assert not (tmp_path / "f").exists()

@@ -50,7 +50,13 @@ def test_nothing_else_is_a_command(line: str) -> None:
         messages(f"{line}\n", Compiler(()), library())
 
 
-@pytest.mark.parametrize("elements", ["{ 80 }", "{ 10.0.0.1 . tcp }", "{ ffff:1 : jump x }", "{ }"])
+def test_a_protocol_has_a_name_and_a_number_is_a_port() -> None:
+    field = bytes([10, 96, 0, 1, 17, 0, 0, 0, 0, 53, 0, 0])
+    assert field in encoded("{ 10.96.0.1 . udp . 53 }")
+    assert bytes([132, 0, 0, 0, 0xFF, 0xFF, 0, 0]) in encoded("{ sctp . 65535 }")
+
+
+@pytest.mark.parametrize("elements", ["{ 65536 }", "{ 10.0.0.1 . icmp }", "{ ffff:1 : jump x }", "{ }"])
 def test_elements_that_do_not_tell_their_type(elements: str) -> None:
     with pytest.raises(PlaneError, match="no nftables element like this"):
         encoded(elements)

@@ -1,7 +1,5 @@
-"""Elements whose type follows from their text, as netlink attributes: addresses, networks, packet priorities, verdicts.
-
-The type of numbers (ports, protocols) does not; callers that have such elements know it and encode them as bytes.
-"""
+"""Elements whose type follows from their text, as netlink attributes: addresses, networks, protocols by their names,
+ports, packet priorities, verdicts. A number is a port."""
 
 import ipaddress
 import re
@@ -11,10 +9,12 @@ from dataplane.errors import PlaneError
 from dataplane.kernel.netlink.netlink import attribute
 from dataplane.kernel.nft import uapi as nf_tables
 from dataplane.kernel.nft.uapi import Element, nested, number
-from dataplane.model.net import packed
+from dataplane.model.net import Protocol, packed
 
 # What libnftnl notes of an interval without an end, for listings: type, length, SET_ELEM_F_INTERVAL_OPEN.
 _OPEN = attribute(Element.USERDATA, bytes((1, 4)) + (1).to_bytes(4, sys.byteorder))
+_PROTOCOLS = {each.text: bytes([each.value, 0, 0, 0]) for each in Protocol}
+_MOST_PORT = 65535
 _CLASS_ID = re.compile(r"([0-9a-f]{1,4}):([0-9a-f]{1,4})")
 
 
@@ -42,7 +42,11 @@ def _element(text: str) -> bytes:
 
 
 def _field(text: str) -> bytes:
-    """A field of a key, in whole registers: a packet priority in host byte order, an address in network byte order."""
+    """A field of a key, in whole registers: a packet priority in host byte order, the others in network byte order."""
+    if text in _PROTOCOLS:
+        return _PROTOCOLS[text]
+    if text.isdecimal() and int(text) <= _MOST_PORT:
+        return int(text).to_bytes(2, "big") + bytes(2)
     class_id = _CLASS_ID.fullmatch(text)
     if class_id is not None:
         return (int(class_id[1], 16) << 16 | int(class_id[2], 16)).to_bytes(4, sys.byteorder)

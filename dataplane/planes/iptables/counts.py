@@ -19,22 +19,24 @@ _RULE = re.compile(
     r"\[(?P<packets>\d+):\d+\] -A (?P<chain>KUBE-SERVICES|KUBE-NODEPORTS|KUBE-EXTERNAL-SERVICES|KUBE-PROXY-FIREWALL) "
     r"(?:-d (?P<address>\S+)/\d+ )?-p (?P<protocol>tcp|udp|sctp) .*--dport (?P<port>\d+) .*?-j (?P<target>\S+)"
 )
-_GUARDS = {
+GUARDS = {
     names.FORWARD: ("invalid", "dropped: part of no connection that is tracked (conntrack state INVALID)"),
     names.FIREWALL: ("localnet", "dropped: from elsewhere to a loopback address of this node"),
 }
 """Chains that drop packets whatever their Service: the reason, and what it means."""
 
-_GUARD = re.compile(rf"\[(?P<packets>\d+):\d+\] -A (?P<chain>{'|'.join(_GUARDS)}) .*-j DROP")
+_GUARD = re.compile(rf"\[(?P<packets>\d+):\d+\] -A (?P<chain>{'|'.join(GUARDS)}) .*-j DROP")
 WHERE = "iptables"
 
 
-class _Packets(NamedTuple):
-    """A rule for one frontend: the reason for which it refuses, "" if it leads on; and the packets that it had."""
+class Packets(NamedTuple):
+    """A rule for one frontend. reason: for which it refuses, "" if it leads on. times: packets that it had. chain: in
+    which it stands."""
 
     frontend: FrontendKey
     reason: str
     times: int
+    chain: str
 
 
 def _reason(chain: str, target: str) -> str:
@@ -44,14 +46,14 @@ def _reason(chain: str, target: str) -> str:
     return "policy_drop" if target == "DROP" else "no_endpoint"
 
 
-def _rules(family: Family, table: str, text: str) -> Iterator[_Packets]:
+def rules(family: Family, table: str, text: str) -> Iterator[Packets]:
     """Yield the rules of the nat table that lead to Services, or those of the filter table that refuse."""
     for match in _RULE.finditer(text):
         if table == "filter" and match["target"] not in ("DROP", "REJECT"):  # a health check port's lets packets in
             continue
         key = FrontendKey(family, match["address"] or "", Protocol[match["protocol"].upper()], int(match["port"]))
         reason = _reason(match["chain"], match["target"]) if table == "filter" else ""
-        yield _Packets(key, reason, int(match["packets"]))
+        yield Packets(key, reason, int(match["packets"]), match["chain"])
 
 
 def packet_counts() -> dict[FrontendKey, Counted]:
@@ -60,7 +62,7 @@ def packet_counts() -> dict[FrontendKey, Counted]:
     opened, refused, kept_out = Counter[FrontendKey](), Counter[FrontendKey](), Counter[FrontendKey]()
     for family in Family:
         for table in ("nat", "filter"):
-            for frontend, reason, times in _rules(family, table, saved_counts(family, table)):
+            for frontend, reason, times, _ in rules(family, table, saved_counts(family, table)):
                 (refused if reason else opened)[frontend] += times
                 kept_out[frontend] += times if reason == "source_range" else 0
     keys = opened.keys() | refused.keys()
@@ -74,15 +76,19 @@ def refused_packets() -> list[Refused]:
     guards = Counter[str]()
     for family in Family:
         text = saved_counts(family, "filter")
-        packets: Mapping[tuple[FrontendKey, str], int] = _summed(_rules(family, "filter", text))
+        packets: Mapping[tuple[FrontendKey, str], int] = _summed(rules(family, "filter", text))
         found += [Refused(WHERE, why, times, FATES[why], key) for (key, why), times in packets.items() if times]
-        for match in _GUARD.finditer(text):
-            guards[match["chain"]] += int(match["packets"])
-    return [*found, *(Refused(WHERE, _GUARDS[chain][0], n, _GUARDS[chain][1]) for chain, n in guards.items() if n)]
+        guards.update(guarded(text))
+    return [*found, *(Refused(WHERE, GUARDS[chain][0], n, GUARDS[chain][1]) for chain, n in guards.items() if n)]
 
 
-def _summed(rules: Iterator[_Packets]) -> Counter[tuple[FrontendKey, str]]:
+def guarded(text: str) -> dict[str, int]:
+    """Return the packets that a guard dropped, by its chain, for those that are in a saved filter table."""
+    return {match["chain"]: int(match["packets"]) for match in _GUARD.finditer(text)}
+
+
+def _summed(packets: Iterator[Packets]) -> Counter[tuple[FrontendKey, str]]:
     sums = Counter[tuple[FrontendKey, str]]()
-    for frontend, reason, times in rules:
+    for frontend, reason, times, _ in packets:
         sums[frontend, reason] += times
     return sums

@@ -11,6 +11,7 @@ from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import FrontendKey, Plan, Row, Table
 from dataplane.planes.answers import Counted, Refused
 from dataplane.planes.base import Plane, PlaneError
+from dataplane.planes.captures import CaptureStream
 from dataplane.planes.clients import Client
 from dataplane.planes.iptables.adopt import load_change
 from dataplane.planes.iptables.cleanup import clean_family
@@ -151,6 +152,12 @@ class IptablesPlane(Plane):
         """As `Plane.refused`."""
         return refused_packets()
 
+    def capture(self, snap: int) -> CaptureStream:
+        """As `Plane.capture`."""
+        from dataplane.planes.iptables.capture import Capture  # takes some ms, which no other command needs
+
+        return Capture(snap)
+
     def cleanup(self) -> None:
         """As `Plane.cleanup`: in both variants and both families, not only the plane's own. The built-in chains and
         KUBE-FIREWALL of a running kubelet stay. With the guard of route_localnet, the sysctl is reset."""
@@ -160,6 +167,10 @@ class IptablesPlane(Plane):
             raise PlaneError(f"cleaning up iptables: {error}") from error
         if True in guards:
             self._ensure_sysctl(ROUTE_LOCALNET, 0)
+        if self._tables is None:
+            from dataplane.planes.iptables.capture import remove_table
+
+            remove_table()
         self._families = {}
         self._node = None
 

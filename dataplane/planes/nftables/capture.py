@@ -5,29 +5,21 @@ packet to a group of nfnetlink_log, and takes it out at its end. What a capture 
 to a group that nobody listens to, until the next capture, or the end of the table.
 """
 
-import errno
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from dataplane.kernel.devices import device_name
-from dataplane.kernel.netlink.netlink import Refused
-from dataplane.kernel.netlink.nflog import Logged, PacketLog
 from dataplane.kernel.nft.transaction import Nft
 from dataplane.kernel.wait import readable
 from dataplane.model.net import Family
 from dataplane.planes.base import PlaneError
-from dataplane.planes.captures import Captured, CaptureStream, Link
+from dataplane.planes.captures import Captured, CaptureStream
+from dataplane.planes.logged import GROUP, captured, open_log
 from dataplane.planes.nftables.netlink.fields import Layouts
 from dataplane.planes.nftables.netlink.store import ElementStore
 from dataplane.planes.nftables.refused import WHERE
 from dataplane.planes.nftables.rules.refusals import REFUSALS, begin_capture, end_capture
 from dataplane.planes.nftables.rules.syntax import Syntax, syntax_for
 
-GROUP = 0x4850
-"""Of nfnetlink_log; the numbers below are those that other programs take."""
-
 _FATES = {refusal.reason: refusal.fate for refusal in REFUSALS}
-_IPV4_LENGTH, _IPV6_LENGTH, _IPV6_HEADER = slice(2, 4), slice(4, 6), 40
 
 
 def _capturing(store: ElementStore, syntax: Sequence[Syntax]) -> list[Syntax]:
@@ -50,14 +42,7 @@ class Capture(CaptureStream):
         syntax = [syntax_for(family, table) for family in Family]
         self._nft, self._store = Nft(), ElementStore(Layouts(syntax))
         self._tables = _capturing(self._store, syntax)
-        try:
-            self._log = PacketLog(GROUP, snap)
-        except Refused as error:
-            if error.number in (errno.EBUSY, errno.EPERM) and os.geteuid() == 0:  # of another socket's group: EPERM
-                raise PlaneError("refused packets are captured by another process already; end it first") from error
-            raise PlaneError(f"refused packets cannot be captured: {error}; run as root") from error
-        except OSError as error:
-            raise PlaneError(f"refused packets cannot be captured: {error.strerror}; run as root") from error
+        self._log = open_log(snap)
         try:
             self._nft.run("".join(begin_capture(each, GROUP, snap) for each in self._tables))
         except BaseException:
@@ -72,27 +57,10 @@ class Capture(CaptureStream):
     def poll(self, seconds: float) -> Sequence[Captured]:
         """See CaptureStream.poll."""
         readable([self._log.fileno()], seconds)
-        return list(_captured(self._log.take()))
+        return list(captured(self._log.take(), WHERE, _FATES))
 
     def close(self) -> None:
         """Take the rules out, where their table still is. Raises PlaneError."""
         self._log.close()
         mine = [each for each in self._tables if self._store.has_table(each.own)]
         self._nft.run("".join(end_capture(each) for each in mine))
-
-
-def _captured(packets: Sequence[Logged]) -> Iterator[Captured]:
-    for packet in packets:
-        ifindex = packet.device_in or packet.device_out
-        reason, fate, data = packet.prefix, _FATES.get(packet.prefix, ""), packet.data
-        yield Captured(packet.ns, device_name(ifindex), ifindex, Link.RAW, data, _length(data), WHERE, reason, fate)
-
-
-def _length(data: bytes) -> int:
-    """The length of an IP packet by its header; of the data where that says less."""
-    told = 0
-    if len(data) >= _IPV4_LENGTH.stop and data[0] >> 4 == 4:
-        told = int.from_bytes(data[_IPV4_LENGTH], "big")
-    elif len(data) >= _IPV6_LENGTH.stop and data[0] >> 4 == 6:
-        told = int.from_bytes(data[_IPV6_LENGTH], "big") + _IPV6_HEADER
-    return max(told, len(data))

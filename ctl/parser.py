@@ -15,8 +15,17 @@ from ctl.global_options import FORMATS, GLOBAL_OPTIONS, Scope, add_after, add_be
 
 _ALIKE = 0.75
 """How alike two words must be, of 1, for one to be a slip for the other."""
+_OTHERS_WORDS = {
+    **dict.fromkeys(("get", "describe", "list", "status"), "show"),
+    **dict.fromkeys(("delete", "uninstall", "remove"), "cleanup"),
+    **dict.fromkeys(("start", "daemon", "serve"), "run"),
+    **dict.fromkeys(("create", "install"), "apply"),
+    **dict.fromkeys(("logs", "watch"), "monitor"),
+}
+"""What people call commands who know kubectl and other tools."""
 _UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
 _CHOICE = re.compile(r"argument (?P<what>.+?): invalid choice: (?P<given>'.*?') \(choose from (?P<of>.*)\)", re.DOTALL)
+_ONE_OF = re.compile(r"one of the arguments (.*) is required", re.DOTALL)
 _REQUIRED = re.compile(r"the following arguments are required: (.*)", re.DOTALL)
 
 
@@ -73,6 +82,8 @@ class Parser(argparse.ArgumentParser):
             return _wrong_choice(found["what"], found["given"].strip("'"), choices)
         if found := _REQUIRED.fullmatch(message):
             return f"{found[1]} is missing"
+        if found := _ONE_OF.fullmatch(message):
+            return f"{' or '.join(found[1].split())} is missing"
         return message.removeprefix("argument ")
 
     def _unknown(self, words: Sequence[str]) -> str:
@@ -93,6 +104,8 @@ def _meant(word: str, known: Iterable[str]) -> str:
 def _wrong_choice(what: str, given: str, choices: Sequence[str]) -> str:
     near = _meant(given, choices)
     if what == "COMMAND":
+        if given in _OTHERS_WORDS:
+            near = f"; did you mean {_OTHERS_WORDS[given]}?"
         return f"there is no command {given!r}{near}"
     return f"{what}: there is no {given!r}{near or '; choose of ' + ', '.join(choices)}"
 

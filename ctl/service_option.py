@@ -5,7 +5,7 @@ import argparse
 import difflib
 from collections.abc import Collection
 
-from dataplane.errors import HotplaneError
+from dataplane.errors import HotplaneError, UsageError
 from dataplane.planes.decisions import matches
 
 FORM = "NAMESPACE/NAME[:PORT]"
@@ -24,6 +24,21 @@ def add_service_option(
         parser.add_argument("--service", metavar=FORM, help=text, action="append", default=[])
     else:
         parser.add_argument("--service", metavar=FORM, help=text)
+
+
+def named(asked: str, names: Collection[str], namespace: str | None) -> str:
+    """Return the Service that was asked for, with its namespace: that of -n, else `default`, else the only one that has
+    the name. names: of Service ports (namespace/name:port). Raises UsageError where several have it."""
+    if "/" in asked:
+        return asked
+    if namespace:
+        return f"{namespace}/{asked}"
+    name = asked.partition(":")[0]
+    found = {service for service in (each.partition(":")[0] for each in names) if service.partition("/")[2] == name}
+    if len(found) > 1 and f"default/{name}" not in found:
+        raise UsageError(f"there are Services {', '.join(sorted(found))}: name one with its namespace")
+    (home,) = {service.partition("/")[0] for service in found} if len(found) == 1 else {"default"}
+    return f"{home}/{asked}"
 
 
 def require_service(asked: str, names: Collection[str]) -> None:

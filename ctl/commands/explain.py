@@ -93,6 +93,7 @@ def register(subparsers: Any) -> None:
         "sent without --live.",
     )
     add_manifest_option(parser, required=False)
+    parser.add_argument("flow", nargs="*", action="extend", metavar="FLOW", help="as --flow")
     parser.add_argument(
         "--flow",
         action="append",

@@ -19,7 +19,7 @@ from ctl.output import (
     print_reading,
     print_records,
 )
-from ctl.service_option import add_service_option, require_service
+from ctl.service_option import add_service_option, named, require_service
 from dataplane.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +42,14 @@ VIEWS = {
 }
 
 
+_SHORT = {
+    **{name.removesuffix("s"): name for name in VIEWS if name.endswith("s")},
+    **dict.fromkeys(("svc",), "services"),
+    **dict.fromkeys(("ep", "endpointslices"), "endpoints"),
+}
+"""Names of views as kubectl has them, and in the singular."""
+
+
 class Shown(NamedTuple):
     """What a view found. empty: what to say if that is nothing. services: names of all Service ports that are loaded,
     None for a view that is not of Services."""
@@ -61,8 +69,15 @@ def register(subparsers: Any) -> None:
             f"{name}: {text}" for name, text in VIEWS.items()
         ),
     )  # fmt: skip
-    parser.add_argument("what", choices=tuple(VIEWS), metavar="WHAT", help=" | ".join(VIEWS))
-    parser.add_argument("-n", "--namespace", metavar="NAMESPACE", help="only Services of this namespace")
+    parser.add_argument(
+        "what", choices=tuple(VIEWS), metavar="WHAT", type=lambda text: _SHORT.get(text, text), help=" | ".join(VIEWS)
+    )
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="only this Service, [NAMESPACE/]NAME[:PORT], as --service"
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("-n", "--namespace", metavar="NAMESPACE", help="only Services of this namespace")
+    where.add_argument("-A", "--all-namespaces", action="store_true", help="Services of all namespaces (the default)")
     add_service_option(parser)
     parser.add_argument(
         "--sort-by", metavar="COLUMN", help="sort by a column, or any key of -o json; numbers: highest first"
@@ -120,12 +135,13 @@ def _view(args: argparse.Namespace) -> Shown:
     records, columns = view(read)
     if args.what in ("services", "endpoints") and saved is not None and _forwards(saved, plane.name):
         records, columns = views.with_forwarding(records, columns, saved.plan())
-    empty = f"the {plane.name} rules of this network namespace hold no {args.what}"
+    whose = f" of namespace {args.namespace}" if args.namespace else f" of {args.name}" if args.name else ""
+    empty = f"the {plane.name} rules of this network namespace hold no {args.what}{whose}"
     if args.what == "drops":
         empty = f"nothing was refused since the {plane.name} mode counts it"
     elif args.what == "decisions":
         return Shown(records, columns, f"the {plane.name} mode has no programs that count decisions")
-    if args.what == "drops" and (args.service or args.namespace) and plane.frontend_counts() is None:
+    if args.what == "drops" and (args.service or args.name or args.namespace) and plane.frontend_counts() is None:
         raise NotCounted(f"the {plane.name} mode counts what it refuses by reason, not by Service: show drops alone")
     return Shown(records, columns, empty, lambda: {row.service for row in read.table.values()})
 
@@ -151,14 +167,20 @@ def _chosen(args: argparse.Namespace, shown: Shown) -> list[Record]:
     """The records that were asked for, in the order asked for. Raises HotplaneError, UsageError."""
     from dataplane.planes.decisions import matches
 
-    records = shown.records
-    if args.service or args.namespace:
+    records, asked = shown.records, args.service
+    if args.service and args.name:
+        raise UsageError(
+            f"show {args.what}: {args.name} and --service {args.service} both name a Service; leave one out"
+        )
+    if args.service or args.name or args.namespace:
         if shown.services is None:
-            raise UsageError(f"show {args.what}: is not of Services; leave --service and --namespace out")
-        if args.service:
-            require_service(args.service, {str(record.get("service", "")) for record in records} | shown.services())
-    if args.service:
-        records = [record for record in records if matches(str(record.get("service", "")), args.service)]
+            raise UsageError(f"show {args.what}: is not of Services; name none, and leave --service and -n out")
+        if args.service or args.name:
+            names = {str(record.get("service", "")) for record in records} | shown.services()
+            asked = args.service or named(args.name, names, args.namespace)
+            require_service(asked, names)
+    if asked:
+        records = [record for record in records if matches(str(record.get("service", "")), asked)]
     if args.namespace:
         records = [r for r in records if str(r.get("service", "")).startswith(f"{args.namespace}/")]
     return _sorted(records, args.sort_by) if args.sort_by else records

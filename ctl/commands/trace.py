@@ -23,7 +23,15 @@ def register(subparsers: Any) -> None:
         "connection itself: TCP is opened and closed, of UDP one datagram is sent, which the endpoint gets. Exit "
         "status 1: no packet of the flow was seen.",
     )
-    parser.add_argument("flow", metavar="FLOW", help=f"{FORM}; names may stand for addresses, as in 'pod1-1 -> web:80'")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "flow",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        metavar="FLOW",
+        help=f"{FORM}; names may stand for addresses, as in 'pod1-1 -> web:80'",
+    )
+    which.add_argument("--flow", dest="flow", metavar="FLOW", help="the same")
     parser.add_argument("--send", action="store_true", help="send it, instead of waiting for somebody who does")
     add_sender_options(parser)
     parser.add_argument(

@@ -166,6 +166,10 @@ def test_without_a_word_the_commands_are_listed_in_groups(capsys: pytest.Capture
             ["-o", "wide", "explain", "-f", "x", "--flow", "y"],
             "explain: -o: there is no 'wide'; choose of table, json, yaml",
         ),
+        (["get", "services"], "there is no command 'get'; did you mean show?; see hotplane --help"),
+        (["trace"], "trace: FLOW or --flow is missing; see hotplane trace --help"),
+        (["uninstall"], "there is no command 'uninstall'; did you mean cleanup?; see hotplane --help"),
+        (["show", "services", "-A", "-n", "x"], "show: -n/--namespace: not allowed with argument -A/--all-namespaces"),
         (["top", "--count"], "top: --count: expected one argument; see hotplane top --help"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -184,6 +188,20 @@ def test_the_output_format_may_stand_before_the_command() -> None:
     assert parser.parse(["-o", "json", "doctor"]).output == "json"
     assert parser.parse(["-o", "json", "doctor", "-o", "yaml"]).output == "yaml"
     assert parser.parse(["-o", "wide", "--mode", "ebpf", "show", "services"]).output == "wide"
+
+
+@pytest.mark.parametrize(
+    ("written", "what"), [("svc", "services"), ("service", "services"), ("ep", "endpoints"), ("drop", "drops")]
+)
+def test_views_have_kubectls_short_names_too(written: str, what: str) -> None:
+    assert parser.parse(["show", written]).what == what
+
+
+def test_a_flow_is_asked_for_alike_by_explain_and_trace() -> None:
+    flow = "pod1-1 -> web:80"
+    assert parser.parse(["explain", flow]).flow == parser.parse(["explain", "--flow", flow]).flow == [flow]
+    assert parser.parse(["explain", "--flow", flow, "a -> b:1/tcp"]).flow == [flow, "a -> b:1/tcp"]
+    assert parser.parse(["trace", flow]).flow == parser.parse(["trace", "--flow", flow]).flow == flow
 
 
 @pytest.mark.parametrize("name", [name for name, entry in command_table.COMMANDS.items() if entry.examples])

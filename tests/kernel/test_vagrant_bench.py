@@ -27,6 +27,8 @@ from dataplane.model.net import Family
 from tests.kernel.machines import Namespaces
 
 SCENARIO_NAMES = ("connect", "TCP_CRR", "TCP_RR", "TCP_STREAM", "north-remote", "north-remote-rr")
+SLOWNESS = 4.0
+"""What time limits are multiplied by: machines of a test have other work."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def left_behind(machines: Namespaces) -> str:
 
 
 def test_every_mode_and_scenario_gives_figures(machines: Namespaces, tmp_path: Path) -> None:
-    with Site(machines, Family.IPV4, 1.0) as site:
+    with Site(machines, Family.IPV4, SLOWNESS) as site:
         chosen = wanted(machines, ("iptables", "nftables", "ebpf"))
         results = run(site, chosen, tmp_path, "vagrant/lab bench", emulated=True)
     assert {cell.key.mode for cell in results.cells} == {"direct", "direct-again", "iptables", "nftables", "ebpf"}
@@ -71,7 +73,7 @@ def test_the_command_adds_to_the_labs_report(
     """Everything but the connection, and the patience with machines that are slow: the words of the command line, the
     report with what was in it."""
     monkeypatch.setitem(EXTENTS, "emulated", replace(EXTENTS["emulated"], seconds=0.05))
-    lab = LabSettings(machines.spec, 1.0, "box", "qemu")
+    lab = LabSettings(machines.spec, SLOWNESS, "box", "qemu")
     before = TableRun("nftables", 5, {"dnat": 5}, [], 1.4, 2.6, {}, [])
     write(Report(facts(machines, lab), [before]), tmp_path)
     words = f"--ssh-config - --report {tmp_path} --profile emulated --modes nftables --services 2 --rounds 1"
@@ -90,7 +92,7 @@ def test_ipv6_and_machines_that_cannot_run_what_is_compiled_here(
     machines: Namespaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(site_module, "load_tool", lambda: python_tool("no compiler"))
-    with Site(machines, Family.IPV6, 1.0) as site:
+    with Site(machines, Family.IPV6, SLOWNESS) as site:
         results = run(site, wanted(machines, ("nftables",), Family.IPV6), tmp_path, "vagrant/lab bench", emulated=False)
     assert [f"{cell.key}: {cell.error}" for cell in results.cells if cell.error] == []
     assert len(results.cells) == 3 * 6
@@ -102,7 +104,7 @@ def test_ipv6_and_machines_that_cannot_run_what_is_compiled_here(
 def test_direct_from_outside_goes_the_way_of_the_node_port(machines: Namespaces) -> None:
     """Node 1 forwards it: with forwarding off there, nothing comes back."""
     chosen = wanted(machines, ())
-    with Site(machines, Family.IPV4, 1.0) as site, netns(machines.nodes[0].netns):
+    with Site(machines, Family.IPV4, SLOWNESS) as site, netns(machines.nodes[0].netns):
         assert site.measure("direct", SCENARIOS["north-remote"], 3, chosen)["operations"] > 0
         subprocess.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"], check=True)
         try:
@@ -112,6 +114,6 @@ def test_direct_from_outside_goes_the_way_of_the_node_port(machines: Namespaces)
 
 
 def test_a_mode_without_rules_has_no_figures(machines: Namespaces) -> None:
-    with Site(machines, Family.IPV4, 1.0) as site:
+    with Site(machines, Family.IPV4, SLOWNESS) as site:
         found = site.measure("nftables", SCENARIOS["connect"], 3, wanted(machines, ()))
     assert not found["operations"]

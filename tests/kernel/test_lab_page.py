@@ -192,7 +192,7 @@ def test_the_page_of_a_daemon(lab: Lab, tmp_path: Path) -> None:
         )
         assert watch.stdout is not None
         assert "counters" in next(line for line in watch.stdout if line.startswith("event"))
-        lab.run("pod2-1", ["ping", "-c", "1", "-W", "2", "10.96.0.80"])
+        lab.run("pod2-1", ["ping", "-c", "1", "-W", "60", "10.96.0.80"])
         lab.run("pod2-1", ["curl", "-sS", "http://10.96.0.80:99/"], check=False)
         line = next(line for line in watch.stdout if '"pings":1' in line and "unknown_port" in line)
         [counted] = json.loads(line.removeprefix("data: "))

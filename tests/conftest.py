@@ -12,7 +12,7 @@ from hypothesis import Phase, settings
 
 from dataplane.kernel.namespaces import netns
 from dataplane.planes.ebpf.attach.programs import remove_instances
-from dataplane.planes.ebpf.maps.pins import default_instance, find_root
+from dataplane.planes.ebpf.maps.pins import default_instance, instance_names
 from tests.namespaces import namespaces
 
 _BEFORE: pytest.StashKey[frozenset[str]] = pytest.StashKey()
@@ -45,18 +45,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.stash[_BEFORE] = frozenset(netns.names())
 
 
-def pins() -> set[str]:
-    """Names of the pin directories that there are."""
-    root = find_root()
-    return {path.name for path in root.iterdir() if path.is_dir()} if root else set()
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A run that leaves namespaces or pins of its own behind fails. Those of other processes carry another pid."""
     before: frozenset[str] = session.config.stash[_BEFORE]
     left = [name for name in netns.names() if name not in before and _made_by_this_run(name)]
-    left += [f"pins {name}" for name in pins() if _made_by_this_run(name)]
+    left += [f"pins {name}" for name in instance_names() if _made_by_this_run(name)]
     worked: list[str] = session.config.stash.get(_LEFT, [])  # by the workers of this run
     left += worked
     session.config.stash[_LEFT] = left
@@ -112,7 +106,7 @@ def make_namespace() -> Iterator[Callable[[str], str]]:
             for name in filter(netns.exists, made):  # a test may have removed its own
                 with netns.netns(name):
                     instances.add(default_instance())
-    left = instances & pins()
+    left = instances & set(instance_names())
     for instance in left:
         remove_instances(instance)
     assert not left, f"eBPF pins left behind: {left}"

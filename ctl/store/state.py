@@ -211,9 +211,8 @@ def forget(state_dir: Path) -> bool:
         for half in (each for each in state_dir.glob(f"{path.stem}.*") if each.suffix[1:].isdigit()):
             half.unlink(missing_ok=True)  # of a process that was killed while it saved
         _drop_dead_socket(socket_path(state_dir))
-        if state_dir.is_dir() and not any(state_dir.iterdir()):
-            with contextlib.suppress(OSError):  # mounted there, as in a container
-                state_dir.rmdir()
+        with contextlib.suppress(OSError):  # something is in it, it is gone, or it is mounted there, as in a container
+            state_dir.rmdir()
     except OSError as error:
         raise StateError(f"{path}: cannot be removed: {error.strerror}") from error
     return existed
@@ -228,8 +227,12 @@ def of_namespaces(state_dir: Path, of: Collection[int] | None = None, age: float
         for path in sorted(state_dir.glob("netns-c*")) if state_dir.is_dir() else ():
             match = _OF_COOKIE.match(path.name)
             if match and (of is None or int(match[1]) in of):
+                try:
+                    written = path.lstat().st_mtime
+                except FileNotFoundError:  # the lock of a command that has just ended
+                    continue
                 found.setdefault(int(match[1]), []).append(path)
-                youngest[int(match[1])] = max(youngest.get(int(match[1]), 0.0), path.lstat().st_mtime)
+                youngest[int(match[1])] = max(youngest.get(int(match[1]), 0.0), written)
     except OSError as error:
         raise StateError(f"{state_dir}: cannot be looked through: {error.strerror}") from error
     since = time.time() - age

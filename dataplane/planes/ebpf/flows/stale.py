@@ -5,12 +5,14 @@ All pins are in one bpffs of the machine. A process in a container may not see a
 no instance as stale. With `age`, only instances named after their namespace are considered, and recent ones stay.
 """
 
+import errno
 import os
 import re
 import time
 from collections.abc import Collection
 
 from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.ebpf.bpf import BpfError
 from dataplane.kernel.namespaces.netns_alive import living_cookies
 from dataplane.planes.ebpf.attach.programs import CONNECT_PROGRAMS, remove_links
 from dataplane.planes.ebpf.attach.tc import link_device
@@ -72,7 +74,12 @@ def _devices(pins: PinDirectory) -> list[int]:
     found = []
     for name, path in pins.links().items():
         if name not in CONNECT_PROGRAMS:
-            link = bpf.obj_get(str(path))
+            try:
+                link = bpf.obj_get(str(path))
+            except BpfError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                continue  # its owner, or somebody else who clears up, has removed it meanwhile
             try:
                 found.append(link_device(link))
             finally:

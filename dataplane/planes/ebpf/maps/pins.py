@@ -111,8 +111,11 @@ def _looking_into(root: Path | None) -> Iterator[None]:
 def instance_names() -> list[str]:
     """Return the names of all instances with pins, sorted."""
     root = find_root()
-    with _looking_into(root):
-        return sorted(path.name for path in root.iterdir() if path.is_dir()) if root else []
+    try:
+        with _looking_into(root):
+            return sorted(path.name for path in root.iterdir() if path.is_dir()) if root else []
+    except FileNotFoundError:  # who removed the last instance has unmounted it meanwhile
+        return []
 
 
 class PinDirectory:

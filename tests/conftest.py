@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from dataplane.kernel.namespaces import netns
 from dataplane.planes.ebpf.attach.programs import remove_instances
@@ -18,9 +18,11 @@ from tests.namespaces import namespaces
 _BEFORE: pytest.StashKey[frozenset[str]] = pytest.StashKey()
 _LEFT: pytest.StashKey[list[str]] = pytest.StashKey()
 
-settings.register_profile("default", deadline=None)
-settings.register_profile("soak", deadline=None, max_examples=2000)
-settings.register_profile("first", deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+# How long an example takes, or to make one, says more of who else has the processor than of the code.
+_TIMELESS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("default", _TIMELESS)
+settings.register_profile("soak", _TIMELESS, max_examples=2000)
+settings.register_profile("first", _TIMELESS, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

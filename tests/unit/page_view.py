@@ -1,7 +1,6 @@
 """A view for tests of the page: one Service behind two modes, every name as it is told."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from fractions import Fraction
@@ -38,6 +37,8 @@ class ToldView(View):
         self.name, self.sends = name, sends
         self.looks = self.rests = 0
         self.called: list[tuple[str, str, int]] = []
+        self.answering = asyncio.Event()
+        self.answering.set()
 
     async def overview(self) -> Overview:
         pod = PodShown(self.name, ("10.244.1.11",))
@@ -72,21 +73,18 @@ class ToldView(View):
 
     async def call(self, source: str, destination: str, count: int) -> Sequence[Sent]:
         self.called.append((source, destination, count))
-        await asyncio.sleep(0.05)
+        await self.answering.wait()
         return [Sent(self.name, count, 1.0, "answered", (self.name,))]
 
 
 @asynccontextmanager
 async def served(view: View, *, remote: bool = False) -> AsyncIterator[tuple[Page, int]]:
     """A page and the port of 127.0.0.1 on which it is."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     page = Page(view, remote=remote)
     site = Site(page.answer, Guard())
-    listener = site.open("127.0.0.1", port)
+    listener = site.open("127.0.0.1", 0)
     try:
-        yield page, port
+        yield page, listener._socket.getsockname()[1]
     finally:
         listener.close()
         await site.close()

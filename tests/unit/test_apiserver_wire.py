@@ -25,7 +25,7 @@ def server() -> Iterator[ApiServer]:
 
 def ask(server: ApiServer, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any, str]:
     """Status, body, media type."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
     answer = connection.getresponse()
     found = answer.status, json.loads(answer.read()), answer.headers.get_content_type()
@@ -57,7 +57,7 @@ def test_slices_of_the_beta_version_have_their_node_as_topology(server: ApiServe
 
 
 def test_watches_speak_the_version_that_they_are_of(server: ApiServer) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     connection.request("GET", f"{SLICES}?watch=1&sendInitialEvents=true&allowWatchBookmarks=true")
     answer = connection.getresponse()
     added, mark = (json.loads(answer.readline()) for _ in range(2))

@@ -40,10 +40,10 @@ def test_options_come_before_the_words(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_call_that_hangs_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dataplane.bench.cluster.kubectl._GRACE_SECONDS", 0.2)
-    kubectl, started = stand_in(tmp_path, "exec sleep 60", monkeypatch), time.monotonic()
+    kubectl, started = stand_in(tmp_path, "exec sleep 600", monkeypatch), time.monotonic()
     with pytest.raises(KubectlError, match="pods: kubectl get gives no answer in 0 s; is the API server reachable"):
         kubectl.run("pods", "get", "pods", seconds=0.1)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 300
 
 
 def test_what_is_no_json_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,17 +99,17 @@ def test_a_session_that_ends_tells_why_and_starts_anew(tmp_path: Path, monkeypat
     with Session(stand_in(tmp_path, script, monkeypatch), "client", ["load", "run"]) as session:
         for _ in range(2):
             with pytest.raises(ClusterError, match="pod client: the connection to it has ended: the pod is gone"):
-                session.ask("connect", 30)
+                session.ask("connect", 120)
     assert (tmp_path / "starts").read_text() == "x\nx\n"
 
 
 def test_a_session_that_is_late_or_talks_nonsense_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Session(stand_in(tmp_path, "exec sleep 60", monkeypatch), "client", ["load"]) as session:
+    with Session(stand_in(tmp_path, "exec sleep 600", monkeypatch), "client", ["load"]) as session:
         with pytest.raises(ClusterError, match="pod client: no answer in 0 s"):
             session.ask("connect", 0.2)
     with Session(stand_in(tmp_path, "read line; echo tea; read line", monkeypatch), "client", ["load"]) as session:
         with pytest.raises(ClusterError, match=r"tea.* is no answer"):
-            session.ask("connect", 30)
+            session.ask("connect", 120)
     with Session(stand_in(tmp_path, """read l; echo '{"error": "no"}'""", monkeypatch), "client", ["load"]) as session:
         with pytest.raises(ClusterError, match="pod client: no"):
-            session.ask("connect", 30)
+            session.ask("connect", 120)

@@ -17,6 +17,9 @@ from dataplane.bench.load.native import Tool, load_tool, python_tool
 from tests.unit.ports import closed_port, free_ports
 
 COUNT = 3
+WINDOWS = (0.1, 1.0, 10.0)
+"""Seconds of a window in which something must come to its end: where others have the processor it may take a longer
+one."""
 
 
 @pytest.fixture(scope="module", params=["c", "python"])
@@ -47,14 +50,24 @@ def ask(tool: Tool, *lines: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def ask_until(tool: Tool, request: str, enough: float) -> tuple[float, dict[str, float]]:
+    """Ask with "SECONDS" in a request replaced, in longer and longer windows until one has so many operations; the
+    window's length, and what was found."""
+    for seconds in WINDOWS:
+        [found] = ask(tool, request.replace("SECONDS", str(seconds)))
+        assert found["failures"] == 0
+        if found["operations"] > enough:
+            break
+    return seconds, found
+
+
 @pytest.mark.parametrize("operation", ["connect", "crr", "rr", "urr", "dns"])
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_operations_succeed_and_latencies_are_in_order(tool: Tool, port: int, operation: str, address: str) -> None:
-    [found] = ask(tool, f"{operation} {address} {port + COUNT - 1} 0.1 -")
+    seconds, found = ask_until(tool, f"{operation} {address} {port + COUNT - 1} SECONDS -", 1)
     assert found["operations"] > 1
-    assert found["failures"] == 0
     assert 0 < found["p50"] <= found["p90"] <= found["p99"] <= found["p999"] <= found["p9999"] <= found["max"]
-    assert found["seconds"] >= 0.1
+    assert found["seconds"] >= seconds
     assert found["p50"] * found["operations"] / 2 <= found["seconds"] * 1e9
 
 
@@ -75,7 +88,7 @@ def test_datagrams_are_counted_where_they_arrive(tool: Tool, port: int) -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_a_server_says_its_port_and_goes_on(port: int, address: str) -> None:
-    with socket.create_connection((address, port + 1), 5) as connection:
+    with socket.create_connection((address, port + 1), 60) as connection:
         connection.sendall(b"P")
         assert int.from_bytes(connection.recv(2, socket.MSG_WAITALL)) == port + 1
         connection.sendall(b"+")
@@ -84,11 +97,11 @@ def test_a_server_says_its_port_and_goes_on(port: int, address: str) -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_a_stream_is_counted_where_it_arrives(tool: Tool, port: int, address: str) -> None:
-    for found in ask(tool, f"stream {address} {port} 0.2 -", f"stream {address} {port + 1} 0.1 -"):
-        assert found["failures"] == 0
+    for number in (port, port + 1):
+        seconds, found = ask_until(tool, f"stream {address} {number} SECONDS -", 1 << 20)
         assert found["operations"] > 1 << 20
         assert not found["operations"] % (128 << 10)
-        assert 0.1 <= found["seconds"] < 5
+        assert seconds <= found["seconds"] < 60
 
 
 @pytest.mark.parametrize("operation", ["crr", "rr", "urr"])

@@ -41,7 +41,7 @@ def tool() -> Iterator[Tool]:
         yield tool
         assert tool.process.stdin is not None
         tool.process.stdin.close()
-        assert tool.process.wait(10) == 0
+        assert tool.process.wait(60) == 0
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,10 @@ def port() -> Iterator[int]:
     ):
         assert server.stdout is not None
         assert server.stdout.readline() == b"ready\n"
-        yield number
-        server.kill()
+        try:
+            yield number
+        finally:
+            server.kill()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
@@ -82,29 +84,30 @@ def test_refusals_are_told_by_name_and_open_no_flow(tool: Tool) -> None:
 def test_a_server_that_stalls_delays_only_what_it_has(tool: Tool) -> None:
     """It accepts, and answers a byte on two of three flows; the third ends after a while."""
     with socket.create_server(("127.0.0.1", 0), backlog=200) as server:
-        begun = threading.Event()
+        begun, ending, over = threading.Event(), threading.Event(), threading.Event()
 
         def serve() -> None:
             flows = [server.accept()[0] for _ in range(3)]
             begun.set()
             for flow in flows:
                 flow.settimeout(0.02)
-            end = time.monotonic() + 0.3
-            while time.monotonic() < end:
+            while not over.is_set():
+                if ending.is_set():
+                    flows[2].close()
                 for flow in flows[:2]:
-                    try:
+                    with suppress(TimeoutError, ConnectionResetError):  # they end with the program's answer
                         flow.sendall(flow.recv(100))
-                    except TimeoutError:
-                        continue
             for flow in reversed(flows):
                 flow.close()
 
         thread = threading.Thread(target=serve)
         thread.start()
         assert tool.ask(f"watch 127.0.0.1 {server.getsockname()[1]} - 0 3 300") == {"flows": 3}
-        assert begun.wait(5)
-        time.sleep(0.2)
+        assert begun.wait(60)
+        time.sleep(0.3)
+        ending.set()
         answer = tool.ask("stop")
+        over.set()
         thread.join()
     flows = [operations(answer["exchanges"][flow::3]) for flow in range(3)]
     lost = [figures(found, answer["seconds"])["failures"] for found in flows]

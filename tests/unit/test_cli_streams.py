@@ -74,7 +74,7 @@ def test_a_child_s_refusal_is_a_sentence_of_its_parent(tmp_path: Path, capfd: py
         return b""
 
     with pytest.raises(ChildError, match=r"netns-.*: cannot be written \(Not a directory\)"):
-        asyncio.run(Child(save).answer(10))
+        asyncio.run(Child(save).answer(60))
     assert capfd.readouterr().err == ""
 
 
@@ -83,11 +83,11 @@ def test_what_the_system_refuses_a_child_is_a_sentence_of_its_parent(capfd: pyte
         raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
 
     with pytest.raises(ChildError, match="No buffer space available"):
-        asyncio.run(Child(look).answer(10))
+        asyncio.run(Child(look).answer(60))
     assert capfd.readouterr().err == ""
 
 
 def test_an_interrupted_child_still_tells(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ChildError, match="status"):
-        asyncio.run(Child(lambda: os.fsencode(str(1 / 0))).answer(10))
+        asyncio.run(Child(lambda: os.fsencode(str(1 / 0))).answer(60))
     assert "ZeroDivisionError" in capfd.readouterr().err

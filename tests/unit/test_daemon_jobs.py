@@ -31,7 +31,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -173,7 +173,7 @@ class _Loop:
         self.kernel.close()
 
     def names(self) -> set[str]:
-        return {key.name for key in self.plane.held.entries}
+        return {key.name for key in list(self.plane.held.entries)}  # the kernel's thread changes them meanwhile
 
     @property
     def failures(self) -> int:

@@ -101,7 +101,7 @@ class Bench:
         self.keeper.look()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.01)
                 if self.inbox.pending and self.keeper._planner is not None:
@@ -124,7 +124,7 @@ async def started(server: ApiServer, *options: str) -> AsyncIterator[Bench]:
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 60))
+    asyncio.run(asyncio.wait_for(test(), 300))
 
 
 def announcing(name: str, address: str, text: str = OFFER) -> dict[str, Any]:
@@ -271,6 +271,7 @@ def test_it_is_taken_back_before_a_mode_without_it_takes_over(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forwarding, "HEARD_SECONDS", 0.0)
+    monkeypatch.setattr(forwarding, "RETRACT_SECONDS", 60.0)
 
     async def test() -> None:
         async with started(server, "--lb-mode", "dsr") as bench:

@@ -89,7 +89,7 @@ def follow(server: ApiServer, bench: Bench, scenario: Callable[[], Awaitable[Non
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 

@@ -129,6 +129,6 @@ def test_a_library_that_hangs_goes_with_this_process(tmp_path: Path, monkeypatch
     while not begun.exists():
         time.sleep(0.01)
     tools.end_tools()
-    thread.join(20)
+    thread.join(60)
     assert len(said) == 1
     assert "was killed, because this process ends; nothing was changed" in said[0]

@@ -14,7 +14,7 @@ from tests.unit.page_view import ToldView, served
 
 WIDTHS, SCHEMES = (390, 900, 1440), ("light", "dark")
 HOSTILE = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>"\'&'
-_READY = "document.querySelectorAll('[data-frontend]').length && document.querySelector('#events .refused')"
+_READY = "document.querySelectorAll('[data-frontend]').length && document.querySelectorAll('#events li').length > 2"
 _LOOK = """({
   wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   hit: window.hit ?? 0,
@@ -122,7 +122,7 @@ async def sent_while_a_path_is_asked_for_again() -> str:
         await tab.open(f"http://127.0.0.1:{port}/", 900, "light")
         await tab.until("document.querySelector('[data-frontend]')")
         await tab.value("document.querySelector('[data-frontend]').click()")
-        await asyncio.wait_for(view.asked_again.wait(), 60)
+        await asyncio.wait_for(view.asked_again.wait(), 120)
         await tab.value("document.getElementById('send').click()")
         await tab.until("document.querySelector('#sent tbody')")
         view.may.set()

@@ -109,13 +109,23 @@ def test_packets_are_sent_for_this_page_alone(headers: dict[str, str], body: obj
 
 
 def test_packets_are_sent_one_call_at_a_time() -> None:
-    async def both() -> list[int]:
-        async with served(ToldView("name")) as (page, port):
-            headers = {TOKEN_HEADER: page.token, "Content-Type": "application/json"}
-            answers = await asyncio.gather(*(asked(port, "/api/call", headers, "POST", CALL) for _ in range(2)))
-            return sorted(status for status, _, _ in answers)
+    view = ToldView("name")
 
-    assert asyncio.run(both()) == [200, 429]
+    async def both() -> list[int]:
+        view.answering.clear()
+        async with served(view) as (page, port):
+            headers = {TOKEN_HEADER: page.token, "Content-Type": "application/json"}
+            first = asyncio.create_task(asked(port, "/api/call", headers, "POST", CALL))
+            async with asyncio.timeout(60):
+                while not view.called:
+                    await asyncio.sleep(0.01)
+                second = await asked(port, "/api/call", headers, "POST", CALL)
+            view.answering.set()
+            third = asked(port, "/api/call", headers, "POST", CALL)
+            return [status for status, _, _ in (second, await first, await third)]
+
+    assert asyncio.run(both()) == [429, 200, 200]
+    assert len(view.called) == 2
 
 
 @pytest.mark.parametrize(
@@ -195,6 +205,7 @@ def test_a_look_that_fails_is_told_in_the_stream() -> None:
 
 def test_many_watchers_look_once_and_too_many_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MOST_WATCHERS", 3)
+    monkeypatch.setattr(server, "LOOK_SECONDS", 600.0)
     view = ToldView("name")
 
     async def watched() -> tuple[list[int], int]:

@@ -27,7 +27,7 @@ def test_a_closed_port_refuses_whoever_asks_and_nobody_else_gets_it(family: sock
     with closed_port() as port:
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             with socket.socket(family, kind) as client:
-                client.settimeout(20)
+                client.settimeout(60)
                 assert _ask(client, address, port) == errno.ECONNREFUSED
             with socket.socket(family, kind) as other, pytest.raises(OSError) as refused:
                 other.bind((address, port))

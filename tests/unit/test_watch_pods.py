@@ -72,7 +72,7 @@ def test_the_extra_role_allows_what_is_watched() -> None:
     assert documents["ClusterRoleBinding"]["roleRef"]["name"] == documents["ClusterRole"]["metadata"]["name"]
 
 
-def follow(server: ApiServer, resources: tuple[Resource, ...], seconds: float = 15) -> tuple[Inbox, str]:
+def follow(server: ApiServer, resources: tuple[Resource, ...], seconds: float = 60) -> tuple[Inbox, str]:
     """Follow until everything is known; the inbox, and the log."""
     inbox, out = Inbox(resource.kind for resource in resources), io.StringIO()
 

@@ -89,7 +89,7 @@ def _complaint(kubectl: Kubectl, pod: PodState, seconds: float, late: bool) -> s
     """Which pod does not come up and why; its last Warning Event says more than its status."""
     reasons = [pod.waits_for, *_warnings(kubectl, pod.name)]
     reasons = [text for text in dict.fromkeys(reasons) if text]
-    when = f"is not ready after {seconds:.0f} s (--timeout)" if late else "cannot start"
+    when = f"is not ready after {seconds:.0f} s (--timeout)" if late and not pod.hopeless else "cannot start"
     return f"pod {pod.name} {when}: {'; '.join(reasons) or 'nothing is told of why; is its kubelet alive?'}"
 
 

@@ -76,7 +76,7 @@ def slices(lab: Lab, number: int) -> list[EndpointSlice]:
 
 def ask(lab: Lab, addresses: Sequence[str], count: int) -> dict[tuple[str, str], set[str]]:
     """Who answers clients in both places at each address; every attempt must be answered."""
-    probes = [Probe(address, 80, count=count, timeout=6.0) for address in addresses]
+    probes = [Probe(address, 80, count=count, timeout=60.0) for address in addresses]
     found = {}
     for place, results in lab.probe_all(dict.fromkeys(PLACES, probes)).items():
         for address, result in zip(addresses, results, strict=True):
@@ -124,8 +124,8 @@ def test_every_way_to_send_meets_the_same_endpoint(lab: Lab, proxy: LabProxy, fa
     """Sockets that are bound to an address or port, connected datagrams, single ones: all are this one client."""
     source = lab.place(CLIENT).addresses[family]
     proxy.update([sticky(Protocol.TCP, Protocol.UDP), *slices(lab, 1)])
-    tcp = Probe(VIP[family], 80, count=3, timeout=20.0)
-    udp = Probe(VIP[family], 80, Protocol.UDP, count=3, timeout=20.0)
+    tcp = Probe(VIP[family], 80, count=3, timeout=60.0)
+    udp = Probe(VIP[family], 80, Protocol.UDP, count=3, timeout=60.0)
     bound = (replace(tcp, source=source), replace(tcp, source_port=41001, count=1))
     for probes in ((tcp, *bound), (udp, replace(udp, connected=False), replace(udp, source=source))):
         seen = set()

@@ -26,7 +26,7 @@ from tests.kernel.test_behaviours import endpoints, service
 
 BOTH = pytest.mark.parametrize("version", [4, 6])
 ANSWERING = msgspec.structs.replace(NODE_CONFIG, answer_ping=True)
-PATIENCE, QUIET = 20.0, 0.5
+PATIENCE, QUIET = 60.0, 0.5
 """Seconds for an answer that must come, and after which silence is believed."""
 _REQUEST = {4: 8, 6: 128}
 _series = itertools.count(1000)

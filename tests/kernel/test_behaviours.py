@@ -74,7 +74,7 @@ def endpoints(lab: Lab, *pods: str, name: str = "web", port: int = PORTS[0]) -> 
 
 def servers(lab: Lab, family: Family, count: int = 20, **options: object) -> set[str]:
     """Who answers `count` connections of the client; every one must be answered."""
-    probe = replace(Probe(VIP[family], 80, count=count, timeout=20.0), **options)
+    probe = replace(Probe(VIP[family], 80, count=count, timeout=60.0), **options)
     (result,) = lab.probe(CLIENT, probe)
     assert result.count(Outcome.ANSWERED) == count, result.outcomes
     return set(result.servers)
@@ -82,7 +82,7 @@ def servers(lab: Lab, family: Family, count: int = 20, **options: object) -> set
 
 def patience(wanted: Outcome) -> float:
     """Seconds for an outcome: silence is believed after one, anything else may take a busy machine long."""
-    return 1.0 if wanted is Outcome.TIMEOUT else 20.0
+    return 1.0 if wanted is Outcome.TIMEOUT else 60.0
 
 
 def outcome(lab: Lab, probe: Probe, place: str = CLIENT) -> Outcome:
@@ -120,19 +120,26 @@ def test_affinity_sticks_moves_only_with_its_endpoint_and_expires(lab: Lab, prox
 
 @FAMILIES
 def test_affinity_lasts_from_the_last_new_connection(lab: Lab, proxy: LabProxy, family: Family) -> None:
+    timeout = 5.0
     proxy.update([service(affinity_seconds=5), *endpoints(lab, "pod1-1", "pod1-2", "pod1-3", "pod2-1")])
+    began = last = time.monotonic()
     (mine,) = servers(lab, family)
-    for _ in range(4):  # longer than the timeout together, each much shorter
+    while last - began < timeout + 1:  # longer than the timeout together, each much shorter
         time.sleep(1.5)
-        assert servers(lab, family, 2) == {mine}
+        before, last = last, time.monotonic()
+        found = servers(lab, family, 2)
+        if time.monotonic() - before < timeout:
+            assert found == {mine}
+        else:  # on a busy machine the timeout was over meanwhile: from the beginning
+            began, (mine,) = last, found
 
 
 @FAMILIES
 def test_udp_flow_follows_every_change(lab: Lab, proxy: LabProxy, family: Family) -> None:
     """One client socket address, used all the time: its conntrack entry must never outlive the decision it holds."""
     node = lab.place("node1").addresses[family]
-    flow = Probe(VIP[family], 80, Protocol.UDP, source_port=45001, timeout=20.0)
-    port = Probe(node, 30080, Protocol.UDP, source_port=45002, timeout=20.0)
+    flow = Probe(VIP[family], 80, Protocol.UDP, source_port=45001, timeout=60.0)
+    port = Probe(node, 30080, Protocol.UDP, source_port=45002, timeout=60.0)
 
     def ask(probe: Probe) -> str:
         attempt = lab.probe(CLIENT, probe)[0].attempts[0]
@@ -161,8 +168,8 @@ def test_udp_flow_follows_every_change(lab: Lab, proxy: LabProxy, family: Family
 def test_udp_flows_stay_while_their_endpoint_serves(lab: Lab, mode: str, family: Family) -> None:
     """To a pod that drains, by clusterIP and node port, through changes of policy and a load by another mode."""
     node = lab.place("node1").addresses[family]
-    flow = Probe(VIP[family], 80, Protocol.UDP, source_port=45101, timeout=20.0)
-    port = Probe(node, 30083, Protocol.UDP, source_port=45102, timeout=20.0)
+    flow = Probe(VIP[family], 80, Protocol.UDP, source_port=45101, timeout=60.0)
+    port = Probe(node, 30083, Protocol.UDP, source_port=45102, timeout=60.0)
 
     def ask() -> set[str]:
         return {attempt.server or attempt.outcome for p in (flow, port) for attempt in lab.probe(CLIENT, p)[0].attempts}
@@ -200,7 +207,7 @@ def test_udp_flows_stay_while_their_endpoint_serves(lab: Lab, mode: str, family:
 @FAMILIES
 def test_established_tcp_stays_when_other_endpoints_change(lab: Lab, proxy: LabProxy, family: Family) -> None:
     proxy.update([service(), *endpoints(lab, "pod1-1")])
-    probe = Probe(VIP[family], 80, packets=2, timeout=20.0)
+    probe = Probe(VIP[family], 80, packets=2, timeout=60.0)
     proxy.update(endpoints(lab, "pod1-1", "pod1-2"))
     (result,) = lab.probe(CLIENT, replace(probe, count=20))
     assert all(len(attempt.servers) == 2 and len(set(attempt.servers)) == 1 for attempt in result.attempts)
@@ -210,7 +217,7 @@ def connection(lab: Lab, family: Family, place: str, source_port: int, address: 
     """A TCP connection from this port, which others may be using too."""
     with netns(lab.place(place).netns):
         sock = socket.socket(family.socket_family, socket.SOCK_STREAM)
-    sock.settimeout(5)
+    sock.settimeout(60)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((lab.place(place).addresses[family], source_port))
     sock.connect((address, port))
@@ -244,7 +251,7 @@ def test_port_number_may_differ_by_slice(lab: Lab, proxy: LabProxy, family: Fami
     # The second pod at a port where nobody listens: its share is refused.
     closed = endpoints(lab, "pod1-2", name="b", port=9)
     proxy.update(closed)
-    (result,) = lab.probe(CLIENT, Probe(VIP[family], 80, count=40, timeout=20.0))
+    (result,) = lab.probe(CLIENT, Probe(VIP[family], 80, count=40, timeout=60.0))
     assert set(result.servers) == {"pod1-1"}
     assert result.count(Outcome.REFUSED) > 0
 
@@ -282,7 +289,7 @@ def other_proxy(node: Node, family: Family, backend: str) -> Iterator[None]:
 def test_what_another_proxy_serves_passes(lab: Lab, proxy: LabProxy, family: Family) -> None:
     elsewhere = replace(service(cluster_ips=tuple(ELSEWHERE.values())), name="elsewhere", proxied_elsewhere=True)
     proxy.update([SERVICE_CIDR, elsewhere, service(), *endpoints(lab, "pod1-1")])
-    probe = Probe(ELSEWHERE[family], 80, timeout=20.0)
+    probe = Probe(ELSEWHERE[family], 80, timeout=60.0)
     unclaimed = Outcome.ERROR if proxy.mode == "iptables" else Outcome.TIMEOUT
     for place in (CLIENT, "node1"):
         assert outcome(lab, replace(probe, timeout=patience(unclaimed)), place) is unclaimed, place
@@ -309,18 +316,18 @@ def test_an_address_of_the_service_range_that_the_node_holds_is_its_own(
                 with netns(lab.place(place).netns):
                     client = socket.socket(family.socket_family)
                 servers.enter_context(client)
-                client.settimeout(20.0)
+                client.settimeout(60.0)
                 client.connect((address, port))
 
 
 def test_reject_and_drop_differ_on_the_wire(lab: Lab, proxy: LabProxy) -> None:
     """A capture of what comes back: ICMP port unreachable for a reject, nothing at all for a drop."""
     proxy.update([service(external_ips=(EXTERNAL,), external_local=True), *endpoints(lab)])
-    rejected = lab.probe("client", Probe(EXTERNAL, 80, timeout=20.0))[0].attempts[0]
+    rejected = lab.probe("client", Probe(EXTERNAL, 80, timeout=60.0))[0].attempts[0]
     assert (rejected.outcome, rejected.detail) == (Outcome.REFUSED, "icmp")
     proxy.update(endpoints(lab, "pod2-1"))  # endpoints elsewhere only: node 1 drops
     assert outcome(lab, Probe(EXTERNAL, 80, timeout=1.0), "client") is Outcome.TIMEOUT
-    assert outcome(lab, Probe(EXTERNAL, 80, timeout=20.0)) is Outcome.ANSWERED  # its pods still reach them
+    assert outcome(lab, Probe(EXTERNAL, 80, timeout=60.0)) is Outcome.ANSWERED  # its pods still reach them
 
 
 GUARDED = ("203.0.113.78", "203.0.113.79")
@@ -347,9 +354,9 @@ def test_source_ranges_without_endpoints(lab: Lab, proxy: LabProxy) -> None:
     wanted = Outcome.REFUSED if proxy.mode == "iptables" else Outcome.TIMEOUT
     assert [outcome(lab, Probe(address, 80, timeout=patience(wanted)), "client") for address in GUARDED] == [wanted] * 2
     proxy.update([guarded(lab, f"{client}/32")])
-    assert [outcome(lab, Probe(address, 80, timeout=20.0), "client") for address in GUARDED] == [Outcome.REFUSED] * 2
+    assert [outcome(lab, Probe(address, 80, timeout=60.0), "client") for address in GUARDED] == [Outcome.REFUSED] * 2
     proxy.update(endpoints(lab, "pod2-1"))
-    assert [outcome(lab, Probe(address, 80, timeout=20.0), "client") for address in GUARDED] == [Outcome.ANSWERED] * 2
+    assert [outcome(lab, Probe(address, 80, timeout=60.0), "client") for address in GUARDED] == [Outcome.ANSWERED] * 2
 
 
 def test_each_load_balancer_ip_may_be_the_source_where_the_node_is_in_the_ranges(lab: Lab, proxy: LabProxy) -> None:
@@ -386,8 +393,8 @@ def test_headless_and_external_name_have_no_frontend(lab: Lab, proxy: LabProxy) 
         replace(service(type=ServiceType.EXTERNAL_NAME, cluster_ips=(), external_ips=(EXTERNAL,)), name="named"),
     ]
     proxy.update([*silent, *endpoints(lab, "pod1-1")])
-    assert outcome(lab, Probe(EXTERNAL, 80, timeout=20.0)) is Outcome.ERROR
-    direct = Probe(lab.place("pod1-1").addresses[Family.IPV4], PORTS[0], timeout=20.0)
+    assert outcome(lab, Probe(EXTERNAL, 80, timeout=60.0)) is Outcome.ERROR
+    direct = Probe(lab.place("pod1-1").addresses[Family.IPV4], PORTS[0], timeout=60.0)
     assert outcome(lab, direct) is Outcome.ANSWERED
 
 
@@ -409,7 +416,7 @@ def test_terminating_endpoints_serve_until_a_ready_one_is_there(lab: Lab, proxy:
 
 def hairpin(lab: Lab, family: Family) -> tuple[str, str]:
     """pod1-1 through the Service to itself: how it ends, and whom it sees ("" while nothing answers)."""
-    attempt = lab.probe("pod1-1", Probe(VIP[family], 80, timeout=20.0))[0].attempts[0]
+    attempt = lab.probe("pod1-1", Probe(VIP[family], 80, timeout=60.0))[0].attempts[0]
     return attempt.outcome, split_port(attempt.client)[0] if attempt.client else ""
 
 

@@ -22,10 +22,13 @@ from dataplane.bench.scenarios import IMBALANCE, SCENARIOS, Scenario
 from dataplane.kernel.namespaces.netns import in_netns, netns
 from dataplane.kernel.netlink.conntrack import forget_all
 from dataplane.model.net import Family
+from tests.kernel.daemon_lab import until
 
 KILL, FULL = SCENARIOS["during-kill"], SCENARIOS["during-conntrack-full"]
 MS = 1_000_000
 AWAY = 0.3
+WAIT = 500 * MS
+"""What a connection may wait for a processor. A lost SYN is sent again after a second."""
 BLOCK = "add table inet away; add chain inet away c {{ type filter hook prerouting priority -400; }}; "
 BLOCK += 'add rule inet away c iifname "{device}" drop'
 
@@ -67,8 +70,8 @@ def test_a_service_that_is_away_for_300_ms_is_told_so(
     monkeypatch.setattr(Events, "_nothing", go_away)
     found = events.measure("direct", KILL)
     [least, most] = (seconds * 1e9 for seconds in away)
-    assert least - 5 * MS <= found["gap"] <= most + 25 * MS
-    assert 0.95 * least / MS / 2 <= found["slow"] <= most / MS / 2 + 15  # one is due every 2 ms
+    assert least - 5 * MS <= found["gap"] <= most + WAIT
+    assert 0.95 * least / MS / 2 <= found["slow"] <= (most + WAIT) / MS / 2  # one is due every 2 ms
     assert found["failures"] == 0  # the second SYN comes through, a second later
     assert SLOW < found["max"] < PATIENCE
     assert found["flow_slow"] > 0
@@ -80,7 +83,7 @@ def test_kill_9_of_the_daemon_loses_nothing(events: Events) -> None:
     found = events.measure("nftables", KILL)
     assert (found["failures"], found["flow_failures"], found["ended"]) == (0, 0, 0)
     assert found["operations"] > 300
-    assert 0.1 < found["event"] < 60
+    assert 0.1 < found["event"] < 300
     assert found["operations"] == sum(count for _, count in found["counts"])
 
 
@@ -128,11 +131,11 @@ def test_the_flood_comes_from_everywhere_and_arrives(rig: Rig, events: Events) -
     before = int(in_netns(node.netns, count.read_text))
     flooder = rig.watcher("client")
     flooder.flood((node.addresses[Family.IPV4], LOCAL_NODE_PORT), 2000)
-    time.sleep(0.5)
+    time.sleep(1.0)
     flooded = flooder.end()
     sent = flooded["sent"]
     assert 0.5 < sent / (2000 * flooded["seconds"]) < 1.2
-    assert int(in_netns(node.netns, count.read_text)) - before > 0.9 * sent  # a flow each
+    until(lambda: int(in_netns(node.netns, count.read_text)) - before > 0.9 * sent, "a flow each", 20)
 
 
 def test_flows_stay_where_they_are_when_endpoints_double(rig: Rig, events: Events, wanted: Settings) -> None:
@@ -140,16 +143,20 @@ def test_flows_stay_where_they_are_when_endpoints_double(rig: Rig, events: Event
     found = scale_out(rig, wanted, "nftables")
     assert (found["failures"], found["before_failures"], found["idle"]) == (0, 0, 0)
     assert (found["operations"], found["before_operations"]) == (1024, 512)
-    assert 1.0 < found["before_most"] < 1.4  # chance alone
-    assert 1.4 < found["most"] < 2.0  # 1.5: the old ones have all of the first half, and half of the second
+    # Of 512 flows over eight endpoints; one has more than these in one of 100,000 runs.
+    assert 1.0 <= found["before_most"] < 1.6  # chance alone
+    assert 1.4 < found["most"] < 2.2  # 1.5: the old ones have all of the first half, and half of the second
 
 
 @pytest.mark.parametrize("name", ["connect-16", "TCP_RR-16"])
 def test_several_at_once(rig: Rig, name: str) -> None:
     scenario: Scenario = SCENARIOS[name]
     watcher = rig.watcher(rig.client_of("direct"))
-    found = watcher.closed_loop(scenario.operation, (rig.pod("direct"), 9000), 16, 0.1)
-    took = [took for _, took in found[scenario.operation]]
+    for seconds in (0.1, 1.0, 10.0):  # where others have the processor it may take longer
+        found = watcher.closed_loop(scenario.operation, (rig.pod("direct"), 9000), 16, seconds)
+        took = [took for _, took in found[scenario.operation]]
+        if len(took) > 100:
+            break
     assert len(took) > 100
     assert min(took) > 0
-    assert 0.05 * 16 < sum(took) / 1e9 < 0.2 * 16  # sixteen were under way all the time
+    assert 0.5 < sum(took) / 1e9 / (16 * found["seconds"]) < 1.1  # sixteen were under way all the time

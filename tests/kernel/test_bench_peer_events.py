@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +20,12 @@ from dataplane.bench.scenarios import SCENARIOS
 from dataplane.lab.spec import LabError
 from tests.bench_modes import own_modes
 from tests.kernel import toy_proxy
+from tests.kernel.daemon_lab import until
 
 SERVICES = 3
 MS = 1_000_000
+LOST_SYN = 1000 * MS
+"""A lost SYN is sent again after so long. On a busy machine a connection waits for a processor for less."""
 TOY = f"exec {sys.executable} {Path(toy_proxy.__file__)}"
 PEERS = (Peer("toy", TOY), Peer("leaky", f"{TOY} takes-rules late"), Peer("once", f"{TOY} once"))
 RESTART, KILL = SCENARIOS["during-restart"], SCENARIOS["during-kill"]
@@ -72,8 +76,8 @@ def test_kill_9_of_a_peer_is_one_and_loses_nothing_where_rules_stay(rig: Rig, ev
     assert not processes(rig, "leaky") & before
     assert "ended in order" not in said(rig.peer("leaky"))
     assert (found["failures"], found["flow_failures"], found["ended"], found["flows"]) == (0, 0, 0, 16)
-    assert found["slow"] == 0
-    assert toy_proxy.LATE < found["event"] < 30  # until it serves what came meanwhile, though rules of it were there
+    assert found["max"] < LOST_SYN
+    assert toy_proxy.LATE < found["event"] < 300  # until it serves what came meanwhile, though rules of it were there
 
 
 def test_a_peer_that_takes_its_rules_with_it_is_told_so(events: Events) -> None:
@@ -84,15 +88,18 @@ def test_a_peer_that_takes_its_rules_with_it_is_told_so(events: Events) -> None:
 
 def test_a_restart_in_order_loses_nothing_where_rules_stay(rig: Rig, events: Events) -> None:
     found = events.measure("toy", RESTART)
-    assert (found["failures"], found["slow"], found["ended"]) == (0, 0, 0)
+    assert (found["failures"], found["ended"]) == (0, 0)
+    assert found["max"] < LOST_SYN
     assert said(rig.peer("toy")) == f"{NEW}\n"  # the second one's
 
 
 def test_a_rollout_comes_by_the_api_server(rig: Rig, events: Events) -> None:
     found = events.measure("toy", ROLLOUT)
     assert (found["failures"], found["ended"]) == (0, 0)
-    assert said(rig.peer("toy")).count(NEW) > 3
-    assert 0.5 < rig.peer("toy").changes(0.5) / (0.5 * CHANGES_A_SECOND) < 1.1
+    until(lambda: said(rig.peer("toy")).count(NEW) > 3, "it has heard of several")
+    began = time.monotonic()
+    made = rig.peer("toy").changes(0.5)
+    assert 0.25 * CHANGES_A_SECOND < made < 1.1 * CHANGES_A_SECOND * (time.monotonic() - began)
 
 
 def test_a_peer_that_does_not_come_back_is_told_at_once_until_a_cold_start(rig: Rig, events: Events) -> None:

@@ -28,8 +28,9 @@ from dataplane.lab.lab import Lab
 from dataplane.lab.spec import LabSpec
 from dataplane.model.net import Family
 from tests.json_views import check_output
+from tests.kernel.lost_packets import lost_packets
 
-PATIENCE = 300.0
+PATIENCE = 900.0
 MACS, ADDRESSES, PORTS = ("02:00:00:00:00:01", "02:00:00:00:00:02"), ("198.51.100.2", "172.18.0.1"), (40000, 30081)
 
 
@@ -80,11 +81,12 @@ def test_what_several_processors_send_is_counted(lab: Lab) -> None:
     take_frames(node, other, Family.IPV4)
     macs = uplink_macs(*ends)
     addresses = lab.client.addresses[Family.IPV4], other.pods[0].addresses[Family.IPV4]
-    with Generator(*ends, udp_frame(macs, addresses, (40000, 9)), by_port=True) as generator:
+    frame = udp_frame(macs, addresses, (40000, 9))
+    with Generator(*ends, frame, by_port=True) as generator, lost_packets(ends[0]) as lost:
         found = generator.run_on(present(), 0.0)
     assert found["sent"] == RUN_PACKETS * len(present())
     # On a busy machine a processor's backlog is full at times, and what does not fit is dropped.
-    assert 0.5 * found["sent"] <= found["operations"] <= found["sent"] + 10
+    assert 0.99 * found["sent"] - lost() <= found["operations"] <= found["sent"] + 10
     assert 0 < found["together"] <= 1
     assert found["rate"] > 0
 

@@ -14,6 +14,8 @@ from dataplane.kernel import sysctl
 from dataplane.kernel.namespaces.netns import netns
 
 SERVICES, PORTS = 3, (40000, 40199)
+SECOND = 1e9
+"""After which a SYN is sent again that met what a connection before left."""
 
 
 @pytest.fixture
@@ -34,10 +36,13 @@ def test_ports_that_tcp_crr_left_in_time_wait_do_not_delay_connections_to_anothe
     def latency(scenario: str, position: Position, seconds: float) -> float:
         wanted = SCENARIOS[scenario]
         target = rig.target("nftables", wanted, SERVICES, position)
-        found = rig.traffic("nftables", wanted.operation, target, seconds, False)
+        for longer in (1, 10, 50):  # where others have the processor it may take longer
+            found = rig.traffic("nftables", wanted.operation, target, longer * seconds, False)
+            if found["operations"] > 5:
+                break
         assert found["operations"] > 5
         return float(found["p50"])
 
     before = latency("connect", Position.FIRST, 0.2)
     latency("TCP_CRR", Position.LAST, 0.5)
-    assert latency("connect", Position.FIRST, 0.2) < 5 * before
+    assert latency("connect", Position.FIRST, 0.2) < max(5 * before, 0.3 * SECOND)

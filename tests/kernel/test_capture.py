@@ -1,6 +1,9 @@
 """`hotplane monitor --pcap`: what is refused, in a file that others read, and nothing left in the rules afterwards."""
 
 import json
+import os
+import re
+import select
 import signal
 import socket
 import subprocess
@@ -91,7 +94,7 @@ def test_each_refused_packet_is_in_the_file_with_its_reason_and_device(
     process = monitor(net, "--pcap", str(file), "--count", "5", "-o", "json", "--snaplen", "64")
     assert send(net, SERVED[version])[0] == "0", "what is served is not captured"
     refuse(net, version)
-    out, errors = process.communicate(timeout=30)
+    out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors.decode()
     assert not captures(net)
     assert file.stat().st_mode & 0o777 == 0o600
@@ -192,12 +195,17 @@ def test_filters_and_standard_output_and_an_end_by_a_signal(net: Network, tmp_pa
     plane.load(plan(4))
     process = monitor(net, "--pcap", "-", "--reason", "unknown_port", "--client", CLIENT[4])
     refuse(net, 4)
-    time.sleep(0.7)
+    assert process.stdout is not None
+    written, wanted = b"", re.compile(re.escape(socket.inet_aton(SERVED[4])) + rb"..\x00\x51", re.DOTALL)
+    while not wanted.search(written):  # that address, and a UDP header with the port 81
+        assert select.select([process.stdout], [], [], 60)[0]
+        written += os.read(process.stdout.fileno(), 1 << 16)
+    time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 130
     assert not captures(net)
-    (tmp_path / "out.pcapng").write_bytes(out)
+    (tmp_path / "out.pcapng").write_bytes(written + out)
     (packet,) = rdpcap(str(tmp_path / "out.pcapng"))
     assert (packet[IP].dst, packet[UDP].dport) == (SERVED[4], 81)
 
@@ -218,7 +226,7 @@ def test_only_what_programs_refuse_at_the_hook_that_was_asked_for(
             until(lambda: file.exists() and file.stat().st_size > 0, "the programs hand packets over, too")
             assert send(net, VIP[4]) == "refused"
             here.sendto(b"?", (NODE[4], 30080))
-            out, errors = process.communicate(timeout=30)
+            out, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors.decode()
         assert [(line["hook"], line["reason"]) for line in map(json.loads, out.splitlines())] == [
             ("tc_ingress", "no_way_out")
@@ -276,7 +284,7 @@ def test_a_capture_goes_on_over_reloads_and_restarts(net: Network) -> None:
         later = in_netns(net.node, NftablesPlane)
         later.load(plan(4))
         assert send(net, VIP[4]) == "refused"
-        (packet,) = in_netns(net.node, stream.poll, 5)
+        (packet,) = in_netns(net.node, stream.poll, 60)
         assert (packet.reason, packet.device, packet.length >= 28) == ("no_endpoint", "c0", True)
         later.cleanup()
     assert stream.lost == 0

@@ -22,7 +22,7 @@ CLIENT = {Family.IPV4: "203.0.113.9", Family.IPV6: "2001:db8:9::9"}
 
 def until_taken(capture: ProgramCapture, count: int) -> list[Captured]:
     found: list[Captured] = []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(found) < count and time.monotonic() < deadline:
         found += capture.poll(0.1)
     return found
@@ -52,7 +52,7 @@ def test_a_dropped_packet_comes_with_its_reason_and_first_bytes_and_no_other(fam
         ] * 3
         for packet in found:
             assert (packet.data, packet.length) == (frame[:64], len(frame))
-            assert abs(packet.ns - before) < 5_000_000_000
+            assert abs(packet.ns - before) < 60_000_000_000
             assert packet.fate.startswith("dropped: no route any more")
         assert (capture.lost, capture.poll(0)) == (0, [])
 

@@ -119,14 +119,14 @@ class ApiServer:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._ready.wait(10)
+        self._ready.wait(60)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._call(self._end.set)
-        self._thread.join(10)
+        self._thread.join(60)
 
     def apply(self, *items: Object) -> None:
         """Create or replace objects."""
@@ -156,7 +156,7 @@ class ApiServer:
 
     def say(self, line: bytes) -> None:
         """Send these bytes into every open watch, as they are."""
-        asyncio.run_coroutine_threadsafe(self._say(line), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._say(line), self._loop).result(60)
 
     def object(self, kind: str, namespace: str, name: str) -> Object:
         """An object as it is now."""
@@ -175,7 +175,7 @@ class ApiServer:
         async def call() -> _T:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(60)
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# An entry of an ipset that is permanent expires once ipset-translate has made nftables rules of it. The set has a default
-# timeout, the entry `timeout 0`; ipset(8): "Zero timeout value means the entry is added permanent to the set." The
-# translation says `timeout 0s`, which nft takes for "none given", so the element gets the set's default. Neither tool
-# warns, and ipset-translate(8) lists no such limit. nftables 1.0.6 has no way to say it; that of 1.1.3 has
-# `timeout never`.
+# An entry of an ipset that is permanent expires once ipset-translate has made nftables commands of it. The set has a
+# default timeout, the entry `timeout 0`; ipset(8): "Zero timeout value means the entry is added permanent to the
+# set." The translation says `timeout 0s`, which nft takes for "none given", so the element gets the set's default.
+# Neither tool warns, and ipset-translate(8) lists no such limit. nftables 1.0.6 has no way to say it; that of 1.1.3
+# has `timeout never`.
 #
-# Seen with ipset 7.17 and nftables 1.0.6 of Debian 12, Linux 6.18.44; ipset 7.22 and nftables 1.1.3 of Debian 13 do the
-# same. ipset-translate only reads text, so that no module of the kernel is needed for it; the default timeout is 2 s.
+# Seen with ipset 7.17 and nftables 1.0.6 of Debian 12, Linux 6.18.44; ipset 7.22 and nftables 1.1.3 of Debian 13 do
+# the same. ipset-translate only reads text, so that no module of the kernel is needed for it; the default timeout is
+# 2 s.
 #
 # Output seen:
 #   add set inet global kept { type ipv4_addr; timeout 2s; }

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# In a set with timeouts and `auto-merge`, an element takes over the timeout of its neighbour: nft makes one interval of
-# adjacent ones and keeps the timeout of a single one of them. 10.0.0.0/24 was to stay for an hour and is gone when
-# 10.0.1.0/24, added for one second, is. A permanent element next to one with a timeout is no longer permanent, and its
-# comment is lost. nft(8) says of auto-merge "automatic merge of adjacent/overlapping set elements (only for interval
-# sets)", nothing about timeouts; there is no warning. Without auto-merge both stay as long as they should.
+# In a set with timeouts and `auto-merge`, an element takes over the timeout of its neighbour: nft makes one interval
+# of adjacent ones and keeps the timeout of a single one of them. 10.0.0.0/24 was to stay for an hour and is gone when
+# 10.0.1.0/24, added for one second, is. A permanent element next to one with a timeout is no longer permanent, and
+# its comment is lost. nft(8) says of auto-merge "automatic merge of adjacent/overlapping set elements (only for
+# interval sets)", nothing about timeouts; there is no warning. Without auto-merge both stay as long as they should.
 #
 # Which timeout is kept depends on the order: the new element's where the other one is in the kernel, the lowest
 # address's where both come in one command.

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# nft -o (--optimize) changes what rules about TCP flags match. `tcp flags syn` is true of each segment with that flag,
-# whatever its others are; of two such rules nft -o makes one with an anonymous set, `tcp flags { syn, rst }`, which is
-# true only of segments with exactly one of the flags: SYN+ACK, which the first rule had, is left to the rules behind.
-# Different verdicts (merged into a vmap) and further matches in the rules (into a concatenation) make no difference.
-# nft(8): "Optimize your ruleset." It prints what it merged, but no warning.
+# nft -o (--optimize) changes what rules about TCP flags match. `tcp flags syn` is true of each segment with that
+# flag, whatever its others are; of two such rules nft -o makes one with an anonymous set, `tcp flags { syn, rst }`,
+# which is true only of segments with exactly one of the flags: SYN+ACK, which the first rule had, is left to the
+# rules behind. Different verdicts (merged into a vmap) and further matches in the rules (into a concatenation) make
+# no difference. nft(8): "Optimize your ruleset." It prints what it merged, but no warning.
 #
 # Seen with nftables 1.0.6 of Debian 12, Linux 6.18.44; nftables 1.1.3 of Debian 13 proposes the same merge. A TCP
 # connection over the loopback is opened, sends five bytes and is closed, by the client first.

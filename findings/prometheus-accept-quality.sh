@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The exporter of prometheus_client does not look at the quality values of an Accept header. A client that prefers the
 # text format (q=0.9) and would take OpenMetrics if need be (q=0.1) gets OpenMetrics, and so does one that says by q=0
-# that it cannot read it; what decides is which known type comes first. RFC 9110, 12.4.2: "a value of 0 means 'not
-# acceptable'". Prometheus gives each format that it asks for a q of its own. Types are compared by
-# case, too (RFC 9110, 8.3.1: "The type and subtype tokens are case-insensitive").
+# that it cannot read it. RFC 9110, 12.4.2: 'a value of 0 means "not acceptable"'; Prometheus gives each format that
+# it asks for a q of its own. Types are compared by case, too (RFC 9110, 8.3.1: "The type and subtype tokens are
+# case-insensitive").
 #
 # The version that is asked for comes back as that of the answer, whatever it is: OpenMetrics 9.0.0, which nobody has
 # written, is sent as `version=9.0.0`, with the content of 1.0.0.

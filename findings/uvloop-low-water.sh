@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# uvloop lets a writer go on only when 16 bytes are left in a transport's buffer, where asyncio does at 16 KiB: the low
-# mark of a new transport is 16 instead of 16384, the high one 65536 in both. asyncio's documentation leaves the defaults
-# to the implementation, but uvloop's own are others once set_write_buffer_limits() was called without arguments: 16384,
-# and it calls itself "a fast, drop-in replacement of the built-in asyncio event loop". (basetransport.pyx has a quarter
-# of 64 without the "* 1024" of the line above.) Until then `await writer.drain()`, once it waits, waits for an empty
-# buffer, so that the socket runs dry before the next write.
+# uvloop lets a writer go on only when 16 bytes are left in a transport's buffer, where asyncio does at 16 KiB: the
+# low mark of a new transport is 16 instead of 16384, the high one 65536 in both. asyncio's documentation leaves
+# defaults to the implementation, but uvloop's own are others once set_write_buffer_limits() was called without
+# arguments: 16384, and it calls itself "a fast, drop-in replacement of the built-in asyncio event loop".
+# (basetransport.pyx has a quarter of 64 without the "* 1024" of the line above.) Until then `await writer.drain()`,
+# once it waits, waits for an empty buffer, so that the socket runs dry before the next write.
 #
-# Seen with uvloop 0.23.0 (the newest release when this was written), python3 3.11.2 of Debian 12. A protocol writes 300
-# kB in pieces to a pair of Unix sockets, whose other end then reads 4 kB at a time; told is what is buffered when
+# Seen with uvloop 0.23.0 (the newest release when this was written), python3 3.11.2 of Debian 12. A protocol writes
+# 300 kB in pieces to a pair of Unix sockets, whose other end then reads 4 kB at a time; told is what is buffered when
 # resume_writing() comes.
 #
 # Output seen:

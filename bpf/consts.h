@@ -221,8 +221,8 @@ enum reason {
     REASON_INCONSISTENT,     /* a table names something that is not there */
     REASON_NOT_TRANSLATED,   /* a peer or sender that no frontend stands for */
     REASON_TCP_NO_SYN,       /* TCP without SYN and without entry: a flow from before */
-    REASON_IP_OPTIONS,       /* an IPv4 header with options */
-    REASON_IPV6_EXTENSION,   /* an IPv6 header with extensions before the transport protocol */
+    REASON_IP_OPTIONS,       /* a client's packet with IPv4 options */
+    REASON_IPV6_EXTENSION,   /* more IPv6 extension headers than are read; XDP leaves them all to tc */
     REASON_NOT_IP,           /* neither IPv4 nor IPv6 */
     REASON_MALFORMED,        /* a header is cut short or contradicts itself */
     REASON_FRAGMENT_UNKNOWN, /* a later fragment whose first was not seen */
@@ -306,6 +306,8 @@ enum reason {
     REASON_TUNNEL_ENDPOINT, /* dropped: a forwarded packet for an endpoint that is not here any more */
     REASON_TAKEN_OVER,      /* counted besides: a connection that another node took goes on here */
     REASON_TUNNEL_LOST,     /* dropped: a packet between nodes, for a reason that is counted besides, such as no flow */
+    /* dropped */
+    REASON_HEADER_CHAIN, /* leaves with more extension headers than are read, so nobody knows whether it is an answer */
     REASON_COUNT,
 };
 

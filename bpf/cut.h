@@ -17,8 +17,8 @@ enum cut_limits {
 
 /* True if this packet may be fragmented. GSO packets may not: they hold several segments. */
 INLINE int may_fragment(const struct __sk_buff *skb, const struct packet *packet) {
-    return packet->ipv4 && !packet->keep_whole && packet->kind != PACKET_ICMP_ERROR && !skb->gso_size &&
-           packet->size > IPV4_HEADER + HEAD_BYTES;
+    return packet->ipv4 && !packet->extended && !packet->keep_whole && packet->kind != PACKET_ICMP_ERROR &&
+           !skb->gso_size && packet->size > IPV4_HEADER + HEAD_BYTES;
 }
 
 /* Return scratch memory for HEAD_BYTES that is unused once the flow's entry was looked up. */

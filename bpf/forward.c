@@ -295,7 +295,9 @@ INLINE enum reason take_out(struct __sk_buff *skb, const struct arrival *arrival
     if (bpf_skb_adjust_room(skb, -(int)tunnel_overhead(packet), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
         return REASON_REWRITE_FAILED;
     reason = hide_reason(packet, read_packet(skb, packet));
-    if (reason == REASON_NONE && packet->ipv4 == ipv4 && !packet->tagged)
+    reason = hide_reason(packet, read_on(skb, packet, reason));
+    if (reason == REASON_NONE && packet->ipv4 == ipv4 && !packet->tagged &&
+        !(asks_with_options(arrival, packet) && kind_of(header) != TUNNEL_ANSWER))
         return REASON_NONE;
     packet->size = skb->len - packet->l3; /* whatever it says of itself */
     return REASON_TUNNEL_FORMAT;

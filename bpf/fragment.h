@@ -37,6 +37,12 @@ INLINE int recall_fragment(struct packet *packet, __u64 now) {
 
     fragment_key(packet, &key);
     found = map_lookup(MAP(fragments), &key);
+    if (!found && packet->extended == EXTENDED_ANY_PROTOCOL) {
+        key.protocol = IPPROTO_TCP;
+        found = map_lookup(MAP(fragments), &key);
+        if (found)
+            packet->protocol = packet->tuple.protocol = IPPROTO_TCP;
+    }
     if (!found || !(found->source_port | found->destination_port) ||
         older_than(found->last_ns, now, REASSEMBLY_SECONDS))
         return 0;

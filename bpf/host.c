@@ -267,8 +267,8 @@ PROGRAM(tc_host)(struct __sk_buff *skb) {
     arrival.now = coarse_now(scratch);
     reason = hide_reason(packet, fresh ? packet->reason : read_packet(skb, packet));
     action = GO_ON;
-    if ((fresh || reason == REASON_NONE) && packet->l3 == sizeof(struct ethhdr) && !of_a_vlan(skb, packet) &&
-        !skb->vlan_present) {
+    if ((fresh ? !packet->extended : reason == REASON_NONE) && packet->l3 == sizeof(struct ethhdr) &&
+        !of_a_vlan(skb, packet) && !skb->vlan_present) {
         if (packet->kind == PACKET_WHOLE)
             action = route(skb, &arrival, packet, scratch, fresh, unknown);
         else if (packet->kind == PACKET_ICMP_ERROR && host_routing_is_on(arrival.now))

@@ -21,6 +21,13 @@ enum packet_kind {
     PACKET_ICMP_ERROR,
 };
 
+/* Whether something is between the IP header and the transport header (extension.h). */
+enum extended {
+    NOT_EXTENDED,
+    EXTENDED,              /* IPv4 options, or IPv6 extension headers other than a fragment's alone */
+    EXTENDED_ANY_PROTOCOL, /* a later fragment of such a packet, of whichever transport protocol */
+};
+
 /* Head of ICMP (RFC 792) and ICMPv6 (RFC 4443) messages; an error quotes the packet that it is about behind it. */
 struct icmp_header {
     __u8 type;
@@ -69,7 +76,7 @@ struct packet {
     __u32 size;         /* bytes from the IP header on */
     __u32 reason;       /* enum reason, so far */
     __u32 source_class; /* enum source_class */
-    __u32 quoted;       /* ICMP errors: bytes of the quoted packet that are there */
+    __u32 quoted_l4;    /* ICMP errors: offset of the quoted packet's transport header */
     __u32 sequence;     /* TCP: of the first byte; host order */
     __u32 acknowledged; /* TCP, with ACK: host order */
     __u32 timestamp;    /* TCP, with HAS_TIMESTAMP: TSval (RFC 7323); host order */
@@ -87,6 +94,7 @@ struct packet {
     __u8 timestamps;     /* enum timestamps */
     __u8 translated;     /* rewritten; its flow entry is not updated yet */
     __u8 taken_over;     /* a segment that goes on with a connection of which nothing is known here */
+    __u8 extended;       /* enum extended */
 };
 
 _Static_assert(sizeof(struct packet) <= sizeof(((struct scratch *)0)->packet), "struct packet outgrew its room");

@@ -29,6 +29,13 @@ struct fragment_header {
     __be32 identification;
 };
 
+/* Whether a next header is an extension that TCP, UDP or ICMPv6 may stand behind: those that the kernel looks behind,
+ * too (ipv6_skip_exthdr). */
+INLINE int is_extension(__u8 next) {
+    return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS || next == IPPROTO_FRAGMENT ||
+           next == IPPROTO_AH;
+}
+
 /* Finds the IP header behind Ethernet and VLAN headers. Returns the Ethernet type, 0 when cut short. */
 INLINE __be16 parse_ethernet(void *data, void *end, struct packet *packet) {
     struct ethhdr *ethernet = data;
@@ -98,10 +105,9 @@ INLINE void parse_timestamp(struct tcphdr *tcp, void *end, struct packet *packet
     packet->timestamps = offset + TIMESTAMPS_SIZE > size ? NO_TIMESTAMP : UNKNOWN_TIMESTAMP;
 }
 
-/* Ports, and TCP's flags. `whole` headers only: what is cut off cannot be translated. */
-INLINE enum reason parse_transport(void *data, void *end, struct packet *packet) {
-    void *header = data + packet->l4;
-
+/* Ports, and TCP's flags, of the header that begins at packet->l4. Whole headers only: what is cut off cannot be
+ * translated. */
+INLINE enum reason parse_transport(void *header, void *end, struct packet *packet) {
     if (packet->protocol == IPPROTO_TCP) {
         struct tcphdr *tcp = header;
 
@@ -131,11 +137,12 @@ INLINE enum reason parse_transport(void *data, void *end, struct packet *packet)
     return REASON_PROTOCOL;
 }
 
-/* Ports of a quoted packet; eight bytes of its transport header are all that may be relied on (RFC 792). */
-INLINE enum reason parse_quoted_ports(void *data, void *end, __u32 offset, struct packet *packet) {
-    __be16 *ports = data + offset;
+/* Ports of a quoted packet, whose transport header begins at packet->quoted_l4; eight bytes of it are all that may be
+ * relied on (RFC 792). */
+INLINE enum reason parse_quoted_ports(void *header, void *end, struct packet *packet) {
+    __be16 *ports = header;
 
-    if ((void *)(ports + 4) > end || packet->size < offset + 8 - packet->l3)
+    if ((void *)(ports + 4) > end || packet->size < packet->quoted_l4 + 8 - packet->l3)
         return REASON_MALFORMED;
     if (packet->tuple.protocol != IPPROTO_TCP && packet->tuple.protocol != IPPROTO_UDP)
         return REASON_PROTOCOL;
@@ -144,8 +151,8 @@ INLINE enum reason parse_quoted_ports(void *data, void *end, __u32 offset, struc
     return REASON_NONE;
 }
 
-INLINE enum reason parse_quoted_ipv4(void *data, void *end, struct packet *packet) {
-    struct icmp_header *icmp = data + packet->l4;
+INLINE enum reason parse_quoted_ipv4(void *header, void *end, struct packet *packet) {
+    struct icmp_header *icmp = header;
     struct iphdr *quoted = (void *)(icmp + 1);
     __be32 receiver = packet->tuple.destination.word[3];
 
@@ -155,19 +162,19 @@ INLINE enum reason parse_quoted_ipv4(void *data, void *end, struct packet *packe
         return REASON_PROTOCOL;
     if ((void *)(quoted + 1) > end)
         return REASON_MALFORMED;
-    if (quoted->version != 4 || quoted->ihl != 5)
-        return REASON_IP_OPTIONS;
-    if (quoted->saddr != receiver || (quoted->frag_off & to_be16(IPV4_OFFSET)))
+    if (quoted->version != 4 || quoted->saddr != receiver || (quoted->frag_off & to_be16(IPV4_OFFSET)))
         return REASON_ICMP_UNRELATED;
     packet->kind = PACKET_ICMP_ERROR;
-    packet->quoted = packet->size - (packet->l4 - packet->l3) - sizeof(*icmp);
+    packet->quoted_l4 = packet->l4 + sizeof(*icmp) + sizeof(*quoted);
     packet->tuple.protocol = quoted->protocol;
     packet->tuple.source.word[3] = quoted->daddr;
-    return parse_quoted_ports(data, end, packet->l4 + sizeof(*icmp) + sizeof(*quoted), packet);
+    if (unlikely(quoted->ihl != 5))
+        return REASON_IP_OPTIONS;
+    return parse_quoted_ports(quoted + 1, end, packet);
 }
 
-INLINE enum reason parse_quoted_ipv6(void *data, void *end, struct packet *packet) {
-    struct icmp_header *icmp = data + packet->l4;
+INLINE enum reason parse_quoted_ipv6(void *header, void *end, struct packet *packet) {
+    struct icmp_header *icmp = header;
     struct ipv6hdr *quoted = (void *)(icmp + 1);
     struct address sender;
 
@@ -181,10 +188,12 @@ INLINE enum reason parse_quoted_ipv6(void *data, void *end, struct packet *packe
     if (quoted->version != 6 || !same_address(&sender, &packet->tuple.destination))
         return REASON_ICMP_UNRELATED;
     packet->kind = PACKET_ICMP_ERROR;
-    packet->quoted = packet->size - (packet->l4 - packet->l3) - sizeof(*icmp);
+    packet->quoted_l4 = packet->l4 + sizeof(*icmp) + sizeof(*quoted);
     packet->tuple.protocol = quoted->nexthdr;
     copy_ipv6(&packet->tuple.source, &quoted->daddr);
-    return parse_quoted_ports(data, end, packet->l4 + sizeof(*icmp) + sizeof(*quoted), packet);
+    if (is_extension(quoted->nexthdr))
+        return REASON_IPV6_EXTENSION;
+    return parse_quoted_ports(quoted + 1, end, packet);
 }
 
 /* `available`: bytes that follow the link-layer header. `aggregate`: many segments in one buffer, whose length may not
@@ -200,8 +209,6 @@ INLINE enum reason parse_ipv4(void *data, void *end, __u32 available, int aggreg
         packet->size = available;
     if (packet->size < sizeof(*ip) || packet->size > available)
         return REASON_MALFORMED;
-    if (ip->ihl != 5)
-        return REASON_IP_OPTIONS;
     packet->ipv4 = 1;
     packet->l4 = packet->l3 + sizeof(*ip);
     packet->hops = ip->ttl;
@@ -209,17 +216,19 @@ INLINE enum reason parse_ipv4(void *data, void *end, __u32 available, int aggreg
     packet->keep_whole = !!(ip->frag_off & to_be16(IPV4_DONT_FRAGMENT));
     set_mapped(&packet->tuple.source, ip->saddr);
     set_mapped(&packet->tuple.destination, ip->daddr);
+    if (unlikely(ip->ihl != 5))
+        return REASON_IP_OPTIONS;
     offset = to_be16(ip->frag_off);
     if (unlikely(offset & (IPV4_MORE_FRAGMENTS | IPV4_OFFSET))) {
         packet->identification = to_be32(to_be16(ip->id));
         packet->kind = offset & IPV4_OFFSET ? PACKET_LATER_FRAGMENT : PACKET_FIRST_FRAGMENT;
         if (offset & IPV4_OFFSET)
             return ip->protocol == IPPROTO_TCP || ip->protocol == IPPROTO_UDP ? REASON_NONE : REASON_PROTOCOL;
-        return parse_transport(data, end, packet);
+        return parse_transport(data + packet->l4, end, packet);
     }
     if (unlikely(ip->protocol == IPPROTO_ICMP))
-        return parse_quoted_ipv4(data, end, packet);
-    return parse_transport(data, end, packet);
+        return parse_quoted_ipv4(data + packet->l4, end, packet);
+    return parse_transport(data + packet->l4, end, packet);
 }
 
 INLINE enum reason parse_ipv6_fragment(void *data, void *end, struct packet *packet) {
@@ -233,14 +242,14 @@ INLINE enum reason parse_ipv6_fragment(void *data, void *end, struct packet *pac
     packet->protocol = packet->tuple.protocol = fragment->next;
     packet->identification = fragment->identification;
     if (fragment->next != IPPROTO_TCP && fragment->next != IPPROTO_UDP)
-        return REASON_PROTOCOL;
+        return is_extension(fragment->next) ? REASON_IPV6_EXTENSION : REASON_PROTOCOL;
     if (offset & 0xfff8) {
         packet->kind = PACKET_LATER_FRAGMENT;
         return REASON_NONE;
     }
     if (offset & 1)
         packet->kind = PACKET_FIRST_FRAGMENT; /* else an atomic fragment (RFC 6946): whole */
-    return parse_transport(data, end, packet);
+    return parse_transport(data + packet->l4, end, packet);
 }
 
 INLINE enum reason parse_ipv6(void *data, void *end, __u32 available, int aggregate, struct packet *packet) {
@@ -264,20 +273,13 @@ INLINE enum reason parse_ipv6(void *data, void *end, __u32 available, int aggreg
     switch (ip->nexthdr) {
     case IPPROTO_TCP:
     case IPPROTO_UDP:
-        return parse_transport(data, end, packet);
+        return parse_transport(data + packet->l4, end, packet);
     case IPPROTO_FRAGMENT:
         return parse_ipv6_fragment(data, end, packet);
     case IPPROTO_ICMPV6:
-        return parse_quoted_ipv6(data, end, packet);
-    case IPPROTO_HOPOPTS:
-    case IPPROTO_ROUTING:
-    case IPPROTO_DSTOPTS:
-    case IPPROTO_AH:
-    case IPPROTO_ESP:
-    case IPPROTO_MH:
-        return REASON_IPV6_EXTENSION;
+        return parse_quoted_ipv6(data + packet->l4, end, packet);
     default:
-        return REASON_PROTOCOL;
+        return is_extension(ip->nexthdr) ? REASON_IPV6_EXTENSION : REASON_PROTOCOL;
     }
 }
 

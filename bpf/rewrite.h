@@ -8,7 +8,8 @@
 
 enum rewrite_limits {
     L4_OFFSETS = 127,
-    TCP_CHECK = 16, /* offset of the checksum in each header */
+    FAR_OFFSETS = 511, /* of headers behind options and extension headers */
+    TCP_CHECK = 16,    /* offset of the checksum in each header */
     UDP_CHECK = 6,
 };
 
@@ -132,7 +133,7 @@ INLINE __u64 rewrite_quoted_transport(void *header, void *end, const struct pack
                                       const struct translation *to, const struct changes *changes) {
     __be16 *ports = header;
     __be16 *check = header + (packet->tuple.protocol == IPPROTO_TCP ? TCP_CHECK : UDP_CHECK);
-    __u32 quoted = packet->quoted - ip_header_size(packet);
+    __u32 quoted = packet->size - (packet->quoted_l4 - packet->l3); /* bytes of it that are there */
     __u64 sum = changes->ports;
     __be16 old;
 
@@ -153,13 +154,14 @@ INLINE __u64 rewrite_quoted_transport(void *header, void *end, const struct pack
 INLINE int rewrite_error_ipv4(void *data, void *end, const struct packet *packet, const struct translation *to,
                               const struct changes *changes, int hop) {
     struct iphdr *ip = data + (packet->l3 & L3_OFFSETS);
-    struct icmp_header *icmp = (void *)(ip + 1);
+    struct icmp_header *icmp = data + (packet->l4 & FAR_OFFSETS);
     struct iphdr *quoted = (void *)(icmp + 1);
+    void *transport = data + (packet->quoted_l4 & FAR_OFFSETS);
     __be32 source, destination = to->destination.word[3];
     __be16 old;
     __u64 sum;
 
-    if ((void *)(quoted + 1) + 8 > end)
+    if ((void *)(ip + 1) > end || (void *)(quoted + 1) > end || transport + 8 > end)
         return -1;
     source = same_address(&packet->tuple.source, &to->source) ? ip->saddr : to->source.word[3];
     ip->check = adjusted(ip->check, difference(ip->saddr, source) + difference(ip->daddr, destination));
@@ -172,7 +174,7 @@ INLINE int rewrite_error_ipv4(void *data, void *end, const struct packet *packet
     sum = changes->addresses + difference16(old, quoted->check);
     quoted->saddr = to->destination.word[3];
     quoted->daddr = to->source.word[3];
-    sum += rewrite_quoted_transport(quoted + 1, end, packet, to, changes);
+    sum += rewrite_quoted_transport(transport, end, packet, to, changes);
     icmp->check = adjusted(icmp->check, sum);
     return 0;
 }
@@ -180,11 +182,12 @@ INLINE int rewrite_error_ipv4(void *data, void *end, const struct packet *packet
 INLINE int rewrite_error_ipv6(void *data, void *end, const struct packet *packet, const struct translation *to,
                               const struct changes *changes, int hop) {
     struct ipv6hdr *ip = data + (packet->l3 & L3_OFFSETS);
-    struct icmp_header *icmp = (void *)(ip + 1);
+    struct icmp_header *icmp = data + (packet->l4 & FAR_OFFSETS);
     struct ipv6hdr *quoted = (void *)(icmp + 1);
+    void *transport = data + (packet->quoted_l4 & FAR_OFFSETS);
     __u64 sum = changes->addresses;
 
-    if ((void *)(quoted + 1) + 8 > end)
+    if ((void *)(ip + 1) > end || (void *)(quoted + 1) > end || transport + 8 > end)
         return -1;
     if (!same_address(&packet->tuple.source, &to->source)) {
         struct address old;
@@ -199,7 +202,7 @@ INLINE int rewrite_error_ipv6(void *data, void *end, const struct packet *packet
         ip->hop_limit -= 1;
     write_ipv6(&quoted->saddr, &to->destination);
     write_ipv6(&quoted->daddr, &to->source);
-    sum += rewrite_quoted_transport(quoted + 1, end, packet, to, changes);
+    sum += rewrite_quoted_transport(transport, end, packet, to, changes);
     icmp->check = adjusted(icmp->check, sum);
     return 0;
 }

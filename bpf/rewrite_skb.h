@@ -6,7 +6,7 @@
 
 #include <linux/pkt_cls.h>
 
-#include "parse.h"
+#include "extension.h"
 #include "rewrite.h"
 
 /* The device's sum covers an IPv6 header, whose change nothing balances, so the writer corrects it
@@ -51,7 +51,7 @@ INLINE long rewrite_skb(struct __sk_buff *skb, const struct packet *packet, cons
 /* Errors are small and carry finished checksums, whose sum over the whole packet the change leaves as it is. */
 INLINE long rewrite_error_skb(struct __sk_buff *skb, const struct packet *packet, const struct translation *to,
                               int hop) {
-    __u32 wanted = skb->len < PARSE_BYTES ? skb->len : PARSE_BYTES;
+    __u32 wanted = skb->len < EXTENSION_BYTES ? skb->len : EXTENSION_BYTES;
 
     if (bpf_skb_pull_data(skb, wanted))
         return -1;

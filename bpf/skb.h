@@ -2,7 +2,7 @@
 #ifndef HOTPLANE_SKB_H
 #define HOTPLANE_SKB_H
 
-#include "parse.h"
+#include "extension.h"
 
 enum socket_buffer {
     TO_ANOTHER_HOST = 3, /* PACKET_OTHERHOST */
@@ -15,7 +15,8 @@ INLINE int of_a_vlan(const struct __sk_buff *skb, const struct packet *packet) {
     return (skb->vlan_present && (skb->vlan_tci & VLAN_NUMBER)) || packet->tagged;
 }
 
-/* Parse what lies in the linear part; fetch more only when that was not enough. */
+/* Parse what lies in the linear part; fetch more only when that was not enough. Options and extension headers are not
+ * read, see read_on(). */
 INLINE enum reason read_packet(struct __sk_buff *skb, struct packet *packet) {
     enum reason reason = REASON_MALFORMED;
     int attempt;
@@ -32,6 +33,11 @@ INLINE enum reason read_packet(struct __sk_buff *skb, struct packet *packet) {
             break;
     }
     return reason;
+}
+
+/* Go on where read_packet() stopped for this reason. */
+INLINE enum reason read_on(struct __sk_buff *skb, struct packet *packet, enum reason reason) {
+    return unlikely(reason == REASON_IPV6_EXTENSION || reason == REASON_IP_OPTIONS) ? read_behind(skb, packet) : reason;
 }
 
 /* Bytes of the largest packet that an aggregate will be cut into. */

@@ -163,6 +163,7 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
     }
     arrival.now = coarse_now(scratch);
     reason = hide_reason(packet, handed ? packet->reason : read_packet(skb, packet));
+    reason = hide_reason(packet, read_on(skb, packet, reason));
     if (handed == HANDED_BACK) {
         entry = find_flow(&packet->tuple);
         reason = entry ? reason : REASON_CHANGED;
@@ -187,6 +188,11 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
         scratch->handed = HANDED_NEW;
         call_program(skb, PROGRAM_HOST);
         scratch->handed = HANDED_NOTHING;
+    }
+    if (hook == HOOK_TC_EGRESS && unlikely(reason == REASON_IPV6_EXTENSION) &&
+        !(address_flags(&packet->tuple.source) & ADDRESS_LOCAL)) {
+        packet->reason = REASON_HEADER_CHAIN;
+        action = TC_ACT_SHOT;
     }
     if (hook == HOOK_TC_EGRESS && reason == REASON_NOT_TRANSLATED)
         note_from_stack(&arrival, packet);

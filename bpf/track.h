@@ -255,6 +255,12 @@ INLINE void end_datagrams(const struct arrival *arrival, const struct packet *pa
     delete_flow(key);
 }
 
+/* Whether a packet, if it is a client's, is the stack's for its IPv4 options: that may be told what becomes of some
+ * (accept_source_route). */
+INLINE int asks_with_options(const struct arrival *arrival, const struct packet *packet) {
+    return arrival->hook != HOOK_XDP && packet->extended && packet->ipv4;
+}
+
 /* Classify a packet that arrived at a client-side hook by its flow's entry. REASON_NONE: the entry is obsolete. */
 INLINE enum reason follow_entry(const struct arrival *arrival, struct packet *packet, struct translation *entry) {
     if (entry->flags & FLOW_FOREIGN)
@@ -265,6 +271,8 @@ INLINE enum reason follow_entry(const struct arrival *arrival, struct packet *pa
         return REASON_OTHER_EDGE;
     if (packet->kind == PACKET_ICMP_ERROR)
         return REASON_ICMP_ERROR;
+    if (unlikely(asks_with_options(arrival, packet)) && !(entry->flags & FLOW_REPLY))
+        return REASON_IP_OPTIONS;
     if (!comes_from_its_device(arrival, packet, entry))
         return REASON_REVERSE_PATH;
     if (packet->kind == PACKET_LATER_FRAGMENT)
@@ -281,6 +289,8 @@ INLINE enum reason follow_entry(const struct arrival *arrival, struct packet *pa
 
 /* REASON_NONE: a flow may be opened for a packet without an entry. */
 INLINE enum reason whether_opens(const struct arrival *arrival, struct packet *packet) {
+    if (unlikely(asks_with_options(arrival, packet)))
+        return REASON_IP_OPTIONS;
     if (packet->protocol != IPPROTO_TCP || opens_connection(packet))
         return REASON_NONE;
     packet->taken_over = may_take_over(arrival, packet);

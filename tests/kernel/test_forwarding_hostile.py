@@ -15,7 +15,6 @@ from scapy.layers.inet6 import (
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
-    IPv6ExtHdrHopByHop,
 )
 from scapy.layers.l2 import ARP, Dot1Q
 from scapy.packet import Raw
@@ -28,7 +27,7 @@ from dataplane.planes.ebpf.maps.mapset import NODE_KEY
 from dataplane.planes.ebpf.views.answers import kind_of
 from dataplane.planes.ebpf.views.events import EventStream
 from tests.kernel.bpf_packets import bench as b
-from tests.kernel.bpf_packets.bench import Bench, ip, ip_of
+from tests.kernel.bpf_packets.bench import Bench, ip, ip_of, too_long
 from tests.kernel.test_forwarding_packets import (
     ANSWER,
     ASK,
@@ -122,9 +121,10 @@ def malformed(family: Family, endpoint: int) -> Iterator[tuple[str, Any]]:
         head = IP(src=CLIENT[family], dst=VIP[family], options=[IPOption_NOP()] * 4)
         yield "IP options", wrapped(head / TCP(dport=80, flags="S"), family, endpoint, ASK)
         return
-    for more in (IPv6ExtHdrHopByHop(), IPv6ExtHdrDestOpt()):
-        head = IPv6(src=CLIENT[family], dst=VIP[family]) / more
-        yield more.name, wrapped(head / TCP(dport=80, flags="S"), family, endpoint, ASK)
+    head = IPv6(src=CLIENT[family], dst=VIP[family])
+    yield "extension headers", wrapped(too_long(head) / TCP(dport=80, flags="S"), family, endpoint, ASK)
+    outer = IPv6(src=whole.src, dst=whole.dst) / IPv6ExtHdrDestOpt() / whole.payload
+    yield "extension header outside", outer
 
 
 def cases(family: Family) -> Iterator[tuple[str, Any, list[str]]]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from scapy.layers.inet import IP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt
 from scapy.layers.l2 import Ether
 
 from dataplane.kernel import sysctl
@@ -286,6 +286,13 @@ def ip(family: Family, source: str, destination: str, **fields: Any) -> Any:
     if "ttl" in fields:
         fields["hlim"] = fields.pop("ttl")
     return IPv6(src=source, dst=destination, **fields)
+
+
+def too_long(head: Any) -> Any:
+    """An IPv6 header with more extension headers behind it than the programs read."""
+    for _ in range(9):
+        head /= IPv6ExtHdrDestOpt()
+    return head
 
 
 def hops(packet: Any) -> int:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from ctl.lab import apply, call, ui
 from ctl.output import Table, add_output_option, print_records
 from dataplane.errors import UsageError
-from dataplane.lab.spec import DEFAULT_NAME, LabSpec, PodLink, Routing
+from dataplane.lab.spec import DEFAULT_NAME, LabError, LabSpec, PodLink, Routing
 from dataplane.model.forwarding import MODES as FORWARDING_MODES
 
 ECHO_PORT = 8080
@@ -135,26 +135,33 @@ def _status(args: argparse.Namespace) -> int:
 
 def _print_labs(names: list[str], output: str) -> None:
     from dataplane.lab import state
+    from dataplane.planes.mode import print_warning
 
     records: list[dict[str, object]] = []
     for name in names:
-        found = state.load(name)
+        try:
+            found = state.load(name)
+        except LabError as error:  # others may be as they should
+            print_warning(str(error))
+            records.append({"lab": name, "place": "", "state": "unfinished"})
+            continue
         if found is not None and found.ready:
-            records += _places(name)
+            records += _places(found.spec)
         elif found is not None:
             records.append({"lab": name, "place": "", "state": "unfinished"})
     print_records(records, output, COLUMNS, empty="no lab is up")
 
 
-def _places(name: str) -> list[dict[str, object]]:
+def _places(spec: LabSpec) -> list[dict[str, object]]:
+    """Of a lab that somebody may take down at this moment."""
     from dataplane.kernel.namespaces import netns
     from dataplane.lab.lab import Lab
 
-    lab = Lab.open(name)
+    lab = Lab(spec)
     processes = lab.processes()
     return [
         {
-            "lab": name,
+            "lab": spec.name,
             "place": place.name,
             "state": "up" if netns.exists(place.netns) else "missing",
             "addresses": list(place.addresses.values()),
@@ -169,7 +176,6 @@ def _places(name: str) -> list[dict[str, object]]:
 def _exec(name: str, place: str, argv: list[str], state_dir: Path) -> int:
     from ctl.lab.hosts import hosts
     from dataplane.lab.lab import Lab
-    from dataplane.lab.spec import LabError
 
     command = argv[1:] if argv[:1] == ["--"] else argv
     if not command:

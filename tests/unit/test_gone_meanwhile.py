@@ -11,6 +11,7 @@ import pytest
 from ctl.store import state
 from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.ebpf.bpf import BpfError
+from dataplane.kernel.namespaces import netns
 from dataplane.planes.ebpf.flows import stale
 from dataplane.planes.ebpf.maps import pins
 
@@ -61,3 +62,18 @@ def test_a_link_that_its_owner_removes_is_no_device(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(bpf, "obj_get", get)
     assert stale.stale_instances() == ["netns-1"]
+
+
+def test_a_namespace_that_goes_while_it_is_looked_at_has_no_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(netns, "NETNS_DIR", tmp_path)
+    (tmp_path / "hp-1").touch()
+    whole = netns._is_namespace
+
+    def is_namespace(path: Path) -> bool:
+        path.unlink()
+        return whole(path)
+
+    monkeypatch.setattr(netns, "_is_namespace", is_namespace)
+    assert netns.pids(["hp-1"]) == {}

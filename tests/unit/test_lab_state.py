@@ -1,10 +1,13 @@
 """Where labs are kept on disk, beside other processes that keep something there."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from ctl.main import main
 from dataplane.lab import state
+from dataplane.lab.spec import LabSpec
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +52,16 @@ def test_what_somebody_removes_while_it_is_waited_for_is_made_again(
     with state.locked():
         assert removed
         assert (folder / "lab").is_dir()
+
+
+def test_a_damaged_lab_hides_no_other(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor does one that is being built."""
+    (folder / "lab").mkdir(parents=True)
+    state.store(state.LabState(LabSpec("half")))
+    state.path_of("damaged").write_text("{damaged")
+    assert main(["lab", "status", "-o", "json"]) == 0
+    printed = capsys.readouterr()
+    assert {each["lab"]: each["state"] for each in json.loads(printed.out)} == {
+        "damaged": "unfinished", "half": "unfinished"
+    }  # fmt: skip
+    assert "damaged.json is damaged" in printed.err

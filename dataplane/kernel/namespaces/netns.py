@@ -202,8 +202,11 @@ def pids(inside: Iterable[str]) -> dict[int, str]:
     by_inode: dict[int, str] = {}
     for name in inside:
         path = NETNS_DIR / name
-        if path.exists() and _is_namespace(path):
-            by_inode[path.stat().st_ino] = name
+        try:
+            if _is_namespace(path):
+                by_inode[path.stat().st_ino] = name
+        except FileNotFoundError:
+            continue  # there is none, or no longer
     found: dict[int, str] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ctl.output import NotCounted, notify
 from ctl.pcapng import PcapngWriter
+from ctl.progress import waiting
 from dataplane.errors import HotplaneError, UsageError
 from dataplane.model.net import Family, Protocol, host_port
 from dataplane.plan.types import FrontendKey
@@ -66,6 +67,7 @@ def _write(
     with _file(args.pcap) as out:
         for sentence in stream.left_out:
             notify(f"not captured: {sentence}")
+        waiting("waiting for refused packets")
         writer = PcapngWriter(out, args.snaplen)
         written = 0
         for packet in _packets(stream, args.seconds):

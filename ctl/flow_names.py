@@ -14,8 +14,9 @@ from dataplane.lab.spec import DEFAULT_NAME, Place
 from dataplane.lab.spec import Node as LabNode
 from dataplane.lab.spec import Pod as LabPod
 from dataplane.model.net import Family, Protocol, canonical_address, family_of, host_port
-from dataplane.model.objects import ModelObject, Node, Pod
+from dataplane.model.objects import ModelObject, Node, Pod, Service
 from dataplane.oracle.flow import parse_flow
+from dataplane.plan.frontends import why_no_frontends
 from dataplane.plan.types import Frontend, FrontendKind, Plan
 
 Addresses = Mapping[Family, str]
@@ -98,18 +99,22 @@ def enter_node(flow: str) -> None:
 
 
 class Names:
-    """What names mean under a plan. objects: Pods and Nodes whose names are known. places: of a lab that is up."""
+    """What names mean under a plan. objects: whose names are known, of Pods, Nodes and Services. places: of a lab that
+    is up."""
 
     def __init__(self, plan: Plan, objects: Iterable[ModelObject] = (), places: Places | None = None) -> None:
         self._plan, self._places = plan, {}
         if places is not None:
             self._places = {place.name: place for place in places.topology.places()}
         self._addresses: dict[str, Addresses] = {}
+        self._services: dict[str, Service] = {}
         for item in objects:
             if isinstance(item, Pod):
                 self._addresses[f"{item.namespace}/{item.name}"] = _by_family(item.addresses)
             elif isinstance(item, Node):
                 self._addresses[item.name] = _by_family(item.addresses)
+            elif isinstance(item, Service):
+                self._services[f"{item.namespace}/{item.name}"] = item
         if plan.node.name:
             self._addresses[plan.node.name] = _by_family(plan.node.addresses) or self._addresses.get(plan.node.name, {})
         self._addresses |= {place.name: place.addresses for place in self._places.values()}
@@ -176,7 +181,22 @@ class Names:
         try:
             return self._known(text, name)
         except UsageError as error:
-            raise UsageError(f"{error}, and there is no Service {name[:80]!r}") from error
+            if why := self.why_no_address(name):
+                raise UsageError(f"flow {text[:200]!r}: {why}") from error
+            none = f"no Service {name[:80]!r} has an address (a headless or ExternalName one has none)"
+            if self._services:
+                none = f"there is no Service {name[:80]!r}"
+            raise UsageError(f"{error}, and {none}") from error
+
+    def why_no_address(self, name: str) -> str:
+        """Return why packets cannot be sent to a Service of the objects, as a sentence; "" if there is none. name: with
+        or without its namespace, and its port."""
+        name = name.partition(":")[0]
+        for whole, service in self._services.items():
+            if name in (whole, service.name):
+                no_address = "has no address of its own; ask for a node port at a node's address"
+                return f"Service {whole} {why_no_frontends(service) or no_address}"
+        return ""
 
     def _service(self, name: str) -> list[tuple[Frontend, str]]:
         """The frontends with an address of a Service, with the names of their ports; without a namespace in the name,

@@ -32,8 +32,24 @@ def last_loaded(asked: str | None, state_dir: str) -> state.Saved:
     saved = state.load(Path(state_dir))
     if saved is None or (asked and asked != saved.mode):
         where = f"in {asked} mode" if asked else "in this network namespace"
-        raise HotplaneError(f"nothing was applied {where} (no state in {state_dir}); name the manifests with -f")
+        raise HotplaneError(
+            f"nothing was applied {where} (no state in {state_dir}); name the manifests with -f{_lab_hint()}"
+        )
     return saved
+
+
+def _lab_hint() -> str:
+    """Return where to ask instead, for who is in no place of a lab while labs are up."""
+    from dataplane.kernel.namespaces import netns
+    from dataplane.lab import state as labs
+    from dataplane.lab.spec import DEFAULT_NAME
+
+    names = labs.names()
+    if not names or not netns.is_first():
+        return ""
+    name = DEFAULT_NAME if DEFAULT_NAME in names else names[0]
+    option = "" if name == DEFAULT_NAME else f" --name {name}"
+    return f", or ask on a node of the lab: hotplane lab exec{option} node1 -- hotplane ..."
 
 
 def replace_plane(old: Plane, name: str) -> int:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from ctl.context import Context, build_context, report_problems
 from ctl.progress import stage
-from ctl.sources.manifests import BROKEN, read_manifests
+from ctl.sources.manifests import read_manifests
 from dataplane.errors import HotplaneError
-from dataplane.model.objects import Namespace, NetworkPolicy, ObjectRef, Pod, Problem, Service
+from dataplane.model.objects import SOURCE, Namespace, NetworkPolicy, ObjectRef, Pod, Problem, Service
 from dataplane.plan.frontends import has_frontends
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import Plan
@@ -63,7 +63,7 @@ def plan_manifests(args: argparse.Namespace) -> Planned:
     services = [item for item in decoded.objects if isinstance(item, Service)]
     silent = {(s.namespace, s.name) for s in services if has_frontends(s)} - used
     named = _refused(problem.ref for problem in decoded.problems) - {(s.namespace, s.name) for s in services}
-    broken = sum(problem.ref.kind == BROKEN for problem in decoded.problems)
+    broken = sum(problem.ref.kind == SOURCE for problem in decoded.problems)
     return Planned(
         context,
         planner.plan,

@@ -29,6 +29,12 @@ def stage(what: str) -> Iterator[None]:
         teller.join()
 
 
+def waiting(what: str) -> None:
+    """Say on a terminal behind stderr what a command waits for that may print nothing for long."""
+    if sys.stderr.isatty():
+        print(f"{what}; Ctrl-C ends it", file=sys.stderr, flush=True)
+
+
 def _tell(what: str, over: threading.Event) -> None:
     began = time.monotonic()
     if over.wait(SILENT_SECONDS):

@@ -27,6 +27,7 @@ from dataplane.oracle.notes import endpoint_notes
 from dataplane.oracle.reasons import node_text
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import EntryKey, FrontendKind
+from dataplane.planes.decisions import matches
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.path import At, Step, lines
 from dataplane.planes.registry import mode_of
@@ -424,7 +425,12 @@ def _under_manifests(args: argparse.Namespace) -> "tuple[list[Answer], Scene]":
     planner = Planner(context.node, vouched=False)
     planner.update(decoded.objects)
     report_problems(place_notes(planner))
-    asked = named_flows(texts, Names(planner.plan, decoded.objects, lab_here()))
+    names = Names(planner.plan, decoded.objects, lab_here())
+    asked = named_flows(texts, names)
+    for item in args.service:
+        served = any(matches(key.service, item) for key in planner.plan.entries)
+        if not served and (why := names.why_no_address(item)):
+            raise UsageError(f"--service {item}: {why}")
     named = (text for name in args.service for text in flows_to(planner.plan, name, args.sources))
     asked += read_flows(named)
     mode, options = mode_of(context.mode), unchecked_options(args)

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ctl.output import NotCounted, Table, add_output_option, print_line, print_not_counted, print_records, time_text
+from ctl.progress import waiting
 from ctl.service_option import add_service_option, require_service
 from dataplane.kernel.devices import device_name
 from dataplane.planes.options import HOOKS
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         if args.service:
             require_service(args.service, stream.services())
         wanted = _filter(args)
+        waiting("waiting for what programs decide")
         started = time.time() - time.monotonic()
         for printed, decision in enumerate(filter(wanted, _decisions(stream, args.seconds)), start=1):
             _print(decision, started, args.output)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ctl.context import add_manifest_option
 from ctl.itself import PROGRAM
 from ctl.output import Table, add_output_option, print_records
+from ctl.progress import stage
 from dataplane.errors import HotplaneError, UsageError
 from dataplane.model.forwarding import MODES as FORWARDING_MODES
 
@@ -70,11 +71,17 @@ def run(args: argparse.Namespace) -> int:
         config = Path(folder) / "config.yaml"
         config.write_text(_config(lab))
         done = [_apply(lab, node, config, args) for node in nodes]
-    for each in done:
-        for line in each.said.splitlines():
-            print(f"{each.node}: {line}", file=sys.stderr)
+    for line in told(done):
+        print(line, file=sys.stderr)
     print_records([each.record for each in done if each.record is not None], args.output, COLUMNS)
     return int(any(each.record is None or each.record["problems"] for each in done))
+
+
+def told(done: Sequence[Done]) -> Iterator[str]:
+    """Yield what the nodes said, in the order in which it was said; what several said alike, once, with their names."""
+    lines = {each.node: each.said.splitlines() for each in done}
+    for line in dict.fromkeys(line for said in lines.values() for line in said):
+        yield f"{', '.join(node for node, said in lines.items() if line in said)}: {line}"
 
 
 def _config(lab: "Lab") -> str:
@@ -121,7 +128,8 @@ def _apply(lab: "Lab", node: "Node", config: Path, args: argparse.Namespace) -> 
         raise UsageError("-f -: every node reads the manifests; name a file or a directory")
     own = [*command(node, args, lab.cgroup(node)), *forwarding(lab, node, args)]
     words = [*own, "--config", str(config), "apply", *files, "-o", "json"]
-    done = lab.run(node, words, check=False, timeout=SECONDS, in_cgroup=False)
+    with stage(f"applying on {node.name}"):
+        done = lab.run(node, words, check=False, timeout=SECONDS, in_cgroup=False)
     if done.returncode not in (0, 1):
         raise HotplaneError(f"{node.name}: {done.stderr.strip()}")
     records = json.loads(done.stdout) if done.stdout.strip() else [None]

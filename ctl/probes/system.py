@@ -57,7 +57,8 @@ def _conntrack() -> Finding:
         with NFCTSocket() as conntrack:
             stats = dict(next(iter(conntrack.count()))["attrs"])
     except (OSError, NetlinkError) as error:
-        detail = f"{error}: stale UDP flows cannot be removed when an endpoint goes"
+        reason = error.strerror if isinstance(error, OSError) else error.args[-1]
+        detail = f"{reason}: stale UDP flows cannot be removed when an endpoint goes"
         return Finding("system", check, Status.MISSING, detail, "run as root; modprobe nf_conntrack_netlink")
     entries, most = stats.get("CTA_STATS_GLOBAL_ENTRIES"), stats.get("CTA_STATS_GLOBAL_MAX_ENTRIES")
     return Finding("system", check, Status.OK, f"{entries} of {most} entries in use")

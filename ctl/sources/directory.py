@@ -8,9 +8,9 @@ from pathlib import Path
 from ctl.daemon.log import Log
 from ctl.daemon.sync.inbox import Inbox
 from ctl.daemon.sync.names import Names
-from ctl.sources.manifests import BROKEN, NODE_PORTS, SUFFIXES, PortRange, SourceError, read_manifests
+from ctl.sources.manifests import NODE_PORTS, SUFFIXES, PortRange, SourceError, read_manifests
 from dataplane.model.decode import DecodedObject
-from dataplane.model.objects import ObjectRef, Problem
+from dataplane.model.objects import SOURCE, ObjectRef, Problem
 
 POLL_SECONDS = 0.5
 AGAIN_SECONDS = 5.0
@@ -33,7 +33,7 @@ class DirectorySource:
         """Read everything into the inbox. Raises SourceError for a path that cannot be read at all."""
         self._seen, self._again = self._stamp(), time.monotonic() + AGAIN_SECONDS
         found = read_manifests(self._paths, self._node_ports)
-        broken = [problem for problem in found.problems if problem.ref.kind == BROKEN]
+        broken = [problem for problem in found.problems if problem.ref.kind == SOURCE]
         self._again = self._again if broken else 0.0
         reported, self._reported = self._reported, frozenset(map(str, broken))
         for reason in sorted(self._reported - reported):
@@ -49,7 +49,7 @@ class DirectorySource:
         for problem in found.problems:
             if problem.ref.kind in self._inbox.kinds:
                 faults.setdefault(problem.ref, []).append(problem)
-            elif problem.ref.kind != BROKEN:
+            elif problem.ref.kind != SOURCE:
                 self._log.warning("in the manifests", problem=problem)
         notes: dict[ObjectRef, list[Problem]] = {}
         for note in found.notes:

@@ -1,7 +1,7 @@
 """Objects from manifest files: files, directories of them, and standard input."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,14 +9,11 @@ import msgspec
 
 from dataplane.errors import HotplaneError
 from dataplane.model.decode import Decoded, decode_strictly
-from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Problem, Service
+from dataplane.model.objects import SOURCE, EndpointSlice, ModelObject, ObjectRef, Problem, Service
 
 SUFFIXES = (".yaml", ".yml", ".json")
 _SHOWN = 5
 """Endpoints that a note names."""
-
-BROKEN = "Source"
-"""Kind of the problems of what cannot be read at all: a file, a document, an object without identity."""
 
 
 class PortRange(NamedTuple):
@@ -58,14 +55,15 @@ def read_manifests(paths: Sequence[str], node_ports: PortRange = NODE_PORTS) -> 
                 latest[ref], places[ref] = value, name
             found.problems = [_in_file(problem, name) for problem in found.problems]
             found.notes = [_in_file(note, name) for note in found.notes]
+            places.update((legacy.ref, name) for legacy in found.slices)
             result.extend(found)
     result.objects = list(latest.values())
-    _add_endpoints(result)
+    _add_endpoints(result, places)
     return result
 
 
-def _add_endpoints(result: Decoded) -> None:
-    """Use v1 Endpoints for Services that have no EndpointSlice; one note names them."""
+def _add_endpoints(result: Decoded, places: Mapping[ObjectRef, str]) -> None:
+    """Use v1 Endpoints for Services that have no EndpointSlice; one note names them, and their files."""
     with_slices = {(value.namespace, value.service) for value in result.objects if isinstance(value, EndpointSlice)}
     used = [legacy for legacy in result.slices if (legacy.namespace, legacy.service) not in with_slices]
     del result.ignored["Endpoints"]
@@ -75,7 +73,8 @@ def _add_endpoints(result: Decoded) -> None:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     result.objects += used
     reason = "is of the old API and read as EndpointSlices, for its Service has none; write EndpointSlices"
-    result.notes.append(Problem(ObjectRef("Endpoints", "", ", ".join(names[:_SHOWN]) + more), "", reason))
+    files = ", ".join(dict.fromkeys(places[legacy.ref] for legacy in used))
+    result.notes.append(Problem(ObjectRef("Endpoints", "", ", ".join(names[:_SHOWN]) + more), "", reason, files))
 
 
 def outside(services: Iterable[Service], allowed: PortRange) -> list[Problem]:
@@ -103,7 +102,7 @@ def _within(service: Service, allowed: PortRange, problems: list[Problem]) -> Se
 
 def _in_file(problem: Problem, file: str) -> Problem:
     """A problem that tells its file; that of a whole source does already."""
-    return problem if problem.ref.kind == BROKEN else problem._replace(source=file)
+    return problem if problem.ref.kind == SOURCE else problem._replace(source=file)
 
 
 def _read(path: str) -> Iterator[tuple[str, bytes]]:

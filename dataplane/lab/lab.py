@@ -81,7 +81,9 @@ class Lab(Places):
         """A lab that somebody brought up. Raises LabError when there is none or it was never finished."""
         found = state.load(name)
         if found is None:
-            raise LabError(f"there is no lab {name}: hotplane lab up --name {name}")
+            others = [each for each in state.names() if each != name]
+            more = f"; --name says which lab is meant: up are {', '.join(others)}" if others else ""
+            raise LabError(f"there is no lab {name}: hotplane lab up --name {name}{more}")
         if not found.ready:
             raise LabError(f"lab {name} was not finished: hotplane lab up --name {name} builds it again")
         return cls(found.spec)

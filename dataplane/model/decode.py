@@ -14,7 +14,7 @@ import msgspec
 
 from dataplane.malformed import MALFORMED
 from dataplane.model import pods, policies, slices, strict, validate, wire
-from dataplane.model.objects import EndpointSlice, ModelObject, ObjectRef, Problem
+from dataplane.model.objects import SOURCE, EndpointSlice, ModelObject, ObjectRef, Problem
 from dataplane.model.report import Report, valid_name
 
 _MAX_LIST_DEPTH = 8
@@ -165,7 +165,7 @@ def _decode_not_json(data: bytes, source: str, reason: str, result: Decoded) -> 
 
 
 def _source_problem(source: str, field: str, reason: str) -> Problem:
-    return Problem(ObjectRef("Source", "", source), field, reason)
+    return Problem(ObjectRef(SOURCE, "", source), field, reason)
 
 
 def _collect(raw: msgspec.Raw, kind: str, where: str, depth: int, result: Decoded) -> None:

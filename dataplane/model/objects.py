@@ -20,14 +20,20 @@ def one_line(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+SOURCE = "Source"
+
+
 class ObjectRef(NamedTuple):
-    """Identity of an object; namespace is empty for cluster-scoped kinds."""
+    """Identity of an object; namespace is empty for cluster-scoped kinds. What cannot be read at all (a file, a
+    document, an object without identity) has the kind SOURCE, and its place for a name."""
 
     kind: str
     namespace: str
     name: str
 
     def __str__(self) -> str:
+        if self.kind == SOURCE:
+            return self.name
         return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
 
 

@@ -23,6 +23,17 @@ def has_frontends(service: Service) -> bool:
     return not (service.headless or service.proxied_elsewhere or service.type is _EXTERNAL_NAME)
 
 
+def why_no_frontends(service: Service) -> str:
+    """Return why hotplane does not serve a Service, as a clause whose subject it is; "" if it does."""
+    if service.headless:
+        return "is headless: DNS answers with its pods' addresses"
+    if service.type is _EXTERNAL_NAME:
+        return "is of type ExternalName: DNS answers with another name"
+    if service.proxied_elsewhere:
+        return "is left to another proxy by its label service.kubernetes.io/service-proxy-name"
+    return ""
+
+
 def service_families(service: Service) -> tuple[Family, ...]:
     """The families in which a Service has frontends: those of its clusterIPs.
 

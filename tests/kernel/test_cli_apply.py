@@ -458,7 +458,7 @@ def test_a_manifest_that_cannot_be_read_changes_nothing_unless_asked(cli: Cli) -
     second.write_text(OTHER.replace("spec:", "spec:\n\t", 1))
     done = cli("apply", *files)
     assert done.returncode == 1
-    assert f"Source {second}: is not valid YAML" in done.stderr
+    assert f"{second}: is not valid YAML" in done.stderr
     assert "nothing was changed: 1 of the manifests or objects cannot be read" in done.stderr
     done = cli("apply", "--keep-going", *files)
     assert done.returncode == 1

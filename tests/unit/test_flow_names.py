@@ -7,7 +7,7 @@ from dataplane.errors import UsageError
 from dataplane.lab.places import Places
 from dataplane.lab.spec import LabSpec
 from dataplane.model.net import Protocol
-from dataplane.model.objects import ModelObject, Node, Pod, Service, ServicePortSpec
+from dataplane.model.objects import ModelObject, Node, Pod, Service, ServicePortSpec, ServiceType
 from dataplane.plan.planner import Planner
 from dataplane.policy.node import NodeConfig
 
@@ -27,6 +27,7 @@ def names(*services: Service, lab: bool = True) -> Names:
     planner = Planner(NODE)
     planner.update(services or [WEB, DNS])
     objects: list[ModelObject] = [
+        *services,
         Pod("shop", "client", addresses=("10.244.0.9",)),
         Node("n2", addresses=("192.168.0.3",)),
     ]
@@ -66,7 +67,7 @@ def test_the_place_of_a_source_is_told() -> None:
     ("asked", "told"),
     [
         ("pod9-9 -> web:80", "'pod9-9' is no address, and no Pod, Node or place of a lab has this name"),
-        ("pod1-1 -> nothing:80", "there is no Service 'nothing'"),
+        ("pod1-1 -> nothing:80", "no Service 'nothing' has an address"),
         ("pod1-1 -> web:81", "the Service has no such port; it has http=80/tcp"),
         ("pod1-1 -> dns:53", "more than one such port; it has dns-tcp=53/tcp, dns=53/udp"),
         ("shop/client -> n1:99999", "is not a port number"),
@@ -77,6 +78,33 @@ def test_what_names_do_not_mean(asked: str, told: str) -> None:
     with pytest.raises(UsageError) as error:
         names().expand(asked)
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("service", "told"),
+    [
+        (Service("shop", "db", headless=True), "Service shop/db is headless: DNS answers with its pods' addresses"),
+        (
+            Service("shop", "db", ServiceType.EXTERNAL_NAME),
+            "Service shop/db is of type ExternalName: DNS answers with another name",
+        ),
+        (
+            Service("shop", "db", proxied_elsewhere=True),
+            "Service shop/db is left to another proxy by its label service.kubernetes.io/service-proxy-name",
+        ),
+        (
+            Service("shop", "db", ports=(ServicePortSpec("", Protocol.TCP, 80, 30080),)),
+            "Service shop/db has no address of its own; ask for a node port at a node's address",
+        ),
+    ],
+)
+def test_a_service_without_an_address_is_told_from_none(service: Service, told: str) -> None:
+    for name in ("shop/db:80", "db"):
+        with pytest.raises(UsageError) as error:
+            names(service).expand(f"n1 -> {name}")
+        assert str(error.value).endswith(told)
+    if not service.ports:
+        assert told.endswith(names(service).why_no_address("shop/db"))
 
 
 def test_a_name_in_two_namespaces_wants_one_of_them() -> None:

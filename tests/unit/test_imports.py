@@ -16,19 +16,19 @@ COMMON = "dataplane"
 """Files directly in `dataplane`: errors and the like, which everybody may import."""
 
 
-def _rooms() -> list[str]:
+def _packages() -> list[str]:
     """The folders of README's table that hold Python code, in its order, as module names."""
     section = (ROOT / "README.md").read_text().split("\n## How it works\n")[1].split("\n## ")[0]
     folders = re.findall(r"^\| `([a-z/]+)` \|", section, re.MULTILINE)
     return [folder.replace("/", ".") for folder in folders if folder not in ("bpf", "tests")]
 
 
-ROOMS = _rooms()
+PACKAGES = _packages()
 
 
-def _room(module: str) -> str:
+def _package(module: str) -> str:
     """The folder that a module is in; COMMON for files beside the folders."""
-    return next((room for room in ROOMS if module == room or module.startswith(f"{room}.")), COMMON)
+    return next((package for package in PACKAGES if module == package or module.startswith(f"{package}.")), COMMON)
 
 
 def _imports(file: Path) -> Iterator[str]:
@@ -46,8 +46,8 @@ def _imports(file: Path) -> Iterator[str]:
 
 def _edges() -> Iterator[tuple[str, str]]:
     """(importing module, imported module) of everything that is shipped."""
-    for package in ("dataplane", "ctl"):
-        for file in sorted((ROOT / package).rglob("*.py")):
+    for root in ("dataplane", "ctl"):
+        for file in sorted((ROOT / root).rglob("*.py")):
             module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
             yield from ((module, imported) for imported in _imports(file))
 
@@ -55,26 +55,40 @@ def _edges() -> Iterator[tuple[str, str]]:
 EDGES = list(_edges())
 
 
+def test_every_inner_folder_is_named_in_the_table_and_in_the_architecture() -> None:
+    architecture = (ROOT / "docs" / "architecture.md").read_text().split("```")[0]
+    table = (ROOT / "README.md").read_text().split("\n## How it works\n")[1].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| `([a-z/]+)` \| (.*) \|$", table, re.MULTILINE))
+    for package in PACKAGES:
+        folder = ROOT / package.replace(".", "/")
+        named = [path.parent.name for path in folder.glob("*/__init__.py")]
+        assert [name for name in named if not re.search(rf"\b{name}\b", rows[package.replace(".", "/")])] == [], package
+        inner = {path.parent.name for path in folder.rglob("__init__.py") if path.parent != folder}
+        assert [name for name in sorted(inner) if f" {name}/ " not in architecture] == [], package
+
+
 def test_the_table_names_every_folder() -> None:
     folders = {f"dataplane.{path.name}" for path in (ROOT / "dataplane").iterdir() if (path / "__init__.py").exists()}
-    assert set(ROOMS) == folders | {"ctl"}
+    assert set(PACKAGES) == folders | {"ctl"}
     assert len(EDGES) > 1000
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_folder_imports_only_what_stands_above_it(room: str) -> None:
-    allowed = {COMMON, *ROOMS[: ROOMS.index(room) + 1]}
-    assert [edge for edge in EDGES if _room(edge[0]) == room and _room(edge[1]) not in allowed] == []
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_folder_imports_only_what_stands_above_it(package: str) -> None:
+    allowed = {COMMON, *PACKAGES[: PACKAGES.index(package) + 1]}
+    assert [edge for edge in EDGES if _package(edge[0]) == package and _package(edge[1]) not in allowed] == []
 
 
 def test_common_files_import_no_folder() -> None:
-    assert [edge for edge in EDGES if _room(edge[0]) == COMMON and _room(edge[1]) != COMMON] == []
+    assert [edge for edge in EDGES if _package(edge[0]) == COMMON and _package(edge[1]) != COMMON] == []
 
 
 def test_the_kernel_folder_knows_nothing_of_plans() -> None:
     """It stands beside policy, plan and oracle, not on them: only addresses and the like come from the model."""
     allowed = {COMMON, "dataplane.kernel", "dataplane.model"}
-    assert [edge for edge in EDGES if _room(edge[0]) == "dataplane.kernel" and _room(edge[1]) not in allowed] == []
+    assert [
+        edge for edge in EDGES if _package(edge[0]) == "dataplane.kernel" and _package(edge[1]) not in allowed
+    ] == []
 
 
 PLANES = {path.parent.name for path in (ROOT / "dataplane/planes").glob("*/__init__.py")}

@@ -230,10 +230,10 @@ def test_other_kinds_are_counted_and_nothing_else() -> None:
 
 
 BAD_ITEMS: list[tuple[Any, str]] = [
-    (None, "Source test items[1]: is not a Kubernetes object"),
-    (7, "Source test items[1]: is not a Kubernetes object"),
-    ({}, "Source test items[1]: has no kind"),
-    ({"kind": 5}, "Source test items[1]: has no kind"),
+    (None, "test items[1]: is not a Kubernetes object"),
+    (7, "test items[1]: is not a Kubernetes object"),
+    ({}, "test items[1]: has no kind"),
+    ({"kind": 5}, "test items[1]: has no kind"),
     ({"kind": "Service"}, "Service default/(no name): metadata.name: is missing"),
     ({"kind": "Service", "metadata": {"name": 5}}, "Service default/(no name): metadata.name: must be a string"),
     ({"kind": "Service", "metadata": {"name": "a b"}}, "Service default/a b: metadata.name: is 'a b'"),
@@ -307,7 +307,7 @@ def test_a_broken_document_leaves_the_others() -> None:
     found = decode(data.encode(), "a.yaml")
     assert names(found) == ["Node node-1", "Service default/echo"]
     first, second = texts(found)
-    assert first.startswith("Source a.yaml: is not valid YAML: line ")
+    assert first.startswith("a.yaml: is not valid YAML: line ")
     assert "given twice" in second
 
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from ctl.config import API_VERSION, parse_config
-from ctl.sources.manifests import BROKEN
 from dataplane.errors import HotplaneError
 from dataplane.model import decode, yamlload
 from dataplane.model.decode import decode_object, decode_strictly
+from dataplane.model.objects import SOURCE
 from dataplane.model.strict import unknown_fields
 
 MEGABYTE, SAMPLE = 1_000_000, 30_000
@@ -134,5 +134,5 @@ def test_what_stands_behind_too_much_that_is_no_object_is_not_read() -> None:
     cut = decode_strictly(b"---\na\n" * decode.MAX_NAMELESS + service, "file")
     assert not cut.objects
     told = cut.problems[-1]
-    assert told.ref.kind == BROKEN, "so that apply and the daemon change nothing"
+    assert told.ref.kind == SOURCE, "so that apply and the daemon change nothing"
     assert "file line 1999: is the 1000th that is no object with a kind and a name" in str(told)

@@ -60,7 +60,7 @@ def test_problems_name_the_file(tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("a: [\n")
     (problem,) = read_manifests([str(tmp_path)]).problems
-    assert str(problem).startswith(f"Source {bad}: is not valid YAML: line ")
+    assert str(problem).startswith(f"{bad}: is not valid YAML: line ")
 
 
 def test_what_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_endpoints_of_the_old_api_count_where_the_service_has_no_slices(tmp_path
     ]
     assert slices[1].ports == (EndpointPort("http", Protocol.TCP, 8080),)
     (note,) = found.notes
-    assert str(note).startswith("Endpoints default/web: is of the old API and read as EndpointSlices")
+    assert str(note).startswith(f"{file}: Endpoints default/web: is of the old API and read as EndpointSlices")
     assert [problem.field for problem in found.problems] == [
         "subsets[1].ports[0].port",
         "subsets[1].endpoints[0].addresses[0]",
@@ -204,7 +204,7 @@ def test_a_key_that_stands_twice_in_json_is_refused_as_in_yaml(tmp_path: Path) -
     found = read_manifests([str(file)])
     assert not found.objects
     (problem,) = found.problems
-    assert str(problem) == f"Source {file}: is not valid JSON: the key 'name' is given twice; remove one of them"
+    assert str(problem) == f"{file}: is not valid JSON: the key 'name' is given twice; remove one of them"
 
 
 def test_what_stands_in_two_files_is_told_and_names_are_one_line(tmp_path: Path) -> None:

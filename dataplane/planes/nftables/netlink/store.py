@@ -6,6 +6,7 @@ one transaction.
 """
 
 import copy
+import errno
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -126,7 +127,9 @@ class ElementStore:
         try:
             return self._netlink.dump(message.kind, message.family, attributes, beginning)
         except (Refused, OSError) as error:
-            raise PlaneError(f"nftables table {target} cannot be read: {error}") from error
+            number = error.number if isinstance(error, Refused) else error.errno
+            advice = "; run as root" if number == errno.EPERM else ""
+            raise PlaneError(f"nftables table {target} cannot be read: {error}{advice}") from error
 
     def elements(self, target: str) -> dict[bytes, bytes]:
         """Return the value of every element of `family table set` by key. Raises PlaneError.

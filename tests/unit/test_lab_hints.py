@@ -1,0 +1,50 @@
+"""What commands say of labs: which are up, where to ask, and what nodes said alike."""
+
+from pathlib import Path
+
+import pytest
+
+from ctl.lab.apply import Done, told
+from ctl.loaded import last_loaded
+from dataplane.errors import HotplaneError
+from dataplane.kernel.namespaces import netns
+from dataplane.lab import state
+from dataplane.lab.lab import Lab
+from dataplane.lab.spec import LabError
+
+
+@pytest.fixture
+def labs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(state, "STATE_DIR", tmp_path)
+    return tmp_path
+
+
+def test_a_lab_that_is_not_there_is_answered_by_those_that_are(labs: Path) -> None:
+    with pytest.raises(LabError, match=r"^there is no lab lab: hotplane lab up --name lab$"):
+        Lab.open("lab")
+    for name in ("one", "two"):
+        (labs / f"{name}.json").touch()
+    with pytest.raises(LabError, match=r"; --name says which lab is meant: up are one, two$"):
+        Lab.open("lab")
+
+
+@pytest.mark.parametrize(("name", "option"), [("lab", ""), ("mine", " --name mine")])
+def test_where_nothing_is_loaded_but_a_lab_is_up_its_nodes_may_be_asked(
+    name: str, option: str, labs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said() -> str:
+        with pytest.raises(HotplaneError) as raised:
+            last_loaded(None, str(tmp_path / "none"))
+        return str(raised.value)
+
+    monkeypatch.setattr(netns, "is_first", lambda: True)
+    assert said().endswith("; name the manifests with -f")
+    (labs / f"{name}.json").touch()
+    assert said().endswith(f", or ask on a node of the lab: hotplane lab exec{option} node1 -- hotplane ...")
+    monkeypatch.setattr(netns, "is_first", lambda: False)
+    assert said().endswith("; name the manifests with -f")
+
+
+def test_what_nodes_say_alike_is_told_once() -> None:
+    done = [Done("node1", None, "a\nb\n"), Done("node2", None, "b\nc\n"), Done("node3", None, "")]
+    assert [*told(done)] == ["node1: a", "node1, node2: b", "node2: c"]

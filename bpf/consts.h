@@ -237,7 +237,7 @@ enum reason {
     REASON_CONNECTED,   /* a socket was pointed at a backend */
     REASON_DATAGRAM,    /* a datagram of an unconnected socket was pointed at a backend */
     REASON_RENAMED,     /* a peer or sender address was shown as the frontend's */
-    REASON_NEW_FLOW,    /* entry made, packet translated */
+    REASON_NEW_FLOW,    /* entry made, packet translated, here or by tc */
     REASON_FLOW,        /* packet translated by its entry */
     REASON_REPLY,       /* reply translated back */
     REASON_FRAGMENT,    /* later fragment translated */

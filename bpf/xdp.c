@@ -84,7 +84,7 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
     struct scratch *scratch = this_scratch();
     struct translation *entry = 0;
     struct packet *packet;
-    int action = XDP_PASS;
+    int action = XDP_PASS, begins;
     __u32 service = ~0U;
     enum reason reason;
 
@@ -124,10 +124,14 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
         action = translate(context, &arrival, packet, entry);
     }
     count(HOOK_XDP, packet->reason);
+    /* What begins here and is left to tc is told as what it is: tc finds the entry, and a flow that goes on. */
+    begins = action == XDP_PASS && (reason == REASON_NEW_FLOW || reason == REASON_MOVED);
+    if (begins)
+        packet->reason = reason;
     if (entry && (entry->flags & FLOW_FORWARDED) && action != XDP_DROP)
         emit_forwarded_event(&arrival, packet, scratch, entry);
     else
-        emit_packet_event(&arrival, packet, service, packet->translated ? entry : 0);
+        emit_packet_event(&arrival, packet, service, begins || packet->translated ? entry : 0);
     if (!entry || !packet->translated)
         return action;
     if (packet->reason == REASON_NEW_FLOW ||

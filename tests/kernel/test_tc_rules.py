@@ -21,6 +21,7 @@ from dataplane.planes.ebpf.flows.collect import sweep
 from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
 from dataplane.planes.ebpf.maps.encode import address_bytes
 from dataplane.planes.ebpf.maps.layout import constant, fields_of, size_of
+from dataplane.planes.ebpf.views.events import EventStream
 from dataplane.planes.ebpf.views.records import service_counters
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, entry, ip, ip_of
@@ -549,6 +550,26 @@ def test_xdp_leaves_tagged_frames_to_those_whose_vlan_it_is(node: Bench, family:
         out = node.xdp(frame)
     assert (out.result, out.data) == (b.XDP_PASS, frame)
     assert counted == {"xdp:left_to_tc": 1}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_who_watches_hears_of_a_flow_that_xdp_begins_and_tc_serves(node: Bench, family: Family) -> None:
+    """tc finds its entry, so to it the flow is none that begins. Its other packets are only passed on."""
+    client, own, _, pod, *_ = ADDRESSES[family]
+    service = entry(f"left-{family.name}", [pod], node_port=30094, family=family)
+    node.install(service)
+    try:
+        with EventStream(node.maps, hooks=("xdp",)) as stream:
+            for flags in "SA":
+                frame = node.frame(ip(family, client, own) / TCP(sport=4700, dport=30094, flags=flags))
+                with node.counted() as counted:
+                    assert node.xdp(frame).result == b.XDP_PASS
+                assert counted == {"xdp:left_to_tc": 1}
+            first, second = stream.poll(1)
+    finally:
+        node.remove(service)
+    assert (first.reason, first.backend, first.source) == ("new_flow", (pod, 8080), (client, 4700))
+    assert (second.reason, second.backend) == ("left_to_tc", None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

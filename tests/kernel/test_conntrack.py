@@ -1,15 +1,18 @@
 """Removing UDP entries from conntrack: exactly those that are named, in both families, NATed or not."""
 
+import platform
+import re
 import socket
 import struct
 import subprocess
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
 from dataplane.kernel.namespaces.netns import netns
-from dataplane.kernel.netlink.conntrack import delete_udp
+from dataplane.kernel.netlink import conntrack
+from dataplane.kernel.netlink.conntrack import FlowFilter, delete_udp
 from dataplane.kernel.netlink.conntrack_list import masqueraded_connections, translated_connections
 from dataplane.kernel.netlink.netlink import attribute
 from dataplane.kernel.netlink.nfnetlink import Nfnetlink
@@ -18,6 +21,9 @@ from dataplane.plan.udp import StaleFlows
 
 FAMILIES = pytest.mark.parametrize("family", list(Family), ids=lambda family: family.name)
 ADDRESSES = {Family.IPV4: ("10.1.0.1", "10.1.0.2", "10.1.0.3"), Family.IPV6: ("fd00::1", "fd00::2", "fd00::3")}
+TAKES_FILTERS = tuple(map(int, re.findall(r"\d+", platform.release())[:2])) >= (6, 2)
+"""Linux 6.1 refuses a filter in a deletion."""
+
 RULES = """
 table {ip} t {{
   chain c {{
@@ -56,10 +62,27 @@ def make_flows(family: Family) -> None:
                 sock.sendto(b"x", (address, port))
 
 
+@pytest.fixture
+def lists(monkeypatch: pytest.MonkeyPatch) -> list[Family]:
+    """Of which family entries were listed in order to be deleted, in place of the kernel's filter."""
+    real, seen = conntrack._delete_listed, []
+
+    def listed(netlink: Nfnetlink, family: Family, wanted: Iterable[FlowFilter]) -> int:
+        seen.append(family)
+        return real(netlink, family, wanted)
+
+    monkeypatch.setattr(conntrack, "_delete_listed", listed)
+    return seen
+
+
 @FAMILIES
 @pytest.mark.parametrize("listed", [False, True], ids=["filtered", "listed"])
 def test_exactly_the_named_flows_go(
-    family: Family, listed: bool, make_namespace: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    family: Family,
+    listed: bool,
+    lists: list[Family],
+    make_namespace: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("dataplane.kernel.netlink.conntrack._listing_is_cheaper", lambda deletes: listed)
     first, second, third = ADDRESSES[family]
@@ -81,6 +104,8 @@ def test_exactly_the_named_flows_go(
         assert entries(family) == before - {translated, (second, 53, second, 53), (third, 54, third, 54)}
         delete_udp([])
         assert len(entries(family)) == 3
+    by_filter = family is Family.IPV4 and not listed and TAKES_FILTERS
+    assert bool(lists) is not by_filter, "each deletion by the kernel's filter, or by a list"
 
 
 def test_where_the_kernel_takes_no_filter_the_flows_are_listed(

@@ -257,6 +257,21 @@ def test_connections_translated_before_the_programs_came(lab: HostLab, family: F
 
 
 @BOTH
+def test_a_connection_whose_entry_is_gone_goes_on_by_the_stack(lab: HostLab, family: Family) -> None:
+    """Nobody knows whose its segments are: past the stack go connections whose SYN was seen."""
+    with lab.connected("pod1-1", pod(lab, "pod1-2", family), TCP) as sock:
+        assert ask(sock)[0] == "pod1-2"
+        ends = sock.getsockname()[:2], pod(lab, "pod1-2", family)
+        key = direct_key(*ends, int(socket.IPPROTO_TCP))
+        assert maps(lab).get("direct_tcp", key) is not None
+        maps(lab).remove("direct_tcp", [key])
+        with lab.ways() as ways:
+            assert [ask(sock)[0] for _ in range(3)] == ["pod1-2"] * 3
+    assert ways["into_pod"] == 0
+    assert ways["forwarded"] >= 6
+
+
+@BOTH
 def test_hop_limit(lab: HostLab, family: Family) -> None:
     """One less for each packet, also past the stack; at its end the node answers."""
     ipv4 = family is Family.IPV4

@@ -1,5 +1,4 @@
-"""Forwarding with the client's address kept where frames on the wire are tagged: the nodes' network is a VLAN, or
-clients come in by one.
+"""Packets between nodes where frames on the wire are tagged: the nodes' network is a VLAN, or clients come in by one.
 
 No part of the usual tests, since the kernel that they run on may have no VLANs: `tests/kernels --steps vlan`.
 """
@@ -8,12 +7,13 @@ import hashlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 from msgspec.structs import replace
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
@@ -26,6 +26,7 @@ from dataplane.model.net import Family
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.policy.forwarding import DEFAULT_PORT
+from tests.kernel.forwarding_lab import ask
 from tests.kernel.packet_lab import counted, look_for_devices
 from tests.kernel.services_lab import EXTERNAL, FAMILIES, PROTOCOLS, ServicesLab, services_lab
 
@@ -33,6 +34,14 @@ VLAN = 5
 LENGTH = {Family.IPV4: 16, Family.IPV6: 64}
 BEHIND = {Family.IPV4: ("172.19.0.1", "172.19.0.254", 24), Family.IPV6: ("fd00:172:19::1", "fd00:172:19::fe", 64)}
 """Of the clients' VLAN: node 1's address, the router's, the length of the prefix."""
+WAYS = pytest.mark.parametrize("way", ["snat", "dsr", "tunnel"])
+NARROW = 1400
+"""The MTU of a VLAN that is narrower than the clients' network."""
+OVERHEAD = {Family.IPV4: 50, Family.IPV6: 70}
+"""Bytes that the tunnel adds to a packet."""
+_MTU = {Family.IPV4: (socket.IPPROTO_IP, 14), Family.IPV6: (socket.IPPROTO_IPV6, 24)}  # IP_MTU, IPV6_MTU
+_DISCOVER = {Family.IPV4: (socket.IPPROTO_IP, 10), Family.IPV6: (socket.IPPROTO_IPV6, 23)}  # _MTU_DISCOVER
+_DO = 2  # IP_PMTUDISC_DO
 BULK = 1 << 20
 SECONDS = 20.0
 _SOL_PACKET, _PACKET_AUXDATA = 263, 8
@@ -117,7 +126,9 @@ def test_devices_with_programs(made: ServicesLab, request: pytest.FixtureRequest
 
 
 class Wire:
-    """Listens to the tunnel's frames to node 2."""
+    """Listens to node 2's frames. tunnelled: whether some of those that were heard are the tunnel's."""
+
+    tunnelled = False
 
     def __init__(self, made: ServicesLab) -> None:
         with netns(made.lab.topology.underlay.netns):
@@ -127,7 +138,7 @@ class Wire:
         self.socket.setblocking(False)
 
     def tags(self) -> set[int | None]:
-        """The VLANs of what was heard since the last call; None: of no VLAN."""
+        """The VLANs of TCP and UDP that was heard since the last call; None: of no VLAN."""
         found: set[int | None] = set()
         while True:
             try:
@@ -135,23 +146,28 @@ class Wire:
             except BlockingIOError:
                 return found
             packet = Ether(data)
-            if (IP in packet or IPv6 in packet) and UDP in packet and packet[UDP].dport == DEFAULT_PORT:
+            if (IP in packet or IPv6 in packet) and (UDP in packet or TCP in packet):
                 status, _, _, _, _, tci, _ = _AUXDATA.unpack(extra[0][2][: _AUXDATA.size])
                 found.add(tci & 0xFFF if status & _VLAN_VALID else None)
+                self.tunnelled |= UDP in packet and packet[UDP].dport == DEFAULT_PORT
 
 
 def asked(made: ServicesLab, way: str) -> None:
-    """Both pods answer the client, whom they see, and what is forwarded is tagged; with much of it, too."""
+    """Both pods answer the client, whom they see but for SNAT, and all that node 2 gets and sends is tagged; with much
+    of it, too."""
     made.serve(way, "pod1-1", "pod2-1")
     wire = Wire(made)
     with closing(wire.socket), counted(made.proxy) as ways:
         for family in FAMILIES:
             probes = [Probe(EXTERNAL[family], 80, each, 15, SECONDS, packets=3) for each in PROTOCOLS]
+            known = {made.clients[family]}
+            if way == "snat":
+                known.add(made.lab.nodes[0].addresses[family])
             for result in made.lab.probe("client", *probes):
                 assert set(result.servers) == {"pod1-1", "pod2-1"}
-                assert set(result.clients) == {made.clients[family]}
+                assert set(result.clients) == known
         assert wire.tags() == {VLAN}
-    assert ways["tc_ingress:forwarded"] > 0
+    assert (wire.tunnelled, "tc_ingress:forwarded" in ways) == (way != "snat",) * 2
     for family in FAMILIES:
         bulk(made, family)
 
@@ -190,14 +206,49 @@ def received(sock: socket.socket) -> bytes:
     return data
 
 
-@pytest.mark.parametrize("way", ["dsr", "tunnel"])
+@WAYS
 def test_the_nodes_network_is_a_vlan(made: ServicesLab, way: str) -> None:
     asked(made, way)
+
+
+def set_mtu(made: ServicesLab, mtu: int) -> None:
+    """Give the VLAN's devices of both nodes an MTU, and have the client forget what it has learnt."""
+    for node in made.lab.nodes:
+        ip(made.lab, node.name, f"link set eth0.5 mtu {mtu}")
+    look_for_devices(made.proxy)
+    for family in ("-4", "-6"):
+        made.lab.run("client", ["ip", family, "route", "flush", "cache"])
+
+
+def learnt(made: ServicesLab, family: Family) -> int:
+    """The MTU that the client knows after a datagram that was too big; a smaller one is answered."""
+    with made.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(*_DISCOVER[family], _DO)
+        assert ask(sock)[0] == "pod2-1"
+        sock.send(bytes(1420))
+        for _ in range(100):
+            if (mtu := sock.getsockopt(*_MTU[family])) < 1500:
+                break
+            time.sleep(0.1)
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # that it was too big
+        assert ask(sock)[0] == "pod2-1"
+        return mtu
+
+
+@WAYS
+def test_a_vlan_that_is_narrower(made: ServicesLab, way: str) -> None:
+    """Clients learn what fits (RFC 1191, RFC 8201), the tunnel included; connections go on with that."""
+    made.serve(way, "pod2-1")
+    set_mtu(made, NARROW)
+    for family in FAMILIES:
+        assert learnt(made, family) == NARROW - (OVERHEAD[family] if way != "snat" else 0)
+        bulk(made, family)
+    set_mtu(made, 1500)
 
 
 @pytest.mark.parametrize("made", ["and the parent"], indirect=True)
 def test_clients_come_in_by_a_vlan_of_their_own(made: ServicesLab) -> None:
     """The last test: the lab's clients stay there."""
     clients_by_a_vlan(made)
-    for way in ("dsr", "tunnel"):
+    for way in ("snat", "dsr", "tunnel"):
         asked(made, way)

@@ -21,12 +21,13 @@ from tests.vm.machine import NO_END, MachineError, run_job
 from tests.vm.results import Report, Step, kernel_troubles, notes_of, page, read_report
 
 _FILES = "tests/kernel/test_"
+_PACKETS = ("tc_packets", "tc_extensions", "xdp_established", "xdp_veth", "tc_frames")
 STEPS = (
     Step("features", (f"{_FILES}kernel_features.py", f"{_FILES}hook_proof.py")),
     Step(
         "packets",
         (
-            *(f"{_FILES}{name}.py" for name in ("tc_packets", "xdp_established", "xdp_veth", "tc_frames")),
+            *(f"{_FILES}{name}.py" for name in _PACKETS),
             "-k",
             "not random_packets and not flood and not choices and not out_of_the_ordinary and not goes",
         ),
@@ -48,7 +49,10 @@ BY_NAME = (
     Step("flowtable", ("tests/flowtable", "-rA")),
     Step("vlan", ("tests/vlan", "-rA")),
     Step("host-routing", (f"{_FILES}host_routing.py", "-rA", "-k", "DIRECT")),
-    Step("forwarding", (f"{_FILES}forwarding_packets.py", f"{_FILES}forwarding_traffic.py", "-rA")),
+    Step(
+        "forwarding",
+        (*(f"{_FILES}{name}.py" for name in ("forwarding_packets", "forwarding_traffic", "extension_headers")), "-rA"),
+    ),
 )
 """What is asked only where --steps names it, and is no column of the page: kernels may lack flowtables and VLANs, as
 this machine's own may."""
@@ -59,6 +63,7 @@ LEFT_OUT = {
         "packets": "not xdp and not local_backend_keeps",
         "traffic": "not vxlan",
         "forwarding": "not xdp",
+        "vlan": "not (devices_with_programs and parent)",
     }
 }
 """What a kernel is not asked, as words for -k."""

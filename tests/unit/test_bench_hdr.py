@@ -50,6 +50,13 @@ def test_percentiles_are_those_of_the_values() -> None:
     assert hdr.percentile({}, 0.5) == 0
 
 
+def test_a_percentile_between_two_values_is_the_greater() -> None:
+    """59.4 of 60 values are 60, as in the Java original; not in all ports (findings/hdr-percentile-rounding.sh)."""
+    counts = hdr.merged([{hdr.bucket(1000): 59}, {hdr.bucket(10_000_000): 1}])
+    assert hdr.percentile(counts, 0.99) == pytest.approx(10_000_000, rel=0.01)
+    assert hdr.percentile(counts, 59 / 60) == pytest.approx(1000, rel=0.01)
+
+
 def test_a_log_has_a_line_for_each_histogram() -> None:
     lines = hdr.log_file([("TCP_CRR@50/nftables", 1.5, counts_of(VALUES)), ("b", 2.0, {})]).splitlines()
     assert lines[0] == "#[Histogram log format version 1.3]"

@@ -62,7 +62,7 @@ def test_a_port_that_the_backend_remembers_rests(node: Bench, run: Runner, famil
     with one_port(node, PORT):
         closed_by_backend(node, family, None)
         assert begin(node, run, family, NUMBER - 5, None) == "snat_exhausted"
-        age(node, REST - 5, *FLOW_TABLES)
+        age(node, REST - 5, *FLOW_TABLES, just_used=True)
         sweep(node.maps)
         assert begin(node, run, family, NUMBER - 5, None) == "snat_exhausted"
         age(node, 10, *FLOW_TABLES)

@@ -6,6 +6,7 @@ Time passes by making entries older.
 import ipaddress
 import socket
 import struct
+import time
 from typing import Any
 
 import msgspec
@@ -49,9 +50,14 @@ LIVES = [
 def test_flows_are_collected_in_their_time(
     node: Bench, family: Family, script: str, transport: Any, seconds: int, entries: int
 ) -> None:
+    begun = time.monotonic()
     Talk(node, family, transport).play(script)
+    while transport is UDP and time.monotonic() - begun > 1.5:  # a busy machine made a stream of them
+        node.forget(*FLOW_TABLES)
+        begun = time.monotonic()
+        Talk(node, family, transport).play(script)
     assert node.flows() == entries
-    age(node, seconds - 5, *FLOW_TABLES)
+    age(node, seconds - 5, *FLOW_TABLES, just_used=True)
     sweep(node.maps)
     assert node.flows() == entries
     age(node, 10, *FLOW_TABLES)
@@ -329,7 +335,7 @@ def test_affinity_lasts_for_its_time(node: Bench, run: Runner, family: Family) -
     try:
         assert len({ask() for _ in range(20)}) == 1
         first = ask()
-        age(node, 55, "affinity")
+        age(node, 55, "affinity", just_used=True)
         assert ask() == first
         seen = set()
         for number in range(20):

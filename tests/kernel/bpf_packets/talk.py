@@ -1,6 +1,7 @@
 """A client's flow through tc, segment by segment, and what makes it older or leaves it a single port."""
 
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,14 +21,15 @@ SNAT_AT = slice(3, 8)
 """The fields of struct node that name the ports for SNAT."""
 
 
-def age(node: Bench, seconds: float, *tables: str) -> None:
-    """Everything in these tables was last used so much earlier."""
+def age(node: Bench, seconds: float, *tables: str, just_used: bool = False) -> None:
+    """Everything in these tables was last used so much earlier. just_used: than now, however long a busy machine took
+    since its last packet."""
     layouts = {"fragments": "fragment", "affinity": "affinity"}
     for table in tables:
         at = fields_of(layouts.get(table, "translation"))["last_ns"]
         for key, value in list(node.maps.items(table)):
             raw = bytearray(value)
-            (last,) = struct.unpack_from("=Q", raw, at)
+            last = time.monotonic_ns() if just_used else struct.unpack_from("=Q", raw, at)[0]
             struct.pack_into("=Q", raw, at, (last - int(seconds * 10**9)) % 2**64)  # the machine may be younger
             node.maps.put(table, key, bytes(raw))
 

@@ -64,24 +64,6 @@ INLINE enum reason check_way_back(const struct arrival *arrival, const struct pa
     return packet->ipv4 && device && (device->flags & DEVICE_STRICT) ? REASON_REVERSE_PATH : REASON_NONE;
 }
 
-/* Reserve the tuple of the answers. Where another flow of the client to this backend has it, the client gets another
- * port towards the backend, as connection tracking would give it. */
-INLINE enum reason reserve_answers(const struct arrival *arrival, const struct packet *packet,
-                                   struct scratch *scratch) {
-    enum reason reason = REASON_TUPLE_TAKEN;
-    int attempt;
-
-#pragma clang loop unroll(disable)
-    for (attempt = 0; attempt < SNAT_ATTEMPTS; attempt++) {
-        describe_reply(&packet->tuple, &scratch->forward, scratch);
-        reason = hide_value(scratch, claim_reply(arrival->node, packet, scratch, arrival->now));
-        if (likely(reason != REASON_TUPLE_TAKEN))
-            break;
-        scratch->forward.source_port = to_be16(TUNNEL_PORTS | (bpf_get_prandom_u32() & TUNNEL_PORT_BITS));
-    }
-    return reason;
-}
-
 /* Store the flow of a forwarded packet: the client's with a backend of this node. A connection that this node does not
  * know, of which another node's entry or table says that it lives, is continued: its endpoint knows best. */
 INLINE enum reason open_tunneled(const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
@@ -165,7 +147,10 @@ INLINE enum reason admit_tunneled(const struct arrival *arrival, struct packet *
         return entry ? REASON_NONE : REASON_ICMP_UNRELATED;
     if (!may_be_client(&packet->tuple.source))
         return REASON_TUNNEL_SOURCE;
+    if (entry && (flow_flags(entry) & FLOW_PORT_TAKEN) && !opens_connection(packet))
+        return REASON_PORT_TAKEN;
     if (entry && !hide_value(scratch, continues(arrival, packet, entry, endpoint))) {
+        note_port(packet, entry);
         forget_flow(&packet->tuple, entry, &scratch->reply_key);
         entry = 0;
     }

@@ -8,7 +8,7 @@
 /* Reasons of packets that end here. */
 INLINE int drops(enum reason reason) {
     return reason == REASON_REWRITE_FAILED || reason == REASON_DROP_RANGE || reason == REASON_NO_WAY_OUT ||
-           reason == REASON_DROP_POLICY || reason == REASON_HEADER_CHAIN;
+           reason == REASON_DROP_POLICY || reason == REASON_HEADER_CHAIN || reason == REASON_PORT_TAKEN;
 }
 
 INLINE void capture_packet(const struct arrival *arrival, const struct packet *packet, __u32 service) {

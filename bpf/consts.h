@@ -172,6 +172,9 @@ enum translation_flags {
     FLOW_TUNNELED = 1 << 17,  /* the client's packets come from a node that forwards them */
     FLOW_BACK = 1 << 18,      /* with FLOW_TUNNELED: answers go back to that node, `tunnel` */
     FLOW_BY_STACK = 1 << 19,  /* the node's stack had packets of it, so connection tracking knows it: they stay there */
+    FLOW_PORT_TAKEN = 1 << 20, /* the backend has another connection from its port: the next SYN gets another one */
+    FLOW_BESIDE = 1 << 21,     /* with FLOW_TUNNELED: the client has a connection straight to the backend, whose packets
+                                  look as this one's after XDP took them out of the tunnel: so tc does it */
 };
 
 /* peer.flags, socket_peer.flags */
@@ -308,6 +311,7 @@ enum reason {
     REASON_TUNNEL_LOST,     /* dropped: a packet between nodes, for a reason that is counted besides, such as no flow */
     /* dropped */
     REASON_HEADER_CHAIN, /* leaves with more extension headers than are read, so nobody knows whether it is an answer */
+    REASON_PORT_TAKEN,   /* a client's reset, after an answer that its other connection was to hear */
     REASON_COUNT,
 };
 

@@ -86,11 +86,11 @@ INLINE void give_to_stack(const struct tuple *key, struct direct_flow *flow, __u
     flow->last_ns = now;
 }
 
-/* Whether the answers to a packet that the stack sends are translated here: then so is the packet. */
-INLINE int answered_here(const struct packet *packet, struct scratch *scratch) {
+/* Whether answers to a packet with this tuple are translated here. If the stack sends it, then so was the packet. */
+INLINE int answered_here(const struct tuple *tuple, struct scratch *scratch) {
     struct translation *answers;
 
-    reverse_tuple(&packet->tuple, &scratch->forward_key);
+    reverse_tuple(tuple, &scratch->forward_key);
     answers = find_flow(&scratch->forward_key);
     return answers && (answers->flags & (FLOW_REPLY | FLOW_FOREIGN)) == FLOW_REPLY;
 }
@@ -101,7 +101,7 @@ INLINE int answered_here(const struct packet *packet, struct scratch *scratch) {
 INLINE void note_connection(const struct packet *packet, const struct direct_flow *noted, struct scratch *scratch,
                             int to_pod) {
     direct_key(&packet->tuple, &scratch->direct_key);
-    if (answered_here(packet, scratch))
+    if (answered_here(&packet->tuple, scratch))
         map_delete(MAP(direct_tcp), &scratch->direct_key);
     else
         map_update(MAP(direct_tcp), &scratch->direct_key, noted, to_pod ? BPF_ANY : BPF_NOEXIST);
@@ -131,7 +131,7 @@ INLINE void note_from_stack(const struct arrival *arrival, const struct packet *
     direct_key(&packet->tuple, key);
     flow = map_lookup(MAP(direct_udp), key);
     if (!flow) {
-        if (answered_here(packet, scratch))
+        if (answered_here(&packet->tuple, scratch))
             return;
         if (map_update(MAP(direct_udp), key, &noted, BPF_NOEXIST) == ERROR_TOO_BIG)
             distrust(arrival);

@@ -287,7 +287,7 @@ INLINE int takes_syn(const struct tuple *key, struct translation *entry, __u64 n
 INLINE int usable(const struct node *node, struct packet *packet, struct translation *entry, __u64 now) {
     if (packet->protocol == IPPROTO_TCP) {
         if (likely(!opens_connection(packet)))
-            return !(flow_flags(entry) & FLOW_RESTING);
+            return !(flow_flags(entry) & (FLOW_RESTING | FLOW_PORT_TAKEN));
         return !expired(node, &packet->tuple, entry, now) && takes_syn(&packet->tuple, entry, now, &packet->moved);
     }
     if (!live_backend(entry->backend, entry->backend_generation, BACKEND_SERVES)) {
@@ -328,6 +328,11 @@ INLINE int other_is_there(const struct packet *packet, const struct translation 
         return 1;
     describe_reply(&packet->tuple, entry, scratch);
     return insert_flow(&scratch->reply_key, &scratch->reply) == REASON_NONE;
+}
+
+/* True for an entry of answers that are translated where they leave towards the client, whose address was kept. */
+INLINE int answers_client(const struct translation *entry) {
+    return (entry->flags & (FLOW_REPLY | FLOW_SNAT | FLOW_FOREIGN | FLOW_FORWARDED)) == FLOW_REPLY;
 }
 
 /* Account a packet of so many bytes that was translated or forwarded. `reply`: an answer. */

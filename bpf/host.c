@@ -14,7 +14,7 @@ INLINE int may_leave(const struct arrival *arrival, const struct packet *packet)
 
 /* Whether a flow that begins with this packet may go past the stack. */
 INLINE int may_begin(struct __sk_buff *skb, const struct arrival *arrival, const struct packet *packet,
-                     const struct course *course) {
+                     struct scratch *scratch, const struct course *course) {
     struct frontend_key key = {.address = packet->tuple.destination,
                                .port = packet->tuple.destination_port,
                                .protocol = packet->tuple.protocol};
@@ -22,6 +22,8 @@ INLINE int may_begin(struct __sk_buff *skb, const struct arrival *arrival, const
     if (packet->protocol == IPPROTO_TCP ? !opens_connection(packet)
                                         : (__s64)(host_time(HOST_DISTRUST_UNTIL) - arrival->now) > 0)
         return 0;
+    if (packet->protocol == IPPROTO_TCP && hide_value(scratch, answered_here(&packet->tuple, scratch)))
+        return 0; /* it gets another port, or that flow goes */
     if (course->to) {
         if (!pod_is_there(skb, packet, &packet->tuple.destination, course, arrival->now) ||
             (!course->from && !source_is_there(skb, packet, course)))
@@ -69,7 +71,7 @@ INLINE int plain(struct __sk_buff *skb, const struct arrival *arrival, struct pa
     if (!can_go(skb, packet, course))
         return GO_ON;
     if (begins) {
-        if (!may_begin(skb, arrival, packet, course))
+        if (!may_begin(skb, arrival, packet, scratch, course))
             return GO_ON;
     } else if (!course->from && unlikely(flow->ifindex != skb->ifindex)) {
         if (!source_is_there(skb, packet, course))
@@ -113,7 +115,7 @@ INLINE enum reason classify_translated(struct __sk_buff *skb, const struct arriv
         return course->to && !pod_is_there(skb, packet, &entry->destination, course, arrival->now) ? REASON_NONE
                                                                                                    : packet->reason;
     if (entry->flags & FLOW_REPLY)
-        return REASON_REPLY;
+        return may_be_another(packet, entry) ? REASON_NONE : REASON_REPLY; /* tc.c looks where it leaves */
     reason = follow_entry(arrival, packet, entry);
     return reason == REASON_FLOW ? reason : REASON_NONE;
 }

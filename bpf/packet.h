@@ -95,6 +95,7 @@ struct packet {
     __u8 translated;     /* rewritten; its flow entry is not updated yet */
     __u8 taken_over;     /* a segment that goes on with a connection of which nothing is known here */
     __u8 extended;       /* enum extended */
+    __u8 port_taken;     /* the client's port is that of another connection to the same endpoint */
 };
 
 _Static_assert(sizeof(struct packet) <= sizeof(((struct scratch *)0)->packet), "struct packet outgrew its room");

@@ -1,9 +1,19 @@
-/* SNAT: allocate source ports of this node for flows whose replies must return here. */
+/* Source ports: of this node, for flows whose replies must return here (SNAT), and of a client that has two connections
+ * to one endpoint from one port. */
 #ifndef HOTPLANE_SNAT_H
 #define HOTPLANE_SNAT_H
 
-#include "arrival.h"
+#include "direct.h"
 #include "segments.h"
+
+enum other_ports {
+    OTHER_PORTS = 0xc000, /* the first of the ports that a client gets instead of its own (RFC 6335, dynamic ports) */
+    OTHER_PORT_BITS = 0x3fff,
+    PRIVILEGED_PORTS = 1024,
+    OTHER_PRIVILEGED = 512, /* the first of those instead of a privileged one, which endpoints may ask for */
+    OTHER_PRIVILEGED_BITS = 0x1ff,
+    OTHER_PORT_ATTEMPTS = 4,
+};
 
 /* Return the SNAT port with this index, counted from 0 over both ranges. */
 INLINE __u16 snat_port(const struct node *node, __u32 index) {
@@ -82,19 +92,53 @@ INLINE int choose_port(const struct node *node, const struct packet *packet, str
     return 0;
 }
 
+/* A port for a client whose own one is taken, as connection tracking would choose: privileged if that was. */
+INLINE __be16 other_port(__be16 own) {
+    __u32 draw = bpf_get_prandom_u32();
+
+    return to_be16(to_be16(own) < PRIVILEGED_PORTS ? OTHER_PRIVILEGED | (draw & OTHER_PRIVILEGED_BITS)
+                                                   : OTHER_PORTS | (draw & OTHER_PORT_BITS));
+}
+
+/* Whether the client has another connection to this endpoint from the same port, which is not translated: one past the
+ * stack is known, of the stack's the first answer tells (another_connection()). */
+INLINE int port_is_taken(const struct packet *packet, struct scratch *scratch) {
+    if (packet->protocol != IPPROTO_TCP || packet->port_taken || likely(!host_time(HOST_ROUTING_UNTIL)))
+        return packet->port_taken;
+    direct_key(&scratch->reply_key, &scratch->direct_key);
+    return map_lookup(MAP(direct_tcp), &scratch->direct_key) != 0;
+}
+
+/* Reserve the tuple of the answers to a client that keeps its address. Where another flow of the client to this backend
+ * has it, the client gets another port towards the backend, as connection tracking would give it. */
+INLINE enum reason reserve_answers(const struct arrival *arrival, const struct packet *packet,
+                                   struct scratch *scratch) {
+    enum reason reason = REASON_TUPLE_TAKEN;
+    int attempt;
+
+#pragma clang loop unroll(disable)
+    for (attempt = 0; attempt < OTHER_PORT_ATTEMPTS; attempt++) {
+        describe_reply(&packet->tuple, &scratch->forward, scratch);
+        if (attempt || likely(!hide_value(scratch, port_is_taken(packet, scratch))))
+            reason = hide_value(scratch, claim_reply(arrival->node, packet, scratch, arrival->now));
+        if (likely(reason != REASON_TUPLE_TAKEN) || (scratch->forward.flags & FLOW_FORWARDED))
+            break;
+        scratch->forward.source_port = other_port(packet->tuple.source_port);
+    }
+    return reason;
+}
+
 /* Reserve the reply tuple of scratch->forward for the flow of `packet`; with SNAT, on a port of this node where no
  * local socket receives from the backend. Returns REASON_NONE, REASON_FLOW (reserved by an earlier packet), or the
  * error. */
 INLINE enum reason reserve_reply(const struct arrival *arrival, struct packet *packet, struct scratch *scratch) {
-    __u32 snat = scratch->forward.flags & FLOW_SNAT;
-
+    if (!(scratch->forward.flags & FLOW_SNAT))
+        return reserve_answers(arrival, packet, scratch);
     describe_reply(&packet->tuple, &scratch->forward, scratch);
-    if (snat) {
-        if (!hide_value(scratch, choose_port(arrival->node, packet, scratch, arrival->now)))
-            return REASON_SNAT_EXHAUSTED;
-        if (has_socket(arrival->context, &scratch->reply_key))
-            return REASON_OWN_PORT;
-    }
+    if (!hide_value(scratch, choose_port(arrival->node, packet, scratch, arrival->now)))
+        return REASON_SNAT_EXHAUSTED;
+    if (has_socket(arrival->context, &scratch->reply_key))
+        return REASON_OWN_PORT;
     return claim_reply(arrival->node, packet, scratch, arrival->now);
 }
 

@@ -183,6 +183,8 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
                                          : track_leaving(&arrival, packet, &entry);
     }
     reason = hide_reason(packet, reason);
+    if (unlikely(reason == REASON_PORT_TAKEN))
+        action = TC_ACT_SHOT;
     if (handed == HANDED_PARSED && entry && (reason == REASON_NEW_FLOW || reason == REASON_MOVED) &&
         packet->kind == PACKET_WHOLE && !(entry->flags & (FLOW_SNAT | FLOW_FORWARDED))) {
         scratch->handed = HANDED_NEW;

@@ -167,6 +167,46 @@ INLINE enum reason count_flow(const struct arrival *arrival, const struct packet
     return REASON_NEW_FLOW;
 }
 
+/* Whether a SYN that is addressed to an endpoint is that of a flow from the tunnel, whose answers' entry is `holder`:
+ * XDP takes it out, and translates it, before tc sees it. */
+INLINE int taken_out(const struct packet *packet, struct scratch *scratch, struct translation *holder) {
+    struct translation *other;
+
+    if (likely(!(holder->flags & FLOW_TUNNELED)))
+        return 0;
+    other = find_other(&scratch->reply_key, holder, &scratch->forward_key);
+    return other && near(segment_end(packet), other->sequence_end, FOLLOW_WINDOW);
+}
+
+/* A connection straight to an endpoint from a port that the client uses through a frontend, too: its answers would be
+ * taken for that flow's, and the endpoint could not tell the two apart. If that flow is over it goes. Otherwise the
+ * connection becomes a flow to the same backend, `chosen`, of no Service, and so gets another port. REASON_NONE: it is
+ * filled in. */
+INLINE enum reason beside_flow(const struct arrival *arrival, const struct packet *packet, struct scratch *scratch,
+                               struct selection *chosen) {
+    struct translation *holder;
+
+    if (packet->protocol != IPPROTO_TCP || !opens_connection(packet) || arrival->hook == HOOK_XDP)
+        return REASON_NOT_SERVICE;
+    reverse_tuple(&packet->tuple, &scratch->reply_key);
+    holder = find_flow(&scratch->reply_key);
+    if (likely(!holder) || !answers_client(holder) || taken_out(packet, scratch, holder))
+        return REASON_NOT_SERVICE;
+    if (hide_value(scratch, can_be_replaced(arrival->node, packet, scratch, holder, arrival->now))) {
+        forget_flow(&scratch->reply_key, holder, &scratch->forward_key);
+        return REASON_NOT_SERVICE;
+    }
+    if (unlikely(holder->flags & FLOW_TUNNELED))
+        note(holder, find_other(&scratch->reply_key, holder, &scratch->forward_key), FLOW_BESIDE);
+    __builtin_memset(chosen, 0, sizeof(*chosen));
+    copy_address(&chosen->address, &packet->tuple.destination);
+    chosen->port = packet->tuple.destination_port;
+    chosen->backend = holder->backend;
+    chosen->backend_generation = holder->backend_generation;
+    chosen->service = ~0U;
+    return REASON_NONE;
+}
+
 /* Choose a backend for the first packet of a flow and store the flow. REASON_NEW_FLOW: *found is the stored
  * entry; REASON_FLOW: likewise, of a flow that began elsewhere. Anything else: the packet is passed on, nothing was
  * stored. */
@@ -196,9 +236,11 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
     client.remote_pod = hide_value(scratch, client.remote_pod);
     reason = hide_reason(packet, balance(key, &client, arrival->now, (struct balancing *)scratch->work, chosen));
     *service = chosen->service;
+    if (reason == REASON_NOT_SERVICE)
+        reason = hide_reason(packet, beside_flow(arrival, packet, scratch, chosen));
     if (reason != REASON_NONE)
         return reason;
-    if (may_be_a_sockets(tuple, key) && has_socket(arrival->context, tuple))
+    if (chosen->service != ~0U && may_be_a_sockets(tuple, key) && has_socket(arrival->context, tuple))
         return REASON_OWN_PORT;
     describe_forward(arrival, packet, scratch, chosen);
     if (unlikely(packet->taken_over)) {
@@ -261,6 +303,11 @@ INLINE int asks_with_options(const struct arrival *arrival, const struct packet 
     return arrival->hook != HOOK_XDP && packet->extended && packet->ipv4;
 }
 
+/* What becomes of a client's flow that begins anew: from another port where the last one was taken. */
+INLINE void note_port(struct packet *packet, const struct translation *entry) {
+    packet->port_taken = !!(flow_flags(entry) & FLOW_PORT_TAKEN);
+}
+
 /* Classify a packet that arrived at a client-side hook by its flow's entry. REASON_NONE: the entry is obsolete. */
 INLINE enum reason follow_entry(const struct arrival *arrival, struct packet *packet, struct translation *entry) {
     if (entry->flags & FLOW_FOREIGN)
@@ -279,6 +326,8 @@ INLINE enum reason follow_entry(const struct arrival *arrival, struct packet *pa
         return REASON_FRAGMENT;
     if (entry->flags & FLOW_REPLY)
         return flow_flags(entry) & FLOW_RESTING ? REASON_RESTING : REASON_REPLY;
+    if (unlikely(flow_flags(entry) & FLOW_PORT_TAKEN) && !opens_connection(packet))
+        return arrival->hook == HOOK_XDP ? REASON_LEFT_TO_TC : REASON_PORT_TAKEN;
     if (unlikely(!usable(arrival->node, packet, entry, arrival->now)))
         return REASON_NONE;
     if (unlikely((entry->packets & CHECK_PACKETS) == CHECK_PACKETS || opens_connection(packet)) &&
@@ -315,6 +364,7 @@ INLINE enum reason track(const struct arrival *arrival, struct packet *packet, _
             return reason;
         }
         scratch = this_scratch();
+        note_port(packet, entry);
         if (scratch)
             forget_flow(&packet->tuple, entry, &scratch->reply_key);
     }
@@ -331,6 +381,27 @@ INLINE enum reason track(const struct arrival *arrival, struct packet *packet, _
     return reason == REASON_NEW_FLOW && packet->moved ? REASON_MOVED : reason;
 }
 
+/* Whether a segment that comes by the tuple of a flow's answers may be of another connection between the same ends.
+ * Until the backend has acknowledged the client's SYN it sends nothing but that, or a reset; a living connection
+ * acknowledges its own numbers (RFC 5961, section 4) or sends data. */
+INLINE int may_be_another(const struct packet *packet, const struct translation *entry) {
+    return packet->protocol == IPPROTO_TCP && unlikely(!(flow_flags(entry) & FLOW_SEEN_REPLY)) &&
+           (packet->tcp_flags & (TCP_SYN | TCP_RST | TCP_ACK)) == TCP_ACK;
+}
+
+/* Whether it is, and not to be translated. The first such segment still goes to the flow's client, which resets what it
+ * never asked for and sends its SYN again at once (RFC 9293, section 3.10.7.3). The reset must not reach the other
+ * connection (REASON_PORT_TAKEN), and the SYN gets another port. */
+INLINE int another_connection(const struct packet *packet, struct translation *entry) {
+    struct scratch *scratch = this_scratch();
+
+    if (flow_flags(entry) & FLOW_PORT_TAKEN)
+        return 1;
+    if (may_be_another(packet, entry) && packet->kind == PACKET_WHOLE && scratch)
+        note(entry, find_other(&packet->tuple, entry, &scratch->forward_key), FLOW_PORT_TAKEN | FLOW_RST_REPLY);
+    return 0;
+}
+
 /* Find the translation of a reply at the hook where it leaves towards its client. */
 INLINE enum reason track_leaving(const struct arrival *arrival, struct packet *packet, struct translation **found) {
     struct translation *entry;
@@ -338,7 +409,7 @@ INLINE enum reason track_leaving(const struct arrival *arrival, struct packet *p
     if (packet->kind == PACKET_LATER_FRAGMENT && !recall_fragment(packet, arrival->now))
         return REASON_FRAGMENT_UNKNOWN;
     entry = find_flow(&packet->tuple);
-    if (!entry || (entry->flags & (FLOW_REPLY | FLOW_SNAT | FLOW_FOREIGN | FLOW_FORWARDED)) != FLOW_REPLY) {
+    if (!entry || !answers_client(entry) || unlikely(another_connection(packet, entry))) {
         note_leaving(arrival->node, packet, arrival->now);
         return packet->kind == PACKET_ICMP_ERROR ? REASON_ICMP_UNRELATED : REASON_NOT_TRANSLATED;
     }

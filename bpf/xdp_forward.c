@@ -70,6 +70,8 @@ INLINE struct translation *take_in(const struct arrival *arrival, struct packet 
     __u32 kind = kind_of(header), back = kind == TUNNEL_ASK ? FLOW_BACK : 0;
     int begins = opens_connection(packet);
 
+    if (entry && unlikely(flow_flags(entry) & FLOW_BESIDE))
+        return 0;
     if (entry && (entry->flags & (FLOW_REPLY | FLOW_TUNNELED | FLOW_BACK)) == (FLOW_TUNNELED | back) &&
         entry->tunnel == (node & TUNNEL_NUMBER) && !begins && usable(arrival->node, packet, entry, arrival->now))
         return entry;

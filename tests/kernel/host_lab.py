@@ -158,14 +158,15 @@ def fetch(lab: HostLab, where: str, to: tuple[str, int], kind: socket.SocketKind
 @contextmanager
 def host_lab(
     routing: Routing = Routing.DIRECT, link: PodLink = PodLink.VETH, *, connect: bool = False, name: str = "",
-    sizes: Sizes = SMALL, report: Callable[[str], None] | None = None,
+    sizes: Sizes = SMALL, report: Callable[[str], None] | None = None, past_stack: bool = True, xdp: bool = False,
 ) -> Iterator[HostLab]:  # fmt: skip
-    """sizes: of the maps. report: hears of full maps, and flows that are over are collected."""
+    """sizes: of the maps. report: hears of full maps, and flows that are over are collected. past_stack: False leaves
+    host routing out."""
 
     def make(lab: Lab, node: Node) -> Plane:
-        host = HostRouting(lasting=True)
+        host = HostRouting(lasting=True) if past_stack else None
         hooks = [ConnectHook(lab.cgroup(node))] if connect else []
-        packets = PacketHook(xdp=False, host=host)
+        packets = PacketHook(xdp=xdp, host=host)
         return EbpfPlane(NftablesPlane(), [*hooks, packets], sizes, host_routing=host, report=report)
 
     spec = LabSpec(
@@ -188,5 +189,6 @@ def host_lab(
                 for family in spec.families:
                     node = next(n for n in lab.nodes if n.name == pod.node)
                     fetch(made, node.name, (pod.addresses[family], PORT), socket.SOCK_DGRAM, 1)
-            made.look()
+            if past_stack:
+                made.look()
             yield made

@@ -11,7 +11,7 @@ from dataplane.lab.traffic.probe import Outcome, Probe
 from dataplane.model.net import Family, Protocol
 from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.forwarding import Forwarding
-from tests.kernel.forwarding_lab import INGRESS, NODE_PORT, ForwardingLab, ask, forwarding_lab, host
+from tests.kernel.forwarding_lab import INGRESS, NODE_PORT, PORT, ForwardingLab, ask, forwarding_lab, host
 from tests.kernel.packet_lab import counted
 
 FAMILIES = (Family.IPV4, Family.IPV6)
@@ -32,10 +32,14 @@ def made() -> Iterator[ForwardingLab]:
 class Connection:
     """A connection of the outside client that is used again and again."""
 
-    def __init__(self, made: ForwardingLab, address: str, port: int) -> None:
+    def __init__(self, made: ForwardingLab, address: str, port: int, own_port: int = 0) -> None:
+        family = Family.IPV6 if ":" in address else Family.IPV4
         with netns(made.lab.client.netns):
-            self.sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+            self.sock = socket.socket(family.socket_family, socket.SOCK_STREAM)
         self.sock.settimeout(10)
+        if own_port:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.sock.bind((made.lab.client.addresses[family], own_port))
         self.sock.connect((address, port))
         self.server, self.client = self.ask()
 
@@ -111,6 +115,27 @@ def test_an_endpoint_that_only_its_own_node_knows_has_gone(made: ForwardingLab) 
     [result] = made.lab.probe("client", Probe(address, NODE_PORT, Protocol.TCP, 60, timeout=5))
     assert {a.servers[0] for a in result.attempts} == {"pod1-1", "pod2-1"}
     made.use(Forwarding.DSR)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("way", [Forwarding.DSR, Forwarding.TUNNEL])
+def test_straight_to_the_endpoint_from_the_same_port(made: ForwardingLab, way: Forwarding, family: Family) -> None:
+    """A client's connections to all pods, and one from the same port that is forwarded to one of them, which begins
+    before or after: the pod tells them apart, and each goes on."""
+    made.use(way)
+    node_port = (made.lab.nodes[0].addresses[family], NODE_PORT)
+    pods = {pod.name: (pod.addresses[family], PORT) for pod in made.lab.pods}
+    reached = set()
+    for port in range(21000, 21016):
+        first = [Connection(made, *node_port, port)] if port % 2 else []
+        straight = [Connection(made, *pod, port) for pod in pods.values()]
+        forwarded = first or [Connection(made, *node_port, port)]
+        used([*straight, *forwarded, *straight])
+        assert [connection.server for connection in straight] == list(pods)
+        reached.add(forwarded[0].server)
+        for connection in (*straight, *forwarded):
+            connection.sock.close()
+    assert reached == set(pods)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

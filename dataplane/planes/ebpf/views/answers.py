@@ -19,7 +19,7 @@ REFUSED = frozenset({"no_endpoint", "policy_drop", "source_range"})
 """Passed on to be refused by the slow path."""
 DROPPED = frozenset(
     {
-        *("rewrite_failed", "drop_range", "no_way_out", "drop_policy", "header_chain"),
+        *("rewrite_failed", "drop_range", "no_way_out", "drop_policy", "header_chain", "port_taken"),
         *(f"tunnel_{what}" for what in ("sender", "format", "source", "frontend", "endpoint", "lost")),
     }
 )

@@ -68,6 +68,8 @@ _CHANGES = _RTMGRP_LINK | _RTMGRP_ADDRESSES | _RTMGRP_ROUTES
 _DEBOUNCE_SECONDS = 0.05
 _LOOK_SECONDS = 30.0
 """Interval of full refreshes: settings of devices (rp_filter) change without a notification."""
+_KEEP_SECONDS = 10.0
+"""How long a device that is up keeps its programs without an address or route that asks for them."""
 
 _LARGEST_PACKET = 0xFFFF
 """Bytes; a device with a larger MTU, or with MTU 0 as lo may have, limits no packet."""
@@ -113,6 +115,7 @@ class PacketHook:
         self._programs: dict[str, Program] = {}
         self._status: dict[int, DeviceStatus] = {}
         self._devices: dict[int, Device] = {}
+        self._idle: dict[int, float] = {}
         self._sources: dict[int, tuple[str, str]] = {}
         self._mtus: dict[int, int] = {}
         self._described: dict[int, tuple[int, int, bytes]] = {}
@@ -222,24 +225,34 @@ class PacketHook:
         self._sources = source_addresses(network, primary)
         self._mtus = {link.ifindex: link.mtu if link.mtu <= _LARGEST_PACKET else 0 for link in network.links}
         found = {d.ifindex: d for d in choose_devices(network, primary, self._selection)}
-        for index in self._devices.keys() - found.keys():
+        back = self._idle.keys() & found.keys()
+        for index in self._left(network, found.keys()):
             self._remove(index)
         came = False
         for index, device in found.items():
-            if self._devices.get(index) != device:
+            if self._devices.get(index) != device or index in back:
                 self._put(device)
                 came = came or index not in self._devices
                 self._devices[index] = device
         if begins:
             write_ready(self._maps, True)
         self._look(network, came=came)
-        known = found.keys() | self._sources.keys()
+        known = self._devices.keys() | self._sources.keys()
         for index in known:
             self._write(index)
         stale = {int.from_bytes(key, "little") for key, _ in self._maps.items("devices")} - known
         self._maps.remove("devices", [index.to_bytes(4, "little") for index in stale])
         for index in stale:
             self._written.pop(index, None)
+
+    def _left(self, network: Network, chosen: Collection[int]) -> list[int]:
+        """Devices with programs that need none any more: those that are gone, and those that are up and have had no
+        role for a while. Who sets up an uplink anew takes it down or its addresses away for a moment, and without the
+        programs its connections would meet the stack, which resets what it does not know."""
+        up = {link.ifindex: link.up for link in network.links}
+        now = time.monotonic()
+        self._idle = {index: self._idle.get(index, now) for index in self._devices if index not in chosen}
+        return [i for i, since in self._idle.items() if i not in up or (up[i] and now - since > _KEEP_SECONDS)]
 
     def _look(self, network: Network, *, came: bool) -> None:
         """Have host routing look at the devices. came: there are new ones among them."""
@@ -328,6 +341,7 @@ class PacketHook:
         """Detach from a device that was deleted or is no longer selected."""
         self._status.pop(index, None)
         self._devices.pop(index, None)
+        self._idle.pop(index, None)
         self._described.pop(index, None)
         if self._pins is None:
             return

@@ -200,6 +200,27 @@ BPF = (
         ("test_tc_rules.py::test_a_fragment_is_not_remembered_for_ever",),
     ),
     Mutation(
+        "nobody looks behind options and extension headers",
+        "skb.h",
+        "unlikely(reason == REASON_IPV6_EXTENSION || reason == REASON_IP_OPTIONS)",
+        "0",
+        ("test_tc_extensions.py::test_answers_of_a_pod_here",),
+    ),
+    Mutation(
+        "a later fragment that began with an option is taken for its first one's protocol",
+        "extension.h",
+        "packet->extended = EXTENDED_ANY_PROTOCOL;",
+        "return REASON_PROTOCOL;",
+        ("test_extension_headers.py::test_clients_from_outside",),
+    ),
+    Mutation(
+        "what leaves with too many headers is passed on",
+        "tc.c",
+        "hook == HOOK_TC_EGRESS && unlikely(reason == REASON_IPV6_EXTENSION)",
+        "hook == HOOK_XDP && unlikely(reason == REASON_IPV6_EXTENSION)",
+        ("test_extension_headers.py::test_more_headers_than_are_read",),
+    ),
+    Mutation(
         "a socket hears from its backend by the backend's name",
         "connect.c",
         "target->address = peer->frontend;",

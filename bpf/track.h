@@ -89,8 +89,6 @@ INLINE enum reason describe_client(const struct arrival *arrival, struct packet 
 
     if (arrival->hook == HOOK_XDP && !(device && same_mac(packet->mac, device->mac)))
         return REASON_NOT_FOR_US;
-    if (is_loopback(&packet->tuple.destination) || is_loopback(&packet->tuple.source))
-        return REASON_LOOPBACK;
     packet->source_class = classify(arrival->node, &packet->tuple.source, !!(roles & DEVICE_DETECTED));
     barrier();
     client->source = packet->source_class;
@@ -217,24 +215,31 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
     struct client client = {.identity = tuple->source, .address_known = 1, .accepts_masquerade = 1, .flow = tuple};
     struct scratch *scratch = this_scratch();
     struct frontend_key *key;
+    struct frontend *frontend;
     struct selection *chosen;
     enum reason reason, reserved;
 
     if (!scratch)
         return REASON_INCONSISTENT;
+    if (is_loopback(&tuple->destination) || is_loopback(&tuple->source))
+        return REASON_LOOPBACK;
     _Static_assert(sizeof(*chosen) <= sizeof(scratch->chosen), "struct selection outgrew its room");
     _Static_assert(sizeof(struct balancing) <= sizeof(scratch->work), "struct balancing outgrew its room");
     chosen = (struct selection *)scratch->chosen;
-    reason = hide_reason(packet, describe_client(arrival, packet, &client));
-    if (reason != REASON_NONE)
-        return reason;
     key = (struct frontend_key *)&scratch->forward_key; /* not on the stack: see new_packet() */
     __builtin_memset(key, 0, sizeof(*key));
     copy_address(&key->address, &tuple->destination);
     key->port = tuple->destination_port;
     key->protocol = tuple->protocol;
+    frontend = find_frontend(key);
+    if (likely(!frontend)) /* most packets without a flow are no Service's: who sends them is not asked */
+        return REASON_NOT_SERVICE;
+    reason = hide_reason(packet, describe_client(arrival, packet, &client));
+    if (reason != REASON_NONE)
+        return reason;
     client.remote_pod = hide_value(scratch, client.remote_pod);
-    reason = hide_reason(packet, balance(key, &client, arrival->now, (struct balancing *)scratch->work, chosen));
+    reason =
+        hide_reason(packet, balance(key, frontend, &client, arrival->now, (struct balancing *)scratch->work, chosen));
     *service = chosen->service;
     if (reason == REASON_NOT_SERVICE)
         reason = hide_reason(packet, beside_flow(arrival, packet, scratch, chosen));

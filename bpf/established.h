@@ -1,7 +1,8 @@
 /* Fast path for the majority of packets: unfragmented, untagged TCP and UDP of an established flow that is redirected
  * to a known next hop, translated or through the tunnel to the endpoint's node. It looks up, rewrites and accounts such
  * a packet in few steps. Everything else (closing connections, idle entries, next hops due for a new look-up, watched
- * flows) takes the general path, which gives the same result.
+ * flows) takes the general path, which gives the same result. TCP segments in the middle of a connection that is no
+ * flow's pass by here, too.
  *
  * `ipv4` and `tcp` are constants wherever they are parameters: one source, of which the compiler makes the code of each
  * family and protocol, without the questions that those answer. */
@@ -192,8 +193,19 @@ INLINE void fast_path_account(struct translation *entry, __u32 size, __u64 now, 
     count(HOOK_XDP, flags & FLOW_REPLY ? REASON_REPLY : REASON_FLOW);
 }
 
-/* Translate a packet of an established flow, or put it into the tunnel. Returns 1; or 0, for the general path: the
- * packet is as it was, but whoever has pointers into it must read them again. */
+/* Whether a segment without an entry, which has no SYN, passes by; it is counted then. Else the general path has more
+ * to do with it. */
+INLINE int passes_by(const void *data, __u64 now) {
+    if (unlikely(this_node()->flags & NODE_TAKES_OVER) || unlikely(*(const __u8 *)data & 1) ||
+        unlikely(watched(HOOK_XDP, IPPROTO_TCP, ~0U, now)))
+        return 0;
+    count(HOOK_XDP, REASON_TCP_NO_SYN);
+    return 1;
+}
+
+/* Translate a packet of an established flow, or put it into the tunnel. Returns XDP_TX; XDP_PASS for one of no flow
+ * that passes by; or 0, for the general path: the packet is as it was, but whoever has pointers into it must read them
+ * again. */
 INLINE int send_established(struct xdp_md *context, void *data, void *end, __u32 ifindex, __u64 now,
                             struct scratch *scratch, int ipv4, int tcp) {
     struct fast_path_packet packet;
@@ -213,7 +225,7 @@ INLINE int send_established(struct xdp_md *context, void *data, void *end, __u32
     entry = fast_path_flow(&packet, &key, ipv4, tcp);
     if (!entry) {
         scratch->no_flow = 1;
-        return 0;
+        return tcp && passes_by(data, now) ? XDP_PASS : 0;
     }
     flags = entry->flags;
     overhead = flags & FLOW_FORWARDED ? (ipv4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) + TUNNEL_HEADERS : 0;
@@ -226,11 +238,11 @@ INLINE int send_established(struct xdp_md *context, void *data, void *end, __u32
             return 0;
         fast_path_account(entry, packet.size, now, 0);
         count(HOOK_XDP, REASON_FORWARDED);
-        return 1;
+        return XDP_TX;
     }
     fast_path_rewrite(data, &packet, entry, ipv4, tcp);
     fast_path_account(entry, packet.size, now, flags);
-    return 1;
+    return XDP_TX;
 }
 
 /* The same for whatever the packet is. Sets scratch->no_flow where it is known to have none. */
@@ -247,7 +259,7 @@ INLINE int forward_established(struct xdp_md *context, void *data, void *end, __
 
         if (ip->protocol == IPPROTO_TCP)
             return send_established(context, data, end, ifindex, now, scratch, 1, 1);
-        return ip->protocol == IPPROTO_UDP && send_established(context, data, end, ifindex, now, scratch, 1, 0);
+        return ip->protocol == IPPROTO_UDP ? send_established(context, data, end, ifindex, now, scratch, 1, 0) : 0;
     } else {
         struct ipv6hdr *ip = data + sizeof(struct ethhdr);
 
@@ -255,7 +267,7 @@ INLINE int forward_established(struct xdp_md *context, void *data, void *end, __
             return 0;
         if (ip->nexthdr == IPPROTO_TCP)
             return send_established(context, data, end, ifindex, now, scratch, 0, 1);
-        return ip->nexthdr == IPPROTO_UDP && send_established(context, data, end, ifindex, now, scratch, 0, 0);
+        return ip->nexthdr == IPPROTO_UDP ? send_established(context, data, end, ifindex, now, scratch, 0, 0) : 0;
     }
 }
 

@@ -94,8 +94,12 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
     }
     arrival.now = coarse_now(scratch);
 #ifndef ONLY_GENERAL
-    if (likely(forward_established(context, data, end, arrival.ifindex, arrival.now, scratch)))
+    action = forward_established(context, data, end, arrival.ifindex, arrival.now, scratch);
+    if (likely(action == XDP_TX))
         return send(arrival.ifindex, arrival.ifindex); /* the hop's device, see fast_path_usable() */
+    if (action == XDP_PASS)
+        return XDP_PASS;
+    action = XDP_PASS;
     data = (void *)(long)context->data;
     end = (void *)(long)context->data_end;
 #endif

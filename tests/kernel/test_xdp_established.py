@@ -1,6 +1,7 @@
 """XDP's short way of established flows, of Services whose packets are translated and of those that are forwarded to the
 endpoint's node, does what the general code does: verdict, bytes, reasons, entries, counters."""
 
+import itertools
 import random
 import struct
 import time
@@ -17,6 +18,8 @@ from dataplane.model.net import Family, Protocol
 from dataplane.planes.ebpf.attach.programs import load_programs
 from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
 from dataplane.planes.ebpf.maps.layout import constant, fields_of, reason_names
+from dataplane.planes.ebpf.maps.mapset import NODE_KEY
+from dataplane.planes.ebpf.views.events import EventStream
 from dataplane.policy.forwarding import Forwarding
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, bench, entry
@@ -235,6 +238,62 @@ def test_random_packets_have_the_same_fate(pair: Pair) -> None:
             short, general = (o._replace(data=b"", entries={}) for o in (short, general))
         assert short == general, frame.hex()
     assert {"flow", "reply", "forwarded", "not_for_us"} <= fates
+
+
+@pytest.mark.parametrize("family", [Family.IPV4, Family.IPV6])
+def test_segments_of_no_flow_pass_by(pair: Pair, family: Family) -> None:
+    """The short way lets go of segments without SYN, FIN and RST, and of those alone: they are counted the same."""
+    own, other, group = pair.node.up_mac, "02:00:00:00:00:99", "33:33:00:00:00:01"
+    four = family is Family.IPV4
+    header = IP(src=b.CLIENT, dst=b.POD) if four else IPv6(src=b.CLIENT_6, dst=b.POD_6)
+    for flags, mac in itertools.product(("A", "PA", "FA", "RA", "R", "S", "SA"), (own, other, group)):
+        frame = bytes(Ether(dst=mac, src=b.ROUTER_MAC) / header / TCP(sport=4999, dport=8080, flags=flags) / b"data")
+        short, general = pair.run(pair.short, frame), pair.run(pair.general, frame)
+        assert short == general, (flags, mac)
+        assert short.result == b.XDP_PASS
+        assert short.data == frame
+        assert short.reasons == {"not_for_us" if mac == group else "not_service" if flags == "S" else "tcp_no_syn": 1}
+
+
+@pytest.mark.parametrize("family", [Family.IPV4, Family.IPV6])
+def test_segments_that_pass_by_are_told_to_who_watches(pair: Pair, family: Family) -> None:
+    four = family is Family.IPV4
+    header = IP(src=b.CLIENT, dst=b.POD) if four else IPv6(src=b.CLIENT_6, dst=b.POD_6)
+    frame = pair.node.frame(header / TCP(sport=4999, dport=8080, flags="A"))
+    with EventStream(pair.node.maps) as events:
+        for program in (pair.short, pair.general):
+            pair.run(program, frame)
+            assert [event.reason for event in events.poll(2)] == ["tcp_no_syn"]
+
+
+@pytest.fixture
+def takes_over(pair: Pair) -> Iterator[None]:
+    """The node takes over other nodes' connections, to every Service as if by Maglev."""
+    maps = pair.node.maps
+    before = [("node", NODE_KEY, maps.get("node", NODE_KEY) or b"")]
+    before += [("frontends", key, value) for key, value in maps.items("frontends")]
+    for name, key, value in before:
+        changed = bytearray(value)
+        if name == "node":
+            at = fields_of("node")["flags"]
+            flags = int.from_bytes(value[at : at + 4], "little") | constant("NODE_TAKES_OVER")
+            changed[at : at + 4] = flags.to_bytes(4, "little")
+        else:
+            changed[fields_of("frontend")["flags"]] |= constant("FRONTEND_MAGLEV")
+        maps.put(name, key, bytes(changed))
+    yield
+    for name, key, value in before:
+        maps.put(name, key, value)
+
+
+@pytest.mark.usefixtures("takes_over")
+@pytest.mark.parametrize("family", [Family.IPV4, Family.IPV6])
+def test_segments_that_another_nodes_connection_may_have_do_not_pass_by(pair: Pair, family: Family) -> None:
+    header = IP(src=b.CLIENT, dst=b.NODE) if family is Family.IPV4 else IPv6(src=b.CLIENT_6, dst=b.NODE_6)
+    frame = pair.node.frame(header / TCP(sport=4999, dport=PORTS[Forwarding.DSR], flags="A"))
+    for program in (pair.short, pair.general):
+        ran = pair.run(program, frame)
+        assert (ran.result, ran.reasons) == (pair.sent, {"taken_over": 1, "flow": 1, "forwarded": 1})
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ enum reason {
     REASON_CONNECTED,   /* a socket was pointed at a backend */
     REASON_DATAGRAM,    /* a datagram of an unconnected socket was pointed at a backend */
     REASON_RENAMED,     /* a peer or sender address was shown as the frontend's */
-    REASON_NEW_FLOW,    /* entry made, packet translated, here or by tc */
+    REASON_NEW_FLOW,    /* entry made, packet translated */
     REASON_FLOW,        /* packet translated by its entry */
     REASON_REPLY,       /* reply translated back */
     REASON_FRAGMENT,    /* later fragment translated */
@@ -312,6 +312,8 @@ enum reason {
     /* dropped */
     REASON_HEADER_CHAIN, /* leaves with more extension headers than are read, so nobody knows whether it is an answer */
     REASON_PORT_TAKEN,   /* a client's reset, after an answer that its other connection was to hear */
+    /* told, not counted */
+    REASON_BEGUN, /* XDP made a flow's entry and left its packet to tc */
     REASON_COUNT,
 };
 

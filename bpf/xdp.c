@@ -128,10 +128,10 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
         action = translate(context, &arrival, packet, entry);
     }
     count(HOOK_XDP, packet->reason);
-    /* What begins here and is left to tc is told as what it is: tc finds the entry, and a flow that goes on. */
+    /* Who watches is told of a flow that begins here and is left to tc: to tc it goes on. */
     begins = action == XDP_PASS && (reason == REASON_NEW_FLOW || reason == REASON_MOVED);
     if (begins)
-        packet->reason = reason;
+        packet->reason = REASON_BEGUN;
     if (entry && (entry->flags & FLOW_FORWARDED) && action != XDP_DROP)
         emit_forwarded_event(&arrival, packet, scratch, entry);
     else

@@ -13,6 +13,10 @@ _AT_CONNECT = "netns:"
 """Begins a source that is a network namespace: at connect time a socket has no address yet."""
 
 
+_BEGUN = "begun"
+"""The reason of a packet whose flow XDP has begun, and which it left to tc."""
+
+
 class ProgramSource(Resource):
     """Watches a Service port's decisions while it is open. plane: of the mode that is loaded. cookie: of the network
     namespace that sends, 0 = not known. why: why there is nothing to watch, "" if there is."""
@@ -76,6 +80,8 @@ class ProgramSource(Resource):
         after, later = None, self._answered or self._translated
         if decision.endpoint and self._stream is not None:
             found = self._stream.translation(self._target.decision.packet.protocol, *before)
+            if decision.reason == _BEGUN and (not found or Ends(*found) != before):  # tc will translate it
+                return self._told(decision, before, None)._replace(client=before.source[1], later=later)
             # A flow that is over is in no table any more; what it had is known from its earlier packets.
             after = Ends(*found) if found else self._given.get(before, Ends(before.source, _end(decision.endpoint)))
             self._given[before] = after

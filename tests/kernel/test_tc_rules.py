@@ -574,7 +574,7 @@ def test_who_watches_hears_of_a_flow_that_xdp_begins_and_tc_serves(node: Bench, 
             first, second = stream.poll(1)
     finally:
         node.remove(service)
-    assert (first.reason, first.backend, first.source) == ("new_flow", (pod, 8080), (client, 4700))
+    assert (first.reason, first.backend, first.source) == ("begun", (pod, 8080), (client, 4700))
     assert (second.reason, second.backend) == ("left_to_tc", None)
 
 

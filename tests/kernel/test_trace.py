@@ -50,6 +50,11 @@ spec:
   loadBalancerSourceRanges: [192.0.2.0/24]
   ports: [{name: http, port: 80, targetPort: 8080, nodePort: 30082}]
 status: {loadBalancer: {ingress: [{ip: 203.0.113.10}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: here, namespace: default}
+spec: {type: NodePort, clusterIP: 10.96.0.83, ports: [{name: http, port: 80, targetPort: 8080, nodePort: 30083}]}
 """
 SLICE = """---
 apiVersion: discovery.k8s.io/v1
@@ -57,7 +62,7 @@ kind: EndpointSlice
 metadata: {name: NAME-FAMILY, namespace: default, labels: {kubernetes.io/service-name: NAME}}
 addressType: FAMILY
 ports: [{name: http, port: 8080, protocol: TCP}, {name: dns, port: 8080, protocol: UDP}]
-endpoints: [{addresses: ["ADDRESS"], nodeName: node2}]
+endpoints: [{addresses: ["ADDRESS"], nodeName: NODE}]
 """
 
 
@@ -79,10 +84,16 @@ def lab() -> Iterator[Lab]:
 def node(lab: Lab, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """The lab's nodes with the Services loaded, in each mode."""
     folder = tmp_path_factory.mktemp(request.param)
-    pod = lab.pods[1]
     slices = [
-        SLICE.replace("NAME", name).replace("FAMILY", f"IPv{family.value}").replace("ADDRESS", pod.addresses[family])
-        for name, families in (("web", Family), ("lb", [Family.IPV4]))
+        SLICE.replace("NAME", name)
+        .replace("FAMILY", f"IPv{family.value}")
+        .replace("ADDRESS", pod.addresses[family])
+        .replace("NODE", pod.node)
+        for name, families, pod in (
+            ("web", Family, lab.pods[1]),
+            ("lb", [Family.IPV4], lab.pods[1]),
+            ("here", [Family.IPV4], lab.pods[0]),
+        )
         for family in families
     ]
     (folder / "services.yaml").write_text(SERVICES + "".join(slices))
@@ -169,6 +180,17 @@ def test_masquerading_of_the_outside_client(node: Node, capsys: pytest.CaptureFi
         assert "reply" in [step["decision"] for step in steps]
 
 
+@pytest.mark.parametrize("node", ["ebpf"], indirect=True)
+def test_a_flow_that_xdp_begins_and_tc_translates(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """The endpoint is on the node: XDP leaves the packet to tc as it is."""
+    *steps, verdict = trace(node, capsys, "client -> node1:30083", "--send")
+    assert verdict["verdict"] == "answered"
+    xdp = next(step for step in steps if step["hook"] == "xdp" and step["direction"] == "request")
+    tc = next(step for step in steps if step["hook"] == "tc_ingress" and step["direction"] == "request")
+    assert (xdp["decision"], xdp["after"]) == ("begun", None)
+    assert tc["after"].endswith(f" -> {verdict['endpoint']}")
+
+
 @pytest.mark.parametrize(
     ("flow", "verdicts"), [("pod1-1 -> empty", {"rejected"}), ("client -> 203.0.113.10:80", {"dropped", "unanswered"})]
 )
@@ -186,11 +208,11 @@ def test_what_explain_said_is_what_happens(
 ) -> None:
     monkeypatch.setattr("ctl.trace.live.SEND_SECONDS", PATIENCE)
     flows = ["node1 -> web:http", "client -> node1:30080", "pod1-1 -> web:dns", "pod2-1 -> node1:30080"]
-    flows.append("pod1-1 -> empty")
+    flows += ["client -> node1:30083", "pod1-1 -> empty"]
     found = explained(node, capsys, "--live", *(word for flow in flows for word in ("--flow", flow)))
     verdicts = {each["asked"]: {c["what"]: c["saw"] for c in each["live"]["compared"]}["verdict"] for each in found}
-    assert verdicts == {**dict.fromkeys(flows[:4], "answered"), flows[4]: "rejected"}
-    assert all(each["live"]["agreed"] and each["path"] for each in found if each["asked"] != flows[4])
+    assert verdicts == {**dict.fromkeys(flows[:-1], "answered"), flows[-1]: "rejected"}
+    assert all(each["live"]["agreed"] and each["path"] for each in found if each["asked"] != flows[-1])
     ways = {c["what"] for each in found for c in each["live"]["compared"]}
     assert ways >= {"verdict", "endpoint", "source", "program" if mode_of(node) == "ebpf" else "chains"}
 

@@ -112,11 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     os.nice(NICE)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    when = f"{time.strftime('%Y-%m-%d', time.gmtime())}, {_commit()}"  # of the tree that is copied now
     outcomes = try_all(mutations, given.jobs, given.seconds)
     found = table(mutations, outcomes)
     print(f"\n{found}")
     if given.log is not None:
-        when = f"{time.strftime('%Y-%m-%d', time.gmtime())}, {_commit()}"
         keep(given.log, {each: f"{line(each, o)} ({when})" for each, o in zip(mutations, outcomes, strict=True)})
     return int(any(outcome.verdict is not Verdict.KILLED for outcome in outcomes))
 

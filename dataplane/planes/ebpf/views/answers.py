@@ -26,7 +26,7 @@ DROPPED = frozenset(
 """The same as bpf/capture.h, drops(), and bpf/forward.c, tell_unsent()."""
 UNSERVED = frozenset({"snat_exhausted"})
 """Passed on since something ran out; so are all reasons that end in `_full`, which name a map."""
-NEW = frozenset({"connected", "datagram", "new_flow", "moved"})
+NEW = frozenset({"connected", "datagram", "new_flow", "moved", "begun"})
 
 
 def _fate(reason: str) -> str:

@@ -334,7 +334,7 @@ INLINE enum reason choose(const struct node *node, __u64 cookie, const struct cl
     struct frontend_key key = key_of(target);
     struct service_counters *counters;
     struct balancing work;
-    enum reason reason = balance(&key, find_frontend(&key), client, now, &work, chosen);
+    enum reason reason = balance(&key, 0, client, now, &work, chosen);
 
     if (reason == REASON_NOT_SERVICE)
         talks_directly(cookie, connected, target, now);

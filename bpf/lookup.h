@@ -279,8 +279,9 @@ INLINE struct frontend *second_look(const struct frontend_key *key, const struct
     return map_lookup(MAP(frontends), (const void *)key + read);
 }
 
-/* Choose a backend for a new connection of `client` to the frontend that find_frontend() `found` for `key`, 0 = none.
- * REASON_NONE: `chosen` is filled in. Otherwise the reason to pass the packet or socket on.
+/* Choose a backend for a new connection of `client` to the frontend of `key`. `known`: what find_frontend() found for
+ * it, or 0, which is to look it up here. REASON_NONE: `chosen` is filled in. Otherwise the reason to pass the packet or
+ * socket on.
  *
  * Why a reader never acts on half a change, though it reads three tables without a lock: the control plane writes
  *   1. new backends, into indices that nothing refers to;
@@ -297,17 +298,16 @@ INLINE struct frontend *second_look(const struct frontend_key *key, const struct
  * (arm64): its key is made to depend on everything that was read (second_look()). The control plane's stores are kept
  * in order by the kernel's own (a map update publishes with release semantics) and by a barrier before step 4
  * (tables.py). */
-INLINE enum reason balance(struct frontend_key *key, struct frontend *found, const struct client *client, __u64 now,
+INLINE enum reason balance(struct frontend_key *key, struct frontend *known, const struct client *client, __u64 now,
                            struct balancing *work, struct selection *chosen) {
     int attempt;
 
     chosen->service = ~0U;
     for (attempt = 0; attempt < BALANCE_ATTEMPTS; attempt++) {
+        struct frontend *found = attempt ? map_lookup(MAP(frontends), key) : known ? known : find_frontend(key);
         struct backend *backend = 0;
         enum reason refusal;
 
-        if (attempt)
-            found = map_lookup(MAP(frontends), key);
         if (!found)
             return REASON_NOT_SERVICE;
         open_window();

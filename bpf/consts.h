@@ -109,11 +109,17 @@ enum xdp_program_numbers {
     XDP_PROGRAM_COUNT,
 };
 
-/* Last byte of the inner Ethernet source of a forwarded packet: what it is (tunnel.h). */
+/* What a forwarded packet is (tunnel.h). */
 enum tunnel_kinds {
     TUNNEL_ASK = 1,     /* a client's, whose answers come back through the tunnel */
     TUNNEL_ASK_DSR = 2, /* a client's, which the endpoint's node answers itself */
     TUNNEL_ANSWER = 3,  /* an answer, on its way to the node that the client talks to */
+};
+
+/* tunnel.format: how packets to a node are wrapped (tunnel.h). Every node opens all of them. */
+enum tunnel_formats {
+    FORMAT_VXLAN,
+    FORMAT_GENEVE,
 };
 
 /* Value of the map `tunnel_nodes`: the node's number in the map `tunnels`, and this. */
@@ -303,7 +309,7 @@ enum reason {
     REASON_WRAPPED,         /* passed on to the program that takes such packets out of the tunnel */
     REASON_FORWARDED,       /* sent to the endpoint's node, or an answer to the node that the client talks to */
     REASON_TUNNEL_SENDER,   /* dropped: a forwarded packet from somebody who is no peer */
-    REASON_TUNNEL_FORMAT,   /* dropped: a forwarded packet of another VNI, or that this program never sends */
+    REASON_TUNNEL_FORMAT,   /* dropped: a forwarded packet of another VNI, or that no node sends */
     REASON_TUNNEL_SOURCE,   /* dropped: a forwarded packet from a node, a pod or a loopback address */
     REASON_TUNNEL_FRONTEND, /* dropped: a forwarded packet to no frontend, or an answer from none */
     REASON_TUNNEL_ENDPOINT, /* dropped: a forwarded packet for an endpoint that is not here any more */
@@ -312,6 +318,8 @@ enum reason {
     /* dropped */
     REASON_HEADER_CHAIN, /* leaves with more extension headers than are read, so nobody knows whether it is an answer */
     REASON_PORT_TAKEN,   /* a client's reset, after an answer that its other connection was to hear */
+    /* between nodes */
+    REASON_TUNNEL_OPTION, /* dropped: a forwarded packet with a Geneve option that is not known and must be */
     /* told, not counted */
     REASON_BEGUN, /* XDP made a flow's entry and left its packet to tc */
     REASON_COUNT,

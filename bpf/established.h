@@ -180,11 +180,9 @@ INLINE void fast_path_rewrite(void *data, const struct fast_path_packet *packet,
 
 /* Put a packet into the tunnel, if there is room for it. */
 INLINE int fast_path_forward(struct xdp_md *context, const struct fast_path_packet *packet,
-                             const struct translation *entry, int ipv4) {
-    const struct address *to = tunnel_to(entry->tunnel, ipv4);
-
-    return to && !encapsulate(context, this_node(), entry, to, packet->size, entry->transport_change,
-                              entry->header_change, ipv4);
+                             const struct translation *entry, const struct tunnel *to, __u32 format, int ipv4) {
+    return !encapsulate(context, this_node(), entry, &to->address, format, packet->size, entry->transport_change,
+                        entry->header_change, ipv4);
 }
 
 /* Account and count a packet of an established flow. */
@@ -209,9 +207,10 @@ INLINE int passes_by(const void *data, __u64 now) {
 INLINE int send_established(struct xdp_md *context, void *data, void *end, __u32 ifindex, __u64 now,
                             struct scratch *scratch, int ipv4, int tcp) {
     struct fast_path_packet packet;
+    const struct tunnel *to = 0;
     struct translation *entry;
     struct flow_key key;
-    __u32 flags, overhead;
+    __u32 flags, format = 0, overhead = 0;
 
     if (!fast_path_parse(data, end, &packet, &key, ipv4, tcp))
         return 0;
@@ -228,13 +227,19 @@ INLINE int send_established(struct xdp_md *context, void *data, void *end, __u32
         return tcp && passes_by(data, now) ? XDP_PASS : 0;
     }
     flags = entry->flags;
-    overhead = flags & FLOW_FORWARDED ? (ipv4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) + TUNNEL_HEADERS : 0;
+    if (flags & FLOW_FORWARDED) {
+        to = tunnel_to(entry->tunnel, ipv4);
+        if (!to)
+            return 0;
+        format = to->format;
+        overhead = (ipv4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) + tunnel_headers(format);
+    }
     if (!fast_path_usable(ifindex, data, entry, packet.size + overhead, now, tcp) ||
         unlikely(watched(HOOK_XDP, tcp ? IPPROTO_TCP : IPPROTO_UDP, entry->service, now)) ||
         (tcp && !(flags & FLOW_DSR) && !follow(entry, packet.sequence_end, packet.acknowledged)))
         return 0;
-    if (flags & FLOW_FORWARDED) {
-        if (!fast_path_forward(context, &packet, entry, ipv4))
+    if (to) {
+        if (!fast_path_forward(context, &packet, entry, to, format, ipv4))
             return 0;
         fast_path_account(entry, packet.size, now, 0);
         count(HOOK_XDP, REASON_FORWARDED);

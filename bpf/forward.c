@@ -6,6 +6,7 @@
 #include "admit.h"
 #include "cut.h"
 #include "forward_event.h"
+#include "geneve.h"
 #include "hold.h"
 #include "one_way.h"
 #include "too_big.h"
@@ -25,7 +26,8 @@ INLINE void tell_unsent(const struct arrival *arrival, struct packet *packet, __
     emit_packet_event(arrival, packet, service, 0);
     if (action != TC_ACT_SHOT || drops(packet->reason))
         return;
-    if (packet->reason < REASON_TUNNEL_SENDER || packet->reason > REASON_TUNNEL_ENDPOINT) {
+    if (packet->reason != REASON_TUNNEL_OPTION &&
+        (packet->reason < REASON_TUNNEL_SENDER || packet->reason > REASON_TUNNEL_ENDPOINT)) {
         packet->reason = REASON_TUNNEL_LOST;
         count(arrival->hook, REASON_TUNNEL_LOST);
         emit_packet_event(arrival, packet, service, 0);
@@ -79,7 +81,7 @@ INLINE long turn_inwards(struct __sk_buff *skb) {
 
 /* Find the way of a packet to the other node, and fragment the packet if it is too big. */
 INLINE enum reason reach_node(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
-                              const struct translation *entry, const struct address *to, struct tunnel_hop *hop) {
+                              const struct translation *entry, const struct tunnel *to, struct tunnel_hop *hop) {
     enum reason reason = REASON_NONE;
     int attempt;
 
@@ -101,7 +103,7 @@ INLINE enum reason reach_node(struct __sk_buff *skb, const struct arrival *arriv
 INLINE int forward(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
                    struct translation *entry) {
     __u32 endpoint = entry->endpoint, held = 0;
-    const struct address *to = tunnel_to(entry->tunnel, packet->ipv4);
+    const struct tunnel *to = tunnel_to(entry->tunnel, packet->ipv4);
     enum reason found = packet->reason, refusal;
     __u8 kind = entry->flags & FLOW_DSR ? TUNNEL_ASK_DSR : TUNNEL_ASK;
     struct tunnel_hop hop = {};
@@ -268,20 +270,26 @@ INLINE int take_answer(struct __sk_buff *skb, const struct arrival *arrival, str
 }
 
 /* What is in front of a packet that came through the tunnel, checked. REASON_NONE: it is one of ours. */
-INLINE enum reason read_tunnel_header(struct __sk_buff *skb, const struct arrival *arrival, const struct packet *packet,
-                                      struct tunnel_header *header) {
+INLINE enum reason read_tunnel_header(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
+                                      struct scratch *scratch, struct wrapper *wrapper) {
+    enum reason reason = REASON_NONE;
+    struct tunnel_header header;
+
     if (packet->l4 != packet->l3 + ip_header_size(packet) ||
-        packet->size < tunnel_overhead(packet) + ip_header_size(packet) ||
-        bpf_skb_load_bytes(skb, packet->l4, header, TUNNEL_HEADERS))
+        packet->size < tunnel_overhead(packet, FORMAT_GENEVE) + ip_header_size(packet) ||
+        bpf_skb_load_bytes(skb, packet->l4, &header, sizeof(header)))
         return REASON_TUNNEL_FORMAT;
-    if (!is_ours(arrival->node, packet, header))
-        return REASON_TUNNEL_FORMAT;
-    return REASON_NONE;
+    if (!hide_value(scratch, read_wrapper(arrival->node, packet, &header, wrapper)))
+        reason = hide_reason(packet, read_options(skb, arrival->node, packet, scratch, &header, wrapper));
+    wrapper->overhead = hide_value(scratch, wrapper->overhead);
+    if (reason == REASON_NONE && packet->size < wrapper->overhead + ip_header_size(packet))
+        reason = REASON_TUNNEL_FORMAT;
+    return reason;
 }
 
 /* Take a packet out of the tunnel. REASON_NONE: `packet` describes what was inside. */
-INLINE enum reason take_out(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet, __u32 *node,
-                            struct tunnel_header *header) {
+INLINE enum reason take_out(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
+                            struct scratch *scratch, __u32 *node, struct wrapper *wrapper) {
     __u32 *known = map_lookup(MAP(tunnel_nodes), &packet->tuple.source);
     int ipv4 = packet->ipv4;
     enum reason reason;
@@ -289,15 +297,15 @@ INLINE enum reason take_out(struct __sk_buff *skb, const struct arrival *arrival
     if (!known || check_source(arrival, packet) != REASON_NONE)
         return REASON_TUNNEL_SENDER;
     *node = *known;
-    reason = read_tunnel_header(skb, arrival, packet, header);
+    reason = read_tunnel_header(skb, arrival, packet, scratch, wrapper);
     if (reason != REASON_NONE)
         return reason;
-    if (bpf_skb_adjust_room(skb, -(int)tunnel_overhead(packet), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
+    if (bpf_skb_adjust_room(skb, -(int)wrapper->overhead, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
         return REASON_REWRITE_FAILED;
     reason = hide_reason(packet, read_packet(skb, packet));
     reason = hide_reason(packet, read_on(skb, packet, reason));
     if (reason == REASON_NONE && packet->ipv4 == ipv4 && !packet->tagged &&
-        !(asks_with_options(arrival, packet) && kind_of(header) != TUNNEL_ANSWER))
+        !(asks_with_options(arrival, packet) && wrapper->kind != TUNNEL_ANSWER))
         return REASON_NONE;
     packet->size = skb->len - packet->l3; /* whatever it says of itself */
     return REASON_TUNNEL_FORMAT;
@@ -315,22 +323,21 @@ INLINE enum reason admit_in_tc(const struct arrival *arrival, struct packet *pac
 PROGRAM(tc_unwrap)(struct __sk_buff *skb) {
     struct arrival arrival = {.context = skb, .node = this_node(), .hook = HOOK_TC_INGRESS, .ifindex = skb->ifindex};
     struct scratch *scratch = this_scratch();
-    struct tunnel_header header;
+    struct wrapper wrapper = {};
     struct packet *packet;
     enum reason reason;
-    __u32 node = 0, endpoint;
+    __u32 node = 0;
     int action = TC_ACT_SHOT;
 
     if (!scratch)
         return TC_ACT_SHOT;
     packet = (struct packet *)scratch->packet;
     arrival.now = coarse_now(scratch);
-    reason = hide_reason(packet, take_out(skb, &arrival, packet, &node, &header));
-    if (reason == REASON_NONE && kind_of(&header) == TUNNEL_ANSWER) {
+    reason = hide_reason(packet, take_out(skb, &arrival, packet, scratch, &node, &wrapper));
+    if (reason == REASON_NONE && wrapper.kind == TUNNEL_ANSWER) {
         action = hide_value(scratch, take_answer(skb, &arrival, packet, scratch));
     } else if (reason == REASON_NONE) {
-        endpoint = (__u32)to_be16(header.endpoint[0]) << 16 | to_be16(header.endpoint[1]);
-        reason = hide_reason(packet, admit_in_tc(&arrival, packet, scratch, node, endpoint, kind_of(&header)));
+        reason = hide_reason(packet, admit_in_tc(&arrival, packet, scratch, node, wrapper.endpoint, wrapper.kind));
         if (reason == REASON_NONE) {
             scratch->handed = HANDED_TUNNEL;
             call_program(skb, PROGRAM_SERVICES);
@@ -348,7 +355,7 @@ PROGRAM(tc_unwrap)(struct __sk_buff *skb) {
 /* Translate an answer and send it back through the tunnel. Returns the verdict. */
 INLINE int answer(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
                   const struct translation *entry) {
-    const struct address *to = tunnel_to(entry->tunnel, packet->ipv4);
+    const struct tunnel *to = tunnel_to(entry->tunnel, packet->ipv4);
     enum reason found = packet->reason, refusal;
     struct tunnel_hop hop = {};
     long failed;

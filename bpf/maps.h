@@ -35,7 +35,7 @@
     MAP(host_times, ARRAY, u32, u64, HOST_TIMES, 0) \
     MAP(direct_tcp, HASH, tuple, direct_flow, direct_tcp, 0) \
     MAP(direct_udp, HASH, tuple, direct_flow, direct_udp, 0) \
-    MAP(tunnels, ARRAY, u32, address, tunnels, MMAPABLE) \
+    MAP(tunnels, ARRAY, u32, tunnel, tunnels, MMAPABLE) \
     MAP(tunnel_nodes, HASH, address, u32, tunnels, NO_PREALLOC) \
     MAP(forwarded, HASH, endpoint_key, u32, backends, NO_PREALLOC) \
     MAP(tail_calls, PROG_ARRAY, u32, u32, PROGRAM_COUNT, 0) \

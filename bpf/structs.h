@@ -338,6 +338,13 @@ struct scratch {
     struct translation reply;
 };
 
+/* Another node that packets are forwarded to. */
+struct tunnel {
+    struct address address;
+    __u32 format; /* enum tunnel_formats; may change at any time, so it is read once for each packet */
+    __u32 pad;
+};
+
 /* A backend of this node as nodes that forward to it name it: a digest of its address, port and protocol (tunnel.h).
  * The value in `forwarded` is its index in `backends`. */
 struct endpoint_key {

@@ -15,6 +15,7 @@ struct tunnel_hop {
     const struct address *from;
     const struct address *to;
     struct next_hop next;
+    __u32 format;     /* enum tunnel_formats */
     __u32 mtu;        /* of the packet inside; known also with REASON_MTU */
     int by_neighbour; /* the stack's neighbour code sends it (send.h) */
     __u64 shrink;     /* an aggregate of TCP is to be cut into smaller packets than it was made of */
@@ -23,44 +24,61 @@ struct tunnel_hop {
 /* Look up the way to the other node. REASON_NONE, REASON_MTU: the packet, or the largest one of an aggregate, is too
  * big, or REASON_FIB_MISS. An aggregate of TCP only has to fit without the tunnel: it is cut smaller on its way. */
 INLINE enum reason find_tunnel_hop(struct __sk_buff *skb, const struct packet *packet, const struct address *from,
-                                   const struct address *to, struct tunnel_hop *hop) {
+                                   const struct tunnel *to, struct tunnel_hop *hop) {
     int elastic = skb->gso_size && packet->protocol == IPPROTO_TCP;
-    __u32 size = packet_size(skb, packet), overhead = tunnel_overhead(packet);
+    __u32 format = to->format, size = packet_size(skb, packet), overhead = tunnel_overhead(packet, format);
     struct bpf_fib_lookup *fib = &hop->next.fib;
-    long result = find_route(skb, packet, from, to, skb->ifindex, elastic ? size : size + overhead, 0, fib);
+    long result = find_route(skb, packet, from, &to->address, skb->ifindex, elastic ? size : size + overhead, 0, fib);
 
     hop->from = from;
-    hop->to = to;
+    hop->to = &to->address;
+    hop->format = format;
     hop->by_neighbour = result != BPF_FIB_LKUP_RET_SUCCESS || !(bpf_get_prandom_u32() & NEIGHBOUR_PROBE);
     hop->mtu = fib->tot_len - overhead;
     hop->shrink = elastic && size > hop->mtu;
     return why_no_route(result);
 }
 
-/* Make room for the outer headers. Before Linux 5.13 the kernel cannot be told that an Ethernet header is inside, which
- * only matters to devices that cut aggregates. */
-INLINE long grow(struct __sk_buff *skb, const struct packet *packet, __u64 shrink) {
-    __u64 flags = BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2(INNER_ETHERNET);
-    int overhead = tunnel_overhead(packet);
+/* Make room for the outer headers, and have the kernel know what they are: it cuts aggregates by that. Before
+ * Linux 5.13 it cannot be told that an Ethernet header is inside, which only matters to devices that cut aggregates. */
+INLINE long grow(struct __sk_buff *skb, const struct packet *packet, __u64 shrink, __u32 format) {
+    __u64 flags = BPF_F_ADJ_ROOM_ENCAP_L4_UDP, ethernet = BPF_F_ADJ_ROOM_ENCAP_L2(INNER_ETHERNET);
+    int overhead = tunnel_overhead(packet, format);
 
     flags |= packet->ipv4 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
     if (!shrink)
         flags |= BPF_F_ADJ_ROOM_FIXED_GSO;
+    if (format == FORMAT_GENEVE)
+        return bpf_skb_adjust_room(skb, overhead, BPF_ADJ_ROOM_MAC, flags);
+    flags |= ethernet;
     return bpf_skb_adjust_room(skb, overhead, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L2_ETH) &&
            bpf_skb_adjust_room(skb, overhead, BPF_ADJ_ROOM_MAC, flags);
+}
+
+/* Write what follows the outer IP header. Returns 0, or negative. */
+INLINE long store_tunnel_header(struct __sk_buff *skb, const struct node *node, const struct packet *packet,
+                                const struct tunnel_hop *hop, __be16 length, __u32 endpoint, __u8 kind) {
+    __be16 port = tunnel_source_port(&packet->tuple);
+    __u32 at = packet->l3 + ip_header_size(packet);
+    struct tunnel_header header;
+
+    if (hop->format == FORMAT_GENEVE) {
+        write_tunnel_header(&header, node, port, length, endpoint, kind, packet->ipv4, FORMAT_GENEVE);
+        return bpf_skb_store_bytes(skb, at, &header, GENEVE_HEADERS, BPF_F_RECOMPUTE_CSUM);
+    }
+    write_tunnel_header(&header, node, port, length, endpoint, kind, packet->ipv4, FORMAT_VXLAN);
+    return bpf_skb_store_bytes(skb, at, &header, VXLAN_HEADERS, BPF_F_RECOMPUTE_CSUM);
 }
 
 /* Put the packet into the tunnel. Returns 0, or negative: it is of no use any more. */
 INLINE long wrap(struct __sk_buff *skb, const struct node *node, const struct packet *packet,
                  const struct tunnel_hop *hop, __u32 endpoint, __u8 kind) {
-    __u32 size = skb->len - packet->l3 + TUNNEL_HEADERS, l3 = packet->l3;
+    __u32 size = skb->len - packet->l3 + tunnel_headers(hop->format), l3 = packet->l3;
     __be16 length = length_field(size);
-    struct tunnel_header header;
 
-    write_tunnel_header(&header, node, tunnel_source_port(&packet->tuple), length, endpoint, kind, packet->ipv4);
     if ((hop->by_neighbour && forget_sum(skb)) || /* not possible any more afterwards */
-        grow(skb, packet, hop->shrink) ||
-        bpf_skb_store_bytes(skb, l3 + ip_header_size(packet), &header, TUNNEL_HEADERS, BPF_F_RECOMPUTE_CSUM))
+        grow(skb, packet, hop->shrink, hop->format) ||
+        store_tunnel_header(skb, node, packet, hop, length, endpoint, kind))
         return -1;
     if (packet->ipv4) {
         struct iphdr ip;

@@ -24,20 +24,21 @@
 INLINE int forward(struct xdp_md *context, const struct arrival *arrival, struct packet *packet,
                    struct translation *entry) {
     const struct address *from = tunnel_source(arrival->node, packet->ipv4);
-    const struct address *to = tunnel_to(entry->tunnel, packet->ipv4);
-    __u32 size = packet->size + tunnel_overhead(packet);
+    const struct tunnel *to = tunnel_to(entry->tunnel, packet->ipv4);
+    __u32 format = to ? to->format : 0, size = packet->size + tunnel_overhead(packet, format);
     __be16 port = tunnel_source_port(&packet->tuple);
     enum reason found = packet->reason;
 
     packet->reason = REASON_LEFT_TO_TC;
     if (!to || packet->hops <= 1)
         return XDP_PASS;
-    packet->reason = find_hop(context, packet, entry, from, to, packet->mac, size, arrival->now);
+    packet->reason = find_hop(context, packet, entry, from, &to->address, packet->mac, size, arrival->now);
     if (packet->reason != REASON_NONE)
         return XDP_PASS;
     packet->reason = REASON_REWRITE_FAILED;
-    if (packet->ipv4 ? encapsulate(context, arrival->node, entry, to, packet->size, port, tunnel_sum(from, to), 1)
-                     : encapsulate(context, arrival->node, entry, to, packet->size, port, 0, 0))
+    if (packet->ipv4 ? encapsulate(context, arrival->node, entry, &to->address, format, packet->size, port,
+                                   tunnel_sum(from, &to->address), 1)
+                     : encapsulate(context, arrival->node, entry, &to->address, format, packet->size, port, 0, 0))
         return XDP_DROP;
     packet->reason = found;
     packet->translated = 1;

@@ -30,12 +30,14 @@ INLINE int deliver(void *inner, void *end, struct packet *packet, const struct e
         return XDP_DROP;
     }
     copy_macs(ethernet->h_dest, outer->h_dest);
+    ethernet->h_proto = outer->h_proto;
     packet->reason = REASON_FLOW;
     return XDP_PASS;
 }
 
 /* Send an answer that is in a packet on to its client. */
-INLINE int send_answer(void *inner, void *end, struct packet *packet, const struct translation *entry) {
+INLINE int send_answer(void *inner, void *end, struct packet *packet, const struct ethhdr *outer,
+                       const struct translation *entry) {
     struct ethhdr *ethernet = inner;
 
     if ((void *)(ethernet + 1) > end || lower_hops_in_place(ethernet + 1, end, packet->ipv4)) {
@@ -43,13 +45,14 @@ INLINE int send_answer(void *inner, void *end, struct packet *packet, const stru
         return XDP_DROP;
     }
     copy_macs(ethernet->h_dest, entry->hop_destination);
+    ethernet->h_proto = outer->h_proto;
     packet->reason = REASON_REPLY;
     return XDP_TX;
 }
 
-/* Whether the outer packet is one that may be taken out here; its number, kind and endpoint. */
+/* Whether the outer packet is one that may be taken out here; its node's number, and what its headers say. */
 INLINE int reads_well(const struct arrival *arrival, const struct packet *packet, void *data, void *end, __u32 *node,
-                      struct tunnel_header *header) {
+                      struct wrapper *wrapper) {
     __u32 *known = map_lookup(MAP(tunnel_nodes), &packet->tuple.source);
     struct tunnel_header *found = data + (packet->l4 & L4_OFFSETS);
 
@@ -58,16 +61,14 @@ INLINE int reads_well(const struct arrival *arrival, const struct packet *packet
         check_source(arrival, packet) != REASON_NONE)
         return 0;
     *node = *known;
-    *header = *found;
-    return is_ours(arrival->node, packet, header);
+    return read_wrapper(arrival->node, packet, found, wrapper);
 }
 
 /* The flow of a client's packet that this node (of the map `tunnel_nodes`) forwarded; it may begin or come another way
  * from now on. `entry`: what is there. 0 = tc has to see the packet. */
 INLINE struct translation *take_in(const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
-                                   struct translation *entry, __u32 node, const struct tunnel_header *header) {
-    __u32 endpoint = (__u32)to_be16(header->endpoint[0]) << 16 | to_be16(header->endpoint[1]);
-    __u32 kind = kind_of(header), back = kind == TUNNEL_ASK ? FLOW_BACK : 0;
+                                   struct translation *entry, __u32 node, const struct wrapper *wrapper) {
+    __u32 endpoint = wrapper->endpoint, kind = wrapper->kind, back = kind == TUNNEL_ASK ? FLOW_BACK : 0;
     int begins = opens_connection(packet);
 
     if (entry && unlikely(flow_flags(entry) & FLOW_BESIDE))
@@ -87,37 +88,38 @@ INLINE struct translation *take_in(const struct arrival *arrival, struct packet 
 INLINE int unwrap(struct xdp_md *context, const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
                   struct translation **found) {
     void *data = (void *)(long)context->data, *end = (void *)(long)context->data_end, *inner;
-    struct tunnel_header header;
+    struct wrapper wrapper = {};
     struct translation *entry;
-    __u32 node, overhead;
+    __u32 node, overhead, ipv4;
     __u16 mac[3];
     int action;
 
-    if (!reads_well(arrival, packet, data, end, &node, &header))
+    if (!reads_well(arrival, packet, data, end, &node, &wrapper))
         return XDP_PASS;
     mac[0] = packet->mac[0];
     mac[1] = packet->mac[1];
     mac[2] = packet->mac[2];
-    overhead = hide_value(scratch, tunnel_overhead(packet)) & L4_OFFSETS;
+    ipv4 = hide_value(scratch, packet->ipv4);
+    overhead = hide_value(scratch, wrapper.overhead) & L4_OFFSETS;
     inner = data + overhead;
     packet = new_packet(scratch);
-    if (inner > end || hide_reason(packet, parse(inner, end, end - inner, 0, packet)) != REASON_NONE ||
-        packet->kind != PACKET_WHOLE || packet->tagged || packet->l3 != sizeof(struct ethhdr))
+    if (inner > end || hide_reason(packet, parse_inside(inner, end, end - inner, packet, ipv4)) != REASON_NONE ||
+        packet->kind != PACKET_WHOLE)
         return XDP_PASS;
 #ifdef NO_XDP_TX
     if (unfinished_packet(inner, end, packet))
         return XDP_PASS;
 #endif
     entry = find_flow(&packet->tuple);
-    if (kind_of(&header) == TUNNEL_ANSWER) {
+    if (wrapper.kind == TUNNEL_ANSWER) {
         if (!entry || (entry->flags & (FLOW_REPLY | FLOW_FORWARDED)) != (FLOW_REPLY | FLOW_FORWARDED) ||
             packet->hops <= 1 ||
             find_hop(context, packet, entry, &packet->tuple.source, &packet->tuple.destination, mac, packet->size,
                      arrival->now) != REASON_NONE)
             return XDP_PASS;
-        action = send_answer(inner, end, packet, entry);
+        action = send_answer(inner, end, packet, data, entry);
     } else {
-        entry = take_in(arrival, packet, scratch, entry, node, &header);
+        entry = take_in(arrival, packet, scratch, entry, node, &wrapper);
         if (!entry)
             return XDP_PASS;
         action = deliver(inner, end, packet, data, entry);

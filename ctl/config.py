@@ -2,7 +2,7 @@
 
 Fields and defaults: kubeproxy.config.k8s.io/v1alpha1 of Kubernetes 1.36. Null counts as not given (kubeadm writes many
 nulls), durations are Go's ("2h45m") and become seconds. This project's own additions are `mode: ebpf`,
-`hostRouting`, `lbMode`, `lbPort`, `lbVNI`, `lbPeers`, `lbAlgorithm`, `maglevTableSize` and `hashSeed`.
+`hostRouting`, `lbMode`, `lbDispatch`, `lbPort`, `lbVNI`, `lbPeers`, `lbAlgorithm`, `maglevTableSize` and `hashSeed`.
 """
 
 import re
@@ -14,8 +14,8 @@ import msgspec
 from dataplane.errors import HotplaneError
 from dataplane.malformed import MALFORMED
 from dataplane.model.algorithm import ALGORITHMS
+from dataplane.model.forwarding import DISPATCHES, MOST_PORT, MOST_VNI
 from dataplane.model.forwarding import MODES as FORWARDING_MODES
-from dataplane.model.forwarding import MOST_PORT, MOST_VNI
 from dataplane.model.net import canonical_address
 from dataplane.model.report import canonical_cidr
 from dataplane.planes.host_routes import CHOICES
@@ -181,6 +181,7 @@ class KubeProxyConfiguration(Section, frozen=True):
     windows_run_as_service: bool = False
     host_routing: str = ""
     lb_mode: str = ""
+    lb_dispatch: str = ""
     lb_port: int = 0
     lb_vni: int = 0
     lb_peers: tuple[str, ...] = ()
@@ -394,6 +395,8 @@ def _check_mode(config: KubeProxyConfiguration, source: str) -> None:
 def _check_forwarding(config: KubeProxyConfiguration, source: str) -> None:
     if config.lb_mode and config.lb_mode not in FORWARDING_MODES:
         raise ConfigError(source, "lbMode", f"is {config.lb_mode!r}; choose one of {', '.join(FORWARDING_MODES)}")
+    if config.lb_dispatch and config.lb_dispatch not in DISPATCHES:
+        raise ConfigError(source, "lbDispatch", f"is {config.lb_dispatch!r}; choose one of {', '.join(DISPATCHES)}")
     for field, number, most in (("lbPort", config.lb_port, MOST_PORT), ("lbVNI", config.lb_vni, MOST_VNI)):
         if not 0 <= number <= most:
             raise ConfigError(source, field, f"is {number}; write 1 to {most}, or leave it out")

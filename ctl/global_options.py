@@ -10,6 +10,7 @@ from dataplane.model.algorithm import ALGORITHM_ANNOTATION, ALGORITHMS
 from dataplane.model.forwarding import (
     DEFAULT_PORT,
     DEFAULT_VNI,
+    DISPATCHES,
     MOST_PORT,
     MOST_VNI,
     NODE_ANNOTATION,
@@ -141,10 +142,20 @@ GLOBAL_OPTIONS = (
         choices=FORWARDING_MODES,
     ),
     GlobalOption(
+        "--lb-dispatch",
+        None,
+        "|".join(DISPATCHES),
+        "ebpf mode: how forwarded packets are wrapped (default: vxlan), for nodes that say that they open it; the "
+        "others get vxlan",
+        Scope.EBPF,
+        choices=DISPATCHES,
+    ),
+    GlobalOption(
         "--lb-peer",
         (),
-        "NODE=ADDRESS[,ADDRESS]",
-        f"ebpf mode: a node that takes forwarded packets, where no Node object says so ({NODE_ANNOTATION}); repeatable",
+        "NODE=ADDRESS[,ADDRESS][,FORMAT]",
+        f"ebpf mode: a node that takes forwarded packets, where no Node object says so ({NODE_ANNOTATION}), and what "
+        "it opens besides vxlan; repeatable",
         Scope.EBPF,
         True,
     ),
@@ -160,7 +171,8 @@ GLOBAL_OPTIONS = (
         "--lb-vni",
         None,
         "NUMBER",
-        f"ebpf mode: VXLAN network identifier of forwarded packets, alike on all nodes (default: {DEFAULT_VNI})",
+        "ebpf mode: network identifier (VXLAN, Geneve) of forwarded packets, alike on all nodes (default: "
+        f"{DEFAULT_VNI})",
         Scope.EBPF,
         number=MOST_VNI,
     ),

@@ -13,14 +13,15 @@ from dataplane.planes.mode import Mode
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.registry import modes
 from dataplane.policy.algorithm import DEFAULT_SEED, DEFAULT_TABLE_SIZE, Algorithm
-from dataplane.policy.forwarding import LbMode, TunnelPeer, parse_peers
+from dataplane.policy.forwarding import Dispatch, LbMode, TunnelPeer, parse_peers
 from dataplane.policy.node import NodeConfig
 
 
 class LbOptions(NamedTuple):
     """mode: of external traffic, where a Service does not say otherwise. port, vni: of forwarded packets. peers: nodes
     that take them, whatever their Node objects say. algorithm: how clients from outside get their endpoint, where a
-    Service does not say otherwise. table_size, seed: of Maglev, see NodeConfig."""
+    Service does not say otherwise. table_size, seed: of Maglev, see NodeConfig. dispatch: how packets to other nodes
+    are wrapped, if they open it."""
 
     mode: LbMode = LbMode.SNAT
     port: int = DEFAULT_PORT
@@ -29,6 +30,7 @@ class LbOptions(NamedTuple):
     algorithm: Algorithm = Algorithm.RANDOM
     table_size: int = DEFAULT_TABLE_SIZE
     seed: str = DEFAULT_SEED
+    dispatch: Dispatch = Dispatch.VXLAN
 
     def applied(self, node: NodeConfig, mode: Mode, options: PlaneOptions) -> NodeConfig:
         """Return a node's settings with these. options: of the mode's plane."""
@@ -36,6 +38,7 @@ class LbOptions(NamedTuple):
         return msgspec.structs.replace(
             node,
             lb_mode=LbMode.SNAT if only_snat else self.mode,
+            lb_dispatch=self.dispatch,
             lb_port=self.port,
             lb_vni=self.vni,
             lb_peers=self.peers,
@@ -68,6 +71,7 @@ def lb_options(
         _algorithm(args, config, mode),
         int(args.maglev_table_size or config.maglev_table_size or DEFAULT_TABLE_SIZE),
         args.hash_seed or config.hash_seed or DEFAULT_SEED,
+        Dispatch(args.lb_dispatch or config.lb_dispatch or Dispatch.VXLAN.value),
     )
 
 

@@ -14,7 +14,7 @@ from dataplane.model.net import Protocol, host_port
 from dataplane.plan.types import FrontendKey, FrontendKind, Plan, PlanEntry, Row, Table
 from dataplane.planes.answers import Flow, Traffic
 from dataplane.planes.base import Plane
-from dataplane.policy.forwarding import Forwarding
+from dataplane.policy.forwarding import Dispatch, Forwarding
 from dataplane.policy.routes import Action, Route
 
 SLOW_PATH = "slow path"
@@ -166,8 +166,11 @@ def connections(read: Reading, routes: SavedRoutes | None = None) -> View:
         mine = [{**_flow(flow), **_way_of(flow, routes)} for flow in flows if flow.service]
         others = {"by": SLOW_PATH, **({} if routes is None else {"way": _BY_SLOW_PATH.record()})}
         records = [*mine, *({**record, **others} for record in records)]
-        shown = ("service", "frontend", "client", "endpoint", "state", "packets", "bytes", "idleSeconds", "by")
-        less = ("idleSeconds", "bytes", "packets", "by", "state")
+        shown: tuple[str, ...] = ("service", "frontend", "client", "endpoint", "state", "packets", "bytes")
+        shown += ("idleSeconds", "by")
+        less: tuple[str, ...] = ("idleSeconds", "bytes", "packets", "by", "state")
+        if any("forwarded" in record for record in mine):
+            shown, less = (*shown, "forwarded"), ("forwarded", *less)
         columns = Columns(shown, less)
         if routes is not None:
             columns = Columns((*shown, "way"), ("way", *less), ("way",), {"way": Course.text_of})
@@ -186,6 +189,7 @@ def _flow(flow: Flow) -> Record:
         "packets": flow.packets,
         "bytes": flow.bytes,
         "by": "packet programs" if flow.source else "connect",
+        **({"forwarded": flow.forwarded} if flow.forwarded else {}),
     }
 
 
@@ -195,6 +199,11 @@ def _way_of(flow: Flow, routes: SavedRoutes | None) -> Record:
         return {}
     course = routes.way(flow.source[0] if flow.source else "", flow.backend[0])
     return {"way": (Course("", flow.stays) if course.out and flow.stays else course).record()}
+
+
+def dispatch_to(plan: Plan, address: str) -> str:
+    """Return how packets to a node are wrapped, in a word."""
+    return plan.tunnel_formats.get(address, Dispatch.VXLAN).title
 
 
 def with_forwarding(records: list[Record], columns: Columns, plan: Plan) -> View:
@@ -207,7 +216,7 @@ def with_forwarding(records: list[Record], columns: Columns, plan: Plan) -> View
     if not entries:
         return records, columns
     tunnels = {
-        (name, str(backend)): f"{entry.forwarding.value} by {address}"
+        (name, str(backend)): f"{entry.forwarding.value} by {address} in {dispatch_to(plan, address)}"
         for name, found in entries.items()
         for entry in found
         for backend, address in zip(entry.cluster, entry.tunnels, strict=True)

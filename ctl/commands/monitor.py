@@ -194,6 +194,7 @@ def _record(decision: "Decision", when: datetime) -> "Record":
         "destination": decision.destination,
         "service": decision.service,
         "endpoint": decision.endpoint,
+        "forwarded": decision.forwarded,
         "device": decision.ifindex,
         "deviceName": device_name(decision.ifindex),
         "bytes": decision.length,
@@ -214,6 +215,7 @@ def _line(decision: "Decision", when: datetime, *, coloured: bool) -> str:
     device = device_name(decision.ifindex)
     hook = f"{decision.hook}@{device}" if device else decision.hook
     to = f" -> {decision.endpoint}" if decision.endpoint else ""
+    to += f" by {decision.forwarded}" if decision.forwarded else ""
     reason = decision.reason
     if coloured and decision.kind in _COLOURS:
         reason = f"\033[{_COLOURS[decision.kind]}m{reason}\033[0m"

@@ -110,7 +110,11 @@ class ForwardingKeeper:
         own, planner = self._own(), self._planner
         saved = SavedForwarding(self._settings.lb.mode.value, own.announced if own is not None else "", self._told)
         if planner is not None:
-            nodes = tuple(OtherNode(*each) for each in planner.tunnels.others())
+            tunnels = planner.tunnels
+            nodes = tuple(
+                OtherNode(name, addresses, why, tunnels.format_to(name).title if not why else "")
+                for name, addresses, why in tunnels.others()
+            )
             saved = msgspec.structs.replace(saved, asked=planner.forwards, nodes=nodes)
         save(state_dir, saved)
 

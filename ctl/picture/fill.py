@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ctl.picture.model import SOURCE, Leg, NodeBox, Picture, PodBox, SourceBox, Step, Tone, Way
 from ctl.picture.names import Names
+from dataplane.model.forwarding import Dispatch
 from dataplane.model.net import family_of, host_port
 from dataplane.oracle.types import Decision, Verdict
 from dataplane.policy.endpoints import Backend
@@ -179,7 +180,7 @@ class _Filler:
         if not self._served:
             title = self._decision.verdict.value.upper()
             return (Step(title, self._cause(), Tone.REFUSED),)
-        return (*self._translated(), *self._masqueraded(groups), *_tunnelled(groups))
+        return (*self._translated(), *self._masqueraded(groups), *self._tunnelled(groups))
 
     def _cause(self) -> tuple[str, ...]:
         """Why the packet is refused, in a few words."""
@@ -247,14 +248,22 @@ class _Filler:
             yield Leg(0, number, (f"{sees} → {to}",))
             yield Leg(number, 0, (f"{to} → {sees}",), answer=True)
 
+    def _tunnelled(self, groups: Sequence[_Group]) -> Iterable[Step]:
+        titles = {self._dispatch(group).title: None for group in groups if group.way in (Way.TUNNEL, Way.DSR)}
+        if titles:
+            yield Step(f"put into {' or '.join(titles)}", ("for other nodes,", "client address kept"))
+
+    def _dispatch(self, group: _Group) -> Dispatch:
+        return self._decision.dispatch(self._decision.tunnels[group.chosen[0]])
+
     def _tunnel_legs(self, number: int, group: _Group) -> Iterable[Leg]:
         out, back = f"{self._client} → {self._frontend}", f"{self._frontend} → {self._client}"
-        other = group.address or group.node
-        yield Leg(0, number, (f"VXLAN {self._own} → {other}", f"[{out}]"), tunnelled=True)
+        other, wrapped = group.address or group.node, self._dispatch(group).title
+        yield Leg(0, number, (f"{wrapped} {self._own} → {other}", f"[{out}]"), tunnelled=True)
         if group.way is Way.DSR:
             yield Leg(number, SOURCE, (back,), answer=True)
         else:
-            texts = (f"VXLAN {other} → {self._own}", f"[{back}]")
+            texts = (f"{wrapped} {other} → {self._own}", f"[{back}]")
             yield Leg(number, 0, texts, answer=True, tunnelled=True)
 
 
@@ -272,8 +281,3 @@ def _either(backends: Sequence[Backend]) -> str:
 
 def _for(backends: Sequence[Backend]) -> str:
     return "for endpoints here" if all(backend.local for backend in backends) else "for other nodes"
-
-
-def _tunnelled(groups: Sequence[_Group]) -> Iterable[Step]:
-    if any(group.way in (Way.TUNNEL, Way.DSR) for group in groups):
-        yield Step("put into VXLAN", ("for other nodes,", "client address kept"))

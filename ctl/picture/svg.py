@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ctl.picture.model import SOURCE, Leg, NodeBox, Picture, PodBox, Step, Tone
+from dataplane.model.forwarding import Dispatch
 
 STYLE = Path(__file__).with_name("picture.css")
 WIDTH = 800
@@ -356,7 +357,8 @@ def _past(leg: Leg, placed: Sequence[_Placed], size: _Size) -> str:
     return f'<path class="leg {_kinds(leg)}" d="{way}"/>{_head(_DIRECT, source, "up", leg.tone.value)}{_labels(leg, y)}'
 
 
-_LEGEND = (("request", "plain"), ("answer", "plain answer"), ("refused", "refused"), ("in VXLAN", "plain tunnelled"))
+_TUNNELLED = tuple((f"in {dispatch.title}", "plain tunnelled") for dispatch in Dispatch)
+_LEGEND = (("request", "plain"), ("answer", "plain answer"), ("refused", "refused"), *_TUNNELLED)
 
 
 def _legend(picture: Picture, y: int) -> str:
@@ -364,7 +366,7 @@ def _legend(picture: Picture, y: int) -> str:
     there = {"request"} if any(leg.tone is not Tone.REFUSED for leg in picture.legs) else set()
     there |= {"answer"} if any(leg.answer and leg.arrives and leg.tone is Tone.PLAIN for leg in picture.legs) else set()
     there |= {"refused"} if picture.refused else set()
-    there |= {"in VXLAN"} if any(leg.tunnelled for leg in picture.legs) else set()
+    there |= {f"in {leg.texts[0].partition(' ')[0]}" for leg in picture.legs if leg.tunnelled}
     parts, x = [], _MARGIN
     for name, kinds in _LEGEND:
         if name in there:

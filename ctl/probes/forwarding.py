@@ -1,15 +1,15 @@
 """Report of what this node forwards with the client's address kept, to whom, and why not to others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ctl.store import forwarding, state
 from ctl.store.forwarding import SavedForwarding
 from dataplane.errors import HotplaneError
-from dataplane.plan.types import Plan
+from dataplane.plan.types import Plan, PlanEntry
 from dataplane.planes.finding import Finding, Status
 from dataplane.planes.mode import Mode
-from dataplane.policy.forwarding import Forwarding
+from dataplane.policy.forwarding import Dispatch, Forwarding
 
 _NAME = "forwarding"
 _ADVICE = "see docs/semantics.md, Forwarding with the client's address"
@@ -43,11 +43,19 @@ def _of_plan(area: str, plan: Plan) -> Finding:
     detail = (
         f"--lb-mode {plan.node.lb_mode.value}; {len(entries)} Service ports ask for more than SNAT; of their "
         f"{len(backends)} backends elsewhere {forwarded} are forwarded to, by {nodes} nodes; packets are taken from "
-        f"{peers} addresses ({plan.node.offer})"
+        f"{peers} addresses ({plan.node.offer}); --lb-dispatch {plan.node.lb_dispatch.value}{_in_vxlan(plan, entries)}"
     )
     if forwarded == len(backends):
         return Finding(area, _NAME, Status.OK, detail)
     return Finding(area, _NAME, Status.LIMITED, f"{detail}; the others get SNAT", _ADVICE)
+
+
+def _in_vxlan(plan: Plan, entries: Sequence[PlanEntry]) -> str:
+    """Return that some nodes do not open what this one is to send, or nothing."""
+    if plan.node.lb_dispatch is Dispatch.VXLAN:
+        return ""
+    others = {t for entry in entries for t in entry.tunnels if t and t not in plan.tunnel_formats}
+    return f", VXLAN to {', '.join(sorted(others))}, which say nothing of it" if others else ""
 
 
 def of_nodes(area: str, said: SavedForwarding) -> Iterator[Finding]:
@@ -64,4 +72,6 @@ def of_nodes(area: str, said: SavedForwarding) -> Iterator[Finding]:
         if node.why:
             yield Finding(area, name, Status.LIMITED, f"gets SNAT: {node.why}", _ADVICE)
         else:
-            yield Finding(area, name, Status.OK, f"forwarded to, and from, by {', '.join(node.addresses)}")
+            yield Finding(
+                area, name, Status.OK, f"forwarded to, and from, by {', '.join(node.addresses)}, in {node.dispatch}"
+            )

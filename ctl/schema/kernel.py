@@ -89,6 +89,12 @@ class ConnectionRecord(_Connection, total=False):
     packets: Annotated[int, Meta(description="ebpf mode: of its client, of those that programs track")]
     bytes: Annotated[int, Meta(description="ebpf mode: of its client, of those that programs track")]
     by: Annotated[Literal["connect", "packet programs", "slow path"], Meta(description="ebpf mode: what translates it")]
+    forwarded: Annotated[
+        str,
+        Meta(
+            description="where it goes between nodes: to which one its packets, or their answers, are sent, and in what"
+        ),
+    ]
     way: Annotated[
         CourseRecord,
         Meta(description="ebpf mode, beside a daemon: which way its packets go now; of a socket, new ones'"),
@@ -184,6 +190,10 @@ class DecisionRecord(Versioned):
     destination: Annotated[str, Meta(description="address:port")]
     service: Annotated[str, Meta(description="namespace/name:port; empty if no frontend has the destination")]
     endpoint: Annotated[str, Meta(description="address:port; empty if none was chosen")]
+    forwarded: Annotated[
+        str,
+        Meta(description="to which node packets of its flow are sent, and in what; empty where to none"),
+    ]
     device: Annotated[int, Meta(description="index of the device; 0: none")]
     deviceName: Annotated[str, Meta(description="its name; empty if it has gone")]
     bytes: Annotated[int, Meta(description="length of the packet; 0 at connect time")]

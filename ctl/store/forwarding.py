@@ -15,11 +15,12 @@ SUFFIX = ".forwarding"
 
 class OtherNode(msgspec.Struct, frozen=True):
     """A node that announces something, was named by hand, or has endpoints of Services that ask for forwarding. why: no
-    packet is forwarded to it, "" if they are."""
+    packet is forwarded to it, "" if they are. dispatch: how they are wrapped then, in a word."""
 
     name: str
     addresses: tuple[str, ...] = ()
     why: str = ""
+    dispatch: str = ""
 
 
 class SavedForwarding(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from dataplane.plan.change import EntryChange, PlanChange
 from dataplane.plan.types import EntryKey, HealthCheck, OffPod, Plan, PlanEntry
 from dataplane.policy.difference import LARGE, Backends, difference, realigned, spliced
 from dataplane.policy.endpoints import Backend
-from dataplane.policy.forwarding import Forwarding
+from dataplane.policy.forwarding import Dispatch, Forwarding
 from dataplane.policy.node import NodeConfig
 
 _LENGTH = 4
@@ -53,6 +53,7 @@ class _Step(msgspec.Struct, array_like=True):
     connect_off: tuple[OffPod, ...] | None = None
     large: tuple[_Large, ...] = ()
     tunnel_peers: frozenset[str] | None = None
+    tunnel_formats: dict[str, Dispatch] | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -83,6 +84,7 @@ class Journal:
                 tuple(change.connect_off.values()) if change.connect_off is not None else None,
                 tuple(_large(entry.old, entry.new) for entry in large.values() if entry.old and entry.new),
                 change.tunnel_peers,
+                change.tunnel_formats,
             )
         )
         record = len(body).to_bytes(_LENGTH, "little") + body
@@ -176,6 +178,8 @@ def _apply(plan: Plan, step: _Step) -> None:
         plan.connect_off = {(pod.namespace, pod.name): pod for pod in step.connect_off}
     if step.tunnel_peers is not None:
         plan.tunnel_peers = step.tunnel_peers
+    if step.tunnel_formats is not None:
+        plan.tunnel_formats = step.tunnel_formats
 
 
 def drop(base: Path, before: int | None = None) -> None:

@@ -17,6 +17,7 @@ from ctl.store.files import make_folder, replace_whole
 from ctl.store.journal import drop, replay
 from dataplane.errors import HotplaneError
 from dataplane.malformed import MALFORMED
+from dataplane.model.forwarding import Dispatch
 from dataplane.plan.types import HealthCheck, OffPod, Plan, PlanEntry
 from dataplane.planes.options import PlaneOptions
 from dataplane.policy.node import NodeConfig
@@ -48,6 +49,7 @@ class Saved(msgspec.Struct, frozen=True):
     journal: int = 0
     connect_off: tuple[OffPod, ...] = ()
     tunnel_peers: frozenset[str] = frozenset()
+    tunnel_formats: dict[str, Dispatch] = msgspec.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -70,6 +72,7 @@ class Saved(msgspec.Struct, frozen=True):
             journal,
             tuple(plan.connect_off.values()),
             plan.tunnel_peers,
+            plan.tunnel_formats,
         )
 
     def plan(self) -> Plan:
@@ -81,6 +84,7 @@ class Saved(msgspec.Struct, frozen=True):
             health_checks={(check.namespace, check.name): check for check in self.health_checks},
             connect_off={(pod.namespace, pod.name): pod for pod in self.connect_off},
             tunnel_peers=self.tunnel_peers,
+            tunnel_formats=self.tunnel_formats,
         )
 
 

@@ -19,7 +19,7 @@ from dataplane.planes.conntrack import clean_stale_udp
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.registry import mode_of
 from dataplane.policy.algorithm import DEFAULT_TABLE_SIZE
-from dataplane.policy.forwarding import LbMode, TunnelPeer
+from dataplane.policy.forwarding import MORE, LbMode, TunnelPeer
 from dataplane.policy.node import MOST_BACKENDS, LocalDetector, NodeConfig, NodePortAddresses
 from dataplane.policy.settings import Promises
 
@@ -30,7 +30,10 @@ PlaneMaker = Callable[[Lab, Node], Plane]
 def lb_peers(nodes: Iterable[Node], node: Node) -> tuple[TunnelPeer, ...]:
     """Return the other nodes of a lab as this one is to know them: what announcements bring about in a cluster."""
     return tuple(
-        TunnelPeer(other.name, address) for other in nodes if other != node for address in other.addresses.values()
+        TunnelPeer(other.name, address, MORE)
+        for other in nodes
+        if other != node
+        for address in other.addresses.values()
     )
 
 

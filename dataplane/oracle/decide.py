@@ -46,6 +46,7 @@ class Oracle:
         node_names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._node: NodeConfig = plan.node
+        self._formats = plan.tunnel_formats
         self._node_names = node_names
         self._keeping = keeping
         self._hashing = Hashing(plan.node.maglev_table_size, seed_of(plan.node.hash_seed))
@@ -93,7 +94,7 @@ class Oracle:
         )  # fmt: skip
         if decision.may_forward:
             tunnels = {b: address for b, address in zip(entry.cluster, entry.tunnels, strict=True) if address}
-            decision = msgspec.structs.replace(decision, tunnels=tunnels)
+            decision = msgspec.structs.replace(decision, tunnels=tunnels, formats=self._formats)
         kept = kept_backends(decision, self._keeping, self._node.addresses, masquerade_all=self._node.masquerade_all)
         kept += tuple(b for b in self._staying(decision) if b not in kept)
         return msgspec.structs.replace(decision, kept=kept) if kept else decision

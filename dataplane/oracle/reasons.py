@@ -207,10 +207,16 @@ def node_text(address: str, node_names: Mapping[str, str]) -> str:
     return f"{name} ({address})" if name else address
 
 
+def tunnel_text(decision: Decision, backend: Backend, node_names: Mapping[str, str]) -> str:
+    """Return by which node, and how, the packet gets to a backend in `Decision.tunnels`."""
+    address = decision.tunnels[backend]
+    return f"{node_text(address, node_names)} in {decision.dispatch(address).title}"
+
+
 def _forwarded(decision: Decision, entry: PlanEntry, node_names: Mapping[str, str]) -> Iterable[str]:
     """Explain a decision with backends to whose nodes the packet is forwarded."""
     source, way = decision.packet.source, entry.forwarding
-    tunnels = [f"{backend} by {node_text(address, node_names)}" for backend, address in decision.tunnels.items()]
+    tunnels = [f"{backend} by {tunnel_text(decision, backend, node_names)}" for backend in decision.tunnels]
     yield f"forwarding mode {way.value}: {listed(tunnels)}, where the backend sees {source}; {_ANSWERS[way]}"
     rest = [backend for backend in decision.backends if backend not in decision.tunnels]
     masqueraded = [backend for backend in rest if decision.masquerades(backend)]

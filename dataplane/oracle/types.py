@@ -10,7 +10,7 @@ import msgspec
 from dataplane.model.net import Protocol, host_port
 from dataplane.plan.types import EXTERNAL, Frontend, PlanEntry
 from dataplane.policy.endpoints import Backend
-from dataplane.policy.forwarding import Forwarding
+from dataplane.policy.forwarding import Dispatch, Forwarding
 from dataplane.policy.node import Source
 from dataplane.policy.routes import Action, Route, Scope
 
@@ -53,7 +53,8 @@ class Decision(msgspec.Struct, frozen=True):
     kept: backends towards which the client keeps its address though the route, or a hairpin, would masquerade it: in
       the ebpf mode (see oracle.keeps), and where the backend is a process of this node itself.
     tunnels: backends of other nodes to which the packet is forwarded with the client's address kept, and the address
-      of the node of each (see policy.forwarding); the other backends are not.
+      of the node of each (see policy.forwarding); the other backends are not. formats: how packets to these addresses
+      are wrapped, if not in VXLAN.
     steady: the packet's own hash leads to its backend (Maglev); chosen: that backend, None if it is not known, as where
       the source port is not.
     reasons: sentences in the order in which things were decided.
@@ -69,6 +70,7 @@ class Decision(msgspec.Struct, frozen=True):
     refused: bool = False
     kept: tuple[Backend, ...] = ()
     tunnels: Mapping[Backend, str] = msgspec.field(default_factory=dict)
+    formats: Mapping[str, Dispatch] = msgspec.field(default_factory=dict)
     steady: bool = False
     chosen: Backend | None = None
     reasons: tuple[str, ...] = ()
@@ -119,6 +121,10 @@ class Decision(msgspec.Struct, frozen=True):
             and route.action is Action.FORWARD
             and route.scope is Scope.CLUSTER
         )
+
+    def dispatch(self, address: str) -> Dispatch:
+        """Return how the packet is wrapped on its way to a node, by the address in `tunnels`."""
+        return self.formats.get(address, Dispatch.VXLAN)
 
     @property
     def forwarding(self) -> Forwarding:

@@ -8,6 +8,7 @@ import msgspec
 
 from dataplane.plan.types import EntryKey, HealthCheck, OffPod, Plan, PlanEntry
 from dataplane.policy.difference import LARGE, difference
+from dataplane.policy.forwarding import Dispatch
 from dataplane.policy.node import NodeConfig
 
 
@@ -44,9 +45,9 @@ class EntryChange(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class PlanChange(msgspec.Struct, frozen=True):
     """The change from one plan to the next. O(what changed) in size.
 
-    node, service_cidrs, health_checks, connect_off, tunnel_peers: the new value when it changed, else None. In
-    health_checks a value None means that the Service no longer has one; connect_off and tunnel_peers are the complete
-    new values.
+    node, service_cidrs, health_checks, connect_off, tunnel_peers, tunnel_formats: the new value when it changed, else
+    None. In health_checks a value None means that the Service no longer has one; the others are the complete new
+    values.
     """
 
     entries: tuple[EntryChange, ...] = ()
@@ -55,6 +56,7 @@ class PlanChange(msgspec.Struct, frozen=True):
     health_checks: dict[tuple[str, str], HealthCheck | None] | None = None
     connect_off: dict[tuple[str, str], OffPod] | None = None
     tunnel_peers: frozenset[str] | None = None
+    tunnel_formats: dict[str, Dispatch] | None = None
 
     def __bool__(self) -> bool:
         return bool(self.entries or self.health_checks) or any(getattr(self, name) is not None for name in SETTINGS)

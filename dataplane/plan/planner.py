@@ -33,7 +33,7 @@ from dataplane.plan.types import EntryKey, FrontendKey, FrontendKind, HealthChec
 from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.difference import LARGE, Backends
 from dataplane.policy.endpoints import Backend, BackendSets, Candidate, backend_sets, lingering, nodes_of
-from dataplane.policy.forwarding import Forwarding, LbMode, forwarding_of
+from dataplane.policy.forwarding import Dispatch, Forwarding, LbMode, forwarding_of
 from dataplane.policy.merged import MergedEndpoints
 from dataplane.policy.node import NodeConfig
 
@@ -153,6 +153,7 @@ class Planner:
             health_checks=health or None,
             connect_off=self._pods.connect_off(),
             tunnel_peers=self._tunnel_peers(),
+            tunnel_formats=self._tunnel_formats(),
         )
 
     @property
@@ -167,6 +168,14 @@ class Planner:
         if now is before:  # which comparing them would take a while to find out, with many nodes
             return None
         self.plan.tunnel_peers = now
+        return now if now != before else None
+
+    def _tunnel_formats(self) -> dict[str, Dispatch] | None:
+        """Take over how packets to other nodes are wrapped; return it if it has changed."""
+        before, now = self.plan.tunnel_formats, self.tunnels.formats
+        if now is before:
+            return None
+        self.plan.tunnel_formats = now
         return now if now != before else None
 
     def takes_long(self, upserts: Sequence[ModelObject], deletes: Sequence[ObjectRef]) -> bool:
@@ -216,6 +225,7 @@ class Planner:
             health_checks=health or None,
             connect_off=self._pods.connect_off(),
             tunnel_peers=self._tunnel_peers(),
+            tunnel_formats=self._tunnel_formats(),
         )
 
     def service(self, namespace: str, name: str) -> Service | None:

@@ -1,12 +1,14 @@
 """Other nodes to which traffic is forwarded with the client's address kept, and which Services have endpoints there.
 
 A node takes part if its Node object says that it speaks what this node does (same port and network identifier), or if
-it was named by hand. Such a node takes forwarded packets from nodes that say so themselves, so this node forwards to it
-only once its own Node object says it, with the address that it sends from. Everybody else gets SNAT.
+it was named by hand. Packets to it are wrapped as this node's setting says if it says that it opens that, otherwise in
+VXLAN, which all open. Such a node takes forwarded packets from nodes that say so themselves, so this node forwards to
+it only once its own Node object says it, with the address that it sends from. Everybody else gets SNAT.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from dataplane.model.forwarding import MORE, Dispatch
 from dataplane.model.net import Family, family_of
 from dataplane.model.objects import Node
 from dataplane.plan.types import EntryKey
@@ -33,6 +35,7 @@ class Tunnels:
         self._homes: dict[str, set[EntryKey]] = {}
         self._nodes_of: dict[EntryKey, frozenset[str]] = {}
         self._addresses: frozenset[str] | None = None
+        self._formats: dict[str, Dispatch] | None = None
         self.changes = 0
         self.use(node)
 
@@ -42,7 +45,7 @@ class Tunnels:
 
     def use(self, node: NodeConfig) -> None:
         """Use this node's settings; which Services are concerned is not said."""
-        self._node, self._given = node, {}
+        self._node, self._given, self._formats = node, {}, None
         for peer in node.lb_peers:
             self._given[peer.node] = (*self._given.get(peer.node, ()), peer.address)
         self._look_at_all()
@@ -73,6 +76,26 @@ class Tunnels:
         if self._addresses is None:
             self._addresses = frozenset(address for each in self._reached.values() for address in each)
         return self._addresses
+
+    @property
+    def formats(self) -> dict[str, Dispatch]:
+        """How packets are wrapped, by the address that they are sent to, where that is not VXLAN."""
+        if self._formats is None:
+            wanted = self._node.lb_dispatch
+            able = (name for name in self._reached if wanted in self.opens(name)) if wanted in MORE else ()
+            self._formats = {address: wanted for name in able for address in self._reached[name]}
+        return self._formats
+
+    def opens(self, name: str) -> tuple[Dispatch, ...]:
+        """Return what a node that takes part opens besides VXLAN."""
+        if name in self._given:
+            return tuple({also: None for peer in self._node.lb_peers if peer.node == name for also in peer.also})
+        node = self._nodes.get(name)
+        return node.forwarding.also if node is not None and node.forwarding is not None else ()
+
+    def format_to(self, name: str) -> Dispatch:
+        """Return how packets to a node that takes part are wrapped."""
+        return next((self.formats[a] for a in self._reached.get(name, ()) if a in self.formats), Dispatch.VXLAN)
 
     def names(self) -> dict[str, str]:
         """Return the names of the nodes that take part, by each of their addresses."""
@@ -114,7 +137,7 @@ class Tunnels:
         own, primary = self._nodes.get(self._node.name), self._node.primary(family)
         if not primary:
             return f"this node has no IPv{family.value} address"
-        if own is None or own.forwarding != self._node.offer:
+        if own is None or not self._node.offer.meets(own.forwarding):
             return "this node does not announce that it speaks it"
         if primary not in own.addresses:
             return f"{primary}, from which this node sends, is none of its Node object's addresses"
@@ -139,7 +162,7 @@ class Tunnels:
 
     def _look(self, name: str) -> set[_ServiceId]:
         """Find out anew whether a node takes part; return the Services for which that has changed."""
-        given = self._given.get(name, ())
+        given, self._formats = self._given.get(name, ()), None
         addresses = () if name == self._node.name else given or self._announced(name)
         if self._reached.get(name, ()) != addresses:
             self._addresses = None
@@ -165,4 +188,4 @@ class Tunnels:
 
     def _announced(self, name: str) -> tuple[str, ...]:
         node = self._nodes.get(name)
-        return node.addresses if node is not None and node.forwarding == self._node.offer else ()
+        return node.addresses if node is not None and self._node.offer.meets(node.forwarding) else ()

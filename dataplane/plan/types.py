@@ -14,7 +14,7 @@ import msgspec
 from dataplane.model.net import Family, Protocol, host_port
 from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.endpoints import Backend
-from dataplane.policy.forwarding import Forwarding
+from dataplane.policy.forwarding import Dispatch, Forwarding
 from dataplane.policy.node import NodeConfig
 from dataplane.policy.routes import Action, Routes, Scope
 from dataplane.policy.weights import drawn
@@ -178,6 +178,7 @@ class Plan(msgspec.Struct):
 
     connect_off: by namespace and name, the Pods for which connect-time balancing is off.
     tunnel_peers: addresses, of both families, of the nodes from which forwarded packets are accepted.
+    tunnel_formats: how packets to other nodes are wrapped, by the address that they are sent to; the others in VXLAN.
     """
 
     node: NodeConfig
@@ -186,6 +187,7 @@ class Plan(msgspec.Struct):
     health_checks: dict[tuple[str, str], HealthCheck] = msgspec.field(default_factory=dict)
     connect_off: dict[tuple[str, str], OffPod] = msgspec.field(default_factory=dict)
     tunnel_peers: frozenset[str] = frozenset()
+    tunnel_formats: dict[str, Dispatch] = msgspec.field(default_factory=dict)
 
     def frontends(self) -> Iterator[tuple[Frontend, PlanEntry]]:
         """Iterate over all frontends with their entries."""

@@ -66,7 +66,8 @@ class Traffic(NamedTuple):
 class Flow(NamedTuple):
     """A tracked flow, or a socket balanced at connect time. state: opening, answered, established, closing, or
     connected (a socket). protocol: its number. source is None for sockets. service: "" if deleted. stays: why its
-    packets go by the node's stack whatever new flows do; "" where they go as those do, or where that is not known."""
+    packets go by the node's stack whatever new flows do; "" where they go as those do, or where that is not known.
+    forwarded: to which node the client's packets are sent, or the answers, and in what (`192.0.2.2 in VXLAN`)."""
 
     state: str
     protocol: int
@@ -78,6 +79,7 @@ class Flow(NamedTuple):
     packets: int
     bytes: int
     stays: str = ""
+    forwarded: str = ""
 
 
 class Round(NamedTuple):

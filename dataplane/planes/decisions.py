@@ -22,7 +22,8 @@ class Kind(enum.StrEnum):
 class Decision(NamedTuple):
     """One decision. seconds: CLOCK_MONOTONIC. protocol: as text. source: address and port, or a text in their place.
     service: namespace/name:port, "" if no frontend matches the destination. endpoint: "" if none was chosen. ifindex:
-    of the device, 0 for none. length: of the packet, in bytes, 0 for a socket's. meaning: of the reason, in words."""
+    of the device, 0 for none. length: of the packet, in bytes, 0 for a socket's. meaning: of the reason, in words.
+    forwarded: to which node packets of its flow are sent, and in what (`192.0.2.2 in VXLAN`), "" where to none."""
 
     seconds: float
     hook: str
@@ -36,6 +37,7 @@ class Decision(NamedTuple):
     length: int
     kind: Kind = Kind.PACKET
     meaning: str = ""
+    forwarded: str = ""
 
 
 class Asked(NamedTuple):

@@ -5,7 +5,7 @@ from functools import cache
 
 import msgspec
 
-from dataplane.model.forwarding import DEFAULT_PORT, DEFAULT_VNI, TunnelOffer
+from dataplane.model.forwarding import DEFAULT_PORT, DEFAULT_VNI, MORE, Dispatch, TunnelOffer
 from dataplane.model.net import Family, contains, family_of, is_loopback
 from dataplane.policy.algorithm import DEFAULT_SEED, DEFAULT_TABLE_SIZE, Algorithm
 from dataplane.policy.forwarding import LbMode, TunnelPeer
@@ -85,7 +85,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     maglev_table_size: slots of a Maglev table (policy.algorithm.TABLE_SIZES); 0 = the mode has none, and all is random.
     hash_seed: text that all nodes of a cluster have in common; the tables and the hash of connections depend on it.
     lb_mode: how external traffic gets to endpoints of other nodes, unless a Service says otherwise.
-    lb_port, lb_vni: UDP port and VXLAN network identifier of forwarded packets.
+    lb_dispatch: how packets to other nodes are wrapped, where those open it; VXLAN otherwise.
+    lb_port, lb_vni: UDP port and network identifier of forwarded packets.
     lb_peers: nodes that were named by hand as speaking it, whatever their Node objects say.
     snat_only: this mode cannot forward packets with the client's address kept, whatever is asked for.
     """
@@ -111,11 +112,12 @@ class NodeConfig(msgspec.Struct, frozen=True):
     lb_vni: int = DEFAULT_VNI
     lb_peers: tuple[TunnelPeer, ...] = ()
     snat_only: bool = False
+    lb_dispatch: Dispatch = Dispatch.VXLAN
 
     @property
     def offer(self) -> TunnelOffer:
-        """What another node must speak for this one to forward to it."""
-        return TunnelOffer(self.lb_port, self.lb_vni)
+        """What this node announces: it opens every format, whatever it sends."""
+        return TunnelOffer(self.lb_port, self.lb_vni, MORE)
 
     @property
     def guards_first(self) -> bool:

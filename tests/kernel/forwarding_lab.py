@@ -24,7 +24,7 @@ from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.ebpf.views.records import open_instance
 from dataplane.planes.nftables.plane import NftablesPlane
 from dataplane.policy.algorithm import Algorithm
-from dataplane.policy.forwarding import Forwarding
+from dataplane.policy.forwarding import Dispatch, Forwarding
 from tests.kernel.ebpf_lab import SMALL
 
 PORT, NODE_PORT = 8080, 30080
@@ -93,6 +93,15 @@ class ForwardingLab:
         self._held: dict[str, dict[EntryKey, PlanEntry]] = {
             name: dict(each.planner.plan.entries) for name, each in proxy.nodes.items()
         }
+
+    def send_in(self, dispatch: Dispatch, *nodes: str) -> None:
+        """Have these nodes, or all, wrap packets to the others like this."""
+        for name, each in self.proxy.nodes.items():
+            if not nodes or name in nodes:
+                others = (other for other in self.lab.nodes if other.name != name)
+                addresses = [address for other in others for address in other.addresses.values()]
+                with netns(each.node.netns):
+                    each.plane.apply(PlanChange(tunnel_formats=dict.fromkeys(addresses, dispatch)))
 
     def use(self, way: Forwarding, *nodes: str, algorithm: Algorithm = Algorithm.RANDOM) -> None:
         """Have these nodes, or all, forward this way, to endpoints that are chosen like this."""

@@ -17,9 +17,9 @@ def _named(source: str, function: str) -> set[str]:
 def test_captures_have_what_is_told_as_dropped() -> None:
     between = [name for name in reason_meanings() if name.startswith("tunnel_")]
     told = _named("forward.c", "tell_unsent")
-    assert {between[0], "tunnel_endpoint", "tunnel_lost"} == told
+    assert {between[0], "tunnel_endpoint", "tunnel_option", "tunnel_lost"} == told
     ends = between[: between.index("tunnel_endpoint") + 1]
-    assert _named("capture.h", "drops") | set(ends) | {"tunnel_lost"} == DROPPED
+    assert _named("capture.h", "drops") | set(ends) | {"tunnel_option", "tunnel_lost"} == DROPPED
 
 
 def test_every_reason_that_says_so_is_dropped() -> None:

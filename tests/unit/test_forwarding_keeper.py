@@ -337,10 +337,11 @@ def test_what_others_may_know_is_saved(server: ApiServer, tmp_path: Path) -> Non
     saved = msgspec.msgpack.decode(report_path(tmp_path, SUFFIX).read_bytes(), type=SavedForwarding)
     assert (saved.mode, saved.announced, saved.why, saved.asked) == ("dsr", OFFER, "", True)
     why = f"announces vxlan,port=1,vni=1, where this node speaks {OFFER}"
-    assert saved.nodes == (OtherNode("n2", ("192.0.2.2",)), OtherNode("n3", (), why))
+    assert saved.nodes == (OtherNode("n2", ("192.0.2.2",), dispatch="VXLAN"), OtherNode("n3", (), why))
     told = {finding.check: finding for finding in of_nodes("ebpf", saved)}
     assert [finding.status.value for finding in told.values()] == ["ok", "ok", "limited"]
     assert told["forwarding, this node"].detail == f"announces {OFFER}"
+    assert told["forwarding, node n2"].detail == "forwarded to, and from, by 192.0.2.2, in VXLAN"
     assert told["forwarding, node n3"].detail == f"gets SNAT: {why}"
     [own, *_] = of_nodes("ebpf", replace(saved, announced="", why="403 Forbidden"))
     assert (own.status.value, own.detail) == ("limited", "other nodes use SNAT towards it: 403 Forbidden")

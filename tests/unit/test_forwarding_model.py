@@ -5,7 +5,15 @@ import json
 import pytest
 
 from dataplane.model.decode import DecodedObject, decode_object
-from dataplane.model.forwarding import MODES, NODE_ANNOTATION, SERVICE_ANNOTATION, TunnelOffer, parse_offer
+from dataplane.model.forwarding import (
+    MODES,
+    MORE,
+    NODE_ANNOTATION,
+    SERVICE_ANNOTATION,
+    Dispatch,
+    TunnelOffer,
+    parse_offer,
+)
 from dataplane.model.net import Protocol
 from dataplane.model.objects import Node, Service
 from dataplane.policy.forwarding import Forwarding, LbMode, forwarding_of
@@ -56,6 +64,18 @@ def test_a_node_says_what_it_speaks() -> None:
     assert silent.value == Node("x")
 
 
+def test_a_node_says_what_else_it_opens() -> None:
+    """Behind what earlier versions read, which pass it over; and so do these over what is of a later one."""
+    offer = TunnelOffer(8473, 77, MORE)
+    assert str(offer).startswith("vxlan,port=8473,vni=77,also=geneve")
+    assert parse_offer(str(offer)) == offer
+    assert parse_offer("vxlan,also=gue+geneve+x9,port=8473,vni=77") == TunnelOffer(8473, 77, (Dispatch.GENEVE,))
+    assert parse_offer("vxlan,also=vxlan,port=8473,vni=77") == TunnelOffer(8473, 77)
+    assert offer.meets(TunnelOffer(8473, 77))
+    assert not offer.meets(TunnelOffer(8473, 78, MORE))
+    assert not offer.meets(None)
+
+
 @pytest.mark.parametrize("text", ["vxlan,port=1,vni=16777215", " vxlan , vni=16777215, port=1, mtu=1400"])
 def test_fields_may_come_in_any_order_and_later_versions_may_have_more(text: str) -> None:
     assert parse_offer(text) == TunnelOffer(1, 0xFFFFFF)
@@ -70,6 +90,9 @@ def test_another_encapsulation_is_no_fault_and_not_spoken() -> None:
 WRONG = ["vxlan", "vxlan,port=0,vni=1", "vxlan,port=65536,vni=1", "vxlan,port=1,vni=16777216", "vxlan,port=1,port=2"]
 WRONG += [
     "vxlan,port=1,vni",
+    "vxlan,port=1,vni=1,also=",
+    "vxlan,port=1,vni=1,also=geneve+",
+    "vxlan,port=1,vni=1,also=Geneve geneve",
     "vxlan,port=\u0661,vni=1",
     ",,",
     "true!",

@@ -12,7 +12,7 @@ from ctl.lb_options import LbOptions
 from ctl.main import main
 from ctl.parser import parse
 from dataplane.errors import UsageError
-from dataplane.model.forwarding import DEFAULT_PORT, DEFAULT_VNI, TunnelOffer
+from dataplane.model.forwarding import DEFAULT_PORT, DEFAULT_VNI, MORE, Dispatch, TunnelOffer
 from dataplane.policy.forwarding import LbMode, TunnelPeer, parse_peers
 from dataplane.policy.node import NodeConfig
 
@@ -40,7 +40,8 @@ def test_without_them_all_is_snat() -> None:
     for mode in ("nftables", "ebpf", "iptables"):
         found = node("--mode", mode)
         assert (found.lb_mode, found.lb_peers, found.snat_only) == (LbMode.SNAT, (), mode != "ebpf")
-        assert found.offer == TunnelOffer(DEFAULT_PORT, DEFAULT_VNI)
+        assert found.offer == TunnelOffer(DEFAULT_PORT, DEFAULT_VNI, MORE)
+        assert found.lb_dispatch is Dispatch.VXLAN
     assert settings_of(parse(["run"])).lb == LbOptions()
 
 
@@ -50,8 +51,24 @@ def test_from_the_command_line_and_from_the_file(tmp_path: Path) -> None:
     assert settings(tmp_path, FULL, *given) == LbOptions(LbMode.TUNNEL, 9001, 8, (TunnelPeer("node4", "192.0.2.4"),))
     found = node("--mode", "ebpf", *given, "--lb-peer", "node5=192.0.2.5")
     assert found.lb_mode is LbMode.TUNNEL
-    assert found.offer == TunnelOffer(9001, 8)
+    assert found.offer == TunnelOffer(9001, 8, MORE)
     assert found.lb_peers == (TunnelPeer("node4", "192.0.2.4"), TunnelPeer("node5", "192.0.2.5"))
+
+
+def test_how_packets_are_wrapped(tmp_path: Path) -> None:
+    """The command line first; whatever is sent, everything is opened."""
+    assert settings(tmp_path, "lbDispatch: geneve\n").dispatch is Dispatch.GENEVE
+    assert settings(tmp_path, "lbDispatch: geneve\n", "--lb-dispatch", "vxlan").dispatch is Dispatch.VXLAN
+    found = node("--mode", "ebpf", "--lb-mode", "dsr", "--lb-dispatch", "geneve")
+    assert (found.lb_dispatch, found.offer.also) == (Dispatch.GENEVE, MORE)
+
+
+def test_peers_are_named_with_what_they_open() -> None:
+    assert parse_peers(["n2=192.0.2.2,Geneve,2001:db8::2", "n3=192.0.2.3,vxlan"]) == (
+        TunnelPeer("n2", "192.0.2.2", (Dispatch.GENEVE,)),
+        TunnelPeer("n2", "2001:db8::2", (Dispatch.GENEVE,)),
+        TunnelPeer("n3", "192.0.2.3"),
+    )
 
 
 @pytest.mark.parametrize("mode", ["tunnel", "dsr", "hybrid"])
@@ -86,6 +103,7 @@ def test_one_packet_hook_is_enough() -> None:
     ("text", "why"),
     [
         ("lbMode: DSR\n", "lbMode: is 'DSR'; choose one of snat, tunnel, dsr, hybrid"),
+        ("lbDispatch: gre\n", "lbDispatch: is 'gre'; choose one of vxlan, geneve"),
         ("lbPort: 65536\n", "lbPort: is 65536; write 1 to 65535"),
         ("lbPort: -1\n", "lbPort: is -1"),
         ("lbVNI: 16777216\n", "lbVNI: is 16777216; write 1 to 16777215"),
@@ -98,7 +116,18 @@ def test_faults_of_the_file_are_named(text: str, why: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["node2", "=192.0.2.2", "node2=", "node2=192.0.2", "node2=192.0.2.2,", "no de=192.0.2.2", "n=127.0.0.1"]
+    "text",
+    [
+        "node2",
+        "=192.0.2.2",
+        "node2=",
+        "node2=192.0.2",
+        "node2=192.0.2.2,",
+        "no de=192.0.2.2",
+        "n=127.0.0.1",
+        "n=geneve",
+        "n=192.0.2.2,gre",
+    ],
 )
 def test_a_peer_is_a_node_and_its_addresses(text: str) -> None:
     with pytest.raises(ValueError, match=r"NODE=ADDRESS|address"):
@@ -108,7 +137,8 @@ def test_a_peer_is_a_node_and_its_addresses(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("--lb-port", "0"), ("--lb-vni", "16777216"), ("--lb-port", "x"), ("--lb-mode", "x")]
+    "words",
+    [("--lb-port", "0"), ("--lb-vni", "16777216"), ("--lb-port", "x"), ("--lb-mode", "x"), ("--lb-dispatch", "x")],
 )
 def test_wrong_words_end_with_a_sentence(words: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--mode", "ebpf", *words, "doctor"]) == 2

@@ -4,12 +4,13 @@ import pytest
 from msgspec.structs import replace
 
 from ctl.commands.explain import Explained, explain, headline, read_flows
+from dataplane.model.forwarding import TunnelOffer
 from dataplane.model.net import Protocol
 from dataplane.oracle.decide import Oracle, Packet
 from dataplane.oracle.keeps import Keeping, Keeps
 from dataplane.plan.planner import Planner
 from dataplane.policy.endpoints import Backend
-from dataplane.policy.forwarding import Forwarding, LbMode
+from dataplane.policy.forwarding import Dispatch, Forwarding, LbMode
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
 from tests.unit.test_forwarding_plan import NODE, planned, pods, service, slice_of, speaker
 
@@ -44,25 +45,40 @@ def test_all_backends_elsewhere_and_all_forwarded() -> None:
     found = asked(CLIENT, slice_of(*pods(2, 3)), speaker(2), speaker(3), node=replace(HERE, lb_mode=LbMode.TUNNEL))
     assert not found.masquerade
     assert found.forwarding == {
-        "10.1.2.1:8080": "tunnel by n2 (192.0.2.2)",
-        "10.1.3.2:8080": "tunnel by n3 (192.0.2.3)",
+        "10.1.2.1:8080": "tunnel by n2 (192.0.2.2) in VXLAN",
+        "10.1.3.2:8080": "tunnel by n3 (192.0.2.3) in VXLAN",
     }
     assert found.reasons[-1] == (
-        "forwarding mode tunnel: 10.1.2.1:8080 by n2 (192.0.2.2), 10.1.3.2:8080 by n3 (192.0.2.3), where the backend "
-        "sees 198.51.100.9; the answers come back through this node"
+        "forwarding mode tunnel: 10.1.2.1:8080 by n2 (192.0.2.2) in VXLAN, 10.1.3.2:8080 by n3 (192.0.2.3) in VXLAN, "
+        "where the backend sees 198.51.100.9; the answers come back through this node"
     )
     assert headline(found).startswith("DNAT to 10.1.2.1:8080, 10.1.3.2:8080, forwarded by tunnel  by shop/web:http")
 
 
 def test_each_backend_s_way_is_told() -> None:
     found = asked(CLIENT, speaker(2))
-    assert found.forwarding == {"10.1.2.2:8080": "dsr by n2 (192.0.2.2)"}
+    assert found.forwarding == {"10.1.2.2:8080": "dsr by n2 (192.0.2.2) in VXLAN"}
     assert found.reasons[-3:] == (
-        "forwarding mode dsr: 10.1.2.2:8080 by n2 (192.0.2.2), where the backend sees 198.51.100.9; their nodes answer "
-        "the client themselves",
+        "forwarding mode dsr: 10.1.2.2:8080 by n2 (192.0.2.2) in VXLAN, where the backend sees 198.51.100.9; their "
+        "nodes answer the client themselves",
         "not masqueraded if the choice is 10.1.1.1:8080, which sees 198.51.100.9 too",
         "masqueraded as this node if the choice is 10.1.3.3:8080: the node there takes no forwarded packets",
     )
+
+
+def test_in_what_the_packet_is_sent_is_told() -> None:
+    """To each node in what it opens; n2 is of an earlier version."""
+    old = TunnelOffer(HERE.lb_port, HERE.lb_vni)
+    node = replace(HERE, lb_dispatch=Dispatch.GENEVE)
+    found = asked(CLIENT, slice_of(*pods(2, 3)), speaker(2, offer=old), speaker(3), node=node)
+    assert found.forwarding == {
+        "10.1.2.1:8080": "dsr by n2 (192.0.2.2) in VXLAN",
+        "10.1.3.2:8080": "dsr by n3 (192.0.2.3) in Geneve",
+    }
+    assert [step.note for step in found.path if step.name == "dsr" or "client's address, in" in step.note][-2:] == [
+        "with the client's address, in VXLAN to 192.0.2.2",
+        "with the client's address, in Geneve to 192.0.2.3",
+    ]
 
 
 def test_why_nobody_is_forwarded_to_is_told() -> None:
@@ -93,7 +109,7 @@ def test_source_ranges_and_policy_local_come_first() -> None:
     flow = "{} -> 203.0.113.80:80/tcp"
     assert asked(flow.format("198.51.100.9"), guarded, speaker(2)).verdict == "drop"
     assert asked(flow.format("203.0.113.9"), guarded, speaker(2)).forwarding == {
-        "10.1.2.2:8080": "dsr by n2 (192.0.2.2)"
+        "10.1.2.2:8080": "dsr by n2 (192.0.2.2) in VXLAN"
     }
     local = asked(CLIENT, service(external_local=True), speaker(2))
     assert (local.endpoints, local.forwarding, local.masquerade) == (("10.1.1.1:8080",), {}, False)

@@ -19,7 +19,7 @@ from dataplane.model.objects import (
 from dataplane.plan.change import PlanChange, apply_change, diff
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import EntryKey, Plan, PlanEntry
-from dataplane.policy.forwarding import Forwarding, LbMode, TunnelPeer
+from dataplane.policy.forwarding import Dispatch, Forwarding, LbMode, TunnelPeer
 from dataplane.policy.node import NodeConfig
 
 NODE = NodeConfig(name="n1", addresses=("192.0.2.1", "2001:db8::1"), lb_mode=LbMode.DSR)
@@ -90,6 +90,35 @@ def test_nodes_that_do_not_speak_it_get_snat() -> None:
     assert "port=8474" in planner.tunnels.why_not_to("n3")
     planner.update([speaker(3)])
     assert planner.tunnels.why_not_to("n3") == ""
+
+
+def test_each_node_gets_what_it_opens() -> None:
+    """What this node is to send, or VXLAN; told when it changes, and that alone."""
+    old = TunnelOffer(OFFER.port, OFFER.vni)
+    planner = planned(speaker(2, offer=old), speaker(3), node=replace(NODE, lb_dispatch=Dispatch.GENEVE))
+    to_n3 = dict.fromkeys(("192.0.2.3", "2001:db8::3", "203.0.113.3"), Dispatch.GENEVE)
+    assert tunnels(planner) == ("", "192.0.2.2", "192.0.2.3")
+    assert planner.plan.tunnel_formats == to_n3
+    assert [planner.tunnels.format_to(name) for name in ("n2", "n3")] == [Dispatch.VXLAN, Dispatch.GENEVE]
+    change = planner.update([speaker(2)])
+    to_n2 = dict.fromkeys(("192.0.2.2", "2001:db8::2", "203.0.113.2"), Dispatch.GENEVE)
+    assert (change.entries, change.tunnel_peers, change.tunnel_formats) == ((), None, to_n3 | to_n2)
+    change = planner.update([speaker(3, offer=old)])
+    assert (change.entries, change.tunnel_formats) == ((), to_n2)
+    assert not planner.update([speaker(2)])
+    change = planner.set_node(NODE)
+    assert (change.tunnel_formats, planner.plan.tunnel_formats) == ({}, {})
+    change = planner.set_node(replace(NODE, lb_dispatch=Dispatch.GENEVE))
+    assert change.tunnel_formats == to_n2
+    change = planner.update(deletes=[ObjectRef("Node", "", "n2")])
+    assert (change.tunnel_formats, tunnels(planner)) == ({}, ("", "", "192.0.2.3"))
+
+
+def test_a_peer_named_by_hand_gets_what_it_is_said_to_open() -> None:
+    """Not what its Node object says."""
+    peers = (TunnelPeer("n2", "192.0.2.2", (Dispatch.GENEVE,)), TunnelPeer("n3", "192.0.2.3"))
+    planner = planned(speaker(3), node=replace(NODE, lb_peers=peers, lb_dispatch=Dispatch.GENEVE), own=False)
+    assert planner.plan.tunnel_formats == {"192.0.2.2": Dispatch.GENEVE}
 
 
 def test_this_node_is_no_peer_of_its_own() -> None:

@@ -15,6 +15,7 @@ from dataplane.plan.change import SETTINGS, PlanChange, apply_change, diff, merg
 from dataplane.plan.rows import rows
 from dataplane.plan.types import HealthCheck, OffPod, Plan, Table
 from dataplane.planes.base import EntryRefused, Plane, PlaneError, load_others
+from dataplane.policy.forwarding import Dispatch
 from dataplane.policy.node import NodeConfig
 from tests.unit.test_daemon_kernel import fresh
 
@@ -24,6 +25,7 @@ CHANGED: dict[str, Any] = {
     "service_cidrs": ("10.96.0.0/12",),
     "connect_off": {("default", "pod"): POD},
     "tunnel_peers": frozenset({"192.0.2.2"}),
+    "tunnel_formats": {"192.0.2.2": Dispatch.GENEVE},
 }
 CHECKS = {("default", "web"): HealthCheck("default", "web", 30000, 1)}
 EACH = pytest.mark.parametrize("name", SETTINGS)

@@ -116,7 +116,8 @@ class _Walk:
             yield Step(hook, Kind.ROUTING, "redirect", note=note)
         for address in dict.fromkeys(decision.tunnels.values()):
             way = decision.forwarding.value
-            yield Step(hook, Kind.ROUTING, way, address, note=f"with the client's address, in a tunnel to {address}")
+            note = f"with the client's address, in {decision.dispatch(address).title} to {address}"
+            yield Step(hook, Kind.ROUTING, way, address, note=note)
 
     def _endpoints(self, hook: str, backends: Sequence[Backend]) -> Iterator[Step]:
         shares = self._decision.shares

@@ -254,6 +254,7 @@ class EbpfPlane(Plane):
         maps, version = tables.maps, layout_version(self.sizes)
         if self._off is not None:
             self._off.begin(maps, plan.connect_off)
+        tables.tunnels.use(plan.tunnel_formats)
         tables.accept(plan.tunnel_peers)
         self._write_node(tables, plan.node, ready=adopted)
         tables.end_load()
@@ -343,6 +344,8 @@ class EbpfPlane(Plane):
                 hook.forward()
         if _carries(entry.new for entry in change.entries):
             self._take_over(tables.maps)
+        if change.tunnel_formats is not None:
+            tables.tunnels.use(change.tunnel_formats)
         removed = tables.apply(change.entries) if maps_first else []
         try:
             self.slow.apply(replace(change, node=change.node and self._slow_node(change.node)))

@@ -39,6 +39,7 @@ from dataplane.planes.ebpf.maps.node_settings import write_node
 from dataplane.planes.ebpf.maps.tables import Tables
 from dataplane.planes.ebpf.views.events import TUPLE
 from dataplane.policy.endpoints import Backend
+from dataplane.policy.forwarding import Dispatch
 from dataplane.policy.node import LocalDetector, NodeConfig, NodePortAddresses
 from dataplane.policy.routes import Routes, cluster_ip_routes, external_routes
 from tests.namespaces import namespaces
@@ -138,8 +139,9 @@ class Bench:
         self._parity = parity
         write_node(self.maps, node, 1, parity, tunnel=self.tables.tunnels.known)
 
-    def accept(self, *peers: str) -> None:
-        """Accept packets that these nodes forward, and load what handles them."""
+    def accept(self, *peers: str, dispatch: Dispatch = Dispatch.VXLAN) -> None:
+        """Accept packets that these nodes forward, and load what handles them. dispatch: how packets to them go."""
+        self.tables.tunnels.use(dict.fromkeys(peers, dispatch))
         self.tables.accept(peers)
         self.configure(self.plan.node, parity=self._parity)
         if "tc_forward" not in self.programs:

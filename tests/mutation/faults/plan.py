@@ -99,7 +99,7 @@ PLAN = (
     Mutation(
         "a node that speaks another port is forwarded to",
         "plan/tunnels.py",
-        "return node.addresses if node is not None and node.forwarding == self._node.offer else ()",
+        "return node.addresses if node is not None and self._node.offer.meets(node.forwarding) else ()",
         "return node.addresses if node is not None else ()",
         ("test_forwarding_plan.py",),
     ),

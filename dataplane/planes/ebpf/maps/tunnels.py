@@ -4,8 +4,7 @@ A node has a number, which flows and backends have instead of its address. It ke
 loaded, also when it is no peer any more: flows that are there go on.
 """
 
-import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from socket import htons
 
 from dataplane.plan.types import EXTERNAL, EntryKey, PlanEntry
@@ -13,11 +12,13 @@ from dataplane.planes.ebpf.maps.encode import address_bytes, address_text
 from dataplane.planes.ebpf.maps.layout import constant, record
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.maps.members import HERE, Address, wanted_flags
+from dataplane.policy.forwarding import Dispatch
 
 _ENDPOINT_KEY = record("endpoint_key", "service", "endpoint")
 _NUMBERS, _RETIRED = constant("TUNNEL_NUMBER"), constant("TUNNEL_RETIRED")
 _WORD = 4
-_ADDRESSES = struct.Struct("16s")
+_TUNNEL = record("tunnel", "address", "format", "pad")
+_FORMATS = {dispatch: constant(f"FORMAT_{dispatch.name}") for dispatch in Dispatch}
 _MIX, _MIX_2, _MIX_3 = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
 _64 = (1 << 64) - 1
 
@@ -41,6 +42,7 @@ class Tunnels:
         self._numbers: dict[str, int] = {}
         self._texts: dict[int, str] = {}
         self._peers: dict[str, int] = {}
+        self._formats: dict[str, Dispatch] = {}
         self.closed = False
 
     @property
@@ -55,9 +57,11 @@ class Tunnels:
 
     def adopt(self) -> None:
         """Take over what an earlier process wrote."""
-        for number, (address,) in enumerate(_ADDRESSES.iter_unpack(self._maps.memory["tunnels"])):
+        formats = {number: dispatch for dispatch, number in _FORMATS.items()}
+        for number, (address, form, _) in enumerate(_TUNNEL.iter_unpack(self._maps.memory["tunnels"])):
             if any(address):
                 self._note(address_text(address), number)
+                self._formats[address_text(address)] = formats.get(form, Dispatch.VXLAN)
         for key, value in self._maps.items("tunnel_nodes"):
             self._peers[address_text(key)] = int.from_bytes(value, "little")
 
@@ -70,9 +74,14 @@ class Tunnels:
             number = len(self._numbers) + 1
             if number >= min(self._maps.specs["tunnels"].max_entries, _NUMBERS):
                 return 0
-            self._maps.put("tunnels", number.to_bytes(_WORD, "little"), address_bytes(address))
             self._note(address, number)
+            self._write(address)
         return number
+
+    def _write(self, address: str) -> None:
+        form = _FORMATS[self._formats.get(address, Dispatch.VXLAN)]
+        key = self._numbers[address].to_bytes(_WORD, "little")
+        self._maps.put("tunnels", key, _TUNNEL.pack(address_bytes(address), form, 0))
 
     def _note(self, address: str, number: int) -> None:
         self._numbers[address], self._texts[number] = number, address
@@ -88,9 +97,17 @@ class Tunnels:
         pairs = zip(entry.cluster, entry.tunnels, strict=True)
         return {(backend.address, backend.port): self.number(address) for backend, address in pairs if address}
 
+    def use(self, formats: Mapping[str, Dispatch]) -> None:
+        """Wrap packets to these addresses like this, and all others in VXLAN; also those of flows that there are, since
+        their node opens every format that it announces. O(addresses)."""
+        before, self._formats = self._formats, dict(formats)
+        for address in {*before, *formats} & self._numbers.keys():
+            if before.get(address, Dispatch.VXLAN) is not formats.get(address, Dispatch.VXLAN):
+                self._write(address)
+
     def accept(self, peers: Collection[str]) -> None:
-        """Accept forwarded packets from these nodes. From those that were peers before, only packets of flows that
-        there are."""
+        """Accept forwarded packets from these nodes, in any format. From those that were peers before, only packets of
+        flows that there are."""
         wanted = {address: number for address in sorted(peers) if (number := self.number(address))}
         for address in self._peers.keys() - wanted.keys():
             wanted[address] = self._peers[address] | _RETIRED

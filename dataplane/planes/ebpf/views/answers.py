@@ -20,7 +20,7 @@ REFUSED = frozenset({"no_endpoint", "policy_drop", "source_range"})
 DROPPED = frozenset(
     {
         *("rewrite_failed", "drop_range", "no_way_out", "drop_policy", "header_chain", "port_taken"),
-        *(f"tunnel_{what}" for what in ("sender", "format", "source", "frontend", "endpoint", "lost")),
+        *(f"tunnel_{what}" for what in ("sender", "format", "source", "frontend", "endpoint", "option", "lost")),
     }
 )
 """The same as bpf/capture.h, drops(), and bpf/forward.c, tell_unsent()."""
@@ -96,6 +96,7 @@ class EbpfDecisions(DecisionStream):
         self._maps, self._service = maps, asked.service
         keys = views.service_keys(maps)
         self._names = {index: key.service for index, key in keys.items()}
+        self._between_nodes = bool(maps.node()["tunnel_port"])
         chosen = [index for index, key in keys.items() if asked.service and _asked_for(key, asked)]
         hooks = [name for hook in asked.hooks for name in ALL_HOOKS[hook]]
         self._stream = EventStream(maps, asked.protocol, chosen[0] if len(chosen) == 1 else None, hooks)
@@ -128,7 +129,12 @@ class EbpfDecisions(DecisionStream):
                 self._names = views.service_names(self._maps)
             name = self._names.get(event.service, "") if event.service is not None else ""
             if not self._service or matches(name, self._service):
-                yield _decision(event, name)
+                yield _decision(event, name)._replace(forwarded=self._forwarded(event))
+
+    def _forwarded(self, event: Event) -> str:
+        if not self._between_nodes or event.service is None or not event.ifindex:
+            return ""
+        return views.sent_by(self._maps, event.protocol, event.source, event.destination)
 
     def close(self) -> None:
         """Stop watching."""

@@ -4,6 +4,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +24,10 @@ from dataplane.planes.ebpf.maps.layout import constant, hook_names, reason_names
 from dataplane.planes.ebpf.maps.mapset import MapSet, open_any_sizes
 from dataplane.planes.ebpf.maps.pins import PinDirectory
 from dataplane.planes.ebpf.views.events import TUPLE
+from dataplane.policy.forwarding import Dispatch
 
 _MEMORY = re.compile(r"^memlock:\s*(\d+)", re.MULTILINE)
-_PRESENT = constant("SERVICE_PRESENT")
+_PRESENT, _BACK = constant("SERVICE_PRESENT"), constant("FLOW_BACK")
 _STAYS = {
     constant("FLOW_BY_STACK"): "the stack has had packets of it, and has it until its end",
     constant("FLOW_SNAT"): "it is masqueraded",
@@ -127,7 +129,7 @@ def _sent_to(maps: MapSet, entry: dict[str, Any]) -> tuple[str, int]:
 
 def flows(maps: MapSet) -> Iterator[Flow]:
     """Tracked flows (the client's direction) and sockets that were balanced at connect time."""
-    names = service_names(maps)
+    names, tunnels = service_names(maps), cache(partial(_tunnel, maps))
     for table in FLOW_TABLES:
         for _, value in maps.items(table):
             source, destination, source_port, destination_port, protocol, *_ = TUPLE.unpack(own_tuple(value))
@@ -145,8 +147,38 @@ def flows(maps: MapSet) -> Iterator[Flow]:
                 entry["packets"],
                 entry["bytes"],
                 next((why for flag, why in _STAYS.items() if flow_flags(value) & flag), ""),
+                tunnels(entry["tunnel"]) if entry["flags"] & (FORWARDED | _BACK) else "",
             )
     yield from _sockets(maps, names)
+
+
+def sent_by(maps: MapSet, protocol: int, source: tuple[str, int], destination: tuple[str, int]) -> str:
+    """The node that packets between these ends are sent to, and in what; "" where their flow is none that goes between
+    nodes, or is not there any more. An answer has the entry of its direction."""
+    entry = _entry(maps, protocol, source, destination)
+    flags = entry["flags"] if entry else 0
+    forwarded = flags & (FORWARDED | REPLY) == FORWARDED
+    return _tunnel(maps, entry["tunnel"]) if entry and (forwarded or flags & (_BACK | REPLY) == _BACK | REPLY) else ""
+
+
+def _tunnel(maps: MapSet, number: int) -> str:
+    raw = maps.get("tunnels", number.to_bytes(4, "little"))
+    if not raw or not any(raw):
+        return ""
+    fields = unpack("tunnel", raw)
+    titles = {constant(f"FORMAT_{dispatch.name}"): dispatch.title for dispatch in Dispatch}
+    return f"{address_text(fields['address'])} in {titles.get(fields['format'], 'an unknown format')}"
+
+
+def _entry(maps: MapSet, protocol: int, source: tuple[str, int], destination: tuple[str, int]) -> dict[str, Any] | None:
+    """The entry of a packet's flow."""
+    table = next((name for name, number in FLOW_TABLES.items() if number == protocol), None)
+    if table is None:
+        return None
+    ends = (address_bytes(source[0]), address_bytes(destination[0]), socket.htons(source[1]))
+    own = TUPLE.pack(*ends, socket.htons(destination[1]), protocol, 0, 0, 0)
+    value = maps.get(table, flow_key(own))
+    return unpack("translation", value) if value is not None and own_tuple(value) == own else None
 
 
 def translation(
@@ -154,15 +186,9 @@ def translation(
 ) -> tuple[tuple[str, int], tuple[str, int]] | None:
     """The ends that the programs give packets between these ends, None without such a flow; of packets that are
     forwarded, those that they get at the endpoint's node. One look-up, two where they are forwarded."""
-    table = next((name for name, number in FLOW_TABLES.items() if number == protocol), None)
-    if table is None:
+    entry = _entry(maps, protocol, source, destination)
+    if entry is None:
         return None
-    ends = (address_bytes(source[0]), address_bytes(destination[0]), socket.htons(source[1]))
-    own = TUPLE.pack(*ends, socket.htons(destination[1]), protocol, 0, 0, 0)
-    value = maps.get(table, flow_key(own))
-    if value is None or own_tuple(value) != own:
-        return None
-    entry = unpack("translation", value)
     return (address_text(entry["source"]), socket.ntohs(entry["source_port"])), _sent_to(maps, entry)
 
 

@@ -1,0 +1,153 @@
+"""Each format of packets between nodes with real clients: their addresses are seen, bulk and big datagrams get through,
+nodes of different formats understand each other, and connections live through a change from one to another."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from dataplane.kernel.namespaces.netns import netns
+from dataplane.lab.traffic.probe import Outcome, Probe
+from dataplane.model.net import Family, Protocol
+from dataplane.planes.decisions import Asked
+from dataplane.policy.forwarding import Dispatch, Forwarding
+from tests.kernel.bpf_packets.formats import FORMATS, Format, Vxlan
+from tests.kernel.forwarding_lab import INGRESS, NODE_PORT, ForwardingLab, ask, forwarding_lab, host
+from tests.kernel.packet_lab import counted
+from tests.kernel.test_forwarding_sizes import client, transfer
+from tests.kernel.test_tc_traffic import Server, ip_route
+
+FAMILIES = (Family.IPV4, Family.IPV6)
+WAYS = (Forwarding.DSR, Forwarding.TUNNEL)
+NEW = [form for form in FORMATS if not isinstance(form, Vxlan)]
+each_new = pytest.mark.parametrize("form", NEW, ids=lambda form: form.dispatch.value)
+each_way = pytest.mark.parametrize("way", WAYS)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["tc", "xdp"])
+def made(request: pytest.FixtureRequest) -> Iterator[ForwardingLab]:
+    with forwarding_lab("disp", xdp=request.param) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def bulk() -> Iterator[ForwardingLab]:
+    """The lab with the one endpoint on node 2, and a server that sends much."""
+    with forwarding_lab("dispb", only="pod2-1") as lab:
+        server = Server([lab.lab.nodes[1].pods[0].netns])
+        try:
+            yield lab
+        finally:
+            server.close()
+
+
+@each_way
+@each_new
+def test_every_pod_sees_the_client(made: ForwardingLab, form: Format, way: Forwarding) -> None:
+    """Over TCP and UDP, node ports and load-balancer IPs."""
+    made.send_in(form.dispatch)
+    made.use(way)
+    made.forget_flows()
+    probes = [
+        Probe(to[family], port, protocol, 30, timeout=5, packets=3)
+        for to, port in ((made.lab.nodes[0].addresses, NODE_PORT), (INGRESS, 80))
+        for family in FAMILIES
+        for protocol in (Protocol.TCP, Protocol.UDP)
+    ]
+    with counted(made.proxy) as ways:
+        for probe, result in zip(probes, made.lab.probe("client", *probes), strict=True):
+            attempts = result.attempts
+            assert [a for a in attempts if a.outcome is not Outcome.ANSWERED] == [], probe
+            assert {a.client for a in attempts} == {a.local for a in attempts}, probe
+            assert len({a.servers[0] for a in attempts}) == 3, probe
+    assert sum(number for name, number in ways.items() if name.endswith(":forwarded")) > 60
+    assert not [name for name in ways if ":tunnel_" in name], ways
+
+
+@each_way
+def test_connections_live_through_changes(made: ForwardingLab, way: Forwarding) -> None:
+    """From each format to each, one node after the other, so that nodes of both are there meanwhile: connections go on
+    without a reset and with the client that they have, and new ones come through at any time."""
+    made.send_in(Dispatch.VXLAN)
+    made.use(way)
+    made.forget_flows()
+    with netns(made.lab.client.netns):
+        living = [
+            socket.socket(family.socket_family, kind)
+            for family in FAMILIES
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+            for _ in range(6)
+        ]
+        met = {}
+        for sock in living:
+            family = Family.IPV4 if sock.family == socket.AF_INET else Family.IPV6
+            sock.settimeout(5)
+            sock.connect((made.lab.nodes[0].addresses[family], NODE_PORT))
+            met[sock] = ask(sock)
+        assert len({server for server, _ in met.values()}) == 3
+        for form in (*FORMATS[1:], FORMATS[0], *reversed(FORMATS)):
+            for node in made.lab.nodes:
+                made.send_in(form.dispatch, node.name)
+                for sock in living:
+                    assert ask(sock) == met[sock], (form, node.name)
+                    assert host(met[sock][1]) == sock.getsockname()[0]
+    [result] = made.lab.probe("client", Probe(made.lab.nodes[0].addresses[Family.IPV4], NODE_PORT, count=10, timeout=5))
+    assert {a.outcome for a in result.attempts} == {Outcome.ANSWERED}
+    for sock in living:
+        sock.close()
+
+
+@each_new
+def test_the_format_is_told(made: ForwardingLab, form: Format) -> None:
+    """By the event of a packet that is forwarded, and for a connection that there is."""
+    made.send_in(form.dispatch)
+    made.use(Forwarding.TUNNEL)
+    made.forget_flows()
+    node1 = made.proxy.nodes["node1"]
+    said = f"in {form.dispatch.title}"
+    with netns(node1.node.netns):
+        stream = node1.plane.decisions(Asked())
+        assert stream is not None
+    with stream:
+        with netns(made.lab.client.netns):
+            socks = [socket.create_connection((node1.node.addresses[Family.IPV4], NODE_PORT), 5) for _ in range(12)]
+        events = [event for event in stream.poll(5) if event.forwarded]
+        assert events
+        assert {event.forwarded for event in events} <= {
+            f"{node.addresses[Family.IPV4]} {said}" for node in made.lab.nodes[1:]
+        }
+        with netns(node1.node.netns):
+            held = {flow.forwarded for flow in node1.plane.flows() or () if flow.forwarded}
+        assert held
+        assert held <= {event.forwarded for event in events}
+    for sock in socks:
+        sock.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@each_way
+@each_new
+def test_bulk_and_big_datagrams(bulk: ForwardingLab, form: Format, way: Forwarding, family: Family) -> None:
+    """Aggregates of segments, both ways; and the pod, like the client, learns how much the tunnel leaves."""
+    bulk.send_in(form.dispatch)
+    bulk.use(way)
+    with counted(bulk.proxy) as ways:
+        transfer(bulk, family)
+    assert ways["tc_ingress:forwarded"] > 10, ways
+    fits = 1500 - form.overhead(family)
+    with client(bulk, family, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(1.5)
+        answered = 0
+        for number in range(5):
+            sent = bytes([number]) * (fits + 1 - (28 if family is Family.IPV4 else 48))
+            try:
+                sock.send(sent)
+                assert sock.recv(65536) == sent
+                answered += 1
+            except OSError as error:  # too long, or no answer
+                assert number < 2, error  # noqa: PT017
+    assert answered >= 3
+    known = bulk.lab.run(bulk.lab.client.name, [*ip_route(family), "show", "cache"]).stdout
+    assert f"mtu {fits}" in known
+    bulk.lab.run(bulk.lab.client.name, [*ip_route(family), "flush", "cache"])
+    bulk.lab.run("pod2-1", [*ip_route(family), "flush", "cache"])

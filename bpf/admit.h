@@ -31,17 +31,22 @@ INLINE int may_be_client(const struct address *source) {
 }
 
 /* The backend of this node that another one means. 0 = it has gone. */
-INLINE struct backend *find_endpoint(__u32 service, __u32 endpoint, __u8 protocol, __u32 wanted, __u32 *index) {
-    struct endpoint_key key = {.service = service, .endpoint = endpoint};
-    __u32 *found = map_lookup(MAP(forwarded), &key);
+INLINE struct backend *find_endpoint(__u32 service, const struct wrapper *wrapper, __u8 protocol, __u32 wanted,
+                                     __u32 *index) {
+    struct endpoint_key key = {.service = service, .endpoint = wrapper->endpoint};
     struct backend *backend;
+    __u32 *found;
+
+    if (wrapper->named == SHORT_NAME)
+        key.service |= SHORT_NAME_SERVICE;
+    found = map_lookup(MAP(forwarded), &key);
 
     if (!found)
         return 0;
     *index = *found;
     backend = map_lookup(MAP(backends), index);
     if (!backend || backend->service != service || !(backend->flags & wanted) ||
-        endpoint_digest(&backend->address, backend->port, protocol) != endpoint)
+        !names(wrapper, endpoint_digest(&backend->address, backend->port, protocol)))
         return 0;
     return backend;
 }
@@ -67,7 +72,7 @@ INLINE enum reason check_way_back(const struct arrival *arrival, const struct pa
 /* Store the flow of a forwarded packet: the client's with a backend of this node. A connection that this node does not
  * know, of which another node's entry or table says that it lives, is continued: its endpoint knows best. */
 INLINE enum reason open_tunneled(const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
-                                 __u32 service, __u32 endpoint) {
+                                 __u32 service, const struct wrapper *wrapper) {
     int tcp = packet->protocol == IPPROTO_TCP, begins = !tcp || opens_connection(packet);
     __u32 wanted = !tcp ? BACKEND_SERVES : begins ? BACKEND_USABLE : ~0U;
     struct selection *chosen = (struct selection *)scratch->chosen;
@@ -76,7 +81,7 @@ INLINE enum reason open_tunneled(const struct arrival *arrival, struct packet *p
     enum reason reason;
     __u32 index;
 
-    backend = find_endpoint(service, endpoint, packet->protocol, wanted, &index);
+    backend = find_endpoint(service, wrapper, packet->protocol, wanted, &index);
     if (!backend)
         return REASON_TUNNEL_ENDPOINT;
     reason = hide_reason(packet, check_way_back(arrival, packet, backend));
@@ -91,7 +96,7 @@ INLINE enum reason open_tunneled(const struct arrival *arrival, struct packet *p
     chosen->service = service;
     describe_forward(arrival, packet, scratch, chosen);
     forward->flags = FLOW_LOCAL_BACKEND | FLOW_TUNNELED;
-    forward->endpoint = endpoint;
+    forward->endpoint = endpoint_digest(&backend->address, backend->port, packet->protocol);
     if (tcp) {
         forward->sequence_end = segment_end(packet);
         if (!begins) {
@@ -108,12 +113,13 @@ INLINE enum reason open_tunneled(const struct arrival *arrival, struct packet *p
 
 /* Whether a flow that is there stands for a forwarded packet, too. What begins goes to the endpoint that the other node
  * chose; what goes on stays where it is. */
-INLINE int continues(const struct arrival *arrival, struct packet *packet, struct translation *entry, __u32 endpoint) {
+INLINE int continues(const struct arrival *arrival, struct packet *packet, struct translation *entry,
+                     const struct wrapper *wrapper) {
     if (entry->flags & (FLOW_REPLY | FLOW_FOREIGN))
         return 0;
     if (packet->protocol == IPPROTO_TCP && !opens_connection(packet))
         return !(flow_flags(entry) & FLOW_RESTING);
-    return (entry->flags & FLOW_TUNNELED) && entry->endpoint == endpoint &&
+    return (entry->flags & FLOW_TUNNELED) && names(wrapper, entry->endpoint) &&
            usable(arrival->node, packet, entry, arrival->now);
 }
 
@@ -139,7 +145,7 @@ INLINE void note_way_back(const struct packet *packet, struct translation *entry
 /* Take in a client's packet at the endpoint's node, whose ports are known. `entry`: of its tuple, if there is one.
  * REASON_NONE: now there is one for this packet. */
 INLINE enum reason admit_tunneled(const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
-                                  __u32 node, __u32 endpoint, __u32 kind, struct translation *entry) {
+                                  __u32 node, const struct wrapper *wrapper, struct translation *entry) {
     enum reason reason;
     __u32 service;
 
@@ -149,7 +155,7 @@ INLINE enum reason admit_tunneled(const struct arrival *arrival, struct packet *
         return REASON_TUNNEL_SOURCE;
     if (entry && (flow_flags(entry) & FLOW_PORT_TAKEN) && !opens_connection(packet))
         return REASON_PORT_TAKEN;
-    if (entry && !hide_value(scratch, continues(arrival, packet, entry, endpoint))) {
+    if (entry && !hide_value(scratch, continues(arrival, packet, entry, wrapper))) {
         note_port(packet, entry);
         forget_flow(&packet->tuple, entry, &scratch->reply_key);
         entry = 0;
@@ -160,14 +166,14 @@ INLINE enum reason admit_tunneled(const struct arrival *arrival, struct packet *
         service = hide_value(scratch, service_of_frontend(packet));
         if (service == ~0U)
             return REASON_TUNNEL_FRONTEND;
-        reason = hide_reason(packet, open_tunneled(arrival, packet, scratch, service, endpoint));
+        reason = hide_reason(packet, open_tunneled(arrival, packet, scratch, service, wrapper));
         if (reason != REASON_NONE)
             return reason;
         entry = find_flow(&packet->tuple);
         if (!entry)
             return REASON_CHANGED;
     }
-    note_way_back(packet, entry, scratch, node & TUNNEL_NUMBER, kind);
+    note_way_back(packet, entry, scratch, node & TUNNEL_NUMBER, wrapper->kind);
     return REASON_NONE;
 }
 

@@ -120,6 +120,14 @@ enum tunnel_kinds {
 enum tunnel_formats {
     FORMAT_VXLAN,
     FORMAT_GENEVE,
+    FORMAT_IPIP,
+};
+
+/* What an endpoint's name in IP in IP has of its digest; and in the keys of `forwarded`, with which Service it stands.
+ */
+enum short_names {
+    SHORT_NAME = 0x1fff,
+    SHORT_NAME_SERVICE = 1 << 30, /* with the index of the Service */
 };
 
 /* Value of the map `tunnel_nodes`: the node's number in the map `tunnels`, and this. */
@@ -320,6 +328,7 @@ enum reason {
     REASON_PORT_TAKEN,   /* a client's reset, after an answer that its other connection was to hear */
     /* between nodes */
     REASON_TUNNEL_OPTION, /* dropped: a forwarded packet with a Geneve option that is not known and must be */
+    REASON_OTHER_TUNNEL,  /* IP in IP from another node that no node of ours sends: another program's tunnel */
     /* told, not counted */
     REASON_BEGUN, /* XDP made a flow's entry and left its packet to tc */
     REASON_COUNT,

@@ -10,6 +10,7 @@ INLINE int encapsulate_as(struct xdp_md *context, const struct node *node, const
     __u32 header_size = ipv4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
     __u32 headers = tunnel_headers(format), overhead = header_size + headers;
     __u8 kind = entry->flags & FLOW_DSR ? TUNNEL_ASK_DSR : TUNNEL_ASK;
+    __u16 mark = mark_of(kind, entry->endpoint);
     __be16 length = to_be16(size + headers);
     void *frame, *outer, *inner;
 
@@ -24,12 +25,13 @@ INLINE int encapsulate_as(struct xdp_md *context, const struct node *node, const
     }
     copy_macs(frame, entry->hop_destination);
     ((any_half *)frame)[ETH_ALEN] = to_be16(ipv4 ? ETH_P_IP : ETH_P_IPV6);
-    write_tunnel_header(outer + header_size, node, source_port, length, entry->endpoint, kind, ipv4, format);
+    if (format != FORMAT_IPIP)
+        write_tunnel_header(outer + header_size, node, source_port, length, entry->endpoint, kind, ipv4, format);
     if (ipv4) {
-        write_tunnel_ipv4(outer, &node->masquerade_ipv4, to, to_be16(size + overhead), sum);
+        write_tunnel_ipv4(outer, &node->masquerade_ipv4, to, to_be16(size + overhead), sum, mark, format);
         lower_ttl(inner);
     } else {
-        write_tunnel_ipv6(outer, &node->masquerade_ipv6, to, length);
+        write_tunnel_ipv6(outer, &node->masquerade_ipv6, to, length, mark, format);
         ((struct ipv6hdr *)inner)->hop_limit -= 1;
     }
     return 0;
@@ -42,6 +44,8 @@ INLINE int encapsulate(struct xdp_md *context, const struct node *node, const st
                        const struct address *to, __u32 format, __u32 size, __be16 source_port, __u16 sum, int ipv4) {
     if (format == FORMAT_GENEVE)
         return encapsulate_as(context, node, entry, to, size, source_port, sum, ipv4, FORMAT_GENEVE);
+    if (format == FORMAT_IPIP)
+        return encapsulate_as(context, node, entry, to, size, source_port, sum, ipv4, FORMAT_IPIP);
     return encapsulate_as(context, node, entry, to, size, source_port, sum, ipv4, FORMAT_VXLAN);
 }
 

@@ -287,6 +287,70 @@ INLINE enum reason read_tunnel_header(struct __sk_buff *skb, const struct arriva
     return reason;
 }
 
+/* Whether IP in IP is what another node forwards, and not another program's, whose tunnel is between the same nodes: a
+ * packet of a flow that goes between nodes, of a client to a frontend, or from a frontend to a client. `packet`: the
+ * one inside. */
+INLINE int is_dispatched(const struct arrival *arrival, struct packet *packet, struct scratch *scratch, __u32 kind) {
+    __u32 wanted = kind == TUNNEL_ANSWER ? FLOW_REPLY | FLOW_FORWARDED : FLOW_TUNNELED;
+    struct translation *entry;
+
+    if (packet->kind == PACKET_LATER_FRAGMENT && !recall_fragment(packet, arrival->now))
+        return 0;
+    entry = find_flow(&packet->tuple);
+    if (entry && (entry->flags & (FLOW_REPLY | wanted)) == wanted)
+        return 1;
+    if (packet->kind == PACKET_ICMP_ERROR || packet->kind == PACKET_LATER_FRAGMENT)
+        return 0;
+    if (kind == TUNNEL_ANSWER)
+        return is_frontend(&packet->tuple.source, packet->tuple.source_port, packet->tuple.protocol) &&
+               may_be_client(&packet->tuple.destination);
+    return may_be_client(&packet->tuple.source) && service_of_frontend(packet) != ~0U;
+}
+
+/* Read what is inside of IP in IP, where it is: it may have to go on as it came. REASON_NONE: it is one of ours, and
+ * `packet` describes it as it will be. */
+INLINE enum reason look_inside(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
+                               struct scratch *scratch, struct wrapper *wrapper) {
+    __u32 ipv4 = packet->ipv4, overhead, wanted = 2 * PARSE_BYTES;
+    enum reason reason;
+    __be16 mark;
+
+    if (packet->l3 != sizeof(struct ethhdr) || packet->l4 != packet->l3 + ip_header_size(packet) ||
+        bpf_skb_load_bytes(skb, packet->l3 + mark_offset(ipv4), &mark, sizeof(mark)) ||
+        !hide_value(scratch, read_mark(packet, mark, wrapper)))
+        return REASON_OTHER_TUNNEL;
+    if (bpf_skb_pull_data(skb, skb->len < wanted ? skb->len : wanted))
+        return REASON_OTHER_TUNNEL;
+    overhead = hide_value(scratch, wrapper->overhead) & L4_OFFSETS;
+    wrapper->overhead = overhead;
+    ipv4 = hide_value(scratch, ipv4);
+    new_packet(scratch);
+    reason = parse_inside((void *)(long)skb->data + overhead, (void *)(long)skb->data_end, skb->len - overhead,
+                          !!skb->gso_size, packet, ipv4);
+    if (hide_reason(packet, reason) != REASON_NONE ||
+        !hide_value(scratch, is_dispatched(arrival, packet, scratch, wrapper->kind)))
+        return REASON_OTHER_TUNNEL;
+    return REASON_NONE;
+}
+
+/* Take a packet out of IP in IP. REASON_NONE: `packet` describes it; REASON_OTHER_TUNNEL: it is as it came. */
+INLINE enum reason take_out_ipip(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
+                                 struct scratch *scratch, __u32 *node, struct wrapper *wrapper) {
+    __u32 *known = map_lookup(MAP(tunnel_nodes), &packet->tuple.source);
+    __u32 right = hide_value(scratch, check_source(arrival, packet) == REASON_NONE);
+
+    if (!known)
+        return REASON_OTHER_TUNNEL;
+    *node = *known;
+    if (hide_reason(packet, look_inside(skb, arrival, packet, scratch, wrapper)) != REASON_NONE)
+        return REASON_OTHER_TUNNEL;
+    if (!right)
+        return REASON_TUNNEL_SENDER;
+    return bpf_skb_adjust_room(skb, -(int)wrapper->overhead, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO)
+               ? REASON_REWRITE_FAILED
+               : REASON_NONE;
+}
+
 /* Take a packet out of the tunnel. REASON_NONE: `packet` describes what was inside. */
 INLINE enum reason take_out(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
                             struct scratch *scratch, __u32 *node, struct wrapper *wrapper) {
@@ -294,6 +358,8 @@ INLINE enum reason take_out(struct __sk_buff *skb, const struct arrival *arrival
     int ipv4 = packet->ipv4;
     enum reason reason;
 
+    if (is_ipip(packet))
+        return take_out_ipip(skb, arrival, packet, scratch, node, wrapper);
     if (!known || check_source(arrival, packet) != REASON_NONE)
         return REASON_TUNNEL_SENDER;
     *node = *known;
@@ -313,10 +379,10 @@ INLINE enum reason take_out(struct __sk_buff *skb, const struct arrival *arrival
 
 /* admit_tunneled() for what may be a fragment. */
 INLINE enum reason admit_in_tc(const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
-                               __u32 node, __u32 endpoint, __u32 kind) {
+                               __u32 node, const struct wrapper *wrapper) {
     if (packet->kind == PACKET_LATER_FRAGMENT && !recall_fragment(packet, arrival->now))
         return REASON_FRAGMENT_UNKNOWN;
-    return admit_tunneled(arrival, packet, scratch, node, endpoint, kind, find_flow(&packet->tuple));
+    return admit_tunneled(arrival, packet, scratch, node, wrapper, find_flow(&packet->tuple));
 }
 
 /* Called with the parsed outer packet. */
@@ -334,10 +400,14 @@ PROGRAM(tc_unwrap)(struct __sk_buff *skb) {
     packet = (struct packet *)scratch->packet;
     arrival.now = coarse_now(scratch);
     reason = hide_reason(packet, take_out(skb, &arrival, packet, scratch, &node, &wrapper));
+    if (reason == REASON_OTHER_TUNNEL) {
+        count(HOOK_TC_INGRESS, REASON_OTHER_TUNNEL);
+        return TC_ACT_UNSPEC;
+    }
     if (reason == REASON_NONE && wrapper.kind == TUNNEL_ANSWER) {
         action = hide_value(scratch, take_answer(skb, &arrival, packet, scratch));
     } else if (reason == REASON_NONE) {
-        reason = hide_reason(packet, admit_in_tc(&arrival, packet, scratch, node, wrapper.endpoint, wrapper.kind));
+        reason = hide_reason(packet, admit_in_tc(&arrival, packet, scratch, node, &wrapper));
         if (reason == REASON_NONE) {
             scratch->handed = HANDED_TUNNEL;
             call_program(skb, PROGRAM_SERVICES);

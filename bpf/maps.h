@@ -37,7 +37,7 @@
     MAP(direct_udp, HASH, tuple, direct_flow, direct_udp, 0) \
     MAP(tunnels, ARRAY, u32, tunnel, tunnels, MMAPABLE) \
     MAP(tunnel_nodes, HASH, address, u32, tunnels, NO_PREALLOC) \
-    MAP(forwarded, HASH, endpoint_key, u32, backends, NO_PREALLOC) \
+    MAP(forwarded, HASH, endpoint_key, u32, forwarded, NO_PREALLOC) \
     MAP(tail_calls, PROG_ARRAY, u32, u32, PROGRAM_COUNT, 0) \
     MAP(xdp_calls, PROG_ARRAY, u32, u32, XDP_PROGRAM_COUNT, 0) \
     MAP(fragments, HASH, fragment_key, fragment, fragments, 0) \

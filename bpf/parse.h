@@ -284,10 +284,10 @@ INLINE enum reason parse_ipv6(void *data, void *end, __u32 available, int aggreg
 }
 
 /* Parse from the IP header on, which is of this family and as far behind `data` as behind an Ethernet header. */
-INLINE enum reason parse_inside(void *data, void *end, __u32 length, struct packet *packet, int ipv4) {
+INLINE enum reason parse_inside(void *data, void *end, __u32 length, int aggregate, struct packet *packet, int ipv4) {
     packet->l3 = sizeof(struct ethhdr);
-    return ipv4 ? parse_ipv4(data, end, length - packet->l3, 0, packet)
-                : parse_ipv6(data, end, length - packet->l3, 0, packet);
+    return ipv4 ? parse_ipv4(data, end, length - packet->l3, aggregate, packet)
+                : parse_ipv6(data, end, length - packet->l3, aggregate, packet);
 }
 
 /* Parse from the link layer on, or from IP on where the device has none (compiled with RAW_IP). */

@@ -342,11 +342,11 @@ struct scratch {
 struct tunnel {
     struct address address;
     __u32 format; /* enum tunnel_formats; may change at any time, so it is read once for each packet */
-    __u32 pad;
+    __u32 always; /* it never changes: another number of the same node, for backends that IP in IP cannot tell apart */
 };
 
-/* A backend of this node as nodes that forward to it name it: a digest of its address, port and protocol (tunnel.h).
- * The value in `forwarded` is its index in `backends`. */
+/* A backend of this node as nodes that forward to it name it: a digest of its address, port and protocol (tunnel.h), or
+ * SHORT_NAME of it, with SHORT_NAME_SERVICE in `service`. The value in `forwarded` is its index in `backends`. */
 struct endpoint_key {
     __u32 service;
     __u32 endpoint;

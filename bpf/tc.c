@@ -168,6 +168,11 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
         entry = find_flow(&packet->tuple);
         reason = entry ? reason : REASON_CHANGED;
     }
+#ifndef RAW_IP
+    if (hook == HOOK_TC_INGRESS && unlikely(reason == REASON_PROTOCOL) && may_be_ipip(arrival.node, packet) &&
+        !of_a_vlan(skb, packet) && skb->pkt_type == 0)
+        reason = REASON_WRAPPED;
+#endif
     if (reason == REASON_NONE && unlikely(of_a_vlan(skb, packet)))
         reason = REASON_VLAN;
     if (reason == REASON_NONE && hook == HOOK_TC_INGRESS && unlikely(skb->pkt_type != 0) &&

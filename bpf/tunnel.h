@@ -8,7 +8,12 @@
  *   source       02:00:00:00:00 and what the packet is
  *
  * In Geneve, which has no Ethernet inside, by an option of the experimental class: its type says what the packet is,
- * its data are the digest. Nobody else has to understand it, so it is not critical. */
+ * its data are the digest. Nobody else has to understand it, so it is not critical.
+ *
+ * Or IP in IP (RFC 2003, RFC 2473), which has no header of its own: 16 bits of the outer one say what the packet is and
+ * the digest's low bits, SHORT_NAME. In IPv4 they are the identification, which means nothing in a packet that cannot
+ * be fragmented (RFC 6864); in IPv6 of the flow label. Others send IP in IP between the same nodes, so what is inside
+ * decides whose a packet is (forward.c). */
 #ifndef HOTPLANE_TUNNEL_H
 #define HOTPLANE_TUNNEL_H
 
@@ -21,6 +26,7 @@
 enum tunnel_sizes {
     VXLAN_HEADERS = 30,    /* UDP, VXLAN, Ethernet */
     GENEVE_HEADERS = 24,   /* UDP, Geneve, our option */
+    IPIP_KIND_SHIFT = 14,  /* the bit below it is a guard: cutting an aggregate counts the identification up */
     TUNNEL_PORTS = 0xc000, /* the first of the source ports (RFC 6335, dynamic ports), host order */
     TUNNEL_PORT_BITS = 0x3fff,
     TUNNEL_HOPS = 64,
@@ -48,6 +54,7 @@ enum geneve_bits {
 #define OUTER_IPV4 0x45000000
 #define OUTER_FLAGS IPV4_DONT_FRAGMENT
 #define OUTER_HOPS (TUNNEL_HOPS << 24 | IPPROTO_UDP << 16)
+#define OUTER_HOPS_IPIP (TUNNEL_HOPS << 24 | IPPROTO_IPIP << 16)
 
 /* What lies between the outer IP header and the packet inside, and first bytes of that, so that no field has to be put
  * together from bytes. */
@@ -84,6 +91,7 @@ struct wrapper {
     __u32 overhead; /* bytes in front of the packet inside, from the outer IP header on */
     __u32 kind;     /* enum tunnel_kinds */
     __u32 endpoint; /* digest of the endpoint, 0 in an answer */
+    __u32 named;    /* the bits of the digest that are known */
 };
 
 /* The name by which other nodes call a backend, together with its Service: the same as maps/tunnels.py,
@@ -99,7 +107,7 @@ INLINE __u32 endpoint_digest(const struct address *address, __be16 port, __u8 pr
 
 /* Bytes between the outer IP header and the packet inside. */
 INLINE __u32 tunnel_headers(__u32 format) {
-    return format == FORMAT_GENEVE ? GENEVE_HEADERS : VXLAN_HEADERS;
+    return format == FORMAT_VXLAN ? VXLAN_HEADERS : format == FORMAT_GENEVE ? GENEVE_HEADERS : 0;
 }
 
 /* Bytes that forwarding adds to a packet. */
@@ -107,7 +115,20 @@ INLINE __u32 tunnel_overhead(const struct packet *packet, __u32 format) {
     return ip_header_size(packet) + tunnel_headers(format);
 }
 
-/* Whether a packet is one that another node forwarded, or says so. */
+/* Whether a packet is IP in IP of its own family. */
+INLINE int is_ipip(const struct packet *packet) {
+    return packet->protocol == (packet->ipv4 ? IPPROTO_IPIP : IPPROTO_IPV6);
+}
+
+/* Whether a packet that the parser leaves alone (REASON_PROTOCOL) may be one that another node forwarded in IP in IP.
+ */
+INLINE int may_be_ipip(const struct node *node, const struct packet *packet) {
+    return is_ipip(packet) && node->tunnel_port && packet->kind == PACKET_WHOLE && !packet->tagged &&
+           (address_flags(&packet->tuple.destination) & ADDRESS_LOCAL) &&
+           map_lookup(MAP(tunnel_nodes), &packet->tuple.source);
+}
+
+/* Whether a packet is one that another node forwarded in UDP, or says so. */
 INLINE int is_wrapped(const struct node *node, const struct packet *packet) {
     return packet->tuple.destination_port == node->tunnel_port && packet->tuple.protocol == IPPROTO_UDP &&
            node->tunnel_port && packet->kind == PACKET_WHOLE &&
@@ -131,6 +152,7 @@ INLINE int read_wrapper(const struct node *node, const struct packet *packet, co
                         struct wrapper *wrapper) {
     __be16 type = to_be16(packet->ipv4 ? ETH_P_IP : ETH_P_IPV6);
 
+    wrapper->named = ~0U;
     if (header->vni != node->tunnel_vni)
         return 0;
     if (header->first == to_be32(VXLAN_HAS_VNI)) {
@@ -146,6 +168,31 @@ INLINE int read_wrapper(const struct node *node, const struct packet *packet, co
     return header->first == (to_be32(GENEVE_OURS) | to_be32(to_be16(type))) &&
            header->geneve.class == to_be16(OPTION_CLASS) && (__u8)to_be16(header->geneve.kind) == 1 &&
            is_kind(wrapper->kind);
+}
+
+/* The same for IP in IP, of which `mark` is what its outer header says. */
+INLINE int read_mark(const struct packet *packet, __be16 mark, struct wrapper *wrapper) {
+    __u16 bits = to_be16(mark);
+
+    wrapper->overhead = ip_header_size(packet);
+    wrapper->kind = bits >> IPIP_KIND_SHIFT;
+    wrapper->endpoint = bits & SHORT_NAME;
+    wrapper->named = SHORT_NAME;
+    return is_kind(wrapper->kind);
+}
+
+/* Where that is in the outer header. */
+INLINE __u32 mark_offset(int ipv4) {
+    return ipv4 ? 4 : 2;
+}
+
+/* Whether a digest is that of the endpoint that a packet names. */
+INLINE int names(const struct wrapper *wrapper, __u32 digest) {
+    return !((digest ^ wrapper->endpoint) & wrapper->named);
+}
+
+INLINE __u16 mark_of(__u32 kind, __u32 endpoint) {
+    return kind << IPIP_KIND_SHIFT | (endpoint & SHORT_NAME);
 }
 
 /* The outer source port: the same for all packets of a flow, so that they take one of several ways. */
@@ -202,7 +249,7 @@ INLINE void write_tunnel_header(struct tunnel_header *header, const struct node 
     header->vxlan.type = to_be16(type);
 }
 
-/* The sum of an outer IPv4 header without its length. */
+/* The sum of an outer IPv4 header in front of UDP, without its length. */
 INLINE __u16 tunnel_sum(const struct address *from, const struct address *to) {
     __u64 words = (__u64)to_be32(OUTER_IPV4) + to_be32(OUTER_FLAGS) + to_be32(OUTER_HOPS);
 
@@ -210,27 +257,36 @@ INLINE __u16 tunnel_sum(const struct address *from, const struct address *to) {
 }
 
 /* The outer IP header. `length`: as it is written, with this header or without, as the family has it; `sum`: as
- * above. */
+ * above; `mark`: of IP in IP; `format`: a constant. */
 INLINE void write_tunnel_ipv4(struct iphdr *ip, const struct address *from, const struct address *to, __be16 length,
-                              __u16 sum) {
+                              __u16 sum, __u16 mark, __u32 format) {
     any_word *words = (void *)ip;
 
     words[0] = to_be32(OUTER_IPV4);
     ip->tot_len = length;
-    words[1] = to_be32(OUTER_FLAGS);
-    words[2] = to_be32(OUTER_HOPS);
-    ip->check = adjusted16(~sum, length);
+    if (format == FORMAT_IPIP) {
+        words[1] = to_be32((__u32)mark << 16 | OUTER_FLAGS);
+        words[2] = to_be32(OUTER_HOPS_IPIP);
+        ip->check =
+            ~fold16((__u64)sum + length + to_be16(mark) + difference(to_be32(OUTER_HOPS), to_be32(OUTER_HOPS_IPIP)));
+    } else {
+        words[1] = to_be32(OUTER_FLAGS);
+        words[2] = to_be32(OUTER_HOPS);
+        ip->check = adjusted16(~sum, length);
+    }
     ip->saddr = from->word[3];
     ip->daddr = to->word[3];
 }
 
-INLINE void write_tunnel_ipv6(struct ipv6hdr *ip, const struct address *from, const struct address *to, __be16 length) {
+INLINE void write_tunnel_ipv6(struct ipv6hdr *ip, const struct address *from, const struct address *to, __be16 length,
+                              __u16 mark, __u32 format) {
+    __u8 next = format == FORMAT_IPIP ? IPPROTO_IPV6 : IPPROTO_UDP;
     any_word *words = (void *)ip;
     any_half *halves = (void *)ip;
 
-    words[0] = to_be32(6 << 28);
+    words[0] = to_be32(6 << 28 | (format == FORMAT_IPIP ? mark : 0));
     halves[2] = length;
-    halves[3] = to_be16(IPPROTO_UDP << 8 | TUNNEL_HOPS);
+    halves[3] = to_be16(next << 8 | TUNNEL_HOPS);
     write_ipv6(&ip->saddr, from);
     write_ipv6(&ip->daddr, to);
 }

@@ -21,12 +21,19 @@ struct tunnel_hop {
     __u64 shrink;     /* an aggregate of TCP is to be cut into smaller packets than it was made of */
 };
 
+/* How a packet to a node is wrapped. IP in IP is judged by what is inside, of which only plain headers are read. */
+INLINE __u32 format_for(const struct packet *packet, const struct tunnel *to) {
+    __u32 format = to->format;
+
+    return format == FORMAT_IPIP && unlikely(packet->extended) ? FORMAT_VXLAN : format;
+}
+
 /* Look up the way to the other node. REASON_NONE, REASON_MTU: the packet, or the largest one of an aggregate, is too
  * big, or REASON_FIB_MISS. An aggregate of TCP only has to fit without the tunnel: it is cut smaller on its way. */
 INLINE enum reason find_tunnel_hop(struct __sk_buff *skb, const struct packet *packet, const struct address *from,
                                    const struct tunnel *to, struct tunnel_hop *hop) {
     int elastic = skb->gso_size && packet->protocol == IPPROTO_TCP;
-    __u32 format = to->format, size = packet_size(skb, packet), overhead = tunnel_overhead(packet, format);
+    __u32 format = format_for(packet, to), size = packet_size(skb, packet), overhead = tunnel_overhead(packet, format);
     struct bpf_fib_lookup *fib = &hop->next.fib;
     long result = find_route(skb, packet, from, &to->address, skb->ifindex, elastic ? size : size + overhead, 0, fib);
 
@@ -42,13 +49,14 @@ INLINE enum reason find_tunnel_hop(struct __sk_buff *skb, const struct packet *p
 /* Make room for the outer headers, and have the kernel know what they are: it cuts aggregates by that. Before
  * Linux 5.13 it cannot be told that an Ethernet header is inside, which only matters to devices that cut aggregates. */
 INLINE long grow(struct __sk_buff *skb, const struct packet *packet, __u64 shrink, __u32 format) {
-    __u64 flags = BPF_F_ADJ_ROOM_ENCAP_L4_UDP, ethernet = BPF_F_ADJ_ROOM_ENCAP_L2(INNER_ETHERNET);
+    __u64 flags = format == FORMAT_IPIP ? 0 : BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+          ethernet = BPF_F_ADJ_ROOM_ENCAP_L2(INNER_ETHERNET);
     int overhead = tunnel_overhead(packet, format);
 
     flags |= packet->ipv4 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
     if (!shrink)
         flags |= BPF_F_ADJ_ROOM_FIXED_GSO;
-    if (format == FORMAT_GENEVE)
+    if (format != FORMAT_VXLAN)
         return bpf_skb_adjust_room(skb, overhead, BPF_ADJ_ROOM_MAC, flags);
     flags |= ethernet;
     return bpf_skb_adjust_room(skb, overhead, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L2_ETH) &&
@@ -62,6 +70,8 @@ INLINE long store_tunnel_header(struct __sk_buff *skb, const struct node *node, 
     __u32 at = packet->l3 + ip_header_size(packet);
     struct tunnel_header header;
 
+    if (hop->format == FORMAT_IPIP)
+        return 0;
     if (hop->format == FORMAT_GENEVE) {
         write_tunnel_header(&header, node, port, length, endpoint, kind, packet->ipv4, FORMAT_GENEVE);
         return bpf_skb_store_bytes(skb, at, &header, GENEVE_HEADERS, BPF_F_RECOMPUTE_CSUM);
@@ -70,27 +80,40 @@ INLINE long store_tunnel_header(struct __sk_buff *skb, const struct node *node, 
     return bpf_skb_store_bytes(skb, at, &header, VXLAN_HEADERS, BPF_F_RECOMPUTE_CSUM);
 }
 
+/* Write the outer IP header, which `size` bytes follow. Returns 0, or negative. */
+INLINE long store_tunnel_ip(struct __sk_buff *skb, const struct packet *packet, const struct tunnel_hop *hop,
+                            __u32 size, __u16 mark) {
+    struct ipv6hdr ipv6;
+    struct iphdr ipv4;
+    __u16 sum;
+
+    if (packet->ipv4) {
+        size += sizeof(ipv4);
+        sum = tunnel_sum(hop->from, hop->to);
+        if (hop->format == FORMAT_IPIP)
+            write_tunnel_ipv4(&ipv4, hop->from, hop->to, length_field(size), sum, mark, FORMAT_IPIP);
+        else
+            write_tunnel_ipv4(&ipv4, hop->from, hop->to, length_field(size), sum, 0, FORMAT_VXLAN);
+        return bpf_skb_store_bytes(skb, packet->l3, &ipv4, sizeof(ipv4), BPF_F_RECOMPUTE_CSUM);
+    }
+    if (hop->format == FORMAT_IPIP)
+        write_tunnel_ipv6(&ipv6, hop->from, hop->to, length_field(size), mark, FORMAT_IPIP);
+    else
+        write_tunnel_ipv6(&ipv6, hop->from, hop->to, length_field(size), 0, FORMAT_VXLAN);
+    return bpf_skb_store_bytes(skb, packet->l3, &ipv6, sizeof(ipv6), BPF_F_RECOMPUTE_CSUM);
+}
+
 /* Put the packet into the tunnel. Returns 0, or negative: it is of no use any more. */
 INLINE long wrap(struct __sk_buff *skb, const struct node *node, const struct packet *packet,
                  const struct tunnel_hop *hop, __u32 endpoint, __u8 kind) {
-    __u32 size = skb->len - packet->l3 + tunnel_headers(hop->format), l3 = packet->l3;
+    __u32 size = skb->len - packet->l3 + tunnel_headers(hop->format);
     __be16 length = length_field(size);
 
     if ((hop->by_neighbour && forget_sum(skb)) || /* not possible any more afterwards */
         grow(skb, packet, hop->shrink, hop->format) ||
         store_tunnel_header(skb, node, packet, hop, length, endpoint, kind))
         return -1;
-    if (packet->ipv4) {
-        struct iphdr ip;
-
-        write_tunnel_ipv4(&ip, hop->from, hop->to, length_field(size + sizeof(ip)), tunnel_sum(hop->from, hop->to));
-        return bpf_skb_store_bytes(skb, l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
-    } else {
-        struct ipv6hdr ip;
-
-        write_tunnel_ipv6(&ip, hop->from, hop->to, length);
-        return bpf_skb_store_bytes(skb, l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
-    }
+    return store_tunnel_ip(skb, packet, hop, size, mark_of(kind, endpoint));
 }
 
 /* Send a packet that is in the tunnel. `leaving`: it is on its way out by the device at hand, where it goes on if that

@@ -109,6 +109,10 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
     packet->no_flow = scratch->no_flow;
 #endif
     reason = hide_reason(packet, parse(data, end, end - data, 0, packet));
+    if (unlikely(reason == REASON_PROTOCOL) && may_be_ipip(arrival.node, packet) && !(*(__u8 *)packet->mac & 1)) {
+        call_xdp(context, XDP_PROGRAM_UNWRAP);
+        reason = REASON_LEFT_TO_TC;
+    }
     if (reason == REASON_NONE && (packet->kind != PACKET_WHOLE || packet->tagged))
         reason = REASON_LEFT_TO_TC;
     if (reason == REASON_NONE && (*(__u8 *)packet->mac & 1))

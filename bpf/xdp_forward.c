@@ -55,20 +55,22 @@ INLINE int reads_well(const struct arrival *arrival, const struct packet *packet
                       struct wrapper *wrapper) {
     __u32 *known = map_lookup(MAP(tunnel_nodes), &packet->tuple.source);
     struct tunnel_header *found = data + (packet->l4 & L4_OFFSETS);
+    any_half *mark = data + sizeof(struct ethhdr) + mark_offset(packet->ipv4);
 
     if (!known || packet->l3 != sizeof(struct ethhdr) || packet->l4 != packet->l3 + ip_header_size(packet) ||
-        (void *)(found + 1) > end || !addressed_to_device(packet, arrival->ifindex) ||
-        check_source(arrival, packet) != REASON_NONE)
+        !addressed_to_device(packet, arrival->ifindex) || check_source(arrival, packet) != REASON_NONE)
         return 0;
     *node = *known;
-    return read_wrapper(arrival->node, packet, found, wrapper);
+    if (is_ipip(packet))
+        return (void *)(mark + 1) <= end && read_mark(packet, *mark, wrapper);
+    return (void *)(found + 1) <= end && read_wrapper(arrival->node, packet, found, wrapper);
 }
 
 /* The flow of a client's packet that this node (of the map `tunnel_nodes`) forwarded; it may begin or come another way
  * from now on. `entry`: what is there. 0 = tc has to see the packet. */
 INLINE struct translation *take_in(const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
                                    struct translation *entry, __u32 node, const struct wrapper *wrapper) {
-    __u32 endpoint = wrapper->endpoint, kind = wrapper->kind, back = kind == TUNNEL_ASK ? FLOW_BACK : 0;
+    __u32 back = wrapper->kind == TUNNEL_ASK ? FLOW_BACK : 0;
     int begins = opens_connection(packet);
 
     if (entry && unlikely(flow_flags(entry) & FLOW_BESIDE))
@@ -77,7 +79,7 @@ INLINE struct translation *take_in(const struct arrival *arrival, struct packet 
         entry->tunnel == (node & TUNNEL_NUMBER) && !begins && usable(arrival->node, packet, entry, arrival->now))
         return entry;
     if ((entry && !(entry->flags & FLOW_TUNNELED)) || host_time(HOST_ROUTING_UNTIL) ||
-        hide_reason(packet, admit_tunneled(arrival, packet, scratch, node, endpoint, kind, entry)) != REASON_NONE)
+        hide_reason(packet, admit_tunneled(arrival, packet, scratch, node, wrapper, entry)) != REASON_NONE)
         return 0;
     entry = find_flow(&packet->tuple); /* once more, so that to the verifier it is one */
     return entry && (!begins || other_is_there(packet, entry)) ? entry : 0;
@@ -103,7 +105,7 @@ INLINE int unwrap(struct xdp_md *context, const struct arrival *arrival, struct 
     overhead = hide_value(scratch, wrapper.overhead) & L4_OFFSETS;
     inner = data + overhead;
     packet = new_packet(scratch);
-    if (inner > end || hide_reason(packet, parse_inside(inner, end, end - inner, packet, ipv4)) != REASON_NONE ||
+    if (inner > end || hide_reason(packet, parse_inside(inner, end, end - inner, 0, packet, ipv4)) != REASON_NONE ||
         packet->kind != PACKET_WHOLE)
         return XDP_PASS;
 #ifdef NO_XDP_TX

@@ -26,16 +26,18 @@ MOST_PORT, MOST_VNI = 65535, (1 << 24) - 1
 
 class Dispatch(enum.Enum):
     """How a packet to another node is wrapped (`--lb-dispatch`). Every node opens all of them. VXLAN: RFC 7348. GENEVE:
-    RFC 8926. Source of the name: Cilium's `loadBalancer.dsrDispatch`."""
+    RFC 8926. IPIP: IPv4 in IPv4 (RFC 2003), IPv6 in IPv6 (RFC 2473). Source of the name: Cilium's
+    `loadBalancer.dsrDispatch`."""
 
     VXLAN = "vxlan"
     GENEVE = "geneve"
+    IPIP = "ipip"
     __hash__ = object.__hash__
 
     @property
     def title(self) -> str:
         """The format's name in a sentence."""
-        return {"vxlan": "VXLAN", "geneve": "Geneve"}[self.value]
+        return {"vxlan": "VXLAN", "geneve": "Geneve", "ipip": "IPIP"}[self.value]
 
 
 DISPATCHES = tuple(dispatch.value for dispatch in Dispatch)

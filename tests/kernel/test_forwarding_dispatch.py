@@ -24,9 +24,10 @@ each_new = pytest.mark.parametrize("form", NEW, ids=lambda form: form.dispatch.v
 each_way = pytest.mark.parametrize("way", WAYS)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["tc", "xdp"])
-def made(request: pytest.FixtureRequest) -> Iterator[ForwardingLab]:
-    with forwarding_lab("disp", xdp=request.param) as lab:
+@pytest.fixture(scope="module")
+def made() -> Iterator[ForwardingLab]:
+    """With XDP, which leaves much to tc; `bulk` has tc alone."""
+    with forwarding_lab("disp", xdp=True) as lab:
         yield lab
 
 
@@ -47,19 +48,19 @@ def test_every_pod_sees_the_client(made: ForwardingLab, form: Format, way: Forwa
     """Over TCP and UDP, node ports and load-balancer IPs."""
     made.send_in(form.dispatch)
     made.use(way)
-    made.forget_flows()
-    probes = [
-        Probe(to[family], port, protocol, 30, timeout=5, packets=3)
-        for to, port in ((made.lab.nodes[0].addresses, NODE_PORT), (INGRESS, 80))
-        for family in FAMILIES
-        for protocol in (Protocol.TCP, Protocol.UDP)
-    ]
     with counted(made.proxy) as ways:
-        for probe, result in zip(probes, made.lab.probe("client", *probes), strict=True):
-            attempts = result.attempts
-            assert [a for a in attempts if a.outcome is not Outcome.ANSWERED] == [], probe
-            assert {a.client for a in attempts} == {a.local for a in attempts}, probe
-            assert len({a.servers[0] for a in attempts}) == 3, probe
+        for to, port in ((made.lab.nodes[0].addresses, NODE_PORT), (INGRESS, 80)):
+            made.forget_flows()  # or a socket of the last round may have the port of one of this
+            probes = [
+                Probe(to[family], port, protocol, 30, timeout=5, packets=3)
+                for family in FAMILIES
+                for protocol in (Protocol.TCP, Protocol.UDP)
+            ]
+            for probe, result in zip(probes, made.lab.probe("client", *probes), strict=True):
+                attempts = result.attempts
+                assert [a for a in attempts if a.outcome is not Outcome.ANSWERED] == [], probe
+                assert {a.client for a in attempts} == {a.local for a in attempts}, probe
+                assert len({a.servers[0] for a in attempts}) == 3, probe
     assert sum(number for name, number in ways.items() if name.endswith(":forwarded")) > 60
     assert not [name for name in ways if ":tunnel_" in name], ways
 

@@ -5,16 +5,29 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from scapy.contrib.geneve import GeneveOptions
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from dataplane.kernel.ebpf.bpf import ProgramRun
-from dataplane.model.net import Family
+from dataplane.model.net import Family, Protocol
+from dataplane.planes.ebpf.maps.tunnels import endpoint_digest
+from dataplane.policy.forwarding import Dispatch, Forwarding
 from tests.kernel.bpf_packets import bench as b
-from tests.kernel.bpf_packets.bench import Bench, hops, ip, ip_of, rebuilt
-from tests.kernel.bpf_packets.formats import FORMATS, HEADER, OPTION_CLASS, TYPES, Format, Geneve, Vxlan
+from tests.kernel.bpf_packets.bench import Bench, entry, hops, ip, ip_of, rebuilt
+from tests.kernel.bpf_packets.formats import (
+    FORMATS,
+    HEADER,
+    OPTION_CLASS,
+    SHORT_NAME,
+    TYPES,
+    Format,
+    Geneve,
+    Ipip,
+    Vxlan,
+)
 from tests.kernel.test_forwarding_packets import (
     ANSWER,
     ASK,
@@ -22,6 +35,7 @@ from tests.kernel.test_forwarding_packets import (
     CLIENT,
     DSR,
     FAMILIES,
+    LOCAL,
     NODE,
     NODE2,
     POD,
@@ -31,6 +45,7 @@ from tests.kernel.test_forwarding_packets import (
     TUNNEL,
     VIP,
     digest,
+    forwarded,
     forwarding_bench,
     refused,
     segment,
@@ -40,7 +55,7 @@ from tests.kernel.test_forwarding_packets import (
 
 NEW = [form for form in FORMATS if not isinstance(form, Vxlan)]
 """VXLAN has its own tests."""
-GENEVE = Geneve()
+GENEVE, IPIP = Geneve(), Ipip()
 each_new = pytest.mark.parametrize("form", NEW, ids=lambda form: form.dispatch.value)
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each_transport = pytest.mark.parametrize("transport", TRANSPORTS)
@@ -101,7 +116,7 @@ def test_a_client_is_forwarded(node: Bench, form: Format, family: Family, transp
             assert out.result == result
             found = form.unwrapped(out.data)
             assert (found.outer.src, found.outer.dst) == (NODE[family], NODE2[family])
-            assert (found.endpoint, found.kind) == (digest(family, transport, REMOTE), kind)
+            assert (found.endpoint, found.kind) == (form.name(digest(family, transport, REMOTE)), kind)
             expected = ip(family, CLIENT[family], NODE[family], ttl=63) / segment(transport, 4000, port, flags)
             assert bytes(found.inner) == bytes(expected / b"question")
             if run == node.xdp:
@@ -189,7 +204,7 @@ def test_flows_go_on_when_the_format_changes(node: Bench, family: Family) -> Non
             by_xdp(node, node.frame(segments)),
         ):
             found = form.unwrapped(out.data)
-            assert (found.endpoint, found.kind) == (digest(family, TCP, REMOTE), ASK)
+            assert (found.endpoint, found.kind) == (form.name(digest(family, TCP, REMOTE)), ASK)
         for old in FORMATS:
             answer = ip(family, NODE[family], CLIENT[family]) / TCP(sport=TUNNEL, dport=4000, flags="A", seq=1, ack=1)
             frame = node.frame(old.wrapped(answer, family, from_node2(family), 0, ANSWER))
@@ -199,9 +214,9 @@ def test_flows_go_on_when_the_format_changes(node: Bench, family: Family) -> Non
 
 
 @each_family
-@each_new
-def test_who_may_send(node: Bench, form: Format, family: Family) -> None:
+def test_who_may_send_geneve(node: Bench, family: Family) -> None:
     """Other nodes alone, for clients alone, to frontends and endpoints that there are."""
+    form = GENEVE
     stranger = {Family.IPV4: "172.18.0.66", Family.IPV6: "fd00:172:18::66"}[family]
     endpoint, ends = digest(family, TCP, POD), from_node2(family)
 
@@ -221,6 +236,125 @@ def test_who_may_send(node: Bench, form: Format, family: Family) -> None:
         out = node.xdp(frame)
         assert (out.result, out.data) == (b.XDP_PASS, frame), "XDP leaves it to tc as it is"
     assert node.tc(node.frame(ask(client))).result == b.TC_NEXT  # the very packet that is fine
+
+
+def left_alone(node: Bench, packet: Any) -> str:
+    """The reason for which a packet goes on as it came; nothing is noted, by XDP neither."""
+    frame, before = node.frame(packet), node.flows()
+    assert (node.xdp(frame).result, node.xdp(frame).data) == (b.XDP_PASS, frame)
+    with node.counted() as counted:
+        out = node.tc(frame)
+    assert (out.result, out.data) == (b.TC_NEXT, frame)
+    assert node.flows() == before
+    [reason] = counted
+    return reason.partition(":")[2]
+
+
+@each_family
+def test_other_programs_tunnels_of_ip_in_ip_are_left_alone(node: Bench, family: Family) -> None:
+    """Between the same nodes: what is inside decides. From elsewhere nothing is looked at."""
+    stranger = {Family.IPV4: "172.18.0.66", Family.IPV6: "fd00:172:18::66"}[family]
+    loopback = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}[family]
+    client, endpoint, ends = CLIENT[family], digest(family, TCP, POD), from_node2(family)
+
+    def sent(
+        source: str,
+        to: str = VIP[family],
+        port: int = 80,
+        ends: tuple[str, str] = ends,
+        kind: int = ASK,
+        own: int = 4000,
+    ) -> Any:
+        inner = ip(family, source, to) / TCP(sport=own, dport=port, flags="S")
+        return IPIP.wrapped(inner, family, ends, endpoint, kind)
+
+    for source in (REMOTE[family], POD[family], NODE[family], NODE2[family], loopback):  # Calico's, say
+        assert left_alone(node, sent(source)) == "other_tunnel", source
+    assert left_alone(node, sent(REMOTE[family], POD[family], 8080)) == "other_tunnel"
+    assert left_alone(node, sent(client, POD[family], LOCAL)) == "other_tunnel"
+    assert left_alone(node, sent(client, port=81)) == "other_tunnel"
+    assert left_alone(node, sent(client, kind=0)) == "other_tunnel", "no node of ours sends that"
+    assert left_alone(node, sent(client, kind=ANSWER)) == "other_tunnel", "an answer from no frontend"
+    assert left_alone(node, sent(REMOTE[family], client, own=80, kind=ANSWER)) == "other_tunnel"
+    assert left_alone(node, sent(client, ends=(stranger, NODE[family]))) == "protocol"
+    assert left_alone(node, sent(client, ends=(NODE2[family], client))) == "protocol"
+    for inside in (Raw(b""), Raw(bytes(12)), Raw(bytes(60)), Raw(bytes(sent(client))[HEADER[family] :][:24])):
+        assert left_alone(node, IPIP.wrapped(inside, family, ends, endpoint, ASK)) == "other_tunnel", inside
+    echo = ip(family, client, VIP[family], **({"proto": 1} if family is Family.IPV4 else {"nh": 58})) / Raw(bytes(40))
+    assert left_alone(node, IPIP.wrapped(echo, family, ends, endpoint, ASK)) == "other_tunnel"
+    if family is Family.IPV4:
+        later = IP(src=client, dst=VIP[family], id=99, frag=5, proto=17) / Raw(bytes(64))
+        assert left_alone(node, IPIP.wrapped(later, family, ends, endpoint, ASK)) == "other_tunnel"
+    other = FAMILIES[1 - FAMILIES.index(family)]
+    crossed = ip(other, CLIENT[other], VIP[other]) / TCP(sport=4000, dport=80, flags="S")
+    assert left_alone(node, IPIP.wrapped(crossed, family, ends, endpoint, ASK)) == "other_tunnel"
+    assert node.tc(node.frame(sent(client))).result == b.TC_NEXT  # the very packet that is fine
+    assert node.flows() == 2
+
+
+@each_family
+def test_ip_in_ip_for_an_endpoint_that_is_not_here_is_dropped(node: Bench, family: Family) -> None:
+    """It is ours by what is inside."""
+    wrong = IPIP.wrapped(
+        ip(family, CLIENT[family], VIP[family]) / TCP(sport=4000, dport=80, flags="S"),
+        family, from_node2(family), digest(family, TCP, POD) ^ 1, ASK,
+    )  # fmt: skip
+    assert refused(node, wrong) == "tunnel_endpoint"
+
+
+@each_family
+def test_the_identification_may_have_counted_up(node: Bench, family: Family) -> None:
+    """As it does where a kernel cuts an aggregate: the kind stays, and so does a flow that there is."""
+    node.tc(node.frame(asked(IPIP, family, TCP)))
+    for run, result in ((node.tc, b.TC_NEXT), (node.xdp, b.XDP_PASS)):
+        inner = ip(family, CLIENT[family], VIP[family]) / TCP(sport=4000, dport=80, flags="A")
+        frame = node.frame(IPIP.wrapped(inner, family, from_node2(family), SHORT_NAME & 44, ASK, guard=1))
+        out = run(frame)
+        assert (out.result, ip_of(out.data).dst) == (result, POD[family])
+    assert node.flows() == 2
+
+
+def test_endpoints_that_have_one_short_name_are_told_apart(node: Bench) -> None:
+    """By another format, which all nodes open; where packets go in IP in IP, and only there."""
+    found: dict[int, int] = {}
+    port = 20000
+    while True:
+        name = IPIP.name(endpoint_digest(b.REMOTE, port, Protocol.TCP))
+        if name in found:
+            break
+        found[name] = port
+        port += 1
+    ports = {found[name]: "alike", port: "alike", port + 1: "other"}
+    made = entry("alike", [b.REMOTE], node_port=31999, target=8080)
+    cluster = tuple(replace(made.cluster[0], port=each) for each in ports)
+    alike = forwarded(replace(made, cluster=cluster), Forwarding.DSR)
+    for form in (IPIP, GENEVE, IPIP):
+        use(node, form)
+        node.remove(alike) if alike.key in node.plan.entries else None
+        node.install(alike)
+        met = {}
+        for source in range(5000, 5060):
+            sent = IP(src=b.CLIENT, dst=b.NODE) / TCP(sport=source, dport=31999, flags="S")
+            out = node.tc(node.frame(sent)).data
+            by = next(each for each in FORMATS if opens(each, out))
+            told = by.unwrapped(out).endpoint
+            [to] = [each for each in ports if by.name(endpoint_digest(b.REMOTE, each, Protocol.TCP)) == told]
+            met[to] = by.dispatch
+        plain = dict.fromkeys(ports, form.dispatch)
+        if form is IPIP:
+            plain |= {each: Dispatch.VXLAN for each, what in ports.items() if what == "alike"}
+        assert met == plain
+        node.forget()
+    node.remove(alike)
+
+
+def opens(form: Format, frame: bytes) -> bool:
+    """Whether a frame is in this format."""
+    try:
+        form.unwrapped(frame)
+    except (AssertionError, IndexError, ValueError):
+        return False
+    return True
 
 
 @each_new
@@ -334,6 +468,6 @@ def test_both_formats_of_a_flow_meet_one_entry(node: Bench, transport: Any) -> N
         flags = "S" if not number else "A"
         assert node.tc(node.frame(asked(form, Family.IPV4, transport, flags))).result == b.TC_NEXT
         assert node.xdp(node.frame(asked(form, Family.IPV4, transport, "A"))).result == b.XDP_PASS
-    entry = node.flow(CLIENT[Family.IPV4], 4000, VIP[Family.IPV4], 80, PROTOCOLS[transport])
-    assert entry is not None
-    assert (entry["packets"], node.flows()) == (4 * len(FORMATS), 2)
+    held = node.flow(CLIENT[Family.IPV4], 4000, VIP[Family.IPV4], 80, PROTOCOLS[transport])
+    assert held is not None
+    assert (held["packets"], node.flows()) == (4 * len(FORMATS), 2)

@@ -103,7 +103,7 @@ def test_one_packet_hook_is_enough() -> None:
     ("text", "why"),
     [
         ("lbMode: DSR\n", "lbMode: is 'DSR'; choose one of snat, tunnel, dsr, hybrid"),
-        ("lbDispatch: gre\n", "lbDispatch: is 'gre'; choose one of vxlan, geneve"),
+        ("lbDispatch: gre\n", "lbDispatch: is 'gre'; choose one of vxlan, geneve, ipip"),
         ("lbPort: 65536\n", "lbPort: is 65536; write 1 to 65535"),
         ("lbPort: -1\n", "lbPort: is -1"),
         ("lbVNI: 16777216\n", "lbVNI: is 16777216; write 1 to 16777215"),

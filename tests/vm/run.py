@@ -48,6 +48,7 @@ and ask kernels nothing that the others do not."""
 BY_NAME = (
     Step("flowtable", ("tests/flowtable", "-rA")),
     Step("vlan", ("tests/vlan", "-rA")),
+    Step("dispatch", ("tests/dispatch", "tests/kernel/test_forwarding_formats.py", "-rA")),
     Step("host-routing", (f"{_FILES}host_routing.py", "-rA", "-k", "DIRECT")),
     Step(
         "forwarding",

@@ -254,7 +254,8 @@ class EbpfPlane(Plane):
         maps, version = tables.maps, layout_version(self.sizes)
         if self._off is not None:
             self._off.begin(maps, plan.connect_off)
-        tables.tunnels.use(plan.tunnel_formats)
+        if tables.tunnels.use(plan.tunnel_formats) and not tables.tunnels.closed:
+            tables.apply([EntryChange(entry, entry) for entry in plan.entries.values() if entry.tunnels])
         tables.accept(plan.tunnel_peers)
         self._write_node(tables, plan.node, ready=adopted)
         tables.end_load()
@@ -344,8 +345,7 @@ class EbpfPlane(Plane):
                 hook.forward()
         if _carries(entry.new for entry in change.entries):
             self._take_over(tables.maps)
-        if change.tunnel_formats is not None:
-            tables.tunnels.use(change.tunnel_formats)
+        renamed = change.tunnel_formats is not None and tables.tunnels.use(change.tunnel_formats)
         removed = tables.apply(change.entries) if maps_first else []
         try:
             self.slow.apply(replace(change, node=change.node and self._slow_node(change.node)))
@@ -357,6 +357,9 @@ class EbpfPlane(Plane):
             removed = tables.apply(change.entries)
         if change.tunnel_peers is not None:
             tables.accept(change.tunnel_peers)
+        if renamed:
+            held = [installed.entry for installed in tables.installed.values() if installed.entry.tunnels]
+            tables.apply([EntryChange(entry, entry) for entry in held])
         if change.node is not None:
             tables.rehash(_hashing(change.node))
         if change.node is not None or forwarded != tables.tunnels.known:

@@ -17,6 +17,7 @@ from tests.kernel.bpf_packets.bench import ip, ip_of, rebuilt
 HEADER = {Family.IPV4: 20, Family.IPV6: 40}
 TYPES = {Family.IPV4: 0x0800, Family.IPV6: 0x86DD}
 OPTION_CLASS = 0xFF68
+SHORT_NAME = 0x1FFF
 
 
 class Unwrapped(NamedTuple):
@@ -37,6 +38,10 @@ class Format(ABC):
     def overhead(self, family: Family) -> int:
         """Bytes that it adds to a packet."""
         return HEADER[family] + self.headers
+
+    def name(self, digest: int) -> int:
+        """What of an endpoint's digest is told."""
+        return digest
 
     @abstractmethod
     def wrapped(self, inner: Any, family: Family, ends: tuple[str, str], endpoint: int, kind: int) -> Any:
@@ -139,4 +144,26 @@ class Geneve(Format):
         return int.from_bytes(option.data, "big"), option.type, _ip(raw[16:], family)
 
 
-FORMATS: tuple[Format, ...] = (Vxlan(), Geneve())
+class Ipip(Format):
+    """Named by the identification, or the flow label, of the outer header: the kind, a guard, 13 bits of the digest."""
+
+    dispatch, headers = Dispatch.IPIP, 0
+
+    def wrapped(
+        self, inner: Any, family: Family, ends: tuple[str, str], endpoint: int, kind: int, *, guard: int = 0
+    ) -> Any:
+        """See Format. guard: what cutting an aggregate may have made of the bit between kind and name."""
+        mark = kind << 14 | guard << 13 | endpoint & SHORT_NAME
+        fields = {"id": mark, "proto": 4} if family is Family.IPV4 else {"fl": mark, "nh": 41}
+        return _outer(family, ends, **fields) / Raw(bytes(inner))
+
+    def opened(self, outer: Any, family: Family) -> tuple[int, int, Any]:
+        assert (outer.proto if family is Family.IPV4 else outer.nh) == (4 if family is Family.IPV4 else 41)
+        mark = outer.id if family is Family.IPV4 else outer.fl
+        return mark & SHORT_NAME, mark >> 14, _ip(bytes(outer)[HEADER[family] :], family)
+
+    def name(self, digest: int) -> int:
+        return digest & SHORT_NAME
+
+
+FORMATS: tuple[Format, ...] = (Vxlan(), Geneve(), Ipip())

@@ -54,6 +54,7 @@ class Sizes(msgspec.Struct, frozen=True):
     tcp_flows: int = 262144
     udp_flows: int = 131072
     tunnels: int = 4096
+    forwarded: int = 524288
     pods: int = 4096
     direct_tcp: int = 131072
     direct_udp: int = 131072

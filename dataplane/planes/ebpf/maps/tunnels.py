@@ -4,7 +4,7 @@ A node has a number, which flows and backends have instead of its address. It ke
 loaded, also when it is no peer any more: flows that are there go on.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from socket import htons
 
 from dataplane.plan.types import EXTERNAL, EntryKey, PlanEntry
@@ -16,8 +16,10 @@ from dataplane.policy.forwarding import Dispatch
 
 _ENDPOINT_KEY = record("endpoint_key", "service", "endpoint")
 _NUMBERS, _RETIRED = constant("TUNNEL_NUMBER"), constant("TUNNEL_RETIRED")
+_SHORT_NAME, _SHORT_NAME_SERVICE = constant("SHORT_NAME"), constant("SHORT_NAME_SERVICE")
+_USABLE = constant("BACKEND_USABLE")
 _WORD = 4
-_TUNNEL = record("tunnel", "address", "format", "pad")
+_TUNNEL = record("tunnel", "address", "format", "always")
 _FORMATS = {dispatch: constant(f"FORMAT_{dispatch.name}") for dispatch in Dispatch}
 _MIX, _MIX_2, _MIX_3 = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
 _64 = (1 << 64) - 1
@@ -40,6 +42,7 @@ class Tunnels:
     def __init__(self, maps: MapSet) -> None:
         self._maps = maps
         self._numbers: dict[str, int] = {}
+        self._plain: dict[str, int] = {}
         self._texts: dict[int, str] = {}
         self._peers: dict[str, int] = {}
         self._formats: dict[str, Dispatch] = {}
@@ -58,8 +61,10 @@ class Tunnels:
     def adopt(self) -> None:
         """Take over what an earlier process wrote."""
         formats = {number: dispatch for dispatch, number in _FORMATS.items()}
-        for number, (address, form, _) in enumerate(_TUNNEL.iter_unpack(self._maps.memory["tunnels"])):
-            if any(address):
+        for number, (address, form, always) in enumerate(_TUNNEL.iter_unpack(self._maps.memory["tunnels"])):
+            if any(address) and always:
+                self._plain[address_text(address)], self._texts[number] = number, address_text(address)
+            elif any(address):
                 self._note(address_text(address), number)
                 self._formats[address_text(address)] = formats.get(form, Dispatch.VXLAN)
         for key, value in self._maps.items("tunnel_nodes"):
@@ -71,11 +76,23 @@ class Tunnels:
             return 0
         number = self._numbers.get(address)
         if number is None:
-            number = len(self._numbers) + 1
-            if number >= min(self._maps.specs["tunnels"].max_entries, _NUMBERS):
-                return 0
-            self._note(address, number)
-            self._write(address)
+            number = self._next()
+            if number:
+                self._note(address, number)
+                self._write(address)
+        return number
+
+    def _next(self) -> int:
+        number = len(self._texts) + 1
+        return number if number < min(self._maps.specs["tunnels"].max_entries, _NUMBERS) else 0
+
+    def _plain_number(self, address: str) -> int:
+        """Return a number of a node to which packets are always sent in VXLAN; 0 if there is no room."""
+        number = self._plain.get(address) or self._next()
+        if number and address not in self._plain:
+            self._plain[address], self._texts[number] = number, address
+            record = _TUNNEL.pack(address_bytes(address), _FORMATS[Dispatch.VXLAN], 1)
+            self._maps.put("tunnels", number.to_bytes(_WORD, "little"), record)
         return number
 
     def _write(self, address: str) -> None:
@@ -95,15 +112,32 @@ class Tunnels:
         if not entry.tunnels or self.closed:
             return None
         pairs = zip(entry.cluster, entry.tunnels, strict=True)
-        return {(backend.address, backend.port): self.number(address) for backend, address in pairs if address}
+        found = {(backend.address, backend.port): self.number(address) for backend, address in pairs if address}
+        return found | {each: self._plain_number(address) for each, address in self._alike(entry)}
 
-    def use(self, formats: Mapping[str, Dispatch]) -> None:
+    def _alike(self, entry: PlanEntry) -> Iterator[tuple[Address, str]]:
+        """Yield the backends that IP in IP cannot tell from another one of their node, with the node's address."""
+        if Dispatch.IPIP not in self._formats.values():
+            return
+        names: dict[tuple[str, int], list[Address]] = {}
+        for backend, address in zip(entry.cluster, entry.tunnels, strict=True):
+            if self._formats.get(address) is Dispatch.IPIP:
+                each = (backend.address, backend.port)
+                name = endpoint_digest(*each, entry.key.protocol) & _SHORT_NAME
+                names.setdefault((address, name), []).append(each)
+        for (address, _), alike in names.items():
+            if len(set(alike)) > 1:
+                yield from ((each, address) for each in alike)
+
+    def use(self, formats: Mapping[str, Dispatch]) -> bool:
         """Wrap packets to these addresses like this, and all others in VXLAN; also those of flows that there are, since
-        their node opens every format that it announces. O(addresses)."""
+        their node opens every format that it announces. O(addresses). Returns whether `numbers_of` may say something
+        else of entries from now on."""
         before, self._formats = self._formats, dict(formats)
         for address in {*before, *formats} & self._numbers.keys():
             if before.get(address, Dispatch.VXLAN) is not formats.get(address, Dispatch.VXLAN):
                 self._write(address)
+        return _short(before) != _short(self._formats)
 
     def accept(self, peers: Collection[str]) -> None:
         """Accept forwarded packets from these nodes, in any format. From those that were peers before, only packets of
@@ -115,6 +149,10 @@ class Tunnels:
             if self._peers.get(address) != value:
                 self._maps.put("tunnel_nodes", address_bytes(address), value.to_bytes(_WORD, "little"))
         self._peers = wanted
+
+
+def _short(formats: Mapping[str, Dispatch]) -> set[str]:
+    return {address for address, dispatch in formats.items() if dispatch is Dispatch.IPIP}
 
 
 class Forwarded:
@@ -157,8 +195,11 @@ def _elements(entry: PlanEntry, service: int, backends: Collection[int]) -> dict
     """Return the elements of an entry: none without a frontend that takes traffic from outside."""
     if not any(frontend.kind in EXTERNAL for frontend in entry.frontends):
         return {}
-    return {
-        _ENDPOINT_KEY.pack(service, endpoint_digest(*address, entry.key.protocol)): index.to_bytes(_WORD, "little")
-        for (address, flags), index in zip(wanted_flags(entry).items(), backends, strict=True)
-        if flags & HERE
-    }
+    found: dict[bytes, bytes] = {}
+    for usable in (False, True):  # of several with the same short name that which takes connections
+        for (address, flags), index in zip(wanted_flags(entry).items(), backends, strict=True):
+            if flags & HERE and bool(flags & _USABLE) is usable:
+                digest, value = endpoint_digest(*address, entry.key.protocol), index.to_bytes(_WORD, "little")
+                found[_ENDPOINT_KEY.pack(service, digest)] = value
+                found[_ENDPOINT_KEY.pack(service | _SHORT_NAME_SERVICE, digest & _SHORT_NAME)] = value
+    return found

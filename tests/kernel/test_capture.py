@@ -24,8 +24,9 @@ from dataplane.errors import HotplaneError
 from dataplane.kernel.namespaces.netns import in_netns, netns
 from dataplane.model.net import Protocol
 from dataplane.plan.types import FrontendKind, Plan
-from dataplane.planes.captures import CaptureStream
+from dataplane.planes.captures import Captured, CaptureStream
 from dataplane.planes.ebpf.make import make_ebpf_plane
+from dataplane.planes.iptables.capture import TABLE
 from dataplane.planes.iptables.plane import IptablesPlane
 from dataplane.planes.mode import Making
 from dataplane.planes.nftables.plane import NftablesPlane
@@ -136,7 +137,7 @@ def test_iptables_refusals_are_captured_and_its_rules_stay_as_they_are(
     wanted = [*tries(version)[:3], (NODE[version], port, "refused", "no_endpoint")]
     for address, to, seen, _ in wanted:
         assert send(net, address, to, seen) == seen
-    out, errors = process.communicate(timeout=30)
+    out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors.decode()
     assert (captures(net), rules(net)) == (False, before)
     lines = [json.loads(line) for line in out.splitlines()]
@@ -145,6 +146,16 @@ def test_iptables_refusals_are_captured_and_its_rules_stay_as_they_are(
     assert [(line["reason"], line["hook"]) for line in lines] == [(reason, "iptables") for *_, reason in wanted]
     assert [line["service"] for line in lines][::3] == ["default/nobody", "default/no-one"]
     assert [packet.comment.decode().split(":")[1] for packet in rdpcap(str(file))] == [f" {w[3]}" for w in wanted]
+
+
+def taken(net: Network, stream: CaptureStream, count: int) -> list[Captured]:
+    """What a capture hands over, once it is so many, and what comes in a moment after them."""
+    found: list[Captured] = []
+    end = time.monotonic() + 60
+    while len(found) < count:
+        assert time.monotonic() < end, found
+        found += in_netns(net.node, stream.poll, 0.3)
+    return [*found, *in_netns(net.node, stream.poll, 0.3)]
 
 
 def rules(net: Network) -> list[str]:
@@ -158,13 +169,18 @@ def test_a_capture_in_iptables_mode_follows_its_rules_and_ends_with_them(net: Ne
     plane = in_netns(net.node, IptablesPlane)
     in_netns(net.node, plane.load, plan_of(entry(4, (), protocol=Protocol.UDP, name="nobody")))
     with in_netns(net.node, plane.capture, 64) as stream:
+        before = nft(net.node, "list", "table", "ip", TABLE)
         in_netns(net.node, plane.load, plan(4))
-        time.sleep(2.2)  # READ_SECONDS
-        assert in_netns(net.node, stream.poll, 0) == []
+
+        def follows() -> bool:
+            """The rules are read every two seconds, or more rarely where that takes long."""
+            assert in_netns(net.node, stream.poll, 0) == []
+            return nft(net.node, "list", "table", "ip", TABLE) != before
+
+        until(follows, "the capture follows the rules")
         for address, port, seen, _ in tries(4)[:3]:
             send(net, address, port, seen)
-        found = [each.reason for _ in range(3) for each in in_netns(net.node, stream.poll, 0.3)]
-        assert found == ["no_endpoint", "policy_drop", "source_range"]
+        assert [each.reason for each in taken(net, stream, 3)] == ["no_endpoint", "policy_drop", "source_range"]
         in_netns(net.node, plane.cleanup)
         assert not captures(net)
     with pytest.raises(HotplaneError, match="no rules of this mode are loaded"):
@@ -184,7 +200,7 @@ def test_what_iptables_mode_drops_whatever_its_service_is_captured(net: Network)
             wire.bind(("eth0", 0))
             for to, above in (("127.0.0.1", UDP(dport=53)), (PODS[4][0], TCP(sport=1, dport=PORT, flags="SF"))):
                 wire.send(bytes(Ether(dst=mac, src="02:00:00:00:00:02") / IP(src=CLIENT[4], dst=to) / above))
-        found = [each for _ in range(3) for each in in_netns(net.node, stream.poll, 0.3)]
+        found = taken(net, stream, 2)
     counts = {each.reason: each.times for each in in_netns(net.node, plane.refused)}
     assert [(each.reason, each.device) for each in found] == [("localnet", "c0"), ("invalid", "c0")]
     assert counts == {"localnet": 1, "invalid": 1}

@@ -78,6 +78,7 @@ class Load:
 
     def end(self, told: list[str], events: int) -> None:
         """Nothing was lost. told: what was done, for who has to find out why."""
+        self._traffic.until_used()
         transfers, reports = self._bulk.end(), self._traffic.end()
         broken = {name: each.broken for name, each in transfers.items() if each.broken} | lost(reports)
         if broken:

@@ -17,11 +17,11 @@ SERVER = """
 import socket, time
 listeners = [socket.create_server((address, 8080)) for address in ("10.244.0.5", "10.244.0.6")]
 print("ready", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 CLIENTS = """
 import socket, sys, time
-clients = [socket.create_connection(("10.96.0.10", 80), 5) for _ in range(5)]
+clients = [socket.create_connection(("10.96.0.10", 80), 60) for _ in range(5)]
 print(clients[0].getpeername()[0], flush=True)
 sys.stdin.read()
 """
@@ -59,7 +59,7 @@ def test_monitor_streams_what_happens(cli: Cli) -> None:
         "--count",
         "5",
         "--seconds",
-        "30",
+        "120",
         "--hook",
         "connect",
     ]
@@ -68,7 +68,7 @@ def test_monitor_streams_what_happens(cli: Cli) -> None:
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     events: list[dict[str, object]] = []
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while monitor.poll() is None and time.monotonic() < deadline:  # until it watches, and then for its five events
         inside(cli, CLIENTS).kill()
     assert monitor.stdout is not None
@@ -122,7 +122,7 @@ def test_drops_say_why(cli: Cli) -> None:
     refused = inside(
         cli, "import socket\nprint('ready', flush=True)\nsocket.create_connection(('10.96.0.10', 80), 0.5)"
     )
-    assert refused.wait(20) != 0
+    assert refused.wait(60) != 0
     by_program, by_rules = cli.json("show", "drops")
     assert (by_program["hook"], by_program["reason"], by_program["count"]) == ("connect", "no_endpoint", 1)
     assert by_program["what"] == "left to the slow path to refuse"

@@ -145,7 +145,7 @@ def temporary(namespace: str, ip: Callable[..., None]) -> None:
         in_netns(namespace, sysctl.write, f"net/ipv6/conf/eth0/{name}", int(value))
     ip("address", "add", "2a00:1::6:7/64", "dev", "eth0", "mngtmpaddr", "nodad",
        "valid_lft", "86400", "preferred_lft", "86400")  # fmt: skip
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while routed(namespace) in ("2a00:1::6:7", "fd00:1::7"):
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -97,7 +97,7 @@ class Refused:
         done = in_netns(
             self.namespace, subprocess.run,
             ["bash", "-c", f'exec "$@" {ending}', "bash", *common, "--node-name", "n", *self.lines[name]],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=120, check=False,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=600, check=False,
         )  # fmt: skip
         return done.returncode, done.stderr
 

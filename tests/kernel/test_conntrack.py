@@ -100,7 +100,7 @@ def test_exactly_the_named_flows_go(
         assert entries(family) == before - {translated}
         assert {family: cleaned.entries for family, cleaned in done.items()} == {family: 1}
         done = delete_udp([StaleFlows(family, second, 53), StaleFlows(family, third, 54)])
-        assert (done[family].entries, 0 < done[family].seconds < 5) == (2, True)
+        assert (done[family].entries, 0 < done[family].seconds < 60) == (2, True)
         assert entries(family) == before - {translated, (second, 53, second, 53), (third, 54, third, 54)}
         delete_udp([])
         assert len(entries(family)) == 3

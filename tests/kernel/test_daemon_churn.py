@@ -216,10 +216,11 @@ def test_churn(lab: Lab, tmp_path: Path, soak: bool, mode: str) -> None:
                 churn.verify()
                 check = time.monotonic() + seconds / checks
         churn.verify()
+        traffic.until_used()
         reports = traffic.end()
         (tmp_path / "reports").write_text(f"{reports}\n{memory}\n")
         assert not lost(reports), reports
-        assert all(report.opened > 50 and report.exchanges > 50 for report in reports.values()), reports
+        assert all(report.opened >= 20 and report.exchanges >= 20 for report in reports.values()), reports
         if soak:
             assert _growth(memory) <= MOST_GROWTH, memory
 

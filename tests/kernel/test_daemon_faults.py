@@ -47,7 +47,7 @@ def test_a_fork_that_fails_is_tried_again_until_the_table_is_back(node: Node) ->
     node.says("BlockingIOError")
     assert node.services() == set()
     node.faults.fail("fork", 0)
-    until(lambda: node.services() == {"default/a"}, "the table is back", 30)
+    until(lambda: node.services() == {"default/a"}, "the table is back")
     assert "Traceback" not in node.text
     assert node.end() == 0
 
@@ -67,7 +67,7 @@ def test_every_kind_of_fault_in_a_change_is_made_good_at_the_next_try(node: Node
         until(lambda told=told: troubles(node) > told, f"{kind} fails")  # type: ignore[misc]
         assert node.faults.count(kind) > 0
         node.faults.fail(kind, 0)
-        until(lambda n=number: f"default/s{n}" in node.services(), f"s{number}", 30)  # type: ignore[misc]
+        until(lambda n=number: f"default/s{n}" in node.services(), f"s{number}")  # type: ignore[misc]
         assert node.alive, node.text
     assert "Traceback" not in node.text
     assert node.end() == 0
@@ -80,7 +80,7 @@ def test_iptables_that_cannot_be_started(node: Node) -> None:
     node.service("b", "10.96.0.11")
     until(lambda: node.text.count("retry_s") > 0, "it fails and says so")
     node.faults.fail("fork", 0)
-    until(lambda: node.services("iptables") == {"default/a", "default/b"}, "both are there", 30)
+    until(lambda: node.services("iptables") == {"default/a", "default/b"}, "both are there")
     assert "Traceback" not in node.text
     assert node.end() == 0
 
@@ -134,7 +134,7 @@ def test_more_health_check_ports_than_select_knows_descriptors(node: Node) -> No
     until(lambda: _open(node, 32599), "the last port is open")
     with netns(node.namespace):
         Nft().run("delete table ip hotplane\n")
-    until(lambda: "default/a" in node.services(), "a child looks, and the table comes back", 60)
+    until(lambda: "default/a" in node.services(), "a child looks, and the table comes back")
     assert _ask(node, 32599, "192.0.2.1") == 503
     assert node.end() == 0
     node.wrapper = ("prlimit", "--nofile=1024:1024")
@@ -142,10 +142,10 @@ def test_more_health_check_ports_than_select_knows_descriptors(node: Node) -> No
     node.says(" loaded ")
     node.says("descriptors none is left for it")
     node.service("b", "10.96.0.11")
-    until(lambda: "default/b" in node.services(), "changes go on", 60)
+    until(lambda: "default/b" in node.services(), "changes go on")
     with netns(node.namespace):
         Nft().run("delete table ip hotplane\n")
-    until(lambda: "default/b" in node.services(), "repairs go on", 60)
+    until(lambda: "default/b" in node.services(), "repairs go on")
     assert "Traceback" not in node.text
     assert node.end() == 0
 
@@ -160,12 +160,12 @@ def test_half_open_requests_of_one_host_to_the_health_port(node: Node) -> None:
     try:
         with netns(node.namespace):
             for _ in range(1150):
-                client = socket.create_connection(("127.0.0.1", 10256), 10)
+                client = socket.create_connection(("127.0.0.1", 10256), 60)
                 client.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
                 clients.append(client)
         assert _ask(node, 10256) == 200
         node.service("b", "10.96.0.11")
-        until(lambda: "default/b" in node.services(), "changes go on", 30)
+        until(lambda: "default/b" in node.services(), "changes go on")
         assert node.process is not None
         assert len(os.listdir(f"/proc/{node.process.pid}/fd")) < 400
         metrics = http(node.namespace, "127.0.0.1", 10249, "/metrics")[2].decode()
@@ -201,7 +201,7 @@ def test_a_full_state_directory(node: Node, small_state: Path) -> None:
     many = [MANIFEST.format(name=f"s{n}", ip=f"10.98.0.{n + 1}") for n in range(200)]
     (node.manifests / "many.yaml").write_text("---\n".join(many))
     node.says("changes can no longer be written down")
-    until(lambda: len(node.services()) == 201, "they are served nevertheless", 30)
+    until(lambda: len(node.services()) == 201, "they are served nevertheless")
     assert node.end() == 0
     assert "WARNING the plan could not be written down at the end" in node.text
     command = ["--state-dir", str(node.state), "check"]
@@ -233,7 +233,11 @@ def test_files_have_modes_of_their_own(node: Node, umask: int) -> None:
     until(lambda: any(node.state.glob("*.msgpack")), "the plan is saved")
     with netns(node.namespace):
         locks = [lock_path(), takeover_socket_path()]
-    made = {path: stat.S_IMODE(path.lstat().st_mode) for path in (*node.state.iterdir(), *locks)}
+    made = {}
+    for path in (*node.state.iterdir(), *locks):
+        with contextlib.suppress(FileNotFoundError):  # it was renamed, or an older one's time was over
+            made[path] = stat.S_IMODE(path.lstat().st_mode)
+    assert len(made) >= 4
     assert {mode & ~0o100 for mode in made.values()} == {0o600}, made
     assert node.state.stat().st_mode & 0o022 == 0
     assert node.end() == 0
@@ -256,7 +260,7 @@ def test_iptables_that_hangs_does_not_keep_the_daemon_from_ending(node: Node, tm
     assert node.end() == 0
     assert "Traceback" not in node.text
     for pid in (folder / "pids").read_text().split():
-        assert not Path(f"/proc/{pid}").exists()
+        until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), "what hung is gone, too")  # type: ignore[misc]
 
 
 ONLY = "-all,+net_admin"
@@ -271,7 +275,7 @@ def test_leaving_the_iptables_mode_without_its_rights(node: Node, tmp_path: Path
     node.start()
     node.says("the legacy tools need CAP_NET_ADMIN, CAP_NET_RAW and a writable /run/xtables.lock")
     node.service("b", "10.96.0.11")
-    until(lambda: "default/b" in node.services(), "changes go on", 30)
+    until(lambda: "default/b" in node.services(), "changes go on")
     assert node.services("iptables") == {"default/a"}
     assert node.end() == 0
     rights = f"{ONLY},+net_raw"
@@ -297,12 +301,12 @@ def test_another_user_s_daemon_beside_root_s_pins(node: Node) -> None:
         node.start()
         node.says(" loaded ")
         node.service("b", "10.96.0.11")
-        until(lambda: "default/b" in node.services(), "changes go on", 30)
+        until(lambda: "default/b" in node.services(), "changes go on")
         assert "Traceback" not in node.text
         assert " ERROR " not in node.text
         assert node.end() == 0
         node.start("--once")
         assert node.process is not None
-        assert node.process.wait(60) == 0, node.text
+        assert node.process.wait(180) == 0, node.text
     finally:
         pins.remove()

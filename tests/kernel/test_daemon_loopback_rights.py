@@ -38,7 +38,7 @@ def test_what_ran_before_it_with_more_rights_sets_them_up(
         daemon.run("run", "--init-only", *options)
         daemon.wrapper = ("unshare", "--mount", "sh", "-c", READ_ONLY, "-")
         cluster.start(*options)
-        with in_netns(name, socket.create_connection, ("127.0.0.1", 30080), 10) as client:
+        with in_netns(name, socket.create_connection, ("127.0.0.1", 30080), 60) as client:
             client.sendall(b"?\n")
             assert lab.pods[0].name.encode() in client.recv(1000)
         assert " ERROR " not in daemon.text

@@ -81,7 +81,7 @@ def killed_switch(daemon: NodeDaemon, url: str, mode: str, when: Callable[[NodeD
     before = traces(daemon)
     daemon.mode = mode
     daemon.start("--master", url, wait=False)
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while not when(daemon, before):
         assert daemon.alive, daemon.text
         assert time.monotonic() < end, daemon.text

@@ -98,7 +98,7 @@ def test_host_ports_come_and_go(cluster: DaemonLab, lab: Lab) -> None:
     ports = [{"containerPort": PORT, "hostPort": HOST_PORT}]
 
     def servers(family: Family) -> set[str]:
-        probe = Probe(node.addresses[family], HOST_PORT, count=2, timeout=2.0)
+        probe = Probe(node.addresses[family], HOST_PORT, count=2, timeout=60.0)
         [found] = lab.probe("client", probe)
         return set(found.servers) if found.count(Outcome.ANSWERED) else set(found.details)
 

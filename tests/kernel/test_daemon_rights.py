@@ -65,10 +65,11 @@ def test_the_capabilities_of_the_manifest_are_enough(lab: Lab, tmp_path: Path, m
         daemon.start("--master", cluster.server.url)
         assert http(lab.client.netns, node, 10256, "/healthz")[0] == 200
         with in_netns(client.netns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(5)
+            sock.settimeout(60)
             sock.connect(("10.96.0.53", 53))
             sock.send(b"?\n")
             assert other.name.encode() in sock.recv(1000)
+        traffic.until_used()
         reports = traffic.end()
         assert not lost(reports), reports
         assert all(report.opened > 10 for report in reports.values()), reports
@@ -81,7 +82,7 @@ def test_without_one_of_them_it_ends_and_names_it(lab: Lab, tmp_path: Path, mode
         daemon = NodeDaemon(lab, lab.nodes[0].name, tmp_path, mode)
         daemon.wrapper = only(tuple(right for right in mode_of(mode).needs if right is not missing))
         command = daemon.command("run", "--once", "--master", "http://192.0.2.1:1")
-        done = in_netns(daemon.netns, subprocess.run, command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+        done = in_netns(daemon.netns, subprocess.run, command, capture_output=True, text=True, cwd=ROOT, timeout=300)
         assert done.returncode == 1
         assert f"{mode} mode lacks {missing.name}, {missing.why}" in done.stderr
         assert "Traceback" not in done.stderr

@@ -143,7 +143,7 @@ def test_scale_to_zero_and_back(rollout: Rollout, lab: Lab) -> None:
     rollout.end(*pods)
     rollout.states({})
     with in_netns(lab.place("pod1-3").netns, socket.socket, socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.settimeout(20)
+        sock.settimeout(60)
         with pytest.raises(ConnectionRefusedError):
             sock.connect((VIP, 80))
     rollout.start("pod1-1")

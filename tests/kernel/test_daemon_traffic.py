@@ -1,5 +1,6 @@
 """The daemon under real traffic: what happens around it must not cost a connection."""
 
+import contextlib
 import os
 import random
 import socket
@@ -65,8 +66,8 @@ def test_an_outage_of_the_api_server_changes_nothing(cluster: DaemonLab, lab: La
             until(lambda d=daemon: not cluster.holds(d, "default/other"), "the deleted one goes")  # type: ignore[misc]
         assert generation.read() - before <= 9, "three changes, each of three transactions at most"
         assert not any("loaded again" in daemon.text for daemon in cluster.daemons), "only what differs is changed"
+        until(lambda: traffic.made > 100 or bool(traffic.failures), "connections")
     assert traffic.failures == []
-    assert traffic.made > 100
 
 
 @BOTH_MODES
@@ -88,9 +89,9 @@ def test_killed_at_random_instants_under_load(cluster: DaemonLab, lab: Lab, soak
             daemon.start("--master", cluster.server.url)
         cluster.serve((pods[3], "ready"))
         cluster.synced()
+        until(lambda: traffic.made > 100 or bool(traffic.failures), "connections")
     assert traffic.failures == []
     assert local.failures == []
-    assert traffic.made > 100
     with Traffic(lab.pods[0].netns, lasting=0) as after:
         until(lambda: after.made > 20, "some more connections")
     assert set(after.servers) == {pods[3].name}, "the last word is in the kernel"
@@ -102,6 +103,7 @@ def test_a_rolling_update_fails_no_request(cluster: DaemonLab, lab: Lab) -> None
     cluster.serve(*[(pod, "ready") for pod in old])
     cluster.synced()
     with Traffic(lab.nodes[1].netns, lasting=0) as traffic:
+        until(lambda: len(traffic.servers) == 2 or bool(traffic.failures), "both are used")
         for index in range(2):
             done, left = old[:index], old[index + 1 :]
             ready = [*left, *new[: index + 1]]
@@ -150,10 +152,14 @@ def test_scale_to_zero_and_back_frees_udp_clients(cluster: DaemonLab, lab: Lab) 
     cluster.serve((one, "ready"), name="dns", protocol="UDP")
     cluster.synced()
     with in_netns(lab.pods[0].netns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(0.3)
         sock.connect(("10.96.0.53", 53))
 
         def ask() -> str:
+            sock.settimeout(0)
+            with contextlib.suppress(OSError):  # what was answered too late for the one who asked
+                while sock.recv(1000):
+                    pass
+            sock.settimeout(0.3)
             try:
                 sock.send(b"?\n")
                 return sock.recv(1000).split(b'"')[3].decode()
@@ -166,13 +172,13 @@ def test_scale_to_zero_and_back_frees_udp_clients(cluster: DaemonLab, lab: Lab) 
         assert [ask() for _ in range(3)] == ["", "", ""], "nobody is there"
         cluster.serve((other, "ready"), name="dns", protocol="UDP")
         cluster.synced()
-        until(lambda: ask() == other.name, "the new endpoint answers the same socket", 3)
+        until(lambda: ask() == other.name, "the new endpoint answers the same socket", 20)
 
 
 def test_flushed_rules_come_back_by_themselves(cluster: DaemonLab, lab: Lab) -> None:
     daemon = cluster.daemons[0]
     in_netns(daemon.netns, subprocess.run, ["nft", "delete", "table", "ip", "hotplane"], check=True)
-    until(lambda: cluster.holds(daemon, "default/echo"), "the rules come back", 10)
+    until(lambda: cluster.holds(daemon, "default/echo"), "the rules come back")
     assert "differs from the plan" in daemon.text
     assert "default/echo" in daemon.text
     cluster.server.apply(service("later", "10.96.0.30"), endpoint_slice("later", [lab.pods[0].addresses[Family.IPV4]]))

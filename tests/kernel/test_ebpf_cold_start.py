@@ -54,6 +54,12 @@ def make_plane(namespace: str, group: Path) -> Iterator[Callable[..., EbpfPlane]
         plane.cleanup()
 
 
+def open_files() -> int:
+    """How many descriptors this process has, without those of what nobody uses any more."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
 def one_by_one(plan: Plan) -> dict[FrontendKey, Row]:
     """What the maps hold when entries are written one after the other."""
     with create_maps(SMALL) as maps:
@@ -61,7 +67,7 @@ def one_by_one(plan: Plan) -> dict[FrontendKey, Row]:
         return read_rows(maps, plan.entries)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(plan=plans())
 def test_entries_written_many_at_a_time_are_those_written_singly(monkeypatch, plan):  # type: ignore[no-untyped-def]
     monkeypatch.setattr(fill, "_A_PIECE", 2)
@@ -135,11 +141,10 @@ def test_a_slow_path_that_fails_leaves_nothing(make_plane: Callable[..., EbpfPla
             return super().load(plan)
 
     slow = Fails()
-    plane, plan, before = make_plane(slow), plan_of(service("a")), len(os.listdir("/proc/self/fd"))
+    plane, plan, before = make_plane(slow), plan_of(service("a")), open_files()
     with pytest.raises(PlaneError, match="not now"):
         plane.load(plan)
-    gc.collect()  # the error has the memory of the maps
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before  # the error had the memory of the maps
     assert (plane.pins.map_versions(), plane.pins.links(), plane.loaded) == ([], {}, False)
     slow.failing = False
     plane.load(plan)
@@ -253,10 +258,10 @@ def test_what_is_prepared_is_used_and_nobody_sees_it_before(make_plane: Callable
 
 
 def test_what_was_prepared_for_nothing_goes(make_plane: Callable[..., EbpfPlane]) -> None:
-    plane, before = make_plane(), len(os.listdir("/proc/self/fd"))
+    plane, before = make_plane(), open_files()
     plane.prepare_load()
     plane.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
     plane.prepare_load()
     other, plan = make_plane(), plan_of(service("a"))
     other.load(plan)  # another process was first: its maps are adopted

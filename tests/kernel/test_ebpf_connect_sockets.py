@@ -141,7 +141,7 @@ def test_connected_udp_does_not_stay_on_a_removed_endpoint(bench: Bench) -> None
     bench.pod.call("connect", "direct", first, BACKEND_PORT)
     rest = tuple(Backend(address, BACKEND_PORT) for address in BACKENDS[Family.IPV4] if address != first)
     bench.become(service("a", Protocol.UDP, backends=rest))
-    assert bench.cleaner.flush(10)
+    assert bench.cleaner.flush(60)
     with pytest.raises(OSError) as caught:
         bench.pod.call("ask", "s")
     assert caught.value.errno in (errno.ECONNABORTED, errno.EDESTADDRREQ)

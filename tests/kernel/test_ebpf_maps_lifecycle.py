@@ -109,7 +109,7 @@ def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.usefixtures("size")
 @given(sequence=st.lists(plans(), min_size=1, max_size=5))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_sequence_of_plans_reads_back(make_plane: Callable[..., EbpfPlane], sequence: list[Plan]) -> None:
     plane, before = make_plane(), plan_of()
     plane.load(before)
@@ -123,7 +123,7 @@ def test_any_sequence_of_plans_reads_back(make_plane: Callable[..., EbpfPlane], 
 
 @pytest.mark.usefixtures("size")
 @given(before=plans(), after=plans())
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_a_later_daemon_adopts_and_goes_on(make_plane: Callable[..., EbpfPlane], before: Plan, after: Plan) -> None:
     first = make_plane()
     first.load(before)
@@ -150,7 +150,7 @@ _members = st.dictionaries(st.integers(2, 40), st.sampled_from(("here", "there",
     affinity=st.sampled_from((0, 10800)),
     restart=st.integers(0, 6),
 )
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_a_service_that_changes_in_its_backends_alone(
     make_plane: Callable[..., EbpfPlane], steps: list[dict[int, str]], protocol: Protocol, affinity: int, restart: int
 ) -> None:
@@ -185,7 +185,7 @@ def test_a_service_that_changes_in_its_backends_alone(
 
 @pytest.mark.usefixtures("size")
 @given(before=plans(), after=plans(), writes=st.integers(0, 40))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_a_daemon_that_dies_between_any_two_steps_is_understood(
     make_plane: Callable[..., EbpfPlane], monkeypatch: pytest.MonkeyPatch, before: Plan, after: Plan, writes: int
 ) -> None:

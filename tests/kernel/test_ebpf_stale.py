@@ -112,7 +112,7 @@ def test_whoever_holds_a_namespace_keeps_it(place: str, holder: str) -> None:
     load(place, PREFIX + "held")
     with netns.netns(place):
         cookie = netns_cookie()
-        process = subprocess.Popen(["sleep", "60"]) if holder == "process" else None
+        process = subprocess.Popen(["sleep", "600"]) if holder == "process" else None
     descriptor = os.open(netns.NETNS_DIR / place, os.O_RDONLY) if holder == "descriptor" else -1
     if holder != "name":
         netns.remove(place)

@@ -65,9 +65,13 @@ def findings(daemon: NodeDaemon) -> dict[str, Finding]:
     return {finding.check: finding for finding in in_netns(daemon.netns, look)}
 
 
+def statuses(daemon: NodeDaemon) -> dict[str, Status]:
+    return {check: finding.status for check, finding in findings(daemon).items()}
+
+
 def seen(lab: Lab) -> dict[str, set[str]]:
     """Whom each pod saw as the client behind node 1's node port, all connections being answered."""
-    [result] = lab.probe("client", Probe(lab.nodes[0].addresses[Family.IPV4], 30080, count=40, timeout=5.0))
+    [result] = lab.probe("client", Probe(lab.nodes[0].addresses[Family.IPV4], 30080, count=40, timeout=60.0))
     found: dict[str, set[str]] = {}
     for attempt in result.attempts:
         assert attempt.outcome is Outcome.ANSWERED
@@ -87,13 +91,13 @@ def test_nodes_announce_and_take_back(cluster: DaemonLab, lab: Lab, tmp_path: Pa
     assert tunnels(first) == set(), "the other one speaks nothing yet"
     client, here = lab.client.addresses[Family.IPV4], {addresses[0]}
     assert seen(lab) == {"pod1-1": {client}, "pod2-1": here}
-    assert findings(first)["forwarding, node node2"].status is Status.LIMITED
+    until(lambda: statuses(first).get("forwarding, node node2") is Status.LIMITED, "the first one's doctor says so")
     second.start("--master", cluster.server.url)
     until(lambda: tunnels(first) == {addresses[1]} and tunnels(second) == {addresses[0]}, "they forward to each other")
     assert plan(first).tunnel_peers == {addresses[1]}
     assert seen(lab) == {"pod1-1": {client}, "pod2-1": {client}}
+    until(lambda: {*statuses(first).values()} == {Status.OK}, "the first one's doctor finds both well")
     told = findings(first)
-    assert {each.status for each in told.values()} == {Status.OK}
     assert told["forwarding, this node"].detail == f"announces {OFFER}"
     assert addresses[1] in told["forwarding, node node2"].detail
 

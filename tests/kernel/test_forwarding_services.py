@@ -29,6 +29,7 @@ from dataplane.planes.ebpf.maps.tunnels import endpoint_digest
 from dataplane.planes.nftables.plane import NftablesPlane
 from dataplane.planes.options import PlaneOptions
 from dataplane.policy.forwarding import DEFAULT_PORT, DEFAULT_VNI
+from tests.kernel.daemon_lab import until
 from tests.kernel.packet_lab import counted, look_for_devices
 from tests.kernel.services_lab import (
     EXTERNAL,
@@ -70,7 +71,7 @@ def made(_made: ServicesLab) -> Iterator[ServicesLab]:
 def servers(made: ServicesLab, count: int = 12) -> dict[str, str]:
     """Who answers each of the client's addresses, so many of each family."""
     sources = [(family, source) for family in FAMILIES for source in SOURCES[family][:count]]
-    probes = [Probe(EXTERNAL[family], 80, source=source, timeout=5) for family, source in sources]
+    probes = [Probe(EXTERNAL[family], 80, source=source, timeout=60) for family, source in sources]
     results = made.lab.probe("client", *probes)
     assert all(result.count(Outcome.ANSWERED) == 1 for result in results)
     return {probe.source: result.attempts[0].server for probe, result in zip(probes, results, strict=True)}
@@ -100,12 +101,19 @@ def test_by_maglev_each_node_finds_the_clients_endpoint(made: ServicesLab) -> No
 def test_what_is_remembered_lasts_from_the_last_new_connection(made: ServicesLab) -> None:
     """One client of twelve goes on connecting, and stays. The others' second is over: that all of them happen to choose
     the same of four endpoints again is once in four million."""
-    made.serve("dsr", *PODS, affinity_seconds=1)
-    before = servers(made)
-    for _ in range(3):
+    seconds = 2
+    made.serve("dsr", *PODS, affinity_seconds=seconds)
+    before, begun = servers(made), time.monotonic()
+    last = begun
+    while last - begun <= seconds:
         time.sleep(0.4)
-        stays = servers(made, 1)
-        assert stays.items() <= before.items()
+        asked, stays = time.monotonic(), servers(made, 1)
+        if time.monotonic() - last < seconds:
+            assert stays.items() <= before.items()
+        else:  # on a busy machine its own second was over meanwhile: from the beginning
+            before, asked = servers(made), time.monotonic()
+            begun = asked
+        last = asked
     after = servers(made)
     assert stays.items() <= after.items()
     for family in FAMILIES:
@@ -128,6 +136,19 @@ def send_raw(made: ServicesLab, family: Family, packet: Packet) -> None:
         sock.sendto(bytes(packet), (packet.dst, 0))
 
 
+@contextmanager
+def heard(made: ServicesLab, reasons: set[str]) -> Iterator[None]:
+    """Wait at the end until each of these reasons was counted once more."""
+    before = made.proxy.counters()
+    yield
+
+    def more() -> set[str]:
+        now = made.proxy.counters()
+        return {name.partition(":")[2] for name, count in now.items() if count > before.get(name, 0)}
+
+    until(lambda: reasons <= more(), f"the programs count {reasons}")
+
+
 @WAYS
 def test_source_ranges_hold_where_the_packet_came_in(made: ServicesLab, way: str, entry: str) -> None:
     """Others are refused by name: at once, with a segment of a connection that another node might have taken, and with
@@ -142,7 +163,7 @@ def test_source_ranges_hold_where_the_packet_came_in(made: ServicesLab, way: str
         Probe(EXTERNAL[family], 80, protocol, source=source, timeout=seconds)
         for family in FAMILIES
         for protocol in PROTOCOLS
-        for source, seconds in zip(SOURCES[family][:2], (5, SILENCE), strict=True)
+        for source, seconds in zip(SOURCES[family][:2], (60, SILENCE), strict=True)
     ]
     with counted(made.proxy) as ways:
         results = [result.attempts[0] for result in made.lab.probe("client", *probes)]
@@ -154,17 +175,15 @@ def test_source_ranges_hold_where_the_packet_came_in(made: ServicesLab, way: str
     for family in FAMILIES:
         for source, wanted in zip(SOURCES[family][:2], ({"taken_over", "forwarded"}, {"source_range"}), strict=True):
             head = (IP if family is Family.IPV4 else IPv6)(src=source, dst=EXTERNAL[family])
-            with counted(made.proxy) as ways:
+            with counted(made.proxy) as ways, heard(made, wanted):
                 send_raw(made, family, head / TCP(sport=4000, dport=80, flags="A"))
-                time.sleep(0.05)
             told = {name.partition(":")[2] for name in ways} & {"taken_over", "source_range", "forwarded"}
             assert told == wanted, (family, source)
         head = (IP if family is Family.IPV4 else IPv6)(src=SOURCES[family][1])
         head.dst = made.lab.place("node2").addresses[family]
-        with counted(made.proxy) as ways:
+        with counted(made.proxy) as ways, heard(made, {"tunnel_sender"}):
             datagram = UDP(sport=50000, dport=DEFAULT_PORT) / tunnelled(made, family, SOURCES[family][1])
             send_raw(made, family, head / datagram)
-            time.sleep(0.05)
         assert {name for name in ways if "tunnel" in name} == {"tc_ingress:tunnel_sender"}
 
 
@@ -191,9 +210,9 @@ def test_endpoints_that_terminate(made: ServicesLab, way: str, entry: str) -> No
         ):
             made.proxy.update(change)
             for family in FAMILIES:
-                probes = [Probe(EXTERNAL[family], 80, protocol, count=25, timeout=5) for protocol in PROTOCOLS]
+                probes = [Probe(EXTERNAL[family], 80, protocol, count=60, timeout=60) for protocol in PROTOCOLS]
                 for result in made.lab.probe("client", *probes):
-                    assert result.count(Outcome.ANSWERED) == 25
+                    assert result.count(Outcome.ANSWERED) == 60
                     assert set(result.servers) == found, (change, result.servers)
             for each in held:
                 if each in moves and not serving:
@@ -201,7 +220,7 @@ def test_endpoints_that_terminate(made: ServicesLab, way: str, entry: str) -> No
                 else:
                     assert each.goes_on(), each.server
     made.proxy.update(made.slices())
-    [refused] = made.lab.probe("client", Probe(EXTERNAL[Family.IPV4], 80, timeout=5))
+    [refused] = made.lab.probe("client", Probe(EXTERNAL[Family.IPV4], 80, timeout=60))
     assert refused.attempts[0].outcome is Outcome.REFUSED
 
 
@@ -215,7 +234,7 @@ def test_endpoints_on_the_host_network(made: ServicesLab, way: str, entry: str) 
         with counted(made.proxy) as ways:
             for family in FAMILIES:
                 frontends = ((EXTERNAL[family], 80), (own[family], NODE_PORT))
-                probes = [Probe(*at, protocol, 3, 5, packets=2) for at in frontends for protocol in PROTOCOLS]
+                probes = [Probe(*at, protocol, 3, 60, packets=2) for at in frontends for protocol in PROTOCOLS]
                 for result in made.lab.probe("client", *probes):
                     assert result.servers == {node: 3}
                     assert set(result.clients) == {made.clients[family]}
@@ -240,7 +259,7 @@ def test_who_uses_the_external_address_from_inside(made: ServicesLab) -> None:
                 ("node2", nodes[1], nodes[1]),
             ):
                 frontends = ((EXTERNAL[family], 80), (nodes[0], NODE_PORT), (nodes[1], NODE_PORT))
-                probes = [Probe(*at, protocol, timeout=5, packets=2) for at in frontends for protocol in PROTOCOLS]
+                probes = [Probe(*at, protocol, timeout=60, packets=2) for at in frontends for protocol in PROTOCOLS]
                 seen = [set(result.clients) for result in made.lab.probe(place, *probes)]
                 assert seen == [{by_vip}] * 2 + [{nodes[0]}] * 2 + [{by_node2}] * 2, (place, family)
     assert not [name for name in ways if name.endswith(":forwarded")]
@@ -252,7 +271,7 @@ def test_policy_local_forwards_nothing(made: ServicesLab, way: str, entry: str) 
     made.serve(way, f"pod{OTHER[entry][4]}-1", external_local=True)
     probes = [
         Probe(made.lab.place(node).addresses[family], NODE_PORT, protocol, timeout=seconds)
-        for node, seconds in ((entry, SILENCE), (OTHER[entry], 5))
+        for node, seconds in ((entry, SILENCE), (OTHER[entry], 60))
         for protocol in PROTOCOLS
         for family in FAMILIES
     ]
@@ -260,7 +279,7 @@ def test_policy_local_forwards_nothing(made: ServicesLab, way: str, entry: str) 
         results = [result.attempts[0] for result in made.lab.probe("client", *probes)]
     assert [str(each.outcome) for each in results] == ["timeout"] * 4 + ["answered"] * 4
     assert {each.client.rpartition(":")[0].strip("[]") for each in results[4:]} == set(made.clients.values())
-    assert ways["tc_ingress:policy_drop"] == 4
+    assert ways["tc_ingress:policy_drop"] >= 4  # a SYN may be sent again before the client's time is over
     assert not [name for name in ways if name.endswith(":forwarded")]
 
 
@@ -362,9 +381,13 @@ def another_uplink(made: ServicesLab, node: str) -> Iterator[None]:
             made.lab.run(node, ["ip", "link", "del", "eth1"])
 
 
-def outcomes(made: ServicesLab) -> tuple[list[str], set[str]]:
-    """How a connection of each family ends that is forwarded, and what is counted of the tunnel and its ends."""
-    probes = [Probe(EXTERNAL[family], 80, timeout=SILENCE) for family in FAMILIES]
+def outcomes(made: ServicesLab, *wanted: str) -> tuple[list[str], set[str]]:
+    """How a connection of each family ends that is forwarded, and what is counted of the tunnel and its ends. wanted:
+    how it should end, for only of one that should be lost silence is believed soon."""
+    probes = [
+        Probe(EXTERNAL[family], 80, timeout=SILENCE if end == "timeout" else 60)
+        for family, end in zip(FAMILIES, wanted, strict=True)
+    ]
     with counted(made.proxy) as ways:
         results = made.lab.probe("client", *probes)
     told = {name.partition(":")[2] for name in ways} & {"no_way_out", "reverse_path", "tunnel_lost"}
@@ -378,18 +401,18 @@ def test_the_endpoints_node_reaches_clients_by_another_device(made: ServicesLab,
     made.lab.set_entry(OTHER[far])
     made.serve("dsr", f"pod{far[4]}-1")
     with another_uplink(made, far):
-        assert outcomes(made) == (["timeout"] * 2, {"no_way_out"})
+        assert outcomes(made, "timeout", "timeout") == (["timeout"] * 2, {"no_way_out"})
         for version, via in (("-4", "172.19.0.254"), ("-6", "fd00:172:19::fe")):
             made.lab.run(far, ["ip", version, "route", "add", "default", "via", via, "metric", "2000"])
         look_for_devices(made.proxy)
-        assert outcomes(made) == (["answered"] * 2, set())
+        assert outcomes(made, "answered", "answered") == (["answered"] * 2, set())
         made.proxy.update([web("tunnel")])
         try:
             for value, answer, told in (("1", "timeout", {"reverse_path", "tunnel_lost"}), ("2", "answered", set())):
                 with netns(made.lab.place(far).netns):
                     sysctl.write("net/ipv4/conf/eth0/rp_filter", value)
                 look_for_devices(made.proxy)
-                assert outcomes(made) == ([answer, "answered"], told)
+                assert outcomes(made, answer, "answered") == ([answer, "answered"], told)
         finally:
             with netns(made.lab.place(far).netns):
                 sysctl.write("net/ipv4/conf/eth0/rp_filter", 0)
@@ -444,7 +467,7 @@ def test_commands_tell_of_forwarded_flows(
     assert stream is not None
     with stream, made.held(1) as held:
         mine = {host_port(*each.sock.getsockname()[:2]) for each in held}
-        decisions = [each for each in stream.poll(1.0) if each.source in mine]
+        decisions = [each for each in stream.poll(60) if each.source in mine]
         for node in (entry, far):
             shown = json.loads(told(made, node, capsys, tmp_path, "show", "connections"))
             assert {each["endpoint"] for each in shown if each["client"] in mine} == endpoints

@@ -15,11 +15,10 @@ from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.forwarding import Forwarding
 from tests.kernel.forwarding_lab import INGRESS, ForwardingLab, forwarding_lab
 from tests.kernel.packet_lab import counted
-from tests.kernel.test_forwarding_flows import FAMILIES, Connection, used
+from tests.kernel.test_forwarding_flows import FAMILIES, Connection, opened_to, used
 
 HELD = 12
 WAYS = [Forwarding.DSR, Forwarding.TUNNEL]
-PODS = {"pod1-1", "pod2-1", "pod3-1"}
 
 
 @pytest.fixture(scope="module", params=["tc", "xdp"])
@@ -34,9 +33,7 @@ def made(request: pytest.FixtureRequest) -> Iterator[ForwardingLab]:
 
 def opened(made: ForwardingLab) -> list[Connection]:
     """Connections to the load-balancer IP, of both families, to all pods."""
-    found = [Connection(made, INGRESS[family], 80) for family in FAMILIES for _ in range(HELD)]
-    assert {connection.server for connection in found} == PODS
-    return found
+    return [connection for family in FAMILIES for connection in opened_to(made, INGRESS[family], 80, HELD)]
 
 
 def closed(connections: list[Connection]) -> None:

@@ -19,6 +19,7 @@ from dataplane.model.net import Family
 from dataplane.planes.ebpf.flows.collect import sweep
 from dataplane.planes.ebpf.maps.layout import fields_of
 from dataplane.planes.ebpf.plane import EbpfPlane
+from tests.kernel.daemon_lab import until
 from tests.kernel.packet_lab import BOTH, FAMILIES, HEARD, LOCAL, REMOTE, counted, open_socket, packet_lab
 from tests.kernel.test_tc_traffic import PORT
 
@@ -205,8 +206,8 @@ def test_what_is_held_is_collected(lab: tuple[Lab, LabProxy]) -> None:
         parts = fragments(sock.getsockname()[:2], (frontend, REMOTE), bytes(2500))
         before = {key for key, _ in maps.items("held")}
         send_raw(the_lab.client.netns, frontend, parts[1:])
+        until(lambda: len({key for key, _ in maps.items("held")} - before) == 2, "both are held")
         kept = [(key, value) for key, value in maps.items("held") if key not in before]
-        assert len(kept) == 2
         at = fields_of("held")["last_ns"]
         for key, value in kept:
             old = struct.unpack_from("=Q", value, at)[0] - 31 * 10**9

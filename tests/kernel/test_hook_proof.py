@@ -1,5 +1,6 @@
 """`hotplane doctor` proves hooks with packets and connections: it notices programs that load and do not work."""
 
+import os
 from functools import partial
 from typing import Any
 
@@ -17,9 +18,9 @@ from dataplane.planes.options import PlaneOptions
 
 
 def left() -> list[str]:
-    """What proofs have not removed."""
+    """What proofs of this process have not removed."""
     groups = [path.name for path in cgroup.root().iterdir() if path.is_dir()]
-    return [name for name in (*netns.names(), *groups) if "proof" in name]
+    return [name for name in (*netns.names(), *groups) if "proof" in name and name.endswith(f"-{os.getpid()}")]
 
 
 @pytest.fixture(autouse=True)

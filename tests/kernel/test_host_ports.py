@@ -63,7 +63,7 @@ def pod(name: str, lab: Lab, **fields: object) -> Pod:
 
 
 def probe(lab: Lab, where: str, address: str, protocol: Protocol = Protocol.TCP) -> ProbeResult:
-    return lab.probe(where, Probe(address, HOST_PORT, protocol, count=4, timeout=20.0))[0]
+    return lab.probe(where, Probe(address, HOST_PORT, protocol, count=4, timeout=60.0))[0]
 
 
 @FAMILIES
@@ -96,7 +96,7 @@ def test_a_terminating_pod_has_none_and_udp_goes_to_the_next(lab: Lab, proxy: La
     with netns(lab.client.netns):
         sock = socket.socket(family.socket_family, socket.SOCK_DGRAM)
     with sock:
-        sock.settimeout(20)
+        sock.settimeout(60)
         sock.connect((target, HOST_PORT))
 
         def ask() -> str:

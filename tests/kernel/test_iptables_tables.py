@@ -135,7 +135,7 @@ def test_sysctls_that_do_not_exist_are_named() -> None:
     assert not sysctl.ensure("net.ipv4.ip_forward", 1)
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(hosts=st.lists(st.sets(st.integers(1, 40), max_size=5), min_size=1, max_size=4))
 def test_any_run_of_endpoint_changes_is_read_back_from_the_kernel(hosts: list[set[int]]) -> None:
     planner = Planner(NODE)

@@ -21,7 +21,7 @@ SILENCE = 0.3
 """Seconds without an answer after which a datagram is looked at."""
 REST = 1.0
 """Seconds in which a socket may still hear an old answer, so that no new question is asked."""
-LATE = 5.0
+LATE = 30.0
 """Seconds after which a datagram that nothing disturbed is lost."""
 LAST = 180.0
 """Seconds that connections have after everything is allowed again: TCP waits up to two minutes between tries."""

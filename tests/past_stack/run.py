@@ -48,7 +48,7 @@ PAUSE, FREE = (0.02, 0.15), (0.1, 0.5)
 """Seconds between two changes, and while nobody must stay on the stack."""
 BACK_SHARE = 0.6
 """Of changes that take back what is in force, where there is something."""
-NOTICED_SECONDS = 10.0
+NOTICED_SECONDS = 60.0
 REPORT_SECONDS = 15.0
 MOST_OPEN = 500
 ROOM = Sizes(frontends=512, slots=1024, backends=512, services=256, tcp_flows=131072, udp_flows=131072)

@@ -106,7 +106,7 @@ class Cluster:
             server.close()
 
     def ask(
-        self, where: str, address: str, port: int, *, source: str = "", udp: bool = False, wait: float = 5
+        self, where: str, address: str, port: int, *, source: str = "", udp: bool = False, wait: float = 60
     ) -> tuple[str, str]:
         """Connect (or send) and return who answered ("9" or "10") and the source address that it saw."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET

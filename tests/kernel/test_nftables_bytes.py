@@ -96,7 +96,7 @@ def spelled(held: dict[Element, bytes]) -> Listed:
     return found
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 @pytest.mark.parametrize("family", list(Family))
 def test_what_is_written_is_what_nft_lists(tables: Tables, family: Family, data: st.DataObject) -> None:
@@ -115,7 +115,7 @@ def test_what_is_written_is_what_nft_lists(tables: Tables, family: Family, data:
     assert tables.read(family) == {}
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(node=nodes(), cluster=clusters())
 def test_a_plan_in_the_kernel_is_read_as_nft_lists_it(namespace, node, cluster):  # type: ignore[no-untyped-def]
     plane = in_netns(namespace, NftablesPlane)

@@ -199,7 +199,7 @@ class Watched(Store):
         assert_whole({f: table_state(w, self) for f, w in SYNTAX.items() if self.has_table(w.own)})
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(node=nodes(), before=clusters(), after=clusters())
 def test_nothing_dangles_between_two_plans(namespace, node, before, after):  # type: ignore[no-untyped-def]
     layouts = Layouts(SYNTAX.values())

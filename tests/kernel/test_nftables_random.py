@@ -50,7 +50,7 @@ def plane(namespace: str, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     return in_netns(namespace, NftablesPlane, text_limit=text_limit)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(node=nodes(), stages=st.lists(clusters(), min_size=2, max_size=4), other=nodes())
 def test_every_change_leaves_what_the_plan_says(plane, node, stages, other):  # type: ignore[no-untyped-def]
     plane.cleanup()
@@ -79,7 +79,7 @@ def test_every_change_leaves_what_the_plan_says(plane, node, stages, other):  # 
     assert_empty(plane, planner.plan)
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(node=nodes(), before=clusters(), after=clusters())
 def test_a_table_of_an_earlier_run_becomes_the_plan(plane, node, before, after):  # type: ignore[no-untyped-def]
     plane.cleanup()

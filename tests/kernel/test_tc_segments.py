@@ -40,7 +40,9 @@ ATTACK = st.tuples(
 )  # fmt: skip
 SOAKING = settings.default is not None and settings.get_profile("soak") is settings.default
 FEW = settings(
-    max_examples=3000 if SOAKING else 80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=3000 if SOAKING else 80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

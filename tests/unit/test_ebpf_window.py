@@ -15,7 +15,7 @@ LENGTH = 5 * 4096 + 80
 _steps = st.lists(st.tuples(st.integers(0, LENGTH // 8 - 1), st.integers(0, 600), st.integers(0, 255)), max_size=20)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(steps=_steps, item=st.sampled_from((1, 8)))
 def test_a_window_shows_and_writes_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[int, int, int]], item: int

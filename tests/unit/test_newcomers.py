@@ -18,7 +18,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "_MANY", 1)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(node=nodes(), before=clusters(), after=clusters(), vouched=st.booleans())
 def test_all_at_once_is_one_after_another(monkeypatch, node, before, after, vouched):  # type: ignore[no-untyped-def]
     one, many = (Planner(node_config(node), vouched=vouched) for _ in range(2))

@@ -60,7 +60,7 @@ def change(to: Books, old: PlanEntry, new: PlanEntry) -> Parts:
     return parts
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.lists(st.tuples(_sets, st.sets(st.sampled_from([f"10.0.0.{n}" for n in range(2, 30)]))), min_size=2, max_size=6),
     st.sampled_from((0, 30)),

@@ -3,6 +3,7 @@ nodes of different formats understand each other, and connections live through a
 
 import socket
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_every_pod_sees_the_client(made: ForwardingLab, form: Format, way: Forwa
         for to, port in ((made.lab.nodes[0].addresses, NODE_PORT), (INGRESS, 80)):
             made.forget_flows()  # or a socket of the last round may have the port of one of this
             probes = [
-                Probe(to[family], port, protocol, 30, timeout=5, packets=3)
+                Probe(to[family], port, protocol, 60, timeout=60, packets=3)
                 for family in FAMILIES
                 for protocol in (Protocol.TCP, Protocol.UDP)
             ]
@@ -77,12 +78,12 @@ def test_connections_live_through_changes(made: ForwardingLab, way: Forwarding) 
             socket.socket(family.socket_family, kind)
             for family in FAMILIES
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
-            for _ in range(6)
+            for _ in range(10)
         ]
         met = {}
         for sock in living:
             family = Family.IPV4 if sock.family == socket.AF_INET else Family.IPV6
-            sock.settimeout(5)
+            sock.settimeout(60)
             sock.connect((made.lab.nodes[0].addresses[family], NODE_PORT))
             met[sock] = ask(sock)
         assert len({server for server, _ in met.values()}) == 3
@@ -92,7 +93,8 @@ def test_connections_live_through_changes(made: ForwardingLab, way: Forwarding) 
                 for sock in living:
                     assert ask(sock) == met[sock], (form, node.name)
                     assert host(met[sock][1]) == sock.getsockname()[0]
-    [result] = made.lab.probe("client", Probe(made.lab.nodes[0].addresses[Family.IPV4], NODE_PORT, count=10, timeout=5))
+    address = made.lab.nodes[0].addresses[Family.IPV4]
+    [result] = made.lab.probe("client", Probe(address, NODE_PORT, count=10, timeout=60))
     assert {a.outcome for a in result.attempts} == {Outcome.ANSWERED}
     for sock in living:
         sock.close()
@@ -111,8 +113,8 @@ def test_the_format_is_told(made: ForwardingLab, form: Format) -> None:
         assert stream is not None
     with stream:
         with netns(made.lab.client.netns):
-            socks = [socket.create_connection((node1.node.addresses[Family.IPV4], NODE_PORT), 5) for _ in range(12)]
-        events = [event for event in stream.poll(5) if event.forwarded]
+            socks = [socket.create_connection((node1.node.addresses[Family.IPV4], NODE_PORT), 60) for _ in range(12)]
+        events = [event for event in stream.poll(60) if event.forwarded]
         assert events
         assert {event.forwarded for event in events} <= {
             f"{node.addresses[Family.IPV4]} {said}" for node in made.lab.nodes[1:]
@@ -137,17 +139,13 @@ def test_bulk_and_big_datagrams(bulk: ForwardingLab, form: Format, way: Forwardi
     assert ways["tc_ingress:forwarded"] > 10, ways
     fits = 1500 - form.overhead(family)
     with client(bulk, family, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(1.5)
-        answered = 0
         for number in range(5):
             sent = bytes([number]) * (fits + 1 - (28 if family is Family.IPV4 else 48))
-            try:
+            sock.settimeout(1.5 if number < 2 else 60)
+            with suppress(OSError) if number < 2 else nullcontext():  # too long, or no answer
                 sock.send(sent)
-                assert sock.recv(65536) == sent
-                answered += 1
-            except OSError as error:  # too long, or no answer
-                assert number < 2, error  # noqa: PT017
-    assert answered >= 3
+                while sock.recv(65536) != sent:
+                    assert number > 0, "an answer to an earlier one may come late"
     known = bulk.lab.run(bulk.lab.client.name, [*ip_route(family), "show", "cache"]).stdout
     assert f"mtu {fits}" in known
     bulk.lab.run(bulk.lab.client.name, [*ip_route(family), "flush", "cache"])

@@ -92,14 +92,14 @@ INLINE int quick_begin(struct __sk_buff *skb, struct scratch *scratch, const str
     struct direct_hop *there, *back;
     int turned;
 
-    if (!from)
+    if (!from || hide_value(scratch, answered_here(&glance->tuple, scratch)))
         return GO_ON;
     to = find_pod(&glance->tuple.destination);
     if (!to)
         return GO_ON;
     if (from->ifindex != skb->ifindex || to->ifindex == skb->ifindex || ((from->flags | to->flags) & POD_BRIDGED) ||
         to->found_from != skb->ifindex || now - to->found_ns >= FOUND_NS || glance->size > to->mtu ||
-        !host_routing_is_on(now) || map_lookup(MAP(frontends), &frontend) || answered_here(&glance->tuple, scratch))
+        !host_routing_is_on(now) || map_lookup(MAP(frontends), &frontend))
         return GO_ON;
     turned = hide_value(scratch, direct_key(&glance->tuple, &scratch->direct_key));
     __builtin_memset(made, 0, sizeof(*made));

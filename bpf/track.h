@@ -232,19 +232,22 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
     key->port = tuple->destination_port;
     key->protocol = tuple->protocol;
     frontend = find_frontend(key);
-    if (likely(!frontend)) /* most packets without a flow are no Service's: who sends them is not asked */
-        return REASON_NOT_SERVICE;
+    if (likely(!frontend)) { /* most packets without a flow are no Service's: who sends them is not asked */
+        reason = hide_reason(packet, beside_flow(arrival, packet, scratch, chosen));
+        if (likely(reason != REASON_NONE))
+            return reason;
+    }
     reason = hide_reason(packet, describe_client(arrival, packet, &client));
     if (reason != REASON_NONE)
         return reason;
-    client.remote_pod = hide_value(scratch, client.remote_pod);
-    reason =
-        hide_reason(packet, balance(key, frontend, &client, arrival->now, (struct balancing *)scratch->work, chosen));
-    *service = chosen->service;
-    if (reason == REASON_NOT_SERVICE)
-        reason = hide_reason(packet, beside_flow(arrival, packet, scratch, chosen));
-    if (reason != REASON_NONE)
-        return reason;
+    if (frontend) {
+        client.remote_pod = hide_value(scratch, client.remote_pod);
+        reason = hide_reason(packet,
+                             balance(key, frontend, &client, arrival->now, (struct balancing *)scratch->work, chosen));
+        *service = chosen->service;
+        if (reason != REASON_NONE)
+            return reason;
+    }
     if (chosen->service != ~0U && may_be_a_sockets(tuple, key) && has_socket(arrival->context, tuple))
         return REASON_OWN_PORT;
     describe_forward(arrival, packet, scratch, chosen);

@@ -11,7 +11,7 @@ from dataplane.planes.ebpf.attach.programs import CONNECT_PROGRAMS, CONNECT_SOUR
 from dataplane.planes.ebpf.maps.mapset import MapSet, create_maps
 
 MOST = {
-    "tc_ingress": 200_000,
+    "tc_ingress": 230_000,
     "tc_egress": 30_000,
     "xdp_uplink": 100_000,
     HOST_PROGRAM: 190_000,

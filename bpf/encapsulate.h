@@ -42,11 +42,11 @@ INLINE int encapsulate_as(struct xdp_md *context, const struct node *node, const
  * 0, or negative: the packet is as it was, but whoever has pointers into it must read them again. */
 INLINE int encapsulate(struct xdp_md *context, const struct node *node, const struct translation *entry,
                        const struct address *to, __u32 format, __u32 size, __be16 source_port, __u16 sum, int ipv4) {
+    if (likely(format == FORMAT_VXLAN))
+        return encapsulate_as(context, node, entry, to, size, source_port, sum, ipv4, FORMAT_VXLAN);
     if (format == FORMAT_GENEVE)
         return encapsulate_as(context, node, entry, to, size, source_port, sum, ipv4, FORMAT_GENEVE);
-    if (format == FORMAT_IPIP)
-        return encapsulate_as(context, node, entry, to, size, source_port, sum, ipv4, FORMAT_IPIP);
-    return encapsulate_as(context, node, entry, to, size, source_port, sum, ipv4, FORMAT_VXLAN);
+    return encapsulate_as(context, node, entry, to, size, source_port, sum, ipv4, FORMAT_IPIP);
 }
 
 #endif

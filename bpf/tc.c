@@ -143,6 +143,15 @@ INLINE void note_by_stack(const struct packet *packet, struct translation *entry
         note(entry, find_other(&packet->tuple, entry, &scratch->forward_key), FLOW_BY_STACK);
 }
 
+/* The reason of a packet that was parsed: REASON_WRAPPED for IP in IP that another node may have sent. */
+INLINE enum reason in_ipip(struct __sk_buff *skb, const struct arrival *arrival, const struct packet *packet,
+                           enum reason reason) {
+    return unlikely(reason == REASON_PROTOCOL) && may_be_ipip(arrival->node, packet) && !of_a_vlan(skb, packet) &&
+                   skb->pkt_type == 0
+               ? REASON_WRAPPED
+               : reason;
+}
+
 INLINE int handle(struct __sk_buff *skb, enum hook hook) {
     struct arrival arrival = {.context = skb, .node = this_node(), .hook = hook, .ifindex = skb->ifindex};
     struct scratch *scratch = this_scratch();
@@ -164,15 +173,14 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
     arrival.now = coarse_now(scratch);
     reason = hide_reason(packet, handed ? packet->reason : read_packet(skb, packet));
     reason = hide_reason(packet, read_on(skb, packet, reason));
+#ifndef RAW_IP
+    if (hook == HOOK_TC_INGRESS)
+        reason = hide_reason(packet, in_ipip(skb, &arrival, packet, reason));
+#endif
     if (handed == HANDED_BACK) {
         entry = find_flow(&packet->tuple);
         reason = entry ? reason : REASON_CHANGED;
     }
-#ifndef RAW_IP
-    if (hook == HOOK_TC_INGRESS && unlikely(reason == REASON_PROTOCOL) && may_be_ipip(arrival.node, packet) &&
-        !of_a_vlan(skb, packet) && skb->pkt_type == 0)
-        reason = REASON_WRAPPED;
-#endif
     if (reason == REASON_NONE && unlikely(of_a_vlan(skb, packet)))
         reason = REASON_VLAN;
     if (reason == REASON_NONE && hook == HOOK_TC_INGRESS && unlikely(skb->pkt_type != 0) &&

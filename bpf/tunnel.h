@@ -107,7 +107,9 @@ INLINE __u32 endpoint_digest(const struct address *address, __be16 port, __u8 pr
 
 /* Bytes between the outer IP header and the packet inside. */
 INLINE __u32 tunnel_headers(__u32 format) {
-    return format == FORMAT_VXLAN ? VXLAN_HEADERS : format == FORMAT_GENEVE ? GENEVE_HEADERS : 0;
+    if (likely(format == FORMAT_VXLAN))
+        return VXLAN_HEADERS;
+    return format == FORMAT_GENEVE ? GENEVE_HEADERS : 0;
 }
 
 /* Bytes that forwarding adds to a packet. */

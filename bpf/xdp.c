@@ -113,6 +113,7 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
         call_xdp(context, XDP_PROGRAM_UNWRAP);
         reason = REASON_LEFT_TO_TC;
     }
+    reason = hide_reason(packet, reason);
     if (reason == REASON_NONE && (packet->kind != PACKET_WHOLE || packet->tagged))
         reason = REASON_LEFT_TO_TC;
     if (reason == REASON_NONE && (*(__u8 *)packet->mac & 1))

@@ -13,7 +13,7 @@ from dataplane.planes.ebpf.maps.mapset import MapSet, create_maps
 MOST = {
     "tc_ingress": 230_000,
     "tc_egress": 30_000,
-    "xdp_uplink": 100_000,
+    "xdp_uplink": 170_000,
     HOST_PROGRAM: 257_000,
     **dict.fromkeys(CONNECT_PROGRAMS, 50_000),
 }

@@ -177,10 +177,10 @@ INLINE int taken_out(const struct packet *packet, struct scratch *scratch, struc
 }
 
 /* A connection straight to an endpoint from a port that the client uses through a frontend, too: its answers would be
- * taken for that flow's, and the endpoint could not tell the two apart. If that flow is over it goes. Otherwise the
- * connection becomes a flow to the same backend, `chosen`, of no Service, and so gets another port. REASON_NONE: it is
- * filled in. */
-INLINE enum reason beside_flow(const struct arrival *arrival, const struct packet *packet, struct scratch *scratch,
+ * taken for that flow's, and the endpoint could not tell the two apart. So it becomes a flow to the same backend,
+ * `chosen`, of no Service, from another port; also while that flow closes, as the endpoint may be behind what was seen
+ * here. REASON_NONE: `chosen` is filled in. */
+INLINE enum reason beside_flow(const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
                                struct selection *chosen) {
     struct translation *holder;
 
@@ -190,10 +190,6 @@ INLINE enum reason beside_flow(const struct arrival *arrival, const struct packe
     holder = find_flow(&scratch->reply_key);
     if (likely(!holder) || !answers_client(holder) || taken_out(packet, scratch, holder))
         return REASON_NOT_SERVICE;
-    if (hide_value(scratch, can_be_replaced(arrival->node, packet, scratch, holder, arrival->now))) {
-        forget_flow(&scratch->reply_key, holder, &scratch->forward_key);
-        return REASON_NOT_SERVICE;
-    }
     if (unlikely(holder->flags & FLOW_TUNNELED))
         note(holder, find_other(&scratch->reply_key, holder, &scratch->forward_key), FLOW_BESIDE);
     __builtin_memset(chosen, 0, sizeof(*chosen));
@@ -202,6 +198,7 @@ INLINE enum reason beside_flow(const struct arrival *arrival, const struct packe
     chosen->backend = holder->backend;
     chosen->backend_generation = holder->backend_generation;
     chosen->service = ~0U;
+    packet->port_taken = 1;
     return REASON_NONE;
 }
 

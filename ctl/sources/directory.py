@@ -86,10 +86,12 @@ class DirectorySource:
     async def _settle(self) -> None:
         """Wait until nobody writes, AGAIN_SECONDS at most. A file that is empty and was not before is still being
         written, as most programs write a file anew; who wants it to be empty waits longest."""
-        end, before = time.monotonic() + AGAIN_SECONDS, self._stamp()
+        started = time.monotonic()
+        end, before = started + AGAIN_SECONDS, self._stamp()
+        pause = max(SETTLE_SECONDS, 10 * (time.monotonic() - started))  # looks take at most a tenth of the time
         had = {name for name, _, size in self._seen or () if size}
         while time.monotonic() < end:
-            await asyncio.sleep(SETTLE_SECONDS)
+            await asyncio.sleep(pause)
             now = self._stamp()
             if now == before and all(size or name not in had for name, _, size in now):
                 return

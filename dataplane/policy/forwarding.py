@@ -63,7 +63,7 @@ def parse_peers(texts: Iterable[str]) -> tuple[TunnelPeer, ...]:
     for text in texts:
         node, equals, addresses = (part.strip() for part in text.partition("="))
         if not equals or not node or not valid_name(node.lower()):
-            raise ValueError(f"{text[:80]!r} is not NODE=ADDRESS[,ADDRESS], such as node2=192.0.2.2,2001:db8::2")
+            raise ValueError(f"{text[:80]!r} is not NODE=ADDRESS[,ADDRESS][,FORMAT...], such as node2=192.0.2.2,geneve")
         parts = [part.strip() for part in addresses.split(",")]
         formats = {part.lower() for part in parts if part.lower() in DISPATCHES}
         also = tuple(dispatch for dispatch in MORE if dispatch.value in formats)

@@ -95,4 +95,4 @@ def test_packets_of_the_kernels_own_making_are_counted_as_they_leave(rig: Rig, m
     node = rig.nodes[mode]
     with lost_packets(End(node.netns, node.uplink)) as lost:
         found = rig.live(mode, target, 0.02)
-    assert 0.99 * found["sent"] - lost() < found["operations"] < 1.01 * found["sent"]
+    assert max(0.99 * found["sent"] - lost(), 0.5 * found["sent"]) < found["operations"] < 1.01 * found["sent"]

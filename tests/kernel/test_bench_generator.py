@@ -81,7 +81,7 @@ def test_what_a_node_forwards_is_counted(aim: Aim) -> None:
     with Generator(aim.uplink, aim.far, aim.to_pod) as generator, lost_packets(aim.uplink) as lost:
         found = generator.run(0.0)
     assert found["sent"] == RUN_PACKETS
-    assert 0.99 * RUN_PACKETS - lost() <= found["operations"] <= RUN_PACKETS + 10
+    assert max(0.99 * RUN_PACKETS - lost(), 0.5 * RUN_PACKETS) <= found["operations"] <= RUN_PACKETS + 10
     assert found["seconds"] > 0
 
 
@@ -103,4 +103,4 @@ def test_the_program_that_the_uplink_carries_decides(aim: Aim, verdict: int, lea
     finally:
         os.close(link)
         os.close(program)
-    assert 0.99 * RUN_PACKETS - lost() <= came <= RUN_PACKETS + 10 if leaves else came <= 10
+    assert max(0.99 * RUN_PACKETS - lost(), 0.5 * RUN_PACKETS) <= came <= RUN_PACKETS + 10 if leaves else came <= 10

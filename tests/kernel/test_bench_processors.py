@@ -86,7 +86,7 @@ def test_what_several_processors_send_is_counted(lab: Lab) -> None:
         found = generator.run_on(present(), 0.0)
     assert found["sent"] == RUN_PACKETS * len(present())
     # On a busy machine a processor's backlog is full at times, and what does not fit is dropped.
-    assert 0.99 * found["sent"] - lost() <= found["operations"] <= found["sent"] + 10
+    assert max(0.99 * found["sent"] - lost(), 0.5 * found["sent"]) <= found["operations"] <= found["sent"] + 10
     assert 0 < found["together"] <= 1
     assert found["rate"] > 0
 

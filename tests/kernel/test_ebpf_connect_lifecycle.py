@@ -67,7 +67,8 @@ class Clients:
 
     def finish(self) -> list[str]:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(120)
+        assert not self._thread.is_alive()
         assert self.failure is None
         return self.seen
 

@@ -195,6 +195,29 @@ def test_what_others_change_right_after_a_load_is_seen(bad: str) -> None:
     assert asyncio.run(run())
 
 
+def test_what_others_changed_is_not_forgotten_when_a_load_fails() -> None:
+    bench, generation = Bench("0"), Counter()
+    [only] = fresh("0")
+    bench.plan.entries[only.key] = only
+
+    def fail() -> Table:
+        raise PlaneError("cannot be read")
+
+    async def run() -> bool:
+        kernel = bench.kernel
+        await kernel.use(lambda: bench.plane, lambda _: Untouched(generation, lambda: 0))
+        assert kernel.untouched is not None
+        generation.now += 1
+        assert kernel.untouched.look()
+        bench.plane.read_back = fail  # type: ignore[method-assign]
+        done = await kernel.load(bench.plan)
+        assert done.errors
+        assert not done.loaded
+        return kernel.untouched.look()
+
+    assert asyncio.run(run())
+
+
 def test_the_first_load_on_an_empty_kernel_leaves_out_only_the_bad() -> None:
     async def scenario() -> None:
         bench = Bench("bad")

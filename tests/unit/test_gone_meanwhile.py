@@ -41,7 +41,7 @@ def test_a_state_directory_that_goes_with_its_last_lock_is_forgotten(
 ) -> None:
     folder = tmp_path / "state"
     folder.mkdir()
-    before(monkeypatch, "iterdir", lambda path: path == folder, os.rmdir)
+    before(monkeypatch, "rmdir", lambda path: path == folder, os.rmdir)
     assert not state.forget(folder)
     assert not folder.exists()
 

@@ -72,7 +72,15 @@ class Untouched:
 
     def trust(self) -> None:
         """Take the current rules as correct."""
-        self._expected, self._ours = self._generation.read(), self._commits()
+        self.trust_since(self.now())
+
+    def now(self) -> tuple[int, int]:
+        """The generation, and the commits of this process. Raises GenerationError."""
+        return self._generation.read(), self._commits()
+
+    def trust_since(self, before: tuple[int, int]) -> None:
+        """Take the rules as correct as they were made since `before`, of `now`, other than by others' later changes."""
+        self._expected, self._ours = before
         self.touched = False
 
 
@@ -150,19 +158,23 @@ class Kernel:
 
     def _load(self, plan: Plan) -> Done:
         started = time.perf_counter()
-        if self.untouched is not None:
-            # Not after the load: what another process changes between the load's end and a look at the generation
-            # would be taken for the load's own. So the table is read back once after each load.
-            self.untouched.trust()
+        # What another process changes between a load's end and a look at the generation would be taken for the load's
+        # own, so the look comes first. It makes the table be read back once after each load.
+        before = self.untouched.now() if self.untouched is not None else None
         try:
             change, refusals = load_others(self.plane, plan)
         except PlaneError as error:
-            return self._load_piecewise(plan, error, started)
+            return self._load_piecewise(plan, error, started, before)
+        self._trust_since(before)
         self.ledger.behind([PlanChange(entries=(EntryChange(None, plan.entries[each.key]),)) for each in refusals])
         messages = tuple(map(str, refusals))
         return self._cleaned(Done(time.perf_counter() - started, change, messages, True, messages), plan)
 
-    def _load_piecewise(self, plan: Plan, error: PlaneError, started: float) -> Done:
+    def _trust_since(self, before: tuple[int, int] | None) -> None:
+        if self.untouched is not None and before is not None:
+            self.untouched.trust_since(before)
+
+    def _load_piecewise(self, plan: Plan, error: PlaneError, started: float, before: tuple[int, int] | None) -> Done:
         """Load a plan of which the kernel refuses an entry without naming it: first the entries that the kernel already
         holds correctly, then the rest part by part. Entries that it holds with other contents are missing meanwhile."""
         nothing = PlanChange()
@@ -172,6 +184,7 @@ class Kernel:
             self.plane.load(replace(plan, entries=good, health_checks={}))  # these are part of the rest
         except PlaneError as second:
             return Done(time.perf_counter() - started, nothing, tuple(dict.fromkeys((str(error), str(second)))))
+        self._trust_since(before)
         self.ledger.clear()
         entries = tuple(EntryChange(None, entry) for key, entry in plan.entries.items() if key not in good)
         rest = PlanChange(entries=entries, health_checks=dict(plan.health_checks) or None)

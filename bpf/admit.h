@@ -107,6 +107,9 @@ INLINE enum reason open_tunneled(const struct arrival *arrival, struct packet *p
     reason = hide_reason(packet, reserve_answers(arrival, packet, scratch));
     if (reason != REASON_NONE && reason != REASON_FLOW)
         return reason;
+    reverse_tuple(&scratch->reply_key, &scratch->forward_key);
+    if (unlikely(find_flow(&scratch->forward_key) != 0)) /* of a connection beside this one: see note_beside() */
+        forward->flags |= FLOW_BESIDE;
     reason = hide_reason(packet, insert_flow(&packet->tuple, forward));
     return reason == REASON_TUPLE_TAKEN ? REASON_NONE : reason; /* another processor was faster */
 }

@@ -299,6 +299,9 @@ INLINE int is_dispatched(const struct arrival *arrival, struct packet *packet, s
     entry = find_flow(&packet->tuple);
     if (entry && (entry->flags & (FLOW_REPLY | wanted)) == wanted)
         return 1;
+    if (entry && kind != TUNNEL_ANSWER && (entry->flags & (FLOW_REPLY | FLOW_LOCAL_BACKEND)) == FLOW_LOCAL_BACKEND &&
+        may_be_client(&packet->tuple.source))
+        return 1; /* it began here, before its packets came by another node */
     if (packet->kind == PACKET_ICMP_ERROR || packet->kind == PACKET_LATER_FRAGMENT)
         return 0;
     if (kind == TUNNEL_ANSWER)

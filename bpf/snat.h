@@ -119,7 +119,8 @@ INLINE enum reason reserve_answers(const struct arrival *arrival, const struct p
 #pragma clang loop unroll(disable)
     for (attempt = 0; attempt < OTHER_PORT_ATTEMPTS; attempt++) {
         describe_reply(&packet->tuple, &scratch->forward, scratch);
-        if (attempt || likely(!hide_value(scratch, port_is_taken(packet, scratch))))
+        if (attempt || (scratch->forward.flags & FLOW_FORWARDED) ||
+            likely(!hide_value(scratch, port_is_taken(packet, scratch))))
             reason = hide_value(scratch, claim_reply(arrival->node, packet, scratch, arrival->now));
         if (likely(reason != REASON_TUPLE_TAKEN) || (scratch->forward.flags & FLOW_FORWARDED))
             break;

@@ -205,7 +205,7 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
         scratch->handed = HANDED_NOTHING;
     }
     if (hook == HOOK_TC_EGRESS && unlikely(reason == REASON_IPV6_EXTENSION) &&
-        !(address_flags(&packet->tuple.source) & ADDRESS_LOCAL)) {
+        !(address_flags(&packet->tuple.source) & ADDRESS_LOCAL) && !of_a_vlan(skb, packet)) {
         packet->reason = REASON_HEADER_CHAIN;
         action = TC_ACT_SHOT;
     }

@@ -188,10 +188,9 @@ INLINE enum reason beside_flow(const struct arrival *arrival, struct packet *pac
         return REASON_NOT_SERVICE;
     reverse_tuple(&packet->tuple, &scratch->reply_key);
     holder = find_flow(&scratch->reply_key);
-    if (likely(!holder) || !answers_client(holder) || taken_out(packet, scratch, holder))
+    if (likely(!holder) || !answers_client(holder) || !(flow_flags(holder) & FLOW_SEEN_REPLY) ||
+        taken_out(packet, scratch, holder)) /* unanswered: the ends may be those of a connection that lives already */
         return REASON_NOT_SERVICE;
-    if (unlikely(holder->flags & FLOW_TUNNELED))
-        note(holder, find_other(&scratch->reply_key, holder, &scratch->forward_key), FLOW_BESIDE);
     __builtin_memset(chosen, 0, sizeof(*chosen));
     copy_address(&chosen->address, &packet->tuple.destination);
     chosen->port = packet->tuple.destination_port;
@@ -200,6 +199,19 @@ INLINE enum reason beside_flow(const struct arrival *arrival, struct packet *pac
     chosen->service = ~0U;
     packet->port_taken = 1;
     return REASON_NONE;
+}
+
+/* Have XDP leave a flow from the tunnel to tc, whose packets would look like those of the connection beside it. */
+INLINE void note_beside(const struct packet *packet, struct scratch *scratch) {
+    struct translation *holder, *other;
+
+    reverse_tuple(&packet->tuple, &scratch->reply_key);
+    holder = find_flow(&scratch->reply_key);
+    if (likely(!holder) || !(holder->flags & FLOW_TUNNELED))
+        return;
+    other = find_other(&scratch->reply_key, holder, &scratch->forward_key);
+    if (other)
+        note(other, holder, FLOW_BESIDE);
 }
 
 /* Choose a backend for the first packet of a flow and store the flow. REASON_NEW_FLOW: *found is the stored
@@ -253,7 +265,7 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
         if (reason != REASON_NONE)
             return reason;
     }
-    if (scratch->forward.flags & (FLOW_SNAT | FLOW_FORWARDED)) {
+    if (!frontend || (scratch->forward.flags & (FLOW_SNAT | FLOW_FORWARDED))) {
         reason = hide_reason(packet, check_source(arrival, packet));
         if (reason != REASON_NONE)
             return reason;
@@ -261,6 +273,8 @@ INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packe
             !own_address(arrival, packet, &chosen->address, &scratch->forward.source))
             return REASON_FIB_MISS;
     }
+    if (!frontend)
+        note_beside(packet, scratch);
     reserved = REASON_FLOW; /* nothing to take back */
     if (!(scratch->forward.flags & FLOW_DSR))
         reserved = hide_reason(packet, reserve_reply(arrival, packet, scratch));

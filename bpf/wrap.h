@@ -21,11 +21,15 @@ struct tunnel_hop {
     __u64 shrink;     /* an aggregate of TCP is to be cut into smaller packets than it was made of */
 };
 
-/* How a packet to a node is wrapped. IP in IP is judged by what is inside, of which only plain headers are read. */
-INLINE __u32 format_for(const struct packet *packet, const struct tunnel *to) {
+/* How a packet to a node is wrapped. IP in IP is judged by what is inside, of which only plain headers are read, so not
+ * packets with others, nor ICMP errors, which may quote such. Of an aggregate of datagrams the kernel counts up the
+ * outer identification, by which each of them says its endpoint. */
+INLINE __u32 format_for(const struct __sk_buff *skb, const struct packet *packet, const struct tunnel *to) {
     __u32 format = to->format;
+    int plain =
+        !packet->extended && packet->kind != PACKET_ICMP_ERROR && !(skb->gso_size && packet->protocol == IPPROTO_UDP);
 
-    return format == FORMAT_IPIP && unlikely(packet->extended) ? FORMAT_VXLAN : format;
+    return format == FORMAT_IPIP && unlikely(!plain) ? FORMAT_VXLAN : format;
 }
 
 /* Look up the way to the other node. REASON_NONE, REASON_MTU: the packet, or the largest one of an aggregate, is too
@@ -33,7 +37,8 @@ INLINE __u32 format_for(const struct packet *packet, const struct tunnel *to) {
 INLINE enum reason find_tunnel_hop(struct __sk_buff *skb, const struct packet *packet, const struct address *from,
                                    const struct tunnel *to, struct tunnel_hop *hop) {
     int elastic = skb->gso_size && packet->protocol == IPPROTO_TCP;
-    __u32 format = format_for(packet, to), size = packet_size(skb, packet), overhead = tunnel_overhead(packet, format);
+    __u32 format = format_for(skb, packet, to), size = packet_size(skb, packet),
+          overhead = tunnel_overhead(packet, format);
     struct bpf_fib_lookup *fib = &hop->next.fib;
     long result = find_route(skb, packet, from, &to->address, skb->ifindex, elastic ? size : size + overhead, 0, fib);
 

@@ -78,11 +78,13 @@ INLINE struct translation *take_in(const struct arrival *arrival, struct packet 
     if (entry && (entry->flags & (FLOW_REPLY | FLOW_TUNNELED | FLOW_BACK)) == (FLOW_TUNNELED | back) &&
         entry->tunnel == (node & TUNNEL_NUMBER) && !begins && usable(arrival->node, packet, entry, arrival->now))
         return entry;
+    if (entry && begins && !near(segment_end(packet), entry->sequence_end, FOLLOW_WINDOW))
+        return 0; /* tc could take it for one straight to the endpoint: see taken_out() */
     if ((entry && !(entry->flags & FLOW_TUNNELED)) || host_time(HOST_ROUTING_UNTIL) ||
         hide_reason(packet, admit_tunneled(arrival, packet, scratch, node, wrapper, entry)) != REASON_NONE)
         return 0;
     entry = find_flow(&packet->tuple); /* once more, so that to the verifier it is one */
-    return entry && (!begins || other_is_there(packet, entry)) ? entry : 0;
+    return entry && !(flow_flags(entry) & FLOW_BESIDE) && (!begins || other_is_there(packet, entry)) ? entry : 0;
 }
 
 /* Take out a packet of a flow that is known or may begin. Returns the verdict; if that is to pass

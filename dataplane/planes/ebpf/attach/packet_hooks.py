@@ -246,13 +246,14 @@ class PacketHook:
             self._written.pop(index, None)
 
     def _left(self, network: Network, chosen: Collection[int]) -> list[int]:
-        """Devices with programs that need none any more: those that are gone, and those that are up and have had no
+        """Devices with programs that need none any more: those that are gone, and those that have been up without a
         role for a while. Who sets up an uplink anew takes it down or its addresses away for a moment, and without the
         programs its connections would meet the stack, which resets what it does not know."""
         up = {link.ifindex: link.up for link in network.links}
         now = time.monotonic()
-        self._idle = {index: self._idle.get(index, now) for index in self._devices if index not in chosen}
-        return [i for i, since in self._idle.items() if i not in up or (up[i] and now - since > _KEEP_SECONDS)]
+        idle = [index for index in self._devices if index not in chosen]
+        self._idle = {index: self._idle.get(index, now) if up.get(index) else now for index in idle}
+        return [i for i, since in self._idle.items() if i not in up or now - since > _KEEP_SECONDS]
 
     def _look(self, network: Network, *, came: bool) -> None:
         """Have host routing look at the devices. came: there are new ones among them."""

@@ -78,7 +78,7 @@ def found_in(family: Family, saved: str) -> Found | None:
     for key, reason, _, chain in rules(family, "filter", saved):
         ends = (key.address, key.protocol.text, str(key.port)) if key.address else (key.protocol.text, str(key.port))
         elements[Refusing(chain, reason, not key.address)].append(" . ".join(ends))
-    return Found(dict(elements), frozenset(guarded(saved)))
+    return Found(dict(elements), frozenset(guarded(family, saved)))
 
 
 def commands(family: Family, found: Found, snap: int) -> str:

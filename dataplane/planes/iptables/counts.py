@@ -25,7 +25,10 @@ GUARDS = {
 }
 """Chains that drop packets whatever their Service: the reason, and what it means."""
 
-_GUARD = re.compile(rf"\[(?P<packets>\d+):\d+\] -A (?P<chain>{'|'.join(GUARDS)}) .*-j DROP")
+_GUARD = re.compile(
+    rf"\[(?P<packets>\d+):\d+\] -A "
+    rf"(?P<chain>{names.FORWARD}|{names.FIREWALL}(?= (?:.* )?-d 127\.0\.0\.0/8 )) .*-j DROP"
+)
 WHERE = "iptables"
 
 
@@ -78,13 +81,18 @@ def refused_packets() -> list[Refused]:
         text = saved_counts(family, "filter")
         packets: Mapping[tuple[FrontendKey, str], int] = _summed(rules(family, "filter", text))
         found += [Refused(WHERE, why, times, FATES[why], key) for (key, why), times in packets.items() if times]
-        guards.update(guarded(text))
+        guards.update(guarded(family, text))
     return [*found, *(Refused(WHERE, GUARDS[chain][0], n, GUARDS[chain][1]) for chain, n in guards.items() if n)]
 
 
-def guarded(text: str) -> dict[str, int]:
-    """Return the packets that a guard dropped, by its chain, for those that are in a saved filter table."""
-    return {match["chain"]: int(match["packets"]) for match in _GUARD.finditer(text)}
+def guarded(family: Family, text: str) -> dict[str, int]:
+    """Return the packets that a guard dropped, by its chain, for those that are in a family's saved filter table.
+
+    Of KUBE-FIREWALL, which the kubelet writes in, too, only IPv4's guard of 127.0.0.0/8 counts: older kubelets drop
+    packets there by a mark, in both families.
+    """
+    found = [match for match in _GUARD.finditer(text) if match["chain"] != names.FIREWALL or family is Family.IPV4]
+    return {match["chain"]: int(match["packets"]) for match in found}
 
 
 def _summed(packets: Iterator[Packets]) -> Counter[tuple[FrontendKey, str]]:

@@ -53,3 +53,8 @@ def test_only_ipv4_has_loopback_addresses_to_guard() -> None:
     guards, text = found(Family.IPV6, LOCALNET.format(times=1))
     assert guards == set()
     assert "127.0.0.0/8" not in text
+
+
+def test_all_rules_of_a_guard_count() -> None:
+    rules = (LOCALNET.format(times=2), MARKED, LOCALNET.format(times=3))
+    assert guarded(Family.IPV4, saved(*rules)) == {names.FIREWALL: 5}

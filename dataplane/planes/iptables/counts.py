@@ -85,14 +85,17 @@ def refused_packets() -> list[Refused]:
     return [*found, *(Refused(WHERE, GUARDS[chain][0], n, GUARDS[chain][1]) for chain, n in guards.items() if n)]
 
 
-def guarded(family: Family, text: str) -> dict[str, int]:
+def guarded(family: Family, text: str) -> Counter[str]:
     """Return the packets that a guard dropped, by its chain, for those that are in a family's saved filter table.
 
     Of KUBE-FIREWALL, which the kubelet writes in, too, only IPv4's guard of 127.0.0.0/8 counts: older kubelets drop
     packets there by a mark, in both families.
     """
-    found = [match for match in _GUARD.finditer(text) if match["chain"] != names.FIREWALL or family is Family.IPV4]
-    return {match["chain"]: int(match["packets"]) for match in found}
+    sums = Counter[str]()
+    for match in _GUARD.finditer(text):
+        if match["chain"] != names.FIREWALL or family is Family.IPV4:
+            sums[match["chain"]] += int(match["packets"])
+    return sums
 
 
 def _summed(packets: Iterator[Packets]) -> Counter[tuple[FrontendKey, str]]:

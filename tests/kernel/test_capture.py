@@ -183,6 +183,12 @@ def test_a_capture_in_iptables_mode_follows_its_rules_and_ends_with_them(net: Ne
         assert [each.reason for each in taken(net, stream, 3)] == ["no_endpoint", "policy_drop", "source_range"]
         in_netns(net.node, plane.cleanup)
         assert not captures(net)
+        in_netns(net.node, plane.load, plan(4))
+        until(lambda: in_netns(net.node, stream.poll, 0) == [] and captures(net), "the capture is there again")
+        send(net, VIP[4])
+        assert [each.reason for each in taken(net, stream, 1)] == ["no_endpoint"]
+        in_netns(net.node, plane.cleanup)
+        assert not captures(net)
     with pytest.raises(HotplaneError, match="no rules of this mode are loaded"):
         in_netns(net.node, plane.capture, 64)
 

@@ -111,13 +111,17 @@ def _matches(word: str, chain: str, found: Found) -> Iterator[tuple[str, str]]:
             yield f"ct state new {word} daddr . meta l4proto . th dport @{refusing.set}", refusing.reason
 
 
+def _table(family: Family) -> tuple[str, str]:
+    """Return a family's table as Nft.tables names it."""
+    return _WORDS[family][0], TABLE
+
+
 def remove_table() -> None:
     """Remove what a capture left in this network namespace, if anything. Raises PlaneError."""
     nft = Nft()
-    there = nft.tables()
-    mine = [word for word, _ in _WORDS.values() if (word, TABLE) in there]
+    mine = nft.tables() & {_table(family) for family in Family}
     if mine:
-        nft.run("".join(f"delete table {word} {TABLE}\n" for word in mine))
+        nft.run("".join(f"delete table {word} {name}\n" for word, name in mine))
 
 
 class Capture(CaptureStream):
@@ -149,11 +153,15 @@ class Capture(CaptureStream):
         return {family: found for family, found in each.items() if found is not None}
 
     def _write(self, found: dict[Family, Found]) -> None:
-        """Bring the tables to what was found; they stay where the rules have gone."""
-        changed = {family: each for family, each in found.items() if self._loaded.get(family) != each}
+        """Bring the tables to what was found, also those that somebody removed; they stay where the rules have gone."""
+        there = self._nft.tables()
+        known = {
+            family: self._loaded[family] for family in found.keys() & self._loaded.keys() if _table(family) in there
+        }
+        changed = {family: each for family, each in found.items() if known.get(family) != each}
         if changed:
             self._nft.run("".join(commands(family, each, self._snap) for family, each in changed.items()))
-            self._loaded |= changed
+        self._loaded = found
 
     @property
     def lost(self) -> int:

@@ -35,17 +35,22 @@ Print = Callable[[Decision], None]
 def capture(args: argparse.Namespace, plane: "Plane", wanted: Callable[[Decision], bool], show: Print) -> int:
     """Write what is refused until interrupted, or as much or as long as asked. wanted: what to keep; show: called for
     each packet that was written, unless packets go to standard output. Raises HotplaneError."""
-    stream = plane.capture(args.snaplen)
+    with _ended_in_order(), _begun(plane, args.snaplen) as stream:
+        hooks = _hooks_of(stream, args.hook, plane.name)
+        services = {key: row.service for key, row in plane.read_back().items()}
+        _write(args, stream, services, lambda each: (not hooks or each.hook in hooks) and wanted(each), show)
+    return 0
+
+
+def _begun(plane: "Plane", snap: int) -> "CaptureStream":
+    """Begin a plane's capture. Raises HotplaneError."""
+    stream = plane.capture(snap)
     if stream is None:
         raise NotCounted(
             f"monitor --pcap: nothing can be captured in {plane.name} mode: no rule or program of its own hands "
             "refused packets over; show drops counts them, tcpdump -i any host ADDRESS shows a client's"
         )
-    with stream, _ended_in_order():
-        hooks = _hooks_of(stream, args.hook, plane.name)
-        services = {key: row.service for key, row in plane.read_back().items()}
-        _write(args, stream, services, lambda each: (not hooks or each.hook in hooks) and wanted(each), show)
-    return 0
+    return stream
 
 
 def _hooks_of(stream: "CaptureStream", asked: Sequence[str], mode: str) -> set[str]:

@@ -22,10 +22,13 @@ from scapy.utils import RawPcapNgReader, rdpcap
 from ctl.main import main
 from dataplane.errors import HotplaneError
 from dataplane.kernel.namespaces.netns import in_netns, netns
+from dataplane.kernel.nft.transaction import Nft
 from dataplane.model.net import Protocol
 from dataplane.plan.types import FrontendKind, Plan
+from dataplane.planes.base import PlaneError
 from dataplane.planes.captures import Captured, CaptureStream
 from dataplane.planes.ebpf.make import make_ebpf_plane
+from dataplane.planes.iptables import capture as iptables_capture
 from dataplane.planes.iptables.capture import TABLE
 from dataplane.planes.iptables.plane import IptablesPlane
 from dataplane.planes.mode import Making
@@ -210,6 +213,62 @@ def test_what_iptables_mode_drops_whatever_its_service_is_captured(net: Network)
     counts = {each.reason: each.times for each in in_netns(net.node, plane.refused)}
     assert [(each.reason, each.device) for each in found] == [("localnet", "c0"), ("invalid", "c0")]
     assert counts == {"localnet": 1, "invalid": 1}
+
+
+def test_the_table_of_a_capture_goes_while_no_other_can_begin(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    plane = in_netns(net.node, IptablesPlane)
+    in_netns(net.node, plane.load, plan(4))
+    remove = iptables_capture.remove_table
+
+    def fails() -> None:
+        with pytest.raises(HotplaneError, match="captured by another process already"):
+            plane.capture(64)
+        remove()
+        raise PlaneError("as if it could not be removed")
+
+    stream = in_netns(net.node, plane.capture, 64)
+    with monkeypatch.context() as patch:
+        patch.setattr(iptables_capture, "remove_table", fails)
+        with pytest.raises(PlaneError, match="as if"):
+            in_netns(net.node, stream.close)
+    assert not captures(net)
+    with in_netns(net.node, plane.capture, 64):
+        assert captures(net), "the log of the one before is closed all the same"
+        tables = in_netns(net.node, Nft).tables()
+        nft(net.node, "delete", "table", "ip", TABLE)
+        with monkeypatch.context() as patch:
+            patch.setattr(Nft, "tables", lambda _: tables)  # as if it had gone just after they were listed
+            in_netns(net.node, remove)
+    assert not captures(net)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_ended_as_its_capture_begins_leaves_nothing(
+    net: Network, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane = in_netns(net.node, IptablesPlane)
+    in_netns(net.node, plane.load, plan(4))
+    run, begun = Nft.run, []
+
+    def ended(self: Nft, transaction: str) -> None:
+        run(self, transaction)
+        if "log prefix" in transaction:
+            begun.append(captures(net))
+            os.kill(os.getpid(), number)
+
+    def not_caught(*_: object) -> None:
+        raise AssertionError("nothing is ready for the signal")
+
+    before = signal.signal(signal.SIGTERM, not_caught)
+    try:
+        with monkeypatch.context() as patch, netns(net.node):
+            patch.setattr(Nft, "run", ended)
+            words = ["--mode", "iptables", "monitor", "--pcap", str(tmp_path / "none"), "--seconds", "1"]
+            assert main(words) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (begun, captures(net)) == ([True], False)
+    in_netns(net.node, in_netns(net.node, plane.capture, 64).close)  # the log is free again
 
 
 def test_filters_and_standard_output_and_an_end_by_a_signal(net: Network, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def commands(family: Family, found: Found, snap: int) -> str:
     wanted. A packet that is told goes on to the rules; it is told once."""
     word, address = _WORDS[family]
     table = f"{word} {TABLE}"
-    lines = [f"add table {table}", f"delete table {table}", f"add table {table}"]
+    lines = [*_removal(table), f"add table {table}"]
     for refusing, elements in found.elements.items():
         kind = "inet_proto . inet_service" if refusing.local else f"{address} . inet_proto . inet_service"
         lines.append(f"add set {table} {refusing.set} {{ type {kind}; }}")
@@ -111,6 +111,11 @@ def _matches(word: str, chain: str, found: Found) -> Iterator[tuple[str, str]]:
             yield f"ct state new {word} daddr . meta l4proto . th dport @{refusing.set}", refusing.reason
 
 
+def _removal(table: str) -> tuple[str, str]:
+    """Return the commands that remove a table, which may be gone already."""
+    return f"add table {table}", f"delete table {table}"
+
+
 def _table(family: Family) -> tuple[str, str]:
     """Return a family's table as Nft.tables names it."""
     return _WORDS[family][0], TABLE
@@ -121,7 +126,7 @@ def remove_table() -> None:
     nft = Nft()
     mine = nft.tables() & {_table(family) for family in Family}
     if mine:
-        nft.run("".join(f"delete table {word} {name}\n" for word, name in mine))
+        nft.run("".join(f"{line}\n" for word, name in sorted(mine) for line in _removal(f"{word} {name}")))
 
 
 class Capture(CaptureStream):
@@ -141,8 +146,8 @@ class Capture(CaptureStream):
         self._log = open_log(snap)
         try:
             self._write(found)
-        except BaseException:
-            self._log.close()
+        except BaseException:  # it may be there already when the user interrupts
+            self.close()
             raise
 
     def _read(self) -> dict[Family, Found]:
@@ -176,6 +181,8 @@ class Capture(CaptureStream):
         return list(captured(self._log.take(), WHERE, _FATES))
 
     def close(self) -> None:
-        """Remove the tables. Raises PlaneError."""
-        self._log.close()
-        remove_table()
+        """Remove the tables, while no other capture can begin, whose tables they would be. Raises PlaneError."""
+        try:
+            remove_table()
+        finally:
+            self._log.close()

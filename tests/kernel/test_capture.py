@@ -34,6 +34,7 @@ from dataplane.planes.iptables.plane import IptablesPlane
 from dataplane.planes.mode import Making
 from dataplane.planes.nftables.plane import NftablesPlane
 from dataplane.planes.options import PlaneOptions
+from dataplane.planes.registry import modes
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import NodePortAddresses
 from tests.json_views import check_view
@@ -59,6 +60,9 @@ from tests.kernel.test_refusals import SERVED, plan, send, tries
 ROOT = Path(__file__).resolve().parents[2]
 AWAY = "203.0.113.9"
 NODE_PORT = FrontendKind.NODE_PORT
+XTABLES = {(word, table) for word in ("ip", "ip6") for table in ("filter", "nat", "mangle")}
+"""Of iptables-nft, which stay once they are there."""
+
 BOTH = pytest.mark.parametrize("version", [4, 6])
 
 
@@ -76,6 +80,17 @@ def monitor(net: Network, *words: str, mode: str = "nftables") -> "subprocess.Po
     until(lambda: captures(net) or process.poll() is not None, "the capture has begun")
     assert process.poll() is None, process.communicate()[1].decode()
     return process
+
+
+def killed(process: "subprocess.Popen[bytes]") -> None:
+    """Kill -9 a capture."""
+    process.kill()
+    process.communicate()
+
+
+def sizes(net: Network) -> dict[tuple[str, str], int]:
+    """How many lines each table has."""
+    return {table: nft(net.node, "list", "table", *table).count("\n") for table in in_netns(net.node, Nft).tables()}
 
 
 def captures(net: Network) -> bool:
@@ -335,27 +350,33 @@ def test_rules_have_no_hook_to_choose(net: Network, tmp_path: Path, capsys: pyte
     assert not (tmp_path / "none").exists()
 
 
-def test_what_a_killed_capture_left_goes_with_the_next_or_the_table(net: Network, tmp_path: Path) -> None:
-    plane = in_netns(net.node, NftablesPlane)
-    plane.load(plan(4))
-    before = nft(net.node, "list", "table", "ip", "hotplane")
-    process = monitor(net, "--pcap", str(tmp_path / "one"))
-    second = in_netns(
-        net.node, subprocess.run, [sys.executable, "-m", "ctl.main", "monitor", "--pcap", str(tmp_path / "two")],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+@pytest.mark.parametrize(("mode", "make"), [("nftables", NftablesPlane), ("iptables", IptablesPlane)])
+def test_what_a_killed_capture_left_goes_with_the_next_or_the_table(
+    net: Network, mode: str, make: type[NftablesPlane] | type[IptablesPlane], tmp_path: Path
+) -> None:
+    plane = in_netns(net.node, make)
+    in_netns(net.node, plane.load, plan(4))
+    before = sizes(net)
+    process = monitor(net, "--pcap", str(tmp_path / "one"), mode=mode)
+    command = [sys.executable, "-m", "ctl.main", "--mode", mode, "monitor", "--pcap", str(tmp_path / "two")]
+    second = in_netns(net.node, subprocess.run, command, cwd=ROOT, capture_output=True, text=True)
     assert (second.returncode, "captured by another process" in second.stderr) == (1, True)
     assert in_netns(net.node, plane.read_back), "a capture is no fault of the rules"
-    process.kill()
-    process.communicate()
+    killed(process)
     assert captures(net)
+    own = frozenset(table for each in modes() for table in each.tables)
+    assert in_netns(net.node, Nft).tables() <= own | XTABLES
     assert send(net, VIP[4]) == "refused", "rules that nobody listens to change nothing"
-    with in_netns(net.node, plane.capture, 64) as stream:
+    with netns(net.node):
+        stream = plane.capture(64)
         assert isinstance(stream, CaptureStream)
+        stream.close()
     assert not captures(net)
-    assert nft(net.node, "list", "table", "ip", "hotplane").count("\n") == before.count("\n")
-    plane.cleanup()
-    assert nft(net.node, "list", "tables") == ""
+    assert sizes(net) == before
+    killed(monitor(net, "--pcap", str(tmp_path / "three"), mode=mode))
+    assert captures(net)
+    in_netns(net.node, plane.cleanup)
+    assert in_netns(net.node, Nft).tables() <= XTABLES
 
 
 def test_a_capture_goes_on_over_reloads_and_restarts(net: Network) -> None:

@@ -25,6 +25,7 @@ class IptablesMode(Mode):
     tcp_be_liberal = True
     why_no_ping = "has kube-proxy's rules to the letter, and they answer no ping"
     why_no_flowtable = "has kube-proxy's rules to the letter, and they have no flowtable"
+    tables = frozenset((family, "hotplane-capture") for family in ("ip", "ip6"))
 
     def make(self, making: Making = PLAIN) -> Plane:
         """See Mode.make."""

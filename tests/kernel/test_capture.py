@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import pytest
@@ -22,6 +23,8 @@ from scapy.utils import RawPcapNgReader, rdpcap
 from ctl.main import main
 from dataplane.errors import HotplaneError
 from dataplane.kernel.namespaces.netns import in_netns, netns
+from dataplane.kernel.netlink import nfnetlink
+from dataplane.kernel.nft import uapi
 from dataplane.kernel.nft.transaction import Nft
 from dataplane.model.net import Protocol
 from dataplane.plan.types import FrontendKind, Plan
@@ -348,6 +351,18 @@ def test_rules_have_no_hook_to_choose(net: Network, tmp_path: Path, capsys: pyte
     assert (status, "--hook tc; leave it out" in capsys.readouterr().err) == (2, True)
     assert not captures(net)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("place", "absent"), [(uapi, "SUBSYSTEM"), (nfnetlink, "NETFILTER")])
+def test_where_the_kernel_has_no_nf_tables_a_cleanup_finds_no_capture(
+    net: Network, place: ModuleType, absent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This one has neither a subsystem nor a protocol of netlink of that number, and answers the same."""
+    plane = in_netns(net.node, IptablesPlane)
+    in_netns(net.node, plane.load, plan(4))
+    monkeypatch.setattr(place, absent, 31)
+    in_netns(net.node, plane.cleanup)
+    assert in_netns(net.node, plane.read_back) == {}
 
 
 @pytest.mark.parametrize(("mode", "make"), [("nftables", NftablesPlane), ("iptables", IptablesPlane)])

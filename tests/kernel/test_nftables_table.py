@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from dataplane.kernel.namespaces.netns import in_netns
+from dataplane.kernel.nft import uapi
 from dataplane.kernel.nft.transaction import Nft
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange
@@ -184,6 +185,14 @@ def test_tables_of_every_family_are_known(kernel: Kernel) -> None:
     for family in families:
         kernel.nft("add", "table", family, f"of-{family}")
     assert in_netns(kernel.namespace, Nft).tables() == {(family, f"of-{family}") for family in families}
+
+
+def test_a_kernel_without_nf_tables_has_no_tables(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one has no subsystem of that number, of which it says the same."""
+    kernel.nft("add", "table", "ip", "other")
+    nft = in_netns(kernel.namespace, Nft)
+    monkeypatch.setattr(uapi, "SUBSYSTEM", 99)
+    assert nft.tables() == set()
 
 
 def test_errors_name_the_offending_input(namespace: str) -> None:

@@ -290,6 +290,17 @@ def test_the_firewall_chain_of_a_kubelet_stays() -> None:
     assert "KUBE-SERVICES" not in kept
 
 
+def test_after_a_cleanup_that_failed_a_plan_is_loaded_before_it_changes() -> None:
+    planner, plane, tables = both()
+    tables[1].refuse = "-X KUBE-SERVICES"
+    with pytest.raises(PlaneError, match="cleaning up iptables: refused"):
+        plane.cleanup()
+    written = [len(each.restored) for each in tables]
+    with pytest.raises(PlaneError, match="has no plan yet"):
+        plane.apply(planner.update([slice_of("plain", "10.42.0.77")]))
+    assert [len(each.restored) for each in tables] == written
+
+
 def test_two_pod_cidrs_of_a_family_are_refused_before_anything_is_written() -> None:
     planner, plane, tables = both()
     written = [len(each.restored) for each in tables]

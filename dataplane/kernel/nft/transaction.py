@@ -5,6 +5,8 @@ foreign ones, and fails on some of them (see compile.py). One `Nft` has a netlin
 the network namespace that the thread was in when the object was made.
 """
 
+import errno
+
 from dataplane.errors import PlaneError
 from dataplane.kernel.netlink.netlink import Refused, attributes, text_of
 from dataplane.kernel.netlink.nfnetlink import Nfnetlink
@@ -48,7 +50,8 @@ class Nft:
         messages(transaction, COMPILER, self.library)
 
     def tables(self) -> set[tuple[str, str]]:
-        """(family keyword, name) of every table in the namespace. Raises PlaneError."""
+        """(family keyword, name) of every table in the namespace; none if the kernel has no nf_tables, which it says by
+        EINVAL (nfnetlink_rcv_msg in net/netfilter/nfnetlink.c). Raises PlaneError."""
         try:
             return {
                 (keyword, text_of(payload))
@@ -58,6 +61,8 @@ class Nft:
                 if kind == _TABLE_NAME
             }
         except (Refused, OSError) as error:
+            if isinstance(error, Refused) and error.number == errno.EINVAL:
+                return set()
             raise PlaneError(f"nftables tables cannot be listed: {error}; run as root") from error
 
 

@@ -9,6 +9,7 @@ Packets of a hook are told before the rules of any program at the filter table's
 about before kube-proxy's jumps, which stand first, is told all the same.
 """
 
+import errno
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,8 +123,14 @@ def _table(family: Family) -> tuple[str, str]:
 
 
 def remove_table() -> None:
-    """Remove what a capture left in this network namespace, if anything. Raises PlaneError."""
-    nft = Nft()
+    """Remove what a capture left in this network namespace, if anything; a kernel without nf_tables, or without
+    netfilter's netlink, has nothing. Raises PlaneError."""
+    try:
+        nft = Nft()
+    except OSError as error:
+        if error.errno == errno.EPROTONOSUPPORT:
+            return
+        raise PlaneError(f"a capture's table cannot be removed: {error.strerror}; run as root") from error
     mine = nft.tables() & {_table(family) for family in Family}
     if mine:
         nft.run("".join(f"{line}\n" for word, name in sorted(mine) for line in _removal(f"{word} {name}")))

@@ -160,7 +160,9 @@ class IptablesPlane(Plane):
 
     def cleanup(self) -> None:
         """As `Plane.cleanup`: in both variants and both families, not only the plane's own. The built-in chains and
-        KUBE-FIREWALL of a running kubelet stay. With the guard of route_localnet, the sysctl is reset."""
+        KUBE-FIREWALL of a running kubelet stay. With the guard of route_localnet, the sysctl is reset. If it fails, a
+        plan must be loaded before the next change."""
+        self._families, self._node = {}, None
         try:
             guards = [clean_family(tables) for tables in self._every_tables()]
         except IptablesError as error:
@@ -171,8 +173,6 @@ class IptablesPlane(Plane):
             from dataplane.planes.iptables.capture import remove_table
 
             remove_table()
-        self._families = {}
-        self._node = None
 
     def _open(self) -> dict[Family, _FamilySync]:
         if not self._families:

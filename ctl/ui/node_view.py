@@ -15,6 +15,7 @@ from ctl.ui.listing import services_of
 from ctl.ui.modes import Known, bracketed, explanations, of_packet
 from ctl.ui.server import Page
 from ctl.ui.view import Counters, Event, Explanation, Look, NodeShown, Overview, ServicesShown, SourceShown, View
+from dataplane.errors import PlaneError
 from dataplane.model.net import Family, family_of
 from dataplane.oracle.flow import parse_flow
 from dataplane.plan.change import PlanChange
@@ -39,13 +40,24 @@ class Paced:
     def __init__(self, ask: ReadCounters, clock: Callable[[], float] = time.monotonic) -> None:
         self._ask, self._clock = ask, clock
         self._last: Reading | None = None
+        self._failed: PlaneError | None = None
         self._not_before = -math.inf
 
     async def read(self) -> Reading | None:
-        """Return what is counted, maybe as of a while ago. Raises PlaneError."""
+        """Return what is counted, maybe as of a while ago. Raises PlaneError: while it is too soon to ask again, the
+        last one."""
         began = self._clock()
-        if began >= self._not_before:
+        if began < self._not_before:
+            if self._failed is not None:
+                raise self._failed.with_traceback(None)
+            return self._last
+        self._failed = None
+        try:
             self._last = await self._ask()
+        except PlaneError as error:
+            self._failed = error
+            raise
+        finally:
             ended = self._clock()
             self._not_before = ended + SHARE * (ended - began)
         return self._last

@@ -1,7 +1,7 @@
 """Counters as the page tells them: what each mode counts, since when, and what it does not."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 
@@ -12,7 +12,7 @@ from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import PlanChange
 from dataplane.plan.types import FrontendKey, Plan, Table
 from dataplane.planes.answers import Counted, HookExit, Refused, ServiceCounters, Traffic
-from dataplane.planes.base import Plane
+from dataplane.planes.base import Plane, PlaneError
 
 WEB = FrontendKey(Family.IPV4, "10.96.0.80", Protocol.TCP, 80)
 PORT = FrontendKey(Family.IPV4, "", Protocol.TCP, 30080)
@@ -127,3 +127,31 @@ def test_a_reading_that_takes_long_is_not_asked_for_again_at_once() -> None:
         return found
 
     assert asyncio.run(looks()) == [1, 1, 1, 2, 3], "0 to 2 s, so not before 42; 42.1 to 42.2, so not before 44.2"
+
+
+@pytest.mark.parametrize("error", [PlaneError("iptables-save failed"), asyncio.CancelledError()])
+def test_a_reading_that_failed_is_not_tried_again_at_once(error: BaseException) -> None:
+    clock = iter([0.0, 0.0, 1.0, 3.0, 42.9, 43.1, 43.2])
+    answers: Iterator[Reading | BaseException] = iter([RULES, error, CHAINS])
+    asked: list[None] = []
+
+    async def ask() -> Reading:
+        asked.append(None)
+        answer = next(answers)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    async def looks() -> list[Reading | str | None]:
+        paced = Paced(ask, lambda: next(clock))
+        found: list[Reading | str | None] = []
+        for _ in range(4):
+            try:
+                found.append(await paced.read())
+            except (PlaneError, asyncio.CancelledError) as raised:
+                found.append(str(raised))
+        return found
+
+    again = str(error) if isinstance(error, PlaneError) else RULES
+    assert asyncio.run(looks()) == [RULES, str(error), again, CHAINS], "1 to 3 s, so not before 43"
+    assert len(asked) == 3

@@ -157,7 +157,7 @@ def test_ebpf_tells_the_tunnel_to_another_node() -> None:
     verdict = {"verdict": Verdict.DNAT, "backends": (backend,), "tunnels": {backend: "192.0.2.2"}}
     found = mode_of("ebpf").path(msgspec.structs.replace(decision, **verdict), At(NODE))
     (tunnel,) = [step for step in found if step.key == "192.0.2.2"]
-    assert tunnel.note == "with the client's address, in a tunnel to 192.0.2.2"
+    assert tunnel.note == "with the client's address, in VXLAN to 192.0.2.2"
     assert not [step for step in found if step.name == "stack"]
 
 

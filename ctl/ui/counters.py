@@ -27,7 +27,7 @@ class Reading(NamedTuple):
 
 def read(plane: Plane) -> Reading:
     """Read a plane's counters. Raises PlaneError."""
-    return Reading(plane.name, plane.traffic(), plane.frontend_counts(), plane.refused(), plane.answered_pings())
+    return Reading(plane.name, plane.traffic(), *plane.counted(), plane.answered_pings())
 
 
 def connections_now(services: Services) -> Counter[str]:

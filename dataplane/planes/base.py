@@ -152,6 +152,10 @@ class Plane(ABC):
         counted."""
         return None
 
+    def counted(self) -> tuple[Mapping[FrontendKey, Counted] | None, Sequence[Refused] | None]:
+        """Return `frontend_counts` and `refused`; what both are read from is read once."""
+        return self.frontend_counts(), self.refused()
+
     def answered_pings(self) -> int | None:
         """Return the number of pings to Service addresses answered so far; None if they are not answered."""
         return None

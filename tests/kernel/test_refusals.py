@@ -6,10 +6,13 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
+from ctl.ui.counters import read
 from dataplane.kernel.namespaces.netns import in_netns, netns
-from dataplane.model.net import Protocol
+from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import FrontendKind, Plan, SourceRanges
 from dataplane.planes.base import Plane
+from dataplane.planes.iptables import counts as iptables_counts
+from dataplane.planes.iptables.clients import saved_counts
 from dataplane.planes.iptables.plane import IptablesPlane
 from dataplane.planes.nftables.plane import NftablesPlane
 from tests.kernel.nftables_listing import nft
@@ -127,7 +130,7 @@ def test_nftables_counts_go_on_over_reloads_changes_and_restarts(net: Network, v
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_iptables_counts_by_frontend_and_reason_and_takes_no_refusal_for_a_connection(
-    net: Network, version: int
+    net: Network, version: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with netns(net.node):
         plane = IptablesPlane()
@@ -141,5 +144,15 @@ def test_iptables_counts_by_frontend_and_reason_and_takes_no_refusal_for_a_conne
             (VIP[version], "no_endpoint", 1), (AWAY[version], "policy_drop", 1), (LB[version], "source_range", 1),
         }  # fmt: skip
         counts = {key.address: tuple(each) for key, each in plane.frontend_counts().items()}
+        saves: list[tuple[Family, str]] = []
+
+        def saved(family: Family, table: str) -> str:
+            saves.append((family, table))
+            return saved_counts(family, table)
+
+        monkeypatch.setattr(iptables_counts, "saved_counts", saved)
+        reading = read(plane)
     assert counts[SERVED[version]] == (1, 0)
     assert counts[LB[version]] == (0, 1)
+    assert (reading.refused, {key.address: each for key, each in (reading.frontends or {}).items()}) == (found, counts)
+    assert sorted(saves) == [(family, table) for family in Family for table in ("filter", "nat")], "each once"

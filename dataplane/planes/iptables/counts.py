@@ -31,6 +31,9 @@ _GUARD = re.compile(
 )
 WHERE = "iptables"
 
+SavedTables = Mapping[Family, str]
+"""What iptables-save -c prints of a table, of each family."""
+
 
 class Packets(NamedTuple):
     """A rule for one frontend. reason: for which it refuses, "" if it leads on. times: packets that it had. chain: in
@@ -59,26 +62,30 @@ def rules(family: Family, table: str, text: str) -> Iterator[Packets]:
         yield Packets(key, reason, int(match["packets"]), match["chain"])
 
 
-def packet_counts() -> dict[FrontendKey, Counted]:
+def saved_tables(table: str) -> SavedTables:
+    """Return a table of each family with its counters. Raises PlaneError."""
+    return {family: saved_counts(family, table) for family in Family}
+
+
+def packet_counts(nat: SavedTables, filters: SavedTables) -> dict[FrontendKey, Counted]:
     """Return the counts of each frontend since its rules were last written. A packet that source ranges keep out passes
-    the rule of the nat table, too; it opened no connection. Raises PlaneError."""
+    the rule of the nat table, too; it opened no connection."""
     opened, refused, kept_out = Counter[FrontendKey](), Counter[FrontendKey](), Counter[FrontendKey]()
-    for family in Family:
-        for table in ("nat", "filter"):
-            for frontend, reason, times, _ in rules(family, table, saved_counts(family, table)):
+    for table, tables in (("nat", nat), ("filter", filters)):
+        for family, text in tables.items():
+            for frontend, reason, times, _ in rules(family, table, text):
                 (refused if reason else opened)[frontend] += times
                 kept_out[frontend] += times if reason == "source_range" else 0
     keys = opened.keys() | refused.keys()
     return {key: Counted(max(0, opened[key] - kept_out[key]), refused[key]) for key in sorted(keys)}
 
 
-def refused_packets() -> list[Refused]:
+def refused_packets(filters: SavedTables) -> list[Refused]:
     """Return the packets that rules refused since they were last written, by frontend and reason; then those that were
-    dropped whatever their Service. Only what there was. Raises PlaneError."""
+    dropped whatever their Service. Only what there was."""
     found: list[Refused] = []
     guards = Counter[str]()
-    for family in Family:
-        text = saved_counts(family, "filter")
+    for family, text in filters.items():
         packets: Mapping[tuple[FrontendKey, str], int] = _summed(rules(family, "filter", text))
         found += [Refused(WHERE, why, times, FATES[why], key) for (key, why), times in packets.items() if times]
         guards.update(guarded(family, text))

@@ -16,7 +16,7 @@ from dataplane.planes.clients import Client
 from dataplane.planes.iptables.adopt import load_change
 from dataplane.planes.iptables.cleanup import clean_family
 from dataplane.planes.iptables.clients import remembered_clients
-from dataplane.planes.iptables.counts import packet_counts, refused_packets
+from dataplane.planes.iptables.counts import packet_counts, refused_packets, saved_tables
 from dataplane.planes.iptables.readback import FamilyReader
 from dataplane.planes.iptables.rules.family import FamilyState, Saved, undo_input
 from dataplane.planes.iptables.settings import family_settings, node_port_destinations
@@ -146,11 +146,16 @@ class IptablesPlane(Plane):
 
     def frontend_counts(self) -> Mapping[FrontendKey, Counted]:
         """As `Plane.frontend_counts`."""
-        return packet_counts()
+        return packet_counts(saved_tables("nat"), saved_tables("filter"))
 
     def refused(self) -> Sequence[Refused]:
         """As `Plane.refused`."""
-        return refused_packets()
+        return refused_packets(saved_tables("filter"))
+
+    def counted(self) -> tuple[Mapping[FrontendKey, Counted], Sequence[Refused]]:
+        """As `Plane.counted`: with many Services it takes long to save a table."""
+        nat, filters = saved_tables("nat"), saved_tables("filter")
+        return packet_counts(nat, filters), refused_packets(filters)
 
     def capture(self, snap: int) -> CaptureStream:
         """As `Plane.capture`."""

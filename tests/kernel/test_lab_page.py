@@ -23,6 +23,7 @@ from tests.kernel.test_lab_command import EXAMPLES, hotplane
 from tests.unit.ports import free_ports
 
 ECHO = 8080
+REMOVED = '  - {addresses: ["10.244.3.11"], nodeName: node3}\n'
 
 
 @pytest.fixture(scope="module")
@@ -131,13 +132,20 @@ async def changes(page: str, change: Any) -> tuple[list[str], list[str], list[st
 def test_refusals_and_changes_come_as_they_happen(page: str, lab: Lab, state: str, tmp_path: Path) -> None:
     file = tmp_path / "web.yaml"
     text = (EXAMPLES / "cluster-ip.yaml").read_text()
-    line = '  - {addresses: ["10.244.3.11"], nodeName: node3}\n'
-    assert line in text
-    file.write_text(text.replace(line, ""))
+    assert REMOVED in text
+    file.write_text(text.replace(REMOVED, ""))
     sent, refused, events = asyncio.run(changes(page, lambda: apply(lab, state, file, "--node", "node3")))
     assert sent == ["timeout"]
     assert any(text.startswith("node3: 198.51.100.2 → 172.18.0.3:30081/tcp: ") for text in refused)
     assert events == ["node3: default/web:http: 10.244.3.11:8080 went"]
+
+
+DAEMON = "127.0.0.1:8099"
+
+
+def asked(lab: Lab, path: str, *words: str) -> Any:
+    """What the daemon's page answers."""
+    return json.loads(lab.run("node2", ["curl", "-sS", *words, f"http://{DAEMON}{path}"]).stdout)
 
 
 def test_the_page_of_a_daemon(lab: Lab, tmp_path: Path) -> None:
@@ -149,47 +157,23 @@ def test_the_page_of_a_daemon(lab: Lab, tmp_path: Path) -> None:
     file.write_text(text)
     daemon = NodeDaemon(lab, "node2", tmp_path, mode)
     daemon.start(
-        "-f",
-        str(folder),
-        "--ui",
-        "127.0.0.1:8099",
-        "--healthz-bind-address",
-        "127.0.0.1:0",
-        "--takeover",
-        "--answer-ping",
+        *("-f", str(folder), "--ui", DAEMON, "--healthz-bind-address", "127.0.0.1:0", "--takeover", "--answer-ping")
     )
-
-    def get(path: str) -> Any:
-        return json.loads(lab.run("node2", ["curl", "-sS", f"http://127.0.0.1:8099{path}"]).stdout)
-
     try:
-        overview = get("/api/overview")
-        assert (overview["title"], overview["mode"], overview["sends"], overview["token"]) == (
-            "node node2",
-            mode,
-            False,
-            "",
-        )
-        [found] = [each for each in get("/api/services?search=WEB")["services"] if each["name"] == "default/web:http"]
+        overview = asked(lab, "/api/overview")
+        shown = [overview[key] for key in ("title", "mode", "sends", "token")]
+        assert shown == ["node node2", mode, False, ""]
+        services = asked(lab, "/api/services?search=WEB")["services"]
+        [found] = [each for each in services if each["name"] == "default/web:http"]
         assert "10.96.0.80:80/tcp" in [each["destination"] for each in found["frontends"]]
-        explained = get("/api/explain?source=10.244.2.12&destination=10.96.0.80:80/tcp")
+        explained = asked(lab, "/api/explain?source=10.244.2.12&destination=10.96.0.80:80/tcp")
         assert [each["mode"] for each in explained if each["loaded"]] == [mode]
         assert {each["verdict"] for each in explained} == {"dnat"}
         assert all("node3" in each["svg"] for each in explained)
-        call = [
-            "curl",
-            "-sS",
-            "-XPOST",
-            "-H",
-            "Content-Type: application/json",
-            "-d",
-            "{}",
-            "http://127.0.0.1:8099/api/call",
-        ]
-        assert "token" in json.loads(lab.run("node2", call).stdout)["error"]
-        watch = lab.spawn(
-            "node2", ["curl", "-sSN", "http://127.0.0.1:8099/api/events"], stdout=subprocess.PIPE, text=True
-        )
+        call = ("-XPOST", "-H", "Content-Type: application/json", "-d", "{}")
+        assert "token" in asked(lab, "/api/call", *call)["error"]
+        follow = ["curl", "-sSN", f"http://{DAEMON}/api/events"]
+        watch = lab.spawn("node2", follow, stdout=subprocess.PIPE, text=True)
         assert watch.stdout is not None
         assert "counters" in next(line for line in watch.stdout if line.startswith("event"))
         lab.run("pod2-1", ["ping", "-c", "1", "-W", "60", "10.96.0.80"])
@@ -197,7 +181,7 @@ def test_the_page_of_a_daemon(lab: Lab, tmp_path: Path) -> None:
         line = next(line for line in watch.stdout if '"pings":1' in line and "unknown_port" in line)
         [counted] = json.loads(line.removeprefix("data: "))
         assert counted["note"].startswith("the nftables mode counts what it refuses, not connections; ")
-        file.write_text(text.replace('  - {addresses: ["10.244.3.11"], nodeName: node3}\n', ""))
+        file.write_text(text.replace(REMOVED, ""))
         changed = next(line for line in watch.stdout if "10.244.3.11" in line)
         assert "default/web:http: 10.244.3.11:8080 went" in changed
         watch.terminate()

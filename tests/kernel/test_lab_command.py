@@ -146,7 +146,9 @@ def _forwards(name: str) -> None:
     ways = {record["frontend"]: record["forwarding"] for record in frontends}
     assert (ways["*:30080/tcp"], ways["*:30081/tcp"], ways["10.96.0.80:80/tcp"]) == ("dsr", "", "")
     endpoints = json.loads(hotplane(*inside, "show", "endpoints", "-o", "json").stdout)
-    assert {"", "dsr by 172.18.0.1 in VXLAN", "dsr by 172.18.0.2 in VXLAN"} <= {record["forwarding"] for record in endpoints}
+    assert {"", "dsr by 172.18.0.1 in VXLAN", "dsr by 172.18.0.2 in VXLAN"} <= {
+        record["forwarding"] for record in endpoints
+    }
     [told] = json.loads(
         hotplane(*inside, "explain", "--flow", "198.51.100.2 -> 172.18.0.3:30080/tcp", "-o", "json").stdout
     )

@@ -65,6 +65,7 @@ LEFT_OUT = {
         "traffic": "not vxlan",
         "forwarding": "not xdp",
         "vlan": "not (devices_with_programs and parent)",
+        "dispatch": "devices or without_df or sees_the_client or short_name or not_understood or not_here or passes",
     }
 }
 """What a kernel is not asked, as words for -k."""

@@ -23,7 +23,9 @@ EVENT = record(
 )
 TUPLE = record("tuple", "source", "destination", "source_port", "destination_port", "protocol", "pad")
 MONITOR = record("monitor", "until_ns", "service", "has_service", "protocol", "hooks")
-WATCH_NS = 1_000_000_000
+WATCH_NS = 5_000_000_000
+"""How long packets are told of after the last look, so that a watcher who gets no processor for a while misses nothing.
+Who is killed leaves them told of for so long."""
 NO_SERVICE = 0xFFFFFFFF
 ALL_HOOKS = {
     "connect": ("connect", "sendmsg", "recvmsg", "getpeername"),
@@ -97,7 +99,7 @@ class EventStream(Resource):
         self._position = self._produced()  # what lies there is of earlier watchers
 
     def watch(self) -> None:
-        """Ask for events for one more second; `poll` does it by itself."""
+        """Ask for events for five more seconds (WATCH_NS); `poll` does it by itself."""
         self._maps.put("monitor", NODE_KEY, MONITOR.pack(time.monotonic_ns() + WATCH_NS, *self._filter))
 
     def _produced(self) -> int:
@@ -117,7 +119,7 @@ class EventStream(Resource):
             left = deadline - time.monotonic()
             if events or left <= 0:
                 return events
-            self._poll.poll(min(left, WATCH_NS / 2e9))
+            self._poll.poll(min(left, WATCH_NS / 1e10))
 
     def _take(self) -> list[Event]:
         events, end = [], self._produced()

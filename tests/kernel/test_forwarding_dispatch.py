@@ -9,13 +9,14 @@ import pytest
 
 from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.traffic.probe import Outcome, Probe
-from dataplane.model.net import Family, Protocol
+from dataplane.model.net import Family
 from dataplane.planes.decisions import Asked
 from dataplane.policy.forwarding import Dispatch, Forwarding
 from tests.kernel.bpf_packets.formats import FORMATS, Format, Vxlan
 from tests.kernel.forwarding_lab import INGRESS, NODE_PORT, ForwardingLab, ask, forwarding_lab, host
 from tests.kernel.packet_lab import counted
 from tests.kernel.test_forwarding_sizes import client, transfer
+from tests.kernel.test_forwarding_traffic import share
 from tests.kernel.test_tc_traffic import Server, ip_route
 
 FAMILIES = (Family.IPV4, Family.IPV6)
@@ -52,16 +53,7 @@ def test_every_pod_sees_the_client(made: ForwardingLab, form: Format, way: Forwa
     with counted(made.proxy) as ways:
         for to, port in ((made.lab.nodes[0].addresses, NODE_PORT), (INGRESS, 80)):
             made.forget_flows()  # or a socket of the last round may have the port of one of this
-            probes = [
-                Probe(to[family], port, protocol, 60, timeout=60, packets=3)
-                for family in FAMILIES
-                for protocol in (Protocol.TCP, Protocol.UDP)
-            ]
-            for probe, result in zip(probes, made.lab.probe("client", *probes), strict=True):
-                attempts = result.attempts
-                assert [a for a in attempts if a.outcome is not Outcome.ANSWERED] == [], probe
-                assert {a.client for a in attempts} == {a.local for a in attempts}, probe
-                assert len({a.servers[0] for a in attempts}) == 3, probe
+            share(made, to, port, count=60, least=1)
     assert sum(number for name, number in ways.items() if name.endswith(":forwarded")) > 60
     assert not [name for name in ways if ":tunnel_" in name], ways
 

@@ -44,14 +44,16 @@ from tests.kernel.test_forwarding_packets import (
     TRANSPORTS,
     TUNNEL,
     VIP,
+    _bench,
     digest,
     forwarded,
-    forwarding_bench,
     refused,
     segment,
     timeless,
     too_big,
 )
+
+__all__ = ["_bench"]
 
 NEW = [form for form in FORMATS if not isinstance(form, Vxlan)]
 """VXLAN has its own tests."""
@@ -59,12 +61,6 @@ GENEVE, IPIP = Geneve(), Ipip()
 each_new = pytest.mark.parametrize("form", NEW, ids=lambda form: form.dispatch.value)
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each_transport = pytest.mark.parametrize("transport", TRANSPORTS)
-
-
-@pytest.fixture(scope="module")
-def _bench() -> Iterator[Bench]:
-    with forwarding_bench() as made:
-        yield made
 
 
 @pytest.fixture

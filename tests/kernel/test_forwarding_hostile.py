@@ -41,10 +41,13 @@ from tests.kernel.test_forwarding_packets import (
     REMOTE,
     TUNNEL,
     VIP,
+    _bench,
     digest,
-    forwarding_bench,
+    node,
     wrapped,
 )
+
+__all__ = ["_bench", "node"]
 
 OTHER = {Family.IPV4: Family.IPV6, Family.IPV6: Family.IPV4}
 TYPES = {Family.IPV4: 0x0800, Family.IPV6: 0x86DD}
@@ -54,19 +57,6 @@ OUTER = {Family.IPV4: IP, Family.IPV6: IPv6}
 FORMAT, SOURCE, FRONTEND, ENDPOINT, LOST = (
     f"tunnel_{what}" for what in ("format", "source", "frontend", "endpoint", "lost")
 )
-
-
-@pytest.fixture(scope="module")
-def _bench() -> Iterator[Bench]:
-    with forwarding_bench() as made:
-        yield made
-
-
-@pytest.fixture
-def node(_bench: Bench) -> Iterator[Bench]:
-    """The bench, without any flow."""
-    yield _bench
-    _bench.forget()
 
 
 def asked(family: Family, source: str = "", port: int = 80, flags: str = "S") -> Any:

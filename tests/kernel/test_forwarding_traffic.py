@@ -30,10 +30,11 @@ def made() -> Iterator[ForwardingLab]:
         yield lab
 
 
-def share(made: ForwardingLab, frontend: dict[Family, str], port: int) -> None:
-    """Ask a frontend, of which the addresses are given, from outside: see the test."""
+def share(made: ForwardingLab, frontend: dict[Family, str], port: int, count: int = COUNT, least: int = LEAST) -> None:
+    """Ask a frontend, of which the addresses are given, so many times from outside: see the test. least: how many of
+    them each pod has to get."""
     probes = [
-        Probe(frontend[family], port, protocol, COUNT, timeout=60, packets=3)
+        Probe(frontend[family], port, protocol, count, timeout=60, packets=3)
         for family in FAMILIES
         for protocol in (Protocol.TCP, Protocol.UDP)
     ]
@@ -42,7 +43,7 @@ def share(made: ForwardingLab, frontend: dict[Family, str], port: int) -> None:
         assert [a for a in attempts if a.outcome is not Outcome.ANSWERED] == [], probe
         assert {a.client for a in attempts} == {a.local for a in attempts}, probe
         shares = Counter(a.servers[0] for a in attempts)
-        assert len(shares) == 3 and min(shares.values()) >= LEAST, (probe, shares)  # noqa: PT018
+        assert len(shares) == 3 and min(shares.values()) >= least, (probe, shares)  # noqa: PT018
         assert all(len(set(a.servers)) == 1 for a in attempts), probe
 
 

@@ -1,7 +1,6 @@
 """Packets with the ends of a flow and of a connection straight to its endpoint, one at a time: forged ones, and those
 that come out of the tunnel between nodes."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from dataplane.policy.forwarding import Dispatch
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, ip, ip_of
 from tests.kernel.bpf_packets.formats import Ipip, Vxlan
+from tests.kernel.test_forwarding_formats import _bench, node
 from tests.kernel.test_forwarding_packets import (
     ASK,
     CLIENT,
@@ -24,25 +24,12 @@ from tests.kernel.test_forwarding_packets import (
     TUNNEL,
     VIP,
     digest,
-    forwarding_bench,
 )
+
+__all__ = ["_bench", "node"]
 
 VXLAN = Vxlan()
 each_family = pytest.mark.parametrize("family", FAMILIES)
-
-
-@pytest.fixture(scope="module")
-def _bench() -> Iterator[Bench]:
-    with forwarding_bench() as made:
-        yield made
-
-
-@pytest.fixture
-def node(_bench: Bench) -> Iterator[Bench]:
-    """The bench, without any flow."""
-    _bench.accept(*NODE2.values())
-    yield _bench
-    _bench.forget()
 
 
 def through(family: Family, flags: str, **fields: Any) -> Any:

@@ -21,8 +21,7 @@ from dataplane.model.net import Family
 from dataplane.planes.answers import FATES
 from dataplane.planes.base import PlaneError
 from dataplane.planes.captures import Captured, CaptureStream
-from dataplane.planes.iptables.clients import saved_counts
-from dataplane.planes.iptables.counts import GUARDS, WHERE, guarded, rules
+from dataplane.planes.iptables.counts import GUARDS, WHERE, guarded, rules, saved_tables
 from dataplane.planes.iptables.rules import names
 from dataplane.planes.logged import GROUP, captured, open_log
 
@@ -159,7 +158,7 @@ class Capture(CaptureStream):
 
     def _read(self) -> dict[Family, Found]:
         began = time.monotonic()
-        each = {family: found_in(family, saved_counts(family, "filter")) for family in Family}
+        each = {family: found_in(family, text) for family, text in saved_tables("filter").items()}
         ended = time.monotonic()
         self._not_before = ended + max(READ_SECONDS, _SHARE * (ended - began))
         return {family: found for family, found in each.items() if found is not None}

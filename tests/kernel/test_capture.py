@@ -34,6 +34,7 @@ from dataplane.planes.ebpf.make import make_ebpf_plane
 from dataplane.planes.iptables import capture as iptables_capture
 from dataplane.planes.iptables.capture import TABLE
 from dataplane.planes.iptables.plane import IptablesPlane
+from dataplane.planes.logged import open_log
 from dataplane.planes.mode import Making
 from dataplane.planes.nftables.plane import NftablesPlane
 from dataplane.planes.options import PlaneOptions
@@ -258,6 +259,26 @@ def test_the_table_of_a_capture_goes_while_no_other_can_begin(net: Network, monk
             patch.setattr(Nft, "tables", lambda _: tables)  # as if it had gone just after they were listed
             in_netns(net.node, remove)
     assert not captures(net)
+
+
+def test_the_rules_of_a_capture_go_while_no_other_can_begin(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    plane = in_netns(net.node, NftablesPlane)
+    in_netns(net.node, plane.load, plan(4))
+    stream = in_netns(net.node, plane.capture, 64)
+    run, tried = Nft.run, list[str]()
+
+    def ends(self: Nft, transaction: str) -> None:
+        with pytest.raises(HotplaneError, match="captured by another process already"):
+            open_log(64)
+        tried.append(transaction)
+        run(self, transaction)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Nft, "run", ends)
+        in_netns(net.node, stream.close)
+    assert tried
+    with in_netns(net.node, plane.capture, 64):
+        pass
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

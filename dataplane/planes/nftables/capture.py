@@ -45,8 +45,8 @@ class Capture(CaptureStream):
         self._log = open_log(snap)
         try:
             self._nft.run("".join(begin_capture(each, GROUP, snap) for each in self._tables))
-        except BaseException:
-            self._log.close()
+        except BaseException:  # it may be there already when the user interrupts
+            self.close()
             raise
 
     @property
@@ -60,7 +60,10 @@ class Capture(CaptureStream):
         return list(captured(self._log.take(), WHERE, _FATES))
 
     def close(self) -> None:
-        """Take the rules out, where their table still is. Raises PlaneError."""
-        self._log.close()
-        mine = [each for each in self._tables if self._store.has_table(each.own)]
-        self._nft.run("".join(end_capture(each) for each in mine))
+        """Take the rules out, where their table still is, while no other capture can begin, whose rules they would be.
+        Raises PlaneError."""
+        try:
+            mine = [each for each in self._tables if self._store.has_table(each.own)]
+            self._nft.run("".join(end_capture(each) for each in mine))
+        finally:
+            self._log.close()

@@ -100,7 +100,7 @@ PROFILES = {
         profile="full", modes=(), scenarios=_ALL, services=(1, 100, 1000, 5000, 10000, 30000),
         fixed_services=(10000,), few_services=(1,), position_services=(10000,), bar_services=(10000, 30000),
         positions=tuple(Position), rounds=25, light_rounds=5, seconds=0.15, bulk_bytes=256 << 20,
-        control_rounds=3, light_control_rounds=1, changes=1000, change_seconds=1.5, rollout_seconds=1.5,
+        control_rounds=9, light_control_rounds=1, changes=1000, change_seconds=1.5, rollout_seconds=1.5,
         slow_load_seconds=10.0, iptables_max=30000, event_seconds=0.5,
     ),
     "tiny": Settings(

@@ -13,7 +13,7 @@ from dataplane.bench.run import all_keys, data_modes, plane_modes
 from dataplane.bench.scenarios import SCENARIOS, Kind
 from dataplane.errors import UsageError
 
-QUIET_WINDOW = 26 * 60
+QUIET_WINDOW = 37 * 60
 
 
 def wished(profile: str, **overrides: Any) -> Settings:

@@ -17,7 +17,7 @@ from scapy.layers.l2 import Ether
 from dataplane.kernel import sysctl
 from dataplane.kernel.namespaces.netns import in_netns
 from dataplane.kernel.netlink.conntrack import forget_all
-from dataplane.kernel.netlink.conntrack_list import masqueraded_connections, translated_connections
+from dataplane.kernel.netlink.conntrack_list import Masqueraded, masqueraded_connections, translated_connections
 from dataplane.kernel.nft.transaction import Nft
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import EntryChange, PlanChange
@@ -132,18 +132,24 @@ def test_who_meets_itself_keeps_off_the_packet_programs_ports(net: Network, plan
 def test_a_changed_port_of_the_nodes_own_keeps_off_the_packet_programs_ports(
     net: Network, plane: NftablesPlane, version: int, protocol: Protocol
 ) -> None:
-    """Two flows of the node to one endpoint from one port, the first through a clusterIP: connection tracking gives the
-    second another port."""
+    """Two flows of the node to one endpoint, one through a clusterIP, the other from the port that masquerading chose
+    for the first: connection tracking gives the second another port."""
     low, high = taken = 20000, 65535
     plane.load(plan_of(entry(version, pods(version, 0), protocol=protocol)))
     in_netns(net.node, Nft).run(port_split.ruleset(NODE_CONFIG.masquerade_mark, [taken]))
-    in_netns(net.node, forget_all)  # masqueraded connections of other tests
+    known: set[Masqueraded] = set()
+
+    def new_port(target: tuple[str, int], source_port: int) -> int:
+        assert ask(net.node, *target, protocol, source_port=source_port) == f"0 {GATEWAY[version]}"
+        flows = set(in_netns(net.node, lambda: list(masqueraded_connections())))
+        [new] = flows - known
+        known.update(flows)
+        return new.client[1]
+
     for port in range(5000, 5020):
-        for target in ((VIP[version], 80), (PODS[version][0], PORT)):
-            assert ask(net.node, *target, protocol, source_port=port) == f"0 {GATEWAY[version]}"
-    flows = in_netns(net.node, lambda: list(masqueraded_connections()))
-    assert len(flows) == 20
-    assert [flow.client[1] for flow in flows if low <= flow.client[1] <= high] == []
+        masqueraded = new_port((VIP[version], 80), port)
+        changed = new_port((PODS[version][0], PORT), masqueraded)
+        assert [each for each in (masqueraded, changed) if low <= each <= high] == []
 
 
 @BOTH

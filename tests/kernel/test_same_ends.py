@@ -19,6 +19,7 @@ WAYS = ("a pod of this node", "a pod of another node", "from outside")
 _PORTS = itertools.count(20000)
 _SOON = 0.8
 """Seconds: less than TCP waits before it sends a SYN again."""
+_TCP_INFO_SIZE, _LAST_ACK_RECV_AT = 104, 56  # struct tcp_info, linux/tcp.h
 
 
 @pytest.fixture(scope="module", params=["tc and xdp", "past the stack"])
@@ -32,7 +33,7 @@ class Pair:
     """A client's place and port, a frontend and the only endpoint behind it."""
 
     def __init__(self, lab: HostLab, way: str, family: Family, port: int = 0) -> None:
-        self.lab, self.family, self.port = lab, family, port or next(_PORTS)
+        self.lab, self.family, self.port, self.began = lab, family, port or next(_PORTS), 0.0
         self.place = "client" if way == WAYS[2] else "pod1-1"
         name, self.server = ("remote", "pod2-1") if way == WAYS[1] else ("local", "pod1-2")
         self.straight = (lab.address(self.server, family), PORT)
@@ -43,8 +44,16 @@ class Pair:
         sock = self.lab.open(self.place, self.family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((self.lab.address(self.place, self.family), self.port))
+        self.began = time.monotonic()
         sock.connect(to)
         return sock
+
+    def waited(self, sock: socket.socket) -> float:
+        """Seconds from the latest connect(2), which made this connection, to the answer to its SYN, by the kernel's
+        clock: on a busy machine this process may hear of it much later. Before anything else is sent on it."""
+        now, info = time.monotonic(), sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+        (milliseconds,) = struct.unpack_from("=I", info, _LAST_ACK_RECV_AT)
+        return now - float(milliseconds) / 1000 - self.began
 
     def check(self, *connections: socket.socket) -> None:
         """Each reaches the endpoint, which sees the client's own address."""
@@ -71,9 +80,8 @@ def test_both_live(lab: HostLab, frontend_first: bool) -> None:
         to = (pair.through, pair.straight) if frontend_first else (pair.straight, pair.through)
         with pair.connect(to[0]) as first:
             pair.check(first)
-            started = time.monotonic()
             with pair.connect(to[1]) as second:
-                assert time.monotonic() - started < _SOON
+                assert pair.waited(second) < _SOON
                 pair.check(second, first, second, first)
 
     _everywhere(lab, work)
@@ -82,7 +90,10 @@ def test_both_live(lab: HostLab, frontend_first: bool) -> None:
 @pytest.mark.parametrize("frontend_first", [True, False], ids=["frontend first", "endpoint first"])
 @pytest.mark.parametrize("end", ["half closed", "closed", "reset"])
 def test_the_first_one_ends(lab: HostLab, frontend_first: bool, end: str) -> None:
-    """The second one begins while the first one's last segments are under way."""
+    """The second one begins while the first one's last segments are under way. What an endpoint's kernel gets for a
+    socket that its process is just closing, it looks at afterwards, and drops a SYN then without a word: that may be
+    one of all SYNs from a port of which only the endpoint knows that it is taken."""
+    slow: list[tuple[str, Family, float]] = []
 
     def work(pair: Pair) -> None:
         to = (pair.through, pair.straight) if frontend_first else (pair.straight, pair.through)
@@ -95,13 +106,14 @@ def test_the_first_one_ends(lab: HostLab, frontend_first: bool, end: str) -> Non
                     _reset_at_close(first)
                 if end != "half closed":
                     first.close()
-                started = time.monotonic()
                 with pair.connect(to[1]) as second:
-                    assert time.monotonic() - started < _SOON
+                    if (waited := pair.waited(second)) > _SOON:
+                        slow.append((pair.place, pair.family, waited))
                     pair.check(second)
             pair.port = next(_PORTS)
 
     _everywhere(lab, work)
+    assert len(slow) <= (0 if frontend_first else 1), slow
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -136,8 +136,9 @@ def test_straight_to_the_endpoint_from_the_same_port(made: ForwardingLab, way: F
     made.use(way)
     node_port = (made.lab.nodes[0].addresses[family], NODE_PORT)
     pods = {pod.name: (pod.addresses[family], PORT) for pod in made.lab.pods}
-    reached = set()
-    for port in range(21000, 21016):
+    reached: set[str] = set()
+    ports = iter(range(21000, 21200))
+    while (port := next(ports)) < 21016 or reached != set(pods):  # chance puts off the last pod for as long as it likes
         first = [Connection(made, *node_port, port)] if port % 2 else []
         straight = [Connection(made, *pod, port) for pod in pods.values()]
         forwarded = first or [Connection(made, *node_port, port)]
@@ -146,7 +147,6 @@ def test_straight_to_the_endpoint_from_the_same_port(made: ForwardingLab, way: F
         reached.add(forwarded[0].server)
         for connection in (*straight, *forwarded):
             connection.sock.close()
-    assert reached == set(pods)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -79,11 +79,11 @@ def test_cluster_ip_reaches_every_pod_and_masquerades_who_is_not_a_pod(
     answers = Counter(ask(net.client, VIP[version], protocol=protocol) for _ in range(40))
     assert set(answers) == {f"{number} {GATEWAY[version]}" for number in (0, 1)}
     # A pod keeps its address.
-    assert {ask(net.pods[2], VIP[version], protocol=protocol) for _ in range(20)} == {
+    assert {ask(net.pods[2], VIP[version], protocol=protocol) for _ in range(30)} == {
         f"{number} {PODS[version][2]}" for number in (0, 1)
     }
     # The node itself is served, too.
-    assert {ask(net.node, VIP[version], protocol=protocol) for _ in range(20)} == {
+    assert {ask(net.node, VIP[version], protocol=protocol) for _ in range(30)} == {
         f"{number} {GATEWAY[version]}" for number in (0, 1)
     }
 
@@ -403,7 +403,7 @@ def test_choice_is_uniform(net: Network, plane: NftablesPlane, version: int) -> 
     count = 600
     seen = Counter(ask(net.client, VIP[version], protocol=Protocol.UDP).split()[0] for _ in range(count))
     chi_square = sum((seen[str(number)] - count / 3) ** 2 / (count / 3) for number in range(3))
-    assert chi_square < 23.0  # two degrees of freedom: exceeded once in 100,000 runs
+    assert chi_square < 32.0  # two degrees of freedom: exceeded once in nine million runs
 
 
 @BOTH
@@ -414,7 +414,7 @@ def test_changes_take_effect_at_once(net: Network, plane: NftablesPlane, version
     plane.apply(change(none, one))
     assert ask(net.client, VIP[version]) == f"0 {GATEWAY[version]}"
     plane.apply(change(one, two))
-    assert {ask(net.client, VIP[version])[0] for _ in range(20)} == {"1", "2"}
+    assert {ask(net.client, VIP[version])[0] for _ in range(30)} == {"1", "2"}
     plane.apply(change(two, None))
     assert ask(net.client, VIP[version], wait=QUICK) == "silence"
 

@@ -14,6 +14,8 @@ from dataplane.model.net import Protocol, host_port
 from dataplane.plan.types import FrontendKey, FrontendKind, Plan, PlanEntry, Row, Table
 from dataplane.planes.answers import Flow, Traffic
 from dataplane.planes.base import Plane
+from dataplane.policy.dispatch import formats_of
+from dataplane.policy.endpoints import Backend
 from dataplane.policy.forwarding import Dispatch, Forwarding
 from dataplane.policy.routes import Action, Route
 
@@ -201,11 +203,6 @@ def _way_of(flow: Flow, routes: SavedRoutes | None) -> Record:
     return {"way": (Course("", flow.stays) if course.out and flow.stays else course).record()}
 
 
-def dispatch_to(plan: Plan, address: str) -> str:
-    """Return how packets to a node are wrapped, in a word."""
-    return plan.tunnel_formats.get(address, Dispatch.VXLAN).title
-
-
 def with_forwarding(records: list[Record], columns: Columns, plan: Plan) -> View:
     """Add to records of frontends or endpoints how traffic from outside gets to endpoints of other nodes, by the plan;
     nothing where no Service asks for more than SNAT."""
@@ -216,11 +213,10 @@ def with_forwarding(records: list[Record], columns: Columns, plan: Plan) -> View
     if not entries:
         return records, columns
     tunnels = {
-        (name, str(backend)): f"{entry.forwarding.value} by {address} in {dispatch_to(plan, address)}"
+        (name, str(backend)): text
         for name, found in entries.items()
         for entry in found
-        for backend, address in zip(entry.cluster, entry.tunnels, strict=True)
-        if address
+        for backend, text in _tunnels(entry, plan)
     }
     ways = {
         str(frontend.key): _way(entry)
@@ -238,6 +234,16 @@ def with_forwarding(records: list[Record], columns: Columns, plan: Plan) -> View
     names, secondary = (*columns.columns, "forwarding"), ("forwarding", *columns.secondary)
     shown = Columns(names, secondary, columns.folded, columns.texts)
     return [{**record, "forwarding": forwarding(record)} for record in records], shown
+
+
+def _tunnels(entry: PlanEntry, plan: Plan) -> Iterator[tuple[Backend, str]]:
+    """Yield the backends of an entry that packets are forwarded to: by which node, and in what."""
+    pairs = list(zip(entry.cluster, entry.tunnels, strict=True))
+    formats = formats_of(pairs, plan.tunnel_formats, entry.key.protocol)
+    for backend, address in pairs:
+        if address:
+            title = formats.get(backend, Dispatch.VXLAN).title
+            yield backend, f"{entry.forwarding.value} by {address} in {title}"
 
 
 def _way(entry: PlanEntry) -> str:

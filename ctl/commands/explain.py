@@ -24,13 +24,14 @@ from dataplane.oracle.decide import Decision, Oracle, Packet, Verdict
 from dataplane.oracle.flow import FORM, parse_flow
 from dataplane.oracle.keeps import NOTHING, Keeping
 from dataplane.oracle.notes import endpoint_notes
-from dataplane.oracle.reasons import tunnel_text
+from dataplane.oracle.reasons import tunnel_text, why_vxlan
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import EntryKey, FrontendKind
 from dataplane.planes.decisions import matches
 from dataplane.planes.options import PlaneOptions
 from dataplane.planes.path import At, Step, lines
 from dataplane.planes.registry import mode_of
+from dataplane.policy.endpoints import Backend
 from dataplane.policy.forwarding import LbMode
 from dataplane.policy.node import Source
 
@@ -57,8 +58,8 @@ class Explained(msgspec.Struct, frozen=True):
     """One flow as a script reads it. endpoints: those that it may be sent to. affinity: seconds, 0 for none; service
     and frontend are null for a packet that no frontend claims; masquerade: whichever endpoint is chosen. forwarding: by
     endpoint, the way to those of other nodes that see the client's address, such as "dsr by node2 (192.0.2.2) in
-    VXLAN". path: the kernel's own way. asked: as it was asked for, where names stood for addresses. live: what a packet
-    of it met, null without --live."""
+    VXLAN", with the reason in parentheses where --lb-dispatch asks for another format. path: the kernel's own way.
+    asked: as it was asked for, where names stood for addresses. live: what a packet of it met, null without --live."""
 
     flow: str
     verdict: str
@@ -178,11 +179,16 @@ def explained(
         service=decision.service or None,
         frontend=f"{frontend.kind.value} {frontend.key}" if frontend else None,
         affinity=decision.affinity_seconds,
-        forwarding={str(b): f"{way} by {tunnel_text(decision, b, node_names)}" for b in decision.tunnels},
+        forwarding={str(b): f"{way} by {_tunnel(decision, b, node_names)}" for b in decision.tunnels},
         reasons=(*decision.reasons, *more),
         path=tuple(path),
         asked=flow.asked or None,
     )
+
+
+def _tunnel(decision: Decision, backend: Backend, node_names: Mapping[str, str]) -> str:
+    why = why_vxlan(decision, backend)
+    return f"{tunnel_text(decision, backend, node_names)}{f' ({why})' if why else ''}"
 
 
 def answer(

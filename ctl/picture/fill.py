@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from ctl.picture.model import SOURCE, Leg, NodeBox, Picture, PodBox, SourceBox, Step, Tone, Way
 from ctl.picture.names import Names
-from dataplane.model.forwarding import Dispatch
 from dataplane.model.net import family_of, host_port
 from dataplane.oracle.types import Decision, Verdict
 from dataplane.policy.endpoints import Backend
@@ -249,16 +248,17 @@ class _Filler:
             yield Leg(number, 0, (f"{to} → {sees}",), answer=True)
 
     def _tunnelled(self, groups: Sequence[_Group]) -> Iterable[Step]:
-        titles = {self._dispatch(group).title: None for group in groups if group.way in (Way.TUNNEL, Way.DSR)}
-        if titles:
-            yield Step(f"put into {' or '.join(titles)}", ("for other nodes,", "client address kept"))
+        formats = self._formats([b for group in groups if group.way in (Way.TUNNEL, Way.DSR) for b in group.chosen])
+        if formats:
+            yield Step(f"put into {formats}", ("for other nodes,", "client address kept"))
 
-    def _dispatch(self, group: _Group) -> Dispatch:
-        return self._decision.dispatch(self._decision.tunnels[group.chosen[0]])
+    def _formats(self, backends: Sequence[Backend]) -> str:
+        """What packets to these go in."""
+        return " or ".join(dict.fromkeys(self._decision.dispatch(b).title for b in backends))
 
     def _tunnel_legs(self, number: int, group: _Group) -> Iterable[Leg]:
         out, back = f"{self._client} → {self._frontend}", f"{self._frontend} → {self._client}"
-        other, wrapped = group.address or group.node, self._dispatch(group).title
+        other, wrapped = group.address or group.node, self._formats(group.chosen)
         yield Leg(0, number, (f"{wrapped} {self._own} → {other}", f"[{out}]"), tunnelled=True)
         if group.way is Way.DSR:
             yield Leg(number, SOURCE, (back,), answer=True)

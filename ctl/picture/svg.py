@@ -366,7 +366,8 @@ def _legend(picture: Picture, y: int) -> str:
     there = {"request"} if any(leg.tone is not Tone.REFUSED for leg in picture.legs) else set()
     there |= {"answer"} if any(leg.answer and leg.arrives and leg.tone is Tone.PLAIN for leg in picture.legs) else set()
     there |= {"refused"} if picture.refused else set()
-    there |= {f"in {leg.texts[0].partition(' ')[0]}" for leg in picture.legs if leg.tunnelled}
+    wrapped = {word for leg in picture.legs if leg.tunnelled for word in leg.texts[0].split()}
+    there |= {name for name, _ in _TUNNELLED if name.removeprefix("in ") in wrapped}
     parts, x = [], _MARGIN
     for name, kinds in _LEGEND:
         if name in there:

@@ -9,6 +9,7 @@ from dataplane.errors import HotplaneError
 from dataplane.plan.types import Plan, PlanEntry
 from dataplane.planes.finding import Finding, Status
 from dataplane.planes.mode import Mode
+from dataplane.policy.dispatch import alike
 from dataplane.policy.forwarding import Dispatch, Forwarding
 
 _NAME = "forwarding"
@@ -30,12 +31,12 @@ def probe_forwarding(mode: Mode, state_dir: Path) -> Iterator[Finding]:
     asked = [entry for entry in plan.entries.values() if entry.forwarding is not Forwarding.SNAT]
     if not asked and not plan.tunnel_peers and (said is None or not said.asked):
         return
-    yield _of_plan(mode.name, plan)
+    yield of_plan(mode.name, plan)
     if said is not None:
         yield from of_nodes(mode.name, said)
 
 
-def _of_plan(area: str, plan: Plan) -> Finding:
+def of_plan(area: str, plan: Plan) -> Finding:
     entries = [entry for entry in plan.entries.values() if entry.forwarding is not Forwarding.SNAT]
     backends = [t for entry in entries for b, t in zip(entry.cluster, entry.tunnels, strict=True) if not b.local]
     forwarded, nodes = sum(map(bool, backends)), len(set(filter(None, backends)))
@@ -51,11 +52,14 @@ def _of_plan(area: str, plan: Plan) -> Finding:
 
 
 def _in_vxlan(plan: Plan, entries: Sequence[PlanEntry]) -> str:
-    """Return that some nodes do not open what this one is to send, or nothing."""
+    """Return who gets something else than what this node is to send, or nothing."""
     if plan.node.lb_dispatch is Dispatch.VXLAN:
         return ""
     others = {t for entry in entries for t in entry.tunnels if t and t not in plan.tunnel_formats}
-    return f", VXLAN to {', '.join(sorted(others))}, which say nothing of it" if others else ""
+    text = f", VXLAN to {', '.join(sorted(others))}, which say nothing of it" if others else ""
+    pairs = ((zip(e.cluster, e.tunnels, strict=True), e.key.protocol) for e in entries)
+    same = sum(len(alike(ways, plan.tunnel_formats, protocol)) for ways, protocol in pairs)
+    return text + (f", VXLAN to {same} backends that {plan.node.lb_dispatch.title} cannot tell apart" if same else "")
 
 
 def of_nodes(area: str, said: SavedForwarding) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from dataplane.oracle.keeps import NOTHING, Keeping, kept_backends
 from dataplane.oracle.reasons import Owner, reasons
 from dataplane.oracle.types import Decision, Packet, Verdict
 from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, Plan, PlanEntry, SourceRanges
+from dataplane.policy.dispatch import formats_of
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.maglev import Hashing, fits, flow_hash, seed_of, slot_of, table
 from dataplane.policy.node import NodeConfig, Source
@@ -93,11 +94,21 @@ class Oracle:
             steady=steady, chosen=self._led_to(packet, backends, entry) if steady else None,
         )  # fmt: skip
         if decision.may_forward:
-            tunnels = {b: address for b, address in zip(entry.cluster, entry.tunnels, strict=True) if address}
-            decision = msgspec.structs.replace(decision, tunnels=tunnels, formats=self._formats)
+            decision = self._forwarded(decision, entry)
         kept = kept_backends(decision, self._keeping, self._node.addresses, masquerade_all=self._node.masquerade_all)
         kept += tuple(b for b in self._staying(decision) if b not in kept)
         return msgspec.structs.replace(decision, kept=kept) if kept else decision
+
+    def _forwarded(self, decision: Decision, entry: PlanEntry) -> Decision:
+        """Add which backends the packet is forwarded to, and in what."""
+        tunnels = {b: address for b, address in zip(entry.cluster, entry.tunnels, strict=True) if address}
+        return msgspec.structs.replace(
+            decision,
+            tunnels=tunnels,
+            formats=formats_of(tunnels.items(), self._formats, entry.key.protocol),
+            wanted=self._node.lb_dispatch,
+            opened=frozenset(self._formats),
+        )
 
     def _led_to(self, packet: Packet, backends: tuple[Backend, ...], entry: PlanEntry) -> Backend | None:
         """Return the backend that Maglev gives a packet, None if its source port is needed and not known."""

@@ -8,7 +8,7 @@ from dataplane.oracle.keeps import why_kept
 from dataplane.oracle.types import Decision, Packet, Verdict
 from dataplane.plan.types import EntryKey, Frontend, FrontendKind, PlanEntry
 from dataplane.policy.endpoints import Backend
-from dataplane.policy.forwarding import Forwarding
+from dataplane.policy.forwarding import Dispatch, Forwarding
 from dataplane.policy.node import NodeConfig, Source
 from dataplane.policy.routes import Action, Route, Scope
 
@@ -209,8 +209,31 @@ def node_text(address: str, node_names: Mapping[str, str]) -> str:
 
 def tunnel_text(decision: Decision, backend: Backend, node_names: Mapping[str, str]) -> str:
     """Return by which node, and how, the packet gets to a backend in `Decision.tunnels`."""
-    address = decision.tunnels[backend]
-    return f"{node_text(address, node_names)} in {decision.dispatch(address).title}"
+    return f"{node_text(decision.tunnels[backend], node_names)} in {decision.dispatch(backend).title}"
+
+
+def why_vxlan(decision: Decision, backend: Backend) -> str:
+    """Return in a clause why packets to a backend in `Decision.tunnels` go in VXLAN though the node is to send another
+    format, "" where they do not."""
+    if decision.dispatch(backend) is decision.wanted:
+        return ""
+    title = decision.wanted.title
+    if decision.tunnels[backend] in decision.opened:
+        return f"{title} cannot tell it from another endpoint of its node"
+    return f"its node does not say that it opens {title}"
+
+
+def _dispatched(decision: Decision) -> Iterable[str]:
+    """Explain which packets do not go in the format that the node is to send."""
+    title = decision.wanted.title
+    others: dict[str, list[Backend]] = {}
+    for backend in decision.tunnels:
+        others.setdefault(why_vxlan(decision, backend), []).append(backend)
+    if decision.wanted is Dispatch.IPIP and "" in others:
+        yield f"what {title} cannot carry goes in VXLAN: ICMP errors, aggregates of datagrams, extension headers"
+    for why, backends in others.items():
+        if why:
+            yield f"VXLAN instead of {title} if the choice is {_either(backends)}: {why}"
 
 
 def _forwarded(decision: Decision, entry: PlanEntry, node_names: Mapping[str, str]) -> Iterable[str]:
@@ -218,6 +241,7 @@ def _forwarded(decision: Decision, entry: PlanEntry, node_names: Mapping[str, st
     source, way = decision.packet.source, entry.forwarding
     tunnels = [f"{backend} by {tunnel_text(decision, backend, node_names)}" for backend in decision.tunnels]
     yield f"forwarding mode {way.value}: {listed(tunnels)}, where the backend sees {source}; {_ANSWERS[way]}"
+    yield from _dispatched(decision)
     rest = [backend for backend in decision.backends if backend not in decision.tunnels]
     masqueraded = [backend for backend in rest if decision.masquerades(backend)]
     if kept := [backend for backend in rest if not decision.masquerades(backend)]:

@@ -53,8 +53,9 @@ class Decision(msgspec.Struct, frozen=True):
     kept: backends towards which the client keeps its address though the route, or a hairpin, would masquerade it: in
       the ebpf mode (see oracle.keeps), and where the backend is a process of this node itself.
     tunnels: backends of other nodes to which the packet is forwarded with the client's address kept, and the address
-      of the node of each (see policy.forwarding); the other backends are not. formats: how packets to these addresses
-      are wrapped, if not in VXLAN.
+      of the node of each (see policy.forwarding); the other backends are not. formats: how packets to these backends
+      are wrapped, if not in VXLAN; wanted: how the node's setting would have it; opened: the addresses of nodes that
+      open that.
     steady: the packet's own hash leads to its backend (Maglev); chosen: that backend, None if it is not known, as where
       the source port is not.
     reasons: sentences in the order in which things were decided.
@@ -70,7 +71,9 @@ class Decision(msgspec.Struct, frozen=True):
     refused: bool = False
     kept: tuple[Backend, ...] = ()
     tunnels: Mapping[Backend, str] = msgspec.field(default_factory=dict)
-    formats: Mapping[str, Dispatch] = msgspec.field(default_factory=dict)
+    formats: Mapping[Backend, Dispatch] = msgspec.field(default_factory=dict)
+    wanted: Dispatch = Dispatch.VXLAN
+    opened: frozenset[str] = frozenset()
     steady: bool = False
     chosen: Backend | None = None
     reasons: tuple[str, ...] = ()
@@ -122,9 +125,9 @@ class Decision(msgspec.Struct, frozen=True):
             and route.scope is Scope.CLUSTER
         )
 
-    def dispatch(self, address: str) -> Dispatch:
-        """Return how the packet is wrapped on its way to a node, by the address in `tunnels`."""
-        return self.formats.get(address, Dispatch.VXLAN)
+    def dispatch(self, backend: Backend) -> Dispatch:
+        """Return how the packet is wrapped on its way to a backend in `tunnels`."""
+        return self.formats.get(backend, Dispatch.VXLAN)
 
     @property
     def forwarding(self) -> Forwarding:

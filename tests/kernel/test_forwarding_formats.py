@@ -13,7 +13,7 @@ from scapy.packet import Raw
 
 from dataplane.kernel.ebpf.bpf import ProgramRun
 from dataplane.model.net import Family, Protocol
-from dataplane.planes.ebpf.maps.tunnels import endpoint_digest
+from dataplane.policy.dispatch import endpoint_digest
 from dataplane.policy.forwarding import Dispatch, Forwarding
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, entry, hops, ip, ip_of, rebuilt

@@ -17,7 +17,7 @@ from dataplane.model.net import Family, Protocol
 from dataplane.plan.types import PlanEntry
 from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
 from dataplane.planes.ebpf.maps.layout import constant, unpack
-from dataplane.planes.ebpf.maps.tunnels import endpoint_digest
+from dataplane.policy.dispatch import endpoint_digest
 from dataplane.policy.forwarding import DEFAULT_PORT, DEFAULT_VNI, Forwarding
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, bench, entry, hops, ip, ip_of, rebuilt

@@ -25,9 +25,9 @@ from dataplane.lab.traffic.probe import Outcome, Probe
 from dataplane.model.net import Family, Protocol, host_port
 from dataplane.model.objects import EndpointSlice
 from dataplane.planes.decisions import Asked
-from dataplane.planes.ebpf.maps.tunnels import endpoint_digest
 from dataplane.planes.nftables.plane import NftablesPlane
 from dataplane.planes.options import PlaneOptions
+from dataplane.policy.dispatch import endpoint_digest
 from dataplane.policy.forwarding import DEFAULT_PORT, DEFAULT_VNI
 from tests.kernel.daemon_lab import until
 from tests.kernel.packet_lab import counted, look_for_devices

@@ -12,7 +12,7 @@ from scapy.layers.l2 import Ether
 from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.traffic.probe import Outcome, Probe
 from dataplane.model.net import Family, Protocol
-from dataplane.planes.ebpf.maps.tunnels import endpoint_digest
+from dataplane.policy.dispatch import endpoint_digest
 from dataplane.policy.forwarding import DEFAULT_PORT, DEFAULT_VNI, Forwarding
 from tests.kernel.forwarding_lab import INGRESS, NODE_PORT, PORT, ForwardingLab, forwarding_lab
 from tests.kernel.packet_lab import counted

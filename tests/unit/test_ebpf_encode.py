@@ -32,6 +32,7 @@ from dataplane.planes.ebpf.maps.encode import (
     stored_service,
 )
 from dataplane.planes.ebpf.maps.layout import Sizes, constant, hook_names, layout_version, reason_names, record, unpack
+from dataplane.policy.dispatch import SHORT_NAME
 from dataplane.policy.routes import DROP, REJECT, Action, Route, Routes, Scope
 
 ADDRESSES = st.one_of(
@@ -137,3 +138,8 @@ def test_another_size_is_another_version_of_the_same_structs() -> None:
     small, large = layout_version(Sizes(backends=10)), layout_version(Sizes())
     assert small != large
     assert small.partition("-")[0] == large.partition("-")[0]
+
+
+def test_the_short_name_is_as_long_as_the_programs_have_it() -> None:
+    """Who explains a packet must not need the programs' headers, so both have it."""
+    assert constant("SHORT_NAME") == SHORT_NAME

@@ -7,6 +7,7 @@ bpf/consts.h. Knows neither devices nor programs that did not load: every hook t
 from collections.abc import Iterator, Sequence
 
 from dataplane.model.net import Protocol, family_of, is_loopback
+from dataplane.oracle.reasons import why_vxlan
 from dataplane.oracle.types import Decision, Verdict
 from dataplane.planes.path import At, Kind, Step
 from dataplane.policy.endpoints import Backend
@@ -114,10 +115,10 @@ class _Walk:
             others = len(masqueraded) < len(decision.backends)
             note = "what is masqueraded, past the stack" if others else "as this node, past the stack"
             yield Step(hook, Kind.ROUTING, "redirect", note=note)
-        for address in dict.fromkeys(decision.tunnels.values()):
-            way = decision.forwarding.value
-            note = f"with the client's address, in {decision.dispatch(address).title} to {address}"
-            yield Step(hook, Kind.ROUTING, way, address, note=note)
+        ways = {(to, decision.dispatch(b), why_vxlan(decision, b)): None for b, to in decision.tunnels.items()}
+        for address, dispatch, why in ways:
+            note = f"with the client's address, in {dispatch.title} to {address}{f' ({why})' if why else ''}"
+            yield Step(hook, Kind.ROUTING, decision.forwarding.value, address, note=note)
 
     def _endpoints(self, hook: str, backends: Sequence[Backend]) -> Iterator[Step]:
         shares = self._decision.shares

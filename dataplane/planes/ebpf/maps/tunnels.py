@@ -4,35 +4,23 @@ A node has a number, which flows and backends have instead of its address. It ke
 loaded, also when it is no peer any more: flows that are there go on.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from socket import htons
+from collections.abc import Collection, Iterable, Mapping
 
 from dataplane.plan.types import EXTERNAL, EntryKey, PlanEntry
 from dataplane.planes.ebpf.maps.encode import address_bytes, address_text
 from dataplane.planes.ebpf.maps.layout import constant, record
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.maps.members import HERE, Address, wanted_flags
+from dataplane.policy.dispatch import SHORT_NAME, alike, endpoint_digest
 from dataplane.policy.forwarding import Dispatch
 
 _ENDPOINT_KEY = record("endpoint_key", "service", "endpoint")
 _NUMBERS, _RETIRED = constant("TUNNEL_NUMBER"), constant("TUNNEL_RETIRED")
-_SHORT_NAME, _SHORT_NAME_SERVICE = constant("SHORT_NAME"), constant("SHORT_NAME_SERVICE")
+_SHORT_NAME_SERVICE = constant("SHORT_NAME_SERVICE")
 _USABLE = constant("BACKEND_USABLE")
 _WORD = 4
 _TUNNEL = record("tunnel", "address", "format", "always")
 _FORMATS = {dispatch: constant(f"FORMAT_{dispatch.name}") for dispatch in Dispatch}
-_MIX, _MIX_2, _MIX_3 = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
-_64 = (1 << 64) - 1
-
-
-def endpoint_digest(address: str, port: int, protocol: int) -> int:
-    """Return the name of an endpoint in a forwarded packet. The same as bpf/tunnel.h, endpoint_digest(): nodes must
-    agree on it, whatever their versions."""
-    raw = address_bytes(address)
-    first, second = int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
-    mixed = (first * _MIX_3 ^ second) * _MIX & _64
-    mixed ^= mixed >> 32
-    return (mixed + (htons(port) << 8 | protocol)) * _MIX_2 >> 32 & 0xFFFFFFFF
 
 
 class Tunnels:
@@ -113,21 +101,11 @@ class Tunnels:
             return None
         pairs = zip(entry.cluster, entry.tunnels, strict=True)
         found = {(backend.address, backend.port): self.number(address) for backend, address in pairs if address}
-        return found | {each: self._plain_number(address) for each, address in self._alike(entry)}
-
-    def _alike(self, entry: PlanEntry) -> Iterator[tuple[Address, str]]:
-        """Yield the backends that IP in IP cannot tell from another one of their node, with the node's address."""
-        if Dispatch.IPIP not in self._formats.values():
-            return
-        names: dict[tuple[str, int], list[Address]] = {}
-        for backend, address in zip(entry.cluster, entry.tunnels, strict=True):
-            if self._formats.get(address) is Dispatch.IPIP:
-                each = (backend.address, backend.port)
-                name = endpoint_digest(*each, entry.key.protocol) & _SHORT_NAME
-                names.setdefault((address, name), []).append(each)
-        for (address, _), alike in names.items():
-            if len(set(alike)) > 1:
-                yield from ((each, address) for each in alike)
+        plain = alike(zip(entry.cluster, entry.tunnels, strict=True), self._formats, entry.key.protocol)
+        if not plain:
+            return found
+        pairs = zip(entry.cluster, entry.tunnels, strict=True)
+        return found | {each: self._plain_number(to) for b, to in pairs if (each := (b.address, b.port)) in plain}
 
     def use(self, formats: Mapping[str, Dispatch]) -> bool:
         """Wrap packets to these addresses like this, and all others in VXLAN; also those of flows that there are, since
@@ -201,5 +179,5 @@ def _elements(entry: PlanEntry, service: int, backends: Collection[int]) -> dict
             if flags & HERE and bool(flags & _USABLE) is usable:
                 digest, value = endpoint_digest(*address, entry.key.protocol), index.to_bytes(_WORD, "little")
                 found[_ENDPOINT_KEY.pack(service, digest)] = value
-                found[_ENDPOINT_KEY.pack(service | _SHORT_NAME_SERVICE, digest & _SHORT_NAME)] = value
+                found[_ENDPOINT_KEY.pack(service | _SHORT_NAME_SERVICE, digest & SHORT_NAME)] = value
     return found

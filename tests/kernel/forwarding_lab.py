@@ -4,7 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from msgspec.structs import replace
 
@@ -19,6 +19,7 @@ from dataplane.plan.types import EXTERNAL, EntryKey, PlanEntry
 from dataplane.planes.base import Plane
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from dataplane.planes.ebpf.flows.entries import FLOW_TABLES
+from dataplane.planes.ebpf.host_routing.table import HostRouting
 from dataplane.planes.ebpf.maps.pins import default_instance
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.ebpf.views.records import open_instance
@@ -103,6 +104,19 @@ class ForwardingLab:
                 with netns(each.node.netns):
                     each.plane.apply(PlanChange(tunnel_formats=dict.fromkeys(addresses, dispatch)))
 
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Have every node's devices watched meanwhile, as a daemon does."""
+        with ExitStack() as stack:
+            watches = []
+            for each in self.proxy.nodes.values():
+                assert isinstance(each.plane, EbpfPlane)
+                [hook] = [hook for hook in each.plane.hooks if isinstance(hook, PacketHook)]
+                with netns(each.node.netns):
+                    watches.append(stack.enter_context(hook.watch()))
+            yield
+        assert [watch.problems for watch in watches] == [[] for _ in watches]
+
     def use(self, way: Forwarding, *nodes: str, algorithm: Algorithm = Algorithm.RANDOM) -> None:
         """Have these nodes, or all, forward this way, to endpoints that are chosen like this."""
         for name, each in self.proxy.nodes.items():
@@ -143,17 +157,18 @@ class ForwardingLab:
 
 @contextmanager
 def forwarding_lab(
-    word: str, *, xdp: bool = False, routing: Routing = Routing.DIRECT, link: PodLink = PodLink.VETH, only: str = ""
-) -> Iterator[ForwardingLab]:
-    """Three nodes with a pod each, behind one Service, and echo servers in the pods. only: the one pod behind the
-    Service, without an echo server."""
+    word: str, *, xdp: bool = False, routing: Routing = Routing.DIRECT, link: PodLink = PodLink.VETH, only: str = "",
+    past_stack: bool = False, nodes: int = 3,
+) -> Iterator[ForwardingLab]:  # fmt: skip
+    """Nodes with a pod each, behind one Service, and echo servers in the pods. only: the one pod behind the
+    Service, without an echo server. past_stack: with host routing, once the nodes have looked (`watching`)."""
 
     def make(lab: Lab, node: Node) -> Plane:
-        return EbpfPlane(
-            NftablesPlane(), [PacketHook(xdp=xdp)], replace(SMALL, slots=1 << 17)
-        )  # with room for Maglev tables
+        host = HostRouting(lasting=True) if past_stack else None
+        sizes = replace(SMALL, slots=1 << 17)  # with room for Maglev tables
+        return EbpfPlane(NftablesPlane(), [PacketHook(xdp=xdp, host=host)], sizes, host_routing=host)
 
-    spec = LabSpec(name=f"{word}{os.getpid()}", nodes=3, pods=1, routing=routing, pod_link=link, ipv6=True)
+    spec = LabSpec(name=f"{word}{os.getpid()}", nodes=nodes, pods=1, routing=routing, pod_link=link, ipv6=True)
     with Lab.up(spec) as lab, LabProxy(lab, "ebpf", make) as proxy:
         if not only:
             lab.start_echo(lab.pods, [PORT])

@@ -40,6 +40,7 @@ def print_changes(args: argparse.Namespace, planned: "Planned") -> int:
     from ctl.loaded import loaded_plane
     from ctl.store import state
     from ctl.store.changes import changes
+    from ctl.store.settings import settings_changes
     from dataplane.plan.rows import rows
 
     saved = state.load(Path(args.state_dir))
@@ -62,4 +63,6 @@ def print_changes(args: argparse.Namespace, planned: "Planned") -> int:
     if found and args.output in ("table", "wide"):
         counts = Counter(change.change for change in found)
         print(", ".join(f"{counts[what]} {what}" for what in ("added", "changed", "removed")))
+        for setting in settings_changes(saved.node, planned.context.node) if saved and counts["changed"] else ():
+            print(f"unlike at the last apply, {setting}")
     return len(found)

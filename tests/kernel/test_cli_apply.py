@@ -210,6 +210,7 @@ def test_a_dry_run_and_diff_say_what_would_change_and_change_nothing(cli: Cli, m
     assert {r["endpoint"] for r in cli.json("show", "endpoints")} == {"10.244.0.5:8080", "10.244.0.6:8080"}
     other = "iptables" if mode == "nftables" else "nftables"
     assert f"mode: {mode} -> {other}\n" in cli("diff", "--mode", other, "-f", str(cli.manifest)).stdout
+    assert "unlike at the last apply, --node-name: n1 -> n2\n" in cli("diff", *files, "--node-name", "n2").stdout
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 SILENT_SECONDS = 2.0
 """What is over sooner is not worth a word."""
@@ -13,17 +13,23 @@ _CLEAR = "\r\033[K"
 
 
 @contextlib.contextmanager
-def stage(what: str) -> Iterator[None]:
+def stage(what: str) -> Iterator[Callable[[str], None]]:
     """While the block runs, say on a terminal behind stderr what is being done and for how long, once two seconds are
-    over. The line is gone afterwards. Elsewhere, in logs and pipes, nothing is said."""
+    over. The line is gone afterwards. Elsewhere, in logs and pipes, nothing is said. The block may call what it gets to
+    say that something else is done now."""
+    doing = [what]
+
+    def now(what: str) -> None:
+        doing[0] = what
+
     if not sys.stderr.isatty():
-        yield
+        yield now
         return
     over = threading.Event()
-    teller = threading.Thread(target=_tell, args=(what, over), daemon=True)
+    teller = threading.Thread(target=_tell, args=(doing, over), daemon=True)
     teller.start()
     try:
-        yield
+        yield now
     finally:
         over.set()
         teller.join()
@@ -35,11 +41,11 @@ def waiting(what: str) -> None:
         print(f"{what}; Ctrl-C ends it", file=sys.stderr, flush=True)
 
 
-def _tell(what: str, over: threading.Event) -> None:
+def _tell(doing: list[str], over: threading.Event) -> None:
     began = time.monotonic()
     if over.wait(SILENT_SECONDS):
         return
     with contextlib.suppress(OSError):  # the terminal went away: there is nobody to tell
         while not over.wait(_STEP_SECONDS):
-            print(f"{_CLEAR}{what} … {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
+            print(f"{_CLEAR}{doing[0]} … {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
         print(_CLEAR, end="", file=sys.stderr, flush=True)

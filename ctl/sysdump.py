@@ -11,7 +11,7 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,10 +34,11 @@ _SECRETS = (
     (re.compile(rb"(?i)(authorization:?\s*(?:bearer|basic)\s+)[^\s\"',]+"), rb"\1REMOVED"),
     (re.compile(rb"(?i)(\b(?:bearer)\s+)[a-z0-9._~+/=-]{16,}"), rb"\1REMOVED"),
     (
-        re.compile(rb"(?i)(\b(?:token|password|client-key-data|secret)\b[\"']?\s*[:=]\s*[\"']?)[^\s\"',}]+"),
+        re.compile(rb"(?i)((?:\b|_)(?:token|password|client-key-data|secret)\b[\"']?\s*[:=]\s*[\"']?)[^\s\"',}]+"),
         rb"\1REMOVED",
     ),
     (re.compile(rb"(://)[^/\s:@]+:[^/\s@]+@"), rb"\1REMOVED@"),
+    (re.compile(rb"(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(-----END|\Z)"), rb"\1REMOVED\2"),
     (re.compile(rb"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"), b"REMOVED"),
 )
 """Credentials as they may stand in logs and command lines, and what is written in their place."""
@@ -49,6 +50,14 @@ class Part(NamedTuple):
     name: str
     command: Sequence[str] = ()
     url: str = ""
+
+
+class Written(NamedTuple):
+    """A part that is in the archive: its name, its bytes, and why it does not have what it should; "" where it has."""
+
+    part: str
+    bytes: int
+    problem: str = ""
 
 
 def without_secrets(text: bytes) -> bytes:
@@ -92,38 +101,53 @@ def _reachable(address: str) -> str:
     return f"{ {'0.0.0.0': '127.0.0.1', '': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}"
 
 
-def _output(part: Part) -> bytes:
-    """What a part's command or page says, or why it says nothing."""
+def _output(part: Part) -> tuple[bytes, str]:
+    """What a part's command or page says, and why it does not say what it should."""
     try:
         if part.url:
             with urllib.request.urlopen(part.url, timeout=SECONDS) as answer:
-                return bytes(answer.read(MOST_BYTES))
+                return bytes(answer.read(MOST_BYTES)), ""
         done = subprocess.run(part.command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False)
     except urllib.error.HTTPError as error:
-        return error.read(MOST_BYTES)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"not to be had: {error}\n".encode()
+        return error.read(MOST_BYTES), f"{part.url} answers {error.code} {error.reason}"
+    except subprocess.TimeoutExpired:
+        return _lacking(f"{part.command[0]} took longer than {SECONDS:.0f} s")
+    except urllib.error.URLError as error:
+        why = error.reason.strerror if isinstance(error.reason, OSError) else error.reason
+        return _lacking(f"{part.url} does not answer ({why or error.reason}); does a daemon run here?")
+    except OSError as error:
+        return _lacking(f"{part.url or part.command[0]}: {error.strerror or error}")
     said = done.stdout[:MOST_BYTES]
     if len(done.stdout) > MOST_BYTES:
         said += b"\n... the rest is left out\n"
-    if done.returncode and done.stderr:
-        said += b"\n" * bool(said) + b"# exit status %d: %b" % (done.returncode, done.stderr[-MOST_BYTES:])
-    return said
+    if not done.returncode or not done.stderr:
+        return said, ""
+    why = done.stderr.decode(errors="replace").strip().splitlines() or ["?"]
+    found_something = part.command[: len(PROGRAM)] == (*PROGRAM,) and said  # check ends with 1 where something differs
+    said += b"\n" * bool(said) + b"# exit status %d: %b" % (done.returncode, done.stderr[-MOST_BYTES:])
+    return said, "" if found_something else f"exit status {done.returncode}: {why[-1].removeprefix('hotplane: ')}"
 
 
-def write(path: Path, name: str, wanted: Sequence[Part]) -> list[tuple[str, int]]:
-    """Write the archive; returns each part's name and bytes. name: the folder that is in it. The file is complete or
-    not there. Raises HotplaneError if it cannot be written."""
+def _lacking(why: str) -> tuple[bytes, str]:
+    """A part that there is nothing of."""
+    return f"not to be had: {why}\n".encode(), why
+
+
+def write(path: Path, name: str, wanted: Sequence[Part], tell: Callable[[str], None]) -> list[Written]:
+    """Write the archive; returns what is in it. name: the folder that is in it. tell: called with each part's name
+    before it is asked for. The file is complete or not there. Raises HotplaneError if it cannot be written."""
     written = []
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         with tarfile.open(unfinished, "w:gz") as archive:
             for part in wanted:
-                text = without_secrets(_output(part))
+                tell(part.name)
+                output, problem = _output(part)
+                text = without_secrets(output)
                 entry = tarfile.TarInfo(f"{name}/{part.name}")
                 entry.size, entry.mtime, entry.mode = len(text), int(time.time()), 0o600
                 archive.addfile(entry, io.BytesIO(text))
-                written.append((part.name, len(text)))
+                written.append(Written(part.name, len(text), without_secrets(problem.encode()).decode()))
         unfinished.chmod(0o600)
         unfinished.replace(path)
     except OSError as error:

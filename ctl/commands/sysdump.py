@@ -5,7 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ctl.output import add_output_option, print_records
+from ctl.output import Table, add_output_option, notify, print_records
+
+COLUMNS = Table(("part", "bytes", "problem"), (), ("problem",))
 
 
 def register(subparsers: Any) -> None:
@@ -30,9 +32,15 @@ def run(args: argparse.Namespace) -> int:
     context = build_context(args, offline=True)
     name = f"hotplane-sysdump-{context.node.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = args.file or Path(f"{name}.tar.gz")
-    with stage("collecting"):
-        written = write(path, name, [*parts(args.state_dir, args.mode, context.config)])
-    print_records([{"part": part, "bytes": size} for part, size in written], args.output, ("part", "bytes"))
+    with stage("collecting") as now:
+        wanted = [*parts(args.state_dir, args.mode, context.config)]
+        written = write(path, name, wanted, lambda part: now(f"collecting {part}"))
+    print_records([part._asdict() for part in written], args.output, COLUMNS)
+    if without := sum(bool(part.problem) for part in written):
+        notify(
+            f"{without} of {len(written)} parts do not have what they should, for the problems named "
+            "(and in their place in the archive)"
+        )
     if args.output == "table":
         print(f"written to {path}; it names this cluster's Services and addresses")
     return 0

@@ -106,6 +106,7 @@ class PartRecord(Versioned):
 
     part: Annotated[str, Meta(description="its name in the archive")]
     bytes: Annotated[int, Meta(description="its size")]
+    problem: Annotated[str, Meta(description="why it does not have what it should; empty where it has")]
 
 
 class TraceStep(Versioned):

@@ -232,7 +232,9 @@ def test_explain_of_what_is_loaded(cli: Cli, mode: str) -> None:
 def test_a_sysdump_has_what_a_report_needs(cli: Cli, tmp_path: Path) -> None:
     cli.apply("nftables")
     path = tmp_path / "dump.tar.gz"
-    written = {record["part"]: record["bytes"] for record in cli.json("sysdump", "--file", str(path))}
+    records = cli.json("sysdump", "--file", str(path))
+    written = {record["part"]: record["bytes"] for record in records}
+    assert {r["part"] for r in records if r["problem"]} == {"daemon/healthz.txt", "daemon/metrics.txt"}
     with tarfile.open(path) as archive:
         files = {member.name.partition("/")[2]: archive.extractfile(member) for member in archive.getmembers()}
         texts = {name: file.read().decode() for name, file in files.items() if file is not None}

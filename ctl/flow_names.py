@@ -8,7 +8,7 @@ one alone. The protocol is the Service port's, else TCP.
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from dataplane.errors import HotplaneError, UsageError
+from dataplane.errors import UsageError
 from dataplane.lab.places import Places
 from dataplane.lab.spec import DEFAULT_NAME, Place
 from dataplane.lab.spec import Node as LabNode
@@ -35,17 +35,19 @@ def only_addresses(text: str) -> bool:
     source, arrow, rest = text.partition("->")
     target = rest.strip().partition(" via ")[0].partition("/")
     # An address is followed by a port and a protocol; a name with a slash in it is NAMESPACE/NAME.
-    return not arrow or not source.strip() or (_is_address(_host(source)) and _is_address(_host(target[0])))
+    return not arrow or not source.strip() or (is_address(host_of(source)) and is_address(host_of(target[0])))
 
 
-def _host(end: str) -> str:
+def host_of(end: str) -> str:
+    """An end of a flow without its port, and without brackets: an address or a name."""
     end = end.strip()
     if end.startswith("["):
         return end[1:].partition("]")[0]
     return end if end.count(":") > 1 else end.partition(":")[0]
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """True for an address, and for what can be nothing else, mistyped as it may be."""
     try:
         canonical_address(text)
     except ValueError:
@@ -60,12 +62,8 @@ def lab_here() -> Places | None:
     from dataplane.lab import state
 
     found = {}
-    for name in state.names():
-        try:
-            lab = state.load(name)
-        except (HotplaneError, OSError):  # damaged, or not for this user: its names mean nothing here
-            continue
-        if lab is not None and lab.ready:
+    for name in state.up():
+        if lab := state.load(name):
             found[name] = Places(lab.spec)
     for places in found.values():
         if any(netns.is_current(place.netns) for place in places.topology.places()):
@@ -139,8 +137,8 @@ class Names:
         return [Named(text, each, place) for each in found]
 
     def _source(self, text: str, name: str) -> Addresses:
-        if _is_address(_host(name)):
-            address = canonical_address(_host(name))
+        if is_address(host_of(name)):
+            address = canonical_address(host_of(name))
             return {family_of(address): address}
         return self._known(text, name)
 
@@ -157,9 +155,9 @@ class Names:
 
     def _target(self, text: str, target: str) -> dict[Family, str]:
         """Address, port and protocol of a destination, for each family."""
-        ends, protocol = _split_protocol(target)
-        if _is_address(_host(ends)):
-            address = canonical_address(_host(ends))
+        ends, protocol = split_protocol(target)
+        if is_address(host_of(ends)):
+            address = canonical_address(host_of(ends))
             return {family_of(address): f"{ends}/{protocol or 'tcp'}"}
         name, _, port = ends.partition(":")
         service = self._service(name) if name not in self._places else []
@@ -235,7 +233,7 @@ class Names:
         return found
 
 
-def _split_protocol(target: str) -> tuple[str, str]:
+def split_protocol(target: str) -> tuple[str, str]:
     """A destination without its protocol, which is told from the slash of NAMESPACE/NAME by its word."""
     ends, slash, protocol = target.rpartition("/")
     if slash and protocol.lower() in {each.text for each in Protocol}:

@@ -44,8 +44,8 @@ def _lab_hint() -> str:
     from dataplane.lab import state as labs
     from dataplane.lab.spec import DEFAULT_NAME
 
-    names = labs.names()
-    if not names or not netns.is_first():
+    names = labs.up() if netns.is_first() else []
+    if not names:
         return ""
     name = DEFAULT_NAME if DEFAULT_NAME in names else names[0]
     option = "" if name == DEFAULT_NAME else f" --name {name}"

@@ -113,8 +113,8 @@ def _output(part: Part) -> tuple[bytes, str]:
     except subprocess.TimeoutExpired:
         return _lacking(f"{part.command[0]} took longer than {SECONDS:.0f} s")
     except urllib.error.URLError as error:
-        why = error.reason.strerror if isinstance(error.reason, OSError) else error.reason
-        return _lacking(f"{part.url} does not answer ({why or error.reason}); does a daemon run here?")
+        reason = error.reason.strerror if isinstance(error.reason, OSError) else error.reason
+        return _lacking(f"{part.url} does not answer ({reason or error.reason}); does a daemon run here?")
     except OSError as error:
         return _lacking(f"{part.url or part.command[0]}: {error.strerror or error}")
     said = done.stdout[:MOST_BYTES]
@@ -122,10 +122,10 @@ def _output(part: Part) -> tuple[bytes, str]:
         said += b"\n... the rest is left out\n"
     if not done.returncode or not done.stderr:
         return said, ""
-    why = done.stderr.decode(errors="replace").strip().splitlines() or ["?"]
+    told = done.stderr.decode(errors="replace").strip().splitlines() or ["?"]
     found_something = part.command[: len(PROGRAM)] == (*PROGRAM,) and said  # check ends with 1 where something differs
     said += b"\n" * bool(said) + b"# exit status %d: %b" % (done.returncode, done.stderr[-MOST_BYTES:])
-    return said, "" if found_something else f"exit status {done.returncode}: {why[-1].removeprefix('hotplane: ')}"
+    return said, "" if found_something else f"exit status {done.returncode}: {told[-1].removeprefix('hotplane: ')}"
 
 
 def _lacking(why: str) -> tuple[bytes, str]:

@@ -150,6 +150,11 @@ def _print_labs(names: list[str], output: str) -> None:
         elif found is not None:
             records.append({"lab": name, "place": "", "state": "unfinished"})
     print_records(records, output, COLUMNS, empty="no lab is up")
+    for name in dict.fromkeys(str(record["lab"]) for record in records if record["state"] != "up"):
+        print_warning(
+            f"lab {name} is not whole: hotplane lab up --name {name} builds it again, "
+            f"hotplane lab down --name {name} removes what is left of it"
+        )
 
 
 def _places(spec: LabSpec) -> list[dict[str, object]]:

@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
         done = [_apply(lab, node, config, args) for node in nodes]
     for line in told(done):
         print(line, file=sys.stderr)
-    print_records([each.record for each in done if each.record is not None], args.output, COLUMNS)
+    records = [each.record for each in done if each.record is not None]
+    print_records(records, args.output, COLUMNS, empty="nothing was applied")
     return int(any(each.record is None or each.record["problems"] for each in done))
 
 

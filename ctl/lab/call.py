@@ -2,8 +2,10 @@
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ctl.flow_names import host_of, is_address, split_protocol
 from ctl.itself import PROGRAM
 from ctl.output import Table, add_output_option, print_records
 from dataplane.errors import HotplaneError, UsageError
@@ -39,7 +41,7 @@ def register(actions: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "destination",
         metavar="DESTINATION",
-        help="ADDRESS:PORT[/udp], PLACE:PORT[/udp], or NAMESPACE/SERVICE[:PORT] by its clusterIP",
+        help="ADDRESS:PORT, PLACE:PORT, or [NAMESPACE/]SERVICE[:PORT] by its clusterIP; /udp after each for UDP",
     )
     parser.add_argument("count", nargs="?", type=int, default=1, metavar="N", help="so many times (default: 1)")
     add_output_option(parser)
@@ -108,39 +110,55 @@ def counted(result: "ProbeResult") -> "list[Sent]":
 
 def destination(lab: "Lab", text: str, state_dir: str) -> Destination:
     """What was asked for, with names of places and Services looked up. Raises UsageError, HotplaneError."""
-    ends, _, protocol = text.partition("/") if not _names_service(text) else (text, "", "")
-    if _names_service(text):
-        return _service(lab, text, state_dir)
-    name, _, port = ends.rpartition(":")
-    if protocol not in ("", "tcp", "udp") or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
-        raise UsageError(f"lab call {text}: write ADDRESS:PORT, PLACE:PORT or NAMESPACE/SERVICE, such as node1:30080")
+    ends, protocol = split_protocol(text)
+    host = host_of(ends)
     places = {place.name: place for place in lab.topology.places()}
-    address = next(iter(places[name].addresses.values())) if name in places else name.strip("[]")
-    return Destination(text, address, int(port), protocol or "tcp")
+    if protocol.lower() not in ("", "tcp", "udp"):
+        raise UsageError(f"lab call {text}: calls are made by TCP and UDP; write /tcp or /udp")
+    if not is_address(host) and host not in places:
+        return _service(lab, text, ends, protocol.lower(), state_dir)
+    port = ends.rpartition(":")[2] if host != ends else ""
+    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        raise UsageError(
+            f"lab call {text}: the port is missing or none: write ADDRESS:PORT, [ADDRESS]:PORT, PLACE:PORT or SERVICE, "
+            "such as node1:30080"
+        )
+    address = next(iter(places[host].addresses.values())) if host in places else host
+    return Destination(text, address, int(port), protocol.lower() or "tcp")
 
 
-def _names_service(text: str) -> bool:
-    """True for NAMESPACE/SERVICE, with or without a port's name or number; an address has a port before its slash."""
-    before, slash, _ = text.partition("/")
-    return bool(slash) and ":" not in before
-
-
-def _service(lab: "Lab", text: str, state_dir: str) -> Destination:
+def _service(lab: "Lab", text: str, ends: str, protocol: str, state_dir: str) -> Destination:
     """A Service's frontend as the first node that has it says: its clusterIP, or what comes first."""
-    from dataplane.planes.decisions import matches
-
-    asked, _, port = text.partition(":")
+    asked, _, port = ends.partition(":")
     for node in lab.nodes:
         words = [*PROGRAM, "--state-dir", state_dir, "show", "services", "-o", "json"]
         records = json.loads(lab.run(node, words, in_cgroup=False).stdout or "[]")
-        found = [record["frontend"] for record in records if matches(record["service"], asked)]
-        named = [record["frontend"] for record in records if port and matches(record["service"], text)]
-        numbered = [frontend for frontend in found if port and frontend.partition("/")[0].endswith(f":{port}")]
-        usable = [f for f in (named or numbered if port else found) if not f.startswith("*")]
-        if usable:
-            ends, _, protocol = usable[0].partition("/")
-            address, _, number = ends.rpartition(":")
+        served = [(record["service"], record["frontend"]) for record in records if record["frontend"][0] != "*"]
+        found = [(name, frontend) for name, frontend in _named(served, asked) if _fits(name, frontend, port, protocol)]
+        if found:
+            address, _, ending = min((f for _, f in found), key=lambda f: not f.endswith("/tcp")).rpartition(":")
+            number, _, protocol = ending.partition("/")
             return Destination(text, address.strip("[]"), int(number), protocol)
     raise HotplaneError(
-        f"lab call {text}: no node of lab {lab.spec.name} has such a Service; hotplane lab apply -f loads one"
+        f"lab call {text}: no node of lab {lab.spec.name} has such a Service, nor has the lab such a place; "
+        "hotplane lab apply -f loads Services, hotplane lab status lists places"
     )
+
+
+def _named(served: Sequence[tuple[str, str]], asked: str) -> Iterator[tuple[str, str]]:
+    """The Service ports and frontends of a Service that is asked for as NAMESPACE/NAME, or by its name: the one in
+    `default`, else the only one of that name. Raises UsageError where there are several."""
+    services = {name.partition(":")[0] for name, _ in served}
+    if "/" not in asked:
+        alike = sorted(name for name in services if name.partition("/")[2] == asked)
+        if f"default/{asked}" not in alike and len(alike) > 1:
+            raise UsageError(f"lab call: there are Services {', '.join(alike)}: name one with its namespace")
+        asked = f"default/{asked}" if f"default/{asked}" in alike else "".join(alike)
+    yield from ((name, frontend) for name, frontend in served if name.partition(":")[0] == asked)
+
+
+def _fits(name: str, frontend: str, port: str, protocol: str) -> bool:
+    """True if a frontend has the port, by its Service port's name or by its number, and the protocol that are asked
+    for, if they are."""
+    ends, _, its_protocol = frontend.partition("/")
+    return port in ("", name.partition(":")[2], ends.rpartition(":")[2]) and protocol in ("", its_protocol)

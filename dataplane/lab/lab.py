@@ -78,14 +78,19 @@ class Lab(Places):
 
     @classmethod
     def open(cls, name: str) -> Self:
-        """A lab that somebody brought up. Raises LabError when there is none or it was never finished."""
+        """A lab that somebody brought up. Raises LabError when there is none, or not all of it."""
         found = state.load(name)
         if found is None:
-            others = [each for each in state.names() if each != name]
+            others = state.up()
             more = f"; --name says which lab is meant: up are {', '.join(others)}" if others else ""
             raise LabError(f"there is no lab {name}: hotplane lab up --name {name}{more}")
         if not found.ready:
             raise LabError(f"lab {name} was not finished: hotplane lab up --name {name} builds it again")
+        if not state.is_there(found.spec):
+            raise LabError(
+                f"lab {name}: its network namespaces are gone: hotplane lab up --name {name} builds it again, "
+                f"hotplane lab down --name {name} forgets it"
+            )
         return cls(found.spec)
 
     @staticmethod

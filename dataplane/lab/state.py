@@ -12,7 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from dataplane.lab.spec import LabError, LabSpec
+from dataplane.kernel.namespaces import netns
+from dataplane.lab.spec import LabError, LabSpec, namespace_name
 from dataplane.malformed import MALFORMED
 
 STATE_DIR = Path("/run/hotplane/lab")
@@ -73,6 +74,24 @@ def forget(name: str) -> None:
 def names() -> list[str]:
     """Labs that have state, sorted."""
     return sorted(path.stem for path in STATE_DIR.glob("*.json"))
+
+
+def is_there(spec: LabSpec) -> bool:
+    """True if a lab's namespaces are there: what ended in the middle, and what was ended, may leave its state alone."""
+    return netns.exists(namespace_name(spec.name, "node1"))
+
+
+def up() -> list[str]:
+    """Labs that were built to the end and are there, sorted. Those that cannot be read are left out."""
+    found = []
+    for name in names():
+        try:
+            state = load(name)
+        except (LabError, OSError):  # damaged, or not for this user
+            continue
+        if state is not None and state.ready and is_there(state.spec):
+            found.append(name)
+    return found
 
 
 @contextmanager

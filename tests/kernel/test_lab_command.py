@@ -180,13 +180,15 @@ def test_the_examples_on_every_node_called_in_every_mode(name: str) -> None:
         assert len(calls(name, "pod2-2", "default/sticky:http", "10")) == 1
         assert calls(name, "client", "203.0.113.10:80")
         assert calls(name, "node1", "kube-system/kube-dns:dns", "20").keys() == {"pod1-1", "pod2-1"}
+    for asked in ("web", "web:80", "web:http/tcp", "kube-dns:53/udp"):  # names as explain and trace take them
+        assert calls(name, "pod1-2", asked)
     curl = "import urllib.request as r; print(r.urlopen('http://10.96.0.80/', timeout=60).read().decode())"
     answer = json.loads(hotplane("lab", "exec", "--name", name, "pod1-2", sys.executable, "-c", curl).stdout)
     assert answer["server"] in web
     _named(name, {*web, "pod1-2"})
     _forwards(name)
     assert "no node of lab" in here("lab", "call", "--name", name, "pod1-1", "default/none", status=1).stderr
-    assert "write ADDRESS:PORT" in here("lab", "call", "--name", name, "pod1-1", "node1", status=2).stderr
+    assert "the port is missing" in here("lab", "call", "--name", name, "pod1-1", "node1", status=2).stderr
     assert "has no such node" in here(
         "lab", "apply", "--name", name, "-f", str(EXAMPLES), "--node", "node9", status=2
     ).stderr  # fmt: skip

@@ -10,22 +10,29 @@ from dataplane.errors import HotplaneError
 from dataplane.kernel.namespaces import netns
 from dataplane.lab import state
 from dataplane.lab.lab import Lab
-from dataplane.lab.spec import LabError
+from dataplane.lab.spec import LabError, LabSpec
 
 
 @pytest.fixture
 def labs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(state, "STATE_DIR", tmp_path)
+    monkeypatch.setattr(netns, "NETNS_DIR", tmp_path)
     return tmp_path
 
 
 def test_a_lab_that_is_not_there_is_answered_by_those_that_are(labs: Path) -> None:
     with pytest.raises(LabError, match=r"^there is no lab lab: hotplane lab up --name lab$"):
         Lab.open("lab")
-    for name in ("one", "two"):
-        (labs / f"{name}.json").touch()
+    for name in ("one", "two", "gone"):
+        state.store(state.LabState(LabSpec(name), ready=True))
+    state.store(state.LabState(LabSpec("half")))
+    (labs / "damaged.json").touch()
+    for name in ("hp-one-node1", "hp-two-node1", "hp-half-node1"):
+        (labs / name).touch()
     with pytest.raises(LabError, match=r"; --name says which lab is meant: up are one, two$"):
         Lab.open("lab")
+    with pytest.raises(LabError, match=r"^lab gone: its network namespaces are gone: hotplane lab up --name gone "):
+        Lab.open("gone")
 
 
 @pytest.mark.parametrize(("name", "option"), [("lab", ""), ("mine", " --name mine")])
@@ -39,7 +46,9 @@ def test_where_nothing_is_loaded_but_a_lab_is_up_its_nodes_may_be_asked(
 
     monkeypatch.setattr(netns, "is_first", lambda: True)
     assert said().endswith("; name the manifests with -f")
-    (labs / f"{name}.json").touch()
+    state.store(state.LabState(LabSpec(name), ready=True))
+    assert said().endswith("; name the manifests with -f")
+    (labs / f"hp-{name}-node1").touch()
     assert said().endswith(f", or ask on a node of the lab: hotplane lab exec{option} node1 -- hotplane ...")
     monkeypatch.setattr(netns, "is_first", lambda: False)
     assert said().endswith("; name the manifests with -f")

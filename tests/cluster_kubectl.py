@@ -30,6 +30,8 @@ from dataplane.model.net import Family
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = "/usr/bin/python3"
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all")
+ENDED_SECONDS = 60.0
+"""A process that was killed, or whose parent has ended, may take so long on a busy machine until it is gone."""
 KINDS = {"Namespace": "namespaces", "Pod": "pods", "Service": "services"}
 
 KUBECTL = """#!/usr/bin/python3 -SE
@@ -205,10 +207,13 @@ class Cluster:
 
 
 def end(word: str) -> None:
-    """End the processes whose command line has this word in it."""
-    for process in running(word):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(process), signal.SIGKILL)
+    """End the processes whose command line has this word in it, and see them end."""
+    latest = time.monotonic() + ENDED_SECONDS
+    while (found := running(word)) and time.monotonic() < latest:
+        for process in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process), signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def enter(netns: str) -> list[str]:
@@ -342,7 +347,10 @@ class StandIn(Cluster):
         self.settings = Settings(**settings)
 
     def left(self) -> list[str]:
-        """What is left of a run: objects, volumes, processes."""
+        """What is left of a run: objects, volumes, processes that do not end."""
+        latest = time.monotonic() + ENDED_SECONDS
+        while running(str(self.folder)) and time.monotonic() < latest:
+            time.sleep(0.01)
         names = [role for role in Role if (self.folder / role).exists()]
         return [*names, *(kind for kind, items in self.objects.items() if items), *running(str(self.folder))]
 

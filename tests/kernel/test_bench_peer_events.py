@@ -97,9 +97,13 @@ def test_a_rollout_comes_by_the_api_server(rig: Rig, events: Events) -> None:
     found = events.measure("toy", ROLLOUT)
     assert (found["failures"], found["ended"]) == (0, 0)
     until(lambda: said(rig.peer("toy")).count(NEW) > 3, "it has heard of several")
-    began = time.monotonic()
-    made = rig.peer("toy").changes(0.5)
-    assert 0.25 * CHANGES_A_SECOND < made < 1.1 * CHANGES_A_SECOND * (time.monotonic() - began)
+    for seconds in (0.5, 2.0, 8.0):  # where others have the processor it may take longer
+        began = time.monotonic()
+        made = rig.peer("toy").changes(seconds)
+        assert made < 1.1 * CHANGES_A_SECOND * (time.monotonic() - began)
+        if made > 0.5 * CHANGES_A_SECOND * seconds:
+            break
+    assert made > 0.5 * CHANGES_A_SECOND * seconds
 
 
 def test_a_peer_that_does_not_come_back_is_told_at_once_until_a_cold_start(rig: Rig, events: Events) -> None:

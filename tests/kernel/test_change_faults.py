@@ -16,7 +16,7 @@ from dataplane.errors import HotplaneError
 from dataplane.kernel.namespaces.netns import netns
 from dataplane.kernel.tools import run_tool
 from tests.faults.inject import ALL, Faults
-from tests.kernel.daemon_lab import looking_plane, until
+from tests.kernel.daemon_lab import PATIENCE, looking_plane, until
 from tests.kernel.faulty_node import Node
 
 SLICE = """\
@@ -66,7 +66,7 @@ class Serving:
 
     def comes_to(self, wanted: Held, allowed: tuple[Held, ...], what: str) -> None:
         """Wait for what is wanted; until then each Service is as in one of those that are allowed, or not there."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE
         while True:
             assert self.node.alive, (what, self.node.text)
             try:

@@ -172,7 +172,7 @@ def test_scale_to_zero_and_back_frees_udp_clients(cluster: DaemonLab, lab: Lab) 
         assert [ask() for _ in range(3)] == ["", "", ""], "nobody is there"
         cluster.serve((other, "ready"), name="dns", protocol="UDP")
         cluster.synced()
-        until(lambda: ask() == other.name, "the new endpoint answers the same socket", 20)
+        until(lambda: ask() == other.name, "the new endpoint answers the same socket")
 
 
 def test_flushed_rules_come_back_by_themselves(cluster: DaemonLab, lab: Lab) -> None:

@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -88,22 +88,23 @@ def test_entries_written_many_at_a_time_are_those_written_singly(monkeypatch, pl
 
 
 @pytest.mark.parametrize("family", list(Family))
-def test_records_by_columns_are_those_by_entries(family: Family) -> None:
-    """With no backend, one, and several; entries of one family, which share their columns, and of both."""
-    members: list[str] = [f"10.0.{n}.{n + 1}" if family is Family.IPV4 else f"fd00::{n + 1}" for n in range(9)]
-    for others in ((), ("fd00:9::1",)):
-        sets: list[Sequence[str]] = [(), members[:1], members[1:], others]
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_records_by_columns_are_those_by_entries(family: Family, count: int) -> None:
+    """Of entries of one family, which share their columns, and of both; some backends are on this node."""
+    four = [f"10.0.{n}.{n + 1}" for n in range(3 * count)]
+    six = [f"fd00::{n + 1:x}" for n in range(3 * count)]
+    for texts in (four if family is Family.IPV4 else six, [*four[: 2 * count], *six[2 * count :]]):
+        sets = [texts[at * count : (at + 1) * count] for at in range(3)]
         entries = [
-            service(f"s{n}", family=family, backends=tuple(Backend(text, 80 + n) for text in each))
+            service(f"s{n}", backends=tuple(Backend(text, 80 + at, at == n) for at, text in enumerate(each)))
             for n, each in enumerate(sets)
         ]
-        counts, generations, numbers = [len(each) for each in sets], range(70, 74), range(5, 9)
         expected = b"".join(
             record
-            for entry, generation, number in zip(entries, generations, numbers, strict=True)
+            for entry, generation, number in zip(entries, range(70, 73), range(5, 8), strict=True)
             for record in backend_records(wanted_flags(entry), entry.key.protocol, generation, number)
         )
-        assert bytes(fill._backend_records(entries, counts, generations, numbers)) == expected
+        assert fill._backend_records(entries, range(70, 73), range(5, 8)) == expected
 
 
 def test_what_does_not_fit_is_left_out_and_the_rest_is_written() -> None:

@@ -62,14 +62,35 @@ def test_capacity(count: int, length: int) -> None:
 
 
 @given(
-    before=st.lists(st.integers(1, 9), max_size=6), gone=st.sets(st.integers(0, 5)), counts=st.lists(st.integers(0, 9))
+    before=st.lists(st.integers(1, 9), max_size=6),
+    gone=st.sets(st.integers(0, 5)),
+    count=st.integers(0, 9),
+    many=st.integers(1, 9),
 )
-def test_many_runs_are_those_taken_one_by_one(before: list[int], gone: set[int], counts: list[int]) -> None:
-    one, many = Runs("slots", 1 << 12), Runs("slots", 1 << 12)
-    for runs in (one, many):
-        bases = [runs.take(count) for count in before]
-        for at in gone:
-            if at < len(before):
-                runs.give_back(bases[at], before[at])
-    assert many.take_each(counts) == [one.take(count) for count in counts]
-    assert vars(many) == vars(one)
+def test_a_row_of_runs_is_nobody_elses(before: list[int], gone: set[int], count: int, many: int) -> None:
+    runs = Runs("slots", 8 * SIZE)
+    held = {runs.take(members): members for members in before}
+    for base in [base for at, base in enumerate(held) if at in gone]:
+        runs.give_back(base, held.pop(base))
+    row = runs.take_row(count, many)
+    assert all(base == row[0] + at * capacity(count) for at, base in enumerate(row))
+    for base in row if count else ():
+        assert base % capacity(count) == 0
+        assert base not in held
+        held[base] = count
+    taken = [slot for base, members in held.items() for slot in range(base, base + capacity(members))]
+    assert len(set(taken)) == len(taken)
+    for base, members in held.items():
+        runs.give_back(base, members)
+    assert runs.take(8 * SIZE) == 0
+
+
+def test_a_row_that_does_not_fit_takes_nothing() -> None:
+    runs = Runs("slots", SIZE)
+    runs.take(1)
+    before = runs.never_used
+    with pytest.raises(MapFull, match="slots is full"):
+        runs.take_row(5, 8)
+    assert runs.never_used == before
+    assert list(runs.take_row(5, 7)) == list(range(8, SIZE, 8))
+    assert [runs.take(1), runs.take(2), runs.take(4)] == [1, 2, 4]

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 from dataplane.planes.base import PlaneError
 
@@ -92,10 +93,7 @@ class Runs:
             return self._free[length].pop()
         base = -(-self._end // length) * length
         if base + length <= self._size:
-            while self._end < base:
-                step = self._end & -self._end
-                self._free.setdefault(step, []).append(self._end)
-                self._end += step
+            self._free_up_to(base)
             self._end = base + length
             return base
         for larger in sorted(size for size, runs in self._free.items() if size > length and runs):
@@ -105,6 +103,13 @@ class Runs:
                 self._free.setdefault(larger, []).append(base + larger)
             return base
         return None
+
+    def _free_up_to(self, base: int) -> None:
+        """Make free runs of the slots between all runs and `base`."""
+        while self._end < base:
+            step = self._end & -self._end
+            self._free.setdefault(step, []).append(self._end)
+            self._end += step
 
     def take(self, count: int) -> int:
         """Allocate a run for `count` members and return its first index; 0 for none. Raises MapFull."""
@@ -120,24 +125,20 @@ class Runs:
         self._used[base] = length
         return base
 
-    def take_each(self, counts: Iterable[int]) -> list[int]:
-        """The same for many, of which each fits behind all runs."""
-        found: list[int] = []
-        used, end = self._used, self._end
-        for count in counts:
-            length = capacity(count)
-            if not length:
-                found.append(0)
-            elif end % length or self._free.get(length):
-                self._end = end
-                found.append(self.take(count))
-                end = self._end
-            else:
-                used[end] = length
-                found.append(end)
-                end += length
-        self._end = end
-        return found
+    def take_row(self, count: int, many: int) -> Sequence[int]:
+        """Allocate so many runs for `count` members each, one behind the other, and return their first indices; zeros
+        for none. Raises MapFull, and allocates nothing, if they do not fit behind all runs."""
+        length = capacity(count)
+        if not length:
+            return [0] * many
+        base = -(-self._end // length) * length
+        if base + length * many > self._size:
+            raise MapFull(self._map_name, self._size)
+        self._free_up_to(base)
+        row = range(base, base + length * many, length)
+        self._used.update(zip(row, repeat(length)))
+        self._end = row.stop
+        return row
 
     def give_back(self, base: int, count: int) -> None:
         """Free the run that `take(count)` returned."""

@@ -110,6 +110,8 @@ def address_text(raw: bytes) -> str:
 def frontend_key_bytes(key: FrontendKey) -> bytes:
     """The key of `frontends`; a node port has the unspecified address of its family."""
     family, address, protocol, port = key
+    if family is Family.IPV4 and address:  # nearly all of a cold start's
+        return MAPPED + inet_pton(AF_INET, address) + _frontend_key_end(port, protocol)
     return (address_bytes(address) if address else _UNSPECIFIED[family]) + _frontend_key_end(port, protocol)
 
 
@@ -266,7 +268,8 @@ def stored_service(service: str) -> str:
 
 def service_name(key: EntryKey) -> bytes:
     """The name of a service record; see `stored_service`."""
-    return stored_service(key.service).encode()
+    name = key.service
+    return (name if len(name) < _NAME_SIZE else stored_service(name)).encode()
 
 
 def stored_key(key: EntryKey) -> EntryKey:

@@ -1,57 +1,65 @@
 """Write entries of the plainest kind to empty maps, many at a time: nearly all that a cold start is made of.
 
-What is written is what `Tables.apply` writes entry by entry, in the same places. Nothing reads these maps yet, so no
-order of writes has to be kept.
+What is written is what `Tables.apply` writes entry by entry. Entries with equally many backends are written together:
+then each field of a record is a column, which is laid out at once. Nothing reads these maps yet, so no order of writes
+has to be kept.
 """
 
+import sys
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, chain, repeat
-from operator import add
+from itertools import chain, repeat
 from socket import inet_pton
 
-from dataplane.model.net import AF_INET, AF_INET6
+from dataplane.model.net import AF_INET, Family, Protocol
 from dataplane.plan.change import EntryChange
-from dataplane.plan.types import PlanEntry
+from dataplane.plan.types import FrontendKind, PlanEntry
+from dataplane.planes.ebpf.maps.allocate import capacity
 from dataplane.planes.ebpf.maps.encode import (
     BACKEND,
+    FRONTEND,
     MAPPED,
+    SERVICE,
     Sets,
-    backend_end,
+    address_bytes,
     frontend_bytes,
     frontend_key_bytes,
     service_bytes,
+    service_name,
 )
+from dataplane.planes.ebpf.maps.layout import constant, fields_of
 from dataplane.planes.ebpf.maps.mapset import MapSet
-from dataplane.planes.ebpf.maps.members import IN_CLUSTER
+from dataplane.planes.ebpf.maps.members import HERE, IN_CLUSTER
 from dataplane.planes.ebpf.maps.tables import Installed, Tables, no_ranges
 from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.forwarding import Forwarding
 from dataplane.policy.maglev import NO_TABLES, Hashing
 
-_RANDOM = Algorithm.RANDOM
-_WORDS, _ADDRESS_WORDS = BACKEND.size // 8, 16 // 8
-"""Of a backend's record, and of those its address."""
+_RANDOM, _SNAT = Algorithm.RANDOM, Forwarding.SNAT
+_NAME_SIZE = constant("SERVICE_NAME_SIZE")
+_FRONTEND_AT, _SERVICE_AT, _BACKEND_AT = map(fields_of, ("frontend", "service", "backend"))
+_FLAGS = bytes((IN_CLUSTER, IN_CLUSTER | HERE)).ljust(256, b"\0")
+"""Flags of a backend by whether it is on this node, as a table for bytes.translate."""
+_MOST_MEMBERS = 64
+"""Backends of a plain entry: each is a column of slots."""
 _A_PIECE = 4000
 """Entries that are written at once: their bytes take a few megabytes."""
 
 
 def is_plain(entry: PlanEntry) -> bool:
-    """True if an entry has one frontend, open to every source, and all of its backends are in its Cluster set, on other
-    nodes, at one port, without weights and Maglev table."""
-    if (
+    """True if an entry has one frontend, open to every source, and all of its backends are in its Cluster set, not very
+    many, without weights and Maglev table."""
+    return not (
         entry.local
         or entry.lingering
         or entry.weighted
         or entry.algorithm is not _RANDOM
+        or entry.forwarding is not _SNAT
+        or len(entry.cluster) > _MOST_MEMBERS
         or len(entry.frontends) != 1
         or entry.frontends[0].source_ranges is not None
-    ):
-        return False
-    if entry.forwarding is not Forwarding.SNAT:
-        return False
-    ports = [-1 if backend.local else backend.port for backend in entry.cluster]
-    return not ports or (ports[0] >= 0 and ports.count(ports[0]) == len(ports))
+    )
 
 
 def filled(maps: MapSet, entries: Iterable[PlanEntry], hashing: Hashing = NO_TABLES) -> Tables:
@@ -65,81 +73,118 @@ def _fill(tables: Tables, entries: Iterable[PlanEntry]) -> list[PlanEntry]:
     """Write the plain ones of the entries; returns the others. Those for which a map may have no room are among the
     others."""
     others: list[PlanEntry] = []
-    plain: list[PlanEntry] = []
+    plain: defaultdict[int, list[PlanEntry]] = defaultdict(list)
     for entry in entries:
-        (plain if is_plain(entry) else others).append(entry)
-    for first in range(0, len(plain), _A_PIECE):
-        piece = plain[first : first + _A_PIECE]
-        if not tables.has_room_for(piece):
-            return others + plain[first:]
-        _write(tables, piece)
+        (plain[len(entry.cluster)] if is_plain(entry) else others).append(entry)
+    for count, alike in plain.items():
+        for first in range(0, len(alike), _A_PIECE):
+            piece = alike[first : first + _A_PIECE]
+            if not tables.has_room_for(len(piece), count):
+                others += alike[first:]
+                break
+            _write(tables, piece)
     return others
 
 
 def _write(tables: Tables, entries: list[PlanEntry]) -> None:
-    """Write entries that fit."""
-    counts = [len(entry.cluster) for entry in entries]
-    services, backends = tables.services.take_many(len(entries)), tables.backends.take_many(sum(counts))
-    first = backends[0] if backends else 0
-    ends = list(accumulate(counts, initial=first))
-    owns = list(map(range, ends, ends[1:]))
-    sets = list(map(Sets, tables.runs.take_each(counts), counts))
-    generations = [tables.next_generation() for _ in entries]
-    keys = _frontend_keys(entries)
-    values = _frontend_values(entries, sets, generations, services)
-    for each, own in zip(sets, owns, strict=True):
-        tables.write_slots(each.cluster_base, array("Q", own))
-    records = _backend_records(entries, counts, generations, services)
-    tables.write_records(services[0], _service_records(entries, sets), first, records)
-    tables.maps.put_many("frontends", b"".join(keys), values, len(keys))
+    """Write entries that fit and have equally many backends."""
+    many, count = len(entries), len(entries[0].cluster)
+    services, backends = tables.services.take_many(many), tables.backends.take_many(count * many)
+    bases, generations = tables.runs.take_row(count, many), tables.next_generations(many)
+    keys = [frontend_key_bytes(entry.frontends[0].key) for entry in entries]
+    owns: Iterable[range] = repeat(range(0), many)
+    if count:
+        firsts = range(backends[0], backends[0] + len(backends), count)
+        owns = map(range, firsts, range(firsts.start + count, firsts.stop + count, count))
+        tables.write_slots(bases[0], _slots(firsts, count))
+    records = _backend_records(entries, generations, services)
+    tables.write_records(services[0], _service_records(entries, bases), backends[0] if count else 0, records)
+    values = _frontend_values(entries, bases, generations, services)
+    tables.maps.put_many("frontends", b"".join(keys), values, many)
     names = [entry.key for entry in entries]
     mine = [(key,) for key in keys]
     tables.owners.update(zip(keys, names, strict=True))
+    sets = map(Sets, bases, repeat(count))
     installed = map(Installed, entries, services, owns, sets, mine, repeat(no_ranges(1)))
     tables.installed.update(zip(names, installed, strict=True))
 
 
-def _frontend_keys(entries: list[PlanEntry]) -> list[bytes]:
-    return [frontend_key_bytes(entry.frontends[0].key) for entry in entries]
+def _slots(firsts: range, count: int) -> "array[int]":
+    """Return the slots of runs that lie one behind the other. firsts: the first backend of each."""
+    length = capacity(count)
+    found = array("Q", bytes(8 * length * len(firsts)))
+    for at in range(count):
+        found[at::length] = array("Q", range(firsts.start + at, firsts.stop + at, count))
+    return found
+
+
+def _column(records: bytearray, size: int, field: int, values: Iterable[int]) -> None:
+    """Write a field of four bytes of all records. size: of a record, or of as many as there is one value for."""
+    column = values if isinstance(values, array) else array("I", values)
+    memoryview(records).cast("I")[field // 4 :: size // 4] = memoryview(column)
 
 
 def _frontend_values(
-    entries: list[PlanEntry], sets: Sequence[Sets], generations: Sequence[int], services: Sequence[int]
-) -> bytes:
-    return b"".join(
-        [
-            frontend_bytes(entry.frontends[0], 0, generation, service, each, entry.affinity_seconds, 0)
-            for entry, each, generation, service in zip(entries, sets, generations, services, strict=True)
-        ]
-    )
+    entries: list[PlanEntry], bases: Iterable[int], generations: Iterable[int], services: Iterable[int]
+) -> bytearray:
+    """Return values of `frontends`, all but a few fields of which are the same for most."""
+    alike: dict[tuple[int, FrontendKind, int], bytes] = {}
+    texts: list[bytes] = []
+    for entry in entries:
+        (frontend,), seconds = entry.frontends, entry.affinity_seconds
+        sort = (id(frontend.routes), frontend.kind, seconds)
+        if sort not in alike:
+            alike[sort] = frontend_bytes(frontend, 0, 0, 0, Sets(cluster_count=len(entry.cluster)), seconds, 0)
+        texts.append(alike[sort])
+    values = bytearray(b"".join(texts))
+    for name, column in (("generation", generations), ("service", services), ("cluster_base", bases)):
+        _column(values, FRONTEND.size, _FRONTEND_AT[name], column)
+    return values
 
 
-def _service_records(entries: list[PlanEntry], sets: Sequence[Sets]) -> bytes:
-    return b"".join(map(service_bytes, entries, sets))
+def _service_records(entries: list[PlanEntry], bases: Iterable[int]) -> bytearray:
+    """Return records of `services`: a name each, and what is the same for most."""
+    alike: dict[tuple[int, Protocol, Family, bool, bool], bytes] = {}
+    texts: list[bytes] = []
+    for entry in entries:
+        key = entry.key
+        sort = (entry.affinity_seconds, key.protocol, key.family, entry.internal_local, entry.external_local)
+        if sort not in alike:
+            alike[sort] = service_bytes(entry, Sets(cluster_count=len(entry.cluster)))[_NAME_SIZE:]
+        texts.append(service_name(key).ljust(_NAME_SIZE, b"\0"))
+        texts.append(alike[sort])
+    records = bytearray(b"".join(texts))
+    _column(records, SERVICE.size, _SERVICE_AT["cluster_base"], bases)
+    return records
 
 
-def _backend_records(
-    entries: list[PlanEntry], counts: Sequence[int], generations: Sequence[int], services: Sequence[int]
-) -> bytes | bytearray:
-    texts = [backend.address for entry in entries for backend in entry.cluster]
-    behind = [
-        backend_end(entry.cluster[0].port, entry.key.protocol, IN_CLUSTER, generation, service) if count else b""
-        for entry, count, generation, service in zip(entries, counts, generations, services, strict=True)
-    ]
+def _backend_records(entries: list[PlanEntry], generations: Sequence[int], services: Sequence[int]) -> bytearray:
+    """Return records of the backends of entries that have equally many."""
+    count, size = len(entries[0].cluster), BACKEND.size
+    members = list(chain.from_iterable([entry.cluster for entry in entries]))
+    records = _addresses([backend.address for backend in members])
+    ports = array("H", [backend.port for backend in members])
+    if sys.byteorder == "little":
+        ports.byteswap()
+    memoryview(records).cast("H")[_BACKEND_AT["port"] // 2 :: size // 2] = memoryview(ports)
+    records[_BACKEND_AT["flags"] :: size] = bytes([backend.local for backend in members]).translate(_FLAGS)
+    protocols = bytes([entry.key.protocol for entry in entries])
+    columns = [("generation", array("I", generations)), ("service", array("I", services))]
+    for at in range(count):
+        records[at * size + _BACKEND_AT["protocol"] :: count * size] = protocols
+        for name, column in columns:
+            _column(records, count * size, at * size + _BACKEND_AT[name], column)
+    return records
+
+
+def _addresses(texts: list[str]) -> bytearray:
+    """Return records of backends that have addresses and nothing else yet."""
+    records = bytearray((MAPPED + bytes(BACKEND.size - len(MAPPED))) * len(texts))
     if ":" not in "".join(texts):
-        packed = b"".join(map(inet_pton, repeat(AF_INET), texts))
-        return _columns(packed, b"".join([end * count for end, count in zip(behind, counts, strict=True)]))
-    addresses = [inet_pton(AF_INET6, text) if ":" in text else MAPPED + inet_pton(AF_INET, text) for text in texts]
-    return b"".join(map(add, addresses, chain.from_iterable(map(repeat, behind, counts))))
-
-
-def _columns(addresses: bytes, ends: bytes) -> bytearray:
-    """Lay records out of IPv4 addresses and of what follows them, each laid end to end: by columns of words, not one by
-    one."""
-    records = bytearray((MAPPED + bytes(BACKEND.size - len(MAPPED))) * (len(addresses) // 4))
-    words, halves = memoryview(records).cast("Q"), memoryview(records).cast("I")
-    halves[len(MAPPED) // 4 :: BACKEND.size // 4] = memoryview(addresses).cast("I")
-    columns, first = memoryview(ends).cast("Q"), _ADDRESS_WORDS
-    for column in range(first, _WORDS):
-        words[column::_WORDS] = columns[column - first :: _WORDS - first]
+        packed = memoryview(b"".join(map(inet_pton, repeat(AF_INET), texts))).cast("I")
+        memoryview(records).cast("I")[len(MAPPED) // 4 :: BACKEND.size // 4] = packed
+        return records
+    words, whole = memoryview(records).cast("Q"), memoryview(b"".join(map(address_bytes, texts))).cast("Q")
+    for half in range(2):
+        words[half :: BACKEND.size // 8] = whole[half::2]
     return records

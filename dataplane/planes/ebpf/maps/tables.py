@@ -261,23 +261,21 @@ class Tables:
             self._write(key, self.installed[key].entry, deferred)
         self._finish(deferred)
 
-    def has_room_for(self, entries: Sequence[PlanEntry]) -> bool:
-        """True if entries without source ranges certainly fit, at indices that were never used before."""
-        backends = sum([len(entry.cluster) for entry in entries])
-        slots = sum([capacity(len(entry.cluster)) for entry in entries])
-        frontends = sum([len(entry.frontends) for entry in entries])
+    def has_room_for(self, many: int, count: int) -> bool:
+        """True if so many entries with one frontend without source ranges, and `count` backends each, certainly fit, at
+        indices that were never used before."""
         return (
-            self.services.never_used >= len(entries)
-            and self.backends.never_used >= backends
-            and self.runs.never_used >= 2 * slots  # twice, as runs are aligned
-            and len(self.owners) + frontends <= self._most_frontends
+            self.services.never_used >= many
+            and self.backends.never_used >= many * count
+            and self.runs.never_used >= (many + 1) * capacity(count)  # one more, as runs are aligned
+            and len(self.owners) + many <= self._most_frontends
         )
 
     def write_slots(self, base: int, indices: "array[int]") -> None:
         """Write backends into the slots from `base` on."""
         self._slots[base : base + len(indices)] = indices
 
-    def write_records(self, service: int, services: bytes, backend: int, backends: bytes | bytearray) -> None:
+    def write_records(self, service: int, services: bytearray, backend: int, backends: bytearray) -> None:
         """Write records of services and of backends from these indices on, which no program reads yet."""
         at, where = service * SERVICE.size, backend * BACKEND.size
         self._service_memory[at : at + len(services)] = services
@@ -287,6 +285,14 @@ class Tables:
         """Return an unused generation; wraps after 2**32 - 1 writes, never to 0."""
         self.generation = self.generation % 0xFFFFFFFF + 1
         return self.generation
+
+    def next_generations(self, count: int) -> Sequence[int]:
+        """Return so many unused generations."""
+        first = self.generation + 1
+        if self.generation + count > 0xFFFFFFFF:
+            return [self.next_generation() for _ in range(count)]
+        self.generation += count
+        return range(first, first + count)
 
     def _write(self, key: EntryKey, new: PlanEntry | None, deferred: _DeferredWrites) -> None:
         """Write the parts of an entry that no program reads yet; add the rest to `deferred`."""

@@ -1,7 +1,9 @@
 """Entries compiled many at a time give the elements, references and messages of entries compiled one by one."""
 
 from collections.abc import Iterable
+from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -13,7 +15,7 @@ from dataplane.plan.types import EntryKey, Frontend, FrontendKey, FrontendKind, 
 from dataplane.planes.nftables.elements.books import Books
 from dataplane.planes.nftables.elements.placement import fresh
 from dataplane.planes.nftables.elements.plain import PlainEntries
-from dataplane.planes.nftables.netlink.fields import Element, Layout, Layouts
+from dataplane.planes.nftables.netlink.fields import Element, Layout, Layouts, cut, port, ports
 from dataplane.planes.nftables.netlink.wire import LIST_LIMIT, Encoder, decode, one, whole_lists
 from dataplane.planes.nftables.rules.syntax import syntax_for
 from dataplane.policy.endpoints import Backend
@@ -51,7 +53,7 @@ def many(entries: Iterable[PlanEntry]) -> tuple[dict[Element, bytes], Books, int
     elements = transaction.elements()
     transaction.commit()
     for each in columns:
-        for target, keys, values in each.own:
+        for target, keys, values in (column for own in each.own for column in (own[0], own[1].column())):
             assert len(set(keys)) == len(keys) == len(values)
             elements |= {(target, key): value for key, value in zip(keys, values, strict=True)}
         for target, keys in each.shared.items():
@@ -119,6 +121,22 @@ def test_columns_are_encoded_as_single_elements(values: list[bytes], plain: bool
     assert b"".join(encoder.elements(keys, values)) == b"".join(map(encoder.element, keys, values))
 
 
+@pytest.mark.parametrize("count", [0, 1, 5000])
+def test_elements_in_parts_are_encoded_as_single_elements(count: int) -> None:
+    """The largest number is too long for one message."""
+    encoder = Encoder(Layout("map type ipv6_addr . inet_service . classid : ipv4_addr . inet_service;"))
+    random = Random(count)
+    parts = [random.randbytes(width * count) for width in (16, 4, 4, 4, 4)]
+    pieces = encoder.laid(count, parts[:3], parts[3:])
+    single = [
+        encoder.element(b"".join(each[:3]), b"".join(each[3:]))
+        for each in zip(*(cut(part, count) for part in parts), strict=True)
+    ]
+    assert b"".join(pieces) == b"".join(single)
+    assert (len(pieces) > 1) == (count == 5000)
+    assert all(len(piece) <= LIST_LIMIT and len(piece) % len(single[0]) == 0 for piece in pieces)
+
+
 def test_long_columns_are_cut_between_elements() -> None:
     encoder = Encoder(Layout("map type ipv4_addr . inet_service : ipv4_addr . inet_service;"))
     keys = [n.to_bytes(8) for n in range(5000)]
@@ -127,6 +145,12 @@ def test_long_columns_are_cut_between_elements() -> None:
     assert len(pieces) > 1
     assert all(len(piece) <= LIST_LIMIT and len(piece) % size == 0 for piece in pieces)
     assert b"".join(pieces) == b"".join(map(encoder.element, keys, keys))
+
+
+def test_ports_are_those_of_single_registers() -> None:
+    values = [0, 1, 80, 443, 30080, 65535]
+    assert cut(ports(values), len(values)) == list(map(port, values))
+    assert cut(ports([]), 0) == []
 
 
 def single(message: bytes, layout: Layout) -> list[tuple[bytes, bytes] | None]:
@@ -146,5 +170,5 @@ def test_elements_with_comments_are_read_at_once_as_singly(comments: list[bytes]
         elements[-1] = attribute(0x8001, elements[-1][4:] + more)
     (message,) = whole_lists("ip hotplane services", [b"".join(elements)])
     assert list(decode(message, layout)) == single(message, layout)
-    for cut in (5, 30):  # a message that breaks off is no worse for it
-        list(decode(message[:-cut], layout))
+    for missing in (5, 30):  # a message that breaks off is no worse for it
+        list(decode(message[:-missing], layout))

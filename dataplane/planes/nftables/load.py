@@ -93,7 +93,7 @@ class Loader:
         is no table, or, if the error says so, one that no packet enters.
         """
         entries = self._entries(books)
-        if _weight(entries) <= self._text_limit:
+        if _weight(entries, self._text_limit) <= self._text_limit:
             transaction = books.transaction()
             for entry in entries:
                 transaction.add(books.compile(entry, fresh(entry)))
@@ -140,8 +140,9 @@ class Loader:
         transaction.commit()
         messages = self._store.messages((), parts.added)
         for each in columns:
-            for target, keys, values in each.own:
-                messages += self._store.column_messages(target, keys, values)
+            for frontends, endpoints in each.own:
+                messages += self._store.column_messages(*frontends)
+                messages += self._store.laid_messages(endpoints.target, *endpoints.parts())
             for target, keys in each.shared.items():
                 new = books.references.use(target, keys)
                 messages += self._store.column_messages(target, new, [b""] * len(new))
@@ -203,7 +204,8 @@ class Loader:
 
         def many() -> None:
             columns = [each.take() for each in plain.values()]
-            if not held.account_columns([column for each in columns for column in each.own]):
+            own = [pair for each in columns for pair in each.own]
+            if not held.account_columns([one for pair in own for one in (pair[0], pair[1].column())]):
                 for entry in piece:
                     one(entry)
             else:
@@ -363,6 +365,12 @@ class _Pipeline:
             self._executor.shutdown()
 
 
-def _weight(entries: Iterable[PlanEntry]) -> int:
-    """Estimate the number of elements of entries."""
-    return sum(len(e.frontends) * (len(e.drawn(Scope.CLUSTER)) + len(e.drawn(Scope.LOCAL)) + 1) for e in entries)
+def _weight(entries: Iterable[PlanEntry], limit: int) -> int:
+    """Estimate the number of elements of entries; more than the limit where it is above that."""
+    weight = 0
+    for entry in entries:
+        members = len(entry.drawn(Scope.CLUSTER)) + len(entry.drawn(Scope.LOCAL))
+        weight += len(entry.frontends) * (members + 1)
+        if weight > limit:
+            break
+    return weight

@@ -7,18 +7,21 @@ columns of keys and values are made by functions that Python has in C. Entries o
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import repeat
-from operator import add
+from itertools import chain, repeat
+from operator import add, mul
 from socket import inet_pton
 from typing import NamedTuple
 
 from dataplane.model.net import Protocol
 from dataplane.plan.types import Frontend, FrontendKey, FrontendKind, PlanEntry
 from dataplane.planes.nftables.elements.compile import INDEXES, PROTOCOLS, Compiler, Reference
-from dataplane.planes.nftables.netlink.fields import number, port
+from dataplane.planes.nftables.netlink.fields import cut, number, port, ports
 from dataplane.planes.nftables.rules.syntax import COMMENT_LIMIT, Kind
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.routes import Action, Routes, Scope
+
+_INDEXES, _INDEX = b"".join(INDEXES), len(INDEXES[0])
+"""Numbers of backends laid end to end, and the bytes of one."""
 
 
 class Column(NamedTuple):
@@ -29,11 +32,32 @@ class Column(NamedTuple):
     values: Sequence[bytes]
 
 
-class Columns(NamedTuple):
-    """What a number of entries needs. own: elements of one entry each. shared: keys of elements without a value, by
-    target, one for each use. references: shapes in use, with how often."""
+class Endpoints(NamedTuple):
+    """Elements of one target that lead to backends, in their order, each part of theirs laid end to end. keys: of the
+    frontend; indexes: in its set; addresses, ports: of the backend."""
 
-    own: list[Column]
+    target: str
+    keys: bytes
+    indexes: bytes
+    addresses: bytes
+    ports: bytes
+
+    def parts(self) -> tuple[int, Sequence[bytes], Sequence[bytes]]:
+        """Return how many there are, and the parts of their keys and values."""
+        return len(self.indexes) // _INDEX, (self.keys, self.indexes), (self.addresses, self.ports)
+
+    def column(self) -> Column:
+        """Return the same as single keys and values."""
+        count, *parts = self.parts()
+        keys, values = (list(map(add, *(cut(part, count) for part in pair))) for pair in parts)
+        return Column(self.target, keys, values)
+
+
+class Columns(NamedTuple):
+    """What a number of entries needs. own: elements of one entry each, those of frontends and those of their backends.
+    shared: keys of elements without a value, by target, one for each use. references: shapes in use, with how often."""
+
+    own: list[tuple[Column, Endpoints]]
     shared: dict[str, list[bytes]]
     references: Counter[Reference]
 
@@ -121,13 +145,13 @@ class PlainEntries:
 
     def take(self) -> Columns:
         """Return what was collected since the last time, and begin anew."""
-        syntax, target, own = self._compiler.syntax, self._compiler.target, list[Column]()
+        syntax, target = self._compiler.syntax, self._compiler.target
         rows, pack = self._services, partial(map, inet_pton, repeat(self._compiler.family.socket_family))
         addresses = list(pack([key[1] for key, _, _, _ in rows]))
         ends = [self._ends[key[2:]] for key, _, _, _ in rows]
-        own += self._columns(syntax.services, list(map(add, addresses, ends)), rows, pack)
+        own = [self._columns(syntax.services, list(map(add, addresses, ends)), rows, pack)]
         ends = [self._ends[key[2:]] for key, _, _, _ in self._nodeports]
-        own += self._columns(syntax.nodeports, ends, self._nodeports, pack)
+        own += [self._columns(syntax.nodeports, ends, self._nodeports, pack)]
         shared = {
             target("cluster_ips"): [packed for packed, row in zip(addresses, rows, strict=True) if row[1].cluster_ip],
             target("hairpin"): [packed * 2 for packed in pack(self._hairpin)],
@@ -142,12 +166,16 @@ class PlainEntries:
 
     def _columns(
         self, kind: Kind, keys: list[bytes], rows: list[_Row], pack: Callable[[list[str]], Iterable[bytes]]
-    ) -> list[Column]:
+    ) -> tuple[Column, Endpoints]:
         """Return the frontends' own elements and those of their backends."""
-        members = [backend for _, _, _, each in rows for backend in each]
-        targets = [key + at for key, row in zip(keys, rows, strict=True) for at in INDEXES[: len(row[3])]]
-        packed = pack([backend.address for backend in members])
-        backends = list(map(add, packed, map(port, [backend.port for backend in members])))
+        target, counts = self._compiler.target, [len(each) for _, _, _, each in rows]
         values = [way.action + comment for _, way, comment, _ in rows]
-        target = self._compiler.target
-        return [Column(target(kind.first), keys, values), Column(target(kind.endpoints), targets, backends)]
+        members = list(chain.from_iterable([each for _, _, _, each in rows]))
+        endpoints = Endpoints(
+            target(kind.endpoints),
+            b"".join(map(mul, keys, counts)),
+            b"".join([_INDEXES[: _INDEX * count] for count in counts]),
+            b"".join(pack([backend.address for backend in members])),
+            ports([backend.port for backend in members]),
+        )
+        return Column(target(kind.first), keys, values), endpoints

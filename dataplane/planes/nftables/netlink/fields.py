@@ -7,7 +7,8 @@ ports are in network byte order; a packet priority (`classid`), in which numbers
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -33,6 +34,21 @@ def number_of(data: bytes) -> int:
 def port(value: int) -> bytes:
     """A port in a register."""
     return value.to_bytes(2, "big") + b"\0\0"
+
+
+def ports(values: Sequence[int]) -> bytes:
+    """Ports in registers, laid end to end."""
+    registers, numbers = array("H", bytes(4 * len(values))), array("H", values)
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    registers[::2] = numbers
+    return registers.tobytes()
+
+
+def cut(laid: bytes, count: int) -> list[bytes]:
+    """Cut so many fields of one width apart that are laid end to end."""
+    width = len(laid) // count if count else 1
+    return [laid[at : at + width] for at in range(0, len(laid), width)]
 
 
 def port_of(data: bytes) -> int:

@@ -93,7 +93,14 @@ class ElementStore:
 
     def column_messages(self, target: str, keys: Sequence[bytes], values: Sequence[bytes]) -> list[Message]:
         """Return the messages that add elements of one set, for `send` in another thread."""
-        pieces = self._encoder(target).elements(keys, values)
+        return self._additions(target, self._encoder(target).elements(keys, values))
+
+    def laid_messages(self, target: str, count: int, keys: Sequence[bytes], values: Sequence[bytes]) -> list[Message]:
+        """The same of so many elements in parts (see wire.Encoder.laid)."""
+        return self._additions(target, self._encoder(target).laid(count, keys, values))
+
+    @staticmethod
+    def _additions(target: str, pieces: Iterable[bytes]) -> list[Message]:
         return [_message(Operation.NEW_ELEMENTS, target, each) for each in wire.whole_lists(target, pieces)]
 
     def send(self, messages: list[Message], first: Sequence[Sent] = (), last: Sequence[Sent] = ()) -> None:

@@ -5,7 +5,6 @@ Attribute headers are in host byte order, numbers inside in network byte order.
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, repeat
 
 from dataplane.kernel.netlink.netlink import attribute, attributes
 from dataplane.planes.nftables.netlink.fields import Layout
@@ -18,6 +17,7 @@ _VALUE, _VERDICT = 1, 2
 _VERDICT_CHAIN = 2
 _COMMENT = 0  # libnftnl's type of user data that holds a comment
 _HEADER = struct.Struct("=HH")
+_REGISTER = 4
 
 LIST_LIMIT = 60_000
 """Bytes of elements in one message: a nested attribute's length has 16 bits."""
@@ -33,7 +33,7 @@ class Encoder:
         self._plain = 8 + self._key + len(self._data_head) + self._data
         self._head = self._element_head(self._plain)
         self._key_only = _HEADER.pack(4 + 8 + self._key, _ELEMENT) + self._key_head
-        self._commented: dict[int, tuple[bytes, bytes, bytes]] = {}
+        self._commented = _Commented(self)
 
     @staticmethod
     def _nest(kind: int, size: int) -> bytes:
@@ -44,15 +44,13 @@ class Encoder:
 
     def element(self, key: bytes, value: bytes) -> bytes:
         """An element to add: key, data and comment (see fields.Layout)."""
-        if len(value) == self._data:
+        size = self._data
+        if len(value) == size:
             return self._head + key + self._data_head + value
-        around = self._commented.get(len(value))
-        if around is None:
-            around = self._commented[len(value)] = self._around_comment(len(value) - self._data)
-        head, user, end = around
-        return head + key + self._data_head + value[: self._data] + user + value[self._data :] + end
+        head, user, end = self._commented[len(value) - size]
+        return head + key + self._data_head + value[:size] + user + value[size:] + end
 
-    def _around_comment(self, size: int) -> tuple[bytes, bytes, bytes]:
+    def around_comment(self, size: int) -> tuple[bytes, bytes, bytes]:
         """What stands before, between and behind the parts of an element whose comment has so many bytes."""
         whole = attribute(_USERDATA, bytes((_COMMENT, size + 1)) + bytes(size + 1))
         before = _HEADER.size + 2
@@ -60,18 +58,51 @@ class Encoder:
 
     def elements(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Sequence[bytes]:
         """Return elements to add, laid end to end in pieces of `LIST_LIMIT`."""
-        if self._data and set(map(len, values)) - {self._data}:
+        size = self._data
+        if size and min(map(len, values), default=0) > size:  # all have comments
+            middle, around = self._data_head, [self._commented[len(value) - size] for value in values]
+            single = [
+                head + key + middle + value[:size] + user + value[size:] + end
+                for (head, user, end), key, value in zip(around, keys, values, strict=True)
+            ]
+        else:
             single = list(map(self.element, keys, values))
-            count = max(1, LIST_LIMIT // max(map(len, single)))
-            return [b"".join(single[at : at + count]) for at in range(0, len(single), count)]
-        parts = zip(repeat(self._head), keys, repeat(self._data_head), values)
-        data, size = b"".join(chain.from_iterable(parts)), len(self._head) + self._plain - 8
-        step = LIST_LIMIT // size * size
-        return [data[at : at + step] for at in range(0, len(data), step)]
+        count = max(1, LIST_LIMIT // max(map(len, single), default=1))
+        return [b"".join(single[at : at + count]) for at in range(0, len(single), count)]
+
+    def laid(self, count: int, keys: Sequence[bytes], values: Sequence[bytes]) -> Sequence[bytes]:
+        """The same of so many elements without comments. keys, values: in parts of whole registers, as an address and a
+        port, each part of all elements laid end to end."""
+        if not count:
+            return []
+        one = self._head + bytes(self._key) + self._data_head + bytes(self._data)
+        data = bytearray(one * count)
+        registers, step, at = memoryview(data).cast("I"), len(one) // _REGISTER, len(self._head) // _REGISTER
+        for parts in (keys, values):
+            for part in parts:
+                source, width = memoryview(part).cast("I"), len(part) // count // _REGISTER
+                for word in range(width):
+                    registers[at + word :: step] = source[word::width]
+                at += width
+            at += len(self._data_head) // _REGISTER
+        size = LIST_LIMIT // len(one) * len(one)
+        return [bytes(data[first : first + size]) for first in range(0, len(data), size)]
 
     def key(self, key: bytes) -> bytes:
         """An element to delete: the key alone."""
         return self._key_only + key
+
+
+class _Commented(dict[int, tuple[bytes, bytes, bytes]]):
+    """What stands around the parts of an element, by the length of its comment."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self._encoder = encoder
+
+    def __missing__(self, size: int) -> tuple[bytes, bytes, bytes]:
+        found = self[size] = self._encoder.around_comment(size)
+        return found
 
 
 def _names(target: str) -> bytes:

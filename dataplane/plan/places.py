@@ -56,11 +56,21 @@ class Places:
 
     def count_many(self, slices: Sequence[Sequence[Endpoint]]) -> None:
         """Count the endpoints of many added slices."""
-        names = {endpoint.traits.node for endpoints in slices for endpoint in endpoints}
-        if "" not in names and self._vouched and self.here in self._nodes:
-            return  # see `count`
+        here, nameless, own, others = self.here, 0, 0, 0
         for endpoints in slices:
-            self.count(endpoints)
+            names = {endpoint.traits.node for endpoint in endpoints}
+            if "" in names:
+                nameless += 1
+                names.discard("")
+            if here and here in names:
+                own += 1
+                names.discard(here)
+            if names:
+                others += 1
+        self._nameless += nameless
+        if not (self._vouched and here in self._nodes):  # see `count`
+            self._own += own
+            self._others += others
 
     @property
     def confirmed(self) -> bool:

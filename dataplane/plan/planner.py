@@ -259,16 +259,20 @@ class Planner:
         others: list[ModelObject] = []
         first: list[EndpointSlice] = []
         waiting: set[tuple[str, str]] = set()  # slices among the others
+        nobodys: dict[str, ServiceId] = {}
         for item in objects:
             if isinstance(item, EndpointSlice):
-                owner, slice_id = (item.namespace, item.service), (item.namespace, item.name)
-                serves = item.service and not item.headless
-                if serves and owner not in slices and self._owner(*slice_id) is None and slice_id not in waiting:
-                    owners.setdefault(item.namespace, {})[item.name] = owner
+                namespace, name = item.namespace, item.name
+                owner, known = (namespace, item.service), owners.get(namespace, nobodys)
+                is_new = name not in known and not (waiting and (namespace, name) in waiting)
+                if is_new and item.service and not item.headless and owner not in slices:
+                    if known is nobodys:
+                        known = owners[namespace] = {}
+                    known[name] = owner
                     slices[owner], dirty[owner] = item, None
                     first.append(item)
                     continue
-                waiting.add(slice_id)
+                waiting.add((namespace, name))
             elif isinstance(item, Service):
                 service_id = (item.namespace, item.name)
                 if service_id not in services:
@@ -391,7 +395,11 @@ class Planner:
             if newcomers is not None and service is not None:
                 entry = newcomers.entry(service_id, service)
                 if entry is not None:
-                    self._add_entry(service_id, entry, changes)
+                    key = entry.key
+                    self.plan.entries[key], self._entry_keys[service_id] = entry, key
+                    changes[key] = EntryChange(None, entry)
+                    if self.problems:
+                        self._report(ObjectRef("Service", *service_id), ())
                     continue
             ports = frontend_specs(service, self.plan.node.external_ips) if service is not None else {}
             keys = tuple([key for specs in ports.values() for _, key in specs])
@@ -407,14 +415,6 @@ class Planner:
                 self._replan_service(service_id, frontend_specs(service, self.plan.node.external_ips), changes)
         made = [change for change in changes.values() if change.old != change.new]
         return tuple(sorted(made, key=lambda change: change.key[:2])), health
-
-    def _add_entry(self, service_id: ServiceId, entry: PlanEntry, changes: dict[EntryKey, EntryChange]) -> None:
-        """Take in the only entry of a Service that had none."""
-        self.plan.entries[entry.key] = entry
-        self._entry_keys[service_id] = entry.key
-        changes[entry.key] = EntryChange(None, entry)
-        if self.problems:
-            self._report(ObjectRef("Service", *service_id), ())
 
     def _replan_service(
         self, service_id: ServiceId, ports: dict[EntryKey, list[FrontendSpec]], changes: dict[EntryKey, EntryChange]

@@ -108,7 +108,7 @@ PLANES = (
         "backends are dead before their frontends are written",
         "ebpf/maps/tables.py",
         'self.maps.remove("frontends", deferred.deleted)',
-        "[self._backend_memory.__setitem__(i * BACKEND.size + BACKEND_FLAGS_AT, 0) for i in deferred.dead]; "
+        "[self._held_backends.__setitem__(i * BACKEND.size + BACKEND_FLAGS_AT, 0) for i in deferred.dead]; "
         'self.maps.remove("frontends", deferred.deleted)',
         ("test_ebpf_write_order.py",),
     ),

@@ -7,7 +7,8 @@ explains it. An entry that does not fit is left out as a whole, so that the slow
 import secrets
 import sys
 from array import array
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import islice
 from typing import NamedTuple
@@ -27,12 +28,12 @@ from dataplane.planes.ebpf.maps.encode import (
     backend_records,
     frontend_bytes,
     frontend_key_bytes,
-    range_key_bytes,
     service_bytes,
 )
 from dataplane.planes.ebpf.maps.layout import fields_of
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.maps.members import Address, MemberChange, changes_only_backends, wanted_flags
+from dataplane.planes.ebpf.maps.range_sets import RangeSets
 from dataplane.planes.ebpf.maps.steady import NO_RUN, Run, SteadyRuns
 from dataplane.planes.ebpf.maps.tunnels import Forwarded, Tunnels
 from dataplane.planes.ebpf.maps.window import Window
@@ -132,66 +133,6 @@ def _position(slots: bytes, index: int) -> int:
             return at // _SLOT_SIZE
 
 
-class RangeSets:
-    """Sets of source CIDRs, shared by all frontends that have the same list."""
-
-    def __init__(self, maps: MapSet) -> None:
-        self._maps = maps
-        self._users: dict[int, int] = {}
-        self._by_cidrs: dict[tuple[str, ...], int] = {}
-        self._cidrs: dict[int, tuple[str, ...]] = {}
-        self._ids = Ids("source_ranges", 1 << 31)
-        self._stored = 0
-
-    def adopt(self, found: dict[int, tuple[str, ...]]) -> None:
-        """Adopt the sets that the map holds, with no users until `take` or `use`."""
-        self._ids = Ids("source_ranges", 1 << 31, [0, *found])
-        self._cidrs = dict(found)
-        self._by_cidrs = {cidrs: number for number, cidrs in found.items()}
-        self._users = dict.fromkeys(found, 0)
-        self._stored = sum(map(len, found.values()))
-
-    def use(self, number: int) -> None:
-        """Count one more user of an adopted set."""
-        self._users[number] = self._users.get(number, 0) + 1
-
-    def take(self, cidrs: tuple[str, ...]) -> int:
-        """Return the number of the set with these CIDRs, stored if it is new. Raises MapFull."""
-        number = self._by_cidrs.get(cidrs)
-        if number is None:
-            size = self._maps.specs["source_ranges"].max_entries
-            if self._stored + len(cidrs) > size:
-                raise MapFull("source_ranges", size)
-            number = self._ids.take() or self._ids.take()  # 0 means none
-            keys = b"".join(range_key_bytes(number, cidr) for cidr in cidrs)
-            values = b"".join(order.to_bytes(4, "little") for order in range(len(cidrs)))
-            self._maps.put_many("source_ranges", keys, values, len(cidrs))
-            self._stored += len(cidrs)
-            self._by_cidrs[cidrs], self._cidrs[number], self._users[number] = number, cidrs, 0
-        self._users[number] += 1
-        return number
-
-    def give_back(self, number: int) -> None:
-        """Count one user less; without users the set is removed."""
-        self._users[number] -= 1
-        if not self._users[number]:
-            self._drop(number)
-
-    def drop_unused(self) -> None:
-        """Remove adopted sets that have no user."""
-        for number in [number for number, users in self._users.items() if not users]:
-            self._drop(number)
-
-    def _drop(self, number: int) -> None:
-        cidrs = self._cidrs.pop(number)
-        self._maps.remove("source_ranges", [range_key_bytes(number, cidr) for cidr in cidrs])
-        self._stored -= len(cidrs)
-        del self._users[number]
-        if self._by_cidrs.get(cidrs) == number:
-            del self._by_cidrs[cidrs]
-        self._ids.give_back(number)
-
-
 class Tables:
     """The daemon's copy of what is in the maps. overflow: for each entry left out, the map that was full."""
 
@@ -210,18 +151,36 @@ class Tables:
         self.generation = 1 + secrets.randbits(30)
         self._most_frontends = maps.specs["frontends"].max_entries
         self._slots: memoryview | Window = maps.memory["slots"].cast("Q")
-        self._backend_memory: memoryview | Window = maps.memory["backends"]
+        self._fresh_backends: memoryview | Window = maps.memory["backends"]
+        self._held_backends: memoryview | Window = maps.memory["backends"]
         self._service_memory: memoryview | Window = maps.memory["services"]
+        self._certain = False
 
     def end_load(self) -> None:
-        """End a load: unmap the maps from this process, since later changes are small and go through windows."""
+        """End a load: unmap the maps from this process, since later changes are small and go through windows. New
+        backends mostly lie one behind the other, so they have a window of their own. From now on the maps hold what
+        `installed` says, and what stays as it is need not be written again."""
         memory = self.maps.memory
-        self._slots = memory.window("slots", _SLOT_SIZE)
-        self._backend_memory, self._service_memory = memory.window("backends", 1), memory.window("services", 1)
+        self._slots, self._service_memory = memory.window("slots", _SLOT_SIZE), memory.window("services", 1)
+        self._fresh_backends, self._held_backends = memory.window("backends", 1), memory.window("backends", 1)
         memory.let_go()
+        self._certain = True
 
     def apply(self, changes: Iterable[EntryChange]) -> list[Removed]:
         """Write entry changes; returns the removed backends. O(size of the change)."""
+        with self._doubting():
+            return self._apply(changes)
+
+    @contextmanager
+    def _doubting(self) -> Iterator[None]:
+        """An error may come between two writes; then it is not certain any more what the maps hold."""
+        try:
+            yield
+        except BaseException:
+            self._certain = False
+            raise
+
+    def _apply(self, changes: Iterable[EntryChange]) -> list[Removed]:
         deferred = _DeferredWrites()
         for change in sorted(changes, key=_is_kept):
             self._write(change.key, change.new, deferred)
@@ -257,9 +216,10 @@ class Tables:
             return
         self.steady.hashing = hashing
         deferred = _DeferredWrites()
-        for key in [key for key, installed in self.installed.items() if installed.entry.steady_scope]:
-            self._write(key, self.installed[key].entry, deferred)
-        self._finish(deferred)
+        with self._doubting():
+            for key in [key for key, installed in self.installed.items() if installed.entry.steady_scope]:
+                self._write(key, self.installed[key].entry, deferred)
+            self._finish(deferred)
 
     def has_room_for(self, many: int, count: int) -> bool:
         """True if so many entries with one frontend without source ranges, and `count` backends each, certainly fit, at
@@ -279,7 +239,7 @@ class Tables:
         """Write records of services and of backends from these indices on, which no program reads yet."""
         at, where = service * SERVICE.size, backend * BACKEND.size
         self._service_memory[at : at + len(services)] = services
-        self._backend_memory[where : where + len(backends)] = backends
+        self._fresh_backends[where : where + len(backends)] = backends
 
     def next_generation(self) -> int:
         """Return an unused generation; wraps after 2**32 - 1 writes, never to 0."""
@@ -319,7 +279,7 @@ class Tables:
             except MapFull as full:
                 self.overflow[key] = full.map_name
             else:
-                self._fill(done, wanted, before, deferred)
+                self._fill(done, wanted, old, before, deferred)
         if old is not None:
             self._retire(old, done, deferred)
         self.steady.note(key, done.steady if done is not None else NO_RUN)
@@ -352,17 +312,17 @@ class Tables:
         generation, places = self.next_generation(), dict(zip(come, fresh, strict=True))
         records = backend_records({a: change.flags[a] for a in come}, was.key.protocol, generation, old.service)
         for index, raw in zip(fresh, records, strict=True):
-            self._backend_memory[index * BACKEND.size : (index + 1) * BACKEND.size] = raw
+            self._fresh_backends[index * BACKEND.size : (index + 1) * BACKEND.size] = raw
         for pair, wanted in zip(zip(old.sets.runs(), sets.runs(), strict=True), change.sets, strict=True):
             self._move_slots(*pair, wanted, members, places)
         members.update(places)
-        self._service_memory[old.service * SERVICE.size : (old.service + 1) * SERVICE.size] = service_bytes(new, sets)
+        self._describe(new, old.service, sets, old)
         done = Installed(new, old.service, members.values(), sets, old.keys, old.range_sets, members)
         self._compose_frontends(done, generation, deferred)
         for address, flags in change.flags.items():
             if flags and address not in places:
                 offset = members[address] * BACKEND.size + BACKEND_FLAGS_AT
-                self._backend_memory[offset] |= flags
+                self._held_backends[offset] |= flags
                 deferred.kept_flags.append((members[address], flags))
             elif not flags:
                 deferred.dead.append(members.pop(address))
@@ -469,11 +429,18 @@ class Tables:
             raise MapFull("frontends", self._most_frontends)
 
     def _fill(
-        self, done: Installed, wanted: dict[Address, int], before: dict[Address, int], deferred: _DeferredWrites
+        self,
+        done: Installed,
+        wanted: dict[Address, int],
+        old: Installed | None,
+        before: dict[Address, int],
+        deferred: _DeferredWrites,
     ) -> None:
         """Write an entry's backends, slots and service record, and defer its frontends."""
         entry, service, sets, generation = done.entry, done.service, done.sets, self.next_generation()
-        self._fill_backends(done, wanted, before, generation, deferred)
+        known = self._certain and old is not None and not (old.entry.tunnels or entry.tunnels)
+        kept = wanted_flags(old.entry) if old is not None and known else {}
+        self._fill_backends(done, wanted, before, kept, generation, deferred)
         base, count = sets.cluster_base, sets.cluster_count
         by_address = entry.local or entry.weighted or done.steady.slots
         indices = dict(zip(wanted, done.backends, strict=True)) if by_address else {}
@@ -486,7 +453,7 @@ class Tables:
         if done.steady.slots and (scope := entry.steady_scope):
             members = entry.backends(scope)
             self.write_slots(done.steady.base, self.steady.slots(members, _indices(indices, members)))
-        self._service_memory[service * SERVICE.size : (service + 1) * SERVICE.size] = service_bytes(entry, sets)
+        self._describe(entry, service, sets, old)
         self._compose_frontends(done, generation, deferred)
 
     def _compose_frontends(self, done: Installed, generation: int, deferred: _DeferredWrites) -> None:
@@ -514,25 +481,34 @@ class Tables:
         done: Installed,
         wanted: dict[Address, int],
         before: dict[Address, int],
+        kept: dict[Address, int],
         generation: int,
         deferred: _DeferredWrites,
     ) -> None:
-        """Write new backends, and add the new flags of existing ones."""
-        memory, size, indices = self._backend_memory, BACKEND.size, done.backends
+        """Write new backends, and add the new flags of existing ones. kept: what the maps certainly have as flags."""
+        memory, size, indices = self._held_backends, BACKEND.size, done.backends
         tunnels = self.tunnels.numbers_of(done.entry)
         records = backend_records(wanted, done.entry.key.protocol, generation, done.service, tunnels)
         if isinstance(indices, range):  # contiguous, as in a load
-            memory[indices.start * size : indices.stop * size] = b"".join(records)
+            self._fresh_backends[indices.start * size : indices.stop * size] = b"".join(records)
             return
         for (address, flags), index, raw in zip(wanted.items(), indices, records, strict=True):
             offset = index * size
             if address in before:
+                if kept.get(address) == flags:
+                    continue
                 # Add flags now and clear flags later: a program that read the old frontend still finds its backends.
                 memory[offset + BACKEND_FLAGS_AT] |= flags
                 memory[offset + _TUNNEL_AT : offset + _TUNNEL_END] = raw[_TUNNEL_AT:_TUNNEL_END]
                 deferred.kept_flags.append((index, flags))
             else:
-                memory[offset : offset + size] = raw
+                self._fresh_backends[offset : offset + size] = raw
+
+    def _describe(self, entry: PlanEntry, service: int, sets: Sets, old: Installed | None) -> None:
+        """Write an entry's record of `services`, unless it is there already."""
+        record = service_bytes(entry, sets)
+        if old is None or not self._certain or record != service_bytes(old.entry, old.sets):
+            self._service_memory[service * SERVICE.size : (service + 1) * SERVICE.size] = record
 
     def _retire(self, old: Installed, new: Installed | None, deferred: _DeferredWrites) -> None:
         """Defer the removal of what an entry no longer uses. new: what it has now, None = nothing."""
@@ -566,9 +542,9 @@ class Tables:
         for name in deferred.entries:
             self.forwarded.change(name, self._forwarded_of(self.installed.get(name)))
         for index, flags in deferred.kept_flags:
-            self._backend_memory[index * BACKEND.size + BACKEND_FLAGS_AT] = flags
+            self._held_backends[index * BACKEND.size + BACKEND_FLAGS_AT] = flags
         for index in deferred.dead:
-            self._backend_memory[index * BACKEND.size + BACKEND_FLAGS_AT] = 0
+            self._held_backends[index * BACKEND.size + BACKEND_FLAGS_AT] = 0
         self.backends.give_back(*deferred.dead)
         for base, count in deferred.runs:
             self.runs.give_back(base, count)

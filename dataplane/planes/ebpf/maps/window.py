@@ -9,8 +9,8 @@ from array import array
 from collections.abc import Iterator, Mapping
 from typing import overload
 
-_SPAN = 1 << 16
-"""Bytes to map around an element, so that nearby changes need no new mapping."""
+_SPAN = mmap.PAGESIZE
+"""Bytes to map from the page of an element on: mapping more takes longer, and the next change is seldom nearby."""
 
 
 def _pages(length: int) -> int:

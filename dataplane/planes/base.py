@@ -99,6 +99,17 @@ class Plane(ABC):
         processes; None if that number does not reflect this plane's state."""
         return None
 
+    @property
+    def commits_tell_all(self) -> bool:
+        """Whether every change of this plane's state by other processes changes the namespace's nftables rules, too."""
+        return True
+
+    def mend(self) -> Sequence[str]:
+        """Put back what another process took away of what this plane has besides its table: programs, pins. Returns a
+        clause for each, () if all is there, which costs little to see. Called in the thread of `load`. Raises
+        PlaneError."""
+        return ()
+
     def finish_load(self) -> Sequence[str]:
         """Wait for the background work of a load; for a process that ends soon after it. Returns a sentence for each
         thing that did not work."""

@@ -135,6 +135,45 @@ def test_devices_come_and_go(place: Place) -> None:
         hook.detach(place.pins)
 
 
+@pytest.mark.parametrize("how", [["qdisc", "del", "dev", "up0", "clsact"], ["filter", "del", "dev", "up0", "egress"]])
+def test_filters_that_somebody_deleted_come_back(place: Place, how: list[str]) -> None:
+    """Where there is no tcx, anybody's `tc` takes a filter off, or the qdisc with all of them."""
+    hook = attached(place, PacketHook(tcx=False, xdp=False))
+    with netns.netns(place.name):
+        (device,) = hook.status()
+        assert (device.tc, hook.mend()) == ("clsact", [])
+        subprocess.run(["tc", *how], check=True)
+        lost = hook.mend()
+        assert hook.mend() == []
+        sides = [clsact.filters(device.ifindex, egress=egress) for egress in (False, True)]
+        hook.detach(place.pins)
+    assert "program tc_egress on up0" in lost
+    assert len(lost) == (2 if how[0] == "qdisc" else 1)
+    assert sides == [["tc_ingress"], ["tc_egress"]]
+
+
+def test_a_device_in_the_place_of_another_has_programs(place: Place) -> None:
+    """It has the number, name and address of the one before, so nothing tells them apart but what is missing."""
+    hook = attached(place, PacketHook(xdp=False))
+    far = ["peer", "name", "again", "netns", place.other]
+    with netns.netns(place.name):
+        (device,) = hook.status()
+        mac = place.links.mac("up0")
+        subprocess.run(["ip", "link", "del", "up0"], check=True)
+        new = ["name", "up0", "index", str(device.ifindex), "address", mac, "type", "veth"]
+        subprocess.run(["ip", "link", "add", *new, *far], check=True)
+        subprocess.run(["ip", "-n", place.other, "link", "set", "again", "up"], check=True)
+        place.links.up("up0")
+        place.links.address("up0", f"{NODE}/24")
+        place.links.route("0.0.0.0/0", via="172.18.0.254")
+        hook.refresh()
+        lost = hook.mend()
+        found = bpf.attached_programs(device.ifindex, bpf.AttachType.TCX_INGRESS)
+        hook.detach(place.pins)
+    assert lost == ["program tc_egress on up0", "program tc_ingress on up0"]
+    assert len(found) == 1
+
+
 def test_a_plane_that_gives_way_looks_for_no_more_devices(place: Place) -> None:
     """Its maps are closed by then: their descriptors may be anything."""
     told: list[str] = []

@@ -1,6 +1,7 @@
 """tc programs on devices through a clsact qdisc, for kernels without tcx (before Linux 6.6)."""
 
 import socket
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -89,6 +90,19 @@ def _mark(netlink: IPRoute, index: int) -> int:
 
 def _has_qdisc(netlink: IPRoute, index: int) -> bool:
     return any(q["index"] == index and q.get_attr("TCA_KIND") == "clsact" for q in netlink.get_qdiscs())
+
+
+def lost(wanted: Mapping[int, Collection[bool]]) -> list[tuple[int, bool]]:
+    """Return those sides of devices that lack our filter. wanted: by ifindex the sides to look at, True for egress."""
+    with IPRoute() as netlink:
+        marked = {q["index"] for q in netlink.get_qdiscs() if q.get_attr("TCA_KIND") == "clsact"}
+        return [
+            (index, egress)
+            for index, sides in wanted.items()
+            for egress in sides
+            if index not in marked
+            or all(item["info"] >> 16 != PRIORITY for item in _anybody(netlink, index, egress=egress))
+        ]
 
 
 def filters(index: int, *, egress: bool) -> list[str]:

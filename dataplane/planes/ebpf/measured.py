@@ -62,6 +62,7 @@ class _TimedHook:
     def __init__(self, hook: Hook) -> None:
         self._hook = hook
         self.name, self.detach, self.close, self.forward = hook.name, hook.detach, hook.close, hook.forward
+        self.mend = hook.mend
         self.prepare_seconds = self.attach_seconds = 0.0
         self.maps: MapSet | None = None
 
@@ -85,6 +86,7 @@ class _WatchedHook:
     def __init__(self, hook: PacketHook) -> None:
         self._hook = hook
         self.name, self.detach, self.prepare, self.forward = hook.name, hook.detach, hook.prepare, hook.forward
+        self.mend = hook.mend
         self._watch: DeviceWatch | None = None
 
     def attach(self, maps: MapSet, pins: PinDirectory) -> None:

@@ -44,6 +44,7 @@ from dataplane.planes.ebpf.maps.node_settings import (
     write_takes_over,
 )
 from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
+from dataplane.planes.ebpf.maps.restore import restore_pins
 from dataplane.planes.ebpf.maps.tables import Removed, Tables
 from dataplane.planes.ebpf.views import answers
 from dataplane.planes.ebpf.views import records as views
@@ -162,6 +163,26 @@ class EbpfPlane(Plane):
         found: dict[str, int] = {}
         for name in self._tables.overflow.values() if self._tables is not None else ():
             found[name] = found.get(name, 0) + 1
+        return found
+
+    @property
+    def commits(self) -> int | None:
+        """See planes.base.Plane.commits; of the slow path."""
+        return self.slow.commits
+
+    @property
+    def commits_tell_all(self) -> bool:
+        """See planes.base.Plane.commits_tell_all: maps have no such number."""
+        return False
+
+    def mend(self) -> Sequence[str]:
+        """See planes.base.Plane.mend. Maps first, which are this process's as long as it lives: where all pins went,
+        the next process still finds the flows."""
+        if self._tables is None:
+            return ()
+        found = restore_pins(self._tables.maps, self.pins)
+        for hook in (*self._packet_hooks, *self._connect_hooks):
+            found += hook.mend()
         return found
 
     def prepare_load(self) -> None:

@@ -65,6 +65,10 @@ class OptionalHook:
         if self.used is not None:
             self.used.forward()
 
+    def mend(self) -> list[str]:
+        """See programs.Hook.mend. A hook that cannot be attached is none."""
+        return self.used.mend() if self.used is not None else []
+
     def detach(self, pins: PinDirectory) -> None:
         """See programs.Hook.detach."""
         self._end_watch()

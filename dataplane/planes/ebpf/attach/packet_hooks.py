@@ -2,13 +2,13 @@
 
 import os
 import re
+import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
 
 from dataplane.faults import Faults, ignore
 from dataplane.kernel.ebpf import bpf
@@ -33,6 +33,8 @@ from dataplane.planes.ebpf.attach.devices import (
 from dataplane.planes.ebpf.attach.kernel_features import redirects_to_peers
 from dataplane.planes.ebpf.attach.loaded import Loaded
 from dataplane.planes.ebpf.attach.programs import Program, load_programs
+from dataplane.planes.ebpf.attach.status import DeviceStatus as DeviceStatus
+from dataplane.planes.ebpf.attach.status import lost_programs
 from dataplane.planes.ebpf.attach.tc import DIRECTIONS, attach_tc, detach_tc
 from dataplane.planes.ebpf.attach.xdp import PROGRAM, attach_xdp, detach_xdp, veth_problem
 from dataplane.planes.ebpf.flows.port_split import join_ports, split_ports
@@ -73,18 +75,6 @@ _KEEP_SECONDS = 10.0
 
 _LARGEST_PACKET = 0xFFFF
 """Bytes; a device with a larger MTU, or with MTU 0 as lo may have, limits no packet."""
-
-
-class DeviceStatus(NamedTuple):
-    """Programs attached to a device. tc: "tcx" or "clsact"; xdp: "native", "generic" or ""; problem: why XDP is missing
-    or generic."""
-
-    name: str
-    ifindex: int
-    roles: Sequence[str]
-    tc: str
-    xdp: str
-    problem: str = ""
 
 
 class PacketHook:
@@ -352,6 +342,17 @@ class PacketHook:
             self._pins.wanted_links.discard(f"{name}-{index}")
         if any(link.ifindex == index for link in read_network().links):
             clsact.detach(index)
+
+    def mend(self) -> list[str]:
+        """See Hook.mend."""
+        with self._lock:
+            if self._pins is None:
+                return []
+            present = {index for index, _ in socket.if_nameindex()}
+            lost = lost_programs([each for each in self._status.values() if each.ifindex in present], self._pins)
+            for index in lost:
+                self._put(self._devices[index])
+            return [f"program {name} on {self._devices[index].name}" for index in lost for name in lost[index]]
 
     def status(self) -> list[DeviceStatus]:
         """Return the programs of each device, ordered by ifindex."""

@@ -123,6 +123,10 @@ class Hook(Protocol):
         """Load the programs for packets that are forwarded between nodes, if it is attached and has any. Raises
         PlaneError."""
 
+    def mend(self) -> list[str]:
+        """Attach programs again that somebody detached, or whose links he unpinned, where what they are attached to is
+        still there. Returns a clause for each. Raises PlaneError."""
+
     def detach(self, pins: PinDirectory) -> None:
         """Detach everything that this hook ever attached for this instance."""
 
@@ -142,6 +146,7 @@ class ConnectHook:
     def __init__(self, cgroup: Path) -> None:
         self.cgroup = cgroup
         self.instructions: dict[str, int] = {}
+        self._attached: tuple[MapSet, PinDirectory] | None = None
 
     def _load(self, maps: MapSet, loaded: Loaded) -> dict[str, Program]:
         return load_programs(
@@ -165,6 +170,7 @@ class ConnectHook:
         try:
             for name, program in programs.items():
                 _attach_cgroup(program, group, self.cgroup, CONNECT_PROGRAMS[name], pins.link(name))
+            self._attached = (maps, pins)
         except BpfError as error:
             raise PlaneError(f"connect-time programs on {self.cgroup}: {error.strerror}; is it cgroup v2?") from error
         finally:
@@ -175,14 +181,32 @@ class ConnectHook:
     def forward(self) -> None:
         """See Hook.forward; sockets are pointed at endpoints wherever these are."""
 
+    def mend(self) -> list[str]:
+        """See Hook.mend. A control group that was made anew is another one, and gets the programs, too."""
+        if self._attached is None:
+            return []
+        try:
+            group = self.cgroup.stat().st_ino
+        except OSError:  # it has gone, and nobody is in it
+            return []
+        lost = lost_links(self._attached[1], dict.fromkeys(CONNECT_PROGRAMS, group))
+        if lost:
+            try:
+                self.attach(*self._attached)
+            except OSError as error:
+                raise PlaneError(f"connect-time programs on {self.cgroup}: {error.strerror}") from error
+        return [f"program {name} of {self.cgroup}" for name in lost]
+
     def detach(self, pins: PinDirectory) -> None:
         """See Hook.detach."""
+        self._attached = None
         for name, path in pins.links().items():
             if name in CONNECT_PROGRAMS:
                 remove_link(path)
 
     def close(self) -> None:
-        """See Hook.close; nothing is held after `attach`."""
+        """See Hook.close."""
+        self._attached = None
 
 
 def connect_problem(cgroup: Path) -> str:
@@ -204,6 +228,27 @@ def connect_problem(cgroup: Path) -> str:
 def _is_root(cgroup: Path) -> bool:
     """True for the root of a cgroup v2 hierarchy, which has no cgroup.type but a list of controllers."""
     return (cgroup / "cgroup.controllers").exists()
+
+
+def lost_links(pins: PinDirectory, wanted: Mapping[str, int], mask: int = -1) -> list[str]:
+    """Return the names of links that are not pinned, or attached to something else or nothing.
+
+    wanted: names of pins, with what each is to be attached to: the number of a control group, or an ifindex, of which a
+    link tells in the bits of `mask` alone.
+    """
+    found, lost = pins.links(), []
+    for name, target in wanted.items():
+        try:
+            link = bpf.obj_get(str(found[name]))
+        except (KeyError, BpfError):
+            lost.append(name)
+            continue
+        try:
+            if bpf.link_info(link).target & mask != target:
+                lost.append(name)
+        finally:
+            os.close(link)
+    return lost
 
 
 def remove_link(path: Path) -> None:

@@ -16,9 +16,13 @@ find its way back at egress, and between the two the kernel waits for an RCU gra
 _NOT_THERE = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
+DEVICE_MASK = 0xFFFFFFFF
+"""Bits of LinkInfo.target in which a tcx or XDP link has its ifindex."""
+
+
 def link_device(link: int) -> int:
     """Return the ifindex that a tcx or XDP link is attached to; 0 if the device was deleted."""
-    return bpf.link_info(link).target & 0xFFFFFFFF
+    return bpf.link_info(link).target & DEVICE_MASK
 
 
 def update_pinned(path: Path, program: int, index: int) -> bool:

@@ -165,6 +165,12 @@ class PinDirectory:
         path.mkdir(exist_ok=True)
         return path
 
+    def pinned_maps(self, version: str) -> set[str]:
+        """Return the names of the pins of one layout version's maps."""
+        path = self.path
+        folder = path / f"{_MAPS}{version}" if path else None
+        return {each.name for each in folder.iterdir()} - {_PROGRAMS} if folder and folder.is_dir() else set()
+
     def program(self, version: str, name: str) -> Path:
         """Return the path of a program's pin beside its maps and add it to `wanted_programs`, so that unwanted ones can
         be removed."""

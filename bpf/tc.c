@@ -152,14 +152,111 @@ INLINE enum reason in_ipip(struct __sk_buff *skb, const struct arrival *arrival,
                : reason;
 }
 
+/* Read a packet; or the rest of one that another program has read, of which packet->reason says what it found. */
+INLINE enum reason read_handed(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
+                               __u32 handed) {
+    enum reason reason = hide_reason(packet, handed ? packet->reason : read_packet(skb, packet));
+
+    reason = hide_reason(packet, read_on(skb, packet, reason));
+#ifndef RAW_IP
+    if (arrival->hook == HOOK_TC_INGRESS)
+        reason = hide_reason(packet, in_ipip(skb, arrival, packet, reason));
+#endif
+    return reason;
+}
+
+/* Why a packet that was read has no flow here. REASON_NONE: it may have one. */
+INLINE enum reason why_not_tracked(const struct __sk_buff *skb, const struct arrival *arrival,
+                                   const struct packet *packet) {
+    if (unlikely(of_a_vlan(skb, packet)))
+        return REASON_VLAN;
+    if (arrival->hook == HOOK_TC_EGRESS)
+        return REASON_NONE;
+    if (unlikely(skb->pkt_type != 0) &&
+        (skb->pkt_type != TO_ANOTHER_HOST || !(device_flags(skb->ifindex) & DEVICE_POD)))
+        return REASON_NOT_FOR_US; /* on a bridge's port, the bridge's own address looks like another host's */
+#ifndef RAW_IP
+    if (unlikely(is_wrapped(arrival->node, packet)))
+        return REASON_WRAPPED;
+#endif
+    return REASON_NONE;
+}
+
+/* Find the translation of a packet that was read with this reason, as track() and track_leaving() do. */
+INLINE enum reason find_translation(const struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
+                                    enum reason reason, __u32 handed, __u32 *service, struct translation **found) {
+    if (handed == HANDED_BACK) {
+        *found = find_flow(&packet->tuple);
+        reason = *found ? reason : REASON_CHANGED;
+    }
+    if (reason == REASON_NONE)
+        reason = why_not_tracked(skb, arrival, packet);
+    if (reason == REASON_NONE) {
+        *found = 0;
+        reason = arrival->hook == HOOK_TC_INGRESS ? track(arrival, packet, service, found)
+                                                  : track_leaving(arrival, packet, found);
+    }
+    return hide_reason(packet, reason);
+}
+
+/* Have host.c send a packet that it handed over, and whose flow was opened just now. Returns where it is not for it. */
+INLINE void hand_back(struct __sk_buff *skb, const struct packet *packet, struct scratch *scratch,
+                      const struct translation *entry, enum reason reason) {
+    if (!entry || (reason != REASON_NEW_FLOW && reason != REASON_MOVED) || packet->kind != PACKET_WHOLE ||
+        (entry->flags & (FLOW_SNAT | FLOW_FORWARDED)))
+        return;
+    scratch->handed = HANDED_NEW;
+    call_program(skb, PROGRAM_HOST);
+    scratch->handed = HANDED_NOTHING;
+}
+
+/* The verdict on a packet that is not translated: some are dropped. What leaves is noted for host routing. */
+INLINE int judge(const struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
+                 enum reason reason) {
+    int action = unlikely(reason == REASON_PORT_TAKEN) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+
+    if (arrival->hook == HOOK_TC_INGRESS)
+        return action;
+    if (unlikely(reason == REASON_IPV6_EXTENSION) && !(address_flags(&packet->tuple.source) & ADDRESS_LOCAL) &&
+        !of_a_vlan(skb, packet)) {
+        packet->reason = REASON_HEADER_CHAIN;
+        action = TC_ACT_SHOT;
+    }
+    if (reason == REASON_NOT_TRANSLATED)
+        note_from_stack(arrival, packet);
+    return action;
+}
+
+/* What is left to do with a packet that came in and is not sent on. Returns the verdict. */
+INLINE int leave_to_stack(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
+                          struct scratch *scratch, struct translation *entry, int action) {
+    if (unlikely(packet->kind == PACKET_FIRST_FRAGMENT || packet->kind == PACKET_LATER_FRAGMENT) &&
+        action == TC_ACT_UNSPEC)
+        action = pass_fragment(skb, packet, arrival->now);
+    if (entry && action == TC_ACT_UNSPEC)
+        note_by_stack(packet, entry, scratch);
+    return action;
+}
+
+/* Count and report what became of a packet, and keep its flow's account. */
+INLINE void tell(const struct arrival *arrival, struct packet *packet, struct translation *entry, __u32 service,
+                 __u32 handed, int action) {
+    count(arrival->hook, packet->reason);
+    if (handed && handed != HANDED_TUNNEL && action == TC_ACT_UNSPEC && packet->reason != REASON_NOT_IP)
+        count(arrival->hook, REASON_BY_STACK);
+    emit_packet_event(arrival, packet, service, packet->translated ? entry : 0);
+    if (entry && packet->translated)
+        touch(packet, entry, arrival->now);
+}
+
 INLINE int handle(struct __sk_buff *skb, enum hook hook) {
     struct arrival arrival = {.context = skb, .node = this_node(), .hook = hook, .ifindex = skb->ifindex};
     struct scratch *scratch = this_scratch();
     struct translation *entry = 0;
     struct packet *packet;
-    int action = TC_ACT_UNSPEC;
     __u32 service = ~0U, handed = HANDED_NOTHING;
     enum reason reason;
+    int action;
 
     if (!scratch || !arrival.node || !(arrival.node->flags & NODE_READY)) {
         count(hook, REASON_NOT_READY);
@@ -171,46 +268,11 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
         scratch->handed = HANDED_NOTHING;
     }
     arrival.now = coarse_now(scratch);
-    reason = hide_reason(packet, handed ? packet->reason : read_packet(skb, packet));
-    reason = hide_reason(packet, read_on(skb, packet, reason));
-#ifndef RAW_IP
-    if (hook == HOOK_TC_INGRESS)
-        reason = hide_reason(packet, in_ipip(skb, &arrival, packet, reason));
-#endif
-    if (handed == HANDED_BACK) {
-        entry = find_flow(&packet->tuple);
-        reason = entry ? reason : REASON_CHANGED;
-    }
-    if (reason == REASON_NONE && unlikely(of_a_vlan(skb, packet)))
-        reason = REASON_VLAN;
-    if (reason == REASON_NONE && hook == HOOK_TC_INGRESS && unlikely(skb->pkt_type != 0) &&
-        (skb->pkt_type != TO_ANOTHER_HOST || !(device_flags(skb->ifindex) & DEVICE_POD)))
-        reason = REASON_NOT_FOR_US; /* on a bridge's port, the bridge's own address looks like another host's */
-#ifndef RAW_IP
-    if (reason == REASON_NONE && hook == HOOK_TC_INGRESS && unlikely(is_wrapped(arrival.node, packet)))
-        reason = REASON_WRAPPED;
-#endif
-    if (reason == REASON_NONE) {
-        entry = 0;
-        reason = hook == HOOK_TC_INGRESS ? track(&arrival, packet, &service, &entry)
-                                         : track_leaving(&arrival, packet, &entry);
-    }
-    reason = hide_reason(packet, reason);
-    if (unlikely(reason == REASON_PORT_TAKEN))
-        action = TC_ACT_SHOT;
-    if (handed == HANDED_PARSED && entry && (reason == REASON_NEW_FLOW || reason == REASON_MOVED) &&
-        packet->kind == PACKET_WHOLE && !(entry->flags & (FLOW_SNAT | FLOW_FORWARDED))) {
-        scratch->handed = HANDED_NEW;
-        call_program(skb, PROGRAM_HOST);
-        scratch->handed = HANDED_NOTHING;
-    }
-    if (hook == HOOK_TC_EGRESS && unlikely(reason == REASON_IPV6_EXTENSION) &&
-        !(address_flags(&packet->tuple.source) & ADDRESS_LOCAL) && !of_a_vlan(skb, packet)) {
-        packet->reason = REASON_HEADER_CHAIN;
-        action = TC_ACT_SHOT;
-    }
-    if (hook == HOOK_TC_EGRESS && reason == REASON_NOT_TRANSLATED)
-        note_from_stack(&arrival, packet);
+    reason = read_handed(skb, &arrival, packet, handed);
+    reason = find_translation(skb, &arrival, packet, reason, handed, &service, &entry);
+    action = judge(skb, &arrival, packet, reason);
+    if (handed == HANDED_PARSED)
+        hand_back(skb, packet, scratch, entry, reason);
 #ifndef RAW_IP
     __u32 program = hide_value(scratch, between_nodes(skb, packet, entry, hook, handed));
     if (unlikely(program != PROGRAM_SERVICES)) {
@@ -223,17 +285,9 @@ INLINE int handle(struct __sk_buff *skb, enum hook hook) {
         service = entry->service;
         action = hide_value(scratch, translate(skb, &arrival, packet, scratch, entry));
     }
-    if (unlikely(packet->kind == PACKET_FIRST_FRAGMENT || packet->kind == PACKET_LATER_FRAGMENT) &&
-        hook == HOOK_TC_INGRESS && action == TC_ACT_UNSPEC)
-        action = pass_fragment(skb, packet, arrival.now);
-    if (hook == HOOK_TC_INGRESS && entry && action == TC_ACT_UNSPEC)
-        note_by_stack(packet, entry, scratch);
-    count(hook, packet->reason);
-    if (handed && handed != HANDED_TUNNEL && action == TC_ACT_UNSPEC && packet->reason != REASON_NOT_IP)
-        count(hook, REASON_BY_STACK);
-    emit_packet_event(&arrival, packet, service, packet->translated ? entry : 0);
-    if (entry && packet->translated)
-        touch(packet, entry, arrival.now);
+    if (hook == HOOK_TC_INGRESS)
+        action = leave_to_stack(skb, &arrival, packet, scratch, entry, action);
+    tell(&arrival, packet, entry, service, handed, action);
     return action;
 }
 

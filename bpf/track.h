@@ -111,6 +111,14 @@ INLINE int may_be_a_sockets(const struct tuple *tuple, const struct frontend_key
            (address_flags(&tuple->destination) & ADDRESS_LOCAL);
 }
 
+/* Fill in the key of the frontend that a packet is addressed to. */
+INLINE void name_frontend(const struct tuple *tuple, struct frontend_key *key) {
+    __builtin_memset(key, 0, sizeof(*key));
+    copy_address(&key->address, &tuple->destination);
+    key->port = tuple->destination_port;
+    key->protocol = tuple->protocol;
+}
+
 /* Whether a segment without an entry may be of a connection that another node took: of a client from outside, to a
  * frontend for which every node chooses alike and forwards, and no flow of the slow path, of which there would be an
  * entry (left.h). Where two nodes hold different sets (policy Local), they do not choose alike. */
@@ -124,10 +132,7 @@ INLINE int may_take_over(const struct arrival *arrival, const struct packet *pac
         !(packet->tcp_flags & (TCP_ACK | TCP_RST)) || !scratch)
         return 0;
     key = (struct frontend_key *)scratch->work; /* on the stack it would be one more state to the verifier */
-    __builtin_memset(key, 0, sizeof(*key));
-    copy_address(&key->address, &packet->tuple.destination);
-    key->port = packet->tuple.destination_port;
-    key->protocol = packet->tuple.protocol;
+    name_frontend(&packet->tuple, key);
     frontend = find_frontend(key);
     return frontend && (frontend->flags & wanted) == wanted &&
            (route_of(frontend, SOURCE_OUTSIDE) & (ROUTE_LOCAL | ROUTE_MASQUERADE)) == ROUTE_MASQUERADE;
@@ -179,39 +184,112 @@ INLINE int taken_out(const struct packet *packet, struct scratch *scratch, struc
 /* A connection straight to an endpoint from a port that the client uses through a frontend, too: its answers would be
  * taken for that flow's, and the endpoint could not tell the two apart. So it becomes a flow to the same backend,
  * `chosen`, of no Service, from another port; also while that flow closes, as the endpoint may be behind what was seen
- * here. REASON_NONE: `chosen` is filled in. */
+ * here. REASON_NONE: `chosen` is filled in, *holder is the entry of that flow's answers, under scratch->reply_key. */
 INLINE enum reason beside_flow(const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
-                               struct selection *chosen) {
-    struct translation *holder;
+                               struct selection *chosen, struct translation **holder) {
+    struct translation *answers;
 
     if (packet->protocol != IPPROTO_TCP || !opens_connection(packet) || arrival->hook == HOOK_XDP)
         return REASON_NOT_SERVICE;
     reverse_tuple(&packet->tuple, &scratch->reply_key);
-    holder = find_flow(&scratch->reply_key);
-    if (likely(!holder) || !answers_client(holder) || !(flow_flags(holder) & FLOW_SEEN_REPLY) ||
-        taken_out(packet, scratch, holder)) /* unanswered: the ends may be those of a connection that lives already */
+    answers = find_flow(&scratch->reply_key);
+    if (likely(!answers) || !answers_client(answers) || !(flow_flags(answers) & FLOW_SEEN_REPLY) ||
+        taken_out(packet, scratch, answers)) /* unanswered: the ends may be those of a connection that lives already */
         return REASON_NOT_SERVICE;
     __builtin_memset(chosen, 0, sizeof(*chosen));
     copy_address(&chosen->address, &packet->tuple.destination);
     chosen->port = packet->tuple.destination_port;
-    chosen->backend = holder->backend;
-    chosen->backend_generation = holder->backend_generation;
+    chosen->backend = answers->backend;
+    chosen->backend_generation = answers->backend_generation;
     chosen->service = ~0U;
     packet->port_taken = 1;
+    *holder = answers;
     return REASON_NONE;
 }
 
 /* Have XDP leave a flow from the tunnel to tc, whose packets would look like those of the connection beside it. */
-INLINE void note_beside(const struct packet *packet, struct scratch *scratch) {
-    struct translation *holder, *other;
+INLINE void note_beside(struct scratch *scratch, struct translation *holder) {
+    struct translation *other;
 
-    reverse_tuple(&packet->tuple, &scratch->reply_key);
-    holder = find_flow(&scratch->reply_key);
-    if (likely(!holder) || !(holder->flags & FLOW_TUNNELED))
+    if (!(holder->flags & FLOW_TUNNELED))
         return;
     other = find_other(&scratch->reply_key, holder, &scratch->forward_key);
     if (other)
         note(other, holder, FLOW_BESIDE);
+}
+
+/* Choose the backend of a new flow. REASON_NONE: `chosen` has it, and *service is known; *holder as beside_flow() says,
+ * 0 = the flow is a Service's. Everything else: the packet is passed on. */
+INLINE enum reason choose(const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
+                          struct selection *chosen, __u32 *service, struct translation **holder) {
+    const struct tuple *tuple = &packet->tuple;
+    struct client client = {.identity = tuple->source, .address_known = 1, .accepts_masquerade = 1, .flow = tuple};
+    struct frontend_key *key = (struct frontend_key *)&scratch->forward_key; /* not on the stack: see new_packet() */
+    struct frontend *frontend;
+    enum reason reason;
+
+    _Static_assert(sizeof(struct balancing) <= sizeof(scratch->work), "struct balancing outgrew its room");
+    name_frontend(tuple, key);
+    frontend = find_frontend(key);
+    if (likely(!frontend)) { /* most packets without a flow are no Service's: who sends them is not asked */
+        reason = hide_reason(packet, beside_flow(arrival, packet, scratch, chosen, holder));
+        if (likely(reason != REASON_NONE))
+            return reason;
+    }
+    reason = hide_reason(packet, describe_client(arrival, packet, &client));
+    if (reason != REASON_NONE || !frontend)
+        return reason;
+    client.remote_pod = hide_value(scratch, client.remote_pod);
+    reason =
+        hide_reason(packet, balance(key, frontend, &client, arrival->now, (struct balancing *)scratch->work, chosen));
+    *service = chosen->service;
+    if (reason != REASON_NONE)
+        return reason;
+    return may_be_a_sockets(tuple, key) && has_socket(arrival->context, tuple) ? REASON_OWN_PORT : REASON_NONE;
+}
+
+/* Describe the forward entry of a new flow in scratch->forward. */
+INLINE enum reason describe_flow(const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
+                                 const struct selection *chosen, const struct translation *holder) {
+    enum reason reason;
+
+    describe_forward(arrival, packet, scratch, chosen);
+    if (unlikely(packet->taken_over)) {
+        reason = hide_reason(packet, describe_taken_over(packet, &scratch->forward));
+        if (reason != REASON_NONE)
+            return reason;
+    }
+    if (!holder && !(scratch->forward.flags & (FLOW_SNAT | FLOW_FORWARDED)))
+        return REASON_NONE;
+    reason = hide_reason(packet, check_source(arrival, packet));
+    if (reason != REASON_NONE)
+        return reason;
+    return (scratch->forward.flags & FLOW_SNAT) &&
+                   !own_address(arrival, packet, &chosen->address, &scratch->forward.source)
+               ? REASON_FIB_MISS
+               : REASON_NONE;
+}
+
+/* Store the flow that scratch->forward describes. Returns as open_flow(). */
+INLINE enum reason store_flow(const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
+                              __u32 service, struct translation **found) {
+    enum reason reason, reserved = REASON_FLOW; /* nothing to take back */
+
+    if (!(scratch->forward.flags & FLOW_DSR))
+        reserved = hide_reason(packet, reserve_reply(arrival, packet, scratch));
+    if (reserved != REASON_NONE && reserved != REASON_FLOW)
+        return reserved;
+    if (packet->protocol == IPPROTO_TCP)
+        scratch->forward.sequence_end = segment_end(packet);
+    reason = hide_reason(packet, insert_flow(&packet->tuple, &scratch->forward));
+    if (reason == REASON_NONE)
+        return count_flow(arrival, packet, service, found);
+    if (reserved == REASON_NONE)
+        delete_flow(&scratch->reply_key);
+    if (reason != REASON_TUPLE_TAKEN)
+        return reason;
+    *found = find_flow(&packet->tuple); /* another CPU was faster with a packet of this flow */
+    return *found ? REASON_FLOW : REASON_CHANGED;
 }
 
 /* Choose a backend for the first packet of a flow and store the flow. REASON_NEW_FLOW: *found is the stored
@@ -219,79 +297,26 @@ INLINE void note_beside(const struct packet *packet, struct scratch *scratch) {
  * stored. */
 INLINE enum reason open_flow(const struct arrival *arrival, struct packet *packet, __u32 *service,
                              struct translation **found) {
-    const struct node *node = arrival->node;
-    const struct tuple *tuple = &packet->tuple;
-    struct client client = {.identity = tuple->source, .address_known = 1, .accepts_masquerade = 1, .flow = tuple};
     struct scratch *scratch = this_scratch();
-    struct frontend_key *key;
-    struct frontend *frontend;
+    struct translation *holder = 0;
     struct selection *chosen;
-    enum reason reason, reserved;
+    enum reason reason;
 
     if (!scratch)
         return REASON_INCONSISTENT;
-    if (is_loopback(&tuple->destination) || is_loopback(&tuple->source))
+    if (is_loopback(&packet->tuple.destination) || is_loopback(&packet->tuple.source))
         return REASON_LOOPBACK;
     _Static_assert(sizeof(*chosen) <= sizeof(scratch->chosen), "struct selection outgrew its room");
-    _Static_assert(sizeof(struct balancing) <= sizeof(scratch->work), "struct balancing outgrew its room");
     chosen = (struct selection *)scratch->chosen;
-    key = (struct frontend_key *)&scratch->forward_key; /* not on the stack: see new_packet() */
-    __builtin_memset(key, 0, sizeof(*key));
-    copy_address(&key->address, &tuple->destination);
-    key->port = tuple->destination_port;
-    key->protocol = tuple->protocol;
-    frontend = find_frontend(key);
-    if (likely(!frontend)) { /* most packets without a flow are no Service's: who sends them is not asked */
-        reason = hide_reason(packet, beside_flow(arrival, packet, scratch, chosen));
-        if (likely(reason != REASON_NONE))
-            return reason;
-    }
-    reason = hide_reason(packet, describe_client(arrival, packet, &client));
+    reason = choose(arrival, packet, scratch, chosen, service, &holder);
     if (reason != REASON_NONE)
         return reason;
-    if (frontend) {
-        client.remote_pod = hide_value(scratch, client.remote_pod);
-        reason = hide_reason(packet,
-                             balance(key, frontend, &client, arrival->now, (struct balancing *)scratch->work, chosen));
-        *service = chosen->service;
-        if (reason != REASON_NONE)
-            return reason;
-    }
-    if (chosen->service != ~0U && may_be_a_sockets(tuple, key) && has_socket(arrival->context, tuple))
-        return REASON_OWN_PORT;
-    describe_forward(arrival, packet, scratch, chosen);
-    if (unlikely(packet->taken_over)) {
-        reason = hide_reason(packet, describe_taken_over(packet, &scratch->forward));
-        if (reason != REASON_NONE)
-            return reason;
-    }
-    if (!frontend || (scratch->forward.flags & (FLOW_SNAT | FLOW_FORWARDED))) {
-        reason = hide_reason(packet, check_source(arrival, packet));
-        if (reason != REASON_NONE)
-            return reason;
-        if ((scratch->forward.flags & FLOW_SNAT) &&
-            !own_address(arrival, packet, &chosen->address, &scratch->forward.source))
-            return REASON_FIB_MISS;
-    }
-    if (!frontend)
-        note_beside(packet, scratch);
-    reserved = REASON_FLOW; /* nothing to take back */
-    if (!(scratch->forward.flags & FLOW_DSR))
-        reserved = hide_reason(packet, reserve_reply(arrival, packet, scratch));
-    if (reserved != REASON_NONE && reserved != REASON_FLOW)
-        return reserved;
-    if (packet->protocol == IPPROTO_TCP)
-        scratch->forward.sequence_end = segment_end(packet);
-    reason = hide_reason(packet, insert_flow(tuple, &scratch->forward));
-    if (reason != REASON_NONE) {
-        if (reserved == REASON_NONE)
-            delete_flow(&scratch->reply_key);
-        if (reason != REASON_TUPLE_TAKEN)
-            return reason;
-        *found = find_flow(tuple); /* another CPU was faster with a packet of this flow */
-        return *found ? REASON_FLOW : REASON_CHANGED;
-    }
-    return count_flow(arrival, packet, chosen->service, found);
+    reason = describe_flow(arrival, packet, scratch, chosen, holder);
+    if (reason != REASON_NONE)
+        return reason;
+    if (holder)
+        note_beside(scratch, holder);
+    return store_flow(arrival, packet, scratch, chosen->service, found);
 }
 
 /* Delete the flow of a local pod that now sends a datagram directly to the backend, from a port that it used through a

@@ -78,16 +78,83 @@ INLINE int translate(struct xdp_md *context, const struct arrival *arrival, stru
     return send(entry->hop_ifindex, arrival->ifindex);
 }
 
+/* Read a packet. REASON_NONE: it is one for here, of a flow perhaps; what another node may have forwarded is another
+ * program's. */
+INLINE enum reason read_frame(struct xdp_md *context, const struct arrival *arrival, struct packet *packet) {
+    void *data = (void *)(long)context->data, *end = (void *)(long)context->data_end;
+    enum reason reason = hide_reason(packet, parse(data, end, end - data, 0, packet));
+
+    if (unlikely(reason == REASON_PROTOCOL) && may_be_ipip(arrival->node, packet) && !(*(__u8 *)packet->mac & 1)) {
+        call_xdp(context, XDP_PROGRAM_UNWRAP);
+        reason = REASON_LEFT_TO_TC;
+    }
+    reason = hide_reason(packet, reason);
+    if (reason != REASON_NONE)
+        return reason;
+    if (packet->kind != PACKET_WHOLE || packet->tagged)
+        return REASON_LEFT_TO_TC;
+    if (*(__u8 *)packet->mac & 1)
+        return REASON_NOT_FOR_US; /* a group address */
+#ifdef NO_XDP_TX
+    if (unfinished_packet(data, end, packet))
+        return REASON_LEFT_TO_TC;
+#endif
+    if (unlikely(is_wrapped(arrival->node, packet))) {
+        call_xdp(context, XDP_PROGRAM_UNWRAP);
+        return REASON_LEFT_TO_TC;
+    }
+    return REASON_NONE;
+}
+
+/* Count and report what became of a packet, and keep its flow's account. `reason`: of its flow. */
+INLINE void tell(const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
+                 struct translation *entry, __u32 service, enum reason reason, int action) {
+    /* Who watches is told of a flow that begins here and is left to tc: to tc it goes on. */
+    int begins = action == XDP_PASS && (reason == REASON_NEW_FLOW || reason == REASON_MOVED);
+
+    count(HOOK_XDP, packet->reason);
+    if (begins)
+        packet->reason = REASON_BEGUN;
+    if (entry && (entry->flags & FLOW_FORWARDED) && action != XDP_DROP)
+        emit_forwarded_event(arrival, packet, scratch, entry);
+    else
+        emit_packet_event(arrival, packet, service, begins || packet->translated ? entry : 0);
+    if (!entry || !packet->translated)
+        return;
+    if (packet->reason == REASON_NEW_FLOW ||
+        packet->reason == REASON_MOVED) /* its entry has the first numbers already */
+        account(entry, packet->size, arrival->now);
+    else
+        touch_forwarded(packet, entry, arrival->now);
+}
+
+/* A packet that the short way is not for. Returns the verdict. */
+INLINE int handle(struct xdp_md *context, const struct arrival *arrival, struct scratch *scratch) {
+    struct packet *packet = new_packet(scratch);
+    struct translation *entry = 0;
+    int action = XDP_PASS;
+    __u32 service = ~0U;
+    enum reason reason;
+
+#ifndef ONLY_GENERAL
+    packet->no_flow = scratch->no_flow;
+#endif
+    reason = read_frame(context, arrival, packet);
+    if (reason == REASON_NONE)
+        reason = track(arrival, packet, &service, &entry);
+    reason = hide_reason(packet, reason);
+    if (entry && translates(reason)) {
+        service = entry->service;
+        action = translate(context, arrival, packet, entry);
+    }
+    tell(arrival, packet, scratch, entry, service, reason, action);
+    return action;
+}
+
 PROGRAM(xdp_uplink)(struct xdp_md *context) {
     struct arrival arrival = {
         .context = context, .node = this_node(), .hook = HOOK_XDP, .ifindex = context->ingress_ifindex};
-    void *data = (void *)(long)context->data, *end = (void *)(long)context->data_end;
     struct scratch *scratch = this_scratch();
-    struct translation *entry = 0;
-    struct packet *packet;
-    int action = XDP_PASS, begins;
-    __u32 service = ~0U;
-    enum reason reason;
 
     if (!scratch || !(arrival.node->flags & NODE_READY)) {
         count(HOOK_XDP, REASON_NOT_READY);
@@ -95,59 +162,13 @@ PROGRAM(xdp_uplink)(struct xdp_md *context) {
     }
     arrival.now = coarse_now(scratch);
 #ifndef ONLY_GENERAL
-    action = forward_established(context, data, end, arrival.ifindex, arrival.now, scratch);
+    void *data = (void *)(long)context->data, *end = (void *)(long)context->data_end;
+    int action = forward_established(context, data, end, arrival.ifindex, arrival.now, scratch);
+
     if (likely(action == XDP_TX))
         return send(arrival.ifindex, arrival.ifindex); /* the hop's device, see fast_path_usable() */
     if (action == XDP_PASS)
         return XDP_PASS;
-    action = XDP_PASS;
-    data = (void *)(long)context->data;
-    end = (void *)(long)context->data_end;
 #endif
-    packet = new_packet(scratch);
-#ifndef ONLY_GENERAL
-    packet->no_flow = scratch->no_flow;
-#endif
-    reason = hide_reason(packet, parse(data, end, end - data, 0, packet));
-    if (unlikely(reason == REASON_PROTOCOL) && may_be_ipip(arrival.node, packet) && !(*(__u8 *)packet->mac & 1)) {
-        call_xdp(context, XDP_PROGRAM_UNWRAP);
-        reason = REASON_LEFT_TO_TC;
-    }
-    reason = hide_reason(packet, reason);
-    if (reason == REASON_NONE && (packet->kind != PACKET_WHOLE || packet->tagged))
-        reason = REASON_LEFT_TO_TC;
-    if (reason == REASON_NONE && (*(__u8 *)packet->mac & 1))
-        reason = REASON_NOT_FOR_US; /* a group address */
-#ifdef NO_XDP_TX
-    if (reason == REASON_NONE && unfinished_packet(data, end, packet))
-        reason = REASON_LEFT_TO_TC;
-#endif
-    if (reason == REASON_NONE && unlikely(is_wrapped(arrival.node, packet))) {
-        call_xdp(context, XDP_PROGRAM_UNWRAP);
-        reason = REASON_LEFT_TO_TC;
-    }
-    if (reason == REASON_NONE)
-        reason = track(&arrival, packet, &service, &entry);
-    reason = hide_reason(packet, reason);
-    if (entry && translates(reason)) {
-        service = entry->service;
-        action = translate(context, &arrival, packet, entry);
-    }
-    count(HOOK_XDP, packet->reason);
-    /* Who watches is told of a flow that begins here and is left to tc: to tc it goes on. */
-    begins = action == XDP_PASS && (reason == REASON_NEW_FLOW || reason == REASON_MOVED);
-    if (begins)
-        packet->reason = REASON_BEGUN;
-    if (entry && (entry->flags & FLOW_FORWARDED) && action != XDP_DROP)
-        emit_forwarded_event(&arrival, packet, scratch, entry);
-    else
-        emit_packet_event(&arrival, packet, service, begins || packet->translated ? entry : 0);
-    if (!entry || !packet->translated)
-        return action;
-    if (packet->reason == REASON_NEW_FLOW ||
-        packet->reason == REASON_MOVED) /* its entry has the first numbers already */
-        account(entry, packet->size, arrival.now);
-    else
-        touch_forwarded(packet, entry, arrival.now);
-    return action;
+    return handle(context, &arrival, scratch);
 }

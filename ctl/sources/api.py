@@ -38,6 +38,7 @@ class ApiStatus(ApiError):
         super().__init__(f"{code} {reason}: {message}" if reason else f"{code}: {message}")
         self.code = code
         self.reason = reason
+        self.message = message
         self.retry_after = retry_after
 
 
@@ -151,7 +152,7 @@ class Api:
         except TimeoutError as error:
             raise ApiError(f"{cluster.url}{path}: no answer in time") from error
         except aiohttp.ClientConnectorCertificateError as error:
-            raise ApiError(f"{cluster.url}{path}: cannot connect: {error.certificate_error}") from error
+            raise ApiError(f"{cluster.url}{path}: cannot connect: {self._distrust(error)}") from error
         except aiohttp.ClientConnectorError as error:
             reason = error.os_error.strerror or error.os_error
             raise ApiError(f"{cluster.url}{path}: cannot connect: {reason}") from error
@@ -161,13 +162,20 @@ class Api:
             raise ApiError(f"{cluster.url}{path}: {error or type(error).__name__}") from error
 
     async def _refuse(self, answer: aiohttp.ClientResponse) -> None:
+        refusal = parse_status(await answer.read(), answer.status)
         if answer.status == 401:
             self._credentials.refused()
-        refusal = parse_status(await answer.read(), answer.status)
+            said = f"{refusal.message}; the API server does not accept {self._credentials.presented}"
+            refusal = ApiStatus(401, refusal.reason, said)
         refusal.code = answer.status
         wait = answer.headers.get("Retry-After", "")
         refusal.retry_after = min(float(wait), MOST_WAIT_SECONDS) if wait.isdecimal() else 0.0
         raise refusal
+
+    def _distrust(self, error: aiohttp.ClientConnectorCertificateError) -> str:
+        """Why the server's certificate does not do, and what it was verified by."""
+        why = getattr(error.certificate_error, "verify_message", "") or error.certificate_error
+        return f"the server's certificate does not do: {why}; it was verified by {self._credentials.trusted}"
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

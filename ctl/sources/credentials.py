@@ -147,8 +147,28 @@ class Credentials:
                 stamps.append((path, 0))
         return tuple(stamps)
 
+    @property
+    def presented(self) -> str:
+        """What says who this client is, in words, for who has to mend it."""
+        who = self._identity
+        if who.plugin is not None:
+            return f"what the plugin {who.plugin.command} gave"
+        if who.token_file:
+            return f"the token of {who.token_file}"
+        if who.token or who.username:
+            return "the kubeconfig's token" if who.token else f"user {who.username} with its password"
+        return "the client certificate" if who.certificate or who.certificate_file else "a request without credentials"
+
+    @property
+    def trusted(self) -> str:
+        """What the server's certificate is verified by, in words."""
+        if self._trust.authority_file:
+            return f"certificate-authority {self._trust.authority_file}"
+        return "certificate-authority-data" if self._trust.authority else "the system's authorities"
+
     def _make_context(self) -> ssl.SSLContext:
         trust, who = self._trust, self._identity
+        what = self.trusted
         try:
             context = ssl.create_default_context(
                 cafile=trust.authority_file or None,
@@ -161,9 +181,11 @@ class Credentials:
             if self._exec is not None and self._exec.client_certificate_data:
                 certificate, key = self._exec.client_certificate_data.encode(), self._exec.client_key_data.encode()
             if certificate or who.certificate_file:
+                what = f"client certificate and key {who.certificate_file} {who.key_file}".strip()
                 _load_pair(context, certificate, who.certificate_file, key, who.key_file)
         except (OSError, ValueError, TypeError) as error:  # ssl.SSLError is an OSError
-            raise CredentialError(f"the TLS certificates of the kubeconfig cannot be used: {error}") from error
+            why = getattr(error, "strerror", None) or error
+            raise CredentialError(f"the TLS certificates of the kubeconfig cannot be used: {what}: {why}") from error
         return context
 
     async def _run_plugin(self, spec: ExecSpec) -> None:

@@ -10,6 +10,7 @@ from ctl.daemon.http.health import Health
 from ctl.daemon.http.metrics import Metrics
 from ctl.daemon.jobs import Jobs
 from ctl.daemon.log import Log
+from ctl.daemon.sync import reconcile
 from ctl.daemon.sync.inbox import Inbox
 from ctl.daemon.sync.kernel import Kernel
 from ctl.daemon.sync.pace import Pace
@@ -178,6 +179,45 @@ class _Loop:
     @property
     def failures(self) -> int:
         return self.out.getvalue().count("job failed")
+
+
+def test_who_waits_for_the_first_lists_says_for_which_and_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it is asked for something meanwhile, as by SIGHUP or a new address of the node."""
+    monkeypatch.setattr(reconcile, "SILENT_SECONDS", 0.01)
+    turns = 0
+
+    async def scenario() -> None:
+        nonlocal turns
+        loop = _Loop()
+        loop.inbox.complete("Service", set())
+        start = asyncio.create_task(loop.reconciler.start())
+
+        async def nothing() -> None:
+            pass
+
+        loop.reconciler.request("reload", nothing)
+        await _until(lambda: "nothing is loaded yet" in loop.out.getvalue())
+        assert "nothing is loaded yet lacks=Node waited_s=0" in loop.out.getvalue()
+        sleep = asyncio.sleep
+
+        async def counted(seconds: float) -> None:
+            nonlocal turns
+            turns += 1
+            await sleep(seconds)
+
+        monkeypatch.setattr(asyncio, "sleep", counted)
+        await sleep(0.05)
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        assert not start.done()
+        assert turns == 0
+        assert loop.out.getvalue().count("nothing is loaded yet") == 1
+        await loop.kernel.use(lambda: loop.plane)
+        loop.inbox.complete("Node", set())
+        async with asyncio.timeout(60):
+            await start
+        loop.kernel.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_plane_that_fails_as_none_should() -> None:

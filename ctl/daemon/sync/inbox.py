@@ -77,6 +77,7 @@ class Inbox:
         self._ipv6: set[tuple[str, str]] = set()  # slices, by namespace and name
         self._arrived = 0.0
         self._news = asyncio.Event()
+        self._listed = asyncio.Event()
 
     def put(self, found: DecodedObject, trigger: float = 0.0) -> None:
         """Add or change an object. An invalid one counts as absent, so that a restart would change nothing."""
@@ -157,12 +158,23 @@ class Inbox:
         if kind not in self.synced:
             self.synced.add(kind)
             self._touch(None)
+            if self.complete_once:
+                self._listed.set()
         return len(gone)
 
     @property
     def complete_once(self) -> bool:
         """True if every kind that is handed out has been listed completely."""
         return self.synced >= self._needed
+
+    @property
+    def unlisted(self) -> list[str]:
+        """The kinds that are handed out and have not been listed completely yet, sorted."""
+        return sorted(self._needed - self.synced)
+
+    async def listed(self) -> None:
+        """Wait until every kind that is handed out has been listed completely."""
+        await self._listed.wait()
 
     @property
     def pending(self) -> bool:

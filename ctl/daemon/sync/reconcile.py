@@ -26,6 +26,8 @@ from dataplane.policy.settings import Promises
 
 _T = TypeVar("_T")
 LOG_SECONDS = 0.1
+SILENT_SECONDS = 15.0
+"""How long the first lists may take without a word."""
 SHOWN = 3
 """Number of Services that a log line names."""
 
@@ -80,9 +82,7 @@ class Reconciler:
 
     async def start(self) -> None:
         """Wait for the first complete lists, then load their plan; retry until that has worked."""
-        while not self.inbox.complete_once:
-            await self.inbox.news()
-            await asyncio.sleep(0)
+        await self._first_lists()
         self._health.queued()
         if self._before_load is not None:
             await self._before_load()
@@ -103,6 +103,16 @@ class Reconciler:
             changed=len(done.changed.entries), plan_s=round(planned, 3), load_s=round(done.seconds, 3),
         )  # fmt: skip
         await self._follow_up(PlanChange(health_checks=dict(self.planner.plan.health_checks) or None))
+
+    async def _first_lists(self) -> None:
+        """Wait for them; if that takes long, say once for which: until then nothing is loaded that was not before."""
+        try:
+            async with asyncio.timeout(SILENT_SECONDS):
+                await self.inbox.listed()
+        except TimeoutError:
+            lacks = ",".join(self.inbox.unlisted)
+            self._log.warning("nothing is loaded yet", lacks=lacks, waited_s=round(SILENT_SECONDS))
+            await self.inbox.listed()
 
     async def _first_plan(self) -> None:
         """Plan all known objects. May be called again if a later step failed."""

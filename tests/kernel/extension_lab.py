@@ -20,10 +20,11 @@ from scapy.packet import Packet, Raw
 from dataplane.kernel.namespaces.netns import netns
 from dataplane.lab.lab import Lab
 from dataplane.model.net import Family
+from tests.kernel.packet_lab import in_order
 
 ELSEWHERE = "fd00:198:51:100::99"
 """In routing headers; there is no such host."""
-PATIENCE, QUIET = 5.0, 0.05
+PATIENCE, QUIET = 60.0, 0.05
 """Seconds for the last packet of many to come, and for what it may have overtaken."""
 SIZE = 8
 """Of what says in every fragment which question or answer it is of."""
@@ -195,7 +196,7 @@ class Ends:
     def _send(self, place: str, packets: list[Packet]) -> None:
         with netns(self.lab.place(place).netns):
             raw = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW)
-        with raw:
+        with raw, in_order():
             for packet in packets:
                 raw.sendto(bytes(packet), (packet.dst, 0))
 

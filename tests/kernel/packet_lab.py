@@ -103,6 +103,18 @@ def counted(proxy: LabProxy) -> Iterator[dict[str, int]]:
     found |= {name: now - before.get(name, 0) for name, now in proxy.counters().items() if now != before.get(name)}
 
 
+@contextmanager
+def in_order() -> Iterator[None]:
+    """Stay on one processor meanwhile: each hands over what was sent on it in that order, but not after what was sent
+    on another one before."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 def look_for_devices(proxy: LabProxy) -> None:
     """Let the nodes' programs have the devices that came since."""
     for node in proxy.nodes.values():

@@ -98,7 +98,7 @@ def serves_everybody(lab: Lab, nodes: list[ChaosNode]) -> None:
         node.check()
     wanted = {pod.name for pod in lab.pods if pod.name[-1] != "3"}
     for place, address, port in (("pod1-3", VIP, 80), ("client", lab.nodes[0].addresses[Family.IPV4], NODE_PORT)):
-        [result] = lab.probe(place, Probe(address, port, count=60))
+        [result] = lab.probe(place, Probe(address, port, count=60, timeout=60.0))
         assert {attempt.server or attempt.outcome for attempt in result.attempts} == wanted
 
 

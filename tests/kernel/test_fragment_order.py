@@ -20,7 +20,7 @@ from dataplane.planes.ebpf.flows.collect import sweep
 from dataplane.planes.ebpf.maps.layout import fields_of
 from dataplane.planes.ebpf.plane import EbpfPlane
 from tests.kernel.daemon_lab import until
-from tests.kernel.packet_lab import BOTH, FAMILIES, HEARD, LOCAL, REMOTE, counted, open_socket, packet_lab
+from tests.kernel.packet_lab import BOTH, FAMILIES, HEARD, LOCAL, REMOTE, counted, in_order, open_socket, packet_lab
 from tests.kernel.test_tc_traffic import PORT
 
 ORDERS = list(itertools.permutations(range(3)))
@@ -55,7 +55,7 @@ def fragments(source: tuple[str, int], destination: tuple[str, int], data: bytes
 
 def send_raw(namespace: str, destination: str, packets: Sequence[bytes]) -> None:
     family = socket.AF_INET6 if ":" in destination else socket.AF_INET
-    with netns(namespace), socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+    with netns(namespace), socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw, in_order():
         for packet in packets:
             raw.sendto(packet, (destination, 0))
 
@@ -65,7 +65,7 @@ def inject(lab: Lab, packets: Sequence[bytes]) -> None:
     here, there = lab.nodes[1], lab.nodes[0]
     link = json.loads(lab.run(there.name, ["ip", "-j", "link", "show", there.overlay]).stdout)[0]
     kind = 0x86DD if packets[0][0] >> 4 == 6 else 0x0800
-    with netns(here.netns), socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as raw:
+    with netns(here.netns), socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as raw, in_order():
         for packet in packets:
             raw.sendto(packet, (here.overlay, kind, 0, 0, bytes.fromhex(link["address"].replace(":", ""))))
 

@@ -72,7 +72,7 @@ def test_packets_go_past_the_stack(
 def test_flows_of_connect_time_go_past_the_stack(lab: HostLab, family: Family, protocol: Protocol) -> None:
     """They are plain packets between pods: no entry of a translation is made for them."""
     with lab.ways() as ways:
-        [result] = lab.lab.probe("pod1-1", Probe(CLUSTER_IP["local"][family], 80, protocol, count=3))
+        [result] = lab.lab.probe("pod1-1", Probe(CLUSTER_IP["local"][family], 80, protocol, count=3, timeout=60.0))
     assert [attempt.servers for attempt in result.attempts] == [("pod1-2",)] * 3
     assert ways["forwarded"] == 0
     assert ways["into_pod"] >= 6

@@ -179,7 +179,7 @@ def test_the_examples_on_every_node_called_in_every_mode(name: str) -> None:
         assert calls(name, "client", "node3:30081", "2", status=1, seconds=QUICK).keys() == {"timeout"}
         assert len(calls(name, "pod2-2", "default/sticky:http", "10")) == 1
         assert calls(name, "client", "203.0.113.10:80")
-        assert calls(name, "node1", "kube-system/kube-dns:dns", "20").keys() == {"pod1-1", "pod2-1"}
+        assert calls(name, "node1", "kube-system/kube-dns:dns", "40").keys() == {"pod1-1", "pod2-1"}
     for asked in ("web", "web:80", "web:http/tcp", "kube-dns:53/udp"):  # names as explain and trace take them
         assert calls(name, "pod1-2", asked)
     curl = "import urllib.request as r; print(r.urlopen('http://10.96.0.80/', timeout=60).read().decode())"

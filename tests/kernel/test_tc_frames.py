@@ -26,6 +26,7 @@ from dataplane.policy.forwarding import DEFAULT_PORT, Forwarding
 from tests.kernel import test_forwarding_packets as f
 from tests.kernel.bpf_packets import bench as b
 from tests.kernel.bpf_packets.bench import Bench, entry, ip_of
+from tests.kernel.packet_lab import in_order
 
 _SOL_PACKET, _PACKET_AUXDATA = 263, 8
 _AUXDATA = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata: status, lengths, offsets, vlan_tci, vlan_tpid
@@ -81,9 +82,9 @@ def _node(make_namespace: Callable[[str], str], mtu: int) -> Iterator[tuple[Benc
 
 @pytest.fixture
 def wire(make_namespace: Callable[[str], str], request: pytest.FixtureRequest) -> Iterator[Wire]:
-    """The parameter, if there is one, is the uplink's MTU."""
+    """The parameter, if there is one, is the uplink's MTU. What a test sends comes in that order."""
     pins = PinDirectory(f"hp-{os.getpid()}-frames")
-    with _node(make_namespace, getattr(request, "param", 1500)) as (node, far):
+    with in_order(), _node(make_namespace, getattr(request, "param", 1500)) as (node, far):
         for family, remote in ((Family.IPV4, b.REMOTE), (Family.IPV6, b.REMOTE_6)):
             node.install(entry(f"r{family}", [remote], protocol=Protocol.UDP, node_port=30080, family=family))
         wire = Wire(node, far, pins)

@@ -207,12 +207,12 @@ class Cluster:
 
 
 def end(word: str) -> None:
-    """End the processes whose command line has this word in it, and see them end."""
-    latest = time.monotonic() + ENDED_SECONDS
-    while (found := running(word)) and time.monotonic() < latest:
-        for process in found:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(process), signal.SIGKILL)
+    """End the processes whose command line has this word in it now, and see them end."""
+    found, latest = set(running(word)), time.monotonic() + ENDED_SECONDS
+    for process in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(process), signal.SIGKILL)
+    while found & set(running(word)) and time.monotonic() < latest:
         time.sleep(0.01)
 
 

@@ -18,8 +18,10 @@ from tests.namespaces import namespaces
 _BEFORE: pytest.StashKey[frozenset[str]] = pytest.StashKey()
 _LEFT: pytest.StashKey[list[str]] = pytest.StashKey()
 
-# How long an example takes, or to make one, says more of who else has the processor than of the code.
-_TIMELESS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes, or to make one, says more of who else has the processor than of the code; how many of the
+# first ten are too large or left out, says more of the seed.
+_BY_CHANCE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+_TIMELESS = settings(deadline=None, suppress_health_check=_BY_CHANCE)
 settings.register_profile("default", _TIMELESS)
 settings.register_profile("soak", _TIMELESS, max_examples=2000)
 settings.register_profile("first", _TIMELESS, phases=(Phase.explicit, Phase.reuse, Phase.generate))

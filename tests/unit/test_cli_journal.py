@@ -38,7 +38,7 @@ def same(one: Plan, other: Plan) -> bool:
 
 
 @pytest.mark.parametrize("large", [LARGE, 0])
-@settings(max_examples=25, suppress_health_check=[Unhealthy.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[Unhealthy.function_scoped_fixture, Unhealthy.too_slow])
 @given(data=st.data())
 def test_the_plan_is_what_was_saved_and_all_changes_since(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, large: int, data: st.DataObject

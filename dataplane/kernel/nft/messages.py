@@ -52,12 +52,17 @@ class Sent(NamedTuple):
     command: Command
 
 
+def commands(transaction: str) -> list[Command]:
+    """The commands of a text, one a line. Raises PlaneError."""
+    return [Command.of(line) for line in transaction.splitlines() if line]
+
+
 def messages(transaction: str, compiler: Compiler, library: Library) -> list[Sent]:
     """The netlink messages of a text's commands, in their order. Raises PlaneError for text that is none of hotplane's
     commands, or that libnftables does not compile."""
-    commands = [Command.of(line) for line in transaction.splitlines() if line]
-    compiler.prepare(commands, library)
-    return [Sent(message, command) for command in commands for message in _of(command, compiler)]
+    found = commands(transaction)
+    compiler.prepare(found, library)
+    return [Sent(message, command) for command in found for message in _of(command, compiler)]
 
 
 def _of(command: Command, compiler: Compiler) -> Iterator[Message]:

@@ -13,7 +13,7 @@ from dataplane.kernel.netlink.nfnetlink import Nfnetlink
 from dataplane.kernel.nft import uapi as nf_tables
 from dataplane.kernel.nft.command import Command
 from dataplane.kernel.nft.forms import Compiler, Library
-from dataplane.kernel.nft.messages import messages
+from dataplane.kernel.nft.messages import commands, messages
 from dataplane.kernel.nft.uapi import Operation
 
 _SHOWN = 160
@@ -47,7 +47,7 @@ class Nft:
 
     def prepare(self, transaction: str) -> None:
         """Have the rules of a transaction compiled, and do nothing with them. Raises PlaneError."""
-        messages(transaction, COMPILER, self.library)
+        COMPILER.prepare(commands(transaction), self.library)
 
     def tables(self) -> set[tuple[str, str]]:
         """(family keyword, name) of every table in the namespace; none if the kernel has no nf_tables, which it says by

@@ -89,7 +89,17 @@ def _mark(netlink: IPRoute, index: int) -> int:
 
 
 def _has_qdisc(netlink: IPRoute, index: int) -> bool:
-    return any(q["index"] == index and q.get_attr("TCA_KIND") == "clsact" for q in netlink.get_qdiscs())
+    return index in _with_qdisc(netlink)
+
+
+def _with_qdisc(netlink: IPRoute) -> frozenset[int]:
+    return frozenset(int(q["index"]) for q in netlink.get_qdiscs() if q.get_attr("TCA_KIND") == "clsact")
+
+
+def devices() -> frozenset[int]:
+    """Return the devices (ifindex) of the current network namespace that have a clsact qdisc, whoever made it."""
+    with IPRoute() as netlink:
+        return _with_qdisc(netlink)
 
 
 def lost(wanted: Mapping[int, Collection[bool]]) -> list[tuple[int, bool]]:

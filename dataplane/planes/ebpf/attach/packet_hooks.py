@@ -218,12 +218,12 @@ class PacketHook:
         back = self._idle.keys() & found.keys()
         for index in self._left(network, found.keys()):
             self._remove(index)
-        came = False
-        for index, device in found.items():
-            if self._devices.get(index) != device or index in back:
-                self._put(device)
-                came = came or index not in self._devices
-                self._devices[index] = device
+        new = [device for index, device in found.items() if self._devices.get(index) != device or index in back]
+        came = any(device.ifindex not in self._devices for device in new)
+        with_clsact = clsact.devices() if new else frozenset()
+        for device in new:
+            self._put(device, clsact_there=device.ifindex in with_clsact)
+            self._devices[device.ifindex] = device
         if begins:
             write_ready(self._maps, True)
         self._look(network, came=came)
@@ -264,8 +264,9 @@ class PacketHook:
         raw = (node["masquerade_ipv4"], node["masquerade_ipv6"])
         return {address_text(value) for value in raw if isinstance(value, bytes) and any(value)}
 
-    def _put(self, device: Device) -> None:
-        """Describe one device in the map and attach its programs; XDP last, since it relies on tc."""
+    def _put(self, device: Device, *, clsact_there: bool) -> None:
+        """Describe one device in the map and attach its programs; XDP last, since it relies on tc. clsact_there: see
+        attach_tc."""
         maps, pins = self._maps, self._pins
         if maps is None or pins is None:
             raise PlaneError("packet programs: attach comes first")
@@ -276,7 +277,7 @@ class PacketHook:
             programs["tc_ingress"] = self._first_program(programs["tc_ingress"])
         xdp, problem = "", veth_problem() if self._xdp and device.xdp and device.veth else ""
         try:
-            tc = attach_tc(device.ifindex, programs, pins, tcx=self._tcx)
+            tc = attach_tc(device.ifindex, programs, pins, tcx=self._tcx, clsact_there=clsact_there)
         except (BpfError, ClsactError) as error:
             raise PlaneError(f"packet programs on {device.name}: {error}") from error
         if problem:

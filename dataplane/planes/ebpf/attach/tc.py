@@ -41,17 +41,19 @@ def update_pinned(path: Path, program: int, index: int) -> bool:
     return False
 
 
-def attach_tc(index: int, programs: dict[str, int], pins: PinDirectory, *, tcx: bool = True) -> str:
+def attach_tc(
+    index: int, programs: dict[str, int], pins: PinDirectory, *, tcx: bool = True, clsact_there: bool = True
+) -> str:
     """Attach tc_ingress and tc_egress to a device, or replace them there atomically.
 
-    in: ifindex; descriptors of both programs; whether to try tcx. out: "tcx" or "clsact".
-    Raises BpfError, ClsactError.
+    in: ifindex; descriptors of both programs; whether to try tcx; whether the device may have a clsact qdisc. out:
+    "tcx" or "clsact". Raises BpfError, ClsactError.
     """
     for name, kind in DIRECTIONS.items():
         if not tcx or not _attach_tcx(index, programs[name], kind, pins, f"{name}-{index}"):
             tcx = False
             clsact.attach(index, programs[name], name, egress=kind is AttachType.TCX_EGRESS)
-    if tcx:
+    if tcx and clsact_there:
         clsact.detach(index)  # filters of an earlier kernel or run: never both
     return "tcx" if tcx else "clsact"
 

@@ -99,6 +99,13 @@ INLINE enum reason reach_node(struct __sk_buff *skb, const struct arrival *arriv
     return reason;
 }
 
+/* Hide from the verifier what else is known of a way that was found (packet.h). */
+INLINE void settle_hop(struct scratch *scratch, struct tunnel_hop *hop) {
+    hop->by_neighbour = hide_value(scratch, hop->by_neighbour);
+    hop->format = hide_value(scratch, hop->format);
+    hop->shrink = hide_value(scratch, hop->shrink);
+}
+
 /* Send a client's packet to the endpoint's node. Returns the verdict. */
 INLINE int forward(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
                    struct translation *entry) {
@@ -117,7 +124,7 @@ INLINE int forward(struct __sk_buff *skb, const struct arrival *arrival, struct 
         refusal = hide_reason(packet, reach_node(skb, arrival, packet, entry, to, &hop));
     if (refusal != REASON_NONE)
         return refuse(skb, packet, scratch, entry, found, refusal, hop.mtu);
-    hop.by_neighbour = hide_value(scratch, hop.by_neighbour);
+    settle_hop(scratch, &hop);
     packet->reason = found;
     if (packet->kind == PACKET_FIRST_FRAGMENT && remember_fragment(packet, arrival->now, arrival->hook) &&
         give_up_flow(packet, entry, arrival->now))
@@ -426,7 +433,7 @@ PROGRAM(tc_unwrap)(struct __sk_buff *skb) {
 }
 
 /* Translate an answer and send it back through the tunnel. Returns the verdict. */
-INLINE int answer(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet,
+INLINE int answer(struct __sk_buff *skb, const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
                   const struct translation *entry) {
     const struct tunnel *to = tunnel_to(entry->tunnel, packet->ipv4);
     enum reason found = packet->reason, refusal;
@@ -440,6 +447,7 @@ INLINE int answer(struct __sk_buff *skb, const struct arrival *arrival, struct p
         return answer_inwards(skb, packet, hop.mtu, 1);
     if (refusal != REASON_NONE)
         return drop(packet, REASON_NO_WAY_OUT);
+    settle_hop(scratch, &hop);
     packet->reason = found;
     if (packet->kind == PACKET_FIRST_FRAGMENT)
         remember_fragment(packet, arrival->now, arrival->hook);
@@ -471,7 +479,7 @@ PROGRAM(tc_answer)(struct __sk_buff *skb) {
         return TC_ACT_SHOT;
     }
     service = entry->service;
-    action = hide_value(scratch, answer(skb, &arrival, packet, entry));
+    action = hide_value(scratch, answer(skb, &arrival, packet, scratch, entry));
     if (!packet->translated) {
         tell_unsent(&arrival, packet, service, action);
         return action;

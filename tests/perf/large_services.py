@@ -87,82 +87,104 @@ class Loop:
             self.most = max(self.most, time.perf_counter() - before - TICK_SECONDS)
 
 
-async def _measure(
-    endpoints: int, a_slice: int, changes: int, mode: str, protocol: str, folder: Path, first: int
-) -> Any:
-    from ctl.daemon.daemon import KINDS as KNOWN
+class _Node:
+    """The parts of a daemon that bring an EndpointSlice to the kernel. reconciler, kernel: as the daemon has them."""
+
+    def __init__(self, mode: str) -> None:
+        from ctl.daemon.daemon import KINDS as KNOWN
+        from ctl.daemon.http.health import Health
+        from ctl.daemon.http.metrics import Metrics
+        from ctl.daemon.jobs import Jobs
+        from ctl.daemon.log import Log
+        from ctl.daemon.sync.inbox import Inbox
+        from ctl.daemon.sync.kernel import Kernel
+        from ctl.daemon.sync.pace import Pace
+        from ctl.daemon.sync.planes import CleanUp
+        from ctl.daemon.sync.reconcile import Reconciler
+        from ctl.sources.watch import Reflector, resources
+        from dataplane.policy.node import NodeConfig
+
+        async def describe(_: object) -> NodeConfig:
+            return NodeConfig(name="node1", addresses=("192.0.2.1",))
+
+        async def after(_: object) -> None:
+            pass
+
+        log = Log("error")
+        self._mode, self._kinds, self._inbox = mode, KNOWN, Inbox(KNOWN)
+        clean_up = CleanUp(lambda *_: None)
+        self.kernel = Kernel(clean_up, clean_up.is_brief)
+        self.reconciler = Reconciler(
+            "node1", self._inbox, self.kernel, describe, Health(60.0), Metrics(), log, Pace(0.0), after, Jobs(log)
+        )
+        self._watch = {each.kind: Reflector(None, each, self._inbox, log) for each in resources("node1")}  # type: ignore[arg-type]
+
+    async def use(self) -> None:
+        """Make the plane."""
+        from ctl.daemon.sync.planes import untouched
+        from dataplane.planes.mode import Making
+        from dataplane.planes.options import PlaneOptions
+        from dataplane.planes.registry import mode_of
+
+        await self.kernel.use(lambda: mode_of(self._mode).make(Making(PlaneOptions(hooks=()))), untouched)
+
+    def tell(self, kind: str, item: Any) -> None:
+        """Have the watch hear of an object, or of an event as a line."""
+        line = item if isinstance(item, bytes) else json.dumps({"type": "ADDED", "object": item}).encode()
+        self._watch[kind]._line(line)
+
+    def fill(self, objects: Objects) -> None:
+        """Tell of the large Service and of the small ones: all that there is."""
+        from tests.apiserver.objects import endpoint, endpoint_slice, service
+
+        self.tell("Service", service("large", "10.96.0.1", protocol=objects.protocol))
+        for number in range(len(objects.slices)):
+            self.tell("EndpointSlice", objects.line(number))
+        for number in range(SMALL_SERVICES):
+            placed = [endpoint(_address(200_000 + number), f"node{objects.first}")]
+            self.tell("Service", service(f"small-{number}", f"10.97.0.{number}"))
+            self.tell("EndpointSlice", endpoint_slice(f"small-{number}", placed))
+        for kind in self._kinds:
+            self._inbox.complete(kind, set(self._inbox._known[kind]))
+
+
+async def _change(node: _Node, loop: Loop, line: bytes) -> dict[str, float]:
+    """Seconds that one event takes to be decoded, until the kernel has it, and for which the event loop stood still."""
+    await asyncio.sleep(0.02)
+    loop.most = 0.0
+    started = time.perf_counter()
+    node.tell("EndpointSlice", line)
+    decoded = time.perf_counter()
+    await node.reconciler.step()
+    done = time.perf_counter()
+    await asyncio.sleep(0.002)
+    assert not node.kernel.ledger, node.kernel.ledger.services()
+    return {"decode": decoded - started, "all": done - started, "still": loop.most}
+
+
+async def _measure(objects: Objects, changes: int, mode: str, folder: Path) -> Any:
     from ctl.daemon.heap import pause_garbage_collection, resume_garbage_collection
-    from ctl.daemon.http.health import Health
-    from ctl.daemon.http.metrics import Metrics
-    from ctl.daemon.jobs import Jobs
-    from ctl.daemon.log import Log
-    from ctl.daemon.sync.inbox import Inbox
-    from ctl.daemon.sync.kernel import Kernel
-    from ctl.daemon.sync.pace import Pace
-    from ctl.daemon.sync.planes import CleanUp, untouched
-    from ctl.daemon.sync.reconcile import Reconciler
-    from ctl.sources.watch import Reflector, resources
     from ctl.store.journal import Journal
-    from dataplane.plan.change import PlanChange
-    from dataplane.planes.mode import Making
-    from dataplane.planes.options import PlaneOptions
-    from dataplane.planes.registry import mode_of
-    from dataplane.policy.node import NodeConfig
-    from tests.apiserver.objects import endpoint, endpoint_slice, service
-
-    async def describe(_: object) -> NodeConfig:
-        return NodeConfig(name="node1", addresses=("192.0.2.1",))
-
-    async def after(_: PlanChange) -> None:
-        pass
 
     pause_garbage_collection()
-    log = Log("error")
-    inbox, clean_up = Inbox(KNOWN), CleanUp(lambda *_: None)
-    kernel = Kernel(clean_up, clean_up.is_brief)
-    await kernel.use(lambda: mode_of(mode).make(Making(PlaneOptions(hooks=()))), untouched)
-    reconciler = Reconciler("node1", inbox, kernel, describe, Health(60.0), Metrics(), log, Pace(0.0), after, Jobs(log))
-    watch = {each.kind: Reflector(None, each, inbox, log) for each in resources("node1")}  # type: ignore[arg-type]
-    objects = Objects(endpoints, a_slice, protocol, first)
-
-    def tell(kind: str, item: Any) -> None:
-        watch[kind]._line(item if isinstance(item, bytes) else json.dumps({"type": "ADDED", "object": item}).encode())
-
-    tell("Service", service("large", "10.96.0.1", protocol=protocol))
-    for number in range(len(objects.slices)):
-        tell("EndpointSlice", objects.line(number))
-    for number in range(SMALL_SERVICES):
-        tell("Service", service(f"small-{number}", f"10.97.0.{number}"))
-        tell("EndpointSlice", endpoint_slice(f"small-{number}", [endpoint(_address(200_000 + number), f"node{first}")]))
-    for kind in KNOWN:
-        inbox.complete(kind, set(inbox._known[kind]))
+    node = _Node(mode)
+    await node.use()
+    node.fill(objects)
     loop = Loop()
     ticker = asyncio.get_running_loop().create_task(loop.watch())
     started = time.perf_counter()
-    await reconciler.start()
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    load = time.perf_counter() - started
-    load_still, loop.most = loop.most, 0.0
+    await node.reconciler.start()
+    load, load_still = time.perf_counter() - started, loop.most
     resume_garbage_collection()
-    reconciler.journal = Journal(folder / "plan", 1)
+    node.reconciler.journal = Journal(folder / "plan", 1)
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     rng = random.Random(1)
     for turn in range(changes * len(KINDS)):
         kind = KINDS[turn % len(KINDS)]
-        line = objects.change(kind, rng)
-        await asyncio.sleep(0.02)
-        loop.most = 0.0
-        started = time.perf_counter()
-        tell("EndpointSlice", line)
-        decoded = time.perf_counter()
-        await reconciler.step()
-        done = time.perf_counter()
-        await asyncio.sleep(0.002)
-        found[kind]["decode"].append(decoded - started)
-        found[kind]["all"].append(done - started)
-        found[kind]["still"].append(loop.most)
-        assert not kernel.ledger, kernel.ledger.services()
+        for name, seconds in (await _change(node, loop, objects.change(kind, rng))).items():
+            found[kind][name].append(seconds)
     ticker.cancel()
-    kernel.close()
+    node.kernel.close()
     return {"load_s": round(load, 3), "load_still_ms": round(load_still * 1e3, 1)} | {
         kind: {name: _quantiles(values) for name, values in of.items()} for kind, of in found.items()
     }
@@ -197,12 +219,9 @@ def _inside(arguments: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = asyncio.run(
-                _measure(
-                    int(arguments.endpoints), arguments.slice, arguments.changes, arguments.mode, arguments.protocol,
-                    Path(folder), 2 if arguments.strange else 1,
-                )
-            )  # fmt: skip
+            first = 2 if arguments.strange else 1
+            objects = Objects(int(arguments.endpoints), arguments.slice, arguments.protocol, first)
+            found = asyncio.run(_measure(objects, arguments.changes, arguments.mode, Path(folder)))
         finally:
             mode_of(arguments.mode).make(Making(PlaneOptions(hooks=()))).cleanup()
     print(json.dumps(found))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ctl.store import state
 from dataplane.errors import HotplaneError
+from dataplane.faults import ignore
 from dataplane.kernel import sysctl
 from dataplane.kernel.rcu import wait_for_packets
 from dataplane.plan.change import PlanChange
@@ -20,11 +21,12 @@ def loaded_plane(asked: str | None, state_dir: str) -> Plane:
 
 
 def plane_of(asked: str | None, saved: state.Saved | None) -> Plane:
-    """Return the same where the saved state has been read. saved: None if there is none."""
+    """Return the same where the saved state has been read. saved: None if there is none. What its features lack is
+    not told: who only looks has asked for something else, and doctor and the daemon's log tell it."""
     name = asked or (saved.mode if saved else DEFAULT_MODE)
     mine = saved if saved and saved.mode == name else None
     options = (mine.options if mine else None) or LOOKING
-    return mode_of(name).make(Making(options, loaded_for=mine.node if mine else None))
+    return mode_of(name).make(Making(options, loaded_for=mine.node if mine else None, warn=ignore))
 
 
 def last_loaded(asked: str | None, state_dir: str) -> state.Saved:

@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from dataplane.planes.mode import Making
+    from dataplane.faults import ignore
+    from dataplane.planes.mode import Making, print_warning
     from dataplane.planes.options import PlaneOptions
     from dataplane.planes.registry import mode_of
 
@@ -53,7 +54,9 @@ def _check(args: argparse.Namespace) -> int:
     if doubt:
         print(f"hotplane: {doubt}; what differs may be this plan", file=sys.stderr)
     plan = saved.plan()
-    making = Making(saved.options or PlaneOptions(), plan.node, tcp_be_liberal, plan.node.detector)
+    options = saved.options or PlaneOptions()
+    warn = print_warning if args.repair else ignore  # who only looks changes no feature
+    making = Making(options, plan.node, tcp_be_liberal, plan.node.detector, warn=warn)
     plane = mode_of(saved.mode).make(making)
     found = _differences(saved, plan, plane)
     for service in sorted({key.service for key, entry in plan.entries.items() if entry.limited}):

@@ -1,6 +1,7 @@
 """`hotplane trace`: one real connection through the kernel, hook by hook."""
 
 import argparse
+import socket
 from typing import Any
 
 from ctl.output import add_output_option, notify
@@ -60,8 +61,17 @@ def _seconds(text: str) -> float:
     except ValueError:
         found = 0.0
     if not 0 < found <= 86400:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of seconds from 0 to 86400")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of seconds above 0, up to 86400")
     return found
+
+
+def check_device(name: str) -> None:
+    """Raises UsageError for an incoming device that this network namespace does not have; "" is none."""
+    try:
+        if name:
+            socket.if_nametoindex(name)
+    except OSError as error:
+        raise UsageError(f"via {name[:80]}: there is no such device here; ip link lists them") from error
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     held = loaded(args)
     named = Names(held.plan, places=lab_here()).expand(args.flow)[0]
     packet = parse_flow(named.text)
+    check_device(packet.interface)
     decision = held.decide(packet)
     asked, entry = named.asked if named.asked != named.text else "", held.forwarded(packet)
     target = Target(asked, named.text, held.mode, decision, held.path(decision), entry)

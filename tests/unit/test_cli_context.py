@@ -7,11 +7,16 @@ from pathlib import Path
 import pytest
 
 from ctl import context
+from ctl.commands.trace import check_device
 from ctl.config import ConfigError
 from ctl.context import build_context
+from ctl.loaded import plane_of
 from ctl.parser import parse
 from dataplane.errors import UsageError
 from dataplane.model.objects import Node
+from dataplane.planes.base import Plane
+from dataplane.planes.mode import Making
+from dataplane.planes.registry import mode_of
 
 NODE = Node("n1", zone="zone-a", addresses=("192.0.2.1", "2001:db8::1"), pod_cidrs=("10.244.0.0/24",))
 HERE = ["192.0.2.7", "192.0.2.1", "10.244.0.1"]
@@ -89,3 +94,23 @@ def test_a_configuration_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_unknown_fields_of_the_configuration_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build_context(_args("--config", _config(tmp_path, "clusterCdir: 10.0.0.0/8")))
     assert "clusterCdir: is not a field" in capsys.readouterr().err
+
+
+def test_a_traced_flow_comes_in_by_a_device_that_is_there() -> None:
+    check_device("")
+    check_device("lo")
+    with pytest.raises(UsageError, match=r"^via eth77: there is no such device here"):
+        check_device("eth77")
+
+
+def test_who_only_looks_is_not_told_what_the_features_of_a_mode_lack(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make(making: Making) -> Plane:
+        making.warn("the connect hook is off")
+        raise AssertionError
+
+    monkeypatch.setattr(mode_of("ebpf"), "make", make)
+    with pytest.raises(AssertionError):
+        plane_of("ebpf", None)
+    assert not capsys.readouterr().err

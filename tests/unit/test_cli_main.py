@@ -167,6 +167,7 @@ def test_without_a_word_the_commands_are_listed_in_groups(capsys: pytest.Capture
             "explain: -o: there is no 'wide'; choose of table, json, yaml",
         ),
         (["get", "services"], "there is no command 'get'; did you mean show?; see hotplane --help"),
+        (["trace", "a -> b:1", "--timeout", "0"], "trace: --timeout: '0' is no number of seconds above 0, up to 86400"),
         (["trace"], "trace: FLOW or --flow is missing; see hotplane trace --help"),
         (["uninstall"], "there is no command 'uninstall'; did you mean cleanup?; see hotplane --help"),
         (["show", "services", "-A", "-n", "x"], "show: -n/--namespace: not allowed with argument -A/--all-namespaces"),

@@ -78,7 +78,8 @@ def keeping_of(mode: Mode, options: PlaneOptions, plan: Plan, elsewhere: frozens
 def loaded(args: argparse.Namespace) -> Loaded:
     """Return what was loaded last here. Raises HotplaneError if nothing was, or in another mode than was asked for."""
     saved = last_loaded(args.mode, args.state_dir)
-    plan, mode, options = saved.plan(), mode_of(saved.mode), saved.options or PlaneOptions()
+    plan, mode = saved.plan(), mode_of(saved.mode)
+    options = mode.in_effect(saved.options or PlaneOptions())
     return Loaded(plan, mode, keeping_of(mode, options, plan, pods_elsewhere(plan, lab_here())), options)
 
 

@@ -40,6 +40,7 @@ from dataplane.plan.change import diff
 from dataplane.plan.types import FrontendKey, Plan
 from dataplane.planes.base import Plane
 from dataplane.planes.options import PlaneOptions
+from dataplane.planes.registry import mode_of
 from dataplane.policy.settings import ProxySettings
 
 _T = TypeVar("_T")
@@ -158,7 +159,8 @@ class LabView(View):
         loaded, _ = self._load(node)
         if loaded is None:
             raise HotplaneError(f"nothing is loaded on {node.name}: hotplane lab apply -f examples/ loads something")
-        options = loaded.saved.options or PlaneOptions()
+        with netns.netns(node.netns):
+            options = mode_of(loaded.saved.mode).in_effect(loaded.saved.options or PlaneOptions())
         return explanations(Known(loaded.plan, loaded.saved.mode, options, self._settings, self._names), packet)
 
     def _decides(self, source: str, destination: str) -> Node:

@@ -21,6 +21,7 @@ from dataplane.oracle.flow import parse_flow
 from dataplane.plan.change import PlanChange
 from dataplane.plan.planner import Planner
 from dataplane.plan.types import Plan
+from dataplane.planes.registry import mode_of
 from dataplane.policy.node import NodeConfig, Source
 
 MOST_EVENTS = 200
@@ -86,7 +87,8 @@ class NodeView(View):
 
     def _known(self) -> Known:
         settings, plan = self._settings(), self._planner().plan
-        return Known(plan, settings.mode, settings.options, settings.config.proxy_settings(), Names())
+        options = mode_of(settings.mode).in_effect(settings.options)
+        return Known(plan, settings.mode, options, settings.config.proxy_settings(), Names())
 
     def changed(self, change: PlanChange) -> None:
         """Note a change of the plan, to be told at the next look."""

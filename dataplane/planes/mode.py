@@ -97,6 +97,11 @@ class Mode(ABC):
         """True if connections are balanced when they are made."""
         return self.connect_time and options.at_connect
 
+    def in_effect(self, options: PlaneOptions) -> PlaneOptions:
+        """Return the options of what is loaded in this thread's network namespace without the hooks that are off there,
+        as far as this user may see that."""
+        return options
+
     def routes_past_stack(self, options: PlaneOptions) -> bool:
         """True if it can take packets of pods past the node's stack; whether `--host-routing` lets it does not
         matter."""

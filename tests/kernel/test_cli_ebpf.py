@@ -170,6 +170,9 @@ def test_a_hook_that_cannot_work_is_off_alone_and_said_once(cli: Cli) -> None:
     assert done.returncode == 0
     assert done.stderr.count("the connect hook is off") == 1
     assert cli.json("check") == []
+    flow = "192.0.2.10 -> 10.96.0.10:80/tcp"
+    assert "connect4" not in cli("explain", flow).stdout  # which a look at the manifests alone would have it meet
+    assert "connect4" in cli("explain", "--mode", "ebpf", "-f", str(cli.manifest), flow).stdout
 
 
 def test_there_is_no_such_hook(cli: Cli) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from msgspec.structs import replace
+
 from dataplane.oracle.keeps import Keeps
 from dataplane.oracle.types import Decision
 from dataplane.plan.change import PlanChange
@@ -44,6 +46,19 @@ class EbpfMode(Mode):
         from dataplane.planes.ebpf.make import make_ebpf_plane
 
         return make_ebpf_plane(making)
+
+    def in_effect(self, options: PlaneOptions) -> PlaneOptions:
+        """See Mode.in_effect: connect time, whose programs have links on every kernel. XDP may be off at one device and
+        not at another."""
+        from dataplane.planes.ebpf.maps.pins import PinDirectory, PinsHidden, default_instance
+
+        try:
+            directory = PinDirectory(options.instance or default_instance())
+            if directory.path is None or any(name.startswith("connect") for name in directory.links()):
+                return options
+        except PinsHidden:
+            return options
+        return replace(options, hooks=tuple(hook for hook in options.hooks if hook != "connect"))
 
     def routes_past_stack(self, options: PlaneOptions) -> bool:
         """See Mode.routes_past_stack: the programs at tc do it, which stand under those at XDP, too."""

@@ -1,7 +1,8 @@
 """The way of a packet through the ebpf mode's programs and maps, and from there to the slow path.
 
 Source: bpf/connect.c (refuse, admit), bpf/track.h (open_flow), bpf/tc.c and bpf/xdp.c (translate); reasons are those of
-bpf/consts.h. Knows neither devices nor programs that did not load: every hook that was asked for is taken to work.
+bpf/consts.h. Knows neither devices nor programs that did not load: every hook among the options is taken to work, so
+who asks about what is loaded leaves out those that are off (Mode.in_effect).
 """
 
 from collections.abc import Iterator, Sequence

@@ -25,6 +25,14 @@ _OTHERS_WORDS = {
 """What people call commands who know kubectl and other tools."""
 _UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
 _CHOICE = re.compile(r"argument (?P<what>.+?): invalid choice: (?P<given>'.*?') \(choose from (?P<of>.*)\)", re.DOTALL)
+_NO_VALUE = re.compile(r"argument (?P<what>.+?): invalid (?P<kind>\w+) value: (?P<given>'.*')", re.DOTALL)
+_KINDS = {
+    "int": "is no whole number",
+    "float": "is no number",
+    "numbers": "is no list of whole numbers, such as 1,1k,30k",
+    "_pods": "is no whole number, nor one for each node, such as 2,0,1",
+}
+"""What is said of a value that a function of this name does not take."""
 _ONE_OF = re.compile(r"one of the arguments (.*) is required", re.DOTALL)
 _REQUIRED = re.compile(r"the following arguments are required: (.*)", re.DOTALL)
 
@@ -60,6 +68,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"allow_abbrev": False, "formatter_class": Formatter, **settings})
+        self._words: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See argparse; remembers the words, to tell which one is wrong."""
+        self._words = [str(word) for word in args or ()]
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """End with status 2 and one line on stderr."""
@@ -79,12 +93,29 @@ class Parser(argparse.ArgumentParser):
             return self._unknown(shlex.split(found[1]) if found[1].count("'") % 2 == 0 else found[1].split())
         if found := _CHOICE.fullmatch(message):
             choices = [choice.strip(" '") for choice in found["of"].split(",")]
+            if option := self._unknown_before(found["what"], found["given"].strip("'")):
+                return option
             return _wrong_choice(found["what"], found["given"].strip("'"), choices)
+        if found := _NO_VALUE.fullmatch(message):
+            return f"{found['what']}: {found['given']} {_KINDS.get(found['kind'], 'is not what it takes')}"
         if found := _REQUIRED.fullmatch(message):
             return f"{found[1]} is missing"
         if found := _ONE_OF.fullmatch(message):
             return f"{' or '.join(found[1].split())} is missing"
         return message.removeprefix("argument ")
+
+    def _unknown_before(self, what: str, given: str) -> str:
+        """What is wrong with an option that this parser does not have, if its value was taken for the command or the
+        action; "" if there is none."""
+        actions = [a for a in self._actions if isinstance(a, argparse._SubParsersAction) and a.metavar == what]
+        before = self._words[: self._words.index(given)] if actions and given in self._words else []
+        options = (word.partition("=")[0] for word in before if word.startswith("--"))
+        option = next((option for option in options if option not in self.flags()), "")
+        if not option:
+            return ""
+        if any(option in each.flags() for action in actions for each in action.choices.values()):
+            return f"{option} stands behind the {what}"
+        return self._unknown([option])
 
     def _unknown(self, words: Sequence[str]) -> str:
         word = words[0].partition("=")[0] if words else ""
@@ -185,6 +216,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         print(overview())
         raise SystemExit(0)
     parser = build_parser([name] if name else ())
+    args: argparse.Namespace
     args, rest = parser.parse_known_args(argv)
     chosen = _chosen(parser, args)
     if rest:

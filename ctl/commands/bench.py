@@ -516,7 +516,9 @@ def _history(args: argparse.Namespace) -> int:
         notify(f"left out: {text}")
     lines = series(found)
     records = as_records(found, lines)
-    print_records(records, args.output, tuple(records[0]) if records else ())
+    columns = tuple(records[0]) if records else ()
+    older = [column for column in columns if column not in ("scenario", "services", "mode", "unit", "change")][:-1]
+    print_records(records, args.output, Table(columns, (*older, "unit")))
     if args.page:
         charts = "".join(f"<figure>{chart}</figure>" for chart in over_runs(found, lines).values())
         title = "Service data planes over time"

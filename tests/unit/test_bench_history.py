@@ -57,6 +57,11 @@ def test_the_command_prints_a_table_and_draws_a_page(
     assert "nftables, ccc: 0.4" in page
 
 
+def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="nowhere: there is no such directory"):
+        runs(tmp_path / "nowhere")
+
+
 def test_a_directory_without_runs_is_named(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="name the directory"):
         runs(tmp_path)

@@ -54,6 +54,8 @@ def runs(directory: Path) -> tuple[list[Run], list[str]]:
 
     Raises ResultsError when there is no run at all.
     """
+    if not directory.is_dir():
+        raise ResultsError(f"{directory}: there is no such directory; name the one that holds the results files")
     found, said = [], []
     for path in sorted(p for p in directory.rglob("*") if p.name.endswith(_ENDINGS)):
         try:

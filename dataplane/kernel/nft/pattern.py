@@ -1,7 +1,8 @@
 """Compiles one of several rules that differ only in numbers, and inserts the numbers of each into the result.
 
-The numbers are of how many to choose (`numgen random mod N`), how long to remember (`timeout Ns`), the one that a set's
-name ends in, and a destination address. So a change with a new number does not wait for the compiler.
+The numbers are of how many to choose (`numgen random mod N`, `jhash ... mod N` with `HASH_SEED`), how long to remember
+(`timeout Ns`), the one that a set's name ends in, and a destination address. So a change with a new number does not
+wait for the compiler.
 """
 
 import re
@@ -17,8 +18,12 @@ from dataplane.model.net import packed
 NUMBER = re.compile(r"\d+$")
 """The number that a set's name ends in; 1 in a pattern."""
 
+HASH_SEED = "0x3c6ef372"
+"""The seed of hashes that choose; those with any other seed keep their modulus."""
+
 _HOLES = re.compile(
-    r"(?P<modulus>(?<=numgen random mod )\d+)|(?P<timeout>(?<=timeout )\d+(?=s))|(?P<set>(?<= )@[a-z-]+-\d+)"
+    rf"(?P<modulus>(?<=numgen random mod )\d+|(?<= mod )\d+(?= seed {HASH_SEED}))"
+    r"|(?P<timeout>(?<=timeout )\d+(?=s))|(?P<set>(?<= )@[a-z-]+-\d+)"
     r"|(?P<address>(?<=daddr )(?:\d+\.\d+\.\d+\.\d+|[0-9a-f]*:[0-9a-f:.]+)(?= ))"
 )
 _SAMPLES = {4: "192.0.2.77", 16: "2001:db8:77::77"}
@@ -26,6 +31,7 @@ _SAMPLES = {4: "192.0.2.77", 16: "2001:db8:77::77"}
 
 _NAME, _DATA = 1, 2  # NFTA_EXPR_*
 _MODULUS = 2  # NFTA_NG_MODULUS
+_HASH_MODULUS, _SEED = 4, 5  # NFTA_HASH_MODULUS, NFTA_HASH_SEED
 _TIMEOUT = 6  # NFTA_DYNSET_TIMEOUT
 _SET = 1  # NFTA_LOOKUP_SET, NFTA_DYNSET_SET_NAME
 _LOOKUP_SET_ID = 4
@@ -86,7 +92,8 @@ class _Filling:
         self.addresses = list(wanted.addresses)
         self._names, self._numbers = dict(wanted.names), numbers
         self._kinds: dict[str, Callable[[dict[int, bytes]], None]] = {
-            "numgen": self._choose, "dynset": self._remember, "lookup": self._look_up, "cmp": self._compare,
+            "numgen": self._choose, "hash": self._hash, "dynset": self._remember, "lookup": self._look_up,
+            "cmp": self._compare,
         }  # fmt: skip
 
     def expression(self, expression: bytes) -> bytes:
@@ -104,6 +111,10 @@ class _Filling:
     def _choose(self, data: dict[int, bytes]) -> None:
         if self.moduli:
             data[_MODULUS] = self.moduli.pop(0).to_bytes(4, "big")
+
+    def _hash(self, data: dict[int, bytes]) -> None:
+        if self.moduli and data[_SEED] == int(HASH_SEED, 16).to_bytes(4, "big"):
+            data[_HASH_MODULUS] = self.moduli.pop(0).to_bytes(4, "big")
 
     def _remember(self, data: dict[int, bytes]) -> None:
         if _TIMEOUT in data and self.timeouts:

@@ -15,9 +15,10 @@ import zlib
 from functools import lru_cache
 from typing import NamedTuple
 
+from dataplane.kernel.nft.pattern import HASH_SEED
 from dataplane.planes.base import PlaneError
 from dataplane.planes.nftables.rules.refusals import IN_CHANGE
-from dataplane.planes.nftables.rules.syntax import LOCAL_OFFSET, STRAY_RULE, Kind, Syntax
+from dataplane.planes.nftables.rules.syntax import HAS_NUMBER, LOCAL_OFFSET, STRAY_RULE, Kind, Syntax
 
 AFFINITY_LIMIT = 1 << 20
 """Limit of clients per affinity map. If it is full, new clients are forwarded without affinity."""
@@ -149,23 +150,31 @@ def _sticky_rules(syntax: Syntax, kind: Kind, shape: Shape) -> list[str]:
     """Return the rules of a shape with affinity. They carry the slot number of the chosen backend in the packet's
     priority, the only 32-bit field besides the marks that rules can write; postrouting clears it.
 
-    First rule: a known client whose slot still has a backend. A miss in any of the lookups ends the rule. Then: delete
-    the client (an update does not overwrite the slot of a live element); choose, add the client, forward. A full map
-    ends such a rule too, so the last rules do not add the client.
+    First rule: a known client whose slot still has a backend. A miss in any of the lookups ends the rule, and whether
+    the priority has a number then tells known clients from new ones. Next: a known client whose backend is gone; delete
+    it (an update does not overwrite the slot of a live element), and choose by a hash. Then: choose at random, add the
+    client, forward. A full map ends such a rule too, so the last rules do not add the client.
+
+    Two processors may have packets of one client at once, and both must forward to one backend. So each looks up what
+    is remembered after it added its own choice: an update keeps what the other has added. What one has added for a
+    client whose backend is gone the other may delete, and adds again, since the hash is the same; a miss in between is
+    why that rule stands there twice.
     """
     remembered = affinity_name(kind, shape.affinity)
     client = _affinity_key(syntax, kind)
+    known = f"meta priority set {client} map @{remembered}"
     remember = f"update @{remembered} {{ {client} timeout {shape.affinity}s : meta priority }}"
     backends = kind.local_slot_endpoints if shape.local else kind.slot_endpoints
     forward = f"dnat {syntax.ip} addr . port to {kind.key} . meta priority map @{backends}"
-    choices = [
-        f"{_choose(shape, size)} meta priority set {kind.key} . meta priority map @{kind.slots}"
-        for size in _tries(shape)
-    ]
+    slot = f"meta priority set {kind.key} . meta priority map @{kind.slots}"
+    hashed = f"jhash {syntax.ip} saddr . {kind.key} mod {shape.size} seed {HASH_SEED} offset {_first(shape)}"
+    moved = f"{HAS_NUMBER} meta priority set {hashed} {slot} {remember} {known} {forward}"
+    choices = [f"{_choose(shape, size)} {slot}" for size in _tries(shape)]
     return [
-        f"meta priority set {client} map @{remembered} {remember} {forward}",
-        f"delete @{remembered} {{ {client} : meta priority }}",
-        *(f"{choice} {remember} {forward}" for choice in choices),
+        f"meta priority set 0:0 {known} {remember} {forward}",
+        f"{HAS_NUMBER} delete @{remembered} {{ {client} : meta priority }}",
+        *[moved] * 2,
+        *(f"{choice} {remember} {known} {forward}" for choice in choices),
         *(f"{choice} {forward}" for choice in choices),
     ]
 
@@ -177,7 +186,12 @@ def _tries(shape: Shape) -> tuple[int, ...]:
 
 def _choose(shape: Shape, size: int) -> str:
     """Return a statement that sets the packet's priority to a random backend index below `size`."""
-    return f"meta priority set numgen random mod {size} offset {0xFFFF0000 + (LOCAL_OFFSET if shape.local else 0)}"
+    return f"meta priority set numgen random mod {size} offset {_first(shape)}"
+
+
+def _first(shape: Shape) -> int:
+    """Return the priority that stands for the first index of a shape's set."""
+    return 0xFFFF0000 + (LOCAL_OFFSET if shape.local else 0)
 
 
 def shape_rules(syntax: Syntax, shape: Shape) -> list[str]:

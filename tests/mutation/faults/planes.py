@@ -35,6 +35,20 @@ PLANES = (
         _GOLDEN,
     ),
     Mutation(
+        "a sticky client's choice is its own, whatever another processor has remembered meanwhile",
+        "nftables/rules/shapes.py",
+        '*(f"{choice} {remember} {known} {forward}" for choice in choices)',
+        '*(f"{choice} {remember} {forward}" for choice in choices)',
+        ("test_nftables_at_once.py",),
+    ),
+    Mutation(
+        "who has lost an endpoint draws a new one at random on each processor",
+        "nftables/rules/shapes.py",
+        "*[moved] * 2,",
+        "",
+        ("test_nftables_at_once.py",),
+    ),
+    Mutation(
         "refused packets are not counted",
         "nftables/rules/refusals.py",
         "counter name {refusal.reason} jump",

@@ -151,7 +151,8 @@ import socket
 sock = socket.socket()
 sock.bind(("198.51.100.9", 0))
 sock.setblocking(False)
-sock.connect_ex(("203.0.113.1", 80))  # it sends one SYN, and is gone before another is due
+sock.connect_ex(("203.0.113.1", 80))
+sock.close()  # it has sent one SYN, and is gone before another is due
 """
 
 

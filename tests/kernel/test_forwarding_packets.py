@@ -340,6 +340,15 @@ def test_both_digests_are_the_same(node: Bench) -> None:
         node.remove(node.plan.entries[made.key])
 
 
+def by_xdp(node: Bench, frame: bytes) -> ProgramRun:
+    """Run XDP, once more where it left the frame to tc: one look for a known next hop in 32 does."""
+    for _ in range(8):
+        out = node.xdp(frame)
+        if out.data != frame:
+            break
+    return out
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("port", "kind"), [(DSR, ASK_DSR), (TUNNEL, ASK)], ids=["dsr", "tunnel"])
@@ -349,7 +358,7 @@ def test_xdp_forwards_what_tc_does(node: Bench, family: Family, transport: Any, 
         sent = (
             ip(family, CLIENT[family], NODE[family], ttl=number) / segment(transport, 4000, port, flags) / b"question"
         )
-        out = node.xdp(node.frame(sent))
+        out = by_xdp(node, node.frame(sent))
         assert out.result == b.XDP_TX
         outer, frame, inner = unwrapped(out.data)
         assert (outer.src, outer.dst, hops(outer)) == (NODE[family], NODE2[family], 64)

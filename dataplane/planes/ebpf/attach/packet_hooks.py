@@ -352,7 +352,7 @@ class PacketHook:
             present = {index for index, _ in socket.if_nameindex()}
             lost = lost_programs([each for each in self._status.values() if each.ifindex in present], self._pins)
             for index in lost:
-                self._put(self._devices[index])
+                self._put(self._devices[index], clsact_there=True)
             return [f"program {name} on {self._devices[index].name}" for index in lost for name in lost[index]]
 
     def status(self) -> list[DeviceStatus]:

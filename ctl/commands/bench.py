@@ -213,13 +213,15 @@ def _settings(args: argparse.Namespace) -> "Settings":
 
 
 def _run(args: argparse.Namespace) -> int:
-    from dataplane.bench.figures.results import Journal, journal_path, write
+    from dataplane.bench.figures.results import Journal, ResultsError, journal_path, write
     from dataplane.bench.pace import duration
     from dataplane.bench.rig import Rig, lab_name, remove_abandoned
     from dataplane.bench.run import Runner
+    from dataplane.lab.lab import need_root
 
     path = args.results
     results, tool = _begin(args)
+    need_root()  # behind what is wrong with the command line, and before anything is written
     remove_abandoned()
     notify(_plan(results))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the lab goes then too
@@ -230,19 +232,23 @@ def _run(args: argparse.Namespace) -> int:
                 Runner(rig, results, journal, _progress()).run()
             results.skipped += rig.notes
     except KeyboardInterrupt:
-        notify(
-            f"\nStopped; {len(results.cells)} measurements are kept, nothing else is left. Go on with: "
-            f"{shlex.join(_resuming(args))}"
-        )
+        notify(f"\nStopped; {len(results.cells)} measurements are kept, nothing else is left. {_go_on(args)}")
         raise
     results.seconds += time.monotonic() - started
     results.complete = True
-    write(path, results)
+    try:
+        write(path, results)
+    except ResultsError as error:
+        raise ResultsError(f"{error}; the measurements are in {journal_path(path)}. {_go_on(args)}") from error
     journal_path(path).unlink()
     notify(f"{len(results.cells)} measurements in {duration(results.seconds)} min -> {path}")
     notify(f"Next: hotplane bench report {path} draws it as a page; hotplane bench compare {path} OTHER.json")
     _print(results, args.output, every_row=args.all)
     return 0
+
+
+def _go_on(args: argparse.Namespace) -> str:
+    return f"Go on with: {shlex.join(_resuming(args))}"
 
 
 def _resuming(args: argparse.Namespace) -> list[str]:

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ctl.store.stale import lab_cookies, sweep_lab
     from dataplane.errors import UsageError
-    from dataplane.lab.lab import Lab
+    from dataplane.lab.lab import Lab, need_root
     from dataplane.lab.proxy import LabProxy
     from dataplane.lab.scenarios import showcase
     from dataplane.lab.scenarios.compare import compare
@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     modes = (args.mode,) if args.mode else MODES
     if args.services < 0:
         raise UsageError(f"--services {args.services}: give a number of Services, or 0 for no comparison")
+    need_root()
     results: dict[str, dict[str, Result]] = {}
     for each in every_mode():
         each.remove_instances(_INSTANCES)  # of a demo that was killed

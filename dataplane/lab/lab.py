@@ -57,7 +57,7 @@ class Lab(Places):
         something. Nothing is left behind then.
         """
         topology(spec)
-        _need_root()
+        need_root()
         with state.locked():
             _remove(spec.name)
             state.store(state.LabState(spec))
@@ -101,7 +101,7 @@ class Lab(Places):
     @staticmethod
     def remove(name: str) -> None:
         """Take down whatever has this name: processes, cgroups, namespaces, state. Fine when there is nothing."""
-        _need_root()
+        need_root()
         with state.locked():
             _remove(name)
 
@@ -282,7 +282,8 @@ class Lab(Places):
         )
 
 
-def _need_root() -> None:
+def need_root() -> None:
+    """Raises LabError for who may not make labs."""
     if os.geteuid() != 0:
         raise LabError("a lab is made of network namespaces and cgroups, which only root may make: run this as root")
 

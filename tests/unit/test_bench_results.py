@@ -1,5 +1,6 @@
 """Results on disk: the journal, the finished file, and what is said about files that are none."""
 
+import resource
 from pathlib import Path
 
 import msgspec
@@ -33,6 +34,35 @@ def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:
             journal.add(cell)
     path.write_bytes(path.read_bytes()[:-20])
     assert read_journal(path).cells == run.cells[:2]
+
+
+def test_a_run_goes_on_behind_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    run = made_up(services=(1,), rounds=2)
+    path = tmp_path / "r.json.journal"
+    with Journal(path, run, append=False) as journal:
+        for cell in run.cells[:3]:
+            journal.add(cell)
+    path.write_bytes(path.read_bytes()[:-20])
+    with Journal(path, run, append=True) as journal:
+        for cell in run.cells[3:5]:
+            journal.add(cell)
+    assert read_journal(path).cells == [*run.cells[:2], *run.cells[3:5]]
+
+
+def test_what_cannot_be_written_is_named_and_leaves_nothing_half(tmp_path: Path) -> None:
+    run = made_up(services=(1,), rounds=2)
+    with pytest.raises(ResultsError, match=r"^/dev/full: cannot be written: No space left on device; see --results$"):
+        Journal(Path("/dev/full"), run, append=False)
+    with pytest.raises(ResultsError, match=r"^/nowhere/r.json: cannot be written: No such file or directory"):
+        write(Path("/nowhere/r.json"), run)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        with pytest.raises(ResultsError, match="cannot be written: File too large"):
+            write(tmp_path / "r.json", run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_finished_file_comes_back_as_it_was(tmp_path: Path) -> None:

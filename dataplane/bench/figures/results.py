@@ -107,11 +107,16 @@ def journal_path(path: Path) -> Path:
 
 
 class Journal(Resource):
-    """Cells as they come, safe on disk."""
+    """Cells as they come, safe on disk. Raises ResultsError where it cannot be written; what it has stays whole."""
 
     def __init__(self, path: Path, results: Results, *, append: bool) -> None:
         self.path = path
-        self._file = open(path, "ab" if append else "wb")  # noqa: SIM115 - closed by close
+        try:
+            if append:
+                _cut_off_half_a_line(path)
+            self._file = open(path, "ab" if append else "wb", buffering=0)  # noqa: SIM115 - closed by close
+        except OSError as error:
+            raise _unwritable(path, error) from error
         if not append:
             self._write(_Head(msgspec.structs.replace(results, cells=[])))
 
@@ -120,12 +125,30 @@ class Journal(Resource):
         self._write(cell)
 
     def _write(self, item: _Head | Cell) -> None:
-        self._file.write(msgspec.json.encode(item) + b"\n")
-        self._file.flush()
+        line = msgspec.json.encode(item) + b"\n"
+        try:
+            written = self._file.write(line)
+            while written < len(line):  # it has room for a part of it
+                written += self._file.write(line[written:])
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
 
     def close(self) -> None:
         """No more cells in this process."""
         self._file.close()
+
+
+def _unwritable(path: Path, error: OSError) -> ResultsError:
+    """The error of a results file or a journal that cannot be written."""
+    as_root = "; run as root" if isinstance(error, PermissionError) and os.geteuid() else ""
+    return ResultsError(f"{path}: cannot be written: {error.strerror}{as_root or '; see --results'}")
+
+
+def _cut_off_half_a_line(path: Path) -> None:
+    """Make a journal end with a whole line, so that what is added to it begins one. Raises OSError."""
+    whole = path.read_bytes().rpartition(b"\n")
+    if whole[2]:
+        os.truncate(path, len(whole[0]) + 1)
 
 
 def read_journal(path: Path) -> Results:
@@ -140,12 +163,16 @@ def read_journal(path: Path) -> Results:
 
 
 def write(path: Path, results: Results) -> None:
-    """Write the results file, whole or not at all: one JSON object, a line for each cell."""
+    """Write the results file, whole or not at all: one JSON object, a line for each cell. Raises ResultsError."""
     half = path.with_name(f"{path.name}.{os.getpid()}.part")
     head = msgspec.json.encode(msgspec.structs.replace(results, cells=[])).removesuffix(b"[]}")
     cells = b",\n".join(msgspec.json.encode(cell) for cell in results.cells)
-    half.write_bytes(head + b"[\n" + cells + b"\n]}\n")
-    half.rename(path)
+    try:
+        half.write_bytes(head + b"[\n" + cells + b"\n]}\n")
+        half.rename(path)
+    except OSError as error:
+        half.unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
 
 
 def read(path: Path) -> Results:

@@ -21,7 +21,7 @@ from dataplane.planes.ebpf.attach.loaded import program_name
 from dataplane.planes.ebpf.attach.programs import CONNECT_PROGRAMS, ConnectHook
 from dataplane.planes.ebpf.maps import fill
 from dataplane.planes.ebpf.maps.adopt import adopt, read_rows
-from dataplane.planes.ebpf.maps.encode import backend_records
+from dataplane.planes.ebpf.maps.encode import Sets, backend_records, service_bytes
 from dataplane.planes.ebpf.maps.mapset import create_maps
 from dataplane.planes.ebpf.maps.members import wanted_flags
 from dataplane.planes.ebpf.maps.tables import Tables
@@ -105,6 +105,17 @@ def test_records_by_columns_are_those_by_entries(family: Family, count: int) -> 
             for record in backend_records(wanted_flags(entry), entry.key.protocol, generation, number)
         )
         assert fill._backend_records(entries, range(70, 73), range(5, 8)) == expected
+
+
+def test_service_records_by_columns_are_those_by_entries() -> None:
+    """Names that fill the field, are too long for it, or only as bytes; entries that differ in what is behind it."""
+    entries = [
+        service(name, affinity=seconds, internal_local=bool(seconds), address=f"172.30.0.{number}")
+        for number, (name, seconds) in enumerate([("a", 0), ("b" * 138, 60), ("c" * 300, 0), ("\u00e9" * 100, 60)])
+    ]
+    bases = range(8, 40, 8)
+    expected = b"".join(service_bytes(entry, Sets(base, 3)) for entry, base in zip(entries, bases, strict=True))
+    assert fill._service_records(entries, bases) == expected
 
 
 def test_what_does_not_fit_is_left_out_and_the_rest_is_written() -> None:

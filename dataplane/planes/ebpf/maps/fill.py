@@ -151,7 +151,7 @@ def _service_records(entries: list[PlanEntry], bases: Iterable[int]) -> bytearra
         sort = (entry.affinity_seconds, key.protocol, key.family, entry.internal_local, entry.external_local)
         if sort not in alike:
             alike[sort] = service_bytes(entry, Sets(cluster_count=len(entry.cluster)))[_NAME_SIZE:]
-        texts.append(service_name(key).ljust(_NAME_SIZE, b"\0"))
+        texts.append(service_name(key).ljust(_NAME_SIZE, b"\0")[:_NAME_SIZE])
         texts.append(alike[sort])
     records = bytearray(b"".join(texts))
     _column(records, SERVICE.size, _SERVICE_AT["cluster_base"], bases)

@@ -283,4 +283,11 @@ BPF = (
         "if (0)",
         ("test_host_routing_limits.py::test_a_flow_through_a_service_from_before_host_routing_began",),
     ),
+    Mutation(
+        "XDP believes a next hop, and its MTU, for ten seconds",
+        "ways.h",
+        "HOP_NS = 100000000,",
+        "HOP_NS = 10000000000,",
+        ("test_mtu_changes.py::test_the_uplinks",),
+    ),
 )

@@ -182,4 +182,11 @@ PLANES = (
         "since = time.monotonic_ns()",
         ("test_host_routing_daemon.py::test_a_daemon_that_stands_still_lets_nobody_past_the_stack",),
     ),
+    Mutation(
+        "host routing takes a pod's device for as wide as it ever was",
+        "host_routing/devices.py",
+        "return min(link.mtu, route) if route else link.mtu",
+        "return 1500",
+        ("test_mtu_changes.py::test_the_pods_device",),
+    ),
 )

@@ -103,4 +103,11 @@ POLICY = (
         "return self.remove(ref)",
         ("test_network_policies.py", "test_host_routing_keeper.py"),
     ),
+    Mutation(
+        "two endpoints that IP in IP calls the same get it all the same",
+        "dispatch.py",
+        "if len(same) > 1 for each in same",
+        "if len(same) > 2 for each in same",
+        ("test_forwarding_oracle.py::test_endpoints_that_ipip_cannot_tell_apart_are_told",),
+    ),
 )

@@ -1,8 +1,8 @@
 """A client that keeps on: new connections all the time, some of them held and used to the end, and a UDP socket.
 
-`python -m tests.kernel.traffic ADDRESS PORT [--first SOURCE_PORT] [--rate PER_SECOND] [--hold EVERY]`. Prints `ready`,
-works until its input ends, then prints what happened as one line of JSON (see Report). In between it prints
-`used`, once it has done enough for a test to tell something by it. Talks to the lab's echo servers.
+`python -m tests.kernel.traffic ADDRESS PORT [--first SOURCE_PORT] [--rate PER_SECOND] [--hold EVERY] [--enough HELD]`.
+Prints `ready`, works until its input ends, then prints what happened as one line of JSON (see Report). In between it
+prints `used`, once it has done enough for a test to tell something by it. Talks to the lab's echo servers.
 
 Each client has source ports of its own: two connections of one place with one source port, the one to a frontend and
 the other to an endpoint's own address, could meet at that endpoint as one (docs/decisions.md, eBPF plane).
@@ -46,9 +46,10 @@ class Report(msgspec.Struct):
     unanswered: int = 0
 
 
-def enough(report: Report, held: int) -> bool:
-    """Whether a client that holds so many connections has opened, held and used enough. Once it has, it goes on so."""
-    return report.opened >= ENOUGH_OPENED and held >= ENOUGH_HELD and report.exchanges > 2 * held
+def enough(report: Report, held: int, wanted: int = ENOUGH_HELD) -> bool:
+    """Whether a client that holds so many connections has opened, held (`wanted`) and used enough. Once it has, it goes
+    on so."""
+    return report.opened >= ENOUGH_OPENED and held >= wanted and report.exchanges > 2 * held
 
 
 class Held:
@@ -155,7 +156,7 @@ def _datagram(sock: socket.socket, address: str, port: int, report: Report) -> N
         report.unanswered += 1
 
 
-def work(address: str, port: int, first: int, rate: float, hold: int, datagrams: bool) -> Report:
+def work(address: str, port: int, first: int, rate: float, hold: int, wanted: int, datagrams: bool) -> Report:
     """Until standard input ends."""
     report = Report()
     held: list[Held] = []
@@ -175,9 +176,9 @@ def work(address: str, port: int, first: int, rate: float, hold: int, datagrams:
             if datagrams:
                 _datagram(udp, address, port, report)
         turn += 1
-        if not told and (enough(report, len(held)) or time.monotonic() > slowest):
+        if not told and (enough(report, len(held), wanted) or time.monotonic() > slowest):
             told = True
-            print("used" if enough(report, len(held)) else "not used", flush=True)
+            print("used" if enough(report, len(held), wanted) else "not used", flush=True)
     report.held = len(_use(held, report))
     return report
 
@@ -189,10 +190,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--first", type=int, required=True)
     parser.add_argument("--rate", type=float, default=50)
     parser.add_argument("--hold", type=int, default=10)
+    parser.add_argument("--enough", type=int, default=ENOUGH_HELD)
     parser.add_argument("--tcp-only", action="store_true")
     options = parser.parse_args(arguments)
     print("ready", flush=True)
-    report = work(options.address, options.port, options.first, options.rate, options.hold, not options.tcp_only)
+    report = work(
+        options.address, options.port, options.first, options.rate, options.hold, options.enough, not options.tcp_only
+    )
     print(msgspec.json.encode(report).decode(), flush=True)
 
 

@@ -1,6 +1,7 @@
 """A line on the terminal about what takes long."""
 
 import contextlib
+import shutil
 import sys
 import threading
 import time
@@ -33,6 +34,24 @@ def stage(what: str) -> Iterator[Callable[[str], None]]:
     finally:
         over.set()
         teller.join()
+
+
+@contextlib.contextmanager
+def drawn_line() -> Iterator[Callable[[str], None]]:
+    """What the block gets draws a text over the one before, on a terminal behind stderr and no longer than its line; it
+    is gone afterwards, however the block ends. Elsewhere each text is a line of its own."""
+    drawn = sys.stderr.isatty()
+
+    def draw(text: str) -> None:
+        if drawn:
+            text = text[: shutil.get_terminal_size().columns - 1]
+        print(f"{_CLEAR}{text}" if drawn else text, end="" if drawn else "\n", file=sys.stderr, flush=True)
+
+    try:
+        yield draw
+    finally:
+        if drawn:
+            print(_CLEAR, end="", file=sys.stderr, flush=True)
 
 
 def waiting(what: str) -> None:

@@ -13,9 +13,12 @@ from ctl import bench_cluster, bench_imbalance, bench_peers
 from ctl.bench_cluster import names, numbers
 from ctl.extras import require
 from ctl.output import Table, add_output_option, notify, print_object, print_records
+from ctl.progress import drawn_line
 from dataplane.errors import HotplaneError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dataplane.bench.figures.results import Results
     from dataplane.bench.profiles import Settings
     from dataplane.bench.run import Progress
@@ -229,10 +232,11 @@ def _run(args: argparse.Namespace) -> int:
     try:
         with Journal(journal_path(path), results, append=args.resume) as journal:
             with Rig(lab_name(), results.settings, tool) as rig:
-                Runner(rig, results, journal, _progress()).run()
+                with drawn_line() as draw:
+                    Runner(rig, results, journal, _progress(draw)).run()
             results.skipped += rig.notes
     except KeyboardInterrupt:
-        notify(f"\nStopped; {len(results.cells)} measurements are kept, nothing else is left. {_go_on(args)}")
+        notify(f"Stopped; {len(results.cells)} measurements are kept, nothing else is left. {_go_on(args)}")
         raise
     results.seconds += time.monotonic() - started
     results.complete = True
@@ -368,23 +372,19 @@ def _command(args: argparse.Namespace) -> str:
     return shlex.join([*command, *(["--python-load"] if args.python_load else []), "--seed", str(args.seed)])
 
 
-def _progress() -> "Progress":
+def _progress(draw: "Callable[[str], None]") -> "Progress":
     """On a terminal one line that changes; otherwise a line every ten seconds."""
     from dataplane.bench.pace import duration
 
     started = last = time.monotonic()
-    drawn = sys.stderr.isatty()
+    pause = 0.2 if sys.stderr.isatty() else 10.0
 
     def show(done: int, total: int, remaining: float, what: str) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last < (0.2 if drawn else 10.0):
-            return
-        last = now
-        text = f"{done}/{total}, {duration(now - started)} gone, about {duration(remaining)} left: {what}"
-        print(f"\r\033[K{text}" if drawn else text, end="" if drawn else "\n", file=sys.stderr, flush=True)
-        if drawn and done + 1 >= total:
-            print(file=sys.stderr)
+        if now - last >= pause:
+            last = now
+            draw(f"{done}/{total}, {duration(now - started)} gone, about {duration(remaining)} left: {what}")
 
     return show
 
@@ -412,8 +412,10 @@ def _print(results: "Results", output: str, *, every_row: bool) -> None:
     if output in ("json", "yaml"):
         print_object({"rows": analysis.rows, "bars": judged, "warnings": analysis.warnings}, output)
         return
-    if every_row:
-        print_records(as_records(analysis), "wide", _ROW_COLUMNS)
+    found = places(analysis)
+    if every_row or not found:  # else a short run would end without a figure
+        less = ("note", "p50 µs", "p99 µs", "position", "rounds", "spread", "noise floor")
+        print_records(as_records(analysis), "wide" if every_row else output, Table(_ROW_COLUMNS, less))
     scaled = scaling.records(analysis)
     if scaled:
         print_records(scaled, "wide", tuple(scaled[0]))
@@ -424,7 +426,6 @@ def _print(results: "Results", output: str, *, every_row: bool) -> None:
         print(events.NOTE)
     for text in (*analysis.warnings, *events.sentences(happened), *bars.sentences(judged)):
         print(f"- {text}")
-    found = places(analysis)
     modes = [mode for mode in MODES if any(mode in place.figures for place in found)]
     if found:
         print(_READING.format(floor_text(analysis.median_floor())))

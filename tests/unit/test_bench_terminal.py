@@ -45,6 +45,16 @@ def test_every_row_comes_before_it_when_asked_for(
     assert len(long) - len(short) > 150
 
 
+def test_a_run_of_which_nothing_can_win_prints_its_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    run = made_up(rounds=5, speed={"nftables": 0.5})
+    run.cells = [cell for cell in run.cells if cell.key.mode in ("direct", "direct-again", "nftables")]
+    assert not places(analyse(run))
+    bench._print(run, "table", every_row=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:4] == ["SCENARIO", "SERVICES", "POSITION", "MODE"]
+    assert any(line.split()[:2] == ["connect", "10000"] and "nftables" in line for line in lines)
+
+
 @pytest.mark.parametrize("given", [[], ["--all"], ["--python-load"], ["-o", "json"], ["--all", "-o", "wide"]])
 def test_the_command_that_goes_on_has_the_options_that_count(given: list[str]) -> None:
     words = bench._resuming(parse(["bench", "--results", "a b.json", "--profile", "full", *given]))

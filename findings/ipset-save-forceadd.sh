@@ -22,11 +22,15 @@ set -eu -o pipefail
 space=finding-forceadd-$$ folder=$(mktemp -d)
 trap 'ip netns del "$space" 2>/dev/null; rm -rf -- "$folder"' EXIT
 mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial"
-packages() {
-    apt-get -q -o "Dir::State::lists=$folder/lists" -o "Dir::Cache=$folder/cache" "$@" >/dev/null 2>"$folder/said"
+# Packages into the folder, by the lists of the system, or by new ones of its own.
+download() {
+    local own=(-q -o "Dir::Cache=$folder/cache")
+    apt-get "${own[@]}" download "$@" && return
+    own+=(-o "Dir::State::lists=$folder/lists")
+    apt-get "${own[@]}" update && apt-get "${own[@]}" download "$@"
 }
 cd "$folder"
-{ packages update && packages download ipset=7.17-1 libipset13=7.17-1; } || { cat "$folder/said" >&2; exit 1; }
+download ipset=7.17-1 libipset13=7.17-1 >said 2>&1 || { cat said >&2; exit 1; }
 for package in *.deb; do dpkg-deb -x "$package" "$folder"; done
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --quiet --disable-pip-version-check --no-compile pyroute2==0.9.7

@@ -165,7 +165,7 @@ COMMANDS = {
         "ctl.commands.bench",
         "compare Service data planes side by side: run, report, compare",
         examples=(
-            ("bench", "all modes, about three minutes"),
+            ("bench", "all modes, about four minutes"),
             ("bench --scenario connect,TCP_RR --services 1,10k --rounds 31", "two scenarios, more rounds"),
             ("bench report hotplane-bench.json -o report/", "charts and a page of what was measured"),
             ("bench compare before.json after.json", "what differs between two runs, with its probability"),

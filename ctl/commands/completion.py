@@ -1,9 +1,14 @@
 """`hotplane completion`: a script that completes command lines in a shell."""
 
 import argparse
+import re
+from collections.abc import Iterator
 from typing import Any
 
 SHELLS = ("bash", "zsh", "fish")
+_FILE = re.compile(r"\b(FILE|PATH)\b|\.(JSON|TAR)")
+_DIRECTORY = re.compile(r"\bDIR\b")
+"""What the names of values of options have in them whose values are files, or directories alone."""
 
 
 def register(subparsers: Any) -> None:
@@ -24,5 +29,21 @@ def run(args: argparse.Namespace) -> int:
     from ctl.command_table import COMMANDS
     from ctl.parser import build_parser
 
-    print(shtab.complete(build_parser(COMMANDS), args.shell))
+    parser = build_parser(COMMANDS)
+    for action in _actions(parser):
+        words = action.metavar.upper() if isinstance(action.metavar, str) else ""
+        if _FILE.search(words):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+        elif _DIRECTORY.search(words):
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+    print(shtab.complete(parser, args.shell))
     return 0
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Every option and argument of a parser and of those below it."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from _actions(each)

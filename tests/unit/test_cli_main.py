@@ -274,6 +274,8 @@ def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.Capt
     assert completed("hotplane", "show", "serv") == ["services"]
     assert "--dry-run" in completed("hotplane", "apply", "--d")
     assert {"up", "down", "status", "exec"} <= {*completed("hotplane", "lab", "")}
+    assert completed("hotplane", "apply", "-f", str(script)[:-3]) == [str(script)]
+    assert completed("hotplane", "run", "--kubeconfig", str(script)[:-3]) == [str(script)]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

@@ -98,7 +98,7 @@ def _add_run_options(parser: argparse.ArgumentParser, *, defaults: bool) -> None
     def add(*flags: str, default: Any, **options: Any) -> None:
         parser.add_argument(*flags, default=default if defaults else argparse.SUPPRESS, **options)
 
-    add("--profile", default="quick", choices=PROFILES, help="how much (default: quick, about three minutes)")
+    add("--profile", default="quick", choices=PROFILES, help="how much (default: quick, about four minutes)")
     add("--scenario", default=None, type=names, metavar="NAME[,...]", help="only these (`--list` names all)")
     add("--modes", default=None, type=names, metavar="MODE[,...]", help="only these, and direct (`--list` names all)")
     add(

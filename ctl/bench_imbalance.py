@@ -47,8 +47,11 @@ def register(actions: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print. Raises HotplaneError."""
+    from dataplane.lab.lab import need_root
+
     if unknown := [name for name in args.measured if name not in MODES]:
         raise UsageError(f"--modes: there is no mode {unknown[0]!r}; choose of {', '.join(MODES)}")
+    need_root()
     rows: list[Row] = []
     with _lab() as lab:
         for mode in args.measured:

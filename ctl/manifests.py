@@ -54,9 +54,9 @@ def plan_manifests(args: argparse.Namespace) -> Planned:
     if kinds.total() == len(decoded.objects) and not planner.plan.entries:
         others = ", ".join(f"{n} {kind}" for kind, n in sorted((decoded.ignored + kinds).items()))
         found = f" (found {others})" if others else ""
+        read = ", ".join("stdin" if name == "-" else name for name in args.filename)
         raise HotplaneError(
-            f"nothing to use in {', '.join(args.filename)}: no valid Service, EndpointSlice, Node or ServiceCIDR"
-            f"{found}; "
+            f"nothing to use in {read}: no valid Service, EndpointSlice, Node or ServiceCIDR{found}; "
             "to remove what is loaded, use cleanup"
         )
     used = {(key.namespace, key.name) for key in planner.plan.entries}

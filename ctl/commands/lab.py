@@ -180,7 +180,7 @@ def _places(spec: LabSpec) -> list[dict[str, object]]:
 
 def _exec(name: str, place: str, argv: list[str], state_dir: Path) -> int:
     from ctl.lab.hosts import hosts
-    from dataplane.lab.lab import Lab
+    from dataplane.lab.lab import Lab, need_root
 
     command = argv[1:] if argv[:1] == ["--"] else argv
     if not command:
@@ -188,6 +188,7 @@ def _exec(name: str, place: str, argv: list[str], state_dir: Path) -> int:
     try:
         lab = Lab.open(name)
         lab.place(place)
+        need_root()
         lab.execute(place, command, hosts(lab, state_dir))
     except OSError as error:
         raise LabError(f"{place}: {command[0]} cannot be run: {error.strerror}") from error

@@ -60,13 +60,14 @@ def register(actions: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Apply on every node; 1 when one of them refused something. Raises HotplaneError."""
-    from dataplane.lab.lab import Lab
+    from dataplane.lab.lab import Lab, need_root
 
     lab = Lab.open(args.name)
     nodes = [node for node in lab.nodes if not args.node or node.name in args.node]
     if unknown := {*args.node} - {node.name for node in lab.nodes}:
         have = ", ".join(node.name for node in lab.nodes)
         raise UsageError(f"--node {sorted(unknown)[0]}: lab {args.name} has no such node; it has {have}")
+    need_root()
     with tempfile.TemporaryDirectory(prefix="hotplane-lab-") as folder:
         config = Path(folder) / "config.yaml"
         config.write_text(_config(lab))

@@ -50,7 +50,7 @@ def register(actions: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Connect and count; 0 when every call was answered. Raises HotplaneError."""
-    from dataplane.lab.lab import Lab
+    from dataplane.lab.lab import Lab, need_root
     from dataplane.lab.traffic.probe import Outcome, Probe
     from dataplane.model.net import Protocol
 
@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"lab call: {args.count} times: give a number from 1")
     with Lab.open(args.name) as lab:
         lab.place(args.place)
+        need_root()
         to = destination(lab, args.destination, args.state_dir)
         probe = Probe(to.address, to.port, Protocol[to.protocol.upper()], count=args.count, timeout=SECONDS)
         (result,) = lab.probe(args.place, probe)

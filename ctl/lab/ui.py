@@ -35,10 +35,11 @@ def register(actions: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Serve the page until SIGINT or SIGTERM. Raises UsageError, HotplaneError."""
     from ctl.ui.server import listening_address
-    from dataplane.lab.lab import Lab
+    from dataplane.lab.lab import Lab, need_root
 
     host, port = listening_address(args.listen, remote=args.ui_remote, option="--listen", allow="--ui-remote")
     with Lab.open(args.name) as lab:
+        need_root()
         asyncio.run(_serve(lab, Path(args.state_dir), host, port, remote=args.ui_remote))
     return 0
 

@@ -283,9 +283,9 @@ class Lab(Places):
 
 
 def need_root() -> None:
-    """Raises LabError for who may not make labs."""
+    """Raises LabError for who may neither make labs nor enter their places."""
     if os.geteuid() != 0:
-        raise LabError("a lab is made of network namespaces and cgroups, which only root may make: run this as root")
+        raise LabError("a lab is made of network namespaces and cgroups, which are root's: run this as root")
 
 
 def _remove(name: str) -> None:

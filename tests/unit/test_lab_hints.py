@@ -6,6 +6,7 @@ import pytest
 
 from ctl.lab.apply import Done, told
 from ctl.loaded import last_loaded
+from ctl.main import main
 from dataplane.errors import HotplaneError
 from dataplane.kernel.namespaces import netns
 from dataplane.lab import state
@@ -52,6 +53,28 @@ def test_where_nothing_is_loaded_but_a_lab_is_up_its_nodes_may_be_asked(
     assert said().endswith(f", or ask on a node of the lab: hotplane lab exec{option} node1 -- hotplane ...")
     monkeypatch.setattr(netns, "is_first", lambda: False)
     assert said().endswith("; name the manifests with -f")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("exec", "node1", "--", "true"),
+        ("call", "client", "node1:80"),
+        ("apply", "-f", "examples"),
+        ("ui", "--listen", "127.0.0.1:0"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_who_may_not_enter_a_lab_is_told_so(
+    words: tuple[str, ...], labs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state.store(state.LabState(LabSpec("lab"), ready=True))
+    (labs / "hp-lab-node1").touch()
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert main(["lab", *words]) == 1
+    assert capsys.readouterr().err == (
+        "hotplane: a lab is made of network namespaces and cgroups, which are root's: run this as root\n"
+    )
 
 
 def test_what_nodes_say_alike_is_told_once() -> None:

@@ -26,7 +26,7 @@ from dataplane.planes.ebpf.attach.programs import CONNECT_PROGRAMS, ConnectHook,
 from dataplane.planes.ebpf.maps import members, pins
 from dataplane.planes.ebpf.maps.adopt import adopt
 from dataplane.planes.ebpf.maps.layout import fields_of, layout_version
-from dataplane.planes.ebpf.maps.tables import Tables
+from dataplane.planes.ebpf.maps.tables import Removed, Tables
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.policy.difference import LARGE
 from dataplane.policy.endpoints import Backend
@@ -315,9 +315,46 @@ def test_a_full_map_is_named_and_the_rest_stays(
     assert plane.read_back() == rows(plan)  # the rest is the slow path's
     _no_index_is_lost(plane.tables)
     plane.apply(PlanChange(entries=(EntryChange(every[0], None),)))
-    plane.apply(PlanChange(entries=(EntryChange(every[2], every[2]),)))
-    assert plane.overflow == {}
+    assert plane.overflow == {}, "it comes in as soon as there is room"
     assert len(plane.tables.installed) == 2
+    assert plane.read_back() == rows(plan_of(*every[1:]))
+    _no_index_is_lost(plane.tables)
+
+
+@pytest.mark.usefixtures("size")
+def test_a_rollout_in_a_full_map_leaves_its_service_in(make_plane: Callable[..., EbpfPlane]) -> None:
+    """New endpoints come before the old ones go, and there is no room for both: it is out as long as that lasts, and in
+    again by itself. Only an endpoint that goes has gone: nobody's socket is disconnected from the one that stays."""
+    told: list[str] = []
+    plane = make_plane(sizes=msgspec.structs.replace(SMALL, backends=6), report=told.append, mended=told.append)
+    stays, *others = (Backend(f"10.244.9.{n}", 8080, False) for n in range(1, 8))
+    old, both, new = ((stays, *others[a:b]) for a, b in ((0, 3), (0, 6), (3, 6)))
+    entry, more, last = (service("web", Protocol.UDP, backends=each, address="172.30.2.1") for each in (old, both, new))
+    plane.load(plan_of(entry))
+    gone = _removed(plane, EntryChange(entry, more))
+    assert (plane.overflow, gone) == ({"backends": 1}, [])
+    assert _removed(plane, EntryChange(more, last)) == [backend.address for backend in others[:3]]
+    assert plane.overflow == {}
+    assert plane.read_back() == rows(plan_of(last))
+    assert len(told) == 2
+    assert "test/web" in told[0]
+    assert "backends" in told[0]
+    assert _removed(plane, EntryChange(last, entry)) == [backend.address for backend in others[3:]]
+    assert plane.overflow == {}, "what goes makes room for what comes"
+    _no_index_is_lost(plane.tables)
+
+
+def _removed(plane: EbpfPlane, change: EntryChange) -> list[str]:
+    """Make a change; the endpoints that sockets are to be disconnected from, by address."""
+    found: list[str] = []
+
+    class Cleaner:
+        def disconnect(self, _: object, removed: list[Removed]) -> None:
+            found.extend(each.address for each in removed)
+
+    plane.cleaner = Cleaner()  # type: ignore[assignment]
+    plane.apply(PlanChange(entries=(change,)))
+    return sorted(found)
 
 
 def test_two_nodes_do_not_see_each_other(make_namespace: Callable[[str], str]) -> None:

@@ -34,6 +34,7 @@ from dataplane.planes.ebpf.host_routing.table import HostRouting
 from dataplane.planes.ebpf.maps.adopt import Adopted, adopt, read_rows, sweep
 from dataplane.planes.ebpf.maps.encode import stored_service
 from dataplane.planes.ebpf.maps.fill import filled
+from dataplane.planes.ebpf.maps.full import Full, full_sentences
 from dataplane.planes.ebpf.maps.layout import Sizes, constant, layout_version, struct_version
 from dataplane.planes.ebpf.maps.mapset import MapSet, copy_maps, create_maps, open_any_sizes, open_maps, pin_maps
 from dataplane.planes.ebpf.maps.node_settings import (
@@ -137,6 +138,7 @@ class EbpfPlane(Plane):
         self._loopback_at_connect = loopback_at_connect
         self.fill_seconds = 0.0
         self._told: frozenset[str] = frozenset()
+        self._full = Full(report, mended)
         self._told_changes = 0
         self.collector: Collector | None = None
 
@@ -303,6 +305,7 @@ class EbpfPlane(Plane):
         drain.resume(self.pins)
         self._disconnect(removed)
         self._told = frozenset(self.without_tables())  # which finish_load says
+        self._full.tell(self.tables.overflow, self.tables.installed)
         self._told_changes = tables.steady.changes
         if self._report is not None:
             self.collector = Collector(maps, self._report, mended=self._mended)
@@ -388,6 +391,7 @@ class EbpfPlane(Plane):
         if change.connect_off is not None and self._off is not None:
             self._off.use(change.connect_off)
         self._disconnect(removed)
+        self._full.tell(self.tables.overflow, self.tables.installed)
         self._tell_without_tables()
 
     def _tell_without_tables(self) -> None:
@@ -452,10 +456,7 @@ class EbpfPlane(Plane):
         """See planes.base.Plane.finish_load."""
         if self.cleaner is not None:
             self.cleaner.flush(CLEANER_SECONDS)
-        return [
-            f"map {name} is full: {count} Services ports are left to the slow path, which serves them"
-            for name, count in self.overflow.items()
-        ] + self.without_tables()
+        return [*full_sentences(self.tables.overflow if self.loaded else {}), *self.without_tables()]
 
     def exclude(self, exclusions: Exclusions) -> None:
         """See planes.base.Plane.exclude. Before `load` and during one nobody goes past the stack."""

@@ -110,6 +110,11 @@ class _DeferredWrites:
         self.removed: list[Removed] = []
         self.entries: dict[EntryKey, None] = {}
 
+    @property
+    def made_room(self) -> bool:
+        """Whether anything becomes free that another entry may need."""
+        return bool(self.dead or self.runs or self.services or self.range_sets or self.deleted)
+
 
 def _is_kept(change: EntryChange) -> bool:
     """Sort key: removals first, to free room for additions."""
@@ -133,8 +138,13 @@ def _position(slots: bytes, index: int) -> int:
             return at // _SLOT_SIZE
 
 
+_MOST_REFUSALS = 8
+"""So many entries that were left out are refused again at a change that made room; others are asked for at the next."""
+
+
 class Tables:
-    """The daemon's copy of what is in the maps. overflow: for each entry left out, the map that was full."""
+    """The daemon's copy of what is in the maps. overflow: for each entry left out, the map that was full; it is tried
+    again when a change has made room, who waits longest first."""
 
     def __init__(self, maps: MapSet, hashing: Hashing = NO_TABLES) -> None:
         self.maps = maps
@@ -142,6 +152,7 @@ class Tables:
         self.installed: dict[EntryKey, Installed] = {}
         self.owners: dict[bytes, EntryKey] = {}
         self.overflow: dict[EntryKey, str] = {}
+        self._waiting: dict[EntryKey, PlanEntry] = {}
         self.ranges = RangeSets(maps)
         self.tunnels, self.forwarded = Tunnels(maps), Forwarded(maps)
         self.services = Ids("services", maps.specs["services"].max_entries)
@@ -185,6 +196,8 @@ class Tables:
         for change in sorted(changes, key=_is_kept):
             self._write(change.key, change.new, deferred)
         self._finish(deferred)
+        if self.overflow and deferred.made_room:
+            self._take_in()
         again = self.steady.to_try_again()
         if again:
             more = _DeferredWrites()
@@ -194,6 +207,21 @@ class Tables:
                     self._write(key, held.entry, more)
             self._finish(more)
         return deferred.removed
+
+    def _take_in(self) -> None:
+        """Write entries that were left out, as long as there is room."""
+        refused = 0
+        deferred = _DeferredWrites()
+        for key, entry in list(self._waiting.items()):
+            self._write(key, entry, deferred)
+            refused += key in self.overflow
+            if refused == _MOST_REFUSALS:
+                break
+        self._finish(deferred)
+
+    def _leave_out(self, entry: PlanEntry, full: MapFull) -> None:
+        """Leave an entry to the slow path."""
+        self.overflow[entry.key], self._waiting[entry.key] = full.map_name, entry
 
     def accept(self, peers: Collection[str]) -> None:
         """Accept forwarded packets from these nodes, by address. O(entries) where it was nobody before, or is now."""
@@ -263,13 +291,17 @@ class Tables:
             self.steady.forget(key)
         if self.overflow:
             self.overflow.pop(key, None)
+            waited = self._waiting.pop(key, None)
+            if waited is not None:  # sockets may be connected to its endpoints since it was in the maps
+                stay = wanted_flags(new) if new is not None else {}
+                deferred.removed.extend(Removed(key, *each) for each in wanted_flags(waited) if each not in stay)
         done: Installed | None = None
         if old is not None and new is not None and changes_only_backends(old.entry, new):
             try:
                 self.installed[key] = self._change_members(old, new, deferred)
             except MapFull as full:
-                self.overflow[key] = full.map_name
-                self._retire(old, None, deferred)
+                self._leave_out(new, full)
+                self._retire(old, None, deferred, new)
                 del self.installed[key]
             return
         if new is not None:
@@ -277,11 +309,11 @@ class Tables:
             try:
                 done = self._reserve(new, wanted, old, before)
             except MapFull as full:
-                self.overflow[key] = full.map_name
+                self._leave_out(new, full)
             else:
                 self._fill(done, wanted, old, before, deferred)
         if old is not None:
-            self._retire(old, done, deferred)
+            self._retire(old, done, deferred, new)
         self.steady.note(key, done.steady if done is not None else NO_RUN)
         if done is not None:
             self.installed[key] = done
@@ -510,18 +542,23 @@ class Tables:
         if old is None or not self._certain or record != service_bytes(old.entry, old.sets):
             self._service_memory[service * SERVICE.size : (service + 1) * SERVICE.size] = record
 
-    def _retire(self, old: Installed, new: Installed | None, deferred: _DeferredWrites) -> None:
-        """Defer the removal of what an entry no longer uses. new: what it has now, None = nothing."""
+    def _retire(
+        self, old: Installed, new: Installed | None, deferred: _DeferredWrites, entry: PlanEntry | None
+    ) -> None:
+        """Defer the removal of what an entry no longer uses. new: what it has now, None = nothing. entry: as it is now,
+        perhaps by the slow path alone, None = deleted."""
         for key in old.keys:
             # Another entry may have taken the frontend over, in this change or in an earlier one.
             if (new is None or key not in new.keys) and self.owners.get(key) == old.entry.key:
                 del self.owners[key]
                 deferred.deleted[key] = None
         kept = set(new.backends) if new else set()
+        serve = wanted_flags(entry) if entry is not None and new is None else {}
         for (text, port), index in old.indices().items():
             if index not in kept:
                 deferred.dead.append(index)
-                deferred.removed.append(Removed(old.entry.key, text, port))
+                if (text, port) not in serve:
+                    deferred.removed.append(Removed(old.entry.key, text, port))
         now = new.sets if new else Sets()
         for (base, count), (new_base, new_count) in zip(old.sets.runs(), now.runs(), strict=True):
             if count and (base != new_base or not new_count):

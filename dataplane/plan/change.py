@@ -45,9 +45,9 @@ class EntryChange(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class PlanChange(msgspec.Struct, frozen=True):
     """The change from one plan to the next. O(what changed) in size.
 
-    node, service_cidrs, health_checks, connect_off, tunnel_peers, tunnel_formats: the new value when it changed, else
-    None. In health_checks a value None means that the Service no longer has one; the others are the complete new
-    values.
+    node, service_cidrs, health_checks, connect_off, tunnel_peers, tunnel_formats, tunnel_moves: the new value when it
+    changed, else None. In health_checks a value None means that the Service no longer has one; the others are the
+    complete new values.
     """
 
     entries: tuple[EntryChange, ...] = ()
@@ -57,6 +57,7 @@ class PlanChange(msgspec.Struct, frozen=True):
     connect_off: dict[tuple[str, str], OffPod] | None = None
     tunnel_peers: frozenset[str] | None = None
     tunnel_formats: dict[str, Dispatch] | None = None
+    tunnel_moves: dict[str, str] | None = None
 
     def __bool__(self) -> bool:
         return bool(self.entries or self.health_checks) or any(getattr(self, name) is not None for name in SETTINGS)

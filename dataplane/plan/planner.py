@@ -154,6 +154,7 @@ class Planner:
             connect_off=self._pods.connect_off(),
             tunnel_peers=self._tunnel_peers(),
             tunnel_formats=self._tunnel_formats(),
+            tunnel_moves=self._tunnel_moves(),
         )
 
     @property
@@ -177,6 +178,11 @@ class Planner:
             return None
         self.plan.tunnel_formats = now
         return now if now != before else None
+
+    def _tunnel_moves(self) -> dict[str, str] | None:
+        """Take over which addresses other nodes have instead of others; return them if they have changed."""
+        before, self.plan.tunnel_moves = self.plan.tunnel_moves, self.tunnels.moved
+        return self.plan.tunnel_moves if self.plan.tunnel_moves != before else None
 
     def takes_long(self, upserts: Sequence[ModelObject], deletes: Sequence[ObjectRef]) -> bool:
         """True if an update with these may take more than a few milliseconds: it has very many objects or endpoints, or
@@ -226,6 +232,7 @@ class Planner:
             connect_off=self._pods.connect_off(),
             tunnel_peers=self._tunnel_peers(),
             tunnel_formats=self._tunnel_formats(),
+            tunnel_moves=self._tunnel_moves(),
         )
 
     def service(self, namespace: str, name: str) -> Service | None:

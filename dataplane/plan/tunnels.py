@@ -23,7 +23,8 @@ _ServiceId = tuple[str, str]
 class Tunnels:
     """Which nodes take forwarded packets, kept up to date with their Node objects. Each operation is O(what changed).
 
-    changes: counts the changes of `ways`, so that a result made of them can be kept.
+    changes: counts the changes of `ways`, so that a result made of them can be kept. moved: see Plan.tunnel_moves; made
+    anew at each change.
     """
 
     def __init__(self, node: NodeConfig) -> None:
@@ -37,6 +38,7 @@ class Tunnels:
         self._addresses: frozenset[str] | None = None
         self._formats: dict[str, Dispatch] | None = None
         self.changes = 0
+        self.moved: dict[str, str] = {}
         self.use(node)
 
     def __len__(self) -> int:
@@ -166,6 +168,7 @@ class Tunnels:
         addresses = () if name == self._node.name else given or self._announced(name)
         if self._reached.get(name, ()) != addresses:
             self._addresses = None
+            self._move(self._reached.get(name, ()), addresses)
             if addresses:
                 self._reached[name] = addresses
             else:
@@ -185,6 +188,17 @@ class Tunnels:
             return set()
         self.changes += 1
         return {key[:2] for key in self._homes.get(name, ())}
+
+    def _move(self, before: tuple[str, ...], now: tuple[str, ...]) -> None:
+        """Note which addresses a node has instead of those that it had, as far as it has any of the family."""
+        instead: dict[str, str] = {}
+        for old in set(before).difference(now):
+            new = next((each for each in now if family_of(each) is family_of(old)), "")
+            if new:
+                instead[old] = new
+        if instead or not self.moved.keys().isdisjoint(now):
+            moved = {old: instead.get(new, new) for old, new in self.moved.items()} | instead
+            self.moved = {old: new for old, new in moved.items() if old not in now}
 
     def _announced(self, name: str) -> tuple[str, ...]:
         node = self._nodes.get(name)

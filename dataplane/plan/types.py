@@ -179,6 +179,7 @@ class Plan(msgspec.Struct):
     connect_off: by namespace and name, the Pods for which connect-time balancing is off.
     tunnel_peers: addresses, of both families, of the nodes from which forwarded packets are accepted.
     tunnel_formats: how packets to other nodes are wrapped, by the address that they are sent to; the others in VXLAN.
+    tunnel_moves: addresses that other nodes had since this process began, with the one that each has instead.
     """
 
     node: NodeConfig
@@ -188,6 +189,7 @@ class Plan(msgspec.Struct):
     connect_off: dict[tuple[str, str], OffPod] = msgspec.field(default_factory=dict)
     tunnel_peers: frozenset[str] = frozenset()
     tunnel_formats: dict[str, Dispatch] = msgspec.field(default_factory=dict)
+    tunnel_moves: dict[str, str] = msgspec.field(default_factory=dict)
 
     def frontends(self) -> Iterator[tuple[Frontend, PlanEntry]]:
         """Iterate over all frontends with their entries."""

@@ -1,5 +1,6 @@
 """What becomes of flows between nodes when modes, endpoints and ways change: living connections go on."""
 
+import json
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from dataplane.kernel.namespaces.netns import netns
 from dataplane.kernel.netlink.links import Links
 from dataplane.lab.traffic.probe import Outcome, Probe
 from dataplane.model.net import Family, Protocol
+from dataplane.plan.change import PlanChange
 from dataplane.policy.algorithm import Algorithm
 from dataplane.policy.forwarding import Forwarding
 from tests.kernel.forwarding_lab import INGRESS, NODE_PORT, PORT, ForwardingLab, ask, forwarding_lab, host
@@ -86,6 +88,39 @@ def test_connections_outlive_changes_of_mode(made: ForwardingLab) -> None:
     assert all(now[name] > before.get(name, 0) for name in ("xdp:forwarded", "xdp:flow", "xdp:reply")), now
     for connection in held:
         connection.sock.close()
+
+
+@pytest.mark.parametrize("way", [Forwarding.DSR, Forwarding.TUNNEL])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_node_gets_another_address(made: ForwardingLab, way: Forwarding, family: Family) -> None:
+    """The endpoint's, or that of the one that took the connection: nobody gets what is sent to the one before."""
+    made.use(way)
+    first, second, _ = made.lab.nodes
+    held = [connection for connection in opened(made, family) if connection.server == "pod2-1"]
+    used(held)
+    for here, there in ((first, second), (second, first)):
+        old, new = there.addresses[family], there.second[family]
+        plane = made.proxy.nodes[here.name].plane
+        with netns(here.netns), Links(here.netns) as links:
+            before = neighbour(made, here.name, old)
+            links.neighbour(here.uplink, new, before)
+            links.neighbour(here.uplink, old, "02:00:00:00:00:01")
+            try:
+                plane.apply(PlanChange(tunnel_moves={old: new}))
+                used(held)
+            finally:
+                plane.apply(PlanChange(tunnel_moves={new: old}))
+                links.neighbour(here.uplink, old, before)
+        used(held)
+    for connection in held:
+        connection.sock.close()
+
+
+def neighbour(made: ForwardingLab, where: str, address: str) -> str:
+    """The hardware address that a place of the lab knows for an address."""
+    made.lab.run(where, ["ping", "-c", "1", address])
+    [found] = json.loads(made.lab.run(where, ["ip", "-j", "neigh", "show", "to", address]).stdout)
+    return str(found["lladdr"])
 
 
 @pytest.mark.parametrize("way", [Forwarding.DSR, Forwarding.TUNNEL])

@@ -114,6 +114,25 @@ def test_each_node_gets_what_it_opens() -> None:
     assert (change.tunnel_formats, tunnels(planner)) == ({}, ("", "", "192.0.2.3"))
 
 
+def test_addresses_that_a_node_has_instead_of_others() -> None:
+    """Told as what every address of before leads to now, whatever it became in between."""
+
+    def at(*addresses: str) -> Node:
+        return replace(speaker(2), addresses=addresses)
+
+    planner = planned(at("192.0.2.2", "2001:db8::2"), speaker(3))
+    assert planner.plan.tunnel_moves == {}
+    change = planner.update([at("192.0.2.20", "2001:db8::2")])
+    assert change.tunnel_moves == planner.plan.tunnel_moves == {"192.0.2.2": "192.0.2.20"}
+    assert tunnels(planner) == ("", "192.0.2.20", "192.0.2.3")
+    assert planner.update([replace(at("192.0.2.20", "2001:db8::2"), zone="other")]).tunnel_moves is None
+    change = planner.update([at("192.0.2.21")])
+    assert change.tunnel_moves == {"192.0.2.2": "192.0.2.21", "192.0.2.20": "192.0.2.21"}
+    change = planner.update([at("192.0.2.2")])
+    assert change.tunnel_moves == {"192.0.2.20": "192.0.2.2", "192.0.2.21": "192.0.2.2"}
+    assert planner.update(deletes=[ObjectRef("Node", "", "n2")]).tunnel_moves is None
+
+
 def test_a_peer_named_by_hand_gets_what_it_is_said_to_open() -> None:
     """Not what its Node object says."""
     peers = (TunnelPeer("n2", "192.0.2.2", (Dispatch.GENEVE,)), TunnelPeer("n3", "192.0.2.3"))

@@ -253,6 +253,7 @@ class EbpfPlane(Plane):
     def _bring(self, plan: Plan, found: Adopted) -> None:
         """Bring adopted maps to the plan, over the slow path that has it already."""
         tables, broken = found
+        tables.tunnels.move(plan.tunnel_moves)
         tables.tunnels.closed = not tables.tunnels.known
         removed = tables.apply(
             [
@@ -364,6 +365,8 @@ class EbpfPlane(Plane):
         endpoint; until its own change the slow path serves what the maps pass to it as before."""
         tables, maps_first = self.tables, _sticky(change)
         forwarded = tables.tunnels.known
+        if change.tunnel_moves is not None:
+            tables.tunnels.move(change.tunnel_moves)
         if not forwarded and (change.tunnel_peers or _forwards(entry.new for entry in change.entries)):
             for hook in self._packet_hooks:
                 hook.forward()

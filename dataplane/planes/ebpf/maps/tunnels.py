@@ -1,7 +1,7 @@
 """Other nodes that packets of Services are forwarded to and come from, in the maps of `bpf/tunnel.h`.
 
 A node has a number, which flows and backends have instead of its address. It keeps the number as long as this plane is
-loaded, also when it is no peer any more: flows that are there go on.
+loaded, also when it is no peer any more, and when it gets another address: flows that are there go on.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -90,6 +90,20 @@ class Tunnels:
 
     def _note(self, address: str, number: int) -> None:
         self._numbers[address], self._texts[number] = number, address
+
+    def move(self, moves: Mapping[str, str]) -> None:
+        """Send packets of flows to nodes that have another address now to that one: what had the number of the one has
+        that of the other. moves: see Plan.tunnel_moves; those that are known already change nothing."""
+        for old, new in moves.items():
+            for numbers, always in ((self._numbers, 0), (self._plain, 1)):
+                number = numbers.pop(old, None)
+                if number is None:
+                    continue
+                self._texts[number] = new
+                numbers.setdefault(new, number)
+                form = _FORMATS[Dispatch.VXLAN if always else self._formats.get(new, Dispatch.VXLAN)]
+                record = _TUNNEL.pack(address_bytes(new), form, always)
+                self._maps.put("tunnels", number.to_bytes(_WORD, "little"), record)
 
     def text(self, number: int) -> str:
         """Return the address of a number, "" for 0."""

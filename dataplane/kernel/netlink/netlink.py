@@ -189,6 +189,10 @@ class Netlink(Resource):
         self._room = size
 
 
+LOST = 0
+"""A type that no message has."""
+
+
 class Notifications(Resource):
     """A socket that can be read when the kernel has told a change to one of rtnetlink's groups, in the network
     namespace of the thread that makes it. groups: RTMGRP_*, linux/rtnetlink.h."""
@@ -207,8 +211,11 @@ class Notifications(Resource):
             pass
 
     def messages(self) -> Iterator[tuple[int, memoryview]]:
-        """Take the messages: type and body of each. Some may have been lost (ENOBUFS)."""
+        """Take the messages: type and body of each. LOST, without a body, stands for those that the kernel had no room
+        for (ENOBUFS)."""
         for received in arrived(self._socket):
+            if not received:
+                yield LOST, memoryview(b"")
             for kind, _, _, body in split_messages(memoryview(received)):
                 yield kind, body
 

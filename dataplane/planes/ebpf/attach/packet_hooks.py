@@ -16,7 +16,7 @@ from dataplane.kernel.ebpf.bcc_loader import CompileError
 from dataplane.kernel.ebpf.bpf import AttachType, BpfError, ProgramType
 from dataplane.kernel.netlink import clsact
 from dataplane.kernel.netlink.clsact import ClsactError
-from dataplane.kernel.netlink.netlink import Notifications
+from dataplane.kernel.netlink.netlink import LOST, Notifications
 from dataplane.kernel.wait import readable
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.attach.devices import (
@@ -460,9 +460,10 @@ class DeviceWatch(Resource):
     def _concerns(self, heard: Collection[int]) -> bool:
         """True if what was heard may change something."""
         if self._neighbours.fileno() in heard and self._hook.host is not None:
-            news = (neighbour_news(kind, body) for kind, body in self._neighbours.messages())
-            if any(each is not None and self._hook.host.is_news(each) for each in news):
-                return True
+            for kind, body in self._neighbours.messages():
+                news = neighbour_news(kind, body)
+                if kind == LOST or (news is not None and self._hook.host.is_news(news)):
+                    return True
         if self._changes.fileno() not in heard:
             return False
         for kind, body in self._changes.messages():

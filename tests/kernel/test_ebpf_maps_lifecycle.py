@@ -1,6 +1,7 @@
 """The plane's state in the kernel: read-back of any sequence of plans, adoption, rebuild, full maps, cleanup."""
 
 import os
+import resource
 import signal
 import struct
 import time
@@ -26,6 +27,7 @@ from dataplane.planes.ebpf.attach.programs import CONNECT_PROGRAMS, ConnectHook,
 from dataplane.planes.ebpf.maps import members, pins
 from dataplane.planes.ebpf.maps.adopt import adopt
 from dataplane.planes.ebpf.maps.layout import fields_of, layout_version
+from dataplane.planes.ebpf.maps.mapset import create_maps
 from dataplane.planes.ebpf.maps.tables import Removed, Tables
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.policy.difference import LARGE
@@ -355,6 +357,19 @@ def _removed(plane: EbpfPlane, change: EntryChange) -> list[str]:
     plane.cleaner = Cleaner()  # type: ignore[assignment]
     plane.apply(PlanChange(entries=(change,)))
     return sorted(found)
+
+
+def test_maps_without_descriptors_say_so_and_leave_none() -> None:
+    before = os.listdir("/proc/self/fd")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [number for number in range(len(before) + 8) if str(number) not in before]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[6], limits[1]))
+    try:
+        with pytest.raises(PlaneError, match="LimitNOFILE"):
+            create_maps(SMALL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_two_nodes_do_not_see_each_other(make_namespace: Callable[[str], str]) -> None:

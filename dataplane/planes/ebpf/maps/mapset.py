@@ -1,5 +1,6 @@
 """The set of maps that all programs of a node share: create, open, pin, copy and close it."""
 
+import errno
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -105,6 +106,10 @@ INNER = {"flows": ("tcp_flows", "udp_flows")}
 """Maps of maps: the maps in each, by index (enum flow_tables)."""
 
 
+_HINTS = dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise LimitNOFILE (ulimit -n); each map takes a descriptor")
+"""What to do, by errno."""
+
+
 def _create(spec: MapSpec, fds: Mapping[str, int]) -> int:
     """Create a map; a map of maps is filled with those in `fds`, which must exist."""
     inner = INNER.get(spec.name, ())
@@ -119,7 +124,7 @@ def _create(spec: MapSpec, fds: Mapping[str, int]) -> int:
     except BpfError as error:
         raise PlaneError(
             f"map {spec.name} ({spec.type.name}, {spec.max_entries} entries) cannot be made: {error.strerror}; "
-            "is this kernel older than 5.8, or is memory short?"
+            f"{_HINTS.get(error.errno or 0, 'is this kernel older than 5.8, or is memory short?')}"
         ) from error
 
 

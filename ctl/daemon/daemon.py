@@ -39,6 +39,7 @@ from ctl.daemon.sync.drift import POLL_SECONDS, DriftCheck
 from ctl.daemon.sync.inbox import Inbox
 from ctl.daemon.sync.kernel import Kernel
 from ctl.daemon.sync.pace import Pace
+from ctl.daemon.sync.parts import PartsWatch
 from ctl.daemon.sync.planes import CleanUp, daemon_plane, untouched, wait_for_background_work
 from ctl.daemon.sync.reconcile import Reconciler
 from ctl.daemon.takeover import remove_kube_proxy
@@ -196,6 +197,7 @@ class Daemon:
         await self._listen()
         drift = DriftCheck(self.reconciler, self.metrics, self._log, self.settings.sync_period)
         self._jobs.every("drift", POLL_SECONDS, drift.poll)
+        self._jobs.start("parts", PartsWatch(self._kernel, self.metrics, self._log).run)
         self._jobs.every("tick", TICK_SECONDS, self._tick)
         self._jobs.start("save", self._keep_saved)
         self._jobs.start("sweep", self._keep_swept)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 from msgspec.structs import replace
 
@@ -108,6 +109,10 @@ class Plane(ABC):
         """Put back what another process took away of what this plane has besides its table: programs, pins. Returns a
         clause for each, () if all is there, which costs little to see. Called in the thread of `load`. Raises
         PlaneError."""
+        return ()
+
+    def directories(self) -> Collection[Path]:
+        """Return the directories that lose an entry when another process takes something away that `mend` puts back."""
         return ()
 
     def finish_load(self) -> Sequence[str]:

@@ -16,9 +16,6 @@ from dataplane.planes.mode import Making
 from dataplane.planes.options import LOOKING
 from dataplane.planes.registry import mode_of
 
-MEND_SHARE = 200
-"""At most one part in this many of the time is spent on looking whether programs and pins are there."""
-
 SHARE = 20
 """At most one part in this many of the time is spent on checks; a long check is run less often."""
 
@@ -50,7 +47,7 @@ class DriftCheck:
 
     If the kernel counts changes (the nftables generation), the counter is read every second, and the table when another
     process has changed it, else rarely; what the counter does not tell of is read every `period` seconds. A long check
-    is run less often. What a plane has besides its table is looked at every second.
+    is run less often.
     """
 
     def __init__(self, reconciler: Reconciler, metrics: Metrics, log: Log, period: float) -> None:
@@ -58,11 +55,9 @@ class DriftCheck:
         self.period = period
         self._spent, self._last = 0.0, time.monotonic()
         self._failed = False
-        self._mending, self._mended = 0.0, time.monotonic()
 
     async def poll(self) -> None:
         """Check if one is due. Raises the error of a failed check; the next call tries again."""
-        await self._mend()
         if time.monotonic() - self._last < SHARE * self._spent or not await self._due():
             return
         self._failed = True
@@ -70,20 +65,6 @@ class DriftCheck:
         await self.check()
         self._failed, self._last = False, time.monotonic()
         self._spent = self._last - started
-
-    async def _mend(self) -> None:
-        """Have the plane put back what others took away besides its table."""
-        kernel, started = self._reconciler.kernel, time.monotonic()
-        if started - self._mended < MEND_SHARE * self._mending:
-            return
-        found = await kernel.call(kernel.plane.mend)
-        self._mended = time.monotonic()
-        self._mending = 0.0 if found else self._mended - started
-        for each in found[:SHOWN]:
-            self._log.warning("put back what another process had taken away", what=each, all=len(found))
-        if found:
-            self._metrics.drifted.inc(len(found))
-            self._metrics.repairs.inc()
 
     async def _due(self) -> bool:
         kernel, ago = self._reconciler.kernel, time.monotonic() - self._last

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from operator import attrgetter
+from pathlib import Path
 
 from msgspec.structs import replace
 
@@ -186,6 +187,10 @@ class EbpfPlane(Plane):
         for hook in (*self._packet_hooks, *self._connect_hooks):
             found += hook.mend()
         return found
+
+    def directories(self) -> Collection[Path]:
+        """See planes.base.Plane.directories."""
+        return self.pins.directories(layout_version(self.sizes)) if self.loaded else ()
 
     def prepare_load(self) -> None:
         """See planes.base.Plane.prepare_load. Over an earlier process's maps there is nothing to do."""

@@ -165,6 +165,11 @@ class PinDirectory:
         path.mkdir(exist_ok=True)
         return path
 
+    def directories(self, version: str) -> list[Path]:
+        """Return the directories of links and of one layout version's maps, as far as there are any pins."""
+        path = self.path
+        return [path / "links", path / f"{_MAPS}{version}"] if path else []
+
     def pinned_maps(self, version: str) -> set[str]:
         """Return the names of the pins of one layout version's maps."""
         path = self.path

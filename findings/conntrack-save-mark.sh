@@ -16,7 +16,7 @@
 # Exit 0: as described; 1: something has changed.
 set -eu -o pipefail
 space=finding-save-$$ folder=$(mktemp -d)
-trap 'ip netns del "$space"; rm -rf -- "$folder"' EXIT
+trap 'rm -rf -- "$folder"; ip netns del "$space"' EXIT
 ip netns add "$space"
 tracked() { ip netns exec "$space" conntrack "$@" 2>"$folder/said" || { cat "$folder/said" >&2; return 1; }; }
 # The original direction's addresses and ports, zone and mark of the one entry.

@@ -24,7 +24,7 @@
 # Exit 0: as described; 1: something has changed.
 set -eu -o pipefail
 space=finding-nexthop-$$ folder=$(mktemp -d)
-trap 'ip netns del "$space"; rm -rf -- "$folder"' EXIT
+trap 'rm -rf -- "$folder"; ip netns del "$space"' EXIT
 ip netns add "$space"
 ip -n "$space" link add v0 type veth peer name v1
 ip -n "$space" link set v1 up

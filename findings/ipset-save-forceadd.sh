@@ -20,7 +20,7 @@
 # Exit 0: as described; 1: something has changed.
 set -eu -o pipefail
 space=finding-forceadd-$$ folder=$(mktemp -d)
-trap 'ip netns del "$space" 2>/dev/null; rm -rf -- "$folder"' EXIT
+trap 'rm -rf -- "$folder"; ip netns del "$space" 2>/dev/null' EXIT
 mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial"
 # Packages into the folder, by the lists of the system, or by new ones of its own.
 download() {

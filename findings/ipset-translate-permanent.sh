@@ -19,7 +19,7 @@
 # Exit 0: as described; 1: something has changed.
 set -eu -o pipefail
 space=finding-ipset-$$ folder=$(mktemp -d)
-trap 'ip netns del "$space" 2>/dev/null; rm -rf -- "$folder"' EXIT
+trap 'rm -rf -- "$folder"; ip netns del "$space" 2>/dev/null' EXIT
 cd "$folder"
 apt-get download -qq ipset=7.17-1 libipset13=7.17-1 2>/dev/null
 for package in ./*.deb; do dpkg-deb --extract "$package" tools; done

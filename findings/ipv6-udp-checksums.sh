@@ -20,7 +20,7 @@
 # Exit 0: as described; 1: something has changed.
 set -eu -o pipefail
 space=finding-udp6sum-$$ folder=$(mktemp -d)
-trap 'ip netns del "$space" 2>/dev/null; rm -rf -- "$folder"' EXIT
+trap 'rm -rf -- "$folder"; ip netns del "$space" 2>/dev/null' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --quiet --disable-pip-version-check --no-compile scapy==2.8.0 dpkt==1.9.8 \
     pypacker==5.4

@@ -24,7 +24,7 @@
 # Exit 0: as described; 1: something has changed.
 set -eu -o pipefail
 space=finding-json-$$ folder=$(mktemp -d)
-trap 'ip netns del "$space"; rm -rf -- "$folder"' EXIT
+trap 'rm -rf -- "$folder"; ip netns del "$space"' EXIT
 ip netns add "$space"
 inside() { ip netns exec "$space" "$@"; }
 # List a ruleset, load the listing into an empty namespace, and tell what has become of it.

@@ -18,7 +18,7 @@
 # Exit 0: as described; 1: something has changed.
 set -eu -o pipefail
 space=finding-optimize-$$ folder=$(mktemp -d)
-trap 'ip netns del "$space"; rm -rf -- "$folder"' EXIT
+trap 'rm -rf -- "$folder"; ip netns del "$space"' EXIT
 ip netns add "$space"
 ip -n "$space" link set lo up
 inside() { ip netns exec "$space" "$@"; }

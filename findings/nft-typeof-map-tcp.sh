@@ -20,7 +20,7 @@
 # Exit 0: as described; 1: something has changed.
 set -eu -o pipefail
 space=finding-typeof-$$ folder=$(mktemp -d)
-trap 'ip netns del "$space"; rm -rf -- "$folder"' EXIT
+trap 'rm -rf -- "$folder"; ip netns del "$space"' EXIT
 ip netns add "$space"
 ip -n "$space" link set lo up
 ip -n "$space" route add 192.0.2.0/24 dev lo src 127.0.0.1

@@ -20,7 +20,7 @@
 # Exit 0: as described; 1: something has changed.
 set -eu -o pipefail
 first=finding-nstat-1-$$ second=finding-nstat-2-$$ folder=$(mktemp -d)
-trap 'ip netns del "$first"; ip netns del "$second" 2>/dev/null; rm -rf -- "$folder"' EXIT
+trap 'rm -rf -- "$folder"; ip netns del "$first"; ip netns del "$second" 2>/dev/null' EXIT
 # As many datagrams as asked for, received over the loopback of a new namespace.
 fill() {
     ip netns add "$1"

@@ -21,7 +21,7 @@
 # Exit 0: as described; 1: something has changed.
 set -eu -o pipefail
 space=finding-renewed-$$ other=finding-renewed-2-$$ folder=$(mktemp -d)
-trap 'ip netns del "$space" 2>/dev/null; ip netns del "$other" 2>/dev/null; rm -rf -- "$folder"' EXIT
+trap 'rm -rf -- "$folder"; ip netns del "$space" 2>/dev/null || true; ip netns del "$other" 2>/dev/null' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --quiet --disable-pip-version-check --no-compile psutil==7.2.2
 for name in "$space" "$other"; do

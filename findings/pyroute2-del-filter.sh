@@ -16,7 +16,7 @@
 # Exit 0: as described; 1: something has changed.
 set -eu -o pipefail
 space=finding-filter-$$ folder=$(mktemp -d)
-trap 'ip netns del "$space" 2>/dev/null; rm -rf -- "$folder"' EXIT
+trap 'rm -rf -- "$folder"; ip netns del "$space" 2>/dev/null' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check pyroute2==0.9.7
 ip netns add "$space"

@@ -61,7 +61,7 @@ def test_where_nothing_is_loaded_but_a_lab_is_up_its_nodes_may_be_asked(
         ("exec", "node1", "--", "true"),
         ("call", "client", "node1:80"),
         ("apply", "-f", "examples"),
-        ("ui", "--listen", "127.0.0.1:0"),
+        ("ui", "--listen", "127.0.0.1:8099"),
     ],
     ids=lambda words: words[0],
 )

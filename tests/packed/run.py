@@ -81,6 +81,7 @@ def measure(top: Path) -> str:
 
 def interrupt(top: Path) -> None:
     """A run that is interrupted takes its lab and its mounts with it. Raises AssertionError."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts with & ignore it
     command = [str(top / "run"), *RUN, "1", "--modes", "nftables", "--rounds", "1000", "--overwrite"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     journal = top / "results.json.journal"

@@ -54,6 +54,7 @@ class _Step(msgspec.Struct, array_like=True):
     large: tuple[_Large, ...] = ()
     tunnel_peers: frozenset[str] | None = None
     tunnel_formats: dict[str, Dispatch] | None = None
+    tunnel_moves: dict[str, str] | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -85,6 +86,7 @@ class Journal:
                 tuple(_large(entry.old, entry.new) for entry in large.values() if entry.old and entry.new),
                 change.tunnel_peers,
                 change.tunnel_formats,
+                change.tunnel_moves,
             )
         )
         record = len(body).to_bytes(_LENGTH, "little") + body
@@ -180,6 +182,8 @@ def _apply(plan: Plan, step: _Step) -> None:
         plan.tunnel_peers = step.tunnel_peers
     if step.tunnel_formats is not None:
         plan.tunnel_formats = step.tunnel_formats
+    if step.tunnel_moves is not None:
+        plan.tunnel_moves = step.tunnel_moves
 
 
 def drop(base: Path, before: int | None = None) -> None:

@@ -50,6 +50,7 @@ class Saved(msgspec.Struct, frozen=True):
     connect_off: tuple[OffPod, ...] = ()
     tunnel_peers: frozenset[str] = frozenset()
     tunnel_formats: dict[str, Dispatch] = msgspec.field(default_factory=dict)
+    tunnel_moves: dict[str, str] = msgspec.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -73,6 +74,7 @@ class Saved(msgspec.Struct, frozen=True):
             tuple(plan.connect_off.values()),
             plan.tunnel_peers,
             plan.tunnel_formats,
+            plan.tunnel_moves,
         )
 
     def plan(self) -> Plan:
@@ -85,6 +87,7 @@ class Saved(msgspec.Struct, frozen=True):
             connect_off={(pod.namespace, pod.name): pod for pod in self.connect_off},
             tunnel_peers=self.tunnel_peers,
             tunnel_formats=self.tunnel_formats,
+            tunnel_moves=self.tunnel_moves,
         )
 
 

@@ -26,6 +26,7 @@ CHANGED: dict[str, Any] = {
     "connect_off": {("default", "pod"): POD},
     "tunnel_peers": frozenset({"192.0.2.2"}),
     "tunnel_formats": {"192.0.2.2": Dispatch.GENEVE},
+    "tunnel_moves": {"192.0.2.1": "192.0.2.2"},
 }
 CHECKS = {("default", "web"): HealthCheck("default", "web", 30000, 1)}
 EACH = pytest.mark.parametrize("name", SETTINGS)

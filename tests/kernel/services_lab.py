@@ -1,6 +1,7 @@
 """A lab of two nodes that forward to each other's endpoints, by Services as an API server has them. Node 1 has tc and
 XDP, node 2 tc alone."""
 
+import itertools
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,7 @@ SOURCES = {
     Family.IPV6: [f"fd00:198:51:100::{number}" for number in range(30, 42)],
 }
 """More addresses of the outside client."""
+_ports = itertools.cycle(range(10000, 30000))
 
 
 def web(mode: str, **fields: object) -> Service:
@@ -102,14 +104,14 @@ class ServicesLab:
         source: str = "",
         options: Sequence[tuple[int, int, bytes]] = (),
     ) -> socket.socket:
-        """A socket of the outside client, connected, to the load-balancer IP if nothing else is said."""
+        """A socket of the outside client, connected, to the load-balancer IP if nothing else is said. From a port that
+        none came from before: of one chosen at random, programs or connection tracking may still know a flow."""
         with netns(self.lab.client.netns):
             sock = socket.socket(family.socket_family, kind)
         sock.settimeout(60)
         for option in options:
             sock.setsockopt(*option)
-        if source:
-            sock.bind((source, 0))
+        sock.bind((source, next(_ports)))
         sock.connect(to or (EXTERNAL[family], 80))
         return sock
 

@@ -155,8 +155,9 @@ def test_several_at_once(rig: Rig, name: str) -> None:
     for seconds in (0.1, 1.0, 10.0):  # where others have the processor it may take longer
         found = watcher.closed_loop(scenario.operation, (rig.pod("direct"), 9000), 16, seconds)
         took = [took for _, took in found[scenario.operation]]
-        if len(took) > 100:
+        share = sum(took) / 1e9 / (16 * found["seconds"])
+        if len(took) > 100 and share > 0.5:
             break
     assert len(took) > 100
     assert min(took) > 0
-    assert 0.5 < sum(took) / 1e9 / (16 * found["seconds"]) < 1.1  # sixteen were under way all the time
+    assert 0.5 < share < 1.1  # sixteen were under way all the time

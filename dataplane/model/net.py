@@ -16,7 +16,7 @@ AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_MAPPED = b"\0" * 10 + b"\xff\xff"
+MAPPED = b"\0" * 10 + b"\xff\xff"
 _LEADING_ZEROS = re.compile(r"(?<![0-9A-Fa-f])0+(?=[0-9A-Fa-f])")
 
 
@@ -59,7 +59,7 @@ def canonical_address(text: str) -> str:
     try:
         if ":" in text:
             packed_address = socket.inet_pton(socket.AF_INET6, text)
-            if packed_address.startswith(_MAPPED):
+            if packed_address.startswith(MAPPED):
                 raise ValueError(f"IPv4-mapped IPv6 address {text!r}; write it as IPv4")
             return socket.inet_ntop(socket.AF_INET6, packed_address)
         return socket.inet_ntop(socket.AF_INET, socket.inet_pton(socket.AF_INET, text))
@@ -81,8 +81,8 @@ def stored_address(text: str) -> str:
             packed_address = socket.inet_pton(socket.AF_INET6, plain) if ":" in plain else b""
         except (OSError, UnicodeEncodeError):
             packed_address = b""
-        if packed_address.startswith(_MAPPED):
-            return socket.inet_ntop(socket.AF_INET, packed_address[len(_MAPPED) :])
+        if packed_address.startswith(MAPPED):
+            return socket.inet_ntop(socket.AF_INET, packed_address[len(MAPPED) :])
         return canonical_address(plain)
 
 
@@ -94,6 +94,11 @@ def family_of(address: str) -> Family:
 def packed(address: str) -> bytes:
     """Return the address in network byte order, 4 or 16 bytes."""
     return socket.inet_pton(AF_INET6 if ":" in address else AF_INET, address)
+
+
+def mapped(address: str) -> bytes:
+    """Return the address in network byte order, 16 bytes; IPv4 is mapped (RFC 4291, 2.5.5.2)."""
+    return socket.inet_pton(AF_INET6, address) if ":" in address else MAPPED + socket.inet_pton(AF_INET, address)
 
 
 @lru_cache(maxsize=4096)

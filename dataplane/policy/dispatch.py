@@ -5,24 +5,23 @@ cannot tell some endpoints of a node apart.
 """
 
 from collections.abc import Iterable, Mapping
-from socket import htons, inet_pton
+from socket import htons
 
 from dataplane.model.forwarding import Dispatch
-from dataplane.model.net import AF_INET, AF_INET6
+from dataplane.model.net import mapped
 from dataplane.policy.endpoints import Backend
 
 SHORT_NAME = 0x1FFF
 """Mask of the bits of a digest that IP in IP carries: SHORT_NAME of bpf/consts.h."""
 
 _MIX, _MIX_2, _MIX_3 = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9  # as in bpf/lookup.h
-_MAPPED = b"\0" * 10 + b"\xff\xff"
 _64 = (1 << 64) - 1
 
 
 def endpoint_digest(address: str, port: int, protocol: int) -> int:
     """Return the name of an endpoint in a forwarded packet. The same as bpf/tunnel.h, endpoint_digest(): nodes must
     agree on it, whatever their versions."""
-    raw = inet_pton(AF_INET6, address) if ":" in address else _MAPPED + inet_pton(AF_INET, address)
+    raw = mapped(address)
     first, second = int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
     mixed = (first * _MIX_3 ^ second) * _MIX & _64
     mixed ^= mixed >> 32

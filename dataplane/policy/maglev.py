@@ -14,16 +14,14 @@ from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from socket import inet_pton
 from typing import NamedTuple
 
-from dataplane.model.net import AF_INET, AF_INET6
+from dataplane.model.net import mapped
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.weights import places
 
 _MASK = 0xFFFFFFFFFFFFFFFF
 _MIX, _MIX_2, _MIX_3 = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9  # as in bpf/lookup.h
-_MAPPED = b"\0" * 10 + b"\xff\xff"
 _EMPTY = 0xFFFFFFFF
 _TUPLE = struct.Struct("<5Q")
 
@@ -54,18 +52,11 @@ def seed_of(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _packed(address: str) -> bytes:
-    """16 bytes in network order, IPv4 mapped (::ffff:a.b.c.d)."""
-    if ":" in address:
-        return inet_pton(AF_INET6, address)
-    return _MAPPED + inet_pton(AF_INET, address)
-
-
 def turns(backends: Sequence[Backend], hashing: Hashing) -> Turns:
     """Return who takes slots of a table, in which order. backends: without duplicates, in any order."""
     key = hashing.seed.to_bytes(8, "little")
     digests = [
-        int.from_bytes(blake2b(_packed(b.address) + b.port.to_bytes(2), digest_size=8, key=key).digest(), "little")
+        int.from_bytes(blake2b(mapped(b.address) + b.port.to_bytes(2), digest_size=8, key=key).digest(), "little")
         for b in backends
     ]
     order = sorted(range(len(backends)), key=lambda at: (digests[at], backends[at]))
@@ -121,10 +112,10 @@ def flow_hash(
     source, destination, ports: as they arrive, before translation. by_client: session affinity, only the source's
     address counts.
     """
-    rest = _packed(destination) + struct.pack("!HHBxxx", *ports, protocol)
+    rest = mapped(destination) + struct.pack("!HHBxxx", *ports, protocol)
     if by_client:
         rest = bytes(len(rest))
-    source_high, source_low, high, low, ports_and_protocol = _TUPLE.unpack(_packed(source) + rest)
+    source_high, source_low, high, low, ports_and_protocol = _TUPLE.unpack(mapped(source) + rest)
     value = seed
     for word in (source_high * _MIX_3 ^ source_low, high * _MIX_3 ^ low, ports_and_protocol):
         value = ((value ^ word) * _MIX) & _MASK

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from dataplane.bench.figures.analyse import analyse
-from dataplane.bench.figures.results import Journal, ResultsError, journal_path, read, read_journal, write
+from dataplane.bench.figures.results import Journal, Results, ResultsError, journal_path, read, read_journal, write
 from tests.unit.bench_runs import made_up
 
 
@@ -26,23 +26,23 @@ def test_a_journal_says_what_the_run_had_so_far(tmp_path: Path) -> None:
     assert read_journal(journal_path(path)).cells == run.cells[:6]
 
 
-def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:
-    run = made_up(services=(1,), rounds=2)
-    path = tmp_path / "r.json.journal"
+def cut_off(directory: Path) -> tuple[Results, Path]:
+    """A run, and a journal of its first three cells whose last line a crash cut off."""
+    run, path = made_up(services=(1,), rounds=2), directory / "r.json.journal"
     with Journal(path, run, append=False) as journal:
         for cell in run.cells[:3]:
             journal.add(cell)
     path.write_bytes(path.read_bytes()[:-20])
+    return run, path
+
+
+def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:
+    run, path = cut_off(tmp_path)
     assert read_journal(path).cells == run.cells[:2]
 
 
 def test_a_run_goes_on_behind_a_line_that_was_cut_off(tmp_path: Path) -> None:
-    run = made_up(services=(1,), rounds=2)
-    path = tmp_path / "r.json.journal"
-    with Journal(path, run, append=False) as journal:
-        for cell in run.cells[:3]:
-            journal.add(cell)
-    path.write_bytes(path.read_bytes()[:-20])
+    run, path = cut_off(tmp_path)
     with Journal(path, run, append=True) as journal:
         for cell in run.cells[3:5]:
             journal.add(cell)

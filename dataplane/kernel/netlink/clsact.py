@@ -105,7 +105,7 @@ def devices() -> frozenset[int]:
 def lost(wanted: Mapping[int, Collection[bool]]) -> list[tuple[int, bool]]:
     """Return those sides of devices that lack our filter. wanted: by ifindex the sides to look at, True for egress."""
     with IPRoute() as netlink:
-        marked = {q["index"] for q in netlink.get_qdiscs() if q.get_attr("TCA_KIND") == "clsact"}
+        marked = _with_qdisc(netlink)
         return [
             (index, egress)
             for index, sides in wanted.items()

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from dataplane.model.net import AF_INET, AF_INET6, Family, Protocol
+from dataplane.model.net import AF_INET, Family, Protocol, mapped
+from dataplane.model.net import MAPPED as MAPPED
 from dataplane.plan.types import EXTERNAL, EntryKey, Frontend, FrontendKey, FrontendKind, PlanEntry, SourceRanges
 from dataplane.planes.ebpf.maps.layout import constant, fields_of, record
 from dataplane.policy.forwarding import Forwarding
@@ -30,7 +31,6 @@ SERVICE = record(
 )
 RANGE_KEY = record("range_key", "prefix_length", "range_set", "address")
 PREFIX_KEY = record("prefix_key", "prefix_length", "address")
-MAPPED = b"\0" * 10 + b"\xff\xff"
 _ADDRESS_SIZE = fields_of("backend")["port"]
 _UNSPECIFIED = {Family.IPV4: MAPPED + b"\0" * 4, Family.IPV6: b"\0" * 16}
 _IPV4_MAPPED_BITS = constant("IPV4_MAPPED_BITS")
@@ -95,9 +95,8 @@ class Sets(msgspec.Struct, frozen=True, gc=False):
         return Sets(self.cluster_base, self.cluster_count, *run)
 
 
-def address_bytes(text: str) -> bytes:
-    """16 bytes; IPv4 is mapped."""
-    return inet_pton(AF_INET6, text) if ":" in text else MAPPED + inet_pton(AF_INET, text)
+address_bytes = mapped
+"""16 bytes; IPv4 is mapped."""
 
 
 def address_text(raw: bytes) -> str:

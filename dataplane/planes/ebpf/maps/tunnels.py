@@ -67,7 +67,7 @@ class Tunnels:
             number = self._next()
             if number:
                 self._note(address, number)
-                self._write(address)
+                self._write(number, address)
         return number
 
     def _next(self) -> int:
@@ -79,14 +79,14 @@ class Tunnels:
         number = self._plain.get(address) or self._next()
         if number and address not in self._plain:
             self._plain[address], self._texts[number] = number, address
-            record = _TUNNEL.pack(address_bytes(address), _FORMATS[Dispatch.VXLAN], 1)
-            self._maps.put("tunnels", number.to_bytes(_WORD, "little"), record)
+            self._write(number, address, always=True)
         return number
 
-    def _write(self, address: str) -> None:
-        form = _FORMATS[self._formats.get(address, Dispatch.VXLAN)]
-        key = self._numbers[address].to_bytes(_WORD, "little")
-        self._maps.put("tunnels", key, _TUNNEL.pack(address_bytes(address), form, 0))
+    def _write(self, number: int, address: str, *, always: bool = False) -> None:
+        """Have a number lead to an address. always: in VXLAN, whatever the node's format is."""
+        dispatch = Dispatch.VXLAN if always else self._formats.get(address, Dispatch.VXLAN)
+        record = _TUNNEL.pack(address_bytes(address), _FORMATS[dispatch], always)
+        self._maps.put("tunnels", number.to_bytes(_WORD, "little"), record)
 
     def _note(self, address: str, number: int) -> None:
         self._numbers[address], self._texts[number] = number, address
@@ -95,15 +95,13 @@ class Tunnels:
         """Send packets of flows to nodes that have another address now to that one: what had the number of the one has
         that of the other. moves: see Plan.tunnel_moves; those that are known already change nothing."""
         for old, new in moves.items():
-            for numbers, always in ((self._numbers, 0), (self._plain, 1)):
+            for numbers, always in ((self._numbers, False), (self._plain, True)):
                 number = numbers.pop(old, None)
                 if number is None:
                     continue
                 self._texts[number] = new
                 numbers.setdefault(new, number)
-                form = _FORMATS[Dispatch.VXLAN if always else self._formats.get(new, Dispatch.VXLAN)]
-                record = _TUNNEL.pack(address_bytes(new), form, always)
-                self._maps.put("tunnels", number.to_bytes(_WORD, "little"), record)
+                self._write(number, new, always=always)
 
     def text(self, number: int) -> str:
         """Return the address of a number, "" for 0."""
@@ -113,12 +111,11 @@ class Tunnels:
         """Return the numbers of an entry's backends, None where nothing is forwarded."""
         if not entry.tunnels or self.closed:
             return None
-        pairs = zip(entry.cluster, entry.tunnels, strict=True)
+        pairs = list(zip(entry.cluster, entry.tunnels, strict=True))
         found = {(backend.address, backend.port): self.number(address) for backend, address in pairs if address}
-        plain = alike(zip(entry.cluster, entry.tunnels, strict=True), self._formats, entry.key.protocol)
+        plain = alike(pairs, self._formats, entry.key.protocol)
         if not plain:
             return found
-        pairs = zip(entry.cluster, entry.tunnels, strict=True)
         return found | {each: self._plain_number(to) for b, to in pairs if (each := (b.address, b.port)) in plain}
 
     def use(self, formats: Mapping[str, Dispatch]) -> bool:
@@ -128,7 +125,7 @@ class Tunnels:
         before, self._formats = self._formats, dict(formats)
         for address in {*before, *formats} & self._numbers.keys():
             if before.get(address, Dispatch.VXLAN) is not formats.get(address, Dispatch.VXLAN):
-                self._write(address)
+                self._write(self._numbers[address], address)
         return _short(before) != _short(self._formats)
 
     def accept(self, peers: Collection[str]) -> None:

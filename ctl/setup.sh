@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up the environment of this checkout on Debian 12: the Debian packages of system-packages.txt, a virtual
-# environment of the system's own python3, the Python packages of pyproject.toml.
+# environment of the system's own python3, the Python packages of pyproject.toml in the versions of constraints.txt.
 #
 #   setup.sh run     what the hotplane command needs
 #   setup.sh test    that and what the tests need
@@ -10,7 +10,7 @@
 set -u -o pipefail
 export LC_ALL=C.UTF-8
 
-what=${1:?run or test}
+what=${1:-}
 root=$(readlink -f -- "${BASH_SOURCE[0]}") && root=${root%/ctl/setup.sh} || exit 1
 venv=$root/.venv
 python=/usr/bin/python3 # by full path: bcc and nftables belong to it, another python3 may stand before it in PATH
@@ -22,6 +22,11 @@ die() {
     exit 1
 }
 
+case $what in
+    run | test) ;;
+    *) die "'$what' is not known: setup.sh run, or setup.sh test" ;;
+esac
+
 # One set-up at a time; the others wait here and then find it done. The lock is on the folder itself, so that no
 # lock file is left, and is not handed to children (-o): a service that apt starts must not keep it.
 if [[ ${2:-} != locked ]]; then
@@ -29,7 +34,7 @@ if [[ ${2:-} != locked ]]; then
     exec flock -o -- "$root" bash -- "${BASH_SOURCE[0]}" "$what" locked
 fi
 
-key=$(cat -- "$root/pyproject.toml" "$root/system-packages.txt" <(printf '%s' "$root") | sha256sum) || exit 1
+key=$(cat -- "$root/pyproject.toml" "$root/constraints.txt" "$root/system-packages.txt" <(printf '%s' "$root") | sha256sum) || exit 1
 key=${key%% *}
 
 stamped() { [[ -r $venv/.stamp-$1 && $(<"$venv/.stamp-$1") == "$key" ]]; }
@@ -112,7 +117,8 @@ make_environment() {
     mapfile -t requirements <<<"$requirements"
     say "installing Python packages"
     try "pip install failed (its last lines stand above); the first use needs a network" \
-        "${online[@]}" "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input "${requirements[@]}"
+        "${online[@]}" "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
+        --constraint "$root/constraints.txt" "${requirements[@]}"
     site=$("$venv/bin/python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))') || exit 1
     printf '%s\n' "$root" >"$site/hotplane.pth"
 }

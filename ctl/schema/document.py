@@ -46,7 +46,7 @@ def schema(view: View) -> dict[str, Any]:
         _add_version(definition)
     items, *instead = references
     whole: Any = {"type": "array", "items": items} if view.form is Form.LIST else items
-    document = {
+    document: dict[str, Any] = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:hotplane:{API_VERSION.rpartition('/')[2]}:{view.name}",
         "title": f"hotplane {view.command} -o json",
@@ -54,7 +54,23 @@ def schema(view: View) -> dict[str, Any]:
         **({"anyOf": [whole, *instead]} if instead else whole),
         "$defs": dict(sorted(definitions.items())),
     }
-    return _finite(document) if view.name.startswith("bench") else document
+    flowing: dict[str, Any] = _flowing(_finite(document) if view.name.startswith("bench") else document)
+    return flowing
+
+
+def _flowing(value: Any) -> Any:
+    """Descriptions without the line breaks and indentation of docstrings, of which releases of msgspec keep more or
+    less."""
+    if isinstance(value, dict):
+        return {
+            name: _words(part) if name == "description" and isinstance(part, str) else _flowing(part)
+            for name, part in value.items()
+        }
+    return [_flowing(part) for part in value] if isinstance(value, list) else value
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _add_version(definition: dict[str, Any]) -> None:
@@ -128,7 +144,7 @@ def page() -> str:
 
 
 def _sentence(definition: Mapping[str, Any]) -> str:
-    return " ".join(str(definition.get("description", "")).split())
+    return _words(str(definition.get("description", "")))
 
 
 def write(folder: Path, page_file: Path) -> None:

@@ -34,7 +34,7 @@ PACKAGES = (
     "procps",
 )  # fmt: skip
 """Beside what a minimal Debian has."""
-SOURCES = ("ctl", "dataplane", "bpf", "hotplane", "pyproject.toml", "system-packages.txt")
+SOURCES = ("ctl", "dataplane", "bpf", "hotplane", "pyproject.toml", "constraints.txt", "system-packages.txt")
 _UNREAD = ("usr/share/man/*", "usr/share/doc/*", "usr/share/info/*", "usr/share/locale/*")
 UNNEEDED = (
     # what packages are fetched and set up with, and what that left
@@ -70,9 +70,6 @@ def needs(output: Path) -> None:
     """Look at everything that can be known before the work begins. Raises PackError."""
     if os.geteuid() != 0:
         raise PackError("hotplane bench pack: needs root, to make a file system and to try it")
-    for tool, package in (("mmdebstrap", "mmdebstrap"), ("xz", "xz-utils"), ("tar", "tar"), ("unshare", "util-linux")):
-        if shutil.which(tool) is None:
-            raise PackError(f"hotplane bench pack: {tool} is missing: apt-get install {package}")
     if not (ROOT / "bpf").is_dir() or not (ROOT / "pyproject.toml").exists():
         raise PackError(f"hotplane bench pack: {ROOT} is no checkout: the archive is made of one")
     if output.is_dir():
@@ -84,6 +81,9 @@ def needs(output: Path) -> None:
             pass
     except OSError as error:
         raise PackError(f"{output}: cannot be written: {error.strerror}") from error
+    for tool, package in (("mmdebstrap", "mmdebstrap"), ("xz", "xz-utils"), ("tar", "tar"), ("unshare", "util-linux")):
+        if shutil.which(tool) is None:
+            raise PackError(f"hotplane bench pack: {tool} is missing: apt-get install {package}")
     if load_tool().kind != "c":
         raise PackError("hotplane bench pack: the load generator needs a compiler: apt-get install gcc libc6-dev")
 
@@ -190,6 +190,7 @@ def _environment(home: Path) -> None:
     (home / ".venv/pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = true\n")
     (site / "hotplane.pth").write_text(f"/{HOME}\n")
     options = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-compile", "--target", str(site)]
+    options += ["--constraint", str(ROOT / "constraints.txt")]
     _run(
         [*_online(), sys.executable, "-m", "pip", "install", *options, *requirements()],
         "pip does not install the Python packages; its words are above",

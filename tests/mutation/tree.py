@@ -44,8 +44,8 @@ def _make_environment(tree: Path) -> None:
     site = venv / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
     (site / "hotplane.pth").write_text(f"{tree}\n{sysconfig.get_path('purelib')}\n", encoding="utf-8")
     key = hashlib.sha256()
-    for part in ((tree / "pyproject.toml").read_bytes(), (tree / "system-packages.txt").read_bytes()):
-        key.update(part)
+    for name in ("pyproject.toml", "constraints.txt", "system-packages.txt"):
+        key.update((tree / name).read_bytes())
     key.update(str(tree).encode())
     for what in ("run", "test"):
         (venv / f".stamp-{what}").write_text(f"{key.hexdigest()}\n", encoding="ascii")

@@ -14,7 +14,7 @@ from tests.vm.results import kernel_troubles
 _SECONDS = 3600.0
 _JOB = f"""\
 ln -sfn {VENV} .venv
-key=$(cat pyproject.toml system-packages.txt <(printf /opt/hotplane) | sha256sum)
+key=$(cat pyproject.toml constraints.txt system-packages.txt <(printf /opt/hotplane) | sha256sum)
 echo "${{key%% *}}" >.venv/.stamp-run
 {VENV}/bin/python -m compileall -q ctl dataplane tests
 systemctl is-system-running --wait

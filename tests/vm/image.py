@@ -17,6 +17,7 @@ CHECKOUT, VENV = "/opt/hotplane", "/opt/venv"
 _MORE = ("busybox-static", "kmod", "procps", "ethtool", "mount", "systemd-sysv", "udev", "dbus")
 _NOT_INSIDE = {"gcc", "clang-format", "shellcheck", "vagrant", "vagrant-libvirt", "iperf3"}
 _NO_TOOLS = {"mypy", "ruff", "types-PyYAML"}
+_CONSTRAINTS = ROOT / "constraints.txt"
 _SIZE = "2G"
 
 
@@ -39,7 +40,7 @@ def base_image() -> Path:
     """The disk's path; made at first use (2 minutes), and again when the lists of packages have changed."""
     packages = _packages()
     digest = hashlib.sha256(Path(__file__).read_bytes() + (ROOT / "pyproject.toml").read_bytes())
-    digest.update(" ".join(packages).encode())
+    digest.update(_CONSTRAINTS.read_bytes() + " ".join(packages).encode())
     disk = CACHE / f"base-{digest.hexdigest()[:16]}.ext4"
     if disk.exists():
         return disk
@@ -73,7 +74,7 @@ def _environment(system: Path) -> None:
     wheels = system / "wheels"
     requirements = _requirements()
     download = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check", "--dest", str(wheels)]
-    subprocess.run([*download, *requirements], check=True)
+    subprocess.run([*download, "--constraint", str(_CONSTRAINTS), *requirements], check=True)
     inside = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "chroot", str(system)]
     subprocess.run([*inside, "python3", "-m", "venv", "--system-site-packages", VENV], check=True)
     install = [f"{VENV}/bin/python", "-m", "pip", "install", "-qq", "--no-index", "--find-links", "/wheels"]

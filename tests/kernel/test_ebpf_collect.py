@@ -7,6 +7,7 @@ from socket import htons
 
 import pytest
 
+from dataplane.kernel.ebpf.map_elements import MapElements
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange
 from dataplane.planes.answers import Round
@@ -19,6 +20,7 @@ from dataplane.planes.ebpf.flows.entries import (
     SNAT,
     TRANSLATION,
     Lifetimes,
+    flow_flags,
     flow_key,
     setting,
 )
@@ -178,6 +180,50 @@ def test_a_full_map_is_told_by_its_name(maps: MapSet) -> None:
         f"map udp_flows was full (0 of {SIZES.udp_flows} entries after collecting): "
         "7 newcomers were left to the slow path, which serves them"
     ]
+
+
+def use_once_read(monkeypatch: pytest.MonkeyPatch, maps: MapSet, name: str, kind: str, key: bytes) -> None:
+    """Let a packet use an entry right after the collector has read it. kind: the struct of its value."""
+    look_up = MapElements.get
+
+    def get(self: MapElements, asked: bytes) -> bytes | None:
+        value = look_up(self, asked)
+        if value is not None and asked == key:
+            fresh = bytearray(value)
+            struct.pack_into("=q", fresh, fields_of(kind)["last_ns"], time.monotonic_ns())
+            maps.put(name, key, bytes(fresh))
+        return value
+
+    monkeypatch.setattr(MapElements, "get", get)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_what_is_used_while_it_is_collected_stays(maps: MapSet, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = Tables(maps)
+    tables.apply([EntryChange(None, entry("s", [REMOTE], ip="10.96.0.1", affinity=60, family=Family.IPV4))])
+    [installed] = tables.installed.values()
+    value = bytearray(maps.specs[name].value_size)
+    struct.pack_into("=q", value, fields_of(SINGLE[name])["last_ns"], time.monotonic_ns() - 500 * 10**9)
+    key = (9).to_bytes(maps.specs[name].key_size, "big")
+    if name == "affinity":
+        key = AFFINITY_KEY.pack((9).to_bytes(16, "big"), installed.service)
+    maps.put(name, key, bytes(value))
+    use_once_read(monkeypatch, maps, name, SINGLE[name], key)
+    assert found(sweep(maps), name) == (1, 0)
+    assert maps.get(name, key) not in (None, bytes(value))
+
+
+@pytest.mark.parametrize("protocol", [6, 17])
+@pytest.mark.parametrize("replies", [False, True], ids=["client", "backend"])
+def test_a_flow_that_is_used_while_it_is_collected_stays_whole(
+    maps: MapSet, protocol: int, replies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [table] = [name for name, number in FLOW_TABLES.items() if number == protocol]
+    put_flow(maps, 1000, protocol, 0, (500, 500))
+    keys = {bool(flow_flags(value) & REPLY): key for key, value in maps.items(table)}
+    use_once_read(monkeypatch, maps, table, "translation", keys[replies])
+    assert found(sweep(maps), table) == (2, 0)
+    assert {key for key, _ in maps.items(table)} == set(keys.values())
 
 
 def test_sweeping_leaves_time_to_others(maps: MapSet) -> None:

@@ -19,9 +19,9 @@ _ffi.cdef("long syscall(long number, ...);")
 _libc: Any = _ffi.dlopen(None)
 
 _SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
-_SYS_BPF = _SYSCALL_NUMBERS.get(os.uname().machine, -1)  # -1: ENOSYS
+SYSTEM_CALL = _SYSCALL_NUMBERS.get(os.uname().machine, -1)  # -1: ENOSYS
+"""Number of bpf(2) on this machine."""
 _ATTR_SIZE = 152
-_ATTR_SIZE_OF_ELEMENT = 32
 _ENOTSUPP = 524
 """The kernel's own number, which libc does not know: no such operation on this kind of map. Tries have batches since
 Linux 5.14."""
@@ -45,6 +45,7 @@ class Command(enum.IntEnum):
     PROG_GET_FD_BY_ID = 13
     OBJ_GET_INFO_BY_FD = 15
     PROG_QUERY = 16
+    MAP_LOOKUP_AND_DELETE = 21
     MAP_LOOKUP_BATCH = 24
     MAP_UPDATE_BATCH = 26
     MAP_DELETE_BATCH = 27
@@ -151,7 +152,7 @@ def _call(command: Command, attr: bytes | bytearray) -> tuple[int, int, Any]:
     buffer = _ffi.new("char[]", _ATTR_SIZE)
     _ffi.memmove(buffer, attr, len(attr))
     size = _ffi.cast("unsigned long", max(len(attr), 8))
-    result = int(_libc.syscall(_SYS_BPF, _ffi.cast("long", command), buffer, size))
+    result = int(_libc.syscall(SYSTEM_CALL, _ffi.cast("long", command), buffer, size))
     return _ffi.errno if result < 0 else 0, result, buffer
 
 
@@ -346,34 +347,6 @@ def map_items(
                 keys[index * key_size : (index + 1) * key_size],
                 values[index * value_size : (index + 1) * value_size],
             )
-
-
-class MapElements:
-    """Look-ups and deletions in one map, with the buffers for the system call made once: about a microsecond each. For
-    one thread."""
-
-    def __init__(self, fd: int, key_size: int, value_size: int) -> None:
-        self._key, self._value = _ffi.new("char[]", key_size), _ffi.new("char[]", value_size)
-        self._key_size, self._buffer = key_size, _ffi.buffer(self._value, value_size)
-        self._look_up = _ffi.new("char[]", _element(fd, self._key, self._value))
-        self._remove = _ffi.new("char[]", _element(fd, self._key, _ffi.NULL))  # a value would be refused
-        self._arguments = (
-            _ffi.cast("long", Command.MAP_LOOKUP),
-            _ffi.cast("long", Command.MAP_DELETE),
-            _ffi.cast("unsigned long", _ATTR_SIZE_OF_ELEMENT),
-        )
-
-    def get(self, key: bytes) -> bytes | None:
-        """The value under a key, or None."""
-        _ffi.memmove(self._key, key, self._key_size)
-        look, _, size = self._arguments
-        return bytes(self._buffer) if _libc.syscall(_SYS_BPF, look, self._look_up, size) == 0 else None
-
-    def delete(self, key: bytes) -> bool:
-        """Delete an element; False when it was not there."""
-        _ffi.memmove(self._key, key, self._key_size)
-        _, delete, size = self._arguments
-        return bool(_libc.syscall(_SYS_BPF, delete, self._remove, size) == 0)
 
 
 def obj_pin(fd: int, path: str) -> None:

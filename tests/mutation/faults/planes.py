@@ -148,11 +148,18 @@ PLANES = (
         ("test_nftables_seats.py",),
     ),
     Mutation(
-        "the collector takes a flow of which one direction lives",
+        "the collector takes a flow of which one direction is used just then",
         "collect.py",
-        "if not self._lifetimes.over(self._protocol, other, now):",
-        "if False:",
-        ("test_ebpf_collect.py::test_both_entries_go_when_neither_direction_is_used",),
+        "belongs(taken, value) and self._over(value, now)",
+        "belongs(taken, value)",
+        ("test_ebpf_collect.py::test_a_flow_that_is_used_while_it_is_collected_stays_whole",),
+    ),
+    Mutation(
+        "what is used while it is collected is lost",
+        "map_elements.py",
+        "if taken is None or over(taken):",
+        "if True:",
+        ("test_ebpf_collect.py::test_what_is_used_while_it_is_collected_stays",),
     ),
     Mutation(
         "the slow path may take the programs' ports",

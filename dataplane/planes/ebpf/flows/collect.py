@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from dataplane.faults import Faults, ignore
-from dataplane.kernel.ebpf.bpf import BpfError, MapElements
+from dataplane.kernel.ebpf.bpf import BpfError
+from dataplane.kernel.ebpf.map_elements import MapElements
 from dataplane.planes.answers import Round
 from dataplane.planes.ebpf.flows.entries import FLOW_TABLES, Lifetimes, belongs, flow_key, other_tuple
 from dataplane.planes.ebpf.maps.layout import constant, fields_of, reason_names, record, size_of
@@ -107,25 +108,33 @@ class _Flows:
 
     def remove(self, key: bytes, now: int) -> int:
         """Remove a flow if both directions expired; returns the number of removed entries. Reads both again, since
-        a packet or a new flow may have arrived meanwhile."""
-        own = self._elements.get(key)
-        if own is None or not self._lifetimes.over(self._protocol, own, now):
+        a packet or a new flow may have arrived meanwhile, and keeps both when one arrives while it removes them."""
+        elements = self._elements
+        own = elements.get(key)
+        if own is None or not self._over(own, now):
             return 0
         second = flow_key(other_tuple(own))
-        other = self._elements.get(second)
-        if other is not None and belongs(own, other):
-            if not self._lifetimes.over(self._protocol, other, now):
-                return 0
-            return self._elements.delete(key) + self._elements.delete(second)
-        return int(self._elements.delete(key))
+        other = elements.get(second)
+        if other is not None and belongs(own, other) and not self._over(other, now):
+            return 0
+        taken = elements.remove_if(key, lambda value: self._over(value, now))
+        if taken is None:
+            return 0
+        if elements.remove_if(second, lambda value: belongs(taken, value) and self._over(value, now)) is not None:
+            return 2
+        other = elements.get(second)
+        if other is not None and belongs(taken, other):  # a packet of this direction came after the look above
+            elements.put_back(key, taken)
+            return 0
+        return 1
+
+    def _over(self, value: bytes, now: int) -> bool:
+        return self._lifetimes.over(self._protocol, value, now)
 
 
 def _single(elements: MapElements, key: bytes, last_at: int, since: int) -> int:
     """Remove one entry unless it was used since a batch was read."""
-    value = elements.get(key)
-    if value is None or _LONG.unpack_from(value, last_at)[0] >= since:
-        return 0
-    return int(elements.delete(key))
+    return int(elements.remove_if(key, lambda value: _LONG.unpack_from(value, last_at)[0] < since) is not None)
 
 
 def _sweep_flows(maps: MapSet, name: str, lifetimes: Lifetimes, pause: Callable[[], None]) -> tuple[int, int]:

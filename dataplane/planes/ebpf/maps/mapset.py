@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.ebpf.bpf import BpfError, MapFlag
+from dataplane.kernel.ebpf.map_elements import MapElements
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.maps.layout import FLOW_MAPS, MapSpec, Sizes, map_specs, size_options, unpack
 from dataplane.planes.ebpf.maps.window import Memory
@@ -74,10 +75,10 @@ class MapSet(Resource):
         spec = self.specs[name]
         return bpf.map_batches(self.fds[name], spec.key_size, spec.value_size, spec.max_entries, chunk)
 
-    def elements(self, name: str) -> bpf.MapElements:
+    def elements(self, name: str) -> MapElements:
         """Return fast access to single elements of a map, for one thread, while this object is open."""
         spec = self.specs[name]
-        return bpf.MapElements(self.fds[name], spec.key_size, spec.value_size)
+        return MapElements(self.fds[name], spec.key_size, spec.value_size)
 
     def per_cpu(self, name: str, index: int) -> list[bytes]:
         """Return the values of all CPUs at one index of a per-CPU array."""

@@ -142,6 +142,14 @@ class Differential:
                 found.append(finding)
         return found
 
+    def evidence(self, findings: Sequence[Finding]) -> list[str]:
+        """What the node remembers of the clients that got something else, right after that."""
+        sources = {finding.flow.source for finding in findings}
+        with netns(self._ground.spaces["node"]):
+            flows = [flow for flow in self._plane.flows() or () if flow.source and flow.source[0] in sources]
+            clients = [client for client in self._plane.remembered_clients() if client.address in sources]
+            return [*map(str, clients), *map(str, flows), str(self._plane.traffic())]
+
     def _decide(self, plan: Plan, flow: Flow) -> Decision:
         device = {"node": "", "world": "eth0"}.get(flow.place, flow.place)
         packet = Packet(flow.source, flow.destination, flow.port, Protocol[flow.protocol], device)
@@ -218,10 +226,13 @@ def examine(made: Differential, seed: int, number: int) -> list[str]:
     misheld = [f"cluster {cluster.name} in {made.mode} mode, read back: {text}" for text in made.misheld]
     if not first:
         return misheld
+    evidence = made.evidence(first)
     made.restart()
     again = made.check(cluster)
     lines = [*misheld, f"cluster {cluster.name} in {made.mode} mode ({'also' if again else 'not'} on a fresh node):"]
     lines += [f"  {finding}" for finding in again or first]
+    if not again:
+        lines += [f"    {text}" for text in evidence]
     if again:
         small = shrink(made, cluster)
         lines.append(f"  smaller: {json.dumps([small.objects, small.flows])} zone {small.zone!r} {small.settings}")

@@ -5,6 +5,8 @@
 #   setup.sh run     what the hotplane command needs
 #   setup.sh test    that and what the tests need
 #
+#   setup.sh requirements   prints the Python packages of `run`, a line each, and sets nothing up
+#
 # Safe to call at any time and several times at once: an up-to-date environment is left as it is, a half-made one is
 # completed. Everything it says goes to stderr. Exit 0: ready; 1: a sentence says what is in the way.
 set -u -o pipefail
@@ -22,9 +24,26 @@ die() {
     exit 1
 }
 
+python_requirements() {
+    "$python" -I - "$what" "$root/pyproject.toml" <<'PYTHON'
+import sys
+import tomllib
+
+with open(sys.argv[2], "rb") as file:
+    project = tomllib.load(file)["project"]
+extras = project["optional-dependencies"]
+wanted = project["dependencies"] + extras["bench"] + (extras["test"] if sys.argv[1] == "test" else [])
+print("\n".join(wanted))
+PYTHON
+}
+
 case $what in
     run | test) ;;
-    *) die "'$what' is not known: setup.sh run, or setup.sh test" ;;
+    requirements)
+        python_requirements
+        exit
+        ;;
+    *) die "'$what' is not known: setup.sh run, test, or requirements" ;;
 esac
 
 # One set-up at a time; the others wait here and then find it done. The lock is on the folder itself, so that no
@@ -88,19 +107,6 @@ install_packages() {
         "${online[@]}" apt-get -q update
     try "apt-get install ${missing[*]} failed (its last lines stand above); the first use needs a network" \
         "${online[@]}" apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "${missing[@]}"
-}
-
-python_requirements() {
-    "$venv/bin/python" -I - "$what" "$root/pyproject.toml" <<'PYTHON'
-import sys
-import tomllib
-
-with open(sys.argv[2], "rb") as file:
-    project = tomllib.load(file)["project"]
-extras = project["optional-dependencies"]
-wanted = project["dependencies"] + extras["bench"] + (extras["test"] if sys.argv[1] == "test" else [])
-print("\n".join(wanted))
-PYTHON
 }
 
 make_environment() {

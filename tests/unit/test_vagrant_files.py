@@ -2,11 +2,13 @@
 
 import os
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "vagrant"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "vagrant"
 SCRIPTS = ("build-box", "k3s-proxy", "lab", "prove", "provision", "provision-k3s")
 
 
@@ -59,3 +61,13 @@ def test_scripts_are_sound(name: str) -> None:
 def test_every_script_is_looked_at() -> None:
     found = {path.name for path in FOLDER.iterdir() if path.is_file() and path.read_bytes().startswith(b"#!")}
     assert found == set(SCRIPTS)
+
+
+def test_a_box_is_built_with_every_python_package_that_its_machines_set_up() -> None:
+    """They have no network: what the box lacks cannot be installed on them."""
+    done = subprocess.run(
+        ["bash", str(ROOT / "ctl" / "setup.sh"), "requirements"], capture_output=True, text=True, check=True
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert done.stdout.split("\n")[:-1] == project["dependencies"] + project["optional-dependencies"]["bench"]
+    assert 'setup.sh" requirements' in (FOLDER / "build-box").read_text()

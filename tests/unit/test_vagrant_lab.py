@@ -109,11 +109,11 @@ def test_every_field_survives_its_way_through_manifests() -> None:
     service = Service(
         "a", "b", ServiceType.LOAD_BALANCER, ("10.96.0.9",), ports=(ServicePortSpec("x", Protocol.SCTP, 5),),
         source_ranges=("10.0.0.0/8",), affinity_seconds=77, created="2024-01-01T00:00:00Z",
-        proxied_elsewhere=True,
+        proxied_elsewhere=True, forwarding_mode="dsr", lb_algorithm="maglev",
     )  # fmt: skip
     headless = Service("a", "h", headless=True, ports=(ServicePortSpec("", Protocol.TCP, 5),))
     endpoint = make_endpoint(
-        "10.244.1.9", ready=False, serving=False, node="n", zone_hints=("z",), node_hints=("n", "m")
+        "10.244.1.9", ready=False, serving=False, node="n", zone_hints=("z",), node_hints=("n", "m"), weight=3
     )
     endpoints = EndpointSlice(
         "a", "b-1", "b", Family.IPV4, (EndpointPort("x", Protocol.SCTP, 9),), (endpoint,), headless=True

@@ -5,8 +5,11 @@ from typing import Any
 
 import msgspec
 
+from dataplane.model.algorithm import ALGORITHM_ANNOTATION
+from dataplane.model.forwarding import SERVICE_ANNOTATION
 from dataplane.model.net import Family
 from dataplane.model.objects import EndpointSlice, ModelObject, Service
+from dataplane.model.weights import WEIGHTS_ANNOTATION
 
 
 def manifest(objects: Iterable[ModelObject]) -> bytes:
@@ -48,6 +51,8 @@ def _service(service: Service) -> dict[str, Any]:
     if service.health_check_node_port:
         spec["healthCheckNodePort"] = service.health_check_node_port
     metadata: dict[str, Any] = {"namespace": service.namespace, "name": service.name, "labels": labels}
+    asked = {SERVICE_ANNOTATION: service.forwarding_mode, ALGORITHM_ANNOTATION: service.lb_algorithm}
+    metadata["annotations"] = {name: value for name, value in asked.items() if value}
     if service.created:
         metadata["creationTimestamp"] = service.created
     ingress = [{"ip": address} for address in service.load_balancer_ips]
@@ -64,10 +69,16 @@ def _endpoint_slice(item: EndpointSlice) -> dict[str, Any]:
     labels = {"kubernetes.io/service-name": item.service} if item.service else {}
     if item.headless:
         labels["service.kubernetes.io/headless"] = ""
+    weights = ",".join(f"{endpoint.address}={endpoint.weight}" for endpoint in item.endpoints if endpoint.weight != 1)
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
-        "metadata": {"namespace": item.namespace, "name": item.name, "labels": labels},
+        "metadata": {
+            "namespace": item.namespace,
+            "name": item.name,
+            "labels": labels,
+            "annotations": {WEIGHTS_ANNOTATION: weights} if weights else {},
+        },
         "addressType": "IPv4" if item.family is Family.IPV4 else "IPv6",
         "ports": [{"name": port.name, "protocol": port.protocol.name, "port": port.port} for port in item.ports],
         "endpoints": [

@@ -9,11 +9,12 @@ from msgspec.structs import replace
 
 from dataplane.lab.scenarios import table
 from dataplane.lab.scenarios.manifests import manifest
+from dataplane.lab.scenarios.shares import Share
 from dataplane.lab.spec import LabError, LabSpec, LabSpecError, PodLink, Routing, topology
 from dataplane.lab.vagrant.machine import on_uplink
 from dataplane.lab.vagrant.machines import HOME, Machines
 from dataplane.lab.vagrant.proxies import VARIANTS
-from dataplane.lab.vagrant.report import BenchRun, Facts, Report, TableRun, earlier, markdown, write
+from dataplane.lab.vagrant.report import BenchRun, Facts, Report, SharesRun, TableRun, earlier, markdown, write
 from dataplane.lab.vagrant.settings import defaults, settings
 from dataplane.model.decode import decode
 from dataplane.model.net import Family, Protocol
@@ -137,7 +138,10 @@ def test_the_report_says_what_was_run(tmp_path: Path) -> None:
     bad = TableRun(
         "ebpf", 2, {"dnat": 2}, ["cell: wanted x, saw y"], 1.0, 2.0, {"tc:flow": 3}, ["node1: no XDP"], {"ipv4": 2}
     )
-    report = Report(facts, [good, bad], BenchRun("## Fast", msgspec.Raw(b'{"cells": []}')))
+    share = Share("imbalance-dsr", "nodePort", "ipv6", {"pod1-3": 3, "pod2-2": 4}, 7, [])
+    wrong = replace(share, family="ipv4", kept=0, findings=["cell: wanted the client"])
+    shares = SharesRun("ebpf-tc", [share, wrong], {"xdp:flow": 9}, ["node2: no XDP"])
+    report = Report(facts, [good, bad], [shares], BenchRun("## Fast", msgspec.Raw(b'{"cells": []}')))
     text = markdown(report)
     assert "| mode | ipv4 cells | ipv6 cells | disagree with the oracle | load, s | probes, s |" in text
     assert "| nftables | 3 | 2 | 0 | 1 | 3 |" in text
@@ -146,10 +150,15 @@ def test_the_report_says_what_was_run(tmp_path: Path) -> None:
     assert all(word in text for word in ("wanted x, saw y", "node1: no XDP", "tc:flow 3", "## Fast", "Linux 6.12"))
     assert "as the oracle says" in good.line()
     assert "1 DISAGREE" in bad.line()
+    assert "| imbalance-dsr | nodePort | ipv6 | 3 | 4 | 7 of 7 | 0 |" in text
+    assert "| imbalance-dsr | nodePort | ipv4 | 3 | 4 | 0 of 7 | 1 |" in text
+    assert all(word in text for word in ("## Shares, ebpf-tc", "wanted the client", "node2: no XDP", "xdp:flow 9"))
+    assert shares.line() == "ebpf-tc: 14 connections by 2 ways in: 1 DISAGREE"
+    assert share.line() == "imbalance-dsr, nodePort, ipv6: pod1-3 43% pod2-2 57%, 100% see the client"
     write(report, tmp_path)
     assert (tmp_path / "report.md").read_text() == text
     found = earlier(tmp_path, facts)
-    assert found.table == [good, bad]
+    assert (found.table, found.shares) == ([good, bad], [shares])
     assert found.benchmark
     assert msgspec.json.decode(found.benchmark.results) == {"cells": []}
 

@@ -40,6 +40,8 @@ VARIANTS: Mapping[str, Variant] = {
     "ebpf-parity": Variant("ebpf", ("--masquerade", "kube-proxy")),
     "ebpf-connect": Variant("ebpf", ("--hooks", "connect"), frozenset({Keeps.PODS})),
     "ebpf-tc": Variant("ebpf", ("--hooks", "tc"), frozenset({Keeps.LOCAL})),
+    "ebpf-tc-tunnel": Variant("ebpf", ("--hooks", "tc"), frozenset({Keeps.LOCAL}), LbMode.TUNNEL),
+    "ebpf-tc-dsr": Variant("ebpf", ("--hooks", "tc"), frozenset({Keeps.LOCAL}), LbMode.DSR),
     "ebpf-tunnel": Variant("ebpf", keeps=frozenset(Keeps), lb_mode=LbMode.TUNNEL),
     "ebpf-dsr": Variant("ebpf", keeps=frozenset(Keeps), lb_mode=LbMode.DSR),
     "ebpf-xdp": Variant("ebpf", ("--hooks", "tc,xdp"), frozenset({Keeps.LOCAL})),
@@ -50,26 +52,29 @@ VARIANTS: Mapping[str, Variant] = {
 class MachineProxies:
     """A proxy on every node, in one variant. As a context manager it leaves the nodes without rules and flows.
 
-    said: what the command said on standard error while it loaded (such as a hook that this kernel refuses).
+    peers: the nodes know each other, for Services that ask for tunnel or dsr, though the variant itself has neither.
+    planners: each node's, for the oracle. said: what the command said on standard error while it loaded (such as a hook
+    that this kernel refuses).
     """
 
-    def __init__(self, machines: Machines, variant: str) -> None:
+    def __init__(self, machines: Machines, variant: str, *, peers: bool = False) -> None:
         self._machines = machines
         self._variant = VARIANTS[variant]
+        self._lb_mode = self._variant.lb_mode or (LbMode.SNAT if peers else None)
         self.mode, self.keeps = self._variant.mode, self._variant.keeps
-        self._planners = {node.name: Planner(self._node_config(node)) for node in machines.nodes}
+        self.planners = {node.name: Planner(self._node_config(node)) for node in machines.nodes}
         self._config = f"{machines.scratch}/{_CONFIG}"
         self.said: list[str] = []
 
     def _node_config(self, node: Node) -> NodeConfig:
-        way = self._variant.lb_mode
+        way = self._lb_mode
         peers = lb_peers(self._machines.nodes, node) if way is not None else ()
         return node_config(self._machines.spec, node, self.mode, way or LbMode.SNAT, peers)
 
     def _forwarding(self, node: Node) -> Iterator[str]:
         """The options that say what `_node_config` does."""
-        if self._variant.lb_mode is not None:
-            yield from ("--lb-mode", self._variant.lb_mode.value)
+        if self._lb_mode is not None:
+            yield from ("--lb-mode", self._lb_mode.value)
             for peer in lb_peers(self._machines.nodes, node):
                 yield from ("--lb-peer", f"{peer.node}={peer.address}")
 
@@ -84,7 +89,7 @@ class MachineProxies:
     def load(self, objects: Iterable[ModelObject]) -> None:
         """Program every node with exactly these objects. Raises LabError when the command fails on one."""
         listed = list(objects)
-        for planner in self._planners.values():
+        for planner in self.planners.values():
             planner.update(listed)
         text = manifest(listed)
         self.said = self._everywhere(lambda node: self._apply(node, text))
@@ -100,14 +105,14 @@ class MachineProxies:
 
     def oracles(self) -> dict[str, Oracle]:
         """An oracle for each node's plan as it is now."""
-        return {name: Oracle(planner.plan) for name, planner in self._planners.items()}
+        return {name: Oracle(planner.plan) for name, planner in self.planners.items()}
 
     def sayable(self, cells: Iterable[Cell]) -> list[Cell]:
         """The cells that this mode can serve (see Mode.can_serve)."""
         can_serve = mode_of(self.mode).can_serve
         unsaid = {
             (entry.key.name, frontend.kind, frontend.key.protocol, frontend.key.family)
-            for planner in self._planners.values()
+            for planner in self.planners.values()
             for frontend, entry in planner.plan.frontends()
             if not can_serve(frontend)
         }

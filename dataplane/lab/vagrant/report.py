@@ -1,10 +1,11 @@
 """One report of what was run on the machines: raw as JSON, and a page of Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
+from dataplane.lab.scenarios.shares import Share
 from dataplane.lab.spec import LabError, LabSpec
 from dataplane.malformed import MALFORMED
 
@@ -48,6 +49,22 @@ class TableRun(msgspec.Struct, frozen=True):
         return f"{self.variant}: {cells} cells ({verdicts}): {result}; {times}"
 
 
+class SharesRun(msgspec.Struct, frozen=True):
+    """What each pod got of the client's connections through one variant, and whom it saw (lab.scenarios.shares)."""
+
+    variant: str
+    shares: list[Share]
+    counters: dict[str, int]
+    said: list[str]
+
+    def line(self) -> str:
+        """A line of text."""
+        findings = sum(len(share.findings) for share in self.shares)
+        total = sum(sum(share.requests.values()) for share in self.shares)
+        result = "all as the oracle says" if not findings else f"{findings} DISAGREE"
+        return f"{self.variant}: {total} connections by {len(self.shares)} ways in: {result}"
+
+
 class BenchRun(msgspec.Struct, frozen=True):
     """The benchmark between the machines. page: its part of the page. results: raw, see bench.results.Results."""
 
@@ -60,6 +77,7 @@ class Report(msgspec.Struct):
 
     facts: Facts
     table: list[TableRun] = []
+    shares: list[SharesRun] = []
     benchmark: BenchRun | None = None
 
 
@@ -91,12 +109,33 @@ def markdown(report: Report) -> str:
             )
     for run in report.table:
         lines += [f"- {run.variant}: {text}" for text in (*run.said, *run.findings)]
-        if run.counters:
-            most = sorted(run.counters.items(), key=lambda item: -item[1])
-            lines += ["", f"{run.variant}, ways out of the programs: " + ", ".join(f"{w} {n}" for w, n in most)]
+        lines += _counted(run.variant, run.counters)
+    for of_variant in report.shares:
+        lines += _shares(of_variant)
     if report.benchmark:
         lines += ["", report.benchmark.page.rstrip()]
     return "\n".join(lines) + "\n"
+
+
+def _counted(variant: str, counters: Mapping[str, int]) -> list[str]:
+    if not counters:
+        return []
+    most = sorted(counters.items(), key=lambda item: -item[1])
+    return ["", f"{variant}, ways out of the programs: " + ", ".join(f"{way} {count}" for way, count in most)]
+
+
+def _shares(run: SharesRun) -> list[str]:
+    """What each pod got of the connections from outside, through one variant."""
+    pods = list(run.shares[0].requests) if run.shares else []
+    heads = ["Service", "to", "family", *pods, "see the client", "disagree with the oracle"]
+    lines = ["", f"## Shares, {run.variant}", "", _line(heads), "|---" * len(heads) + "|"]
+    for share in run.shares:
+        total = sum(share.requests.values())
+        counts = [str(count) for count in share.requests.values()]
+        seen = f"{share.kept} of {total}"
+        lines.append(_line([share.service, share.kind, share.family, *counts, seen, str(len(share.findings))]))
+    said = [*run.said, *(text for share in run.shares for text in share.findings)]
+    return [*lines, *([""] if said else []), *(f"- {text}" for text in said), *_counted(run.variant, run.counters)]
 
 
 def earlier(directory: Path, now: Facts) -> Report:

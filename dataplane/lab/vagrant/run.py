@@ -1,6 +1,6 @@
-"""The scenario table on the machines of the Vagrant lab, and commands in its places.
+"""The scenario table and the shares of traffic on the machines of the Vagrant lab, and commands in its places.
 
-`python -m dataplane.lab.vagrant.run --ssh-config FILE table|exec ...`; vagrant/lab calls it and says more.
+`python -m dataplane.lab.vagrant.run --ssh-config FILE table|shares|exec ...`; vagrant/lab calls it and says more.
 """
 
 import argparse
@@ -15,18 +15,20 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from dataplane.errors import HotplaneError
-from dataplane.lab.scenarios import table, verify
+from dataplane.lab.scenarios import shares, table, verify
 from dataplane.lab.scenarios.table import Cell
 from dataplane.lab.spec import LabError
 from dataplane.lab.traffic.probe import Probe
 from dataplane.lab.vagrant.machines import Machines
 from dataplane.lab.vagrant.proxies import VARIANTS, MachineProxies
-from dataplane.lab.vagrant.report import Facts, Report, TableRun, about, earlier, write
+from dataplane.lab.vagrant.report import Facts, Report, SharesRun, TableRun, about, earlier, write
 from dataplane.lab.vagrant.settings import Settings, settings
 from dataplane.model.net import Family, Protocol
 
 _FAMILIES = {"ipv4": Family.IPV4, "ipv6": Family.IPV6}
 _SHOWN = 20
+_SHARING = ("iptables", "nftables", "ebpf", "ebpf-parity", "ebpf-tc", "ebpf-xdp")
+"""Variants that `shares` runs unless told otherwise: the Services themselves ask for tunnel and dsr."""
 
 
 def _name(family: Family) -> str:
@@ -113,6 +115,35 @@ def run_table(machines: Machines, report: Report, args: argparse.Namespace, slow
     return found
 
 
+def share_out(machines: Machines, variant: str, families: Collection[Family], slowness: float) -> SharesRun:
+    """The shares of the example Services' connections through one variant of a mode. Raises LabError."""
+    services = shares.objects(machines.topology)
+    with MachineProxies(machines, variant, peers=True) as proxies:
+        proxies.load(services)
+        ways = shares.ways(machines, services, families)
+        sayable = set(proxies.sayable(way.cell for way in ways))
+        found = shares.measure(machines, proxies, [way for way in ways if way.cell in sayable], slowness=slowness)
+        return SharesRun(variant, found, proxies.counters(), [text for text in proxies.said if text])
+
+
+def run_shares(machines: Machines, report: Report, args: argparse.Namespace, slow: float) -> int:
+    """The same through each variant in turn, said and written as it goes. Returns the number of findings."""
+    wanted = {_FAMILIES[name] for name in args.families}
+    print("\n".join(about(report.facts)), flush=True)
+    check_ways(machines, wanted, slow)
+    found = 0
+    for variant in args.variants:
+        result = share_out(machines, variant, wanted, slow)
+        report.shares.append(result)
+        write(report, args.report)
+        print(result.line(), flush=True)
+        findings = [text for share in result.shares for text in share.findings]
+        for text in (*result.said, *(share.line() for share in result.shares), *findings[:_SHOWN]):
+            print(f"    {text}", flush=True)
+        found += len(findings)
+    return found
+
+
 def _names(text: str, known: Sequence[str]) -> list[str]:
     names = text.split(",")
     for name in names:
@@ -122,13 +153,14 @@ def _names(text: str, known: Sequence[str]) -> list[str]:
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lab", description="The Vagrant lab's scenario table.")
+    parser = argparse.ArgumentParser(prog="lab", description="The Vagrant lab's scenario table, and shares of traffic.")
     parser.add_argument("--ssh-config", type=Path, required=True, help="what `vagrant ssh-config` printed")
     actions = parser.add_subparsers(dest="what", required=True)
-    table_parser = actions.add_parser("table")
-    table_parser.add_argument("--report", type=Path, default=Path("vagrant-report"), metavar="DIR")
-    table_parser.add_argument("--variants", type=lambda text: _names(text, list(VARIANTS)), default=list(VARIANTS))
-    table_parser.add_argument("--families", type=lambda text: _names(text, list(_FAMILIES)), default=["ipv4"])
+    for name, variants in (("table", list(VARIANTS)), ("shares", list(_SHARING))):
+        run = actions.add_parser(name)
+        run.add_argument("--report", type=Path, default=Path("vagrant-report"), metavar="DIR")
+        run.add_argument("--variants", type=lambda text: _names(text, list(VARIANTS)), default=variants)
+        run.add_argument("--families", type=lambda text: _names(text, list(_FAMILIES)), default=["ipv4"])
     execute = actions.add_parser("exec")
     execute.add_argument("place")
     execute.add_argument("argv", nargs=argparse.REMAINDER)
@@ -139,9 +171,11 @@ def _after_dashes(arguments: Sequence[str]) -> list[str]:
     return list(arguments[1:] if arguments[:1] == ["--"] else arguments)
 
 
-def _table(args: argparse.Namespace, machines: Machines, found: Settings) -> int:
-    report = replace(earlier(args.report, facts(machines, found)), table=[])
-    return 1 if run_table(machines, report, args, found.slowness) else 0
+def _run(args: argparse.Namespace, machines: Machines, found: Settings) -> int:
+    report = earlier(args.report, facts(machines, found))
+    if args.what == "table":
+        return 1 if run_table(machines, replace(report, table=[]), args, found.slowness) else 0
+    return 1 if run_shares(machines, replace(report, shares=[]), args, found.slowness) else 0
 
 
 def main() -> int:
@@ -152,7 +186,7 @@ def main() -> int:
         with Machines(found.spec, args.ssh_config) as machines:
             if args.what == "exec":
                 return subprocess.run(machines.command(args.place, _after_dashes(args.argv)), check=False).returncode
-            return _table(args, machines, found)
+            return _run(args, machines, found)
     except (HotplaneError, OSError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1

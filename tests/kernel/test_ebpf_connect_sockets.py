@@ -9,6 +9,8 @@ import msgspec
 import pytest
 
 from dataplane.kernel.namespaces import netns
+from dataplane.kernel.netlink import sockdiag
+from dataplane.kernel.netlink.sockdiag import ConnectedSocket
 from dataplane.model.net import Family, Protocol
 from dataplane.plan.change import PlanChange, apply_change, diff
 from dataplane.plan.rows import rows
@@ -16,6 +18,8 @@ from dataplane.plan.types import Plan, PlanEntry, SourceRanges
 from dataplane.planes.ebpf.attach.programs import CONNECT_PROGRAMS, ConnectHook
 from dataplane.planes.ebpf.flows.sockets import SocketCleaner
 from dataplane.planes.ebpf.maps.layout import constant, hook_names, reason_names
+from dataplane.planes.ebpf.maps.mapset import MapSet
+from dataplane.planes.ebpf.maps.tables import Removed
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.policy.endpoints import Backend
 from dataplane.policy.node import NodePortAddresses
@@ -151,6 +155,91 @@ def test_connected_udp_does_not_stay_on_a_removed_endpoint(bench: Bench) -> None
     assert bench.pod.call("ask", "direct")[0] == first  # connected to the endpoint itself: none of our business
     bench.pod.call("close", "s")
     bench.pod.call("close", "direct")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_socket_that_connects_again_while_it_is_disconnected_keeps_its_frontend(
+    bench: Bench, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner may be faster than the daemon is with what it has still to do about the socket."""
+    frontend = CLUSTER_IP[family], 80
+    bench.become(service("a", Protocol.UDP, family))
+    bench.pod.call("open", "s", family.socket_family, socket.SOCK_DGRAM)
+    bench.pod.call("connect", "s", *frontend)
+    first, _ = bench.pod.call("ask", "s")
+
+    def destroy(target: ConnectedSocket) -> bool:
+        done = sockdiag.destroy(target)
+        bench.pod.call("clear_error", "s")
+        bench.pod.call("connect", "s", *frontend)
+        return done
+
+    monkeypatch.setattr("dataplane.planes.ebpf.flows.sockets.destroy", destroy)
+    rest = tuple(Backend(address, BACKEND_PORT) for address in BACKENDS[family] if address != first)
+    bench.become(service("a", Protocol.UDP, family, backends=rest))
+    assert bench.cleaner.flush(60)
+    assert bench.pod.call("peer", "s") == frontend
+    second, sender = bench.pod.call("ask", "s")
+    assert (second != first, sender) == (True, frontend)
+    bench.pod.call("close", "s")
+
+
+class LateCleaner:
+    """Keeps what is to be disconnected until `late`, as if the thread had had no processor."""
+
+    def __init__(self, node: Node) -> None:
+        self.cleaner = SocketCleaner(node.group)
+        self._told: list[tuple[MapSet, list[Removed]]] = []
+
+    def disconnect(self, maps: MapSet, gone: list[Removed]) -> None:
+        self._told.append((maps, list(gone)))
+
+    def late(self) -> None:
+        for maps, gone in self._told:
+            self.cleaner.disconnect(maps, gone)
+        assert self._told
+        assert self.cleaner.flush(60)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_endpoint_that_came_back_keeps_its_new_sockets(
+    bench: Bench, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleaner, only = LateCleaner(bench.node), BACKENDS[family][0]
+    entry = service("a", Protocol.UDP, family, backends=(Backend(only, BACKEND_PORT),))
+    bench.become(entry)
+    monkeypatch.setattr(bench.plane, "cleaner", cleaner)
+    for name in ("before", "after"):
+        bench.pod.call("open", name, family.socket_family, socket.SOCK_DGRAM)
+    bench.pod.call("connect", "before", CLUSTER_IP[family], 80)
+    bench.become(service("a", Protocol.UDP, family, backends=()))
+    bench.become(entry)
+    bench.pod.call("connect", "after", CLUSTER_IP[family], 80)
+    cleaner.late()
+    assert bench.pod.call("ask", "after")[0] == only
+    with pytest.raises(OSError):
+        bench.pod.call("ask", "before")  # it was there when the endpoint went
+    for name in ("before", "after"):
+        bench.pod.call("close", name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_services_sockets_stay_with_an_endpoint_that_both_had(bench: Bench, family: Family) -> None:
+    both = (Backend(BACKENDS[family][0], BACKEND_PORT),)
+    here, there = CLUSTER_IP[family], CLUSTER_IP[family].replace("10", "11")
+    leaves, stays = (service(name, Protocol.UDP, family, backends=both, address=address)
+                     for name, address in (("a", here), ("b", there)))  # fmt: skip
+    bench.become(leaves, stays)
+    for name, address in (("a", here), ("b", there)):
+        bench.pod.call("open", name, family.socket_family, socket.SOCK_DGRAM)
+        bench.pod.call("connect", name, address, 80)
+    bench.become(service("a", Protocol.UDP, family, backends=(), address=here), stays)
+    assert bench.cleaner.flush(60)
+    with pytest.raises(OSError):
+        bench.pod.call("ask", "a")
+    assert bench.pod.call("ask", "b") == (BACKENDS[family][0], (there, 80))
+    for name in ("a", "b"):
+        bench.pod.call("close", name)
 
 
 @pytest.mark.parametrize("connected", [False, True])

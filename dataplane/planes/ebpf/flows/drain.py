@@ -146,7 +146,7 @@ def retire(pins: PinDirectory, change: PlanChange) -> int:
                 count += 1
         udp = frozenset((address_bytes(a), port) for _, protocol, a, port in gone if protocol == Protocol.UDP)
         if udp:
-            disconnect_here(maps.fds["peers"], udp)
+            disconnect_here(maps.fds["peers"], maps.fds["backends"], udp)
     return count
 
 

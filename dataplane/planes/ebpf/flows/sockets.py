@@ -11,24 +11,27 @@ import os
 import queue
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from operator import eq
 from pathlib import Path
 from socket import ntohs
+from typing import Any
 
 from pyroute2.netns import setns
 
 from dataplane.errors import HotplaneError
-from dataplane.kernel.ebpf import bpf
+from dataplane.kernel.ebpf.map_elements import MapElements
 from dataplane.kernel.namespaces import cgroup
 from dataplane.kernel.netlink.sockdiag import connected_udp_sockets, destroy
-from dataplane.planes.ebpf.maps.encode import address_bytes
+from dataplane.planes.ebpf.maps.encode import BACKEND, address_bytes
 from dataplane.planes.ebpf.maps.layout import constant, size_of, unpack
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.maps.tables import Removed
 
-_COOKIE = struct.Struct("=Q")
+_COOKIE, _INDEX = struct.Struct("=Q"), struct.Struct("=I")
 _PEER_SIZE = size_of("peer")
-_CONNECTED = constant("PEER_CONNECTED")
+_CONNECTED, _SERVES = constant("PEER_CONNECTED"), constant("BACKEND_SERVES")
 _log = logging.getLogger(__name__)
 
 Gone = frozenset[tuple[bytes, int]]
@@ -51,22 +54,34 @@ def _namespaces(group: Path, own: int) -> tuple[dict[int, str], int]:
     return found, hidden
 
 
-def disconnect_here(peers_map: int, gone: Gone) -> int:
-    """Abort the sockets of this network namespace that the programs connected to `gone`. Returns their number."""
+def disconnect_here(peers_map: int, backends_map: int, gone: Gone) -> int:
+    """Abort the sockets of this network namespace that the programs connected to `gone`, but those whose choice serves:
+    by another Service, or since the endpoint came back. Returns their number. Maps as descriptors."""
     count = 0
+    peers = MapElements(peers_map, _COOKIE.size, _PEER_SIZE)
+    backends = MapElements(backends_map, _INDEX.size, BACKEND.size)
     for found in connected_udp_sockets():
         if (found.destination, found.port) not in gone:
             continue
         key = _COOKIE.pack(found.cookie)
-        raw = bpf.map_lookup(peers_map, key, _PEER_SIZE)
+        raw = peers.get(key)
         if raw is None:
             continue
         peer = unpack("peer", raw)
         mine = (peer["backend"], ntohs(peer["backend_port"])) == (found.destination, found.port)
-        if mine and peer["flags"] & _CONNECTED:
+        if mine and peer["flags"] & _CONNECTED and not _serves(peer, backends):
             count += destroy(found)
-            bpf.map_delete(peers_map, key)
+            peers.remove_if(key, partial(eq, raw))  # its owner may have connected it again by now
     return count
+
+
+def _serves(peer: Mapping[str, Any], backends: MapElements) -> bool:
+    """True if a socket's choice still serves; the same as bpf/lookup.h, live_backend()."""
+    raw = backends.get(_INDEX.pack(peer["backend_index"]))
+    if raw is None:
+        return False
+    backend = unpack("backend", raw)
+    return backend["generation"] == peer["backend_generation"] and bool(backend["flags"] & _SERVES)
 
 
 class SocketCleaner:
@@ -77,7 +92,7 @@ class SocketCleaner:
 
     def __init__(self, *groups: Path) -> None:
         self._groups = groups
-        self._queue: queue.SimpleQueue[tuple[int, Gone, threading.Event]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[int, int, Gone, threading.Event]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._last: threading.Event | None = None
         self._logged: set[str] = set()
@@ -90,7 +105,7 @@ class SocketCleaner:
             self._thread.start()
         endpoints = frozenset((address_bytes(r.address), r.port) for r in gone)
         self._last = threading.Event()
-        self._queue.put((os.dup(maps.fds["peers"]), endpoints, self._last))
+        self._queue.put((os.dup(maps.fds["peers"]), os.dup(maps.fds["backends"]), endpoints, self._last))
 
     def flush(self, seconds: float) -> bool:
         """Wait until the queue so far is processed; False if that takes longer than `seconds`."""
@@ -99,18 +114,20 @@ class SocketCleaner:
     def _work(self) -> None:
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         while True:
-            peers_map, gone, done = self._queue.get()
+            peers, backends, gone, done = self._queue.get()
+            here = partial(disconnect_here, peers, backends, gone)
             try:
-                self.disconnected += disconnect_here(peers_map, gone)
+                self.disconnected += here()
                 for group in self._groups:
-                    self._in_group(group, home, peers_map, gone)
+                    self._in_group(group, home, here)
             except (HotplaneError, OSError) as error:
                 self._log_once(str(error))
             finally:
-                os.close(peers_map)
+                os.close(peers)
+                os.close(backends)
                 done.set()
 
-    def _in_group(self, group: Path, home: int, peers_map: int, gone: Gone) -> None:
+    def _in_group(self, group: Path, home: int, here: Callable[[], int]) -> None:
         namespaces, hidden = _namespaces(group, os.fstat(home).st_ino)
         if hidden:
             self._log_once("there are processes that only CAP_SYS_PTRACE may look at")
@@ -123,7 +140,7 @@ class SocketCleaner:
                 self._log_once("entering the network namespaces of pods takes CAP_SYS_ADMIN")
                 return
             try:
-                self.disconnected += disconnect_here(peers_map, gone)
+                self.disconnected += here()
             finally:
                 setns(f"/proc/self/fd/{home}", 0)
 

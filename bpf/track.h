@@ -270,6 +270,24 @@ INLINE enum reason describe_flow(const struct arrival *arrival, struct packet *p
                : REASON_NONE;
 }
 
+/* For tests: another processor stores a packet's flow after this one has reserved the tuple of its answers: the same
+ * (-DOTHER_PROCESSOR=0), or one to another port. */
+INLINE void open_window_for_flows(const struct packet *packet, struct scratch *scratch) {
+#ifdef OTHER_PROCESSOR
+    scratch->forward.destination_port += OTHER_PROCESSOR;
+    insert_flow(&packet->tuple, &scratch->forward);
+    scratch->forward.destination_port -= OTHER_PROCESSOR;
+#endif
+}
+
+/* Whether the tuple of scratch->reply_key is that of a flow's answers. */
+INLINE int has_answers(const struct translation *entry, struct scratch *scratch) {
+    if (!entry)
+        return 0;
+    other_key(entry, scratch->reply_key.protocol, &scratch->forward_key);
+    return same_ends(&scratch->forward_key, &scratch->reply_key);
+}
+
 /* Store the flow that scratch->forward describes. Returns as open_flow(). */
 INLINE enum reason store_flow(const struct arrival *arrival, struct packet *packet, struct scratch *scratch,
                               __u32 service, struct translation **found) {
@@ -281,14 +299,15 @@ INLINE enum reason store_flow(const struct arrival *arrival, struct packet *pack
         return reserved;
     if (packet->protocol == IPPROTO_TCP)
         scratch->forward.sequence_end = segment_end(packet);
+    open_window_for_flows(packet, scratch);
     reason = hide_reason(packet, insert_flow(&packet->tuple, &scratch->forward));
     if (reason == REASON_NONE)
         return count_flow(arrival, packet, service, found);
-    if (reserved == REASON_NONE)
+    *found = find_flow(&packet->tuple); /* another CPU was faster with a packet of this flow */
+    if (reserved == REASON_NONE && !hide_value(scratch, has_answers(*found, scratch)))
         delete_flow(&scratch->reply_key);
     if (reason != REASON_TUPLE_TAKEN)
         return reason;
-    *found = find_flow(&packet->tuple); /* another CPU was faster with a packet of this flow */
     return *found ? REASON_FLOW : REASON_CHANGED;
 }
 

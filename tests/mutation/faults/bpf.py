@@ -125,9 +125,16 @@ BPF = (
     Mutation(
         "a flow that finds no room leaves the entry of its answers",
         "track.h",
-        "if (reserved == REASON_NONE)",
+        "if (reserved == REASON_NONE && !hide_value(scratch, has_answers(*found, scratch)))",
         "if (0)",
         ("test_tc_rules.py::test_a_flow_that_finds_no_room_leaves_nothing",),
+    ),
+    Mutation(
+        "a processor that was slower removes the answers of the flow that another one stored",
+        "track.h",
+        "return same_ends(&scratch->forward_key, &scratch->reply_key);",
+        "return 0;",
+        ("test_flows_at_once.py",),
     ),
     Mutation(
         "a flow whose first packet cannot leave stays",

@@ -1,6 +1,8 @@
 """The Vagrant lab, as far as it can be told without machines: settings, commands over ssh, manifests, report."""
 
 import shlex
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,6 +13,8 @@ from dataplane.lab.scenarios import table
 from dataplane.lab.scenarios.manifests import manifest
 from dataplane.lab.scenarios.shares import Share
 from dataplane.lab.spec import LabError, LabSpec, LabSpecError, PodLink, Routing, topology
+from dataplane.lab.traffic.agents import Agents
+from dataplane.lab.traffic.probe import Probe
 from dataplane.lab.vagrant.machine import on_uplink
 from dataplane.lab.vagrant.machines import HOME, Machines
 from dataplane.lab.vagrant.proxies import VARIANTS
@@ -86,6 +90,39 @@ def test_places_are_reached_on_their_machines(tmp_path: Path) -> None:
     assert last_words("net") == ("client", ["sudo", "echo", "a b"])
     with pytest.raises(LabSpecError, match="node1"):
         machines.command("node9", ["true"])
+
+
+class _Recorded(Machines):
+    """Machines of which no command gets further than a list; each ends at once."""
+
+    def __init__(self, spec: LabSpec, ssh_config: Path) -> None:
+        super().__init__(spec, ssh_config)
+        self.asked: list[tuple[str, str]] = []
+
+    def command(self, where: str, argv: Sequence[str]) -> list[str]:
+        self.asked.append((where, argv[-1]))
+        return ["true"]
+
+
+def test_each_machine_is_connected_before_its_agents_are_started(tmp_path: Path) -> None:
+    """Agents that start at the same time would each make a connection, of which only one can be shared."""
+    machines = _Recorded(LabSpec(nodes=2, pods=1), tmp_path / "config")
+    with pytest.raises(LabError, match="agent failed"):
+        machines.probe_all({place: [Probe("192.0.2.1", 1)] for place in ("pod2-1", "node2", "client")})
+    agent = "dataplane.lab.traffic.agent"
+    assert machines.asked == [
+        ("node2", "true"), ("pod2-1", agent), ("node2", agent), ("client", "true"), ("client", agent),
+    ]  # fmt: skip
+
+
+def test_an_agent_that_has_ended_is_named() -> None:
+    def start(name: str) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen(["true"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process.wait()
+        return process
+
+    with pytest.raises(LabError, match="pod1-1: the probe agent failed: it has ended"):
+        Agents(start).probe_all({"pod1-1": [Probe("192.0.2.1", 1)]})
 
 
 def test_nodes_of_machines_have_the_machines_uplink() -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import IO
 
 import msgspec
@@ -53,7 +54,8 @@ class Agents:
     def close(self) -> None:
         """End them all."""
         for agent in self._running.values():
-            need_pipe(agent.stdin).close()
+            with suppress(BrokenPipeError):  # what one that has ended has not read is still to be written
+                need_pipe(agent.stdin).close()
         for agent in self._running.values():
             try:
                 agent.wait(timeout=2)

@@ -34,6 +34,7 @@ class Machines(Places, Resource):
         control = ssh_config.with_name("ssh-%n")
         shared = ("ControlMaster=auto", f"ControlPath={control}", "ControlPersist=yes", "LogLevel=ERROR")
         self._ssh = ["ssh", "-F", str(ssh_config), *(argument for option in shared for argument in ("-o", option))]
+        self._connected: set[str] = set()
         self._agents = Agents(self._start_agent, _AGENT_SECONDS)
 
     def close(self) -> None:
@@ -44,8 +45,7 @@ class Machines(Places, Resource):
 
     def command(self, where: str, argv: Sequence[str]) -> list[str]:
         """The command line, on this host, that runs a program in a place as root."""
-        place = self.place(where)
-        machine = place.node if isinstance(place, Pod) else "client" if place.name == "net" else place.name
+        place, machine = self.place(where), self._machine(where)
         own = isinstance(place, Node) or place.name == "net"
         enter = [] if own else ["ip", "netns", "exec", place.netns]
         return [*self._ssh, machine, shlex.join(["sudo", *enter, *argv])]
@@ -93,6 +93,14 @@ class Machines(Places, Resource):
             }
         return found
 
+    def _machine(self, where: str) -> str:
+        """The machine that a place is on."""
+        place = self.place(where)
+        return place.node if isinstance(place, Pod) else self.client.name if place.name == "net" else place.name
+
     def _start_agent(self, name: str) -> "subprocess.Popen[bytes]":
+        if (machine := self._machine(name)) not in self._connected:  # else agents of one machine each make a connection
+            self.run(machine, ["true"])
+            self._connected.add(machine)
         argv = self.command(name, self.python("dataplane.lab.traffic.agent"))
         return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)

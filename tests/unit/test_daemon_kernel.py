@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -216,6 +217,51 @@ def test_what_others_changed_is_not_forgotten_when_a_load_fails() -> None:
         return kernel.untouched.look()
 
     assert asyncio.run(run())
+
+
+class SlowCounter(Counter):
+    """A counter that takes its time in the plane's thread, and notices when it is read by two threads at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reading, self.go_on = threading.Event(), threading.Event()
+        self.at_once = 0
+        self._readers = 0
+
+    def read(self) -> int:
+        self._readers += 1
+        self.at_once = max(self.at_once, self._readers)
+        if self.reading.is_set() is False and threading.current_thread() is not threading.main_thread():
+            self.reading.set()
+            assert self.go_on.wait(60)
+        self._readers -= 1
+        return self.now
+
+
+def test_a_brief_change_waits_for_a_look_at_the_generation() -> None:
+    """It is applied by the event loop's thread, and the socket that the generation is read by is for one at a time."""
+    bench, generation = Bench(), SlowCounter()
+    bench.plane.is_brief = lambda change: True  # type: ignore[method-assign]
+    generation.go_on.set()
+
+    async def run() -> bool:
+        kernel = bench.kernel
+        await kernel.use(lambda: bench.plane, lambda _: Untouched(generation, lambda: 0))
+        await kernel.load(bench.plan)
+        generation.reading.clear()
+        generation.go_on.clear()
+        look = asyncio.create_task(kernel.look())
+        await asyncio.to_thread(generation.reading.wait, 60)
+        change = asyncio.create_task(bench.add(*fresh("a")))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        generation.go_on.set()
+        await change
+        return await look
+
+    assert not asyncio.run(run())
+    assert bench.names == {"a"}
+    assert generation.at_once == 1
 
 
 def test_the_first_load_on_an_empty_kernel_leaves_out_only_the_bad() -> None:

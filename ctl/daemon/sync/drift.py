@@ -73,7 +73,7 @@ class DriftCheck:
         if kernel.untouched is None:
             return ago >= self.period
         rarely = RARELY_SECONDS if kernel.plane.commits_tell_all else self.period
-        return ago >= rarely or await kernel.call(kernel.untouched.look)
+        return ago >= rarely or await kernel.look()
 
     async def check(self) -> int:
         """Compare once, in a child, while changes go on; repair differences in entries that did not change meanwhile.

@@ -129,6 +129,12 @@ class Kernel:
         """Call a function in the plane's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
+    async def look(self) -> bool:
+        """True if another process has changed the plane's rules, as far as they have a generation number. Not beside a
+        change, which reads the number too, and whose commits would be taken for another process's."""
+        async with self.lock:
+            return self.untouched is not None and await self.call(self.untouched.look)
+
     async def load(self, plan: Plan) -> Done:
         """Load the plan, whatever the kernel holds. A refusal is in `errors`; then nothing has changed."""
         async with self.lock:

@@ -23,6 +23,9 @@ from dataplane.planes.options import PlaneOptions
 from dataplane.policy.node import NodeConfig
 
 _DAEMON_SECONDS = 15.0
+_READ_ATTEMPTS = 10
+"""How often a plan is read that a daemon saves meanwhile, as when a command asks for it."""
+
 _OF_COOKIE = re.compile(r"netns-c(\d+)\.")
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14 and later; unique until the machine restarts
 
@@ -179,18 +182,51 @@ def load(state_dir: Path, *, current: bool = True) -> Saved | None:
     if current:
         ask_daemon(state_dir)
     path = plan_path(state_dir)
+    for _ in range(_READ_ATTEMPTS):
+        before = _versions(path)
+        found = _read(path)
+        if _versions(path) == before:
+            break
+    if isinstance(found, StateError):
+        raise found
+    return found
+
+
+def _versions(path: Path) -> list[tuple[int, int] | None]:
+    """What tells whether a plan's file, or the one of a stale plan, is another one than before."""
+    found: list[tuple[int, int] | None] = []
+    for each in (path, _stale_path(path)):
+        try:
+            info = each.stat()
+            found.append((info.st_ino, info.st_mtime_ns))
+        except OSError:
+            found.append(None)
+    return found
+
+
+def _read(path: Path) -> Saved | StateError | None:
+    """Read the plan as `load` does, or why it cannot be read. Wrong if a daemon saves it meanwhile, which removes the
+    journals of the plan before."""
     try:
-        file = _stale_path(path) if is_stale(state_dir) else path
+        file = _stale_path(path) if is_stale(path.parent) else path
         saved = msgspec.msgpack.decode(file.read_bytes(), type=Saved)
         return _with_journals(path, saved) if saved.journal else saved
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except StateError as error:
+        return error
     except OSError as error:
-        raise StateError(f"{path}: cannot be read ({error.strerror}); run as root") from error
+        return _because(error, f"{path}: cannot be read ({error.strerror}); run as root")
     except MALFORMED as error:
-        raise StateError(f"{path}: is not what this version writes ({error}); apply the manifests again") from error
+        return _because(error, f"{path}: is not what this version writes ({error}); apply the manifests again")
     except ValueError as error:
-        raise StateError(f"{path}: does not hold what it says ({error}); apply the manifests again") from error
+        return _because(error, f"{path}: does not hold what it says ({error}); apply the manifests again")
+
+
+def _because(cause: Exception, text: str) -> StateError:
+    error = StateError(text)
+    error.__cause__ = cause
+    return error
 
 
 def _with_journals(path: Path, saved: Saved) -> Saved:

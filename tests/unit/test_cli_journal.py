@@ -1,5 +1,6 @@
 """The plan that other commands find after a daemon was killed: the saved one and every change since."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -68,6 +69,52 @@ def test_the_plan_is_what_was_saved_and_all_changes_since(
                 assert len(list(folder.glob("*.journal-*"))) == 1, "the older ones are gone"
     journal.close()
     assert same(loaded(folder), plans[-1])
+
+
+def _plans(count: int) -> list[Plan]:
+    """Plans of which each has an entry that the others lack."""
+    keys = [EntryKey("n", f"s{number}", "", Protocol.TCP, Family.IPV4) for number in range(count)]
+    return [Plan(NodeConfig(), {key: PlanEntry(key, (Backend("10.0.0.1", 80),))}) for key in keys]
+
+
+@pytest.mark.parametrize("when", ["before the journals are listed", "before they are read"])
+def test_a_plan_that_is_saved_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """A daemon saves the next plan and removes the journals that the one just read asks for."""
+    first, second, third = _plans(3)
+    path, numbers = state.plan_path(tmp_path), journal_module._numbers
+    journal = Journal(path, 1)
+    state.save(tmp_path, saved(first, 1))
+    journal.append(diff(first, second))
+    journal.close()
+
+    def save() -> None:
+        later = Journal(path, 2)
+        state.save(tmp_path, saved(second, 2))
+        later.append(diff(second, third))
+        later.close()
+
+    def listed(base: Path) -> Iterator[int]:
+        monkeypatch.setattr(journal_module, "_numbers", numbers)  # it happens once
+        found = list(numbers(base)) if when == "before they are read" else []
+        save()
+        return iter(found or list(numbers(base)))
+
+    monkeypatch.setattr(journal_module, "_numbers", listed)
+    assert same(loaded(tmp_path), third)
+
+
+def test_a_plan_that_becomes_stale_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [only] = _plans(1)
+    state.save(tmp_path, saved(only))
+    look = state.is_stale
+
+    def is_stale(folder: Path) -> bool:
+        found = look(folder)
+        state.mark_stale(folder)
+        return found
+
+    monkeypatch.setattr(state, "is_stale", is_stale)
+    assert same(loaded(tmp_path), only)
 
 
 def test_entries_come_and_go_over_several_journals(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class Resource(msgspec.Struct, frozen=True):
     """A kind of object to follow. optional: a server may not serve it (404) or may forbid it (403).
 
     older: the path on servers that do not serve `path` yet. patient: a server that forbids the kind is asked again as
-    rarely as one that does not serve it, without a warning.
+    rarely as one that does not serve it, without a warning. awaited: nothing is loaded before these are listed.
     """
 
     kind: str
@@ -65,6 +65,7 @@ class Resource(msgspec.Struct, frozen=True):
     optional: bool = False
     older: str = ""
     patient: bool = False
+    awaited: bool = True
 
     def covers(self, name: str) -> bool:
         """True if an object of this name is among those that are followed, as far as its name says."""
@@ -97,7 +98,7 @@ def resources(node_name: str) -> tuple[Resource, ...]:
 
 def other_nodes(node_name: str) -> Resource:
     """Return the Nodes that `resources` leaves out: what they announce matters only to who forwards to them."""
-    return Resource("Node", "/api/v1/nodes", field_selector=f"metadata.name!={node_name}")
+    return Resource("Node", "/api/v1/nodes", field_selector=f"metadata.name!={node_name}", awaited=False)
 
 
 def policy_resources(node_name: str) -> tuple[Resource, ...]:
@@ -285,7 +286,8 @@ class Reflector:
             else:
                 present.add(found.ref.namespace, found.ref.name)
             self._inbox.put(found)
-        gone = self._inbox.complete(self._resource.kind, present, self._resource.covers)
+        complete = self._inbox.complete if self._resource.awaited else self._inbox.complete_part
+        gone = complete(self._resource.kind, present, self._resource.covers)
         if self._observe is not None and not present:
             self._observe(None)
         self.lists += 1

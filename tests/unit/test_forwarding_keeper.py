@@ -214,6 +214,27 @@ def test_a_list_of_the_others_leaves_this_node_alone(server: ApiServer) -> None:
     run(test)
 
 
+def test_nothing_is_loaded_before_this_nodes_own_object_is_listed(server: ApiServer) -> None:
+    """Which of two lists of one kind comes first is up to the API server."""
+
+    async def test() -> None:
+        bench = Bench(server)
+        try:
+            others = bench.watch(bench.api, other_nodes("n1"))
+            bench.inbox.complete("Service", set())
+            await bench.until(lambda: others.lists == 1)
+            assert not bench.inbox.complete_once
+            assert bench.inbox.unlisted == ["Node"]
+            bench.watch(bench.api, next(each for each in resources("n1") if each.kind == "Node"))
+            await bench.until(lambda: bench.inbox.complete_once)
+            assert {item.name for item in bench.inbox.take().upserts} == {"n1", "n2", "n3"}
+        finally:
+            await bench.jobs.close()
+            await bench.api.close()
+
+    run(test)
+
+
 def test_which_names_a_watch_covers() -> None:
     own = next(resource for resource in resources("n1") if resource.kind == "Node")
     assert [own.covers(name) for name in ("n1", "n2")] == [True, False]

@@ -132,13 +132,21 @@ class Inbox:
         for the names of objects that the list would have."""
         if self._listener is not None and kind in self._listener.kinds:
             self._listener.complete(kind, present)
-        return self._complete(kind, present, covers)
+        gone = self._drop_others(kind, present, covers)
+        self._note_listed(kind)
+        return gone
+
+    def complete_part(self, kind: str, present: Container[tuple[str, str]], covers: Callable[[str], bool]) -> int:
+        """The same for a list that has only some objects of a kind, those that `covers` tells, and that nothing waits
+        for. Whether the kind is complete, the list of the others says."""
+        return self._drop_others(kind, present, covers)
 
     def not_served(self, kind: str, status: int, why: str) -> None:
         """Go on without a kind, as if there were no object of it. status, why: the server's answer."""
         if self._listener is not None and kind in self._listener.kinds:
             self._listener.not_served(kind, status, why)
-        self._complete(kind, set())
+        self._drop_others(kind, set(), lambda _: True)
+        self._note_listed(kind)
 
     def unknown(self, kind: str) -> None:
         """Count an object of a kind that cannot be read, not even its name."""
@@ -146,21 +154,21 @@ class Inbox:
         if self._listener is not None and kind in self._listener.kinds:
             self._listener.unknown(kind)
 
-    def _complete(
-        self, kind: str, present: Container[tuple[str, str]], covers: Callable[[str], bool] = lambda _: True
-    ) -> int:
+    def _drop_others(self, kind: str, present: Container[tuple[str, str]], covers: Callable[[str], bool]) -> int:
         gone = [name for name in self._known[kind] if name not in present and covers(name[1])]
         for namespace, name in gone:
             self._drop(ObjectRef(kind, namespace, name))
         for ref in [ref for ref in self.problems if ref.kind == kind and covers(ref.name)]:
             if (ref.namespace, ref.name) not in present:
                 del self.problems[ref]
+        return len(gone)
+
+    def _note_listed(self, kind: str) -> None:
         if kind not in self.synced:
             self.synced.add(kind)
             self._touch(None)
             if self.complete_once:
                 self._listed.set()
-        return len(gone)
 
     @property
     def complete_once(self) -> bool:

@@ -7,17 +7,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from dataplane.kernel.ebpf import bpf
-from dataplane.kernel.ebpf.bcc_loader import SOURCE_DIR
+from dataplane.kernel.ebpf.bcc_loader import SOURCE_DIR, CompileError
 from dataplane.kernel.namespaces import netns
 from dataplane.kernel.netlink import clsact
+from dataplane.kernel.netlink.clsact import ClsactError
 from dataplane.kernel.netlink.links import Links
 from dataplane.plan.types import Plan
-from dataplane.planes.ebpf.attach import packet_hooks, programs
-from dataplane.planes.ebpf.attach.devices import DeviceSelection
+from dataplane.planes.ebpf.attach import packet_hooks, programs, tc
+from dataplane.planes.ebpf.attach.devices import DeviceSelection, Network, read_network
 from dataplane.planes.ebpf.attach.optional import OptionalHook
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from dataplane.planes.ebpf.attach.xdp import veth_problem
@@ -131,6 +135,80 @@ def test_devices_come_and_go(place: Place) -> None:
         subprocess.run(["ip", "-n", place.name, "link", "del", device], check=True)
         _until(lambda: device not in {s.name for s in hook.status()} and len(place.pinned()) == 2)
         assert watch.problems == []
+    with netns.netns(place.name):
+        hook.detach(place.pins)
+
+
+@pytest.mark.parametrize("begins", [True, False], ids=["attach", "refresh"])
+@pytest.mark.parametrize("tcx", [True, False], ids=["tcx", "clsact"])
+def test_a_device_that_goes_while_it_gets_its_programs_is_no_error(
+    place: Place, monkeypatch: pytest.MonkeyPatch, *, tcx: bool, begins: bool
+) -> None:
+    """Pods come and go while a node with many attaches: the others must get theirs."""
+    hook = PacketHook(xdp=False, tcx=tcx)
+    if not begins:
+        attached(place, hook)
+    going, stays = place.pod(12), place.pod(13)
+    where, name = (tc, "_attach_tcx") if tcx else (clsact, "attach")
+    attach, index = getattr(where, name), place.links.index(going)
+
+    def attach_and_delete(device: int, *arguments: Any, **more: Any) -> Any:
+        done = attach(device, *arguments, **more)
+        if device == index:
+            subprocess.run(["ip", "-n", place.name, "link", "del", going], check=False, capture_output=True)
+        return done
+
+    monkeypatch.setattr(where, name, attach_and_delete)
+    with netns.netns(place.name):
+        if begins:
+            hook.attach(place.maps, place.pins)
+        else:
+            hook.refresh()
+        assert {status.name for status in hook.status()} == {"up0", stays}
+        assert not any(pin.endswith(f"-{index}") for pin in place.pinned())
+        assert place.maps.get("devices", index.to_bytes(4, "little")) is None
+        hook.detach(place.pins)
+
+
+def test_a_device_that_goes_while_its_programs_are_taken_off_is_no_error(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going = place.pod(12)
+    hook = attached(place, PacketHook(xdp=False, tcx=False))
+    index, mark = place.links.index(going), clsact._mark
+
+    def look_and_delete(netlink: IPRoute, device: int) -> int:
+        found = mark(netlink, device)
+        if device == index:
+            subprocess.run(["ip", "-n", place.name, "link", "del", going], check=True)
+        return found
+
+    monkeypatch.setattr(clsact, "_mark", look_and_delete)
+    with netns.netns(place.name):
+        hook.detach(place.pins)
+        assert clsact.devices() == frozenset()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NetlinkError(19), ClsactError("a filter"), CompileError("a program")],
+    ids=["netlink", "clsact", "compile"],
+)
+def test_devices_are_followed_after_an_error(place: Place, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    hook = attached(place, PacketHook(xdp=False))
+
+    def fail() -> Network:
+        monkeypatch.setattr(packet_hooks, "read_network", read_network)  # it happens once
+        raise error
+
+    with netns.netns(place.name):
+        watch = hook.watch()
+    with watch:
+        monkeypatch.setattr(packet_hooks, "read_network", fail)
+        place.pod(12)
+        _until(lambda: watch.problems == [str(error)])
+        device = place.pod(13)
+        _until(lambda: device in {s.name for s in hook.status()})
     with netns.netns(place.name):
         hook.detach(place.pins)
 

@@ -19,7 +19,7 @@ _ETH_P_ALL = 0x0003
 _INFO = PRIORITY << 16 | socket.htons(_ETH_P_ALL)
 """tcm_info of hotplane's filters. A request to delete that lacks it takes everybody's: pyroute2 makes it of `prio` only
 where a kind of filter is named."""
-_EEXIST, _ENOENT, _EINVAL = 17, 2, 22
+_EEXIST, _ENOENT, _EINVAL, _ENODEV = 17, 2, 22, 19
 
 
 class ClsactError(HotplaneError):
@@ -60,13 +60,18 @@ def detach(index: int) -> None:
         if not mark:
             return
         for egress in (False, True):
-            try:
-                netlink.tc("del-filter", index=index, parent=_parent(egress), info=_INFO)
-            except NetlinkError as error:
-                if error.code not in (_ENOENT, _EINVAL):
-                    raise ClsactError(f"tc filter on device {index}: {error}") from error
+            _delete(netlink, "del-filter", index=index, parent=_parent(egress), info=_INFO)
         if mark == _MADE and not any(_anybody(netlink, index, egress=egress) for egress in (False, True)):
-            netlink.tc("del", "clsact", index=index)
+            _delete(netlink, "del", "clsact", index=index)
+
+
+def _delete(netlink: IPRoute, *what: str, index: int, **more: int) -> None:
+    """Delete something of a device, unless it went, or the device did, since it was looked at. Raises ClsactError."""
+    try:
+        netlink.tc(*what, index=index, **more)
+    except NetlinkError as error:
+        if error.code not in (_ENOENT, _EINVAL, _ENODEV):
+            raise ClsactError(f"{' '.join(what)} on device {index}: {error}") from error
 
 
 def _anybody(netlink: IPRoute, index: int, *, egress: bool) -> list[Any]:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from pyroute2.netlink.exceptions import NetlinkError
+
+from dataplane.errors import HotplaneError
 from dataplane.faults import Faults, ignore
 from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.ebpf.bcc_loader import CompileError
@@ -222,8 +225,7 @@ class PacketHook:
         came = any(device.ifindex not in self._devices for device in new)
         with_clsact = clsact.devices() if new else frozenset()
         for device in new:
-            self._put(device, clsact_there=device.ifindex in with_clsact)
-            self._devices[device.ifindex] = device
+            self._bring(device, clsact_there=device.ifindex in with_clsact)
         if begins:
             write_ready(self._maps, True)
         self._look(network, came=came)
@@ -263,6 +265,18 @@ class PacketHook:
         node = self._maps.node()
         raw = (node["masquerade_ipv4"], node["masquerade_ipv6"])
         return {address_text(value) for value in raw if isinstance(value, bytes) and any(value)}
+
+    def _bring(self, device: Device, *, clsact_there: bool) -> bool:
+        """Have a device carry its programs. Returns False for one that was deleted since it was looked at."""
+        try:
+            self._put(device, clsact_there=clsact_there)
+        except PlaneError:
+            if _is_there(device.ifindex):
+                raise
+            self._remove(device.ifindex)
+            return False
+        self._devices[device.ifindex] = device
+        return True
 
     def _put(self, device: Device, *, clsact_there: bool) -> None:
         """Describe one device in the map and attach its programs; XDP last, since it relies on tc. clsact_there: see
@@ -351,9 +365,12 @@ class PacketHook:
                 return []
             present = {index for index, _ in socket.if_nameindex()}
             lost = lost_programs([each for each in self._status.values() if each.ifindex in present], self._pins)
-            for index in lost:
-                self._put(self._devices[index], clsact_there=True)
-            return [f"program {name} on {self._devices[index].name}" for index in lost for name in lost[index]]
+            found = []
+            for index, names in lost.items():
+                device = self._devices[index]
+                if self._bring(device, clsact_there=True):
+                    found += [f"program {name} on {device.name}" for name in names]
+            return found
 
     def status(self) -> list[DeviceStatus]:
         """Return the programs of each device, ordered by ifindex."""
@@ -409,6 +426,15 @@ def _loaded(source: str, define: str, maps: MapSet, loaded: Loaded) -> dict[str,
     found = {HOST_SOURCE: (HOST_PROGRAM,), FORWARD_SOURCE: tuple(FORWARD_PROGRAMS)}.get(source, DIRECTIONS)
     names = dict.fromkeys(found, AttachType.NONE)
     return load_programs(source, ProgramType.SCHED_CLS, names, maps.fds, maps.specs, flags, loaded=loaded)
+
+
+def _is_there(index: int) -> bool:
+    """True if the current network namespace has a device with this ifindex."""
+    try:
+        socket.if_indextoname(index)
+    except OSError:
+        return False
+    return True
 
 
 def _close(programs: dict[str, Program]) -> None:
@@ -480,7 +506,7 @@ class DeviceWatch(Resource):
         """what: the work, in words."""
         try:
             work()
-        except (PlaneError, OSError) as error:
+        except (HotplaneError, OSError, NetlinkError, CompileError) as error:  # whatever it is, devices are followed
             self.problems.append(str(error))
             self._faults.failed(what, f"the {self._hook.name} hook cannot {what}: {error}")
         else:

@@ -94,7 +94,7 @@ def test_shares_notice_pods_that_another_address_reaches(machines: Namespaces) -
         bare.load(services)
         for planner in told.planners.values():
             planner.update(services)
-        ways = shares.ways(machines, services, {Family.IPV4})
+        ways = shares.ways(machines.topology, services, {Family.IPV4})
         found = shares.measure(machines, told, ways, requests=60)
     wrong = {(share.service, share.kind): len(share.findings) for share in found if share.findings}
     names, kinds = ("imbalance-tunnel", "imbalance-dsr"), ("loadBalancerIP", "nodePort")

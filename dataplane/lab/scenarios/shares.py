@@ -84,12 +84,12 @@ def _dual(service: Service) -> Service:
     return replace(service, load_balancer_ips=(*service.load_balancer_ips, *six))
 
 
-def ways(lab: Ground, services: Collection[ModelObject], families: Collection[Family]) -> list[Way]:
+def ways(topology: Topology, services: Collection[ModelObject], families: Collection[Family]) -> list[Way]:
     """Each way into these Services: to each load-balancer IP by each entry, and to each entry's own node port."""
     found = []
     for service in (item for item in services if isinstance(item, Service)):
         for name in ENTRIES:
-            node = next(node for node in lab.nodes if node.name == name)
+            node = next(node for node in topology.nodes if node.name == name)
             port = service.ports[0]
             kinds = (
                 *((FrontendKind.LOAD_BALANCER, address, port.port) for address in service.load_balancer_ips),
@@ -100,7 +100,7 @@ def ways(lab: Ground, services: Collection[ModelObject], families: Collection[Fa
                 if family in families:
                     source = f"outside by {name}"
                     cell = Cell(service.name, kind, source, "client", name, address, number, Protocol.TCP, family)
-                    found.append(Way(cell, lab.topology.client.via[name][family]))
+                    found.append(Way(cell, topology.client.via[name][family]))
     return found
 
 

@@ -120,7 +120,7 @@ def share_out(machines: Machines, variant: str, families: Collection[Family], sl
     services = shares.objects(machines.topology)
     with MachineProxies(machines, variant, peers=True) as proxies:
         proxies.load(services)
-        ways = shares.ways(machines, services, families)
+        ways = shares.ways(machines.topology, services, families)
         sayable = set(proxies.sayable(way.cell for way in ways))
         found = shares.measure(machines, proxies, [way for way in ways if way.cell in sayable], slowness=slowness)
         return SharesRun(variant, found, proxies.counters(), [text for text in proxies.said if text])

@@ -106,9 +106,9 @@ class Plane(ABC):
         return True
 
     def mend(self) -> Sequence[str]:
-        """Put back what another process took away of what this plane has besides its table: programs, pins. Returns a
-        clause for each, () if all is there, which costs little to see. Called in the thread of `load`. Raises
-        PlaneError."""
+        """Put back what another process took away of what this plane has besides its table: programs, pins, smaller
+        tables, sysctls. Returns a clause for each, () if all is there, which costs little to see. Called in the thread
+        of `load`. Raises PlaneError."""
         return ()
 
     def directories(self) -> Collection[Path]:

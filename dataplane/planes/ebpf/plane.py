@@ -186,7 +186,7 @@ class EbpfPlane(Plane):
         found = restore_pins(self._tables.maps, self.pins)
         for hook in (*self._packet_hooks, *self._connect_hooks):
             found += hook.mend()
-        return found
+        return [*found, *self.slow.mend()]
 
     def directories(self) -> Collection[Path]:
         """See planes.base.Plane.directories."""

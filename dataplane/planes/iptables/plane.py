@@ -163,6 +163,11 @@ class IptablesPlane(Plane):
 
         return Capture(snap)
 
+    def mend(self) -> Sequence[str]:
+        """As `Plane.mend`: the sysctl for node ports on 127.0.0.0/8."""
+        lost = self._node is not None and self._set_route_localnet(self._node)
+        return [f"sysctl {ROUTE_LOCALNET}"] if lost else ()
+
     def cleanup(self) -> None:
         """As `Plane.cleanup`: in both variants and both families, not only the plane's own. The built-in chains and
         KUBE-FIREWALL of a running kubelet stay. With the guard of route_localnet, the sysctl is reset. If it fails, a
@@ -212,10 +217,11 @@ class IptablesPlane(Plane):
         else:
             sync.sync_changed(new, change, now)
 
-    def _set_route_localnet(self, node: NodeConfig) -> None:
-        """Set the sysctl without which packets from loopback addresses cannot be translated to other hosts."""
-        if node.nodeports.loopback and Family.IPV4 in self._open():
-            self._ensure_sysctl(ROUTE_LOCALNET, 1)
+    def _set_route_localnet(self, node: NodeConfig) -> bool:
+        """Set the sysctl without which packets from loopback addresses cannot be translated to other hosts; returns
+        whether it was another."""
+        wanted = node.nodeports.loopback and Family.IPV4 in self._open()
+        return wanted and bool(self._ensure_sysctl(ROUTE_LOCALNET, 1))
 
     def _undone(self, error: IptablesError, undo: list[tuple[_FamilySync, Saved]]) -> PlaneError:
         """Restore what a failed load replaced; return the error to raise."""

@@ -46,28 +46,44 @@ def keep_open(table: str = "hotplane") -> None:
 
 
 class Localnet:
-    """The guard and the sysctl in the network namespace in which the object was made. table: the plane's; the guard's
-    name is derived from it."""
+    """The guard and the sysctl in the network namespace in which the object was made. in: name of the plane's tables.
+    table, rules: the guard's family and name, and the commands that make it."""
 
     def __init__(self, nft: Nft, store: "ElementStore", table: str) -> None:
-        self._nft, self._store, self._table, self._guard = nft, store, f"{table}{_SUFFIX}", guard(table)
+        self._nft, self._store, self.table = nft, store, f"ip {table}{_SUFFIX}"
+        self.rules, self._mark = guard(table), f"add chain ip {table}{_SUFFIX} {_SET_BY_US}\n"
+        self._ours = False
         # A sysctl directory stays that of its network namespace, even if opened from another one later.
         self._folder = os.open(_FOLDER, os.O_PATH | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._folder)
 
     def open(self) -> None:
         """Install the guard and set the sysctl. Raises PlaneError."""
-        self._nft.run(self._guard)
+        self._nft.run(self.rules)
+        self._ours = self._set(1) or _SET_BY_US in self._store.chains(self.table)
+        if self._ours:
+            self._nft.run(self._mark)
+
+    def mend(self, *, lost: bool) -> list[str]:
+        """Put back the guard (lost: it is not as it was made) and the sysctl, if another process reset it; returns the
+        names of what it put back. Raises PlaneError."""
+        found = []
+        if lost:
+            self._nft.run(self.rules + (self._mark if self._ours else ""))
+            found.append(f"table {self.table}")
         if self._set(1):
-            self._nft.run(f"add chain ip {self._table} {_SET_BY_US}\n")
+            self._ours = True
+            self._nft.run(self._mark)
+            found.append(f"sysctl {ROUTE_LOCALNET}")
+        return found
 
     def close(self) -> None:
         """Reset the sysctl and delete the guard, if any. Raises PlaneError."""
-        if not self._store.has_table(f"ip {self._table}"):
+        if not self._store.has_table(self.table):
             return
-        if _SET_BY_US in self._store.chains(f"ip {self._table}"):
+        if _SET_BY_US in self._store.chains(self.table):
             self._set(0)
-        self._nft.run(f"delete table ip {self._table}\n")
+        self._nft.run(f"delete table {self.table}\n")
 
     def _set(self, value: int) -> bool:
         """Set the sysctl unless it has that value already; returns whether it was written. Raises PlaneError."""

@@ -7,7 +7,7 @@ where the option is set: a set of addresses, since the maps of frontends have po
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from dataplane.kernel.nft.transaction import Nft
 from dataplane.model.net import Family
@@ -82,6 +82,17 @@ class Pings:
         if text:
             self._nft.run(text)
             self.count += 1
+
+    def rules(self, node: NodeConfig) -> list[str]:
+        """Return the commands that make each table and its rules; none if the option is off."""
+        return [ping_objects(s) + ping_rules(s, f, node) for f, s in self._syntax.items()] if self._on else []
+
+    def put_back(self, node: NodeConfig, lost: Collection[str]) -> None:
+        """Make some of the tables (`family table`) again, with all that they held. Raises PlaneError."""
+        for family, syntax in self._syntax.items():
+            if ping_table(syntax) in lost:
+                self._nft.run(self._whole(family, node))
+                self.count += 1
 
     def remove(self) -> None:
         """Delete the tables, if any. Raises PlaneError."""

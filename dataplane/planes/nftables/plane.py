@@ -14,6 +14,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from dataplane.faults import ignore
 from dataplane.garbage import no_garbage_collection
+from dataplane.kernel.netlink.nfnetlink import Nfnetlink
+from dataplane.kernel.nft.generation import Generation
+from dataplane.kernel.nft.rules_kept import lost_tables
 from dataplane.kernel.nft.transaction import Nft
 from dataplane.model.net import Family
 from dataplane.plan.change import EntryChange, PlanChange
@@ -81,6 +84,7 @@ class NftablesPlane(Plane):
         self._nft = nft or Nft()
         self._nft.library = library()
         self._store = store or ElementStore(self._layouts)
+        self._netlink, self._generation, self._looked = Nfnetlink(), Generation(), -1
         self._loaded_for = loaded_for
         self._text_limit = text_limit
         self._node: NodeConfig | None = None
@@ -233,6 +237,20 @@ class NftablesPlane(Plane):
         """Set the sysctl for node ports on 127.0.0.0/8, and its guard, for a later process without the right to: of
         this mode or the iptables mode. Raises PlaneError."""
         self._localnet.open()
+
+    def mend(self) -> Sequence[str]:
+        """See planes.base.Plane.mend: the tables beside the main one, and the sysctl for node ports on 127.0.0.0/8. The
+        tables are looked at when rules have changed since the last look."""
+        if self._node is None:
+            return ()
+        loopback, pings = self._leads_from_loopback(self._node), self._pings.rules(self._node)
+        texts = [*pings, *([self._localnet.rules] if loopback else [])]
+        generation = self._generation.read() if texts else self._looked
+        lost = lost_tables(self._netlink, *texts) if generation != self._looked else []
+        found = self._localnet.mend(lost=self._localnet.table in lost) if loopback else []
+        self._pings.put_back(self._node, lost)
+        self._looked = generation
+        return [*found, *(f"table {each}" for each in lost if each != self._localnet.table)]
 
     def give_way(self, stays: Collection[str]) -> int:
         """See planes.base.Plane.give_way. The tables stay if the other mode is based on this plane."""

@@ -40,7 +40,7 @@ from dataplane.planes.ebpf.attach.status import DeviceStatus as DeviceStatus
 from dataplane.planes.ebpf.attach.status import lost_programs
 from dataplane.planes.ebpf.attach.tc import DIRECTIONS, attach_tc, detach_tc
 from dataplane.planes.ebpf.attach.xdp import PROGRAM, attach_xdp, detach_xdp, veth_problem
-from dataplane.planes.ebpf.flows.port_split import join_ports, split_ports
+from dataplane.planes.ebpf.flows.port_split import PortSplit, join_ports
 from dataplane.planes.ebpf.flows.reserve import reserve_once
 from dataplane.planes.ebpf.host_routing.surroundings import neighbour_news
 from dataplane.planes.ebpf.host_routing.table import RENEW_SECONDS, HostRouting
@@ -105,6 +105,7 @@ class PacketHook:
         self._usable: frozenset[int] = frozenset()
         self._maps: MapSet | None = None
         self._pins: PinDirectory | None = None
+        self._ports: PortSplit | None = None
         self._programs: dict[str, Program] = {}
         self._status: dict[int, DeviceStatus] = {}
         self._devices: dict[int, Device] = {}
@@ -126,7 +127,8 @@ class PacketHook:
             self._maps, self._pins, self._programs = maps, pins, {}
             try:
                 self._forget()
-                split_ports(maps)
+                self._ports = PortSplit(maps)
+                self._ports.load()
                 reserve_once(maps, pins)
                 if self.host is not None and not redirects_to_peers():
                     self._without_host("this kernel cannot redirect packets into pods")
@@ -370,7 +372,7 @@ class PacketHook:
                 device = self._devices[index]
                 if self._bring(device, clsact_there=True):
                     found += [f"program {name} on {device.name}" for name in names]
-            return found
+            return [*found, *(self._ports.mend() if self._ports is not None else ())]
 
     def status(self) -> list[DeviceStatus]:
         """Return the programs of each device, ordered by ifindex."""
@@ -403,6 +405,9 @@ class PacketHook:
 
     def _forget(self) -> None:
         """Clear what is known of devices, before new maps are used."""
+        if self._ports is not None:
+            self._ports.close()
+            self._ports = None
         self._begun, self._usable = False, frozenset()
         self._forwarding, self._xdp_calls = False, None
         if self.host is not None:

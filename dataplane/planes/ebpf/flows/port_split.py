@@ -8,9 +8,13 @@ port of one of the node's own connections because a masqueraded one to the same 
 
 from collections.abc import Sequence
 
+from dataplane.kernel.netlink.nfnetlink import Nfnetlink
+from dataplane.kernel.nft.generation import Generation
+from dataplane.kernel.nft.rules_kept import lost_tables
 from dataplane.kernel.nft.transaction import Nft
 from dataplane.planes.ebpf.flows.ports import NODE_PORTS, Ports, runs_beside, snat_runs
 from dataplane.planes.ebpf.maps.mapset import MapSet
+from dataplane.resource import Resource
 
 TABLE = "inet hotplane-ports"
 _PRIORITY = 99
@@ -57,15 +61,36 @@ def _marked(mark: int) -> str:
     return f"meta mark & {mark:#x} == {mark:#x} meta l4proto {{ 6, 17 }} {cleared}"
 
 
-def split_ports(maps: MapSet) -> None:
-    """Load the table in the current network namespace, for the ports and the mark in the map `node`.
+class PortSplit(Resource):
+    """The table in the network namespace in which the object was made, for the ports and the mark in the map `node`."""
 
-    Raises PlaneError.
-    """
-    node = maps.node()
-    mark, runs = node["masquerade_mark"], snat_runs(node)
-    if isinstance(mark, int) and mark and runs:
-        Nft().run(ruleset(mark, runs))
+    def __init__(self, maps: MapSet) -> None:
+        node = maps.node()
+        mark, runs = node["masquerade_mark"], snat_runs(node)
+        self._rules = ruleset(mark, runs) if isinstance(mark, int) and mark and runs else ""
+        self._netlink, self._generation, self._looked = Nfnetlink(), Generation(), -1
+
+    def load(self) -> None:
+        """Make the table, or make it anew. Raises PlaneError."""
+        if self._rules:
+            Nft().run(self._rules)
+
+    def mend(self) -> list[str]:
+        """Make the table anew if another process took away the table, a chain or rules; returns its name then. Chains
+        are listed if somebody changed any rules since the last look. Raises PlaneError."""
+        generation = self._generation.read() if self._rules else self._looked
+        if generation == self._looked:
+            return []
+        lost = lost_tables(self._netlink, self._rules)
+        if lost:
+            self.load()
+        self._looked = generation
+        return [f"table {each}" for each in lost]
+
+    def close(self) -> None:
+        """Close the sockets; the table stays."""
+        self._netlink.close()
+        self._generation.close()
 
 
 def join_ports() -> None:

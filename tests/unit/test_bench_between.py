@@ -155,6 +155,6 @@ def test_what_cannot_be_asked_for_is_named(
 
 
 def test_modes_between_machines_are_known_by_name_and_not_measured_in_namespaces() -> None:
-    assert set(BETWEEN) == {DIRECT, AGAIN, *VARIANTS} - {"ebpf-parity"}
+    assert set(BETWEEN) == {DIRECT, AGAIN, *VARIANTS} - {"ebpf-parity", "ebpf-tc-tunnel", "ebpf-tc-dsr"}
     assert set(BETWEEN) <= set(MODES)
     assert {"ipvs", "ebpf"}.isdisjoint(LAB_MODES)

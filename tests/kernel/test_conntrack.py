@@ -140,6 +140,37 @@ def test_all_but_some_and_a_port_at_any_address(family: Family, make_namespace: 
 
 
 @FAMILIES
+def test_a_flow_that_begins_anew_while_entries_are_listed_stays(
+    family: Family, make_namespace: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program removes the entry, and the client's next packet has one to another endpoint by then."""
+    first, second, third = ADDRESSES[family]
+    dump = Nfnetlink.dump
+    name = "ipv6" if family is Family.IPV6 else "ipv4"
+    monkeypatch.setattr("dataplane.kernel.netlink.conntrack._listing_is_cheaper", lambda deletes: True)
+    with netns(make_namespace("conntrack")), socket.socket(family.socket_family, socket.SOCK_DGRAM) as client:
+        make_flows(family)
+        client.bind((first, 4000))
+        client.sendto(b"x", (first, 53))
+
+        def listed(self: Nfnetlink, kind: int, number: int, parts: bytes, beginning: bytes = b"") -> list[memoryview]:
+            found = dump(self, kind, number, parts, beginning)
+            asked = ["conntrack", "-f", name, "-D", "-p", "udp", "--sport", "4000"]
+            subprocess.run(asked, check=True, capture_output=True)
+            words = {"ip": "ip6" if family is Family.IPV6 else "ip", "first": first}
+            words["second"] = f"[{third}]" if family is Family.IPV6 else third
+            rules = f"delete table {words['ip']} t\n{RULES.format(**words)}"
+            subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+            client.sendto(b"x", (first, 53))
+            return found
+
+        monkeypatch.setattr(Nfnetlink, "dump", listed)
+        delete_udp([StaleFlows(family, first, 53, (second, 5353))])
+        assert (first, 53, third, 5353) in entries(family)
+        assert (first, 53, second, 5353) not in entries(family)
+
+
+@FAMILIES
 def test_flows_of_a_port_to_whom_no_longer_serves_go_at_any_address(
     family: Family, make_namespace: Callable[[str], str]
 ) -> None:

@@ -17,7 +17,7 @@ from dataplane.model.net import Family, Protocol, canonical_address, host_port
 # linux/netfilter/nfnetlink_conntrack.h: NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*, then CTA_*.
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2
 _NESTED = 0x8000
-ORIGINAL, REPLY, _STATUS, _ZONE, _FILTER, _STATUS_MASK = 1, 2, 3, 18, 25, 26
+ORIGINAL, REPLY, _STATUS, _ID, _ZONE, _FILTER, _STATUS_MASK = 1, 2, 3, 12, 18, 25, 26
 _TUPLE_IP, _TUPLE_PROTO, _PROTO_NUM = 1, 2, 1
 SOURCE, DESTINATION = 0, 1
 _ADDRESS_KIND = {Family.IPV4: 1, Family.IPV6: 3}  # CTA_IP_V4_SRC, CTA_IP_V6_SRC; the destination's follows
@@ -238,7 +238,9 @@ def protocol_number(tuple_: memoryview) -> int:
 def _entry(item: memoryview, family: Family) -> _Entry:
     parts = dict(attributes(item))
     zone = attribute(_ZONE, bytes(parts[_ZONE])) if _ZONE in parts else b""
-    name = attribute(ORIGINAL | _NESTED, bytes(parts[ORIGINAL])) + zone
+    # By the answers' tuple and the number: with the first packet's tuple, a flow that began anew meanwhile has the name.
+    name = attribute(REPLY | _NESTED, bytes(parts[REPLY])) + zone
+    name += attribute(_ID, bytes(parts[_ID])) if _ID in parts else b""
     return _Entry(*one_end(parts[ORIGINAL], family, DESTINATION), one_end(parts[REPLY], family, SOURCE), name)
 
 

@@ -238,7 +238,7 @@ def protocol_number(tuple_: memoryview) -> int:
 def _entry(item: memoryview, family: Family) -> _Entry:
     parts = dict(attributes(item))
     zone = attribute(_ZONE, bytes(parts[_ZONE])) if _ZONE in parts else b""
-    # By the answers' tuple and the number: with the first packet's tuple, a flow that began anew meanwhile has the name.
+    # Not by the first packet's tuple, which a flow that began anew meanwhile has as well.
     name = attribute(REPLY | _NESTED, bytes(parts[REPLY])) + zone
     name += attribute(_ID, bytes(parts[_ID])) if _ID in parts else b""
     return _Entry(*one_end(parts[ORIGINAL], family, DESTINATION), one_end(parts[REPLY], family, SOURCE), name)

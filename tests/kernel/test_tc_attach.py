@@ -20,6 +20,7 @@ from dataplane.kernel.netlink import clsact
 from dataplane.kernel.netlink.clsact import ClsactError
 from dataplane.kernel.netlink.links import Links
 from dataplane.plan.types import Plan
+from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.attach import packet_hooks, programs, tc
 from dataplane.planes.ebpf.attach.devices import DeviceSelection, Network, read_network
 from dataplane.planes.ebpf.attach.optional import OptionalHook
@@ -264,6 +265,27 @@ def test_a_plane_that_gives_way_looks_for_no_more_devices(place: Place) -> None:
         plane.give_way(())
     assert not watcher.is_alive()
     assert told == []
+
+
+@pytest.mark.parametrize("error", [OSError(12, "no memory"), NetlinkError(19)], ids=["system", "netlink"])
+def test_nobody_goes_past_the_stack_when_nobody_can_look(
+    place: Place, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    device, host = place.pod(12), HostRouting(lasting=True)
+    place.links.neighbour(device, "10.244.1.12", "02:00:00:00:00:12")
+    hook = attached(place, PacketHook(xdp=False, host=host))
+    assert host.reason("10.244.1.12") is None
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dataplane.planes.ebpf.host_routing.table.read_surroundings", fail)
+    with netns.netns(place.name):
+        with pytest.raises(PlaneError, match="host routing"):
+            hook.refresh()
+        assert host.reason("10.244.1.12") is not None
+        assert list(place.maps.items("pods")) == []
+        hook.detach(place.pins)
 
 
 def test_without_its_program_host_routing_is_off_and_the_hook_at_work(

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from pyroute2.netlink.exceptions import NetlinkError
+
 from dataplane.kernel.netlink.conntrack import ConntrackError
 from dataplane.kernel.netlink.conntrack_list import translated_connections
 from dataplane.kernel.netlink.netlink import Refused
@@ -131,7 +133,7 @@ class HostRouting:
             self._note_translated(maps)
         try:  # without the lock: who is to be kept on the stack does not wait for what is read here
             around = read_surroundings([device.ifindex for device in devices], self._programs())
-        except (OSError, Refused) as error:
+        except (OSError, Refused, NetlinkError) as error:
             with self._lock:
                 self._judgement = Judgement(dict.fromkeys((d.name for d in devices), f"cannot be looked at: {error}"))
                 self._write()

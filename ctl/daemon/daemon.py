@@ -51,7 +51,7 @@ from ctl.sources.kubeconfig import find_cluster
 from ctl.sources.watch import Reflector, Resource, pod_resources, resources
 from ctl.store import state, unfinished_loads
 from ctl.store.files import make_folder
-from ctl.store.journal import Journal
+from ctl.store.journal import Journal, next_number
 from ctl.store.lock import TAKEN_OVER_STATUS, Holder, Lock, takeover_socket_path
 from ctl.store.stale import try_sweep
 from dataplane.errors import HotplaneError
@@ -356,7 +356,8 @@ class Daemon:
         if self.reconciler.journal is not None:
             self.reconciler.journal.close()
         try:
-            self.reconciler.journal = Journal(state.plan_path(self.settings.state_dir), time.time_ns())
+            base = state.plan_path(self.settings.state_dir)
+            self.reconciler.journal = Journal(base, next_number(base))
         except OSError as error:
             self.reconciler.journal, self.reconciler.journal_failed = None, True
             self._log.warning("changes cannot be written down for other commands", reason=error.strerror)

@@ -6,6 +6,7 @@ being saved, so the current plan is the saved one and every journal from that nu
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,6 +137,12 @@ def _restored(old: PlanEntry | None, large: _Large) -> PlanEntry:
     return replace(
         large.rest, cluster=cluster, local=local, lingering=lingering, unplaced=unplaced, tunnels=tuple(tunnels)
     )
+
+
+def next_number(base: Path) -> int:
+    """Return a number for a new journal, larger than that of any other: the time in nanoseconds, unless the clock was
+    set back since one of them was begun."""
+    return max(time.time_ns(), *(number + 1 for number in _numbers(base)), 1)
 
 
 def _path(base: Path, number: int) -> Path:

@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from socket import ntohs
 
 import msgspec
 import pytest
@@ -24,10 +25,11 @@ from dataplane.plan.types import Plan, PlanEntry, SourceRanges
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.attach import programs
 from dataplane.planes.ebpf.attach.programs import CONNECT_PROGRAMS, ConnectHook, connect_problem, remove_instances
+from dataplane.planes.ebpf.flows.entries import ESTABLISHED, flow_flags
 from dataplane.planes.ebpf.maps import members, pins
 from dataplane.planes.ebpf.maps.adopt import adopt
-from dataplane.planes.ebpf.maps.layout import fields_of, layout_version
-from dataplane.planes.ebpf.maps.mapset import create_maps
+from dataplane.planes.ebpf.maps.layout import fields_of, layout_version, unpack
+from dataplane.planes.ebpf.maps.mapset import create_maps, open_any_sizes
 from dataplane.planes.ebpf.maps.tables import Removed, Tables
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.policy.difference import LARGE
@@ -248,6 +250,56 @@ def test_other_sizes_keep_indices_and_flow_state(make_plane: Callable[..., EbpfP
     assert second.tables.maps.get("sockets", flow) is not None
     assert {k: i.service for k, i in second.tables.installed.items()} == {k: i.service for k, i in installed.items()}
     assert second.pins.map_versions() == [layout_version(second.sizes)]
+
+
+class _Meanwhile:
+    """A hook, or who looks after those for whom connect time is off: packets go by the old maps until it returns."""
+
+    name = "meanwhile"
+
+    def __init__(self, happens: Callable[[], None]) -> None:
+        self._happens = happens
+
+    def attach(self, *_: object) -> None:
+        self._happens()
+
+    begin = attach
+
+    def prepare(self, *_: object) -> None:
+        pass
+
+    forward = detach = close = prepare
+
+    def mend(self) -> list[str]:
+        return []
+
+
+@pytest.mark.parametrize("when", ["hooks", "off"], ids=["while programs change", "before"])
+def test_what_packets_store_while_maps_are_copied_comes_along(make_plane: Callable[..., EbpfPlane], when: str) -> None:
+    """Flows that begin, and that go on, between the copy of the maps and the change of the programs."""
+    plan, protocol = plan_of(service("a")), 17
+    first = make_plane()
+    first.load(plan)
+    before = first.pins.maps(layout_version(SMALL))
+    put_flow(first.tables.maps, 1000, protocol, 0, (1, 1))
+    put_flow(first.tables.maps, 1002, protocol, 0, (1, 1))
+    first.close()
+
+    def happens() -> None:
+        old = open_any_sizes(before)
+        assert old is not None
+        with old:
+            put_flow(old, 1000, protocol, ESTABLISHED, (0, 0))
+            put_flow(old, 1001, protocol, 0, (0, 0))
+
+    meanwhile = _Meanwhile(happens)
+    sizes = msgspec.structs.replace(SMALL, udp_flows=2 * SMALL.udp_flows)
+    second = make_plane(sizes=sizes, **{when: [meanwhile] if when == "hooks" else meanwhile})
+    second.load(plan)
+    found = {unpack("translation", value)["source_port"]: value for _, value in second.tables.maps.items("udp_flows")}
+    flags = {ntohs(port): bool(flow_flags(value) & ESTABLISHED) for port, value in found.items()}
+    assert {port: flags.get(port) for port in (1000, 1001, 1002)} == {1000: True, 1001: False, 1002: False}
+    assert second.pins.map_versions() == [layout_version(sizes)]
 
 
 def test_a_load_takes_out_flows_that_are_over(make_plane: Callable[..., EbpfPlane]) -> None:

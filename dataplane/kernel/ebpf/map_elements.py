@@ -52,6 +52,11 @@ class MapElements:
         self.put_back(key, taken)
         return None
 
+    def put(self, key: bytes, value: bytes) -> None:
+        """Store an element in place of what is there; in a full map there is no room for a new one."""
+        self._key.raw, self._value.raw = key, value
+        self._call(Command.MAP_UPDATE, self._with_value)
+
     def put_back(self, key: bytes, value: bytes) -> None:
         """Store an element again that was removed. What came in its place stays; in a full map there is no room."""
         self._key.raw, self._value.raw = key, value

@@ -36,8 +36,8 @@ from dataplane.planes.ebpf.maps.adopt import Adopted, adopt, read_rows, sweep
 from dataplane.planes.ebpf.maps.encode import stored_service
 from dataplane.planes.ebpf.maps.fill import filled
 from dataplane.planes.ebpf.maps.full import Full, full_sentences
-from dataplane.planes.ebpf.maps.layout import Sizes, constant, layout_version, struct_version
-from dataplane.planes.ebpf.maps.mapset import MapSet, copy_maps, create_maps, open_any_sizes, open_maps, pin_maps
+from dataplane.planes.ebpf.maps.layout import Sizes, layout_version
+from dataplane.planes.ebpf.maps.mapset import MapSet, pin_maps
 from dataplane.planes.ebpf.maps.node_settings import (
     takes_over,
     write_node,
@@ -45,6 +45,7 @@ from dataplane.planes.ebpf.maps.node_settings import (
     write_ready,
     write_takes_over,
 )
+from dataplane.planes.ebpf.maps.opened import bring_flows, held_maps, open_or_make
 from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
 from dataplane.planes.ebpf.maps.restore import restore_pins
 from dataplane.planes.ebpf.maps.tables import Removed, Tables
@@ -216,16 +217,16 @@ class EbpfPlane(Plane):
                 self._go_live(plan, tables, [], adopted=False)
                 return changed
             self._drop_ahead()
-            maps = self._held(version) if self._tables is None else None
+            maps = held_maps(self.pins, self.sizes, self._cookie) if self._tables is None else None
             if maps is not None:
                 changed, found = self._load_over(slow, maps, plan)
                 self._bring(plan, found)
                 return changed
             changed = self.slow.load(slow)
             self.close()
-            maps, adopted = self._open(version)
+            maps, adopted, copied_ns = open_or_make(self.pins, self.sizes, self._cookie)
             if adopted:
-                self._bring(plan, adopt(maps, plan.entries, _hashing(plan.node)))
+                self._bring(plan, adopt(maps, plan.entries, _hashing(plan.node)), copied_ns)
             else:
                 self._go_live(plan, filled(maps, plan.entries.values(), _hashing(plan.node)), [], adopted=False)
         return changed
@@ -255,8 +256,8 @@ class EbpfPlane(Plane):
             undo.pop_all()
         return changed, tables
 
-    def _bring(self, plan: Plan, found: Adopted) -> None:
-        """Bring adopted maps to the plan, over the slow path that has it already."""
+    def _bring(self, plan: Plan, found: Adopted, copied_ns: int = 0) -> None:
+        """Bring adopted maps to the plan, over the slow path that has it already. copied_ns: see maps.opened."""
         tables, broken = found
         tables.tunnels.move(plan.tunnel_moves)
         tables.tunnels.closed = not tables.tunnels.known
@@ -271,15 +272,17 @@ class EbpfPlane(Plane):
             ]
         )
         sweep(tables)
-        self._go_live(plan, tables, removed, adopted=True)
+        self._go_live(plan, tables, removed, adopted=True, copied_ns=copied_ns)
         if tables.tunnels.closed:  # no longer, now that the programs are there
             tables.tunnels.closed = False
             tables.apply([EntryChange(entry, entry) for entry in plan.entries.values() if entry.tunnels])
 
-    def _go_live(self, plan: Plan, tables: Tables, removed: list[Removed], *, adopted: bool) -> None:
+    def _go_live(
+        self, plan: Plan, tables: Tables, removed: list[Removed], *, adopted: bool, copied_ns: int = 0
+    ) -> None:
         """Have packets served by maps that hold the plan, and remove what was there before. removed: backends that the
         maps had and the plan has not. adopted: an earlier run filled the maps; into new ones no flow is put before all
-        programs are attached that its packets may meet."""
+        programs are attached that its packets may meet. copied_ns: see maps.opened."""
         maps, version = tables.maps, layout_version(self.sizes)
         if self._off is not None:
             self._off.begin(maps, plan.connect_off)
@@ -293,6 +296,7 @@ class EbpfPlane(Plane):
         self._tables = tables
         self.pins.wanted_links.clear()
         self.pins.wanted_programs.clear()
+        copied_ns = bring_flows(self.pins, maps, copied_ns)
         for hook in self._packet_hooks:
             hook.attach(maps, self.pins)
         if not adopted:
@@ -301,6 +305,7 @@ class EbpfPlane(Plane):
             hook.attach(maps, self.pins)
         if any(map(_TUNNELS, plan.entries.values())) and _carries(plan.entries.values()):
             self._take_over(maps)
+        bring_flows(self.pins, maps, copied_ns)
         self.pins.remove_unwanted_programs(version)
         for name, path in self.pins.links().items():
             if name not in self.pins.wanted_links:  # of a hook, device or control group of an earlier run
@@ -315,43 +320,6 @@ class EbpfPlane(Plane):
         self._told_changes = tables.steady.changes
         if self._report is not None:
             self.collector = Collector(maps, self._report, mended=self._mended)
-
-    def _open(self, version: str) -> tuple[MapSet, bool]:
-        """Return this version's maps, pinned, copied from pinned ones of other sizes, or new, and whether they are
-        filled."""
-        others = [v for v in self.pins.map_versions() if v != version and v.startswith(struct_version())]
-        if version in self.pins.map_versions():
-            held = self._held(version)
-            if held is not None:
-                return held, True
-            self.pins.remove_maps(version)
-        for other in others:
-            old = open_any_sizes(self.pins.maps(other))
-            if old is not None:
-                with old:
-                    copied = copy_maps(old, self.sizes) if self._ours(old) else None
-                if copied is not None:
-                    pin_maps(copied, self.pins.maps(version))
-                    return copied, True
-        maps = create_maps(self.sizes)
-        pin_maps(maps, self.pins.maps(version))
-        return maps, False
-
-    def _held(self, version: str) -> MapSet | None:
-        """Return the pinned maps of a version if they are whole and were filled for this network namespace."""
-        if version not in self.pins.map_versions():
-            return None
-        maps = open_maps(self.pins.maps(version), self.sizes)
-        if maps is None or self._ours(maps):
-            return maps
-        maps.close()
-        return None
-
-    def _ours(self, maps: MapSet) -> bool:
-        """True if the maps were filled for this network namespace."""
-        node = maps.node()
-        flags = node["flags"]
-        return isinstance(flags, int) and bool(flags & constant("NODE_READY")) and node["netns_cookie"] == self._cookie
 
     def _write_node(self, tables: Tables, node: NodeConfig, *, ready: bool = True) -> None:
         self._node, tunnel = node, tables.tunnels.known

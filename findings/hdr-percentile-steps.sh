@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The percentile distribution of hdrhistogram for Python goes through other percentiles than that of hdr-histogram-js,
-# for the same histogram and the same number of ticks. Of five ticks a half distance, JavaScript makes 0, 10, 20, 30, 40,
-# 50, then 55, 60 to 75, then 77.5, as the Java original does ("The number of equal-sized iteration steps per
+# for the same histogram and the same number of ticks. Of five ticks a half distance, JavaScript makes 0, 10, 20, 30,
+# 40, 50, then 55, 60 to 75, then 77.5, as the Java original does ("The number of equal-sized iteration steps per
 # half-distance to 100%"). In Python each step is a tenth of what is left: 0, 10, 19, 27.1, 34.39. There is no row of
 # 50, 75 or 90 %, seven rows lie below the median instead of five, and the file is longer. Python's docstring: the steps
 # "reduce their distance to 100% according to the ticks_per_half_distance parameter". (The exponent that counts the

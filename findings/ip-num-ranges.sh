@@ -48,7 +48,8 @@ for (const [one, other] of [["0-9", "5-20"], ["0-9", "3-4"]]) {
 for (const [one, other] of [["0-9", "8-12"], ["0-9", "9-12"]]) {
   const [first, second] = [range(one), range(other)];
   const both = first.contains(range("9-9")) && second.contains(range("9-9")) ? "both have 9" : "not both have 9";
-  console.log(`${one} and ${other}: overlap ${first.isOverlapping(second)}, ${both}, union ${result(() => first.union(second))}`);
+  const union = result(() => first.union(second));
+  console.log(`${one} and ${other}: overlap ${first.isOverlapping(second)}, ${both}, union ${union}`);
 }
 console.log(`0-9 and 3-4: overlap ${range("0-9").isOverlapping(range("3-4"))}`);
 JAVASCRIPT

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# iptables-translate of Debian 12 turns UDP rules about all ports but one into rules about that one: of `-p udp ! --dport
-# 53` it makes `udp dport 53`, since it looks at the `!` of the source port there. `! --sport 5 --dport 53` gets two, and
-# `--sport 5 ! --dport 53` none. TCP, SCTP and DCCP are right, and so is UDP in iptables-translate 1.8.11 of Debian 13.
+# iptables-translate of Debian 12 turns UDP rules about all ports but one into rules about that one: of `-p udp !
+# --dport 53` it makes `udp dport 53`, since it looks at the `!` of the source port there. `! --sport 5 --dport 53` gets
+# two, and `--sport 5 ! --dport 53` none. TCP, SCTP and DCCP are right, and so is UDP in 1.8.11 of Debian 13.
 # Both versions make two single ports of a range in multiport's --ports, so that of 52:54 the 53 is gone, and forget a
 # `!` in front of it; --dports is right. iptables-extensions(8): "[!] --ports port[,port|,port:port]... Match if either
 # the source or destination ports are equal to one of the given ports". What it cannot translate it prints behind a #,
 # which none of these is, and nft loads them all. (Of two `!=` side by side nft 1.0.6 makes one, hence the four ports in
 # the second line: nft-merged-negations.sh.)
 #
-# Seen with iptables 1.8.9 and nftables 1.0.6 of Debian 12, python3 3.11.2, Linux 6.18.44. A datagram goes from port 4000
-# to each of the ports 52 to 55, under the rule of iptables and under its translation; told is which of them match.
+# Seen with iptables 1.8.9 and nftables 1.0.6 of Debian 12, python3 3.11.2, Linux 6.18.44. A datagram goes from port
+# 4000 to each of the ports 52 to 55, under the rule of iptables and under its translation; told is which of them match.
 #
 # Output seen:
 #   ! --dport 53: iptables 52 54 55; translated 53 by udp dport 53
@@ -42,7 +42,8 @@ import subprocess
 
 
 def packets(chain):
-    listed = subprocess.check_output(["nft", "list", "chain", "ip", *chain.split()], text=True, stderr=subprocess.DEVNULL)
+    command = ["nft", "list", "chain", "ip", *chain.split()]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return int(re.search(r"counter packets (\d+)", listed)[1])
 
 
@@ -66,7 +67,8 @@ told() {
     # shellcheck disable=SC2086 # words of a rule
     inside iptables -A OUTPUT -p udp $1
     # shellcheck disable=SC2086
-    made=$(inside iptables-translate -A OUTPUT -p udp $1 | sed -E "s/^nft '//; s/'$//; s/ip filter OUTPUT/ip translated sent/")
+    made=$(inside iptables-translate -A OUTPUT -p udp $1)
+    made=$(sed -E "s/^nft '//; s/'$//; s/ip filter OUTPUT/ip translated sent/" <<<"$made")
     inside nft "$made"
     made=$(sed -E 's/.* sent (ip protocol udp )?//; s/ counter//; s/\{.*\}/{ ... }/' <<<"$made")
     echo "$1: $(counted) by $made"

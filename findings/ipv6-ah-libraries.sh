@@ -9,7 +9,8 @@
 # is another class.
 #
 # Seen with dpkt 1.9.8, pypacker 5.4 and scapy 2.8.0 (the newest releases when this was written), python3 3.11.2 of
-# Debian 12. scapy makes the packets: UDP from port 4000 to 4001 with 40 bytes of data. "anew": written without a change.
+# Debian 12. scapy makes the packets: UDP from port 4000 to 4001 with 40 bytes of data. "anew": written without a
+# change.
 #
 # Output seen:
 #   IPv6, options: dpkt ports 4000 4001, anew the same bytes

@@ -2,8 +2,8 @@
 # jc --iptables cuts the suffix off packet counters, so that 123M packets are 123 in its JSON. iptables -L -v shortens
 # counters from 100,000 on (K, M, G, T); jc multiplies what stands in the column of bytes, and keeps the digits alone in
 # the column of packets, of rules and of policies. A counter that grows falls from 99,999 to 100 on its way, and then
-# seems to stand still. jc's documentation: "Supports `-vLnx`"; "pkts" is an integer without a remark, "bytes" an integer
-# that is "converted based on suffix". With -x, iptables' exact numbers, both are right.
+# seems to stand still. jc's documentation: "Supports `-vLnx`"; "pkts" is an integer without a remark, "bytes" an
+# integer that is "converted based on suffix". With -x, iptables' exact numbers, both are right.
 #
 # Seen with jc 1.26.1 (the newest release when this was written), iptables 1.8.9 and jq 1.6 of Debian 12, python3
 # 3.11.2, Linux 6.18.44. The counters are set by iptables itself (-c).
@@ -32,7 +32,8 @@ COMMIT
 RULES
 parsed() { inside iptables -n -L OUTPUT "$@" | "$folder/venv/bin/jc" --iptables; }
 counts() { jq -r '[.[].rules[] | "\(.pkts) packets \(.bytes) bytes"] | join("; ")'; }
-seen="-v: $(inside iptables -n -v -L OUTPUT | awk 'NR > 2 { printf("%s%s packets %s bytes", (NR > 3) ? "; " : "", $1, $2) }')
+shortened() { awk 'NR > 2 { printf("%s%s packets %s bytes", (NR > 3) ? "; " : "", $1, $2) }'; }
+seen="-v: $(inside iptables -n -v -L OUTPUT | shortened)
 jc of -v: $(parsed -v | counts)
 jc of -v -x: $(parsed -v -x | counts)
 policy, jc of -v: $(parsed -v | jq -r '.[] | "\(.default_packets) packets \(.default_bytes) bytes"')"

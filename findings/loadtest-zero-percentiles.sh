@@ -35,7 +35,8 @@ function told(...groups) {
   const result = latency.getResult();
   const name = groups.map(([count, milliseconds]) => `${count} of ${milliseconds} ms`).join(", ");
   const shares = Object.entries(result.percentiles).map(([share, value]) => `p${share} ${value}`);
-  console.log(`${name}: ${shares.join(" ")}, mean ${result.meanLatencyMs}, counted ${JSON.stringify(result.histogramMs)}`);
+  const counted = JSON.stringify(result.histogramMs);
+  console.log(`${name}: ${shares.join(" ")}, mean ${result.meanLatencyMs}, counted ${counted}`);
 }
 
 told([98, 0], [2, 500]);

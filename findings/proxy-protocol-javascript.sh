@@ -86,7 +86,8 @@ for (const [name, digits, python] of JSON.parse(process.argv[2])) {
 }
 const header = Buffer.from(JSON.parse(process.argv[2])[1][1], "hex");
 const anew = Buffer.from(V2ProxyProtocol.parse(new Uint8Array(header)).build());
-console.log(`length of ALPN h2's header: ${header.readUInt16BE(LENGTH)}, written anew by js ${anew.readUInt16BE(LENGTH)}`);
+const [was, is] = [header, anew].map((bytes) => bytes.readUInt16BE(LENGTH));
+console.log(`length of ALPN h2's header: ${was}, written anew by js ${is}`);
 JAVASCRIPT
 seen=$(NODE_PATH=$folder/node_modules node "$folder/tried.cjs" "$("$folder/venv/bin/python" "$folder/made.py")")
 printf '%s\n' "$seen"

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# pypacker writes into the data of IPv4 fragments when anything in the header in front of them is changed, be it the TTL.
-# Behind the header of each fragment of a UDP datagram it sees a UDP header, also where the data goes on, and puts a
-# length and a checksum there: four bytes of every later fragment are overwritten. The length and the checksum of the
+# pypacker writes into the data of IPv4 fragments when anything in the header in front of them is changed, be it the
+# TTL. Behind the header of each fragment of a UDP datagram it sees a UDP header, also where the data goes on, and puts
+# a length and a checksum there: four bytes of every later fragment are overwritten. The length and the checksum of the
 # first, which are the whole datagram's, become those of its own piece, so that Linux, which puts the fragments together
-# again, finds a right checksum over the first piece and delivers that alone: 40 bytes of 100, without an error. RFC 791,
-# 3.2: the fragment with offset zero has the datagram's beginning, the others go on. dpkt and scapy leave the data alone.
+# again, finds a right checksum over the first piece and delivers that alone: 40 bytes of 100, without an error. RFC
+# 791, 3.2: the fragment with offset zero has the datagram's beginning, the others go on. dpkt and scapy leave the data
+# alone.
 #
 # Seen with pypacker 5.4, dpkt 1.9.8 and scapy 2.8.0 (the newest releases when this was written), python3 3.11.2 of
 # Debian 12, Linux 6.18.44. scapy makes the fragments; told are the bytes behind the IP header that change with the TTL,

@@ -2,9 +2,11 @@
 # iptables-translate drops the states from a rule that names DNAT or SNAT beside them. `--ctstate ESTABLISHED,DNAT`
 # matches what belongs to a connection and what was redirected; `ct status dnat` is what is left of it, so that later
 # packets of all other connections no longer match. A `!` in front of a list with DNAT is gone as well, also where DNAT
-# is alone: the rule about all but redirected connections becomes one about these. iptables-extensions(8) has
-# `[!] --ctstate statelist`, "a comma separated list of the connection states to match", with SNAT and DNAT among them.
-# What it cannot translate the tool prints behind a #, but not this. Lists without the two come out right.
+# is alone: the rule about all but redirected connections becomes one about these. kube-proxy's rule that drops what
+# comes to 127.0.0.0/8 from elsewhere has such a list, `! --ctstate RELATED,ESTABLISHED,DNAT`, and drops what was
+# redirected once it is translated. iptables-extensions(8) has `[!] --ctstate statelist`, "a comma separated list of the
+# connection states to match", with SNAT and DNAT among them. What it cannot translate the tool prints behind a #, but
+# not this. Lists without the two come out right.
 #
 # Seen with iptables 1.8.9 and nftables 1.0.6 of Debian 12, python3 3.11.2, Linux 6.18.44; iptables-translate 1.8.11 of
 # Debian 13 does the same. A datagram goes to port 9000 ("plain") and is answered, another to port 9001, from where it

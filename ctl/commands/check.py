@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from dataplane.plan.types import Plan
     from dataplane.planes.base import Plane
 
+_MORE_LOOKS = 2
+"""Where something differs beside a daemon. One is enough, but for changes by the dozen each second."""
+
 
 def register(subparsers: Any) -> None:
     """Add the command's parser."""
@@ -59,6 +62,8 @@ def _check(args: argparse.Namespace) -> int:
     making = Making(options, plan.node, tcp_be_liberal, plan.node.detector, warn=warn)
     plane = mode_of(saved.mode).make(making)
     found = _differences(saved, plan, plane)
+    if found and not args.repair and not args.filename:
+        found = _lasting(args, found, plane)
     for service in sorted({key.service for key, entry in plan.entries.items() if entry.limited}):
         print(
             f"hotplane: {service}: has more endpoints than the plan may use; see apply's or the daemon's messages",
@@ -134,6 +139,36 @@ def _differences(saved: "Saved", plan: "Plan", plane: "Plane") -> "list[Differen
     from dataplane.plan.rows import rows
 
     return list(plane_differences(plane, rows(plan), frozenset(saved.left_out)))
+
+
+def _lasting(args: argparse.Namespace, found: "list[Difference]", plane: "Plane") -> "list[Difference]":
+    """Look again where a daemon runs, whose change may have come between the look at the plan and that at the kernel.
+    Returns what differs each time, but of Services that change during a look. found: the first time."""
+    from pathlib import Path
+
+    from ctl.store import state
+
+    folder = Path(args.state_dir)
+    for _ in range(_MORE_LOOKS):
+        if not found or not state.ask_daemon(folder):  # it saves its plan when no change is under way
+            break
+        before = state.load(folder, current=False)
+        if before is None or before.mode != plane.name:
+            break
+        again = _differences(before, before.plan(), plane)
+        after = state.load(folder, current=False)
+        named = {each.service for each in found} - (_changed(before, after) if after is not None else set())
+        found = [each for each in again if each.service in named]
+    return found
+
+
+def _changed(before: "Saved", after: "Saved") -> set[str]:
+    """Return the Services that differ between two plans."""
+    from dataplane.plan.rows import rows
+
+    old, new = rows(before.plan()), rows(after.plan())
+    differing = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
+    return {table[key].service for key in differing for table in (old, new) if key in table}
 
 
 def _repair(args: argparse.Namespace, saved: "Saved", plan: "Plan", plane: "Plane") -> int:

@@ -80,9 +80,7 @@ class DriftCheck:
 
         Returns the number of differences. Raises ChildError, OSError (no child can be made).
         """
-        kernel = self._reconciler.kernel
-        behind = {*kernel.ledger.services(), *await kernel.call(left_out, kernel.plane)}
-        child = await self._reconciler.between("drift", self._begin)
+        child, behind = await self._reconciler.between("drift", self._begin)
         try:
             found = msgspec.msgpack.decode(await child.answer(PATIENCE), type=list[Found])
         except ChildError as error:
@@ -101,11 +99,12 @@ class DriftCheck:
             self._reconciler.request("repair", lambda: self._reconciler.reload(why))
         return len(found)
 
-    async def _begin(self) -> Child:
-        """Start the child between two changes, when the kernel holds the plan."""
+    async def _begin(self) -> tuple[Child, set[str]]:
+        """Start the child between two changes, when the kernel holds the plan, but for these Services."""
         kernel = self._reconciler.kernel
+        behind = {*kernel.ledger.services(), *await kernel.call(left_out, kernel.plane)}
         plan, mode = self._reconciler.planner.plan, kernel.plane.name
         self._reconciler.touched = set()
         if kernel.untouched is not None:
             await kernel.call(kernel.untouched.trust)
-        return Child(lambda: _look(plan, mode))
+        return Child(lambda: _look(plan, mode)), behind

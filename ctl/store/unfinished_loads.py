@@ -24,7 +24,9 @@ def unfinished_modes(state_dir: Path) -> frozenset[str]:
     """Return the modes whose load was started in this network namespace and never finished. Raises StateError."""
     path = _path(state_dir)
     try:
-        return frozenset(path.read_text(errors="replace").split()) & frozenset(MODES) if path.exists() else frozenset()
+        return frozenset(path.read_text(errors="replace").split()) & frozenset(MODES)
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
     except OSError as error:
         raise StateError(f"{path}: cannot be read ({error.strerror}); run as root") from error
 

@@ -4,6 +4,8 @@ import errno
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -181,6 +183,30 @@ def test_a_socket_that_connects_again_while_it_is_disconnected_keeps_its_fronten
     assert bench.pod.call("peer", "s") == frontend
     second, sender = bench.pod.call("ask", "s")
     assert (second != first, sender) == (True, frontend)
+    bench.pod.call("close", "s")
+
+
+def test_sockets_are_found_while_control_groups_go(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group of a pod that goes, with the endpoint as a rule, is removed while sockets of others are looked for."""
+    bench.become(service("a", Protocol.UDP))
+    bench.pod.call("open", "s", socket.AF_INET, socket.SOCK_DGRAM)
+    bench.pod.call("connect", "s", CLUSTER_IP[Family.IPV4], 80)
+    first, _ = bench.pod.call("ask", "s")
+    going, read = bench.node.group / "going", Path.read_text
+    going.mkdir()
+
+    def read_text(path: Path, *words: Any, **more: Any) -> str:
+        if path.parent == going:
+            going.rmdir()
+        return read(path, *words, **more)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    rest = tuple(Backend(address, BACKEND_PORT) for address in BACKENDS[Family.IPV4] if address != first)
+    bench.become(service("a", Protocol.UDP, backends=rest))
+    assert bench.cleaner.flush(60)
+    assert not going.exists()
+    with pytest.raises(OSError):
+        bench.pod.call("ask", "s")
     bench.pod.call("close", "s")
 
 

@@ -2,16 +2,17 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ctl.store import state
+from ctl.store import state, unfinished_loads
 from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.ebpf.bpf import BpfError
-from dataplane.kernel.namespaces import netns
+from dataplane.kernel.namespaces import cgroup, netns
 from dataplane.planes.ebpf.flows import stale
 from dataplane.planes.ebpf.maps import pins
 
@@ -77,3 +78,35 @@ def test_a_namespace_that_goes_while_it_is_looked_at_has_no_processes(
 
     monkeypatch.setattr(netns, "_is_namespace", is_namespace)
     assert netns.pids(["hp-1"]) == {}
+
+
+@pytest.mark.parametrize("step", ["looked into", "read"])
+def test_a_control_group_that_goes_while_processes_are_listed_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Where pods come and go, so do their groups; the processes of the others are found."""
+    for number, name in enumerate(("", "a", "going", "z"), 1):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "cgroup.procs").write_text(f"{number}\n")
+    going, scan = tmp_path / "going", os.scandir
+    if step == "read":
+        before(monkeypatch, "read_text", lambda path: path.parent == going, lambda path: shutil.rmtree(path.parent))
+
+    def scandir(path: Any) -> Any:
+        if Path(path) == going and going.exists():
+            monkeypatch.setattr(os, "scandir", scan)
+            shutil.rmtree(going)
+        return scan(path)
+
+    if step == "looked into":
+        monkeypatch.setattr(os, "scandir", scandir)
+    assert cgroup.pids(tmp_path) == [1, 2, 4]
+    assert not going.exists()
+
+
+def test_a_record_of_loads_that_is_removed_while_it_is_read_names_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfinished_loads.record(tmp_path, "nftables")
+    before(monkeypatch, "read_text", lambda path: path.suffix == ".begun", os.unlink)
+    assert unfinished_loads.unfinished_modes(tmp_path) == frozenset()

@@ -15,6 +15,10 @@ from dataplane.kernel.namespaces.netns import mount, unmount
 PRIVATE_ROOT = Path("/run/hotplane/cgroup2")
 """Mount point of the hierarchy if it is not mounted yet."""
 
+_WITHOUT_PROCESSES = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP)
+"""Of a group that was removed, before or after its file was opened, and of one of threads: a group above it has their
+processes."""
+
 
 class CgroupError(HotplaneError):
     """A group cannot be created, or its processes do not end. The text names it and says what to do."""
@@ -59,11 +63,14 @@ def release_private_root(prefix: str) -> None:
 
 
 def pids(group: Path) -> list[int]:
-    """Return the processes in a group and the groups below it; none if there is no such group."""
+    """Return the processes in a group and the groups below it; none of a group that is not there, or goes meanwhile."""
     found: set[int] = set()
-    for procs in [group / "cgroup.procs", *group.rglob("cgroup.procs")]:
-        if procs.exists():
-            found.update(int(pid) for pid in procs.read_text().split())
+    for directory, _, _ in os.walk(group):
+        try:
+            found.update(map(int, (Path(directory) / "cgroup.procs").read_text().split()))
+        except OSError as error:
+            if error.errno not in _WITHOUT_PROCESSES:
+                raise
     return sorted(found)
 
 

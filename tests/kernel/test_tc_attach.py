@@ -33,6 +33,7 @@ from dataplane.planes.ebpf.maps.pins import PinDirectory
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.nftables.plane import NftablesPlane
 from tests.kernel.bpf_packets.bench import NODE, SIZES, node_config
+from tests.kernel.ebpf_lab import NoSlowPath
 
 READS_ANYWHERE = """
 PROGRAM(tc_host)(struct __sk_buff *skb) {
@@ -265,6 +266,35 @@ def test_a_plane_that_gives_way_looks_for_no_more_devices(place: Place) -> None:
         plane.give_way(())
     assert not watcher.is_alive()
     assert told == []
+
+
+def test_links_that_the_watching_thread_removes_first_are_no_error(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load removes links of devices that went while no daemon ran; those of one that goes meanwhile, the other."""
+    going = [place.pod(12), place.pod(13)]
+    first = EbpfPlane(NoSlowPath(), [PacketHook(xdp=False)], SIZES, instance=f"test-{place.name}")
+    with netns.netns(place.name):
+        first.load(Plan(node_config()))
+        first.close()
+        for device in going:
+            subprocess.run(["ip", "link", "del", device], check=True)
+    remove, late = programs.remove_link, []
+
+    def remove_all_others(path: Path) -> None:
+        remove(path)
+        if not late:
+            late.extend(other for name, other in place.pins.links().items() if name not in second.pins.wanted_links)
+            for other in late:
+                remove(other)
+
+    monkeypatch.setattr("dataplane.planes.ebpf.plane.remove_link", remove_all_others)
+    with netns.netns(place.name):
+        second = EbpfPlane(NoSlowPath(), [PacketHook(xdp=False)], SIZES, instance=f"test-{place.name}")
+        second.load(Plan(node_config()))
+        assert len(late) == 3
+        assert {name.partition("-")[0] for name in place.pinned()} == {"tc_ingress", "tc_egress"}
+        second.cleanup()
 
 
 @pytest.mark.parametrize("error", [OSError(12, "no memory"), NetlinkError(19)], ids=["system", "netlink"])

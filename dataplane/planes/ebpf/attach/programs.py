@@ -1,5 +1,6 @@
 """Loads the programs of a hook with a set of maps, and attaches the connect-time ones."""
 
+import errno
 import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -252,13 +253,18 @@ def lost_links(pins: PinDirectory, wanted: Mapping[str, int], mask: int = -1) ->
 
 
 def remove_link(path: Path) -> None:
-    """Detach a pinned link and unpin it."""
-    link = bpf.obj_get(str(path))
+    """Detach a pinned link and unpin it; nothing where another thread, or its owner, has done so."""
+    try:
+        link = bpf.obj_get(str(path))
+    except BpfError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return
     try:
         bpf.link_detach(link)
     finally:
         os.close(link)
-    path.unlink()
+    path.unlink(missing_ok=True)
 
 
 def remove_links(pins: PinDirectory) -> None:

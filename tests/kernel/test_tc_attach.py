@@ -26,6 +26,8 @@ from dataplane.planes.ebpf.attach.devices import DeviceSelection, Network, read_
 from dataplane.planes.ebpf.attach.optional import OptionalHook
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
 from dataplane.planes.ebpf.attach.xdp import veth_problem
+from dataplane.planes.ebpf.host_routing import table
+from dataplane.planes.ebpf.host_routing.surroundings import read_surroundings
 from dataplane.planes.ebpf.host_routing.table import HostRouting
 from dataplane.planes.ebpf.maps.mapset import MapSet, create_maps
 from dataplane.planes.ebpf.maps.node_settings import write_node
@@ -279,7 +281,8 @@ def test_links_that_the_watching_thread_removes_first_are_no_error(
         first.close()
         for device in going:
             subprocess.run(["ip", "link", "del", device], check=True)
-    remove, late = programs.remove_link, []
+    remove = programs.remove_link
+    late: list[Path] = []
 
     def remove_all_others(path: Path) -> None:
         remove(path)
@@ -315,6 +318,27 @@ def test_nobody_goes_past_the_stack_when_nobody_can_look(
             hook.refresh()
         assert host.reason("10.244.1.12") is not None
         assert list(place.maps.items("pods")) == []
+        hook.detach(place.pins)
+
+
+def test_programs_are_at_work_also_when_nobody_can_look_who_may_pass_the_stack(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook that cannot be attached stays off until the next start, and this may be over with the next look."""
+    device, host = place.pod(12), HostRouting(lasting=True)
+    place.links.neighbour(device, "10.244.1.12", "02:00:00:00:00:12")
+
+    def fail(*_: object) -> None:
+        monkeypatch.setattr(table, "read_surroundings", read_surroundings)  # it happens once
+        raise OSError(105, "no buffer space")
+
+    monkeypatch.setattr(table, "read_surroundings", fail)
+    hook = attached(place, PacketHook(xdp=False, host=host))
+    assert {status.name for status in hook.status()} == {"up0", device}
+    assert host.reason("10.244.1.12") is not None
+    with netns.netns(place.name):
+        hook.refresh()
+        assert host.reason("10.244.1.12") is None
         hook.detach(place.pins)
 
 

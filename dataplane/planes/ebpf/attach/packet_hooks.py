@@ -230,7 +230,12 @@ class PacketHook:
             self._bring(device, clsact_there=device.ifindex in with_clsact)
         if begins:
             write_ready(self._maps, True)
-        self._look(network, came=came)
+        try:
+            self._look(network, came=came)
+        except PlaneError:
+            if not begins:
+                raise
+            self._usable = frozenset()  # by the stack, then; the next look tells why, if it fails as well
         known = self._devices.keys() | self._sources.keys()
         for index in known:
             self._write(index)

@@ -10,6 +10,7 @@ from ctl.output import NotCounted, Record
 from ctl.output import Table as Columns
 from ctl.store.ways import Course, SavedRoutes
 from dataplane.kernel.netlink.conntrack_list import Connection, translated_connections
+from dataplane.kernel.netlink.conntrack_usage import table_usage
 from dataplane.model.net import Protocol, host_port
 from dataplane.plan.types import FrontendKey, FrontendKind, Plan, PlanEntry, Row, Table
 from dataplane.planes.answers import Flow, Traffic
@@ -333,5 +334,17 @@ def drops(read: Reading) -> View:
         }
         for each in refused
     ]
+    usage = table_usage()
+    if usage is not None and usage.dropped:
+        records.append(
+            {
+                "service": "",
+                "frontend": "",
+                "hook": "conntrack",
+                "reason": "table_full",
+                "count": usage.dropped,
+                "what": "dropped: connection tracking had no room for a new connection, a Service's or another",
+            }
+        )
     by_frontend = ("service", "frontend") if table else ()
     return records, Columns((*by_frontend, "hook", "reason", "count", "what"), ("hook",), ("what",))

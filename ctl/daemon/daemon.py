@@ -15,6 +15,7 @@ from ctl.daemon.announce import announce
 from ctl.daemon.events import EventRecorder
 from ctl.daemon.forwarding import ForwardingKeeper
 from ctl.daemon.host_routing.router import GAVE_WAY, HostRouter
+from ctl.daemon.http.connection_table import ConnectionTableCollector
 from ctl.daemon.http.guard import SWEEP_SECONDS as SLOW_SECONDS
 from ctl.daemon.http.guard import Guard
 from ctl.daemon.http.health import Health, eligible
@@ -28,10 +29,11 @@ from ctl.daemon.http.zpages import pages
 from ctl.daemon.jobs import Jobs, attempt
 from ctl.daemon.log import Log, forward_logging
 from ctl.daemon.node.addresses import AddressWatch
+from ctl.daemon.node.connection_table import ConnectionTableWatch
 from ctl.daemon.node.descriptors import DescriptorWatch, raise_limit
 from ctl.daemon.node.nodes import describe
 from ctl.daemon.node.rights import check_rights, held_capabilities
-from ctl.daemon.node.sysctls import apply_sysctls
+from ctl.daemon.node.sysctls import SysctlWatch, apply_sysctls
 from ctl.daemon.object_reports import ObjectReports
 from ctl.daemon.settings import Settings, waits_for_restart
 from ctl.daemon.sync.child import Child, ChildError
@@ -69,6 +71,8 @@ if TYPE_CHECKING:
 
 KINDS = ("Service", "EndpointSlice", "Node", "ServiceCIDR")
 TICK_SECONDS = 30.0
+NODE_SECONDS = 10.0
+"""How often sysctls and the connection table are looked at."""
 SAVE_PATIENCE = 60.0
 SWEEP_SECONDS = 3600.0
 SAVE_SECONDS = 60.0
@@ -110,6 +114,7 @@ class Daemon:
         self._events = EventRecorder(None, settings.node.name, log)
         self._traffic = TrafficCollector()
         self.metrics.registry.register(self._traffic)
+        self.metrics.registry.register(ConnectionTableCollector())
         self._clean_up = CleanUp(self.metrics.cleaned)
         self._kernel = Kernel(self._clean_up, self._clean_up.is_brief)
         self._router = HostRouter(settings, self._kernel.exclude, self._jobs, log)
@@ -146,6 +151,9 @@ class Daemon:
             await self._serve()
             self._jobs.every("connections", SLOW_SECONDS, self._guard.sweep)
             self._jobs.every("descriptors", TICK_SECONDS, DescriptorWatch(self._log).look)
+            sysctls = SysctlWatch(lambda: self.settings.config.conntrack, self._log)
+            self._jobs.every("sysctls", NODE_SECONDS, sysctls.look)
+            self._jobs.every("connection table", NODE_SECONDS, ConnectionTableWatch(self._log).look)
             self._jobs.every("health", HEALTH_SECONDS, HealthWatch(self.health, self._log).look)
             self._open_source()
             self._jobs.start("reconcile", self._work_once if self.settings.once else self._work)

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from dataplane.kernel.netlink.conntrack_usage import table_usage
 from dataplane.planes.finding import Finding, Status, try_command
 
 OLDEST_KERNEL = (5, 10)  # reject in prerouting came with 5.9; 5.10 is the oldest one that Debian supported with it
@@ -61,7 +62,14 @@ def _conntrack() -> Finding:
         detail = f"{reason}: stale UDP flows cannot be removed when an endpoint goes"
         return Finding("system", check, Status.MISSING, detail, "run as root; modprobe nf_conntrack_netlink")
     entries, most = stats.get("CTA_STATS_GLOBAL_ENTRIES"), stats.get("CTA_STATS_GLOBAL_MAX_ENTRIES")
-    return Finding("system", check, Status.OK, f"{entries} of {most} entries in use")
+    detail, usage = f"{entries} of {most} entries in use", table_usage()
+    if usage is not None and usage.dropped:
+        detail += f"; {usage.dropped} packets of new connections were dropped so far, as there was no room"
+    if usage is not None and usage.is_nearly_full:
+        detail += "; when none is left, new connections are dropped, whoever's they are"
+        advice = "raise conntrack.maxPerCore or net.netfilter.nf_conntrack_max; conntrack -L names what is in the table"
+        return Finding("system", check, Status.LIMITED, detail, advice)
+    return Finding("system", check, Status.OK, detail)
 
 
 def _forwarding() -> Iterator[Finding]:

@@ -13,6 +13,7 @@ import yaml
 
 from ctl import VERSION
 from ctl.config import KubeProxyConfiguration, Section, parse_config
+from ctl.daemon.http.connection_table import ConnectionTableCollector
 from ctl.daemon.http.metrics import Metrics
 from ctl.daemon.http.traffic import TrafficCollector
 from ctl.daemon.node.rights import check_rights
@@ -114,6 +115,7 @@ def _metric_names() -> set[str]:
     traffic = TrafficCollector()
     traffic.read(_Counting())  # type: ignore[arg-type]
     metrics.registry.register(traffic)
+    metrics.registry.register(ConnectionTableCollector())
     return {line.split("{")[0].split(" ")[0] for line in metrics.text().decode().splitlines() if line[0] != "#"}
 
 

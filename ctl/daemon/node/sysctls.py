@@ -1,6 +1,7 @@
-"""The conntrack limits and timeouts of the configuration, set as kube-proxy sets them."""
+"""The conntrack limits and timeouts of the configuration, set as kube-proxy sets them; and a watch over them."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from ctl.config import Conntrack
@@ -10,6 +11,9 @@ from dataplane.kernel.sysctl import SysctlError
 
 _HASHSIZE = Path("/sys/module/nf_conntrack/parameters/hashsize")
 _MAX = "net/netfilter/nf_conntrack_max"
+
+
+_FORWARDING = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 
 
 def wanted(conntrack: Conntrack, cpus: int) -> dict[str, int]:
@@ -51,3 +55,58 @@ def _grow_table(buckets: int, log: Log) -> None:
             log.info("set conntrack hash table", buckets=buckets)
     except OSError as error:
         log.warning("cannot set the size of conntrack's hash table", reason=error.strerror)
+
+
+class SysctlWatch:
+    """Tells when another program changes sysctls that the configuration sets, or takes away the node's forwarding.
+
+    They stay as they are found, as with kube-proxy: who changes them by hand means it. conntrack: of the configuration.
+    Made after `apply_sysctls`: what is otherwise by then was said there, or was never on.
+    """
+
+    def __init__(self, conntrack: Callable[[], Conntrack], log: Log) -> None:
+        self._conntrack, self._log = conntrack, log
+        self._were: set[str] = set()
+        self._told: dict[str, int] = {}
+        for name, value in self._wanted().items():
+            self._is(name, value)
+
+    async def look(self) -> None:
+        """Compare them with what they were to be."""
+        for name, value in self._wanted().items():
+            if self._is(name, value):
+                if self._told.pop(name, None) is not None:
+                    self._log.info("a sysctl is again as it was set", name=name, value=value)
+            elif name in self._were and self._told.get(name) != value:
+                self._told[name] = value
+                self._log.warning(
+                    "another program changed a sysctl",
+                    name=name,
+                    wanted=value,
+                    value=_value(name),
+                    reason=_effect(name),
+                )
+
+    def _wanted(self) -> dict[str, int]:
+        return {**dict.fromkeys(_FORWARDING, 1), **wanted(self._conntrack(), os.cpu_count() or 1)}
+
+    def _is(self, name: str, value: int) -> bool:
+        """Whether a sysctl has this value now; remembers that it had."""
+        right = _value(name) == str(value)
+        if right:
+            self._were.add(name)
+        return right
+
+
+def _value(name: str) -> str:
+    """A sysctl's value, "" where there is none."""
+    try:
+        return sysctl.read(name)
+    except SysctlError:
+        return ""
+
+
+def _effect(name: str) -> str:
+    if name in _FORWARDING:
+        return f"packets of pods are not forwarded to other nodes or pods; sysctl -w {name.replace('/', '.')}=1"
+    return "the configuration asks for the other value; SIGHUP or a restart of hotplane sets it again"

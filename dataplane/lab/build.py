@@ -113,8 +113,10 @@ def _uplink_length(family: Family) -> int:
 
 
 def _entry_rules(net: Links, plan: Topology, family: Family) -> None:
-    """Add the rules that the main table does not cover: from the client, to an entry node; from a node, unreachable."""
-    net.rule(family, 100, 254)
+    """Add the rules that the main table does not cover: from the client, to an entry node; from a node, unreachable.
+
+    A router that is a machine gets a default route of elsewhere in its main table, by DHCP, again and again."""
+    net.rule(family, 100, 254, default=False)
     for node in plan.nodes:
         table = ENTRY_TABLE + node.number
         net.route(DEFAULT_ROUTE[family], via=node.addresses[family], table=table)

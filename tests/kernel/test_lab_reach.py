@@ -129,3 +129,23 @@ def test_addresses_nobody_has_enter_the_cluster_where_the_client_says(lab: Lab) 
         results = lab.probe("client", *probes)
         assert [list(result.servers) for result in results] == [[name] for name in lab.client.via]
         assert [list(r.clients) for r in results] == [[via[family]] for via in lab.client.via.values()]
+
+
+def test_a_default_route_that_the_router_gets_of_elsewhere_is_not_for_the_lab(lab: Lab) -> None:
+    """As a machine's DHCP client brings one back each time that it renews its lease."""
+    address = {Family.IPV4: "203.0.113.11", Family.IPV6: "fd00:203:0:113::11"}
+    unclaimed = {Family.IPV4: "203.0.113.12", Family.IPV6: "fd00:203:0:113::12"}
+    for family in lab.spec.families:
+        ip, own = ["ip", f"-{family.value}"], f"{address[family]}/{family.bits}"
+        lab.run("node2", [*ip, "address", "add", own, "dev", "lo"])
+        lab.set_entry("node2")
+        lab.run("net", [*ip, "route", "add", "default", "via", lab.client.addresses[family]])
+        try:
+            [entered] = lab.probe("client", Probe(address[family], PORT, timeout=PATIENCE))
+            [refused] = lab.probe("node1", Probe(unclaimed[family], PORT, timeout=PATIENCE))
+        finally:
+            lab.run("net", [*ip, "route", "del", "default", "via", lab.client.addresses[family]])
+            lab.run("node2", [*ip, "address", "del", own, "dev", "lo"])
+            lab.set_entry("node1")
+        assert entered.servers == {"node2": 1}
+        assert refused.attempts[0].detail in ("EHOSTUNREACH", "ENETUNREACH")

@@ -136,13 +136,18 @@ class Links(Resource):
             options["flags"] = ["onlink"]
         self._do(f"add route to {cidr}", self._ipr.route, "replace" if replace else "add", **options)
 
-    def rule(self, family: Family, priority: int, table: int, *, incoming: str = "", source: str = "") -> None:
-        """A routing policy rule: packets of this source address that came in by this device look in `table`."""
+    def rule(
+        self, family: Family, priority: int, table: int, *, incoming: str = "", source: str = "", default: bool = True
+    ) -> None:
+        """A routing policy rule: packets of this source address that came in by this device look in `table`. default:
+        its default routes count."""
         options: dict[str, Any] = {"family": int(family.socket_family), "priority": priority, "table": table}
         if incoming:
             options["iifname"] = incoming
         if source:
             options |= {"src": source, "src_len": family.bits}
+        if not default:
+            options["suppress_prefixlen"] = 0
         self._do(f"add rule {priority}", self._ipr.rule, "add", **options)
 
     def neighbour(self, device: str, address: str, mac: str) -> None:

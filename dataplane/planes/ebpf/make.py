@@ -1,6 +1,7 @@
 """Creates the ebpf plane from command-line options, and finds the control group that they name."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from dataplane.kernel.namespaces import cgroup as groups
@@ -10,6 +11,7 @@ from dataplane.kernel.namespaces.outside import outer_process, visible
 from dataplane.kernel.namespaces.pod_groups import hierarchy_of
 from dataplane.plan.types import OffPod
 from dataplane.planes.answers import OffTarget
+from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.attach.devices import DeviceSelection
 from dataplane.planes.ebpf.attach.optional import OptionalHook
 from dataplane.planes.ebpf.attach.packet_hooks import PacketHook
@@ -19,7 +21,8 @@ from dataplane.planes.ebpf.connect_time.off_targets import OffSelection, find_ta
 from dataplane.planes.ebpf.flows.sockets import SocketCleaner
 from dataplane.planes.ebpf.host_routing.table import HostRouting
 from dataplane.planes.ebpf.maps.layout import Sizes
-from dataplane.planes.ebpf.maps.pins import default_instance
+from dataplane.planes.ebpf.maps.need import MORE_MEMORY, memory_problem
+from dataplane.planes.ebpf.maps.pins import PinDirectory, default_instance
 from dataplane.planes.ebpf.mode import SLOW
 from dataplane.planes.ebpf.plane import EbpfPlane
 from dataplane.planes.ebpf.views.records import open_instance
@@ -88,6 +91,8 @@ def make_ebpf_plane(making: Making, *, sizes: Sizes | None = None) -> EbpfPlane:
     elif "tc" in options.hooks:
         hook = PacketHook(selection, xdp=False, host=host)
         hooks.append(OptionalHook(hook, warn=warn, watch=watch, mended=mended))
+    if watch:
+        _warn_of_memory(options, sizes or Sizes(), warn)
     return EbpfPlane(
         mode_of(SLOW).make(Making(warn=warn, watch=watch, mended=mended)),
         hooks,
@@ -101,6 +106,15 @@ def make_ebpf_plane(making: Making, *, sizes: Sizes | None = None) -> EbpfPlane:
         host_routing=host,
         mended=mended,
     )
+
+
+def _warn_of_memory(options: PlaneOptions, sizes: Sizes, warn: Callable[[str], None]) -> None:
+    """Say before new maps are made that there may be too little memory: the kernel ends a process that takes more than
+    it may without a word."""
+    short = memory_problem(sizes)
+    with suppress(PlaneError):  # the pins cannot be looked at, which a load says
+        if short and not PinDirectory(options.instance or default_instance()).map_versions():
+            warn(f"{short}; with what else the daemon needs that may be too little: {MORE_MEMORY}")
 
 
 def _host_routing(options: PlaneOptions) -> HostRouting | None:

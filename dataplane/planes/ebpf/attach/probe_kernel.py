@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dataplane.kernel.ebpf.bpf import AttachType, BpfError, ProgramType, program_load
+from dataplane.planes.ebpf.maps.layout import Sizes
+from dataplane.planes.ebpf.maps.need import MORE_MEMORY, memory_problem
 from dataplane.planes.finding import Finding, Status
 
 # mov64 r0, N; exit: the smallest programs, each returning what its hook reads as "let it pass".
@@ -50,6 +52,7 @@ def probe_bpf() -> Iterator[Finding]:
             )
             yield Finding("ebpf", name, Status.MISSING, detail, advice)
     yield _jit()
+    yield _memory()
     yield _mount("cgroup v2", "cgroup2", "no connect-time balancing", "mount -t cgroup2 none /sys/fs/cgroup/unified")
     yield _bpffs()
     yield _bcc()
@@ -63,6 +66,14 @@ def _jit() -> Finding:
         detail = "off: programs are interpreted, several times slower"
         return Finding("ebpf", "JIT", Status.LIMITED, detail, "sysctl -w net.core.bpf_jit_enable=1")
     return Finding("ebpf", "JIT", Status.OK)
+
+
+def _memory() -> Finding:
+    short = memory_problem(Sizes())
+    if not short:
+        return Finding("ebpf", "memory for maps", Status.OK)
+    detail = f"{short}: together with the daemon that is too little, and the kernel may end it at its start"
+    return Finding("ebpf", "memory for maps", Status.LIMITED, detail, MORE_MEMORY)
 
 
 def _mount(check: str, kind: str, consequence: str, advice: str) -> Finding:

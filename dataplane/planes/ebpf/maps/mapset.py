@@ -3,16 +3,17 @@
 import errno
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
 from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.ebpf.bpf import BpfError, MapFlag
 from dataplane.kernel.ebpf.map_elements import MapElements
+from dataplane.kernel.memory_limit import anonymous_memory
 from dataplane.planes.base import PlaneError
 from dataplane.planes.ebpf.maps.layout import FLOW_MAPS, MapSpec, Sizes, map_specs, size_options, unpack
+from dataplane.planes.ebpf.maps.need import MORE_MEMORY, memory_problem, possible_cpus
 from dataplane.planes.ebpf.maps.window import Memory
 from dataplane.resource import Resource
 
@@ -83,24 +84,17 @@ class MapSet(Resource):
     def per_cpu(self, name: str, index: int) -> list[bytes]:
         """Return the values of all CPUs at one index of a per-CPU array."""
         size = -(-self.specs[name].value_size // 8) * 8
-        raw = bpf.map_lookup(self.fds[name], _INDEX.pack(index), size * _possible_cpus())
+        raw = bpf.map_lookup(self.fds[name], _INDEX.pack(index), size * possible_cpus())
         return [raw[at : at + size] for at in range(0, len(raw), size)] if raw else []
 
     def clear_per_cpu(self, name: str, index: int) -> None:
         """Zero the values of all CPUs at one index of a per-CPU array."""
         size = -(-self.specs[name].value_size // 8) * 8
-        bpf.map_update(self.fds[name], _INDEX.pack(index), bytes(size * _possible_cpus()))
+        bpf.map_update(self.fds[name], _INDEX.pack(index), bytes(size * possible_cpus()))
 
     def node(self) -> dict[str, int | bytes | list[int]]:
         """Return the stored settings of the node."""
         return unpack("node", self.get("node", NODE_KEY) or bytes(self.specs["node"].value_size))
-
-
-@cache
-def _possible_cpus() -> int:
-    """Number of CPUs that per-CPU values have room for: the last of /sys's possible CPUs, plus one."""
-    text = Path("/sys/devices/system/cpu/possible").read_text().strip()
-    return int(text.rpartition(",")[2].rpartition("-")[2]) + 1
 
 
 INNER = {"flows": ("tcp_flows", "udp_flows")}
@@ -129,10 +123,20 @@ def _create(spec: MapSpec, fds: Mapping[str, int]) -> int:
         ) from error
 
 
+def _check_memory(sizes: Sizes, carried: Collection[str]) -> None:
+    """Raise PlaneError if the maps cannot fit beside this process into what its control groups let it use: the kernel
+    would end the process in the middle, without a word. carried: maps that exist."""
+    mine = anonymous_memory()
+    short = memory_problem(sizes, mine, carried)
+    if short:
+        raise PlaneError(f"{short}, of which this process has {mine >> 20} MiB already; {MORE_MEMORY}")
+
+
 def create_maps(sizes: Sizes, carried: Mapping[str, int] | None = None) -> MapSet:
     """Create empty maps, except those in `carried` (by name; takes ownership of the descriptors)."""
     fds = dict(carried or {})
     try:
+        _check_memory(sizes, fds)
         for name, spec in map_specs(sizes).items():
             if name not in fds:
                 fds[name] = _create(spec, fds)

@@ -216,7 +216,8 @@ class Daemon:
         """Load the plan, whatever the kernel holds. May be called again after a failure."""
         if self._addresses is None:
             self._addresses = AddressWatch(self._look_at_node)  # before the addresses are read for the first time
-        await self._use_plane()
+        if not self._kernel.has(self.settings.mode):  # else it has threads and maps, which another one would double
+            await self._use_plane()
         self._begin_mode(self.settings.mode)
         await self._kernel.call(self._clean_up.look, self.settings.mode)
         await self.reconciler.start()

@@ -111,6 +111,10 @@ class Kernel:
         assert self._plane is not None, "use comes first"
         return self._plane
 
+    def has(self, mode: str) -> bool:
+        """True if the plane in use is of this mode, whatever it holds."""
+        return self._plane is not None and self._plane.name == mode
+
     def exclude(self, exclusions: Exclusions) -> None:
         """Have the plane in use keep these on the node's stack, at once, whatever its thread does. Raises
         PlaneError."""

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from dataplane.kernel.namespaces import netns
+from dataplane.kernel.namespaces import cgroup, netns
 from dataplane.kernel.netlink import sockdiag
 from dataplane.kernel.netlink.sockdiag import ConnectedSocket
 from dataplane.model.net import Family, Protocol
@@ -18,6 +18,7 @@ from dataplane.plan.change import PlanChange, apply_change, diff
 from dataplane.plan.rows import rows
 from dataplane.plan.types import Plan, PlanEntry, SourceRanges
 from dataplane.planes.ebpf.attach.programs import CONNECT_PROGRAMS, ConnectHook
+from dataplane.planes.ebpf.flows import sockets
 from dataplane.planes.ebpf.flows.sockets import SocketCleaner
 from dataplane.planes.ebpf.maps.layout import constant, hook_names, reason_names
 from dataplane.planes.ebpf.maps.mapset import MapSet
@@ -208,6 +209,32 @@ def test_sockets_are_found_while_control_groups_go(bench: Bench, monkeypatch: py
     with pytest.raises(OSError):
         bench.pod.call("ask", "s")
     bench.pod.call("close", "s")
+
+
+def test_a_namespace_is_entered_by_a_process_that_is_still_there(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one by which it was found, a probe for example, may end before; the socket is another one's."""
+    bench.become(service("a", Protocol.UDP))
+    ends, stays = bench.node.process("pod"), bench.node.process("pod")
+    monkeypatch.setattr(cgroup, "pids", lambda group: [ends.pid, stays.pid])
+    stays.call("open", "s", socket.AF_INET, socket.SOCK_DGRAM)
+    stays.call("connect", "s", CLUSTER_IP[Family.IPV4], 80)
+    first, _ = stays.call("ask", "s")
+    look = sockets._namespaces
+
+    def namespaces(group: Path, own: int) -> Any:
+        found = look(group, own)
+        if ends in bench.node.processes:
+            ends.end()
+            bench.node.processes.remove(ends)
+        return found
+
+    monkeypatch.setattr(sockets, "_namespaces", namespaces)
+    rest = tuple(Backend(address, BACKEND_PORT) for address in BACKENDS[Family.IPV4] if address != first)
+    bench.become(service("a", Protocol.UDP, backends=rest))
+    assert bench.cleaner.flush(60)
+    assert ends not in bench.node.processes
+    with pytest.raises(OSError):
+        stays.call("ask", "s")
 
 
 class LateCleaner:

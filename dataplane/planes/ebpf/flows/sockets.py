@@ -38,20 +38,32 @@ Gone = frozenset[tuple[bytes, int]]
 """Addresses (16 bytes) and ports of endpoints."""
 
 
-def _namespaces(group: Path, own: int) -> tuple[dict[int, str], int]:
-    """Return paths of the network namespaces of a control group's processes, by inode, without the one with inode
+def _namespaces(group: Path, own: int) -> tuple[dict[int, list[str]], int]:
+    """Return paths of each network namespace of a control group's processes, by inode, without the one with inode
     `own`, and the number of processes that could not be read (needs CAP_SYS_PTRACE)."""
-    found: dict[int, str] = {}
+    found: dict[int, list[str]] = {}
     hidden = 0
     for path in (f"/proc/{pid}/ns/net" for pid in cgroup.pids(group)):
         try:
-            found.setdefault(os.stat(path).st_ino, path)
+            found.setdefault(os.stat(path).st_ino, []).append(path)
         except PermissionError:
             hidden += 1
         except (FileNotFoundError, ProcessLookupError):
             continue  # the process ended meanwhile, and its sockets with it
     found.pop(own, None)
     return found, hidden
+
+
+def _enter(paths: Iterable[str]) -> bool:
+    """Move this thread to the network namespace with these paths, as far as their processes have not ended; False if
+    all have. Raises PermissionError."""
+    for path in paths:
+        try:
+            setns(path, 0)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        return True
+    return False
 
 
 def disconnect_here(peers_map: int, backends_map: int, gone: Gone) -> int:
@@ -131,11 +143,10 @@ class SocketCleaner:
         namespaces, hidden = _namespaces(group, os.fstat(home).st_ino)
         if hidden:
             self._log_once("there are processes that only CAP_SYS_PTRACE may look at")
-        for path in namespaces.values():
+        for paths in namespaces.values():
             try:
-                setns(path, 0)
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # ended since we looked
+                if not _enter(paths):
+                    continue
             except PermissionError:
                 self._log_once("entering the network namespaces of pods takes CAP_SYS_ADMIN")
                 return

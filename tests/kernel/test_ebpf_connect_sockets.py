@@ -237,6 +237,34 @@ def test_a_namespace_is_entered_by_a_process_that_is_still_there(bench: Bench, m
         stays.call("ask", "s")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_socket_that_is_about_to_be_connected_is_disconnected_too(
+    bench: Bench, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The programs have chosen its endpoint, but the kernel does not list it as connected yet."""
+    bench.become(service("a", Protocol.UDP, family))
+    bench.pod.call("open", "s", family.socket_family, socket.SOCK_DGRAM)
+    bench.pod.call("connect", "s", CLUSTER_IP[family], 80)
+    first, _ = bench.pod.call("ask", "s")
+    look, rounds = sockets._namespaces, 0
+
+    def namespaces(group: Path, own: int) -> Any:
+        nonlocal rounds
+        rounds += 1
+        return look(group, own)
+
+    monkeypatch.setattr(sockets, "_namespaces", namespaces)
+    monkeypatch.setattr(
+        sockets, "connected_udp_sockets", lambda: sockdiag.connected_udp_sockets() if rounds > 1 else []
+    )
+    rest = tuple(Backend(address, BACKEND_PORT) for address in BACKENDS[family] if address != first)
+    bench.become(service("a", Protocol.UDP, family, backends=rest))
+    assert bench.cleaner.flush(60)
+    with pytest.raises(OSError):
+        bench.pod.call("ask", "s")
+    bench.pod.call("close", "s")
+
+
 class LateCleaner:
     """Keeps what is to be disconnected until `late`, as if the thread had had no processor."""
 

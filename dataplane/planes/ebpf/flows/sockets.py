@@ -11,6 +11,7 @@ import os
 import queue
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from operator import eq
@@ -21,17 +22,24 @@ from typing import Any
 from pyroute2.netns import setns
 
 from dataplane.errors import HotplaneError
+from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.ebpf.map_elements import MapElements
 from dataplane.kernel.namespaces import cgroup
 from dataplane.kernel.netlink.sockdiag import connected_udp_sockets, destroy
 from dataplane.planes.ebpf.maps.encode import BACKEND, address_bytes
-from dataplane.planes.ebpf.maps.layout import constant, size_of, unpack
+from dataplane.planes.ebpf.maps.layout import constant, fields_of, size_of, unpack
 from dataplane.planes.ebpf.maps.mapset import MapSet
 from dataplane.planes.ebpf.maps.tables import Removed
 
 _COOKIE, _INDEX = struct.Struct("=Q"), struct.Struct("=I")
 _PEER_SIZE = size_of("peer")
 _CONNECTED, _SERVES = constant("PEER_CONNECTED"), constant("BACKEND_SERVES")
+_BACKEND, _BACKEND_PORT = (
+    slice(fields_of("peer")[name], fields_of("peer")[name] + size)
+    for name, size in (("backend", size_of("address")), ("backend_port", 2))
+)
+_PAUSES = (0.0, 0.02, 0.2)
+"""Seconds before each look, if there is another one."""
 _log = logging.getLogger(__name__)
 
 Gone = frozenset[tuple[bytes, int]]
@@ -71,7 +79,7 @@ def disconnect_here(peers_map: int, backends_map: int, gone: Gone) -> int:
     by another Service, or since the endpoint came back. Returns their number. Maps as descriptors."""
     count = 0
     peers = MapElements(peers_map, _COOKIE.size, _PEER_SIZE)
-    backends = MapElements(backends_map, _INDEX.size, BACKEND.size)
+    backends = _backends(backends_map)
     for found in connected_udp_sockets():
         if (found.destination, found.port) not in gone:
             continue
@@ -80,11 +88,34 @@ def disconnect_here(peers_map: int, backends_map: int, gone: Gone) -> int:
         if raw is None:
             continue
         peer = unpack("peer", raw)
-        mine = (peer["backend"], ntohs(peer["backend_port"])) == (found.destination, found.port)
-        if mine and peer["flags"] & _CONNECTED and not _serves(peer, backends):
+        if _goes_to(peer) == (found.destination, found.port) and _is_over(peer, backends):
             count += destroy(found)
             peers.remove_if(key, partial(eq, raw))  # its owner may have connected it again by now
     return count
+
+
+def is_any_left(peers_map: int, backends_map: int, gone: Gone) -> bool:
+    """True if a socket is to be aborted still: in the middle of connect(2), where the programs have chosen, but the
+    kernel does not list it yet; or not within reach. Maps as descriptors."""
+    backends, ends = _backends(backends_map), {address + port.to_bytes(2, "big") for address, port in gone}
+    items = bpf.map_items(peers_map, _COOKIE.size, _PEER_SIZE, bpf.map_info(peers_map).max_entries)
+    return any(
+        value[_BACKEND] + value[_BACKEND_PORT] in ends and _is_over(unpack("peer", value), backends)
+        for _, value in items
+    )
+
+
+def _backends(backends_map: int) -> MapElements:
+    return MapElements(backends_map, _INDEX.size, BACKEND.size)
+
+
+def _goes_to(peer: Mapping[str, Any]) -> tuple[bytes, int]:
+    return peer["backend"], ntohs(peer["backend_port"])
+
+
+def _is_over(peer: Mapping[str, Any], backends: MapElements) -> bool:
+    """True if a socket is connected by a choice that does not serve any more."""
+    return bool(peer["flags"] & _CONNECTED) and not _serves(peer, backends)
 
 
 def _serves(peer: Mapping[str, Any], backends: MapElements) -> bool:
@@ -129,9 +160,13 @@ class SocketCleaner:
             peers, backends, gone, done = self._queue.get()
             here = partial(disconnect_here, peers, backends, gone)
             try:
-                self.disconnected += here()
-                for group in self._groups:
-                    self._in_group(group, home, here)
+                for pause in _PAUSES:
+                    time.sleep(pause)
+                    self.disconnected += here()
+                    for group in self._groups:
+                        self._in_group(group, home, here)
+                    if not is_any_left(peers, backends, gone):
+                        break
             except (HotplaneError, OSError) as error:
                 self._log_once(str(error))
             finally:

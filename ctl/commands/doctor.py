@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     """Print one record a check; 0 if the nftables mode can run, else 1."""
     from ctl.plane_options import plane_options
     from ctl.probes.forwarding import probe_forwarding
+    from ctl.probes.kube_proxy import probe_kube_proxy
     from ctl.probes.off import probe_off
     from ctl.probes.system import probe_system
     from ctl.probes.ways import probe_routes
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     options = plane_options(args)
     findings = [*probe_system()]
     if os.geteuid() == 0:
+        findings += probe_kube_proxy(Path(args.state_dir))
         for mode in sorted(modes(), key=lambda mode: mode.name != DEFAULT_MODE):
             state_dir = Path(args.state_dir)
             findings += [*mode.findings(options), *probe_off(mode, state_dir), *probe_routes(mode, state_dir)]

@@ -29,11 +29,13 @@ from ctl.daemon.http.zpages import pages
 from ctl.daemon.jobs import Jobs, attempt
 from ctl.daemon.log import Log, forward_logging
 from ctl.daemon.node.addresses import AddressWatch
-from ctl.daemon.node.connection_table import ConnectionTableWatch
-from ctl.daemon.node.descriptors import DescriptorWatch, raise_limit
+from ctl.daemon.node.descriptors import raise_limit
+from ctl.daemon.node.kube_proxy import SECONDS as KUBE_PROXY_SECONDS
+from ctl.daemon.node.kube_proxy import KubeProxyWatch
 from ctl.daemon.node.nodes import describe
 from ctl.daemon.node.rights import check_rights, held_capabilities
-from ctl.daemon.node.sysctls import SysctlWatch, apply_sysctls
+from ctl.daemon.node.sysctls import apply_sysctls
+from ctl.daemon.node.watches import watch_node
 from ctl.daemon.object_reports import ObjectReports
 from ctl.daemon.settings import Settings, waits_for_restart
 from ctl.daemon.sync.child import Child, ChildError
@@ -71,8 +73,6 @@ if TYPE_CHECKING:
 
 KINDS = ("Service", "EndpointSlice", "Node", "ServiceCIDR")
 TICK_SECONDS = 30.0
-NODE_SECONDS = 10.0
-"""How often sysctls and the connection table are looked at."""
 SAVE_PATIENCE = 60.0
 SWEEP_SECONDS = 3600.0
 SAVE_SECONDS = 60.0
@@ -150,10 +150,7 @@ class Daemon:
         try:
             await self._serve()
             self._jobs.every("connections", SLOW_SECONDS, self._guard.sweep)
-            self._jobs.every("descriptors", TICK_SECONDS, DescriptorWatch(self._log).look)
-            sysctls = SysctlWatch(lambda: self.settings.config.conntrack, self._log)
-            self._jobs.every("sysctls", NODE_SECONDS, sysctls.look)
-            self._jobs.every("connection table", NODE_SECONDS, ConnectionTableWatch(self._log).look)
+            watch_node(self._jobs, lambda: self.settings.config.conntrack, self._log)
             self._jobs.every("health", HEALTH_SECONDS, HealthWatch(self.health, self._log).look)
             self._open_source()
             self._jobs.start("reconcile", self._work_once if self.settings.once else self._work)
@@ -202,6 +199,9 @@ class Daemon:
         self.reconciler.request("removal of another mode's rules", self._finish_mode_change)
         if self.settings.adopt:
             self.reconciler.request("removal of kube-proxy's rules", self._remove_kube_proxy)
+        kube_proxy = KubeProxyWatch(self._kernel, lambda: self.settings.mode, self._log)
+        self.reconciler.request("look for kube-proxy's rules", kube_proxy.look)  # behind their removal
+        self._jobs.every("kube-proxy", KUBE_PROXY_SECONDS, kube_proxy.look)
         await self._listen()
         drift = DriftCheck(self.reconciler, self.metrics, self._log, self.settings.sync_period)
         self._jobs.every("drift", POLL_SECONDS, drift.poll)

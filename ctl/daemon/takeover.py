@@ -1,13 +1,11 @@
 """Taking a node over from kube-proxy: its rules go once ours answer."""
 
 from ctl.daemon.log import Log
+from dataplane.kernel.kube_proxy import TABLES
 from dataplane.kernel.nft.transaction import Nft
 from dataplane.kernel.rcu import wait_for_packets
 from dataplane.planes.base import PlaneError
 from dataplane.planes.registry import modes
-
-KUBE_PROXY_TABLES = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
-"""Tables of kube-proxy's nftables mode."""
 
 
 def remove_kube_proxy(mode: str, log: Log) -> None:
@@ -24,9 +22,9 @@ def remove_kube_proxy(mode: str, log: Log) -> None:
         log.info("removed kube-proxy's iptables rules")
     nft = Nft()
     present = nft.tables()
-    mine = [table for table in KUBE_PROXY_TABLES if table in present]
+    mine = [table for table in TABLES if table in present]
     if mine:
         nft.run("".join(f"delete table {family} {name}\n" for family, name in mine))
         log.info("removed kube-proxy's nftables tables", tables=len(mine))
-    if any(table in nft.tables() for table in KUBE_PROXY_TABLES):
+    if any(table in nft.tables() for table in TABLES):
         raise PlaneError("kube-proxy's tables are there again: stop kube-proxy on this node first")

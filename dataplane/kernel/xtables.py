@@ -24,6 +24,9 @@ _LEVELS = {Family.IPV4: socket.SOL_IP, Family.IPV6: 41}  # SOL_IPV6
 _TARGET_OFFSET = {Family.IPV4: 88, Family.IPV6: 140}
 """Where an entry (ipt_entry, ip6t_entry) has the 16 bits of the offset of its target."""
 
+_CHAIN_NAME = 30
+"""Bytes of a chain's name in the entry that it begins with, filled up with zeros (xt_error_target)."""
+
 _VERDICT = struct.Struct("=32xi")  # xt_standard_target: xt_entry_target, verdict
 _DROPS = -1  # -NF_DROP - 1
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")  # enum nf_inet_hooks
@@ -59,6 +62,30 @@ def builtin_chains(hooks: Collection[str] = _HOOKS) -> Iterator[BuiltinChain]:
                     yield from _chains(sock, family, name, hooks)
         except OSError as error:
             raise XtablesError(f"the legacy tables of IPv{family.value} cannot be read: {error.strerror}") from error
+
+
+def has_chain(family: Family, table: str, chain: str) -> bool:
+    """Return whether a legacy table of this thread's network namespace has a chain that somebody made. The whole table
+    is read. Raises XtablesError."""
+    if table not in _table_names(family):
+        return False
+    name = chain.encode().ljust(_CHAIN_NAME, b"\0")
+    try:
+        with socket.socket(family.socket_family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            return name in _entries(sock, family, table)
+    except OSError as error:
+        raise XtablesError(f"the legacy table {table} of IPv{family.value} cannot be read: {error.strerror}") from error
+
+
+def _entries(sock: socket.socket, family: Family, table: str) -> bytes:
+    """Return all entries of a table. Raises OSError."""
+    for _ in range(_ATTEMPTS):
+        *_, size = _INFO.unpack(_ask(sock, family, _GET_INFO, _INFO.pack(table.encode(), *[0] * 13)))
+        try:
+            return _ask(sock, family, _GET_ENTRIES, _HEAD.pack(table.encode(), size) + bytes(size))[_HEAD.size :]
+        except BlockingIOError:  # it has another size by now
+            continue
+    raise OSError(errno.EAGAIN, f"table {table} keeps changing while it is read")
 
 
 def _table_names(family: Family) -> list[str]:

@@ -61,6 +61,7 @@ def add_parser(subparsers: Any, name: str, text: str, description: str) -> argpa
 def run(args: argparse.Namespace) -> int:
     """Run the command; 0 after an orderly end."""
     import asyncio
+    import signal
 
     from ctl.config import NO_EXTERNAL_IPS
     from ctl.daemon.daemon import Daemon
@@ -72,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     from ctl.store.lock import hold
     from dataplane.errors import UsageError
 
+    hangups: list[int] = []  # until the daemon takes them; by default they would end the process
+    signal.signal(signal.SIGHUP, lambda number, _: hangups.append(number))
     settings = settings_of(args)
     log = Log(_level(args.verbosity), args.logging_format)
     if not settings.config.proxy_settings().external_ips:
@@ -97,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     with hold(args.command, settings.mode, daemon=True, takeover=args.takeover, warn=log.warning) as lock:
 
         async def live() -> int:
-            return await Daemon(settings, log, lambda: settings_of(args), lock).run()
+            return await Daemon(settings, log, lambda: settings_of(args), lock).run(hangups)
 
         return asyncio.run(live())
 

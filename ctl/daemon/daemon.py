@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,13 +133,15 @@ class Daemon:
         )  # fmt: skip
         self._page = self._make_page() if settings.ui else None
 
-    async def run(self) -> int:
+    async def run(self, hangups: Collection[int] = ()) -> int:
         """Run until SIGTERM, SIGINT or a takeover by another process; the rules stay in the kernel. Returns the exit
-        status; raises the error that ended the run."""
+        status; raises the error that ended the run. hangups: SIGHUPs that have come already."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
+        if hangups:
+            self._hangup()
         announce(self.settings, self._log)
         self._check_rights(self.settings.mode)
         await self._takeover.open()

@@ -95,6 +95,20 @@ def test_two_daemons_before_an_api_server_answers(daemons: Daemons) -> None:
         assert not lock_path().exists()
 
 
+def test_a_reload_asked_for_at_the_start_ends_nothing(daemons: Daemons) -> None:
+    """By default the signal ends a process. The configuration may have been read before."""
+    with netns(daemons.namespace):
+        held = hold("apply")
+    daemon = daemons.start("one", "run", "-f", daemons.manifests("a", "10.96.0.10"))
+    log = daemons.log("one")
+    until(lambda: "waiting for hotplane apply" in log.read_text(), "it waits for the command")
+    daemon.send_signal(signal.SIGHUP)
+    held.release()
+    until(lambda: " loaded " in log.read_text() or daemon.poll() is not None, "it loads")
+    assert daemon.poll() is None
+    until(lambda: "configuration reloaded" in log.read_text(), "it reads its configuration again")
+
+
 @pytest.mark.parametrize("mode", ["nftables", "iptables"])
 def test_commands_beside_a_daemon_stop_or_take_over(daemons: Daemons, mode: str) -> None:
     daemon = daemons.start("one", "--mode", "iptables", "run", "-f", daemons.manifests("old", "10.96.0.10"))

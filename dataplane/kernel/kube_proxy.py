@@ -11,7 +11,7 @@ from dataplane.kernel.netlink.nfnetlink import Message, Nfnetlink
 from dataplane.kernel.nft import uapi as nf_tables
 from dataplane.kernel.nft.transaction import Nft
 from dataplane.kernel.nft.uapi import FAMILIES, TABLE, Chain, Operation
-from dataplane.kernel.xtables import has_chain
+from dataplane.kernel.xtables import XtablesError, has_chain
 from dataplane.model.net import Family
 
 CHAIN = "KUBE-SERVICES"
@@ -38,10 +38,20 @@ def kube_proxy_rules(*, chains: bool = True) -> list[str]:
 
 def _iptables(netlink: Nfnetlink) -> Iterator[tuple[str, str]]:
     for family, (ip, tool) in _NAMES.items():
-        if has_chain(family, "nat", CHAIN):
+        if _is_legacy(family):
             yield tool, "legacy"
         if _is_there(netlink, ip, "nat", CHAIN):
             yield tool, "nft"
+
+
+def _is_legacy(family: Family) -> bool:
+    """Whether the legacy table has it; no where this process may not look, as one that is not root's."""
+    try:
+        return has_chain(family, "nat", CHAIN)
+    except XtablesError as error:
+        if isinstance(error.__cause__, PermissionError):
+            return False
+        raise
 
 
 def _is_there(netlink: Nfnetlink, ip: str, table: str, chain: str) -> bool:

@@ -105,6 +105,11 @@ class Plane(ABC):
         """Whether every change of this plane's state by other processes changes the namespace's nftables rules, too."""
         return True
 
+    def is_gone(self) -> bool:
+        """Return whether another process took the whole table away, this plane's or that of `slow`, as far as that
+        costs little to see. Called in the thread of `load`. Raises PlaneError."""
+        return self.slow is not None and self.slow.is_gone()
+
     def mend(self) -> Sequence[str]:
         """Put back what another process took away of what this plane has besides its table: programs, pins, smaller
         tables, sysctls. Returns a clause for each, () if all is there, which costs little to see. Called in the thread

@@ -11,11 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.kernel.namespaces.netns import in_netns
+from dataplane.kernel.namespaces.netns import in_netns, netns
+from dataplane.kernel.nft.transaction import Nft
 from dataplane.kernel.sysctl import ROUTE_LOCALNET
 from dataplane.lab.lab import Lab
 from dataplane.lab.spec import CLUSTER_CIDR, LabSpec
 from dataplane.model.net import Family
+from dataplane.plan.types import Plan
+from dataplane.planes.mode import Making
+from dataplane.planes.options import PlaneOptions
+from dataplane.planes.registry import mode_of
+from dataplane.policy.node import NodeConfig
 from tests.apiserver.objects import service
 from tests.kernel.daemon_lab import PATIENCE, PORT, VIP, NodeDaemon, daemon_lab, until
 from tests.kernel.modes import MODES
@@ -97,3 +103,19 @@ def test_nothing_is_put_back_twice(daemon: NodeDaemon) -> None:
     _run(daemon, "nft", "delete table ip stranger")
     assert daemon.text.count("put back") == said
     assert " ERROR " not in daemon.text
+
+
+@pytest.mark.parametrize("mode", ["nftables", "ebpf"])
+def test_a_table_that_is_taken_away_is_missed(namespace: str, mode: str) -> None:
+    with netns(namespace):
+        plane = mode_of(mode).make(Making(PlaneOptions(hooks=(), instance=f"hp-{os.getpid()}-gone")))
+        try:
+            assert not plane.is_gone()
+            plane.load(Plan(NodeConfig(name="n")))
+            assert not plane.is_gone()
+            Nft().run("delete table ip6 hotplane\n")
+            assert plane.is_gone()
+            plane.load(Plan(NodeConfig(name="n")))
+            assert not plane.is_gone()
+        finally:
+            plane.cleanup()

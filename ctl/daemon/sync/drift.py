@@ -47,7 +47,7 @@ class DriftCheck:
 
     If the kernel counts changes (the nftables generation), the counter is read every second, and the table when another
     process has changed it, else rarely; what the counter does not tell of is read every `period` seconds. A long check
-    is run less often.
+    is run less often, unless the whole table has gone.
     """
 
     def __init__(self, reconciler: Reconciler, metrics: Metrics, log: Log, period: float) -> None:
@@ -58,7 +58,7 @@ class DriftCheck:
 
     async def poll(self) -> None:
         """Check if one is due. Raises the error of a failed check; the next call tries again."""
-        if time.monotonic() - self._last < SHARE * self._spent or not await self._due():
+        if not await self._due():
             return
         self._failed = True
         started = time.monotonic()
@@ -68,12 +68,21 @@ class DriftCheck:
 
     async def _due(self) -> bool:
         kernel, ago = self._reconciler.kernel, time.monotonic() - self._last
+        if ago < SHARE * self._spent:
+            return await self._gone()
         if self._failed:
             return True
         if kernel.untouched is None:
             return ago >= self.period
         rarely = RARELY_SECONDS if kernel.plane.commits_tell_all else self.period
         return ago >= rarely or await kernel.look()
+
+    async def _gone(self) -> bool:
+        """Whether the table is not there at all; that is not to wait, and there is little to read."""
+        kernel = self._reconciler.kernel
+        if kernel.untouched is None or not await kernel.call(kernel.untouched.look):
+            return False
+        return await kernel.call(kernel.plane.is_gone)
 
     async def check(self) -> int:
         """Compare once, in a child, while changes go on; repair differences in entries that did not change meanwhile.

@@ -238,6 +238,10 @@ class NftablesPlane(Plane):
         this mode or the iptables mode. Raises PlaneError."""
         self._localnet.open()
 
+    def is_gone(self) -> bool:
+        """See planes.base.Plane.is_gone."""
+        return self._node is not None and not all(self._store.has_table(each.own) for each in self._syntax.values())
+
     def mend(self) -> Sequence[str]:
         """See planes.base.Plane.mend: the tables beside the main one, and the sysctl for node ports on 127.0.0.0/8. The
         tables are looked at when rules have changed since the last look."""

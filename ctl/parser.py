@@ -121,6 +121,8 @@ class Parser(argparse.ArgumentParser):
         word = words[0].partition("=")[0] if words else ""
         if not word.startswith("-"):
             return f"{word!r} is one word too many"
+        if word in self.flags():  # an outer parser has seen it
+            return f"{word} stands behind the command"
         if word in {option.flag for option in GLOBAL_OPTIONS}:
             return f"{word} means nothing to this command"
         return f"there is no option {word}{_meant(word, self.flags())}"

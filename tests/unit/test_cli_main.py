@@ -173,6 +173,7 @@ def test_without_a_word_the_commands_are_listed_in_groups(capsys: pytest.Capture
             ["bench", "--rounds", "3", "--scenarios", "x"],
             "bench: there is no option --scenarios; did you mean --scenario?",
         ),
+        (["--answer-ping", "run"], "run: --answer-ping stands behind the command; see hotplane run --help"),
         (["lab", "--name", "x", "up"], "lab: --name stands behind the ACTION; see hotplane lab --help"),
         (["lab", "u", "--name", "x"], "lab: ACTION: there is no 'u'"),
         (["lab", "up", "--nodes", "3x"], "lab up: --nodes: '3x' is no whole number; see hotplane lab up --help"),

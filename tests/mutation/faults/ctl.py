@@ -170,4 +170,18 @@ CTL = (
         "return True",
         ("test_forwarding_keeper.py::test_which_names_a_watch_covers",),
     ),
+    Mutation(
+        "journals are numbered by the clock alone",
+        "ctl/store/journal.py",
+        "return max(time.time_ns(), *(number + 1 for number in _numbers(base)), 1)",
+        "return time.time_ns()",
+        ("test_daemon_clock.py::test_the_plan_that_is_left_is_the_last_one",),
+    ),
+    Mutation(
+        "a table that is gone waits for the next comparison",
+        "ctl/daemon/sync/drift.py",
+        "return await self._gone()",
+        "return False",
+        ("test_daemon_drift.py",),
+    ),
 )

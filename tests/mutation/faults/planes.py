@@ -169,6 +169,13 @@ PLANES = (
         ("test_packets_devices.py",),
     ),
     Mutation(
+        "nobody misses the table that shares out ports",
+        "port_split.py",
+        "lost = lost_tables(self._netlink, self._rules)",
+        "lost: list[str] = []",
+        ("test_beside_the_table.py::test_tables_come_back",),
+    ),
+    Mutation(
         "packet programs work before all devices have theirs",
         "ebpf/plane.py",
         "self._write_node(tables, plan.node, ready=adopted)",

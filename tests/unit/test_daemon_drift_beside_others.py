@@ -16,8 +16,11 @@ class _Kernel:
     """A kernel in which others have changed rules. gone: they took the table away."""
 
     def __init__(self, *, touched: bool, gone: bool) -> None:
-        self.untouched = SimpleNamespace(look=lambda: touched)
+        self.untouched, self._touched = object(), touched
         self.plane = SimpleNamespace(is_gone=lambda: gone, commits_tell_all=True)
+
+    async def look(self) -> bool:
+        return self._touched
 
     async def call(self, function: Callable[..., Any], *arguments: object) -> Any:
         return function(*arguments)

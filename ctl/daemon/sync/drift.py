@@ -80,9 +80,7 @@ class DriftCheck:
     async def _gone(self) -> bool:
         """Whether the table is not there at all; that is not to wait, and there is little to read."""
         kernel = self._reconciler.kernel
-        if kernel.untouched is None or not await kernel.call(kernel.untouched.look):
-            return False
-        return await kernel.call(kernel.plane.is_gone)
+        return await kernel.look() and await kernel.call(kernel.plane.is_gone)
 
     async def check(self) -> int:
         """Compare once, in a child, while changes go on; repair differences in entries that did not change meanwhile.

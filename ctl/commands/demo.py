@@ -10,6 +10,8 @@ from ctl.output import add_output_option, print_object, print_records
 from dataplane.planes.registry import MODES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dataplane.lab.scenarios.compare import Row
     from dataplane.lab.scenarios.showcase import Result
 
@@ -112,9 +114,7 @@ def _print(output: str, modes: tuple[str, ...], results: "dict[str, dict[str, Re
         for name, result in by_name.items():
             if not result.passed:
                 print(f"FAILED in {mode} mode: {name}: saw {result.seen}")
-    passed = sum(result.passed for by_name in results.values() for result in by_name.values())
-    total = sum(len(by_name) for by_name in results.values())
-    print(f"\n{passed} of {total} scenario runs passed\n")
+    print(f"\n{_summary([result for by_name in results.values() for result in by_name.values()])}\n")
     if rows:
         print(f"New connections through the last of {rows[0].services} Services, against the same pod's own address:\n")
         records = [_record(row) | _times(row, rows) for row in rows]
@@ -124,6 +124,14 @@ def _print(output: str, modes: tuple[str, ...], results: "dict[str, dict[str, Re
         print(
             "Next: `hotplane bench` compares the modes at length, `hotplane lab up` leaves you a cluster to play with."
         )
+
+
+def _summary(results: "Sequence[Result]") -> str:
+    """How many runs showed what they must, and how many of these that their mode lacks what the scenario is about."""
+    text = f"{sum(result.passed for result in results)} of {len(results)} scenario runs passed"
+    lacking = sum(result.passed and not result.able for result in results)
+    more = f"; {lacking} of them, marked cannot, show what clients and pods see in a mode without it" if lacking else ""
+    return text + more
 
 
 def _by_mode(results: "dict[str, dict[str, Result]]", name: str) -> "list[tuple[str, Result]]":

@@ -241,8 +241,17 @@ def _number(text: str, most: int) -> int:
     raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number from 1 to {most}")
 
 
-def _settings(option: GlobalOption) -> dict[str, Any]:
-    settings: dict[str, Any] = {"metavar": option.metavar, "help": option.help}
+def _help(option: GlobalOption, scopes: Collection[Scope]) -> str:
+    """What a command's page says about an option. --mode means what is loaded to who asks for that, and all modes to
+    who asks for nothing else: neither reads the configuration that has the default."""
+    if option.scope is not Scope.MODE or Scope.NODE in scopes:
+        return option.help
+    default = "the one that is loaded" if Scope.STATE in scopes else "each in turn"
+    return f"{' | '.join(MODES)} (default: {default})"
+
+
+def _settings(option: GlobalOption, scopes: Collection[Scope] = ALL) -> dict[str, Any]:
+    settings: dict[str, Any] = {"metavar": option.metavar, "help": _help(option, scopes)}
     if option.choices:
         settings["choices"] = option.choices
     if option.number:
@@ -268,7 +277,7 @@ def add_after(parser: argparse.ArgumentParser, scopes: Collection[Scope]) -> Non
     for option in GLOBAL_OPTIONS:
         if option.scope not in scopes and option.scope not in HARMLESS:
             continue
-        settings = _settings(option)
+        settings = _settings(option, scopes)
         if option.scope not in scopes:
             settings["help"] = argparse.SUPPRESS
         if option.repeatable:

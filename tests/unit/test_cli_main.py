@@ -294,3 +294,9 @@ def test_every_reason_of_the_programs_has_a_meaning() -> None:
     meanings = layout.reason_meanings()
     assert [name for name in layout.reason_names() if name != "none" and not meanings.get(name)] == []
     assert not [text for text in meanings.values() if "*/" in text or "\n" in text]
+
+
+def test_the_mode_that_is_looked_at_by_default_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, default in (("show", "the one that is loaded"), ("demo", "each in turn"), ("apply", "the config's mode")):
+        frame.main([name, "--help"])
+        assert f"iptables | nftables | ebpf (default: {default}" in " ".join(capsys.readouterr().out.split())

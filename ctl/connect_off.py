@@ -26,3 +26,20 @@ def records(state_dir: Path) -> Iterator[Record]:
     """One record each."""
     for off in switched_off(state_dir):
         yield {"what": off.what, "why": off.why, "where": off.where, "inEffect": off.in_effect}
+
+
+def why_nobody(state_dir: Path) -> str:
+    """What to say where it is off for nobody in particular: nothing balances at connect time here at all, or it is on
+    for everyone. Raises StateError."""
+    saved = state.load(state_dir)
+    if saved is None:
+        return f"nothing was applied in this network namespace (no state in {state_dir}), so nothing balances there"
+    mode = mode_of(saved.mode)
+    if not mode.connect_time:
+        return f"the {saved.mode} mode never balances at connect time"
+    if saved.options is not None and not mode.at_connect(mode.in_effect(saved.options)):
+        return (
+            "connect time is off for everybody in this network namespace: the connect hook is not loaded; unless "
+            "--hooks or --cgroup left it out, doctor says why"
+        )
+    return "connect time is off for nobody in this network namespace"

@@ -29,6 +29,14 @@ def plane_of(asked: str | None, saved: state.Saved | None) -> Plane:
     return mode_of(name).make(Making(options, loaded_for=mine.node if mine else None, warn=ignore))
 
 
+def why_default(asked: str | None, state_dir: str) -> str:
+    """Return why answers are about the default mode, as the beginning of a sentence, where nobody asked for it and
+    nothing is known to be loaded; "" elsewhere. Raises StateError."""
+    if asked or state.load(Path(state_dir)) is not None:
+        return ""
+    return f"nothing was applied in this network namespace (no state in {state_dir}), so the default mode is asked: "
+
+
 def last_loaded(asked: str | None, state_dir: str) -> state.Saved:
     """Return what was loaded last here. Raises HotplaneError if nothing was, or in another mode than `asked`."""
     saved = state.load(Path(state_dir))

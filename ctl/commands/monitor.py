@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     protocol = Protocol[args.protocol.upper()].value if args.protocol else 0
     stream = plane.decisions(Asked(args.service or "", protocol, args.hook))
     if stream is None:
-        raise tells_nothing("monitor shows what programs report", plane.name, args.output)
+        raise tells_nothing("monitor shows what programs report", plane.name, args)
     with stream:
         if args.reasons:
             return _list_reasons(stream, args.output)
@@ -121,15 +121,17 @@ def _capture(args: argparse.Namespace, plane: "Plane") -> int:
         raise
 
 
-def tells_nothing(what: str, mode: str, output: str) -> NotCounted:
+def tells_nothing(what: str, mode: str, args: argparse.Namespace) -> NotCounted:
     """The error for a mode that neither counts nor reports; a script is told by an object, too."""
+    from ctl.loaded import why_default
+
     error = NotCounted(
-        f"{what}, and the {mode} mode has none: its rules neither report nor say which endpoint they chose; "
-        "show connections lists what conntrack holds, show drops what was refused, explain says what becomes of a "
-        "packet and why"
+        f"{why_default(args.mode, args.state_dir)}{what}, and the {mode} mode has none: its rules neither report nor "
+        "say which endpoint they chose; show connections lists what conntrack holds, show drops what was refused, "
+        "explain says what becomes of a packet and why"
     )
-    if output in ("json", "yaml"):
-        print_not_counted(error, output)
+    if args.output in ("json", "yaml"):
+        print_not_counted(error, args.output)
     return error
 
 

@@ -123,7 +123,7 @@ def _view(args: argparse.Namespace) -> Shown:
     from pathlib import Path
 
     from ctl import views
-    from ctl.loaded import plane_of
+    from ctl.loaded import plane_of, why_default
     from ctl.store import state, ways
 
     saved = state.load(Path(args.state_dir))
@@ -137,13 +137,14 @@ def _view(args: argparse.Namespace) -> Shown:
         records, columns = views.with_forwarding(records, columns, saved.plan())
     whose = f" of namespace {args.namespace}" if args.namespace else f" of {args.name}" if args.name else ""
     empty = f"the {plane.name} rules of this network namespace hold no {args.what}{whose}"
+    default = why_default(args.mode, args.state_dir)
     if args.what == "drops":
         empty = f"nothing was refused since the {plane.name} mode counts it"
     elif args.what == "decisions":
-        return Shown(records, columns, f"the {plane.name} mode has no programs that count decisions")
+        return Shown(records, columns, f"{default}the {plane.name} mode has no programs that count decisions")
     if args.what == "drops" and (args.service or args.name or args.namespace) and plane.frontend_counts() is None:
         raise NotCounted(f"the {plane.name} mode counts what it refuses by reason, not by Service: show drops alone")
-    return Shown(records, columns, empty, lambda: {row.service for row in read.table.values()})
+    return Shown(records, columns, default + empty, lambda: {row.service for row in read.table.values()})
 
 
 def _forwards(saved: "Saved", mode: str) -> bool:
@@ -157,10 +158,10 @@ def _forwards(saved: "Saved", mode: str) -> bool:
 def _connect_time(args: argparse.Namespace) -> Shown:
     from pathlib import Path
 
-    from ctl.connect_off import COLUMNS, records
+    from ctl.connect_off import COLUMNS, records, why_nobody
 
-    empty = "connect time is off for nobody in this network namespace"
-    return Shown(list(records(Path(args.state_dir))), Table(COLUMNS, (), ("why",)), empty)
+    found, folder = list(records(Path(args.state_dir))), Path(args.state_dir)
+    return Shown(found, Table(COLUMNS, (), ("why",)), "" if found else why_nobody(folder))
 
 
 def _chosen(args: argparse.Namespace, shown: Shown) -> list[Record]:

@@ -45,23 +45,23 @@ def run(args: argparse.Namespace) -> int:
     plane = loaded_plane(args.mode, args.state_dir)
     if args.service:
         require_service(args.service, {row.service for row in plane.read_back().values()})
-    before, then, shown = _counted(plane, args.output), time.monotonic(), 0
+    before, then, shown = _counted(plane, args), time.monotonic(), 0
     while not args.count or shown < args.count:
         time.sleep(args.interval)
-        now, counters = time.monotonic(), _counted(plane, args.output)
+        now, counters = time.monotonic(), _counted(plane, args)
         _show(rates(before, counters, now - then, args.service or "")[: args.limit], args.output)
         before, then, shown = counters, now, shown + 1
     return 0
 
 
-def _counted(plane: "Plane", output: str) -> "Mapping[str, ServiceCounters]":
+def _counted(plane: "Plane", args: argparse.Namespace) -> "Mapping[str, ServiceCounters]":
     """Counters by Service port. Raises HotplaneError where nothing counts."""
     from ctl.commands.monitor import tells_nothing
     from dataplane.errors import HotplaneError
 
     traffic = plane.traffic()
     if traffic is None:
-        raise tells_nothing("top shows what programs count per Service", plane.name, output)
+        raise tells_nothing("top shows what programs count per Service", plane.name, args)
     if not traffic.loaded:
         mode = plane.name
         raise HotplaneError(f"no {mode} plane is loaded in this network namespace: hotplane --mode {mode} apply -f ...")

@@ -3,6 +3,8 @@
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from ctl.probes.off import probe_off
 from dataplane.kernel.namespaces import cgroup
 from dataplane.kernel.namespaces.netns import netns
@@ -103,3 +105,30 @@ def test_pods_of_manifests_and_groups_of_options(cli: Cli) -> None:
     before = counted(cli)
     connect(cli, pod)
     assert counted(cli)["connected"] == before["connected"] + 1
+
+
+def test_nobody_and_everybody_are_told_apart(cli: Cli) -> None:
+    """An empty list may mean that connect time is on for all, or that there is none."""
+    cli.manifest.write_text(PLAIN)
+
+    def shown() -> str:
+        return cli("show", "connect-time").stderr
+
+    assert "nothing was applied" in shown()
+    cli.apply("nftables")
+    assert shown() == "the nftables mode never balances at connect time\n"
+    cli.apply("ebpf")
+    assert shown() == "connect time is off for nobody in this network namespace\n"
+    assert cli("apply", "--mode", "ebpf", "--hooks", "tc", "-f", str(cli.manifest)).returncode == 0
+    assert "off for everybody" in shown()
+
+
+@pytest.mark.parametrize("what", ["services", "drops", "decisions"])
+def test_views_of_nothing_say_that_nothing_was_applied(cli: Cli, what: str) -> None:
+    assert f"nothing was applied in this network namespace (no state in {cli.state})" in cli("show", what).stderr
+    assert "nothing was applied" not in cli("show", what, "--mode", "iptables").stderr, "it is what was asked for"
+
+
+@pytest.mark.parametrize("command", ["top", "monitor"])
+def test_so_do_streams(cli: Cli, command: str) -> None:
+    assert "nothing was applied in this network namespace" in cli(command).stderr

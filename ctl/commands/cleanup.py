@@ -4,7 +4,11 @@ import argparse
 import sys
 from typing import Any
 
-from ctl.output import add_output_option, print_records
+from ctl.output import Table, add_output_option, print_records
+
+_COLUMNS = Table(
+    ("cleaned", "state"), texts={"state": lambda existed: "forgotten" if existed else "nothing was applied here"}
+)
 
 
 def register(subparsers: Any) -> None:
@@ -39,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         existed = _clean_up(args.state_dir)
     if announced:
         print(f"hotplane: {announced}", file=sys.stderr)
-    print_records([{"cleaned": list(MODES), "state": existed}], args.output, ("cleaned", "state"))
+    print_records([{"cleaned": list(MODES), "state": existed}], args.output, _COLUMNS)
     return 0
 
 

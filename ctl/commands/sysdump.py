@@ -41,6 +41,9 @@ def run(args: argparse.Namespace) -> int:
             f"{without} of {len(written)} parts do not have what they should, for the problems named "
             "(and in their place in the archive)"
         )
+    said = f"written to {path}; it names this cluster's Services and addresses"
     if args.output == "table":
-        print(f"written to {path}; it names this cluster's Services and addresses")
+        print(said)
+    else:  # a script reads records on standard output, and who runs it still asks where the archive is
+        notify(said)
     return 0

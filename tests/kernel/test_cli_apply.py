@@ -126,6 +126,7 @@ def test_apply_show_check_cleanup(cli: Cli, mode: str) -> None:
     assert "KUBE" not in cli.inside("iptables-legacy-save") + cli.inside("ip6tables-legacy-save")
     assert cli.json("show", "services") == []
     assert cli.json("cleanup")[0]["state"] is False
+    assert "nothing was applied here" in cli("cleanup").stdout
 
 
 def _drops(cli: Cli, mode: str) -> None:
@@ -247,6 +248,11 @@ def test_a_sysdump_has_what_a_report_needs(cli: Cli, tmp_path: Path) -> None:
     assert json.loads(texts["show/drops.json"]) == []
     assert "not to be had" in texts["daemon/healthz.txt"]
     assert path.stat().st_mode & 0o777 == 0o600
+    for output in ("table", "json"):
+        done = cli("sysdump", "--file", str(path), "-o", output)
+        assert f"written to {path}" in (done.stdout if output == "table" else done.stderr), (
+            "scripts ask where it is, too"
+        )
 
 
 def test_apply_says_which_node_and_how_long(cli: Cli) -> None:

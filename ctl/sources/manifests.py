@@ -50,7 +50,8 @@ def read_manifests(paths: Sequence[str], node_ports: PortRange = NODE_PORTS) -> 
                 if isinstance(value, Service):
                     value = _within(value, node_ports, found.problems)
                 if ref in latest:
-                    twice = f"stands in {places[ref]} too; the one that is read last is used"
+                    where = "twice in this file" if places[ref] == name else f"in {places[ref]} too"
+                    twice = f"stands {where}; the one that is read last is used"
                     found.notes.append(Problem(ref, "", twice))
                 latest[ref], places[ref] = value, name
             found.problems = [_in_file(problem, name) for problem in found.problems]

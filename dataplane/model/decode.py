@@ -174,7 +174,7 @@ def _collect(raw: msgspec.Raw, kind: str, where: str, depth: int, result: Decode
     if found.value is None and not found.problems:
         if found.ignored.endswith("List") and _collect_items(raw, found.ignored, where, depth, result):
             return
-        result.ignored[found.ignored] += 1
+        _ignore(found.ignored, where, result)
     _add(found, where, result)
     if result.strict:
         _note_unknown_raw(raw, found, result)
@@ -213,8 +213,16 @@ def _collect_items(raw: msgspec.Raw, list_kind: str, where: str, depth: int, res
         else:
             _add(found, f"{where} items[{index}]", result)
             if found.ignored:
-                result.ignored[found.ignored] += 1
+                _ignore(found.ignored, f"{where} items[{index}]", result)
     return True
+
+
+def _ignore(kind: str, where: str, result: Decoded) -> None:
+    """Count an object of a kind that is not read; one that a person meant to be of a kind that is, is a fault."""
+    result.ignored[kind] += 1
+    meant = strict.meant_kind(kind, wire.TYPES) if result.strict and kind not in wire.TYPES else ""
+    if meant:
+        result.problems.append(_source_problem(where, "kind", f"there is no kind {kind}; write {meant}"))
 
 
 def _add(found: DecodedObject, where: str, result: Decoded) -> None:
@@ -266,22 +274,23 @@ def _collect_value(value: Any, kind: str, where: str, depth: int, result: Decode
         return
     found = _decode_value(value, kind)
     if found.ignored:
-        result.ignored[found.ignored] += 1
+        _ignore(found.ignored, where, result)
     _add(found, where, result)
     if result.strict:
         _note_unknown(value, found, result)
 
 
 def _note_unknown_raw(raw: msgspec.Raw, found: DecodedObject, result: Decoded) -> None:
-    """`_note_unknown` for JSON, which is decoded again only where fields are known."""
-    if found.ref is not None and found.ref.kind in strict.KINDS:
+    """`_note_unknown` for JSON, which is decoded again only where fields or annotations of ours are known."""
+    if found.ref is not None and (found.ref.kind in strict.KINDS or b"hotplane.io/" in bytes(raw)):
         _note_unknown(_lenient(raw), found, result)
 
 
 def _note_unknown(value: Any, found: DecodedObject, result: Decoded) -> None:
     """Add notes on fields of one parsed object that its kind does not have."""
     if isinstance(value, dict) and found.ref is not None:
-        for field, reason in strict.unknown_fields(found.ref.kind, value):
+        kind = found.ref.kind
+        for field, reason in strict.unknown_fields(kind, value) + strict.unknown_annotations(kind, value):
             result.notes.append(Problem(found.ref, field, reason))
 
 

@@ -1,4 +1,4 @@
-"""Find errors of hand-written objects that decoders ignore: unknown fields and duplicate keys.
+"""Find errors of hand-written objects that decoders ignore: unknown fields, annotations and kinds, duplicate keys.
 
 Only for manifests: an API server has decoded its objects itself, and may be of a later version. Fields: core/v1,
 discovery.k8s.io/v1 and networking.k8s.io/v1 of Kubernetes 1.36, with those that earlier versions had.
@@ -6,8 +6,13 @@ discovery.k8s.io/v1 and networking.k8s.io/v1 of Kubernetes 1.36, with those that
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+from dataplane.model.algorithm import ALGORITHM_ANNOTATION
+from dataplane.model.forwarding import NODE_ANNOTATION, SERVICE_ANNOTATION
+from dataplane.model.pods import CONNECT_TIME
+from dataplane.model.weights import WEIGHTS_ANNOTATION
 
 LARGEST = 16 << 20
 """Limit of JSON bytes for the search of duplicate keys, which takes a hundred times as long as decoding."""
@@ -46,6 +51,39 @@ KINDS: dict[str, _Fields] = {
     ),
     "ServiceCIDR": _names(f"{_OBJECT} status", spec=_names("cidrs")),
 }
+
+ANNOTATED = {
+    SERVICE_ANNOTATION: ("Service",),
+    ALGORITHM_ANNOTATION: ("Service",),
+    WEIGHTS_ANNOTATION: ("EndpointSlice",),
+    CONNECT_TIME: ("Pod", "Namespace"),
+    NODE_ANNOTATION: ("Node",),
+}
+"""Annotations that are read, and the kinds of objects on which they are."""
+_OURS = ("service.hotplane.io/", "node.hotplane.io/")
+
+
+def unknown_annotations(kind: str, value: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the path of each annotation with a prefix of ours that is not read on this kind of object, and why."""
+    metadata = value.get("metadata")
+    found = metadata.get("annotations") if isinstance(metadata, dict) else None
+    if not isinstance(found, dict):
+        return []
+    wrong = [name for name in found if name.startswith(_OURS) and kind not in ANNOTATED.get(name, ())]
+    return [(f"metadata.annotations[{name}]", _why_annotation(name)) for name in wrong]
+
+
+def _why_annotation(name: str) -> str:
+    """Return why an annotation has no effect: it belongs on another kind, or there is none of this name."""
+    if name in ANNOTATED:
+        return f"has no effect on this kind of object, only on: {', '.join(ANNOTATED[name])}"
+    close = difflib.get_close_matches(name, ANNOTATED, 1)
+    return f"is no annotation that is read and has no effect{f'; is {close[0]} meant?' if close else ''}"
+
+
+def meant_kind(kind: str, known: Iterable[str]) -> str:
+    """Return the known kind of which another is a slip, in its capitals or its plural; "" if it is none."""
+    return next((each for each in known if kind.lower() in (each.lower(), f"{each.lower()}s")), "")
 
 
 def unknown_fields(kind: str, value: dict[str, Any]) -> list[tuple[str, str]]:

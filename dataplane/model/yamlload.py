@@ -71,7 +71,18 @@ def _load(chunk: bytes, line: int) -> Iterator[Document]:
                 yield Document(line, value)
     except (yaml.YAMLError, UnicodeError, ValueError) as error:
         # ValueError: Python refuses to convert integers of thousands of digits
-        yield Document(line, None, _reason(error, line))
+        yield Document(line, None, _reason(error, line) + _hint(error, chunk))
+
+
+def _hint(error: Exception, chunk: bytes) -> str:
+    """What to do about the two faults that people make most: a tab that indents, and a template that was not rendered.
+    "" if the line is none of these."""
+    mark = (error.problem_mark or error.context_mark) if isinstance(error, yaml.MarkedYAMLError) else None
+    lines = chunk.splitlines()
+    line = lines[mark.line] if mark and mark.line < len(lines) else b""
+    if b"\t" in line[: len(line) - len(line.lstrip())]:
+        return "; indent with spaces, not with tabs"
+    return "; it looks like a template: render it first, as `helm template` does" if b"{{" in line else ""
 
 
 def _reason(error: Exception, first_line: int) -> str:

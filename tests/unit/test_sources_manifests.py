@@ -1,6 +1,7 @@
 """Reading manifests from files, directories and standard input."""
 
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -196,6 +197,58 @@ def test_fields_that_do_not_exist_are_told(tmp_path: Path) -> None:
             f"{file}: Service default/a: spec.ports[0].nodeport: is no field of this kind and has no effect; "
             "is nodePort meant?",
         ]
+
+
+def test_annotations_of_ours_that_are_not_read_are_told(tmp_path: Path) -> None:
+    ours = {"service.hotplane.io/weights": "3", "service.hotplane.io/lb-algoritm": "maglev", "example.com/x": "1"}
+    text = json.dumps(
+        {"kind": "Service", "metadata": {"name": "a", "annotations": ours}, "spec": {"clusterIP": "None"}}
+    )
+    file = tmp_path / "a.yaml"
+    for form in (text, f"---\n{text}", f'{{"kind": "ServiceList", "items": [{text}]}}'):
+        file.write_text(form)
+        assert [(note.field, note.reason) for note in read_manifests([str(file)]).notes] == [
+            (
+                "metadata.annotations[service.hotplane.io/weights]",
+                "has no effect on this kind of object, only on: EndpointSlice",
+            ),
+            (
+                "metadata.annotations[service.hotplane.io/lb-algoritm]",
+                "is no annotation that is read and has no effect; is service.hotplane.io/lb-algorithm meant?",
+            ),
+        ]
+
+
+@pytest.mark.parametrize(("written", "meant"), [("service", "Service"), ("Endpointslices", "EndpointSlice")])
+def test_a_slip_in_a_kind_is_a_fault(tmp_path: Path, written: str, meant: str) -> None:
+    file = tmp_path / "a.yaml"
+    text = f'{{"kind": "{written}", "metadata": {{"name": "a"}}}}'
+    for form in (text, f"---\n{text}", f'{{"kind": "List", "items": [{text}]}}'):
+        file.write_text(form)
+        (problem,) = read_manifests([str(file)]).problems
+        assert str(problem).endswith(f"kind: there is no kind {written}; write {meant}")
+    file.write_text("kind: ServiceMonitor\nmetadata: {name: a}\n---\nkind: Deployment\nmetadata: {name: a}\n")
+    assert not read_manifests([str(file)]).problems
+
+
+def test_tabs_and_templates_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    for text, hint in (
+        ("kind: Service\nmetadata:\n\tname: a\n", "; indent with spaces, not with tabs"),
+        (
+            "kind: Service\n---\n{{ .Values.x }}\n",
+            "; it looks like a template: render it first, as `helm template` does",
+        ),
+    ):
+        file.write_text(text)
+        assert str(read_manifests([str(file)]).problems[-1]).endswith(hint)
+
+
+def test_what_stands_twice_in_one_file_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(node("n") + "---\n" + node("n"))
+    (note,) = read_manifests([str(file)]).notes
+    assert str(note) == f"{file}: Node n: stands twice in this file; the one that is read last is used"
 
 
 def test_a_key_that_stands_twice_in_json_is_refused_as_in_yaml(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ class Names:
         or without its namespace, and its port."""
         name = name.partition(":")[0]
         for whole, service in self._services.items():
-            if name in (whole, service.name):
+            if name in (whole, service.name) and not self._service(whole):
                 no_address = "has no address of its own; ask for a node port at a node's address"
                 return f"Service {whole} {why_no_frontends(service) or no_address}"
         return ""

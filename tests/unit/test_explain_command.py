@@ -468,3 +468,20 @@ def test_the_file_says_which_way_packets_go_unless_an_option_does(
     [found] = json.loads(capsys.readouterr().out)
     ways = {step["name"] for step in found["path"]} & {"host routing", "stack"}
     assert ways == {"host routing" if past else "stack"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("web", "--service web: there is no such Service here; did you mean shop/web?"),
+        (
+            "shop/web:https",
+            "--service shop/web:https: there is no such Service here: Service shop/web has no port 'https'",
+        ),
+    ],
+)
+def test_a_service_with_an_address_is_not_said_to_have_none(
+    manifests: str, capsys: pytest.CaptureFixture[str], asked: str, said: str
+) -> None:
+    assert explain(manifests, "--service", asked) == 1
+    assert said in capsys.readouterr().err

@@ -13,6 +13,9 @@ from dataplane.planes.mode import Making, print_warning
 from dataplane.planes.options import LOOKING
 from dataplane.planes.registry import DEFAULT_MODE, mode_of, modes
 
+_LABS = 5
+"""As many labs are named."""
+
 
 def loaded_plane(asked: str | None, state_dir: str) -> Plane:
     """Return a plane to read what is loaded here: of the mode `asked`, else the last one applied, else the default.
@@ -57,9 +60,13 @@ def _lab_hint() -> str:
     names = labs.up() if netns.is_first() else []
     if not names:
         return ""
-    name = DEFAULT_NAME if DEFAULT_NAME in names else names[0]
-    option = "" if name == DEFAULT_NAME else f" --name {name}"
-    return f", or ask on a node of the lab: hotplane lab exec{option} node1 -- hotplane ..."
+    if DEFAULT_NAME in names or len(names) == 1:
+        option = "" if DEFAULT_NAME in names else f" --name {names[0]}"
+        return f", or ask on a node of the lab: hotplane lab exec{option} node1 -- hotplane ..."
+    up = f"{', '.join(names[:_LABS])}{' and others' if len(names) > _LABS else ''}"
+    return (
+        f", or ask on a node of one of the labs that are up ({up}): hotplane lab exec --name LAB node1 -- hotplane ..."
+    )
 
 
 def replace_plane(old: Plane, name: str) -> int:

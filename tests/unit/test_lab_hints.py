@@ -51,6 +51,10 @@ def test_where_nothing_is_loaded_but_a_lab_is_up_its_nodes_may_be_asked(
     assert said().endswith("; name the manifests with -f")
     (labs / f"hp-{name}-node1").touch()
     assert said().endswith(f", or ask on a node of the lab: hotplane lab exec{option} node1 -- hotplane ...")
+    state.store(state.LabState(LabSpec("another"), ready=True))
+    (labs / "hp-another-node1").touch()
+    among = ", or ask on a node of one of the labs that are up (another, mine): hotplane lab exec --name LAB node1"
+    assert (among in said()) == (name == "mine"), "the lab with the default name is meant, else none before another"
     monkeypatch.setattr(netns, "is_first", lambda: False)
     assert said().endswith("; name the manifests with -f")
 

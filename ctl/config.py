@@ -28,6 +28,10 @@ API_VERSION = "kubeproxy.config.k8s.io/v1alpha1"
 KIND = "KubeProxyConfiguration"
 EXTERNAL_IPS_GATE = "AllowServiceExternalIPs"
 NO_EXTERNAL_IPS = f"featureGates: {EXTERNAL_IPS_GATE} is false, so externalIPs of Services make no frontends"
+NO_PODS = (
+    "clusterCIDR is not set, so no source counts as a pod: clusterIPs masquerade no client but pods that meet "
+    "themselves, and policy Local takes pods for clients outside; set it, or another detectLocalMode"
+)
 HEALTHZ_PORT = 10256
 METRICS_PORT = 10249
 
@@ -192,6 +196,10 @@ class KubeProxyConfiguration(Section, frozen=True):
     def section(self, promises: Promises) -> IPTables | NFTables:
         """The section of kube-proxy's mode whose promises a plane keeps."""
         return self.iptables if promises is Promises.IPTABLES else self.nftables
+
+    def knows_pods(self) -> bool:
+        """True if something tells pods from other clients: the pod range, or another detectLocalMode."""
+        return bool(self.cluster_cidr) or self.detect_local_mode not in ("", LocalMode.CLUSTER_CIDR.value)
 
     def proxy_settings(self) -> ProxySettings:
         """The part that policy needs, as plain values."""

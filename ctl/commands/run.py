@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     import asyncio
     import signal
 
-    from ctl.config import NO_EXTERNAL_IPS
+    from ctl.config import NO_EXTERNAL_IPS, NO_PODS
     from ctl.daemon.daemon import Daemon
     from ctl.daemon.log import Log
     from ctl.daemon.node.sysctls import apply_sysctls
@@ -96,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
     if "-" in settings.paths:
         raise UsageError("-f -: standard input cannot be watched; use apply, or give a directory")
 
+    if not settings.config.knows_pods():
+        log.warning("no source counts as a pod", reason=NO_PODS)
     _check(settings)
     with hold(args.command, settings.mode, daemon=True, takeover=args.takeover, warn=log.warning) as lock:
 

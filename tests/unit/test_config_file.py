@@ -262,3 +262,16 @@ def test_load_config(tmp_path: Path) -> None:
 def test_a_device_s_name_is_one(field: str, name: str) -> None:
     with pytest.raises(ConfigError, match=f"detectLocal.{field}: is .*write a device's name"):
         parse(detectLocal={field: name})
+
+
+@pytest.mark.parametrize(
+    ("config", "known"),
+    [
+        (KubeProxyConfiguration(), False),
+        (KubeProxyConfiguration(detect_local_mode="ClusterCIDR"), False),
+        (KubeProxyConfiguration(cluster_cidr="10.244.0.0/16"), True),
+        (KubeProxyConfiguration(detect_local_mode="NodeCIDR"), True),
+    ],
+)
+def test_whether_anything_tells_pods(config: KubeProxyConfiguration, known: bool) -> None:
+    assert config.knows_pods() is known

@@ -10,7 +10,8 @@ from ctl.trace.send import Sent
 from dataplane.kernel.nft.trace import Ends
 from dataplane.oracle.types import Verdict
 
-_REFUSALS = ("an ICMP error", "a reset")
+_ICMP_ERROR = "an ICMP error"
+_REFUSALS = (_ICMP_ERROR, "a reset")
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -96,9 +97,19 @@ def _outcome(target: Target, steps: Sequence[Seen], sent: Sent | None) -> Outcom
         "rejected": f"REJECTED: {endpoint} or one on the way to it refused it; it went there {seen_as}",
         "dropped": f"DROPPED on the way to {endpoint}{f' at {refused.hook}' if refused is not None else ''}",
         "unanswered": f"NO ANSWER was seen: it went to {endpoint} {seen_as}",
-        "error": f"FAILED on the sending side ({sent.detail if sent else ''}); it had gone to {endpoint}",
+        "error": f"FAILED {_why_failed(steps, sent)}; it had gone to {endpoint}",
     }
     return Outcome(verdict, endpoint, source, words[verdict])
+
+
+def _why_failed(steps: Sequence[Seen], sent: Sent | None) -> str:
+    """What the sender was told, and who told it: the network by an ICMP error that came back, or its own node."""
+    detail = f"({sent.detail})" if sent is not None else ""
+    for step in steps:
+        ends = step.before or step.after
+        if step.answer and step.decision.endswith(_ICMP_ERROR) and ends is not None:
+            return f"{detail}: {ends.source[0]} answered with {_ICMP_ERROR}"
+    return f"on the sending side {detail}"
 
 
 def _verdict(steps: Sequence[Seen], sent: Sent | None, refused: Seen | None) -> str:

@@ -149,3 +149,16 @@ def test_lines_fit_80_columns() -> None:
 def test_wrong_usage(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert told in capsys.readouterr().err
+
+
+def test_an_error_of_the_network_is_told_from_one_of_the_sender() -> None:
+    """A router's ICMP error is not the sender's doing: the trace names the router."""
+    failed = SENT._replace(outcome="error", detail="EHOSTUNREACH")
+    back = seen(
+        "prerouting", 100.0004, "comes in: an ICMP error", answer=True, before=Ends(("172.18.0.254", 0), CLIENT)
+    )
+    for steps, why in (
+        ([*_request(), back], "FAILED (EHOSTUNREACH): 172.18.0.254 answered with an ICMP error"),
+        (_request(), "FAILED on the sending side (EHOSTUNREACH)"),
+    ):
+        assert finish(target(), steps, [], failed).outcome.text == f"{why}; it had gone to 10.1.0.1:8080"

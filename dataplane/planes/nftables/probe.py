@@ -85,7 +85,7 @@ def _flowtables() -> Finding:
         "nftables",
         "flowtables",
         Status.LIMITED,
-        f"{trial.reason}; no --flowtable",
+        f"this kernel has none, so --flowtable is refused ({trial.reason})",
         "use a kernel with CONFIG_NF_FLOW_TABLE_INET and CONFIG_NFT_FLOW_OFFLOAD, or do without the option",
     )
 

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ctl.output import Table, add_output_option, print_records
+from ctl.output import Table, add_output_option, notify, print_records
 from ctl.progress import stage
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ def _load(args: argparse.Namespace, options: "PlaneOptions", planned: "Planned",
     problems = planned.problems + len(refusals)
     loaded = Loaded(stale, replaced, problems, time.monotonic() - started, time.monotonic() - asked)
     print_records([_record(context, plan, change, loaded)], args.output, COLUMNS)
+    if replaced and args.output in ("table", "wide"):  # else all Services are added, and nobody sees why
+        notify(f"the {context.mode} mode has taken over from the {replaced} mode, with all Services")
     return 1 if planned.refused or refusals else 0
 
 

@@ -298,6 +298,10 @@ def test_another_mode_replaces_the_first(cli: Cli, mode: str, other: str) -> Non
     if (mode, other) != ("ebpf", "nftables"):  # the ebpf mode stands on the nftables mode's rules
         assert cli.json("show", "services", "--mode", other) == []
     assert len(cli.json("show", "services")) == 3
+    for name, before in ((other, mode), (mode, other)):
+        said = cli("apply", "--mode", name, "-f", str(cli.manifest)).stderr
+        assert f"the {name} mode has taken over from the {before} mode" in said
+    assert "taken over" not in cli("apply", "--mode", mode, "-f", str(cli.manifest)).stderr
 
 
 CONNECT = """

@@ -9,11 +9,13 @@ import msgspec
 
 from dataplane.errors import HotplaneError
 from dataplane.model.decode import Decoded, decode_strictly
+from dataplane.model.net import Protocol
 from dataplane.model.objects import SOURCE, EndpointSlice, ModelObject, ObjectRef, Problem, Service
+from dataplane.plan.frontends import has_frontends
 
 SUFFIXES = (".yaml", ".yml", ".json")
 _SHOWN = 5
-"""Endpoints that a note names."""
+"""Endpoints, or ports, that a note names."""
 
 
 class PortRange(NamedTuple):
@@ -60,7 +62,35 @@ def read_manifests(paths: Sequence[str], node_ports: PortRange = NODE_PORTS) -> 
             result.extend(found)
     result.objects = list(latest.values())
     _add_endpoints(result, places)
+    result.notes += [note._replace(source=places[note.ref]) for note in _unanswered_ports(result.objects)]
     return result
+
+
+def _unanswered_ports(objects: Sequence[ModelObject]) -> Iterator[Problem]:
+    """Yield a note for each Service with ports that none of its EndpointSlices has by name and protocol, though they
+    have others: a slip in a name, or a targetPort's name that no container has."""
+    offered: dict[tuple[str, str], set[tuple[str, Protocol]]] = {}
+    for value in objects:
+        if isinstance(value, EndpointSlice) and value.endpoints:
+            found = offered.setdefault((value.namespace, value.service), set())
+            found.update((port.name, port.protocol) for port in value.ports)
+    for value in objects:
+        have = offered.get((value.ref.namespace, value.ref.name)) if isinstance(value, Service) else None
+        if not have or not isinstance(value, Service) or not has_frontends(value):
+            continue
+        lacking = [(port.name, port.protocol) for port in value.ports if (port.name, port.protocol) not in have]
+        if lacking:
+            reason = (
+                f"no EndpointSlice of this Service has a port {_named(lacking)}, so nobody answers there; "
+                f"they have {_named(have)}"
+            )
+            yield Problem(value.ref, "spec.ports", reason)
+
+
+def _named(ports: Iterable[tuple[str, Protocol]]) -> str:
+    """Names and protocols of ports, the first few of them."""
+    texts = sorted(f"{name!r} ({protocol.text})" for name, protocol in ports)
+    return ", ".join(texts[:_SHOWN]) + (f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "")
 
 
 def _add_endpoints(result: Decoded, places: Mapping[ObjectRef, str]) -> None:

@@ -286,3 +286,25 @@ def test_node_ports_outside_of_the_range_are_left_out(tmp_path: Path) -> None:
     (problem,) = found.problems
     assert str(problem).startswith(f"{file}: Service default/a: spec.ports[0].nodePort: 22 is outside of 30000-32767")
     assert not read_manifests([str(file)], PortRange(1, 32767)).problems
+
+
+def test_ports_that_no_slice_has_by_name_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    ports = "[{name: http, port: 80}, {name: metrics, port: 90}]"
+    service = f"kind: Service\nmetadata: {{name: a}}\nspec: {{clusterIP: 10.96.0.1, ports: {ports}}}\n---\n"
+    slice_text = (
+        "kind: EndpointSlice\nmetadata: {name: a-1, labels: {kubernetes.io/service-name: a}}\naddressType: IPv4\n"
+        "ports: [{name: http, port: 8080}, {name: http, port: 8080, protocol: UDP}]\n"
+        "endpoints: [{addresses: [10.244.0.1]}]\n"
+    )
+    file.write_text(service + slice_text)
+    (note,) = read_manifests([str(file)]).notes
+    assert str(note) == (
+        f"{file}: Service default/a: spec.ports: no EndpointSlice of this Service has a port 'metrics' (tcp), so "
+        "nobody answers there; they have 'http' (tcp), 'http' (udp)"
+    )
+    for silent in (service, service + slice_text.replace("[{addresses: [10.244.0.1]}]", "[]"), slice_text):
+        file.write_text(silent)
+        assert not read_manifests([str(file)]).notes, "nobody is there yet"
+    file.write_text(service.replace("10.96.0.1", "None") + slice_text)
+    assert not read_manifests([str(file)]).notes, "a headless Service has no ports here"

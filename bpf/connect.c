@@ -293,6 +293,16 @@ INLINE enum reason remember_question(struct bpf_sock_addr *context, const struct
     return map_update(MAP(answers), &key, &answer, BPF_ANY) ? REASON_ANSWERS_FULL : REASON_NOT_TRANSLATED;
 }
 
+/* Have packet programs send a datagram that they are left with from another port, once its flow begins: the socket may
+ * talk to the same endpoint from its own port, by another name. Without room for the note they do not, and an answer
+ * may be taken for another frontend's. */
+INLINE void note_left(struct bpf_sock_addr *context, const struct target *asked, __u64 now) {
+    struct answer_key key = {.address = asked->address, .port = asked->port, .own_port = context->sk->src_port};
+    struct answer note = {.last_ns = now};
+
+    map_update(MAP(answers), &key, &note, BPF_ANY);
+}
+
 /* True if a local process may listen on a frontend at one of the node's own addresses; it takes precedence (a
  * node-local DNS cache on the Service's address, for example). The packet hooks check whether such a socket exists. */
 INLINE int may_have_listener(const struct target *target) {
@@ -376,6 +386,7 @@ INLINE int translate(struct bpf_sock_addr *context, struct target *target, enum 
     struct target asked = *target;
     struct selection chosen = {.service = ~0U};
     struct client client = {};
+    enum choice choice = CHOICE_NONE;
     struct peer *peer;
     __u64 cookie, netns_cookie, now;
     enum reason reason;
@@ -385,12 +396,11 @@ INLINE int translate(struct bpf_sock_addr *context, struct target *target, enum 
         return 0;
     }
     netns_cookie = bpf_get_netns_cookie(context);
-    if (left_alone(context, node, netns_cookie, target, connected)) {
-        count(hook, REASON_SWITCHED_OFF);
-        return 0;
+    reason = REASON_SWITCHED_OFF;
+    if (likely(!left_alone(context, node, netns_cookie, target, connected))) {
+        describe_caller(node, netns_cookie, &target->address, &client);
+        reason = refuse(context, node, target, &client, connected);
     }
-    describe_caller(node, netns_cookie, &target->address, &client);
-    reason = refuse(context, node, target, &client, connected);
     if (reason != REASON_NONE) {
         count(hook, reason);
         return 0;
@@ -398,26 +408,25 @@ INLINE int translate(struct bpf_sock_addr *context, struct target *target, enum 
     now = bpf_ktime_get_ns();
     cookie = socket_cookie(context);
     if (!connected) {
-        enum choice choice;
-
         peer = map_lookup(MAP(peers), &cookie);
         if (peer && (peer->flags & PEER_CONNECTED) && context->sk && context->sk->state != STATE_CONNECTED) {
             peer->flags &= ~PEER_CONNECTED; /* after connect(2) with AF_UNSPEC, for which no program runs */
             peer->last_ns = now;
         }
         choice = peer ? earlier_choice(node, cookie, peer, target, now) : CHOICE_NONE;
-        if (choice != CHOICE_NONE) {
-            count(hook, choice == CHOICE_LEFT ? REASON_TUPLE_TAKEN : REASON_DATAGRAM);
-            return choice == CHOICE_BACKEND;
-        }
     }
-    if (is_answer(context, node, target, now)) {
-        count(hook, REASON_ANSWER);
-        return 0;
-    }
-    reason = choose(node, cookie, &client, connected, target, &chosen, now);
+    if (choice != CHOICE_NONE)
+        reason = choice == CHOICE_LEFT ? REASON_TUPLE_TAKEN : REASON_DATAGRAM;
+    else if (is_answer(context, node, target, now))
+        reason = REASON_ANSWER;
+    else
+        reason = choose(node, cookie, &client, connected, target, &chosen, now);
     count(hook, reason);
-    if (reason != REASON_NOT_SERVICE && unlikely(watched(hook, asked.protocol, chosen.service, now)))
+    if (reason == REASON_NOT_SERVICE || reason == REASON_ANSWER)
+        return 0;
+    if (!connected && reason != REASON_DATAGRAM && map_lookup(MAP(peers), &cookie))
+        note_left(context, target, now);
+    if (choice == CHOICE_NONE && unlikely(watched(hook, asked.protocol, chosen.service, now)))
         emit_event(hook, reason, &asked, &client, &chosen, now);
     return reason == REASON_CONNECTED || reason == REASON_DATAGRAM;
 }

@@ -100,9 +100,22 @@ INLINE __be16 other_port(__be16 own) {
                                                    : OTHER_PORTS | (draw & OTHER_PORT_BITS));
 }
 
+/* Whether a socket of this node sends to this frontend that may talk to the endpoint by another name, too: connect time
+ * left the datagram to the packets' way, and noted that (connect.c, note_left()). */
+INLINE int has_another_name(const struct arrival *arrival, const struct packet *packet) {
+    struct answer_key key = {.address = packet->tuple.destination,
+                             .port = packet->tuple.destination_port,
+                             .own_port = to_be16(packet->tuple.source_port)};
+    struct answer *note = map_lookup(MAP(answers), &key);
+
+    return note && !older_than(note->last_ns, arrival->now, arrival->node->udp_stream_seconds);
+}
+
 /* Whether the client has another connection to this endpoint from the same port, which is not translated: one past the
- * stack is known, of the stack's the first answer tells (another_connection()). */
-INLINE int port_is_taken(const struct packet *packet, struct scratch *scratch) {
+ * stack is known, of the stack's the first answer tells (another_connection()). Of datagrams the socket knows. */
+INLINE int port_is_taken(const struct arrival *arrival, const struct packet *packet, struct scratch *scratch) {
+    if (packet->protocol == IPPROTO_UDP && arrival->hook != HOOK_XDP)
+        return hide_value(scratch, has_another_name(arrival, packet));
     if (packet->protocol != IPPROTO_TCP || packet->port_taken || likely(!host_time(HOST_ROUTING_UNTIL)))
         return packet->port_taken;
     direct_key(&scratch->reply_key, &scratch->direct_key);
@@ -120,7 +133,7 @@ INLINE enum reason reserve_answers(const struct arrival *arrival, const struct p
     for (attempt = 0; attempt < OTHER_PORT_ATTEMPTS; attempt++) {
         describe_reply(&packet->tuple, &scratch->forward, scratch);
         if (attempt || (scratch->forward.flags & FLOW_FORWARDED) ||
-            likely(!hide_value(scratch, port_is_taken(packet, scratch))))
+            likely(!hide_value(scratch, port_is_taken(arrival, packet, scratch))))
             reason = hide_value(scratch, claim_reply(arrival->node, packet, scratch, arrival->now));
         if (likely(reason != REASON_TUPLE_TAKEN) || (scratch->forward.flags & FLOW_FORWARDED))
             break;

@@ -191,9 +191,11 @@ struct socket_peer {
 };
 
 /* Who sent a datagram to a local port, untranslated, from one of the node's own addresses at which a frontend is: the
- * key. What goes back there is an answer, not a request to the frontend. */
+ * key. What goes back there is an answer, not a request to the frontend.
+ * Without a namespace: a socket on that port in one of the node's namespaces uses the frontend, by the packets' way,
+ * besides others, at connect time. */
 struct answer_key {
-    __u64 netns_cookie; /* where the port is */
+    __u64 netns_cookie; /* where the port is; 0 = see above */
     struct address address;
     __be16 port;
     __u16 own_port; /* host order */

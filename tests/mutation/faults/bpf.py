@@ -235,6 +235,13 @@ BPF = (
         ("test_ebpf_connect_sockets.py::test_tcp_reaches_every_backend_and_believes_in_the_frontend",),
     ),
     Mutation(
+        "two Services of a socket over one endpoint share its port",
+        "snat.h",
+        "return hide_value(scratch, has_another_name(arrival, packet));",
+        "return 0;",
+        ("test_names_at_once.py::test_two_services_asked_at_once",),
+    ),
+    Mutation(
         "an unconnected socket stays with an endpoint that went",
         "connect.c",
         "if (!still_serves(target, peer->backend_index, peer->backend_generation))",

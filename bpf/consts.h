@@ -272,7 +272,7 @@ enum reason {
     REASON_MAP_FULL, /* an entry could not be stored; the slow path takes the flow. The tables have reasons by name,
                       * below
                       */
-    /* passed on untouched, found later */
+    /* passed on untouched (added later: the list is append-only) */
     REASON_OTHER_EDGE,  /* a reply that is translated where it leaves towards its client */
     REASON_OWN_SOURCE,  /* comes in with this node's own address as source */
     REASON_TUPLE_TAKEN, /* another flow of this client to the same backend has these ports: the slow path changes them
@@ -280,7 +280,7 @@ enum reason {
     REASON_LEFT_TO_TC,  /* XDP chose a backend and left the packet to tc */
     /* answered */
     REASON_TOO_BIG, /* too big for the way out: answered with an ICMP error */
-    /* passed on untouched, found last */
+    /* passed on untouched (added later still) */
     REASON_ANSWER,     /* goes back to where a datagram came from, untranslated, though a frontend is there */
     REASON_OWN_PORT,   /* a socket of the node's own has this port: only connection tracking knows whose answer it is */
     REASON_REMOTE_POD, /* a pod of another node keeps its address: the slow path knows which of its ports are free */

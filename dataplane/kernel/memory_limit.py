@@ -1,9 +1,9 @@
 """How much memory the control groups of this process let it use."""
 
-import platform
-import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from dataplane.kernel.release import is_since
 
 _UNLIMITED = 1 << 60
 """Version 1 has no word for "no limit", but a number close to this one and above."""
@@ -18,8 +18,7 @@ def memory_limit(proc: Path = Path("/proc/self")) -> int | None:
 
 def counts_maps() -> bool:
     """Return whether maps of eBPF programs count there: Linux 5.11 and later. Before, they were locked memory."""
-    found = re.match(r"(\d+)\.(\d+)", platform.release())
-    return found is None or (int(found[1]), int(found[2])) >= (5, 11)
+    return is_since((5, 11), unknown=True)
 
 
 def anonymous_memory() -> int:

@@ -47,6 +47,12 @@ class Node:
         self.process.terminate()
         return self.process.wait(PATIENCE)
 
+    def kill(self) -> None:
+        """Kill the daemon, if there is one."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
     def services(self, mode: str = "nftables") -> set[str]:
         with netns(self.namespace):
             return {row.service for row in looking_plane(mode).read_back().values()}

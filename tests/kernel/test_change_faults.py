@@ -99,9 +99,7 @@ def serving(request: pytest.FixtureRequest, namespace: str, tmp_path: Path) -> I
             served.comes_to(wanted, (wanted,), "the start")
             yield served
         finally:
-            if node.process is not None:
-                node.process.kill()
-                node.process.wait()
+            node.kill()
             with netns(namespace):
                 assert main(["--state-dir", str(node.state), "cleanup"]) == 0
 

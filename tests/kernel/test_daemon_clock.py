@@ -46,9 +46,7 @@ def node(namespace: str, tmp_path: Path, clock: Clock) -> Iterator[Node]:
             until(lambda: any(node.state.glob("*.msgpack")), "the plan is saved")
             yield node
         finally:
-            if node.process is not None:
-                node.process.kill()
-                node.process.wait()
+            node.kill()
             with netns(namespace):
                 looking_plane("nftables").cleanup()
                 state.forget(node.state)

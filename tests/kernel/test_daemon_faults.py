@@ -30,9 +30,7 @@ def node(namespace: str, tmp_path: Path) -> Iterator[Node]:
             node.service("a", "10.96.0.10")
             yield node
         finally:
-            if node.process is not None:
-                node.process.kill()
-                node.process.wait()
+            node.kill()
             with netns(namespace):
                 assert main(["--state-dir", str(node.state), "cleanup"]) == 0
 

@@ -30,9 +30,7 @@ def node(namespace: str, tmp_path: Path) -> Iterator[Node]:
             node.says(" loaded ")
             yield node
         finally:
-            if node.process is not None:
-                node.process.kill()
-                node.process.wait()
+            node.kill()
             with netns(namespace):
                 looking_plane("nftables").cleanup()
 

@@ -33,9 +33,7 @@ def node(namespace: str, tmp_path: Path) -> Iterator[Node]:
         try:
             yield node
         finally:
-            if node.process is not None:
-                node.process.kill()
-                node.process.wait()
+            node.kill()
             with netns(namespace):
                 looking_plane("nftables").cleanup()
                 looking_plane("iptables").cleanup()

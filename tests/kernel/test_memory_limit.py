@@ -94,8 +94,6 @@ def test_too_little_memory_is_said_and_more_is_used(namespace: str, tmp_path: Pa
             assert node.services() == {"default/a"}
             assert node.end() == 0
         finally:
-            if node.process is not None:
-                node.process.kill()
-                node.process.wait()
+            node.kill()
             with netns(namespace):
                 looking_plane("ebpf").cleanup()

@@ -22,7 +22,7 @@ _SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351,
 SYSTEM_CALL = _SYSCALL_NUMBERS.get(os.uname().machine, -1)  # -1: ENOSYS
 """Number of bpf(2) on this machine."""
 _ATTR_SIZE = 152
-_ENOTSUPP = 524
+ENOTSUPP = 524
 """The kernel's own number, which libc does not know: no such operation on this kind of map. Tries have batches since
 Linux 5.14."""
 BPF_FS_MAGIC = 0xCAFE4A11
@@ -282,7 +282,7 @@ def map_update_batch(fd: int, keys: bytes | bytearray, values: bytes | bytearray
         try:
             _bpf(Command.MAP_UPDATE_BATCH, attr, f"{name} ({count} elements)")
         except BpfError as error:
-            if error.errno != _ENOTSUPP:
+            if error.errno != ENOTSUPP:
                 raise
             for key, value in zip(_cut(keys, count), _cut(values, count), strict=True):
                 map_update(fd, key, value)
@@ -296,7 +296,7 @@ def map_delete_batch(fd: int, keys: bytes | bytearray, count: int, name: str = "
         try:
             _bpf(Command.MAP_DELETE_BATCH, attr, f"{name} ({count} elements)")
         except BpfError as error:
-            if error.errno != _ENOTSUPP:
+            if error.errno != ENOTSUPP:
                 raise
             for key in _cut(keys, count):
                 if not map_delete(fd, key):
@@ -318,7 +318,7 @@ def map_batches(fd: int, key_size: int, value_size: int, max_entries: int, chunk
         if number == errno.ENOSPC and chunk < max_entries:  # one bucket holds more than fits
             chunk *= 2
             continue
-        if number == _ENOTSUPP:
+        if number == ENOTSUPP:
             yield from _one_by_one(fd, key_size, value_size)
             return
         if number not in (0, errno.ENOENT):

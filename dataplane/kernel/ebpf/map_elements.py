@@ -6,12 +6,11 @@ import os
 import struct
 from collections.abc import Callable
 
-from dataplane.kernel.ebpf.bpf import SYSTEM_CALL, Command
+from dataplane.kernel.ebpf.bpf import ENOTSUPP, SYSTEM_CALL, Command
 
 _NOEXIST = 1
 _ATTR = struct.Struct("=IxxxxQQQ")
-_NOT_SUPPORTED = {errno.EINVAL, errno.EOPNOTSUPP, 524}
-"""524: ENOTSUPP, the kernel's own number."""
+_NOT_SUPPORTED = {errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP}
 _syscall = ctypes.PyDLL(None, use_errno=True).syscall
 """Keeps the interpreter's lock, unlike most foreign calls: between two of these calls no other thread of this process,
 which may run for milliseconds, has its turn."""

@@ -2,11 +2,10 @@
 
 import errno
 import os
-import platform
-import re
 
 from dataplane.kernel.ebpf import bpf
 from dataplane.kernel.ebpf.bpf import AttachType, BpfError
+from dataplane.kernel.release import is_since
 from dataplane.planes.ebpf.attach.programs import remove_link
 from dataplane.planes.ebpf.attach.tc import update_pinned
 from dataplane.planes.ebpf.maps.pins import PinDirectory
@@ -26,8 +25,7 @@ def veth_problem() -> str:
     Before Linux 5.13 a veth accepts redirected frames only if its peer has an XDP program, and silently drops them
     otherwise; since then GRO on that end is enough (drivers/net/veth.c, veth_xdp_xmit).
     """
-    found = re.match(r"(\d+)\.(\d+)", platform.release())
-    if found is None or (int(found[1]), int(found[2])) >= _VETH_SINCE:
+    if is_since(_VETH_SINCE, unknown=True):
         return ""
     return "veth devices take no redirected frames before Linux 5.13"
 

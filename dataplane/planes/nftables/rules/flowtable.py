@@ -6,8 +6,8 @@ while, and takes it back when it ends, idles, or is deleted.
 """
 
 import os
-import re
 
+from dataplane.kernel.release import is_since
 from dataplane.planes.nftables.rules.syntax import LAST, Syntax
 from dataplane.policy.node import NodeConfig
 
@@ -25,8 +25,7 @@ out."""
 
 def deletes_offloaded(release: str) -> bool:
     """True if a kernel of that release (`uname -r`) deletes connections that are in a flowtable."""
-    match = re.match(r"(\d+)\.(\d+)", release)
-    return match is not None and (int(match[1]), int(match[2])) >= _UDP_SINCE
+    return is_since(_UDP_SINCE, unknown=False, release=release)
 
 
 def flowtable_objects(syntax: Syntax, node: NodeConfig) -> list[str]:
